@@ -1,0 +1,27 @@
+"""graphhalu finds hallucinations of language models in the graphs that their attention draws."""
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_EXPORTS: dict[str, str] = {
+    "Labels": "graphhalu.labels.labels",
+    "Question": "graphhalu.datasets.question",
+    "Scores": "graphhalu.detectors.base",
+    "Trace": "graphhalu.traces.trace",
+}
+"""Public name to the module that defines it; imported when first asked for."""
+
+__all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0605
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        message = f"module 'graphhalu' has no attribute {name!r}"
+        raise AttributeError(message)
+    return getattr(import_module(_EXPORTS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

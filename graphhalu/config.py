@@ -1,0 +1,131 @@
+"""Frozen configurations: defaults in code, differences in YAML, overrides on the command line.
+
+``load_config(Model, path, overrides)`` reads YAML with ``safe_load``, applies
+``key.sub=value`` overrides and validates; an unknown key is an error that names its path.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from graphhalu.errors import ConfigError
+
+
+class Config(BaseModel):
+    """Base of all configurations: frozen, and an unknown field is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+C = TypeVar("C", bound=Config)
+
+
+def load_config(
+    kind: type[C], path: Path | None = None, overrides: Iterable[str] | Mapping[str, Any] = ()
+) -> C:
+    """Build a configuration from a YAML file and overrides.
+
+    Args:
+        kind: The configuration class.
+        path: YAML file that says what differs from the defaults.
+        overrides: ``"a.b=value"`` texts (values are read as YAML) or a mapping of dotted keys.
+
+    Raises:
+        ConfigError: If the file cannot be read or a value does not validate.
+    """
+    values = _read_yaml(path) if path is not None else {}
+    for key, value in _override_items(overrides):
+        _set_dotted(values, key, value)
+    return validate(kind, values, source=str(path) if path is not None else "the arguments")
+
+
+def validate(kind: type[C], values: Mapping[str, Any], *, source: str) -> C:
+    """Validate plain values; errors name the field, what came and where."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        lines = [
+            f"  {'.'.join(str(part) for part in item['loc']) or kind.__name__}: "
+            f"{item['msg']} (got {item.get('input')!r})"
+            for item in error.errors()
+        ]
+        message = f"{kind.__name__} from {source} is not valid:\n" + "\n".join(lines)
+        raise ConfigError(message) from None
+
+
+def config_hash(config: Mapping[str, Any] | BaseModel) -> str:
+    """The first 16 hex digits of the SHA-256 of the canonical JSON of a configuration."""
+    plain = config.model_dump(mode="json") if isinstance(config, BaseModel) else config
+    text = json.dumps(plain, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def differing_fields(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> list[str]:
+    """``field: stored value, asked value`` for every leaf that differs, dotted."""
+    differences = []
+    for key in sorted({*stored, *asked}):
+        old, new = stored.get(key), asked.get(key)
+        if isinstance(old, Mapping) and isinstance(new, Mapping):
+            differences += [f"{key}.{line}" for line in differing_fields(old, new)]
+        elif old != new:
+            differences.append(f"{key}: {old!r} in the store, {new!r} asked for")
+    return differences
+
+
+def _read_yaml(path: Path) -> dict[str, Any]:
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = f"no configuration file at {path}"
+        raise ConfigError(message) from None
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        message = f"{path} is not readable YAML: {' '.join(str(error).split())}"
+        raise ConfigError(message) from None
+    if values is None:
+        return {}
+    if not isinstance(values, dict):
+        message = f"{path} must hold a mapping of fields, got {type(values).__name__}"
+        raise ConfigError(message)
+    return values
+
+
+def _override_items(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
+    if isinstance(overrides, Mapping):
+        return list(overrides.items())
+    items = []
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            message = f"an override is written key=value, got {text!r}"
+            raise ConfigError(message)
+        items.append((key, _yaml_value(value)))
+    return items
+
+
+def _yaml_value(text: str) -> Any:
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
+    *parents, leaf = key.split(".")
+    for parent in parents:
+        child = values.setdefault(parent, {})
+        if not isinstance(child, dict):
+            message = f"the override {key} goes through {parent}, which is not a mapping"
+            raise ConfigError(message)
+        values = child
+    values[leaf] = value

@@ -1,0 +1,1 @@
+"""Detectors: one contract for scalars, probes and graph networks."""

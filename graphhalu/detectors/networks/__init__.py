@@ -1,0 +1,1 @@
+"""Graph networks, usable without Lightning."""

@@ -1,0 +1,1 @@
+"""Evaluation: metrics, intervals, and the comparison of detectors."""

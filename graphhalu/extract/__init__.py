@@ -1,0 +1,1 @@
+"""Extraction: beam search, replay, capture inside the forward pass, and the run."""

@@ -1,0 +1,1 @@
+"""Features: pure functions on the arrays of a trace."""

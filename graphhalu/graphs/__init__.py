@@ -1,0 +1,1 @@
+"""Graphs: each layer of a trace as a token graph."""

@@ -1,0 +1,1 @@
+"""Labels: rules that decide whether an answer is hallucinated."""

@@ -1,0 +1,1 @@
+"""Language models: cards of known aliases, loading, self-check."""

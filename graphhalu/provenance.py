@@ -1,0 +1,63 @@
+"""What an artefact was made with: versions, machine, code state, time."""
+
+import hashlib
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+_PACKAGES = (
+    "graphhalu", "torch", "transformers", "accelerate", "bitsandbytes", "torch-geometric",
+    "networkx", "rustworkx", "zarr", "numcodecs", "numpy", "scipy", "scikit-learn", "lightning",
+    "rouge-score", "safetensors", "tokenizers",
+)  # fmt: skip
+
+
+def provenance() -> dict[str, Any]:
+    """Package versions, Python, platform, core count, git state and the time in UTC."""
+    return {
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "packages": {name: found for name in _PACKAGES if (found := installed_version(name))},
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "cpu_count": os.cpu_count(),
+        "git": git_state(),
+    }
+
+
+def installed_version(package: str) -> str | None:
+    """The installed version of a package, or ``None``."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def git_state() -> dict[str, Any] | None:
+    """Commit and whether the checkout is changed; ``None`` outside a checkout of graphhalu."""
+    root = Path(__file__).resolve().parent.parent
+    if not (root / ".git").exists():
+        return None
+    commit = _git(root, "rev-parse", "HEAD")
+    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
+    return None if commit is None else {"commit": commit, "is_changed": bool(changed)}
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file, read in blocks."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _git(root: Path, *arguments: str) -> str | None:
+    try:
+        done = subprocess.run(  # noqa: S603
+            ["git", *arguments],  # noqa: S607
+            cwd=root, capture_output=True, text=True, timeout=10, check=True,
+        )  # fmt: skip
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip()

@@ -1,0 +1,121 @@
+"""Splits by group: everything that belongs to one question stays on one side.
+
+Evaluation builds its nested protocol on these functions, and graphs use them too.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Int, Shaped
+
+from graphhalu.errors import NotEnoughDataError
+
+
+@dataclass(frozen=True)
+class Split:
+    """Trace indices of one division into training, validation and test."""
+
+    train: Int[np.ndarray, "train"]
+    validation: Int[np.ndarray, "validation"]
+    test: Int[np.ndarray, "test"]
+
+
+def check_groups(split: Split, groups: Shaped[np.ndarray, "trace"]) -> Split:
+    """Return the split unchanged, or refuse it when two sides share a group.
+
+    Raises:
+        ValueError: Names the offending pair of traces and their group.
+    """
+    sides = {"train": split.train, "validation": split.validation, "test": split.test}
+    owner: dict[object, tuple[str, int]] = {}
+    for side, indices in sides.items():
+        for index in indices.tolist():
+            group = groups[index]
+            first = owner.setdefault(group, (side, index))
+            if first[0] != side:
+                message = (
+                    f"the split shares group {group!r}: trace {first[1]} is in {first[0]}, "
+                    f"trace {index} is in {side}; split by question"
+                )
+                raise ValueError(message)
+    return split
+
+
+def grouped_split(
+    labels: Int[np.ndarray, "trace"],
+    groups: Shaped[np.ndarray, "trace"],
+    *,
+    fractions: tuple[float, float, float] = (0.6, 0.2, 0.2),
+    seed: int = 0,
+) -> Split:
+    """Divide traces by group into training, validation and test, stratified by label.
+
+    Groups are shuffled, sorted by their share of hallucinated traces (in a stable sort) and
+    dealt to the sides in proportion, so that prevalence is nearly the same everywhere.
+
+    Args:
+        labels: 0 or 1 for each trace.
+        groups: Group of each trace; traces of one group never part.
+        fractions: Shares of training, validation and test; they sum to 1.
+        seed: Seed of the shuffle.
+
+    Raises:
+        NotEnoughDataError: If there are fewer than three groups.
+    """
+    names, group_index = np.unique(groups, return_inverse=True)
+    if len(names) < 3:  # noqa: PLR2004
+        message = f"a split into three sides needs at least 3 questions, got {len(names)}"
+        raise NotEnoughDataError(message)
+    positives = np.bincount(group_index, weights=labels) / np.bincount(group_index)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    order = shuffled[np.argsort(positives[shuffled], kind="stable")]
+    side_of_group = np.empty(len(names), dtype=np.int64)
+    side_of_group[order] = _deal(len(names), fractions)
+    side = side_of_group[group_index]
+    return Split(*(np.flatnonzero(side == index) for index in range(3)))
+
+
+def grouped_folds(
+    labels: Int[np.ndarray, "trace"],
+    groups: Shaped[np.ndarray, "trace"],
+    *,
+    n_folds: int = 5,
+    seed: int = 0,
+) -> list[Split]:
+    """Folds for cross-fitting: every trace is tested once, by a model that never saw its group.
+
+    Fold ``k`` is tested, fold ``k + 1`` (cyclic) validates, the rest trains.
+
+    Raises:
+        NotEnoughDataError: If there are fewer groups than folds.
+    """
+    names, group_index = np.unique(groups, return_inverse=True)
+    if len(names) < n_folds:
+        message = f"{n_folds} folds need at least {n_folds} questions, got {len(names)}"
+        raise NotEnoughDataError(message)
+    positives = np.bincount(group_index, weights=labels) / np.bincount(group_index)
+    shuffled = np.random.default_rng(seed).permutation(len(names))
+    order = shuffled[np.argsort(positives[shuffled], kind="stable")]
+    fold_of_group = np.empty(len(names), dtype=np.int64)
+    fold_of_group[order] = np.arange(len(names)) % n_folds
+    fold = fold_of_group[group_index]
+    return [
+        Split(
+            train=np.flatnonzero((fold != k) & (fold != (k + 1) % n_folds)),
+            validation=np.flatnonzero(fold == (k + 1) % n_folds),
+            test=np.flatnonzero(fold == k),
+        )
+        for k in range(n_folds)
+    ]
+
+
+def _deal(n_groups: int, fractions: tuple[float, float, float]) -> Int[np.ndarray, "group"]:
+    """Side of each place in the order: the side furthest behind its share takes the next."""
+    dealt = np.zeros(3)
+    sides = np.empty(n_groups, dtype=np.int64)
+    shares = np.asarray(fractions)
+    for place in range(n_groups):
+        side = int(np.argmax(shares * (place + 1) - dealt))
+        sides[place] = side
+        dealt[side] += 1
+    return sides

@@ -1,0 +1,1 @@
+"""Tools for testing plug-ins: tiny models, planted traces, contracts, strategies."""

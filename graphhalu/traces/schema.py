@@ -1,0 +1,204 @@
+"""What a trace holds: every stored array with its axes, number format and unit.
+
+A *ragged* axis (token, row, pair) is concatenated over the traces of a part and addressed by
+offsets. ``FORMAT.md`` beside this file is the specification for readers without graphhalu.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any, Final, Literal
+
+import numpy as np
+
+from graphhalu.axes import N_SPANS
+from graphhalu.numerics import n_pairs
+from graphhalu.registry import unknown_name
+
+FORMAT: Final = "graphhalu-traces"
+FORMAT_VERSION: Final = 1
+
+Ragged = Literal["token", "row", "pair"]
+N_SINK_KEYS: Final = 4
+RAGGED_AXES: Final[tuple[Ragged, ...]] = ("token", "row", "pair")
+
+
+@dataclass(frozen=True)
+class ArraySpec:
+    """One stored array of a trace.
+
+    Attributes:
+        name: Name of the array in a part.
+        axes: Names of its axes in order; exactly one of them is ragged.
+        dtype: Number format on disk.
+        encoding: ``"plain"``, or ``"bfloat16"`` for bfloat16 bits in uint16.
+        meaning: What a value is, with its unit.
+    """
+
+    name: str
+    axes: tuple[str, ...]
+    dtype: str
+    meaning: str
+    encoding: Literal["plain", "bfloat16"] = "plain"
+
+    @property
+    def ragged_axis(self) -> Ragged:
+        """The one axis whose length differs from trace to trace."""
+        return next(axis for axis in RAGGED_AXES if axis in self.axes)
+
+    @property
+    def ragged_dim(self) -> int:
+        """Position of the ragged axis."""
+        return self.axes.index(self.ragged_axis)
+
+
+_LHR = ("layer", "head", "row")
+
+ARRAYS: Final[dict[str, ArraySpec]] = {
+    spec.name: spec
+    for spec in (
+        ArraySpec("token_ids", ("token",), "int32", "vocabulary index of each token"),
+        ArraySpec("span_code", ("token",), "uint8", "index into the span names"),
+        ArraySpec(
+            "token_logprob", ("token",), "float32",
+            "log-probability (nat) that the row before gave to this token; NaN for the first",
+        ),
+        ArraySpec(
+            "token_entropy", ("token",), "float32",
+            "entropy (nat) of the distribution that the row before gave; NaN for the first",
+        ),
+        ArraySpec(
+            "top1_margin", ("token",), "float32",
+            "probability of the likeliest token minus that of the second, in the row before; "
+            "NaN for the first",
+        ),
+        ArraySpec(
+            "span_mass", ("layer", "head", "row", "span"), "float16",
+            "attention of a row summed over each named span; sums to 1 over spans",
+        ),
+        ArraySpec("self_attention", _LHR, "float16", "attention of a row to its own token"),
+        ArraySpec("row_entropy", _LHR, "float16", "entropy (nat) of an attention row"),
+        ArraySpec("argmax_key", _LHR, "int32", "key position of a row's largest weight"),
+        ArraySpec(
+            "sink_keys", ("layer", "head", "row", "sink_key"), "float16",
+            "attention of a row to each of the first four tokens of the sequence",
+        ),
+        ArraySpec(
+            "received", ("layer", "head", "token"), "float32",
+            "attention that a key received, summed over the stored rows",
+        ),
+        ArraySpec(
+            "value_norm", ("layer", "kv_head", "token"), "float16",
+            "Euclidean norm of the value vector",
+        ),
+        ArraySpec(
+            "hidden", ("hidden_layer", "token", "feature"), "uint16",
+            "hidden states: index 0 embeddings, last entry after the final norm",
+            encoding="bfloat16",
+        ),
+        ArraySpec(
+            "attention", ("layer", "head", "pair"), "float16",
+            "causal attention, rows one after another, row i with its keys 0 … i",
+        ),
+    )
+}  # fmt: skip
+"""Every array that a part may hold; a store lists the ones it keeps."""
+
+
+def array_spec(name: str) -> ArraySpec:
+    """The specification of a stored array.
+
+    Raises:
+        UnknownNameError: If no array has this name.
+    """
+    if name not in ARRAYS:
+        raise unknown_name("trace array", name, ARRAYS)
+    return ARRAYS[name]
+
+
+@dataclass(frozen=True)
+class TraceShape:
+    """What the axes of a store's arrays mean; the same for all its traces.
+
+    Attributes:
+        attention_layers: Model layer of each entry of the layer axis.
+        hidden_layers: Index into the model's hidden states of each entry of the hidden axis
+            (0 = embeddings, ``n_layers`` = after the final norm).
+        layer_windows: For each entry of the layer axis, how many keys a row can see
+            (sliding window, itself included), or ``None`` for all.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_size: int
+    attention_layers: tuple[int, ...]
+    hidden_layers: tuple[int, ...]
+    layer_windows: tuple[int | None, ...]
+
+    def axis_size(self, axis: str) -> int:
+        """Length of a fixed axis."""
+        return {
+            "layer": len(self.attention_layers),
+            "hidden_layer": len(self.hidden_layers),
+            "head": self.n_heads,
+            "kv_head": self.n_kv_heads,
+            "feature": self.hidden_size,
+            "span": N_SPANS,
+            "sink_key": N_SINK_KEYS,
+        }[axis]
+
+
+@dataclass(frozen=True)
+class TraceRecord:
+    """What is known of a trace beside its arrays; one JSON object in the store.
+
+    Attributes:
+        trace_id: ``question_id`` plus ``#`` and the beam's rank.
+        prompt_length: Tokens before the answer.
+        length: Tokens of prompt and answer; the end mark and padding are not among them.
+        row_start: First stored query row; 0 when all rows are kept.
+        answer: The text of the answer tokens.
+        is_finished: Whether the answer ended by itself (end mark or newline) and was not cut.
+        is_on_policy: Whether the model itself produced the answer.
+        beam_index: Rank of the beam among the final beams, 0 = best.
+        beam_score: Length-normalised log-probability of the beam, or ``None`` for given answers.
+    """
+
+    trace_id: str
+    question_id: str
+    group_id: str
+    question: str
+    answers: tuple[str, ...]
+    answer: str
+    prompt: str
+    prompt_length: int
+    length: int
+    row_start: int = 0
+    context: str | None = None
+    incorrect_answers: tuple[str, ...] = ()
+    is_finished: bool = True
+    is_on_policy: bool = True
+    beam_index: int = 0
+    beam_score: float | None = None
+    metadata: dict[str, Any] = field(default_factory=dict)
+
+
+def stored_shape(spec: ArraySpec, shape: TraceShape, record: TraceRecord) -> tuple[int, ...]:
+    """Shape of one trace's slice of an array."""
+    return tuple(
+        ragged_length(axis, record) if axis in RAGGED_AXES else shape.axis_size(axis)
+        for axis in spec.axes
+    )
+
+
+def ragged_length(axis: str, record: TraceRecord) -> int:
+    """Length of a ragged axis for one trace."""
+    if axis == "token":
+        return record.length
+    if axis == "row":
+        return record.length - record.row_start
+    return n_pairs(record.length, record.row_start)
+
+
+def empty_array(spec: ArraySpec, shape: TraceShape, record: TraceRecord) -> np.ndarray:
+    """An unfilled array for one trace, in the stored number format."""
+    return np.empty(stored_shape(spec, shape, record), dtype=spec.dtype)

@@ -1,0 +1,134 @@
+"""One trace: tokens, spans, attention, hidden states and streams of a prompt with its answer.
+
+The arrays may lie in memory (fresh from the replay) or in a store, from which only what is
+asked for is read; both look the same here.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+import numpy as np
+from jaxtyping import Bool, Float, Int, Shaped, UInt8
+
+from graphhalu.axes import Span, answer_producing_rows
+from graphhalu.errors import TraceNotFoundError
+from graphhalu.numerics import from_bfloat16_bits, unpack_triangle
+from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
+
+
+class StoredArray(Protocol):
+    """What a trace needs of an array: its shape, and slices along its first axis."""
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Sizes of the axes."""
+
+    def __getitem__(self, index: "int | slice") -> np.ndarray:
+        """Entries along the first axis, read when asked for."""
+
+
+@dataclass(frozen=True)
+class Trace:
+    """Prompt and answer of one question with what the model computed on them.
+
+    Attributes:
+        record: Identity, texts and lengths.
+        shape: What the axes mean.
+        arrays: Arrays in the stored number format, by name.
+    """
+
+    record: TraceRecord
+    shape: TraceShape
+    arrays: Mapping[str, StoredArray]
+
+    @property
+    def trace_id(self) -> str:
+        """Identity of the trace within its store."""
+        return self.record.trace_id
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return self.record.length
+
+    @property
+    def prompt_length(self) -> int:
+        """Tokens before the answer."""
+        return self.record.prompt_length
+
+    @property
+    def answer_length(self) -> int:
+        """Tokens of the answer."""
+        return self.record.length - self.record.prompt_length
+
+    @property
+    def token_ids(self) -> Int[np.ndarray, "token"]:
+        """Vocabulary index of each token."""
+        return self.stream("token_ids")
+
+    @property
+    def span_code(self) -> UInt8[np.ndarray, "token"]:
+        """Named span of each token, as the integer of :class:`graphhalu.axes.Span`."""
+        return self.stream("span_code")
+
+    @property
+    def is_answer(self) -> Bool[np.ndarray, "token"]:
+        """Which tokens belong to the answer."""
+        return self.span_code == Span.ANSWER
+
+    @property
+    def answer_rows(self) -> slice:
+        """The rows that produce the answer, as a slice of the stored rows."""
+        rows = answer_producing_rows(self.prompt_length, self.length)
+        return slice(rows.start - self.record.row_start, rows.stop - self.record.row_start)
+
+    def attention(self, layer: int) -> Float[np.ndarray, "head row key"]:
+        """Attention of one model layer, float32, zero above the diagonal.
+
+        Raises:
+            TraceNotFoundError: If the store does not keep attention, or not this layer.
+        """
+        position = _position(layer, self.shape.attention_layers, "attention of layer")
+        packed = self._array("attention")[position].astype(np.float32)
+        return unpack_triangle(packed, self.length, self.record.row_start)
+
+    def hidden(self, layer: int) -> Float[np.ndarray, "token feature"]:
+        """Hidden states, float32: 0 = embeddings, ``n_layers`` = after the final norm.
+
+        Raises:
+            TraceNotFoundError: If the store does not keep hidden states, or not this one.
+        """
+        position = _position(layer, self.shape.hidden_layers, "hidden states of layer")
+        return from_bfloat16_bits(self._array("hidden")[position])
+
+    def stream(self, name: str) -> Shaped[np.ndarray, "..."]:
+        """A whole array by name; half precision comes as float32, bfloat16 bits as float32."""
+        values = self._array(name)[:]
+        if array_spec(name).encoding == "bfloat16":
+            return from_bfloat16_bits(values)
+        return values.astype(np.float32) if values.dtype == np.float16 else values
+
+    def layer_stream(self, name: str, layer: int) -> Shaped[np.ndarray, "..."]:
+        """One model layer of a stream whose first axis is ``layer``, as :meth:`stream`."""
+        position = _position(layer, self.shape.attention_layers, f"{name} of layer")
+        values = self._array(name)[position]
+        return values.astype(np.float32) if values.dtype == np.float16 else values
+
+    def _array(self, name: str) -> StoredArray:
+        array_spec(name)
+        if name not in self.arrays:
+            message = (
+                f"trace {self.trace_id!r} keeps no {name!r} (it has {', '.join(self.arrays)})\n"
+                f"  Extract it again with another --keep"
+            )
+            raise TraceNotFoundError(message)
+        return self.arrays[name]
+
+
+def _position(layer: int, kept: tuple[int, ...], what: str) -> int:
+    if layer not in kept:
+        listed = ", ".join(map(str, kept))
+        message = f"no {what} {layer}: the trace keeps {listed or 'none'}"
+        raise TraceNotFoundError(message)
+    return kept.index(layer)
