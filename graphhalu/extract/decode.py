@@ -1,0 +1,200 @@
+"""Decoding steps for all beams of a question at once.
+
+The beams of a question share its prompt, and most of them share their first answer tokens. So a
+question is one sequence of the batch: its prompt is prefilled once, the beams are the query
+positions of a step, and a mask lets every beam see its own ancestors only. Nothing in the cache
+is ever repeated or reordered.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.cache_utils import Cache, DynamicLayer
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+
+from graphhalu.extract.capture import own_eager_attention
+
+DECODE_NAME: Final = "graphhalu_decode"
+
+_GROWTH: Final = 64
+"""Positions by which a layer's room grows when it is full."""
+
+
+class RoomyLayer(DynamicLayer):
+    """Keys and values of one layer with room to grow, so that a step copies only itself."""
+
+    def update(
+        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
+    ) -> tuple[Tensor, Tensor]:
+        """Append the new positions and return all of them as views."""
+        if not self.is_initialized:
+            self.lazy_initialization(key_states, value_states)
+            self.n_used = 0
+            self.room = (_room(key_states, 0), _room(value_states, 0))
+        start, self.n_used = self.n_used, self.n_used + key_states.shape[2]
+        self.room = (
+            _written(self.room[0], key_states, start), _written(self.room[1], value_states, start)
+        )  # fmt: skip
+        self.keys, self.values = (part[:, :, : self.n_used] for part in self.room)
+        return self.keys, self.values
+
+    def keep(self, questions: Int[Tensor, "kept"]) -> None:
+        """Drop the questions that are done."""
+        self.room = (self.room[0][questions], self.room[1][questions])
+        self.keys, self.values = (part[:, :, : self.n_used] for part in self.room)
+
+
+def _room(states: Tensor, n_used: int) -> Tensor:
+    n_questions, n_heads, n_new, n_channels = states.shape
+    return states.new_empty(n_questions, n_heads, n_used + n_new + _GROWTH, n_channels)
+
+
+def _written(room: Tensor, states: Tensor, start: int) -> Tensor:
+    stop = start + states.shape[2]
+    if stop > room.shape[2]:
+        larger = _room(states, room.shape[2])
+        larger[:, :, :start] = room[:, :, :start]
+        room = larger
+    room[:, :, start:stop] = states
+    return room
+
+
+class Decoder:
+    """A batch of questions whose beams take one step after another.
+
+    Args:
+        model: A causal language model on the attention interface.
+        layer_windows: Sliding window of each model layer, or ``None``.
+        n_beams: Beams a question.
+    """
+
+    def __init__(
+        self, model: nn.Module, layer_windows: tuple[int | None, ...], n_beams: int
+    ) -> None:
+        self.model = model
+        self.windows = tuple(sorted({w for w in layer_windows if w is not None}))
+        self.has_full_layers = None in layer_windows
+        self.n_beams = n_beams
+
+    def prefill(
+        self, token_ids: Int[Tensor, "question token"], is_token: Bool[Tensor, "question token"]
+    ) -> Float[Tensor, "question vocabulary"]:
+        """Run left-padded prompts once.
+
+        Returns:
+            Logits after the last prompt token.
+        """
+        self.cache = Cache(layer_class_to_replicate=RoomyLayer)
+        positions = (is_token.long().cumsum(1) - 1).clamp(min=0)
+        output = self.model(
+            input_ids=token_ids, attention_mask=is_token.long(), position_ids=positions,
+            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
+        )  # fmt: skip
+        self.positions = torch.where(is_token, positions, -1)
+        self.next_position = positions[:, -1:] + 1
+        self.is_visible = is_token[:, None].expand(-1, self.n_beams, -1)
+        return output.logits[:, -1]
+
+    def step(
+        self,
+        parents: Int[Tensor, "question beam"],
+        token_ids: Int[Tensor, "question beam"],
+    ) -> Float[Tensor, "question beam vocabulary"]:
+        """Feed the newest token of every beam.
+
+        Args:
+            parents: The beam that each beam continues.
+            token_ids: Its newest token.
+
+        Returns:
+            Logits of the token after it.
+        """
+        own = torch.eye(self.n_beams, dtype=torch.bool, device=token_ids.device)
+        own = own.expand(len(token_ids), -1, -1)
+        inherited = self.is_visible.gather(
+            1, parents[:, :, None].expand(-1, -1, self.is_visible.shape[2])
+        )
+        self.is_visible = torch.cat([inherited, own], dim=2)
+        positions = self.next_position.expand(-1, self.n_beams)
+        self.positions = torch.cat([self.positions, positions], dim=1)
+        self.next_position = self.next_position + 1
+        with decoding(self.model):
+            output = self.model(
+                input_ids=token_ids, attention_mask=self._masks(), position_ids=positions,
+                past_key_values=self.cache, use_cache=True,
+            )  # fmt: skip
+        return output.logits
+
+    def keep(self, questions: Int[Tensor, "kept"]) -> None:
+        """Drop the questions that are done."""
+        for layer in self.cache.layers:
+            layer.keep(questions)
+        self.positions = self.positions[questions]
+        self.next_position = self.next_position[questions]
+        self.is_visible = self.is_visible[questions]
+
+    def _masks(self) -> Tensor | dict[str, Tensor]:
+        if not self.windows:
+            return self._additive(self.is_visible)
+        newest = self.next_position[:, :, None] - 1
+        near = self.is_visible & (newest - self.positions[:, None] < self.windows[0])
+        if not self.has_full_layers:
+            return self._additive(near)
+        return {
+            "full_attention": self._additive(self.is_visible),
+            "sliding_attention": self._additive(near),
+        }
+
+    def _additive(
+        self, is_visible: Bool[Tensor, "question beam key"]
+    ) -> Float[Tensor, "question 1 beam key"]:
+        dtype = self.model.dtype
+        hidden = torch.finfo(dtype).min
+        mask = torch.zeros(is_visible.shape, dtype=dtype, device=is_visible.device)
+        return mask.masked_fill(~is_visible, hidden)[:, None]
+
+
+@contextmanager
+def decoding(model: nn.Module) -> Iterator[None]:
+    """Give the model the attention of decoding steps, then restore its own."""
+    AttentionInterface.register(DECODE_NAME, decode_attention)
+    AttentionMaskInterface.register(DECODE_NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
+    before = model.config._attn_implementation  # noqa: SLF001
+    model.set_attn_implementation(DECODE_NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+
+
+def decode_attention(
+    module: nn.Module,
+    query: Float[Tensor, "question head beam channel"],
+    key: Float[Tensor, "question kv_head key channel"],
+    value: Float[Tensor, "question kv_head key value_channel"],
+    attention_mask: Float[Tensor, "question 1 beam key"],
+    **settings: Any,
+) -> tuple[Tensor, None]:
+    """Attention of a few query rows, without repeating keys and values over grouped heads.
+
+    The query heads that share a key head become further rows of that head. A model with a
+    softcap or a learned sink takes its own eager attention.
+    """
+    if settings.get("softcap") is not None or settings.get("s_aux") is not None:
+        return own_eager_attention(module)(module, query, key, value, attention_mask, **settings)[
+            0
+        ], None
+    n_questions, n_heads, n_beams, _ = query.shape
+    n_groups = n_heads // key.shape[1]
+    rows = query.reshape(n_questions, key.shape[1], n_groups * n_beams, -1)
+    output = nn.functional.scaled_dot_product_attention(
+        rows, key, value,
+        attn_mask=attention_mask.repeat(1, 1, n_groups, 1),
+        scale=settings.get("scaling"),
+    )  # fmt: skip
+    return output.reshape(n_questions, n_heads, n_beams, -1).transpose(1, 2).contiguous(), None
