@@ -6,7 +6,7 @@ asked for is read; both look the same here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -17,6 +17,7 @@ from graphhalu.numerics import from_bfloat16_bits, unpack_triangle
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
 
 
+@runtime_checkable
 class StoredArray(Protocol):
     """What a trace needs of an array: its shape, and slices along its first axis."""
 
