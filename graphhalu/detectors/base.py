@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -29,7 +29,7 @@ class Scores:
     is_valid: Bool[np.ndarray, "trace"]
 
     @classmethod
-    def of(cls, values: Float[np.ndarray, "trace"]) -> Self:
+    def of(cls, values: Float[np.ndarray, "trace"]) -> "Scores":
         """Scores whose finite values are valid."""
         return cls(values, np.isfinite(values))
 
@@ -65,7 +65,7 @@ class Detector(ABC):
     card: ClassVar[DetectorCard]
 
     @abstractmethod
-    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Self:
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> "Detector":
         """Train on ``split.train``, choose on ``split.validation``; return the detector.
 
         Args:
@@ -87,5 +87,5 @@ class Detector(ABC):
 
     @classmethod
     @abstractmethod
-    def load(cls, folder: Path) -> Self:
+    def load(cls, folder: Path) -> "Detector":
         """Read what :meth:`save` wrote."""
