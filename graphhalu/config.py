@@ -39,9 +39,26 @@ def load_config(
         ConfigError: If the file cannot be read or a value does not validate.
     """
     values = _read_yaml(path) if path is not None else {}
-    for key, value in _override_items(overrides):
+    items = overrides if isinstance(overrides, Mapping) else read_overrides(overrides)
+    for key, value in items.items():
         _set_dotted(values, key, value)
     return validate(kind, values, source=str(path) if path is not None else "the arguments")
+
+
+def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
+    """``"a.b=value"`` texts as dotted keys with values; a value is read as YAML.
+
+    Raises:
+        ConfigError: If a text has no key or no equals sign.
+    """
+    values = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or not key:
+            message = f"an override is written key=value, got {text!r}"
+            raise ConfigError(message)
+        values[key] = _yaml_value(value)
+    return values
 
 
 def validate(kind: type[C], values: Mapping[str, Any], *, source: str) -> C:
@@ -92,19 +109,6 @@ def _read_yaml(path: Path) -> dict[str, Any]:
         message = f"{path} must hold a mapping of fields, got {type(values).__name__}"
         raise ConfigError(message)
     return values
-
-
-def _override_items(overrides: Iterable[str] | Mapping[str, Any]) -> list[tuple[str, Any]]:
-    if isinstance(overrides, Mapping):
-        return list(overrides.items())
-    items = []
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or not key:
-            message = f"an override is written key=value, got {text!r}"
-            raise ConfigError(message)
-        items.append((key, _yaml_value(value)))
-    return items
 
 
 def _yaml_value(text: str) -> Any:

@@ -82,7 +82,7 @@ class Beams:
         Returns:
             For each running beam the beam that it continues.
         """
-        n_questions, n_beams, n_tokens = log_probabilities.shape
+        n_beams, n_tokens = log_probabilities.shape[1:]
         total = (self.running_scores[:, :, None] + log_probabilities).flatten(1)
         scores, places = _top_continuations(total, n_beams, is_stop)
         parents, tokens = places // n_tokens, places % n_tokens

@@ -59,6 +59,15 @@ class TokenStatistics(NamedTuple):
     margin: Float[Tensor, "row"]
 
 
+@dataclass(frozen=True)
+class _Pass:
+    """What one forward pass left behind."""
+
+    recorders: RecorderSet
+    output: Any
+    shape: TraceShape
+
+
 @torch.inference_mode()
 def replay(
     model: nn.Module,
@@ -93,10 +102,8 @@ def replay(
             output_hidden_states=list(shape.hidden_layers) if "hidden" in arrays else False,
         )
     _require_all_rows(recorders, batch)
-    return [
-        _one_result(index, sequence, recorders, output, shape, arrays)
-        for index, sequence in enumerate(sequences)
-    ]
+    done = _Pass(recorders, output, shape)
+    return [_one_result(index, item, done, arrays) for index, item in enumerate(sequences)]
 
 
 def token_statistics(
@@ -159,38 +166,32 @@ def _require_all_rows(recorders: RecorderSet, batch: Batch) -> None:
 
 
 def _one_result(
-    index: int,
-    sequence: TokenSequence,
-    recorders: RecorderSet,
-    output: Any,
-    shape: TraceShape,
-    arrays: tuple[str, ...],
+    index: int, sequence: TokenSequence, done: _Pass, arrays: tuple[str, ...]
 ) -> Replayed:
-    failure = _failure(index, sequence, recorders, output, shape)
+    failure = _failure(index, sequence, done)
     if failure is not None:
         return Replayed({}, failure)
     kept = {
         "token_ids": sequence.token_ids.astype(np.int32),
         "span_code": sequence.span_code.astype(np.uint8),
-        **_token_streams(output.logits[index, : sequence.length], sequence),
-        **recorders.trace_arrays(index),
+        **_token_streams(done.output.logits[index, : sequence.length], sequence),
+        **done.recorders.trace_arrays(index),
     }
     if "hidden" in arrays:
-        kept["hidden"] = _hidden_bits(output.hidden_states, index, sequence.length, shape)
+        kept["hidden"] = _hidden_bits(done, index, sequence.length)
     return Replayed({name: kept[name] for name in arrays}, None)
 
 
-def _failure(
-    index: int, sequence: TokenSequence, recorders: RecorderSet, output: Any, shape: TraceShape
-) -> str | None:
-    if output.hidden_states is not None:
-        for layer in shape.hidden_layers:
-            states = output.hidden_states[layer][index, : sequence.length]
+def _failure(index: int, sequence: TokenSequence, done: _Pass) -> str | None:
+    if done.output.hidden_states is not None:
+        for layer in done.shape.hidden_layers:
+            states = done.output.hidden_states[layer][index, : sequence.length]
+            # the sum is cheap and catches all but an overflow of the sum itself
             if not bool(torch.isfinite(states.sum())) and not bool(torch.isfinite(states).all()):
                 return f"the hidden states after layer {layer} hold NaN or infinity"
-    if index in recorders.bad_layers:
-        return f"the attention of layer {recorders.bad_layers[index]} holds NaN or infinity"
-    if bool(torch.isnan(output.logits[index, : sequence.length]).any()):
+    if index in done.recorders.bad_layers:
+        return f"the attention of layer {done.recorders.bad_layers[index]} holds NaN or infinity"
+    if bool(torch.isnan(done.output.logits[index, : sequence.length]).any()):
         return "the logits hold NaN"
     return None
 
@@ -212,10 +213,10 @@ def _token_streams(
 
 
 def _hidden_bits(
-    hidden_states: Sequence[Tensor], index: int, length: int, shape: TraceShape
+    done: _Pass, index: int, length: int
 ) -> Int[np.ndarray, "hidden_layer token feature"]:
     bits = [
-        hidden_states[layer][index, :length].to(torch.bfloat16).view(torch.uint16).cpu().numpy()
-        for layer in shape.hidden_layers
+        done.output.hidden_states[layer][index, :length].to(torch.bfloat16).view(torch.uint16)
+        for layer in done.shape.hidden_layers
     ]
-    return np.stack(bits)
+    return np.stack([layer_bits.cpu().numpy() for layer_bits in bits])

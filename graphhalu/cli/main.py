@@ -1,0 +1,57 @@
+"""Entry point: commands by name, errors as one clear text with an exit code.
+
+Nothing heavy is imported here or in the command modules: each command imports what it needs
+inside its body, so that ``graphhalu --help`` is instant.
+"""
+
+import sys
+from collections.abc import Sequence
+
+import typer
+
+from graphhalu.cli import analyse, extract, show
+from graphhalu.errors import GraphhaluError, UsageError
+
+app = typer.Typer(
+    name="graphhalu",
+    help="Find hallucinations of language models in the graphs that their attention draws.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("extract")(extract.extract)
+app.command("label")(analyse.label)
+app.command("train")(analyse.train)
+app.command("compare")(analyse.compare)
+app.command("verify")(show.verify)
+app.command("doctor")(show.doctor)
+app.add_typer(show.app, name="show")
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line and exit: 0 done, 1 failure, 2 usage, 130 stopped by the user."""
+    sys.exit(run(sys.argv[1:] if arguments is None else arguments))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code; faults of a user give no traceback."""
+    try:
+        app(args=list(arguments))
+    except SystemExit as stop:  # typer reports its own faults, and ends every command this way
+        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+    except GraphhaluError as error:
+        return _report(type(error).__name__, error, error.exit_code)
+    except KeyboardInterrupt:
+        typer.echo("Stopped. Run the same command again to go on.", err=True)
+        return 130
+    except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        return _report("Error", f"{error.strerror}: {error.filename}", UsageError.exit_code)
+    return 0
+
+
+def _report(kind: str, error: object, exit_code: int) -> int:
+    typer.echo(f"{kind}: {error}", err=True)
+    for note in getattr(error, "__notes__", ()):
+        typer.echo(f"  {note}", err=True)
+    return exit_code

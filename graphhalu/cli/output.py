@@ -1,0 +1,104 @@
+"""What commands print: results to stdout, everything else to stderr."""
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from graphhalu.extract.run import Progress
+
+_PLAIN_SECONDS = 15.0
+"""How often progress is printed when stderr is no terminal."""
+
+
+def say(text: str) -> None:
+    """A line for the person at the terminal, on stderr."""
+    print(clean(text), file=sys.stderr, flush=True)
+
+
+def print_json(value: Mapping[str, Any]) -> None:
+    """One JSON object on stdout; numbers that are not finite become null."""
+    from graphhalu.numerics import json_ready
+
+    print(json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_table(columns: list[str], rows: list[list[str]], *, title: str | None = None) -> None:
+    """A table on stdout."""
+    from rich.console import Console
+    from rich.markup import escape
+    from rich.table import Table
+
+    table = Table(*columns, title=title, title_justify="left")
+    for row in rows:
+        table.add_row(*(escape(clean(cell)) for cell in row))
+    Console().print(table)
+
+
+def clean(text: str) -> str:
+    """Text without control characters: what a model or a file says must not move the cursor."""
+    return "".join(c for c in text if c in "\n\t" or (c.isprintable() or c.isspace()))
+
+
+def megabytes(n_bytes: float) -> str:
+    """A size in MiB, or KiB where it is small."""
+    if n_bytes < 2**20:
+        return f"{n_bytes / 2**10:,.1f} KiB"
+    return f"{n_bytes / 2**20:,.1f} MiB"
+
+
+def duration(seconds: float) -> str:
+    """Seconds, or minutes and seconds."""
+    if seconds < 100:  # noqa: PLR2004
+        return f"{seconds:.1f} s"
+    return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
+
+
+class ProgressLine:
+    """Progress with rate and remaining time: a bar on a terminal, now and then a line elsewhere.
+
+    Args:
+        what: What is counted, in the plural.
+    """
+
+    def __init__(self, what: str, bar: Any) -> None:
+        self.what = what
+        self.bar = bar
+        self.task: Any = None
+        self.last_seconds = 0.0
+
+    def __call__(self, progress: "Progress") -> None:
+        """Show where the run stands."""
+        rate = progress.n_done / progress.seconds if progress.seconds > 0 else 0.0
+        left = (progress.n_total - progress.n_done) / rate if rate > 0 else float("inf")
+        text = f"{rate:.2f} {self.what}/s, {duration(left) if rate > 0 else '?'} left"
+        if self.bar is not None:
+            if self.task is None:
+                self.task = self.bar.add_task(self.what, total=progress.n_total, text="")
+            self.bar.update(self.task, completed=progress.n_done, text=text)
+        elif (
+            progress.seconds - self.last_seconds >= _PLAIN_SECONDS
+            or progress.n_done == progress.n_total
+        ):
+            self.last_seconds = progress.seconds
+            say(f"{progress.n_done}/{progress.n_total} {self.what}, {text}")
+
+
+@contextmanager
+def progress_line(what: str) -> Iterator[ProgressLine]:
+    """A progress display that is taken down at the end, also after an error."""
+    if not sys.stderr.isatty():
+        yield ProgressLine(what, None)
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
+    from rich.progress import Progress as Bar
+
+    columns = (
+        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.fields[text]}"),
+    )  # fmt: skip
+    with Bar(*columns, console=Console(stderr=True)) as bar:
+        yield ProgressLine(what, bar)

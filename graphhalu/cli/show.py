@@ -1,0 +1,149 @@
+"""``graphhalu show``, ``verify`` and ``doctor``: what there is, and whether it is sound."""
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from graphhalu.cli.output import megabytes, print_json, print_table, say
+
+app = typer.Typer(help="Show models, data sets, detectors, or a trace store.", no_args_is_help=True)
+
+Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+
+
+@app.command()
+def models(json: Json = False) -> None:
+    """Known model aliases; any hub id, folder or GGUF file works too."""
+    from dataclasses import asdict
+
+    from graphhalu.models.cards import MODEL_CARDS
+
+    cards = list(MODEL_CARDS.values())
+    if json:
+        print_json({"models": [asdict(card) for card in cards]})
+        return
+    print_table(
+        ["alias", "model", "size", "licence", "chat", "gated"],
+        [
+            [
+                card.alias, card.hub_id or "", card.n_parameters, card.licence,
+                "yes" if card.chat else "no", "yes" if card.gated else "no",
+            ]
+            for card in cards
+        ],
+    )  # fmt: skip
+
+
+@app.command()
+def datasets(json: Json = False) -> None:
+    """Data sets with task, size, licence and label rule."""
+    from dataclasses import asdict
+
+    from graphhalu.datasets.registry import DATASETS
+
+    cards = [DATASETS.get(name).card for name in DATASETS.names()]
+    if json:
+        print_json({"datasets": [asdict(card) for card in cards]})
+        return
+    print_table(
+        ["name", "task", "size", "licence", "label rule"],
+        [[c.name, c.task, str(c.size), c.licence, c.label_rule] for c in cards],
+    )
+
+
+@app.command()
+def detectors(json: Json = False) -> None:
+    """Detectors with what they read and where they come from."""
+    from dataclasses import asdict
+
+    from graphhalu.detectors.registry import DETECTORS
+
+    cards = [DETECTORS.get(name).card for name in DETECTORS.names()]
+    if json:
+        print_json({"detectors": [asdict(card) for card in cards]})
+        return
+    print_table(
+        ["name", "reads", "trained", "control", "what it is"],
+        [
+            [
+                c.name, ", ".join(c.inputs), "yes" if c.is_supervised else "no",
+                "yes" if c.is_control else "no", c.summary,
+            ]
+            for c in cards
+        ],
+    )  # fmt: skip
+
+
+@app.command()
+def traces(
+    path: Annotated[Path, typer.Argument(help="A trace store.")], json: Json = False
+) -> None:
+    """Shapes, sizes, counts and configuration of a trace store."""
+    from graphhalu.traces.describe import describe_store
+
+    values = describe_store(path)
+    if json:
+        print_json(values)
+        return
+    print(f"{values['path']}: {values['n_traces']} traces, {values['n_questions']} questions")
+    print_table(
+        ["array", "axes", "format", "on disk"],
+        [
+            [name, " x ".join(array["axes"]), array["dtype"], megabytes(array["n_bytes"])]
+            for name, array in values["arrays"].items()
+        ],
+    )
+    _print_nested(values["configuration"])
+    for reason, count in values["failures"].items():
+        print(f"without a trace: {count} x {reason}")
+
+
+def verify(path: Annotated[Path, typer.Argument(help="A trace store.")], json: Json = False) -> None:
+    """Read every stored byte and compare it with what was committed."""
+    from graphhalu.traces.verify import verify_store
+
+    report = verify_store(path)
+    problems = [
+        {"part": problem.part, "file": problem.file, "what": problem.what}
+        for problem in report.problems
+    ]
+    if json:
+        print_json({"path": str(path), "is_sound": not problems, "problems": problems})
+    elif not problems:
+        print(f"{path} is sound")
+    else:
+        print_table(
+            ["part", "file", "what"],
+            [[str(p["part"]), str(p["file"]), str(p["what"])] for p in problems],
+            title=f"{len(problems)} problems in {path}",
+        )
+    if problems:
+        raise typer.Exit(1)
+
+
+def doctor(
+    json: Json = False,
+    model: Annotated[
+        str | None, typer.Option(help="Also load this model and check its attention.")
+    ] = None,
+) -> None:
+    """Versions, devices, cache, and a self-check of the embedded model."""
+    from graphhalu.models.doctor import examine
+
+    report: dict[str, Any] = examine(model or "smollm2", on_note=say)
+    if json:
+        print_json(report)
+    else:
+        _print_nested(report)
+    if not report["is_healthy"]:
+        raise typer.Exit(1)
+
+
+def _print_nested(values: dict[str, Any], indent: int = 0) -> None:
+    for name, value in values.items():
+        if isinstance(value, dict):
+            print(f"{' ' * indent}{name}:")
+            _print_nested(value, indent + 2)
+        else:
+            print(f"{' ' * indent}{name}: {value}")

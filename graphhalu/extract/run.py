@@ -1,0 +1,205 @@
+"""The extraction run: questions to traces in a store, part by part, and resumable.
+
+A part is a fixed block of questions. Whatever a killed run had not committed is done again by
+the next one; what it had committed is not.
+"""
+
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphhalu.datasets.question import Question
+from graphhalu.datasets.registry import load_questions
+from graphhalu.extract.extraction import Asked, Extraction
+from graphhalu.extract.settings import ExtractConfig
+from graphhalu.models.check import check_model
+from graphhalu.models.load import load_model
+from graphhalu.provenance import provenance
+from graphhalu.traces.store import TraceStore, check_fits, estimate_bytes, open_or_create
+
+PART_BYTES = 512 * 2**20
+"""Uncompressed bytes at which a part is closed before it has all its traces."""
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where a run stands: questions done in this run, to do in this run, and seconds spent."""
+
+    n_done: int
+    n_total: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class ExtractSummary:
+    """What a run did, and what its store holds now.
+
+    Attributes:
+        store_path: The store.
+        n_asked: Questions that were asked for.
+        n_new: Questions that this run answered.
+        n_traces: Traces in the store.
+        failures: Reason to number of questions of the store that have no trace.
+        seconds: Time of this run without loading the model.
+        load_seconds: Time to load and check the model.
+        bytes_by_array: Bytes on disk of each array.
+        shapes: Shape of attention and hidden states of a typical trace.
+        notes: What a user should know (a fallback, fewer questions than asked for).
+    """
+
+    store_path: Path
+    n_asked: int
+    n_new: int
+    n_traces: int
+    failures: dict[str, int]
+    seconds: float
+    load_seconds: float
+    bytes_by_array: dict[str, int]
+    shapes: dict[str, str]
+    notes: tuple[str, ...] = field(default=())
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes on disk."""
+        return sum(self.bytes_by_array.values())
+
+
+def extract(
+    config: ExtractConfig,
+    out: Path,
+    *,
+    on_progress: Callable[[Progress], None] | None = None,
+    on_note: Callable[[str], None] | None = None,
+) -> ExtractSummary:
+    """Answer the questions, capture attention and hidden states, and commit them to a store.
+
+    Args:
+        config: What to do.
+        out: The store; an existing one is resumed or extended if it has the same configuration.
+        on_progress: Called after every batch.
+        on_note: Called with one line that a user should see before the run.
+
+    Raises:
+        StoreMismatchError: If the store holds another configuration; names the fields.
+        GraphhaluError: If the data set, the model or the disk cannot be used.
+    """
+    tell = on_note or (lambda _: None)
+    questions = load_questions(
+        config.dataset.name, config.dataset.path,
+        num_samples=config.num_samples, seed=config.dataset.seed,
+    )  # fmt: skip
+    started = time.monotonic()
+    loaded = load_model(config.model)
+    check_model(loaded)
+    load_seconds = time.monotonic() - started
+    extraction = Extraction(config, loaded)
+    store = open_or_create(
+        out, configuration=extraction.identity(), shape=extraction.shape,
+        arrays=config.capture.arrays(),
+    )  # fmt: skip
+    notes = extraction.notes(len(questions))
+    for note in notes:
+        tell(note)
+    started = time.monotonic()
+    n_new = _run(extraction, store, questions, on_progress or (lambda _: None), tell)
+    return _summary(
+        TraceStore.open(out), n_asked=len(questions), n_new=n_new, notes=notes,
+        seconds=time.monotonic() - started, load_seconds=load_seconds,
+    )  # fmt: skip
+
+
+def _run(
+    extraction: Extraction,
+    store: TraceStore,
+    questions: Sequence[Question],
+    on_progress: Callable[[Progress], None],
+    tell: Callable[[str], None],
+) -> int:
+    done = store.done_question_ids()
+    asked = [extraction.ask(q) for q in questions if q.question_id not in done]
+    if done:
+        tell(f"{len(done)} questions are in the store already, {len(asked)} are left")
+    if not asked:
+        return 0
+    lengths = [extraction.trace_length(item) for item in asked if item.prompt is not None]
+    arrays = extraction.config.capture.arrays()
+    expected = estimate_bytes(extraction.shape, arrays, lengths)
+    tell(f"expected on disk: at most {expected / 2**20:,.0f} MiB")
+    check_fits(store.path, expected)
+    started, n_done = time.monotonic(), 0
+
+    def advance(n_questions: int) -> None:
+        nonlocal n_done
+        n_done += n_questions
+        on_progress(Progress(n_done, len(asked), time.monotonic() - started))
+
+    with store.writer() as writer:
+        for block in _blocks(extraction, asked):
+            index = writer.next_part_index()
+            advance(sum(item.prompt is None for item in block))
+            traces, failures = extraction.part(block, advance)
+            names = [item.question.question_id for item in block]
+            writer.write_part(index, traces, names, failures)
+    return len(asked)
+
+
+def _blocks(extraction: Extraction, asked: Sequence[Asked]) -> Iterator[list[Asked]]:
+    """Questions of one part each: as many as make ``part_size`` traces or ``PART_BYTES``."""
+    keep = extraction.config.generation.keep_beams
+    n_questions = max(1, extraction.config.part_size // keep)
+    arrays = extraction.config.capture.arrays()
+    block: list[Asked] = []
+    n_bytes = 0
+    for item in asked:
+        size = keep * estimate_bytes(extraction.shape, arrays, [extraction.trace_length(item)])
+        if block and (len(block) == n_questions or n_bytes + size > PART_BYTES):
+            yield block
+            block, n_bytes = [], 0
+        block.append(item)
+        n_bytes += size
+    if block:
+        yield block
+
+
+def _summary(
+    store: TraceStore,
+    *,
+    n_asked: int,
+    n_new: int,
+    notes: tuple[str, ...],
+    seconds: float,
+    load_seconds: float,
+) -> ExtractSummary:
+    shapes: dict[str, str] = {}
+    if len(store):
+        lengths = [record.length for record in store.records]
+        trace = store[int(np.argsort(lengths)[len(lengths) // 2])]
+        shape = store.shape
+        for name, sizes in (
+            ("attention", (len(shape.attention_layers), shape.n_heads, trace.length, trace.length)),
+            ("hidden", (len(shape.hidden_layers), trace.length, shape.hidden_size)),
+        ):
+            if name in store.arrays:
+                shapes[name] = " x ".join(map(str, sizes))
+    return ExtractSummary(
+        store_path=store.path,
+        n_asked=n_asked,
+        n_new=n_new,
+        n_traces=len(store),
+        failures=dict(Counter(item["reason"] for item in store.failures)),
+        seconds=seconds,
+        load_seconds=load_seconds,
+        bytes_by_array=store.n_bytes(),
+        shapes=shapes,
+        notes=notes,
+    )
+
+
+def run_provenance(config: ExtractConfig) -> dict[str, Any]:
+    """What a store was made with beside its configuration."""
+    return {**provenance(), "batch_size": config.batch_size, "threads": config.model.threads}

@@ -1,0 +1,123 @@
+"""What an extraction is asked to do."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import Field
+
+from graphhalu.config import Config
+from graphhalu.errors import UsageError
+from graphhalu.models.load import ModelSpec
+from graphhalu.traces.schema import ARRAYS, TraceShape
+
+
+class DatasetSettings(Config):
+    """Which questions are asked."""
+
+    name: str = "worldfacts"
+    """Name of a data set in the registry."""
+    path: Path | None = None
+    """File in a published layout; by default what is bundled, or the hub."""
+    seed: int = 0
+    """Seed of the order in which questions are taken."""
+
+
+class PromptSettings(Config):
+    """How a question becomes a prompt."""
+
+    template: str = "concise"
+    """Name of a prompt template."""
+    chat: Literal["off", "on", "auto"] = "off"
+    """Whether the model's chat template is used; auto uses it where there is one."""
+    system: str | None = None
+    """System prompt, for chat templates that have one."""
+
+
+class GenerationSettings(Config):
+    """How answers are found."""
+
+    num_beams: int = Field(default=5, ge=1)
+    """Beams of the search."""
+    max_new_tokens: int = Field(default=64, ge=1)
+    """Longest answer, in tokens."""
+    keep_beams: int = Field(default=1, ge=1)
+    """How many final beams of a question become traces."""
+    stop_at_newline: bool | None = None
+    """Whether a newline ends an answer; by default for plain prompts and not for chat."""
+
+
+class CaptureSettings(Config):
+    """What is kept of a forward pass."""
+
+    keep: Literal["full", "streams"] = "full"
+    """``full`` keeps every attention weight, ``streams`` the reductions only."""
+    layers: tuple[int, ...] | None = None
+    """Model layers whose attention is kept; by default all."""
+    hidden_layers: tuple[int, ...] | Literal["all", "none"] = "all"
+    """Hidden states that are kept: 0 = embeddings, the last = after the final norm."""
+
+    def arrays(self) -> tuple[str, ...]:
+        """Names of the arrays that a store with these settings holds."""
+        left_out = set()
+        if self.keep == "streams":
+            left_out.add("attention")
+        if self.hidden_layers in ("none", ()):
+            left_out.add("hidden")
+        return tuple(name for name in ARRAYS if name not in left_out)
+
+
+class ExtractConfig(Config):
+    """Everything that decides what an extraction yields, and how fast."""
+
+    model: ModelSpec = ModelSpec()
+    """The language model."""
+    dataset: DatasetSettings = DatasetSettings()
+    """The questions."""
+    prompt: PromptSettings = PromptSettings()
+    """The prompt."""
+    generation: GenerationSettings = GenerationSettings()
+    """The search for answers."""
+    capture: CaptureSettings = CaptureSettings()
+    """What is kept."""
+    num_samples: int | None = Field(default=None, ge=1)
+    """How many questions; a store can be extended with more later."""
+    batch_size: int = Field(default=16, ge=1)
+    """Questions that are answered at a time."""
+    part_size: int = Field(default=64, ge=1)
+    """Traces of one part, the unit that is committed."""
+
+
+def trace_shape(loaded: Any, capture: CaptureSettings) -> TraceShape:
+    """What the axes of this model's traces mean.
+
+    Raises:
+        UsageError: If a layer is asked for that the model does not have.
+    """
+    n_layers = loaded.n_layers
+    layers = tuple(range(n_layers)) if capture.layers is None else capture.layers
+    hidden: tuple[int, ...] = (
+        tuple(range(n_layers + 1)) if capture.hidden_layers == "all"
+        else () if capture.hidden_layers == "none"
+        else tuple(capture.hidden_layers)
+    )  # fmt: skip
+    _require_layers(layers, n_layers - 1, "attention layers")
+    _require_layers(hidden, n_layers, "hidden states")
+    return TraceShape(
+        n_layers=n_layers,
+        n_heads=loaded.n_heads,
+        n_kv_heads=loaded.n_kv_heads,
+        hidden_size=loaded.hidden_size,
+        attention_layers=layers,
+        hidden_layers=hidden,
+        layer_windows=tuple(loaded.layer_windows[layer] for layer in layers),
+    )
+
+
+def _require_layers(layers: tuple[int, ...], last: int, what: str) -> None:
+    wrong = [layer for layer in layers if not 0 <= layer <= last]
+    if wrong or len(set(layers)) != len(layers) or list(layers) != sorted(layers):
+        message = (
+            f"{what} must be different numbers from 0 to {last} in rising order, "
+            f"got {', '.join(map(str, layers))}"
+        )
+        raise UsageError(message)
