@@ -28,9 +28,10 @@ def check_groups(split: Split, groups: Shaped[np.ndarray, "trace"]) -> Split:
     """
     sides = {"train": split.train, "validation": split.validation, "test": split.test}
     owner: dict[object, tuple[str, int]] = {}
+    names = groups.tolist()  # plain values read better in the message
     for side, indices in sides.items():
         for index in indices.tolist():
-            group = groups[index]
+            group = names[index]
             first = owner.setdefault(group, (side, index))
             if first[0] != side:
                 message = (
@@ -60,8 +61,12 @@ def grouped_split(
         seed: Seed of the shuffle.
 
     Raises:
+        ValueError: If the fractions are not shares that sum to 1.
         NotEnoughDataError: If there are fewer than three groups.
     """
+    if min(fractions) < 0 or not np.isclose(sum(fractions), 1):
+        message = f"fractions must be shares that sum to 1, got {fractions}"
+        raise ValueError(message)
     names, group_index = np.unique(groups, return_inverse=True)
     if len(names) < 3:  # noqa: PLR2004
         message = f"a split into three sides needs at least 3 questions, got {len(names)}"
@@ -87,8 +92,12 @@ def grouped_folds(
     Fold ``k`` is tested, fold ``k + 1`` (cyclic) validates, the rest trains.
 
     Raises:
+        ValueError: If there are fewer than three folds: nothing would be left to train on.
         NotEnoughDataError: If there are fewer groups than folds.
     """
+    if n_folds < 3:  # noqa: PLR2004
+        message = f"cross-fitting needs at least 3 folds (train, validate, test), got {n_folds}"
+        raise ValueError(message)
     names, group_index = np.unique(groups, return_inverse=True)
     if len(names) < n_folds:
         message = f"{n_folds} folds need at least {n_folds} questions, got {len(names)}"
@@ -110,12 +119,20 @@ def grouped_folds(
 
 
 def _deal(n_groups: int, fractions: tuple[float, float, float]) -> Int[np.ndarray, "group"]:
-    """Side of each place in the order: the side furthest behind its share takes the next."""
+    """Side of each place in the order: the side furthest behind its share takes the next.
+
+    A side that comes out empty although it has a share takes a place from the largest one.
+    """
     dealt = np.zeros(3)
     sides = np.empty(n_groups, dtype=np.int64)
     shares = np.asarray(fractions)
     for place in range(n_groups):
         side = int(np.argmax(shares * (place + 1) - dealt))
         sides[place] = side
+        dealt[side] += 1
+    for side in np.flatnonzero((shares > 0) & (dealt == 0)):
+        largest = int(np.argmax(dealt))
+        sides[np.flatnonzero(sides == largest)[-1]] = side
+        dealt[largest] -= 1
         dealt[side] += 1
     return sides
