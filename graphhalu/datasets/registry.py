@@ -22,6 +22,7 @@ DATASETS: Final[Registry[type[Dataset]]] = Registry(
     },
 )
 
+_ACCENT = re.compile("[\u0300-\u036f]")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
@@ -85,7 +86,8 @@ def question_key(question: Question) -> str:
 def _bare(text: str) -> str:
     folded = unicodedata.normalize("NFKD", text).casefold()
     kept = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in folded)
-    plain = "".join(c for c in kept if not unicodedata.combining(c))
+    # only accents of European letters: in Japanese the same decomposition would turn ga into ka
+    plain = unicodedata.normalize("NFC", _ACCENT.sub("", kept))
     return " ".join(_ARTICLE.sub(" ", plain).split()) or text
 
 

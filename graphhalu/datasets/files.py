@@ -1,0 +1,218 @@
+"""Data files: CSV, TSV, JSON, JSON Lines and Parquet, each also gzipped.
+
+The layout is told from the content, never from the name. Every fault is one error that says
+which file and which row, what was expected and what came.
+"""
+
+import csv
+import gzip
+import io
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from graphhalu.datasets.rows import Row
+from graphhalu.errors import DataFileError, UsageError
+
+Layout = Literal["parquet", "json", "table"]
+
+_GZIP_MAGIC: Final = b"\x1f\x8b"
+_PARQUET_MAGIC: Final = b"PAR1"
+_UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
+_LIST_KEYS: Final = ("Data", "data", "rows")
+"""Keys under which a JSON object holds its rows; ``Data`` is TriviaQA's."""
+
+
+@dataclass(frozen=True)
+class DataFile:
+    """A file with its unpacked content.
+
+    Attributes:
+        path: Where it lies.
+        content: Its bytes, after gzip.
+    """
+
+    path: Path
+    content: bytes
+
+    @property
+    def layout(self) -> Layout:
+        """What the first bytes look like; a table is what is neither Parquet nor JSON."""
+        if self.content.startswith(_PARQUET_MAGIC):
+            return "parquet"
+        start = self.content.removeprefix(b"\xef\xbb\xbf").lstrip()[:1]
+        return "json" if start in {b"{", b"["} else "table"
+
+    def text(self) -> str:
+        """The content as UTF-8, with or without a byte order mark.
+
+        Raises:
+            DataFileError: If the bytes are not UTF-8; names the line.
+        """
+        try:
+            text = self.content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            line = self.content.count(b"\n", 0, error.start) + 1
+            is_utf16 = self.content.startswith(_UTF16_MARKS)
+            came = "UTF-16 text" if is_utf16 else f"byte 0x{self.content[error.start]:02x}"
+            message = f"{self.path}, row {line}: expected UTF-8 text, got {came}; save it as UTF-8"
+            raise DataFileError(message) from None
+        if "\0" in text:
+            line = text.count("\n", 0, text.index("\0")) + 1
+            message = f"{self.path}, row {line}: expected text, got a NUL byte; is it a data file?"
+            raise DataFileError(message)
+        return text
+
+    def where(self, number: int) -> str:
+        """Name of a row in error messages; the first line of a text file is row 1."""
+        return f"{self.path}, row {number}"
+
+
+def open_file(path: Path) -> DataFile:
+    """Read a file whole and unpack it if it is gzipped.
+
+    Raises:
+        UsageError: If the path is missing, or is a folder.
+        DataFileError: If the file is empty, cannot be read, or is cut off inside gzip.
+    """
+    if path.is_dir():
+        message = f"{path} is a folder; expected one data file (csv, tsv, json, jsonl, parquet)"
+        raise UsageError(message)
+    if not path.is_file():
+        message = f"no data file at {path}"
+        raise UsageError(message)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        message = f"{path} cannot be read: {error.strerror}"
+        raise DataFileError(message) from None
+    if content.startswith(_GZIP_MAGIC):
+        content = _unpacked(content, path)
+    if not content.strip():
+        message = f"{path} is empty; expected questions"
+        raise DataFileError(message)
+    return DataFile(path, content)
+
+
+def read_rows(file: DataFile) -> Iterator[Row]:
+    """Rows of a file with named columns, whatever its layout.
+
+    A table needs a header line; its delimiter is the tab if the header has one, else the comma.
+
+    Raises:
+        DataFileError: If a row does not fit the layout; names the row.
+    """
+    if file.layout == "parquet":
+        return _parquet_rows(file)
+    return _json_rows(file) if file.layout == "json" else _table_rows(file)
+
+
+def table_cells(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Row number and cells of a table, quoted as CSV; empty lines are left out.
+
+    Raises:
+        DataFileError: If a quote is never closed, or text follows a closing quote.
+    """
+    reader = csv.reader(io.StringIO(file.text(), newline=""), delimiter=delimiter, strict=True)
+    number = 1
+    try:
+        for cells in reader:
+            if cells:
+                yield number, cells
+            number = reader.line_num + 1
+    except csv.Error as error:
+        message = f"{file.where(number)}: expected cells quoted as CSV, got a bad line: {error}"
+        raise DataFileError(message) from None
+
+
+def _unpacked(content: bytes, path: Path) -> bytes:
+    try:
+        return gzip.decompress(content)
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        message = (
+            f"{path}: the gzip data is cut off or damaged ({error}); copy or download it again"
+        )
+        raise DataFileError(message) from None
+
+
+def _table_rows(file: DataFile) -> Iterator[Row]:
+    header_line = file.text().lstrip().partition("\n")[0]
+    cells = table_cells(file, "\t" if "\t" in header_line else ",")
+    _, header = next(cells)
+    names = [name.strip() for name in header]
+    if len(set(names)) < len(names):
+        message = f"{file.where(1)}: a column name stands twice: {', '.join(names)}"
+        raise DataFileError(message)
+    for number, values in cells:
+        if len(values) != len(names):
+            message = (
+                f"{file.where(number)}: expected {len(names)} cells ({', '.join(names)}), "
+                f"got {len(values)}"
+            )
+            raise DataFileError(message)
+        yield Row(file.where(number), dict(zip(names, values, strict=True)))
+
+
+def _json_rows(file: DataFile) -> Iterator[Row]:
+    text = file.text()
+    if _is_json_lines(text):
+        for number, line in enumerate(text.split("\n"), start=1):
+            if line.strip():
+                yield _json_row(_parsed(line, file, first_line=number), file, number)
+        return
+    for number, value in enumerate(_listed(_parsed(text, file, first_line=1)), start=1):
+        yield _json_row(value, file, number)
+
+
+def _is_json_lines(text: str) -> bool:
+    first, _, rest = text.strip().partition("\n")
+    try:
+        json.loads(first)
+    except (ValueError, RecursionError):
+        return False
+    return bool(rest.strip())
+
+
+def _parsed(text: str, file: DataFile, *, first_line: int) -> Any:
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError as error:
+        where = file.where(first_line + error.lineno - 1)
+        message = f"{where}: expected JSON, got a bad line: {error.msg} at column {error.colno}"
+    except RecursionError:
+        message = f"{file.where(first_line)}: the JSON is nested too deeply"
+    raise DataFileError(message)
+
+
+def _listed(value: Any) -> list[Any]:
+    if isinstance(value, Mapping):
+        lists = (value[key] for key in _LIST_KEYS if isinstance(value.get(key), list))
+        return next(lists, [value])
+    return value if isinstance(value, list) else [value]
+
+
+def _json_row(value: Any, file: DataFile, number: int) -> Row:
+    if not isinstance(value, Mapping):
+        came = type(value).__name__
+        message = f"{file.where(number)}: expected an object with named fields, got a {came}"
+        raise DataFileError(message)
+    return Row(file.where(number), value)
+
+
+def _parquet_rows(file: DataFile) -> Iterator[Row]:
+    try:
+        table = pq.read_table(pa.BufferReader(file.content))
+    except (pa.ArrowException, OSError) as error:
+        message = f"{file.path}: expected Parquet, got damaged data: {' '.join(str(error).split())}"
+        raise DataFileError(message) from None
+    number = 0
+    for batch in table.to_batches(max_chunksize=1024):
+        for values in batch.to_pylist():
+            number += 1
+            yield Row(file.where(number), values)
