@@ -29,6 +29,8 @@ from graphhalu.registry import unknown_name
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
+__all__ = ["CompareConfig", "DetectorFactory", "Progress", "compare"]
+
 DetectorFactory = Callable[..., Detector]
 """A detector class, or a function without required arguments; one with a parameter ``seed``
 is given the seed of the comparison."""

@@ -136,7 +136,11 @@ class Result:
     format_version: int = FORMAT_VERSION
 
     def ranked(self) -> list[DetectorRow]:
-        """Rows by falling AUROC, failed ones last; ties keep their order."""
+        """Rows by falling AUROC, failed ones last; ties keep their order.
+
+        The AUROC is the one over all tested traces, with those without a score at the median:
+        a detector does not rise by being silent on hard answers.
+        """
         return sorted(self.rows, key=_by_auroc)
 
     def write(self, folder: Path) -> None:
@@ -183,7 +187,7 @@ def read_result(folder: Path) -> Result:
 
 
 def _by_auroc(row: DetectorRow) -> float:
-    value = row.metric("auroc")
+    value = row.auroc_invalid_at_median
     return 1.0 if value is None else -value
 
 

@@ -1,0 +1,130 @@
+"""The comparison as a table: for the terminal, and as Markdown."""
+
+import re
+from collections.abc import Callable
+from typing import Final, Literal
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from graphhalu.evaluation.result import DetectorRow, MetricValue, Result
+
+COLUMNS: Final = (
+    "detector", "inputs", "supervised", "AUROC", "AUPRC", "TPR@5%FPR", "coverage", "fit s",
+    "ms/trace",
+)  # fmt: skip
+_NARROW_COLUMNS: Final = (
+    "detector", "inputs", "sup.", "AUROC", "AUPRC", "TPR@5%FPR", "cov.", "fit s", "ms",
+)  # fmt: skip
+CONTROL_MARK: Final = "°"
+_ABSENT: Final = "-"
+_N_TEXT_COLUMNS: Final = 3
+_INTERVAL_WIDTH: Final = len("[.123,.456]")
+_METRIC_COLUMNS: Final = range(3, 6)
+
+
+def terminal_table(result: Result) -> Table:
+    """A rich table, best first; controls are dim, failed detectors come last.
+
+    In a narrow terminal cells go on in a second line; nothing is cut off.
+    """
+    # Text, since rich would read [brackets] in a plain string as markup
+    note = Text(caption(result))
+    table = Table(
+        box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
+        caption=note, caption_justify="left",
+    )  # fmt: skip
+    for number, column in enumerate(_NARROW_COLUMNS):
+        justify: Literal["left", "right"] = "left" if number < _N_TEXT_COLUMNS else "right"
+        width = _INTERVAL_WIDTH if number in _METRIC_COLUMNS else len(column)
+        table.add_column(column, justify=justify, overflow="fold", min_width=width)
+    for row in result.ranked():
+        cells = [Text(cell) for cell in table_cells(row, is_narrow=True)]
+        table.add_row(*cells, style="dim" if row.is_control else "")
+    return table
+
+
+def markdown_table(result: Result) -> str:
+    """The same table as Markdown, with its caption below."""
+    lines = [_markdown_line(COLUMNS)]
+    n_numbers = len(COLUMNS) - _N_TEXT_COLUMNS
+    lines.append("|" + ":---|" * _N_TEXT_COLUMNS + "---:|" * n_numbers)
+    lines += [_markdown_line(table_cells(row)) for row in result.ranked()]
+    notes = "\n".join(f"- {_markdown_cell(line)}" for line in caption(result).splitlines())
+    return "\n".join(lines) + f"\n\n{notes}\n"
+
+
+def table_cells(row: DetectorRow, *, is_narrow: bool = False) -> tuple[str, ...]:
+    """The texts of one row, in the order of :data:`COLUMNS`; narrow ones save every letter."""
+    write_metric = _narrow_interval if is_narrow else _interval
+    metrics = [
+        write_metric(row.metrics[name]) if name in row.metrics else _ABSENT
+        for name in ("auroc", "auprc", "tpr_at_5_fpr")
+    ]
+    return (
+        f"{row.detector} {CONTROL_MARK}" if row.is_control else row.detector,
+        (" " if is_narrow else ", ").join(row.inputs) or _ABSENT,
+        {True: "yes", False: "no", None: _ABSENT}[row.is_supervised],
+        "failed" if row.failure else metrics[0],
+        *metrics[1:],
+        _number(row.coverage, "{:.0%}".format),
+        _number(row.fit_s, _short),
+        _number(row.score_ms, _short),
+    )
+
+
+def caption(result: Result) -> str:
+    """What the numbers mean, and why a detector has none; one line each."""
+    level, seeds = result.config.get("level", 0.95), result.config.get("seeds", [])
+    lines = [
+        (
+            f"{result.n_traces:,} traces of {result.n_groups:,} questions, labels "
+            f"{result.labeller.get('name', _ABSENT)!r} ({result.n_left_out:,} without a valid one "
+            f"left out), prevalence {result.prevalence:.1%} = AUPRC of chance"
+        ),
+        f"[low, high]: {level:.0%} bootstrap over questions; means over {len(seeds)} seed(s)",
+    ]
+    if any(row.is_control for row in result.rows):
+        lines.append(f"{CONTROL_MARK} control: a detector proves nothing unless it beats these")
+    lines += [
+        f"{row.detector}: AUROC {row.auroc_invalid_at_median:.3f} over all traces, those without "
+        f"a score at the median; its rank follows this number"
+        for row in result.ranked()
+        if row.coverage is not None and row.coverage < 1 and row.auroc_invalid_at_median is not None
+    ]
+    return "\n".join(lines + [f"{row.detector} failed: {row.failure}" for row in _failed(result)])
+
+
+def _failed(result: Result) -> list[DetectorRow]:
+    return [row for row in result.rows if row.failure]
+
+
+def _interval(metric: MetricValue) -> str:
+    return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+
+
+def _narrow_interval(metric: MetricValue) -> str:
+    """Without leading zeros, and without a space where a line should not break."""
+    return re.sub(r"\b0\.", ".", _interval(metric).replace(", ", ","))
+
+
+def _number(value: float | None, write: Callable[[float], str]) -> str:
+    return _ABSENT if value is None else write(value)
+
+
+def _short(value: float) -> str:
+    """Two significant digits below 10, none after the point above; never the exponent form."""
+    if value < 0.01:  # noqa: PLR2004
+        return "<0.01"
+    return f"{value:.2f}" if value < 10 else f"{value:,.0f}"  # noqa: PLR2004
+
+
+def _markdown_line(cells: tuple[str, ...]) -> str:
+    return "| " + " | ".join(_markdown_cell(cell) for cell in cells) + " |"
+
+
+def _markdown_cell(text: str) -> str:
+    """Text that no Markdown reader takes for a table, a tag, code, a link or emphasis."""
+    escaped = re.sub(r"([\\|<`*])", r"\\\1", " ".join(text.split()))
+    return escaped.replace("](", "]\\(")

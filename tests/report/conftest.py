@@ -1,0 +1,71 @@
+"""A small result without running a comparison."""
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from graphhalu.evaluation.metrics import auroc
+from graphhalu.evaluation.result import SAMPLE_SCHEMA, DetectorRow, MetricValue, Result
+
+N = 97
+LABELS = (np.random.default_rng(0).random(N) < 0.4).astype(np.int64)
+
+
+def make_scores(noise, seed):
+    return LABELS + noise * np.random.default_rng(seed).normal(size=N)
+
+
+def make_row(name, value, **changes):
+    metric = MetricValue(value, value - 0.05, value + 0.05, 200, None, value)
+    fields = {
+        "inputs": ("attention", "hidden"), "is_supervised": True, "is_control": False,
+        "failure": None, "coverage": 1.0, "auroc_invalid_at_median": value, "fit_s": 1.234,
+        "score_ms": 12.5,
+        "metrics": dict.fromkeys(("auroc", "auprc", "tpr_at_5_fpr", "tpr_at_1_fpr"), metric),
+    }  # fmt: skip
+    return DetectorRow(detector=name, **{**fields, **changes})
+
+
+def failed(name):
+    return make_row(
+        name, 0.5, failure="NotEnoughDataError: too few", metrics={}, coverage=None,
+        auroc_invalid_at_median=None, fit_s=None, score_ms=None,
+    )  # fmt: skip
+
+
+def make_result(noises, *, seeds=(0,), rows=None):
+    """A result whose detectors read the label through noise, worst first."""
+    samples, made = [], []
+    for name, noise in noises.items():
+        scores = {seed: make_scores(noise, seed) for seed in seeds}
+        value = float(np.mean([auroc(values, LABELS) for values in scores.values()]))
+        made.append(make_row(name, value))
+        for seed, values in scores.items():
+            columns = {
+                "detector": [name] * N, "seed": [seed] * N, "fold": np.arange(N) % 5,
+                "trace_id": [f"q{i}#0" for i in range(N)], "group": [f"q{i}" for i in range(N)],
+                "label": LABELS, "score": values, "raw_score": values, "is_valid": [True] * N,
+            }  # fmt: skip
+            samples.append(pa.table(columns, schema=SAMPLE_SCHEMA))
+    return Result(
+        config={"seeds": list(seeds), "level": 0.95}, provenance={}, store={},
+        labeller={"name": "alias"}, n_traces=N, n_left_out=11, n_groups=83,
+        prevalence=float(LABELS.mean()), coverage=0.9,
+        rows=tuple(made if rows is None else rows),
+        samples=pa.concat_tables([SAMPLE_SCHEMA.empty_table(), *samples]),
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make():
+    return make_result
+
+
+@pytest.fixture
+def row():
+    return make_row
+
+
+@pytest.fixture
+def failed_row():
+    return failed

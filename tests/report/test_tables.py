@@ -1,0 +1,117 @@
+import re
+
+import pytest
+from rich.console import Console
+
+from graphhalu.report.tables import COLUMNS, markdown_table, table_cells, terminal_table
+
+
+def printed(result, width):
+    console = Console(width=width, record=True, file=open("/dev/null", "w"))  # noqa: PTH123, SIM115
+    with console.file:
+        console.print(terminal_table(result))
+    return console.export_text()
+
+
+@pytest.fixture
+def result(make, row, failed_row):
+    rows = [
+        row("length", 0.601, is_control=True, is_supervised=False, inputs=("length",)),
+        failed_row("topology"),
+        row("gat", 0.851),
+        row("partial", 0.9, coverage=0.667, auroc_invalid_at_median=0.7),
+    ]
+    return make({}, rows=rows)
+
+
+def test_rows_are_sorted_by_auroc_over_all_traces_and_failures_come_last(result):
+    text = printed(result, 150)
+    places = [text.index(f" {name} ") for name in ("gat", "partial", "length", "topology")]
+    assert places == sorted(places)
+
+
+def test_a_row_says_everything_in_the_order_of_the_columns(result):
+    cells = dict(zip(COLUMNS, table_cells(result.rows[2]), strict=True))
+    assert cells == {
+        "detector": "gat", "inputs": "attention, hidden", "supervised": "yes",
+        "AUROC": "0.851 [0.801, 0.901]", "AUPRC": "0.851 [0.801, 0.901]",
+        "TPR@5%FPR": "0.851 [0.801, 0.901]", "coverage": "100%", "fit s": "1.23",
+        "ms/trace": "12",
+    }  # fmt: skip
+
+
+def test_the_terminal_shows_intervals_in_brackets_and_not_as_markup(result):
+    text = printed(result, 150)
+    assert ".851 [.801,.901]" in text
+    assert "[low, high]: 95% bootstrap over questions" in text
+
+
+def test_a_detector_name_in_brackets_is_shown_as_it_is(make, row):
+    assert "[red]x[/red]" in printed(make({}, rows=[row("[red]x[/red]", 0.7)]), 150)
+
+
+def test_a_value_of_one_keeps_its_one(make, row):
+    assert "1.000 [.950,1.050]" in printed(make({}, rows=[row("oracle", 1.0)]), 150)
+
+
+def test_the_caption_states_size_prevalence_labels_and_what_was_left_out(result):
+    text = printed(result, 150)
+    assert "97 traces of 83 questions" in text
+    assert re.search(r"prevalence \d+\.\d%", text)
+    assert "'alias'" in text
+    assert "11 without a valid one left out" in text
+
+
+def test_controls_are_marked_and_the_mark_is_explained(result):
+    text = printed(result, 150)
+    assert "length °" in text
+    assert "gat °" not in text
+    assert "° control" in text
+
+
+def test_a_failure_has_no_numbers_and_its_reason_below(result):
+    text = printed(result, 150)
+    assert "failed" in text
+    assert "topology failed: NotEnoughDataError: too few" in text
+    assert set(table_cells(result.rows[1])[4:]) == {"-"}
+
+
+def test_incomplete_coverage_is_shown_with_the_auroc_over_all_traces(result):
+    text = printed(result, 150)
+    assert "67%" in text
+    assert "partial: AUROC 0.700 over all traces" in text
+
+
+def test_a_narrow_terminal_breaks_no_interval_and_loses_no_column(result):
+    text = printed(result, 80)
+    assert "[.801,.901]" in text
+    assert " ms" in text
+    assert "…" not in text
+    assert max(map(len, text.splitlines())) <= 80
+
+
+def test_markdown_has_a_line_a_detector_and_equal_columns(result):
+    lines = markdown_table(result).split("\n\n")[0].splitlines()
+    assert len(lines) == 2 + 4
+    assert [line.count("|") for line in lines] == [len(COLUMNS) + 1] * 6
+    assert lines[2].startswith("| gat | attention, hidden | yes | 0.851 [0.801, 0.901] |")
+    assert lines[5].startswith("| topology |")
+
+
+def test_markdown_lists_the_notes_below(result):
+    notes = markdown_table(result).split("\n\n")[1].splitlines()
+    assert len(notes) == 5
+    assert all(note.startswith("- ") for note in notes)
+
+
+def test_markdown_of_a_hostile_name_stays_one_cell_of_text(make, row):
+    text = markdown_table(make({}, rows=[row("a|b\n<img> [x](y) `c`", 0.7)]))
+    line = text.splitlines()[2]
+    assert line.startswith(r"| a\|b \<img> [x]\(y) \`c\` |")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.0, "<0.01"), (0.5, "0.50"), (9.876, "9.88"), (12345.6, "12,346")]
+)
+def test_costs_are_short_and_never_in_exponents(row, seconds, text):
+    assert table_cells(row("gat", 0.8, fit_s=seconds))[7] == text

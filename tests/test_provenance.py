@@ -1,0 +1,67 @@
+import hashlib
+import json
+import subprocess
+from datetime import UTC, datetime
+
+import numpy as np
+import pytest
+
+from graphhalu import provenance as module
+from graphhalu.provenance import file_sha256, git_state, installed_version, provenance
+
+
+def test_versions_machine_and_time_are_recorded_as_plain_json():
+    found = json.loads(json.dumps(provenance()))
+    assert found["packages"]["numpy"] == np.__version__
+    assert found["cpu_count"] >= 1
+    age = datetime.now(UTC) - datetime.fromisoformat(found["created"])
+    assert abs(age.total_seconds()) < 60
+
+
+def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
+    monkeypatch.setattr(module, "_PACKAGES", ("numpy", "no-such-package"))
+    assert list(provenance()["packages"]) == ["numpy"]
+    assert installed_version("no-such-package") is None
+
+
+@pytest.fixture
+def checkout(tmp_path, monkeypatch):
+    """A repository with one commit that the module takes for its own."""
+    source = tmp_path / "graphhalu" / "provenance.py"
+    source.parent.mkdir()
+    source.write_text("one")
+    for arguments in (
+        ["init", "-q"],
+        ["add", "."],
+        ["-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "one"],
+    ):
+        subprocess.run(["git", *arguments], cwd=tmp_path, check=True)
+    monkeypatch.setattr(module, "__file__", str(source))
+    return source
+
+
+def test_the_commit_of_a_clean_checkout_is_recorded(checkout):
+    state = git_state()
+    assert state["is_changed"] is False
+    assert len(state["commit"]) == 40
+
+
+def test_a_changed_file_is_recorded(checkout):
+    checkout.write_text("two")
+    assert git_state()["is_changed"] is True
+
+
+def test_an_installed_package_has_no_git_state(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "graphhalu" / "provenance.py"))
+    assert git_state() is None
+
+
+def test_a_machine_without_git_has_no_git_state(checkout, monkeypatch):
+    monkeypatch.setenv("PATH", "")
+    assert git_state() is None
+
+
+def test_a_checksum_is_that_of_the_bytes(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"x" * 100_003)
+    assert file_sha256(path) == hashlib.sha256(b"x" * 100_003).hexdigest()
