@@ -130,9 +130,9 @@ def _deal(n_groups: int, fractions: tuple[float, float, float]) -> Int[np.ndarra
         side = int(np.argmax(shares * (place + 1) - dealt))
         sides[place] = side
         dealt[side] += 1
-    for side in np.flatnonzero((shares > 0) & (dealt == 0)):
+    for empty in np.flatnonzero((shares > 0) & (dealt == 0)):
         largest = int(np.argmax(dealt))
-        sides[np.flatnonzero(sides == largest)[-1]] = side
+        sides[np.flatnonzero(sides == largest)[-1]] = empty
         dealt[largest] -= 1
-        dealt[side] += 1
+        dealt[empty] += 1
     return sides

@@ -126,7 +126,6 @@ def test_resamples_without_a_class_are_not_used_and_counted():
 
 
 def test_too_few_resamples_with_both_classes_are_refused():
-    # one question holds everything hallucinated, another everything correct
     with pytest.raises(NotEnoughDataError, match="resamples hold both classes"):
         percentile_interval(np.array([0.5, np.nan, np.nan]), 0.95)
 
