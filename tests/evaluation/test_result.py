@@ -72,7 +72,7 @@ def test_a_write_that_breaks_off_leaves_no_half_file(result, tmp_path, monkeypat
 
 
 def test_cells_that_a_spreadsheet_would_run_are_quoted(result):
-    lines = list(csv.DictReader(io.StringIO(csv_table(result.rows), newline='')))
+    lines = list(csv.DictReader(io.StringIO(csv_table(result.rows), newline="")))
     assert lines[3]["detector"] == "'=HYPERLINK(1)"
     assert lines[0]["detector"] == "toy"
 
@@ -80,12 +80,12 @@ def test_cells_that_a_spreadsheet_would_run_are_quoted(result):
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
 def test_every_formula_start_is_quoted(result, start):
     row = replace(result.rows[0], detector=f"{start}1+1")
-    (line,) = csv.DictReader(io.StringIO(csv_table([row]), newline=''))
+    (line,) = csv.DictReader(io.StringIO(csv_table([row]), newline=""))
     assert line["detector"] == f"'{start}1+1"
 
 
 def test_the_table_has_a_line_a_detector_and_a_column_a_number(result):
-    lines = list(csv.DictReader(io.StringIO(csv_table(result.rows), newline='')))
+    lines = list(csv.DictReader(io.StringIO(csv_table(result.rows), newline="")))
     assert [line["detector"] for line in lines][:3] == ["toy", "constant", "partial"]
     auroc = result.rows[0].metrics["auroc"]
     assert float(lines[0]["auroc"]) == auroc.value
