@@ -1,0 +1,33 @@
+"""Which model is asked for, and how it is to be loaded."""
+
+from typing import Literal
+
+from pydantic import Field, model_validator
+
+from graphhalu.config import Config
+
+
+class ModelSpec(Config):
+    """A language model and how to load it."""
+
+    name: str = "smollm2"
+    """Alias, hub id, local folder, or GGUF file."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Quantisation at load; a model stored quantised loads as it is."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format; auto is float32 on a CPU and bfloat16 on a GPU that has it."""
+    device: str = "auto"
+    """``auto`` takes a GPU where there is one."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; by default what torch takes."""
+    trust_remote_code: bool = False
+    """Whether code from the model's repository may run; needs a revision."""
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> "ModelSpec":
+        if self.trust_remote_code and self.revision is None:
+            message = "code from a repository may run only with a fixed revision"
+            raise ValueError(message)
+        return self

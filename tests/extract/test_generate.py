@@ -1,0 +1,136 @@
+"""Beam search with shared prompts against transformers' ``generate`` and its step attentions."""
+
+import numpy as np
+import pytest
+import torch
+from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
+
+from graphhalu.extract.generate import BeamSearch, left_padded, shared_decoding_fault
+from graphhalu.extract.replay import TokenSequence, replay
+from graphhalu.numerics import unpack_triangle
+from tests.extract.test_replay import ON_INTERFACE, shape_of
+
+N_BEAMS = 3
+MAX_NEW_TOKENS = 7
+STOP_IDS = (5, 11)
+
+
+def windows_of(config):
+    config = config.get_text_config()
+    window = getattr(config, "sliding_window", None)
+    types = getattr(config, "layer_types", None)
+    if types is None:
+        return (window,) * config.num_hidden_layers
+    return tuple(window if kind == "sliding_attention" else None for kind in types)
+
+
+def prompts_of(config, lengths=(7, 13, 11), seed=1):
+    generator = np.random.default_rng(seed)
+    vocabulary = config.get_text_config().vocab_size
+    return [generator.integers(13, vocabulary, length).tolist() for length in lengths]
+
+
+def search_of(model, config):
+    return BeamSearch(
+        model,
+        layer_windows=windows_of(config),
+        stop_ids=STOP_IDS,
+        n_beams=N_BEAMS,
+        max_new_tokens=MAX_NEW_TOKENS,
+    )
+
+
+def generated(model, prompt):
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, len(prompt), dtype=torch.long),
+            num_beams=N_BEAMS,
+            num_return_sequences=N_BEAMS,
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=list(STOP_IDS),
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_scores=True,
+        )
+    answers = []
+    for row in output.sequences[:, len(prompt) :].tolist():
+        end = next((i for i, token in enumerate(row) if token in STOP_IDS), len(row))
+        answers.append(tuple(row[:end]))
+    return answers, output.sequences_scores.tolist()
+
+
+@pytest.mark.parametrize("family", list(TINY_FAMILIES))
+def test_all_beams_of_a_batch_are_those_of_generate_one_prompt_at_a_time(family):
+    model, config = tiny_model(family)
+    search = search_of(model, config)
+    prompts = prompts_of(config)
+    for prompt, candidates in zip(prompts, search.answer(prompts), strict=True):
+        answers, scores = generated(model, prompt)
+        assert [c.token_ids for c in candidates] == answers
+        assert [c.score for c in candidates] == pytest.approx(scores, abs=1e-4)
+
+
+@pytest.mark.parametrize("family", ON_INTERFACE)
+def test_families_on_the_interface_share_their_prompts(family):
+    model, config = tiny_model(family)
+    assert shared_decoding_fault(model, windows_of(config)) is None
+
+
+@pytest.mark.parametrize("family", [f for f in TINY_FAMILIES if f not in ON_INTERFACE])
+def test_families_off_the_interface_say_why_they_run_through_generate(family):
+    model, config = tiny_model(family)
+    assert search_of(model, config).fallback_reason
+
+
+def test_a_batch_gives_what_each_prompt_gives_alone():
+    model, config = tiny_model("qwen2")
+    search = search_of(model, config)
+    prompts = prompts_of(config, lengths=(5, 17, 11, 2))
+    together = search.answer(prompts)
+    for prompt, candidates in zip(prompts, together, strict=True):
+        (alone,) = search.answer([prompt])
+        assert [c.token_ids for c in candidates] == [c.token_ids for c in alone]
+
+
+def test_every_question_is_reported_done_once():
+    model, config = tiny_model("llama")
+    counts = []
+    search_of(model, config).answer(prompts_of(config), counts.append)
+    assert sum(counts) == 3
+
+
+def test_prompts_are_padded_on_the_left():
+    token_ids, is_token = left_padded([[3], [7, 5, 2]], torch.device("cpu"))
+    assert token_ids.tolist() == [[0, 0, 3], [7, 5, 2]]
+    assert is_token.tolist() == [[False, False, True], [True, True, True]]
+
+
+def test_the_replay_equals_stitching_the_steps_of_generate_through_beam_indices():
+    model, config = tiny_model("llama")
+    model.set_attn_implementation("eager")
+    (prompt,) = prompts_of(config, lengths=(11,))
+    with torch.inference_mode():
+        output = model.generate(
+            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, 11, dtype=torch.long),
+            num_beams=N_BEAMS, max_new_tokens=MAX_NEW_TOKENS, do_sample=False,
+            eos_token_id=list(STOP_IDS), pad_token_id=0, return_dict_in_generate=True,
+            output_attentions=True, output_scores=True,
+        )  # fmt: skip
+    beam_indices = output.beam_indices[0]
+    n_steps = int((beam_indices >= 0).sum())
+    token_ids = output.sequences[0, : len(prompt) + n_steps].numpy()
+    sequence = TokenSequence(token_ids, np.zeros(len(token_ids), dtype=int), len(prompt))
+    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=("attention",))
+    stored = unpack_triangle(result.arrays["attention"], len(token_ids)).astype(np.float32)
+    compared = 0
+    for step in range(n_steps):
+        beam = int(beam_indices[step])
+        for layer, attention in enumerate(output.attentions[step]):
+            rows = slice(0, len(prompt)) if step == 0 else slice(len(prompt) + step - 1, None)
+            steps = attention[beam].numpy()
+            own = stored[layer][:, rows][:, : steps.shape[1], : steps.shape[2]]
+            np.testing.assert_allclose(own, steps, atol=2**-11)
+            compared += 1
+    assert compared == n_steps * config.num_hidden_layers
