@@ -1,0 +1,263 @@
+"""Prompts with named spans: the text of a question as a model reads it, and its tokens.
+
+Spans are found while the text is made: markers stand around each piece when a chat template is
+rendered. Token spans come from the tokenizer's offsets. Nothing is ever searched for.
+"""
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+import jinja2
+import numpy as np
+from jaxtyping import Int, Int32, UInt8
+from transformers import PreTrainedTokenizerBase
+
+from graphhalu.axes import SPAN_NAMES, Span
+from graphhalu.datasets.question import Question
+from graphhalu.datasets.spans import Marks, Prompt, rewritten_error
+from graphhalu.errors import ModelRefusedError, UsageError
+from graphhalu.registry import unknown_name
+
+_CHAT_OPTIONS: Final[Mapping[str, Any]] = {
+    # templates that show today's date would make another prompt every day
+    "date_string": "26 Jul 2024",
+    # an answer of one sentence has no room for a chain of thought before it
+    "enable_thinking": False,
+}
+
+
+@dataclass(frozen=True)
+class PromptTemplate:
+    """Text around a question.
+
+    Attributes:
+        name: Its name in the table.
+        opening: What stands first.
+        before_context: What stands before the context; left out with it.
+        after_context: What stands after the context; left out with it.
+        before_question: What stands before the question.
+        closing: What stands last; the answer follows it.
+    """
+
+    name: str
+    opening: str = ""
+    before_context: str = "Context: "
+    after_context: str = "\n"
+    before_question: str = "Question: "
+    closing: str = "\nAnswer:"
+
+    def pieces(self, question: Question) -> list[tuple[Span, str]]:
+        """The texts of the prompt in order, each with its span."""
+        context = []
+        if question.context and question.context.strip():
+            context = [
+                (Span.TEMPLATE, self.before_context),
+                (Span.CONTEXT, question.context),
+                (Span.TEMPLATE, self.after_context),
+            ]
+        return [
+            (Span.TEMPLATE, self.opening),
+            *context,
+            (Span.TEMPLATE, self.before_question),
+            (Span.QUESTION, question.text),
+            (Span.TEMPLATE, self.closing),
+        ]
+
+
+PROMPT_TEMPLATES: Final[dict[str, PromptTemplate]] = {
+    template.name: template
+    for template in (
+        PromptTemplate("concise", "Answer the question concisely in one sentence.\n\n"),
+        PromptTemplate("bare"),
+    )
+}
+"""Prompt templates by name; ``concise`` is the default."""
+
+
+@dataclass(frozen=True)
+class EncodedPrompt:
+    """The tokens of a prompt.
+
+    Attributes:
+        token_ids: Vocabulary indices, beginning-of-sequence token included if there is one.
+        span_code: Named span of each token, as the integer of :class:`graphhalu.axes.Span`.
+    """
+
+    token_ids: Int32[np.ndarray, "token"]
+    span_code: UInt8[np.ndarray, "token"]
+
+
+def prompt_template(name: str) -> PromptTemplate:
+    """The template of this name.
+
+    Raises:
+        UnknownNameError: If there is none; lists the nearest names.
+    """
+    if name not in PROMPT_TEMPLATES:
+        raise unknown_name("prompt template", name, PROMPT_TEMPLATES)
+    return PROMPT_TEMPLATES[name]
+
+
+def build_prompt(
+    question: Question,
+    *,
+    template: str = "concise",
+    chat: bool,
+    tokenizer: PreTrainedTokenizerBase,
+    system: str | None = None,
+) -> Prompt:
+    """Render the prompt of a question.
+
+    Args:
+        question: The question, with its context if it has one.
+        template: Name of a prompt template.
+        chat: Whether the model's chat template goes around it. Dates in it are fixed to
+            26 Jul 2024, and a thinking mode is switched off.
+        tokenizer: Tokenizer of the model.
+        system: System prompt; ``None`` takes the question's own. A plain prompt begins with it.
+
+    Raises:
+        UsageError: If the question is empty, there is no chat template, or it takes no system
+            prompt.
+        ModelRefusedError: If the chat template changes the texts that are put into it.
+    """
+    if not question.text.strip():
+        message = f"question {question.question_id!r} has no text"
+        raise UsageError(message)
+    body = prompt_template(template).pieces(question)
+    system = question.system if system is None else system
+    if system is not None and not system.strip():
+        system = None
+    if chat:
+        return _chat_prompt(body, system, tokenizer)
+    front = [] if system is None else [(Span.SYSTEM, system), (Span.TEMPLATE, "\n\n")]
+    marks = Marks([text for _, text in (*front, *body)])
+    return marks.prompt("".join(marks.around(span, text) for span, text in (*front, *body)))
+
+
+def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> EncodedPrompt:
+    """Tokenize a prompt and give each token the span of its first non-space character.
+
+    The tokenizer is called once, on the whole text. It adds its own special tokens unless the
+    text holds the beginning-of-sequence token; an end mark that it appends is taken off.
+    Special tokens that it puts in front are ``bos``, others ``template``.
+
+    Raises:
+        ModelRefusedError: If the tokenizer gives no offsets, doubles the beginning-of-sequence
+            token, or makes no token.
+    """
+    if not tokenizer.is_fast:
+        message = (
+            f"the tokenizer {type(tokenizer).__name__} gives no character offsets, and named "
+            f"spans need them; use a model with a fast tokenizer"
+        )
+        raise ModelRefusedError(message)
+    encoded = tokenizer(
+        prompt.text, add_special_tokens=not prompt.has(Span.BOS), return_offsets_mapping=True
+    )
+    token_ids = list(encoded["input_ids"])
+    offsets = [(int(start), int(stop)) for start, stop in encoded["offset_mapping"]]
+    while token_ids and token_ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):
+        token_ids, offsets = token_ids[:-1], offsets[:-1]
+    _check_beginning(token_ids, tokenizer)
+    spans = list(_token_spans(prompt, token_ids, offsets, set(tokenizer.all_special_ids)))
+    return EncodedPrompt(np.array(token_ids, dtype=np.int32), np.array(spans, dtype=np.uint8))
+
+
+def require_span(
+    span_code: UInt8[np.ndarray, "token"], span: Span, *, where: str = "the prompt"
+) -> Int[np.ndarray, "member"]:
+    """Positions of the tokens of a span.
+
+    Args:
+        span_code: Named span of each token.
+        span: The span asked for.
+        where: What to call the sequence in the error.
+
+    Raises:
+        UsageError: If no token belongs to it; names the spans that are there.
+    """
+    positions = np.flatnonzero(span_code == span)
+    if not positions.size:
+        present = ", ".join(SPAN_NAMES[code] for code in np.unique(span_code))
+        message = f"{where} has no {SPAN_NAMES[span]!r} span; it has {present or 'none'}"
+        raise UsageError(message)
+    return positions
+
+
+def _chat_prompt(
+    body: list[tuple[Span, str]], system: str | None, tokenizer: PreTrainedTokenizerBase
+) -> Prompt:
+    if not tokenizer.chat_template:
+        message = (
+            "the model has no chat template: it is not tuned for chat\n"
+            "  Use a plain prompt:  --set prompt.chat=off"
+        )
+        raise UsageError(message)
+    marks = Marks([system or "", *(text for _, text in body), str(tokenizer.chat_template)])
+    marked_system = None if system is None else marks.around(Span.SYSTEM, system)
+    marked_user = "".join(marks.around(span, text) for span, text in body)
+    marked = _rendered(marked_user, marked_system, tokenizer)
+    plain = _rendered("".join(text for _, text in body), system, tokenizer)
+    if marks.removed(marked) != plain:
+        raise rewritten_error("it renders another text when the pieces are marked")
+    if marked_system is not None and marked_system.strip()[0] not in marked:
+        raise _no_system("leaves it out")
+    return marks.prompt(marked, bos=tokenizer.bos_token, is_chat=True)
+
+
+def _rendered(user: str, system: str | None, tokenizer: PreTrainedTokenizerBase) -> str:
+    messages = [{"role": "user", "content": user}]
+    if system is not None:
+        messages.insert(0, {"role": "system", "content": system})
+    try:
+        text = tokenizer.apply_chat_template(
+            messages, tokenize=False, add_generation_prompt=True, **_CHAT_OPTIONS
+        )
+    except jinja2.TemplateError as error:
+        if system is not None:
+            raise _no_system(f"says: {error}") from None
+        message = f"the model's chat template cannot be rendered: {error}"
+        raise ModelRefusedError(message) from None
+    return str(text)
+
+
+def _token_spans(
+    prompt: Prompt, token_ids: list[int], offsets: list[tuple[int, int]], special: set[int]
+) -> Iterator[Span]:
+    span_of_character = [piece.span for piece in prompt.pieces for _ in range(*piece[1:])]
+    has_begun = False
+    for token_id, (start, stop) in zip(token_ids, offsets, strict=True):
+        if start == stop and (token_id in special or stop == 0):
+            yield Span.BOS if token_id in special and not has_begun else Span.TEMPLATE
+        else:
+            has_begun = True
+            yield span_of_character[_first_visible(prompt.text, start, stop)]
+
+
+def _first_visible(text: str, start: int, stop: int) -> int:
+    """First character of a token that is no space, or its first character."""
+    # tokenizers that trim give a token of spaces an empty range behind them
+    start = min(start, stop - 1)
+    return next((i for i in range(start, stop) if not text[i].isspace()), start)
+
+
+def _check_beginning(token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
+    bos = tokenizer.bos_token_id
+    if not token_ids:
+        message = "the tokenizer makes no token of the prompt"
+        raise ModelRefusedError(message)
+    if bos is not None and token_ids[:2] == [bos, bos]:
+        message = (
+            f"the prompt begins with two beginning-of-sequence tokens ({tokenizer.bos_token!r}); "
+            f"the model never saw that in training"
+        )
+        raise ModelRefusedError(message)
+
+
+def _no_system(how: str) -> UsageError:
+    return UsageError(
+        f"the model's chat template takes no system prompt; it {how}\n"
+        f"  Leave the system prompt out, or use a plain prompt:  --set prompt.chat=off"
+    )
