@@ -1,0 +1,141 @@
+"""The rule ``match``: an answer is right if it says one of the gold aliases."""
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, ClassVar, Final
+
+from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
+from graphhalu.labels.normalise import Punctuation, normalise
+from graphhalu.labels.refusal import claims, is_refusal
+from graphhalu.traces.schema import TraceRecord
+
+UNSPACED: Final = (
+    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
+    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
+)
+"""Scripts written without spaces between words, as a range of a regular expression:
+Thai, Lao, Burmese, Khmer, Japanese, Chinese; and Korean, which joins particles to words."""
+
+_UNSPACED = re.compile(f"[{UNSPACED}]")
+_NEGATION = re.compile(
+    r"\b(?:not|never|non|isnt|wasnt|arent|werent|neither|nor|without|except|rather than|"
+    r"other than|instead of|apart from)(?: (?:in|at|on|by|from))?$"
+)
+# "It is not. Paris is." denies what stands before
+_CLOSED_NEGATION = re.compile(r"(?:\bnot|\bnever|n't)\s*[.,;:!?]", re.IGNORECASE)
+_FUNCTION_WORDS: Final = frozenset(
+    {
+        "am", "as", "at", "be", "by", "do", "he", "i", "if", "in", "is", "it", "me", "my", "no",
+        "not", "of", "on", "or", "she", "so", "that", "this", "to", "up", "us", "was", "we",
+        "were", "what", "who", "yes", "you",
+    }
+)  # fmt: skip
+_FORMS: Final[tuple[Punctuation, ...]] = ("delete", "space")
+
+
+@dataclass(frozen=True)
+class Alias:
+    """A gold answer in the forms in which it is looked for."""
+
+    text: str
+
+    @cached_property
+    def forms(self) -> dict[Punctuation, str]:
+        """Normalised forms by treatment of punctuation."""
+        return {form: normalise(self.text, punctuation=form) for form in _FORMS}
+
+
+class AliasMatch(Labeller):
+    """Compares an answer with every alias, in SQuAD's normal form with numbers as numbers.
+
+    The rule, in this order:
+
+    1. An answer without a letter or digit is not valid.
+    2. An answer equal to an alias is correct.
+    3. An answer that holds an alias on word boundaries is correct. In scripts without spaces
+       any place will do. Punctuation is deleted (``U.S.`` = ``US``) or read as a space
+       (``New York-based``); one of the two must fit. An alias that is a function word
+       (``it``, ``us``) must stand in the answer in capitals.
+    4. An alias does not count right after a negation (``not Paris``, ``rather than Paris``); an
+       answer whose every alias is negated is hallucinated.
+    5. A refusal (``I don't know``) without an alias before it, or in a guess after it
+       (``but I think …``), is not valid; with a wrong guess it is hallucinated.
+    6. Everything else is hallucinated. Plurals count only if the aliases list them.
+
+    Source:
+        Rajpurkar et al. 2016, arXiv:1606.05250 (normal form); Joshi et al. 2017,
+        arXiv:1705.03551 (all aliases). Both score equality; holding an alias is enough here,
+        since the answers are sentences.
+    """
+
+    name: ClassVar[str] = "match"
+
+    def settings(self) -> dict[str, Any]:
+        """The rule has no choices; the version changes with its text."""
+        return {"rule": "alias equal or inside on word boundaries", "version": 1}
+
+    def label(self, record: TraceRecord) -> LabelDecision:
+        """Decide one answer; see the class."""
+        aliases = [Alias(text) for text in record.answers]
+        if not aliases:
+            return undecided("no gold answer")
+        if _is_equal(record.answer, aliases):
+            return correct("alias")
+        if not any(character.isalnum() for character in record.answer):
+            return undecided("empty answer")
+        found = [place for text in claims(record.answer) for place in _places(text, aliases)]
+        if any(not is_negated for is_negated in found):
+            return correct("alias inside")
+        if found:
+            return hallucinated("negated alias")
+        return undecided("refusal") if is_refusal(record.answer) else hallucinated("no alias")
+
+
+def equals_alias(answer: str, aliases: Sequence[str]) -> bool:
+    """Whether an answer is one of the aliases, in one of the normal forms."""
+    return _is_equal(answer, [Alias(text) for text in aliases])
+
+
+def _is_equal(answer: str, aliases: Sequence[Alias]) -> bool:
+    stripped = answer.strip().casefold()
+    if any(stripped == alias.text.strip().casefold() for alias in aliases if stripped):
+        return True
+    forms = Alias(answer).forms
+    return any(forms[f] and forms[f] == alias.forms[f] for alias in aliases for f in _FORMS)
+
+
+def _places(text: str, aliases: Sequence[Alias]) -> Iterator[bool]:
+    """Every place of every alias in a text: whether a negation stands right before it."""
+    forms = Alias(_CLOSED_NEGATION.sub(".", text)).forms
+    for alias in aliases:
+        if alias.forms["delete"] in _FUNCTION_WORDS and not _in_capitals(text, alias.text):
+            continue
+        for form in _FORMS:
+            yield from _places_of(forms[form], alias.forms[form])
+
+
+def _places_of(text: str, alias: str) -> Iterator[bool]:
+    start = text.find(alias) if alias else -1
+    while start >= 0:
+        stop = start + len(alias)
+        if _is_boundary(text, start) and _is_boundary(text, stop):
+            yield _NEGATION.search(text[:start].rstrip()) is not None
+        start = text.find(alias, start + 1)
+
+
+def _is_boundary(text: str, place: int) -> bool:
+    if place in {0, len(text)}:
+        return True
+    return not (_joins(text[place - 1]) and _joins(text[place]))
+
+
+def _joins(character: str) -> bool:
+    """Whether a character belongs together with a neighbour that does so too."""
+    return not character.isspace() and not _UNSPACED.match(character)
+
+
+def _in_capitals(text: str, alias: str) -> bool:
+    word = alias.strip()
+    return word.isupper() and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None

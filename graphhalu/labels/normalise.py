@@ -1,0 +1,115 @@
+"""One form for texts that say the same: case, accents, punctuation, articles, numbers."""
+
+import re
+import string
+import unicodedata
+from decimal import Decimal
+from typing import Final, Literal
+
+Punctuation = Literal["delete", "space"]
+
+_ACCENT = re.compile("[\u0300-\u036f]")
+_ARTICLE = re.compile(r"\b(a|an|the)\b")
+_POSSESSIVE = re.compile(r"(?<=\w)'s\b")
+
+_APOSTROPHES: Final = "\u2018\u2019\u201a\u02bc\u0060\u00b4"
+_DASHES: Final = "\u2010\u2011\u2012\u2013\u2014\u2212"
+_VARIANTS = str.maketrans(dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_DASHES, "-"))
+
+# what Unicode does not decompose; \u0131 is the dotless i, \u2044 the slash of a fraction
+_LETTERS: Final = str.maketrans(
+    {
+        "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "ł": "l", "þ": "th",
+        "\u0131": "i", "\u2044": "/",
+    }
+)  # fmt: skip
+
+_UNITS: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
+_TEENS: Final = (
+    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
+    "eighteen", "nineteen",
+)  # fmt: skip
+_TENS: Final = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
+_NUMBER_WORDS: Final = {word: n for n, word in enumerate(("zero", *_UNITS, *_TEENS))} | {
+    word: 10 * n for n, word in enumerate(_TENS, start=2)
+}
+_COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[- ]({'|'.join(_UNITS)})\b")
+# "one of them" and "no one" do not count anything
+_NUMBER_WORD = re.compile(rf"\b(?<!no )(?!one of\b)({'|'.join(_NUMBER_WORDS)})\b")
+
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2})(?![\d,])")
+_DECIMAL = re.compile(r"(?<![\d.])\d+\.\d+(?!\.?\d)")
+_MINUS = re.compile(r"(?<!\S)(?:-|minus )(?=\d)")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)[-/:](?=\d)")
+
+# stand for the point and the minus of a number while punctuation is removed
+_POINT: Final = "\ue000"
+_SIGN: Final = "\ue001"
+
+
+def squad_normalise(text: str) -> str:
+    """The normalisation of SQuAD: lower case, no punctuation, no articles, single spaces.
+
+    Source:
+        Rajpurkar et al. 2016, arXiv:1606.05250, evaluation script. Equal to it on ASCII;
+        beyond ASCII, accents are folded and Unicode punctuation is removed too.
+    """
+    return _finished(fold(text), "delete")
+
+
+def normalise(text: str, *, punctuation: Punctuation = "delete") -> str:
+    """:func:`squad_normalise` with numbers as numbers.
+
+    ``1,000`` and ``1000`` are the same, ``3.50`` is ``3.5`` and not ``350``, ``-5`` is not
+    ``5``, number words up to ninety-nine are digits, and a range is two numbers.
+
+    Args:
+        text: Any text; letters of scripts without case stay as they are.
+        punctuation: ``"delete"`` as SQuAD does (``U.S.`` is ``us``), or ``"space"`` as TriviaQA
+            does (``New York-based`` is ``new york based``); then a possessive 's goes as well.
+    """
+    folded = _number_words(_numbers(fold(text)))
+    if punctuation == "space":
+        folded = _POSSESSIVE.sub("", folded).replace("'", "")
+    finished = _finished(folded, punctuation)
+    return finished.replace(_POINT, ".").replace(_SIGN, "-")
+
+
+def fold(text: str) -> str:
+    """Lower case without accents; full-width and other variants of a letter become one.
+
+    Only European accents go: the marks that tell Japanese ga from ka stay.
+    """
+    lowered = unicodedata.normalize("NFKD", text.translate(_VARIANTS)).lower()
+    return unicodedata.normalize("NFC", _ACCENT.sub("", lowered)).translate(_LETTERS)
+
+
+def _finished(text: str, punctuation: Punctuation) -> str:
+    fill = "" if punctuation == "delete" else " "
+    bare = "".join(fill if _is_punctuation(character) else character for character in text)
+    return " ".join(_ARTICLE.sub(" ", bare).split())
+
+
+def _is_punctuation(character: str) -> bool:
+    if character.isascii():
+        return character in string.punctuation
+    category = unicodedata.category(character)
+    return category[0] == "P" or category in {"Sc", "Sk", "Sm"}
+
+
+def _numbers(text: str) -> str:
+    text = text.replace(_POINT, "").replace(_SIGN, "")
+    text = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    text = _DECIMAL_COMMA.sub(r"\1.\2", text)
+    text = _DECIMAL.sub(lambda found: _plain(found[0]).replace(".", _POINT), text)
+    return _BETWEEN_DIGITS.sub(" ", _MINUS.sub(_SIGN, text))
+
+
+def _plain(number: str) -> str:
+    return format(Decimal(number).normalize(), "f")
+
+
+def _number_words(text: str) -> str:
+    text = _COMPOUND.sub(lambda m: str(_NUMBER_WORDS[m[1]] + _NUMBER_WORDS[m[2]]), text)
+    return _NUMBER_WORD.sub(lambda m: str(_NUMBER_WORDS[m[1]]), text)

@@ -1,0 +1,212 @@
+"""Labels of a store: one Parquet file a labeller, beside the traces that it never touches."""
+
+import errno
+import json
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, Protocol, runtime_checkable
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from graphhalu.errors import (
+    CorruptStoreError,
+    NotEnoughDataError,
+    StoreFullError,
+    StoreMismatchError,
+    TraceNotFoundError,
+    UsageError,
+)
+from graphhalu.labels.base import Labeller
+from graphhalu.labels.labels import Labels
+from graphhalu.traces.schema import TraceRecord
+
+FORMAT: Final = "graphhalu-labels"
+FORMAT_VERSION: Final = 1
+
+_SCHEMA: Final = pa.schema(
+    [
+        pa.field("trace_id", pa.string(), nullable=False),
+        pa.field("value", pa.int8(), nullable=False),
+        pa.field("is_valid", pa.bool_(), nullable=False),
+        pa.field("reason", pa.string(), nullable=False),
+    ]
+)
+
+
+@runtime_checkable
+class LabelledStore(Protocol):
+    """What labels need of a trace store."""
+
+    @property
+    def records(self) -> Sequence[TraceRecord]:
+        """What is known of each trace, in the order of the store."""
+
+    @property
+    def trace_ids(self) -> Sequence[str]:
+        """Identities of the traces, in the order of the store."""
+
+    @property
+    def labels_folder(self) -> Path:
+        """Where label files lie."""
+
+
+def label_store(store: LabelledStore, labeller: Labeller) -> Labels:
+    """Label every answer of a store and write the labels beside the traces.
+
+    An earlier file of the same labeller is replaced in one step; a killed run leaves it whole.
+
+    Raises:
+        NotEnoughDataError: If the store holds no trace.
+        StoreFullError: If the disk is full.
+    """
+    labels = label_records(store.records, labeller)
+    _write(labels, labels_path(store, labeller.name))
+    return labels
+
+
+def label_records(records: Sequence[TraceRecord], labeller: Labeller) -> Labels:
+    """Label answers without writing anything.
+
+    Raises:
+        NotEnoughDataError: If there is no answer.
+    """
+    if not records:
+        message = "there is no trace to label: the store is empty; extract some first"
+        raise NotEnoughDataError(message)
+    decisions = [labeller.label(record) for record in records]
+    return Labels(
+        trace_ids=tuple(record.trace_id for record in records),
+        values=np.array([decision.value for decision in decisions], dtype=np.int8),
+        is_valid=np.array([decision.is_valid for decision in decisions], dtype=np.bool_),
+        reasons=tuple(decision.reason for decision in decisions),
+        labeller=labeller.name,
+        settings=labeller.settings(),
+    )
+
+
+def read_labels(store: LabelledStore, labeller: str) -> Labels:
+    """The labels that a labeller gave the traces of a store.
+
+    Raises:
+        TraceNotFoundError: If there are none; names the command that makes them.
+        StoreMismatchError: If they belong to other traces than the store holds now.
+        CorruptStoreError: If the file is damaged, or of a newer format.
+    """
+    path = labels_path(store, labeller)
+    if not path.is_file():
+        there = ", ".join(sorted(p.stem for p in path.parent.glob("[!.]*.parquet"))) or "none"
+        message = f"no labels by {labeller!r} in {path.parent.parent} (there: {there})\n"
+        raise TraceNotFoundError(message + _way_out(path))
+    labels = _read(path)
+    stored, now = set(labels.trace_ids), set(store.trace_ids)
+    if labels.trace_ids != tuple(store.trace_ids):
+        message = (
+            f"the labels by {labeller!r} belong to other traces than {path.parent.parent} holds: "
+            f"{len(now - stored)} traces have no label, {len(stored - now)} labels no trace\n"
+        )
+        raise StoreMismatchError(message + _way_out(path))
+    return labels
+
+
+def ensure_labels(store: LabelledStore, labeller: Labeller) -> Labels:
+    """The stored labels of this labeller's name, or new ones where there are none.
+
+    Stored labels are taken with the settings that they were made with. If the store has changed
+    since, it is labelled again, provided that the settings are the same.
+
+    Raises:
+        StoreMismatchError: If the labels belong to other traces, and had other settings.
+    """
+    path = labels_path(store, labeller.name)
+    if not path.is_file():
+        return label_store(store, labeller)
+    try:
+        return read_labels(store, labeller.name)
+    except StoreMismatchError:
+        if _read(path).settings != labeller.settings():
+            raise
+        return label_store(store, labeller)
+
+
+def labels_path(store: LabelledStore, labeller: str) -> Path:
+    """Where the labels of a labeller lie, whether or not they exist.
+
+    Raises:
+        UsageError: If the name could lead out of the folder.
+    """
+    if not re.fullmatch(r"\w[\w.-]*", labeller):
+        message = f"a labeller's name holds letters, digits, '_', '-' and '.', got {labeller!r}"
+        raise UsageError(message)
+    return store.labels_folder / f"{labeller}.parquet"
+
+
+def _write(labels: Labels, path: Path) -> None:
+    table = pa.table(
+        [labels.trace_ids, labels.values, labels.is_valid, labels.reasons],
+        schema=_SCHEMA.with_metadata(_metadata(labels)),
+    )
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        with aside.open("wb") as file:
+            pq.write_table(table, file)
+            file.flush()
+            os.fsync(file.fileno())
+        aside.replace(path)
+    except OSError as error:
+        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
+            message = f"the disk is full: labels cannot be written to {path}; nothing was changed"
+            raise StoreFullError(message) from None
+        raise
+    finally:
+        aside.unlink(missing_ok=True)
+
+
+def _metadata(labels: Labels) -> dict[str, str]:
+    """Everything about the labels that is no row, as JSON by name."""
+    values = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "labeller": labels.labeller,
+        "settings": dict(labels.settings),
+        "coverage": labels.coverage,
+        "prevalence": labels.prevalence if labels.is_valid.any() else None,
+    }
+    return {name: json.dumps(value) for name, value in values.items()}
+
+
+def _read(path: Path) -> Labels:
+    try:
+        table = pq.read_table(path)
+        metadata = {k.decode(): v for k, v in (table.schema.metadata or {}).items()}
+        values = {name: json.loads(metadata[name]) for name in ("format", "format_version")}
+        _check_format(values, path)
+        columns = table.select(_SCHEMA.names).cast(_SCHEMA).to_pydict()
+        return Labels(
+            trace_ids=tuple(columns["trace_id"]),
+            values=np.array(columns["value"], dtype=np.int8),
+            is_valid=np.array(columns["is_valid"], dtype=np.bool_),
+            reasons=tuple(columns["reason"]),
+            labeller=json.loads(metadata["labeller"]),
+            settings=json.loads(metadata["settings"]),
+        )
+    except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError) as error:
+        message = f"{path} is damaged or no label file: {' '.join(str(error).split())}\n"
+        raise CorruptStoreError(message + _way_out(path)) from None
+
+
+def _check_format(values: Mapping[str, Any], path: Path) -> None:
+    if values["format"] != FORMAT or values["format_version"] > FORMAT_VERSION:
+        message = (
+            f"{path} has format {values['format']!r} version {values['format_version']}; this "
+            f"graphhalu reads {FORMAT!r} up to version {FORMAT_VERSION}\n"
+        )
+        raise CorruptStoreError(message + _way_out(path))
+
+
+def _way_out(path: Path) -> str:
+    return f"  Label it:  graphhalu label {path.parent.parent} --labeller {path.stem}"
