@@ -99,7 +99,9 @@ def traces(
         print(f"without a trace: {count} x {reason}")
 
 
-def verify(path: Annotated[Path, typer.Argument(help="A trace store.")], json: Json = False) -> None:
+def verify(
+    path: Annotated[Path, typer.Argument(help="A trace store.")], json: Json = False
+) -> None:
     """Read every stored byte and compare it with what was committed."""
     from graphhalu.traces.verify import verify_store
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -25,6 +25,7 @@ from graphhalu.errors import ModelRefusedError
 CAPTURE_NAME: Final = "graphhalu_capture"
 
 
+@runtime_checkable
 class AttentionObserver(Protocol):
     """What receives attention weights while the model runs."""
 

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 import torch
-from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 
 from graphhalu.extract.generate import BeamSearch, left_padded, shared_decoding_fault
 from graphhalu.extract.replay import TokenSequence, replay
 from graphhalu.numerics import unpack_triangle
+from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 from tests.extract.test_replay import ON_INTERFACE, shape_of
 
 N_BEAMS = 3

@@ -3,12 +3,12 @@
 import numpy as np
 import pytest
 import torch
-from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 
 from graphhalu.axes import N_SPANS, ROW_SUM_TOLERANCE
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.replay import TokenSequence, replay, token_statistics
 from graphhalu.numerics import from_bfloat16_bits, unpack_triangle
+from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 from graphhalu.traces.schema import ARRAYS, TraceShape
 
 ON_INTERFACE = [name for name, family in TINY_FAMILIES.items() if family.on_interface]
@@ -55,6 +55,14 @@ def eager_output(model, sequence):
             )
     finally:
         model.set_attn_implementation(before)
+
+
+class Ignoring:
+    def rows(self, layer, row_start, weights):
+        pass
+
+    def values(self, layer, value):
+        pass
 
 
 def test_there_are_families_to_sweep():
@@ -178,7 +186,8 @@ def test_nan_in_one_sequence_is_a_failure_that_names_the_layer_and_touches_no_ot
 def test_attention_is_restored_after_an_error():
     model, _ = tiny_model("llama")
     before = model.config._attn_implementation
-    with pytest.raises(RuntimeError, match="on purpose"), capturing(model, None, row_chunk=1):
+    observer = Ignoring()
+    with pytest.raises(RuntimeError, match="on purpose"), capturing(model, observer, row_chunk=1):
         message = "on purpose"
         raise RuntimeError(message)
     assert model.config._attn_implementation == before
