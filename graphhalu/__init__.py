@@ -6,9 +6,16 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS: dict[str, str] = {
+    "AttentionGraphs": "graphhalu.graphs.dataset",
+    "build_graph": "graphhalu.graphs.build",
+    "CumulativeMass": "graphhalu.graphs.edges",
     "Labels": "graphhalu.labels.labels",
     "Question": "graphhalu.datasets.question",
     "Scores": "graphhalu.detectors.base",
+    "Threshold": "graphhalu.graphs.edges",
+    "to_networkx": "graphhalu.graphs.networkx",
+    "TokenGraph": "graphhalu.graphs.build",
+    "TopK": "graphhalu.graphs.edges",
     "Trace": "graphhalu.traces.trace",
 }
 """Public name to the module that defines it; imported when first asked for."""
