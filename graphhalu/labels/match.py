@@ -24,7 +24,7 @@ _NEGATION = re.compile(
     r"other than|instead of|apart from)(?: (?:in|at|on|by|from))?$"
 )
 # "It is not. Paris is." denies what stands before
-_CLOSED_NEGATION = re.compile(r"(?:\bnot|\bnever|n't)\s*[.,;:!?]", re.IGNORECASE)
+_CLOSED_NEGATION = re.compile(r"(?:(?<=\s)not|(?<=\s)never|n't)\s*[.,;:!?]", re.IGNORECASE)
 _FUNCTION_WORDS: Final = frozenset(
     {
         "am", "as", "at", "be", "by", "do", "he", "i", "if", "in", "is", "it", "me", "my", "no",
@@ -57,7 +57,8 @@ class AliasMatch(Labeller):
     3. An answer that holds an alias on word boundaries is correct. In scripts without spaces
        any place will do. Punctuation is deleted (``U.S.`` = ``US``) or read as a space
        (``New York-based``); one of the two must fit. An alias that is a function word
-       (``it``, ``us``) must stand in the answer in capitals.
+       (``it``, ``us``) must stand in the answer in capitals; an article counts only as the
+       whole answer.
     4. An alias does not count right after a negation (``not Paris``, ``rather than Paris``); an
        answer whose every alias is negated is hallucinated.
     5. A refusal (``I don't know``) without an alias before it, or in a guess after it

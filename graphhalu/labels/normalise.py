@@ -69,7 +69,7 @@ def normalise(text: str, *, punctuation: Punctuation = "delete") -> str:
         punctuation: ``"delete"`` as SQuAD does (``U.S.`` is ``us``), or ``"space"`` as TriviaQA
             does (``New York-based`` is ``new york based``); then a possessive 's goes as well.
     """
-    folded = _number_words(_numbers(fold(text)))
+    folded = _numbers(_number_words(fold(text)))
     if punctuation == "space":
         folded = _POSSESSIVE.sub("", folded).replace("'", "")
     finished = _finished(folded, punctuation)
