@@ -1,0 +1,133 @@
+"""A trained detector on disk: ``detector.json``, and ``model.safetensors`` where it has weights."""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from graphhalu.detectors.base import Detector
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.errors import DataFileError, GraphhaluError, UsageError
+from graphhalu.numerics import json_ready
+from graphhalu.provenance import provenance
+
+FORMAT: Final = "graphhalu-detector"
+FORMAT_VERSION: Final = 1
+DESCRIPTION_FILE: Final = "detector.json"
+WEIGHTS_FILE: Final = "model.safetensors"
+
+
+def load_detector(folder: Path) -> Detector:
+    """Read a saved detector of any registered kind.
+
+    Raises:
+        UsageError: If the folder holds no saved detector.
+        UnknownNameError: If its name is not registered here, as that of a missing plug-in.
+        DataFileError: If its files cannot be read.
+    """
+    detector_class = DETECTORS.get(read_description(folder)["name"])
+    return detector_class.load(folder)
+
+
+def write_description(folder: Path, name: str, values: Mapping[str, Any]) -> None:
+    """Write ``detector.json``: format, name, what the detector says of itself, provenance."""
+    folder.mkdir(parents=True, exist_ok=True)
+    head = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": name}
+    text = json.dumps(
+        json_ready({**head, **values, "provenance": provenance()}), indent=2, allow_nan=False
+    )
+    (folder / DESCRIPTION_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+def read_description(folder: Path, name: str | None = None) -> dict[str, Any]:
+    """Read ``detector.json`` and check what it says it is.
+
+    Args:
+        folder: Where a detector was saved.
+        name: The detector expected there, or ``None`` for any.
+
+    Raises:
+        UsageError: If there is no such file, or it holds another detector.
+        DataFileError: If it is no description of a detector, or one of a later version.
+    """
+    path = folder / DESCRIPTION_FILE
+    values = _read_json(path)
+    if values.get("format") != FORMAT or not isinstance(values.get("name"), str):
+        message = f"{path} does not describe a detector: format {values.get('format')!r}"
+        raise DataFileError(message)
+    version = values.get("format_version")
+    if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
+        message = (
+            f"{path} has format version {version!r}, this graphhalu reads up to {FORMAT_VERSION}\n"
+            f"  Install a newer graphhalu, or train the detector again"
+        )
+        raise DataFileError(message)
+    if name is not None and values["name"] != name:
+        message = (
+            f"{folder} holds the detector {values['name']!r}, not {name!r}\n"
+            f"  load_detector(folder) finds the class by itself"
+        )
+        raise UsageError(message)
+    return values
+
+
+def required(values: Mapping[str, Any], key: str, folder: Path) -> Any:
+    """A field of the description.
+
+    Raises:
+        DataFileError: If it is missing.
+    """
+    if key not in values:
+        message = f"{folder / DESCRIPTION_FILE} lacks {key!r}; train the detector again"
+        raise DataFileError(message)
+    return values[key]
+
+
+def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
+    """Write ``model.safetensors``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    save_file({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS_FILE)
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Read ``model.safetensors``; nothing in it can run.
+
+    Raises:
+        DataFileError: If the file is missing or damaged.
+    """
+    path = folder / WEIGHTS_FILE
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        message = f"{path} cannot be read: {error}\n  Train the detector again"
+        raise DataFileError(message) from None
+
+
+def damaged(folder: Path, error: Exception) -> GraphhaluError:
+    """The error for files that are readable and do not fit each other."""
+    detail = " ".join(str(error).split())
+    return DataFileError(f"the detector in {folder} does not fit its own description: {detail}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+    except FileNotFoundError:
+        message = f"no saved detector in {path.parent}: {path.name} is missing"
+        raise UsageError(message) from None
+    except (OSError, ValueError, RecursionError) as error:
+        message = f"{path} is not readable JSON: {error}"
+        raise DataFileError(message) from None
+    if not isinstance(values, dict):
+        message = f"{path} must hold an object, got {type(values).__name__}"
+        raise DataFileError(message)
+    return values
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    message = f"{name} is no number"
+    raise ValueError(message)
