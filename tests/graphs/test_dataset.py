@@ -1,0 +1,223 @@
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from torch_geometric.data import Data
+from torch_geometric.loader import DataLoader
+
+from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.graphs.build import GraphRecipe, build_graph
+from graphhalu.graphs.dataset import AttentionGraphs, default_layers
+from graphhalu.graphs.edges import Threshold
+from graphhalu.testing.planted import PLANTED_SHAPE
+
+
+@pytest.fixture
+def graphs(planted):
+    traces, labels = planted
+    return AttentionGraphs(traces, labels=labels)
+
+
+@pytest.fixture
+def some_invalid(planted):
+    traces, labels = planted
+    is_valid = labels.is_valid.copy()
+    is_valid[[2, 11]] = False
+    values = np.where(is_valid, labels.values, 0)
+    return AttentionGraphs(traces, labels=replace(labels, is_valid=is_valid, values=values))
+
+
+def test_the_layers_of_a_trace_follow_each_other(graphs):
+    assert len(graphs) == 23 * 3
+    assert [graphs[i].trace_index for i in range(5)] == [0, 0, 0, 1, 1]
+    assert [graphs[i].layer for i in range(5)] == [1, 2, 3, 1, 2]
+    assert graphs[-1].trace_index == 22
+
+
+def test_a_graph_is_the_token_graph_of_its_trace_and_layer(planted, graphs):
+    data, expected = graphs[7], build_graph(planted[0][2], 2)
+
+    assert isinstance(data, Data)
+    np.testing.assert_array_equal(data.x.numpy(), expected.x)
+    np.testing.assert_array_equal(data.edge_index.numpy(), expected.edge_index)
+    np.testing.assert_array_equal(data.edge_attr.numpy(), expected.edge_attr)
+    np.testing.assert_array_equal(data.is_answer.numpy(), expected.is_answer)
+    np.testing.assert_array_equal(data.kept_mass.numpy(), expected.kept_mass)
+    assert data.question_id == planted[0][2].record.question_id
+    assert data.node_feature_names == expected.node_feature_names
+    assert data.validate()
+
+
+def test_the_settings_reach_the_graph(planted):
+    graphs = AttentionGraphs(
+        planted[0],
+        layers=[4, 0],
+        edges=Threshold(0.2),
+        nodes=["sink", "hidden"],
+        prompt_edges=False,
+    )
+    recipe = GraphRecipe(Threshold(0.2), ("sink", "hidden"), prompt_edges=False)
+
+    expected = build_graph(planted[0][1], 0, recipe)
+    np.testing.assert_array_equal(graphs[3].x.numpy(), expected.x)
+    np.testing.assert_array_equal(graphs[3].edge_index.numpy(), expected.edge_index)
+
+
+def test_iterating_ends_after_the_last_graph(graphs):
+    view = graphs.select(np.array([5, 3]))
+
+    assert [data.trace_index for data in view] == [5, 5, 5, 3, 3, 3]
+    with pytest.raises(IndexError):
+        view[6]
+
+
+@pytest.mark.parametrize(
+    ("n_layers", "kept", "expected"),
+    [
+        (30, range(30), (10, 15, 20)),
+        (5, range(5), (1, 2, 3)),
+        (32, (0, 8, 17, 31), (8, 17, 31)),
+        (7, (2, 5), (2, 5)),
+        (3, (1,), (1,)),
+    ],
+)
+def test_default_layers_are_the_kept_ones_nearest_to_the_thirds_and_the_middle(
+    n_layers, kept, expected
+):
+    shape = replace(PLANTED_SHAPE, n_layers=n_layers, attention_layers=tuple(kept))
+
+    assert default_layers(shape) == expected
+
+
+def test_without_a_kept_layer_there_is_no_default():
+    with pytest.raises(UsageError, match="no layer"):
+        default_layers(replace(PLANTED_SHAPE, attention_layers=()))
+
+
+def test_a_batch_shifts_edges_and_leaves_trace_numbers_alone(graphs):
+    picked = [graphs[index] for index in (3, 10, 68)]
+    batch = next(iter(DataLoader(picked, batch_size=3)))
+
+    sizes = [data.num_nodes for data in picked]
+    assert batch.trace_index.tolist() == [1, 3, 22]
+    assert batch.layer.tolist() == [1, 2, 3]
+    assert batch.question_id == [data.question_id for data in picked]
+    assert batch.y.tolist() == [data.y.item() for data in picked]
+    assert batch.num_nodes == sum(sizes)
+    last = batch.edge_index[:, -picked[2].num_edges :]
+    assert torch.equal(last, picked[2].edge_index + sizes[0] + sizes[1])
+
+
+def test_workers_yield_the_same_batches(graphs):
+    view = graphs.select(np.arange(5))
+    alone = list(DataLoader(view, batch_size=4))
+    shared = list(DataLoader(view, batch_size=4, num_workers=2))
+
+    assert len(alone) == len(shared) == 4
+    for one, other in zip(alone, shared, strict=True):
+        assert torch.equal(one.x, other.x)
+        assert torch.equal(one.edge_index, other.edge_index)
+        assert torch.equal(one.trace_index, other.trace_index)
+
+
+def test_a_split_shares_no_group_and_loses_no_trace(graphs):
+    sides = graphs.split(seed=3)
+
+    groups = [set(side.groups.tolist()) for side in sides]
+    assert all(groups)
+    assert len(set.union(*groups)) == sum(map(len, groups))
+    found = np.concatenate([side.trace_indices for side in sides])
+    assert sorted(found.tolist()) == list(range(23))
+    assert sum(map(len, sides)) == len(graphs)
+
+
+def test_a_split_repeats_with_its_seed_and_changes_with_another(graphs):
+    first, again, other = (graphs.split(seed=seed)[0].trace_indices for seed in (0, 0, 1))
+
+    np.testing.assert_array_equal(first, again)
+    assert first.tolist() != other.tolist()
+
+
+def test_graphs_without_labels_split_too_and_have_no_y(planted):
+    graphs = AttentionGraphs(planted[0])
+
+    assert graphs[0].y is None
+    assert all(len(side) for side in graphs.split())
+
+
+def test_a_split_of_a_view_keeps_the_numbers_of_the_traces(graphs):
+    view = graphs.select(np.arange(7, 23))
+
+    for side in view.split():
+        assert side[0].trace_index == side.trace_indices[0] >= 7
+
+
+def test_labels_become_floats_and_an_invalid_one_nan(planted, some_invalid):
+    assert some_invalid[0].y.tolist() == [float(planted[1].values[0])]
+    assert some_invalid[0].y.dtype == torch.float32
+    assert some_invalid[2 * 3].y.isnan().all()
+
+
+def test_the_labelled_view_drops_traces_without_a_valid_label(some_invalid):
+    view = some_invalid.labelled()
+
+    assert view.trace_indices.tolist() == [i for i in range(23) if i not in (2, 11)]
+    assert len(some_invalid) == 69
+    assert not any(data.y.isnan().any() for data in view)
+
+
+def test_without_labels_there_is_no_labelled_view(planted):
+    with pytest.raises(UsageError, match="no labels"):
+        AttentionGraphs(planted[0]).labelled()
+
+
+def test_stats_are_means_over_the_graphs(some_invalid, planted):
+    view = some_invalid.select(np.array([1, 2, 4]))
+    graphs = [view.token_graph(index) for index in range(9)]
+
+    stats = view.stats()
+
+    kept = [mass for graph in graphs for mass in graph.kept_mass[1:]]
+    assert (stats["n_graphs"], stats["n_traces"]) == (9, 3)
+    assert stats["nodes_mean"] == pytest.approx(np.mean([len(graph.x) for graph in graphs]))
+    assert stats["edges_mean"] == pytest.approx(np.mean([len(g.edge_attr) for g in graphs]))
+    assert stats["kept_mass_mean"] == pytest.approx(np.mean(kept), rel=1e-5)
+    assert stats["prevalence"] == planted[1].values[[1, 4]].mean()
+
+
+def test_kept_mass_is_taken_over_the_rows_that_may_have_edges(planted):
+    graphs = AttentionGraphs(planted[0][:1], edges=Threshold(0.0), prompt_edges=False)
+
+    assert graphs.stats()["kept_mass_mean"] == pytest.approx(1)
+    assert graphs.stats()["prevalence"] is None
+
+
+def test_an_empty_view_has_no_means(graphs):
+    with pytest.raises(NotEnoughDataError, match="no graph"):
+        graphs.select(np.array([], dtype=np.int64)).stats()
+
+
+def test_an_unknown_view_is_refused_with_the_known_one(planted):
+    with pytest.raises(UsageError, match="layers"):
+        AttentionGraphs(planted[0], view="multiplex")
+
+
+@pytest.mark.parametrize("layers", [[2, 7], []])
+def test_layers_that_are_not_kept_are_refused(planted, layers):
+    with pytest.raises(UsageError, match="0, 1, 2, 3, 4"):
+        AttentionGraphs(planted[0], layers=layers)
+
+
+def test_no_trace_is_refused():
+    with pytest.raises(NotEnoughDataError, match="no trace"):
+        AttentionGraphs([])
+
+
+def test_labels_of_other_traces_are_refused(planted):
+    traces, labels = planted
+
+    with pytest.raises(UsageError, match="each of 22"):
+        AttentionGraphs(traces[1:], labels=labels)
+    with pytest.raises(UsageError, match="trace 0 is"):
+        AttentionGraphs(traces[::-1], labels=labels)

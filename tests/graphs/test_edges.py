@@ -1,0 +1,92 @@
+import numpy as np
+import pytest
+
+from graphhalu.errors import UsageError
+from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
+
+
+def ranked_keys(importance, row, position):
+    """Earlier keys with importance, the largest first, ties by the lower key."""
+    keys = [key for key in range(position) if importance[row, key] > 0]
+    return sorted(keys, key=lambda key: (-importance[row, key], key))
+
+
+def slow_threshold(importance, row, position, tau):
+    return [key for key in ranked_keys(importance, row, position) if importance[row, key] > tau]
+
+
+def slow_top_k(importance, row, position, k):
+    return ranked_keys(importance, row, position)[:k]
+
+
+def slow_cumulative(importance, row, position, p):
+    keys = ranked_keys(importance, row, position)
+    total = sum(importance[row, key] for key in keys)
+    kept, mass = [], 0.0
+    for key in keys:
+        if mass >= p * total:
+            break
+        kept.append(key)
+        mass += importance[row, key]
+    return kept
+
+
+CASES = [
+    (Threshold(0.05), slow_threshold, 0.05),
+    (Threshold(0.0), slow_threshold, 0.0),
+    (TopK(1), slow_top_k, 1),
+    (TopK(5), slow_top_k, 5),
+    (TopK(97), slow_top_k, 97),
+    (CumulativeMass(0.5), slow_cumulative, 0.5),
+    (CumulativeMass(0.9), slow_cumulative, 0.9),
+    (CumulativeMass(1.0), slow_cumulative, 1.0),
+]
+
+
+@pytest.mark.parametrize(("rule", "slow", "argument"), CASES, ids=repr)
+@pytest.mark.parametrize("window", [None, 5])
+def test_a_rule_chooses_what_a_loop_chooses(random_attention, rule, slow, argument, window):
+    complete = random_attention(np.random.default_rng(7), (3, 13, 13), window=window).mean(0)
+
+    for row_start in (0, 6):
+        importance = complete[row_start:]
+        expected = np.zeros(importance.shape, dtype=bool)
+        for row in range(len(importance)):
+            expected[row, slow(importance, row, row + row_start, argument)] = True
+        np.testing.assert_array_equal(rule.choose(importance, row_start), expected)
+
+
+@pytest.mark.parametrize("rule", [TopK(2), CumulativeMass(0.5)], ids=repr)
+def test_a_tie_goes_to_the_lower_key(rule):
+    importance = np.tril(np.full((5, 5), 0.125))
+
+    chosen = rule.choose(importance, 0)
+
+    assert np.flatnonzero(chosen[4]).tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("rule", [Threshold(0.0), TopK(5), CumulativeMass(1.0)], ids=repr)
+def test_only_earlier_tokens_become_edges_whatever_the_rest_holds(rule):
+    chosen = rule.choose(np.full((5, 5), 0.5), 0)
+
+    np.testing.assert_array_equal(chosen, np.tri(5, k=-1, dtype=bool))
+
+
+@pytest.mark.parametrize("rule", [Threshold(0.0), TopK(5), CumulativeMass(1.0)], ids=repr)
+def test_a_pair_without_attention_is_no_edge(rule):
+    assert not rule.choose(np.eye(5), 0).any()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Threshold(1.0),
+        lambda: Threshold(-0.1),
+        lambda: TopK(0),
+        lambda: CumulativeMass(0.0),
+        lambda: CumulativeMass(1.5),
+    ],
+)
+def test_a_rule_that_could_keep_nothing_sensible_is_refused(make):
+    with pytest.raises(UsageError, match="got"):
+        make()

@@ -1,0 +1,140 @@
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from graphhalu.axes import SPAN_NAMES
+from graphhalu.errors import NonFiniteError, UnknownNameError, UsageError
+from graphhalu.graphs.nodes import NODE_BLOCKS, node_features
+from graphhalu.traces.trace import Trace
+
+LENGTH, PROMPT, HEADS = 13, 7, 3
+
+
+def stored(trace, name, layer):
+    return np.asarray(trace.arrays[name][layer], dtype=np.float64)
+
+
+def slow_hidden(trace, layer, token):
+    return list(trace.hidden(layer + 1)[token])
+
+
+def slow_position(trace, layer, token):
+    from_end = (token - PROMPT + 1) / LENGTH
+    return [token / (LENGTH - 1), float(token >= PROMPT), from_end, math.log(LENGTH)]
+
+
+def slow_span(trace, layer, token):
+    return [float(trace.span_code[token] == code) for code in range(len(SPAN_NAMES))]
+
+
+def slow_paid(trace, layer, token):
+    keys = stored(trace, "sink_keys", layer)
+    return [min(1.0, sum(keys[head, token])) for head in range(HEADS)]
+
+
+def slow_sink(trace, layer, token):
+    window = trace.shape.layer_windows[layer] or LENGTH
+    n_rows = sum(1 for row in range(LENGTH) if 0 <= row - token < window)
+    received = stored(trace, "received", layer)
+    return [received[head, token] / n_rows for head in range(HEADS)] + slow_paid(
+        trace, layer, token
+    )
+
+
+def slow_instability(trace, layer, token):
+    paid = slow_paid(trace, layer, token)
+    mean = sum(paid) / HEADS
+    std = math.sqrt(sum((value - mean) ** 2 for value in paid) / HEADS)
+    return [std, std / math.sqrt(mean * (1 - mean)) if 0 < mean < 1 else 0.0]
+
+
+def slow_self_attention(trace, layer, token):
+    own = stored(trace, "self_attention", layer)
+    return [math.log(max(own[head, token], 1e-6)) for head in range(HEADS)]
+
+
+def slow_entropy(trace, layer, token):
+    entropy = stored(trace, "row_entropy", layer)
+    return [entropy[head, token] / math.log(token + 1) if token else 0.0 for head in range(HEADS)]
+
+
+def slow_likelihood(trace, layer, token):
+    if token == 0:
+        return [0.0, 0.0, 0.0, 1.0]
+    names = ("token_logprob", "token_entropy", "top1_margin")
+    return [*(float(trace.arrays[name][token]) for name in names), 0.0]
+
+
+ORACLES = {
+    "hidden": slow_hidden,
+    "position": slow_position,
+    "span": slow_span,
+    "sink": slow_sink,
+    "instability": slow_instability,
+    "self_attention": slow_self_attention,
+    "entropy": slow_entropy,
+    "likelihood": slow_likelihood,
+}
+
+
+def test_every_block_has_an_oracle():
+    assert set(ORACLES) == set(NODE_BLOCKS)
+
+
+@pytest.mark.parametrize("name", ORACLES)
+@pytest.mark.parametrize("layer", [0, 1])
+def test_a_block_equals_its_loop(trace, name, layer):
+    block = NODE_BLOCKS[name](trace, layer)
+
+    expected = np.array([ORACLES[name](trace, layer, token) for token in range(LENGTH)])
+    np.testing.assert_allclose(block.values, expected, rtol=1e-5, atol=1e-6)
+    assert len(block.names) == len(set(block.names)) == expected.shape[1]
+
+
+def test_columns_of_several_blocks_stand_side_by_side_with_their_names(trace):
+    both = node_features(trace, 1, ("span", "entropy"))
+
+    assert both.names[:2] == ("span.bos", "span.system")
+    assert both.names[6:] == tuple(f"entropy.relative_head{head}" for head in range(HEADS))
+    np.testing.assert_allclose(both.values[:, 6:], NODE_BLOCKS["entropy"](trace, 1).values)
+
+
+def test_what_a_token_receives_is_a_mean_and_so_at_most_one(trace):
+    received = NODE_BLOCKS["sink"](trace, 1).values[:, :HEADS]
+
+    assert received.min() >= 0
+    assert received.max() <= 1 + 1e-6
+
+
+def test_an_unknown_block_is_refused_with_the_known_names(trace):
+    with pytest.raises(UnknownNameError, match="instability"):
+        node_features(trace, 0, ("instable",))
+
+
+def test_a_graph_without_node_features_is_refused(trace):
+    with pytest.raises(UsageError, match="at least one block"):
+        node_features(trace, 0, ())
+
+
+def test_a_value_that_is_not_finite_is_an_error_that_names_block_layer_and_token(trace):
+    broken = np.array(trace.arrays["token_entropy"])
+    broken[5] = np.inf
+    faulty = Trace(trace.record, trace.shape, {**trace.arrays, "token_entropy": broken})
+
+    with pytest.raises(NonFiniteError, match=r"layer 1.*inf in likelihood\.entropy at token 5"):
+        node_features(faulty, 1, ("likelihood",))
+
+
+def test_layers_are_found_by_their_number_in_the_model(trace):
+    kept = Trace(
+        trace.record,
+        replace(trace.shape, n_layers=19, attention_layers=(11, 17), hidden_layers=(0, 12, 18)),
+        {**trace.arrays, "hidden": trace.arrays["hidden"][:3]},
+    )
+
+    for name in ("sink", "hidden"):
+        np.testing.assert_array_equal(
+            NODE_BLOCKS[name](kept, 17).values, NODE_BLOCKS[name](trace, 1).values
+        )
