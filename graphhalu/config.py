@@ -38,7 +38,7 @@ def load_config(
     Raises:
         ConfigError: If the file cannot be read or a value does not validate.
     """
-    values = _read_yaml(path) if path is not None else {}
+    values = read_yaml(path) if path is not None else {}
     items = overrides if isinstance(overrides, Mapping) else read_overrides(overrides)
     for key, value in items.items():
         _set_dotted(values, key, value)
@@ -94,7 +94,12 @@ def differing_fields(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> lis
     return differences
 
 
-def _read_yaml(path: Path) -> dict[str, Any]:
+def read_yaml(path: Path) -> dict[str, Any]:
+    """The mapping that a YAML file holds; an empty file is an empty mapping.
+
+    Raises:
+        ConfigError: If there is no such file, or it holds something else.
+    """
     try:
         values = yaml.safe_load(path.read_text(encoding="utf-8"))
     except FileNotFoundError:

@@ -69,12 +69,13 @@ def train(
     from graphhalu.evaluation.training import read_settings, train_detector
 
     _use_threads(threads)
-    settings = {**read_settings(config), **read_overrides(set_ or [])}
+    settings = {"seed": seed, **read_settings(config), **read_overrides(set_ or [])}
     store = _store(traces)
     labels = _labels(store, labeller)
     with progress_line("fits") as progress:
         run = train_detector(
-            detector, store, labels, seed=seed, settings=settings,
+            detector, store, labels,
+            settings=settings,
             store=_identity(store), runs=runs, on_progress=progress.step,
         )  # fmt: skip
     if json:

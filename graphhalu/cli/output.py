@@ -2,11 +2,13 @@
 
 import json
 import sys
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from graphhalu.evaluation.compare import Progress as CompareProgress
     from graphhalu.extract.run import Progress
 
 _PLAIN_SECONDS = 15.0
@@ -68,22 +70,28 @@ class ProgressLine:
         self.bar = bar
         self.task: Any = None
         self.last_seconds = 0.0
+        self.started = time.monotonic()
+
+    def step(self, progress: "CompareProgress") -> None:
+        """Show where a comparison stands."""
+        self.show(progress.n_done, progress.n_total, time.monotonic() - self.started)
 
     def __call__(self, progress: "Progress") -> None:
-        """Show where the run stands."""
-        rate = progress.n_done / progress.seconds if progress.seconds > 0 else 0.0
-        left = (progress.n_total - progress.n_done) / rate if rate > 0 else float("inf")
+        """Show where an extraction stands."""
+        self.show(progress.n_done, progress.n_total, progress.seconds)
+
+    def show(self, n_done: int, n_total: int, seconds: float) -> None:
+        """Show how much is done, how fast it goes and how long it will take."""
+        rate = n_done / seconds if seconds > 0 else 0.0
+        left = (n_total - n_done) / rate if rate > 0 else float("inf")
         text = f"{rate:.2f} {self.what}/s, {duration(left) if rate > 0 else '?'} left"
         if self.bar is not None:
             if self.task is None:
-                self.task = self.bar.add_task(self.what, total=progress.n_total, text="")
-            self.bar.update(self.task, completed=progress.n_done, text=text)
-        elif (
-            progress.seconds - self.last_seconds >= _PLAIN_SECONDS
-            or progress.n_done == progress.n_total
-        ):
-            self.last_seconds = progress.seconds
-            say(f"{progress.n_done}/{progress.n_total} {self.what}, {text}")
+                self.task = self.bar.add_task(self.what, total=n_total, text="")
+            self.bar.update(self.task, completed=n_done, text=text)
+        elif seconds - self.last_seconds >= _PLAIN_SECONDS or n_done == n_total:
+            self.last_seconds = seconds
+            say(f"{n_done}/{n_total} {self.what}, {text}")
 
 
 @contextmanager

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from graphhalu.config import read_yaml
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.compare import DetectorFactory, compare
@@ -75,6 +76,15 @@ def train_detector(
         (folder / "detector").mkdir()
         fitted[-1].save(folder / "detector")
     return TrainedRun(folder, result)
+
+
+def read_settings(path: Path | None) -> dict[str, Any]:
+    """Settings of a detector from a YAML file; empty without one.
+
+    Raises:
+        ConfigError: If the file cannot be read.
+    """
+    return read_yaml(path) if path is not None else {}
 
 
 def new_run_folder(runs: Path, name: str) -> Path:

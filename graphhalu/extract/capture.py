@@ -48,7 +48,7 @@ _ACTIVE: ContextVar[_Capture | None] = ContextVar("graphhalu_capture", default=N
 
 
 @contextmanager
-def capturing(model: nn.Module, observer: AttentionObserver, *, row_chunk: int) -> Iterator[None]:
+def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int) -> Iterator[None]:
     """Run the model with its attention handed to ``observer``, then restore what was set.
 
     Args:
@@ -96,7 +96,7 @@ def capture_attention(
     capture = _ACTIVE.get()
     if capture is None:
         return eager(module, query, key, value, attention_mask, **settings)[0], None
-    layer = int(module.layer_idx)
+    layer: int = module.layer_idx  # type: ignore[assignment]
     n_rows = query.shape[2]
     capture.observer.values(layer, value)
     outputs = []

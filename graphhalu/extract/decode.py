@@ -73,9 +73,7 @@ class Decoder:
         n_beams: Beams a question.
     """
 
-    def __init__(
-        self, model: nn.Module, layer_windows: tuple[int | None, ...], n_beams: int
-    ) -> None:
+    def __init__(self, model: Any, layer_windows: tuple[int | None, ...], n_beams: int) -> None:
         self.model = model
         self.windows = tuple(sorted({w for w in layer_windows if w is not None}))
         self.has_full_layers = None in layer_windows
@@ -160,7 +158,7 @@ class Decoder:
 
 
 @contextmanager
-def decoding(model: nn.Module) -> Iterator[None]:
+def decoding(model: Any) -> Iterator[None]:
     """Give the model the attention of decoding steps, then restore its own."""
     AttentionInterface.register(DECODE_NAME, decode_attention)
     AttentionMaskInterface.register(DECODE_NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])

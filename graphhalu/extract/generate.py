@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphhalu.extract.beams import Beams, Candidate
 from graphhalu.extract.decode import Decoder
@@ -34,7 +34,7 @@ class BeamSearch:
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         *,
         layer_windows: tuple[int | None, ...],
         stop_ids: Sequence[int],
@@ -113,7 +113,7 @@ def left_padded(
 
 
 @torch.inference_mode()
-def shared_decoding_fault(model: nn.Module, layer_windows: tuple[int | None, ...]) -> str | None:
+def shared_decoding_fault(model: Any, layer_windows: tuple[int | None, ...]) -> str | None:
     """Try shared decoding on a few tokens against one plain pass.
 
     Returns:
@@ -136,7 +136,7 @@ def shared_decoding_fault(model: nn.Module, layer_windows: tuple[int | None, ...
 
 
 def _shared_logits(
-    model: nn.Module, layer_windows: tuple[int | None, ...], tokens: Int[Tensor, "1 token"]
+    model: Any, layer_windows: tuple[int | None, ...], tokens: Int[Tensor, "1 token"]
 ) -> Float[Tensor, "vocabulary"]:
     """Logits of the last token when the last two are fed as steps of the second beam."""
     decoder = Decoder(model, layer_windows, n_beams=2)

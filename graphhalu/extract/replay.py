@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int
-from torch import Tensor, nn
+from torch import Tensor
 
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.recorders import Batch, RecorderSet
@@ -70,7 +70,7 @@ class _Pass:
 
 @torch.inference_mode()
 def replay(
-    model: nn.Module,
+    model: Any,
     sequences: Sequence[TokenSequence],
     *,
     shape: TraceShape,
@@ -118,7 +118,9 @@ def token_statistics(
     parts = [
         _statistics_of_rows(rows.float(), ids)
         for rows, ids in zip(
-            logits.split(_STATISTICS_ROWS), next_ids.split(_STATISTICS_ROWS), strict=True
+            torch.split(logits, _STATISTICS_ROWS),
+            torch.split(next_ids, _STATISTICS_ROWS),
+            strict=True,
         )
     ]
     return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))
@@ -171,7 +173,7 @@ def _one_result(
     failure = _failure(index, sequence, done)
     if failure is not None:
         return Replayed({}, failure)
-    kept = {
+    kept: dict[str, np.ndarray] = {
         "token_ids": sequence.token_ids.astype(np.int32),
         "span_code": sequence.span_code.astype(np.uint8),
         **_token_streams(done.output.logits[index, : sequence.length], sequence),

@@ -100,7 +100,7 @@ def planted_trace(
     span_code[0] = Span.BOS
     span_code[prompt_length - 2 : prompt_length] = Span.TEMPLATE
     span_code[prompt_length:] = Span.ANSWER
-    arrays = {
+    arrays: dict[str, np.ndarray] = {
         "token_ids": generator.integers(0, 97, length).astype(np.int32),
         "span_code": span_code,
         **_token_streams(generator, length),

@@ -136,10 +136,9 @@ class TraceStore(Sequence[Trace]):
     @cached_property
     def shape(self) -> TraceShape:
         """What the axes mean."""
-        plain = self._attributes["shape"]
-        return TraceShape(
-            **{key: tuple(v) if isinstance(v, list) else v for key, v in plain.items()}
-        )
+        plain: dict[str, Any] = self._attributes["shape"]
+        axes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
+        return TraceShape(**axes)
 
     @property
     def labels_folder(self) -> Path:
