@@ -58,11 +58,13 @@ def test_a_rule_chooses_what_a_loop_chooses(random_attention, rule, slow, argume
 
 @pytest.mark.parametrize("rule", [TopK(2), CumulativeMass(0.5)], ids=repr)
 def test_a_tie_goes_to_the_lower_key(rule):
-    importance = np.tril(np.full((5, 5), 0.125))
+    # long enough that an unstable sort shuffles equal values
+    importance = np.tril(np.full((211, 211), 0.125))
 
     chosen = rule.choose(importance, 0)
 
-    assert np.flatnonzero(chosen[4]).tolist() == [0, 1]
+    n_chosen = rule.k if isinstance(rule, TopK) else 105
+    assert np.flatnonzero(chosen[210]).tolist() == list(range(n_chosen))
 
 
 @pytest.mark.parametrize("rule", [Threshold(0.0), TopK(5), CumulativeMass(1.0)], ids=repr)
