@@ -5,6 +5,7 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -57,7 +58,8 @@ class LabelledStore(Protocol):
 def label_store(store: LabelledStore, labeller: Labeller) -> Labels:
     """Label every answer of a store and write the labels beside the traces.
 
-    An earlier file of the same labeller is replaced in one step; a killed run leaves it whole.
+    Give it the whole store: the file holds the traces that it is given and no others. An earlier
+    file of the same labeller is replaced in one step; a killed run leaves it whole.
 
     Raises:
         NotEnoughDataError: If the store holds no trace.
@@ -89,11 +91,13 @@ def label_records(records: Sequence[TraceRecord], labeller: Labeller) -> Labels:
 
 
 def read_labels(store: LabelledStore, labeller: str) -> Labels:
-    """The labels that a labeller gave the traces of a store.
+    """The labels that a labeller gave the traces of a store, or of a view of it.
+
+    They come in the order of the traces; rows are found by identity, never by place.
 
     Raises:
         TraceNotFoundError: If there are none; names the command that makes them.
-        StoreMismatchError: If they belong to other traces than the store holds now.
+        StoreMismatchError: If a trace has none, as after the store has grown.
         CorruptStoreError: If the file is damaged, or of a newer format.
     """
     path = labels_path(store, labeller)
@@ -102,14 +106,15 @@ def read_labels(store: LabelledStore, labeller: str) -> Labels:
         message = f"no labels by {labeller!r} in {path.parent.parent} (there: {there})\n"
         raise TraceNotFoundError(message + _way_out(path))
     labels = _read(path)
-    stored, now = set(labels.trace_ids), set(store.trace_ids)
-    if labels.trace_ids != tuple(store.trace_ids):
+    place = {trace_id: index for index, trace_id in enumerate(labels.trace_ids)}
+    n_missing = sum(trace_id not in place for trace_id in store.trace_ids)
+    if n_missing:
         message = (
             f"the labels by {labeller!r} belong to other traces than {path.parent.parent} holds: "
-            f"{len(now - stored)} traces have no label, {len(stored - now)} labels no trace\n"
+            f"{n_missing} of {len(store.trace_ids)} traces have no label\n"
         )
         raise StoreMismatchError(message + _way_out(path))
-    return labels
+    return _selected(labels, [place[trace_id] for trace_id in store.trace_ids])
 
 
 def ensure_labels(store: LabelledStore, labeller: Labeller) -> Labels:
@@ -130,6 +135,16 @@ def ensure_labels(store: LabelledStore, labeller: Labeller) -> Labels:
         if _read(path).settings != labeller.settings():
             raise
         return label_store(store, labeller)
+
+
+def _selected(labels: Labels, indices: list[int]) -> Labels:
+    return replace(
+        labels,
+        trace_ids=tuple(labels.trace_ids[index] for index in indices),
+        values=labels.values[indices],
+        is_valid=labels.is_valid[indices],
+        reasons=tuple(labels.reasons[index] for index in indices),
+    )
 
 
 def labels_path(store: LabelledStore, labeller: str) -> Path:

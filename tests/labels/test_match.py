@@ -1,0 +1,166 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from graphhalu.labels.base import LabelDecision
+from graphhalu.labels.match import AliasMatch
+from graphhalu.labels.refusal import claims, is_refusal
+from graphhalu.traces.schema import TraceRecord
+
+RIGHT = LabelDecision(0, is_valid=True, reason="alias")
+INSIDE = LabelDecision(0, is_valid=True, reason="alias inside")
+WRONG = LabelDecision(1, is_valid=True, reason="no alias")
+NEGATED = LabelDecision(1, is_valid=True, reason="negated alias")
+EMPTY = LabelDecision(0, is_valid=False, reason="empty answer")
+REFUSAL = LabelDecision(0, is_valid=False, reason="refusal")
+
+TABLE = [
+    # equal in form
+    ("Paris", ["Paris"], RIGHT),
+    ("paris.", ["Paris"], RIGHT),
+    ("  PARIS!  ", ["Paris"], RIGHT),
+    ("The Beatles", ["Beatles"], RIGHT),
+    ("Beatles", ["The Beatles"], RIGHT),
+    ("An Inspector Calls", ["Inspector Calls"], RIGHT),
+    ("Kurt Godel", ["Kurt Gödel"], RIGHT),
+    ("Gorbačëv", ["Gorbacev"], RIGHT),
+    ("São Paulo", ["Sao Paulo"], RIGHT),
+    ("US", ["U.S."], RIGHT),
+    ("U.S.", ["US"], RIGHT),
+    ("Jean Paul Sartre", ["Jean-Paul Sartre"], RIGHT),
+    ("Lutetia", ["Paris", "Paree", "Lutetia"], RIGHT),
+    ("A", ["A"], RIGHT),
+    # numbers
+    ("1000", ["1,000"], RIGHT),
+    ("1,000", ["1000"], RIGHT),
+    ("seven", ["7"], RIGHT),
+    ("7", ["Seven"], RIGHT),
+    ("twenty-one", ["21"], RIGHT),
+    ("There are five of them.", ["5"], INSIDE),
+    ("15", ["5"], WRONG),
+    ("It has 15 members.", ["5"], WRONG),
+    ("5.5", ["5"], WRONG),
+    ("-5", ["5"], WRONG),
+    ("50", ["5"], WRONG),
+    ("It is 3.50 metres long.", ["3.5"], INSIDE),
+    ("35", ["3.5"], WRONG),
+    ("It is one of the oldest.", ["1"], WRONG),
+    ("twenty-one", ["20"], WRONG),
+    # years
+    ("It ended in 1945.", ["1945"], INSIDE),
+    ("It ended in 1946.", ["1945"], WRONG),
+    ("It lasted from 1914–1918.", ["1918"], INSIDE),
+    ("In the 1940s.", ["1940"], WRONG),
+    ("19455", ["1945"], WRONG),
+    # inside a sentence, on word boundaries
+    ("The capital of France is Paris.", ["Paris"], INSIDE),
+    ("It is the New York-based bank.", ["New York"], INSIDE),
+    ("It is Paris's tower.", ["Paris"], INSIDE),
+    ("Parisian", ["Paris"], WRONG),
+    ("Comparison", ["Paris"], WRONG),
+    ("It was the mandate of heaven.", ["man"], WRONG),
+    ("Lyon", ["Paris"], WRONG),
+    ("Chicago", ["Chicago, Illinois"], WRONG),
+    ("It is Chicago, Illinois.", ["Chicago, Illinois"], INSIDE),
+    # plurals count only when they are listed
+    ("bananas", ["banana"], WRONG),
+    ("bananas", ["banana", "bananas"], RIGHT),
+    # function words
+    ("It is Carrie.", ["It"], WRONG),
+    ("It", ["It"], RIGHT),
+    ("They gave us a hint.", ["US", "USA"], WRONG),
+    ("It was the US.", ["US"], INSIDE),
+    # negations
+    ("not Paris", ["Paris"], NEGATED),
+    ("It is not Paris but Lyon.", ["Paris"], NEGATED),
+    ("It isn't Paris.", ["Paris"], NEGATED),
+    ("It was never in Paris.", ["Paris"], NEGATED),
+    ("Lyon rather than Paris.", ["Paris"], NEGATED),
+    ("It is Lyon, not Paris.", ["Paris", "City of Light"], NEGATED),
+    ("Not Lyon but Paris.", ["Paris"], INSIDE),
+    ("No, Paris.", ["Paris"], INSIDE),
+    ("Lyon it is not. Paris is.", ["Paris"], INSIDE),
+    ("Not Paris, or is it? Yes, Paris.", ["Paris"], INSIDE),
+    ("Not only Paris.", ["Paris"], INSIDE),
+    ("Not Fade Away", ["Not Fade Away"], RIGHT),
+    ("It is a forget-me-not.", ["Forget-me-not"], INSIDE),
+    # scripts without spaces
+    ("東京です。", ["東京"], INSIDE),
+    ("日本の首都は東京です", ["東京", "Tokyo"], INSIDE),
+    ("大阪です", ["東京"], WRONG),
+    ("東京", ["東京"], RIGHT),
+    ("答えは15年です", ["15"], INSIDE),
+    ("答えは15年です", ["5年"], WRONG),
+    ("ﾄｳｷｮｳ", ["トウキョウ"], RIGHT),
+    ("かき", ["がき"], WRONG),
+    ("서울입니다", ["서울"], INSIDE),
+    # nothing to judge
+    ("", ["Paris"], EMPTY),
+    (" \n ", ["Paris"], EMPTY),
+    ("...", ["Paris"], EMPTY),
+    ("I don't know.", ["Paris"], REFUSAL),
+    ("I don’t know Paris well enough.", ["Paris"], REFUSAL),
+    ("I'm not sure.", ["Paris"], REFUSAL),
+    ("I cannot answer that question.", ["Paris"], REFUSAL),
+    ("As an AI, I have no access to that.", ["Paris"], REFUSAL),
+    ("Sorry, there is not enough information.", ["Paris"], REFUSAL),
+    ("Unknown", ["Paris"], REFUSAL),
+    ("わかりません。", ["東京"], REFUSAL),
+    ("I'm not sure, but I think it is Paris.", ["Paris"], INSIDE),
+    ("I'm not sure, but I think it is Lyon.", ["Paris"], WRONG),
+    ("Paris, though I'm not sure.", ["Paris"], INSIDE),
+    ("I have no comment", ["No", "I have no comment"], RIGHT),
+    ("unknown", ["Unknown"], RIGHT),
+]
+
+
+def record(answer: str, answers: list[str]) -> TraceRecord:
+    return TraceRecord("q#0", "q", "q", "What?", tuple(answers), answer, "What?", 2, 3)
+
+
+def label(answer: str, answers: list[str]) -> LabelDecision:
+    return AliasMatch().label(record(answer, answers))
+
+
+def test_the_table_is_large_enough_to_mean_something() -> None:
+    assert len(TABLE) >= 60
+
+
+@pytest.mark.parametrize(("answer", "aliases", "expected"), TABLE)
+def test_an_answer_is_judged_as_by_hand(
+    answer: str, aliases: list[str], expected: LabelDecision
+) -> None:
+    assert label(answer, aliases) == expected
+
+
+@given(st.text(max_size=31), st.lists(st.text(max_size=13), max_size=5))
+def test_every_answer_gets_a_decision(answer: str, aliases: list[str]) -> None:
+    decision = label(answer, aliases)
+    assert decision.value in {0, 1}
+    assert decision.is_valid or decision.value == 0
+    assert decision.reason
+
+
+@given(st.from_regex(r"x[a-z]{3,11}( [a-z]{3,11}){0,2}", fullmatch=True))
+def test_an_alias_is_found_wherever_it_stands(alias: str) -> None:
+    for answer in (alias, f"Surely {alias}.", f"{alias.upper()}, surely", f"({alias})"):
+        assert label(answer, ["zzzzz", alias]).value == 0
+
+
+def test_an_alias_of_punctuation_only_is_never_found() -> None:
+    assert label("Paris.", ["、", "~.~"]) == WRONG
+
+
+def test_without_gold_answers_nothing_is_decided() -> None:
+    assert label("Paris", []) == LabelDecision(0, is_valid=False, reason="no gold answer")
+
+
+def test_a_refusal_claims_only_what_stands_before_it_and_its_guess() -> None:
+    text = "Lyon. I'm not sure, maybe Paris"
+    assert claims(text) == ["Lyon. ", " Paris"]
+    assert not is_refusal(text)
+    assert claims("Paris") == ["Paris"]
+
+
+def test_letters_that_grow_in_lower_case_do_not_move_the_parts() -> None:
+    assert claims("İİİ Paris. I don't know, but Lyon") == ["İİİ Paris. ", " Lyon"]

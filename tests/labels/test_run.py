@@ -1,0 +1,258 @@
+import errno
+import json
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from graphhalu.errors import (
+    CorruptStoreError,
+    NotEnoughDataError,
+    StoreFullError,
+    StoreMismatchError,
+    TraceNotFoundError,
+    UnknownNameError,
+    UsageError,
+)
+from graphhalu.labels.labels import Labels
+from graphhalu.labels.match import AliasMatch
+from graphhalu.labels.registry import LABELLERS, make_labeller
+from graphhalu.labels.rouge import RougeL
+from graphhalu.labels.run import ensure_labels, label_records, label_store, read_labels
+from graphhalu.traces.schema import TraceRecord
+
+ANSWERS = ("Paris", "Lyon", "", "It is Paris.", "I don't know")
+
+
+@dataclass(frozen=True)
+class Store:
+    """As much of a trace store as labels need."""
+
+    path: Path
+    answers: tuple[str, ...] = ANSWERS
+
+    @property
+    def records(self) -> list[TraceRecord]:
+        return [
+            TraceRecord(f"q{n}#0", f"q{n}", f"q{n}", "What?", ("Paris",), answer, "What?", 2, 3)
+            for n, answer in enumerate(self.answers)
+        ]
+
+    @property
+    def trace_ids(self) -> tuple[str, ...]:
+        return tuple(record.trace_id for record in self.records)
+
+    @property
+    def labels_folder(self) -> Path:
+        return self.path / "labels"
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Store:
+    return Store(tmp_path / "store.zarr")
+
+
+def assert_same(one: Labels, other: Labels) -> None:
+    assert one.trace_ids == other.trace_ids
+    np.testing.assert_array_equal(one.values, other.values)
+    np.testing.assert_array_equal(one.is_valid, other.is_valid)
+    assert (one.reasons, one.labeller, one.settings) == (
+        other.reasons, other.labeller, other.settings,
+    )  # fmt: skip
+
+
+def files_of(store: Store) -> list[str]:
+    return sorted(path.name for path in store.labels_folder.iterdir())
+
+
+def test_every_labeller_in_the_table_has_its_name_and_plain_settings() -> None:
+    assert LABELLERS.names()[:2] == ["match", "rouge"]
+    for name in LABELLERS.names():
+        labeller = make_labeller(name)
+        assert labeller.name == name
+        assert json.loads(json.dumps(labeller.settings())) == labeller.settings()
+
+
+def test_a_setting_reaches_its_labeller() -> None:
+    assert make_labeller("rouge", threshold=0.7).settings()["threshold"] == 0.7
+
+
+def test_an_unknown_setting_lists_the_known_ones() -> None:
+    with pytest.raises(UsageError, match="no setting treshold; it has threshold"):
+        make_labeller("rouge", treshold=0.7)
+    with pytest.raises(UsageError, match="no setting threshold; it has none"):
+        make_labeller("match", threshold=0.7)
+
+
+def test_an_unknown_labeller_names_the_nearest() -> None:
+    with pytest.raises(UnknownNameError, match="Did you mean 'match'"):
+        make_labeller("mach")
+
+
+def test_labels_come_in_the_order_of_the_store_with_their_reasons(store: Store) -> None:
+    labels = label_store(store, AliasMatch())
+    assert labels.trace_ids == ("q0#0", "q1#0", "q2#0", "q3#0", "q4#0")
+    assert labels.values.tolist() == [0, 1, 0, 0, 0]
+    assert labels.is_valid.tolist() == [True, True, False, True, False]
+    assert labels.reasons == ("alias", "no alias", "empty answer", "alias inside", "refusal")
+    assert labels.coverage == pytest.approx(3 / 5)
+    assert labels.prevalence == pytest.approx(1 / 3)
+
+
+def test_what_is_written_is_read_back(store: Store) -> None:
+    label_store(store, AliasMatch())
+    assert_same(read_labels(store, "match"), label_records(store.records, AliasMatch()))
+
+
+def test_the_file_says_what_it_is_to_any_reader_of_parquet(store: Store) -> None:
+    label_store(store, RougeL(0.5))
+    table = pq.read_table(store.labels_folder / "rouge.parquet")
+    said = {key.decode(): json.loads(value) for key, value in table.schema.metadata.items()}
+    assert table.column_names == ["trace_id", "value", "is_valid", "reason"]
+    assert (said["format"], said["format_version"]) == ("graphhalu-labels", 1)
+    assert said["labeller"] == "rouge"
+    assert said["settings"]["threshold"] == 0.5
+    assert said["coverage"] == pytest.approx(3 / 5)
+    assert said["prevalence"] == pytest.approx(1 / 3)
+
+
+def test_without_a_valid_label_there_is_no_prevalence(tmp_path: Path) -> None:
+    store = Store(tmp_path / "s.zarr", ("", ""))
+    label_store(store, AliasMatch())
+    metadata = pq.read_schema(store.labels_folder / "match.parquet").metadata
+    assert metadata[b"prevalence"] == b"null"
+    with pytest.raises(NotEnoughDataError, match="could decide none of 2"):
+        _ = read_labels(store, "match").prevalence
+
+
+def test_labellers_lie_side_by_side_and_leave_nothing_else(store: Store) -> None:
+    label_store(store, AliasMatch())
+    label_store(store, RougeL())
+    label_store(store, AliasMatch())
+    assert files_of(store) == ["match.parquet", "rouge.parquet"]
+
+
+def test_a_view_gets_its_labels_by_identity(store: Store) -> None:
+    label_store(store, AliasMatch())
+
+    class View(Store):
+        @property
+        def records(self) -> list[TraceRecord]:
+            return [super(View, self).records[place] for place in (3, 1)]
+
+    labels = read_labels(View(store.path), "match")
+    assert labels.trace_ids == ("q3#0", "q1#0")
+    assert labels.reasons == ("alias inside", "no alias")
+    assert labels.values.tolist() == [0, 1]
+
+
+def test_missing_labels_name_the_command_and_what_is_there(store: Store) -> None:
+    label_store(store, RougeL())
+    with pytest.raises(
+        TraceNotFoundError,
+        match=r"no labels by 'match' .*there: rouge(?s:.*)graphhalu label .*zarr --labeller match",
+    ):
+        read_labels(store, "match")
+
+
+def test_a_store_that_has_grown_asks_for_new_labels(store: Store) -> None:
+    label_store(store, AliasMatch())
+    grown = Store(store.path, (*ANSWERS, "Rome", "Oslo"))
+    with pytest.raises(StoreMismatchError, match=r"2 of 7 traces have no label\n.*graphhalu label"):
+        read_labels(grown, "match")
+
+
+def test_labels_are_made_where_there_are_none_and_again_when_the_store_has_grown(
+    store: Store,
+) -> None:
+    assert len(ensure_labels(store, AliasMatch()).values) == 5
+    grown = Store(store.path, (*ANSWERS, "Rome"))
+    assert len(ensure_labels(grown, AliasMatch()).values) == 6
+    assert len(read_labels(grown, "match").values) == 6
+
+
+def test_stored_labels_keep_the_settings_that_they_were_made_with(store: Store) -> None:
+    label_store(store, RougeL(0.9))
+    assert ensure_labels(store, RougeL()).settings["threshold"] == 0.9
+
+
+def test_labels_of_other_settings_are_not_replaced_in_silence(store: Store) -> None:
+    label_store(store, RougeL(0.9))
+    grown = Store(store.path, (*ANSWERS, "Rome"))
+    with pytest.raises(StoreMismatchError, match="1 of 6 traces"):
+        ensure_labels(grown, RougeL())
+
+
+def test_an_empty_store_cannot_be_labelled(tmp_path: Path) -> None:
+    with pytest.raises(NotEnoughDataError, match="no trace to label"):
+        label_store(Store(tmp_path / "s.zarr", ()), AliasMatch())
+
+
+@pytest.mark.parametrize("name", ["../match", "", ".match", "a/b"])
+def test_a_name_that_leads_out_of_the_folder_is_refused(name: str, store: Store) -> None:
+    with pytest.raises(UsageError, match="a labeller's name holds"):
+        read_labels(store, name)
+
+
+def cut(content: bytes) -> bytes:
+    return content[: len(content) // 2]
+
+
+def foreign(_: bytes) -> bytes:
+    sink = pa.BufferOutputStream()
+    pq.write_table(pa.table({"x": [1, 2, 3]}), sink)
+    return bytes(sink.getvalue())
+
+
+@pytest.mark.parametrize("change", [cut, foreign, lambda _: b"", lambda _: b"hello"])
+def test_a_damaged_file_is_an_error_that_names_the_command(
+    change: Callable[[bytes], bytes], store: Store
+) -> None:
+    label_store(store, AliasMatch())
+    path = store.labels_folder / "match.parquet"
+    path.write_bytes(change(path.read_bytes()))
+    with pytest.raises(CorruptStoreError, match=r"damaged or no label file(?s:.*)graphhalu label"):
+        read_labels(store, "match")
+
+
+def test_a_newer_format_is_refused(store: Store) -> None:
+    label_store(store, AliasMatch())
+    path = store.labels_folder / "match.parquet"
+    table = pq.read_table(path)
+    newer = {**table.schema.metadata, b"format_version": b"2"}
+    pq.write_table(table.replace_schema_metadata(newer), path)
+    with pytest.raises(CorruptStoreError, match="version 2; this graphhalu reads"):
+        read_labels(store, "match")
+
+
+def failing(number: int) -> Callable[..., None]:
+    def write(*_: Any, **__: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    return write
+
+
+def test_a_full_disk_leaves_the_old_labels_whole(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = label_store(store, AliasMatch())
+    monkeypatch.setattr(pq, "write_table", failing(errno.ENOSPC))
+    with pytest.raises(StoreFullError, match="the disk is full"):
+        label_store(store, AliasMatch())
+    assert files_of(store) == ["match.parquet"]
+    assert_same(read_labels(store, "match"), before)
+
+
+def test_another_fault_of_the_disk_comes_through(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pq, "write_table", failing(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"):
+        label_store(store, AliasMatch())
+    assert files_of(store) == []
