@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Integer, UInt16
 from torch import Tensor
 
 from graphhalu.extract.capture import capturing
@@ -34,7 +34,7 @@ class TokenSequence:
     """
 
     token_ids: Int[np.ndarray, "token"]
-    span_code: Int[np.ndarray, "token"]
+    span_code: Integer[np.ndarray, "token"]
     prompt_length: int
     row_start: int = 0
 
@@ -216,7 +216,7 @@ def _token_streams(
 
 def _hidden_bits(
     done: _Pass, index: int, length: int
-) -> Int[np.ndarray, "hidden_layer token feature"]:
+) -> UInt16[np.ndarray, "hidden_layer token feature"]:
     bits = [
         done.output.hidden_states[layer][index, :length].to(torch.bfloat16).view(torch.uint16)
         for layer in done.shape.hidden_layers

@@ -125,7 +125,9 @@ def test_every_stream_is_what_a_slow_loop_over_the_matrix_gives():
                         entropy -= weights[row, key] * np.log(max(weights[row, key], 1e-30))
                     np.testing.assert_allclose(got["span_mass"][row], mass, atol=1e-3)
                     assert got["row_entropy"][row] == pytest.approx(entropy, rel=1e-3, abs=1e-3)
-                    assert got["self_attention"][row] == pytest.approx(weights[row, row], rel=1e-3)
+                    assert got["self_attention"][row] == pytest.approx(
+                        weights[row, row], rel=1e-3, abs=6e-8
+                    )
                     assert got["argmax_key"][row] == weights[row].argmax()
                     np.testing.assert_allclose(
                         got["sink_keys"][row], weights[row, :4], rtol=1e-3, atol=1e-6
@@ -152,9 +154,10 @@ def test_a_batch_gives_what_each_sequence_gives_alone():
         for name, values in alone.arrays.items():
             if ARRAYS[name].encoding == "bfloat16":
                 values, other = map(from_bfloat16_bits, (values, result.arrays[name]))
+                step = 2**-7  # a float32 difference can tip the rounding by one bfloat16 step
             else:
-                other = result.arrays[name]
-            np.testing.assert_allclose(other, values, rtol=2e-3, atol=1e-4, err_msg=name)
+                other, step = result.arrays[name], 2e-3
+            np.testing.assert_allclose(other, values, rtol=step, atol=1e-4, err_msg=name)
 
 
 def test_only_the_layers_asked_for_are_kept():
