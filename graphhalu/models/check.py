@@ -1,17 +1,23 @@
 """The self-check at load: is this attention what the other rooms take it for?"""
 
+import inspect
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from graphhalu.axes import ROW_SUM_TOLERANCE
 from graphhalu.errors import ModelRefusedError, NonFiniteError
 from graphhalu.models.load import LoadedModel
 
-_N_TOKENS: Final = 12
+_TEXT: Final = "The capital of France is Paris, and the capital of Italy is"
+_N_TOKENS: Final = 24
+_HIDDEN_TOKEN: Final = -3
+"""Near the end, so that it lies inside any sliding window."""
+
 _TOLERANCES: Final = {
     torch.float32: ROW_SUM_TOLERANCE, torch.float16: 5e-3, torch.bfloat16: 3e-2,
 }  # fmt: skip
@@ -23,7 +29,8 @@ class ModelCheck:
 
     Attributes:
         largest_future: Largest weight above the diagonal; 0 for a causal model.
-        largest_row_error: Largest distance of a row's sum from 1.
+        largest_row_error: Largest distance of a row's sum from 1; with a learned sink, by how
+            much a row is over 1.
         has_learned_sink: Whether rows sum to less than 1 because a learned sink takes the rest.
         logit_change: Change of the logits when a token is hidden from attention.
     """
@@ -36,33 +43,86 @@ class ModelCheck:
 
 @torch.inference_mode()
 def check_model(loaded: LoadedModel) -> ModelCheck:
-    """Check on a few tokens that attention is causal, sums to 1, and matters.
+    """Check on a short text that attention is causal, sums to 1, and matters.
+
+    The model's own eager attention is used; what was set before is restored.
 
     Raises:
         ModelRefusedError: If the attention is not what graphhalu reads.
         NonFiniteError: If the model gives NaN or infinity; names the layer.
     """
-    model = loaded.model
-    tokens = torch.arange(3, 3 + _N_TOKENS, device=model.device)[None] % model.vocab_size
-    output = _eager(model, tokens, torch.ones_like(tokens))
-    if not output.attentions or output.attentions[0] is None:
-        message = f"{loaded.spec.name} ({type(model).__name__}) gives no attention weights"
-        raise ModelRefusedError(message)
-    _require_finite(output, loaded.spec.name)
-    weights = torch.stack([layer[0].float().cpu() for layer in output.attentions])
-    sums = weights.sum(-1)
-    has_sink = any(name.endswith("sinks") for name, _ in model.named_parameters())
-    hidden = torch.ones_like(tokens)
-    hidden[0, 1] = 0
-    changed = _eager(model, tokens, hidden).logits[0, -1].float()
+    model, name = loaded.model, loaded.spec.name
+    tokens = _tokens(loaded)
+    is_seen = torch.ones_like(tokens, dtype=torch.bool)
+    output = _eager(model, tokens, is_seen)
+    attentions = _attentions(output, loaded)
+    _require_finite(output, attentions, loaded)
+    is_seen[0, _HIDDEN_TOKEN] = False
+    changed = _eager(model, tokens, is_seen)
+    errors = [_row_error(weights, has_sink=_has_learned_sink(model)) for weights in attentions]
     check = ModelCheck(
-        largest_future=float(torch.triu(weights, diagonal=1).max()),
-        largest_row_error=float(((sums - 1).clamp(min=0) if has_sink else (sums - 1).abs()).max()),
-        has_learned_sink=has_sink,
-        logit_change=float((changed - output.logits[0, -1].float()).abs().max()),
+        largest_future=max(float(torch.triu(w, diagonal=1).max()) for w in attentions),
+        largest_row_error=max(errors),
+        has_learned_sink=_has_learned_sink(model),
+        logit_change=float((changed.logits[0, -1] - output.logits[0, -1]).float().abs().max()),
     )
-    _require_sound(check, loaded.spec.name, _TOLERANCES.get(model.dtype, 3e-2))
+    _require_sound(check, name, _TOLERANCES.get(model.dtype, max(_TOLERANCES.values())))
     return check
+
+
+def _tokens(loaded: LoadedModel) -> Int[Tensor, "1 token"]:
+    token_ids = loaded.tokenizer(_TEXT).input_ids[:_N_TOKENS]
+    n_known = loaded.model.get_input_embeddings().weight.shape[0]
+    if max(token_ids) >= n_known:
+        message = (
+            f"the tokenizer of {loaded.spec.name} gives token {max(token_ids)}, and the model "
+            f"knows {n_known} tokens: they do not belong together"
+        )
+        raise ModelRefusedError(message)
+    return torch.tensor([token_ids], device=loaded.model.device)
+
+
+def _eager(model: Any, tokens: Int[Tensor, "1 token"], is_seen: Bool[Tensor, "1 token"]) -> Any:
+    inputs = {"input_ids": tokens, "attention_mask": is_seen.long()}
+    if "position_ids" in inspect.signature(model.forward).parameters:
+        # otherwise some families count positions by the mask, and hiding a token moves the others
+        inputs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None]
+    before = model.config._attn_implementation  # noqa: SLF001
+    is_switched = before != "eager" and model._can_set_attn_implementation()  # noqa: SLF001
+    if is_switched:
+        model.set_attn_implementation("eager")
+    try:
+        return model(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
+    finally:
+        if is_switched:
+            model.set_attn_implementation(before)
+
+
+def _attentions(output: Any, loaded: LoadedModel) -> list[Float[Tensor, "head query key"]]:
+    given = [weights for weights in output.attentions or () if weights is not None]
+    kind = type(loaded.model).__name__
+    if not given:
+        message = f"{loaded.spec.name} ({kind}) gives no attention weights"
+        raise ModelRefusedError(message)
+    expected = (loaded.n_layers, loaded.n_heads)
+    came = (len(given), given[0].shape[1])
+    if came != expected:
+        message = (
+            f"{loaded.spec.name} ({kind}) has {expected[0]} layers of {expected[1]} heads, and "
+            f"gives the attention of {came[0]} layers of {came[1]} heads\n"
+            f"  graphhalu reads models in which every layer attends"
+        )
+        raise ModelRefusedError(message)
+    return [weights[0].float().cpu() for weights in given]
+
+
+def _row_error(weights: Float[Tensor, "head query key"], *, has_sink: bool) -> float:
+    excess = weights.sum(-1) - 1
+    return float((excess.clamp(min=0) if has_sink else excess.abs()).max())
+
+
+def _has_learned_sink(model: Any) -> bool:
+    return any(name.endswith("sinks") for name, _ in model.named_parameters())
 
 
 def _require_sound(check: ModelCheck, name: str, tolerance: float) -> None:
@@ -83,26 +143,21 @@ def _require_sound(check: ModelCheck, name: str, tolerance: float) -> None:
         raise ModelRefusedError(message)
 
 
-def _eager(model: Any, tokens: Tensor, mask: Tensor) -> Any:
-    before = model.config._attn_implementation  # noqa: SLF001
-    if before != "eager":
-        model.set_attn_implementation("eager")
-    try:
-        return model(input_ids=tokens, attention_mask=mask, output_attentions=True, use_cache=False)
-    finally:
-        if before != "eager":
-            model.set_attn_implementation(before)
+def _require_finite(output: Any, attentions: Sequence[Tensor], loaded: LoadedModel) -> None:
+    for layer, weights in enumerate(attentions):
+        states = output.hidden_states[layer]
+        before = "the embeddings" if layer == 0 else f"the hidden states after layer {layer - 1}"
+        for what, values in (
+            (before, states), (f"the attention of layer {layer}", weights),
+        ):  # fmt: skip
+            if not bool(torch.isfinite(values).all()):
+                raise _non_finite(what, loaded)
+    # a vocabulary may be padded with tokens of probability 0, whose logits are -inf
+    if bool((torch.isnan(output.logits) | torch.isposinf(output.logits)).any()):
+        raise _non_finite("the logits", loaded)
 
 
-def _require_finite(output: Any, name: str) -> None:
-    for layer, weights in enumerate(output.attentions):
-        if not _is_finite(weights):
-            message = f"the attention of layer {layer} of {name} holds NaN or infinity"
-            raise NonFiniteError(message)
-    if not _is_finite(output.logits):
-        message = f"the logits of {name} hold NaN or infinity"
-        raise NonFiniteError(message)
-
-
-def _is_finite(values: Float[Tensor, "..."]) -> bool:
-    return bool(torch.isfinite(values).all())
+def _non_finite(what: str, loaded: LoadedModel) -> NonFiniteError:
+    is_half = loaded.model.dtype == torch.float16
+    way_out = "try --dtype bfloat16" if is_half else "the weights may be damaged"
+    return NonFiniteError(f"{what} of {loaded.spec.name} hold NaN or infinity; {way_out}")

@@ -7,16 +7,18 @@ even for a small model; the converted folder loads in seconds.
 import importlib.util
 import os
 import shutil
-import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 
 from graphhalu.errors import ModelUnavailableError
 from graphhalu.models.card import WheelSource
+from graphhalu.models.quiet import quiet_conversion
 from graphhalu.provenance import file_sha256
 
 _MAGIC: Final = b"GGUF"
@@ -43,32 +45,65 @@ def wheel_gguf(wheel: WheelSource) -> Path:
         return pieces[0]
     joined = cache_folder() / "gguf" / pieces[0].name.removesuffix(pieces[0].suffix)
     expected = sum(piece.stat().st_size for piece in pieces)
-    if not (joined.is_file() and joined.stat().st_size == expected):
-        joined.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(f"{joined}.lock"):
+    with _locked(joined):
+        if not (joined.is_file() and joined.stat().st_size == expected):
             _join(pieces, joined)
     return joined
 
 
-def converted_folder(gguf: Path) -> Path:
+def converted_folder(gguf: Path, on_note: Callable[[str], None] = lambda _: None) -> Path:
     """Folder with safetensors and tokenizer made from a GGUF file, converting it if needed.
 
     The folder appears whole or not at all, and two processes do not convert at the same time.
 
+    Args:
+        gguf: The file.
+        on_note: Told before a conversion, which takes a while.
+
     Raises:
         ModelUnavailableError: If the file is no GGUF, is cut off, or of a family that
-            transformers cannot read.
+            transformers cannot read; or if the cache cannot be written.
     """
     _require_magic(gguf)
     digest = file_sha256(gguf)
     folder = cache_folder() / "models" / f"{gguf.stem}-{digest[:16]}"
     if (folder / _DONE).is_file():
         return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(f"{folder}.lock"):
+    with _locked(folder):
         if not (folder / _DONE).is_file():
+            on_note(f"converting {gguf.name} once, which takes a minute or more; kept in {folder}")
             _convert_aside(gguf, folder, digest)
     return folder
+
+
+def source_digest(folder: Path) -> str | None:
+    """SHA-256 of the GGUF file that a folder was converted from, or ``None``."""
+    try:
+        return (folder / _DONE).read_text(encoding="utf-8").strip()
+    except FileNotFoundError:
+        return None
+
+
+@contextmanager
+def _locked(place: Path) -> Iterator[None]:
+    lock = FileLock(f"{place}.lock")
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock.acquire()
+    except OSError as error:
+        raise _no_cache(error) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _no_cache(error: Exception) -> ModelUnavailableError:
+    reason = getattr(error, "strerror", None) or str(error)
+    return ModelUnavailableError(
+        f"the model cannot be kept in the cache {cache_folder()} ({reason})\n"
+        f"  Point GRAPHHALU_CACHE at a folder with room that can be written"
+    )
 
 
 def _package_file(wheel: WheelSource, package: str, name: str) -> Path:
@@ -85,11 +120,16 @@ def _package_file(wheel: WheelSource, package: str, name: str) -> Path:
 
 
 def _join(pieces: Sequence[Path], joined: Path) -> None:
-    with tempfile.NamedTemporaryFile(dir=joined.parent, delete=False) as aside:
-        for piece in pieces:
-            with piece.open("rb") as source:
-                shutil.copyfileobj(source, aside)
-    Path(aside.name).replace(joined)
+    aside = joined.with_name(f".{joined.name}.partial")
+    try:
+        with aside.open("wb") as target:
+            for piece in pieces:
+                with piece.open("rb") as source:
+                    shutil.copyfileobj(source, target)
+        aside.replace(joined)
+    except OSError as error:
+        aside.unlink(missing_ok=True)
+        raise _no_cache(error) from None
 
 
 def _require_magic(gguf: Path) -> None:
@@ -101,34 +141,52 @@ def _require_magic(gguf: Path) -> None:
 
 
 def _convert_aside(gguf: Path, folder: Path, digest: str) -> None:
-    aside = Path(tempfile.mkdtemp(prefix=".converting-", dir=folder.parent))
+    # the lock is held: whatever lies there is left from a conversion that was killed
+    aside = folder.with_name(f".{folder.name}.partial")
+    for left_over in (aside, folder):
+        shutil.rmtree(left_over, ignore_errors=True)
     try:
-        _convert(gguf, aside)
+        with quiet_conversion():
+            model, tokenizer = _read(gguf)
+            _save(model, tokenizer, aside)
         (aside / _DONE).write_text(f"{digest}\n", encoding="utf-8")
-        if folder.exists():
-            shutil.rmtree(folder)
         aside.rename(folder)
     finally:
         shutil.rmtree(aside, ignore_errors=True)
 
 
-def _convert(gguf: Path, folder: Path) -> None:
+def _read(gguf: Path) -> tuple[Any, Any]:
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}
     try:
-        # float32: a dequantised value is a product of two halves and exact in no shorter format
-        model = AutoModelForCausalLM.from_pretrained(gguf.parent, dtype=torch.float32, **source)
+        # float32 keeps what dequantisation gives. float16 is half the size, but rounds two of
+        # five values of the embedded model and moves its logits by 0.02; bfloat16 by 0.1.
+        model, found = AutoModelForCausalLM.from_pretrained(
+            gguf.parent, dtype=torch.float32, output_loading_info=True, **source
+        )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
     except (ValueError, IndexError, KeyError, OSError, RuntimeError, TypeError) as error:
-        reason = " ".join(str(error).split())[:200]
-        message = (
-            f"{gguf} cannot be read as GGUF ({type(error).__name__}: {reason})\n"
-            f"  It may be cut off, or of a family that transformers cannot load from GGUF"
-        )
-        raise ModelUnavailableError(message) from error
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise _unreadable(gguf, reason) from None
+    if found["missing_keys"]:
+        raise _unreadable(gguf, f"it lacks {len(found['missing_keys'])} tensors of the model")
+    return model, tokenizer
+
+
+def _unreadable(gguf: Path, reason: str) -> ModelUnavailableError:
+    return ModelUnavailableError(
+        f"{gguf} cannot be read as GGUF ({reason})\n"
+        f"  It may be cut off, or of a family that transformers cannot load from GGUF"
+    )
+
+
+def _save(model: Any, tokenizer: Any, folder: Path) -> None:
     # the dequantised model is a plain one; transformers refuses to save it while it says otherwise
     model.hf_quantizer = None
     model.config.__dict__.pop("quantization_config", None)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    try:
+        model.save_pretrained(folder)
+        tokenizer.save_pretrained(folder)
+    except (OSError, SafetensorError) as error:
+        raise _no_cache(error) from None

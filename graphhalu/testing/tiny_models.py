@@ -25,7 +25,8 @@ _GPT_LIKE: Final = {
     "vocab_size": VOCABULARY, "n_embd": 24, "n_layer": 3, "n_head": 3, "n_positions": POSITIONS,
     "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
 }  # fmt: skip
-_EXPERTS: Final = {"num_local_experts": 3, "num_experts_per_tok": 2}
+# torch multiplies experts on a CPU only when their rows are whole blocks of 16 bytes
+_EXPERTS: Final = {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 28}
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ TINY_FAMILIES: Final[dict[str, TinyFamily]] = {
     "qwen2": _llama_like("Qwen2Config"),
     "qwen3": _llama_like("Qwen3Config", head_dim=8),
     "qwen2_moe": _llama_like(
-        "Qwen2MoeConfig", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=11,
+        "Qwen2MoeConfig", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12,
         shared_expert_intermediate_size=13,
     ),
     "gemma2": _llama_like(
@@ -84,7 +85,10 @@ TINY_FAMILIES: Final[dict[str, TinyFamily]] = {
     "granite": _llama_like("GraniteConfig"),
     "cohere2": _llama_like("Cohere2Config", sliding_window=WINDOW),
     "stablelm": _llama_like("StableLmConfig"),
-    "gpt_oss": _llama_like("GptOssConfig", head_dim=8, sliding_window=WINDOW, **_EXPERTS),
+    "gpt_oss": _llama_like(
+        "GptOssConfig", head_dim=8, sliding_window=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, **_EXPERTS,
+    ),
     "falcon": TinyFamily(
         "FalconConfig",
         {

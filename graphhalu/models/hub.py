@@ -1,0 +1,114 @@
+"""Models of the hub: asked for once, then taken from the hub or from the local cache.
+
+Left alone, the hub client asks again for every file, and for each of them it tries five times
+over 23 seconds when there is no network.
+"""
+
+import threading
+from typing import Final, NamedTuple
+
+from graphhalu.errors import ModelUnavailableError
+
+ANSWER_S: Final = 10.0
+"""How long the hub may take to answer, in seconds."""
+
+
+class HubFiles(NamedTuple):
+    """Where the files of a model come from.
+
+    Attributes:
+        revision: The commit, or what the user named where the hub was not reached.
+        is_local: Whether the files come from the local cache, without asking the hub.
+    """
+
+    revision: str | None
+    is_local: bool
+
+
+class _Answer(NamedTuple):
+    commit: str | None
+    error: Exception | None
+
+
+def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) -> HubFiles:
+    """Ask the hub for a model; where it does not give it, fall back to the local cache.
+
+    Raises:
+        ModelUnavailableError: If the model is neither on the hub nor in the cache; says why and
+            names the ways out.
+    """
+    answer = _ask(hub_id, revision)
+    if answer.commit is not None:
+        return HubFiles(answer.commit, is_local=False)
+    if _is_cached(hub_id, revision):
+        return HubFiles(revision, is_local=True)
+    raise unavailable(hub_id, _reason(answer.error, revision), is_gated=is_gated)
+
+
+def unavailable(hub_id: str, reason: str, *, is_gated: bool = False) -> ModelUnavailableError:
+    """The error for a model that the hub does not give, with three ways out."""
+    licence = f" and accept its licence at https://huggingface.co/{hub_id}" if is_gated else ""
+    return ModelUnavailableError(
+        f"the model {hub_id} cannot be had: {reason}, and its files are not in the local cache\n"
+        f"  Three ways out:\n"
+        f"  - log in with `hf auth login`{licence}\n"
+        f"  - set HF_HOME to a folder into which its files were downloaded\n"
+        f"  - give a folder that holds it:  --model FOLDER"
+    )
+
+
+def _ask(hub_id: str, revision: str | None) -> _Answer:
+    """The commit, or why there is none; gives up after ``ANSWER_S``.
+
+    The question runs in a thread of its own because neither a name server nor a firewall that
+    drops packets keeps to a timeout.
+    """
+    answers: list[_Answer] = []
+    thread = threading.Thread(
+        target=lambda: answers.append(_commit(hub_id, revision)), name="hub", daemon=True
+    )
+    thread.start()
+    thread.join(ANSWER_S)
+    late = TimeoutError(f"no answer within {ANSWER_S:g} s")
+    return answers[0] if answers else _Answer(None, late)
+
+
+def _commit(hub_id: str, revision: str | None) -> _Answer:
+    from huggingface_hub import get_hf_file_metadata, hf_hub_url
+    from huggingface_hub.errors import HfHubHTTPError
+
+    # its bases hold the error class of whichever HTTP library this hub client uses
+    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
+    faults = (*bases, ValueError)
+    try:
+        url = hf_hub_url(hub_id, "config.json", revision=revision)
+        return _Answer(get_hf_file_metadata(url, timeout=ANSWER_S).commit_hash, None)
+    except faults as error:
+        return _Answer(None, error)
+
+
+def _is_cached(hub_id: str, revision: str | None) -> bool:
+    from huggingface_hub import try_to_load_from_cache
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision), str)
+    except HFValidationError:
+        return False
+
+
+def _reason(error: Exception | None, revision: str | None) -> str:
+    from huggingface_hub import errors
+
+    known: tuple[tuple[type[Exception], str], ...] = (
+        (errors.OfflineModeIsEnabled, "HF_HUB_OFFLINE is set"),
+        (errors.GatedRepoError, "it is gated, and the hub does not let you in"),
+        (errors.RepositoryNotFoundError, "the hub has no such model, or it is private"),
+        (errors.RevisionNotFoundError, f"it has no revision {revision!r}"),
+        (errors.EntryNotFoundError, "it has no config.json"),
+        (errors.HFValidationError, "that is no valid name on the hub"),
+    )
+    for kind, text in known:
+        if isinstance(error, kind):
+            return text
+    return f"the hub was not reached ({' '.join(str(error).split())[:120]})"

@@ -1,0 +1,106 @@
+"""What decides the numbers of a model, as plain JSON values."""
+
+import json
+from collections.abc import Iterator
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+from graphhalu.models.card import ModelSource
+from graphhalu.models.gguf import source_digest
+from graphhalu.models.spec import ModelSpec
+
+_SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
+_SMALL_BYTES: Final = 64 * 2**20
+_EDGE_BYTES: Final = 2**15
+_STRIDE_BYTES: Final = 2**20
+
+
+def model_identity(
+    source: ModelSource, place: str, spec: ModelSpec, model: Any
+) -> dict[str, str | None]:
+    """Name, source, weights, architecture, number format and quantisation of a loaded model.
+
+    Two models with the same identity give the same numbers, up to the machine's rounding; the
+    version of transformers and the path are not among it.
+    """
+    stored = getattr(model.config, "quantization_config", None)
+    method = stored_method(stored)
+    is_loaded_quantized = spec.quantization != "none" or method is None
+    return {
+        "name": _name(source),
+        "source": source.place if source.kind in ("hub", "wheel") else source.kind,
+        "revision": getattr(model.config, "_commit_hash", None) or spec.revision,
+        "weights": None if source.kind == "hub" else weights_digest(Path(place)),
+        "architecture": type(model).__name__,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": spec.quantization if is_loaded_quantized else f"stored {method}",
+    }
+
+
+def _name(source: ModelSource) -> str:
+    if source.card is not None:
+        return source.card.alias
+    return source.place if source.kind == "hub" else Path(source.place).name
+
+
+def stored_method(quantization: Any) -> str | None:
+    """The method of a ``quantization_config``: ``nf4``, ``int8`` or the library's own name."""
+    if quantization is None:
+        return None
+    values = quantization if isinstance(quantization, dict) else quantization.to_dict()
+    if values.get("load_in_4bit"):
+        return str(values.get("bnb_4bit_quant_type", "fp4"))
+    if values.get("load_in_8bit"):
+        return "int8"
+    method = values.get("quant_method")
+    return str(getattr(method, "value", method))
+
+
+def weights_digest(folder: Path) -> str:
+    """SHA-256 of what a model folder holds.
+
+    Of a folder converted from GGUF it is that of the GGUF file. Otherwise it covers the
+    configuration and tokenizer files, and both ends of every tensor: to read all of 140 GB
+    would take longer than to load it. An edit inside one tensor that leaves its shape and both
+    ends as they were is not seen.
+    """
+    converted_from = source_digest(folder)
+    if converted_from is not None:
+        return converted_from
+    digest = sha256()
+    for path in _files(folder):
+        size = path.stat().st_size
+        digest.update(f"{path.name} {size}\n".encode())
+        with path.open("rb") as file:
+            for start, length in _pieces(path, file, size):
+                file.seek(start)
+                digest.update(file.read(length))
+    return digest.hexdigest()
+
+
+def _files(folder: Path) -> list[Path]:
+    found = {path for pattern in (*_SMALL_FILES, "*.safetensors", "*.bin") for path in
+             folder.glob(pattern) if path.is_file()}  # fmt: skip
+    return sorted(found)
+
+
+def _pieces(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
+    """Start and length of each piece of a file that is read."""
+    if path.suffix == ".safetensors":
+        yield from _tensor_ends(file)
+    elif size <= _SMALL_BYTES and path.suffix != ".bin":
+        yield 0, size
+    else:
+        yield from ((start, 2**12) for start in range(0, size, _STRIDE_BYTES))
+
+
+def _tensor_ends(file: BinaryIO) -> Iterator[tuple[int, int]]:
+    n_header = int.from_bytes(file.read(8), "little")
+    header = json.loads(file.read(n_header))
+    yield 0, 8 + n_header
+    for name in sorted(header.keys() - {"__metadata__"}):
+        start, stop = (8 + n_header + offset for offset in header[name]["data_offsets"])
+        yield start, min(_EDGE_BYTES, stop - start)
+        if stop - start > _EDGE_BYTES:
+            yield stop - _EDGE_BYTES, _EDGE_BYTES
