@@ -105,7 +105,7 @@ def _remembering(
     detector_class: Any, settings: Mapping[str, Any], fitted: list[Detector]
 ) -> DetectorFactory:
     def make(seed: int = 0) -> Detector:
-        detector: Detector = detector_class(**detector_class.settings(seed=seed, **settings))
+        detector: Detector = detector_class(**detector_class.settings(**{**settings, "seed": seed}))
         fitted.append(detector)
         return detector
 

@@ -8,7 +8,10 @@ import time
 import pytest
 
 from graphhalu.cli.main import run
+from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.testing.tiny_models import save_tiny
+from graphhalu.traces.schema import ARRAYS
+from graphhalu.traces.store import TraceStore
 
 HEAVY = ("torch", "transformers", "lightning", "zarr", "sklearn", "torch_geometric", "numpy")
 
@@ -86,9 +89,7 @@ def test_show_lists_what_there_is(kind, capsys):
     assert len(json.loads(capsys.readouterr().out)[kind]) >= 3
 
 
-@pytest.mark.slow
-def test_the_whole_flow_runs_on_a_tiny_model(capsys, tmp_path, monkeypatch):
-    """Extract, label, show, verify, train and compare, each with the defaults of a user."""
+def test_a_tiny_model_is_extracted_labelled_shown_and_verified(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = save_tiny(tmp_path / "tiny", "llama")
     rows = [f"What is {n} plus {n}?\t['e', '{n}']" for n in range(61)]
@@ -106,7 +107,17 @@ def test_the_whole_flow_runs_on_a_tiny_model(capsys, tmp_path, monkeypatch):
     assert run(["show", "traces", summary["store"], "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_traces"] == summary["n_traces"]
     assert run(["verify", summary["store"]]) == 0
-    capsys.readouterr()
+
+
+@pytest.mark.slow
+def test_a_store_is_trained_on_and_compared_without_another_argument(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    traces, _ = planted_traces(61)
+    store = TraceStore.create(
+        "data/traces/planted.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS)
+    )
+    with store.writer() as writer:
+        writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     assert run(["train", "gat", "--json", "--set", "epochs=2"]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert (tmp_path / trained["run"] / "detector" / "model.safetensors").is_file()

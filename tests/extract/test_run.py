@@ -166,7 +166,7 @@ def test_killed_at_random_moments_the_store_holds_every_question_once(
     expected = extract(config(), tmp_path / "whole.zarr").n_traces
     target = tmp_path / "killed.zarr"
     command = [
-        sys.executable, "-m", "graphhalu.cli.main", "extract", "--model", str(model_folder),
+        sys.executable, "-m", "graphhalu", "extract", "--model", str(model_folder),
         "--threads", "1", "--dataset", "triviaqa", "--data-path", str(data_path), "--beams", "3",
         "--max-new-tokens", "5", "--batch-size", "3", "--set", "part_size=4",
         "--out", str(target),
