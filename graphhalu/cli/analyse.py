@@ -61,7 +61,9 @@ def train(
         list[str] | None, typer.Option("--set", help="A setting, as hidden_size=64.")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder for trained detectors.")] = Path("data/runs"),
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. [default: the free cores]")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Train a detector, score it beside simpler ones on held-out questions, and save it."""
@@ -100,7 +102,9 @@ def compare(
     out: Annotated[
         Path | None, typer.Option(help="Folder of the result. [default: data/runs/compare-<time>]")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. [default: the free cores]")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Cross-fit detectors on the same questions and compare them with intervals."""
@@ -217,7 +221,8 @@ def _seeds(text: str) -> list[int]:
 
 
 def _use_threads(threads: int | None) -> None:
-    if threads is not None:
-        import torch
+    import torch
 
-        torch.set_num_threads(threads)
+    from graphhalu.models.threads import default_threads
+
+    torch.set_num_threads(threads or default_threads())

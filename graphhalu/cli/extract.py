@@ -30,7 +30,9 @@ def extract(  # one parameter an option
     quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = None,
-    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: all cores]")] = None,
+    threads: Annotated[
+        int | None, typer.Option(help="CPU threads. [default: the free cores]")
+    ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of the search. [default: 5]")] = None,
     max_new_tokens: Annotated[

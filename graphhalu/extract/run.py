@@ -94,7 +94,7 @@ def extract(
         num_samples=config.num_samples, seed=config.dataset.seed,
     )  # fmt: skip
     started = time.monotonic()
-    loaded = load_model(config.model)
+    loaded = load_model(config.model, tell)
     check_model(loaded)
     load_seconds = time.monotonic() - started
     extraction = Extraction(config, loaded)

@@ -21,7 +21,7 @@ class ModelSpec(Config):
     device: str = "auto"
     """``auto`` takes a GPU where there is one."""
     threads: int | None = Field(default=None, ge=1)
-    """CPU threads; by default what torch takes."""
+    """CPU threads; by default the cores that no other work uses."""
     trust_remote_code: bool = False
     """Whether code from the model's repository may run; needs a revision."""
 
