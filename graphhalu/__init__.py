@@ -7,16 +7,24 @@ __version__ = "0.1.0"
 
 _EXPORTS: dict[str, str] = {
     "AttentionGraphs": "graphhalu.graphs.dataset",
-    "build_graph": "graphhalu.graphs.build",
     "CumulativeMass": "graphhalu.graphs.edges",
+    "ExtractConfig": "graphhalu.extract.settings",
     "Labels": "graphhalu.labels.labels",
     "Question": "graphhalu.datasets.question",
     "Scores": "graphhalu.detectors.base",
     "Threshold": "graphhalu.graphs.edges",
-    "to_networkx": "graphhalu.graphs.networkx",
     "TokenGraph": "graphhalu.graphs.build",
     "TopK": "graphhalu.graphs.edges",
     "Trace": "graphhalu.traces.trace",
+    "TraceStore": "graphhalu.traces.store",
+    "build_graph": "graphhalu.graphs.build",
+    "compare": "graphhalu.evaluation.compare",
+    "extract": "graphhalu.extract.run",
+    "load_detector": "graphhalu.detectors.saved",
+    "load_questions": "graphhalu.datasets.registry",
+    "open_traces": "graphhalu.traces.store",
+    "read_labels": "graphhalu.labels.run",
+    "to_networkx": "graphhalu.graphs.networkx",
 }
 """Public name to the module that defines it; imported when first asked for."""
 
