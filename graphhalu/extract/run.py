@@ -17,6 +17,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.extraction import Asked, Extraction
 from graphhalu.extract.settings import ExtractConfig
+from graphhalu.models.cards import resolve_model
 from graphhalu.models.check import check_model
 from graphhalu.models.load import load_model
 from graphhalu.provenance import provenance
@@ -89,6 +90,7 @@ def extract(
         GraphhaluError: If the data set, the model or the disk cannot be used.
     """
     tell = on_note or (lambda _: None)
+    resolve_model(config.model.name)  # a mistyped name is told before a data set is read
     questions = load_questions(
         config.dataset.name, config.dataset.path,
         num_samples=config.num_samples, seed=config.dataset.seed,
