@@ -1,18 +1,21 @@
-"""GCN and GAT over token graphs as detectors."""
+"""GCN and GAT over token graphs as detectors.
+
+PyG and Lightning take seconds to import, so they are imported where a detector is fitted or asked.
+"""
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, ClassVar, final
+from typing import Any, ClassVar, final
 
 import numpy as np
 import torch
 from jaxtyping import Int
-from pydantic import Field
 
-from graphhalu.config import Config, validate
+from graphhalu.config import validate
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
+from graphhalu.detectors.graph_schema import GraphDetectorConfig, GraphSchema
 from graphhalu.detectors.saved import (
     damaged,
     read_description,
@@ -23,66 +26,16 @@ from graphhalu.detectors.saved import (
 )
 from graphhalu.errors import (
     ConfigError,
-    DetectorMismatchError,
     GraphhaluError,
     NotEnoughDataError,
     UsageError,
 )
-from graphhalu.graphs.build import DEFAULT_NODES, GraphRecipe, TokenGraph
-from graphhalu.graphs.edges import TopK
-from graphhalu.graphs.nodes import NODE_BLOCKS
+from graphhalu.graphs.build import TokenGraph
 from graphhalu.labels.labels import Labels
-from graphhalu.registry import unknown_name
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
-if TYPE_CHECKING:  # PyG takes seconds to import; listing the detectors must not
-    from graphhalu.detectors.networks.base import GraphNetwork
-
-
-class GraphDetectorConfig(Config):
-    """Settings of a graph detector."""
-
-    epochs: Annotated[int, Field(ge=1)] = 40
-    """Epochs at most."""
-    patience: Annotated[int, Field(ge=1)] = 8
-    """Epochs without a lower validation loss before training stops."""
-    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-3
-    """Step size of AdamW."""
-    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
-    """Weight decay of AdamW."""
-    hidden_size: Annotated[int, Field(ge=4, multiple_of=4)] = 32
-    """Channels of every layer; a multiple of the 4 heads of the GAT."""
-    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
-    """Share of activations that training drops."""
-    layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
-    """Layers of the language model, one graph each; by default 1/3, 1/2, 2/3 of its depth."""
-    edges_per_row: Annotated[int, Field(ge=1)] = 8
-    """Strongest keys of each query that become edges."""
-    nodes: Annotated[tuple[str, ...], Field(min_length=1)] = DEFAULT_NODES
-    """Blocks of node features. ``hidden`` is not among the defaults: hundreds of features over
-    few traces are learnt by heart."""
-    batch_size: Annotated[int, Field(ge=1)] = 64
-    """Graphs a step; a trace has one graph a layer."""
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of weights, dropout and the order of batches."""
-
-
-@dataclass(frozen=True)
-class GraphSchema:
-    """What the graphs were made of; a fitted network reads only such graphs.
-
-    Attributes:
-        n_layers: Layers of the language model.
-        n_heads: Its attention heads.
-        layers: Layers that become graphs.
-        node_feature_names: Columns of the node features.
-    """
-
-    n_layers: int
-    n_heads: int
-    layers: tuple[int, ...]
-    node_feature_names: tuple[str, ...]
+__all__ = ["GATDetector", "GCNDetector", "GraphDetector", "GraphDetectorConfig"]
 
 
 class GraphDetector(Detector):
@@ -96,7 +49,6 @@ class GraphDetector(Detector):
     def __init__(self, seed: int | None = None, config: GraphDetectorConfig | None = None) -> None:
         config = config or GraphDetectorConfig()
         self.config = config if seed is None else config.model_copy(update={"seed": seed})
-        _check_nodes(self.config)
         self.schema: GraphSchema | None = None
         self.network: torch.nn.Module | None = None
         self.training_report: dict[str, Any] = {}
@@ -109,17 +61,11 @@ class GraphDetector(Detector):
             ConfigError: If a field is unknown or a value does not validate.
         """
         config = validate(GraphDetectorConfig, values, source=f"settings of {cls.card.name}")
-        _check_nodes(config)
         return {"seed": config.seed, "config": config}
 
     @abstractmethod
-    def make_network(self, schema: GraphSchema) -> "torch.nn.Module":
+    def make_network(self, schema: GraphSchema) -> torch.nn.Module:
         """A fresh network for graphs of this schema."""
-
-    @property
-    def recipe(self) -> GraphRecipe:
-        """How graphs are built."""
-        return GraphRecipe(edges=TopK(self.config.edges_per_row), nodes=self.config.nodes)
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Train on the valid labels of the training side, stop by those of the validation side.
@@ -133,7 +79,7 @@ class GraphDetector(Detector):
         train = self._side(traces, labels, split.train, layers)
         validation = self._side(traces, labels, split.validation, layers)
         self._check_sides(train, validation)
-        schema = _schema(traces[int(split.train[0])], layers, train.graphs[0][0])
+        schema = GraphSchema.of(traces[int(split.train[0])], layers, train.graphs[0][0])
         batches = collate(_shuffled(train.data(), self.config.seed), self.config.batch_size)
         with seeded(self.config.seed):
             network: Any = self.make_network(schema)
@@ -192,12 +138,12 @@ class GraphDetector(Detector):
         from graphhalu.detectors.graph_batches import collate, layer_graphs, to_data
 
         schema, network = self._fitted()
-        _check_model(schema, trace)
+        schema.check_model(trace)
         try:
-            graphs = layer_graphs(trace, schema.layers, self.recipe)
+            graphs = layer_graphs(trace, schema.layers, self.config.recipe)
         except GraphhaluError:
             return float("nan")
-        _check_features(schema, graphs[0])
+        schema.check_features(graphs[0])
         with torch.inference_mode():
             return float(network(collate(to_data(graphs), len(graphs))[0]).mean())
 
@@ -236,7 +182,7 @@ class GraphDetector(Detector):
         graphs, values, failures = [], [], []
         for index in indices[labels.is_valid[indices]].tolist():
             try:
-                graphs.append(layer_graphs(traces[index], layers, self.recipe))
+                graphs.append(layer_graphs(traces[index], layers, self.config.recipe))
             except GraphhaluError as error:
                 failures.append(str(error))
             else:
@@ -327,17 +273,12 @@ class _Side:
 
 
 def _made(
-    network_class: "type[GraphNetwork]", schema: GraphSchema, config: GraphDetectorConfig
+    network_class: Callable[..., torch.nn.Module], schema: GraphSchema, config: GraphDetectorConfig
 ) -> torch.nn.Module:
     from graphhalu.detectors.networks.base import NetworkShape
 
     shape = NetworkShape(len(schema.layers), len(schema.node_feature_names), schema.n_heads)
     return network_class(shape, hidden_size=config.hidden_size, dropout=config.dropout)
-
-
-def _schema(trace: Trace, layers: tuple[int, ...], graph: TokenGraph) -> GraphSchema:
-    shape = trace.shape
-    return GraphSchema(shape.n_layers, shape.n_heads, layers, tuple(graph.node_feature_names))
 
 
 def _shuffled(data: list[Any], seed: int) -> list[Any]:
@@ -347,30 +288,3 @@ def _shuffled(data: list[Any], seed: int) -> list[Any]:
 
 def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
-
-
-def _check_nodes(config: GraphDetectorConfig) -> None:
-    for name in config.nodes:
-        if name not in NODE_BLOCKS:
-            raise ConfigError(str(unknown_name("block of node features", name, NODE_BLOCKS)))
-
-
-def _check_model(schema: GraphSchema, trace: Trace) -> None:
-    came = (trace.shape.n_layers, trace.shape.n_heads)
-    if came != (schema.n_layers, schema.n_heads):
-        message = (
-            f"the detector was fitted on a model with {schema.n_layers} layers and "
-            f"{schema.n_heads} heads, trace {trace.trace_id!r} comes from one with {came[0]} and "
-            f"{came[1]}\n  Train a detector on traces of that model"
-        )
-        raise DetectorMismatchError(message)
-
-
-def _check_features(schema: GraphSchema, graph: TokenGraph) -> None:
-    if tuple(graph.node_feature_names) != schema.node_feature_names:
-        differing = sorted(set(graph.node_feature_names) ^ set(schema.node_feature_names))
-        message = (
-            f"the graphs of trace {graph.trace_id!r} have other node features than the detector "
-            f"was fitted on: {', '.join(differing) or 'another order'}\n  Train it again"
-        )
-        raise DetectorMismatchError(message)

@@ -128,10 +128,11 @@ class SinkMass(ScalarDetector):
 
     card: ClassVar[DetectorCard] = DetectorCard(
         name="sink-mass",
-        summary="mean attention to the first four tokens, over layers and heads",
+        summary="mean attention of later tokens to the first, over layers and heads",
         source=(
-            "The sink of Xiao et al. 2023, arXiv:2309.17453: four tokens. The sign is learnt: "
-            "it differs from model to model."
+            "The first token as the sink: Gu et al. 2024, arXiv:2410.10781; Xiao et al. 2023, "
+            "arXiv:2309.17453, take four, which in a short prompt are more than the sink. "
+            "The sign is learnt: it differs from model to model."
         ),
         inputs=("attention",),
         is_supervised=True,
@@ -139,7 +140,7 @@ class SinkMass(ScalarDetector):
 
     def value(self, trace: Trace) -> float:
         """Sink mass."""
-        return scalar_sink_mass(trace)
+        return scalar_sink_mass(trace, 1)
 
 
 @final

@@ -1,11 +1,12 @@
 """How a graph network is trained: one Lightning task, best weights kept in memory."""
 
 import logging
+import os
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
-from typing import Any, Final, NamedTuple, cast
+from typing import Any, Final, NamedTuple, final
 
 import lightning.pytorch as pl
 import torch
@@ -21,16 +22,12 @@ from graphhalu.detectors.networks.base import GraphNetwork
 from graphhalu.errors import NonFiniteError
 
 _MONITOR: Final = "validation_loss"
+_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
 _QUIET_WARNINGS: Final = (
     # batches lie in memory: a worker process would only copy them
     ".*does not have many workers.*",
     # Lightning's own use of torch's tree utilities
-    ".*LeafSpec.*deprecated.*",
-    ".*treespec, LeafSpec.*",
-    # a machine with a GPU where the caller asks for another device
-    ".*GPU available but not used.*",
-    # a user who interrupts or raises in a callback gets the error itself
-    ".*Trainer was signaled to stop.*",
+    ".*LeafSpec.*is deprecated.*",
 )
 _QUIET_LOGGERS: Final = ("lightning.pytorch", "lightning.fabric", "lightning_utilities")
 """They announce devices and reasons to stop, which nobody asked for, on every fit."""
@@ -124,6 +121,20 @@ class BestWeights(pl.Callback):
             self.weights = deepcopy(pl_module.network.state_dict())
 
 
+@final
+class _Batches(Dataset[Data]):
+    """Batches that are collated already."""
+
+    def __init__(self, batches: Sequence[Data]) -> None:
+        self.batches = batches
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __getitem__(self, index: int) -> Data:
+        return self.batches[index]
+
+
 def train_network(
     network: GraphNetwork,
     train: Sequence[Data],
@@ -149,8 +160,8 @@ def train_network(
         trainer = _trainer(settings, best)
         trainer.fit(
             task,
-            DataLoader(_dataset(train), batch_size=None, shuffle=True, generator=generator),
-            DataLoader(_dataset(validation), batch_size=None, generator=generator),
+            DataLoader(_Batches(train), batch_size=None, shuffle=True, generator=generator),
+            DataLoader(_Batches(validation), batch_size=None, generator=generator),
         )
     if best.epoch < 0:
         message = (
@@ -171,11 +182,6 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
-def _dataset(batches: Sequence[Data]) -> "Dataset[Data]":
-    """A list is all that a loader needs; its type asks for more."""
-    return cast("Dataset[Data]", list(batches))
-
-
 def _trainer(settings: TrainingSettings, best: BestWeights) -> Any:
     """A trainer that writes nothing: no checkpoint, no log, no progress bar."""
     return pl.Trainer(
@@ -185,7 +191,9 @@ def _trainer(settings: TrainingSettings, best: BestWeights) -> Any:
         # inside a SLURM or torchrun job Lightning would otherwise wait for other ranks
         plugins=[LightningEnvironment()],
         callbacks=[best, EarlyStopping(_MONITOR, patience=settings.patience, mode="min")],
-        deterministic=True,
+        # deterministic kernels wherever there are any; True would make a GPU training fail where
+        # PyG uses one without. On the CPU all have one: scores are exactly reproducible.
+        deterministic="warn",
         gradient_clip_val=1.0,
         num_sanity_val_steps=0,
         logger=False,
@@ -213,12 +221,14 @@ def _quiet() -> Iterator[None]:
 
 @contextmanager
 def _deterministic_flags_kept() -> Iterator[None]:
-    """Lightning's ``deterministic=True`` sets flags of the whole process; put them back."""
+    """Lightning's ``deterministic`` sets flags of the whole process; put them back."""
     is_on = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(_WORKSPACE)
     try:
         yield
     finally:
+        if workspace is None:
+            os.environ.pop(_WORKSPACE, None)
         torch.use_deterministic_algorithms(is_on, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark
