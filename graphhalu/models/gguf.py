@@ -166,9 +166,9 @@ def _read(gguf: Path) -> tuple[Any, Any]:
             gguf.parent, dtype=torch.float32, output_loading_info=True, **source
         )
         tokenizer = AutoTokenizer.from_pretrained(gguf.parent, **source)
-    except (ValueError, IndexError, KeyError, OSError, RuntimeError, TypeError) as error:
+    except Exception as error:
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise _unreadable(gguf, reason) from None
+        raise _unreadable(gguf, reason) from error
     if found["missing_keys"]:
         raise _unreadable(gguf, f"it lacks {len(found['missing_keys'])} tensors of the model")
     return model, tokenizer

@@ -5,6 +5,7 @@ over 23 seconds when there is no network.
 """
 
 import threading
+from pathlib import Path
 from typing import Final, NamedTuple
 
 from graphhalu.errors import ModelUnavailableError
@@ -17,11 +18,11 @@ class HubFiles(NamedTuple):
     """Where the files of a model come from.
 
     Attributes:
-        revision: The commit, or what the user named where the hub was not reached.
+        commit: Which version, exactly.
         is_local: Whether the files come from the local cache, without asking the hub.
     """
 
-    revision: str | None
+    commit: str
     is_local: bool
 
 
@@ -40,8 +41,9 @@ def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) ->
     answer = _ask(hub_id, revision)
     if answer.commit is not None:
         return HubFiles(answer.commit, is_local=False)
-    if _is_cached(hub_id, revision):
-        return HubFiles(revision, is_local=True)
+    cached = _cached_commit(hub_id, revision)
+    if cached is not None:
+        return HubFiles(cached, is_local=True)
     raise unavailable(hub_id, _reason(answer.error, revision), is_gated=is_gated)
 
 
@@ -75,26 +77,24 @@ def _ask(hub_id: str, revision: str | None) -> _Answer:
 
 def _commit(hub_id: str, revision: str | None) -> _Answer:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
-    from huggingface_hub.errors import HfHubHTTPError
 
-    # its bases hold the error class of whichever HTTP library this hub client uses
-    bases = [base for base in HfHubHTTPError.__bases__ if issubclass(base, Exception)]
-    faults = (*bases, ValueError)
     try:
         url = hf_hub_url(hub_id, "config.json", revision=revision)
         return _Answer(get_hf_file_metadata(url, timeout=ANSWER_S).commit_hash, None)
-    except faults as error:
+    except Exception as error:  # noqa: BLE001  in a thread nobody would see it; it is the answer
         return _Answer(None, error)
 
 
-def _is_cached(hub_id: str, revision: str | None) -> bool:
+def _cached_commit(hub_id: str, revision: str | None) -> str | None:
     from huggingface_hub import try_to_load_from_cache
     from huggingface_hub.errors import HFValidationError
 
     try:
-        return isinstance(try_to_load_from_cache(hub_id, "config.json", revision=revision), str)
+        path = try_to_load_from_cache(hub_id, "config.json", revision=revision)
     except HFValidationError:
-        return False
+        return None
+    # …/snapshots/<commit>/config.json; other values say that it is not there
+    return Path(path).parent.name if isinstance(path, str) else None
 
 
 def _reason(error: Exception | None, revision: str | None) -> str:

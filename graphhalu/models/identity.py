@@ -17,12 +17,19 @@ _STRIDE_BYTES: Final = 2**20
 
 
 def model_identity(
-    source: ModelSource, place: str, spec: ModelSpec, model: Any
+    source: ModelSource, spec: ModelSpec, model: Any, *, path: str, commit: str | None
 ) -> dict[str, str | None]:
     """Name, source, weights, architecture, number format and quantisation of a loaded model.
 
     Two models with the same identity give the same numbers, up to the machine's rounding; the
     version of transformers and the path are not among it.
+
+    Args:
+        source: What the name stands for.
+        spec: How it was asked for.
+        model: The loaded model.
+        path: Folder of its files, or its hub id.
+        commit: Its commit on the hub.
     """
     stored = getattr(model.config, "quantization_config", None)
     method = stored_method(stored)
@@ -30,8 +37,8 @@ def model_identity(
     return {
         "name": _name(source),
         "source": source.place if source.kind in ("hub", "wheel") else source.kind,
-        "revision": getattr(model.config, "_commit_hash", None) or spec.revision,
-        "weights": None if source.kind == "hub" else weights_digest(Path(place)),
+        "revision": commit,
+        "weights": None if source.kind == "hub" else weights_digest(Path(path)),
         "architecture": type(model).__name__,
         "dtype": str(model.dtype).removeprefix("torch."),
         "quantization": spec.quantization if is_loaded_quantized else f"stored {method}",

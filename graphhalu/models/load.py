@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from safetensors import SafetensorError
 
 from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
 from graphhalu.models.card import ModelCard, ModelSource
@@ -17,14 +16,11 @@ from graphhalu.models.identity import model_identity, stored_method
 from graphhalu.models.quiet import quiet_loading, silence_int8_casts
 from graphhalu.models.shape import layer_windows, model_shape
 from graphhalu.models.spec import ModelSpec
+from graphhalu.models.threads import default_threads
 
 __all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model"]
 
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
-_LOAD_ERRORS: Final = (
-    OSError, ValueError, KeyError, RuntimeError, TypeError, AttributeError, ImportError,
-    SafetensorError,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -86,8 +82,7 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
         ModelUnavailableError: If weights or tokenizer cannot be had.
         ModelRefusedError: If the model has no attention, or the tokenizer no offsets.
     """
-    if spec.threads is not None:
-        torch.set_num_threads(spec.threads)
+    torch.set_num_threads(spec.threads or default_threads())
     source = resolve_model(spec.name)
     device = _device(spec.device)
     place = _place(source, spec, on_note)
@@ -105,7 +100,9 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
         tokenizer=tokenizer,
         spec=spec,
         card=source.card,
-        identity=model_identity(source, place.path, spec, model),
+        identity=model_identity(
+            source, spec, model, path=place.path, commit=place.options.get("revision")
+        ),
         eos_token_ids=_eos_token_ids(model, tokenizer),
         **shape._asdict(),
     )
@@ -116,7 +113,7 @@ def _place(source: ModelSource, spec: ModelSpec, on_note: Callable[[str], None])
     if source.kind == "hub":
         gated = source.card is not None and source.card.gated
         files = find_on_hub(source.place, spec.revision, is_gated=gated)
-        options |= {"revision": files.revision, "local_files_only": files.is_local}
+        options |= {"revision": files.commit, "local_files_only": files.is_local}
         return _Place(source.place, options)
     if spec.revision is not None and not spec.trust_remote_code:
         message = f"a revision belongs to a model of the hub; {spec.name} is a {source.kind}"
@@ -188,8 +185,8 @@ def _config(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
 
     try:
         return AutoConfig.from_pretrained(place.path, **place.options)
-    except _LOAD_ERRORS as error:
-        raise _unreadable(spec, source, error, "configuration") from None
+    except Exception as error:
+        raise _unreadable(spec, source, error, "configuration") from error
 
 
 def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
@@ -197,8 +194,8 @@ def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
-    except _LOAD_ERRORS as error:
-        raise _unreadable(spec, source, error, "tokenizer") from None
+    except Exception as error:
+        raise _unreadable(spec, source, error, "tokenizer") from error
     if not tokenizer.is_fast:
         message = (
             f"the tokenizer of {spec.name} ({type(tokenizer).__name__}) gives no character "
@@ -236,8 +233,8 @@ def _model(
             f"  Use --quantization nf4, or a smaller model"
         )
         raise ModelUnavailableError(message) from None
-    except _LOAD_ERRORS as error:
-        raise _unreadable(spec, source, error, "weights") from None
+    except Exception as error:
+        raise _unreadable(spec, source, error, "weights") from error
     if found["missing_keys"]:
         # transformers fills them with random numbers and only logs it
         missing = sorted(found["missing_keys"])
@@ -288,6 +285,11 @@ def _require_attention(config: Any, name: str) -> None:
 def _unreadable(
     spec: ModelSpec, source: ModelSource, error: Exception, what: str
 ) -> ModelUnavailableError:
+    """The error for a file that cannot be read.
+
+    Any exception may be the reason: for a damaged file tokenizers raises a plain ``Exception``,
+    and safetensors and the hub client raise classes below nothing else.
+    """
     reason = " ".join(str(error).split())
     shortened = reason if len(reason) <= 240 else f"{reason[:239]}…"  # noqa: PLR2004
     way_out = (

@@ -11,6 +11,9 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from graphhalu.models.quiet import quiet_loading
+from graphhalu.registry import unknown_name
+
 VOCABULARY: Final = 97
 POSITIONS: Final = 128
 WINDOW: Final = 5
@@ -132,8 +135,14 @@ def tiny_model(family: str, seed: int = 0) -> tuple[Any, Any]:
     """A random model of a family in evaluation mode, and its configuration.
 
     Weights are larger than a fresh model's, so that attention is far from uniform.
+
+    Raises:
+        UnknownNameError: If there is no such family; lists the nearest names.
     """
     import transformers
+
+    if family not in TINY_FAMILIES:
+        raise unknown_name("tiny model family", family, TINY_FAMILIES)
 
     chosen = TINY_FAMILIES[family]
     config = getattr(transformers, chosen.config)(**chosen.settings)
@@ -145,7 +154,7 @@ def tiny_model(family: str, seed: int = 0) -> tuple[Any, Any]:
 
 
 def tiny_tokenizer(*, chat: bool = True) -> Any:
-    """A fast word-level tokenizer with offsets; words outside its list become letters.
+    """A fast byte-level tokenizer with offsets: one token a letter, ``<unk>`` for rare bytes.
 
     It puts a start mark before plain text, as llama's does.
     """
@@ -154,13 +163,12 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
     from transformers import PreTrainedTokenizerFast
 
     special = ["<pad>", "<s>", "</s>", "<unk>"]
-    needed = [
-        *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?!'\"-<>|/_",
-        "Ġ",
-        "Ċ",
+    letters = [
+        *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?!'\"-<>|/_ĠĊ",
+        *"()[]{}+*=;%&@#$~",
     ]
-    letters = needed[: VOCABULARY - len(special)]
     vocabulary = {token: index for index, token in enumerate([*special, *letters])}
+    assert len(vocabulary) == VOCABULARY
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))  # noqa: S106
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     inner.decoder = ByteLevel()
@@ -183,7 +191,8 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
 def save_tiny(folder: Path, family: str = "llama", *, chat: bool = True, seed: int = 0) -> Path:
     """Write a tiny model with its tokenizer as a folder that loads like a real one."""
     model, _ = tiny_model(family, seed)
-    model.save_pretrained(folder)
+    with quiet_loading():
+        model.save_pretrained(folder)
     tiny_tokenizer(chat=chat).save_pretrained(folder)
     return folder
 
