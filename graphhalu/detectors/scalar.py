@@ -150,7 +150,10 @@ class HeadStd(ScalarDetector):
     card: ClassVar[DetectorCard] = DetectorCard(
         name="head-std",
         summary="standard deviation of sink attention over heads, mean over the answer",
-        source="Our own scalar of head disagreement; the sign is learnt.",
+        source=(
+            "The public study llm-attention-head-instability, with the sink in place of the system "
+            "prompt and without its window of layers and steps. The sign is learnt."
+        ),
         inputs=("attention",),
         is_supervised=True,
     )
@@ -167,7 +170,7 @@ class Perplexity(ScalarDetector):
     card: ClassVar[DetectorCard] = DetectorCard(
         name="perplexity",
         summary="exponential of the mean negative log-probability of the answer tokens",
-        source="Fomicheva et al. 2020, arXiv:2005.10608 (length-normalised); the sign is learnt.",
+        source="Jelinek et al. 1977; as a detector Ren et al. 2023, arXiv:2209.15558. Sign learnt.",
         inputs=("likelihood",),
         is_supervised=True,
     )

@@ -16,7 +16,7 @@ with warnings.catch_warnings():
     warnings.simplefilter("ignore", DeprecationWarning)
     import torch_geometric.nn  # noqa: F401
 
-N_TRACES = 307
+N_TRACES = 223
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def one_thread():
 def planted(signal, seed):
     traces, labels = planted_traces(N_TRACES, seed=seed, signal=signal)
     groups = np.array([trace.record.group_id for trace in traces])
-    split = grouped_split(labels.values, groups, fractions=(0.25, 0.1, 0.65), seed=1)
+    split = grouped_split(labels.values, groups, fractions=(0.3, 0.12, 0.58), seed=1)
     return Planted(traces, labels, split)
 
 
