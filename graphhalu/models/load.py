@@ -131,7 +131,7 @@ def _require_files(folder: Path) -> None:
     needed = {
         "config.json": ("config.json",),
         "a tokenizer (tokenizer.json)": ("tokenizer*", "vocab.*", "*.model", "spiece*"),
-        "weights (*.safetensors)": ("*.safetensors", "*.bin"),
+        "weights (*.safetensors)": ("*.safetensors",),
     }
     missing = [
         what for what, patterns in needed.items()
@@ -216,6 +216,7 @@ def _model(
     settings = {
         "dtype": _dtype(spec, config, device), "output_loading_info": True, **place.options,
         **_attention_setting(config),
+        "use_safetensors": True,  # the older *.bin files are pickles
     }  # fmt: skip
     is_stored_quantized = _stored(config) is not None
     if spec.quantization != "none" and is_stored_quantized:
