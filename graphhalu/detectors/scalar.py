@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, final
+from typing import Any, ClassVar, Final, final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -122,17 +122,20 @@ def _auroc(
     return float(pairs_won / (n_positive * n_negative))
 
 
+N_SINK: Final = 4
+"""Leading tokens that count as the sink."""
+
+
 @final
 class SinkMass(ScalarDetector):
     """Mean attention to the sink."""
 
     card: ClassVar[DetectorCard] = DetectorCard(
         name="sink-mass",
-        summary="mean attention of later tokens to the first, over layers and heads",
+        summary="mean attention of later tokens to the first four, over layers and heads",
         source=(
-            "The first token as the sink: Gu et al. 2024, arXiv:2410.10781; Xiao et al. 2023, "
-            "arXiv:2309.17453, take four, which in a short prompt are more than the sink. "
-            "The sign is learnt: it differs from model to model."
+            "Four sink tokens: Xiao et al. 2023, arXiv:2309.17453; rows of the sink itself are "
+            "left out. The sign is learnt: it differs from model to model."
         ),
         inputs=("attention",),
         is_supervised=True,
@@ -140,7 +143,7 @@ class SinkMass(ScalarDetector):
 
     def value(self, trace: Trace) -> float:
         """Sink mass."""
-        return scalar_sink_mass(trace, 1)
+        return scalar_sink_mass(trace, N_SINK)
 
 
 @final

@@ -28,6 +28,8 @@ PLANTED_SHAPE: Final = TraceShape(
 )
 _SIGNAL_HEADS: Final = (1,)
 _SINK_LOGIT: Final = 2.0
+SINK_SHIFT: Final = 3.0
+"""What a planted signal adds to the logits of the first key, in the heads that carry it."""
 
 
 def planted_traces(
@@ -53,7 +55,7 @@ def planted_traces(
         planted_trace(
             index,
             generator,
-            sink_shift=1.5 * float(values[index]) if signal else 0.0,
+            sink_shift=SINK_SHIFT * float(values[index]) if signal else 0.0,
             shape=shape,
             question=index // traces_a_question,
         )
