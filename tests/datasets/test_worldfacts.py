@@ -141,6 +141,16 @@ def test_every_reverse_capital_and_currency_shares_the_group_of_the_forward_fact
         assert any(holds(question.text, answer) for answer in forward.answers)
 
 
+def test_every_element_of_a_symbol_shares_the_group_of_its_symbol(
+    questions: list[Question],
+) -> None:
+    forward = [q for q in questions if q.metadata["relation"] == "element-symbol"]
+    reverse = [q for q in questions if q.metadata["relation"] == "element-of-symbol"]
+    pairs = [(f, r) for f in forward for r in reverse if any(holds(f.text, a) for a in r.answers)]
+    assert len(pairs) >= 25
+    assert all(symbol.group_id == element.group_id for symbol, element in pairs)
+
+
 def test_the_registry_loads_the_bundled_questions_without_a_path(
     questions: list[Question],
 ) -> None:
