@@ -54,7 +54,7 @@ def extract(  # one parameter an option
     template: Annotated[str | None, typer.Option(help="Name of the prompt template.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt of chat templates.")] = None,
     batch_size: Annotated[
-        int | None, typer.Option(help="Questions answered at a time. [default: 16]")
+        int | None, typer.Option(help="Questions answered at a time. [default: 32]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the order of questions.")] = None,
     config: Annotated[
