@@ -122,7 +122,7 @@ RULES = st.one_of(
     prompt_edges=st.booleans(),
     importance=st.sampled_from(["mean", "max"]),
 )
-def test_every_graph_is_causal_sorted_and_finite(  # noqa: PLR0917
+def test_every_graph_is_causal_sorted_and_finite(
     trace_of, random_attention, rule, seed, length, n_heads, window, prompt_edges, importance
 ):
     generator = np.random.default_rng(seed)
