@@ -47,17 +47,17 @@ def planted_traces(
         seed: Seed of everything.
         signal: Whether hallucinated traces have a stronger sink in some heads.
         shape: Sizes of the model.
-        traces_a_question: Traces that share a question, as beams do.
+        traces_a_question: Traces that share a question and its group, as beams do.
     """
     generator = np.random.default_rng(seed)
     values = generator.permutation(np.arange(n_traces) % 2)
     traces = [
         planted_trace(
-            index,
+            index // traces_a_question,
             generator,
             sink_shift=SINK_SHIFT * float(values[index]) if signal else 0.0,
             shape=shape,
-            question=index // traces_a_question,
+            beam=index % traces_a_question,
         )
         for index in range(n_traces)
     ]
@@ -73,30 +73,33 @@ def planted_traces(
 
 
 def planted_trace(
-    index: int,
+    question: int,
     generator: np.random.Generator,
     *,
     sink_shift: float = 0.0,
     shape: TraceShape = PLANTED_SHAPE,
-    question: int | None = None,
+    beam: int = 0,
 ) -> Trace:
-    """One random trace; ``sink_shift`` is added to the logits of the first key in some heads."""
+    """One random trace; ``sink_shift`` is added to the logits of the first key in some heads.
+
+    Texts and lengths say nothing of the label.
+    """
     prompt_length = int(generator.integers(5, 11))
     length = prompt_length + int(generator.integers(3, 9))
     attention = _attention(generator, length, sink_shift, shape)
-    name = f"q{index if question is None else question}"
-    rank = 0 if question is None else index
+    name = f"q{question}"
     record = TraceRecord(
-        trace_id=f"{name}#{rank}",
+        trace_id=f"{name}#{beam}",
         question_id=name,
         group_id=name,
         question=f"Question {name}?",
         answers=("yes",),
-        answer="yes" if sink_shift == 0 else "no",
+        answer="yes" if (question + beam) % 2 else "no",
         prompt=f"Question {name}? Answer:",
         prompt_length=prompt_length,
         length=length,
-        beam_score=-1.0,
+        beam_index=beam,
+        beam_score=-1.0 - beam,
     )
     span_code = np.full(length, Span.QUESTION, dtype=np.uint8)
     span_code[0] = Span.BOS
@@ -140,8 +143,10 @@ def _attention(
     logits = generator.normal(size=(n_layers, n_heads, length, length))
     logits[..., 0] += _SINK_LOGIT
     logits[:, list(_SIGNAL_HEADS), :, 0] += sink_shift
-    is_future = np.triu(np.ones((length, length), dtype=bool), k=1)
-    weights = np.where(is_future, 0.0, np.exp(logits))
+    distance = np.arange(length)[:, None] - np.arange(length)
+    windows = [length if window is None else window for window in shape.layer_windows]
+    is_seen = (distance >= 0) & (distance < np.reshape(windows, (-1, 1, 1)))
+    weights = np.where(is_seen[:, None], np.exp(logits), 0.0)
     normalised: Float[np.ndarray, "layer head query key"] = weights / weights.sum(-1, keepdims=True)
     return normalised
 

@@ -12,9 +12,13 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from graphhalu.errors import StoreLockedError
+from graphhalu.traces.write import disk_error
 
 LOCK: Final = ".lock"
 HOLDER: Final = ".lock.json"
+
+_PATIENCE_S: Final = 0.3
+"""A look at whether a store is locked holds it for a moment; no run fails for that."""
 
 
 @contextmanager
@@ -23,23 +27,18 @@ def writer_lock(store: Path) -> Iterator[None]:
 
     Raises:
         StoreLockedError: If another process holds it; names process, machine and time.
+        UsageError: If the folder cannot be written.
+        StoreFullError: If the disk is full.
     """
     lock = FileLock(store / LOCK)
     try:
-        lock.acquire(timeout=0)
+        lock.acquire(timeout=_PATIENCE_S, poll_interval=0.05)
     except Timeout:
-        message = (
-            f"{store} is being written by {_holder(store)}\n"
-            f"  Wait until it is done, or stop it; one store has one writer at a time"
-        )
-        raise StoreLockedError(message) from None
+        raise _locked(store) from None
+    except OSError as error:
+        raise disk_error(error, str(store)) or error from None
     try:
-        holder = {
-            "pid": os.getpid(),
-            "host": socket.gethostname(),
-            "since": datetime.now(UTC).isoformat(timespec="seconds"),
-        }
-        (store / HOLDER).write_text(json.dumps(holder), encoding="utf-8")
+        _name_holder(store)
         yield
     finally:
         (store / HOLDER).unlink(missing_ok=True)
@@ -59,6 +58,26 @@ def is_locked(store: Path) -> bool:
         return False
     lock.release()
     return False
+
+
+def _name_holder(store: Path) -> None:
+    holder = {
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "since": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+    try:
+        (store / HOLDER).write_text(json.dumps(holder), encoding="utf-8")
+    except OSError as error:
+        raise disk_error(error, str(store)) or error from None
+
+
+def _locked(store: Path) -> StoreLockedError:
+    message = (
+        f"{store} is being written by {_holder(store)}\n"
+        f"  Wait until it is done, or stop it; one store has one writer at a time"
+    )
+    return StoreLockedError(message)
 
 
 def _holder(store: Path) -> str:

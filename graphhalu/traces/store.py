@@ -6,59 +6,35 @@
 import json
 import os
 import shutil
-import tempfile
-from collections import OrderedDict
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
-from hashlib import sha256
+from itertools import count
 from pathlib import Path
 from typing import Any, Final, overload
 
 import numpy as np
-import zarr
 from jaxtyping import Shaped
 
-from graphhalu.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
 from graphhalu.config import differing_fields
-from graphhalu.errors import (
-    CorruptStoreError,
-    StoreError,
-    StoreFullError,
-    StoreMismatchError,
-    StoreNotFoundError,
-    TraceNotFoundError,
-    UsageError,
-)
+from graphhalu.errors import StoreError, StoreMismatchError, TraceNotFoundError
 from graphhalu.provenance import provenance as current_provenance
+from graphhalu.traces.lazy import ChunkCache, LazyArray
 from graphhalu.traces.lock import writer_lock
-from graphhalu.traces.part import Part, sync_tree, write_part
-from graphhalu.traces.schema import (
-    ARRAYS,
-    FORMAT,
-    FORMAT_VERSION,
-    RAGGED_AXES,
-    ArraySpec,
-    TraceRecord,
-    TraceShape,
-    array_spec,
+from graphhalu.traces.part import Part
+from graphhalu.traces.root import (
+    PARTS,
+    create_root,
+    part_folders,
+    read_attributes,
+    store_attributes,
 )
-from graphhalu.traces.trace import StoredArray, Trace
+from graphhalu.traces.schema import ARRAYS, TraceRecord, TraceShape, array_spec
+from graphhalu.traces.size import check_fits, estimate_bytes
+from graphhalu.traces.trace import Trace
+from graphhalu.traces.write import write_part
 
-CACHE_BYTES: Final = 384 * 2**20
-"""Decoded chunks that an open store keeps."""
-
-UNIT_BYTES: Final = 64 * 2**20
-"""Largest piece that is decoded whole because neighbours will be asked for."""
-
-COMPRESSED: Final = {"attention": 0.85, "hidden": 0.85}
-"""Typical compressed share of an array, for estimates; streams count in full."""
-
-_ERROR_BOUNDS: Final = {
-    "float16": "relative 2**-11 above 6.1e-5, absolute 3.0e-8 below",
-    "bfloat16": "relative 2**-8",
-}
 _ASIDE: Final = ".writing"
 
 
@@ -74,7 +50,7 @@ class TraceStore(Sequence[Trace]):
         self.path = path
         self._attributes = attributes
         self._places = places
-        self.cache = _Cache()
+        self.cache = ChunkCache()
 
     @classmethod
     def open(cls, path: Path | str) -> "TraceStore":
@@ -85,7 +61,7 @@ class TraceStore(Sequence[Trace]):
             StoreError: If it is of a newer version, or is none of ours.
         """
         path = Path(path)
-        return cls(path, _read_attributes(path))
+        return cls(path, read_attributes(path))
 
     @classmethod
     def create(
@@ -108,12 +84,13 @@ class TraceStore(Sequence[Trace]):
 
         Raises:
             UsageError: If there is something at ``path``, or its folder cannot be written.
+            UnknownNameError: If no array has one of the names.
         """
         path = Path(path)
         for name in arrays:
             array_spec(name)
-        attributes = _attributes(configuration, shape, arrays, provenance or current_provenance())
-        _create_root(path, attributes)
+        made_with = current_provenance() if provenance is None else provenance
+        create_root(path, store_attributes(configuration, shape, arrays, made_with))
         return cls.open(path)
 
     # -- what the store says of itself
@@ -147,8 +124,17 @@ class TraceStore(Sequence[Trace]):
 
     @cached_property
     def parts(self) -> list[Part]:
-        """Committed parts in order."""
+        """Committed parts in order.
+
+        Raises:
+            CorruptStoreError: If the commit record of a part is damaged.
+        """
         return [Part(folder, self.shape) for folder in part_folders(self.path)]
+
+    def next_part_index(self) -> int:
+        """The first index without a committed part."""
+        taken = {part.commit.part for part in self.parts}
+        return next(index for index in count() if index not in taken)
 
     @property
     def failures(self) -> list[dict[str, str]]:
@@ -211,7 +197,7 @@ class TraceStore(Sequence[Trace]):
             return self._view(self.places[index])
         part_index, place = self.places[index]
         part = self.parts[part_index]
-        arrays = {name: _Slice(part, name, place, self.cache) for name in self.arrays}
+        arrays = {name: LazyArray(part, name, place, self.cache) for name in self.arrays}
         return Trace(part.records[place], self.shape, arrays)
 
     def __iter__(self) -> Iterator[Trace]:
@@ -226,16 +212,20 @@ class TraceStore(Sequence[Trace]):
         """The trace with this identity, or the best beam of this question.
 
         Raises:
-            TraceNotFoundError: If there is none.
+            TraceNotFoundError: If there is none; says why, where the run knew.
         """
         for wanted in (trace_id, f"{trace_id}#0"):
-            if wanted in self.trace_ids:
-                return self[self.trace_ids.index(wanted)]
-        message = (
-            f"no trace for question {trace_id!r} in {self.path} ({len(self)} traces there)\n"
-            f"  Extract it:  graphhalu extract --out {self.path} …"
+            if wanted in self._index:
+                return self[self._index[wanted]]
+        question = trace_id.rpartition("#")[0] or trace_id
+        reasons = [f["reason"] for f in self.failures if f["question_id"] in (trace_id, question)]
+        way = (
+            f"  The extraction gave none: {reasons[0]}"
+            if reasons
+            else f"  Extract it:  graphhalu extract --out {self.path} …"
         )
-        raise TraceNotFoundError(message)
+        message = f"no trace for question {trace_id!r} in {self.path} ({len(self)} traces there)"
+        raise TraceNotFoundError(f"{message}\n{way}")
 
     @contextmanager
     def writer(self) -> Iterator["TraceWriter"]:
@@ -243,6 +233,7 @@ class TraceStore(Sequence[Trace]):
 
         Raises:
             StoreLockedError: If another process is writing.
+            UsageError: If the store cannot be written to.
         """
         with writer_lock(self.path):
             shutil.rmtree(self.path / _ASIDE, ignore_errors=True)
@@ -250,6 +241,24 @@ class TraceStore(Sequence[Trace]):
                 yield TraceWriter(self)
             finally:
                 shutil.rmtree(self.path / _ASIDE, ignore_errors=True)
+
+    def refresh(self) -> None:
+        """Look again which parts there are; views keep what they had."""
+        self.cache = ChunkCache()
+        self._set_parts([Part(folder, self.shape) for folder in part_folders(self.path)])
+
+    def add_part(self, part: Part) -> None:
+        """Take in a part that was committed just now."""
+        self._set_parts(sorted([*self.parts, part], key=lambda each: each.commit.part))
+
+    def _set_parts(self, parts: list[Part]) -> None:
+        for name in ("places", "records", "trace_ids", "_index"):
+            self.__dict__.pop(name, None)
+        self.parts = parts
+
+    @cached_property
+    def _index(self) -> dict[str, int]:
+        return {trace_id: index for index, trace_id in enumerate(self.trace_ids)}
 
     def _view(self, places: list[tuple[int, int]]) -> "TraceStore":
         view = TraceStore(self.path, self._attributes, places)
@@ -262,13 +271,13 @@ class TraceWriter:
     """Writes parts to a store that it holds; see :meth:`TraceStore.writer`."""
 
     def __init__(self, store: TraceStore) -> None:
+        # another process may have written between opening the store and holding it
+        store.refresh()
         self.store = store
-        folders = part_folders(store.path)
-        self._next = 1 + max((int(folder.name) for folder in folders), default=-1)
 
     def next_part_index(self) -> int:
-        """The first free index."""
-        return self._next
+        """The first index without a committed part."""
+        return self.store.next_part_index()
 
     def write_part(
         self,
@@ -279,19 +288,60 @@ class TraceWriter:
     ) -> None:
         """Commit one part; a part that is there already stays as it is.
 
+        Args:
+            index: Index of the part.
+            traces: Its traces, with in-memory arrays in the stored number format.
+            question_ids: Questions that are done with this part, with or without a trace.
+            failures: ``question_id`` and ``reason`` of the questions without a trace.
+
         Raises:
             StoreFullError: If the disk is full; the store stays as it was.
+            StoreError: If a question is done in another part already.
+            NonFiniteError: If attention holds NaN or infinity.
+            ValueError: If the traces do not belong to the questions or to this store.
         """
+        parts = {part.commit.part: part for part in self.store.parts}
+        if index in parts:
+            return
+        self._require_new(question_ids)
+        _require_covered(traces, question_ids, failures)
         name = f"{index:06d}"
+        target = self.store.path / PARTS / name
         write_part(
             self.store.path / _ASIDE / f"{name}-{os.getpid()}",
-            self.store.path / "parts" / name,
+            target,
             traces,
+            shape=self.store.shape,
             arrays=self.store.arrays,
             question_ids=question_ids,
             failures=failures,
         )
-        self._next = max(self._next, index + 1)
+        self.store.add_part(Part(target, self.store.shape))
+
+    def _require_new(self, question_ids: Sequence[str]) -> None:
+        again = sorted(self.store.done_question_ids().intersection(question_ids))
+        if again:
+            message = (
+                f"question {again[0]!r} and {len(again) - 1} others are in {self.store.path} "
+                f"already: another run wrote them meanwhile\n  Run the same command again to go on"
+            )
+            raise StoreError(message)
+
+
+def _require_covered(
+    traces: Sequence[Trace], question_ids: Sequence[str], failures: Sequence[Mapping[str, str]]
+) -> None:
+    covered = set(question_ids)
+    named = {trace.record.question_id for trace in traces}
+    named |= {failure["question_id"] for failure in failures}
+    trace_ids = {trace.trace_id for trace in traces}
+    if len(covered) < len(question_ids) or len(trace_ids) < len(traces) or not named <= covered:
+        message = (
+            f"a part needs every question and every trace once, and traces of its own questions "
+            f"only: got {len(traces)} traces ({len(trace_ids)} different) of {len(named)} "
+            f"questions, and {len(question_ids)} question ids ({len(covered)} different)"
+        )
+        raise ValueError(message)
 
 
 def open_traces(path: Path | str) -> TraceStore:
@@ -309,19 +359,27 @@ def open_or_create(
     configuration: Mapping[str, Any],
     shape: TraceShape,
     arrays: Sequence[str],
+    provenance: Mapping[str, Any] | None = None,
 ) -> TraceStore:
     """Open the store if it has this configuration, create it if there is none.
 
     Raises:
         StoreMismatchError: If it has another one; names the fields that differ.
+        UsageError: If it cannot be created.
     """
     path = Path(path)
     if not path.exists():
-        return TraceStore.create(path, configuration=configuration, shape=shape, arrays=arrays)
+        return TraceStore.create(
+            path, configuration=configuration, shape=shape, arrays=arrays, provenance=provenance
+        )
     store = TraceStore.open(path)
-    asked = json.loads(json.dumps({"configuration": configuration, "arrays": list(arrays)}))
-    stored = {"configuration": store.configuration, "arrays": list(store.arrays)}
-    differences = differing_fields(stored, asked)
+    asked = {"configuration": configuration, "shape": asdict(shape), "arrays": list(arrays)}
+    stored = {
+        "configuration": store.configuration,
+        "shape": asdict(store.shape),
+        "arrays": list(store.arrays),
+    }
+    differences = differing_fields(*(json.loads(json.dumps(plain)) for plain in (stored, asked)))
     if differences:
         listed = "\n".join(f"  {line.removeprefix('configuration.')}" for line in differences)
         message = (
@@ -332,189 +390,7 @@ def open_or_create(
     return store
 
 
-def estimate_bytes(
-    shape: TraceShape, arrays: Sequence[str], lengths: Sequence[int] | np.ndarray
-) -> int:
-    """Typical bytes on disk of traces with these lengths, all rows kept."""
-    tokens = np.asarray(lengths, dtype=np.float64)
-    n_entries = {"token": tokens, "row": tokens, "pair": tokens * (tokens + 1) / 2}
-    total = 0.0
-    for name in arrays:
-        spec = ARRAYS[name]
-        fixed = np.prod([shape.axis_size(axis) for axis in spec.axes if axis not in RAGGED_AXES])
-        size = float(fixed * np.dtype(spec.dtype).itemsize * n_entries[spec.ragged_axis].sum())
-        total += size * COMPRESSED.get(name, 1.0)
-    return int(total)
-
-
-def check_fits(path: Path, n_bytes: int) -> None:
-    """Refuse a run that would fill the disk.
-
-    Raises:
-        StoreFullError: Says what is needed, what is free, and how to need less.
-    """
-    folder = path if path.exists() else path.parent
-    free = shutil.disk_usage(folder).free
-    if n_bytes > free:
-        message = (
-            f"the traces need about {n_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
-            f"free at {folder}\n"
-            f"  Use --num-samples, --keep streams, --hidden-layers, or another disk with --out"
-        )
-        raise StoreFullError(message)
-
-
-def part_folders(store: Path) -> list[Path]:
-    """Folders of the committed parts, in order."""
-    parts = store / "parts"
-    found = (
-        [folder for folder in parts.iterdir() if folder.name.isdigit()] if parts.is_dir() else []
-    )
-    return sorted((folder for folder in found if folder.is_dir()), key=lambda f: int(f.name))
-
-
-class _Slice:
-    """One trace's share of an array of its part; satisfies ``StoredArray``."""
-
-    def __init__(self, part: Part, name: str, place: int, cache: "_Cache") -> None:
-        self._part, self._name, self._place, self._cache = part, name, place, cache
-
-    @cached_property
-    def _spec(self) -> ArraySpec:
-        return ARRAYS[self._name]
-
-    @cached_property
-    def _range(self) -> tuple[int, int]:
-        offsets = self._part.offsets[self._spec.ragged_axis]
-        return int(offsets[self._place]), int(offsets[self._place + 1])
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the axes of this trace."""
-        sizes = list(self._part.size(self._name))
-        sizes[self._spec.ragged_dim] = self._range[1] - self._range[0]
-        return tuple(sizes)
-
-    def __getitem__(self, index: int | slice) -> np.ndarray:
-        """Entries along the first axis."""
-        start, stop = self._range
-        if self._spec.ragged_dim == 0:
-            return self._cache.get(self._part, self._name, None)[start:stop][index]
-        if isinstance(index, slice):
-            picked = [self[i] for i in range(*index.indices(self.shape[0]))]
-            return np.stack(picked) if picked else np.empty((0, *self.shape[1:]), self._spec.dtype)
-        index = range(self.shape[0])[index]
-        sizes = self._part.size(self._name)
-        unit = int(np.prod(sizes[1:])) * np.dtype(self._spec.dtype).itemsize
-        if unit > UNIT_BYTES:
-            return self._part.read_slice(self._name, index, start, stop)
-        if unit * sizes[0] <= UNIT_BYTES and self._name not in ("attention", "hidden"):
-            layer = self._cache.get(self._part, self._name, None)[index]
-        else:
-            layer = self._cache.get(self._part, self._name, index)
-        return layer[(slice(None),) * (self._spec.ragged_dim - 1) + (slice(start, stop),)]
-
-
-class _Cache:
-    """Decoded arrays or layers of them, the least recently used let go first."""
-
-    def __init__(self) -> None:
-        self._kept: OrderedDict[tuple[Path, str, int | None], np.ndarray] = OrderedDict()
-        self._n_bytes = 0
-
-    def get(self, part: Part, name: str, first: int | None) -> np.ndarray:
-        """An array of a part, or one entry of its first axis."""
-        key = (part.folder, name, first)
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        values = part.read(name, first)
-        self._kept[key] = values
-        self._n_bytes += values.nbytes
-        while self._n_bytes > CACHE_BYTES and len(self._kept) > 1:
-            _, dropped = self._kept.popitem(last=False)
-            self._n_bytes -= dropped.nbytes
-        return values
-
-
-def _attributes(
-    configuration: Mapping[str, Any],
-    shape: TraceShape,
-    arrays: Sequence[str],
-    provenance: Mapping[str, Any],
-) -> dict[str, Any]:
-    plain = {
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
-        "configuration": configuration,
-        "provenance": provenance,
-        "shape": asdict(shape),
-        "arrays": list(arrays),
-        "axes": {name: list(ARRAYS[name].axes) for name in arrays},
-        "span_names": list(SPAN_NAMES),
-        "row_convention": ROW_CONVENTION,
-        "edge_convention": EDGE_CONVENTION,
-        "error_bounds": _ERROR_BOUNDS,
-    }
-    loaded: dict[str, Any] = json.loads(json.dumps(plain))
-    return {**loaded, "digest": attributes_digest(loaded)}
-
-
-def attributes_digest(attributes: Mapping[str, Any]) -> str:
-    """Digest of a store's attributes without the digest itself."""
-    plain = {key: value for key, value in attributes.items() if key != "digest"}
-    return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
-def _create_root(path: Path, attributes: Mapping[str, Any]) -> None:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".creating-", dir=path.parent))
-    except OSError as error:
-        message = f"{path.parent} cannot be written: {error.strerror}\n  Give another place: --out"
-        raise UsageError(message) from None
-    try:
-        aside.chmod(0o755)
-        group = zarr.create_group(store=aside, zarr_format=3, attributes=dict(attributes))
-        group.create_group("parts")
-        sync_tree(aside)
-        if path.exists():
-            message = f"there is something at {path} already"
-            raise UsageError(message)
-        aside.rename(path)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _read_attributes(path: Path) -> dict[str, Any]:
-    if not path.exists():
-        near = sorted(str(found) for found in path.parent.glob("*.zarr"))
-        listed = f"  Stores there: {', '.join(near)}" if near else "  Make one:  graphhalu extract"
-        message = f"no trace store at {path}\n{listed}"
-        raise StoreNotFoundError(message)
-    try:
-        attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
-    except (ValueError, KeyError, TypeError, OSError) as error:
-        message = f"{path} is no trace store: it has no readable zarr.json"
-        raise StoreError(message) from error
-    if attributes.get("format") != FORMAT:
-        message = (
-            f"{path} is no trace store of graphhalu: its format is {attributes.get('format')!r}"
-        )
-        raise StoreError(message)
-    if attributes.get("format_version", 0) > FORMAT_VERSION:
-        message = (
-            f"{path} has format version {attributes['format_version']}, this graphhalu reads up "
-            f"to {FORMAT_VERSION}\n  Update it:  pip install --upgrade graphhalu"
-        )
-        raise StoreError(message)
-    if attributes.get("digest") != attributes_digest(attributes):
-        message = f"the attributes of {path} differ from what was written (zarr.json is damaged)"
-        raise CorruptStoreError(message)
-    return attributes
-
-
 __all__ = [
-    "StoredArray", "TraceStore", "TraceWriter", "check_fits", "estimate_bytes", "open_or_create",
+    "TraceStore", "TraceWriter", "check_fits", "estimate_bytes", "open_or_create",
     "open_traces", "part_folders",
 ]  # fmt: skip

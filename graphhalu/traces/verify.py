@@ -1,13 +1,17 @@
 """Every stored byte against what was committed."""
 
-from collections.abc import Iterator
+import json
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Final
 
 from graphhalu.errors import CorruptStoreError
 from graphhalu.provenance import file_sha256
-from graphhalu.traces.part import COMMIT, read_commit
-from graphhalu.traces.store import open_traces, part_folders
+from graphhalu.traces.commit import COMMIT, read_commit
+from graphhalu.traces.root import PARTS, is_part_name, read_attributes
+
+_GROUP: Final = {"zarr_format": 3, "node_type": "group"}
 
 
 @dataclass(frozen=True)
@@ -38,15 +42,17 @@ def verify_store(path: Path) -> VerifyReport:
     """Read every file of a store and compare size and SHA-256 with the commit records.
 
     Finds flipped bytes, truncated and missing files, files that do not belong, missing parts
-    and questions that stand in two parts.
+    and questions that stand in two parts. The last parts of a store can be missing without a
+    trace: a run that ended early looks the same.
 
     Raises:
         StoreNotFoundError: If there is no store.
         CorruptStoreError: If the root itself is damaged.
     """
-    open_traces(path)
-    folders = part_folders(path)
-    problems = list(_missing_parts([int(folder.name) for folder in folders]))
+    read_attributes(path)
+    names = sorted(entry.name for entry in (path / PARTS).glob("*"))
+    folders = [path / PARTS / name for name in names if is_part_name(name)]
+    problems = [*_root_problems(path), *_strays(names), *_missing_parts(folders)]
     seen: dict[str, str] = {}
     n_files = 0
     for folder in folders:
@@ -65,12 +71,37 @@ def verify_store(path: Path) -> VerifyReport:
     return VerifyReport(len(folders), n_files, tuple(problems))
 
 
-def _missing_parts(indices: list[int]) -> Iterator[Problem]:
-    for missing in sorted(set(range(max(indices, default=-1) + 1)) - set(indices)):
+def _root_problems(path: Path) -> Iterator[Problem]:
+    """The two group descriptions that no commit record covers; one has a digest of its own."""
+    for file in ("zarr.json", f"{PARTS}/zarr.json"):
+        try:
+            found = json.loads((path / file).read_text(encoding="utf-8"))
+            is_sound = _without_attributes(found) == _GROUP
+        except (OSError, ValueError, AttributeError) as error:
+            yield Problem("-", file, f"the file cannot be read ({type(error).__name__})")
+        else:
+            if not is_sound:
+                yield Problem("-", file, "the content differs from what was written")
+
+
+def _without_attributes(description: Mapping[str, Any]) -> dict[str, Any]:
+    ours = {"attributes", "consolidated_metadata"}
+    return {key: value for key, value in description.items() if key not in ours}
+
+
+def _strays(names: list[str]) -> Iterator[Problem]:
+    for name in names:
+        if not is_part_name(name) and name != "zarr.json":
+            yield Problem("-", f"{PARTS}/{name}", "the file was not committed")
+
+
+def _missing_parts(folders: list[Path]) -> Iterator[Problem]:
+    indices = {int(folder.name) for folder in folders}
+    for missing in sorted(set(range(max(indices, default=-1) + 1)) - indices):
         yield Problem(f"{missing:06d}", "-", "the part is missing")
 
 
-def _file_problems(folder: Path, files: dict[str, dict[str, object]]) -> Iterator[Problem]:
+def _file_problems(folder: Path, files: dict[str, dict[str, Any]]) -> Iterator[Problem]:
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -81,6 +112,6 @@ def _file_problems(folder: Path, files: dict[str, dict[str, object]]) -> Iterato
         elif file_sha256(path) != expected["sha256"]:
             yield Problem(folder.name, name, "the content differs from what was committed")
     for path in sorted(folder.rglob("*")):
-        name = str(path.relative_to(folder))
+        name = path.relative_to(folder).as_posix()
         if path.is_file() and name != COMMIT and name not in files:
             yield Problem(folder.name, name, "the file was not committed")

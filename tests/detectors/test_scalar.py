@@ -26,7 +26,7 @@ def fixed(traces, numbers):
 
 def test_the_score_is_the_feature_times_the_sign(few):
     detector = SinkMass().fit(few.traces, few.labels, few.split)
-    expected = [detector.sign * scalar_sink_mass(trace, 1) for trace in few.test_traces]
+    expected = [detector.sign * scalar_sink_mass(trace, 4) for trace in few.test_traces]
     np.testing.assert_array_equal(detector.score(few.test_traces).values, expected)
 
 

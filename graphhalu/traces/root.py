@@ -1,0 +1,150 @@
+"""The root of a store: its attributes, and which parts it has."""
+
+import errno
+import json
+import re
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from difflib import get_close_matches
+from hashlib import sha256
+from pathlib import Path
+from typing import Any, Final
+
+import zarr
+
+from graphhalu.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
+from graphhalu.errors import CorruptStoreError, StoreError, StoreNotFoundError, UsageError
+from graphhalu.traces.commit import COMMIT
+from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceShape
+from graphhalu.traces.write import disk_error, sync, sync_tree
+
+PARTS: Final = "parts"
+
+_PART_NAME: Final = re.compile("[0-9]{6,}")
+
+_ERROR_BOUNDS: Final = {
+    "float16": "relative 2**-11 above 6.1e-5, absolute 3.0e-8 below",
+    "bfloat16": "relative 2**-8",
+}
+
+
+def part_folders(store: Path) -> list[Path]:
+    """Folders of the committed parts in order; without a commit record there is no part."""
+    parts = store / PARTS
+    found = [f for f in parts.iterdir() if is_part_name(f.name)] if parts.is_dir() else []
+    return sorted((f for f in found if (f / COMMIT).exists()), key=lambda f: int(f.name))
+
+
+def is_part_name(name: str) -> bool:
+    """Whether a folder of this name can be a part."""
+    return _PART_NAME.fullmatch(name) is not None
+
+
+def store_attributes(
+    configuration: Mapping[str, Any],
+    shape: TraceShape,
+    arrays: Sequence[str],
+    provenance: Mapping[str, Any],
+) -> dict[str, Any]:
+    """What the root says of the store, with a digest of it; plain JSON values."""
+    plain = {
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "configuration": configuration,
+        "provenance": provenance,
+        "shape": asdict(shape),
+        "arrays": list(arrays),
+        "axes": {name: list(ARRAYS[name].axes) for name in arrays},
+        "span_names": list(SPAN_NAMES),
+        "row_convention": ROW_CONVENTION,
+        "edge_convention": EDGE_CONVENTION,
+        "error_bounds": _ERROR_BOUNDS,
+    }
+    loaded: dict[str, Any] = json.loads(json.dumps(plain))
+    return {**loaded, "digest": _digest(loaded)}
+
+
+def create_root(path: Path, attributes: Mapping[str, Any]) -> None:
+    """Create an empty store beside its place and move it there.
+
+    Raises:
+        UsageError: If there is something at ``path``, or its folder cannot be written.
+        StoreFullError: If the disk is full.
+    """
+    aside: Path | None = None
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = Path(tempfile.mkdtemp(prefix=".creating-", dir=path.parent))
+        aside.chmod(0o755)
+        group = zarr.create_group(store=aside, zarr_format=3, attributes=dict(attributes))
+        group.create_group(PARTS)
+        sync_tree(aside)
+        if path.exists():
+            raise FileExistsError(errno.EEXIST, "exists", str(path))
+        aside.rename(path)
+        sync(path.parent)
+    except OSError as error:
+        raise disk_error(error, str(path)) or _not_creatable(path, error) from None
+    finally:
+        if aside is not None:
+            shutil.rmtree(aside, ignore_errors=True)
+
+
+def read_attributes(path: Path) -> dict[str, Any]:
+    """The attributes of a store.
+
+    Raises:
+        StoreNotFoundError: If there is nothing at ``path``; names the stores nearby.
+        StoreError: If it is no trace store, or one of a newer version.
+        CorruptStoreError: If the attributes are not what was written.
+    """
+    if not path.exists():
+        raise _not_found(path)
+    try:
+        attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
+    except (ValueError, KeyError, TypeError, OSError) as error:
+        message = f"{path} is no trace store: it has no readable zarr.json"
+        raise StoreError(message) from error
+    if attributes.get("format") != FORMAT:
+        message = (
+            f"{path} is no trace store of graphhalu: its format is {attributes.get('format')!r}"
+        )
+        raise StoreError(message)
+    version = attributes.get("format_version")
+    if isinstance(version, int) and version > FORMAT_VERSION:
+        message = (
+            f"{path} has format version {version}, this graphhalu reads up "
+            f"to {FORMAT_VERSION}\n  Update it:  pip install --upgrade graphhalu"
+        )
+        raise StoreError(message)
+    if attributes.get("digest") != _digest(attributes):
+        message = f"the attributes of {path} differ from what was written (zarr.json is damaged)"
+        raise CorruptStoreError(message)
+    return attributes
+
+
+def _digest(attributes: Mapping[str, Any]) -> str:
+    plain = {key: value for key, value in attributes.items() if key != "digest"}
+    return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+
+
+def _not_creatable(path: Path, error: OSError) -> UsageError:
+    if path.exists():
+        return UsageError(
+            f"there is something at {path} already\n"
+            f"  Open it with open_traces, or give another place with --out"
+        )
+    return UsageError(
+        f"{path} cannot be created: {error.strerror}\n  Give another place with --out"
+    )
+
+
+def _not_found(path: Path) -> StoreNotFoundError:
+    stores = sorted(found.name for found in path.parent.glob("*.zarr"))
+    near = get_close_matches(path.name, stores, n=3)
+    near += [name for name in stores if name not in near]
+    listed = ", ".join(str(path.parent / name) for name in near[:10])
+    hint = f"  Stores there: {listed}" if near else "  Make one:  graphhalu extract"
+    return StoreNotFoundError(f"no trace store at {path}\n{hint}")

@@ -1,0 +1,62 @@
+"""How much disk a run needs, and whether it is there."""
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+import numpy as np
+
+from graphhalu.errors import StoreFullError
+from graphhalu.traces.schema import ARRAYS, RAGGED_AXES, TraceShape
+
+COMPRESSED: Final = {"attention": 0.9, "hidden": 0.85}
+"""Compressed share of an array, a little above what was measured; streams count in full."""
+
+
+def estimate_bytes(
+    shape: TraceShape,
+    arrays: Sequence[str],
+    lengths: Sequence[int] | np.ndarray,
+    *,
+    is_compressed: bool = True,
+) -> int:
+    """Bytes on disk of traces with these lengths, all rows kept.
+
+    Args:
+        shape: What the axes mean.
+        arrays: Arrays that are kept.
+        lengths: Tokens of each trace.
+        is_compressed: Expect the usual compression; otherwise the size in memory, which is a
+            bound.
+    """
+    tokens = np.asarray(lengths, dtype=np.float64)
+    n_entries = {"token": tokens, "row": tokens, "pair": tokens * (tokens + 1) / 2}
+    total = 0.0
+    for name in arrays:
+        spec = ARRAYS[name]
+        fixed = np.prod([shape.axis_size(axis) for axis in spec.axes if axis not in RAGGED_AXES])
+        size = float(fixed * np.dtype(spec.dtype).itemsize * n_entries[spec.ragged_axis].sum())
+        total += size * (COMPRESSED.get(name, 1.0) if is_compressed else 1.0)
+    return int(total)
+
+
+def check_fits(path: Path, n_bytes: int) -> None:
+    """Refuse a run that would fill the disk.
+
+    Args:
+        path: The store; it need not exist yet.
+        n_bytes: What the run will write.
+
+    Raises:
+        StoreFullError: Says what is needed, what is free, and how to need less.
+    """
+    folder = next(place for place in (path, *path.absolute().parents) if place.exists())
+    free = shutil.disk_usage(folder).free
+    if n_bytes > free:
+        message = (
+            f"the traces need about {n_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
+            f"free at {folder}\n"
+            f"  Use --num-samples, --keep streams, --hidden-layers, or another disk with --out"
+        )
+        raise StoreFullError(message)

@@ -1,0 +1,215 @@
+"""Writing one part: all of it aside, flushed, then moved into place by one rename."""
+
+import errno
+import json
+import os
+import shutil
+import warnings
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import zarr
+
+from graphhalu.errors import NonFiniteError, StoreError, StoreFullError, UsageError
+from graphhalu.numerics import json_ready, ragged_offsets
+from graphhalu.traces.codecs import chunk_shape, compressors
+from graphhalu.traces.commit import COMMIT, commit_of
+from graphhalu.traces.schema import (
+    ARRAYS,
+    RAGGED_AXES,
+    ArraySpec,
+    TraceRecord,
+    TraceShape,
+    ragged_length,
+    stored_shape,
+)
+from graphhalu.traces.trace import Trace
+
+RECORDS: Final = "records"
+_BYTES: Final = ArraySpec(RECORDS, ("token",), "uint8", "JSON Lines, one object a trace")
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+def write_part(
+    aside: Path,
+    target: Path,
+    traces: Sequence[Trace],
+    *,
+    shape: TraceShape,
+    arrays: Sequence[str],
+    question_ids: Sequence[str],
+    failures: Sequence[Mapping[str, str]],
+) -> None:
+    """Write a part aside and move it into place; that move is the commit.
+
+    Args:
+        aside: Folder on the same file system; must not exist.
+        target: Final place. If a part is committed there already the new one is dropped: it is
+            the same one.
+        traces: Traces of the part with in-memory arrays in the stored number format.
+        shape: What the axes of the store mean.
+        arrays: Arrays that the store keeps.
+        question_ids: Questions that are done with this part.
+        failures: Questions without a trace, and why.
+
+    Raises:
+        StoreFullError: If the disk is full; nothing is left behind.
+        UsageError: If the store cannot be written to.
+        NonFiniteError: If attention holds NaN or infinity.
+        ValueError: If a trace is of another model, or an array is missing or has another shape
+            or number format.
+    """
+    _require_shape(traces, shape)
+    try:
+        aside.mkdir(parents=True)
+        counts = _write_arrays(aside, traces, shape, arrays)
+        commit = commit_of(
+            aside,
+            part=int(target.name),
+            records=[trace.record for trace in traces],
+            counts=counts,
+            question_ids=question_ids,
+            failures=failures,
+        )
+        (aside / COMMIT).write_text(commit.to_json(), encoding="utf-8")
+        sync_tree(aside)
+        _move(aside, target)
+    except OSError as error:
+        what = f"part {target.name} of {target.parent.parent}"
+        raise disk_error(error, what) or error from None
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def disk_error(error: OSError, what: str) -> StoreError | UsageError | None:
+    """The error for a disk that is full or may not be written; ``None`` for any other fault."""
+    if error.errno in _DISK_FULL:
+        return StoreFullError(
+            f"the disk is full: {what} was not written\n"
+            f"  The store is intact. Make room and run the same command again to go on"
+        )
+    if error.errno in _READ_ONLY:
+        return UsageError(
+            f"{what} cannot be written: {error.strerror}\n"
+            f"  Allow writing there, or give another place with --out"
+        )
+    return None
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder to the disk, so that a commit survives a power cut."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush one file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _move(aside: Path, target: Path) -> None:
+    try:
+        aside.rename(target)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        if (target / COMMIT).exists():
+            return
+        # a folder without a commit record is no part: it gives way
+        shutil.rmtree(target)
+        aside.rename(target)
+    sync(target.parent)
+
+
+def _require_shape(traces: Sequence[Trace], shape: TraceShape) -> None:
+    for trace in traces:
+        if trace.shape != shape:
+            message = f"trace {trace.trace_id!r} is {trace.shape}, the store keeps {shape}"
+            raise ValueError(message)
+
+
+def _write_arrays(
+    folder: Path, traces: Sequence[Trace], shape: TraceShape, arrays: Sequence[str]
+) -> dict[str, int]:
+    """Write all arrays of a part; returns its counts."""
+    records = [trace.record for trace in traces]
+    group = zarr.create_group(store=folder, zarr_format=3)
+    lines = [_line(record) for record in records]
+    _write(group, _BYTES, np.frombuffer(b"".join(lines), dtype=np.uint8))
+    lengths = {"record": [len(line) for line in lines]}
+    for axis in RAGGED_AXES:
+        lengths[axis] = [ragged_length(axis, record) for record in records]
+    for item, sizes in lengths.items():
+        spec = ArraySpec(
+            f"{item}_offsets", ("token",), "int64", "where each trace starts, and the last one ends"
+        )
+        _write(group, spec, ragged_offsets(np.array(sizes, dtype=np.int64)))
+    for name in arrays:
+        _write(group, ARRAYS[name], _concatenated(ARRAYS[name], traces, shape))
+    return {"traces": len(records), **{f"{axis}s": sum(lengths[axis]) for axis in RAGGED_AXES}}
+
+
+def _line(record: TraceRecord) -> bytes:
+    return json.dumps(json_ready(asdict(record)), allow_nan=False).encode() + b"\n"
+
+
+def _concatenated(spec: ArraySpec, traces: Sequence[Trace], shape: TraceShape) -> np.ndarray:
+    none = [0 if axis in RAGGED_AXES else shape.axis_size(axis) for axis in spec.axes]
+    pieces = [np.empty(none, dtype=spec.dtype), *(_checked(spec, trace) for trace in traces)]
+    return np.concatenate(pieces, axis=spec.ragged_dim)
+
+
+def _checked(spec: ArraySpec, trace: Trace) -> np.ndarray:
+    if spec.name not in trace.arrays:
+        message = f"trace {trace.trace_id!r} has no {spec.name}, which the store keeps"
+        raise ValueError(message)
+    piece = np.asarray(trace.arrays[spec.name][:])
+    expected = stored_shape(spec, trace.shape, trace.record)
+    if piece.shape != expected or piece.dtype != np.dtype(spec.dtype):
+        message = (
+            f"{spec.name} of trace {trace.trace_id!r} must be {spec.dtype} of shape "
+            f"{expected}, got {piece.dtype} of shape {piece.shape}"
+        )
+        raise ValueError(message)
+    if spec.name == "attention":
+        _require_finite(piece, trace)
+    return piece
+
+
+def _require_finite(attention: np.ndarray, trace: Trace) -> None:
+    is_finite = np.isfinite(attention).all(axis=(1, 2))
+    if not is_finite.all():
+        layer = trace.shape.attention_layers[int(np.argmin(is_finite))]
+        message = (
+            f"the attention of trace {trace.trace_id!r} holds NaN or infinity in layer {layer}\n"
+            f"  Load the model with --dtype float32"
+        )
+        raise NonFiniteError(message)
+
+
+def _write(group: Any, spec: ArraySpec, values: np.ndarray) -> None:
+    # the names of the axes of records and offsets are not those of a trace's arrays
+    axes = spec.axes if spec.name in ARRAYS else (spec.name,)
+    with warnings.catch_warnings():
+        # the checksum codec after a compressor is what is wanted here
+        warnings.simplefilter("ignore", UserWarning)
+        array = group.create_array(
+            name=spec.name,
+            shape=values.shape,
+            chunks=chunk_shape(spec, values.shape),
+            dtype=values.dtype,
+            compressors=compressors(spec),
+            dimension_names=axes,
+            attributes={"meaning": spec.meaning, "encoding": spec.encoding},
+            config={"write_empty_chunks": True},
+        )
+        if values.size:
+            array[...] = values
