@@ -6,6 +6,34 @@ from typing import Any
 
 
 @dataclass(frozen=True)
+class GivenAnswer:
+    """An answer that the data set states, for a replay without generation.
+
+    Attributes:
+        text: The answer.
+        is_hallucinated: What the data set says of it, or ``None`` if it says nothing.
+        spans: Hallucinated parts as half-open ranges of characters of ``text``.
+        source: Who wrote it, as the data set names it.
+        metadata: What else the data set says of it; plain JSON values.
+    """
+
+    text: str
+    is_hallucinated: bool | None = None
+    spans: tuple[tuple[int, int], ...] = ()
+    source: str = ""
+    metadata: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Example:
+    """A solved question that a prompt shows before its own (few-shot)."""
+
+    question: str
+    answer: str
+    choices: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Question:
     """One question with everything that its prompt and its label need.
 
@@ -17,6 +45,12 @@ class Question:
         context: Passage that the prompt shows before the question, if any.
         system: System prompt of this question, if any.
         incorrect_answers: Answers that the data set states to be wrong.
+        choices: Options in the order in which the prompt shows them, lettered A, B, C …
+        correct_choices: Places of the right ones among them.
+        given: Answers that the data set states, in its order.
+        examples: Solved questions that the prompt shows first.
+        input_label: What the data set says of the question itself: 1 = it misleads (a false
+            premise), 0 = it does not, ``None`` = nothing is said.
         metadata: What else the data set says (category, relation, source); plain JSON values.
     """
 
@@ -27,6 +61,11 @@ class Question:
     context: str | None = None
     system: str | None = None
     incorrect_answers: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
+    correct_choices: tuple[int, ...] = ()
+    given: tuple[GivenAnswer, ...] = ()
+    examples: tuple[Example, ...] = ()
+    input_label: int | None = None
     metadata: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:

@@ -122,6 +122,8 @@ class Part:
 
 
 def _record(plain: dict[str, Any]) -> TraceRecord:
-    for name in ("answers", "incorrect_answers"):
-        plain[name] = tuple(plain[name])
-    return TraceRecord(**plain)
+    return TraceRecord(**{k: v if k == "metadata" else _tuples(v) for k, v in plain.items()})
+
+
+def _tuples(value: Any) -> Any:
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value

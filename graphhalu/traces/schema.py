@@ -159,8 +159,17 @@ class TraceRecord:
         answer: The text of the answer tokens.
         is_finished: Whether the answer ended by itself (end mark or newline) and was not cut.
         is_on_policy: Whether the model itself produced the answer.
-        beam_index: Rank of the beam among the final beams, 0 = best.
+        beam_index: Rank of the beam among the final beams, 0 = best; for given answers the
+            place among them.
         beam_score: Length-normalised log-probability of the beam, or ``None`` for given answers.
+        choices: Options that the prompt shows, lettered A, B, C …
+        correct_choices: Places of the right ones.
+        choice_logprobs: Log-probability (nat) of each letter as the first token of the answer,
+            summed over its single-token spellings; empty if there are no choices.
+        input_label: What the data set says of the question: 1 = it misleads, 0 = it does not.
+        given_label: What the data set says of a given answer: 1 = hallucinated, 0 = correct.
+        given_spans: Hallucinated ranges of characters of a given answer, half-open.
+        answer_offsets: Range of characters of ``answer`` that each answer token covers.
     """
 
     trace_id: str
@@ -179,6 +188,13 @@ class TraceRecord:
     is_on_policy: bool = True
     beam_index: int = 0
     beam_score: float | None = None
+    choices: tuple[str, ...] = ()
+    correct_choices: tuple[int, ...] = ()
+    choice_logprobs: tuple[float, ...] = ()
+    input_label: int | None = None
+    given_label: int | None = None
+    given_spans: tuple[tuple[int, int], ...] = ()
+    answer_offsets: tuple[tuple[int, int], ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
 
 

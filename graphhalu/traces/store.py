@@ -322,8 +322,9 @@ class TraceWriter:
         again = sorted(self.store.done_question_ids().intersection(question_ids))
         if again:
             message = (
-                f"question {again[0]!r} and {len(again) - 1} others are in {self.store.path} "
-                f"already: another run wrote them meanwhile\n  Run the same command again to go on"
+                f"{len(again)} questions of this part are in {self.store.path} already (the first "
+                f"is {again[0]!r}): another run wrote them meanwhile\n"
+                f"  Run the same command again to go on"
             )
             raise StoreError(message)
 

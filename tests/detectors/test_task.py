@@ -91,3 +91,9 @@ def test_flags_of_the_process_come_back(batches, monkeypatch):
     assert task.os.environ.get("CUBLAS_WORKSPACE_CONFIG") is None
     assert torch.backends.cudnn.benchmark
     assert not torch.are_deterministic_algorithms_enabled()
+
+
+def test_the_workspace_that_the_user_chose_comes_back(batches, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    train(batches, epochs=1)
+    assert task.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"

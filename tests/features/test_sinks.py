@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.errors import NonFiniteError, NotEnoughDataError, UsageError
 from graphhalu.features.sinks import scalar_sink_mass, sink_mass, sink_share
 
 
@@ -73,3 +73,29 @@ def test_a_share_that_half_precision_lifts_above_one_is_cut_to_one(trace, change
     assert keys.astype(float).sum(-1).max() > 1
 
     assert sink_share(change(trace, sink_keys=keys)).values.max() == 1
+
+
+def spoilt(trace, change, row, value):
+    keys = trace.arrays["sink_keys"].copy()
+    keys[2, 1, row, 3] = value
+    return change(trace, sink_keys=keys)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_value_that_is_not_finite_is_an_error_that_names_layer_head_and_row(trace, change, value):
+    with pytest.raises(NonFiniteError, match="layer 2, head 1, row 11"):
+        scalar_sink_mass(spoilt(trace, change, 11, value))
+
+
+def test_the_layer_of_a_value_that_is_not_finite_is_its_number_in_the_model(trace, change):
+    kept = change(spoilt(trace, change, 11, np.nan), shape={"attention_layers": (2, 3, 19, 23, 29)})
+
+    with pytest.raises(NonFiniteError, match="layer 19"):
+        sink_mass(kept)
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_a_row_that_does_not_count_cannot_spoil_the_others(trace, change, value):
+    faulty = spoilt(trace, change, 2, value)
+
+    np.testing.assert_array_equal(sink_mass(faulty), sink_mass(trace))

@@ -1,0 +1,74 @@
+"""One writer a store, and a dead one holds nothing."""
+
+import contextlib
+import errno
+import json
+import re
+import socket
+import subprocess
+import sys
+
+import filelock
+import pytest
+
+from graphhalu.errors import StoreFullError, StoreLockedError, UsageError
+from graphhalu.traces import lock
+from graphhalu.traces.lock import is_locked, writer_lock
+
+
+def dead_process():
+    """The id of a process that has ended."""
+    process = subprocess.Popen([sys.executable, "-c", ""])
+    process.wait()
+    return process.pid
+
+
+def test_a_second_writer_of_the_same_process_is_refused_too(tmp_path):
+    with writer_lock(tmp_path):
+        assert is_locked(tmp_path)
+        with pytest.raises(StoreLockedError) as caught, writer_lock(tmp_path):
+            pass
+    text = str(caught.value)
+    assert re.search(rf"process \d+ on {re.escape(socket.gethostname())} since \d{{4}}-", text)
+    assert str(tmp_path) in text
+    assert not is_locked(tmp_path)
+
+
+def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path):
+    holder = {"pid": dead_process(), "host": socket.gethostname(), "since": "2026-01-01"}
+    (tmp_path / lock.LOCK).write_text("")
+    (tmp_path / lock.HOLDER).write_text(json.dumps(holder))
+    assert not is_locked(tmp_path)
+    with writer_lock(tmp_path):
+        assert json.loads((tmp_path / lock.HOLDER).read_text())["pid"] != holder["pid"]
+
+
+def test_a_writer_that_fails_lets_go(tmp_path):
+    with contextlib.suppress(KeyError), writer_lock(tmp_path):
+        raise KeyError
+    assert not is_locked(tmp_path)
+    assert not (tmp_path / lock.HOLDER).exists()
+
+
+def test_a_holder_that_cannot_be_read_is_another_process(tmp_path):
+    with writer_lock(tmp_path):
+        (tmp_path / lock.HOLDER).write_text("[1]")
+        with pytest.raises(StoreLockedError, match="by another process"), writer_lock(tmp_path):
+            pass
+
+
+def test_a_folder_without_a_lock_is_not_locked_and_stays_untouched(tmp_path):
+    assert not is_locked(tmp_path)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("number", "kind"), [(errno.EROFS, UsageError), (errno.ENOSPC, StoreFullError)]
+)
+def test_a_lock_that_cannot_be_made_says_why(tmp_path, monkeypatch, number, kind):
+    def fail(*args, **kwargs):
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", fail)
+    with pytest.raises(kind, match=re.escape(str(tmp_path))), writer_lock(tmp_path):
+        pass
