@@ -50,10 +50,11 @@ class Dataset(ABC):
         """Yield the questions in the order of the file.
 
         Args:
-            path: A file in one of the published layouts; ``None`` reads the questions that are
-                bundled with the package, or the hub.
+            path: A file, or a folder if the data set is published as one, in one of the published
+                layouts; ``None`` reads the questions that are bundled with the package, or the
+                hub.
 
         Raises:
-            UsageError: If there is no such file.
+            UsageError: If there is no such file, or none was named and the set is not on the hub.
             DataFileError: If the content is not in a known layout; names the row.
         """

@@ -5,16 +5,24 @@ from importlib import import_module
 
 from graphhalu.datasets.base import DatasetCard
 from graphhalu.datasets.rows import Row
-from graphhalu.errors import DataFileError, MissingExtraError
+from graphhalu.errors import DataFileError, MissingExtraError, UsageError
 
 
 def hub_rows(card: DatasetCard) -> Iterator[Row]:
     """Rows of a data set's split on the hub, downloaded once and cached there.
 
     Raises:
+        UsageError: If the data set is not on the hub.
         MissingExtraError: If the ``datasets`` package is not installed.
         DataFileError: If the hub cannot be reached or refuses; names the way without it.
     """
+    if card.hub_id is None:
+        message = (
+            f"data set {card.name!r} is not read from the hub: name a file of it\n"
+            f"  Get it:   {card.source}\n"
+            f"  Read it:  --data-path FILE"
+        )
+        raise UsageError(message)
     try:
         package = import_module("datasets")
     except ModuleNotFoundError:

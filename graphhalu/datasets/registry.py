@@ -19,6 +19,14 @@ DATASETS: Final[Registry[type[Dataset]]] = Registry(
         "worldfacts": "graphhalu.datasets.worldfacts:Worldfacts",
         "triviaqa": "graphhalu.datasets.triviaqa:TriviaQA",
         "truthfulqa": "graphhalu.datasets.truthfulqa:TruthfulQA",
+        "truthfulqa_mc": "graphhalu.datasets.truthfulqa_mc:TruthfulQAChoice",
+        "truthfulqa_mc1": "graphhalu.datasets.truthfulqa_mc:TruthfulQAMC1",
+        "truthfulqa_mc2": "graphhalu.datasets.truthfulqa_mc:TruthfulQAMC2",
+        "mmlu": "graphhalu.datasets.mmlu:MMLU",
+        "nq_open": "graphhalu.datasets.nq_open:NQOpen",
+        "nq_open_context": "graphhalu.datasets.nq_open:NQOpenContext",
+        "squad": "graphhalu.datasets.squad:SQuAD",
+        "freshqa": "graphhalu.datasets.freshqa:FreshQA",
     },
 )
 
@@ -36,7 +44,7 @@ def load_questions(
 
     Args:
         name: Name in the registry.
-        path: File to read; ``None`` reads what is bundled, or the hub.
+        path: File or folder to read; ``None`` reads what is bundled, or the hub.
         num_samples: How many to take; ``None`` takes all. A number larger than the set takes
             all too: the length of the result says so.
         seed: Seed of the order.

@@ -1,0 +1,188 @@
+"""MMLU: exam questions of 57 subjects with four options, and solved examples of each."""
+
+import re
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Final, NamedTuple
+
+from graphhalu.datasets.base import Dataset, DatasetCard
+from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
+from graphhalu.datasets.hub import hub_rows
+from graphhalu.datasets.question import Example, Question
+from graphhalu.datasets.rows import Row, require_columns, text_field, text_id, wrong_value
+from graphhalu.errors import DataFileError, UsageError
+
+LAYOUTS: Final = (
+    "one of MMLU's layouts: the published table without a header (question, four options, letter), "
+    "or hub rows (question, subject, choices, answer)"
+)
+
+LETTERS: Final = "ABCD"
+N_EXAMPLES: Final = 5
+
+_CELLS: Final = ("question", *LETTERS, "answer")
+
+CATEGORIES: Final[Mapping[str, str]] = {
+    subject: category
+    for category, subjects in {
+        "STEM": """
+            abstract_algebra astronomy college_biology college_chemistry college_computer_science
+            college_mathematics college_physics computer_security conceptual_physics
+            electrical_engineering elementary_mathematics high_school_biology
+            high_school_chemistry high_school_computer_science high_school_mathematics
+            high_school_physics high_school_statistics machine_learning
+        """,
+        "humanities": """
+            formal_logic high_school_european_history high_school_us_history
+            high_school_world_history international_law jurisprudence logical_fallacies
+            moral_disputes moral_scenarios philosophy prehistory professional_law world_religions
+        """,
+        "social sciences": """
+            econometrics high_school_geography high_school_government_and_politics
+            high_school_macroeconomics high_school_microeconomics high_school_psychology
+            human_sexuality professional_psychology public_relations security_studies sociology
+            us_foreign_policy
+        """,
+        "other": """
+            anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging
+            management marketing medical_genetics miscellaneous nutrition
+            professional_accounting professional_medicine virology
+        """,
+    }.items()
+    for subject in subjects.split()
+}
+"""The published four categories by subject."""
+
+
+class Entry(NamedTuple):
+    """One row of any layout; ``answer`` is the place of the right option."""
+
+    subject: str
+    text: str
+    choices: tuple[str, ...]
+    answer: int
+
+
+class MMLU(Dataset):
+    """Reads the published folder, one subject's table, and the hub's rows.
+
+    The folder holds ``test/<subject>_test.csv`` and, for the examples, ``dev/<subject>_dev.csv``.
+    A single table of the published name finds its examples in ``../dev``. Where there is no such
+    table, questions have no examples.
+    """
+
+    card: ClassVar[DatasetCard] = DatasetCard(
+        name="mmlu",
+        task="choose the answer of an exam question among four",
+        licence="MIT",
+        source="https://github.com/hendrycks/test",
+        hub_id="cais/mmlu",
+        hub_config="all",
+        split="test",
+        size=14_042,
+        citation="Hendrycks et al. 2021, arXiv:2009.03300",
+        label_rule="choice",
+        artefacts=(
+            "Right answers are not spread evenly: A 22.9 %, B 24.7 %, C 25.5 %, D 26.9 %.",
+            "27 rows repeat another of their subject word for word: they share its group.",
+            "Nine questions list an option twice; in four of them it is the right one.",
+            "Options are not shuffled, since some refer to others ('both A and B').",
+            "Long: 823 question texts have several lines, the longest 4,671 characters.",
+        ),
+    )
+
+    def read(self, path: Path | None) -> Iterator[Question]:
+        """Yield the questions subject by subject; see the base class."""
+        if path is None:
+            tests = map(_hub_entry, hub_rows(self.card))
+            return _questions(tests, map(_hub_entry, hub_rows(replace(self.card, split="dev"))))
+        if path.is_dir():
+            files = _tables(path / "test", "test")
+            if not files:
+                message = f"{path} holds no test/<subject>_test.csv; expected MMLU's folder"
+                raise UsageError(message)
+        else:
+            files = [path]
+        return _questions(_entries(files), _entries(_examples_beside(files)))
+
+
+def _tables(folder: Path, split: str) -> list[Path]:
+    return sorted([*folder.glob(f"*_{split}.csv"), *folder.glob(f"*_{split}.csv.gz")])
+
+
+def _examples_beside(files: list[Path]) -> list[Path]:
+    subjects = {_subject(path) for path in files}
+    tables = _tables(files[0].parent.parent / "dev", "dev")
+    return [path for path in tables if _subject(path) in subjects]
+
+
+def _subject(path: Path) -> str:
+    name = path.name.removesuffix(".gz")
+    return re.sub(r"(_(test|dev|val))?(\.[a-z]+)?$", "", name)
+
+
+def _questions(tests: Iterable[Entry], examples: Iterable[Entry]) -> Iterator[Question]:
+    shown: dict[str, list[Example]] = defaultdict(list)
+    for entry in examples:
+        solved = Example(entry.text, LETTERS[entry.answer], entry.choices)
+        shown[entry.subject].append(solved)
+    counts: Counter[str] = Counter()
+    for entry in tests:
+        name = text_id("mmlu", "\n".join([entry.subject, entry.text, *entry.choices]))
+        counts[name] += 1
+        question_id = name if counts[name] == 1 else f"{name}_{counts[name]}"
+        yield _question(entry, question_id, shown[entry.subject][:N_EXAMPLES])
+
+
+def _question(entry: Entry, question_id: str, examples: Iterable[Example]) -> Question:
+    metadata = {"subject": entry.subject}
+    if entry.subject in CATEGORIES:
+        metadata["category"] = CATEGORIES[entry.subject]
+    right = entry.choices[entry.answer]
+    return Question(
+        question_id=question_id,
+        text=entry.text,
+        answers=(right,),
+        incorrect_answers=tuple(text for text in entry.choices if text != right),
+        choices=entry.choices,
+        correct_choices=(entry.answer,),
+        examples=tuple(examples),
+        metadata=metadata,
+    )
+
+
+def _entries(files: Iterable[Path]) -> Iterator[Entry]:
+    for path in files:
+        file = open_file(path)
+        if file.layout == "table":
+            yield from _table_entries(file, _subject(path))
+        else:
+            yield from map(_hub_entry, read_rows(file))
+
+
+def _table_entries(file: DataFile, subject: str) -> Iterator[Entry]:
+    for number, cells in table_cells(file, ","):
+        where = file.where(number)
+        if len(cells) != len(_CELLS):
+            message = f"{where}: expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
+            raise DataFileError(message)
+        row = Row(where, dict(zip(_CELLS, cells, strict=True)))
+        letter = text_field(row, "answer")
+        if letter not in tuple(LETTERS):
+            raise wrong_value(row, "answer", "one of the letters A, B, C, D", letter)
+        choices = tuple(text_field(row, letter) for letter in LETTERS)
+        yield Entry(subject, text_field(row, "question"), choices, LETTERS.index(letter))
+
+
+def _hub_entry(row: Row) -> Entry:
+    require_columns(row, "question", "subject", "choices", "answer", expected=LAYOUTS)
+    options, answer = row.values["choices"], row.values["answer"]
+    if not isinstance(options, list | tuple) or len(options) != len(LETTERS):
+        raise wrong_value(row, "choices", "a list of four texts", options)
+    if not isinstance(answer, int) or answer not in range(len(LETTERS)):
+        raise wrong_value(row, "answer", "the place of the right option, 0 to 3", answer)
+    lettered = Row(row.where, dict(zip(LETTERS, options, strict=True)))
+    choices = tuple(text_field(lettered, letter) for letter in LETTERS)
+    return Entry(text_field(row, "subject"), text_field(row, "question"), choices, answer)

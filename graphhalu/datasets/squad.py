@@ -1,0 +1,120 @@
+"""SQuAD: questions about a Wikipedia passage, whose answers stand in it."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import ClassVar, Final
+
+from graphhalu.datasets.base import Dataset, DatasetCard
+from graphhalu.datasets.files import open_file, read_rows
+from graphhalu.datasets.hub import hub_rows
+from graphhalu.datasets.question import Question
+from graphhalu.datasets.rows import (
+    Row,
+    mapping_field,
+    require_columns,
+    text_field,
+    text_id,
+    texts_field,
+    without_repeats,
+    wrong_value,
+)
+
+LAYOUTS: Final = (
+    "one of SQuAD's layouts: the published JSON (data: articles with paragraphs: context, qas), "
+    "or hub rows (id, context, question, answers)"
+)
+
+
+class SQuAD(Dataset):
+    """Reads the published JSON of versions 1.1 and 2.0, XQuAD's among them, and hub rows.
+
+    In version 2.0 some questions cannot be answered from their passage: they come without
+    answers and with ``input_label`` 1, the others with 0. In version 1.1 there are none, and
+    nothing is said.
+    """
+
+    card: ClassVar[DatasetCard] = DatasetCard(
+        name="squad",
+        task="answer a question from a passage",
+        licence="CC BY-SA 4.0",
+        source="https://rajpurkar.github.io/SQuAD-explorer",
+        hub_id="rajpurkar/squad",
+        hub_config="plain_text",
+        split="validation",
+        size=10_570,
+        citation="Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822 (2.0)",
+        label_rule="match",
+        artefacts=(
+            "Passages of one article share facts: the article is the group (XQuAD: 48 groups).",
+            "Questions were written while reading the passage and repeat its words.",
+            "2.0: questions that cannot be answered have no gold answer and input_label 1.",
+            "XQuAD's English file is a part of this split: 1,190 questions, one answer each.",
+        ),
+    )
+
+    def read(self, path: Path | None) -> Iterator[Question]:
+        """Yield the questions in the order of the file; see the base class."""
+        rows = hub_rows(self.card) if path is None else read_rows(open_file(path))
+        return iter(_labelled([question for row in rows for question in _row_questions(row)]))
+
+
+def _labelled(questions: Iterable[Question]) -> list[Question]:
+    """Say of each question whether it can be answered, if some cannot (version 2.0)."""
+    listed = list(questions)
+    if all(question.answers for question in listed):
+        return listed
+    return [replace(item, input_label=0 if item.answers else 1) for item in listed]
+
+
+def _row_questions(row: Row) -> Iterator[Question]:
+    if "paragraphs" in row.values:
+        return _article_questions(row)
+    require_columns(row, "id", "context", "question", "answers", expected=LAYOUTS)
+    answers = texts_field(mapping_field(row, "answers"), "text")
+    title = text_field(row, "title") if row.values.get("title") else ""
+    return iter([_question(row, text_field(row, "context"), title, answers)])
+
+
+def _article_questions(article: Row) -> Iterator[Question]:
+    paragraphs = list(_objects(article, "paragraphs"))
+    title = text_field(article, "title") if article.values.get("title") else ""
+    if not title and paragraphs:
+        title = text_id("article", text_field(paragraphs[0], "context"))
+    for paragraph in paragraphs:
+        context = text_field(paragraph, "context")
+        for entry in _objects(paragraph, "qas"):
+            yield _question(entry, context, title, _entry_answers(entry))
+
+
+def _entry_answers(entry: Row) -> tuple[str, ...]:
+    answers = tuple(text_field(answer, "text") for answer in _objects(entry, "answers"))
+    is_impossible = entry.values.get("is_impossible", False)
+    if bool(answers) is is_impossible:
+        expected = "empty if is_impossible is true, and a list of answers otherwise"
+        raise wrong_value(entry, "answers", expected, entry.values["answers"])
+    return answers
+
+
+def _question(row: Row, context: str, title: str, answers: tuple[str, ...]) -> Question:
+    plausible = "plausible_answers" in row.values and not answers
+    wrong = _objects(row, "plausible_answers") if plausible else ()
+    return Question(
+        question_id=text_field(row, "id"),
+        text=text_field(row, "question"),
+        answers=without_repeats(answers),
+        group_id=f"article: {title}" if title else text_id("passage", context),
+        context=context,
+        incorrect_answers=without_repeats(text_field(answer, "text") for answer in wrong),
+        metadata={"title": title} if title else {},
+    )
+
+
+def _objects(row: Row, name: str) -> Iterator[Row]:
+    """The objects of a list inside a row, each as a row with a place of its own."""
+    require_columns(row, name, expected=LAYOUTS)
+    items = row.values[name]
+    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
+        raise wrong_value(row, name, "a list of objects", items)
+    for number, item in enumerate(items, start=1):
+        yield Row(f"{row.where}, {name} {number}", item)
