@@ -21,6 +21,7 @@ from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceShape
 from graphhalu.traces.write import disk_error, sync, sync_tree
 
 PARTS: Final = "parts"
+GROUP: Final = {"zarr_format": 3, "node_type": "group"}
 
 _PART_NAME: Final = re.compile("[0-9]{6,}")
 
@@ -61,6 +62,7 @@ def store_attributes(
         "row_convention": ROW_CONVENTION,
         "edge_convention": EDGE_CONVENTION,
         "error_bounds": _ERROR_BOUNDS,
+        "n_parts": 0,
     }
     loaded: dict[str, Any] = json.loads(json.dumps(plain))
     return {**loaded, "digest": _digest(loaded)}
@@ -90,6 +92,35 @@ def create_root(path: Path, attributes: Mapping[str, Any]) -> None:
     finally:
         if aside is not None:
             shutil.rmtree(aside, ignore_errors=True)
+
+
+def count_part(path: Path, index: int, aside: Path) -> None:
+    """Say in the root that a part was committed, so that its loss is seen.
+
+    A run that dies just before leaves one part more than the root says; that is no fault.
+
+    Args:
+        path: The store.
+        index: Index of the part.
+        aside: Folder on the same file system.
+
+    Raises:
+        StoreFullError: If the disk is full.
+        UsageError: If the store cannot be written to.
+    """
+    attributes = read_attributes(path)
+    if attributes.get("n_parts", 0) > index:
+        return
+    attributes["n_parts"] = index + 1
+    attributes["digest"] = _digest(attributes)
+    try:
+        new = aside / "zarr.json"
+        new.write_text(json.dumps({"attributes": attributes, **GROUP}, indent=2), encoding="utf-8")
+        sync(new)
+        new.rename(path / "zarr.json")
+        sync(path)
+    except OSError as error:
+        raise disk_error(error, f"the count of parts in {path}") or error from None
 
 
 def read_attributes(path: Path) -> dict[str, Any]:

@@ -25,6 +25,7 @@ from graphhalu.traces.lock import writer_lock
 from graphhalu.traces.part import Part
 from graphhalu.traces.root import (
     PARTS,
+    count_part,
     create_root,
     part_folders,
     read_attributes,
@@ -317,6 +318,7 @@ class TraceWriter:
             failures=failures,
         )
         self.store.add_part(Part(target, self.store.shape))
+        count_part(self.store.path, index, self.store.path / _ASIDE)
 
     def _require_new(self, question_ids: Sequence[str]) -> None:
         again = sorted(self.store.done_question_ids().intersection(question_ids))

@@ -9,9 +9,9 @@ from typing import Any, Final
 from graphhalu.errors import CorruptStoreError
 from graphhalu.provenance import file_sha256
 from graphhalu.traces.commit import COMMIT, read_commit
-from graphhalu.traces.root import PARTS, is_part_name, read_attributes
+from graphhalu.traces.root import GROUP, PARTS, is_part_name, read_attributes
 
-_GROUP: Final = {"zarr_format": 3, "node_type": "group"}
+_CHANGED: Final = "the content differs from what was written"
 
 
 @dataclass(frozen=True)
@@ -41,18 +41,17 @@ class VerifyReport:
 def verify_store(path: Path) -> VerifyReport:
     """Read every file of a store and compare size and SHA-256 with the commit records.
 
-    Finds flipped bytes, truncated and missing files, files that do not belong, missing parts
-    and questions that stand in two parts. The last parts of a store can be missing without a
-    trace: a run that ended early looks the same.
+    Finds flipped bits, truncated and missing files, files that do not belong, missing parts
+    and questions that stand in two parts.
 
     Raises:
         StoreNotFoundError: If there is no store.
         CorruptStoreError: If the root itself is damaged.
     """
-    read_attributes(path)
+    n_parts = read_attributes(path).get("n_parts", 0)
     names = sorted(entry.name for entry in (path / PARTS).glob("*"))
     folders = [path / PARTS / name for name in names if is_part_name(name)]
-    problems = [*_root_problems(path), *_strays(names), *_missing_parts(folders)]
+    problems = [*_root_problems(path), *_strays(names), *_missing_parts(folders, n_parts)]
     seen: dict[str, str] = {}
     n_files = 0
     for folder in folders:
@@ -61,6 +60,8 @@ def verify_store(path: Path) -> VerifyReport:
         except CorruptStoreError as error:
             problems.append(Problem(folder.name, COMMIT, str(error)))
             continue
+        if not _is_as_written(folder / COMMIT):
+            problems.append(Problem(folder.name, COMMIT, _CHANGED))
         n_files += len(commit.files)
         problems += _file_problems(folder, commit.files)
         for question in commit.question_ids:
@@ -76,12 +77,21 @@ def _root_problems(path: Path) -> Iterator[Problem]:
     for file in ("zarr.json", f"{PARTS}/zarr.json"):
         try:
             found = json.loads((path / file).read_text(encoding="utf-8"))
-            is_sound = _without_attributes(found) == _GROUP
+            is_sound = _without_attributes(found) == GROUP and _is_as_written(path / file)
         except (OSError, ValueError, AttributeError) as error:
             yield Problem("-", file, f"the file cannot be read ({type(error).__name__})")
         else:
             if not is_sound:
-                yield Problem("-", file, "the content differs from what was written")
+                yield Problem("-", file, _CHANGED)
+
+
+def _is_as_written(file: Path) -> bool:
+    """Whether a JSON file has the one spelling in which it is written.
+
+    A flipped bit can spell the same value in another way: ``1E-05``, or an escape in capitals.
+    """
+    text = file.read_text(encoding="utf-8")
+    return "".join(text.split()) == "".join(json.dumps(json.loads(text)).split())
 
 
 def _without_attributes(description: Mapping[str, Any]) -> dict[str, Any]:
@@ -95,9 +105,10 @@ def _strays(names: list[str]) -> Iterator[Problem]:
             yield Problem("-", f"{PARTS}/{name}", "the file was not committed")
 
 
-def _missing_parts(folders: list[Path]) -> Iterator[Problem]:
+def _missing_parts(folders: list[Path], n_parts: int) -> Iterator[Problem]:
     indices = {int(folder.name) for folder in folders}
-    for missing in sorted(set(range(max(indices, default=-1) + 1)) - indices):
+    n_known = max([n_parts, *(index + 1 for index in indices)])
+    for missing in sorted(set(range(n_known)) - indices):
         yield Problem(f"{missing:06d}", "-", "the part is missing")
 
 
