@@ -47,7 +47,11 @@ def git_state() -> dict[str, Any] | None:
 
 
 def file_sha256(path: Path) -> str:
-    """SHA-256 of a file, read in blocks."""
+    """SHA-256 of a file, read in blocks; of a folder, that of its files' digests and names."""
+    if path.is_dir():
+        files = sorted(item for item in path.rglob("*") if item.is_file())
+        listed = [f"{file_sha256(item)}  {item.relative_to(path).as_posix()}\n" for item in files]
+        return hashlib.sha256("".join(listed).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

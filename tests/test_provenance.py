@@ -65,3 +65,16 @@ def test_a_checksum_is_that_of_the_bytes(tmp_path):
     path = tmp_path / "file"
     path.write_bytes(b"x" * 100_003)
     assert file_sha256(path) == hashlib.sha256(b"x" * 100_003).hexdigest()
+
+
+def test_the_checksum_of_a_folder_changes_with_content_and_names_alone(tmp_path):
+    first, second = tmp_path / "first", tmp_path / "second"
+    for folder, names in ((first, ("a", "b")), (second, ("b", "a"))):
+        (folder / "sub").mkdir(parents=True)
+        for name in names:
+            (folder / "sub" / name).write_text(name, encoding="utf-8")
+    before = file_sha256(first)
+    assert before == file_sha256(second)
+    (second / "sub" / "a").rename(second / "sub" / "c")
+    (first / "sub" / "a").write_text("z", encoding="utf-8")
+    assert len({before, file_sha256(first), file_sha256(second)}) == 3

@@ -52,7 +52,7 @@ class FreshQA(Dataset):
         label_rule="match",
         artefacts=(
             "The question's words alone tell false premises: AUROC 0.83 with TF-IDF, 5 folds.",
-            "Answers to false premises are sentences (median 10 words): matching decides little there.",
+            "Answers to false premises are sentences, so matching by alias decides little there.",
             "Answers are those of the day of the release: a model of another date is 'wrong'.",
             "44 of 600 questions differ between December 2024 and 2026, and so do answers.",
         ),

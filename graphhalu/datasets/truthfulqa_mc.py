@@ -194,7 +194,7 @@ def _labels(targets: Row) -> dict[str, bool]:
     labels: dict[str, bool] = {}
     for text, label in _pairs(targets):
         if not isinstance(text, str) or not isinstance(label, int) or label not in {0, 1}:
-            raise wrong_value(targets, "an option", "a text with 0 or 1", {text: label})
+            raise wrong_value(targets, "an option", "a text with 0 or 1", (text, label))
         if text.strip() and labels.setdefault(text.strip(), bool(label)) != bool(label):
             raise wrong_value(targets, "an option", "either right or wrong", text)
     return labels

@@ -42,6 +42,26 @@ def test_hub_rows_give_the_same_question_as_the_table(tmp_path: Path) -> None:
     assert from_csv == from_hub
 
 
+def test_given_answers_are_the_right_ones_then_the_wrong_ones_each_once(tmp_path: Path) -> None:
+    row = "Adversarial,Law,Is it?,No,Never; No; Not so,Yes; Of course; Yes,x.org"
+    (question,) = read(tmp_path, f"{HEADER}\n{row}\n")
+    assert [(answer.text, answer.is_hallucinated) for answer in question.given] == [
+        ("No", False),
+        ("Never", False),
+        ("Not so", False),
+        ("Yes", True),
+        ("Of course", True),
+    ]
+
+
+def test_an_answer_listed_as_right_and_as_wrong_is_given_without_a_label(tmp_path: Path) -> None:
+    (question,) = read(tmp_path, f"{HEADER}\nAdversarial,Law,Is it?,No,Unknown,Unknown,x.org\n")
+    assert [(answer.text, answer.is_hallucinated) for answer in question.given] == [
+        ("No", False),
+        ("Unknown", None),
+    ]
+
+
 def test_the_layout_for_multiple_choice_is_refused_with_its_columns(tmp_path: Path) -> None:
     rows = json.dumps([{"question": "Is it?", "mc1_targets": {"No": 1}}])
     with pytest.raises(DataFileError, match=r"row 1: expected one of TruthfulQA.*mc1_targets"):
@@ -63,3 +83,7 @@ def test_all_790_questions_of_the_published_table_are_read() -> None:
     first = questions[0]
     assert first.answers[0] == "The watermelon seeds pass through your digestive system"
     assert (len(first.answers), len(first.incorrect_answers)) == (6, 7)
+    assert sum(g.is_hallucinated is None for q in questions for g in q.given) == 2
+    for question in questions:
+        given = [answer.text for answer in question.given]
+        assert given == list(dict.fromkeys([*question.answers, *question.incorrect_answers]))
