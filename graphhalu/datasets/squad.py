@@ -47,7 +47,7 @@ class SQuAD(Dataset):
         label_rule="match",
         artefacts=(
             "Passages of one article share facts: the article is the group (XQuAD: 48 groups).",
-            "Questions were written while reading the passage and repeat its words.",
+            "Questions repeat their passage: in XQuAD 70 % of their words of four letters or more.",
             "2.0: questions that cannot be answered have no gold answer and input_label 1.",
             "XQuAD's English file is a part of this split: 1,190 questions, one answer each.",
         ),
