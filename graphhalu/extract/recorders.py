@@ -1,7 +1,8 @@
 """Recorders: what is kept of the attention rows that pass by.
 
 Each recorder reduces a chunk of rows (in float32) and keeps the result of a whole batch in the
-stored number format; afterwards it cuts out one trace without its padding.
+stored number format; afterwards it cuts out one trace without its padding. The keys of a chunk
+end at its last row or behind it.
 """
 
 from abc import ABC, abstractmethod
@@ -11,9 +12,9 @@ from typing import Final
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Shaped
-from torch import Tensor
+from torch import Tensor, nn
 
-from graphhalu.axes import N_SPANS
+from graphhalu.axes import N_SPANS, RowRange
 from graphhalu.numerics import n_pairs, triangle_size
 from graphhalu.traces.schema import N_SINK_KEYS, TraceShape
 
@@ -28,6 +29,7 @@ class Batch:
         span_codes: Named span of each token, padding included (any value there).
         is_token: Which positions are tokens and not padding.
         layer_position: Model layer to its place on the stored layer axis.
+        edge_mass: Share of a row after which no more of its edges are kept, or ``None``.
     """
 
     lengths: tuple[int, ...]
@@ -36,6 +38,12 @@ class Batch:
     is_token: Bool[Tensor, "trace token"]
     shape: TraceShape
     layer_position: dict[int, int]
+    edge_mass: float | None = None
+
+    @property
+    def first_row(self) -> int:
+        """First row that any sequence keeps."""
+        return min(self.row_starts)
 
     @property
     def width(self) -> int:
@@ -49,9 +57,9 @@ class Batch:
 
 
 class Recorder(ABC):
-    """Keeps one array of every trace of a batch."""
+    """Keeps one array of every trace of a batch, or a few that are made together."""
 
-    name: str
+    names: tuple[str, ...]
 
     def __init__(self, batch: Batch) -> None:
         self.batch = batch
@@ -63,8 +71,20 @@ class Recorder(ABC):
         """Take float32 weights of a chunk of rows of the layer at ``position``."""
 
     @abstractmethod
-    def trace_array(self, index: int) -> Shaped[np.ndarray, "..."]:
-        """The array of one trace in the stored number format, without padding."""
+    def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
+        """The arrays of one trace in the stored number format, without padding."""
+
+    def empty_rows(self, *trailing: int, dtype: torch.dtype) -> Tensor:
+        """Room for ``[layer, trace, head, row, …]`` of the rows that are kept."""
+        n_layers, n_heads = len(self.batch.shape.attention_layers), self.batch.shape.n_heads
+        n_rows = self.batch.width - self.batch.first_row
+        return torch.empty(n_layers, self.batch.size, n_heads, n_rows, *trailing, dtype=dtype)
+
+    def cut_rows(self, kept: Tensor, index: int) -> Shaped[np.ndarray, "layer head row ..."]:
+        """Rows of one trace from its first kept row to its last token."""
+        first = self.batch.first_row
+        start, stop = self.batch.row_starts[index] - first, self.batch.lengths[index] - first
+        return np.ascontiguousarray(kept[:, index, :, start:stop].numpy())
 
 
 class _RowRecorder(Recorder):
@@ -75,9 +95,7 @@ class _RowRecorder(Recorder):
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
-        n_layers, n_heads = len(batch.shape.attention_layers), batch.shape.n_heads
-        size = (n_layers, batch.size, n_heads, batch.width, *self.trailing)
-        self.kept = torch.empty(size, dtype=self.dtype)
+        self.kept = self.empty_rows(*self.trailing, dtype=self.dtype)
 
     @abstractmethod
     def reduce(
@@ -89,37 +107,37 @@ class _RowRecorder(Recorder):
         self, position: int, row_start: int, weights: Float[Tensor, "trace head row key"]
     ) -> None:
         """Reduce the chunk and keep it."""
-        stop = row_start + weights.shape[2]
-        self.kept[position, :, :, row_start:stop] = self.reduce(row_start, weights)
+        start = row_start - self.batch.first_row
+        stop = start + weights.shape[2]
+        self.kept[position, :, :, start:stop] = self.reduce(row_start, weights)
 
-    def trace_array(self, index: int) -> Shaped[np.ndarray, "layer head row ..."]:
-        """Rows of one trace from its first kept row to its last token."""
-        start, stop = self.batch.row_starts[index], self.batch.lengths[index]
-        return np.ascontiguousarray(self.kept[:, index, :, start:stop].numpy())
+    def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
+        """The one array of one trace."""
+        return {self.names[0]: self.cut_rows(self.kept, index)}
 
 
 class SpanMass(_RowRecorder):
     """Attention of a row summed over each named span."""
 
-    name = "span_mass"
+    names = ("span_mass",)
     trailing = (N_SPANS,)
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
-        one_hot = torch.nn.functional.one_hot(batch.span_codes.long(), N_SPANS).float()
+        one_hot = nn.functional.one_hot(batch.span_codes.long(), N_SPANS).float()
         self.is_span = one_hot[:, None]
 
     def reduce(
         self, row_start: int, weights: Float[Tensor, "trace head row key"]
     ) -> Float[Tensor, "trace head row span"]:
         """Weights times the membership of each key."""
-        return weights @ self.is_span
+        return weights @ self.is_span[:, :, : weights.shape[-1]]
 
 
 class SelfAttention(_RowRecorder):
     """Attention of a row to its own token."""
 
-    name = "self_attention"
+    names = ("self_attention",)
 
     def reduce(
         self, row_start: int, weights: Float[Tensor, "trace head row key"]
@@ -131,7 +149,7 @@ class SelfAttention(_RowRecorder):
 class RowEntropy(_RowRecorder):
     """Entropy of a row in nat."""
 
-    name = "row_entropy"
+    names = ("row_entropy",)
 
     def reduce(
         self, row_start: int, weights: Float[Tensor, "trace head row key"]
@@ -143,7 +161,7 @@ class RowEntropy(_RowRecorder):
 class ArgmaxKey(_RowRecorder):
     """Key position of a row's largest weight; the first of equals."""
 
-    name = "argmax_key"
+    names = ("argmax_key",)
     dtype = torch.int32
 
     def reduce(
@@ -156,7 +174,7 @@ class ArgmaxKey(_RowRecorder):
 class SinkKeys(_RowRecorder):
     """Attention of a row to each of the first tokens of the sequence."""
 
-    name = "sink_keys"
+    names = ("sink_keys",)
     trailing = (N_SINK_KEYS,)
 
     def reduce(
@@ -164,13 +182,13 @@ class SinkKeys(_RowRecorder):
     ) -> Float[Tensor, "trace head row sink_key"]:
         """The first columns; a sequence shorter than that has zeros beyond its end."""
         first = weights[..., :N_SINK_KEYS]
-        return torch.nn.functional.pad(first, (0, N_SINK_KEYS - first.shape[-1]))
+        return nn.functional.pad(first, (0, N_SINK_KEYS - first.shape[-1]))
 
 
 class Received(Recorder):
     """Attention that a key received, summed over the kept rows."""
 
-    name = "received"
+    names = ("received",)
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
@@ -186,17 +204,65 @@ class Received(Recorder):
         """Add the chunk's rows, padding rows left out."""
         stop = row_start + weights.shape[2]
         is_kept = self.is_kept_row[:, None, None, row_start:stop]
-        self.kept[position] += (is_kept @ weights)[:, :, 0].cpu()
+        sums = (is_kept @ weights)[:, :, 0]
+        self.kept[position, ..., : sums.shape[-1]] += sums.cpu()
 
-    def trace_array(self, index: int) -> Float[np.ndarray, "layer head token"]:
+    def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
         """Column sums of one trace."""
-        return np.ascontiguousarray(self.kept[:, index, :, : self.batch.lengths[index]].numpy())
+        own = self.kept[:, index, :, : self.batch.lengths[index]]
+        return {"received": np.ascontiguousarray(own.numpy())}
+
+
+class Edges(Recorder):
+    """The strongest keys of a row other than its own token, and the mass of all others.
+
+    The first ``n_edges`` of the store's shape; with ``edge_mass`` a row ends before that once
+    the kept share of its attention to other tokens reaches it. A place without an edge has key
+    -1 and weight 0. Own attention, edges and dropped mass add up to the row.
+    """
+
+    names = ("edge_key", "edge_weight", "dropped_mass")
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch)
+        n_edges = batch.shape.n_edges
+        self.key = self.empty_rows(n_edges, dtype=torch.int32)
+        self.weight = self.empty_rows(n_edges, dtype=torch.float16)
+        self.dropped = self.empty_rows(dtype=torch.float16)
+
+    def rows(
+        self, position: int, row_start: int, weights: Float[Tensor, "trace head row key"]
+    ) -> None:
+        """Sort out the strongest keys of every row of the chunk."""
+        others = weights.clone()
+        others.diagonal(offset=row_start, dim1=2, dim2=3).zero_()
+        total = others.sum(-1)
+        found = others.topk(min(self.key.shape[-1], others.shape[-1]), dim=-1)
+        is_edge = found.values > 0
+        if self.batch.edge_mass is not None:
+            before = found.values.cumsum(-1) - found.values
+            is_edge &= before < self.batch.edge_mass * total[..., None]
+        weight = found.values * is_edge
+        start = row_start - self.batch.first_row
+        place = (position, slice(None), slice(None), slice(start, start + weights.shape[2]))
+        n_missing = self.key.shape[-1] - weight.shape[-1]
+        key = found.indices.where(is_edge, -1).to(torch.int32)
+        self.key[place] = nn.functional.pad(key, (0, n_missing), value=-1).cpu()
+        self.weight[place] = nn.functional.pad(weight, (0, n_missing)).cpu().half()
+        self.dropped[place] = (total - weight.sum(-1)).clamp(min=0).cpu().half()
+
+    def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
+        """Keys, weights and dropped mass of one trace."""
+        kept = (self.key, self.weight, self.dropped)
+        return {
+            name: self.cut_rows(each, index) for name, each in zip(self.names, kept, strict=True)
+        }
 
 
 class FullAttention(Recorder):
     """The complete causal rows, packed one after another, in float16."""
 
-    name = "attention"
+    names = ("attention",)
 
     def __init__(self, batch: Batch) -> None:
         super().__init__(batch)
@@ -223,9 +289,9 @@ class FullAttention(Recorder):
             chunk = half[index][:, rows + (start - row_start), keys]
             self.kept[index][position, :, begin : begin + len(rows)] = chunk
 
-    def trace_array(self, index: int) -> Shaped[np.ndarray, "layer head pair"]:
+    def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
         """The packed rows of one trace."""
-        return self.kept[index]
+        return {"attention": self.kept[index]}
 
 
 class ValueNorm:
@@ -237,23 +303,22 @@ class ValueNorm:
         n_layers, n_heads = len(batch.shape.attention_layers), batch.shape.n_kv_heads
         self.batch = batch
         self.kept = torch.empty(n_layers, batch.size, n_heads, batch.width, dtype=torch.float16)
+        self.seen: set[int] = set()
 
     def values(self, position: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
         """Take the value vectors of the layer at ``position``."""
         self.kept[position] = value.float().norm(dim=-1)
+        self.seen.add(self.batch.shape.attention_layers[position])
 
     def trace_array(self, index: int) -> Shaped[np.ndarray, "layer kv_head token"]:
         """Norms of one trace."""
         return np.ascontiguousarray(self.kept[:, index, :, : self.batch.lengths[index]].numpy())
 
 
-ROW_RECORDERS: Final[dict[str, type[Recorder]]] = {
-    recorder.name: recorder
-    for recorder in (
-        SpanMass, SelfAttention, RowEntropy, ArgmaxKey, SinkKeys, Received, FullAttention,
-    )
-}  # fmt: skip
-"""Recorders of attention rows by the name of the array that they keep."""
+ROW_RECORDERS: Final[tuple[type[Recorder], ...]] = (
+    SpanMass, SelfAttention, RowEntropy, ArgmaxKey, SinkKeys, Received, Edges, FullAttention,
+)  # fmt: skip
+"""Recorders of attention rows; each says which arrays it keeps."""
 
 
 class RecorderSet:
@@ -262,19 +327,23 @@ class RecorderSet:
     def __init__(self, batch: Batch, arrays: tuple[str, ...]) -> None:
         self.batch = batch
         self.row_recorders = [
-            ROW_RECORDERS[name](batch) for name in arrays if name in ROW_RECORDERS
+            recorder(batch) for recorder in ROW_RECORDERS if set(recorder.names) & set(arrays)
         ]
         self.value_norm = ValueNorm(batch) if ValueNorm.name in arrays else None
         self.n_rows_seen: dict[int, int] = dict.fromkeys(batch.layer_position, 0)
         self.bad_layers: dict[int, int] = {}
 
+    def wanted_rows(self, layer: int) -> RowRange | None:
+        """The rows from the first that any sequence keeps, of the layers that are kept."""
+        if layer not in self.batch.layer_position or not self.row_recorders:
+            return None
+        return RowRange(self.batch.first_row, self.batch.width)
+
     def rows(
         self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]
     ) -> None:
         """Give a chunk of rows to every recorder; note traces whose weights are not finite."""
-        position = self.batch.layer_position.get(layer)
-        if position is None:
-            return
+        position = self.batch.layer_position[layer]
         exact = weights.float()
         self._note_bad_rows(layer, row_start, exact)
         for recorder in self.row_recorders:
@@ -287,9 +356,26 @@ class RecorderSet:
         if position is not None and self.value_norm is not None:
             self.value_norm.values(position, value)
 
+    def require_complete(self) -> None:
+        """Every layer has shown every wanted row: what was not would be stored as noise."""
+        expected = self.batch.width - self.batch.first_row if self.row_recorders else 0
+        for layer, n_rows in self.n_rows_seen.items():
+            assert n_rows == expected, f"layer {layer} showed {n_rows} of {expected} rows"
+        if self.value_norm is not None:
+            missing = self.batch.layer_position.keys() - self.value_norm.seen
+            assert not missing, f"layers {missing} showed no values"
+
+    def failure(self, index: int) -> str | None:
+        """Why a trace failed, if its attention is not finite; names the first such layer."""
+        if index not in self.bad_layers:
+            return None
+        return f"the attention of layer {self.bad_layers[index]} holds NaN or infinity"
+
     def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
         """Every recorded array of one trace."""
-        arrays = {recorder.name: recorder.trace_array(index) for recorder in self.row_recorders}
+        arrays: dict[str, np.ndarray] = {}
+        for recorder in self.row_recorders:
+            arrays |= recorder.trace_arrays(index)
         if self.value_norm is not None:
             arrays[self.value_norm.name] = self.value_norm.trace_array(index)
         return arrays

@@ -15,13 +15,14 @@ import numpy as np
 
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
-from graphhalu.extract.extraction import Asked, Extraction
+from graphhalu.extract.asking import Asked
+from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.cards import resolve_model
 from graphhalu.models.check import check_model
 from graphhalu.models.load import load_model
 from graphhalu.provenance import provenance
-from graphhalu.traces.store import TraceStore, check_fits, estimate_bytes, open_or_create
+from graphhalu.traces.store import TraceStore, check_fits, open_or_create
 
 PART_BYTES = 512 * 2**20
 """Uncompressed bytes at which a part is closed before it has all its traces."""
@@ -102,7 +103,7 @@ def extract(
     extraction = Extraction(config, loaded)
     store = open_or_create(
         out, configuration=extraction.identity(), shape=extraction.shape,
-        arrays=config.capture.arrays(),
+        arrays=extraction.arrays,
     )  # fmt: skip
     notes = extraction.notes(len(questions))
     for note in notes:
@@ -128,9 +129,7 @@ def _run(
         tell(f"{len(done)} questions are in the store already, {len(asked)} are left")
     if not asked:
         return 0
-    lengths = [extraction.trace_length(item) for item in asked if item.prompt is not None]
-    arrays = extraction.config.capture.arrays()
-    expected = estimate_bytes(extraction.shape, arrays, lengths)
+    expected = extraction.estimate_bytes(asked)
     tell(f"expected on disk: at most {expected / 2**20:,.0f} MiB")
     check_fits(store.path, expected)
     started, n_done = time.monotonic(), 0
@@ -152,18 +151,17 @@ def _run(
 
 def _blocks(extraction: Extraction, asked: Sequence[Asked]) -> Iterator[list[Asked]]:
     """Questions of one part each: as many as make ``part_size`` traces or ``PART_BYTES``."""
-    keep = extraction.config.generation.keep_beams
-    n_questions = max(1, extraction.config.part_size // keep)
-    arrays = extraction.config.capture.arrays()
     block: list[Asked] = []
-    n_bytes = 0
+    n_traces = n_bytes = 0
     for item in asked:
-        size = keep * estimate_bytes(extraction.shape, arrays, [extraction.trace_length(item)])
-        if block and (len(block) == n_questions or n_bytes + size > PART_BYTES):
+        own = max(1, len(extraction.asker.trace_lengths(item)))
+        size = extraction.estimate_bytes([item])
+        is_full = n_traces + own > extraction.config.part_size or n_bytes + size > PART_BYTES
+        if block and is_full:
             yield block
-            block, n_bytes = [], 0
+            block, n_traces, n_bytes = [], 0, 0
         block.append(item)
-        n_bytes += size
+        n_traces, n_bytes = n_traces + own, n_bytes + size
     if block:
         yield block
 

@@ -20,6 +20,8 @@ class DatasetSettings(Config):
     """File in a published layout; by default what is bundled, or the hub."""
     seed: int = 0
     """Seed of the order in which questions are taken."""
+    fields: dict[str, str] = Field(default_factory=dict)
+    """Which columns of the user's own file hold question, answers, context …"""
 
 
 class PromptSettings(Config):
@@ -44,26 +46,55 @@ class GenerationSettings(Config):
     """How many final beams of a question become traces."""
     stop_at_newline: bool | None = None
     """Whether a newline ends an answer; by default for plain prompts and not for chat."""
+    answers: Literal["generated", "given"] = "generated"
+    """``generated``: the model answers; ``given``: answers of the data set are replayed."""
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide what answers there are."""
+        if self.answers == "given":
+            return {"answers": "given"}
+        return self.model_dump(mode="json", exclude={"answers"})
 
 
 class CaptureSettings(Config):
     """What is kept of a forward pass."""
 
-    keep: Literal["full", "streams"] = "full"
-    """``full`` keeps every attention weight, ``streams`` the reductions only."""
+    keep: Literal["full", "edges", "streams"] = "full"
+    """``full`` keeps every attention weight, ``edges`` the strongest of each row, ``streams`` the
+    reductions only."""
+    rows: Literal["all", "answer"] = "all"
+    """``answer`` keeps the query rows that produce the answer, and computes no others."""
     layers: tuple[int, ...] | None = None
     """Model layers whose attention is kept; by default all."""
     hidden_layers: tuple[int, ...] | Literal["all", "none"] = "all"
     """Hidden states that are kept: 0 = embeddings, the last = after the final norm."""
+    edges: int = Field(default=16, ge=1)
+    """With ``keep: edges``, how many edges of a row are kept at most."""
+    edge_mass: float | None = Field(default=None, gt=0, le=1)
+    """With ``keep: edges``, the share of a row after which no more of its edges are kept."""
+
+    @property
+    def n_edges(self) -> int:
+        """Edges of a row in the store."""
+        return self.edges if self.keep == "edges" else 0
 
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays that a store with these settings holds."""
         left_out = set()
-        if self.keep == "streams":
+        if self.keep != "full":
             left_out.add("attention")
+        if self.keep != "edges":
+            left_out |= {"edge_key", "edge_weight", "dropped_mass"}
         if self.hidden_layers in ("none", ()):
             left_out.add("hidden")
         return tuple(name for name in ARRAYS if name not in left_out)
+
+    def identity(self) -> dict[str, Any]:
+        """The settings that decide the content; those without effect here are left out."""
+        unused = set() if self.keep == "edges" else {"edges", "edge_mass"}
+        if self.rows == "all":
+            unused.add("rows")
+        return self.model_dump(mode="json", exclude=unused)
 
 
 class ExtractConfig(Config):
@@ -110,6 +141,7 @@ def trace_shape(loaded: Any, capture: CaptureSettings) -> TraceShape:
         attention_layers=layers,
         hidden_layers=hidden,
         layer_windows=tuple(loaded.layer_windows[layer] for layer in layers),
+        n_edges=capture.n_edges,
     )
 
 

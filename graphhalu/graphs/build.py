@@ -70,7 +70,8 @@ class TokenGraph:
         is_answer: Which tokens belong to the answer.
         layer: Model layer.
         kept_mass: Share of a row's attention to other tokens (mean over heads) that lies on
-            its edges; 1 for a row that attends to no other token.
+            its edges; 1 for a row that attends to no other token. In a store of edges, what the
+            store dropped counts as not kept.
         node_feature_names: ``block.column`` for every column of ``x``.
         edge_feature_names: One name for every column of ``edge_attr``.
     """
@@ -92,10 +93,11 @@ def build_graph(trace: Trace, layer: int, recipe: GraphRecipe = DEFAULT_RECIPE) 
     """The token graph of one layer.
 
     The diagonal is no edge: a token's attention to itself is a node feature. Pairs without
-    attention are no edges either.
+    attention are no edges either. From a store of edges (``--keep edges``) the rule chooses
+    among those that are kept of any head.
 
     Args:
-        trace: Keeps attention, and every row of it.
+        trace: Keeps attention or its strongest edges, and every row of them.
         layer: Model layer.
         recipe: How edges and node features are chosen.
 
@@ -124,7 +126,7 @@ def build_graph(trace: Trace, layer: int, recipe: GraphRecipe = DEFAULT_RECIPE) 
         trace_id=trace.trace_id,
         question_id=trace.record.question_id,
         group_id=trace.record.group_id,
-        kept_mass=_kept_mass(mean, is_edge),
+        kept_mass=_kept_mass(mean, is_edge, _dropped(trace, layer)),
         node_feature_names=nodes.names,
         edge_feature_names=tuple(f"attention_head{head}" for head in range(len(attention))),
     )
@@ -142,17 +144,25 @@ def _edges(
 
 
 def _kept_mass(
-    mean: Float[np.ndarray, "row key"], is_edge: Bool[np.ndarray, "row key"]
+    mean: Float[np.ndarray, "row key"],
+    is_edge: Bool[np.ndarray, "row key"],
+    dropped: Float[np.ndarray, "row"],
 ) -> Float32[np.ndarray, "row"]:
     others = np.where(is_causal_pair(*mean.shape), mean, 0.0).astype(np.float64)
-    total = others.sum(1)
+    total = others.sum(1) + dropped
     kept = np.where(is_edge, others, 0.0).sum(1)
     share = np.where(total > 0, kept / np.where(total > 0, total, 1.0), 1.0)
     return np.minimum(share, 1.0).astype(np.float32)
 
 
+def _dropped(trace: Trace, layer: int) -> Float[np.ndarray, "row"]:
+    if "attention" in trace.arrays:
+        return np.zeros(trace.length)
+    return trace.edges(layer).dropped.mean(0).astype(np.float64)
+
+
 def _finite_attention(trace: Trace, layer: int) -> Float32[np.ndarray, "head row key"]:
-    attention = trace.attention(layer)
+    attention = trace.censored_attention(layer)
     if not np.isfinite(attention).all():
         message = (
             f"trace {trace.trace_id!r}, layer {layer}: attention has NaN or infinity\n"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from graphhalu.axes import ROW_SUM_TOLERANCE
 from graphhalu.errors import ModelRefusedError, NonFiniteError
+from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import LoadedModel
 
 _TEXT: Final = "The capital of France is Paris, and the capital of Italy is"
@@ -87,15 +88,8 @@ def _eager(model: Any, tokens: Int[Tensor, "1 token"], is_seen: Bool[Tensor, "1 
     if "position_ids" in inspect.signature(model.forward).parameters:
         # otherwise some families count positions by the mask, and hiding a token moves the others
         inputs["position_ids"] = torch.arange(tokens.shape[1], device=tokens.device)[None]
-    before = model.config._attn_implementation  # noqa: SLF001
-    is_switched = before != "eager" and model._can_set_attn_implementation()  # noqa: SLF001
-    if is_switched:
-        model.set_attn_implementation("eager")
-    try:
+    with eager_attention(model):
         return model(**inputs, output_attentions=True, output_hidden_states=True, use_cache=False)
-    finally:
-        if is_switched:
-            model.set_attn_implementation(before)
 
 
 def _attentions(output: Any, loaded: LoadedModel) -> list[Float[Tensor, "head query key"]]:

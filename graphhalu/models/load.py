@@ -8,6 +8,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
+from graphhalu.models.attention import attention_implementation
 from graphhalu.models.card import ModelCard, ModelSource
 from graphhalu.models.cards import resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
@@ -54,7 +55,7 @@ class LoadedModel:
     @property
     def attention_implementation(self) -> str:
         """How the model computes attention now: ``sdpa`` where it can, else ``eager``."""
-        return str(self.model.config._attn_implementation)  # noqa: SLF001
+        return attention_implementation(self.model)
 
     @property
     def has_bos(self) -> bool:

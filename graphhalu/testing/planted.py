@@ -25,6 +25,7 @@ PLANTED_SHAPE: Final = TraceShape(
     attention_layers=(0, 1, 2, 3, 4),
     hidden_layers=(0, 1, 2, 3, 4, 5),
     layer_windows=(None,) * 5,
+    n_edges=2,
 )
 _SIGNAL_HEADS: Final = (1,)
 _SINK_LOGIT: Final = 2.0
@@ -109,14 +110,17 @@ def planted_trace(
         "token_ids": generator.integers(0, 97, length).astype(np.int32),
         "span_code": span_code,
         **_token_streams(generator, length),
-        **attention_streams(attention, span_code),
+        **attention_streams(attention, span_code, n_edges=shape.n_edges),
         **_value_and_hidden(generator, length, shape),
     }
     return Trace(record, shape, {name: arrays[name] for name in ARRAYS})
 
 
 def attention_streams(
-    attention: Float[np.ndarray, "layer head query key"], span_code: Sequence[int] | np.ndarray
+    attention: Float[np.ndarray, "layer head query key"],
+    span_code: Sequence[int] | np.ndarray,
+    *,
+    n_edges: int = 0,
 ) -> dict[str, np.ndarray]:
     """Every stored reduction of complete attention, and the packed attention itself."""
     is_span = np.eye(N_SPANS)[np.asarray(span_code)]
@@ -132,7 +136,23 @@ def attention_streams(
         "argmax_key": attention.argmax(-1).astype(np.int32),
         "sink_keys": sink_keys.astype(np.float16),
         "received": attention.sum(2).astype(np.float32),
+        **_edges(attention, n_edges),
         "attention": pack_triangle(attention).astype(np.float16),
+    }
+
+
+def _edges(
+    attention: Float[np.ndarray, "layer head query key"], n_edges: int
+) -> dict[str, np.ndarray]:
+    others = attention * ~np.eye(attention.shape[-1], dtype=bool)
+    n_missing = max(0, n_edges - attention.shape[-1])
+    padded = np.pad(others, ((0, 0),) * 3 + ((0, n_missing),))
+    key = np.argsort(-padded, axis=-1, kind="stable")[..., :n_edges]
+    weight = np.take_along_axis(padded, key, axis=-1)
+    return {
+        "edge_key": np.where(weight > 0, key, -1).astype(np.int32),
+        "edge_weight": weight.astype(np.float16),
+        "dropped_mass": np.maximum(others.sum(-1) - weight.sum(-1), 0).astype(np.float16),
     }
 
 

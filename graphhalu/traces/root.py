@@ -136,12 +136,13 @@ def read_attributes(path: Path) -> dict[str, Any]:
     try:
         attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
     except (ValueError, KeyError, TypeError, OSError) as error:
-        message = f"{path} is no trace store: it has no readable zarr.json"
-        raise StoreError(message) from error
+        if (path / PARTS).is_dir():
+            raise _damaged(path) from error
+        raise StoreError(no_store(path)) from error
     if attributes.get("format") != FORMAT:
-        message = (
-            f"{path} is no trace store of graphhalu: its format is {attributes.get('format')!r}"
-        )
+        if "row_convention" in attributes:
+            raise _damaged(path)
+        message = f"{no_store(path)}\n  Its format is {attributes.get('format')!r}"
         raise StoreError(message)
     version = attributes.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
@@ -151,9 +152,25 @@ def read_attributes(path: Path) -> dict[str, Any]:
         )
         raise StoreError(message)
     if attributes.get("digest") != _digest(attributes):
-        message = f"the attributes of {path} differ from what was written (zarr.json is damaged)"
-        raise CorruptStoreError(message)
+        raise _damaged(path)
     return attributes
+
+
+def no_store(path: Path) -> str:
+    """That something is no trace store, and what one is."""
+    came = "a folder without a zarr.json" if path.is_dir() else "a file"
+    if (path / "zarr.json").exists():
+        came = "something else in Zarr's format"
+    return f"{path} is no trace store, but {came}; expected a folder that graphhalu extract made"
+
+
+def _damaged(path: Path) -> CorruptStoreError:
+    message = (
+        f"zarr.json of {path} is not what was written: the file is damaged or missing\n"
+        f"  The parts are not touched. Bring the file back from a copy, or extract again "
+        f"to another place"
+    )
+    return CorruptStoreError(message)
 
 
 def _digest(attributes: Mapping[str, Any]) -> str:
@@ -167,9 +184,9 @@ def _not_creatable(path: Path, error: OSError) -> UsageError:
             f"there is something at {path} already\n"
             f"  Open it with open_traces, or give another place with --out"
         )
-    return UsageError(
-        f"{path} cannot be created: {error.strerror}\n  Give another place with --out"
-    )
+    above = next(folder for folder in path.parents if folder.exists())
+    reason = error.strerror if above.is_dir() else f"{above} is a file, expected a folder"
+    return UsageError(f"{path} cannot be created: {reason}\n  Give another place with --out")
 
 
 def _not_found(path: Path) -> StoreNotFoundError:

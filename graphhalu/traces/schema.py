@@ -59,16 +59,17 @@ ARRAYS: Final[dict[str, ArraySpec]] = {
         ArraySpec("span_code", ("token",), "uint8", "index into the span names"),
         ArraySpec(
             "token_logprob", ("token",), "float32",
-            "log-probability (nat) that the row before gave to this token; NaN for the first",
+            "log-probability (nat) that the row before gave to this token; NaN if that row is "
+            "not stored, as for the first",
         ),
         ArraySpec(
             "token_entropy", ("token",), "float32",
-            "entropy (nat) of the distribution that the row before gave; NaN for the first",
+            "entropy (nat) of the distribution that the row before gave; NaN as above",
         ),
         ArraySpec(
             "top1_margin", ("token",), "float32",
             "probability of the likeliest token minus that of the second, in the row before; "
-            "NaN for the first",
+            "NaN as above",
         ),
         ArraySpec(
             "span_mass", ("layer", "head", "row", "span"), "float16",
@@ -88,6 +89,18 @@ ARRAYS: Final[dict[str, ArraySpec]] = {
         ArraySpec(
             "value_norm", ("layer", "kv_head", "token"), "float16",
             "Euclidean norm of the value vector",
+        ),
+        ArraySpec(
+            "edge_key", (*_LHR, "edge"), "int32",
+            "keys of a row's strongest weights, its own token aside, strongest first; "
+            "-1 = no further edge",
+        ),
+        ArraySpec(
+            "edge_weight", (*_LHR, "edge"), "float16", "attention of a row to each of its edge keys"
+        ),
+        ArraySpec(
+            "dropped_mass", _LHR, "float16",
+            "attention of a row to all other tokens that are not among its edges",
         ),
         ArraySpec(
             "hidden", ("hidden_layer", "token", "feature"), "uint16",
@@ -124,6 +137,7 @@ class TraceShape:
             (0 = embeddings, ``n_layers`` = after the final norm).
         layer_windows: For each entry of the layer axis, how many keys a row can see
             (sliding window, itself included), or ``None`` for all.
+        n_edges: How many edges of a row are kept; 0 in a store that keeps none.
     """
 
     n_layers: int
@@ -133,6 +147,7 @@ class TraceShape:
     attention_layers: tuple[int, ...]
     hidden_layers: tuple[int, ...]
     layer_windows: tuple[int | None, ...]
+    n_edges: int = 0
 
     def axis_size(self, axis: str) -> int:
         """Length of a fixed axis."""
@@ -144,6 +159,7 @@ class TraceShape:
             "feature": self.hidden_size,
             "span": N_SPANS,
             "sink_key": N_SINK_KEYS,
+            "edge": self.n_edges,
         }[axis]
 
 

@@ -18,20 +18,27 @@ def estimate_bytes(
     shape: TraceShape,
     arrays: Sequence[str],
     lengths: Sequence[int] | np.ndarray,
+    row_starts: Sequence[int] | None = None,
     *,
     is_compressed: bool = True,
 ) -> int:
-    """Bytes on disk of traces with these lengths, all rows kept.
+    """Bytes on disk of traces with these lengths.
 
     Args:
         shape: What the axes mean.
         arrays: Arrays that are kept.
         lengths: Tokens of each trace.
+        row_starts: First kept row of each trace; ``None`` keeps all rows.
         is_compressed: Expect the usual compression; otherwise the size in memory, which is a
             bound.
     """
     tokens = np.asarray(lengths, dtype=np.float64)
-    n_entries = {"token": tokens, "row": tokens, "pair": tokens * (tokens + 1) / 2}
+    starts = np.zeros_like(tokens) if row_starts is None else np.asarray(row_starts, np.float64)
+    n_entries = {
+        "token": tokens,
+        "row": tokens - starts,
+        "pair": (tokens * (tokens + 1) - starts * (starts + 1)) / 2,
+    }
     total = 0.0
     for name in arrays:
         spec = ARRAYS[name]

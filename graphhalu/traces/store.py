@@ -18,7 +18,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from graphhalu.config import differing_fields
-from graphhalu.errors import StoreError, StoreMismatchError, TraceNotFoundError
+from graphhalu.errors import StoreError, StoreMismatchError, TraceNotFoundError, UsageError
 from graphhalu.provenance import provenance as current_provenance
 from graphhalu.traces.lazy import ChunkCache, LazyArray
 from graphhalu.traces.lock import writer_lock
@@ -27,6 +27,7 @@ from graphhalu.traces.root import (
     PARTS,
     count_part,
     create_root,
+    no_store,
     part_folders,
     read_attributes,
     store_attributes,
@@ -34,7 +35,7 @@ from graphhalu.traces.root import (
 from graphhalu.traces.schema import ARRAYS, TraceRecord, TraceShape, array_spec
 from graphhalu.traces.size import check_fits, estimate_bytes
 from graphhalu.traces.trace import Trace
-from graphhalu.traces.write import write_part
+from graphhalu.traces.write import require_covered, write_part
 
 _ASIDE: Final = ".writing"
 
@@ -305,7 +306,7 @@ class TraceWriter:
         if index in parts:
             return
         self._require_new(question_ids)
-        _require_covered(traces, question_ids, failures)
+        require_covered(traces, question_ids, failures)
         name = f"{index:06d}"
         target = self.store.path / PARTS / name
         write_part(
@@ -331,22 +332,6 @@ class TraceWriter:
             raise StoreError(message)
 
 
-def _require_covered(
-    traces: Sequence[Trace], question_ids: Sequence[str], failures: Sequence[Mapping[str, str]]
-) -> None:
-    covered = set(question_ids)
-    named = {trace.record.question_id for trace in traces}
-    named |= {failure["question_id"] for failure in failures}
-    trace_ids = {trace.trace_id for trace in traces}
-    if len(covered) < len(question_ids) or len(trace_ids) < len(traces) or not named <= covered:
-        message = (
-            f"a part needs every question and every trace once, and traces of its own questions "
-            f"only: got {len(traces)} traces ({len(trace_ids)} different) of {len(named)} "
-            f"questions, and {len(question_ids)} question ids ({len(covered)} different)"
-        )
-        raise ValueError(message)
-
-
 def open_traces(path: Path | str) -> TraceStore:
     """Open a trace store for reading.
 
@@ -368,13 +353,16 @@ def open_or_create(
 
     Raises:
         StoreMismatchError: If it has another one; names the fields that differ.
-        UsageError: If it cannot be created.
+        UsageError: If it cannot be created, or there is something else.
     """
     path = Path(path)
     if not path.exists():
         return TraceStore.create(
             path, configuration=configuration, shape=shape, arrays=arrays, provenance=provenance
         )
+    if not (path / PARTS).is_dir():
+        message = f"{no_store(path)}\n  Give another place with --out"
+        raise UsageError(message)
     store = TraceStore.open(path)
     asked = {"configuration": configuration, "shape": asdict(shape), "arrays": list(arrays)}
     stored = {

@@ -6,7 +6,7 @@ asked for is read; both look the same here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -15,6 +15,20 @@ from graphhalu.axes import Span, answer_producing_rows
 from graphhalu.errors import TraceNotFoundError
 from graphhalu.numerics import from_bfloat16_bits, unpack_triangle
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
+
+
+class Edges(NamedTuple):
+    """The strongest attention of each row to other tokens.
+
+    Attributes:
+        key: Positions of the attended tokens, strongest first; -1 = no further edge.
+        weight: Attention to each of them; 0 where there is no edge.
+        dropped: Attention to all other tokens that are not among them.
+    """
+
+    key: Int[np.ndarray, "head row edge"]
+    weight: Float[np.ndarray, "head row edge"]
+    dropped: Float[np.ndarray, "head row"]
 
 
 @runtime_checkable
@@ -93,6 +107,35 @@ class Trace:
         position = _position(layer, self.shape.attention_layers, "attention of layer")
         packed = self._array("attention")[position].astype(np.float32)
         return unpack_triangle(packed, self.length, self.record.row_start)
+
+    def edges(self, layer: int) -> Edges:
+        """The strongest edges of one model layer, as ``--keep edges`` stores them.
+
+        Raises:
+            TraceNotFoundError: If the store does not keep edges, or not this layer.
+        """
+        names = ("edge_key", "edge_weight", "dropped_mass")
+        return Edges(*(self.layer_stream(name, layer) for name in names))
+
+    def censored_attention(self, layer: int) -> Float[np.ndarray, "head row key"]:
+        """Attention of one model layer as far as it is kept, float32.
+
+        All of it in a store of full matrices. In a store of edges: the edges and each token's
+        attention to itself; what else a row pays is unknown, not zero, and the rest of its sum.
+
+        Raises:
+            TraceNotFoundError: If the store keeps neither, or not this layer.
+        """
+        if "attention" in self.arrays or "edge_key" not in self.arrays:
+            return self.attention(layer)
+        edges = self.edges(layer)
+        n_heads, n_rows = edges.dropped.shape
+        square = np.zeros((n_heads, n_rows, self.length + 1), dtype=np.float32)
+        # key -1 lands in the last column, which is cut off
+        np.put_along_axis(square, edges.key.astype(np.int64), edges.weight, axis=-1)
+        rows = np.arange(n_rows)
+        square[:, rows, rows + self.record.row_start] = self.layer_stream("self_attention", layer)
+        return square[..., :-1]
 
     def hidden(self, layer: int) -> Float[np.ndarray, "token feature"]:
         """Hidden states, float32: 0 = embeddings, ``n_layers`` = after the final norm.

@@ -85,6 +85,27 @@ def write_part(
         shutil.rmtree(aside, ignore_errors=True)
 
 
+def require_covered(
+    traces: Sequence[Trace], question_ids: Sequence[str], failures: Sequence[Mapping[str, str]]
+) -> None:
+    """Refuse a part that does not hold every question and every trace once.
+
+    Raises:
+        ValueError: If it does not, or holds a trace of a question that is not its own.
+    """
+    covered = set(question_ids)
+    named = {trace.record.question_id for trace in traces}
+    named |= {failure["question_id"] for failure in failures}
+    trace_ids = {trace.trace_id for trace in traces}
+    if len(covered) < len(question_ids) or len(trace_ids) < len(traces) or not named <= covered:
+        message = (
+            f"a part needs every question and every trace once, and traces of its own questions "
+            f"only: got {len(traces)} traces ({len(trace_ids)} different) of {len(named)} "
+            f"questions, and {len(question_ids)} question ids ({len(covered)} different)"
+        )
+        raise ValueError(message)
+
+
 def disk_error(error: OSError, what: str) -> StoreError | UsageError | None:
     """The error for a disk that is full or may not be written; ``None`` for any other fault."""
     if error.errno in _DISK_FULL:

@@ -96,7 +96,7 @@ def _extracted(extraction: Extraction, asked: list[Any]) -> dict[str, Any]:
     try:
         store = TraceStore.create(
             folder / "a.zarr", configuration={}, shape=extraction.shape,
-            arrays=extraction.config.capture.arrays(),
+            arrays=extraction.arrays,
         )  # fmt: skip
         traces, failures = extraction.part(asked, lambda _: None)
         with store.writer() as writer:

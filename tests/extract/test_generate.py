@@ -5,11 +5,13 @@ import pytest
 import torch
 
 from graphhalu.extract.generate import BeamSearch, left_padded, shared_decoding_fault
-from graphhalu.extract.replay import TokenSequence, replay
+from graphhalu.extract.replay import replay
+from graphhalu.extract.sequence import TokenSequence
 from graphhalu.numerics import unpack_triangle
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
-from tests.extract.test_replay import ON_INTERFACE, shape_of
+from tests.extract.test_replay import shape_of
 
+ON_INTERFACE = [name for name, family in TINY_FAMILIES.items() if family.on_interface]
 N_BEAMS = 3
 MAX_NEW_TOKENS = 7
 STOP_IDS = (5, 11)

@@ -19,6 +19,7 @@ SHAPE = TraceShape(
     attention_layers=(0, 2, 3, 5, 10),
     hidden_layers=(0, 11),
     layer_windows=(None, 5, None, None, 5),
+    n_edges=2,
 )
 
 
