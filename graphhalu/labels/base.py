@@ -1,9 +1,11 @@
 """What every labeller is: a rule that decides one answer at a time, with its settings."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar, NamedTuple
 
 from graphhalu.axes import LABEL_CORRECT, LABEL_HALLUCINATED
+from graphhalu.labels.labels import Meaning
 from graphhalu.traces.schema import TraceRecord
 
 
@@ -22,9 +24,16 @@ class LabelDecision(NamedTuple):
 
 
 class Labeller(ABC):
-    """A rule that decides whether an answer is hallucinated."""
+    """A rule that decides whether an answer is hallucinated.
+
+    Attributes:
+        name: Its name in the registry, and of its label file.
+        meaning: What a 1 says: the model's own output is wrong, or what the data set says of
+            its input.
+    """
 
     name: ClassVar[str]
+    meaning: ClassVar[Meaning] = "hallucinated"
 
     @abstractmethod
     def settings(self) -> dict[str, Any]:
@@ -33,6 +42,10 @@ class Labeller(ABC):
     @abstractmethod
     def label(self, record: TraceRecord) -> LabelDecision:
         """Decide one answer; an answer that cannot be judged is not valid, never an error."""
+
+    def label_all(self, records: Sequence[TraceRecord]) -> list[LabelDecision]:
+        """Decide many answers; a rule that works in batches does so here."""
+        return [self.label(record) for record in records]
 
 
 def correct(reason: str) -> LabelDecision:

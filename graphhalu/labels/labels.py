@@ -1,13 +1,22 @@
-"""Labels of traces: 1 = hallucinated, each with a mask that says whether it can be trusted."""
+"""Labels of traces: what a 1 means, and a mask that says whether each can be trusted."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
 
 from graphhalu.errors import NotEnoughDataError
+
+Meaning = Literal["hallucinated", "input"]
+"""What a 1 says; see :data:`MEANINGS`."""
+
+MEANINGS: Final[dict[Meaning, str]] = {
+    "hallucinated": "the model's own output is wrong",
+    "input": "what the data set says of its input",
+}
+"""The two meanings of a label, in words. They are never mixed: a study names the one it uses."""
 
 
 @dataclass(frozen=True)
@@ -16,11 +25,13 @@ class Labels:
 
     Attributes:
         trace_ids: The traces, in the order of the store.
-        values: 1 = hallucinated, 0 = correct; 0 where ``is_valid`` is false.
+        values: 1 = hallucinated, 0 = correct; 0 where ``is_valid`` is false. With the meaning
+            ``"input"``: 1 = the data set calls its input bad, 0 = good.
         is_valid: Whether the rule could decide.
         reasons: Why a label is what it is (``"alias"``, ``"no alias"``, ``"empty answer"``).
-        labeller: Name of the rule.
+        labeller: Name of the rule, or the name under which it was stored.
         settings: Settings of the rule; plain JSON values.
+        meaning: What a 1 says; see :data:`MEANINGS`.
     """
 
     trace_ids: tuple[str, ...]
@@ -29,6 +40,7 @@ class Labels:
     reasons: tuple[str, ...]
     labeller: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    meaning: Meaning = "hallucinated"
 
     @property
     def coverage(self) -> float:
@@ -37,7 +49,7 @@ class Labels:
 
     @property
     def prevalence(self) -> float:
-        """Share of hallucinated traces among the valid ones.
+        """Share of ones among the valid labels.
 
         Raises:
             NotEnoughDataError: If no label is valid.
@@ -46,3 +58,14 @@ class Labels:
             message = f"labeller {self.labeller!r} could decide none of {len(self.values)} answers"
             raise NotEnoughDataError(message)
         return float(self.values[self.is_valid].mean())
+
+    def select(self, indices: Sequence[int]) -> "Labels":
+        """The labels of some traces, in the order asked for."""
+        places = np.asarray(indices, dtype=np.int64)
+        return replace(
+            self,
+            trace_ids=tuple(self.trace_ids[place] for place in indices),
+            values=self.values[places],
+            is_valid=self.is_valid[places],
+            reasons=tuple(self.reasons[place] for place in indices),
+        )

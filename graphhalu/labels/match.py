@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any, ClassVar, Final
+from functools import cached_property, lru_cache
+from typing import Any, ClassVar, Final, Literal
 
 from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.labels.normalise import Punctuation, normalise
+from graphhalu.labels.partial import content_words, is_partial
 from graphhalu.labels.refusal import claims, is_refusal
 from graphhalu.traces.schema import TraceRecord
 
@@ -32,7 +33,14 @@ _FUNCTION_WORDS: Final = frozenset(
         "were", "what", "who", "yes", "you",
     }
 )  # fmt: skip
+# "Paris is not large" leaves open what it denies; "Paris is not only large" does not
+_DENIED = re.compile(
+    r" (?:(?:is|was|are|were|does|did) not|(?:is|was|are|were|does|did)nt)\b(?! only)"
+)
 _FORMS: Final[tuple[Punctuation, ...]] = ("delete", "space")
+
+
+_Place = Literal["said", "negated", "denied"]
 
 
 @dataclass(frozen=True)
@@ -61,9 +69,14 @@ class AliasMatch(Labeller):
        whole answer.
     4. An alias does not count right after a negation (``not Paris``, ``rather than Paris``); an
        answer whose every alias is negated is hallucinated.
-    5. A refusal (``I don't know``) without an alias before it, or in a guess after it
+    5. Not valid, since nobody can tell by the words: an answer that holds no alias but one that
+       the question holds too, with something else beside it (``Saturn is larger than Jupiter``
+       to *Which is larger, Saturn or Jupiter?*), and an alias right before a negation
+       (``Paris is not …``).
+    6. A refusal (``I don't know``) without an alias before it, or in a guess after it
        (``but I think …``), is not valid; with a wrong guess it is hallucinated.
-    6. Everything else is hallucinated. Plurals count only if the aliases list them.
+    7. A partial match (:func:`graphhalu.labels.partial.is_partial`) is not valid.
+    8. Everything else is hallucinated.
 
     Source:
         Rajpurkar et al. 2016, arXiv:1606.05250 (normal form); Joshi et al. 2017,
@@ -75,7 +88,7 @@ class AliasMatch(Labeller):
 
     def settings(self) -> dict[str, Any]:
         """The rule has no choices; the version changes with its text."""
-        return {"rule": "alias equal or inside on word boundaries", "version": 1}
+        return {"rule": "alias equal or inside on word boundaries", "version": 2}
 
     def label(self, record: TraceRecord) -> LabelDecision:
         """Decide one answer; see the class."""
@@ -86,17 +99,49 @@ class AliasMatch(Labeller):
             return correct("alias")
         if not any(character.isalnum() for character in record.answer):
             return undecided("empty answer")
-        found = [place for text in claims(record.answer) for place in _places(text, aliases)]
-        if any(not is_negated for is_negated in found):
-            return correct("alias inside")
-        if found:
-            return hallucinated("negated alias")
-        return undecided("refusal") if is_refusal(record.answer) else hallucinated("no alias")
+        return _inside(record, aliases)
 
 
 def equals_alias(answer: str, aliases: Sequence[str]) -> bool:
     """Whether an answer is one of the aliases, in one of the normal forms."""
     return _is_equal(answer, [Alias(text) for text in aliases])
+
+
+def _inside(record: TraceRecord, aliases: Sequence[Alias]) -> LabelDecision:
+    """Decide an answer that is no alias by what it holds."""
+    claimed = claims(record.answer)
+    places = {alias: {p for text in claimed for p in _places(text, alias)} for alias in aliases}
+    said = [alias for alias in aliases if "said" in places[alias]]
+    if any(_is_own(record, alias) for alias in said):
+        return correct("alias inside")
+    if said:
+        return undecided("alias of the question")
+    if any("denied" in found for found in places.values()):
+        return undecided("negation after the alias")
+    if any(places.values()):
+        return hallucinated("negated alias")
+    return _without_alias(record, claimed)
+
+
+def _without_alias(record: TraceRecord, claimed: Sequence[str]) -> LabelDecision:
+    """Decide an answer that holds no alias."""
+    if is_refusal(record.answer):
+        return undecided("refusal")
+    if is_partial(" ".join(claimed), record.answers, record.question):
+        return undecided("partial match")
+    return hallucinated("no alias")
+
+
+def _is_own(record: TraceRecord, alias: Alias) -> bool:
+    """Whether an alias in an answer is no mere echo of the question.
+
+    It is none where the question lacks it, and where the answer says nothing beside it, as
+    ``The answer is Jupiter`` does.
+    """
+    if not any(_places(record.question, alias)):
+        return True
+    words = content_words(record.answer)
+    return bool(words) and words <= content_words(alias.text)
 
 
 def _is_equal(answer: str, aliases: Sequence[Alias]) -> bool:
@@ -107,22 +152,29 @@ def _is_equal(answer: str, aliases: Sequence[Alias]) -> bool:
     return any(forms[f] and forms[f] == alias.forms[f] for alias in aliases for f in _FORMS)
 
 
-def _places(text: str, aliases: Sequence[Alias]) -> Iterator[bool]:
-    """Every place of every alias in a text: whether a negation stands right before it."""
-    forms = Alias(_CLOSED_NEGATION.sub(".", text)).forms
-    for alias in aliases:
-        if alias.forms["delete"] in _FUNCTION_WORDS and not _in_capitals(text, alias.text):
-            continue
-        for form in _FORMS:
-            yield from _places_of(forms[form], alias.forms[form])
+def _places(text: str, alias: Alias) -> Iterator[_Place]:
+    """What a text does with an alias at every place where it stands."""
+    if alias.forms["delete"] in _FUNCTION_WORDS and not _in_capitals(text, alias.text):
+        return
+    forms = _text_forms(_CLOSED_NEGATION.sub(".", text))
+    for form in _FORMS:
+        yield from _places_of(forms[form], alias.forms[form])
 
 
-def _places_of(text: str, alias: str) -> Iterator[bool]:
+@lru_cache(maxsize=64)
+def _text_forms(text: str) -> dict[Punctuation, str]:
+    """Normalised forms of a text that hundreds of aliases are looked for in."""
+    return Alias(text).forms
+
+
+def _places_of(text: str, alias: str) -> Iterator[_Place]:
     start = text.find(alias) if alias else -1
     while start >= 0:
         stop = start + len(alias)
         if _is_boundary(text, start) and _is_boundary(text, stop):
-            yield _NEGATION.search(text[:start].rstrip()) is not None
+            is_negated = _NEGATION.search(text[:start].rstrip()) is not None
+            is_denied = _DENIED.match(text[stop:]) is not None
+            yield "negated" if is_negated else "denied" if is_denied else "said"
         start = text.find(alias, start + 1)
 
 

@@ -11,7 +11,12 @@ LABELLERS: Final[Registry[type[Labeller]]] = Registry(
     "labeller",
     {
         "match": "graphhalu.labels.match:AliasMatch",
-        "rouge": "graphhalu.labels.rouge:RougeL",
+        "rouge": "graphhalu.labels.rouge:RougeOverlap",
+        "choice": "graphhalu.labels.choice:LetterChoice",
+        "given": "graphhalu.labels.given:GivenLabel",
+        "premise": "graphhalu.labels.premise:PremiseLabel",
+        "spans": "graphhalu.labels.spans:SpanLabel",
+        "judge": "graphhalu.labels.judge:ModelJudge",
     },
 )
 
@@ -36,4 +41,9 @@ def make_labeller(name: str, **settings: Any) -> Labeller:
             f"it has {', '.join(known) or 'none'}"
         )
         raise UsageError(message)
-    return kind(**settings)
+    try:
+        return kind(**settings)
+    except TypeError as error:  # a text where a number belongs
+        given = ", ".join(f"{key}={value!r}" for key, value in settings.items())
+        message = f"labeller {name!r} cannot use {given}: {error}"
+        raise UsageError(message) from None

@@ -5,8 +5,10 @@ A secondary rule: overlap rewards length and wording. Use ``match`` where answer
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar, Final, NamedTuple
 
+import numpy as np
+from jaxtyping import Bool, Float
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
@@ -16,8 +18,23 @@ from graphhalu.labels.match import UNSPACED, equals_alias
 from graphhalu.labels.normalise import fold
 from graphhalu.labels.refusal import is_refusal
 from graphhalu.provenance import installed_version
+from graphhalu.registry import unknown_name
 from graphhalu.traces.schema import TraceRecord
 
+
+class _Score(NamedTuple):
+    """Which number of rouge-score a metric is, and from where an answer counts as correct."""
+
+    name: str
+    field: str
+    threshold: float
+    meaning: str
+
+
+_SCORES: Final[dict[str, _Score]] = {
+    "rougeL_f1": _Score("rougeL", "fmeasure", 0.3, "rougeL F1, best gold answer"),
+    "rouge1_recall": _Score("rouge1", "recall", 0.7, "rouge1 recall, best gold answer"),
+}
 _TOKEN: Final = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[^\W_])+")
 
 
@@ -33,38 +50,50 @@ class UnicodeTokenizer(Tokenizer):
         return _TOKEN.findall(fold(text))
 
 
-class RougeL(Labeller):
-    """Compares an answer with the gold answers by ROUGE-L.
+class RougeOverlap(Labeller):
+    """Compares an answer with the gold answers by ROUGE.
 
-    An answer is hallucinated if its best F1 with a gold answer is below the threshold. Where the
-    data set states incorrect answers (TruthfulQA), the threshold plays no part: the answer is
-    hallucinated if its best F1 with an incorrect answer is at least that with a correct one, so
-    an answer that resembles neither is hallucinated. An empty answer, and a refusal that is no
-    gold answer itself, are not valid.
+    An answer is hallucinated if its best score with a gold answer is below the threshold. Where
+    the data set states incorrect answers (TruthfulQA), the threshold plays no part: the answer
+    is hallucinated if its best score with an incorrect answer is at least that with a correct
+    one, so an answer that resembles neither is hallucinated. An empty answer, and a refusal that
+    is no gold answer itself, are not valid.
+
+    ROUGE-L F1 punishes a sentence for every word beside the gold answer. ROUGE-1 recall does
+    not, and gives an answer for free that lists everything.
 
     Args:
-        threshold: F1 from which an answer is correct, above 0 and at most 1.
+        metric: ``rougeL_f1`` (longest common subsequence of tokens) or ``rouge1_recall`` (share
+            of the gold answer's tokens that the answer holds).
+        threshold: Score from which an answer is correct, above 0 and at most 1; by default 0.3
+            for ROUGE-L F1, and 0.7 for ROUGE-1 recall: a gold answer of up to three tokens must
+            then be there whole.
 
     Source:
         Lin 2004, ROUGE; Lin et al. 2022, arXiv:2109.07958 (difference of correct and incorrect
-        answers, there with ROUGE-1 and as a score). Longest common subsequence of tokens, F1,
-        no stemming.
+        answers, there with ROUGE-1 and as a score). No stemming.
     """
 
     name: ClassVar[str] = "rouge"
 
-    def __init__(self, threshold: float = 0.3) -> None:
+    def __init__(self, metric: str = "rougeL_f1", threshold: float | None = None) -> None:
+        if metric not in _SCORES:
+            raise unknown_name("metric of rouge", metric, _SCORES)
+        self._score = _SCORES[metric]
+        threshold = self._score.threshold if threshold is None else threshold
         if not 0 < threshold <= 1:
             message = f"threshold must be above 0 and at most 1, got {threshold}"
             raise UsageError(message)
+        self.metric = metric
         self.threshold = float(threshold)
-        self._scorer = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
+        self._scorer = RougeScorer([self._score.name], tokenizer=UnicodeTokenizer())
 
     def settings(self) -> dict[str, Any]:
-        """The threshold, the tokenizer and the rule for stated incorrect answers."""
+        """The metric, the threshold, the tokenizer and the rule for stated incorrect answers."""
         return {
+            "metric": self.metric,
             "threshold": self.threshold,
-            "score": "rougeL F1, best gold answer",
+            "score": self._score.meaning,
             "tokenizer": "unicode words, single characters in scripts without spaces",
             "incorrect_answers": "hallucinated if best incorrect >= best correct",
             "rouge_score": installed_version("rouge-score"),
@@ -73,15 +102,12 @@ class RougeL(Labeller):
 
     def label(self, record: TraceRecord) -> LabelDecision:
         """Decide one answer; see the class."""
-        if not record.answers:
-            return undecided("no gold answer")
-        if not _TOKEN.search(fold(record.answer)):
-            return undecided("empty answer")
-        if is_refusal(record.answer) and not equals_alias(record.answer, record.answers):
-            return undecided("refusal")
-        best = self.best_f1(record.answer, record.answers)
+        fault = _fault(record)
+        if fault:
+            return undecided(fault)
+        best = self.best_score(record.answer, record.answers)
         if record.incorrect_answers:
-            is_wrong = self.best_f1(record.answer, record.incorrect_answers) >= best
+            is_wrong = self.best_score(record.answer, record.incorrect_answers) >= best
             return (
                 hallucinated("closer to an incorrect answer")
                 if is_wrong
@@ -90,6 +116,33 @@ class RougeL(Labeller):
         is_wrong = best < self.threshold
         return hallucinated("low overlap") if is_wrong else correct("enough overlap")
 
-    def best_f1(self, answer: str, references: Sequence[str]) -> float:
-        """Highest ROUGE-L F1 of an answer with one of the references, in [0, 1]."""
-        return max(self._scorer.score(text, answer)["rougeL"].fmeasure for text in references)
+    def best_score(self, answer: str, references: Sequence[str]) -> float:
+        """Highest score of an answer with one of the references, in [0, 1]."""
+        scores = (self._scorer.score(text, answer)[self._score.name] for text in references)
+        return max(float(getattr(score, self._score.field)) for score in scores)
+
+    def best_scores(
+        self, records: Sequence[TraceRecord]
+    ) -> tuple[Float[np.ndarray, "trace"], Bool[np.ndarray, "trace"]]:
+        """Best score of every answer with a gold answer, and where a threshold decides by it.
+
+        It does not for an answer that is not valid, and not where incorrect answers are stated;
+        the score is NaN there.
+        """
+        decides = [_fault(record) is None and not record.incorrect_answers for record in records]
+        scores = [
+            self.best_score(record.answer, record.answers) if is_decided else np.nan
+            for record, is_decided in zip(records, decides, strict=True)
+        ]
+        return np.array(scores, dtype=np.float64), np.array(decides, dtype=np.bool_)
+
+
+def _fault(record: TraceRecord) -> str | None:
+    """Why an answer cannot be judged by overlap."""
+    if not record.answers:
+        return "no gold answer"
+    if not _TOKEN.search(fold(record.answer)):
+        return "empty answer"
+    if is_refusal(record.answer) and not equals_alias(record.answer, record.answers):
+        return "refusal"
+    return None

@@ -7,7 +7,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol, runtime_checkable
+from typing import Any, Final, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,8 @@ from graphhalu.errors import (
     UsageError,
 )
 from graphhalu.labels.base import Labeller
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, Meaning
+from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.traces.schema import TraceRecord
 
 FORMAT: Final = "graphhalu-labels"
@@ -55,18 +56,32 @@ class LabelledStore(Protocol):
         """Where label files lie."""
 
 
-def label_store(store: LabelledStore, labeller: Labeller) -> Labels:
+def label_store(store: LabelledStore, labeller: Labeller, name: str | None = None) -> Labels:
     """Label every answer of a store and write the labels beside the traces.
 
     Give it the whole store: the file holds the traces that it is given and no others. An earlier
-    file of the same labeller is replaced in one step; a killed run leaves it whole.
+    file of the same name is replaced in one step; a killed run leaves it whole.
+
+    Args:
+        store: The traces.
+        labeller: The rule.
+        name: Name to store the labels under; by default the labeller's own. One rule with two
+            settings lies side by side under two names; the settings then name the rule.
 
     Raises:
         NotEnoughDataError: If the store holds no trace.
+        UsageError: If the name is that of another rule, or could lead out of the folder.
         StoreFullError: If the disk is full.
     """
+    path = labels_path(store, name or labeller.name)
+    if path.stem != labeller.name and path.stem in LABELLERS:
+        message = f"labels by {labeller.name!r} cannot be stored as {name!r}: another rule's name"
+        raise UsageError(message)
     labels = label_records(store.records, labeller)
-    _write(labels, labels_path(store, labeller.name))
+    if path.stem != labeller.name:
+        settings = {"labeller": labeller.name, **labels.settings}
+        labels = replace(labels, labeller=path.stem, settings=settings)
+    _write(labels, path)
     return labels
 
 
@@ -79,7 +94,7 @@ def label_records(records: Sequence[TraceRecord], labeller: Labeller) -> Labels:
     if not records:
         message = "there is no trace to label: the store is empty; extract some first"
         raise NotEnoughDataError(message)
-    decisions = [labeller.label(record) for record in records]
+    decisions = labeller.label_all(records)
     return Labels(
         trace_ids=tuple(record.trace_id for record in records),
         values=np.array([decision.value for decision in decisions], dtype=np.int8),
@@ -87,7 +102,13 @@ def label_records(records: Sequence[TraceRecord], labeller: Labeller) -> Labels:
         reasons=tuple(decision.reason for decision in decisions),
         labeller=labeller.name,
         settings=labeller.settings(),
+        meaning=labeller.meaning,
     )
+
+
+def stored_labellers(store: LabelledStore) -> list[str]:
+    """Names under which labels of a store lie, in alphabetical order."""
+    return sorted(path.stem for path in store.labels_folder.glob("[!.]*.parquet"))
 
 
 def read_labels(store: LabelledStore, labeller: str) -> Labels:
@@ -102,7 +123,7 @@ def read_labels(store: LabelledStore, labeller: str) -> Labels:
     """
     path = labels_path(store, labeller)
     if not path.is_file():
-        there = ", ".join(sorted(p.stem for p in path.parent.glob("[!.]*.parquet"))) or "none"
+        there = ", ".join(stored_labellers(store)) or "none"
         message = f"no labels by {labeller!r} in {path.parent.parent} (there: {there})\n"
         raise TraceNotFoundError(message + _way_out(path))
     labels = _read(path)
@@ -114,7 +135,7 @@ def read_labels(store: LabelledStore, labeller: str) -> Labels:
             f"{n_missing} of {len(store.trace_ids)} traces have no label\n"
         )
         raise StoreMismatchError(message + _way_out(path))
-    return _selected(labels, [place[trace_id] for trace_id in store.trace_ids])
+    return labels.select([place[trace_id] for trace_id in store.trace_ids])
 
 
 def ensure_labels(store: LabelledStore, labeller: Labeller) -> Labels:
@@ -137,14 +158,16 @@ def ensure_labels(store: LabelledStore, labeller: Labeller) -> Labels:
         return label_store(store, labeller)
 
 
-def _selected(labels: Labels, indices: list[int]) -> Labels:
-    return replace(
-        labels,
-        trace_ids=tuple(labels.trace_ids[index] for index in indices),
-        values=labels.values[indices],
-        is_valid=labels.is_valid[indices],
-        reasons=tuple(labels.reasons[index] for index in indices),
-    )
+def named_labels(store: LabelledStore, name: str) -> Labels:
+    """The labels of this name: those of a registered labeller are made where there are none.
+
+    Raises:
+        UnknownNameError: If there are none, and no labeller has this name.
+        StoreMismatchError: As :func:`ensure_labels`.
+    """
+    if name in LABELLERS or not labels_path(store, name).is_file():
+        return ensure_labels(store, make_labeller(name))
+    return read_labels(store, name)
 
 
 def labels_path(store: LabelledStore, labeller: str) -> Path:
@@ -188,6 +211,7 @@ def _metadata(labels: Labels) -> dict[str, str]:
         "format_version": FORMAT_VERSION,
         "labeller": labels.labeller,
         "settings": dict(labels.settings),
+        "meaning": labels.meaning,
         "coverage": labels.coverage,
         "prevalence": labels.prevalence if labels.is_valid.any() else None,
     }
@@ -208,6 +232,7 @@ def _read(path: Path) -> Labels:
             reasons=tuple(columns["reason"]),
             labeller=json.loads(metadata["labeller"]),
             settings=json.loads(metadata["settings"]),
+            meaning=_meaning(metadata, path),
         )
     except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError) as error:
         message = f"{path} is damaged or no label file: {' '.join(str(error).split())}\n"
@@ -223,5 +248,16 @@ def _check_format(values: Mapping[str, Any], path: Path) -> None:
         raise CorruptStoreError(message + _way_out(path))
 
 
+def _meaning(metadata: Mapping[str, bytes], path: Path) -> Meaning:
+    """What a 1 means; files from before there were two meanings do not say it."""
+    found = json.loads(metadata.get("meaning", b'"hallucinated"'))
+    for known in get_args(Meaning):
+        if found == known:
+            return known
+    message = f"{path}: labels mean {found!r}, expected {' or '.join(get_args(Meaning))}\n"
+    raise CorruptStoreError(message + _way_out(path))
+
+
 def _way_out(path: Path) -> str:
-    return f"  Label it:  graphhalu label {path.parent.parent} --labeller {path.stem}"
+    rule = path.stem if path.stem in LABELLERS else f"RULE --as {path.stem}"
+    return f"  Label it:  graphhalu label {path.parent.parent} --labeller {rule}"

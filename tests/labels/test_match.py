@@ -4,6 +4,7 @@ from hypothesis import strategies as st
 
 from graphhalu.labels.base import LabelDecision
 from graphhalu.labels.match import AliasMatch
+from graphhalu.labels.partial import content_words, is_partial
 from graphhalu.labels.refusal import claims, is_refusal
 from graphhalu.traces.schema import TraceRecord
 
@@ -11,6 +12,9 @@ RIGHT = LabelDecision(0, is_valid=True, reason="alias")
 INSIDE = LabelDecision(0, is_valid=True, reason="alias inside")
 WRONG = LabelDecision(1, is_valid=True, reason="no alias")
 NEGATED = LabelDecision(1, is_valid=True, reason="negated alias")
+PARTIAL = LabelDecision(0, is_valid=False, reason="partial match")
+REPEATED = LabelDecision(0, is_valid=False, reason="alias of the question")
+DENIED = LabelDecision(0, is_valid=False, reason="negation after the alias")
 EMPTY = LabelDecision(0, is_valid=False, reason="empty answer")
 REFUSAL = LabelDecision(0, is_valid=False, reason="refusal")
 
@@ -60,10 +64,21 @@ TABLE = [
     ("Comparison", ["Paris"], WRONG),
     ("It was the mandate of heaven.", ["man"], WRONG),
     ("Lyon", ["Paris"], WRONG),
-    ("Chicago", ["Chicago, Illinois"], WRONG),
+    ("Chicago", ["Chicago, Illinois"], PARTIAL),
     ("It is Chicago, Illinois.", ["Chicago, Illinois"], INSIDE),
-    # plurals count only when they are listed
-    ("bananas", ["banana"], WRONG),
+    # plurals count only when they are listed; otherwise nothing is decided
+    ("bananas", ["banana"], PARTIAL),
+    ("It is a city.", ["Cities"], PARTIAL),
+    ("It is glas.", ["glass"], WRONG),
+    # parts, and words apart
+    ("Obama", ["Barack Obama"], PARTIAL),
+    ("It was Obama.", ["Barack Obama"], PARTIAL),
+    ("It was Michelle Obama.", ["Barack Obama"], WRONG),
+    ("It was not Obama.", ["Barack Obama"], WRONG),
+    ("Franklin D. Roosevelt", ["Franklin Roosevelt"], PARTIAL),
+    ("blue", ["dark blue"], PARTIAL),
+    ("1945", ["8 May 1945"], PARTIAL),
+    ("It is.", ["It is what it is, Paris"], WRONG),
     ("bananas", ["banana", "bananas"], RIGHT),
     # function words
     ("It is Carrie.", ["It"], WRONG),
@@ -84,6 +99,10 @@ TABLE = [
     ("Not only Paris.", ["Paris"], INSIDE),
     ("Not Fade Away", ["Not Fade Away"], RIGHT),
     ("It is a forget-me-not.", ["Forget-me-not"], INSIDE),
+    ("Paris is not it.", ["Paris"], DENIED),
+    ("Paris isn't it.", ["Paris"], DENIED),
+    ("Paris is not only old.", ["Paris"], INSIDE),
+    ("Paris is not it. It is Paris.", ["Paris"], INSIDE),
     # scripts without spaces
     ("東京です。", ["東京"], INSIDE),
     ("日本の首都は東京です", ["東京", "Tokyo"], INSIDE),
@@ -114,8 +133,22 @@ TABLE = [
 ]
 
 
-def record(answer: str, answers: list[str]) -> TraceRecord:
-    return TraceRecord("q#0", "q", "q", "What?", tuple(answers), answer, "What?", 2, 3)
+REPEATS = [
+    ("Which is larger, Jupiter or Saturn?", "Saturn is larger than Jupiter.", REPEATED),
+    ("Which is larger, Jupiter or Saturn?", "Jupiter is larger.", REPEATED),
+    ("Which is larger, Jupiter or Saturn?", "The answer is Jupiter.", INSIDE),
+    ("Which is larger, Jupiter or Saturn?", "Jupiter!", RIGHT),
+    ("Which is larger, Jupiter or Saturn?", "Jupiter. Yes, it is Jupiter.", INSIDE),
+    ("Which is larger, Jupiter or Saturn?", "Saturn", WRONG),
+    ("Is it Saturn-Jupiter?", "Saturn orbits, and Jupiter too.", REPEATED),
+    ("Which planet is the largest?", "Jupiter is larger.", INSIDE),
+    ("Which planet has the Jupiters?", "Jupiter has them.", INSIDE),
+    ("Of which country is Mexico-Jupiter a city?", "Mexico-Jupiter is of Jupiter.", REPEATED),
+]
+
+
+def record(answer: str, answers: list[str], question: str = "What?") -> TraceRecord:
+    return TraceRecord("q#0", "q", "q", question, tuple(answers), answer, "What?", 2, 3)
 
 
 def label(answer: str, answers: list[str]) -> LabelDecision:
@@ -131,6 +164,43 @@ def test_an_answer_is_judged_as_by_hand(
     answer: str, aliases: list[str], expected: LabelDecision
 ) -> None:
     assert label(answer, aliases) == expected
+
+
+@pytest.mark.parametrize(("question", "answer", "expected"), REPEATS)
+def test_an_alias_that_only_repeats_the_question_decides_nothing(
+    question: str, answer: str, expected: LabelDecision
+) -> None:
+    assert AliasMatch().label(record(answer, ["Jupiter"], question)) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "expected"),
+    [
+        # what the answer adds is part of the alias
+        ("Which poet wrote Faust?", "The poet of Faust was Goethe.", True),
+        ("Which poet wrote Faust?", "The poet of Faust was Schiller.", False),
+        ("Which poet wrote Faust?", "The poet wrote Faust.", False),
+        # all words of the alias are there, but the question holds them too
+        ("Was Goethe a Johann or a Wolfgang?", "Wolfgang, I say, Goethe Johann", False),
+        ("Which poet wrote Faust?", "Johann, that is Goethe, by Wolfgang", True),
+        ("Which poet wrote Faust?", "Never Goethe", False),
+    ],
+)
+def test_a_partial_match_is_one_by_its_rule(question: str, answer: str, expected: bool) -> None:
+    assert is_partial(answer, ["Johann Wolfgang Goethe"], question) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("The answer to this question is: Cities of the Bananas", {"city", "banana"}),
+        ("It was in Paris, the glass bus", {"paris", "glass", "bus"}),
+        ("He is 21 in the 1940s", {"21", "1940s"}),
+        ("", set()),
+    ],
+)
+def test_content_words_are_those_that_claim_something(text: str, words: set[str]) -> None:
+    assert content_words(text) == words
 
 
 @given(st.text(max_size=31), st.lists(st.text(max_size=13), max_size=5))

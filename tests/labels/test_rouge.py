@@ -1,14 +1,15 @@
 import string
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from graphhalu.errors import UsageError
+from graphhalu.errors import UnknownNameError, UsageError
 from graphhalu.labels.base import LabelDecision
-from graphhalu.labels.rouge import RougeL, UnicodeTokenizer
+from graphhalu.labels.rouge import RougeOverlap, UnicodeTokenizer
 from graphhalu.traces.schema import TraceRecord
 
 ASCII = st.text(alphabet=string.printable, max_size=61)
@@ -23,7 +24,7 @@ def label(
     record = TraceRecord(
         "q#0", "q", "q", "What?", answers, answer, "What?", 2, 3, incorrect_answers=incorrect
     )
-    return RougeL(threshold).label(record)
+    return RougeOverlap(threshold=threshold).label(record)
 
 
 @given(ASCII)
@@ -35,7 +36,7 @@ def test_on_ascii_the_tokens_are_those_of_rouge_score(text: str) -> None:
 def test_on_ascii_the_score_is_the_best_of_rouge_score(answer: str, references: list[str]) -> None:
     scorer = RougeScorer(["rougeL"])
     expected = max(scorer.score(text, answer)["rougeL"].fmeasure for text in references)
-    assert RougeL().best_f1(answer, references) == expected
+    assert RougeOverlap().best_score(answer, references) == expected
 
 
 @pytest.mark.parametrize(
@@ -53,7 +54,58 @@ def test_on_ascii_the_score_is_the_best_of_rouge_score(answer: str, references: 
     ],
 )
 def test_beyond_ascii_the_score_is_as_by_hand(answer: str, reference: str, expected: float) -> None:
-    assert RougeL().best_f1(answer, [reference]) == pytest.approx(expected)
+    assert RougeOverlap().best_score(answer, [reference]) == pytest.approx(expected)
+
+
+@given(SENTENCE, st.lists(SENTENCE, min_size=1, max_size=3))
+def test_on_ascii_the_recall_is_the_best_of_rouge_score(answer: str, references: list[str]) -> None:
+    scorer = RougeScorer(["rouge1"])
+    expected = max(scorer.score(text, answer)["rouge1"].recall for text in references)
+    assert RougeOverlap("rouge1_recall").best_score(answer, references) == expected
+
+
+@pytest.mark.parametrize(
+    ("answer", "reference", "expected"),
+    [
+        ("It is Paris, in France.", "Paris", 1.0),
+        ("It is Paris.", "Paris, France", 1 / 2),
+        ("France has Paris", "Paris, France", 1.0),  # the order plays no part
+        ("Paris", "Paris Paris", 1 / 2),  # a token counts as often as it stands
+        ("東の都です", "東京都", 2 / 3),
+        ("Lyon", "Paris", 0.0),
+    ],
+)
+def test_the_recall_is_as_by_hand(answer: str, reference: str, expected: float) -> None:
+    found = RougeOverlap("rouge1_recall").best_score(answer, [reference])
+    assert found == pytest.approx(expected)
+
+
+def test_by_recall_a_sentence_around_the_gold_answer_is_correct() -> None:
+    record = TraceRecord(
+        "q#0", "q", "q", "What?", ("Paris",), "I think that the city is Paris.", "", 2, 3
+    )
+    assert RougeOverlap("rouge1_recall").label(record).reason == "enough overlap"
+    assert RougeOverlap().label(record).reason == "low overlap"
+
+
+def test_each_metric_has_its_own_threshold_and_an_unknown_one_is_refused() -> None:
+    assert RougeOverlap().settings()["threshold"] == 0.3
+    assert RougeOverlap("rouge1_recall").settings()["threshold"] == 0.7
+    assert RougeOverlap("rouge1_recall", 0.2).settings()["threshold"] == 0.2
+    with pytest.raises(UnknownNameError, match="Did you mean 'rougeL_f1'"):
+        RougeOverlap("rougel_f")
+
+
+def test_best_scores_are_those_that_a_threshold_decides_by() -> None:
+    def record(answer: str, incorrect: tuple[str, ...] = ()) -> TraceRecord:
+        return TraceRecord(
+            "q#0", "q", "q", "What?", ("a b",), answer, "", 2, 3, incorrect_answers=incorrect
+        )
+
+    records = [record("a b"), record("a x"), record(""), record("a b", ("c",)), record("x")]
+    scores, is_decided = RougeOverlap().best_scores(records)
+    assert is_decided.tolist() == [True, True, False, False, True]
+    np.testing.assert_allclose(scores, [1, 0.5, np.nan, np.nan, 0])
 
 
 def test_the_threshold_itself_is_enough() -> None:
@@ -104,11 +156,11 @@ def test_without_gold_answers_nothing_is_decided() -> None:
 @pytest.mark.parametrize("threshold", [0.0, -0.1, 1.1, float("nan")])
 def test_a_threshold_outside_its_range_is_refused(threshold: float) -> None:
     with pytest.raises(UsageError, match="above 0 and at most 1"):
-        RougeL(threshold)
+        RougeOverlap(threshold=threshold)
 
 
 def test_the_settings_say_what_the_decision_depends_on() -> None:
-    settings = RougeL(0.5).settings()
+    settings = RougeOverlap(threshold=0.5).settings()
     assert settings["threshold"] == 0.5
     assert settings["incorrect_answers"] == "hallucinated if best incorrect >= best correct"
     assert "unicode" in settings["tokenizer"]

@@ -20,11 +20,19 @@ from graphhalu.errors import (
     UnknownNameError,
     UsageError,
 )
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.given import GivenLabel
+from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.registry import LABELLERS, make_labeller
-from graphhalu.labels.rouge import RougeL
-from graphhalu.labels.run import ensure_labels, label_records, label_store, read_labels
+from graphhalu.labels.rouge import RougeOverlap
+from graphhalu.labels.run import (
+    ensure_labels,
+    label_records,
+    label_store,
+    named_labels,
+    read_labels,
+    stored_labellers,
+)
 from graphhalu.traces.schema import TraceRecord
 
 ANSWERS = ("Paris", "Lyon", "", "It is Paris.", "I don't know")
@@ -62,8 +70,8 @@ def assert_same(one: Labels, other: Labels) -> None:
     assert one.trace_ids == other.trace_ids
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_array_equal(one.is_valid, other.is_valid)
-    assert (one.reasons, one.labeller, one.settings) == (
-        other.reasons, other.labeller, other.settings,
+    assert (one.reasons, one.labeller, one.settings, one.meaning) == (
+        other.reasons, other.labeller, other.settings, other.meaning,
     )  # fmt: skip
 
 
@@ -72,10 +80,13 @@ def files_of(store: Store) -> list[str]:
 
 
 def test_every_labeller_in_the_table_has_its_name_and_plain_settings() -> None:
-    assert LABELLERS.names()[:2] == ["match", "rouge"]
+    assert {"match", "rouge", "choice", "given", "premise", "spans", "judge"} <= set(
+        LABELLERS.names()
+    )
     for name in LABELLERS.names():
         labeller = make_labeller(name)
         assert labeller.name == name
+        assert labeller.meaning in MEANINGS
         assert json.loads(json.dumps(labeller.settings())) == labeller.settings()
 
 
@@ -84,10 +95,15 @@ def test_a_setting_reaches_its_labeller() -> None:
 
 
 def test_an_unknown_setting_lists_the_known_ones() -> None:
-    with pytest.raises(UsageError, match="no setting treshold; it has threshold"):
+    with pytest.raises(UsageError, match="no setting treshold; it has metric, threshold"):
         make_labeller("rouge", treshold=0.7)
     with pytest.raises(UsageError, match="no setting threshold; it has none"):
         make_labeller("match", threshold=0.7)
+
+
+def test_a_setting_of_the_wrong_kind_is_refused_in_words() -> None:
+    with pytest.raises(UsageError, match="labeller 'rouge' cannot use threshold='half'"):
+        make_labeller("rouge", threshold="half")
 
 
 def test_an_unknown_labeller_names_the_nearest() -> None:
@@ -111,7 +127,7 @@ def test_what_is_written_is_read_back(store: Store) -> None:
 
 
 def test_the_file_says_what_it_is_to_any_reader_of_parquet(store: Store) -> None:
-    label_store(store, RougeL(0.5))
+    label_store(store, RougeOverlap(threshold=0.5))
     table = pq.read_table(store.labels_folder / "rouge.parquet")
     said = {key.decode(): json.loads(value) for key, value in table.schema.metadata.items()}
     assert table.column_names == ["trace_id", "value", "is_valid", "reason"]
@@ -133,9 +149,74 @@ def test_without_a_valid_label_there_is_no_prevalence(tmp_path: Path) -> None:
 
 def test_labellers_lie_side_by_side_and_leave_nothing_else(store: Store) -> None:
     label_store(store, AliasMatch())
-    label_store(store, RougeL())
+    label_store(store, RougeOverlap())
     label_store(store, AliasMatch())
     assert files_of(store) == ["match.parquet", "rouge.parquet"]
+
+
+def test_the_meaning_of_a_label_is_stored_with_it(store: Store) -> None:
+    label_store(store, GivenLabel())
+    label_store(store, AliasMatch())
+    assert read_labels(store, "given").meaning == "input"
+    assert read_labels(store, "match").meaning == "hallucinated"
+    metadata = pq.read_schema(store.labels_folder / "given.parquet").metadata
+    assert metadata[b"meaning"] == b'"input"'
+
+
+def rewrite_metadata(path: Path, meaning: bytes | None) -> None:
+    table = pq.read_table(path)
+    kept = {k: v for k, v in table.schema.metadata.items() if k != b"meaning"}
+    if meaning is not None:
+        kept[b"meaning"] = meaning
+    pq.write_table(table.replace_schema_metadata(kept), path)
+
+
+def test_labels_from_before_there_were_two_meanings_are_about_the_models_output(
+    store: Store,
+) -> None:
+    made = label_store(store, AliasMatch())
+    rewrite_metadata(store.labels_folder / "match.parquet", None)
+    assert_same(read_labels(store, "match"), made)
+
+
+def test_a_meaning_that_nobody_knows_is_refused(store: Store) -> None:
+    label_store(store, AliasMatch())
+    rewrite_metadata(store.labels_folder / "match.parquet", b'"moods"')
+    with pytest.raises(CorruptStoreError, match="labels mean 'moods', expected hallucinated or"):
+        read_labels(store, "match")
+
+
+def test_one_rule_with_two_settings_lies_side_by_side_under_two_names(store: Store) -> None:
+    label_store(store, RougeOverlap())
+    strict = label_store(store, RougeOverlap(threshold=0.9), "rouge-strict")
+    assert stored_labellers(store) == ["rouge", "rouge-strict"]
+    found = named_labels(store, "rouge-strict")
+    assert_same(found, strict)
+    assert (found.labeller, found.settings["labeller"]) == ("rouge-strict", "rouge")
+    assert read_labels(store, "rouge").settings["threshold"] == 0.3
+    assert "labeller" not in read_labels(store, "rouge").settings
+
+
+def test_labels_cannot_take_the_name_of_another_rule(store: Store) -> None:
+    with pytest.raises(UsageError, match="another rule's name"):
+        label_store(store, RougeOverlap(), "match")
+    with pytest.raises(UsageError, match="a labeller's name holds"):
+        label_store(store, RougeOverlap(), "../match")
+    assert not store.labels_folder.exists()
+
+
+def test_named_labels_are_made_by_a_registered_rule_and_asked_for_otherwise(store: Store) -> None:
+    assert named_labels(store, "match").labeller == "match"
+    with pytest.raises(UnknownNameError, match="Did you mean 'rouge'"):
+        named_labels(store, "rouge-9")
+    assert stored_labellers(store) == ["match"]
+
+
+def test_outgrown_labels_of_another_name_say_how_they_are_made_again(store: Store) -> None:
+    label_store(store, RougeOverlap(), "strict")
+    grown = Store(store.path, (*ANSWERS, "Rome"))
+    with pytest.raises(StoreMismatchError, match="--labeller RULE --as strict"):
+        named_labels(grown, "strict")
 
 
 def test_a_view_gets_its_labels_by_identity(store: Store) -> None:
@@ -153,7 +234,7 @@ def test_a_view_gets_its_labels_by_identity(store: Store) -> None:
 
 
 def test_missing_labels_name_the_command_and_what_is_there(store: Store) -> None:
-    label_store(store, RougeL())
+    label_store(store, RougeOverlap())
     with pytest.raises(
         TraceNotFoundError,
         match=r"no labels by 'match' .*there: rouge(?s:.*)graphhalu label .*zarr --labeller match",
@@ -178,15 +259,15 @@ def test_labels_are_made_where_there_are_none_and_again_when_the_store_has_grown
 
 
 def test_stored_labels_keep_the_settings_that_they_were_made_with(store: Store) -> None:
-    label_store(store, RougeL(0.9))
-    assert ensure_labels(store, RougeL()).settings["threshold"] == 0.9
+    label_store(store, RougeOverlap(threshold=0.9))
+    assert ensure_labels(store, RougeOverlap()).settings["threshold"] == 0.9
 
 
 def test_labels_of_other_settings_are_not_replaced_in_silence(store: Store) -> None:
-    label_store(store, RougeL(0.9))
+    label_store(store, RougeOverlap(threshold=0.9))
     grown = Store(store.path, (*ANSWERS, "Rome"))
     with pytest.raises(StoreMismatchError, match="1 of 6 traces"):
-        ensure_labels(grown, RougeL())
+        ensure_labels(grown, RougeOverlap())
 
 
 def test_an_empty_store_cannot_be_labelled(tmp_path: Path) -> None:

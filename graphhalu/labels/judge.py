@@ -1,0 +1,194 @@
+"""The rule ``judge``: a language model compares an answer with the gold answers, by a rubric."""
+
+import re
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from string import Template
+from typing import Any, ClassVar, Final
+
+import torch
+
+from graphhalu.config import validate
+from graphhalu.errors import UsageError
+from graphhalu.extract.generate import left_padded
+from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
+from graphhalu.labels.match import equals_alias
+from graphhalu.labels.refusal import is_refusal
+from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.models.spec import ModelSpec
+from graphhalu.provenance import file_sha256
+from graphhalu.traces.schema import TraceRecord
+
+RUBRIC_FILE: Final = Path(__file__).with_name("judge_rubric.txt")
+"""What the judge is told, with places for passage, question, references and answer."""
+
+N_REFERENCES: Final = 12
+"""Gold answers that the judge is shown, the first ones; some data sets list hundreds."""
+
+_VERDICT = re.compile(
+    r"[\W_]*(?:(?:final )?verdict[\W_]*)?(correct|wrong|incorrect|unsure)[\W_]*", re.IGNORECASE
+)
+_CHAT_OPTIONS: Final = {"date_string": "26 Jul 2024", "enable_thinking": False}
+
+
+class ModelJudge(Labeller):
+    """Asks a model for a verdict and reads it; the answer itself is never looked at by a rule.
+
+    The model is asked with its chat template where it has one, and decodes greedily. A reply
+    that is not exactly a verdict is not valid, and neither is an empty answer, a refusal, or a
+    prompt that is longer than the model's window. Another model, another rubric and another
+    number format give other labels: all three stand in the settings.
+
+    A judge is worth what its model is: measure its agreement with ``match`` or with answers read
+    by hand before trusting it (``graphhalu labels``).
+
+    Args:
+        model: Alias, hub id, folder or GGUF file of the judge.
+        revision: Revision of a hub model.
+        dtype: Number format; see :class:`graphhalu.models.spec.ModelSpec`.
+        device: ``auto``, ``cpu``, ``cuda`` …
+        max_new_tokens: Longest reply, in tokens.
+        batch_size: Answers judged at a time.
+    """
+
+    name: ClassVar[str] = "judge"
+
+    def __init__(
+        self,
+        model: str = "smollm2",
+        *,
+        revision: str | None = None,
+        dtype: str = "auto",
+        device: str = "auto",
+        max_new_tokens: int = 16,
+        batch_size: int = 8,
+    ) -> None:
+        values = {"name": model, "revision": revision, "dtype": dtype, "device": device}
+        self.spec = validate(ModelSpec, values, source="the settings of labeller 'judge'")
+        if min(max_new_tokens, batch_size) < 1:
+            message = (
+                f"max_new_tokens and batch_size must be at least 1, "
+                f"got {max_new_tokens} and {batch_size}"
+            )
+            raise UsageError(message)
+        self.max_new_tokens = int(max_new_tokens)
+        self.batch_size = int(batch_size)
+
+    def settings(self) -> dict[str, Any]:
+        """The model, the rubric and the length of a reply.
+
+        ``identity`` says which weights in which number format judged; before the model is
+        loaded it is ``None``.
+        """
+        loaded = self.__dict__.get("_loaded")
+        return {
+            "model": self.spec.name,
+            "revision": self.spec.revision,
+            "dtype": self.spec.dtype,
+            "identity": None if loaded is None else loaded.identity,
+            "rubric_sha256": file_sha256(RUBRIC_FILE),
+            "n_references": N_REFERENCES,
+            "max_new_tokens": self.max_new_tokens,
+            "version": 1,
+        }
+
+    def label(self, record: TraceRecord) -> LabelDecision:
+        """Decide one answer; many at a time are decided faster."""
+        return self.label_all([record])[0]
+
+    def label_all(self, records: Sequence[TraceRecord]) -> list[LabelDecision]:
+        """Decide many answers, a batch at a time; the model is loaded when it is first needed."""
+        faults = [_fault(record) for record in records]
+        asked = [place for place, fault in enumerate(faults) if fault is None]
+        replies = dict(zip(asked, self._replies([records[i] for i in asked]), strict=True))
+        return [
+            parse_verdict(replies[place]) if fault is None else undecided(fault)
+            for place, fault in enumerate(faults)
+        ]
+
+    @cached_property
+    def _loaded(self) -> LoadedModel:
+        return load_model(self.spec)
+
+    def _replies(self, records: Sequence[TraceRecord]) -> list[str | None]:
+        """What the judge says of each answer; ``None`` where the prompt does not fit."""
+        prompts = [self._token_ids(judge_prompt(record)) for record in records]
+        limit = self._loaded.max_positions if prompts else None
+        fitting = [
+            place for place, tokens in enumerate(prompts)
+            if limit is None or len(tokens) + self.max_new_tokens <= limit
+        ]  # fmt: skip
+        replies: list[str | None] = [None] * len(prompts)
+        for start in range(0, len(fitting), self.batch_size):
+            batch = fitting[start : start + self.batch_size]
+            texts = self._batch([prompts[place] for place in batch])
+            for place, text in zip(batch, texts, strict=True):
+                replies[place] = text
+        return replies
+
+    def _token_ids(self, prompt: str) -> list[int]:
+        tokenizer = self._loaded.tokenizer
+        if not tokenizer.chat_template:
+            return list(tokenizer(f"{prompt}\nVerdict:").input_ids)
+        text = tokenizer.apply_chat_template(
+            [{"role": "user", "content": prompt}],
+            tokenize=False, add_generation_prompt=True, **_CHAT_OPTIONS,
+        )  # fmt: skip
+        return list(tokenizer(text, add_special_tokens=False).input_ids)
+
+    @torch.inference_mode()
+    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+        model, tokenizer = self._loaded.model, self._loaded.tokenizer
+        token_ids, is_token = left_padded(prompts, next(model.parameters()).device)
+        output = model.generate(
+            input_ids=token_ids,
+            attention_mask=is_token.long(),
+            max_new_tokens=self.max_new_tokens,
+            do_sample=False,
+            eos_token_id=list(self._loaded.eos_token_ids),
+            pad_token_id=self._loaded.eos_token_ids[0],
+        )
+        replies = output[:, token_ids.shape[1] :].tolist()
+        return [tokenizer.decode(reply, skip_special_tokens=True) for reply in replies]
+
+
+def judge_prompt(record: TraceRecord) -> str:
+    """The rubric with the question, the gold answers and the answer, each on one line."""
+    passage = f"\nPassage: {_line(record.context)}" if record.context else ""
+    return Template(RUBRIC_FILE.read_text(encoding="utf-8")).substitute(
+        passage=passage,
+        question=_line(record.question),
+        references="; ".join(_line(text) for text in record.answers[:N_REFERENCES]),
+        answer=_line(record.answer),
+    )
+
+
+def parse_verdict(reply: str | None) -> LabelDecision:
+    """The verdict that the first line of a reply is; anything else is not valid, never false."""
+    if reply is None:
+        return undecided("too long for the judge")
+    lines = reply.strip().splitlines()
+    found = _VERDICT.fullmatch(lines[0]) if lines else None
+    if found is None:
+        return undecided("unreadable verdict")
+    verdict = found[1].lower()
+    if verdict == "unsure":
+        return undecided("judge is unsure")
+    return correct("judged correct") if verdict == "correct" else hallucinated("judged wrong")
+
+
+def _fault(record: TraceRecord) -> str | None:
+    """Why there is nothing to ask the judge."""
+    if not record.answers:
+        return "no gold answer"
+    if not any(character.isalnum() for character in record.answer):
+        return "empty answer"
+    if is_refusal(record.answer) and not equals_alias(record.answer, record.answers):
+        return "refusal"
+    return None
+
+
+def _line(text: str) -> str:
+    """Text on one line: an answer cannot pretend to be another part of the rubric."""
+    return " ".join(text.split())

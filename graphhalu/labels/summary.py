@@ -1,0 +1,198 @@
+"""What the labels of one labeller say: shares with intervals, reasons, categories, examples."""
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Int, Shaped
+from scipy.stats import norm
+
+from graphhalu.labels.labels import Labels
+from graphhalu.traces.schema import TraceRecord
+
+VERDICTS: Final = ("hallucinated", "correct", "undecided")
+"""The classes of a label, in the order in which examples are shown."""
+
+_INPUT_VERDICTS: Final = {"hallucinated": "input bad", "correct": "input good"}
+
+
+class Interval(NamedTuple):
+    """Both ends of an interval of a share."""
+
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class LabelSummary:
+    """Labels in numbers.
+
+    Attributes:
+        n_traces: All traces.
+        n_valid: Traces with a valid label.
+        prevalence: Share of ones among the valid labels; ``None`` without any.
+        interval: 95 % interval of the prevalence; ``None`` without a valid label.
+        reasons: How often each reason came, the most frequent first.
+    """
+
+    n_traces: int
+    n_valid: int
+    prevalence: float | None
+    interval: Interval | None
+    reasons: Mapping[str, int]
+
+    @property
+    def coverage(self) -> float:
+        """Share of traces with a valid label."""
+        return self.n_valid / self.n_traces
+
+
+@dataclass(frozen=True)
+class LabelExample:
+    """One answer to read.
+
+    Attributes:
+        verdict: Its class by the labeller that it was drawn for.
+        gold: The first gold answers.
+        n_gold: How many there are.
+        said: What every labeller says of it, with its reason.
+    """
+
+    trace_id: str
+    verdict: str
+    question: str
+    gold: tuple[str, ...]
+    n_gold: int
+    answer: str
+    said: Mapping[str, str]
+
+
+def summarise(labels: Labels, groups: Shaped[np.ndarray, "trace"]) -> LabelSummary:
+    """Labels in numbers.
+
+    Args:
+        labels: Labels of at least one trace.
+        groups: Question group of each trace: answers to one question are alike, and the
+            interval allows for it.
+    """
+    kept = np.flatnonzero(labels.is_valid)
+    return LabelSummary(
+        n_traces=len(labels.values),
+        n_valid=len(kept),
+        prevalence=labels.prevalence if len(kept) else None,
+        interval=share_interval(labels.values[kept].astype(np.int64), groups[kept])
+        if len(kept)
+        else None,
+        reasons=dict(Counter(labels.reasons).most_common()),
+    )
+
+
+def summarise_categories(
+    labels: Labels, groups: Shaped[np.ndarray, "trace"], categories: Sequence[str | None]
+) -> dict[str, LabelSummary]:
+    """The summary of each category, in alphabetical order; traces without one are left out."""
+    places: dict[str, list[int]] = {}
+    for place, category in enumerate(categories):
+        if category is not None:
+            places.setdefault(category, []).append(place)
+    return {
+        category: summarise(labels.select(places[category]), groups[places[category]])
+        for category in sorted(places)
+    }
+
+
+def wilson_interval(n_ones: float, n: float, level: float = 0.95) -> Interval:
+    """Wilson's score interval of a share of ``n_ones`` in ``n``, in [0, 1].
+
+    Args:
+        n_ones: Ones; need not be whole, since an effective number need not be.
+        n: Observations, above 0.
+        level: Coverage, in (0, 1).
+
+    Source:
+        Wilson 1927; no continuity correction.
+    """
+    z = float(norm.ppf((1 + level) / 2))
+    share = n_ones / n
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+
+
+def share_interval(
+    values: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], level: float = 0.95
+) -> Interval:
+    """Interval of a share of ones in grouped observations.
+
+    Wilson's interval for the number of independent observations that would have the same
+    variance. With one trace a group that is the number of traces; with equal values within each
+    group it is the number of groups. Where all values are equal the number of groups is taken.
+
+    Args:
+        values: 0 or 1 for each trace; at least one.
+        groups: Question group of each trace.
+        level: Coverage, in (0, 1).
+
+    Source:
+        Linearised variance of a ratio under cluster sampling without a finite-sample factor
+        (Cochran 1977, chapter 11); the effective number as in Korn and Graubard 1998.
+    """
+    share = float(values.mean())
+    group_index = np.unique(groups, return_inverse=True)[1]
+    n_groups = int(group_index.max()) + 1
+    residuals = np.bincount(group_index, weights=values - share)
+    variance = float((residuals**2).sum()) / len(values) ** 2
+    n_effective = share * (1 - share) / variance if variance > 0 else float(n_groups)
+    # values that differ within groups can look better than independent; that is not to be had
+    n_effective = min(n_effective, float(len(values)))
+    return wilson_interval(share * n_effective, n_effective, level)
+
+
+def verdicts(labels: Labels) -> list[str]:
+    """The class of every label, one of :data:`VERDICTS`."""
+    pairs = zip(labels.values.tolist(), labels.is_valid.tolist(), strict=True)
+    return [VERDICTS[1 - value] if is_valid else VERDICTS[2] for value, is_valid in pairs]
+
+
+def draw_examples(
+    records: Sequence[TraceRecord], labels: Sequence[Labels], *, n: int, seed: int = 0
+) -> list[LabelExample]:
+    """Random answers to read: up to ``n`` of each class of the first labeller.
+
+    Args:
+        records: The traces.
+        labels: Labels by one or more labellers, each in the order of the traces.
+        n: How many of each class.
+        seed: Seed of the draw; the same store, labels and seed give the same answers.
+    """
+    generator = np.random.default_rng(seed)
+    order = generator.permutation(len(records)).tolist()
+    found = verdicts(labels[0])
+    said = [_sayings(each) for each in labels]
+    names = [each.labeller for each in labels]
+    drawn = []
+    for verdict in VERDICTS:
+        for place in [place for place in order if found[place] == verdict][:n]:
+            texts = {name: texts[place] for name, texts in zip(names, said, strict=True)}
+            drawn.append(_example(records[place], verdict, texts))
+    return drawn
+
+
+def _example(record: TraceRecord, verdict: str, said: Mapping[str, str]) -> LabelExample:
+    return LabelExample(
+        trace_id=record.trace_id,
+        verdict=verdict,
+        question=record.question,
+        gold=record.answers[:3],
+        n_gold=len(record.answers),
+        answer=record.answer,
+        said=said,
+    )
+
+
+def _sayings(labels: Labels) -> list[str]:
+    words: dict[str, Any] = {} if labels.meaning == "hallucinated" else _INPUT_VERDICTS
+    pairs = zip(verdicts(labels), labels.reasons, strict=True)
+    return [f"{words.get(verdict, verdict)} ({reason})" for verdict, reason in pairs]
