@@ -22,7 +22,12 @@ from graphhalu.evaluation.rows import (
     failed_row,
     sample_table,
 )
-from graphhalu.evaluation.splits import cross_fit_folds, question_groups, single_split
+from graphhalu.evaluation.splits import (
+    check_questions,
+    cross_fit_folds,
+    question_groups,
+    single_split,
+)
 from graphhalu.labels.labels import Labels
 from graphhalu.provenance import provenance
 from graphhalu.registry import unknown_name
@@ -84,7 +89,11 @@ def compare(
         config=compared.config.model_dump(mode="json"),
         provenance=provenance(),
         store={**(store or {}), "trace_ids_sha256": _digest(labels.trace_ids)},
-        labeller={"name": labels.labeller, "settings": dict(labels.settings)},
+        labeller={
+            "name": labels.labeller,
+            "meaning": labels.meaning,
+            "settings": dict(labels.settings),
+        },
         n_traces=int(kept.sum()),
         n_left_out=int((~kept).sum()),
         n_groups=len(np.unique(compared.groups[kept])),
@@ -123,6 +132,8 @@ def _compared(traces: Sequence[Trace], labels: Labels, config: CompareConfig) ->
         raise UsageError(message)
     groups = question_groups(traces)
     folds = {seed: _folds(labels, groups, config, seed) for seed in config.seeds}
+    for checked in folds.values():
+        check_questions(checked, traces)
     return Compared(traces, labels, groups, folds, config)
 
 

@@ -1,6 +1,6 @@
 """The protocol of a comparison: every trace is scored by a model that never saw its question."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -9,22 +9,25 @@ from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
 from graphhalu.axes import LABEL_CORRECT
+from graphhalu.datasets.question import Question
+from graphhalu.datasets.registry import question_key
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split, check_groups, grouped_folds, grouped_split
+from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.trace import Trace
 
 
 def question_groups(traces: Sequence[Trace]) -> Shaped[np.ndarray, "trace"]:
     """Group of each trace: its ``group_id``, merged where groups ask the same question.
 
-    Data sets hold some questions twice under two ids. Two groups with the same question text
-    (case and spaces aside) on the same context become one, under the name of the first.
+    Data sets hold some questions twice under two ids. Two groups with the same question text on
+    the same context become one, under the name of the first; case, accents, punctuation and
+    articles make no difference (:func:`graphhalu.datasets.registry.question_key`).
     """
-    records = [trace.record for trace in traces]
-    names = [record.group_id for record in records]
+    names = [trace.record.group_id for trace in traces]
     ids = _codes(names)
-    texts = _codes([(" ".join(r.question.casefold().split()), r.context) for r in records])
+    texts = _codes([_question_key(trace.record) for trace in traces])
     n_ids, n_nodes = int(ids.max()) + 1, int(ids.max()) + int(texts.max()) + 2
     links = (np.ones(len(ids)), (ids, n_ids + texts))
     merged = connected_components(coo_array(links, shape=(n_nodes, n_nodes)), directed=False)[1]
@@ -71,6 +74,33 @@ def single_split(
     return check_folds([_into(kept, split)], groups)
 
 
+def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> list[Split]:
+    """Return the folds unchanged, or refuse them when a question stands on two sides.
+
+    It looks at the traces themselves, so that folds made in any way can be checked: two sides of
+    a fold, and the test sides of two folds, may share no group and no question text. Near
+    duplicates count as the same text, under whatever group ids they stand.
+
+    Raises:
+        UsageError: Names the two traces with their questions and groups.
+    """
+    keys: dict[str, list[str]] = {
+        "belong to one group": [trace.record.group_id for trace in traces],
+        "ask the same question": [_question_key(trace.record) for trace in traces],
+        "are linked through other traces": question_groups(traces).tolist(),
+    }
+    sides = [
+        {"train": fold.train, "validation": fold.validation, "test": fold.test} for fold in folds
+    ]
+    tests = {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}
+    for reason, names in keys.items():
+        for number, parts in enumerate(sides):
+            named = {f"the {side} side of fold {number}": part for side, part in parts.items()}
+            _refuse_shared(named, names, traces, reason)
+        _refuse_shared(tests, names, traces, reason)
+    return list(folds)
+
+
 def check_folds(folds: Sequence[Split], groups: Shaped[np.ndarray, "trace"]) -> list[Split]:
     """Return the folds unchanged, or refuse them when a question leaks.
 
@@ -95,6 +125,41 @@ def check_folds(folds: Sequence[Split], groups: Shaped[np.ndarray, "trace"]) -> 
                 )
                 raise UsageError(message)
     return list(folds)
+
+
+def _refuse_shared(
+    sides: Mapping[str, Int[np.ndarray, "member"]],
+    names: Sequence[str],
+    traces: Sequence[Trace],
+    reason: str,
+) -> None:
+    """Refuse sides that hold traces of one name, and describe the first such pair."""
+    owner: dict[str, tuple[str, int]] = {}
+    for side, indices in sides.items():
+        for index in indices.tolist():
+            first = owner.setdefault(names[index], (side, index))
+            if first[0] != side:
+                message = (
+                    f"a question leaks between two sides of a split; these two {reason}:\n"
+                    f"  {_described(traces[first[1]].record)} is in {first[0]}\n"
+                    f"  {_described(traces[index].record)} is in {side}\n"
+                    f"  Split by question:  single_split or cross_fit_folds with question_groups"
+                )
+                raise UsageError(message)
+
+
+def _described(record: TraceRecord) -> str:
+    return f"trace {record.trace_id!r} (group {record.group_id!r}): {record.question!r}"
+
+
+def _question_key(record: TraceRecord) -> str:
+    """One text for near-duplicates, by the same rule that joins them when a data set is read."""
+    return question_key(
+        Question(
+            record.question_id, record.question, record.answers,
+            context=record.context, choices=record.choices,
+        )
+    )  # fmt: skip
 
 
 def visible_labels(labels: Labels, split: Split) -> Labels:

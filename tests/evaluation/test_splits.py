@@ -4,6 +4,7 @@ import pytest
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.splits import (
     check_folds,
+    check_questions,
     cross_fit_folds,
     question_groups,
     single_split,
@@ -78,6 +79,68 @@ def test_groups_that_ask_the_same_question_are_merged_through_chains(toys):
         toys.trace(4, group="d", question="Who was Schiller?"),
     ]
     assert question_groups(traces).tolist() == ["a", "a", "a", "a", "d"]
+
+
+def test_groups_are_merged_as_near_duplicates_are_when_a_data_set_is_read(toys):
+    texts = ["Who wrote Faust?", "who wrote 'Faust'", "Who wrote the Fáust?!", "Who wrote Egmont?"]
+    traces = [toys.trace(i, question=text) for i, text in enumerate(texts)]
+    assert question_groups(traces).tolist() == ["q0", "q0", "q0", "q3"]
+
+
+def fold(train, validation, test):
+    return Split(np.array(train), np.array(validation), np.array(test))
+
+
+def test_a_shared_group_is_refused_with_both_traces_and_their_questions(toys):
+    traces = [
+        toys.trace(0, group="a", question="Who wrote Faust?"),
+        toys.trace(1, group="b", question="Who was Goethe?"),
+        toys.trace(2, group="a", question="Name the author of Faust."),
+    ]
+    with pytest.raises(UsageError) as caught:
+        check_questions([fold([0], [1], [2])], traces)
+    said = str(caught.value)
+    assert "these two belong to one group" in said
+    assert "'q0#0' (group 'a'): 'Who wrote Faust?' is in the train side of fold 0" in said
+    assert "'q2#0' (group 'a'): 'Name the author of Faust.' is in the test side of fold 0" in said
+
+
+@pytest.mark.parametrize("sides", [([0], [1], [2]), ([0], [2], [1]), ([1], [0], [2])])
+def test_a_near_duplicate_under_another_group_is_refused_on_any_two_sides(toys, sides):
+    traces = [
+        toys.trace(0, group="a", question="Who wrote Faust?"),
+        toys.trace(1, group="b", question="Who was Goethe?"),
+        toys.trace(2, group="c", question="who wrote  'Fàust'"),
+    ]
+    pair = r"ask the same question.*\n.*'q0#0'.*Who wrote Faust.*\n.*'q2#0'.*who wrote  'Fàust'"
+    with pytest.raises(UsageError, match=pair):
+        check_questions([fold(*sides)], traces)
+
+
+def test_two_traces_that_a_third_links_are_refused_though_it_is_on_no_side(toys):
+    traces = [
+        toys.trace(0, group="a", question="Who wrote Faust?"),
+        toys.trace(1, group="b", question="who wrote faust"),
+        toys.trace(2, group="b", question="Name the author of Faust."),
+        toys.trace(3, group="c"),
+    ]
+    with pytest.raises(UsageError, match=r"linked through other traces:\n.*'q0#0'.*\n.*'q2#0'"):
+        check_questions([fold([0], [3], [2])], traces)
+
+
+def test_a_near_duplicate_in_two_test_sides_is_refused(toys):
+    traces = [toys.trace(i, question=f"Who is it{mark}") for i, mark in enumerate(["?", "!"])]
+    traces += [toys.trace(i) for i in (2, 3)]
+    folds = [fold([2], [3], [0]), fold([2], [3], [1])]
+    with pytest.raises(UsageError, match=r"test side of fold 0\n.*test side of fold 1"):
+        check_questions(folds, traces)
+
+
+def test_clean_folds_pass_the_check_unchanged(toys):
+    traces, labels = toys.planted()
+    groups = question_groups(traces)
+    folds = cross_fit_folds(labels.values, groups, labels.is_valid)
+    assert check_questions(folds, traces) == folds
 
 
 def test_one_question_on_two_contexts_is_two_questions(toys):
