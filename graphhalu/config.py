@@ -14,6 +14,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from graphhalu.errors import ConfigError
+from graphhalu.registry import unknown_name
 
 
 class Config(BaseModel):
@@ -66,12 +67,8 @@ def validate(kind: type[C], values: Mapping[str, Any], *, source: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = [
-            f"  {'.'.join(str(part) for part in item['loc']) or kind.__name__}: "
-            f"{item['msg']} (got {item.get('input')!r})"
-            for item in error.errors()
-        ]
-        message = f"{kind.__name__} from {source} is not valid:\n" + "\n".join(lines)
+        lines = "\n".join(f"  {_complaint(kind, item)}" for item in error.errors())
+        message = f"{kind.__name__} from {source} is not valid:\n{lines}"
         raise ConfigError(message) from None
 
 
@@ -105,6 +102,10 @@ def read_yaml(path: Path) -> dict[str, Any]:
     except FileNotFoundError:
         message = f"no configuration file at {path}"
         raise ConfigError(message) from None
+    except yaml.MarkedYAMLError as error:
+        line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
+        message = f"{path}{line} is not readable YAML: {error.problem}\n  Mend it there"
+        raise ConfigError(message) from None
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         message = f"{path} is not readable YAML: {' '.join(str(error).split())}"
         raise ConfigError(message) from None
@@ -114,6 +115,19 @@ def read_yaml(path: Path) -> dict[str, Any]:
         message = f"{path} must hold a mapping of fields, got {type(values).__name__}"
         raise ConfigError(message)
     return values
+
+
+def _complaint(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
+    place = ".".join(map(str, item["loc"])) or kind.__name__
+    if item["type"] != "extra_forbidden":
+        return f"{place}: {item['msg']} (got {item.get('input')!r})"
+    *parents, name = item["loc"]
+    for parent in parents:
+        inner = kind.model_fields[parent].annotation if parent in kind.model_fields else None
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return f"{place}: there is no such field (got {item['input']!r})"
+        kind = inner
+    return f"{place} (got {item['input']!r}): {unknown_name('field', str(name), kind.model_fields)}"
 
 
 def _yaml_value(text: str) -> Any:

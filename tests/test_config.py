@@ -66,6 +66,7 @@ def test_an_unknown_field_names_its_path_and_the_file(tmp_path):
     with pytest.raises(ConfigError, match=r"optimiser\.rte.*got 0\.1") as caught:
         load_config(Training, path)
     assert str(path) in str(caught.value)
+    assert "Did you mean 'rate'" in str(caught.value)
 
 
 def test_a_wrong_value_names_the_field_and_what_came():

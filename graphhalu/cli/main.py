@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import typer
 
 from graphhalu.cli import analyse, extract, show
+from graphhalu.cli.output import say
 from graphhalu.errors import GraphhaluError, UsageError
 
 app = typer.Typer(
@@ -51,7 +52,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _report(kind: str, error: object, exit_code: int) -> int:
-    typer.echo(f"{kind}: {error}", err=True)
+    say(f"{kind}: {error}")
     for note in getattr(error, "__notes__", ()):
-        typer.echo(f"  {note}", err=True)
+        say(f"  {note}")
     return exit_code

@@ -5,7 +5,7 @@ import sys
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, SupportsFloat
 
 if TYPE_CHECKING:
     from graphhalu.evaluation.compare import Progress as CompareProgress
@@ -44,8 +44,9 @@ def clean(text: str) -> str:
     return "".join(c for c in text if c in "\n\t" or (c.isprintable() or c.isspace()))
 
 
-def megabytes(n_bytes: float) -> str:
-    """A size in MiB, or KiB where it is small."""
+def megabytes(size: SupportsFloat) -> str:
+    """A size in bytes as MiB, or KiB where it is small."""
+    n_bytes = float(size)
     if n_bytes < 2**20:
         return f"{n_bytes / 2**10:,.1f} KiB"
     return f"{n_bytes / 2**20:,.1f} MiB"

@@ -25,6 +25,8 @@ Layout = Literal["parquet", "json", "table"]
 _GZIP_MAGIC: Final = b"\x1f\x8b"
 _PARQUET_MAGIC: Final = b"PAR1"
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
+_EXPECTED: Final = "one data file (csv, tsv, json, jsonl, parquet, each also gzipped)"
+_MEND: Final = "\n  Mend that row or take it out, and run the same command again"
 _LIST_KEYS: Final = ("Data", "data", "rows")
 """Keys under which a JSON object holds its rows; ``Data`` is TriviaQA's."""
 
@@ -82,10 +84,12 @@ def open_file(path: Path) -> DataFile:
         DataFileError: If the file is empty, cannot be read, or is cut off inside gzip.
     """
     if path.is_dir():
-        message = f"{path} is a folder; expected one data file (csv, tsv, json, jsonl, parquet)"
+        message = (
+            f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  --data-path FILE"
+        )
         raise UsageError(message)
     if not path.is_file():
-        message = f"no data file at {path}"
+        message = f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE"
         raise UsageError(message)
     try:
         content = path.read_bytes()
@@ -95,7 +99,10 @@ def open_file(path: Path) -> DataFile:
     if content.startswith(_GZIP_MAGIC):
         content = _unpacked(content, path)
     if not content.strip():
-        message = f"{path} is empty; expected questions"
+        message = (
+            f"{path} is empty; expected questions\n"
+            f"  Copy or download it again, or name another file with --data-path"
+        )
         raise DataFileError(message)
     return DataFile(path, content)
 
@@ -128,6 +135,7 @@ def table_cells(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]
             number = reader.line_num + 1
     except csv.Error as error:
         message = f"{file.where(number)}: expected cells quoted as CSV, got a bad line: {error}"
+        message += _MEND
         raise DataFileError(message) from None
 
 
@@ -153,7 +161,7 @@ def _table_rows(file: DataFile) -> Iterator[Row]:
         if len(values) != len(names):
             message = (
                 f"{file.where(number)}: expected {len(names)} cells ({', '.join(names)}), "
-                f"got {len(values)}"
+                f"got {len(values)}{_MEND}"
             )
             raise DataFileError(message)
         yield Row(file.where(number), dict(zip(names, values, strict=True)))
@@ -184,7 +192,8 @@ def _parsed(text: str, file: DataFile, *, first_line: int) -> Any:
         return json.loads(text)
     except json.JSONDecodeError as error:
         where = file.where(first_line + error.lineno - 1)
-        message = f"{where}: expected JSON, got a bad line: {error.msg} at column {error.colno}"
+        reason = f"{error.msg} at column {error.colno}"
+        message = f"{where}: expected JSON, got a bad line: {reason}{_MEND}"
     except RecursionError:
         message = f"{file.where(first_line)}: the JSON is nested too deeply"
     raise DataFileError(message)
