@@ -16,8 +16,8 @@ from transformers import PreTrainedTokenizerBase
 from graphhalu.axes import SPAN_NAMES, Span
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.spans import Marks, Prompt, rewritten_error
+from graphhalu.datasets.templates import Pieces, prompt_template
 from graphhalu.errors import ModelRefusedError, UsageError
-from graphhalu.registry import unknown_name
 
 _CHAT_OPTIONS: Final[Mapping[str, Any]] = {
     # templates that show today's date would make another prompt every day
@@ -25,54 +25,6 @@ _CHAT_OPTIONS: Final[Mapping[str, Any]] = {
     # an answer of one sentence has no room for a chain of thought before it
     "enable_thinking": False,
 }
-
-
-@dataclass(frozen=True)
-class PromptTemplate:
-    """Text around a question.
-
-    Attributes:
-        name: Its name in the table.
-        opening: What stands first.
-        before_context: What stands before the context; left out with it.
-        after_context: What stands after the context; left out with it.
-        before_question: What stands before the question.
-        closing: What stands last; the answer follows it.
-    """
-
-    name: str
-    opening: str = ""
-    before_context: str = "Context: "
-    after_context: str = "\n"
-    before_question: str = "Question: "
-    closing: str = "\nAnswer:"
-
-    def pieces(self, question: Question) -> list[tuple[Span, str]]:
-        """The texts of the prompt in order, each with its span."""
-        context = []
-        if question.context and question.context.strip():
-            context = [
-                (Span.TEMPLATE, self.before_context),
-                (Span.CONTEXT, question.context),
-                (Span.TEMPLATE, self.after_context),
-            ]
-        return [
-            (Span.TEMPLATE, self.opening),
-            *context,
-            (Span.TEMPLATE, self.before_question),
-            (Span.QUESTION, question.text),
-            (Span.TEMPLATE, self.closing),
-        ]
-
-
-PROMPT_TEMPLATES: Final[dict[str, PromptTemplate]] = {
-    template.name: template
-    for template in (
-        PromptTemplate("concise", "Answer the question concisely in one sentence.\n\n"),
-        PromptTemplate("bare"),
-    )
-}
-"""Prompt templates by name; ``concise`` is the default."""
 
 
 @dataclass(frozen=True)
@@ -88,17 +40,6 @@ class EncodedPrompt:
     span_code: UInt8[np.ndarray, "token"]
 
 
-def prompt_template(name: str) -> PromptTemplate:
-    """The template of this name.
-
-    Raises:
-        UnknownNameError: If there is none; lists the nearest names.
-    """
-    if name not in PROMPT_TEMPLATES:
-        raise unknown_name("prompt template", name, PROMPT_TEMPLATES)
-    return PROMPT_TEMPLATES[name]
-
-
 def build_prompt(
     question: Question,
     *,
@@ -110,7 +51,7 @@ def build_prompt(
     """Render the prompt of a question.
 
     Args:
-        question: The question, with its context if it has one.
+        question: The question, with its examples, context and choices if it has any.
         template: Name of a prompt template.
         chat: Whether the model's chat template goes around it. Dates in it are fixed to
             26 Jul 2024, and a thinking mode is switched off.
@@ -118,14 +59,14 @@ def build_prompt(
         system: System prompt; ``None`` takes the question's own. A plain prompt begins with it.
 
     Raises:
-        UsageError: If the question is empty, there is no chat template, or it takes no system
-            prompt.
+        UsageError: If the question is empty or the template cannot show it, there is no chat
+            template, or it takes no system prompt.
         ModelRefusedError: If the chat template changes the texts that are put into it.
     """
     if not question.text.strip():
         message = f"question {question.question_id!r} has no text"
         raise UsageError(message)
-    body = prompt_template(template).pieces(question)
+    body = prompt_template(template)(question)
     system = question.system if system is None else system
     if system is not None and not system.strip():
         system = None
@@ -186,9 +127,7 @@ def require_span(
     return positions
 
 
-def _chat_prompt(
-    body: list[tuple[Span, str]], system: str | None, tokenizer: PreTrainedTokenizerBase
-) -> Prompt:
+def _chat_prompt(body: Pieces, system: str | None, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     if not tokenizer.chat_template:
         message = (
             "the model has no chat template: it is not tuned for chat\n"

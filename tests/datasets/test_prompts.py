@@ -12,14 +12,14 @@ from transformers import PreTrainedTokenizerFast
 
 from graphhalu.axes import Span
 from graphhalu.datasets.prompts import (
-    PROMPT_TEMPLATES,
     EncodedPrompt,
     build_prompt,
     encode_prompt,
     require_span,
 )
-from graphhalu.datasets.question import Question
+from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.spans import Prompt
+from graphhalu.datasets.templates import PROMPT_TEMPLATES
 from graphhalu.errors import ModelRefusedError, UnknownNameError, UsageError
 
 CHAT = (
@@ -130,14 +130,105 @@ def test_context_and_system_prompt_stand_before_the_question() -> None:
     question = Question("q", "Who came?", ("Ann",), context="Ann came.", system="Be brief.")
     prompt = build_prompt(question, chat=False, tokenizer=byte_level())
     assert prompt.text == (
-        "Be brief.\n\nAnswer the question concisely in one sentence.\n\n"
-        "Context: Ann came.\nQuestion: Who came?\nAnswer:"
+        "Be brief.\n\nAnswer the question concisely in one sentence. Take the answer from the "
+        "context.\n\nContext: Ann came.\nQuestion: Who came?\nAnswer:"
     )
     assert [text for span, text in texts_of(prompt) if span != Span.TEMPLATE] == [
         "Be brief.",
         "Ann came.",
         "Who came?",
     ]
+
+
+def test_options_are_lettered_lines_of_the_question() -> None:
+    question = Question("q", "What is red?", ("a rose",), choices=("the sea", "a rose", "milk"))
+    prompt = build_prompt(question, chat=False, tokenizer=byte_level())
+    assert texts_of(prompt) == [
+        (Span.TEMPLATE, "Answer with the letter of the right option.\n\nQuestion: "),
+        (Span.QUESTION, "What is red?\nA. the sea\nB. a rose\nC. milk"),
+        (Span.TEMPLATE, "\nAnswer:"),
+    ]
+
+
+def test_options_beside_a_context_are_asked_for_by_letter_from_the_context() -> None:
+    question = Question("q", "Who?", ("Ann",), context="Ann came.", choices=("Bob", "Ann"))
+    assert build_prompt(question, chat=False, tokenizer=byte_level()).text == (
+        "Answer with the letter of the right option. Take the answer from the context.\n\n"
+        "Context: Ann came.\nQuestion: Who?\nA. Bob\nB. Ann\nAnswer:"
+    )
+
+
+def test_examples_stand_before_the_question_in_its_layout_and_belong_to_the_template() -> None:
+    examples = (Example("1 + 1?", "B", ("1", "2", "3")), Example("What is snow?", "Frozen water."))
+    question = Question("q", "Who?", ("Ann",), context="Ann came.", examples=examples)
+    prompt = build_prompt(question, template="bare", chat=False, tokenizer=byte_level())
+    assert prompt.text == (
+        "Question: 1 + 1?\nA. 1\nB. 2\nC. 3\nAnswer: B\n\n"
+        "Question: What is snow?\nAnswer: Frozen water.\n\n"
+        "Context: Ann came.\nQuestion: Who?\nAnswer:"
+    )
+    named = [text for span, text in texts_of(prompt) if span != Span.TEMPLATE]
+    assert named == ["Ann came.", "Who?"]
+
+
+@pytest.mark.parametrize("template", ["concise", "bare"])
+def test_the_user_turn_of_a_chat_is_the_plain_prompt(template: str) -> None:
+    question = Question(
+        "q", "Who?", ("Ann",), context="Ann came.", choices=("Bob", "Ann"),
+        examples=(Example("1 + 1?", "B", ("1", "2")),),
+    )  # fmt: skip
+    tokenizer = byte_level()
+    plain, chat = (
+        build_prompt(question, template=template, chat=chat, tokenizer=tokenizer)
+        for chat in (False, True)
+    )
+    assert chat.text == f"<s>[user]\n{plain.text}[end]\n[assistant]\n"
+
+
+def test_a_published_prompt_is_the_text_alone() -> None:
+    prompt = build_prompt(QUESTION, template="published", chat=False, tokenizer=byte_level())
+    assert texts_of(prompt) == [(Span.QUESTION, QUESTION.text)]
+
+
+def test_a_context_inside_a_published_prompt_is_its_span() -> None:
+    question = Question("q", "Read this: Ann came.\nWho came?", (), context="Ann came.\n")
+    prompt = build_prompt(question, template="published", chat=False, tokenizer=byte_level())
+    assert texts_of(prompt) == [
+        (Span.QUESTION, "Read this:"),
+        (Span.TEMPLATE, " "),
+        (Span.CONTEXT, "Ann came."),
+        (Span.TEMPLATE, "\n"),
+        (Span.QUESTION, "Who came?"),
+    ]
+
+
+def test_a_context_that_stands_twice_in_a_published_prompt_is_no_span() -> None:
+    question = Question("q", "Ann. Who? Ann.", (), context="Ann.")
+    prompt = build_prompt(question, template="published", chat=False, tokenizer=byte_level())
+    assert texts_of(prompt) == [(Span.QUESTION, "Ann. Who? Ann.")]
+
+
+@pytest.mark.parametrize(
+    ("parts", "named"),
+    [
+        ({"choices": ("Bob", "Ann")}, "choices"),
+        ({"examples": (Example("1 + 1?", "2"),)}, "examples"),
+        ({"context": "Ann came."}, "context"),
+        ({"context": "Ann came.", "choices": ("Bob", "Ann")}, "choices and context"),
+    ],
+)
+def test_a_published_prompt_leaves_no_part_out_in_silence(
+    parts: dict[str, Any], named: str
+) -> None:
+    question = Question("q", "Who?", ("Ann",), **parts)
+    with pytest.raises(UsageError, match=f"'q' has {named}, which the prompt template 'published'"):
+        build_prompt(question, template="published", chat=False, tokenizer=byte_level())
+
+
+def test_more_options_than_letters_are_refused() -> None:
+    choices = tuple(map(str, range(27)))
+    with pytest.raises(UsageError, match="27 choices; at most 26"):
+        build_prompt(Question("q", "Who?", (), choices=choices), chat=False, tokenizer=byte_level())
 
 
 def test_a_given_system_prompt_replaces_that_of_the_question() -> None:
@@ -191,20 +282,60 @@ TOKENIZER = byte_level()
 SHORT_TEXT = st.text(min_size=1, max_size=31).filter(lambda text: bool(text.strip()))
 
 
+TEXTS = st.lists(SHORT_TEXT, max_size=5).map(tuple)
+# made into examples inside the test: the type checks use random, which a strategy must not
+EXAMPLES = st.lists(st.tuples(SHORT_TEXT, SHORT_TEXT, TEXTS), max_size=3)
+
+
 @given(text=SHORT_TEXT, context=st.none() | SHORT_TEXT, system=st.none() | SHORT_TEXT,
-       chat=st.booleans())  # fmt: skip
+       choices=TEXTS, examples=EXAMPLES, chat=st.booleans(),
+       template=st.sampled_from(["concise", "bare"]))  # fmt: skip
 def test_pieces_partition_any_prompt_and_hold_the_texts(
-    text: str, context: str | None, system: str | None, chat: bool
+    text: str,
+    context: str | None,
+    system: str | None,
+    choices: tuple[str, ...],
+    examples: list[tuple[str, str, tuple[str, ...]]],
+    chat: bool,
+    template: str,
 ) -> None:
-    question = Question("q", text, ("x",), context=context, system=system)
-    prompt = build_prompt(question, chat=chat, tokenizer=TOKENIZER)
+    question = Question(
+        "q", text, ("x",), context=context, system=system, choices=choices,
+        examples=tuple(Example(*parts) for parts in examples),
+    )  # fmt: skip
+    prompt = build_prompt(question, template=template, chat=chat, tokenizer=TOKENIZER)
     ends = [0, *(piece.stop for piece in prompt.pieces)]
     assert [piece.start for piece in prompt.pieces] == ends[:-1]
     assert ends[-1] == len(prompt.text)
-    held = {span: part for span, part in texts_of(prompt) if span != Span.TEMPLATE}
-    expected = {Span.QUESTION: text, Span.CONTEXT: context, Span.SYSTEM: system}
-    for span, part in expected.items():
-        assert held.get(span) == (part.strip() if part and part.strip() else None)
+    held = [
+        (span, part) for span, part in texts_of(prompt) if span not in {Span.TEMPLATE, Span.BOS}
+    ]
+    asked = "\n".join([text, *map("{}. {}".format, "ABCDE", choices)])
+    expected = [(Span.SYSTEM, system), (Span.CONTEXT, context), (Span.QUESTION, asked)]
+    assert held == [(span, part.strip()) for span, part in expected if part and part.strip()]
+
+
+@given(text=SHORT_TEXT, context=st.none() | SHORT_TEXT, system=st.none() | SHORT_TEXT,
+       choices=TEXTS, examples=EXAMPLES, chat=st.booleans())  # fmt: skip
+def test_tokens_of_any_prompt_have_the_span_of_their_characters(
+    text: str,
+    context: str | None,
+    system: str | None,
+    choices: tuple[str, ...],
+    examples: list[tuple[str, str, tuple[str, ...]]],
+    chat: bool,
+) -> None:
+    question = Question(
+        "q", text, ("x",), context=context, system=system, choices=choices,
+        examples=tuple(Example(*parts) for parts in examples),
+    )  # fmt: skip
+    prompt = build_prompt(question, chat=chat, tokenizer=TOKENIZER)
+    encoded = encode_prompt(prompt, TOKENIZER)
+    assert len(encoded.span_code) == len(encoded.token_ids)
+    assert encoded.token_ids.tolist().count(TOKENIZER.bos_token_id) == 1
+    assert {Span(code) for code in encoded.span_code} - {Span.BOS, Span.TEMPLATE} == {
+        piece.span for piece in prompt.pieces if piece.span not in {Span.BOS, Span.TEMPLATE}
+    }
 
 
 @pytest.mark.parametrize("chat_template", [NO_SYSTEM, DROPS_SYSTEM])
@@ -239,7 +370,7 @@ def test_a_model_without_a_chat_template_is_asked_in_plain_text() -> None:
 
 
 def test_an_unknown_prompt_template_names_the_nearest() -> None:
-    assert set(PROMPT_TEMPLATES) == {"concise", "bare"}
+    assert set(PROMPT_TEMPLATES) == {"concise", "bare", "published"}
     with pytest.raises(UnknownNameError, match="Did you mean 'concise'"):
         build_prompt(QUESTION, template="concize", chat=False, tokenizer=byte_level())
 

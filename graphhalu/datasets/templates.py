@@ -1,0 +1,98 @@
+"""The templates of a prompt: which texts stand around a question, and the span of each."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final
+
+from graphhalu.axes import Span
+from graphhalu.datasets.letters import lettered
+from graphhalu.datasets.question import Example, Question
+from graphhalu.errors import UsageError
+from graphhalu.registry import unknown_name
+
+Pieces = list[tuple[Span, str]]
+"""The texts of a prompt in order, each with its span."""
+
+
+def concise(question: Question) -> Pieces:
+    """An instruction that fits what the question holds, and the parts of ``bare``."""
+    task = "Answer the question concisely in one sentence."
+    if question.choices:
+        task = "Answer with the letter of the right option."
+    if _context(question):
+        task += " Take the answer from the context."
+    return [(Span.TEMPLATE, f"{task}\n\n"), *bare(question)]
+
+
+def bare(question: Question) -> Pieces:
+    """Solved examples, context, question with its lettered options, and ``Answer:``."""
+    context = _context(question)
+    shown = [(Span.TEMPLATE, "Context: "), (Span.CONTEXT, context), (Span.TEMPLATE, "\n")]
+    return [
+        *((Span.TEMPLATE, f"{_solved(example)}\n\n") for example in question.examples),
+        *(shown if context else []),
+        (Span.TEMPLATE, "Question: "),
+        (Span.QUESTION, _asked(question.text, question.choices)),
+        (Span.TEMPLATE, "\nAnswer:"),
+    ]
+
+
+def published(question: Question) -> Pieces:
+    """The question's text alone, for a data set whose text is the whole prompt.
+
+    A context that stands in this text once, unchanged, is its context span.
+
+    Raises:
+        UsageError: If the question has parts that its text does not show.
+    """
+    unseen = {"examples": question.examples, "choices": question.choices}
+    context = _context(question).strip()
+    if context and context not in question.text:
+        unseen["context"] = (context,)
+    missing = [name for name, parts in unseen.items() if parts]
+    if missing:
+        message = (
+            f"question {question.question_id!r} has {' and '.join(missing)}, which the prompt "
+            f"template 'published' does not show: it is the question's text alone\n"
+            f"  Use another template:  --set prompt.template=concise"
+        )
+        raise UsageError(message)
+    if not context or question.text.count(context) > 1:
+        return [(Span.QUESTION, question.text)]
+    before, _, after = question.text.partition(context)
+    return [(Span.QUESTION, before), (Span.CONTEXT, context), (Span.QUESTION, after)]
+
+
+PROMPT_TEMPLATES: Final[Mapping[str, Callable[[Question], Pieces]]] = {
+    "concise": concise,
+    "bare": bare,
+    "published": published,
+}
+"""Prompt templates by name; ``concise`` is the default.
+
+Examples stand in the prompt as text, also inside a chat template, and not as earlier turns: the
+prompt is the same with and without chat, and no chat template can drop or rewrite a turn.
+"""
+
+
+def prompt_template(name: str) -> Callable[[Question], Pieces]:
+    """The template of this name: the pieces of a question's prompt.
+
+    Raises:
+        UnknownNameError: If there is none; lists the nearest names.
+    """
+    if name not in PROMPT_TEMPLATES:
+        raise unknown_name("prompt template", name, PROMPT_TEMPLATES)
+    return PROMPT_TEMPLATES[name]
+
+
+def _context(question: Question) -> str:
+    """The context, or an empty text if there is none worth a block."""
+    return question.context if question.context and question.context.strip() else ""
+
+
+def _asked(text: str, choices: Sequence[str]) -> str:
+    return f"{text}\n{lettered(choices)}" if choices else text
+
+
+def _solved(example: Example) -> str:
+    return f"Question: {_asked(example.question, example.choices)}\nAnswer: {example.answer}"
