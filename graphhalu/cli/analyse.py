@@ -27,6 +27,9 @@ def label(
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="A setting of the rule, as threshold=0.5.")
     ] = None,
+    as_: Annotated[
+        str | None, typer.Option("--as", help="Name to store the labels under, as rouge-strict.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Label the answers of a store; traces are not touched, labellers live side by side."""
@@ -34,17 +37,19 @@ def label(
     from graphhalu.labels.registry import make_labeller
     from graphhalu.labels.run import label_store
 
-    store = _store(traces)
-    labels = label_store(store, make_labeller(labeller, **read_overrides(set_ or [])))
+    store = open_store(traces)
+    rule = make_labeller(labeller, **read_overrides(set_ or []))
+    labels = label_store(store, rule, as_)
     values = label_values(labels)
     if json:
         print_json({"store": str(store.path), **values})
         return
     print_table(
-        ["labeller", "traces", "valid", "hallucinated"],
+        ["labeller", "traces", "valid", _ones(labels)],
         [[labels.labeller, str(len(labels.values)), str(values["n_valid"]), _share(values)]],
         title=str(store.path),
     )
+    print(f"1 means: {values['a_1_means']}")
     for reason, count in values["reasons"].items():
         print(f"  {count:>6}  {reason}")
 
@@ -72,7 +77,7 @@ def train(
 
     _use_threads(threads)
     settings = {"seed": seed, **read_settings(config), **read_overrides(set_ or [])}
-    store = _store(traces)
+    store = open_store(traces)
     labels = _labels(store, labeller)
     with progress_line("fits") as progress:
         run = train_detector(
@@ -121,7 +126,7 @@ def compare(
         given["seeds"] = _seeds(seeds)
     settings = load_config(CompareConfig, config, given)
     names = detectors.split(",") if detectors else DETECTORS.names()
-    store = _store(traces)
+    store = open_store(traces)
     labels = _labels(store, labeller)
     with progress_line("fits") as progress:
         result = run_comparison(
@@ -142,9 +147,13 @@ def label_values(labels: "Labels") -> dict[str, Any]:
     """Labels in numbers: coverage, prevalence, how often each reason came."""
     from collections import Counter
 
+    from graphhalu.labels.labels import MEANINGS
+
     n_valid = int(labels.is_valid.sum())
     return {
         "labeller": labels.labeller,
+        "meaning": labels.meaning,
+        "a_1_means": MEANINGS[labels.meaning],
         "settings": dict(labels.settings),
         "n_traces": len(labels.values),
         "n_valid": n_valid,
@@ -159,6 +168,7 @@ def result_values(result: "Result") -> dict[str, Any]:
     from dataclasses import asdict
 
     return {
+        "labeller": dict(result.labeller),
         "n_traces": result.n_traces,
         "n_left_out": result.n_left_out,
         "n_questions": result.n_groups,
@@ -179,7 +189,8 @@ def _print_result(result: "Result") -> None:
             say(f"{row.detector} failed: {row.failure}")
 
 
-def _store(path: Path | None) -> "TraceStore":
+def open_store(path: Path | None) -> "TraceStore":
+    """The store of this path, or the newest finished one."""
     from graphhalu.traces.find import newest_store
     from graphhalu.traces.store import open_traces
 
@@ -190,16 +201,22 @@ def _store(path: Path | None) -> "TraceStore":
 
 
 def _labels(store: "TraceStore", labeller: str) -> "Labels":
-    from graphhalu.labels.registry import make_labeller
-    from graphhalu.labels.run import ensure_labels
+    from graphhalu.labels.run import named_labels
 
-    labels = ensure_labels(store, make_labeller(labeller))
+    labels = named_labels(store, labeller)
     values = label_values(labels)
     say(
         f"{values['n_valid']} of {values['n_traces']} answers labelled by {labels.labeller!r}, "
-        f"{_share(values)} hallucinated"
+        f"{_share(values)} {_ones(labels)}"
     )
+    if labels.meaning != "hallucinated":
+        say(f"these labels do not judge the model: 1 means {values['a_1_means']}")
     return labels
+
+
+def _ones(labels: "Labels") -> str:
+    """What the traces with label 1 are called."""
+    return "hallucinated" if labels.meaning == "hallucinated" else "input bad"
 
 
 def _share(values: dict[str, Any]) -> str:

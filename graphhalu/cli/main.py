@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from graphhalu.cli import analyse, extract, show
+from graphhalu.cli import analyse, extract, labels, show
 from graphhalu.cli.output import say
 from graphhalu.errors import GraphhaluError, UsageError
 
@@ -23,6 +23,7 @@ app = typer.Typer(
 )
 app.command("extract")(extract.extract)
 app.command("label")(analyse.label)
+app.command("labels")(labels.labels)
 app.command("train")(analyse.train)
 app.command("compare")(analyse.compare)
 app.command("verify")(show.verify)

@@ -37,6 +37,11 @@ _COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[- ]({'|'.join(_UNITS)})\b")
 # "one of them" and "no one" do not count anything
 _NUMBER_WORD = re.compile(rf"\b(?<!no )(?!one of\b)({'|'.join(_NUMBER_WORDS)})\b")
 
+# each with the largest number of digits that may follow it: "two thousand (and) twelve"
+_SCALES: Final = (("hundred", 100, 2), ("thousand", 1000, 3), ("million", 10**6, 0),
+                  ("billion", 10**9, 0), ("trillion", 10**12, 0))  # fmt: skip
+_A_SCALE = re.compile(rf"\b(?:a|an)(?= (?:{'|'.join(name for name, *_ in _SCALES)})\b)")
+
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2})(?![\d,])")
 _DECIMAL = re.compile(r"(?<![\d.])\d+\.\d+(?!\.?\d)")
@@ -62,7 +67,8 @@ def normalise(text: str, *, punctuation: Punctuation = "delete") -> str:
     """:func:`squad_normalise` with numbers as numbers.
 
     ``1,000`` and ``1000`` are the same, ``3.50`` is ``3.5`` and not ``350``, ``-5`` is not
-    ``5``, number words up to ninety-nine are digits, and a range is two numbers.
+    ``5``, number words are digits (``twenty-one``, ``two hundred and five``, ``1.5 million``),
+    and a range is two numbers.
 
     Args:
         text: Any text; letters of scripts without case stay as they are.
@@ -112,4 +118,19 @@ def _plain(number: str) -> str:
 
 def _number_words(text: str) -> str:
     text = _COMPOUND.sub(lambda m: str(_NUMBER_WORDS[m[1]] + _NUMBER_WORDS[m[2]]), text)
-    return _NUMBER_WORD.sub(lambda m: str(_NUMBER_WORDS[m[1]]), text)
+    text = _NUMBER_WORD.sub(lambda m: str(_NUMBER_WORDS[m[1]]), text)
+    return _scaled(text) if any(name in text for name, *_ in _SCALES) else text
+
+
+def _scaled(text: str) -> str:
+    """``2 hundred and 5`` as ``205``; the smaller scales first, since larger ones count them."""
+    text = _A_SCALE.sub("1", text)
+    for name, size, n_digits in _SCALES:
+        rest = rf"(?:,?(?: and)? (\d{{1,{n_digits}}})(?![\d\w]|[.,]\d))?" if n_digits else "()"
+        pattern = rf"(?<![\w.,-])(\d+(?:\.\d+)?) {name}\b{rest}"
+        text = re.sub(pattern, lambda m, size=size: _sum(m[1], size, m[2]), text)  # type: ignore[misc]
+    return text
+
+
+def _sum(number: str, size: int, rest: str | None) -> str:
+    return format((Decimal(number) * size + int(rest or 0)).normalize(), "f")

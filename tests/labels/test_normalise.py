@@ -64,6 +64,17 @@ def test_folding_twice_changes_nothing(text: str) -> None:
         ("minus five", "-5"),
         ("−5", "-5"),
         ("Five Guys", "5 guys"),
+        ("one hundred", "100"),
+        ("a hundred", "100"),
+        ("two hundred and five", "205"),
+        ("two hundred fifty", "250"),
+        ("two thousand and twelve", "2012"),
+        ("one thousand, nine hundred and eighty-four", "1984"),
+        ("1.5 million", "1,500,000"),
+        ("three hundred thousand", "300,000"),
+        ("two hundred and fifty thousand", "250000"),
+        ("ten billion", "10 billion"),
+        ("One Hundred Years of Solitude", "100 years of solitude"),
     ],
 )
 def test_two_spellings_become_one(one: str, other: str) -> None:
@@ -84,6 +95,11 @@ def test_two_spellings_become_one(one: str, other: str) -> None:
         ("No one", "no 1"),
         ("someone", "some1"),
         ("007", "7"),
+        ("hundreds of them", "100 of them"),
+        ("the Hundred Years' War", "100 years war"),
+        ("5 million 20 years ago", "5000020 years ago"),
+        ("two hundred 5.5", "205.5"),
+        ("hundred and five", "105"),
     ],
 )
 def test_two_different_things_stay_apart(one: str, other: str) -> None:
