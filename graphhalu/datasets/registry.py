@@ -17,6 +17,7 @@ DATASETS: Final[Registry[type[Dataset]]] = Registry(
     "dataset",
     {
         "worldfacts": "graphhalu.datasets.worldfacts:Worldfacts",
+        "probes": "graphhalu.datasets.probes:Probes",
         "triviaqa": "graphhalu.datasets.triviaqa:TriviaQA",
         "truthfulqa": "graphhalu.datasets.truthfulqa:TruthfulQA",
         "truthfulqa_mc": "graphhalu.datasets.truthfulqa_mc:TruthfulQAChoice",

