@@ -51,6 +51,7 @@ class Probes(Dataset):
         label_rule="match; a refusal is right where metadata['expected'] is 'refusal'",
         artefacts=(
             "The category decides most of the label: report each category by itself.",
+            "Small models have one class: SmolLM2-135M answers none of the 180 right.",
             "The words of a question tell its category: invented names, 'my', 'how many'.",
             "A correction in words that are not listed counts as a hallucination.",
             "A number inside a computation can match by chance (multi_step).",
