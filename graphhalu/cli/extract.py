@@ -123,13 +123,21 @@ def extract(  # one parameter an option
 def _system(text: str | None, path: Path | None) -> str | None:
     if path is None:
         return text
-    from graphhalu.datasets.files import open_file
     from graphhalu.errors import UsageError
 
     if text is not None:
         message = "give the system prompt once: by --system or by --system-file"
         raise UsageError(message)
-    return open_file(path).text().strip()
+    try:
+        found = path.read_text(encoding="utf-8").strip()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or "it is not UTF-8 text"
+        message = f"the system prompt cannot be read from {path}: {reason}"
+        raise UsageError(message) from None
+    if not found:
+        message = f"{path} is empty; expected a system prompt"
+        raise UsageError(message)
+    return found
 
 
 def _fields(text: str | None) -> dict[str, str] | None:

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import Any
 
+from graphhalu.datasets.letters import letter_spellings
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.spans import Prompt
@@ -102,7 +103,9 @@ class Asker:
             tokenizer=tokenizer, system=settings.system or question.system,
         )  # fmt: skip
         encoded = encode_prompt(rendered, tokenizer)
-        return AskedPrompt(rendered, encoded, ())
+        n_choices = len(question.choices)
+        option_ids = letter_spellings(tokenizer, n_choices) if n_choices else ()
+        return AskedPrompt(rendered, encoded, option_ids)
 
     def _with_given(self, question: Question, prompt: AskedPrompt) -> Asked:
         if not question.given:

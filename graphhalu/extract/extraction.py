@@ -17,6 +17,7 @@ from graphhalu.extract.replay import replay
 from graphhalu.extract.sequence import TokenSequence
 from graphhalu.extract.settings import ExtractConfig, trace_shape
 from graphhalu.models.load import LoadedModel
+from graphhalu.models.memory import free_memory
 from graphhalu.provenance import file_sha256
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.size import estimate_bytes
@@ -27,13 +28,29 @@ REPLAY_TOKENS: Final = 2048
 
 
 @dataclass(frozen=True)
-class _Pending:
-    """An answer that waits for its replay."""
+class PlacedAnswer:
+    """An answer to a question, on its way to the replay.
+
+    Attributes:
+        asked: The question.
+        rank: Rank among the beams, or place among the given answers.
+        answer: Its tokens.
+        beam: The beam that it comes from; ``None`` for a given answer.
+    """
 
     asked: Asked
     rank: int
     answer: Answer
     beam: Candidate | None
+
+
+@dataclass(frozen=True)
+class Answered:
+    """A question with its answers, and why there are none, or fewer than there should be."""
+
+    asked: Asked
+    answers: tuple[PlacedAnswer, ...]
+    failures: tuple[str, ...]
 
 
 class Extraction:
@@ -107,25 +124,42 @@ class Extraction:
         lengths, starts = zip(*expected, strict=True) if expected else ((), ())
         return estimate_bytes(self.shape, self.arrays, lengths, starts)
 
-    def part(
-        self, block: Sequence[Asked], on_done: Callable[[int], None]
-    ) -> tuple[list[Trace], list[dict[str, str]]]:
-        """Traces and failures of one block of questions, in the order of the questions."""
-        failures = [(asked, reason) for asked in block for reason in asked.failures]
-        pending: list[_Pending] = []
-        askable = [asked for asked in block if asked.prompt is not None]
+    def answer(self, asked: Sequence[Asked], on_done: Callable[[int], None]) -> list[Answered]:
+        """The answers of questions, in their order.
+
+        Args:
+            asked: The questions.
+            on_done: Called with the number of questions that just got their answers.
+        """
         if self.search is None:
-            on_done(len(askable))
-            pending += [_Pending(a, rank, own, None) for a in askable for rank, own in a.given]
-        for batch in _batches_by_length(askable if self.search else [], self.config.batch_size):
-            for asked, candidates in zip(batch, self._candidates(batch, on_done), strict=True):
-                kept = candidates[: self.config.generation.keep_beams]
-                pending += [self._generated(asked, rank, beam) for rank, beam in enumerate(kept)
-                            if beam.token_ids]  # fmt: skip
-                if not kept or not kept[0].token_ids:
-                    failures.append((asked, "the model gave an empty answer"))
-        traces, failed = self._replayed(pending)
-        order = {asked.question.question_id: place for place, asked in enumerate(block)}
+            on_done(len(asked))
+            return [self._given(each) for each in asked]
+        found: dict[str, Answered] = {}
+        for each in asked:
+            if each.prompt is None:
+                found[each.question.question_id] = Answered(each, (), each.failures)
+        on_done(len(found))
+        for batch in self._batches([each for each in asked if each.prompt is not None]):
+            prompts = [each.prompt.encoded.token_ids.tolist() for each in batch if each.prompt]
+            candidates = self.search.answer(prompts, on_done)
+            for each, beams in zip(batch, candidates, strict=True):
+                found[each.question.question_id] = self._generated(each, beams)
+        return [found[each.question.question_id] for each in asked]
+
+    def size(self, answered: Answered) -> int:
+        """Bytes in memory of the traces of one question."""
+        asked = answered.asked
+        if asked.prompt is None or not answered.answers:
+            return 0
+        lengths = [asked.prompt.length + len(each.answer.token_ids) for each in answered.answers]
+        starts = [self.asker.row_start(asked)] * len(lengths)
+        return estimate_bytes(self.shape, self.arrays, lengths, starts, is_compressed=False)
+
+    def traces(self, block: Sequence[Answered]) -> tuple[list[Trace], list[dict[str, str]]]:
+        """Traces and failures of one block of questions, in the order of the questions."""
+        failures = [(each.asked, reason) for each in block for reason in each.failures]
+        traces, failed = self._replayed([a for each in block for a in each.answers])
+        order = {each.asked.question.question_id: place for place, each in enumerate(block)}
         traces.sort(key=lambda t: (order[t.record.question_id], t.record.beam_index))
         listed = [
             {"question_id": asked.question.question_id, "reason": reason}
@@ -143,18 +177,45 @@ class Extraction:
             max_new_tokens=self.config.generation.max_new_tokens,
         )
 
-    def _candidates(
-        self, batch: Sequence[Asked], on_done: Callable[[int], None]
-    ) -> list[list[Candidate]]:
-        assert self.search is not None
-        prompts = [asked.prompt.encoded.token_ids.tolist() for asked in batch if asked.prompt]
-        return self.search.answer(prompts, on_done)
+    def _batches(self, askable: Sequence[Asked]) -> Iterator[list[Asked]]:
+        """Batches of rising length; long prompts come in smaller ones, so that caches fit."""
+        ordered = sorted(askable, key=lambda each: each.prompt.length if each.prompt else 0)
+        batch: list[Asked] = []
+        for each in ordered:
+            assert each.prompt is not None
+            longest = each.prompt.length + self.config.generation.max_new_tokens
+            fits = (len(batch) + 1) * longest * self._bytes_a_token() <= free_memory(
+                self.loaded.model.device
+            )
+            if batch and (len(batch) == self.config.batch_size or not fits):
+                yield batch
+                batch = []
+            batch.append(each)
+        if batch:
+            yield batch
 
-    def _generated(self, asked: Asked, rank: int, beam: Candidate) -> _Pending:
-        answer = generated_answer(beam.token_ids, self.loaded.tokenizer)
-        return _Pending(asked, rank, answer, beam)
+    def _bytes_a_token(self) -> int:
+        """Bytes of keys and values, with as much again for what a pass makes beside them."""
+        n_channels = self.shape.n_kv_heads * (self.shape.hidden_size // self.shape.n_heads)
+        return 4 * self.shape.n_layers * n_channels * self.loaded.model.dtype.itemsize
 
-    def _replayed(self, pending: Sequence[_Pending]) -> tuple[list[Trace], list[tuple[Asked, str]]]:
+    def _given(self, asked: Asked) -> Answered:
+        answers = tuple(PlacedAnswer(asked, place, own, None) for place, own in asked.given)
+        return Answered(asked, answers, asked.failures)
+
+    def _generated(self, asked: Asked, beams: Sequence[Candidate]) -> Answered:
+        kept = beams[: self.config.generation.keep_beams]
+        answers = tuple(
+            PlacedAnswer(asked, rank, generated_answer(beam.token_ids, self.loaded.tokenizer), beam)
+            for rank, beam in enumerate(kept)
+            if beam.token_ids
+        )
+        is_empty = not kept or not kept[0].token_ids
+        return Answered(asked, answers, ("the model gave an empty answer",) if is_empty else ())
+
+    def _replayed(
+        self, pending: Sequence[PlacedAnswer]
+    ) -> tuple[list[Trace], list[tuple[Asked, str]]]:
         traces: list[Trace] = []
         failures: list[tuple[Asked, str]] = []
         items = [(each, self._sequence(each)) for each in pending]
@@ -178,7 +239,7 @@ class Extraction:
                 traces.append(Trace(record, self.shape, result.arrays))
         return traces, failures
 
-    def _sequence(self, pending: _Pending) -> TokenSequence:
+    def _sequence(self, pending: PlacedAnswer) -> TokenSequence:
         """Prompt and answer as tokens."""
         prompt = pending.asked.prompt
         assert prompt is not None
@@ -193,7 +254,7 @@ class Extraction:
         )
 
 
-def _record(pending: _Pending) -> TraceRecord:
+def _record(pending: PlacedAnswer) -> TraceRecord:
     """What is known of a trace beside its arrays."""
     question, prompt, beam = pending.asked.question, pending.asked.prompt, pending.beam
     assert prompt is not None
@@ -230,17 +291,11 @@ def _record(pending: _Pending) -> TraceRecord:
     )  # fmt: skip
 
 
-def _batches_by_length(askable: Sequence[Asked], batch_size: int) -> Iterator[list[Asked]]:
-    ordered = sorted(askable, key=lambda asked: asked.prompt.length if asked.prompt else 0)
-    for start in range(0, len(ordered), batch_size):
-        yield ordered[start : start + batch_size]
-
-
 def _within_tokens(
-    items: Sequence[tuple[_Pending, TokenSequence]],
-) -> Iterator[list[tuple[_Pending, TokenSequence]]]:
+    items: Sequence[tuple[PlacedAnswer, TokenSequence]],
+) -> Iterator[list[tuple[PlacedAnswer, TokenSequence]]]:
     """Groups of rising length whose padded size stays within ``REPLAY_TOKENS``."""
-    group: list[tuple[_Pending, TokenSequence]] = []
+    group: list[tuple[PlacedAnswer, TokenSequence]] = []
     for item in items:
         if group and (len(group) + 1) * item[1].length > REPLAY_TOKENS:
             yield group

@@ -11,10 +11,10 @@ from torch import Tensor
 from graphhalu.extract.head import DeferredPass
 from graphhalu.extract.sequence import TokenSequence
 
-LOGIT_BYTES: Final = 32 * 2**20
+LOGIT_BYTES: Final = 16 * 2**20
 """Logits (float32) that exist at a time."""
 
-_STATISTICS_ROWS: Final = 128
+_STATISTICS_ROWS: Final = 64
 """Rows of logits that are reduced at a time, so that they stay in the cache."""
 
 

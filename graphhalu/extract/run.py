@@ -16,13 +16,13 @@ import numpy as np
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.asking import Asked
-from graphhalu.extract.extraction import Extraction
+from graphhalu.extract.extraction import Answered, Extraction
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.cards import resolve_model
 from graphhalu.models.check import check_model
 from graphhalu.models.load import load_model
 from graphhalu.provenance import provenance
-from graphhalu.traces.store import TraceStore, check_fits, open_or_create
+from graphhalu.traces.store import TraceStore, check_fits, check_place, open_or_create
 
 PART_BYTES = 512 * 2**20
 """Uncompressed bytes at which a part is closed before it has all its traces."""
@@ -92,6 +92,7 @@ def extract(
     """
     tell = on_note or (lambda _: None)
     resolve_model(config.model.name)  # a mistyped name is told before a data set is read
+    check_place(out)  # and what is no store, before a model is loaded
     questions = load_questions(
         config.dataset.name, config.dataset.path,
         num_samples=config.num_samples, seed=config.dataset.seed,
@@ -101,37 +102,55 @@ def extract(
     check_model(loaded)
     load_seconds = time.monotonic() - started
     extraction = Extraction(config, loaded)
-    store = open_or_create(
-        out, configuration=extraction.identity(), shape=extraction.shape,
-        arrays=extraction.arrays,
-    )  # fmt: skip
     notes = extraction.notes(len(questions))
     for note in notes:
         tell(note)
+    store, asked = _prepared(extraction, out, questions, tell)
     started = time.monotonic()
-    n_new = _run(extraction, store, questions, on_progress or (lambda _: None), tell)
+    if asked:
+        run_questions(extraction, store, asked, on_progress or (lambda _: None))
     return _summary(
-        TraceStore.open(out), n_asked=len(questions), n_new=n_new, notes=notes,
+        TraceStore.open(out), n_asked=len(questions), n_new=len(asked), notes=notes,
         seconds=time.monotonic() - started, load_seconds=load_seconds,
     )  # fmt: skip
 
 
-def _run(
+def _prepared(
     extraction: Extraction,
-    store: TraceStore,
+    out: Path,
     questions: Sequence[Question],
-    on_progress: Callable[[Progress], None],
     tell: Callable[[str], None],
-) -> int:
-    done = store.done_question_ids()
+) -> tuple[TraceStore, list[Asked]]:
+    """The store and the questions that are left; a new store is made when all else is sound."""
+
+    def opened() -> TraceStore:
+        return open_or_create(
+            out, configuration=extraction.identity(), shape=extraction.shape,
+            arrays=extraction.arrays,
+        )  # fmt: skip
+
+    done = opened().done_question_ids() if out.exists() else set()
     asked = [extraction.ask(q) for q in questions if q.question_id not in done]
     if done:
         tell(f"{len(done)} questions are in the store already, {len(asked)} are left")
-    if not asked:
-        return 0
-    expected = extraction.estimate_bytes(asked)
-    tell(f"expected on disk: at most {expected / 2**20:,.0f} MiB")
-    check_fits(store.path, expected)
+    if asked:
+        expected = extraction.estimate_bytes(asked)
+        tell(f"expected on disk: at most {expected / 2**20:,.0f} MiB")
+        check_fits(out, expected)
+    return opened(), asked
+
+
+def run_questions(
+    extraction: Extraction,
+    store: TraceStore,
+    asked: Sequence[Asked],
+    on_progress: Callable[[Progress], None],
+) -> None:
+    """Answer the questions wave by wave, and commit the traces of each wave part by part.
+
+    Answers are small and traces large: so many questions are answered together, which is fast,
+    and few are replayed together, which is small.
+    """
     started, n_done = time.monotonic(), 0
 
     def advance(n_questions: int) -> None:
@@ -139,28 +158,34 @@ def _run(
         n_done += n_questions
         on_progress(Progress(n_done, len(asked), time.monotonic() - started))
 
+    config = extraction.config
+    wave_size = max(config.batch_size, config.part_size)
     with store.writer() as writer:
-        for block in _blocks(extraction, asked):
-            index = writer.next_part_index()
-            advance(sum(item.prompt is None for item in block))
-            traces, failures = extraction.part(block, advance)
-            names = [item.question.question_id for item in block]
-            writer.write_part(index, traces, names, failures)
-    return len(asked)
+        for wave in _batched(asked, wave_size):
+            answered = extraction.answer(wave, advance)
+            for block in _blocks(extraction, answered):
+                traces, failures = extraction.traces(block)
+                names = [each.asked.question.question_id for each in block]
+                writer.write_part(writer.next_part_index(), traces, names, failures)
 
 
-def _blocks(extraction: Extraction, asked: Sequence[Asked]) -> Iterator[list[Asked]]:
+def _batched(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
+    """The questions in their order, ``size`` at a time."""
+    for start in range(0, len(asked), size):
+        yield asked[start : start + size]
+
+
+def _blocks(extraction: Extraction, answered: Sequence[Answered]) -> Iterator[list[Answered]]:
     """Questions of one part each: as many as make ``part_size`` traces or ``PART_BYTES``."""
-    block: list[Asked] = []
+    block: list[Answered] = []
     n_traces = n_bytes = 0
-    for item in asked:
-        own = max(1, len(extraction.asker.trace_lengths(item)))
-        size = extraction.estimate_bytes([item])
+    for each in answered:
+        own, size = max(1, len(each.answers)), extraction.size(each)
         is_full = n_traces + own > extraction.config.part_size or n_bytes + size > PART_BYTES
         if block and is_full:
             yield block
             block, n_traces, n_bytes = [], 0, 0
-        block.append(item)
+        block.append(each)
         n_traces, n_bytes = n_traces + own, n_bytes + size
     if block:
         yield block

@@ -3,7 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from graphhalu.config import Config
 from graphhalu.errors import UsageError
@@ -48,6 +48,13 @@ class GenerationSettings(Config):
     """Whether a newline ends an answer; by default for plain prompts and not for chat."""
     answers: Literal["generated", "given"] = "generated"
     """``generated``: the model answers; ``given``: answers of the data set are replayed."""
+
+    @model_validator(mode="after")
+    def _keep_what_there_is(self) -> "GenerationSettings":
+        if self.keep_beams > self.num_beams:
+            message = f"a search of {self.num_beams} beams cannot keep {self.keep_beams} of them"
+            raise ValueError(message)
+        return self
 
     def identity(self) -> dict[str, Any]:
         """The settings that decide what answers there are."""

@@ -341,6 +341,17 @@ def open_traces(path: Path | str) -> TraceStore:
     return TraceStore.open(path)
 
 
+def check_place(path: Path) -> None:
+    """Refuse a path at which there is something that is no store; nothing at all is fine.
+
+    Raises:
+        UsageError: If a file or another folder is there.
+    """
+    if path.exists() and not (path / PARTS).is_dir():
+        message = f"{no_store(path)}\n  Give another place with --out"
+        raise UsageError(message)
+
+
 def open_or_create(
     path: Path | str,
     *,
@@ -360,9 +371,7 @@ def open_or_create(
         return TraceStore.create(
             path, configuration=configuration, shape=shape, arrays=arrays, provenance=provenance
         )
-    if not (path / PARTS).is_dir():
-        message = f"{no_store(path)}\n  Give another place with --out"
-        raise UsageError(message)
+    check_place(path)
     store = TraceStore.open(path)
     asked = {"configuration": configuration, "shape": asdict(shape), "arrays": list(arrays)}
     stored = {
@@ -382,6 +391,6 @@ def open_or_create(
 
 
 __all__ = [
-    "TraceStore", "TraceWriter", "check_fits", "estimate_bytes", "open_or_create",
+    "TraceStore", "TraceWriter", "check_fits", "check_place", "estimate_bytes", "open_or_create",
     "open_traces", "part_folders",
 ]  # fmt: skip

@@ -15,7 +15,7 @@ import zarr
 
 from graphhalu.errors import NonFiniteError, StoreError, StoreFullError, UsageError
 from graphhalu.numerics import json_ready, ragged_offsets
-from graphhalu.traces.codecs import chunk_shape, compressors
+from graphhalu.traces.codecs import MATRICES, chunk_shape, compressors
 from graphhalu.traces.commit import COMMIT, commit_of
 from graphhalu.traces.schema import (
     ARRAYS,
@@ -31,6 +31,7 @@ from graphhalu.traces.trace import Trace
 RECORDS: Final = "records"
 _BYTES: Final = ArraySpec(RECORDS, ("token",), "uint8", "JSON Lines, one object a trace")
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_INFINITY_BITS: Final = 0x7C00
 _READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
@@ -174,7 +175,7 @@ def _write_arrays(
         )
         _write(group, spec, ragged_offsets(np.array(sizes, dtype=np.int64)))
     for name in arrays:
-        _write(group, ARRAYS[name], _concatenated(ARRAYS[name], traces, shape))
+        _write_ragged(group, ARRAYS[name], [_checked(ARRAYS[name], t) for t in traces], shape)
     return {"traces": len(records), **{f"{axis}s": sum(lengths[axis]) for axis in RAGGED_AXES}}
 
 
@@ -182,10 +183,21 @@ def _line(record: TraceRecord) -> bytes:
     return json.dumps(json_ready(asdict(record)), allow_nan=False).encode() + b"\n"
 
 
-def _concatenated(spec: ArraySpec, traces: Sequence[Trace], shape: TraceShape) -> np.ndarray:
-    none = [0 if axis in RAGGED_AXES else shape.axis_size(axis) for axis in spec.axes]
-    pieces = [np.empty(none, dtype=spec.dtype), *(_checked(spec, trace) for trace in traces)]
-    return np.concatenate(pieces, axis=spec.ragged_dim)
+def _write_ragged(
+    group: Any, spec: ArraySpec, pieces: Sequence[np.ndarray], shape: TraceShape
+) -> None:
+    """Write the arrays of all traces one after another along their ragged axis."""
+    sizes = [0 if axis in RAGGED_AXES else shape.axis_size(axis) for axis in spec.axes]
+    sizes[spec.ragged_dim] = sum(piece.shape[spec.ragged_dim] for piece in pieces)
+    array = _create(group, spec, tuple(sizes), np.dtype(spec.dtype))
+    if 0 in sizes:
+        return
+    if spec.name not in MATRICES:
+        array[...] = np.concatenate(pieces, axis=spec.ragged_dim)
+        return
+    # a matrix of all layers is not copied as a whole: a chunk never holds two of them
+    for layer in range(sizes[0]):
+        array[layer] = np.concatenate([p[layer] for p in pieces], axis=spec.ragged_dim - 1)
 
 
 def _checked(spec: ArraySpec, trace: Trace) -> np.ndarray:
@@ -206,6 +218,9 @@ def _checked(spec: ArraySpec, trace: Trace) -> np.ndarray:
 
 
 def _require_finite(attention: np.ndarray, trace: Trace) -> None:
+    # of positive numbers, infinity and NaN have the largest bits, and negative ones larger still
+    if not attention.size or attention.view(np.uint16).max() < _INFINITY_BITS:
+        return
     is_finite = np.isfinite(attention).all(axis=(1, 2))
     if not is_finite.all():
         layer = trace.shape.attention_layers[int(np.argmin(is_finite))]
@@ -217,20 +232,24 @@ def _require_finite(attention: np.ndarray, trace: Trace) -> None:
 
 
 def _write(group: Any, spec: ArraySpec, values: np.ndarray) -> None:
+    array = _create(group, spec, values.shape, values.dtype)
+    if values.size:
+        array[...] = values
+
+
+def _create(group: Any, spec: ArraySpec, shape: tuple[int, ...], dtype: np.dtype) -> Any:
     # the names of the axes of records and offsets are not those of a trace's arrays
     axes = spec.axes if spec.name in ARRAYS else (spec.name,)
     with warnings.catch_warnings():
         # the checksum codec after a compressor is what is wanted here
         warnings.simplefilter("ignore", UserWarning)
-        array = group.create_array(
+        return group.create_array(
             name=spec.name,
-            shape=values.shape,
-            chunks=chunk_shape(spec, values.shape),
-            dtype=values.dtype,
+            shape=shape,
+            chunks=chunk_shape(spec, shape),
+            dtype=dtype,
             compressors=compressors(spec),
             dimension_names=axes,
             attributes={"meaning": spec.meaning, "encoding": spec.encoding},
             config={"write_empty_chunks": True},
         )
-        if values.size:
-            array[...] = values

@@ -19,6 +19,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.generate import left_padded
+from graphhalu.extract.run import run_questions
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.traces.store import TraceStore
@@ -55,8 +56,8 @@ def _questions(extraction: Extraction, n_questions: int, n_tokens: int) -> list[
 
 def _compare(extraction: Extraction, questions: list[Question], name: str) -> dict[str, Any]:
     asked = [extraction.ask(question) for question in questions]
-    asked.sort(key=lambda item: len(item.prompt.token_ids))
-    prompts = [item.prompt.token_ids.tolist() for item in asked]
+    asked.sort(key=lambda item: item.prompt.length)
+    prompts = [item.prompt.encoded.token_ids.tolist() for item in asked]
     plain_s, plain = _timed(lambda: _plain(extraction, prompts))
     ours_s, store = _timed(lambda: _extracted(extraction, asked))
     same = sum(
@@ -98,9 +99,7 @@ def _extracted(extraction: Extraction, asked: list[Any]) -> dict[str, Any]:
             folder / "a.zarr", configuration={}, shape=extraction.shape,
             arrays=extraction.arrays,
         )  # fmt: skip
-        traces, failures = extraction.part(asked, lambda _: None)
-        with store.writer() as writer:
-            writer.write_part(0, traces, [item.question.question_id for item in asked], failures)
+        run_questions(extraction, store, asked, lambda _: None)
         done = TraceStore.open(folder / "a.zarr")
         return {"records": done.records, "n_bytes": sum(done.n_bytes().values())}
     finally:
@@ -127,7 +126,7 @@ def _usual(extraction: Extraction, asked: list[Any]) -> int:
     n_bytes = 0
     try:
         for item in asked:
-            token_ids = torch.tensor([item.prompt.token_ids.tolist()])
+            token_ids = torch.tensor([item.prompt.encoded.token_ids.tolist()])
             with torch.inference_mode():
                 output = model.generate(
                     input_ids=token_ids, attention_mask=torch.ones_like(token_ids),
