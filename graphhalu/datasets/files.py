@@ -1,13 +1,15 @@
 """Data files: CSV, TSV, JSON, JSON Lines and Parquet, each also gzipped.
 
 The layout is told from the content, never from the name. Every fault is one error that says
-which file and which row, what was expected and what came.
+which file and which row, what was expected and what came. Sizes are bounded, so that a damaged or
+hostile file ends in such an error too, and not in a machine without memory.
 """
 
 import csv
 import gzip
 import io
 import json
+import re
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -27,6 +29,14 @@ _PARQUET_MAGIC: Final = b"PAR1"
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _EXPECTED: Final = "one data file (csv, tsv, json, jsonl, parquet, each also gzipped)"
 _MEND: Final = "\n  Mend that row or take it out, and run the same command again"
+_MAX_BYTES: Final = 2 * 2**30
+"""Most bytes of a file, packed or not: the whole of it is held in memory."""
+_MAX_LINE_BYTES: Final = 512 * 2**20
+"""Most bytes of one line: published files that are one line of JSON are smaller."""
+_MAX_PARQUET_ROWS: Final = 50_000_000
+"""Most rows of a Parquet file: repeated values can make billions of a few bytes."""
+_UNPACKED_AT_A_TIME: Final = 2**20
+_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _LIST_KEYS: Final = ("Data", "data", "rows")
 """Keys under which a JSON object holds its rows; ``Data`` is TriviaQA's."""
 
@@ -81,7 +91,8 @@ def open_file(path: Path) -> DataFile:
 
     Raises:
         UsageError: If the path is missing, or is a folder.
-        DataFileError: If the file is empty, cannot be read, or is cut off inside gzip.
+        DataFileError: If the file is empty, cannot be read, is cut off inside gzip, or is larger
+            than a file of questions can be.
     """
     if path.is_dir():
         message = (
@@ -92,6 +103,8 @@ def open_file(path: Path) -> DataFile:
         message = f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE"
         raise UsageError(message)
     try:
+        if path.stat().st_size > _MAX_BYTES:
+            raise _too_large(path, _MAX_BYTES, "bytes")
         content = path.read_bytes()
     except OSError as error:
         message = f"{path} cannot be read: {error.strerror}"
@@ -104,13 +117,17 @@ def open_file(path: Path) -> DataFile:
             f"  Copy or download it again, or name another file with --data-path"
         )
         raise DataFileError(message)
-    return DataFile(path, content)
+    file = DataFile(path, content)
+    if file.layout != "parquet":
+        _check_lines(file)
+    return file
 
 
 def read_rows(file: DataFile) -> Iterator[Row]:
     """Rows of a file with named columns, whatever its layout.
 
-    A table needs a header line; its delimiter is the tab if the header has one, else the comma.
+    A table needs a header line; its delimiter is the tab if the header has one, else the comma,
+    or the semicolon if the header has no comma either.
 
     Raises:
         DataFileError: If a row does not fit the layout; names the row.
@@ -140,18 +157,45 @@ def table_cells(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]
 
 
 def _unpacked(content: bytes, path: Path) -> bytes:
+    pieces, n_bytes = [], 0
     try:
-        return gzip.decompress(content)
+        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+            while piece := stream.read(_UNPACKED_AT_A_TIME):
+                pieces.append(piece)
+                n_bytes += len(piece)
+                if n_bytes > _MAX_BYTES:
+                    raise _too_large(path, _MAX_BYTES, "bytes after gzip")
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         message = (
             f"{path}: the gzip data is cut off or damaged ({error}); copy or download it again"
         )
         raise DataFileError(message) from None
+    return b"".join(pieces)
+
+
+def _too_large(path: Path, limit: int, unit: str) -> DataFileError:
+    return DataFileError(
+        f"{path}: expected at most {limit:,} {unit}, got more; is it a file of questions?\n"
+        f"  Divide it, or take the columns that are needed"
+    )
+
+
+def _check_lines(file: DataFile) -> None:
+    start = 0
+    while len(file.content) - start > _MAX_LINE_BYTES:
+        end = file.content.rfind(b"\n", start, start + _MAX_LINE_BYTES + 1)
+        if end < 0:
+            row = file.content.count(b"\n", 0, start) + 1
+            message = (
+                f"{file.where(row)}: expected at most {_MAX_LINE_BYTES:,} bytes a line, got more; "
+                f"is it a file of questions?"
+            )
+            raise DataFileError(message)
+        start = end + 1
 
 
 def _table_rows(file: DataFile) -> Iterator[Row]:
-    header_line = file.text().lstrip().partition("\n")[0]
-    cells = table_cells(file, "\t" if "\t" in header_line else ",")
+    cells = table_cells(file, _delimiter(file.text().lstrip().partition("\n")[0]))
     _, header = next(cells)
     names = [name.strip() for name in header]
     if len(set(names)) < len(names):
@@ -165,6 +209,11 @@ def _table_rows(file: DataFile) -> Iterator[Row]:
             )
             raise DataFileError(message)
         yield Row(file.where(number), dict(zip(names, values, strict=True)))
+
+
+def _delimiter(header_line: str) -> str:
+    """The tab, the comma or the semicolon: the first of them that stands in the header."""
+    return next((mark for mark in ("\t", ",", ";") if mark in header_line), ",")
 
 
 def _json_rows(file: DataFile) -> Iterator[Row]:
@@ -189,13 +238,17 @@ def _is_json_lines(text: str) -> bool:
 
 def _parsed(text: str, file: DataFile, *, first_line: int) -> Any:
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except json.JSONDecodeError as error:
         where = file.where(first_line + error.lineno - 1)
         reason = f"{error.msg} at column {error.colno}"
         message = f"{where}: expected JSON, got a bad line: {reason}{_MEND}"
     except RecursionError:
         message = f"{file.where(first_line)}: the JSON is nested too deeply"
+    except ValueError as error:  # a number of more digits than Python reads
+        message = f"{file.where(first_line)}: expected JSON, got a bad value: {error}{_MEND}"
+    else:
+        return value
     raise DataFileError(message)
 
 
@@ -211,17 +264,44 @@ def _json_row(value: Any, file: DataFile, number: int) -> Row:
         came = type(value).__name__
         message = f"{file.where(number)}: expected an object with named fields, got a {came}"
         raise DataFileError(message)
+    try:
+        is_broken = _has_lone_surrogate(value)
+    except RecursionError:
+        message = f"{file.where(number)}: the JSON is nested too deeply"
+        raise DataFileError(message) from None
+    if is_broken:
+        message = f"{file.where(number)}: expected Unicode text, got half a surrogate pair{_MEND}"
+        raise DataFileError(message)
     return Row(file.where(number), value)
 
 
+def _has_lone_surrogate(value: Any) -> bool:
+    """Whether a text in it is an escaped character that no encoding can write."""
+    if isinstance(value, str):
+        return _LONE_SURROGATE.search(value) is not None
+    if isinstance(value, Mapping):
+        return any(map(_has_lone_surrogate, (*value, *value.values())))
+    return isinstance(value, list) and any(map(_has_lone_surrogate, value))
+
+
 def _parquet_rows(file: DataFile) -> Iterator[Row]:
+    number = 0
     try:
-        table = pq.read_table(pa.BufferReader(file.content))
-    except (pa.ArrowException, OSError) as error:
+        table = pq.ParquetFile(pa.BufferReader(file.content))
+        _check_parquet(table, file.path)
+        for batch in table.iter_batches(1024):
+            for values in batch.to_pylist():
+                number += 1
+                yield Row(file.where(number), values)
+    # Arrow finds out late that a text is not UTF-8
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
         message = f"{file.path}: expected Parquet, got damaged data: {' '.join(str(error).split())}"
         raise DataFileError(message) from None
-    number = 0
-    for batch in table.to_batches(max_chunksize=1024):
-        for values in batch.to_pylist():
-            number += 1
-            yield Row(file.where(number), values)
+
+
+def _check_parquet(table: pq.ParquetFile, path: Path) -> None:
+    groups = range(table.metadata.num_row_groups)
+    if sum(table.metadata.row_group(n).total_byte_size for n in groups) > _MAX_BYTES:
+        raise _too_large(path, _MAX_BYTES, "bytes after unpacking")
+    if table.metadata.num_rows > _MAX_PARQUET_ROWS:
+        raise _too_large(path, _MAX_PARQUET_ROWS, "rows")

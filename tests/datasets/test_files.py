@@ -6,6 +6,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from graphhalu.datasets import files
 from graphhalu.datasets.files import open_file, read_rows, table_cells
 from graphhalu.datasets.rows import Row, mapping_field, require_columns, text_field, texts_field
 from graphhalu.errors import DataFileError, UsageError
@@ -128,6 +129,91 @@ def test_a_bad_line_inside_json_is_named(tmp_path: Path) -> None:
 def test_json_nested_too_deeply_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="nested too deeply"):
         read(saved(tmp_path, b"[" * 100_003))
+
+
+@pytest.mark.parametrize("depth", [997, 2003, 50_021])
+def test_a_row_with_json_nested_too_deeply_is_refused(depth: int, tmp_path: Path) -> None:
+    row = '{"name": "Ann", "city": ' + "[" * depth + "]" * depth + "}"
+    path = saved(tmp_path, b'{"name": "Bo"}\n' + row.encode())
+    with pytest.raises(DataFileError, match="row 2: the JSON is nested too deeply"):
+        read(path)
+
+
+def test_a_number_that_python_does_not_read_is_named(tmp_path: Path) -> None:
+    path = saved(tmp_path, b'{"name": "Ann"}\n{"name": ' + b"7" * 5003 + b"}")
+    with pytest.raises(DataFileError, match="row 2: expected JSON, got a bad value: Exceeds"):
+        read(path)
+
+
+@pytest.mark.parametrize("value", [r'"\ud83d"', r'["x", {"y": "\udc00z"}]', r'{"\udfff": 1}'])
+def test_half_a_surrogate_pair_is_named(value: str, tmp_path: Path) -> None:
+    path = saved(tmp_path, f'{{"name": "\\ud83d\\ude00"}}\n{{"name": {value}}}'.encode())
+    with pytest.raises(DataFileError, match="row 2: expected Unicode text, got half a surrogate"):
+        read(path)
+
+
+def test_json_lines_may_have_blank_lines_between_them(tmp_path: Path) -> None:
+    path = saved(tmp_path, b'\n{"n": 2}\n\n \r\n{"n": 5}\n\n')
+    assert [row.where for row in read(path)] == [f"{path}, row {n}" for n in (2, 5)]
+
+
+def test_a_list_in_one_line_is_read(tmp_path: Path) -> None:
+    assert [dict(row.values) for row in read(saved(tmp_path, json.dumps(ROWS).encode()))] == ROWS
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_file_that_unpacks_without_end_is_refused(
+    packed: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MAX_BYTES", 3 * 2**20)
+    content = b"x" * (3 * 2**20 + 1)
+    path = saved(tmp_path, gzip.compress(content) if packed else content)
+    unit = "bytes after gzip" if packed else "bytes"
+    with pytest.raises(DataFileError, match=f"expected at most 3,145,728 {unit}, got more"):
+        open_file(path)
+
+
+def test_a_line_without_end_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_MAX_LINE_BYTES", 13)
+    assert open_file(saved(tmp_path, b"a,b,c,d,e,f,g\n" * 5)).layout == "table"
+    path = saved(tmp_path, b"a,b,c,d,e,f,g\n1,2,3,4,5,6,7\n1,2,3,4,5,6,7,8\n1,2\n")
+    with pytest.raises(DataFileError, match="row 3: expected at most 13 bytes a line"):
+        open_file(path)
+
+
+def test_parquet_of_more_rows_than_can_be_held_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files, "_MAX_PARQUET_ROWS", 1009)
+    path = tmp_path / "rows"
+    pq.write_table(pa.table({"name": ["Ann"] * 1013}), path)
+    with pytest.raises(DataFileError, match="expected at most 1,009 rows, got more"):
+        read(path)
+
+
+def test_parquet_that_unpacks_to_more_than_can_be_held_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows"
+    pq.write_table(pa.table({"name": ["x" * 100_003]}), path)
+    monkeypatch.setattr(files, "_MAX_BYTES", 50_021)
+    with pytest.raises(DataFileError, match="expected at most 50,021 bytes after unpacking"):
+        read(path)
+
+
+def test_parquet_with_text_that_is_not_unicode_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "rows"
+    bad = pa.Array.from_buffers(
+        pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\3\0\0\0"), pa.py_buffer(b"G\xf6d")]
+    )
+    pq.write_table(pa.table({"name": bad}), path)
+    with pytest.raises(DataFileError, match="expected Parquet, got damaged data"):
+        read(path)
+
+
+def test_a_table_of_semicolons_is_read(tmp_path: Path) -> None:
+    path = saved(tmp_path, b'name;city\n"Bo; jr.";Oslo, Norway\n')
+    assert read(path)[0].values == {"name": "Bo; jr.", "city": "Oslo, Norway"}
 
 
 def test_a_row_that_is_no_object_is_refused(tmp_path: Path) -> None:
