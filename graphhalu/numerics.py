@@ -1,10 +1,13 @@
 """Number formats and small exact computations that several stages share."""
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Int, Num, Shaped, UInt16
+from jaxtyping import Bool, Float, Float16, Float32, Int, Num, Shaped, UInt16
+
+FIXED_STEPS: Final = 65_535
+"""Steps from 0 to 1 of a probability in fixed point; it is off by at most half of one, 7.6e-6."""
 
 
 def triangle_size(n_rows: int) -> int:
@@ -69,6 +72,11 @@ def to_bfloat16_bits(values: Float[np.ndarray, "*shape"]) -> UInt16[np.ndarray, 
 def from_bfloat16_bits(bits: UInt16[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
     """The float32 values of bfloat16 bits, exactly."""
     return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def from_fixed_point(steps: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """The float32 probabilities that fixed point stands for."""
+    return steps.astype(np.float32) / np.float32(FIXED_STEPS)
 
 
 def to_float16(values: Float[np.ndarray, "*shape"]) -> Float16[np.ndarray, "*shape"]:

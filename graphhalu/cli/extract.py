@@ -45,6 +45,9 @@ def extract(  # one parameter an option
         str | None,
         typer.Option(help="full: all attention; edges: strongest of a row; streams: reductions."),
     ] = None,
+    attention_format: Annotated[
+        str | None, typer.Option(help="float16, or fixed16: a third smaller. [default: float16]")
+    ] = None,
     rows: Annotated[
         str | None, typer.Option(help="Query rows to keep: all, or answer. [default: all]")
     ] = None,
@@ -101,7 +104,8 @@ def extract(  # one parameter an option
         "dataset.name": dataset, "dataset.path": data_path, "dataset.seed": seed,
         "generation.num_beams": beams, "generation.max_new_tokens": max_new_tokens,
         "generation.keep_beams": keep_beams, "generation.answers": answers,
-        "capture.keep": keep, "capture.rows": rows, "capture.edges": edges,
+        "capture.keep": keep, "capture.attention_format": attention_format,
+         "capture.rows": rows, "capture.edges": edges,
         "capture.edge_mass": edge_mass,
         "capture.layers": None if layers == "all" else _numbers("--layers", layers),
         "capture.hidden_layers": _numbers("--hidden-layers", hidden_layers, "all", "none"),

@@ -14,8 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int, Shaped
 from torch import Tensor, nn
 
-from graphhalu.axes import N_SPANS, RowRange
-from graphhalu.numerics import n_pairs, triangle_size
+from graphhalu.axes import N_SPANS
 from graphhalu.traces.schema import N_SINK_KEYS, TraceShape
 
 
@@ -217,89 +216,6 @@ class Received(Recorder):
         return {"received": np.ascontiguousarray(own.numpy())}
 
 
-class Edges(Recorder):
-    """The strongest keys of a row other than its own token, and the mass of all others.
-
-    The first ``n_edges`` of the store's shape; with ``edge_mass`` a row ends before that once
-    the kept share of its attention to other tokens reaches it. A place without an edge has key
-    -1 and weight 0. Own attention, edges and dropped mass add up to the row.
-    """
-
-    names = ("edge_key", "edge_weight", "dropped_mass")
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(batch)
-        n_edges = batch.shape.n_edges
-        self.key = self.empty_rows(n_edges, dtype=torch.int32)
-        self.weight = self.empty_rows(n_edges, dtype=torch.float16)
-        self.dropped = self.empty_rows(dtype=torch.float16)
-
-    def rows(
-        self, position: int, row_start: int, weights: Float[Tensor, "trace head row key"]
-    ) -> None:
-        """Sort out the strongest keys of every row of the chunk."""
-        others = weights.clone()
-        others.diagonal(offset=row_start, dim1=2, dim2=3).zero_()
-        total = others.sum(-1)
-        found = others.topk(min(self.key.shape[-1], others.shape[-1]), dim=-1)
-        is_edge = found.values > 0
-        if self.batch.edge_mass is not None:
-            before = found.values.cumsum(-1) - found.values
-            is_edge &= before < self.batch.edge_mass * total[..., None]
-        weight = found.values * is_edge
-        start = row_start - self.batch.first_row
-        place = (position, slice(None), slice(None), slice(start, start + weights.shape[2]))
-        n_missing = self.key.shape[-1] - weight.shape[-1]
-        key = found.indices.where(is_edge, -1).to(torch.int32)
-        self.key[place] = nn.functional.pad(key, (0, n_missing), value=-1).cpu()
-        self.weight[place] = nn.functional.pad(weight, (0, n_missing)).cpu().half()
-        self.dropped[place] = (total - weight.sum(-1)).clamp(min=0).cpu().half()
-
-    def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
-        """Keys, weights and dropped mass of one trace."""
-        kept = (self.key, self.weight, self.dropped)
-        return {
-            name: self.cut_rows(each, index) for name, each in zip(self.names, kept, strict=True)
-        }
-
-
-class FullAttention(Recorder):
-    """The complete causal rows, packed one after another, in float16."""
-
-    names = ("attention",)
-
-    def __init__(self, batch: Batch) -> None:
-        super().__init__(batch)
-        n_layers, n_heads = len(batch.shape.attention_layers), batch.shape.n_heads
-        self.kept = [
-            np.empty((n_layers, n_heads, n_pairs(length, start)), dtype=np.float16)
-            for length, start in zip(batch.lengths, batch.row_starts, strict=True)
-        ]
-
-    def rows(
-        self, position: int, row_start: int, weights: Float[Tensor, "trace head row key"]
-    ) -> None:
-        """Pack the chunk's rows of every trace; rows of padding are dropped."""
-        half = weights.to(torch.float16).cpu().numpy()
-        for index, (length, first_row) in enumerate(
-            zip(self.batch.lengths, self.batch.row_starts, strict=True)
-        ):
-            start = max(row_start, first_row)
-            stop = min(row_start + half.shape[2], length)
-            if start >= stop:
-                continue
-            packed, own = self.kept[index][position], half[index]
-            begin = triangle_size(start) - triangle_size(first_row)
-            # one copy a row takes a seventh of the time of an index for each entry
-            for row in range(start, stop):
-                packed[:, begin : begin + row + 1] = own[:, row - row_start, : row + 1]
-                begin += row + 1
-
-    def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
-        """The packed rows of one trace."""
-        return {"attention": self.kept[index]}
-
-
 class ValueNorm:
     """Euclidean norm of each value vector; fed by values, not by rows."""
 
@@ -319,79 +235,3 @@ class ValueNorm:
     def trace_array(self, index: int) -> Shaped[np.ndarray, "layer kv_head token"]:
         """Norms of one trace."""
         return np.ascontiguousarray(self.kept[:, index, :, : self.batch.lengths[index]].numpy())
-
-
-ROW_RECORDERS: Final[tuple[type[Recorder], ...]] = (
-    SpanMass, SelfAttention, RowEntropy, ArgmaxKey, SinkKeys, Received, Edges, FullAttention,
-)  # fmt: skip
-"""Recorders of attention rows; each says which arrays it keeps."""
-
-
-class RecorderSet:
-    """All recorders of one replay; the observer that the capture function feeds."""
-
-    def __init__(self, batch: Batch, arrays: tuple[str, ...]) -> None:
-        self.batch = batch
-        self.row_recorders = [
-            recorder(batch) for recorder in ROW_RECORDERS if set(recorder.names) & set(arrays)
-        ]
-        self.value_norm = ValueNorm(batch) if ValueNorm.name in arrays else None
-        self.n_rows_seen: dict[int, int] = dict.fromkeys(batch.layer_position, 0)
-        self.bad_layers: dict[int, int] = {}
-
-    def wanted_rows(self, layer: int) -> RowRange | None:
-        """The rows from the first that any sequence keeps, of the layers that are kept."""
-        if layer not in self.batch.layer_position or not self.row_recorders:
-            return None
-        return RowRange(self.batch.first_row, self.batch.width)
-
-    def rows(
-        self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]
-    ) -> None:
-        """Give a chunk of rows to every recorder; note traces whose weights are not finite."""
-        position = self.batch.layer_position[layer]
-        exact = weights.float()
-        self._note_bad_rows(layer, row_start, exact)
-        for recorder in self.row_recorders:
-            recorder.rows(position, row_start, exact)
-        self.n_rows_seen[layer] += exact.shape[2]
-
-    def values(self, layer: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
-        """Give the value vectors to the recorder of their norms."""
-        position = self.batch.layer_position.get(layer)
-        if position is not None and self.value_norm is not None:
-            self.value_norm.values(position, value)
-
-    def require_complete(self) -> None:
-        """Every layer has shown every wanted row: what was not would be stored as noise."""
-        expected = self.batch.width - self.batch.first_row if self.row_recorders else 0
-        for layer, n_rows in self.n_rows_seen.items():
-            assert n_rows == expected, f"layer {layer} showed {n_rows} of {expected} rows"
-        if self.value_norm is not None:
-            missing = self.batch.layer_position.keys() - self.value_norm.seen
-            assert not missing, f"layers {missing} showed no values"
-
-    def failure(self, index: int) -> str | None:
-        """Why a trace failed, if its attention is not finite; names the first such layer."""
-        if index not in self.bad_layers:
-            return None
-        return f"the attention of layer {self.bad_layers[index]} holds NaN or infinity"
-
-    def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
-        """Every recorded array of one trace."""
-        arrays: dict[str, np.ndarray] = {}
-        for recorder in self.row_recorders:
-            arrays |= recorder.trace_arrays(index)
-        if self.value_norm is not None:
-            arrays[self.value_norm.name] = self.value_norm.trace_array(index)
-        return arrays
-
-    def _note_bad_rows(
-        self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]
-    ) -> None:
-        if bool(torch.isfinite(weights.sum())):
-            return
-        for index, length in enumerate(self.batch.lengths):
-            rows = weights[index, :, : max(0, length - row_start)]
-            if not bool(torch.isfinite(rows).all()):
-                self.bad_layers.setdefault(index, layer)

@@ -17,7 +17,8 @@ from graphhalu.extract.capture import capturing
 from graphhalu.extract.head import DeferredPass, body_below_head
 from graphhalu.extract.hidden import HiddenStates
 from graphhalu.extract.likelihood import read_likelihood
-from graphhalu.extract.recorders import Batch, RecorderSet
+from graphhalu.extract.recorders import Batch
+from graphhalu.extract.recording import RecorderSet
 from graphhalu.extract.sequence import TokenSequence
 from graphhalu.traces.schema import TraceShape
 

@@ -209,7 +209,7 @@ def _summary(
             ("attention", (len(shape.attention_layers), shape.n_heads, trace.length, trace.length)),
             ("hidden", (len(shape.hidden_layers), trace.length, shape.hidden_size)),
         ):
-            if name in store.arrays:
+            if name in store.arrays or f"{name}_fixed" in store.arrays:
                 shapes[name] = " x ".join(map(str, sizes))
     return ExtractSummary(
         store_path=store.path,

@@ -156,7 +156,7 @@ def _kept_mass(
 
 
 def _dropped(trace: Trace, layer: int) -> Float[np.ndarray, "row"]:
-    if "attention" in trace.arrays:
+    if trace.has_attention:
         return np.zeros(trace.length)
     return trace.edges(layer).dropped.mean(0).astype(np.float64)
 

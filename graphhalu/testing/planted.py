@@ -13,7 +13,7 @@ from jaxtyping import Float
 
 from graphhalu.axes import N_SPANS, Span
 from graphhalu.labels.labels import Labels
-from graphhalu.numerics import pack_triangle, to_bfloat16_bits
+from graphhalu.numerics import FIXED_STEPS, pack_triangle, to_bfloat16_bits
 from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
 
@@ -138,6 +138,7 @@ def attention_streams(
         "received": attention.sum(2).astype(np.float32),
         **_edges(attention, n_edges),
         "attention": pack_triangle(attention).astype(np.float16),
+        "attention_fixed": np.rint(pack_triangle(attention) * FIXED_STEPS).astype(np.uint16),
     }
 
 

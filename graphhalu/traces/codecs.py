@@ -16,13 +16,13 @@ from graphhalu.traces.schema import ArraySpec
 CHUNK_ELEMENTS: Final = 2**20
 """Most elements of one chunk: a reader of one layer of one trace decodes a few megabytes."""
 
-MATRICES: Final = ("attention", "hidden")
+MATRICES: Final = ("attention", "attention_fixed", "hidden")
 """Arrays of which one layer is often read alone: a chunk never holds two layers of them."""
 
 
 def compressors(spec: ArraySpec) -> list[Any]:
     """Codecs of an array after its bytes, the checksum last."""
-    if spec.name in MATRICES:
+    if spec.name in MATRICES and spec.encoding != "fixed16":
         blosc = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
     else:
         blosc = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")

@@ -37,7 +37,7 @@ def describe_store(path: Path) -> dict[str, Any]:
         "arrays": {
             name: {
                 "axes": [_axis(store.shape, axis) for axis in ARRAYS[name].axes],
-                "dtype": "bfloat16" if ARRAYS[name].encoding == "bfloat16" else ARRAYS[name].dtype,
+                "dtype": _format(name),
                 "n_bytes": n_bytes[name],
             }
             for name in store.arrays
@@ -53,3 +53,8 @@ def _axis(shape: Any, axis: str) -> str:
         return f"{axis} {shape.axis_size(axis)}"
     except KeyError:
         return axis
+
+
+def _format(name: str) -> str:
+    spec = ARRAYS[name]
+    return spec.dtype if spec.encoding == "plain" else spec.encoding

@@ -28,6 +28,7 @@ _PART_NAME: Final = re.compile("[0-9]{6,}")
 _ERROR_BOUNDS: Final = {
     "float16": "relative 2**-11 above 6.1e-5, absolute 3.0e-8 below",
     "bfloat16": "relative 2**-8",
+    "fixed16": "absolute 7.7e-6",
 }
 
 

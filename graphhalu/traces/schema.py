@@ -29,7 +29,8 @@ class ArraySpec:
         name: Name of the array in a part.
         axes: Names of its axes in order; exactly one of them is ragged.
         dtype: Number format on disk.
-        encoding: ``"plain"``, or ``"bfloat16"`` for bfloat16 bits in uint16.
+        encoding: ``"plain"``, ``"bfloat16"`` for bfloat16 bits in uint16, or ``"fixed16"`` for
+            steps of 1/65,535 from 0 to 1 in uint16.
         meaning: What a value is, with its unit.
     """
 
@@ -37,7 +38,7 @@ class ArraySpec:
     axes: tuple[str, ...]
     dtype: str
     meaning: str
-    encoding: Literal["plain", "bfloat16"] = "plain"
+    encoding: Literal["plain", "bfloat16", "fixed16"] = "plain"
 
     @property
     def ragged_axis(self) -> Ragged:
@@ -110,6 +111,11 @@ ARRAYS: Final[dict[str, ArraySpec]] = {
         ArraySpec(
             "attention", ("layer", "head", "pair"), "float16",
             "causal attention, rows one after another, row i with its keys 0 … i",
+        ),
+        ArraySpec(
+            "attention_fixed", ("layer", "head", "pair"), "uint16",
+            "as attention, in steps of 1/65,535",
+            encoding="fixed16",
         ),
     )
 }  # fmt: skip

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from graphhalu.axes import Span, answer_producing_rows
 from graphhalu.errors import TraceNotFoundError
-from graphhalu.numerics import from_bfloat16_bits, unpack_triangle
+from graphhalu.numerics import from_bfloat16_bits, from_fixed_point, unpack_triangle
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
 
 
@@ -98,6 +98,11 @@ class Trace:
         rows = answer_producing_rows(self.prompt_length, self.length)
         return slice(rows.start - self.record.row_start, rows.stop - self.record.row_start)
 
+    @property
+    def has_attention(self) -> bool:
+        """Whether every weight is kept."""
+        return not {"attention", "attention_fixed"}.isdisjoint(self.arrays)
+
     def attention(self, layer: int) -> Float[np.ndarray, "head row key"]:
         """Attention of one model layer, float32, zero above the diagonal.
 
@@ -105,7 +110,10 @@ class Trace:
             TraceNotFoundError: If the store does not keep attention, or not this layer.
         """
         position = _position(layer, self.shape.attention_layers, "attention of layer")
-        packed = self._array("attention")[position].astype(np.float32)
+        if "attention_fixed" in self.arrays:
+            packed = from_fixed_point(self._array("attention_fixed")[position])
+        else:
+            packed = self._array("attention")[position].astype(np.float32)
         return unpack_triangle(packed, self.length, self.record.row_start)
 
     def edges(self, layer: int) -> Edges:
@@ -126,7 +134,7 @@ class Trace:
         Raises:
             TraceNotFoundError: If the store keeps neither, or not this layer.
         """
-        if "attention" in self.arrays or "edge_key" not in self.arrays:
+        if self.has_attention or "edge_key" not in self.arrays:
             return self.attention(layer)
         edges = self.edges(layer)
         n_heads, n_rows = edges.dropped.shape
@@ -147,10 +155,11 @@ class Trace:
         return from_bfloat16_bits(self._array("hidden")[position])
 
     def stream(self, name: str) -> Shaped[np.ndarray, "..."]:
-        """A whole array by name; half precision comes as float32, bfloat16 bits as float32."""
+        """A whole array by name; half precision, bfloat16 bits and fixed point as float32."""
         values = self._array(name)[:]
-        if array_spec(name).encoding == "bfloat16":
-            return from_bfloat16_bits(values)
+        encoding = array_spec(name).encoding
+        if encoding != "plain":
+            return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
         return values.astype(np.float32) if values.dtype == np.float16 else values
 
     def layer_stream(self, name: str, layer: int) -> Shaped[np.ndarray, "..."]:

@@ -1,12 +1,17 @@
-"""Extraction against plain ``generate``, and against the usual way of collecting attention.
+"""Extraction against plain ``generate``, the usual way of collecting attention, and a plain pass.
 
-All ways answer the same prompts with the same model, beams and end marks in one process; the
-usual way is one question at a time with ``output_attentions=True`` and a pickle a batch.
+All ways answer the same prompts with the same model, beams, batch and end marks in one process;
+the usual way is one question at a time with ``output_attentions=True`` and a pickle in float32.
+Memory is measured in a process of its own for each way (``replay_cost.py`` beside this file).
 """
 
 import io
+import json
+import lzma
 import pickle  # the rival writes it; nothing of ours does
 import shutil
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -14,30 +19,43 @@ from typing import Any
 
 import numpy as np
 import torch
+from numcodecs.zstd import Zstd
 
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.generate import left_padded
 from graphhalu.extract.run import run_questions
-from graphhalu.extract.settings import ExtractConfig
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.extract.settings import CaptureSettings, ExtractConfig
+from graphhalu.models.load import LoadedModel, ModelSpec, load_model
 from graphhalu.traces.store import TraceStore
 
 BATCH = 16
+COST = Path(__file__).with_name("parts") / "replay_cost.py"
 
 
 def figures(quick: bool) -> dict[str, Any]:
-    """Seconds, ratios and bytes at several prompt lengths."""
-    config = ExtractConfig(model=ModelSpec(name="smollm2"), batch_size=BATCH)
-    extraction = Extraction(config, load_model(config.model))
+    """Seconds, ratios, bytes and megabytes."""
+    loaded = load_model(ModelSpec(name="smollm2"))
+    extraction = _extraction(loaded)
     found: dict[str, Any] = {"threads": torch.get_num_threads()}
-    lengths = ((0, 8),) if quick else ((0, 64), (200, 64), (1000, 16))
+    # at 1,000 tokens plain generate takes minutes for 16 questions
+    lengths = ((0, 4),) if quick else ((0, 64), (200, 64), (1000, 16))
     for context_tokens, n_questions in lengths:
         questions = _questions(extraction, n_questions, context_tokens)
         found |= _compare(extraction, questions, f"p{context_tokens}")
-    usual = _questions(extraction, 4 if quick else 16, 0)
-    return found | _against_the_usual_way(extraction, usual)
+    found |= _against_the_usual_way(extraction, _questions(extraction, 2 if quick else 16, 0))
+    for context_tokens in (0,) if quick else (0, 200):
+        questions = _questions(extraction, 2 if quick else 16, context_tokens)
+        found |= _sizes(loaded, questions, f"p{context_tokens}")
+    for n_tokens in (256,) if quick else (1024, 4096):
+        found |= _replay_costs(n_tokens, with_usual=n_tokens <= 1024)
+    return found
+
+
+def _extraction(loaded: LoadedModel, **capture: Any) -> Extraction:
+    config = ExtractConfig(model=loaded.spec, batch_size=BATCH, capture=CaptureSettings(**capture))
+    return Extraction(config, loaded)
 
 
 def _questions(extraction: Extraction, n_questions: int, n_tokens: int) -> list[Question]:
@@ -59,18 +77,42 @@ def _compare(extraction: Extraction, questions: list[Question], name: str) -> di
     asked.sort(key=lambda item: item.prompt.length)
     prompts = [item.prompt.encoded.token_ids.tolist() for item in asked]
     plain_s, plain = _timed(lambda: _plain(extraction, prompts))
-    ours_s, store = _timed(lambda: _extracted(extraction, asked))
-    same = sum(
-        record.answer == answer for record, answer in zip(store["records"], plain, strict=False)
+    with _Folder() as folder:
+        ours_s, store = _timed(lambda: _extracted(extraction, asked, folder))
+        answers = {record.question_id: record.answer for record in store.records}
+        names = [item.question.question_id for item in asked]
+        same = sum(answers.get(n, "") == text for n, text in zip(names, plain, strict=True))
+        return {
+            f"{name}_questions": len(questions),
+            f"{name}_prompt_tokens_median": float(np.median([len(p) for p in prompts])),
+            f"{name}_plain_generate_s": plain_s,
+            f"{name}_extract_full_s": ours_s,
+            f"{name}_extract_over_generate": ours_s / plain_s,
+            f"{name}_same_answers": same,
+            f"{name}_bytes_a_trace": sum(store.n_bytes().values()) / max(1, len(store)),
+            **(_reads(store, name) if len(store) else {}),
+        }
+
+
+def _reads(store: TraceStore, name: str) -> dict[str, Any]:
+    """One layer of one random trace, and everything once, beside a raw read of the same bytes."""
+    generator = np.random.default_rng(0)
+    picks = generator.integers(len(store), size=16)
+    layers = generator.choice(store.shape.attention_layers, size=16)
+    seconds = []
+    for pick, layer in zip(picks.tolist(), layers.tolist(), strict=True):
+        fresh = TraceStore.open(store.path)
+        seconds.append(_timed(lambda s=fresh, p=pick, at=layer: s[p].attention(at))[0])
+    fresh = TraceStore.open(store.path)
+    all_s, n_bytes = _timed(
+        lambda: sum(np.asarray(t.arrays[n][:]).nbytes for t in fresh for n in fresh.arrays)
     )
+    files = [path for path in store.path.rglob("*") if path.is_file()]
+    raw_s, raw = _timed(lambda: sum(len(path.read_bytes()) for path in files))
     return {
-        f"{name}_questions": len(questions),
-        f"{name}_prompt_tokens_median": float(np.median([len(p) for p in prompts])),
-        f"{name}_plain_generate_s": plain_s,
-        f"{name}_extract_full_s": ours_s,
-        f"{name}_extract_over_generate": ours_s / plain_s,
-        f"{name}_same_answers": same,
-        f"{name}_bytes_a_trace": store["n_bytes"] / len(store["records"]),
+        f"{name}_read_one_layer_ms_median": 1000 * float(np.median(seconds)),
+        f"{name}_read_all_mb_per_s": n_bytes / all_s / 1e6,
+        f"{name}_raw_read_mb_per_s": raw / raw_s / 1e6,
     }
 
 
@@ -92,34 +134,38 @@ def _plain(extraction: Extraction, prompts: list[list[int]]) -> list[str]:
     return answers
 
 
-def _extracted(extraction: Extraction, asked: list[Any]) -> dict[str, Any]:
-    folder = Path(tempfile.mkdtemp())
-    try:
-        store = TraceStore.create(
-            folder / "a.zarr", configuration={}, shape=extraction.shape,
-            arrays=extraction.arrays,
-        )  # fmt: skip
-        run_questions(extraction, store, asked, lambda _: None)
-        done = TraceStore.open(folder / "a.zarr")
-        return {"records": done.records, "n_bytes": sum(done.n_bytes().values())}
-    finally:
-        shutil.rmtree(folder)
+class _Folder:
+    def __enter__(self) -> Path:
+        self.path = Path(tempfile.mkdtemp())
+        return self.path
+
+    def __exit__(self, *_: object) -> None:
+        shutil.rmtree(self.path)
+
+
+def _extracted(extraction: Extraction, asked: list[Any], folder: Path) -> TraceStore:
+    store = TraceStore.create(
+        folder / "a.zarr", configuration={}, shape=extraction.shape, arrays=extraction.arrays
+    )
+    run_questions(extraction, store, asked, lambda _: None)
+    return TraceStore.open(folder / "a.zarr")
 
 
 def _against_the_usual_way(extraction: Extraction, questions: list[Question]) -> dict[str, Any]:
     asked = [extraction.ask(question) for question in questions]
-    usual_s, n_bytes = _timed(lambda: _usual(extraction, asked))
-    ours_s, store = _timed(lambda: _extracted(extraction, asked))
+    with _Folder() as folder:
+        usual_s, n_bytes = _timed(lambda: _usual(extraction, asked))
+        ours_s, _ = _timed(lambda: _extracted(extraction, asked, folder))
     return {
         "usual_questions": len(asked),
         "usual_s": usual_s,
         "usual_over_extract": usual_s / ours_s,
-        "usual_pickle_over_store_bytes": n_bytes / store["n_bytes"],
+        "usual_pickle_mb": n_bytes / 1e6,
     }
 
 
 def _usual(extraction: Extraction, asked: list[Any]) -> int:
-    """One question at a time, everything that ``generate`` returns, pickled in float32."""
+    """One question at a time; everything that ``generate`` returns, pickled in float32."""
     search, model = extraction.search, extraction.loaded.model
     before = model.config._attn_implementation
     model.set_attn_implementation("eager")
@@ -135,16 +181,83 @@ def _usual(extraction: Extraction, asked: list[Any]) -> int:
                     pad_token_id=search.stop_ids[0], return_dict_in_generate=True,
                     output_attentions=True, output_hidden_states=True,
                 )  # fmt: skip
-                full = model(
-                    input_ids=output.sequences, output_attentions=True, output_hidden_states=True
-                )
             stream = io.BytesIO()
-            kept = [torch.stack(full.attentions).numpy(), torch.stack(full.hidden_states).numpy()]
+            kept = [
+                [[layer.numpy() for layer in step] for step in steps]
+                for steps in (output.attentions, output.hidden_states)
+            ]
             pickle.dump(kept, stream, protocol=5)
             n_bytes += stream.getbuffer().nbytes
     finally:
         model.set_attn_implementation(before)
     return n_bytes
+
+
+def _sizes(loaded: LoadedModel, questions: list[Question], name: str) -> dict[str, Any]:
+    """Bytes on disk against a float32 pickle of the same complete matrices."""
+    ways = {
+        "float16": {},
+        "fixed16": {"attention_format": "fixed16"},
+        "four_hidden": {"hidden_layers": (0, 10, 20, 30)},
+        "fixed16_four_hidden": {
+            "attention_format": "fixed16", "hidden_layers": (0, 10, 20, 30),
+        },
+        "edges": {"keep": "edges", "hidden_layers": "none"},
+        "streams": {"keep": "streams", "hidden_layers": "none"},
+    }  # fmt: skip
+    found: dict[str, Any] = {}
+    for way, capture in ways.items():
+        extraction = _extraction(loaded, **capture)
+        asked = [extraction.ask(question) for question in questions]
+        with _Folder() as folder:
+            store = _extracted(extraction, asked, folder)
+            n_bytes, shape = store.n_bytes(), store.shape
+            squares = sum(record.length**2 for record in store.records)
+            tokens = sum(record.length for record in store.records)
+            attention = 4 * shape.n_layers * shape.n_heads * squares
+            hidden = 4 * (shape.n_layers + 1) * shape.hidden_size * tokens
+            total = sum(n_bytes.values())
+            own = n_bytes.get("attention", n_bytes.get("attention_fixed"))
+            found |= {
+                f"{name}_{way}_bytes_a_trace": total / len(store),
+                f"{name}_{way}_pickle_over_all": (attention + hidden) / total,
+                **({f"{name}_{way}_pickle_over_attention": attention / own} if own else {}),
+            }
+            if way == "float16":
+                found |= _best_codecs(store, name)
+    return found
+
+
+def _best_codecs(store: TraceStore, name: str) -> dict[str, Any]:
+    """The strongest general compressors on the arrays of a few traces, beside the store's codec."""
+    found: dict[str, Any] = {}
+    n_traces = min(4, len(store))
+    for array in ("attention", "hidden"):
+        raw = b"".join(np.asarray(store[i].arrays[array][:]).tobytes() for i in range(n_traces))
+        stored = store.n_bytes()[array] / sum(np.asarray(t.arrays[array][:]).nbytes for t in store)
+        shuffled = np.frombuffer(raw, np.uint8).reshape(-1, 2).T.tobytes()
+        found |= {
+            f"{name}_{array}_store_share": stored,
+            f"{name}_{array}_zstd19_share": len(Zstd(19).encode(shuffled)) / len(raw),
+            f"{name}_{array}_xz_share": len(lzma.compress(shuffled)) / len(raw),
+        }
+    return found
+
+
+def _replay_costs(n_tokens: int, *, with_usual: bool) -> dict[str, Any]:
+    """Seconds and peak memory above the loaded model, each way in a process of its own."""
+    ways = ["plain", "plain_one_row", "streams", "streams_no_hidden", "streams_answer"]
+    found: dict[str, Any] = {}
+    for way in [*ways, *(["usual"] if with_usual else [])]:
+        command = [sys.executable, str(COST), way, str(n_tokens)]
+        done = subprocess.run(command, check=True, capture_output=True, text=True)
+        cost = json.loads(done.stdout.strip().splitlines()[-1])
+        found |= {f"t{n_tokens}_{way}_{key}": value for key, value in cost.items()}
+    for way in (*ways[2:], *(["usual"] if with_usual else [])):
+        for key in ("cpu_s", "peak_mb"):
+            plain = found[f"t{n_tokens}_plain_{key}"]
+            found[f"t{n_tokens}_{way}_over_plain_{key}"] = found[f"t{n_tokens}_{way}_{key}"] / plain
+    return found
 
 
 def _timed(work: Any) -> tuple[float, Any]:
