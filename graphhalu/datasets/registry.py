@@ -28,6 +28,10 @@ DATASETS: Final[Registry[type[Dataset]]] = Registry(
         "nq_open_context": "graphhalu.datasets.nq_open:NQOpenContext",
         "squad": "graphhalu.datasets.squad:SQuAD",
         "freshqa": "graphhalu.datasets.freshqa:FreshQA",
+        "halueval_qa": "graphhalu.datasets.halueval:HaluEvalQA",
+        "halueval_qa_choice": "graphhalu.datasets.halueval:HaluEvalQAChoice",
+        "halueval_general": "graphhalu.datasets.halueval:HaluEvalGeneral",
+        "ragtruth": "graphhalu.datasets.ragtruth:RAGTruth",
     },
 )
 

@@ -41,6 +41,11 @@ PUBLISHED = (
     Published("squad", "squad/xquad.en.json", "1,190"),
     Published("freshqa", "freshqa/freshqa.csv", "600"),
     Published("freshqa", "freshqa/FreshQA_v12182024.csv", "600"),
+    Published("halueval_qa", "halueval/data/qa_data.json", "1,000"),
+    Published("halueval_qa", "halueval/qa_data_union.jsonl.gz", "6,657"),
+    Published("halueval_qa_choice", "halueval/data/qa_data.json", "1,000"),
+    Published("halueval_general", "halueval/data/general_data.json.gz", "4,507"),
+    Published("ragtruth", "ragtruth/dataset/source_info.jsonl.gz", "148"),
 )
 
 each_dataset = pytest.mark.parametrize("name", NAMES)
