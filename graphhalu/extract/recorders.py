@@ -229,7 +229,9 @@ class ValueNorm:
 
     def values(self, position: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
         """Take the value vectors of the layer at ``position``."""
-        self.kept[position] = value.float().norm(dim=-1)
+        norms = value.float().norm(dim=-1)
+        assert norms.shape[1] == self.kept.shape[2], f"{norms.shape[1]} heads of values"
+        self.kept[position] = norms
         self.seen.add(self.batch.shape.attention_layers[position])
 
     def trace_array(self, index: int) -> Shaped[np.ndarray, "layer kv_head token"]:

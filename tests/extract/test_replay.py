@@ -1,5 +1,8 @@
 """The replay against the model's own eager attention, hidden states and logits."""
 
+from dataclasses import replace
+from functools import cache
+
 import numpy as np
 import pytest
 import torch
@@ -10,8 +13,15 @@ from graphhalu.extract.likelihood import token_statistics
 from graphhalu.extract.replay import replay
 from graphhalu.extract.sequence import TokenSequence
 from graphhalu.models.attention import eager_attention
-from graphhalu.numerics import from_bfloat16_bits, unpack_triangle
-from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
+from graphhalu.models.shape import model_shape
+from graphhalu.numerics import (
+    FIXED_STEPS,
+    from_bfloat16_bits,
+    from_fixed_point,
+    pack_triangle,
+    unpack_triangle,
+)
+from graphhalu.testing.tiny_models import TINY_FAMILIES, WINDOW, tiny_model
 from graphhalu.traces.schema import ARRAYS, TraceShape
 
 FAMILIES = list(TINY_FAMILIES)
@@ -20,19 +30,24 @@ FLOAT16_STEP = 2.0**-11
 
 
 def shape_of(config, *, layers=None, hidden=None):
-    config = config.get_text_config()
-    n_layers = config.num_hidden_layers
-    layers = tuple(range(n_layers)) if layers is None else layers
+    sizes = model_shape(config, "tiny")
+    layers = tuple(range(sizes.n_layers)) if layers is None else layers
     return TraceShape(
-        n_layers=n_layers,
-        n_heads=config.num_attention_heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or config.num_attention_heads,
-        hidden_size=config.hidden_size,
+        n_layers=sizes.n_layers,
+        n_heads=sizes.n_heads,
+        n_kv_heads=sizes.n_kv_heads,
+        hidden_size=sizes.hidden_size,
         attention_layers=layers,
-        hidden_layers=tuple(range(n_layers + 1)) if hidden is None else hidden,
-        layer_windows=(None,) * len(layers),
+        hidden_layers=tuple(range(sizes.n_layers + 1)) if hidden is None else hidden,
+        layer_windows=tuple(sizes.layer_windows[layer] for layer in layers),
         n_edges=N_EDGES,
     )
+
+
+@cache
+def shared_model(family):
+    """A model that no test changes."""
+    return tiny_model(family)
 
 
 def sequences_of(config, lengths=(13, 7, 11), seed=0):
@@ -76,7 +91,7 @@ def test_there_are_families_to_sweep():
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("row_chunk", [5, 512])
 def test_streamed_attention_is_the_models_own_to_float16_rounding(family, row_chunk):
-    model, config = tiny_model(family)
+    model, config = shared_model(family)
     sequences = sequences_of(config)
     shape = shape_of(config)
     results = replay(model, sequences, shape=shape, arrays=tuple(ARRAYS), row_chunk=row_chunk)
@@ -91,7 +106,7 @@ def test_streamed_attention_is_the_models_own_to_float16_rounding(family, row_ch
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_hidden_states_and_likelihood_are_those_of_a_plain_pass(family):
-    model, config = tiny_model(family)
+    model, config = shared_model(family)
     (sequence,) = sequences_of(config, lengths=(11,))
     (result,) = replay(model, [sequence], shape=shape_of(config), arrays=tuple(ARRAYS))
     expected = eager_output(model, sequence)
@@ -139,29 +154,220 @@ def test_every_stream_is_what_a_slow_loop_over_the_matrix_gives():
                 np.testing.assert_allclose(got["received"], weights.sum(0), rtol=1e-4)
 
 
-def test_spans_of_every_row_sum_to_one():
-    model, config = tiny_model("qwen2")
-    sequences = sequences_of(config)
+@pytest.mark.parametrize("family", FAMILIES)
+def test_spans_of_every_row_sum_to_one_or_to_what_a_learned_sink_leaves(family):
+    model, config = shared_model(family)
     arrays = ("token_ids", "span_mass")
-    for result in replay(model, sequences, shape=shape_of(config), arrays=arrays):
+    sequences = sequences_of(config)
+    for sequence, result in zip(
+        sequences,
+        replay(model, sequences, shape=shape_of(config), arrays=arrays),
+        strict=True,
+    ):
         sums = result.arrays["span_mass"].astype(np.float32).sum(-1)
-        assert np.abs(sums - 1).max() < ROW_SUM_TOLERANCE + N_SPANS * FLOAT16_STEP
+        own = torch.stack([w[0] for w in eager_output(model, sequence).attentions]).sum(-1)
+        if family != "gpt_oss":
+            np.testing.assert_allclose(own.numpy(), 1, atol=ROW_SUM_TOLERANCE)
+        assert np.abs(sums - own.numpy()).max() < N_SPANS * FLOAT16_STEP
 
 
-def test_a_batch_gives_what_each_sequence_gives_alone():
-    model, config = tiny_model("llama")
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_batch_gives_what_each_sequence_gives_alone(family):
+    model, config = shared_model(family)
     sequences = sequences_of(config, lengths=(17, 5, 11))
     shape = shape_of(config)
     together = replay(model, sequences, shape=shape, arrays=tuple(ARRAYS))
     for sequence, result in zip(sequences, together, strict=True):
         (alone,) = replay(model, [sequence], shape=shape, arrays=tuple(ARRAYS))
         for name, values in alone.arrays.items():
+            other, step = result.arrays[name], 2e-3
             if ARRAYS[name].encoding == "bfloat16":
-                values, other = map(from_bfloat16_bits, (values, result.arrays[name]))
+                values, other = map(from_bfloat16_bits, (values, other))
                 step = 2**-7  # a float32 difference can tip the rounding by one bfloat16 step
-            else:
-                other, step = result.arrays[name], 2e-3
-            np.testing.assert_allclose(other, values, rtol=step, atol=1e-4, err_msg=name)
+            elif ARRAYS[name].encoding == "fixed16":
+                values, other = values.astype(int), other.astype(int)
+                step = 0.0
+                np.testing.assert_allclose(other, values, atol=3, err_msg=name)
+                continue
+            np.testing.assert_allclose(other, values, rtol=step, atol=2e-4, err_msg=name)
+
+
+def edges_by_loop(weights, row, n_edges, edge_mass=None):
+    """Keys and weights of the strongest edges of one row, and what is dropped."""
+    others = {key: float(weights[key]) for key in range(row)}
+    ranked = sorted(others, key=lambda key: -others[key])
+    total, kept, chosen = sum(others.values()), 0.0, []
+    for key in ranked[:n_edges]:
+        if others[key] <= 0 or (edge_mass is not None and kept >= edge_mass * total):
+            break
+        kept += others[key]
+        chosen.append(key)
+    return chosen, total - kept
+
+
+@pytest.mark.parametrize("edge_mass", [None, 0.7])
+def test_edges_are_the_strongest_keys_of_a_slow_loop(edge_mass):
+    model, config = tiny_model("llama")
+    sequences = sequences_of(config, lengths=(13, 7))
+    arrays = ("edge_key", "edge_weight", "dropped_mass")
+    shape = shape_of(config)
+    results = replay(model, sequences, shape=shape, arrays=arrays, row_chunk=3, edge_mass=edge_mass)
+    n_short = 0
+    for sequence, result in zip(sequences, results, strict=True):
+        own = [layer[0].numpy() for layer in eager_output(model, sequence).attentions]
+        key, weight, dropped = (result.arrays[name] for name in arrays)
+        for layer in range(shape.n_layers):
+            for head in range(shape.n_heads):
+                for row in range(sequence.length):
+                    weights = own[layer][head, row]
+                    chosen, rest = edges_by_loop(weights, row, N_EDGES, edge_mass)
+                    n_short += len(chosen) < min(N_EDGES, row)
+                    found = key[layer, head, row]
+                    assert found[: len(chosen)].tolist() == chosen
+                    assert (found[len(chosen) :] == -1).all()
+                    assert (weight[layer, head, row, len(chosen) :] == 0).all()
+                    np.testing.assert_allclose(
+                        weight[layer, head, row, : len(chosen)],
+                        weights[chosen],
+                        rtol=1e-3,
+                        atol=6e-8,
+                    )
+                    assert dropped[layer, head, row] == pytest.approx(rest, rel=1e-3, abs=1e-6)
+    assert (n_short > 0) == (edge_mass is not None)
+
+
+def test_edges_own_attention_and_dropped_mass_add_up_to_one():
+    model, config = tiny_model("qwen2")
+    (sequence,) = sequences_of(config, lengths=(17,))
+    arrays = ("self_attention", "edge_weight", "dropped_mass")
+    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=arrays)
+    own, edges, dropped = (result.arrays[name].astype(np.float32) for name in arrays)
+    np.testing.assert_allclose(own + edges.sum(-1) + dropped, 1, atol=N_EDGES * FLOAT16_STEP)
+
+
+def test_fixed_point_attention_is_off_by_half_a_step_at_most():
+    model, config = tiny_model("llama")
+    sequences = sequences_of(config)
+    results = replay(model, sequences, shape=shape_of(config), arrays=("attention_fixed",))
+    for sequence, result in zip(sequences, results, strict=True):
+        own = np.stack([w[0].numpy() for w in eager_output(model, sequence).attentions])
+        stored = unpack_triangle(
+            from_fixed_point(result.arrays["attention_fixed"]), sequence.length
+        )
+        np.testing.assert_allclose(stored, own, atol=0.5 / FIXED_STEPS + 1e-6)
+
+
+def answer_rows_of(sequence):
+    return replace(sequence, row_start=sequence.prompt_length - 1)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_answer_rows_alone_are_those_of_the_full_path(family):
+    model, config = shared_model(family)
+    sequences = sequences_of(config, lengths=(17, 13, 16))
+    shape, arrays = shape_of(config), tuple(ARRAYS)
+    full = replay(model, sequences, shape=shape, arrays=arrays)
+    few = replay(
+        model, [answer_rows_of(each) for each in sequences], shape=shape, arrays=arrays, row_chunk=3
+    )
+    for sequence, all_rows, answer_rows in zip(sequences, full, few, strict=True):
+        first = sequence.prompt_length - 1
+        own = all_rows.arrays
+        square = unpack_triangle(own["attention"].astype(np.float32), sequence.length)
+        for name, values in answer_rows.arrays.items():
+            expected = own[name]
+            if name == "attention":
+                expected = pack_triangle(square[:, :, first:], first)
+            elif name == "attention_fixed":
+                values = from_fixed_point(values)
+                expected = pack_triangle(square[:, :, first:], first)
+            elif name == "received":
+                expected = square[:, :, first:].sum(2)
+            elif name in ("token_logprob", "token_entropy", "top1_margin"):
+                assert np.isnan(values[: first + 1]).all()
+                values, expected = values[first + 1 :], expected[first + 1 :]
+            elif "row" in ARRAYS[name].axes:
+                expected = expected[:, :, first:]
+            elif name == "hidden":
+                values, expected = map(from_bfloat16_bits, (values, expected))
+            np.testing.assert_allclose(values, expected, rtol=2**-6, atol=1e-3, err_msg=name)
+
+
+@pytest.mark.parametrize("family", ["mistral", "gemma2", "gemma3_text", "cohere2", "gpt_oss"])
+def test_a_sliding_window_reports_positions_and_sees_nothing_before_it(family):
+    model, config = shared_model(family)
+    (sequence,) = sequences_of(config, lengths=(17,))
+    shape = shape_of(config)
+    (result,) = replay(model, [sequence], shape=shape, arrays=("attention", "argmax_key"))
+    square = unpack_triangle(result.arrays["attention"].astype(np.float32), 17)
+    assert WINDOW in shape.layer_windows
+    for layer, window in enumerate(shape.layer_windows):
+        for row in range(17):
+            first_seen = 0 if window is None else max(0, row - window + 1)
+            assert (square[layer, :, row, :first_seen] == 0).all()
+            assert (square[layer, :, row, first_seen : row + 1] > 0).all()
+            assert (result.arrays["argmax_key"][layer, :, row] >= first_seen).all()
+
+
+def values_by_projection(model, token_ids):
+    """Value vectors of each layer from the weights and the input of its attention module."""
+    found = []
+
+    def project(module, inputs, settings):
+        states = inputs[0] if inputs else settings["hidden_states"]
+        n_tokens = states.shape[1]
+        if hasattr(module, "v_proj"):
+            found.append(module.v_proj(states)[0].reshape(n_tokens, 3, -1))
+        elif hasattr(module, "Wqkv"):
+            found.append((states @ module.Wqkv.weight[48:].T)[0].reshape(n_tokens, 3, -1))
+        else:
+            weight, bias = module.query_key_value.weight, module.query_key_value.bias
+            fused = (states @ weight.T + (0 if bias is None else bias))[0]
+            is_multi_query = getattr(module, "multi_query", False)
+            found.append(
+                fused[:, -8:].reshape(n_tokens, 1, 8) if is_multi_query
+                else fused.reshape(n_tokens, 3, 3, 8)[:, :, 2]
+            )  # fmt: skip
+
+    kinds = {"GPTJAttention", "GPTNeoSelfAttention", "MptAttention", "BloomAttention",
+             "FalconAttention"}  # fmt: skip
+    handles = [
+        module.register_forward_pre_hook(project, with_kwargs=True)
+        for module in model.modules() if type(module).__name__ in kinds
+    ]  # fmt: skip
+    with torch.inference_mode():
+        model(input_ids=torch.from_numpy(token_ids)[None], use_cache=False)
+    for handle in handles:
+        handle.remove()
+    return found
+
+
+@pytest.mark.parametrize("family", ["falcon", "bloom", "mpt", "gptj", "gpt_neo"])
+def test_value_norms_off_the_interface_are_those_of_the_projection(family):
+    model, config = shared_model(family)
+    (sequence,) = sequences_of(config, lengths=(11,))
+    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=("value_norm",))
+    expected = values_by_projection(model, sequence.token_ids)
+    assert len(expected) == len(result.arrays["value_norm"])
+    for layer, value in enumerate(expected):
+        norms = value.norm(dim=-1).T.numpy()
+        np.testing.assert_allclose(result.arrays["value_norm"][layer], norms, rtol=1e-3)
+    assert "_attn" not in vars(next(iter(model.modules())))
+
+
+def test_falcon_asked_for_weights_is_causal_though_it_runs_on_sdpa():
+    model, config = tiny_model("falcon")
+    assert model.config._attn_implementation == "sdpa"
+    (sequence,) = sequences_of(config, lengths=(11,))
+    with torch.inference_mode():
+        plain = model(input_ids=torch.from_numpy(sequence.token_ids)[None], use_cache=False)
+    expected = torch.log_softmax(plain.logits[0].float(), -1)
+    (result,) = replay(model, [sequence], shape=shape_of(config), arrays=tuple(ARRAYS))
+    next_ids = torch.from_numpy(sequence.token_ids)[1:, None]
+    np.testing.assert_allclose(
+        result.arrays["token_logprob"][1:], expected[:-1].gather(1, next_ids)[:, 0], atol=1e-4
+    )
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_only_the_layers_asked_for_are_kept():
