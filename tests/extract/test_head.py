@@ -1,0 +1,52 @@
+"""Logits on demand against a plain pass."""
+
+import pytest
+import torch
+
+from graphhalu.extract.head import DeferredPass, body_below_head
+from graphhalu.extract.likelihood import option_logprobs
+from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
+
+
+@pytest.mark.parametrize("family", list(TINY_FAMILIES))
+def test_logits_of_some_rows_are_those_of_a_plain_pass_and_nothing_stays_replaced(family):
+    model, _ = tiny_model(family)
+    body = body_below_head(model)
+    assert body is not None
+    tokens = torch.arange(3, 16).reshape(1, 13)
+    with torch.inference_mode():
+        plain = model(input_ids=tokens, use_cache=False).logits
+        done = DeferredPass(model, body, input_ids=tokens, use_cache=False)
+        for start, stop in ((0, 5), (5, 13), (12, 13)):
+            torch.testing.assert_close(done.logits(start, stop), plain[:, start:stop])
+        assert "forward" not in vars(body)
+        torch.testing.assert_close(model(input_ids=tokens, use_cache=False).logits, plain)
+
+
+def test_a_model_that_takes_no_rows_runs_whole(monkeypatch):
+    model, _ = tiny_model("llama")
+    tokens = torch.arange(3, 14).reshape(1, 11)
+    with torch.inference_mode():
+        plain = model(input_ids=tokens, use_cache=False).logits
+        done = DeferredPass(model, None, input_ids=tokens, use_cache=False)
+        assert torch.equal(done.logits(2, 7), plain[:, 2:7])
+
+
+def test_hidden_states_are_handed_over_once():
+    model, _ = tiny_model("llama")
+    tokens = torch.arange(3, 14).reshape(1, 11)
+    body = body_below_head(model)
+    with torch.inference_mode():
+        done = DeferredPass(
+            model, body, input_ids=tokens, use_cache=False, output_hidden_states=True
+        )
+    states = done.take_hidden_states()
+    assert states is not None
+    assert len(states) == 4
+    assert done.take_hidden_states() is None
+
+
+def test_an_option_gathers_the_probability_of_all_its_spellings():
+    logits = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4]))
+    found = option_logprobs(logits, [(0, 2), (3,)])
+    assert found == pytest.approx(torch.log(torch.tensor([0.4, 0.4])).tolist())

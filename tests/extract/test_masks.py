@@ -1,0 +1,67 @@
+"""Masks built from recipes against the whole masks of transformers."""
+
+import pytest
+import torch
+from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
+from transformers.masking_utils import sliding_window_causal_mask_function as sliding
+
+from graphhalu.axes import RowRange
+from graphhalu.errors import ModelRefusedError
+from graphhalu.extract import masks
+from graphhalu.extract.capture import CHUNK_BYTES, _chunks
+from graphhalu.extract.masks import MaskRecipe, recipe_of, stand_in
+
+N_TOKENS = 13
+
+
+def arguments_of(mask_function, lengths):
+    is_token = torch.arange(N_TOKENS) < torch.tensor(lengths)[:, None]
+    return {
+        "batch_size": len(lengths), "q_length": N_TOKENS, "kv_length": N_TOKENS, "q_offset": 0,
+        "kv_offset": 0, "mask_function": mask_function, "attention_mask": is_token,
+        "dtype": torch.float32, "allow_is_causal_skip": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("kept_bytes", [0, 2**20])
+@pytest.mark.parametrize("mask_function", [causal_mask_function, sliding(5)])
+@pytest.mark.parametrize("lengths", [(13,), (13, 7, 11)])
+def test_a_chunk_of_rows_has_the_rows_of_the_whole_mask(
+    mask_function, lengths, kept_bytes, monkeypatch
+):
+    monkeypatch.setattr(masks, "_KEPT_BYTES", kept_bytes)
+    arguments = arguments_of(mask_function, lengths)
+    recipe, whole = MaskRecipe(arguments), eager_mask(**arguments)
+    for _ in range(2):  # the second time from what was kept, if anything
+        for start, stop in ((0, 3), (3, 8), (8, 13)):
+            assert torch.equal(recipe.rows(start, stop), whole[:, :, start:stop, :stop])
+    assert bool(recipe._chunks) == (kept_bytes > 0)
+
+
+def test_the_whole_mask_is_the_one_that_the_fast_kernel_would_get():
+    arguments = arguments_of(sliding(5), (13, 7))
+    assert torch.equal(MaskRecipe(arguments).whole("sdpa"), sdpa_mask(**arguments))
+    # without padding or window, the kernel is told by a flag
+    assert MaskRecipe(arguments_of(causal_mask_function, (13,))).whole("sdpa") is None
+
+
+def test_the_stand_in_carries_its_recipe_and_anything_else_is_refused():
+    mask = stand_in(**arguments_of(causal_mask_function, (13,)))
+    assert mask.numel() == 0
+    assert recipe_of(mask, "Some").arguments["q_length"] == N_TOKENS
+    for changed in (mask.clone(), None):
+        with pytest.raises(ModelRefusedError, match="SomeAttention changes the attention mask"):
+            recipe_of(changed, "SomeAttention")
+
+
+@pytest.mark.parametrize("rows", [RowRange(0, 4099), RowRange(4001, 4099), RowRange(0, 1)])
+def test_chunks_cover_the_rows_once_and_fit_the_memory(rows):
+    query = torch.empty(3, 7, 1, 2)
+    chunks = list(_chunks(rows, query, None))
+    assert [row for start, stop in chunks for row in range(start, stop)] == list(range(*rows))
+    assert all(4 * 3 * 7 * (stop - start) * stop <= CHUNK_BYTES for start, stop in chunks)
+
+
+def test_a_single_row_that_does_not_fit_is_a_chunk_of_its_own():
+    query = torch.empty(1, 2**20, 1, 1).expand(4, -1, -1, -1)
+    assert list(_chunks(RowRange(5, 8), query, None)) == [(5, 6), (6, 7), (7, 8)]
