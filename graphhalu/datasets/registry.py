@@ -1,9 +1,10 @@
 """Data sets by name, and the one way to load questions from them."""
 
 import hashlib
+import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
@@ -39,8 +40,20 @@ _ACCENT = re.compile("[\u0300-\u036f]")
 _ARTICLE = re.compile(r"\b(?:a|an|the)\b")
 
 
+_OWN_ENDINGS: Final = tuple(
+    f"{ending}{packed}"
+    for ending in (".csv", ".tsv", ".json", ".jsonl", ".ndjson", ".parquet")
+    for packed in ("", ".gz")
+)
+
+
 def load_questions(
-    name: str, path: Path | None = None, *, num_samples: int | None = None, seed: int = 0
+    name: str,
+    path: Path | None = None,
+    *,
+    num_samples: int | None = None,
+    seed: int = 0,
+    fields: Mapping[str, str] | None = None,
 ) -> list[Question]:
     """Questions of a data set in a seeded order, near-duplicates in one group.
 
@@ -48,23 +61,47 @@ def load_questions(
     sample are the sample of size ``N``: a run can be enlarged without doing anything twice.
 
     Args:
-        name: Name in the registry.
+        name: Name in the registry, or the path of the user's own file.
         path: File or folder to read; ``None`` reads what is bundled, or the hub.
         num_samples: How many to take; ``None`` takes all. A number larger than the set takes
             all too: the length of the result says so.
         seed: Seed of the order.
+        fields: Columns of the user's own file by field (``question``, ``answers``, ``context``
+            …); see :func:`graphhalu.datasets.own.read_own`.
 
     Raises:
-        UnknownNameError: If no data set has this name.
-        UsageError: If ``num_samples`` is below 1, or there is no such file.
+        UnknownNameError: If no data set has this name, or no field.
+        UsageError: If ``num_samples`` is below 1, there is no such file, or the file has not the
+            columns that are named.
         DataFileError: If the file cannot be read, an id stands twice, or there is no question.
     """
     if num_samples is not None and num_samples < 1:
         message = f"num_samples must be at least 1, got {num_samples}"
         raise UsageError(message)
-    source = f"data set {name!r}" if path is None else str(path)
-    questions = _checked(DATASETS.get(name)().read(path), source)
+    own = own_path(name)
+    if own is not None:
+        questions = _checked(_own_questions(own, path, fields), str(own))
+    elif fields:
+        message = (
+            f"fields name the columns of a file of your own, and {name!r} is a data set\n"
+            f"  Read your own file:  --dataset FILE --fields question=COLUMN"
+        )
+        raise UsageError(message)
+    else:
+        source = f"data set {name!r}" if path is None else str(path)
+        questions = _checked(DATASETS.get(name)().read(path), source)
     return seeded_order(share_groups(questions), seed)[:num_samples]
+
+
+def own_path(name: str) -> Path | None:
+    """The user's own file that a data set's name means, or ``None`` if it is no path.
+
+    A path is what exists as a file, holds a slash, or ends like a data file; names in the
+    registry come first.
+    """
+    path = Path(name).expanduser()
+    is_path = "/" in name or os.sep in name or name.lower().endswith(_OWN_ENDINGS)
+    return path if name not in DATASETS and (is_path or path.is_file()) else None
 
 
 def seeded_order(questions: Iterable[Question], seed: int) -> list[Question]:
@@ -94,6 +131,21 @@ def share_groups(questions: Iterable[Question]) -> list[Question]:
 def question_key(question: Question) -> str:
     """Question and context without case, accents, punctuation and articles."""
     return f"{_bare(question.text)}\n{_bare(question.context or '')}"
+
+
+def _own_questions(
+    own: Path, path: Path | None, fields: Mapping[str, str] | None
+) -> Iterable[Question]:
+    if path is not None:
+        message = (
+            f"two files are named: {own} as the data set, and {path} as its file\n"
+            f"  Read your own file:  --dataset {own}\n"
+            f"  Or a published one:  --dataset NAME --data-path {path}"
+        )
+        raise UsageError(message)
+    from graphhalu.datasets.own import read_own
+
+    return read_own(own, fields)
 
 
 def _bare(text: str) -> str:

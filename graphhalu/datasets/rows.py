@@ -35,7 +35,7 @@ def require_columns(row: Row, *names: str, expected: str | None = None) -> None:
         found = ", ".join(map(str, row.values)) or "none"
         message = (
             f"{row.where}: expected {expected or 'the columns ' + ', '.join(names)}; "
-            f"missing: {', '.join(missing)}; found: {_shortened(found)}"
+            f"missing: {', '.join(missing)}; found: {shortened(found)}"
         )
         raise DataFileError(message)
 
@@ -81,7 +81,7 @@ def mapping_field(row: Row, name: str) -> Row:
 
 def wrong_value(row: Row, name: str, expected: str, came: object) -> DataFileError:
     """The error for a field that holds something unexpected."""
-    return DataFileError(f"{row.where}: {name} must be {expected}, got {_shortened(repr(came))}")
+    return DataFileError(f"{row.where}: {name} must be {expected}, got {shortened(repr(came))}")
 
 
 def without_repeats(texts: Iterable[str]) -> tuple[str, ...]:
@@ -94,5 +94,6 @@ def text_id(prefix: str, text: str) -> str:
     return f"{prefix}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
 
 
-def _shortened(text: str, limit: int = 120) -> str:
+def shortened(text: str, limit: int = 120) -> str:
+    """The text, or its beginning if it is too long for an error message."""
     return text if len(text) <= limit else f"{text[:limit]} …"

@@ -1,0 +1,189 @@
+"""The user's own file: any table or JSON whose columns are named, or have usual names."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Final
+
+from graphhalu.datasets.cells import is_list, is_short, labels_cell, places_cell
+from graphhalu.datasets.fields import Columns, check_field, find_columns
+from graphhalu.datasets.files import open_file, read_rows
+from graphhalu.datasets.letters import LETTERS
+from graphhalu.datasets.question import GivenAnswer, Question
+from graphhalu.datasets.rows import Row, text_id, without_repeats, wrong_value
+from graphhalu.errors import UsageError
+
+_ENTRY: Final = re.compile(r'((?:"[^"]*"|[^",])*)(?:,|$)')
+
+_MAX_DESCRIPTION: Final = 200
+"""Longest text of another column that is kept with the question, in characters."""
+
+
+def read_fields(text: str) -> dict[str, str]:
+    """Columns by field, from text such as ``question=Q,answers=Aliases:;``.
+
+    Entries are divided by commas. Double quotes keep a comma inside one, as in
+    ``answers="Gold, all"`` or, for a separator, ``answers=Gold:","``.
+
+    Raises:
+        UsageError: If an entry has no ``=``, a field is named twice, or a quote is not closed.
+        UnknownNameError: If there is no such field.
+    """
+    if text.count('"') % 2:
+        message = f"--fields has a quote that is not closed: {text}"
+        raise UsageError(message)
+    fields: dict[str, str] = {}
+    for entry in (match.group(1).strip() for match in _ENTRY.finditer(text)):
+        if not entry:
+            continue
+        name, is_equal, column = (part.strip().replace('"', "") for part in entry.partition("="))
+        if not is_equal:
+            message = (
+                f"--fields expects FIELD=COLUMN,FIELD=COLUMN, got {entry!r}\n"
+                f"  Example:  --fields question=Question,answers=Aliases:;"
+            )
+            raise UsageError(message)
+        check_field(name)
+        if name in fields:
+            message = f"--fields names {name!r} twice, as {fields[name]!r} and {column!r}"
+            raise UsageError(message)
+        fields[name] = column
+    return fields
+
+
+def read_own(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[Question]:
+    """Yield the questions of a user's own file, in its order.
+
+    A field is read from the column that ``fields`` names, or from one that bears its name or a
+    usual one (:data:`graphhalu.datasets.fields.FIELDS`; case, spaces and hyphens do not matter).
+    Only the question must be there. Other columns with numbers or short texts are metadata.
+
+    - ``answers``, ``choices``, ``correct``, ``given`` and ``label`` may hold lists: real ones in
+      JSON and Parquet, JSON text, Python-list text, or text with a separator, which stands
+      behind the column: ``answers=Aliases:;`` (``tab`` and ``newline`` by name).
+    - ``correct`` names the right choices by letter, by number from 0, or by text. Without it,
+      ``answers`` does, where a number in a text is no place.
+    - ``label`` says of each given answer whether it is hallucinated: 1, true, yes or
+      hallucinated; or 0, false, no or correct.
+    - Rows that differ in their given answers alone are one question.
+    - Without ``id``, ids come from the texts of question and context.
+
+    Args:
+        path: A csv, tsv, json, jsonl or parquet file, also gzipped.
+        fields: Columns by field; an empty name leaves the field out.
+
+    Raises:
+        UsageError: If there is no such file, or a column is missing or ambiguous.
+        DataFileError: If a row cannot be read; names it.
+    """
+    fields = fields or {}
+    for field in fields:
+        check_field(field)
+    rows = list(read_rows(open_file(path)))
+    if not rows:
+        return iter(())
+    columns = find_columns(rows, path, fields)
+    return iter(_merged(_question(row, columns) for row in rows))
+
+
+def _question(row: Row, columns: Columns) -> Question:
+    text, context = columns.required_text(row, "question"), columns.text(row, "context")
+    own_id = text_id("own", text if context is None else f"{text}\n{context}")
+    choices, answers = _choices(row, columns), columns.texts(row, "answers")
+    correct = _correct(row, columns, choices)
+    if correct and not (answers and columns.has("correct")):
+        answers = tuple(choices[place] for place in correct)
+    described = {
+        name: row.values[name]
+        for name in columns.others
+        if is_short(row.values.get(name), _MAX_DESCRIPTION)
+    }
+    return Question(
+        question_id=columns.required_text(row, "id") if columns.has("id") else own_id,
+        text=text,
+        answers=without_repeats(answers),
+        group_id=columns.text(row, "group") or "",
+        context=context,
+        system=columns.text(row, "system"),
+        choices=choices,
+        correct_choices=correct,
+        given=_given(row, columns, described),
+        metadata=described,
+    )
+
+
+def _choices(row: Row, columns: Columns) -> tuple[str, ...]:
+    choices = columns.texts(row, "choices")
+    n_different = len(set(choices))
+    if n_different < len(choices) or n_different == 1 or n_different > len(LETTERS):
+        expected = f"2 to {len(LETTERS)} different options, or none"
+        raise wrong_value(row, columns.by_field["choices"].name, expected, list(choices))
+    return choices
+
+
+def _correct(row: Row, columns: Columns, choices: tuple[str, ...]) -> tuple[int, ...]:
+    """Places of the right choices, from a field of their own or else from the answers."""
+    field = "correct" if columns.has("correct") else "answers"
+    if not choices or not columns.has(field):
+        return ()
+    name, separator = columns.by_field[field]
+    is_own = field == "correct"
+    places = places_cell(row, name, choices, separator, reads_digits=is_own)
+    if len(places) == len(choices):
+        raise wrong_value(row, name, "some of the choices, not all", row.values[name])
+    return places
+
+
+def _given(row: Row, columns: Columns, described: Mapping[str, Any]) -> tuple[GivenAnswer, ...]:
+    texts = _given_texts(row, columns)
+    labels: list[bool | None] = [None]
+    if columns.has("label"):
+        name, separator = columns.by_field["label"]
+        labels = labels_cell(row, name, separator)
+        if labels != [None] and len(labels) != len(texts):
+            expected = f"one label for each of {len(texts)} given answers"
+            raise wrong_value(row, name, expected, row.values[name])
+    if labels == [None]:
+        labels *= len(texts)
+    return tuple(
+        GivenAnswer(text, label, metadata=dict(described))
+        for text, label in zip(texts, labels, strict=True)
+    )
+
+
+def _given_texts(row: Row, columns: Columns) -> tuple[str, ...]:
+    """Given answers; text with a single label is one answer, even in square brackets."""
+    if not columns.has("given"):
+        return ()
+    given, label = columns.by_field["given"], columns.by_field.get("label")
+    is_text = given.separator is None and isinstance(row.values.get(given.name), str)
+    if label and is_text and not label.separator and not is_list(row.values.get(label.name)):
+        text = columns.text(row, "given")
+        return () if text is None else (text,)
+    return columns.texts(row, "given")
+
+
+def _merged(questions: Iterable[Question]) -> list[Question]:
+    """One question for rows that differ in their given answers and descriptions alone."""
+    merged: dict[tuple[object, ...], Question] = {}
+    for number, question in enumerate(questions):
+        key = _without_given(question) if question.given else (number,)
+        merged[key] = _joined(merged[key], question) if key in merged else question
+    return list(merged.values())
+
+
+def _joined(first: Question, other: Question) -> Question:
+    shared = other.metadata.items()
+    return replace(
+        first,
+        given=first.given + other.given,
+        metadata={name: value for name, value in first.metadata.items() if (name, value) in shared},
+    )
+
+
+def _without_given(question: Question) -> tuple[object, ...]:
+    return (
+        question.question_id, question.text, question.context, question.system, question.answers,
+        question.choices, question.correct_choices, question.group_id,
+    )  # fmt: skip
