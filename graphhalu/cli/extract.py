@@ -1,5 +1,6 @@
 """``graphhalu extract``: answers, hidden states and attention into a trace store."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,15 +12,18 @@ if TYPE_CHECKING:
     from graphhalu.extract.run import ExtractSummary
 
 
+_FILE_ENDING = re.compile(r"(?:\.(?:gguf|jsonl?|csv|tsv|parquet|txt))?(?:\.gz)?$", re.IGNORECASE)
+
+
 def extract(  # one parameter an option
     model: Annotated[
         str | None, typer.Option(help="Alias, hub id, folder or GGUF file. [default: smollm2]")
     ] = None,
     dataset: Annotated[
-        str | None, typer.Option(help="Name of a data set. [default: worldfacts]")
+        str | None, typer.Option(help="Name of a data set, or your own file. [default: worldfacts]")
     ] = None,
     data_path: Annotated[
-        Path | None, typer.Option(help="File of the data set in a published layout.")
+        Path | None, typer.Option(help="File or folder of the data set in a published layout.")
     ] = None,
     num_samples: Annotated[
         int | None, typer.Option(help="How many questions; a store can be extended later.")
@@ -64,7 +68,9 @@ def extract(  # one parameter an option
         str | None, typer.Option(help="Hidden states to keep: all, none, or 0,10,20.")
     ] = None,
     chat: Annotated[str | None, typer.Option(help="Chat template: off, on or auto.")] = None,
-    template: Annotated[str | None, typer.Option(help="Name of the prompt template.")] = None,
+    template: Annotated[
+        str | None, typer.Option(help="Prompt template. [default: the data set's]")
+    ] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     system_file: Annotated[
         Path | None, typer.Option(help="File with the system prompt (UTF-8 text).")
@@ -154,8 +160,8 @@ def _fields(text: str | None) -> dict[str, str] | None:
 
 def default_store(model: str, dataset: str) -> Path:
     """Where the traces of a model and a data set go when nothing is said."""
-    names = [Path(name).stem if Path(name).suffix else name for name in (model, dataset)]
-    plain = "_".join(name.strip("/").rsplit("/", maxsplit=1)[-1] for name in names)
+    names = [name.strip("/").rsplit("/", maxsplit=1)[-1] for name in (model, dataset)]
+    plain = "_".join(_FILE_ENDING.sub("", name) for name in names)
     return Path("data/traces") / f"{plain}.zarr"
 
 

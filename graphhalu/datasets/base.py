@@ -25,6 +25,7 @@ class DatasetCard:
         citation: Authors, year and number of the paper.
         label_rule: Which labeller suits it, and why.
         artefacts: Known faults that a detector could learn in place of hallucination.
+        template: Prompt template that suits it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class DatasetCard:
     citation: str
     label_rule: str
     artefacts: tuple[str, ...] = ()
+    template: str = "concise"
 
 
 class Dataset(ABC):

@@ -54,8 +54,9 @@ class RAGTruth(Dataset):
         size=2_965,
         citation="Niu et al. 2024, arXiv:2401.00396",
         label_rule="spans",
+        template="published",
         artefacts=(
-            "The text is the whole published prompt: use the prompt template 'published'.",
+            "The question is the whole published prompt; the template 'published' adds nothing.",
             "Any marked part counts, also one that is true but not in the source (implicit_true).",
             "In 832 QA responses the model's name reaches AUROC 0.71, and so does the length.",
             "Responses were sampled at temperatures that differ between models and responses.",

@@ -62,6 +62,8 @@ def published(question: Question) -> Pieces:
     return [(Span.QUESTION, before), (Span.CONTEXT, context), (Span.QUESTION, after)]
 
 
+DEFAULT_TEMPLATE: Final = "concise"
+
 PROMPT_TEMPLATES: Final[Mapping[str, Callable[[Question], Pieces]]] = {
     "concise": concise,
     "bare": bare,

@@ -6,7 +6,9 @@ from typing import Any
 from graphhalu.datasets.letters import letter_spellings
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
+from graphhalu.datasets.registry import DATASETS
 from graphhalu.datasets.spans import Prompt
+from graphhalu.datasets.templates import DEFAULT_TEMPLATE
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.extract.answers import Answer, given_answer
 from graphhalu.extract.settings import ExtractConfig, PromptSettings
@@ -62,6 +64,7 @@ class Asker:
         self.config = config
         self.loaded = loaded
         self.is_chat = uses_chat(config.prompt, loaded)
+        self.template = prompt_template_name(config)
 
     def ask(self, question: Question) -> Asked:
         """The prompt of a question, or why it cannot be asked.
@@ -99,7 +102,7 @@ class Asker:
     def _prompt(self, question: Question) -> AskedPrompt:
         settings, tokenizer = self.config.prompt, self.loaded.tokenizer
         rendered = build_prompt(
-            question, template=settings.template, chat=self.is_chat,
+            question, template=self.template, chat=self.is_chat,
             tokenizer=tokenizer, system=settings.system or question.system,
         )  # fmt: skip
         encoded = encode_prompt(rendered, tokenizer)
@@ -146,6 +149,14 @@ def newline_token_ids(tokenizer: Any) -> tuple[int, ...]:
         if "\n" in token or "Ċ" in token or token == "<0x0A>"  # noqa: S105
     ]
     return tuple(sorted(index for index in suspects if "\n" in tokenizer.decode([index])))
+
+
+def prompt_template_name(config: ExtractConfig) -> str:
+    """The prompt template that is asked for, or the one that suits the data set."""
+    if config.prompt.template != "auto":
+        return config.prompt.template
+    name = config.dataset.name
+    return DATASETS.get(name).card.template if name in DATASETS else DEFAULT_TEMPLATE
 
 
 def uses_chat(settings: PromptSettings, loaded: LoadedModel) -> bool:

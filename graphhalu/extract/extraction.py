@@ -8,6 +8,7 @@ import numpy as np
 
 from graphhalu.axes import Span
 from graphhalu.datasets.question import Question
+from graphhalu.datasets.registry import own_path
 from graphhalu.extract.answers import Answer, generated_answer
 from graphhalu.extract.asking import Asked, Asker, newline_token_ids
 from graphhalu.extract.beams import Candidate
@@ -78,16 +79,22 @@ class Extraction:
 
     def identity(self) -> dict[str, Any]:
         """What decides the content of the traces; batch sizes and devices are not among it."""
-        config, path = self.config, self.config.dataset.path
+        config = self.config
+        own = own_path(config.dataset.name)
+        path = own or config.dataset.path
         return {
             "model": dict(self.loaded.identity),
             "dataset": {
-                "name": config.dataset.name,
+                "name": own.name if own is not None else config.dataset.name,
                 "seed": config.dataset.seed,
                 "file_sha256": file_sha256(path) if path is not None else None,
                 **({"fields": dict(config.dataset.fields)} if config.dataset.fields else {}),
             },
-            "prompt": {**config.prompt.model_dump(mode="json"), "chat": self.asker.is_chat},
+            "prompt": {
+                **config.prompt.model_dump(mode="json"),
+                "template": self.asker.template,
+                "chat": self.asker.is_chat,
+            },
             "generation": {
                 **config.generation.identity(),
                 "stop_at_newline": self.stops_at_newline,

@@ -96,6 +96,7 @@ def extract(
     questions = load_questions(
         config.dataset.name, config.dataset.path,
         num_samples=config.num_samples, seed=config.dataset.seed,
+        fields=config.dataset.fields or None,
     )  # fmt: skip
     started = time.monotonic()
     loaded = load_model(config.model, tell)

@@ -27,8 +27,8 @@ class DatasetSettings(Config):
 class PromptSettings(Config):
     """How a question becomes a prompt."""
 
-    template: str = "concise"
-    """Name of a prompt template."""
+    template: str = "auto"
+    """Name of a prompt template; ``auto`` takes the one on the data set's card."""
     chat: Literal["off", "on", "auto"] = "off"
     """Whether the model's chat template is used; auto uses it where there is one."""
     system: str | None = None

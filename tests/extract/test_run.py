@@ -1,19 +1,13 @@
-"""The whole run on a tiny model: resume, extend, kill, refuse another configuration."""
-
-import json
-import os
-import signal
-import subprocess
-import sys
-import time
-from pathlib import Path
+"""The whole run on a tiny model: resume, extend, refuse another configuration."""
 
 import numpy as np
 import pytest
 import torch
+from pydantic import ValidationError
 
 from graphhalu.axes import Span
 from graphhalu.errors import StoreMismatchError, UsageError
+from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.load import load_model
@@ -128,6 +122,54 @@ def test_all_kept_beams_of_a_question_share_its_group(config, tmp_path):
         assert scores == sorted(scores, reverse=True)
 
 
+def test_more_beams_than_there_are_cannot_be_kept(config):
+    with pytest.raises(ValidationError, match="a search of 3 beams cannot keep 5 of them"):
+        config(generation={"num_beams": 3, "keep_beams": 5})
+
+
+def test_a_prompt_that_cannot_be_made_leaves_no_store(config, tmp_path):
+    with pytest.raises(UsageError, match="no prompt template"):
+        extract(config(prompt={"template": "concize"}), tmp_path / "a.zarr")
+    assert not list(tmp_path.glob("*"))
+
+
+def test_what_is_no_store_is_told_before_a_model_is_loaded(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("graphhalu.extract.run.load_model", lambda *_: pytest.fail("loaded"))
+    (tmp_path / "a.zarr").mkdir()
+    with pytest.raises(UsageError, match="another place with --out"):
+        extract(config(), tmp_path / "a.zarr")
+
+
+def test_settings_without_effect_are_no_part_of_the_identity(config, tmp_path):
+    extract(config(num_samples=3), tmp_path / "a.zarr")
+    stored = open_traces(tmp_path / "a.zarr").configuration
+    assert set(stored["capture"]) == {"keep", "layers", "hidden_layers"}
+    assert "answers" not in stored["generation"]
+    assert "fields" not in stored["dataset"]
+
+
+def test_parts_stay_within_their_bytes_though_questions_are_answered_together(
+    config, tmp_path, monkeypatch
+):
+    monkeypatch.setattr("graphhalu.extract.run.PART_BYTES", 1)
+    extract(config(num_samples=7, batch_size=8, part_size=8), tmp_path / "a.zarr")
+    assert len(open_traces(tmp_path / "a.zarr").parts) == 7
+
+
+def test_caches_that_do_not_fit_the_memory_make_smaller_batches(config, tmp_path, monkeypatch):
+    monkeypatch.setattr("graphhalu.extract.extraction.free_memory", lambda _: 1)
+    sizes = []
+    answer = BeamSearch.answer
+
+    def counted(search, prompts, on_done=None):
+        sizes.append(len(prompts))
+        return answer(search, prompts, on_done)
+
+    monkeypatch.setattr(BeamSearch, "answer", counted)
+    extract(config(num_samples=5, batch_size=4), tmp_path / "a.zarr")
+    assert sizes == [1] * 5
+
+
 def test_another_configuration_is_refused_and_named(config, tmp_path):
     extract(config(num_samples=3), tmp_path / "a.zarr")
     changed = config(num_samples=3, generation={"num_beams": 2, "max_new_tokens": 5})
@@ -158,37 +200,3 @@ def test_a_layer_that_the_model_does_not_have_is_refused(config, tmp_path):
     changed = config(capture={"layers": [1, 99]})
     with pytest.raises(UsageError, match="from 0 to 2"):
         extract(changed, tmp_path / "a.zarr")
-
-
-def test_killed_at_random_moments_the_store_holds_every_question_once(
-    config, tmp_path, model_folder, data_path
-):
-    expected = extract(config(), tmp_path / "whole.zarr").n_traces
-    target = tmp_path / "killed.zarr"
-    command = [
-        sys.executable, "-m", "graphhalu", "extract", "--model", str(model_folder),
-        "--threads", "1", "--dataset", "triviaqa", "--data-path", str(data_path), "--beams", "3",
-        "--max-new-tokens", "5", "--batch-size", "3", "--set", "part_size=4",
-        "--out", str(target),
-    ]  # fmt: skip
-    kills = 0
-    for round_ in range(3):
-        parts = len(list(target.glob("parts/0*")))
-        process = subprocess.Popen(command, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 120
-        # at least one more part must be there before the kill: progress is forced
-        while len(list(target.glob("parts/0*"))) <= parts and process.poll() is None:
-            assert time.monotonic() < deadline
-            time.sleep(0.002 * (round_ + 1))
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.wait()
-    assert kills
-    done = subprocess.run([*command, "--json"], capture_output=True, text=True, check=True)
-    assert json.loads(done.stdout)["n_traces"] == expected
-    killed, whole = open_traces(target), open_traces(tmp_path / "whole.zarr")
-    assert killed.trace_ids == whole.trace_ids
-    assert [r.answer for r in killed.records] == [r.answer for r in whole.records]
-    assert verify_store(target).problems == ()
-    assert not list(Path(target).glob(".writing/*"))
