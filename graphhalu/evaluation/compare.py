@@ -25,9 +25,9 @@ from graphhalu.evaluation.rows import (
 from graphhalu.evaluation.splits import (
     check_questions,
     cross_fit_folds,
-    question_groups,
     single_split,
 )
+from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.provenance import provenance
 from graphhalu.registry import unknown_name

@@ -1,40 +1,18 @@
 """The protocol of a comparison: every trace is scored by a model that never saw its question."""
 
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
 
 from graphhalu.axes import LABEL_CORRECT
-from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import question_key
 from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.labels.groups import question_groups, record_key
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split, check_groups, grouped_folds, grouped_split
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.trace import Trace
-
-
-def question_groups(traces: Sequence[Trace]) -> Shaped[np.ndarray, "trace"]:
-    """Group of each trace: its ``group_id``, merged where groups ask the same question.
-
-    Data sets hold some questions twice under two ids. Two groups with the same question text on
-    the same context become one, under the name of the first; case, accents, punctuation and
-    articles make no difference (:func:`graphhalu.datasets.registry.question_key`).
-    """
-    names = [trace.record.group_id for trace in traces]
-    ids = _codes(names)
-    texts = _codes([_question_key(trace.record) for trace in traces])
-    n_ids, n_nodes = int(ids.max()) + 1, int(ids.max()) + int(texts.max()) + 2
-    links = (np.ones(len(ids)), (ids, n_ids + texts))
-    merged = connected_components(coo_array(links, shape=(n_nodes, n_nodes)), directed=False)[1]
-    first: dict[int, str] = {}
-    for component, name in zip(merged[ids].tolist(), names, strict=True):
-        first.setdefault(component, name)
-    return np.array([first[component] for component in merged[ids].tolist()])
 
 
 def cross_fit_folds(
@@ -86,7 +64,7 @@ def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> list[Spl
     """
     keys: dict[str, list[str]] = {
         "belong to one group": [trace.record.group_id for trace in traces],
-        "ask the same question": [_question_key(trace.record) for trace in traces],
+        "ask the same question": [record_key(trace.record) for trace in traces],
         "are linked through other traces": question_groups(traces).tolist(),
     }
     sides = [
@@ -152,16 +130,6 @@ def _described(record: TraceRecord) -> str:
     return f"trace {record.trace_id!r} (group {record.group_id!r}): {record.question!r}"
 
 
-def _question_key(record: TraceRecord) -> str:
-    """One text for near-duplicates, by the same rule that joins them when a data set is read."""
-    return question_key(
-        Question(
-            record.question_id, record.question, record.answers,
-            context=record.context, choices=record.choices,
-        )
-    )  # fmt: skip
-
-
 def visible_labels(labels: Labels, split: Split) -> Labels:
     """The labels that a detector may see: those of training and validation.
 
@@ -179,12 +147,6 @@ def visible_labels(labels: Labels, split: Split) -> Labels:
             for reason, is_seen in zip(labels.reasons, seen.tolist(), strict=True)
         ),
     )
-
-
-def _codes(keys: Sequence[Hashable]) -> Int[np.ndarray, "trace"]:
-    """Number equal keys alike, in the order of their first appearance."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def _valid_indices(

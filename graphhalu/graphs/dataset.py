@@ -18,6 +18,7 @@ from graphhalu.graphs.build import (
     build_graph,
 )
 from graphhalu.graphs.edges import EdgeRule
+from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import check_groups, grouped_split
 from graphhalu.traces.schema import TraceShape
@@ -112,8 +113,8 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
 
     @property
     def groups(self) -> Shaped[np.ndarray, "trace"]:
-        """Group of every trace of this view."""
-        return np.array([self.traces[int(i)].record.group_id for i in self.trace_indices])
+        """Group of every trace of this view, merged where two groups ask the same question."""
+        return question_groups([self.traces[int(i)] for i in self.trace_indices])
 
     def select(self, indices: Int[np.ndarray, "trace"]) -> "AttentionGraphs":
         """A view of some traces, by their index in :attr:`traces`."""

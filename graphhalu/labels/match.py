@@ -74,7 +74,8 @@ class AliasMatch(Labeller):
        to *Which is larger, Saturn or Jupiter?*), and an alias right before a negation
        (``Paris is not …``).
     6. A refusal (``I don't know``) without an alias before it, or in a guess after it
-       (``but I think …``), is not valid; with a wrong guess it is hallucinated.
+       (``but I think …``), is not valid; with a wrong guess it is hallucinated. Where the data
+       set expects a refusal (``metadata["expected"] == "refusal"``), it is correct.
     7. A partial match (:func:`graphhalu.labels.partial.is_partial`) is not valid.
     8. Everything else is hallucinated.
 
@@ -88,7 +89,7 @@ class AliasMatch(Labeller):
 
     def settings(self) -> dict[str, Any]:
         """The rule has no choices; the version changes with its text."""
-        return {"rule": "alias equal or inside on word boundaries", "version": 2}
+        return {"rule": "alias equal or inside on word boundaries", "version": 3}
 
     def label(self, record: TraceRecord) -> LabelDecision:
         """Decide one answer; see the class."""
@@ -126,7 +127,8 @@ def _inside(record: TraceRecord, aliases: Sequence[Alias]) -> LabelDecision:
 def _without_alias(record: TraceRecord, claimed: Sequence[str]) -> LabelDecision:
     """Decide an answer that holds no alias."""
     if is_refusal(record.answer):
-        return undecided("refusal")
+        is_expected = record.metadata.get("expected") == "refusal"
+        return correct("refusal as expected") if is_expected else undecided("refusal")
     if is_partial(" ".join(claimed), record.answers, record.question):
         return undecided("partial match")
     return hallucinated("no alias")

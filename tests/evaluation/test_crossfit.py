@@ -5,7 +5,8 @@ from graphhalu.detectors.base import Scores
 from graphhalu.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
 from graphhalu.evaluation.crossfit import TraceSubset, cross_fit, standardise
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.splits import cross_fit_folds, question_groups
+from graphhalu.evaluation.splits import cross_fit_folds
+from graphhalu.labels.groups import question_groups
 
 
 @pytest.fixture

@@ -6,10 +6,10 @@ from graphhalu.evaluation.splits import (
     check_folds,
     check_questions,
     cross_fit_folds,
-    question_groups,
     single_split,
     visible_labels,
 )
+from graphhalu.labels.groups import question_groups
 from graphhalu.splits import Split
 
 

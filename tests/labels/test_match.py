@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -234,3 +236,17 @@ def test_a_refusal_claims_only_what_stands_before_it_and_its_guess() -> None:
 
 def test_letters_that_grow_in_lower_case_do_not_move_the_parts() -> None:
     assert claims("İİİ Paris. I don't know, but Lyon") == ["İİİ Paris. ", " Lyon"]
+
+
+@pytest.mark.parametrize(
+    ("answer", "expected"),
+    [
+        ("I don't know.", ("refusal as expected", True, 0)),
+        ("That cannot be determined.", ("refusal as expected", True, 0)),
+        ("In 1931.", ("no alias", True, 1)),
+    ],
+)
+def test_where_the_data_set_expects_a_refusal_it_is_right(answer, expected):
+    asked = replace(record(answer, ["nobody knows"]), metadata={"expected": "refusal"})
+    decision = AliasMatch().label(asked)
+    assert (decision.reason, decision.is_valid, decision.value) == expected
