@@ -11,6 +11,7 @@ from graphhalu.graphs.build import GraphRecipe, build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import Threshold
 from graphhalu.testing.planted import PLANTED_SHAPE
+from graphhalu.traces.trace import Trace
 
 
 @pytest.fixture
@@ -130,6 +131,18 @@ def test_a_split_shares_no_group_and_loses_no_trace(graphs):
     found = np.concatenate([side.trace_indices for side in sides])
     assert sorted(found.tolist()) == list(range(23))
     assert sum(map(len, sides)) == len(graphs)
+
+
+def test_the_same_question_under_two_ids_stays_on_one_side(planted):
+    traces, labels = planted
+    texts = [f"What is {number // 2}?" for number in range(len(traces))]
+    twice = [
+        Trace(replace(trace.record, question=text), trace.shape, trace.arrays)
+        for trace, text in zip(traces, texts, strict=True)
+    ]
+    sides = AttentionGraphs(twice, labels=labels).split(seed=0)
+    found = [{texts[index] for index in side.trace_indices} for side in sides]
+    assert not (found[0] & found[1] or found[0] & found[2] or found[1] & found[2])
 
 
 def test_a_split_repeats_with_its_seed_and_changes_with_another(graphs):
