@@ -67,6 +67,9 @@ def extract(  # one parameter an option
     hidden_layers: Annotated[
         str | None, typer.Option(help="Hidden states to keep: all, none, or 0,10,20.")
     ] = None,
+    hidden_tokens: Annotated[
+        str | None, typer.Option(help="Hidden states of all tokens, or of the kept rows only.")
+    ] = None,
     chat: Annotated[str | None, typer.Option(help="Chat template: off, on or auto.")] = None,
     template: Annotated[
         str | None, typer.Option(help="Prompt template. [default: the data set's]")
@@ -115,6 +118,7 @@ def extract(  # one parameter an option
         "capture.edge_mass": edge_mass,
         "capture.layers": None if layers == "all" else _numbers("--layers", layers),
         "capture.hidden_layers": _numbers("--hidden-layers", hidden_layers, "all", "none"),
+        "capture.hidden_tokens": hidden_tokens,
         "prompt.chat": chat, "prompt.template": template,
         "prompt.system": _system(system, system_file), "dataset.fields": _fields(fields),
         "num_samples": num_samples, "batch_size": batch_size,

@@ -66,6 +66,7 @@ def replay(
     device = next(model.parameters()).device
     batch, token_ids = _pad(sequences, shape, device, edge_mass)
     recorders = RecorderSet(batch, arrays)
+    keeps_hidden = not {"hidden", "hidden_rows"}.isdisjoint(arrays)
     body = body_below_head(model)
     with capturing(model, recorders, row_chunk=row_chunk):
         done = DeferredPass(
@@ -75,10 +76,10 @@ def replay(
             attention_mask=batch.is_token.long(),
             position_ids=torch.arange(batch.width, device=device).expand(batch.size, -1),
             use_cache=False,
-            output_hidden_states=list(shape.hidden_layers) if "hidden" in arrays else False,
+            output_hidden_states=list(shape.hidden_layers) if keeps_hidden else False,
         )
     recorders.require_complete()
-    hidden = HiddenStates(done.take_hidden_states(), shape, batch.lengths)
+    hidden = HiddenStates(arrays, done.take_hidden_states(), shape, sequences)
     likelihood = read_likelihood(done, sequences)
     results = []
     for index, (sequence, likely) in enumerate(zip(sequences, likelihood, strict=True)):

@@ -78,6 +78,9 @@ class CaptureSettings(Config):
     """Model layers whose attention is kept; by default all."""
     hidden_layers: tuple[int, ...] | Literal["all", "none"] = "all"
     """Hidden states that are kept: 0 = embeddings, the last = after the final norm."""
+    hidden_tokens: Literal["all", "rows"] = "all"
+    """``rows`` keeps the hidden states of the stored rows only (with ``rows: answer``, those that
+    produce the answer)."""
     edges: int = Field(default=16, ge=1)
     """With ``keep: edges``, how many edges of a row are kept at most."""
     edge_mass: float | None = Field(default=None, gt=0, le=1)
@@ -95,8 +98,9 @@ class CaptureSettings(Config):
         left_out |= {"attention", "attention_fixed"} - ({kept} if self.keep == "full" else set())
         if self.keep != "edges":
             left_out |= {"edge_key", "edge_weight", "dropped_mass"}
+        left_out.add("hidden_rows" if self.hidden_tokens == "all" else "hidden")
         if self.hidden_layers in ("none", ()):
-            left_out.add("hidden")
+            left_out |= {"hidden", "hidden_rows"}
         return tuple(name for name in ARRAYS if name not in left_out)
 
     def identity(self) -> dict[str, Any]:
@@ -104,6 +108,8 @@ class CaptureSettings(Config):
         unused = set() if self.keep == "edges" else {"edges", "edge_mass"}
         if self.rows == "all":
             unused.add("rows")
+        if self.hidden_tokens == "all":
+            unused.add("hidden_tokens")
         if self.keep != "full" or self.attention_format == "float16":
             unused.add("attention_format")
         return self.model_dump(mode="json", exclude=unused)

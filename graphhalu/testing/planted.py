@@ -191,4 +191,5 @@ def _value_and_hidden(
     return {
         "value_norm": norms.astype(np.float16),
         "hidden": to_bfloat16_bits(hidden.astype(np.float32)),
+        "hidden_rows": to_bfloat16_bits(hidden.astype(np.float32)),
     }

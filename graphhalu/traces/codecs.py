@@ -16,7 +16,7 @@ from graphhalu.traces.schema import ArraySpec
 CHUNK_ELEMENTS: Final = 2**20
 """Most elements of one chunk: a reader of one layer of one trace decodes a few megabytes."""
 
-MATRICES: Final = ("attention", "attention_fixed", "hidden")
+MATRICES: Final = ("attention", "attention_fixed", "hidden", "hidden_rows")
 """Arrays of which one layer is often read alone: a chunk never holds two layers of them."""
 
 

@@ -109,6 +109,11 @@ ARRAYS: Final[dict[str, ArraySpec]] = {
             encoding="bfloat16",
         ),
         ArraySpec(
+            "hidden_rows", ("hidden_layer", "row", "feature"), "uint16",
+            "as hidden, of the stored rows only",
+            encoding="bfloat16",
+        ),
+        ArraySpec(
             "attention", ("layer", "head", "pair"), "float16",
             "causal attention, rows one after another, row i with its keys 0 … i",
         ),

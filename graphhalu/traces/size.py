@@ -10,7 +10,7 @@ import numpy as np
 from graphhalu.errors import StoreFullError
 from graphhalu.traces.schema import ARRAYS, RAGGED_AXES, TraceShape
 
-COMPRESSED: Final = {"attention": 0.9, "attention_fixed": 0.75, "hidden": 0.85}
+COMPRESSED: Final = {"attention": 0.9, "attention_fixed": 0.75, "hidden": 0.85, "hidden_rows": 0.85}
 """Compressed share of an array, a little above what was measured; streams count in full."""
 
 

@@ -110,7 +110,7 @@ class Trace:
             TraceNotFoundError: If the store does not keep attention, or not this layer.
         """
         position = _position(layer, self.shape.attention_layers, "attention of layer")
-        if "attention_fixed" in self.arrays:
+        if "attention" not in self.arrays and "attention_fixed" in self.arrays:
             packed = from_fixed_point(self._array("attention_fixed")[position])
         else:
             packed = self._array("attention")[position].astype(np.float32)
@@ -153,6 +153,17 @@ class Trace:
         """
         position = _position(layer, self.shape.hidden_layers, "hidden states of layer")
         return from_bfloat16_bits(self._array("hidden")[position])
+
+    def hidden_rows(self, layer: int) -> Float[np.ndarray, "row feature"]:
+        """Hidden states of the stored rows, float32; layers as in :meth:`hidden`.
+
+        Raises:
+            TraceNotFoundError: If the store keeps no hidden states, or not this one.
+        """
+        if "hidden_rows" not in self.arrays:
+            return self.hidden(layer)[self.record.row_start :]
+        position = _position(layer, self.shape.hidden_layers, "hidden states of layer")
+        return from_bfloat16_bits(self._array("hidden_rows")[position])
 
     def stream(self, name: str) -> Shaped[np.ndarray, "..."]:
         """A whole array by name; half precision, bfloat16 bits and fixed point as float32."""

@@ -36,6 +36,7 @@ def stores(tmp_path_factory):
         "full": make("full"),
         "fixed": make("fixed", attention_format="fixed16"),
         "answer": make("answer", rows="answer"),
+        "hidden_rows": make("hidden_rows", rows="answer", hidden_tokens="rows"),
         "edges": make("edges", keep="edges", edges=N_EDGES),
         "all_edges": make("all_edges", keep="edges", edges=200),
         "edges_answer": make("edges_answer", keep="edges", edges=N_EDGES, rows="answer"),
@@ -70,6 +71,16 @@ def test_the_likelihood_of_prompt_tokens_is_missing_without_their_rows(stores):
         np.testing.assert_allclose(
             answer.stream("token_logprob")[known], full.stream("token_logprob")[known], rtol=1e-3
         )
+
+
+def test_hidden_states_of_the_rows_are_those_of_all_tokens_cut(stores):
+    for full, kept in pairs(stores, "full", "hidden_rows"):
+        for layer in full.shape.hidden_layers:
+            expected = full.hidden(layer)[kept.record.row_start :]
+            np.testing.assert_allclose(kept.hidden_rows(layer), expected, rtol=2**-6, atol=1e-3)
+        np.testing.assert_array_equal(full.hidden_rows(1), full.hidden(1))
+        with pytest.raises(TraceNotFoundError, match="keeps no 'hidden'"):
+            kept.hidden(1)
 
 
 def test_a_store_of_answer_rows_is_smaller(stores):

@@ -31,6 +31,10 @@ def slow_cumulative(importance, row, position, p):
     return kept
 
 
+def named(value):
+    return getattr(value, "__name__", repr(value))
+
+
 CASES = [
     (Threshold(0.05), slow_threshold, 0.05),
     (Threshold(0.0), slow_threshold, 0.0),
@@ -43,7 +47,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "slow", "argument"), CASES, ids=repr)
+@pytest.mark.parametrize(("rule", "slow", "argument"), CASES, ids=named)
 @pytest.mark.parametrize("window", [None, 5])
 def test_a_rule_chooses_what_a_loop_chooses(random_attention, rule, slow, argument, window):
     complete = random_attention(np.random.default_rng(7), (3, 13, 13), window=window).mean(0)
@@ -59,7 +63,7 @@ def test_a_rule_chooses_what_a_loop_chooses(random_attention, rule, slow, argume
 TIE_CASES = [(TopK(53), slow_top_k, 53), (CumulativeMass(0.5), slow_cumulative, 0.5)]
 
 
-@pytest.mark.parametrize(("rule", "slow", "argument"), TIE_CASES, ids=repr)
+@pytest.mark.parametrize(("rule", "slow", "argument"), TIE_CASES, ids=named)
 def test_a_tie_goes_to_the_lower_key(rule, slow, argument):
     # three values on many keys: an unstable sort would shuffle equal ones
     importance = np.random.default_rng(3).integers(1, 4, size=(211, 211)) / 8
@@ -69,14 +73,14 @@ def test_a_tie_goes_to_the_lower_key(rule, slow, argument):
     assert np.flatnonzero(chosen[210]).tolist() == sorted(slow(importance, 210, 210, argument))
 
 
-@pytest.mark.parametrize("rule", [Threshold(0.0), TopK(5), CumulativeMass(1.0)], ids=repr)
+@pytest.mark.parametrize("rule", [Threshold(0.0), TopK(5), CumulativeMass(1.0)], ids=named)
 def test_only_earlier_tokens_become_edges_whatever_the_rest_holds(rule):
     chosen = rule.choose(np.full((5, 5), 0.5), 0)
 
     np.testing.assert_array_equal(chosen, np.tri(5, k=-1, dtype=bool))
 
 
-@pytest.mark.parametrize("rule", [Threshold(0.0), TopK(5), CumulativeMass(1.0)], ids=repr)
+@pytest.mark.parametrize("rule", [Threshold(0.0), TopK(5), CumulativeMass(1.0)], ids=named)
 def test_a_pair_without_attention_is_no_edge(rule):
     assert not rule.choose(np.eye(5), 0).any()
 
