@@ -230,5 +230,7 @@ def _deterministic_flags_kept() -> Iterator[None]:
     finally:
         if workspace is None:
             os.environ.pop(_WORKSPACE, None)
+        else:
+            os.environ[_WORKSPACE] = workspace
         torch.use_deterministic_algorithms(is_on, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark

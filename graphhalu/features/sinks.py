@@ -5,7 +5,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.errors import NonFiniteError, NotEnoughDataError, UsageError
 from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.trace import Trace
 
@@ -34,16 +34,35 @@ def sink_share(trace: Trace, n_sink: int = N_SINK_KEYS) -> SinkShare:
 
     Raises:
         UsageError: If so many keys are not stored.
+        NonFiniteError: If a row that counts holds NaN or infinity.
     """
     if not 1 <= n_sink <= N_SINK_KEYS:
         message = f"n_sink must be 1 to {N_SINK_KEYS} (so many keys are stored), got {n_sink}"
         raise UsageError(message)
     keys = trace.stream("sink_keys")[..., :n_sink].astype(np.float64)
-    # half precision can bring a sum just above 1
-    values = np.clip(keys.sum(-1), 0.0, 1.0)
     rows = np.arange(trace.record.row_start, trace.length)
     windows = np.array([w or trace.length for w in trace.shape.layer_windows])
-    return SinkShare(values, (rows >= n_sink) & (rows < windows[:, None]))
+    is_defined = (rows >= n_sink) & (rows < windows[:, None])
+    mass = keys.sum(-1)
+    _require_finite(trace, mass, is_defined)
+    # half precision can bring a sum just above 1
+    return SinkShare(np.clip(mass, 0.0, 1.0), is_defined)
+
+
+def _require_finite(
+    trace: Trace,
+    mass: Float[np.ndarray, "layer head row"],
+    is_defined: Bool[np.ndarray, "layer row"],
+) -> None:
+    places = np.argwhere(~np.isfinite(mass) & is_defined[:, None])
+    if len(places):
+        place, head, row = places[0].tolist()
+        message = (
+            f"sink_keys of trace {trace.trace_id!r} hold NaN or infinity in layer "
+            f"{trace.shape.attention_layers[place]}, head {head}, row "
+            f"{row + trace.record.row_start}\n  Extract the trace again, or leave it out"
+        )
+        raise NonFiniteError(message)
 
 
 def sink_mass(trace: Trace, n_sink: int = N_SINK_KEYS) -> Float[np.ndarray, "layer head"]:
@@ -68,7 +87,7 @@ def sink_mass(trace: Trace, n_sink: int = N_SINK_KEYS) -> Float[np.ndarray, "lay
     """
     values, is_defined = sink_share(trace, n_sink)
     n_rows = is_defined.sum(-1)[:, None]
-    total = (values * is_defined[:, None]).sum(-1)
+    total = np.where(is_defined[:, None], values, 0.0).sum(-1)
     return np.where(n_rows > 0, total / np.maximum(n_rows, 1), np.nan)
 
 

@@ -31,6 +31,7 @@ from graphhalu.models.load import LoadedModel, ModelSpec, load_model
 from graphhalu.traces.store import TraceStore
 
 BATCH = 16
+REPLAYS = ("plain", "plain_one_row", "streams", "streams_no_hidden", "streams_answer")
 COST = Path(__file__).with_name("parts") / "replay_cost.py"
 
 
@@ -47,11 +48,12 @@ def figures(quick: bool) -> dict[str, Any]:
     found |= _against_the_usual_way(loaded, 2 if quick else 64)
     for context_tokens in (0,) if quick else (0, 200):
         questions = _questions(extraction, 2 if quick else 16, context_tokens)
-        found |= _sizes(loaded, questions, f"p{context_tokens}")
-    for n_tokens in (256,) if quick else (2048, 4096):
-        # at 4,096 tokens the usual way needs 19 GB for the attention alone
-        found |= _replay_costs(n_tokens, with_usual=n_tokens <= 2048)
-    return found
+        found |= _sizes(loaded, questions, f"p{context_tokens}", quick=quick)
+    if quick:
+        return found | _replay_costs(128, ("plain", "streams"))
+    # at 4,096 tokens the usual way needs 19 GB for the attention alone
+    found |= _replay_costs(2048, (*REPLAYS, "usual"))
+    return found | _replay_costs(4096, REPLAYS)
 
 
 def _extraction(loaded: LoadedModel, **capture: Any) -> Extraction:
@@ -196,7 +198,9 @@ def _usual(extraction: Extraction, asked: list[Any]) -> int:
     return n_bytes
 
 
-def _sizes(loaded: LoadedModel, questions: list[Question], name: str) -> dict[str, Any]:
+def _sizes(
+    loaded: LoadedModel, questions: list[Question], name: str, *, quick: bool
+) -> dict[str, Any]:
     """Bytes on disk against a float32 pickle of the same complete matrices."""
     ways = {
         "float16": {},
@@ -209,7 +213,7 @@ def _sizes(loaded: LoadedModel, questions: list[Question], name: str) -> dict[st
         "streams": {"keep": "streams", "hidden_layers": "none"},
     }  # fmt: skip
     found: dict[str, Any] = {}
-    for way, capture in ways.items():
+    for way, capture in list(ways.items())[: 1 if quick else None]:
         extraction = _extraction(loaded, **capture)
         asked = [extraction.ask(question) for question in questions]
         with _Folder() as folder:
@@ -226,7 +230,7 @@ def _sizes(loaded: LoadedModel, questions: list[Question], name: str) -> dict[st
                 f"{name}_{way}_pickle_over_all": (attention + hidden) / total,
                 **({f"{name}_{way}_pickle_over_attention": attention / own} if own else {}),
             }
-            if way == "float16":
+            if way == "float16" and not quick:
                 found |= _best_codecs(store, name)
     return found
 
@@ -247,16 +251,15 @@ def _best_codecs(store: TraceStore, name: str) -> dict[str, Any]:
     return found
 
 
-def _replay_costs(n_tokens: int, *, with_usual: bool) -> dict[str, Any]:
+def _replay_costs(n_tokens: int, ways: tuple[str, ...]) -> dict[str, Any]:
     """Seconds and peak memory above the loaded model, each way in a process of its own."""
-    ways = ["plain", "plain_one_row", "streams", "streams_no_hidden", "streams_answer"]
     found: dict[str, Any] = {}
-    for way in [*ways, *(["usual"] if with_usual else [])]:
+    for way in ways:
         command = [sys.executable, str(COST), way, str(n_tokens)]
         done = subprocess.run(command, check=True, capture_output=True, text=True)
         cost = json.loads(done.stdout.strip().splitlines()[-1])
         found |= {f"t{n_tokens}_{way}_{key}": value for key, value in cost.items()}
-    for way in (*ways[2:], *(["usual"] if with_usual else [])):
+    for way in ways[1:]:
         for key in ("cpu_s", "peak_mb"):
             plain = found[f"t{n_tokens}_plain_{key}"]
             found[f"t{n_tokens}_{way}_over_plain_{key}"] = found[f"t{n_tokens}_{way}_{key}"] / plain

@@ -36,7 +36,11 @@ def test_the_files_are_plain_json_csv_and_parquet(result, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"result.json", "table.csv", "scores.parquet"}
     values = json.loads((tmp_path / "result.json").read_text())
     assert (values["format"], values["format_version"]) == ("graphhalu-result", 1)
-    assert values["labeller"] == {"name": "alias", "settings": {"threshold": 0.5}}
+    assert values["labeller"] == {
+        "name": "alias",
+        "settings": {"threshold": 0.5},
+        "meaning": "hallucinated",
+    }
     assert values["store"]["path"] == "x.zarr"
     assert values["rows"][0]["metrics"]["auroc"]["seed_sd"] is None
     assert pq.read_schema(tmp_path / "scores.parquet").equals(SAMPLE_SCHEMA)
