@@ -105,6 +105,34 @@ def masked_mean(
     return (float(values[is_valid].mean()), True) if is_valid.any() else (float("nan"), False)
 
 
+def group_multiplicities(
+    n_groups: int, n_resamples: int, generator: np.random.Generator
+) -> Int[np.ndarray, "resample group"]:
+    """How often each group is drawn when ``n_groups`` are drawn with replacement."""
+    drawn = generator.integers(n_groups, size=(n_resamples, n_groups))
+    cells = drawn + n_groups * np.arange(n_resamples)[:, None]
+    counts = np.bincount(cells.ravel(), minlength=n_resamples * n_groups)
+    return counts.reshape(n_resamples, n_groups)
+
+
+def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
+    """p-values adjusted for false discoveries; NaN stays NaN and does not count as a test.
+
+    The tests below ``q`` are a set in which at most a share ``q`` is expected to be false
+    discoveries.
+
+    Source:
+        Benjamini & Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x.
+    """
+    adjusted = np.full(p_values.size, np.nan)
+    flat = p_values.ravel()
+    places = np.flatnonzero(~np.isnan(flat))
+    order = places[np.argsort(flat[places], kind="stable")]
+    scaled = flat[order] * len(order) / np.arange(1, len(order) + 1)
+    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
+    return adjusted.reshape(p_values.shape)
+
+
 def json_ready(value: Any) -> Any:
     """Plain Python values for JSON; a number that is not finite becomes ``None``."""
     if isinstance(value, Mapping):

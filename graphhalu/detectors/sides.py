@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import overload
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Num
 from scipy.stats import rankdata
 
 from graphhalu.detectors.base import PartOfTraces
@@ -50,7 +50,7 @@ class ChosenTraces(Sequence[Trace]):
         return (self.traces[index] for index in self.indices)
 
 
-def auroc(values: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
+def auroc(values: Float[np.ndarray, "trace"], labels: Num[np.ndarray, "trace"]) -> float:
     """Share of pairs in which the hallucinated trace has the higher value; ties count half.
 
     Both classes must be there, and all values known.

@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch.plugins.environments import LightningEnvironment
-from scipy.stats import rankdata
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from graphhalu.detectors.graph_pack import GraphPack
 from graphhalu.detectors.networks.base import GraphNetwork
+from graphhalu.detectors.sides import auroc
 from graphhalu.errors import NonFiniteError
 
 _LOSS: Final = "validation_loss"
@@ -100,7 +100,7 @@ class GraphTask(pl.LightningModule):
         logits, labels = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
         self.log(_LOSS, self._loss(logits, labels))
-        self.log(_AUROC, auroc(logits.double().cpu().numpy(), labels.double().cpu().numpy()))
+        self.log(_AUROC, auroc_or_nan(logits.double().cpu().numpy(), labels.double().cpu().numpy()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the network."""
@@ -223,14 +223,10 @@ def train_network(
     return TrainingReport(trainer.current_epoch, best.epoch, best.loss, found)
 
 
-def auroc(scores: Float[np.ndarray, "trace"], labels: Float[np.ndarray, "trace"]) -> float:
-    """Chance that a hallucinated trace has the higher score, ties half; NaN with one class."""
-    n_positive = int(labels.sum())
-    n_negative = len(labels) - n_positive
-    if not n_positive or not n_negative or not np.isfinite(scores).all():
-        return float("nan")
-    above = rankdata(scores)[labels == 1].sum() - n_positive * (n_positive + 1) / 2
-    return float(above / (n_positive * n_negative))
+def auroc_or_nan(scores: Float[np.ndarray, "trace"], labels: Float[np.ndarray, "trace"]) -> float:
+    """As :func:`graphhalu.detectors.sides.auroc`; NaN with one class or an unknown score."""
+    is_defined = 0 < labels.sum() < len(labels) and np.isfinite(scores).all()
+    return auroc(scores, labels) if is_defined else float("nan")
 
 
 @contextmanager

@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Int, Integer, Shaped
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.counts import RocCounts, roc_counts, sorted_counts, tie_order
 from graphhalu.evaluation.metrics import METRICS, check_scores
+from graphhalu.numerics import group_multiplicities
 from graphhalu.registry import unknown_name
 
 _BLOCK_ELEMENTS: Final = 32_768
@@ -200,16 +201,6 @@ def _cached_draws(
         narrow[start : start + n_rows] = group_multiplicities(n_groups, n_rows, generator)
     narrow.flags.writeable = False
     return narrow
-
-
-def group_multiplicities(
-    n_groups: int, n_resamples: int, generator: np.random.Generator
-) -> Int[np.ndarray, "resample group"]:
-    """How often each group is drawn when ``n_groups`` are drawn with replacement."""
-    drawn = generator.integers(n_groups, size=(n_resamples, n_groups))
-    cells = drawn + n_groups * np.arange(n_resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=n_resamples * n_groups)
-    return counts.reshape(n_resamples, n_groups)
 
 
 def percentile_interval(values: Float[np.ndarray, "resample"], level: float) -> Interval:

@@ -21,10 +21,9 @@ from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import best_beams
 from graphhalu.evaluation.files import read_object, replace_file
 from graphhalu.features.matrix import feature_matrix
-from graphhalu.graphs.effects import benjamini_hochberg
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.numerics import json_ready
+from graphhalu.numerics import benjamini_hochberg, json_ready
 from graphhalu.traces.trace import Trace
 
 FORMAT: Final = "graphhalu-maps"

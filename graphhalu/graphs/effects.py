@@ -70,24 +70,3 @@ def length_adjusted(
     # what the fit explains up to rounding has no order left in it
     left[np.abs(left) < 1e-9 * max(1.0, float(np.abs(values).max()))] = 0.0
     return left
-
-
-def benjamini_hochberg(p_values: Float[np.ndarray, "test"]) -> Float[np.ndarray, "test"]:
-    """p-values adjusted for false discoveries.
-
-    The tests below ``q`` are a set in which at most a share ``q`` is expected to be false
-    discoveries. NaN stays NaN and does not count as a test.
-
-    Source:
-        Benjamini & Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x.
-    """
-    adjusted = np.full(len(p_values), np.nan)
-    is_test = np.isfinite(p_values)
-    found = p_values[is_test]
-    order = np.argsort(found)
-    scaled = found[order] * len(found) / np.arange(1, len(found) + 1)
-    lowest = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    values = np.empty(len(found))
-    values[order] = lowest
-    adjusted[is_test] = values
-    return adjusted

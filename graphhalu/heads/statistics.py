@@ -12,6 +12,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy.special import ndtr
 
 from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.numerics import benjamini_hochberg, group_multiplicities
 
 N_RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
@@ -81,21 +82,14 @@ def resampled_means(
         message = "there is no trial to resample: none was accepted"
         raise NotEnoughDataError(message)
     names, group_index = np.unique(np.asarray(groups), return_inverse=True)
-    draws = group_draws(len(names), n_resamples, seed)
+    generator = np.random.default_rng(seed)
+    draws = group_multiplicities(len(names), n_resamples, generator).astype(np.float64)
     flat = values.reshape(len(values), -1)
     is_there = ~np.isnan(flat)
     totals = _group_sums(np.where(is_there, flat, 0.0), group_index, len(names))
     counts = draws @ _group_sums(is_there.astype(np.float64), group_index, len(names))
     means = np.where(counts > 0, draws @ totals / np.maximum(counts, 1), np.nan)
     return means.reshape(n_resamples, *values.shape[1:])
-
-
-def group_draws(n_groups: int, n_resamples: int, seed: int) -> Float[np.ndarray, "resample group"]:
-    """How often each group is drawn when ``n_groups`` are drawn with replacement."""
-    drawn = np.random.default_rng(seed).integers(n_groups, size=(n_resamples, n_groups))
-    cells = drawn + n_groups * np.arange(n_resamples)[:, None]
-    counts = np.bincount(cells.ravel(), minlength=n_resamples * n_groups)
-    return counts.reshape(n_resamples, n_groups).astype(np.float64)
 
 
 def percentile_interval(
@@ -163,21 +157,6 @@ def contrast(
     low, high = percentile_interval(resampled)
     p_value = _normal_p_value(difference, resampled)
     return Contrast(difference, low, high, p_value, benjamini_hochberg(p_value))
-
-
-def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
-    """Adjusted p-values that control the false-discovery rate; NaN stays NaN and does not count.
-
-    Source:
-        Benjamini & Hochberg 1995, doi:10.1111/j.2517-6161.1995.tb02031.x.
-    """
-    adjusted = np.full(p_values.size, np.nan)
-    flat = p_values.ravel()
-    places = np.flatnonzero(~np.isnan(flat))
-    order = places[np.argsort(flat[places], kind="stable")]
-    scaled = flat[order] * len(order) / np.arange(1, len(order) + 1)
-    adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
-    return adjusted.reshape(p_values.shape)
 
 
 def _normal_p_value(

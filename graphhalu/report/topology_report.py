@@ -13,13 +13,14 @@ from matplotlib.figure import Figure
 from scipy.stats import norm
 
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.evaluation.bootstrap import group_multiplicities, percentile_interval
+from graphhalu.evaluation.bootstrap import percentile_interval
 from graphhalu.graphs.build import iter_graphs
-from graphhalu.graphs.effects import benjamini_hochberg, cliffs_delta, length_adjusted, ranked
+from graphhalu.graphs.effects import cliffs_delta, length_adjusted, ranked
 from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe
 from graphhalu.graphs.topology import MEANINGS, MEASURES, topology
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
+from graphhalu.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.report.label_report import TextTable
 from graphhalu.traces.trace import Trace
 

@@ -7,11 +7,11 @@ from graphhalu.evaluation import bootstrap
 from graphhalu.evaluation.bootstrap import (
     bootstrap_difference,
     bootstrap_interval,
-    group_multiplicities,
     percentile_interval,
     resample_metrics,
 )
 from graphhalu.evaluation.metrics import METRICS, evaluate, roc_counts
+from graphhalu.numerics import group_multiplicities
 
 
 @pytest.fixture

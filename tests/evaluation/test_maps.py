@@ -9,7 +9,7 @@ from graphhalu.evaluation.delong import auroc_influence, grouped_delong_test
 from graphhalu.evaluation.maps import FEATURES, MAPS_FILE, column_tests, head_maps, read_maps
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.features.matrix import feature_matrix
-from graphhalu.graphs.effects import benjamini_hochberg
+from graphhalu.numerics import benjamini_hochberg
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 
 N_LAYERS, N_HEADS = PLANTED_SHAPE.n_layers, PLANTED_SHAPE.n_heads

@@ -11,7 +11,7 @@ from graphhalu.heads.select import (
     top_k_heads,
     top_k_share,
 )
-from graphhalu.heads.statistics import group_draws
+from graphhalu.numerics import group_multiplicities
 from tests.heads.conftest import make_table
 
 
@@ -57,7 +57,7 @@ def test_the_share_of_resamples_equals_a_slow_loop(scores):
     found = top_k_share(table, 4, n_resamples=83, seed=3)
     names = sorted(set(groups))
     counts = np.zeros((5, 3))
-    for draw in group_draws(len(names), 83, 3):
+    for draw in group_multiplicities(len(names), 83, np.random.default_rng(3)):
         trials = [
             trial for name, times in zip(names, draw, strict=True) for _ in range(int(times))
             for trial in range(11) if groups[trial] == name

@@ -6,13 +6,12 @@ from scipy.stats import false_discovery_control
 
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.heads.statistics import (
-    benjamini_hochberg,
     contrast,
-    group_draws,
     mean_of_present,
     percentile_interval,
     resampled_means,
 )
+from graphhalu.numerics import benjamini_hochberg, group_multiplicities
 
 GROUPS = ["a", "b", "a", "c", "b", "d", "d"]
 
@@ -27,7 +26,7 @@ def values_with_gaps():
 def test_resampled_means_equal_a_slow_loop_over_drawn_groups():
     values = values_with_gaps()
     found = resampled_means(values, GROUPS, n_resamples=19, seed=5)
-    draws = group_draws(4, 19, 5)
+    draws = group_multiplicities(4, 19, np.random.default_rng(5))
     for resample in range(19):
         rows = [
             values[trial]
@@ -42,7 +41,7 @@ def test_resampled_means_equal_a_slow_loop_over_drawn_groups():
 
 
 def test_every_resample_draws_as_many_groups_as_there_are():
-    assert (group_draws(13, 17, 0).sum(1) == 13).all()
+    assert (group_multiplicities(13, 17, np.random.default_rng(0)).sum(1) == 13).all()
 
 
 def test_a_mean_leaves_missing_values_out_and_an_empty_one_is_missing():

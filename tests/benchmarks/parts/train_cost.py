@@ -24,7 +24,7 @@ from graphhalu.detectors.graph_pack import GraphPack
 from graphhalu.detectors.graph_pieces import graph_piece, readout_mask
 from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
 from graphhalu.detectors.networks.gat import GAT
-from graphhalu.detectors.task import TrainingSettings, auroc, seeded, train_network
+from graphhalu.detectors.task import TrainingSettings, auroc_or_nan, seeded, train_network
 from graphhalu.graphs.build import GraphRecipe, TokenGraph, build_graphs
 from graphhalu.testing.planted import attention_streams
 from graphhalu.traces.schema import TraceRecord, TraceShape
@@ -235,7 +235,7 @@ def _plain(way: str, prepared: tuple[list, list], n_epochs: int) -> float:
         logits, labels = (
             torch.cat(each).view(-1, len(LAYERS)).mean(1) for each in zip(*seen, strict=True)
         )
-        best = max(best, auroc(logits.double().numpy(), labels.double().numpy()))
+        best = max(best, auroc_or_nan(logits.double().numpy(), labels.double().numpy()))
     return best
 
 
