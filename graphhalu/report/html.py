@@ -1,17 +1,14 @@
-"""One self-contained page: no network, no code but a hashed script that sorts tables.
+"""A report as one self-contained page; figures are the only markup that is passed in.
 
-The base template and ``page.css`` are the look of every page of the project. Everything that is
-not markup of ours is escaped; figures are the only markup that is passed in.
+Frame and style are those of :mod:`graphhalu.look.page`; the only script sorts tables.
 """
 
-import base64
-import hashlib
 from pathlib import Path
 from typing import Any, Final
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from graphhalu.look import page as look
 from graphhalu.report.drawing import inline_svg
 from graphhalu.report.page import Page
 
@@ -33,32 +30,11 @@ def report_html(page: Page) -> str:
 
 
 def render(template: str, *, script: str = "", **values: Any) -> str:
-    """A template of the house, with the house style and a policy that allows nothing else.
+    """A template of the reports in the house style; see :func:`graphhalu.look.page.render`.
 
     Args:
         template: File in :data:`TEMPLATES`; it extends ``base.html``.
         script: The only code that the page may run.
         **values: What the template shows; all of it is escaped but ``Markup``.
     """
-    css = (TEMPLATES / "page.css").read_text(encoding="utf-8")
-    # these two are files of this package
-    trusted = {"css": Markup(css), "script": Markup(script)}  # noqa: S704
-    environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    found = environment.get_template(template)
-    return found.render(policy=content_security_policy(css, script), **trusted, **values)
-
-
-def content_security_policy(css: str, script: str) -> str:
-    """Nothing but this style, this script and pictures inside the page."""
-    allowed = f"'sha256-{_digest(script)}'" if script else "'none'"
-    return (
-        f"default-src 'none'; style-src 'sha256-{_digest(css)}'; script-src {allowed}; "
-        "img-src data:; base-uri 'none'; form-action 'none'"
-    )
-
-
-def _digest(text: str) -> str:
-    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+    return look.render(template, TEMPLATES, script=script, **values)

@@ -1,7 +1,7 @@
 """The house palette, for figures on light and dark ground, and how lines and marks are told apart.
 
 Figures are drawn in the light colours. On a page each of them becomes a custom property of
-``templates/page.css``, so that the same picture follows the reader's choice of light or dark.
+``look/templates/page.css``, so that the same picture follows the reader's choice of light or dark.
 """
 
 from typing import Final, NamedTuple
@@ -11,36 +11,14 @@ from matplotlib.colors import LinearSegmentedColormap
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.entries import registered_name
 from graphhalu.evaluation.result import DetectorRow
+from graphhalu.look.colours import DARK, LIGHT, RISING
 
-LIGHT: Final = {
-    "ink": "#1c2128",
-    "muted": "#5b6470",
-    "grid": "#e2e5e9",
-    "faint": "#b9bfc7",
-    "paper": "#ffffff",
-    "graph": "#c04f00",
-    "probe": "#0063a3",
-    "scalar": "#00785a",
-    "control": "#6b5b73",
-}
-"""Colours by their part, on light ground; the hues of Okabe and Ito, darkened for text."""
+__all__ = [
+    "AROUND_CHANCE", "DARK", "FAMILIES", "FAMILY_MARKERS", "FAMILY_NAMES", "FAMILY_TITLES",
+    "LIGHT", "Line", "family", "line",
+]  # fmt: skip
 
-DARK: Final = {
-    "ink": "#e8eaed",
-    "muted": "#a6afba",
-    "grid": "#333b45",
-    "faint": "#59636f",
-    "paper": "#14181d",
-    "graph": "#ff9a5c",
-    "probe": "#6cbcf5",
-    "scalar": "#3fcf9f",
-    "control": "#c3acd0",
-}
-"""The same on dark ground."""
-
-AROUND_CHANCE: Final = LinearSegmentedColormap.from_list(
-    "around_chance", ["#0b2f6b", "#3d6aa8", "#8f9399", "#d9b24a", "#ffe27a"]
-)
+AROUND_CHANCE: Final = LinearSegmentedColormap.from_list("around_chance", RISING)
 """Blue below the middle, grey on it, yellow above; it also rises from dark to light, so that a
 greyscale print keeps the order."""
 

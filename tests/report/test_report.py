@@ -15,10 +15,11 @@ from graphhalu.evaluation.maps import HeadMap, HeadMaps
 from graphhalu.evaluation.records import MetricValue, Subgroup
 from graphhalu.evaluation.result import read_result
 from graphhalu.evaluation.transfer import TransferCell
+from graphhalu.look import page as look
 from graphhalu.report.content import comparison_page
 from graphhalu.report.frame import small_class_warning
 from graphhalu.report.headline import headline
-from graphhalu.report.html import TEMPLATES, report_html
+from graphhalu.report.html import report_html
 from graphhalu.report.markdown import markdown_cell, markdown_text, report_markdown
 from graphhalu.report.palette import DARK, LIGHT
 from graphhalu.report.transfer_page import StoredTransfer, read_transfer, transfer_page
@@ -340,7 +341,7 @@ def test_markdown_of_a_hostile_text_stays_one_cell_and_one_paragraph():
 
 
 def test_the_style_has_the_colours_of_the_figures_in_light_dark_and_print():
-    css = (TEMPLATES / "page.css").read_text()
+    css = (look.TEMPLATES / "page.css").read_text()
     light, dark, printed = re.split(r"@media \(prefers-color-scheme: dark\)|@media print", css)
     for part, colours in ((light, LIGHT), (dark, DARK), (printed, LIGHT)):
         assert colours.items() <= dict(re.findall(r"--(\w+): (#\w{6});", part)).items()

@@ -1,0 +1,70 @@
+"""One self-contained page: no network, and no code but a hashed script.
+
+``templates/base.html`` and ``templates/page.css`` are the frame and the style of every page of
+the project. Everything that is not markup of ours is escaped.
+"""
+
+import base64
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from graphhalu.numerics import json_ready
+
+TEMPLATES: Final = Path(__file__).parent / "templates"
+
+
+def render(
+    template: str,
+    folder: Path,
+    *,
+    css: str = "",
+    script: str = "",
+    has_server: bool = False,
+    **values: Any,
+) -> str:
+    """A page in the house style, with a policy that allows nothing but its own parts.
+
+    Args:
+        template: File in ``folder``; it extends ``base.html``.
+        folder: Where the template lies.
+        css: Style of this page behind the house style.
+        script: The only code that the page may run.
+        has_server: Whether the page may read from the server that it comes from.
+        **values: What the template shows; all of it is escaped but ``Markup``.
+    """
+    style = (TEMPLATES / "page.css").read_text(encoding="utf-8") + css
+    # these two are files of this package
+    trusted = {"css": Markup(style), "script": Markup(script)}  # noqa: S704
+    environment = Environment(
+        loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    policy = content_security_policy(style, script, has_server=has_server)
+    return environment.get_template(template).render(policy=policy, **trusted, **values)
+
+
+def content_security_policy(css: str, script: str, *, has_server: bool = False) -> str:
+    """Nothing but this style, this script and pictures inside the page."""
+    allowed = f"'sha256-{_digest(script)}'" if script else "'none'"
+    server = "connect-src 'self'; " if has_server else ""
+    return (
+        f"default-src 'none'; style-src 'sha256-{_digest(css)}'; script-src {allowed}; "
+        f"{server}img-src data:; base-uri 'none'; form-action 'none'"
+    )
+
+
+def json_block(value: Any) -> Markup:
+    """JSON that stands inside a ``script`` element: no text in it can end the element."""
+    text = json.dumps(json_ready(value), ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+    for mark in "<>&\u2028\u2029":
+        text = text.replace(mark, f"\\u{ord(mark):04x}")
+    return Markup(text)  # noqa: S704  # nothing is left in it that could be markup
+
+
+def _digest(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
