@@ -1,0 +1,224 @@
+"""Sink mass from a trace store: no model is run again where streams are kept.
+
+An answer of the model's own is measured at the row that begins it (mode ``last``), the last row
+that the model saw before it answered, or over all stored rows after the sink (mode ``range``). A
+given answer, whose label speaks of it, is measured after its last token.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from graphhalu.datasets.registry import DATASETS
+from graphhalu.errors import UsageError
+from graphhalu.extract.run import extract
+from graphhalu.features.block import TraceBlock, blocks
+from graphhalu.features.sinks import row_sink_share
+from graphhalu.labels.base import Labeller
+from graphhalu.labels.labels import Labels, Meaning
+from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.run import label_records, read_labels, stored_labellers
+from graphhalu.provenance import provenance
+from graphhalu.studies.sinks.observer import SinkMass
+from graphhalu.studies.sinks.records import (
+    FORMAT,
+    FORMAT_VERSION,
+    MeasuredRun,
+    QueryMode,
+    SinkRecord,
+    SinkRun,
+    run_name,
+    run_stem,
+    write_run,
+)
+from graphhalu.studies.sinks.settings import SinkMeasureConfig
+from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
+from graphhalu.traces.store import TraceStore, open_traces
+
+DEFAULT_RULE: Final = "match"
+_RULES: Final = ("match", "choice", "given", "premise", "rouge")
+
+
+class Source(NamedTuple):
+    """What the records say of where they come from."""
+
+    task: str
+    model: str
+    chat: str
+    quantization: str
+
+
+def measure_generated(
+    config: SinkMeasureConfig, folder: Path, on_note: Callable[[str], None] = lambda _: None
+) -> list[MeasuredRun]:
+    """Let the model answer in words into a trace store of streams, and read the store.
+
+    Raises:
+        UsageError: If a window is larger than what a store keeps.
+        GraphhaluError: What the extraction raised.
+    """
+    _check_ks(config.ks)
+    path = folder / f"{run_stem(config.task, Path(config.model.name).name)}.zarr"
+    on_note(f"the model answers in words: traces go to {path}")
+    extract(config.extraction(), path, on_note=on_note)
+    return measure_store(path, folder, config)
+
+
+def measure_store(
+    path: Path,
+    folder: Path,
+    config: SinkMeasureConfig,
+    *,
+    labeller: str | None = None,
+) -> list[MeasuredRun]:
+    """Write the records of a trace store, one file for each window and query mode.
+
+    Args:
+        path: The store; it keeps ``sink_keys`` and ``token_entropy``.
+        folder: Folder of the files.
+        config: Windows and query modes; what concerns a model plays no part.
+        labeller: Rule of the label of the model's own output; by default that of the data set.
+
+    Raises:
+        UsageError: If a window is larger than what a store keeps.
+        StoreError: If there is no such store.
+        TraceNotFoundError: If it keeps no sinks.
+    """
+    _check_ks(config.ks)
+    store = open_traces(path)
+    rule = labeller or _rule_of(store)
+    labels = _labels(store, rule)
+    runs = []
+    for run in store_runs(store, labels, config):
+        written = write_run(folder, run)
+        runs.append(MeasuredRun(written, len(run.records), len(run.usable), True, 0.0))
+    return runs
+
+
+def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> Iterator[SinkRun]:
+    """The runs of a store in memory."""
+    source = _source(store)
+    for k in config.ks:
+        for mode in config.modes:
+            records = _records(store, labels, source, (k, mode), config.query_start)
+            meta = _meta(store, source, (k, mode), config) | {
+                "labeller": labels.labeller, "n_records": len(records),
+                "n_failed": dict(Counter(item["reason"] for item in store.failures)),
+            }  # fmt: skip
+            name = run_name(source.task, source.model, k, mode)
+            yield SinkRun(tuple(records), meta, name)
+
+
+def _records(
+    store: TraceStore,
+    labels: Labels,
+    source: Source,
+    cell: tuple[int, QueryMode],
+    query_start: int,
+) -> list[SinkRecord]:
+    found: dict[int, SinkRecord] = {}
+    for placed in blocks(store):
+        masses = block_mass(placed.block, *cell, query_start)
+        entropy = _entropy(placed.block)
+        for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
+            record, mass = placed.block.records[within], masses[within]
+            is_known = bool(labels.is_valid[index]) and labels.meaning == "hallucinated"
+            wrong = int(labels.values[index]) if is_known else None
+            found[index] = SinkRecord(
+                idx=index, task=source.task, model=source.model,
+                target=record.answers[0] if record.answers else None, pred=record.answer,
+                labels=_both(record, wrong), entropy=float(entropy[within]),
+                sink_mass=mass.scalar, by_head=mass.values, is_seen=mass.is_seen,
+                seq_len=record.length if cell[1] == "range" else _last(record) + 1,
+                sink_tokens=cell[0], query_mode=cell[1], query_start=query_start,
+                chat_mode=source.chat, quantization=source.quantization,
+                meta={
+                    "question_id": record.question_id, "group_id": record.group_id,
+                    "source": source.task, "trace_id": record.trace_id,
+                },
+            )  # fmt: skip
+    return [found[index] for index in sorted(found)]
+
+
+def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:
+    """Sink mass of every trace of a block."""
+    rows = block.all_rows
+    share = row_sink_share(rows, k)
+    last = np.array([_last(record) for record in block.records], dtype=np.int64)
+    chosen = rows.token == last[rows.ragged.trace] if mode == "last" else rows.token >= query_start
+    counts: Bool[np.ndarray, "layer row"] = share.is_defined & chosen
+    mass = rows.ragged.mean(share.values, counts[:, None])
+    is_seen = rows.ragged.sum(counts) > 0
+    return [SinkMass(values, seen) for values, seen in zip(mass, is_seen, strict=True)]
+
+
+def _last(record: TraceRecord) -> int:
+    """The row of the mode ``last``."""
+    return record.prompt_length - 1 if record.is_on_policy else record.length - 1
+
+
+def _entropy(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Of the distribution that gave the first token of an own answer, or the last of a given."""
+    place: Int[np.ndarray, "trace"] = np.array(
+        [r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records],
+        dtype=np.int64,
+    )
+    found: Float[np.ndarray, "trace"] = block.stream("token_entropy")[
+        block.tokens.offsets[:-1] + place
+    ].astype(np.float64)
+    return found
+
+
+def _both(record: TraceRecord, wrong: int | None) -> dict[Meaning, int | None]:
+    stated = record.input_label if record.given_label is None else record.given_label
+    return {"hallucinated": wrong, "input": None if stated is None else int(stated)}
+
+
+def _labels(store: TraceStore, rule: str) -> Labels:
+    if rule in stored_labellers(store):
+        return read_labels(store, rule)
+    labeller: Labeller = make_labeller(rule)
+    return label_records(store.records, labeller)
+
+
+def _rule_of(store: TraceStore) -> str:
+    name = str(store.configuration.get("dataset", {}).get("name", ""))
+    rule = DATASETS.get(name).card.label_rule if name in DATASETS else DEFAULT_RULE
+    return rule if rule in _RULES else DEFAULT_RULE
+
+
+def _source(store: TraceStore) -> Source:
+    configuration = store.configuration
+    model, prompt = configuration.get("model", {}), configuration.get("prompt", {})
+    name = str(configuration.get("dataset", {}).get("name") or store.path.stem)
+    return Source(
+        task=name.split(".", maxsplit=1)[0],
+        model=str(model.get("name") or "unknown"),
+        chat="on" if prompt.get("chat") else "off",
+        quantization=str(model.get("quantization") or "none"),
+    )
+
+
+def _meta(
+    store: TraceStore, source: Source, cell: tuple[int, QueryMode], config: SinkMeasureConfig
+) -> dict[str, Any]:
+    return {
+        "task": source.task, "dataset": source.task, "model": source.model,
+        "sink_tokens": cell[0], "query_mode": cell[1], "query_start": config.query_start,
+        "chat": source.chat, "quantization": source.quantization,
+        "format": FORMAT, "format_version": FORMAT_VERSION, "pose": "generated",
+        "configuration": dict(store.configuration), "provenance": provenance(),
+    }  # fmt: skip
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if max(ks) > N_SINK_KEYS:
+        message = (
+            f"a trace store keeps the first {N_SINK_KEYS} tokens, a sink of {max(ks)} was asked "
+            f"for\n  Use --k up to {N_SINK_KEYS}, or a data set whose questions have options"
+        )
+        raise UsageError(message)
