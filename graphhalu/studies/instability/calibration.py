@@ -1,0 +1,242 @@
+"""What a calibration found, as one JSON file: what ``detect`` needs, and how well it does."""
+
+import json
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from graphhalu.config import Config, validate
+from graphhalu.detectors.identity import Identity
+from graphhalu.errors import ConfigError, DataFileError, GraphhaluError, UsageError
+from graphhalu.evaluation.files import replace_file
+from graphhalu.numerics import json_ready
+from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
+from graphhalu.studies.instability.windows import Window
+
+FORMAT: Final = "graphhalu-instability-calibration"
+FORMAT_VERSION: Final = 1
+
+MAIN: Final = "instability"
+TRACKER: Final = "attention_tracker"
+
+
+class Estimate(Config):
+    """A number with its interval."""
+
+    value: float
+    """Mean over seeds."""
+    low: float | None = None
+    """Lower end."""
+    high: float | None = None
+    """Upper end."""
+
+
+class OperatingPoint(Config):
+    """One threshold, and what it did."""
+
+    aim: float
+    """False-positive rate that the threshold was to keep on the side that chose it."""
+    threshold: float
+    """That of all prompts together, for use."""
+    tpr: Estimate
+    """Share of attacks found on prompts that the choice did not see."""
+    fpr: Estimate
+    """Share of benign prompts flagged there."""
+    in_sample_tpr: float
+    """Share of attacks found where window and threshold were chosen."""
+    in_sample_fpr: float
+    """Share of benign prompts flagged there."""
+
+
+class Chosen(Config):
+    """A choice and in how many folds it was made."""
+
+    text: str
+    """What was chosen."""
+    n_folds: int
+    """Folds of all seeds."""
+
+
+class MethodRow(Config):
+    """One method."""
+
+    name: str
+    """Its name."""
+    summary: str
+    """What it is."""
+    n_candidates: int
+    """Columns that it chose among."""
+    auroc: Estimate
+    """Nested: every choice was made without the prompts that are scored."""
+    seed_sd: float | None
+    """Standard deviation of the nested AUROC over seeds."""
+    in_sample: Estimate
+    """Optimistic: chosen and judged on the same prompts."""
+    f1: Estimate
+    """Nested F1 at the threshold that is best on the training side."""
+    in_sample_f1: float
+    """F1 at the best threshold where it was chosen."""
+    coverage: float
+    """Share of prompts with a score."""
+    direction: Literal[-1, 1]
+    """On all prompts: 1 if attacks are higher in what is measured, -1 if lower."""
+    points: tuple[OperatingPoint, ...]
+    """Operating points."""
+    choices: tuple[Chosen, ...]
+    """What the folds chose, the most frequent first."""
+    difference: Estimate | None = None
+    """Nested AUROC minus that of instability."""
+    p_holm: float | None = None
+    """Two-sided p of no difference (DeLong, grouped), after Holm over all methods."""
+
+
+class StepPoint(Config):
+    """One decode step."""
+
+    step: int
+    """Number of the step."""
+    n_attack: int
+    """Attacks that reach it."""
+    n_benign: int
+    """Benign prompts that reach it."""
+    instability: Estimate | None
+    """AUROC of the spread over heads in the chosen layers; above 0.5 if attacks have more."""
+    entropy: float | None
+    """AUROC of the entropy of the token."""
+    focus: float | None
+    """AUROC of the focus, mean over heads of the chosen layers."""
+
+
+class WindowChoice(Config):
+    """The score of ``detect``: spread over heads, mean over layers and steps of a window."""
+
+    spread: Spread
+    """Which spread."""
+    start: int
+    """First step."""
+    length: int
+    """Steps."""
+    first_layer: int
+    """First layer."""
+    stop_layer: int
+    """One past the last layer."""
+    direction: Literal[-1, 1]
+    """1 if attacks are higher, -1 if lower; the score is multiplied by it."""
+    f1_threshold: float
+    """Threshold with the best F1 on all prompts."""
+
+    @property
+    def window(self) -> Window:
+        """Steps and layers."""
+        return Window(self.start, self.length, self.first_layer, self.stop_layer)
+
+
+class TrackerChoice(Config):
+    """The score of Attention Tracker."""
+
+    heads: tuple[tuple[int, int], ...]
+    """Important heads."""
+    k: float | None
+    """As in :class:`graphhalu.studies.instability.tracker.ChosenHeads`."""
+    is_given: bool
+    """Whether the list was given and not chosen."""
+    f1_threshold: float
+    """Threshold of minus the focus with the best F1 on all prompts."""
+
+
+class Calibration(Config):
+    """A calibration: choices on all prompts, and what nested folds say of them."""
+
+    identity: dict[str, Any]
+    """Model and prompt recipe that it belongs to."""
+    provenance: dict[str, Any]
+    """Package versions, machine, code state and time."""
+    gather: GatherSettings
+    """How the prompts were measured."""
+    settings: CalibrateSettings
+    """How the choices were made."""
+    n_attack: int
+    """Attacks."""
+    n_benign: int
+    """Benign prompts."""
+    n_groups: int
+    """Groups of prompts that say the same."""
+    n_left_out: int
+    """Prompts without a label or without a measurement."""
+    window: WindowChoice
+    """What ``detect`` computes."""
+    tracker: TrackerChoice
+    """What ``detect --method attention_tracker`` computes."""
+    rows: tuple[MethodRow, ...]
+    """All methods; the first is instability."""
+    steps: tuple[StepPoint, ...]
+    """AUROC by step."""
+    prompt_ids: tuple[str, ...]
+    """Prompts in the order of the scores; with their iteration where there are several."""
+    labels: tuple[int, ...]
+    """Their classes."""
+    scores: dict[str, tuple[tuple[float, ...], ...]]
+    """Nested scores by method: one list a seed."""
+    format: Literal["graphhalu-instability-calibration"] = FORMAT
+    """Kind of file."""
+    format_version: Literal[1] = FORMAT_VERSION
+    """Version of the kind."""
+
+    @property
+    def fitted_on(self) -> Identity:
+        """Model and prompt recipe."""
+        return Identity.from_json(self.identity)
+
+    def row(self, name: str) -> MethodRow:
+        """The row of a method."""
+        return next(row for row in self.rows if row.name == name)
+
+    def threshold(self, name: str, aim: float | None) -> float:
+        """The threshold of a method for a rate of false alarms; ``None`` = best F1.
+
+        Raises:
+            UsageError: If no threshold was made for this rate.
+        """
+        if aim is None:
+            return self.tracker.f1_threshold if name == TRACKER else self.window.f1_threshold
+        points = self.row(name).points
+        found = next((p.threshold for p in points if abs(p.aim - aim) < 1e-9), None)  # noqa: PLR2004
+        if found is None:
+            known = ", ".join(f"{point.aim:g}" for point in points)
+            message = f"the calibration has thresholds for the rates {known}, not for {aim:g}"
+            raise UsageError(message)
+        return found
+
+    def write(self, path: Path) -> Path:
+        """Write the file, whole or not at all."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        values = json_ready(self.model_dump(mode="json"))
+        text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1)
+        replace_file(path, text.encode())
+        return path
+
+
+def read_calibration(path: Path) -> Calibration:
+    """Read what :meth:`Calibration.write` wrote.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataFileError: If it is something else.
+    """
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = f"no calibration at {path}\n  Make one:  graphhalu instability calibrate"
+        raise UsageError(message) from None
+    except (OSError, ValueError, RecursionError) as error:
+        message = f"{path} is not readable JSON: {' '.join(str(error).split())[:240]}"
+        raise DataFileError(message) from None
+    if not isinstance(values, dict) or values.get("format") != FORMAT:
+        message = f"{path} is no calibration of graphhalu instability"
+        raise DataFileError(message)
+    try:
+        found = validate(Calibration, values, source=str(path))
+        Identity.from_json(found.identity)
+    except (ConfigError, TypeError, GraphhaluError) as error:
+        message = f"{path} is damaged or of another version: {error}\n  Calibrate again"
+        raise DataFileError(message) from None
+    return found

@@ -1,0 +1,178 @@
+"""Score new prompts with a calibration: score, verdict, and the step at which it crossed."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from graphhalu.detectors.identity import Identity
+from graphhalu.errors import DetectorMismatchError, UsageError
+from graphhalu.models.load import LoadedModel
+from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, WindowChoice
+from graphhalu.studies.instability.measurer import Measurer
+from graphhalu.studies.instability.prompts import StudyPrompt
+from graphhalu.studies.instability.series import PromptSeries
+from graphhalu.studies.instability.settings import GatherSettings
+from graphhalu.studies.instability.tracker import focus_scores
+from graphhalu.studies.instability.windows import layer_mean
+
+DetectMethod = Literal["instability", "attention_tracker"]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What is said of a prompt.
+
+    Attributes:
+        prompt_id: Its id.
+        text: What the user says.
+        score: Higher where an attack is more likely; ``None`` where there is none.
+        threshold: Scores at or above it are called attacks.
+        is_attack: The verdict; ``None`` without a score.
+        crossed_at: First decode step from which on the mean up to there stays at or above the
+            threshold; ``None`` where the verdict is not attack.
+        n_steps: Decode steps that were measured.
+        reason: Why there is no score, or ``None``.
+        answer: What the model said so far.
+    """
+
+    prompt_id: str
+    text: str
+    score: float | None
+    threshold: float
+    is_attack: bool | None
+    crossed_at: int | None
+    n_steps: int
+    reason: str | None
+    answer: str
+
+
+class PromptDetector:
+    """A calibration with its model, ready to score prompts.
+
+    Args:
+        loaded: The model that the calibration belongs to.
+        calibration: What was calibrated.
+        method: Instability, or Attention Tracker.
+        aim: False-positive rate whose threshold is taken; ``None`` = that of the best F1.
+        system: System prompt, if it is to be another than the calibration's.
+        max_new_tokens: Most tokens of an answer; by default as many as the window needs.
+
+    Raises:
+        DetectorMismatchError: If model, quantisation, chat template or system prompt differ.
+        UsageError: If there is no threshold for the aim, or the window goes beyond the answer.
+    """
+
+    def __init__(
+        self,
+        loaded: LoadedModel,
+        calibration: Calibration,
+        *,
+        method: DetectMethod = "instability",
+        aim: float | None = 0.05,
+        system: str | None = None,
+        max_new_tokens: int | None = None,
+    ) -> None:
+        self.calibration = calibration
+        self.method = method
+        self.threshold = calibration.threshold(TRACKER if method == TRACKER else MAIN, aim)
+        settings = self._settings(system, max_new_tokens)
+        self.measurer = Measurer(loaded, settings)
+        self._check_identity(loaded)
+
+    def score(
+        self,
+        prompts: Sequence[StudyPrompt],
+        on_progress: Callable[[int, int], None] = lambda *_: None,
+    ) -> list[Verdict]:
+        """A verdict on each prompt.
+
+        Raises:
+            UsageError: If there is no prompt, or one has no system span.
+        """
+        if not prompts:
+            message = "there is no prompt to score"
+            raise UsageError(message)
+        found: list[Verdict] = []
+        size = self.measurer.settings.batch_size
+        for start in range(0, len(prompts), size):
+            batch = [(prompt, 0) for prompt in prompts[start : start + size]]
+            found += [self.verdict(each) for each in self.measurer.measure(batch)]
+            on_progress(len(found), len(prompts))
+        return found
+
+    def verdict(self, series: PromptSeries) -> Verdict:
+        """The verdict on a measured prompt."""
+        score, crossed_at, reason = None, None, series.record.failure
+        if reason is None and self.method == TRACKER:
+            focus = series.arrays["focus_heads"][None].astype(np.float64)
+            score = -float(focus_scores(focus, self.calibration.tracker.heads)[0])
+            crossed_at = 0
+        elif reason is None:
+            score, crossed_at, reason = self._window_score(series)
+        is_attack = None if score is None else score >= self.threshold
+        return Verdict(
+            series.record.prompt_id, series.record.text, score, self.threshold, is_attack,
+            crossed_at if is_attack else None, series.n_steps, reason, series.record.answer,
+        )  # fmt: skip
+
+    def _window_score(self, series: PromptSeries) -> tuple[float | None, int | None, str | None]:
+        choice = self.calibration.window
+        means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
+        known = np.flatnonzero(np.isfinite(means))
+        if not len(known):
+            reason = (
+                f"the answer has {series.n_steps} steps, and the window begins at step "
+                f"{choice.start}"
+            )
+            return None, None, reason
+        below = np.flatnonzero(~(means >= self.threshold))
+        first = 0 if not len(below) else int(below[-1]) + 1
+        return float(means[-1]), choice.start + first, None
+
+    def _settings(self, system: str | None, max_new_tokens: int | None) -> GatherSettings:
+        window = self.calibration.window.window
+        needed = 1 if self.method == TRACKER else window.end + 1
+        if max_new_tokens is not None and max_new_tokens < needed:
+            message = (
+                f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
+                f"tokens\n  Use --max-new-tokens {needed} or more"
+            )
+            raise UsageError(message)
+        changes: dict[str, Any] = {
+            "max_new_tokens": max_new_tokens or needed, "iterations": 1, "keeps_heads": False,
+        }  # fmt: skip
+        if system is not None:
+            changes["system"] = system
+        return self.calibration.gather.model_copy(update=changes)
+
+    def _check_identity(self, loaded: LoadedModel) -> None:
+        recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
+        came = Identity.of({"model": dict(loaded.identity), "prompt": recipe})
+        try:
+            self.calibration.fitted_on.check(came)
+        except DetectorMismatchError as error:
+            told = str(error).rpartition("\n")[0]
+            message = f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
+            raise DetectorMismatchError(message) from None
+
+
+def running_score(
+    spread: Float[np.ndarray, "step layer"], choice: WindowChoice
+) -> Float[np.ndarray, "part"]:
+    """Score after each step of the window: direction times the mean up to there.
+
+    The last value is the score. Steps without a value are passed over; before the first one
+    there is NaN. Empty if the answer ends before the window.
+    """
+    window = choice.window
+    values = layer_mean(
+        spread[window.start : window.end + 1, window.first_layer : window.stop_layer]
+    )
+    is_there = np.isfinite(values)
+    count = np.cumsum(is_there)
+    total = np.cumsum(np.where(is_there, values, 0.0))
+    means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
+    return choice.direction * means

@@ -1,0 +1,118 @@
+"""Prompts of a study: attacks and benign ones, one a line or as rows of a table."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
+
+from graphhalu.datasets.files import open_file, read_rows
+from graphhalu.datasets.question import Question
+from graphhalu.datasets.registry import question_key
+from graphhalu.datasets.rows import Row, require_columns, text_field, wrong_value
+from graphhalu.errors import DataFileError, UsageError
+
+ATTACK: Final = 1
+BENIGN: Final = 0
+CLASS_NAMES: Final = ("benign", "attack")
+
+_TABLES: Final = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_TEXT_FIELDS: Final = ("prompt", "text")
+_LABELS: Final = {
+    "1": ATTACK, "true": ATTACK, "attack": ATTACK, "injection": ATTACK,
+    "0": BENIGN, "false": BENIGN, "benign": BENIGN, "safe": BENIGN,
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StudyPrompt:
+    """One prompt.
+
+    Attributes:
+        prompt_id: Unique within a study.
+        text: What the user says.
+        label: 1 = attack, 0 = benign, ``None`` = nobody says.
+        group: Prompts of one group say the same and never part in a split.
+    """
+
+    prompt_id: str
+    text: str
+    label: int | None
+    group: str
+
+
+def read_prompts(path: Path, label: int | None) -> list[StudyPrompt]:
+    """The prompts of a file.
+
+    A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, each also gzipped, has the
+    column ``prompt`` or ``text``. Any other file has one prompt a line; empty lines do not count.
+
+    Args:
+        path: The file.
+        label: Class of all its prompts; ``None`` takes it from the column ``label``.
+
+    Raises:
+        UsageError: If there is no such file, or no prompt in it.
+        DataFileError: If a row cannot be read, or lacks its label.
+    """
+    if not path.is_file():
+        message = f"no file of prompts at {path}"
+        raise UsageError(message)
+    is_empty = not path.read_bytes().strip()
+    is_table = any(suffix in _TABLES for suffix in path.suffixes)
+    pairs = [] if is_empty else list(_rows(path, label) if is_table else _lines(path, label))
+    if not pairs:
+        message = (
+            f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column "
+            f"'prompt' or 'text'"
+        )
+        raise UsageError(message)
+    return numbered(pairs)
+
+
+def numbered(pairs: Iterable[tuple[str, int | None]]) -> list[StudyPrompt]:
+    """Prompts with ids that count within each class, and groups of prompts that say the same."""
+    counts: dict[int | None, int] = {}
+    found = []
+    for text, label in pairs:
+        counts[label] = counts.get(label, 0) + 1
+        kind = "prompt" if label is None else CLASS_NAMES[label]
+        found.append(StudyPrompt(f"{kind}-{counts[label]:04d}", text, label, prompt_group(text)))
+    return found
+
+
+def prompt_group(text: str) -> str:
+    """Name of all prompts that say the same: case, accents and punctuation do not count."""
+    return sha256(question_key(Question("", text, ())).encode()).hexdigest()[:12]
+
+
+def _lines(path: Path, label: int | None) -> Iterator[tuple[str, int | None]]:
+    if label is None:
+        message = (
+            f"{path} has one prompt a line and says no class\n"
+            f"  Use --attacks and --benign, or a table with the columns prompt and label"
+        )
+        raise UsageError(message)
+    for line in open_file(path).text().split("\n"):
+        if line.strip():
+            yield line.strip(), label
+
+
+def _rows(path: Path, label: int | None) -> Iterator[tuple[str, int | None]]:
+    for row in read_rows(open_file(path)):
+        name = next((name for name in _TEXT_FIELDS if name in row.values), None)
+        if name is None:
+            require_columns(row, _TEXT_FIELDS[0], expected="a column 'prompt' or 'text'")
+        yield text_field(row, name or _TEXT_FIELDS[0]), _label(row) if label is None else label
+
+
+def _label(row: Row) -> int:
+    require_columns(row, "label")
+    value = row.values["label"]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    found = _LABELS.get(str(value).strip().lower())
+    if found is None:
+        error: DataFileError = wrong_value(row, "label", "1 (attack) or 0 (benign)", value)
+        raise error
+    return found

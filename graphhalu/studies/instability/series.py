@@ -1,0 +1,257 @@
+"""Measured prompts on disk: ``meta.json`` and one ``.npz`` a part, without pickle.
+
+A part holds the prompts of one batch and is moved into place when it is whole, so that a killed
+run goes on where it stopped. Steps of its prompts stand one after another; ``step_offsets`` says
+where each prompt begins. ``records`` is JSON in UTF-8 bytes.
+"""
+
+import io
+import json
+import zipfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from graphhalu.config import differing_fields
+from graphhalu.errors import (
+    CorruptStoreError,
+    DataFileError,
+    StoreMismatchError,
+    StoreNotFoundError,
+)
+from graphhalu.evaluation.files import read_object, replace_file
+from graphhalu.numerics import json_ready, ragged_offsets
+from graphhalu.provenance import provenance
+
+FORMAT: Final = "graphhalu-instability"
+FORMAT_VERSION: Final = 1
+META_FILE: Final = "meta.json"
+PARTS_FOLDER: Final = "parts"
+
+STEP_ARRAYS: Final = (
+    "share", "share_mean", "std", "logit", "bounded", "focus", "agreement", "entropy", "margin",
+    "logprob",
+)  # fmt: skip
+"""Arrays whose first axis is the step; ``share`` only where single heads are kept."""
+
+MEANINGS: Final[Mapping[str, str]] = {
+    "share": "[step, layer, head] share of attention on the system prompt",
+    "share_mean": "[step, layer] its mean over heads",
+    "std": "[step, layer] its population standard deviation over heads",
+    "logit": "[step, layer] standard deviation over heads of its log-odds",
+    "bounded": "[step, layer] std / sqrt(m (1 - m)), m the mean over heads",
+    "focus": "[step, layer] system / (system + user), mean over heads",
+    "agreement": "[step] mean correlation of the heads' shares over the middle layers",
+    "entropy": "[step] entropy (nat) of the distribution of the token",
+    "margin": "[step] probability of the likeliest token minus that of the second",
+    "logprob": "[step] log-probability (nat) of the token",
+    "focus_heads": "[prompt, layer, head] focus of every head in step 0",
+}
+
+
+@dataclass(frozen=True)
+class PromptRecord:
+    """What is known of a measured prompt beside its arrays.
+
+    Attributes:
+        prompt_id: Its id.
+        iteration: Which of its answers this is.
+        label: 1 = attack, 0 = benign, ``None`` = nobody says.
+        group: Prompts of one group say the same.
+        text: What the user says.
+        answer: What the model said.
+        n_prompt: Tokens of the whole prompt.
+        n_system: Tokens of the system prompt.
+        n_user: Tokens of the user's text.
+        n_answer: Tokens of the answer, its end mark aside.
+        is_finished: Whether the answer ended by itself.
+        user_nll: Mean negative log-probability (nat) of the user's tokens.
+        failure: Why it was not measured, or ``None``.
+    """
+
+    prompt_id: str
+    iteration: int
+    label: int | None
+    group: str
+    text: str
+    answer: str = ""
+    n_prompt: int = 0
+    n_system: int = 0
+    n_user: int = 0
+    n_answer: int = 0
+    is_finished: bool = False
+    user_nll: float | None = None
+    failure: str | None = None
+
+
+@dataclass(frozen=True)
+class PromptSeries:
+    """One measured prompt.
+
+    Attributes:
+        record: What is known of it.
+        arrays: By name, as :data:`MEANINGS` says; ``focus_heads`` without its prompt axis.
+    """
+
+    record: PromptRecord
+    arrays: Mapping[str, np.ndarray]
+
+    @property
+    def n_steps(self) -> int:
+        """Decode steps, the one that yields the end mark included."""
+        return len(self.arrays["std"]) if self.arrays else 0
+
+
+class SeriesFolder:
+    """The folder of a study.
+
+    Args:
+        path: The folder.
+        meta: What ``meta.json`` says.
+    """
+
+    def __init__(self, path: Path, meta: Mapping[str, Any]) -> None:
+        self.path = path
+        self.meta = meta
+
+    @classmethod
+    def create(cls, path: Path, configuration: Mapping[str, Any]) -> "SeriesFolder":
+        """Make a folder, or go on with one of the same configuration.
+
+        Raises:
+            StoreMismatchError: If it was made with another one; names the fields.
+        """
+        if (path / META_FILE).exists():
+            found = cls.open(path)
+            told = differing_fields(
+                json_ready(found.meta["configuration"]), json_ready(configuration)
+            )
+            if told:
+                listed = "\n  ".join(told[:12])
+                message = f"{path} was gathered otherwise:\n  {listed}\n  Name another --out"
+                raise StoreMismatchError(message)
+            return found
+        meta = {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "arrays": dict(MEANINGS),
+            "configuration": json_ready(configuration), "provenance": provenance(),
+        }  # fmt: skip
+        (path / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        replace_file(path / META_FILE, json.dumps(meta, indent=1, ensure_ascii=False).encode())
+        return cls(path, meta)
+
+    @classmethod
+    def open(cls, path: Path) -> "SeriesFolder":
+        """Open a folder.
+
+        Raises:
+            StoreNotFoundError: If there is none.
+            DataFileError: If it is of another format or a newer version.
+        """
+        way_out = "Measure prompts:  graphhalu instability gather"
+        if not (path / META_FILE).is_file():
+            message = f"no measured prompts in {path}: {META_FILE} is missing\n  {way_out}"
+            raise StoreNotFoundError(message)
+        meta = read_object(path / META_FILE, way_out=way_out)
+        if meta.get("format") != FORMAT or meta.get("format_version") != FORMAT_VERSION:
+            message = (
+                f"{path / META_FILE}: expected {FORMAT} of version {FORMAT_VERSION}, got "
+                f"{meta.get('format')!r} of version {meta.get('format_version')!r}"
+            )
+            raise DataFileError(message)
+        return cls(path, meta)
+
+    @property
+    def configuration(self) -> dict[str, Any]:
+        """Model, prompt recipe, settings and digest of the prompts."""
+        found: dict[str, Any] = self.meta["configuration"]
+        return found
+
+    @property
+    def n_parts(self) -> int:
+        """Parts of the whole study."""
+        return int(self.configuration["n_parts"])
+
+    def missing_parts(self) -> list[int]:
+        """Parts that are still to be measured."""
+        return [number for number in range(self.n_parts) if not self._part(number).exists()]
+
+    def write_part(self, number: int, series: Sequence[PromptSeries]) -> None:
+        """Write a part, whole or not at all."""
+        buffer = io.BytesIO()
+        np.savez_compressed(buffer, **_packed(series))
+        replace_file(self._part(number), buffer.getvalue())
+
+    def read(self) -> list[PromptSeries]:
+        """All measured prompts of the parts that are there, in their order.
+
+        Raises:
+            CorruptStoreError: If a part cannot be read.
+        """
+        found: list[PromptSeries] = []
+        for number in range(self.n_parts):
+            if self._part(number).exists():
+                found += self._read_part(number)
+        return found
+
+    def _part(self, number: int) -> Path:
+        return self.path / PARTS_FOLDER / f"{number:06d}.npz"
+
+    def _read_part(self, number: int) -> list[PromptSeries]:
+        path = self._part(number)
+        try:
+            # without pickle an array of objects is refused; zip checks the bytes
+            with np.load(path, allow_pickle=False) as file:
+                return _unpacked({name: file[name] for name in file.files})
+        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+            message = (
+                f"{path} is damaged: {' '.join(str(error).split())[:200]}\n"
+                f"  Delete it and gather again: only its prompts are measured"
+            )
+            raise CorruptStoreError(message) from None
+
+
+def padded_steps(
+    series: Sequence[PromptSeries], values: Sequence[Float[np.ndarray, "_"]]
+) -> Float[np.ndarray, "prompt step"]:
+    """One row a prompt; NaN behind its last step."""
+    n_steps = max((each.n_steps for each in series), default=0)
+    found = np.full((len(series), n_steps), np.nan)
+    for row, each in zip(found, values, strict=True):
+        row[: len(each)] = each
+    return found
+
+
+def _packed(series: Sequence[PromptSeries]) -> dict[str, np.ndarray]:
+    measured = [each for each in series if each.arrays]
+    text = json.dumps([asdict(each.record) for each in series], ensure_ascii=False)
+    packed: dict[str, np.ndarray] = {
+        "records": np.frombuffer(text.encode(), dtype=np.uint8),
+        "step_offsets": ragged_offsets(np.array([each.n_steps for each in series], dtype=np.int64)),
+    }
+    if not measured:
+        return packed
+    for name in STEP_ARRAYS:
+        if name in measured[0].arrays:
+            packed[name] = np.concatenate([each.arrays[name] for each in measured])
+    # one row a prompt, so that the axes of a part agree
+    nothing = np.full_like(measured[0].arrays["focus_heads"], np.nan)
+    packed["focus_heads"] = np.stack([each.arrays.get("focus_heads", nothing) for each in series])
+    return packed
+
+
+def _unpacked(packed: Mapping[str, np.ndarray]) -> list[PromptSeries]:
+    records = [PromptRecord(**each) for each in json.loads(packed["records"].tobytes())]
+    offsets = packed["step_offsets"].tolist()
+    found = []
+    for place, record in enumerate(records):
+        start, stop = offsets[place], offsets[place + 1]
+        arrays: dict[str, np.ndarray] = {}
+        if start < stop:
+            arrays = {n: packed[n][start:stop] for n in STEP_ARRAYS if n in packed}
+            arrays["focus_heads"] = packed["focus_heads"][place]
+        found.append(PromptSeries(record, arrays))
+    return found

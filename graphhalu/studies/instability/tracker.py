@@ -1,0 +1,140 @@
+"""Attention Tracker, the rival: how far some important heads stay on the instruction.
+
+Heads that look at the system prompt with benign prompts and not with attacks are important; a
+prompt that draws them away has a low focus score. Here the instruction is the system prompt and
+the data is what the user says.
+"""
+
+import json
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
+
+FOCUS_FLOOR: Final = 1e-8
+_LEAST_PROMPTS: Final = 2
+
+Heads = tuple[tuple[int, int], ...]
+"""Important heads, each as layer and head."""
+
+
+class ChosenHeads(NamedTuple):
+    """Important heads and how they were found.
+
+    Attributes:
+        heads: Layer and head of each.
+        k: Standard deviations that lie between the classes; ``None`` where no head has any, so
+            that all heads are taken, or where the heads were given.
+    """
+
+    heads: Heads
+    k: float | None
+
+
+def focus_share(
+    instruction: Float[np.ndarray, "*row"], data: Float[np.ndarray, "*row"]
+) -> Float[np.ndarray, "*row"]:
+    """Attention to the instruction over that to instruction and data.
+
+    Source:
+        Hung et al. 2024, arXiv:2411.00348, ``inst / (inst + data + 1e-8)`` of the last row of
+        the prompt. Spans come from character offsets here; theirs are fixed for each model.
+    """
+    exact = instruction.astype(np.float64)
+    found: Float[np.ndarray, "*row"] = exact / (exact + data + FOCUS_FLOOR)
+    return found
+
+
+def important_heads(
+    focus: Float[np.ndarray, "prompt layer head"],
+    labels: Int[np.ndarray, "prompt"],
+    *,
+    k_values: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0, 0.0),
+) -> ChosenHeads:
+    """Heads with ``(mean_N - k std_N) - (mean_A + k std_A) > 0``, N benign and A attacks.
+
+    Args:
+        focus: Focus of every head in step 0; NaN where a window hides the system prompt.
+        labels: 1 = attack.
+        k_values: Tried in this order; the first that any head reaches is taken.
+
+    Raises:
+        NotEnoughDataError: If a class has fewer than two prompts.
+
+    Source:
+        As :func:`focus_share`; there k = 4 with 30 prompts of each class. Where no head reaches
+        it they take none, and the score would not exist.
+    """
+    benign, attacks = focus[labels == 0], focus[labels == 1]
+    if min(len(benign), len(attacks)) < _LEAST_PROMPTS:
+        message = (
+            f"important heads need two prompts of each class, got {len(attacks)} attacks and "
+            f"{len(benign)} benign prompts"
+        )
+        raise NotEnoughDataError(message)
+    gap, spread = benign.mean(0) - attacks.mean(0), benign.std(0) + attacks.std(0)
+    for k in k_values:
+        # NaN of a layer that does not see the system prompt is never above 0
+        found = np.argwhere(gap - k * spread > 0).tolist()
+        if found:
+            return ChosenHeads(tuple((layer, head) for layer, head in found), k)
+    everywhere = np.argwhere(np.isfinite(gap)).tolist()
+    return ChosenHeads(tuple((layer, head) for layer, head in everywhere), None)
+
+
+def focus_scores(
+    focus: Float[np.ndarray, "prompt layer head"], heads: Heads
+) -> Float[np.ndarray, "prompt"]:
+    """Mean focus of the important heads; low where a prompt draws them away.
+
+    Raises:
+        UsageError: If a head lies outside the model.
+    """
+    n_layers, n_heads = focus.shape[1:]
+    outside = [pair for pair in heads if not (pair[0] < n_layers and pair[1] < n_heads)]
+    if outside or not heads:
+        message = (
+            f"expected heads of a model with {n_layers} layers of {n_heads} heads, got "
+            f"{list(outside[0]) if outside else 'none'}\n  Use the list of this model"
+        )
+        raise UsageError(message)
+    layers, places = np.array(heads).T
+    scores: Float[np.ndarray, "prompt"] = focus[:, layers, places].mean(axis=1)
+    return scores
+
+
+def read_important_heads(path: Path) -> Heads:
+    """A published list: ``params.important_heads``, or a bare list, of ``[layer, head]``.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataFileError: If it holds no such list.
+
+    Source:
+        khhung-906/Attention-Tracker, commit d92bf08, ``configs/model_configs/*.json``.
+    """
+    try:
+        values: Any = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        message = f"no list of heads at {path}"
+        raise UsageError(message) from None
+    except (OSError, ValueError, RecursionError) as error:
+        message = f"{path} is not readable JSON: {' '.join(str(error).split())[:240]}"
+        raise DataFileError(message) from None
+    params = values.get("params", values) if isinstance(values, dict) else values
+    listed = params.get("important_heads") if isinstance(params, dict) else params
+    if not isinstance(listed, list) or not listed or not all(map(_is_place, listed)):
+        message = f"{path}: expected important_heads as pairs [[layer, head], …], got none"
+        raise DataFileError(message)
+    return tuple((int(layer), int(head)) for layer, head in listed)
+
+
+def _is_place(pair: Any) -> bool:
+    return (
+        isinstance(pair, list)
+        and len(pair) == 2  # noqa: PLR2004
+        and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in pair)
+    )
