@@ -12,7 +12,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-import torch
 from filelock import FileLock
 from safetensors import SafetensorError
 
@@ -156,6 +155,7 @@ def _convert_aside(gguf: Path, folder: Path, digest: str) -> None:
 
 
 def _read(gguf: Path) -> tuple[Any, Any]:
+    import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     source: dict[str, Any] = {"gguf_file": gguf.name, "local_files_only": True}

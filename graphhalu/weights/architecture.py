@@ -1,0 +1,288 @@
+"""Sizes and rules of a model that its weights are read by: heads, scaling, RoPE, norms."""
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any, Final, Literal
+
+import numpy as np
+from jaxtyping import Float
+
+from graphhalu.errors import DataFileError, ModelRefusedError
+from graphhalu.registry import unknown_name
+from graphhalu.weights.families import FAMILIES, GGUF_FAMILIES
+
+_THETA: Final = 10_000.0
+_GEMMA_PATTERN: Final = {"gemma2": 2, "gemma3_text": 6}
+"""Every so many layers, one of a gemma sees all keys; GGUF files do not always say so."""
+
+
+@dataclass(frozen=True)
+class Rope:
+    """Rotary positions of one layer.
+
+    Attributes:
+        theta: Base of the frequencies.
+        n_rotated: Dimensions of a head that turn; 0 where positions are learned.
+        scaling: The kind of stretching, ``default``, ``linear``, ``llama3`` or another one,
+            which is not modelled.
+        settings: Its numbers.
+    """
+
+    theta: float
+    n_rotated: int
+    scaling: str = "default"
+    settings: tuple[tuple[str, float], ...] = ()
+
+    @property
+    def is_modelled(self) -> bool:
+        """Whether the frequencies are those of the model."""
+        return self.scaling in ("default", "linear", "llama3")
+
+    def frequencies(self) -> Float[np.ndarray, "pair"]:
+        """Radians a position, one a pair of dimensions.
+
+        Source:
+            Su et al. 2021, arXiv:2104.09864; the stretching of Llama 3 as in transformers'
+            ``_compute_llama3_parameters``.
+        """
+        pairs = np.arange(0, self.n_rotated, 2, dtype=np.float64)
+        plain: Float[np.ndarray, "pair"] = self.theta ** (-pairs / max(1, self.n_rotated))
+        values = dict(self.settings)
+        if self.scaling == "linear":
+            return plain / values["factor"]
+        if self.scaling != "llama3":
+            return plain
+        wavelength, old = 2 * np.pi / plain, values["original_max_position_embeddings"]
+        low, high = values["low_freq_factor"], values["high_freq_factor"]
+        smooth = np.clip((old / wavelength - low) / (high - low), 0.0, 1.0)
+        return (1 - smooth) * plain / values["factor"] + smooth * plain
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What the weights of a model mean.
+
+    Attributes:
+        family: Its model type in transformers.
+        scaling: Factor of the attention logits.
+        ropes: One a layer.
+        windows: Sliding window of each layer, itself included, or ``None``.
+        softcap: Largest logit of a model that caps them.
+        activation: Of the feed-forward block.
+        intermediate_size: Its width.
+    """
+
+    family: str
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    head_dim: int
+    hidden_size: int
+    intermediate_size: int
+    scaling: float
+    ropes: tuple[Rope, ...]
+    windows: tuple[int | None, ...]
+    softcap: float | None
+    activation: str
+
+    @property
+    def group_size(self) -> int:
+        """Query heads that share a key head."""
+        return self.n_heads // self.n_kv_heads
+
+    def values(self) -> dict[str, Any]:
+        """Plain values for a record."""
+        plain = asdict(self)
+        plain["ropes"] = [
+            {"layer": n, "theta": r.theta, "n_rotated": r.n_rotated, "scaling": r.scaling}
+            for n, r in enumerate(self.ropes)
+        ]
+        return plain
+
+
+def from_config(config: Mapping[str, Any]) -> Architecture:
+    """The architecture that a ``config.json`` states.
+
+    Raises:
+        ModelRefusedError: If the family is not among those that can be read.
+        DataFileError: If a size is missing.
+    """
+    text = dict(config.get("text_config") or config)
+    family = str(text.get("model_type", ""))
+    if family not in FAMILIES:
+        raise _unknown(family)
+    n_heads = int(_need(text, "num_attention_heads", "n_head", "num_heads"))
+    hidden_size = int(_need(text, "hidden_size", "n_embd", "d_model"))
+    n_layers = int(_need(text, "num_hidden_layers", "n_layer", "n_layers"))
+    head_dim = int(text.get("head_dim") or FAMILIES[family].head_dim or hidden_size // n_heads)
+    wanted = text.get("query_pre_attn_scalar") if family.startswith("gemma") else None
+    scaling = text.get("attention_multiplier") or float(wanted or head_dim) ** -0.5
+    return _checked(
+        Architecture(
+            family=family, n_layers=n_layers, n_heads=n_heads,
+            n_kv_heads=_n_kv_heads(text, n_heads),
+            head_dim=head_dim, hidden_size=hidden_size,
+            intermediate_size=int(
+                _first(text, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden_size
+            ),
+            scaling=float(scaling),
+            ropes=_ropes(text, family, n_layers, head_dim),
+            windows=_windows(text, n_layers),
+            softcap=_number(text.get("attn_logit_softcapping")),
+            activation=str(
+                _first(text, "hidden_activation", "hidden_act", "activation_function",
+                       "activation") or "silu"
+            ),
+        )
+    )  # fmt: skip
+
+
+def from_gguf(metadata: Mapping[str, Any]) -> Architecture:
+    """The architecture that the metadata of a GGUF file state.
+
+    Raises:
+        ModelRefusedError: If the family is not among those that can be read.
+        DataFileError: If a size is missing.
+    """
+    name = str(metadata.get("general.architecture", ""))
+    if name not in GGUF_FAMILIES:
+        raise _unknown(name, GGUF_FAMILIES)
+    family = GGUF_FAMILIES[name]
+    own = {
+        key.removeprefix(f"{name}."): value for key, value in metadata.items()
+        if key.startswith(f"{name}.")
+    }  # fmt: skip
+    n_heads, n_kv_heads = (
+        _same(_first(own, f"attention.{key}"), key) for key in ("head_count", "head_count_kv")
+    )
+    if n_heads is None:
+        raise _missing("attention.head_count")
+    hidden_size, n_layers = (int(_need(own, key)) for key in ("embedding_length", "block_count"))
+    head_dim = int(own.get("attention.key_length") or hidden_size // n_heads)
+    gated = FAMILIES[family].gate is not None
+    window = own.get("attention.sliding_window")
+    windows = _patterned(window, family, n_layers)
+    rope = Rope(
+        float(own.get("rope.freq_base") or _THETA),
+        0 if FAMILIES[family].rotated == 0 else int(own.get("rope.dimension_count") or head_dim),
+        **_gguf_scaling(own),
+    )
+    local = Rope(_THETA, head_dim)
+    return _checked(
+        Architecture(
+            family=family, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads or n_heads,
+            head_dim=head_dim, hidden_size=hidden_size,
+            intermediate_size=int(_same(own.get("feed_forward_length"), "width") or 4 * hidden_size),
+            scaling=float(own.get("attention.scale") or head_dim**-0.5),
+            ropes=tuple(
+                local if family == "gemma3_text" and w is not None else rope for w in windows
+            ),
+            windows=windows,
+            softcap=_number(own.get("attn_logit_softcapping")),
+            activation="gelu_pytorch_tanh" if family.startswith("gemma") or not gated else "silu",
+        )
+    )  # fmt: skip
+
+
+def _checked(found: Architecture) -> Architecture:
+    sizes = {"layers": found.n_layers, "heads": found.n_heads, "key heads": found.n_kv_heads,
+             "head size": found.head_dim, "width": found.hidden_size}  # fmt: skip
+    wrong = [name for name, size in sizes.items() if size < 1]
+    if wrong or found.n_heads % found.n_kv_heads:
+        message = f"the sizes of the model do not fit together: {sizes}"
+        raise DataFileError(message)
+    return found
+
+
+def _ropes(text: Mapping[str, Any], family: str, n_layers: int, head_dim: int) -> tuple[Rope, ...]:
+    share = FAMILIES[family].rotated
+    if text.get("alibi"):
+        share = 0.0
+    kinds = text.get("layer_types") or [None] * n_layers
+    stated = text.get("rope_parameters") or text.get("rope_scaling") or {}
+    found = []
+    for kind in kinds:
+        own = stated.get(kind, stated) if isinstance(stated.get(kind), Mapping) else stated
+        theta = own.get("rope_theta") or _first(text, "rope_theta", "rotary_emb_base") or _THETA
+        if kind == "sliding_attention" and "rope_local_base_freq" in text:
+            theta = text["rope_local_base_freq"]
+        part = _first(own, "partial_rotary_factor") or _first(
+            text, "partial_rotary_factor", "rotary_pct"
+        )
+        n_rotated = int(head_dim * (1.0 if share else 0.0) * float(part or share or 0.0))
+        name = str(own.get("rope_type") or own.get("type") or "default")
+        numbers = tuple(
+            (key, float(value))
+            for key, value in own.items()
+            if isinstance(value, int | float) and not isinstance(value, bool)
+        )
+        found.append(Rope(float(theta), n_rotated - n_rotated % 2, name, numbers))
+    return tuple(found)
+
+
+def _gguf_scaling(own: Mapping[str, Any]) -> dict[str, Any]:
+    kind, factor = own.get("rope.scaling.type"), own.get("rope.scaling.factor")
+    if kind in (None, "none"):
+        return {}
+    return {"scaling": str(kind), "settings": (("factor", float(factor or 1.0)),)}
+
+
+def _windows(text: Mapping[str, Any], n_layers: int) -> tuple[int | None, ...]:
+    """As :func:`graphhalu.models.shape.layer_windows`, from the plain file."""
+    window = text.get("sliding_window")
+    if not window or text.get("use_sliding_window", True) is False:
+        return (None,) * n_layers
+    kinds = text.get("layer_types")
+    if kinds is None:
+        return _patterned(window, str(text["model_type"]), n_layers)
+    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _patterned(window: Any, family: str, n_layers: int) -> tuple[int | None, ...]:
+    if not window:
+        return (None,) * n_layers
+    pattern = _GEMMA_PATTERN.get(family)
+    return tuple(
+        None if pattern is not None and (layer + 1) % pattern == 0 else int(window)
+        for layer in range(n_layers)
+    )
+
+
+def _n_kv_heads(text: Mapping[str, Any], n_heads: int) -> int:
+    if text["model_type"] == "falcon" and not text.get("new_decoder_architecture"):
+        return 1 if text.get("multi_query", True) else n_heads
+    return int(_first(text, "num_key_value_heads", "num_kv_heads") or n_heads)
+
+
+def _first(values: Mapping[str, Any], *names: str) -> Any:
+    return next((values[name] for name in names if values.get(name) is not None), None)
+
+
+def _need(values: Mapping[str, Any], *names: str) -> Any:
+    found = _first(values, *names)
+    if found is None:
+        raise _missing(names[0])
+    return found
+
+
+def _same(value: Any, what: str) -> int | None:
+    """One number for all layers."""
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, list) and len(set(value)) == 1:
+        return int(value[0])
+    message = f"the model does not have one {what} for all its layers ({value})"
+    raise ModelRefusedError(message)
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if value else None
+
+
+def _missing(name: str) -> DataFileError:
+    return DataFileError(f"the configuration of the model states no {name}")
+
+
+def _unknown(family: str, known: Mapping[str, Any] = FAMILIES) -> ModelRefusedError:
+    hint = str(unknown_name("family", family, known))
+    return ModelRefusedError(f"weights of the family {family!r} cannot be read: {hint}")

@@ -1,0 +1,237 @@
+"""Norms, spectra and tails of single matrices; pure functions on arrays.
+
+Scale-free numbers come first, since the scale of a matrix is shared with the norm before it.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Final, NamedTuple
+
+import numpy as np
+import scipy.linalg as linalg
+from jaxtyping import Float
+from scipy.sparse.linalg import LinearOperator, eigsh
+
+SINGLE_FROM: Final = 2048
+"""Side from which the Gram matrix is in single precision: its upper spectrum is as good."""
+MIN_EIGENVALUES: Final = 50
+"""Shortest spectrum that a tail is fitted to."""
+MIN_TAIL: Final = 10
+_MOST_STARTS: Final = 200
+
+
+class Entries(NamedTuple):
+    """What the entries of a matrix say, one by one.
+
+    Attributes:
+        frobenius: Root of the sum of squares.
+        rms: Root mean square.
+        kurtosis: Fourth moment over the square of the second, means off; 3 for a normal.
+        outlier: Largest magnitude over the root mean square.
+        zero_fraction: Share of exact zeros; it depends on the storage type.
+        n_not_finite: Entries that are NaN or infinite; they are left out of the rest.
+        row_outlier: Largest norm of a row over the median one; NaN for a vector.
+        column_outlier: The same of columns.
+    """
+
+    frobenius: float
+    rms: float
+    kurtosis: float
+    outlier: float
+    zero_fraction: float
+    n_not_finite: int
+    row_outlier: float
+    column_outlier: float
+
+
+class Spectrum(NamedTuple):
+    """What the singular values of a matrix say.
+
+    Attributes:
+        sigma_max: The largest one.
+        stable_rank: Sum of squares over the largest square.
+        entropy_rank: Exponential of the entropy of the squares; NaN where only the largest
+            singular value was computed.
+        tail: Power law of the squares.
+    """
+
+    sigma_max: float
+    stable_rank: float
+    entropy_rank: float
+    tail: "Tail"
+
+
+class Tail(NamedTuple):
+    """Power law ``p(x) ~ x^-alpha`` of the eigenvalues from ``x_min`` on; NaN where not fitted.
+
+    Attributes:
+        alpha: The exponent.
+        sigma: Its standard error.
+        x_min: Where the tail begins.
+        distance: Kolmogorov-Smirnov distance of the tail from the law.
+        n_tail: Eigenvalues in it.
+    """
+
+    alpha: float
+    sigma: float
+    x_min: float
+    distance: float
+    n_tail: int
+
+
+NO_TAIL: Final = Tail(float("nan"), float("nan"), float("nan"), float("nan"), 0)
+
+
+@dataclass
+class _Sums:
+    n: int = 0
+    powers: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
+    largest: float = 0.0
+    n_zeros: int = 0
+    n_not_finite: int = 0
+
+    def add(self, values: Float[np.ndarray, "..."]) -> None:
+        flat = values.reshape(-1)
+        is_finite = np.isfinite(flat)
+        if not is_finite.all():
+            self.n_not_finite += int((~is_finite).sum())
+            flat = flat[is_finite]
+        wide = flat.astype(np.float64)
+        squares = wide * wide
+        sums = wide.sum(), squares.sum(), (squares * wide).sum(), squares @ squares
+        one, two, three, four = self.powers
+        self.powers = (one + sums[0], two + sums[1], three + sums[2], four + sums[3])
+        self.n += flat.size
+        self.n_zeros += int((flat == 0).sum())
+        self.largest = max(self.largest, float(np.abs(flat).max(initial=0.0)))
+
+
+def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
+    """Statistics of a tensor whose rows come in chunks; nothing but a chunk is held."""
+    sums, rows, columns = _Sums(), [], np.zeros(0)
+    for chunk in chunks:
+        sums.add(chunk)
+        if chunk.ndim > 1:
+            squares = np.square(np.nan_to_num(chunk.reshape(-1, chunk.shape[-1])))
+            rows.append(squares.sum(1, dtype=np.float64))
+            columns = (columns if columns.size else 0.0) + squares.sum(0, dtype=np.float64)
+    one, two, three, four = (power / max(1, sums.n) for power in sums.powers)
+    variance = two - one**2
+    fourth = four - 4 * one * three + 6 * one**2 * two - 3 * one**4
+    rms = float(np.sqrt(two))
+    nan = float("nan")
+    return Entries(
+        frobenius=float(np.sqrt(sums.powers[1])),
+        rms=rms,
+        kurtosis=fourth / variance**2 if variance > 1e-12 * max(two, 1e-300) else nan,
+        outlier=sums.largest / rms if rms > 0 else nan,
+        zero_fraction=sums.n_zeros / sums.n if sums.n else nan,
+        n_not_finite=sums.n_not_finite,
+        row_outlier=_over_median(np.concatenate(rows)) if rows else nan,
+        column_outlier=_over_median(columns) if rows else nan,
+    )
+
+
+def _over_median(squares: Float[np.ndarray, "line"]) -> float:
+    middle = float(np.median(squares))
+    return float(np.sqrt(squares.max() / middle)) if middle > 0 else float("nan")
+
+
+def gram(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "side side"]:
+    """Products of rows or of columns, whichever is the smaller matrix."""
+    side = min(matrix.shape)
+    wide = matrix.astype(np.float64 if side < SINGLE_FROM else np.float32, copy=False)
+    return wide @ wide.T if matrix.shape[0] <= matrix.shape[1] else wide.T @ wide
+
+
+def gram_of_chunks(
+    chunks: Iterable[Float[np.ndarray, "row column"]],
+) -> Float[np.ndarray, "column column"]:
+    """Products of columns of a tall matrix whose rows come in chunks."""
+    total: Float[np.ndarray, "column column"] | float = 0.0
+    for chunk in chunks:
+        total = total + gram_of_columns(chunk)
+    assert isinstance(total, np.ndarray)
+    return total
+
+
+def gram_of_columns(chunk: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "column column"]:
+    """Products of the columns."""
+    wide = chunk.astype(np.float64 if chunk.shape[1] < SINGLE_FROM else np.float32, copy=False)
+    return wide.T @ wide
+
+
+def spectrum_of_gram(products: Float[np.ndarray, "side side"], *, is_full: bool = True) -> Spectrum:
+    """Spectrum of a matrix from its Gram matrix, which is overwritten.
+
+    Args:
+        products: ``W W'`` or ``W' W``.
+        is_full: Whether all singular values are computed; else the largest alone, by Lanczos.
+    """
+    total = float(np.trace(products, dtype=np.float64))
+    if not np.isfinite(total) or total <= 0:
+        return Spectrum(0.0 if total == 0 else float("nan"), *[float("nan")] * 2, NO_TAIL)
+    if not is_full:
+        largest = _largest(products)
+        return Spectrum(float(np.sqrt(largest)), total / largest, float("nan"), NO_TAIL)
+    eigenvalues = linalg.eigvalsh(products, overwrite_a=True, check_finite=False)
+    return spectrum(np.maximum(eigenvalues.astype(np.float64), 0.0))
+
+
+def spectrum(squares: Float[np.ndarray, "value"]) -> Spectrum:
+    """What squared singular values say.
+
+    Source:
+        Stable rank: Rudelson & Vershynin 2007. Entropy rank: Roy & Vetterli 2007.
+    """
+    total, largest = float(squares.sum()), float(squares.max())
+    if largest <= 0:
+        return Spectrum(0.0, float("nan"), float("nan"), NO_TAIL)
+    share = squares[squares > 0] / total
+    return Spectrum(
+        float(np.sqrt(largest)),
+        total / largest,
+        float(np.exp(-(share * np.log(share)).sum())),
+        power_law(squares),
+    )
+
+
+def power_law(eigenvalues: Float[np.ndarray, "value"]) -> Tail:
+    """Fit a power law to the upper end of a spectrum.
+
+    Args:
+        eigenvalues: Not negative; fewer than :data:`MIN_EIGENVALUES` have no tail.
+
+    Source:
+        Clauset, Shalizi & Newman 2009, arXiv:0706.1062, as WeightWatcher does: ``alpha = 1 +
+        n / sum ln(x / x_min)``, the start with the least Kolmogorov-Smirnov distance, ``sigma =
+        (alpha - 1) / sqrt(n)``. Of long spectra 200 starts are tried, evenly spread, not all.
+    """
+    values = np.sort(eigenvalues[eigenvalues > 0])
+    n_starts = len(values) - MIN_TAIL
+    if len(values) < MIN_EIGENVALUES or values[0] == values[-1]:
+        return NO_TAIL
+    starts = np.unique(np.linspace(0, n_starts, min(n_starts, _MOST_STARTS)).astype(np.int64))
+    fits = [_fit(values, int(start)) for start in starts]
+    found = [fit for fit in fits if np.isfinite(fit.alpha)]
+    return min(found, key=lambda fit: fit.distance) if found else NO_TAIL
+
+
+def _fit(values: Float[np.ndarray, "value"], start: int) -> Tail:
+    tail = values[start:]
+    logs = np.log(tail / tail[0])
+    if logs.sum() <= 0:
+        return NO_TAIL
+    n_tail = len(tail)
+    alpha = 1 + n_tail / float(logs.sum())
+    below = 1 - np.exp((1 - alpha) * logs)
+    distance = float(np.abs(below - np.arange(n_tail) / n_tail).max())
+    return Tail(alpha, (alpha - 1) / n_tail**0.5, float(tail[0]), distance, n_tail)
+
+
+def _largest(products: Float[np.ndarray, "side side"]) -> float:
+    if len(products) < 3:  # noqa: PLR2004  # Lanczos needs room
+        return float(linalg.eigvalsh(products)[-1])
+    operator = LinearOperator(products.shape, matvec=lambda x: products @ x, dtype=products.dtype)
+    start = np.ones(len(products), dtype=products.dtype)
+    return float(eigsh(operator, k=1, which="LA", v0=start, return_eigenvectors=False)[0])

@@ -1,0 +1,206 @@
+"""A weight profile as tables: one line a tensor, a head slice, a head, a layer, a pair of heads."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from jaxtyping import Float
+
+from graphhalu.errors import DataFileError, UsageError
+from graphhalu.numerics import json_ready
+from graphhalu.registry import unknown_name
+from graphhalu.weights.meanings import HEAD_MEANINGS, LAYER_MEANINGS
+
+FORMAT: Final = "graphhalu-weights"
+FORMAT_VERSION: Final = 1
+PROFILE_FILE: Final = "profile.json"
+TABLES: Final = ("tensors", "slices", "heads", "layers", "composition")
+
+Column = Sequence[Any] | np.ndarray
+
+
+@dataclass(frozen=True)
+class MixedType:
+    """A part of the model whose tensors are stored in more than one way.
+
+    Attributes:
+        part: Which part, as ``v`` or ``down``.
+        types: Names of the tensors by storage type.
+    """
+
+    part: str
+    types: Mapping[str, tuple[str, ...]]
+
+    def text(self) -> str:
+        """One line."""
+        listed = ", ".join(f"{len(names)} x {kind}" for kind, names in self.types.items())
+        return f"{self.part}: {listed}"
+
+
+@dataclass(frozen=True)
+class WeightProfile:
+    """What was computed from the weights of one model.
+
+    Attributes:
+        model: Which model; ``weights`` is a digest where there is one.
+        architecture: Sizes and rules.
+        settings: Of the profile.
+        provenance: Versions, machine, code state.
+        notes: What a reader must know, such as an approximation of this family.
+        tensors: One line a tensor.
+        slices: One line a layer, part and head of it.
+        heads: One line a layer and head.
+        layers: One line a layer.
+        composition: One line a later head, an earlier layer and its head.
+    """
+
+    model: Mapping[str, Any]
+    architecture: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    notes: tuple[str, ...]
+    tensors: pa.Table
+    slices: pa.Table
+    heads: pa.Table
+    layers: pa.Table
+    composition: pa.Table
+
+    @property
+    def n_layers(self) -> int:
+        """Layers of the model."""
+        return int(self.architecture["n_layers"])
+
+    @property
+    def n_heads(self) -> int:
+        """Heads of a layer."""
+        return int(self.architecture["n_heads"])
+
+    def of_heads(self, quantity: str) -> Float[np.ndarray, "layer head"]:
+        """One quantity of every head; NaN where there is none.
+
+        Raises:
+            UnknownNameError: If there is no such quantity.
+        """
+        return _numbers(self.heads, quantity, HEAD_MEANINGS).reshape(self.n_layers, self.n_heads)
+
+    def of_layers(self, quantity: str) -> Float[np.ndarray, "layer"]:
+        """One quantity of every layer; NaN where there is none.
+
+        Raises:
+            UnknownNameError: If there is no such quantity.
+        """
+        return _numbers(self.layers, quantity, LAYER_MEANINGS)
+
+    def mixed(self) -> tuple[MixedType, ...]:
+        """Parts stored in more than one way: comparisons between their layers may show that."""
+        found: dict[str, dict[str, list[str]]] = {}
+        for row in self.tensors.select(["part", "name", "storage"]).to_pylist():
+            found.setdefault(row["part"], {}).setdefault(row["storage"], []).append(row["name"])
+        return tuple(
+            MixedType(part, {kind: tuple(names) for kind, names in types.items()})
+            for part, types in found.items()
+            if len(types) > 1 and part not in ("other", "embedding", "unembedding")
+        )
+
+    def zero_fractions(self, part: str) -> Float[np.ndarray, "layer"]:
+        """Share of exact zeros of a part, layer by layer.
+
+        Raises:
+            UsageError: If its tensors are stored in different types: some types have an exact
+                zero and others have none, so a comparison would show the type and not the model.
+        """
+        mixed = [found for found in self.mixed() if found.part == part]
+        if mixed:
+            message = (
+                f"zeros of {part} are not compared between layers, since they are stored in "
+                f"different types ({mixed[0].text()}): types differ in whether they have a zero"
+            )
+            raise UsageError(message)
+        found = np.full(self.n_layers, np.nan)
+        for row in self.tensors.select(["part", "layer", "zero_fraction"]).to_pylist():
+            if row["part"] == part and row["layer"] is not None:
+                found[row["layer"]] = _or_nan(row["zero_fraction"])
+        return found
+
+    def write(self, folder: Path) -> Path:
+        """Write ``profile.json`` and a Parquet file a table; gives the JSON file."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name in TABLES:
+            pq.write_table(getattr(self, name), folder / f"{name}.parquet")
+        values = {
+            "format": FORMAT, "format_version": FORMAT_VERSION, "model": self.model,
+            "architecture": self.architecture, "settings": self.settings,
+            "provenance": self.provenance, "notes": self.notes,
+            "mixed_types": [{"part": m.part, "types": m.types} for m in self.mixed()],
+            "meanings": {"heads": HEAD_MEANINGS, "layers": LAYER_MEANINGS},
+            "layers": self.layers.to_pylist(), "heads": self.heads.to_pylist(),
+        }  # fmt: skip
+        text = json.dumps(json_ready(values), indent=1, ensure_ascii=False, allow_nan=False)
+        aside = folder / f".{PROFILE_FILE}"
+        aside.write_text(text + "\n", encoding="utf-8")
+        # the JSON comes last: a folder that has it is whole
+        return aside.replace(folder / PROFILE_FILE)
+
+
+def read_profile(folder: Path) -> WeightProfile:
+    """What :meth:`WeightProfile.write` wrote.
+
+    Raises:
+        UsageError: If there is no profile.
+        DataFileError: If it is damaged or of another version.
+    """
+    path = folder / PROFILE_FILE if folder.is_dir() else folder
+    try:
+        values = json.loads(path.read_bytes())
+        if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
+            message = f"format {values.get('format')!r} version {values.get('format_version')!r}"
+            raise ValueError(message)
+        tables = {name: pq.read_table(path.parent / f"{name}.parquet") for name in TABLES}
+        known = {name: values[name] for name in ("model", "architecture", "settings", "provenance")}
+        return WeightProfile(**known, notes=tuple(values["notes"]), **tables)
+    except FileNotFoundError as error:
+        message = (
+            f"no weight profile at {folder} ({Path(error.filename).name} is missing)\n"
+            f"  Make one:  graphhalu weights profile MODEL"
+        )
+        raise UsageError(message) from None
+    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
+        reason = " ".join(str(error).split())[:160]
+        message = f"{path} is no readable weight profile: {reason}"
+        raise DataFileError(message) from None
+
+
+def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Rows as a table; a number that there is not is null."""
+    names = list(rows[0]) if rows else []
+    columns = {name: _column([row[name] for row in rows]) for name in names}
+    return pa.table(columns)
+
+
+def head_rows(columns: Mapping[str, np.ndarray]) -> list[dict[str, Any]]:
+    """One row a head, from one value a head and column."""
+    length = len(next(iter(columns.values())))
+    plain = {name: values.tolist() for name, values in columns.items()}
+    return [{name: values[place] for name, values in plain.items()} for place in range(length)]
+
+
+def _column(values: Sequence[Any]) -> pa.Array:
+    plain = [None if isinstance(v, float) and not np.isfinite(v) else v for v in values]
+    if any(isinstance(v, float) for v in values):
+        return pa.array(plain, type=pa.float64())
+    return pa.array(plain)
+
+
+def _numbers(table: pa.Table, quantity: str, known: Mapping[str, str]) -> Float[np.ndarray, "row"]:
+    if quantity not in table.column_names or quantity not in known:
+        raise unknown_name("quantity", quantity, [n for n in known if n in table.column_names])
+    return np.array([_or_nan(value) for value in table[quantity].to_pylist()], dtype=np.float64)
+
+
+def _or_nan(value: float | None) -> float:
+    return float("nan") if value is None else float(value)
