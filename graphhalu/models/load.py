@@ -19,7 +19,7 @@ from graphhalu.models.shape import layer_windows, model_shape
 from graphhalu.models.spec import ModelSpec
 from graphhalu.models.threads import default_threads
 
-__all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model"]
+__all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model", "load_tokenizer"]
 
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 
@@ -107,6 +107,18 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
         eos_token_ids=_eos_token_ids(model, tokenizer),
         **shape._asdict(),
     )
+
+
+def load_tokenizer(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None) -> Any:
+    """Load the tokenizer of a model without its weights.
+
+    Raises:
+        As :func:`load_model`.
+    """
+    source = resolve_model(spec.name)
+    place = _place(source, spec, on_note)
+    with quiet_loading():
+        return _tokenizer(place, spec, source)
 
 
 def _place(source: ModelSource, spec: ModelSpec, on_note: Callable[[str], None]) -> _Place:

@@ -1,0 +1,108 @@
+"""The text of every token of a trace; it is always text, never markup."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from graphhalu.errors import GraphhaluError
+from graphhalu.traces.trace import Trace
+
+
+def store_tokenizer(
+    configuration: Mapping[str, Any],
+    name: str | None = None,
+    on_note: Callable[[str], None] = lambda _: None,
+) -> Any | None:
+    """The tokenizer that a store's tokens come from, or ``None`` where it cannot be had.
+
+    Args:
+        configuration: Of the store.
+        name: Alias, hub id or folder to take in place of the store's model.
+        on_note: Told in one line why there is none, and before anything slow.
+
+    Raises:
+        GraphhaluError: If a tokenizer is named and cannot be had.
+    """
+    from graphhalu.models.load import ModelSpec, load_tokenizer
+
+    model = configuration.get("model") or {}
+    wanted = name or model.get("name")
+    if not wanted:
+        on_note("the store does not name its model: tokens of the prompt are shown as numbers")
+        return None
+    revision = model.get("revision") if name is None else None
+    try:
+        return load_tokenizer(ModelSpec(name=wanted, revision=revision), on_note)
+    except GraphhaluError as error:
+        if name is not None:
+            raise
+        reason = str(error).splitlines()[0]
+        on_note(f"tokens of the prompt are shown as numbers: {reason}; --tokenizer names another")
+        return None
+
+
+def token_texts(trace: Trace, tokenizer: Any | None) -> tuple[str, ...]:
+    """What each token stands for, with the white space before it.
+
+    The prompt is tokenized again and cut at the offsets, which keeps characters whole that
+    several tokens share: the first of them has it, the others are empty. Where that gives other
+    tokens than the trace has, each is decoded alone. Without a tokenizer, tokens of the prompt
+    are shown as ``#`` and their number.
+    """
+    ids = trace.token_ids.tolist()
+    prompt, answer = ids[: trace.prompt_length], ids[trace.prompt_length :]
+    return (*_prompt_texts(trace, prompt, tokenizer), *_answer_texts(trace, answer, tokenizer))
+
+
+def hallucinated_tokens(trace: Trace) -> Bool[np.ndarray, "token"] | None:
+    """Which tokens touch a span that the data set calls hallucinated; ``None`` if it says none."""
+    record = trace.record
+    if not record.given_spans or len(record.answer_offsets) != trace.answer_length:
+        return None
+    is_hallucinated: Bool[np.ndarray, "token"] = np.zeros(trace.length, dtype=np.bool_)
+    for place, (start, stop) in enumerate(record.answer_offsets):
+        is_hallucinated[trace.prompt_length + place] = any(
+            start < last and first < stop for first, last in record.given_spans
+        )
+    return is_hallucinated
+
+
+def _prompt_texts(trace: Trace, ids: list[int], tokenizer: Any | None) -> tuple[str, ...]:
+    if tokenizer is None:
+        return tuple(f"#{index}" for index in ids)
+    text = trace.record.prompt
+    for has_special in (True, False):
+        encoded = tokenizer(text, add_special_tokens=has_special, return_offsets_mapping=True)
+        # an end mark that the tokenizer appends is no part of the prompt
+        if list(encoded["input_ids"])[: len(ids)] == ids:
+            return _cut(text, encoded["offset_mapping"][: len(ids)], ids, tokenizer)
+    return _decoded(ids, tokenizer)
+
+
+def _answer_texts(trace: Trace, ids: list[int], tokenizer: Any | None) -> tuple[str, ...]:
+    offsets = trace.record.answer_offsets
+    if len(offsets) == len(ids):
+        return _cut(trace.record.answer, offsets, ids, tokenizer)
+    if tokenizer is None:
+        return tuple(f"#{index}" for index in ids)
+    return _decoded(ids, tokenizer)
+
+
+def _cut(
+    text: str, offsets: Sequence[Sequence[int]], ids: list[int], tokenizer: Any | None
+) -> tuple[str, ...]:
+    special = set() if tokenizer is None else set(tokenizer.all_special_ids)
+    texts, end = [], 0
+    for index, (_, stop) in zip(ids, offsets, strict=True):
+        if stop <= end and index in special and tokenizer is not None:
+            texts.append(str(tokenizer.convert_ids_to_tokens(index)))
+            continue
+        texts.append(text[end : max(end, stop)])
+        end = max(end, stop)
+    return tuple(texts)
+
+
+def _decoded(ids: Sequence[int] | Int[np.ndarray, "token"], tokenizer: Any) -> tuple[str, ...]:
+    return tuple(str(tokenizer.decode([index])) for index in ids)
