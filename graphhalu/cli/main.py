@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import typer
 
-from graphhalu.cli import analyse, extract, features, graphs, heads, labels, report, show
+from graphhalu.cli import analyse, extract, features, graphs, heads, labels, report, show, view
 from graphhalu.cli.output import say
 from graphhalu.errors import GraphhaluError, UsageError
 
@@ -28,6 +28,7 @@ app.command("features")(features.features)
 app.command("train")(analyse.train)
 app.command("compare")(analyse.compare)
 app.command("report")(report.report)
+app.command("view")(view.view)
 app.command("verify")(show.verify)
 app.command("doctor")(show.doctor)
 app.add_typer(heads.app, name="heads")
