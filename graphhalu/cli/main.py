@@ -34,6 +34,7 @@ app.command("doctor")(show.doctor)
 app.add_typer(heads.app, name="heads")
 app.add_typer(show.app, name="show")
 app.add_typer(graphs.app, name="graphs")
+app.add_typer(instability.app, name="instability")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -42,32 +42,39 @@ class StudyPrompt:
 
 
 def read_prompts(path: Path, label: int | None) -> list[StudyPrompt]:
-    """The prompts of a file.
+    """The prompts of a file, with their class.
+
+    Args:
+        path: As :func:`read_texts` reads it.
+        label: Class of all its prompts; ``None`` takes it from the column ``label``.
+
+    Raises:
+        UsageError: If there is no such file, no prompt in it, or nothing says their class.
+        DataFileError: If a row cannot be read, or lacks its label.
+    """
+    if label is None and not _is_table(path):
+        message = (
+            f"{path} has one prompt a line and says no class\n"
+            f"  Use --attacks and --benign, or a table with the columns prompt and label"
+        )
+        raise UsageError(message)
+    rows = _read(path)
+    if label is not None:
+        return numbered((text, label) for text, _ in rows)
+    return numbered((text, _label(row)) for text, row in rows if row is not None)
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file of prompts.
 
     A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, each also gzipped, has the
     column ``prompt`` or ``text``. Any other file has one prompt a line; empty lines do not count.
 
-    Args:
-        path: The file.
-        label: Class of all its prompts; ``None`` takes it from the column ``label``.
-
     Raises:
         UsageError: If there is no such file, or no prompt in it.
-        DataFileError: If a row cannot be read, or lacks its label.
+        DataFileError: If a row cannot be read.
     """
-    if not path.is_file():
-        message = f"no file of prompts at {path}"
-        raise UsageError(message)
-    is_empty = not path.read_bytes().strip()
-    is_table = any(suffix in _TABLES for suffix in path.suffixes)
-    pairs = [] if is_empty else list(_rows(path, label) if is_table else _lines(path, label))
-    if not pairs:
-        message = (
-            f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column "
-            f"'prompt' or 'text'"
-        )
-        raise UsageError(message)
-    return numbered(pairs)
+    return [text for text, _ in _read(path)]
 
 
 def numbered(pairs: Iterable[tuple[str, int | None]]) -> list[StudyPrompt]:
@@ -86,24 +93,38 @@ def prompt_group(text: str) -> str:
     return sha256(question_key(Question("", text, ())).encode()).hexdigest()[:12]
 
 
-def _lines(path: Path, label: int | None) -> Iterator[tuple[str, int | None]]:
-    if label is None:
+def _read(path: Path) -> list[tuple[str, Row | None]]:
+    if not path.is_file():
+        message = f"no file of prompts at {path}"
+        raise UsageError(message)
+    found: list[tuple[str, Row | None]] = []
+    if path.read_bytes().strip():
+        found = list(_rows(path) if _is_table(path) else _lines(path))
+    if not found:
         message = (
-            f"{path} has one prompt a line and says no class\n"
-            f"  Use --attacks and --benign, or a table with the columns prompt and label"
+            f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column "
+            f"'prompt' or 'text'"
         )
         raise UsageError(message)
+    return found
+
+
+def _is_table(path: Path) -> bool:
+    return any(suffix.lower() in _TABLES for suffix in path.suffixes)
+
+
+def _lines(path: Path) -> Iterator[tuple[str, Row | None]]:
     for line in open_file(path).text().split("\n"):
         if line.strip():
-            yield line.strip(), label
+            yield line.strip(), None
 
 
-def _rows(path: Path, label: int | None) -> Iterator[tuple[str, int | None]]:
+def _rows(path: Path) -> Iterator[tuple[str, Row | None]]:
     for row in read_rows(open_file(path)):
         name = next((name for name in _TEXT_FIELDS if name in row.values), None)
         if name is None:
             require_columns(row, _TEXT_FIELDS[0], expected="a column 'prompt' or 'text'")
-        yield text_field(row, name or _TEXT_FIELDS[0]), _label(row) if label is None else label
+        yield text_field(row, name or _TEXT_FIELDS[0]), row
 
 
 def _label(row: Row) -> int:
