@@ -9,7 +9,18 @@ from collections.abc import Sequence
 
 import typer
 
-from graphhalu.cli import analyse, extract, features, graphs, heads, labels, report, show, view
+from graphhalu.cli import (
+    analyse,
+    extract,
+    features,
+    graphs,
+    heads,
+    instability,
+    labels,
+    report,
+    show,
+    view,
+)
 from graphhalu.cli.output import say
 from graphhalu.errors import GraphhaluError, UsageError
 
