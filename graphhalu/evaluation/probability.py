@@ -1,4 +1,4 @@
-"""Metrics of probabilities and of calls: calibration error, Brier score, F1."""
+"""Metrics of probabilities and of calls: calibration error, Brier score, log-loss, F1."""
 
 from typing import Final, NamedTuple
 
@@ -79,6 +79,22 @@ def brier(probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trac
     """
     _check(probability)
     return float(np.mean((probability - labels) ** 2))
+
+
+def log_losses(
+    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
+) -> Float[np.ndarray, "trace"]:
+    """Negative log-probability (nat) that was given to each label; infinite for a sure mistake.
+
+    Raises:
+        ValueError: If a probability is not in [0, 1].
+        NotEnoughDataError: If there is no trace.
+    """
+    _check(probability)
+    given = np.where(labels == 1, probability, 1 - probability)
+    with np.errstate(divide="ignore"):
+        losses: Float[np.ndarray, "trace"] = -np.log(given)
+    return losses
 
 
 def f1(is_called: Bool[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:

@@ -148,6 +148,7 @@ class SinkTable:
         by_head: Sink mass of every head; NaN where a layer cannot see the sink.
         labels: 0 or 1.
         groups: Question of each record.
+        answers: What the model answered; empty where nothing is known.
     """
 
     mass: Float[np.ndarray, "trace"]
@@ -156,6 +157,7 @@ class SinkTable:
     by_head: Float[np.ndarray, "trace layer head"]
     labels: Int[np.ndarray, "trace"]
     groups: Shaped[np.ndarray, "trace"]
+    answers: Shaped[np.ndarray, "trace"]
 
     @classmethod
     def of(cls, records: Sequence[SinkRecord], meaning: Meaning) -> "SinkTable":
@@ -167,6 +169,7 @@ class SinkTable:
             by_head=np.stack([r.by_head for r in records]).astype(np.float64),
             labels=np.array([r.labels[meaning] for r in records], dtype=np.int64),
             groups=np.array([r.group for r in records]),
+            answers=np.array([r.pred or "" for r in records]),
         )
 
 

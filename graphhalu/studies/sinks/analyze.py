@@ -1,0 +1,192 @@
+"""From files of records to everything that can be said of them."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Final
+
+import numpy as np
+from pydantic import Field
+
+from graphhalu.config import Config
+from graphhalu.errors import GraphhaluError, NotEnoughDataError
+from graphhalu.heads.files import read_table
+from graphhalu.heads.table import HeadTable
+from graphhalu.labels.labels import MEANINGS, Meaning
+from graphhalu.provenance import provenance
+from graphhalu.studies.sinks.across import (
+    Analysed,
+    model_size,
+    scaling,
+    sensitivities,
+    tasks,
+)
+from graphhalu.studies.sinks.effects import Resampling, shift
+from graphhalu.studies.sinks.heads import localise
+from graphhalu.studies.sinks.prediction import prediction
+from graphhalu.studies.sinks.probes import N_FOLDS, fit_models, models_of
+from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable, find_runs, read_run
+from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
+
+LEAST_OF_CLASS: Final = 3 * N_FOLDS
+"""Questions of the rarer class below which folds inside of folds lack a class."""
+_DIGITS: Final = 6
+
+
+class AnalyzeConfig(Config):
+    """How runs are analysed."""
+
+    n_resamples: int = Field(default=2000, ge=100)
+    """Resamples of questions, for every interval."""
+    n_permutations: int = Field(default=10_000, ge=100)
+    """Exchanges of labels, for the permutation test."""
+    seed: int = 0
+    """Seed of both."""
+    fold_seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds of the folds of cross-fitted models."""
+    meanings: tuple[Meaning, ...] = ("hallucinated", "input")
+    """Labels to analyse: the model's own output, and what the data set says of the input."""
+    heads: Path | None = None
+    """Table of heads (``graphhalu heads patterns``) to compare the heads that differ with."""
+    role: str = "induction"
+    """Role of that table."""
+    n_top: int = Field(default=10, ge=1)
+    """Heads that are named and compared."""
+
+    @property
+    def resampling(self) -> Resampling:
+        """Numbers and seed of resamples and permutations."""
+        return Resampling(self.n_resamples, self.n_permutations, self.seed)
+
+
+def analyze(
+    paths: Sequence[Path],
+    config: AnalyzeConfig | None = None,
+    *,
+    on_run: Callable[[int, int], None] = lambda _done, _total: None,
+) -> SinksResult:
+    """Analyse files of records, and folders of them.
+
+    Raises:
+        UsageError: If there is no such file, or the table of heads has not the role.
+        DataFileError: If a file cannot be used.
+    """
+    config = config or AnalyzeConfig()
+    files = find_runs(paths)
+    role = None if config.heads is None else read_table(config.heads, config.role)
+    notes: list[str] = []
+    analysed = []
+    for done, path in enumerate(files):
+        on_run(done, len(files))
+        analysed.append(_analysed(read_run(path), config, role, notes))
+    on_run(len(files), len(files))
+    return SinksResult(
+        runs=tuple(each.result for each in analysed),
+        scaling=scaling(analysed),
+        tasks=tasks(analysed),
+        sensitivity=sensitivities(analysed, config.resampling),
+        settings=config.model_dump(mode="json", exclude={"heads"}),
+        provenance=provenance(),
+        notes=tuple(dict.fromkeys(notes)),
+    )
+
+
+def analyze_run(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None = None) -> RunResult:
+    """One run under every label that it has."""
+    return _analysed(run, config, role, []).result
+
+
+def findings(
+    records: Sequence[SinkRecord],
+    meaning: Meaning,
+    config: AnalyzeConfig,
+    roles: Sequence[HeadTable] = (),
+) -> Findings:
+    """H1 to H4 of the records of one run under one label.
+
+    Args:
+        records: Usable ones that have the label.
+        meaning: What a label of 1 says.
+        config: Resamples and folds.
+        roles: Tables of the same model's heads.
+
+    Raises:
+        NotEnoughDataError: If a class has too few questions.
+    """
+    _require_classes(records, meaning)
+    table, how = SinkTable.of(records, meaning), config.resampling
+    fitted = fit_models(table, seeds=config.fold_seeds)
+    models, gains = models_of(fitted, table, how)
+    masses = [
+        tuple(np.round(np.sort(table.mass[table.labels == label]), _DIGITS).tolist())
+        for label in (1, 0)
+    ]
+    return Findings(
+        meaning=meaning,
+        n_positive=len(masses[0]),
+        n_negative=len(masses[1]),
+        n_groups=len(np.unique(table.groups)),
+        shift=shift(table, how),
+        prediction=prediction(table, fitted["sink"], how),
+        models=models,
+        gains=gains,
+        localisation=localise(table, how, roles=roles, n_top=config.n_top),
+        masses_positive=masses[0],
+        masses_negative=masses[1],
+    )
+
+
+def _analysed(
+    run: SinkRun, config: AnalyzeConfig, role: HeadTable | None, notes: list[str]
+) -> Analysed:
+    first = run.first
+    found: list[Findings] = []
+    left_out: dict[str, str] = {}
+    for meaning in config.meanings:
+        if all(record.labels.get(meaning) is None for record in run.records):
+            left_out[meaning] = "no record has this label"
+            continue
+        try:
+            roles = _fitting(role, run, notes)
+            found.append(findings(run.labelled(meaning), meaning, config, roles))
+        except NotEnoughDataError as error:
+            left_out[meaning] = str(error)
+        except GraphhaluError as error:
+            error.add_note(f"in {run.name}")
+            raise
+    result = RunResult(
+        name=run.name, task=first.task, model=first.model, sink_tokens=first.sink_tokens,
+        query_mode=first.query_mode, chat=first.chat_mode, quantization=first.quantization,
+        n_layers=first.by_head.shape[0], n_heads=first.by_head.shape[1],
+        n_records=len(run.records), n_usable=len(run.usable), accuracy=run.accuracy(),
+        n_parameters=model_size(first.model, run.meta.get("n_parameters")),
+        findings=tuple(found), left_out=left_out,
+    )  # fmt: skip
+    return Analysed(run, result)
+
+
+def _fitting(role: HeadTable | None, run: SinkRun, notes: list[str]) -> tuple[HeadTable, ...]:
+    """The table of heads, if it belongs to the run's model."""
+    if role is None:
+        return ()
+    named = role.model.get("name")
+    if named not in (None, run.first.model) or role.mean.shape != run.first.by_head.shape:
+        notes.append(
+            f"the {role.role} heads of {named or 'an unknown model'} were not compared with "
+            f"{run.first.model}: another model"
+        )
+        return ()
+    return (role,)
+
+
+def _require_classes(records: Sequence[SinkRecord], meaning: Meaning) -> None:
+    groups: Mapping[int, set[str]] = {
+        label: {r.group for r in records if r.labels[meaning] == label} for label in (0, 1)
+    }
+    n_positive, n_negative = len(groups[1]), len(groups[0])
+    if min(n_positive, n_negative) < LEAST_OF_CLASS:
+        message = (
+            f"{len(records)} usable records with a label ({MEANINGS[meaning]}): "
+            f"{n_positive} questions of label 1 and {n_negative} of label 0; an analysis needs "
+            f"{LEAST_OF_CLASS} of each"
+        )
+        raise NotEnoughDataError(message)
