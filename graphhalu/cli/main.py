@@ -19,6 +19,7 @@ from graphhalu.cli import (
     labels,
     report,
     show,
+    sinks,
     view,
 )
 from graphhalu.cli.output import say
@@ -46,6 +47,7 @@ app.add_typer(heads.app, name="heads")
 app.add_typer(show.app, name="show")
 app.add_typer(graphs.app, name="graphs")
 app.add_typer(instability.app, name="instability")
+app.add_typer(sinks.app, name="sinks")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
