@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
@@ -172,7 +172,7 @@ def from_gguf(metadata: Mapping[str, Any]) -> Architecture:
         Architecture(
             family=family, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads or n_heads,
             head_dim=head_dim, hidden_size=hidden_size,
-            intermediate_size=int(_same(own.get("feed_forward_length"), "width") or 4 * hidden_size),
+            intermediate_size=_same(own.get("feed_forward_length"), "width") or 4 * hidden_size,
             scaling=float(own.get("attention.scale") or head_dim**-0.5),
             ropes=tuple(
                 local if family == "gemma3_text" and w is not None else rope for w in windows

@@ -1,10 +1,12 @@
-"""GGUF files: the header is parsed here, since the usual reader makes an object of every word of
-the vocabulary, which takes 20 s and hundreds of megabytes; tensors are dequantised by ``gguf``.
+"""GGUF files, whose tensors ``gguf`` dequantises.
+
+The header is parsed here: the usual reader makes an object of every word of the vocabulary, which
+takes 20 s and hundreds of megabytes.
 """
 
 import struct
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -50,8 +52,17 @@ def open_gguf(path: Path) -> WeightFiles:
     entries = [_entry(cursor) for _ in range(n_tensors)]
     alignment = int(metadata.get("general.alignment", _ALIGNMENT))
     base = -(-cursor.place // alignment) * alignment
-    tensors = {entry[0]: _tensor(mapped, base, *entry) for entry in entries}
+    tensors = {entry.name: _tensor(mapped, base, entry) for entry in entries}
     return WeightFiles(path, "gguf", tensors, metadata)
+
+
+class _Entry(NamedTuple):
+    """A tensor as the header lists it, sizes rows first."""
+
+    name: str
+    shape: tuple[int, ...]
+    kind: int
+    offset: int
 
 
 class _Cursor:
@@ -119,18 +130,16 @@ def _value(cursor: _Cursor, kind: int) -> Any:
     return values if length <= _MOST_ENTRIES else None
 
 
-def _entry(cursor: _Cursor) -> tuple[str, tuple[int, ...], int, int]:
-    """Name, sizes (rows first), kind and offset of a tensor."""
+def _entry(cursor: _Cursor) -> _Entry:
     name, n_axes = cursor.text(), int(cursor.number("<I"))
     if not 1 <= n_axes <= 4:  # noqa: PLR2004
         raise cursor.damaged(f"tensor {name!r} has {n_axes} axes")
     sizes = tuple(int(cursor.number("<Q")) for _ in range(n_axes))[::-1]
-    return name, sizes, int(cursor.number("<I")), int(cursor.number("<Q"))
+    return _Entry(name, sizes, int(cursor.number("<I")), int(cursor.number("<Q")))
 
 
-def _tensor(
-    mapped: MappedFile, base: int, name: str, shape: tuple[int, ...], kind: int, offset: int
-) -> StoredTensor:
+def _tensor(mapped: MappedFile, base: int, entry: _Entry) -> StoredTensor:
+    name, shape, kind, offset = entry
     try:
         quantisation = GGMLQuantizationType(kind)
     except ValueError:

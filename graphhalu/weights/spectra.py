@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-import scipy.linalg as linalg
 from jaxtyping import Float
+from scipy import linalg
 from scipy.sparse.linalg import LinearOperator, eigsh
 
 SINGLE_FROM: Final = 2048

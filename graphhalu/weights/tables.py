@@ -156,10 +156,7 @@ def read_profile(folder: Path) -> WeightProfile:
     """
     path = folder / PROFILE_FILE if folder.is_dir() else folder
     try:
-        values = json.loads(path.read_bytes())
-        if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
-            message = f"format {values.get('format')!r} version {values.get('format_version')!r}"
-            raise ValueError(message)
+        values = _checked(json.loads(path.read_bytes()))
         tables = {name: pq.read_table(path.parent / f"{name}.parquet") for name in TABLES}
         known = {name: values[name] for name in ("model", "architecture", "settings", "provenance")}
         return WeightProfile(**known, notes=tuple(values["notes"]), **tables)
@@ -173,6 +170,16 @@ def read_profile(folder: Path) -> WeightProfile:
         reason = " ".join(str(error).split())[:160]
         message = f"{path} is no readable weight profile: {reason}"
         raise DataFileError(message) from None
+
+
+def _checked(values: dict[str, Any]) -> dict[str, Any]:
+    if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
+        message = (
+            f"it has format {values.get('format')!r} version {values.get('format_version')!r}, "
+            f"expected {FORMAT!r} version {FORMAT_VERSION}"
+        )
+        raise ValueError(message)
+    return values
 
 
 def table_of(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

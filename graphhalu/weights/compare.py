@@ -1,0 +1,165 @@
+"""Two profiles side by side: two models, or one model stored in two ways."""
+
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from jaxtyping import Float
+from scipy.stats import spearmanr
+
+from graphhalu.errors import UsageError
+from graphhalu.weights.meanings import HEAD_MEANINGS, LAYER_MEANINGS
+from graphhalu.weights.tables import WeightProfile
+
+_LEAST: Final = 3
+
+
+@dataclass(frozen=True)
+class ComparedQuantity:
+    """One quantity in both profiles.
+
+    Attributes:
+        level: ``head`` or ``layer``.
+        first: Median of the first profile.
+        second: Median of the second.
+        correlation: Spearman's, head by head or layer by layer; NaN where shapes differ.
+        change: Median of ``|second - first|`` over the median of ``|first|``; NaN as above.
+    """
+
+    quantity: str
+    level: str
+    first: float
+    second: float
+    correlation: float
+    change: float
+
+
+@dataclass(frozen=True)
+class ProfileComparison:
+    """Two profiles side by side.
+
+    Attributes:
+        names: Names of the models.
+        rows: Every quantity.
+        is_same_shape: Whether layers and heads correspond.
+        warnings: What storage types make doubtful.
+        zeros: Mean share of exact zeros of each part, where both sides store it in one and the
+            same type.
+        refused: Parts whose zeros are not compared, with the reason.
+    """
+
+    names: tuple[str, str]
+    rows: tuple[ComparedQuantity, ...]
+    is_same_shape: bool
+    warnings: tuple[str, ...]
+    zeros: dict[str, tuple[float, float]]
+    refused: dict[str, str]
+
+
+def compare_profiles(first: WeightProfile, second: WeightProfile) -> ProfileComparison:
+    """Compare every quantity of two profiles, and say where storage types forbid it.
+
+    Raises:
+        UsageError: If they were made with other settings.
+    """
+    if dict(first.settings) != dict(second.settings):
+        names = [key for key in first.settings if first.settings[key] != second.settings.get(key)]
+        message = (
+            f"the profiles were made with different settings ({', '.join(names)})\n"
+            f"  Profile one of them again"
+        )
+        raise UsageError(message)
+    is_same = (first.n_layers, first.n_heads) == (second.n_layers, second.n_heads)
+    rows = [
+        _row(name, "head", first.of_heads(name).ravel(), second.of_heads(name).ravel(), is_same)
+        for name in HEAD_MEANINGS
+        if name in first.heads.column_names and name in second.heads.column_names
+    ]
+    rows += [
+        _row(name, "layer", first.of_layers(name), second.of_layers(name), is_same)
+        for name in LAYER_MEANINGS
+    ]
+    zeros, refused = _zeros(first, second)
+    return ProfileComparison(
+        names=(_name(first), _name(second)),
+        rows=tuple(rows),
+        is_same_shape=is_same,
+        warnings=tuple(_warnings(first, second)),
+        zeros=zeros,
+        refused=refused,
+    )
+
+
+def _row(
+    name: str,
+    level: str,
+    first: Float[np.ndarray, "a"],
+    second: Float[np.ndarray, "b"],
+    is_same: bool,
+) -> ComparedQuantity:
+    correlation = change = float("nan")
+    if is_same:
+        both = np.isfinite(first) & np.isfinite(second)
+        one, other = first[both], second[both]
+        if len(one) >= _LEAST and np.ptp(one) > 0 and np.ptp(other) > 0:
+            correlation = float(spearmanr(one, other).statistic)
+        middle = float(np.median(np.abs(one))) if len(one) else 0.0
+        change = float(np.median(np.abs(other - one))) / middle if middle > 0 else float("nan")
+    return ComparedQuantity(name, level, _median(first), _median(second), correlation, change)
+
+
+def _median(values: Float[np.ndarray, "_"]) -> float:
+    there = values[np.isfinite(values)]
+    return float(np.median(there)) if len(there) else float("nan")
+
+
+def _types(profile: WeightProfile) -> dict[str, tuple[str, ...]]:
+    found: dict[str, set[str]] = {}
+    for row in profile.tensors.select(["part", "storage"]).to_pylist():
+        found.setdefault(row["part"], set()).add(row["storage"])
+    return {part: tuple(sorted(types)) for part, types in found.items() if part != "other"}
+
+
+def _warnings(first: WeightProfile, second: WeightProfile) -> list[str]:
+    lines = [
+        f"{_name(profile)} stores {mixed.text()}: differences between its layers may be those of "
+        f"the types"
+        for profile in (first, second)
+        for mixed in profile.mixed()
+    ]
+    of_first, of_second = _types(first), _types(second)
+    differ = [part for part in of_first if of_second.get(part, of_first[part]) != of_first[part]]
+    if differ:
+        listed = "; ".join(
+            f"{part} as {'/'.join(of_first[part])} and {'/'.join(of_second[part])}"
+            for part in differ
+        )
+        lines.append(f"the two store parts in different types: {listed}")
+    return lines
+
+
+def _zeros(
+    first: WeightProfile, second: WeightProfile
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    zeros, refused = {}, {}
+    of_first, of_second = _types(first), _types(second)
+    for part in of_first.keys() & of_second.keys():
+        types = {*of_first[part], *of_second[part]}
+        if len(types) > 1:
+            refused[part] = f"stored as {', '.join(sorted(types))}: types differ in having a zero"
+            continue
+        zeros[part] = (_mean_zeros(first, part), _mean_zeros(second, part))
+    return dict(sorted(zeros.items())), dict(sorted(refused.items()))
+
+
+def _mean_zeros(profile: WeightProfile, part: str) -> float:
+    shares = [
+        row["zero_fraction"]
+        for row in profile.tensors.select(["part", "zero_fraction"]).to_pylist()
+        if row["part"] == part and row["zero_fraction"] is not None
+    ]
+    return float(np.mean(shares)) if shares else float("nan")
+
+
+def _name(profile: WeightProfile) -> str:
+    return str(profile.model.get("name", "a model"))

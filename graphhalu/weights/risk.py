@@ -1,0 +1,158 @@
+"""A risk curve by layer: named components with weights, and nothing but a hypothesis.
+
+Each component is a quantity of the layers, turned into the share of other layers that it lies
+above (or below): ranks have no units, so no component outweighs the others by its scale. The
+curve is the weighted mean. A curve is worth what its validation says; it is never shown alone.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Final, Literal
+
+import numpy as np
+from jaxtyping import Float
+from pydantic import Field, field_validator
+from scipy.stats import rankdata
+
+from graphhalu.config import Config
+from graphhalu.errors import NotEnoughDataError
+from graphhalu.registry import unknown_name
+from graphhalu.weights.meanings import LAYER_MEANINGS
+from graphhalu.weights.tables import WeightProfile
+
+
+class RiskComponent(Config):
+    """One component of the curve."""
+
+    quantity: str
+    """A quantity of the layers of a profile."""
+    risky: Literal["high", "low"] = "high"
+    """Which end of it counts as risk."""
+    weight: Annotated[float, Field(ge=0)] = 1.0
+    """Its weight; 0 leaves it out."""
+    reason: str
+    """Why it should matter: the hypothesis."""
+
+    @field_validator("quantity")
+    @classmethod
+    def _is_known(cls, quantity: str) -> str:
+        if quantity not in LAYER_MEANINGS:
+            raise ValueError(str(unknown_name("quantity", quantity, LAYER_MEANINGS)))
+        return quantity
+
+
+_DEFAULT: Final = {
+    "sharpness": RiskComponent(
+        quantity="logit_variance", weight=0.25,
+        reason="peaked attention hangs on few tokens, and a wrong one is not outvoted",
+    ),
+    "no_copying": RiskComponent(
+        quantity="copying", risky="low", weight=0.25,
+        reason="heads that do not copy words of the prompt leave the answer to memory",
+    ),
+    "amplification": RiskComponent(
+        quantity="value_amplification", weight=0.2,
+        reason="large values let one attended token move the stream far",
+    ),
+    "memory": RiskComponent(
+        quantity="gain_ratio", weight=0.2,
+        reason="a strong feed-forward block against attention adds memory over context",
+    ),
+    "narrow_output": RiskComponent(
+        quantity="ov_rank", risky="low", weight=0.1,
+        reason="OV circuits of low rank write the same few directions whatever was read",
+    ),
+}  # fmt: skip
+
+
+class RiskSettings(Config):
+    """Components of a risk curve, by name."""
+
+    components: Annotated[Mapping[str, RiskComponent], Field(min_length=1)] = _DEFAULT
+    """What is added up."""
+
+    @field_validator("components")
+    @classmethod
+    def _weigh(cls, components: Mapping[str, RiskComponent]) -> Mapping[str, RiskComponent]:
+        if not sum(component.weight for component in components.values()):
+            message = "all weights are 0: a risk curve needs a component that counts"
+            raise ValueError(message)
+        return components
+
+
+@dataclass(frozen=True)
+class RiskCurve:
+    """Risk by layer.
+
+    Attributes:
+        values: Weighted mean of the components, in [0, 1].
+        components: Each component by layer, in [0, 1], by name.
+        weights: Weights that were used; they sum to 1.
+        reasons: What each component supposes.
+        left_out: Components that the profile does not have, with the reason.
+        mixed_types: Components that read parts stored in more than one way.
+    """
+
+    values: Float[np.ndarray, "layer"]
+    components: Mapping[str, Float[np.ndarray, "layer"]]
+    weights: Mapping[str, float]
+    reasons: Mapping[str, str]
+    left_out: Mapping[str, str]
+    mixed_types: tuple[str, ...]
+
+
+_READS: Final = {
+    "logit_variance": ("q", "k", "qkv"), "copying": ("v", "o", "qkv"),
+    "value_amplification": ("v", "qkv"), "value_norm": ("v", "qkv"), "ov_norm": ("v", "o", "qkv"),
+    "ov_rank": ("v", "o", "qkv"), "gain_ratio": ("v", "o", "qkv", "gate", "up", "down", "up_gate"),
+    "mlp_gain": ("gate", "up", "down", "up_gate"), "attention_gain": ("v", "o", "qkv"),
+    "tail_alpha": ("q", "k", "v", "o", "qkv", "gate", "up", "down", "up_gate"),
+    "outlier": ("q", "k", "v", "o", "qkv", "gate", "up", "down", "up_gate"),
+    "dominance": ("gate", "up", "down", "q", "k"),
+}  # fmt: skip
+"""Parts that each quantity of the layers depends on."""
+
+
+def risk_curve(profile: WeightProfile, settings: RiskSettings | None = None) -> RiskCurve:
+    """Add up the components of a profile.
+
+    Raises:
+        NotEnoughDataError: If the profile has none of the components for all its layers.
+    """
+    settings = settings or RiskSettings()
+    parts: dict[str, Float[np.ndarray, "layer"]] = {}
+    left_out: dict[str, str] = {}
+    for name, component in settings.components.items():
+        values = profile.of_layers(component.quantity)
+        if not np.isfinite(values).all():
+            left_out[name] = f"the profile has no {component.quantity} for every layer"
+        elif component.weight > 0:
+            parts[name] = _shares(values if component.risky == "high" else -values)
+    if not parts:
+        message = f"no component of the risk can be computed: {'; '.join(left_out.values())}"
+        raise NotEnoughDataError(message)
+    total = sum(settings.components[name].weight for name in parts)
+    weights = {name: settings.components[name].weight / total for name in parts}
+    return RiskCurve(
+        values=np.sum([weights[name] * values for name, values in parts.items()], axis=0),
+        components=parts,
+        weights=weights,
+        reasons={name: settings.components[name].reason for name in parts},
+        left_out=left_out,
+        mixed_types=tuple(
+            name for name in parts if reads_mixed(profile, settings.components[name].quantity)
+        ),
+    )
+
+
+def reads_mixed(profile: WeightProfile, quantity: str) -> bool:
+    """Whether a quantity of the layers depends on a part that is stored in more than one way."""
+    mixed = {found.part for found in profile.mixed()}
+    return bool(mixed & set(_READS.get(quantity, ())))
+
+
+def _shares(values: Float[np.ndarray, "layer"]) -> Float[np.ndarray, "layer"]:
+    """Share of the other layers that each layer lies above; ties share."""
+    if len(values) < 2:  # noqa: PLR2004
+        return np.full(len(values), 0.5)
+    return (rankdata(values) - 1) / (len(values) - 1)
