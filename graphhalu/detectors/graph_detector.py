@@ -6,14 +6,14 @@ A new network is a subclass of :class:`GraphDetector` with a card, its settings 
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from jaxtyping import Int
+from jaxtyping import Float, Int
 
 from graphhalu.config import validate
 from graphhalu.detectors.base import Detector, Scores
@@ -72,6 +72,20 @@ class GraphDetector(Detector):
     def make_network(self, shape: NetworkShape, size: NetworkSize) -> GraphNetwork:
         """A fresh network."""
 
+    def fit_start(
+        self, traces: Sequence[Trace], labels: Labels, split: Split
+    ) -> Callable[[Sequence[int]], list[float]]:
+        """Fit what the network adds to; gives the logit that each trace of either side starts from.
+
+        A trace of the training side must start from what was learnt without it. By default there
+        is nothing to start from.
+        """
+        return lambda indices: [0.0] * len(indices)
+
+    def starting_logits(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """Logits of new traces that the network adds to; NaN where there is none."""
+        return np.zeros(len(traces))
+
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Train on the valid labels of the training side, stop by those of the validation side.
 
@@ -84,15 +98,16 @@ class GraphDetector(Detector):
         train = _side(traces, labels, split.train, recipe)
         validation = _side(traces, labels, split.validation, recipe)
         self._check_sides(train, validation)
+        start = self.fit_start(traces, labels, split)
         schema = GraphSchema.of(traces[int(split.train[0])], recipe.layers, train.pieces[0])
-        pack = GraphPack.of(train.pieces, train.labels)
+        pack = GraphPack.of(train.pieces, train.labels, start(train.indices))
         with seeded(self.config.seed):
             network = self._network(schema)
             network.standardise_by(list(pack.x), pack.edges_of_layers())
             report = train_network(
                 network,
                 pack,
-                GraphPack.of(validation.pieces, validation.labels),
+                GraphPack.of(validation.pieces, validation.labels, start(validation.indices)),
                 positive_weight=train.n_correct / train.n_hallucinated,
                 settings=TrainingSettings(
                     *(getattr(self.config, name) for name in TrainingSettings._fields)
@@ -123,7 +138,7 @@ class GraphDetector(Detector):
             _logit(schema, network, trace, piece) if isinstance(piece, GraphPiece) else float("nan")
             for trace, piece in zip(traces, pieces, strict=True)
         ]
-        return Scores.of(np.array(values, dtype=np.float64))
+        return Scores.of(np.array(values, dtype=np.float64) + self.starting_logits(traces))
 
     def save(self, folder: Path) -> None:
         """Write weights with standardisation, the settings and the schema of the graphs."""
@@ -205,6 +220,7 @@ class GraphDetector(Detector):
 class _Side:
     """Graphs of the usable traces of one side, and why others are not."""
 
+    indices: list[int]
     pieces: list[GraphPiece]
     labels: list[float]
     failures: list[str]
@@ -226,9 +242,10 @@ def _side(
 ) -> _Side:
     # in the order of the store, neighbours are read together
     usable = np.sort(indices[labels.is_valid[indices]]).tolist()
-    side = _Side([], [], [])
+    side = _Side([], [], [], [])
     for index, piece in zip(usable, graph_pieces(traces, usable, recipe), strict=True):
         if isinstance(piece, GraphPiece):
+            side.indices.append(index)
             side.pieces.append(piece)
             side.labels.append(float(labels.values[index]))
         else:

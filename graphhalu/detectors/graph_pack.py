@@ -27,6 +27,7 @@ class GraphPack:
         node_starts: First node of each trace at each distance.
         node_counts: Nodes of each trace at each distance.
         y: Label of each trace.
+        start: Logit of each trace that what a network says is added to.
     """
 
     x: Float[Tensor, "layer node feature"]
@@ -38,14 +39,21 @@ class GraphPack:
     node_starts: Int[Tensor, "hop trace"]
     node_counts: Int[Tensor, "hop trace"]
     y: Float[Tensor, "trace"]
+    start: Float[Tensor, "trace"]
 
     @classmethod
-    def of(cls, pieces: Sequence[GraphPiece], labels: Sequence[float] | None = None) -> "GraphPack":
+    def of(
+        cls,
+        pieces: Sequence[GraphPiece],
+        labels: Sequence[float] | None = None,
+        start: Sequence[float] | None = None,
+    ) -> "GraphPack":
         """Put the graphs of traces side by side.
 
         Args:
             pieces: Graphs of each trace.
             labels: 1 = hallucinated; without, all are 0.
+            start: Logit of each trace to begin from; without, 0.
         """
         counts = np.array([piece.node_counts for piece in pieces]).T
         sizes = counts.sum(0)
@@ -71,6 +79,7 @@ class GraphPack:
             node_starts=torch.from_numpy(first_node[:-1] + counts.cumsum(0) - counts),
             node_counts=torch.from_numpy(counts),
             y=torch.tensor(list(labels or [0.0] * len(pieces)), dtype=torch.float32),
+            start=torch.tensor(list(start or [0.0] * len(pieces)), dtype=torch.float32),
         )
 
     def __len__(self) -> int:
@@ -127,6 +136,7 @@ class GraphPack:
             edge_counts=_edge_counts(degree, nodes[:-1], n_layers),
             readout_counts=counts[0],
             y=self.y[traces],
+            start=self.start[traces],
         )
 
     def _tensors(self) -> dict[str, Any]:

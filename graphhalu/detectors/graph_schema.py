@@ -110,6 +110,39 @@ class CHARMConfig(NetworkConfig):
         return shape.attention_layers
 
 
+@final
+class ResidualConfig(NetworkConfig):
+    """Settings of graphhalu: a joint probe, and a graph network for what that leaves."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    """Epochs at most."""
+    patience: Annotated[int, Field(ge=1)] = 4
+    """Epochs without a higher AUROC on the validation side before training stops."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 1e-3
+    """Step size of AdamW."""
+    edges_per_row: Annotated[int, Field(ge=1)] = 8
+    """Strongest keys of each query that become edges."""
+    sinks: Literal["keep", "renormalise"] = "renormalise"
+    """Whether the first four tokens are neighbours, or left out of every head's share."""
+    has_start: bool = True
+    """Whether the network adds to the joint probe; without, it begins from nothing."""
+    has_recurrence: bool = True
+    """Whether a recurrent unit carries each token's state from layer to layer."""
+    has_layer_attention: bool = True
+    """Whether layers are weighed for each trace."""
+
+    @property
+    def recipe(self) -> GraphRecipe:
+        """How graphs are built."""
+        return GraphRecipe(edges=TopK(self.edges_per_row), nodes=self.nodes, sinks=self.sinks)
+
+    def default_layers(self, shape: TraceShape) -> tuple[int, ...]:
+        """Three layers."""
+        from graphhalu.graphs.dataset import default_layers
+
+        return default_layers(shape)
+
+
 @dataclass(frozen=True)
 class GraphSchema:
     """What the graphs were made of; a fitted network reads only such graphs.

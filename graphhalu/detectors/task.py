@@ -48,7 +48,7 @@ class TrainingReport(NamedTuple):
 
     Attributes:
         n_epochs: Epochs that were run.
-        best_epoch: Epoch whose weights were kept, from 0.
+        best_epoch: Epoch whose weights were kept, from 0; -1 = those before the first step.
         validation_loss: Its loss over the mean logits of the validation traces.
         validation_auroc: Its AUROC over them; ``None`` if they are all of one class.
     """
@@ -87,20 +87,27 @@ class GraphTask(pl.LightningModule):
     def training_step(self, traces: Tensor, batch_index: int) -> Tensor:
         """Loss over the graphs of some traces."""
         batch = self.train_graphs.batch(traces)
-        logits = self.network(batch)
+        logits = self.network(batch) + batch.start
         return self._loss(logits, batch.y.expand_as(logits))
 
     def validation_step(self, traces: Tensor, batch_index: int) -> None:
         """Collect the mean logit of each trace."""
         batch = self.validation_graphs.batch(traces)
-        self._seen.append((self.network(batch).mean(0), batch.y))
+        self._seen.append((self.network(batch).mean(0) + batch.start, batch.y))
 
     def on_validation_epoch_end(self) -> None:
         """Log loss and AUROC over the traces."""
         logits, labels = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
         self._seen.clear()
-        self.log(_LOSS, self._loss(logits, labels))
-        self.log(_AUROC, auroc_or_nan(logits.double().cpu().numpy(), labels.double().cpu().numpy()))
+        loss, found = self._figures(logits, labels)
+        self.log(_LOSS, loss)
+        self.log(_AUROC, found)
+
+    def at_start(self) -> tuple[float, float]:
+        """Loss and AUROC over the validation traces where the network still says 0."""
+        logits, labels = self.validation_graphs.start, self.validation_graphs.y
+        loss, found = self._figures(logits, labels)
+        return float(loss), found
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """AdamW over the network."""
@@ -110,6 +117,10 @@ class GraphTask(pl.LightningModule):
             weight_decay=self.settings.weight_decay,
             fused=True,
         )
+
+    def _figures(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
+        known = auroc_or_nan(logits.double().cpu().numpy(), labels.double().cpu().numpy())
+        return self._loss(logits, labels), known
 
     def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         return binary_cross_entropy_with_logits(logits, labels, pos_weight=self.positive_weight)
@@ -128,7 +139,7 @@ class BestWeights(pl.Callback):
     def __init__(self, patience: int) -> None:
         self.patience = patience
         self.loss, self.auroc = float("inf"), float("nan")
-        self.epoch = -1
+        self.epoch = -1  # before the first
         self.weights: Mapping[str, Tensor] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -146,7 +157,7 @@ class BestWeights(pl.Callback):
         return epoch - max(self.epoch, 0) < self.patience
 
     def _is_better(self, loss: float, found: float) -> bool:
-        if self.epoch < 0:
+        if not self.weights:
             return True
         if np.isnan(found):
             return loss < self.loss
@@ -204,6 +215,9 @@ def train_network(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     task = GraphTask(network, train.to(device), validation.to(device), positive_weight, settings)
     best, generator = BestWeights(settings.patience), torch.Generator().manual_seed(settings.seed)
+    if network.starts_as_is:
+        loss, found = task.to(device).at_start()
+        best.see(-1, loss, found, network.state_dict())
     with _quiet(), _deterministic_flags_kept():
         trainer = _trainer(settings, best, device)
         trainer.fit(
@@ -211,7 +225,7 @@ def train_network(
             TraceBatches(len(train), settings.batch_size, generator),
             TraceBatches(len(validation), settings.batch_size),
         )
-    if best.epoch < 0:
+    if not best.weights:
         message = (
             f"training gave no finite validation loss in {trainer.current_epoch} epochs\n"
             f"  Use a smaller learning_rate (now {settings.learning_rate:g})"
@@ -219,8 +233,8 @@ def train_network(
         raise NonFiniteError(message)
     network.load_state_dict(best.weights)
     network.cpu().eval()
-    found = None if np.isnan(best.auroc) else best.auroc
-    return TrainingReport(trainer.current_epoch, best.epoch, best.loss, found)
+    known = None if np.isnan(best.auroc) else best.auroc
+    return TrainingReport(trainer.current_epoch, best.epoch, best.loss, known)
 
 
 def auroc_or_nan(scores: Float[np.ndarray, "trace"], labels: Float[np.ndarray, "trace"]) -> float:

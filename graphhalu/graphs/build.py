@@ -2,14 +2,20 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64
 
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.features.block import TraceBlock
-from graphhalu.graphs.block import layer_places, to_float32, trace_block, trace_runs
+from graphhalu.graphs.block import (
+    layer_places,
+    layer_stream,
+    to_float32,
+    trace_block,
+    trace_runs,
+)
 from graphhalu.graphs.nodes import NodeSource, block_features
 from graphhalu.graphs.pairs import Pairs, candidate_pairs, importance, is_of_edges
 from graphhalu.graphs.recipe import (
@@ -20,12 +26,18 @@ from graphhalu.graphs.recipe import (
     GraphRecipe,
     HeadRoles,
 )
+from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.trace import Trace
 
 __all__ = [
     "DEFAULT_EDGES", "DEFAULT_NODES", "DEFAULT_RECIPE", "IMPORTANCES", "GraphRecipe", "HeadRoles",
     "TokenGraph", "build_graph", "build_graphs", "iter_graphs",
 ]  # fmt: skip
+
+
+LEAST_REST: Final = 1e-3
+"""A head that leaves less to other tokens than the sink is divided by this: what half precision
+keeps of so little says nothing."""
 
 
 @dataclass(frozen=True)
@@ -36,13 +48,14 @@ class TokenGraph:
         x: Node features.
         edge_index: Row 0 = attended key, row 1 = attending query; sorted by query, then key.
         edge_attr: What the recipe's channels say, with the heads of one layer after those of
-            another; attention is not renormalised.
+            another; attention is as the model has it, unless ``sinks="renormalise"``.
         is_answer: Which tokens belong to the answer.
         layer: Model layer; ``None`` in a multiplex graph.
         layers: Model layers on the edges.
-        kept_mass: Share of a row's attention to other tokens (mean over heads and layers) that
-            lies on its edges; 1 for a row that attends to no other token. In a store of edges,
-            what the store dropped counts as not kept, and so does what a threshold censors.
+        kept_mass: Share of a row's attention to other tokens (mean over heads and layers; without
+            sinks where those are left out) that lies on its edges; 1 for a row that attends to no
+            other token. In a store of edges, what the store dropped counts as not kept, and so
+            does what a threshold censors.
         node_feature_names: ``block.column`` for every column of ``x``; in a multiplex graph
             ``layerL.block.column`` where layers differ.
         edge_feature_names: One name for every column of ``edge_attr``.
@@ -197,11 +210,12 @@ def _edges_of_layers(
 
 
 def _layer_edges(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> _Edges:
-    pairs = candidate_pairs(block, layers)
+    pairs = _pairs(block, layers, recipe)
     is_edge = _chosen(block, pairs, layers, recipe)
     # several times quicker than nonzero over two axes
     layer, pair = np.divmod(np.flatnonzero(is_edge), is_edge.shape[1] or 1)
-    attention = _censored(_gathered(pairs.weights, layer, pair), recipe)
+    rest = _beside_sinks(block, layers, recipe)
+    attention = _censored(_gathered(pairs, layer, pair, rest), recipe)
     n_rows = len(pairs.row_starts) - 1
     place = layer * n_rows + pairs.row[pair]
     mass = attention.mean(1) if recipe.censors else pairs.mean[layer, pair]
@@ -216,10 +230,11 @@ def _layer_edges(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
 
 
 def _multiplex_edges(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> _Edges:
-    pairs = candidate_pairs(block, layers)
+    pairs = _pairs(block, layers, recipe)
     pair = np.flatnonzero(_chosen(block, pairs, layers, recipe).any(0))
+    rest = _beside_sinks(block, layers, recipe)
     of_layer = [
-        _censored(_gathered(pairs.weights, np.full_like(pair, place), pair), recipe)
+        _censored(_gathered(pairs, np.full_like(pair, place), pair, rest), recipe)
         for place in range(len(layers))
     ]
     n_rows = len(pairs.row_starts) - 1
@@ -248,13 +263,37 @@ def _chosen(
     return is_edge
 
 
+def _pairs(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> Pairs:
+    pairs = candidate_pairs(block, layers)
+    if recipe.sinks == "renormalise":
+        pairs.mean[:, pairs.key < N_SINK_KEYS] = 0  # what has no mass is no edge
+    return pairs
+
+
+def _beside_sinks(
+    block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
+) -> Float32[np.ndarray, "layer head row"] | None:
+    """Share of each row that does not go to the first tokens, where that is asked for."""
+    if recipe.sinks == "keep":
+        return None
+    share = 1 - layer_stream(block, "sink_keys", layers)[..., :N_SINK_KEYS].sum(-1)
+    return np.maximum(share, np.float32(LEAST_REST))
+
+
 def _gathered(
-    weights: np.ndarray, layer: Int[np.ndarray, "edge"], pair: Int[np.ndarray, "edge"]
+    pairs: Pairs,
+    layer: Int[np.ndarray, "edge"],
+    pair: Int[np.ndarray, "edge"],
+    rest: Float32[np.ndarray, "layer head row"] | None,
 ) -> Float32[np.ndarray, "edge head"]:
     """Attention of every head on the edges; one flat look-up is the quickest."""
-    _, n_heads, n_pairs = weights.shape
+    _, n_heads, n_pairs = pairs.weights.shape
     places = (layer * (n_heads * n_pairs) + pair)[:, None] + np.arange(n_heads) * n_pairs
-    return to_float32(np.take(weights.reshape(-1), places))
+    attention = to_float32(np.take(pairs.weights.reshape(-1), places))
+    if rest is None:
+        return attention
+    # half precision can bring a weight just above what is left
+    return np.minimum(attention / rest[layer, :, pairs.row[pair]], np.float32(1))
 
 
 def _edge_index(

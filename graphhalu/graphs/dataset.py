@@ -54,6 +54,7 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
         channels: What an edge carries of a layer: ``"heads"``, ``"mean"``, ``"max"``,
             ``"weighted"``.
         roles: Weights of heads, for ``"weighted"`` and the node block ``roles``.
+        sinks: ``"renormalise"`` leaves the first four tokens out and divides by what is left.
         cache: Folder where built graphs are kept; by default they are built anew.
 
     Raises:
@@ -75,6 +76,7 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
         importance: str = "mean",
         channels: str = "heads",
         roles: HeadRoles | None = None,
+        sinks: str = "keep",
         cache: Path | str | None = None,
     ) -> None:
         self.recipe = GraphRecipe(
@@ -85,6 +87,7 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
             view=view,
             channels=channels,
             roles=roles,
+            sinks=sinks,
         )
         if not len(traces):
             message = "there is no trace to make graphs of: the list or store is empty"

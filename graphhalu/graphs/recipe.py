@@ -26,6 +26,11 @@ DEFAULT_NODES: Final = (
 VIEWS: Final = ("layers", "multiplex")
 IMPORTANCES: Final = ("mean", "max", "weighted")
 CHANNELS: Final = ("heads", "mean", "max", "weighted")
+SINKS: Final = ("keep", "renormalise")
+_KINDS: Final = {
+    "view": "view of a trace", "importance": "importance of a pair", "channels": "edge channels",
+    "sinks": "treatment of sinks",
+}  # fmt: skip
 GRAPH_VERSION: Final = 1
 """Rises when the same recipe gives another graph."""
 
@@ -98,6 +103,9 @@ class GraphRecipe:
         channels: What an edge carries of each layer: every head (``"heads"``), their ``"mean"``
             or ``"max"``, or one weighted mean a role (``"weighted"``).
         roles: Weights of heads, for ``"weighted"`` and for the node block ``roles``.
+        sinks: ``"keep"``: the first tokens are nodes as all others. ``"renormalise"``: the first
+            four are no neighbours, and every head's weights are divided by the share of its
+            attention that does not go there, so that edges say how a row spreads the rest.
     """
 
     edges: EdgeRule = DEFAULT_EDGES
@@ -107,6 +115,7 @@ class GraphRecipe:
     view: str = "layers"
     channels: str = "heads"
     roles: HeadRoles | None = None
+    sinks: str = "keep"
 
     def __post_init__(self) -> None:
         """Refuse a name that is not known, and settings that do not go together.
@@ -120,10 +129,10 @@ class GraphRecipe:
             ("view", self.view, VIEWS),
             ("importance", self.importance, IMPORTANCES),
             ("channels", self.channels, CHANNELS),
+            ("sinks", self.sinks, SINKS),
         ):
             if name not in known:
-                what = {"view": "view of a trace", "importance": "importance of a pair"}
-                raise unknown_name(what.get(kind, "edge channels"), name, known)
+                raise unknown_name(_KINDS[kind], name, known)
         self._check_roles()
         if self.censors and self.importance != "max":
             message = (
@@ -179,7 +188,7 @@ class GraphRecipe:
         plain = [
             GRAPH_VERSION, type(self.edges).__qualname__, repr(self.edges), list(self.nodes),
             self.prompt_edges, self.importance, self.view, self.channels,
-            self.roles.digest() if self.roles else None,
+            self.roles.digest() if self.roles else None, self.sinks,
         ]  # fmt: skip
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 

@@ -2,7 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -119,6 +119,9 @@ class GraphNetwork(nn.Module, ABC):
         reads_edges: Whether weights of edges are standardised for it.
     """
 
+    starts_as_is: ClassVar[bool] = False
+    """Whether the network is worth keeping as it starts, before any step."""
+
     def __init__(
         self, shape: NetworkShape, size: NetworkSize | None = None, *, reads_edges: bool = False
     ) -> None:
@@ -128,8 +131,8 @@ class GraphNetwork(nn.Module, ABC):
         self.edge_standard = Standard(shape.n_layers, shape.n_channels) if reads_edges else None
 
     @abstractmethod
-    def forward(self, batch: GraphBatch) -> Float[Tensor, "layer trace"]:
-        """One logit a graph; higher means more likely hallucinated."""
+    def forward(self, batch: GraphBatch) -> Float[Tensor, "graph trace"]:
+        """One logit a graph, or one a trace; higher means more likely hallucinated."""
 
     @property
     def n_parameters(self) -> int:
@@ -183,24 +186,30 @@ class ReadoutNetwork(GraphNetwork):
             batch: Its edges.
         """
 
-    def forward(self, batch: GraphBatch) -> Float[Tensor, "layer trace"]:
+    def forward(self, batch: GraphBatch) -> Float[Tensor, "graph trace"]:
         """One logit a graph; higher means more likely hallucinated."""
         hops = self.size.n_convolutions
         projected = self.node_standard.linear(
             self.project, batch.x[: batch.n_rows(hops)], batch.row_runs(hops)
         )
-        answer = self.convolve(self.dropout(torch.relu(projected)), batch)
+        return self.read_out(self.convolve(self.dropout(torch.relu(projected)), batch), batch)
+
+    def read_out(
+        self, answer: Float[Tensor, "readout channel"], batch: GraphBatch
+    ) -> Float[Tensor, "graph trace"]:
+        """One logit a graph from the states of its readout."""
+        logits: Float[Tensor, "graph trace"] = self.head(self.pooled(answer, batch))
+        return logits.view(batch.n_layers, -1)
+
+    def pooled(
+        self, answer: Float[Tensor, "readout channel"], batch: GraphBatch
+    ) -> Float[Tensor, "graph pooled"]:
+        """Mean and maximum over the readout of each graph, layer by layer, and its layer."""
         starts, owner = readout_segments(batch)
-        readout = torch.cat(
-            [
-                segment_mean(answer, starts, owner),
-                segment_max(answer, starts),
-                self.layer_embedding.weight.repeat_interleave(batch.n_traces, 0),
-            ],
-            dim=1,
+        layer = self.layer_embedding.weight.repeat_interleave(batch.n_traces, 0)
+        return torch.cat(
+            [segment_mean(answer, starts, owner), segment_max(answer, starts), layer], dim=1
         )
-        logits: Float[Tensor, "layer trace"] = self.head(readout).view(batch.n_layers, -1)
-        return logits
 
 
 def readout_segments(

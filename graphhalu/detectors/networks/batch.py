@@ -28,6 +28,7 @@ class GraphBatch:
         edge_counts: Edges that end at each distance, layer by layer.
         readout_counts: Tokens that are read out, for each trace.
         y: Label of each trace; 1 = hallucinated.
+        start: Logit of each trace that what the network says is added to.
     """
 
     x: Float[Tensor, "row feature"]
@@ -40,6 +41,7 @@ class GraphBatch:
     edge_counts: tuple[tuple[int, ...], ...]
     readout_counts: Int[Tensor, "trace"]
     y: Float[Tensor, "trace"]
+    start: Float[Tensor, "trace"]
 
     @property
     def n_layers(self) -> int:

@@ -14,8 +14,7 @@ N_GAT_HEADS: Final = 4
 """Attention heads of the detector itself; they share the hidden channels."""
 
 
-@final
-class GAT(ReadoutNetwork):
+class AttentionNetwork(ReadoutNetwork):
     """Rounds of GATv2 with residuals and layer norm.
 
     Source:
@@ -47,3 +46,8 @@ class GAT(ReadoutNetwork):
             message = torch.nn.functional.elu(convolution(hidden, hop, self.edge_standard))
             hidden = norm(hidden[: hop.n_targets] + self.dropout(message))
         return hidden
+
+
+@final
+class GAT(AttentionNetwork):
+    """Rounds of attention, then one logit a layer."""

@@ -150,7 +150,7 @@ def search(side: Side, grid: Grid, folds: Sequence[Fold]) -> Learned:
             _held_out_logits(train, test, side.labels[fold.train], grid) for train, test in scaled
         ]
         logits[:, fold.held_out] = np.concatenate(rows)
-    aurocs = np.array([_mean_auroc(row, side.labels, folds) for row in logits])
+    aurocs = np.array([mean_auroc(row, side.labels, folds) for row in logits])
     best = int(np.flatnonzero(aurocs >= aurocs.max() - _CLEARLY)[0]) if folds else 0
     chosen = candidates[best]
     model = fit_candidate(side, grid, chosen)
@@ -190,7 +190,7 @@ def choose_heads(side: Side, folds: Sequence[Fold], n_most: int = 10) -> Learned
         models = _head_means(side.values[train], side.labels[train], numbers)
         logits[:, held_out] = [model.logits(side.values[held_out]) for model in models]
     logits = np.where(np.isnan(logits), np.nanmean(logits) if len(folds) else 0.0, logits)
-    aurocs = np.array([_mean_auroc(row, side.labels, folds) for row in logits])
+    aurocs = np.array([mean_auroc(row, side.labels, folds) for row in logits])
     best = int(np.flatnonzero(aurocs >= aurocs.max() - _CLEARLY)[0])
     model = _head_means(side.values, side.labels, numbers)[best]
     heads = [side.columns[place] for place in np.flatnonzero(model.weight)]
@@ -219,9 +219,10 @@ def _head_means(
     return models
 
 
-def _mean_auroc(
+def mean_auroc(
     logits: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], folds: Sequence[Fold]
 ) -> float:
+    """Mean over the folds of the AUROC of what they held out; 0.5 without folds."""
     return float(np.mean([auroc(logits[f.held_out], labels[f.held_out]) for f in folds] or [0.5]))
 
 
