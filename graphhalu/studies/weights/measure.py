@@ -8,6 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graphhalu.errors import NotEnoughDataError, TraceNotFoundError, UsageError
+from graphhalu.studies.weights.calibrated import calibrated
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.read import Weights
@@ -16,6 +17,7 @@ FIRST_ROW: Final = 16
 """First row whose entropy counts: earlier ones see too few keys."""
 N_SINK: Final = 4
 """Tokens at the start that are left out of norms, and rows after which sinks count."""
+_OFFSETS: Final = (0, 1, 4, 16)
 
 MEASURED_MEANINGS: Final = {
     "entropy": "entropy of a row over the log of the keys it sees, rows from 16 on, mean",
@@ -26,6 +28,8 @@ MEASURED_MEANINGS: Final = {
     "head_output": "norm of what a head adds to the stream, median over tokens from the fifth on",
     "attention_output": "norm of what attention adds to the stream, median as above",
     "mlp_output": "norm of what the feed-forward block adds, median as above",
+    "calibrated_logit_variance": "s^2 with the inputs of these traces in place of isotropic ones",
+    "top_share": "share of the inputs' second moment along its first direction, sinks left out",
     "output_ratio": "mlp_output over attention_output, token by token, median",
 }
 
@@ -101,12 +105,17 @@ def measure_store(
     outputs, missing = _outputs(chosen, weights, lambda done: on_step(len(long) + done, total))
     named = dict(zip(_Streams._fields, streams, strict=True))
     return Measured(
-        heads={**{n: named[n] for n in _Streams._fields[:-1]}, "head_output": outputs.heads},
+        heads={
+            **{n: named[n] for n in _Streams._fields[:-1]},
+            "head_output": outputs.heads,
+            "calibrated_logit_variance": outputs.variance,
+        },
         kv_heads={"value_norm": streams.value_norm},
         layers={
             "attention_output": outputs.attention,
             "mlp_output": outputs.mlp,
             "output_ratio": outputs.ratio,
+            "top_share": outputs.top_share,
         },
         n_traces=len(long),
         n_output_traces=len(chosen) if np.isfinite(outputs.heads).any() else 0,
@@ -172,34 +181,41 @@ class _Outputs(NamedTuple):
     attention: Float[np.ndarray, "layer"]
     mlp: Float[np.ndarray, "layer"]
     ratio: Float[np.ndarray, "layer"]
+    variance: Float[np.ndarray, "layer head"]
+    top_share: Float[np.ndarray, "layer"]
 
 
 def _outputs(
     traces: Sequence[Trace], weights: Weights, on_layer: Callable[[int], None]
 ) -> tuple[_Outputs, dict[str, str]]:
     found = weights.architecture
-    n_layers = found.n_layers
+    n_layers, per_head = found.n_layers, (found.n_layers, found.n_heads)
     outputs = _Outputs(
-        np.full((n_layers, found.n_heads), np.nan), *(np.full(n_layers, np.nan) for _ in range(3))
-    )
-    missing: dict[str, str] = {}
+        np.full(per_head, np.nan), *(np.full(n_layers, np.nan) for _ in range(3)),
+        np.full(per_head, np.nan), np.full(n_layers, np.nan),
+    )  # fmt: skip
+    absent: dict[str, list[int]] = {}
     for layer in range(n_layers):
         on_layer(layer)
         try:
-            parts = [_output_norms(trace, weights, layer) for trace in traces[:1]]
-        except TraceNotFoundError as error:
-            missing[f"outputs of layer {layer}"] = str(error).splitlines()[0]
+            parts = [_output_norms(trace, weights, layer) for trace in traces]
+        except TraceNotFoundError:
+            absent.setdefault("outputs (hidden states or attention are not kept)", []).append(layer)
             continue
-        parts += [_output_norms(trace, weights, layer) for trace in traces[1:]]
         outputs.heads[layer] = np.median(np.concatenate([p.heads for p in parts], axis=1), axis=1)
+        inputs = np.concatenate([p.inputs for p in parts])
+        known = calibrated(weights, layer, inputs, _OFFSETS)
+        outputs.variance[layer], outputs.top_share[layer] = known
         attention = np.concatenate([p.attention for p in parts])
         outputs.attention[layer] = np.median(attention)
         mlp = np.concatenate([p.mlp for p in parts])
         if not mlp.size:
-            missing[f"feed-forward output of layer {layer}"] = "the states after it are not kept"
+            name = "feed-forward outputs (the states after the layer are not kept)"
+            absent.setdefault(name, []).append(layer)
             continue
         outputs.mlp[layer] = np.median(mlp)
         outputs.ratio[layer] = np.median(mlp / np.maximum(attention, 1e-12))
+    missing = {what: f"layers {', '.join(map(str, layers))}" for what, layers in absent.items()}
     return outputs, missing
 
 
@@ -207,6 +223,7 @@ class _Norms(NamedTuple):
     heads: Float[np.ndarray, "head token"]
     attention: Float[np.ndarray, "token"]
     mlp: Float[np.ndarray, "_"]
+    inputs: Float[np.ndarray, "token width"]
 
 
 def _output_norms(trace: Trace, weights: Weights, layer: int) -> _Norms:
@@ -214,7 +231,8 @@ def _output_norms(trace: Trace, weights: Weights, layer: int) -> _Norms:
     hidden = trace.hidden(layer)
     attention = trace.attention(layer)
     found, tokens = layer_map(weights, layer), slice(max(N_SINK - trace.record.row_start, 0), None)
-    values = found.values(hidden)
+    inputs = found.inputs(hidden)
+    values = found.values(inputs)
     mixed = np.einsum("hqk,hkd->hqd", attention[:, tokens], values, optimize=True)
     added = np.einsum("hqd,hdw->hqw", mixed, found.output, optimize=True)
     heads = np.sqrt(np.square(added, dtype=np.float64).sum(axis=2))
@@ -222,10 +240,11 @@ def _output_norms(trace: Trace, weights: Weights, layer: int) -> _Norms:
     norm = np.sqrt(np.square(total, dtype=np.float64).sum(axis=1))
     is_last = layer == weights.architecture.n_layers - 1
     if is_last or layer + 1 not in trace.shape.hidden_layers:
-        return _Norms(heads, norm, np.zeros(0))
+        return _Norms(heads, norm, np.zeros(0), inputs[N_SINK:])
     rows: Int[np.ndarray, "row"] = np.arange(trace.record.row_start, trace.length)[tokens]
     change = trace.hidden(layer + 1)[rows] - hidden[rows] - total
-    return _Norms(heads, norm, np.sqrt(np.square(change, dtype=np.float64).sum(axis=1)))
+    mlp = np.sqrt(np.square(change, dtype=np.float64).sum(axis=1))
+    return _Norms(heads, norm, mlp, inputs[N_SINK:])
 
 
 @dataclass(frozen=True)
@@ -255,10 +274,10 @@ class LayerMap:
     post_gain: Float[np.ndarray, "width"] | None
 
     def values(
-        self, hidden: Float[np.ndarray, "token width"]
+        self, inputs: Float[np.ndarray, "token width"]
     ) -> Float[np.ndarray, "head token size"]:
-        """Value vectors of hidden states."""
-        found = np.einsum("tw,hdw->htd", self.inputs(hidden), self.value, optimize=True)
+        """Value vectors of inputs after the norm before attention."""
+        found = np.einsum("tw,hdw->htd", inputs, self.value, optimize=True)
         return found if self.value_bias is None else found + self.value_bias[:, None]
 
     def inputs(self, hidden: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:

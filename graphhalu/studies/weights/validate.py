@@ -139,7 +139,8 @@ def _paired(pair: Pair, profile: WeightProfile, measured: Measured, drawing: Dra
         found = _of_layers(pair.measured, measured)
         is_mixed = reads_mixed(profile, pair.static)
     else:
-        static = profile.of_heads(pair.static)
+        is_own = pair.static in profile.heads.column_names
+        static = profile.of_heads(pair.static) if is_own else measured.heads[pair.static]
         found = measured.heads.get(pair.measured)
         if pair.level == "kv_head":
             n_repeats = profile.n_heads // int(profile.architecture["n_kv_heads"])
