@@ -13,14 +13,15 @@ from graphhalu.detectors.networks.edge_attention import EdgeAttention
 from graphhalu.detectors.networks.gat import GAT
 from graphhalu.detectors.networks.gcn import GCN, normalised_weights, weighted_sum
 from graphhalu.detectors.networks.mlp import MLP
+from graphhalu.detectors.networks.residual import ResidualNetwork
 from graphhalu.graphs.build import TokenGraph
 
 SHAPE = NetworkShape(n_layers=2, n_node_features=5, n_channels=3)
 FLAT = SHAPE._replace(n_layers=1)
 SIZE = NetworkSize(hidden_size=8)
 N_EDGES = 17
-every_network = pytest.mark.parametrize("network_class", [GCN, GAT, MLP, CHARM])
-with_messages = pytest.mark.parametrize("network_class", [GCN, GAT, CHARM])
+every_network = pytest.mark.parametrize("network_class", [GCN, GAT, MLP, CHARM, ResidualNetwork])
+with_messages = pytest.mark.parametrize("network_class", [GCN, GAT, CHARM, ResidualNetwork])
 
 
 def graph(seed, n_nodes, layer=0, n_answer=3):
@@ -59,7 +60,10 @@ def batch(traces, n_hops=2):
 
 def network(network_class, shape=SHAPE, size=SIZE):
     torch.manual_seed(0)
-    return network_class(shape, size).eval()
+    net = network_class(shape, size).eval()
+    if network_class is ResidualNetwork:  # which begins as zero
+        torch.nn.init.normal_(net.head[-1].weight)
+    return net
 
 
 TRACES = [layers(0, 7), layers(1, 11), layers(2, 13)]
@@ -71,7 +75,7 @@ def test_a_batch_gives_the_logits_of_its_traces_alone(network_class):
     with torch.no_grad():
         together = net(batch(TRACES))
         alone = torch.cat([net(batch([one])) for one in TRACES], dim=1)
-    assert together.shape == (2, 3)
+    assert together.shape == ((1, 3) if network_class is ResidualNetwork else (2, 3))
     torch.testing.assert_close(together, alone)
 
 
@@ -300,3 +304,29 @@ def test_matching_sizes_draws_no_weights():
 def test_hidden_channels_must_divide_among_the_heads():
     with pytest.raises(ValueError, match="multiple of 4"):
         GAT(SHAPE, NetworkSize(hidden_size=6))
+
+
+def test_the_residual_network_begins_as_zero():
+    net = ResidualNetwork(SHAPE, SIZE).eval()
+    with torch.no_grad():
+        assert torch.equal(net(batch(TRACES)), torch.zeros(1, 3))
+
+
+def test_its_recurrence_and_its_layer_weights_are_those_done_by_hand():
+    net, given = network(ResidualNetwork), batch(TRACES)
+    answer = torch.randn(given.n_rows(0), SIZE.hidden_size)
+    counts = given.readout_counts.tolist()
+    with torch.no_grad():
+        found = net.read_out(answer, given)[0]
+        rows = iter(answer.split(counts * 2))
+        first, second = ([next(rows) for _ in counts] for _ in range(2))
+        for place, (one, two) in enumerate(zip(first, second, strict=True)):
+            state, pooled = torch.zeros(1, len(one), SIZE.hidden_size), []
+            for layer, tokens in enumerate((one, two)):
+                _, state = net.recurrence(tokens[None], state)
+                tokens = tokens + state[0]
+                embedding = net.layer_embedding.weight[layer]
+                pooled.append(torch.cat([tokens.mean(0), tokens.amax(0), embedding]))
+            weight = torch.softmax(net.weigh(torch.stack(pooled)), 0)
+            expected = net.head((weight * torch.stack(pooled)).sum(0))
+            torch.testing.assert_close(found[place : place + 1], expected)

@@ -135,7 +135,10 @@ def test_the_best_epoch_has_the_highest_auroc_then_the_lowest_loss(epochs, best)
 
 def test_patience_counts_epochs_that_are_not_better():
     keeper = BestWeights(patience=2)
-    seen = [keeper.see(number, loss, 0.5, {}) for number, loss in enumerate([0.9, 0.8, 0.9, 0.85])]
+    seen = [
+        keeper.see(number, loss, 0.5, {"w": torch.zeros(1)})
+        for number, loss in enumerate([0.9, 0.8, 0.9, 0.85])
+    ]
     assert seen == [True, True, True, False]
 
 
@@ -147,3 +150,12 @@ def test_every_trace_is_seen_once_an_epoch_in_another_order():
     assert [len(each) for each in batches] == [5, 5, 3]
     assert len(batches) == 3
     assert torch.cat(list(TraceBatches(13, 5))).tolist() == list(range(13))
+
+
+def test_weights_before_the_first_step_count_as_an_epoch():
+    best = BestWeights(patience=2)
+    best.see(-1, 0.5, 0.8, {"w": torch.zeros(1)})
+    assert best.see(0, 0.9, 0.7, {"w": torch.ones(1)})
+    assert not best.see(2, 0.9, 0.7, {"w": torch.ones(1)})
+    assert best.epoch == -1
+    assert best.weights["w"].item() == 0

@@ -11,7 +11,7 @@ from graphhalu.errors import (
     UnknownNameError,
     UsageError,
 )
-from graphhalu.graphs.build import GraphRecipe, build_graph
+from graphhalu.graphs.build import GraphRecipe, build_graph, build_graphs
 from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
 from graphhalu.traces.trace import Trace
 
@@ -168,3 +168,38 @@ def test_a_layer_that_is_not_kept_is_refused(trace):
 def test_an_unknown_importance_is_refused():
     with pytest.raises(UnknownNameError, match="mean"):
         GraphRecipe(importance="median")
+
+
+def test_without_sinks_every_head_is_divided_by_what_it_leaves_to_others(trace):
+    recipe = GraphRecipe(edges=TopK(3), sinks="renormalise")
+    graph = build_graph(trace, 1, recipe)
+    attention = trace.attention(1).astype(np.float64)
+    mean = attention.mean(0)
+
+    expected = []
+    for row in range(5, trace.length):
+        keys = sorted(range(4, row), key=lambda key: (-mean[row, key], key))[:3]
+        expected += [(key, row) for key in sorted(keys)]
+        total = sum(mean[row, key] for key in range(4, row))
+        kept = sum(mean[row, key] for key in keys)
+        assert graph.kept_mass[row] == pytest.approx(kept / total, rel=1e-5)
+    assert edges_of(graph) == expected
+    for (key, query), weights in zip(expected, graph.edge_attr, strict=True):
+        rest = 1 - attention[:, query, :4].sum(1)
+        np.testing.assert_allclose(weights, attention[:, query, key] / rest, rtol=5e-3)
+
+
+def test_a_multiplex_graph_is_renormalised_layer_by_layer(trace):
+    recipe = GraphRecipe(edges=TopK(2), sinks="renormalise")
+    both = build_graphs(trace, (0, 1), replace(recipe, view="multiplex"))[0]
+    for place, graph in enumerate(build_graphs(trace, (0, 1), recipe)):
+        n_heads = graph.edge_attr.shape[1]
+        of_layer = both.edge_attr[:, place * n_heads : (place + 1) * n_heads]
+        weights = dict(zip(edges_of(both), of_layer.tolist(), strict=True))
+        for edge, expected in zip(edges_of(graph), graph.edge_attr, strict=True):
+            np.testing.assert_allclose(weights[edge], expected, rtol=1e-6)
+
+
+def test_an_unknown_treatment_of_sinks_is_refused():
+    with pytest.raises(UnknownNameError, match="renormalise"):
+        GraphRecipe(sinks="drop")
