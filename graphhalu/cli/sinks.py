@@ -17,7 +17,6 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 _RUNS = Path("data/runs")
-_LONGEST = 24
 
 
 @app.command()
@@ -208,7 +207,7 @@ def _show_measured(runs: "list[MeasuredRun]", folder: Path, is_json: bool) -> No
 
 
 def _print_result(result: "SinksResult") -> None:
-    columns = ["run", "+ / -", "Cohen's d", "AUROC", "heads", "beyond H"]
+    columns = ["run", "1 / 0", "Cohen's d [95 %]", "AUROC", "heads", "gain"]
     for title, rows in _rows(result).items():
         print_table(columns, rows, title=title)
     for run in result.runs:
@@ -220,8 +219,8 @@ def _print_result(result: "SinksResult") -> None:
     for note in result.notes:
         say(note)
     say(
-        "+ / -: records with label 1 and 0. heads: AUROC of the per-head probe. beyond H: AUROC "
-        "that sink mass adds to entropy. * the interval excludes zero, or chance."
+        "1 / 0: records with each label. heads: AUROC of the per-head probe. gain: AUROC that "
+        "sink mass adds to entropy. * the interval excludes zero, or chance."
     )
 
 
@@ -241,19 +240,26 @@ def _row(run: "RunResult", found: "Findings") -> list[str]:
     gain = next(g for g in found.gains if (g.model, g.baseline) == ("entropy+sink", "entropy"))
     auroc = found.prediction.auroc
     return [
-        f"{name[:_LONGEST]}{more}, chat {run.chat}",
+        f"{name}{more}, chat {run.chat}",
         f"{found.n_positive}/{found.n_negative}",
         _estimate(found.shift.cohens_d),
-        f"{auroc.value:.3f}{'' if auroc.low <= 0.5 <= auroc.high else '*'}",  # noqa: PLR2004
+        _short(f"{auroc.value:.3f}") + ("" if auroc.low <= 0.5 <= auroc.high else "*"),  # noqa: PLR2004
         "-" if probe is None
-        else f"{probe.auroc.value:.3f}{'*' if probe.auroc.low > 0.5 else ''}",  # noqa: PLR2004
-        f"{gain.auroc.value:+.3f}{'*' if gain.auroc.excludes_zero else ''}",
+        else _short(f"{probe.auroc.value:.3f}") + ("*" if probe.auroc.low > 0.5 else ""),  # noqa: PLR2004
+        _short(f"{gain.auroc.value:+.3f}") + ("*" if gain.auroc.excludes_zero else ""),
     ]  # fmt: skip
 
 
 def _estimate(value: "Estimate") -> str:
     star = "*" if value.excludes_zero else ""
-    return f"{value.value:+.2f} [{value.low:+.2f},{value.high:+.2f}]{star}"
+    return _short(f"{value.value:+.2f} [{value.low:+.2f},{value.high:+.2f}]") + star
+
+
+def _short(text: str) -> str:
+    """Without the zero before the point, so that a table fits into 80 columns."""
+    import re
+
+    return re.sub(r"(?<!\d)0\.", ".", text)
 
 
 def _ablations(text: str | None) -> list[Any]:

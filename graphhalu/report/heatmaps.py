@@ -134,7 +134,7 @@ def _mark(axes: Axes, each: HeadMap, norm: Normalize, foot: float) -> None:
         heights = [*(n + 0.5 for n in range(len(each.auroc[layer]))), foot + 0.5]
         for value, q_value, height in zip(column, q_values, heights, strict=True):
             if value is not None and _counts(q_value):
-                points.setdefault(_text_colour(value, norm), []).append((layer, height))
+                points.setdefault(text_colour(value, norm), []).append((layer, height))
     for colour, places in points.items():
         axes.plot(
             *zip(*places, strict=True), linestyle="none", marker="o", markersize=3, color=colour,
@@ -154,7 +154,7 @@ def _draw_matrix(
         is_there = bool(np.isfinite(value))
         axes.text(
             column, row, f"{value:.3f}" if is_there else "failed", ha="center", va="center",
-            **quiet_text(color=_text_colour(value, norm) if is_there else LIGHT["muted"]),
+            **quiet_text(color=text_colour(value, norm) if is_there else LIGHT["muted"]),
         )  # fmt: skip
     labels = [_short(name) for name in names]
     axes.set_xticks(range(len(names)))
@@ -182,7 +182,8 @@ def _reach(values: Sequence[float | None]) -> float:
     return float(np.clip(np.ceil(max(distances) * 20) / 20, 0.05, 0.5))
 
 
-def _text_colour(value: float, norm: Normalize) -> str:
+def text_colour(value: float, norm: Normalize) -> str:
+    """Dark on light cells, light on dark ones."""
     red, green, blue, _ = AROUND_CHANCE(float(norm(value)))
     is_light = 0.299 * red + 0.587 * green + 0.114 * blue > 0.53  # noqa: PLR2004
     return _DARK_CELL if is_light else _LIGHT_CELL

@@ -117,8 +117,8 @@ def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
     height = choice.direction * calibration.threshold(MAIN, aim)
     axes.axhline(height, color=LIGHT["ink"], linewidth=1.3, linestyle=(0, (5, 2)))
     axes.annotate(
-        f"threshold at {aim:.0%} FPR", (1.48, height), (0, 3), textcoords="offset points",
-        ha="right", va="bottom", **quiet_text(fontsize=FONT_SIZE - 1),
+        f"threshold at {aim:.0%} FPR", (0.5, height), (0, 3), textcoords="offset points",
+        ha="center", va="bottom", **quiet_text(fontsize=FONT_SIZE - 1),
     )  # fmt: skip
     axes.set_xticks(
         [0, 1], [f"benign ({calibration.n_benign})", f"attack ({calibration.n_attack})"]
@@ -210,7 +210,7 @@ def scatter_figure(view: StudyView, calibration: Calibration) -> Figure:
                 relation.values[members], view.score[members], linestyle="none", markersize=5.5,
                 alpha=0.75, markeredgewidth=0, label=name, **look,
             )  # fmt: skip
-        axes.set_xlabel(f"{relation.name}, mean over the window")
+        axes.set_xlabel(relation.name)
         axes.set_title(correlation_text(relation), loc="left", **quiet_text(fontsize=FONT_SIZE - 1))
     panels[0].set_ylabel(SPREAD_NAMES[calibration.window.spread])
     _legend(panels[-1], loc="best")
