@@ -365,11 +365,13 @@ def _shown(progress: "ProgressLine") -> "Callable[[int, int], None]":
 
 
 def _print_calibration(found: "Calibration") -> None:
+    from graphhalu.studies.instability.calibration import Estimate
+
     print_table(
-        ["method", "nested AUROC", "in sample", "minus instability", "p"],
+        ["method", "nested AUROC", "in sample", "difference", "p"],
         [
             [
-                row.name, _interval(row.auroc), f"{row.in_sample.value:.3f}",
+                row.name, _interval(row.auroc), _interval(Estimate(value=row.in_sample.value)),
                 "" if row.difference is None else _interval(row.difference, "+"),
                 "" if row.p_holm is None else _p_text(row.p_holm),
             ]
@@ -388,8 +390,9 @@ def _print_calibration(found: "Calibration") -> None:
             ]
             for point in main.points
         ],
-        title="instability: operating points, achieved on prompts that the choice did not see",
+        title="instability: operating points, achieved on unseen prompts",
     )  # fmt: skip
+    print("difference: nested AUROC minus that of instability; p after Holm's correction")
     way = "higher" if found.window.direction > 0 else "lower"
     print(f"chosen on all prompts: {found.window.window.text()}; attacks are {way}")
     print(f"nested F1 {_interval(main.f1)}, in sample {main.in_sample_f1:.3f}")
@@ -427,11 +430,14 @@ def _short(text: str, limit: int = 30) -> str:
 
 
 def _interval(estimate: "Estimate", sign: str = "") -> str:
-    value = f"{estimate.value:{sign}.3f}"
-    if estimate.low is None or estimate.high is None:
-        return value
-    return f"{value} [{estimate.low:{sign}.2f}, {estimate.high:{sign}.2f}]"
+    """A share with its interval, without leading zeros: five columns must fit 80 characters."""
+    import re
+
+    text = f"{estimate.value:{sign}.3f}"
+    if estimate.low is not None and estimate.high is not None:
+        text += f" [{estimate.low:{sign}.2f},{estimate.high:{sign}.2f}]"
+    return re.sub(r"\b0\.", ".", text)
 
 
 def _p_text(value: float) -> str:
-    return "<.001" if value < 0.001 else f"{value:.3f}"  # noqa: PLR2004
+    return "<.001" if value < 0.001 else f"{value:.3f}".lstrip("0")  # noqa: PLR2004

@@ -18,7 +18,7 @@ LEAST_PROMPTS: Final = 5
 """Prompts of a class below which a step has no mean."""
 
 RELATED: Final = {
-    "entropy": "entropy of the tokens (nat)",
+    "entropy": "token entropy (nat)",
     "agreement": "head agreement",
 }
 

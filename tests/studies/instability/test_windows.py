@@ -1,0 +1,104 @@
+"""Windows of steps and layers, and means over them."""
+
+import numpy as np
+import pytest
+
+from graphhalu.config import load_config
+from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
+from graphhalu.studies.instability.settings import CalibrateSettings
+from graphhalu.studies.instability.windows import (
+    LENGTHS,
+    STARTS,
+    Window,
+    window_grid,
+    window_scores,
+)
+
+
+def grid(n_steps, n_layers=30, **settings):
+    return window_grid(CalibrateSettings(**settings), n_layers, np.array(n_steps))
+
+
+def test_layers_are_cut_as_the_study_cuts_them():
+    found = grid([160] * 7, n_layers=32, mid_high=[0.25, 0.33], tail_cut=[0.05, 0.10])
+    layers = {window[2:] for window in found.windows}
+    assert layers == {(8, 30), (8, 28), (10, 30), (10, 28)}
+
+
+def test_the_published_grid_is_whole_where_answers_are_long_enough():
+    found = grid([160] * 7)
+    assert len({window[:2] for window in found.windows}) == len(STARTS) * len(LENGTHS)
+    assert found.reached(np.array([160] * 5)).all()
+
+
+def test_scores_are_means_over_layers_and_the_steps_that_an_answer_has():
+    values = np.random.default_rng(0).uniform(size=(3, 7, 5))
+    values[1, 4:] = np.nan  # an answer of four steps
+    values[2, 2:] = np.nan
+    windows = [Window(1, 3, 1, 4), Window(2, 5, 0, 5), Window(5, 2, 2, 3)]
+    found = window_scores(values, windows)
+    for row in range(3):
+        for column, window in enumerate(windows):
+            inside = values[row, window.start : window.end + 1, window[2] : window[3]]
+            inside = inside[np.isfinite(inside)]
+            if len(inside):
+                assert found[row, column] == pytest.approx(inside.mean())
+            else:
+                assert np.isnan(found[row, column])
+    assert np.isnan(found[1, 2])
+    assert np.isnan(found[2, 1])
+
+
+def test_layers_that_do_not_see_the_system_prompt_are_left_out_of_the_mean():
+    values = np.ones((2, 3, 5))
+    values[:, :, 1] = np.nan
+    values[:, 1, :] = 3.0
+    values[:, 1, 1] = np.nan
+    assert window_scores(values, [Window(0, 3, 0, 5)])[0, 0] == pytest.approx(5 / 3)
+
+
+def test_automatic_windows_begin_where_most_and_end_where_half_of_the_prompts_are():
+    n_steps = np.array([6, 12, 12, 12, 12, 12, 12, 12, 12, 80])
+    found = window_grid(CalibrateSettings(), 30, n_steps)
+    allowed = [w for w, is_in in zip(found.windows, found.reached(n_steps), strict=True) if is_in]
+    # nine of ten reach step 11, all reach step 5
+    assert max(window.start for window in allowed) == 9  # no window of the grid is shorter than 3
+    assert max(window.end for window in allowed) == 11
+    assert max(window.end for window in found.windows) > 11
+
+
+def test_where_answers_are_shorter_than_any_window_the_shortest_is_left():
+    found = window_grid(CalibrateSettings(), 30, np.array([2, 2, 3]))
+    assert {window[:2] for window in found.windows} == {(1, 1)}
+    assert found.reached(np.array([2, 2, 3])).all()
+
+
+def test_answers_without_a_second_step_have_no_window():
+    with pytest.raises(NotEnoughDataError, match="no answer has a second step"):
+        grid([1, 1, 1])
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{"starts": [1], "lengths": [13]}, {"starts": [13]}, {"lengths": [20]}],
+)
+def test_a_window_beyond_the_longest_answer_is_refused(settings):
+    with pytest.raises(
+        UsageError, match="goes beyond the longest answer: it has 13 steps, 0 to 12"
+    ):
+        grid([5, 13, 11], **settings)
+
+
+def test_the_last_window_that_fits_is_taken():
+    assert grid([5, 13], starts=[1], lengths=[12]).windows[0].end == 12
+
+
+def test_fractions_that_leave_no_layer_are_refused():
+    with pytest.raises(UsageError, match="leave none of 3 layers"):
+        grid([9, 9], n_layers=3, mid_high=[0.9], tail_cut=[0.5])
+
+
+@pytest.mark.parametrize("override", ["seeds=[]", "starts=[1,1]", "mid_high=[1.5]", "spread=mad"])
+def test_settings_that_make_no_sense_are_refused(override):
+    with pytest.raises(ConfigError):
+        load_config(CalibrateSettings, None, [override])
