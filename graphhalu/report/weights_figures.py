@@ -1,0 +1,295 @@
+"""Figures of weight profiles: curves over depth, maps of heads, static against measured, risk."""
+
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+
+from graphhalu.errors import NotEnoughDataError
+from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
+from graphhalu.report.palette import AROUND_CHANCE, LIGHT
+from graphhalu.studies.weights.agreement import Agreement
+from graphhalu.studies.weights.result import Validation
+from graphhalu.weights.risk import reads_mixed
+from graphhalu.weights.tables import WeightProfile
+
+_WIDTH_IN: Final = 9.0
+_DASHES: Final = ("-", (0, (5, 1.8)), (0, (1.2, 1.3)), (0, (6, 1.6, 1.2, 1.6)), (0, (2, 4)))
+_MARKERS: Final = ("o", "s", "^", "D", "v")
+_COLOURS: Final = ("probe", "graph", "scalar", "control", "muted")
+_ZONE_MARKS: Final = {
+    "valid": ("o", "probe"), "rough": ("s", "scalar"), "peaked": ("^", "graph"),
+}  # fmt: skip
+
+
+class Panel(NamedTuple):
+    """One curve over depth."""
+
+    quantity: str
+    title: str
+    is_log: bool = False
+
+
+PANELS: Final = (
+    Panel("logit_variance", "logit variance s², mean of heads", is_log=True),
+    Panel("value_norm", "expected norm of values", is_log=True),
+    Panel("copying", "copying score, mean of heads"),
+    Panel("gain_ratio", "gain: feed-forward / attention", is_log=True),
+)
+
+
+class Scatter(NamedTuple):
+    """One static quantity against one measured one."""
+
+    static: str
+    measured: str
+    level: str
+    labels: tuple[str, str]
+    is_log: tuple[bool, bool]
+
+
+SCATTERS: Final = (
+    Scatter(
+        "logit_variance", "entropy", "head",
+        ("s² of the head", "measured entropy / log n"), (True, False),
+    ),
+    Scatter(
+        "logit_variance", "sink_share", "head",
+        ("s² of the head", "measured sink share"), (True, False),
+    ),
+    Scatter(
+        "v_norm", "value_norm", "kv_head",
+        ("expected norm of values", "measured norm of values"), (True, True),
+    ),
+    Scatter(
+        "gain_ratio", "output_ratio", "layer",
+        ("gain ratio of the layer (estimate)", "measured ratio of outputs"), (True, True),
+    ),
+)  # fmt: skip
+
+
+def depth_figure(profiles: list[WeightProfile]) -> Figure:
+    """Quantities by layer; several profiles share the panels, over depth as a share.
+
+    An open mark stands where the quantity reads parts that are stored in more than one way.
+    """
+    figure = new_figure(_WIDTH_IN, 5.8)
+    grid = figure.subplots(2, 2)
+    for axes, panel in zip(grid.flat, PANELS, strict=True):
+        prepare(axes)
+        for place, profile in enumerate(profiles):
+            _curve(axes, profile, panel, place, is_shared=len(profiles) > 1)
+        axes.set_title(panel.title, loc="left", **quiet_text())
+        if panel.is_log and axes.lines and _all_positive(axes):
+            axes.set_yscale("log")
+    for axes in grid[1]:
+        axes.set_xlabel("layer" if len(profiles) == 1 else "depth (first to last layer)")
+    if len(profiles) > 1:
+        grid.flat[0].legend(
+            frameon=False, fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], loc="best"
+        )
+    return figure
+
+
+def heads_figure(profile: WeightProfile) -> Figure:
+    """Maps of heads: logit variance, copying, norm of the OV circuit; a dot marks peaked heads.
+
+    Raises:
+        NotEnoughDataError: If no head has a number.
+    """
+    shown = (
+        ("logit_variance", "logit variance s²; a dot: peaked, no estimate of entropy", True),
+        ("copying", "copying score", False),
+        ("ov_norm", "norm of the OV circuit", True),
+    )
+    n_heads = profile.n_heads
+    row_in = 0.17 if n_heads <= 16 else 0.09  # noqa: PLR2004
+    figure = new_figure(_WIDTH_IN, 0.8 + len(shown) * (0.75 + row_in * n_heads))
+    panels = figure.subplots(len(shown), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, (quantity, title, is_log) in zip(panels, shown, strict=True):
+        prepare(axes, grid=False)
+        drawn = _head_map(axes, profile.of_heads(quantity), is_log=is_log)
+        axes.set_title(title, loc="left", **quiet_text())
+        axes.set_ylabel("head", fontsize=FONT_SIZE)
+        bar = figure.colorbar(drawn, ax=axes, pad=0.01, aspect=12)
+        bar.ax.tick_params(labelsize=FONT_SIZE - 2, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
+        bar.outline.set_visible(False)
+    _mark_peaked(panels[0], profile)
+    panels[-1].set_xlabel("layer", fontsize=FONT_SIZE)
+    return figure
+
+
+def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
+    """Static quantities against measured ones, with the correlation of each.
+
+    Raises:
+        NotEnoughDataError: If nothing was measured.
+    """
+    cells = [(each, *_points(each, profile, found)) for each in SCATTERS]
+    cells = [cell for cell in cells if cell[1].size]
+    if not cells:
+        message = "no quantity was measured: there is nothing to draw"
+        raise NotEnoughDataError(message)
+    n_rows = -(-len(cells) // 2)
+    figure = new_figure(_WIDTH_IN, 0.3 + 3.3 * n_rows)
+    grid = figure.subplots(n_rows, 2, squeeze=False)
+    for axes, (each, static, measured, zones) in zip(grid.flat, cells, strict=False):
+        prepare(axes)
+        for zone, (marker, colour) in _ZONE_MARKS.items():
+            here = zones == zone
+            axes.plot(
+                static[here], measured[here], linestyle="none", marker=marker, markersize=4,
+                color=LIGHT[colour], alpha=0.75, markeredgewidth=0, label=zone,
+            )  # fmt: skip
+        for axis, is_log in zip("xy", each.is_log, strict=True):
+            if is_log:
+                getattr(axes, f"set_{axis}scale")("log")
+        axes.set(xlabel=each.labels[0], ylabel=each.labels[1])
+        axes.set_title(_verdict_text(each, found.rows), loc="left", **quiet_text())
+    for axes in grid.flat[len(cells) :]:
+        axes.set_visible(False)
+    first = cells[0][0]
+    if first.level == "head":
+        grid.flat[0].legend(
+            title="estimate of entropy", frameon=False, fontsize=FONT_SIZE - 2,
+            title_fontsize=FONT_SIZE - 2, labelcolor=LIGHT["ink"],
+        )  # fmt: skip
+    return figure
+
+
+def risk_figure(found: Validation) -> Figure:
+    """The risk curve with its components, and below it what it should predict.
+
+    Raises:
+        NotEnoughDataError: If it was not validated: it is never shown alone.
+    """
+    if not found.detection:
+        message = (
+            "the risk curve has no validation, and is never shown alone "
+            f"({found.missing.get('detection by layer') or '; '.join(found.missing.values())})"
+        )
+        raise NotEnoughDataError(message)
+    figure = new_figure(_WIDTH_IN, 6.6)
+    above, below = figure.subplots(2, 1, sharex=True)
+    layers = np.arange(len(found.risk.values))
+    prepare(above)
+    for place, (name, values) in enumerate(found.risk.components.items()):
+        above.plot(
+            layers, values, color=LIGHT["faint"], linestyle=_DASHES[place % len(_DASHES)],
+            linewidth=1.2, label=name.replace("_", " "),
+        )  # fmt: skip
+    above.plot(layers, found.risk.values, color=LIGHT["graph"], linewidth=2.6, label="risk")
+    above.set(ylabel="share of layers below", ylim=(-0.03, 1.03))
+    above.set_title("a hypothesis: risk from weights alone", loc="left", **quiet_text())
+    prepare(below)
+    for place, each in enumerate(found.detection):
+        colour = LIGHT[("probe", "scalar")[place % 2]]
+        shift = 0.12 * (2 * place - len(found.detection) + 1)
+        below.errorbar(
+            layers + shift, each.auroc, yerr=[each.auroc - each.low, each.high - each.auroc],
+            color=colour, marker=_MARKERS[place], markersize=4.5, linewidth=1.4,
+            linestyle=_DASHES[place], elinewidth=0.8, label=f"by {each.inputs}",
+        )  # fmt: skip
+    below.axhline(0.5, color=LIGHT["muted"], linewidth=1, linestyle=(0, (2, 2)))
+    below.set(xlabel="layer", ylabel="AUROC of one layer alone")
+    words = "; ".join(
+        f"{row.measured.removeprefix('AUROC ')}: {_rho(row)}, {row.verdict}"
+        for row in found.risk_rows
+    )
+    below.set_title(f"its validation. {words}", loc="left", **quiet_text())
+    for axes in (above, below):
+        axes.legend(
+            frameon=False, fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"],
+            loc="center left", bbox_to_anchor=(1.0, 0.5),
+        )  # fmt: skip
+    return figure
+
+
+def _curve(
+    axes: Axes, profile: WeightProfile, panel: Panel, place: int, *, is_shared: bool
+) -> None:
+    values = profile.of_layers(panel.quantity)
+    if not np.isfinite(values).any():
+        return
+    layers = np.arange(len(values))
+    x = layers / max(1, len(values) - 1) if is_shared else layers
+    is_open = reads_mixed(profile, panel.quantity)
+    colour = LIGHT[_COLOURS[place % len(_COLOURS)]]
+    axes.plot(
+        x, values, color=colour, linestyle=_DASHES[place % len(_DASHES)], linewidth=1.8,
+        marker=_MARKERS[place % len(_MARKERS)], markersize=4.5,
+        markerfacecolor=LIGHT["paper"] if is_open else colour,
+        label=str(profile.model.get("name", "a model")),
+    )  # fmt: skip
+
+
+def _all_positive(axes: Axes) -> bool:
+    drawn = [np.asarray(line.get_ydata(), dtype=np.float64) for line in axes.lines]
+    return all(bool((values[np.isfinite(values)] > 0).all()) for values in drawn)
+
+
+def _head_map(axes: Axes, values: Float[np.ndarray, "layer head"], *, is_log: bool) -> Any:
+    n_layers, n_heads = values.shape
+    there = values[np.isfinite(values)]
+    if not there.size:
+        message = "no head has a number: there is nothing to draw"
+        raise NotEnoughDataError(message)
+    positive = there[there > 0]
+    norm: Normalize = Normalize(float(there.min()), float(there.max()))
+    if is_log and positive.size:
+        norm = LogNorm(float(np.quantile(positive, 0.02)), float(positive.max()))
+    elif not is_log:
+        reach = max(float(np.abs(there).max()), 1e-9)
+        norm = Normalize(-reach, reach)
+    drawn = axes.imshow(
+        np.ma.masked_invalid(values.T), cmap=AROUND_CHANCE, norm=norm, aspect="auto",
+        interpolation="none", extent=(-0.5, n_layers - 0.5, n_heads, 0),
+    )  # fmt: skip
+    step = max(1, -(-n_heads // 6))
+    axes.set_yticks([h + 0.5 for h in range(0, n_heads, step)], map(str, range(0, n_heads, step)))
+    axes.spines[:].set_visible(False)
+    return drawn
+
+
+def _mark_peaked(axes: Axes, profile: WeightProfile) -> None:
+    zones = np.array(profile.heads["entropy_zone"].to_pylist())
+    layer, head = np.nonzero(zones.reshape(profile.n_layers, profile.n_heads) == "peaked")
+    axes.plot(
+        layer, head + 0.5, linestyle="none", marker="o", markersize=3, color="#0a0a0a",
+        markeredgewidth=0, gid="mark",
+    )  # fmt: skip
+
+
+def _points(each: Scatter, profile: WeightProfile, found: Validation) -> tuple[Any, Any, Any]:
+    """Finite pairs, and the zone of the entropy estimate where heads are drawn."""
+    if each.level == "layer":
+        static, measured = profile.of_layers(each.static), found.measured.layers[each.measured]
+    else:
+        static = profile.of_heads(each.static)
+        measured = found.measured.heads.get(each.measured, np.zeros(0))
+    if each.level == "kv_head":
+        static = static[:, :: profile.n_heads // int(profile.architecture["n_kv_heads"])]
+        measured = found.measured.kv_heads[each.measured]
+    zones = np.full(static.shape, "valid")
+    if each.level == "head":
+        zones = np.array(profile.heads["entropy_zone"].to_pylist()).reshape(static.shape)
+    both = np.isfinite(static) & np.isfinite(measured)
+    return static[both], measured[both], zones[both]
+
+
+def _verdict_text(each: Scatter, rows: tuple[Agreement, ...]) -> str:
+    row = next(
+        (r for r in rows
+         if (r.static, r.measured, r.level) == (each.static, each.measured, each.level)),
+        None,
+    )  # fmt: skip
+    return "" if row is None else f"{_rho(row)}: {row.verdict}"
+
+
+def _rho(row: Agreement) -> str:
+    if not np.isfinite(row.rho):
+        return "no correlation"
+    return f"rho = {row.rho:+.2f}"
