@@ -21,6 +21,7 @@ from graphhalu.cli import (
     show,
     sinks,
     view,
+    weights,
 )
 from graphhalu.cli.output import say
 from graphhalu.errors import GraphhaluError, UsageError
@@ -46,6 +47,7 @@ app.command("doctor")(show.doctor)
 app.add_typer(heads.app, name="heads")
 app.add_typer(show.app, name="show")
 app.add_typer(graphs.app, name="graphs")
+app.add_typer(weights.app, name="weights")
 app.add_typer(instability.app, name="instability")
 app.add_typer(sinks.app, name="sinks")
 
