@@ -12,7 +12,7 @@ from graphhalu.config import config_hash
 from graphhalu.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import REMEMBERED, block_columns
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.spec import FeatureSpec, reads_beams
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
 
@@ -74,7 +74,9 @@ def columns_of(
     """
     one_shape(traces)
     found: dict[str, list[_Piece]] = {str(spec): [] for spec in specs}
-    for placed in _alike_blocks(traces):  # all features of a block while its arrays are decoded
+    for placed in _alike_blocks(
+        traces, reads_beams(specs)
+    ):  # all features of a block while its arrays are decoded
         for spec in specs:
             piece = None if str(spec) in unused else _piece(placed, spec)
             if piece is not None:
@@ -169,7 +171,7 @@ def _digest(names: tuple[str, ...]) -> str:
     return config_hash({"names": names})
 
 
-def _alike_blocks(traces: Sequence[Trace]) -> list[PlacedBlock]:
+def _alike_blocks(traces: Sequence[Trace], with_beams: bool) -> list[PlacedBlock]:
     """Blocks of traces that keep the same arrays, so that what one lacks no other one misses."""
     kept: dict[tuple[str, ...], list[int]] = {}
     for index, trace in enumerate(traces):
@@ -177,5 +179,5 @@ def _alike_blocks(traces: Sequence[Trace]) -> list[PlacedBlock]:
     return [
         PlacedBlock(placed.block, np.array(indices)[placed.indices], placed.within)
         for indices in kept.values()
-        for placed in blocks([traces[index] for index in indices])
+        for placed in blocks([traces[index] for index in indices], with_beams=with_beams)
     ]

@@ -37,6 +37,7 @@ class Feature:
             states are read.
         parameters: Names and defaults of what ``compute`` accepts beside the block. An axis
             ``rank`` has the length of the parameter ``k``.
+        reads_beams: Whether it reads the other beams of a trace's question.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Feature:
     level: Level = "trace"
     cost: Literal["stream", "matrix"] = "stream"
     parameters: Mapping[str, Any] = field(default_factory=dict)
+    reads_beams: bool = False
 
     def settings(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with these in place of their defaults.

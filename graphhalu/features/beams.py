@@ -84,6 +84,7 @@ def spread_of(feature: Feature) -> Feature:
         compute=compute,
         cost=feature.cost,
         parameters=feature.parameters,
+        reads_beams=True,
     )
 
 
@@ -143,4 +144,5 @@ BEAM_EIGENSCORE: Final = Feature(
     axes=(),
     compute=beam_eigenscore,
     cost="matrix",
+    reads_beams=True,
 )

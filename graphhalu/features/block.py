@@ -279,12 +279,14 @@ class PartArrays:
         kept: Arrays that the store keeps.
         first: Place of the first trace within the part.
         last: Place behind the last one.
+        is_member: Which of the traces between them are meant; by default all.
     """
 
     part: Part
     kept: tuple[str, ...]
     first: int
     last: int
+    is_member: tuple[bool, ...] | None = None
 
     def names(self) -> tuple[str, ...]:
         """Arrays that are there."""
@@ -295,7 +297,12 @@ class PartArrays:
         offsets = self.part.offsets[array_spec(name).ragged_axis]
         start, stop = int(offsets[self.first]), int(offsets[self.last])
         is_whole = stop - start == int(offsets[-1])
-        return self.part.read(name, first, None if is_whole else slice(start, stop))
+        values = self.part.read(name, first, None if is_whole else slice(start, stop))
+        if self.is_member is None:
+            return values
+        lengths = np.diff(offsets[self.first : self.last + 1])
+        dim = array_spec(name).ragged_dim - (first is not None)
+        return np.compress(np.repeat(self.is_member, lengths), values, axis=dim)
 
 
 @dataclass(frozen=True)
@@ -320,7 +327,7 @@ class PlacedBlock(NamedTuple):
     """A block, and which of its traces were asked for.
 
     Attributes:
-        block: A whole part of a store, or some traces in memory.
+        block: A part of a store, or some traces in memory.
         indices: Places among the traces that were given.
         within: The same traces, by their place within the block.
     """
@@ -336,14 +343,16 @@ def block_of(traces: Sequence[Trace]) -> TraceBlock:
     return TraceBlock(tuple(t.record for t in chosen), chosen[0].shape, MemoryArrays(chosen))
 
 
-def blocks(traces: Sequence[Trace]) -> Iterator[PlacedBlock]:
+def blocks(traces: Sequence[Trace], *, with_beams: bool = True) -> Iterator[PlacedBlock]:
     """Blocks that together hold the given traces.
 
-    Of a store these are its parts, each read once and whole; a part with more than
-    ``BLOCK_WEIGHTS`` is cut between traces, always at the same places.
+    Of a store these are its parts, each read once and whole, whichever of its traces are asked
+    for; a part with more than ``BLOCK_WEIGHTS`` is cut between traces, always at the same places.
 
     Args:
         traces: A store, a view of one, or traces in memory, in any order.
+        with_beams: Whether the other beams of a question are in its block. Without, a part of
+            which only best beams are asked for is a block of its best beams.
     """
     in_memory: list[int] = []
     of_part: dict[int, tuple[Part, tuple[str, ...], list[tuple[int, int]]]] = {}
@@ -355,7 +364,7 @@ def blocks(traces: Sequence[Trace]) -> Iterator[PlacedBlock]:
         else:
             in_memory.append(index)
     for part, names, places in of_part.values():
-        yield from _part_blocks(part, names, np.array(places, dtype=np.int64))
+        yield from _part_blocks(part, names, np.array(places, dtype=np.int64), with_beams)
     questions = [traces[index].record.question_id for index in in_memory]
     for first, last in _between_questions(range(0, len(in_memory), MEMORY_BLOCK), questions):
         chosen = np.array(in_memory[first:last], dtype=np.int64)
@@ -365,15 +374,25 @@ def blocks(traces: Sequence[Trace]) -> Iterator[PlacedBlock]:
 
 
 def _part_blocks(
-    part: Part, names: tuple[str, ...], members: Int[np.ndarray, "member 2"]
+    part: Part,
+    names: tuple[str, ...],
+    members: Int[np.ndarray, "member 2"],
+    with_beams: bool,
 ) -> Iterator[PlacedBlock]:
     indices, places = members.T
+    is_best = np.array([not r.is_on_policy or r.beam_index == 0 for r in part.records], dtype=bool)
+    takes_all = with_beams or is_best.all() or not is_best[places].all()
     for first, last in _cuts(part):
         is_here = (places >= first) & (places < last)
-        if is_here.any():
-            arrays = PartArrays(part, names, first, last)
-            block = TraceBlock(tuple(part.records[first:last]), part.shape, arrays)
-            yield PlacedBlock(block, indices[is_here], places[is_here] - first)
+        if not is_here.any():
+            continue
+        is_member = np.ones(last - first, dtype=bool) if takes_all else is_best[first:last]
+        arrays = PartArrays(
+            part, names, first, last, None if takes_all else tuple(is_member.tolist())
+        )
+        chosen = np.flatnonzero(is_member)
+        block = TraceBlock(tuple(part.records[first + i] for i in chosen), part.shape, arrays)
+        yield PlacedBlock(block, indices[is_here], np.searchsorted(chosen, places[is_here] - first))
 
 
 def _cuts(part: Part) -> list[tuple[int, int]]:

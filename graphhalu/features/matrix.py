@@ -16,7 +16,13 @@ from jaxtyping import Bool, Float32, Int
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.features.base import Level
 from graphhalu.features.block import PartArrays, PlacedBlock, TraceBlock, blocks
-from graphhalu.features.spec import Columns, FeatureSpec, as_specs, side_by_side
+from graphhalu.features.spec import (
+    Columns,
+    FeatureSpec,
+    as_specs,
+    reads_beams,
+    side_by_side,
+)
 from graphhalu.traces.part import Part
 from graphhalu.traces.trace import Trace
 
@@ -129,7 +135,7 @@ def feature_matrix(
     _require_any(traces)
     columns: tuple[str, ...] = ()
     values = np.empty((len(traces), 0), dtype=np.float32)
-    for placed in blocks(traces):
+    for placed in blocks(traces, with_beams=reads_beams(specs)):
         found = block_columns(placed.block, specs, cache)
         if not columns:
             columns = found.names
@@ -159,7 +165,9 @@ def row_matrix(
     """
     specs = require_level(as_specs(features), "token")
     _require_any(traces)
-    pieces = [_rows(placed, specs, cache) for placed in blocks(traces)]
+    pieces = [
+        _rows(placed, specs, cache) for placed in blocks(traces, with_beams=reads_beams(specs))
+    ]
     for piece in pieces:
         _require_same(pieces[0].columns, piece.columns)
     trace = np.concatenate([piece.trace for piece in pieces])
@@ -228,7 +236,9 @@ def _place(block: TraceBlock) -> tuple[str, ...]:
     if not isinstance(block.arrays, PartArrays):
         return ()
     arrays = block.arrays
-    return (str(arrays.part.folder), _digest(arrays.part), f"{arrays.first}-{arrays.last}")
+    chosen = "all" if arrays.is_member is None else "best"
+    range_ = f"{arrays.first}-{arrays.last} {chosen}"
+    return (str(arrays.part.folder), _digest(arrays.part), range_)
 
 
 def _digest(part: Part) -> str:

@@ -177,3 +177,8 @@ def _plain(text: str) -> Any:
         except ValueError:
             continue
     return text
+
+
+def reads_beams(specs: Sequence[FeatureSpec]) -> bool:
+    """Whether one of them reads the other beams of a trace's question."""
+    return any(spec.feature.reads_beams for spec in specs)

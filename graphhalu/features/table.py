@@ -22,7 +22,7 @@ from graphhalu.features.base import Feature, Level
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import block_columns, require_level, rows_of
 from graphhalu.features.registry import FEATURES
-from graphhalu.features.spec import FeatureSpec, as_specs
+from graphhalu.features.spec import FeatureSpec, as_specs, reads_beams
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import disk_error
 
@@ -234,7 +234,7 @@ def _pieces(
         message = "there is no trace to compute features of\n  Extract some first"
         raise NotEnoughDataError(message)
     metadata = _metadata(traces, specs, _level(per_token))
-    for placed in blocks(traces):
+    for placed in blocks(traces, with_beams=reads_beams(specs)):
         yield _piece(placed, specs, metadata, per_token=per_token)
 
 

@@ -44,7 +44,7 @@ def test_a_subset_gives_its_rows_in_its_order(store):
 
 def test_each_part_is_read_once_however_often_it_is_asked_for(store, reads):
     cache = FeatureCache()
-    first = feature_matrix(TraceSubset(store, [0, 9]), NAMES, cache=cache)
+    first = feature_matrix(TraceSubset(store, [1, 9]), NAMES, cache=cache)
     n_reads = len(reads)
     again = feature_matrix(TraceSubset(store, range(10)), NAMES, cache=cache)
 
@@ -54,7 +54,7 @@ def test_each_part_is_read_once_however_often_it_is_asked_for(store, reads):
     n_reads = len(reads)
     feature_matrix(store, ["logprob_mean", "sink_mass_k4"], cache=cache)
     assert len(reads) == n_reads
-    np.testing.assert_array_equal(again.values[[0, 9]], first.values)
+    np.testing.assert_array_equal(again.values[[1, 9]], first.values)
 
 
 def test_several_features_decode_a_stream_once(store, reads):
@@ -240,3 +240,27 @@ def test_a_block_is_let_go_as_soon_as_nobody_uses_it(store):
         assert gone() is None
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("name", ["sink_mass_k4", "lapeig_top", "state_mean_answer", "rauq"])
+def test_best_beams_are_computed_without_the_others_and_alike(store, name, monkeypatch):
+    best = store.select([0, 2, 6, 8])
+    sizes = []
+    compute = FeatureSpec.compute
+    monkeypatch.setattr(
+        FeatureSpec,
+        "compute",
+        lambda self, block: sizes.append(len(block)) or compute(self, block),
+    )
+    found = feature_matrix(best, [name], cache=FeatureCache())
+    assert sum(sizes) == 5  # the five questions of the parts that are read
+    whole = feature_matrix(store, [name], cache=FeatureCache())
+    assert sum(sizes) == 5 + 10
+    np.testing.assert_array_equal(found.values, whole.values[[0, 2, 6, 8]])
+
+
+def test_a_feature_of_beams_sees_them_all_though_only_the_best_are_asked_for(store):
+    best = feature_matrix(store.select([0, 2, 4]), ["beam_eigenscore"], cache=FeatureCache())
+    whole = feature_matrix(store, ["beam_eigenscore"], cache=FeatureCache())
+    assert np.isfinite(best.values).all()
+    np.testing.assert_array_equal(best.values, whole.values[[0, 2, 4]])
