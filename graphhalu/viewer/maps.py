@@ -104,8 +104,14 @@ def _of_feature(spec: FeatureSpec, block: TraceBlock) -> list[FeatureMap | Featu
             rows, names, np.ascontiguousarray(sheets[..., place]), _picks(axes),
         )
         for place, other in enumerate(others[:MOST_SHEETS])
-        if np.isfinite(sheets[..., place]).any()
+        if _says_something(sheets[..., place], is_entry=bool(other))
     ]  # fmt: skip
+
+
+def _says_something(sheet: Float32[np.ndarray, "row column"], *, is_entry: bool) -> bool:
+    """Whether there is a value; an entry that is 0 throughout, as an absent span, has none."""
+    there = sheet[np.isfinite(sheet)]
+    return bool(there.any() if is_entry else there.size)
 
 
 def _labels(names: Sequence[str], n_axes: int) -> list[tuple[str, ...]]:

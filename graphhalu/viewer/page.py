@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from markupsafe import Markup
 
@@ -16,7 +16,8 @@ from graphhalu.viewer.payload import View
 
 ASSETS: Final = Path(__file__).parent / "assets"
 SCRIPTS: Final = (
-    "decode.js", "draw.js", "grid.js", "tokens.js", "arcs.js", "matrix.js", "answers.js", "app.js",
+    "decode.js", "draw.js", "grid.js", "tokens.js", "arcs.js", "matrix.js", "answers.js",
+    "state.js", "sources.js", "answer.js", "maps.js", "spans.js", "reading.js", "app.js",
 )  # fmt: skip
 """In the order in which they run."""
 
@@ -25,6 +26,24 @@ PAGE_BYTES: Final = 40 * 2**20
 
 FEWEST_EDGES: Final = 4
 MOST_EDGES: Final = 16
+
+
+_JSON: Final = "application/json"
+_TEXT: Final = "text/plain"
+
+
+class Block(NamedTuple):
+    """Data inside a page; a browser does not run it.
+
+    Attributes:
+        name: Id of its element.
+        kind: Type of its content.
+        text: The content, which holds no markup.
+    """
+
+    name: str
+    kind: str
+    text: Markup
 
 
 @dataclass(frozen=True)
@@ -68,33 +87,43 @@ def write_view(view: View, out: Path) -> ViewFile:
 
 
 def embedded_page(view: View) -> str:
-    """A page that holds everything it shows."""
-    overview = json_block(view.overview(is_served=False))
-    traces = [json_block(view.trace(index)) for index in range(len(view.store))]
-    return _page(view, overview, traces, _layers(view))
+    """A page that holds everything it shows; what it shows first stands first."""
+    blocks = {
+        f"trace-{index}": Block(f"trace-{index}", _JSON, json_block(view.trace(index)))
+        for index in range(len(view.store))
+    }
+    blocks |= _layer_blocks(view)
+    names = ["trace-0", f"layer-0-{first_place(view.layers)}"]
+    first = [blocks.pop(name) for name in names if name in blocks]
+    return _page(view, first, list(blocks.values()), is_served=False)
 
 
 def served_page(view: View) -> str:
     """A page that asks its server for each answer."""
-    return _page(view, json_block(view.overview(is_served=True)), [], [])
+    return _page(view, [], [], is_served=True)
 
 
-def _layers(view: View) -> list[tuple[str, Markup]]:
-    """Name and base64 of every layer of every trace; layers outside, as a store keeps them."""
+def first_place(layers: Sequence[int]) -> int:
+    """Place of the layer that is shown first: the middle one."""
+    return len(layers) // 2
+
+
+def _layer_blocks(view: View) -> dict[str, Block]:
+    """Every layer of every trace; layers outside, as a store keeps them."""
     found = {
         (index, place): Markup(view.layer(index, layer))  # noqa: S704  # base64
         for place, layer in enumerate(view.layers)
         for index in range(len(view.store))
     }
-    return [(f"layer-{index}-{place}", found[index, place]) for index, place in sorted(found)]
+    named = {f"layer-{index}-{place}": found[index, place] for index, place in sorted(found)}
+    return {name: Block(name, _TEXT, text) for name, text in named.items()}
 
 
-def _page(
-    view: View, overview: Markup, traces: Sequence[Markup], layers: Sequence[tuple[str, Markup]]
-) -> str:
+def _page(view: View, first: Sequence[Block], rest: Sequence[Block], *, is_served: bool) -> str:
     script = "".join((ASSETS / name).read_text(encoding="utf-8") for name in SCRIPTS)
     css = (ASSETS / "viewer.css").read_text(encoding="utf-8")
+    overview = view.overview(is_served=is_served)
     return render(
-        "viewer.html", ASSETS, css=css, script=script, has_server=not layers,
-        title=view.title, overview=overview, traces=traces, layers=layers,
+        "viewer.html", ASSETS, css=css, script=script, has_server=is_served, title=view.title,
+        overview=json_block(overview), first=first, rest=rest,
     )  # fmt: skip

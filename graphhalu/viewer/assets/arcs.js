@@ -1,6 +1,6 @@
 // Tokens on a line, and an arc from every attended token to the row that attends to it.
 
-const MOST_ARCS = 3000;
+const MOST_ARCS = 2000;
 const LABEL_STEP = 13;
 const LABEL_HEIGHT = 84;
 const ARC_HEIGHT = 250;
@@ -63,7 +63,8 @@ class Arcs {
     }
   }
 
-  // Edges of about the same weight are one path: thousands of strokes would be slow.
+  // Edges of about the same weight are one path, and no line is wider than a point: both keep
+  // thousands of them quick.
   #strokeLevels(context, edges, count) {
     context.strokeStyle = css(this.theme.muted);
     let place = 0;
@@ -73,8 +74,8 @@ class Arcs {
       for (; place < count && (edges.shares[place] > floor || level === 1); place++) {
         this.#path(context, edges.keys[place], edges.rows[place]);
       }
-      context.globalAlpha = 0.1 + (0.5 * level) / LEVELS;
-      context.lineWidth = 0.5 + level / LEVELS;
+      context.globalAlpha = 0.08 + (0.6 * level) / LEVELS;
+      context.lineWidth = 0.6 + (0.4 * level) / LEVELS;
       context.stroke();
     }
     context.globalAlpha = 1;

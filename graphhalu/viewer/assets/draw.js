@@ -23,13 +23,18 @@ function short(value) {
   return String(Number(value.toPrecision(3)));
 }
 
+// Locale formats take a tenth of a second to start.
+function counted(number) {
+  return String(number).replace(/\B(?=(\d{3})+$)/g, ",");
+}
+
 // Two digits that fit beside a token: .07 for 0.07.
 function tiny(value) {
   if (!isNumber(value)) return "";
   const size = Math.abs(value);
   if (size >= 10) return value.toFixed(0);
   if (size >= 1) return value.toFixed(1);
-  return value.toFixed(2).replace("0.", ".");
+  return size > 0 && size < 0.005 ? "<.01" : value.toFixed(2).replace("0.", ".");
 }
 
 function visible(text) {
@@ -74,7 +79,8 @@ function rising(stops, share) {
 
 // From the ground of the page to the colour of graphs; the root lets small weights be seen.
 function weightColour(theme, share) {
-  return mixed(theme.paper, theme.graph, Math.sqrt(Math.min(1, Math.max(0, share))));
+  if (!(share > 0)) return theme.paper;
+  return mixed(theme.paper, theme.graph, 0.1 + 0.9 * Math.sqrt(Math.min(1, share)));
 }
 
 const SPAN_COLOURS = ["control", "muted", "probe", "scalar", "faint", "graph"];
@@ -84,13 +90,18 @@ function readTheme() {
   return Object.fromEntries(names.map((name) => [name, rgbOf(house(name))]));
 }
 
+// Thousands of thin arcs are drawn sooner by the processor than a graphics driver starts.
+function plainContext(canvas) {
+  return canvas.getContext("2d", { willReadFrequently: true });
+}
+
 function sizedCanvas(canvas, width, height) {
   const ratio = Math.min(2, window.devicePixelRatio || 1);
   canvas.width = Math.round(width * ratio);
   canvas.height = Math.round(height * ratio);
   canvas.style.width = `${width}px`;
   canvas.style.height = `${height}px`;
-  const context = canvas.getContext("2d");
+  const context = plainContext(canvas);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
   return context;
 }

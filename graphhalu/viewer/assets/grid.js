@@ -1,5 +1,7 @@
 // A table of coloured cells that is walked through with the arrow keys.
 
+const MANY_COLUMNS = 12;
+
 class Grid {
   constructor(element, { onPick, onLook }) {
     this.element = element;
@@ -28,6 +30,7 @@ class Grid {
       make("tr", { role: "row" }, make("th", { role: "rowheader", scope: "row", title: rows[row].title }, rows[row].name), ...line),
     );
     this.element.setAttribute("aria-label", label);
+    this.element.classList.toggle("many", columns.length > MANY_COLUMNS);
     this.element.replaceChildren(make("thead", { role: "rowgroup" }, head), make("tbody", { role: "rowgroup" }, ...body));
     this.place = [Math.min(this.place[0], rows.length - 1), Math.min(this.place[1], columns.length - 1)];
     this.#cellAt(...this.place)?.setAttribute("tabindex", "0");
@@ -54,7 +57,8 @@ class Grid {
       const rgb = colour(value);
       cell.style.backgroundColor = css(rgb);
       cell.style.color = inkOn(rgb);
-      if (hasNumbers) cell.textContent = tiny(value);
+      // a hundred cells of nearly nothing would hide those that say something
+      if (hasNumbers && (value === 0 || Math.abs(value) >= 0.005)) cell.textContent = tiny(value);
     } else {
       cell.classList.add("absent");
     }

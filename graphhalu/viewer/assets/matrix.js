@@ -58,7 +58,7 @@ class Matrix {
   #fill(edges) {
     const { points, n } = this;
     this.base.width = this.base.height = points;
-    const context = this.base.getContext("2d");
+    const context = plainContext(this.base);
     const image = context.createImageData(points, points);
     const strongest = new Float32Array(points * points);
     for (let place = 0; place < edges.shares.length; place++) {

@@ -1,6 +1,8 @@
 // The text of an answer, one element a token; the prompt and the answer stand apart.
 
 const STEP = 10;
+const PAINTED = 200; // tokens that are coloured in one go
+const LINE_TOKENS = 100; // lines out of sight are not laid out, which keeps long texts quick
 
 class Tokens {
   constructor(prompt, answer, { onPick, onLook }) {
@@ -25,24 +27,31 @@ class Tokens {
     this.looked = null;
     this.roving = 0;
     this.coloured = [];
-    const lines = [document.createDocumentFragment(), document.createDocumentFragment()];
+    const parts = [[], []];
+    let line = null;
     this.elements = texts.map((text, token) => {
-      const line = lines[token < promptLength ? 0 : 1];
-      const span = spanNames[spans[token]];
-      if (token === 0 || spans[token] !== spans[token - 1]) {
-        line.append(make("span", { class: `span-name span-${span}`, "aria-hidden": "true" }, span));
+      const isNewSpan = token === 0 || spans[token] !== spans[token - 1];
+      const isNewPart = token === 0 || token === promptLength;
+      if (isNewPart || (texts[token - 1].includes("\n") && !text.includes("\n")) || line.childElementCount >= LINE_TOKENS) {
+        line = make("div", { class: "line", role: "presentation" });
+        let n = 0;
+        for (; n < LINE_TOKENS && token + n < texts.length && spans[token + n] === spans[token]; n++) {
+          if (n > 0 && texts[token + n - 1].includes("\n")) break;
+        }
+        // about the height that it will have, so that the scroll bar tells the truth
+        line.style.containIntrinsicSize = `auto ${2.2 * Math.ceil(n / 11)}em`;
+        parts[token < promptLength ? 0 : 1].push(line);
       }
-      const classes = `token span-${span}${hallucinated?.[token] ? " hallucinated" : ""}`;
+      const span = spanNames[spans[token]];
+      if (isNewSpan) line.append(make("span", { class: `span-name span-${span}`, "aria-hidden": "true" }, span));
       const element = make("span", {
-        class: classes, role: "option", tabindex: "-1", "aria-selected": "false", "data-token": token,
-        "aria-label": `${token} ${visible(text)}`,
-      });
-      element.textContent = visible(text);
+        class: `token span-${span}${hallucinated?.[token] ? " hallucinated" : ""}`, role: "option", tabindex: "-1",
+        "aria-selected": "false", "data-token": token, "aria-label": `${token} ${visible(text)}`,
+      }, visible(text));
       line.append(element);
-      if (text.includes("\n")) line.append(make("br"));
       return element;
     });
-    this.parts.forEach((part, index) => part.replaceChildren(lines[index]));
+    this.parts.forEach((part, index) => part.replaceChildren(...parts[index]));
     this.#rove(0);
   }
 
@@ -51,6 +60,17 @@ class Tokens {
     this.#rove(token ?? 0);
     this.chosen = token;
     this.elements[token]?.setAttribute("aria-selected", "true");
+    if (token !== null) this.#reveal(token);
+  }
+
+  // Scrolls within the text alone; the page stays where it is.
+  #reveal(token) {
+    const element = this.elements[token];
+    const part = element.closest(".tokens");
+    if (part.scrollHeight <= part.clientHeight) return;
+    const { top, bottom } = element.getBoundingClientRect();
+    const box = part.getBoundingClientRect();
+    if (top < box.top || bottom > box.bottom) part.scrollTop += top - box.top - part.clientHeight / 2;
   }
 
   look(token) {
@@ -60,20 +80,41 @@ class Tokens {
   }
 
   // found: {token, rgb, number} for the tokens that are coloured; all others lose theirs.
+  // Lines in sight come first, the rest of a long text between two frames.
   colour(found) {
-    for (const token of this.coloured) {
-      const { style, dataset } = this.elements[token];
-      style.backgroundColor = "";
-      style.color = "";
-      delete dataset.number;
+    clearTimeout(this.painting);
+    const wanted = new Map(found.map((each) => [each.token, each]));
+    const tokens = [...new Set([...this.coloured, ...wanted.keys()])];
+    this.coloured = tokens;
+    const hidden = tokens.length > PAINTED ? tokens.filter((token) => !this.#isInSight(token)) : [];
+    const later = new Set(hidden);
+    for (const token of tokens) if (!later.has(token)) this.#paint(token, wanted.get(token));
+    this.#paintLater(hidden, wanted);
+  }
+
+  #paintLater(rest, wanted) {
+    if (!rest.length) {
+      this.coloured = [...wanted.keys()];
+      return;
     }
-    for (const { token, rgb, number } of found) {
-      const { style, dataset } = this.elements[token];
-      style.backgroundColor = css(rgb);
-      style.color = inkOn(rgb);
-      dataset.number = number;
-    }
-    this.coloured = found.map(({ token }) => token);
+    this.painting = setTimeout(() => {
+      for (const token of rest.slice(0, PAINTED)) this.#paint(token, wanted.get(token));
+      this.#paintLater(rest.slice(PAINTED), wanted);
+    });
+  }
+
+  #paint(token, found) {
+    const { style, dataset } = this.elements[token];
+    style.backgroundColor = found ? css(found.rgb) : "";
+    style.color = found ? inkOn(found.rgb) : "";
+    if (found) dataset.number = found.number;
+    else delete dataset.number;
+  }
+
+  #isInSight(token) {
+    const line = this.elements[token].parentElement;
+    const part = line.parentElement;
+    return line.offsetTop < part.scrollTop + part.clientHeight && line.offsetTop + line.offsetHeight > part.scrollTop;
   }
 
   #at(event, act) {
