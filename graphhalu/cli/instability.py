@@ -306,7 +306,8 @@ def _method(name: str) -> Any:
 def _aim(text: str) -> float | None:
     if text == "f1":
         return None
-    return _number("--fpr", text, float)
+    rate: float = _number("--fpr", text, float)
+    return rate
 
 
 def _settings(kind: Any, set_: list[str] | None, **options: Any) -> Any:

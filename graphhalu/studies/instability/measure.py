@@ -73,14 +73,14 @@ def step_measures(
     share = system_share(mass, denominator)
     correlation, is_defined = layer_correlation(*_middle(share, sight.everything))
     focus = focus_share(mass[..., Span.SYSTEM], mass[..., Span.QUESTION])
-    spreads = (share.mean(axis=1), head_std(share), logit_std(share), bounded_std(share))
-    seen = [np.where(sight.any_system, values, np.nan).T for values in spreads]
-    shown = np.where(sight.any_system[:, None], share, np.nan)
     return StepMeasures(
-        np.moveaxis(shown, 2, 0),
-        *seen,
+        share=np.moveaxis(np.where(sight.any_system[:, None], share, np.nan), 2, 0),
+        share_mean=_by_step(share.mean(axis=1), sight),
+        std=_by_step(head_std(share), sight),
+        logit=_by_step(logit_std(share), sight),
+        bounded=_by_step(bounded_std(share), sight),
         agreement=np.where(is_defined, correlation, np.nan),
-        focus=np.where(sight.any_system, focus.mean(axis=1), np.nan).T,
+        focus=_by_step(focus.mean(axis=1), sight),
         focus_heads=np.where(sight.any_system[:, :1], focus[:, :, 0], np.nan),
     )
 
@@ -117,6 +117,13 @@ def sight_of(
     """
     firsts = np.stack([rows * 0 if w is None else rows - w + 1 for w in layer_windows])
     return Sight(firsts <= system.max(), firsts <= 0)
+
+
+def _by_step(
+    values: Float[np.ndarray, "layer step"], sight: Sight
+) -> Float[np.ndarray, "step layer"]:
+    """Steps first, and NaN in layers that do not show the system prompt."""
+    return np.where(sight.any_system, values, np.nan).T
 
 
 def _middle(

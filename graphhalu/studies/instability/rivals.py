@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, SupportsFloat
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -155,5 +155,5 @@ def _plain_columns(
     ]  # fmt: skip
 
 
-def _floats(values: Sequence[float | None]) -> Float[np.ndarray, "prompt"]:
+def _floats(values: Sequence[SupportsFloat | None]) -> Float[np.ndarray, "prompt"]:
     return np.array([np.nan if v is None else float(v) for v in values])

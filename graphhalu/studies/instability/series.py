@@ -8,6 +8,7 @@ where each prompt begins. ``records`` is JSON in UTF-8 bytes.
 import io
 import json
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,6 +38,10 @@ STEP_ARRAYS: Final = (
     "logprob",
 )  # fmt: skip
 """Arrays whose first axis is the step; ``share`` only where single heads are kept."""
+
+_UNREADABLE: Final = (
+    OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
 
 MEANINGS: Final[Mapping[str, str]] = {
     "share": "[step, layer, head] share of attention on the system prompt",
@@ -182,7 +187,8 @@ class SeriesFolder:
     def write_part(self, number: int, series: Sequence[PromptSeries]) -> None:
         """Write a part, whole or not at all."""
         buffer = io.BytesIO()
-        np.savez_compressed(buffer, **_packed(series))
+        arrays: dict[str, Any] = _packed(series)
+        np.savez_compressed(buffer, **arrays)
         replace_file(self._part(number), buffer.getvalue())
 
     def read(self) -> list[PromptSeries]:
@@ -206,7 +212,7 @@ class SeriesFolder:
             # without pickle an array of objects is refused; zip checks the bytes
             with np.load(path, allow_pickle=False) as file:
                 return _unpacked({name: file[name] for name in file.files})
-        except (OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except _UNREADABLE as error:
             message = (
                 f"{path} is damaged: {' '.join(str(error).split())[:200]}\n"
                 f"  Delete it and gather again: only its prompts are measured"

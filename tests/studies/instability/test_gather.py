@@ -97,7 +97,9 @@ def test_a_damaged_part_is_named(tiny, tmp_path):
     store = gather(tiny, SETTINGS, PROMPTS[:3], tmp_path / "s")
     path = tmp_path / "s" / "parts" / "000001.npz"
     content = bytearray(path.read_bytes())
-    content[len(content) // 2] ^= 0xFF
+    middle = len(content) // 2
+    for place in range(middle, middle + 200):
+        content[place] ^= 0xFF
     path.write_bytes(bytes(content))
     with pytest.raises(CorruptStoreError, match=r"000001\.npz is damaged"):
         store.read()
@@ -152,7 +154,7 @@ def test_a_prompt_that_does_not_fit_is_recorded_and_the_others_are_measured(tiny
 
 
 def test_drawn_answers_differ_by_iteration_and_not_by_batch(tiny):
-    settings = SETTINGS.model_copy(update={"temperature": 1.0, "iterations": 3})
+    settings = SETTINGS.model_copy(update={"temperature": 9.0, "iterations": 3})
     measurer = Measurer(tiny, settings)
     alone = [measurer.measure([(PROMPTS[2], i)])[0] for i in range(3)]
     together = measurer.measure([(PROMPTS[0], 0), (PROMPTS[2], 0), (PROMPTS[2], 1)])
