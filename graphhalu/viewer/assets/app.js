@@ -59,6 +59,7 @@ function pickToken(token) {
   if (token === null) return;
   state.token = token;
   state.look = null;
+  if (state.isNear && String(drawnRange()) !== String(drawn)) showGraph();
   showChosen();
 }
 
@@ -106,15 +107,27 @@ function showGraph() {
   if (!isDrawn) return;
   const drawing = state.view === "arcs" ? arcs : matrix;
   const width = Math.max(280, byId("drawing").clientWidth - 4);
-  const told = drawing.show({ texts: trace.texts, spans: trace.spans, edges, theme, width });
+  drawn = drawnRange();
+  const [first, last] = drawn;
+  const told = drawing.show({ texts: trace.texts, spans: trace.spans, edges, theme, width, first, last });
   byId("drawn").textContent = drawnWords(told);
   fillLegend(byId("graph-legend"), (share) => weightColour(theme, share), ["0", "1"], state.hidden ? "share of what is left of a row" : "weight");
 }
 
-function drawnWords({ n, drawn }) {
+// All tokens, or those around the chosen row.
+function drawnRange() {
+  const last = trace.texts.length - 1;
+  if (!state.isNear || last < AROUND) return [0, last];
+  const first = Math.min(Math.max(0, state.token - Math.round(AROUND * 0.75)), last - AROUND + 1);
+  return [first, first + AROUND - 1];
+}
+
+function drawnWords(told) {
+  const { n } = told;
   const kept = { full: "", edges: "; the store keeps the strongest edges only", streams: "; the store keeps no single weights but those on the first four tokens and a token's own" }[overview.keeps];
-  const some = drawn < n ? `the ${counted(drawn)} strongest of ${counted(n)} edges are drawn` : `${counted(n)} edges`;
-  return `${some}: of each row the weights on the first four tokens, on its own, and on its ${Math.min(state.nEdges, trace.n_edges)} strongest others${kept}.`;
+  const where = state.isNear ? `, tokens ${drawn[0]} to ${drawn[1]}` : "";
+  const some = told.drawn < n ? `the ${counted(told.drawn)} strongest of ${counted(n)} edges are drawn` : `${counted(n)} edges`;
+  return `${some}${where}: of each row the weights on the first four tokens, on its own, and on its ${Math.min(state.nEdges, trace.n_edges)} strongest others${kept}.`;
 }
 
 function showHidden() {
@@ -167,6 +180,7 @@ onInput("numbers", ({ checked }) => { state.hasNumbers = checked; showMap(); });
 onInput("layer", ({ value }) => openHead(Number(value), state.head));
 onInput("head", ({ value }) => openHead(state.place, Number(value)));
 onInput("hidden", ({ value }) => { state.hidden = Number(value); showHead(); });
+onInput("near", ({ checked }) => { state.isNear = checked; showGraph(); showChosen(); });
 onInput("edges", ({ value }) => { if (Number(value) >= 1) { state.nEdges = Math.min(trace.n_edges, Math.floor(Number(value))); showHead(); } });
 onInput("colour", ({ value }) => { state.colour = value; colourTokens(); });
 

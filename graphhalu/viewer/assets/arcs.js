@@ -1,10 +1,21 @@
 // Tokens on a line, and an arc from every attended token to the row that attends to it.
 
 const MOST_ARCS = 2000;
-const LABEL_STEP = 13;
+const LABEL_STEP = 12;
 const LABEL_HEIGHT = 84;
 const ARC_HEIGHT = 250;
 const LEVELS = 8;
+
+// Places of the edges that touch tokens `first` to `last`, in the order that they have.
+function placesWithin(edges, first, last) {
+  const places = [];
+  for (let place = 0; place < edges.shares.length; place++) {
+    if (edges.rows[place] >= first && edges.keys[place] <= last && (edges.rows[place] <= last || edges.keys[place] >= first)) {
+      places.push(place);
+    }
+  }
+  return places;
+}
 
 class Arcs {
   constructor(canvas, { onPick, onLook }) {
@@ -15,20 +26,22 @@ class Arcs {
     canvas.addEventListener("click", (event) => onPick(this.#tokenAt(event)));
   }
 
-  // Draws what does not depend on the chosen row; returns how many edges there are and are drawn.
-  show({ texts, spans, edges, theme, width }) {
-    const n = texts.length;
+  // Draws what does not depend on the chosen row, of the tokens `first` to `last`.
+  show({ texts, spans, edges, theme, width, first, last }) {
+    const n = last - first + 1;
+    Object.assign(this, { first, n, theme });
     this.hasLabels = n * LABEL_STEP <= Math.max(width, 1600);
     this.step = this.hasLabels ? Math.max(LABEL_STEP, width / n) : width / n;
     this.width = Math.max(width, this.step * n);
     this.height = ARC_HEIGHT + 22 + (this.hasLabels ? LABEL_HEIGHT : 14);
-    this.n = n;
-    this.theme = theme;
     const context = sizedCanvas(this.base, this.width, this.height);
-    const drawn = Math.min(MOST_ARCS, edges.shares.length);
+    const places = placesWithin(edges, first, last);
+    const drawn = places.slice(0, MOST_ARCS);
+    const reach = drawn.reduce((most, place) => Math.max(most, edges.rows[place] - edges.keys[place]), 1);
+    this.reach = Math.min(reach, n);
     this.#strokeLevels(context, edges, drawn);
-    this.#drawLine(context, texts, spans);
-    return { n: edges.shares.length, drawn };
+    this.#drawLine(context, texts.slice(first, last + 1), spans.slice(first, last + 1));
+    return { n: places.length, drawn: drawn.length };
   }
 
   // Draws the chosen row on top: what it attends to, and who attends to it.
@@ -44,11 +57,11 @@ class Arcs {
   }
 
   #x(token) {
-    return (token + 0.5) * this.step;
+    return (token - this.first + 0.5) * this.step;
   }
 
   #rise(distance) {
-    return (ARC_HEIGHT - 12) * (0.06 + 0.94 * (distance / this.n) ** 0.6);
+    return (ARC_HEIGHT - 12) * (0.06 + 0.94 * Math.min(1, distance / this.reach) ** 0.6);
   }
 
   #path(context, key, row) {
@@ -65,14 +78,14 @@ class Arcs {
 
   // Edges of about the same weight are one path, and no line is wider than a point: both keep
   // thousands of them quick.
-  #strokeLevels(context, edges, count) {
+  #strokeLevels(context, edges, places) {
     context.strokeStyle = css(this.theme.muted);
-    let place = 0;
-    for (let level = LEVELS; level > 0 && place < count; level--) {
+    let next = 0;
+    for (let level = LEVELS; level > 0 && next < places.length; level--) {
       const floor = ((level - 1) / LEVELS) ** 2;
       context.beginPath();
-      for (; place < count && (edges.shares[place] > floor || level === 1); place++) {
-        this.#path(context, edges.keys[place], edges.rows[place]);
+      for (; next < places.length && (edges.shares[places[next]] > floor || level === 1); next++) {
+        this.#path(context, edges.keys[places[next]], edges.rows[places[next]]);
       }
       context.globalAlpha = 0.08 + (0.6 * level) / LEVELS;
       context.lineWidth = 0.6 + (0.4 * level) / LEVELS;
@@ -127,7 +140,7 @@ class Arcs {
     if (!this.hasLabels) return this.#ruler(context);
     texts.forEach((text, token) => {
       context.save();
-      context.translate(this.#x(token) + 3, ARC_HEIGHT + 24);
+      context.translate((token + 0.5) * this.step + 3, ARC_HEIGHT + 24);
       context.rotate(Math.PI / 3);
       context.fillText(visible(text).trim().slice(0, 13), 0, 4);
       context.restore();
@@ -137,14 +150,15 @@ class Arcs {
   #ruler(context) {
     const every = 10 ** Math.floor(Math.log10(this.n / 4));
     context.textAlign = "center";
-    for (let token = 0; token < this.n; token += every) {
+    const start = Math.ceil(this.first / every) * every;
+    for (let token = start; token < this.first + this.n; token += every) {
       context.fillText(String(token), Math.max(8, this.#x(token)), ARC_HEIGHT + 29);
     }
     context.textAlign = "start";
   }
 
   #tokenAt(event) {
-    const token = Math.floor(event.offsetX / this.step);
-    return token >= 0 && token < this.n ? token : null;
+    const place = Math.floor(event.offsetX / this.step);
+    return place >= 0 && place < this.n ? this.first + place : null;
   }
 }

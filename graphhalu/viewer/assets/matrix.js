@@ -12,14 +12,13 @@ class Matrix {
     canvas.addEventListener("click", (event) => this.#at(event, onPick));
   }
 
-  show({ texts, spans, edges, theme, width }) {
-    this.n = texts.length;
-    this.theme = theme;
+  show({ spans, edges, theme, width, first, last }) {
+    this.n = last - first + 1;
+    Object.assign(this, { first, theme, spans: spans.slice(first, last + 1) });
     this.side = Math.min(width - BAND, Math.max(320, Math.min(MOST_POINTS, this.n * 14)));
     this.points = Math.min(this.n, MOST_POINTS);
-    this.#fill(edges);
-    this.spans = spans;
-    return { n: edges.shares.length, drawn: edges.shares.length };
+    const n = this.#fill(edges);
+    return { n, drawn: n };
   }
 
   choose({ token, look }) {
@@ -39,10 +38,10 @@ class Matrix {
     if (token === null) return;
     context.strokeStyle = css(this.theme.graph);
     context.lineWidth = Math.max(1, Math.min(2, step));
-    context.strokeRect(BAND, BAND + token * step, this.side - 1, Math.max(1, step));
-    if (look === null) return;
+    context.strokeRect(BAND, BAND + (token - this.first) * step, this.side - 1, Math.max(1, step));
+    if (look === null || look < this.first) return;
     context.strokeStyle = css(this.theme.probe);
-    context.strokeRect(BAND + look * step, BAND, Math.max(1, step), this.side - 1);
+    context.strokeRect(BAND + (look - this.first) * step, BAND, Math.max(1, step), this.side - 1);
   }
 
   #cross(context, x, y) {
@@ -56,14 +55,17 @@ class Matrix {
   }
 
   #fill(edges) {
-    const { points, n } = this;
+    const { points, n, first } = this;
     this.base.width = this.base.height = points;
     const context = plainContext(this.base);
     const image = context.createImageData(points, points);
     const strongest = new Float32Array(points * points);
+    let drawn = 0;
     for (let place = 0; place < edges.shares.length; place++) {
-      const row = Math.floor((edges.rows[place] * points) / n);
-      const key = Math.floor((edges.keys[place] * points) / n);
+      const row = Math.floor(((edges.rows[place] - first) * points) / n);
+      const key = Math.floor(((edges.keys[place] - first) * points) / n);
+      if (key < 0 || row >= points) continue;
+      drawn += 1;
       strongest[row * points + key] = Math.max(strongest[row * points + key], edges.shares[place]);
     }
     const packed = (rgb) => (255 << 24) | (rgb[2] << 16) | (rgb[1] << 8) | rgb[0];
@@ -76,6 +78,7 @@ class Matrix {
       }
     }
     context.putImageData(image, 0, 0);
+    return drawn;
   }
 
   #at(event, act) {
@@ -83,6 +86,6 @@ class Matrix {
     const row = place(event.offsetY);
     const key = place(event.offsetX);
     const isInside = row >= 0 && row < this.n && key >= 0 && key < this.n;
-    act(isInside ? row : null, isInside ? key : null);
+    act(isInside ? this.first + row : null, isInside ? this.first + key : null);
   }
 }
