@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from hashlib import sha256
 from typing import Any, Final
 
 import numpy as np
@@ -139,7 +140,8 @@ class Measurer:
     def _generator(self, asked: _Asked) -> torch.Generator:
         # the same prompt draws the same tokens whatever batch it stands in
         text = f"{self.settings.seed} {asked.iteration} {asked.prompt.prompt_id}"
-        seed = int.from_bytes(text.encode(), "big") % (2**63 - 25)
+        # a hash, since torch's generator looks at the lowest 32 bits only
+        seed = int(sha256(text.encode()).hexdigest()[:8], 16)
         return torch.Generator().manual_seed(seed)
 
     @torch.inference_mode()
