@@ -18,6 +18,7 @@ from graphhalu.cli import (
     instability,
     labels,
     report,
+    score,
     show,
     sinks,
     view,
@@ -40,6 +41,7 @@ app.command("labels")(labels.labels)
 app.command("features")(features.features)
 app.command("train")(analyse.train)
 app.command("compare")(analyse.compare)
+app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("view")(view.view)
 app.command("verify")(show.verify)

@@ -1,7 +1,7 @@
 """Which model, quantisation and prompt a saved detector belongs to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any, Final
 
 from graphhalu.errors import DetectorMismatchError
@@ -22,6 +22,8 @@ class Identity:
         quantization: Or ``"none"``.
         prompt: Template, chat template or not, system text.
         capture: What was kept; for the record, not compared.
+        generation: How answers were found; for the record, so that new ones are found alike.
+        dtype: Number format of the weights; for the record.
     """
 
     model: str | None
@@ -31,6 +33,8 @@ class Identity:
     quantization: str | None
     prompt: Mapping[str, Any]
     capture: Mapping[str, Any]
+    generation: Mapping[str, Any] = field(default_factory=dict)
+    dtype: str | None = None
 
     @classmethod
     def of(cls, configuration: Mapping[str, Any]) -> "Identity":
@@ -45,6 +49,8 @@ class Identity:
             quantization=model.get("quantization"),
             prompt={name: prompt.get(name) for name in _PROMPT},
             capture=dict(configuration.get("capture") or {}),
+            generation=dict(configuration.get("generation") or {}),
+            dtype=model.get("dtype"),
         )
 
     @classmethod

@@ -1,0 +1,114 @@
+"""What a trained run says of how answers are to be made and judged."""
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, Literal
+
+from graphhalu.config import validate
+from graphhalu.detectors.base import Detector
+from graphhalu.detectors.identity import Identity
+from graphhalu.detectors.saved import load_detector
+from graphhalu.errors import DataFileError, UsageError
+from graphhalu.evaluation.calibration import Calibration
+from graphhalu.evaluation.training import CALIBRATION_FILE
+from graphhalu.extract.settings import ExtractConfig
+
+Answers = Literal["generated", "given"]
+
+_FOLDER: Final = "detector"
+_LOADABLE: Final = ("none", "int8", "nf4")
+_DTYPES: Final = ("float32", "bfloat16", "float16")
+
+
+@dataclass(frozen=True)
+class ScoringRecipe:
+    """A trained detector with all that a new answer needs.
+
+    Attributes:
+        folder: Where it was saved.
+        detector: Loaded; it reads no language model.
+        calibration: From scores to probabilities; ``None`` if the validation side of its training
+            held one class only.
+        identity: Model, quantisation, prompt, search and capture that it was trained with.
+    """
+
+    folder: Path
+    detector: Detector
+    calibration: Calibration | None
+    identity: Identity
+
+    @classmethod
+    def read(cls, run: Path) -> "ScoringRecipe":
+        """Read what ``graphhalu train`` saved.
+
+        Args:
+            run: Folder of the run, or its folder ``detector``.
+
+        Raises:
+            UsageError: If there is no saved detector, or it was saved without its identity.
+            DataFileError: If a file cannot be read.
+        """
+        folder = run / _FOLDER if (run / _FOLDER).is_dir() else run
+        detector = load_detector(folder)
+        if detector.identity is None:
+            message = (
+                f"the detector in {folder} does not say which model it belongs to: it was fitted "
+                f"on traces in memory\n  Train it on a store:  graphhalu train"
+            )
+            raise UsageError(message)
+        return cls(folder, detector, _calibration(folder / CALIBRATION_FILE), detector.identity)
+
+    def config(self, answers: Answers, **model: Any) -> ExtractConfig:
+        """How answers are made and captured, as in training.
+
+        Args:
+            answers: Whether the model answers, or answers are given to it.
+            model: Fields of the model's settings that differ: name, device, threads.
+
+        Raises:
+            ConfigError: If the saved settings do not validate.
+        """
+        identity = self.identity
+        quantization = identity.quantization
+        values: dict[str, Any] = {
+            "model": {
+                "name": identity.model,
+                "revision": identity.revision,
+                "quantization": quantization if quantization in _LOADABLE else "none",
+                "dtype": identity.dtype if identity.dtype in _DTYPES else "auto",
+                **model,
+            },
+            "prompt": {
+                "template": identity.prompt.get("template") or "auto",
+                "chat": "on" if identity.prompt.get("chat") else "off",
+                "system": identity.prompt.get("system"),
+            },
+            "generation": {**_generation(identity), "answers": answers},
+            "capture": self._capture(),
+        }
+        return validate(ExtractConfig, values, source=f"the settings saved in {self.folder}")
+
+    def _capture(self) -> dict[str, Any]:
+        """What was kept in training; whole attention only where this detector reads it."""
+        capture = dict(self.identity.capture)
+        reads = set(self.detector.card.reads)
+        if reads and "attention" not in reads and capture.get("keep") == "full":
+            capture["keep"] = "streams"
+        return capture
+
+
+def _generation(identity: Identity) -> dict[str, Any]:
+    """The search of the training traces; that of the defaults if they were given answers."""
+    return {name: value for name, value in identity.generation.items() if name != "answers"}
+
+
+def _calibration(path: Path) -> Calibration | None:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, RecursionError) as error:
+        message = f"{path} is not readable JSON: {error}\n  Train the detector again"
+        raise DataFileError(message) from None
+    return Calibration.from_json(values)

@@ -1,0 +1,203 @@
+"""A trained detector that is asked about single answers."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from graphhalu.datasets.question import GivenAnswer, Question
+from graphhalu.detectors.identity import Identity
+from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
+from graphhalu.extract.asking import Asked
+from graphhalu.extract.extraction import Extraction
+from graphhalu.models.check import check_model
+from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.scoring.recipe import Answers, ScoringRecipe
+from graphhalu.traces.trace import Trace
+
+
+@dataclass(frozen=True)
+class AnswerScore:
+    """What a detector says of one answer.
+
+    Attributes:
+        question: As it was asked.
+        answer: The model's own, or the one that was given; ``None`` if there is none.
+        score: The detector's score, higher = more likely hallucinated; ``None`` if it failed.
+        probability: Probability that the answer is hallucinated, for answers that are
+            hallucinated as often as those of the validation side; ``None`` without calibration.
+        is_hallucinated: Whether the score reaches the threshold; ``None`` without one.
+        threshold: The score from which on answers are called hallucinated.
+        is_given: Whether the answer was given, and not the model's own.
+        failure: Why there is no score.
+        trace: What the score was made of.
+    """
+
+    question: str
+    answer: str | None
+    score: float | None
+    probability: float | None
+    is_hallucinated: bool | None
+    threshold: float | None
+    is_given: bool
+    failure: str | None = None
+    trace: Trace | None = field(default=None, repr=False, compare=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values, without the trace."""
+        return {name: value for name, value in vars(self).items() if name != "trace"}
+
+
+class AnswerScorer:
+    """A trained detector together with its language model, which is loaded at the first answer.
+
+    Args:
+        run: What ``graphhalu train`` saved.
+        model: Fields of the model's settings that differ from the training: ``name``, ``device``,
+            ``threads``.
+        on_note: Called with lines that a user should see while the model loads.
+
+    Raises:
+        UsageError: If ``run`` holds no detector that knows its model.
+        DataFileError: If a file of it cannot be read.
+    """
+
+    def __init__(
+        self,
+        run: Path | str,
+        *,
+        on_note: Callable[[str], None] = lambda _: None,
+        **model: Any,
+    ) -> None:
+        self.recipe = ScoringRecipe.read(Path(run))
+        self._model_settings = {name: value for name, value in model.items() if value is not None}
+        self._on_note = on_note
+        self._loaded: LoadedModel | None = None
+        self._extractions: dict[Answers, Extraction] = {}
+
+    def score(
+        self, question: str | Question, answer: str | None = None, *, context: str | None = None
+    ) -> AnswerScore:
+        """Score one answer.
+
+        Args:
+            question: The question.
+            answer: The answer to judge; by default the model answers.
+            context: A passage that the prompt shows before the question.
+
+        Raises:
+            DetectorMismatchError: If the model is not the one of the training.
+            UsageError: If question and answer are longer than the model's context, or empty.
+            NonFiniteError: If the detector has no score for the answer.
+        """
+        found = self.score_many([asked_question(question, answer, context)])[0]
+        if found.failure is not None:
+            kind = NonFiniteError if found.trace is not None else UsageError
+            raise kind(found.failure)
+        return found
+
+    def score_many(
+        self,
+        questions: Sequence[Question],
+        on_done: Callable[[int], None] = lambda _: None,
+    ) -> list[AnswerScore]:
+        """Score many answers; one that fails says so and stops no other.
+
+        Args:
+            questions: Each with at most one given answer; without one the model answers.
+            on_done: Called with the number of questions that were just answered.
+
+        Raises:
+            DetectorMismatchError: If the model is not the one of the training.
+        """
+        found: dict[int, AnswerScore] = {}
+        for answers in ("generated", "given"):
+            places = [i for i, q in enumerate(questions) if bool(q.given) == (answers == "given")]
+            if places:
+                numbered = [_numbered(questions[place], place) for place in places]
+                scores = self._scores(self._extraction(answers), numbered, on_done)
+                found |= dict(zip(places, scores, strict=True))
+        return [found[place] for place in range(len(questions))]
+
+    def _extraction(self, answers: Answers) -> Extraction:
+        """The model with the settings of the training, checked to be the same model."""
+        if answers not in self._extractions:
+            config = self.recipe.config(answers, **self._model_settings)
+            if self._loaded is None:
+                self._loaded = load_model(config.model, self._on_note)
+                check_model(self._loaded)
+            extraction = Extraction(config, self._loaded)
+            self.recipe.identity.check(Identity.of(extraction.identity()))
+            self._extractions[answers] = extraction
+        return self._extractions[answers]
+
+    def _scores(
+        self, extraction: Extraction, questions: Sequence[Question], on_done: Callable[[int], None]
+    ) -> list[AnswerScore]:
+        answered = extraction.answer([_ask(extraction, each) for each in questions], on_done)
+        traces, failures = extraction.traces(answered)
+        reasons = {each["question_id"]: each["reason"] for each in failures}
+        values = self.recipe.detector.score(traces).values if traces else np.zeros(0)
+        best: dict[str, tuple[Trace, float]] = {}
+        for trace, value in zip(traces, values.tolist(), strict=True):
+            best.setdefault(trace.record.question_id, (trace, value))  # beams come best first
+        return [self._told(question, best, reasons) for question in questions]
+
+    def _told(
+        self, question: Question, best: dict[str, tuple[Trace, float]], reasons: dict[str, str]
+    ) -> AnswerScore:
+        given = question.given[0].text if question.given else None
+        calibration = self.recipe.calibration
+        threshold = None if calibration is None else calibration.threshold
+        found = best.get(question.question_id)
+        if found is None or not np.isfinite(found[1]):
+            trace = found[0] if found else None
+            reason = reasons.get(question.question_id, "the detector has no score for this answer")
+            answer = trace.record.answer if trace else given
+            return AnswerScore(
+                question.text, answer, None, None, None, threshold, given is not None, reason, trace
+            )
+        trace, score = found
+        chance = None if calibration is None else calibration.probability(np.array([score]))[0]
+        return AnswerScore(
+            question=question.text,
+            answer=trace.record.answer,
+            score=score,
+            probability=None if chance is None else float(chance),
+            is_hallucinated=None if threshold is None else score >= threshold,
+            threshold=threshold,
+            is_given=given is not None,
+            trace=trace,
+        )
+
+
+def asked_question(
+    question: str | Question, answer: str | None = None, context: str | None = None
+) -> Question:
+    """A question as the scorer takes it, with the answer to judge if there is one.
+
+    Raises:
+        UsageError: If the question or the answer is empty.
+    """
+    if isinstance(question, Question):
+        return question
+    for what, text in (("question", question), ("answer", answer)):
+        if text is not None and not text.strip():
+            message = f"expected a {what}, got an empty text"
+            raise UsageError(message)
+    given = () if answer is None else (GivenAnswer(answer),)
+    return Question("asked", question, (), context=context or None, given=given)
+
+
+def _numbered(question: Question, place: int) -> Question:
+    """Under an id of its own: the same question may be asked twice, with other answers."""
+    return replace(question, question_id=str(place), group_id=str(place))
+
+
+def _ask(extraction: Extraction, question: Question) -> Asked:
+    try:
+        return extraction.ask(question)
+    except GraphhaluError as error:
+        return Asked(question, None, failures=(str(error),))

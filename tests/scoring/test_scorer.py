@@ -1,0 +1,114 @@
+import json
+
+import numpy as np
+import pytest
+
+from graphhalu.errors import DetectorMismatchError, UsageError
+from graphhalu.evaluation.calibration import Calibration
+from graphhalu.scoring.recipe import ScoringRecipe
+from graphhalu.scoring.scorer import AnswerScorer, asked_question
+from graphhalu.testing.tiny_models import save_tiny
+
+
+def test_a_question_of_the_store_gets_the_score_of_its_trace(trained, scorer):
+    detector = scorer.recipe.detector
+    for trace in [trained.store[place] for place in (0, 2, 6)]:
+        assert trace.record.beam_index == 0
+        found = scorer.score(trace.record.question)
+        assert found.answer == trace.record.answer
+        assert found.score == pytest.approx(detector.score([trace]).values[0], abs=1e-4)
+        assert not found.is_given
+
+
+def test_the_probability_and_the_verdict_are_those_of_the_saved_calibration(trained, scorer):
+    path = trained.run / "detector" / "calibration.json"
+    calibration = Calibration.from_json(json.loads(path.read_text()))
+    found = scorer.score("What is 3 plus 4?")
+    assert found.probability == calibration.probability(np.array([found.score]))[0]
+    assert found.threshold == calibration.threshold
+    assert found.is_hallucinated == (found.score >= calibration.threshold)
+
+
+def test_a_given_answer_is_judged_and_not_the_models_own(scorer):
+    found = scorer.score("What is 3 plus 4?", "seven")
+    assert found.answer == "seven"
+    assert found.is_given
+    assert found.score != scorer.score("What is 3 plus 4?", "eight").score
+
+
+def test_answers_that_are_scored_together_have_the_scores_that_they_have_alone(scorer):
+    asked = [
+        asked_question("What is 1 plus 2?"),
+        asked_question("What is 1 plus 2?", "three"),
+        asked_question("Which number is that?"),
+        asked_question("What is 1 plus 2?", "four, or more than that"),
+    ]
+    together = [each.score for each in scorer.score_many(asked)]
+    alone = [scorer.score_many([each])[0].score for each in asked]
+    assert together == pytest.approx(alone, abs=1e-4)
+    assert len(set(together)) == 4
+
+
+def test_another_model_is_refused_with_the_reason(trained, tmp_path):
+    other = save_tiny(tmp_path / "tiny", "llama", seed=1)
+    with pytest.raises(DetectorMismatchError, match="weights"):
+        AnswerScorer(trained.run, name=str(other), threads=1).score("What is 3 plus 4?")
+
+
+def test_an_answer_longer_than_the_context_is_refused_with_the_length(scorer):
+    with pytest.raises(UsageError, match=r"need up to \d{4} tokens, the model's context has \d+"):
+        scorer.score("What is 3 plus 4?", "x" * 5000)
+
+
+@pytest.mark.parametrize(("question", "answer"), [("  ", None), ("What?", " ")])
+def test_an_empty_question_or_answer_is_refused(scorer, question, answer):
+    with pytest.raises(UsageError, match="empty"):
+        scorer.score(question, answer)
+
+
+def test_one_answer_that_fails_stops_no_other(scorer):
+    asked = [asked_question("What is 1 plus 2?", "x" * 5000), asked_question("What is 1 plus 2?")]
+    failed, found = scorer.score_many(asked)
+    assert failed.score is None
+    assert failed.probability is None
+    assert "context" in failed.failure
+    assert found.failure is None
+
+
+def test_whole_attention_is_not_captured_for_a_detector_that_never_reads_it(trained, scorer):
+    assert trained.store.configuration["capture"]["keep"] == "full"
+    assert "attention" not in scorer.recipe.detector.card.reads
+    assert scorer.recipe.config("generated").capture.keep == "streams"
+    assert "attention" not in scorer.score("What is 3 plus 4?").trace.arrays
+
+
+def test_the_search_and_the_prompt_are_those_of_the_training(trained, scorer):
+    config = scorer.recipe.config("generated")
+    stored = trained.store.configuration
+    assert config.generation.num_beams == stored["generation"]["num_beams"] == 2
+    assert config.generation.max_new_tokens == stored["generation"]["max_new_tokens"]
+    assert config.prompt.template == stored["prompt"]["template"]
+    assert config.model.dtype == stored["model"]["dtype"]
+
+
+def test_a_run_without_its_identity_cannot_score_new_answers(trained, tmp_path):
+    folder = tmp_path / "detector"
+    folder.mkdir()
+    for path in (trained.run / "detector").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    values = json.loads((folder / "detector.json").read_text())
+    del values["identity"]
+    (folder / "detector.json").write_text(json.dumps(values))
+    with pytest.raises(UsageError, match="does not say which model"):
+        ScoringRecipe.read(tmp_path)
+
+
+def test_a_run_without_a_calibration_gives_a_score_and_no_verdict(trained, tmp_path):
+    folder = tmp_path / "detector"
+    folder.mkdir()
+    for path in (trained.run / "detector").iterdir():
+        if path.name != "calibration.json":
+            (folder / path.name).write_bytes(path.read_bytes())
+    found = AnswerScorer(tmp_path, name=str(trained.model), threads=1).score("What is 3 plus 4?")
+    assert np.isfinite(found.score)
+    assert (found.probability, found.is_hallucinated, found.threshold) == (None, None, None)
