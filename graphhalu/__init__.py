@@ -6,6 +6,7 @@ from typing import Any
 __version__ = "0.1.0"
 
 _EXPORTS: dict[str, str] = {
+    "AnswerScorer": "graphhalu.scoring.scorer",
     "AttentionGraphs": "graphhalu.graphs.dataset",
     "CumulativeMass": "graphhalu.graphs.edges",
     "Calibration": "graphhalu.evaluation.calibration",
@@ -26,7 +27,7 @@ _EXPORTS: dict[str, str] = {
     "feature_matrix": "graphhalu.features.matrix",
     "feature_table": "graphhalu.features.table",
     "extract": "graphhalu.extract.run",
-    "load_detector": "graphhalu.detectors.saved",
+    "load_detector": "graphhalu.scoring.scorer",
     "load_questions": "graphhalu.datasets.registry",
     "open_traces": "graphhalu.traces.store",
     "read_heads": "graphhalu.heads.files",

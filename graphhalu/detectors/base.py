@@ -91,6 +91,11 @@ class Detector(ABC):
     def score(self, traces: Sequence[Trace]) -> Scores:
         """One score a trace, independent of the other traces given."""
 
+    @property
+    def n_parameters(self) -> int | None:
+        """Numbers that fitting chose; ``None`` where they are not counted."""
+        return None
+
     @abstractmethod
     def save(self, folder: Path) -> None:
         """Write weights (safetensors) and settings (JSON) into an existing folder."""

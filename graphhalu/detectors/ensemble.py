@@ -162,6 +162,15 @@ class AllFeatures(Detector):
             known += np.where(found, weight + floor, 0.0)
         return Scores.of(np.where(known >= all_weights / 2, total, np.nan))
 
+    @property
+    def n_parameters(self) -> int | None:
+        """Those of all blocks, a weight for each block, and the bias."""
+        if not self.members:
+            return None
+        return sum(member.n_parameters or 0 for member in self.members.values()) + (
+            len(self.members) + 1
+        )
+
     def save(self, folder: Path) -> None:
         """Write each block into a folder of its own, and how they are joined."""
         self._check_fitted()

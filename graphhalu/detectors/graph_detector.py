@@ -140,6 +140,11 @@ class GraphDetector(Detector):
         ]
         return Scores.of(np.array(values, dtype=np.float64) + self.starting_logits(traces))
 
+    @property
+    def n_parameters(self) -> int | None:
+        """Weights of the network."""
+        return None if self.network is None else self.network.n_parameters
+
     def save(self, folder: Path) -> None:
         """Write weights with standardisation, the settings and the schema of the graphs."""
         schema, network = self._fitted()

@@ -92,6 +92,12 @@ class GraphhaluDetector(GraphDetector):
             return super().starting_logits(traces)
         return self.probe.score(traces).values
 
+    @property
+    def n_parameters(self) -> int | None:
+        """Weights of the network, and of the probe that it adds to."""
+        own = super().n_parameters
+        return own if own is None or self.probe is None else own + (self.probe.n_parameters or 0)
+
     def save(self, folder: Path) -> None:
         """Write the network, and the joint probe into a folder of its own."""
         super().save(folder)

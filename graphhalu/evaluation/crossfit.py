@@ -32,6 +32,7 @@ class OutOfFold:
         fold: The fold that tested the trace; -1 where none did.
         fit_s: Seconds of each fit.
         score_s: Seconds that scoring the tested traces took, in total.
+        n_parameters: Numbers that the last fit chose; ``None`` where they are not counted.
     """
 
     values: Float[np.ndarray, "trace"]
@@ -42,6 +43,7 @@ class OutOfFold:
     fold: Int[np.ndarray, "trace"]
     fit_s: tuple[float, ...]
     score_s: float
+    n_parameters: int | None = None
 
     @property
     def is_tested(self) -> Bool[np.ndarray, "trace"]:
@@ -185,6 +187,7 @@ def cross_fit(
         GraphhaluError: What the detector raised, with the fold in a note.
     """
     done, fit_s, score_s = OutOfFold.empty(len(traces)), [], 0.0
+    n_parameters = None
     for number, fold in enumerate(folds):
         try:
             model = fit_fold(make, traces, labels, fold)
@@ -196,8 +199,9 @@ def cross_fit(
         done.fill(number, fold.test, scored)
         fit_s.append(model.fit_s)
         score_s += scored.score_s
+        n_parameters = model.detector.n_parameters
         on_fold(number)
-    return replace(done, fit_s=tuple(fit_s), score_s=score_s)
+    return replace(done, fit_s=tuple(fit_s), score_s=score_s, n_parameters=n_parameters)
 
 
 def standardise(

@@ -72,6 +72,7 @@ class DetectorRow:
         reads: Stored arrays that it needs of a trace.
         trace_bytes: Bytes of these arrays in one trace, mean, as stored before compression;
             ``None`` if the detector does not say what it reads.
+        n_parameters: Numbers that the last fit chose; ``None`` where they are not counted.
         key: Identity of detector, settings, traces, labels and protocol: a finished row of the
             same key need not be run again.
     """
@@ -91,6 +92,7 @@ class DetectorRow:
     settings: Mapping[str, Any] = field(default_factory=dict)
     reads: tuple[str, ...] = ()
     trace_bytes: float | None = None
+    n_parameters: int | None = None
     key: str = ""
 
     def metric(self, name: str) -> float | None:

@@ -117,6 +117,7 @@ def detector_row(
         source=card.source,
         settings=dict(settings or {}),
         reads=card.reads,
+        n_parameters=found[-1].n_parameters,
         trace_bytes=trace_bytes(card, compared.traces, compared.labels.is_valid),
         key=compared.key(name, settings or {}),
     )

@@ -30,7 +30,15 @@ def csv_table(rows: Sequence[DetectorRow], comparisons: Sequence[Comparison] = (
 def _flat(row: DetectorRow, test: Comparison | None) -> dict[str, Any]:
     """Columns in reading order: what the detector is, its metrics, its test, its costs."""
     card = ("detector", "inputs", "is_supervised", "is_control", "is_graph")
-    costs = ("coverage", "auroc_invalid_at_median", "fit_s", "score_ms", "trace_bytes", "failure")
+    costs = (
+        "coverage",
+        "auroc_invalid_at_median",
+        "fit_s",
+        "score_ms",
+        "trace_bytes",
+        "n_parameters",
+        "failure",
+    )
     flat = {name: getattr(row, name) for name in card} | {"inputs": " ".join(row.inputs)}
     for name, metric in row.metrics.items():
         parts = vars(metric).items()

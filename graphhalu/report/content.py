@@ -269,7 +269,7 @@ def _costs(result: Result) -> Section:
             _cost(row.fit_s, short_text),
             _cost(row.score_ms, short_text),
             _cost(row.trace_bytes, size_text),
-            number(n_parameters(row), ",d"),
+            number(row.n_parameters, ",d"),
             Cell(", ".join(f"{k} = {v}" for k, v in row.settings.items()) or "default"),
         )
         for row in result.ranked()
@@ -283,12 +283,6 @@ def _costs(result: Result) -> Section:
     )
     table = PageTable("cost", "What each reads and costs", columns, rows, notes)
     return Section("costs", "Costs", tables=(table,))
-
-
-def n_parameters(row: DetectorRow) -> int | None:
-    """Learned numbers of a detector, where the result knows them."""
-    value = getattr(row, "n_parameters", None)
-    return value if isinstance(value, int) else None
 
 
 def _cost(value: float | None, write: Any) -> Cell:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from graphhalu.datasets.question import GivenAnswer, Question
+from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.extract.asking import Asked
@@ -76,6 +77,11 @@ class AnswerScorer:
         self._on_note = on_note
         self._loaded: LoadedModel | None = None
         self._extractions: dict[Answers, Extraction] = {}
+
+    @property
+    def detector(self) -> Detector:
+        """The detector itself, which scores traces."""
+        return self.recipe.detector
 
     def score(
         self, question: str | Question, answer: str | None = None, *, context: str | None = None
@@ -171,6 +177,16 @@ class AnswerScorer:
             is_given=given is not None,
             trace=trace,
         )
+
+
+def load_detector(run: Path | str, **model: Any) -> AnswerScorer:
+    """A trained detector that can be asked: ``load_detector(run).score(question, answer=None)``.
+
+    Args:
+        run: What ``graphhalu train`` saved.
+        model: As of :class:`AnswerScorer`.
+    """
+    return AnswerScorer(run, **model)
 
 
 def asked_question(

@@ -55,6 +55,10 @@ class Model(Protocol):
     def is_used(self) -> Bool[np.ndarray, "column"]:
         """Which of the columns that it was fitted on are read."""
 
+    @property
+    def n_parameters(self) -> int:
+        """Numbers that it learnt, without the scaling of columns."""
+
     def logits(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace"]:
         """One logit a trace, whatever the others are; NaN where nothing that counts is known."""
 
@@ -165,6 +169,11 @@ class ProbeDetector(Detector):
         check_shape(traces[0], self.shape)
         columns = columns_of(traces, self.specs(), self.layout, unused=self._unused(model))
         return Scores.of(model.logits(columns.values))
+
+    @property
+    def n_parameters(self) -> int | None:
+        """Learnt weights that are not 0, and the bias."""
+        return None if self.model is None else self.model.n_parameters
 
     def save(self, folder: Path) -> None:
         """Write the weights of all columns, and the recipe of the columns."""

@@ -125,6 +125,11 @@ class LinearModel:
     is_used: Bool[np.ndarray, "column"]
     bias: float
 
+    @property
+    def n_parameters(self) -> int:
+        """Weights that are not 0, and the bias."""
+        return int(np.count_nonzero(self.weight)) + 1
+
     def arrays(self) -> dict[str, np.ndarray]:
         """All that a saved model holds."""
         found = {name: getattr(self, name) for name in ("median", "mean", "weight", "is_used")}

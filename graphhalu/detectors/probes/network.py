@@ -42,6 +42,11 @@ class NetworkModel:
         """Columns that it reads."""
         return self.scaling.is_used
 
+    @property
+    def n_parameters(self) -> int:
+        """Weights and biases of all layers."""
+        return sum(weight.size + bias.size for weight, bias in self.layers)
+
     def logits(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace"]:
         """One logit a trace; traces go through one by one, so that none depends on the others."""
         is_known = np.isfinite(values[:, self.scaling.is_used]).any(axis=1)
