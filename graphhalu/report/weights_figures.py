@@ -7,6 +7,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
@@ -20,6 +21,7 @@ _WIDTH_IN: Final = 9.0
 _DASHES: Final = ("-", (0, (5, 1.8)), (0, (1.2, 1.3)), (0, (6, 1.6, 1.2, 1.6)), (0, (2, 4)))
 _MARKERS: Final = ("o", "s", "^", "D", "v")
 _COLOURS: Final = ("probe", "graph", "scalar", "control", "muted")
+_QUIET: Final = ("probe", "scalar", "control", "muted", "ink")
 _ZONE_MARKS: Final = {
     "valid": ("o", "probe"), "rough": ("s", "scalar"), "peaked": ("^", "graph"),
 }  # fmt: skip
@@ -84,7 +86,7 @@ def depth_figure(profiles: list[WeightProfile]) -> Figure:
             _curve(axes, profile, panel, place, is_shared=len(profiles) > 1)
         axes.set_title(panel.title, loc="left", **quiet_text())
         if panel.is_log and axes.lines and _all_positive(axes):
-            axes.set_yscale("log")
+            _log_axis(axes, "y")
     for axes in grid[1]:
         axes.set_xlabel("layer" if len(profiles) == 1 else "depth (first to last layer)")
     if len(profiles) > 1:
@@ -146,16 +148,16 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
             )  # fmt: skip
         for axis, is_log in zip("xy", each.is_log, strict=True):
             if is_log:
-                getattr(axes, f"set_{axis}scale")("log")
+                _log_axis(axes, axis)
         axes.set(xlabel=each.labels[0], ylabel=each.labels[1])
         axes.set_title(_verdict_text(each, found.rows), loc="left", **quiet_text())
     for axes in grid.flat[len(cells) :]:
         axes.set_visible(False)
-    first = cells[0][0]
-    if first.level == "head":
-        grid.flat[0].legend(
-            title="estimate of entropy", frameon=False, fontsize=FONT_SIZE - 2,
-            title_fontsize=FONT_SIZE - 2, labelcolor=LIGHT["ink"],
+    if cells[0][0].level == "head":
+        handles, names = grid.flat[0].get_legend_handles_labels()
+        figure.legend(
+            handles, [f"estimate of entropy: {name}" for name in names], ncols=3, frameon=False,
+            loc="outside upper center", fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"],
         )  # fmt: skip
     return figure
 
@@ -178,28 +180,27 @@ def risk_figure(found: Validation) -> Figure:
     prepare(above)
     for place, (name, values) in enumerate(found.risk.components.items()):
         above.plot(
-            layers, values, color=LIGHT["faint"], linestyle=_DASHES[place % len(_DASHES)],
-            linewidth=1.2, label=name.replace("_", " "),
+            layers, values, color=LIGHT[_QUIET[place % len(_QUIET)]],
+            linestyle=_DASHES[place % len(_DASHES)], linewidth=1.1, alpha=0.75,
+            label=name.replace("_", " "),
         )  # fmt: skip
     above.plot(layers, found.risk.values, color=LIGHT["graph"], linewidth=2.6, label="risk")
     above.set(ylabel="share of layers below", ylim=(-0.03, 1.03))
     above.set_title("a hypothesis: risk from weights alone", loc="left", **quiet_text())
     prepare(below)
+    words = {row.measured: f"{_rho(row)}\n{row.verdict}" for row in found.risk_rows}
     for place, each in enumerate(found.detection):
         colour = LIGHT[("probe", "scalar")[place % 2]]
         shift = 0.12 * (2 * place - len(found.detection) + 1)
         below.errorbar(
             layers + shift, each.auroc, yerr=[each.auroc - each.low, each.high - each.auroc],
             color=colour, marker=_MARKERS[place], markersize=4.5, linewidth=1.4,
-            linestyle=_DASHES[place], elinewidth=0.8, label=f"by {each.inputs}",
+            linestyle=_DASHES[place], elinewidth=0.8,
+            label=f"by {each.inputs}\n{words.get(f'AUROC by {each.inputs}', '')}",
         )  # fmt: skip
     below.axhline(0.5, color=LIGHT["muted"], linewidth=1, linestyle=(0, (2, 2)))
     below.set(xlabel="layer", ylabel="AUROC of one layer alone")
-    words = "; ".join(
-        f"{row.measured.removeprefix('AUROC ')}: {_rho(row)}, {row.verdict}"
-        for row in found.risk_rows
-    )
-    below.set_title(f"its validation. {words}", loc="left", **quiet_text())
+    below.set_title("its validation: what each layer alone detects", loc="left", **quiet_text())
     for axes in (above, below):
         axes.legend(
             frameon=False, fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"],
@@ -224,6 +225,17 @@ def _curve(
         markerfacecolor=LIGHT["paper"] if is_open else colour,
         label=str(profile.model.get("name", "a model")),
     )  # fmt: skip
+
+
+def _log_axis(axes: Axes, axis: str) -> None:
+    """Plain numbers on the axis, few of them, also where it spans less than a decade."""
+    getattr(axes, f"set_{axis}scale")("log")
+    low, high = getattr(axes, f"get_{axis}lim")()
+    steps = (1.0,) if high > 30 * low else (1.0, 2.0, 5.0)
+    chosen = getattr(axes, f"{axis}axis")
+    chosen.set_major_locator(LogLocator(subs=steps))
+    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    chosen.set_minor_formatter(NullFormatter())
 
 
 def _all_positive(axes: Axes) -> bool:

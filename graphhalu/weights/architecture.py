@@ -216,7 +216,7 @@ def _ropes(text: Mapping[str, Any], family: str, n_layers: int, head_dim: int) -
             for key, value in own.items()
             if isinstance(value, int | float) and not isinstance(value, bool)
         )
-        found.append(Rope(float(theta), n_rotated - n_rotated % 2, name, numbers))
+        found.append(Rope(float(theta), n_rotated + n_rotated % 2, name, numbers))
     return tuple(found)
 
 

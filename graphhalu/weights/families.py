@@ -1,7 +1,7 @@
 """Where each family keeps its weights, and how a fused matrix is split."""
 
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 Fused = Literal["none", "contiguous", "per_head", "grouped"]
 """How queries, keys and values lie in one matrix:
@@ -65,9 +65,9 @@ class Family:
     head_dim: int | None = None
     is_interleaved: bool = False
 
-    def with_names(self, **names: str | float | bool | None) -> "Family":
+    def with_names(self, **names: Any) -> "Family":
         """The same with some entries replaced."""
-        return replace(self, **names)  # type: ignore[arg-type]
+        return replace(self, **names)
 
 
 _LLAMA: Final = Family()

@@ -112,7 +112,7 @@ def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
     for chunk in chunks:
         sums.add(chunk)
         if chunk.ndim > 1:
-            squares = np.square(np.nan_to_num(chunk.reshape(-1, chunk.shape[-1])))
+            squares = np.square(_finite(chunk.reshape(-1, chunk.shape[-1])))
             rows.append(squares.sum(1, dtype=np.float64))
             columns = (columns if columns.size else 0.0) + squares.sum(0, dtype=np.float64)
     one, two, three, four = (power / max(1, sums.n) for power in sums.powers)
@@ -132,6 +132,10 @@ def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
     )
 
 
+def _finite(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
+    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+
+
 def _over_median(squares: Float[np.ndarray, "line"]) -> float:
     middle = float(np.median(squares))
     return float(np.sqrt(squares.max() / middle)) if middle > 0 else float("nan")
@@ -142,17 +146,6 @@ def gram(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "side sid
     side = min(matrix.shape)
     wide = matrix.astype(np.float64 if side < SINGLE_FROM else np.float32, copy=False)
     return wide @ wide.T if matrix.shape[0] <= matrix.shape[1] else wide.T @ wide
-
-
-def gram_of_chunks(
-    chunks: Iterable[Float[np.ndarray, "row column"]],
-) -> Float[np.ndarray, "column column"]:
-    """Products of columns of a tall matrix whose rows come in chunks."""
-    total: Float[np.ndarray, "column column"] | float = 0.0
-    for chunk in chunks:
-        total = total + gram_of_columns(chunk)
-    assert isinstance(total, np.ndarray)
-    return total
 
 
 def gram_of_columns(chunk: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "column column"]:
