@@ -107,7 +107,7 @@ class Page:
         return tuple(figure for section in self.sections for figure in section.figures)
 
 
-def number(value: float | int | None, form: str = ".3f") -> Cell:
+def number(value: float | int | None, form: str = ".3f") -> Cell:  # noqa: PYI041 - checked at run time
     """A number as a cell."""
     return Cell(ABSENT) if value is None else Cell(f"{value:{form}}", value=value)
 
