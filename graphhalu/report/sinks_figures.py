@@ -138,9 +138,7 @@ def models_figure(shown: Sequence[Shown]) -> Figure:
             if model is not None:
                 at = place - 0.27 + 0.18 * step
                 _plain_interval(left, at, model.auroc, look, f"{name}-{place}")
-        for step, (larger, look) in enumerate(
-            (("entropy+sink", "graph"), ("entropy+heads", "probe"))
-        ):
+        for step, (larger, part, marker) in enumerate(_GAIN_LOOKS):
             gain = next(
                 (g for g in each.found.gains if (g.model, g.baseline) == (larger, "entropy")), None
             )
@@ -209,15 +207,11 @@ def _violin(
     middle, look = where
     colour = look["color"]
     half = 0.17 * curve / curve.max()
-    axes.fill_between(
-        grid, middle - half, middle + half, color=look["color"], alpha=0.25, linewidth=0
-    )
+    axes.fill_between(grid, middle - half, middle + half, color=colour, alpha=0.25, linewidth=0)
     for side in (-half, half):
         axes.plot(grid, middle + side, linewidth=1, **look)
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
-    axes.plot(
-        [low, high], [middle, middle], color=look["color"], linewidth=4, solid_capstyle="butt"
-    )
+    axes.plot([low, high], [middle, middle], color=colour, linewidth=4, solid_capstyle="butt")
     axes.plot(
         median, middle, marker="o", markersize=6, color=LIGHT["paper"],
         markeredgecolor=colour, markeredgewidth=1.6,

@@ -8,6 +8,7 @@ from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.metrics import (
     METRICS,
     auprc,
+    auprc_trapezoid,
     auroc,
     evaluate,
     pr_curve,
@@ -38,6 +39,16 @@ def test_average_precision_equals_sklearn_with_ties(case):
     scores, labels = case
     expected = oracle.average_precision_score(labels, scores)
     assert auprc(scores, labels).value == pytest.approx(expected, abs=1e-12)
+
+
+@given(tied_scores())
+@settings(deadline=None)
+def test_the_trapezoidal_area_equals_sklearn_with_ties(case):
+    scores, labels = case
+    precision, recall, _ = oracle.precision_recall_curve(labels, scores)
+    assert auprc_trapezoid(scores, labels) == pytest.approx(
+        oracle.auc(recall, precision), abs=1e-12
+    )
 
 
 @given(tied_scores())

@@ -2,10 +2,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss, f1_score
+from sklearn.metrics import brier_score_loss, f1_score, log_loss
 
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.probability import brier, ece, f1, reliability_curve
+from graphhalu.evaluation.probability import brier, ece, f1, log_losses, reliability_curve
 
 
 @pytest.fixture
@@ -72,3 +72,9 @@ def test_what_has_no_value_is_refused(case):
         brier(np.zeros(0), np.zeros(0, dtype=np.int64))
     with pytest.raises(NotEnoughDataError, match="F1"):
         f1(np.zeros(3, dtype=bool), np.zeros(3, dtype=np.int64))
+
+
+def test_the_mean_of_log_losses_is_that_of_sklearn_and_a_sure_mistake_costs_all(case):
+    assert log_losses(*case).mean() == pytest.approx(log_loss(case[1], case[0]))
+    found = log_losses(np.array([0.0, 1.0]), np.array([1, 1]))
+    assert found.tolist() == [np.inf, 0.0]

@@ -1,0 +1,90 @@
+"""Differences between classes against formulas and numpy."""
+
+import numpy as np
+import pytest
+
+from graphhalu.studies.sinks.effects import (
+    Resampling,
+    cohens_d,
+    correlation,
+    pearson,
+    permutation_p,
+    shift,
+    weighted_medians,
+)
+from graphhalu.studies.sinks.records import SinkTable
+
+HOW = Resampling(200, 400, 1)
+RNG = np.random.default_rng(5)
+LABELS = (np.arange(67) % 3 == 0).astype(np.int64)
+GROUPS = np.array([f"q{i}" for i in range(67)])
+VALUES = RNG.normal(size=67) + 1.2 * LABELS
+
+
+def test_cohens_d_is_the_difference_of_means_over_the_pooled_deviation():
+    a, b = VALUES[LABELS == 1], VALUES[LABELS == 0]
+    pooled = ((len(a) - 1) * a.var(ddof=1) + (len(b) - 1) * b.var(ddof=1)) / (len(VALUES) - 2)
+    found = cohens_d(VALUES, LABELS, GROUPS, HOW)
+    assert found.value == pytest.approx((a.mean() - b.mean()) / np.sqrt(pooled))
+    assert found.low < found.value < found.high
+    assert found.excludes_zero
+
+
+def test_an_effect_far_from_zero_in_large_numbers_keeps_its_digits():
+    shifted = cohens_d(VALUES + 1e6, LABELS, GROUPS, HOW)
+    assert shifted.value == pytest.approx(cohens_d(VALUES, LABELS, GROUPS, HOW).value, abs=1e-6)
+
+
+def test_without_spread_there_is_no_effect():
+    found = cohens_d(np.ones(67), LABELS, GROUPS, HOW)
+    assert (found.value, found.low, found.high) == (0, 0, 0)
+
+
+def test_a_weighted_median_is_the_median_of_repeated_values():
+    ordered = np.sort(RNG.normal(size=13))
+    weights = RNG.integers(0, 4, size=(7, 13)).astype(np.float64)
+    for found, row in zip(weighted_medians(ordered, weights), weights, strict=True):
+        assert found == pytest.approx(np.median(np.repeat(ordered, row.astype(int))))
+
+
+def test_a_permutation_test_finds_a_shift_and_nothing_where_there_is_none():
+    assert permutation_p(VALUES, LABELS, GROUPS, HOW) < 0.05
+    assert permutation_p(RNG.normal(size=67), LABELS, GROUPS, HOW) > 0.05
+
+
+def test_where_questions_have_both_classes_labels_are_exchanged_within_them():
+    labels = np.tile([0, 1], 40).astype(np.int64)
+    groups = np.repeat([f"q{i}" for i in range(40)], 2)
+    level = np.repeat(RNG.normal(size=40) * 50, 2)
+    small = level + 0.5 * labels + 0.01 * RNG.normal(size=80)
+    # between questions values differ a hundred times more than the classes do
+    assert permutation_p(small, labels, groups, HOW) < 0.01
+
+
+def test_a_shift_that_is_all_length_goes_when_length_is_taken_away():
+    length = np.where(LABELS == 1, 60.0, 30.0) + RNG.integers(0, 20, size=67)
+    mass = 0.8 - 0.1 * np.log(length) + 0.001 * RNG.normal(size=67)
+    table = SinkTable(
+        mass, RNG.uniform(size=67), length, np.zeros((67, 2, 3)), LABELS, GROUPS,
+        np.full(67, ""),
+    )  # fmt: skip
+    found = shift(table, HOW)
+    assert abs(found.cohens_d.value) > 1
+    assert abs(found.adjusted_d.value) < 0.5
+    assert found.length_pearson < -0.9
+    assert found.permutation == "free"
+    assert found.mean_difference.value == pytest.approx(
+        mass[LABELS == 1].mean() - mass[LABELS == 0].mean()
+    )
+    assert found.median_difference.value == pytest.approx(
+        np.median(mass[LABELS == 1]) - np.median(mass[LABELS == 0])
+    )
+
+
+def test_a_correlation_is_pearsons_with_an_interval_around_it():
+    other = VALUES + RNG.normal(size=67)
+    found = correlation(VALUES, other, GROUPS, HOW)
+    assert found.value == pytest.approx(np.corrcoef(VALUES, other)[0, 1])
+    assert found.low < found.value < found.high
+    assert pearson(VALUES, np.ones(67)) is None
+    assert correlation(VALUES, np.ones(67), GROUPS, HOW) is None
