@@ -22,6 +22,7 @@ app = typer.Typer(
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
+Svg = Annotated[bool, typer.Option("--svg", help="Write figures as SVG files, too.")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as n_keys=128.")]
 
 
@@ -128,6 +129,7 @@ def plot(
         Path | None, typer.Option(help="Folder of its validation. [default: the same]")
     ] = None,
     out: Annotated[Path | None, typer.Option(help="Folder. [default: that of the profile]")] = None,
+    svg: Svg = False,
     json: Json = False,
 ) -> None:
     """Draw a profile, with its validation where there is one; the risk never without."""
@@ -139,7 +141,7 @@ def plot(
     place = validation or folder
     is_there = validation is not None or (folder / VALIDATION_FILE).is_file()
     checked = read_validation(place) if is_there else None
-    files = write_page(profile_page(found, checked), out or folder)
+    files = write_page(profile_page(found, checked), out or folder, has_svg=svg)
     _print_files(files, is_json=json)
     if checked is None:
         say("without a validation no risk is drawn:  graphhalu weights validate")

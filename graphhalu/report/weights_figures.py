@@ -231,7 +231,7 @@ def _log_axis(axes: Axes, axis: str) -> None:
     """Plain numbers on the axis, few of them, also where it spans less than a decade."""
     getattr(axes, f"set_{axis}scale")("log")
     low, high = getattr(axes, f"get_{axis}lim")()
-    steps = (1.0,) if high > 30 * low else (1.0, 2.0, 5.0)
+    steps = (1.0,) if high > 300 * low else (1.0, 2.0, 5.0)
     chosen = getattr(axes, f"{axis}axis")
     chosen.set_major_locator(LogLocator(subs=steps))
     chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))

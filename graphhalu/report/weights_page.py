@@ -115,7 +115,7 @@ def comparison_page(first: WeightProfile, second: WeightProfile, found: ProfileC
     )  # fmt: skip
 
 
-def write_page(page: Page, folder: Path, *, has_svg: bool = True) -> ReportFiles:
+def write_page(page: Page, folder: Path, *, has_svg: bool = False) -> ReportFiles:
     """Write the HTML page and its figures into a folder."""
     folder.mkdir(parents=True, exist_ok=True)
     suffixes = (".png", ".svg") if has_svg else (".png",)
