@@ -95,8 +95,8 @@ def _cut(
 ) -> tuple[str, ...]:
     special = set() if tokenizer is None else set(tokenizer.all_special_ids)
     texts, end = [], 0
-    for index, (_, stop) in zip(ids, offsets, strict=True):
-        if stop <= end and index in special and tokenizer is not None:
+    for index, (start, stop) in zip(ids, offsets, strict=True):
+        if start == stop and index in special and tokenizer is not None:
             texts.append(str(tokenizer.convert_ids_to_tokens(index)))
             continue
         texts.append(text[end : max(end, stop)])

@@ -1,0 +1,102 @@
+"""Labels and scores as they are shown: nothing is written, and what was trained on is said."""
+
+import json
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.saved import save_detector
+from graphhalu.errors import TraceNotFoundError, UnknownNameError, UsageError
+from graphhalu.evaluation.calibration import Calibration
+from graphhalu.evaluation.training import CALIBRATION_FILE
+from graphhalu.labels.labels import Labels
+from graphhalu.labels.run import label_store, make_labeller
+from graphhalu.splits import Split
+from graphhalu.viewer.build import ViewRequest, make_view
+from graphhalu.viewer.verdicts import detector_scores, shown_labels
+
+
+def test_labels_that_are_not_stored_are_made_and_not_written(stores):
+    store = stores["full"]
+    found = shown_labels(store, "match")
+    assert not found.is_stored
+    assert found.labels.trace_ids == store.trace_ids
+    assert not store.labels_folder.exists()
+
+
+def test_stored_labels_are_taken_and_follow_the_chosen_traces(stores):
+    store = stores["streams"]
+    label_store(store, make_labeller("match"))
+    chosen = store.select([4, 1])
+    found = shown_labels(chosen, "match")
+    assert found.is_stored
+    assert found.labels.trace_ids == chosen.trace_ids
+
+
+def test_a_name_that_is_no_labeller_is_refused(stores):
+    with pytest.raises((TraceNotFoundError, UnknownNameError)):
+        shown_labels(stores["full"], "no-such-rule")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, stores):
+    """A folder as ``graphhalu train`` writes it, and the store whose last traces it tested."""
+    store = stores["full"]
+    folder = tmp_path_factory.mktemp("runs") / "sink-mass-1"
+    fitted(store, folder / "detector")
+    values = np.array([0.1, 0.4, 0.3, 0.9])
+    calibration = Calibration.fit(values, np.array([0, 0, 1, 1])).to_json()
+    (folder / "detector" / CALIBRATION_FILE).write_text(json.dumps(calibration))
+    rows = {"detector": ["sink-mass", "length"], "trace_id": list(store.trace_ids[-2:])}
+    pq.write_table(pa.table(rows), folder / "scores.parquet")
+    return folder, store
+
+
+def fitted(store, folder):
+    n = len(store)
+    labels = Labels(
+        trace_ids=store.trace_ids, values=np.arange(n) % 2, is_valid=np.ones(n, dtype=bool),
+        reasons=("",) * n, labeller="x",
+    )  # fmt: skip
+    places = np.arange(n)
+    split = Split(train=places[:3], validation=places[3:5], test=places[5:])
+    save_detector(DETECTORS.get("sink-mass")().fit(store, labels, split), folder)
+
+
+def test_scores_are_those_of_the_saved_detector_with_their_calibration(run):
+    folder, store = run
+    found = detector_scores(folder, store)
+    assert found.name == "sink-mass"
+    assert found.run == folder.name
+    assert len(found.scores.values) == len(store)
+    assert found.threshold is not None
+    assert found.probabilities is not None
+    assert ((found.probabilities >= 0) & (found.probabilities <= 1)).all()
+    same = detector_scores(folder / "detector", store)
+    np.testing.assert_array_equal(same.scores.values, found.scores.values)
+
+
+def test_answers_that_the_run_did_not_test_are_marked(run):
+    folder, store = run
+    view = make_view(store, ViewRequest(run=folder, labeller=None))
+    entries = view.overview(is_served=False)["answers"]
+    tested = [entry["is_tested"] for entry in entries]
+    assert tested == [False] * 5 + [True, False]
+    assert all(entry["label"] is None for entry in entries)
+    assert view.overview(is_served=False)["detector"]["name"] == "sink-mass"
+
+
+def test_a_detector_that_was_saved_alone_says_nothing_of_its_tests(tmp_path, run):
+    _, store = run
+    fitted(store, tmp_path / "alone")
+    found = detector_scores(tmp_path / "alone", store)
+    assert found.tested is None
+    assert found.probabilities is None
+
+
+def test_a_folder_without_a_detector_is_named(stores, tmp_path):
+    with pytest.raises(UsageError, match="no saved detector"):
+        detector_scores(tmp_path, stores["full"])
