@@ -164,7 +164,7 @@ def stepwise_figure(calibration: Calibration) -> Figure:
     low.set_ylim(0, None)
     low.set_ylabel("prompts")
     low.set_xlabel("decode step")
-    _legend(low, loc="upper right", ncols=2)
+    _legend(low, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
     return figure
 
 
@@ -189,8 +189,8 @@ def map_figure(view: StudyView, calibration: Calibration) -> Figure:
         _draw_map(axes, values, norm, cmap, title)
         _frame_window(axes, calibration)
     panels[-1].set_xlabel("decode step")
-    _colour_bar(figure, panels[:2], shared, _SEQUENTIAL, "mean spread over heads")
-    _colour_bar(figure, panels[2:], around, AROUND_CHANCE, "difference")
+    _colour_bar(figure, list(panels[:2]), shared, _SEQUENTIAL, "mean spread over heads")
+    _colour_bar(figure, list(panels[2:]), around, AROUND_CHANCE, "difference")
     is_there = np.isfinite(attack).any(axis=1) | np.isfinite(benign).any(axis=1)
     last = int(np.flatnonzero(is_there).max())
     panels[0].set_xlim(-0.5, last + 0.5)
@@ -299,7 +299,7 @@ def _frame_window(axes: Axes, calibration: Calibration) -> None:
 def _colour_bar(
     figure: Figure, panels: Sequence[Axes], norm: Normalize, cmap: Any, label: str
 ) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=list(panels), pad=0.02, aspect=30)
+    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=panels, pad=0.02, aspect=30)
     bar.set_label(label, fontsize=FONT_SIZE, color=LIGHT["ink"])
     bar.ax.tick_params(labelsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
     bar.outline.set_visible(False)

@@ -21,7 +21,8 @@ FILES = ["--attacks", "attacks.txt", "--benign", "benign.jsonl", "--max-new-toke
 def folder(tmp_path_factory):
     """A folder with a tiny model, prompts, measured prompts and their calibration."""
     folder = tmp_path_factory.mktemp("cli")
-    save_tiny(folder / "tiny", "llama")
+    # this one goes on to the limit; the first ends most answers at once
+    save_tiny(folder / "tiny", "llama", seed=1)
     texts = [f"{letter}{digit}" for letter in "abcde" for digit in range(5)]
     (folder / "attacks.txt").write_text("\n".join(f"Say {t}!" for t in texts), encoding="utf-8")
     rows = [json.dumps({"prompt": f"Who is {text}?"}) for text in texts]

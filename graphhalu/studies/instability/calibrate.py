@@ -13,7 +13,6 @@ import numpy as np
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import group_codes
-from graphhalu.evaluation.calibration import best_f1_threshold
 from graphhalu.provenance import provenance
 from graphhalu.studies.instability.calibration import (
     MAIN,
@@ -24,7 +23,7 @@ from graphhalu.studies.instability.calibration import (
     WindowChoice,
 )
 from graphhalu.studies.instability.methods import Cases, Fitted, Method
-from graphhalu.studies.instability.nested import NestedScores, nested_scores
+from graphhalu.studies.instability.nested import NestedScores, f1_threshold, nested_scores
 from graphhalu.studies.instability.rivals import Study, all_methods
 from graphhalu.studies.instability.rows import method_row, with_tests
 from graphhalu.studies.instability.series import PromptSeries, SeriesFolder
@@ -142,8 +141,15 @@ def _tracker_choice(method: Method, cases: Cases, *, is_given: bool) -> TrackerC
 
 
 def _best_f1(fitted: Fitted, cases: Cases) -> float:
-    known = np.isfinite(fitted.scores)
-    return best_f1_threshold(fitted.scores[known], cases.labels[known])
+    found = f1_threshold(fitted.scores, cases.labels)
+    if not np.isfinite(found):
+        n_known = int(np.isfinite(fitted.scores).sum())
+        message = (
+            f"only {n_known} prompts of one class reach {fitted.choice}: answers are too short\n"
+            f"  Use windows that begin earlier (--starts 1), or gather other prompts"
+        )
+        raise NotEnoughDataError(message)
+    return found
 
 
 def _name(series: PromptSeries, folder: SeriesFolder) -> str:

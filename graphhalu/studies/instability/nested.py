@@ -82,6 +82,13 @@ def thresholds(
     settings: CalibrateSettings,
 ) -> Float[np.ndarray, "aim"]:
     """Those of all aims, and last that of the best F1."""
-    known = np.isfinite(scores)
     limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
-    return np.array([*limits, best_f1_threshold(scores[known], labels[known])])
+    return np.array([*limits, f1_threshold(scores, labels)])
+
+
+def f1_threshold(scores: Float[np.ndarray, "prompt"], labels: Int[np.ndarray, "prompt"]) -> float:
+    """The threshold with the best F1; infinite where only one class has scores at all."""
+    known = np.isfinite(scores)
+    if len(np.unique(labels[known])) < 2:  # noqa: PLR2004
+        return float("inf")
+    return best_f1_threshold(scores[known], labels[known])

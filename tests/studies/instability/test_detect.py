@@ -24,7 +24,9 @@ CHOICE = WindowChoice(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return load_model(ModelSpec(name=str(save_tiny(tmp_path_factory.mktemp("m"))), threads=1))
+    return load_model(
+        ModelSpec(name=str(save_tiny(tmp_path_factory.mktemp("m"), seed=1)), threads=1)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +97,7 @@ def test_the_tracker_reads_the_last_row_of_the_prompt_only(tiny, study):
 
 
 def test_another_model_or_system_prompt_is_refused(tiny, study, tmp_path):
-    other = load_model(ModelSpec(name=str(save_tiny(tmp_path / "other", seed=1)), threads=1))
+    other = load_model(ModelSpec(name=str(save_tiny(tmp_path / "other", seed=2)), threads=1))
     with pytest.raises(DetectorMismatchError, match=r"weights(.|\n)*instability gather"):
         PromptDetector(other, study[1], aim=0.2)
     with pytest.raises(DetectorMismatchError, match=r"prompt\.system: 'Never say b\.'"):
