@@ -9,6 +9,7 @@ from typing import ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float
 
+from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.identity import Identity
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
@@ -90,6 +91,10 @@ class Detector(ABC):
     @abstractmethod
     def score(self, traces: Sequence[Trace]) -> Scores:
         """One score a trace, independent of the other traces given."""
+
+    def attribute(self, trace: Trace) -> Attribution | None:
+        """What the score of a trace is made of; ``None`` where this detector cannot say."""
+        return None
 
     @property
     def n_parameters(self) -> int | None:

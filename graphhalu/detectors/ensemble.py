@@ -11,6 +11,7 @@ from scipy.optimize import minimize
 from scipy.special import expit
 
 from graphhalu.config import validate
+from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.attention import LogisticProbe, Recipe, plain_grid
@@ -161,6 +162,21 @@ class AllFeatures(Detector):
             total += np.where(found, weight * scale * (np.where(found, logits, mean) - mean), 0.0)
             known += np.where(found, weight + floor, 0.0)
         return Scores.of(np.where(known >= all_weights / 2, total, np.nan))
+
+    def attribute(self, trace: Trace) -> Attribution | None:
+        """Parts of the blocks, weighed as they are joined; a block that is missing adds nothing."""
+        self._check_fitted()
+        heads = np.zeros((trace.shape.n_layers, trace.shape.n_heads))
+        features, rest = {}, self.bias
+        for name, member in self.members.items():
+            joint, found = self.joints[name], member.attribute(trace)
+            if found is None:
+                continue
+            share = joint.weight * joint.scale
+            heads += share * found.heads
+            features[name] = share * (sum(found.features.values()) - joint.mean)
+            rest += share * (found.rest - joint.mean)
+        return Attribution(heads, features, is_exact=True, rest=rest)
 
     @property
     def n_parameters(self) -> int | None:

@@ -16,6 +16,7 @@ import torch
 from jaxtyping import Float, Int
 
 from graphhalu.config import validate
+from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, Scores
 from graphhalu.detectors.graph_build import PieceRecipe, graph_pieces
 from graphhalu.detectors.graph_pieces import GraphPiece
@@ -139,6 +140,17 @@ class GraphDetector(Detector):
             for trace, piece in zip(traces, pieces, strict=True)
         ]
         return Scores.of(np.array(values, dtype=np.float64) + self.starting_logits(traces))
+
+    def attribute(self, trace: Trace) -> Attribution | None:
+        """Effect of each edge, and of each head on the edges; ``None`` without graphs."""
+        from graphhalu.detectors.graph_attribution import attribute_graph
+
+        schema, network = self._fitted()
+        schema.check_model(trace)
+        piece = next(graph_pieces([trace], [0], self._recipe(schema.layers)))
+        if not isinstance(piece, GraphPiece):
+            return None
+        return attribute_graph(network, piece, schema, (trace.shape.n_layers, trace.shape.n_heads))
 
     @property
     def n_parameters(self) -> int | None:

@@ -27,6 +27,7 @@ class GraphPiece(NamedTuple):
         edges_a_layer: How many edges each layer has.
         node_counts: Nodes at each distance, from 0.
         node_feature_names: Columns of ``x``.
+        token: Position of each node in the trace.
     """
 
     x: Float32[np.ndarray, "layer node feature"]
@@ -37,6 +38,7 @@ class GraphPiece(NamedTuple):
     edges_a_layer: tuple[int, ...]
     node_counts: tuple[int, ...]
     node_feature_names: tuple[str, ...]
+    token: Int64[np.ndarray, "node"]
 
     @property
     def n_bytes(self) -> int:
@@ -73,6 +75,7 @@ def graph_piece(
         edges_a_layer=tuple(len(kept) for kept, _ in cut),
         node_counts=tuple(np.bincount(distance[order], minlength=n_hops + 1).tolist()),
         node_feature_names=graphs[0].node_feature_names,
+        token=order.astype(np.int64),
     )
 
 

@@ -7,6 +7,7 @@ from typing import ClassVar, Final, final
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.detectors.graph_detector import GraphDetector
 from graphhalu.detectors.graph_schema import NetworkConfig, ResidualConfig
@@ -91,6 +92,22 @@ class GraphhaluDetector(GraphDetector):
         if self.probe is None:
             return super().starting_logits(traces)
         return self.probe.score(traces).values
+
+    def attribute(self, trace: Trace) -> Attribution | None:
+        """Exact parts of the probe, and effects of edges and heads in the network."""
+        network = super().attribute(trace)
+        if self.probe is None or network is None:
+            return network
+        found = self.probe.attribute(trace)
+        if found is None:
+            return None
+        return Attribution(
+            heads=found.heads + network.heads,
+            features={**found.features, "network": network.rest},
+            is_exact=False,
+            rest=found.rest,
+            edges=network.edges,
+        )
 
     @property
     def n_parameters(self) -> int | None:

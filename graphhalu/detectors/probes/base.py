@@ -1,15 +1,17 @@
 """Probes: detectors that learn one weight a column of features."""
 
+import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Protocol, runtime_checkable
+from typing import Annotated, Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
 from graphhalu.config import Config, validate
+from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, Scores
 from graphhalu.detectors.columns import (
     Layout,
@@ -36,6 +38,8 @@ from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
+
+_HEAD: Final = re.compile(r"\.l(\d+)\.h(\d+)")
 
 
 class ProbeConfig(Config):
@@ -169,6 +173,26 @@ class ProbeDetector(Detector):
         check_shape(traces[0], self.shape)
         columns = columns_of(traces, self.specs(), self.layout, unused=self._unused(model))
         return Scores.of(model.logits(columns.values))
+
+    def attribute(self, trace: Trace) -> Attribution | None:
+        """Exact parts of a linear model; ``None`` for others, and for a trace without a score."""
+        model = self._fitted()
+        if not isinstance(model, LinearModel):
+            return None
+        columns = columns_of([trace], self.specs(), self.layout)
+        parts = model.parts(columns.values)[0]
+        if np.isnan(parts).all():
+            return None
+        heads = np.zeros((trace.shape.n_layers, trace.shape.n_heads))
+        features: dict[str, float] = {}
+        for name, part in zip(columns.names, np.nan_to_num(parts).tolist(), strict=True):
+            feature = name.partition(".")[0]
+            features[feature] = features.get(feature, 0.0) + part
+            place = _HEAD.search(name)
+            if place is not None:
+                heads[int(place[1]), int(place[2])] += part
+        rest = model.bias + sum(features.values()) - float(heads.sum())
+        return Attribution(heads, features, is_exact=True, rest=rest)
 
     @property
     def n_parameters(self) -> int | None:

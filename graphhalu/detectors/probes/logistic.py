@@ -164,12 +164,27 @@ class LinearModel:
         The sum runs row by row and not through a matrix product, whose rounding depends on how
         many rows there are: a trace has the same score alone and among others.
         """
+        return np.where(
+            self._is_known(values), self._weighted(values).sum(axis=1) + self.bias, np.nan
+        )
+
+    def parts(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace column"]:
+        """What each column adds to the bias; NaN where every column that is read is missing."""
+        parts = np.zeros(values.shape)
+        parts[:, self.is_used] = self._weighted(values)
+        parts[~self._is_known(values)] = np.nan
+        return parts
+
+    def _is_known(self, values: Float[np.ndarray, "trace column"]) -> Bool[np.ndarray, "trace"]:
+        return np.isfinite(values[:, self.is_used]).any(axis=1)
+
+    def _weighted(
+        self, values: Float[np.ndarray, "trace column"]
+    ) -> Float[np.ndarray, "trace used"]:
         used = self.is_used
         kept = np.ascontiguousarray(values[:, used], dtype=np.float64)
-        is_known = np.isfinite(kept)
-        filled = np.where(is_known, kept, self.median[used])
-        weighted = np.ascontiguousarray((filled - self.mean[used]) * self.weight[used])
-        return np.where(is_known.any(axis=1), weighted.sum(axis=1) + self.bias, np.nan)
+        filled = np.where(np.isfinite(kept), kept, self.median[used])
+        return np.ascontiguousarray((filled - self.mean[used]) * self.weight[used])
 
 
 def balanced_weights(labels: Int[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:

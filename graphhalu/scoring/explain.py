@@ -1,0 +1,115 @@
+"""Why an answer has its score: what changes without a token, a head or an edge."""
+
+from dataclasses import dataclass
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from graphhalu.detectors.attribution import Attribution
+from graphhalu.detectors.base import Detector
+from graphhalu.errors import NonFiniteError
+from graphhalu.traces.trace import Trace
+from graphhalu.traces.without import without_tokens
+
+SHARE: Final = 0.2
+"""Share of the answer's tokens that the fidelity check takes out."""
+N_RANDOM: Final = 20
+"""Random choices of as many tokens that it compares with."""
+
+
+@dataclass(frozen=True)
+class Fidelity:
+    """Whether the tokens that an explanation names matter more than others.
+
+    Attributes:
+        n_taken: Tokens that are taken out together.
+        change: Absolute change of the score without the tokens of the largest contributions.
+        random: Absolute change without random tokens of the answer, as many, each time.
+    """
+
+    n_taken: int
+    change: float
+    random: Float[np.ndarray, "draw"]
+
+    @property
+    def rank(self) -> float:
+        """Share of random choices that change the score less; 0.5 is chance."""
+        below = (self.random < self.change).mean() + (self.random == self.change).mean() / 2
+        return float(below)
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        return {
+            "n_taken": self.n_taken, "change": self.change, "random_mean": self.random.mean(),
+            "random_std": self.random.std(), "rank": self.rank,
+        }  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What a score is made of.
+
+    Attributes:
+        score: The score.
+        tokens: Score minus the score without the token, for each token of the answer; NaN where
+            that has none, and for the only token of an answer.
+        parts: Heads, features and edges; ``None`` where the detector cannot say.
+        fidelity: Check of ``tokens``; ``None`` for an answer of fewer than three tokens.
+    """
+
+    score: float
+    tokens: Float[np.ndarray, "answer_token"]
+    parts: Attribution | None
+    fidelity: Fidelity | None
+
+
+def explain(detector: Detector, trace: Trace, *, seed: int = 0) -> Explanation:
+    """Take the score of a trace apart.
+
+    A token is taken out of what was recorded (:func:`graphhalu.traces.without.without_tokens`):
+    what later tokens saw of it stays. So a contribution says what the detector reads at the
+    token, not what the model would have said without it.
+
+    Args:
+        detector: Fitted or loaded.
+        trace: With a valid score.
+        seed: Of the random tokens of the fidelity check.
+
+    Raises:
+        NonFiniteError: If the detector has no score for the trace.
+    """
+    score = float(detector.score([trace]).values[0])
+    if not np.isfinite(score):
+        message = f"{detector.card.name} has no score for trace {trace.trace_id!r} to explain"
+        raise NonFiniteError(message)
+    answer = list(range(trace.prompt_length, trace.length))
+    if len(answer) == 1:
+        return Explanation(score, np.array([np.nan]), detector.attribute(trace), None)
+    without = [without_tokens(trace, [position]) for position in answer]
+    tokens = score - detector.score(without).values
+    fidelity = _fidelity(detector, trace, score, tokens, seed=seed)
+    return Explanation(score, tokens, detector.attribute(trace), fidelity)
+
+
+def _fidelity(
+    detector: Detector,
+    trace: Trace,
+    score: float,
+    tokens: Float[np.ndarray, "answer_token"],
+    *,
+    seed: int,
+) -> Fidelity | None:
+    known = np.flatnonzero(np.isfinite(tokens))
+    n_taken = max(1, round(SHARE * len(tokens)))
+    if len(known) < 3 or n_taken >= len(known):  # noqa: PLR2004
+        return None
+    strongest = known[np.argsort(-np.abs(tokens[known]), kind="stable")[:n_taken]]
+    generator = np.random.default_rng(seed)
+    draws = [generator.choice(known, n_taken, replace=False) for _ in range(N_RANDOM)]
+    masked = [
+        without_tokens(trace, (trace.prompt_length + chosen).tolist())
+        for chosen in (strongest, *draws)
+    ]
+    changes = np.abs(score - detector.score(masked).values)
+    return Fidelity(n_taken, float(changes[0]), changes[1:][np.isfinite(changes[1:])])
