@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
@@ -118,6 +118,7 @@ def heads_figure(profile: WeightProfile) -> Figure:
         axes.set_ylabel("head", fontsize=FONT_SIZE)
         bar = figure.colorbar(drawn, ax=axes, pad=0.01, aspect=12)
         bar.ax.tick_params(labelsize=FONT_SIZE - 2, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
+        bar.ax.minorticks_off()
         bar.outline.set_visible(False)
     _mark_peaked(panels[0], profile)
     panels[-1].set_xlabel("layer", fontsize=FONT_SIZE)
@@ -235,7 +236,7 @@ def _log_axis(axes: Axes, axis: str) -> None:
     chosen = getattr(axes, f"{axis}axis")
     chosen.set_major_locator(LogLocator(subs=steps))
     chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    chosen.set_minor_formatter(NullFormatter())
+    chosen.set_minor_locator(NullLocator())
 
 
 def _all_positive(axes: Axes) -> bool:

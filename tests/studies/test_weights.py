@@ -19,7 +19,7 @@ from graphhalu.labels.labels import Labels
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.report.weights_figures import risk_figure
-from graphhalu.report.weights_page import profile_page, write_page
+from graphhalu.report.weights_page import profile_page
 from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts, with_verdicts
 from graphhalu.studies.weights.detection import layer_detection
 from graphhalu.studies.weights.heads import QUANTITIES, head_roles, head_tables
@@ -214,13 +214,14 @@ def test_the_risk_is_never_drawn_without_its_validation(tiny, found):
     assert "risk" in [f.name for f in profile_page(tiny[4], found).figures]
 
 
-def test_the_page_holds_the_verdicts_and_its_figures_are_beside_it(tiny, found, tmp_path):
-    files = write_page(profile_page(tiny[4], found), tmp_path)
-    text = files.html.read_text()
-    for words in ("unsupported", "Weights against the running model", "estimate", "narrow_output"):
-        assert words in text
-    names = {f"{name}.png" for name in ("scatter", "risk", "depth", "heads")}
-    assert {path.name for path in files.figures} == names
+def test_the_page_holds_the_verdicts_and_says_what_was_not_tested(tiny, found):
+    page = profile_page(tiny[4], found)
+    tables = {table.name: table for section in page.sections for table in section.tables}
+    assert {"verdicts", "missing", "components", "layers", "meanings"} <= tables.keys()
+    texts = [cell.text for row in tables["verdicts"].rows for cell in row]
+    assert {"unsupported", "not tested", "strength (published)"} <= set(texts)
+    assert [figure.name for figure in page.figures] == ["scatter", "risk", "depth", "heads"]
+    assert f"Of {len(found.rows)} claims" in page.headline[0]
 
 
 def test_the_commands_profile_validate_plot_and_compare(tiny, tmp_path, capsys, monkeypatch):
@@ -243,6 +244,8 @@ def test_the_commands_profile_validate_plot_and_compare(tiny, tmp_path, capsys, 
     values = json.loads(capsys.readouterr().out)
     assert values["verdicts"]["not tested"] >= 1
     assert "detection by attention" in values["missing"]
+    assert "Weights against the running model" in (tmp_path / "p" / "report.html").read_text()
+    (tmp_path / "p" / "validation.json").unlink()
     assert run(["weights", "plot", "p", "--out", "q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["html"] == "q/report.html"
     assert run(["weights", "compare", "p", "p", "--out", "c"]) == 0

@@ -11,13 +11,14 @@ from safetensors.torch import load_file, save_file
 from graphhalu.errors import DataFileError, ModelRefusedError
 from graphhalu.models.attention import eager_attention
 from graphhalu.studies.weights.measure import layer_map
-from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
+from graphhalu.testing.tiny_models import TINY_FAMILIES
 from graphhalu.weights.circuits import rotations
 from graphhalu.weights.families import FAMILIES
 from graphhalu.weights.ggufs import open_gguf
 from graphhalu.weights.read import PARTS, open_weights
 from graphhalu.weights.shards import open_shards
 from tests.models.test_gguf import write_gguf
+from tests.weights.conftest import model_of
 
 TOKENS = torch.arange(3, 16)[None]
 KNOWN = sorted(FAMILIES.keys() & TINY_FAMILIES.keys())
@@ -59,7 +60,7 @@ def test_every_family_of_the_cards_can_be_read():
 def test_attention_follows_from_the_weights_that_are_read(family, tiny_folder):
     """Split of fused matrices, gains, biases, scaling, RoPE, windows and caps at once."""
     weights = open_weights(str(tiny_folder(family)))
-    model, _ = tiny_model(family)
+    model = model_of(family)
     with torch.inference_mode(), eager_attention(model):
         output = model(TOKENS, output_attentions=True, output_hidden_states=True, use_cache=False)
     for layer, expected in enumerate(output.attentions):
@@ -71,7 +72,7 @@ def test_attention_follows_from_the_weights_that_are_read(family, tiny_folder):
 @pytest.mark.parametrize("family", KNOWN)
 def test_what_attention_adds_follows_from_them_too(family, tiny_folder):
     weights = open_weights(str(tiny_folder(family)))
-    model, _ = tiny_model(family)
+    model = model_of(family)
     written = {}
     norm = weights.family.attention_post_norm
     stem = weights.family.layer.format(layer=1) + (norm or weights.family.o.rpartition(".")[0])
