@@ -8,6 +8,7 @@ import typer
 from graphhalu.cli.output import clean, print_json, progress_line, say
 
 if TYPE_CHECKING:
+    from graphhalu.scoring.explain import Explanation
     from graphhalu.scoring.scorer import AnswerScore, AnswerScorer
 
 
@@ -38,6 +39,9 @@ def score(
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda …")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
+    with_reasons: Annotated[
+        bool, typer.Option("--explain/--no-explain", help="Say what one answer's score is made of.")
+    ] = True,
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score answers with a trained detector: probability, verdict, and what it was made of."""
@@ -58,10 +62,14 @@ def score(
     if question is not None:
         found = scorer.score(question, answer, context=context)
         probabilities = [found.probability]
+        reasons = scorer.explain(found) if with_reasons else None
         if json:
-            print_json({"detector": str(run), **found.to_json()})
+            explained = None if reasons is None else {"explanation": reasons.to_json()}
+            print_json({"detector": str(run), **found.to_json(), **(explained or {})})
         else:
             _print_score(scorer, found)
+            if reasons is not None:
+                _print_reasons(reasons)
     else:
         assert input_ is not None
         assert output is not None
@@ -128,6 +136,36 @@ def _print_score(scorer: "AnswerScorer", found: "AnswerScore") -> None:
         print(f"{'probability':<15} {found.probability:.3f} that it is hallucinated")
     print(f"{'verdict':<15} {verdict}")
     print(f"{'score':<15} {_number(found.score)} ({name}, threshold {_number(found.threshold)})")
+
+
+def _print_reasons(reasons: "Explanation") -> None:
+    """Tokens in colour, those that weigh most with their numbers, heads, edges, and the check."""
+    import numpy as np
+    from rich.console import Console
+    from rich.text import Text
+
+    largest = float(np.nanmax(np.abs(reasons.tokens))) if np.isfinite(reasons.tokens).any() else 0.0
+    line = Text(f"{'by token':<15} ")
+    for text, value in zip(reasons.texts, reasons.tokens.tolist(), strict=True):
+        line.append(clean(text), style=_shade(value, largest))
+    Console(soft_wrap=True).print(line)
+    for name, parts in reasons.strongest().items():
+        print(f"{name:<15} {clean(', '.join(parts)) or 'none'}")
+    check = reasons.fidelity
+    if check is not None:
+        print(
+            f"{'check':<15} the score changes by {check.change:.3g} without the {check.n_taken} "
+            f"tokens that weigh most,\n{'':<15} without as many random ones by "
+            f"{check.random.mean():.3g} +- {check.random.std():.3g} (more than {check.rank:.0%})"
+        )
+
+
+def _shade(value: float, largest: float) -> str:
+    """Red raises the score, blue lowers it; bold where it is more than half the largest."""
+    if not largest or value != value or abs(value) < largest / 8:  # noqa: PLR0124 - NaN
+        return ""
+    strength = "bold " if abs(value) > largest / 2 else ""
+    return strength + ("red" if value > 0 else "blue")
 
 
 def _number(value: Any) -> str:

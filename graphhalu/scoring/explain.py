@@ -56,12 +56,54 @@ class Explanation:
             that has none, and for the only token of an answer.
         parts: Heads, features and edges; ``None`` where the detector cannot say.
         fidelity: Check of ``tokens``; ``None`` for an answer of fewer than three tokens.
+        texts: The text of each token.
     """
 
     score: float
+    texts: tuple[str, ...]
     tokens: Float[np.ndarray, "answer_token"]
     parts: Attribution | None
     fidelity: Fidelity | None
+
+    def strongest(self, n: int = 5) -> dict[str, list[str]]:
+        """What weighs most, each with its number, by kind."""
+        tokens = {
+            f"{text.strip()!r}": float(value)
+            for text, value in zip(self.texts, self.tokens, strict=True)
+            if np.isfinite(value)
+        }
+        found = {"tokens": _largest(tokens, n)}
+        if self.parts is not None:
+            places = np.argwhere(self.parts.heads != 0).tolist()
+            heads = {f"L{i}H{j}": float(self.parts.heads[i, j]) for i, j in places}
+            edges = {
+                f"{'' if e.layer is None else f'L{e.layer} '}{e.key}->{e.query}": e.effect
+                for e in self.parts.edges
+            }
+            found |= {"heads": _largest(heads, n), "features": _largest(self.parts.features, n)}
+            found |= {"edges": _largest(edges, n)} if edges else {}
+        return found
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain values."""
+        parts = self.parts
+        return {
+            "tokens": [
+                {"text": text, "contribution": value}
+                for text, value in zip(self.texts, self.tokens.tolist(), strict=True)
+            ],
+            "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
+            "heads": None if parts is None else parts.heads.tolist(),
+            "features": None if parts is None else parts.features,
+            "rest": None if parts is None else parts.rest,
+            "is_exact": None if parts is None else parts.is_exact,
+            "edges": None if parts is None else [edge._asdict() for edge in parts.edges[:100]],
+        }
+
+
+def _largest(values: dict[str, float], n: int) -> list[str]:
+    ordered = sorted(values.items(), key=lambda item: -abs(item[1]))[:n]
+    return [f"{name} {value:+.3g}" for name, value in ordered if value]
 
 
 def explain(detector: Detector, trace: Trace, *, seed: int = 0) -> Explanation:
@@ -83,13 +125,24 @@ def explain(detector: Detector, trace: Trace, *, seed: int = 0) -> Explanation:
     if not np.isfinite(score):
         message = f"{detector.card.name} has no score for trace {trace.trace_id!r} to explain"
         raise NonFiniteError(message)
-    answer = list(range(trace.prompt_length, trace.length))
+    answer, texts = list(range(trace.prompt_length, trace.length)), _texts(trace)
+    parts = detector.attribute(trace)
     if len(answer) == 1:
-        return Explanation(score, np.array([np.nan]), detector.attribute(trace), None)
+        return Explanation(score, texts, np.array([np.nan]), parts, None)
     without = [without_tokens(trace, [position]) for position in answer]
     tokens = score - detector.score(without).values
     fidelity = _fidelity(detector, trace, score, tokens, seed=seed)
-    return Explanation(score, tokens, detector.attribute(trace), fidelity)
+    return Explanation(score, texts, tokens, parts, fidelity)
+
+
+def _texts(trace: Trace) -> tuple[str, ...]:
+    """Text of each answer token; its number where the trace does not say."""
+    record = trace.record
+    if len(record.answer_offsets) != trace.length - trace.prompt_length:
+        return tuple(f"[{position}]" for position in range(trace.prompt_length, trace.length))
+    ends = [start for start, _ in record.answer_offsets[1:]] + [len(record.answer)]
+    starts = [start for start, _ in record.answer_offsets]
+    return tuple(record.answer[a:b] for a, b in zip(starts, ends, strict=True))
 
 
 def _fidelity(

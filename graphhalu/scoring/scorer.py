@@ -15,6 +15,7 @@ from graphhalu.extract.asking import Asked
 from graphhalu.extract.extraction import Extraction
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.scoring.explain import Explanation, explain
 from graphhalu.scoring.recipe import Answers, ScoringRecipe
 from graphhalu.traces.trace import Trace
 
@@ -103,6 +104,17 @@ class AnswerScorer:
             kind = NonFiniteError if found.trace is not None else UsageError
             raise kind(found.failure)
         return found
+
+    def explain(self, scored: AnswerScore) -> Explanation:
+        """What a score is made of; see :func:`graphhalu.scoring.explain.explain`.
+
+        Raises:
+            UsageError: If the answer has no score.
+        """
+        if scored.trace is None or scored.failure is not None:
+            message = f"there is no score to explain: {scored.failure}"
+            raise UsageError(message)
+        return explain(self.detector, scored.trace)
 
     def score_many(
         self,
