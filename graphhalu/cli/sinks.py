@@ -237,7 +237,7 @@ def _row(run: "RunResult", found: "Findings") -> list[str]:
     name = run.model.rsplit("/", maxsplit=1)[-1]
     more = "" if run.quantization == "none" else f" {run.quantization}"
     probe = found.model("heads")
-    gain = next(g for g in found.gains if (g.model, g.baseline) == ("entropy+sink", "entropy"))
+    gain = next((g for g in found.gains if g.model == "entropy+sink"), None)
     auroc = found.prediction.auroc
     return [
         f"{name}{more}, chat {run.chat}",
@@ -246,7 +246,8 @@ def _row(run: "RunResult", found: "Findings") -> list[str]:
         _short(f"{auroc.value:.3f}") + ("" if auroc.low <= 0.5 <= auroc.high else "*"),  # noqa: PLR2004
         "-" if probe is None
         else _short(f"{probe.auroc.value:.3f}") + ("*" if probe.auroc.low > 0.5 else ""),  # noqa: PLR2004
-        _short(f"{gain.auroc.value:+.3f}") + ("*" if gain.auroc.excludes_zero else ""),
+        "-" if gain is None
+        else _short(f"{gain.auroc.value:+.3f}") + ("*" if gain.auroc.excludes_zero else ""),
     ]  # fmt: skip
 
 

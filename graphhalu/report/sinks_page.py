@@ -109,12 +109,13 @@ def headline(shown: Sequence[Shown]) -> tuple[str, str]:
         f"The interval of Cohen's d of the scalar sink mass excludes zero in {n_clear} of "
         f"{len(effects)} comparisons; the largest size is {largest:.2f}, and {signs}."
     )
-    second = (
-        f"Sink mass adds to entropy in {n_gains} of {len(gains)} comparisons; a probe on every "
-        f"head is above chance in {n_probes} of {len(aurocs)}, with AUROC from "
-        f"{min(a.value for a in aurocs):.2f} to {max(a.value for a in aurocs):.2f}."
-    )
-    return first, second
+    second = f"Sink mass adds to entropy in {n_gains} of {len(gains)} comparisons"
+    if aurocs:
+        second += (
+            f"; a probe on every head is above chance in {n_probes} of {len(aurocs)}, with AUROC "
+            f"from {min(a.value for a in aurocs):.2f} to {max(a.value for a in aurocs):.2f}"
+        )
+    return first, f"{second}."
 
 
 def _facts(result: SinksResult, shown: Sequence[Shown]) -> tuple[tuple[str, str], ...]:

@@ -15,6 +15,7 @@ from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name, write_run
 
 N = 48
+MODELS = ("sink", "heads", "entropy", "entropy+sink")
 NAMES = ("shift", "effects", "accuracy", "models", "heads", "depth", "scaling")
 
 
@@ -42,7 +43,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("sinks")
     for run_ in (made("a/x-1B", 0), made("a/y-7B", 1), made("a/y-7B", 2, k=1)):
         write_run(folder / "records", run_)
-    config = AnalyzeConfig(n_resamples=100, n_permutations=100, fold_seeds=(0,))
+    config = AnalyzeConfig(n_resamples=100, n_permutations=100, fold_seeds=(0,), models=MODELS)
     result = analyze([folder / "records"], config)
     result.write(folder)
     return folder, result
@@ -101,4 +102,9 @@ def test_the_density_of_equal_values_is_one_peak_and_integrates_to_about_one_els
 
 
 def test_sizes_are_written_as_people_write_them():
-    assert [size_text(n) for n in (134_515_008, 1.1e9, 7e9, 900)] == ["135M", "1.1B", "7B", "900"]
+    assert [size_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == [
+        "135M",
+        "1.1B",
+        "7B",
+        "900",
+    ]

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Annotated, Final
 
 import numpy as np
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from graphhalu.config import Config
 from graphhalu.errors import GraphhaluError, NotEnoughDataError
@@ -13,6 +13,7 @@ from graphhalu.heads.files import read_table
 from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.provenance import provenance
+from graphhalu.registry import unknown_name
 from graphhalu.studies.sinks.across import (
     Analysed,
     model_size,
@@ -23,7 +24,7 @@ from graphhalu.studies.sinks.across import (
 from graphhalu.studies.sinks.effects import Resampling, shift
 from graphhalu.studies.sinks.heads import localise
 from graphhalu.studies.sinks.prediction import prediction
-from graphhalu.studies.sinks.probes import N_FOLDS, fit_models, models_of
+from graphhalu.studies.sinks.probes import N_FOLDS, NESTED, fit_models, models_of
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable, find_runs, read_run
 from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
 
@@ -43,6 +44,8 @@ class AnalyzeConfig(Config):
     """Seed of both."""
     fold_seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
     """Seeds of the folds of cross-fitted models."""
+    models: tuple[str, ...] = NESTED
+    """Models that are cross-fitted; fewer are faster. ``sink`` must be among them."""
     meanings: tuple[Meaning, ...] = ("hallucinated", "input")
     """Labels to analyse: the model's own output, and what the data set says of the input."""
     heads: Path | None = None
@@ -51,6 +54,17 @@ class AnalyzeConfig(Config):
     """Role of that table."""
     n_top: int = Field(default=10, ge=1)
     """Heads that are named and compared."""
+
+    @field_validator("models")
+    @classmethod
+    def _known_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        for name in models:
+            if name not in NESTED:
+                raise ValueError(str(unknown_name("model", name, NESTED)))
+        if "sink" not in models:
+            message = "the model 'sink' must be among them: calibration is read from it"
+            raise ValueError(message)
+        return models
 
     @property
     def resampling(self) -> Resampling:
@@ -114,7 +128,7 @@ def findings(
     """
     _require_classes(records, meaning)
     table, how = SinkTable.of(records, meaning), config.resampling
-    fitted = fit_models(table, seeds=config.fold_seeds)
+    fitted = fit_models(table, config.models, seeds=config.fold_seeds)
     models, gains = models_of(fitted, table, how)
     masses = [
         tuple(np.round(np.sort(table.mass[table.labels == label]), _DIGITS).tolist())

@@ -6,7 +6,7 @@ records that they did not see set the scale on which folds are pooled, and the c
 record takes part in any choice, scale or calibration by which it is judged.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -86,18 +86,19 @@ class Fitted:
 
 
 def fit_models(
-    table: SinkTable,
-    *,
-    seeds: Sequence[int] = (0, 1, 2),
-    on_fold: Callable[[], None] = lambda: None,
+    table: SinkTable, names: Sequence[str] = NESTED, *, seeds: Sequence[int] = (0, 1, 2)
 ) -> dict[str, Fitted]:
-    """Cross-fit every model of :data:`NESTED` on the same folds.
+    """Cross-fit models on the same folds.
+
+    Args:
+        table: Records with both classes.
+        names: Some of :data:`NESTED`.
+        seeds: Seeds of the folds.
 
     Raises:
         NotEnoughDataError: If a class has too few questions for the folds.
     """
     bases, heads = _columns(table)
-    names = dict.fromkeys(NESTED)
     n_traces = len(table.labels)
     scores = {name: np.full((len(seeds), n_traces), np.nan) for name in names}
     probability = {name: np.full((len(seeds), n_traces), np.nan) for name in names}
@@ -106,12 +107,12 @@ def fit_models(
         folds = cross_fit_folds(table.labels, table.groups, is_valid, n_folds=N_FOLDS, seed=seed)
         for fold in folds:
             side = np.sort(np.concatenate([fold.train, fold.validation]))
-            found = _fit_fold(bases, heads, table, (side, fold.test), seed)
+            parts = _Parts(bases, heads, side, fold.test)
+            found = _fit_fold(names, parts, table, seed)
             for name, each in found.items():
                 calibration = Calibration.fit(each.train, table.labels[side], method="platt")
                 scores[name][row, fold.test] = standardise(each.test, each.train)
                 probability[name][row, fold.test] = calibration.probability(each.test)
-            on_fold()
     widths = {HEADS: heads.shape[1], **{name: each.shape[1] for name, each in bases.items()}}
     n_columns = {name: sum(widths[part] for part in name.split("+")) for name in names}
     return {name: Fitted(scores[name], probability[name], n_columns[name]) for name in names}
@@ -134,37 +135,38 @@ def models_of(
     gains = tuple(
         _gain(pair, aurocs[pair[0]] - aurocs[pair[1]], losses[pair[1]] - losses[pair[0]])
         for pair in GAINS
+        if set(pair) <= fitted.keys()
     )
     return models, gains
 
 
+class _Parts(NamedTuple):
+    """Columns by name, every head, and the two sides of a fold."""
+
+    bases: Mapping[str, Float[np.ndarray, "trace _"]]
+    heads: Float[np.ndarray, "trace column"]
+    train: Int[np.ndarray, "train"]
+    test: Int[np.ndarray, "test"]
+
+
 def _fit_fold(
-    bases: Mapping[str, Float[np.ndarray, "trace _"]],
-    heads: Float[np.ndarray, "trace column"],
-    table: SinkTable,
-    sides: tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]],
-    seed: int,
+    names: Sequence[str], parts: _Parts, table: SinkTable, seed: int
 ) -> dict[str, FoldScores]:
-    train, test = sides
+    train, test = parts.train, parts.test
     labels, groups = table.labels[train], table.groups[train]
-    of_heads = fit_columns(
-        (heads[train], heads[test]), labels, groups, seed=seed, components=COMPONENTS
-    )
+    columns = {name: (each[train], each[test]) for name, each in parts.bases.items()}
     found: dict[str, FoldScores] = {}
-    for name in NESTED:
-        if name == HEADS:
-            found[name] = of_heads
-            continue
-        parts = name.split("+")
+    if any(HEADS in name.split("+") for name in names):
+        heads = (parts.heads[train], parts.heads[test])
+        found[HEADS] = fit_columns(heads, labels, groups, seed=seed, components=COMPONENTS)
         # of the heads a second-level model reads one logit, in training that of an inner fold
-        pairs = [
-            (of_heads.train[:, None], of_heads.test[:, None]) if part == HEADS
-            else (bases[part][train], bases[part][test])
-            for part in parts
-        ]  # fmt: skip
-        columns = tuple(np.concatenate(part, axis=1) for part in zip(*pairs, strict=True))
-        found[name] = fit_columns((columns[0], columns[1]), labels, groups, seed=seed)
-    return found
+        columns[HEADS] = (found[HEADS].train[:, None], found[HEADS].test[:, None])
+    for name in names:
+        if name != HEADS:
+            chosen = [columns[part] for part in name.split("+")]
+            sides = [np.concatenate(side, axis=1) for side in zip(*chosen, strict=True)]
+            found[name] = fit_columns((sides[0], sides[1]), labels, groups, seed=seed)
+    return {name: found[name] for name in names}
 
 
 def fit_columns(

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from graphhalu.cli.main import run as run_command
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.config import load_config
+from graphhalu.errors import ConfigError, DataFileError, UsageError
 from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.studies.sinks.across import heterogeneity, model_size
 from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze, analyze_run
@@ -14,6 +15,7 @@ from graphhalu.studies.sinks.records import write_run
 from graphhalu.studies.sinks.result import Estimate, read_sinks
 
 QUICK = AnalyzeConfig(n_resamples=100, n_permutations=100, fold_seeds=(0,), n_top=2)
+FEW = QUICK.model_copy(update={"models": ("sink", "answer")})
 SIGNAL = (3, 1)
 
 
@@ -47,7 +49,8 @@ def test_a_signal_in_one_head_is_found_by_the_probe_and_by_localisation(make_run
 
 
 def test_without_a_signal_nothing_is_found(make_run):
-    found = analyze_run(make_run(seed=3), QUICK).of("hallucinated")
+    config = QUICK.model_copy(update={"models": ("sink", "heads", "entropy", "entropy+heads")})
+    found = analyze_run(make_run(seed=3), config).of("hallucinated")
     assert found.localisation.n_significant <= 1
     assert found.model("heads").auroc.low < 0.5
     assert found.shift.p_permutation > 0.05
@@ -63,7 +66,7 @@ def test_a_control_that_knows_the_letter_is_seen_through(make_run):
         type(r)(**{**vars(r), "pred": "B" if r.labels["hallucinated"] else "A"})
         for r in run.records
     ]
-    found = analyze_run(type(run)(tuple(told), {}, run.name), QUICK).of("hallucinated")
+    found = analyze_run(type(run)(tuple(told), {}, run.name), FEW).of("hallucinated")
     assert found.model("answer").auroc.value > 0.99
 
 
@@ -80,7 +83,8 @@ def test_runs_are_laid_side_by_side_and_the_result_is_read_again(tmp_path, make_
         "d": {"model": "some/model-7B", "seed": 4},
     }.items():  # fmt: skip
         write_run(tmp_path / name, make_run(60, **changes))
-    result = analyze([tmp_path], QUICK)
+    config = QUICK.model_copy(update={"models": ("sink", "heads")})
+    result = analyze([tmp_path], config)
     assert [point.n_parameters for point in result.scaling[0].points] == [2e9, 2e9, 7e9]
     tasks = {row.task for each in result.tasks for row in each.rows}
     assert tasks == {"quiz", "other"}
@@ -98,7 +102,7 @@ def test_a_table_of_another_models_heads_is_left_out_with_a_note(tmp_path, make_
 
     path = write_run(tmp_path, make_run(60))
     write_heads(tmp_path / "heads.json", [role_table(np.zeros((5, 3)), "another")])
-    config = QUICK.model_copy(update={"heads": tmp_path / "heads.json"})
+    config = FEW.model_copy(update={"heads": tmp_path / "heads.json"})
     result = analyze([path], config)
     assert "another model" in result.notes[0]
     assert result.runs[0].findings[0].localisation.overlaps == ()
@@ -145,7 +149,16 @@ def test_the_published_records_give_the_published_numbers(shared_data, tmp_path,
     folder = shared_data / "sink_records"
     if not folder.is_dir():
         pytest.skip(f"the published sink records are not at {folder}")
-    quick = ["--resamples", "100", "--seeds", "0", "--set", "n_permutations=100"]
+    quick = [
+        "--resamples",
+        "100",
+        "--seeds",
+        "0",
+        "--set",
+        "n_permutations=100",
+        "--set",
+        "models=[sink, heads]",
+    ]
     code = run_command(["sinks", "analyze", str(folder), "--json", "--out", str(tmp_path), *quick])
     assert code == 0
     runs = {run["model"]: run for run in json.loads(capsys.readouterr().out)["runs"]}
@@ -164,3 +177,10 @@ def test_the_published_records_give_the_published_numbers(shared_data, tmp_path,
     empty = runs["Qwen/Qwen2.5-1.5B-Instruct"]
     assert (empty["n_records"], empty["n_usable"], empty["findings"]) == (415, 0, [])
     assert empty["accuracy"] == pytest.approx(0.238554, abs=6e-7)
+
+
+def test_models_that_are_unknown_or_lack_the_scalar_are_refused():
+    with pytest.raises(ConfigError, match="Did you mean 'sink'"):
+        load_config(AnalyzeConfig, None, {"models": ["sikn"]})
+    with pytest.raises(ConfigError, match="must be among them"):
+        load_config(AnalyzeConfig, None, {"models": ["heads"]})
