@@ -55,7 +55,10 @@ class Rope:
         wavelength, old = 2 * np.pi / plain, values["original_max_position_embeddings"]
         low, high = values["low_freq_factor"], values["high_freq_factor"]
         smooth = np.clip((old / wavelength - low) / (high - low), 0.0, 1.0)
-        return (1 - smooth) * plain / values["factor"] + smooth * plain
+        stretched: Float[np.ndarray, "pair"] = (1 - smooth) * plain / values[
+            "factor"
+        ] + smooth * plain
+        return stretched
 
 
 @dataclass(frozen=True)

@@ -80,7 +80,8 @@ def _four_bits(
         blocks = np.arange(start // blocksize, -(-stop // blocksize))
         repeated = np.repeat(absmax[blocks], blocksize)[start % blocksize :][: stop - start]
         values = tensors[f"{name}.quant_map"].read()[codes] * repeated
-        return values.astype(np.float32).reshape(last - first, *shape[1:])
+        rows: Float32[np.ndarray, "..."] = values.astype(np.float32)
+        return rows.reshape(last - first, *shape[1:])
 
     return StoredTensor(name, shape, kind, n_bytes, load)
 

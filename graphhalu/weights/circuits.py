@@ -42,7 +42,8 @@ def triangles(factor: Float[np.ndarray, "head size width"]) -> Float[np.ndarray,
 
 def grams(triangle: Float[np.ndarray, "head side size"]) -> Float[np.ndarray, "head size size"]:
     """``W W'`` of each factor, from its triangle."""
-    return triangle.swapaxes(1, 2) @ triangle
+    products: Float[np.ndarray, "head size size"] = triangle.swapaxes(1, 2) @ triangle
+    return products
 
 
 def circuit_values(
@@ -150,7 +151,10 @@ def copying_score(eigenvalues: Complex[np.ndarray, "head size"]) -> Float[np.nda
     """Sum of eigenvalues over the sum of their magnitudes, in [-1, 1]; 1 copies every word."""
     magnitude = np.abs(eigenvalues).sum(axis=1)
     total = eigenvalues.real.sum(axis=1)
-    return np.divide(total, magnitude, out=np.full(len(total), np.nan), where=magnitude > 0)
+    score: Float[np.ndarray, "head"] = np.divide(
+        total, magnitude, out=np.full(len(total), np.nan), where=magnitude > 0
+    )
+    return score
 
 
 class Composition(NamedTuple):
@@ -221,4 +225,5 @@ def normalised(
     squares = np.square(factor.astype(np.float64)).sum(axis=2)
     mean = squares.mean() if is_shared else squares.mean(axis=1)[:, None, None]
     scale = gain.reshape(-1, factor.shape[1], 1) / np.sqrt(mean)
-    return (factor * scale).astype(np.float32)
+    scaled: Float[np.ndarray, "head size width"] = (factor * scale).astype(np.float32)
+    return scaled

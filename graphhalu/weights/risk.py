@@ -155,4 +155,5 @@ def _shares(values: Float[np.ndarray, "layer"]) -> Float[np.ndarray, "layer"]:
     """Share of the other layers that each layer lies above; ties share."""
     if len(values) < 2:  # noqa: PLR2004
         return np.full(len(values), 0.5)
-    return (rankdata(values) - 1) / (len(values) - 1)
+    shares: Float[np.ndarray, "layer"] = (rankdata(values) - 1) / (len(values) - 1)
+    return shares

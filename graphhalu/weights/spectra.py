@@ -98,9 +98,13 @@ class _Sums:
             flat = flat[is_finite]
         wide = flat.astype(np.float64)
         squares = wide * wide
-        sums = wide.sum(), squares.sum(), (squares * wide).sum(), squares @ squares
         one, two, three, four = self.powers
-        self.powers = (one + sums[0], two + sums[1], three + sums[2], four + sums[3])
+        self.powers = (
+            one + float(wide.sum()),
+            two + float(squares.sum()),
+            three + float(squares @ wide),
+            four + float(squares @ squares),
+        )
         self.n += flat.size
         self.n_zeros += int((flat == 0).sum())
         self.largest = max(self.largest, float(np.abs(flat).max(initial=0.0)))
@@ -133,7 +137,8 @@ def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
 
 
 def _finite(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
-    return np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    finite: Float[np.ndarray, "row column"] = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    return finite
 
 
 def _over_median(squares: Float[np.ndarray, "line"]) -> float:
@@ -143,15 +148,23 @@ def _over_median(squares: Float[np.ndarray, "line"]) -> float:
 
 def gram(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "side side"]:
     """Products of rows or of columns, whichever is the smaller matrix."""
-    side = min(matrix.shape)
-    wide = matrix.astype(np.float64 if side < SINGLE_FROM else np.float32, copy=False)
-    return wide @ wide.T if matrix.shape[0] <= matrix.shape[1] else wide.T @ wide
+    wide = _widened(matrix, min(matrix.shape))
+    is_wide = matrix.shape[0] <= matrix.shape[1]
+    products: Float[np.ndarray, "side side"] = wide @ wide.T if is_wide else wide.T @ wide
+    return products
 
 
 def gram_of_columns(chunk: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "column column"]:
     """Products of the columns."""
-    wide = chunk.astype(np.float64 if chunk.shape[1] < SINGLE_FROM else np.float32, copy=False)
-    return wide.T @ wide
+    wide = _widened(chunk, chunk.shape[1])
+    products: Float[np.ndarray, "column column"] = wide.T @ wide
+    return products
+
+
+def _widened(matrix: Float[np.ndarray, "row column"], side: int) -> Float[np.ndarray, "row column"]:
+    if side < SINGLE_FROM:
+        return matrix.astype(np.float64, copy=False)
+    return matrix.astype(np.float32, copy=False)
 
 
 def spectrum_of_gram(products: Float[np.ndarray, "side side"], *, is_full: bool = True) -> Spectrum:
@@ -163,7 +176,8 @@ def spectrum_of_gram(products: Float[np.ndarray, "side side"], *, is_full: bool 
     """
     total = float(np.trace(products, dtype=np.float64))
     if not np.isfinite(total) or total <= 0:
-        return Spectrum(0.0 if total == 0 else float("nan"), *[float("nan")] * 2, NO_TAIL)
+        nan = float("nan")
+        return Spectrum(0.0 if total == 0 else nan, nan, nan, NO_TAIL)
     if not is_full:
         largest = _largest(products)
         return Spectrum(float(np.sqrt(largest)), total / largest, float("nan"), NO_TAIL)

@@ -4,7 +4,7 @@ A static quantity supposes that normalised inputs have the identity as second mo
 of it lies along one direction, as in gemma3-270m, weights alone say little; this shows how much.
 """
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -12,7 +12,7 @@ from jaxtyping import Float
 from graphhalu.weights.circuits import logit_variance, rotations
 from graphhalu.weights.read import Part, Weights, blend
 
-_EPSILON = 1e-6
+_EPSILON: Final = 1e-6
 
 
 class Calibrated(NamedTuple):
@@ -63,9 +63,11 @@ def _vectors(
     found = found if bias is None else found + bias[:, None]
     family = weights.family
     gain = weights.head_gain(layer, family.q_norm if part == "q" else family.k_norm)
+    wide: Float[np.ndarray, "head token size"] = found.astype(np.float64)
     if gain is None:
-        return found.astype(np.float64)
+        return wide
     is_shared = gain.size != found.shape[2]
-    square = np.square(found).mean(axis=(0, 2) if is_shared else 2, keepdims=True)
+    square = np.square(wide).mean(axis=(0, 2) if is_shared else 2, keepdims=True)
     scale = gain.reshape(-1, 1, found.shape[2])
-    return (found / np.sqrt(square + _EPSILON) * scale).astype(np.float64)
+    normed: Float[np.ndarray, "head token size"] = wide / np.sqrt(square + _EPSILON) * scale
+    return normed

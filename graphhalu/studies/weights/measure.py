@@ -164,7 +164,10 @@ def _row_mean(
 ) -> Float[np.ndarray, "layer head"]:
     count = is_counted.sum(axis=1)[:, None]
     total = np.where(is_counted[:, None], values, 0.0).sum(axis=2, dtype=np.float64)
-    return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
+    mean: Float[np.ndarray, "layer head"] = np.divide(
+        total, count, out=np.full(total.shape, np.nan), where=count > 0
+    )
+    return mean
 
 
 def _spread(
@@ -190,10 +193,9 @@ def _outputs(
 ) -> tuple[_Outputs, dict[str, str]]:
     found = weights.architecture
     n_layers, per_head = found.n_layers, (found.n_layers, found.n_heads)
-    outputs = _Outputs(
-        np.full(per_head, np.nan), *(np.full(n_layers, np.nan) for _ in range(3)),
-        np.full(per_head, np.nan), np.full(n_layers, np.nan),
-    )  # fmt: skip
+    heads, variance = (np.full(per_head, np.nan) for _ in range(2))
+    attention_norm, mlp_norm, ratio, top_share = (np.full(n_layers, np.nan) for _ in range(4))
+    outputs = _Outputs(heads, attention_norm, mlp_norm, ratio, variance, top_share)
     absent: dict[str, list[int]] = {}
     for layer in range(n_layers):
         on_layer(layer)
@@ -277,7 +279,9 @@ class LayerMap:
         self, inputs: Float[np.ndarray, "token width"]
     ) -> Float[np.ndarray, "head token size"]:
         """Value vectors of inputs after the norm before attention."""
-        found = np.einsum("tw,hdw->htd", inputs, self.value, optimize=True)
+        found: Float[np.ndarray, "head token size"] = np.einsum(
+            "tw,hdw->htd", inputs, self.value, optimize=True
+        )
         return found if self.value_bias is None else found + self.value_bias[:, None]
 
     def inputs(self, hidden: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
@@ -287,7 +291,7 @@ class LayerMap:
             return hidden
         centred = hidden - hidden.mean(axis=1, keepdims=True) if family.is_centred else hidden
         scale = np.sqrt(np.square(centred).mean(axis=1, keepdims=True) + 1e-6)
-        normed = centred / scale * self.gain
+        normed: Float[np.ndarray, "token width"] = centred / scale * self.gain
         return normed if self.shift is None else normed + self.shift
 
     def written(self, added: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
@@ -296,7 +300,8 @@ class LayerMap:
         if self.post_gain is None:
             return total
         scale = np.sqrt(np.square(total).mean(axis=1, keepdims=True) + 1e-6)
-        return total / scale * self.post_gain
+        normed: Float[np.ndarray, "token width"] = total / scale * self.post_gain
+        return normed
 
 
 _REMEMBERED: dict[int, LayerMap] = {}

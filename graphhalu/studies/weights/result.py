@@ -161,5 +161,7 @@ def numbers(values: Any) -> Float[np.ndarray, "..."]:
 
 
 def _row(values: Mapping[str, Any]) -> Agreement:
-    plain = {name: float("nan") if value is None else value for name, value in values.items()}
+    plain: dict[str, Any] = {
+        name: float("nan") if value is None else value for name, value in values.items()
+    }
     return Agreement(**plain)

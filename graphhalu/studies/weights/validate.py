@@ -141,12 +141,12 @@ def _paired(pair: Pair, profile: WeightProfile, measured: Measured, drawing: Dra
     else:
         is_own = pair.static in profile.heads.column_names
         static = profile.of_heads(pair.static) if is_own else measured.heads[pair.static]
-        found = measured.heads.get(pair.measured)
-        if pair.level == "kv_head":
+        if pair.level == "head":
+            found = measured.heads[pair.measured]
+        else:
             n_repeats = profile.n_heads // int(profile.architecture["n_kv_heads"])
             static, found = static[:, ::n_repeats], measured.kv_heads[pair.measured]
         is_mixed = bool({m.part for m in profile.mixed()} & _parts(pair.static))
-    assert found is not None
     return replace(agreement(pair, static, found, drawing), is_mixed=is_mixed)
 
 
@@ -161,7 +161,8 @@ def _of_layers(name: str, measured: Measured) -> Float[np.ndarray, "layer"]:
     if name in measured.layers:
         return measured.layers[name]
     values = measured.heads[name] if name in _LAYER_MEANS else measured.kv_heads[name]
-    return values.mean(axis=1)
+    mean: Float[np.ndarray, "layer"] = values.mean(axis=1)
+    return mean
 
 
 def _risk_rows(curve: RiskCurve, detection: LayerDetection, drawing: Drawing) -> list[Agreement]:
@@ -182,7 +183,8 @@ def _entropy_check(profile: WeightProfile, measured: Measured) -> EntropyCheck:
     found = measured.heads["entropy"]
     estimate, zones = entropy_estimate(profile.of_heads("logit_variance"), n_keys)
     estimate = estimate / np.log(n_keys)
-    errors, shares = {}, {}
+    errors: dict[str, float] = {}
+    shares: dict[str, float] = {}
     for zone in ZONES:
         here = (zones == zone) & np.isfinite(found)
         shares[zone] = float((zones == zone).mean())
