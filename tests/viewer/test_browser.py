@@ -76,7 +76,8 @@ def written(stores, tmp_path_factory):
         trace_ids=store.trace_ids, values=np.arange(n) % 2, is_valid=np.arange(n) != 3,
         reasons=(HOSTILE,) * n, labeller="match",
     )  # fmt: skip
-    view = make_view(store, ViewRequest(labeller=None, limit=n))
+    features = ("sink_mass_k4", "head_std_sink", "answer_length")
+    view = make_view(store, ViewRequest(labeller=None, limit=n, features=features))
     view = replace(view, labels=StoredLabels(labels, is_stored=True))
     path = tmp_path_factory.mktemp("browser") / "page.html"
     write_view(view, path)
@@ -214,9 +215,8 @@ def test_the_matrix_is_pointed_at_and_clicked(opened, written, planted):
 def test_answers_are_filtered_and_another_one_is_opened(opened, written, planted):
     page = opened(written)
     choose(page, "filter", "hallucinated")
-    assert page.eval_on_selector_all("#answers li", "items => items.map(i => i.dataset.answer)") == [
-        "1", "5",
-    ]  # fmt: skip
+    listed = "items => items.map(i => i.dataset.answer)"
+    assert page.eval_on_selector_all("#answers li", listed) == ["1", "5"]
     assert page.text_content("#answers .chip") == "1 hallucinated"
     page.click('[data-answer="5"]')
     assert page.text_content("#answer-title") == planted[5].trace_id
@@ -242,7 +242,8 @@ def test_prompt_and_answer_stand_apart_and_colours_have_numbers(opened, written,
 
 def test_the_page_follows_the_choice_of_light_or_dark(opened, written):
     page = opened(written, color_scheme="light")
-    pixel = "() => [...document.getElementById('matrix').getContext('2d').getImageData(9, 9, 1, 1).data]"
+    drawn = "document.getElementById('matrix').getContext('2d')"
+    pixel = f"() => [...{drawn}.getImageData(9, 9, 1, 1).data]"
     page.click("#matrix-tab")
     light = page.evaluate(pixel)
     page.emulate_media(color_scheme="dark")
@@ -271,8 +272,8 @@ def test_a_served_store_is_looked_at_answer_by_answer(opened, stores, plain_view
 
 N_TOKENS = 2003
 LONG_SHAPE = replace(
-    PLANTED_SHAPE, n_layers=30, n_heads=9, n_kv_heads=3, attention_layers=tuple(range(30)),
-    hidden_layers=(), layer_windows=(None,) * 30, n_edges=13,
+    PLANTED_SHAPE, n_layers=11, n_heads=9, n_kv_heads=3, attention_layers=tuple(range(11)),
+    hidden_layers=(), layer_windows=(None,) * 11, n_edges=13,
 )  # fmt: skip
 
 
@@ -325,7 +326,7 @@ def long(tmp_path_factory):
 ACTIONS = {
     "choose a token": "pickToken(1500)",
     "look at a token": "lookAt(301)",
-    "choose a head": "await openHead(16, 3)",
+    "choose a head": "await openHead(7, 3)",
     "hide sinks": "state.hidden = 4; showHead()",
     "open the matrix": "openView('matrix')",
     "choose a row of the matrix": "pickToken(1201)",
