@@ -9,7 +9,7 @@ from graphhalu.report.sinks_panels import MEANING_NAMES, Shown, model_name
 from graphhalu.studies.sinks.result import Estimate, Findings, RunResult, SinksResult
 
 _SMALLEST_P: Final = 0.001
-_LABEL_NAMES: Final[dict[str, str]] = {**MEANING_NAMES}
+_LABEL_NAMES: Final[dict[str, str]] = {str(key): name for key, name in MEANING_NAMES.items()}
 _RUN_COLUMNS: Final = (
     Column("task"), Column("label"), Column("model"), Column("K"), Column("queries"),
     Column("chat"),

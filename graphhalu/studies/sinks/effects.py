@@ -61,7 +61,8 @@ class Moments(NamedTuple):
 
     def mean_difference(self) -> Float[np.ndarray, "row"]:
         """Mean of the positive class minus that of the negative."""
-        return _mean(self.positive) - _mean(self.negative)
+        found: Float[np.ndarray, "row"] = _mean(self.positive) - _mean(self.negative)
+        return found
 
     def cohens_d(self) -> Float[np.ndarray, "row"]:
         """Difference of means over the pooled standard deviation; NaN where there is no spread.

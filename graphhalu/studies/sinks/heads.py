@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.stats import hypergeom, spearmanr
 
 from graphhalu.errors import UsageError
@@ -136,7 +136,8 @@ def _resampled_differences(
         )
         for chosen in (is_positive, ~is_positive)
     ]  # fmt: skip
-    return means[0] - means[1]
+    difference: Float[np.ndarray, "resample layer head"] = means[0] - means[1]
+    return difference
 
 
 def _z(
@@ -175,8 +176,8 @@ def _top(z: Float[np.ndarray, "layer head"], k: int) -> list[tuple[int, int]]:
 
 
 def _largest(values: Float[np.ndarray, "layer head"], k: int) -> list[int]:
-    order: Int[np.ndarray, "head"] = np.argsort(-values.ravel(), kind="stable")
-    return order[:k].tolist()
+    order: list[int] = np.argsort(-values.ravel(), kind="stable")[:k].tolist()
+    return order
 
 
 def _profile(

@@ -76,8 +76,8 @@ def _bins(values: Float[np.ndarray, "trace"], n_bins: int) -> Int[np.ndarray, "t
 def _metric(
     name: str, scores: Float[np.ndarray, "trace"], table: SinkTable, how: Resampling
 ) -> Estimate:
-    functions = {"auroc": auroc, "auprc": lambda s, y: auprc(s, y).value}
     low, high, _ = bootstrap_interval(
         name, scores, table.labels, table.groups, n_resamples=how.n_resamples, seed=how.seed
     )
-    return Estimate(float(functions[name](scores, table.labels)), low, high)
+    found = auroc(scores, table.labels) if name == "auroc" else auprc(scores, table.labels).value
+    return Estimate(found, low, high)

@@ -25,8 +25,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, UsageError
-from graphhalu.evaluation.files import replace_file
 from graphhalu.labels.labels import Meaning
 
 FORMAT: Final = "graphhalu-sinks"

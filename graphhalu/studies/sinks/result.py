@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Final
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError
-from graphhalu.evaluation.files import read_object, replace_file
+from graphhalu.evaluation.files import read_object
 from graphhalu.labels.labels import Meaning
 from graphhalu.numerics import json_ready
 
