@@ -1,24 +1,10 @@
-"""Files of results: written whole or not at all, read with a clear fault."""
+"""Files of results, read with a clear fault."""
 
 import json
-import os
 from pathlib import Path
 from typing import Any
 
 from graphhalu.errors import DataFileError
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write aside, flush to the disk, and move into place: never a half-written file."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with aside.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def read_object(path: Path, *, way_out: str) -> dict[str, Any]:

@@ -16,10 +16,11 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, NotEnoughDataError, TraceNotFoundError
 from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import best_beams
-from graphhalu.evaluation.files import read_object, replace_file
+from graphhalu.evaluation.files import read_object
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels

@@ -19,9 +19,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from pydantic import TypeAdapter, ValidationError
 
+from graphhalu.atomic import replace_file
 from graphhalu.config import differing_fields
 from graphhalu.errors import UsageError
-from graphhalu.evaluation.files import replace_file
 from graphhalu.evaluation.records import DetectorRow
 from graphhalu.evaluation.result import RESULT_FILE, read_result
 from graphhalu.evaluation.rows import Compared

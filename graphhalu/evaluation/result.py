@@ -16,8 +16,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import CorruptStoreError, DataFileError
-from graphhalu.evaluation.files import read_object, replace_file
+from graphhalu.evaluation.files import read_object
 from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow, MetricValue, Subgroup
 from graphhalu.evaluation.significance import Baseline, Comparison
 from graphhalu.evaluation.table import csv_table

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
+from graphhalu.atomic import replace_file
 from graphhalu.config import read_yaml
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.registry import DETECTORS
@@ -15,7 +16,6 @@ from graphhalu.errors import UsageError
 from graphhalu.evaluation.compare import Progress as CompareProgress
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.crossfit import FoldModel
-from graphhalu.evaluation.files import replace_file
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.running import RunOptions
 from graphhalu.evaluation.settings import CompareConfig

@@ -20,11 +20,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Int, Shaped
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.compare import Progress, make_compared
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
 from graphhalu.evaluation.entries import DetectorFactory, Entry, make_entries
-from graphhalu.evaluation.files import replace_file
 from graphhalu.evaluation.records import MetricValue
 from graphhalu.evaluation.rows import Compared, fit_metrics, sample_table
 from graphhalu.evaluation.running import failure_text

@@ -1,8 +1,8 @@
 """Features of a store as a table: one pass over its parts, Parquet out and in."""
 
 import json
-import os
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -12,6 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int
 
+from graphhalu.atomic import written_aside
 from graphhalu.errors import (
     CorruptStoreError,
     NotEnoughDataError,
@@ -293,24 +294,20 @@ def _joined(
 
 
 def _write(pieces: Sequence[FeatureTable] | Iterator[FeatureTable], path: Path) -> tuple[int, int]:
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    writer: Any = None
     n_rows, n_columns = 0, 0
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        for piece in pieces:
-            table = _arrow(piece)
-            writer = writer or pq.ParquetWriter(aside, table.schema, use_dictionary=["trace_id"])
-            writer.write_table(table)
-            n_rows, n_columns = n_rows + len(piece), len(piece.columns)
-        writer.close()
-        aside.replace(path)
+        with written_aside(path) as aside, ExitStack() as stack:
+            writer: Any = None
+            for piece in pieces:
+                table = _arrow(piece)
+                if writer is None:
+                    writer = stack.enter_context(
+                        pq.ParquetWriter(aside, table.schema, use_dictionary=["trace_id"])
+                    )
+                writer.write_table(table)
+                n_rows, n_columns = n_rows + len(piece), len(piece.columns)
     except OSError as error:
         raise disk_error(error, str(path)) or error from None
-    finally:
-        if writer is not None:
-            writer.close()
-        aside.unlink(missing_ok=True)
     return n_rows, n_columns
 
 

@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import re
 import zlib
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, GraphhaluError, UsageError
 from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.numerics import json_ready
@@ -222,12 +222,5 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(json_ready(values), ensure_ascii=False, allow_nan=False)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        aside.write_bytes(
-            gzip.compress(text.encode(), mtime=0) if path.suffix == ".gz" else text.encode()
-        )
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    content = text.encode()
+    replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

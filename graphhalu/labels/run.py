@@ -2,7 +2,6 @@
 
 import errno
 import json
-import os
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -13,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from graphhalu.atomic import written_aside
 from graphhalu.errors import (
     CorruptStoreError,
     NotEnoughDataError,
@@ -187,21 +187,14 @@ def _write(labels: Labels, path: Path) -> None:
         [labels.trace_ids, labels.values, labels.is_valid, labels.reasons],
         schema=_SCHEMA.with_metadata(_metadata(labels)),
     )
-    path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}")
     try:
-        with aside.open("wb") as file:
-            pq.write_table(table, file)
-            file.flush()
-            os.fsync(file.fileno())
-        aside.replace(path)
+        with written_aside(path) as aside:
+            pq.write_table(table, aside)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             message = f"the disk is full: labels cannot be written to {path}; nothing was changed"
             raise StoreFullError(message) from None
         raise
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def _metadata(labels: Labels) -> dict[str, str]:

@@ -3,8 +3,8 @@
 from pathlib import Path
 from typing import Final
 
+from graphhalu.atomic import replace_file
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.files import replace_file
 from graphhalu.report import instability_figures as drawn
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.frame import protocol, provenance_section

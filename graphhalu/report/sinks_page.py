@@ -4,8 +4,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.files import replace_file
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.frame import provenance_section

@@ -7,8 +7,8 @@ from typing import Any, Final
 
 import numpy as np
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.files import replace_file
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.frame import provenance_section
 from graphhalu.report.html import report_html

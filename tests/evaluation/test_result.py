@@ -69,7 +69,7 @@ def test_a_write_that_breaks_off_leaves_no_half_file(result, tmp_path, monkeypat
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("graphhalu.evaluation.files.os.fsync", full)
+    monkeypatch.setattr("graphhalu.atomic.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         replace(result, samples=result.samples.slice(3)).write(tmp_path)
     assert (tmp_path / "scores.parquet").read_bytes() == before

@@ -4,10 +4,10 @@ import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
+from graphhalu.atomic import replace_file
 from graphhalu.config import Config, validate
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import ConfigError, DataFileError, GraphhaluError, UsageError
-from graphhalu.evaluation.files import replace_file
 from graphhalu.numerics import json_ready
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
 from graphhalu.studies.instability.windows import Window

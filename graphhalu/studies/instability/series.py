@@ -17,6 +17,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.atomic import replace_file
 from graphhalu.config import differing_fields
 from graphhalu.errors import (
     CorruptStoreError,
@@ -24,7 +25,7 @@ from graphhalu.errors import (
     StoreMismatchError,
     StoreNotFoundError,
 )
-from graphhalu.evaluation.files import read_object, replace_file
+from graphhalu.evaluation.files import read_object
 from graphhalu.numerics import json_ready, ragged_offsets
 from graphhalu.provenance import provenance
 

@@ -1,0 +1,34 @@
+import pytest
+
+from graphhalu.atomic import replace_file, written_aside
+
+
+def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
+    path = tmp_path / "folder" / "a.json"
+    replace_file(path, b"old")
+    replace_file(path, b"new")
+    assert path.read_bytes() == b"new"
+    assert [each.name for each in path.parent.iterdir()] == ["a.json"]
+
+
+def test_a_fault_leaves_the_earlier_file(tmp_path):
+    path = tmp_path / "a.json"
+    replace_file(path, b"old")
+
+    def broken():
+        with written_aside(path) as aside:
+            aside.write_bytes(b"half")
+            raise RuntimeError
+
+    with pytest.raises(RuntimeError):
+        broken()
+    assert path.read_bytes() == b"old"
+    assert [each.name for each in tmp_path.iterdir()] == ["a.json"]
+
+
+def test_the_file_is_not_there_before_it_is_whole(tmp_path):
+    path = tmp_path / "a.json"
+    with written_aside(path) as aside:
+        aside.write_bytes(b"whole")
+        assert not path.exists()
+    assert path.read_bytes() == b"whole"
