@@ -19,7 +19,7 @@ from graphhalu.labels.labels import Labels
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.report.weights_figures import risk_figure
-from graphhalu.report.weights_page import profile_page
+from graphhalu.report.weights_page import comparison_page, profile_page
 from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts, with_verdicts
 from graphhalu.studies.weights.detection import layer_detection
 from graphhalu.studies.weights.heads import QUANTITIES, head_roles, head_tables
@@ -31,6 +31,7 @@ from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
+from graphhalu.weights.compare import compare_profiles
 from graphhalu.weights.profile import ProfileSettings, profile_model
 from graphhalu.weights.read import open_weights
 
@@ -224,6 +225,15 @@ def test_the_page_holds_the_verdicts_and_says_what_was_not_tested(tiny, found):
     assert f"Of {len(found.rows)} claims" in page.headline[0]
 
 
+def test_the_page_of_two_profiles_says_how_they_agree(tiny):
+    profile = tiny[4]
+    page = comparison_page(profile, profile, compare_profiles(profile, profile))
+    assert "rank correlation of +1.000 or more" in page.headline[0]
+    tables = {table.name: table for section in page.sections for table in section.tables}
+    assert len(tables["compared"].rows) > 30
+    assert [figure.name for figure in page.figures] == ["depth"]
+
+
 def test_the_commands_profile_validate_plot_and_compare(tiny, tmp_path, capsys, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder, _, traces, *_ = tiny
@@ -248,9 +258,8 @@ def test_the_commands_profile_validate_plot_and_compare(tiny, tmp_path, capsys, 
     (tmp_path / "p" / "validation.json").unlink()
     assert run(["weights", "plot", "p", "--out", "q", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["html"] == "q/report.html"
-    assert run(["weights", "compare", "p", "p", "--out", "c"]) == 0
+    assert run(["weights", "compare", "p", "p"]) == 0
     assert "medians" in capsys.readouterr().out
-    assert (tmp_path / "c" / "report.html").is_file()
 
 
 @pytest.mark.parametrize(
