@@ -22,7 +22,7 @@ def run_table(result: SinksResult) -> PageTable:
         Column("task"), Column("model"), Column("K", is_number=True), Column("queries"),
         Column("chat"), Column("quantisation"), Column("layers x heads"),
         Column("records", is_number=True), Column("without NaN", is_number=True),
-        Column("accuracy", is_number=True), Column("not analysed"),
+        Column("accuracy", is_number=True), Column("commonest answer"), Column("not analysed"),
     )  # fmt: skip
     rows = tuple(
         (
@@ -30,12 +30,20 @@ def run_table(result: SinksResult) -> PageTable:
             Cell(run.query_mode), Cell(run.chat), Cell(run.quantization),
             Cell(f"{run.n_layers} x {run.n_heads}"), number(run.n_records, ",d"),
             number(run.n_usable, ",d"), number(run.accuracy),
+            Cell(ABSENT) if run.commonest_share is None
+            else Cell(f"{run.commonest_answer}, {run.commonest_share:.0%}"),
             Cell("; ".join(f"{_LABEL_NAMES[m]}: {why}" for m, why in run.left_out.items())),
         )
         for run in result.runs
     )  # fmt: skip
-    note = "Accuracy counts every record with an answer, also those whose sink mass is NaN."
-    return PageTable("table-runs", "Files of records", columns, rows, (note,))
+    notes = (
+        "Accuracy counts every record with an answer, also those whose sink mass is NaN.",
+        (
+            "Where a model nearly always chooses one letter, whether it is right depends on the "
+            "input alone, and what predicts the label reads the input, not the model's doubt."
+        ),
+    )
+    return PageTable("table-runs", "Files of records", columns, rows, notes)
 
 
 def shift_table(result: SinksResult) -> PageTable:

@@ -167,12 +167,14 @@ def _analysed(
         except GraphhaluError as error:
             error.add_note(f"in {run.name}")
             raise
+    commonest, share = run.commonest_answer() or (None, None)
     result = RunResult(
         name=run.name, task=first.task, model=first.model, sink_tokens=first.sink_tokens,
         query_mode=first.query_mode, chat=first.chat_mode, quantization=first.quantization,
         n_layers=first.by_head.shape[0], n_heads=first.by_head.shape[1],
         n_records=len(run.records), n_usable=len(run.usable), accuracy=run.accuracy(),
         n_parameters=model_size(first.model, run.meta.get("n_parameters")),
+        commonest_answer=commonest, commonest_share=share,
         findings=tuple(found), left_out=left_out,
     )  # fmt: skip
     return Analysed(run, result)

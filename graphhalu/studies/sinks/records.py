@@ -16,6 +16,7 @@ import gzip
 import json
 import re
 import zlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -135,6 +136,14 @@ class SinkRun:
         """Share of right answers among all records with an answer, NaN or not."""
         known = [1 - v for r in self.records if (v := r.labels.get("hallucinated")) is not None]
         return float(np.mean(known)) if known else None
+
+    def commonest_answer(self) -> tuple[str, float] | None:
+        """The letter that the model chose most often, and how often; ``None`` without letters."""
+        letters = [r.pred for r in self.records if r.pred is not None and len(r.pred) == 1]
+        if not letters:
+            return None
+        letter, count = Counter(letters).most_common(1)[0]
+        return letter, count / len(letters)
 
 
 @dataclass(frozen=True)

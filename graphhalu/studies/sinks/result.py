@@ -270,6 +270,9 @@ class RunResult:
         n_records: All records.
         n_usable: Those without NaN; all others are left out of everything but the accuracy.
         accuracy: Share of right answers among all records with an answer.
+        commonest_answer: What the model answered most often, where it chose among letters.
+        commonest_share: Share of these answers; near 1 the label says more of the input than of
+            the model.
         n_parameters: Of the model; ``None`` where neither description nor name say it.
         findings: One for each label that can be analysed.
         left_out: Meaning of a label to the reason why it could not.
@@ -287,6 +290,8 @@ class RunResult:
     n_records: int
     n_usable: int
     accuracy: float | None
+    commonest_answer: str | None
+    commonest_share: float | None
     n_parameters: float | None
     findings: tuple[Findings, ...]
     left_out: Mapping[str, str]

@@ -70,6 +70,11 @@ def test_a_control_that_knows_the_letter_is_seen_through(make_run):
     assert found.model("answer").auroc.value > 0.99
 
 
+def test_the_commonest_letter_of_a_run_is_counted(make_run):
+    assert make_run(9, pred="C").commonest_answer() == ("C", 1.0)
+    assert make_run(9, pred="in words").commonest_answer() is None
+
+
 def test_a_run_without_numbers_is_reported_and_not_analysed(make_run):
     result = analyze_run(make_run(20, n_nan=20), QUICK)
     assert (result.n_usable, result.findings) == (0, ())
