@@ -1,5 +1,8 @@
 """The profile of tiny models: tables, storage types, risk, comparison, memory."""
 
+import subprocess
+import sys
+
 import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
@@ -44,6 +47,15 @@ def test_every_quantity_of_every_head_and_layer_is_there(llama):
         assert llama.of_layers(name).shape == (3,)
     assert len(llama.slices) == 3 * (6 + 2 + 2 + 6)
     assert len(llama.composition) == (1 + 2) * 36
+
+
+def test_a_profile_needs_neither_torch_nor_transformers():
+    code = (
+        "import sys, graphhalu.weights.profile, graphhalu.weights.tables\n"
+        "print([name for name in ('torch', 'transformers') if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def test_heads_of_a_group_share_their_key_and_value(llama):

@@ -200,7 +200,7 @@ def _outputs(
     for layer in range(n_layers):
         on_layer(layer)
         try:
-            parts = [_output_norms(trace, weights, layer) for trace in traces]
+            parts = _layer_norms(traces, weights, layer)
         except TraceNotFoundError:
             absent.setdefault("outputs (hidden states or attention are not kept)", []).append(layer)
             continue
@@ -228,11 +228,19 @@ class _Norms(NamedTuple):
     inputs: Float[np.ndarray, "token width"]
 
 
-def _output_norms(trace: Trace, weights: Weights, layer: int) -> _Norms:
+def _layer_norms(traces: Sequence[Trace], weights: Weights, layer: int) -> list[_Norms]:
+    # whether the traces keep what is needed shows at the first one, before weights are read
+    traces[0].hidden(layer)
+    found = layer_map(weights, layer)
+    return [_output_norms(trace, found) for trace in traces]
+
+
+def _output_norms(trace: Trace, found: "LayerMap") -> _Norms:
     """Norms of what a layer's heads and blocks add, for tokens from the fifth on."""
+    layer = found.layer
     hidden = trace.hidden(layer)
     attention = trace.attention(layer)
-    found, tokens = layer_map(weights, layer), slice(max(N_SINK - trace.record.row_start, 0), None)
+    tokens = slice(max(N_SINK - trace.record.row_start, 0), None)
     inputs = found.inputs(hidden)
     values = found.values(inputs)
     mixed = np.einsum("hqk,hkd->hqd", attention[:, tokens], values, optimize=True)
@@ -240,7 +248,7 @@ def _output_norms(trace: Trace, weights: Weights, layer: int) -> _Norms:
     heads = np.sqrt(np.square(added, dtype=np.float64).sum(axis=2))
     total = found.written(added.sum(axis=0))
     norm = np.sqrt(np.square(total, dtype=np.float64).sum(axis=1))
-    is_last = layer == weights.architecture.n_layers - 1
+    is_last = layer == found.weights.architecture.n_layers - 1
     if is_last or layer + 1 not in trace.shape.hidden_layers:
         return _Norms(heads, norm, np.zeros(0), inputs[N_SINK:])
     rows: Int[np.ndarray, "row"] = np.arange(trace.record.row_start, trace.length)[tokens]
@@ -304,18 +312,12 @@ class LayerMap:
         return normed
 
 
-_REMEMBERED: dict[int, LayerMap] = {}
-
-
 def layer_map(weights: Weights, layer: int) -> LayerMap:
-    """The map of a layer; the one asked for last is remembered."""
-    kept = _REMEMBERED.get(0)
-    if kept is not None and kept.weights is weights and kept.layer == layer:
-        return kept
+    """Read the map of a layer."""
     family, n_repeats = weights.family, weights.architecture.group_size
     bias = weights.bias(layer, "v")
     post = family.attention_post_norm
-    made = LayerMap(
+    return LayerMap(
         weights, layer,
         value=np.repeat(weights.heads(layer, "v"), n_repeats, axis=0),
         value_bias=None if bias is None else np.repeat(bias, n_repeats, axis=0),
@@ -325,5 +327,3 @@ def layer_map(weights: Weights, layer: int) -> LayerMap:
         shift=weights.norm_bias(layer, family.attention_norm),
         post_gain=None if post is None else weights.gain(layer, post),
     )  # fmt: skip
-    _REMEMBERED[0] = made
-    return made
