@@ -76,22 +76,25 @@ def profile(model: str, spectra: str) -> dict[str, float]:
 
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     weights = open_weights(model)
-    last, steps = [time.process_time()], []
-
-    def on_step(_done: int, _total: int) -> None:
-        steps.append(time.process_time() - last[0])
-        last[0] = time.process_time()
-
-    profile_model(weights, ProfileSettings(spectra=spectra), on_step)
-    largest = max(weights.files.tensors.values(), key=lambda tensor: tensor.n_values)
+    ends: list[float] = []
+    profile_model(
+        weights, ProfileSettings(spectra=spectra), lambda *_: ends.append(time.process_time())
+    )
+    cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
+    # one step a tensor, one for the words, one a layer
+    steps = np.diff(ends)
+    names, n_layers = list(weights.files.tensors), weights.architecture.n_layers
+    of_layers = [place for place, name in enumerate(names) if weights.role(name)[0] is not None]
+    layer_s = (steps[of_layers].sum() + steps[len(names) + 1 :].sum()) / n_layers
+    tensors = weights.files.tensors.values()
     return {
-        "wall_s": time.perf_counter() - wall_s,
-        "cpu_s": time.process_time() - cpu_s,
+        "wall_s": wall_s,
+        "cpu_s": cpu_s,
+        "layer_cpu_s": float(layer_s),
+        "rest_cpu_s": float(cpu_s - n_layers * layer_s),
         "peak_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024,
-        "largest_stored_mb": max(t.n_bytes for t in weights.files.tensors.values()) / 2**20,
-        "largest_float32_mb": 4 * largest.n_values / 2**20,
-        "n_layers": weights.architecture.n_layers,
-        "words_cpu_s": steps[len(weights.files.tensors) + 1],
+        "largest_stored_mb": max(tensor.n_bytes for tensor in tensors) / 2**20,
+        "largest_float32_mb": max(4 * tensor.n_values for tensor in tensors) / 2**20,
     }
 
 
