@@ -127,7 +127,8 @@ function drawnWords(told) {
   const kept = { full: "", edges: "; the store keeps the strongest edges only", streams: "; the store keeps no single weights but those on the first four tokens and a token's own" }[overview.keeps];
   const where = state.isNear ? `, tokens ${drawn[0]} to ${drawn[1]}` : "";
   const some = told.drawn < n ? `the ${counted(told.drawn)} strongest of ${counted(n)} edges are drawn` : `${counted(n)} edges`;
-  return `${some}${where}: of each row the weights on the first four tokens, on its own, and on its ${Math.min(state.nEdges, trace.n_edges)} strongest others${kept}.`;
+  const others = trace.n_edges ? ` and on its ${Math.min(state.nEdges, trace.n_edges)} strongest others` : "";
+  return `${some}${where}: of each row the weights on the first four tokens, on its own${others}${kept}.`;
 }
 
 function showHidden() {

@@ -34,7 +34,8 @@ function tiny(value) {
   const size = Math.abs(value);
   if (size >= 10) return value.toFixed(0);
   if (size >= 1) return value.toFixed(1);
-  return size > 0 && size < 0.005 ? "<.01" : value.toFixed(2).replace("0.", ".");
+  if (size > 0 && size < 0.005) return value > 0 ? "<.01" : "-0";
+  return value.toFixed(2).replace("0.", ".");
 }
 
 function visible(text) {

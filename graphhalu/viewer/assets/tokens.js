@@ -2,7 +2,8 @@
 
 const STEP = 10;
 const PAINTED = 200; // tokens that are coloured in one go
-const LINE_TOKENS = 100; // lines out of sight are not laid out, which keeps long texts quick
+const LINE_TOKENS = 100;
+const LONG = 400; // lines of such a text are not laid out while they are out of sight
 
 class Tokens {
   constructor(prompt, answer, { onPick, onLook }) {
@@ -51,7 +52,10 @@ class Tokens {
       line.append(element);
       return element;
     });
-    this.parts.forEach((part, index) => part.replaceChildren(...parts[index]));
+    this.parts.forEach((part, index) => {
+      part.replaceChildren(...parts[index]);
+      part.classList.toggle("long", texts.length > LONG);
+    });
     this.#rove(0);
   }
 
