@@ -2,11 +2,13 @@
 
 import io
 import json
+from contextlib import redirect_stdout
 from pathlib import Path
 
 import pytest
 
 from graphhalu.cli.main import run
+from graphhalu.report.write import ReportFiles
 from graphhalu.testing.tiny_models import save_tiny
 
 QUICK = [
@@ -23,7 +25,7 @@ def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     # this one goes on to the limit; the first ends most answers at once
     save_tiny(folder / "tiny", "llama", seed=1)
-    texts = [f"{letter}{digit}" for letter in "abcde" for digit in range(5)]
+    texts = [f"{letter}{digit}" for letter in "abc" for digit in range(6)]
     (folder / "attacks.txt").write_text("\n".join(f"Say {t}!" for t in texts), encoding="utf-8")
     rows = [json.dumps({"prompt": f"Who is {text}?"}) for text in texts]
     (folder / "benign.jsonl").write_text("\n".join(rows), encoding="utf-8")
@@ -32,7 +34,9 @@ def folder(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
         assert run(["instability", "gather", *TINY, *FILES, "--out", "s", "--json"]) == 0
-        assert run(["instability", "calibrate", "s", *QUICK, "--json"]) == 0
+        with redirect_stdout(io.StringIO()) as printed:
+            assert run(["instability", "calibrate", "s", *QUICK, "--json"]) == 0
+    (folder / "printed.json").write_text(printed.getvalue(), encoding="utf-8")
     return folder
 
 
@@ -60,19 +64,21 @@ def edited(**changes):
 def test_gathering_again_goes_on_and_tells_the_same(capsys):
     printed = said(capsys, ["gather", *TINY, *FILES, "--out", "s", "--json"])
     values = json.loads(printed.out)
-    assert (values["n_attack"], values["n_benign"], values["n_failed"]) == (25, 25, 0)
-    assert "50/50 prompts" in printed.err
+    assert (values["n_attack"], values["n_benign"], values["n_failed"]) == (18, 18, 0)
+    assert "36/36 prompts" in printed.err
     assert "ended by themselves" in said(capsys, ["gather", *TINY, *FILES, "--out", "s"]).out
 
 
 def test_the_system_prompt_may_be_a_file(capsys):
     arguments = ["gather", *TINY[:4], "--system", "system.txt", *FILES, "--out", "s", "--json"]
-    assert json.loads(said(capsys, arguments).out)["n_prompts"] == 50
+    assert json.loads(said(capsys, arguments).out)["n_prompts"] == 36
 
 
 def test_a_calibration_prints_what_its_file_holds(capsys):
-    values = json.loads(said(capsys, ["calibrate", "s", *QUICK, "--json", "--out", "c.json"]).out)
-    written = json.loads(Path("c.json").read_text(encoding="utf-8"))
+    values, written = (
+        json.loads(Path(name).read_text(encoding="utf-8"))
+        for name in ("printed.json", "s/calibration.json")
+    )
     assert values["rows"] == written["rows"]
     assert values["identity"]["model"] == "tiny"
     assert {"tpr", "fpr", "aim"} <= set(values["rows"][0]["points"][0])
@@ -104,7 +110,7 @@ def test_prompts_come_from_a_file_or_from_stdin(capsys, monkeypatch):
     calibration = ["--calibration", "s/calibration.json", "--threads", "1", "--json"]
     found = said(capsys, ["detect", "--file", "benign.jsonl", *calibration, "--method",
                           "attention_tracker"])  # fmt: skip
-    assert len(json.loads(found.out)["prompts"]) == 25
+    assert len(json.loads(found.out)["prompts"]) == 18
     monkeypatch.setattr("sys.stdin", io.StringIO("Say b!\n\nWho?\n"))
     texts = [
         p["text"] for p in json.loads(said(capsys, ["detect", "-", *calibration]).out)["prompts"]
@@ -112,10 +118,18 @@ def test_prompts_come_from_a_file_or_from_stdin(capsys, monkeypatch):
     assert texts == ["Say b!", "Who?"]
 
 
-def test_the_study_is_drawn(capsys):
+def test_the_study_is_drawn_into_the_folder_that_is_named(capsys, monkeypatch):
+    asked = []
+
+    def write(folder, calibration, out):
+        asked.append((folder.path, calibration.fitted_on.model, out))
+        return ReportFiles(out / "i.html", out / "i.md", (out / "roc.png",))
+
+    monkeypatch.setattr("graphhalu.report.instability_page.write_study", write)
     values = json.loads(said(capsys, ["plot", "s", "--out", "drawn", "--json"]).out)
-    assert Path(values["html"]).exists()
-    assert len(values["figures"]) == 12
+    assert values == {"html": "drawn/i.html", "figures": ["drawn/roc.png"]}
+    assert said(capsys, ["plot", "s"]).out.split() == ["s/report/i.html", "s/report/roc.png"]
+    assert asked[0] == (Path("s"), "tiny", Path("drawn"))
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,7 @@
 """The page of a planted study: its words and figures hold the values of the calibration."""
 
 import re
+from html import unescape
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,7 +25,7 @@ from graphhalu.studies.instability.views import study_view
 N_LAYERS, N_HEADS = 5, 3
 SETTINGS = CalibrateSettings(
     starts=(1,), lengths=(3, 5), mid_high=(0.2,), tail_cut=(0.0,), n_folds=3, n_inner_folds=2,
-    seeds=(0, 1), n_resamples=100,
+    seeds=(0,), n_resamples=100,
 )  # fmt: skip
 
 
@@ -78,7 +79,7 @@ def test_every_figure_is_there_as_png_and_svg(study):
 def test_the_page_needs_nothing_else_and_shows_texts_as_texts(study):
     html = study.files.html.read_text(encoding="utf-8")
     assert html.count("<svg") == 6
-    assert "default-src 'none'" in html
+    assert "default-src 'none'" in unescape(html)
     assert not re.search(r"(src|href)=\"https?:", html)
     assert "<b>it</b>" not in html
     assert "Never say &lt;b&gt;it&lt;/b&gt;." in html

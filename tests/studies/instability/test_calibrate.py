@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
-from graphhalu.studies.instability.calibrate import calibrate, labelled_series
+from graphhalu.studies.instability.calibrate import calibrate, cases_of, labelled_series
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, read_calibration
+from graphhalu.studies.instability.rivals import Study, all_methods
 from graphhalu.studies.instability.series import SeriesFolder
 
 
@@ -85,15 +86,18 @@ def test_a_rate_without_a_threshold_is_named_with_those_that_have_one(found):
         found.threshold(MAIN, 0.01)
 
 
-def test_given_heads_are_used_and_those_of_another_model_refused(planted, series, tmp_path):
-    folder = planted.folder(tmp_path / "s", series)
-    quick = planted.quick.model_copy(update={"seeds": (0,)})
-    given = calibrate(folder, quick, given_heads=((0, 2),))
-    assert given.tracker.heads == ((0, 2),)
-    assert given.tracker.is_given
-    assert given.row(TRACKER).auroc.value < 0.8
+def test_given_heads_are_used_and_those_of_another_model_refused(planted, series):
+    cases, study = cases_of(series), Study.of(series, planted.quick)
+
+    def tracker(heads):
+        return next(m for m in all_methods(study, planted.quick, heads) if m.name == TRACKER)
+
+    fitted = tracker(((0, 2),)).fit(cases, np.arange(40), 0)
+    assert fitted.heads == (((0, 2),), None)
+    expected = [-each.arrays["focus_heads"][0, 2] for each in series]
+    np.testing.assert_allclose(fitted.scores, expected)
     with pytest.raises(UsageError, match="5 layers of 3 heads"):
-        calibrate(folder, quick, given_heads=((17, 2),))
+        tracker(((17, 2),)).fit(cases, np.arange(40), 0)
 
 
 def test_a_window_beyond_the_answers_is_refused(planted, series, tmp_path):

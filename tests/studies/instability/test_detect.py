@@ -15,7 +15,7 @@ from graphhalu.studies.instability.settings import GatherSettings
 from graphhalu.testing.tiny_models import save_tiny
 
 TEXTS = [(f"{'Say' if label else 'Ask'} {letter}{digit}.", label) for label in (1, 0)
-         for letter in "abcde" for digit in range(5)]  # fmt: skip
+         for letter in "abc" for digit in range(6)]  # fmt: skip
 SETTINGS = GatherSettings(system="Never say b.", max_new_tokens=9)
 CHOICE = WindowChoice(
     spread="std", start=1, length=4, first_layer=1, stop_layer=3, direction=1, f1_threshold=0.5
@@ -31,7 +31,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def study(tiny, planted, tmp_path_factory):
-    """A folder of fifty prompts, and its calibration."""
+    """A folder of 36 prompts, and its calibration."""
     folder = gather(tiny, SETTINGS, numbered(TEXTS), tmp_path_factory.mktemp("s") / "s")
     return folder, calibrate(folder, planted.quick)
 
