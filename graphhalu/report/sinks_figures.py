@@ -86,9 +86,10 @@ def accuracy_figure(shown: Sequence[Shown]) -> Figure:
         )  # fmt: skip
         panel.set_ylim(0, 1)
         panel.xaxis.set_major_locator(MaxNLocator(4))
-        panel_title(panel, each.name)
+        # three panels a row leave room for half a name on a line
+        panel_title(panel, each.name.replace(", ", "\n", 1))
         if place % 3 == 0:
-            panel.set_ylabel(_share_name(each))
+            panel.set_ylabel(_share_name(shown))
     for panel in axes[-3:]:
         panel.set_xlabel("sink mass")
     return figure
@@ -259,7 +260,8 @@ def _mark(part: str, marker: str, label: str) -> Line2D:
     return Line2D([], [], color=LIGHT[part], marker=marker, markersize=7, linewidth=2, label=label)
 
 
-def _share_name(each: Shown) -> str:
-    return (
-        "accuracy" if each.found.meaning == "hallucinated" else f"share {CLASS_NAMES['input'][1]}"
-    )
+def _share_name(shown: Sequence[Shown]) -> str:
+    """What label 0 is called where all panels share an axis."""
+    is_own = {each.found.meaning == "hallucinated" for each in shown}
+    words = {(True,): "accuracy", (False,): "share of good inputs"}
+    return words.get(tuple(is_own), "share right, or good")

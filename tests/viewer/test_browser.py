@@ -27,6 +27,7 @@ from graphhalu.viewer.verdicts import StoredLabels
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+NOTE = "the tokenizer of <b>this</b> model is not here"
 HOSTILE = "<img src=x onerror=alert(1)>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 READY = "html[data-ready-ms]"
@@ -78,7 +79,7 @@ def written(stores, tmp_path_factory):
     )  # fmt: skip
     features = ("sink_mass_k4", "head_std_sink", "answer_length")
     view = make_view(store, ViewRequest(labeller=None, limit=n, features=features))
-    view = replace(view, labels=StoredLabels(labels, is_stored=True))
+    view = replace(view, labels=StoredLabels(labels, is_stored=True), notes=(NOTE,))
     path = tmp_path_factory.mktemp("browser") / "page.html"
     write_view(view, path)
     return path.as_uri()
@@ -238,6 +239,10 @@ def test_prompt_and_answer_stand_apart_and_colours_have_numbers(opened, written,
     assert page.evaluate("document.querySelector('[data-token=\"2\"]').style.backgroundColor") != ""
     choose(page, "colour", "nothing")
     assert page.get_attribute('[data-token="2"]', "data-number") is None
+
+
+def test_what_a_reader_should_know_is_told(opened, written):
+    assert opened(written).text_content("#notes") == NOTE
 
 
 def test_the_page_follows_the_choice_of_light_or_dark(opened, written):

@@ -233,6 +233,7 @@ window.addEventListener("resize", () => {
   resized = setTimeout(drawAgain, 100);
 });
 
+byId("notes").append(...overview.notes.map((note) => make("p", { class: "note" }, note)));
 byId("layer").append(...overview.layers.map((layer, place) => make("option", { value: place }, layer)));
 byId("head").append(...Array.from({ length: overview.n_heads }, (_, number) => make("option", { value: number }, number)));
 openAnswer(0).then(() => {
