@@ -252,8 +252,9 @@ def test_the_page_follows_the_choice_of_light_or_dark(opened, written):
     page.click("#matrix-tab")
     light = page.evaluate(pixel)
     page.emulate_media(color_scheme="dark")
-    page.wait_for_timeout(50)
-    assert page.evaluate(pixel) != light
+    page.wait_for_function(
+        f"before => [...{drawn}.getImageData(9, 9, 1, 1).data].join() !== before.join()", arg=light
+    )
     assert page.evaluate("getComputedStyle(document.body).backgroundColor") == "rgb(20, 24, 29)"
 
 
