@@ -140,9 +140,10 @@ def copying_eigenvalues(
         Elhage et al. 2021, "A Mathematical Framework for Transformer Circuits": the eigenvalues
         of ``W_U W_O W_V W_E``. The cyclic product of the size of a head has the same ones.
     """
+    # in the words' own precision: they are the largest matrix here, and heads are many
+    kind = words.dtype
     small = [
-        v.astype(np.float64) @ (words @ o.T.astype(np.float64))
-        for v, o in zip(value, output, strict=True)
+        v.astype(kind) @ (words @ o.T.astype(kind)) for v, o in zip(value, output, strict=True)
     ]
     return np.linalg.eigvals(np.stack(small)).astype(np.complex128)
 
