@@ -263,5 +263,8 @@ def _mark(part: str, marker: str, label: str) -> Line2D:
 def _share_name(shown: Sequence[Shown]) -> str:
     """What label 0 is called where all panels share an axis."""
     is_own = {each.found.meaning == "hallucinated" for each in shown}
-    words = {(True,): "accuracy", (False,): "share of good inputs"}
+    words: dict[tuple[bool, ...], str] = {
+        (True,): "accuracy",
+        (False,): "share of good inputs",
+    }
     return words.get(tuple(is_own), "share right, or good")
