@@ -46,6 +46,19 @@ def grams(triangle: Float[np.ndarray, "head side size"]) -> Float[np.ndarray, "h
     return products
 
 
+def row_products(
+    factor: Float[np.ndarray, "head size width"],
+) -> Float[np.ndarray, "head size size"]:
+    """``W W'`` of each factor in its own precision, which is quick and good enough for ratios."""
+    products: Float[np.ndarray, "head size size"] = factor @ factor.swapaxes(1, 2)
+    return products
+
+
+def head_norms(factor: Float[np.ndarray, "head size width"]) -> Float[np.ndarray, "head"]:
+    """Frobenius norm of each factor."""
+    return np.array([np.sqrt(np.square(one, dtype=np.float64).sum()) for one in factor])
+
+
 def circuit_values(
     left: Float[np.ndarray, "head left size"], right: Float[np.ndarray, "head right size"]
 ) -> Float[np.ndarray, "head value"]:
@@ -97,10 +110,9 @@ def self_logit(
     scaling: float,
 ) -> Float[np.ndarray, "head"]:
     """Mean logit of a token on itself, ``tr M``: on others the mean is 0."""
-    found: Float[np.ndarray, "head"] = scaling * np.einsum(
-        "hsw,hsw->h", query, key, dtype=np.float64
+    return np.array(
+        [scaling * float((q.astype(np.float64) * k).sum()) for q, k in zip(query, key, strict=True)]
     )
-    return found
 
 
 def entropy_estimate(variance: Float[np.ndarray, "*head"], n_keys: int) -> EntropyEstimate:
@@ -145,7 +157,7 @@ def copying_eigenvalues(
     small = [
         v.astype(kind) @ (words @ o.T.astype(kind)) for v, o in zip(value, output, strict=True)
     ]
-    return np.linalg.eigvals(np.stack(small)).astype(np.complex128)
+    return np.linalg.eigvals(np.stack(small).astype(np.float64)).astype(np.complex128)
 
 
 def copying_score(eigenvalues: Complex[np.ndarray, "head size"]) -> Float[np.ndarray, "head"]:

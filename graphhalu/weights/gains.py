@@ -74,7 +74,7 @@ def attention_gain(
     # heads of a group see the same values, and under even attention give them the same weight
     summed = output.reshape(n_kv, -1, size, width).sum(axis=1).reshape(-1, width)
     total = summed.T @ value.reshape(-1, width)
-    norm = float(np.sqrt(np.square(total, dtype=np.float64).sum()))
+    norm = float(np.linalg.norm(np.linalg.norm(total, axis=1).astype(np.float64)))
     return Gain(norm / np.sqrt(n_keys * width), is_estimate=True)
 
 

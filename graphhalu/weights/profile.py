@@ -18,8 +18,10 @@ from graphhalu.weights.circuits import (
     copying_eigenvalues,
     copying_score,
     entropy_estimate,
+    head_norms,
     logit_variance,
     rotations,
+    row_products,
     self_logit,
 )
 from graphhalu.weights.gains import Gain, activation, isotropic_inputs, output_gain
@@ -262,8 +264,7 @@ def _logit_bound(
 def _ov_columns(reads: Reads, words: Float[np.ndarray, "width width"]) -> dict[str, np.ndarray]:
     squares = np.square(circuit_values(reads.output_triangle, reads.value_triangle))
     spectra = [spectrum(row) for row in squares]
-    moments = np.einsum("hsw,htw->hst", reads.output, reads.output, optimize=True)
-    norm = np.einsum("hst,hts->h", moments.astype(np.float64), reads.value_moment)
+    norm = np.einsum("hst,hts->h", row_products(reads.output), reads.value_moment)
     return {
         "v_norm": _trace_norm(reads.value_triangle),
         "o_norm": _trace_norm(reads.output_triangle),
@@ -287,7 +288,7 @@ def _composition(
         "q": (Side(reads.query, reads.key_moment), columns["qk_norm_plain"]),
         "k": (Side(reads.key, reads.query_moment), columns["qk_norm_plain"]),
         "v": (
-            Side(reads.value, np.einsum("hsw,htw->hst", reads.output, reads.output, optimize=True)),
+            Side(reads.value, row_products(reads.output)),
             columns["ov_norm_written"],
         ),
     }
@@ -349,10 +350,7 @@ def _mlp_gain(weights: Weights, layer: int, settings: ProfileSettings) -> Gain |
 
 def _strength(weights: Weights, layer: int) -> Float[np.ndarray, "head"]:
     """``sqrt(|W_Q| |W_K|)`` of the stored matrices, as an earlier system computed it."""
-    norms = [
-        np.sqrt(np.square(weights.heads(layer, part), dtype=np.float64).sum(axis=(1, 2)))
-        for part in ("q", "k")
-    ]
+    norms = [head_norms(weights.heads(layer, part)) for part in ("q", "k")]
     keys = np.repeat(norms[1], weights.architecture.group_size)
     found: Float[np.ndarray, "head"] = np.sqrt(norms[0] * keys)
     return found

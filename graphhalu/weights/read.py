@@ -296,4 +296,4 @@ def _part_of(family: Family, stem: str) -> str:
 
 def blend(values: Float[np.ndarray, "head *rest"], n_repeats: int) -> Float[np.ndarray, "_ *rest"]:
     """Values of key heads, once for every query head that shares them."""
-    return np.repeat(values, n_repeats, axis=0)
+    return values if n_repeats == 1 else np.repeat(values, n_repeats, axis=0)

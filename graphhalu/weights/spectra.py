@@ -3,7 +3,7 @@
 Scale-free numbers come first, since the scale of a matrix is shared with the norm before it.
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -18,6 +18,7 @@ MIN_EIGENVALUES: Final = 50
 """Shortest spectrum that a tail is fitted to."""
 MIN_TAIL: Final = 10
 _MOST_STARTS: Final = 200
+_PIECE: Final = 2**19
 
 
 class Entries(NamedTuple):
@@ -111,12 +112,15 @@ class _Sums:
 
 
 def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
-    """Statistics of a tensor whose rows come in chunks; nothing but a chunk is held."""
+    """Statistics of a tensor whose rows come in chunks.
+
+    A chunk is worked on in small pieces: in float64 a whole one would take several times its size.
+    """
     sums, rows, columns = _Sums(), [], np.zeros(0)
-    for chunk in chunks:
+    for chunk in (piece for whole in chunks for piece in _pieces(whole)):
         sums.add(chunk)
         if chunk.ndim > 1:
-            squares = np.square(_finite(chunk.reshape(-1, chunk.shape[-1])))
+            squares = np.square(_finite(chunk))
             rows.append(squares.sum(1, dtype=np.float64))
             columns = (columns if columns.size else 0.0) + squares.sum(0, dtype=np.float64)
     one, two, three, four = (power / max(1, sums.n) for power in sums.powers)
@@ -134,6 +138,17 @@ def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
         row_outlier=_over_median(np.concatenate(rows)) if rows else nan,
         column_outlier=_over_median(columns) if rows else nan,
     )
+
+
+def _pieces(values: Float[np.ndarray, "..."]) -> Iterator[Float[np.ndarray, "..."]]:
+    """Some rows at a time; axes before the last one become one."""
+    if values.ndim < 2:  # noqa: PLR2004
+        yield values
+        return
+    lines = values.reshape(-1, values.shape[-1])
+    step = max(1, _PIECE // max(1, lines.shape[1]))
+    for start in range(0, len(lines), step):
+        yield lines[start : start + step]
 
 
 def _finite(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
