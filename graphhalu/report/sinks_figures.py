@@ -60,7 +60,8 @@ def estimate_text(estimate: Estimate, digits: int = 2) -> str:
 
 def shift_figure(shown: Sequence[Shown]) -> Figure:
     """Density and violin of sink mass for both classes of every run, with Cohen's d."""
-    figure, axes = panels(len(shown), n_columns=2, height_in=2.5)
+    has_long = any("\n" in each.lines for each in shown)
+    figure, axes = panels(len(shown), n_columns=2, height_in=2.7 if has_long else 2.5)
     for each, panel in zip(shown, axes, strict=True):
         _draw_shift(panel, each)
     for panel in axes[-2:]:
@@ -109,7 +110,7 @@ def forest_figure(shown: Sequence[Shown]) -> Figure:
         ):
             _interval(axes, place + offset, estimate, look, f"{gid}-{place}")
     axes.set_yticks(range(len(shown)))
-    axes.set_yticklabels([each.name for each in shown], parse_math=False)
+    axes.set_yticklabels([each.lines for each in shown], parse_math=False)
     axes.set_ylim(len(shown) - 0.5, -0.5)
     axes.tick_params(axis="y", length=0)
     axes.spines["left"].set_visible(False)
@@ -147,7 +148,7 @@ def models_figure(shown: Sequence[Shown]) -> Figure:
                 at, mark = place - 0.12 + 0.24 * step, (part, marker)
                 _interval(right, at, gain.auroc, mark, f"{larger} {place}")
     left.set_yticks(range(len(shown)))
-    left.set_yticklabels([each.name for each in shown], parse_math=False)
+    left.set_yticklabels([each.lines for each in shown], parse_math=False)
     left.set_ylim(len(shown) - 0.5, -0.5)
     left.set_xlabel("AUROC, cross-fitted")
     right.set_xlabel("AUROC added to entropy")
@@ -182,7 +183,7 @@ def _draw_shift(axes: Axes, each: Shown) -> None:
     axes.spines["left"].set_visible(False)
     axes.axhline(0, color=LIGHT["grid"], linewidth=1)
     axes.xaxis.set_major_locator(MaxNLocator(5))
-    panel_title(axes, f"{each.name}\nd = {estimate_text(each.found.shift.cohens_d)}")
+    panel_title(axes, f"{each.lines}\nd = {estimate_text(each.found.shift.cohens_d)}")
 
 
 def density(

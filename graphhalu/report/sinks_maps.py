@@ -34,26 +34,31 @@ _MARK_TEXT: Final = f"q < {FALSE_DISCOVERIES}".replace("0.", ".")
 
 
 def heads_figure(shown: Sequence[Shown]) -> Figure:
-    """Difference of every head between the classes; a dot marks what counts after correction."""
+    """Difference of every head between the classes; a dot marks what counts after correction.
+
+    Each panel has a scale of its own, named in its title: differences of one task can be ten
+    times those of another.
+    """
     n_heads = max(each.run.n_heads for each in shown)
-    height = 0.75 + (0.13 if n_heads <= 16 else 0.085) * n_heads  # noqa: PLR2004
+    height = 0.95 + (0.13 if n_heads <= 16 else 0.085) * n_heads  # noqa: PLR2004
     figure, axes = panels(len(shown), n_columns=2, height_in=height, extra_in=0.9)
-    norm = _norm([as_array(each.found.localisation.difference) for each in shown])
     for each, panel in zip(shown, axes, strict=True):
-        _draw_heads(panel, each, norm)
+        _draw_heads(panel, each, _norm(as_array(each.found.localisation.difference)))
     for place, panel in enumerate(axes):
         if place % 2 == 0:
             panel.set_ylabel("head")
     for panel in axes[-2:]:
         panel.set_xlabel("layer")
     bar = figure.colorbar(
-        ScalarMappable(norm, AROUND_CHANCE), ax=axes, location="top", aspect=45, shrink=0.7,
+        ScalarMappable(Normalize(-1, 1), AROUND_CHANCE), ax=axes,
+        location="top", aspect=45, shrink=0.7,
         pad=0.01, extend="both",
     )  # fmt: skip
     bar.set_label(
         "sink mass: hallucinated (or bad input) minus correct", fontsize=FONT_SIZE,
         color=LIGHT["ink"],
     )  # fmt: skip
+    bar.set_ticks([-1, 0, 1], labels=["\N{MINUS SIGN}scale", "0", "+scale"])
     bar.ax.tick_params(labelsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
     bar.outline.set_visible(False)
     return figure
@@ -135,9 +140,9 @@ def as_array(matrix: Matrix) -> Float[np.ndarray, "layer head"]:
     return np.array([[np.nan if v is None else v for v in row] for row in matrix])
 
 
-def _norm(matrices: Sequence[Float[np.ndarray, "layer head"]]) -> Normalize:
+def _norm(values: Float[np.ndarray, "layer head"]) -> Normalize:
     """Symmetric colours; the few largest values share the end of the scale."""
-    sizes = np.concatenate([np.abs(each[np.isfinite(each)]) for each in matrices])
+    sizes = np.abs(values[np.isfinite(values)])
     reach = max(float(np.quantile(sizes, _CLIP)) if sizes.size else 0.0, _LEAST_REACH)
     return Normalize(-reach, reach)
 
@@ -163,7 +168,8 @@ def _draw_heads(axes: Axes, each: Shown, norm: Normalize) -> None:
         )  # fmt: skip
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
     axes.yaxis.set_major_locator(MaxNLocator(5, integer=True))
-    panel_title(axes, f"{each.name}\n{int(counts.sum())} of {where.n_heads} heads {_MARK_TEXT}")
+    count = f"{int(counts.sum())} of {where.n_heads} heads {_MARK_TEXT}"
+    panel_title(axes, f"{each.lines}\n{count}, scale {norm.vmax or 0:.3f}")
 
 
 def _draw_depth(left: Axes, right: Axes, each: Shown, look: dict[str, Any]) -> None:

@@ -190,8 +190,9 @@ def _localisation(shown: Sequence[Shown]) -> Section:
         PageFigure(
             "sinks-heads", "Where heads differ",
             "Mean sink mass of label 1 minus that of label 0 for every layer (across) and head "
-            "(down); blue and dark is less, yellow and bright is more. A dot marks a head that "
-            "counts after false-discovery control over all heads of its panel.",
+            "(down); blue and dark is less, yellow and bright is more. Each panel has a scale of "
+            "its own, named in its title. A dot marks a head that counts after false-discovery "
+            "control over all heads of its panel.",
             heads_figure(shown),
         ),
         PageFigure(

@@ -29,7 +29,8 @@ LINE_LOOKS: Final[tuple[dict[str, Any], ...]] = (
     {"color": LIGHT["muted"], "linestyle": (0, (5, 1.8)), "marker": "X"},
 )
 """Lines that differ in colour, dashes and mark; more than these start again."""
-_LONGEST: Final = 44
+_LONGEST: Final = 80
+_LINE: Final = 30
 
 
 class Shown(NamedTuple):
@@ -38,6 +39,11 @@ class Shown(NamedTuple):
     run: RunResult
     found: Findings
     name: str
+
+    @property
+    def lines(self) -> str:
+        """The name, a long one with its first part on a line of its own."""
+        return self.name if len(self.name) <= _LINE else self.name.replace(", ", "\n", 1)
 
 
 def shown_findings(
