@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
     from graphhalu.cli.output import ProgressLine
     from graphhalu.labels.labels import Labels
+    from graphhalu.studies.weights.agreement import Agreement
     from graphhalu.studies.weights.result import Validation
     from graphhalu.traces.store import TraceStore
     from graphhalu.weights.tables import WeightProfile
@@ -278,17 +279,15 @@ def _print_profile(found: "WeightProfile", n_rows: int) -> None:
 
 
 def _print_validation(result: "Validation") -> None:
-    import re
-
     print_table(
-        ["from weights", "measured", "rank corr.", "beyond", "q", "verdict"],
+        ["from weights", "measured", "rank corr.", "verdict"],
         [
             [
                 row.static + (" *" if row.is_mixed else ""),
                 f"{row.measured} ({row.level})",
-                "-" if row.rho != row.rho
-                else re.sub(r"\b0\.", ".", f"{row.rho:+.2f} [{row.low:+.2f},{row.high:+.2f}]"),
-                _text(row.beyond_depth, "+.2f"), _text(row.q_value, ".3f"), row.verdict,
+                _correlation(row),
+                row.verdict if row.verdict == "not tested"
+                else f"{row.verdict}\nq {_text(row.q_value, '.3f')}",
             ]
             for row in result.rows
         ],
@@ -298,6 +297,14 @@ def _print_validation(result: "Validation") -> None:
         say("* reads parts that are stored in more than one type")
     for what, why in result.missing.items():
         say(f"not measured: {what}: {why}")
+
+
+def _correlation(row: "Agreement") -> str:
+    import re
+
+    if row.verdict == "not tested":
+        return "-"
+    return re.sub(r"\b0\.", ".", f"{row.rho:+.2f}\n[{row.low:+.2f},{row.high:+.2f}]")
 
 
 def _print_files(files: Any, *, is_json: bool) -> None:

@@ -7,7 +7,7 @@ from jaxtyping import Float
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
@@ -87,6 +87,9 @@ def depth_figure(profiles: list[WeightProfile]) -> Figure:
         axes.set_title(panel.title, loc="left", **quiet_text())
         if panel.is_log and axes.lines and _all_positive(axes):
             _log_axis(axes, "y")
+    for axes in grid.flat:
+        if len(profiles) == 1:
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid[1]:
         axes.set_xlabel("layer" if len(profiles) == 1 else "depth (first to last layer)")
     if len(profiles) > 1:
@@ -119,6 +122,9 @@ def heads_figure(profile: WeightProfile) -> Figure:
         bar = figure.colorbar(drawn, ax=axes, pad=0.01, aspect=12)
         bar.ax.tick_params(labelsize=FONT_SIZE - 2, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
         bar.ax.minorticks_off()
+        if is_log:
+            bar.locator, bar.formatter = LogLocator(subs=(1.0, 2.0, 5.0)), FuncFormatter(_plain)
+            bar.update_ticks()
         bar.outline.set_visible(False)
     _mark_peaked(panels[0], profile)
     panels[-1].set_xlabel("layer", fontsize=FONT_SIZE)
@@ -200,6 +206,7 @@ def risk_figure(found: Validation) -> Figure:
             label=f"by {each.inputs}\n{words.get(f'AUROC by {each.inputs}', '')}",
         )  # fmt: skip
     below.axhline(0.5, color=LIGHT["muted"], linewidth=1, linestyle=(0, (2, 2)))
+    below.xaxis.set_major_locator(MaxNLocator(integer=True))
     below.set(xlabel="layer", ylabel="AUROC of one layer alone")
     below.set_title("its validation: what each layer alone detects", loc="left", **quiet_text())
     for axes in (above, below):
@@ -228,6 +235,10 @@ def _curve(
     )  # fmt: skip
 
 
+def _plain(value: float, _place: int | None = None) -> str:
+    return f"{value:g}"
+
+
 def _log_axis(axes: Axes, axis: str) -> None:
     """Plain numbers on the axis, few of them, also where it spans less than a decade."""
     getattr(axes, f"set_{axis}scale")("log")
@@ -235,7 +246,7 @@ def _log_axis(axes: Axes, axis: str) -> None:
     steps = (1.0,) if high > 300 * low else (1.0, 2.0, 5.0)
     chosen = getattr(axes, f"{axis}axis")
     chosen.set_major_locator(LogLocator(subs=steps))
-    chosen.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    chosen.set_major_formatter(FuncFormatter(_plain))
     chosen.set_minor_locator(NullLocator())
 
 

@@ -113,6 +113,9 @@ _READS: Final = {
 """Parts that each quantity of the layers depends on."""
 
 
+_GAINS: Final = ("attention_gain", "mlp_gain", "gain_ratio")
+
+
 def risk_curve(profile: WeightProfile, settings: RiskSettings | None = None) -> RiskCurve:
     """Add up the components of a profile.
 
@@ -147,6 +150,8 @@ def risk_curve(profile: WeightProfile, settings: RiskSettings | None = None) -> 
 
 def reads_mixed(profile: WeightProfile, quantity: str) -> bool:
     """Whether a quantity of the layers depends on a part that is stored in more than one way."""
+    if quantity in _GAINS and not any(profile.layers["is_gain_estimate"].to_pylist()):
+        return False  # the norms behind the blocks fix them
     mixed = {found.part for found in profile.mixed()}
     return bool(mixed & set(_READS.get(quantity, ())))
 

@@ -44,7 +44,7 @@ PAIRS: Final = (
     Pair("self_logit", "self_share", "head", 1),
     Pair("v_norm", "value_norm", "kv_head", 1),
     Pair("ov_norm", "head_output", "head", 1),
-    Pair("calibrated_logit_variance", "entropy", "head", -1),
+    Pair("calibrated_variance", "entropy", "head", -1),
     Pair("strength", "entropy", "head", -1, is_control=True),
     Pair("logit_variance", "entropy", "layer", -1),
     Pair("logit_variance", "sink_share", "layer", 1),

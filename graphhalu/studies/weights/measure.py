@@ -28,7 +28,7 @@ MEASURED_MEANINGS: Final = {
     "head_output": "norm of what a head adds to the stream, median over tokens from the fifth on",
     "attention_output": "norm of what attention adds to the stream, median as above",
     "mlp_output": "norm of what the feed-forward block adds, median as above",
-    "calibrated_logit_variance": "s^2 with the inputs of these traces in place of isotropic ones",
+    "calibrated_variance": "s^2 with the inputs of these traces in place of isotropic ones",
     "top_share": "share of the inputs' second moment along its first direction, sinks left out",
     "output_ratio": "mlp_output over attention_output, token by token, median",
 }
@@ -108,7 +108,7 @@ def measure_store(
         heads={
             **{n: named[n] for n in _Streams._fields[:-1]},
             "head_output": outputs.heads,
-            "calibrated_logit_variance": outputs.variance,
+            "calibrated_variance": outputs.variance,
         },
         kv_heads={"value_norm": streams.value_norm},
         layers={

@@ -11,8 +11,9 @@ from graphhalu.errors import ConfigError, DataFileError, UsageError
 from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.studies.sinks.across import heterogeneity, model_size
 from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze, analyze_run
-from graphhalu.studies.sinks.records import write_run
-from graphhalu.studies.sinks.result import Estimate, read_sinks
+from graphhalu.studies.sinks.files import write_run
+from graphhalu.studies.sinks.findings import Estimate
+from graphhalu.studies.sinks.result import read_sinks
 
 QUICK = AnalyzeConfig(n_resamples=100, n_permutations=100, fold_seeds=(0,), n_top=2)
 FEW = QUICK.model_copy(update={"models": ("sink", "answer")})

@@ -11,8 +11,8 @@ from graphhalu.config import load_config
 from graphhalu.errors import ConfigError, DataFileError, StoreMismatchError, UsageError
 from graphhalu.models.load import load_model
 from graphhalu.studies.sinks import measure as measure_module
+from graphhalu.studies.sinks.files import read_run
 from graphhalu.studies.sinks.measure import measure
-from graphhalu.studies.sinks.records import read_run
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 from graphhalu.testing.tiny_models import save_tiny
 

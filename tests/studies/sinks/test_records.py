@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from graphhalu.errors import DataFileError, UsageError
-from graphhalu.studies.sinks.records import find_runs, plain_record, read_run, run_name, write_run
+from graphhalu.studies.sinks.files import find_runs, plain_record, read_run, write_run
+from graphhalu.studies.sinks.records import run_name
 
 PUBLISHED = {
     "idx": 7, "task": "truthfulqa_mc", "model": "a/b", "target": "C", "pred": "A",
