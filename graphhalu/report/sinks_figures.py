@@ -27,7 +27,7 @@ from graphhalu.report.sinks_panels import (
     panel_title,
     panels,
 )
-from graphhalu.studies.sinks.result import Estimate
+from graphhalu.studies.sinks.findings import Estimate
 
 _N_GRID: Final = 256
 _ROW_IN: Final = 0.32
@@ -192,9 +192,9 @@ def density(
     """Gaussian kernel density (Scott's rule) on a grid; one peak where all values are equal."""
     if len(values) < 2 or not values.std() > 0:  # noqa: PLR2004
         width = (grid[-1] - grid[0]) / 40
-        peak: Float[np.ndarray, "point"] = np.exp(-(((grid - values[0]) / width) ** 2) / 2) / width
+        peak: Float[np.ndarray, point] = np.exp(-(((grid - values[0]) / width) ** 2) / 2) / width
         return peak
-    found: Float[np.ndarray, "point"] = gaussian_kde(values)(grid)
+    found: Float[np.ndarray, point] = gaussian_kde(values)(grid)
     return found
 
 

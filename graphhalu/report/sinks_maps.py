@@ -25,8 +25,9 @@ from graphhalu.report.sinks_panels import (
     panel_title,
     panels,
 )
+from graphhalu.studies.sinks.findings import Matrix
 from graphhalu.studies.sinks.heads import FALSE_DISCOVERIES
-from graphhalu.studies.sinks.result import Matrix, Scaling, ScalingPoint
+from graphhalu.studies.sinks.result import Scaling, ScalingPoint
 
 _CLIP: Final = 0.99
 _LEAST_REACH: Final = 0.01

@@ -10,7 +10,8 @@ from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.labels.labels import Meaning
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare
 from graphhalu.report.palette import LIGHT
-from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
+from graphhalu.studies.sinks.findings import Findings, RunResult
+from graphhalu.studies.sinks.result import SinksResult
 
 WIDTH_IN: Final = 9.0
 POSITIVE_LOOK: Final[dict[str, Any]] = {"color": LIGHT["graph"], "linestyle": "-"}

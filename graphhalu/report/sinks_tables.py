@@ -6,7 +6,8 @@ from typing import Final
 from graphhalu.report.page import ABSENT, Cell, Column, PageTable, number
 from graphhalu.report.sinks_maps import size_text
 from graphhalu.report.sinks_panels import MEANING_NAMES, Shown, model_name
-from graphhalu.studies.sinks.result import Estimate, Findings, RunResult, SinksResult
+from graphhalu.studies.sinks.findings import Estimate, Findings, RunResult
+from graphhalu.studies.sinks.result import SinksResult
 
 _SMALLEST_P: Final = 0.001
 _LABEL_NAMES: Final[dict[str, str]] = {str(key): name for key, name in MEANING_NAMES.items()}

@@ -12,7 +12,8 @@ from graphhalu.report.sinks_maps import scaling_figure, size_text
 from graphhalu.report.sinks_page import sinks_page
 from graphhalu.report.sinks_panels import shown_findings
 from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze
-from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name, write_run
+from graphhalu.studies.sinks.files import write_run
+from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name
 
 N = 48
 MODELS = ("sink", "heads", "entropy", "entropy+sink")

@@ -15,17 +15,9 @@ from graphhalu.evaluation.bootstrap import percentile_interval, resample_sums
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.cards import MODEL_CARDS
 from graphhalu.studies.sinks.effects import LEVEL, Resampling, class_moments, pearson
+from graphhalu.studies.sinks.findings import Estimate, Findings, RunResult
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable
-from graphhalu.studies.sinks.result import (
-    Estimate,
-    Findings,
-    RunResult,
-    Scaling,
-    ScalingPoint,
-    Sensitivity,
-    TaskRow,
-    Tasks,
-)
+from graphhalu.studies.sinks.result import Scaling, ScalingPoint, Sensitivity, TaskRow, Tasks
 
 SETTINGS: Final = ("chat", "sink_tokens", "query_mode", "quantization")
 LEAST_BOTH: Final = 10

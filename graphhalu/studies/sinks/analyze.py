@@ -22,11 +22,13 @@ from graphhalu.studies.sinks.across import (
     tasks,
 )
 from graphhalu.studies.sinks.effects import Resampling, shift
+from graphhalu.studies.sinks.files import find_runs, read_run
+from graphhalu.studies.sinks.findings import Findings, RunResult
 from graphhalu.studies.sinks.heads import localise
 from graphhalu.studies.sinks.prediction import prediction
 from graphhalu.studies.sinks.probes import N_FOLDS, NESTED, fit_models, models_of
-from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable, find_runs, read_run
-from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
+from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable
+from graphhalu.studies.sinks.result import SinksResult
 
 LEAST_OF_CLASS: Final = 3 * N_FOLDS
 """Questions of the rarer class below which folds inside of folds lack a class."""

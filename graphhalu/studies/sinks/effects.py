@@ -12,8 +12,8 @@ from graphhalu.evaluation.bootstrap import (
     resample_sums,
 )
 from graphhalu.graphs.effects import length_adjusted
+from graphhalu.studies.sinks.findings import Estimate, Shift
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Estimate, Shift
 
 LEVEL: Final = 0.95
 _BLOCK: Final = 256
@@ -61,7 +61,7 @@ class Moments(NamedTuple):
 
     def mean_difference(self) -> Float[np.ndarray, "row"]:
         """Mean of the positive class minus that of the negative."""
-        found: Float[np.ndarray, "row"] = _mean(self.positive) - _mean(self.negative)
+        found: Float[np.ndarray, row] = _mean(self.positive) - _mean(self.negative)
         return found
 
     def cohens_d(self) -> Float[np.ndarray, "row"]:
@@ -76,9 +76,7 @@ class Moments(NamedTuple):
         # rounding leaves a little where all values are equal
         is_spread = has_both & (squares > 1e-12)  # noqa: PLR2004
         pooled = np.sqrt(np.where(is_spread, squares / np.maximum(freedom, 1), 1.0))
-        found: Float[np.ndarray, "row"] = np.where(
-            is_spread, self.mean_difference() / pooled, np.nan
-        )
+        found: Float[np.ndarray, row] = np.where(is_spread, self.mean_difference() / pooled, np.nan)
         return found
 
 
@@ -204,7 +202,7 @@ def weighted_medians(
     low = np.minimum((cumulative < half).sum(axis=1), last)
     high = np.minimum((cumulative <= half).sum(axis=1), last)
     middle = (ordered[low] + ordered[high]) / 2
-    found: Float[np.ndarray, "row"] = np.where(half[:, 0] > 0, middle, np.nan)
+    found: Float[np.ndarray, row] = np.where(half[:, 0] > 0, middle, np.nan)
     return found
 
 
@@ -213,7 +211,7 @@ def _difference(
 ) -> Float[np.ndarray, "row"]:
     n_positive = labels.sum(axis=1)
     total = labels @ values
-    found: Float[np.ndarray, "row"] = total / n_positive - (values.sum() - total) / (
+    found: Float[np.ndarray, row] = total / n_positive - (values.sum() - total) / (
         len(values) - n_positive
     )
     return found

@@ -12,14 +12,8 @@ from graphhalu.graphs.effects import length_adjusted
 from graphhalu.heads.statistics import contrast, percentile_interval, resampled_means
 from graphhalu.heads.table import HeadTable
 from graphhalu.studies.sinks.effects import Resampling
+from graphhalu.studies.sinks.findings import Estimate, Localisation, Matrix, RoleOverlap, TopHead
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import (
-    Estimate,
-    Localisation,
-    Matrix,
-    RoleOverlap,
-    TopHead,
-)
 
 FALSE_DISCOVERIES: Final = 0.05
 N_TOP: Final = 10
@@ -165,7 +159,7 @@ def _top_share(
     if k:
         order = np.argpartition(-flat, k - 1, axis=1)[:, :k]
         np.put_along_axis(is_among, order, values=True, axis=1)
-    share: Float[np.ndarray, "head"] = is_among.mean(axis=0)
+    share: Float[np.ndarray, head] = is_among.mean(axis=0)
     return share.reshape(z.shape)
 
 

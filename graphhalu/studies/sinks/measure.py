@@ -21,21 +21,19 @@ from graphhalu.extract.asking import prompt_template_name, uses_chat
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.provenance import file_sha256, installed_version, provenance
+from graphhalu.studies.sinks.files import SUFFIX, read_run, write_run
 from graphhalu.studies.sinks.journal import Journal, require_same
 from graphhalu.studies.sinks.observer import SinkMass
 from graphhalu.studies.sinks.posing import MEANING_OF_POSE, Pose, Posed, pose_of, posed
 from graphhalu.studies.sinks.records import (
     FORMAT,
     FORMAT_VERSION,
-    SUFFIX,
     MeasuredRun,
     QueryMode,
     SinkRecord,
     SinkRun,
-    read_run,
     run_name,
     run_stem,
-    write_run,
 )
 from graphhalu.studies.sinks.running import Measured, measure_batches, span_shares
 from graphhalu.studies.sinks.settings import Ablation, SinkMeasureConfig

@@ -10,9 +10,9 @@ from graphhalu.evaluation.metrics import auprc, auprc_trapezoid, auroc
 from graphhalu.evaluation.probability import brier, ece, reliability_curve
 from graphhalu.graphs.effects import length_adjusted
 from graphhalu.studies.sinks.effects import LEVEL, Resampling
+from graphhalu.studies.sinks.findings import Estimate, Prediction, QuantileBin
 from graphhalu.studies.sinks.probes import Fitted
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Estimate, Prediction, QuantileBin
 
 N_QUANTILES: Final = 5
 N_RELIABILITY_BINS: Final = 10
@@ -67,9 +67,7 @@ def quantile_bins(table: SinkTable, how: Resampling) -> tuple[QuantileBin, ...]:
 def _bins(values: Float[np.ndarray, "trace"], n_bins: int) -> Int[np.ndarray, "trace"]:
     _, index, counts = np.unique(values, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts + 1) / 2
-    found: Int[np.ndarray, "trace"] = np.floor(middle * n_bins / len(values)).astype(np.int64)[
-        index
-    ]
+    found: Int[np.ndarray, trace] = np.floor(middle * n_bins / len(values)).astype(np.int64)[index]
     return found
 
 

@@ -27,8 +27,8 @@ from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.probability import log_losses
 from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.studies.sinks.effects import LEVEL, Resampling
+from graphhalu.studies.sinks.findings import Estimate, Gain, Model
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Estimate, Gain, Model
 
 N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
@@ -79,7 +79,7 @@ class Fitted:
 
     def losses(self, labels: Int[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
         """Log-loss of each record, mean over seeds."""
-        found: Float[np.ndarray, "trace"] = np.mean(
+        found: Float[np.ndarray, trace] = np.mean(
             [log_losses(row, labels) for row in self.probability], axis=0
         )
         return found
@@ -196,7 +196,7 @@ def fit_columns(
         return FoldScores(np.zeros(len(train)), np.zeros(len(test)))
     grid = Grid({"all": np.arange(train.shape[1])}, components=components)
     learned = search(side, grid, folds)
-    logits: Float[np.ndarray, "test"] = learned.model.logits(test)
+    logits: Float[np.ndarray, test] = learned.model.logits(test)
     return FoldScores(learned.out_of_fold, logits)
 
 
@@ -224,7 +224,7 @@ def _aurocs(fitted: Fitted, table: SinkTable, how: Resampling) -> Float[np.ndarr
             n_resamples=how.n_resamples, seed=how.seed,
         )["auroc"]  # fmt: skip
         rows.append(np.append(auroc(scores, table.labels), drawn))
-    found: Float[np.ndarray, "row"] = np.mean(rows, axis=0)
+    found: Float[np.ndarray, row] = np.mean(rows, axis=0)
     return found
 
 
@@ -233,7 +233,7 @@ def _losses(fitted: Fitted, table: SinkTable, how: Resampling) -> Float[np.ndarr
     columns = np.stack([losses, np.ones(len(losses))], axis=1)
     sums = resample_sums(columns, table.groups, n_resamples=how.n_resamples, seed=how.seed)
     whole = np.concatenate([columns.sum(axis=0, keepdims=True), sums])
-    found: Float[np.ndarray, "row"] = whole[:, 0] / whole[:, 1]
+    found: Float[np.ndarray, row] = whole[:, 0] / whole[:, 1]
     return found
 
 

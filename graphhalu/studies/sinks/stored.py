@@ -23,6 +23,7 @@ from graphhalu.labels.labels import Labels, Meaning
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_records, read_labels, stored_labellers
 from graphhalu.provenance import provenance
+from graphhalu.studies.sinks.files import write_run
 from graphhalu.studies.sinks.observer import SinkMass
 from graphhalu.studies.sinks.records import (
     FORMAT,
@@ -33,7 +34,6 @@ from graphhalu.studies.sinks.records import (
     SinkRun,
     run_name,
     run_stem,
-    write_run,
 )
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
@@ -163,11 +163,11 @@ def _last(record: TraceRecord) -> int:
 
 def _entropy(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     """Of the distribution that gave the first token of an own answer, or the last of a given."""
-    place: Int[np.ndarray, "trace"] = np.array(
+    place: Int[np.ndarray, trace] = np.array(
         [r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records],
         dtype=np.int64,
     )
-    found: Float[np.ndarray, "trace"] = block.stream("token_entropy")[
+    found: Float[np.ndarray, trace] = block.stream("token_entropy")[
         block.tokens.offsets[:-1] + place
     ].astype(np.float64)
     return found

@@ -1,0 +1,283 @@
+"""Measured sink mass as files: ``<task>__<model>__K<K>__q<mode>.jsonl.gz`` and ``.meta.json``.
+
+One gzip file a run, one JSON object a line, one line a question. The layout is the published one
+of the study ``sinks-bruh``; its files are read as they are. Ours have one field more, ``labels``,
+since the published ``hallucinated`` says two things: of TruthfulQA that the model chose wrongly,
+of HaluEval and FreshQA what the data set says of the input.
+
+``NaN`` marks a measure that failed, as published; such a record is counted and left out of every
+analysis. ``null`` in the matrices marks a layer whose sliding window cannot see the sink.
+
+Source:
+    PavelPaha/sinks-bruh, commit 1b68372, ``scripts/measure_sink_text.py``.
+"""
+
+import gzip
+import json
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Bool, Float
+
+from graphhalu.atomic import replace_file
+from graphhalu.errors import DataFileError, UsageError
+from graphhalu.labels.labels import Meaning
+from graphhalu.studies.sinks.records import QueryMode, SinkRecord, SinkRun
+
+SUFFIX: Final = ".jsonl.gz"
+META_SUFFIX: Final = ".meta.json"
+_REQUIRED: Final = (
+    "idx", "task", "model", "correct", "hallucinated", "entropy", "sink_mass", "sink_by_layer",
+    "sink_by_layer_head", "seq_len", "sink_tokens", "query_mode",
+)  # fmt: skip
+_SAME: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
+_TOLERANCE: Final = 1e-3
+_SHOWN: Final = 60
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Files of records, and those inside of folders, each once and in order.
+
+    Raises:
+        UsageError: If a path does not exist, or there is no file of records.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(path.rglob(f"*{SUFFIX}"))
+        elif path.is_file():
+            found.append(path)
+        else:
+            message = f"no file or folder of sink records at {path}"
+            raise UsageError(message)
+    if not found:
+        listed = ", ".join(map(str, paths))
+        message = f"no *{SUFFIX} in {listed}\n  Make some:  graphhalu sinks measure"
+        raise UsageError(message)
+    return list(dict.fromkeys(found))
+
+
+def read_run(path: Path) -> SinkRun:
+    """The records of a file, published or ours, with its ``.meta.json`` if there is one.
+
+    Raises:
+        DataFileError: If a line cannot be used, or the records do not belong together; one line
+            that names the file, the record and the way out.
+    """
+    records = tuple(_record(values, where) for values, where in _lines(path))
+    if not records:
+        message = f"{path} holds no record\n  Measure again:  graphhalu sinks measure"
+        raise DataFileError(message)
+    _check_together(records, path)
+    meta = _read_meta(path)
+    for name in ("model", "task", "sink_tokens", "query_mode"):
+        if name in meta and meta[name] != getattr(records[0], name):
+            message = (
+                f"{_meta_path(path)} belongs to another run: it has {name} {meta[name]!r}, the "
+                f"records have {getattr(records[0], name)!r}"
+            )
+            raise DataFileError(message)
+    return SinkRun(records, meta, path.name.removesuffix(SUFFIX))
+
+
+def write_run(folder: Path, run: SinkRun) -> Path:
+    """Write records and description, each whole or not at all; the description last.
+
+    Raises:
+        UsageError: If there is no record.
+    """
+    if not run.records:
+        message = "there is no record to write: no question could be measured"
+        raise UsageError(message)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(plain_record(r), ensure_ascii=False) + "\n" for r in run.records)
+    path = folder / f"{run.name}{SUFFIX}"
+    # without a time in the header equal records make equal files
+    replace_file(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))
+    meta = json.dumps(dict(run.meta), indent=2, ensure_ascii=False)
+    replace_file(_meta_path(path), meta.encode())
+    return path
+
+
+def plain_record(record: SinkRecord) -> dict[str, Any]:
+    """One record in the published layout, with ``labels`` beside it."""
+    wrong, misleads = (record.labels.get(name) for name in ("hallucinated", "input"))
+    return {
+        "idx": record.idx, "task": record.task, "model": record.model,
+        "target": record.target, "pred": record.pred,
+        "correct": None if wrong is None else not wrong,
+        "hallucinated": None if wrong is None else bool(wrong),
+        "label_hallucinated": None if misleads is None else bool(misleads),
+        "labels": {"hallucinated": wrong, "input": misleads},
+        "entropy": record.entropy, "sink_mass": record.sink_mass,
+        "sink_by_layer": _plain_rows(record.by_head.mean(axis=1), record.is_seen),
+        "sink_by_layer_head": _plain_rows(record.by_head, record.is_seen),
+        "seq_len": record.seq_len, "sink_tokens": record.sink_tokens,
+        "query_mode": record.query_mode, "query_start": record.query_start,
+        "chat_mode": record.chat_mode, "quantization": record.quantization,
+        "meta": dict(record.meta),
+    }  # fmt: skip
+
+
+def _plain_rows(values: Float[np.ndarray, "layer ..."], is_seen: Bool[np.ndarray, "layer"]) -> Any:
+    rounded = np.round(values.astype(np.float64), 7).tolist()
+    unseen = [None] * values.shape[1] if values.ndim > 1 else None
+    return [row if seen else unseen for row, seen in zip(rounded, is_seen.tolist(), strict=True)]
+
+
+def _lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The JSON objects of a file, each with where it stands."""
+    number = 0
+    try:
+        with gzip.open(path, "rt", encoding="utf-8") as file:
+            for number, line in enumerate(file, start=1):
+                if line.strip():
+                    yield _object(line, f"{path}, line {number}"), f"{path}, line {number}"
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        message = f"{path} cannot be read after line {number}: {reason}; expected gzip JSON Lines"
+        raise DataFileError(message) from None
+
+
+def _object(line: str, where: str) -> Mapping[str, Any]:
+    try:
+        values = json.loads(line)
+    except ValueError as error:
+        message = f"{where}: no JSON: {' '.join(str(error).split())}"
+        raise DataFileError(message) from None
+    if not isinstance(values, dict):
+        message = f"{where}: expected an object, got {line.strip()[:_SHOWN]}"
+        raise DataFileError(message)
+    missing = [name for name in _REQUIRED if name not in values]
+    if missing:
+        message = f"{where}: a sink record has no {', '.join(missing)}"
+        raise DataFileError(message)
+    return values
+
+
+def _record(values: Mapping[str, Any], where: str) -> SinkRecord:
+    by_head, is_seen = _matrix(values["sink_by_layer_head"], where)
+    n_layers = len(values["sink_by_layer"]) if isinstance(values["sink_by_layer"], list) else -1
+    if n_layers != len(by_head):
+        message = f"{where}: sink_by_layer has {n_layers} layers, sink_by_layer_head {len(by_head)}"
+        raise DataFileError(message)
+    try:
+        record = SinkRecord(
+            idx=int(values["idx"]), task=str(values["task"]), model=str(values["model"]),
+            target=values.get("target"), pred=values.get("pred"), labels=_labels(values, where),
+            entropy=float(values["entropy"]), sink_mass=float(values["sink_mass"]),
+            by_head=by_head, is_seen=is_seen,
+            seq_len=int(values["seq_len"]), sink_tokens=int(values["sink_tokens"]),
+            query_mode=_mode(values["query_mode"], where),
+            query_start=int(values.get("query_start") or 0),
+            chat_mode=str(values.get("chat_mode", "off")),
+            quantization=str(values.get("quantization", "none")),
+            meta=values.get("meta") or {},
+        )  # fmt: skip
+    except (TypeError, ValueError) as error:
+        if isinstance(error, DataFileError):
+            raise
+        message = f"{where}: a field is of the wrong type: {' '.join(str(error).split())}"
+        raise DataFileError(message) from None
+    _check_range(record, where)
+    return record
+
+
+def _matrix(
+    rows: Any, where: str
+) -> tuple[Float[np.ndarray, "layer head"], Bool[np.ndarray, "layer"]]:
+    message = f"{where}: sink_by_layer_head must be a list of layers with as many heads each"
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
+        raise DataFileError(message)
+    is_seen = np.array([bool(row) and row[0] is not None for row in rows])
+    try:
+        by_head = np.array(
+            [[np.nan if value is None else float(value) for value in row] for row in rows]
+        )
+    except (TypeError, ValueError):
+        raise DataFileError(message) from None
+    if by_head.ndim != 2 or not by_head.size:  # noqa: PLR2004
+        raise DataFileError(message)
+    return by_head, is_seen
+
+
+def _labels(values: Mapping[str, Any], where: str) -> dict[Meaning, int | None]:
+    """Both labels.
+
+    A published record says the first by ``correct``, since its ``hallucinated`` speaks of the
+    input wherever the data set has a label of its own.
+    """
+    stated = values.get("labels")
+    if isinstance(stated, Mapping):
+        pair = stated.get("hallucinated"), stated.get("input")
+    else:
+        right = values["correct"]
+        pair = None if right is None else not right, values.get("label_hallucinated")
+    if any(value not in (None, 0, 1) for value in pair):
+        message = f"{where}: a label must be true, false or null, got {pair}"
+        raise DataFileError(message)
+    wrong, misleads = (None if value is None else int(value) for value in pair)
+    return {"hallucinated": wrong, "input": misleads}
+
+
+def _mode(value: Any, where: str) -> QueryMode:
+    if value == "last":
+        return "last"
+    if value == "range":
+        return "range"
+    message = f"{where}: query_mode must be last or range, got {value!r}"
+    raise DataFileError(message)
+
+
+def _check_range(record: SinkRecord, where: str) -> None:
+    values = np.append(record.by_head[record.is_seen].ravel(), record.sink_mass)
+    finite = values[np.isfinite(values)]
+    if finite.size and not (finite.min() >= -_TOLERANCE and finite.max() <= 1 + _TOLERANCE):
+        message = (
+            f"{where}: sink mass is a share of attention between 0 and 1, got "
+            f"{finite.min():g} to {finite.max():g}"
+        )
+        raise DataFileError(message)
+    if record.seq_len < 1 or record.sink_tokens < 1:
+        message = f"{where}: seq_len and sink_tokens must be at least 1"
+        raise DataFileError(message)
+
+
+def _check_together(records: Sequence[SinkRecord], path: Path) -> None:
+    first, seen = records[0], set[int]()
+    for record in records:
+        different = [n for n in _SAME if getattr(record, n) != getattr(first, n)]
+        if record.by_head.shape != first.by_head.shape:
+            different.append("the number of layers or heads")
+        if different:
+            message = (
+                f"{path}: record {record.idx} differs from record {first.idx} in "
+                f"{', '.join(different)}; one file holds one run"
+            )
+            raise DataFileError(message)
+        if record.idx in seen:
+            message = f"{path}: idx {record.idx} stands twice"
+            raise DataFileError(message)
+        seen.add(record.idx)
+
+
+def _meta_path(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(SUFFIX) + META_SUFFIX)
+
+
+def _read_meta(path: Path) -> dict[str, Any]:
+    meta = _meta_path(path)
+    if not meta.is_file():
+        return {}
+    try:
+        values = json.loads(meta.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        message = f"{meta} is not readable JSON: {' '.join(str(error).split())}"
+        raise DataFileError(message) from None
+    if not isinstance(values, dict):
+        message = f"{meta} must hold a JSON object, got {type(values).__name__}"
+        raise DataFileError(message)
+    return values
