@@ -121,10 +121,11 @@ def heads_figure(profile: WeightProfile) -> Figure:
         axes.set_ylabel("head", fontsize=FONT_SIZE)
         bar = figure.colorbar(drawn, ax=axes, pad=0.01, aspect=12)
         bar.ax.tick_params(labelsize=FONT_SIZE - 2, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
-        bar.ax.minorticks_off()
         if is_log:
             bar.locator, bar.formatter = LogLocator(subs=(1.0, 2.0, 5.0)), FuncFormatter(_plain)
             bar.update_ticks()
+        bar.minorlocator = NullLocator()
+        bar.minorticks_off()
         bar.outline.set_visible(False)
     _mark_peaked(panels[0], profile)
     panels[-1].set_xlabel("layer", fontsize=FONT_SIZE)
