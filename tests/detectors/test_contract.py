@@ -25,6 +25,7 @@ SEEN = {
     "hidden-probe": "hidden", "saplma": "hidden", "hallushift": "shift", "icr": "shift",
     "all-features": "sink", "tfidf": "text",
     "gcn": "sink", "gat": "sink", "charm": "sink", "mlp": "sink",
+    "joint-probe": "sink", "graphhalu": "hidden",
 }  # fmt: skip
 """What each detector must find. Of the others: shuffled labels and rewired graphs are controls
 that shall find nothing or little, EigenScore and HaloScope have tests of their own."""

@@ -12,7 +12,9 @@ def piece(n_bytes=1000):
     empty = np.zeros((1, 0), dtype=np.int64)
     x = np.zeros((1, n_bytes // 4, 1), dtype=np.float32)
     none = np.zeros((0, 1), dtype=np.float32)
-    return GraphPiece(x, empty.astype(np.float32), empty, empty[0], none, (0,), (0,), ("a",))
+    return GraphPiece(
+        x, empty.astype(np.float32), empty, empty[0], none, (0,), (0,), ("a",), empty[0]
+    )
 
 
 @pytest.fixture
