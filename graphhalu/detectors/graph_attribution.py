@@ -5,7 +5,7 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from graphhalu.detectors.attribution import Attribution, EdgeEffect
 from graphhalu.detectors.graph_pack import GraphPack
@@ -34,8 +34,14 @@ def attribute_graph(
     """
     whole = float(_logits(network, [piece])[0])
     chosen = _strongest(piece)
-    without = _logits(network, [_without_edge(piece, edge) for edge in chosen.tolist()])
     layer, query = _places(piece)
+    without = _logits(
+        network,
+        [
+            _without_edge(piece, edge, int(layer[edge]), int(query[edge]))
+            for edge in chosen.tolist()
+        ],
+    )
     edges = [
         EdgeEffect(
             schema.layers[int(layer[edge])] if schema.n_graphs > 1 or len(schema.layers) == 1
@@ -66,7 +72,14 @@ def _heads(
     places = [
         (graph, channel) for graph in range(schema.n_graphs) for channel in range(schema.n_channels)
     ]
-    logits = _logits(network, [_without_channel(network, piece, *place) for place in places])
+    of_graph = _places(piece)[0]
+    logits = _logits(
+        network,
+        [
+            _without_channel(network, piece, of_graph == graph, graph, channel)
+            for graph, channel in places
+        ],
+    )
     for (graph, channel), logit in zip(places, logits, strict=True):
         # one graph a layer has its heads on the edges, a multiplex graph those of all layers
         number = channel if schema.n_graphs > 1 else channel % shape[1]
@@ -97,8 +110,7 @@ def _places(piece: GraphPiece) -> tuple[Int[np.ndarray, "edge"], Int[np.ndarray,
     return place // n_nodes, place % n_nodes
 
 
-def _without_edge(piece: GraphPiece, edge: int) -> GraphPiece:
-    layer, query = (values[edge] for values in _places(piece))
+def _without_edge(piece: GraphPiece, edge: int, layer: int, query: int) -> GraphPiece:
     degree = piece.degree.copy()
     degree[layer, query] -= 1
     strength = piece.strength.copy()
@@ -115,9 +127,12 @@ def _without_edge(piece: GraphPiece, edge: int) -> GraphPiece:
 
 
 def _without_channel(
-    network: GraphNetwork, piece: GraphPiece, graph: int, channel: int
+    network: GraphNetwork,
+    piece: GraphPiece,
+    is_here: Bool[np.ndarray, "edge"],
+    graph: int,
+    channel: int,
 ) -> GraphPiece:
-    is_here = _places(piece)[0] == graph
     edge_attr = piece.edge_attr.copy()
     standard = network.edge_standard
     mean = (

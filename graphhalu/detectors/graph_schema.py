@@ -49,9 +49,11 @@ class NetworkConfig(Config, ABC):
     def recipe(self) -> GraphRecipe:
         """How graphs are built."""
 
-    @abstractmethod
     def default_layers(self, shape: TraceShape) -> tuple[int, ...]:
-        """Layers of the language model where none are given."""
+        """Layers of the language model where none are given: three."""
+        from graphhalu.graphs.dataset import default_layers
+
+        return default_layers(shape)
 
     @field_validator("nodes")
     @classmethod
@@ -79,12 +81,6 @@ class GraphDetectorConfig(NetworkConfig):
     def recipe(self) -> GraphRecipe:
         """How graphs are built."""
         return GraphRecipe(edges=TopK(self.edges_per_row), nodes=self.nodes, view=self.view)
-
-    def default_layers(self, shape: TraceShape) -> tuple[int, ...]:
-        """Three layers."""
-        from graphhalu.graphs.dataset import default_layers
-
-        return default_layers(shape)
 
 
 @final
@@ -135,12 +131,6 @@ class ResidualConfig(NetworkConfig):
     def recipe(self) -> GraphRecipe:
         """How graphs are built."""
         return GraphRecipe(edges=TopK(self.edges_per_row), nodes=self.nodes, sinks=self.sinks)
-
-    def default_layers(self, shape: TraceShape) -> tuple[int, ...]:
-        """Three layers."""
-        from graphhalu.graphs.dataset import default_layers
-
-        return default_layers(shape)
 
 
 @dataclass(frozen=True)

@@ -51,9 +51,13 @@ class GraphhaluDetector(GraphDetector):
 
     def __init__(self, seed: int | None = None, config: NetworkConfig | None = None) -> None:
         super().__init__(seed, config)
-        assert isinstance(self.config, ResidualConfig)
-        self.options = self.config
         self.probe: JointProbe | None = None
+
+    @property
+    def options(self) -> ResidualConfig:
+        """The settings, of the kind that this detector has."""
+        assert isinstance(self.config, ResidualConfig)
+        return self.config
 
     def make_network(self, shape: NetworkShape, size: NetworkSize) -> GraphNetwork:
         """A network that begins as zero."""

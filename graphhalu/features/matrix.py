@@ -15,7 +15,8 @@ from jaxtyping import Bool, Float32, Int
 
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.features.base import Level
-from graphhalu.features.block import PartArrays, PlacedBlock, TraceBlock, blocks
+from graphhalu.features.block import PlacedBlock, TraceBlock, blocks
+from graphhalu.features.sources import PartArrays
 from graphhalu.features.spec import (
     Columns,
     FeatureSpec,

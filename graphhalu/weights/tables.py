@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.numerics import json_ready
 from graphhalu.registry import unknown_name
@@ -141,10 +142,10 @@ class WeightProfile:
             "layers": self.layers.to_pylist(), "heads": self.heads.to_pylist(),
         }  # fmt: skip
         text = json.dumps(json_ready(values), indent=1, ensure_ascii=False, allow_nan=False)
-        aside = folder / f".{PROFILE_FILE}"
-        aside.write_text(text + "\n", encoding="utf-8")
+        path = folder / PROFILE_FILE
         # the JSON comes last: a folder that has it is whole
-        return aside.replace(folder / PROFILE_FILE)
+        replace_file(path, f"{text}\n".encode())
+        return path
 
 
 def read_profile(folder: Path) -> WeightProfile:

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from jaxtyping import Float
 
+from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.numerics import json_ready
 from graphhalu.studies.weights.agreement import Agreement, counts
@@ -98,9 +99,9 @@ class Validation:
         rows = json_ready([asdict(row) for row in self.rows])
         pq.write_table(pa.Table.from_pylist(rows), folder / "validation.parquet")
         text = json.dumps(json_ready(self.values()), indent=1, ensure_ascii=False, allow_nan=False)
-        aside = folder / f".{VALIDATION_FILE}"
-        aside.write_text(text + "\n", encoding="utf-8")
-        return aside.replace(folder / VALIDATION_FILE)
+        path = folder / VALIDATION_FILE
+        replace_file(path, f"{text}\n".encode())
+        return path
 
 
 def read_validation(folder: Path) -> Validation:
