@@ -4,7 +4,7 @@ import threading
 import weakref
 from collections import OrderedDict
 from collections.abc import Hashable
-from typing import Final, final
+from typing import Final, Generic, Protocol, TypeVar, final, runtime_checkable
 
 from graphhalu.detectors.graph_pieces import GraphPiece
 from graphhalu.traces.lazy import LazyArray
@@ -15,8 +15,20 @@ LIMIT_BYTES: Final = 2**30
 """Graphs that a process keeps."""
 
 
+@runtime_checkable
+class Sized(Protocol):
+    """What can be kept: it says how large it is."""
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of its arrays."""
+
+
+Kept = TypeVar("Kept", bound=Sized)
+
+
 @final
-class GraphMemory:
+class GraphMemory(Generic[Kept]):
     """Pieces by trace and recipe; the one that was used the longest ago is let go first.
 
     A trace in a store is known by its part (with its commit) and name, one in memory by the
@@ -29,12 +41,10 @@ class GraphMemory:
     def __init__(self, limit_bytes: int = LIMIT_BYTES) -> None:
         self.limit_bytes = limit_bytes
         self.n_bytes = 0
-        self._kept: OrderedDict[Hashable, tuple[GraphPiece, weakref.ref[Trace] | None]] = (
-            OrderedDict()
-        )
+        self._kept: OrderedDict[Hashable, tuple[Kept, weakref.ref[Trace] | None]] = OrderedDict()
         self._lock = threading.Lock()
 
-    def get(self, trace: Trace, recipe: Hashable) -> GraphPiece | None:
+    def get(self, trace: Trace, recipe: Hashable) -> Kept | None:
         """What was kept, or ``None``."""
         key, is_stored = _identity(trace)
         with self._lock:
@@ -44,7 +54,7 @@ class GraphMemory:
             self._kept.move_to_end((key, recipe))
             return found[0]
 
-    def put(self, trace: Trace, recipe: Hashable, piece: GraphPiece) -> None:
+    def put(self, trace: Trace, recipe: Hashable, piece: Kept) -> None:
         """Keep a piece, and let go what is over the limit."""
         key, is_stored = _identity(trace)
         with self._lock:
@@ -63,7 +73,7 @@ class GraphMemory:
             self.n_bytes = 0
 
 
-MEMORY: Final = GraphMemory()
+MEMORY: Final[GraphMemory[GraphPiece]] = GraphMemory()
 """The one of this process."""
 
 

@@ -40,8 +40,13 @@ def save_detector(detector: Detector, folder: Path, identity: Identity | None = 
     folder.mkdir(parents=True, exist_ok=True)
     detector.save(folder)
     if identity is not None:
-        values = {**_read_json(folder / DESCRIPTION_FILE), "identity": identity.to_json()}
-        _write_json(folder / DESCRIPTION_FILE, values)
+        add_identity(folder, identity)
+
+
+def add_identity(folder: Path, identity: Identity) -> None:
+    """Say in ``detector.json`` which traces a saved detector was fitted on."""
+    values = {**_read_json(folder / DESCRIPTION_FILE), "identity": identity.to_json()}
+    _write_json(folder / DESCRIPTION_FILE, values)
 
 
 def load_detector(folder: Path, traces: Sequence[Trace] | None = None) -> Detector:
@@ -59,7 +64,7 @@ def load_detector(folder: Path, traces: Sequence[Trace] | None = None) -> Detect
     """
     values = read_description(folder)
     detector_class = DETECTORS.get(values["name"])
-    identity = _identity(values, folder)
+    identity = read_identity(values, folder)
     if traces is not None:
         check_identity(identity, traces)
     detector = detector_class.load(folder)
@@ -67,7 +72,12 @@ def load_detector(folder: Path, traces: Sequence[Trace] | None = None) -> Detect
     return detector
 
 
-def _identity(values: Mapping[str, Any], folder: Path) -> Identity | None:
+def read_identity(values: Mapping[str, Any], folder: Path) -> Identity | None:
+    """What a description says of the traces that its detector was fitted on, if it says it.
+
+    Raises:
+        DataFileError: If it says it in another form.
+    """
     if values.get("identity") is None:
         return None
     try:

@@ -1,0 +1,1 @@
+"""Detectors that score every token of an answer."""

@@ -1,0 +1,159 @@
+"""What is known of each token of an answer, family by family.
+
+Columns of a family of rows come for the rows ``prompt_length - 1 … length - 1``: one more than
+there are answer tokens, since row ``i`` predicts token ``i + 1`` and the last token has a row
+too. So each token has two rows: the one that produces it and the one that has read it.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from graphhalu.axes import Span
+from graphhalu.errors import TraceNotFoundError
+from graphhalu.registry import unknown_name
+from graphhalu.traces.schema import TraceShape
+from graphhalu.traces.trace import Trace
+
+HIDDEN: Final = "hidden"
+_LEAST: Final = 1e-6
+
+
+class TokenColumns(NamedTuple):
+    """Columns of the tokens or rows of one answer.
+
+    Attributes:
+        values: NaN where a value does not exist.
+        names: One a column.
+        is_of_rows: Whether there is one row more than tokens; see the module.
+    """
+
+    values: Float[np.ndarray, "item column"]
+    names: tuple[str, ...]
+    is_of_rows: bool
+
+    @property
+    def n_bytes(self) -> int:
+        """Bytes of the values."""
+        return self.values.nbytes
+
+
+def family_columns(trace: Trace, family: str) -> TokenColumns:
+    """The columns of a family; hidden states of layer 10 are ``hidden.10``.
+
+    Raises:
+        UnknownNameError: If there is no such family.
+        TraceNotFoundError: If the trace does not keep what the family reads.
+    """
+    name, _, layer = family.partition(".")
+    if name == HIDDEN and layer.isdecimal():
+        return _hidden(trace, int(layer))
+    if family not in FAMILIES:
+        raise unknown_name("family of token features", family, [*FAMILIES, f"{HIDDEN}.LAYER"])
+    return FAMILIES[family](trace)
+
+
+def expanded(families: Sequence[str], shape: TraceShape) -> tuple[str, ...]:
+    """The families with ``hidden`` replaced by one of each kept layer."""
+    found: list[str] = []
+    for family in families:
+        layers = [f"{HIDDEN}.{layer}" for layer in shape.hidden_layers]
+        found += layers if family == HIDDEN else [family]
+    return tuple(found)
+
+
+def _attention(trace: Trace) -> TokenColumns:
+    """Six numbers a head, as float16 like the streams they come from.
+
+    ``sink``: share of the first four tokens; ``context`` and ``question``: share of these spans;
+    ``lookback``: what goes to the prompt, its first four tokens aside, of that and what goes to
+    the answer; ``own``: attention to the own token; ``entropy`` of the row, in nat.
+
+    Source:
+        Lookback ratio: Chuang et al. 2024, arXiv:2407.07071, without the sink, which otherwise
+        outweighs everything else of the prompt.
+    """
+    rows = _rows(trace)
+    sink = np.clip(trace.stream("sink_keys")[:, :, rows].sum(-1), 0, 1)
+    mass = trace.stream("span_mass")[:, :, rows]
+    answer = mass[..., Span.ANSWER]
+    prompt = np.maximum(mass.sum(-1) - answer - sink, 0)
+    columns = {
+        "sink": sink,
+        "context": mass[..., Span.CONTEXT],
+        "question": mass[..., Span.QUESTION],
+        "lookback": prompt / np.maximum(prompt + answer, _LEAST),
+        "own": trace.stream("self_attention")[:, :, rows],
+        "entropy": trace.stream("row_entropy")[:, :, rows],
+    }
+    stacked = np.stack(list(columns.values()))
+    values = stacked.reshape(-1, stacked.shape[-1]).T.astype(np.float16)
+    heads = [f"l{layer}.h{head}" for layer in trace.shape.attention_layers
+             for head in range(trace.shape.n_heads)]  # fmt: skip
+    names = tuple(f"{name}.{head}" for name in columns for head in heads)
+    return TokenColumns(np.ascontiguousarray(values), names, is_of_rows=True)
+
+
+def _hidden(trace: Trace, layer: int) -> TokenColumns:
+    values = trace.hidden_rows(layer)[_rows(trace)]
+    names = tuple(f"l{layer}.unit{unit}" for unit in range(values.shape[1]))
+    return TokenColumns(np.ascontiguousarray(values), names, is_of_rows=True)
+
+
+def _likelihood(trace: Trace) -> TokenColumns:
+    answer = slice(trace.prompt_length, None)
+    columns = (
+        -trace.stream("token_logprob")[answer],
+        trace.stream("token_entropy")[answer],
+        trace.stream("top1_margin")[answer],
+    )
+    return TokenColumns(np.stack(columns, axis=1), ("surprise", "entropy", "margin"), False)
+
+
+def _position(trace: Trace) -> TokenColumns:
+    """Place in the answer and its length; nothing of what the model computed."""
+    length = trace.answer_length
+    index = np.arange(length, dtype=np.float64)
+    relative = index / max(length - 1, 1)
+    columns = {
+        "index": index, "log_index": np.log1p(index), "relative": relative,
+        "relative_squared": relative**2, "left": length - 1 - index,
+        "log_left": np.log1p(length - 1 - index),
+        "length": np.full(length, float(length)), "log_length": np.full(length, np.log(length)),
+    }  # fmt: skip
+    return TokenColumns(np.stack(list(columns.values()), axis=1), tuple(columns), False)
+
+
+def _overlap(trace: Trace) -> TokenColumns:
+    """Whether the token, it with the one before, and it with the two before are in the prompt."""
+    ids = trace.token_ids.tolist()
+    start = trace.prompt_length
+    columns = []
+    for size in (1, 2, 3):
+        seen = {tuple(ids[at : at + size]) for at in range(start - size + 1)}
+        runs = [tuple(ids[max(0, at - size + 1) : at + 1]) for at in range(start, len(ids))]
+        columns.append(np.array([run in seen for run in runs], dtype=np.float64))
+    return TokenColumns(np.stack(columns, axis=1), ("one", "two", "three"), False)
+
+
+def _rows(trace: Trace) -> slice:
+    """The stored rows of the last prompt token and of all answer tokens."""
+    first = trace.prompt_length - 1 - trace.record.row_start
+    if first < 0:
+        message = (
+            f"trace {trace.trace_id!r} does not keep the row that produces its answer\n"
+            f"  Extract it again:  graphhalu extract --rows answer"
+        )
+        raise TraceNotFoundError(message)
+    return slice(first, None)
+
+
+FAMILIES: Final[dict[str, Callable[[Trace], TokenColumns]]] = {
+    "attention": _attention,
+    "likelihood": _likelihood,
+    "position": _position,
+    "overlap": _overlap,
+}
+"""Families by name; hidden states have one a layer."""
