@@ -68,6 +68,12 @@ def train(
         list[str] | None, typer.Option("--set", help="A setting, as hidden_size=64.")
     ] = None,
     runs: Annotated[Path, typer.Option(help="Folder for trained detectors.")] = Path("data/runs"),
+    devices: Annotated[
+        int | None, typer.Option(min=1, help="GPUs, or processes on the CPU, that share each step.")
+    ] = None,
+    accelerator: Annotated[
+        str | None, typer.Option(help="auto, cpu or gpu: what a network is trained on.")
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads. [default: the free cores]")
     ] = None,
@@ -79,6 +85,8 @@ def train(
 
     _use_threads(threads)
     settings = {"seed": seed, **read_settings(config), **read_overrides(set_ or [])}
+    trained_on = {"devices": devices, "accelerator": accelerator}
+    settings |= {name: value for name, value in trained_on.items() if value is not None}
     store = open_store(traces)
     labels = _labels(store, labeller)
     with progress_line("fits") as progress:

@@ -87,6 +87,17 @@ class GraphDetector(Detector):
         """Logits of new traces that the network adds to; NaN where there is none."""
         return np.zeros(len(traces))
 
+    def check_devices(self) -> None:
+        """See whether this machine has the devices to train on.
+
+        Raises:
+            UsageError: If it lacks some.
+        """
+        from graphhalu.detectors.ranks import training_device
+
+        config = self.config
+        training_device(config.devices, config.accelerator, config.batch_size)
+
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Train on the valid labels of the training side, stop by those of the validation side.
 
@@ -95,6 +106,7 @@ class GraphDetector(Detector):
         from graphhalu.detectors.graph_pack import GraphPack
         from graphhalu.detectors.task import TrainingSettings, seeded, train_network
 
+        self.check_devices()  # before graphs are built, which takes long
         recipe = self._recipe(self._layers(traces))
         train = _side(traces, labels, split.train, recipe)
         validation = _side(traces, labels, split.validation, recipe)

@@ -2,15 +2,19 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from graphhalu.detectors.graph_pieces import GraphPiece
 from graphhalu.detectors.networks.batch import GraphBatch
+from graphhalu.errors import StoreFullError
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,26 @@ class GraphPack:
         """The same on a device, where batches are made from then on."""
         moved = {name: value.to(device) for name, value in self._tensors().items()}
         return replace(self, **moved)
+
+    def write(self, path: Path) -> None:
+        """Put the tensors into a file that other processes read.
+
+        Raises:
+            StoreFullError: If it does not fit there.
+        """
+        try:
+            save_file({name: value.contiguous() for name, value in self._tensors().items()}, path)
+        except (OSError, SafetensorError) as error:
+            message = (
+                f"the graphs ({self.n_bytes / 1e9:.1f} GB) cannot be written to {path.parent} for "
+                f"other processes: {error}\n  Make room there, or set TMPDIR"
+            )
+            raise StoreFullError(message) from None
+
+    @classmethod
+    def read(cls, path: Path) -> "GraphPack":
+        """What :meth:`write` put there; the file is mapped, so that processes share its memory."""
+        return cls(**load_file(path))
 
     def edges_of_layers(self) -> list[Float[Tensor, "_edge channel"]]:
         """Attention of the edges of each layer."""

@@ -43,6 +43,11 @@ class NetworkConfig(Config, ABC):
     """Traces a step; the graphs of all layers of a trace go together."""
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of weights, dropout and the order of batches."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Processes that share every step: GPUs, or parts of the CPU. Without dropout the result is
+    that of one but for rounding."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """What they train on; by default the GPU if there is one."""
 
     @property
     @abstractmethod

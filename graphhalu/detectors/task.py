@@ -1,11 +1,14 @@
 """How a graph network is trained: one Lightning task, best weights kept in memory."""
 
-import logging
+import copy
 import math
 import os
-import warnings
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final, NamedTuple, final
 
 import lightning.pytorch as pl
@@ -13,27 +16,30 @@ import numpy as np
 import torch
 from jaxtyping import Float
 from lightning.pytorch.plugins.environments import LightningEnvironment
+from lightning.pytorch.strategies import DDPStrategy
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from graphhalu.detectors.graph_pack import GraphPack
+from graphhalu.detectors.lightning_manners import deterministic_flags_kept, quiet
 from graphhalu.detectors.networks.base import GraphNetwork
+from graphhalu.detectors.ranks import joined_by, training_device
 from graphhalu.detectors.sides import auroc
 from graphhalu.errors import NonFiniteError
 
 _LOSS: Final = "validation_loss"
 _AUROC: Final = "validation_auroc"
-_WORKSPACE: Final = "CUBLAS_WORKSPACE_CONFIG"
-_QUIET_WARNINGS: Final = (
-    # Lightning's own use of torch's tree utilities
-    ".*LeafSpec.*is deprecated.*",
-)
-_QUIET_LOGGERS: Final = ("lightning.pytorch", "lightning.fabric", "lightning_utilities")
-"""They announce devices and reasons to stop, which nobody asked for, on every fit."""
+_TRAIN: Final = "train.safetensors"
+_VALIDATION: Final = "validation.safetensors"
+_PEER_TIMEOUT: Final = timedelta(minutes=10)
+"""A rank that is silent for so long is lost; a step takes seconds."""
 
 
 class TrainingSettings(NamedTuple):
-    """What the loop needs to know."""
+    """What the loop needs to know.
+
+    ``batch_size`` counts the traces of a step over all processes.
+    """
 
     epochs: int
     patience: int
@@ -41,6 +47,8 @@ class TrainingSettings(NamedTuple):
     weight_decay: float
     batch_size: int
     seed: int
+    devices: int = 1
+    accelerator: str = "auto"
 
 
 class TrainingReport(NamedTuple):
@@ -62,6 +70,11 @@ class TrainingReport(NamedTuple):
 class GraphTask(pl.LightningModule):
     """Binary cross-entropy a graph in training, a trace in validation.
 
+    Every process sees the numbers of all traces of a step and takes its share of them. The loss
+    of a share counts by its size, so that the mean gradient over processes, which they all step
+    by, is that of the whole batch. Validation is put together before it is judged, so that all
+    processes keep and stop at the same epoch, which one alone would.
+
     Args:
         network: Trained in place.
         train: Graphs to learn from.
@@ -82,26 +95,35 @@ class GraphTask(pl.LightningModule):
         self.network, self.train_graphs, self.validation_graphs = network, train, validation
         self.settings = settings
         self.register_buffer("positive_weight", torch.tensor(positive_weight))
-        self._seen: list[tuple[Tensor, Tensor]] = []
+        self._logits = torch.zeros(0)
 
     def training_step(self, traces: Tensor, batch_index: int) -> Tensor:
-        """Loss over the graphs of some traces."""
-        batch = self.train_graphs.batch(traces)
+        """Loss over the graphs of this process's share of some traces."""
+        share = self._share(traces)
+        weight = len(share) * self.trainer.world_size / len(traces)
+        # without a share, one trace at no weight: every process takes part in every step
+        batch = self.train_graphs.batch(share if len(share) else traces[:1])
         logits = self.network(batch) + batch.start
-        return self._loss(logits, batch.y.expand_as(logits))
+        return weight * self._loss(logits, batch.y.expand_as(logits))
+
+    def on_validation_epoch_start(self) -> None:
+        """Forget the last epoch."""
+        self._logits = torch.zeros_like(self.validation_graphs.start)
 
     def validation_step(self, traces: Tensor, batch_index: int) -> None:
-        """Collect the mean logit of each trace."""
-        batch = self.validation_graphs.batch(traces)
-        self._seen.append((self.network(batch).mean(0) + batch.start, batch.y))
+        """Keep the mean logit of each trace of the share."""
+        share = self._share(traces)
+        if len(share):
+            batch = self.validation_graphs.batch(share)
+            self._logits[share] = self.network(batch).mean(0) + batch.start
 
     def on_validation_epoch_end(self) -> None:
-        """Log loss and AUROC over the traces."""
-        logits, labels = (torch.cat(parts) for parts in zip(*self._seen, strict=True))
-        self._seen.clear()
-        loss, found = self._figures(logits, labels)
-        self.log(_LOSS, loss)
-        self.log(_AUROC, found)
+        """Log loss and AUROC over the traces of all processes."""
+        # each trace is one process's, and 0 elsewhere
+        logits = self.trainer.strategy.reduce(self._logits, reduce_op="sum")
+        loss, found = self._figures(logits, self.validation_graphs.y)
+        self.log(_LOSS, loss, sync_dist=True)
+        self.log(_AUROC, found, sync_dist=True)
 
     def at_start(self) -> tuple[float, float]:
         """Loss and AUROC over the validation traces where the network still says 0."""
@@ -117,6 +139,9 @@ class GraphTask(pl.LightningModule):
             weight_decay=self.settings.weight_decay,
             fused=True,
         )
+
+    def _share(self, traces: Tensor) -> Tensor:
+        return traces[self.global_rank :: self.trainer.world_size]
 
     def _figures(self, logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
         known = auroc_or_nan(logits.double().cpu().numpy(), labels.double().cpu().numpy())
@@ -200,41 +225,80 @@ def train_network(
 ) -> TrainingReport:
     """Train in place and put the best weights back; the network comes back on the CPU.
 
-    The graphs go to the GPU once, if there is one; batches are made there.
+    The graphs go to the GPU once, if there is one; batches are made there. With several devices
+    the batches are those of one, spread over processes: without dropout the result is the same
+    but for rounding; with it, each process drops by a generator of its own.
 
     Args:
         network: Its standardisation is set already.
         train: Graphs to learn from; each epoch draws its own batches.
         validation: Graphs that decide when to stop.
         positive_weight: Weight of hallucinated graphs.
-        settings: Loop and optimiser.
+        settings: Loop, optimiser and devices.
 
     Raises:
         NonFiniteError: If the validation loss was never finite.
+        ProcessLostError: If a process that trains along is lost.
+        UsageError: If this machine lacks the devices.
     """
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    task = GraphTask(network, train.to(device), validation.to(device), positive_weight, settings)
-    best, generator = BestWeights(settings.patience), torch.Generator().manual_seed(settings.seed)
-    if network.starts_as_is:
-        loss, found = task.to(device).at_start()
-        best.see(-1, loss, found, network.state_dict())
-    with _quiet(), _deterministic_flags_kept():
-        trainer = _trainer(settings, best, device)
-        trainer.fit(
-            task,
-            TraceBatches(len(train), settings.batch_size, generator),
-            TraceBatches(len(validation), settings.batch_size),
-        )
+    task = GraphTask(network, train, validation, positive_weight, settings)
+    best, n_epochs = _fit(task) if settings.devices == 1 else _fit_together(task)
     if not best.weights:
         message = (
-            f"training gave no finite validation loss in {trainer.current_epoch} epochs\n"
+            f"training gave no finite validation loss in {n_epochs} epochs\n"
             f"  Use a smaller learning_rate (now {settings.learning_rate:g})"
         )
         raise NonFiniteError(message)
     network.load_state_dict(best.weights)
     network.cpu().eval()
     known = None if np.isnan(best.auroc) else best.auroc
-    return TrainingReport(trainer.current_epoch, best.epoch, best.loss, known)
+    return TrainingReport(n_epochs, best.epoch, best.loss, known)
+
+
+def _fit_together(task: GraphTask) -> tuple[BestWeights, int]:
+    """As :func:`_fit`, with other processes."""
+    settings = task.settings
+    with TemporaryDirectory(prefix="graphhalu-") as folder:
+        task.train_graphs.write(Path(folder, _TRAIN))
+        task.validation_graphs.write(Path(folder, _VALIDATION))
+        # a copy, since tensors that are sent are shared from then on
+        sent = (copy.deepcopy(task.network), float(task.positive_weight), settings)
+        with joined_by(settings.devices, _other_fit, Path(folder), *sent):
+            return _fit(task)
+
+
+def _other_fit(
+    folder: Path, network: GraphNetwork, positive_weight: float, settings: TrainingSettings
+) -> Callable[[], object]:
+    """The part of a process that was started to train along; what it keeps is thrown away."""
+    sides = [GraphPack.read(folder / name) for name in (_TRAIN, _VALIDATION)]
+    # all that were started hold the same memory
+    task = GraphTask(copy.deepcopy(network), *sides, positive_weight, settings)
+    torch.manual_seed(settings.seed + int(os.environ["LOCAL_RANK"]))
+    return partial(_fit, task)
+
+
+def _fit(task: GraphTask) -> tuple[BestWeights, int]:
+    """One process's part: the best weights and the epochs that were run."""
+    settings, network = task.settings, task.network
+    kind = training_device(settings.devices, settings.accelerator, settings.batch_size)
+    rank = int(os.environ["LOCAL_RANK"]) if settings.devices > 1 else 0
+    device = torch.device(kind.type, rank) if kind.type == "cuda" else kind
+    task.train_graphs, task.validation_graphs = (
+        side.to(device) for side in (task.train_graphs, task.validation_graphs)
+    )
+    best, generator = BestWeights(settings.patience), torch.Generator().manual_seed(settings.seed)
+    if network.starts_as_is:
+        loss, found = task.to(device).at_start()
+        best.see(-1, loss, found, network.state_dict())
+    with quiet(), deterministic_flags_kept():
+        trainer = _trainer(settings, best, kind)
+        trainer.fit(
+            task,
+            TraceBatches(len(task.train_graphs), settings.batch_size, generator),
+            TraceBatches(len(task.validation_graphs), settings.batch_size),
+        )
+    return best, trainer.current_epoch
 
 
 def auroc_or_nan(scores: Float[np.ndarray, "trace"], labels: Float[np.ndarray, "trace"]) -> float:
@@ -256,7 +320,9 @@ def _trainer(settings: TrainingSettings, best: BestWeights, device: torch.device
     return pl.Trainer(
         max_epochs=settings.epochs,
         accelerator=device.type,
-        devices=1,
+        devices=settings.devices,
+        strategy="auto" if settings.devices == 1 else _together(),
+        use_distributed_sampler=False,  # the task shares traces out
         # inside a SLURM or torchrun job Lightning would otherwise wait for other ranks
         plugins=[LightningEnvironment()],
         callbacks=[best],
@@ -272,34 +338,9 @@ def _trainer(settings: TrainingSettings, best: BestWeights, device: torch.device
     )
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    loggers = [logging.getLogger(name) for name in _QUIET_LOGGERS]
-    levels = [logger.level for logger in loggers]
-    try:
-        for logger in loggers:
-            logger.setLevel(logging.WARNING)
-        with warnings.catch_warnings():
-            for pattern in _QUIET_WARNINGS:
-                warnings.filterwarnings("ignore", message=pattern)
-            yield
-    finally:
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+def _together() -> DDPStrategy:
+    """Gradients are averaged over processes; they meet by gloo on CPUs and NCCL on GPUs.
 
-
-@contextmanager
-def _deterministic_flags_kept() -> Iterator[None]:
-    """Lightning's ``deterministic`` sets flags of the whole process; put them back."""
-    is_on = torch.are_deterministic_algorithms_enabled()
-    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
-    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(_WORKSPACE)
-    try:
-        yield
-    finally:
-        if workspace is None:
-            os.environ.pop(_WORKSPACE, None)
-        else:
-            os.environ[_WORKSPACE] = workspace
-        torch.use_deterministic_algorithms(is_on, warn_only=warn_only)
-        torch.backends.cudnn.benchmark = benchmark
+    A network that leaves some of its weights without a gradient is refused by torch here.
+    """
+    return DDPStrategy(timeout=_PEER_TIMEOUT)

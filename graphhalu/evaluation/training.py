@@ -9,13 +9,14 @@ from typing import Any, Final
 
 from graphhalu.atomic import replace_file
 from graphhalu.config import read_yaml
+from graphhalu.detectors.graph_detector import GraphDetector
 from graphhalu.detectors.identity import Identity
-from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import save_detector
 from graphhalu.errors import UsageError
 from graphhalu.evaluation.compare import Progress as CompareProgress
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.crossfit import FoldModel
+from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.running import RunOptions
 from graphhalu.evaluation.settings import CompareConfig
@@ -59,18 +60,21 @@ def train_detector(
         traces: Traces in the order of the labels.
         labels: Their labels.
         settings: Fields of the detector's configuration that differ from its defaults; its
-            ``seed`` is that of the split too.
+            ``seed`` is that of the split too. ``devices`` and ``accelerator`` of a network say
+            how many processes train it, and on what.
         store: Identity of the traces, for the record.
         runs: Folder of all runs; this one gets a folder of its own.
         on_progress: Called after each fit.
 
     Raises:
         UnknownNameError: If no detector has this name.
+        ConfigError: If a setting does not validate.
+        UsageError: If this machine lacks the devices.
         NotEnoughDataError: If there are too few questions, or one class only.
     """
-    DETECTORS.get(name)
     given = dict(settings or {})
     seed = int(given.pop("seed", 0))
+    _check(Entry(name, given), seed)
     fitted: dict[str, FoldModel] = {}
     result = compare(
         traces, labels, [name, *(rival for rival in RIVALS if rival != name)],
@@ -84,6 +88,13 @@ def train_detector(
     if result.rows[0].failure is None:
         save_model(fitted[name], folder / "detector", Identity.of_traces(traces))
     return TrainedRun(folder, result)
+
+
+def _check(entry: Entry, seed: int) -> None:
+    """Refuse settings and devices that cannot be before anything is read."""
+    detector = entry.make(seed)
+    if isinstance(detector, GraphDetector):
+        detector.check_devices()
 
 
 def save_model(model: FoldModel, folder: Path, identity: Identity | None = None) -> None:
