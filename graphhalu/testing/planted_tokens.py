@@ -27,9 +27,9 @@ def planted_token_traces(
 ) -> list[Trace]:
     """Random given answers; in every second one some tokens running are marked as hallucinated.
 
-    Where the span lies says nothing of the place in the answer beyond chance. In the rows that
-    produce marked tokens one head attends more to the first token; the twin (``signal=False``)
-    has the same spans and no such difference.
+    In the rows that produce marked tokens one head attends more to the first token; the twin
+    (``signal=False``) has the same spans and no such difference. Spans begin anywhere and lie
+    within the answer, so that its ends are marked a little less often than its middle.
 
     Args:
         n_traces: How many.
