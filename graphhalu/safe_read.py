@@ -1,0 +1,233 @@
+"""Files that anybody may have written: read within bounds, and refused with one clear error.
+
+A damaged or hostile file makes Python and its libraries raise many things, from ``KeyError`` to
+``RecursionError``, and can unpack to more than a machine holds. A reader looks at sizes before it
+allocates, and works inside :func:`reading`, so that only errors of graphhalu leave it.
+"""
+
+import gzip
+import io
+import json
+import math
+import os
+import re
+import struct
+import zipfile
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+from graphhalu.errors import DataFileError, GraphhaluError
+
+MAX_JSON_BYTES: Final = 2**28
+"""Most bytes of a JSON file that graphhalu wrote; the largest hold one number a head and trial."""
+
+MALFORMED: Final = (
+    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
+    MemoryError, NotImplementedError, OSError, EOFError, struct.error, zlib.error,
+    zipfile.BadZipFile,
+)  # fmt: skip
+"""What content that is not as expected makes Python raise while it is taken apart."""
+
+MAX_TABLE_BYTES: Final = 2**31
+"""Most bytes of a table after unpacking: all of it is held in memory."""
+MAX_TABLE_ROWS: Final = 50_000_000
+"""Most rows of a table: repeated values can make billions of a few bytes."""
+
+_AT_A_TIME: Final = 2**20
+_MOST_REASON: Final = 240
+_ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+
+
+@contextmanager
+def reading(
+    what: object,
+    *,
+    error: type[GraphhaluError] = DataFileError,
+    also: tuple[type[Exception], ...] = (),
+    way_out: str = "",
+) -> Iterator[None]:
+    """Turn whatever malformed content raises into one error; errors of graphhalu pass.
+
+    Args:
+        what: What is read, with what is wrong of it: ``"x.json is no readable profile"``.
+        error: The class that is raised.
+        also: Exceptions of libraries that stand below nothing of Python's own.
+        way_out: What to do, on a line of its own.
+
+    Raises:
+        GraphhaluError: Of the class ``error``; says what was found.
+    """
+    try:
+        yield
+    except GraphhaluError:
+        raise
+    except (*MALFORMED, *also) as fault:
+        end = f"\n  {way_out}" if way_out else ""
+        raise error(f"{what}: {reason_of(fault)}{end}") from fault
+
+
+def reason_of(fault: BaseException) -> str:
+    """What an exception says, on one line of bounded length."""
+    text = " ".join(str(getattr(fault, "strerror", None) or fault).split())
+    text = text if len(text) <= _MOST_REASON else f"{text[:_MOST_REASON]} …"
+    if isinstance(fault, KeyError):
+        return f"it lacks {text}"
+    return text or {"MemoryError": "too large for the memory"}.get(
+        type(fault).__name__, type(fault).__name__
+    )
+
+
+def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
+    """The content of a file that is not larger than it can be.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is larger.
+    """
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > limit:
+            message = f"expected at most {limit:,} bytes, got {size:,}"
+            raise ValueError(message)
+        return file.read()
+
+
+def unpack_gzip(content: bytes, limit: int = MAX_JSON_BYTES) -> bytes:
+    """What gzip packed; stops as soon as it is more than it can be.
+
+    Raises:
+        OSError: If it is no gzip.
+        EOFError: If it is cut off.
+        zlib.error: If it is damaged.
+        ValueError: If more than ``limit`` bytes come out.
+    """
+    pieces, n_bytes = [], 0
+    with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
+        while piece := stream.read(_AT_A_TIME):
+            pieces.append(piece)
+            n_bytes += len(piece)
+            if n_bytes > limit:
+                message = f"expected at most {limit:,} bytes after gzip, got more"
+                raise ValueError(message)
+    return b"".join(pieces)
+
+
+def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
+    """A JSON value whose numbers are finite and whose texts can be written again.
+
+    Args:
+        text: In UTF-8, if it is bytes.
+        allows_nan: Whether ``NaN``, ``Infinity`` and numbers beyond float64 may stand there.
+
+    Raises:
+        ValueError: If it is anything else, or nested too deeply.
+    """
+    content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
+    plain = content.decode("utf-8") if isinstance(text, bytes) else text
+    try:
+        if allows_nan:
+            value = json.loads(plain)
+        else:
+            value = json.loads(plain, parse_constant=_refuse_constant, parse_float=_finite)
+        if _ESCAPED_SURROGATE.search(content):
+            json.dumps(value, ensure_ascii=False).encode()
+    except RecursionError:
+        message = "it is nested too deeply"
+        raise ValueError(message) from None
+    return value
+
+
+def read_json(path: Path, *, allows_nan: bool = False, way_out: str = "") -> Any:
+    """The JSON value that a file holds.
+
+    Raises:
+        FileNotFoundError: If there is no such file; only the caller knows what it would be.
+        DataFileError: If it cannot be read, is larger than it can be, or is no JSON.
+    """
+    with reading(f"{path} is not readable JSON", way_out=way_out):
+        try:
+            content = read_bytes(path)
+        except FileNotFoundError as absent:
+            missing = absent
+        else:
+            return parse_json(content, allows_nan=allows_nan)
+    raise missing
+
+
+def read_json_object(path: Path, *, allows_nan: bool = False, way_out: str = "") -> dict[str, Any]:
+    """The JSON object that a file holds.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        DataFileError: As :func:`read_json`, and if it holds another kind of value.
+    """
+    values = read_json(path, allows_nan=allows_nan, way_out=way_out)
+    if not isinstance(values, dict):
+        message = f"{path} must hold a JSON object, got {type(values).__name__}"
+        raise DataFileError(f"{message}\n  {way_out}" if way_out else message)
+    return values
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
+    """The table of a Parquet file that is not larger than it can be.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged, or larger.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path) as file:
+            check_parquet(file)
+            table = file.read(columns=columns)
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from None
+    return table
+
+
+def check_parquet(file: Any) -> None:
+    """Refuse a Parquet file that unpacks to more than a machine holds.
+
+    Raises:
+        ValueError: If it does.
+    """
+    said, groups = file.metadata, range(file.metadata.num_row_groups)
+    if sum(said.row_group(n).total_byte_size for n in groups) > MAX_TABLE_BYTES:
+        message = f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more"
+        raise ValueError(message)
+    if said.num_rows > MAX_TABLE_ROWS:
+        message = f"expected at most {MAX_TABLE_ROWS:,} rows, got {said.num_rows:,}"
+        raise ValueError(message)
+
+
+def check_zip(path: Path, limit: int = MAX_TABLE_BYTES) -> None:
+    """Refuse an archive whose members unpack to more than a machine holds.
+
+    Raises:
+        OSError: If it cannot be read.
+        BadZipFile: If it is none.
+        ValueError: If it does.
+    """
+    with zipfile.ZipFile(path) as file:
+        if sum(member.file_size for member in file.infolist()) > limit:
+            message = f"expected at most {limit:,} bytes after unpacking, got more"
+            raise ValueError(message)
+
+
+def _refuse_constant(name: str) -> NoReturn:
+    message = f"{name} is no number"
+    raise ValueError(message)
+
+
+def _finite(text: str) -> float:
+    value = float(text)
+    if not math.isfinite(value):
+        message = f"{text[:40]} is too large for a number"
+        raise ValueError(message)
+    return value
