@@ -27,6 +27,7 @@ class Commit:
         files: Size and SHA-256 of every file of the part, by relative path.
         counts: How many traces, and how many tokens, rows and pairs they have together.
         created: When it was written, in UTC.
+        attempt: In an object store, which of several attempts at the part this is.
     """
 
     part: int
@@ -36,6 +37,7 @@ class Commit:
     files: dict[str, dict[str, Any]]
     counts: dict[str, int] = field(default_factory=dict)
     created: str = ""
+    attempt: str = ""
 
     def to_json(self) -> str:
         """The record with a digest of itself."""
@@ -51,6 +53,7 @@ def commit_of(
     counts: Mapping[str, int],
     question_ids: Sequence[str],
     failures: Sequence[Mapping[str, str]],
+    attempt: str = "",
 ) -> Commit:
     """The record of a part whose other files are all in ``folder``."""
     files = {
@@ -69,6 +72,7 @@ def commit_of(
         files=files,
         counts=dict(counts),
         created=datetime.now(UTC).isoformat(timespec="seconds"),
+        attempt=attempt,
     )
 
 
@@ -90,6 +94,7 @@ def read_commit(folder: Path) -> Commit:
             files=plain["files"],
             counts=plain.get("counts", {}),
             created=plain.get("created", ""),
+            attempt=plain.get("attempt", ""),
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise _damaged(folder, f"cannot be read ({type(error).__name__})") from None

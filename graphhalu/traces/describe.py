@@ -6,12 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from graphhalu.traces.lock import is_locked
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import open_traces
 
 
-def describe_store(path: Path) -> dict[str, Any]:
+def describe_store(path: Path | str) -> dict[str, Any]:
     """What a store holds, as plain values; no trace array is read.
 
     Raises:
@@ -21,11 +20,11 @@ def describe_store(path: Path) -> dict[str, Any]:
     n_bytes = store.n_bytes()
     lengths = np.array([record.length for record in store.records], dtype=np.int64)
     return {
-        "path": str(path),
+        "path": store.name,
         "n_traces": len(store),
         "n_questions": len({record.question_id for record in store.records}),
         "n_parts": len(store.parts),
-        "is_being_written": is_locked(path),
+        "is_being_written": store.place.is_locked(),
         "failures": dict(Counter(failure["reason"] for failure in store.failures)),
         "tokens": (
             {"min": lengths.min(), "median": float(np.median(lengths)), "max": lengths.max()}

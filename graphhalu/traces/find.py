@@ -4,7 +4,7 @@ from pathlib import Path
 
 from graphhalu.errors import StoreNotFoundError
 from graphhalu.traces.lock import is_locked
-from graphhalu.traces.store import part_folders
+from graphhalu.traces.place import part_folders
 
 
 def newest_store(folder: Path) -> Path:

@@ -11,7 +11,8 @@ from jaxtyping import Int
 
 from graphhalu.errors import CorruptStoreError
 from graphhalu.provenance import file_sha256
-from graphhalu.traces.commit import read_commit
+from graphhalu.traces.commit import COMMIT, read_commit
+from graphhalu.traces.place import Place
 from graphhalu.traces.schema import RAGGED_AXES, TraceRecord, TraceShape, array_spec
 from graphhalu.traces.write import RECORDS
 
@@ -20,18 +21,25 @@ class Part:
     """A committed part, read when asked for.
 
     Args:
-        folder: Its folder.
+        folder: Its folder, or that of its mirror.
         shape: What the axes mean.
+        place: Where its store lies; brings files near that are not in the folder.
 
     Raises:
         CorruptStoreError: If its commit record is damaged; likewise whatever is read later.
     """
 
-    def __init__(self, folder: Path, shape: TraceShape) -> None:
+    def __init__(self, folder: Path, shape: TraceShape, place: Place) -> None:
         self.folder = folder
         self.shape = shape
+        self.place = place
+        self._stamped = _stamp(folder)
         self.commit = read_commit(folder)
         self._arrays: dict[str, Any] = {}
+
+    def is_current(self) -> bool:
+        """Whether the commit record that was read is still the one of the folder."""
+        return _stamp(self.folder) == self._stamped
 
     @cached_property
     def records(self) -> list[TraceRecord]:
@@ -97,6 +105,7 @@ class Part:
 
     def _open(self, name: str) -> Any:
         if name not in self._arrays:
+            self.place.fetch(self.folder, self.commit, [f"{name}/zarr.json"])
             description = self._require_file(name, f"{name}/zarr.json")
             if file_sha256(description) != self.commit.files[f"{name}/zarr.json"]["sha256"]:
                 raise self._corrupt(name, f"{name}/zarr.json differs from what was written")
@@ -109,7 +118,9 @@ class Part:
     def _require_whole(self, name: str, file: str | None) -> None:
         """Refuse an array of which a chunk is missing: it would be read as zeros."""
         prefix = f"{name}/c/"
-        for chunk in [file] if file else [f for f in self.commit.files if f.startswith(prefix)]:
+        chunks = [file] if file else [f for f in self.commit.files if f.startswith(prefix)]
+        self.place.fetch(self.folder, self.commit, chunks)
+        for chunk in chunks:
             self._require_file(name, chunk)
 
     def _require_file(self, name: str, file: str) -> Path:
@@ -123,14 +134,24 @@ class Part:
         return path
 
     def _corrupt(self, name: str, reason: str) -> CorruptStoreError:
-        store = self.folder.parent.parent
+        store = self.place.name
         message = (
             f"array {name!r} of part {self.folder.name} in {store} "
             f"is damaged: {' '.join(reason.split())}\n"
             f"  See all damage:  graphhalu verify {store}\n"
-            f"  Then remove {self.folder} and run the extraction again: it does the part anew"
+            f"  Then remove {self.place.record_of(self.folder)} and run the extraction again: "
+            f"it does the part anew"
         )
         return CorruptStoreError(message)
+
+
+def _stamp(folder: Path) -> tuple[int, int]:
+    """What changes when another commit record takes the place of this one."""
+    try:
+        found = (folder / COMMIT).stat()
+    except OSError:
+        return (0, 0)
+    return found.st_ino, found.st_mtime_ns
 
 
 def _record(plain: dict[str, Any]) -> TraceRecord:

@@ -16,7 +16,6 @@ import zarr
 
 from graphhalu.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
 from graphhalu.errors import CorruptStoreError, StoreError, StoreNotFoundError, UsageError
-from graphhalu.traces.commit import COMMIT
 from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceShape
 from graphhalu.traces.write import disk_error, sync, sync_tree
 
@@ -30,13 +29,6 @@ _ERROR_BOUNDS: Final = {
     "bfloat16": "relative 2**-8",
     "fixed16": "absolute 7.7e-6",
 }
-
-
-def part_folders(store: Path) -> list[Path]:
-    """Folders of the committed parts in order; without a commit record there is no part."""
-    parts = store / PARTS
-    found = [f for f in parts.iterdir() if is_part_name(f.name)] if parts.is_dir() else []
-    return sorted((f for f in found if (f / COMMIT).exists()), key=lambda f: int(f.name))
 
 
 def is_part_name(name: str) -> bool:
@@ -63,7 +55,6 @@ def store_attributes(
         "row_convention": ROW_CONVENTION,
         "edge_convention": EDGE_CONVENTION,
         "error_bounds": _ERROR_BOUNDS,
-        "n_parts": 0,
     }
     loaded: dict[str, Any] = json.loads(json.dumps(plain))
     return {**loaded, "digest": _digest(loaded)}
@@ -95,35 +86,6 @@ def create_root(path: Path, attributes: Mapping[str, Any]) -> None:
             shutil.rmtree(aside, ignore_errors=True)
 
 
-def count_part(path: Path, index: int, aside: Path) -> None:
-    """Say in the root that a part was committed, so that its loss is seen.
-
-    A run that dies just before leaves one part more than the root says; that is no fault.
-
-    Args:
-        path: The store.
-        index: Index of the part.
-        aside: Folder on the same file system.
-
-    Raises:
-        StoreFullError: If the disk is full.
-        UsageError: If the store cannot be written to.
-    """
-    attributes = read_attributes(path)
-    if attributes.get("n_parts", 0) > index:
-        return
-    attributes["n_parts"] = index + 1
-    attributes["digest"] = _digest(attributes)
-    try:
-        new = aside / "zarr.json"
-        new.write_text(json.dumps({"attributes": attributes, **GROUP}, indent=2), encoding="utf-8")
-        sync(new)
-        new.rename(path / "zarr.json")
-        sync(path)
-    except OSError as error:
-        raise disk_error(error, f"the count of parts in {path}") or error from None
-
-
 def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a store.
 
@@ -133,7 +95,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
         CorruptStoreError: If the attributes are not what was written.
     """
     if not path.exists():
-        raise _not_found(path)
+        raise no_such_store(path)
     try:
         attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
     except (ValueError, KeyError, TypeError, OSError) as error:
@@ -190,7 +152,8 @@ def _not_creatable(path: Path, error: OSError) -> UsageError:
     return UsageError(f"{path} cannot be created: {reason}\n  Give another place with --out")
 
 
-def _not_found(path: Path) -> StoreNotFoundError:
+def no_such_store(path: Path) -> StoreNotFoundError:
+    """The error for a path with nothing there; names the stores nearby."""
     stores = sorted(found.name for found in path.parent.glob("*.zarr"))
     near = get_close_matches(path.name, stores, n=3)
     near += [name for name in stores if name not in near]

@@ -14,7 +14,7 @@ from graphhalu.numerics import n_pairs
 from graphhalu.registry import unknown_name
 
 FORMAT: Final = "graphhalu-traces"
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 
 Ragged = Literal["token", "row", "pair"]
 N_SINK_KEYS: Final = 4

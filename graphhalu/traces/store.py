@@ -12,7 +12,7 @@ from dataclasses import asdict
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, Final, overload
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Shaped
@@ -21,23 +21,14 @@ from graphhalu.config import differing_fields
 from graphhalu.errors import StoreError, StoreMismatchError, TraceNotFoundError, UsageError
 from graphhalu.provenance import provenance as current_provenance
 from graphhalu.traces.lazy import ChunkCache, LazyArray
-from graphhalu.traces.lock import writer_lock
+from graphhalu.traces.lock import MAIN
 from graphhalu.traces.part import Part
-from graphhalu.traces.root import (
-    PARTS,
-    count_part,
-    create_root,
-    no_store,
-    part_folders,
-    read_attributes,
-    store_attributes,
-)
+from graphhalu.traces.place import LocalPlace, Place, place_of
+from graphhalu.traces.root import PARTS, no_store, read_attributes, store_attributes
 from graphhalu.traces.schema import ARRAYS, TraceRecord, TraceShape, array_spec
 from graphhalu.traces.size import check_fits, estimate_bytes
 from graphhalu.traces.trace import Trace
-from graphhalu.traces.write import require_covered, write_part
-
-_ASIDE: Final = ".writing"
+from graphhalu.traces.write import PartKey, disk_error, require_covered, write_part
 
 
 class TraceStore(Sequence[Trace]):
@@ -47,9 +38,10 @@ class TraceStore(Sequence[Trace]):
     """
 
     def __init__(
-        self, path: Path, attributes: Mapping[str, Any], places: list[tuple[int, int]] | None = None
-    ) -> None:
-        self.path = path
+        self, place: Place, attributes: Mapping[str, Any],
+        places: list[tuple[int, int]] | None = None,
+    ) -> None:  # fmt: skip
+        self.place = place
         self._attributes = attributes
         self._places = places
         self.cache = ChunkCache()
@@ -58,12 +50,17 @@ class TraceStore(Sequence[Trace]):
     def open(cls, path: Path | str) -> "TraceStore":
         """Open a store for reading.
 
+        Args:
+            path: Folder, or address in an object store as ``s3://bucket/name.zarr``.
+
         Raises:
             StoreNotFoundError: If there is none; names the stores nearby.
             StoreError: If it is of a newer version, or is none of ours.
         """
-        path = Path(path)
-        return cls(path, read_attributes(path))
+        place = place_of(path)
+        place.require()
+        place.refresh()
+        return cls(place, read_attributes(place.path))
 
     @classmethod
     def create(
@@ -88,11 +85,10 @@ class TraceStore(Sequence[Trace]):
             UsageError: If there is something at ``path``, or its folder cannot be written.
             UnknownNameError: If no array has one of the names.
         """
-        path = Path(path)
         for name in arrays:
             array_spec(name)
         made_with = current_provenance() if provenance is None else provenance
-        create_root(path, store_attributes(configuration, shape, arrays, made_with))
+        place_of(path).create(store_attributes(configuration, shape, arrays, made_with))
         return cls.open(path)
 
     # -- what the store says of itself
@@ -120,6 +116,16 @@ class TraceStore(Sequence[Trace]):
         return TraceShape(**axes)
 
     @property
+    def name(self) -> str:
+        """What it is called in messages: its path or its address."""
+        return self.place.name
+
+    @property
+    def path(self) -> Path:
+        """Folder from which its files are read: its own, or its mirror in the cache."""
+        return self.place.path
+
+    @property
     def labels_folder(self) -> Path:
         """Where labellers keep their results."""
         return self.path / "labels"
@@ -131,7 +137,7 @@ class TraceStore(Sequence[Trace]):
         Raises:
             CorruptStoreError: If the commit record of a part is damaged.
         """
-        return [Part(folder, self.shape) for folder in part_folders(self.path)]
+        return [Part(f, self.shape, self.place) for f in self.place.part_folders()]
 
     def next_part_index(self) -> int:
         """The first index without a committed part."""
@@ -224,34 +230,47 @@ class TraceStore(Sequence[Trace]):
         way = (
             f"  The extraction gave none: {reasons[0]}"
             if reasons
-            else f"  Extract it:  graphhalu extract --out {self.path} …"
+            else f"  Extract it:  graphhalu extract --out {self.name} …"
         )
-        message = f"no trace for question {trace_id!r} in {self.path} ({len(self)} traces there)"
+        message = f"no trace for question {trace_id!r} in {self.name} ({len(self)} traces there)"
         raise TraceNotFoundError(f"{message}\n{way}")
 
     @contextmanager
-    def writer(self) -> Iterator["TraceWriter"]:
+    def writer(self, name: str = MAIN) -> Iterator["TraceWriter"]:
         """Hold the store for writing; what a killed writer left half done is swept away.
+
+        Args:
+            name: ``main`` holds the store alone; writers of other names (``shard-3-of-10``) hold
+                it beside one another.
 
         Raises:
             StoreLockedError: If another process is writing.
             UsageError: If the store cannot be written to.
         """
-        with writer_lock(self.path):
-            shutil.rmtree(self.path / _ASIDE, ignore_errors=True)
+        with self.place.lock(name):
+            self.place.sweep(name)
             try:
-                yield TraceWriter(self)
+                yield TraceWriter(self, name)
             finally:
-                shutil.rmtree(self.path / _ASIDE, ignore_errors=True)
+                self.place.sweep(name)
+
+    def member(self, name: str) -> "TraceWriter":
+        """A writer without a lock, for a worker of a process that holds the store.
+
+        Args:
+            name: Unlike that of every other worker.
+        """
+        return TraceWriter(self, name)
 
     def refresh(self) -> None:
         """Look again which parts there are; views keep what they had."""
+        self.place.refresh()
+        known = {part.folder: part for part in self.parts}
         self.cache = ChunkCache()
-        self._set_parts([Part(folder, self.shape) for folder in part_folders(self.path)])
-
-    def add_part(self, part: Part) -> None:
-        """Take in a part that was committed just now."""
-        self._set_parts(sorted([*self.parts, part], key=lambda each: each.commit.part))
+        self._set_parts([
+            known[f] if f in known and known[f].is_current() else Part(f, self.shape, self.place)
+            for f in self.place.part_folders()
+        ])  # fmt: skip
 
     def _set_parts(self, parts: list[Part]) -> None:
         for name in ("places", "records", "trace_ids", "_index"):
@@ -263,19 +282,20 @@ class TraceStore(Sequence[Trace]):
         return {trace_id: index for index, trace_id in enumerate(self.trace_ids)}
 
     def _view(self, places: list[tuple[int, int]]) -> "TraceStore":
-        view = TraceStore(self.path, self._attributes, places)
+        view = TraceStore(self.place, self._attributes, places)
         view.parts = self.parts
         view.cache = self.cache
         return view
 
 
 class TraceWriter:
-    """Writes parts to a store that it holds; see :meth:`TraceStore.writer`."""
+    """Writes parts to a store; see :meth:`TraceStore.writer`."""
 
-    def __init__(self, store: TraceStore) -> None:
+    def __init__(self, store: TraceStore, name: str = MAIN) -> None:
         # another process may have written between opening the store and holding it
         store.refresh()
         self.store = store
+        self.name = name
 
     def next_part_index(self) -> int:
         """The first index without a committed part."""
@@ -288,10 +308,10 @@ class TraceWriter:
         question_ids: Sequence[str],
         failures: Sequence[Mapping[str, str]] = (),
     ) -> None:
-        """Commit one part; a part that is there already stays as it is.
+        """Commit one part; one of the same questions that is there already stays as it is.
 
         Args:
-            index: Index of the part.
+            index: Index of the part; where other questions have it, the next free one is taken.
             traces: Its traces, with in-memory arrays in the stored number format.
             question_ids: Questions that are done with this part, with or without a trace.
             failures: ``question_id`` and ``reason`` of the questions without a trace.
@@ -302,34 +322,64 @@ class TraceWriter:
             NonFiniteError: If attention holds NaN or infinity.
             ValueError: If the traces do not belong to the questions or to this store.
         """
-        parts = {part.commit.part: part for part in self.store.parts}
-        if index in parts:
-            return
-        self._require_new(question_ids)
         require_covered(traces, question_ids, failures)
-        name = f"{index:06d}"
-        target = self.store.path / PARTS / name
-        write_part(
-            self.store.path / _ASIDE / f"{name}-{os.getpid()}",
-            target,
-            traces,
-            shape=self.store.shape,
-            arrays=self.store.arrays,
-            question_ids=question_ids,
-            failures=failures,
-        )
-        self.store.add_part(Part(target, self.store.shape))
-        count_part(self.store.path, index, self.store.path / _ASIDE)
+        self.store.refresh()
+        if self._is_done(question_ids):
+            return
+        taken = {part.commit.part for part in self.store.parts}
+        free = next(number for number in count(index) if number not in taken)
+        if not self._commit(free, traces, question_ids, failures):
+            self.store.refresh()
+            if not self._is_done(question_ids):
+                # another writer took this index at this moment
+                self.write_part(free, traces, question_ids, failures)
+            return
+        self.store.refresh()
 
-    def _require_new(self, question_ids: Sequence[str]) -> None:
-        again = sorted(self.store.done_question_ids().intersection(question_ids))
+    def _is_done(self, question_ids: Sequence[str]) -> bool:
+        """Whether a part has just these questions.
+
+        Raises:
+            StoreError: If some of them are in other parts.
+        """
+        asked = set(question_ids)
+        if asked and any(set(part.commit.question_ids) == asked for part in self.store.parts):
+            return True
+        again = sorted(self.store.done_question_ids() & asked)
         if again:
             message = (
-                f"{len(again)} questions of this part are in {self.store.path} already (the first "
+                f"{len(again)} questions of this part are in {self.store.name} already (the first "
                 f"is {again[0]!r}): another run wrote them meanwhile\n"
                 f"  Run the same command again to go on"
             )
             raise StoreError(message)
+        return False
+
+    def _commit(
+        self,
+        index: int,
+        traces: Sequence[Trace],
+        question_ids: Sequence[str],
+        failures: Sequence[Mapping[str, str]],
+    ) -> bool:
+        place = self.store.place
+        aside = place.aside(self.name) / f"{index:06d}-{os.getpid()}"
+        try:
+            write_part(
+                aside,
+                PartKey(index, place.attempt()),
+                traces,
+                shape=self.store.shape,
+                arrays=self.store.arrays,
+                question_ids=question_ids,
+                failures=failures,
+            )
+            return place.commit(aside, index)
+        except OSError as error:
+            what = f"part {index:06d} of {place.name}"
+            raise disk_error(error, what) or error from None
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 def open_traces(path: Path | str) -> TraceStore:
@@ -341,15 +391,21 @@ def open_traces(path: Path | str) -> TraceStore:
     return TraceStore.open(path)
 
 
-def check_place(path: Path) -> None:
+def check_place(path: Path | str) -> None:
     """Refuse a path at which there is something that is no store; nothing at all is fine.
 
     Raises:
         UsageError: If a file or another folder is there.
     """
-    if path.exists() and not (path / PARTS).is_dir():
-        message = f"{no_store(path)}\n  Give another place with --out"
+    place = place_of(path)
+    if isinstance(place, LocalPlace) and place.exists() and not (place.path / PARTS).is_dir():
+        message = f"{no_store(place.path)}\n  Give another place with --out"
         raise UsageError(message)
+
+
+def is_there(path: Path | str) -> bool:
+    """Whether there is anything at a path or an address."""
+    return place_of(path).exists()
 
 
 def open_or_create(
@@ -366,11 +422,16 @@ def open_or_create(
         StoreMismatchError: If it has another one; names the fields that differ.
         UsageError: If it cannot be created, or there is something else.
     """
-    path = Path(path)
-    if not path.exists():
-        return TraceStore.create(
-            path, configuration=configuration, shape=shape, arrays=arrays, provenance=provenance
-        )
+    if not is_there(path):
+        try:
+            return TraceStore.create(
+                path, configuration=configuration, shape=shape, arrays=arrays,
+                provenance=provenance,
+            )  # fmt: skip
+        except UsageError:
+            if not is_there(path):
+                raise
+            # another shard made it at this moment
     check_place(path)
     store = TraceStore.open(path)
     asked = {"configuration": configuration, "shape": asdict(shape), "arrays": list(arrays)}
@@ -383,7 +444,7 @@ def open_or_create(
     if differences:
         listed = "\n".join(f"  {line.removeprefix('configuration.')}" for line in differences)
         message = (
-            f"{path} was extracted with another configuration:\n{listed}\n"
+            f"{store.name} was extracted with another configuration:\n{listed}\n"
             f"  Ask for the same one, or give another store with --out"
         )
         raise StoreMismatchError(message)
@@ -391,6 +452,6 @@ def open_or_create(
 
 
 __all__ = [
-    "TraceStore", "TraceWriter", "check_fits", "check_place", "estimate_bytes", "open_or_create",
-    "open_traces", "part_folders",
+    "TraceStore", "TraceWriter", "check_fits", "check_place", "estimate_bytes", "is_there",
+    "open_or_create", "open_traces",
 ]  # fmt: skip

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from graphhalu.errors import CorruptStoreError
-from graphhalu.provenance import file_sha256
-from graphhalu.traces.commit import COMMIT, read_commit
+from graphhalu.traces.commit import COMMIT, Commit, read_commit
+from graphhalu.traces.place import Place, place_of
 from graphhalu.traces.root import GROUP, PARTS, is_part_name, read_attributes
 
 _CHANGED: Final = "the content differs from what was written"
@@ -38,7 +38,7 @@ class VerifyReport:
     problems: tuple[Problem, ...]
 
 
-def verify_store(path: Path) -> VerifyReport:
+def verify_store(path: Path | str) -> VerifyReport:
     """Read every file of a store and compare size and SHA-256 with the commit records.
 
     Finds flipped bits, truncated and missing files, files that do not belong, missing parts
@@ -48,10 +48,15 @@ def verify_store(path: Path) -> VerifyReport:
         StoreNotFoundError: If there is no store.
         CorruptStoreError: If the root itself is damaged.
     """
+    place = place_of(path)
+    place.require()
+    place.refresh()
+    path = place.path
     n_parts = read_attributes(path).get("n_parts", 0)
     names = sorted(entry.name for entry in (path / PARTS).glob("*"))
     folders = [path / PARTS / name for name in names if is_part_name(name)]
-    problems = [*_root_problems(path), *_strays(names), *_missing_parts(folders, n_parts)]
+    problems = [*_root_problems(path), *_strays(names)]
+    problems += _missing_parts(folders, n_parts, place.ledger())
     seen: dict[str, str] = {}
     n_files = 0
     for folder in folders:
@@ -63,7 +68,7 @@ def verify_store(path: Path) -> VerifyReport:
         if not _is_as_written(folder / COMMIT):
             problems.append(Problem(folder.name, COMMIT, _CHANGED))
         n_files += len(commit.files)
-        problems += _file_problems(folder, commit.files)
+        problems += _file_problems(place, folder, commit)
         for question in commit.question_ids:
             first = seen.setdefault(question, folder.name)
             if first != folder.name:
@@ -105,24 +110,22 @@ def _strays(names: list[str]) -> Iterator[Problem]:
             yield Problem("-", f"{PARTS}/{name}", "the file was not committed")
 
 
-def _missing_parts(folders: list[Path], n_parts: int) -> Iterator[Problem]:
-    indices = {int(folder.name) for folder in folders}
-    n_known = max([n_parts, *(index + 1 for index in indices)])
-    for missing in sorted(set(range(n_known)) - indices):
+def _missing_parts(folders: list[Path], n_parts: int, ledger: list[str]) -> Iterator[Problem]:
+    """Parts that were committed once and are not there; the first format counted them."""
+    known = {int(name) for name in ledger} | set(range(n_parts))
+    for missing in sorted(known - {int(folder.name) for folder in folders}):
         yield Problem(f"{missing:06d}", "-", "the part is missing")
 
 
-def _file_problems(folder: Path, files: dict[str, dict[str, Any]]) -> Iterator[Problem]:
-    for name, expected in files.items():
-        path = folder / name
-        if not path.is_file():
+def _file_problems(place: Place, folder: Path, commit: Commit) -> Iterator[Problem]:
+    found = place.sizes(folder, commit)
+    for name, expected in commit.files.items():
+        if name not in found:
             yield Problem(folder.name, name, "the file is missing")
-        elif path.stat().st_size != expected["bytes"]:
-            what = f"{path.stat().st_size} bytes long, {expected['bytes']} were committed"
+        elif found[name] != expected["bytes"]:
+            what = f"{found[name]} bytes long, {expected['bytes']} were committed"
             yield Problem(folder.name, name, what)
-        elif file_sha256(path) != expected["sha256"]:
+        elif place.digest(folder, commit, name) != expected["sha256"]:
             yield Problem(folder.name, name, "the content differs from what was committed")
-    for path in sorted(folder.rglob("*")):
-        name = path.relative_to(folder).as_posix()
-        if path.is_file() and name != COMMIT and name not in files:
-            yield Problem(folder.name, name, "the file was not committed")
+    for name in sorted(set(found) - set(commit.files)):
+        yield Problem(folder.name, name, "the file was not committed")

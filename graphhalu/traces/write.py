@@ -1,4 +1,4 @@
-"""Writing one part: all of it aside, flushed, then moved into place by one rename."""
+"""Writing one part: all of it aside and flushed, for its place to commit."""
 
 import errno
 import json
@@ -6,7 +6,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -35,9 +35,17 @@ _INFINITY_BITS: Final = 0x7C00
 _READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 
+@dataclass(frozen=True)
+class PartKey:
+    """Index of a part and, in an object store, which of several attempts at it this is."""
+
+    index: int
+    attempt: str = ""
+
+
 def write_part(
     aside: Path,
-    target: Path,
+    key: PartKey,
     traces: Sequence[Trace],
     *,
     shape: TraceShape,
@@ -45,12 +53,11 @@ def write_part(
     question_ids: Sequence[str],
     failures: Sequence[Mapping[str, str]],
 ) -> None:
-    """Write a part aside and move it into place; that move is the commit.
+    """Write a whole part aside and flush it; it counts once its place commits it.
 
     Args:
-        aside: Folder on the same file system; must not exist.
-        target: Final place. If a part is committed there already the new one is dropped: it is
-            the same one.
+        aside: Folder that must not exist; left as it is after a fault.
+        key: Which part.
         traces: Traces of the part with in-memory arrays in the stored number format.
         shape: What the axes of the store mean.
         arrays: Arrays that the store keeps.
@@ -58,32 +65,25 @@ def write_part(
         failures: Questions without a trace, and why.
 
     Raises:
-        StoreFullError: If the disk is full; nothing is left behind.
-        UsageError: If the store cannot be written to.
+        OSError: If the disk is full or may not be written.
         NonFiniteError: If attention holds NaN or infinity.
         ValueError: If a trace is of another model, or an array is missing or has another shape
             or number format.
     """
     _require_shape(traces, shape)
-    try:
-        aside.mkdir(parents=True)
-        counts = _write_arrays(aside, traces, shape, arrays)
-        commit = commit_of(
-            aside,
-            part=int(target.name),
-            records=[trace.record for trace in traces],
-            counts=counts,
-            question_ids=question_ids,
-            failures=failures,
-        )
-        (aside / COMMIT).write_text(commit.to_json(), encoding="utf-8")
-        sync_tree(aside)
-        _move(aside, target)
-    except OSError as error:
-        what = f"part {target.name} of {target.parent.parent}"
-        raise disk_error(error, what) or error from None
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+    counts = _write_arrays(aside, traces, shape, arrays)
+    commit = commit_of(
+        aside,
+        part=key.index,
+        records=[trace.record for trace in traces],
+        counts=counts,
+        question_ids=question_ids,
+        failures=failures,
+        attempt=key.attempt,
+    )
+    (aside / COMMIT).write_text(commit.to_json(), encoding="utf-8")
+    sync_tree(aside)
 
 
 def require_covered(
@@ -137,18 +137,20 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _move(aside: Path, target: Path) -> None:
+def moved_into_place(aside: Path, target: Path) -> bool:
+    """Move a part to its place in one step; ``False`` if a part is committed there already."""
     try:
         aside.rename(target)
     except OSError as error:
         if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
             raise
         if (target / COMMIT).exists():
-            return
+            return False
         # a folder without a commit record is no part: it gives way
         shutil.rmtree(target)
         aside.rename(target)
     sync(target.parent)
+    return True
 
 
 def _require_shape(traces: Sequence[Trace], shape: TraceShape) -> None:

@@ -162,13 +162,15 @@ def test_what_a_killed_writer_left_is_invisible_and_swept(copy, traces):
     assert not left.exists()
 
 
-def test_a_part_that_is_there_stays_as_it_is(copy, traces):
+def test_a_part_that_is_there_stays_as_it_is_and_other_questions_take_the_next_index(copy, traces):
     before = read_all(copy)
-    others, _ = planted_traces(3, seed=5)
-    with open_traces(copy).writer() as writer:
-        writer.write_part(1, others, ["other"])
+    store = open_traces(copy)
+    n_parts = len(store.parts)
+    with store.writer() as writer:
+        writer.write_part(1, [], ["other"], [{"question_id": "other", "reason": "empty"}])
     for old, new in zip(before, read_all(copy), strict=True):
         np.testing.assert_array_equal(old["attention"], new["attention"])
+    assert [part.commit.part for part in open_traces(copy).parts] == list(range(n_parts + 1))
 
 
 def test_every_flipped_byte_is_found_and_none_is_read_as_a_number(written, tmp_path):

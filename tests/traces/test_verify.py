@@ -12,6 +12,7 @@ from graphhalu.errors import CorruptStoreError, GraphhaluError, StoreError
 from graphhalu.traces import part as part_module
 from graphhalu.traces.lazy import ChunkCache, LazyArray
 from graphhalu.traces.part import Part
+from graphhalu.traces.place import LocalPlace
 from graphhalu.traces.root import read_attributes
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore, open_traces
@@ -24,7 +25,7 @@ def problems(path):
 
 def opened(path):
     """A store as ``open_traces`` gives it; type checks of a function would read its first trace."""
-    return TraceStore(path, read_attributes(path))
+    return TraceStore(LocalPlace(path), read_attributes(path))
 
 
 def flipped(content, bit):
@@ -70,7 +71,7 @@ def test_a_flipped_bit_of_any_file_is_never_read_as_a_number(store, name):
         (folder / file).write_bytes(flipped(sound, int(place * len(sound) * 8)))
         for read in READERS if name in ARRAYS else [read_whole]:
             with pytest.raises(CorruptStoreError, match=rf"'{name}' of part 000000 in .*toys"):
-                read(Part(folder, store.shape), name, file)
+                read(Part(folder, store.shape, store.place), name, file)
         (folder / file).write_bytes(sound)
 
 
@@ -96,10 +97,10 @@ def test_a_missing_or_short_chunk_is_an_error_and_not_zeros(store, name, read):
     sound = (folder / file).read_bytes()
     (folder / file).write_bytes(sound[:-1])
     with pytest.raises(CorruptStoreError, match=f"{len(sound) - 1} bytes long, expected"):
-        read(Part(folder, store.shape), name, file)
+        read(Part(folder, store.shape, store.place), name, file)
     assert problems(store.path) == {("000001", file)}
     (folder / file).unlink()
-    for part in (Part(folder, store.shape), opened_before):
+    for part in (Part(folder, store.shape, store.place), opened_before):
         with pytest.raises(CorruptStoreError, match=f"{file} is missing"):
             read(part, name, file)
     assert problems(store.path) == {("000001", file)}
@@ -192,24 +193,33 @@ def test_the_last_parts_of_a_store_are_missed_too_until_they_are_done_again(toys
     assert problems(store.path) == set()
 
 
-def test_a_part_whose_writer_died_before_it_was_counted_is_no_damage(toys, store, monkeypatch):
-    root = (store.path / "zarr.json").read_bytes()
+def test_a_part_whose_writer_died_before_the_ledger_is_no_damage(toys, store):
     toys.add(store, [toys.trace("q3", 3)])
-    (store.path / "zarr.json").write_bytes(root)
+    (store.path / "ledger" / "000002").unlink()
     assert problems(store.path) == set()
-    toys.add(open_traces(store.path), [toys.trace("q4", 3)])
-    assert read_attributes(store.path)["n_parts"] == 4
 
 
-def test_a_store_that_never_counted_its_parts_is_read_as_before(toys, store):
+def as_first_version(store):
+    """The same store as version 1 wrote it: no ledger, and a count of parts in the root."""
+    shutil.rmtree(store.path / "ledger")
     description = json.loads((store.path / "zarr.json").read_text())
-    attributes = description["attributes"]
-    del attributes["n_parts"], attributes["digest"]
+    attributes = {**description["attributes"], "format_version": 1, "n_parts": 2}
+    del attributes["digest"]
     digest = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode()).hexdigest()
     description["attributes"] = {**attributes, "digest": digest}
     (store.path / "zarr.json").write_text(json.dumps(description))
+
+
+def test_a_store_of_the_first_version_is_read_and_extended(toys, store):
+    as_first_version(store)
     assert problems(store.path) == set()
-    assert len(open_traces(store.path)) == 5
+    again = open_traces(store.path)
+    assert len(again) == 5
+    toys.add(again, [toys.trace("q3", 3)], index=64)
+    assert problems(store.path) == set()
+    shutil.rmtree(store.path / "parts" / "000001")
+    shutil.rmtree(store.path / "parts" / "000064")
+    assert problems(store.path) == {("000001", "-"), ("000064", "-")}
 
 
 def test_a_part_that_was_copied_to_another_place_is_refused(store):
@@ -227,7 +237,7 @@ def test_a_question_in_two_parts_is_found(store):
     assert problem.what == "question 'q2' stands in part 000000 too"
 
 
-@pytest.mark.parametrize("version", [2, 999])
+@pytest.mark.parametrize("version", [3, 999])
 def test_a_newer_version_is_refused_with_a_way_out(store, version):
     description = json.loads((store.path / "zarr.json").read_text())
     description["attributes"]["format_version"] = version

@@ -142,7 +142,9 @@ def test_a_folder_without_a_commit_record_gives_way(toys, store):
 def test_a_part_written_twice_is_there_once_and_unchanged(toys, store):
     before = files(store.path)
     with store.writer() as writer:
-        writer.write_part(1, [toys.trace("q5", 5, 3, seed=9)], ["q5"])
+        part = store.parts[1]
+        again = [store.trace(name) for name in part.commit.trace_ids]
+        writer.write_part(1, again, part.commit.question_ids, part.commit.failures)
     assert files(store.path) == before
 
 
