@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphhalu.cli import spread
 from graphhalu.cli.output import duration, megabytes, print_json, progress_line, say
 
 if TYPE_CHECKING:
@@ -94,6 +95,18 @@ def extract(  # one parameter an option
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any field, as generation.num_beams=3.")
     ] = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="Do the i-th of N shares, as 3/10, beside other processes that do the others; "
+            "all with the same options."
+        ),
+    ] = None,
+    ray: spread.Ray = None,
+    ray_actors: spread.Actors = None,
+    ray_cpus: spread.Cpus = None,
+    ray_gpus: spread.Gpus = None,
+    ray_wait: spread.Wait = None,
     resume: Annotated[  # noqa: ARG001 - always so; the option lets a script say it
         bool, typer.Option("--resume", help="Go on with an existing store (always done).")
     ] = False,
@@ -104,6 +117,7 @@ def extract(  # one parameter an option
     An interrupted run goes on where it stopped when the same command is run again.
     """
     from graphhalu.config import load_config, read_overrides
+    from graphhalu.extract.plan import Shard
     from graphhalu.extract.run import extract as run_extraction
     from graphhalu.extract.settings import ExtractConfig
 
@@ -126,12 +140,17 @@ def extract(  # one parameter an option
     given = {key: value for key, value in options.items() if value is not None}
     settings = load_config(ExtractConfig, config, {**read_overrides(set_ or []), **given})
     target = out or default_store(settings.model.name, settings.dataset.name)
+    share = None if shard is None else Shard.parse(shard)
+    engine = spread.ray_engine(ray, ray_actors, ray_cpus, ray_gpus, ray_wait)
     with progress_line("questions") as progress:
-        summary = run_extraction(settings, target, on_progress=progress, on_note=say)
+        summary = run_extraction(
+            settings, target, engine=engine, shard=share, on_progress=progress, on_note=say
+        )
     if json:
         print_json(summary_values(summary))
     else:
         _print_summary(summary)
+    _require_all_done(summary)
 
 
 def _system(text: str | None, path: Path | None) -> str | None:
@@ -185,7 +204,22 @@ def summary_values(summary: "ExtractSummary") -> dict[str, Any]:
         "bytes_a_trace": summary.n_bytes / summary.n_traces if summary.n_traces else None,
         "bytes_by_array": summary.bytes_by_array,
         "notes": list(summary.notes),
+        "set_aside": summary.set_aside,
     }
+
+
+def _require_all_done(summary: "ExtractSummary") -> None:
+    from graphhalu.errors import ProcessLostError
+
+    if not summary.set_aside:
+        return
+    reasons = "; ".join(sorted(set(summary.set_aside.values())))
+    message = (
+        f"{len(summary.set_aside)} questions are not done: {reasons}\n"
+        f"  Run the same command again to try them, or do them with more memory a worker: "
+        f"{', '.join(summary.set_aside)}"
+    )
+    raise ProcessLostError(message)
 
 
 def _print_summary(summary: "ExtractSummary") -> None:

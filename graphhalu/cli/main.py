@@ -21,10 +21,12 @@ from graphhalu.cli import (
     score,
     show,
     sinks,
+    tokens,
     view,
     weights,
 )
 from graphhalu.cli.output import say
+from graphhalu.cli.spread import with_address
 from graphhalu.errors import GraphhaluError, UsageError
 
 app = typer.Typer(
@@ -41,6 +43,7 @@ app.command("labels")(labels.labels)
 app.command("features")(features.features)
 app.command("train")(analyse.train)
 app.command("compare")(analyse.compare)
+app.command("tokens")(tokens.tokens)
 app.command("score")(score.score)
 app.command("report")(report.report)
 app.command("view")(view.view)
@@ -62,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; faults of a user give no traceback."""
     try:
-        app(args=list(arguments))
+        app(args=with_address(arguments))
     except SystemExit as stop:  # typer reports its own faults, and ends every command this way
         return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
     except GraphhaluError as error:

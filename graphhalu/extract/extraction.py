@@ -1,6 +1,6 @@
 """A model with its settings: from questions to answers, and from answers to traces."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,7 +16,7 @@ from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.replay import replay
 from graphhalu.extract.sequence import TokenSequence
-from graphhalu.extract.settings import ExtractConfig, trace_shape
+from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_shape
 from graphhalu.models.load import LoadedModel
 from graphhalu.models.memory import free_memory
 from graphhalu.provenance import file_sha256
@@ -77,19 +77,16 @@ class Extraction:
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
         self.search = self._search() if config.generation.answers == "generated" else None
 
-    def identity(self) -> dict[str, Any]:
-        """What decides the content of the traces; batch sizes and devices are not among it."""
+    def identity(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
+        """What decides the content of the traces; batch sizes and devices are not among it.
+
+        Args:
+            dataset: What identifies the data set; by default its file is read.
+        """
         config = self.config
-        own = own_path(config.dataset.name)
-        path = own or config.dataset.path
         return {
             "model": dict(self.loaded.identity),
-            "dataset": {
-                "name": own.name if own is not None else config.dataset.name,
-                "seed": config.dataset.seed,
-                "file_sha256": file_sha256(path) if path is not None else None,
-                **({"fields": dict(config.dataset.fields)} if config.dataset.fields else {}),
-            },
+            "dataset": dict(dataset_identity(config.dataset) if dataset is None else dataset),
             "prompt": {
                 **config.prompt.model_dump(mode="json"),
                 "template": self.asker.template,
@@ -259,6 +256,18 @@ class Extraction:
             row_start=self.asker.row_start(pending.asked),
             option_ids=prompt.option_ids,
         )
+
+
+def dataset_identity(settings: DatasetSettings) -> dict[str, Any]:
+    """What decides which questions there are; reads the file that they come from."""
+    own = own_path(settings.name)
+    path = own or settings.path
+    return {
+        "name": own.name if own is not None else settings.name,
+        "seed": settings.seed,
+        "file_sha256": file_sha256(path) if path is not None else None,
+        **({"fields": dict(settings.fields)} if settings.fields else {}),
+    }
 
 
 def _record(pending: PlacedAnswer) -> TraceRecord:

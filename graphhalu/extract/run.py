@@ -1,31 +1,40 @@
-"""The extraction run: questions to traces in a store, part by part, and resumable.
+"""The extraction run: questions to traces in a store, wave by wave, and resumable.
 
-A part is a fixed block of questions. Whatever a killed run had not committed is done again by
-the next one; what it had committed is not.
+Whatever a killed run had not committed is done again by the next one; what it had committed is
+not. The waves run on an engine: in this process, or on the workers of a cluster.
 """
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
-from graphhalu.extract.asking import Asked
-from graphhalu.extract.extraction import Answered, Extraction
+from graphhalu.engine.base import Engine, Workers
+from graphhalu.engine.here import Here
+from graphhalu.errors import StoreError
+from graphhalu.extract.extraction import dataset_identity
+from graphhalu.extract.plan import Plan, Shard, make_plan
 from graphhalu.extract.settings import ExtractConfig
+from graphhalu.extract.worker import (
+    Described,
+    Worker,
+    describe,
+    expected_bytes,
+    extract_wave,
+    load_worker,
+)
 from graphhalu.models.cards import resolve_model
-from graphhalu.models.check import check_model
-from graphhalu.models.load import load_model
-from graphhalu.provenance import provenance
-from graphhalu.traces.store import TraceStore, check_fits, check_place, open_or_create
+from graphhalu.traces.place import LocalPlace, place_of
+from graphhalu.traces.store import TraceStore, check_fits, check_place, is_there, open_or_create
 
-PART_BYTES = 512 * 2**20
-"""Uncompressed bytes at which a part is closed before it has all its traces."""
+_ESTIMATED_TOGETHER = 1024
+"""Questions whose size one worker estimates at a time."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +51,7 @@ class ExtractSummary:
     """What a run did, and what its store holds now.
 
     Attributes:
-        store_path: The store.
+        store_path: The store, as it was given.
         n_asked: Questions that were asked for.
         n_new: Questions that this run answered.
         n_traces: Traces in the store.
@@ -52,9 +61,10 @@ class ExtractSummary:
         bytes_by_array: Bytes on disk of each array.
         shapes: Shape of attention and hidden states of a typical trace.
         notes: What a user should know (a fallback, fewer questions than asked for).
+        set_aside: Questions on which workers died again and again, and why; they are not done.
     """
 
-    store_path: Path
+    store_path: Path | str
     n_asked: int
     n_new: int
     n_traces: int
@@ -64,6 +74,7 @@ class ExtractSummary:
     bytes_by_array: dict[str, int]
     shapes: dict[str, str]
     notes: tuple[str, ...] = field(default=())
+    set_aside: dict[str, str] = field(default_factory=dict)
 
     @property
     def n_bytes(self) -> int:
@@ -73,8 +84,10 @@ class ExtractSummary:
 
 def extract(
     config: ExtractConfig,
-    out: Path,
+    out: Path | str,
     *,
+    engine: Engine | None = None,
+    shard: Shard | None = None,
     on_progress: Callable[[Progress], None] | None = None,
     on_note: Callable[[str], None] | None = None,
 ) -> ExtractSummary:
@@ -83,149 +96,189 @@ def extract(
     Args:
         config: What to do.
         out: The store; an existing one is resumed or extended if it has the same configuration.
-        on_progress: Called after every batch.
+        engine: Where the work runs; by default in this process.
+        shard: The share of the questions that is done; by default all.
+        on_progress: Called after every batch; with workers elsewhere, after every wave.
         on_note: Called with one line that a user should see before the run.
 
     Raises:
         StoreMismatchError: If the store holds another configuration; names the fields.
-        GraphhaluError: If the data set, the model or the disk cannot be used.
+        GraphhaluError: If the data set, the model, the disk or the cluster cannot be used.
     """
     tell = on_note or (lambda _: None)
     resolve_model(config.model.name)  # a mistyped name is told before a data set is read
     check_place(out)  # and what is no store, before a model is loaded
+    dataset = config.dataset
     questions = load_questions(
-        config.dataset.name, config.dataset.path,
-        num_samples=config.num_samples, seed=config.dataset.seed,
-        fields=config.dataset.fields or None,
+        dataset.name, dataset.path,
+        num_samples=config.num_samples, seed=dataset.seed, fields=dataset.fields or None,
     )  # fmt: skip
-    started = time.monotonic()
-    loaded = load_model(config.model, tell)
-    check_model(loaded)
-    load_seconds = time.monotonic() - started
-    extraction = Extraction(config, loaded)
-    notes = extraction.notes(len(questions))
-    for note in notes:
-        tell(note)
-    store, asked = _prepared(extraction, out, questions, tell)
-    started = time.monotonic()
-    if asked:
-        run_questions(extraction, store, asked, on_progress or (lambda _: None))
+    plan = make_plan(questions, config, shard)
+    engine, count = engine or Here(), _Count(on_progress or (lambda _: None))
+    start = _start(engine, config, out, plan.writer, count=count, tell=tell)
+    with engine.workers(start, max(1, len(plan.waves))) as workers:
+        about = (dataset_identity(dataset), len(questions))
+        described = next(workers.map(describe, [about])).result()
+        for note in described.notes:
+            tell(note)
+        store = _prepared(workers, described, out, plan, tell)
+        set_aside = _run(workers, store, plan, count)
     return _summary(
-        TraceStore.open(out), n_asked=len(questions), n_new=len(asked), notes=notes,
-        seconds=time.monotonic() - started, load_seconds=load_seconds,
+        TraceStore.open(out), out=out, n_asked=len(plan.questions), count=count,
+        described=described, set_aside=set_aside,
     )  # fmt: skip
+
+
+class _Count:
+    """Questions done, and the time since the first wave began."""
+
+    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+        self.on_progress = on_progress
+        self.n_total = self.n_seen = 0
+        self.n_new = 0
+        self.started = time.monotonic()
+        self.seconds = 0.0
+
+    def begin(self, n_total: int) -> None:
+        self.n_total, self.started = n_total, time.monotonic()
+
+    def see(self, n_questions: int) -> None:
+        # those of a wave that were done already are answered again with it
+        self.n_seen = min(self.n_seen + n_questions, self.n_total)
+        self.on_progress(Progress(self.n_seen, self.n_total, time.monotonic() - self.started))
+
+    def end(self, n_new: int) -> None:
+        self.n_new = n_new
+        self.seconds = time.monotonic() - self.started
+
+
+def _start(
+    engine: Engine,
+    config: ExtractConfig,
+    out: Path | str,
+    holder: str,
+    *,
+    count: "_Count",
+    tell: Callable[[str], None],
+) -> Callable[[], Worker]:
+    """Loads the model in a worker; one in this process tells more than one elsewhere can."""
+    if isinstance(engine, Here):
+        return partial(load_worker, config, out, holder, count.see, tell)
+    # equal threads everywhere: sums of several threads round differently
+    threads = config.model.threads or engine.n_threads
+    model = config.model.model_copy(update={"threads": threads})
+    is_local = isinstance(place_of(out), LocalPlace)
+    there = Path(out).absolute() if is_local and isinstance(out, Path) else out
+    return partial(load_worker, config.model_copy(update={"model": model}), there, holder)
 
 
 def _prepared(
-    extraction: Extraction,
-    out: Path,
-    questions: Sequence[Question],
+    workers: Workers,
+    described: Described,
+    out: Path | str,
+    plan: Plan,
     tell: Callable[[str], None],
-) -> tuple[TraceStore, list[Asked]]:
-    """The store and the questions that are left; a new store is made when all else is sound."""
+) -> TraceStore:
+    """The store; a new one is made when all else is sound."""
 
     def opened() -> TraceStore:
         return open_or_create(
-            out, configuration=extraction.identity(), shape=extraction.shape,
-            arrays=extraction.arrays,
-        )  # fmt: skip
+            out, configuration=described.identity, shape=described.shape, arrays=described.arrays
+        )
 
-    done = opened().done_question_ids() if out.exists() else set()
-    asked = [extraction.ask(q) for q in questions if q.question_id not in done]
+    done = opened().done_question_ids() if is_there(out) else set()
+    left = [question for question in plan.questions if question.question_id not in done]
     if done:
-        tell(f"{len(done)} questions are in the store already, {len(asked)} are left")
-    if asked:
-        expected = extraction.estimate_bytes(asked)
+        tell(f"{len(done)} questions are in the store already, {len(left)} are left")
+    if left:
+        size = _ESTIMATED_TOGETHER
+        chunks = [left[first : first + size] for first in range(0, len(left), size)]
+        expected = sum(found.result() for found in workers.map(expected_bytes, chunks))
         tell(f"expected on disk: at most {expected / 2**20:,.0f} MiB")
-        check_fits(out, expected)
-    return opened(), asked
+        place = place_of(out)
+        if isinstance(place, LocalPlace):
+            check_fits(place.path, expected)
+    return opened()
 
 
-def run_questions(
-    extraction: Extraction,
-    store: TraceStore,
-    asked: Sequence[Asked],
-    on_progress: Callable[[Progress], None],
-) -> None:
-    """Answer the questions wave by wave, and commit the traces of each wave part by part.
+def _run(workers: Workers, store: TraceStore, plan: Plan, count: _Count) -> dict[str, str]:
+    """Do the waves that are left; gives the questions that were set aside, and why.
 
-    Answers are small and traces large: so many questions are answered together, which is fast,
-    and few are replayed together, which is small.
+    Raises:
+        StoreError: If a question is in no committed part though all waves are done.
     """
-    started, n_done = time.monotonic(), 0
-
-    def advance(n_questions: int) -> None:
-        nonlocal n_done
-        n_done += n_questions
-        on_progress(Progress(n_done, len(asked), time.monotonic() - started))
-
-    config = extraction.config
-    wave_size = max(config.batch_size, config.part_size)
-    with store.writer() as writer:
-        for wave in _batched(asked, wave_size):
-            answered = extraction.answer(wave, advance)
-            for block in _blocks(extraction, answered):
-                traces, failures = extraction.traces(block)
-                names = [each.asked.question.question_id for each in block]
-                writer.write_part(writer.next_part_index(), traces, names, failures)
-
-
-def _batched(asked: Sequence[Asked], size: int) -> Iterator[Sequence[Asked]]:
-    """The questions in their order, ``size`` at a time."""
-    for start in range(0, len(asked), size):
-        yield asked[start : start + size]
+    set_aside: dict[str, str] = {}
+    with store.writer(plan.writer) as writer:
+        before = writer.store.done_question_ids()
+        planned, waves = {q.question_id for q in plan.questions}, plan.left(before)
+        count.begin(len(planned - before))
+        n_made = 0
+        with closing(workers.map(extract_wave, waves)) as found:
+            for each in found:
+                if each.failure is not None:
+                    set_aside |= dict.fromkeys(waves[each.place].question_ids, each.failure)
+                    continue
+                n_made += each.value
+                if count.n_seen < n_made:  # no worker here has told it already
+                    count.see(each.value)
+        writer.store.refresh()
+        done = writer.store.done_question_ids()
+        # other shards may write at the same time
+        count.end(len(done.intersection(planned) - before))
+    return _require_done(plan, done, set_aside, store.name)
 
 
-def _blocks(extraction: Extraction, answered: Sequence[Answered]) -> Iterator[list[Answered]]:
-    """Questions of one part each: as many as make ``part_size`` traces or ``PART_BYTES``."""
-    block: list[Answered] = []
-    n_traces = n_bytes = 0
-    for each in answered:
-        own, size = max(1, len(each.answers)), extraction.size(each)
-        is_full = n_traces + own > extraction.config.part_size or n_bytes + size > PART_BYTES
-        if block and is_full:
-            yield block
-            block, n_traces, n_bytes = [], 0, 0
-        block.append(each)
-        n_traces, n_bytes = n_traces + own, n_bytes + size
-    if block:
-        yield block
+def _require_done(
+    plan: Plan, done: set[str], set_aside: dict[str, str], name: str
+) -> dict[str, str]:
+    planned = [question.question_id for question in plan.questions]
+    lost = [each for each in planned if each not in done and each not in set_aside]
+    if lost:
+        message = (
+            f"{len(lost)} of {len(planned)} questions are in no part of {name}, though all were "
+            f"done (the first is {lost[0]!r}): a part was removed meanwhile\n"
+            f"  Run the same command again to do them"
+        )
+        raise StoreError(message)
+    return {each: reason for each, reason in set_aside.items() if each not in done}
 
 
 def _summary(
     store: TraceStore,
     *,
+    out: Path | str,
     n_asked: int,
-    n_new: int,
-    notes: tuple[str, ...],
-    seconds: float,
-    load_seconds: float,
+    count: _Count,
+    described: Described,
+    set_aside: dict[str, str],
 ) -> ExtractSummary:
-    shapes: dict[str, str] = {}
-    if len(store):
-        lengths = [record.length for record in store.records]
-        trace = store[int(np.argsort(lengths)[len(lengths) // 2])]
-        shape = store.shape
-        for name, sizes in (
-            ("attention", (len(shape.attention_layers), shape.n_heads, trace.length, trace.length)),
-            ("hidden", (len(shape.hidden_layers), trace.length, shape.hidden_size)),
-        ):
-            if name in store.arrays or f"{name}_fixed" in store.arrays:
-                shapes[name] = " x ".join(map(str, sizes))
     return ExtractSummary(
-        store_path=store.path,
+        store_path=out,
         n_asked=n_asked,
-        n_new=n_new,
+        n_new=count.n_new,
         n_traces=len(store),
         failures=dict(Counter(item["reason"] for item in store.failures)),
-        seconds=seconds,
-        load_seconds=load_seconds,
+        seconds=count.seconds,
+        load_seconds=described.load_seconds,
         bytes_by_array=store.n_bytes(),
-        shapes=shapes,
-        notes=notes,
+        shapes=_typical_shapes(store),
+        notes=described.notes,
+        set_aside=set_aside,
     )
 
 
-def run_provenance(config: ExtractConfig) -> dict[str, Any]:
-    """What a store was made with beside its configuration."""
-    return {**provenance(), "batch_size": config.batch_size, "threads": config.model.threads}
+def _typical_shapes(store: TraceStore) -> dict[str, str]:
+    """Axes of attention and hidden states of the trace of median length."""
+    if not len(store):
+        return {}
+    lengths = [record.length for record in store.records]
+    length, shape = int(np.sort(lengths)[len(lengths) // 2]), store.shape
+    sizes = {
+        "attention": (len(shape.attention_layers), shape.n_heads, length, length),
+        "hidden": (len(shape.hidden_layers), length, shape.hidden_size),
+    }
+    return {
+        name: " x ".join(map(str, axes))
+        for name, axes in sizes.items()
+        if name in store.arrays or f"{name}_fixed" in store.arrays
+    }
