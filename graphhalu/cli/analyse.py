@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphhalu.cli import spread
 from graphhalu.cli.output import print_json, print_table, progress_line, say
 
 if TYPE_CHECKING:
@@ -44,12 +45,12 @@ def label(
     labels = label_store(store, rule, as_)
     values = label_values(labels)
     if json:
-        print_json({"store": str(store.path), **values})
+        print_json({"store": store.name, **values})
         return
     print_table(
         ["labeller", "traces", "valid", _ones(labels)],
         [[labels.labeller, str(len(labels.values)), str(values["n_valid"]), _share(values)]],
-        title=str(store.path),
+        title=store.name,
     )
     print(f"1 means: {values['a_1_means']}")
     for reason, count in values["reasons"].items():
@@ -139,6 +140,11 @@ def compare(
     threads: Annotated[
         int | None, typer.Option(help="CPU threads of a process. [default: the free cores / jobs]")
     ] = None,
+    ray: spread.Ray = None,
+    ray_actors: spread.Actors = None,
+    ray_cpus: spread.Cpus = None,
+    ray_gpus: spread.Gpus = None,
+    ray_wait: spread.Wait = None,
     json: Json = False,
 ) -> None:
     """Cross-fit detectors on the same questions and compare them with intervals."""
@@ -146,7 +152,8 @@ def compare(
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.evaluation.training import run_folder
 
-    _use_threads(threads, jobs)
+    engine = spread.ray_engine(ray, ray_actors, ray_cpus, ray_gpus, ray_wait)
+    _use_threads(threads if engine is None else threads or engine.n_threads, jobs)
     given: dict[str, Any] = {**read_overrides(set_ or []), **({"quick": True} if quick else {})}
     named: dict[str, Any] = {"against": against}
     named |= {"detectors": detectors.split(",") if detectors else None}
@@ -164,7 +171,7 @@ def compare(
         return
     from graphhalu.evaluation.running import RunOptions
 
-    options = RunOptions(jobs=jobs, folder=folder, is_resumed=resume)
+    options = RunOptions(jobs=jobs, folder=folder, is_resumed=resume, engine=engine)
     _compare(opened[0], labels[0], settings, options, is_json=json)
 
 
@@ -335,10 +342,7 @@ def _print_result(result: "Result") -> None:
 
     from graphhalu.report.tables import terminal_table
 
-    Console().print(terminal_table(result))
-    for row in result.rows:
-        if row.failure is not None:
-            say(f"{row.detector} failed: {row.failure}")
+    Console().print(terminal_table(result))  # what failed stands below it, with the reason
 
 
 def open_store(path: Path | None) -> "TraceStore":
@@ -376,7 +380,7 @@ def _share(values: dict[str, Any]) -> str:
 
 
 def _identity(store: "TraceStore") -> dict[str, Any]:
-    return {"path": str(store.path), "configuration": dict(store.configuration)}
+    return {"path": store.name, "configuration": dict(store.configuration)}
 
 
 def _seeds(text: str) -> list[int]:

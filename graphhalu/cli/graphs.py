@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from graphhalu.cli import spread
 from graphhalu.cli.analyse import Json, Labeller, open_store
 from graphhalu.cli.output import print_json, print_table, progress_line, say
 
@@ -37,6 +38,11 @@ def compare(
         Path | None,
         typer.Option(help="Folder of figure and JSON. [default: data/runs/topology-<time>]"),
     ] = None,
+    ray: spread.Ray = None,
+    ray_actors: spread.Actors = None,
+    ray_cpus: spread.Cpus = None,
+    ray_gpus: spread.Gpus = None,
+    ray_wait: spread.Wait = None,
     json: Json = False,
 ) -> None:
     """Compare the topology of hallucinated with that of correct answers, layer by layer."""
@@ -55,6 +61,7 @@ def compare(
         topology_table,
     )
 
+    engine = spread.ray_engine(ray, ray_actors, ray_cpus, ray_gpus, ray_wait)
     store = open_store(traces)
     labels = named_labels(store, labeller)
     started = time.monotonic()
@@ -63,12 +70,12 @@ def compare(
             store, labels,
             layers=_layers(layers),
             recipe=GraphRecipe(TopK(edges_per_row), ("span",), channels="mean"),
-            n_resamples=resamples, seed=seed,
+            n_resamples=resamples, seed=seed, engine=engine,
             on_trace=lambda done, total: progress.show(done, total, time.monotonic() - started),
         )  # fmt: skip
     folder = out or new_run_folder(Path("data/runs"), "topology")
     paths = save_figure(topology_figure(report), folder)
-    values = {"store": str(store.path), **report.values()}
+    values = {"store": store.name, **report.values()}
     text = json_format.dumps(json_ready(values), indent=1, ensure_ascii=False, allow_nan=False)
     (folder / "topology.json").write_text(text + "\n", encoding="utf-8")
     if json:

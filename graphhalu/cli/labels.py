@@ -30,7 +30,7 @@ def labels(
     names = [name.strip() for name in labellers.split(",")] if labellers else []
     report = label_report(store, names, n_examples=examples, seed=seed)
     if json:
-        print_json({"store": str(store.path), **report.values()})
+        print_json({"store": store.name, **report.values()})
         return
     for table in tables(report):
         print_table(table.columns, table.rows, title=table.title)

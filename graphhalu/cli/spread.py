@@ -33,7 +33,7 @@ Gpus = Annotated[
 Wait = Annotated[
     float | None,
     typer.Option(
-        "--ray-wait", min=0, help="Seconds to wait while no worker finds room. [default: 300]"
+        "--ray-wait", min=0, help="Seconds to wait while no worker is ready. [default: 300]"
     ),
 ]
 

@@ -71,7 +71,7 @@ def tokens(
         return
     _print_result(result)
     say(f"tokens.json and tokens.parquet are in {folder}")
-    say(f"look at them:  graphhalu view {store.path} --token-scores {folder}")
+    say(f"look at them:  graphhalu view {store.path} --labeller spans --token-scores {folder}")
 
 
 def _check_name(name: str | None) -> None:

@@ -21,6 +21,10 @@ def view(
     detector: Annotated[
         Path | None, typer.Option(help="Folder of a trained detector, whose scores are shown.")
     ] = None,
+    token_scores: Annotated[
+        Path | None,
+        typer.Option(help="Folder that graphhalu tokens wrote, whose scores colour the answers."),
+    ] = None,
     out: Annotated[
         Path | None, typer.Option(help="The page. [default: STORE-view.html beside it]")
     ] = None,
@@ -61,6 +65,7 @@ def view(
         limit=None if serve else limit,
         labeller=None if labeller == "none" else labeller,
         run=detector,
+        token_scores=token_scores,
         features=None if features is None else tuple(split_text(features)),
         n_edges=edges,
         tokenizer=tokenizer,

@@ -45,7 +45,7 @@ class RayActors(Engine):
         n_actors: Workers; by default as many as fit on the cluster.
         cpus: CPUs of a worker, which are its threads too.
         gpus: GPUs of a worker.
-        wait_s: How long to wait, in seconds, while no worker finds room.
+        wait_s: How long to wait, in seconds, while no worker is ready.
         on_note: Called with one line that a user should see.
     """
 
@@ -98,7 +98,7 @@ class RayActors(Engine):
     def _shortage(self, ray: Any) -> str:
         total = ray.cluster_resources()
         return (
-            f"no worker finds room: one needs {self.cpus} CPUs and {self.gpus:g} GPUs, and the "
+            f"no worker is ready: each needs {self.cpus} CPUs and {self.gpus:g} GPUs, and the "
             f"cluster has {total.get('CPU', 0):g} CPUs and {total.get('GPU', 0):g} GPUs\n"
             f"  Add nodes to it, or ask for less with --ray-cpus and --ray-gpus"
         )

@@ -90,15 +90,14 @@ def compare(
     compared = make_compared(traces, labels, config)
     done = _finished(compared, options)
     todo = [entry for entry in entries if not _is_done(entry, compared, done)]
-    report = _reporter(
-        on_progress, [entry.name for entry in todo], compared.folds, is_in_order=options.jobs == 1
-    )
+    names, is_in_order = [entry.name for entry in todo], options.spread() is None
+    report = _reporter(on_progress, names, compared.folds, is_in_order=is_in_order)
     for entry, runs in run_entries(compared, todo, options, report):
         done[entry.name] = _finish(compared, entry, runs)
         if options.folder is not None:
             save_part(options.folder, done[entry.name])
-    names = dict.fromkeys([*(entry.name for entry in entries), *done])
-    return _result(compared, labels, [done[name] for name in names], store or {})
+    ranked = dict.fromkeys([*(entry.name for entry in entries), *done])
+    return _result(compared, labels, [done[name] for name in ranked], store or {})
 
 
 def make_compared(traces: Sequence[Trace], labels: Labels, config: CompareConfig) -> Compared:

@@ -1,28 +1,28 @@
-"""Run the detectors of a comparison: one after another, or spread over processes.
+"""Run the detectors of a comparison: one after another, or spread over workers.
 
-The unit of work is one detector with one seed. Workers are started afresh (spawn), open the
-store themselves and give back scores; everything else, and the order, is up to the caller, so
-that the result is the same for any number of them. Equal figures need an equal number of
-threads in each process, since sums in parallel round differently.
+The unit of work is one detector with one seed. Workers open the store themselves and give back
+scores; everything else, and the order, is up to the caller, so that the result is the same for
+any number of them. Equal figures need an equal number of threads in each worker, since sums in
+parallel round differently.
 """
 
-import multiprocessing
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ProcessPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import threadpoolctl  # type: ignore[import-untyped]
 import torch
 
+from graphhalu.engine.base import Done, Engine
+from graphhalu.engine.processes import Processes
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, cross_fit
 from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.rows import Compared
-from graphhalu.traces.store import TraceStore, open_traces
+from graphhalu.features.sending import opener
 from graphhalu.traces.trace import Trace
 
 ModelHook = Callable[[str, int, int, FoldModel], None]
@@ -42,12 +42,18 @@ class RunOptions:
         folder: Where each detector is kept as soon as it is finished.
         is_resumed: Whether detectors that are finished in the folder are not run again.
         on_model: Called with each fitted model (detector, seed, fold); with one job only.
+        engine: Where the work runs; by default as many processes as there are jobs.
     """
 
     jobs: int = 1
     folder: Path | None = None
     is_resumed: bool = False
     on_model: ModelHook = _ignore_model
+    engine: Engine | None = None
+
+    def spread(self) -> Engine | None:
+        """The engine of several workers; ``None`` if this process does everything."""
+        return self.engine or (Processes(self.jobs) if self.jobs > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -93,10 +99,12 @@ def run_entries(
     """Each detector with its seeds as soon as all of them are done; after a failure, no more.
 
     Raises:
-        UsageError: If several processes are asked for and a detector is not registered.
+        UsageError: If other workers are asked for and a detector is not registered.
+        ProcessLostError: If the workers cannot go on.
     """
-    if options.jobs > 1 and entries:
-        yield from _in_processes(compared, entries, options.jobs, on_fold)
+    engine = options.spread()
+    if engine is not None and entries:
+        yield from _spread(compared, entries, engine, on_fold)
         return
     for entry in entries:
         runs: list[SeedRun] = []
@@ -107,21 +115,21 @@ def run_entries(
         yield entry, runs
 
 
-def _in_processes(
-    compared: Compared, entries: Sequence[Entry], jobs: int, on_fold: FoldHook
+def _spread(
+    compared: Compared, entries: Sequence[Entry], engine: Engine, on_fold: FoldHook
 ) -> Iterator[tuple[Entry, list[SeedRun]]]:
     for entry in entries:
         if entry.factory is not None:
             message = f"{entry.name} is not registered and cannot run in another process; use 1 job"
             raise UsageError(message)
     seeds = list(compared.folds)
-    with _pool(compared, min(jobs, len(entries) * len(seeds))) as pool:
-        waiting: dict[Future[SeedRun], Entry] = {
-            pool.submit(_work, entry, seed): entry for entry in entries for seed in seeds
-        }
-        done: dict[str, list[SeedRun]] = {entry.name: [] for entry in entries}
-        for future in as_completed(waiting):
-            run, entry = future.result(), waiting[future]
+    items = [(entry, seed) for entry in entries for seed in seeds]
+    shared = {name: value for name, value in vars(compared).items() if name in _SENT}
+    start = partial(_start, opener(compared.traces, engine), shared, torch.get_num_threads())
+    done: dict[str, list[SeedRun]] = {entry.name: [] for entry in entries}
+    with engine.workers(start, len(items)) as workers, closing(workers.map(_work, items)) as found:
+        for each in found:
+            run, entry = _seed_run(each, items), items[each.place][0]
             for fold in range(len(compared.folds[run.seed])):
                 on_fold(run.name, run.seed, fold)
             done[entry.name].append(run)
@@ -129,38 +137,26 @@ def _in_processes(
                 yield entry, sorted(done[entry.name], key=lambda run: seeds.index(run.seed))
 
 
-def _pool(compared: Compared, jobs: int) -> AbstractContextManager[ProcessPoolExecutor]:
-    traces = compared.traces
-    stored = (traces.path, traces.trace_ids) if isinstance(traces, TraceStore) else None
-    shared = {**vars(compared), "traces": None if stored else list(traces)}
-    shared.pop("identity", None)
-    return ProcessPoolExecutor(
-        jobs,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start,
-        initargs=(shared, stored, torch.get_num_threads()),
-    )
-
-
-_worker: Final[dict[str, Compared]] = {}
+_SENT = ("labels", "groups", "folds", "config")
 
 
 def _start(
-    shared: Mapping[str, Any], stored: tuple[Path, tuple[str, ...]] | None, n_threads: int
-) -> None:
+    opened: Callable[[], Sequence[Trace]], shared: Mapping[str, Any], n_threads: int
+) -> Compared:
     """Open the traces in a new worker, with as many threads as the caller has."""
     torch.set_num_threads(n_threads)
     threadpoolctl.threadpool_limits(n_threads)
-    traces: Sequence[Trace] = shared["traces"] if stored is None else _opened(*stored)
-    _worker["compared"] = Compared(**{**shared, "traces": traces})
+    return Compared(traces=opened(), **shared)
 
 
-def _opened(path: Path, trace_ids: tuple[str, ...]) -> TraceStore:
-    """The traces with these identities; the store may have grown since."""
-    store = open_traces(path)
-    place = {trace_id: index for index, trace_id in enumerate(store.trace_ids)}
-    return store.select([place[trace_id] for trace_id in trace_ids])
+def _work(compared: Compared, item: tuple[Entry, int]) -> SeedRun:
+    return run_seed(compared, *item)
 
 
-def _work(entry: Entry, seed: int) -> SeedRun:
-    return run_seed(_worker["compared"], entry, seed)
+def _seed_run(done: Done, items: Sequence[tuple[Entry, int]]) -> SeedRun:
+    """The outcome of a seed; workers that died of it are a failure of the detector."""
+    if done.failure is None:
+        run: SeedRun = done.value
+        return run
+    entry, seed = items[done.place]
+    return SeedRun(entry.name, seed, None, f"of seed {seed}: {done.failure}")

@@ -10,13 +10,13 @@ from typing import Any, Final, NamedTuple
 
 from graphhalu.datasets.question import Question
 from graphhalu.extract.extraction import Answered, Extraction
-from graphhalu.extract.plan import Wave
+from graphhalu.extract.plan import Wave, make_plan
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.check import check_model
 from graphhalu.models.load import load_model
 from graphhalu.traces.lock import MAIN
 from graphhalu.traces.schema import TraceShape
-from graphhalu.traces.store import TraceWriter, open_traces
+from graphhalu.traces.store import TraceStore, TraceWriter, open_traces
 
 PART_BYTES: Final = 512 * 2**20
 """Uncompressed bytes at which a part is closed before it has all its traces."""
@@ -144,6 +144,14 @@ def extract_wave(worker: Worker, wave: Wave) -> int:
         writer.write_part(place[names[0]], traces, names, failures)
         n_new += len(names)
     return n_new
+
+
+def extract_here(extraction: Extraction, store: TraceStore, questions: Sequence[Question]) -> None:
+    """Answer questions with a model that is loaded, and commit them to an empty store."""
+    with store.writer() as holder:
+        worker = Worker(extraction, store.name, holder.name)
+        for wave in make_plan(questions, extraction.config).waves:
+            extract_wave(worker, wave)
 
 
 def part_blocks(extraction: Extraction, answered: Sequence[Answered]) -> Iterator[list[Answered]]:

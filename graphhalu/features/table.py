@@ -2,8 +2,8 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack
-from dataclasses import dataclass, field
+from contextlib import ExitStack, closing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int
 
 from graphhalu.atomic import written_aside
+from graphhalu.engine.base import Engine, in_order
 from graphhalu.errors import (
     CorruptStoreError,
     NotEnoughDataError,
@@ -23,7 +24,10 @@ from graphhalu.features.base import Feature, Level
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import block_columns, require_level, rows_of
 from graphhalu.features.registry import FEATURES
+from graphhalu.features.sending import opener
 from graphhalu.features.spec import FeatureSpec, as_specs, reads_beams
+from graphhalu.safe_read import parse_json, read_parquet, reading
+from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import disk_error
 
@@ -80,7 +84,11 @@ class FeatureTable:
 
 
 def feature_table(
-    traces: Sequence[Trace], features: Sequence[str | FeatureSpec], *, per_token: bool = False
+    traces: Sequence[Trace],
+    features: Sequence[str | FeatureSpec],
+    *,
+    per_token: bool = False,
+    engine: Engine | None = None,
 ) -> FeatureTable:
     """Features of traces in one pass, in the order of the traces.
 
@@ -88,6 +96,7 @@ def feature_table(
         traces: A store, a view of one, or traces in memory.
         features: Names, ``name[k=25,head=mean]``, or specifications, all of one level.
         per_token: Whether there is one row for each stored row of attention.
+        engine: Where the parts of a store are worked on; by default here.
 
     Raises:
         NotEnoughDataError: If there is no trace.
@@ -95,7 +104,7 @@ def feature_table(
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
     specs = require_level(as_specs(features), _level(per_token))
-    placed = list(_pieces(traces, specs, per_token=per_token))
+    placed = list(_pieces(traces, specs, engine, per_token=per_token))
     order = np.argsort(np.concatenate([place for _, place in placed]), kind="stable")
     pieces = [piece for piece, _ in placed]
     names = [name for piece in pieces for name in piece.trace_ids]
@@ -116,6 +125,7 @@ def write_features(
     path: Path,
     *,
     per_token: bool = False,
+    engine: Engine | None = None,
 ) -> tuple[int, int]:
     """Write features of traces as Parquet, never holding more than one block of them.
 
@@ -126,6 +136,7 @@ def write_features(
         features: As for :func:`feature_table`.
         path: The file; an earlier one is replaced in one step.
         per_token: As for :func:`feature_table`.
+        engine: As for :func:`feature_table`.
 
     Returns:
         Rows and columns of the table.
@@ -137,7 +148,8 @@ def write_features(
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
     specs = require_level(as_specs(features), _level(per_token))
-    return _write((piece for piece, _ in _pieces(traces, specs, per_token=per_token)), path)
+    pieces = _pieces(traces, specs, engine, per_token=per_token)
+    return _write((piece for piece, _ in pieces), path)
 
 
 def read_features(path: Path | str) -> FeatureTable:
@@ -151,26 +163,22 @@ def read_features(path: Path | str) -> FeatureTable:
     if not path.is_file():
         message = f"there is no table of features at {path}\n  Make one:  graphhalu features --out"
         raise StoreNotFoundError(message)
-    try:
-        table = pq.read_table(path)
-        stored = {k.decode(): json.loads(v) for k, v in (table.schema.metadata or {}).items()}
+    with reading(f"{path} is damaged or no table of features", error=CorruptStoreError):
+        table = read_parquet(path)
+        said: Mapping[bytes, bytes] = table.schema.metadata or {}
+        stored = {k.decode(): parse_json(v) for k, v in said.items()}
         _check_format(stored, path)
         is_of_rows = stored["level"] == "token"
         columns = tuple(n for n in table.column_names if n not in {"trace_id", *_OF_ROW})
         values = [table[name].to_numpy() for name in columns]
         return FeatureTable(
-            trace_ids=tuple(table["trace_id"].to_pylist()),
-            values=np.stack(values, axis=1).astype(np.float32),
+            trace_ids=tuple(table["trace_id"].cast(pa.string()).to_pylist()),
+            values=np.stack(values, axis=1).astype(np.float32, casting="same_kind"),
             columns=columns,
-            token=table["token"].to_numpy() if is_of_rows else None,
-            is_answer=table["is_answer"].to_numpy() if is_of_rows else None,
+            token=table["token"].cast(pa.int32()).to_numpy() if is_of_rows else None,
+            is_answer=table["is_answer"].cast(pa.bool_()).to_numpy() if is_of_rows else None,
             metadata={k: v for k, v in stored.items() if k not in {"format", "format_version"}},
         )
-    except (pa.ArrowException, OSError, KeyError, ValueError) as error:
-        if isinstance(error, CorruptStoreError):
-            raise
-        message = f"{path} is damaged or no table of features: {' '.join(str(error).split())}"
-        raise CorruptStoreError(message) from None
 
 
 def available_features(
@@ -228,15 +236,46 @@ def _level(per_token: bool) -> Level:
 
 
 def _pieces(
-    traces: Sequence[Trace], specs: Sequence[FeatureSpec], *, per_token: bool
+    traces: Sequence[Trace],
+    specs: Sequence[FeatureSpec],
+    engine: Engine | None,
+    *,
+    per_token: bool,
 ) -> Iterator[tuple[FeatureTable, Int[np.ndarray, "item"]]]:
     """The table of each block, and the place of each row's trace among all traces."""
     if len(traces) == 0:
         message = "there is no trace to compute features of\n  Extract some first"
         raise NotEnoughDataError(message)
     metadata = _metadata(traces, specs, _level(per_token))
-    for placed in blocks(traces, with_beams=reads_beams(specs)):
-        yield _piece(placed, specs, metadata, per_token=per_token)
+    if engine is None:
+        for placed in blocks(traces, with_beams=reads_beams(specs)):
+            yield _piece(placed, specs, metadata, per_token=per_token)
+        return
+    of_part: dict[int, list[int]] = {}
+    for index in range(len(traces)):
+        part = traces.places[index][0] if isinstance(traces, TraceStore) else 0
+        of_part.setdefault(part, []).append(index)
+    items = [(tuple(specs), chosen, per_token) for chosen in of_part.values()]
+    with (
+        engine.workers(opener(traces, engine), len(items)) as workers,
+        closing(workers.map(_pieces_of_part, items)) as found,
+    ):
+        for done in in_order(found):
+            chosen = np.array(items[done.place][1])
+            for piece, place in done.result():
+                yield replace(piece, metadata=metadata), chosen[place]
+
+
+def _pieces_of_part(
+    traces: Sequence[Trace], item: tuple[tuple[FeatureSpec, ...], list[int], bool]
+) -> list[tuple[FeatureTable, Int[np.ndarray, "item"]]]:
+    """The same of some traces, in a worker."""
+    specs, chosen, per_token = item
+    own = traces.select(chosen) if isinstance(traces, TraceStore) else traces
+    return [
+        _piece(placed, specs, {}, per_token=per_token)
+        for placed in blocks(own, with_beams=reads_beams(specs))
+    ]
 
 
 def _piece(

@@ -1,6 +1,7 @@
 """Topology of the graphs of hallucinated answers against that of correct ones, layer by layer."""
 
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -12,8 +13,11 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from scipy.stats import norm
 
+from graphhalu.engine.base import Engine, in_order
+from graphhalu.engine.here import Here
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import percentile_interval
+from graphhalu.features.sending import opener
 from graphhalu.graphs.build import iter_graphs
 from graphhalu.graphs.effects import cliffs_delta, length_adjusted, ranked
 from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe
@@ -29,6 +33,8 @@ FALSE_DISCOVERIES: Final = 0.05
 _LEVEL: Final = 0.95
 _LEAST_ANSWERS: Final = 5
 _NO_FEATURES: Final = ("span",)
+_TOGETHER: Final = 16
+"""Answers whose graphs one worker builds at a time."""
 
 
 class Effect(NamedTuple):
@@ -102,7 +108,7 @@ class TopologyReport:
         return {**plain, "layers": list(self.layers), "measures": MEANINGS, "rows": rows}
 
 
-def compare_topology(
+def compare_topology(  # noqa: PLR0913 - one keyword a setting
     traces: Sequence[Trace],
     labels: Labels,
     *,
@@ -111,6 +117,7 @@ def compare_topology(
     n_resamples: int = 1000,
     seed: int = 0,
     on_trace: Callable[[int, int], None] = lambda _done, _total: None,
+    engine: Engine | None = None,
 ) -> TopologyReport:
     """Effect size of every measure in every layer, with intervals and false-discovery control.
 
@@ -122,6 +129,7 @@ def compare_topology(
         n_resamples: Resamples of questions for the intervals.
         seed: Seed of the resamples.
         on_trace: Called with how many traces are done, and of how many.
+        engine: Where graphs are built and measured; by default here.
 
     Raises:
         UsageError: If labels belong to other traces, or the graphs would be multiplex.
@@ -133,7 +141,8 @@ def compare_topology(
     # the measures read no node features, and one block must be named
     recipe = recipe or GraphRecipe(DEFAULT_EDGES, _NO_FEATURES, channels="mean")
     wanted = tuple(traces[0].shape.attention_layers if layers is None else layers)
-    found = _measured(traces, kept, wanted, recipe, on_trace)
+    engine = engine or Here()
+    found = _measured(engine, traces, kept.tolist(), (wanted, recipe), on_trace)
     chosen = [traces[int(index)] for index in kept]
     groups = question_groups(chosen)
     lengths = np.array([[t.prompt_length, t.answer_length] for t in chosen], dtype=np.float64)
@@ -211,17 +220,33 @@ def save_figure(figure: Figure, folder: Path) -> list[Path]:
 
 
 def _measured(
+    engine: Engine,
     traces: Sequence[Trace],
-    kept: Shaped[np.ndarray, "answer"],
-    layers: tuple[int, ...],
-    recipe: GraphRecipe,
+    kept: list[int],
+    how: tuple[tuple[int, ...], GraphRecipe],
     on_trace: Callable[[int, int], None],
 ) -> Float[np.ndarray, "answer layer measure"]:
-    values = np.empty((len(kept), len(layers), len(MEASURES)))
-    for number, (_, graphs) in enumerate(iter_graphs(traces, layers, recipe, kept.tolist())):
-        values[number] = [list(topology(graph).values()) for graph in graphs]
-        on_trace(number + 1, len(kept))
-    return values
+    chunks = [kept[first : first + _TOGETHER] for first in range(0, len(kept), _TOGETHER)]
+    pieces: list[Float[np.ndarray, "answer layer measure"]] = []
+    with (
+        engine.workers(opener(traces, engine), len(chunks)) as workers,
+        closing(workers.map(_measures, [(chunk, *how) for chunk in chunks])) as found,
+    ):
+        for done in in_order(found):
+            pieces.append(done.result())
+            on_trace(sum(map(len, pieces)), len(kept))
+    return np.concatenate(pieces)
+
+
+def _measures(
+    traces: Sequence[Trace], item: tuple[list[int], tuple[int, ...], GraphRecipe]
+) -> Float[np.ndarray, "answer layer measure"]:
+    chosen, layers, recipe = item
+    values = [
+        [list(topology(graph).values()) for graph in graphs]
+        for _, graphs in iter_graphs(traces, layers, recipe, chosen)
+    ]
+    return np.array(values, dtype=np.float64)
 
 
 def _resamples(

@@ -25,8 +25,8 @@ from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.generate import left_padded
-from graphhalu.extract.run import run_questions
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig
+from graphhalu.extract.worker import extract_here
 from graphhalu.models.load import LoadedModel, ModelSpec, load_model
 from graphhalu.traces.store import TraceStore
 
@@ -150,7 +150,7 @@ def _extracted(extraction: Extraction, asked: list[Any], folder: Path) -> TraceS
     store = TraceStore.create(
         folder / "a.zarr", configuration={}, shape=extraction.shape, arrays=extraction.arrays
     )
-    run_questions(extraction, store, asked, lambda _: None)
+    extract_here(extraction, store, [item.question for item in asked])
     return TraceStore.open(folder / "a.zarr")
 
 

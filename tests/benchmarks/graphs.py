@@ -289,15 +289,15 @@ def _store(folder: Path, *, quick: bool) -> Path:
         return path
     from graphhalu.datasets.registry import load_questions
     from graphhalu.extract.extraction import Extraction
-    from graphhalu.extract.run import run_questions
     from graphhalu.extract.settings import ExtractConfig
+    from graphhalu.extract.worker import extract_here
     from graphhalu.models.load import ModelSpec, load_model
 
     loaded = load_model(ModelSpec(name="smollm2"))
     extraction = Extraction(ExtractConfig(model=loaded.spec), loaded)
-    asked = [extraction.ask(question) for question in load_questions("worldfacts", num_samples=128)]
+    questions = load_questions("worldfacts", num_samples=128)
     store = TraceStore.create(
         path, configuration={}, shape=extraction.shape, arrays=extraction.arrays
     )
-    run_questions(extraction, store, asked, lambda _: None)
+    extract_here(extraction, store, questions)
     return path

@@ -1,0 +1,120 @@
+"""A Ray cluster of several nodes on this machine's loopback, in a process of its own.
+
+``python -m graphhalu.testing.ray_cluster`` starts one node and prints the cluster's address; each
+line that it reads is a command, answered with one line when it is done: ``add CPUS`` adds a node,
+``lose`` kills the node that was added last without a warning. It ends with its input.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from threading import Timer
+from typing import Any, Final
+
+ENVIRONMENT: Final = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stays on loopback
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "OMP_NUM_THREADS": "1",
+}
+_STORE_BYTES: Final = 100 * 2**20
+_SETTINGS: Final = {
+    # a lost node is seen within some seconds, not half a minute
+    "health_check_initial_delay_ms": 0,
+    "health_check_period_ms": 1000,
+    "health_check_timeout_ms": 5000,
+    "health_check_failure_threshold": 3,
+    # processes that nobody asked for cost the tests more than the work does
+    "prestart_worker_first_driver": False,
+    "enable_worker_prestart": False,
+}
+_PATIENCE_S: Final = 300.0
+
+
+@dataclass(frozen=True)
+class LoopbackCluster:
+    """A running cluster.
+
+    Attributes:
+        address: For ``--ray``.
+        process: The process that runs it.
+    """
+
+    address: str
+    process: Any
+
+    def add_node(self, cpus: int = 1) -> None:
+        """Add a node to the cluster."""
+        self._say(f"add {cpus}")
+
+    def lose_node(self) -> None:
+        """Kill the node that was added last, with all that runs on it."""
+        self._say("lose")
+
+    def _say(self, command: str) -> None:
+        self.process.stdin.write(f"{command}\n")
+        self.process.stdin.flush()
+        answer = self.process.stdout.readline().strip()
+        if answer != "done":
+            message = f"the cluster did not {command}: {answer or 'it has ended'}"
+            raise RuntimeError(message)
+
+
+@contextmanager
+def loopback_cluster(cpus: int = 1, patience_s: float = _PATIENCE_S) -> Iterator[LoopbackCluster]:
+    """A cluster with one node, until the context ends or the patience does.
+
+    Args:
+        cpus: CPUs of that node.
+        patience_s: After so many seconds the cluster is killed, whatever it is at.
+    """
+    process = subprocess.Popen(  # noqa: S603
+        [sys.executable, "-m", "graphhalu.testing.ray_cluster", str(cpus)],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+        env={**os.environ, **ENVIRONMENT}, start_new_session=True,
+    )  # fmt: skip
+    last = Timer(patience_s, process.kill)
+    last.start()
+    try:
+        assert process.stdout is not None
+        yield LoopbackCluster(process.stdout.readline().strip(), process)
+    finally:
+        last.cancel()
+        try:
+            process.communicate(timeout=60)
+        except subprocess.TimeoutExpired:
+            process.kill()
+
+
+def main() -> None:
+    """Run a cluster as long as there are commands."""
+    from ray.cluster_utils import Cluster
+
+    node: dict[str, Any] = {
+        "object_store_memory": _STORE_BYTES, "include_log_monitor": False,
+        "node_ip_address": "127.0.0.1",
+    }  # fmt: skip
+    head = {"include_dashboard": False, "no_monitor": True, "_system_config": _SETTINGS}
+    own_cpus = int(sys.argv[1])
+    with open(os.dup(1), "w", encoding="utf-8") as answers:  # noqa: PTH123 - ray prints to stdout
+        os.dup2(2, 1)
+        cluster = Cluster(
+            initialize_head=True, head_node_args={**node, **head, "num_cpus": own_cpus}
+        )
+        added: list[Any] = []
+        print(cluster.address, file=answers, flush=True)
+        for line in sys.stdin:
+            command, *arguments = line.split()
+            if command == "add":
+                added.append(cluster.add_node(**node, num_cpus=int(arguments[0])))
+            else:
+                cluster.remove_node(added.pop(), allow_graceful=False)
+            print("done", file=answers, flush=True)
+        cluster.shutdown()
+
+
+if __name__ == "__main__":
+    main()
