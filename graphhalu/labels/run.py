@@ -24,6 +24,7 @@ from graphhalu.errors import (
 from graphhalu.labels.base import Labeller
 from graphhalu.labels.labels import Labels, Meaning
 from graphhalu.labels.registry import LABELLERS, make_labeller
+from graphhalu.safe_read import parse_json, read_parquet, reading
 from graphhalu.traces.schema import TraceRecord
 
 FORMAT: Final = "graphhalu-labels"
@@ -55,6 +56,9 @@ class LabelledStore(Protocol):
     def labels_folder(self) -> Path:
         """Where label files lie."""
 
+    def publish(self, file: Path) -> None:
+        """Bring a file of that folder to where the store lies."""
+
 
 def label_store(store: LabelledStore, labeller: Labeller, name: str | None = None) -> Labels:
     """Label every answer of a store and write the labels beside the traces.
@@ -82,6 +86,7 @@ def label_store(store: LabelledStore, labeller: Labeller, name: str | None = Non
         settings = {"labeller": labeller.name, **labels.settings}
         labels = replace(labels, labeller=path.stem, settings=settings)
     _write(labels, path)
+    store.publish(path)
     return labels
 
 
@@ -212,24 +217,27 @@ def _metadata(labels: Labels) -> dict[str, str]:
 
 
 def _read(path: Path) -> Labels:
-    try:
-        table = pq.read_table(path)
+    what = f"{path} is damaged or no label file"
+    with reading(
+        what, error=CorruptStoreError, also=(pa.ArrowException,), way_out=_way_out(path).strip()
+    ):
+        table = read_parquet(path)
         metadata = {k.decode(): v for k, v in (table.schema.metadata or {}).items()}
-        values = {name: json.loads(metadata[name]) for name in ("format", "format_version")}
+        values = {name: parse_json(metadata[name]) for name in ("format", "format_version")}
         _check_format(values, path)
         columns = table.select(_SCHEMA.names).cast(_SCHEMA).to_pydict()
+        if not set(columns["value"]) <= {0, 1}:
+            message = "a label is neither 0 nor 1"
+            raise ValueError(message)
         return Labels(
             trace_ids=tuple(columns["trace_id"]),
             values=np.array(columns["value"], dtype=np.int8),
             is_valid=np.array(columns["is_valid"], dtype=np.bool_),
             reasons=tuple(columns["reason"]),
-            labeller=json.loads(metadata["labeller"]),
-            settings=json.loads(metadata["settings"]),
+            labeller=str(parse_json(metadata["labeller"])),
+            settings=dict(parse_json(metadata["settings"])),
             meaning=_meaning(metadata, path),
         )
-    except (pa.ArrowException, OSError, KeyError, json.JSONDecodeError) as error:
-        message = f"{path} is damaged or no label file: {' '.join(str(error).split())}\n"
-        raise CorruptStoreError(message + _way_out(path)) from None
 
 
 def _check_format(values: Mapping[str, Any], path: Path) -> None:
@@ -243,7 +251,7 @@ def _check_format(values: Mapping[str, Any], path: Path) -> None:
 
 def _meaning(metadata: Mapping[str, bytes], path: Path) -> Meaning:
     """What a 1 means; files from before there were two meanings do not say it."""
-    found = json.loads(metadata.get("meaning", b'"hallucinated"'))
+    found = parse_json(metadata.get("meaning", b'"hallucinated"'))
     for known in get_args(Meaning):
         if found == known:
             return known

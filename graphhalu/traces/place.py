@@ -26,7 +26,7 @@ LEDGER: Final = "ledger"
 ASIDE: Final = ".writing"
 """Folder of parts that are not committed."""
 
-_SCHEME: Final = re.compile(r"(s3|gs|az|file):/+(.*)", re.DOTALL)
+_SCHEME: Final = re.compile(r"(s3|gs|az|file):(?:/+|$)(.*)", re.DOTALL)
 
 
 class Place(ABC):
@@ -112,14 +112,14 @@ class Place(ABC):
         """Folder of a part."""
         return self.path / PARTS / f"{index:06d}"
 
-    def aside(self, writer: str) -> Path:
-        """Folder for what a writer has not committed."""
-        return self.path / ASIDE / writer
+    def aside(self, writer: str, index: int) -> Path:
+        """Folder in which a writer makes a part."""
+        return self.path / ASIDE / f"{writer}.{index:06d}-{os.getpid()}"
 
     def sweep(self, writer: str) -> None:
         """Remove what was not committed: a writer's own, or everybody's if it is alone."""
-        folder = self.path / ASIDE
-        shutil.rmtree(folder if writer == MAIN else folder / writer, ignore_errors=True)
+        for folder in (self.path / ASIDE).glob("*" if writer == MAIN else f"{writer}.*"):
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 class LocalPlace(Place):

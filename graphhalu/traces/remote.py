@@ -58,9 +58,12 @@ class RemotePlace(Place):
 
     def create(self, attributes: Mapping[str, Any]) -> None:
         """Put the root of an empty store; of two that do so at once, one is refused."""
+        is_there = self.exists()
         shutil.rmtree(self.path, ignore_errors=True)
         create_root(self.path, attributes)
-        if not all(self.objects.create(f, (self.path / f).read_bytes()) for f in _ROOT_FILES):
+        if is_there or not all(
+            self.objects.create(f, (self.path / f).read_bytes()) for f in _ROOT_FILES
+        ):
             message = (
                 f"there is a store at {self.name} already\n"
                 f"  Open it with open_traces, or give another place with --out"

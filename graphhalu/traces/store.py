@@ -4,7 +4,6 @@
 """
 
 import json
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -129,6 +128,14 @@ class TraceStore(Sequence[Trace]):
     def labels_folder(self) -> Path:
         """Where labellers keep their results."""
         return self.path / "labels"
+
+    def publish(self, file: Path) -> None:
+        """Bring a file that was written beside the parts to where the store lies.
+
+        Raises:
+            StoreError: If an object store does not take it.
+        """
+        self.place.publish(file)
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -363,7 +370,7 @@ class TraceWriter:
         failures: Sequence[Mapping[str, str]],
     ) -> bool:
         place = self.store.place
-        aside = place.aside(self.name) / f"{index:06d}-{os.getpid()}"
+        aside = place.aside(self.name, index)
         try:
             write_part(
                 aside,

@@ -44,6 +44,9 @@ class Store:
     def labels_folder(self) -> Path:
         return self.path / "labels"
 
+    def publish(self, file: Path) -> None:
+        pass
+
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
