@@ -137,7 +137,7 @@ class _Patience:
     wait_s: float
     on_note: Callable[[str], None]
     shortage: Callable[[], str]
-    since: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 - as of then
     has_told: bool = False
 
     def look(self, *, is_at_work: bool) -> None:
