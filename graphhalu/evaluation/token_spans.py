@@ -77,10 +77,11 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
         spans[number, start:stop] = is_text[start:stop]
     n_tokens = len(record.answer_offsets)
     is_marked = spans.any(axis=0)
+    of_span = [_by_token(span, owner, n_tokens) for span in spans]
     return MarkedAnswer(
         size=_by_token(is_text, owner, n_tokens),
         marked=_by_token(is_marked, owner, n_tokens),
-        spans=np.array([_by_token(span, owner, n_tokens) for span in spans]).reshape(-1, n_tokens),
+        spans=np.array(of_span, dtype=np.int64).reshape(-1, n_tokens),
         span_size=spans.sum(axis=1),
         n_marked=int(is_marked.sum()),
     )

@@ -11,6 +11,7 @@ from graphhalu.traces.store import TraceStore
 from graphhalu.viewer.maps import MOST_AXES, default_features
 from graphhalu.viewer.page import MOST_EDGES, fitting_edges
 from graphhalu.viewer.payload import View
+from graphhalu.viewer.token_scores import shown_token_scores
 from graphhalu.viewer.tokens import store_tokenizer
 from graphhalu.viewer.verdicts import detector_scores, shown_labels
 
@@ -24,6 +25,8 @@ class ViewRequest:
         limit: How many are taken where none is named; ``None`` for all.
         labeller: Whose labels are shown; ``None`` for none.
         run: Folder of a trained detector; ``None`` for no scores.
+        token_scores: Folder of a comparison of token detectors, whose out-of-fold scores colour
+            the answer; ``None`` for none.
         features: What is mapped; ``None`` for all that the store gives without whole matrices.
         n_edges: Edges of a row; ``None`` for as many as make a page of a good size.
         tokenizer: Alias, hub id or folder, where the store's model cannot be had by its name.
@@ -33,6 +36,7 @@ class ViewRequest:
     limit: int | None = None
     labeller: str | None = "match"
     run: Path | None = None
+    token_scores: Path | None = None
     features: tuple[str, ...] | None = None
     n_edges: int | None = None
     tokenizer: str | None = None
@@ -69,13 +73,16 @@ def make_view(
         tokenizer=store_tokenizer(store.configuration, request.tokenizer, note),
         labels=None if request.labeller is None else shown_labels(chosen, request.labeller),
         detector=None if request.run is None else detector_scores(request.run, chosen),
+        token_scores=None
+        if request.token_scores is None
+        else shown_token_scores(request.token_scores, chosen),
         notes=tuple(notes),
     )
 
 
 def _chosen(store: TraceStore, request: ViewRequest) -> TraceStore:
     if len(store) == 0:
-        message = f"there is no trace to show in {store.path}\n  Extract some first"
+        message = f"there is no trace to show in {store.name}\n  Extract some first"
         raise NotEnoughDataError(message)
     if request.trace_ids:
         index = {trace_id: place for place, trace_id in enumerate(store.trace_ids)}

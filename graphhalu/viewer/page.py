@@ -78,7 +78,7 @@ def write_view(view: View, out: Path) -> ViewFile:
         UsageError: If a trace is too long to be shown.
     """
     if len(view.store) == 0:
-        message = f"there is no trace to show in {view.store.path}\n  Extract some first"
+        message = f"there is no trace to show in {view.store.name}\n  Extract some first"
         raise NotEnoughDataError(message)
     out.parent.mkdir(parents=True, exist_ok=True)
     content = embedded_page(view).encode()

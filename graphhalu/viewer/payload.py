@@ -18,6 +18,7 @@ from graphhalu.traces.trace import Trace
 from graphhalu.viewer.heads import HIDDEN_SINKS, layer_text, most_edges, weight_format
 from graphhalu.viewer.maps import FeatureMap, feature_maps
 from graphhalu.viewer.pieces import piece_starts
+from graphhalu.viewer.token_scores import ShownTokenScores
 from graphhalu.viewer.tokens import hallucinated_tokens, token_texts
 from graphhalu.viewer.verdicts import DetectorScores, StoredLabels
 
@@ -43,6 +44,7 @@ class View:
         tokenizer: Of the model, or ``None`` where it cannot be had.
         labels: In the order of the store; ``None`` for no labels.
         detector: Scores in the order of the store; ``None`` for no detector.
+        token_scores: Of the answer tokens; ``None`` for no token detector.
         notes: What a reader should know, one sentence each.
     """
 
@@ -52,6 +54,7 @@ class View:
     tokenizer: Any | None = None
     labels: StoredLabels | None = None
     detector: DetectorScores | None = None
+    token_scores: ShownTokenScores | None = None
     notes: tuple[str, ...] = ()
 
     @property
@@ -90,6 +93,7 @@ class View:
             "rising": list(RISING),
             "labeller": self._labeller(),
             "detector": self._detector(),
+            "token_scores": self._token_scores(),
             "answers": [self._entry(index) for index in range(len(self.store))],
         }
 
@@ -112,7 +116,7 @@ class View:
             "answer": record.answer,
             "is_on_policy": record.is_on_policy,
             "is_finished": record.is_finished,
-            "streams": _streams(trace),
+            "streams": {**_streams(trace), **self._streams_of_scores(trace)},
             "hallucinated": None if is_hallucinated is None else _packed(is_hallucinated),
             "maps": [_map_values(each) for each in maps],
             "numbers": [
@@ -175,6 +179,18 @@ class View:
             "words": MEANINGS[labels.meaning],
             "is_stored": self.labels.is_stored,
         }
+
+    def _streams_of_scores(self, trace: Trace) -> dict[str, str]:
+        if self.token_scores is None:
+            return {}
+        found = self.token_scores.of(trace)
+        return {name: _packed(values.astype("<f4")) for name, values in found.items()}
+
+    def _token_scores(self) -> dict[str, Any] | None:
+        if self.token_scores is None:
+            return None
+        scales = {name: list(ends) for name, ends in self.token_scores.scales.items()}
+        return {"run": self.token_scores.run, "scales": scales}
 
     def _detector(self) -> dict[str, Any] | None:
         if self.detector is None:

@@ -1,23 +1,21 @@
 """What is known of the answers: labels, and the scores of a saved detector."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.saved import DESCRIPTION_FILE, load_detector
-from graphhalu.errors import DataFileError, StoreMismatchError
-from graphhalu.evaluation.calibration import Calibration
+from graphhalu.errors import StoreMismatchError
+from graphhalu.evaluation.calibration import read_calibration
 from graphhalu.evaluation.training import CALIBRATION_FILE
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.run import label_records, labels_path, read_labels
+from graphhalu.safe_read import read_parquet, reading
 from graphhalu.traces.store import TraceStore
 
 _MODEL = "detector"
@@ -94,7 +92,7 @@ def detector_scores(run: Path, traces: TraceStore) -> DetectorScores:
     folder = run / _MODEL if is_run else run
     detector = load_detector(folder, traces)
     scores = detector.score(traces)
-    calibration = _calibration(folder / CALIBRATION_FILE)
+    calibration = read_calibration(folder / CALIBRATION_FILE)
     name = detector.card.name
     return DetectorScores(
         name=name,
@@ -106,25 +104,12 @@ def detector_scores(run: Path, traces: TraceStore) -> DetectorScores:
     )
 
 
-def _calibration(path: Path) -> Calibration | None:
-    if not path.is_file():
-        return None
-    try:
-        return Calibration.from_json(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
-        message = f"{path} cannot be read: {error}\n  Train the detector again"
-        raise DataFileError(message) from None
-
-
 def _tested(path: Path, detector: str) -> frozenset[str] | None:
     """Traces that a run scored without having trained on them."""
     if not path.is_file():
         return None
-    try:
-        table = pq.read_table(path, columns=["detector", "trace_id"])
-    except (pa.ArrowException, OSError, ValueError) as error:
-        message = f"{path} cannot be read: {error}"
-        raise DataFileError(message) from None
+    with reading(f"{path} cannot be read"):
+        table = read_parquet(path, ["detector", "trace_id"])
     pairs: Sequence[tuple[str, str]] = list(
         zip(table["detector"].to_pylist(), table["trace_id"].to_pylist(), strict=True)
     )

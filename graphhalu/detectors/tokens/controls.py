@@ -57,17 +57,20 @@ class TokenOverlap(LinearTokenDetector):
 
 @final
 class TokenShuffled(LinearTokenDetector):
-    """The hidden-state probe on labels shuffled among the training tokens."""
+    """The attention probe on labels shuffled among the training tokens."""
 
-    families: ClassVar[tuple[str, ...]] = ("hidden",)
+    families: ClassVar[tuple[str, ...]] = ("attention",)
     card: ClassVar[DetectorCard] = DetectorCard(
         name="token-shuffled",
-        summary="token-hidden fitted on labels shuffled among training tokens",
-        source="Control: what is above 0.5 here is leakage or chance.",
-        inputs=("hidden",),
+        summary="token-attention fitted on labels shuffled among training tokens",
+        source=(
+            "Control: what is above 0.5 here is leakage or chance. Where few directions hold most "
+            "of what differs, one fit can be far from 0.5 to either side: look at several seeds."
+        ),
+        inputs=("attention",),
         is_supervised=True,
         is_control=True,
-        reads=("hidden_rows",),
+        reads=("span_mass", "sink_keys", "self_attention", "row_entropy"),
     )
 
     def targets(self, labels: Int[np.ndarray, "token"]) -> Int[np.ndarray, "token"]:

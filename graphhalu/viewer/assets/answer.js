@@ -52,9 +52,13 @@ function colourTokens() {
 function colourStream(values) {
   const found = [...values.keys()].filter((token) => isNumber(values[token]));
   const numbers = found.map((token) => values[token]);
-  const [low, high] = [Math.min(...numbers), Math.max(...numbers)];
+  const scale = overview.token_scores?.scales[state.colour];
+  const [low, high] = scale ?? [Math.min(...numbers), Math.max(...numbers)];
   tokens.colour(found.map((token) => ({
     token, rgb: rising(stops, high > low ? (values[token] - low) / (high - low) : 0.5), number: tiny(values[token]),
   })));
-  byId("colour-words").textContent = `${state.colour} of each token, ${short(low)} to ${short(high)}`;
+  const words = `${state.colour} of each token, ${short(low)} to ${short(high)}`;
+  const scored = `out-of-fold score of ${state.colour} in ${overview.token_scores?.run}, higher = more likely hallucinated; colours from ${short(low)} to ${short(high)} in all answers`;
+  const marked = trace.hallucinated ? "; marked spans are underlined" : "";
+  byId("colour-words").textContent = scale ? scored + marked : words;
 }

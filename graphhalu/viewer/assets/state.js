@@ -11,7 +11,7 @@ const FIRST_MAP = "sink_mass_k4";
 
 const state = {
   answer: 0, place: Math.floor(overview.layers.length / 2), head: 0, map: FIRST_MAP, hidden: 0, nEdges: 8,
-  view: "arcs", colour: "attention", hasNumbers: false, isNear: false, token: null, look: null,
+  view: "arcs", colour: Object.keys(overview.token_scores?.scales ?? {})[0] ?? "attention", hasNumbers: false, isNear: false, token: null, look: null,
 };
 let trace = null; // the answer that is looked at
 let head = null; // the head that is looked at

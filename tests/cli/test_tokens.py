@@ -1,0 +1,63 @@
+import json
+
+import pytest
+
+from graphhalu.cli.main import run
+from graphhalu.detectors.tokens.saved import load_token_detector
+from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.traces.store import TraceStore, open_traces
+
+ARRAYS = (
+    "token_ids", "span_code", "token_logprob", "token_entropy", "top1_margin", "span_mass",
+    "self_attention", "row_entropy", "sink_keys", "attention",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    traces = planted_token_traces(40, seed=1)
+    path = tmp_path_factory.mktemp("tokens") / "a.zarr"
+    made = TraceStore.create(path, configuration={}, shape=traces[0].shape, arrays=ARRAYS)
+    with made.writer() as writer:
+        writer.write_part(0, traces, [trace.trace_id for trace in traces])
+    return path
+
+
+def test_the_table_tells_tokens_spans_and_what_to_know(store, tmp_path, capsys):
+    command = ["tokens", str(store), "--detectors", "token-likelihood", "--seeds", "0"]
+    command += ["--set", "n_resamples=100", "--out", str(tmp_path), "--threads", "1"]
+    assert run([*command, "--save", "token-likelihood"]) == 0
+    printed = capsys.readouterr()
+    assert "40 answers to 20 contexts, 20 with 20 hallucinated spans" in printed.out
+    for word in ("token-position*", "token-likelihood*", "prevalence", "char F1", "all called"):
+        assert word in printed.out
+    assert "Off-policy: 40 of 40" in printed.err
+    assert {"tokens.json", "tokens.parquet", "detector"} == {p.name for p in tmp_path.iterdir()}
+    traces = open_traces(store)
+    detector = load_token_detector(tmp_path / "detector", traces)
+    assert "threshold" in detector.training_report
+    assert len(detector.score_tokens(traces[:1]).values[0]) == traces[0].answer_length
+
+
+def test_json_holds_every_metric(store, tmp_path, capsys):
+    command = ["tokens", str(store), "--detectors", "token-overlap", "--seeds", "0", "--quick"]
+    assert run([*command, "--set", "n_resamples=100", "--out", str(tmp_path), "--json"]) == 0
+    values = json.loads(capsys.readouterr().out)
+    assert values["counts"]["n_traces"] == 40
+    assert [row["detector"] for row in values["rows"]] == ["token-position", "token-overlap"]
+    assert {"token_auroc", "char_f1", "answer_auroc_max"} <= values["rows"][0]["metrics"].keys()
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "told"),
+    [
+        ("--detectors", "token-nothing", "token-position"),
+        ("--save", "nothing", "no token detector named"),
+        ("--seeds", "0,x", "seeds"),
+    ],
+)
+def test_a_wrong_word_is_told_in_one_line_with_code_2(store, tmp_path, capsys, option, value, told):
+    assert run(["tokens", str(store), option, value, "--out", str(tmp_path / "r")]) == 2
+    error = capsys.readouterr().err
+    assert told in error
+    assert "Traceback" not in error

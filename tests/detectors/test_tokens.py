@@ -1,0 +1,277 @@
+"""Token detectors: what they find in planted tokens, and what they must not find."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+
+from graphhalu.axes import Span
+from graphhalu.detectors.base import DetectorCard
+from graphhalu.detectors.graph_pack import GraphPack
+from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
+from graphhalu.detectors.networks.node_head import NodeHead
+from graphhalu.detectors.sides import auroc
+from graphhalu.detectors.tokens.families import family_columns
+from graphhalu.detectors.tokens.pieces import NodeRecipe, node_piece
+from graphhalu.detectors.tokens.registry import POSITION_CONTROL, TOKEN_DETECTORS
+from graphhalu.detectors.tokens.ridge import Moments, Standard
+from graphhalu.detectors.tokens.saved import load_token_detector, save_token_detector
+from graphhalu.detectors.tokens.text import neighbours
+from graphhalu.detectors.tokens.views import View, averaged, sample_tokens, view_values
+from graphhalu.errors import (
+    ConfigError,
+    DetectorMismatchError,
+    NotEnoughDataError,
+    TraceNotFoundError,
+    UsageError,
+)
+from graphhalu.labels.groups import question_groups
+from graphhalu.labels.tokens import label_tokens
+from graphhalu.splits import grouped_split
+from graphhalu.testing.planted import PLANTED_SHAPE
+from graphhalu.testing.planted_tokens import planted_token_traces
+
+FINDERS = ("token-attention", "token-probe", "token-graph")
+QUICK = {"token-graph": {"epochs": 9}, "token-no-edges": {"epochs": 2}}
+
+
+def planted(*, signal):
+    traces = planted_token_traces(70, seed=1, signal=signal)
+    labels = label_tokens([trace.record for trace in traces])
+    return traces, labels, grouped_split(labels.answers, question_groups(traces))
+
+
+@pytest.fixture(scope="module")
+def stores():
+    return {signal: planted(signal=signal) for signal in (True, False)}
+
+
+def fitted(name, store, **values):
+    traces, labels, split = store
+    kind = TOKEN_DETECTORS.get(name)
+    detector = kind(**kind.settings(**{**QUICK.get(name, {}), **values}))
+    return detector.fit(traces, labels.visible(split), split)
+
+
+@pytest.fixture(scope="module")
+def detectors(stores):
+    """Every token detector, fitted on the planted signal; the sweep is not empty."""
+    names = TOKEN_DETECTORS.names()
+    assert POSITION_CONTROL in names
+    assert set(FINDERS) < set(names)
+    return {name: fitted(name, stores[True]) for name in names}
+
+
+def found(detector, store):
+    traces, labels, split = store
+    scores = detector.score_tokens([traces[index] for index in split.test])
+    truth = np.concatenate([labels.values[index] for index in split.test])
+    assert all(each.all() for each in scores.is_valid)
+    return auroc(np.concatenate(scores.values), truth)
+
+
+@pytest.mark.parametrize("name", FINDERS)
+def test_planted_tokens_are_found(name, detectors, stores):
+    assert found(detectors[name], stores[True]) > 0.9
+
+
+@pytest.mark.parametrize("name", FINDERS)
+def test_nothing_is_found_in_the_twin(name, stores):
+    assert abs(found(fitted(name, stores[False]), stores[False]) - 0.5) < 0.15
+
+
+def test_nothing_is_learnt_from_shuffled_labels(stores):
+    # the planted direction is the largest, so a chance direction has a part of it, of either sign
+    seeds = [fitted("token-shuffled", stores[True], windows=[1], seed=seed) for seed in range(9)]
+    aurocs = [found(detector, stores[True]) for detector in seeds]
+    assert min(aurocs) < 0.5 < max(aurocs)
+    assert abs(np.mean(aurocs) - 0.5) < 0.15
+
+
+def test_controls_that_read_no_attention_do_not_find_it(detectors, stores):
+    for name in ("token-likelihood", "token-overlap", "token-text"):
+        assert found(detectors[name], stores[True]) < 0.75
+
+
+def test_every_detector_says_what_it_is_and_scores_a_token_whatever_stands_beside_it(
+    detectors, stores
+):
+    traces = stores[True][0]
+    for name, detector in detectors.items():
+        assert isinstance(detector.card, DetectorCard)
+        assert detector.card.name == name
+        together = detector.score_tokens(traces[:3])
+        alone = detector.score_tokens(traces[2:3])
+        np.testing.assert_array_equal(together.values[2], alone.values[0])
+        assert len(alone.values[0]) == traces[2].answer_length
+
+
+def test_every_detector_comes_back_from_disk_with_the_same_scores(detectors, stores, tmp_path):
+    traces = stores[True][0]
+    for name, detector in detectors.items():
+        save_token_detector(detector, tmp_path / name)
+        files = {path.name for path in (tmp_path / name).iterdir()}
+        assert files == {"detector.json", "model.safetensors"}
+        loaded = load_token_detector(tmp_path / name)
+        assert loaded.card.name == name
+        before, after = (each.score_tokens(traces[:2]).values for each in (detector, loaded))
+        for one, other in zip(before, after, strict=True):
+            np.testing.assert_array_equal(one, other)
+
+
+def test_an_unfitted_detector_says_so(stores):
+    for name in TOKEN_DETECTORS.names():
+        with pytest.raises(UsageError, match="not fitted"):
+            TOKEN_DETECTORS.get(name)().score_tokens(stores[True][0][:1])
+
+
+def test_one_class_is_refused(stores):
+    traces, labels, split = stores[True]
+    nothing = replace(labels, values=tuple(np.zeros_like(each) for each in labels.values))
+    for name in ("token-position", "token-text", "token-graph"):
+        with pytest.raises(NotEnoughDataError, match="both classes"):
+            TOKEN_DETECTORS.get(name)().fit(traces, nothing, split)
+
+
+def test_a_trace_of_another_model_is_refused(detectors):
+    shape = replace(PLANTED_SHAPE, n_heads=2, n_kv_heads=2)
+    other = planted_token_traces(2, seed=3, shape=shape)
+    for name in ("token-attention", "token-graph"):
+        with pytest.raises(DetectorMismatchError):
+            detectors[name].score_tokens(other)
+
+
+def test_a_setting_that_makes_no_sense_is_refused():
+    with pytest.raises(ConfigError, match="odd"):
+        TOKEN_DETECTORS.get("token-probe").settings(windows=[1, 4])
+    with pytest.raises(ConfigError, match="no attention of layers"):
+        traces, labels, split = planted(signal=True)
+        kind = TOKEN_DETECTORS.get("token-graph")
+        kind(**kind.settings(layers=[99])).fit(traces, labels, split)
+
+
+def test_a_token_has_the_row_that_produces_it_and_its_own(stores):
+    trace = stores[True][0][0]
+    columns = family_columns(trace, "attention")
+    place = columns.names.index("sink.l3.h1")
+    sink = trace.layer_stream("sink_keys", 3)[1].sum(-1)
+    first = trace.prompt_length
+    before = view_values(trace, View("attention", "before", 1))[:, place]
+    own = view_values(trace, View("attention", "own", 1))[:, place]
+    np.testing.assert_allclose(before, sink[first - 1 : -1], atol=2e-3)
+    np.testing.assert_allclose(own, sink[first:], atol=2e-3)
+    lookback = columns.values[0, columns.names.index("lookback.l3.h1")]
+    mass = trace.layer_stream("span_mass", 3)[1, first - 1]
+    prompt = mass.sum() - mass[Span.ANSWER] - sink[first - 1]
+    assert lookback == pytest.approx(prompt / (prompt + mass[Span.ANSWER]), abs=5e-3)
+
+
+def test_overlap_looks_runs_of_tokens_up_in_the_prompt(stores):
+    trace = stores[True][0][0]
+    ids = np.array([5, 6, 7, 8, 5, 6, 8, 9, 6, 7])
+    record = replace(trace.record, prompt_length=4, length=10)
+    changed = replace(trace, record=record, arrays={"token_ids": ids.astype(np.int32)})
+    values = family_columns(changed, "overlap").values
+    assert values[:, 0].tolist() == [1, 1, 1, 0, 1, 1]
+    assert values[:, 1].tolist() == [0, 1, 0, 0, 0, 1]  # (8,5) (5,6) (6,8) (8,9) (9,6) (6,7)
+    assert values[:, 2].tolist() == [0, 0, 0, 0, 0, 0]
+    assert neighbours(changed)[0].tolist() == [-1, -1, 5, 6, 8]
+
+
+def test_the_mean_over_a_window_is_that_of_a_slow_loop():
+    values = np.random.default_rng(0).normal(size=(11, 3)).astype(np.float32)
+    slow = np.stack([values[max(0, at - 2) : at + 3].mean(axis=0) for at in range(11)])
+    np.testing.assert_allclose(averaged(values, 5), slow, atol=1e-6)
+    values[4, 1] = np.nan
+    assert np.isnan(averaged(values, 5)).sum() == 5
+
+
+def test_a_sample_keeps_hallucinated_tokens_up_to_half(stores):
+    _, labels, split = stores[True]
+    side = np.sort(split.train).tolist()
+    sample = sample_tokens(labels, side, n_most=60, seed=0)
+    values = sample.labels(labels)
+    assert (len(values), int(values.sum())) == (60, 30)
+    everything = sample_tokens(labels, side, n_most=10**6, seed=0)
+    assert len(everything.labels(labels)) == sum(len(labels.values[index]) for index in side)
+
+
+def test_the_closed_form_is_that_of_weighted_least_squares():
+    generator = np.random.default_rng(2)
+    values = generator.normal(size=(97, 5)) * [1, 2, 3, 4, 5]
+    labels = (values[:, 1] + generator.normal(size=97) > 1).astype(np.int64)
+    z = Standard.of(values).apply(values)
+    part = np.arange(97) % 3
+    moments = Moments.of(z, labels, part, 3)
+    weight, bias = next(moments.models(np.array([True, False, True]), (0.07,)))
+
+    kept = part != 1
+    x, y = z[kept].astype(np.float64), 2.0 * labels[kept] - 1
+    share = np.where(labels[kept] == 1, 0.5 / (y > 0).sum(), 0.5 / (y < 0).sum())
+    mean = share @ x
+    std = np.sqrt(share @ (x - mean) ** 2)
+    scaled = np.column_stack([(x - mean) / std, np.ones(len(x))])
+    ridge = np.diag([0.07 * 5] * 5 + [0.0])
+    u = np.linalg.solve((scaled.T * share) @ scaled + ridge, scaled.T @ (share * y))
+    np.testing.assert_allclose(weight, u[:5] / std, rtol=1e-3)
+    assert bias == pytest.approx(u[5] - mean @ (u[:5] / std), abs=1e-4)
+
+
+def test_a_node_piece_has_the_edges_of_a_slow_loop(stores):
+    trace = stores[True][0][1]
+    recipe = NodeRecipe((1, 4), 0.2, 2)
+    piece = node_piece(trace, recipe)
+    attention = np.concatenate([trace.attention(layer) for layer in recipe.layers])
+    expected = {}
+    for query in range(trace.prompt_length - 1, trace.length):
+        for key in range(query):
+            weights = np.where(attention[:, query, key] > 0.2, attention[:, query, key], 0)
+            if weights.any():
+                expected[query, key] = weights
+    target = np.repeat(np.arange(len(piece.token)), piece.degree[0])
+    came = {
+        (int(piece.token[q]), int(piece.token[k])): weights
+        for q, k, weights in zip(target, piece.source, piece.edge_attr, strict=True)
+    }
+    assert came.keys() == expected.keys()
+    for pair, weights in expected.items():
+        np.testing.assert_allclose(came[pair], weights, atol=1e-3)
+
+
+def test_a_store_of_answer_rows_gives_the_same_graph(stores):
+    trace = stores[True][0][1]
+    first = trace.prompt_length - 1
+    cut = {}
+    for name in ("sink_keys", "self_attention", "row_entropy", "edge_key", "edge_weight",
+                 "dropped_mass"):  # fmt: skip
+        cut[name] = trace.arrays[name][:, :, first:]
+    record = replace(trace.record, row_start=first)
+    answer_rows = replace(
+        trace, record=record, arrays={**cut, "span_code": trace.arrays["span_code"]}
+    )
+    whole = replace(trace, arrays={
+        name: values for name, values in trace.arrays.items() if not name.startswith("attention")
+    })  # fmt: skip
+    recipe = NodeRecipe((0, 2), 0.1, 1)
+    for one, other in zip(node_piece(whole, recipe), node_piece(answer_rows, recipe), strict=True):
+        np.testing.assert_array_equal(one, other)
+    late = replace(answer_rows, record=replace(record, row_start=first + 1))
+    with pytest.raises(TraceNotFoundError, match="--rows answer"):
+        node_piece(late, recipe)
+
+
+def test_a_token_is_read_from_two_neighbouring_rows_of_its_own_trace(stores):
+    traces = stores[True][0]
+    recipe = NodeRecipe((2,), 0.1, 2)
+    pieces = [node_piece(trace, recipe) for trace in traces[:3]]
+    torch.manual_seed(0)
+    shape = NetworkShape(1, pieces[0].x.shape[2], pieces[0].edge_attr.shape[1])
+    network = NodeHead(shape, NetworkSize(8, 2, 0.0)).eval()
+    with torch.inference_mode():
+        together = network(GraphPack.of(pieces).batch(torch.tensor([2, 0])))
+        alone = [
+            network(GraphPack.of([pieces[index]]).batch(torch.tensor([0]))) for index in (2, 0)
+        ]
+    assert len(together) == traces[2].answer_length + traces[0].answer_length
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)

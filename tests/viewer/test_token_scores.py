@@ -1,0 +1,65 @@
+import base64
+
+import numpy as np
+import pytest
+
+from graphhalu.errors import DetectorMismatchError, UsageError
+from graphhalu.evaluation.token_run import TokenCompareConfig, compare_tokens
+from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.traces.store import TraceStore
+from graphhalu.viewer.build import ViewRequest, make_view
+from graphhalu.viewer.token_scores import shown_token_scores
+
+ARRAYS = ("token_ids", "span_code", "token_logprob", "token_entropy", "top1_margin", "attention",
+          "span_mass", "self_attention", "sink_keys")  # fmt: skip
+
+
+def created(path, traces):
+    store = TraceStore.create(path, configuration={}, shape=traces[0].shape, arrays=ARRAYS)
+    with store.writer() as writer:
+        writer.write_part(0, traces, [trace.trace_id for trace in traces])
+    return store
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    return created(tmp_path_factory.mktemp("view") / "a.zarr", planted_token_traces(30, seed=1))
+
+
+@pytest.fixture(scope="module")
+def result(store, tmp_path_factory):
+    config = TokenCompareConfig(detectors=("token-overlap",), seeds=(4, 2), n_resamples=100)
+    folder = tmp_path_factory.mktemp("result")
+    found = compare_tokens(store, config)
+    found.write(folder)
+    return found, folder
+
+
+def test_scores_of_the_first_seed_stand_at_the_answer_tokens(store, result):
+    found, folder = result
+    view = make_view(store, ViewRequest(labeller=None, features=(), token_scores=folder))
+    streams = view.trace(3)["streams"]
+    samples = found.samples.to_pandas()
+    trace = store[3]
+    for name in ("token-overlap", "token-position"):
+        shown = np.frombuffer(base64.b64decode(streams[name]), dtype="<f4")
+        assert len(shown) == trace.length
+        assert np.isnan(shown[: trace.prompt_length]).all()
+        rows = samples.query("detector == @name and seed == 2 and trace_id == @trace.trace_id")
+        expected = rows.sort_values("token")["score"].to_numpy()
+        np.testing.assert_allclose(shown[trace.prompt_length :], expected, rtol=1e-6)
+    told = view.overview(is_served=False)["token_scores"]
+    assert told["run"] == folder.name
+    assert all(low <= high for low, high in told["scales"].values())
+
+
+def test_scores_of_other_answers_are_refused(result, tmp_path):
+    _, folder = result
+    other = created(tmp_path / "b.zarr", planted_token_traces(3, seed=9, traces_a_question=1)[2:])
+    shown = shown_token_scores(folder, other) if other[0].trace_id == "q2#0" else None
+    assert shown is not None
+    with pytest.raises(DetectorMismatchError, match="of another store"):
+        shown.of(other[0])
+    named = created(tmp_path / "c.zarr", planted_token_traces(99, seed=9, traces_a_question=1)[98:])
+    with pytest.raises(UsageError, match="no score of the answers shown"):
+        shown_token_scores(folder, named)
