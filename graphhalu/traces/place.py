@@ -65,6 +65,10 @@ class Place(ABC):
         """Bring near what says which parts there are."""
 
     @abstractmethod
+    def refresh_parts(self) -> None:
+        """Bring the commit records near."""
+
+    @abstractmethod
     def fetch(self, part: Path, commit: Commit, files: Sequence[str]) -> None:
         """Bring files of a part near, as they were committed."""
 
@@ -142,6 +146,9 @@ class LocalPlace(Place):
         create_root(self.path, attributes)
 
     def refresh(self) -> None:
+        """Nothing: the files are here."""
+
+    def refresh_parts(self) -> None:
         """Nothing: the files are here."""
 
     def fetch(self, part: Path, commit: Commit, files: Sequence[str]) -> None:

@@ -9,6 +9,7 @@ whatever is read is compared with the SHA-256 of the commit record first.
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from hashlib import sha256
@@ -20,7 +21,7 @@ from graphhalu.errors import CorruptStoreError, StoreNotFoundError, UsageError
 from graphhalu.models.gguf import cache_folder
 from graphhalu.traces.commit import COMMIT, Commit
 from graphhalu.traces.objects import Objects
-from graphhalu.traces.place import LEDGER, Place
+from graphhalu.traces.place import ASIDE, LEDGER, Place
 from graphhalu.traces.root import PARTS, create_root, is_part_name
 from graphhalu.traces.write import disk_error
 
@@ -58,12 +59,11 @@ class RemotePlace(Place):
 
     def create(self, attributes: Mapping[str, Any]) -> None:
         """Put the root of an empty store; of two that do so at once, one is refused."""
-        is_there = self.exists()
-        shutil.rmtree(self.path, ignore_errors=True)
-        create_root(self.path, attributes)
-        if is_there or not all(
-            self.objects.create(f, (self.path / f).read_bytes()) for f in _ROOT_FILES
-        ):
+        with tempfile.TemporaryDirectory() as folder:
+            root = Path(folder) / "root"
+            create_root(root, attributes)
+            files = {name: (root / name).read_bytes() for name in _ROOT_FILES}
+        if self.exists() or not all(self.objects.create(*file) for file in files.items()):
             message = (
                 f"there is a store at {self.name} already\n"
                 f"  Open it with open_traces, or give another place with --out"
@@ -78,6 +78,12 @@ class RemotePlace(Place):
             shutil.rmtree(self.path, ignore_errors=True)
         self._keep("zarr.json", root)
         self._keep(f"{PARTS}/zarr.json", self._root(f"{PARTS}/zarr.json"))
+        self.refresh_parts()
+        for name in self.objects.listed(_LABELS):
+            self._keep(name, self.objects.read(name))
+
+    def refresh_parts(self) -> None:
+        """Bring the commit records near; drop parts that are lost or were done anew."""
         committed = {
             Path(name).stem: listed.tag for name, listed in self.objects.listed(COMMITS).items()
             if is_part_name(Path(name).stem)
@@ -87,8 +93,6 @@ class RemotePlace(Place):
                 shutil.rmtree(folder, ignore_errors=True)
         new = [part for part in committed if not (self.path / PARTS / part / COMMIT).exists()]
         self.objects.each(lambda part: self._take(part, committed[part]), new)
-        for name in self.objects.listed(_LABELS):
-            self._keep(name, self.objects.read(name))
 
     def _take(self, part: str, tag: str) -> None:
         record = self.objects.read(f"{COMMITS}/{part}.json")
@@ -155,6 +159,13 @@ class RemotePlace(Place):
         """An object store does not know who is writing."""
         return False
 
+    def sweep(self, writer: str) -> None:
+        """Remove what writers of this machine that are no more had not committed."""
+        for folder in (self.path / ASIDE).glob("*"):
+            process = folder.name.rpartition("-")[2]
+            if not process.isdecimal() or not _is_alive(int(process)):
+                shutil.rmtree(folder, ignore_errors=True)
+
     def record_of(self, part: Path) -> str:
         """What to remove so that a part is done anew."""
         return f"{self.name}/{COMMITS}/{part.name}.json"
@@ -195,6 +206,16 @@ def _tag(folder: Path) -> str | None:
         return (folder / _TAG).read_text(encoding="utf-8")
     except OSError:
         return None
+
+
+def _is_alive(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _data(part: str, commit: Commit) -> str:

@@ -272,8 +272,13 @@ class TraceStore(Sequence[Trace]):
     def refresh(self) -> None:
         """Look again which parts there are; views keep what they had."""
         self.place.refresh()
-        known = {part.folder: part for part in self.parts}
         self.cache = ChunkCache()
+        self.refresh_parts()
+
+    def refresh_parts(self) -> None:
+        """Look again which parts there are; no label or root is looked at."""
+        self.place.refresh_parts()
+        known = {part.folder: part for part in self.parts}
         self._set_parts([
             known[f] if f in known and known[f].is_current() else Part(f, self.shape, self.place)
             for f in self.place.part_folders()
@@ -330,18 +335,18 @@ class TraceWriter:
             ValueError: If the traces do not belong to the questions or to this store.
         """
         require_covered(traces, question_ids, failures)
-        self.store.refresh()
+        self.store.refresh_parts()
         if self._is_done(question_ids):
             return
         taken = {part.commit.part for part in self.store.parts}
         free = next(number for number in count(index) if number not in taken)
         if not self._commit(free, traces, question_ids, failures):
-            self.store.refresh()
+            self.store.refresh_parts()
             if not self._is_done(question_ids):
                 # another writer took this index at this moment
                 self.write_part(free, traces, question_ids, failures)
             return
-        self.store.refresh()
+        self.store.refresh_parts()
 
     def _is_done(self, question_ids: Sequence[str]) -> bool:
         """Whether a part has just these questions.
