@@ -149,6 +149,7 @@ def compare(
 ) -> None:
     """Cross-fit detectors on the same questions and compare them with intervals."""
     from graphhalu.config import load_config, read_overrides
+    from graphhalu.errors import UsageError
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.evaluation.training import run_folder
 
@@ -160,6 +161,9 @@ def compare(
     named |= {"beams": beams, "seeds": None if seeds is None else _seeds(seeds)}
     given |= {name: value for name, value in named.items() if value is not None}
     settings = load_config(CompareConfig, config, given)
+    if transfer and engine is not None:
+        message = "--ray spreads the comparison of one store; leave it out with --transfer"
+        raise UsageError(message)
     paths = _store_paths(stores, traces, is_transfer=transfer)
     kind = "transfer" if transfer else "compare"
     opened = [open_store(path) for path in paths]

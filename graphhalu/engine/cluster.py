@@ -84,6 +84,8 @@ def _import_ray(*, is_loopback: bool) -> Any:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     # ray writes every lost node and worker to stdout, where results go; they are told here
     os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", ".")
+    # of a Ray that is started here: its workers are the run, and not something in the background
+    os.environ.setdefault("RAY_worker_niceness", "0")
     if is_loopback:
         # else 127.0.0.1 becomes the machine's outer address, and the connection hangs
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")

@@ -52,7 +52,7 @@ class RayActors(Engine):
     address: str = LOCAL
     n_actors: int | None = None
     cpus: int = 1
-    gpus: float = 0
+    gpus: float = 0.0
     wait_s: float = 300.0
     on_note: Callable[[str], None] = lambda _: None
 

@@ -51,7 +51,7 @@ class ExtractSummary:
     """What a run did, and what its store holds now.
 
     Attributes:
-        store_path: The store, as it was given.
+        store_path: The store: a path, or an address in an object store.
         n_asked: Questions that were asked for.
         n_new: Questions that this run answered.
         n_traces: Traces in the store.
@@ -64,7 +64,7 @@ class ExtractSummary:
         set_aside: Questions on which workers died again and again, and why; they are not done.
     """
 
-    store_path: Path | str
+    store_path: str
     n_asked: int
     n_new: int
     n_traces: int
@@ -124,7 +124,7 @@ def extract(
         store = _prepared(workers, described, out, plan, tell)
         set_aside = _run(workers, store, plan, count)
     return _summary(
-        TraceStore.open(out), out=out, n_asked=len(plan.questions), count=count,
+        TraceStore.open(out), n_asked=len(plan.questions), count=count,
         described=described, set_aside=set_aside,
     )  # fmt: skip
 
@@ -246,14 +246,13 @@ def _require_done(
 def _summary(
     store: TraceStore,
     *,
-    out: Path | str,
     n_asked: int,
     count: _Count,
     described: Described,
     set_aside: dict[str, str],
 ) -> ExtractSummary:
     return ExtractSummary(
-        store_path=out,
+        store_path=store.name,
         n_asked=n_asked,
         n_new=count.n_new,
         n_traces=len(store),

@@ -66,7 +66,7 @@ class Worker:
     @cached_property
     def writer(self) -> TraceWriter:
         """Writes to the store, beside the other workers of the process that holds it."""
-        name = f"{self.holder}/{socket.gethostname()}-{os.getpid()}"
+        name = f"{self.holder}.{socket.gethostname()}-{os.getpid()}"
         return open_traces(self.out).member(name)
 
 

@@ -1,8 +1,9 @@
 """A Ray cluster of several nodes on this machine's loopback, in a process of its own.
 
 ``python -m graphhalu.testing.ray_cluster`` starts one node and prints the cluster's address; each
-line that it reads is a command, answered with one line when it is done: ``add CPUS`` adds a node,
-``lose`` kills the node that was added last without a warning. It ends with its input.
+line that it reads is a command, answered with a number when it is done: ``add CPUS`` adds a node
+(the number is the process that runs it), ``lose`` kills the node that was added last without a
+warning. It ends with its input.
 """
 
 import os
@@ -11,6 +12,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from threading import Timer
 from typing import Any, Final
 
@@ -18,6 +20,7 @@ ENVIRONMENT: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stays on loopback
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    "RAY_worker_niceness": "0",  # else workers starve beside other work
     "OMP_NUM_THREADS": "1",
 }
 _STORE_BYTES: Final = 100 * 2**20
@@ -46,21 +49,22 @@ class LoopbackCluster:
     address: str
     process: Any
 
-    def add_node(self, cpus: int = 1) -> None:
-        """Add a node to the cluster."""
-        self._say(f"add {cpus}")
+    def add_node(self, cpus: int = 1) -> int:
+        """Add a node to the cluster; gives the process that its workers are children of."""
+        return self._say(f"add {cpus}")
 
     def lose_node(self) -> None:
         """Kill the node that was added last, with all that runs on it."""
         self._say("lose")
 
-    def _say(self, command: str) -> None:
+    def _say(self, command: str) -> int:
         self.process.stdin.write(f"{command}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline().strip()
-        if answer != "done":
+        if not answer.isdigit():
             message = f"the cluster did not {command}: {answer or 'it has ended'}"
             raise RuntimeError(message)
+        return int(answer)
 
 
 @contextmanager
@@ -89,6 +93,20 @@ def loopback_cluster(cpus: int = 1, patience_s: float = _PATIENCE_S) -> Iterator
             process.kill()
 
 
+def workers(node: int | None = None) -> list[int]:
+    """Processes of this machine that hold the state of an actor; of one node, or of all."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        try:
+            is_actor = b"ray::_Holder" in (folder / "cmdline").read_bytes()
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+        except OSError:  # it has just ended
+            continue
+        if is_actor and node in {None, parent}:
+            found.append(int(folder.name))
+    return sorted(found)
+
+
 def main() -> None:
     """Run a cluster as long as there are commands."""
     from ray.cluster_utils import Cluster
@@ -110,9 +128,11 @@ def main() -> None:
             command, *arguments = line.split()
             if command == "add":
                 added.append(cluster.add_node(**node, num_cpus=int(arguments[0])))
+                number = added[-1].all_processes["raylet"][0].process.pid
             else:
                 cluster.remove_node(added.pop(), allow_graceful=False)
-            print("done", file=answers, flush=True)
+                number = 0
+            print(number, file=answers, flush=True)
         cluster.shutdown()
 
 

@@ -58,8 +58,8 @@ def test_settings_of_workers_without_ray_are_refused():
         ray_engine(None, 3, None, None, None)
     with pytest.raises(UsageError, match="share of one GPU"):
         ray_engine("local", None, None, 1.5, None)
-    engine = ray_engine("auto", 5, 3, 0.5, 7)
-    assert (engine.n_actors, engine.n_threads, engine.gpus, engine.wait_s) == (5, 3, 0.5, 7)
+    engine = ray_engine("auto", 5, 3, 0.5, 7.0)
+    assert (engine.n_actors, engine.n_threads, engine.gpus, engine.wait_s) == (5, 3, 0.5, 7.0)
 
 
 @pytest.mark.parametrize(
