@@ -19,7 +19,7 @@ def store(tmp_path_factory):
     path = tmp_path_factory.mktemp("tokens") / "a.zarr"
     made = TraceStore.create(path, configuration={}, shape=traces[0].shape, arrays=ARRAYS)
     with made.writer() as writer:
-        writer.write_part(0, traces, [trace.trace_id for trace in traces])
+        writer.write_part(0, traces, list(dict.fromkeys(t.record.question_id for t in traces)))
     return path
 
 

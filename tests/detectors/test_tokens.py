@@ -78,7 +78,8 @@ def test_planted_tokens_are_found(name, detectors, stores):
 
 @pytest.mark.parametrize("name", FINDERS)
 def test_nothing_is_found_in_the_twin(name, stores):
-    assert abs(found(fitted(name, stores[False]), stores[False]) - 0.5) < 0.15
+    # seven spans are tested: chance is wide
+    assert found(fitted(name, stores[False]), stores[False]) < 0.7
 
 
 def test_nothing_is_learnt_from_shuffled_labels(stores):

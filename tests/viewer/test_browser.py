@@ -16,6 +16,7 @@ from graphhalu.axes import Span
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.labels.labels import Labels
 from graphhalu.testing.planted import PLANTED_SHAPE
+from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
@@ -23,6 +24,7 @@ from graphhalu.viewer.build import ViewRequest, make_view
 from graphhalu.viewer.page import fitting_edges, write_view
 from graphhalu.viewer.payload import View
 from graphhalu.viewer.serve import ViewServer
+from graphhalu.viewer.token_scores import ShownTokenScores
 from graphhalu.viewer.verdicts import StoredLabels
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
@@ -239,6 +241,45 @@ def test_prompt_and_answer_stand_apart_and_colours_have_numbers(opened, written,
     assert page.evaluate("document.querySelector('[data-token=\"2\"]').style.backgroundColor") != ""
     choose(page, "colour", "nothing")
     assert page.get_attribute('[data-token="2"]', "data-number") is None
+
+
+def test_token_scores_colour_the_answer_with_numbers_and_marked_spans_stand_out(opened, tmp_path):
+    traces = planted_token_traces(2, seed=1)
+    arrays = ("token_ids", "span_code", "token_logprob", "attention", "span_mass",
+              "self_attention", "sink_keys")  # fmt: skip
+    store = TraceStore.create(
+        tmp_path / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=arrays
+    )
+    with store.writer() as writer:
+        writer.write_part(0, traces, list(dict.fromkeys(t.record.question_id for t in traces)))
+    scores = {trace.trace_id: np.linspace(-3, 2, trace.answer_length) for trace in traces}
+    scores[traces[0].trace_id][1] = np.nan
+    shown = ShownTokenScores("tokens-run", {"token-probe": scores}, {"token-probe": (-1.0, 1.0)})
+    view = make_view(store, ViewRequest(labeller=None, features=()))
+    write_view(replace(view, token_scores=shown), tmp_path / "page.html")
+    page = opened((tmp_path / "page.html").as_uri())
+    assert page.input_value("#colour") == "token-probe"
+    assert "out-of-fold score of token-probe in tokens-run" in page.text_content("#colour-words")
+    for trace in traces:
+        page.click(f'[data-answer="{traces.index(trace)}"]')
+        page.wait_for_function(
+            f"document.getElementById('answer-title').textContent === '{trace.trace_id}'"
+        )
+        first = trace.prompt_length
+        assert page.get_attribute(f'[data-token="{first - 1}"]', "data-number") is None
+        for place, score in enumerate(scores[trace.trace_id]):
+            token = page.locator(f'[data-token="{first + place}"]')
+            told = token.get_attribute("data-number")
+            if np.isnan(score):
+                assert told is None
+                continue
+            assert float(told.replace("<", "")) == pytest.approx(score, abs=0.06)
+            start, stop = trace.record.answer_offsets[place]
+            is_marked = any(start < b and a < stop for a, b in trace.record.given_spans)
+            assert ("hallucinated" in token.get_attribute("class")) == is_marked
+    last = traces[1].length - 1
+    page.click(f'[data-token="{last}"]')
+    assert "token-probe 2" in page.text_content("#reading")
 
 
 def test_what_a_reader_should_know_is_told(opened, written):

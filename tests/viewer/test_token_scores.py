@@ -17,7 +17,7 @@ ARRAYS = ("token_ids", "span_code", "token_logprob", "token_entropy", "top1_marg
 def created(path, traces):
     store = TraceStore.create(path, configuration={}, shape=traces[0].shape, arrays=ARRAYS)
     with store.writer() as writer:
-        writer.write_part(0, traces, [trace.trace_id for trace in traces])
+        writer.write_part(0, traces, list(dict.fromkeys(t.record.question_id for t in traces)))
     return store
 
 
