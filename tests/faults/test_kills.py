@@ -1,6 +1,6 @@
 """A writer that is killed at random moments loses nothing, doubles nothing, spoils nothing.
 
-``GRAPHHALU_KILLS`` sets how often each store is killed: 4 by default, so that the suite is quick.
+``GRAPHHALU_KILLS`` sets how often each store is killed: 3 by default, so that the suite is quick.
 """
 
 import os
@@ -20,8 +20,8 @@ from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
 PROGRAM = Path(__file__).with_name("write_store.py")
-N_KILLS = int(os.environ.get("GRAPHHALU_KILLS", "4"))
-N_PARTS = 8 * N_KILLS
+N_KILLS = int(os.environ.get("GRAPHHALU_KILLS", "3"))
+N_PARTS = 6 * N_KILLS
 PATIENCE_S = 60
 
 
@@ -84,7 +84,8 @@ def test_killed_at_random_moments(toys, where, url, tmp_path, capsys):
     delays, n_at_work = random.Random(23), 0
     for _ in range(N_KILLS):
         n_at_work += killed(place, delays.uniform(0, 0.1))
-        assert verify_store(place).problems == ()
+        if N_KILLS <= 10:  # every byte of every part, so not after each of a hundred
+            assert verify_store(place).problems == ()
     assert n_at_work >= N_KILLS // 2, "the writer was done too soon for kills to mean anything"
     finish(start(place))
     with capsys.disabled():
