@@ -8,19 +8,29 @@ import hashlib
 import json
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from graphhalu.errors import ConfigError
 from graphhalu.registry import unknown_name
+from graphhalu.safe_read import MALFORMED, read_bytes, reason_of
+
+_MAX_BYTES: Final = 2**22
+"""Most bytes of a configuration."""
+_MAX_VALUES: Final = 100_000
+"""Most values of a configuration: a few lines of aliases can stand for more than any memory."""
+_SHOWN: Final = 200
+_MOST_COMPLAINTS: Final = 8
 
 
 class Config(BaseModel):
     """Base of all configurations: frozen, and an unknown field is an error."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
+    )
 
 
 C = TypeVar("C", bound=Config)
@@ -67,7 +77,10 @@ def validate(kind: type[C], values: Mapping[str, Any], *, source: str) -> C:
     try:
         return kind.model_validate(values)
     except ValidationError as error:
-        lines = "\n".join(f"  {_complaint(kind, item)}" for item in error.errors())
+        found = error.errors()
+        lines = "\n".join(f"  {_complaint(kind, item)}" for item in found[:_MOST_COMPLAINTS])
+        if len(found) > _MOST_COMPLAINTS:
+            lines += f"\n  and {len(found) - _MOST_COMPLAINTS} more"
         message = f"{kind.__name__} from {source} is not valid:\n{lines}"
         raise ConfigError(message) from None
 
@@ -98,7 +111,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         ConfigError: If there is no such file, or it holds something else.
     """
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.safe_load(read_bytes(path, _MAX_BYTES).decode("utf-8"))
+        _require_plain(values)
     except FileNotFoundError:
         message = f"no configuration file at {path}"
         raise ConfigError(message) from None
@@ -106,8 +120,8 @@ def read_yaml(path: Path) -> dict[str, Any]:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
         message = f"{path}{line} is not readable YAML: {error.problem}\n  Mend it there"
         raise ConfigError(message) from None
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        message = f"{path} is not readable YAML: {' '.join(str(error).split())}"
+    except (*MALFORMED, yaml.YAMLError) as error:
+        message = f"{path} is not readable YAML: {reason_of(error)}"
         raise ConfigError(message) from None
     if values is None:
         return {}
@@ -117,23 +131,58 @@ def read_yaml(path: Path) -> dict[str, Any]:
     return values
 
 
+def _require_plain(values: Any) -> None:
+    """Refuse what JSON cannot say, and more values than a configuration has.
+
+    Raises:
+        ValueError: If there is a date, a set, bytes, half a surrogate pair or a key that is no
+            text, or if aliases make too many values of a few lines.
+    """
+    left, n_values = [values], 0
+    while left:
+        value = left.pop()
+        n_values += 1
+        if n_values > _MAX_VALUES:
+            message = f"it stands for more than {_MAX_VALUES:,} values"
+            raise ValueError(message)
+        if isinstance(value, dict):
+            left += [*value, *value.values()]
+            if not all(isinstance(key, str) for key in value):
+                message = "a key is no text; put it into quotes"
+                raise ValueError(message)
+        elif isinstance(value, list):
+            left += value
+        elif isinstance(value, str):
+            value.encode()
+        elif value is not None and not isinstance(value, bool | int | float):
+            message = f"expected texts, numbers, lists and mappings, got a {type(value).__name__}"
+            raise ValueError(f"{message}; put it into quotes")
+
+
+def _shortened(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
+
+
 def _complaint(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
-    place = ".".join(map(str, item["loc"])) or kind.__name__
+    place = ".".join(map(str, item["loc"]))[:_SHOWN] or kind.__name__
     if item["type"] != "extra_forbidden":
-        return f"{place}: {item['msg']} (got {item.get('input')!r})"
+        return f"{place}: {item['msg']} (got {_shortened(item.get('input'))})"
     *parents, name = item["loc"]
     for parent in parents:
         inner = kind.model_fields[parent].annotation if parent in kind.model_fields else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return f"{place}: there is no such field (got {item['input']!r})"
+            return f"{place}: there is no such field (got {_shortened(item['input'])})"
         kind = inner
-    return f"{place} (got {item['input']!r}): {unknown_name('field', str(name), kind.model_fields)}"
+    unknown = unknown_name("field", str(name)[:_SHOWN], kind.model_fields)
+    return f"{place} (got {_shortened(item['input'])}): {unknown}"
 
 
 def _yaml_value(text: str) -> Any:
     try:
         value = yaml.safe_load(text)
-    except yaml.YAMLError:
+        _require_plain(value)
+    except (*MALFORMED, yaml.YAMLError):
         return text
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
         try:

@@ -53,7 +53,9 @@ def scalar_text(value: Any) -> str | None:
     """
     if isinstance(value, str):
         return value.strip()
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    if isinstance(value, float) and not math.isfinite(value):
         return None
     return str(int(value)) if value == int(value) else str(value)
 
@@ -152,7 +154,8 @@ def places_cell(
         if text in set(LETTERS[: len(choices)]):
             found.add(LETTERS.index(text))
         is_number = reads_digits or not isinstance(item, str)
-        if is_number and text and text.isdecimal() and int(text) < len(choices):
+        is_place = is_number and text and text.isdecimal() and len(text) <= len(str(len(choices)))
+        if is_place and int(text or 0) < len(choices):
             found.add(int(text))
         if len(found) != 1:
             expected = f"the letter, the number from 0 or the text of one of {list(choices)}"

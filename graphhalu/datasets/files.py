@@ -6,11 +6,9 @@ hostile file ends in such an error too, and not in a machine without memory.
 """
 
 import csv
-import gzip
 import io
 import json
 import re
-import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +19,7 @@ import pyarrow.parquet as pq
 
 from graphhalu.datasets.rows import Row
 from graphhalu.errors import DataFileError, UsageError
+from graphhalu.safe_read import MALFORMED, MAX_TABLE_ROWS, reason_of, unpack_gzip
 
 Layout = Literal["parquet", "json", "table"]
 
@@ -33,9 +32,7 @@ _MAX_BYTES: Final = 2 * 2**30
 """Most bytes of a file, packed or not: the whole of it is held in memory."""
 _MAX_LINE_BYTES: Final = 512 * 2**20
 """Most bytes of one line: published files that are one line of JSON are smaller."""
-_MAX_PARQUET_ROWS: Final = 50_000_000
-"""Most rows of a Parquet file: repeated values can make billions of a few bytes."""
-_UNPACKED_AT_A_TIME: Final = 2**20
+_MAX_PARQUET_ROWS: Final = MAX_TABLE_ROWS
 _LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _LIST_KEYS: Final = ("Data", "data", "rows")
 """Keys under which a JSON object holds its rows; ``Data`` is TriviaQA's."""
@@ -157,20 +154,16 @@ def table_cells(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]
 
 
 def _unpacked(content: bytes, path: Path) -> bytes:
-    pieces, n_bytes = [], 0
     try:
-        with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-            while piece := stream.read(_UNPACKED_AT_A_TIME):
-                pieces.append(piece)
-                n_bytes += len(piece)
-                if n_bytes > _MAX_BYTES:
-                    raise _too_large(path, _MAX_BYTES, "bytes after gzip")
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        return unpack_gzip(content, _MAX_BYTES)
+    except ValueError:
+        raise _too_large(path, _MAX_BYTES, "bytes after gzip") from None
+    except MALFORMED as error:
         message = (
-            f"{path}: the gzip data is cut off or damaged ({error}); copy or download it again"
+            f"{path}: the gzip data is cut off or damaged ({reason_of(error)}); "
+            f"copy or download it again"
         )
         raise DataFileError(message) from None
-    return b"".join(pieces)
 
 
 def _too_large(path: Path, limit: int, unit: str) -> DataFileError:
@@ -293,9 +286,11 @@ def _parquet_rows(file: DataFile) -> Iterator[Row]:
             for values in batch.to_pylist():
                 number += 1
                 yield Row(file.where(number), values)
-    # Arrow finds out late that a text is not UTF-8
-    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
-        message = f"{file.path}: expected Parquet, got damaged data: {' '.join(str(error).split())}"
+    except DataFileError:
+        raise
+    # Arrow finds out late that a text is not UTF-8, or a date no date
+    except (pa.ArrowException, *MALFORMED) as error:
+        message = f"{file.path}: expected Parquet, got damaged data: {reason_of(error)}"
         raise DataFileError(message) from None
 
 

@@ -2,7 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, Final
+from typing import Any, ClassVar, Final
+
+from pydantic import ConfigDict, TypeAdapter
 
 from graphhalu.errors import DetectorMismatchError
 from graphhalu.traces.trace import Trace
@@ -25,6 +27,8 @@ class Identity:
         generation: How answers were found; for the record, so that new ones are found alike.
         dtype: Number format of the weights; for the record.
     """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     model: str | None
     source: str | None
@@ -67,9 +71,12 @@ class Identity:
         """Inverse of :meth:`to_json`.
 
         Raises:
-            TypeError: If fields are missing or unknown.
+            TypeError: If fields are missing, unknown or of another type.
         """
-        return cls(**values)
+        try:
+            return TypeAdapter(cls).validate_python(dict(values))
+        except ValueError as error:
+            raise TypeError(str(error)) from None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON values."""

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NoReturn, TypeVar
+from typing import Any, Final, TypeVar
 
 import numpy as np
 from safetensors import SafetensorError
@@ -19,6 +19,7 @@ from graphhalu.detectors.registry import DETECTORS
 from graphhalu.errors import DataFileError, GraphhaluError, UsageError
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import provenance
+from graphhalu.safe_read import read_json_object, reading, reason_of
 from graphhalu.traces.trace import Trace
 
 T = TypeVar("T")
@@ -67,7 +68,9 @@ def load_detector(folder: Path, traces: Sequence[Trace] | None = None) -> Detect
     identity = read_identity(values, folder)
     if traces is not None:
         check_identity(identity, traces)
-    detector = detector_class.load(folder)
+    what = f"the detector in {folder} does not fit its own description"
+    with reading(what, also=(RuntimeError, SafetensorError)):
+        detector = detector_class.load(folder)
     detector.identity = identity
     return detector
 
@@ -171,16 +174,14 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 def _read_safetensors(folder: Path, load: Callable[[Path], dict[str, T]]) -> dict[str, T]:
     path = folder / WEIGHTS_FILE
-    try:
+    way_out = "Train the detector again"
+    with reading(f"{path} cannot be read", also=(SafetensorError,), way_out=way_out):
         return load(path)
-    except (OSError, SafetensorError) as error:
-        message = f"{path} cannot be read: {error}\n  Train the detector again"
-        raise DataFileError(message) from None
 
 
 def damaged(folder: Path, error: Exception) -> GraphhaluError:
     """The error for files that are readable and do not fit each other."""
-    detail = " ".join(str(error).split())
+    detail = reason_of(error)
     return DataFileError(f"the detector in {folder} does not fit its own description: {detail}")
 
 
@@ -191,19 +192,7 @@ def _write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        return read_json_object(path)
     except FileNotFoundError:
         message = f"no saved detector in {path.parent}: {path.name} is missing"
         raise UsageError(message) from None
-    except (OSError, ValueError, RecursionError) as error:
-        message = f"{path} is not readable JSON: {error}"
-        raise DataFileError(message) from None
-    if not isinstance(values, dict):
-        message = f"{path} must hold an object, got {type(values).__name__}"
-        raise DataFileError(message)
-    return values
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    message = f"{name} is no number"
-    raise ValueError(message)

@@ -7,10 +7,13 @@ so a score is never flipped and no order is turned round.
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from pydantic import model_validator
 from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 from sklearn.isotonic import IsotonicRegression
@@ -18,8 +21,12 @@ from sklearn.isotonic import IsotonicRegression
 from graphhalu.config import Config, validate
 from graphhalu.evaluation.counts import check_scores, roc_counts
 from graphhalu.evaluation.probability import N_BINS
+from graphhalu.safe_read import read_json_object
 
-__all__ = ["ISOTONIC_MINIMUM", "N_BINS", "Calibration", "CalibrationValues", "best_f1_threshold"]
+__all__ = [
+    "ISOTONIC_MINIMUM", "N_BINS", "Calibration", "CalibrationValues", "best_f1_threshold",
+    "read_calibration",
+]  # fmt: skip
 
 ISOTONIC_MINIMUM: Final = 200
 """Validation traces of the rarer class from which on isotonic regression is taken."""
@@ -52,6 +59,18 @@ class CalibrationValues(Config):
     """Isotonic: the points between which the probability is linear, rising."""
     probabilities: tuple[float, ...] = ()
     """Isotonic: the probability at each of them, never falling."""
+
+    @model_validator(mode="after")
+    def _is_a_curve(self) -> "CalibrationValues":
+        points = len(self.scores), len(self.probabilities)
+        if points[0] != points[1] or (self.method == "isotonic" and not points[0]):
+            message = f"{points[0]} scores with {points[1]} probabilities"
+            raise ValueError(message)
+        if any(low > high for pair in (self.scores, self.probabilities) for low, high in
+               pairwise(pair)):  # fmt: skip
+            message = "a curve that falls"
+            raise ValueError(message)
+        return self
 
 
 @dataclass(frozen=True)
@@ -132,6 +151,19 @@ class Calibration:
             ConfigError: If a field is missing, unknown or of another type.
         """
         return cls(validate(CalibrationValues, values, source="a saved calibration"))
+
+
+def read_calibration(path: Path) -> Calibration | None:
+    """The calibration that lies beside a saved detector, or ``None`` if there is none.
+
+    Raises:
+        DataFileError: If the file cannot be read.
+        ConfigError: If a field is missing, unknown or of another type.
+    """
+    try:
+        return Calibration.from_json(read_json_object(path, way_out="Train the detector again"))
+    except FileNotFoundError:
+        return None
 
 
 def best_f1_threshold(

@@ -17,7 +17,7 @@ from urllib.parse import quote
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from pydantic import TypeAdapter, ValidationError
+from pydantic import TypeAdapter
 
 from graphhalu.atomic import replace_file
 from graphhalu.config import differing_fields
@@ -26,6 +26,7 @@ from graphhalu.evaluation.records import DetectorRow
 from graphhalu.evaluation.result import RESULT_FILE, read_result
 from graphhalu.evaluation.rows import Compared
 from graphhalu.numerics import json_ready
+from graphhalu.safe_read import MALFORMED, read_parquet
 
 PARTS_FOLDER: Final = "parts"
 _ROW: Final = b"graphhalu-row"
@@ -98,9 +99,9 @@ def _is_current(row: DetectorRow, compared: Compared) -> bool:
 def _read_part(path: Path) -> Finished | None:
     """The part, or ``None`` if it is of another version and the detector must run again."""
     try:
-        table = pq.read_table(path)
+        table = read_parquet(path)
         metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
         row = TypeAdapter(DetectorRow).validate_json(metadata[_ROW])
-    except (OSError, KeyError, ValidationError, pa.ArrowInvalid):
+    except MALFORMED:
         return None
     return Finished(row, table.replace_schema_metadata(None))

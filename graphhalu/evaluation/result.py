@@ -24,6 +24,7 @@ from graphhalu.evaluation.significance import Baseline, Comparison
 from graphhalu.evaluation.table import csv_table
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import file_sha256
+from graphhalu.safe_read import read_parquet, reading
 
 __all__ = [
     "FORMAT", "FORMAT_VERSION", "RESULT_FILE", "SAMPLE_SCHEMA", "SCORES_FILE", "TABLE_FILE",
@@ -131,14 +132,15 @@ def read_result(folder: Path) -> Result:
             f"{FORMAT_VERSION}\n  Update it:  pip install --upgrade graphhalu"
         )
         raise DataFileError(message)
-    samples = _read_samples(folder, values.pop("files", {}))
+    files = values.pop("files", None)
+    samples = _read_samples(folder, files if isinstance(files, dict) else {})
     try:
         known = {**values, "samples": samples, "format_version": FORMAT_VERSION}
         return TypeAdapter(Result).validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = f"{path} does not validate: {where}: {first['msg']}"
+        message = f"{path} does not validate: {where[:120]}: {first['msg']}"
         raise DataFileError(message) from None
 
 
@@ -149,14 +151,15 @@ def _by_auroc(row: DetectorRow) -> float:
 
 def _read_samples(folder: Path, checksums: Mapping[str, str]) -> pa.Table:
     path = folder / SCORES_FILE
-    if not path.exists():
+    if not path.is_file():
         message = f"{folder} holds {RESULT_FILE} but no {SCORES_FILE}: copy the whole folder"
         raise DataFileError(message)
     if file_sha256(path) != checksums.get(SCORES_FILE):
         message = f"{path} is not the file that {RESULT_FILE} was written with; compare again"
         raise CorruptStoreError(message)
-    samples = pq.read_table(path)
-    for name in SAMPLE_SCHEMA.names[samples.num_columns :]:  # of version 1
-        kind = SAMPLE_SCHEMA.field(name)
-        samples = samples.append_column(kind, pa.nulls(len(samples), kind.type))
-    return samples
+    with reading(f"{path} is no table of scores", also=(pa.ArrowException,)):
+        samples = read_parquet(path)
+        for name in SAMPLE_SCHEMA.names[samples.num_columns :]:  # of version 1
+            kind = SAMPLE_SCHEMA.field(name)
+            samples = samples.append_column(kind, pa.nulls(len(samples), kind.type))
+        return samples.select(SAMPLE_SCHEMA.names).cast(SAMPLE_SCHEMA)

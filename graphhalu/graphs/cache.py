@@ -21,6 +21,7 @@ from safetensors.numpy import load, save
 from graphhalu.errors import UsageError
 from graphhalu.graphs.build import TokenGraph, build_graphs
 from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.safe_read import MALFORMED, parse_json
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.part import Part
 from graphhalu.traces.trace import Trace
@@ -117,13 +118,13 @@ def _read(path: Path) -> list[TokenGraph] | None:
         return None
     try:
         (size,) = struct.unpack("<Q", content[:8])
-        metadata = json.loads(content[8 : 8 + size])["__metadata__"]
+        metadata = parse_json(content[8 : 8 + size])["__metadata__"]
         arrays = load(content)
-        about = json.loads(metadata["about"])
+        about = parse_json(metadata["about"])
         if int(metadata["crc32"]) != _checksum(metadata["about"], arrays):
             return None
         return [_graph(number, arrays, about) for number in range(len(about["layers"]))]
-    except (SafetensorError, ValueError, KeyError, TypeError, struct.error):
+    except (SafetensorError, *MALFORMED):
         return None
 
 

@@ -2,8 +2,8 @@
 
 import gzip
 import json
+import math
 import re
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,14 +13,18 @@ import numpy as np
 from jaxtyping import Float
 
 from graphhalu.atomic import replace_file
-from graphhalu.errors import DataFileError, GraphhaluError, UsageError
+from graphhalu.errors import DataFileError, UsageError
 from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import provenance
+from graphhalu.safe_read import parse_json, read_bytes, reading, reason_of, unpack_gzip
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1
 _KEY: Final = re.compile(r"(\d{1,5})-(\d{1,5})")
+_MAX_SCORES: Final = 20_000_000
+"""Most scores of a published file: two keys could ask for a table of ten thousand million heads."""
+_MAX_RESAMPLES: Final = 1_000_000
 
 
 def write_heads(path: Path, tables: Sequence[HeadTable]) -> None:
@@ -60,15 +64,8 @@ def read_heads(path: Path) -> list[HeadTable]:
             f"this graphhalu reads {FORMAT!r} version {FORMAT_VERSION}"
         )
         raise DataFileError(message)
-    try:
+    with reading(f"{path} is damaged", way_out="Measure the heads again"):
         tables = [_table(item) for item in values["tables"]]
-    except (KeyError, TypeError, ValueError, AttributeError, GraphhaluError) as error:
-        kind = "lacks the field " if isinstance(error, KeyError) else ""
-        reason = " ".join(str(error).split())[:240]
-        message = (
-            f"{path} is damaged: it {kind}{reason}" if kind else f"{path} is damaged: {reason}"
-        )
-        raise DataFileError(f"{message}\n  Measure the heads again") from None
     if not tables:
         message = f"{path} holds no table of heads"
         raise DataFileError(message)
@@ -134,6 +131,10 @@ def _plain(table: HeadTable) -> dict[str, Any]:
 
 def _table(values: Mapping[str, Any]) -> HeadTable:
     chance = _numbers(values["chance"])
+    n_resamples, seed = int(values["n_resamples"]), int(values["seed"])
+    if not 1 <= n_resamples <= _MAX_RESAMPLES or seed < 0:
+        message = f"n_resamples is {n_resamples} and the seed {seed}"
+        raise ValueError(message)
     return HeadTable(
         role=str(values["role"]),
         layers=tuple(int(layer) for layer in values["layers"]),
@@ -145,8 +146,8 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
         model=dict(values["model"]),
         settings=dict(values["settings"]),
         columns={name: _numbers(column) for name, column in values["columns"].items()},
-        n_resamples=int(values["n_resamples"]),
-        seed=int(values["seed"]),
+        n_resamples=n_resamples,
+        seed=seed,
     )
 
 
@@ -168,7 +169,14 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
         )
         raise DataFileError(message)
     n_layers, n_heads = (1 + max(place[axis] for place in places) for axis in (0, 1))
-    scores = np.full((lengths.pop(), n_layers, n_heads), np.nan)
+    n_scores = lengths.pop()
+    if n_scores * n_layers * n_heads > _MAX_SCORES:
+        message = (
+            f"{path} names heads up to {n_layers - 1}-{n_heads - 1} with {n_scores} scores each; "
+            f"expected at most {_MAX_SCORES:,} scores of a whole model"
+        )
+        raise DataFileError(message)
+    scores = np.full((n_scores, n_layers, n_heads), np.nan)
     for (layer, head), column in places.items():
         scores[:, layer, head] = column
     return HeadTable(
@@ -194,7 +202,7 @@ def _place(key: str, path: Path) -> tuple[int, int]:
 
 def _length(scores: Any, place: tuple[int, int], path: Path) -> int:
     is_numbers = isinstance(scores, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and np.isfinite(v) for v in scores
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < math.inf for v in scores
     )
     if not is_numbers or not scores:
         message = f"{path}: head {place[0]}-{place[1]} has no list of finite scores"
@@ -204,16 +212,15 @@ def _length(scores: Any, place: tuple[int, int], path: Path) -> int:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = path.read_bytes()
-        text = (gzip.decompress(raw) if path.suffix == ".gz" else raw).decode("utf-8")
-        values = json.loads(text)
+        raw = read_bytes(path)
     except FileNotFoundError:
         message = f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval"
         raise UsageError(message) from None
-    except (ValueError, OSError, EOFError, zlib.error, RecursionError) as error:
-        reason = " ".join(str(error).split())[:240]
-        message = f"{path} is not readable JSON: {reason}"
+    except (OSError, ValueError) as error:
+        message = f"{path} cannot be read: {reason_of(error)}"
         raise DataFileError(message) from None
+    with reading(f"{path} is not readable JSON"):
+        values = parse_json(unpack_gzip(raw) if path.suffix == ".gz" else raw)
     if not isinstance(values, dict):
         message = f"{path} must hold a JSON object, got {type(values).__name__}"
         raise DataFileError(message)

@@ -4,7 +4,6 @@ The needle is found again by its characters, through the tokenizer's offsets, ne
 for its tokens.
 """
 
-import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.datasets.spans import Prompt
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.models.quiet import quiet_loading
+from graphhalu.safe_read import parse_json, read_bytes, reason_of
 
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 _PLACES: Final = (_PACKAGE / "_data" / "haystack", _PACKAGE.parent / "data" / "haystack")
@@ -228,7 +228,7 @@ def _covered(text: str, offsets: Sequence[tuple[int, int]], start: int, length: 
 
 def _needle(line: str, where: str) -> Needle:
     try:
-        values = json.loads(line)
+        values = parse_json(line)
         found = Needle(*(values[key].strip() for key in _KEYS))
     except (ValueError, KeyError, TypeError, AttributeError):
         message = f"{where}: expected an object with texts for {', '.join(_KEYS)}"
@@ -250,10 +250,10 @@ def _bundled(name: str) -> Path:
 
 def _read_text(path: Path) -> str:
     try:
-        return path.read_text(encoding="utf-8-sig")
+        return read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
         message = f"no file at {path}"
         raise UsageError(message) from None
-    except UnicodeDecodeError:
-        message = f"{path} is no UTF-8 text"
+    except (OSError, ValueError) as error:
+        message = f"{path} is no UTF-8 text: {reason_of(error)}"
         raise DataFileError(message) from None

@@ -1,6 +1,6 @@
 """What decides the numbers of a model, as plain JSON values."""
 
-import json
+import os
 from collections.abc import Iterator
 from hashlib import sha256
 from pathlib import Path
@@ -9,6 +9,7 @@ from typing import Any, BinaryIO, Final
 from graphhalu.models.card import ModelSource
 from graphhalu.models.gguf import source_digest
 from graphhalu.models.spec import ModelSpec
+from graphhalu.safe_read import MAX_JSON_BYTES, parse_json, reading
 
 _SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 _SMALL_BYTES: Final = 64 * 2**20
@@ -77,9 +78,9 @@ def weights_digest(folder: Path) -> str:
         return converted_from
     digest = sha256()
     for path in _files(folder):
-        size = path.stat().st_size
-        digest.update(f"{path.name} {size}\n".encode())
-        with path.open("rb") as file:
+        with reading(f"{path} cannot be read"), path.open("rb") as file:
+            size = path.stat().st_size
+            digest.update(f"{path.name} {size}\n".encode())
             for start, length in _pieces(path, file, size):
                 file.seek(start)
                 digest.update(file.read(length))
@@ -104,7 +105,10 @@ def _pieces(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 
 def _tensor_ends(file: BinaryIO) -> Iterator[tuple[int, int]]:
     n_header = int.from_bytes(file.read(8), "little")
-    header = json.loads(file.read(n_header))
+    if n_header > min(MAX_JSON_BYTES, os.fstat(file.fileno()).st_size):
+        message = f"its header would have {n_header} bytes"
+        raise ValueError(message)
+    header = parse_json(file.read(n_header))
     yield 0, 8 + n_header
     for name in sorted(header.keys() - {"__metadata__"}):
         start, stop = (8 + n_header + offset for offset in header[name]["data_offsets"])

@@ -15,6 +15,7 @@ from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.models.hub import find_on_hub
 from graphhalu.models.identity import model_identity, stored_method
 from graphhalu.models.quiet import quiet_loading, silence_int8_casts
+from graphhalu.models.remote_code import refused_code, trusted_revision
 from graphhalu.models.shape import layer_windows, model_shape
 from graphhalu.models.spec import ModelSpec
 from graphhalu.models.threads import default_threads
@@ -68,6 +69,7 @@ class _Place(NamedTuple):
 
     path: str
     options: dict[str, Any]
+    trusted: str | None = None
 
 
 def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None) -> LoadedModel:
@@ -87,6 +89,8 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
     source = resolve_model(spec.name)
     device = _device(spec.device)
     place = _place(source, spec, on_note)
+    if place.trusted is not None:
+        on_note(f"WARNING: code of {spec.name} at {place.trusted} runs on this machine")
     with quiet_loading():
         config = _config(place, spec, source)
         _require_attention(config, spec.name)
@@ -103,7 +107,8 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
         card=source.card,
         identity=model_identity(
             source, spec, model, path=place.path, commit=place.options.get("revision")
-        ),
+        )
+        | ({} if place.trusted is None else {"remote_code": place.trusted}),
         eos_token_ids=_eos_token_ids(model, tokenizer),
         **shape._asdict(),
     )
@@ -122,19 +127,20 @@ def load_tokenizer(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: N
 
 
 def _place(source: ModelSource, spec: ModelSpec, on_note: Callable[[str], None]) -> _Place:
-    options: dict[str, Any] = {"trust_remote_code": spec.trust_remote_code}
+    trusted = trusted_revision(source, spec)
+    options: dict[str, Any] = {"trust_remote_code": trusted is not None}
     if source.kind == "hub":
         gated = source.card is not None and source.card.gated
-        files = find_on_hub(source.place, spec.revision, is_gated=gated)
+        files = find_on_hub(source.place, spec.revision or trusted, is_gated=gated)
         options |= {"revision": files.commit, "local_files_only": files.is_local}
-        return _Place(source.place, options)
-    if spec.revision is not None and not spec.trust_remote_code:
+        return _Place(source.place, options, trusted)
+    if spec.revision is not None:
         message = f"a revision belongs to a model of the hub; {spec.name} is a {source.kind}"
         raise UsageError(message)
     options["local_files_only"] = True
     if source.kind == "folder":
         _require_files(Path(source.place))
-        return _Place(source.place, options)
+        return _Place(source.place, options, trusted)
     wheel = source.card.wheel if source.card is not None else None
     gguf = Path(source.place) if wheel is None else wheel_gguf(wheel)
     return _Place(str(converted_folder(gguf, on_note)), options)
@@ -199,7 +205,8 @@ def _config(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
     try:
         return AutoConfig.from_pretrained(place.path, **place.options)
     except Exception as error:
-        raise _unreadable(spec, source, error, "configuration") from error
+        refused = refused_code(source, spec, error, place.options)
+        raise refused or _unreadable(spec, source, error, "configuration") from error
 
 
 def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
@@ -208,7 +215,8 @@ def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
     try:
         tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
     except Exception as error:
-        raise _unreadable(spec, source, error, "tokenizer") from error
+        refused = refused_code(source, spec, error, place.options)
+        raise refused or _unreadable(spec, source, error, "tokenizer") from error
     if not tokenizer.is_fast:
         message = (
             f"the tokenizer of {spec.name} ({type(tokenizer).__name__}) gives no character "

@@ -22,12 +22,21 @@ class ModelSpec(Config):
     """``auto`` takes a GPU where there is one."""
     threads: int | None = Field(default=None, ge=1)
     """CPU threads; by default the cores that no other work uses."""
-    trust_remote_code: bool = False
-    """Whether code from the model's repository may run; needs a revision."""
+    trust_remote_code: str | None = None
+    """``NAME@REVISION`` of this model, whose own code may run; no code of a model runs else."""
 
     @model_validator(mode="after")
     def _remote_code_is_pinned(self) -> "ModelSpec":
-        if self.trust_remote_code and self.revision is None:
-            message = "code from a repository may run only with a fixed revision"
+        if self.trust_remote_code is None:
+            return self
+        name, _, revision = self.trust_remote_code.rpartition("@")
+        if name != self.name or not revision:
+            message = (
+                f"code from a repository may run only by name and revision: expected "
+                f"{self.name}@REVISION, got {self.trust_remote_code!r}"
+            )
+            raise ValueError(message)
+        if self.revision not in (None, revision):
+            message = f"the revisions differ: {self.revision!r} of the model, {revision!r} of code"
             raise ValueError(message)
         return self

@@ -10,6 +10,7 @@ from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.rows import Row, text_field, wrong_value
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.numerics import json_ready
+from graphhalu.safe_read import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.scoring.scorer import AnswerScore, AnswerScorer, asked_question
 
 BATCH: Final = 32
@@ -101,6 +102,23 @@ def score_file(
     return done
 
 
+def finished_rows(path: Path) -> list[dict[str, Any]]:
+    """Rows that an earlier run wrote; what it left half-written is cut off.
+
+    Raises:
+        DataFileError: If the file cannot be read; names the line.
+    """
+    if not path.exists():
+        return []
+    with reading(f"{path} cannot be read"):
+        content = read_bytes(path, MAX_TABLE_BYTES)
+        whole = content[: content.rfind(b"\n") + 1]
+        if len(whole) < len(content):
+            with path.open("r+b") as file:
+                file.truncate(len(whole))
+    return list(_rows(path, whole))
+
+
 def _row(asked: Asking, score: AnswerScore) -> dict[str, Any]:
     found: dict[str, Any] = json_ready({**asked.as_json(), **score.to_json()})
     return found
@@ -116,15 +134,8 @@ def _appending(path: Path) -> Any:
 
 
 def _earlier(path: Path, asked: Sequence[Asking], scorer: AnswerScorer) -> list[dict[str, Any]]:
-    """Rows that an earlier run wrote, after what it left half-written is cut off."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if len(whole) < len(content):
-        with path.open("r+b") as file:
-            file.truncate(len(whole))
-    rows = list(_rows(path, whole))
+    """Rows that an earlier run wrote of the same input."""
+    rows = finished_rows(path)
     calibration = scorer.recipe.calibration
     threshold = None if calibration is None else calibration.threshold
     for place, row in enumerate(rows):
@@ -140,11 +151,8 @@ def _earlier(path: Path, asked: Sequence[Asking], scorer: AnswerScorer) -> list[
 
 def _rows(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(content.splitlines(), start=1):
-        try:
-            row = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            message = f"{path}, line {number} is not readable JSON: {error}"
-            raise DataFileError(message) from None
+        with reading(f"{path}, line {number} is not readable JSON"):
+            row = parse_json(line)
         if not isinstance(row, dict):
             message = f"{path}, line {number}: expected an object, got {type(row).__name__}"
             raise DataFileError(message)

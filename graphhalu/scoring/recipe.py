@@ -1,6 +1,5 @@
 """What a trained run says of how answers are to be made and judged."""
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -9,8 +8,8 @@ from graphhalu.config import validate
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import load_detector
-from graphhalu.errors import DataFileError, UsageError
-from graphhalu.evaluation.calibration import Calibration
+from graphhalu.errors import UsageError
+from graphhalu.evaluation.calibration import Calibration, read_calibration
 from graphhalu.evaluation.training import CALIBRATION_FILE
 from graphhalu.extract.settings import ExtractConfig
 
@@ -57,7 +56,8 @@ class ScoringRecipe:
                 f"on traces in memory\n  Train it on a store:  graphhalu train"
             )
             raise UsageError(message)
-        return cls(folder, detector, _calibration(folder / CALIBRATION_FILE), detector.identity)
+        calibration = read_calibration(folder / CALIBRATION_FILE)
+        return cls(folder, detector, calibration, detector.identity)
 
     def config(self, answers: Answers, **model: Any) -> ExtractConfig:
         """How answers are made and captured, as in training.
@@ -101,14 +101,3 @@ class ScoringRecipe:
 def _generation(identity: Identity) -> dict[str, Any]:
     """The search of the training traces; that of the defaults if they were given answers."""
     return {name: value for name, value in identity.generation.items() if name != "answers"}
-
-
-def _calibration(path: Path) -> Calibration | None:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return None
-    except (OSError, ValueError, RecursionError) as error:
-        message = f"{path} is not readable JSON: {error}\n  Train the detector again"
-        raise DataFileError(message) from None
-    return Calibration.from_json(values)

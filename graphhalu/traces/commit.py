@@ -1,6 +1,7 @@
 """The commit record of a part: what it covers, and size and digest of each of its files."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import UTC, datetime
@@ -8,8 +9,11 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
 
+from pydantic import TypeAdapter
+
 from graphhalu.errors import CorruptStoreError
 from graphhalu.provenance import file_sha256
+from graphhalu.safe_read import MALFORMED, read_bytes
 from graphhalu.traces.schema import FORMAT, FORMAT_VERSION, TraceRecord
 
 COMMIT: Final = "commit.json"
@@ -43,6 +47,12 @@ class Commit:
         """The record with a digest of itself."""
         plain = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
         return json.dumps({**plain, "digest": _digest(plain)}, indent=1)
+
+
+_COMMIT: Final = TypeAdapter(Commit)
+_FIELDS: Final = tuple(Commit.__dataclass_fields__)
+_FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
+_ATTEMPT: Final = re.compile(r"[A-Za-z0-9_-]*")
 
 
 def commit_of(
@@ -83,26 +93,31 @@ def read_commit(folder: Path) -> Commit:
         CorruptStoreError: If it is missing, unreadable, or not what was written for this part.
     """
     try:
-        plain = json.loads((folder / COMMIT).read_text(encoding="utf-8"))
+        plain = json.loads(read_bytes(folder / COMMIT))
         digest = plain.pop("digest")
         is_whole = digest == _digest(plain)
-        commit = Commit(
-            part=plain["part"],
-            question_ids=tuple(plain["question_ids"]),
-            trace_ids=tuple(plain["trace_ids"]),
-            failures=tuple(plain["failures"]),
-            files=plain["files"],
-            counts=plain.get("counts", {}),
-            created=plain.get("created", ""),
-            attempt=plain.get("attempt", ""),
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        commit = _COMMIT.validate_python({name: plain[name] for name in _FIELDS if name in plain})
+        _check_files(commit)
+    except MALFORMED as error:
         raise _damaged(folder, f"cannot be read ({type(error).__name__})") from None
     if not is_whole:
         raise _damaged(folder, "differs from what was written")
     if commit.part != int(folder.name):
         raise _damaged(folder, f"is that of part {commit.part:06d}")
     return commit
+
+
+def _check_files(commit: Commit) -> None:
+    """Refuse files that lie outside of the part, or of no size: readers fetch what is listed."""
+    for name, said in commit.files.items():
+        is_inside = _FILE.fullmatch(name) and not {"", ".", ".."} & set(name.split("/"))
+        is_sized = type(said["bytes"]) is int and said["bytes"] >= 0
+        if not (is_inside and is_sized and isinstance(said["sha256"], str)):
+            message = f"a file {name[:80]!r}"
+            raise ValueError(message)
+    if not _ATTEMPT.fullmatch(commit.attempt):
+        message = f"an attempt {commit.attempt[:80]!r}"
+        raise ValueError(message)
 
 
 def _damaged(folder: Path, what: str) -> CorruptStoreError:

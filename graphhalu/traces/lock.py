@@ -17,6 +17,7 @@ from typing import Final
 from filelock import FileLock, Timeout
 
 from graphhalu.errors import StoreLockedError
+from graphhalu.safe_read import MALFORMED
 from graphhalu.traces.write import disk_error
 
 MAIN: Final = "main"
@@ -131,5 +132,5 @@ def _holder(lock_file: Path) -> str:
     try:
         holder = json.loads(_holder_file(lock_file).read_text(encoding="utf-8"))
         return f"process {holder['pid']} on {holder['host']} since {holder['since']}"
-    except (OSError, ValueError, KeyError, TypeError):
+    except MALFORMED:
         return "another process"

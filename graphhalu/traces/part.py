@@ -1,6 +1,7 @@
 """One part of a store: a fixed block of questions, read when asked for and never in doubt."""
 
 import json
+import math
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from jaxtyping import Int
 
 from graphhalu.errors import CorruptStoreError
 from graphhalu.provenance import file_sha256
+from graphhalu.safe_read import MALFORMED, reason_of
 from graphhalu.traces.commit import COMMIT, read_commit
 from graphhalu.traces.place import Place
-from graphhalu.traces.schema import RAGGED_AXES, TraceRecord, TraceShape, array_spec
+from graphhalu.traces.schema import ARRAYS, RAGGED_AXES, TraceRecord, TraceShape, array_spec
 from graphhalu.traces.write import RECORDS
 
 
@@ -46,12 +48,23 @@ class Part:
         """What is known of each trace."""
         # a text may hold characters that str.splitlines takes for the end of a line
         lines = self._read(RECORDS, ...).tobytes().split(b"\n")[:-1]
-        return [_record(json.loads(line)) for line in lines]
+        try:
+            found = [_record(json.loads(line)) for line in lines]
+        except MALFORMED as error:
+            raise self._corrupt(RECORDS, reason_of(error)) from error
+        if tuple(record.trace_id for record in found) != self.commit.trace_ids:
+            raise self._corrupt(RECORDS, "its traces are not those of the commit record")
+        return found
 
     @cached_property
     def offsets(self) -> dict[str, Int[np.ndarray, "offset"]]:
         """Where each trace starts on each ragged axis, and where the last one ends."""
-        return {axis: self._read(f"{axis}_offsets", ...) for axis in RAGGED_AXES}
+        found = {axis: self._read(f"{axis}_offsets", ...) for axis in RAGGED_AXES}
+        for axis, values in found.items():
+            is_rising = values.shape == (len(self.commit.trace_ids) + 1,) and not values[0]
+            if values.dtype != np.int64 or not is_rising or (np.diff(values) < 0).any():
+                raise self._corrupt(f"{axis}_offsets", "its numbers are no offsets of the traces")
+        return found
 
     def read(
         self, name: str, first: int | slice | None = None, ragged: slice | None = None
@@ -100,8 +113,8 @@ class Part:
             return np.asarray(array[index])
         except IndexError:
             raise
-        except (ValueError, RuntimeError, OSError, TypeError) as error:
-            raise self._corrupt(name, str(error)) from error
+        except (*MALFORMED, RuntimeError) as error:
+            raise self._corrupt(name, reason_of(error)) from error
 
     def _open(self, name: str) -> Any:
         if name not in self._arrays:
@@ -110,10 +123,33 @@ class Part:
             if file_sha256(description) != self.commit.files[f"{name}/zarr.json"]["sha256"]:
                 raise self._corrupt(name, f"{name}/zarr.json differs from what was written")
             try:
-                self._arrays[name] = zarr.open_array(self.folder / name, mode="r", zarr_format=3)
-            except (ValueError, KeyError, TypeError, OSError) as error:
-                raise self._corrupt(name, str(error)) from error
+                array = zarr.open_array(self.folder / name, mode="r", zarr_format=3)
+                is_sound = self._is_sound(name, array)
+            except CorruptStoreError:
+                raise
+            except (*MALFORMED, RuntimeError) as error:
+                raise self._corrupt(name, reason_of(error)) from error
+            if not is_sound:
+                came = f"{array.dtype} {list(array.shape)} in chunks of {list(array.chunks)}"
+                raise self._corrupt(name, f"its description cannot be: {came}")
+            self._arrays[name] = array
         return self._arrays[name]
+
+    def _is_sound(self, name: str, array: Any) -> bool:
+        """Whether an array is as large as its traces and its files say; zarr takes any size."""
+        chunks, shape = tuple(array.chunks), tuple(array.shape)
+        if min(chunks, default=0) < 1 or min(shape, default=-1) < 0:
+            return False
+        n_stored = sum(file.startswith(f"{name}/c/") for file in self.commit.files)
+        n_chunks = math.prod(-(-size // chunk) for size, chunk in zip(shape, chunks, strict=True))
+        if name not in ARRAYS:
+            return n_chunks <= n_stored and len(shape) == 1
+        spec = ARRAYS[name]
+        expected = tuple(
+            int(self.offsets[axis][-1]) if axis in RAGGED_AXES else self.shape.axis_size(axis)
+            for axis in spec.axes
+        )
+        return n_chunks <= n_stored and shape == expected and array.dtype == np.dtype(spec.dtype)
 
     def _require_whole(self, name: str, file: str | None) -> None:
         """Refuse an array of which a chunk is missing: it would be read as zeros."""

@@ -13,15 +13,20 @@ from pathlib import Path
 from typing import Any, Final
 
 import zarr
+from pydantic import TypeAdapter
 
 from graphhalu.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
 from graphhalu.errors import CorruptStoreError, StoreError, StoreNotFoundError, UsageError
+from graphhalu.safe_read import MALFORMED
 from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceShape
 from graphhalu.traces.write import disk_error, sync, sync_tree
 
 PARTS: Final = "parts"
 GROUP: Final = {"zarr_format": 3, "node_type": "group"}
 
+_SHAPE: Final = TypeAdapter(TraceShape)
+_MOST_SIZE: Final = 2**24
+_MOST_PARTS: Final = 10**6
 _PART_NAME: Final = re.compile("[0-9]{6,}")
 
 _ERROR_BOUNDS: Final = {
@@ -98,7 +103,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
         raise no_such_store(path)
     try:
         attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
-    except (ValueError, KeyError, TypeError, OSError) as error:
+    except MALFORMED as error:
         if (path / PARTS).is_dir():
             raise _damaged(path) from error
         raise StoreError(no_store(path)) from error
@@ -114,9 +119,25 @@ def read_attributes(path: Path) -> dict[str, Any]:
             f"to {FORMAT_VERSION}\n  Update it:  pip install --upgrade graphhalu"
         )
         raise StoreError(message)
-    if attributes.get("digest") != _digest(attributes):
+    if attributes.get("digest") != _digest(attributes) or not _is_sound(attributes):
         raise _damaged(path)
     return attributes
+
+
+def _is_sound(attributes: Mapping[str, Any]) -> bool:
+    """Whether sizes are such as a model has, and arrays such as a part may hold."""
+    try:
+        shape = _SHAPE.validate_python(attributes["shape"])
+        sizes = (shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.hidden_size)
+        is_sized = min(sizes) > 0 and max(*sizes, shape.n_edges) <= _MOST_SIZE
+        is_sized &= len(shape.layer_windows) == len(shape.attention_layers)
+        is_known = set(attributes["arrays"]) <= ARRAYS.keys()
+        described = (attributes["configuration"], attributes["provenance"])
+        n_parts = attributes.get("n_parts", 0)
+    except MALFORMED:
+        return False
+    is_counted = type(n_parts) is int and 0 <= n_parts <= _MOST_PARTS
+    return is_sized and is_known and is_counted and all(isinstance(d, dict) for d in described)
 
 
 def no_store(path: Path) -> str:

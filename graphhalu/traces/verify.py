@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from graphhalu.errors import CorruptStoreError
+from graphhalu.safe_read import MALFORMED
 from graphhalu.traces.commit import COMMIT, Commit, read_commit
 from graphhalu.traces.place import Place, place_of
 from graphhalu.traces.root import GROUP, PARTS, is_part_name, read_attributes
@@ -83,7 +84,7 @@ def _root_problems(path: Path) -> Iterator[Problem]:
         try:
             found = json.loads((path / file).read_text(encoding="utf-8"))
             is_sound = _without_attributes(found) == GROUP and _is_as_written(path / file)
-        except (OSError, ValueError, AttributeError) as error:
+        except MALFORMED as error:
             yield Problem("-", file, f"the file cannot be read ({type(error).__name__})")
         else:
             if not is_sound:

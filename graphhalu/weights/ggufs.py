@@ -4,6 +4,7 @@ The header is parsed here: the usual reader makes an object of every word of the
 takes 20 s and hundreds of megabytes.
 """
 
+import math
 import struct
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,7 +15,8 @@ from gguf.quants import dequantize
 from jaxtyping import Float32
 
 from graphhalu.errors import DataFileError
-from graphhalu.weights.storage import MappedFile, StoredTensor, WeightFiles
+from graphhalu.safe_read import reading
+from graphhalu.weights.storage import MappedFile, StoredTensor, WeightFiles, check_apart
 
 _MAGIC: Final = b"GGUF"
 _VERSIONS: Final = (2, 3)
@@ -25,6 +27,7 @@ _SCALARS: Final = {
 _TEXT: Final = 8
 _ARRAY: Final = 9
 _ALIGNMENT: Final = 32
+_MOST_ALIGNMENT: Final = 2**20
 _MOST_ENTRIES: Final = 4096
 """Longest array of the header that is kept; a vocabulary is longer, and not needed."""
 _MOST_COUNT: Final = 10**6
@@ -47,12 +50,18 @@ def open_gguf(path: Path) -> WeightFiles:
     if version not in _VERSIONS:
         message = f"{path} is GGUF of version {version}; versions {_VERSIONS} are read"
         raise DataFileError(message)
-    n_tensors, n_fields = cursor.count(), cursor.count()
-    metadata = dict(_field(cursor) for _ in range(n_fields))
-    entries = [_entry(cursor) for _ in range(n_tensors)]
-    alignment = int(metadata.get("general.alignment", _ALIGNMENT))
-    base = -(-cursor.place // alignment) * alignment
-    tensors = {entry.name: _tensor(mapped, base, entry) for entry in entries}
+    with reading(f"{path} is damaged: its header cannot be"):
+        n_tensors, n_fields = cursor.count(), cursor.count()
+        metadata = dict(_field(cursor) for _ in range(n_fields))
+        entries = [_entry(cursor) for _ in range(n_tensors)]
+        alignment = metadata.get("general.alignment", _ALIGNMENT)
+        if not isinstance(alignment, int) or not 0 < alignment <= _MOST_ALIGNMENT:
+            raise cursor.damaged(f"its alignment is {str(alignment)[:40]}")
+        base = -(-cursor.place // alignment) * alignment
+        tensors = {entry.name: _tensor(mapped, base, entry) for entry in entries}
+    if len(tensors) < len(entries):
+        raise cursor.damaged("two tensors have one name")
+    check_apart(path, ((e.name, e.offset, e.offset + tensors[e.name].n_bytes) for e in entries))
     return WeightFiles(path, "gguf", tensors, metadata)
 
 
@@ -109,13 +118,13 @@ def _field(cursor: _Cursor) -> tuple[str, Any]:
     return name, _value(cursor, int(cursor.number("<I")))
 
 
-def _value(cursor: _Cursor, kind: int) -> Any:
+def _value(cursor: _Cursor, kind: int, *, is_inner: bool = False) -> Any:
     """A value; ``None`` for an array that is too long to be of use here."""
     if kind in _SCALARS:
         return cursor.number(_SCALARS[kind])
     if kind == _TEXT:
         return cursor.text()
-    if kind != _ARRAY:
+    if kind != _ARRAY or is_inner:
         raise cursor.damaged(f"its header has a value of the unknown kind {kind}")
     entry_kind, length = int(cursor.number("<I")), int(cursor.number("<Q"))
     if entry_kind in _SCALARS and length > _MOST_ENTRIES:
@@ -126,15 +135,21 @@ def _value(cursor: _Cursor, kind: int) -> Any:
         return None
     if length > cursor.mapped.size:
         raise cursor.damaged("an array of its header is longer than the file")
-    values = [_value(cursor, entry_kind) for _ in range(length)]
-    return values if length <= _MOST_ENTRIES else None
+    values = [_value(cursor, entry_kind, is_inner=True) for _ in range(min(length, _MOST_ENTRIES))]
+    if length <= _MOST_ENTRIES:
+        return values
+    for _ in range(length - _MOST_ENTRIES):
+        _value(cursor, entry_kind, is_inner=True)
+    return None
 
 
 def _entry(cursor: _Cursor) -> _Entry:
     name, n_axes = cursor.text(), int(cursor.number("<I"))
     if not 1 <= n_axes <= 4:  # noqa: PLR2004
-        raise cursor.damaged(f"tensor {name!r} has {n_axes} axes")
+        raise cursor.damaged(f"tensor {name[:60]!r} has {n_axes} axes")
     sizes = tuple(int(cursor.number("<Q")) for _ in range(n_axes))[::-1]
+    if not min(sizes):
+        raise cursor.damaged(f"tensor {name[:60]!r} has an axis of no length")
     return _Entry(name, sizes, int(cursor.number("<I")), int(cursor.number("<Q")))
 
 
@@ -143,15 +158,15 @@ def _tensor(mapped: MappedFile, base: int, entry: _Entry) -> StoredTensor:
     try:
         quantisation = GGMLQuantizationType(kind)
     except ValueError:
-        message = f"{mapped.path}: tensor {name!r} is of the unknown type {kind}"
+        message = f"{mapped.path}: tensor {name[:60]!r} is of the unknown type {kind}"
         raise DataFileError(message) from None
     n_block, block_bytes = GGML_QUANT_SIZES[quantisation]
     line_bytes = shape[-1] // n_block * block_bytes
-    n_lines = int(np.prod(shape[:-1], dtype=np.int64))
+    n_lines = math.prod(shape[:-1])
     start, n_bytes = base + offset, n_lines * line_bytes
     if shape[-1] % n_block or start + n_bytes > mapped.size:
         message = (
-            f"{mapped.path} is cut off: tensor {name!r} ends at byte {start + n_bytes}, "
+            f"{mapped.path} is cut off: tensor {name[:60]!r} ends at byte {start + n_bytes}, "
             f"the file has {mapped.size}"
         )
         raise DataFileError(message)

@@ -1,6 +1,5 @@
 """The weights of a model, head by head, from whatever file they lie in."""
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,7 @@ from graphhalu.models.cards import resolve_model
 from graphhalu.models.gguf import wheel_gguf
 from graphhalu.models.hub import find_on_hub, unavailable
 from graphhalu.provenance import file_sha256
+from graphhalu.safe_read import read_json_object, reading
 from graphhalu.weights.architecture import Architecture, from_config, from_gguf
 from graphhalu.weights.families import FAMILIES, GGUF_LAYOUTS, Family
 from graphhalu.weights.ggufs import open_gguf
@@ -216,10 +216,12 @@ def open_weights(name: str, revision: str | None = None) -> Weights:
         files = open_gguf(path)
         layout = GGUF_LAYOUTS.get(str(files.metadata.get("general.architecture")), Family())
         known = {"name": named, "source": source.place, "weights": file_sha256(path)}
-        return Weights(files, from_gguf(files.metadata), layout, known)
+        with reading(f"{path} does not describe a model"):
+            return Weights(files, from_gguf(files.metadata), layout, known)
     folder = Path(source.place) if source.kind == "folder" else _hub_folder(source, revision)
     config = _read_config(folder)
-    architecture = from_config(config)
+    with reading(f"{folder / 'config.json'} does not describe a model"):
+        architecture = from_config(config)
     files = WeightFiles(folder, "safetensors", open_shards(folder), config)
     family = _falcon(config) if architecture.family == "falcon" else FAMILIES[architecture.family]
     identity: dict[str, Any] = {"name": named, "source": source.place, "weights": None}
@@ -257,17 +259,11 @@ def _hub_folder(source: ModelSource, revision: str | None) -> Path:
 def _read_config(folder: Path) -> dict[str, Any]:
     path = folder / "config.json"
     try:
-        values = json.loads(path.read_bytes())
+        # transformers writes Infinity for limits that there are not
+        return read_json_object(path, allows_nan=True)
     except FileNotFoundError:
         message = f"the model folder {folder} lacks config.json"
         raise ModelUnavailableError(message) from None
-    except (ValueError, RecursionError):
-        message = f"{path} is not readable JSON"
-        raise DataFileError(message) from None
-    if not isinstance(values, dict):
-        message = f"{path} must hold a JSON object, got {type(values).__name__}"
-        raise DataFileError(message)
-    return values
 
 
 def _grouped(

@@ -1,6 +1,6 @@
 """Safetensors, one file or several: headers are checked, tensors are read when asked for."""
 
-import json
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Final
@@ -10,8 +10,9 @@ from jaxtyping import Float32, UInt8
 
 from graphhalu.errors import DataFileError
 from graphhalu.numerics import from_bfloat16_bits
+from graphhalu.safe_read import parse_json, read_json, reading
 from graphhalu.weights.bits import join_quantized
-from graphhalu.weights.storage import MappedFile, StoredTensor
+from graphhalu.weights.storage import MappedFile, StoredTensor, check_apart
 
 _INDEX: Final = "model.safetensors.index.json"
 _MOST_HEADER: Final = 100 * 2**20
@@ -59,8 +60,9 @@ def open_safetensors(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Raw
     header, start = _header(mapped)
     tensors: dict[str, StoredTensor] = {}
     raw: dict[str, RawRead] = {}
-    for name, entry in header.items():
-        tensors[name], raw[name] = _tensor(mapped, name, entry, start)
+    with reading(f"{path} is no safetensors file: its header says what cannot be"):
+        for name, entry in header.items():
+            tensors[name], raw[name] = _tensor(mapped, name, entry, start)
     return tensors, raw
 
 
@@ -73,16 +75,23 @@ def _shard_paths(folder: Path) -> list[Path]:
             message = f"{folder} holds no *.safetensors file{hint}"
             raise DataFileError(message)
         return paths
-    try:
-        names = sorted(set(json.loads(index.read_bytes())["weight_map"].values()))
-    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        message = f"{index} is damaged: it names no weight_map"
-        raise DataFileError(message) from None
-    missing = [name for name in names if not (folder / Path(name).name).is_file()]
+    with reading(f"{index} is damaged: it names no weight_map"):
+        # only the last part of a name: a part lies in the folder, and nowhere else
+        names = sorted({Path(name).name for name in read_json(index)["weight_map"].values()})
+    missing = [name for name in names if not (folder / name).is_file()]
     if missing:
-        message = f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0]} among them"
+        message = (
+            f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]!r} among them"
+        )
         raise DataFileError(message)
-    return [folder / Path(name).name for name in names]
+    return [folder / name for name in names]
+
+
+def _size(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        message = f"{str(value)[:40]!r} is no size"
+        raise ValueError(message)
+    return value
 
 
 def _header(mapped: MappedFile) -> tuple[dict[str, Any], int]:
@@ -91,13 +100,12 @@ def _header(mapped: MappedFile) -> tuple[dict[str, Any], int]:
     if n_header > min(_MOST_HEADER, mapped.size - 8):
         message = f"{path} is no safetensors file or cut off: its header would have {n_header} B"
         raise DataFileError(message)
-    try:
-        header = json.loads(mapped.bytes_of(8, 8 + n_header).tobytes())
+    with reading(f"{path} is no safetensors file: its header is not readable"):
+        header = parse_json(mapped.bytes_of(8, 8 + n_header).tobytes())
         header.pop("__metadata__", None)
-        end = max((int(entry["data_offsets"][1]) for entry in header.values()), default=0)
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError):
-        message = f"{path} is no safetensors file: its header is not readable"
-        raise DataFileError(message) from None
+        ranges = [(name, *map(_size, entry["data_offsets"])) for name, entry in header.items()]
+        check_apart(path, ranges)
+        end = max((stop for *_, stop in ranges), default=0)
     if 8 + n_header + end != mapped.size:
         message = f"{path} is cut off: expected {8 + n_header + end} bytes, it has {mapped.size}"
         raise DataFileError(message)
@@ -107,12 +115,16 @@ def _header(mapped: MappedFile) -> tuple[dict[str, Any], int]:
 def _tensor(
     mapped: MappedFile, name: str, entry: Mapping[str, Any], base: int
 ) -> tuple[StoredTensor, RawRead]:
-    kind, shape = str(entry["dtype"]), tuple(int(size) for size in entry["shape"])
-    start, stop = (base + int(offset) for offset in entry["data_offsets"])
-    width = _WIDTHS.get(kind, 0)
-    n_values = int(np.prod(shape, dtype=np.int64))
-    if width and stop - start != n_values * width:
-        message = f"{mapped.path}: {name} has {stop - start} bytes, {kind} {shape} needs another"
+    kind, shape = str(entry["dtype"]), tuple(map(_size, entry["shape"]))
+    start, stop = (base + _size(offset) for offset in entry["data_offsets"])
+    width, n_values = _WIDTHS.get(kind, 0), math.prod(shape)
+    # of an unknown type: no value is smaller than half a byte
+    is_fit = stop - start == n_values * width if width else n_values <= 2 * (stop - start)
+    if not is_fit:
+        message = (
+            f"{mapped.path}: {name[:80]!r} has {stop - start} bytes, {kind[:20]} "
+            f"{str(list(shape))[:80]} needs another number"
+        )
         raise DataFileError(message)
     row_bytes = (stop - start) // max(1, shape[0] if shape else 1)
 

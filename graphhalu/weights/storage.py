@@ -1,8 +1,10 @@
 """One stored tensor: what it is, and how its rows are read as float32."""
 
+import math
 import mmap
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -10,6 +12,7 @@ import numpy as np
 from jaxtyping import Float32, UInt8
 
 from graphhalu.errors import DataFileError
+from graphhalu.safe_read import reading
 
 CHUNK_BYTES: Final = 2**24
 """Float32 bytes that a chunk of rows has, about."""
@@ -39,7 +42,8 @@ class StoredTensor:
     @property
     def n_values(self) -> int:
         """How many numbers it holds."""
-        return int(np.prod(self.shape, dtype=np.int64))
+        # numpy's product would start again at 0 where 64 bits are too few
+        return math.prod(self.shape)
 
     def read(self) -> Float32[np.ndarray, "..."]:
         """All of it; rows are read chunk by chunk, so that nothing else of its size is held."""
@@ -82,7 +86,7 @@ class MappedFile:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with path.open("rb") as file:
+        with reading(f"{path} cannot be read"), path.open("rb") as file:
             self.size = path.stat().st_size
             if not self.size:
                 message = f"{path} is empty: it is cut off"
@@ -106,3 +110,20 @@ class MappedFile:
         if stop > first and hasattr(mmap, "MADV_DONTNEED"):
             self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
         return found
+
+
+def check_apart(path: Path, ranges: Iterable[tuple[str, int, int]]) -> None:
+    """Refuse tensors that share bytes: the file says two things of them.
+
+    Args:
+        path: The file.
+        ranges: Name, first byte and end of each tensor.
+
+    Raises:
+        DataFileError: Names two that do.
+    """
+    ordered = sorted((entry for entry in ranges if entry[2] > entry[1]), key=lambda e: e[1:])
+    for (first, _, stop), (second, start, _) in pairwise(ordered):
+        if start < stop:
+            message = f"{path} is damaged: the tensors {first[:60]!r} and {second[:60]!r} overlap"
+            raise DataFileError(message)

@@ -12,9 +12,10 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from graphhalu.atomic import replace_file
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.errors import UsageError
 from graphhalu.numerics import json_ready
 from graphhalu.registry import unknown_name
+from graphhalu.safe_read import read_json_object, read_parquet, reading
 from graphhalu.weights.meanings import HEAD_MEANINGS, LAYER_MEANINGS
 
 FORMAT: Final = "graphhalu-weights"
@@ -23,6 +24,13 @@ PROFILE_FILE: Final = "profile.json"
 TABLES: Final = ("tensors", "slices", "heads", "layers", "composition")
 
 Column = Sequence[Any] | np.ndarray
+
+_TENSORS: Final = pa.schema(
+    [
+        ("part", pa.string()), ("name", pa.string()), ("storage", pa.string()),
+        ("layer", pa.int64()), ("zero_fraction", pa.float64()),
+    ]
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -156,21 +164,43 @@ def read_profile(folder: Path) -> WeightProfile:
         DataFileError: If it is damaged or of another version.
     """
     path = folder / PROFILE_FILE if folder.is_dir() else folder
-    try:
-        values = _checked(json.loads(path.read_bytes()))
-        tables = {name: pq.read_table(path.parent / f"{name}.parquet") for name in TABLES}
-        known = {name: values[name] for name in ("model", "architecture", "settings", "provenance")}
-        return WeightProfile(**known, notes=tuple(values["notes"]), **tables)
-    except FileNotFoundError as error:
+    files = (path, *(path.parent / f"{name}.parquet" for name in TABLES))
+    missing = [file.name for file in files if not file.is_file()]
+    if missing:
         message = (
-            f"no weight profile at {folder} ({Path(error.filename).name} is missing)\n"
+            f"no weight profile at {folder} ({missing[0]} is missing)\n"
             f"  Make one:  graphhalu weights profile MODEL"
         )
-        raise UsageError(message) from None
-    except (ValueError, KeyError, TypeError, AttributeError, pa.ArrowException) as error:
-        reason = " ".join(str(error).split())[:160]
-        message = f"{path} is no readable weight profile: {reason}"
-        raise DataFileError(message) from None
+        raise UsageError(message)
+    with reading(f"{path} is no readable weight profile", also=(pa.ArrowException,)):
+        values = _checked(read_json_object(path))
+        tables = {name: read_parquet(path.parent / f"{name}.parquet") for name in TABLES}
+        known = {
+            name: dict(values[name]) for name in ("model", "architecture", "settings", "provenance")
+        }
+        found = WeightProfile(**known, notes=tuple(map(str, values["notes"])), **tables)
+        _check_sizes(found)
+        return found
+
+
+def _check_sizes(profile: WeightProfile) -> None:
+    """Refuse tables that do not have a line for every head and layer of the model."""
+    n_layers, n_heads = profile.n_layers, profile.n_heads
+    found = (profile.layers.num_rows, profile.heads.num_rows)
+    if min(n_layers, n_heads) < 1 or found != (n_layers, n_layers * n_heads):
+        message = f"{n_layers} layers of {n_heads} heads, with tables of {found} lines"
+        raise ValueError(message)
+    for name, table in (("heads", profile.heads), ("layers", profile.layers)):
+        known = HEAD_MEANINGS if name == "heads" else LAYER_MEANINGS
+        for column in known.keys() & set(table.column_names):
+            table[column].cast(pa.float64())
+    tensors = profile.tensors.select(["part", "name", "storage", "layer", "zero_fraction"]).cast(
+        _TENSORS
+    )
+    layers = [layer for layer in tensors["layer"].to_pylist() if layer is not None]
+    if layers and not (min(layers) >= 0 and max(layers) < n_layers):
+        message = f"a tensor of layer {max(layers)} in a model of {n_layers}"
+        raise ValueError(message)
 
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from graphhalu.config import Config, validate
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import ConfigError, DataFileError, GraphhaluError, UsageError
 from graphhalu.numerics import json_ready
+from graphhalu.safe_read import read_json_object
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
 from graphhalu.studies.instability.windows import Window
 
@@ -223,14 +224,11 @@ def read_calibration(path: Path) -> Calibration:
         DataFileError: If it is something else.
     """
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        values = read_json_object(path)
     except FileNotFoundError:
         message = f"no calibration at {path}\n  Make one:  graphhalu instability calibrate"
         raise UsageError(message) from None
-    except (OSError, ValueError, RecursionError) as error:
-        message = f"{path} is not readable JSON: {' '.join(str(error).split())[:240]}"
-        raise DataFileError(message) from None
-    if not isinstance(values, dict) or values.get("format") != FORMAT:
+    if values.get("format") != FORMAT:
         message = f"{path} is no calibration of graphhalu instability"
         raise DataFileError(message)
     try:

@@ -7,15 +7,15 @@ where each prompt begins. ``records`` is JSON in UTF-8 bytes.
 
 import io
 import json
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import TypeAdapter
 
 from graphhalu.atomic import replace_file
 from graphhalu.config import differing_fields
@@ -28,6 +28,7 @@ from graphhalu.errors import (
 from graphhalu.evaluation.files import read_object
 from graphhalu.numerics import json_ready, ragged_offsets
 from graphhalu.provenance import provenance
+from graphhalu.safe_read import check_zip, parse_json, reading
 
 FORMAT: Final = "graphhalu-instability"
 FORMAT_VERSION: Final = 1
@@ -40,9 +41,7 @@ STEP_ARRAYS: Final = (
 )  # fmt: skip
 """Arrays whose first axis is the step; ``share`` only where single heads are kept."""
 
-_UNREADABLE: Final = (
-    OSError, ValueError, KeyError, TypeError, EOFError, zipfile.BadZipFile, zlib.error,
-)  # fmt: skip
+_MOST_PARTS: Final = 1_000_000
 
 MEANINGS: Final[Mapping[str, str]] = {
     "share": "[step, layer, head] share of attention on the system prompt",
@@ -92,6 +91,9 @@ class PromptRecord:
     is_finished: bool = False
     user_nll: float | None = None
     failure: str | None = None
+
+
+_RECORDS: Final = TypeAdapter(list[PromptRecord])
 
 
 @dataclass(frozen=True)
@@ -168,6 +170,8 @@ class SeriesFolder:
                 f"{meta.get('format')!r} of version {meta.get('format_version')!r}"
             )
             raise DataFileError(message)
+        with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):
+            _require_parts(meta["configuration"]["n_parts"])
         return cls(path, meta)
 
     @property
@@ -209,16 +213,20 @@ class SeriesFolder:
 
     def _read_part(self, number: int) -> list[PromptSeries]:
         path = self._part(number)
-        try:
+        way_out = "Delete it and gather again: only its prompts are measured"
+        with reading(
+            f"{path} is damaged", error=CorruptStoreError, also=(RuntimeError,), way_out=way_out
+        ):
+            check_zip(path)
             # without pickle an array of objects is refused; zip checks the bytes
             with np.load(path, allow_pickle=False) as file:
                 return _unpacked({name: file[name] for name in file.files})
-        except _UNREADABLE as error:
-            message = (
-                f"{path} is damaged: {' '.join(str(error).split())[:200]}\n"
-                f"  Delete it and gather again: only its prompts are measured"
-            )
-            raise CorruptStoreError(message) from None
+
+
+def _require_parts(n_parts: Any) -> None:
+    if type(n_parts) is not int or not 0 <= n_parts <= _MOST_PARTS:
+        message = f"it counts {str(n_parts)[:40]} parts"
+        raise ValueError(message)
 
 
 def padded_steps(
@@ -230,6 +238,20 @@ def padded_steps(
     for row, each in zip(found, values, strict=True):
         row[: len(each)] = each
     return found
+
+
+def _check_lengths(packed: Mapping[str, np.ndarray], offsets: list[int], n_prompts: int) -> None:
+    """Refuse arrays that are shorter than their prompts: a slice of them would say nothing."""
+    names = [name for name in STEP_ARRAYS if name in packed]
+    lengths = {len(packed[name]) for name in names} or {0}
+    is_whole = len(offsets) == n_prompts + 1 and lengths == {offsets[-1]} and offsets[0] == 0
+    is_whole &= all(start <= stop for start, stop in pairwise(offsets))
+    if offsets[-1:] != [0]:
+        is_whole &= len(packed["focus_heads"]) == n_prompts and "std" in packed
+    is_whole &= all(packed[name].dtype.kind in "fiub" for name in names)
+    if not is_whole:
+        message = f"{n_prompts} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps"
+        raise ValueError(message)
 
 
 def _packed(series: Sequence[PromptSeries]) -> dict[str, np.ndarray]:
@@ -251,8 +273,9 @@ def _packed(series: Sequence[PromptSeries]) -> dict[str, np.ndarray]:
 
 
 def _unpacked(packed: Mapping[str, np.ndarray]) -> list[PromptSeries]:
-    records = [PromptRecord(**each) for each in json.loads(packed["records"].tobytes())]
+    records = _RECORDS.validate_python(parse_json(packed["records"].tobytes()))
     offsets = packed["step_offsets"].tolist()
+    _check_lengths(packed, offsets, len(records))
     found = []
     for place, record in enumerate(records):
         start, stop = offsets[place], offsets[place + 1]

@@ -5,7 +5,6 @@ prompt that draws them away has a low focus score. Here the instruction is the s
 the data is what the user says.
 """
 
-import json
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -13,6 +12,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.safe_read import read_json
 
 FOCUS_FLOOR: Final = 1e-8
 _LEAST_PROMPTS: Final = 2
@@ -117,13 +117,10 @@ def read_important_heads(path: Path) -> Heads:
         khhung-906/Attention-Tracker, commit d92bf08, ``configs/model_configs/*.json``.
     """
     try:
-        values: Any = json.loads(path.read_text(encoding="utf-8"))
+        values: Any = read_json(path)
     except FileNotFoundError:
         message = f"no list of heads at {path}"
         raise UsageError(message) from None
-    except (OSError, ValueError, RecursionError) as error:
-        message = f"{path} is not readable JSON: {' '.join(str(error).split())[:240]}"
-        raise DataFileError(message) from None
     params = values.get("params", values) if isinstance(values, dict) else values
     listed = params.get("important_heads") if isinstance(params, dict) else params
     if not isinstance(listed, list) or not listed or not all(map(_is_place, listed)):

@@ -14,7 +14,6 @@ Source:
 
 import gzip
 import json
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -25,6 +24,7 @@ from jaxtyping import Bool, Float
 from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.labels.labels import Meaning
+from graphhalu.safe_read import parse_json, read_bytes, read_json_object, reading, unpack_gzip
 from graphhalu.studies.sinks.records import QueryMode, SinkRecord, SinkRun
 
 SUFFIX: Final = ".jsonl.gz"
@@ -130,24 +130,17 @@ def _plain_rows(values: Float[np.ndarray, "layer ..."], is_seen: Bool[np.ndarray
 
 def _lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """The JSON objects of a file, each with where it stands."""
-    number = 0
-    try:
-        with gzip.open(path, "rt", encoding="utf-8") as file:
-            for number, line in enumerate(file, start=1):
-                if line.strip():
-                    yield _object(line, f"{path}, line {number}"), f"{path}, line {number}"
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        message = f"{path} cannot be read after line {number}: {reason}; expected gzip JSON Lines"
-        raise DataFileError(message) from None
+    with reading(f"{path} cannot be read as gzip JSON Lines"):
+        text = unpack_gzip(read_bytes(path)).decode("utf-8")
+    for number, line in enumerate(text.split("\n"), start=1):
+        if line.strip():
+            yield _object(line, f"{path}, line {number}"), f"{path}, line {number}"
 
 
 def _object(line: str, where: str) -> Mapping[str, Any]:
-    try:
-        values = json.loads(line)
-    except ValueError as error:
-        message = f"{where}: no JSON: {' '.join(str(error).split())}"
-        raise DataFileError(message) from None
+    with reading(f"{where}: no JSON"):
+        # published records hold NaN where a measurement failed
+        values = parse_json(line, allows_nan=True)
     if not isinstance(values, dict):
         message = f"{where}: expected an object, got {line.strip()[:_SHOWN]}"
         raise DataFileError(message)
@@ -164,10 +157,11 @@ def _record(values: Mapping[str, Any], where: str) -> SinkRecord:
     if n_layers != len(by_head):
         message = f"{where}: sink_by_layer has {n_layers} layers, sink_by_layer_head {len(by_head)}"
         raise DataFileError(message)
-    try:
+    with reading(f"{where}: a field is of the wrong type"):
         record = SinkRecord(
             idx=int(values["idx"]), task=str(values["task"]), model=str(values["model"]),
-            target=values.get("target"), pred=values.get("pred"), labels=_labels(values, where),
+            target=_text(values.get("target")), pred=_text(values.get("pred")),
+            labels=_labels(values, where),
             entropy=float(values["entropy"]), sink_mass=float(values["sink_mass"]),
             by_head=by_head, is_seen=is_seen,
             seq_len=int(values["seq_len"]), sink_tokens=int(values["sink_tokens"]),
@@ -175,13 +169,8 @@ def _record(values: Mapping[str, Any], where: str) -> SinkRecord:
             query_start=int(values.get("query_start") or 0),
             chat_mode=str(values.get("chat_mode", "off")),
             quantization=str(values.get("quantization", "none")),
-            meta=values.get("meta") or {},
+            meta=dict(values.get("meta") or {}),
         )  # fmt: skip
-    except (TypeError, ValueError) as error:
-        if isinstance(error, DataFileError):
-            raise
-        message = f"{where}: a field is of the wrong type: {' '.join(str(error).split())}"
-        raise DataFileError(message) from None
     _check_range(record, where)
     return record
 
@@ -193,12 +182,10 @@ def _matrix(
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
         raise DataFileError(message)
     is_seen = np.array([bool(row) and row[0] is not None for row in rows])
-    try:
+    with reading(message):
         by_head = np.array(
             [[np.nan if value is None else float(value) for value in row] for row in rows]
         )
-    except (TypeError, ValueError):
-        raise DataFileError(message) from None
     if by_head.ndim != 2 or not by_head.size:  # noqa: PLR2004
         raise DataFileError(message)
     return by_head, is_seen
@@ -221,6 +208,13 @@ def _labels(values: Mapping[str, Any], where: str) -> dict[Meaning, int | None]:
         raise DataFileError(message)
     wrong, misleads = (None if value is None else int(value) for value in pair)
     return {"hallucinated": wrong, "input": misleads}
+
+
+def _text(value: Any) -> str | None:
+    """An answer as text; published files have letters, texts or lists of texts."""
+    if value is None or isinstance(value, str):
+        return value
+    return json.dumps(value, ensure_ascii=False)
 
 
 def _mode(value: Any, where: str) -> QueryMode:
@@ -272,12 +266,4 @@ def _read_meta(path: Path) -> dict[str, Any]:
     meta = _meta_path(path)
     if not meta.is_file():
         return {}
-    try:
-        values = json.loads(meta.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        message = f"{meta} is not readable JSON: {' '.join(str(error).split())}"
-        raise DataFileError(message) from None
-    if not isinstance(values, dict):
-        message = f"{meta} must hold a JSON object, got {type(values).__name__}"
-        raise DataFileError(message)
-    return values
+    return read_json_object(meta, allows_nan=True)

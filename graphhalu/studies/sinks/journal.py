@@ -8,7 +8,8 @@ from typing import Any, Final
 import numpy as np
 
 from graphhalu.config import differing_fields
-from graphhalu.errors import DataFileError, StoreMismatchError
+from graphhalu.errors import StoreMismatchError
+from graphhalu.safe_read import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.studies.sinks.observer import SinkMass
 from graphhalu.studies.sinks.running import Measured
 
@@ -27,7 +28,7 @@ class Journal:
 
     Raises:
         StoreMismatchError: If the file belongs to another run; names the fields.
-        DataFileError: If it is no journal.
+        DataFileError: If it is no journal, or cannot be read.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -52,21 +53,20 @@ class Journal:
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(line) + "\n" for line in lines)
-        with self.path.open("a", encoding="utf-8") as file:
+        with (
+            reading(f"{self.path} cannot be written"),
+            self.path.open("a", encoding="utf-8") as file,
+        ):
             file.write(text)
 
     def _read(self, identity: Mapping[str, Any]) -> None:
-        lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-        # a line without an end was being written when the run was killed
-        whole = [line for line in lines if line.endswith("\n")]
-        try:
-            head, *rows = map(json.loads, whole)
+        with reading(f"{self.path} is no journal of a measurement", way_out="Delete it"):
+            lines = read_bytes(self.path, MAX_TABLE_BYTES).decode("utf-8").splitlines(keepends=True)
+            # a line without an end was being written when the run was killed
+            whole = [line for line in lines if line.endswith("\n")]
+            head, *rows = (parse_json(line, allows_nan=True) for line in whole)
             self.done = {int(row["idx"]): _measured(row) for row in rows}
-        except (ValueError, KeyError, TypeError) as error:
-            reason = " ".join(str(error).split())
-            message = f"{self.path} is no journal of a measurement: {reason}\n  Delete it"
-            raise DataFileError(message) from None
-        require_same(head, identity, self.path)
+            require_same(dict(head), identity, self.path)
         if len(whole) < len(lines):
             self.path.write_text("".join(whole), encoding="utf-8")
 
@@ -109,4 +109,8 @@ def _measured(row: Mapping[str, Any]) -> Measured:
         )
         for cell in row["cells"]
     }
-    return Measured(mass, float(row["entropy"]), tuple(row["option_logprobs"]))
+    for found in mass.values():
+        if found.values.ndim != 2 or found.is_seen.shape != found.values.shape[:1]:  # noqa: PLR2004
+            message = f"sink mass of the shape {list(found.values.shape)}"
+            raise ValueError(message)
+    return Measured(mass, float(row["entropy"]), tuple(map(float, row["option_logprobs"])))

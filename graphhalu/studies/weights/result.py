@@ -12,8 +12,9 @@ import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from graphhalu.atomic import replace_file
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.errors import UsageError
 from graphhalu.numerics import json_ready
+from graphhalu.safe_read import read_json_object, reading
 from graphhalu.studies.weights.agreement import Agreement, counts
 from graphhalu.studies.weights.detection import LayerDetection
 from graphhalu.studies.weights.measure import MEASURED_MEANINGS, Measured
@@ -113,21 +114,15 @@ def read_validation(folder: Path) -> Validation:
     """
     path = folder / VALIDATION_FILE if folder.is_dir() else folder
     try:
-        values = json.loads(path.read_bytes())
+        values = read_json_object(path)
     except FileNotFoundError:
         message = (
             f"no validation at {folder}\n  Make one:  graphhalu weights validate TRACES "
             f"--out {folder}"
         )
         raise UsageError(message) from None
-    except (ValueError, RecursionError):
-        message = f"{path} is not readable JSON"
-        raise DataFileError(message) from None
-    try:
+    with reading(f"{path} is no readable validation"):
         return _validation(values)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        message = f"{path} is no readable validation: {' '.join(str(error).split())[:160]}"
-        raise DataFileError(message) from None
 
 
 def _validation(values: Mapping[str, Any]) -> Validation:
