@@ -39,6 +39,12 @@ def extract(  # one parameter an option
         int | None, typer.Option(help="CPU threads. [default: the free cores]")
     ] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
+    trust_remote_code: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME@REVISION", help="Run the code that comes with this model; else none runs."
+        ),
+    ] = None,
     beams: Annotated[int | None, typer.Option(help="Beams of the search. [default: 5]")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(help="Longest answer in tokens. [default: 64]")
@@ -124,6 +130,7 @@ def extract(  # one parameter an option
     options = {
         "model.name": model, "model.quantization": quantization, "model.dtype": dtype,
         "model.device": device, "model.threads": threads, "model.revision": revision,
+        "model.trust_remote_code": trust_remote_code,
         "dataset.name": dataset, "dataset.path": data_path, "dataset.seed": seed,
         "generation.num_beams": beams, "generation.max_new_tokens": max_new_tokens,
         "generation.keep_beams": keep_beams, "generation.answers": answers,

@@ -29,6 +29,9 @@ def test_a_value_outside_the_contract_names_its_field(values):
 
 
 def test_code_of_a_repository_runs_only_at_a_fixed_revision():
-    with pytest.raises(ConfigError, match="fixed revision"):
+    with pytest.raises(ConfigError, match="trust_remote_code"):
         validate(ModelSpec, {"trust_remote_code": True}, source="the test")
-    assert ModelSpec(trust_remote_code=True, revision="abc").trust_remote_code
+    assert ModelSpec(name="own", trust_remote_code="own@abc").trust_remote_code == "own@abc"
+    with pytest.raises(ConfigError, match="the revisions differ: 'main' of the model, 'abc'"):
+        values = {"name": "own", "revision": "main", "trust_remote_code": "own@abc"}
+        validate(ModelSpec, values, source="the test")
