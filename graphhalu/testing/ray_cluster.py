@@ -7,14 +7,17 @@ warning. It ends with its input.
 """
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from threading import Timer
 from typing import Any, Final
+
+from graphhalu.errors import ClusterError
 
 ENVIRONMENT: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stays on loopback
@@ -30,11 +33,13 @@ _SETTINGS: Final = {
     "health_check_period_ms": 1000,
     "health_check_timeout_ms": 5000,
     "health_check_failure_threshold": 3,
+    "agent_register_timeout_ms": 300_000,
     # processes that nobody asked for cost the tests more than the work does
     "prestart_worker_first_driver": False,
     "enable_worker_prestart": False,
 }
 _PATIENCE_S: Final = 300.0
+_ATTEMPTS: Final = 5
 
 
 @dataclass(frozen=True)
@@ -61,7 +66,7 @@ class LoopbackCluster:
         self.process.stdin.write(f"{command}\n")
         self.process.stdin.flush()
         answer = self.process.stdout.readline().strip()
-        if not answer.isdigit():
+        if not answer.isdecimal():
             message = f"the cluster did not {command}: {answer or 'it has ended'}"
             raise RuntimeError(message)
         return int(answer)
@@ -74,6 +79,9 @@ def loopback_cluster(cpus: int = 1, patience_s: float = _PATIENCE_S) -> Iterator
     Args:
         cpus: CPUs of that node.
         patience_s: After so many seconds the cluster is killed, whatever it is at.
+
+    Raises:
+        ClusterError: If Ray does not start, as on a machine that is very busy.
     """
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "graphhalu.testing.ray_cluster", str(cpus)],
@@ -84,7 +92,11 @@ def loopback_cluster(cpus: int = 1, patience_s: float = _PATIENCE_S) -> Iterator
     last.start()
     try:
         assert process.stdout is not None
-        yield LoopbackCluster(process.stdout.readline().strip(), process)
+        address = process.stdout.readline().strip()
+        if not address:
+            message = f"Ray did not start here in {_ATTEMPTS} attempts"
+            raise ClusterError(message)
+        yield LoopbackCluster(address, process)
     finally:
         last.cancel()
         try:
@@ -111,29 +123,48 @@ def main() -> None:
     """Run a cluster as long as there are commands."""
     from ray.cluster_utils import Cluster
 
-    node: dict[str, Any] = {
-        "object_store_memory": _STORE_BYTES, "include_log_monitor": False,
-        "node_ip_address": "127.0.0.1",
-    }  # fmt: skip
     head = {"include_dashboard": False, "no_monitor": True, "_system_config": _SETTINGS}
-    own_cpus = int(sys.argv[1])
+    head |= _node(int(sys.argv[1]))
     with open(os.dup(1), "w", encoding="utf-8") as answers:  # noqa: PTH123 - ray prints to stdout
         os.dup2(2, 1)
-        cluster = Cluster(
-            initialize_head=True, head_node_args={**node, **head, "num_cpus": own_cpus}
-        )
+        cluster = _started(Cluster, head)
         added: list[Any] = []
         print(cluster.address, file=answers, flush=True)
         for line in sys.stdin:
             command, *arguments = line.split()
             if command == "add":
-                added.append(cluster.add_node(**node, num_cpus=int(arguments[0])))
+                added.append(cluster.add_node(**_node(int(arguments[0]))))
                 number = added[-1].all_processes["raylet"][0].process.pid
             else:
                 cluster.remove_node(added.pop(), allow_graceful=False)
                 number = 0
             print(number, file=answers, flush=True)
         cluster.shutdown()
+
+
+def _started(kind: Any, head: dict[str, Any]) -> Any:
+    """A cluster; on a busy machine Ray's own processes can be too slow for each other."""
+    for _ in range(_ATTEMPTS - 1):
+        with suppress(Exception):
+            return kind(initialize_head=True, head_node_args=head)
+    return kind(initialize_head=True, head_node_args=head)
+
+
+def _node(cpus: int) -> dict[str, Any]:
+    """Settings of a node; with ports given, it does not wait for what would choose them."""
+    agents = (
+        "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port",
+        "runtime_env_agent_port",
+    )  # fmt: skip
+    with ExitStack() as stack:
+        free = [stack.enter_context(socket.socket()) for _ in agents]
+        for each in free:
+            each.bind(("127.0.0.1", 0))
+        ports = [each.getsockname()[1] for each in free]
+    return {
+        "num_cpus": cpus, "object_store_memory": _STORE_BYTES, "include_log_monitor": False,
+        "node_ip_address": "127.0.0.1", **dict(zip(agents, ports, strict=True)),
+    }  # fmt: skip
 
 
 if __name__ == "__main__":

@@ -47,7 +47,9 @@ class PlayedRay:
         return actor
 
     def wait(self, refs, num_returns, timeout):
-        ready = [ref for ref in refs if ref.is_ready][:num_returns]
+        # workers become ready before work is done, so that several are at work together
+        ready = sorted((r for r in refs if r.is_ready), key=lambda ref: ref.what != "ready")
+        ready = ready[:num_returns]
         return ready, [ref for ref in refs if ref not in ready]
 
     def get(self, ref):
