@@ -10,7 +10,7 @@ import os
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,13 +127,14 @@ def main() -> None:
     head |= _node(int(sys.argv[1]))
     with open(os.dup(1), "w", encoding="utf-8") as answers:  # noqa: PTH123 - ray prints to stdout
         os.dup2(2, 1)
-        cluster = _started(Cluster, head)
+        cluster = _started(lambda: Cluster(initialize_head=True, head_node_args=head))
         added: list[Any] = []
         print(cluster.address, file=answers, flush=True)
         for line in sys.stdin:
             command, *arguments = line.split()
             if command == "add":
-                added.append(cluster.add_node(**_node(int(arguments[0]))))
+                node = _node(int(arguments[0]))
+                added.append(_started(lambda node=node: cluster.add_node(**node)))
                 number = added[-1].all_processes["raylet"][0].process.pid
             else:
                 cluster.remove_node(added.pop(), allow_graceful=False)
@@ -142,12 +143,12 @@ def main() -> None:
         cluster.shutdown()
 
 
-def _started(kind: Any, head: dict[str, Any]) -> Any:
-    """A cluster; on a busy machine Ray's own processes can be too slow for each other."""
+def _started(start: Callable[[], Any]) -> Any:
+    """What is started; on a busy machine Ray's own processes can be too slow for each other."""
     for _ in range(_ATTEMPTS - 1):
         with suppress(Exception):
-            return kind(initialize_head=True, head_node_args=head)
-    return kind(initialize_head=True, head_node_args=head)
+            return start()
+    return start()
 
 
 def _node(cpus: int) -> dict[str, Any]:
