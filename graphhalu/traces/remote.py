@@ -189,6 +189,9 @@ class RemotePlace(Place):
 
     def _keep(self, name: str, content: bytes) -> None:
         """Put content into the mirror; a reader sees all of it or nothing."""
+        if {"", ".", ".."} & set(name.split("/")):
+            message = f"{self.name} names a file outside of the store: {name[:120]!r}"
+            raise CorruptStoreError(message)
         path = self.path / name
         aside = path.with_name(f".{path.name}.{uuid4().hex[:8]}")
         try:

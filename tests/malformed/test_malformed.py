@@ -4,6 +4,7 @@
 """
 
 import gzip
+import json
 from random import Random
 
 import pytest
@@ -13,11 +14,14 @@ from hypothesis import strategies as st
 from graphhalu.datasets import files
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.errors import DataFileError
+from graphhalu.errors import CorruptStoreError, DataFileError
 from graphhalu.safe_read import unpack_gzip
+from graphhalu.traces.commit import read_commit
+from graphhalu.traces.store import open_traces
 from tests.malformed.bounds import Bench
 from tests.malformed.mutations import STRUCTURED, bomb, spoil
 from tests.malformed.readers import READERS
+from tests.malformed.store_readers import PART, STORE, make_store, seal_store
 from tests.malformed.table import Reader, Target
 
 NAMES = [reader.name for reader in READERS]
@@ -120,6 +124,42 @@ def test_a_request_for_too_much_memory_is_a_fault(tmp_path):
         return 0
 
     assert "raised MemoryError" in outcomes(read, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../escape", "/escape", "a/../../escape", "a\0b", "a//b", ""])
+def test_a_commit_record_cannot_name_a_file_outside_of_its_part(name, tmp_path):
+    make_store(tmp_path)
+    commit = tmp_path / PART / "commit.json"
+    plain = json.loads(commit.read_bytes())
+    plain["files"][name] = {"bytes": 1, "sha256": "0" * 64}
+    commit.write_text(json.dumps(plain))
+    seal_store(commit)
+    with pytest.raises(CorruptStoreError, match="cannot be read"):
+        read_commit(commit.parent)
+
+
+@pytest.mark.parametrize("shape", [[10**18], [0], [-1], [5, 7], [2**31]])
+def test_an_array_of_another_size_than_its_traces_is_refused_before_it_is_read(shape, tmp_path):
+    make_store(tmp_path)
+    described = tmp_path / PART / "token_ids" / "zarr.json"
+    plain = json.loads(described.read_bytes())
+    plain["shape"] = shape
+    plain["chunk_grid"]["configuration"]["chunk_shape"] = shape
+    described.write_text(json.dumps(plain))
+    seal_store(described)
+    with pytest.raises(CorruptStoreError, match="array 'token_ids' of part 000000"):
+        open_traces(tmp_path / STORE)[0].token_ids
+
+
+def test_a_chunk_of_no_size_is_refused(tmp_path):
+    make_store(tmp_path)
+    described = tmp_path / PART / "token_ids" / "zarr.json"
+    plain = json.loads(described.read_bytes())
+    plain["chunk_grid"]["configuration"]["chunk_shape"] = [0]
+    described.write_text(json.dumps(plain))
+    seal_store(described)
+    with pytest.raises(CorruptStoreError, match="array 'token_ids' of part 000000"):
+        open_traces(tmp_path / STORE)[0].token_ids
 
 
 def test_a_gzip_bomb_is_stopped_at_its_bound(tmp_path, monkeypatch):
