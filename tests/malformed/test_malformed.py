@@ -148,7 +148,7 @@ def test_an_array_of_another_size_than_its_traces_is_refused_before_it_is_read(s
     described.write_text(json.dumps(plain))
     seal_store(described)
     with pytest.raises(CorruptStoreError, match="array 'token_ids' of part 000000"):
-        open_traces(tmp_path / STORE)[0].token_ids
+        _ = open_traces(tmp_path / STORE)[0].token_ids
 
 
 def test_a_chunk_of_no_size_is_refused(tmp_path):
@@ -159,7 +159,7 @@ def test_a_chunk_of_no_size_is_refused(tmp_path):
     described.write_text(json.dumps(plain))
     seal_store(described)
     with pytest.raises(CorruptStoreError, match="array 'token_ids' of part 000000"):
-        open_traces(tmp_path / STORE)[0].token_ids
+        _ = open_traces(tmp_path / STORE)[0].token_ids
 
 
 def test_a_gzip_bomb_is_stopped_at_its_bound(tmp_path, monkeypatch):
