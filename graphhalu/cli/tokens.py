@@ -87,14 +87,20 @@ def _print_result(result: "TokenResult") -> None:
     rows = [row for row in result.rows if row.failure is None]
     rows.sort(key=lambda row: -row.metrics["token_auroc"].value if row.metrics else 0.0)
     print_table(
-        ["detector", "AUROC", "against position", "p Holm", "AUPRC", "in answer"],
-        [_token_cells(row) for row in rows],
-        title=f"tokens; prevalence {result.counts.prevalence:.3f}; * = control",
+        ["detector", "AUROC", "against position", "Holm"],
+        [[_name(row), *_against_position(row)] for row in rows],
+        title=f"tokens, {_share(result.counts.prevalence)} hallucinated; * = control; Holm: p",
     )
     print_table(
-        ["detector", "char F1", "span F1", "P", "R", "answer AUROC max", "mean"],
-        [_span_cells(row) for row in rows],
-        title=f"spans and answers; all called: char F1 {result.counts.all_called_f1:.3f}",
+        ["detector", "AUPRC", "AUROC in answer", "AUROC of answers"],
+        [[_name(row), *_cells(row, "token_auprc", "within_auroc", "answer_auroc_max")]
+         for row in rows],
+        title=f"AUPRC at chance {result.counts.prevalence:.3f}; answers by their highest token",
+    )  # fmt: skip
+    print_table(
+        ["detector", "char F1", "span F1", "P", "R"],
+        [[_name(row), *_cells(row, "char_f1", "span_f1"), *_plain(row)] for row in rows],
+        title=f"characters and spans; with all called char F1 {result.counts.all_called_f1:.3f}",
     )
     for row in result.rows:
         if row.failure is not None:
@@ -118,32 +124,39 @@ def _count_lines(counts: "TokenCounts") -> list[str]:
     ]
 
 
-def _token_cells(row: "TokenRow") -> list[str]:
+def _name(row: "TokenRow") -> str:
+    return row.detector + ("*" if row.is_control else "")
+
+
+def _share(value: float) -> str:
+    return f"{100 * value:.1f} %"
+
+
+def _against_position(row: "TokenRow") -> list[str]:
     difference = row.differences.get("token_auroc")
     return [
-        row.detector + ("*" if row.is_control else ""),
-        _cell(row.metrics.get("token_auroc")),
+        *_cells(row, "token_auroc"),
         "-" if difference is None else _cell(difference, sign="+"),
         "-" if row.p_holm is None else f"{row.p_holm:.3f}".removeprefix("0"),
-        _cell(row.metrics.get("token_auprc")),
-        _cell(row.metrics.get("within_auroc")),
     ]
 
 
-def _span_cells(row: "TokenRow") -> list[str]:
-    names = ("char_f1", "span_f1", "span_precision", "span_recall")
-    cells = [_cell(row.metrics.get(name), is_plain=place > 1) for place, name in enumerate(names)]
-    answers = ("answer_auroc_max", "answer_auroc_mean")
-    return [
-        row.detector + ("*" if row.is_control else ""), *cells,
-        *(_cell(row.metrics.get(name)) for name in answers),
-    ]  # fmt: skip
+def _cells(row: "TokenRow", *names: str) -> list[str]:
+    found = [row.metrics.get(name) for name in names]
+    return ["-" if metric is None else _cell(metric) for metric in found]
 
 
-def _cell(metric: "TokenMetric | None", *, sign: str = "", is_plain: bool = False) -> str:
-    """A value with its interval, without leading zeros."""
-    if metric is None:
-        return "-"
-    parts = [metric.value, metric.low, metric.high]
-    told = ["-" if part is None else f"{part:{sign}.3f}".replace("0.", ".", 1) for part in parts]
-    return told[0] if is_plain else f"{told[0]} [{told[1]},{told[2]}]"
+def _plain(row: "TokenRow") -> list[str]:
+    """Precision and recall of spans."""
+    found = [row.metrics.get(name) for name in ("span_precision", "span_recall")]
+    return ["-" if metric is None else _number(metric.value) for metric in found]
+
+
+def _cell(metric: "TokenMetric", *, sign: str = "") -> str:
+    """A value with its interval; narrow enough for 80 columns."""
+    low, high = (_number(value, sign) for value in (metric.low, metric.high))
+    return f"{_number(metric.value, sign)} [{low},{high}]"
+
+
+def _number(value: float | None, sign: str = "") -> str:
+    return "-" if value is None else f"{value:{sign}.3f}".replace("0.", ".", 1)

@@ -215,13 +215,13 @@ def _called(
 ) -> Measured:
     """Precision, recall and F1 of characters and spans, summed over answers."""
     columns = np.array(counts, dtype=np.float64)
-    sums = SpanCounts(*_sums(columns, groups, resampling).T)
+    of = dict(zip(SpanCounts._fields, _sums(columns, groups, resampling).T, strict=True))
     ratios = {
-        "char_precision": _ratio(sums.right, sums.called),
-        "char_recall": _ratio(sums.right, sums.marked),
-        "char_f1": _ratio(2 * sums.right, sums.called + sums.marked),
-        "span_precision": _ratio(sums.right_spans, sums.called_spans),
-        "span_recall": _ratio(sums.found_spans, sums.marked_spans),
+        "char_precision": _ratio(of["right"], of["called"]),
+        "char_recall": _ratio(of["right"], of["marked"]),
+        "char_f1": _ratio(2 * of["right"], of["called"] + of["marked"]),
+        "span_precision": _ratio(of["right_spans"], of["called_spans"]),
+        "span_recall": _ratio(of["found_spans"], of["marked_spans"]),
     }
     precision, recall = ratios["span_precision"], ratios["span_recall"]
     # with nothing called there is no precision, and F1 is 0 as long as anything is marked

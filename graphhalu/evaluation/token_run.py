@@ -3,7 +3,8 @@
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Final
+from functools import partial
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -119,31 +120,48 @@ def compare_tokens(
         done[0] += 1
         on_fit(done[0], n_total)
 
-    rows: dict[str, TokenRow] = {}
-    measured: dict[str, list[Measured]] = {}
-    samples: list[pa.Table] = []
-    for name, make in zip(names, makers, strict=True):
-        try:
-            found = _seeds(make, answers, config, fit_done)
-        except GraphhaluError as error:
-            rows[name] = replace(_row(name), failure="; ".join([str(error), *_notes_of(error)]))
-            continue
-        measured[name] = [measure(each, answers.labels, answers.marked, answers.resampling)
-                          for each in found]  # fmt: skip
-        rows[name] = _filled(name, found, measured[name], config)
-        samples += [
-            _samples(name, seed, each, answers.labels)
-            for seed, each in zip(config.seeds, found, strict=True)
-        ]
+    found = [
+        _detector(name, make, answers, config, fit_done)
+        for name, make in zip(names, makers, strict=True)
+    ]
+    samples = [table for each in found for table in each.samples]
     return TokenResult(
         config=config.model_dump(mode="json"),
         provenance=provenance(),
         store=dict(store or {}),
         counts=_counts(answers),
         notes=_notes(answers),
-        rows=_against_position(rows, measured, config.level),
+        rows=_against_position(found, config.level),
         samples=pa.concat_tables(samples) if samples else TOKEN_SCHEMA.empty_table(),
     )
+
+
+class _Found(NamedTuple):
+    """What came of one detector; nothing measured where it failed."""
+
+    row: TokenRow
+    measured: list[Measured]
+    samples: list[pa.Table]
+
+
+def _detector(
+    name: str,
+    make: Callable[[int], TokenDetector],
+    answers: _Run,
+    config: TokenCompareConfig,
+    on_fold: Callable[[], None],
+) -> _Found:
+    try:
+        found = _seeds(make, answers, config, on_fold)
+    except GraphhaluError as error:
+        reason = "; ".join([str(error), *_notes_of(error)])
+        return _Found(replace(_row(name), failure=reason), [], [])
+    measured = [measure(each, answers.labels, answers.marked, answers.resampling) for each in found]
+    samples = [
+        _samples(name, seed, each, answers.labels)
+        for seed, each in zip(config.seeds, found, strict=True)
+    ]
+    return _Found(_filled(name, found, measured, config), measured, samples)
 
 
 def _maker(name: str, config: TokenCompareConfig) -> Callable[[int], TokenDetector]:
@@ -180,12 +198,9 @@ def _seeds(
     on_fold: Callable[[], None],
 ) -> list[TokenOutOfFold]:
     return [
-        cross_fit_tokens(
-            lambda seed=seed: make(seed),  # type: ignore[misc]
-            answers, folds, on_fold,
-        )
+        cross_fit_tokens(partial(make, seed), answers, folds, on_fold)
         for seed, folds in zip(config.seeds, answers.folds, strict=True)
-    ]  # fmt: skip
+    ]
 
 
 def _row(name: str) -> TokenRow:
@@ -218,27 +233,22 @@ def _filled(
     )
 
 
-def _against_position(
-    rows: Mapping[str, TokenRow], measured: Mapping[str, list[Measured]], level: float
-) -> tuple[TokenRow, ...]:
+def _against_position(found: Sequence[_Found], level: float) -> tuple[TokenRow, ...]:
     """The rows with their differences from the position control, tested together."""
-    control = measured.get(POSITION_CONTROL)
+    measured = {each.row.detector: each.measured for each in found if each.measured}
+    control = measured.pop(POSITION_CONTROL, None)
     if control is None:
-        return tuple(rows.values())
-    found = {
-        name: differences(seeds, control, level)
-        for name, seeds in measured.items()
-        if name != POSITION_CONTROL
-    }
+        return tuple(each.row for each in found)
+    against = {name: differences(seeds, control, level) for name, seeds in measured.items()}
     tested = {
-        name: each["token_auroc"].p_value
-        for name, each in found.items()
-        if "token_auroc" in each and each["token_auroc"].p_value is not None
+        name: p_value
+        for name, each in against.items()
+        if "token_auroc" in each and (p_value := each["token_auroc"].p_value) is not None
     }
-    corrected = dict(zip(tested, holm([p for p in tested.values() if p is not None]), strict=True))
+    corrected = dict(zip(tested, holm(list(tested.values())), strict=True))
     return tuple(
-        replace(row, differences=found.get(name, {}), p_holm=corrected.get(name))
-        for name, row in rows.items()
+        replace(row, differences=against.get(row.detector, {}), p_holm=corrected.get(row.detector))
+        for row, *_ in found
     )
 
 

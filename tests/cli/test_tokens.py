@@ -29,8 +29,9 @@ def test_the_table_tells_tokens_spans_and_what_to_know(store, tmp_path, capsys):
     assert run([*command, "--save", "token-likelihood"]) == 0
     printed = capsys.readouterr()
     assert "40 answers to 20 contexts, 20 with 20 hallucinated spans" in printed.out
-    for word in ("token-position*", "token-likelihood*", "prevalence", "char F1", "all called"):
+    for word in ("token-position*", "token-likelihood*", "hallucinated", "char F1", "at chance"):
         assert word in printed.out
+    assert "…" not in printed.out
     assert "Off-policy: 40 of 40" in printed.err
     assert {"tokens.json", "tokens.parquet", "detector"} == {p.name for p in tmp_path.iterdir()}
     traces = open_traces(store)

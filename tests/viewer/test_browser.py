@@ -255,7 +255,7 @@ def test_token_scores_colour_the_answer_with_numbers_and_marked_spans_stand_out(
     scores = {trace.trace_id: np.linspace(-3, 2, trace.answer_length) for trace in traces}
     scores[traces[0].trace_id][1] = np.nan
     shown = ShownTokenScores("tokens-run", {"token-probe": scores}, {"token-probe": (-1.0, 1.0)})
-    view = make_view(store, ViewRequest(labeller=None, features=()))
+    view = make_view(store, ViewRequest(labeller=None, features=("answer_length",)))
     write_view(replace(view, token_scores=shown), tmp_path / "page.html")
     page = opened((tmp_path / "page.html").as_uri())
     assert page.input_value("#colour") == "token-probe"
