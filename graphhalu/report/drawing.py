@@ -22,6 +22,9 @@ from graphhalu.errors import UsageError
 from graphhalu.report.palette import LIGHT
 
 FONT_SIZE: Final = 12
+PAGE_SCALE: Final = 1.36
+"""Figures are drawn 9 inches wide at most, and fill a page of 76 rem: shown at half that size
+their smallest text is still as large as that of a footnote."""
 SUFFIXES: Final = (".png", ".svg")
 _DPI: Final = 120
 _SVG: Final = "http://www.w3.org/2000/svg"
@@ -109,8 +112,8 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
     width, height = (float(root.attrib.pop(side).removesuffix("pt")) for side in _SIDES)
     root.set("role", "img")
     root.set("aria-labelledby", f"{name}-title {name}-desc")
-    root.set("width", f"{width * 96 / 72:.0f}")
-    root.set("height", f"{height * 96 / 72:.0f}")
+    root.set("width", f"{width * 96 / 72 * PAGE_SCALE:.0f}")
+    root.set("height", f"{height * 96 / 72 * PAGE_SCALE:.0f}")
     return _unprefixed(ET.tostring(root, encoding="unicode"))
 
 

@@ -1,7 +1,8 @@
 """Curves of a comparison: one panel a family of detectors, the best few of it named in place.
 
 Forty lines in one picture say nothing. Each panel shows every detector in grey and the best of
-its family in colour, with dashes that tell them apart without it.
+its family in colour, with dashes that tell them apart without it. Names stand above the panel,
+where no curve runs; the panels of all families stand in one row.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,11 +22,13 @@ from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
 from graphhalu.report.palette import FAMILIES, FAMILY_TITLES, LIGHT, Line, family, line
 
 N_NAMED: Final = 3
-_WIDTH_IN, _PANEL_HEIGHT_IN = 9.0, 4.3
-_LABEL_X: Final = 0.44
-_LABEL_TOP, _LABEL_STEP = 0.27, 0.095
-_LABEL_LOW: Final = 0.06
-_ANCHORS: Final = (0.34, 0.22, 0.1)
+_WIDTH_IN: Final = 9.0
+_LEFT_IN, _RIGHT_IN, _GAP_IN, _BELOW_IN = 0.72, 0.12, 0.2, 0.62
+_PANEL_IN: Final = (2.9, 2.9, 2.5, 2.2)
+"""Height of a panel, by how many there are."""
+_LINE_PT, _TITLE_PT, _SAMPLE_PT = 15.0, 20.0, 20.0
+_MANY: Final = 4
+"""So many panels in a row are so narrow that numbers need lines of their own below the names."""
 
 
 class Kind(NamedTuple):
@@ -62,6 +65,7 @@ KINDS: Final[Mapping[str, Kind]] = {
     ),
 }  # fmt: skip
 _SQUARE: Final = ("roc", "calibration")
+_REFERENCE_DASHES: Final = (0, (2, 2))
 _METRIC_TITLES: Final = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "aurc": "AURC"}
 
 
@@ -94,43 +98,48 @@ def curve_figure(result: Result, kind: str) -> Figure:
     if not panels:
         message = f"no detector has a {KINDS[kind].title} curve to draw"
         raise NotEnoughDataError(message)
-    n_columns = min(2, len(panels))
-    n_rows = -(-len(panels) // n_columns)
-    figure, grid = _panels(n_rows, n_columns)
+    n_lines = 1 + max(len(rows) for rows in panels.values()) * (2 if len(panels) == _MANY else 1)
+    figure, row = _panels(len(panels), n_lines)
     limits = _limits(kind, [curves[r.detector] for rows in panels.values() for r in rows], result)
-    for axes, (name, rows) in zip(grid.flat, panels.items(), strict=False):
+    for axes, (name, rows) in zip(row, panels.items(), strict=True):
         if kind == "calibration":
             _band(axes, result)
         _draw_panel(axes, name, rows, curves, KINDS[kind])
-        _reference(axes, kind, result.prevalence, limits)
+        reference = _Entry(_reference(axes, kind, result.prevalence))
+        named = _entries(name, rows, KINDS[kind].metric, is_narrow=len(panels) == _MANY)
+        _write_key(axes, name, [*named, reference])
         axes.set(xlim=limits.x, ylim=limits.y)
+        axes.xaxis.set_major_locator(FixedLocator(_few_ticks(limits.x)))
+        axes.xaxis.set_major_formatter("{x:g}")
         axes.yaxis.set_major_locator(FixedLocator(_ticks(limits.y)))
-    for axes in grid.flat[len(panels) :]:
-        axes.set_visible(False)
-        grid.flat[1].tick_params(labelbottom=True)  # nothing stands below it
     _name_axes(figure, KINDS[kind])
     return figure
 
 
-def _panels(n_rows: int, n_columns: int) -> tuple[Figure, Any]:
+def _panels(n_panels: int, n_lines: int) -> tuple[Figure, Any]:
     """Panels at fixed places, which is much faster than a layout that measures every word."""
-    width, height = _WIDTH_IN * (0.6, 1.0)[n_columns - 1], 0.75 + _PANEL_HEIGHT_IN * n_rows
+    width = _WIDTH_IN if n_panels > 1 else 0.6 * _WIDTH_IN
+    above = (_TITLE_PT + _LINE_PT * n_lines + 8) / 72
+    height = above + _PANEL_IN[n_panels - 1] + _BELOW_IN
+    panel_in = (width - _LEFT_IN - _RIGHT_IN - _GAP_IN * (n_panels - 1)) / n_panels
     figure = new_figure(width, height, is_laid_out=False)
     grid = figure.subplots(
-        n_rows, n_columns, squeeze=False, sharex=True, sharey=True,
+        1, n_panels, squeeze=False, sharex=True, sharey=True,
         gridspec_kw={
-            "left": 0.85 / width, "right": 1 - 0.15 / width, "bottom": 0.7 / height,
-            "top": 1 - 0.35 / height, "wspace": 0.09, "hspace": 0.16,
+            "left": _LEFT_IN / width, "right": 1 - _RIGHT_IN / width,
+            "bottom": _BELOW_IN / height, "top": 1 - above / height,
+            "wspace": _GAP_IN / panel_in,
         },
     )  # fmt: skip
-    return figure, grid
+    return figure, grid[0]
 
 
 def _name_axes(figure: Figure, kind: Kind) -> None:
     width, height = figure.get_size_inches()
-    style: dict[str, Any] = {"fontsize": FONT_SIZE + 1, "color": LIGHT["ink"]}
-    figure.text(0.5, 0.1 / height, kind.x, ha="center", va="bottom", **style)
-    figure.text(0.08 / width, 0.5, kind.y, rotation=90, ha="left", va="center", **style)
+    style: dict[str, Any] = {"fontsize": FONT_SIZE, "color": LIGHT["ink"]}
+    figure.text(0.5, 0.06 / height, kind.x, ha="center", va="bottom", **style)
+    middle = (_BELOW_IN + _PANEL_IN[len(figure.axes) - 1] / 2) / height
+    figure.text(0.04 / width, middle, kind.y, rotation=90, ha="left", va="center", **style)
 
 
 class _Limits(NamedTuple):
@@ -171,46 +180,56 @@ def _draw_panel(
             *curves[row.detector], color=look.colour, linestyle=look.dashes, linewidth=2.2,
             marker=marker, markersize=4.5, zorder=4, gid=row.detector,
         )  # fmt: skip
-    _name_lines(axes, name, rows, curves, kind)
+
+
+class _Entry(NamedTuple):
+    """A line of a key; without a look it is the line of comparison, without a sample a number."""
+
+    text: str
+    look: Line | None = None
+    has_sample: bool = True
+
+
+def _entries(
+    name: str, rows: Sequence[DetectorRow], metric: str, *, is_narrow: bool
+) -> list[_Entry]:
+    """The named lines of a family; where there is little room each number gets a line."""
+    found = []
+    for rank, row in enumerate(rows):
+        words, look = (_name(row), _value(row, metric)), line(name, rank)
+        if is_narrow:
+            number = f"{_METRIC_TITLES[metric]} {words[1]}" if words[1] else ""
+            found += [_Entry(words[0], look), _Entry(number, look, has_sample=False)]
+        else:
+            found.append(_Entry(" ".join(words).rstrip(), look))
+    return found
+
+
+def _write_key(axes: Axes, name: str, entries: Sequence[_Entry]) -> None:
+    """The family and the entries above a panel."""
+    for place, entry in enumerate(reversed(entries)):
+        _write_entry(axes, entry, 10 + _LINE_PT * place)
     axes.set_title(
         FAMILY_TITLES[name], loc="left", fontsize=FONT_SIZE + 1, color=LIGHT[name],
-        fontweight="bold",
+        fontweight="bold", pad=6 + _LINE_PT * len(entries),
     )  # fmt: skip
 
 
-def _name_lines(
-    axes: Axes, name: str, rows: Sequence[DetectorRow], curves: Mapping[str, Curve], kind: Kind
-) -> None:
-    """Names below the curves on the right, each tied to its line; the ties do not cross."""
-    for rank, row in enumerate(rows):
-        look = line(name, rank)
-        curve = curves[row.detector]
-        is_alone = kind.metric == "ece"
-        height = _LABEL_LOW if is_alone else _LABEL_TOP - _LABEL_STEP * rank
-        _key(axes, height, look, _label(row, kind.metric))
-        if is_alone:
-            continue
-        ends = curve.x[0], curve.x[-1]
-        where = ends[0] + _ANCHORS[rank] * (ends[1] - ends[0])
-        point = (where, float(np.interp(where, *curve)))
-        axes.annotate(
-            "", point, (_LABEL_X, height), xycoords="data", textcoords="axes fraction",
-            arrowprops={"arrowstyle": "-", "color": look.colour, "linewidth": 0.8, "shrinkA": 0,
-                        "shrinkB": 0},
-            zorder=3,
+def _write_entry(axes: Axes, entry: _Entry, above_pt: float) -> None:
+    """A line of the key, so many points above the panel."""
+    look = entry.look or Line(LIGHT["muted"], _REFERENCE_DASHES, "")
+    if entry.has_sample:
+        box, points = axes.bbox, 72 / axes.get_figure(root=True).dpi
+        height = 1 + above_pt / (box.height * points)
+        axes.plot(
+            [0, _SAMPLE_PT / (box.width * points)], [height, height], transform=axes.transAxes,
+            color=look.colour, linestyle=look.dashes, linewidth=2.2 if entry.look else 1.1,
+            clip_on=False, gid="key",
         )  # fmt: skip
-        axes.plot(*point, marker="o", markersize=5, color=look.colour, zorder=5, gid="tie")
-
-
-def _key(axes: Axes, height: float, look: Line, label: str) -> None:
-    axes.plot(
-        [_LABEL_X, _LABEL_X + 0.09], [height, height], transform=axes.transAxes,
-        color=look.colour, linestyle=look.dashes, linewidth=2.2, gid="key",
-    )  # fmt: skip
-    axes.text(
-        _LABEL_X + 0.105, height, label, transform=axes.transAxes,
-        va="center", **quiet_text(fontsize=FONT_SIZE - 1, color=look.colour, zorder=6),
-        bbox={"facecolor": LIGHT["paper"], "edgecolor": "none", "pad": 0.6, "alpha": 0.8},
+    axes.annotate(
+        entry.text, (0, 1), (_SAMPLE_PT + 4, above_pt), xycoords="axes fraction",
+        textcoords="offset points", va="center", annotation_clip=False,
+        **quiet_text(fontsize=FONT_SIZE - 1, color=look.colour),
     )  # fmt: skip
 
 
@@ -225,11 +244,14 @@ def _band(axes: Axes, result: Result) -> None:
     )  # fmt: skip
 
 
-def _label(row: DetectorRow, metric: str) -> str:
-    """Name and metric; a long name is cut in the figure, and stands whole in the table."""
-    name = row.detector if len(row.detector) <= _LONGEST else f"{row.detector[: _LONGEST - 1]}…"
+def _name(row: DetectorRow) -> str:
+    """A long name is cut in the figure, and stands whole in the table."""
+    return row.detector if len(row.detector) <= _LONGEST else f"{row.detector[: _LONGEST - 1]}…"
+
+
+def _value(row: DetectorRow, metric: str) -> str:
     value = row.metric(metric)
-    return name if value is None else f"{name} {value:.3f}".replace(" 0.", " .")
+    return "" if value is None else f"{value:.3f}".replace("0.", ".", 1)
 
 
 _LONGEST: Final = 19
@@ -240,27 +262,17 @@ def metric_title_of(kind: str) -> str:
     return _METRIC_TITLES[KINDS[kind].metric]
 
 
-def _reference(axes: Axes, kind: str, prevalence: float, limits: _Limits) -> None:
+def _reference(axes: Axes, kind: str, prevalence: float) -> str:
+    """Draw the line of comparison, and give its name."""
     style: dict[str, Any] = {
-        "color": LIGHT["muted"], "linewidth": 1.1, "linestyle": (0, (2, 2)), "zorder": 3,
+        "color": LIGHT["muted"], "linewidth": 1.1, "linestyle": _REFERENCE_DASHES, "zorder": 3,
+        "gid": "reference",
     }  # fmt: skip
     if kind in _SQUARE:
-        axes.plot([0, 1], [0, 1], **style, gid="reference")
-        point = limits.x[0] + 0.9 * (limits.x[1] - limits.x[0])
-        axes.annotate(
-            KINDS[kind].reference, (point, point), (0, -11), textcoords="offset points",
-            rotation=45, rotation_mode="anchor", transform_rotates_text=True, ha="right",
-            va="center", fontsize=FONT_SIZE - 1, color=LIGHT["muted"],
-        )  # fmt: skip
-        return
-    axes.plot([0, 1], [prevalence] * 2, **style, gid="reference")
-    # precision comes down to this line, risk comes up to it: the other side is free
-    is_above = kind == "risk-coverage"
-    axes.annotate(
-        f"{KINDS[kind].reference} {prevalence:.0%}", (1, prevalence), (-2, 3 if is_above else -3),
-        textcoords="offset points", ha="right", va="bottom" if is_above else "top",
-        fontsize=FONT_SIZE - 1, color=LIGHT["muted"],
-    )  # fmt: skip
+        axes.plot([0, 1], [0, 1], **style)
+        return KINDS[kind].reference
+    axes.plot([0, 1], [prevalence] * 2, **style)
+    return f"{KINDS[kind].reference} {prevalence:.0%}"
 
 
 def _ticks(limits: tuple[float, float]) -> list[float]:
@@ -269,8 +281,14 @@ def _ticks(limits: tuple[float, float]) -> list[float]:
     return [float(v) for v in values if max(0, limits[0]) <= round(v, 6) <= min(1, limits[1])]
 
 
+def _few_ticks(limits: tuple[float, float]) -> list[float]:
+    """The ends and the middle of 0 … 1, or three of what is shown of it: panels are narrow."""
+    is_whole = limits[0] <= 0 and limits[1] >= 1
+    return [0.0, 0.5, 1.0] if is_whole else _ticks(limits)[::2]
+
+
 def _limits(kind: str, curves: Sequence[Curve], result: Result) -> _Limits:
-    """As much of the square as the named curves need, with room for names below them."""
+    """As much of the square as the named curves need."""
     if kind == "roc":
         return _Limits((-0.01, 1.01), (-0.01, 1.01))
     if kind == "calibration":
@@ -284,4 +302,5 @@ def _limits(kind: str, curves: Sequence[Curve], result: Result) -> _Limits:
     values = np.append(settled, result.prevalence)
     low, high = float(values.min()), float(values.max())
     span = max(high - low, 0.05)
-    return _Limits((-0.01, 1.01), (low - 0.6 * span, min(high + 0.12 * span, 1.02)))
+    pad = 0.12 * span
+    return _Limits((-0.01, 1.01), (max(low - pad, -0.02), min(high + pad, 1.02)))

@@ -10,7 +10,7 @@ from graphhalu.evaluation.result import Comparison, Result
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
 from graphhalu.report.palette import FAMILIES, FAMILY_MARKERS, FAMILY_NAMES, LIGHT, family
 
-_WIDTH_IN, _ROW_IN = 9.0, 0.32
+_WIDTH_IN, _ROW_IN = 9.0, 0.25
 _LONGEST: Final = 24
 _SMALLEST_P: Final = 0.001
 

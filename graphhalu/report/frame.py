@@ -11,6 +11,7 @@ from graphhalu.datasets.base import DatasetCard
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.evaluation.result import Result
 from graphhalu.labels.labels import MEANINGS
+from graphhalu.numerics import json_ready
 from graphhalu.report.page import ABSENT, Column, PageTable, Section, text_rows
 from graphhalu.report.wording import few
 
@@ -118,7 +119,11 @@ def frame_sections(
 
 def protocol(config: Mapping[str, Any]) -> Section:
     """Every setting of the comparison."""
-    rows = [[_PROTOCOL_WORDS.get(name, name), _plain(value)] for name, value in config.items()]
+    rows = [
+        [name, words]
+        for field, value in config.items()
+        for name, words in _flat(_PROTOCOL_WORDS.get(field, field), value)
+    ]
     columns = (Column("setting"), Column("value"))
     tables = (PageTable("settings", "Settings", columns, text_rows(rows)),) if rows else ()
     return Section("protocol", "Protocol", tables=tables)
@@ -148,13 +153,36 @@ def dataset_card(name: str) -> DatasetCard | None:
 
 def provenance_section(provenance: Mapping[str, Any], store: Mapping[str, Any]) -> Section:
     """Versions, machine, code state, and what the traces are; paths lose their folders."""
-    rows = [[name, _plain(value)] for name, value in provenance.items()]
-    for name, value in store.items():
-        words = file_name(str(value)) if name == "path" else _plain(value)
-        rows.append([f"store: {name}", words])
-    columns = (Column("what"), Column("value"))
-    tables = (PageTable("made-with", "Provenance", columns, text_rows(rows)),) if rows else ()
-    return Section("provenance", "Provenance", tables=tables)
+    said = {name: value for name, value in provenance.items() if value not in ({}, [], None)}
+    said |= {"packages": _versions(said["packages"])} if "packages" in said else {}
+    whole_store = {
+        name: file_name(str(value)) if name == "path" else value for name, value in store.items()
+    }
+    made_from = {**whole_store, **(whole_store.get("configuration") or {})}
+    made_from.pop("configuration", None)
+    tables = tuple(
+        PageTable(name, title, (Column("what"), Column("value")), text_rows(rows))
+        for name, title, values in (
+            ("made-with", "Made with", said), ("made-from", "Made from", made_from)
+        )
+        if (rows := [row for field, value in values.items() for row in _flat(field, value)])
+    )  # fmt: skip
+    whole = json_ready({"provenance": provenance, "store": whole_store})
+    text = json.dumps(whole, ensure_ascii=False, indent=1)
+    folded = (("The same as JSON", text),) if tables else ()
+    return Section("provenance", "Provenance", tables=tables, folded=folded)
+
+
+def _versions(packages: Any) -> str:
+    is_table = isinstance(packages, Mapping)
+    return ", ".join(f"{n} {v}" for n, v in packages.items()) if is_table else _plain(packages)
+
+
+def _flat(name: str, value: Any) -> list[list[str]]:
+    """A value as rows of a table: one for each of its fields, whose names stand side by side."""
+    if not isinstance(value, Mapping) or not value:
+        return [[name, _plain(value)]]
+    return [row for field, below in value.items() for row in _flat(f"{name} · {field}", below)]
 
 
 def file_name(path: str) -> str:

@@ -1,5 +1,6 @@
 """What a report says, before it is HTML or Markdown: sections of text, tables and figures."""
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
@@ -83,6 +84,8 @@ class Section:
     paragraphs: tuple[str, ...] = ()
     figures: tuple[PageFigure, ...] = ()
     tables: tuple[PageTable, ...] = ()
+    folded: tuple[tuple[str, str], ...] = ()
+    """Long texts for those who ask, on the HTML page only: what each is, and its lines."""
 
 
 @dataclass(frozen=True)
@@ -118,7 +121,8 @@ def metric_cell(metric: MetricValue | None) -> Cell:
         return Cell(ABSENT)
     has_interval = metric.low is not None and metric.high is not None
     interval = f"[{metric.low:.3f}, {metric.high:.3f}]" if has_interval else ""
-    return Cell(f"{metric.value:.3f}", interval, metric.value)
+    # without leading zeros, so that intervals of many metrics stand side by side in a size to read
+    return Cell(f"{metric.value:.3f}", re.sub(r"\b0\.", ".", interval), metric.value)
 
 
 def text_rows(rows: Sequence[Sequence[str]]) -> tuple[tuple[Cell, ...], ...]:

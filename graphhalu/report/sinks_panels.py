@@ -97,7 +97,7 @@ def panels(
     n_panels: int, *, n_columns: int, height_in: float, extra_in: float = 0.5
 ) -> tuple[Figure, list[Axes]]:
     """A figure with so many panels, row by row; what is left over of the last row is hidden."""
-    columns = min(n_columns, n_panels)
+    columns = 3 if n_panels == 3 else min(n_columns, n_panels)  # noqa: PLR2004 - none stands alone
     n_rows = -(-n_panels // columns)
     figure = new_figure(WIDTH_IN, n_rows * height_in + extra_in)
     grid = figure.subplots(n_rows, columns, squeeze=False)

@@ -31,7 +31,7 @@ _METRIC_COLUMNS: Final = range(2, 5)
 def terminal_table(result: Result) -> Table:
     """A rich table, best first; controls are dim, failed detectors come last.
 
-    In a narrow terminal cells go on in a second line; nothing is cut off.
+    Intervals stand below their values in all rows alike; nothing is cut off.
     """
     # Text, since rich would read [brackets] in a plain string as markup
     note = Text(caption(result))
@@ -125,8 +125,8 @@ def _interval(metric: MetricValue) -> str:
 
 
 def _narrow_interval(metric: MetricValue) -> str:
-    """Without leading zeros, and without a space where a line should not break."""
-    return re.sub(r"\b0\.", ".", _interval(metric).replace(", ", ","))
+    """Without leading zeros, the interval on a line of its own in every row."""
+    return re.sub(r"\b0\.", ".", _interval(metric).replace(", ", ",").replace(" [", "\n["))
 
 
 def _number(value: float | None, write: Callable[[float], str]) -> str:

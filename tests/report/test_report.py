@@ -183,7 +183,7 @@ def test_every_detector_metric_and_interval_of_the_result_is_on_the_page(full, h
         assert row.detector in words
         for metric in row.metrics.values():
             assert f"{metric.value:.3f}" in words
-            assert f"[{metric.low:.3f}, {metric.high:.3f}]" in words
+            assert f"[{metric.low:.3f}, {metric.high:.3f}]".replace("0.", ".") in words
     for title in ("AUROC", "AUPRC", "TPR at 5 % FPR", "TPR at 1 % FPR"):
         assert title in words
 
@@ -205,7 +205,9 @@ def test_the_markdown_table_equals_the_values(full, markdown):
         assert cells["detector"].split()[0] == row.detector
         metric = row.metrics.get("auprc")
         assert cells["AUPRC"] == (
-            f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]" if metric else "-"
+            f"{metric.value:.3f} " + f"[{metric.low:.3f}, {metric.high:.3f}]".replace("0.", ".")
+            if metric
+            else "-"
         )
 
 
@@ -230,6 +232,20 @@ def test_sections_without_anything_to_say_are_left_out(make):
     page = comparison_page(one_detector(make))
     assert {"differences", "heads", "subgroups", "failed"}.isdisjoint(names_of(page))
     assert "calibration" not in {figure.name for figure in page.figures}
+
+
+def test_provenance_is_a_table_with_the_json_folded_below_it(page, html):
+    section = next(each for each in page.sections if each.name == "provenance")
+    rows = [[cell.text for cell in row] for each in section.tables for row in each.rows]
+    assert ["git · commit", "0123abc"] in rows
+    assert ["git · is_changed", "no"] in rows
+    assert ["model · name", "tiny"] in rows
+    assert ["path", "tiny_triviaqa.zarr"] in rows
+    assert not any("{" in text for row in rows for text in row)
+    ((what, text),) = section.folded
+    assert json.loads(text)["provenance"]["git"]["commit"] == "0123abc"
+    assert f"<summary>{what}</summary>" in html
+    assert "/home/somebody" not in html
 
 
 def test_the_facts_say_what_was_left_out_and_what_a_1_means(page):

@@ -44,7 +44,7 @@ def test_a_row_says_everything_in_the_order_of_the_columns(result):
 
 def test_the_terminal_shows_intervals_in_brackets_and_not_as_markup(result):
     text = printed(result, 150)
-    assert ".851 [.801,.901]" in text
+    assert "[.801,.901]" in text
     assert "[low, high]: 95% bootstrap over questions" in text
 
 
@@ -52,12 +52,24 @@ def test_a_detector_name_in_brackets_is_shown_as_it_is(make, row):
     assert "[red]x[/red]" in printed(make({}, rows=[row("[red]x[/red]", 0.7)]), 150)
 
 
+@pytest.mark.parametrize("width", [80, 150])
+def test_every_interval_stands_below_its_value_however_wide_the_terminal_is(result, width):
+    lines = printed(result, width).splitlines()
+    below = [n for n, text in enumerate(lines) if re.match(r"\s+\[\.", text)]
+    assert len(below) == 3  # one line a detector that has metrics
+    for number in below:
+        assert lines[number].count("[.") == 3
+        assert "[" not in lines[number - 1]
+
+
 def test_a_value_of_one_keeps_its_one(make, row):
-    assert "1.000 [.950,1.050]" in printed(make({}, rows=[row("oracle", 1.0)]), 150)
+    text = printed(make({}, rows=[row("oracle", 1.0)]), 150)
+    assert " 1.000 " in text
+    assert "[.950,1.050]" in text
 
 
 def test_the_caption_states_size_prevalence_labels_and_what_was_left_out(result):
-    text = printed(result, 150)
+    text = " ".join(printed(result, 150).split())  # it is as wide as the table
     assert "97 traces of 83 questions" in text
     assert re.search(r"prevalence \d+\.\d%", text)
     assert "'alias'" in text
