@@ -162,13 +162,20 @@ def _summary(
     is_difference: bool = False,
 ) -> TokenMetric:
     drawn = np.mean(resamples, axis=0)
-    try:
-        low, high, _ = percentile_interval(drawn, level)
-    except NotEnoughDataError:
-        low = high = None
+    low, high = _interval(drawn, level)
     spread = float(np.std(values, ddof=1)) if len(values) > 1 else None
     p_value = two_sided_p(drawn) if is_difference and low is not None else None
     return TokenMetric(float(np.mean(values)), low, high, spread, p_value)
+
+
+def _interval(
+    drawn: Float[np.ndarray, "resample"], level: float
+) -> tuple[float | None, float | None]:
+    try:
+        low, high, _ = percentile_interval(drawn, level)
+    except NotEnoughDataError:
+        return None, None
+    return low, high
 
 
 def _ranked(items: _Items, resampling: Resampling, label: str, names: Sequence[str]) -> Measured:

@@ -76,7 +76,7 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
     for number, (start, stop) in enumerate(record.given_spans):
         spans[number, start:stop] = is_text[start:stop]
     n_tokens = len(record.answer_offsets)
-    is_marked = spans.any(axis=0)
+    is_marked: Bool[np.ndarray, "character"] = spans.sum(axis=0) > 0
     of_span = [_by_token(span, owner, n_tokens) for span in spans]
     return MarkedAnswer(
         size=_by_token(is_text, owner, n_tokens),

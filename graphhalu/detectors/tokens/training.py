@@ -76,7 +76,7 @@ def train_nodes(
             logits = network(train.graphs.batch(traces.to(device)))
             loss = _loss(logits, train.labels_of(traces), weight)
             optimiser.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
         found = _validated(network, validation, weight, settings.batch_size)
