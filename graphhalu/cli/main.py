@@ -17,6 +17,7 @@ from graphhalu.cli import (
     heads,
     instability,
     labels,
+    plan,
     report,
     score,
     show,
@@ -38,6 +39,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("extract")(extract.extract)
+app.command("plan")(plan.plan)
 app.command("label")(analyse.label)
 app.command("labels")(labels.labels)
 app.command("features")(features.features)

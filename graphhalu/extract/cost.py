@@ -1,0 +1,249 @@
+"""What an extraction costs before it is run: operations, memory, bytes, and time at stated rates.
+
+Operations, memory and bytes are arithmetic. Time is arithmetic over rates, which are those of a
+machine: measured (``scripts/bench plan``, and COST.md beside this file), or assumed by the user.
+"""
+
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from graphhalu.errors import UsageError
+from graphhalu.extract.settings import CaptureSettings
+from graphhalu.traces.schema import TraceShape
+from graphhalu.traces.size import estimate_bytes
+
+_ASPECT: Final = 128
+"""Channels a layer of dense models: 4,096 over 32 layers, 8,192 over 64."""
+_PLAIN: Final = 12
+"""Weights of a layer in squares of the channels: 4 in attention, 8 in the feed-forward part."""
+_VOCABULARY: Final = 32_000
+_CHUNK_BYTES: Final = 3 * 8 * 2**20
+"""Rows of attention at a time: scores, weights and a copy of what the recorders ask for."""
+_PART_TRACES: Final = 64
+_PART_BYTES: Final = 512 * 2**20
+"""Traces that wait for their part to be written, uncompressed, at most."""
+
+
+PAIR_BYTES: Final = 80
+"""Bytes of memory that recording moves for one attention weight: some twenty passes over float32
+(softmax, entropy, sums over spans, largest weights, the copy that is kept)."""
+
+
+@dataclass(frozen=True)
+class ModelSize:
+    """Sizes of a dense decoder.
+
+    Attributes:
+        n_layers: Layers.
+        hidden_size: Channels between layers.
+        n_heads: Query heads a layer.
+        n_kv_heads: Key and value heads a layer.
+        head_size: Channels of a head.
+        feed_forward: Channels inside the feed-forward part, which has a gate.
+        vocabulary: Tokens that the model knows.
+        n_embeddings: 1 where words in and out share their weights.
+    """
+
+    n_layers: int
+    hidden_size: int
+    n_heads: int
+    n_kv_heads: int
+    head_size: int
+    feed_forward: int
+    vocabulary: int
+    n_embeddings: int = 2
+
+    @classmethod
+    def of_parameters(cls, n_parameters: float) -> "ModelSize":
+        """A model of about this size in the proportions of Llama 2, every head with its own keys.
+
+        Raises:
+            UsageError: If it is too small to have a layer.
+        """
+        width = (n_parameters * _ASPECT / _PLAIN) ** (1 / 3)
+        hidden = round(width / 128) * 128
+        if hidden < 128 or not n_parameters < 1e14:  # noqa: PLR2004
+            message = f"expected between 1e6 and 1e14 parameters, as 7e9, got {n_parameters:g}"
+            raise UsageError(message)
+        left = n_parameters - 2 * _VOCABULARY * hidden
+        layers, heads = max(1, round(left / (_PLAIN * hidden**2))), hidden // 128
+        return cls(layers, hidden, heads, heads, 128, round(hidden * 8 / 3), _VOCABULARY)
+
+    @property
+    def layer_weights(self) -> int:
+        """Weights of all layers that every token passes."""
+        attention = self.hidden_size * self.head_size * 2 * (self.n_heads + self.n_kv_heads)
+        return self.n_layers * (attention + 3 * self.hidden_size * self.feed_forward)
+
+    @property
+    def n_parameters(self) -> int:
+        """All weights but those of norms."""
+        return self.layer_weights + self.n_embeddings * self.vocabulary * self.hidden_size
+
+
+SIZES: Final = {
+    "smollm2": ModelSize(30, 576, 9, 3, 64, 1536, 49_152, 1),
+    "gemma3-270m": ModelSize(18, 640, 4, 1, 256, 2048, 262_144, 1),
+    "llama2-7b": ModelSize(32, 4096, 32, 32, 128, 11_008, 32_000),
+    "llama3.1-8b": ModelSize(32, 4096, 32, 8, 128, 14_336, 128_256),
+    "llama2-70b": ModelSize(80, 8192, 64, 8, 128, 28_672, 32_000),
+}
+"""Published sizes of some models."""
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What is asked of the model, a question.
+
+    Attributes:
+        prompt_tokens: Tokens of the prompt.
+        answer_tokens: Tokens of the answer.
+        beams: Beams of the search.
+        kept_beams: Beams that become traces.
+        batch: Questions that are answered together.
+        weight_bytes: Bytes of a weight as it is held: 4, 2, or 0.5 with nf4.
+        capture: What is kept.
+    """
+
+    prompt_tokens: int = 100
+    answer_tokens: int = 32
+    beams: int = 5
+    kept_beams: int = 1
+    batch: int = 16
+    weight_bytes: float = 2.0
+    capture: CaptureSettings = field(default_factory=CaptureSettings)
+
+    @property
+    def length(self) -> int:
+        """Tokens of a trace."""
+        return self.prompt_tokens + self.answer_tokens
+
+
+class Cost(NamedTuple):
+    """What one question costs; memory is that of the run.
+
+    Attributes:
+        generate_flops: Operations of the search, a multiplication and an addition each counted.
+        replay_flops: Operations of the pass that is recorded.
+        pairs: Attention weights that recorders look at.
+        weight_reads: Bytes of weights that the steps of the search read, a question.
+        stored_bytes: Bytes on disk.
+        raw_bytes: Bytes before compression.
+        weights_bytes: Memory of the weights.
+        cache_bytes: Memory of keys and values of a batch of beams.
+        replay_bytes: Memory of the recorded pass: a chunk of rows, activations, waiting traces.
+    """
+
+    generate_flops: float
+    replay_flops: float
+    pairs: float
+    weight_reads: float
+    stored_bytes: int
+    raw_bytes: int
+    weights_bytes: float
+    cache_bytes: float
+    replay_bytes: float
+
+    @property
+    def memory_bytes(self) -> float:
+        """Most memory at a time: the search and the replay do not run together."""
+        return self.weights_bytes + max(self.cache_bytes, self.replay_bytes)
+
+
+class Rates(NamedTuple):
+    """How fast a device is at each part.
+
+    Attributes:
+        generate_flops_per_s: Operations of the search.
+        replay_flops_per_s: Operations of a pass over whole sequences.
+        pairs_per_s: Attention weights that are recorded.
+        read_bytes_per_s: Weights that are read from memory.
+        store_bytes_per_s: Bytes that are compressed and written.
+    """
+
+    generate_flops_per_s: float
+    replay_flops_per_s: float
+    pairs_per_s: float
+    read_bytes_per_s: float
+    store_bytes_per_s: float
+
+
+class Seconds(NamedTuple):
+    """Time of one question on one device, part after part."""
+
+    generate: float
+    replay: float
+    store: float
+
+    @property
+    def total(self) -> float:
+        """All of it; no part waits for another device."""
+        return self.generate + self.replay + self.store
+
+
+def question_cost(size: ModelSize, work: Workload) -> Cost:
+    """Operations, bytes and memory of a question.
+
+    A token costs two operations a weight, and four a channel of each head for each key it sees.
+    A prompt is read once for all beams. Padding, layers with a window and beams that end early
+    are not taken off, so this is a little more than what is done.
+    """
+    prompt, answer, length = work.prompt_tokens, work.answer_tokens, work.length
+    seen = 4.0 * size.n_layers * size.n_heads * size.head_size
+    words = 2.0 * size.hidden_size * size.vocabulary
+    weights = 2.0 * size.layer_weights
+    prefill = prompt * (weights + seen * prompt / 2) + words
+    steps = work.beams * answer * (weights + seen * (prompt + answer / 2) + words)
+    passes = length * (weights + seen * length / 2) + answer * words
+    pairs = size.n_layers * size.n_heads * length * (length + 1) / 2
+    shape, arrays = _trace_shape(size, work.capture), work.capture.arrays()
+    starts = [prompt - 1] if work.capture.rows == "answer" else None
+    stored, raw = (
+        estimate_bytes(shape, arrays, [length], starts, is_compressed=each) * work.kept_beams
+        for each in (True, False)
+    )
+    held = size.n_parameters * work.weight_bytes
+    read = (size.layer_weights + size.vocabulary * size.hidden_size) * work.weight_bytes
+    cache = 2 * size.n_layers * size.n_kv_heads * size.head_size * length * work.beams * work.batch
+    activations = 4.0 * length * (size.hidden_size * 4 + size.feed_forward * 3)
+    # states come from the model in its own format before they are packed
+    states = max(work.weight_bytes, 2.0) * len(shape.hidden_layers) * length * size.hidden_size
+    waiting = max(raw, min(_PART_TRACES * raw, _PART_BYTES))
+    return Cost(
+        prefill + steps, passes * work.kept_beams, pairs * work.kept_beams,
+        answer * read / work.batch, stored, raw, held, cache * max(work.weight_bytes, 2.0),
+        activations + states + _CHUNK_BYTES + 4.0 * answer * size.vocabulary + waiting,
+    )  # fmt: skip
+
+
+def question_seconds(cost: Cost, rates: Rates) -> Seconds:
+    """Time of a question at these rates; a search that waits for its weights is as slow as they."""
+    computed = cost.generate_flops / rates.generate_flops_per_s
+    return Seconds(
+        max(computed, cost.weight_reads / rates.read_bytes_per_s),
+        cost.replay_flops / rates.replay_flops_per_s + cost.pairs / rates.pairs_per_s,
+        cost.raw_bytes / rates.store_bytes_per_s,
+    )
+
+
+def assumed_rates(flops_per_s: float, read_bytes_per_s: float, store_bytes_per_s: float) -> Rates:
+    """Rates of a device that nobody measured, from what it sustains.
+
+    Recording is bound by memory: each weight of attention is moved :data:`PAIR_BYTES` bytes.
+    """
+    return Rates(
+        flops_per_s, flops_per_s, read_bytes_per_s / PAIR_BYTES, read_bytes_per_s,
+        store_bytes_per_s,
+    )  # fmt: skip
+
+
+def _trace_shape(size: ModelSize, capture: CaptureSettings) -> TraceShape:
+    layers = capture.layers if capture.layers is not None else tuple(range(size.n_layers))
+    kept = capture.hidden_layers
+    named = {"all": tuple(range(size.n_layers + 1)), "none": ()}
+    return TraceShape(
+        n_layers=size.n_layers, n_heads=size.n_heads, n_kv_heads=size.n_kv_heads,
+        hidden_size=size.hidden_size, attention_layers=layers,
+        hidden_layers=named[kept] if isinstance(kept, str) else kept,
+        layer_windows=(None,) * len(layers), n_edges=capture.n_edges,
+    )  # fmt: skip
