@@ -84,7 +84,7 @@ def train(
     from graphhalu.config import read_overrides
     from graphhalu.evaluation.training import read_settings, train_detector
 
-    _use_threads(threads)
+    spread.use_threads(threads)
     settings = {"seed": seed, **read_settings(config), **read_overrides(set_ or [])}
     trained_on = {"devices": devices, "accelerator": accelerator}
     settings |= {name: value for name, value in trained_on.items() if value is not None}
@@ -154,7 +154,7 @@ def compare(
     from graphhalu.evaluation.training import run_folder
 
     engine = spread.ray_engine(ray, ray_actors, ray_cpus, ray_gpus, ray_wait)
-    _use_threads(threads if engine is None else threads or engine.n_threads, jobs)
+    spread.use_threads(threads if engine is None else threads or engine.n_threads, jobs)
     given: dict[str, Any] = {**read_overrides(set_ or []), **({"quick": True} if quick else {})}
     named: dict[str, Any] = {"against": against}
     named |= {"detectors": detectors.split(",") if detectors else None}
@@ -395,11 +395,3 @@ def _seeds(text: str) -> list[int]:
     except ValueError:
         message = f"seeds are given as numbers with commas (0,1,2), got {text!r}"
         raise UsageError(message) from None
-
-
-def _use_threads(threads: int | None, jobs: int = 1) -> None:
-    import torch
-
-    from graphhalu.models.threads import default_threads
-
-    torch.set_num_threads(threads or max(1, default_threads() // jobs))

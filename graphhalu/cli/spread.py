@@ -78,3 +78,12 @@ def ray_engine(
         message = f"a worker has a share of one GPU or whole ones, got {gpus:g}"
         raise UsageError(message)
     return RayActors(address=address, on_note=say, **settings)  # type: ignore[arg-type]
+
+
+def use_threads(threads: int | None, jobs: int = 1) -> None:
+    """Use so many CPU threads in this process; by default its share of the free cores."""
+    import torch
+
+    from graphhalu.models.threads import default_threads
+
+    torch.set_num_threads(threads or max(1, default_threads() // jobs))
