@@ -271,9 +271,9 @@ def _other_fit(
     folder: Path, network: GraphNetwork, positive_weight: float, settings: TrainingSettings
 ) -> Callable[[], object]:
     """The part of a process that was started to train along; what it keeps is thrown away."""
-    sides = [GraphPack.read(folder / name) for name in (_TRAIN, _VALIDATION)]
+    train, validation = (GraphPack.read(folder / name) for name in (_TRAIN, _VALIDATION))
     # all that were started hold the same memory
-    task = GraphTask(copy.deepcopy(network), *sides, positive_weight, settings)
+    task = GraphTask(copy.deepcopy(network), train, validation, positive_weight, settings)
     torch.manual_seed(settings.seed + int(os.environ["LOCAL_RANK"]))
     return partial(_fit, task)
 

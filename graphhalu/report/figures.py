@@ -219,7 +219,9 @@ def _write_entry(axes: Axes, entry: _Entry, above_pt: float) -> None:
     """A line of the key, so many points above the panel."""
     look = entry.look or Line(LIGHT["muted"], _REFERENCE_DASHES, "")
     if entry.has_sample:
-        box, points = axes.bbox, 72 / axes.get_figure(root=True).dpi
+        figure = axes.get_figure(root=True)
+        assert figure is not None
+        box, points = axes.bbox, 72 / figure.dpi
         height = 1 + above_pt / (box.height * points)
         axes.plot(
             [0, _SAMPLE_PT / (box.width * points)], [height, height], transform=axes.transAxes,

@@ -155,11 +155,11 @@ def provenance_section(provenance: Mapping[str, Any], store: Mapping[str, Any]) 
     """Versions, machine, code state, and what the traces are; paths lose their folders."""
     said = {name: value for name, value in provenance.items() if value not in ({}, [], None)}
     said |= {"packages": _versions(said["packages"])} if "packages" in said else {}
-    whole_store = {
+    whole_store: dict[str, Any] = {
         name: file_name(str(value)) if name == "path" else value for name, value in store.items()
     }
-    made_from = {**whole_store, **(whole_store.get("configuration") or {})}
-    made_from.pop("configuration", None)
+    made_from: dict[str, Any] = dict(whole_store)
+    made_from |= made_from.pop("configuration", None) or {}
     tables = tuple(
         PageTable(name, title, (Column("what"), Column("value")), text_rows(rows))
         for name, title, values in (

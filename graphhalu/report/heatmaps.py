@@ -48,7 +48,8 @@ def maps_figure(found: HeadMaps) -> Figure:
     row_in = 0.17 if n_heads <= 16 else 0.1  # noqa: PLR2004
     height = 0.9 + len(found.maps) * (0.75 + row_in * (n_heads + 1 + _GAP))
     figure = new_figure(_WIDTH_IN, height + 0.15 * len(found.maps))
-    figure.get_layout_engine().set(h_pad=0.13)  # else a title stands on the row above it
+    # else a title stands on the row above it
+    figure.set_layout_engine("constrained", h_pad=0.13)
     panels = figure.subplots(len(found.maps), 1, sharex=True, squeeze=False)[:, 0]
     norm = Normalize(_MIDDLE - reach, _MIDDLE + reach)
     for axes, each in zip(panels, found.maps, strict=True):
