@@ -1,0 +1,35 @@
+"""An engine that shows whether work can be done elsewhere, without the cost of a process."""
+
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import contextmanager
+from multiprocessing.reduction import ForkingPickler
+from typing import Any
+
+from graphhalu.engine.base import Done, Engine, Start, Work, Workers
+
+
+class Elsewhere(Engine):
+    """Sends everything through bytes, has a worker for each item, and ends them last one first.
+
+    Work that leans on what this process holds, or on the order of the items, fails here as it
+    does in another process.
+    """
+
+    @contextmanager
+    def workers(self, start: Start, at_most: int) -> Iterator[Workers]:
+        """A worker for each item."""
+        yield _Elsewhere(start)
+
+
+class _Elsewhere(Workers):
+    def __init__(self, start: Start) -> None:
+        self.start = start
+
+    def map(self, function: Work, items: Sequence[Any]) -> Generator[Done, None, None]:
+        for place in reversed(range(len(items))):
+            start, there, item = _sent((self.start, function, items[place]))
+            yield _sent(Done(place, there(start(), item)))
+
+
+def _sent(value: Any) -> Any:
+    return ForkingPickler.loads(ForkingPickler.dumps(value))
