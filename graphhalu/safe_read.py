@@ -74,7 +74,7 @@ def reason_of(fault: BaseException) -> str:
     text = " ".join(str(getattr(fault, "strerror", None) or fault).split())
     text = text if len(text) <= _MOST_REASON else f"{text[:_MOST_REASON]} …"
     if isinstance(fault, KeyError):
-        return f"it lacks {text}"
+        return f"it lacks the field {text}"
     return text or {"MemoryError": "too large for the memory"}.get(
         type(fault).__name__, type(fault).__name__
     )

@@ -65,7 +65,10 @@ def read_heads(path: Path) -> list[HeadTable]:
         )
         raise DataFileError(message)
     with reading(f"{path} is damaged", way_out="Measure the heads again"):
-        tables = [_table(item) for item in values["tables"]]
+        try:
+            tables = [_table(item) for item in values["tables"]]
+        except UsageError as error:  # parts that do not fit are no fault of an argument here
+            raise ValueError(str(error)) from None
     if not tables:
         message = f"{path} holds no table of heads"
         raise DataFileError(message)
@@ -153,7 +156,11 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
 
 def _numbers(values: Any) -> Float[np.ndarray, "..."]:
     """Nested lists as numbers; ``null`` becomes NaN."""
-    return np.array(values, dtype=np.float64)
+    found: Float[np.ndarray, "..."] = np.array(values, dtype=np.float64)
+    if np.isinf(found).any():
+        message = "a number is infinite"
+        raise ValueError(message)
+    return found
 
 
 def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
@@ -220,7 +227,8 @@ def _read_json(path: Path) -> dict[str, Any]:
         message = f"{path} cannot be read: {reason_of(error)}"
         raise DataFileError(message) from None
     with reading(f"{path} is not readable JSON"):
-        values = parse_json(unpack_gzip(raw) if path.suffix == ".gz" else raw)
+        # numbers are looked at where they stand, so that the error can name the head
+        values = parse_json(unpack_gzip(raw) if path.suffix == ".gz" else raw, allows_nan=True)
     if not isinstance(values, dict):
         message = f"{path} must hold a JSON object, got {type(values).__name__}"
         raise DataFileError(message)

@@ -81,7 +81,7 @@ def _shard_paths(folder: Path) -> list[Path]:
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         message = (
-            f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]!r} among them"
+            f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
         )
         raise DataFileError(message)
     return [folder / name for name in names]
