@@ -71,8 +71,15 @@ def connected(address: str) -> Iterator[Any]:
         options["include_dashboard"] = False
     try:
         ray.init(address=address, **options)
-    except (ConnectionError, RuntimeError, ValueError, OSError) as error:
-        raise _no_cluster(address, " ".join(str(error).split())) from None
+    except Exception as error:  # noqa: BLE001 - ray raises bare exceptions here
+        reason = " ".join(str(error).split())
+        if address == LOCAL:
+            message = (
+                f"Ray does not start on this machine: {reason}\n"
+                f"  A busy machine can be too slow for it: try again, or leave --ray out"
+            )
+            raise ClusterError(message) from None
+        raise _no_cluster(address, reason) from None
     try:
         yield ray
     finally:

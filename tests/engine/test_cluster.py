@@ -45,6 +45,21 @@ def test_a_port_where_nobody_answers_is_told_at_once(monkeypatch):
         pass
 
 
+@pytest.mark.parametrize(
+    ("address", "text"),
+    [("local", "does not start on this machine: node timed out"), ("auto", "used at auto: node")],
+)
+def test_a_ray_that_does_not_come_up_is_told_in_its_own_words(monkeypatch, address, text):
+    def init(**_):
+        raise Exception("node\ntimed out")  # noqa: TRY002 - as ray does
+
+    fake = type(sys)("ray")
+    fake.is_initialized, fake.init = (lambda: False), init
+    monkeypatch.setitem(sys.modules, "ray", fake)
+    with pytest.raises(ClusterError, match=text), connected(address):
+        pass
+
+
 def test_an_address_may_be_left_out_at_the_end_and_before_another_option():
     assert with_address(["extract", "--ray"]) == ["extract", "--ray=local"]
     assert with_address(["extract", "--ray", "--json"]) == ["extract", "--ray=local", "--json"]
