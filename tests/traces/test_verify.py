@@ -242,7 +242,7 @@ def test_a_newer_version_is_refused_with_a_way_out(store, version):
     description = json.loads((store.path / "zarr.json").read_text())
     description["attributes"]["format_version"] = version
     (store.path / "zarr.json").write_text(json.dumps(description))
-    with pytest.raises(StoreError, match=rf"format version {version}.*up to 1\n.*pip install"):
+    with pytest.raises(StoreError, match=rf"format version {version}.*up to 2\n.*pip install"):
         open_traces(store.path)
 
 
