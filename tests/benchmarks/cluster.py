@@ -67,7 +67,7 @@ def _on_a_cluster(config: ExtractConfig, folder: Path) -> dict[str, Any]:
     """The same through the command line, with a node killed at half of the parts."""
     store = folder / "two.zarr"
     n_half = N_QUESTIONS // PART_SIZE // 2
-    with loopback_cluster(cpus=1, patience_s=PATIENCE_S) as cluster:
+    with loopback_cluster(cpus=1, patience_s=float(PATIENCE_S)) as cluster:
         node = cluster.add_node(cpus=1)
         command = [
             sys.executable, "-m", "graphhalu", "extract", "--model", config.model.name,

@@ -71,7 +71,7 @@ def story(command, tmp_path_factory):
     folder = tmp_path_factory.mktemp("faults")
     assert run([*command, str(folder / "whole.zarr")]) == 0
     try:
-        with loopback_cluster(cpus=1, patience_s=PATIENCE_S) as cluster:
+        with loopback_cluster(cpus=1, patience_s=float(PATIENCE_S)) as cluster:
             told = lived_through(cluster, command, folder)
     except ClusterError as error:
         pytest.skip(f"{error}: the machine is too busy")
@@ -86,7 +86,7 @@ def lived_through(cluster, command, folder):
     driver = started(arguments, folder / "killed.log")
     wait_for(lambda: committed(store), driver)
     driver.kill()
-    driver.wait()
+    driver.communicate()
     wait_for(lambda: not workers())  # Ray ends the workers of a driver that is gone
     before, problems = committed(store), verify_store(store).problems
     driver = started(arguments, folder / "again.log")
