@@ -14,6 +14,7 @@ Source:
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
@@ -24,7 +25,7 @@ from jaxtyping import Bool, Float
 from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.labels.labels import Meaning
-from graphhalu.safe_read import parse_json, read_bytes, read_json_object, reading, unpack_gzip
+from graphhalu.safe_read import parse_json, read_json_object, reading, reason_of
 from graphhalu.studies.sinks.records import QueryMode, SinkRecord, SinkRun
 
 SUFFIX: Final = ".jsonl.gz"
@@ -36,6 +37,8 @@ _REQUIRED: Final = (
 _SAME: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
 _TOLERANCE: Final = 1e-3
 _SHOWN: Final = 60
+_MAX_LINE_BYTES: Final = 2**26
+"""Most bytes of a record: a small file could unpack to a line without end."""
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:
@@ -130,11 +133,21 @@ def _plain_rows(values: Float[np.ndarray, "layer ..."], is_seen: Bool[np.ndarray
 
 def _lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
     """The JSON objects of a file, each with where it stands."""
-    with reading(f"{path} cannot be read as gzip JSON Lines"):
-        text = unpack_gzip(read_bytes(path)).decode("utf-8")
-    for number, line in enumerate(text.split("\n"), start=1):
-        if line.strip():
-            yield _object(line, f"{path}, line {number}"), f"{path}, line {number}"
+    number = 0
+    try:
+        with gzip.open(path) as file:
+            while line := file.readline(_MAX_LINE_BYTES):
+                number += 1
+                if len(line) == _MAX_LINE_BYTES:
+                    message = f"{path}, line {number}: expected at most {len(line):,} bytes"
+                    raise DataFileError(message)
+                if line.strip():
+                    where = f"{path}, line {number}"
+                    yield _object(line.decode("utf-8"), where), where
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = reason_of(error)
+        message = f"{path} cannot be read after line {number}: {reason}; expected gzip JSON Lines"
+        raise DataFileError(message) from None
 
 
 def _object(line: str, where: str) -> Mapping[str, Any]:
