@@ -60,11 +60,12 @@ def reading(
     Raises:
         GraphhaluError: Of the class ``error``; says what was found.
     """
+    known: tuple[type[Exception], ...] = (*MALFORMED, *also)
     try:
         yield
     except GraphhaluError:
         raise
-    except (*MALFORMED, *also) as fault:
+    except known as fault:
         end = f"\n  {way_out}" if way_out else ""
         raise error(f"{what}: {reason_of(fault)}{end}") from fault
 

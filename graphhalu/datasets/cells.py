@@ -154,8 +154,8 @@ def places_cell(
         if text in set(LETTERS[: len(choices)]):
             found.add(LETTERS.index(text))
         is_number = reads_digits or not isinstance(item, str)
-        is_place = is_number and text and text.isdecimal() and len(text) <= len(str(len(choices)))
-        if is_place and int(text or 0) < len(choices):
+        is_short = text.isdecimal() and len(text) <= len(str(len(choices))) if text else False
+        if text and is_number and is_short and int(text) < len(choices):
             found.add(int(text))
         if len(found) != 1:
             expected = f"the letter, the number from 0 or the text of one of {list(choices)}"

@@ -13,6 +13,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from threading import Timer
 from typing import Any, Final
@@ -134,7 +135,7 @@ def main() -> None:
             command, *arguments = line.split()
             if command == "add":
                 node = _node(int(arguments[0]))
-                added.append(_started(lambda node=node: cluster.add_node(**node)))
+                added.append(_started(partial(cluster.add_node, **node)))
                 number = added[-1].all_processes["raylet"][0].process.pid
             else:
                 cluster.remove_node(added.pop(), allow_graceful=False)

@@ -59,7 +59,9 @@ class Part:
     @cached_property
     def offsets(self) -> dict[str, Int[np.ndarray, "offset"]]:
         """Where each trace starts on each ragged axis, and where the last one ends."""
-        found = {axis: self._read(f"{axis}_offsets", ...) for axis in RAGGED_AXES}
+        found: dict[str, np.ndarray] = {
+            axis: self._read(f"{axis}_offsets", ...) for axis in RAGGED_AXES
+        }
         for axis, values in found.items():
             is_rising = values.shape == (len(self.commit.trace_ids) + 1,) and not values[0]
             if values.dtype != np.int64 or not is_rising or (np.diff(values) < 0).any():
