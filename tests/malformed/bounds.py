@@ -209,4 +209,5 @@ def _limited() -> Iterator[None]:
     finally:
         signal.setitimer(signal.ITIMER_PROF, 0)
         resource.setrlimit(resource.RLIMIT_AS, (soft, hard))
-        signal.signal(signal.SIGPROF, earlier)
+        # a signal that is still on its way would end the process where nobody had a handler
+        signal.signal(signal.SIGPROF, signal.SIG_IGN if earlier == signal.SIG_DFL else earlier)
