@@ -96,9 +96,7 @@ def test_killed_at_random_moments(toys, where, url, tmp_path, capsys):
     finish(start(place))
     with capsys.disabled():
         if N_KILLS > 10:
-            print(
-                f"\n{where}: {N_KILLS} kills, {n_at_work} of them at work, {n_parts(place)} parts whole"
-            )
+            print(f"\n{where}: {N_KILLS} kills, {n_at_work} at work, {n_parts(place)} parts whole")
     assert_whole(toys, place)
 
 
