@@ -23,7 +23,7 @@ from graphhalu.errors import ProcessLostError, UsageError
 Prepare = Callable[..., Callable[[], object]]
 """Gets everything ready in a started process, and gives what runs in step with the others."""
 
-_PATIENCE_S: Final = 10.0
+_PATIENCE_S: Final = 20.0
 """How long a rank has to end, or to say why it ended."""
 _GUARD: Final = 'A script that trains on several devices needs:  if __name__ == "__main__":'
 _READY: Final = "ready"

@@ -17,7 +17,9 @@ from graphhalu.detectors.registry import DETECTORS
 from graphhalu.errors import CorruptStoreError, DataFileError
 from graphhalu.safe_read import unpack_gzip
 from graphhalu.traces.commit import read_commit
-from graphhalu.traces.store import open_traces
+from graphhalu.traces.place import LocalPlace
+from graphhalu.traces.root import read_attributes
+from graphhalu.traces.store import TraceStore
 from tests.malformed.bounds import Bench
 from tests.malformed.mutations import STRUCTURED, bomb, spoil
 from tests.malformed.readers import READERS
@@ -139,6 +141,11 @@ def test_a_commit_record_cannot_name_a_file_outside_of_its_part(name, tmp_path):
         read_commit(commit.parent)
 
 
+def opened(path):
+    """A store as ``open_traces`` gives it; type checks of a function would read its first trace."""
+    return TraceStore(LocalPlace(path), read_attributes(path))
+
+
 @pytest.mark.parametrize("shape", [[10**18], [0], [-1], [5, 7], [2**31]])
 def test_an_array_of_another_size_than_its_traces_is_refused_before_it_is_read(shape, tmp_path):
     make_store(tmp_path)
@@ -149,7 +156,7 @@ def test_an_array_of_another_size_than_its_traces_is_refused_before_it_is_read(s
     described.write_text(json.dumps(plain))
     seal_store(described)
     with pytest.raises(CorruptStoreError, match="array 'token_ids' of part 000000"):
-        _ = open_traces(tmp_path / STORE)[0].token_ids
+        _ = opened(tmp_path / STORE).parts[0].read("token_ids")
 
 
 def test_a_chunk_of_no_size_is_refused(tmp_path):
@@ -160,7 +167,7 @@ def test_a_chunk_of_no_size_is_refused(tmp_path):
     described.write_text(json.dumps(plain))
     seal_store(described)
     with pytest.raises(CorruptStoreError, match="array 'token_ids' of part 000000"):
-        _ = open_traces(tmp_path / STORE)[0].token_ids
+        _ = opened(tmp_path / STORE).parts[0].read("token_ids")
 
 
 def test_a_gzip_bomb_is_stopped_at_its_bound(tmp_path, monkeypatch):

@@ -182,7 +182,7 @@ def test_a_validation_is_read_back_as_it_was(found, tmp_path):
     assert np.array_equal(again.risk.values, found.risk.values)
     assert again.values().keys() == found.values().keys()
     (tmp_path / "validation.json").write_text("[]")
-    with pytest.raises(DataFileError, match="no readable validation"):
+    with pytest.raises(DataFileError, match=r"validation\.json must hold a JSON object, got list"):
         read_validation(tmp_path)
 
 
