@@ -147,7 +147,7 @@ def detector_reader(
 
 
 MODEL_READERS = (
-    Reader("gguf", make_gguf, read_gguf, (Target("tiny.gguf"),), n_slice=150),
+    Reader("gguf", make_gguf, read_gguf, (Target("tiny.gguf"),), n_slice=100),
     Reader("safetensors", make_shards, read_shards, (
         Target("model-1.safetensors", "safetensors"), Target("model-2.safetensors", "safetensors"),
         Target("model.safetensors.index.json", "json")), n_slice=150),

@@ -171,8 +171,8 @@ STORE_TARGETS = (
 )
 
 STORE_READERS = (
-    Reader("trace store", make_store, read_store, STORE_TARGETS, n_slice=100),
-    Reader("verify", make_store, verify, STORE_TARGETS[:6], n_slice=40),
+    Reader("trace store", make_store, read_store, STORE_TARGETS, n_slice=60),
+    Reader("verify", make_store, verify, STORE_TARGETS[:6], n_slice=25),
     Reader("labels", make_store, read_store_labels,
            (Target(f"{STORE}/labels/match.parquet", "parquet"),)),
     Reader("features", make_store, read_feature_table, (Target("features.parquet", "parquet"),)),
