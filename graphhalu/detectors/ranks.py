@@ -179,7 +179,10 @@ class _Other(NamedTuple):
 
 def _first_lost(others: list[_Other]) -> _Other | None:
     """The one that failed; before those that failed since it was gone, one that was killed."""
-    wait([other.process.sentinel for other in others], _PATIENCE_S)
+    ended = wait([other.process.sentinel for other in others], _PATIENCE_S)
+    for other in others:
+        if other.process.sentinel in ended:
+            other.process.join(_PATIENCE_S)  # it lets go of its sentinel just before it is gone
     failed = [other for other in others if other.process.exitcode]
     return min(failed, key=lambda other: other.process.exitcode or 0, default=None)
 
