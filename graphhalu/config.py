@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from graphhalu.errors import ConfigError
 from graphhalu.registry import unknown_name
-from graphhalu.safe_read import MALFORMED, read_bytes, reason_of
+from graphhalu.safe_read import MALFORMED, read_bytes, reason_of, shown
 
 _MAX_BYTES: Final = 2**22
 """Most bytes of a configuration."""
@@ -100,7 +100,8 @@ def differing_fields(stored: Mapping[str, Any], asked: Mapping[str, Any]) -> lis
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             differences += [f"{key}.{line}" for line in differing_fields(old, new)]
         elif old != new:
-            differences.append(f"{key}: {old!r} in the store, {new!r} asked for")
+            name = str(key)[:_SHOWN]
+            differences.append(f"{name}: {shown(old)} in the store, {shown(new)} asked for")
     return differences
 
 
@@ -159,23 +160,18 @@ def _require_plain(values: Any) -> None:
             raise ValueError(f"{message}; put it into quotes")
 
 
-def _shortened(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= _SHOWN else f"{text[:_SHOWN]} …"
-
-
 def _complaint(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
     place = ".".join(map(str, item["loc"]))[:_SHOWN] or kind.__name__
     if item["type"] != "extra_forbidden":
-        return f"{place}: {item['msg']} (got {_shortened(item.get('input'))})"
+        return f"{place}: {item['msg']} (got {shown(item.get('input'))})"
     *parents, name = item["loc"]
     for parent in parents:
         inner = kind.model_fields[parent].annotation if parent in kind.model_fields else None
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
-            return f"{place}: there is no such field (got {_shortened(item['input'])})"
+            return f"{place}: there is no such field (got {shown(item['input'])})"
         kind = inner
     unknown = unknown_name("field", str(name)[:_SHOWN], kind.model_fields)
-    return f"{place} (got {_shortened(item['input'])}): {unknown}"
+    return f"{place} (got {shown(item['input'])}): {unknown}"
 
 
 def _yaml_value(text: str) -> Any:

@@ -14,7 +14,7 @@ import re
 import struct
 import zipfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, NoReturn
@@ -79,6 +79,18 @@ def reason_of(fault: BaseException) -> str:
     return text or {"MemoryError": "too large for the memory"}.get(
         type(fault).__name__, type(fault).__name__
     )
+
+
+def shown(value: object, limit: int = 120) -> str:
+    """A value in an error: as Python writes it, cut where it is long."""
+    text = repr(value)
+    return text if len(text) <= limit else f"{text[:limit]} …"
+
+
+def told_format(values: Mapping[str, Any]) -> str:
+    """What a file says of its format and version, for an error."""
+    kind, version = values.get("format"), values.get("format_version")
+    return f"format {shown(kind)} version {shown(version)}"
 
 
 def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:

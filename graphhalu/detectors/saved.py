@@ -19,7 +19,7 @@ from graphhalu.detectors.registry import DETECTORS
 from graphhalu.errors import DataFileError, GraphhaluError, UsageError
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import provenance
-from graphhalu.safe_read import read_json_object, reading, reason_of
+from graphhalu.safe_read import read_json_object, reading, reason_of, shown
 from graphhalu.traces.trace import Trace
 
 T = TypeVar("T")
@@ -110,12 +110,13 @@ def read_description(folder: Path, name: str | None = None) -> dict[str, Any]:
     path = folder / DESCRIPTION_FILE
     values = _read_json(path)
     if values.get("format") != FORMAT or not isinstance(values.get("name"), str):
-        message = f"{path} does not describe a detector: format {values.get('format')!r}"
+        message = f"{path} does not describe a detector: format {shown(values.get('format'))}"
         raise DataFileError(message)
     version = values.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
         message = (
-            f"{path} has format version {version!r}, this graphhalu reads up to {FORMAT_VERSION}\n"
+            f"{path} has format version {shown(version)}, this graphhalu reads up to "
+            f"{FORMAT_VERSION}\n"
             f"  Install a newer graphhalu, or train the detector again"
         )
         raise DataFileError(message)

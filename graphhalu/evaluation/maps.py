@@ -25,6 +25,7 @@ from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.numerics import benjamini_hochberg, json_ready
+from graphhalu.safe_read import shown
 from graphhalu.traces.trace import Trace
 
 FORMAT: Final = "graphhalu-maps"
@@ -155,7 +156,7 @@ def read_maps(folder: Path) -> HeadMaps | None:
     if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
         message = (
             f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, got "
-            f"{values.get('format')!r} of version {values.get('format_version')!r}"
+            f"{shown(values.get('format'))} of version {shown(values.get('format_version'))}"
         )
         raise DataFileError(message)
     try:

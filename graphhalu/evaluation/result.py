@@ -24,7 +24,7 @@ from graphhalu.evaluation.significance import Baseline, Comparison
 from graphhalu.evaluation.table import csv_table
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import file_sha256
-from graphhalu.safe_read import read_parquet, reading
+from graphhalu.safe_read import read_parquet, reading, shown
 
 __all__ = [
     "FORMAT", "FORMAT_VERSION", "RESULT_FILE", "SAMPLE_SCHEMA", "SCORES_FILE", "TABLE_FILE",
@@ -123,12 +123,12 @@ def read_result(folder: Path) -> Result:
     path = folder / RESULT_FILE
     values = read_object(path, way_out="Run:  graphhalu compare")
     if values.get("format") != FORMAT:
-        message = f"{path} is no {FORMAT} file: its format is {values.get('format')!r}"
+        message = f"{path} is no {FORMAT} file: its format is {shown(values.get('format'))}"
         raise DataFileError(message)
     version = values.get("format_version")
     if not isinstance(version, int) or version > FORMAT_VERSION:
         message = (
-            f"{path} has format version {version}, this graphhalu reads up to "
+            f"{path} has format version {shown(version)}, this graphhalu reads up to "
             f"{FORMAT_VERSION}\n  Update it:  pip install --upgrade graphhalu"
         )
         raise DataFileError(message)

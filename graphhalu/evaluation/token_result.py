@@ -20,6 +20,7 @@ from graphhalu.evaluation.files import read_object
 from graphhalu.evaluation.token_metrics import TokenMetric
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import file_sha256
+from graphhalu.safe_read import read_parquet, reading, shown
 
 FORMAT: Final = "graphhalu-token-result"
 FORMAT_VERSION: Final = 1
@@ -181,15 +182,17 @@ def read_token_result(folder: Path) -> TokenResult:
     values = read_object(path, way_out="Run:  graphhalu tokens")
     version = values.get("format_version")
     if values.get("format") != FORMAT:
-        message = f"{path} is no {FORMAT} file: its format is {values.get('format')!r}"
+        message = f"{path} is no {FORMAT} file: its format is {shown(values.get('format'))}"
         raise DataFileError(message)
     if not isinstance(version, int) or version > FORMAT_VERSION:
         message = (
-            f"{path} has format version {version}, this graphhalu reads up to {FORMAT_VERSION}\n"
+            f"{path} has format version {shown(version)}, this graphhalu reads up to "
+            f"{FORMAT_VERSION}\n"
             f"  Update it:  pip install --upgrade graphhalu"
         )
         raise DataFileError(message)
-    samples = _read_scores(folder, values.pop("files", {}))
+    files = values.pop("files", None)
+    samples = _read_scores(folder, files if isinstance(files, dict) else {})
     try:
         return TypeAdapter(TokenResult).validate_python({**values, "samples": samples})
     except ValidationError as error:
@@ -207,4 +210,5 @@ def _read_scores(folder: Path, checksums: Mapping[str, str]) -> pa.Table:
     if file_sha256(path) != checksums.get(SCORES_FILE):
         message = f"{path} is not the file that {RESULT_FILE} was written with; run it again"
         raise CorruptStoreError(message)
-    return pq.read_table(path)
+    with reading(f"{path} is no table of scores"):
+        return read_parquet(path)

@@ -26,7 +26,7 @@ from graphhalu.features.matrix import block_columns, require_level, rows_of
 from graphhalu.features.registry import FEATURES
 from graphhalu.features.sending import opener
 from graphhalu.features.spec import FeatureSpec, as_specs, reads_beams
-from graphhalu.safe_read import parse_json, read_parquet, reading
+from graphhalu.safe_read import parse_json, read_parquet, reading, told_format
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import disk_error
@@ -364,7 +364,7 @@ def _arrow(table: FeatureTable) -> pa.Table:
 def _check_format(stored: Mapping[str, Any], path: Path) -> None:
     if stored.get("format") != FORMAT or stored.get("format_version", 0) > FORMAT_VERSION:
         message = (
-            f"{path} has format {stored.get('format')!r} version {stored.get('format_version')}; "
+            f"{path} has {told_format(stored)}; "
             f"this graphhalu reads {FORMAT!r} up to version {FORMAT_VERSION}"
         )
         raise CorruptStoreError(message)

@@ -17,7 +17,7 @@ from graphhalu.errors import DataFileError, UsageError
 from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import provenance
-from graphhalu.safe_read import parse_json, read_bytes, reading, reason_of, unpack_gzip
+from graphhalu.safe_read import parse_json, read_bytes, reading, reason_of, told_format, unpack_gzip
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1
@@ -60,7 +60,7 @@ def read_heads(path: Path) -> list[HeadTable]:
         return [_published_table(values, path)]
     if values["format"] != FORMAT or values.get("format_version") != FORMAT_VERSION:
         message = (
-            f"{path} has format {values['format']!r} version {values.get('format_version')!r}; "
+            f"{path} has {told_format(values)}; "
             f"this graphhalu reads {FORMAT!r} version {FORMAT_VERSION}"
         )
         raise DataFileError(message)

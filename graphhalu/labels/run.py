@@ -24,7 +24,7 @@ from graphhalu.errors import (
 from graphhalu.labels.base import Labeller
 from graphhalu.labels.labels import Labels, Meaning
 from graphhalu.labels.registry import LABELLERS, make_labeller
-from graphhalu.safe_read import parse_json, read_parquet, reading
+from graphhalu.safe_read import parse_json, read_parquet, reading, told_format
 from graphhalu.traces.schema import TraceRecord
 
 FORMAT: Final = "graphhalu-labels"
@@ -243,7 +243,7 @@ def _read(path: Path) -> Labels:
 def _check_format(values: Mapping[str, Any], path: Path) -> None:
     if values["format"] != FORMAT or values["format_version"] > FORMAT_VERSION:
         message = (
-            f"{path} has format {values['format']!r} version {values['format_version']}; this "
+            f"{path} has {told_format(values)}; this "
             f"graphhalu reads {FORMAT!r} up to version {FORMAT_VERSION}\n"
         )
         raise CorruptStoreError(message + _way_out(path))

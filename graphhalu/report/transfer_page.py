@@ -25,6 +25,7 @@ from graphhalu.report.page import (
     text_rows,
 )
 from graphhalu.report.wording import METRIC_NAMES, metric_names, metric_title
+from graphhalu.safe_read import shown
 
 TRANSFER_FILE: Final = "transfer.json"
 _MOST_PANELS: Final = 6
@@ -58,7 +59,7 @@ def read_transfer(folder: Path) -> StoredTransfer | None:
     if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
         message = (
             f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, got "
-            f"{values.get('format')!r} of version {values.get('format_version')!r}"
+            f"{shown(values.get('format'))} of version {shown(values.get('format_version'))}"
         )
         raise DataFileError(message)
     known = {name: values.get(name) for name in StoredTransfer.__dataclass_fields__}

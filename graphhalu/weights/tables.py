@@ -15,7 +15,7 @@ from graphhalu.atomic import replace_file
 from graphhalu.errors import UsageError
 from graphhalu.numerics import json_ready
 from graphhalu.registry import unknown_name
-from graphhalu.safe_read import read_json_object, read_parquet, reading
+from graphhalu.safe_read import read_json_object, read_parquet, reading, told_format
 from graphhalu.weights.meanings import HEAD_MEANINGS, LAYER_MEANINGS
 
 FORMAT: Final = "graphhalu-weights"
@@ -205,10 +205,7 @@ def _check_sizes(profile: WeightProfile) -> None:
 
 def _checked(values: dict[str, Any]) -> dict[str, Any]:
     if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
-        message = (
-            f"it has format {values.get('format')!r} version {values.get('format_version')!r}, "
-            f"expected {FORMAT!r} version {FORMAT_VERSION}"
-        )
+        message = f"it has {told_format(values)}, expected {FORMAT!r} version {FORMAT_VERSION}"
         raise ValueError(message)
     return values
 

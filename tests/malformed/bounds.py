@@ -123,20 +123,11 @@ class Bench:
             with _limited():
                 found = self.reader.read(path)
             if target.is_checked and not is_sealed and not _same(found, self.expected[target]):
-                kind, detail = "silent change", ""
-        except GraphhaluError as error:
-            kind, detail = "refused", f"{type(error).__name__}: {error}"
-            if not str(error).strip() or len(str(error)) > MOST_TEXT:
-                kind = f"text of {len(str(error))} characters"
-        except TooLong:
-            kind, detail = "too long", "".join(traceback.format_exc()[-1500:])
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            kind, detail = f"raised {type(error).__name__}", traceback.format_exc()[-2500:]
-            # the type checks of the tests look into a store, and meet its fault before its reader
-            if kind == "raised TypeCheckError" and isinstance(error.__cause__, GraphhaluError):
-                kind = "refused"
+                kind = "silent change"
+        except KeyboardInterrupt:
+            raise
+        except BaseException as error:  # noqa: BLE001
+            kind, detail = _judged(error)
             if type(error).__name__ == "TypeCheckError" and "graphhalu.errors." in _told(error):
                 # type checks of the tests read a store's first trace, and hide what it says
                 kind = "refused"
@@ -175,6 +166,23 @@ class Bench:
         for path in self._files():
             if path not in self.valid:
                 path.unlink()
+
+
+def _judged(error: BaseException) -> tuple[str, str]:
+    """Kind and detail of an exception."""
+    # the type checks of the tests look into a store, and meet its fault before its reader
+    is_of_checks = type(error).__name__ == "TypeCheckError"
+    said = error.__cause__ if is_of_checks and error.__cause__ is not None else error
+    if isinstance(said, TooLong):
+        return "too long", traceback.format_exc()[-1500:]
+    if not isinstance(said, GraphhaluError):
+        return f"raised {type(said).__name__}", traceback.format_exc()[-2500:]
+    n_letters = len(str(said).strip())
+    is_clear = 0 < n_letters <= MOST_TEXT
+    return (
+        "refused" if is_clear else f"text of {n_letters} characters",
+        f"{type(said).__name__}: {str(said)[:MOST_TEXT]}",
+    )
 
 
 def _replace_entry(path: Path, way: int) -> None:

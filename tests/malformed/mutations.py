@@ -11,6 +11,7 @@ import random
 import struct
 import zlib
 from collections.abc import Callable
+from copy import deepcopy
 from functools import cache
 from typing import Any
 
@@ -166,7 +167,7 @@ def spoil_value(value: Any, rng: random.Random) -> Any:
     for _ in range(rng.choice((1, 1, 1, 2, 3))):
         *above, last = rng.choice(_places(value)) or (None,)
         if last is None:
-            return rng.choice(VALUES) if rng.random() < 0.3 else value
+            return deepcopy(rng.choice(VALUES)) if rng.random() < 0.3 else value
         holder = value
         for key in above:
             holder = holder[key]
@@ -177,7 +178,7 @@ def spoil_value(value: Any, rng: random.Random) -> Any:
 def _change(holder: Any, key: Any, rng: random.Random) -> None:
     way = rng.randrange(10)
     if way < 6:
-        holder[key] = rng.choice(VALUES)
+        holder[key] = deepcopy(rng.choice(VALUES))
     elif way == 6:
         del holder[key]
     elif isinstance(holder, dict):

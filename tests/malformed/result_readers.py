@@ -79,6 +79,26 @@ def read_finished(path: Path) -> Any:
     return str(_read_part(path))
 
 
+def make_tokens(folder: Path) -> None:
+    import pyarrow as pa
+
+    from graphhalu.evaluation.token_result import TokenResult
+
+    samples = pa.table({"detector": ["a", "a"], "trace_id": ["t0", "t1"], "score": [0.5, 0.25]})
+    found = sample(
+        TokenResult, samples=samples, config={}, provenance={}, store={},
+        format=TokenResult.format, format_version=TokenResult.format_version,
+    )  # fmt: skip
+    found.write(folder)
+
+
+def read_tokens(path: Path) -> Any:
+    from graphhalu.evaluation.token_result import read_token_result
+
+    found = read_token_result(path.parent)
+    return str(found.rows), found.samples.to_pylist()
+
+
 def make_heads(folder: Path) -> None:
     import numpy as np
 
@@ -290,6 +310,12 @@ RESULT_READERS = (
     Reader("head maps", make_result, read_head_maps, _targets("json", "maps.json")),
     Reader("transfer", make_result, read_transfers, _targets("json", "transfer.json")),
     Reader("finished parts", make_result, read_finished, _targets("parquet", "parts/text.parquet")),
+    Reader(
+        "token result",
+        make_tokens,
+        read_tokens,
+        (Target("tokens.json", "json"), Target("tokens.parquet", "parquet", is_checked=True)),
+    ),
     Reader("heads", make_heads, read_head_tables,
            (*_targets("json", "heads.json", "published.json"), Target("heads.json.gz")),
            n_slice=100),

@@ -28,7 +28,7 @@ from graphhalu.errors import (
 from graphhalu.evaluation.files import read_object
 from graphhalu.numerics import json_ready, ragged_offsets
 from graphhalu.provenance import provenance
-from graphhalu.safe_read import check_zip, parse_json, reading
+from graphhalu.safe_read import check_zip, parse_json, reading, shown
 
 FORMAT: Final = "graphhalu-instability"
 FORMAT_VERSION: Final = 1
@@ -167,7 +167,7 @@ class SeriesFolder:
         if meta.get("format") != FORMAT or meta.get("format_version") != FORMAT_VERSION:
             message = (
                 f"{path / META_FILE}: expected {FORMAT} of version {FORMAT_VERSION}, got "
-                f"{meta.get('format')!r} of version {meta.get('format_version')!r}"
+                f"{shown(meta.get('format'))} of version {shown(meta.get('format_version'))}"
             )
             raise DataFileError(message)
         with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):

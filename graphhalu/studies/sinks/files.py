@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float
 from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.labels.labels import Meaning
-from graphhalu.safe_read import parse_json, read_json_object, reading, reason_of
+from graphhalu.safe_read import parse_json, read_json_object, reading, reason_of, shown
 from graphhalu.studies.sinks.records import QueryMode, SinkRecord, SinkRun
 
 SUFFIX: Final = ".jsonl.gz"
@@ -79,8 +79,8 @@ def read_run(path: Path) -> SinkRun:
     for name in ("model", "task", "sink_tokens", "query_mode"):
         if name in meta and meta[name] != getattr(records[0], name):
             message = (
-                f"{_meta_path(path)} belongs to another run: it has {name} {meta[name]!r}, the "
-                f"records have {getattr(records[0], name)!r}"
+                f"{_meta_path(path)} belongs to another run: it has {name} {shown(meta[name])}, "
+                f"the records have {shown(getattr(records[0], name))}"
             )
             raise DataFileError(message)
     return SinkRun(records, meta, path.name.removesuffix(SUFFIX))

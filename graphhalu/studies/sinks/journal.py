@@ -14,6 +14,7 @@ from graphhalu.studies.sinks.observer import SinkMass
 from graphhalu.studies.sinks.running import Measured
 
 DIGITS: Final = 7
+_MOST_SHOWN: Final = 12
 
 
 class Journal:
@@ -79,7 +80,7 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path
     """
     differences = differing_fields(stored, json.loads(json.dumps(asked)))
     if differences:
-        listed = "\n".join(f"  {line}" for line in differences)
+        listed = "\n".join(f"  {line}" for line in differences[:_MOST_SHOWN])
         message = (
             f"{path} was measured with other settings:\n{listed}\n"
             f"  Ask for the same ones, or give another folder with --out"

@@ -17,6 +17,7 @@ from graphhalu.errors import DataFileError
 from graphhalu.evaluation.files import read_object
 from graphhalu.labels.labels import Meaning
 from graphhalu.numerics import json_ready
+from graphhalu.safe_read import shown
 from graphhalu.studies.sinks.findings import Estimate, RunResult
 
 FORMAT: Final = "graphhalu-sinks-analysis"
@@ -167,7 +168,9 @@ def read_sinks(path: Path) -> SinksResult:
         raise DataFileError(message)
     version = values.pop("format_version", None)
     if version != FORMAT_VERSION:
-        message = f"{file} has format version {version}, this graphhalu reads {FORMAT_VERSION}"
+        message = (
+            f"{file} has format version {shown(version)}, this graphhalu reads {FORMAT_VERSION}"
+        )
         raise DataFileError(message)
     try:
         return TypeAdapter(SinksResult).validate_python(values)

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from graphhalu.atomic import replace_file
 from graphhalu.errors import UsageError
 from graphhalu.numerics import json_ready
-from graphhalu.safe_read import read_json_object, reading
+from graphhalu.safe_read import read_json_object, reading, told_format
 from graphhalu.studies.weights.agreement import Agreement, counts
 from graphhalu.studies.weights.detection import LayerDetection
 from graphhalu.studies.weights.measure import MEASURED_MEANINGS, Measured
@@ -127,8 +127,7 @@ def read_validation(folder: Path) -> Validation:
 
 def _validation(values: Mapping[str, Any]) -> Validation:
     if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
-        message = f"format {values.get('format')!r} version {values.get('format_version')!r}"
-        raise ValueError(message)
+        raise ValueError(told_format(values))
     named = ("model", "store", "settings", "provenance", "missing", "untested")
     measured, risk = dict(values["measured"]), dict(values["risk"])
     for name in ("heads", "kv_heads", "layers"):
