@@ -11,7 +11,7 @@ from dataclasses import asdict
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from jaxtyping import Shaped
@@ -29,8 +29,13 @@ from graphhalu.traces.size import check_fits, estimate_bytes
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import PartKey, disk_error, require_covered, write_part
 
+if TYPE_CHECKING:
+    TraceSequence = Sequence[Trace]
+else:  # what checks types at run time takes an item of a Sequence[Trace], so it would read the disk
+    TraceSequence = Sequence
 
-class TraceStore(Sequence[Trace]):
+
+class TraceStore(TraceSequence):
     """Traces of one extraction; a sequence whose arrays are read when asked for.
 
     Open one with :func:`open_traces`.

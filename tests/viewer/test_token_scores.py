@@ -1,4 +1,5 @@
 import base64
+from operator import itemgetter
 
 import numpy as np
 import pytest
@@ -41,14 +42,17 @@ def test_scores_of_the_first_seed_stand_at_the_answer_tokens(store, result):
         store, ViewRequest(labeller=None, features=("answer_length",), token_scores=folder)
     )
     streams = view.trace(3)["streams"]
-    samples = found.samples.to_pandas()
+    samples = found.samples.to_pylist()
     trace = store[3]
     for name in ("token-overlap", "token-position"):
         shown = np.frombuffer(base64.b64decode(streams[name]), dtype="<f4")
         assert len(shown) == trace.length
         assert np.isnan(shown[: trace.prompt_length]).all()
-        rows = samples.query("detector == @name and seed == 2 and trace_id == @trace.trace_id")
-        expected = rows.sort_values("token")["score"].to_numpy()
+        rows = [
+            row for row in samples
+            if (row["detector"], row["seed"], row["trace_id"]) == (name, 2, trace.trace_id)
+        ]  # fmt: skip
+        expected = [row["score"] for row in sorted(rows, key=itemgetter("token"))]
         np.testing.assert_allclose(shown[trace.prompt_length :], expected, rtol=1e-6)
     told = view.overview(is_served=False)["token_scores"]
     assert told["run"] == folder.name
