@@ -184,41 +184,6 @@ def read_json_object(path: Path, *, allows_nan: bool = False, way_out: str = "")
     return values
 
 
-def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
-    """The table of a Parquet file that is not larger than it can be.
-
-    Raises:
-        OSError: If it cannot be read.
-        ValueError: If it is damaged, or larger.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        with pq.ParquetFile(path) as file:
-            check_parquet(file)
-            table = file.read(columns=columns)
-        table.validate(full=True)
-    except pa.ArrowException as error:
-        raise ValueError(str(error)) from None
-    return table
-
-
-def check_parquet(file: Any) -> None:
-    """Refuse a Parquet file that unpacks to more than a machine holds.
-
-    Raises:
-        ValueError: If it does.
-    """
-    said, groups = file.metadata, range(file.metadata.num_row_groups)
-    if sum(said.row_group(n).total_byte_size for n in groups) > MAX_TABLE_BYTES:
-        message = f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more"
-        raise ValueError(message)
-    if said.num_rows > MAX_TABLE_ROWS:
-        message = f"expected at most {MAX_TABLE_ROWS:,} rows, got {said.num_rows:,}"
-        raise ValueError(message)
-
-
 def check_zip(path: Path, limit: int = MAX_TABLE_BYTES) -> None:
     """Refuse an archive whose members unpack to more than a machine holds.
 

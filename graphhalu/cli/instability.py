@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from graphhalu.cli.instability_text import print_calibration, print_verdicts
 from graphhalu.cli.output import print_json, print_table, progress_line, say
 
 if TYPE_CHECKING:
@@ -12,8 +13,6 @@ if TYPE_CHECKING:
 
     from graphhalu.cli.output import ProgressLine
     from graphhalu.models.load import LoadedModel
-    from graphhalu.studies.instability.calibration import Calibration, Estimate
-    from graphhalu.studies.instability.detect import Verdict
     from graphhalu.studies.instability.prompts import StudyPrompt
 
 app = typer.Typer(
@@ -154,7 +153,7 @@ def calibrate(
         values = found.model_dump(mode="json", exclude={"scores", "prompt_ids", "labels"})
         print_json({"file": str(path), **values})
         return
-    _print_calibration(found)
+    print_calibration(found)
     say(f"written to {path}")
 
 
@@ -206,7 +205,7 @@ def detect(
     )  # fmt: skip
     with progress_line("prompts") as progress:
         verdicts = detector.score(asked, _shown(progress))
-    _print_verdicts(verdicts, name, detector.threshold, json)
+    print_verdicts(verdicts, name, detector.threshold, json)
     if fail_on_detect and any(verdict.is_attack for verdict in verdicts):
         raise typer.Exit(DETECTED)
     if fail_on_detect and any(verdict.is_attack is None for verdict in verdicts):
@@ -363,82 +362,3 @@ def _shown(progress: "ProgressLine") -> "Callable[[int, int], None]":
     return lambda n_done, n_total: progress.show(
         n_done, n_total, time.monotonic() - progress.started
     )
-
-
-def _print_calibration(found: "Calibration") -> None:
-    from graphhalu.studies.instability.calibration import Estimate
-
-    print_table(
-        ["method", "nested AUROC", "in sample", "difference", "p"],
-        [
-            [
-                row.name, _interval(row.auroc), _interval(Estimate(value=row.in_sample.value)),
-                "" if row.difference is None else _interval(row.difference, "+"),
-                "" if row.p_holm is None else _p_text(row.p_holm),
-            ]
-            for row in found.rows
-        ],
-        title=f"{found.n_attack} attacks, {found.n_benign} benign prompts, {found.n_groups} "
-        f"groups; {found.n_left_out} left out",
-    )  # fmt: skip
-    main = found.rows[0]
-    print_table(
-        ["aim FPR", "FPR", "TPR", "in-sample TPR", "threshold"],
-        [
-            [
-                f"{point.aim:.0%}", _interval(point.fpr), _interval(point.tpr),
-                f"{point.in_sample_tpr:.3f}", f"{point.threshold:.5f}",
-            ]
-            for point in main.points
-        ],
-        title="instability: operating points, achieved on unseen prompts",
-    )  # fmt: skip
-    print("difference: nested AUROC minus that of instability; p after Holm's correction")
-    way = "higher" if found.window.direction > 0 else "lower"
-    print(f"chosen on all prompts: {found.window.window.text()}; attacks are {way}")
-    print(f"nested F1 {_interval(main.f1)}, in sample {main.in_sample_f1:.3f}")
-
-
-def _print_verdicts(verdicts: "list[Verdict]", method: str, threshold: float, json: bool) -> None:
-    from dataclasses import asdict
-
-    if json:
-        values = [asdict(verdict) for verdict in verdicts]
-        print_json({"method": method, "threshold": threshold, "prompts": values})
-        return
-    print_table(
-        ["prompt", "score", "verdict", "crossed at", "text"],
-        [
-            [
-                verdict.prompt_id,
-                "-" if verdict.score is None else f"{verdict.score:.5f}",
-                {True: "attack", False: "benign", None: "no score"}[verdict.is_attack],
-                "-" if verdict.crossed_at is None else f"step {verdict.crossed_at}",
-                _short(verdict.text),
-            ]
-            for verdict in verdicts
-        ],
-        title=f"{method}: attack from {threshold:.5f} on",
-    )  # fmt: skip
-    for verdict in verdicts:
-        if verdict.reason is not None:
-            print(f"  {verdict.prompt_id}: {verdict.reason}")
-
-
-def _short(text: str, limit: int = 30) -> str:
-    flat = " ".join(text.split())
-    return flat if len(flat) <= limit else f"{flat[: limit - 1]}…"
-
-
-def _interval(estimate: "Estimate", sign: str = "") -> str:
-    """A share with its interval, without leading zeros: five columns must fit 80 characters."""
-    import re
-
-    text = f"{estimate.value:{sign}.3f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:{sign}.2f},{estimate.high:{sign}.2f}]"
-    return re.sub(r"\b0\.", ".", text)
-
-
-def _p_text(value: float) -> str:
-    return "<.001" if value < 0.001 else f"{value:.3f}".lstrip("0")  # noqa: PLR2004

@@ -16,7 +16,6 @@ from urllib.parse import quote
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from pydantic import TypeAdapter
 
 from graphhalu.atomic import replace_file
@@ -26,7 +25,8 @@ from graphhalu.evaluation.records import DetectorRow
 from graphhalu.evaluation.result import RESULT_FILE, read_result
 from graphhalu.evaluation.rows import Compared
 from graphhalu.numerics import json_ready
-from graphhalu.safe_read import MALFORMED, read_parquet
+from graphhalu.parquet import read_parquet, write_parquet
+from graphhalu.safe_read import MALFORMED
 
 PARTS_FOLDER: Final = "parts"
 _ROW: Final = b"graphhalu-row"
@@ -45,7 +45,7 @@ def save_part(folder: Path, finished: Finished) -> None:
     parts.mkdir(parents=True, exist_ok=True)
     row = json.dumps(json_ready(asdict(finished.row)), allow_nan=False)
     stream = io.BytesIO()
-    pq.write_table(finished.samples.replace_schema_metadata({_ROW: row.encode()}), stream)
+    write_parquet(finished.samples.replace_schema_metadata({_ROW: row.encode()}), stream)
     name = quote(finished.row.detector, safe="")
     replace_file(parts / f"{name}.parquet", stream.getvalue())
 

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from graphhalu.atomic import replace_file
@@ -23,8 +22,9 @@ from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow, MetricValue
 from graphhalu.evaluation.significance import Baseline, Comparison
 from graphhalu.evaluation.table import csv_table
 from graphhalu.numerics import json_ready
+from graphhalu.parquet import read_parquet, write_parquet
 from graphhalu.provenance import file_sha256
-from graphhalu.safe_read import read_parquet, reading, shown
+from graphhalu.safe_read import reading, shown
 
 __all__ = [
     "FORMAT", "FORMAT_VERSION", "RESULT_FILE", "SAMPLE_SCHEMA", "SCORES_FILE", "TABLE_FILE",
@@ -101,7 +101,7 @@ class Result:
         """Write the three files, each complete or not at all; other files stay."""
         folder.mkdir(parents=True, exist_ok=True)
         parquet = io.BytesIO()
-        pq.write_table(self.samples, parquet)
+        write_parquet(self.samples, parquet)
         replace_file(folder / SCORES_FILE, parquet.getvalue())
         replace_file(folder / TABLE_FILE, csv_table(self.rows, self.comparisons).encode())
         plain = {name: value for name, value in vars(self).items() if name != "samples"}

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from graphhalu.atomic import replace_file
@@ -19,8 +18,9 @@ from graphhalu.errors import CorruptStoreError, DataFileError
 from graphhalu.evaluation.files import read_object
 from graphhalu.evaluation.token_metrics import TokenMetric
 from graphhalu.numerics import json_ready
+from graphhalu.parquet import read_parquet, write_parquet
 from graphhalu.provenance import file_sha256
-from graphhalu.safe_read import read_parquet, reading, shown
+from graphhalu.safe_read import reading, shown
 
 FORMAT: Final = "graphhalu-token-result"
 FORMAT_VERSION: Final = 1
@@ -164,7 +164,7 @@ class TokenResult:
         """Write both files, each complete or not at all; other files stay."""
         folder.mkdir(parents=True, exist_ok=True)
         parquet = io.BytesIO()
-        pq.write_table(self.samples, parquet)
+        write_parquet(self.samples, parquet)
         replace_file(folder / SCORES_FILE, parquet.getvalue())
         values = {**self.plain(), "files": {SCORES_FILE: file_sha256(folder / SCORES_FILE)}}
         text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False)

@@ -17,7 +17,6 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Int, Shaped
 
 from graphhalu.atomic import replace_file
@@ -33,6 +32,7 @@ from graphhalu.evaluation.table import spreadsheet_cell
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.numerics import json_ready
+from graphhalu.parquet import write_parquet
 from graphhalu.provenance import file_sha256, provenance
 from graphhalu.traces.trace import Trace
 
@@ -112,7 +112,7 @@ class TransferResult:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""
         folder.mkdir(parents=True, exist_ok=True)
         stream = io.BytesIO()
-        pq.write_table(self.samples, stream)
+        write_parquet(self.samples, stream)
         replace_file(folder / "transfer.parquet", stream.getvalue())
         replace_file(folder / "transfer.csv", _csv(self.cells).encode())
         files = {name: file_sha256(folder / name) for name in ("transfer.parquet", "transfer.csv")}

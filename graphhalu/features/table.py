@@ -9,7 +9,6 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Bool, Float32, Int
 
 from graphhalu.atomic import written_aside
@@ -26,7 +25,8 @@ from graphhalu.features.matrix import block_columns, require_level, rows_of
 from graphhalu.features.registry import FEATURES
 from graphhalu.features.sending import opener
 from graphhalu.features.spec import FeatureSpec, as_specs, reads_beams
-from graphhalu.safe_read import parse_json, read_parquet, reading, told_format
+from graphhalu.parquet import parquet_writer, read_parquet
+from graphhalu.safe_read import parse_json, reading, told_format
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import disk_error
@@ -341,7 +341,7 @@ def _write(pieces: Sequence[FeatureTable] | Iterator[FeatureTable], path: Path) 
                 table = _arrow(piece)
                 if writer is None:
                     writer = stack.enter_context(
-                        pq.ParquetWriter(aside, table.schema, use_dictionary=["trace_id"])
+                        parquet_writer(aside, table.schema, use_dictionary=["trace_id"])
                     )
                 writer.write_table(table)
                 n_rows, n_columns = n_rows + len(piece), len(piece.columns)

@@ -10,7 +10,6 @@ from typing import Any, Final, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from graphhalu.atomic import written_aside
 from graphhalu.errors import (
@@ -24,7 +23,8 @@ from graphhalu.errors import (
 from graphhalu.labels.base import Labeller
 from graphhalu.labels.labels import Labels, Meaning
 from graphhalu.labels.registry import LABELLERS, make_labeller
-from graphhalu.safe_read import parse_json, read_parquet, reading, told_format
+from graphhalu.parquet import read_parquet, write_parquet
+from graphhalu.safe_read import parse_json, reading, told_format
 from graphhalu.traces.schema import TraceRecord
 
 FORMAT: Final = "graphhalu-labels"
@@ -194,7 +194,7 @@ def _write(labels: Labels, path: Path) -> None:
     )
     try:
         with written_aside(path) as aside:
-            pq.write_table(table, aside)
+            write_parquet(table, aside)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             message = f"the disk is full: labels cannot be written to {path}; nothing was changed"

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from graphhalu.errors import CorruptStoreError
-from graphhalu.safe_read import MALFORMED
+from graphhalu.parquet import read_parquet
+from graphhalu.safe_read import MALFORMED, reason_of
 from graphhalu.traces.commit import COMMIT, Commit, read_commit
 from graphhalu.traces.place import Place, place_of
 from graphhalu.traces.root import GROUP, PARTS, is_part_name, read_attributes
@@ -42,8 +43,8 @@ class VerifyReport:
 def verify_store(path: Path | str) -> VerifyReport:
     """Read every file of a store and compare size and SHA-256 with the commit records.
 
-    Finds flipped bits, truncated and missing files, files that do not belong, missing parts
-    and questions that stand in two parts.
+    Labels are compared with their own checksums. Finds flipped bits, truncated and missing files,
+    files that do not belong, missing parts and questions that stand in two parts.
 
     Raises:
         StoreNotFoundError: If there is no store.
@@ -58,6 +59,7 @@ def verify_store(path: Path | str) -> VerifyReport:
     folders = [path / PARTS / name for name in names if is_part_name(name)]
     problems = [*_root_problems(path), *_strays(names)]
     problems += _missing_parts(folders, n_parts, place.ledger())
+    problems += _label_problems(path)
     seen: dict[str, str] = {}
     n_files = 0
     for folder in folders:
@@ -89,6 +91,16 @@ def _root_problems(path: Path) -> Iterator[Problem]:
         else:
             if not is_sound:
                 yield Problem("-", file, _CHANGED)
+
+
+def _label_problems(path: Path) -> Iterator[Problem]:
+    """Labels are made anew at will, so no commit record covers them; their pages have checksums."""
+    for file in sorted(path.glob("labels/*.parquet")):
+        try:
+            read_parquet(file)
+        except MALFORMED as error:
+            what = f"the file is damaged ({reason_of(error)}); remove it and label again"
+            yield Problem("-", f"labels/{file.name}", what)
 
 
 def _is_as_written(file: Path) -> bool:

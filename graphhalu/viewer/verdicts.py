@@ -15,7 +15,8 @@ from graphhalu.evaluation.training import CALIBRATION_FILE
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.run import label_records, labels_path, read_labels
-from graphhalu.safe_read import read_parquet, reading
+from graphhalu.parquet import read_parquet
+from graphhalu.safe_read import reading
 from graphhalu.traces.store import TraceStore
 
 _MODEL = "detector"

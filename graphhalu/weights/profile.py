@@ -25,21 +25,15 @@ from graphhalu.weights.circuits import (
     self_logit,
 )
 from graphhalu.weights.gains import Gain, activation, isotropic_inputs, output_gain
-from graphhalu.weights.read import PARTS, Weights
+from graphhalu.weights.read import Weights
 from graphhalu.weights.reading import Reads, read_attention, written
 from graphhalu.weights.spectra import (
-    Spectrum,
-    entries_of,
-    gram,
-    gram_of_columns,
     spectrum,
-    spectrum_of_gram,
 )
-from graphhalu.weights.storage import CHUNK_BYTES, StoredTensor
+from graphhalu.weights.spectrum_rows import slice_rows, tensor_row
+from graphhalu.weights.storage import CHUNK_BYTES
 from graphhalu.weights.tables import WeightProfile, head_rows, table_of
 
-_CHUNKED_BYTES: Final = 4 * CHUNK_BYTES
-"""Float32 bytes from which a tall matrix is never held whole."""
 _NAN: Final = float("nan")
 
 
@@ -98,7 +92,7 @@ def profile_model(
     tensors = []
     for place, name in enumerate(names):
         on_step(place, total)
-        tensors.append(_tensor_row(weights, weights.files.tensors[name], settings))
+        tensors.append(tensor_row(weights, name, is_full=settings.spectra == "full"))
     on_step(len(names), total)
     words = word_products(weights)
     layers: list[_Layer] = []
@@ -133,46 +127,6 @@ def word_products(weights: Weights) -> Float[np.ndarray, "width width"]:
         other = rows if unembedding is embedding else unembedding.load(start, stop)
         total += rows.T @ (other * gain)
     return total
-
-
-def _tensor_row(
-    weights: Weights, tensor: StoredTensor, settings: ProfileSettings
-) -> dict[str, Any]:
-    layer, part = weights.role(tensor.name)
-    found: Spectrum | None = None
-    is_matrix = len(tensor.shape) == 2 and min(tensor.shape) > 1  # noqa: PLR2004
-    if is_matrix and 4 * tensor.n_values > _CHUNKED_BYTES and tensor.shape[0] >= tensor.shape[1]:
-        products: Any = 0.0
-
-        def counted() -> Any:
-            nonlocal products
-            for chunk in tensor.chunks():
-                products = products + gram_of_columns(chunk)
-                yield chunk
-
-        entries = entries_of(counted())
-        found = spectrum_of_gram(products, is_full=settings.spectra == "full")
-    else:
-        whole = tensor.read()
-        entries = entries_of([whole])
-        if is_matrix and not entries.n_not_finite:
-            products = gram(whole)
-            del whole
-            found = spectrum_of_gram(products, is_full=settings.spectra == "full")
-    tail = found.tail if found else None
-    return {
-        "name": tensor.name, "part": part, "layer": layer, "storage": tensor.storage,
-        "shape": " x ".join(map(str, tensor.shape)), "n_values": tensor.n_values,
-        "n_bytes": tensor.n_bytes, **entries._asdict(),
-        "sigma_max": found.sigma_max if found else _NAN,
-        "stable_rank": found.stable_rank if found else _NAN,
-        "entropy_rank": found.entropy_rank if found else _NAN,
-        "tail_alpha": tail.alpha if tail else _NAN,
-        "tail_sigma": tail.sigma if tail else _NAN,
-        "tail_distance": tail.distance if tail else _NAN,
-        "tail_x_min": tail.x_min if tail else _NAN,
-        "n_tail": tail.n_tail if tail else 0,
-    }  # fmt: skip
 
 
 def _layer(
@@ -214,7 +168,7 @@ def _layer(
         "gain_ratio": _NAN if mlp is None else mlp.value / attention.value,
         "is_gain_estimate": attention.is_estimate,
     }
-    return _Layer(head_rows(columns), _slices(weights, layer), row, found)
+    return _Layer(head_rows(columns), slice_rows(weights, layer), row, found)
 
 
 def _qk_columns(
@@ -354,24 +308,6 @@ def _strength(weights: Weights, layer: int) -> Float[np.ndarray, "head"]:
     keys = np.repeat(norms[1], weights.architecture.group_size)
     found: Float[np.ndarray, "head"] = np.sqrt(norms[0] * keys)
     return found
-
-
-def _slices(weights: Weights, layer: int) -> list[dict[str, Any]]:
-    rows = []
-    for part in PARTS:
-        for head, values in enumerate(weights.heads(layer, part)):
-            entries = entries_of([values])
-            found = spectrum_of_gram(gram(values))
-            rows.append(
-                {
-                    "layer": layer, "part": part, "head": head, "frobenius": entries.frobenius,
-                    "rms": entries.rms, "kurtosis": entries.kurtosis, "outlier": entries.outlier,
-                    "n_not_finite": entries.n_not_finite, "sigma_max": found.sigma_max,
-                    "stable_rank": found.stable_rank, "entropy_rank": found.entropy_rank,
-                    "tail_alpha": found.tail.alpha,
-                }
-            )  # fmt: skip
-    return rows
 
 
 def _layer_rows(

@@ -8,14 +8,14 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from graphhalu.atomic import replace_file
 from graphhalu.errors import UsageError
 from graphhalu.numerics import json_ready
+from graphhalu.parquet import read_parquet, write_parquet
 from graphhalu.registry import unknown_name
-from graphhalu.safe_read import read_json_object, read_parquet, reading, told_format
+from graphhalu.safe_read import read_json_object, reading, told_format
 from graphhalu.weights.meanings import HEAD_MEANINGS, LAYER_MEANINGS
 
 FORMAT: Final = "graphhalu-weights"
@@ -140,7 +140,7 @@ class WeightProfile:
         """Write ``profile.json`` and a Parquet file a table; gives the JSON file."""
         folder.mkdir(parents=True, exist_ok=True)
         for name in TABLES:
-            pq.write_table(getattr(self, name), folder / f"{name}.parquet")
+            write_parquet(getattr(self, name), folder / f"{name}.parquet")
         values = {
             "format": FORMAT, "format_version": FORMAT_VERSION, "model": self.model,
             "architecture": self.architecture, "settings": self.settings,

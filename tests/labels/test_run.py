@@ -305,6 +305,27 @@ def test_a_damaged_file_is_an_error_that_names_the_command(
         read_labels(store, "match")
 
 
+def test_no_bit_of_a_label_can_change_unseen(store: Store) -> None:
+    wanted = label_store(store, AliasMatch())
+    path = store.labels_folder / "match.parquet"
+    content, n_refused = path.read_bytes(), 0
+    for place in range(0, len(content), 5):
+        path.write_bytes(flipped(content, place))
+        try:
+            found = read_labels(store, "match")
+        except CorruptStoreError:
+            n_refused += 1
+        else:
+            assert found.trace_ids == wanted.trace_ids
+            np.testing.assert_array_equal(found.values, wanted.values)
+            np.testing.assert_array_equal(found.is_valid, wanted.is_valid)
+    assert n_refused > len(content) / 20
+
+
+def flipped(content: bytes, place: int) -> bytes:
+    return content[:place] + bytes([content[place] ^ 0x10]) + content[place + 1 :]
+
+
 def test_a_newer_format_is_refused(store: Store) -> None:
     label_store(store, AliasMatch())
     path = store.labels_folder / "match.parquet"

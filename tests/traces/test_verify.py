@@ -9,23 +9,19 @@ import shutil
 import pytest
 
 from graphhalu.errors import CorruptStoreError, GraphhaluError, StoreError
+from graphhalu.labels.given import GivenLabel
+from graphhalu.labels.run import label_store
 from graphhalu.traces import part as part_module
 from graphhalu.traces.lazy import ChunkCache, LazyArray
 from graphhalu.traces.part import Part
-from graphhalu.traces.place import LocalPlace
 from graphhalu.traces.root import read_attributes
 from graphhalu.traces.schema import ARRAYS
-from graphhalu.traces.store import TraceStore, open_traces
+from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
 
 def problems(path):
     return {(problem.part, problem.file) for problem in verify_store(path).problems}
-
-
-def opened(path):
-    """A store as ``open_traces`` gives it; type checks of a function would read its first trace."""
-    return TraceStore(LocalPlace(path), read_attributes(path))
 
 
 def flipped(content, bit):
@@ -89,6 +85,16 @@ def test_a_flipped_bit_of_any_file_is_found(store, place):
     assert n_files > len(ARRAYS)
 
 
+def test_a_damaged_label_file_is_found(store):
+    assert label_store(store, GivenLabel()).trace_ids
+    assert problems(store.path) == set()
+    (path,) = (store.path / "labels").iterdir()
+    path.write_bytes(flipped(path.read_bytes(), path.stat().st_size))
+    (problem,) = verify_store(store.path).problems
+    assert (problem.part, problem.file) == ("-", f"labels/{path.name}")
+    assert "label again" in problem.what
+
+
 @pytest.mark.parametrize("read", READERS)
 @pytest.mark.parametrize("name", ["attention", "hidden", "span_mass", "token_ids"])
 def test_a_missing_or_short_chunk_is_an_error_and_not_zeros(store, name, read):
@@ -123,7 +129,7 @@ def test_no_bit_of_a_commit_record_can_change_unseen(store):
     for bit in range(0, len(sound) * 8, 211):
         path.write_bytes(flipped(sound, bit))
         with pytest.raises(CorruptStoreError, match=r"commit\.json of part 000001.*\n.*again"):
-            _ = opened(store.path).parts
+            _ = open_traces(store.path).parts
     assert problems(store.path) == {("000001", "commit.json")}
 
 
@@ -225,7 +231,7 @@ def test_a_store_of_the_first_version_is_read_and_extended(toys, store):
 def test_a_part_that_was_copied_to_another_place_is_refused(store):
     shutil.copytree(store.parts[0].folder, store.path / "parts" / "000002")
     with pytest.raises(CorruptStoreError, match="is that of part 000000"):
-        _ = opened(store.path).parts
+        _ = open_traces(store.path).parts
     assert problems(store.path) == {("000002", "commit.json")}
 
 
@@ -277,5 +283,5 @@ def test_records_are_read_without_touching_an_array(store, monkeypatch):
         return open_array(path, **options)
 
     monkeypatch.setattr(part_module.zarr, "open_array", spy)
-    assert opened(store.path).groups.tolist() == ["q2", "q7", "q13", "q5", "q11"]
+    assert open_traces(store.path).groups.tolist() == ["q2", "q7", "q13", "q5", "q11"]
     assert set(names) == {"records"}

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from jaxtyping import Float
 
 from graphhalu.atomic import replace_file
 from graphhalu.errors import UsageError
 from graphhalu.numerics import json_ready
+from graphhalu.parquet import write_parquet
 from graphhalu.safe_read import read_json_object, reading, told_format
 from graphhalu.studies.weights.agreement import Agreement, counts
 from graphhalu.studies.weights.detection import LayerDetection
@@ -98,7 +98,7 @@ class Validation:
         """Write ``validation.json`` and ``validation.parquet``; gives the JSON file."""
         folder.mkdir(parents=True, exist_ok=True)
         rows = json_ready([asdict(row) for row in self.rows])
-        pq.write_table(pa.Table.from_pylist(rows), folder / "validation.parquet")
+        write_parquet(pa.Table.from_pylist(rows), folder / "validation.parquet")
         text = json.dumps(json_ready(self.values()), indent=1, ensure_ascii=False, allow_nan=False)
         path = folder / VALIDATION_FILE
         replace_file(path, f"{text}\n".encode())
