@@ -49,7 +49,7 @@ class Measured(NamedTuple):
 def figures(quick: bool) -> dict[str, Any]:
     """Rates, seconds measured and foreseen, and their ratios."""
     torch.set_num_threads(1)
-    n_questions = 2 if quick else 12
+    n_questions = 1 if quick else 12
     smollm2 = _extraction("smollm2")
     short, long = (_measure(smollm2, n_questions, n) for n in (0, 250))
     rates = _rates(short, long)

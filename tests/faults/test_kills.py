@@ -1,6 +1,6 @@
 """A writer that is killed at random moments loses nothing, doubles nothing, spoils nothing.
 
-``GRAPHHALU_KILLS`` sets how often each store is killed: 3 by default, so that the suite is quick.
+``GRAPHHALU_KILLS`` sets how often each store is killed: 2 by default, so that the suite is quick.
 """
 
 import os
@@ -20,7 +20,7 @@ from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
 PROGRAM = Path(__file__).with_name("write_store.py")
-N_KILLS = int(os.environ.get("GRAPHHALU_KILLS", "3"))
+N_KILLS = int(os.environ.get("GRAPHHALU_KILLS", "2"))
 PATIENCE_S = 60
 
 
