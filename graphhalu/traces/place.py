@@ -9,10 +9,11 @@ import re
 import shutil
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import unquote, urlparse
+from uuid import uuid4
 
 from graphhalu.provenance import file_sha256
 from graphhalu.traces.commit import COMMIT, Commit
@@ -121,9 +122,15 @@ class Place(ABC):
         return self.path / ASIDE / f"{writer}.{index:06d}-{os.getpid()}"
 
     def sweep(self, writer: str) -> None:
-        """Remove what was not committed: a writer's own, or everybody's if it is alone."""
+        """Remove what was not committed: a writer's own, or everybody's if it is alone.
+
+        A folder is moved away first: what a lost run still has at work then fails to commit it,
+        and commits no part of which some files are gone.
+        """
         for folder in (self.path / ASIDE).glob("*" if writer == MAIN else f"{writer}.*"):
-            shutil.rmtree(folder, ignore_errors=True)
+            away = folder.with_name(f"swept.{uuid4().hex}")
+            with suppress(FileNotFoundError):  # committed at this very moment
+                shutil.rmtree(folder.rename(away), ignore_errors=True)
 
 
 class LocalPlace(Place):

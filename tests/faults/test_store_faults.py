@@ -8,7 +8,8 @@ import pytest
 
 from graphhalu.errors import CorruptStoreError
 from graphhalu.traces import commit as commit_module
-from graphhalu.traces.place import LocalPlace
+from graphhalu.traces.lock import MAIN
+from graphhalu.traces.place import ASIDE, LocalPlace
 from graphhalu.traces.root import read_attributes
 from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.verify import verify_store
@@ -98,3 +99,24 @@ def test_a_clock_that_jumps_changes_no_order_and_loses_nothing(toys, traces, tmp
     assert list(found.trace_ids) == [trace.trace_id for trace in traces]
     assert verify_store(path).problems == ()
     assert len({part.commit.created for part in found.parts}) == 3
+
+
+def test_what_a_lost_run_has_at_work_cannot_be_committed_while_it_is_swept(place, monkeypatch):
+    store, remove = LocalPlace(place), shutil.rmtree
+    at_work = place / ASIDE / "main.000192"
+    at_work.mkdir(parents=True)
+    (at_work / "records").write_bytes(b"half of a part")
+    refused = []
+
+    def commit_meanwhile(folder, **options):
+        try:
+            store.commit(at_work, 192)
+        except FileNotFoundError as error:
+            refused.append(error)
+        remove(folder, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", commit_meanwhile)
+    store.sweep(MAIN)
+    assert len(refused) == 1
+    assert not list((place / ASIDE).iterdir())
+    assert not store.part(192).exists()
