@@ -9,6 +9,7 @@ import csv
 import io
 import json
 import re
+from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from graphhalu.datasets.rows import Row
+from graphhalu.datasets.rows import Row, shortened
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.safe_read import MALFORMED, MAX_TABLE_ROWS, reason_of, unpack_gzip
 
@@ -108,7 +109,7 @@ def open_file(path: Path) -> DataFile:
         raise DataFileError(message) from None
     if content.startswith(_GZIP_MAGIC):
         content = _unpacked(content, path)
-    if not content.strip():
+    if not content.removeprefix(BOM_UTF8).strip():
         message = (
             f"{path} is empty; expected questions\n"
             f"  Copy or download it again, or name another file with --data-path"
@@ -192,12 +193,13 @@ def _table_rows(file: DataFile) -> Iterator[Row]:
     _, header = next(cells)
     names = [name.strip() for name in header]
     if len(set(names)) < len(names):
-        message = f"{file.where(1)}: a column name stands twice: {', '.join(names)}"
+        message = f"{file.where(1)}: a column name stands twice: {shortened(', '.join(names))}"
         raise DataFileError(message)
     for number, values in cells:
         if len(values) != len(names):
             message = (
-                f"{file.where(number)}: expected {len(names)} cells ({', '.join(names)}), "
+                f"{file.where(number)}: expected {len(names)} cells "
+                f"({shortened(', '.join(names))}), "
                 f"got {len(values)}{_MEND}"
             )
             raise DataFileError(message)

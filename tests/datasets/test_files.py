@@ -1,5 +1,6 @@
 import gzip
 import json
+from codecs import BOM_UTF8
 from pathlib import Path
 
 import pyarrow as pa
@@ -83,7 +84,7 @@ def test_a_folder_is_refused(tmp_path: Path) -> None:
         open_file(tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"", b" \n\n", gzip.compress(b"", mtime=0)])
+@pytest.mark.parametrize("content", [b"", b" \n\n", BOM_UTF8 + b"\n", gzip.compress(b"", mtime=0)])
 def test_an_empty_file_is_refused(content: bytes, tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match="is empty"):
         open_file(saved(tmp_path, content))
@@ -225,6 +226,13 @@ def test_a_row_with_too_few_cells_is_named(tmp_path: Path) -> None:
     path = saved(tmp_path, b"name,city\nAnn,Oslo\nBo\n")
     with pytest.raises(DataFileError, match=r"row 3: expected 2 cells \(name, city\), got 1"):
         read(path)
+
+
+def test_a_long_header_is_cut_in_the_error(tmp_path: Path) -> None:
+    header = "a" * 9000 + ",b\nx\n"
+    with pytest.raises(DataFileError, match=r"row 2: expected 2 cells") as caught:
+        list(read_rows(open_file(saved(tmp_path, header.encode()))))
+    assert len(str(caught.value)) < 1000
 
 
 def test_a_column_name_that_stands_twice_is_refused(tmp_path: Path) -> None:
