@@ -19,6 +19,8 @@ _PLAIN: Final = 12
 _VOCABULARY: Final = 32_000
 _CHUNK_BYTES: Final = 3 * 8 * 2**20
 """Rows of attention at a time: scores, weights and a copy of what the recorders ask for."""
+_LOGIT_ROWS: Final = 64
+"""Rows of logits at a time."""
 _PART_TRACES: Final = 64
 _PART_BYTES: Final = 512 * 2**20
 """Traces that wait for their part to be written, uncompressed, at most."""
@@ -194,7 +196,8 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     weights = 2.0 * size.layer_weights
     prefill = prompt * (weights + seen * prompt / 2) + words
     steps = work.beams * answer * (weights + seen * (prompt + answer / 2) + words)
-    passes = length * (weights + seen * length / 2) + answer * words
+    n_rows = answer if work.capture.rows == "answer" else length - 1
+    passes = length * (weights + seen * length / 2) + n_rows * words
     pairs = size.n_layers * size.n_heads * length * (length + 1) / 2
     shape, arrays = _trace_shape(size, work.capture), work.capture.arrays()
     starts = [prompt - 1] if work.capture.rows == "answer" else None
@@ -208,11 +211,12 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     activations = 4.0 * length * (size.hidden_size * 4 + size.feed_forward * 3)
     # states come from the model in its own format before they are packed
     states = max(work.weight_bytes, 2.0) * len(shape.hidden_layers) * length * size.hidden_size
+    logit_rows = min(n_rows * work.batch, _LOGIT_ROWS)
     waiting = max(raw, min(_PART_TRACES * raw, _PART_BYTES))
     return Cost(
         prefill + steps, passes * work.kept_beams, pairs * work.kept_beams,
         answer * read / work.batch, stored, raw, held, cache * max(work.weight_bytes, 2.0),
-        activations + states + _CHUNK_BYTES + 4.0 * answer * size.vocabulary + waiting,
+        activations + states + _CHUNK_BYTES + 4.0 * logit_rows * size.vocabulary + waiting,
     )  # fmt: skip
 
 

@@ -12,10 +12,13 @@ from graphhalu.extract.head import DeferredPass
 from graphhalu.extract.sequence import TokenSequence
 
 LOGIT_BYTES: Final = 16 * 2**20
-"""Logits (float32) that exist at a time."""
+"""Logits (float32) that exist at a time, unless they are of fewer than ``LOGIT_ROWS`` rows."""
 
-_STATISTICS_ROWS: Final = 64
-"""Rows of logits that are reduced at a time, so that they stay in the cache."""
+LOGIT_ROWS: Final = 64
+"""Rows of a batch from which a product with the output matrix no longer waits for the matrix."""
+
+_STATISTICS_BYTES: Final = 16 * 2**20
+"""Logits that are reduced at a time, so that they stay in the cache."""
 
 
 class TokenStatistics(NamedTuple):
@@ -73,13 +76,13 @@ def read_likelihood(done: DeferredPass, sequences: Sequence[TokenSequence]) -> l
     found = [Likelihood(sequence) for sequence in sequences]
     start = min(sequence.row_start for sequence in sequences)
     stop = max(sequence.length for sequence in sequences) - 1
-    n_rows = 1
+    n_rows = least = max(1, LOGIT_ROWS // len(sequences))
     while start < stop:
         logits = done.logits(start, min(start + n_rows, stop))
         for index, likelihood in enumerate(found):
             likelihood.rows(start, logits[index])
         start += logits.shape[1]
-        n_rows = max(1, LOGIT_BYTES // (4 * logits.shape[0] * logits.shape[2]))
+        n_rows = max(least, LOGIT_BYTES // (4 * logits.shape[0] * logits.shape[2]))
     return found
 
 
@@ -107,12 +110,11 @@ def token_statistics(
         logits: Output of each row.
         next_ids: The token that follows each row.
     """
+    n_rows = max(1, _STATISTICS_BYTES // (4 * logits.shape[1]))
     parts = [
         _statistics_of_rows(rows.float(), ids)
         for rows, ids in zip(
-            torch.split(logits, _STATISTICS_ROWS),
-            torch.split(next_ids, _STATISTICS_ROWS),
-            strict=True,
+            torch.split(logits, n_rows), torch.split(next_ids, n_rows), strict=True
         )
     ]
     return TokenStatistics(*(torch.cat(column) for column in zip(*parts, strict=True)))

@@ -1,10 +1,13 @@
 """Logits on demand against a plain pass."""
 
+import numpy as np
 import pytest
 import torch
 
+from graphhalu.extract import likelihood
 from graphhalu.extract.head import DeferredPass, body_below_head
 from graphhalu.extract.likelihood import option_logprobs
+from graphhalu.extract.sequence import TokenSequence
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 
 
@@ -50,3 +53,34 @@ def test_an_option_gathers_the_probability_of_all_its_spellings():
     logits = torch.log(torch.tensor([0.1, 0.2, 0.3, 0.4]))
     found = option_logprobs(logits, [(0, 2), (3,)])
     assert found == pytest.approx(torch.log(torch.tensor([0.4, 0.4])).tolist())
+
+
+@pytest.mark.parametrize(("n_rows", "n_bytes"), [(1, 1), (4, 1), (4, 10**4), (64, 2**24)])
+def test_likelihoods_are_the_same_in_chunks_of_any_size(monkeypatch, n_rows, n_bytes):
+    monkeypatch.setattr(likelihood, "LOGIT_ROWS", n_rows)
+    monkeypatch.setattr(likelihood, "LOGIT_BYTES", n_bytes)
+    monkeypatch.setattr(likelihood, "_STATISTICS_BYTES", n_bytes)
+    model, _ = tiny_model("llama")
+    tokens = torch.randint(3, 40, (2, 17), generator=torch.Generator().manual_seed(5))
+    codes = np.full(17, 3, dtype=np.uint8)
+    sequences = [
+        TokenSequence(row.numpy(), codes, 5, row_start=start)
+        for row, start in zip(tokens, (0, 4), strict=True)
+    ]
+    with torch.inference_mode():
+        plain = torch.log_softmax(model(input_ids=tokens, use_cache=False).logits.float(), -1)
+        done = DeferredPass(model, body_below_head(model), input_ids=tokens, use_cache=False)
+        found = likelihood.read_likelihood(done, sequences)
+    for sequence, log_probabilities, each in zip(sequences, plain, found, strict=True):
+        arrays, first = each.arrays(), sequence.row_start + 1
+        assert all(np.isnan(values[:first]).all() for values in arrays.values())
+        own = log_probabilities[first - 1 : -1]
+        top = own.exp().topk(2).values
+        ids = torch.from_numpy(sequence.token_ids[first:])
+        slow = {
+            "token_logprob": own.gather(1, ids[:, None])[:, 0],
+            "token_entropy": -(own.exp() * own).sum(-1),
+            "top1_margin": top[:, 0] - top[:, 1],
+        }
+        for name, values in slow.items():
+            np.testing.assert_allclose(arrays[name][first:], values, atol=2e-6)
