@@ -1,6 +1,5 @@
 """``graphhalu show``, ``verify`` and ``doctor``: what there is, and whether it is sound."""
 
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -94,9 +93,7 @@ def features(
 
 
 @app.command()
-def traces(
-    path: Annotated[Path, typer.Argument(help="A trace store.")], json: Json = False
-) -> None:
+def traces(path: Annotated[str, typer.Argument(help="A trace store.")], json: Json = False) -> None:
     """Shapes, sizes, counts and configuration of a trace store."""
     from graphhalu.traces.describe import describe_store
 
@@ -117,9 +114,7 @@ def traces(
         print(f"without a trace: {count} x {reason}")
 
 
-def verify(
-    path: Annotated[Path, typer.Argument(help="A trace store.")], json: Json = False
-) -> None:
+def verify(path: Annotated[str, typer.Argument(help="A trace store.")], json: Json = False) -> None:
     """Read every stored byte and compare it with what was committed."""
     from graphhalu.traces.verify import verify_store
 

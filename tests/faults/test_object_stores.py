@@ -49,6 +49,13 @@ def test_what_was_put_is_what_a_folder_would_hold(toys, store, url, traces, tmp_
     assert store.name == url
 
 
+def test_commands_call_it_by_its_address(store, url, capsys):
+    assert run(["verify", url]) == 0
+    assert run(["show", "traces", url]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(f"{url} is sound\n{url}: ")
+
+
 def test_only_what_is_read_is_fetched_and_only_once(store, monkeypatch):
     shutil.rmtree(store.path)
     again = open_traces(store.name)
