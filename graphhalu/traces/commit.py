@@ -49,6 +49,8 @@ class Commit:
         return json.dumps({**plain, "digest": _digest(plain)}, indent=1)
 
 
+_MOST_BYTES: Final = 2**50
+"""Most bytes of a file that a commit record is believed."""
 _COMMIT: Final = TypeAdapter(Commit)
 _FIELDS: Final = tuple(Commit.__dataclass_fields__)
 _FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
@@ -111,7 +113,7 @@ def _check_files(commit: Commit) -> None:
     """Refuse files that lie outside of the part, or of no size: readers fetch what is listed."""
     for name, said in commit.files.items():
         is_inside = _FILE.fullmatch(name) and not {"", ".", ".."} & set(name.split("/"))
-        is_sized = type(said["bytes"]) is int and said["bytes"] >= 0
+        is_sized = type(said["bytes"]) is int and 0 <= said["bytes"] <= _MOST_BYTES
         if not (is_inside and is_sized and isinstance(said["sha256"], str)):
             message = f"a file {name[:80]!r}"
             raise ValueError(message)

@@ -131,6 +131,7 @@ def _is_sound(attributes: Mapping[str, Any]) -> bool:
         sizes = (shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.hidden_size)
         is_sized = min(sizes) > 0 and max(*sizes, shape.n_edges) <= _MOST_SIZE
         is_sized &= len(shape.layer_windows) == len(shape.attention_layers)
+        is_sized &= attributes["shape"].keys() <= TraceShape.__dataclass_fields__.keys()
         is_known = set(attributes["arrays"]) <= ARRAYS.keys()
         described = (attributes["configuration"], attributes["provenance"])
         n_parts = attributes.get("n_parts", 0)

@@ -24,7 +24,7 @@ from graphhalu.traces.lock import MAIN
 from graphhalu.traces.part import Part
 from graphhalu.traces.place import LocalPlace, Place, place_of
 from graphhalu.traces.root import PARTS, no_store, read_attributes, store_attributes
-from graphhalu.traces.schema import ARRAYS, TraceRecord, TraceShape, array_spec
+from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
 from graphhalu.traces.size import check_fits, estimate_bytes
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import PartKey, disk_error, require_covered, write_part
@@ -172,7 +172,7 @@ class TraceStore(TraceSequence):
         for part in self.parts:
             for file, meta in part.commit.files.items():
                 name = file.split("/")[0]
-                total[name if name in ARRAYS else "records"] += meta["bytes"]
+                total[name if name in total else "records"] += meta["bytes"]
         return total
 
     # -- the sequence of traces
