@@ -205,15 +205,50 @@ def test_a_part_whose_writer_died_before_the_ledger_is_no_damage(toys, store):
     assert problems(store.path) == set()
 
 
+def redigested(values, **changes):
+    """A root or a commit record with other values, and the digest of these."""
+    plain = {name: value for name, value in (values | changes).items() if name != "digest"}
+    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
+    return {**plain, "digest": digest}
+
+
+def change_root(store, **changes):
+    description = json.loads((store.path / "zarr.json").read_text())
+    description["attributes"] = redigested(description["attributes"], **changes)
+    (store.path / "zarr.json").write_text(json.dumps(description))
+
+
 def as_first_version(store):
     """The same store as version 1 wrote it: no ledger, and a count of parts in the root."""
     shutil.rmtree(store.path / "ledger")
-    description = json.loads((store.path / "zarr.json").read_text())
-    attributes = {**description["attributes"], "format_version": 1, "n_parts": 2}
-    del attributes["digest"]
-    digest = hashlib.sha256(json.dumps(attributes, sort_keys=True).encode()).hexdigest()
-    description["attributes"] = {**attributes, "digest": digest}
-    (store.path / "zarr.json").write_text(json.dumps(description))
+    change_root(store, format_version=1, n_parts=2)
+
+
+def test_an_axis_that_no_store_has_is_refused_though_its_digest_fits(store):
+    shape = json.loads((store.path / "zarr.json").read_text())["attributes"]["shape"]
+    change_root(store, shape={**shape, "depth": 3})
+    with pytest.raises(CorruptStoreError):
+        open_traces(store.path)
+
+
+def test_a_size_that_no_file_has_is_refused_though_its_digest_fits(store):
+    path = store.parts[0].folder / "commit.json"
+    values = json.loads(path.read_text())
+    files = {name: {**said, "bytes": 10**400} for name, said in values["files"].items()}
+    path.write_text(json.dumps(redigested(values, files=files)))
+    with pytest.raises(CorruptStoreError, match=r"commit.json of part 000000"):
+        open_traces(store.path).n_bytes()
+
+
+def test_files_of_an_array_that_the_store_does_not_keep_count_as_others(toys, tmp_path):
+    made = toys.create(tmp_path / "a.zarr")
+    toys.add(made, [toys.trace("q3", 3)])
+    whole = open_traces(made.path).n_bytes()
+    change_root(made, arrays=[name for name in made.arrays if name != "attention"])
+    found = open_traces(made.path).n_bytes()
+    assert "attention" not in found
+    assert found["records"] == whole["records"] + whole["attention"]
+    assert sum(found.values()) == sum(whole.values())
 
 
 def test_a_store_of_the_first_version_is_read_and_extended(toys, store):
