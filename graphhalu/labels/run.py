@@ -24,7 +24,7 @@ from graphhalu.labels.base import Labeller
 from graphhalu.labels.labels import Labels, Meaning
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.parquet import read_parquet, write_parquet
-from graphhalu.safe_read import parse_json, reading, told_format
+from graphhalu.safe_read import parse_json, reading, shown, told_format
 from graphhalu.traces.schema import TraceRecord
 
 FORMAT: Final = "graphhalu-labels"
@@ -255,7 +255,7 @@ def _meaning(metadata: Mapping[str, bytes], path: Path) -> Meaning:
     for known in get_args(Meaning):
         if found == known:
             return known
-    message = f"{path}: labels mean {found!r}, expected {' or '.join(get_args(Meaning))}\n"
+    message = f"{path}: labels mean {shown(found)}, expected {' or '.join(get_args(Meaning))}\n"
     raise CorruptStoreError(message + _way_out(path))
 
 

@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from graphhalu.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
 from graphhalu.errors import CorruptStoreError, StoreError, StoreNotFoundError, UsageError
-from graphhalu.safe_read import MALFORMED
+from graphhalu.safe_read import MALFORMED, shown
 from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceShape
 from graphhalu.traces.write import disk_error, sync, sync_tree
 
@@ -110,7 +110,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
     if attributes.get("format") != FORMAT:
         if "row_convention" in attributes:
             raise _damaged(path)
-        message = f"{no_store(path)}\n  Its format is {attributes.get('format')!r}"
+        message = f"{no_store(path)}\n  Its format is {shown(attributes.get('format'))}"
         raise StoreError(message)
     version = attributes.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
