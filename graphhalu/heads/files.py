@@ -2,8 +2,8 @@
 
 import gzip
 import json
-import math
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -209,7 +209,8 @@ def _place(key: str, path: Path) -> tuple[int, int]:
 
 def _length(scores: Any, place: tuple[int, int], path: Path) -> int:
     is_numbers = isinstance(scores, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) < math.inf for v in scores
+        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max
+        for v in scores
     )
     if not is_numbers or not scores:
         message = f"{path}: head {place[0]}-{place[1]} has no list of finite scores"

@@ -107,6 +107,7 @@ def test_published_scores_are_read(name, n_trials, top, shared_data):
         ('{"1-2": [1, null]}', "no list of finite scores"),
         ('{"1-2": []}', "no list of finite scores"),
         ('{"1-2": [NaN]}', "no list of finite scores"),
+        ('{"1-2": [1' + 400 * "0" + "]}", "no list of finite scores"),
         ('{"1-2": [1], "1-3": [1, 2]}', "1 to 2 scores"),
         ('{"format": "other"}', "reads 'graphhalu-heads' version 1"),
         ('{"format": "graphhalu-heads", "format_version": 2}', "version 2; this"),

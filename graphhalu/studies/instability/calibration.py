@@ -9,7 +9,7 @@ from graphhalu.config import Config, validate
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import ConfigError, DataFileError, GraphhaluError, UsageError
 from graphhalu.numerics import json_ready
-from graphhalu.safe_read import read_json_object
+from graphhalu.safe_read import read_json_object, reason_of
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
 from graphhalu.studies.instability.windows import Window
 
@@ -235,6 +235,6 @@ def read_calibration(path: Path) -> Calibration:
         found = validate(Calibration, values, source=str(path))
         Identity.from_json(found.identity)
     except (ConfigError, TypeError, GraphhaluError) as error:
-        message = f"{path} is damaged or of another version: {error}\n  Calibrate again"
+        message = f"{path} is damaged or of another version: {reason_of(error)}\n  Calibrate again"
         raise DataFileError(message) from None
     return found
