@@ -78,7 +78,9 @@ def _shard_paths(folder: Path) -> list[Path]:
     with reading(f"{index} is damaged: it names no weight_map"):
         # only the last part of a name: a part lies in the folder, and nowhere else
         names = sorted({Path(name).name for name in read_json(index)["weight_map"].values()})
-    missing = [name for name in names if not (folder / name).is_file()]
+    # looked up among what is there: a system refuses to look for a name that is too long
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    missing = [name for name in names if name not in there]
     if missing:
         message = (
             f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
