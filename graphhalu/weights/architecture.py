@@ -9,6 +9,7 @@ from jaxtyping import Float
 
 from graphhalu.errors import DataFileError, ModelRefusedError
 from graphhalu.registry import unknown_name
+from graphhalu.safe_read import shown
 from graphhalu.weights.families import FAMILIES, GGUF_FAMILIES
 
 _THETA: Final = 10_000.0
@@ -274,7 +275,7 @@ def _same(value: Any, what: str) -> int | None:
         return value
     if isinstance(value, list) and len(set(value)) == 1:
         return int(value[0])
-    message = f"the model does not have one {what} for all its layers ({value})"
+    message = f"the model does not have one {what} for all its layers ({shown(value)})"
     raise ModelRefusedError(message)
 
 
@@ -287,5 +288,6 @@ def _missing(name: str) -> DataFileError:
 
 
 def _unknown(family: str, known: Mapping[str, Any] = FAMILIES) -> ModelRefusedError:
+    family = family[:80]
     hint = str(unknown_name("family", family, known))
     return ModelRefusedError(f"weights of the family {family!r} cannot be read: {hint}")

@@ -179,7 +179,7 @@ def _tensor(mapped: MappedFile, base: int, entry: _Entry) -> StoredTensor:
         try:
             values = dequantize(raw, quantisation)
         except (NotImplementedError, ValueError) as error:
-            message = f"{mapped.path}: {name!r} ({quantisation.name}) cannot be read: {error}"
+            message = f"{mapped.path}: {name[:60]!r} ({quantisation.name}) cannot be read: {error}"
             raise DataFileError(message) from None
         rows = last - first if row_bytes else shape[0]
         found: Float32[np.ndarray, "..."] = np.ascontiguousarray(values, dtype=np.float32)
