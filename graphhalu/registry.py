@@ -16,7 +16,7 @@ T = TypeVar("T")
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
     """The error for a name in no table: the nearest names first, then all of them."""
-    names = sorted(known)
+    names, name = sorted(known), name[:80]
     nearest = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else ""
     return UnknownNameError(f"no {kind} named {name!r}.{hint}\n  Known: {', '.join(names)}")

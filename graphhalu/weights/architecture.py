@@ -288,6 +288,5 @@ def _missing(name: str) -> DataFileError:
 
 
 def _unknown(family: str, known: Mapping[str, Any] = FAMILIES) -> ModelRefusedError:
-    family = family[:80]
     hint = str(unknown_name("family", family, known))
-    return ModelRefusedError(f"weights of the family {family!r} cannot be read: {hint}")
+    return ModelRefusedError(f"weights of the family {family[:80]!r} cannot be read: {hint}")
