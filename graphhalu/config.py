@@ -170,7 +170,7 @@ def _complaint(kind: type[BaseModel], item: Mapping[str, Any]) -> str:
         if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
             return f"{place}: there is no such field (got {shown(item['input'])})"
         kind = inner
-    unknown = unknown_name("field", str(name)[:_SHOWN], kind.model_fields)
+    unknown = unknown_name("field", str(name), kind.model_fields)
     return f"{place} (got {shown(item['input'])}): {unknown}"
 
 

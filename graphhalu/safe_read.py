@@ -73,7 +73,7 @@ def reading(
 def reason_of(fault: BaseException) -> str:
     """What an exception says, on one line of bounded length."""
     text = " ".join(str(getattr(fault, "strerror", None) or fault).split())
-    text = text if len(text) <= _MOST_REASON else f"{text[:_MOST_REASON]} …"
+    text = shortened(text, _MOST_REASON)
     if isinstance(fault, KeyError):
         return f"it lacks the field {text}"
     return text or {"MemoryError": "too large for the memory"}.get(
@@ -83,7 +83,11 @@ def reason_of(fault: BaseException) -> str:
 
 def shown(value: object, limit: int = 120) -> str:
     """A value in an error: as Python writes it, cut where it is long."""
-    text = repr(value)
+    return shortened(repr(value), limit)
+
+
+def shortened(text: str, limit: int = 120) -> str:
+    """The text, or its beginning if it is too long for an error message."""
     return text if len(text) <= limit else f"{text[:limit]} …"
 
 

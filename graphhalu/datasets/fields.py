@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from graphhalu.datasets.cells import text_cell, texts_cell
-from graphhalu.datasets.rows import Row, shortened, without_repeats, wrong_value
+from graphhalu.datasets.rows import Row, without_repeats, wrong_value
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.registry import unknown_name
+from graphhalu.safe_read import shortened
 
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "question": ("query", "prompt", "input"),

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any, NamedTuple
 
 from graphhalu.errors import DataFileError
+from graphhalu.safe_read import shortened, shown
 
 
 class Row(NamedTuple):
@@ -81,7 +82,7 @@ def mapping_field(row: Row, name: str) -> Row:
 
 def wrong_value(row: Row, name: str, expected: str, came: object) -> DataFileError:
     """The error for a field that holds something unexpected."""
-    return DataFileError(f"{row.where}: {name} must be {expected}, got {shortened(repr(came))}")
+    return DataFileError(f"{row.where}: {name} must be {expected}, got {shown(came)}")
 
 
 def without_repeats(texts: Iterable[str]) -> tuple[str, ...]:
@@ -92,8 +93,3 @@ def without_repeats(texts: Iterable[str]) -> tuple[str, ...]:
 def text_id(prefix: str, text: str) -> str:
     """An id for a question that its file gives none: the same text has the same id everywhere."""
     return f"{prefix}_{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-def shortened(text: str, limit: int = 120) -> str:
-    """The text, or its beginning if it is too long for an error message."""
-    return text if len(text) <= limit else f"{text[:limit]} …"

@@ -173,7 +173,7 @@ class _Tally:
         if not self.n_done and self.n_aside >= _MOST_ASIDE:
             message = (
                 f"no worker lives long enough to do anything: {reason}\n"
-                f"  See its log on that machine, in /tmp/ray/session_latest/logs"
+                f"  See its log on that machine, in the logs of its Ray session"
             )
             raise ProcessLostError(message)
         return Done(place, None, f"{reason} ({MOST_ATTEMPTS} attempts)")

@@ -126,11 +126,11 @@ def main() -> None:
 
     head = {"include_dashboard": False, "no_monitor": True, "_system_config": _SETTINGS}
     head |= _node(int(sys.argv[1]))
-    with open(os.dup(1), "w", encoding="utf-8") as answers:  # noqa: PTH123 - ray prints to stdout
+    with open(os.dup(1), "w", buffering=1, encoding="utf-8") as answers:  # noqa: PTH123 - ray prints to stdout
         os.dup2(2, 1)
         cluster = _started(lambda: Cluster(initialize_head=True, head_node_args=head))
         added: list[Any] = []
-        print(cluster.address, file=answers, flush=True)
+        answers.write(f"{cluster.address}\n")
         for line in sys.stdin:
             command, *arguments = line.split()
             if command == "add":
@@ -140,7 +140,7 @@ def main() -> None:
             else:
                 cluster.remove_node(added.pop(), allow_graceful=False)
                 number = 0
-            print(number, file=answers, flush=True)
+            answers.write(f"{number}\n")
         cluster.shutdown()
 
 
