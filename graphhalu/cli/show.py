@@ -63,10 +63,10 @@ def detectors(json: Json = False) -> None:
         print_json({"detectors": [asdict(card) for card in cards]})
         return
     print_table(
-        ["name", "reads", "trained", "control", "what it is"],
+        ["name", "level", "reads", "trained", "control", "what it is"],
         [
             [
-                c.name, ", ".join(c.inputs), "yes" if c.is_supervised else "no",
+                c.name, c.level, ", ".join(c.inputs), "yes" if c.is_supervised else "no",
                 "yes" if c.is_control else "no", c.summary,
             ]
             for c in cards

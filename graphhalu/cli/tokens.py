@@ -76,10 +76,10 @@ def tokens(
 
 def _check_name(name: str | None) -> None:
     """Refuse an unknown detector before anything is run."""
-    from graphhalu.detectors.tokens.registry import TOKEN_DETECTORS
+    from graphhalu.detectors.registry import DETECTORS
 
     if name is not None:
-        TOKEN_DETECTORS.get(name)
+        DETECTORS.get(name)
 
 
 def _print_result(result: "TokenResult") -> None:

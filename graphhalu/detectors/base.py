@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.identity import Identity
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, Level
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
@@ -20,20 +20,37 @@ Input = Literal["attention", "hidden", "likelihood", "text", "length"]
 
 @dataclass(frozen=True)
 class Scores:
-    """One score a trace; higher means more likely hallucinated.
+    """One score an item; higher means more likely hallucinated.
+
+    An item is a trace, or at token level an answer token; those of a trace follow each other.
 
     Attributes:
         values: The scores; NaN where ``is_valid`` is false, never a made-up number.
         is_valid: Whether the detector could compute a score.
+        lengths: Answer tokens of each trace; ``None`` for one score a trace.
     """
 
-    values: Float[np.ndarray, "trace"]
-    is_valid: Bool[np.ndarray, "trace"]
+    values: Float[np.ndarray, "item"]
+    is_valid: Bool[np.ndarray, "item"]
+    lengths: Int[np.ndarray, "trace"] | None = None
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "trace"]) -> "Scores":
-        """Scores whose finite values are valid."""
+        """One score a trace; finite values are valid."""
         return cls(values, np.isfinite(values))
+
+    @classmethod
+    def ragged(cls, traces: Sequence[Float[np.ndarray, "_"]]) -> "Scores":
+        """The scores of the answer tokens of each trace; finite values are valid."""
+        values = np.concatenate([np.zeros(0), *traces])
+        lengths = np.array([len(each) for each in traces], dtype=np.int64)
+        return cls(values, np.isfinite(values), lengths)
+
+    def by_trace(self) -> list[Float[np.ndarray, "_"]]:
+        """The scores of each trace: of its answer tokens, or one."""
+        if self.lengths is None:
+            return list(self.values[:, None])
+        return np.split(self.values, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
 
 @dataclass(frozen=True)
@@ -52,6 +69,7 @@ class DetectorCard:
             bytes it costs to keep; empty if it needs none or does not say.
         is_graph: Whether it is a network on token graphs. The strongest detector that is none,
             or a control, is what all others are tested against.
+        level: What it scores: answers, or each token of an answer.
     """
 
     name: str
@@ -62,10 +80,11 @@ class DetectorCard:
     is_control: bool = False
     reads: tuple[str, ...] = ()
     is_graph: bool = False
+    level: Level = "answer"
 
 
 class Detector(ABC):
-    """A detector of hallucinated answers.
+    """A detector of hallucinated answers or, by the level of its card, of hallucinated tokens.
 
     Every choice (layer, sign, threshold, epoch) is made inside :meth:`fit` from the training
     and validation side of the split; the test side is never looked at.
@@ -81,16 +100,21 @@ class Detector(ABC):
 
         Args:
             traces: All traces; indices of the split point into them.
-            labels: Labels of the same traces in the same order.
+            labels: Labels of the same traces in the same order; a token detector reads
+                ``labels.tokens``.
             split: Sides without a shared question.
 
         Raises:
             NotEnoughDataError: If a side lacks a class that the method needs.
+            UsageError: If a token detector gets labels of answers only.
         """
 
     @abstractmethod
     def score(self, traces: Sequence[Trace]) -> Scores:
-        """One score a trace, independent of the other traces given."""
+        """Scores of traces, or :meth:`Scores.ragged` ones of their answer tokens.
+
+        The scores of a trace do not depend on the other traces given.
+        """
 
     def attribute(self, trace: Trace) -> Attribution | None:
         """What the score of a trace is made of; ``None`` where this detector cannot say."""

@@ -3,6 +3,8 @@
 from typing import Final
 
 from graphhalu.detectors.base import Detector
+from graphhalu.errors import GraphhaluError
+from graphhalu.labels.labels import Level
 from graphhalu.registry import Registry
 
 DETECTORS: Final[Registry[type[Detector]]] = Registry(
@@ -47,6 +49,34 @@ DETECTORS: Final[Registry[type[Detector]]] = Registry(
         "graphhalu": "graphhalu.detectors.own:GraphhaluDetector",
         "mlp": "graphhalu.detectors.graph_networks:MLPDetector",
         "gat-rewired": "graphhalu.detectors.graph_networks:RewiredGATDetector",
+        "token-position": "graphhalu.detectors.token_probes:TokenPosition",
+        "token-likelihood": "graphhalu.detectors.token_probes:TokenLikelihood",
+        "token-text": "graphhalu.detectors.token_text:TokenText",
+        "token-overlap": "graphhalu.detectors.token_probes:TokenOverlap",
+        "token-shuffled": "graphhalu.detectors.token_probes:TokenShuffled",
+        "token-attention": "graphhalu.detectors.token_probes:TokenAttention",
+        "token-hidden": "graphhalu.detectors.token_probes:TokenHidden",
+        "token-probe": "graphhalu.detectors.token_probes:TokenProbe",
+        "token-graph": "graphhalu.detectors.tokens.nodes:TokenGraphDetector",
+        "token-no-edges": "graphhalu.detectors.tokens.nodes:TokenNoEdges",
     },
 )
 """Every class also has ``settings(**values)``: plain values to the arguments of its constructor."""
+
+POSITION_CONTROL: Final = "token-position"
+"""What token detectors are tested against: the place of a token alone finds hallucinated ones."""
+
+
+def detector_names(level: Level) -> list[str]:
+    """Registered detectors of one level, in the order of the table.
+
+    One that cannot be imported counts among those of answers, where a comparison tells why.
+    """
+    return [name for name in DETECTORS.names() if _level(name) == level]
+
+
+def _level(name: str) -> Level:
+    try:
+        return DETECTORS.get(name).card.level
+    except GraphhaluError:
+        return "answer"

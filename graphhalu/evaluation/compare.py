@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import count
 from typing import Any
 
@@ -118,7 +118,7 @@ def make_compared(traces: Sequence[Trace], labels: Labels, config: CompareConfig
         )
         raise UsageError(message)
     if config.beams == "best":
-        labels = _without(labels, ~best_beams(traces), "another beam of the question")
+        labels = labels.without(~best_beams(traces), "another beam of the question")
     groups = question_groups(traces)
     folds = {seed: _folds(labels, groups, config, seed) for seed in config.seeds}
     for checked in folds.values():
@@ -145,17 +145,6 @@ def best_beams(traces: Sequence[Trace]) -> Bool[np.ndarray, "trace"]:
             for trace in traces
         ],
         dtype=bool,
-    )
-
-
-def _without(labels: Labels, is_left_out: Bool[np.ndarray, "trace"], reason: str) -> Labels:
-    """Labels of which some become invalid, with value and reason taken away."""
-    pairs = zip(labels.reasons, is_left_out.tolist(), strict=True)
-    return replace(
-        labels,
-        values=np.where(is_left_out, 0, labels.values),
-        is_valid=labels.is_valid & ~is_left_out,
-        reasons=tuple(reason if is_out else old for old, is_out in pairs),
     )
 
 

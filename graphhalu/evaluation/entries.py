@@ -106,9 +106,9 @@ def _given(config: CompareConfig, name: str, factory: DetectorFactory) -> Entry:
 
 
 def _registered(names: Sequence[str], config: CompareConfig, *, is_given: bool) -> list[Entry]:
-    from graphhalu.detectors.registry import DETECTORS
+    from graphhalu.detectors.registry import DETECTORS, detector_names
 
-    chosen = names if names or is_given else DETECTORS.names()
+    chosen = names if names or is_given else detector_names("answer")
     for name in chosen:
         if registered_name(name) not in DETECTORS:
             raise unknown_name("detector", registered_name(name), DETECTORS.names())

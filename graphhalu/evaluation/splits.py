@@ -1,12 +1,10 @@
 """The protocol of a comparison: every trace is scored by a model that never saw its question."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from graphhalu.axes import LABEL_CORRECT
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.labels.groups import question_groups, record_key
 from graphhalu.labels.labels import Labels
@@ -133,20 +131,12 @@ def _described(record: TraceRecord) -> str:
 def visible_labels(labels: Labels, split: Split) -> Labels:
     """The labels that a detector may see: those of training and validation.
 
-    The others become invalid, with value and reason taken away, so that a detector cannot
+    The others become invalid, with values and reason taken away, so that a detector cannot
     look at the test side, not even by mistake.
     """
-    seen = np.zeros(len(labels.values), dtype=bool)
-    seen[np.concatenate([split.train, split.validation])] = True
-    return replace(
-        labels,
-        values=np.where(seen, labels.values, LABEL_CORRECT),
-        is_valid=labels.is_valid & seen,
-        reasons=tuple(
-            reason if is_seen else "held out"
-            for reason, is_seen in zip(labels.reasons, seen.tolist(), strict=True)
-        ),
-    )
+    is_hidden = np.ones(len(labels.values), dtype=bool)
+    is_hidden[np.concatenate([split.train, split.validation])] = False
+    return labels.without(is_hidden, "held out")
 
 
 def _valid_indices(

@@ -8,11 +8,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.detectors.tokens.base import TokenDetector
+from graphhalu.detectors.base import Detector
 from graphhalu.errors import GraphhaluError
 from graphhalu.evaluation.crossfit import TraceSubset, standardise
+from graphhalu.evaluation.splits import visible_labels
 from graphhalu.evaluation.token_spans import MarkedAnswer, best_threshold
-from graphhalu.labels.tokens import TokenLabels
+from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
@@ -28,7 +29,7 @@ class LabelledAnswers:
     """
 
     traces: Sequence[Trace]
-    labels: TokenLabels
+    labels: Labels
     marked: Sequence[MarkedAnswer]
 
 
@@ -56,9 +57,9 @@ class TokenOutOfFold:
     reports: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
-    def empty(cls, labels: TokenLabels) -> "TokenOutOfFold":
+    def empty(cls, labels: Labels) -> "TokenOutOfFold":
         """Nothing tested yet."""
-        lengths = [len(values) for values in labels.values]
+        lengths = [len(values) for values in labels.tokens or ()]
         return cls(
             [np.full(n, np.nan) for n in lengths],
             [np.full(n, np.nan) for n in lengths],
@@ -68,7 +69,7 @@ class TokenOutOfFold:
 
 
 def cross_fit_tokens(
-    make: Callable[[], TokenDetector],
+    make: Callable[[], Detector],
     answers: LabelledAnswers,
     folds: Sequence[Split],
     on_fold: Callable[[], None] = lambda: None,
@@ -99,14 +100,14 @@ def cross_fit_tokens(
 
 
 def _fit_and_score(
-    detector: TokenDetector,
+    detector: Detector,
     answers: LabelledAnswers,
     number: int,
     fold: Split,
     done: TokenOutOfFold,
 ) -> None:
     started = perf_counter()
-    detector.fit(answers.traces, answers.labels.visible(fold), fold)
+    detector.fit(answers.traces, visible_labels(answers.labels, fold), fold)
     done.fit_s.append(perf_counter() - started)
     validation, tested = fold.validation.tolist(), fold.test.tolist()
     held_out = scored(detector, answers.traces, validation)
@@ -119,23 +120,25 @@ def _fit_and_score(
         done.raw[index], done.fold[index] = raw, number
         done.values[index] = standardise(raw, reference)
         done.is_called[index] = np.where(np.isfinite(raw), raw >= threshold, False)
-    done.reports.append({"fold": number, "threshold": threshold, **detector.training_report})
+    done.reports.append(
+        {"fold": number, "threshold": threshold, **getattr(detector, "training_report", {})}
+    )
 
 
 def scored(
-    detector: TokenDetector, traces: Sequence[Trace], indices: Sequence[int]
+    detector: Detector, traces: Sequence[Trace], indices: Sequence[int]
 ) -> list[Float[np.ndarray, "_"]]:
     """Scores of some traces as float64, NaN where not valid; refuses those that do not fit."""
     chosen = TraceSubset(traces, indices)
-    scores = detector.score_tokens(chosen)
-    lengths = [len(each) for each in scores.values]
+    scores = detector.score(chosen)
+    lengths = None if scores.lengths is None else scores.lengths.tolist()
     expected = [trace.answer_length for trace in chosen]
     if lengths != expected:
         message = (
-            f"{detector.card.name}: expected scores of {expected[:5]} … tokens, got {lengths[:5]} …"
+            f"{detector.card.name}: expected scores of {expected[:5]} … tokens, got "
+            f"{(lengths or [])[:5]} …"
         )
         raise GraphhaluError(message)
     return [
-        np.where(is_valid, values, np.nan).astype(np.float64)
-        for values, is_valid in zip(scores.values, scores.is_valid, strict=True)
+        np.where(np.isfinite(each), each, np.nan).astype(np.float64) for each in scores.by_trace()
     ]

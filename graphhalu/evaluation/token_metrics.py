@@ -18,7 +18,7 @@ from graphhalu.evaluation.bootstrap import (
 from graphhalu.evaluation.metrics import METRICS, roc_counts
 from graphhalu.evaluation.token_crossfit import TokenOutOfFold
 from graphhalu.evaluation.token_spans import MarkedAnswer, SpanCounts, count_spans
-from graphhalu.labels.tokens import TokenLabels
+from graphhalu.labels.labels import Labels
 
 TOKEN_METRICS: Final[dict[str, str]] = {
     "token_auroc": "AUROC over all tokens",
@@ -101,7 +101,7 @@ class _Items(NamedTuple):
 
 def measure(
     found: TokenOutOfFold,
-    labels: TokenLabels,
+    labels: Labels,
     marked: Sequence[MarkedAnswer],
     resampling: Resampling,
 ) -> Measured:
@@ -109,7 +109,7 @@ def measure(
     tested = np.flatnonzero(found.fold >= 0).tolist()
     groups = resampling.groups[tested]
     scores = [found.values[index] for index in tested]
-    truth = [labels.values[index] for index in tested]
+    truth = [labels.token_labels("")[index] for index in tested]
     counts = [count_spans(marked[index], found.is_called[index]) for index in tested]
     of_tokens = np.repeat(groups, [len(each) for each in scores])
     tokens = _Items(np.concatenate(scores), np.concatenate(truth), of_tokens)

@@ -11,8 +11,8 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from graphhalu.config import Config
-from graphhalu.detectors.tokens.base import TokenDetector
-from graphhalu.detectors.tokens.registry import POSITION_CONTROL, TOKEN_DETECTORS
+from graphhalu.detectors.base import Detector
+from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.significance import holm
 from graphhalu.evaluation.splits import check_questions, cross_fit_folds, single_split
@@ -27,8 +27,9 @@ from graphhalu.evaluation.token_metrics import (
 from graphhalu.evaluation.token_result import TOKEN_SCHEMA, TokenCounts, TokenResult, TokenRow
 from graphhalu.evaluation.token_spans import SPAN_RULE, MarkedAnswer, marked_answer
 from graphhalu.labels.groups import question_groups
+from graphhalu.labels.labels import Labels
 from graphhalu.labels.spans import n_lost_spans
-from graphhalu.labels.tokens import TokenLabels, label_tokens
+from graphhalu.labels.tokens import label_tokens
 from graphhalu.provenance import provenance
 from graphhalu.splits import Split
 from graphhalu.traces.schema import TraceRecord
@@ -75,7 +76,7 @@ class TokenCompareConfig(Config):
 
     def names(self) -> tuple[str, ...]:
         """The detectors that are run."""
-        asked = self.detectors or tuple(TOKEN_DETECTORS.names())
+        asked = self.detectors or tuple(detector_names("token"))
         return asked if POSITION_CONTROL in asked else (POSITION_CONTROL, *asked)
 
 
@@ -146,7 +147,7 @@ class _Found(NamedTuple):
 
 def _detector(
     name: str,
-    make: Callable[[int], TokenDetector],
+    make: Callable[[int], Detector],
     answers: _Run,
     config: TokenCompareConfig,
     on_fold: Callable[[], None],
@@ -164,8 +165,8 @@ def _detector(
     return _Found(_filled(name, found, measured, config), measured, samples)
 
 
-def _maker(name: str, config: TokenCompareConfig) -> Callable[[int], TokenDetector]:
-    kind = TOKEN_DETECTORS.get(name)
+def _maker(name: str, config: TokenCompareConfig) -> Callable[[int], Detector]:
+    kind = DETECTORS.get(name)
     values = dict(config.settings.get(name, {}))
     kind.settings(**values)  # refused before anything is run
     return lambda seed: kind(**kind.settings(**values, seed=seed))
@@ -178,7 +179,7 @@ def _answers(traces: Sequence[Trace], config: TokenCompareConfig) -> _Run:
         raise UsageError(message)
     labels = label_tokens([trace.record for trace in traces])
     groups = question_groups(traces)
-    truth, is_valid = labels.answers, labels.is_valid
+    truth, is_valid = labels.values, labels.is_valid
     folds = [
         single_split(truth, groups, is_valid, seed=seed)
         if config.quick
@@ -192,7 +193,7 @@ def _answers(traces: Sequence[Trace], config: TokenCompareConfig) -> _Run:
 
 
 def _seeds(
-    make: Callable[[int], TokenDetector],
+    make: Callable[[int], Detector],
     answers: _Run,
     config: TokenCompareConfig,
     on_fold: Callable[[], None],
@@ -204,7 +205,7 @@ def _seeds(
 
 
 def _row(name: str) -> TokenRow:
-    card = TOKEN_DETECTORS.get(name).card
+    card = DETECTORS.get(name).card
     return TokenRow(name, card.summary, card.source, card.inputs, card.is_control)
 
 
@@ -252,9 +253,9 @@ def _against_position(found: Sequence[_Found], level: float) -> tuple[TokenRow, 
     )
 
 
-def _samples(name: str, seed: int, found: TokenOutOfFold, labels: TokenLabels) -> pa.Table:
+def _samples(name: str, seed: int, found: TokenOutOfFold, labels: Labels) -> pa.Table:
     tested = np.flatnonzero(found.fold >= 0).tolist()
-    lengths = [len(labels.values[index]) for index in tested]
+    lengths = [len(labels.token_labels("")[index]) for index in tested]
     raw, score = (
         np.concatenate([values[index] for index in tested]) for values in (found.raw, found.values)
     )
@@ -265,7 +266,9 @@ def _samples(name: str, seed: int, found: TokenOutOfFold, labels: TokenLabels) -
         "fold": np.repeat(found.fold[tested], lengths),
         "trace_id": np.repeat([labels.trace_ids[index] for index in tested], lengths),
         "token": np.concatenate([np.arange(length) for length in lengths]),
-        "label": np.concatenate([labels.values[index] for index in tested]).astype(np.int8),
+        "label": np.concatenate([labels.token_labels("")[index] for index in tested]).astype(
+            np.int8
+        ),
         "score": pa.array(score, mask=~is_valid),
         "raw_score": pa.array(raw, mask=~is_valid),
         "is_valid": is_valid,
@@ -282,19 +285,19 @@ def _counts(answers: _Run) -> TokenCounts:
     )
     records = [answers.traces[index].record for index in kept]
     marked = [answers.marked[index] for index in kept]
-    values = [labels.values[index] for index in kept]
+    values = [labels.token_labels("")[index] for index in kept]
     return TokenCounts(
         n_traces=len(kept),
         n_left_out=dict(left_out),
         n_groups=len(np.unique(answers.resampling.groups[kept])),
-        n_hallucinated=int(labels.answers[kept].sum()),
+        n_hallucinated=int(labels.values[kept].sum()),
         n_tokens=sum(len(each) for each in values),
         n_hallucinated_tokens=int(sum(each.sum() for each in values)),
         n_spans=sum(len(record.given_spans) for record in records),
         n_lost_spans=sum(n_lost_spans(record) for record in records),
         character_share=_character_share(records, marked),
         n_on_policy=sum(record.is_on_policy for record in records),
-        writers=_writers(records, labels.answers[kept].tolist()),
+        writers=_writers(records, labels.values[kept].tolist()),
     )
 
 

@@ -5,10 +5,10 @@ from pathlib import Path
 
 import numpy as np
 
+from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
-from graphhalu.detectors.tokens.base import TokenDetector
-from graphhalu.detectors.tokens.registry import TOKEN_DETECTORS
-from graphhalu.detectors.tokens.saved import save_token_detector
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.saved import save_detector
 from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.evaluation.token_crossfit import scored
 from graphhalu.evaluation.token_run import TokenCompareConfig
@@ -21,7 +21,7 @@ from graphhalu.traces.trace import Trace
 
 def train_token_detector(
     name: str, traces: Sequence[Trace], config: TokenCompareConfig, folder: Path
-) -> TokenDetector:
+) -> Detector:
     """Fit a detector on four fifths of the contexts, choose its threshold on the rest, save it.
 
     Nothing is left to test it on; what it is worth says a comparison. The threshold, which makes
@@ -40,15 +40,15 @@ def train_token_detector(
     labels = label_tokens([trace.record for trace in traces])
     groups = question_groups(traces)
     fold = cross_fit_folds(
-        labels.answers, groups, labels.is_valid, n_folds=config.n_folds, seed=seed
+        labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed
     )[0]
     train, held_out = np.concatenate([fold.train, fold.test]), fold.validation.tolist()
     split = Split(np.sort(train), fold.validation, np.zeros(0, dtype=np.int64), groups)
-    kind = TOKEN_DETECTORS.get(name)
+    kind = DETECTORS.get(name)
     detector = kind(**kind.settings(**config.settings.get(name, {}), seed=seed))
     detector.fit(traces, labels, split)
     scores = scored(detector, traces, held_out)
     threshold = best_threshold(scores, [marked_answer(traces[at].record) for at in held_out])
     detector.training_report["threshold"] = threshold
-    save_token_detector(detector, folder, Identity.of_traces(traces))
+    save_detector(detector, folder, Identity.of_traces(traces))
     return detector

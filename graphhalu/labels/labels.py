@@ -2,12 +2,17 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.axes import LABEL_CORRECT
+from graphhalu.errors import NotEnoughDataError, UsageError
+
+Level = Literal["answer", "token"]
+"""What is labelled and scored: whole answers, or each of their tokens."""
 
 Meaning = Literal["hallucinated", "input"]
 """What a 1 says; see :data:`MEANINGS`."""
@@ -21,7 +26,7 @@ MEANINGS: Final[dict[Meaning, str]] = {
 
 @dataclass(frozen=True)
 class Labels:
-    """One label a trace.
+    """One label a trace, and where they are known one a token of its answer.
 
     Attributes:
         trace_ids: The traces, in the order of the store.
@@ -32,6 +37,8 @@ class Labels:
         labeller: Name of the rule, or the name under which it was stored.
         settings: Settings of the rule; plain JSON values.
         meaning: What a 1 says; see :data:`MEANINGS`.
+        tokens: Labels of the answer tokens of each trace, all 0 where ``is_valid`` is false;
+            then ``values`` is 1 where any of them is. ``None`` where only answers are labelled.
     """
 
     trace_ids: tuple[str, ...]
@@ -41,6 +48,48 @@ class Labels:
     labeller: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     meaning: Meaning = "hallucinated"
+    tokens: tuple[Int[np.ndarray, "_"], ...] | None = None
+
+    @property
+    def level(self) -> Level:
+        """What is labelled: tokens where their labels are known."""
+        return "answer" if self.tokens is None else "token"
+
+    @cached_property
+    def items(self) -> Int[np.ndarray, "item"]:
+        """Labels of all items: of the traces, or of their answer tokens, trace after trace."""
+        return self.values if self.tokens is None else np.concatenate(self.tokens)
+
+    @cached_property
+    def owner(self) -> Int[np.ndarray, "item"]:
+        """Place of the trace that each item belongs to."""
+        return np.repeat(np.arange(len(self.values)), self._lengths)
+
+    def places(self, indices: Int[np.ndarray, "chosen"]) -> Int[np.ndarray, "item"]:
+        """Places of the items of some traces, trace after trace."""
+        lengths = self._lengths[indices]
+        starts = self._lengths.cumsum()[indices] - lengths
+        return np.repeat(starts - lengths.cumsum() + lengths, lengths) + np.arange(lengths.sum())
+
+    def token_labels(self, detector: str) -> tuple[Int[np.ndarray, "_"], ...]:
+        """The labels of tokens, for a detector of this name.
+
+        Raises:
+            UsageError: If only answers are labelled.
+        """
+        if self.tokens is None:
+            message = (
+                f"{detector} scores tokens and needs labels of tokens, got those of answers by "
+                f"{self.labeller!r}\n  Label tokens:  label_tokens(records), or graphhalu tokens"
+            )
+            raise UsageError(message)
+        return self.tokens
+
+    @property
+    def _lengths(self) -> Int[np.ndarray, "trace"]:
+        if self.tokens is None:
+            return np.ones(len(self.values), dtype=np.int64)
+        return np.array([len(each) for each in self.tokens], dtype=np.int64)
 
     @property
     def coverage(self) -> float:
@@ -68,4 +117,23 @@ class Labels:
             values=self.values[places],
             is_valid=self.is_valid[places],
             reasons=tuple(self.reasons[place] for place in indices),
+            tokens=None if self.tokens is None else tuple(self.tokens[place] for place in indices),
+        )
+
+    def without(self, is_left_out: Bool[np.ndarray, "trace"], reason: str) -> "Labels":
+        """Labels of which some become invalid, with values and reason taken away."""
+        left_out = is_left_out.tolist()
+        tokens = self.tokens
+        if tokens is not None:
+            pairs = zip(tokens, left_out, strict=True)
+            tokens = tuple(np.zeros_like(each) if is_out else each for each, is_out in pairs)
+        return replace(
+            self,
+            values=np.where(is_left_out, LABEL_CORRECT, self.values),
+            is_valid=self.is_valid & ~is_left_out,
+            reasons=tuple(
+                reason if is_out else old
+                for old, is_out in zip(self.reasons, left_out, strict=True)
+            ),
+            tokens=tokens,
         )

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.detectors.tokens.saved import load_token_detector
+from graphhalu.detectors.saved import load_detector
 from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.store import TraceStore, open_traces
 
@@ -35,9 +35,9 @@ def test_the_table_tells_tokens_spans_and_what_to_know(store, tmp_path, capsys):
     assert "Off-policy: 40 of 40" in printed.err
     assert {"tokens.json", "tokens.parquet", "detector"} == {p.name for p in tmp_path.iterdir()}
     traces = open_traces(store)
-    detector = load_token_detector(tmp_path / "detector", traces)
+    detector = load_detector(tmp_path / "detector", traces)
     assert "threshold" in detector.training_report
-    assert len(detector.score_tokens(traces[:1]).values[0]) == traces[0].answer_length
+    assert len(detector.score(traces[:1]).values) == traces[0].answer_length
 
 
 def test_json_holds_every_metric(store, tmp_path, capsys):
@@ -53,7 +53,7 @@ def test_json_holds_every_metric(store, tmp_path, capsys):
     ("option", "value", "told"),
     [
         ("--detectors", "token-nothing", "token-position"),
-        ("--save", "nothing", "no token detector named"),
+        ("--save", "nothing", "no detector named"),
         ("--seeds", "0,x", "seeds"),
     ],
 )

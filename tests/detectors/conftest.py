@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from graphhalu.detectors.graph_detector import GraphDetector
-from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.splits import grouped_split
 from graphhalu.testing.planted import planted_traces
@@ -136,10 +136,10 @@ class FittedOnce:
         return self.kept[name]
 
     def items(self):
-        return [(name, self[name]) for name in DETECTORS.names()]
+        return [(name, self[name]) for name in detector_names("answer")]
 
 
 @pytest.fixture(scope="session")
 def fitted_on_few(data_of):
-    """Every registered detector, fitted for two epochs."""
+    """Every registered detector of answers, fitted for two epochs."""
     return FittedOnce(data_of)

@@ -7,13 +7,13 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.detectors.base import DetectorCard
-from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.detectors.saved import load_detector
 from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.trace import Trace
 
-NAMES = DETECTORS.names()
+NAMES = detector_names("answer")
 SEEN = {
     "sink-mass": "sink", "sink-mass-k1": "sink", "head-std": "sink", "head-std-logit": "sink",
     "attention-logdet": "self", "focus": "lookback", "rauq": "likelihood",

@@ -1,6 +1,8 @@
 """Token detectors: what they find in planted tokens, and what they must not find."""
 
+import json
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,14 +13,14 @@ from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.graph_pack import GraphPack
 from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
 from graphhalu.detectors.networks.node_head import NodeHead
+from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
+from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.sides import auroc
-from graphhalu.detectors.tokens.families import family_columns
+from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
+from graphhalu.detectors.token_ridge import Moments, Standard
+from graphhalu.detectors.token_samples import sample_tokens
+from graphhalu.detectors.token_text import neighbours
 from graphhalu.detectors.tokens.pieces import NodeRecipe, node_piece
-from graphhalu.detectors.tokens.registry import POSITION_CONTROL, TOKEN_DETECTORS
-from graphhalu.detectors.tokens.ridge import Moments, Standard
-from graphhalu.detectors.tokens.saved import load_token_detector, save_token_detector
-from graphhalu.detectors.tokens.text import neighbours
-from graphhalu.detectors.tokens.views import View, averaged, sample_tokens, view_values
 from graphhalu.errors import (
     ConfigError,
     DetectorMismatchError,
@@ -26,12 +28,14 @@ from graphhalu.errors import (
     TraceNotFoundError,
     UsageError,
 )
+from graphhalu.evaluation.splits import visible_labels
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.tokens import label_tokens
 from graphhalu.splits import grouped_split
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.testing.planted_tokens import planted_token_traces
 
+FIXTURES = Path(__file__).parent / "fixtures"
 FINDERS = ("token-attention", "token-probe", "token-graph")
 QUICK = {"token-graph": {"epochs": 9}, "token-no-edges": {"epochs": 2}}
 
@@ -39,7 +43,7 @@ QUICK = {"token-graph": {"epochs": 9}, "token-no-edges": {"epochs": 2}}
 def planted(*, signal):
     traces = planted_token_traces(70, seed=1, signal=signal)
     labels = label_tokens([trace.record for trace in traces])
-    return traces, labels, grouped_split(labels.answers, question_groups(traces))
+    return traces, labels, grouped_split(labels.values, question_groups(traces))
 
 
 @pytest.fixture(scope="module")
@@ -49,15 +53,15 @@ def stores():
 
 def fitted(name, store, **values):
     traces, labels, split = store
-    kind = TOKEN_DETECTORS.get(name)
+    kind = DETECTORS.get(name)
     detector = kind(**kind.settings(**{**QUICK.get(name, {}), **values}))
-    return detector.fit(traces, labels.visible(split), split)
+    return detector.fit(traces, visible_labels(labels, split), split)
 
 
 @pytest.fixture(scope="module")
 def detectors(stores):
     """Every token detector, fitted on the planted signal; the sweep is not empty."""
-    names = TOKEN_DETECTORS.names()
+    names = detector_names("token")
     assert POSITION_CONTROL in names
     assert set(FINDERS) < set(names)
     return {name: fitted(name, stores[True]) for name in names}
@@ -65,10 +69,10 @@ def detectors(stores):
 
 def found(detector, store):
     traces, labels, split = store
-    scores = detector.score_tokens([traces[index] for index in split.test])
-    truth = np.concatenate([labels.values[index] for index in split.test])
-    assert all(each.all() for each in scores.is_valid)
-    return auroc(np.concatenate(scores.values), truth)
+    scores = detector.score([traces[index] for index in split.test])
+    truth = np.concatenate([labels.tokens[index] for index in split.test])
+    assert scores.is_valid.all()
+    return auroc(scores.values, truth)
 
 
 @pytest.mark.parametrize("name", FINDERS)
@@ -102,37 +106,44 @@ def test_every_detector_says_what_it_is_and_scores_a_token_whatever_stands_besid
     for name, detector in detectors.items():
         assert isinstance(detector.card, DetectorCard)
         assert detector.card.name == name
-        together = detector.score_tokens(traces[:3])
-        alone = detector.score_tokens(traces[2:3])
-        np.testing.assert_array_equal(together.values[2], alone.values[0])
-        assert len(alone.values[0]) == traces[2].answer_length
+        together = detector.score(traces[:3])
+        alone = detector.score(traces[2:3])
+        np.testing.assert_array_equal(together.by_trace()[2], alone.values)
+        assert alone.lengths.tolist() == [traces[2].answer_length]
 
 
 def test_every_detector_comes_back_from_disk_with_the_same_scores(detectors, stores, tmp_path):
     traces = stores[True][0]
     for name, detector in detectors.items():
-        save_token_detector(detector, tmp_path / name)
+        save_detector(detector, tmp_path / name)
         files = {path.name for path in (tmp_path / name).iterdir()}
         assert files == {"detector.json", "model.safetensors"}
-        loaded = load_token_detector(tmp_path / name)
+        loaded = load_detector(tmp_path / name)
         assert loaded.card.name == name
-        before, after = (each.score_tokens(traces[:2]).values for each in (detector, loaded))
-        for one, other in zip(before, after, strict=True):
-            np.testing.assert_array_equal(one, other)
+        before, after = (each.score(traces[:2]) for each in (detector, loaded))
+        np.testing.assert_array_equal(before.values, after.values)
+        np.testing.assert_array_equal(before.lengths, after.lengths)
 
 
 def test_an_unfitted_detector_says_so(stores):
-    for name in TOKEN_DETECTORS.names():
+    for name in detector_names("token"):
         with pytest.raises(UsageError, match="not fitted"):
-            TOKEN_DETECTORS.get(name)().score_tokens(stores[True][0][:1])
+            DETECTORS.get(name)().score(stores[True][0][:1])
 
 
 def test_one_class_is_refused(stores):
     traces, labels, split = stores[True]
-    nothing = replace(labels, values=tuple(np.zeros_like(each) for each in labels.values))
+    nothing = replace(labels, tokens=tuple(np.zeros_like(each) for each in labels.tokens))
     for name in ("token-position", "token-text", "token-graph"):
         with pytest.raises(NotEnoughDataError, match="both classes"):
-            TOKEN_DETECTORS.get(name)().fit(traces, nothing, split)
+            DETECTORS.get(name)().fit(traces, nothing, split)
+
+
+def test_labels_of_answers_are_refused_with_the_way_out(stores):
+    traces, labels, split = stores[True]
+    for name in detector_names("token"):
+        with pytest.raises(UsageError, match="needs labels of tokens"):
+            DETECTORS.get(name)().fit(traces, replace(labels, tokens=None), split)
 
 
 def test_a_trace_of_another_model_is_refused(detectors):
@@ -140,15 +151,15 @@ def test_a_trace_of_another_model_is_refused(detectors):
     other = planted_token_traces(2, seed=3, shape=shape)
     for name in ("token-attention", "token-graph"):
         with pytest.raises(DetectorMismatchError):
-            detectors[name].score_tokens(other)
+            detectors[name].score(other)
 
 
 def test_a_setting_that_makes_no_sense_is_refused():
     with pytest.raises(ConfigError, match="odd"):
-        TOKEN_DETECTORS.get("token-probe").settings(windows=[1, 4])
+        DETECTORS.get("token-probe").settings(windows=[1, 4])
     with pytest.raises(ConfigError, match="no attention of layers"):
         traces, labels, split = planted(signal=True)
-        kind = TOKEN_DETECTORS.get("token-graph")
+        kind = DETECTORS.get("token-graph")
         kind(**kind.settings(layers=[99])).fit(traces, labels, split)
 
 
@@ -191,11 +202,13 @@ def test_the_mean_over_a_window_is_that_of_a_slow_loop():
 def test_a_sample_keeps_hallucinated_tokens_up_to_half(stores):
     _, labels, split = stores[True]
     side = np.sort(split.train).tolist()
-    sample = sample_tokens(labels, side, n_most=60, seed=0)
-    values = sample.labels(labels)
-    assert (len(values), int(values.sum())) == (60, 30)
-    everything = sample_tokens(labels, side, n_most=10**6, seed=0)
-    assert len(everything.labels(labels)) == sum(len(labels.values[index]) for index in side)
+    sample = sample_tokens(labels.tokens, side, n_most=60, seed=0)
+    assert (len(sample.labels), int(sample.labels.sum())) == (60, 30)
+    pairs = zip(sample.traces, sample.tokens, strict=True)
+    slow = [int(labels.tokens[index][place]) for index, places in pairs for place in places]
+    assert sample.labels.tolist() == slow
+    everything = sample_tokens(labels.tokens, side, n_most=10**6, seed=0)
+    assert len(everything.labels) == sum(len(labels.tokens[index]) for index in side)
 
 
 def test_the_closed_form_is_that_of_weighted_least_squares():
@@ -276,3 +289,10 @@ def test_a_token_is_read_from_two_neighbouring_rows_of_its_own_trace(stores):
         ]
     assert len(together) == traces[2].answer_length + traces[0].answer_length
     torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["token-likelihood", "token-text"])
+def test_a_detector_saved_by_the_first_version_gives_the_scores_that_it_gave_then(name, stores):
+    told = json.loads((FIXTURES / "token_scores_v1.json").read_text())
+    scores = load_detector(FIXTURES / f"{name}_v1").score(stores[True][0][:1])
+    np.testing.assert_allclose(scores.values, told[name], rtol=1e-9, atol=1e-12)

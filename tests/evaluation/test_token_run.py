@@ -6,8 +6,8 @@ from operator import itemgetter
 import numpy as np
 import pytest
 
+from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL
 from graphhalu.detectors.sides import auroc
-from graphhalu.detectors.tokens.registry import POSITION_CONTROL, TOKEN_DETECTORS
 from graphhalu.errors import ConfigError, CorruptStoreError, DataFileError, UsageError
 from graphhalu.evaluation.token_metrics import TOKEN_METRICS
 from graphhalu.evaluation.token_result import SCORES_FILE, read_token_result
@@ -116,13 +116,13 @@ def test_folds_that_part_a_context_are_refused(traces, monkeypatch):
 
 
 def test_a_detector_sees_no_label_of_the_side_that_it_is_tested_on(traces, monkeypatch):
-    kind = TOKEN_DETECTORS.get(POSITION_CONTROL)
+    kind = DETECTORS.get(POSITION_CONTROL)
     truth, fit = label_tokens([trace.record for trace in traces]), kind.fit
     seen = []
 
     def spy(self, given, labels, split):
-        seen.append(sum(int(labels.values[index].sum()) for index in split.test))
-        assert sum(int(truth.values[index].sum()) for index in split.test) > 0
+        seen.append(sum(int(labels.tokens[index].sum()) for index in split.test))
+        assert sum(int(truth.tokens[index].sum()) for index in split.test) > 0
         return fit(self, given, labels, split)
 
     monkeypatch.setattr(kind, "fit", spy)

@@ -1,8 +1,7 @@
 """Graph networks with a logit on every answer token."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, final
 
 import numpy as np
@@ -10,24 +9,17 @@ import torch
 from jaxtyping import Float, Int
 from pydantic import Field
 
-from graphhalu.detectors.base import DetectorCard
+from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.graph_pieces import GraphPiece
 from graphhalu.detectors.graph_schema import GraphSchema
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
 from graphhalu.detectors.networks.node_head import NodeHead
-from graphhalu.detectors.saved import (
-    damaged,
-    read_description,
-    read_weights,
-    required,
-    write_description,
-    write_weights,
-)
-from graphhalu.detectors.tokens.base import TokenConfig, TokenDetector, TokenScores, labelled
+from graphhalu.detectors.token_samples import labelled_traces
 from graphhalu.detectors.tokens.pieces import NodeRecipe, node_pieces, token_count
+from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.errors import ConfigError, NotEnoughDataError
-from graphhalu.labels.tokens import TokenLabels
+from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
@@ -35,7 +27,7 @@ from graphhalu.traces.trace import Trace
 _LAYERS: Final = 6
 
 
-class NodeHeadConfig(TokenConfig):
+class NodeHeadConfig(TrainedConfig):
     """Settings of a node head."""
 
     epochs: Annotated[int, Field(ge=1)] = 20
@@ -69,21 +61,22 @@ class _Side:
     failures: list[str]
 
 
-class NodeDetector(TokenDetector):
+class NodeDetector(TrainedDetector):
     """A node head on the graph of a trace; every token is scored with its trace alone."""
 
-    config_class: ClassVar[type[TokenConfig]] = NodeHeadConfig
+    config_class: ClassVar[type[TrainedConfig]] = NodeHeadConfig
+    saved_fields: ClassVar[tuple[str, ...]] = ("graphs",)
     has_edges: ClassVar[bool] = True
     """Whether messages are passed at all."""
 
     config: NodeHeadConfig
 
-    def __init__(self, seed: int | None = None, config: TokenConfig | None = None) -> None:
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
         super().__init__(seed, config)
         self.schema: GraphSchema | None = None
         self.network: NodeHead | None = None
 
-    def fit(self, traces: Sequence[Trace], labels: TokenLabels, split: Split) -> TokenDetector:
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Train on the labelled tokens of the training side, stop by those of validation.
 
         Traces whose graphs cannot be made are left out.
@@ -92,11 +85,12 @@ class NodeDetector(TokenDetector):
         from graphhalu.detectors.task import seeded
         from graphhalu.detectors.tokens.training import NodeTraining, TokenPack, train_nodes
 
-        chosen = labelled(labels, split.train, self.card.name)
+        chosen = labelled_traces(labels, split.train, self.card.name)
         held_out = np.sort(split.validation[labels.is_valid[split.validation]]).tolist()
         first = traces[chosen[0]]
         recipe = self._recipe(_layers(self.config, first.shape))
-        train, validation = (_side(traces, labels, side, recipe) for side in (chosen, held_out))
+        tokens = labels.token_labels(self.card.name)
+        train, validation = (_side(traces, tokens, side, recipe) for side in (chosen, held_out))
         _check(train, validation, self.card.name)
         schema = GraphSchema.of(first, recipe.layers, train.pieces[0])
         packs = [
@@ -115,7 +109,7 @@ class NodeDetector(TokenDetector):
         }  # fmt: skip
         return self
 
-    def score_tokens(self, traces: Sequence[Trace]) -> TokenScores:
+    def score(self, traces: Sequence[Trace]) -> Scores:
         """Logit of each answer token; NaN for the tokens of a trace without a graph.
 
         Raises:
@@ -133,35 +127,27 @@ class NodeDetector(TokenDetector):
                 found.append(_logits(self.network, piece))
             else:
                 found.append(np.full(trace.answer_length, np.nan))
-        return TokenScores.of(found)
+        return Scores.ragged(found)
 
-    def save(self, folder: Path) -> None:
-        """Write weights with standardisation, the settings and what the graphs are made of."""
-        if self.schema is None or self.network is None:
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Weights with standardisation."""
+        if self.network is None:
             raise self.unfitted()
-        write_weights(folder, self.network.state_dict())
-        values = {
-            "config": self.config.model_dump(mode="json"), "graphs": asdict(self.schema),
-            "training": self.training_report,
-        }  # fmt: skip
-        write_description(folder, self.card.name, values)
+        return {name: value.numpy() for name, value in self.network.state_dict().items()}
 
-    @classmethod
-    def load(cls, folder: Path) -> TokenDetector:
-        """Read what :meth:`save` wrote."""
-        values = read_description(folder, cls.card.name)
-        config, graphs = required(values, "config", folder), required(values, "graphs", folder)
-        weights = read_weights(folder)
-        try:
-            detector = cls(**cls.settings(**config))
-            schema = GraphSchema(**{name: _frozen(value) for name, value in graphs.items()})
-            network = detector._network(schema)
-            network.load_state_dict(weights)
-        except (RuntimeError, TypeError, ValueError) as error:
-            raise damaged(folder, error) from None
-        detector.schema, detector.network = schema, network.eval()
-        detector.training_report = dict(values.get("training") or {})
-        return detector
+    def description(self) -> dict[str, Any]:
+        """What the graphs are made of."""
+        assert self.schema is not None
+        return {"graphs": asdict(self.schema)}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Take over the graphs and weights of a saved network."""
+        graphs = {name: _frozen(value) for name, value in values["graphs"].items()}
+        self.schema = GraphSchema(**graphs)
+        self.network = self._network(self.schema)
+        weights = {name: torch.from_numpy(value) for name, value in arrays.items()}
+        self.network.load_state_dict(weights)
+        self.network.eval()
 
     def _network(self, schema: GraphSchema) -> NodeHead:
         config = self.config
@@ -188,6 +174,7 @@ class TokenGraphDetector(NodeDetector):
         ),
         inputs=("attention",),
         is_supervised=True,
+        level="token",
         reads=("edge_key", "edge_weight", "self_attention", "sink_keys", "row_entropy"),
         is_graph=True,
     )
@@ -207,19 +194,23 @@ class TokenNoEdges(NodeDetector):
         ),
         inputs=("attention",),
         is_supervised=True,
+        level="token",
         is_control=True,
         reads=("self_attention", "sink_keys", "row_entropy"),
     )
 
 
 def _side(
-    traces: Sequence[Trace], labels: TokenLabels, indices: Sequence[int], recipe: NodeRecipe
+    traces: Sequence[Trace],
+    tokens: Sequence[Int[np.ndarray, "_"]],
+    indices: Sequence[int],
+    recipe: NodeRecipe,
 ) -> _Side:
     side = _Side([], [], [])
     for index, piece in zip(indices, node_pieces(traces, indices, recipe), strict=True):
         if isinstance(piece, GraphPiece):
             side.pieces.append(piece)
-            side.labels.append(_targets(labels.values[index], piece))
+            side.labels.append(_targets(tokens[index], piece))
         else:
             side.failures.append(str(piece))
     return side

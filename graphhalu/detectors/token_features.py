@@ -1,21 +1,27 @@
-"""What is known of each token of an answer, family by family.
+"""Columns of the tokens of an answer: family by family, row by row, and averaged over neighbours.
 
 Columns of a family of rows come for the rows ``prompt_length - 1 … length - 1``: one more than
 there are answer tokens, since row ``i`` predicts token ``i + 1`` and the last token has a row
 too. So each token has two rows: the one that produces it and the one that has read it.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+import threading
+import weakref
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator, Sequence
+from typing import Final, Literal, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float
 
 from graphhalu.axes import Span
-from graphhalu.errors import TraceNotFoundError
+from graphhalu.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.registry import unknown_name
+from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
+
+Place = Literal["token", "before", "own"]
 
 HIDDEN: Final = "hidden"
 _LEAST: Final = 1e-6
@@ -33,11 +39,6 @@ class TokenColumns(NamedTuple):
     values: Float[np.ndarray, "item column"]
     names: tuple[str, ...]
     is_of_rows: bool
-
-    @property
-    def n_bytes(self) -> int:
-        """Bytes of the values."""
-        return self.values.nbytes
 
 
 def family_columns(trace: Trace, family: str) -> TokenColumns:
@@ -62,6 +63,72 @@ def expanded(families: Sequence[str], shape: TraceShape) -> tuple[str, ...]:
         layers = [f"{HIDDEN}.{layer}" for layer in shape.hidden_layers]
         found += layers if family == HIDDEN else [family]
     return tuple(found)
+
+
+class View(NamedTuple):
+    """One way to read a family.
+
+    Attributes:
+        family: Name of the family.
+        place: The row that produces a token (``before``), the one that has read it (``own``), or
+            ``token`` for a family that is not of rows.
+        window: Tokens that are averaged, the token itself in their middle; odd.
+    """
+
+    family: str
+    place: Place
+    window: int
+
+
+def view_values(trace: Trace, view: View) -> Float[np.ndarray, "token column"]:
+    """A view of all answer tokens of a trace, float32."""
+    columns = _columns(trace, view.family)
+    values = columns.values.astype(np.float32)
+    if columns.is_of_rows:
+        values = values[1:] if view.place == "own" else values[:-1]
+    return averaged(values, view.window)
+
+
+def view_names(trace: Trace, view: View) -> tuple[str, ...]:
+    """What the columns of a view are called."""
+    names = _columns(trace, view.family).names
+    return tuple(f"{view.family}.{view.place}.w{view.window}.{name}" for name in names)
+
+
+def views_of(trace: Trace, family: str, windows: Sequence[int]) -> Iterator[View]:
+    """Every view of a family."""
+    places: tuple[Place, ...] = ("before", "own")
+    if not _columns(trace, family).is_of_rows:
+        places = ("token",)
+    for place in places:
+        for window in windows:
+            yield View(family, place, window)
+
+
+def averaged(
+    values: Float[np.ndarray, "token column"], window: int
+) -> Float[np.ndarray, "token column"]:
+    """Mean over a window around each token; shorter where the answer begins and ends.
+
+    A missing value makes the mean of its neighbourhood missing.
+    """
+    if window == 1:
+        return values
+    half, n_tokens = window // 2, len(values)
+    sums = np.zeros((n_tokens + 1, values.shape[1]))
+    np.cumsum(values, axis=0, dtype=np.float64, out=sums[1:])
+    if np.isnan(sums[-1]).any():
+        return _averaged_slowly(values, half)
+    index = np.arange(n_tokens)
+    first, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, n_tokens)
+    return ((sums[stop] - sums[first]) / (stop - first)[:, None]).astype(values.dtype)
+
+
+def _averaged_slowly(
+    values: Float[np.ndarray, "token column"], half: int
+) -> Float[np.ndarray, "token column"]:
+    parts = [values[max(0, at - half) : at + half + 1].mean(axis=0) for at in range(len(values))]
+    return np.stack(parts).astype(values.dtype)
 
 
 def _attention(trace: Trace) -> TokenColumns:
@@ -157,3 +224,59 @@ FAMILIES: Final[dict[str, Callable[[Trace], TokenColumns]]] = {
     "overlap": _overlap,
 }
 """Families by name; hidden states have one a layer."""
+
+
+@final
+class _ColumnCache:
+    """The columns that were used last; those used the longest ago are dropped first.
+
+    Args:
+        limit_bytes: How much is kept.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        self._limit_bytes = limit_bytes
+        self._n_bytes = 0
+        self._kept: OrderedDict[Hashable, tuple[TokenColumns, Callable[[], object]]] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def columns(self, trace: Trace, family: str) -> TokenColumns:
+        """The columns of a family, read if they are not kept."""
+        key = (_identity(trace), family)
+        with self._lock:
+            found = self._kept.get(key)
+            if found is not None and (isinstance(key[0], tuple) or found[1]() is trace):
+                self._kept.move_to_end(key)
+                return found[0]
+        columns = family_columns(trace, family)
+        with self._lock:
+            before = self._kept.pop(key, None)
+            self._n_bytes += columns.values.nbytes - (before[0].values.nbytes if before else 0)
+            self._kept[key] = (columns, weakref.ref(trace))
+            while self._n_bytes > self._limit_bytes:
+                _, (dropped, _) = self._kept.popitem(last=False)
+                self._n_bytes -= dropped.values.nbytes
+        return columns
+
+
+_CACHE: Final = _ColumnCache(2 * 2**30)
+"""For the next fold, seed or detector of this process."""
+
+
+def _identity(trace: Trace) -> Hashable:
+    """A stored trace is known by its part, with its files, and name; others by the object."""
+    array = next(iter(trace.arrays.values()), None)
+    if not isinstance(array, LazyArray):
+        return id(trace)
+    files = array.part.commit.files.items()
+    digests = tuple(sorted((name, str(file["sha256"])) for name, file in files))
+    return array.part.folder, digests, trace.trace_id
+
+
+def _columns(trace: Trace, family: str) -> TokenColumns:
+    found = _CACHE.columns(trace, family)
+    expected = trace.answer_length + found.is_of_rows
+    if len(found.values) != expected:
+        message = f"trace {trace.trace_id!r}: {len(found.values)} rows of {family}, not {expected}"
+        raise DetectorMismatchError(message)
+    return found

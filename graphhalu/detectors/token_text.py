@@ -1,8 +1,7 @@
 """Control: which token it is, and between which it stands."""
 
 import warnings
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, Final, final
 
 import numpy as np
@@ -12,22 +11,18 @@ from scipy.sparse import csr_matrix
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import LogisticRegression
 
-from graphhalu.detectors.base import DetectorCard
+from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.identity import check_identity
-from graphhalu.detectors.probes.search import Fold, folds_of
-from graphhalu.detectors.saved import (
-    damaged,
-    read_arrays,
-    read_description,
-    required,
-    write_arrays,
-    write_description,
-)
+from graphhalu.detectors.probes.search import Fold
 from graphhalu.detectors.sides import auroc
-from graphhalu.detectors.tokens.base import TokenConfig, TokenDetector, TokenScores, labelled
-from graphhalu.detectors.tokens.views import Sample, sample_tokens
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.tokens import TokenLabels
+from graphhalu.detectors.token_samples import (
+    Sample,
+    context_folds,
+    labelled_traces,
+    sample_tokens,
+)
+from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
+from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
@@ -38,7 +33,7 @@ OFFSETS: Final = (-2, -1, 0, 1, 2)
 _NOTHING: Final = -1
 
 
-class TokenTextConfig(TokenConfig):
+class TokenTextConfig(TrainedConfig):
     """Settings of the text control."""
 
     n_folds: Annotated[int, Field(ge=2)] = 3
@@ -50,10 +45,10 @@ class TokenTextConfig(TokenConfig):
 
 
 @final
-class TokenText(TokenDetector):
+class TokenText(TrainedDetector):
     """Logistic regression on the identity of a token and of its two neighbours on each side."""
 
-    config_class: ClassVar[type[TokenConfig]] = TokenTextConfig
+    config_class: ClassVar[type[TrainedConfig]] = TokenTextConfig
     config: TokenTextConfig
     card: ClassVar[DetectorCard] = DetectorCard(
         name="token-text",
@@ -64,26 +59,27 @@ class TokenText(TokenDetector):
         ),
         inputs=("text",),
         is_supervised=True,
+        level="token",
         is_control=True,
     )
 
-    def __init__(self, seed: int | None = None, config: TokenConfig | None = None) -> None:
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
         super().__init__(seed, config)
         self.known: Int[np.ndarray, "term 2"] | None = None
         self.weight: Float[np.ndarray, "term"] = np.zeros(0)
         self.bias = 0.0
 
-    def fit(self, traces: Sequence[Trace], labels: TokenLabels, split: Split) -> TokenDetector:
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""
-        chosen = labelled(labels, split.train, self.card.name)
-        config = self.config
-        sample = sample_tokens(labels, chosen, n_most=config.max_tokens, seed=config.seed)
-        values = sample.labels(labels)
+        chosen = labelled_traces(labels, split.train, self.card.name)
+        tokens, config = labels.token_labels(self.card.name), self.config
+        sample = sample_tokens(tokens, chosen, n_most=config.max_tokens, seed=config.seed)
+        values = sample.labels
         pairs = zip(sample.traces, sample.tokens, strict=True)
         ids = np.concatenate([neighbours(traces[index])[places] for index, places in pairs])
         self.known = _known_terms(ids, config.min_count)
         terms = _columns(ids, self.known)
-        folds = self._folds(traces, labels, sample, values)
+        folds = self._folds(traces, labels, sample)
         aurocs = [_inner_auroc(terms, values, folds, strength) for strength in STRENGTHS]
         strength = STRENGTHS[int(np.argmax(aurocs))]
         self.weight, self.bias = _regression(terms, values, strength)
@@ -93,59 +89,38 @@ class TokenText(TokenDetector):
         }  # fmt: skip
         return self
 
-    def score_tokens(self, traces: Sequence[Trace]) -> TokenScores:
+    def score(self, traces: Sequence[Trace]) -> Scores:
         """Logit of each answer token; one of unknown tokens only has that of the bias."""
         if self.known is None:
             raise self.unfitted()
         check_identity(self.identity, traces)
         known = self.known
-        return TokenScores.of(
+        return Scores.ragged(
             [_columns(neighbours(trace), known) @ self.weight + self.bias for trace in traces]
         )
 
-    def save(self, folder: Path) -> None:
-        """Write the known tokens and their weights."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The known tokens and their weights."""
         if self.known is None:
             raise self.unfitted()
-        arrays = {"known": self.known, "weight": self.weight, "bias": np.array([self.bias])}
-        write_arrays(folder, arrays)
-        values = {"config": self.config.model_dump(mode="json"), "training": self.training_report}
-        write_description(folder, self.card.name, values)
+        return {"known": self.known, "weight": self.weight, "bias": np.array([self.bias])}
 
-    @classmethod
-    def load(cls, folder: Path) -> TokenDetector:
-        """Read what :meth:`save` wrote."""
-        values = read_description(folder, cls.card.name)
-        config, arrays = required(values, "config", folder), read_arrays(folder)
-        try:
-            detector = cls(**cls.settings(**config))
-            detector.known, detector.weight = arrays["known"], arrays["weight"]
-            detector.bias = float(arrays["bias"][0])
-            _check_size(detector.known, detector.weight)
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(folder, error) from None
-        detector.training_report = dict(values.get("training") or {})
-        return detector
+    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Take over the tokens and weights of a saved control."""
+        self.known, self.weight = arrays["known"], arrays["weight"]
+        self.bias = float(arrays["bias"][0])
+        if self.known.shape != (len(self.weight), 2):
+            message = f"{len(self.weight)} weights for {self.known.shape} terms"
+            raise ValueError(message)
 
-    def _folds(
-        self,
-        traces: Sequence[Trace],
-        labels: TokenLabels,
-        sample: Sample,
-        values: Int[np.ndarray, "token"],
-    ) -> list[Fold]:
+    def _folds(self, traces: Sequence[Trace], labels: Labels, sample: Sample) -> list[Fold]:
         """Folds of the sampled tokens by context in which both parts hold both classes."""
-        groups = question_groups([traces[index] for index in sample.traces])
-        answers, owner = labels.answers[list(sample.traces)], sample.owner()
-        folds = folds_of(answers, groups, n_folds=self.config.n_folds, seed=self.config.seed)
+        owner, values = sample.owner(), sample.labels
+        folds = context_folds(
+            traces, labels, sample, n_folds=self.config.n_folds, seed=self.config.seed
+        )
         found = [Fold(*(np.flatnonzero(np.isin(owner, part)) for part in fold)) for fold in folds]
         return [fold for fold in found if all(len(np.unique(values[part])) > 1 for part in fold)]
-
-
-def _check_size(known: np.ndarray, weight: np.ndarray) -> None:
-    if known.shape != (len(weight), 2):
-        message = f"{len(weight)} weights for {known.shape} terms"
-        raise ValueError(message)
 
 
 def neighbours(trace: Trace) -> Int[np.ndarray, "token offset"]:

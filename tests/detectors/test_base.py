@@ -1,0 +1,27 @@
+"""Scores of answers and of tokens in one record."""
+
+import numpy as np
+
+from graphhalu.detectors.base import Scores
+
+
+def test_scores_of_tokens_are_flat_with_the_length_of_each_answer():
+    scores = Scores.ragged([np.array([0.5, np.nan]), np.zeros(0), np.array([1.0, 2.0, 3.0])])
+    assert scores.lengths.tolist() == [2, 0, 3]
+    assert scores.is_valid.tolist() == [True, False, True, True, True]
+    assert [len(each) for each in scores.by_trace()] == [2, 0, 3]
+    np.testing.assert_array_equal(scores.by_trace()[2], [1, 2, 3])
+
+
+def test_no_answers_have_no_scores():
+    scores = Scores.ragged([])
+    assert (scores.values.shape, scores.is_valid.shape) == ((0,), (0,))
+    assert scores.by_trace() == []
+
+
+def test_a_score_a_trace_is_a_list_of_one_each():
+    scores = Scores.of(np.array([0.5, np.nan]))
+    assert scores.lengths is None
+    first, second = scores.by_trace()
+    assert first.tolist() == [0.5]
+    assert np.isnan(second).tolist() == [True]
