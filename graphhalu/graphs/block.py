@@ -38,20 +38,27 @@ class StoredRun:
         return self.arrays[name][slice(None) if first is None else first]
 
 
-def trace_block(traces: Sequence[Trace]) -> TraceBlock:
+def trace_block(traces: Sequence[Trace], *, need_all_rows: bool = True) -> TraceBlock:
     """A block of these traces, in their order.
 
+    Args:
+        traces: Of one model and one kind of extraction.
+        need_all_rows: Whether rows of the prompt are needed, or only those from the last prompt
+            token on, which produce the answer.
+
     Raises:
-        UsageError: If they are of models with other axes, or do not keep every row.
+        UsageError: If they are of models with other axes, or do not keep the rows.
     """
     for trace in traces:
         if trace.shape != traces[0].shape:
             message = "graphs are built of traces of one model and one kind of extraction"
             raise UsageError(message)
-        if trace.record.row_start:
+        first = 0 if need_all_rows else trace.prompt_length - 1
+        if trace.record.row_start > first:
             message = (
-                f"a token graph needs every attention row, trace {trace.trace_id!r} keeps the "
-                f"rows from {trace.record.row_start} on\n  Extract it again with all rows"
+                f"a token graph needs the attention rows from {first} on, trace "
+                f"{trace.trace_id!r} keeps the rows from {trace.record.row_start} on\n"
+                f"  Extract it again with all rows, or build graphs with prompt_edges=False"
             )
             raise UsageError(message)
     first = traces[0]
@@ -128,16 +135,21 @@ def packed_attention(
 
 
 def hidden_states(
-    block: TraceBlock, layers: Sequence[int]
+    block: TraceBlock, layers: Sequence[int], name: str = "hidden"
 ) -> Float32[np.ndarray, "layer token feature"]:
     """Hidden states that model layers leave: ``hidden[layer + 1]``.
+
+    Args:
+        block: Traces that keep them.
+        layers: Model layers.
+        name: ``"hidden"``, or ``"hidden_rows"`` for those of the stored rows only.
 
     Raises:
         TraceNotFoundError: If the traces do not keep one of them.
     """
     kept = block.shape.hidden_layers
     places = [_place(layer + 1, kept, "hidden states of layer") for layer in layers]
-    return from_bfloat16_bits(_matrix(block, "hidden", places))
+    return from_bfloat16_bits(_matrix(block, name, places))
 
 
 def sees_sink(

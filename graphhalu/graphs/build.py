@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int64
+from jaxtyping import Bool, Float32, Int, Int64, UInt8
 
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.features.block import TraceBlock
@@ -50,12 +50,13 @@ class TokenGraph:
         edge_attr: What the recipe's channels say, with the heads of one layer after those of
             another; attention is as the model has it, unless ``sinks="renormalise"``.
         is_answer: Which tokens belong to the answer.
+        span: Named span of each token, as the integer of :class:`graphhalu.axes.Span`.
         layer: Model layer; ``None`` in a multiplex graph.
         layers: Model layers on the edges.
         kept_mass: Share of a row's attention to other tokens (mean over heads and layers; without
             sinks where those are left out) that lies on its edges; 1 for a row that attends to no
             other token. In a store of edges, what the store dropped counts as not kept, and so
-            does what a threshold censors.
+            does what a threshold censors. NaN where the store keeps no row of the token.
         node_feature_names: ``block.column`` for every column of ``x``; in a multiplex graph
             ``layerL.block.column`` where layers differ.
         edge_feature_names: One name for every column of ``edge_attr``.
@@ -65,12 +66,13 @@ class TokenGraph:
     edge_index: Int64[np.ndarray, "2 edge"]
     edge_attr: Float32[np.ndarray, "edge channel"]
     is_answer: Bool[np.ndarray, "node"]
+    span: UInt8[np.ndarray, "node"]
     layer: int | None
     layers: tuple[int, ...]
     trace_id: str
     question_id: str
     group_id: str
-    kept_mass: Float32[np.ndarray, "row"]
+    kept_mass: Float32[np.ndarray, "node"]
     node_feature_names: tuple[str, ...]
     edge_feature_names: tuple[str, ...]
 
@@ -81,7 +83,7 @@ def build_graph(trace: Trace, layer: int, recipe: GraphRecipe = DEFAULT_RECIPE) 
     Raises:
         UsageError: Also if the recipe asks for one graph a trace.
     """
-    if recipe.view != "layers":
+    if recipe.view == "multiplex":
         message = f"a graph of one layer has the view 'layers', got {recipe.view!r}: build_graphs"
         raise UsageError(message)
     return build_graphs(trace, (layer,), recipe)[0]
@@ -97,7 +99,8 @@ def build_graphs(
     among those that are kept of any head.
 
     Args:
-        trace: Keeps attention or its strongest edges, and every row of them.
+        trace: Keeps attention or its strongest edges; every row of them, or only those that
+            produce the answer where the recipe has no edges into prompt rows.
         layers: Model layers.
         recipe: How edges and node features are chosen.
 
@@ -163,18 +166,21 @@ def _build(
     if not layers:
         message = "a graph needs at least one layer"
         raise UsageError(message)
-    block = trace_block(traces)
+    block = trace_block(traces, need_all_rows=recipe.prompt_edges)
     layer_places(block.shape, layers, "attention")  # refuses layers that are not kept
     _check_roles(block, recipe)
     x, names = _node_features(block, layers, recipe)
     channel_names = _channel_names(block, layers, recipe)
-    is_answer = block.is_answer_token
+    is_answer, span = block.is_answer_token, block.stream("span_code")
     built: list[list[TokenGraph]] = [[] for _ in block.records]
     for place, edges, edge_place in _edges_of_layers(block, layers, recipe):
         of_layer = layers if recipe.view == "multiplex" else layers[place : place + 1]
         bounds = edges.bounds[edge_place].tolist()
         for number, record in enumerate(block.records):
             nodes = slice(*block.tokens.offsets[number : number + 2].tolist())
+            rows = slice(*block.rows.offsets[number : number + 2].tolist())
+            kept_mass = np.full(record.length, np.nan, dtype=np.float32)
+            kept_mass[block.row_token[rows]] = edges.kept_mass[edge_place, rows]
             of_edge = slice(bounds[number], bounds[number + 1])
             # copies: a graph that is kept must not keep its whole block
             graph = TokenGraph(
@@ -182,12 +188,13 @@ def _build(
                 edge_index=edges.pairs[:, of_edge].copy(),
                 edge_attr=edges.attr[of_edge].copy(),
                 is_answer=is_answer[nodes].copy(),
+                span=span[nodes].astype(np.uint8),
                 layer=None if recipe.view == "multiplex" else of_layer[0],
                 layers=of_layer,
                 trace_id=record.trace_id,
                 question_id=record.question_id,
                 group_id=record.group_id,
-                kept_mass=edges.kept_mass[edge_place, nodes].copy(),
+                kept_mass=kept_mass,
                 node_feature_names=names,
                 edge_feature_names=channel_names,
             )
@@ -220,7 +227,7 @@ def _layer_edges(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
     place = layer * n_rows + pairs.row[pair]
     mass = attention.mean(1) if recipe.censors else pairs.mean[layer, pair]
     kept = np.bincount(place, weights=mass, minlength=len(layers) * n_rows)
-    ends = np.arange(len(layers))[:, None] * n_rows + block.tokens.offsets
+    ends = np.arange(len(layers))[:, None] * n_rows + block.rows.offsets
     return _Edges(
         pairs=_edge_index(block, pairs, pair),
         attr=_channels(attention, layer, layers, recipe),
@@ -248,7 +255,7 @@ def _multiplex_edges(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRe
         pairs=_edge_index(block, pairs, pair),
         attr=np.concatenate(channels, axis=1),
         kept_mass=_share(kept[None], pairs.others().sum(0, keepdims=True)),
-        bounds=np.searchsorted(pairs.row[pair], block.tokens.offsets)[None],
+        bounds=np.searchsorted(pairs.row[pair], block.rows.offsets)[None],
     )
 
 
@@ -265,7 +272,7 @@ def _chosen(
 
 def _pairs(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> Pairs:
     pairs = candidate_pairs(block, layers)
-    if recipe.sinks == "renormalise":
+    if recipe.sinks != "keep":
         pairs.mean[:, pairs.key < N_SINK_KEYS] = 0  # what has no mass is no edge
     return pairs
 
@@ -274,7 +281,7 @@ def _beside_sinks(
     block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
 ) -> Float32[np.ndarray, "layer head row"] | None:
     """Share of each row that does not go to the first tokens, where that is asked for."""
-    if recipe.sinks == "keep":
+    if recipe.sinks != "renormalise":
         return None
     share = 1 - layer_stream(block, "sink_keys", layers)[..., :N_SINK_KEYS].sum(-1)
     return np.maximum(share, np.float32(LEAST_REST))
@@ -340,7 +347,7 @@ def _node_features(
     block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
 ) -> tuple[Float32[np.ndarray, "graph_layer token feature"], tuple[str, ...]]:
     found = block_features(NodeSource(block, layers, recipe.roles), recipe.nodes)
-    if recipe.view == "layers":
+    if recipe.view != "multiplex":
         return found.values, found.names
     own = np.flatnonzero(found.is_of_layer)
     columns = [found.values[0][:, ~found.is_of_layer], *found.values[..., own]]
@@ -358,7 +365,7 @@ def _channel_names(
         names = [f"attention_{role}" for role in _roles(recipe)]
     else:
         names = [f"attention_{recipe.channels}"]
-    if recipe.view == "layers":
+    if recipe.view != "multiplex":
         return tuple(names)
     return tuple(f"layer{layer}.{name}" for layer in layers for name in names)
 

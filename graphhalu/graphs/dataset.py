@@ -1,71 +1,79 @@
-"""Token graphs of many traces as a PyTorch Geometric data set, built when asked for."""
+"""Token graphs of many traces as a PyTorch Geometric data set."""
 
 import copy
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Int, Shaped
-from torch_geometric.data import Data
+from torch_geometric.data import Data, Dataset
 
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.graphs.build import TokenGraph, build_graph, build_graphs, iter_graphs
-from graphhalu.graphs.cache import GraphCache
+from graphhalu.graphs.build import TokenGraph, build_graphs, iter_graphs
 from graphhalu.graphs.edges import EdgeRule
+from graphhalu.graphs.nodes import check_blocks
 from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, GraphRecipe, HeadRoles
+from graphhalu.graphs.storage import storage_of
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import check_groups, grouped_split
+from graphhalu.splits import Split, check_groups, grouped_split
 from graphhalu.traces.lazy import ChunkCache
 from graphhalu.traces.schema import TraceShape
-from graphhalu.traces.store import TraceStore
+from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.trace import Trace
 
 DEFAULT_DEPTHS: Final = (1 / 3, 1 / 2, 2 / 3)
 
 
-class LayerData(Data):
-    """A token graph; ``trace_index`` counts traces and stays as it is in a batch."""
-
-    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
-        """What a batch adds: PyG shifts every attribute with ``index`` in its name."""
-        return 0 if key == "trace_index" else super().__inc__(key, value, *args, **kwargs)
-
-
-class AttentionGraphs(torch.utils.data.Dataset[Data]):
+class AttentionGraphs(Dataset):
     """Graphs of traces in their order: one for each trace and layer, or one a trace.
 
-    Works with ``torch_geometric.loader.DataLoader``, workers included; a batch is built in one
-    piece. Memory does not grow with the number of graphs that were asked for.
+    A ``torch_geometric.data.Dataset``: ``graphs[3]`` is a graph, ``graphs[2:5]`` and lists of
+    indices give views, ``transform`` changes a graph when it is asked for, and
+    ``torch_geometric.loader.DataLoader`` batches it, workers included. Graphs are built when
+    they are first asked for, 32 traces at a time, and kept in contiguous tensors: up to 1 GiB in
+    memory, further ones in files that are mapped into memory.
+
+    Each ``Data`` has ``x [node, feature]``, ``edge_index [2, edge]`` (from the attended key to
+    the attending query, sorted by query, so ``data.is_sorted(sort_by_row=False)``),
+    ``edge_attr [edge, channel]``, ``span [node]`` (integer of :class:`graphhalu.axes.Span`),
+    ``is_answer [node]``, ``is_readout [node]`` (answer tokens and the last prompt token, whose
+    row produces the first of them), ``layer_index [node]`` (place of the node's layer among
+    :attr:`layers`), ``kept_mass [node]``, ``trace_index``, ``question_id``, the names of the
+    columns and, with labels, ``y``.
 
     Args:
-        traces: A store or a list of traces.
+        traces: A store, its path, or a list of traces.
         view: ``"layers"``: one graph a layer, with the heads of that layer on the edges.
+            ``"stacked"``: one graph a trace, the graphs of all layers side by side.
             ``"multiplex"``: one graph a trace, with the heads of all layers on the edges.
         layers: Model layers; by default :func:`default_layers`.
         edges: Rule that chooses edges.
         nodes: Blocks of node features; by default all but hidden states and roles.
         labels: Labels of the same traces in the same order; ``y`` is NaN where one is invalid,
-            and absent without labels.
+            and absent without labels. Labels of tokens give one value an answer token.
         prompt_edges: Whether rows of the prompt have edges.
         importance: What an edge rule looks at: ``"mean"``, ``"max"`` or ``"weighted"`` over heads.
         channels: What an edge carries of a layer: ``"heads"``, ``"mean"``, ``"max"``,
             ``"weighted"``.
         roles: Weights of heads, for ``"weighted"`` and the node block ``roles``.
-        sinks: ``"renormalise"`` leaves the first four tokens out and divides by what is left.
-        cache: Folder where built graphs are kept; by default they are built anew.
+        sinks: ``"remove"``: no edges from the first four tokens; ``"renormalise"``: also divides
+            weights by what is left.
+        cache: Folder where built graphs are kept for other processes.
+        transform: Called with each graph; see ``torch_geometric.transforms``.
 
     Raises:
-        UsageError: If a layer is not kept, or the labels are of others.
-        UnknownNameError: If the view or another name is unknown.
+        UsageError: If a layer is not kept, the labels are of others, or ``traces`` is neither a
+            store nor a list of traces.
+        UnknownNameError: If the view, a node block or another name is unknown.
         NotEnoughDataError: If there is no trace.
     """
 
     def __init__(  # noqa: PLR0913 - one keyword a setting
         self,
-        traces: Sequence[Trace],
+        traces: Sequence[Trace] | Path | str,
         *,
         view: str = "layers",
         layers: Sequence[int] | None = None,
@@ -78,7 +86,9 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
         roles: HeadRoles | None = None,
         sinks: str = "keep",
         cache: Path | str | None = None,
+        transform: Callable[[Data], Data] | None = None,
     ) -> None:
+        super().__init__(transform=transform)
         self.recipe = GraphRecipe(
             edges=edges,
             nodes=DEFAULT_NODES if nodes is None else tuple(nodes),
@@ -89,51 +99,71 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
             roles=roles,
             sinks=sinks,
         )
-        if not len(traces):
-            message = "there is no trace to make graphs of: the list or store is empty"
-            raise NotEnoughDataError(message)
-        self.traces = traces
-        self.labels = _checked_labels(labels, traces)
-        self.layers = _checked_layers(layers, traces[0].shape)
-        self.cache = None if cache is None else GraphCache(Path(cache), self.layers, self.recipe)
-        self.trace_indices: Int[np.ndarray, "trace"] = np.arange(len(traces))
+        check_blocks(self.recipe.nodes)
+        self.traces = _opened(traces)
+        self.labels = _checked_labels(labels, self.traces)
+        self.layers = _checked_layers(layers, self.traces[0].shape)
+        self.storage = storage_of(
+            self.traces, self.layers, self.recipe, None if cache is None else Path(cache)
+        )
 
-    def __len__(self) -> int:
-        """Graphs: traces of this view, times layers where each has a graph of its own."""
-        return len(self.trace_indices) * self._graphs_a_trace
+    @classmethod
+    def of_recipe(
+        cls,
+        traces: Sequence[Trace],
+        layers: Sequence[int],
+        recipe: GraphRecipe,
+        labels: Labels | None = None,
+    ) -> "AttentionGraphs":
+        """The graphs of a recipe; see the class."""
+        settings = {name: getattr(recipe, name) for name in GraphRecipe.__dataclass_fields__}
+        return cls(traces, layers=layers, labels=labels, **settings)
 
-    def __getitem__(self, index: int) -> Data:
-        """One graph; the layers of a trace follow each other."""
-        return self._data(self.token_graph(index), self._trace_index(index))
+    def len(self) -> int:
+        """Graphs of all traces, whatever the view."""
+        return len(self.traces) * self.storage.graphs_per_trace
 
-    def __getitems__(self, indices: Sequence[int]) -> list[Data]:
-        """Several graphs, as a loader asks for them; those of one trace share their work."""
-        trace_indices = [self._trace_index(index) for index in indices]
-        graphs = dict(self._built(sorted(set(trace_indices))))
-        return [
-            self._data(graphs[trace_index][index % self._graphs_a_trace], trace_index)
-            for index, trace_index in zip(indices, trace_indices, strict=True)
-        ]
+    def get(self, idx: int) -> Data:
+        """One graph by its place among those of all traces, before ``transform``."""
+        trace_index, place = divmod(idx, self.storage.graphs_per_trace)
+        data = self.storage.get(self.traces, trace_index, place)
+        data.question_id = self.traces[trace_index].record.question_id
+        if self.recipe.view == "layers":
+            data.layer = self.layers[place]
+        else:
+            data.layers = self.layers
+        if self.labels is not None:
+            data.y = _label(self.labels, trace_index)
+        return data
 
-    def __iter__(self) -> Iterator[Data]:
-        """All graphs in order; traces side by side in a store are read and built together."""
-        for trace_index, graphs in self._built(self.trace_indices.tolist()):
-            for graph in graphs:
-                yield self._data(graph, trace_index)
+    @property
+    def trace_indices(self) -> Int[np.ndarray, "trace"]:
+        """The traces of this view, in its order."""
+        owner = np.asarray(self.indices(), dtype=np.int64) // self.storage.graphs_per_trace
+        _, first = np.unique(owner, return_index=True)
+        indices: Int[np.ndarray, "trace"] = owner[np.sort(first)]
+        return indices
+
+    @property
+    def node_feature_names(self) -> tuple[str, ...]:
+        """``block.column`` for every column of ``x``; see :class:`TokenGraph`."""
+        return tuple(self.get(0).node_feature_names)
+
+    @property
+    def edge_feature_names(self) -> tuple[str, ...]:
+        """One name for every column of ``edge_attr``."""
+        return tuple(self.get(0).edge_feature_names)
 
     def token_graph(self, index: int) -> TokenGraph:
-        """The same graph as arrays."""
-        trace_index, place = self._trace_index(index), index % self._graphs_a_trace
-        if self.cache is not None:
-            return next(self._built([trace_index]))[1][place]
-        trace = self.traces[trace_index]
-        if self.recipe.view == "layers":
-            return build_graph(trace, self.layers[place], self.recipe)
-        return build_graphs(trace, self.layers, self.recipe)[0]
+        """A graph as arrays with its names, built anew; of a stacked graph its first layer."""
+        trace_index, place = divmod(self.indices()[index], self.storage.graphs_per_trace)
+        return build_graphs(self.traces[trace_index], self.layers, self.recipe)[place]
 
     def token_graphs(self) -> Iterator[TokenGraph]:
         """All graphs in order, as arrays."""
-        for _, graphs in self._built(self.trace_indices.tolist()):
+        for _, graphs in iter_graphs(
+            self.traces, self.layers, self.recipe, self.trace_indices.tolist()
+        ):
             yield from graphs
 
     @property
@@ -141,10 +171,13 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
         """Group of every trace of this view, merged where two groups ask the same question."""
         return question_groups([self.traces[int(i)] for i in self.trace_indices])
 
-    def select(self, indices: Int[np.ndarray, "trace"]) -> "AttentionGraphs":
+    def select(self, trace_indices: Sequence[int] | Int[np.ndarray, "trace"]) -> "AttentionGraphs":
         """A view of some traces, by their index in :attr:`traces`."""
+        n_graphs = self.storage.graphs_per_trace
+        chosen = np.asarray(trace_indices, dtype=np.int64)
+        graphs = (chosen[:, None] * n_graphs + np.arange(n_graphs)).reshape(-1)
         view = copy.copy(self)
-        view.trace_indices = np.asarray(indices)
+        vars(view)["_indices"] = graphs.tolist()  # as PyG's own index_select does
         return view
 
     def labelled(self) -> "AttentionGraphs":
@@ -156,28 +189,37 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
         if self.labels is None:
             message = "these graphs have no labels: give labels=… to AttentionGraphs"
             raise UsageError(message)
-        return self.select(self.trace_indices[self.labels.is_valid[self.trace_indices]])
+        traces = self.trace_indices
+        return self.select(traces[self.labels.is_valid[traces]])
 
     def split(
-        self, seed: int = 0
+        self, seed: int = 0, *, ids: Sequence[Collection[str]] | None = None
     ) -> tuple["AttentionGraphs", "AttentionGraphs", "AttentionGraphs"]:
         """Views for training, validation and test; all traces of a group stay together.
 
+        Args:
+            seed: Seed of a random split, 60 / 20 / 20.
+            ids: Instead the question ids of each side; traces of other questions are in none.
+
         Raises:
             NotEnoughDataError: If there are fewer than three groups.
+            UsageError: If ``ids`` are not three sides, or a question is on two of them.
         """
-        n_traces = len(self.trace_indices)
-        values = np.zeros(n_traces, dtype=np.int64)
+        traces, groups = self.trace_indices, self.groups
+        values = np.zeros(len(traces), dtype=np.int64)
         if self.labels is not None:
-            values = self.labels.values[self.trace_indices]
-        groups = self.groups
-        split = check_groups(grouped_split(values, groups, seed=seed), groups)
+            values = self.labels.values[traces]
+        split = grouped_split(values, groups, seed=seed) if ids is None else self._by_ids(ids)
+        try:
+            check_groups(split, groups)
+        except ValueError as error:
+            raise UsageError(str(error)) from None
         sides = (split.train, split.validation, split.test)
-        train, validation, test = (self.select(self.trace_indices[side]) for side in sides)
+        train, validation, test = (self.select(traces[side]) for side in sides)
         return train, validation, test
 
     def stats(self) -> dict[str, Any]:
-        """Sizes and kept attention, by building every graph once.
+        """Sizes and kept attention, by going through every graph once.
 
         Returns:
             ``n_graphs``, ``n_traces``, ``nodes_mean``, ``edges_mean``, ``kept_mass_mean`` (over
@@ -191,19 +233,27 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
             message = "there is no graph in this view to take a mean over"
             raise NotEnoughDataError(message)
         nodes, edges, kept = [], [], []
-        for trace_index, graphs in self._built(self.trace_indices.tolist()):
-            first_row = self.recipe.first_row(self.traces[trace_index].record)
-            nodes += [len(graph.x) for graph in graphs]
-            edges += [len(graph.edge_attr) for graph in graphs]
-            kept += [graph.kept_mass[first_row:] for graph in graphs]
+        for index in self.indices():
+            data = self.get(index)
+            first_row = self.recipe.first_row(self.traces[data.trace_index].record)
+            nodes.append(data.num_nodes)
+            edges.append(data.num_edges)
+            per_layer = data.kept_mass.view(int(data.layer_index.unique().numel()), -1)
+            kept.append(per_layer[:, first_row:].flatten())
         return {
             "n_graphs": len(self),
             "n_traces": len(self.trace_indices),
             "nodes_mean": float(np.mean(nodes)),
             "edges_mean": float(np.mean(edges)),
-            "kept_mass_mean": float(np.concatenate(kept).mean()),
+            "kept_mass_mean": float(torch.cat(kept).mean()),
             "prevalence": self._prevalence(),
         }
+
+    def __repr__(self) -> str:
+        return (
+            f"AttentionGraphs({len(self)} graphs of {len(self.trace_indices)} traces, "
+            f"view={self.recipe.view!r}, layers={list(self.layers)})"
+        )
 
     def __getstate__(self) -> dict[str, Any]:
         """For a worker process: a store goes along without its decoded chunks."""
@@ -213,44 +263,20 @@ class AttentionGraphs(torch.utils.data.Dataset[Data]):
             state["traces"].cache = ChunkCache()
         return state
 
-    @property
-    def _graphs_a_trace(self) -> int:
-        return len(self.layers) if self.recipe.view == "layers" else 1
-
-    def _built(self, trace_indices: Sequence[int]) -> Iterator[tuple[int, list[TokenGraph]]]:
-        if self.cache is None:
-            return iter_graphs(self.traces, self.layers, self.recipe, trace_indices)
-        return ((index, self.cache.graphs(self.traces[index])) for index in trace_indices)
-
-    def _data(self, graph: TokenGraph, trace_index: int) -> Data:
-        data = LayerData(
-            x=torch.from_numpy(graph.x),
-            edge_index=torch.from_numpy(graph.edge_index),
-            edge_attr=torch.from_numpy(graph.edge_attr),
-            is_answer=torch.from_numpy(graph.is_answer),
-            kept_mass=torch.from_numpy(graph.kept_mass),
-            trace_index=trace_index,
-            question_id=graph.question_id,
-            node_feature_names=graph.node_feature_names,
-            edge_feature_names=graph.edge_feature_names,
-        )
-        if graph.layer is None:
-            data.layers = graph.layers
-        else:
-            data.layer = graph.layer
-        if self.labels is not None:
-            data.y = torch.tensor([_label(self.labels, trace_index)])
-        return data
+    def _by_ids(self, ids: Sequence[Collection[str]]) -> Split:
+        if isinstance(ids, str) or len(ids) != 3:  # noqa: PLR2004
+            message = f"expected question ids of three sides (train, validation, test), got {ids!r}"
+            raise UsageError(message[:300])
+        names = [self.traces[int(index)].record.question_id for index in self.trace_indices]
+        sides = [np.flatnonzero([name in set(side) for name in names]) for side in ids]
+        return Split(*sides)
 
     def _prevalence(self) -> float | None:
         if self.labels is None:
             return None
-        is_valid = self.labels.is_valid[self.trace_indices]
-        values = self.labels.values[self.trace_indices][is_valid]
+        traces = self.trace_indices
+        values = self.labels.values[traces][self.labels.is_valid[traces]]
         return float(values.mean()) if len(values) else None
-
-    def _trace_index(self, index: int) -> int:
-        return int(self.trace_indices[range(len(self))[index] // self._graphs_a_trace])
 
 
 def default_layers(shape: TraceShape) -> tuple[int, ...]:
@@ -274,6 +300,23 @@ def default_layers(shape: TraceShape) -> tuple[int, ...]:
     return tuple(sorted(chosen))
 
 
+def _opened(traces: Sequence[Trace] | Path | str) -> Sequence[Trace]:
+    if isinstance(traces, str | Path):
+        traces = open_traces(traces)
+    if not isinstance(traces, Sequence):
+        message = (
+            f"expected a trace store, its path or a list of traces, got {type(traces).__name__}"
+        )
+        raise UsageError(message)
+    if not len(traces):
+        message = "there is no trace to make graphs of: the list or store is empty"
+        raise NotEnoughDataError(message)
+    if not isinstance(traces[0], Trace):
+        message = f"expected traces, got a list of {type(traces[0]).__name__}\n  open_traces(PATH)"
+        raise UsageError(message)
+    return traces
+
+
 def _checked_layers(layers: Sequence[int] | None, shape: TraceShape) -> tuple[int, ...]:
     if layers is None:
         return default_layers(shape)
@@ -288,6 +331,9 @@ def _checked_layers(layers: Sequence[int] | None, shape: TraceShape) -> tuple[in
 def _checked_labels(labels: Labels | None, traces: Sequence[Trace]) -> Labels | None:
     if labels is None:
         return None
+    if not isinstance(labels, Labels):
+        message = f"expected Labels (read_labels(traces, NAME)), got {type(labels).__name__}"
+        raise UsageError(message)
     if len(labels.trace_ids) != len(traces):
         message = f"expected a label for each of {len(traces)} traces, got {len(labels.trace_ids)}"
         raise UsageError(message)
@@ -302,5 +348,11 @@ def _checked_labels(labels: Labels | None, traces: Sequence[Trace]) -> Labels | 
     return labels
 
 
-def _label(labels: Labels, trace_index: int) -> float:
-    return float(labels.values[trace_index]) if labels.is_valid[trace_index] else float("nan")
+def _label(labels: Labels, trace_index: int) -> torch.Tensor:
+    """``[1]``, or ``[answer_token]`` of labelled tokens; NaN where there is no valid label."""
+    values = np.array([labels.values[trace_index]])
+    if labels.tokens is not None:
+        values = labels.tokens[trace_index]
+    if not labels.is_valid[trace_index]:
+        values = np.full(len(values), np.nan)
+    return torch.from_numpy(values.astype(np.float32))

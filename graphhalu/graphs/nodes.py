@@ -9,7 +9,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from graphhalu.axes import N_SPANS, SPAN_NAMES, Span
 from graphhalu.errors import NonFiniteError, UsageError
@@ -38,7 +38,7 @@ class NodeSource(NamedTuple):
     """What node features are made of.
 
     Attributes:
-        block: Traces that keep all rows.
+        block: Traces that keep all rows, or those that produce their answers.
         layers: Model layers.
         roles: Weights of heads, for the block ``roles``.
     """
@@ -103,10 +103,11 @@ def block_features(source: NodeSource, blocks: Sequence[str]) -> NodeFeatures:
     if not blocks:
         message = f"a graph needs at least one block of node features: {', '.join(NODE_BLOCKS)}"
         raise UsageError(message)
-    for name in blocks:
-        if name not in NODE_BLOCKS:
-            raise unknown_name("block of node features", name, NODE_BLOCKS)
-    found = [NODE_BLOCKS[name](source) for name in blocks]
+    check_blocks(blocks)
+    found = [_block(source, name) for name in blocks]
+    if len(source.block.row_token) < int(source.block.tokens.offsets[-1]):
+        blocks = [*blocks, "row"]
+        found.append(row_block(source))
     widths = [len(block.names) for block in found]
     n_tokens = int(source.block.tokens.offsets[-1])
     values = np.empty((len(source.layers), n_tokens, sum(widths)), dtype=np.float32)
@@ -123,10 +124,31 @@ def block_features(source: NodeSource, blocks: Sequence[str]) -> NodeFeatures:
     return NodeFeatures(values, names, np.repeat([block.is_of_layer for block in found], widths))
 
 
+def check_blocks(blocks: Sequence[str]) -> None:
+    """Refuse names that are in no table; ``hidden@LAYER`` is known for every layer.
+
+    Raises:
+        UnknownNameError: Lists the known ones.
+    """
+    for name in blocks:
+        kind, _, layer = name.partition("@")
+        if name not in NODE_BLOCKS and not (kind == "hidden" and layer.isdecimal()):
+            known = [*NODE_BLOCKS, "hidden@LAYER"]
+            raise unknown_name("block of node features", name, known)
+
+
 def hidden_block(source: NodeSource) -> NodeBlock:
     """Hidden state that the layer leaves: ``hidden[layer + 1]``."""
-    values = hidden_states(source.block, source.layers)
+    values = _hidden(source, source.layers)
     return NodeBlock(values, tuple(f"unit{unit}" for unit in range(values.shape[-1])))
+
+
+def row_block(source: NodeSource) -> NodeBlock:
+    """Whether the store keeps no attention row of a token, so that what is read there is 0."""
+    kept = np.ones((1, 1, len(source.block.row_token)), dtype=np.float32)
+    return NodeBlock(
+        1 - on_tokens(source.block, kept)[0].T[None], ("is_missing",), is_of_layer=False
+    )
 
 
 def position_block(source: NodeSource) -> NodeBlock:
@@ -159,7 +181,7 @@ def sink_block(source: NodeSource) -> NodeBlock:
     of the sink itself and rows that no longer see all of it pay nothing that says anything.
     """
     received = _received(source)
-    paid, is_defined = _paid_to_sink(source)
+    paid, is_defined = (on_tokens(source.block, values) for values in _paid_to_sink(source))
     names = (*_head_names("received", received.shape[1]), *_head_names("paid", paid.shape[1]))
     values = np.concatenate([received, paid, ~is_defined[:, None]], axis=1)
     return NodeBlock(values.transpose(0, 2, 1), (*names, "is_missing"))
@@ -171,7 +193,9 @@ def instability_block(source: NodeSource) -> NodeBlock:
     bounded = bounded_std(share)
     is_missing = ~is_defined | np.isnan(bounded)
     columns = (head_std(share), np.where(is_missing, 0.0, bounded), is_missing)
-    values = np.stack([column.astype(np.float32) for column in columns], axis=-1)
+    values = np.stack(
+        [on_tokens(source.block, column.astype(np.float32)) for column in columns], axis=-1
+    )
     return NodeBlock(values, ("head_std", "bounded_std", "is_missing"))
 
 
@@ -193,7 +217,7 @@ def roles_block(source: NodeSource) -> NodeBlock:
     mass = source.block.raw("span_mass")[places]
     streams = {"received": _received(source)}
     for name, spans in _LATE_SPANS.items():
-        streams[f"to_{name}"] = to_float32(mass[..., list(spans)]).sum(-1)
+        streams[f"to_{name}"] = on_tokens(source.block, to_float32(mass[..., list(spans)]).sum(-1))
     of_role = [np.einsum("lht,lhr->ltr", values, weights) for values in streams.values()]
     is_missing = np.broadcast_to((weights.sum(1) == 0)[:, None], of_role[0].shape)
     names = tuple(f"{what}_{role}" for what in (*streams, "is_missing") for role in _names(source))
@@ -202,14 +226,14 @@ def roles_block(source: NodeSource) -> NodeBlock:
 
 def self_attention_block(source: NodeSource) -> NodeBlock:
     """Logarithm of a token's attention to itself, a head: ``log(max(a, 1e-6))``."""
-    own = layer_stream(source.block, "self_attention", source.layers)
+    own = _own_attention(source)
     values = np.log(np.maximum(own, np.float32(SELF_ATTENTION_FLOOR)))
     return NodeBlock(values.transpose(0, 2, 1), _head_names("log", own.shape[1]))
 
 
 def diagonal_block(source: NodeSource) -> NodeBlock:
     """A token's attention to itself, a head, as it is."""
-    own = layer_stream(source.block, "self_attention", source.layers)
+    own = _own_attention(source)
     return NodeBlock(own.transpose(0, 2, 1), tuple(f"head{head}" for head in range(own.shape[1])))
 
 
@@ -223,7 +247,8 @@ def entropy_block(source: NodeSource) -> NodeBlock:
     largest = np.log(source.block.n_visible[places].astype(np.float32))[:, None]
     is_missing = largest == 0
     shares = np.where(is_missing, 0.0, entropy / np.where(is_missing, 1.0, largest))
-    values = np.concatenate([shares, is_missing], axis=1).transpose(0, 2, 1)
+    values = np.concatenate([shares, is_missing], axis=1)
+    values = on_tokens(source.block, values).transpose(0, 2, 1)
     return NodeBlock(values, (*_head_names("relative", entropy.shape[1]), "is_missing"))
 
 
@@ -249,6 +274,42 @@ NODE_BLOCKS: Final[dict[str, BlockFunction]] = {
     "likelihood": likelihood_block,
 }
 """Name of a block to the function that computes it."""
+
+
+def on_tokens(
+    block: TraceBlock, values: Shaped[np.ndarray, "*axes row"]
+) -> Shaped[np.ndarray, "*axes token"]:
+    """Values of the stored rows at their tokens, 0 at tokens whose row is not stored."""
+    n_tokens = int(block.tokens.offsets[-1])
+    if values.shape[-1] == n_tokens:
+        return values
+    spread = np.zeros((*values.shape[:-1], n_tokens), dtype=values.dtype)
+    spread[..., block.tokens.offsets[block.rows.trace] + block.row_token] = values
+    return spread
+
+
+def _block(source: NodeSource, name: str) -> NodeBlock:
+    if name in NODE_BLOCKS:
+        return NODE_BLOCKS[name](source)
+    layer = int(name.partition("@")[2])
+    values = _hidden(source, (layer,))
+    names = tuple(f"unit{unit}" for unit in range(values.shape[-1]))
+    return NodeBlock(values, names, is_of_layer=False)
+
+
+def _hidden(
+    source: NodeSource, layers: tuple[int, ...]
+) -> Float32[np.ndarray, "layer token feature"]:
+    """Hidden states at the tokens; those of stored rows only where the store keeps no others."""
+    if source.block.has("hidden") or not source.block.has("hidden_rows"):
+        return hidden_states(source.block, layers)
+    values = hidden_states(source.block, layers, name="hidden_rows")
+    return on_tokens(source.block, values.swapaxes(1, 2)).swapaxes(1, 2)
+
+
+def _own_attention(source: NodeSource) -> Float32[np.ndarray, "layer head token"]:
+    own = layer_stream(source.block, "self_attention", source.layers)
+    return on_tokens(source.block, own)
 
 
 class _Paid(NamedTuple):

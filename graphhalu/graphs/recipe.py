@@ -23,15 +23,15 @@ DEFAULT_NODES: Final = (
     "entropy",
     "likelihood",
 )
-VIEWS: Final = ("layers", "multiplex")
+VIEWS: Final = ("layers", "stacked", "multiplex")
 IMPORTANCES: Final = ("mean", "max", "weighted")
 CHANNELS: Final = ("heads", "mean", "max", "weighted")
-SINKS: Final = ("keep", "renormalise")
+SINKS: Final = ("keep", "remove", "renormalise")
 _KINDS: Final = {
     "view": "view of a trace", "importance": "importance of a pair", "channels": "edge channels",
     "sinks": "treatment of sinks",
 }  # fmt: skip
-GRAPH_VERSION: Final = 1
+GRAPH_VERSION: Final = 2
 """Rises when the same recipe gives another graph."""
 
 
@@ -98,14 +98,16 @@ class GraphRecipe:
             prompt token, whose row produces the first answer token.
         importance: Over heads, ``"mean"``, ``"max"`` or ``"weighted"`` by the one role of
             ``roles``.
-        view: ``"layers"``: one graph a layer. ``"multiplex"``: one graph a trace; an edge is
-            there if any layer chooses it, and has the weights of all layers.
+        view: ``"layers"``: one graph a layer. ``"stacked"``: one graph a trace, with the graphs
+            of its layers side by side. ``"multiplex"``: one graph a trace; an edge is there if
+            any layer chooses it, and has the weights of all layers.
         channels: What an edge carries of each layer: every head (``"heads"``), their ``"mean"``
             or ``"max"``, or one weighted mean a role (``"weighted"``).
         roles: Weights of heads, for ``"weighted"`` and for the node block ``roles``.
-        sinks: ``"keep"``: the first tokens are nodes as all others. ``"renormalise"``: the first
-            four are no neighbours, and every head's weights are divided by the share of its
-            attention that does not go there, so that edges say how a row spreads the rest.
+        sinks: ``"keep"``: the first tokens are nodes as all others. ``"remove"``: no edge comes
+            from the first four; weights stay as they are. ``"renormalise"``: as before, and
+            every head's weights are divided by the share of its attention that does not go
+            there, so that edges say how a row spreads the rest.
     """
 
     edges: EdgeRule = DEFAULT_EDGES

@@ -87,7 +87,7 @@ def make_graphs(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.graphs.build import build_graphs
-    from graphhalu.graphs.cache import _write
+    from graphhalu.graphs.storage import _write
     from graphhalu.graphs.edges import TopK
     from graphhalu.graphs.recipe import GraphRecipe
     from graphhalu.testing.planted import planted_trace
@@ -99,7 +99,7 @@ def make_graphs(folder: Path) -> None:
 def read_graphs(path: Path) -> Any:
     """Graphs of the cache; a damaged file counts as absent, and they are built again."""
     from graphhalu.errors import DataFileError
-    from graphhalu.graphs.cache import _read
+    from graphhalu.graphs.storage import _read
 
     found = _read(path)
     if found is None:

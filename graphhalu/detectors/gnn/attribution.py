@@ -1,0 +1,99 @@
+"""Effect of the edges and heads of a graph on the logit of a network, by taking them away."""
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch_geometric.data import Batch, Data
+
+from graphhalu.detectors.attribution import Attribution, EdgeEffect
+
+MAX_EDGES: Final = 512
+"""Edges that are taken away one by one: the strongest ones."""
+_BATCH: Final = 32
+_CHANNEL: Final = re.compile(r"(?:layer(\d+)\.)?attention_head(\d+)")
+
+
+def attribute_graph(
+    logits_of: Callable[[Batch], Tensor], data: Data, layers: Sequence[int], shape: tuple[int, int]
+) -> Attribution:
+    """Logit minus the logit without an edge, and without the attention of a head on all edges.
+
+    Args:
+        logits_of: One logit a graph of a batch; of several (tokens) the largest counts.
+        data: The graph of a trace.
+        layers: Model layers of the graph.
+        shape: Layers and heads of the language model.
+    """
+    whole = float(_logits(logits_of, [data])[0])
+    chosen = data.edge_attr.mean(1).argsort(descending=True, stable=True)[:MAX_EDGES].sort()[0]
+    without = _logits(logits_of, [_without_edge(data, edge) for edge in chosen.tolist()])
+    edges = [
+        EdgeEffect(*_ends(data, edge, layers), whole - float(logit))
+        for edge, logit in zip(chosen.tolist(), without, strict=True)
+    ]
+    return Attribution(
+        heads=_heads(logits_of, data, layers, shape, whole),
+        features={"edges": sum(edge.effect for edge in edges)},
+        is_exact=False,
+        rest=whole,
+        edges=tuple(sorted(edges, key=lambda edge: -abs(edge.effect))),
+    )
+
+
+def _heads(
+    logits_of: Callable[[Batch], Tensor],
+    data: Data,
+    layers: Sequence[int],
+    shape: tuple[int, int],
+    whole: float,
+) -> Float[np.ndarray, "layer head"]:
+    of_edge = data.layer_index[data.edge_index[1]]
+    places, changed = [], []
+    for channel, name in enumerate(data.edge_feature_names):
+        found = _CHANNEL.fullmatch(name)
+        if found is None:
+            continue
+        for place, layer in [(None, int(found[1]))] if found[1] else list(enumerate(layers)):
+            is_here = torch.ones_like(of_edge, dtype=torch.bool) if place is None else of_edge == place
+            less = data.clone()
+            less.edge_attr = data.edge_attr.clone()
+            less.edge_attr[is_here, channel] = 0
+            places.append((layer, int(found[2])))
+            changed.append(less)
+    heads = np.zeros(shape)
+    for (layer, head), logit in zip(places, _logits(logits_of, changed), strict=True):
+        heads[layer, head] = whole - float(logit)
+    return heads
+
+
+def _logits(
+    logits_of: Callable[[Batch], Tensor], graphs: Sequence[Data]
+) -> Float[np.ndarray, "graph"]:
+    found: list[float] = []
+    for start in range(0, len(graphs), _BATCH):
+        batch = Batch.from_data_list(list(graphs[start : start + _BATCH]))
+        logits = logits_of(batch)
+        parts = logits.view(batch.num_graphs, -1)  # the same graph each time: as many tokens
+        found += parts.amax(1).double().tolist()
+    return np.array(found)
+
+
+def _without_edge(data: Data, edge: int) -> Data:
+    kept = torch.arange(data.num_edges) != edge
+    less = data.clone()
+    less.edge_index, less.edge_attr = data.edge_index[:, kept], data.edge_attr[kept]
+    return less
+
+
+def _ends(data: Data, edge: int, layers: Sequence[int]) -> tuple[int | None, int, int]:
+    """Model layer (``None`` in a multiplex graph of several), key and query."""
+    n_tokens = int((data.layer_index == 0).sum())
+    key, query = data.edge_index[:, edge].tolist()
+    is_single = data.num_nodes > n_tokens or len(layers) == 1
+    layer = layers[int(data.layer_index[query])] if is_single else None
+    return layer, key % n_tokens, query % n_tokens

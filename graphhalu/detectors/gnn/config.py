@@ -1,0 +1,162 @@
+"""Settings of graph detectors."""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from graphhalu.config import Config
+from graphhalu.errors import UnknownNameError
+from graphhalu.graphs.edges import EdgeRule, Threshold, TopK
+from graphhalu.graphs.nodes import check_blocks
+from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe
+from graphhalu.traces.schema import TraceShape
+
+
+class NetworkConfig(Config):
+    """Settings of a detector that trains a graph network.
+
+    By default a graph a trace: the strongest attention of three layers, at 1/3, 1/2 and 2/3 of
+    the depth, with every head of all three on the edges.
+    """
+
+    network: Mapping[str, Any] = {}
+    """Arguments of the network that are not settings here, by the names of its signature."""
+    epochs: Annotated[int, Field(ge=1)] = 30
+    """Epochs at most."""
+    patience: Annotated[int, Field(ge=1)] = 5
+    """Epochs without a lower loss on the held-out inner fold before training stops."""
+    learning_rate: Annotated[float, Field(gt=0, lt=1)] = 3e-3
+    """Step size of AdamW."""
+    weight_decay: Annotated[float, Field(ge=0)] = 1e-2
+    """Weight decay of AdamW."""
+    hidden_size: Annotated[int, Field(ge=4)] = 32
+    """Channels of every layer of the network."""
+    n_convolutions: Annotated[int, Field(ge=1, le=4)] = 2
+    """Rounds of message passing; of blocks, where there are no messages."""
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    """Share of activations that training drops."""
+    n_folds: Annotated[int, Field(ge=2)] = 3
+    """Folds within the training side. A network is trained on each, stopped by the part that it
+    did not see, and the score is the mean of their logits."""
+    search: Mapping[str, tuple[Any, ...]] = {}
+    """Settings with the values to choose from, by the loss on the inner folds: each is trained."""
+    view: Literal["stacked", "multiplex"] = "multiplex"
+    """One graph a trace: with the heads of all layers on its edges, or the graphs of the layers
+    side by side."""
+    layers: Annotated[tuple[int, ...], Field(min_length=1)] | None = None
+    """Layers of the language model; by default what suits the detector."""
+    nodes: Annotated[tuple[str, ...], Field(min_length=1)] = (*DEFAULT_NODES, "hidden")
+    """Blocks of node features. ``hidden@LAYER`` is one layer's hidden states in every graph;
+    ``hidden`` is that of the middle one of the layers, left out where the traces keep none."""
+    n_components: Annotated[int, Field(ge=1)] = 16
+    """Principal components, fitted on the training side, that stand for hidden states."""
+    edges_per_row: Annotated[int, Field(ge=1)] = 8
+    """Strongest keys of each query that become edges."""
+    sinks: Literal["keep", "remove", "renormalise"] = "remove"
+    """Whether the first four tokens, which most attention goes to, send messages."""
+    prompt_edges: bool = True
+    """Whether tokens of the prompt receive messages too."""
+    batch_size: Annotated[int, Field(ge=1)] = 32
+    """Traces a step."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of folds, weights, dropout and the order of batches."""
+    devices: Annotated[int, Field(ge=1)] = 1
+    """Processes that share every step: GPUs, or parts of the CPU."""
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    """What they train on; by default the GPU if there is one."""
+    logger: Literal["csv", "tensorboard", "wandb", "none"] = "csv"
+    """Lightning's logger of a training that is kept; a comparison logs nothing."""
+
+    @property
+    def edges(self) -> EdgeRule:
+        """Rule that chooses edges."""
+        return TopK(self.edges_per_row)
+
+    def recipe(self, layers: tuple[int, ...], shape: TraceShape) -> GraphRecipe:
+        """How graphs of these layers are built.
+
+        Args:
+            layers: Model layers.
+            shape: Of the traces; hidden states that they do not keep are left out.
+        """
+        middle = layers[len(layers) // 2]
+        keeps_hidden = middle + 1 in shape.hidden_layers
+        nodes = [name for name in self.nodes if name != "hidden" or keeps_hidden]
+        return GraphRecipe(
+            edges=self.edges,
+            nodes=tuple(f"hidden@{middle}" if name == "hidden" else name for name in nodes),
+            prompt_edges=self.prompt_edges,
+            importance="max" if isinstance(self.edges, Threshold) else "mean",
+            view=self.view,
+            sinks=self.sinks,
+        )
+
+    def default_layers(self, shape: TraceShape) -> tuple[int, ...]:
+        """Layers of the language model where none are given: three."""
+        from graphhalu.graphs.dataset import default_layers
+
+        return default_layers(shape)
+
+    @field_validator("nodes")
+    @classmethod
+    def _known(cls, nodes: tuple[str, ...]) -> tuple[str, ...]:
+        try:
+            check_blocks(nodes)
+        except UnknownNameError as error:
+            raise ValueError(str(error)) from None
+        return nodes
+
+    @field_validator("search")
+    @classmethod
+    def _are_settings(cls, search: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
+        for name, values in search.items():
+            if name not in cls.model_fields or not values:
+                message = f"expected settings with the values to try, got {name}={list(values)}"
+                raise ValueError(message)
+        return search
+
+
+class CHARMConfig(NetworkConfig):
+    """Settings of CHARM: one graph a trace, every layer and head on its edges."""
+
+    nodes: Annotated[tuple[str, ...], Field(min_length=1)] = ("diagonal",)
+    """Blocks of node features. The paper's second form has ``hidden`` beside the diagonal."""
+    tau: Annotated[float, Field(ge=0, lt=1)] = 0.05
+    """Attention that a head must pass; below, its weight counts as 0. An edge exists where any
+    head of any layer passes."""
+    sinks: Literal["keep", "remove", "renormalise"] = "keep"
+    """Whether the first four tokens, which most attention goes to, send messages."""
+    prompt_edges: bool = False
+    """Whether tokens of the prompt receive messages too."""
+
+    @property
+    def edges(self) -> EdgeRule:
+        """A threshold on single heads."""
+        return Threshold(self.tau, censor=True)
+
+    def default_layers(self, shape: TraceShape) -> tuple[int, ...]:
+        """Every layer that is kept."""
+        return shape.attention_layers
+
+
+class TokenNetworkConfig(CHARMConfig):
+    """Settings of a graph network with a logit on every answer token."""
+
+    epochs: Annotated[int, Field(ge=1)] = 20
+    """Epochs at most."""
+    patience: Annotated[int, Field(ge=1)] = 4
+    """Epochs without a lower loss on the held-out inner fold before training stops."""
+    nodes: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        "span", "diagonal", "sink", "entropy",
+    )  # fmt: skip
+    """Blocks of node features."""
+    batch_size: Annotated[int, Field(ge=1)] = 16
+    """Traces a step."""
+
+    def default_layers(self, shape: TraceShape) -> tuple[int, ...]:
+        """Six layers, spread evenly."""
+        kept = shape.attention_layers
+        n_layers = min(6, len(kept))
+        places = [round(i * (len(kept) - 1) / max(n_layers - 1, 1)) for i in range(n_layers)]
+        return tuple(kept[place] for place in sorted(set(places)))

@@ -1,0 +1,117 @@
+"""Standardised inputs of graph networks, learnt on the training side without labels."""
+
+import copy
+from collections.abc import Iterable, Sequence
+from typing import Final
+
+import numpy as np
+import torch
+from jaxtyping import Bool
+from sklearn.decomposition import PCA
+from torch import Tensor, nn
+from torch_geometric.data import Batch, Data
+
+MAX_NODES: Final = 20_000
+"""Training tokens that principal components are fitted on."""
+_CONSTANT: Final = 1e-4
+"""A deviation below this share of the largest value counts as none; division would blow rounding
+up."""
+_LIMIT: Final = 8.0
+"""Standard deviations beyond which a feature counts as so far away."""
+
+
+class InputScaler(nn.Module):
+    """Node features to mean 0 and deviation 1, hidden states to whitened principal components,
+    attention on edges to root mean square 1, so that no attention stays 0; layer by layer.
+
+    Args:
+        is_hidden: Which columns of ``x`` are hidden states.
+        edge_dim: Weights of an edge.
+        n_layers: Layers that have graphs of their own.
+        n_components: Principal components that stand for hidden states.
+    """
+
+    mean: Tensor
+    deviation: Tensor
+    edge_scale: Tensor
+    hidden_mean: Tensor
+    components: Tensor
+
+    def __init__(
+        self, is_hidden: Bool[np.ndarray, "column"], edge_dim: int, n_layers: int, n_components: int
+    ) -> None:
+        super().__init__()
+        n_plain, n_hidden = int((~is_hidden).sum()), int(is_hidden.sum())
+        self.register_buffer("is_hidden", torch.from_numpy(is_hidden.copy()))
+        self.register_buffer("mean", torch.zeros(n_layers, n_plain))
+        self.register_buffer("deviation", torch.ones(n_layers, n_plain))
+        self.register_buffer("edge_scale", torch.ones(n_layers, edge_dim))
+        self.register_buffer("hidden_mean", torch.zeros(n_hidden))
+        self.register_buffer("components", torch.zeros(n_hidden, min(n_components, n_hidden)))
+
+    @property
+    def n_features(self) -> int:
+        """Columns that a network gets."""
+        return self.mean.shape[1] + self.components.shape[1]
+
+    def fit(self, graphs: Iterable[Data], seed: int) -> "InputScaler":
+        """Learn from training graphs; memory does not grow with their number.
+
+        Args:
+            graphs: Each with ``x``, ``edge_attr`` and ``layer_index``.
+            seed: Of the principal components.
+        """
+        shape = (len(self.mean), 3)
+        nodes = torch.zeros(*shape, self.mean.shape[1], dtype=torch.float64)
+        edges = torch.zeros(len(self.mean), 2, self.edge_scale.shape[1], dtype=torch.float64)
+        largest = torch.zeros_like(self.mean, dtype=torch.float64)
+        hidden, n_kept = [], 0
+        for data in graphs:
+            plain = data.x[:, ~self.is_hidden].double()
+            of_edge = data.layer_index[data.edge_index[1]]
+            for layer in data.layer_index.unique().tolist():
+                values, weights = plain[data.layer_index == layer], data.edge_attr[of_edge == layer]
+                nodes[layer] += torch.stack([torch.ones_like(values), values, values**2]).sum(1)
+                squares = weights.double() ** 2
+                edges[layer] += torch.stack([torch.ones_like(squares), squares]).sum(1)
+                largest[layer] = torch.maximum(largest[layer], values.abs().amax(0))
+            if self.components.numel() and n_kept < MAX_NODES:
+                hidden.append(data.x[:, self.is_hidden])
+                n_kept += len(hidden[-1])
+        self._set(nodes, edges, largest)
+        if hidden:
+            self._set_components(torch.cat(hidden)[:MAX_NODES].numpy(), seed)
+        return self
+
+    def forward(self, batch: Batch) -> Batch:
+        """The same graphs with standardised ``x`` and ``edge_attr``; the given ones stay."""
+        layer = batch.layer_index
+        plain = (batch.x[:, ~self.is_hidden] - self.mean[layer]) / self.deviation[layer]
+        hidden = (batch.x[:, self.is_hidden] - self.hidden_mean) @ self.components
+        scaled = copy.copy(batch)
+        scaled.x = torch.cat([plain, hidden], dim=1).clamp(-_LIMIT, _LIMIT)
+        scaled.edge_attr = batch.edge_attr / self.edge_scale[layer[batch.edge_index[1]]]
+        return scaled
+
+    def _set(self, nodes: Tensor, edges: Tensor, largest: Tensor) -> None:
+        count, total, squares = nodes.unbind(1)
+        mean = total / count.clamp(min=1)
+        deviation = (squares / count.clamp(min=1) - mean**2).clamp(min=0).sqrt()
+        is_constant = deviation <= _CONSTANT * largest
+        self.mean.copy_(mean)
+        self.deviation.copy_(torch.where(is_constant, 1.0, deviation))
+        scale = (edges[:, 1] / edges[:, 0].clamp(min=1)).sqrt()
+        self.edge_scale.copy_(torch.where(scale > 0, scale, 1.0))
+
+    def _set_components(self, hidden: np.ndarray, seed: int) -> None:
+        n_components = min(self.components.shape[1], len(hidden))
+        pca = PCA(n_components, whiten=True, random_state=seed).fit(hidden)
+        found = pca.components_.T / np.sqrt(pca.explained_variance_)
+        self.hidden_mean.copy_(torch.from_numpy(pca.mean_))
+        self.components[:, :n_components] = torch.from_numpy(found)
+
+
+def hidden_columns(names: Sequence[str]) -> Bool[np.ndarray, "column"]:
+    """Which node features are hidden states: those of the block ``hidden`` or ``hidden@LAYER``."""
+    blocks = (name.rpartition(".")[0].rpartition(".")[2] for name in names)
+    return np.array([block.partition("@")[0] == "hidden" for block in blocks], dtype=bool)

@@ -1,0 +1,242 @@
+"""Training of a graph network: one Lightning task, the best weights kept in memory."""
+
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+from lightning.pytorch.plugins.environments import LightningEnvironment
+from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
+from torch_geometric.data import Batch
+from torch_geometric.loader import DataLoader
+from torchmetrics.classification import BinaryAUROC
+
+from graphhalu.detectors.gnn.config import NetworkConfig
+from graphhalu.errors import NonFiniteError, UsageError
+from graphhalu.graphs.dataset import AttentionGraphs
+
+LOSS: Final = "validation_loss"
+_LOGGERS: Final = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
+
+
+class GraphTask(pl.LightningModule):
+    """Binary cross-entropy a graph, or an answer token, with balanced classes.
+
+    Args:
+        network: Gives one logit for each value of ``batch.y``.
+        positive_weight: Weight of hallucinated ones: correct over hallucinated in training.
+        learning_rate: Step size of AdamW.
+        weight_decay: Weight decay of AdamW.
+    """
+
+    def __init__(
+        self, network: nn.Module, positive_weight: float, learning_rate: float, weight_decay: float
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.learning_rate, self.weight_decay = learning_rate, weight_decay
+        self.register_buffer("positive_weight", torch.tensor(positive_weight))
+        self.auroc = BinaryAUROC()
+
+    def training_step(self, batch: Batch, batch_index: int) -> Tensor:
+        """Loss of some traces."""
+        loss = self._loss(self.network(batch), batch.y)
+        self.log("training_loss", loss, batch_size=len(batch.y))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_index: int) -> None:
+        """Loss and AUROC of the traces that decide when to stop."""
+        logits = self.network(batch)
+        self.auroc.update(logits, batch.y.long())
+        loss = self._loss(logits, batch.y)
+        self.log(LOSS, loss, batch_size=len(batch.y), sync_dist=True)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the AUROC over all of them."""
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # one class has no AUROC; nothing is decided by it
+            self.log("validation_auroc", self.auroc.compute())
+        self.auroc.reset()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        """AdamW over the network."""
+        return torch.optim.AdamW(
+            self.network.parameters(), lr=self.learning_rate, weight_decay=self.weight_decay
+        )
+
+    def _loss(self, logits: Tensor, labels: Tensor) -> Tensor:
+        return binary_cross_entropy_with_logits(logits, labels, pos_weight=self.positive_weight)
+
+
+class BestWeights(EarlyStopping):
+    """Stops as Lightning's callback does, and puts the weights of the best epoch back.
+
+    Args:
+        patience: Epochs without a lower validation loss before training stops.
+    """
+
+    def __init__(self, patience: int) -> None:
+        super().__init__(LOSS, patience=patience, mode="min", check_finite=True)
+        self.epoch = -1
+        self.weights: Mapping[str, Tensor] = {}
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Keep the weights of an epoch that is better than all before."""
+        before = self.best_score.clone()
+        super().on_validation_end(trainer, pl_module)
+        if self.best_score != before:
+            self.epoch = trainer.current_epoch
+            weights = pl_module.network.state_dict()
+            self.weights = {name: value.clone() for name, value in weights.items()}
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Put them back; here, so that a strategy with other processes hands them over."""
+        if self.weights:
+            pl_module.network.load_state_dict(self.weights)
+
+
+def train(
+    network: nn.Module,
+    training: AttentionGraphs,
+    stopping: AttentionGraphs,
+    positive_weight: float,
+    config: NetworkConfig,
+    *,
+    log_folder: Path | None = None,
+) -> dict[str, Any]:
+    """Train in place; the network comes back on the CPU with its best weights.
+
+    Args:
+        network: Its inputs are standardised already.
+        training: Graphs with labels to learn from.
+        stopping: Graphs with labels that decide when to stop.
+        positive_weight: Weight of hallucinated ones.
+        config: Loop, optimiser and devices.
+        log_folder: Where the logger of the configuration writes; by default nothing is logged.
+
+    Returns:
+        Epochs that were run, the best of them from 0, its validation loss and AUROC.
+
+    Raises:
+        NonFiniteError: If the validation loss was never finite.
+        UsageError: If this machine lacks the devices, or the logger's package is missing.
+    """
+    task = GraphTask(network, positive_weight, config.learning_rate, config.weight_decay)
+    best = BestWeights(config.patience)
+    generator = torch.Generator().manual_seed(config.seed)
+    loaders = (
+        DataLoader(training, config.batch_size, shuffle=True, generator=generator),
+        DataLoader(stopping, config.batch_size),
+    )
+    trainer = make_trainer(config, best, log_folder)
+    with quiet_lightning():
+        trainer.fit(task, *loaders)
+    loss = float(best.best_score)
+    if not torch.isfinite(best.best_score):
+        message = (
+            f"training gave no finite validation loss in {trainer.current_epoch} epochs\n"
+            f"  Use a smaller learning_rate (now {config.learning_rate:g})"
+        )
+        raise NonFiniteError(message)
+    network.cpu().eval()
+    return {"n_epochs": trainer.current_epoch, "best_epoch": best.epoch, LOSS: loss}
+
+
+def make_trainer(
+    config: NetworkConfig, best: BestWeights, log_folder: Path | None = None
+) -> pl.Trainer:
+    """A trainer without checkpoints and progress bar; logs only where a folder is given.
+
+    Raises:
+        UsageError: If this machine lacks the devices, or the logger's package is missing.
+    """
+    with quiet_lightning():
+        return pl.Trainer(
+            max_epochs=config.epochs,
+            accelerator=accelerator(config),
+            devices=config.devices,
+            strategy="auto" if config.devices == 1 else "ddp_spawn",
+            # inside a SLURM or torchrun job Lightning would otherwise wait for other ranks
+            plugins=[LightningEnvironment()],
+            callbacks=[best],
+            gradient_clip_val=1.0,
+            num_sanity_val_steps=0,
+            logger=make_logger(config.logger, log_folder),
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+        )
+
+
+def accelerator(config: NetworkConfig) -> str:
+    """The device that a network is trained on: the GPU if there is one, unless it is named.
+
+    Raises:
+        UsageError: If the machine has fewer GPUs, or a process would have nothing to do.
+    """
+    n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if config.devices > config.batch_size:
+        message = (
+            f"{config.devices} devices share the {config.batch_size} traces of a step, so some "
+            f"would idle\n  Use fewer devices, or a larger batch_size"
+        )
+        raise UsageError(message)
+    if config.accelerator == "cpu" or (config.accelerator == "auto" and not n_gpus):
+        return "cpu"
+    if n_gpus < config.devices:
+        message = (
+            f"{config.devices} GPUs are needed (accelerator {config.accelerator}), this machine "
+            f"has {n_gpus}\n  Use fewer devices, or accelerator cpu"
+        )
+        raise UsageError(message)
+    return "cuda"
+
+
+def make_logger(name: str, folder: Path | None) -> Logger | bool:
+    """One of Lightning's loggers; ``False`` without a folder.
+
+    Raises:
+        UsageError: If its package is missing.
+    """
+    if folder is None or name == "none":
+        return False
+    kind: Any = _LOGGERS[name]
+    try:
+        logger: Logger = kind(save_dir=str(folder), name="")
+    except ModuleNotFoundError as error:
+        message = f"the logger {name!r} needs a package: pip install graphhalu[{name}]\n  {error}"
+        raise UsageError(message[:300]) from None
+    return logger
+
+
+@contextmanager
+def quiet_lightning() -> Iterator[None]:
+    """Without the announcements that Lightning makes on every fit."""
+    loggers = [logging.getLogger(f"lightning.{name}") for name in ("pytorch", "fabric")]
+    levels = [logger.level for logger in loggers]
+    try:
+        for logger in loggers:
+            logger.setLevel(logging.WARNING)
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+            warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+            warnings.filterwarnings("ignore", message=".*smaller than the logging interval.*")
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Torch's generators start from ``seed`` inside, and go on as if nothing was after it."""
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        torch.manual_seed(seed)
+        yield

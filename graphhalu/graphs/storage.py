@@ -1,0 +1,325 @@
+"""Built graphs in contiguous tensors: a block of neighbouring traces at a time, built once.
+
+The first blocks stay in memory, up to a limit; further ones lie in files that are mapped into
+memory, so that a data set larger than the memory is built once too. A file is safetensors with a
+checksum of its content in the header; one that does not fit its checksum counts as absent.
+"""
+
+import hashlib
+import json
+import struct
+import tempfile
+import weakref
+import zlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Final, NamedTuple
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor
+from torch_geometric.data import Data
+from torch_geometric.data.collate import collate
+from torch_geometric.data.separate import separate
+
+from graphhalu.atomic import replace_file
+from graphhalu.errors import GraphhaluError, UsageError
+from graphhalu.graphs.build import TokenGraph, iter_graphs
+from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.safe_read import MALFORMED, parse_json
+from graphhalu.traces.lazy import LazyArray
+from graphhalu.traces.store import TraceStore
+from graphhalu.traces.trace import Trace
+
+BLOCK_TRACES: Final = 32
+"""Traces that are built and kept together."""
+MEMORY_BYTES: Final = 2**30
+"""Graphs of one recipe that stay in memory; further ones are mapped from files."""
+FORMAT: Final = "graphhalu-graphs"
+FORMAT_VERSION: Final = 2
+
+
+Names = tuple[tuple[str, ...], tuple[str, ...]]
+
+
+class TokenGraphData(Data):
+    """A token graph; indices of traces and layers stay as they are in a batch."""
+
+    def __inc__(self, key: str, value: Any, *args: Any, **kwargs: Any) -> Any:
+        """What a batch adds: PyG shifts every attribute with ``index`` in its name."""
+        is_fixed = key in {"trace_index", "layer_index"}
+        return 0 if is_fixed else super().__inc__(key, value, *args, **kwargs)
+
+
+class _Block(NamedTuple):
+    """Graphs of some traces in contiguous tensors.
+
+    Attributes:
+        data: All graphs side by side; ``None`` where no trace gave any.
+        slices: Where each graph starts, for each attribute.
+        first_graph: Graphs before those of each trace; a trace without any is in ``failures``.
+        failures: Why a trace has no graph, by its place in the block.
+        n_bytes: Bytes in memory.
+    """
+
+    data: Data | None
+    slices: Mapping[str, Tensor]
+    first_graph: list[int]
+    failures: Mapping[int, GraphhaluError]
+    n_bytes: int
+
+
+class GraphStorage:
+    """The graphs of a sequence of traces by one recipe.
+
+    Args:
+        layers: Model layers.
+        recipe: How edges and node features are chosen.
+        folder: Where every block is kept; by default only those beyond the limit go to files, in
+            a temporary folder.
+        memory_bytes: Blocks that stay in memory.
+    """
+
+    def __init__(
+        self,
+        layers: Sequence[int],
+        recipe: GraphRecipe,
+        *,
+        folder: Path | None = None,
+        memory_bytes: int = MEMORY_BYTES,
+    ) -> None:
+        self.layers, self.recipe, self.folder = tuple(layers), recipe, folder
+        self.memory_bytes = memory_bytes
+        self.n_bytes = 0
+        self.names: Names = ((), ())
+        """Columns of ``x`` and of ``edge_attr``, known from the first graph on."""
+        self._blocks: dict[int, _Block] = {}
+        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def graphs_per_trace(self) -> int:
+        """One a layer in the view ``layers``, else one."""
+        return len(self.layers) if self.recipe.view == "layers" else 1
+
+    def get(self, traces: Sequence[Trace], trace_index: int, place: int = 0) -> Data:
+        """One graph of a trace, as views of the block's tensors.
+
+        Args:
+            traces: The same sequence at every call.
+            trace_index: Which trace.
+            place: Which of its graphs.
+
+        Raises:
+            GraphhaluError: Why the trace has no graph; see
+                :func:`graphhalu.graphs.build.build_graphs`.
+        """
+        number, within = divmod(trace_index, BLOCK_TRACES)
+        if number not in self._blocks:
+            self._blocks[number] = self._made(traces, number)
+            self.n_bytes += self._blocks[number].n_bytes
+        block = self._blocks[number]
+        if within in block.failures:
+            raise block.failures[within]
+        data: Data = separate(
+            cls=TokenGraphData, batch=block.data, idx=block.first_graph[within] + place,
+            slice_dict=block.slices, decrement=False,
+        )  # fmt: skip
+        data.edge_attr = data.edge_attr.float()
+        data.trace_index = trace_index
+        data.node_feature_names, data.edge_feature_names = self.names
+        return data
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For a worker process: built blocks do not go along."""
+        return {**self.__dict__, "_blocks": {}, "_temporary": None, "n_bytes": 0}
+
+    def _made(self, traces: Sequence[Trace], number: int) -> _Block:
+        first = number * BLOCK_TRACES
+        members = range(first, min(first + BLOCK_TRACES, len(traces)))
+        path = None if self.folder is None else self.folder / self._name(traces, members)
+        block = None if path is None else self._read(path)
+        if block is None:
+            block = _collated(self._built(traces, members))
+            if path is None and self.n_bytes + block.n_bytes > self.memory_bytes:
+                path = self._temporary_folder() / f"{number}.safetensors"
+            if path is not None:
+                _write(path, block, self.names)
+                block = self._read(path) or block
+        return block
+
+    def _built(
+        self, traces: Sequence[Trace], members: range
+    ) -> list[list[TokenGraphData] | GraphhaluError]:
+        """The graphs of each trace, or why it has none."""
+        found: list[list[TokenGraphData] | GraphhaluError] = []
+        while len(found) < len(members):
+            try:
+                for _, graphs in iter_graphs(
+                    traces, self.layers, self.recipe, members[len(found) :]
+                ):
+                    found.append(self._data(graphs))
+            except GraphhaluError as error:
+                found.append(error.with_traceback(None))  # it would keep the block's arrays
+        return found
+
+    def _read(self, path: Path) -> _Block | None:
+        found = _read(path)
+        if found is None:
+            return None
+        block, self.names = found
+        return block
+
+    def _data(self, graphs: Sequence[TokenGraph]) -> list[TokenGraphData]:
+        self.names = (graphs[0].node_feature_names, graphs[0].edge_feature_names)
+        data = [_graph_data(graph, place) for place, graph in enumerate(graphs)]
+        return [_stacked(data)] if self.recipe.view == "stacked" else data
+
+    def _name(self, traces: Sequence[Trace], members: range) -> str:
+        """A file name by the content of the parts that the traces lie in, layers and recipe.
+
+        Raises:
+            UsageError: If a trace is of no store.
+        """
+        digest = hashlib.sha256(
+            json.dumps([FORMAT_VERSION, list(self.layers), self.recipe.digest()]).encode()
+        )
+        for index in members:
+            trace = traces[index]
+            array = next(iter(trace.arrays.values()), None)
+            if not isinstance(array, LazyArray):
+                message = (
+                    f"graphs are cached by the store that their trace lies in; trace "
+                    f"{trace.trace_id!r} is in memory\n  Leave cache=… out, or open a store"
+                )
+                raise UsageError(message)
+            files = sorted((name, meta["sha256"]) for name, meta in array.part.commit.files.items())
+            digest.update(json.dumps([trace.trace_id, files]).encode())
+        return f"{digest.hexdigest()[:32]}.safetensors"
+
+    def _temporary_folder(self) -> Path:
+        if self._temporary is None:
+            self._temporary = tempfile.TemporaryDirectory(prefix="graphhalu-graphs-")
+        return Path(self._temporary.name)
+
+
+_SHARED: Final[weakref.WeakKeyDictionary[TraceStore, dict[Any, GraphStorage]]] = (
+    weakref.WeakKeyDictionary()
+)
+
+
+def storage_of(
+    traces: Sequence[Trace], layers: Sequence[int], recipe: GraphRecipe, folder: Path | None = None
+) -> GraphStorage:
+    """The storage of these graphs: of an open store the same for every data set, fold and detector.
+
+    Args:
+        traces: A store, or traces in memory, which share nothing.
+        layers: Model layers.
+        recipe: How edges and node features are chosen.
+        folder: As of :class:`GraphStorage`.
+    """
+    if not isinstance(traces, TraceStore):
+        return GraphStorage(layers, recipe, folder=folder)
+    known = _SHARED.setdefault(traces, {})
+    key = (tuple(layers), recipe, folder)
+    if key not in known:
+        known[key] = GraphStorage(layers, recipe, folder=folder)
+    return known[key]
+
+
+def _graph_data(graph: TokenGraph, place: int) -> TokenGraphData:
+    is_answer = torch.from_numpy(graph.is_answer)
+    edge_attr = torch.from_numpy(graph.edge_attr)
+    half = edge_attr.half()
+    return TokenGraphData(
+        x=torch.from_numpy(graph.x),
+        edge_index=torch.from_numpy(graph.edge_index),
+        # half precision where that loses nothing, as with attention that was stored so
+        edge_attr=half if torch.equal(half.float(), edge_attr) else edge_attr,
+        is_answer=is_answer,
+        # the row of the last prompt token produces the first answer token
+        is_readout=is_answer | torch.cat([is_answer[1:], is_answer.new_zeros(1)]),
+        span=torch.from_numpy(graph.span).long(),
+        layer_index=torch.full((len(graph.x),), place),
+        kept_mass=torch.from_numpy(graph.kept_mass),
+    )
+
+
+def _stacked(layers: Sequence[TokenGraphData]) -> TokenGraphData:
+    """The graphs of all layers side by side as one graph."""
+    data, _, _ = collate(TokenGraphData, list(layers), increment=True, add_batch=False)
+    return data
+
+
+def _collated(found: Sequence[list[TokenGraphData] | GraphhaluError]) -> _Block:
+    graphs: list[TokenGraphData] = []
+    first_graph, failures = [], {}
+    for place, each in enumerate(found):
+        first_graph.append(len(graphs))
+        if isinstance(each, GraphhaluError):
+            failures[place] = each
+        else:
+            graphs += each
+    if not graphs:
+        return _Block(None, {}, first_graph, failures, 0)
+    halves = all(graph.edge_attr.dtype == torch.float16 for graph in graphs)
+    for graph in graphs:
+        graph.edge_attr = graph.edge_attr if halves else graph.edge_attr.float()
+    data, slices, _ = collate(TokenGraphData, graphs, increment=False, add_batch=False)
+    n_bytes = sum(value.nbytes for value in data.to_dict().values())
+    return _Block(data, slices, first_graph, failures, n_bytes)
+
+
+def _write(path: Path, block: _Block, names: Names) -> None:
+    tensors = {} if block.data is None else dict(block.data.to_dict())
+    tensors |= {f"slices.{name}": value for name, value in block.slices.items()}
+    tensors = {name: value.contiguous() for name, value in tensors.items()}
+    about = json.dumps(
+        {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "names": names,
+            "first_graph": block.first_graph,
+            "failures": [[place, str(error)] for place, error in block.failures.items()],
+        }
+    )
+    metadata = {"about": about, "crc32": str(_checksum(about, tensors))}
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        replace_file(path, save(tensors, metadata))
+    except OSError as error:
+        message = (
+            f"graphs cannot be kept in {path.parent}: {error.strerror}\n"
+            f"  Make room there, or name another folder: cache=… or TMPDIR"
+        )
+        raise UsageError(message) from None
+
+
+def _read(path: Path) -> tuple[_Block, Names] | None:
+    """The block in a file, mapped into memory; ``None`` if there is none that is whole."""
+    try:
+        with path.open("rb") as file:
+            (size,) = struct.unpack("<Q", file.read(8))
+            metadata = parse_json(file.read(size))["__metadata__"]
+        tensors = load_file(path)
+        about = parse_json(metadata["about"])
+        if int(metadata["crc32"]) != _checksum(metadata["about"], tensors):
+            return None
+        slices = {n.partition(".")[2]: v for n, v in tensors.items() if n.startswith("slices.")}
+        values = {name: tensors[name] for name in slices}
+        data = TokenGraphData.from_dict(values) if values else None
+        failures = {int(place): GraphhaluError(reason) for place, reason in about["failures"]}
+        nodes, edges = (tuple(map(str, names)) for names in about["names"])
+        return _Block(data, slices, list(about["first_graph"]), failures, 0), (nodes, edges)
+    except (OSError, SafetensorError, *MALFORMED):
+        return None
+
+
+def _checksum(about: str, tensors: Mapping[str, Tensor]) -> int:
+    value = zlib.crc32(about.encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        value = zlib.crc32(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode(), value)
+        value = zlib.crc32(tensor.flatten().view(torch.uint8).numpy().data, value)
+    return value
