@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from graphhalu.detectors.base import Detector
+from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.registry import Registry
 
 DETECTORS: Final[Registry[type[Detector]]] = Registry(
@@ -48,5 +48,7 @@ DETECTORS: Final[Registry[type[Detector]]] = Registry(
         "mlp": "graphhalu.detectors.graph_networks:MLPDetector",
         "gat-rewired": "graphhalu.detectors.graph_networks:RewiredGATDetector",
     },
+    Detector,
+    card=DetectorCard,
 )
 """Every class also has ``settings(**values)``: plain values to the arguments of its constructor."""

@@ -40,7 +40,7 @@ def load_token_detector(folder: Path, traces: Sequence[Trace] | None = None) -> 
         DetectorMismatchError: If it was fitted on other traces than these; names the fields.
     """
     values = read_description(folder)
-    detector_class = TOKEN_DETECTORS.get(values["name"])
+    detector_class = TOKEN_DETECTORS.registered(values["name"])
     identity = read_identity(values, folder)
     if traces is not None:
         check_identity(identity, traces)
