@@ -114,7 +114,7 @@ def _class_of(
 
 
 def _unregistered(name: str, path: object, folder: Path) -> UnknownNameError:
-    if not isinstance(path, str):
+    if path is None:
         return unknown_name("detector", name, DETECTORS.names())
     return UnknownNameError(
         f"the detector {shown(name)} in {folder} is of the class {shown(path)}, which is not "
