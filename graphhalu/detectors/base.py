@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Int
 
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.identity import Identity
+from graphhalu.errors import GraphhaluError, NonFiniteError
 from graphhalu.labels.labels import Labels, Level
+from graphhalu.safe_read import shown
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
@@ -83,6 +85,37 @@ class DetectorCard:
     level: Level = "answer"
 
 
+def checked_scores(name: str, scores: object, n_traces: int) -> Scores:
+    """What a detector gave, if it is one finite score for each valid trace.
+
+    Args:
+        name: Of the detector, for the error.
+        scores: What it gave.
+        n_traces: How many traces it was given.
+
+    Raises:
+        GraphhaluError: If it is something else, or of another length.
+        NonFiniteError: If a valid score is not finite.
+    """
+    if not isinstance(scores, Scores):
+        message = f"{name}: score must return Scores of {n_traces} traces, got {shown(scores)}"
+        raise GraphhaluError(message)
+    values, is_valid = np.asarray(scores.values), np.asarray(scores.is_valid)
+    if values.shape != (n_traces,) or is_valid.shape != (n_traces,):
+        message = f"{name}: expected {n_traces} scores, got {values.shape[0] if values.ndim else 1}"
+        if values.ndim != 1 or is_valid.shape != values.shape:
+            message += f", of shape {values.shape}, and is_valid of shape {is_valid.shape}"
+        raise GraphhaluError(message)
+    if values.dtype.kind not in "fiub" or is_valid.dtype != np.bool_:
+        message = f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"
+        raise GraphhaluError(message)
+    n_bad = int((~np.isfinite(values[is_valid])).sum())
+    if n_bad:
+        message = f"{name}: {n_bad} scores are marked valid and are not finite"
+        raise NonFiniteError(message)
+    return Scores(np.where(is_valid, values, np.nan).astype(np.float64), is_valid)
+
+
 class Detector(ABC):
     """A detector of hallucinated answers or, by the level of its card, of hallucinated tokens.
 
@@ -97,6 +130,8 @@ class Detector(ABC):
     @abstractmethod
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> "Detector":
         """Train on ``split.train``, choose on ``split.validation``; return the detector.
+
+        It starts anew, whatever was fitted before: of the test side nothing is left over.
 
         Args:
             traces: All traces; indices of the split point into them.

@@ -1,11 +1,23 @@
 """Detectors by name."""
 
-from typing import Final
+from typing import Any, Final
 
-from graphhalu.detectors.base import Detector
+from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.errors import GraphhaluError
 from graphhalu.labels.labels import Level
 from graphhalu.registry import Registry
+
+
+def _adapted(found: Any) -> Any:
+    """A detector that trains the network, where a user names a torch module; else the same."""
+    from torch import nn
+
+    if isinstance(found, type) and issubclass(found, nn.Module):
+        from graphhalu.detectors.gnn.detector import network_detector
+
+        return network_detector(found)
+    return found
+
 
 DETECTORS: Final[Registry[type[Detector]]] = Registry(
     "detector",
@@ -43,12 +55,12 @@ DETECTORS: Final[Registry[type[Detector]]] = Registry(
         "all-features": "graphhalu.detectors.ensemble:AllFeatures",
         "tfidf": "graphhalu.detectors.controls.text:TfidfText",
         "shuffled-labels": "graphhalu.detectors.controls.shuffled:ShuffledLabels",
-        "gcn": "graphhalu.detectors.graph_networks:GCNDetector",
-        "gat": "graphhalu.detectors.graph_networks:GATDetector",
-        "charm": "graphhalu.detectors.graph_networks:CHARMDetector",
-        "graphhalu": "graphhalu.detectors.own:GraphhaluDetector",
-        "mlp": "graphhalu.detectors.graph_networks:MLPDetector",
-        "gat-rewired": "graphhalu.detectors.graph_networks:RewiredGATDetector",
+        "gcn": "graphhalu.detectors.gnn.detectors:GCNDetector",
+        "gat": "graphhalu.detectors.gnn.detectors:GATDetector",
+        "charm": "graphhalu.detectors.gnn.detectors:CHARMDetector",
+        "graphhalu": "graphhalu.detectors.gnn.own:GraphhaluDetector",
+        "mlp": "graphhalu.detectors.gnn.detectors:MLPDetector",
+        "gat-rewired": "graphhalu.detectors.gnn.detectors:RewiredGATDetector",
         "token-position": "graphhalu.detectors.token_probes:TokenPosition",
         "token-likelihood": "graphhalu.detectors.token_probes:TokenLikelihood",
         "token-text": "graphhalu.detectors.token_text:TokenText",
@@ -57,9 +69,12 @@ DETECTORS: Final[Registry[type[Detector]]] = Registry(
         "token-attention": "graphhalu.detectors.token_probes:TokenAttention",
         "token-hidden": "graphhalu.detectors.token_probes:TokenHidden",
         "token-probe": "graphhalu.detectors.token_probes:TokenProbe",
-        "token-graph": "graphhalu.detectors.tokens.nodes:TokenGraphDetector",
-        "token-no-edges": "graphhalu.detectors.tokens.nodes:TokenNoEdges",
+        "token-graph": "graphhalu.detectors.gnn.detectors:TokenGraphDetector",
+        "token-no-edges": "graphhalu.detectors.gnn.detectors:TokenNoEdges",
     },
+    Detector,
+    card=DetectorCard,
+    adapt=_adapted,
 )
 """Every class also has ``settings(**values)``: plain values to the arguments of its constructor."""
 

@@ -8,11 +8,12 @@ from typing import overload
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.detectors.base import Detector, Scores
-from graphhalu.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
+from graphhalu.detectors.base import Detector, checked_scores
+from graphhalu.errors import GraphhaluError, NotEnoughDataError
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.splits import visible_labels
 from graphhalu.labels.labels import Labels
+from graphhalu.safe_read import shown
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
@@ -150,6 +151,9 @@ def fit_fold(
     """
     started = perf_counter()
     detector = make().fit(traces, visible_labels(labels, fold), fold)
+    if not isinstance(detector, Detector):
+        message = f"fit must return the detector, got {shown(detector)}"
+        raise GraphhaluError(message)
     fit_s = perf_counter() - started
     reference = _values(detector, traces, fold.validation)
     known = np.isfinite(reference) & labels.is_valid[fold.validation]
@@ -184,7 +188,7 @@ def cross_fit(
         on_model: Called with each fitted model before it scores the test side.
 
     Raises:
-        GraphhaluError: What the detector raised, with the fold in a note.
+        Exception: What the detector raised, with the fold in a note.
     """
     done, fit_s, score_s = OutOfFold.empty(len(traces)), [], 0.0
     n_parameters = None
@@ -193,7 +197,7 @@ def cross_fit(
             model = fit_fold(make, traces, labels, fold)
             on_model(number, model)
             scored = model.score(traces, fold.test)
-        except GraphhaluError as error:
+        except Exception as error:
             error.add_note(f"in fold {number}")
             raise
         done.fill(number, fold.test, scored)
@@ -238,12 +242,5 @@ def _values(
     detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]
 ) -> Float[np.ndarray, "side"]:
     """Scores as float64, NaN where invalid; refuses scores that do not fit the traces."""
-    scores: Scores = detector.score(TraceSubset(traces, indices.tolist()))
-    if scores.values.shape != indices.shape or scores.is_valid.shape != indices.shape:
-        message = f"expected {len(indices)} scores, got {len(scores.values)}"
-        raise GraphhaluError(message)
-    n_bad = int((~np.isfinite(scores.values[scores.is_valid])).sum())
-    if n_bad:
-        message = f"{n_bad} scores are marked valid and are not finite"
-        raise NonFiniteError(message)
-    return np.where(scores.is_valid, scores.values, np.nan).astype(np.float64)
+    scores = detector.score(TraceSubset(traces, indices.tolist()))
+    return checked_scores(detector.card.name, scores, len(indices)).values

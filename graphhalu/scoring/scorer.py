@@ -6,15 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from jaxtyping import Float
 
 from graphhalu.datasets.question import GivenAnswer, Question
-from graphhalu.detectors.base import Detector
+from graphhalu.detectors.base import Detector, checked_scores
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.extract.asking import Asked
 from graphhalu.extract.extraction import Extraction
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.registry import fault_text
 from graphhalu.scoring.explain import Explanation, explain
 from graphhalu.scoring.recipe import Answers, ScoringRecipe
 from graphhalu.traces.trace import Trace
@@ -60,6 +62,7 @@ class AnswerScorer:
         model: Fields of the model's settings that differ from the training: ``name``, ``device``,
             ``threads``.
         on_note: Called with lines that a user should see while the model loads.
+        detector_class: Class of a detector that is not registered, or ``module:Class``.
 
     Raises:
         UsageError: If ``run`` holds no detector that knows its model.
@@ -71,9 +74,10 @@ class AnswerScorer:
         run: Path | str,
         *,
         on_note: Callable[[str], None] = lambda _: None,
+        detector_class: type[Detector] | str | None = None,
         **model: Any,
     ) -> None:
-        self.recipe = ScoringRecipe.read(Path(run))
+        self.recipe = ScoringRecipe.read(Path(run), detector_class)
         self._model_settings = {name: value for name, value in model.items() if value is not None}
         self._on_note = on_note
         self._loaded: LoadedModel | None = None
@@ -157,11 +161,22 @@ class AnswerScorer:
         answered = extraction.answer([_ask(extraction, each) for each in questions], on_done)
         traces, failures = extraction.traces(answered)
         reasons = {each["question_id"]: each["reason"] for each in failures}
-        values = self.recipe.detector.score(traces).values if traces else np.zeros(0)
+        values = self._values(traces) if traces else np.zeros(0)
         best: dict[str, tuple[Trace, float]] = {}
         for trace, value in zip(traces, values.tolist(), strict=True):
             best.setdefault(trace.record.question_id, (trace, value))  # beams come best first
         return [self._told(question, best, reasons) for question in questions]
+
+    def _values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """Scores, NaN where there is none; what the code of a detector raises is one text."""
+        try:
+            scores = self.detector.score(traces)
+        except (GraphhaluError, MemoryError):
+            raise
+        except Exception as error:
+            message = f"{self.detector.card.name} failed: {fault_text(error, Detector)}"
+            raise GraphhaluError(message) from error
+        return checked_scores(self.detector.card.name, scores, len(traces)).values
 
     def _told(
         self, question: Question, best: dict[str, tuple[Trace, float]], reasons: dict[str, str]

@@ -59,7 +59,9 @@ def _heads(
         if found is None:
             continue
         for place, layer in [(None, int(found[1]))] if found[1] else list(enumerate(layers)):
-            is_here = torch.ones_like(of_edge, dtype=torch.bool) if place is None else of_edge == place
+            is_here = (
+                torch.ones_like(of_edge, dtype=torch.bool) if place is None else of_edge == place
+            )
             less = data.clone()
             less.edge_attr = data.edge_attr.clone()
             less.edge_attr[is_here, channel] = 0

@@ -261,9 +261,7 @@ class NetworkDetector(Detector):
             training, stopping = graphs.select(train_indices), graphs.select(held_out)
             network = self._made(self.schema, config, training)
             weight = _positive_weight(labels, train_indices)
-            report = train(
-                network, training, stopping, weight, config, log_folder=self.log_folder
-            )
+            report = train(network, training, stopping, weight, config, log_folder=self.log_folder)
             trained.networks.append(network)
             trained.reports.append(report)
             logits = _batched(network, stopping)
@@ -328,7 +326,8 @@ class NetworkDetector(Detector):
         self, traces: Sequence[Trace], labels: Labels, used: Int[np.ndarray, "used"]
     ) -> list[tuple[Int[np.ndarray, "train"], Int[np.ndarray, "held_out"]]]:
         """Grouped folds of the training side; one that is trained and stopped by all of it where
-        there are too few questions."""
+        there are too few questions.
+        """
         groups = np.full(len(labels.values), "", dtype=object)
         groups[used] = question_groups([traces[int(index)] for index in used])
         try:

@@ -1,1 +1,0 @@
-"""Graph networks, usable without Lightning."""
