@@ -98,6 +98,17 @@ class GraphDetector(Detector):
         config = self.config
         training_device(config.devices, config.accelerator, config.batch_size)
 
+    def check(self, traces: Sequence[Trace]) -> None:
+        """Refuse devices that this machine lacks and layers that the traces do not keep.
+
+        Raises:
+            UsageError: If the machine lacks the devices.
+            ConfigError: If the traces keep no attention of a layer.
+            NotEnoughDataError: If there is no trace.
+        """
+        self.check_devices()
+        self._layers(traces)
+
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Train on the valid labels of the training side, stop by those of the validation side.
 

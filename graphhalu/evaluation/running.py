@@ -19,18 +19,13 @@ import torch
 from graphhalu.engine.base import Done, Engine
 from graphhalu.engine.processes import Processes
 from graphhalu.errors import GraphhaluError, UsageError
-from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, cross_fit
+from graphhalu.evaluation.crossfit import OutOfFold, cross_fit
 from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.rows import Compared
 from graphhalu.features.sending import opener
 from graphhalu.traces.trace import Trace
 
-ModelHook = Callable[[str, int, int, FoldModel], None]
 FoldHook = Callable[[str, int, int], None]
-
-
-def _ignore_model(name: str, seed: int, fold: int, model: FoldModel) -> None:
-    """Do nothing with a fitted model."""
 
 
 @dataclass(frozen=True)
@@ -41,14 +36,12 @@ class RunOptions:
         jobs: Processes that detectors and seeds are spread over; 1 = this one.
         folder: Where each detector is kept as soon as it is finished.
         is_resumed: Whether detectors that are finished in the folder are not run again.
-        on_model: Called with each fitted model (detector, seed, fold); with one job only.
         engine: Where the work runs; by default as many processes as there are jobs.
     """
 
     jobs: int = 1
     folder: Path | None = None
     is_resumed: bool = False
-    on_model: ModelHook = _ignore_model
     engine: Engine | None = None
 
     def spread(self) -> Engine | None:
@@ -72,14 +65,12 @@ def run_seed(
     seed: int,
     *,
     on_fold: FoldHook = lambda _name, _seed, _fold: None,
-    on_model: ModelHook = _ignore_model,
 ) -> SeedRun:
     """Cross-fit one detector with one seed; a fault that a user can meet is its outcome."""
     try:
         fit = cross_fit(
             partial(entry.make, seed), compared.traces, compared.labels, compared.folds[seed],
             on_fold=partial(on_fold, entry.name, seed),
-            on_model=partial(on_model, entry.name, seed),
         )  # fmt: skip
     except GraphhaluError as error:
         error.add_note(f"of seed {seed}")
@@ -109,7 +100,7 @@ def run_entries(
     for entry in entries:
         runs: list[SeedRun] = []
         for seed in compared.folds:
-            runs.append(run_seed(compared, entry, seed, on_fold=on_fold, on_model=options.on_model))
+            runs.append(run_seed(compared, entry, seed, on_fold=on_fold))
             if runs[-1].failure is not None:
                 break
         yield entry, runs

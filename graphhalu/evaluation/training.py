@@ -1,24 +1,31 @@
 """Train one detector for use: fit it on a grouped split, score it beside simpler ones, save it."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from graphhalu.atomic import replace_file
 from graphhalu.config import read_yaml
-from graphhalu.detectors.graph_detector import GraphDetector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import save_detector
 from graphhalu.errors import UsageError
 from graphhalu.evaluation.compare import Progress as CompareProgress
-from graphhalu.evaluation.compare import compare
-from graphhalu.evaluation.crossfit import FoldModel
-from graphhalu.evaluation.entries import Entry
+from graphhalu.evaluation.compare import (
+    RunOptions,
+    finish_detector,
+    fold_reporter,
+    make_compared,
+    make_result,
+    run_detectors,
+)
+from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
+from graphhalu.evaluation.entries import Entry, make_entries
 from graphhalu.evaluation.result import Result
-from graphhalu.evaluation.running import RunOptions
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -55,6 +62,8 @@ def train_detector(
 ) -> TrainedRun:
     """Fit a detector on a 60 / 20 / 20 split by question and save it.
 
+    If the fit fails, no run is made; a simple detector beside it that fails is a row of the result.
+
     Args:
         name: Registered name of the detector.
         traces: Traces in the order of the labels.
@@ -71,30 +80,55 @@ def train_detector(
         ConfigError: If a setting does not validate.
         UsageError: If this machine lacks the devices.
         NotEnoughDataError: If there are too few questions, or one class only.
+        GraphhaluError: What the detector raised.
+    """
+    check_detector(name, traces, settings)
+    given = dict(settings or {})
+    seed = int(given.pop("seed", 0))
+    config = CompareConfig(quick=True, seeds=(seed,), settings={name: given})
+    entries = make_entries([name, *(rival for rival in RIVALS if rival != name)], config)
+    compared = make_compared(traces, labels, config)
+    names = [entry.name for entry in entries]
+    on_fold = fold_reporter(on_progress, names, compared.folds, is_in_order=True)
+    asked, *rivals = entries
+    (fold,) = compared.folds[seed]
+    model = fit_fold(partial(asked.make, seed), compared.traces, compared.labels, fold)
+    scored = model.score(compared.traces, fold.test)
+    fit = OutOfFold.empty(len(compared.traces)).with_fold(0, fold.test, model, scored)
+    done = [finish_detector(compared, asked, {seed: fit})]
+    on_fold(name, seed, 0)
+    done += run_detectors(compared, rivals, RunOptions(), on_fold)
+    result = make_result(compared, labels, done, store or {})
+    return TrainedRun(_write_run(runs, name, result, model, Identity.of_traces(traces)), result)
+
+
+def check_detector(
+    name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse settings, devices and layers that cannot be before anything is built or labelled.
+
+    Raises:
+        UnknownNameError: If no detector has this name.
+        UsageError: If a setting does not go with the detector, the traces or this machine.
+        NotEnoughDataError: If there is no trace.
     """
     given = dict(settings or {})
     seed = int(given.pop("seed", 0))
-    _check(Entry(name, given), seed)
-    fitted: dict[str, FoldModel] = {}
-    result = compare(
-        traces, labels, [name, *(rival for rival in RIVALS if rival != name)],
-        config=CompareConfig(quick=True, seeds=(seed,), settings={name: given}),
-        store=store,
-        options=RunOptions(on_model=lambda detector, *rest: fitted.update({detector: rest[-1]})),
-        on_progress=on_progress,
-    )  # fmt: skip
+    Entry(name, given).make(seed).check(traces)
+
+
+def _write_run(
+    runs: Path, name: str, result: Result, model: FoldModel, identity: Identity | None
+) -> Path:
+    """Write result and model in a new folder, which goes again if either cannot be written."""
     folder = new_run_folder(runs, name)
-    result.write(folder)
-    if result.rows[0].failure is None:
-        save_model(fitted[name], folder / "detector", Identity.of_traces(traces))
-    return TrainedRun(folder, result)
-
-
-def _check(entry: Entry, seed: int) -> None:
-    """Refuse settings and devices that cannot be before anything is read."""
-    detector = entry.make(seed)
-    if isinstance(detector, GraphDetector):
-        detector.check_devices()
+    try:
+        result.write(folder)
+        save_model(model, folder / "detector", identity)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def save_model(model: FoldModel, folder: Path, identity: Identity | None = None) -> None:

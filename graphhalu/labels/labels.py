@@ -7,7 +7,7 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.errors import NotEnoughDataError, UsageError
 
 Meaning = Literal["hallucinated", "input"]
 """What a 1 says; see :data:`MEANINGS`."""
@@ -18,8 +18,10 @@ MEANINGS: Final[dict[Meaning, str]] = {
 }
 """The two meanings of a label, in words. They are never mixed: a study names the one it uses."""
 
+_ONES: Final[dict[Meaning, str]] = {"hallucinated": "hallucinated", "input": "input bad"}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Labels:
     """One label a trace.
 
@@ -41,6 +43,12 @@ class Labels:
     labeller: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     meaning: Meaning = "hallucinated"
+
+    def __repr__(self) -> str:
+        """The rule, how many it could decide, and how many of them are ones."""
+        n_valid = int(self.is_valid.sum())
+        ones = f", {100 * self.prevalence:.1f} % {_ONES[self.meaning]}" if n_valid else ""
+        return f"Labels({self.labeller!r}, {n_valid} of {len(self.values)} valid{ones})"
 
     @property
     def coverage(self) -> float:
@@ -69,3 +77,18 @@ class Labels:
             is_valid=self.is_valid[places],
             reasons=tuple(self.reasons[place] for place in indices),
         )
+
+
+def as_labels(given: object) -> Labels:
+    """Labels as they are; anything else is refused.
+
+    Raises:
+        UsageError: If it is a list or another thing that does not name its traces.
+    """
+    if isinstance(given, Labels):
+        return given
+    message = (
+        f"expected Labels, which name their traces, got {type(given).__name__}\n"
+        f"  Read those of a store:  read_labels(store, 'match')"
+    )
+    raise UsageError(message)
