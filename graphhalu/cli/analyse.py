@@ -84,13 +84,14 @@ def train(
 ) -> None:
     """Train a detector, score it beside simpler ones on held-out questions, and save it."""
     from graphhalu.config import read_overrides
-    from graphhalu.evaluation.training import read_settings, train_detector
+    from graphhalu.evaluation.training import check_detector, read_settings, train_detector
 
     spread.use_threads(threads)
     settings = {"seed": seed, **read_settings(config), **read_overrides(set_ or [])}
     trained_on = {"devices": devices, "accelerator": accelerator}
     settings |= {name: value for name, value in trained_on.items() if value is not None}
     store = open_store(traces)
+    check_detector(detector, store, settings)
     labels = _labels(store, labeller)
     with progress_line("fits") as progress:
         run = train_detector(
@@ -362,7 +363,7 @@ def open_store(path: Path | None) -> "TraceStore":
     from graphhalu.traces.store import open_traces
 
     if path is None:
-        path = newest_store(Path("data/traces"))
+        path = newest_store(Path("data/traces"), say)
         say(f"using the newest finished store, {path}")
     return open_traces(path)
 

@@ -6,9 +6,11 @@ inside its body, so that ``graphhalu --help`` is instant.
 
 import sys
 from collections.abc import Sequence
+from typing import Annotated
 
 import typer
 
+from graphhalu import __version__
 from graphhalu.cli import (
     analyse,
     extract,
@@ -38,6 +40,27 @@ app = typer.Typer(
     rich_markup_mode="rich",
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _print_version(is_asked: bool) -> bool:
+    if is_asked:
+        print(f"graphhalu {__version__}")
+        raise typer.Exit
+    return is_asked
+
+
+@app.callback()
+def _before_commands(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
+        ),
+    ] = False,
+) -> None:
+    """Take the options that stand before any command."""
+
+
 app.command("extract")(extract.extract)
 app.command("plan")(plan.plan)
 app.command("label")(analyse.label)

@@ -90,22 +90,30 @@ def score(
 
 
 def newest_run() -> Path:
-    """The newest trained detector.
+    """The newest trained detector whose description can be read; others are passed over.
 
     Raises:
         UsageError: If there is none.
     """
-    from graphhalu.errors import UsageError
+    from graphhalu.detectors.saved import read_description
+    from graphhalu.errors import GraphhaluError, UsageError
     from graphhalu.evaluation.training import RUNS
 
     found = sorted(RUNS.glob("*/detector/detector.json"), key=lambda path: path.stat().st_mtime)
-    if not found:
-        message = (
-            f"no trained detector in {RUNS}\n"
-            f"  Train one:  graphhalu train gat   or name one:  --detector RUN"
-        )
-        raise UsageError(message)
-    return found[-1].parent.parent
+    for path in reversed(found):
+        run = path.parent.parent
+        try:
+            read_description(path.parent)
+        except GraphhaluError as error:
+            reason = str(error).splitlines()[0]
+            say(f"passed over {run}, which cannot be read: {reason}")
+        else:
+            return run
+    message = (
+        f"no trained detector in {RUNS}{' that can be read' if found else ''}\n"
+        f"  Train one:  graphhalu train gat   or name one:  --detector RUN"
+    )
+    raise UsageError(message)
 
 
 def _score_file(

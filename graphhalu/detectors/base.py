@@ -127,6 +127,19 @@ class Detector(ABC):
     identity: Identity | None = None
     """Of the traces that a saved detector was fitted on; ``None`` for one fitted just now."""
 
+    def check(self, traces: Sequence[Trace]) -> None:  # noqa: B027 - nothing to check is usual
+        """Refuse traces or a machine that these settings do not go with, before anything is built.
+
+        By default nothing is checked here, and :meth:`fit` finds out.
+
+        Args:
+            traces: The traces to fit on; no array is read.
+
+        Raises:
+            UsageError: If a setting names what the traces do not keep, or the machine lacks.
+            NotEnoughDataError: If there is no trace.
+        """
+
     @abstractmethod
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> "Detector":
         """Train on ``split.train``, choose on ``split.validation``; return the detector.

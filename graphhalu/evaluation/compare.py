@@ -1,9 +1,10 @@
 """Compare detectors on the same traces, labels, folds and resamples."""
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +13,7 @@ from jaxtyping import Bool, Shaped
 
 from graphhalu.detectors.base import DetectorCard
 from graphhalu.errors import UsageError
+from graphhalu.evaluation.crossfit import OutOfFold
 from graphhalu.evaluation.entries import DetectorFactory, Entry, GivenDetectors, make_entries
 from graphhalu.evaluation.judgement import baseline_tests, seed_scores, subgroups
 from graphhalu.evaluation.parts import Finished, clear_parts, finished_detectors, save_part
@@ -30,9 +32,10 @@ from graphhalu.evaluation.splits import (
     single_split,
 )
 from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, as_labels
 from graphhalu.provenance import provenance
 from graphhalu.splits import Split
+from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
 
 __all__ = [
@@ -53,7 +56,7 @@ class Progress:
 
 
 def compare(
-    traces: Sequence[Trace],
+    traces: Sequence[Trace] | Path | str,
     labels: Labels,
     detectors: GivenDetectors | None = None,
     *,
@@ -70,7 +73,8 @@ def compare(
     Traces without a valid score are left out of the metrics; the coverage says how many.
 
     Args:
-        traces: Traces in the order of the labels; other beams of a question stay among them.
+        traces: Traces in the order of the labels, or where their store lies; other beams of a
+            question stay among them.
         labels: One label a trace.
         detectors: A list of registered names, ``module:Class``, classes and detectors that are
             not fitted, or names with a class, function or detector each; by default those of the
@@ -92,22 +96,26 @@ def compare(
     done = _finished(compared, options)
     todo = [entry for entry in entries if not _is_done(entry, compared, done)]
     names, is_in_order = [entry.name for entry in todo], options.spread() is None
-    report = _reporter(on_progress, names, compared.folds, is_in_order=is_in_order)
-    for entry, runs in run_entries(compared, todo, options, report):
-        done[entry.name] = _finish(compared, entry, runs)
+    report = fold_reporter(on_progress, names, compared.folds, is_in_order=is_in_order)
+    for each in run_detectors(compared, todo, options, report):
+        done[each.row.detector] = each
         if options.folder is not None:
-            save_part(options.folder, done[entry.name])
+            save_part(options.folder, each)
     ranked = dict.fromkeys([*(entry.name for entry in entries), *done])
-    return _result(compared, labels, [done[name] for name in ranked], store or {})
+    return make_result(compared, labels, [done[name] for name in ranked], store or {})
 
 
-def make_compared(traces: Sequence[Trace], labels: Labels, config: CompareConfig) -> Compared:
+def make_compared(
+    traces: Sequence[Trace] | Path | str, labels: Labels, config: CompareConfig
+) -> Compared:
     """Groups, beams and checked folds of a comparison.
 
     Raises:
-        UsageError: If labels belong to other traces, or a question would stand on two sides.
+        UsageError: If these are no traces or no labels, labels belong to other traces, or a
+            question would stand on two sides.
         NotEnoughDataError: If there are too few questions, or one class only.
     """
+    traces, labels = as_traces(traces), as_labels(labels)
     ids = [trace.trace_id for trace in traces]
     if tuple(ids) != labels.trace_ids:
         pairs = zip(ids, labels.trace_ids, strict=False)
@@ -174,14 +182,21 @@ def _is_done(entry: Entry, compared: Compared, done: Mapping[str, Finished]) -> 
     return entry.name in done and done[entry.name].row.key == key
 
 
-def _reporter(
+def fold_reporter(
     on_progress: Callable[[Progress], None],
     names: Sequence[str],
     folds: Mapping[int, list[Split]],
     *,
     is_in_order: bool,
 ) -> FoldHook:
-    """Tells the place in the whole comparison: also after a detector failed half-way."""
+    """Tells the place in the whole comparison: also after a detector failed half-way.
+
+    Args:
+        on_progress: Called after each fold.
+        names: The detectors in the order in which they run.
+        folds: Their folds by seed.
+        is_in_order: Whether one process runs them; with several, what is done is counted.
+    """
     steps = [
         (name, seed, fold) for name in names for seed in folds for fold in range(len(folds[seed]))
     ]
@@ -195,6 +210,29 @@ def _reporter(
     return report
 
 
+def finish_detector(compared: Compared, entry: Entry, fits: Mapping[int, OutOfFold]) -> Finished:
+    """The row and the per-sample scores of one detector from its scores of every seed.
+
+    Raises:
+        NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
+        UnknownNameError: If the card names an array that does not exist.
+    """
+    row = detector_row(compared, entry.name, entry.card(), fits, settings=entry.settings)
+    return Finished(row, sample_table(compared, entry.name, fits))
+
+
+def run_detectors(
+    compared: Compared, entries: Sequence[Entry], options: RunOptions, on_fold: FoldHook
+) -> Iterator[Finished]:
+    """Each detector as soon as all its seeds are done.
+
+    Raises:
+        As :func:`graphhalu.evaluation.running.run_entries`.
+    """
+    for entry, runs in run_entries(compared, entries, options, on_fold):
+        yield _finish(compared, entry, runs)
+
+
 def _finish(compared: Compared, entry: Entry, runs: Sequence[SeedRun]) -> Finished:
     """The row and the per-sample scores of one detector; a failure is a row too."""
     card: DetectorCard | None = None
@@ -203,8 +241,7 @@ def _finish(compared: Compared, entry: Entry, runs: Sequence[SeedRun]) -> Finish
     try:
         card = entry.card()
         if failure is None:
-            row = detector_row(compared, entry.name, card, fits, settings=entry.settings)
-            return Finished(row, sample_table(compared, entry.name, fits))
+            return finish_detector(compared, entry, fits)
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         failure = failure or failure_text(error)
     assert failure is not None
@@ -215,11 +252,19 @@ def _finish(compared: Compared, entry: Entry, runs: Sequence[SeedRun]) -> Finish
     return Finished(row, SAMPLE_SCHEMA.empty_table())
 
 
-def _result(
+def make_result(
     compared: Compared, given: Labels, done: Sequence[Finished], store: Mapping[str, Any]
 ) -> Result:
-    rows = tuple(finished.row for finished in done)
-    samples = pa.concat_tables([finished.samples for finished in done])
+    """The whole result: the tests against the baseline and the subgroups come last.
+
+    Args:
+        compared: What the detectors were run on.
+        given: The labels before any beam was left out.
+        done: The detectors in the order of the result.
+        store: Identity of the traces, for the record.
+    """
+    rows = tuple(each.row for each in done)
+    samples = pa.concat_tables([each.samples for each in done])
     scores = seed_scores(compared, samples)
     baseline, comparisons = baseline_tests(compared, rows, scores)
     labels, kept = compared.labels, compared.labels.is_valid

@@ -65,6 +65,22 @@ class OutOfFold:
         self.probability[places], self.is_called[places] = scored.probability, scored.is_called
         self.is_valid[places], self.fold[places] = np.isfinite(scored.raw), number
 
+    def with_fold(
+        self,
+        number: int,
+        places: Int[np.ndarray, "tested"],
+        model: "FoldModel",
+        scored: "FoldScores",
+    ) -> "OutOfFold":
+        """The same with one more fold: its scores, its seconds and the size of its model."""
+        self.fill(number, places, scored)
+        return replace(
+            self,
+            fit_s=(*self.fit_s, model.fit_s),
+            score_s=self.score_s + scored.score_s,
+            n_parameters=model.detector.n_parameters,
+        )
+
 
 @dataclass(frozen=True)
 class TraceSubset(Sequence[Trace]):
@@ -170,7 +186,6 @@ def cross_fit(
     folds: Sequence[Split],
     *,
     on_fold: Callable[[int], None] = lambda _: None,
-    on_model: Callable[[int, FoldModel], None] = lambda _number, _model: None,
 ) -> OutOfFold:
     """Fit on each fold, score its test side, and pool the scores.
 
@@ -185,27 +200,21 @@ def cross_fit(
         labels: Labels of the same traces in the same order.
         folds: Checked folds; see :func:`graphhalu.evaluation.splits.check_folds`.
         on_fold: Called with the fold's number when it is done.
-        on_model: Called with each fitted model before it scores the test side.
 
     Raises:
         Exception: What the detector raised, with the fold in a note.
     """
-    done, fit_s, score_s = OutOfFold.empty(len(traces)), [], 0.0
-    n_parameters = None
+    done = OutOfFold.empty(len(traces))
     for number, fold in enumerate(folds):
         try:
             model = fit_fold(make, traces, labels, fold)
-            on_model(number, model)
             scored = model.score(traces, fold.test)
         except Exception as error:
             error.add_note(f"in fold {number}")
             raise
-        done.fill(number, fold.test, scored)
-        fit_s.append(model.fit_s)
-        score_s += scored.score_s
-        n_parameters = model.detector.n_parameters
+        done = done.with_fold(number, fold.test, model, scored)
         on_fold(number)
-    return replace(done, fit_s=tuple(fit_s), score_s=score_s, n_parameters=n_parameters)
+    return done
 
 
 def standardise(

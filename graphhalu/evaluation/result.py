@@ -16,11 +16,11 @@ import pyarrow as pa
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from graphhalu.atomic import replace_file
-from graphhalu.errors import CorruptStoreError, DataFileError
+from graphhalu.errors import CorruptStoreError, DataFileError, MissingExtraError
 from graphhalu.evaluation.files import read_object
 from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow, MetricValue, Subgroup
 from graphhalu.evaluation.significance import Baseline, Comparison
-from graphhalu.evaluation.table import csv_table
+from graphhalu.evaluation.table import csv_table, table_columns
 from graphhalu.numerics import json_ready
 from graphhalu.parquet import read_parquet, write_parquet
 from graphhalu.provenance import file_sha256
@@ -39,7 +39,7 @@ TABLE_FILE: Final = "table.csv"
 SCORES_FILE: Final = "scores.parquet"
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Result:
     """A comparison of detectors on one store with one labeller.
 
@@ -84,6 +84,34 @@ class Result:
     identity: Mapping[str, Any] = field(default_factory=dict)
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
+
+    def __repr__(self) -> str:
+        """How much was compared, and the best detector."""
+        best = self.ranked()[0] if self.rows else None
+        auroc = None if best is None else best.auroc_invalid_at_median
+        found = "" if best is None or auroc is None else f", best {best.detector!r} {auroc:.3f}"
+        return f"Result({len(self.rows)} detectors on {self.n_traces} traces{found})"
+
+    def to_frame(self) -> Any:
+        """The rows as a pandas ``DataFrame``: one a detector, in the order asked for.
+
+        The columns are those of ``table.csv``: what the detector is, each metric with ``_low`` and
+        ``_high``, its test against the baseline, coverage, costs, and ``failure``. What a failed
+        detector lacks is NaN.
+
+        Raises:
+            MissingExtraError: If pandas is not installed.
+        """
+        try:
+            import pandas as pd
+        except ImportError:
+            message = (
+                "a table of a result needs the package pandas\n"
+                "  Install it:  pip install 'graphhalu[report]'"
+            )
+            raise MissingExtraError(message) from None
+        columns, rows = table_columns(self.rows, self.comparisons)
+        return pd.DataFrame(rows, columns=columns)
 
     def ranked(self) -> list[DetectorRow]:
         """Rows by falling AUROC, failed ones last; ties keep their order.

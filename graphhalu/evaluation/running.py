@@ -20,19 +20,14 @@ from graphhalu.detectors.base import Detector
 from graphhalu.engine.base import Done, Engine
 from graphhalu.engine.processes import Processes
 from graphhalu.errors import GraphhaluError, UsageError
-from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, cross_fit
+from graphhalu.evaluation.crossfit import OutOfFold, cross_fit
 from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.rows import Compared
 from graphhalu.features.sending import opener
 from graphhalu.registry import fault_text
 from graphhalu.traces.trace import Trace
 
-ModelHook = Callable[[str, int, int, FoldModel], None]
 FoldHook = Callable[[str, int, int], None]
-
-
-def _ignore_model(name: str, seed: int, fold: int, model: FoldModel) -> None:
-    """Do nothing with a fitted model."""
 
 
 @dataclass(frozen=True)
@@ -43,14 +38,12 @@ class RunOptions:
         jobs: Processes that detectors and seeds are spread over; 1 = this one.
         folder: Where each detector is kept as soon as it is finished.
         is_resumed: Whether detectors that are finished in the folder are not run again.
-        on_model: Called with each fitted model (detector, seed, fold); with one job only.
         engine: Where the work runs; by default as many processes as there are jobs.
     """
 
     jobs: int = 1
     folder: Path | None = None
     is_resumed: bool = False
-    on_model: ModelHook = _ignore_model
     engine: Engine | None = None
 
     def spread(self) -> Engine | None:
@@ -74,7 +67,6 @@ def run_seed(
     seed: int,
     *,
     on_fold: FoldHook = lambda _name, _seed, _fold: None,
-    on_model: ModelHook = _ignore_model,
 ) -> SeedRun:
     """Cross-fit one detector with one seed; whatever it raises is its outcome.
 
@@ -85,7 +77,6 @@ def run_seed(
         fit = cross_fit(
             partial(entry.make, seed), compared.traces, compared.labels, compared.folds[seed],
             on_fold=partial(on_fold, entry.name, seed),
-            on_model=partial(on_model, entry.name, seed),
         )  # fmt: skip
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         error.add_note(f"of seed {seed}")
@@ -126,7 +117,7 @@ def run_entries(
     for entry in entries:
         runs: list[SeedRun] = []
         for seed in compared.folds:
-            runs.append(run_seed(compared, entry, seed, on_fold=on_fold, on_model=options.on_model))
+            runs.append(run_seed(compared, entry, seed, on_fold=on_fold))
             if runs[-1].failure is not None:
                 break
         yield entry, runs

@@ -13,18 +13,25 @@ _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 def csv_table(rows: Sequence[DetectorRow], comparisons: Sequence[Comparison] = ()) -> str:
     """The rows as CSV; text that a spreadsheet would run as a formula is quoted with ``'``."""
+    names, flat = table_columns(rows, comparisons)
+    stream = io.StringIO(newline="")  # a carriage return in a cell stays what it is
+    writer = csv.DictWriter(stream, names, restval="")
+    writer.writeheader()
+    writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in flat)
+    return stream.getvalue()
+
+
+def table_columns(
+    rows: Sequence[DetectorRow], comparisons: Sequence[Comparison] = ()
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the columns in reading order, and the cells of each row that has some."""
     tests = {comparison.detector: comparison for comparison in comparisons}
     flat = [_flat(row, tests.get(row.detector)) for row in rows]
     columns = max(flat, key=len, default={})  # a failed row has no metrics
     # a row with metrics and no test, as that of the baseline, comes before the last column
     names = [name for name in columns if name != "failure"]
     names += [name for row in flat for name in row if name not in columns]
-    names = [*dict.fromkeys(names), *(["failure"] if flat else [])]
-    stream = io.StringIO(newline="")  # a carriage return in a cell stays what it is
-    writer = csv.DictWriter(stream, names, restval="")
-    writer.writeheader()
-    writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in flat)
-    return stream.getvalue()
+    return [*dict.fromkeys(names), *(["failure"] if flat else [])], flat
 
 
 def _flat(row: DetectorRow, test: Comparison | None) -> dict[str, Any]:

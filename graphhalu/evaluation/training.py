@@ -1,26 +1,38 @@
 """Train one detector for use: fit it on a grouped split, score it beside simpler ones, save it."""
 
 import json
+import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any, Final
 
 from graphhalu.atomic import replace_file
 from graphhalu.config import read_yaml
-from graphhalu.detectors.graph_detector import GraphDetector
+from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import save_detector
-from graphhalu.errors import UsageError
+from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.compare import Progress as CompareProgress
-from graphhalu.evaluation.compare import compare
-from graphhalu.evaluation.crossfit import FoldModel
-from graphhalu.evaluation.entries import Entry, make_entry
+from graphhalu.evaluation.compare import (
+    RunOptions,
+    finish_detector,
+    fold_reporter,
+    make_compared,
+    make_result,
+    run_detectors,
+)
+from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
+from graphhalu.evaluation.entries import make_entry
 from graphhalu.evaluation.result import Result
-from graphhalu.evaluation.running import RunOptions
+from graphhalu.evaluation.rows import Compared
+from graphhalu.evaluation.running import failure_text
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels
+from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 RUNS: Final = Path("data/runs")
@@ -55,6 +67,8 @@ def train_detector(
 ) -> TrainedRun:
     """Fit a detector on a 60 / 20 / 20 split by question and save it.
 
+    If the fit fails, no run is made; a simple detector beside it that fails is a row of the result.
+
     Args:
         name: Registered name of the detector, or ``module:Class``.
         traces: Traces in the order of the labels.
@@ -71,31 +85,78 @@ def train_detector(
         ConfigError: If a setting does not validate.
         UsageError: If this machine lacks the devices.
         NotEnoughDataError: If there are too few questions, or one class only.
+        GraphhaluError: What the detector raised.
     """
+    check_detector(name, traces, settings)
     given = dict(settings or {})
     seed = int(given.pop("seed", 0))
-    entry = replace(make_entry(name), settings=given)
-    _check(entry, seed)
-    fitted: dict[str, FoldModel] = {}
-    result = compare(
-        traces, labels, [name, *(rival for rival in RIVALS if rival != entry.name)],
-        config=CompareConfig(quick=True, seeds=(seed,), settings={entry.name: given}),
-        store=store,
-        options=RunOptions(on_model=lambda detector, *rest: fitted.update({detector: rest[-1]})),
-        on_progress=on_progress,
-    )  # fmt: skip
-    folder = new_run_folder(runs, entry.name)
-    result.write(folder)
-    if result.rows[0].failure is None:
-        save_model(fitted[entry.name], folder / "detector", Identity.of_traces(traces))
+    asked = replace(make_entry(name), settings=given)
+    rivals = [make_entry(rival) for rival in RIVALS if rival != asked.name]
+    config = CompareConfig(quick=True, seeds=(seed,), settings={asked.name: given})
+    compared = make_compared(traces, labels, config)
+    names = [asked.name, *(entry.name for entry in rivals)]
+    on_fold = fold_reporter(on_progress, names, compared.folds, is_in_order=True)
+    (fold,) = compared.folds[seed]
+    with TemporaryDirectory(prefix="graphhalu-logs-") as logs:
+        make = partial(_logging, partial(asked.make, seed), Path(logs))
+        model = _fitted(make, compared, fold)
+        scored = model.score(compared.traces, fold.test)
+        fit = OutOfFold.empty(len(compared.traces)).with_fold(0, fold.test, model, scored)
+        done = [finish_detector(compared, asked, {seed: fit})]
+        on_fold(asked.name, seed, 0)
+        done += run_detectors(compared, rivals, RunOptions(), on_fold)
+        result = make_result(compared, labels, done, store or {})
+        folder = _write_run(runs, asked.name, result, model, Identity.of_traces(traces))
+        if any(Path(logs).iterdir()):
+            shutil.copytree(logs, folder / "logs")
     return TrainedRun(folder, result)
 
 
-def _check(entry: Entry, seed: int) -> None:
-    """Refuse settings and devices that cannot be before anything is read."""
-    detector = entry.make(seed)
-    if isinstance(detector, GraphDetector):
-        detector.check_devices()
+def _logging(make: Callable[[], Detector], folder: Path) -> Detector:
+    """A fresh detector; one that trains a network logs into the folder."""
+    detector: Any = make()
+    if hasattr(detector, "log_folder"):
+        detector.log_folder = folder
+    trained: Detector = detector
+    return trained
+
+
+def _fitted(make: Callable[[], Detector], compared: Compared, fold: Split) -> FoldModel:
+    try:
+        return fit_fold(make, compared.traces, compared.labels, fold)
+    except (GraphhaluError, MemoryError):
+        raise
+    except Exception as error:  # of a detector of another package or of the user
+        raise GraphhaluError(failure_text(error)) from error
+
+
+def check_detector(
+    name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None = None
+) -> None:
+    """Refuse settings, devices and layers that cannot be before anything is built or labelled.
+
+    Raises:
+        UnknownNameError: If no detector has this name.
+        UsageError: If a setting does not go with the detector, the traces or this machine.
+        NotEnoughDataError: If there is no trace.
+    """
+    given = dict(settings or {})
+    seed = int(given.pop("seed", 0))
+    replace(make_entry(name), settings=given).make(seed).check(traces)
+
+
+def _write_run(
+    runs: Path, name: str, result: Result, model: FoldModel, identity: Identity | None
+) -> Path:
+    """Write result and model in a new folder, which goes again if either cannot be written."""
+    folder = new_run_folder(runs, name)
+    try:
+        result.write(folder)
+        save_model(model, folder / "detector", identity)
+    except BaseException:
+        shutil.rmtree(folder, ignore_errors=True)
+        raise
+    return folder
 
 
 def save_model(model: FoldModel, folder: Path, identity: Identity | None = None) -> None:

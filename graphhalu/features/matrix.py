@@ -8,6 +8,7 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from functools import cached_property
 from hashlib import sha256
+from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ from graphhalu.features.spec import (
     side_by_side,
 )
 from graphhalu.traces.part import Part
+from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
 
 LEAST_BYTES: Final = 512 * 2**20
@@ -114,7 +116,7 @@ REMEMBERED: Final = FeatureCache()
 
 
 def feature_matrix(
-    traces: Sequence[Trace],
+    traces: Sequence[Trace] | Path | str,
     features: Sequence[str | FeatureSpec],
     *,
     cache: FeatureCache = REMEMBERED,
@@ -122,7 +124,7 @@ def feature_matrix(
     """Features of traces, side by side.
 
     Args:
-        traces: A store, a view of one, or traces in memory, which are computed each time.
+        traces: A store, its path, a view of one, or traces in memory, which are computed each time.
         features: Names, ``name[k=25,head=mean]``, or specifications; of trace level.
         cache: Where the columns of the parts of a store are remembered.
 
@@ -133,7 +135,7 @@ def feature_matrix(
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
     specs = require_level(as_specs(features), "trace")
-    _require_any(traces)
+    traces = _require_any(as_traces(traces))
     columns: tuple[str, ...] = ()
     values = np.empty((len(traces), 0), dtype=np.float32)
     for placed in blocks(traces, with_beams=reads_beams(specs)):
@@ -147,7 +149,7 @@ def feature_matrix(
 
 
 def row_matrix(
-    traces: Sequence[Trace],
+    traces: Sequence[Trace] | Path | str,
     features: Sequence[str | FeatureSpec],
     *,
     cache: FeatureCache = REMEMBERED,
@@ -165,7 +167,7 @@ def row_matrix(
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
     specs = require_level(as_specs(features), "token")
-    _require_any(traces)
+    traces = _require_any(as_traces(traces))
     pieces = [
         _rows(placed, specs, cache) for placed in blocks(traces, with_beams=reads_beams(specs))
     ]
@@ -247,10 +249,11 @@ def _digest(part: Part) -> str:
     return sha256("".join(digests).encode()).hexdigest()
 
 
-def _require_any(traces: Sequence[Trace]) -> None:
+def _require_any(traces: Sequence[Trace]) -> Sequence[Trace]:
     if len(traces) == 0:
         message = "there is no trace to compute features of\n  Extract some first"
         raise NotEnoughDataError(message)
+    return traces
 
 
 def _require_same(expected: tuple[str, ...], got: tuple[str, ...]) -> None:

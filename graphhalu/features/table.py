@@ -27,7 +27,7 @@ from graphhalu.features.sending import opener
 from graphhalu.features.spec import FeatureSpec, as_specs, reads_beams
 from graphhalu.parquet import parquet_writer, read_parquet
 from graphhalu.safe_read import parse_json, reading, told_format
-from graphhalu.traces.store import TraceStore
+from graphhalu.traces.store import TraceStore, as_traces
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import disk_error
 
@@ -84,7 +84,7 @@ class FeatureTable:
 
 
 def feature_table(
-    traces: Sequence[Trace],
+    traces: Sequence[Trace] | Path | str,
     features: Sequence[str | FeatureSpec],
     *,
     per_token: bool = False,
@@ -93,7 +93,7 @@ def feature_table(
     """Features of traces in one pass, in the order of the traces.
 
     Args:
-        traces: A store, a view of one, or traces in memory.
+        traces: A store, its path, a view of one, or traces in memory.
         features: Names, ``name[k=25,head=mean]``, or specifications, all of one level.
         per_token: Whether there is one row for each stored row of attention.
         engine: Where the parts of a store are worked on; by default here.
@@ -104,7 +104,7 @@ def feature_table(
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
     specs = require_level(as_specs(features), _level(per_token))
-    placed = list(_pieces(traces, specs, engine, per_token=per_token))
+    placed = list(_pieces(as_traces(traces), specs, engine, per_token=per_token))
     order = np.argsort(np.concatenate([place for _, place in placed]), kind="stable")
     pieces = [piece for piece, _ in placed]
     names = [name for piece in pieces for name in piece.trace_ids]
@@ -120,7 +120,7 @@ def feature_table(
 
 
 def write_features(
-    traces: Sequence[Trace],
+    traces: Sequence[Trace] | Path | str,
     features: Sequence[str | FeatureSpec],
     path: Path,
     *,
@@ -148,7 +148,7 @@ def write_features(
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
     specs = require_level(as_specs(features), _level(per_token))
-    pieces = _pieces(traces, specs, engine, per_token=per_token)
+    pieces = _pieces(as_traces(traces), specs, engine, per_token=per_token)
     return _write((piece for piece, _ in pieces), path)
 
 

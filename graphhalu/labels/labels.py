@@ -23,8 +23,10 @@ MEANINGS: Final[dict[Meaning, str]] = {
 }
 """The two meanings of a label, in words. They are never mixed: a study names the one it uses."""
 
+_ONES: Final[dict[Meaning, str]] = {"hallucinated": "hallucinated", "input": "input bad"}
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Labels:
     """One label a trace, and where they are known one a token of its answer.
 
@@ -91,6 +93,12 @@ class Labels:
             return np.ones(len(self.values), dtype=np.int64)
         return np.array([len(each) for each in self.tokens], dtype=np.int64)
 
+    def __repr__(self) -> str:
+        """The rule, how many it could decide, and how many of them are ones."""
+        n_valid = int(self.is_valid.sum())
+        ones = f", {100 * self.prevalence:.1f} % {_ONES[self.meaning]}" if n_valid else ""
+        return f"Labels({self.labeller!r}, {n_valid} of {len(self.values)} valid{ones})"
+
     @property
     def coverage(self) -> float:
         """Share of traces with a valid label."""
@@ -137,3 +145,18 @@ class Labels:
             ),
             tokens=tokens,
         )
+
+
+def as_labels(given: object) -> Labels:
+    """Labels as they are; anything else is refused.
+
+    Raises:
+        UsageError: If it is a list or another thing that does not name its traces.
+    """
+    if isinstance(given, Labels):
+        return given
+    message = (
+        f"expected Labels, which name their traces, got {type(given).__name__}\n"
+        f"  Read those of a store:  read_labels(store, 'match')"
+    )
+    raise UsageError(message)

@@ -28,6 +28,7 @@ from graphhalu.parquet import read_parquet, write_parquet
 from graphhalu.registry import fault_text
 from graphhalu.safe_read import parse_json, reading, shown, told_format
 from graphhalu.traces.schema import TraceRecord
+from graphhalu.traces.store import open_traces
 
 FORMAT: Final = "graphhalu-labels"
 FORMAT_VERSION: Final = 1
@@ -125,16 +126,22 @@ def stored_labellers(store: LabelledStore) -> list[str]:
     return sorted(path.stem for path in store.labels_folder.glob("[!.]*.parquet"))
 
 
-def read_labels(store: LabelledStore, labeller: str) -> Labels:
+def read_labels(store: LabelledStore | Path | str, labeller: str) -> Labels:
     """The labels that a labeller gave the traces of a store, or of a view of it.
 
     They come in the order of the traces; rows are found by identity, never by place.
 
+    Args:
+        store: The store, a view of it, or where it lies.
+        labeller: Name under which the labels were stored.
+
     Raises:
+        UsageError: If it is no store; traces in memory have no labels beside them.
         TraceNotFoundError: If there are none; names the command that makes them.
         StoreMismatchError: If a trace has none, as after the store has grown.
         CorruptStoreError: If the file is damaged, or of a newer format.
     """
+    store = _labelled(store)
     path = labels_path(store, labeller)
     if not path.is_file():
         there = ", ".join(stored_labellers(store)) or "none"
@@ -150,6 +157,20 @@ def read_labels(store: LabelledStore, labeller: str) -> Labels:
         )
         raise StoreMismatchError(message + _way_out(path))
     return labels.select([place[trace_id] for trace_id in store.trace_ids])
+
+
+def _labelled(given: LabelledStore | Path | str) -> LabelledStore:
+    """A store as it is, or the one at a path."""
+    if isinstance(given, (str, Path)):
+        return open_traces(given)
+    # isinstance of the protocol would read all records
+    if hasattr(given, "labels_folder"):
+        return given
+    message = (
+        f"expected a TraceStore or its path, got {type(given).__name__}\n"
+        f"  Open a store:  open_traces('data/traces/NAME.zarr')"
+    )
+    raise UsageError(message)
 
 
 def ensure_labels(store: LabelledStore, labeller: Labeller) -> Labels:

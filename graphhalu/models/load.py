@@ -23,6 +23,8 @@ from graphhalu.models.threads import default_threads
 __all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model", "load_tokenizer"]
 
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
+_PACKED_OUTPUTS: Final = 32
+"""Outputs that bitsandbytes packs together on a CPU with AVX-512 BF16."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +85,8 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
         UnknownNameError: If the name stands for nothing.
         UsageError: If the device, revision or quantisation does not go with the model.
         ModelUnavailableError: If weights or tokenizer cannot be had.
-        ModelRefusedError: If the model has no attention, or the tokenizer no offsets.
+        ModelRefusedError: If the model has no attention, the tokenizer no offsets, or a layer a
+            size that this processor cannot compute in 4 bits.
     """
     torch.set_num_threads(spec.threads or default_threads())
     source = resolve_model(spec.name)
@@ -262,7 +265,35 @@ def _model(
         missing = sorted(found["missing_keys"])
         reason = ValueError(f"{len(missing)} tensors are missing, {missing[0]} among them")
         raise _unreadable(spec, source, reason, "weights")
+    _require_packable(model, spec, is_stored_quantized=is_stored_quantized)
     return model
+
+
+def _require_packable(model: Any, spec: ModelSpec, *, is_stored_quantized: bool) -> None:
+    """Refuse 4-bit layers whose sizes bitsandbytes meets with an assertion in the first pass.
+
+    Only its layers know whether they are packed on this processor; others lack the attribute.
+    """
+    if model.device.type != "cpu":
+        return
+    for name, layer in model.named_modules():
+        if not getattr(layer, "support_avx512bf16_for_cpu", False):
+            continue
+        state = layer.weight.quant_state
+        n_outputs, n_inputs = state.shape
+        if n_outputs % _PACKED_OUTPUTS or n_inputs % state.blocksize:
+            way_out = (
+                "Use a copy of the model that is not quantised, or --device cuda"
+                if is_stored_quantized
+                else "Use --quantization none, or --quantization int8"
+            )
+            message = (
+                f"{spec.name} cannot run in 4 bits on this processor: with AVX-512 BF16 "
+                f"bitsandbytes expects a multiple of {_PACKED_OUTPUTS} outputs and of "
+                f"{state.blocksize} inputs, and layer {name} has {n_outputs} and {n_inputs}\n"
+                f"  {way_out}"
+            )
+            raise ModelRefusedError(message)
 
 
 def _attention_setting(config: Any) -> dict[str, str]:

@@ -31,6 +31,9 @@ _GPT_LIKE: Final = {
 # torch multiplies experts on a CPU only when their rows are whole blocks of 16 bytes
 _EXPERTS: Final = {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 28}
 
+QUANTIZABLE: Final = {"hidden_size": 192, "intermediate_size": 320}
+"""Sizes of a llama that NF4 takes on every processor: rows of whole blocks of 64, 32 at a time."""
+
 
 @dataclass(frozen=True)
 class TinyFamily:
@@ -131,10 +134,15 @@ TINY_FAMILIES: Final[dict[str, TinyFamily]] = {
 """Families by their model type in transformers."""
 
 
-def tiny_model(family: str, seed: int = 0) -> tuple[Any, Any]:
+def tiny_model(family: str, seed: int = 0, **sizes: int) -> tuple[Any, Any]:
     """A random model of a family in evaluation mode, and its configuration.
 
     Weights are larger than a fresh model's, so that attention is far from uniform.
+
+    Args:
+        family: Name in :data:`TINY_FAMILIES`.
+        seed: Decides the weights.
+        sizes: Fields of the configuration that differ from those of the family.
 
     Raises:
         UnknownNameError: If there is no such family; lists the nearest names.
@@ -145,7 +153,7 @@ def tiny_model(family: str, seed: int = 0) -> tuple[Any, Any]:
         raise unknown_name("tiny model family", family, TINY_FAMILIES)
 
     chosen = TINY_FAMILIES[family]
-    config = getattr(transformers, chosen.config)(**chosen.settings)
+    config = getattr(transformers, chosen.config)(**{**chosen.settings, **sizes})
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = transformers.AutoModelForCausalLM.from_config(config)
@@ -188,9 +196,11 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
     return tokenizer
 
 
-def save_tiny(folder: Path, family: str = "llama", *, chat: bool = True, seed: int = 0) -> Path:
+def save_tiny(
+    folder: Path, family: str = "llama", *, chat: bool = True, seed: int = 0, **sizes: int
+) -> Path:
     """Write a tiny model with its tokenizer as a folder that loads like a real one."""
-    model, _ = tiny_model(family, seed)
+    model, _ = tiny_model(family, seed, **sizes)
     with quiet_loading():
         model.save_pretrained(folder)
     tiny_tokenizer(chat=chat).save_pretrained(folder)

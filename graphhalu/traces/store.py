@@ -95,6 +95,11 @@ class TraceStore(TraceSequence):
         place_of(path).create(store_attributes(configuration, shape, arrays, made_with))
         return cls.open(path)
 
+    def __repr__(self) -> str:
+        """Where it lies, and how much it holds."""
+        shape = f"{self.shape.n_layers} layers of {self.shape.n_heads} heads"
+        return f"TraceStore({self.name!r}, {len(self)} traces, {shape})"
+
     # -- what the store says of itself
 
     @property
@@ -408,6 +413,30 @@ def open_traces(path: Path | str) -> TraceStore:
     return TraceStore.open(path)
 
 
+def as_traces(given: object) -> Sequence[Trace]:
+    """Traces as they are, or the store at a path.
+
+    Args:
+        given: A store, a view of one, a sequence of traces, or where a store lies.
+
+    Raises:
+        UsageError: If it is none of these.
+        StoreNotFoundError: If there is no store at the path.
+    """
+    if isinstance(given, (str, Path)):
+        return open_traces(given)
+    came = type(given).__name__
+    if isinstance(given, (list, tuple)) and len(given) and not isinstance(given[0], Trace):
+        came = f"{came} of {type(given[0]).__name__}"
+    elif isinstance(given, Sequence):
+        return given
+    message = (
+        f"expected traces (a TraceStore, its path, or a list of Trace), got {came}\n"
+        f"  Open a store:  open_traces('data/traces/NAME.zarr')"
+    )
+    raise UsageError(message)
+
+
 def check_place(path: Path | str) -> None:
     """Refuse a path at which there is something that is no store; nothing at all is fine.
 
@@ -469,6 +498,6 @@ def open_or_create(
 
 
 __all__ = [
-    "TraceStore", "TraceWriter", "check_fits", "check_place", "estimate_bytes", "is_there",
-    "open_or_create", "open_traces",
+    "TraceStore", "TraceWriter", "as_traces", "check_fits", "check_place", "estimate_bytes",
+    "is_there", "open_or_create", "open_traces",
 ]  # fmt: skip

@@ -6,6 +6,7 @@ asked for is read; both look the same here.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
@@ -43,7 +44,7 @@ class StoredArray(Protocol):
         """Entries along the first axis, read when asked for."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Trace:
     """Prompt and answer of one question with what the model computed on them.
 
@@ -57,10 +58,44 @@ class Trace:
     shape: TraceShape
     arrays: Mapping[str, StoredArray]
 
+    def __repr__(self) -> str:
+        """Identity, lengths, and which arrays there are."""
+        lengths = f"{self.prompt_length} + {self.answer_length} tokens"
+        kept = "no arrays" if not self.arrays else f"keeps {', '.join(self.arrays)}"
+        return f"Trace({self.trace_id!r}, {lengths}, {kept})"
+
     @property
     def trace_id(self) -> str:
         """Identity of the trace within its store."""
         return self.record.trace_id
+
+    @property
+    def question(self) -> str:
+        """The question that was asked."""
+        return self.record.question
+
+    @property
+    def text(self) -> str:
+        """Prompt and answer, as the model read and wrote them."""
+        return self.record.prompt + self.record.answer
+
+    @property
+    def tokens(self) -> list[str]:
+        """Text of each token.
+
+        A trace keeps where each answer token ends in the answer, and nothing of the kind for the
+        prompt: a token of the prompt is ``#`` and its number in the vocabulary. So is one of the
+        answer in a trace without ``answer_offsets``, as older stores have them. With a tokenizer,
+        :func:`graphhalu.viewer.tokens.token_texts` gives all texts.
+        """
+        numbers = [f"#{index}" for index in self.token_ids.tolist()]
+        if len(self.record.answer_offsets) != self.answer_length:
+            return numbers
+        ends = [0]
+        for _, stop in self.record.answer_offsets:
+            ends.append(max(ends[-1], stop))  # tokens of one character share its range
+        answer = [self.record.answer[start:stop] for start, stop in pairwise(ends)]
+        return numbers[: self.prompt_length] + answer
 
     @property
     def length(self) -> int:

@@ -51,6 +51,8 @@ def token_texts(trace: Trace, tokenizer: Any | None) -> tuple[str, ...]:
     tokens than the trace has, each is decoded alone. Without a tokenizer, tokens of the prompt
     are shown as ``#`` and their number.
     """
+    if tokenizer is None:
+        return tuple(trace.tokens)
     ids = trace.token_ids.tolist()
     prompt, answer = ids[: trace.prompt_length], ids[trace.prompt_length :]
     return (*_prompt_texts(trace, prompt, tokenizer), *_answer_texts(trace, answer, tokenizer))
@@ -69,9 +71,7 @@ def hallucinated_tokens(trace: Trace) -> Bool[np.ndarray, "token"] | None:
     return is_hallucinated
 
 
-def _prompt_texts(trace: Trace, ids: list[int], tokenizer: Any | None) -> tuple[str, ...]:
-    if tokenizer is None:
-        return tuple(f"#{index}" for index in ids)
+def _prompt_texts(trace: Trace, ids: list[int], tokenizer: Any) -> tuple[str, ...]:
     text = trace.record.prompt
     for has_special in (True, False):
         encoded = tokenizer(text, add_special_tokens=has_special, return_offsets_mapping=True)
@@ -81,22 +81,20 @@ def _prompt_texts(trace: Trace, ids: list[int], tokenizer: Any | None) -> tuple[
     return _decoded(ids, tokenizer)
 
 
-def _answer_texts(trace: Trace, ids: list[int], tokenizer: Any | None) -> tuple[str, ...]:
+def _answer_texts(trace: Trace, ids: list[int], tokenizer: Any) -> tuple[str, ...]:
     offsets = trace.record.answer_offsets
     if len(offsets) == len(ids):
         return _cut(trace.record.answer, offsets, ids, tokenizer)
-    if tokenizer is None:
-        return tuple(f"#{index}" for index in ids)
     return _decoded(ids, tokenizer)
 
 
 def _cut(
-    text: str, offsets: Sequence[Sequence[int]], ids: list[int], tokenizer: Any | None
+    text: str, offsets: Sequence[Sequence[int]], ids: list[int], tokenizer: Any
 ) -> tuple[str, ...]:
-    special = set() if tokenizer is None else set(tokenizer.all_special_ids)
+    special = set(tokenizer.all_special_ids)
     texts, end = [], 0
     for index, (start, stop) in zip(ids, offsets, strict=True):
-        if start == stop and index in special and tokenizer is not None:
+        if start == stop and index in special:
             texts.append(str(tokenizer.convert_ids_to_tokens(index)))
             continue
         texts.append(text[end : max(end, stop)])

@@ -1,12 +1,14 @@
 """The command line: quick help, clear faults, the exit codes."""
 
 import json
+import os
 import subprocess
 import sys
 import time
 
 import pytest
 
+import graphhalu
 from graphhalu.cli.main import run
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.testing.tiny_models import save_tiny
@@ -30,6 +32,11 @@ def test_help_is_quick_and_imports_nothing_heavy():
     # half a second on a quiet machine; the bound leaves room for a busy one
     assert float(seconds) < 2.5
     assert "extract" in done.stdout
+
+
+def test_the_version_is_printed_on_a_line(capsys):
+    assert run(["--version"]) == 0
+    assert capsys.readouterr().out == f"graphhalu {graphhalu.__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["extract", "label", "train", "compare", "verify", "doctor"])
@@ -109,15 +116,55 @@ def test_a_tiny_model_is_extracted_labelled_shown_and_verified(capsys, tmp_path,
     assert run(["verify", summary["store"]]) == 0
 
 
+def planted_store(path, n_traces, arrays=tuple(ARRAYS)):
+    traces, _ = planted_traces(n_traces)
+    store = TraceStore.create(path, configuration={}, shape=PLANTED_SHAPE, arrays=arrays)
+    with store.writer() as writer:
+        writer.write_part(0, traces, [trace.record.question_id for trace in traces])
+    return store
+
+
+def test_layers_that_a_store_lacks_are_refused_before_it_is_labelled(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = planted_store("a.zarr", 11)
+    assert run(["train", "gat", "--traces", "a.zarr", "--set", "layers=[50]"]) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("ConfigError: the traces keep no attention of layers [50]")
+    assert not store.labels_folder.exists()
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_training_that_fails_exits_with_1_and_keeps_no_run(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planted_store("a.zarr", 61, arrays=("token_ids", "span_code"))
+    assert run(["train", "sink-mass", "--traces", "a.zarr", "--threads", "1"]) == 1
+    said = capsys.readouterr()
+    assert "NotEnoughDataError: sink-mass needs both classes" in said.err
+    assert "saved in" not in said.err
+    assert said.out == ""
+    assert not (tmp_path / "data").exists()
+
+
+def test_a_small_newest_store_is_passed_over_and_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    planted_store("data/traces/large.zarr", 53, arrays=("token_ids",))
+    planted_store("data/traces/small.zarr", 7, arrays=("token_ids",))
+    os.utime("data/traces/large.zarr/parts/000000", (1_000_000, 1_000_000))
+    assert run(["label", "--json"]) == 0
+    said = capsys.readouterr()
+    assert (
+        "passed over with fewer than 50 answers, unless named: data/traces/small.zarr (7)"
+        in said.err
+    )
+    assert json.loads(said.out)["store"] == "data/traces/large.zarr"
+    assert run(["label", "data/traces/small.zarr", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["n_traces"] == 7
+
+
 @pytest.mark.slow
 def test_a_store_is_trained_on_and_compared_without_another_argument(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    traces, _ = planted_traces(61)
-    store = TraceStore.create(
-        "data/traces/planted.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS)
-    )
-    with store.writer() as writer:
-        writer.write_part(0, traces, [trace.record.question_id for trace in traces])
+    planted_store("data/traces/planted.zarr", 61)
     assert run(["train", "gat", "--json", "--set", "epochs=2"]) == 0
     trained = json.loads(capsys.readouterr().out)
     assert (tmp_path / trained["run"] / "detector" / "model.safetensors").is_file()

@@ -1,6 +1,10 @@
+import os
+from pathlib import Path
+
 import pytest
 
 from graphhalu.cli.main import run
+from graphhalu.cli.score import newest_run
 
 
 @pytest.mark.parametrize(
@@ -19,3 +23,31 @@ def test_a_fault_of_the_user_is_one_line_and_exit_code_2(
     monkeypatch.chdir(tmp_path)
     assert run(["score", *arguments]) == 2
     assert said in capsys.readouterr().err
+
+
+def saved_run(name, text, age_s):
+    folder = Path("data/runs") / name / "detector"
+    folder.mkdir(parents=True)
+    (folder / "detector.json").write_text(text, encoding="utf-8")
+    os.utime(folder / "detector.json", (1_000_000 - age_s,) * 2)
+    return folder.parent
+
+
+WHOLE = '{"format": "graphhalu-detector", "format_version": 1, "name": "length"}'
+
+
+def test_a_newest_run_that_cannot_be_read_is_passed_over_and_named(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved_run("oldest", WHOLE, 30)
+    whole = saved_run("older", WHOLE, 20)
+    broken = saved_run("broken", WHOLE[:-5], 10)
+    assert newest_run() == whole
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"passed over {broken}, which cannot be read: ")
+
+
+def test_where_no_run_can_be_read_that_is_said(capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    saved_run("broken", "{", 10)
+    assert run(["score", "What?"]) == 2
+    assert "no trained detector in data/runs that can be read" in capsys.readouterr().err

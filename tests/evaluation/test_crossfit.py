@@ -4,7 +4,7 @@ import pytest
 from graphhalu.detectors.base import Scores
 from graphhalu.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
 from graphhalu.evaluation.calibration import Calibration
-from graphhalu.evaluation.crossfit import TraceSubset, cross_fit, standardise
+from graphhalu.evaluation.crossfit import TraceSubset, cross_fit, fit_fold, standardise
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.labels.groups import question_groups
@@ -116,10 +116,7 @@ def test_a_subset_gives_the_chosen_traces_in_their_order(toys):
 def test_probabilities_and_calls_come_from_the_validation_side_of_each_fold(case, toys):
     traces, labels, folds = case
     done = cross_fit(toys.Rescaled, traces, labels, folds)
-    models = []
-    cross_fit(
-        toys.Rescaled, traces, labels, folds, on_model=lambda number, model: models.append(model)
-    )
+    models = [fit_fold(toys.Rescaled, traces, labels, fold) for fold in folds]
     for model, fold in zip(models, folds, strict=True):
         own = Calibration.fit(model.reference, labels.values[fold.validation])
         assert model.calibration == own

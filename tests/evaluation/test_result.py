@@ -1,13 +1,14 @@
 import csv
 import io
 import json
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from graphhalu.errors import CorruptStoreError, DataFileError
+from graphhalu.errors import CorruptStoreError, DataFileError, MissingExtraError
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, csv_table, read_result
 from graphhalu.evaluation.rows import CompareConfig
@@ -45,6 +46,34 @@ def test_the_files_are_plain_json_csv_and_parquet(result, tmp_path):
     assert values["store"]["path"] == "x.zarr"
     assert values["rows"][0]["metrics"]["auroc"]["seed_sd"] is None
     assert pq.read_schema(tmp_path / "scores.parquet").equals(SAMPLE_SCHEMA)
+
+
+def test_a_result_is_a_table_of_pandas_with_one_row_a_detector(result):
+    frame = result.to_frame()
+    assert frame["detector"].tolist() == [row.detector for row in result.rows]
+    assert frame.columns.tolist() == next(
+        csv.reader(csv_table(result.rows, result.comparisons).splitlines())
+    )
+    metric = result.rows[2].metrics["auroc"]
+    found = frame.loc[2, ["auroc", "auroc_low", "auroc_high"]].tolist()
+    assert found == [metric.value, metric.low, metric.high]
+    assert frame["coverage"].tolist()[:3] == [row.coverage for row in result.rows[:3]]
+    assert frame["auroc"].isna().tolist() == [False, False, False, True]
+    assert "one class" in frame.loc[3, "failure"]
+
+
+def test_without_pandas_the_table_says_how_to_install_it(result, monkeypatch):
+    monkeypatch.setitem(sys.modules, "pandas", None)
+    with pytest.raises(MissingExtraError, match=r"pip install 'graphhalu\[report\]'"):
+        result.to_frame()
+
+
+def test_a_result_shows_itself_in_one_line(result):
+    best = result.ranked()[0]
+    assert repr(result) == (
+        f"Result(4 detectors on {result.n_traces} traces, "
+        f"best 'toy' {best.auroc_invalid_at_median:.3f})"
+    )
 
 
 def test_json_holds_null_and_never_nan(result, tmp_path):

@@ -3,8 +3,17 @@ import json
 import numpy as np
 import pytest
 
-from graphhalu.errors import DetectorMismatchError, UnknownNameError, UsageError
+from graphhalu.detectors.scalar.likelihood import AnswerLength
+from graphhalu.errors import (
+    ConfigError,
+    DetectorMismatchError,
+    NotEnoughDataError,
+    UnknownNameError,
+    UsageError,
+)
 from graphhalu.evaluation.calibration import Calibration
+from graphhalu.evaluation.compare import compare
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.training import CALIBRATION_FILE, run_folder, train_detector
 from graphhalu.testing.planted import planted_traces
 
@@ -54,6 +63,77 @@ def test_an_unknown_detector_is_refused_before_any_work(tmp_path):
     with pytest.raises(UnknownNameError, match="gta"):
         train_detector("gta", *planted_traces(5), runs=tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+class NeverLabelled(list):
+    """Traces of which nothing but the first is looked at."""
+
+    def __iter__(self):
+        raise AssertionError
+
+
+def test_layers_that_the_traces_lack_are_refused_before_any_work(tmp_path):
+    traces, labels = planted_traces(5)
+    with pytest.raises(ConfigError, match=r"keep no attention of layers \[50\]"):
+        train_detector(
+            "gat", NeverLabelled(traces), labels, settings={"layers": [50]}, runs=tmp_path / "runs"
+        )
+    assert not (tmp_path / "runs").exists()
+
+
+def failing(self, traces, labels, split):
+    message = "this detector needs more"
+    raise NotEnoughDataError(message)
+
+
+def test_a_detector_that_fails_is_an_error_and_leaves_no_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(AnswerLength, "fit", failing)
+    with pytest.raises(NotEnoughDataError, match="this detector needs more"):
+        train_detector("length", *planted_traces(61), runs=tmp_path / "runs")
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_simple_detector_beside_it_that_fails_is_a_row_of_the_result(tmp_path, monkeypatch):
+    monkeypatch.setattr(AnswerLength, "fit", failing)
+    run = train_detector("sink-mass", *planted_traces(61), runs=tmp_path)
+    failures = {row.detector: row.failure for row in run.result.rows}
+    assert "this detector needs more" in failures.pop("length")
+    assert set(failures.values()) == {None}
+    assert (run.folder / "detector" / "detector.json").is_file()
+
+
+def test_a_run_that_cannot_be_written_goes_again(tmp_path, monkeypatch):
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(AnswerLength, "save", full)
+    with pytest.raises(OSError, match="No space left"):
+        train_detector("length", *planted_traces(61), runs=tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_trained_detector_is_fitted_once_and_its_row_is_that_of_a_comparison(
+    tmp_path, monkeypatch
+):
+    fitted, fit = [], AnswerLength.fit
+    monkeypatch.setattr(
+        AnswerLength, "fit", lambda self, *given: fitted.append(self) or fit(self, *given)
+    )
+    traces, labels = planted_traces(61)
+    steps = []
+    run = train_detector("length", traces, labels, runs=tmp_path, on_progress=steps.append)
+    assert len(fitted) == 1
+    names = ["length", "sink-mass", "head-std", "perplexity"]
+    assert [(step.detector, step.n_done, step.n_total) for step in steps] == [
+        (name, place, 4) for place, name in enumerate(names, 1)
+    ]
+    compared = compare(traces, labels, names, config=CompareConfig(quick=True, seeds=(0,)))
+    assert run.result.samples.equals(compared.samples)
+    assert run.result.comparisons == compared.comparisons
+    assert run.result.identity == compared.identity
+    for row, other in zip(run.result.rows, compared.rows, strict=True):
+        assert (row.detector, row.metrics, row.key) == (other.detector, other.metrics, other.key)
+    assert run.result.rows[0].fit_s > 0
 
 
 def test_resuming_goes_on_in_the_newest_folder_of_its_kind(tmp_path):

@@ -15,6 +15,7 @@ from graphhalu.models.check import check_model
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.testing.tiny_models import (
     POSITIONS,
+    QUANTIZABLE,
     TINY_FAMILIES,
     save_tiny,
     tiny_model,
@@ -118,13 +119,19 @@ def test_the_end_marks_of_model_and_tokenizer_both_end_an_answer(folder):
     assert load(folder).eos_token_ids == (2, 5, 7)
 
 
+@pytest.fixture
+def quantizable(tmp_path):
+    return save_tiny(tmp_path / "quantizable", **QUANTIZABLE)
+
+
 @pytest.mark.parametrize(
-    ("quantization", "n_bytes"), [("nf4", 25_612), ("int8", 31_912)]
+    ("quantization", "n_bytes"), [("nf4", 578_432), ("int8", 1_002_368)]
 )  # fmt: skip
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:bitsandbytes.*")
 def test_quantisation_makes_the_model_smaller_and_is_in_its_identity(
-    folder, quantization, n_bytes, capfd, caplog
+    quantizable, quantization, n_bytes, capfd, caplog
 ):
+    folder = quantizable
     plain, loaded = load(folder), load(folder, quantization=quantization)
     assert loaded.identity["quantization"] == quantization
     assert loaded.model.get_memory_footprint() < plain.model.get_memory_footprint()
@@ -139,8 +146,8 @@ def test_quantisation_makes_the_model_smaller_and_is_in_its_identity(
         assert settings.bnb_4bit_use_double_quant
 
 
-def test_a_model_stored_quantised_loads_as_it_is_and_says_so(folder, tmp_path):
-    quantised = load(folder, quantization="nf4")
+def test_a_model_stored_quantised_loads_as_it_is_and_says_so(quantizable, tmp_path):
+    quantised = load(quantizable, quantization="nf4")
     stored = tmp_path / "stored"
     quantised.model.save_pretrained(stored)
     tiny_tokenizer().save_pretrained(stored)
@@ -150,6 +157,48 @@ def test_a_model_stored_quantised_loads_as_it_is_and_says_so(folder, tmp_path):
         assert torch.equal(loaded.model(TOKENS).logits, quantised.model(TOKENS).logits)
     with pytest.raises(UsageError, match="is stored quantised and loads as it is"):
         load(stored, quantization="int8")
+
+
+@pytest.fixture
+def avx512bf16(monkeypatch):
+    """Says of this processor whether it has AVX-512 BF16, for which bitsandbytes packs weights."""
+
+    def say(is_there):
+        monkeypatch.setattr("bitsandbytes.nn.modules.has_avx512bf16", lambda: is_there)
+
+    return say
+
+
+@pytest.mark.parametrize(
+    ("sizes", "layer"),
+    [
+        ({}, "q_proj has 24 and 24"),
+        ({**QUANTIZABLE, "num_attention_heads": 24}, "k_proj has 16 and 192"),
+        ({**QUANTIZABLE, "intermediate_size": 352}, "down_proj has 192 and 352"),
+    ],
+)
+def test_a_layer_that_the_processor_cannot_pack_is_refused_at_load(
+    tmp_path, avx512bf16, sizes, layer
+):
+    folder = save_tiny(tmp_path / "odd", **sizes)
+    avx512bf16(True)
+    with pytest.raises(ModelRefusedError, match=layer) as caught:
+        load(folder, quantization="nf4")
+    expected = "a multiple of 32 outputs and of 64 inputs"
+    assert expected in str(caught.value)
+    assert str(caught.value).endswith("\n  Use --quantization none, or --quantization int8")
+    check_model(load(folder, quantization="int8"))
+
+
+def test_a_stored_model_that_the_processor_cannot_pack_is_refused_too(folder, tmp_path, avx512bf16):
+    avx512bf16(False)
+    stored = tmp_path / "stored"
+    load(folder, quantization="nf4").model.save_pretrained(stored)
+    tiny_tokenizer().save_pretrained(stored)
+    check_model(load(stored))
+    avx512bf16(True)
+    with pytest.raises(ModelRefusedError, match="Use a copy of the model that is not quantised"):
+        load(stored)
 
 
 @pytest.mark.parametrize(

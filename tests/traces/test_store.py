@@ -31,7 +31,13 @@ from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.describe import describe_store
 from graphhalu.traces.find import newest_store
 from graphhalu.traces.schema import ARRAYS
-from graphhalu.traces.store import TraceStore, check_fits, open_or_create, open_traces
+from graphhalu.traces.store import (
+    TraceStore,
+    as_traces,
+    check_fits,
+    open_or_create,
+    open_traces,
+)
 from graphhalu.traces.verify import verify_store
 
 NAMES = tuple(ARRAYS)
@@ -293,3 +299,125 @@ def test_the_newest_store_is_found_and_described(written):
     assert described["n_traces"] == N_TRACES
     assert described["arrays"]["hidden"]["dtype"] == "bfloat16"
     assert described["configuration"] == {"a": 1}
+
+
+def sized_store(folder, n_traces, age_s):
+    """A store of traces without arrays whose last part is this old."""
+    path = folder / f"{n_traces}.zarr"
+    write(path, planted_traces(n_traces)[0], arrays=("token_ids",), sizes=(n_traces,))
+    part = path / "parts" / "000000"
+    os.utime(part, (1_000_000 - age_s,) * 2)
+    return path
+
+
+def test_a_newest_store_of_a_few_answers_is_passed_over_with_one_line(tmp_path):
+    large = sized_store(tmp_path, 50, 30)
+    sized_store(tmp_path, 53, 40)
+    small, smaller = sized_store(tmp_path, 49, 20), sized_store(tmp_path, 7, 10)
+    said = []
+    assert newest_store(tmp_path, said.append) == large
+    assert said == [
+        f"passed over with fewer than 50 answers, unless named: {smaller} (7), {small} (49)"
+    ]
+
+
+def test_among_small_stores_the_newest_is_taken_and_nothing_is_said(tmp_path):
+    sized_store(tmp_path, 13, 20)
+    small, said = sized_store(tmp_path, 7, 10), []
+    assert newest_store(tmp_path, said.append) == small
+    assert said == []
+
+
+def test_traces_are_taken_as_they_are_or_from_a_path(traces, written):
+    assert as_traces(traces) is traces
+    assert as_traces(written).trace_ids == as_traces(str(written)).trace_ids
+    view = open_traces(written)[2:5]
+    assert as_traces(view) is view
+    with pytest.raises(StoreNotFoundError, match=r"nowhere\.zarr"):
+        as_traces("nowhere.zarr")
+
+
+@pytest.mark.parametrize(
+    ("given", "came"), [(7, "int"), (None, "NoneType"), ([1, 2], "list of int"), ({}, "dict")]
+)
+def test_what_is_no_traces_is_refused_with_what_came(given, came):
+    with pytest.raises(UsageError, match=rf"^expected traces .*, got {came}\n"):
+        as_traces(given)
+
+
+CALLS = """
+import graphhalu
+from graphhalu.errors import UsageError
+from graphhalu.testing.planted import planted_traces
+traces, labels = planted_traces(11)
+for call in (
+    lambda: graphhalu.compare(traces, [0, 1], ["length"]),
+    lambda: graphhalu.compare(7, labels, ["length"]),
+    lambda: graphhalu.read_labels(traces, "match"),
+    lambda: graphhalu.feature_matrix([7], ["sink_mass_k4"]),
+    lambda: graphhalu.feature_table(7, ["sink_mass_k4"]),
+):
+    try:
+        call()
+    except UsageError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+def test_public_functions_refuse_other_things_in_a_line():
+    # a process of its own: here every argument is checked before the function is entered
+    command = [sys.executable, "-c", CALLS]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    traces = "expected traces (a TraceStore, its path, or a list of Trace), got"
+    assert done.stdout.splitlines() == [
+        "expected Labels, which name their traces, got list",
+        f"{traces} int",
+        "expected a TraceStore or its path, got list",
+        f"{traces} list of int",
+        f"{traces} int",
+    ]
+
+
+def test_a_path_is_taken_where_traces_are(copy):
+    from graphhalu.evaluation.compare import compare
+    from graphhalu.evaluation.settings import CompareConfig
+    from graphhalu.features.matrix import feature_matrix
+    from graphhalu.features.table import feature_table
+    from graphhalu.labels.registry import make_labeller
+    from graphhalu.labels.run import label_store, read_labels
+
+    store = open_traces(copy)
+    labels = label_store(store, make_labeller("match"))
+    for path in (copy, str(copy)):
+        assert read_labels(path, "match").trace_ids == labels.trace_ids
+        expected = feature_matrix(store, ["sink_mass_k4"]).values
+        np.testing.assert_array_equal(feature_matrix(path, ["sink_mass_k4"]).values, expected)
+        np.testing.assert_array_equal(feature_table(path, ["sink_mass_k4"]).values, expected)
+    config = CompareConfig(quick=True, seeds=(0,), n_resamples=100)
+    assert compare(str(copy), labels, ["length"], config=config).n_traces == N_TRACES
+
+
+def test_stores_traces_and_labels_show_themselves_in_one_line(written, traces):
+    store, (_, labels) = open_traces(written), planted_traces(N_TRACES)
+    assert repr(store) == f"TraceStore('{written}', 11 traces, 5 layers of 3 heads)"
+    shown = repr(dataclasses.replace(store[0], arrays={"token_ids": store[0].arrays["token_ids"]}))
+    lengths = f"{traces[0].prompt_length} + {traces[0].answer_length} tokens"
+    assert shown == f"Trace('{traces[0].trace_id}', {lengths}, keeps token_ids)"
+    share = 100 * labels.prevalence
+    assert repr(labels) == f"Labels('planted', 11 of 11 valid, {share:.1f} % hallucinated)"
+    undecided = dataclasses.replace(labels, is_valid=np.zeros(N_TRACES, dtype=bool))
+    assert repr(undecided) == "Labels('planted', 0 of 11 valid)"
+
+
+def test_a_trace_gives_its_question_its_text_and_its_tokens(traces):
+    record = dataclasses.replace(
+        traces[0].record, question="Who?", prompt="Q: Who?", answer="ab é", prompt_length=2,
+        length=6, answer_offsets=((0, 1), (1, 2), (3, 4), (3, 4)),
+    )  # fmt: skip
+    ids = np.array([5, 3, 7, 11, 13, 17], dtype=np.int32)
+    trace = dataclasses.replace(traces[0], record=record, arrays={"token_ids": ids})
+    assert trace.question == "Who?"
+    assert trace.text == "Q: Who?ab é"
+    assert trace.tokens == ["#5", "#3", "a", "b", " é", ""]
+    older = dataclasses.replace(trace, record=dataclasses.replace(record, answer_offsets=()))
+    assert older.tokens == ["#5", "#3", "#7", "#11", "#13", "#17"]

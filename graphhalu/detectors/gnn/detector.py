@@ -325,9 +325,7 @@ class NetworkDetector(Detector):
     def _folds(
         self, traces: Sequence[Trace], labels: Labels, used: Int[np.ndarray, "used"]
     ) -> list[tuple[Int[np.ndarray, "train"], Int[np.ndarray, "held_out"]]]:
-        """Grouped folds of the training side; one that is trained and stopped by all of it where
-        there are too few questions.
-        """
+        """Grouped folds of the training side; all of it as one fold if there are few questions."""
         groups = np.full(len(labels.values), "", dtype=object)
         groups[used] = question_groups([traces[int(index)] for index in used])
         try:

@@ -21,8 +21,10 @@ _LIMIT: Final = 8.0
 
 
 class InputScaler(nn.Module):
-    """Node features to mean 0 and deviation 1, hidden states to whitened principal components,
-    attention on edges to root mean square 1, so that no attention stays 0; layer by layer.
+    """Standardises the inputs of a network, layer by layer.
+
+    Node features get mean 0 and deviation 1, hidden states become whitened principal components,
+    and attention on edges gets root mean square 1, so that no attention stays 0.
 
     Args:
         is_hidden: Which columns of ``x`` are hidden states.

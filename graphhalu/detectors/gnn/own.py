@@ -66,6 +66,8 @@ class GraphhaluDetector(Detector):
         self.joints: dict[str, Joint] = {}
         self.bias = 0.0
         self.training_report: dict[str, Any] = {}
+        self.log_folder: Path | None = None
+        """Where Lightning's logger writes; nothing is logged without."""
 
     @classmethod
     def settings(cls, **values: Any) -> dict[str, Any]:
@@ -93,6 +95,7 @@ class GraphhaluDetector(Detector):
             logits["probe"] = _placed(found, kept)
         if "graph" in self.config.parts:
             graph = self._graph()
+            graph.log_folder = self.log_folder
             graph.fit(traces, labels, split)
             self.members["graph"] = graph
             found = {index: float(value) for index, value in graph.out_of_fold.items()}
