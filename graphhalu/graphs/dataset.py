@@ -41,8 +41,8 @@ class AttentionGraphs(Dataset):
     ``edge_attr [edge, channel]``, ``span [node]`` (integer of :class:`graphhalu.axes.Span`),
     ``is_answer [node]``, ``is_readout [node]`` (answer tokens and the last prompt token, whose
     row produces the first of them), ``layer_index [node]`` (place of the node's layer among
-    :attr:`layers`), ``kept_mass [node]``, ``trace_index``, ``question_id``, the names of the
-    columns and, with labels, ``y``.
+    :attr:`layers`), ``kept_mass [node]``, ``trace_index``, ``question_id`` and, with labels,
+    ``y``. :attr:`node_feature_names` and :attr:`edge_feature_names` name the columns.
 
     Args:
         traces: A store, its path, or a list of traces.
@@ -147,12 +147,12 @@ class AttentionGraphs(Dataset):
     @property
     def node_feature_names(self) -> tuple[str, ...]:
         """``block.column`` for every column of ``x``; see :class:`TokenGraph`."""
-        return tuple(self.get(0).node_feature_names)
+        return self._names()[0]
 
     @property
     def edge_feature_names(self) -> tuple[str, ...]:
         """One name for every column of ``edge_attr``."""
-        return tuple(self.get(0).edge_feature_names)
+        return self._names()[1]
 
     def token_graph(self, index: int) -> TokenGraph:
         """A graph as arrays with its names, built anew; of a stacked graph its first layer."""
@@ -262,6 +262,11 @@ class AttentionGraphs(Dataset):
             state["traces"] = copy.copy(self.traces)
             state["traces"].cache = ChunkCache()
         return state
+
+    def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        if not self.storage.names[0]:  # known from the first graph on
+            self.get(self.indices()[0])
+        return self.storage.names
 
     def _by_ids(self, ids: Sequence[Collection[str]]) -> Split:
         if isinstance(ids, str) or len(ids) != 3:  # noqa: PLR2004

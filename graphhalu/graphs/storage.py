@@ -127,7 +127,6 @@ class GraphStorage:
         )  # fmt: skip
         data.edge_attr = data.edge_attr.float()
         data.trace_index = trace_index
-        data.node_feature_names, data.edge_feature_names = self.names
         return data
 
     def __getstate__(self) -> dict[str, Any]:

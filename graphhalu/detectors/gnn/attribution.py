@@ -19,7 +19,11 @@ _CHANNEL: Final = re.compile(r"(?:layer(\d+)\.)?attention_head(\d+)")
 
 
 def attribute_graph(
-    logits_of: Callable[[Batch], Tensor], data: Data, layers: Sequence[int], shape: tuple[int, int]
+    logits_of: Callable[[Batch], Tensor],
+    data: Data,
+    layers: Sequence[int],
+    channels: Sequence[str],
+    shape: tuple[int, int],
 ) -> Attribution:
     """Logit minus the logit without an edge, and without the attention of a head on all edges.
 
@@ -27,6 +31,7 @@ def attribute_graph(
         logits_of: One logit a graph of a batch; of several (tokens) the largest counts.
         data: The graph of a trace.
         layers: Model layers of the graph.
+        channels: Names of the columns of ``edge_attr``.
         shape: Layers and heads of the language model.
     """
     whole = float(_logits(logits_of, [data])[0])
@@ -37,7 +42,7 @@ def attribute_graph(
         for edge, logit in zip(chosen.tolist(), without, strict=True)
     ]
     return Attribution(
-        heads=_heads(logits_of, data, layers, shape, whole),
+        heads=_heads(logits_of, data, _places(data, layers, channels), shape, whole),
         features={"edges": sum(edge.effect for edge in edges)},
         is_exact=False,
         rest=whole,
@@ -45,30 +50,42 @@ def attribute_graph(
     )
 
 
+Places = list[tuple[int, Tensor, int, int]]
+
+
+def _places(data: Data, layers: Sequence[int], channels: Sequence[str]) -> Places:
+    """Channel, edges, model layer and head of every head that is on the edges."""
+    of_edge = data.layer_index[data.edge_index[1]]
+    found: Places = []
+    for channel, name in enumerate(channels):
+        match = _CHANNEL.fullmatch(name)
+        if match is None:
+            continue
+        if match[1]:  # a multiplex graph has a column a layer and head
+            found.append((channel, of_edge >= 0, int(match[1]), int(match[2])))
+        else:
+            found += [
+                (channel, of_edge == place, layer, int(match[2]))
+                for place, layer in enumerate(layers)
+            ]
+    return found
+
+
 def _heads(
     logits_of: Callable[[Batch], Tensor],
     data: Data,
-    layers: Sequence[int],
+    places: Places,
     shape: tuple[int, int],
     whole: float,
 ) -> Float[np.ndarray, "layer head"]:
-    of_edge = data.layer_index[data.edge_index[1]]
-    places, changed = [], []
-    for channel, name in enumerate(data.edge_feature_names):
-        found = _CHANNEL.fullmatch(name)
-        if found is None:
-            continue
-        for place, layer in [(None, int(found[1]))] if found[1] else list(enumerate(layers)):
-            is_here = (
-                torch.ones_like(of_edge, dtype=torch.bool) if place is None else of_edge == place
-            )
-            less = data.clone()
-            less.edge_attr = data.edge_attr.clone()
-            less.edge_attr[is_here, channel] = 0
-            places.append((layer, int(found[2])))
-            changed.append(less)
+    changed = []
+    for channel, is_here, _, _ in places:
+        less = data.clone()
+        less.edge_attr = data.edge_attr.clone()
+        less.edge_attr[is_here, channel] = 0
+        changed.append(less)
     heads = np.zeros(shape)
-    for (layer, head), logit in zip(places, _logits(logits_of, changed), strict=True):
+    for (_, _, layer, head), logit in zip(places, _logits(logits_of, changed), strict=True):
         heads[layer, head] = whole - float(logit)
     return heads
 

@@ -186,7 +186,8 @@ class NetworkDetector(Detector):
         except GraphhaluError:
             return None
         shape = (trace.shape.n_layers, trace.shape.n_heads)
-        return attribute_graph(self._mean_logits, data, schema.layers, shape)
+        channels = schema.edge_feature_names
+        return attribute_graph(self._mean_logits, data, schema.layers, channels, shape)
 
     @property
     def n_parameters(self) -> int | None:

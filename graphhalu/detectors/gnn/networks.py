@@ -47,6 +47,7 @@ class TokenGraphNetwork(nn.Module, ABC):
             nn.Linear(in_channels, hidden_channels), nn.ReLU(), nn.Dropout(dropout)
         )
         self.rounds = nn.ModuleList(self.make_round() for _ in range(n_rounds))
+        self.norms = nn.ModuleList(nn.BatchNorm1d(hidden_channels) for _ in range(n_rounds))
         self.dropout = nn.Dropout(dropout)
         self.readout = Readout(hidden_channels, n_layers, dropout, level)
 
@@ -57,9 +58,10 @@ class TokenGraphNetwork(nn.Module, ABC):
     def forward(self, batch: Batch) -> Tensor:
         """``[graph]`` or ``[answer_token]``; higher = more likely hallucinated."""
         hidden = self.encode(batch.x)
-        for number, each in enumerate(self.rounds, start=1):
+        for number, (each, norm) in enumerate(zip(self.rounds, self.norms, strict=True), start=1):
             edges = Edges(batch, is_last=number == len(self.rounds))
-            hidden = hidden + self.dropout(each(hidden, edges))
+            # over all tokens of the batch, so that what a token receives stays comparable
+            hidden = hidden + self.dropout(norm(each(hidden, edges)))
         logits: Tensor = self.readout(hidden, batch)
         return logits
 

@@ -83,7 +83,7 @@ class BestWeights(EarlyStopping):
     """
 
     def __init__(self, patience: int) -> None:
-        super().__init__(LOSS, patience=patience, mode="min", check_finite=True)
+        super().__init__(LOSS, patience=patience, mode="min", check_on_train_epoch_end=False)
         self.epoch = -1
         self.weights: Mapping[str, Tensor] = {}
 
