@@ -71,12 +71,14 @@ class DataFile:
             line = self.content.count(b"\n", 0, error.start) + 1
             is_utf16 = self.content.startswith(_UTF16_MARKS)
             came = "UTF-16 text" if is_utf16 else f"byte 0x{self.content[error.start]:02x}"
-            message = f"{self.path}, row {line}: expected UTF-8 text, got {came}; save it as UTF-8"
-            raise DataFileError(message) from None
+            raise DataFileError(
+                f"{self.path}, row {line}: expected UTF-8 text, got {came}; save it as UTF-8"
+            ) from None
         if "\0" in text:
             line = text.count("\n", 0, text.index("\0")) + 1
-            message = f"{self.path}, row {line}: expected text, got a NUL byte; is it a data file?"
-            raise DataFileError(message)
+            raise DataFileError(
+                f"{self.path}, row {line}: expected text, got a NUL byte; is it a data file?"
+            )
         return text
 
     def where(self, number: int) -> str:
@@ -93,28 +95,24 @@ def open_file(path: Path) -> DataFile:
             than a file of questions can be.
     """
     if path.is_dir():
-        message = (
+        raise UsageError(
             f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  --data-path FILE"
         )
-        raise UsageError(message)
     if not path.is_file():
-        message = f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE"
-        raise UsageError(message)
+        raise UsageError(f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise _too_large(path, _MAX_BYTES, "bytes")
         content = path.read_bytes()
     except OSError as error:
-        message = f"{path} cannot be read: {error.strerror}"
-        raise DataFileError(message) from None
+        raise DataFileError(f"{path} cannot be read: {error.strerror}") from None
     if content.startswith(_GZIP_MAGIC):
         content = _unpacked(content, path)
     if not content.removeprefix(BOM_UTF8).strip():
-        message = (
+        raise DataFileError(
             f"{path} is empty; expected questions\n"
             f"  Copy or download it again, or name another file with --data-path"
         )
-        raise DataFileError(message)
     file = DataFile(path, content)
     if file.layout != "parquet":
         _check_lines(file)
@@ -160,11 +158,10 @@ def _unpacked(content: bytes, path: Path) -> bytes:
     except ValueError:
         raise _too_large(path, _MAX_BYTES, "bytes after gzip") from None
     except MALFORMED as error:
-        message = (
+        raise DataFileError(
             f"{path}: the gzip data is cut off or damaged ({reason_of(error)}); "
             f"copy or download it again"
-        )
-        raise DataFileError(message) from None
+        ) from None
 
 
 def _too_large(path: Path, limit: int, unit: str) -> DataFileError:
@@ -180,11 +177,10 @@ def _check_lines(file: DataFile) -> None:
         end = file.content.rfind(b"\n", start, start + _MAX_LINE_BYTES + 1)
         if end < 0:
             row = file.content.count(b"\n", 0, start) + 1
-            message = (
+            raise DataFileError(
                 f"{file.where(row)}: expected at most {_MAX_LINE_BYTES:,} bytes a line, got more; "
                 f"is it a file of questions?"
             )
-            raise DataFileError(message)
         start = end + 1
 
 
@@ -193,16 +189,16 @@ def _table_rows(file: DataFile) -> Iterator[Row]:
     _, header = next(cells)
     names = [name.strip() for name in header]
     if len(set(names)) < len(names):
-        message = f"{file.where(1)}: a column name stands twice: {shortened(', '.join(names))}"
-        raise DataFileError(message)
+        raise DataFileError(
+            f"{file.where(1)}: a column name stands twice: {shortened(', '.join(names))}"
+        )
     for number, values in cells:
         if len(values) != len(names):
-            message = (
+            raise DataFileError(
                 f"{file.where(number)}: expected {len(names)} cells "
                 f"({shortened(', '.join(names))}), "
                 f"got {len(values)}{_MEND}"
             )
-            raise DataFileError(message)
         yield Row(file.where(number), dict(zip(names, values, strict=True)))
 
 
@@ -257,16 +253,17 @@ def _listed(value: Any) -> list[Any]:
 def _json_row(value: Any, file: DataFile, number: int) -> Row:
     if not isinstance(value, Mapping):
         came = type(value).__name__
-        message = f"{file.where(number)}: expected an object with named fields, got a {came}"
-        raise DataFileError(message)
+        raise DataFileError(
+            f"{file.where(number)}: expected an object with named fields, got a {came}"
+        )
     try:
         is_broken = _has_lone_surrogate(value)
     except RecursionError:
-        message = f"{file.where(number)}: the JSON is nested too deeply"
-        raise DataFileError(message) from None
+        raise DataFileError(f"{file.where(number)}: the JSON is nested too deeply") from None
     if is_broken:
-        message = f"{file.where(number)}: expected Unicode text, got half a surrogate pair{_MEND}"
-        raise DataFileError(message)
+        raise DataFileError(
+            f"{file.where(number)}: expected Unicode text, got half a surrogate pair{_MEND}"
+        )
     return Row(file.where(number), value)
 
 
@@ -292,8 +289,9 @@ def _parquet_rows(file: DataFile) -> Iterator[Row]:
         raise
     # Arrow finds out late that a text is not UTF-8, or a date no date
     except (pa.ArrowException, *MALFORMED) as error:
-        message = f"{file.path}: expected Parquet, got damaged data: {reason_of(error)}"
-        raise DataFileError(message) from None
+        raise DataFileError(
+            f"{file.path}: expected Parquet, got damaged data: {reason_of(error)}"
+        ) from None
 
 
 def _check_parquet(table: pq.ParquetFile, path: Path) -> None:

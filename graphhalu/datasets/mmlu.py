@@ -3,13 +3,11 @@
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
 
-from graphhalu.datasets.base import Dataset, DatasetCard
+from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card, hub_rows
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
-from graphhalu.datasets.hub import hub_rows
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.rows import Row, require_columns, text_field, text_id, wrong_value
 from graphhalu.errors import DataFileError, UsageError
@@ -73,36 +71,17 @@ class MMLU(Dataset):
     table, questions have no examples.
     """
 
-    card: ClassVar[DatasetCard] = DatasetCard(
-        name="mmlu",
-        task="choose the answer of an exam question among four",
-        licence="MIT",
-        source="https://github.com/hendrycks/test",
-        hub_id="cais/mmlu",
-        hub_config="all",
-        split="test",
-        size=14_042,
-        citation="Hendrycks et al. 2021, arXiv:2009.03300",
-        label_rule="choice",
-        artefacts=(
-            "Right answers are not spread evenly: A 22.9 %, B 24.7 %, C 25.5 %, D 26.9 %.",
-            "27 rows repeat another of their subject word for word: they share its group.",
-            "Nine questions list an option twice; in four of them it is the right one.",
-            "Options are not shuffled, since some refer to others ('both A and B').",
-            "Long: 823 question texts have several lines, the longest 4,671 characters.",
-        ),
-    )
+    card: ClassVar[DatasetCard] = dataset_card("mmlu")
 
     def read(self, path: Path | None) -> Iterator[Question]:
         """Yield the questions subject by subject; see the base class."""
         if path is None:
             tests = map(_hub_entry, hub_rows(self.card))
-            return _questions(tests, map(_hub_entry, hub_rows(replace(self.card, split="dev"))))
+            return _questions(tests, map(_hub_entry, hub_rows(self.card, split="dev")))
         if path.is_dir():
             files = _tables(path / "test", "test")
             if not files:
-                message = f"{path} holds no test/<subject>_test.csv; expected MMLU's folder"
-                raise UsageError(message)
+                raise UsageError(f"{path} holds no test/<subject>_test.csv; expected MMLU's folder")
         else:
             files = [path]
         return _questions(_entries(files), _entries(_examples_beside(files)))
@@ -166,13 +145,14 @@ def _table_entries(file: DataFile, subject: str) -> Iterator[Entry]:
     for number, cells in table_cells(file, ","):
         where = file.where(number)
         if len(cells) != len(_CELLS):
-            message = f"{where}: expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
-            raise DataFileError(message)
+            raise DataFileError(
+                f"{where}: expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
+            )
         row = Row(where, dict(zip(_CELLS, cells, strict=True)))
         letter = text_field(row, "answer")
         if letter not in tuple(LETTERS):
             raise wrong_value(row, "answer", "one of the letters A, B, C, D", letter)
-        choices = tuple(text_field(row, letter) for letter in LETTERS)
+        choices = _choices(row)
         yield Entry(subject, text_field(row, "question"), choices, LETTERS.index(letter))
 
 
@@ -183,6 +163,9 @@ def _hub_entry(row: Row) -> Entry:
         raise wrong_value(row, "choices", "a list of four texts", options)
     if not isinstance(answer, int) or answer not in range(len(LETTERS)):
         raise wrong_value(row, "answer", "the place of the right option, 0 to 3", answer)
-    lettered = Row(row.where, dict(zip(LETTERS, options, strict=True)))
-    choices = tuple(text_field(lettered, letter) for letter in LETTERS)
+    choices = _choices(Row(row.where, dict(zip(LETTERS, options, strict=True))))
     return Entry(text_field(row, "subject"), text_field(row, "question"), choices, answer)
+
+
+def _choices(row: Row) -> tuple[str, ...]:
+    return tuple(text_field(row, letter) for letter in LETTERS)
