@@ -17,7 +17,6 @@ from graphhalu.datasets.rows import (
     without_repeats,
     wrong_value,
 )
-from graphhalu.errors import DataFileError
 
 N_ANSWERS: Final = 10
 N_LINES_BEFORE: Final = 5
@@ -56,9 +55,7 @@ class FreshQA(RowDataset):
         names = top[place][1]
         for number, cells in chain(top[place + 1 :], table):
             if len(cells) != len(names):
-                raise DataFileError(
-                    f"{file.where(number)}: expected {len(names)} cells, got {len(cells)}"
-                )
+                raise file.fault(number, f"expected {len(names)} cells, got {len(cells)}")
             if any(cell.strip() for cell in cells):
                 yield Row(file.where(number), dict(zip(names, cells, strict=True)))
 

@@ -10,7 +10,7 @@ from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card, hub_rows
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.rows import Row, require_columns, text_field, text_id, wrong_value
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.errors import UsageError
 
 LAYOUTS: Final = (
     "one of MMLU's layouts: the published table without a header (question, four options, letter), "
@@ -143,12 +143,10 @@ def _entries(files: Iterable[Path]) -> Iterator[Entry]:
 
 def _table_entries(file: DataFile, subject: str) -> Iterator[Entry]:
     for number, cells in table_cells(file, ","):
-        where = file.where(number)
         if len(cells) != len(_CELLS):
-            raise DataFileError(
-                f"{where}: expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
-            )
-        row = Row(where, dict(zip(_CELLS, cells, strict=True)))
+            what = f"expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
+            raise file.fault(number, what)
+        row = Row(file.where(number), dict(zip(_CELLS, cells, strict=True)))
         letter = text_field(row, "answer")
         if letter not in tuple(LETTERS):
             raise wrong_value(row, "answer", "one of the letters A, B, C, D", letter)

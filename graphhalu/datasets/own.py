@@ -321,9 +321,9 @@ def _given_texts(row: Row, columns: Columns) -> tuple[str, ...]:
 
 def _merged(questions: Iterable[Question]) -> list[Question]:
     """One question for rows that differ in their given answers and descriptions alone."""
-    merged: dict[tuple[object, ...], Question] = {}
+    merged: dict[str | int, Question] = {}
     for number, question in enumerate(questions):
-        key = _without_given(question) if question.given else (number,)
+        key = repr(replace(question, given=(), metadata={})) if question.given else number
         merged[key] = _joined(merged[key], question) if key in merged else question
     return list(merged.values())
 
@@ -335,10 +335,3 @@ def _joined(first: Question, other: Question) -> Question:
         given=first.given + other.given,
         metadata={name: value for name, value in first.metadata.items() if (name, value) in shared},
     )
-
-
-def _without_given(question: Question) -> tuple[object, ...]:
-    return (
-        question.question_id, question.text, question.context, question.system, question.answers,
-        question.choices, question.correct_choices, question.group_id,
-    )  # fmt: skip

@@ -18,12 +18,13 @@ from graphhalu.datasets.question import Question
 from graphhalu.datasets.templates import Pieces, prompt_template
 from graphhalu.errors import ModelRefusedError, UsageError
 
-_CHAT_OPTIONS: Final[Mapping[str, Any]] = {
+CHAT_OPTIONS: Final[Mapping[str, Any]] = {
     # templates that show today's date would make another prompt every day
     "date_string": "26 Jul 2024",
     # an answer of one sentence has no room for a chain of thought before it
     "enable_thinking": False,
 }
+"""What every chat template is told beside the messages."""
 _FIRST_MARK: Final = 0xE000
 _LAST_MARK: Final = 0xF8FF
 
@@ -176,7 +177,7 @@ def _rendered(user: str, system: str | None, tokenizer: PreTrainedTokenizerBase)
         messages.insert(0, {"role": "system", "content": system})
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **_CHAT_OPTIONS
+            messages, tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS
         )
     except jinja2.TemplateError as error:
         if system is not None:

@@ -98,13 +98,11 @@ def _is_dpr(file: DataFile) -> bool:
 
 def _dpr_questions(file: DataFile) -> Iterator[Question]:
     for number, cells in table_cells(file, "\t"):
-        where = file.where(number)
         if len(cells) != _DPR_CELLS or not cells[0].strip():
-            raise DataFileError(
-                f"{where}: expected question, tab and list of aliases, got {len(cells)} cells"
-            )
+            what = f"expected question, tab and list of aliases, got {len(cells)} cells"
+            raise file.fault(number, what)
         text = _unquoted(cells[0].strip())
-        answers = _aliases(where, cells[1])
+        answers = _aliases(file.where(number), cells[1])
         yield Question(question_id=text_id("triviaqa", text), text=text, answers=answers)
 
 

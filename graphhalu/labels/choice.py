@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Final
 import numpy as np
 
 from graphhalu.errors import UsageError
-from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.labels.normalise import normalise
+from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
 
 _LETTER: Final = re.compile(
@@ -39,8 +39,7 @@ class LetterChoice(Labeller):
 
     def __init__(self, *, read_answer: bool | str = False) -> None:
         if read_answer not in (True, False):
-            message = f"read_answer must be true or false, got {read_answer!r}"
-            raise UsageError(message)
+            raise UsageError(f"read_answer must be true or false, got {read_answer!r}")
         self.read_answer = bool(read_answer)
 
     def settings(self) -> dict[str, Any]:

@@ -12,9 +12,9 @@ from graphhalu.datasets.bundled import Probes, bundled_file, bundled_places
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions, question_key
 from graphhalu.errors import DataFileError
-from graphhalu.labels.base import LabelDecision
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.normalise import normalise
+from graphhalu.labels.registry import LabelDecision
 from graphhalu.traces.schema import TraceRecord
 
 CATEGORIES = {

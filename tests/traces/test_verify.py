@@ -9,8 +9,8 @@ import shutil
 import pytest
 
 from graphhalu.errors import CorruptStoreError, GraphhaluError, StoreError
-from graphhalu.labels.given import GivenLabel
 from graphhalu.labels.run import label_store
+from graphhalu.labels.spans import GivenLabel
 from graphhalu.traces import part as part_module
 from graphhalu.traces.lazy import ChunkCache, LazyArray
 from graphhalu.traces.part import Part
