@@ -351,7 +351,7 @@ def _print_result(result: "Result") -> None:
 
 def open_store(path: Path | None) -> "TraceStore":
     """The store of this path, or the newest finished one."""
-    from graphhalu.traces.find import newest_store
+    from graphhalu.traces.local import newest_store
     from graphhalu.traces.store import open_traces
 
     if path is None:

@@ -44,8 +44,8 @@ def _store_of(path: Path) -> Path:
 
 def read_store(path: Path) -> Any:
     """Everything that a store says and holds."""
-    from graphhalu.traces.describe import describe_store
     from graphhalu.traces.store import open_traces
+    from graphhalu.traces.verify import describe_store
 
     place = _store_of(path)
     store = open_traces(place)
