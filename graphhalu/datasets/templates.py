@@ -1,6 +1,6 @@
 """Prompt templates: texts around a question with the span of each, and letters of options."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 from transformers import PreTrainedTokenizerBase
@@ -110,11 +110,8 @@ def lettered(choices: Sequence[str]) -> str:
     Raises:
         UsageError: If there are more options than letters.
     """
-    if len(choices) > len(LETTERS):
-        raise UsageError(
-            f"a question has {len(choices)} choices; at most {len(LETTERS)} have a letter"
-        )
-    return "\n".join(f"{letter}. {text}" for letter, text in zip(LETTERS, choices, strict=False))
+    pairs = zip(_letters(len(choices)), choices, strict=True)
+    return "\n".join(f"{letter}. {text}" for letter, text in pairs)
 
 
 def letter_spellings(
@@ -136,18 +133,21 @@ def letter_spellings(
         UsageError: If there are more options than letters.
         ModelRefusedError: If a letter has no spelling of one token.
     """
+    return tuple(_spellings(tokenizer, letter) for letter in _letters(n_choices))
+
+
+def _letters(n_choices: int) -> str:
     if n_choices > len(LETTERS):
         raise UsageError(
             f"a question has {n_choices} choices; at most {len(LETTERS)} have a letter"
         )
-    return tuple(_spellings(tokenizer, letter) for letter in LETTERS[:n_choices])
+    return LETTERS[:n_choices]
 
 
 def _spellings(tokenizer: PreTrainedTokenizerBase, letter: str) -> tuple[int, ...]:
-    found = {
-        index for index in _last_tokens(tokenizer, letter)
-        if tokenizer.decode([index]) in {letter, f" {letter}"}
-    }  # fmt: skip
+    encoded = [tokenizer(lead + letter, add_special_tokens=False)["input_ids"] for lead in _LEADS]
+    last = {int(token_ids[-1]) for token_ids in encoded if token_ids}
+    found = {index for index in last if tokenizer.decode([index]) in {letter, f" {letter}"}}
     if not found:
         raise ModelRefusedError(
             f"the tokenizer {type(tokenizer).__name__} has no single token for the letter "
@@ -155,10 +155,3 @@ def _spellings(tokenizer: PreTrainedTokenizerBase, letter: str) -> tuple[int, ..
             f"  Use another model, or a data set without choices."
         )
     return tuple(sorted(found))
-
-
-def _last_tokens(tokenizer: PreTrainedTokenizerBase, letter: str) -> Iterator[int]:
-    for lead in _LEADS:
-        token_ids = tokenizer(lead + letter, add_special_tokens=False)["input_ids"]
-        if token_ids:
-            yield int(token_ids[-1])

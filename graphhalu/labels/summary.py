@@ -219,26 +219,22 @@ def draw_examples(
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(records)).tolist()
     found = verdicts(labels[0])
-    said = [_sayings(each) for each in labels]
-    names = [each.labeller for each in labels]
+    said = {each.labeller: _sayings(each) for each in labels}
     drawn = []
     for verdict in VERDICTS:
         for place in [place for place in order if found[place] == verdict][:n]:
-            texts = {name: texts[place] for name, texts in zip(names, said, strict=True)}
-            drawn.append(_example(records[place], verdict, texts))
+            record = records[place]
+            example = LabelExample(
+                trace_id=record.trace_id,
+                verdict=verdict,
+                question=record.question,
+                gold=record.answers[:3],
+                n_gold=len(record.answers),
+                answer=record.answer,
+                said={name: texts[place] for name, texts in said.items()},
+            )
+            drawn.append(example)
     return drawn
-
-
-def _example(record: TraceRecord, verdict: str, said: Mapping[str, str]) -> LabelExample:
-    return LabelExample(
-        trace_id=record.trace_id,
-        verdict=verdict,
-        question=record.question,
-        gold=record.answers[:3],
-        n_gold=len(record.answers),
-        answer=record.answer,
-        said=said,
-    )
 
 
 def _sayings(labels: Labels) -> list[str]:
