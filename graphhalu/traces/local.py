@@ -143,7 +143,7 @@ def backend_of(given: Path | str) -> StorageBackend:
 
 
 def check_place(path: Path | str) -> None:
-    """Refuse a path at which there is something that is no store; nothing at all is fine.
+    """Refuse a path with something else than a store; a path that does not exist is allowed.
 
     Raises:
         UsageError: If a file or another folder is there.
@@ -189,17 +189,16 @@ def writer_lock(store: Path, writer: str = MAIN) -> Iterator[None]:
         StoreFullError: If the disk is full.
     """
     own = _lock_file(store, writer)
-    lock = FileLock(own)
-    _acquire(lock, store, own)
-    try:
-        # taken first, looked at the others then: of two that start at once, at least one sees it
-        for other in _others(store, writer):
-            _require_free(store, other)
-        _name_holder(own)
-        yield
-    finally:
-        _holder_file(own).unlink(missing_ok=True)
-        lock.release()
+    with _acquired(own, store):
+        try:
+            # taken first, looked at the others then: of two that start at once, one sees it
+            for other in _others(store, writer):
+                with _acquired(other, store):
+                    pass
+            _name_holder(own)
+            yield
+        finally:
+            _holder_file(own).unlink(missing_ok=True)
 
 
 def is_locked(store: Path) -> bool:
@@ -229,19 +228,19 @@ def _others(store: Path, writer: str) -> list[Path]:
     return [file for file in _lock_files(store) if file.name != LOCK]
 
 
-def _acquire(lock: FileLock, store: Path, file: Path) -> None:
+@contextmanager
+def _acquired(file: Path, store: Path) -> Iterator[None]:
+    lock = FileLock(file)
     try:
         lock.acquire(timeout=_TIMEOUT_S, poll_interval=0.05)
     except Timeout:
         raise _locked(store, file) from None
     except OSError as error:
         raise disk_error(error, str(store)) or error from None
-
-
-def _require_free(store: Path, file: Path) -> None:
-    lock = FileLock(file)
-    _acquire(lock, store, file)
-    lock.release()
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def _is_held(file: Path) -> bool:

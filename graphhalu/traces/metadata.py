@@ -9,7 +9,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from hashlib import sha256
@@ -24,7 +24,7 @@ from graphhalu.errors import CorruptStoreError, StoreError, StoreNotFoundError, 
 from graphhalu.provenance import file_sha256
 from graphhalu.safe_read import MALFORMED, read_bytes, shown
 from graphhalu.traces.disk import disk_error, sync, sync_tree
-from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceRecord, TraceShape
+from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceShape
 
 COMMIT: Final = "commit.json"
 PARTS: Final = "parts"
@@ -65,7 +65,7 @@ class Commit:
     question_ids: tuple[str, ...]
     trace_ids: tuple[str, ...]
     failures: tuple[dict[str, str], ...]
-    files: dict[str, dict[str, Any]]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
     counts: dict[str, int] = field(default_factory=dict)
     created: str = ""
     attempt: str = ""
@@ -110,29 +110,29 @@ def store_attributes(
 
 
 def create_root(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Create an empty store beside its place and move it there.
+    """Create an empty store beside its path and move it there.
 
     Raises:
         UsageError: If there is something at ``path``, or its folder cannot be written.
         StoreFullError: If the disk is full.
     """
-    aside: Path | None = None
+    staged: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".creating-", dir=path.parent))
-        aside.chmod(0o755)
-        group = zarr.create_group(store=aside, zarr_format=3, attributes=dict(attributes))
+        staged = Path(tempfile.mkdtemp(prefix=".creating-", dir=path.parent))
+        staged.chmod(0o755)
+        group = zarr.create_group(store=staged, zarr_format=3, attributes=dict(attributes))
         group.create_group(PARTS)
-        sync_tree(aside)
+        sync_tree(staged)
         if path.exists():
             raise FileExistsError(errno.EEXIST, "exists", str(path))
-        aside.rename(path)
+        staged.rename(path)
         sync(path.parent)
     except OSError as error:
         raise disk_error(error, str(path)) or _not_creatable(path, error) from None
     finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -225,17 +225,8 @@ def no_such_store(path: Path) -> StoreNotFoundError:
     return StoreNotFoundError(f"no trace store at {path}\n{hint}")
 
 
-def commit_of(
-    folder: Path,
-    *,
-    part: int,
-    records: Sequence[TraceRecord],
-    counts: Mapping[str, int],
-    question_ids: Sequence[str],
-    failures: Sequence[Mapping[str, str]],
-    attempt: str = "",
-) -> Commit:
-    """The record of a part whose other files are all in ``folder``."""
+def sealed(commit: Commit, folder: Path, counts: Mapping[str, int]) -> Commit:
+    """The record of a part whose other files are all in ``folder``, as it is written now."""
     files = {
         path.relative_to(folder).as_posix(): {
             "bytes": path.stat().st_size,
@@ -244,16 +235,8 @@ def commit_of(
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }
-    return Commit(
-        part=part,
-        question_ids=tuple(question_ids),
-        trace_ids=tuple(record.trace_id for record in records),
-        failures=tuple(dict(failure) for failure in failures),
-        files=files,
-        counts=dict(counts),
-        created=datetime.now(UTC).isoformat(timespec="seconds"),
-        attempt=attempt,
-    )
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(commit, files=files, counts=dict(counts), created=created)
 
 
 def read_commit(folder: Path) -> Commit:

@@ -188,20 +188,15 @@ def timeout_s(environment: Mapping[str, str]) -> float:
 def _refused(url: str, text: str) -> StoreError:
     """The error for a request that was refused, or that got no answer."""
     line = _first_line(text)
+    why = f"it does not answer: {line}"
+    way = "Nothing is lost: run the same command again when it answers"
     if "169.254." in text or "metadata" in text.lower():
-        why, way = (
-            "the environment holds no credentials for it",
-            ("Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the variables of gs, az)"),
-        )
+        why = "the environment holds no credentials for it"
+        way = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the variables of gs, az)"
     elif any(f" {code} " in line for code in (401, 403)):
         why, way = "access was refused", "Check the credentials in the environment"
     elif " 404 " in line:
         why, way = "there is no such bucket", "Check the address, or make the bucket first"
-    else:
-        why, way = (
-            f"it does not answer: {line}",
-            ("Nothing is lost: run the same command again when it answers"),
-        )
     return StoreError(f"{url} cannot be used: {why}\n  {way}")
 
 

@@ -1,4 +1,4 @@
-"""One part of a store: a fixed block of questions, read when asked for and never in doubt."""
+"""Parts of a store: fixed blocks of questions, checked against their commit record when read."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""A store in an object store: parts by put-if-absent, and what was read kept near.
+"""Remote storage backend: parts by put-if-absent, and a local mirror of what was read.
 
 Arrays lie as ``parts/<index>-<attempt>/…``, the commit record as ``commits/<index>.json``. Two
 writers that make the same part write to two attempts; the commit record that comes first names the

@@ -22,12 +22,12 @@ from graphhalu.provenance import provenance as current_provenance
 from graphhalu.traces.disk import check_fits, disk_error, estimate_bytes
 from graphhalu.traces.lazy import ChunkCache, LazyArray
 from graphhalu.traces.local import backend_of, check_place, is_there
-from graphhalu.traces.metadata import read_attributes, store_attributes
+from graphhalu.traces.metadata import Commit, read_attributes, store_attributes
 from graphhalu.traces.part import Part
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
 from graphhalu.traces.storage import MAIN, StorageBackend
 from graphhalu.traces.trace import Trace
-from graphhalu.traces.write import PartKey, require_covered, write_part
+from graphhalu.traces.write import require_covered, write_part
 
 if TYPE_CHECKING:
     TraceSequence = Sequence[Trace]
@@ -151,10 +151,10 @@ class TraceStore(TraceSequence):
         """
         return [Part(f, self.shape, self.backend) for f in self.backend.part_folders()]
 
-    def next_part_index(self) -> int:
-        """The first index without a committed part."""
+    def next_part_index(self, start: int = 0) -> int:
+        """The first index from ``start`` on without a committed part."""
         taken = {part.commit.part for part in self.parts}
-        return next(index for index in count() if index not in taken)
+        return next(index for index in count(start) if index not in taken)
 
     @property
     def failures(self) -> list[dict[str, str]]:
@@ -343,15 +343,19 @@ class TraceWriter:
         self.store.refresh_parts()
         if self._is_done(question_ids):
             return
-        taken = {part.commit.part for part in self.store.parts}
-        free = next(number for number in count(index) if number not in taken)
-        if not self._commit(free, traces, question_ids, failures):
-            self.store.refresh_parts()
-            if not self._is_done(question_ids):
-                # another writer took this index at this moment
-                self.write_part(free, traces, question_ids, failures)
-            return
+        free = self.store.next_part_index(index)
+        commit = Commit(
+            part=free,
+            question_ids=tuple(question_ids),
+            trace_ids=tuple(trace.trace_id for trace in traces),
+            failures=tuple(dict(failure) for failure in failures),
+            attempt=self.store.backend.attempt(),
+        )
+        is_new = self._commit(commit, traces)
         self.store.refresh_parts()
+        if not is_new and not self._is_done(question_ids):
+            # another writer took this index at this moment
+            self.write_part(free, traces, question_ids, failures)
 
     def _is_done(self, question_ids: Sequence[str]) -> bool:
         """Whether a part has just these questions.
@@ -371,28 +375,15 @@ class TraceWriter:
             )
         return False
 
-    def _commit(
-        self,
-        index: int,
-        traces: Sequence[Trace],
-        question_ids: Sequence[str],
-        failures: Sequence[Mapping[str, str]],
-    ) -> bool:
+    def _commit(self, commit: Commit, traces: Sequence[Trace]) -> bool:
+        """Write a part and commit it; ``False`` if one of its index is there."""
         backend = self.store.backend
-        staged = backend.staging(self.name, index)
+        staged = backend.staging(self.name, commit.part)
         try:
-            write_part(
-                staged,
-                PartKey(index, backend.attempt()),
-                traces,
-                shape=self.store.shape,
-                arrays=self.store.arrays,
-                question_ids=question_ids,
-                failures=failures,
-            )
-            return backend.commit(staged, index)
+            write_part(staged, commit, traces, shape=self.store.shape, arrays=self.store.arrays)
+            return backend.commit(staged, commit.part)
         except OSError as error:
-            what = f"part {index:06d} of {backend.name}"
+            what = f"part {commit.part:06d} of {backend.name}"
             raise disk_error(error, what) or error from None
         finally:
             shutil.rmtree(staged, ignore_errors=True)

@@ -10,7 +10,7 @@ bit is read back in silence.
 import json
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from math import ceil, prod
 from pathlib import Path
 from typing import Any, Final
@@ -22,7 +22,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec
 from graphhalu.errors import NonFiniteError
 from graphhalu.numerics import json_ready, ragged_offsets
 from graphhalu.traces.disk import sync_tree
-from graphhalu.traces.metadata import COMMIT, commit_of
+from graphhalu.traces.metadata import COMMIT, Commit, sealed
 from graphhalu.traces.schema import (
     ARRAYS,
     RAGGED_AXES,
@@ -44,34 +44,22 @@ _BYTES: Final = ArraySpec(RECORDS, ("token",), "uint8", "JSON Lines, one object 
 _INFINITY_BITS: Final = 0x7C00
 
 
-@dataclass(frozen=True)
-class PartKey:
-    """Index of a part and, in an object store, which of several attempts at it this is."""
-
-    index: int
-    attempt: str = ""
-
-
 def write_part(
     staged: Path,
-    key: PartKey,
+    commit: Commit,
     traces: Sequence[Trace],
     *,
     shape: TraceShape,
     arrays: Sequence[str],
-    question_ids: Sequence[str],
-    failures: Sequence[Mapping[str, str]],
 ) -> None:
     """Write a whole part to a staging folder and flush it; it counts once it is committed.
 
     Args:
         staged: Folder that must not exist; left as it is after a fault.
-        key: Which part.
+        commit: What the part covers; its files and counts are filled in here.
         traces: Traces of the part with in-memory arrays in the stored number format.
         shape: What the axes of the store mean.
         arrays: Arrays that the store keeps.
-        question_ids: Questions that are done with this part.
-        failures: Questions without a trace, and why.
 
     Raises:
         OSError: If the disk is full or may not be written.
@@ -79,19 +67,13 @@ def write_part(
         ValueError: If a trace is of another model, or an array is missing or has another shape
             or number format.
     """
-    _require_shape(traces, shape)
+    for trace in traces:
+        if trace.shape != shape:
+            raise ValueError(f"trace {trace.trace_id!r} is {trace.shape}, the store keeps {shape}")
     staged.mkdir(parents=True)
     counts = _write_arrays(staged, traces, shape, arrays)
-    commit = commit_of(
-        staged,
-        part=key.index,
-        records=[trace.record for trace in traces],
-        counts=counts,
-        question_ids=question_ids,
-        failures=failures,
-        attempt=key.attempt,
-    )
-    (staged / COMMIT).write_text(commit.to_json(), encoding="utf-8")
+    record = sealed(commit, staged, counts).to_json()
+    (staged / COMMIT).write_text(record, encoding="utf-8")
     sync_tree(staged)
 
 
@@ -113,12 +95,6 @@ def require_covered(
             f"only: got {len(traces)} traces ({len(trace_ids)} different) of {len(named)} "
             f"questions, and {len(question_ids)} question ids ({len(covered)} different)"
         )
-
-
-def _require_shape(traces: Sequence[Trace], shape: TraceShape) -> None:
-    for trace in traces:
-        if trace.shape != shape:
-            raise ValueError(f"trace {trace.trace_id!r} is {trace.shape}, the store keeps {shape}")
 
 
 def _write_arrays(

@@ -3,11 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.datasets.question import Question
+from graphhalu.datasets.question import Question, question_key
 from graphhalu.datasets.registry import (
     DATASETS,
     load_questions,
-    question_key,
     seeded_order,
     share_groups,
 )

@@ -6,8 +6,8 @@ from typing import Final
 import pytest
 
 from graphhalu.datasets.bundled import Worldfacts, bundled_file, bundled_places
-from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import DATASETS, load_questions, question_key
+from graphhalu.datasets.question import Question, question_key
+from graphhalu.datasets.registry import DATASETS, load_questions
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.labels.normalise import normalise
 
