@@ -1,11 +1,11 @@
 """The rule ``choice``: the model chooses the letter that it finds likeliest."""
 
 import re
-import string
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from graphhalu.datasets.question import LETTERS
 from graphhalu.errors import UsageError
 from graphhalu.labels.normalise import normalise
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
@@ -70,7 +70,7 @@ def read_letter(answer: str, choices: tuple[str, ...]) -> int | None:
     found = _LETTER.match(answer)
     if found is None:
         return None
-    place = string.ascii_uppercase.index(found[1].upper())
+    place = LETTERS.index(found[1].upper())
     return place if place < len(choices) else None
 
 

@@ -40,18 +40,14 @@ _DENIED = re.compile(
 )
 _FORMS: Final[tuple[Punctuation, ...]] = ("delete", "space")
 
-_EMPTY_WORDS: Final = frozenset(
-    {
-        "a", "about", "also", "am", "an", "and", "answer", "are", "as", "at", "be", "been",
-        "being", "but", "by", "called", "can", "could", "did", "do", "does", "for", "from", "had",
-        "has", "have", "he", "her", "here", "his", "how", "i", "if", "in", "into", "is", "it",
-        "its", "known", "may", "me", "might", "must", "my", "name", "named", "no", "not", "of",
-        "on", "or", "our", "question", "shall", "she", "should", "so", "than", "that", "the",
-        "their", "them", "then", "there", "these", "they", "this", "those", "to", "up", "us",
-        "was", "we", "were", "what", "when", "where", "which", "who", "whom", "whose", "why",
-        "will", "with", "would", "yes", "you", "your",
-    }
-)  # fmt: skip
+_EMPTY_WORDS: Final = _FUNCTION_WORDS | {
+    "a", "about", "also", "an", "and", "answer", "are", "been", "being", "but", "called",
+    "can", "could", "did", "does", "for", "from", "had", "has", "have", "her", "here",
+    "his", "how", "into", "its", "known", "may", "might", "must", "name", "named", "our",
+    "question", "shall", "should", "than", "the", "their", "them", "then", "there", "these",
+    "they", "those", "when", "where", "which", "whom", "whose", "why", "will", "with",
+    "would", "your",
+}  # fmt: skip
 """Words that claim nothing by themselves, with those that lead up to an answer."""
 
 _ANY_NEGATION = re.compile(r"\b(?:not|never|neither|nor|\w+n't)\b")
@@ -279,9 +275,8 @@ def _singular(word: str) -> str:
 
 def is_refusal(text: str) -> bool:
     """Whether a text declines to answer and makes no guess after that."""
-    plain = _straight(text)
-    found = _REFUSAL.search(plain)
-    return found is not None and _GUESS.search(plain, found.end()) is None
+    found, guess = _refusal_and_guess(text)
+    return found is not None and guess is None
 
 
 def claims(text: str) -> list[str]:
@@ -291,12 +286,16 @@ def claims(text: str) -> list[str]:
     follows the first word that announces a guess after it: in ``I don't know Paris`` nothing
     is claimed, in ``I'm not sure, but I think Paris`` Paris is.
     """
-    plain = _straight(text)
-    found = _REFUSAL.search(plain)
+    found, guess = _refusal_and_guess(text)
     if found is None:
         return [text]
-    guess = _GUESS.search(plain, found.end())
     return [text[: found.start()], *([text[guess.end() :]] if guess else [])]
+
+
+def _refusal_and_guess(text: str) -> tuple[re.Match[str] | None, re.Match[str] | None]:
+    plain = _straight(text)
+    found = _REFUSAL.search(plain)
+    return found, found and _GUESS.search(plain, found.end())
 
 
 def _straight(text: str) -> str:
