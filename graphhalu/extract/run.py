@@ -30,8 +30,9 @@ from graphhalu.extract.worker import (
     load_worker,
 )
 from graphhalu.models.cards import resolve_model
-from graphhalu.traces.local import LocalBackend, backend_of
-from graphhalu.traces.store import TraceStore, check_fits, check_place, is_there, open_or_create
+from graphhalu.traces.disk import check_fits
+from graphhalu.traces.local import LocalBackend, backend_of, check_place, is_there
+from graphhalu.traces.store import TraceStore, open_or_create
 
 _ESTIMATED_TOGETHER = 1024
 """Questions whose size one worker estimates at a time."""

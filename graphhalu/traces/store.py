@@ -19,7 +19,7 @@ from jaxtyping import Shaped
 from graphhalu.config import differing_fields
 from graphhalu.errors import StoreError, StoreMismatchError, TraceNotFoundError, UsageError
 from graphhalu.provenance import provenance as current_provenance
-from graphhalu.traces.disk import check_fits, disk_error, estimate_bytes
+from graphhalu.traces.disk import disk_error
 from graphhalu.traces.lazy import ChunkCache, LazyArray
 from graphhalu.traces.local import backend_of, check_place, is_there
 from graphhalu.traces.metadata import Commit, read_attributes, store_attributes
@@ -94,8 +94,6 @@ class TraceStore(TraceSequence):
         made_with = current_provenance() if provenance is None else provenance
         backend_of(path).create(store_attributes(configuration, shape, arrays, made_with))
         return cls.open(path)
-
-    # -- what the store says of itself
 
     @property
     def configuration(self) -> dict[str, Any]:
@@ -174,8 +172,6 @@ class TraceStore(TraceSequence):
                 name = file.split("/")[0]
                 total[name if name in total else "records"] += meta["bytes"]
         return total
-
-    # -- the sequence of traces
 
     @cached_property
     def places(self) -> list[tuple[int, int]]:
@@ -438,9 +434,3 @@ def open_or_create(
             f"  Ask for the same one, or give another store with --out"
         )
     return store
-
-
-__all__ = [
-    "TraceStore", "TraceWriter", "check_fits", "check_place", "estimate_bytes", "is_there",
-    "open_or_create", "open_traces",
-]  # fmt: skip

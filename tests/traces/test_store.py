@@ -28,9 +28,10 @@ from graphhalu.errors import (
     UsageError,
 )
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.traces.disk import check_fits
 from graphhalu.traces.local import newest_store
 from graphhalu.traces.schema import ARRAYS
-from graphhalu.traces.store import TraceStore, check_fits, open_or_create, open_traces
+from graphhalu.traces.store import TraceStore, open_or_create, open_traces
 from graphhalu.traces.verify import describe_store, verify_store
 
 NAMES = tuple(ARRAYS)
