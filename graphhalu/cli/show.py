@@ -105,7 +105,7 @@ def features(
 @app.command()
 def traces(path: Annotated[str, typer.Argument(help="A trace store.")], json: Json = False) -> None:
     """Shapes, sizes, counts and configuration of a trace store."""
-    from graphhalu.traces.describe import describe_store
+    from graphhalu.traces.verify import describe_store
 
     values = describe_store(path)
     if json:

@@ -1,15 +1,25 @@
-"""What every data set is: a card, and a reader that yields questions."""
+"""Data sets: a card, and a reader that yields questions from a file or from the hub."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar, Final
 
+import yaml
+
+from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import Question
+from graphhalu.datasets.rows import Row, require_columns
+from graphhalu.errors import DataFileError, MissingExtraError, UsageError
+
+CARDS_FILE: Final = Path(__file__).with_name("cards.yaml")
+"""Cards of the data sets of this package by name."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class DatasetCard:
     """What a data set is, where it comes from and how its answers are judged.
 
@@ -32,8 +42,8 @@ class DatasetCard:
     task: str
     licence: str
     source: str
-    hub_id: str | None
-    hub_config: str | None
+    hub_id: str | None = None
+    hub_config: str | None = None
     split: str
     size: int
     citation: str
@@ -60,3 +70,88 @@ class Dataset(ABC):
             UsageError: If there is no such file, or none was named and the set is not on the hub.
             DataFileError: If the content is not in a known layout; names the row.
         """
+
+    def rows(self, path: Path | None) -> Iterator[Row]:
+        """Rows of a file, or of the hub; see :meth:`read`."""
+        return hub_rows(self.card) if path is None else read_rows(open_file(path))
+
+
+class RowDataset(Dataset):
+    """A data set whose every row is one question.
+
+    Attributes:
+        layout: What to say was expected where a column is missing.
+        columns: Columns that every row must have.
+    """
+
+    layout: ClassVar[str]
+    columns: ClassVar[tuple[str, ...]] = ()
+
+    def read(self, path: Path | None) -> Iterator[Question]:
+        """Yield the questions in the order of the file; see the base class."""
+        return map(self._read_row, self.rows(path))
+
+    @abstractmethod
+    def question(self, row: Row) -> Question:
+        """The question of a row that has all columns.
+
+        Raises:
+            DataFileError: If a field holds something else than it should; names the row.
+        """
+
+    def _read_row(self, row: Row) -> Question:
+        require_columns(row, *self.columns, expected=self.layout)
+        return self.question(row)
+
+
+def dataset_card(name: str) -> DatasetCard:
+    """The card of a data set of this package."""
+    values = _cards()[name]
+    return DatasetCard(**{**values, "name": name, "artefacts": tuple(values["artefacts"])})
+
+
+@cache
+def _cards() -> dict[str, dict[str, Any]]:
+    cards: dict[str, dict[str, Any]] = yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
+    return cards
+
+
+def hub_rows(card: DatasetCard, split: str | None = None) -> Iterator[Row]:
+    """Rows of a data set on the Hugging Face hub, downloaded once and cached there.
+
+    Args:
+        card: Says where they lie.
+        split: Another split than that of the card.
+
+    Raises:
+        UsageError: If the data set is not on the hub.
+        MissingExtraError: If the ``datasets`` package is not installed.
+        DataFileError: If the hub cannot be reached or refuses; names the way without it.
+    """
+    split = split or card.split
+    if card.hub_id is None:
+        raise UsageError(
+            f"data set {card.name!r} is not read from the hub: name a file of it\n"
+            f"  Get it:   {card.source}\n"
+            f"  Read it:  --data-path FILE"
+        )
+    try:
+        package = import_module("datasets")
+    except ModuleNotFoundError:
+        raise MissingExtraError(
+            f"reading {card.name!r} from the hub needs the package 'datasets'\n"
+            f'  Install it:         pip install "graphhalu[hf]"\n'
+            f"  Or read a file:     --data-path FILE"
+        ) from None
+    place = f"{card.hub_id} ({card.hub_config}, {split})"
+    try:
+        rows = package.load_dataset(card.hub_id, card.hub_config, split=split)
+    # the hub's client raises errors of four packages, most of them without a common base
+    except Exception as error:
+        first_line = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise DataFileError(
+            f"data set {card.name!r} cannot be had from the hub: {place}: {first_line}\n"
+            f"  Check the network, or read a file that you have:  --data-path FILE"
+        ) from error
+    for number, values in enumerate(rows, start=1):
+        yield Row(f"{place}, row {number}", values)

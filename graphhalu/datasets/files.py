@@ -29,6 +29,7 @@ _PARQUET_MAGIC: Final = b"PAR1"
 _UTF16_MARKS: Final = (b"\xff\xfe", b"\xfe\xff")
 _EXPECTED: Final = "one data file (csv, tsv, json, jsonl, parquet, each also gzipped)"
 _MEND: Final = "\n  Mend that row or take it out, and run the same command again"
+_TOO_DEEP: Final = "the JSON is nested too deeply"
 _MAX_BYTES: Final = 2 * 2**30
 """Most bytes of a file, packed or not: the whole of it is held in memory."""
 _MAX_LINE_BYTES: Final = 512 * 2**20
@@ -68,20 +69,22 @@ class DataFile:
         try:
             text = self.content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
-            line = self.content.count(b"\n", 0, error.start) + 1
             is_utf16 = self.content.startswith(_UTF16_MARKS)
             came = "UTF-16 text" if is_utf16 else f"byte 0x{self.content[error.start]:02x}"
-            message = f"{self.path}, row {line}: expected UTF-8 text, got {came}; save it as UTF-8"
-            raise DataFileError(message) from None
+            what = f"expected UTF-8 text, got {came}; save it as UTF-8"
+            raise self.fault(1 + self.content.count(b"\n", 0, error.start), what) from None
         if "\0" in text:
             line = text.count("\n", 0, text.index("\0")) + 1
-            message = f"{self.path}, row {line}: expected text, got a NUL byte; is it a data file?"
-            raise DataFileError(message)
+            raise self.fault(line, "expected text, got a NUL byte; is it a data file?")
         return text
 
     def where(self, number: int) -> str:
         """Name of a row in error messages; the first line of a text file is row 1."""
         return f"{self.path}, row {number}"
+
+    def fault(self, number: int, what: str) -> DataFileError:
+        """The error for a row; says what was expected and what came."""
+        return DataFileError(f"{self.where(number)}: {what}")
 
 
 def open_file(path: Path) -> DataFile:
@@ -93,28 +96,24 @@ def open_file(path: Path) -> DataFile:
             than a file of questions can be.
     """
     if path.is_dir():
-        message = (
+        raise UsageError(
             f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  --data-path FILE"
         )
-        raise UsageError(message)
     if not path.is_file():
-        message = f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE"
-        raise UsageError(message)
+        raise UsageError(f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise _too_large(path, _MAX_BYTES, "bytes")
         content = path.read_bytes()
     except OSError as error:
-        message = f"{path} cannot be read: {error.strerror}"
-        raise DataFileError(message) from None
+        raise DataFileError(f"{path} cannot be read: {error.strerror}") from None
     if content.startswith(_GZIP_MAGIC):
         content = _unpacked(content, path)
     if not content.removeprefix(BOM_UTF8).strip():
-        message = (
+        raise DataFileError(
             f"{path} is empty; expected questions\n"
             f"  Copy or download it again, or name another file with --data-path"
         )
-        raise DataFileError(message)
     file = DataFile(path, content)
     if file.layout != "parquet":
         _check_lines(file)
@@ -149,9 +148,8 @@ def table_cells(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]
                 yield number, cells
             number = reader.line_num + 1
     except csv.Error as error:
-        message = f"{file.where(number)}: expected cells quoted as CSV, got a bad line: {error}"
-        message += _MEND
-        raise DataFileError(message) from None
+        what = f"expected cells quoted as CSV, got a bad line: {error}{_MEND}"
+        raise file.fault(number, what) from None
 
 
 def _unpacked(content: bytes, path: Path) -> bytes:
@@ -160,11 +158,10 @@ def _unpacked(content: bytes, path: Path) -> bytes:
     except ValueError:
         raise _too_large(path, _MAX_BYTES, "bytes after gzip") from None
     except MALFORMED as error:
-        message = (
+        raise DataFileError(
             f"{path}: the gzip data is cut off or damaged ({reason_of(error)}); "
             f"copy or download it again"
-        )
-        raise DataFileError(message) from None
+        ) from None
 
 
 def _too_large(path: Path, limit: int, unit: str) -> DataFileError:
@@ -179,30 +176,22 @@ def _check_lines(file: DataFile) -> None:
     while len(file.content) - start > _MAX_LINE_BYTES:
         end = file.content.rfind(b"\n", start, start + _MAX_LINE_BYTES + 1)
         if end < 0:
-            row = file.content.count(b"\n", 0, start) + 1
-            message = (
-                f"{file.where(row)}: expected at most {_MAX_LINE_BYTES:,} bytes a line, got more; "
-                f"is it a file of questions?"
-            )
-            raise DataFileError(message)
+            what = f"expected at most {_MAX_LINE_BYTES:,} bytes a line, got more; "
+            what += "is it a file of questions?"
+            raise file.fault(file.content.count(b"\n", 0, start) + 1, what)
         start = end + 1
 
 
 def _table_rows(file: DataFile) -> Iterator[Row]:
     cells = table_cells(file, _delimiter(file.text().lstrip().partition("\n")[0]))
-    _, header = next(cells)
-    names = [name.strip() for name in header]
+    names = [name.strip() for name in next(cells)[1]]
+    listed = shortened(", ".join(names))
     if len(set(names)) < len(names):
-        message = f"{file.where(1)}: a column name stands twice: {shortened(', '.join(names))}"
-        raise DataFileError(message)
+        raise file.fault(1, f"a column name stands twice: {listed}")
     for number, values in cells:
         if len(values) != len(names):
-            message = (
-                f"{file.where(number)}: expected {len(names)} cells "
-                f"({shortened(', '.join(names))}), "
-                f"got {len(values)}{_MEND}"
-            )
-            raise DataFileError(message)
+            what = f"expected {len(names)} cells ({listed}), got {len(values)}{_MEND}"
+            raise file.fault(number, what)
         yield Row(file.where(number), dict(zip(names, values, strict=True)))
 
 
@@ -233,18 +222,15 @@ def _is_json_lines(text: str) -> bool:
 
 def _parsed(text: str, file: DataFile, *, first_line: int) -> Any:
     try:
-        value = json.loads(text)
+        return json.loads(text)
     except json.JSONDecodeError as error:
-        where = file.where(first_line + error.lineno - 1)
-        reason = f"{error.msg} at column {error.colno}"
-        message = f"{where}: expected JSON, got a bad line: {reason}{_MEND}"
+        line, reason = first_line + error.lineno - 1, f"{error.msg} at column {error.colno}"
+        raise file.fault(line, f"expected JSON, got a bad line: {reason}{_MEND}") from None
     except RecursionError:
-        message = f"{file.where(first_line)}: the JSON is nested too deeply"
+        raise file.fault(first_line, _TOO_DEEP) from None
     except ValueError as error:  # a number of more digits than Python reads
-        message = f"{file.where(first_line)}: expected JSON, got a bad value: {error}{_MEND}"
-    else:
-        return value
-    raise DataFileError(message)
+        what = f"expected JSON, got a bad value: {error}{_MEND}"
+        raise file.fault(first_line, what) from None
 
 
 def _listed(value: Any) -> list[Any]:
@@ -257,16 +243,13 @@ def _listed(value: Any) -> list[Any]:
 def _json_row(value: Any, file: DataFile, number: int) -> Row:
     if not isinstance(value, Mapping):
         came = type(value).__name__
-        message = f"{file.where(number)}: expected an object with named fields, got a {came}"
-        raise DataFileError(message)
+        raise file.fault(number, f"expected an object with named fields, got a {came}")
     try:
         is_broken = _has_lone_surrogate(value)
     except RecursionError:
-        message = f"{file.where(number)}: the JSON is nested too deeply"
-        raise DataFileError(message) from None
+        raise file.fault(number, _TOO_DEEP) from None
     if is_broken:
-        message = f"{file.where(number)}: expected Unicode text, got half a surrogate pair{_MEND}"
-        raise DataFileError(message)
+        raise file.fault(number, f"expected Unicode text, got half a surrogate pair{_MEND}")
     return Row(file.where(number), value)
 
 
@@ -292,8 +275,9 @@ def _parquet_rows(file: DataFile) -> Iterator[Row]:
         raise
     # Arrow finds out late that a text is not UTF-8, or a date no date
     except (pa.ArrowException, *MALFORMED) as error:
-        message = f"{file.path}: expected Parquet, got damaged data: {reason_of(error)}"
-        raise DataFileError(message) from None
+        raise DataFileError(
+            f"{file.path}: expected Parquet, got damaged data: {reason_of(error)}"
+        ) from None
 
 
 def _check_parquet(table: pq.ParquetFile, path: Path) -> None:

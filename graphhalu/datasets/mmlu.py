@@ -5,14 +5,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Final, NamedTuple
+from typing import ClassVar, Final
 
-from graphhalu.datasets.base import Dataset, DatasetCard
+from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card, hub_rows
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
-from graphhalu.datasets.hub import hub_rows
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.rows import Row, require_columns, text_field, text_id, wrong_value
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.errors import UsageError
 
 LAYOUTS: Final = (
     "one of MMLU's layouts: the published table without a header (question, four options, letter), "
@@ -56,15 +55,6 @@ CATEGORIES: Final[Mapping[str, str]] = {
 """The published four categories by subject."""
 
 
-class Entry(NamedTuple):
-    """One row of any layout; ``answer`` is the place of the right option."""
-
-    subject: str
-    text: str
-    choices: tuple[str, ...]
-    answer: int
-
-
 class MMLU(Dataset):
     """Reads the published folder, one subject's table, and the hub's rows.
 
@@ -73,39 +63,20 @@ class MMLU(Dataset):
     table, questions have no examples.
     """
 
-    card: ClassVar[DatasetCard] = DatasetCard(
-        name="mmlu",
-        task="choose the answer of an exam question among four",
-        licence="MIT",
-        source="https://github.com/hendrycks/test",
-        hub_id="cais/mmlu",
-        hub_config="all",
-        split="test",
-        size=14_042,
-        citation="Hendrycks et al. 2021, arXiv:2009.03300",
-        label_rule="choice",
-        artefacts=(
-            "Right answers are not spread evenly: A 22.9 %, B 24.7 %, C 25.5 %, D 26.9 %.",
-            "27 rows repeat another of their subject word for word: they share its group.",
-            "Nine questions list an option twice; in four of them it is the right one.",
-            "Options are not shuffled, since some refer to others ('both A and B').",
-            "Long: 823 question texts have several lines, the longest 4,671 characters.",
-        ),
-    )
+    card: ClassVar[DatasetCard] = dataset_card("mmlu")
 
     def read(self, path: Path | None) -> Iterator[Question]:
         """Yield the questions subject by subject; see the base class."""
         if path is None:
-            tests = map(_hub_entry, hub_rows(self.card))
-            return _questions(tests, map(_hub_entry, hub_rows(replace(self.card, split="dev"))))
+            tests = map(_hub_question, hub_rows(self.card))
+            return _with_examples(tests, map(_hub_question, hub_rows(self.card, split="dev")))
         if path.is_dir():
             files = _tables(path / "test", "test")
             if not files:
-                message = f"{path} holds no test/<subject>_test.csv; expected MMLU's folder"
-                raise UsageError(message)
+                raise UsageError(f"{path} holds no test/<subject>_test.csv; expected MMLU's folder")
         else:
             files = [path]
-        return _questions(_entries(files), _entries(_examples_beside(files)))
+        return _with_examples(_read(files), _read(_examples_beside(files)))
 
 
 def _tables(folder: Path, split: str) -> list[Path]:
@@ -123,66 +94,72 @@ def _subject(path: Path) -> str:
     return re.sub(r"(_(test|dev|val))?(\.[a-z]+)?$", "", name)
 
 
-def _questions(tests: Iterable[Entry], examples: Iterable[Entry]) -> Iterator[Question]:
+def _with_examples(tests: Iterable[Question], examples: Iterable[Question]) -> Iterator[Question]:
+    """The questions with ids of their own, and with the first examples of their subject."""
     shown: dict[str, list[Example]] = defaultdict(list)
-    for entry in examples:
-        solved = Example(entry.text, LETTERS[entry.answer], entry.choices)
-        shown[entry.subject].append(solved)
+    for solved in examples:
+        letter = LETTERS[solved.correct_choices[0]]
+        shown[solved.metadata["subject"]].append(Example(solved.text, letter, solved.choices))
     counts: Counter[str] = Counter()
-    for entry in tests:
-        name = text_id("mmlu", "\n".join([entry.subject, entry.text, *entry.choices]))
+    for question in tests:
+        name = question.question_id
         counts[name] += 1
-        question_id = name if counts[name] == 1 else f"{name}_{counts[name]}"
-        yield _question(entry, question_id, shown[entry.subject][:N_EXAMPLES])
+        yield replace(
+            question,
+            question_id=name if counts[name] == 1 else f"{name}_{counts[name]}",
+            group_id="",
+            examples=tuple(shown[question.metadata["subject"]][:N_EXAMPLES]),
+        )
 
 
-def _question(entry: Entry, question_id: str, examples: Iterable[Example]) -> Question:
-    metadata = {"subject": entry.subject}
-    if entry.subject in CATEGORIES:
-        metadata["category"] = CATEGORIES[entry.subject]
-    right = entry.choices[entry.answer]
-    return Question(
-        question_id=question_id,
-        text=entry.text,
-        answers=(right,),
-        incorrect_answers=tuple(text for text in entry.choices if text != right),
-        choices=entry.choices,
-        correct_choices=(entry.answer,),
-        examples=tuple(examples),
-        metadata=metadata,
-    )
-
-
-def _entries(files: Iterable[Path]) -> Iterator[Entry]:
+def _read(files: Iterable[Path]) -> Iterator[Question]:
     for path in files:
         file = open_file(path)
         if file.layout == "table":
-            yield from _table_entries(file, _subject(path))
+            yield from _table_questions(file, _subject(path))
         else:
-            yield from map(_hub_entry, read_rows(file))
+            yield from map(_hub_question, read_rows(file))
 
 
-def _table_entries(file: DataFile, subject: str) -> Iterator[Entry]:
+def _table_questions(file: DataFile, subject: str) -> Iterator[Question]:
     for number, cells in table_cells(file, ","):
-        where = file.where(number)
         if len(cells) != len(_CELLS):
-            message = f"{where}: expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
-            raise DataFileError(message)
-        row = Row(where, dict(zip(_CELLS, cells, strict=True)))
+            what = f"expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
+            raise file.fault(number, what)
+        row = Row(file.where(number), dict(zip(_CELLS, cells, strict=True)))
         letter = text_field(row, "answer")
         if letter not in tuple(LETTERS):
             raise wrong_value(row, "answer", "one of the letters A, B, C, D", letter)
-        choices = tuple(text_field(row, letter) for letter in LETTERS)
-        yield Entry(subject, text_field(row, "question"), choices, LETTERS.index(letter))
+        choices = _choices(row)
+        yield _question(subject, text_field(row, "question"), choices, LETTERS.index(letter))
 
 
-def _hub_entry(row: Row) -> Entry:
+def _hub_question(row: Row) -> Question:
     require_columns(row, "question", "subject", "choices", "answer", expected=LAYOUTS)
     options, answer = row.values["choices"], row.values["answer"]
     if not isinstance(options, list | tuple) or len(options) != len(LETTERS):
         raise wrong_value(row, "choices", "a list of four texts", options)
     if not isinstance(answer, int) or answer not in range(len(LETTERS)):
         raise wrong_value(row, "answer", "the place of the right option, 0 to 3", answer)
-    lettered = Row(row.where, dict(zip(LETTERS, options, strict=True)))
-    choices = tuple(text_field(lettered, letter) for letter in LETTERS)
-    return Entry(text_field(row, "subject"), text_field(row, "question"), choices, answer)
+    choices = _choices(Row(row.where, dict(zip(LETTERS, options, strict=True))))
+    return _question(text_field(row, "subject"), text_field(row, "question"), choices, answer)
+
+
+def _choices(row: Row) -> tuple[str, ...]:
+    return tuple(text_field(row, letter) for letter in LETTERS)
+
+
+def _question(subject: str, text: str, choices: tuple[str, ...], place: int) -> Question:
+    """A question whose right option stands at ``place``."""
+    metadata = {"subject": subject}
+    if subject in CATEGORIES:
+        metadata["category"] = CATEGORIES[subject]
+    return Question(
+        question_id=text_id("mmlu", "\n".join([subject, text, *choices])),
+        text=text,
+        answers=(choices[place],),
+        incorrect_answers=tuple(option for option in choices if option != choices[place]),
+        choices=choices,
+        correct_choices=(place,),
+        metadata=metadata,
+    )

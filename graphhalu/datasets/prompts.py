@@ -4,9 +4,9 @@ Spans are found while the text is made: markers stand around each piece when a c
 rendered. Token spans come from the tokenizer's offsets. Nothing is ever searched for.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import jinja2
 import numpy as np
@@ -15,16 +15,45 @@ from transformers import PreTrainedTokenizerBase
 
 from graphhalu.axes import SPAN_NAMES, Span
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.spans import Marks, Prompt, rewritten_error
 from graphhalu.datasets.templates import Pieces, prompt_template
 from graphhalu.errors import ModelRefusedError, UsageError
 
-_CHAT_OPTIONS: Final[Mapping[str, Any]] = {
+CHAT_OPTIONS: Final[Mapping[str, Any]] = {
     # templates that show today's date would make another prompt every day
     "date_string": "26 Jul 2024",
     # an answer of one sentence has no room for a chain of thought before it
     "enable_thinking": False,
 }
+"""What every chat template is told beside the messages."""
+_FIRST_MARK: Final = 0xE000
+_LAST_MARK: Final = 0xF8FF
+
+
+class Piece(NamedTuple):
+    """Characters ``start … stop - 1`` of a prompt, which belong to one span."""
+
+    span: Span
+    start: int
+    stop: int
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A rendered prompt.
+
+    Attributes:
+        text: What the tokenizer gets.
+        pieces: Spans in order; together they hold every character once.
+        is_chat: Whether a chat template made it.
+    """
+
+    text: str
+    pieces: tuple[Piece, ...]
+    is_chat: bool
+
+    def has(self, span: Span) -> bool:
+        """Whether a piece belongs to this span."""
+        return any(piece.span == span for piece in self.pieces)
 
 
 @dataclass(frozen=True)
@@ -64,8 +93,7 @@ def build_prompt(
         ModelRefusedError: If the chat template changes the texts that are put into it.
     """
     if not question.text.strip():
-        message = f"question {question.question_id!r} has no text"
-        raise UsageError(message)
+        raise UsageError(f"question {question.question_id!r} has no text")
     body = prompt_template(template)(question)
     system = question.system if system is None else system
     if system is not None and not system.strip():
@@ -89,11 +117,10 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Encoded
             token, or makes no token.
     """
     if not tokenizer.is_fast:
-        message = (
+        raise ModelRefusedError(
             f"the tokenizer {type(tokenizer).__name__} gives no character offsets, and named "
             f"spans need them; use a model with a fast tokenizer"
         )
-        raise ModelRefusedError(message)
     encoded = tokenizer(
         prompt.text, add_special_tokens=not prompt.has(Span.BOS), return_offsets_mapping=True
     )
@@ -122,18 +149,16 @@ def require_span(
     positions = np.flatnonzero(span_code == span)
     if not positions.size:
         present = ", ".join(SPAN_NAMES[code] for code in np.unique(span_code))
-        message = f"{where} has no {SPAN_NAMES[span]!r} span; it has {present or 'none'}"
-        raise UsageError(message)
+        raise UsageError(f"{where} has no {SPAN_NAMES[span]!r} span; it has {present or 'none'}")
     return positions
 
 
 def _chat_prompt(body: Pieces, system: str | None, tokenizer: PreTrainedTokenizerBase) -> Prompt:
     if not tokenizer.chat_template:
-        message = (
+        raise UsageError(
             "the model has no chat template: it is not tuned for chat\n"
             "  Use a plain prompt:  --set prompt.chat=off"
         )
-        raise UsageError(message)
     marks = Marks([system or "", *(text for _, text in body), str(tokenizer.chat_template)])
     marked_system = None if system is None else marks.around(Span.SYSTEM, system)
     marked_user = "".join(marks.around(span, text) for span, text in body)
@@ -152,13 +177,12 @@ def _rendered(user: str, system: str | None, tokenizer: PreTrainedTokenizerBase)
         messages.insert(0, {"role": "system", "content": system})
     try:
         text = tokenizer.apply_chat_template(
-            messages, tokenize=False, add_generation_prompt=True, **_CHAT_OPTIONS
+            messages, tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS
         )
     except jinja2.TemplateError as error:
         if system is not None:
             raise _no_system(f"says: {error}") from None
-        message = f"the model's chat template cannot be rendered: {error}"
-        raise ModelRefusedError(message) from None
+        raise ModelRefusedError(f"the model's chat template cannot be rendered: {error}") from None
     return str(text)
 
 
@@ -185,14 +209,12 @@ def _first_visible(text: str, start: int, stop: int) -> int:
 def _check_beginning(token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
     bos = tokenizer.bos_token_id
     if not token_ids:
-        message = "the tokenizer makes no token of the prompt"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError("the tokenizer makes no token of the prompt")
     if bos is not None and token_ids[:2] == [bos, bos]:
-        message = (
+        raise ModelRefusedError(
             f"the prompt begins with two beginning-of-sequence tokens ({tokenizer.bos_token!r}); "
             f"the model never saw that in training"
         )
-        raise ModelRefusedError(message)
 
 
 def _no_system(how: str) -> UsageError:
@@ -200,3 +222,70 @@ def _no_system(how: str) -> UsageError:
         f"the model's chat template takes no system prompt; it {how}\n"
         f"  Leave the system prompt out, or use a plain prompt:  --set prompt.chat=off"
     )
+
+
+class Marks:
+    """Pairs of private-use characters that stand around pieces while a text is rendered.
+
+    Args:
+        texts: Everything that goes into the rendering; no mark occurs in it.
+    """
+
+    def __init__(self, texts: Sequence[str]) -> None:
+        taken = set("".join(texts))
+        self._free = (chr(c) for c in range(_FIRST_MARK, _LAST_MARK + 1) if chr(c) not in taken)
+        self._pairs: list[tuple[Span, str, str, str]] = []
+
+    def around(self, span: Span, text: str) -> str:
+        """The text with marks inside its outer space, so that a template may trim it."""
+        core = text.strip()
+        if span == Span.TEMPLATE or not core:
+            return text
+        first, last = next(self._free), next(self._free)
+        self._pairs.append((span, core, first, last))
+        lead, _, trail = text.partition(core)
+        return f"{lead}{first}{core}{last}{trail}"
+
+    def removed(self, marked: str) -> str:
+        """The text without marks."""
+        return marked.translate({ord(c): None for _, _, *pair in self._pairs for c in pair})
+
+    def prompt(self, marked: str, *, bos: str | None = None, is_chat: bool = False) -> Prompt:
+        """The prompt of a marked text, partitioned into spans.
+
+        Raises:
+            ModelRefusedError: If a piece does not stand in it exactly once, unchanged.
+        """
+        text = self.removed(marked)
+        found = [Piece(Span.BOS, 0, len(bos))] if bos and text.startswith(bos) else []
+        for span, core, first, last in self._pairs:
+            start = len(self.removed(marked.partition(first)[0]))
+            stop = len(self.removed(marked.partition(last)[0]))
+            if marked.count(first) != 1 or marked.count(last) != 1 or text[start:stop] != core:
+                how = f"the {SPAN_NAMES[span]} text does not stand in it once, unchanged"
+                raise rewritten_error(how)
+            found.append(Piece(span, start, stop))
+        found.sort(key=lambda piece: piece.start)
+        return Prompt(text, tuple(_partition(found, len(text))), is_chat)
+
+
+def rewritten_error(how: str) -> ModelRefusedError:
+    """The error for a chat template that changes what is put into it."""
+    return ModelRefusedError(
+        f"the model's chat template rewrites its content, so spans cannot be placed: {how}\n"
+        f"  Use a plain prompt:  --set prompt.chat=off"
+    )
+
+
+def _partition(found: list[Piece], length: int) -> Iterator[Piece]:
+    """The pieces with ``template`` in the gaps between them."""
+    end = 0
+    for piece in found:
+        if piece.start < end:
+            raise rewritten_error("two pieces overlap in it")
+        if piece.start > end:
+            yield Piece(Span.TEMPLATE, end, piece.start)
+        yield piece
+        end = piece.stop
+    if end < length:
+        yield Piece(Span.TEMPLATE, end, length)

@@ -1,8 +1,17 @@
-"""A question as every data set yields it."""
+"""Questions as every data set yields them, and the text that near-duplicates share."""
 
+import re
+import string
+import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+LETTERS: Final = string.ascii_uppercase
+"""Letters of the options of a multiple choice, in the order in which a prompt shows them."""
+
+_ACCENT: Final = re.compile("[\u0300-\u036f]")
+_ARTICLE: Final = re.compile(r"\b(?:a|an|the)\b")
 
 
 @dataclass(frozen=True)
@@ -72,3 +81,27 @@ class Question:
         """Make the question its own group where no other is given."""
         if not self.group_id:
             object.__setattr__(self, "group_id", self.question_id)
+
+
+def question_key(question: Question) -> str:
+    """Question and context without case, accents, punctuation and articles."""
+    return f"{_bare(question.text)}\n{_bare(question.context or '')}"
+
+
+def without_accents(decomposed: str) -> str:
+    """A text in normal form NFKD without European accents, composed again.
+
+    Other marks stay: without those of Japanese, ga would turn into ka.
+    """
+    return unicodedata.normalize("NFC", _ACCENT.sub("", decomposed))
+
+
+def without_articles(text: str) -> str:
+    """A text in lower case without English articles, with single spaces."""
+    return " ".join(_ARTICLE.sub(" ", text).split())
+
+
+def _bare(text: str) -> str:
+    folded = unicodedata.normalize("NFKD", text).casefold()
+    kept = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in folded)
+    return without_articles(without_accents(kept)) or text

@@ -5,10 +5,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
-from graphhalu.datasets.base import Dataset, DatasetCard
+from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import GivenAnswer, Question
-from graphhalu.datasets.rows import Row, require_columns, text_field, wrong_value
+from graphhalu.datasets.rows import (
+    Row,
+    objects_field,
+    require_columns,
+    text_field,
+    wrong_value,
+)
 from graphhalu.errors import DataFileError, UsageError
 
 RESPONSE_LAYOUT: Final = (
@@ -43,26 +49,7 @@ class RAGTruth(Dataset):
     A response comes without the space around it, and its spans are moved along.
     """
 
-    card: ClassVar[DatasetCard] = DatasetCard(
-        name="ragtruth",
-        task="answer, summarise or describe from a source; responses of six models are given",
-        licence="MIT",
-        source="https://github.com/ParticleMedia/RAGTruth (dataset)",
-        hub_id=None,
-        hub_config=None,
-        split="train and test (stated with each response)",
-        size=2_965,
-        citation="Niu et al. 2024, arXiv:2401.00396",
-        label_rule="spans",
-        template="published",
-        artefacts=(
-            "The question is the whole published prompt; the template 'published' adds nothing.",
-            "Any marked part counts, also one that is true but not in the source (implicit_true).",
-            "In 832 QA responses the model's name reaches AUROC 0.71, and so does the length.",
-            "Responses were sampled at temperatures that differ between models and responses.",
-            "Responses of quality 'incorrect_refusal' or 'truncated' are kept, and say so.",
-        ),
-    )
+    card: ClassVar[DatasetCard] = dataset_card("ragtruth")
 
     def read(self, path: Path | None) -> Iterator[Question]:
         """Yield the questions in the order of the sources.
@@ -90,7 +77,7 @@ def _both(path: Path) -> _Files:
     if path.is_dir():
         path = _found(path, _RESPONSES)
     rows = _rows(path)
-    if _is_source(rows[0]):
+    if "source_info" in rows[0].values:
         return _Files(_rows(_found(path.parent, _RESPONSES)), rows, path)
     _require_response(rows[0])
     source_path = _found(path.parent, _SOURCES)
@@ -100,8 +87,7 @@ def _both(path: Path) -> _Files:
 def _rows(path: Path) -> list[Row]:
     rows = list(read_rows(open_file(path)))
     if not rows:
-        message = f"{path}: expected {RESPONSE_LAYOUT}, got no row"
-        raise DataFileError(message)
+        raise DataFileError(f"{path}: expected {RESPONSE_LAYOUT}, got no row")
     return rows
 
 
@@ -124,10 +110,6 @@ def _missing(what: str) -> UsageError:
     )
 
 
-def _is_source(row: Row) -> bool:
-    return "source_info" in row.values
-
-
 def _require_response(row: Row) -> None:
     require_columns(row, "id", "source_id", "model", "labels", "response", expected=RESPONSE_LAYOUT)
 
@@ -146,12 +128,11 @@ def _by_source(files: _Files) -> dict[str, list[GivenAnswer]]:
         _require_response(row)
         source_id = _source_id(row)
         if source_id not in known:
-            message = (
+            raise DataFileError(
                 f"{row.where}: the response belongs to source {source_id!r}, which is not in "
                 f"{files.source_path}: its prompt is not known\n"
                 f"  Take the row out, or name a folder whose {_SOURCES} holds that source"
             )
-            raise DataFileError(message)
         answers[source_id].append(_given(row))
     return answers
 
@@ -200,11 +181,8 @@ def _given(row: Row) -> GivenAnswer:
 
 def _labels(row: Row, response: str) -> Iterator[tuple[int, int, dict[str, Any]]]:
     """Start, end and description of each marked part of the published response."""
-    labels = row.values["labels"]
-    if not isinstance(labels, list) or not all(isinstance(label, Mapping) for label in labels):
-        raise wrong_value(row, "labels", "a list of objects", labels)
-    for number, values in enumerate(labels, start=1):
-        label = Row(f"{row.where}, labels {number}", values)
+    for label in objects_field(row, "labels"):
+        values = label.values
         require_columns(label, "start", "end", "text", expected=RESPONSE_LAYOUT)
         start, stop = values["start"], values["end"]
         if type(start) is not int or type(stop) is not int or not 0 <= start < stop:

@@ -2,28 +2,31 @@
 
 import hashlib
 import os
-import re
-import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+import numpy as np
+from jaxtyping import Int
+from scipy.sparse import coo_array
+from scipy.sparse.csgraph import connected_components
+
 from graphhalu.datasets.base import Dataset, DatasetCard
-from graphhalu.datasets.question import Question
+from graphhalu.datasets.question import Question, question_key
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.registry import Registry
 
 DATASETS: Final[Registry[type[Dataset]]] = Registry(
     "dataset",
     {
-        "worldfacts": "graphhalu.datasets.worldfacts:Worldfacts",
-        "probes": "graphhalu.datasets.probes:Probes",
+        "worldfacts": "graphhalu.datasets.bundled:Worldfacts",
+        "probes": "graphhalu.datasets.bundled:Probes",
         "triviaqa": "graphhalu.datasets.triviaqa:TriviaQA",
         "truthfulqa": "graphhalu.datasets.truthfulqa:TruthfulQA",
-        "truthfulqa_mc": "graphhalu.datasets.truthfulqa_mc:TruthfulQAChoice",
-        "truthfulqa_mc1": "graphhalu.datasets.truthfulqa_mc:TruthfulQAMC1",
-        "truthfulqa_mc2": "graphhalu.datasets.truthfulqa_mc:TruthfulQAMC2",
+        "truthfulqa_mc": "graphhalu.datasets.truthfulqa:TruthfulQAChoice",
+        "truthfulqa_mc1": "graphhalu.datasets.truthfulqa:TruthfulQAMC1",
+        "truthfulqa_mc2": "graphhalu.datasets.truthfulqa:TruthfulQAMC2",
         "mmlu": "graphhalu.datasets.mmlu:MMLU",
         "nq_open": "graphhalu.datasets.nq_open:NQOpen",
         "nq_open_context": "graphhalu.datasets.nq_open:NQOpenContext",
@@ -37,10 +40,6 @@ DATASETS: Final[Registry[type[Dataset]]] = Registry(
     Dataset,
     card=DatasetCard,
 )
-
-_ACCENT = re.compile("[\u0300-\u036f]")
-_ARTICLE = re.compile(r"\b(?:a|an|the)\b")
-
 
 _OWN_ENDINGS: Final = tuple(
     f"{ending}{packed}"
@@ -78,17 +77,15 @@ def load_questions(
         DataFileError: If the file cannot be read, an id stands twice, or there is no question.
     """
     if num_samples is not None and num_samples < 1:
-        message = f"num_samples must be at least 1, got {num_samples}"
-        raise UsageError(message)
+        raise UsageError(f"num_samples must be at least 1, got {num_samples}")
     own = own_path(name)
     if own is not None:
         questions = _checked(_own_questions(own, path, fields), str(own))
     elif fields:
-        message = (
+        raise UsageError(
             f"fields name the columns of a file of your own, and {name!r} is a data set\n"
             f"  Read your own file:  --dataset FILE --fields question=COLUMN"
         )
-        raise UsageError(message)
     else:
         source = f"data set {name!r}" if path is None else str(path)
         questions = _checked(DATASETS.get(name)().read(path), source)
@@ -121,47 +118,44 @@ def share_groups(questions: Iterable[Question]) -> list[Question]:
     they become one, named after the first.
     """
     listed = list(questions)
-    parent: dict[str, str] = {}
-    group_of_text: dict[str, str] = {}
-    for question in listed:
-        parent.setdefault(question.group_id, question.group_id)
-        first = group_of_text.setdefault(question_key(question), question.group_id)
-        parent[_root(parent, question.group_id)] = _root(parent, first)
-    return [replace(item, group_id=_root(parent, item.group_id)) for item in listed]
+    texts = [question_key(question) for question in listed]
+    groups = merged_groups([question.group_id for question in listed], texts)
+    return [replace(item, group_id=group) for item, group in zip(listed, groups, strict=True)]
 
 
-def question_key(question: Question) -> str:
-    """Question and context without case, accents, punctuation and articles."""
-    return f"{_bare(question.text)}\n{_bare(question.context or '')}"
+def merged_groups(groups: Sequence[str], keys: Sequence[Hashable]) -> list[str]:
+    """Group of each item, where groups that share a key are one, named after the first of them."""
+    if not groups:
+        return []
+    group_codes, key_codes = _codes(groups), _codes(keys)
+    n_groups = int(group_codes.max()) + 1
+    n_nodes = n_groups + int(key_codes.max()) + 1
+    links = coo_array(
+        (np.ones(len(groups)), (group_codes, n_groups + key_codes)), shape=(n_nodes, n_nodes)
+    )
+    components = connected_components(links, directed=False)[1][group_codes].tolist()
+    first = dict(zip(reversed(components), reversed(groups), strict=True))
+    return [first[component] for component in components]
+
+
+def _codes(keys: Sequence[Hashable]) -> Int[np.ndarray, "item"]:
+    """Number equal keys alike, in the order of their first appearance."""
+    numbers: dict[Hashable, int] = {}
+    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
 def _own_questions(
     own: Path, path: Path | None, fields: Mapping[str, str] | None
 ) -> Iterable[Question]:
     if path is not None:
-        message = (
+        raise UsageError(
             f"two files are named: {own} as the data set, and {path} as its file\n"
             f"  Read your own file:  --dataset {own}\n"
             f"  Or a published one:  --dataset NAME --data-path {path}"
         )
-        raise UsageError(message)
     from graphhalu.datasets.own import read_own
 
     return read_own(own, fields)
-
-
-def _bare(text: str) -> str:
-    folded = unicodedata.normalize("NFKD", text).casefold()
-    kept = "".join(" " if unicodedata.category(c)[0] in "PZC" else c for c in folded)
-    # only accents of European letters: in Japanese the same decomposition would turn ga into ka
-    plain = unicodedata.normalize("NFC", _ACCENT.sub("", kept))
-    return " ".join(_ARTICLE.sub(" ", plain).split()) or text
-
-
-def _root(parent: dict[str, str], group_id: str) -> str:
-    while parent[group_id] != group_id:
-        group_id = parent[group_id]
-    return group_id
 
 
 def _checked(questions: Iterable[Question], source: str) -> list[Question]:
@@ -169,15 +163,13 @@ def _checked(questions: Iterable[Question], source: str) -> list[Question]:
     for number, question in enumerate(questions, start=1):
         if question.question_id in seen:
             first_number, first = seen[question.question_id]
-            message = (
+            raise DataFileError(
                 f"{source}: question id {question.question_id!r} stands twice:\n"
                 f"  question {first_number}: {first.text!r}\n"
                 f"  question {number}: {question.text!r}\n"
                 f"  Every question needs an id of its own."
             )
-            raise DataFileError(message)
         seen[question.question_id] = (number, question)
     if not seen:
-        message = f"{source} holds no question"
-        raise DataFileError(message)
+        raise DataFileError(f"{source} holds no question")
     return [question for _, question in seen.values()]

@@ -1,17 +1,16 @@
 """SQuAD: questions about a Wikipedia passage, whose answers stand in it."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
-from graphhalu.datasets.base import Dataset, DatasetCard
-from graphhalu.datasets.files import open_file, read_rows
-from graphhalu.datasets.hub import hub_rows
+from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import (
     Row,
     mapping_field,
+    objects_field,
     require_columns,
     text_field,
     text_id,
@@ -34,29 +33,11 @@ class SQuAD(Dataset):
     nothing is said.
     """
 
-    card: ClassVar[DatasetCard] = DatasetCard(
-        name="squad",
-        task="answer a question from a passage",
-        licence="CC BY-SA 4.0",
-        source="https://rajpurkar.github.io/SQuAD-explorer",
-        hub_id="rajpurkar/squad",
-        hub_config="plain_text",
-        split="validation",
-        size=10_570,
-        citation="Rajpurkar et al. 2016, arXiv:1606.05250; 2018, arXiv:1806.03822 (2.0)",
-        label_rule="match",
-        artefacts=(
-            "Passages of one article share facts: the article is the group (XQuAD: 48 groups).",
-            "Questions repeat their passage: in XQuAD 70 % of their words of four letters or more.",
-            "2.0: questions that cannot be answered have no gold answer and input_label 1.",
-            "XQuAD's English file is a part of this split: 1,190 questions, one answer each.",
-        ),
-    )
+    card: ClassVar[DatasetCard] = dataset_card("squad")
 
     def read(self, path: Path | None) -> Iterator[Question]:
         """Yield the questions in the order of the file; see the base class."""
-        rows = hub_rows(self.card) if path is None else read_rows(open_file(path))
-        return iter(_labelled([question for row in rows for question in _row_questions(row)]))
+        return iter(_labelled(q for row in self.rows(path) for q in _row_questions(row)))
 
 
 def _labelled(questions: Iterable[Question]) -> list[Question]:
@@ -111,10 +92,4 @@ def _question(row: Row, context: str, title: str, answers: tuple[str, ...]) -> Q
 
 
 def _objects(row: Row, name: str) -> Iterator[Row]:
-    """The objects of a list inside a row, each as a row with a place of its own."""
-    require_columns(row, name, expected=LAYOUTS)
-    items = row.values[name]
-    if not isinstance(items, list) or not all(isinstance(item, Mapping) for item in items):
-        raise wrong_value(row, name, "a list of objects", items)
-    for number, item in enumerate(items, start=1):
-        yield Row(f"{row.where}, {name} {number}", item)
+    return objects_field(row, name, layout=LAYOUTS)

@@ -1,16 +1,21 @@
-"""The templates of a prompt: which texts stand around a question, and the span of each."""
+"""Prompt templates: texts around a question with the span of each, and letters of options."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
+from transformers import PreTrainedTokenizerBase
+
 from graphhalu.axes import Span
-from graphhalu.datasets.letters import lettered
-from graphhalu.datasets.question import Example, Question
-from graphhalu.errors import UsageError
+from graphhalu.datasets.question import LETTERS, Example, Question
+from graphhalu.errors import ModelRefusedError, UsageError
 from graphhalu.registry import unknown_name
 
 Pieces = list[tuple[Span, str]]
 """The texts of a prompt in order, each with its span."""
+
+_LEADS: Final = ("", " ", "\n", ":", ": ")
+"""What stands before a letter while its tokens are looked for: some tokenizers put a space before
+the first word of a text, so that only a word after something else comes without one."""
 
 
 def concise(question: Question) -> Pieces:
@@ -50,12 +55,11 @@ def published(question: Question) -> Pieces:
         unseen["context"] = (context,)
     missing = [name for name, parts in unseen.items() if parts]
     if missing:
-        message = (
+        raise UsageError(
             f"question {question.question_id!r} has {' and '.join(missing)}, which the prompt "
             f"template 'published' does not show: it is the question's text alone\n"
             f"  Use another template:  --set prompt.template=concise"
         )
-        raise UsageError(message)
     if not context or question.text.count(context) > 1:
         return [(Span.QUESTION, question.text)]
     before, _, after = question.text.partition(context)
@@ -98,3 +102,56 @@ def _asked(text: str, choices: Sequence[str]) -> str:
 
 def _solved(example: Example) -> str:
     return f"Question: {_asked(example.question, example.choices)}\nAnswer: {example.answer}"
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """The options as lines ``A. text``.
+
+    Raises:
+        UsageError: If there are more options than letters.
+    """
+    pairs = zip(_letters(len(choices)), choices, strict=True)
+    return "\n".join(f"{letter}. {text}" for letter, text in pairs)
+
+
+def letter_spellings(
+    tokenizer: PreTrainedTokenizerBase, n_choices: int
+) -> tuple[tuple[int, ...], ...]:
+    """The tokens that spell each of the first letters by themselves.
+
+    A spelling is one token that the tokenizer makes and that reads as the capital letter, alone
+    or after one space: which of the two a model writes depends on what ends its prompt.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        n_choices: How many letters, from A on.
+
+    Returns:
+        For each letter its vocabulary indices in ascending order; no index stands twice.
+
+    Raises:
+        UsageError: If there are more options than letters.
+        ModelRefusedError: If a letter has no spelling of one token.
+    """
+    return tuple(_spellings(tokenizer, letter) for letter in _letters(n_choices))
+
+
+def _letters(n_choices: int) -> str:
+    if n_choices > len(LETTERS):
+        raise UsageError(
+            f"a question has {n_choices} choices; at most {len(LETTERS)} have a letter"
+        )
+    return LETTERS[:n_choices]
+
+
+def _spellings(tokenizer: PreTrainedTokenizerBase, letter: str) -> tuple[int, ...]:
+    encoded = [tokenizer(lead + letter, add_special_tokens=False)["input_ids"] for lead in _LEADS]
+    last = {int(token_ids[-1]) for token_ids in encoded if token_ids}
+    found = {index for index in last if tokenizer.decode([index]) in {letter, f" {letter}"}}
+    if not found:
+        raise ModelRefusedError(
+            f"the tokenizer {type(tokenizer).__name__} has no single token for the letter "
+            f"{letter!r}, and the choice among options is read from such tokens\n"
+            f"  Use another model, or a data set without choices."
+        )
+    return tuple(sorted(found))

@@ -1,19 +1,17 @@
 """TriviaQA: trivia questions with every alias of the answer."""
 
-import ast
 import re
-import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
-from graphhalu.datasets.base import Dataset, DatasetCard
+from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
-from graphhalu.datasets.hub import hub_rows
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import (
     Row,
+    literal,
     mapping_field,
     require_columns,
     text_field,
@@ -39,25 +37,7 @@ class TriviaQA(Dataset):
     their aliases united.
     """
 
-    card: ClassVar[DatasetCard] = DatasetCard(
-        name="triviaqa",
-        task="answer a trivia question from memory",
-        licence="Apache-2.0",
-        source="https://nlp.cs.washington.edu/triviaqa",
-        hub_id="mandarjoshi/trivia_qa",
-        hub_config="rc.nocontext",
-        split="validation",
-        size=9_960,
-        citation="Joshi et al. 2017, arXiv:1705.03551",
-        label_rule="match",
-        artefacts=(
-            "On the hub 17,944 rows hold 9,960 questions: rows of one question are joined.",
-            "Aliases come from Wikipedia redirects: some are misspelt, vulgar or unrelated.",
-            "DPR's table has no canonical answer; its first alias may be any (an emoji, even).",
-            "Some questions came with CSV quotes inside their text; they are undone here.",
-            "DPR's files are CC BY-NC 4.0.",
-        ),
-    )
+    card: ClassVar[DatasetCard] = dataset_card("triviaqa")
 
     def read(self, path: Path | None) -> Iterator[Question]:
         """Yield the questions in the order of the file, each once; see the base class."""
@@ -65,13 +45,9 @@ class TriviaQA(Dataset):
 
     def _questions(self, path: Path | None) -> Iterator[Question]:
         if path is None:
-            yield from map(_question, hub_rows(self.card))
-            return
+            return map(_question, self.rows(path))
         file = open_file(path)
-        if _is_dpr(file):
-            yield from _dpr_questions(file)
-            return
-        yield from map(_question, read_rows(file))
+        return _dpr_questions(file) if _is_dpr(file) else map(_question, read_rows(file))
 
 
 def _joined(questions: Iterable[Question]) -> list[Question]:
@@ -86,37 +62,30 @@ def _joined(questions: Iterable[Question]) -> list[Question]:
 
 
 def _question(row: Row) -> Question:
-    if "Question" in row.values:
-        return _published_question(row)
-    require_columns(row, "question", "question_id", "answer", expected=LAYOUTS)
-    answer = mapping_field(row, "answer")
-    answers = [text_field(answer, "value"), *texts_field(answer, "aliases")]
-    if "normalized_aliases" in answer.values and len(answers) == 1:
-        answers += texts_field(answer, "normalized_aliases")
+    """The question of a row of the published JSON, or of the hub."""
+    is_published = "Question" in row.values
+    text, name, answer = "question", "question_id", "answer"
+    value, aliases, more = "value", "aliases", "normalized_aliases"
+    if is_published:
+        text, name, answer = "Question", "QuestionId", "Answer"
+        value, aliases, more = "Value", "Aliases", "HumanAnswers"
+    require_columns(row, text, name, answer, expected=LAYOUTS)
+    found = mapping_field(row, answer)
+    answers = [text_field(found, value), *texts_field(found, aliases)]
+    if more in found.values and (is_published or len(answers) == 1):
+        answers += texts_field(found, more)
     return Question(
-        question_id=text_field(row, "question_id"),
-        text=_unquoted(text_field(row, "question")),
-        answers=_known(answers, row),
-    )
-
-
-def _published_question(row: Row) -> Question:
-    require_columns(row, "Question", "QuestionId", "Answer", expected=LAYOUTS)
-    answer = mapping_field(row, "Answer")
-    answers = [text_field(answer, "Value"), *texts_field(answer, "Aliases")]
-    if "HumanAnswers" in answer.values:
-        answers += texts_field(answer, "HumanAnswers")
-    return Question(
-        question_id=text_field(row, "QuestionId"),
-        text=_unquoted(text_field(row, "Question")),
+        question_id=text_field(row, name),
+        text=_unquoted(text_field(row, text)),
         answers=_known(answers, row),
     )
 
 
 def _known(answers: list[str], row: Row) -> tuple[str, ...]:
     if answers[0] == "<unk>":
-        message = f"{row.where}: the answer is hidden: TriviaQA's test split has no gold answers"
-        raise DataFileError(message)
+        raise DataFileError(
+            f"{row.where}: the answer is hidden: TriviaQA's test split has no gold answers"
+        )
     return without_repeats(answers)
 
 
@@ -129,12 +98,11 @@ def _is_dpr(file: DataFile) -> bool:
 
 def _dpr_questions(file: DataFile) -> Iterator[Question]:
     for number, cells in table_cells(file, "\t"):
-        where = file.where(number)
         if len(cells) != _DPR_CELLS or not cells[0].strip():
-            message = f"{where}: expected question, tab and list of aliases, got {len(cells)} cells"
-            raise DataFileError(message)
+            what = f"expected question, tab and list of aliases, got {len(cells)} cells"
+            raise file.fault(number, what)
         text = _unquoted(cells[0].strip())
-        answers = _literal_list(Row(where, {"aliases": cells[1]}))
+        answers = _aliases(file.where(number), cells[1])
         yield Question(question_id=text_id("triviaqa", text), text=text, answers=answers)
 
 
@@ -147,15 +115,13 @@ def _unquoted(text: str) -> str:
     return inner.replace('""', '"').strip()
 
 
-def _literal_list(row: Row) -> tuple[str, ...]:
-    cell = row.values["aliases"]
+def _aliases(where: str, cell: str) -> tuple[str, ...]:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", SyntaxWarning)  # an alias may hold a stray backslash
-            value = ast.literal_eval(cell)
-    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        row = Row(where, {"aliases": literal(cell)})
+    except ValueError:
+        row = Row(where, {"aliases": cell})
         raise wrong_value(row, "aliases", "a Python list of texts", cell) from None
-    aliases = texts_field(Row(row.where, {"aliases": value}), "aliases")
+    aliases = texts_field(row, "aliases")
     if not aliases:
-        raise wrong_value(row, "aliases", "a list with at least one alias", value)
+        raise wrong_value(row, "aliases", "a list with at least one alias", row.values["aliases"])
     return without_repeats(aliases)

@@ -6,8 +6,7 @@ from itertools import pairwise
 from typing import Any
 
 from graphhalu.axes import Span
-from graphhalu.datasets.prompts import EncodedPrompt
-from graphhalu.datasets.spans import Prompt
+from graphhalu.datasets.prompts import EncodedPrompt, Prompt
 from graphhalu.errors import DataFileError
 
 

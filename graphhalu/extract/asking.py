@@ -3,12 +3,10 @@
 from dataclasses import dataclass
 from typing import Any
 
-from graphhalu.datasets.letters import letter_spellings
-from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt
+from graphhalu.datasets.prompts import EncodedPrompt, Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
-from graphhalu.datasets.spans import Prompt
-from graphhalu.datasets.templates import DEFAULT_TEMPLATE
+from graphhalu.datasets.templates import DEFAULT_TEMPLATE, letter_spellings
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.extract.answers import Answer, given_answer
 from graphhalu.extract.settings import ExtractConfig, PromptSettings

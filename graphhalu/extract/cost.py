@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 
 from graphhalu.errors import UsageError
 from graphhalu.extract.settings import CaptureSettings
+from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceShape
-from graphhalu.traces.size import estimate_bytes
 
 _ASPECT: Final = 128
 """Channels a layer of dense models: 4,096 over 32 layers, 8,192 over 64."""

@@ -20,8 +20,8 @@ from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_sha
 from graphhalu.models.load import LoadedModel
 from graphhalu.models.memory import free_memory
 from graphhalu.provenance import file_sha256
+from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceRecord, TraceShape
-from graphhalu.traces.size import estimate_bytes
 from graphhalu.traces.trace import Trace
 
 REPLAY_TOKENS: Final = 2048

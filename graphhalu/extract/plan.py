@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from graphhalu.datasets.question import Question
 from graphhalu.errors import UsageError
 from graphhalu.extract.settings import ExtractConfig
-from graphhalu.traces.lock import MAIN
+from graphhalu.traces.storage import MAIN
 
 
 @dataclass(frozen=True)

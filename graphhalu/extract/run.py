@@ -30,8 +30,9 @@ from graphhalu.extract.worker import (
     load_worker,
 )
 from graphhalu.models.cards import resolve_model
-from graphhalu.traces.place import LocalPlace, place_of
-from graphhalu.traces.store import TraceStore, check_fits, check_place, is_there, open_or_create
+from graphhalu.traces.disk import check_fits
+from graphhalu.traces.local import LocalBackend, backend_of, check_place, is_there
+from graphhalu.traces.store import TraceStore, open_or_create
 
 _ESTIMATED_TOGETHER = 1024
 """Questions whose size one worker estimates at a time."""
@@ -167,7 +168,7 @@ def _start(
     # equal threads everywhere: sums of several threads round differently
     threads = config.model.threads or engine.n_threads
     model = config.model.model_copy(update={"threads": threads})
-    is_local = isinstance(place_of(out), LocalPlace)
+    is_local = isinstance(backend_of(out), LocalBackend)
     there = Path(out).absolute() if is_local and isinstance(out, Path) else out
     return partial(load_worker, config.model_copy(update={"model": model}), there, holder)
 
@@ -195,8 +196,8 @@ def _prepared(
         chunks = [left[first : first + size] for first in range(0, len(left), size)]
         expected = sum(found.result() for found in workers.map(expected_bytes, chunks))
         tell(f"expected on disk: at most {expected / 2**20:,.0f} MiB")
-        place = place_of(out)
-        if isinstance(place, LocalPlace):
+        place = backend_of(out)
+        if isinstance(place, LocalBackend):
             check_fits(place.path, expected)
     return opened()
 

@@ -14,8 +14,8 @@ from graphhalu.extract.plan import Wave, make_plan
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.check import check_model
 from graphhalu.models.load import load_model
-from graphhalu.traces.lock import MAIN
 from graphhalu.traces.schema import TraceShape
+from graphhalu.traces.storage import MAIN
 from graphhalu.traces.store import TraceStore, TraceWriter, open_traces
 
 PART_BYTES: Final = 512 * 2**20

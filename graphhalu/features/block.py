@@ -18,11 +18,11 @@ from graphhalu.errors import TraceNotFoundError
 from graphhalu.features.ragged import Ragged
 from graphhalu.features.sources import BlockArrays, MemoryArrays, PartArrays
 from graphhalu.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
-from graphhalu.traces.codecs import MATRICES
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.part import Part
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec, ragged_length
 from graphhalu.traces.trace import Trace
+from graphhalu.traces.write import MATRICES
 
 MEMORY_BLOCK: Final = 64
 """Traces in memory that make one block."""

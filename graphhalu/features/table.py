@@ -27,9 +27,9 @@ from graphhalu.features.sending import opener
 from graphhalu.features.spec import FeatureSpec, as_specs, reads_beams
 from graphhalu.parquet import parquet_writer, read_parquet
 from graphhalu.safe_read import parse_json, reading, told_format
+from graphhalu.traces.disk import disk_error
 from graphhalu.traces.store import TraceStore, as_traces
 from graphhalu.traces.trace import Trace
-from graphhalu.traces.write import disk_error
 
 FORMAT: Final = "graphhalu-features"
 FORMAT_VERSION: Final = 1

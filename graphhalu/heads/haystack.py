@@ -15,9 +15,8 @@ import numpy as np
 from jaxtyping import Int
 
 from graphhalu.axes import RowRange, Span
-from graphhalu.datasets.prompts import build_prompt, encode_prompt
+from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.spans import Prompt
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.models.quiet import quiet_loading
 from graphhalu.safe_read import parse_json, read_bytes, reason_of

@@ -1,14 +1,14 @@
 """The rule ``choice``: the model chooses the letter that it finds likeliest."""
 
 import re
-import string
 from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from graphhalu.datasets.question import LETTERS
 from graphhalu.errors import UsageError
-from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.labels.normalise import normalise
+from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
 
 _LETTER: Final = re.compile(
@@ -39,8 +39,7 @@ class LetterChoice(Labeller):
 
     def __init__(self, *, read_answer: bool | str = False) -> None:
         if read_answer not in (True, False):
-            message = f"read_answer must be true or false, got {read_answer!r}"
-            raise UsageError(message)
+            raise UsageError(f"read_answer must be true or false, got {read_answer!r}")
         self.read_answer = bool(read_answer)
 
     def settings(self) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def read_letter(answer: str, choices: tuple[str, ...]) -> int | None:
     found = _LETTER.match(answer)
     if found is None:
         return None
-    place = string.ascii_uppercase.index(found[1].upper())
+    place = LETTERS.index(found[1].upper())
     return place if place < len(choices) else None
 
 

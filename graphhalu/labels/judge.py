@@ -10,11 +10,11 @@ from typing import Any, ClassVar, Final
 import torch
 
 from graphhalu.config import validate
+from graphhalu.datasets.prompts import CHAT_OPTIONS
 from graphhalu.errors import UsageError
 from graphhalu.extract.generate import left_padded
-from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
-from graphhalu.labels.match import equals_alias
-from graphhalu.labels.refusal import is_refusal
+from graphhalu.labels.match import unjudgeable
+from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.models.spec import ModelSpec
 from graphhalu.provenance import file_sha256
@@ -29,7 +29,6 @@ N_REFERENCES: Final = 12
 _VERDICT = re.compile(
     r"[\W_]*(?:(?:final )?verdict[\W_]*)?(correct|wrong|incorrect|unsure)[\W_]*", re.IGNORECASE
 )
-_CHAT_OPTIONS: Final = {"date_string": "26 Jul 2024", "enable_thinking": False}
 
 
 class ModelJudge(Labeller):
@@ -67,11 +66,10 @@ class ModelJudge(Labeller):
         values = {"name": model, "revision": revision, "dtype": dtype, "device": device}
         self.spec = validate(ModelSpec, values, source="the settings of labeller 'judge'")
         if min(max_new_tokens, batch_size) < 1:
-            message = (
+            raise UsageError(
                 f"max_new_tokens and batch_size must be at least 1, "
                 f"got {max_new_tokens} and {batch_size}"
             )
-            raise UsageError(message)
         self.max_new_tokens = int(max_new_tokens)
         self.batch_size = int(batch_size)
 
@@ -133,7 +131,7 @@ class ModelJudge(Labeller):
             return list(tokenizer(f"{prompt}\nVerdict:").input_ids)
         text = tokenizer.apply_chat_template(
             [{"role": "user", "content": prompt}],
-            tokenize=False, add_generation_prompt=True, **_CHAT_OPTIONS,
+            tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS,
         )  # fmt: skip
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
@@ -179,14 +177,8 @@ def parse_verdict(reply: str | None) -> LabelDecision:
 
 
 def _fault(record: TraceRecord) -> str | None:
-    """Why there is nothing to ask the judge."""
-    if not record.answers:
-        return "no gold answer"
-    if not any(character.isalnum() for character in record.answer):
-        return "empty answer"
-    if is_refusal(record.answer) and not equals_alias(record.answer, record.answers):
-        return "refusal"
-    return None
+    is_empty = not any(character.isalnum() for character in record.answer)
+    return unjudgeable(record, is_empty=is_empty)
 
 
 def _line(text: str) -> str:

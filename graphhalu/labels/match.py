@@ -1,4 +1,7 @@
-"""The rule ``match``: an answer is right if it says one of the gold aliases."""
+"""The rule ``match``: an answer is right if it says one of the gold aliases.
+
+Partial matches and refusals are told apart here for the other rules too.
+"""
 
 import re
 from collections.abc import Iterator, Sequence
@@ -6,10 +9,8 @@ from dataclasses import dataclass
 from functools import cached_property, lru_cache
 from typing import Any, ClassVar, Final, Literal
 
-from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.labels.normalise import Punctuation, normalise
-from graphhalu.labels.partial import content_words, is_partial
-from graphhalu.labels.refusal import claims, is_refusal
+from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
 
 UNSPACED: Final = (
@@ -39,6 +40,38 @@ _DENIED = re.compile(
 )
 _FORMS: Final[tuple[Punctuation, ...]] = ("delete", "space")
 
+_EMPTY_WORDS: Final = _FUNCTION_WORDS | {
+    "a", "about", "also", "an", "and", "answer", "are", "been", "being", "but", "called",
+    "can", "could", "did", "does", "for", "from", "had", "has", "have", "her", "here",
+    "his", "how", "into", "its", "known", "may", "might", "must", "name", "named", "our",
+    "question", "shall", "should", "than", "the", "their", "them", "then", "there", "these",
+    "they", "those", "when", "where", "which", "whom", "whose", "why", "will", "with",
+    "would", "your",
+}  # fmt: skip
+"""Words that claim nothing by themselves, with those that lead up to an answer."""
+
+_ANY_NEGATION = re.compile(r"\b(?:not|never|neither|nor|\w+n't)\b")
+_SHORTEST_PLURAL: Final = 5
+_NO_PLURAL: Final = ("ss", "is", "us")
+
+_PHRASES: Final = (
+    r"i (?:do not|don'?t|did not|didn'?t) (?:really )?(?:know|have (?:that|this|enough|any|the)\b)",
+    r"i(?: a|')m (?:really )?(?:not (?:sure|certain|aware|able)|unsure|unable)",
+    r"i(?:'m| am) sorry",
+    r"i (?:cannot|can ?not|can'?t|could not|couldn'?t) (?:answer|say|tell|provide|find|determine)",
+    r"(?:cannot|can ?not|can'?t) (?:be )?(?:answer|provide|determine)",
+    r"(?:unable|not able) to (?:answer|provide|determine|say|find)",
+    r"i have no (?:idea|comment|information|knowledge)",
+    r"(?:no|not enough|insufficient) information",
+    r"as an ai\b",
+    r"^(?:unknown|no idea|no comment|not sure|n/a)[.!]?$",
+    "(?:わかり|分かり|知り|答えられ)ません",
+)
+_REFUSAL = re.compile("|".join(f"(?:{phrase})" for phrase in _PHRASES))
+_GUESS = re.compile(
+    r"\b(?:but|however|although|though|i (?:think|believe|guess)|my (?:best )?guess|maybe|perhaps|"
+    r"probably|possibly|likely)\b|が、"
+)
 
 _Place = Literal["said", "negated", "denied"]
 
@@ -76,7 +109,7 @@ class AliasMatch(Labeller):
     6. A refusal (``I don't know``) without an alias before it, or in a guess after it
        (``but I think …``), is not valid; with a wrong guess it is hallucinated. Where the data
        set expects a refusal (``metadata["expected"] == "refusal"``), it is correct.
-    7. A partial match (:func:`graphhalu.labels.partial.is_partial`) is not valid.
+    7. A partial match (:func:`is_partial`) is not valid.
     8. Everything else is hallucinated.
 
     Source:
@@ -101,6 +134,17 @@ class AliasMatch(Labeller):
         if not any(character.isalnum() for character in record.answer):
             return undecided("empty answer")
         return _inside(record, aliases)
+
+
+def unjudgeable(record: TraceRecord, *, is_empty: bool) -> str | None:
+    """Why no rule that compares with gold answers can judge an answer, or ``None``."""
+    if not record.answers:
+        return "no gold answer"
+    if is_empty:
+        return "empty answer"
+    if is_refusal(record.answer) and not equals_alias(record.answer, record.answers):
+        return "refusal"
+    return None
 
 
 def equals_alias(answer: str, aliases: Sequence[str]) -> bool:
@@ -194,3 +238,67 @@ def _joins(character: str) -> bool:
 def _in_capitals(text: str, alias: str) -> bool:
     word = alias.strip()
     return word.isupper() and re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text) is not None
+
+
+def is_partial(answer: str, aliases: Sequence[str], question: str) -> bool:
+    """Whether an answer matches an alias in part, so that neither verdict is safe.
+
+    That is so if all content words of an alias stand in the answer, in another order, apart from
+    each other or in another number (``bananas`` for ``banana``), and the question does not hold
+    them all; or if what the answer adds to the question is a part of an alias (``Obama`` for
+    ``Barack Obama``). An answer with a negation is no partial match.
+    """
+    if _ANY_NEGATION.search(answer.casefold().replace("\u2019", "'")):
+        return False
+    said, asked = content_words(answer), content_words(question)
+    new = said - asked
+    for words in map(content_words, aliases):
+        is_all_there = words <= said and not words <= asked
+        is_a_part = bool(new) and new <= words
+        if words and (is_all_there or is_a_part):
+            return True
+    return False
+
+
+def content_words(text: str) -> frozenset[str]:
+    """The words of a text that claim something, normalised and in the singular."""
+    words = normalise(text, punctuation="space").split()
+    return frozenset(_singular(word) for word in words if word not in _EMPTY_WORDS)
+
+
+def _singular(word: str) -> str:
+    """The word without a plural ending; the ending of a short word is left alone."""
+    if len(word) < _SHORTEST_PLURAL or not word.isalpha() or word.endswith(_NO_PLURAL):
+        return word
+    return f"{word[:-3]}y" if word.endswith("ies") else word.removesuffix("s")
+
+
+def is_refusal(text: str) -> bool:
+    """Whether a text declines to answer and makes no guess after that."""
+    found, guess = _refusal_and_guess(text)
+    return found is not None and guess is None
+
+
+def claims(text: str) -> list[str]:
+    """The parts of a text that claim something.
+
+    Without a refusal that is the whole text. With one, it is what stands before it, and what
+    follows the first word that announces a guess after it: in ``I don't know Paris`` nothing
+    is claimed, in ``I'm not sure, but I think Paris`` Paris is.
+    """
+    found, guess = _refusal_and_guess(text)
+    if found is None:
+        return [text]
+    return [text[: found.start()], *([text[guess.end() :]] if guess else [])]
+
+
+def _refusal_and_guess(text: str) -> tuple[re.Match[str] | None, re.Match[str] | None]:
+    plain = _straight(text)
+    found = _REFUSAL.search(plain)
+    return found, found and _GUESS.search(plain, found.end())
+
+
+def _straight(text: str) -> str:
+    """The text in lower case with straight apostrophes, each character in its place."""
+    straight = text.replace("\u2019", "'").replace("\u2018", "'")
+    return "".join(c.lower() if len(c.lower()) == 1 else c for c in straight)

@@ -6,10 +6,10 @@ import unicodedata
 from decimal import Decimal
 from typing import Final, Literal
 
+from graphhalu.datasets.question import without_accents, without_articles
+
 Punctuation = Literal["delete", "space"]
 
-_ACCENT = re.compile("[\u0300-\u036f]")
-_ARTICLE = re.compile(r"\b(a|an|the)\b")
 _POSSESSIVE = re.compile(r"(?<=\w)'s\b")
 
 _APOSTROPHES: Final = "\u2018\u2019\u201a\u02bc\u0060\u00b4"
@@ -88,13 +88,13 @@ def fold(text: str) -> str:
     Only European accents go: the marks that tell Japanese ga from ka stay.
     """
     lowered = unicodedata.normalize("NFKD", text.translate(_VARIANTS)).lower()
-    return unicodedata.normalize("NFC", _ACCENT.sub("", lowered)).translate(_LETTERS)
+    return without_accents(lowered).translate(_LETTERS)
 
 
 def _finished(text: str, punctuation: Punctuation) -> str:
     fill = "" if punctuation == "delete" else " "
     bare = "".join(fill if _is_punctuation(character) else character for character in text)
-    return " ".join(_ARTICLE.sub(" ", bare).split())
+    return without_articles(bare)
 
 
 def _is_punctuation(character: str) -> bool:

@@ -13,10 +13,9 @@ from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
 from graphhalu.errors import UsageError
-from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
-from graphhalu.labels.match import UNSPACED, equals_alias
+from graphhalu.labels.match import UNSPACED, unjudgeable
 from graphhalu.labels.normalise import fold
-from graphhalu.labels.refusal import is_refusal
+from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.provenance import installed_version
 from graphhalu.registry import unknown_name
 from graphhalu.traces.schema import TraceRecord
@@ -82,8 +81,7 @@ class RougeOverlap(Labeller):
         self._score = _SCORES[metric]
         threshold = self._score.threshold if threshold is None else threshold
         if not 0 < threshold <= 1:
-            message = f"threshold must be above 0 and at most 1, got {threshold}"
-            raise UsageError(message)
+            raise UsageError(f"threshold must be above 0 and at most 1, got {threshold}")
         self.metric = metric
         self.threshold = float(threshold)
         self._scorer = RougeScorer([self._score.name], tokenizer=UnicodeTokenizer())
@@ -138,11 +136,4 @@ class RougeOverlap(Labeller):
 
 
 def _fault(record: TraceRecord) -> str | None:
-    """Why an answer cannot be judged by overlap."""
-    if not record.answers:
-        return "no gold answer"
-    if not _TOKEN.search(fold(record.answer)):
-        return "empty answer"
-    if is_refusal(record.answer) and not equals_alias(record.answer, record.answers):
-        return "refusal"
-    return None
+    return unjudgeable(record, is_empty=_TOKEN.search(fold(record.answer)) is None)

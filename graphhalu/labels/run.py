@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, Protocol, get_args, runtime_checkable
+from typing import Final, Protocol, get_args, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -21,9 +21,8 @@ from graphhalu.errors import (
     TraceNotFoundError,
     UsageError,
 )
-from graphhalu.labels.base import Labeller
 from graphhalu.labels.labels import Labels, Meaning
-from graphhalu.labels.registry import LABELLERS, make_labeller
+from graphhalu.labels.registry import LABELLERS, Labeller, make_labeller
 from graphhalu.parquet import read_parquet, write_parquet
 from graphhalu.registry import fault_text
 from graphhalu.safe_read import parse_json, reading, shown, told_format
@@ -82,8 +81,9 @@ def label_store(store: LabelledStore, labeller: Labeller, name: str | None = Non
     """
     path = labels_path(store, name or labeller.name)
     if path.stem != labeller.name and path.stem in LABELLERS:
-        message = f"labels by {labeller.name!r} cannot be stored as {name!r}: another rule's name"
-        raise UsageError(message)
+        raise UsageError(
+            f"labels by {labeller.name!r} cannot be stored as {name!r}: another rule's name"
+        )
     labels = label_records(store.records, labeller)
     if path.stem != labeller.name:
         settings = {"labeller": labeller.name, **labels.settings}
@@ -214,8 +214,9 @@ def labels_path(store: LabelledStore, labeller: str) -> Path:
         UsageError: If the name could lead out of the folder.
     """
     if not re.fullmatch(r"\w[\w.-]*", labeller):
-        message = f"a labeller's name holds letters, digits, '_', '-' and '.', got {labeller!r}"
-        raise UsageError(message)
+        raise UsageError(
+            f"a labeller's name holds letters, digits, '_', '-' and '.', got {labeller!r}"
+        )
     return store.labels_folder / f"{labeller}.parquet"
 
 
@@ -229,8 +230,9 @@ def _write(labels: Labels, path: Path) -> None:
             write_parquet(table, aside)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            message = f"the disk is full: labels cannot be written to {path}; nothing was changed"
-            raise StoreFullError(message) from None
+            raise StoreFullError(
+                f"the disk is full: labels cannot be written to {path}; nothing was changed"
+            ) from None
         raise
 
 
@@ -256,11 +258,14 @@ def _read(path: Path) -> Labels:
         table = read_parquet(path)
         metadata = {k.decode(): v for k, v in (table.schema.metadata or {}).items()}
         values = {name: parse_json(metadata[name]) for name in ("format", "format_version")}
-        _check_format(values, path)
+        if values["format"] != FORMAT or values["format_version"] > FORMAT_VERSION:
+            raise CorruptStoreError(
+                f"{path} has {told_format(values)}; this graphhalu reads {FORMAT!r} up to version "
+                f"{FORMAT_VERSION}\n{_way_out(path)}"
+            )
         columns = table.select(_SCHEMA.names).cast(_SCHEMA).to_pydict()
         if not set(columns["value"]) <= {0, 1}:
-            message = "a label is neither 0 nor 1"
-            raise ValueError(message)
+            raise ValueError("a label is neither 0 nor 1")
         return Labels(
             trace_ids=tuple(columns["trace_id"]),
             values=np.array(columns["value"], dtype=np.int8),
@@ -270,15 +275,6 @@ def _read(path: Path) -> Labels:
             settings=dict(parse_json(metadata["settings"])),
             meaning=_meaning(metadata, path),
         )
-
-
-def _check_format(values: Mapping[str, Any], path: Path) -> None:
-    if values["format"] != FORMAT or values["format_version"] > FORMAT_VERSION:
-        message = (
-            f"{path} has {told_format(values)}; this "
-            f"graphhalu reads {FORMAT!r} up to version {FORMAT_VERSION}\n"
-        )
-        raise CorruptStoreError(message + _way_out(path))
 
 
 def _meaning(metadata: Mapping[str, bytes], path: Path) -> Meaning:

@@ -1,4 +1,4 @@
-"""The rule ``spans``: an answer with a hallucinated span is hallucinated; and its tokens."""
+"""Rules that take over what the data set states: ``given``, ``premise`` and ``spans``."""
 
 from typing import Any, ClassVar
 
@@ -6,10 +6,55 @@ import numpy as np
 from jaxtyping import Bool, Int
 
 from graphhalu.errors import UsageError
-from graphhalu.labels.base import LabelDecision, Labeller, correct, hallucinated, undecided
-from graphhalu.labels.given import OWN_ANSWER
 from graphhalu.labels.labels import Meaning
+from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
+
+OWN_ANSWER = "the model's own answer"
+"""Reason of every label about given answers for a trace of the model's own."""
+
+
+class GivenLabel(Labeller):
+    """Takes over the label of a replayed answer; the model's own answers have none.
+
+    The label speaks of the input: the model read the answer, and did not write it.
+    """
+
+    name: ClassVar[str] = "given"
+    meaning: ClassVar[Meaning] = "input"
+
+    def settings(self) -> dict[str, Any]:
+        """The rule has no choices."""
+        return {"rule": "label of the given answer", "version": 1}
+
+    def label(self, record: TraceRecord) -> LabelDecision:
+        """Decide one answer; see the class."""
+        if record.is_on_policy:
+            return undecided(OWN_ANSWER)
+        if record.given_label is None:
+            return undecided("no label given")
+        return hallucinated("given as wrong") if record.given_label else correct("given as right")
+
+
+class PremiseLabel(Labeller):
+    """Takes over whether a question misleads, as one with a false premise does.
+
+    The label speaks of the input: a model may well answer such a question rightly.
+    """
+
+    name: ClassVar[str] = "premise"
+    meaning: ClassVar[Meaning] = "input"
+
+    def settings(self) -> dict[str, Any]:
+        """The rule has no choices."""
+        return {"rule": "label of the question", "version": 1}
+
+    def label(self, record: TraceRecord) -> LabelDecision:
+        """Decide one question; see the class."""
+        if record.input_label is None:
+            return undecided("the data set does not say")
+        misleads = bool(record.input_label)
+        return hallucinated("question misleads") if misleads else correct("question is sound")
 
 
 class SpanLabel(Labeller):
@@ -63,11 +108,10 @@ def n_lost_spans(record: TraceRecord) -> int:
 def _overlaps(record: TraceRecord) -> Bool[np.ndarray, "token span"]:
     """Which token shares a character with which span; both are half-open ranges."""
     if not record.answer_offsets:
-        message = (
+        raise UsageError(
             f"trace {record.trace_id!r} has no character offsets of its answer tokens, and the "
             f"labels of tokens come from them\n  Extract it again:  graphhalu extract"
         )
-        raise UsageError(message)
     tokens = np.array(record.answer_offsets, dtype=np.int64)
     spans = np.array(record.given_spans, dtype=np.int64).reshape(-1, 2)
     starts = np.maximum(tokens[:, None, 0], spans[None, :, 0])

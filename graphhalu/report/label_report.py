@@ -8,16 +8,20 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 
 from graphhalu.errors import TraceNotFoundError
-from graphhalu.labels.agreement import Agreement, Kappa, SweepRow, agreement, threshold_sweep
 from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import LabelledStore, named_labels, stored_labellers
 from graphhalu.labels.summary import (
+    Agreement,
+    Kappa,
     LabelExample,
     LabelSummary,
+    SweepRow,
+    agreement,
     draw_examples,
     summarise,
     summarise_categories,
+    threshold_sweep,
 )
 from graphhalu.traces.schema import TraceRecord
 

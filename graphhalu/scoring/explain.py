@@ -9,8 +9,7 @@ from jaxtyping import Float
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector
 from graphhalu.errors import NonFiniteError
-from graphhalu.traces.trace import Trace
-from graphhalu.traces.without import without_tokens
+from graphhalu.traces.trace import Trace, without_tokens
 
 SHARE: Final = 0.2
 """Share of the answer's tokens that the fidelity check takes out."""
@@ -109,7 +108,7 @@ def _largest(values: dict[str, float], n: int) -> list[str]:
 def explain(detector: Detector, trace: Trace, *, seed: int = 0) -> Explanation:
     """Take the score of a trace apart.
 
-    A token is taken out of what was recorded (:func:`graphhalu.traces.without.without_tokens`):
+    A token is taken out of what was recorded (:func:`graphhalu.traces.trace.without_tokens`):
     what later tokens saw of it stays. So a contribution says what the detector reads at the
     token, not what the model would have said without it.
 

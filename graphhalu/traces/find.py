@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Final
 
 from graphhalu.errors import StoreNotFoundError
-from graphhalu.traces.lock import is_locked
-from graphhalu.traces.place import part_folders
+from graphhalu.traces.local import is_locked
+from graphhalu.traces.storage import part_folders
 from graphhalu.traces.store import open_traces
 
 LEAST_ANSWERS: Final = 50

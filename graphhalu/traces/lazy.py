@@ -1,4 +1,4 @@
-"""One trace's share of the arrays of its part, decoded chunk by chunk when asked for."""
+"""Lazy arrays: the share that one trace has of the arrays of its part, decoded when asked for."""
 
 from collections import OrderedDict
 from pathlib import Path

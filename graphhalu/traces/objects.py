@@ -20,7 +20,7 @@ SCHEMES: Final = ("s3", "gs", "az")
 RANGE_BYTES: Final = 8 * 2**20
 """Objects above this size are read in ranges of it, several at a time."""
 
-PATIENCE: Final = "GRAPHHALU_STORE_PATIENCE_S"
+TIMEOUT: Final = "GRAPHHALU_STORE_PATIENCE_S"
 """Environment variable: how long a request is tried again, in seconds; 120 by default."""
 
 _CONNECTIONS: Final = 8
@@ -42,7 +42,7 @@ class Objects:
     """Objects whose names begin with one address.
 
     Requests that fail by the network, or because the server is busy, are tried again with growing
-    pauses until the patience is used up.
+    pauses until the timeout.
 
     Args:
         url: As ``s3://bucket/folder``.
@@ -138,19 +138,17 @@ def _connected(url: str) -> Any:
         from obstore.exceptions import BaseError
         from obstore.store import from_url
     except ImportError:
-        message = (
+        raise MissingExtraError(
             f"{url} lies in an object store, which needs the package obstore\n"
             f"  Install it:  pip install 'graphhalu[cloud]'"
-        )
-        raise MissingExtraError(message) from None
+        ) from None
     try:
         return from_url(url, client_options=_client(), retry_config=_retries())
     except (BaseError, ValueError) as error:
-        message = (
+        raise UsageError(
             f"{url} is no address of an object store: {_first_line(str(error))}\n"
             f"  Expected s3://BUCKET/NAME.zarr, gs://BUCKET/NAME.zarr or az://CONTAINER/NAME.zarr"
-        )
-        raise UsageError(message) from None
+        ) from None
 
 
 def _client() -> dict[str, Any]:
@@ -166,7 +164,7 @@ def _client() -> dict[str, Any]:
 def _retries() -> dict[str, Any]:
     return {
         "max_retries": 1000,
-        "retry_timeout": timedelta(seconds=patience_s(os.environ)),
+        "retry_timeout": timedelta(seconds=timeout_s(os.environ)),
         "backoff": {
             "base": 2.0,
             "init_backoff": timedelta(seconds=0.1),
@@ -175,36 +173,30 @@ def _retries() -> dict[str, Any]:
     }
 
 
-def patience_s(environment: Mapping[str, str]) -> float:
+def timeout_s(environment: Mapping[str, str]) -> float:
     """How long a request is tried again, in seconds.
 
     Raises:
         UsageError: If the environment says something that is no such time.
     """
-    text = environment.get(PATIENCE, "120")
+    text = environment.get(TIMEOUT, "120")
     if re.fullmatch(r"\d{1,6}(\.\d{1,6})?", text):
         return float(text)
-    message = f"{PATIENCE} must be a time in seconds, got {text!r}"
-    raise UsageError(message)
+    raise UsageError(f"{TIMEOUT} must be a time in seconds, got {text!r}")
 
 
 def _refused(url: str, text: str) -> StoreError:
     """The error for a request that was refused, or that got no answer."""
     line = _first_line(text)
+    why = f"it does not answer: {line}"
+    way = "Nothing is lost: run the same command again when it answers"
     if "169.254." in text or "metadata" in text.lower():
-        why, way = (
-            "the environment holds no credentials for it",
-            ("Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the variables of gs, az)"),
-        )
+        why = "the environment holds no credentials for it"
+        way = "Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY (or the variables of gs, az)"
     elif any(f" {code} " in line for code in (401, 403)):
         why, way = "access was refused", "Check the credentials in the environment"
     elif " 404 " in line:
         why, way = "there is no such bucket", "Check the address, or make the bucket first"
-    else:
-        why, way = (
-            f"it does not answer: {line}",
-            ("Nothing is lost: run the same command again when it answers"),
-        )
     return StoreError(f"{url} cannot be used: {why}\n  {way}")
 
 

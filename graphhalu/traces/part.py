@@ -1,4 +1,4 @@
-"""One part of a store: a fixed block of questions, read when asked for and never in doubt."""
+"""Parts of a store: fixed blocks of questions, checked against their commit record when read."""
 
 import json
 import math
@@ -13,9 +13,9 @@ from jaxtyping import Int
 from graphhalu.errors import CorruptStoreError
 from graphhalu.provenance import file_sha256
 from graphhalu.safe_read import MALFORMED, reason_of
-from graphhalu.traces.commit import COMMIT, read_commit
-from graphhalu.traces.place import Place
+from graphhalu.traces.metadata import COMMIT, read_commit
 from graphhalu.traces.schema import ARRAYS, RAGGED_AXES, TraceRecord, TraceShape, array_spec
+from graphhalu.traces.storage import StorageBackend
 from graphhalu.traces.write import RECORDS
 
 
@@ -25,16 +25,16 @@ class Part:
     Args:
         folder: Its folder, or that of its mirror.
         shape: What the axes mean.
-        place: Where its store lies; brings files near that are not in the folder.
+        backend: Storage of its store; fetches files that are not in the folder.
 
     Raises:
         CorruptStoreError: If its commit record is damaged; likewise whatever is read later.
     """
 
-    def __init__(self, folder: Path, shape: TraceShape, place: Place) -> None:
+    def __init__(self, folder: Path, shape: TraceShape, backend: StorageBackend) -> None:
         self.folder = folder
         self.shape = shape
-        self.place = place
+        self.backend = backend
         self._stamped = _stamp(folder)
         self.commit = read_commit(folder)
         self._arrays: dict[str, Any] = {}
@@ -120,7 +120,7 @@ class Part:
 
     def _open(self, name: str) -> Any:
         if name not in self._arrays:
-            self.place.fetch(self.folder, self.commit, [f"{name}/zarr.json"])
+            self.backend.fetch(self.folder, self.commit, [f"{name}/zarr.json"])
             description = self._require_file(name, f"{name}/zarr.json")
             if file_sha256(description) != self.commit.files[f"{name}/zarr.json"]["sha256"]:
                 raise self._corrupt(name, f"{name}/zarr.json differs from what was written")
@@ -157,7 +157,7 @@ class Part:
         """Refuse an array of which a chunk is missing: it would be read as zeros."""
         prefix = f"{name}/c/"
         chunks = [file] if file else [f for f in self.commit.files if f.startswith(prefix)]
-        self.place.fetch(self.folder, self.commit, chunks)
+        self.backend.fetch(self.folder, self.commit, chunks)
         for chunk in chunks:
             self._require_file(name, chunk)
 
@@ -172,15 +172,14 @@ class Part:
         return path
 
     def _corrupt(self, name: str, reason: str) -> CorruptStoreError:
-        store = self.place.name
-        message = (
+        store = self.backend.name
+        return CorruptStoreError(
             f"array {name!r} of part {self.folder.name} in {store} "
             f"is damaged: {' '.join(reason.split())}\n"
             f"  See all damage:  graphhalu verify {store}\n"
-            f"  Then remove {self.place.record_of(self.folder)} and run the extraction again: "
+            f"  Then remove {self.backend.record_of(self.folder)} and run the extraction again: "
             f"it does the part anew"
         )
-        return CorruptStoreError(message)
 
 
 def _stamp(folder: Path) -> tuple[int, int]:

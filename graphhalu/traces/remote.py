@@ -1,4 +1,4 @@
-"""A store in an object store: parts by put-if-absent, and what was read kept near.
+"""Remote storage backend: parts by put-if-absent, and a local mirror of what was read.
 
 Arrays lie as ``parts/<index>-<attempt>/…``, the commit record as ``commits/<index>.json``. Two
 writers that make the same part write to two attempts; the commit record that comes first names the
@@ -19,11 +19,10 @@ from uuid import uuid4
 
 from graphhalu.errors import CorruptStoreError, StoreNotFoundError, UsageError
 from graphhalu.models.gguf import cache_folder
-from graphhalu.traces.commit import COMMIT, Commit
+from graphhalu.traces.disk import disk_error
+from graphhalu.traces.metadata import COMMIT, PARTS, Commit, create_root, is_part_name
 from graphhalu.traces.objects import Objects
-from graphhalu.traces.place import ASIDE, LEDGER, Place
-from graphhalu.traces.root import PARTS, create_root, is_part_name
-from graphhalu.traces.write import disk_error
+from graphhalu.traces.storage import LEDGER, STAGING, StorageBackend
 
 COMMITS: Final = "commits"
 _LABELS: Final = "labels"
@@ -35,7 +34,7 @@ _ENDPOINTS: Final = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", 
                      "AZURE_ENDPOINT")  # fmt: skip
 
 
-class RemotePlace(Place):
+class RemoteBackend(StorageBackend):
     """An address in an object store, and its mirror in the cache.
 
     Args:
@@ -64,11 +63,10 @@ class RemotePlace(Place):
             create_root(root, attributes)
             files = {name: (root / name).read_bytes() for name in _ROOT_FILES}
         if self.exists() or not all(self.objects.create(*file) for file in files.items()):
-            message = (
+            raise UsageError(
                 f"there is a store at {self.name} already\n"
                 f"  Open it with open_traces, or give another place with --out"
             )
-            raise UsageError(message)
 
     def refresh(self) -> None:
         """Bring the root, the commit records and the labels near; drop what is outdated."""
@@ -110,12 +108,11 @@ class RemotePlace(Place):
             except FileNotFoundError:
                 return  # the reader says which file is missing
             if sha256(content).hexdigest() != expected["sha256"]:
-                message = (
+                raise CorruptStoreError(
                     f"{name} of {self.name} is damaged: its content differs from what was "
                     f"committed\n  Remove {self.record_of(part)} and run the extraction again: "
                     f"it does the part anew"
                 )
-                raise CorruptStoreError(message)
             self._keep(f"{PARTS}/{part.name}/{file}", content)
 
         known = [file for file in files if file in commit.files]
@@ -125,12 +122,12 @@ class RemotePlace(Place):
         """A name of its own for what this writer puts."""
         return uuid4().hex[:12]
 
-    def commit(self, aside: Path, index: int) -> bool:
+    def commit(self, staged: Path, index: int) -> bool:
         """Put the files of the part, then its commit record if there is none."""
-        record = (aside / COMMIT).read_bytes()
+        record = (staged / COMMIT).read_bytes()
         data = f"{PARTS}/{index:06d}-{json.loads(record)['attempt']}"
-        files = [f for f in sorted(aside.rglob("*")) if f.is_file() and f.name != COMMIT]
-        names = [f"{data}/{file.relative_to(aside).as_posix()}" for file in files]
+        files = [f for f in sorted(staged.rglob("*")) if f.is_file() and f.name != COMMIT]
+        names = [f"{data}/{file.relative_to(staged).as_posix()}" for file in files]
 
         def put(pair: tuple[str, Path]) -> None:
             self.objects.write(pair[0], pair[1].read_bytes())
@@ -159,9 +156,9 @@ class RemotePlace(Place):
         """An object store does not know who is writing."""
         return False
 
-    def sweep(self, writer: str) -> None:
+    def clean_up(self, writer: str) -> None:
         """Remove what writers of this machine that are no more had not committed."""
-        for folder in (self.path / ASIDE).glob("*"):
+        for folder in (self.path / STAGING).glob("*"):
             process = folder.name.rpartition("-")[2]
             if not process.isdecimal() or not _is_alive(int(process)):
                 shutil.rmtree(folder, ignore_errors=True)

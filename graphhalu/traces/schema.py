@@ -1,4 +1,4 @@
-"""What a trace holds: every stored array with its axes, number format and unit.
+"""Stored arrays of a trace: axes, number formats and units.
 
 A *ragged* axis (token, row, pair) is concatenated over the traces of a part and addressed by
 offsets. ``FORMAT.md`` beside this file is the specification for readers without graphhalu.
@@ -6,8 +6,6 @@ offsets. ``FORMAT.md`` beside this file is the specification for readers without
 
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
-
-import numpy as np
 
 from graphhalu.axes import N_SPANS
 from graphhalu.numerics import n_pairs
@@ -240,8 +238,3 @@ def ragged_length(axis: str, record: TraceRecord) -> int:
     if axis == "row":
         return record.length - record.row_start
     return n_pairs(record.length, record.row_start)
-
-
-def empty_array(spec: ArraySpec, shape: TraceShape, record: TraceRecord) -> np.ndarray:
-    """An unfilled array for one trace, in the stored number format."""
-    return np.empty(stored_shape(spec, shape, record), dtype=spec.dtype)

@@ -19,15 +19,15 @@ from jaxtyping import Shaped
 from graphhalu.config import differing_fields
 from graphhalu.errors import StoreError, StoreMismatchError, TraceNotFoundError, UsageError
 from graphhalu.provenance import provenance as current_provenance
+from graphhalu.traces.disk import disk_error
 from graphhalu.traces.lazy import ChunkCache, LazyArray
-from graphhalu.traces.lock import MAIN
+from graphhalu.traces.local import backend_of, check_place, is_there
+from graphhalu.traces.metadata import Commit, read_attributes, store_attributes
 from graphhalu.traces.part import Part
-from graphhalu.traces.place import LocalPlace, Place, place_of
-from graphhalu.traces.root import PARTS, no_store, read_attributes, store_attributes
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
-from graphhalu.traces.size import check_fits, estimate_bytes
+from graphhalu.traces.storage import MAIN, StorageBackend
 from graphhalu.traces.trace import Trace
-from graphhalu.traces.write import PartKey, disk_error, require_covered, write_part
+from graphhalu.traces.write import require_covered, write_part
 
 if TYPE_CHECKING:
     TraceSequence = Sequence[Trace]
@@ -42,10 +42,10 @@ class TraceStore(TraceSequence):
     """
 
     def __init__(
-        self, place: Place, attributes: Mapping[str, Any],
+        self, backend: StorageBackend, attributes: Mapping[str, Any],
         places: list[tuple[int, int]] | None = None,
     ) -> None:  # fmt: skip
-        self.place = place
+        self.backend = backend
         self._attributes = attributes
         self._places = places
         self.cache = ChunkCache()
@@ -61,10 +61,10 @@ class TraceStore(TraceSequence):
             StoreNotFoundError: If there is none; names the stores nearby.
             StoreError: If it is of a newer version, or is none of ours.
         """
-        place = place_of(path)
-        place.require()
-        place.refresh()
-        return cls(place, read_attributes(place.path))
+        backend = backend_of(path)
+        backend.require()
+        backend.refresh()
+        return cls(backend, read_attributes(backend.path))
 
     @classmethod
     def create(
@@ -92,7 +92,7 @@ class TraceStore(TraceSequence):
         for name in arrays:
             array_spec(name)
         made_with = current_provenance() if provenance is None else provenance
-        place_of(path).create(store_attributes(configuration, shape, arrays, made_with))
+        backend_of(path).create(store_attributes(configuration, shape, arrays, made_with))
         return cls.open(path)
 
     def __repr__(self) -> str:
@@ -127,12 +127,12 @@ class TraceStore(TraceSequence):
     @property
     def name(self) -> str:
         """What it is called in messages: its path or its address."""
-        return self.place.name
+        return self.backend.name
 
     @property
     def path(self) -> Path:
         """Folder from which its files are read: its own, or its mirror in the cache."""
-        return self.place.path
+        return self.backend.path
 
     @property
     def labels_folder(self) -> Path:
@@ -145,7 +145,7 @@ class TraceStore(TraceSequence):
         Raises:
             StoreError: If an object store does not take it.
         """
-        self.place.publish(file)
+        self.backend.publish(file)
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -154,12 +154,12 @@ class TraceStore(TraceSequence):
         Raises:
             CorruptStoreError: If the commit record of a part is damaged.
         """
-        return [Part(f, self.shape, self.place) for f in self.place.part_folders()]
+        return [Part(f, self.shape, self.backend) for f in self.backend.part_folders()]
 
-    def next_part_index(self) -> int:
-        """The first index without a committed part."""
+    def next_part_index(self, start: int = 0) -> int:
+        """The first index from ``start`` on without a committed part."""
         taken = {part.commit.part for part in self.parts}
-        return next(index for index in count() if index not in taken)
+        return next(index for index in count(start) if index not in taken)
 
     @property
     def failures(self) -> list[dict[str, str]]:
@@ -179,8 +179,6 @@ class TraceStore(TraceSequence):
                 name = file.split("/")[0]
                 total[name if name in total else "records"] += meta["bytes"]
         return total
-
-    # -- the sequence of traces
 
     @cached_property
     def places(self) -> list[tuple[int, int]]:
@@ -264,12 +262,12 @@ class TraceStore(TraceSequence):
             StoreLockedError: If another process is writing.
             UsageError: If the store cannot be written to.
         """
-        with self.place.lock(name):
-            self.place.sweep(name)
+        with self.backend.lock(name):
+            self.backend.clean_up(name)
             try:
                 yield TraceWriter(self, name)
             finally:
-                self.place.sweep(name)
+                self.backend.clean_up(name)
 
     def member(self, name: str) -> "TraceWriter":
         """A writer without a lock, for a worker of a process that holds the store.
@@ -281,17 +279,17 @@ class TraceStore(TraceSequence):
 
     def refresh(self) -> None:
         """Look again which parts there are; views keep what they had."""
-        self.place.refresh()
+        self.backend.refresh()
         self.cache = ChunkCache()
         self.refresh_parts()
 
     def refresh_parts(self) -> None:
         """Look again which parts there are; no label or root is looked at."""
-        self.place.refresh_parts()
+        self.backend.refresh_parts()
         known = {part.folder: part for part in self.parts}
         self._set_parts([
-            known[f] if f in known and known[f].is_current() else Part(f, self.shape, self.place)
-            for f in self.place.part_folders()
+            known[f] if f in known and known[f].is_current() else Part(f, self.shape, self.backend)
+            for f in self.backend.part_folders()
         ])  # fmt: skip
 
     def _set_parts(self, parts: list[Part]) -> None:
@@ -304,7 +302,7 @@ class TraceStore(TraceSequence):
         return {trace_id: index for index, trace_id in enumerate(self.trace_ids)}
 
     def _view(self, places: list[tuple[int, int]]) -> "TraceStore":
-        view = TraceStore(self.place, self._attributes, places)
+        view = TraceStore(self.backend, self._attributes, places)
         view.parts = self.parts
         view.cache = self.cache
         return view
@@ -348,15 +346,19 @@ class TraceWriter:
         self.store.refresh_parts()
         if self._is_done(question_ids):
             return
-        taken = {part.commit.part for part in self.store.parts}
-        free = next(number for number in count(index) if number not in taken)
-        if not self._commit(free, traces, question_ids, failures):
-            self.store.refresh_parts()
-            if not self._is_done(question_ids):
-                # another writer took this index at this moment
-                self.write_part(free, traces, question_ids, failures)
-            return
+        free = self.store.next_part_index(index)
+        commit = Commit(
+            part=free,
+            question_ids=tuple(question_ids),
+            trace_ids=tuple(trace.trace_id for trace in traces),
+            failures=tuple(dict(failure) for failure in failures),
+            attempt=self.store.backend.attempt(),
+        )
+        is_new = self._commit(commit, traces)
         self.store.refresh_parts()
+        if not is_new and not self._is_done(question_ids):
+            # another writer took this index at this moment
+            self.write_part(free, traces, question_ids, failures)
 
     def _is_done(self, question_ids: Sequence[str]) -> bool:
         """Whether a part has just these questions.
@@ -369,39 +371,25 @@ class TraceWriter:
             return True
         again = sorted(self.store.done_question_ids() & asked)
         if again:
-            message = (
+            raise StoreError(
                 f"{len(again)} questions of this part are in {self.store.name} already (the first "
                 f"is {again[0]!r}): another run wrote them meanwhile\n"
                 f"  Run the same command again to go on"
             )
-            raise StoreError(message)
         return False
 
-    def _commit(
-        self,
-        index: int,
-        traces: Sequence[Trace],
-        question_ids: Sequence[str],
-        failures: Sequence[Mapping[str, str]],
-    ) -> bool:
-        place = self.store.place
-        aside = place.aside(self.name, index)
+    def _commit(self, commit: Commit, traces: Sequence[Trace]) -> bool:
+        """Write a part and commit it; ``False`` if one of its index is there."""
+        backend = self.store.backend
+        staged = backend.staging(self.name, commit.part)
         try:
-            write_part(
-                aside,
-                PartKey(index, place.attempt()),
-                traces,
-                shape=self.store.shape,
-                arrays=self.store.arrays,
-                question_ids=question_ids,
-                failures=failures,
-            )
-            return place.commit(aside, index)
+            write_part(staged, commit, traces, shape=self.store.shape, arrays=self.store.arrays)
+            return backend.commit(staged, commit.part)
         except OSError as error:
-            what = f"part {index:06d} of {place.name}"
+            what = f"part {commit.part:06d} of {backend.name}"
             raise disk_error(error, what) or error from None
         finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def open_traces(path: Path | str) -> TraceStore:
@@ -435,23 +423,6 @@ def as_traces(given: object) -> Sequence[Trace]:
         f"  Open a store:  open_traces('data/traces/NAME.zarr')"
     )
     raise UsageError(message)
-
-
-def check_place(path: Path | str) -> None:
-    """Refuse a path at which there is something that is no store; nothing at all is fine.
-
-    Raises:
-        UsageError: If a file or another folder is there.
-    """
-    place = place_of(path)
-    if isinstance(place, LocalPlace) and place.exists() and not (place.path / PARTS).is_dir():
-        message = f"{no_store(place.path)}\n  Give another place with --out"
-        raise UsageError(message)
-
-
-def is_there(path: Path | str) -> bool:
-    """Whether there is anything at a path or an address."""
-    return place_of(path).exists()
 
 
 def open_or_create(
@@ -489,15 +460,8 @@ def open_or_create(
     differences = differing_fields(*(json.loads(json.dumps(plain)) for plain in (stored, asked)))
     if differences:
         listed = "\n".join(f"  {line.removeprefix('configuration.')}" for line in differences)
-        message = (
+        raise StoreMismatchError(
             f"{store.name} was extracted with another configuration:\n{listed}\n"
             f"  Ask for the same one, or give another store with --out"
         )
-        raise StoreMismatchError(message)
     return store
-
-
-__all__ = [
-    "TraceStore", "TraceWriter", "as_traces", "check_fits", "check_place", "estimate_bytes",
-    "is_there", "open_or_create", "open_traces",
-]  # fmt: skip

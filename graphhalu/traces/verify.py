@@ -1,17 +1,30 @@
-"""Every stored byte against what was committed."""
+"""Checks of a store: every byte against what was committed; and a description in numbers."""
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+import numpy as np
+
 from graphhalu.errors import CorruptStoreError
 from graphhalu.parquet import read_parquet
 from graphhalu.safe_read import MALFORMED, reason_of
-from graphhalu.traces.commit import COMMIT, Commit, read_commit
-from graphhalu.traces.place import Place, place_of
-from graphhalu.traces.root import GROUP, PARTS, is_part_name, read_attributes
+from graphhalu.traces.local import backend_of
+from graphhalu.traces.metadata import (
+    COMMIT,
+    GROUP,
+    PARTS,
+    Commit,
+    is_part_name,
+    read_attributes,
+    read_commit,
+)
+from graphhalu.traces.schema import ARRAYS
+from graphhalu.traces.storage import StorageBackend
+from graphhalu.traces.store import open_traces
 
 _CHANGED: Final = "the content differs from what was written"
 
@@ -50,15 +63,15 @@ def verify_store(path: Path | str) -> VerifyReport:
         StoreNotFoundError: If there is no store.
         CorruptStoreError: If the root itself is damaged.
     """
-    place = place_of(path)
-    place.require()
-    place.refresh()
-    path = place.path
+    backend = backend_of(path)
+    backend.require()
+    backend.refresh()
+    path = backend.path
     n_parts = read_attributes(path).get("n_parts", 0)
     names = sorted(entry.name for entry in (path / PARTS).glob("*"))
     folders = [path / PARTS / name for name in names if is_part_name(name)]
     problems = [*_root_problems(path), *_strays(names)]
-    problems += _missing_parts(folders, n_parts, place.ledger())
+    problems += _missing_parts(folders, n_parts, backend.ledger())
     problems += _label_problems(path)
     seen: dict[str, str] = {}
     n_files = 0
@@ -71,13 +84,50 @@ def verify_store(path: Path | str) -> VerifyReport:
         if not _is_as_written(folder / COMMIT):
             problems.append(Problem(folder.name, COMMIT, _CHANGED))
         n_files += len(commit.files)
-        problems += _file_problems(place, folder, commit)
+        problems += _file_problems(backend, folder, commit)
         for question in commit.question_ids:
             first = seen.setdefault(question, folder.name)
             if first != folder.name:
                 what = f"question {question!r} stands in part {first} too"
                 problems.append(Problem(folder.name, COMMIT, what))
     return VerifyReport(len(folders), n_files, tuple(problems))
+
+
+def describe_store(path: Path | str) -> dict[str, Any]:
+    """What a store holds, as plain values; no trace array is read.
+
+    Raises:
+        StoreNotFoundError: If there is none.
+    """
+    store = open_traces(path)
+    n_bytes = store.n_bytes()
+    lengths = np.array([record.length for record in store.records], dtype=np.int64)
+    return {
+        "path": store.name,
+        "n_traces": len(store),
+        "n_questions": len({record.question_id for record in store.records}),
+        "n_parts": len(store.parts),
+        "is_being_written": store.backend.is_locked(),
+        "failures": dict(Counter(failure["reason"] for failure in store.failures)),
+        "tokens": (
+            {"min": lengths.min(), "median": float(np.median(lengths)), "max": lengths.max()}
+            if len(lengths)
+            else None
+        ),
+        "n_bytes": sum(n_bytes.values()),
+        "bytes_a_trace": sum(n_bytes.values()) / len(store) if len(store) else None,
+        "arrays": {
+            name: {
+                "axes": [_axis(store.shape, axis) for axis in ARRAYS[name].axes],
+                "dtype": _format(name),
+                "n_bytes": n_bytes[name],
+            }
+            for name in store.arrays
+        },
+        "labels": sorted(file.stem for file in store.labels_folder.glob("*.parquet")),
+        "configuration": store.configuration,
+        "provenance": store.provenance,
+    }
 
 
 def _root_problems(path: Path) -> Iterator[Problem]:
@@ -130,15 +180,27 @@ def _missing_parts(folders: list[Path], n_parts: int, ledger: list[str]) -> Iter
         yield Problem(f"{missing:06d}", "-", "the part is missing")
 
 
-def _file_problems(place: Place, folder: Path, commit: Commit) -> Iterator[Problem]:
-    found = place.sizes(folder, commit)
+def _file_problems(backend: StorageBackend, folder: Path, commit: Commit) -> Iterator[Problem]:
+    found = backend.sizes(folder, commit)
     for name, expected in commit.files.items():
         if name not in found:
             yield Problem(folder.name, name, "the file is missing")
         elif found[name] != expected["bytes"]:
             what = f"{found[name]} bytes long, {expected['bytes']} were committed"
             yield Problem(folder.name, name, what)
-        elif place.digest(folder, commit, name) != expected["sha256"]:
+        elif backend.digest(folder, commit, name) != expected["sha256"]:
             yield Problem(folder.name, name, "the content differs from what was committed")
     for name in sorted(set(found) - set(commit.files)):
         yield Problem(folder.name, name, "the file was not committed")
+
+
+def _axis(shape: Any, axis: str) -> str:
+    try:
+        return f"{axis} {shape.axis_size(axis)}"
+    except KeyError:
+        return axis
+
+
+def _format(name: str) -> str:
+    spec = ARRAYS[name]
+    return spec.dtype if spec.encoding == "plain" else spec.encoding

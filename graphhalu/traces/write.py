@@ -1,22 +1,28 @@
-"""Writing one part: all of it aside and flushed, for its place to commit."""
+"""Writing one part: all of it to a staging folder and flushed, for its storage to commit.
 
-import errno
+Compression was measured on answers of a real model: for the matrices, lz4 after a transposition
+of their bits writes and reads several times faster than zstd and is within 2 % of its size
+(attention 0.88, hidden states 0.70 of the bytes); for the row statistics, zstd after a
+transposition of their bytes is a third smaller. Every array ends in CRC32C: without it a flipped
+bit is read back in silence.
+"""
+
 import json
-import os
-import shutil
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
+from math import ceil, prod
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import zarr
+from zarr.codecs import BloscCodec, Crc32cCodec
 
-from graphhalu.errors import NonFiniteError, StoreError, StoreFullError, UsageError
+from graphhalu.errors import NonFiniteError
 from graphhalu.numerics import json_ready, ragged_offsets
-from graphhalu.traces.codecs import MATRICES, chunk_shape, compressors
-from graphhalu.traces.commit import COMMIT, commit_of
+from graphhalu.traces.disk import sync_tree
+from graphhalu.traces.metadata import COMMIT, Commit, sealed
 from graphhalu.traces.schema import (
     ARRAYS,
     RAGGED_AXES,
@@ -29,40 +35,31 @@ from graphhalu.traces.schema import (
 from graphhalu.traces.trace import Trace
 
 RECORDS: Final = "records"
+CHUNK_ELEMENTS: Final = 2**20
+"""Most elements of one chunk: a reader of one layer of one trace decodes a few megabytes."""
+
+MATRICES: Final = ("attention", "attention_fixed", "hidden", "hidden_rows")
+"""Arrays of which one layer is often read alone: a chunk never holds two layers of them."""
 _BYTES: Final = ArraySpec(RECORDS, ("token",), "uint8", "JSON Lines, one object a trace")
-_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
 _INFINITY_BITS: Final = 0x7C00
-_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
-
-
-@dataclass(frozen=True)
-class PartKey:
-    """Index of a part and, in an object store, which of several attempts at it this is."""
-
-    index: int
-    attempt: str = ""
 
 
 def write_part(
-    aside: Path,
-    key: PartKey,
+    staged: Path,
+    commit: Commit,
     traces: Sequence[Trace],
     *,
     shape: TraceShape,
     arrays: Sequence[str],
-    question_ids: Sequence[str],
-    failures: Sequence[Mapping[str, str]],
 ) -> None:
-    """Write a whole part aside and flush it; it counts once its place commits it.
+    """Write a whole part to a staging folder and flush it; it counts once it is committed.
 
     Args:
-        aside: Folder that must not exist; left as it is after a fault.
-        key: Which part.
+        staged: Folder that must not exist; left as it is after a fault.
+        commit: What the part covers; its files and counts are filled in here.
         traces: Traces of the part with in-memory arrays in the stored number format.
         shape: What the axes of the store mean.
         arrays: Arrays that the store keeps.
-        question_ids: Questions that are done with this part.
-        failures: Questions without a trace, and why.
 
     Raises:
         OSError: If the disk is full or may not be written.
@@ -70,20 +67,14 @@ def write_part(
         ValueError: If a trace is of another model, or an array is missing or has another shape
             or number format.
     """
-    _require_shape(traces, shape)
-    aside.mkdir(parents=True)
-    counts = _write_arrays(aside, traces, shape, arrays)
-    commit = commit_of(
-        aside,
-        part=key.index,
-        records=[trace.record for trace in traces],
-        counts=counts,
-        question_ids=question_ids,
-        failures=failures,
-        attempt=key.attempt,
-    )
-    (aside / COMMIT).write_text(commit.to_json(), encoding="utf-8")
-    sync_tree(aside)
+    for trace in traces:
+        if trace.shape != shape:
+            raise ValueError(f"trace {trace.trace_id!r} is {trace.shape}, the store keeps {shape}")
+    staged.mkdir(parents=True)
+    counts = _write_arrays(staged, traces, shape, arrays)
+    record = sealed(commit, staged, counts).to_json()
+    (staged / COMMIT).write_text(record, encoding="utf-8")
+    sync_tree(staged)
 
 
 def require_covered(
@@ -99,65 +90,11 @@ def require_covered(
     named |= {failure["question_id"] for failure in failures}
     trace_ids = {trace.trace_id for trace in traces}
     if len(covered) < len(question_ids) or len(trace_ids) < len(traces) or not named <= covered:
-        message = (
+        raise ValueError(
             f"a part needs every question and every trace once, and traces of its own questions "
             f"only: got {len(traces)} traces ({len(trace_ids)} different) of {len(named)} "
             f"questions, and {len(question_ids)} question ids ({len(covered)} different)"
         )
-        raise ValueError(message)
-
-
-def disk_error(error: OSError, what: str) -> StoreError | UsageError | None:
-    """The error for a disk that is full or may not be written; ``None`` for any other fault."""
-    if error.errno in _DISK_FULL:
-        return StoreFullError(
-            f"the disk is full: {what} was not written\n"
-            f"  The store is intact. Make room and run the same command again to go on"
-        )
-    if error.errno in _READ_ONLY:
-        return UsageError(
-            f"{what} cannot be written: {error.strerror}\n"
-            f"  Allow writing there, or give another place with --out"
-        )
-    return None
-
-
-def sync_tree(folder: Path) -> None:
-    """Flush every file and folder to the disk, so that a commit survives a power cut."""
-    for path in [*folder.rglob("*"), folder]:
-        sync(path)
-
-
-def sync(path: Path) -> None:
-    """Flush one file or folder to the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def moved_into_place(aside: Path, target: Path) -> bool:
-    """Move a part to its place in one step; ``False`` if a part is committed there already."""
-    try:
-        aside.rename(target)
-    except OSError as error:
-        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
-            raise
-        if (target / COMMIT).exists():
-            return False
-        # a folder without a commit record is no part: it gives way
-        shutil.rmtree(target)
-        aside.rename(target)
-    sync(target.parent)
-    return True
-
-
-def _require_shape(traces: Sequence[Trace], shape: TraceShape) -> None:
-    for trace in traces:
-        if trace.shape != shape:
-            message = f"trace {trace.trace_id!r} is {trace.shape}, the store keeps {shape}"
-            raise ValueError(message)
 
 
 def _write_arrays(
@@ -204,16 +141,14 @@ def _write_ragged(
 
 def _checked(spec: ArraySpec, trace: Trace) -> np.ndarray:
     if spec.name not in trace.arrays:
-        message = f"trace {trace.trace_id!r} has no {spec.name}, which the store keeps"
-        raise ValueError(message)
+        raise ValueError(f"trace {trace.trace_id!r} has no {spec.name}, which the store keeps")
     piece = np.asarray(trace.arrays[spec.name][:])
     expected = stored_shape(spec, trace.shape, trace.record)
     if piece.shape != expected or piece.dtype != np.dtype(spec.dtype):
-        message = (
+        raise ValueError(
             f"{spec.name} of trace {trace.trace_id!r} must be {spec.dtype} of shape "
             f"{expected}, got {piece.dtype} of shape {piece.shape}"
         )
-        raise ValueError(message)
     if spec.name == "attention":
         _require_finite(piece, trace)
     return piece
@@ -226,11 +161,10 @@ def _require_finite(attention: np.ndarray, trace: Trace) -> None:
     is_finite = np.isfinite(attention).all(axis=(1, 2))
     if not is_finite.all():
         layer = trace.shape.attention_layers[int(np.argmin(is_finite))]
-        message = (
+        raise NonFiniteError(
             f"the attention of trace {trace.trace_id!r} holds NaN or infinity in layer {layer}\n"
             f"  Load the model with --dtype float32"
         )
-        raise NonFiniteError(message)
 
 
 def _write(group: Any, spec: ArraySpec, values: np.ndarray) -> None:
@@ -255,3 +189,29 @@ def _create(group: Any, spec: ArraySpec, shape: tuple[int, ...], dtype: np.dtype
             attributes={"meaning": spec.meaning, "encoding": spec.encoding},
             config={"write_empty_chunks": True},
         )
+
+
+def compressors(spec: ArraySpec) -> list[Any]:
+    """Codecs of an array after its bytes, the checksum last."""
+    if spec.name in MATRICES and spec.encoding != "fixed16":
+        blosc = BloscCodec(cname="lz4", clevel=5, shuffle="bitshuffle")
+    else:
+        blosc = BloscCodec(cname="zstd", clevel=1, shuffle="shuffle")
+    return [blosc, Crc32cCodec()]
+
+
+def chunk_shape(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Chunk of an array of a part: some neighbouring traces, of a matrix one layer only.
+
+    The ragged axis is cut into equal pieces of at most ``CHUNK_ELEMENTS``. Row statistics are
+    mostly read with all their layers, so a chunk has them all; who goes from trace to trace then
+    needs few chunks at a time, however many traces the part has.
+    """
+    sizes = [max(1, size) for size in shape]
+    if spec.name in MATRICES:
+        sizes[0] = 1
+    ragged = spec.ragged_dim
+    others = prod(size for dim, size in enumerate(sizes) if dim != ragged)
+    n_pieces = ceil(sizes[ragged] / max(1, CHUNK_ELEMENTS // others))
+    sizes[ragged] = ceil(sizes[ragged] / n_pieces)
+    return tuple(sizes)

@@ -18,9 +18,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from graphhalu.detectors.graph_memory import MEMORY
 
 from graphhalu.detectors.base import Detector
-from graphhalu.detectors.graph_memory import MEMORY
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import load_detector
 from graphhalu.labels.labels import Labels

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from graphhalu.datasets.hub import hub_rows
+from graphhalu.datasets.base import hub_rows
 from graphhalu.datasets.registry import load_questions
 from graphhalu.datasets.triviaqa import TriviaQA
 from graphhalu.errors import DataFileError, MissingExtraError

@@ -4,7 +4,8 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from graphhalu.datasets.letters import LETTERS, letter_spellings, lettered
+from graphhalu.datasets.question import LETTERS
+from graphhalu.datasets.templates import letter_spellings, lettered
 from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
 from graphhalu.models.cards import MODEL_CARDS
 from graphhalu.models.gguf import converted_folder, wheel_gguf

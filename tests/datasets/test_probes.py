@@ -8,14 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.datasets.bundled import bundled_file
-from graphhalu.datasets.probes import BUNDLED, Probes
-from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import DATASETS, load_questions, question_key
+from graphhalu.datasets.bundled import Probes, bundled_file, bundled_places
+from graphhalu.datasets.question import Question, question_key
+from graphhalu.datasets.registry import DATASETS, load_questions
 from graphhalu.errors import DataFileError
-from graphhalu.labels.base import LabelDecision
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.normalise import normalise
+from graphhalu.labels.registry import LabelDecision
 from graphhalu.traces.schema import TraceRecord
 
 CATEGORIES = {
@@ -123,7 +122,7 @@ def test_the_six_categories_have_thirty_questions_each(questions: list[Question]
 def test_the_card_beside_the_data_lists_every_category_with_its_size_and_rule(
     questions: list[Question],
 ) -> None:
-    card = (bundled_file(BUNDLED).parent / "CARD.md").read_text(encoding="utf-8")
+    card = (bundled_file(bundled_places("probes")).parent / "CARD.md").read_text(encoding="utf-8")
     assert f"| Size | {len(questions)} questions" in card
     sizes = Counter(question.metadata["category"] for question in questions)
     for category, (expected, misleads) in CATEGORIES.items():
@@ -294,7 +293,7 @@ def test_a_wrong_row_is_named(changes: dict[str, object], message: str, tmp_path
 
 
 def test_the_bundled_places_are_those_of_the_wheel_and_of_the_checkout() -> None:
-    wheel, checkout = (place.as_posix() for place in BUNDLED)
+    wheel, checkout = (place.as_posix() for place in bundled_places("probes"))
     assert wheel.endswith("graphhalu/_data/probes/questions.jsonl")
     assert checkout.endswith("/data/probes/questions.jsonl")
 

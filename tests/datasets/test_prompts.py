@@ -13,12 +13,12 @@ from transformers import PreTrainedTokenizerFast
 from graphhalu.axes import Span
 from graphhalu.datasets.prompts import (
     EncodedPrompt,
+    Prompt,
     build_prompt,
     encode_prompt,
     require_span,
 )
 from graphhalu.datasets.question import Example, Question
-from graphhalu.datasets.spans import Prompt
 from graphhalu.datasets.templates import PROMPT_TEMPLATES
 from graphhalu.errors import ModelRefusedError, UnknownNameError, UsageError
 

@@ -3,11 +3,10 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.datasets.question import Question
+from graphhalu.datasets.question import Question, question_key
 from graphhalu.datasets.registry import (
     DATASETS,
     load_questions,
-    question_key,
     seeded_order,
     share_groups,
 )
@@ -133,3 +132,18 @@ def test_groups_of_the_data_set_grow_together_through_a_shared_text() -> None:
         ]
     )
     assert [item.group_id for item in grouped] == ["g1", "g1", "g1", "g1", "g3"]
+
+
+def test_groups_that_grow_together_later_bear_the_name_of_the_first_of_them() -> None:
+    grouped = share_groups(
+        [
+            question("a", "One?", group_id="g1"),
+            question("b", "Two?", group_id="g2"),
+            question("c", "two", group_id="g1"),
+        ]
+    )
+    assert [item.group_id for item in grouped] == ["g1", "g1", "g1"]
+
+
+def test_no_questions_have_no_groups() -> None:
+    assert share_groups([]) == []

@@ -7,8 +7,7 @@ import pytest
 
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
-from graphhalu.datasets.truthfulqa import TruthfulQA
-from graphhalu.datasets.truthfulqa_mc import distractors
+from graphhalu.datasets.truthfulqa import TruthfulQA, distractors
 from graphhalu.errors import DataFileError
 
 ROW = {

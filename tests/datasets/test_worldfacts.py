@@ -5,10 +5,9 @@ from typing import Final
 
 import pytest
 
-from graphhalu.datasets.bundled import bundled_file
-from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import DATASETS, load_questions, question_key
-from graphhalu.datasets.worldfacts import BUNDLED, Worldfacts
+from graphhalu.datasets.bundled import Worldfacts, bundled_file, bundled_places
+from graphhalu.datasets.question import Question, question_key
+from graphhalu.datasets.registry import DATASETS, load_questions
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.labels.normalise import normalise
 
@@ -56,7 +55,9 @@ def test_there_are_many_relations_and_none_has_fewer_than_ten_questions(
 def test_the_card_beside_the_data_lists_the_size_of_every_relation(
     questions: list[Question],
 ) -> None:
-    card = (bundled_file(BUNDLED).parent / "CARD.md").read_text(encoding="utf-8")
+    card = (bundled_file(bundled_places("worldfacts")).parent / "CARD.md").read_text(
+        encoding="utf-8"
+    )
     for relation, size in Counter(q.metadata["relation"] for q in questions).items():
         assert f"| {relation} | {size} |" in card
 
@@ -200,7 +201,7 @@ def test_the_installed_place_comes_before_the_checkout(tmp_path: Path) -> None:
 
 
 def test_the_bundled_places_are_those_of_the_wheel_and_of_the_checkout() -> None:
-    wheel, checkout = (place.as_posix() for place in BUNDLED)
+    wheel, checkout = (place.as_posix() for place in bundled_places("worldfacts"))
     assert wheel.endswith("graphhalu/_data/worldfacts/questions.jsonl")
     assert checkout.endswith("/data/worldfacts/questions.jsonl")
     assert "_data" not in checkout

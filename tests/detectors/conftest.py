@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-
 from graphhalu.detectors.graph_detector import GraphDetector
+
 from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.testing.contracts import planted_data
 

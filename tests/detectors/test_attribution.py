@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 import torch
-
-from graphhalu.detectors.ensemble import AllFeatures
 from graphhalu.detectors.graph_build import graph_pieces
 from graphhalu.detectors.graph_pack import GraphPack
+
+from graphhalu.detectors.ensemble import AllFeatures
 from graphhalu.detectors.probes.attention import SinkProbeHeads
 from graphhalu.detectors.probes.logistic import LinearModel
 

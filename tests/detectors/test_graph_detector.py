@@ -4,9 +4,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
-
-from graphhalu.config import load_config
 from graphhalu.detectors.graph_build import PieceRecipe
 from graphhalu.detectors.graph_detector import GraphDetector
 from graphhalu.detectors.graph_memory import MEMORY
@@ -16,6 +13,9 @@ from graphhalu.detectors.graph_networks import (
     GCNDetector,
 )
 from graphhalu.detectors.graph_schema import GraphDetectorConfig
+from sklearn.metrics import roc_auc_score
+
+from graphhalu.config import load_config
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.errors import ConfigError, DetectorMismatchError, NotEnoughDataError
 from graphhalu.graphs.build import build_graphs

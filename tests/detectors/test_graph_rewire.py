@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
-
 from graphhalu.detectors.graph_rewire import rewired, rewired_graph
+
 from graphhalu.graphs.build import GraphRecipe, build_graph
 from graphhalu.graphs.edges import TopK
 

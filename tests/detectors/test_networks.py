@@ -3,8 +3,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from torch_geometric.nn import GATv2Conv, GCNConv
-
 from graphhalu.detectors.graph_pack import GraphPack
 from graphhalu.detectors.graph_pieces import graph_piece
 from graphhalu.detectors.networks.base import NetworkShape, NetworkSize, Standard
@@ -14,6 +12,8 @@ from graphhalu.detectors.networks.gat import GAT
 from graphhalu.detectors.networks.gcn import GCN, normalised_weights, weighted_sum
 from graphhalu.detectors.networks.mlp import MLP
 from graphhalu.detectors.networks.residual import ResidualNetwork
+from torch_geometric.nn import GATv2Conv, GCNConv
+
 from graphhalu.graphs.build import TokenGraph
 
 SHAPE = NetworkShape(n_layers=2, n_node_features=5, n_channels=3)

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 import torch
-
 from graphhalu.detectors.own import GraphhaluDetector
+
 from graphhalu.detectors.probes.joint import JointProbe
 from graphhalu.detectors.saved import load_detector, save_detector
 

@@ -1,9 +1,9 @@
 from pathlib import Path
 
 import pytest
+from graphhalu.detectors.graph_detector import GraphDetector
 
 from graphhalu.config import read_yaml
-from graphhalu.detectors.graph_detector import GraphDetector
 from graphhalu.detectors.registry import DETECTORS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "train"

@@ -3,8 +3,8 @@ import sys
 
 import numpy as np
 import pytest
-
 from graphhalu.detectors.graph_networks import GATDetector, GCNDetector
+
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.scalar.attention import HeadStd

@@ -4,9 +4,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from sklearn.metrics import roc_auc_score
-
-from graphhalu.detectors import task
 from graphhalu.detectors.graph_build import PieceRecipe, graph_pieces
 from graphhalu.detectors.graph_pack import GraphPack
 from graphhalu.detectors.graph_schema import GraphDetectorConfig
@@ -20,6 +17,9 @@ from graphhalu.detectors.task import (
     seeded,
     train_network,
 )
+from sklearn.metrics import roc_auc_score
+
+from graphhalu.detectors import task
 from graphhalu.errors import NonFiniteError
 
 

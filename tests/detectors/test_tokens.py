@@ -7,12 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-
-from graphhalu.axes import Span
-from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.graph_pack import GraphPack
 from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
 from graphhalu.detectors.networks.node_head import NodeHead
+from graphhalu.detectors.tokens.pieces import NodeRecipe, node_piece
+
+from graphhalu.axes import Span
+from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.sides import auroc
@@ -20,7 +21,6 @@ from graphhalu.detectors.token_features import View, averaged, family_columns, v
 from graphhalu.detectors.token_ridge import Moments, Standard
 from graphhalu.detectors.token_samples import sample_tokens
 from graphhalu.detectors.token_text import neighbours
-from graphhalu.detectors.tokens.pieces import NodeRecipe, node_piece
 from graphhalu.errors import (
     ConfigError,
     DetectorMismatchError,

@@ -15,7 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.traces.place import part_folders, place_of
+from graphhalu.traces.local import backend_of
+from graphhalu.traces.storage import part_folders
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
@@ -43,7 +44,7 @@ def finish(*processes):
 
 
 def n_committed(place):
-    where = place_of(place)
+    where = backend_of(place)
     if hasattr(where, "objects"):
         return len(where.objects.listed("commits"))
     return len(part_folders(where.path))
@@ -101,7 +102,7 @@ def test_killed_at_random_moments(toys, where, url, tmp_path, capsys):
 
 
 def _is_made(place):
-    return place_of(place).exists()
+    return backend_of(place).exists()
 
 
 @pytest.mark.timeout(240)

@@ -20,9 +20,9 @@ from graphhalu.labels.run import label_store, read_labels
 from graphhalu.testing.servers import BUCKET
 from graphhalu.traces import objects, remote
 from graphhalu.traces import store as store_module
-from graphhalu.traces.place import LocalPlace, place_of
-from graphhalu.traces.remote import RemotePlace
-from graphhalu.traces.store import is_there, open_or_create, open_traces
+from graphhalu.traces.local import LocalBackend, backend_of, is_there
+from graphhalu.traces.remote import RemoteBackend
+from graphhalu.traces.store import open_or_create, open_traces
 from graphhalu.traces.verify import verify_store
 
 
@@ -74,7 +74,7 @@ def test_only_what_is_read_is_fetched_and_only_once(store, monkeypatch):
 
 def test_a_large_object_is_read_in_ranges(store, monkeypatch):
     monkeypatch.setattr(objects, "RANGE_BYTES", 7)
-    found = store.place.objects.read("zarr.json", len((store.path / "zarr.json").read_bytes()))
+    found = store.backend.objects.read("zarr.json", len((store.path / "zarr.json").read_bytes()))
     assert found == (store.path / "zarr.json").read_bytes()
 
 
@@ -82,14 +82,14 @@ def test_of_two_writers_of_one_part_one_counts_and_the_other_leaves_nothing(toys
     first, second = toys.create(url), open_traces(url)
     writers = [first.member("a"), second.member("b")]
     barrier = threading.Barrier(2, timeout=60)
-    upload = RemotePlace.commit
+    upload = RemoteBackend.commit
 
     def both_at_once(place, aside, index):
         barrier.wait()
         return upload(place, aside, index)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(RemotePlace, "commit", both_at_once)
+        patch.setattr(RemoteBackend, "commit", both_at_once)
         threads = [
             threading.Thread(target=toys.add, args=(None, 0, traces[:5], writer))
             for writer in writers
@@ -100,7 +100,7 @@ def test_of_two_writers_of_one_part_one_counts_and_the_other_leaves_nothing(toys
             thread.join()
     assert len(open_traces(url)) == 5
     assert problems(url) == set()
-    attempts = {name.split("/")[1] for name in first.place.objects.listed("parts")}
+    attempts = {name.split("/")[1] for name in first.backend.objects.listed("parts")}
     assert len(attempts - {"zarr.json"}) == 1
 
 
@@ -120,9 +120,9 @@ def test_two_that_make_the_store_at_once_share_it_if_they_agree(toys, url, monke
 
 
 def test_a_flipped_byte_is_refused_when_it_is_read_and_found_by_verify(store, url):
-    name = next(n for n in store.place.objects.listed("parts") if "/attention/c/" in n)
-    sound = store.place.objects.read(name)
-    store.place.objects.write(name, bytes([sound[0] ^ 1]) + sound[1:])
+    name = next(n for n in store.backend.objects.listed("parts") if "/attention/c/" in n)
+    sound = store.backend.objects.read(name)
+    store.backend.objects.write(name, bytes([sound[0] ^ 1]) + sound[1:])
     shutil.rmtree(store.path)
     with pytest.raises(CorruptStoreError, match=r"differs from what was committed\n +Remove s3://"):
         _ = open_traces(url)[0].arrays["attention"][:]
@@ -131,8 +131,8 @@ def test_a_flipped_byte_is_refused_when_it_is_read_and_found_by_verify(store, ur
 
 
 def test_an_object_that_is_lost_is_an_error_and_not_zeros(store, url):
-    name = next(n for n in store.place.objects.listed("parts") if "/hidden/c/" in n)
-    store.place.objects.remove([name])
+    name = next(n for n in store.backend.objects.listed("parts") if "/hidden/c/" in n)
+    store.backend.objects.remove([name])
     shutil.rmtree(store.path)
     with pytest.raises(CorruptStoreError, match="missing"):
         _ = open_traces(url)[0].arrays["hidden"][:]
@@ -140,7 +140,7 @@ def test_an_object_that_is_lost_is_an_error_and_not_zeros(store, url):
 
 
 def test_a_part_that_is_lost_is_missed_and_done_again(toys, store, url, traces):
-    store.place.objects.remove(["commits/000064.json"])
+    store.backend.objects.remove(["commits/000064.json"])
     assert problems(url) == {("000064", "-")}
     assert len(open_traces(url)) == 5
     toys.add(open_traces(url), 64, traces[5:])
@@ -149,7 +149,7 @@ def test_a_part_that_is_lost_is_missed_and_done_again(toys, store, url, traces):
 
 
 def test_a_store_that_was_made_anew_is_not_read_from_the_mirror(toys, store, url, traces):
-    place = store.place
+    place = store.backend
     place.objects.remove(list(place.objects.listed("")))
     assert not is_there(url)
     toys.add(toys.create(url), 0, traces[3:4])
@@ -217,9 +217,9 @@ def _renamed(trace):
 
 def test_a_commit_whose_answer_was_lost_is_known_by_its_content(store):
     content = b"a record"
-    assert store.place.objects.create("commits/x", content)
-    assert store.place.objects.create("commits/x", content)
-    assert not store.place.objects.create("commits/x", b"another")
+    assert store.backend.objects.create("commits/x", content)
+    assert store.backend.objects.create("commits/x", content)
+    assert not store.backend.objects.create("commits/x", b"another")
 
 
 def test_a_full_disk_of_the_mirror_is_told(store, url, monkeypatch):
@@ -262,15 +262,15 @@ def test_a_store_without_its_package_names_the_extra(url, monkeypatch, capsys):
 
 
 def test_file_addresses_are_folders(tmp_path):
-    place = place_of(f"file://{tmp_path}/a%20b.zarr")
-    assert isinstance(place, LocalPlace)
+    place = backend_of(f"file://{tmp_path}/a%20b.zarr")
+    assert isinstance(place, LocalBackend)
     assert place.path == tmp_path / "a b.zarr"
 
 
 def test_the_mirror_of_one_address_is_not_that_of_another_server(url, monkeypatch):
-    first = remote.RemotePlace(url).path
+    first = remote.RemoteBackend(url).path
     monkeypatch.setenv("AWS_ENDPOINT", "http://127.0.0.1:9")
-    assert remote.RemotePlace(url).path != first
+    assert remote.RemoteBackend(url).path != first
 
 
 def test_an_extension_of_a_refused_store_is_told(toys, store, url, monkeypatch):

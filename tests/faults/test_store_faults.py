@@ -7,10 +7,10 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 from graphhalu.errors import CorruptStoreError
-from graphhalu.traces import commit as commit_module
-from graphhalu.traces.lock import MAIN
-from graphhalu.traces.place import ASIDE, LocalPlace
-from graphhalu.traces.root import read_attributes
+from graphhalu.traces import metadata
+from graphhalu.traces.local import LocalBackend
+from graphhalu.traces.metadata import read_attributes
+from graphhalu.traces.storage import MAIN, STAGING
 from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.verify import verify_store
 
@@ -57,7 +57,7 @@ def test_a_half_written_index_of_a_part_is_no_part_of_fewer_traces(toys, place, 
     record.write_bytes(content[: int(share * len(content))])
     with pytest.raises(CorruptStoreError, match=r"commit\.json of part 000064"):
         # not open_traces: type checks of a function would read its first trace
-        _ = TraceStore(LocalPlace(place), read_attributes(place)).parts
+        _ = TraceStore(LocalBackend(place), read_attributes(place)).parts
     assert {problem.part for problem in verify_store(place).problems} == {"000064"}
     redone(toys, place, traces)
 
@@ -90,7 +90,7 @@ def test_a_clock_that_jumps_changes_no_order_and_loses_nothing(toys, traces, tmp
         def now(cls, tz=None):
             return now + timedelta(days=next(days))
 
-    monkeypatch.setattr(commit_module, "datetime", Clock)
+    monkeypatch.setattr(metadata, "datetime", Clock)
     for index, block in ((0, traces[:3]), (64, traces[3:8]), (128, traces[8:])):
         toys.add(made, index, block)
     for number, folder in enumerate(sorted((path / "parts").glob("0*"))):
@@ -102,8 +102,8 @@ def test_a_clock_that_jumps_changes_no_order_and_loses_nothing(toys, traces, tmp
 
 
 def test_what_a_lost_run_has_at_work_cannot_be_committed_while_it_is_swept(place, monkeypatch):
-    store, remove = LocalPlace(place), shutil.rmtree
-    at_work = place / ASIDE / "main.000192"
+    store, remove = LocalBackend(place), shutil.rmtree
+    at_work = place / STAGING / "main.000192"
     at_work.mkdir(parents=True)
     (at_work / "records").write_bytes(b"half of a part")
     refused = []
@@ -116,7 +116,7 @@ def test_what_a_lost_run_has_at_work_cannot_be_committed_while_it_is_swept(place
         remove(folder, **options)
 
     monkeypatch.setattr(shutil, "rmtree", commit_meanwhile)
-    store.sweep(MAIN)
+    store.clean_up(MAIN)
     assert len(refused) == 1
-    assert not list((place / ASIDE).iterdir())
+    assert not list((place / STAGING).iterdir())
     assert not store.part(192).exists()

@@ -2,11 +2,11 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from graphhalu.graphs.cache import GraphCache
 
 from graphhalu.errors import UsageError
 from graphhalu.graphs import cache as cache_module
 from graphhalu.graphs.build import GraphRecipe, build_graphs
-from graphhalu.graphs.cache import GraphCache
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.graphs.edges import TopK
 

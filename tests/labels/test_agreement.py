@@ -5,8 +5,8 @@ from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from graphhalu.errors import StoreMismatchError
-from graphhalu.labels.agreement import agreement, cohen_kappa, threshold_sweep
 from graphhalu.labels.labels import Labels
+from graphhalu.labels.summary import agreement, cohen_kappa, threshold_sweep
 
 
 def labels(values, is_valid=None, name="match", meaning="hallucinated"):

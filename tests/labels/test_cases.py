@@ -10,9 +10,8 @@ from typing import Any
 
 import pytest
 
-from graphhalu.labels.base import LabelDecision
 from graphhalu.labels.normalise import squad_normalise
-from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.registry import LabelDecision, make_labeller
 from graphhalu.traces.schema import TraceRecord
 
 CASES: list[dict[str, Any]] = [

@@ -3,9 +3,8 @@ from math import inf, nan
 import pytest
 
 from graphhalu.errors import UsageError
-from graphhalu.labels.base import LabelDecision
 from graphhalu.labels.choice import LetterChoice, read_letter
-from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.registry import LabelDecision, make_labeller
 from graphhalu.traces.schema import TraceRecord
 
 RIGHT = LabelDecision(0, is_valid=True, reason="right choice")

@@ -4,10 +4,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphhalu.labels.base import LabelDecision
-from graphhalu.labels.match import AliasMatch
-from graphhalu.labels.partial import content_words, is_partial
-from graphhalu.labels.refusal import claims, is_refusal
+from graphhalu.labels.match import AliasMatch, claims, content_words, is_partial, is_refusal
+from graphhalu.labels.registry import LabelDecision
 from graphhalu.traces.schema import TraceRecord
 
 RIGHT = LabelDecision(0, is_valid=True, reason="alias")

@@ -20,7 +20,6 @@ from graphhalu.errors import (
     UnknownNameError,
     UsageError,
 )
-from graphhalu.labels.given import GivenLabel
 from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.registry import LABELLERS, make_labeller
@@ -33,6 +32,7 @@ from graphhalu.labels.run import (
     read_labels,
     stored_labellers,
 )
+from graphhalu.labels.spans import GivenLabel
 from graphhalu.testing.contracts import check_labeller
 from graphhalu.traces.schema import TraceRecord
 

@@ -44,8 +44,8 @@ def _store_of(path: Path) -> Path:
 
 def read_store(path: Path) -> Any:
     """Everything that a store says and holds."""
-    from graphhalu.traces.describe import describe_store
     from graphhalu.traces.store import open_traces
+    from graphhalu.traces.verify import describe_store
 
     place = _store_of(path)
     store = open_traces(place)
@@ -87,9 +87,9 @@ def make_graphs(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.graphs.build import build_graphs
-    from graphhalu.graphs.storage import _write
     from graphhalu.graphs.edges import TopK
     from graphhalu.graphs.recipe import GraphRecipe
+    from graphhalu.graphs.storage import _write
     from graphhalu.testing.planted import planted_trace
 
     trace = planted_trace(0, np.random.default_rng(0))

@@ -16,9 +16,8 @@ from graphhalu.datasets.registry import DATASETS
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.errors import CorruptStoreError, DataFileError
 from graphhalu.safe_read import unpack_gzip
-from graphhalu.traces.commit import read_commit
-from graphhalu.traces.place import LocalPlace
-from graphhalu.traces.root import read_attributes
+from graphhalu.traces.local import LocalBackend
+from graphhalu.traces.metadata import read_attributes, read_commit
 from graphhalu.traces.store import TraceStore
 from tests.malformed.bounds import Bench
 from tests.malformed.mutations import STRUCTURED, bomb, spoil
@@ -143,7 +142,7 @@ def test_a_commit_record_cannot_name_a_file_outside_of_its_part(name, tmp_path):
 
 def opened(path):
     """A store as ``open_traces`` gives it; type checks of a function would read its first trace."""
-    return TraceStore(LocalPlace(path), read_attributes(path))
+    return TraceStore(LocalBackend(path), read_attributes(path))
 
 
 @pytest.mark.parametrize("shape", [[10**18], [0], [-1], [5, 7], [2**31]])

@@ -3,8 +3,7 @@ import pytest
 
 from graphhalu.errors import NonFiniteError
 from graphhalu.scoring.explain import Fidelity, explain
-from graphhalu.traces.trace import Trace
-from graphhalu.traces.without import without_tokens
+from graphhalu.traces.trace import Trace, without_tokens
 
 
 @pytest.fixture(scope="module")

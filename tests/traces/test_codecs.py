@@ -3,8 +3,8 @@ import zarr
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphhalu.traces.codecs import CHUNK_ELEMENTS, MATRICES, chunk_shape
 from graphhalu.traces.schema import ARRAYS
+from graphhalu.traces.write import CHUNK_ELEMENTS, MATRICES, chunk_shape
 
 
 @given(

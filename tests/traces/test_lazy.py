@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.traces import codecs
+from graphhalu.traces import write
 from graphhalu.traces.lazy import ChunkCache
 from graphhalu.traces.part import Part
 from graphhalu.traces.schema import ARRAYS
@@ -20,7 +20,7 @@ def chunky(toys, tmp_path_factory):
     path = tmp_path_factory.mktemp("stores") / "chunky.zarr"
     traces = [toys.trace(f"q{n}", length) for n, length in enumerate((7, 2, 13, 3, 11, 5))]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(codecs, "CHUNK_ELEMENTS", 97)
+        patch.setattr(write, "CHUNK_ELEMENTS", 97)
         toys.add(toys.create(path), traces)
     return path, traces
 

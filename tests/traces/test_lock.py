@@ -12,8 +12,8 @@ import filelock
 import pytest
 
 from graphhalu.errors import StoreFullError, StoreLockedError, UsageError
-from graphhalu.traces import lock
-from graphhalu.traces.lock import is_locked, writer_lock
+from graphhalu.traces import local
+from graphhalu.traces.local import is_locked, writer_lock
 
 
 def dead_process():
@@ -36,23 +36,23 @@ def test_a_second_writer_of_the_same_process_is_refused_too(tmp_path):
 
 def test_a_lock_that_a_dead_process_left_is_taken_over(tmp_path):
     holder = {"pid": dead_process(), "host": socket.gethostname(), "since": "2026-01-01"}
-    (tmp_path / lock.LOCK).write_text("")
-    (tmp_path / lock.HOLDER).write_text(json.dumps(holder))
+    (tmp_path / local.LOCK).write_text("")
+    (tmp_path / local.HOLDER).write_text(json.dumps(holder))
     assert not is_locked(tmp_path)
     with writer_lock(tmp_path):
-        assert json.loads((tmp_path / lock.HOLDER).read_text())["pid"] != holder["pid"]
+        assert json.loads((tmp_path / local.HOLDER).read_text())["pid"] != holder["pid"]
 
 
 def test_a_writer_that_fails_lets_go(tmp_path):
     with contextlib.suppress(KeyError), writer_lock(tmp_path):
         raise KeyError
     assert not is_locked(tmp_path)
-    assert not (tmp_path / lock.HOLDER).exists()
+    assert not (tmp_path / local.HOLDER).exists()
 
 
 def test_a_holder_that_cannot_be_read_is_another_process(tmp_path):
     with writer_lock(tmp_path):
-        (tmp_path / lock.HOLDER).write_text("[1]")
+        (tmp_path / local.HOLDER).write_text("[1]")
         with pytest.raises(StoreLockedError, match="by another process"), writer_lock(tmp_path):
             pass
 

@@ -1,8 +1,8 @@
 import pytest
 
 from graphhalu.errors import StoreFullError
+from graphhalu.traces.disk import check_fits, estimate_bytes
 from graphhalu.traces.schema import ARRAYS
-from graphhalu.traces.size import check_fits, estimate_bytes
 
 
 def test_the_bound_is_what_the_arrays_take_in_memory(toys):

@@ -28,17 +28,11 @@ from graphhalu.errors import (
     UsageError,
 )
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
-from graphhalu.traces.describe import describe_store
+from graphhalu.traces.disk import check_fits
 from graphhalu.traces.find import newest_store
 from graphhalu.traces.schema import ARRAYS
-from graphhalu.traces.store import (
-    TraceStore,
-    as_traces,
-    check_fits,
-    open_or_create,
-    open_traces,
-)
-from graphhalu.traces.verify import verify_store
+from graphhalu.traces.store import TraceStore, as_traces, open_or_create, open_traces
+from graphhalu.traces.verify import describe_store, verify_store
 
 NAMES = tuple(ARRAYS)
 N_TRACES = 11

@@ -9,12 +9,12 @@ import shutil
 import pytest
 
 from graphhalu.errors import CorruptStoreError, GraphhaluError, StoreError
-from graphhalu.labels.given import GivenLabel
 from graphhalu.labels.run import label_store
+from graphhalu.labels.spans import GivenLabel
 from graphhalu.traces import part as part_module
 from graphhalu.traces.lazy import ChunkCache, LazyArray
+from graphhalu.traces.metadata import read_attributes
 from graphhalu.traces.part import Part
-from graphhalu.traces.root import read_attributes
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
@@ -67,7 +67,7 @@ def test_a_flipped_bit_of_any_file_is_never_read_as_a_number(store, name):
         (folder / file).write_bytes(flipped(sound, int(place * len(sound) * 8)))
         for read in READERS if name in ARRAYS else [read_whole]:
             with pytest.raises(CorruptStoreError, match=rf"'{name}' of part 000000 in .*toys"):
-                read(Part(folder, store.shape, store.place), name, file)
+                read(Part(folder, store.shape, store.backend), name, file)
         (folder / file).write_bytes(sound)
 
 
@@ -103,10 +103,10 @@ def test_a_missing_or_short_chunk_is_an_error_and_not_zeros(store, name, read):
     sound = (folder / file).read_bytes()
     (folder / file).write_bytes(sound[:-1])
     with pytest.raises(CorruptStoreError, match=f"{len(sound) - 1} bytes long, expected"):
-        read(Part(folder, store.shape, store.place), name, file)
+        read(Part(folder, store.shape, store.backend), name, file)
     assert problems(store.path) == {("000001", file)}
     (folder / file).unlink()
-    for part in (Part(folder, store.shape, store.place), opened_before):
+    for part in (Part(folder, store.shape, store.backend), opened_before):
         with pytest.raises(CorruptStoreError, match=f"{file} is missing"):
             read(part, name, file)
     assert problems(store.path) == {("000001", file)}

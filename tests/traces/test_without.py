@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from graphhalu.errors import UsageError
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.schema import array_spec, stored_shape
-from graphhalu.traces.without import without_tokens
+from graphhalu.traces.trace import without_tokens
 
 
 @pytest.fixture(scope="module")

@@ -22,7 +22,7 @@ from graphhalu.errors import (
     UnknownNameError,
     UsageError,
 )
-from graphhalu.traces.root import create_root
+from graphhalu.traces.metadata import create_root
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import open_or_create, open_traces
 from graphhalu.traces.verify import verify_store

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Final
 
 from graphhalu.datasets.files import open_file, read_rows
-from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import question_key
+from graphhalu.datasets.question import Question, question_key
 from graphhalu.datasets.rows import Row, require_columns, text_field, wrong_value
 from graphhalu.errors import DataFileError, UsageError
 

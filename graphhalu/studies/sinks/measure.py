@@ -13,8 +13,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from graphhalu.axes import SPAN_NAMES
-from graphhalu.datasets.letters import LETTERS
-from graphhalu.datasets.question import Question
+from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.datasets.registry import load_questions, own_path
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.extract.asking import prompt_template_name, uses_chat

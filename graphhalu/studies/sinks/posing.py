@@ -14,8 +14,7 @@ from typing import Any, Final, Literal
 import numpy as np
 
 from graphhalu.axes import Span
-from graphhalu.datasets.letters import LETTERS
-from graphhalu.datasets.question import Question
+from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.errors import UsageError
 from graphhalu.extract.asking import Asked, Asker
 from graphhalu.extract.sequence import TokenSequence

@@ -18,9 +18,8 @@ from graphhalu.errors import UsageError
 from graphhalu.extract.run import extract
 from graphhalu.features.block import TraceBlock, blocks
 from graphhalu.features.sinks import row_sink_share
-from graphhalu.labels.base import Labeller
 from graphhalu.labels.labels import Labels, Meaning
-from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.registry import Labeller, make_labeller
 from graphhalu.labels.run import label_records, read_labels, stored_labellers
 from graphhalu.provenance import provenance
 from graphhalu.studies.sinks.files import write_run

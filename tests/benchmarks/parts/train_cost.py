@@ -17,14 +17,14 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
-
-from graphhalu.axes import Span
 from graphhalu.detectors.graph_pack import GraphPack
 from graphhalu.detectors.graph_pieces import graph_piece, readout_mask
 from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
 from graphhalu.detectors.networks.gat import GAT
 from graphhalu.detectors.task import TrainingSettings, auroc_or_nan, seeded, train_network
+from torch import Tensor, nn
+
+from graphhalu.axes import Span
 from graphhalu.graphs.build import GraphRecipe, TokenGraph, build_graphs
 from graphhalu.testing.planted import attention_streams
 from graphhalu.traces.schema import TraceRecord, TraceShape

@@ -2,7 +2,8 @@ import math
 
 import pytest
 
-from graphhalu.datasets.cells import (
+from graphhalu.datasets.rows import (
+    Row,
     is_missing,
     is_short,
     labels_cell,
@@ -10,7 +11,6 @@ from graphhalu.datasets.cells import (
     text_cell,
     texts_cell,
 )
-from graphhalu.datasets.rows import Row
 from graphhalu.errors import DataFileError
 
 

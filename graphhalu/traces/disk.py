@@ -1,5 +1,7 @@
-"""How much disk a run needs, and whether it is there."""
+"""Disks: how much a run needs of one, flushing to it, and the errors of one that is full."""
 
+import errno
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -7,8 +9,11 @@ from typing import Final
 
 import numpy as np
 
-from graphhalu.errors import StoreFullError
+from graphhalu.errors import StoreError, StoreFullError, UsageError
 from graphhalu.traces.schema import ARRAYS, RAGGED_AXES, TraceShape
+
+_DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)
+_READ_ONLY: Final = (errno.EACCES, errno.EPERM, errno.EROFS)
 
 COMPRESSED: Final = {"attention": 0.9, "attention_fixed": 0.75, "hidden": 0.85, "hidden_rows": 0.85}
 """Compressed share of an array, a little above what was measured; streams count in full."""
@@ -61,9 +66,38 @@ def check_fits(path: Path, n_bytes: int) -> None:
     folder = next(place for place in (path, *path.absolute().parents) if place.exists())
     free = shutil.disk_usage(folder).free
     if n_bytes > free:
-        message = (
+        raise StoreFullError(
             f"the traces need about {n_bytes / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB are "
             f"free at {folder}\n"
             f"  Use --num-samples, --keep streams, --hidden-layers, or another disk with --out"
         )
-        raise StoreFullError(message)
+
+
+def disk_error(error: OSError, what: str) -> StoreError | UsageError | None:
+    """The error for a disk that is full or may not be written; ``None`` for any other fault."""
+    if error.errno in _DISK_FULL:
+        return StoreFullError(
+            f"the disk is full: {what} was not written\n"
+            f"  The store is intact. Make room and run the same command again to go on"
+        )
+    if error.errno in _READ_ONLY:
+        return UsageError(
+            f"{what} cannot be written: {error.strerror}\n"
+            f"  Allow writing there, or give another place with --out"
+        )
+    return None
+
+
+def sync_tree(folder: Path) -> None:
+    """Flush every file and folder to the disk, so that a commit survives a power cut."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
+def sync(path: Path) -> None:
+    """Flush one file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

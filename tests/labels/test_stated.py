@@ -2,9 +2,8 @@
 
 import pytest
 
-from graphhalu.labels.base import LabelDecision
-from graphhalu.labels.given import GivenLabel
-from graphhalu.labels.premise import PremiseLabel
+from graphhalu.labels.registry import LabelDecision
+from graphhalu.labels.spans import GivenLabel, PremiseLabel
 from graphhalu.traces.schema import TraceRecord
 
 

@@ -1,4 +1,7 @@
-"""The root of a store: its attributes, and which parts it has."""
+"""Metadata of a store: the attributes of its root, and the commit record of each part.
+
+A commit record says what a part covers, and has size and digest of each of its files.
+"""
 
 import errno
 import json
@@ -6,7 +9,8 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, field, replace
+from datetime import UTC, datetime
 from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
@@ -17,10 +21,12 @@ from pydantic import TypeAdapter
 
 from graphhalu.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
 from graphhalu.errors import CorruptStoreError, StoreError, StoreNotFoundError, UsageError
-from graphhalu.safe_read import MALFORMED, shown
+from graphhalu.provenance import file_sha256
+from graphhalu.safe_read import MALFORMED, read_bytes, shown
+from graphhalu.traces.disk import disk_error, sync, sync_tree
 from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceShape
-from graphhalu.traces.write import disk_error, sync, sync_tree
 
+COMMIT: Final = "commit.json"
 PARTS: Final = "parts"
 GROUP: Final = {"zarr_format": 3, "node_type": "group"}
 
@@ -34,6 +40,44 @@ _ERROR_BOUNDS: Final = {
     "bfloat16": "relative 2**-8",
     "fixed16": "absolute 7.7e-6",
 }
+_MOST_BYTES: Final = 2**50
+"""Most bytes of a file that a commit record is believed."""
+_FILE: Final = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_./-]*")
+_ATTEMPT: Final = re.compile(r"[A-Za-z0-9_-]*")
+
+
+@dataclass(frozen=True)
+class Commit:
+    """The commit record of a part: without it the part does not exist.
+
+    Attributes:
+        part: Index of the part.
+        question_ids: Questions that are done, with or without a trace.
+        trace_ids: Traces in the order of the arrays.
+        failures: ``question_id`` and ``reason`` of the questions without a trace.
+        files: Size and SHA-256 of every file of the part, by relative path.
+        counts: How many traces, and how many tokens, rows and pairs they have together.
+        created: When it was written, in UTC.
+        attempt: In an object store, which of several attempts at the part this is.
+    """
+
+    part: int
+    question_ids: tuple[str, ...]
+    trace_ids: tuple[str, ...]
+    failures: tuple[dict[str, str], ...]
+    files: dict[str, dict[str, Any]] = field(default_factory=dict)
+    counts: dict[str, int] = field(default_factory=dict)
+    created: str = ""
+    attempt: str = ""
+
+    def to_json(self) -> str:
+        """The record with a digest of itself."""
+        plain = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
+        return json.dumps({**plain, "digest": _commit_digest(plain)}, indent=1)
+
+
+_COMMIT: Final = TypeAdapter(Commit)
+_FIELDS: Final = tuple(Commit.__dataclass_fields__)
 
 
 def is_part_name(name: str) -> bool:
@@ -62,33 +106,33 @@ def store_attributes(
         "error_bounds": _ERROR_BOUNDS,
     }
     loaded: dict[str, Any] = json.loads(json.dumps(plain))
-    return {**loaded, "digest": _digest(loaded)}
+    return {**loaded, "digest": _root_digest(loaded)}
 
 
 def create_root(path: Path, attributes: Mapping[str, Any]) -> None:
-    """Create an empty store beside its place and move it there.
+    """Create an empty store beside its path and move it there.
 
     Raises:
         UsageError: If there is something at ``path``, or its folder cannot be written.
         StoreFullError: If the disk is full.
     """
-    aside: Path | None = None
+    staged: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        aside = Path(tempfile.mkdtemp(prefix=".creating-", dir=path.parent))
-        aside.chmod(0o755)
-        group = zarr.create_group(store=aside, zarr_format=3, attributes=dict(attributes))
+        staged = Path(tempfile.mkdtemp(prefix=".creating-", dir=path.parent))
+        staged.chmod(0o755)
+        group = zarr.create_group(store=staged, zarr_format=3, attributes=dict(attributes))
         group.create_group(PARTS)
-        sync_tree(aside)
+        sync_tree(staged)
         if path.exists():
             raise FileExistsError(errno.EEXIST, "exists", str(path))
-        aside.rename(path)
+        staged.rename(path)
         sync(path.parent)
     except OSError as error:
         raise disk_error(error, str(path)) or _not_creatable(path, error) from None
     finally:
-        if aside is not None:
-            shutil.rmtree(aside, ignore_errors=True)
+        if staged is not None:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def read_attributes(path: Path) -> dict[str, Any]:
@@ -105,22 +149,20 @@ def read_attributes(path: Path) -> dict[str, Any]:
         attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
     except MALFORMED as error:
         if (path / PARTS).is_dir():
-            raise _damaged(path) from error
+            raise _damaged_root(path) from error
         raise StoreError(no_store(path)) from error
     if attributes.get("format") != FORMAT:
         if "row_convention" in attributes:
-            raise _damaged(path)
-        message = f"{no_store(path)}\n  Its format is {shown(attributes.get('format'))}"
-        raise StoreError(message)
+            raise _damaged_root(path)
+        raise StoreError(f"{no_store(path)}\n  Its format is {shown(attributes.get('format'))}")
     version = attributes.get("format_version")
     if isinstance(version, int) and version > FORMAT_VERSION:
-        message = (
+        raise StoreError(
             f"{path} has format version {version}, this graphhalu reads up "
             f"to {FORMAT_VERSION}\n  Update it:  pip install --upgrade graphhalu"
         )
-        raise StoreError(message)
-    if attributes.get("digest") != _digest(attributes) or not _is_sound(attributes):
-        raise _damaged(path)
+    if attributes.get("digest") != _root_digest(attributes) or not _is_sound(attributes):
+        raise _damaged_root(path)
     return attributes
 
 
@@ -149,16 +191,15 @@ def no_store(path: Path) -> str:
     return f"{path} is no trace store, but {came}; expected a folder that graphhalu extract made"
 
 
-def _damaged(path: Path) -> CorruptStoreError:
-    message = (
+def _damaged_root(path: Path) -> CorruptStoreError:
+    return CorruptStoreError(
         f"zarr.json of {path} is not what was written: the file is damaged or missing\n"
         f"  The parts are not touched. Bring the file back from a copy, or extract again "
         f"to another place"
     )
-    return CorruptStoreError(message)
 
 
-def _digest(attributes: Mapping[str, Any]) -> str:
+def _root_digest(attributes: Mapping[str, Any]) -> str:
     plain = {key: value for key, value in attributes.items() if key != "digest"}
     return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
 
@@ -182,3 +223,62 @@ def no_such_store(path: Path) -> StoreNotFoundError:
     listed = ", ".join(str(path.parent / name) for name in near[:10])
     hint = f"  Stores there: {listed}" if near else "  Make one:  graphhalu extract"
     return StoreNotFoundError(f"no trace store at {path}\n{hint}")
+
+
+def sealed(commit: Commit, folder: Path, counts: Mapping[str, int]) -> Commit:
+    """The record of a part whose other files are all in ``folder``, as it is written now."""
+    files = {
+        path.relative_to(folder).as_posix(): {
+            "bytes": path.stat().st_size,
+            "sha256": file_sha256(path),
+        }
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+    created = datetime.now(UTC).isoformat(timespec="seconds")
+    return replace(commit, files=files, counts=dict(counts), created=created)
+
+
+def read_commit(folder: Path) -> Commit:
+    """The commit record of a part.
+
+    Raises:
+        CorruptStoreError: If it is missing, unreadable, or not what was written for this part.
+    """
+    try:
+        plain = json.loads(read_bytes(folder / COMMIT))
+        digest = plain.pop("digest")
+        is_whole = digest == _commit_digest(plain)
+        commit = _COMMIT.validate_python({name: plain[name] for name in _FIELDS if name in plain})
+        _check_files(commit)
+    except MALFORMED as error:
+        raise _damaged_commit(folder, f"cannot be read ({type(error).__name__})") from None
+    if not is_whole:
+        raise _damaged_commit(folder, "differs from what was written")
+    if commit.part != int(folder.name):
+        raise _damaged_commit(folder, f"is that of part {commit.part:06d}")
+    return commit
+
+
+def _check_files(commit: Commit) -> None:
+    """Refuse files that lie outside of the part, or of no size: readers fetch what is listed."""
+    for name, said in commit.files.items():
+        is_inside = _FILE.fullmatch(name) and not {"", ".", ".."} & set(name.split("/"))
+        is_sized = type(said["bytes"]) is int and 0 <= said["bytes"] <= _MOST_BYTES
+        if not (is_inside and is_sized and isinstance(said["sha256"], str)):
+            raise ValueError(f"a file {name[:80]!r}")
+    if not _ATTEMPT.fullmatch(commit.attempt):
+        raise ValueError(f"an attempt {commit.attempt[:80]!r}")
+
+
+def _damaged_commit(folder: Path, what: str) -> CorruptStoreError:
+    return CorruptStoreError(
+        f"{COMMIT} of part {folder.name} in {folder.parent.parent} {what}\n"
+        f"  Remove {folder} and run the extraction again: it does those questions anew"
+    )
+
+
+def _commit_digest(plain: Mapping[str, Any]) -> str:
+    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+    # texts of a data set may hold lone surrogates, which plain UTF-8 refuses
+    return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()
