@@ -127,7 +127,6 @@ class AttentionGraphs(Dataset):
         """One graph by its place among those of all traces, before ``transform``."""
         trace_index, place = divmod(idx, self.storage.graphs_per_trace)
         data = self.storage.get(self.traces, trace_index, place)
-        data.question_id = self.traces[trace_index].record.question_id
         if self.recipe.view == "layers":
             data.layer = self.layers[place]
         else:

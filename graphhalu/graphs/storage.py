@@ -5,6 +5,7 @@ memory, so that a data set larger than the memory is built once too. A file is s
 checksum of its content in the header; one that does not fit its checksum counts as absent.
 """
 
+import copy
 import hashlib
 import json
 import struct
@@ -59,15 +60,32 @@ class _Block(NamedTuple):
         data: All graphs side by side; ``None`` where no trace gave any.
         slices: Where each graph starts, for each attribute.
         first_graph: Graphs before those of each trace; a trace without any is in ``failures``.
+        question_ids: Question of each trace.
         failures: Why a trace has no graph, by its place in the block.
-        n_bytes: Bytes in memory.
+        n_bytes: Bytes in memory; 0 for a block that is mapped from a file.
+        separated: Graphs that were asked for before, as views of the tensors.
     """
 
     data: Data | None
     slices: Mapping[str, Tensor]
     first_graph: list[int]
+    question_ids: list[str]
     failures: Mapping[int, GraphhaluError]
     n_bytes: int
+    separated: dict[int, Data]
+
+    def graph(self, number: int) -> Data:
+        """One graph; a copy that shares the tensors."""
+        found = self.separated.get(number)
+        if found is None:
+            found = separate(
+                cls=TokenGraphData, batch=self.data, idx=number, slice_dict=self.slices,
+                decrement=False,
+            )  # fmt: skip
+            found.edge_attr = found.edge_attr.float()
+            if self.n_bytes:  # of what lies in files nothing stays in memory
+                self.separated[number] = found
+        return copy.copy(found)
 
 
 class GraphStorage:
@@ -121,12 +139,9 @@ class GraphStorage:
         block = self._blocks[number]
         if within in block.failures:
             raise block.failures[within]
-        data: Data = separate(
-            cls=TokenGraphData, batch=block.data, idx=block.first_graph[within] + place,
-            slice_dict=block.slices, decrement=False,
-        )  # fmt: skip
-        data.edge_attr = data.edge_attr.float()
+        data = block.graph(block.first_graph[within] + place)
         data.trace_index = trace_index
+        data.question_id = block.question_ids[within]
         return data
 
     def __getstate__(self) -> dict[str, Any]:
@@ -139,7 +154,8 @@ class GraphStorage:
         path = None if self.folder is None else self.folder / self._name(traces, members)
         block = None if path is None else self._read(path)
         if block is None:
-            block = _collated(self._built(traces, members))
+            questions = [traces[index].record.question_id for index in members]
+            block = _collated(self._built(traces, members), questions)
             if path is None and self.n_bytes + block.n_bytes > self.memory_bytes:
                 path = self._temporary_folder() / f"{number}.safetensors"
             if path is not None:
@@ -251,7 +267,9 @@ def _stacked(layers: Sequence[TokenGraphData]) -> TokenGraphData:
     return data
 
 
-def _collated(found: Sequence[list[TokenGraphData] | GraphhaluError]) -> _Block:
+def _collated(
+    found: Sequence[list[TokenGraphData] | GraphhaluError], question_ids: list[str]
+) -> _Block:
     graphs: list[TokenGraphData] = []
     first_graph, failures = [], {}
     for place, each in enumerate(found):
@@ -261,13 +279,17 @@ def _collated(found: Sequence[list[TokenGraphData] | GraphhaluError]) -> _Block:
         else:
             graphs += each
     if not graphs:
-        return _Block(None, {}, first_graph, failures, 0)
+        return _Block(None, {}, first_graph, question_ids, failures, 0, {})
     halves = all(graph.edge_attr.dtype == torch.float16 for graph in graphs)
     for graph in graphs:
         graph.edge_attr = graph.edge_attr if halves else graph.edge_attr.float()
     data, slices, _ = collate(TokenGraphData, graphs, increment=False, add_batch=False)
     n_bytes = sum(value.nbytes for value in data.to_dict().values())
-    return _Block(data, slices, first_graph, failures, n_bytes)
+    if halves:
+        n_bytes += (
+            2 * data.edge_attr.nbytes
+        )  # of the graphs that are asked for, in single precision
+    return _Block(data, slices, first_graph, question_ids, failures, n_bytes, {})
 
 
 def _write(path: Path, block: _Block, names: Names) -> None:
@@ -280,6 +302,7 @@ def _write(path: Path, block: _Block, names: Names) -> None:
             "format_version": FORMAT_VERSION,
             "names": names,
             "first_graph": block.first_graph,
+            "question_ids": block.question_ids,
             "failures": [[place, str(error)] for place, error in block.failures.items()],
         }
     )
@@ -310,7 +333,9 @@ def _read(path: Path) -> tuple[_Block, Names] | None:
         data = TokenGraphData.from_dict(values) if values else None
         failures = {int(place): GraphhaluError(reason) for place, reason in about["failures"]}
         nodes, edges = (tuple(map(str, names)) for names in about["names"])
-        return _Block(data, slices, list(about["first_graph"]), failures, 0), (nodes, edges)
+        questions = list(map(str, about["question_ids"]))
+        block = _Block(data, slices, list(about["first_graph"]), questions, failures, 0, {})
+        return block, (nodes, edges)
     except (OSError, SafetensorError, *MALFORMED):
         return None
 

@@ -93,6 +93,7 @@ class NetworkDetector(Detector):
         config = config or self.config_class()
         self.config = config if seed is None else config.model_copy(update={"seed": seed})
         self.schema: GraphSchema | None = None
+        self.scaler: InputScaler | None = None
         self.networks: list[nn.Module] = []
         self.out_of_fold: dict[int, float] = {}
         """Logit of each training trace from networks that never saw its question."""
@@ -145,6 +146,7 @@ class NetworkDetector(Detector):
             describe_shape(traces[0].shape),
         )  # fmt: skip
         folds = self._folds(traces, labels, used)
+        self.scaler = self._scaler(self.schema).fit(graphs.select(used), self.config.seed)
         with seeded(self.config.seed):
             found = [self._trained(graphs, labels, folds, point) for point in self._points()]
         best = min(found, key=lambda trained: trained.loss)
@@ -199,8 +201,8 @@ class NetworkDetector(Detector):
         schema = self._fitted()
         weights = {
             f"{number}.{name}": value
-            for number, network in enumerate(self.networks)
-            for name, value in network.state_dict().items()
+            for number, module in enumerate([self.scaler, *self.networks])
+            for name, value in module.state_dict().items()
         }
         write_weights(folder, weights)
         values = {
@@ -229,9 +231,10 @@ class NetworkDetector(Detector):
         try:
             detector = cls(**cls.settings(**config))
             schema = GraphSchema(**{name: _frozen(value) for name, value in graphs.items()})
+            detector.scaler = detector._scaler(schema)
             networks = [detector._made(schema) for _ in range(int(values["n_networks"]))]
-            for number, network in enumerate(networks):
-                _load_weights(network, weights, f"{number}.")
+            for number, module in enumerate([detector.scaler, *networks]):
+                _load_weights(module, weights, f"{number}.")
         except (RuntimeError, TypeError, ValueError, KeyError) as error:
             raise damaged(folder, error) from None
         detector.schema, detector.networks = schema, networks
@@ -261,42 +264,46 @@ class NetworkDetector(Detector):
         for train_indices, held_out in folds:
             training, stopping = graphs.select(train_indices), graphs.select(held_out)
             network = self._made(self.schema, config, training)
+            whole = nn.Sequential(self.scaler, network)
             weight = _positive_weight(labels, train_indices)
-            report = train(network, training, stopping, weight, config, log_folder=self.log_folder)
+            report = train(whole, training, stopping, weight, config, log_folder=self.log_folder)
             trained.networks.append(network)
             trained.reports.append(report)
-            logits = _batched(network, stopping)
+            logits = _batched(whole.eval(), stopping)
             trained.out_of_fold.update(zip(held_out.tolist(), logits, strict=True))
         return trained
+
+    def _scaler(self, schema: GraphSchema) -> InputScaler:
+        is_hidden = hidden_columns(schema.node_feature_names)
+        edge_dim = len(schema.edge_feature_names)
+        return InputScaler(is_hidden, edge_dim, self._n_layers(schema), self.config.n_components)
+
+    def _n_layers(self, schema: GraphSchema) -> int:
+        return len(schema.layers) if self.config.view == "stacked" else 1
 
     def _made(
         self,
         schema: GraphSchema,
         config: NetworkConfig | None = None,
         training: AttentionGraphs | None = None,
-    ) -> nn.Sequential:
-        """Standardisation and a fresh network; fitted to the training graphs where given."""
+    ) -> nn.Module:
+        """A fresh network, tried on two graphs where some are given."""
+        assert self.scaler is not None
         config = config or self.config
-        is_hidden = hidden_columns(schema.node_feature_names)
-        n_layers = len(schema.layers) if config.view == "stacked" else 1
-        edge_dim = len(schema.edge_feature_names)
-        scaler = InputScaler(is_hidden, edge_dim, n_layers, config.n_components)
         sizes = {
-            "in_channels": scaler.n_features,
-            "edge_dim": edge_dim,
-            "n_layers": n_layers,
+            "in_channels": self.scaler.n_features,
+            "edge_dim": len(schema.edge_feature_names),
+            "n_layers": self._n_layers(schema),
             "hidden_channels": config.hidden_size,
             "n_rounds": config.n_convolutions,
             "dropout": config.dropout,
             "level": self.card.level,
         }
         network = make_network(self.network_class, sizes, config.network)
-        made = nn.Sequential(scaler, network)
         if training is not None:
-            scaler.fit(training, config.seed)
             batch = Batch.from_data_list([training[0], training[min(1, len(training) - 1)]])
-            check_network(network, scaler(batch), self.card.level)
-        return made
+            check_network(network, self.scaler(batch), self.card.level)
+        return network
 
     def _graphs(
         self, traces: Sequence[Trace], layers: tuple[int, ...], labels: Labels | None
@@ -369,9 +376,8 @@ class NetworkDetector(Detector):
             return {}
         self._check_names(graphs, schema)
         view = graphs.select(usable)
-        of_network = [_batched(network, view) for network in self.networks]
-        means = [np.mean(each, axis=0) for each in zip(*of_network, strict=True)]
-        found = dict(zip(usable.tolist(), means, strict=True))
+        logits = _batched(self._mean_logits, view)
+        found = dict(zip(usable.tolist(), logits, strict=True))
         return {
             place: found[index] for place, index in enumerate(indices.tolist()) if index in found
         }
@@ -388,8 +394,10 @@ class NetworkDetector(Detector):
                 raise DetectorMismatchError(message)
 
     def _mean_logits(self, batch: Batch) -> Tensor:
+        assert self.scaler is not None
         with torch.inference_mode():
-            return torch.stack([network(batch) for network in self.networks]).mean(0)
+            scaled = self.scaler(batch)
+            return torch.stack([network(scaled) for network in self.networks]).mean(0)
 
     def _fitted(self) -> GraphSchema:
         if self.schema is None or not self.networks:
@@ -508,20 +516,19 @@ def _arguments(
     return {**{n: value for n, value in sizes.items() if n in parameters}, **given}
 
 
-def _batched(network: nn.Module, graphs: AttentionGraphs) -> list[Float[np.ndarray, "_"]]:
-    """Logits of each trace, batch by batch, on the GPU if the network is there."""
+def _batched(
+    logits_of: Callable[[Batch], Tensor], graphs: AttentionGraphs
+) -> list[Float[np.ndarray, "_"]]:
+    """Logits of each trace, batch by batch."""
     found: list[Float[np.ndarray, "_"]] = []
-    device = next((each.device for each in network.parameters()), torch.device("cpu"))
-    network.eval()
     with torch.inference_mode():
         for batch in DataLoader(graphs, SCORED_AT_ONCE):
-            logits = network(batch.to(device)).double().cpu().numpy()
+            logits = logits_of(batch).double().cpu().numpy()
             if len(logits) == batch.num_graphs:
                 found += list(logits[:, None])
             else:
-                counts = batch.is_answer.cpu().numpy()
-                ends = np.cumsum(np.bincount(batch.batch.cpu().numpy(), weights=counts)).astype(int)
-                found += np.split(logits, ends[:-1])
+                n_tokens = torch.bincount(batch.batch[batch.is_answer], minlength=batch.num_graphs)
+                found += np.split(logits, n_tokens.cumsum(0)[:-1].tolist())
     return found
 
 

@@ -33,6 +33,8 @@ class InputScaler(nn.Module):
         n_components: Principal components that stand for hidden states.
     """
 
+    plain_columns: Tensor
+    hidden_columns: Tensor
     mean: Tensor
     deviation: Tensor
     edge_scale: Tensor
@@ -44,7 +46,8 @@ class InputScaler(nn.Module):
     ) -> None:
         super().__init__()
         n_plain, n_hidden = int((~is_hidden).sum()), int(is_hidden.sum())
-        self.register_buffer("is_hidden", torch.from_numpy(is_hidden.copy()))
+        self.register_buffer("plain_columns", torch.from_numpy(np.flatnonzero(~is_hidden)))
+        self.register_buffer("hidden_columns", torch.from_numpy(np.flatnonzero(is_hidden)))
         self.register_buffer("mean", torch.zeros(n_layers, n_plain))
         self.register_buffer("deviation", torch.ones(n_layers, n_plain))
         self.register_buffer("edge_scale", torch.ones(n_layers, edge_dim))
@@ -69,7 +72,7 @@ class InputScaler(nn.Module):
         largest = torch.zeros_like(self.mean, dtype=torch.float64)
         hidden, n_kept = [], 0
         for data in graphs:
-            plain = data.x[:, ~self.is_hidden].double()
+            plain = data.x.index_select(1, self.plain_columns).double()
             of_edge = data.layer_index[data.edge_index[1]]
             for layer in data.layer_index.unique().tolist():
                 values, weights = plain[data.layer_index == layer], data.edge_attr[of_edge == layer]
@@ -78,7 +81,7 @@ class InputScaler(nn.Module):
                 edges[layer] += torch.stack([torch.ones_like(squares), squares]).sum(1)
                 largest[layer] = torch.maximum(largest[layer], values.abs().amax(0))
             if self.components.numel() and n_kept < MAX_NODES:
-                hidden.append(data.x[:, self.is_hidden])
+                hidden.append(data.x.index_select(1, self.hidden_columns))
                 n_kept += len(hidden[-1])
         self._set(nodes, edges, largest)
         if hidden:
@@ -88,8 +91,10 @@ class InputScaler(nn.Module):
     def forward(self, batch: Batch) -> Batch:
         """The same graphs with standardised ``x`` and ``edge_attr``; the given ones stay."""
         layer = batch.layer_index
-        plain = (batch.x[:, ~self.is_hidden] - self.mean[layer]) / self.deviation[layer]
-        hidden = (batch.x[:, self.is_hidden] - self.hidden_mean) @ self.components
+        plain = batch.x.index_select(1, self.plain_columns)
+        plain = (plain - self.mean[layer]) / self.deviation[layer]
+        hidden = batch.x.index_select(1, self.hidden_columns) @ self.components
+        hidden = hidden - self.hidden_mean @ self.components
         scaled = copy.copy(batch)
         scaled.x = torch.cat([plain, hidden], dim=1).clamp(-_LIMIT, _LIMIT)
         scaled.edge_attr = batch.edge_attr / self.edge_scale[layer[batch.edge_index[1]]]
@@ -107,7 +112,9 @@ class InputScaler(nn.Module):
 
     def _set_components(self, hidden: np.ndarray, seed: int) -> None:
         n_components = min(self.components.shape[1], len(hidden))
-        pca = PCA(n_components, whiten=True, random_state=seed).fit(hidden)
+        # exact and quick where there are fewer columns than tokens
+        solver = "covariance_eigh" if hidden.shape[1] <= min(1024, len(hidden)) else "randomized"
+        pca = PCA(n_components, whiten=True, svd_solver=solver, random_state=seed).fit(hidden)
         found = pca.components_.T / np.sqrt(pca.explained_variance_)
         self.hidden_mean.copy_(torch.from_numpy(pca.mean_))
         self.components[:, :n_components] = torch.from_numpy(found)

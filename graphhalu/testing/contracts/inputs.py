@@ -12,8 +12,8 @@ from graphhalu.datasets.base import Dataset, DatasetCard
 from graphhalu.datasets.question import Question
 from graphhalu.features.base import Feature
 from graphhalu.features.block import TraceBlock, block_of, blocks
-from graphhalu.labels.registry import LabelDecision, Labeller
 from graphhalu.labels.labels import MEANINGS
+from graphhalu.labels.registry import LabelDecision, Labeller
 from graphhalu.testing.contracts.promises import require, require_known
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.schema import ARRAYS, TraceRecord
