@@ -29,6 +29,7 @@ from graphhalu.evaluation.splits import (
     cross_fit_folds,
     single_split,
 )
+from graphhalu.evaluation.token_counts import token_counts, token_notes
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.provenance import provenance
@@ -69,9 +70,12 @@ def compare(
     and validation side only. One that fails is recorded with its reason; the others go on.
     Traces without a valid score are left out of the metrics; the coverage says how many.
 
+    With labels of tokens (:func:`graphhalu.labels.tokens.label_tokens`) detectors of tokens are
+    compared, and the position control is what they are tested against.
+
     Args:
         traces: Traces in the order of the labels; other beams of a question stay among them.
-        labels: One label a trace.
+        labels: Of the traces, or of their tokens.
         detectors: Registered names, or names with a factory each; by default those of the
             configuration.
         config: Folds, seeds and resamples.
@@ -80,13 +84,13 @@ def compare(
         on_progress: Called after each fold.
 
     Raises:
-        UsageError: If no detector is given, labels belong to other traces, or a resumed folder
-            holds another comparison.
+        UsageError: If no detector is given or one is of another level than the labels, labels
+            belong to other traces, or a resumed folder holds another comparison.
         UnknownNameError: If no detector has such a name.
         NotEnoughDataError: If there are too few questions, or one class only.
     """
     config, options = config or CompareConfig(), options or RunOptions()
-    entries = make_entries(detectors, config)
+    entries = make_entries(detectors, config, labels.level)
     compared = make_compared(traces, labels, config)
     done = _finished(compared, options)
     todo = [entry for entry in entries if not _is_done(entry, compared, done)]
@@ -235,7 +239,7 @@ def _result(
         n_traces=int(kept.sum()),
         n_left_out=int((~given.is_valid).sum()),
         n_groups=len(np.unique(compared.groups[kept])),
-        prevalence=labels.prevalence,
+        prevalence=float(labels.items[compared.is_kept].mean()),
         coverage=given.coverage,
         rows=rows,
         samples=samples,
@@ -244,6 +248,9 @@ def _result(
         comparisons=comparisons,
         subgroups=subgroups(compared, scores),
         identity=compared.identity,
+        level=labels.level,
+        counts=token_counts(compared) if labels.level == "token" else None,
+        notes=token_notes(compared) if labels.level == "token" else (),
     )
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.errors import UsageError
 from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.labels.labels import Level
 from graphhalu.registry import unknown_name
 
 DetectorFactory = Callable[..., Detector]
@@ -72,23 +73,28 @@ def registered_name(name: str) -> str:
 
 
 def make_entries(
-    detectors: Sequence[str] | Mapping[str, DetectorFactory] | None, config: CompareConfig
+    detectors: Sequence[str] | Mapping[str, DetectorFactory] | None,
+    config: CompareConfig,
+    level: Level = "answer",
 ) -> list[Entry]:
     """The detectors asked for; a bad name is refused before any work.
 
     Args:
         detectors: Names, or names with a factory each; by default those of the configuration.
         config: Settings of the comparison, with those of detectors.
+        level: What is compared; of registered token detectors the position control is always one.
 
     Raises:
-        UsageError: If there is none, one comes twice, or settings are given for another.
+        UsageError: If there is none, one comes twice, one is of another level, or settings are
+            given for another.
         UnknownNameError: If no detector has such a name.
     """
     if isinstance(detectors, Mapping):
         make = partial(_given, config)
         entries = [make(name, factory) for name, factory in detectors.items()]
     else:
-        entries = _registered(detectors or config.detectors, config, is_given=detectors is not None)
+        chosen = detectors or config.detectors
+        entries = _registered(chosen, config, level, is_given=detectors is not None)
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         message = f"expected the names of different detectors, got {names}"
@@ -105,11 +111,22 @@ def _given(config: CompareConfig, name: str, factory: DetectorFactory) -> Entry:
     return Entry(name, config.settings.get(name, {}), factory)
 
 
-def _registered(names: Sequence[str], config: CompareConfig, *, is_given: bool) -> list[Entry]:
-    from graphhalu.detectors.registry import DETECTORS, detector_names
+def _registered(
+    names: Sequence[str], config: CompareConfig, level: Level, *, is_given: bool
+) -> list[Entry]:
+    from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names, level_of
 
-    chosen = names if names or is_given else detector_names("answer")
+    chosen = names if names or is_given else detector_names(level)
     for name in chosen:
         if registered_name(name) not in DETECTORS:
             raise unknown_name("detector", registered_name(name), DETECTORS.names())
+        if level_of(registered_name(name)) != level:
+            message = (
+                f"{name} scores {level_of(registered_name(name))}s, and the labels are of "
+                f"{level}s: a comparison is of one level\n"
+                f"  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
+            )
+            raise UsageError(message)
+    if level == "token" and POSITION_CONTROL not in chosen:
+        chosen = (POSITION_CONTROL, *chosen)
     return [Entry(name, config.settings.get(name, {})) for name in chosen]

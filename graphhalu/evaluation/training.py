@@ -4,8 +4,11 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
+
+import numpy as np
 
 from graphhalu.atomic import replace_file
 from graphhalu.config import read_yaml
@@ -15,12 +18,15 @@ from graphhalu.detectors.saved import save_detector
 from graphhalu.errors import UsageError
 from graphhalu.evaluation.compare import Progress as CompareProgress
 from graphhalu.evaluation.compare import compare
-from graphhalu.evaluation.crossfit import FoldModel
+from graphhalu.evaluation.crossfit import FoldModel, fit_fold
 from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.running import RunOptions
 from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.evaluation.splits import cross_fit_folds
+from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
+from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 RUNS: Final = Path("data/runs")
@@ -109,6 +115,36 @@ def save_model(model: FoldModel, folder: Path, identity: Identity | None = None)
     if model.calibration is not None:
         text = json.dumps(model.calibration.to_json(), indent=1, allow_nan=False)
         replace_file(folder / CALIBRATION_FILE, text.encode())
+
+
+def fit_for_use(
+    name: str, traces: Sequence[Trace], labels: Labels, config: CompareConfig, folder: Path
+) -> FoldModel:
+    """Fit a detector on all answers but those that choose its threshold, and save it.
+
+    Nothing is left to test it on; a comparison says what it is worth.
+
+    Args:
+        name: Registered name.
+        traces: A store, so that the detector knows its model.
+        labels: Their labels, of the level of the detector.
+        config: Settings of the detector, number of folds, and seed (the first one).
+        folder: Where it is saved with its calibration; is made if it is missing.
+
+    Raises:
+        UnknownNameError: If no detector has this name.
+        NotEnoughDataError: If a class is missing.
+    """
+    seed, groups = config.seeds[0], question_groups(traces)
+    fold = cross_fit_folds(
+        labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed
+    )[0]
+    train = np.sort(np.concatenate([fold.train, fold.test]))
+    split = Split(train, fold.validation, np.zeros(0, dtype=np.int64), groups)
+    entry = Entry(name, config.settings.get(name, {}))
+    model = fit_fold(partial(entry.make, seed), traces, labels, split)
+    save_model(model, folder, Identity.of_traces(traces))
+    return model
 
 
 def read_settings(path: Path | None) -> dict[str, Any]:

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 from graphhalu.errors import DetectorMismatchError, UsageError
-from graphhalu.evaluation.token_run import TokenCompareConfig, compare_tokens
+from graphhalu.evaluation.compare import CompareConfig, compare
+from graphhalu.labels.tokens import label_tokens
 from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.store import TraceStore
 from graphhalu.viewer.build import ViewRequest, make_view
@@ -29,9 +30,9 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(store, tmp_path_factory):
-    config = TokenCompareConfig(detectors=("token-overlap",), seeds=(4, 2), n_resamples=100)
+    config = CompareConfig(detectors=("token-overlap",), seeds=(4, 2), n_resamples=100)
     folder = tmp_path_factory.mktemp("result")
-    found = compare_tokens(store, config)
+    found = compare(store, label_tokens(store.records), config=config)
     found.write(folder)
     return found, folder
 
