@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Int
 
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.identity import Identity
+from graphhalu.errors import GraphhaluError, NonFiniteError
 from graphhalu.labels.labels import Labels, Level
+from graphhalu.safe_read import shown
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
@@ -52,6 +54,13 @@ class Scores:
             return list(self.values[:, None])
         return np.split(self.values, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
+    def highest(self) -> "Scores":
+        """One score a trace: the highest of its tokens; scores of answers as they are."""
+        if self.lengths is None:
+            return self
+        known = [each[np.isfinite(each)] for each in self.by_trace()]
+        return Scores.of(np.array([max(each, default=np.nan) for each in known], dtype=np.float64))
+
 
 @dataclass(frozen=True)
 class DetectorCard:
@@ -81,6 +90,47 @@ class DetectorCard:
     reads: tuple[str, ...] = ()
     is_graph: bool = False
     level: Level = "answer"
+
+
+def checked_scores(
+    name: str, scores: object, n_traces: int, lengths: Sequence[int] | None = None
+) -> Scores:
+    """What a detector gave, if it is one finite score for each valid item.
+
+    Args:
+        name: Of the detector, for the error.
+        scores: What it gave.
+        n_traces: How many traces it was given.
+        lengths: Answer tokens of each trace, for a detector of tokens.
+
+    Raises:
+        GraphhaluError: If it is something else, or of another length.
+        NonFiniteError: If a valid score is not finite.
+    """
+    n_items = n_traces if lengths is None else sum(lengths)
+    what = "traces" if lengths is None else f"answer tokens of {n_traces} traces"
+    if not isinstance(scores, Scores):
+        message = f"{name}: score must return Scores of {n_items} {what}, got {shown(scores)}"
+        raise GraphhaluError(message)
+    given = None if scores.lengths is None else np.asarray(scores.lengths).tolist()
+    if given != (None if lengths is None else list(lengths)):
+        message = f"{name}: expected scores of {n_items} {what}, got others: lengths {shown(given)}"
+        raise GraphhaluError(message)
+    values, is_valid = np.asarray(scores.values), np.asarray(scores.is_valid)
+    if values.shape != (n_items,) or is_valid.shape != (n_items,):
+        message = f"{name}: expected {n_items} scores, got {values.shape[0] if values.ndim else 1}"
+        if values.ndim != 1 or is_valid.shape != values.shape:
+            message += f", of shape {values.shape}, and is_valid of shape {is_valid.shape}"
+        raise GraphhaluError(message)
+    if values.dtype.kind not in "fiub" or is_valid.dtype != np.bool_:
+        message = f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"
+        raise GraphhaluError(message)
+    n_bad = int((~np.isfinite(values[is_valid])).sum())
+    if n_bad:
+        message = f"{name}: {n_bad} scores are marked valid and are not finite"
+        raise NonFiniteError(message)
+    known = np.where(is_valid, values, np.nan).astype(np.float64)
+    return Scores(known, is_valid, scores.lengths)
 
 
 class Detector(ABC):

@@ -8,8 +8,8 @@ from typing import Any, overload
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.detectors.base import Detector, Scores
-from graphhalu.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
+from graphhalu.detectors.base import Detector, checked_scores
+from graphhalu.errors import GraphhaluError, NotEnoughDataError
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.splits import visible_labels
 from graphhalu.evaluation.token_spans import best_threshold, marked_answer
@@ -36,7 +36,7 @@ class OutOfFold:
         fit_s: Seconds of each fit.
         score_s: Seconds that scoring the tested traces took, in total.
         n_parameters: Numbers that the last fit chose; ``None`` where they are not counted.
-        choices: What each fit on labels of tokens says of itself.
+        choices: For each fit its threshold, and what the detector says of its training.
     """
 
     values: Float[np.ndarray, "item"]
@@ -69,6 +69,23 @@ class OutOfFold:
         self.probability[places] = scored.probability
         self.is_predicted_positive[places] = scored.is_predicted_positive
         self.is_valid[places], self.fold[places] = np.isfinite(scored.raw), number
+
+    def with_fold(
+        self,
+        number: int,
+        places: Int[np.ndarray, "tested"],
+        model: "FoldModel",
+        scored: "FoldScores",
+    ) -> "OutOfFold":
+        """The same with one more fold: its scores, its seconds and what its model says."""
+        self.fill(number, places, scored)
+        return replace(
+            self,
+            fit_s=(*self.fit_s, model.fit_s),
+            score_s=self.score_s + scored.score_s,
+            n_parameters=model.detector.n_parameters,
+            choices=(*self.choices, {"fold": number, **model.choices()}),
+        )
 
 
 @dataclass(frozen=True)
@@ -158,7 +175,7 @@ def fit_fold(
     """Fit a fresh detector on a fold, then calibrate it on the validation side.
 
     The threshold is that of the best F1 there: of answers, or at token level of the characters
-    of the tokens (:func:`graphhalu.evaluation.token_spans.best_threshold`).
+    of marked spans (:func:`graphhalu.evaluation.token_spans.best_threshold`).
 
     Raises:
         GraphhaluError: What the detector raised.
@@ -172,12 +189,18 @@ def fit_fold(
     truth = labels.items[places][known]
     calibration = None
     if len(np.unique(truth)) == 2:  # noqa: PLR2004
-        threshold = None
-        if labels.level == "token":
-            marked = [marked_answer(traces[i].record) for i in fold.validation.tolist()]
-            threshold = best_threshold(reference, marked)
+        threshold = _span_threshold(traces, fold, reference) if labels.level == "token" else None
         calibration = Calibration.fit(reference[known], truth, threshold=threshold)
     return FoldModel(detector, reference, calibration, fit_s)
+
+
+def _span_threshold(
+    traces: Sequence[Trace], fold: Split, reference: Float[np.ndarray, "token"]
+) -> float | None:
+    """The best threshold for the marked spans of the validation side; ``None`` without any."""
+    marked = [marked_answer(traces[index].record) for index in fold.validation.tolist()]
+    threshold = best_threshold(reference, marked)
+    return threshold if np.isfinite(threshold) else None
 
 
 def cross_fit(
@@ -207,8 +230,7 @@ def cross_fit(
     Raises:
         GraphhaluError: What the detector raised, with the fold in a note.
     """
-    done, fit_s, score_s = OutOfFold.empty(len(labels.items)), [], 0.0
-    n_parameters, choices = None, []
+    done = OutOfFold.empty(len(labels.items))
     for number, fold in enumerate(folds):
         try:
             model = fit_fold(make, traces, labels, fold)
@@ -217,17 +239,9 @@ def cross_fit(
         except GraphhaluError as error:
             error.add_note(f"in fold {number}")
             raise
-        done.fill(number, labels.places(fold.test), scored)
-        fit_s.append(model.fit_s)
-        score_s += scored.score_s
-        n_parameters = model.detector.n_parameters
-        if labels.level == "token":
-            choices.append({"fold": number, **model.choices()})
+        done = done.with_fold(number, labels.places(fold.test), model, scored)
         on_fold(number)
-    return replace(
-        done, fit_s=tuple(fit_s), score_s=score_s, n_parameters=n_parameters,
-        choices=tuple(choices),
-    )  # fmt: skip
+    return done
 
 
 def standardise(
@@ -265,19 +279,6 @@ def _values(
 ) -> Float[np.ndarray, "item"]:
     """Scores as float64, NaN where invalid; refuses scores that do not fit the traces."""
     chosen = TraceSubset(traces, indices.tolist())
-    scores: Scores = detector.score(chosen)
-    expected = (len(indices),)
-    if detector.card.level == "token":
-        lengths = [trace.answer_length for trace in chosen]
-        if scores.lengths is None or scores.lengths.tolist() != lengths:
-            message = f"expected scores of {lengths[:5]} … tokens of answers, got {scores.lengths}"
-            raise GraphhaluError(message)
-        expected = (sum(lengths),)
-    if scores.values.shape != expected or scores.is_valid.shape != expected:
-        message = f"expected {expected[0]} scores, got {len(scores.values)}"
-        raise GraphhaluError(message)
-    n_bad = int((~np.isfinite(scores.values[scores.is_valid])).sum())
-    if n_bad:
-        message = f"{n_bad} scores are marked valid and are not finite"
-        raise NonFiniteError(message)
-    return np.where(scores.is_valid, scores.values, np.nan).astype(np.float64)
+    card = detector.card
+    lengths = [trace.answer_length for trace in chosen] if card.level == "token" else None
+    return checked_scores(card.name, detector.score(chosen), len(chosen), lengths).values

@@ -138,10 +138,14 @@ def detector_row(
         settings=dict(settings or {}),
         reads=card.reads,
         n_parameters=found[-1].n_parameters,
-        choices=tuple({"seed": seed, **each} for seed in fits for each in fits[seed].choices),
+        choices=_choices(fits) if card.level == "token" else (),
         trace_bytes=trace_bytes(card, compared.traces, compared.labels.is_valid),
         key=compared.key(name, settings or {}),
     )
+
+
+def _choices(fits: Mapping[int, OutOfFold]) -> tuple[dict[str, Any], ...]:
+    return tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
 
 
 def trace_bytes(

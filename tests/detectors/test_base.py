@@ -1,8 +1,10 @@
 """Scores of answers and of tokens in one record."""
 
 import numpy as np
+import pytest
 
-from graphhalu.detectors.base import Scores
+from graphhalu.detectors.base import Scores, checked_scores
+from graphhalu.errors import GraphhaluError
 
 
 def test_scores_of_tokens_are_flat_with_the_length_of_each_answer():
@@ -25,3 +27,19 @@ def test_a_score_a_trace_is_a_list_of_one_each():
     first, second = scores.by_trace()
     assert first.tolist() == [0.5]
     assert np.isnan(second).tolist() == [True]
+
+
+def test_the_highest_token_is_the_score_of_an_answer():
+    scores = Scores.ragged([np.array([0.5, np.nan, 2.0]), np.full(2, np.nan), np.zeros(0)])
+    np.testing.assert_array_equal(scores.highest().values, [2.0, np.nan, np.nan])
+    assert scores.highest().lengths is None
+    answers = Scores.of(np.array([1.0]))
+    assert answers.highest() is answers
+
+
+def test_scores_of_another_level_or_length_are_refused():
+    tokens = Scores.ragged([np.zeros(2), np.zeros(3)])
+    assert checked_scores("x", tokens, 2, [2, 3]).lengths.tolist() == [2, 3]
+    for given, lengths in ((tokens, None), (tokens, [3, 2]), (Scores.of(np.zeros(2)), [1, 1])):
+        with pytest.raises(GraphhaluError, match="x: expected scores of"):
+            checked_scores("x", given, 2, lengths)
