@@ -68,15 +68,14 @@ POSITION_CONTROL: Final = "token-position"
 
 
 def detector_names(level: Level) -> list[str]:
-    """Registered detectors of one level, in the order of the table."""
-    return [name for name in DETECTORS.names() if level_of(name) == level]
-
-
-def level_of(name: str) -> Level:
-    """What a registered detector scores.
+    """Registered detectors of one level, in the order of the table.
 
     One that cannot be imported counts among those of answers, where a comparison tells why.
     """
+    return [name for name in DETECTORS.names() if _level(name) == level]
+
+
+def _level(name: str) -> Level:
     try:
         return DETECTORS.get(name).card.level
     except GraphhaluError:

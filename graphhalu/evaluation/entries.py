@@ -7,7 +7,7 @@ from functools import partial
 from typing import Any
 
 from graphhalu.detectors.base import Detector, DetectorCard
-from graphhalu.errors import UsageError
+from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Level
 from graphhalu.registry import unknown_name
@@ -99,6 +99,8 @@ def make_entries(
     if not names or len(set(names)) < len(names):
         message = f"expected the names of different detectors, got {names}"
         raise UsageError(message)
+    for entry in entries:
+        _check_level(entry, level)
     for name in config.settings:
         if name not in names:
             raise unknown_name("compared detector with settings", name, names)
@@ -114,19 +116,26 @@ def _given(config: CompareConfig, name: str, factory: DetectorFactory) -> Entry:
 def _registered(
     names: Sequence[str], config: CompareConfig, level: Level, *, is_given: bool
 ) -> list[Entry]:
-    from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names, level_of
+    from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
 
     chosen = names if names or is_given else detector_names(level)
     for name in chosen:
         if registered_name(name) not in DETECTORS:
             raise unknown_name("detector", registered_name(name), DETECTORS.names())
-        if level_of(registered_name(name)) != level:
-            message = (
-                f"{name} scores {level_of(registered_name(name))}s, and the labels are of "
-                f"{level}s: a comparison is of one level\n"
-                f"  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
-            )
-            raise UsageError(message)
     if level == "token" and POSITION_CONTROL not in chosen:
         chosen = (POSITION_CONTROL, *chosen)
     return [Entry(name, config.settings.get(name, {})) for name in chosen]
+
+
+def _check_level(entry: Entry, level: Level) -> None:
+    """Refuse a detector that scores something else than what is labelled."""
+    try:
+        card: DetectorCard | None = getattr(entry.find(), "card", None)
+    except GraphhaluError:  # its own row tells why
+        return
+    if card is not None and card.level != level:
+        message = (
+            f"{entry.name} scores {card.level}s, and the labels are of {level}s: a comparison is "
+            f"of one level\n  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
+        )
+        raise UsageError(message)

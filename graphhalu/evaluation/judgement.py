@@ -13,10 +13,10 @@ import pyarrow.compute as pc
 
 from graphhalu.detectors.registry import POSITION_CONTROL
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.bootstrap import percentile_interval, resample_metrics
+from graphhalu.evaluation.bootstrap import resample_metrics
 from graphhalu.evaluation.metrics import evaluate
-from graphhalu.evaluation.records import DetectorRow, MetricValue, Subgroup
-from graphhalu.evaluation.rows import Compared
+from graphhalu.evaluation.records import DetectorRow, Subgroup
+from graphhalu.evaluation.rows import Compared, metric_value
 from graphhalu.evaluation.significance import (
     NAMED_RULE,
     POSITION_RULE,
@@ -157,18 +157,14 @@ def _subgroup(
     if len(values) == len(seeds):
         try:
             metrics = {
-                name: _mean([v[name] for v in values], [r[name] for r in resampled], config.level)
+                name: metric_value(
+                    [v[name] for v in values], [r[name] for r in resampled], config.level
+                )
                 for name in _SUBGROUP_METRICS
             }
         except NotEnoughDataError:
             metrics = {}
     return Subgroup(detector, *named, float(np.mean(sizes)), float(np.mean(shares)), metrics)
-
-
-def _mean(of_seed: list[float], resampled: list[np.ndarray], level: float) -> MetricValue:
-    interval = percentile_interval(np.mean(resampled, axis=0), level)
-    sd = float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None
-    return MetricValue(float(np.mean(of_seed)), *interval, seed_sd=sd, fold_mean=None)
 
 
 def _filled(scores: np.ndarray) -> np.ndarray:

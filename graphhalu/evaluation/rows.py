@@ -180,7 +180,7 @@ def fit_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, Metr
     resampled = [_resampled(compared, fit) for fit in fits]
     within = _fold_means(compared, fits)
     metrics = {
-        name: _metric_value(
+        name: metric_value(
             [values[name] for values in found],
             [values[name] for values in resampled], level, within.get(name),
         )
@@ -205,13 +205,13 @@ def _token_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, M
             continue
         try:
             resampled = [seed[name].resampled for seed in seeds]
-            found[name] = _metric_value(values, resampled, config.level)
+            found[name] = metric_value(values, resampled, config.level)
         except NotEnoughDataError:  # too few resamples have it: a value without an interval
-            found[name] = _metric_value(values, [], config.level)
+            found[name] = metric_value(values, [], config.level)
     return found
 
 
-def _metric_value(
+def metric_value(
     of_seed: Sequence[float],
     resampled: Sequence[Float[np.ndarray, "resample"]],
     level: float,
@@ -243,7 +243,7 @@ def _call_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, Me
             resampled[name].append(of_resamples)
         values["ece"].append(ece(fit.probability[known], labels[known]))
     return {
-        name: _metric_value(values[name], resampled[name], config.level)
+        name: metric_value(values[name], resampled[name], config.level)
         for name in CALL_METRICS
         if np.isfinite(values[name]).all()
     }

@@ -16,7 +16,7 @@ from graphhalu.detectors.saved import load_detector
 from graphhalu.detectors.sides import auroc
 from graphhalu.errors import CorruptStoreError, DataFileError, UsageError
 from graphhalu.evaluation.calibration import Calibration, read_calibration
-from graphhalu.evaluation.compare import CompareConfig, compare
+from graphhalu.evaluation.compare import CompareConfig, RunOptions, compare
 from graphhalu.evaluation.crossfit import cross_fit, fit_fold
 from graphhalu.evaluation.entries import make_entries
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, SCORES_FILE, read_result
@@ -263,6 +263,9 @@ def test_a_comparison_is_of_one_level(traces):
     labels = replace(label_tokens([trace.record for trace in traces]), tokens=None)
     with pytest.raises(UsageError, match="token-text scores tokens, and the labels are of answers"):
         compare(traces, labels, config=config)
+    given = {"mine": DETECTORS.get("token-text")}
+    with pytest.raises(UsageError, match="mine scores tokens"):
+        compare(traces, labels, given)
 
 
 def test_detectors_of_a_level_are_the_default():
@@ -298,3 +301,19 @@ def test_a_trained_token_detector_is_saved_with_the_threshold_of_its_validation_
     calibration = read_calibration(tmp_path / CALIBRATION_FILE)
     assert calibration.threshold == model.calibration.threshold
     assert len(model.reference) < len(labels.items) / 3
+
+
+def test_a_comparison_of_tokens_is_gone_on_with_where_it_stopped(traces, tmp_path):
+    config = CompareConfig(detectors=("token-overlap",), quick=True, seeds=(0,), n_resamples=100)
+    first = compare_tokens(traces, config, options=RunOptions(folder=tmp_path))
+    fits = []
+    options = RunOptions(folder=tmp_path, is_resumed=True)
+    again = compare_tokens(traces, config, options=options, on_progress=fits.append)
+    assert fits == []
+    assert (again.rows, again.comparisons) == (first.rows, first.comparisons)
+    assert again.samples.equals(first.samples)
+    first.write(tmp_path)
+    labels = label_tokens([trace.record for trace in traces])
+    changed = replace(labels, tokens=tuple(1 - each for each in labels.tokens))
+    with pytest.raises(UsageError, match="other traces, labels or settings"):
+        compare(traces, changed, config=config, options=options)
