@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -128,8 +129,8 @@ def test_a_detector_of_tokens_gives_their_scores_and_the_highest_is_that_of_the_
         is_valid=np.ones(len(store), dtype=bool), reasons=("made up",) * len(store),
         labeller="turns", tokens=tokens,
     )  # fmt: skip
-    shorter = Labels(**{**vars(labels), "values": np.arange(len(store)) // 2 % 2})
-    fit_for_use("token-likelihood", store, shorter, CompareConfig(), tmp_path / "detector")
+    turns = replace(labels, values=np.arange(len(store)) // 2 % 2)
+    fit_for_use("token-likelihood", store, turns, CompareConfig(), tmp_path / "detector")
     scorer = AnswerScorer(tmp_path, name=str(trained.model), threads=1)
     found = scorer.score(store[0].record.question)
     expected = scorer.detector.score([found.trace]).values
