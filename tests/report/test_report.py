@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from graphhalu.errors import DataFileError
-from graphhalu.evaluation.compare import CompareConfig, compare
 from graphhalu.evaluation.maps import HeadMap, HeadMaps
 from graphhalu.evaluation.records import MetricValue, Subgroup
 from graphhalu.evaluation.result import read_result
 from graphhalu.evaluation.transfer import TransferCell
-from graphhalu.labels.tokens import label_tokens
 from graphhalu.look import page as look
 from graphhalu.report.content import comparison_page
 from graphhalu.report.frame import small_class_warning
@@ -25,8 +23,7 @@ from graphhalu.report.html import report_html
 from graphhalu.report.markdown import markdown_cell, markdown_text, report_markdown
 from graphhalu.report.palette import DARK, LIGHT
 from graphhalu.report.transfer_page import StoredTransfer, read_transfer, transfer_page
-from graphhalu.report.write import read_page, write_report
-from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.report.write import write_report
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3}
 HOSTILE = "<img src=x onerror=alert(1)>\"'|`[a](javascript:b)"
@@ -445,28 +442,3 @@ def test_a_transfer_of_another_format_is_refused(tmp_path, changes):
     write_transfer(tmp_path, stored_transfer(), **changes)
     with pytest.raises(DataFileError, match=r"transfer\.json"):
         read_transfer(tmp_path)
-
-
-def test_a_comparison_of_token_detectors_has_a_page_of_its_own(tmp_path):
-    traces = planted_token_traces(20, seed=1)
-    config = CompareConfig(detectors=("token-attention",), quick=True, seeds=(0,), n_resamples=100)
-    result = compare(traces, label_tokens([trace.record for trace in traces]), config=config)
-    result.write(tmp_path)
-    page = read_page(tmp_path)
-    assert page.title.endswith("detectors of hallucinated tokens")
-    assert "2" in dict(page.facts)["tokens"]
-    by_name = {section.name: section for section in page.sections}
-    assert any(text.startswith("Off-policy") for text in by_name["results"].paragraphs)
-    (table,) = by_name["results"].tables
-    names = [column.name for column in table.columns]
-    assert {"AUROC", "AUROC in answer", "char F1", "span F1"} <= set(names)
-    assert {row[0].text for row in table.rows} == {"token-attention", "token-position °†"}
-    (worst,) = by_name["mistakes"].tables
-    assert all(", token " in row[0].text for row in worst.rows)
-    assert {figure.name for figure in page.figures} >= {"forest", "roc"}
-
-
-def test_a_comparison_of_token_detectors_of_the_first_version_has_a_page():
-    page = read_page(Path(__file__).parents[1] / "evaluation" / "fixtures" / "tokens_v1")
-    assert dict(page.facts)["tokens"] == "227, of them 32 in 8 marked spans"
-    assert "forest" in {figure.name for figure in page.figures}
