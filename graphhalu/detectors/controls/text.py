@@ -17,12 +17,7 @@ from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.base import ProbeConfig
 from graphhalu.detectors.probes.search import Fold, folds_of
 from graphhalu.detectors.sides import ChosenTraces, auroc, check_classes
-from graphhalu.detectors.token_samples import (
-    Sample,
-    context_folds,
-    labelled_traces,
-    sample_tokens,
-)
+from graphhalu.detectors.token_samples import Sample, TokenConfig, training_sample
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.labels.groups import question_groups
@@ -170,13 +165,9 @@ def _fitted_vectorisers(texts: Sequence[str], min_traces: int) -> dict[str, Tfid
     return found
 
 
-class TokenTextConfig(TrainedConfig):
-    """Settings of the text control."""
+class TokenTextConfig(TokenConfig):
+    """Settings of the text control of tokens; the penalty is chosen in folds."""
 
-    n_folds: Annotated[int, Field(ge=2)] = 3
-    """Folds within the training side in which the penalty is chosen."""
-    max_tokens: Annotated[int, Field(ge=10)] = 12_000
-    """Tokens that are learnt from at most, hallucinated ones up to half of them."""
     min_count: Annotated[int, Field(ge=1)] = 3
     """A token at an offset is known if it stands there so often among those learnt from."""
 
@@ -208,23 +199,20 @@ class TokenText(TrainedDetector):
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""
-        chosen = labelled_traces(labels, split.train, self.card.name)
-        tokens, config = labels.token_labels(self.card.name), self.config
-        sample = sample_tokens(tokens, chosen, n_most=config.max_tokens, seed=config.seed)
-        values = sample.labels
+        sample, folds = training_sample(traces, labels, split.train, self.config, self.card.name)
         pairs = zip(sample.traces, sample.tokens, strict=True)
         ids = np.concatenate([neighbours(traces[index])[places] for index, places in pairs])
-        self.known = _known_terms(ids, config.min_count)
-        terms, folds = _token_terms(ids, self.known), self._folds(traces, labels, sample)
+        self.known = _known_terms(ids, self.config.min_count)
+        terms, folds = _token_terms(ids, self.known), _token_folds(sample, folds)
         with warnings.catch_warnings():
             # a weight that is a little off ranks as well
             warnings.simplefilter("ignore", ConvergenceWarning)
             found = _fitted_regression(
-                terms, values, folds, TOKEN_STRENGTHS, max_iter=300, tol=1e-3
+                terms, sample.labels, folds, TOKEN_STRENGTHS, max_iter=300, tol=1e-3
             )
         self.weight, self.bias = found.weight, found.bias
         self.training_report = {
-            "n_traces": len(chosen), "n_tokens": len(values), "n_terms": len(self.known),
+            "n_traces": len(sample.traces), "n_tokens": len(ids), "n_terms": len(self.known),
             "strength": found.strength, "inner_auroc": found.inner_auroc,
         }  # fmt: skip
         return self
@@ -249,14 +237,12 @@ class TokenText(TrainedDetector):
         self.bias = float(arrays["bias"][0])
         _check_size(self.weight, len(self.known))
 
-    def _folds(self, traces: Sequence[Trace], labels: Labels, sample: Sample) -> list[Fold]:
-        """Folds of the sampled tokens by context in which both parts hold both classes."""
-        owner, values = sample.owner(), sample.labels
-        folds = context_folds(
-            traces, labels, sample, n_folds=self.config.n_folds, seed=self.config.seed
-        )
-        found = [Fold(*(np.flatnonzero(np.isin(owner, part)) for part in fold)) for fold in folds]
-        return [fold for fold in found if all(len(np.unique(values[part])) > 1 for part in fold)]
+
+def _token_folds(sample: Sample, folds: Sequence[Fold]) -> list[Fold]:
+    """Folds of the sampled tokens in which both parts hold both classes."""
+    owner, values = sample.owner(), sample.labels
+    found = [Fold(*(np.flatnonzero(np.isin(owner, part)) for part in fold)) for fold in folds]
+    return [fold for fold in found if all(len(np.unique(values[part])) > 1 for part in fold)]
 
 
 def neighbours(trace: Trace) -> Int[np.ndarray, "token offset"]:
