@@ -279,6 +279,4 @@ def _values(
 ) -> Float[np.ndarray, "item"]:
     """Scores as float64, NaN where invalid; refuses scores that do not fit the traces."""
     chosen = TraceSubset(traces, indices.tolist())
-    card = detector.card
-    lengths = [trace.answer_length for trace in chosen] if card.level == "token" else None
-    return checked_scores(card.name, detector.score(chosen), len(chosen), lengths).values
+    return checked_scores(detector, detector.score(chosen), chosen).values

@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Float
 
 from graphhalu.datasets.question import GivenAnswer, Question
-from graphhalu.detectors.base import Detector, Scores
+from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.extract.asking import Asked
@@ -164,7 +164,9 @@ class AnswerScorer:
         answered = extraction.answer([_ask(extraction, each) for each in questions], on_done)
         traces, failures = extraction.traces(answered)
         reasons = {each["question_id"]: each["reason"] for each in failures}
-        scores = self.recipe.detector.score(traces) if traces else Scores.of(np.zeros(0))
+        detector, scores = self.detector, Scores.of(np.zeros(0))
+        if traces:
+            scores = checked_scores(detector, detector.score(traces), traces)
         best: dict[str, _Scored] = {}
         for found in map(_Scored, traces, scores.highest().values.tolist(), scores.by_trace()):
             best.setdefault(found.trace.record.question_id, found)  # beams come best first

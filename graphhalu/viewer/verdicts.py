@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
-from graphhalu.detectors.base import Scores
+from graphhalu.detectors.base import Scores, checked_scores
 from graphhalu.detectors.saved import DESCRIPTION_FILE, load_detector
 from graphhalu.errors import StoreMismatchError
 from graphhalu.evaluation.calibration import read_calibration
@@ -93,7 +93,7 @@ def detector_scores(run: Path, traces: TraceStore) -> DetectorScores:
     is_run = not (run / DESCRIPTION_FILE).exists() and (run / _MODEL).is_dir()
     folder = run / _MODEL if is_run else run
     detector = load_detector(folder, traces)
-    scores = detector.score(traces).highest()
+    scores = checked_scores(detector, detector.score(traces), traces).highest()
     calibration = read_calibration(folder / CALIBRATION_FILE)
     name = detector.card.name
     probabilities = None

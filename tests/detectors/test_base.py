@@ -4,7 +4,9 @@ import numpy as np
 import pytest
 
 from graphhalu.detectors.base import Scores, checked_scores
-from graphhalu.errors import GraphhaluError
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.errors import GraphhaluError, NonFiniteError
+from graphhalu.testing.planted_tokens import planted_token_traces
 
 
 def test_scores_of_tokens_are_flat_with_the_length_of_each_answer():
@@ -38,8 +40,17 @@ def test_the_highest_token_is_the_score_of_an_answer():
 
 
 def test_scores_of_another_level_or_length_are_refused():
-    tokens = Scores.ragged([np.zeros(2), np.zeros(3)])
-    assert checked_scores("x", tokens, 2, [2, 3]).lengths.tolist() == [2, 3]
-    for given, lengths in ((tokens, None), (tokens, [3, 2]), (Scores.of(np.zeros(2)), [1, 1])):
-        with pytest.raises(GraphhaluError, match="x: expected scores of"):
-            checked_scores("x", given, 2, lengths)
+    traces = planted_token_traces(2)
+    lengths = [trace.answer_length for trace in traces]
+    answers, tokens = DETECTORS.get("length")(), DETECTORS.get("token-position")()
+    ragged = Scores.ragged([np.zeros(length) for length in lengths])
+    plain = Scores.of(np.zeros(2))
+    assert checked_scores(tokens, ragged, traces).lengths.tolist() == lengths
+    assert checked_scores(answers, plain, traces).lengths is None
+    other = Scores.ragged([np.zeros(length + 1) for length in lengths])
+    wrong = ((answers, ragged), (tokens, plain), (tokens, other), (tokens, "scores"))
+    for detector, given in wrong:
+        with pytest.raises(GraphhaluError, match=r"expected scores of|must return Scores of"):
+            checked_scores(detector, given, traces)
+    with pytest.raises(NonFiniteError, match="length: 2 scores are marked valid"):
+        checked_scores(answers, Scores(np.full(2, np.nan), np.ones(2, dtype=bool)), traces)
