@@ -150,7 +150,7 @@ def fit_fold(
         GraphhaluError: What the detector raised.
     """
     started = perf_counter()
-    detector = make().fit(traces, visible_labels(labels, fold), fold)
+    detector: object = make().fit(traces, visible_labels(labels, fold), fold)
     if not isinstance(detector, Detector):
         message = f"fit must return the detector, got {shown(detector)}"
         raise GraphhaluError(message)
