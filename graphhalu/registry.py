@@ -1,17 +1,31 @@
 """Names to objects by one table of strings; nothing is imported until it is asked for.
 
-Other packages join through the entry-point group ``graphhalu.<kind>``.
+Other packages join through the entry-point groups ``graphhalu.detectors``, ``graphhalu.features``,
+``graphhalu.datasets``, ``graphhalu.labellers`` and ``graphhalu.models``; a module of the user's own
+is named as ``module:Attribute``. A plug-in that cannot be used fails alone, with its reason.
 """
 
 import difflib
-from collections.abc import Iterable, Mapping
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, is_dataclass
 from importlib import import_module
-from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from importlib.metadata import EntryPoint, entry_points
+from operator import attrgetter
+from pathlib import Path
+from typing import Any, Final, Generic, TypeVar
 
-from graphhalu.errors import UnknownNameError
+from graphhalu.errors import UnknownNameError, UsageError
+from graphhalu.safe_read import shortened, shown
 
 T = TypeVar("T")
+
+_NAME: Final = re.compile(r"\w[\w.+-]*")
+_MOST_REASON: Final = 240
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
@@ -22,38 +36,145 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
     return UnknownNameError(f"no {kind} named {name!r}.{hint}\n  Known: {', '.join(names)}")
 
 
+def class_path(found: type) -> str:
+    """Where a class is defined, as ``module:Class``."""
+    return f"{found.__module__}:{found.__qualname__}"
+
+
+def fault_text(error: BaseException, base: type = object) -> str:
+    """An exception on one line: its class, what it says, and the line of the plug-in's file.
+
+    Args:
+        error: What a plug-in raised.
+        base: What the plug-in inherits. The line is the last one of the package of the object
+            of this class that was at work; none is given if there was no such object.
+    """
+    text = shortened(" ".join(str(error).split()), _MOST_REASON)
+    said = f"{type(error).__name__}: {text}" if text else type(error).__name__
+    frames = list(traceback.walk_tb(error.__traceback__))
+    owners = [frame.f_locals.get("self") for frame, _ in frames]
+    packages = [_package(type(owner).__module__) for owner in owners if isinstance(owner, base)]
+    if base is object or not packages:
+        return said
+    own = [each for each in frames if _package(each[0].f_globals.get("__name__")) == packages[-1]]
+    frame, line = (own or frames)[-1]
+    return f"{said} ({Path(frame.f_code.co_filename).name}, line {line})"
+
+
+def _package(module: str | None) -> str:
+    """The outermost package of a module."""
+    return (module or "").partition(".")[0]
+
+
+@contextmanager
+def _working_directory_on_path() -> Iterator[None]:
+    """Modules of the working directory can be imported, as ``python -m`` lets them be."""
+    folder = str(Path.cwd())
+    if folder in (os.path.realpath(place) for place in sys.path):
+        yield
+        return
+    sys.path.insert(0, folder)
+    try:
+        yield
+    finally:
+        if folder in sys.path:  # the module may have changed the path too
+            sys.path.remove(folder)
+
+
+@dataclass(frozen=True)
+class Loaded(Generic[T]):
+    """All of a registry.
+
+    Attributes:
+        objects: What can be used, by name.
+        failures: For each plug-in that cannot be used, the reason on one line.
+    """
+
+    objects: dict[str, T]
+    failures: dict[str, str]
+
+
 class Registry(Generic[T]):
     """A lazy table from names to objects.
 
     Args:
         kind: What is registered, in the singular (``"detector"``); plug-ins use the
-            entry-point group ``graphhalu.<kind>``.
+            entry-point group ``graphhalu.<kind>s``.
         table: Name to ``"module:attribute"``.
+        base: What plug-ins must be: objects of this class where it is a dataclass, else classes
+            that inherit it. ``None`` accepts anything.
+        card: Class of the attribute ``card`` that bears their name; ``None`` if they have none
+            and bear it themselves.
+        name_field: Attribute that holds the name.
     """
 
-    def __init__(self, kind: str, table: Mapping[str, str]) -> None:
+    def __init__(
+        self,
+        kind: str,
+        table: Mapping[str, str],
+        base: type | None = None,
+        *,
+        card: type | None = None,
+        name_field: str = "name",
+    ) -> None:
         self.kind = kind
         self._table = dict(table)
+        self._base = base
+        self._holds_objects = base is not None and is_dataclass(base)
+        self._card = card
+        self._name_field = name_field
 
     def names(self) -> list[str]:
-        """All registered names in the order of the table, plug-ins last."""
+        """All registered names in the order of the table, plug-ins last; none is imported."""
         return [*self._table, *sorted(self._plugins().keys() - self._table.keys())]
 
     def get(self, name: str) -> T:
-        """Import and return the object of this name.
+        """Import and return the object of this name, or of ``module:Attribute``.
+
+        A module is looked for in the working directory too. Names that stand in a file go to
+        :meth:`registered`: a file must not choose what is imported.
 
         Raises:
             UnknownNameError: If the name stands in no table; lists the nearest names.
+            UsageError: If a plug-in or a module of the user cannot be imported, or is not what
+                it should be.
         """
         if name in self._table:
             module, _, attribute = self._table[name].partition(":")
             found: T = getattr(import_module(module), attribute)
             return found
+        if ":" in name:
+            return self._of_path(name)
         plugins = self._plugins()
         if name in plugins:
-            loaded: T = plugins[name].load()
-            return loaded
+            return self._of_plugin(plugins[name])
         raise unknown_name(self.kind, name, self.names())
+
+    def registered(self, name: str) -> T:
+        """The object of a registered name; a path to a module is no such name.
+
+        Raises:
+            UnknownNameError: If the name is not registered; lists the nearest names.
+            UsageError: If it is that of a plug-in that cannot be used.
+        """
+        if name not in self:
+            raise unknown_name(self.kind, name, self.names())
+        return self.get(name)
+
+    def load_all(self) -> Loaded[T]:
+        """Import everything that is registered; plug-ins that cannot be used are told apart."""
+        objects = {name: self.get(name) for name in self._table}
+        failures: dict[str, str] = {}
+        plugins = self._plugins()
+        for name in self.names()[len(self._table) :]:
+            try:
+                objects[name] = self._of_plugin(plugins[name])
+            except UsageError as error:
+                failures[name] = str(error).partition("\n")[0]
+        for point in self._points():
+            if point.name in self._table or plugins[point.name].value != point.value:
+                failures[f"{point.name} ({point.value})"] = "another one has this name already"
+        return Loaded(objects, failures)
 
     def path(self, name: str) -> str | None:
         """Where an object is defined, as ``module:attribute``; nothing is imported.
@@ -62,9 +183,101 @@ class Registry(Generic[T]):
         """
         return self._table.get(name)
 
+    def check(self, found: object, what: str, *, name: str | None = None) -> None:
+        """Refuse an object that is not what plug-ins of this kind must be.
+
+        Args:
+            found: Of another package, or of a user.
+            what: How to call it in the error.
+            name: The name that it must bear; ``None`` for any.
+
+        Raises:
+            UsageError: Says what was expected and what came.
+        """
+        fault = None if self._base is None else self._fault(found, name)
+        if fault is not None:
+            message = f"{what} cannot be used: {fault}"
+            raise UsageError(message)
+
     def __contains__(self, name: object) -> bool:
         # the entry points of all installed packages take longer to find than a table
         return name in self._table or name in self._plugins()
 
-    def _plugins(self) -> dict[str, Any]:
-        return {point.name: point for point in entry_points(group=f"graphhalu.{self.kind}")}
+    @property
+    def _expected(self) -> str:
+        if self._base is None:
+            return f"a {self.kind}"
+        of = f"{self._base.__module__}.{self._base.__qualname__}"
+        return f"an object of {of}" if self._holds_objects else f"a class that inherits {of}"
+
+    def _fault(self, found: Any, name: str | None) -> str | None:
+        """What is wrong with an object of another package, or nothing."""
+        base: Any = self._base
+        is_class = isinstance(found, type) and issubclass(found, base)
+        if not (isinstance(found, base) if self._holds_objects else is_class):
+            return f"expected {self._expected}, got {shown(found)}"
+        missing = sorted(getattr(found, "__abstractmethods__", ()))
+        if missing:
+            return f"it lacks {', '.join(missing)} of {base.__module__}.{base.__qualname__}"
+        card = getattr(found, "card", None)
+        if self._card is not None and not isinstance(card, self._card):
+            of = f"{self._card.__module__}.{self._card.__qualname__}"
+            return f"expected a class attribute card of {of}, got {shown(card)}"
+        return self._name_fault(found, getattr(card or found, self._name_field, None), name)
+
+    def _name_fault(self, found: object, stated: object, name: str | None) -> str | None:
+        """What is wrong with the name that an object bears, or nothing."""
+        if not isinstance(stated, str) or not _NAME.fullmatch(stated):
+            return f"expected a name of letters, digits and _ . + -, got {shown(stated)}"
+        if name is not None and stated != name:
+            return f"it calls itself {stated!r} and is registered as {name!r}"
+        if stated in self._table and self.get(stated) is not found:
+            return f"its name {stated!r} is that of graphhalu's own {self.kind}; give it another"
+        return None
+
+    def _of_path(self, path: str) -> T:
+        """What a user's ``module:Attribute`` names."""
+        module, _, attribute = path.partition(":")
+        what = f"{self.kind} {shown(path)}"
+        try:
+            with _working_directory_on_path():
+                found: T = attrgetter(attribute)(import_module(module))
+        except MemoryError:
+            raise
+        except (Exception, SystemExit) as error:
+            message = (
+                f"{what} cannot be imported: {fault_text(error)}\n"
+                f"  Expected module:Attribute, {self._expected}, in a module of the working "
+                f"directory or of an installed package"
+            )
+            raise UsageError(message) from error
+        self.check(found, what)
+        return found
+
+    def _of_plugin(self, point: EntryPoint) -> T:
+        """What an installed package registers."""
+        what = f"{self.kind} {point.name!r} of the plug-in {point.value}"
+        try:
+            found: T = point.load()
+        except MemoryError:
+            raise
+        except (Exception, SystemExit) as error:
+            message = (
+                f"{what} cannot be imported: {fault_text(error)}\n"
+                f"  Update the package that brings it, or uninstall it"
+            )
+            raise UsageError(message) from error
+        self.check(found, what, name=point.name)
+        return found
+
+    def _plugins(self) -> dict[str, EntryPoint]:
+        found: dict[str, EntryPoint] = {}
+        for point in self._points():
+            found.setdefault(point.name, point)
+        return found
+
+    def _points(self) -> list[EntryPoint]:
+        """Of the group in the plural, and of the singular that version 0.1 asked for."""
+        groups = (f"graphhalu.{self.kind}s", f"graphhalu.{self.kind}")
+        points = [point for group in groups for point in entry_points(group=group)]
+        return [point for point in points if ":" not in point.name]

@@ -19,3 +19,7 @@ def shared_data():
     if not SHARED_DATA.is_dir():
         pytest.skip(f"the published data sets are not at {SHARED_DATA}")
     return SHARED_DATA
+
+
+# a package of its own, which tests/test_plugin_template.py installs and runs
+collect_ignore = ["plugin_template"]

@@ -1,10 +1,22 @@
+import sys
 from importlib.metadata import EntryPoint
 
 import pytest
 
 from graphhalu import registry as module
-from graphhalu.errors import UnknownNameError
-from graphhalu.registry import Registry
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.errors import UnknownNameError, UsageError
+from graphhalu.features.registry import FEATURES
+from graphhalu.registry import Registry, fault_text
+
+POINTS: dict[str, list[EntryPoint]] = {}
+
+
+def offer(monkeypatch, group, **places):
+    """Entry points as installed packages offer them."""
+    POINTS.clear()
+    POINTS[group] = [EntryPoint(name, value, group) for name, value in places.items()]
+    monkeypatch.setattr(module, "entry_points", lambda group: POINTS.get(group, []))
 
 
 @pytest.fixture
@@ -17,10 +29,9 @@ def registry():
 
 @pytest.fixture
 def plugin(monkeypatch):
-    point = EntryPoint("fraction", "fractions:Fraction", "graphhalu.fruit")
-    shadow = EntryPoint("decimal", "fractions:Fraction", "graphhalu.fruit")
-    points = {"graphhalu.fruit": [point, shadow]}
-    monkeypatch.setattr(module, "entry_points", lambda group: points.get(group, []))
+    offer(monkeypatch, "graphhalu.fruits", fraction="fractions:Fraction")
+    shadow = EntryPoint("decimal", "fractions:Fraction", "graphhalu.fruits")
+    POINTS["graphhalu.fruits"].append(shadow)
 
 
 def test_a_name_gives_its_object(registry):
@@ -65,3 +76,148 @@ def test_a_plugin_cannot_take_the_place_of_a_known_name(registry, plugin):
     from decimal import Decimal
 
     assert registry.get("decimal") is Decimal
+
+
+def test_the_group_in_the_singular_is_still_found(registry, monkeypatch):
+    from fractions import Fraction
+
+    offer(monkeypatch, "graphhalu.fruit", fraction="fractions:Fraction")
+    assert registry.get("fraction") is Fraction
+
+
+def test_what_cannot_be_used_is_told_apart_and_the_rest_is_there(monkeypatch):
+    offer(
+        monkeypatch, "graphhalu.fruits", fraction="fractions:Fraction", gone="no_such_module:X",
+        lost="fractions:NoSuch",
+    )  # fmt: skip
+    POINTS["graphhalu.fruits"] += [
+        EntryPoint("ordered", "fractions:Fraction", "graphhalu.fruits"),
+        EntryPoint("fraction", "decimal:Decimal", "graphhalu.fruits"),
+    ]
+    loaded = Registry("fruit", {"ordered": "collections:OrderedDict"}).load_all()
+    assert list(loaded.objects) == ["ordered", "fraction"]
+    assert loaded.failures == {
+        "gone": "fruit 'gone' of the plug-in no_such_module:X cannot be imported: "
+        "ModuleNotFoundError: No module named 'no_such_module'",
+        "lost": "fruit 'lost' of the plug-in fractions:NoSuch cannot be imported: "
+        "AttributeError: module 'fractions' has no attribute 'NoSuch'",
+        "ordered (fractions:Fraction)": "another one has this name already",
+        "fraction (decimal:Decimal)": "another one has this name already",
+    }
+
+
+@pytest.mark.parametrize("code", ["raise ZeroDivisionError", "import sys; sys.exit(3)", "1 +"])
+def test_a_plugin_that_raises_when_it_is_imported_fails_alone(code, monkeypatch, tmp_path):
+    (tmp_path / "bad_plugin.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    offer(monkeypatch, "graphhalu.detectors", bad="bad_plugin:Bad")
+    loaded = DETECTORS.load_all()
+    assert "length" in loaded.objects
+    assert "bad" not in loaded.objects
+    assert loaded.failures["bad"].startswith("detector 'bad' of the plug-in bad_plugin:Bad cannot")
+    with pytest.raises(UsageError, match="uninstall it"):
+        DETECTORS.get("bad")
+
+
+@pytest.mark.parametrize(
+    ("code", "fault"),
+    [
+        ("Mine = 3", "expected a class that inherits graphhalu.detectors.base.Detector, got 3"),
+        ("class Mine: pass", "expected a class that inherits"),
+        ("class Mine(Detector): pass", "it lacks fit, load, save, score of graphhalu.detectors"),
+        ("class Mine(AnswerLength): card = 3", "expected a class attribute card of"),
+        ("class Mine(AnswerLength):\n card = replace(AnswerLength.card, name='a b')", "a name of"),
+        ("class Mine(AnswerLength): pass", "its name 'length' is that of graphhalu's own"),
+        ("class Mine(AnswerLength):\n card = replace(AnswerLength.card, name='x')", "calls itself"),
+    ],
+)
+def test_a_plugin_of_the_wrong_kind_says_what_was_expected(code, fault, monkeypatch, tmp_path):
+    head = (
+        "from dataclasses import replace\n"
+        "from graphhalu.detectors.base import Detector\n"
+        "from graphhalu.detectors.scalar.likelihood import AnswerLength\n"
+    )
+    name = f"wrong_{abs(hash(code))}"
+    (tmp_path / f"{name}.py").write_text(head + code)
+    monkeypatch.syspath_prepend(tmp_path)
+    expected = "length" if "its name" in fault else "mine"
+    offer(monkeypatch, "graphhalu.detectors", **{expected: f"{name}:Mine"})
+    if expected == "mine":
+        assert fault in DETECTORS.load_all().failures["mine"]
+    if "calls itself" not in fault:
+        with pytest.raises(UsageError, match=fault.replace("(", r"\(")):
+            DETECTORS.get(f"{name}:Mine")
+
+
+def test_a_module_of_the_working_directory_is_found_by_its_path(monkeypatch, tmp_path):
+    (tmp_path / "my_numbers.py").write_text("from fractions import Fraction as Mine")
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    assert Registry("fruit", {}).get("my_numbers:Mine").__name__ == "Fraction"
+    assert sys.path == before
+
+
+@pytest.mark.parametrize(
+    ("path", "fault"),
+    [
+        ("no_such_module:X", "ModuleNotFoundError: No module named 'no_such_module'"),
+        ("fractions:Fractoin", "has no attribute 'Fractoin'"),
+        ("fractions:", "AttributeError"),
+        (":Fraction", "ValueError"),
+        ("decimal:Decimal", "expected a class that inherits graphhalu.detectors.base.Detector"),
+    ],
+)
+def test_a_path_that_leads_nowhere_is_one_clear_error(path, fault):
+    with pytest.raises(UsageError, match=fault) as caught:
+        DETECTORS.get(path)
+    assert f"detector '{path}' cannot be" in str(caught.value)
+
+
+def test_a_path_is_no_registered_name(registry):
+    assert "decimal:Decimal" not in registry
+    with pytest.raises(UnknownNameError):
+        registry.registered("fractions:Fraction")
+    assert registry.registered("decimal").__name__ == "Decimal"
+
+
+def test_a_feature_is_an_object_and_bears_its_name(monkeypatch, tmp_path):
+    code = (
+        "from dataclasses import replace\n"
+        "from graphhalu.features.length import ANSWER_LENGTH\n"
+        "MINE = replace(ANSWER_LENGTH, name='mine')\n"
+    )
+    (tmp_path / "my_feature.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    offer(monkeypatch, "graphhalu.features", mine="my_feature:MINE", no="fractions:Fraction")
+    loaded = FEATURES.load_all()
+    assert loaded.objects["mine"].name == "mine"
+    assert "expected an object of graphhalu.features.base.Feature" in loaded.failures["no"]
+
+
+def test_an_alias_of_another_package_names_its_model(monkeypatch, tmp_path):
+    from graphhalu.models.cards import resolve_model
+
+    code = (
+        "from graphhalu.models.card import ModelCard\n"
+        "CARD = ModelCard('tiny', 'us/tiny', 'llama', '1M', 'MIT')\n"
+    )
+    (tmp_path / "my_models.py").write_text(code)
+    monkeypatch.syspath_prepend(tmp_path)
+    offer(monkeypatch, "graphhalu.models", tiny="my_models:CARD")
+    assert resolve_model("tiny").place == "us/tiny"
+    with pytest.raises(UnknownNameError, match="Did you mean 'tiny'"):
+        resolve_model("tinyy")
+
+
+def test_a_fault_is_told_with_the_line_of_the_code_that_was_at_work():
+    class Mine:
+        def work(self):
+            return 1 / 0
+
+    with pytest.raises(ZeroDivisionError) as caught:
+        Mine().work()
+    assert fault_text(caught.value) == "ZeroDivisionError: division by zero"
+    line = caught.traceback[-1].lineno + 1
+    assert fault_text(caught.value, Mine) == (
+        f"ZeroDivisionError: division by zero (test_registry.py, line {line})"
+    )

@@ -58,7 +58,9 @@ def label(
 
 
 def train(
-    detector: Annotated[str, typer.Argument(help="Name of a detector (graphhalu show detectors).")],
+    detector: Annotated[
+        str, typer.Argument(help="Name of a detector (graphhalu show detectors), or module:Class.")
+    ],
     traces: Traces = None,
     labeller: Labeller = "match",
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
@@ -113,6 +115,10 @@ def compare(
         str | None,
         typer.Option(help="Names with commas; name@variant for one with settings of its own."),
     ] = None,
+    detector: Annotated[
+        list[str] | None,
+        typer.Option("--detector", help="One more: a name, or module:Class. Can be repeated."),
+    ] = None,
     labeller: Labeller = "match",
     quick: Annotated[
         bool, typer.Option("--quick", help="One 60/20/20 split in place of cross-fitting.")
@@ -157,7 +163,8 @@ def compare(
     spread.use_threads(threads if engine is None else threads or engine.n_threads, jobs)
     given: dict[str, Any] = {**read_overrides(set_ or []), **({"quick": True} if quick else {})}
     named: dict[str, Any] = {"against": against}
-    named |= {"detectors": detectors.split(",") if detectors else None}
+    chosen = [*(detectors.split(",") if detectors else []), *(detector or [])]
+    named |= {"detectors": chosen or None}
     named |= {"beams": beams, "seeds": None if seeds is None else _seeds(seeds)}
     given |= {name: value for name, value in named.items() if value is not None}
     settings = load_config(CompareConfig, config, given)

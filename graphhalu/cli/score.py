@@ -18,6 +18,10 @@ def score(
         Path | None,
         typer.Option(help="What graphhalu train saved. [default: the newest in data/runs]"),
     ] = None,
+    detector_class: Annotated[
+        str | None,
+        typer.Option(help="module:Class of a saved detector that no package registers."),
+    ] = None,
     answer: Annotated[
         str | None, typer.Option(help="The answer to judge. [default: the model answers]")
     ] = None,
@@ -58,7 +62,14 @@ def score(
         message = "--input and --output go together: one score a row is written"
         raise UsageError(message)
     run = detector if detector is not None else newest_run()
-    scorer = AnswerScorer(run, on_note=say, name=model, device=device, threads=threads)
+    scorer = AnswerScorer(
+        run,
+        on_note=say,
+        detector_class=detector_class,
+        name=model,
+        device=device,
+        threads=threads,
+    )
     if question is not None:
         found = scorer.score(question, answer, context=context)
         probabilities = [found.probability]

@@ -1,10 +1,11 @@
 """``graphhalu show``, ``verify`` and ``doctor``: what there is, and whether it is sound."""
 
+from collections.abc import Mapping
 from typing import Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import megabytes, print_json, print_table, say
+from graphhalu.cli.output import clean, megabytes, print_json, print_table, say
 
 app = typer.Typer(help="Show models, data sets, detectors, or a trace store.", no_args_is_help=True)
 
@@ -16,11 +17,12 @@ def models(json: Json = False) -> None:
     """Known model aliases; any hub id, folder or GGUF file works too."""
     from dataclasses import asdict
 
-    from graphhalu.models.cards import MODEL_CARDS
+    from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS
 
-    cards = list(MODEL_CARDS.values())
+    plugins = MODEL_PLUGINS.load_all()
+    cards = [*MODEL_CARDS.values(), *plugins.objects.values()]
     if json:
-        print_json({"models": [asdict(card) for card in cards]})
+        print_json({"models": [asdict(card) for card in cards], "failed": plugins.failures})
         return
     print_table(
         ["alias", "model", "size", "licence", "chat", "gated"],
@@ -32,6 +34,7 @@ def models(json: Json = False) -> None:
             for card in cards
         ],
     )  # fmt: skip
+    _print_failures(plugins.failures)
 
 
 @app.command()
@@ -41,14 +44,16 @@ def datasets(json: Json = False) -> None:
 
     from graphhalu.datasets.registry import DATASETS
 
-    cards = [DATASETS.get(name).card for name in DATASETS.names()]
+    loaded = DATASETS.load_all()
+    cards = [dataset.card for dataset in loaded.objects.values()]
     if json:
-        print_json({"datasets": [asdict(card) for card in cards]})
+        print_json({"datasets": [asdict(card) for card in cards], "failed": loaded.failures})
         return
     print_table(
         ["name", "task", "size", "licence", "label rule"],
         [[c.name, c.task, str(c.size), c.licence, c.label_rule] for c in cards],
     )
+    _print_failures(loaded.failures)
 
 
 @app.command()
@@ -58,9 +63,10 @@ def detectors(json: Json = False) -> None:
 
     from graphhalu.detectors.registry import DETECTORS
 
-    cards = [DETECTORS.get(name).card for name in DETECTORS.names()]
+    loaded = DETECTORS.load_all()
+    cards = [detector.card for detector in loaded.objects.values()]
     if json:
-        print_json({"detectors": [asdict(card) for card in cards]})
+        print_json({"detectors": [asdict(card) for card in cards], "failed": loaded.failures})
         return
     print_table(
         ["name", "level", "reads", "trained", "control", "what it is"],
@@ -72,6 +78,7 @@ def detectors(json: Json = False) -> None:
             for c in cards
         ],
     )  # fmt: skip
+    _print_failures(loaded.failures)
 
 
 @app.command()
@@ -83,13 +90,16 @@ def features(
     from graphhalu.features.registry import FEATURES
     from graphhalu.features.table import FEATURE_COLUMNS, feature_cells, markdown_table
 
-    rows = [list(feature_cells(FEATURES.get(name))) for name in FEATURES.names()]
+    loaded = FEATURES.load_all()
+    rows = [list(feature_cells(feature)) for feature in loaded.objects.values()]
     if json:
-        print_json({"features": [dict(zip(FEATURE_COLUMNS, row, strict=True)) for row in rows]})
+        values = [dict(zip(FEATURE_COLUMNS, row, strict=True)) for row in rows]
+        print_json({"features": values, "failed": loaded.failures})
     elif markdown:
         print(markdown_table(), end="")
     else:
         print_table(["name", "what it is", "shape"], [[row[0], row[1], row[4]] for row in rows])
+        _print_failures(loaded.failures)
 
 
 @app.command()
@@ -153,6 +163,12 @@ def doctor(
         _print_nested(report)
     if not report["is_healthy"]:
         raise typer.Exit(1)
+
+
+def _print_failures(failures: Mapping[str, str]) -> None:
+    """One line for each plug-in that cannot be used."""
+    for name, reason in failures.items():
+        print(clean(f"failed: {name}: {reason}"))
 
 
 def _print_nested(values: dict[str, Any], indent: int = 0) -> None:

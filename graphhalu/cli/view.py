@@ -21,6 +21,10 @@ def view(
     detector: Annotated[
         Path | None, typer.Option(help="Folder of a trained detector, whose scores are shown.")
     ] = None,
+    detector_class: Annotated[
+        str | None,
+        typer.Option(help="module:Class of a saved detector that no package registers."),
+    ] = None,
     token_scores: Annotated[
         Path | None,
         typer.Option(help="Folder that graphhalu tokens wrote, whose scores colour the answers."),
@@ -65,6 +69,7 @@ def view(
         limit=None if serve else limit,
         labeller=None if labeller == "none" else labeller,
         run=detector,
+        detector_class=detector_class,
         token_scores=token_scores,
         features=None if features is None else tuple(split_text(features)),
         n_edges=edges,

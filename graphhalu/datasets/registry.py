@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-from graphhalu.datasets.base import Dataset
+from graphhalu.datasets.base import Dataset, DatasetCard
 from graphhalu.datasets.question import Question
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.registry import Registry
@@ -34,6 +34,8 @@ DATASETS: Final[Registry[type[Dataset]]] = Registry(
         "halueval_general": "graphhalu.datasets.halueval:HaluEvalGeneral",
         "ragtruth": "graphhalu.datasets.ragtruth:RAGTruth",
     },
+    Dataset,
+    card=DatasetCard,
 )
 
 _ACCENT = re.compile("[\u0300-\u036f]")

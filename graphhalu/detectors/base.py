@@ -107,6 +107,8 @@ class Detector(ABC):
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> "Detector":
         """Train on ``split.train``, choose on ``split.validation``; return the detector.
 
+        It starts anew, whatever was fitted before: of the test side nothing is left over.
+
         Args:
             traces: All traces; indices of the split point into them.
             labels: Labels of the same traces in the same order; a token detector reads

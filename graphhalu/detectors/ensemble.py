@@ -279,7 +279,7 @@ def _placed(
 def _block_class(name: str) -> type[ProbeDetector]:
     from graphhalu.detectors.registry import DETECTORS
 
-    found: Any = Summaries if name == "summaries" else DETECTORS.get(name)
+    found: Any = Summaries if name == "summaries" else DETECTORS.registered(name)
     if not issubclass(found, ProbeDetector):
         message = f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out"
         raise UsageError(message)

@@ -2,7 +2,7 @@
 
 from typing import Final
 
-from graphhalu.detectors.base import Detector
+from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.errors import GraphhaluError
 from graphhalu.labels.labels import Level
 from graphhalu.registry import Registry
@@ -60,6 +60,8 @@ DETECTORS: Final[Registry[type[Detector]]] = Registry(
         "token-graph": "graphhalu.detectors.tokens.nodes:TokenGraphDetector",
         "token-no-edges": "graphhalu.detectors.tokens.nodes:TokenNoEdges",
     },
+    Detector,
+    card=DetectorCard,
 )
 """Every class also has ``settings(**values)``: plain values to the arguments of its constructor."""
 

@@ -16,9 +16,10 @@ from torch import Tensor
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity, check_identity
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.errors import DataFileError, GraphhaluError, UsageError
+from graphhalu.errors import DataFileError, GraphhaluError, UnknownNameError, UsageError
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import provenance
+from graphhalu.registry import class_path, unknown_name
 from graphhalu.safe_read import read_json_object, reading, reason_of, shown
 from graphhalu.traces.trace import Trace
 
@@ -40,39 +41,87 @@ def save_detector(detector: Detector, folder: Path, identity: Identity | None = 
     """
     folder.mkdir(parents=True, exist_ok=True)
     detector.save(folder)
+    path = class_path(type(detector))
+    if DETECTORS.path(detector.card.name) != path:
+        _add(folder, "class", path)
     if identity is not None:
         add_identity(folder, identity)
 
 
 def add_identity(folder: Path, identity: Identity) -> None:
     """Say in ``detector.json`` which traces a saved detector was fitted on."""
-    values = {**_read_json(folder / DESCRIPTION_FILE), "identity": identity.to_json()}
+    _add(folder, "identity", identity.to_json())
+
+
+def _add(folder: Path, field: str, value: Any) -> None:
+    values = {**_read_json(folder / DESCRIPTION_FILE), field: value}
     _write_json(folder / DESCRIPTION_FILE, values)
 
 
-def load_detector(folder: Path, traces: Sequence[Trace] | None = None) -> Detector:
-    """Read a saved detector of any registered kind.
+def load_detector(
+    folder: Path,
+    traces: Sequence[Trace] | None = None,
+    *,
+    detector_class: type[Detector] | str | None = None,
+) -> Detector:
+    """Read a saved detector.
+
+    Its file says of which class it is, and may come from a stranger: only a registered class is
+    imported because of what it says.
 
     Args:
         folder: Where it was saved.
         traces: What it shall score; those of another model, quantisation or prompt are refused.
+        detector_class: Class of one that is not registered, or ``module:Class``.
 
     Raises:
-        UsageError: If the folder holds no saved detector.
-        UnknownNameError: If its name is not registered here, as that of a missing plug-in.
+        UsageError: If the folder holds no saved detector, or one of another class.
+        UnknownNameError: If its class is not registered here and none is given.
         DataFileError: If its files cannot be read.
         DetectorMismatchError: If it was fitted on other traces than these; names the fields.
     """
     values = read_description(folder)
-    detector_class = DETECTORS.get(values["name"])
+    kind = _class_of(values, folder, detector_class)
     identity = read_identity(values, folder)
     if traces is not None:
         check_identity(identity, traces)
     what = f"the detector in {folder} does not fit its own description"
     with reading(what, also=(RuntimeError, SafetensorError)):
-        detector = detector_class.load(folder)
+        detector: object = kind.load(folder)
+    if not isinstance(detector, Detector):
+        message = f"{class_path(kind)}.load must return the detector, got {shown(detector)}"
+        raise GraphhaluError(message)
     detector.identity = identity
     return detector
+
+
+def _class_of(
+    values: Mapping[str, Any], folder: Path, given: type[Detector] | str | None
+) -> type[Detector]:
+    """The class that the caller names, else the registered one; never one that a file names."""
+    name, path = values["name"], values.get("class")
+    if given is None:
+        # a class of graphhalu's own needs no path, so one with a path only bears its name
+        if name not in DETECTORS or (path is not None and DETECTORS.path(name) is not None):
+            raise _unregistered(name, path, folder)
+        return DETECTORS.registered(name)
+    found = DETECTORS.get(given) if isinstance(given, str) else given
+    DETECTORS.check(found, f"detector {shown(given)}")
+    if found.card.name != name:
+        message = f"{folder} holds the detector {shown(name)}, not {found.card.name!r}"
+        raise UsageError(message)
+    return found
+
+
+def _unregistered(name: str, path: object, folder: Path) -> UnknownNameError:
+    if path is None:
+        return unknown_name("detector", name, DETECTORS.names())
+    return UnknownNameError(
+        f"the detector {shown(name)} in {folder} is of the class {shown(path)}, which is not "
+        f"registered: nothing is imported because a file says so\n"
+        f"  Install the plug-in that registers it, or, if you trust it, name the class:  "
+        f"--detector-class module:Class   or   load_detector(folder, detector_class=...)"
+    )
 
 
 def read_identity(values: Mapping[str, Any], folder: Path) -> Identity | None:

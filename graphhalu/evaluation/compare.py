@@ -11,8 +11,8 @@ import pyarrow as pa
 from jaxtyping import Bool, Shaped
 
 from graphhalu.detectors.base import DetectorCard
-from graphhalu.errors import GraphhaluError, UsageError
-from graphhalu.evaluation.entries import DetectorFactory, Entry, make_entries
+from graphhalu.errors import UsageError
+from graphhalu.evaluation.entries import DetectorFactory, Entry, GivenDetectors, make_entries
 from graphhalu.evaluation.judgement import baseline_tests, seed_scores, subgroups
 from graphhalu.evaluation.parts import Finished, clear_parts, finished_detectors, save_part
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, Result
@@ -56,7 +56,7 @@ class Progress:
 def compare(
     traces: Sequence[Trace],
     labels: Labels,
-    detectors: Sequence[str] | Mapping[str, DetectorFactory] | None = None,
+    detectors: GivenDetectors | None = None,
     *,
     config: CompareConfig | None = None,
     store: Mapping[str, Any] | None = None,
@@ -76,8 +76,9 @@ def compare(
     Args:
         traces: Traces in the order of the labels; other beams of a question stay among them.
         labels: Of the traces, or of their tokens.
-        detectors: Registered names, or names with a factory each; by default those of the
-            configuration.
+        detectors: A list of registered names, ``module:Class``, classes and detectors that are
+            not fitted, or names with a class, function or detector each; by default those of the
+            configuration. A detector is copied afresh for each fold and keeps its own seed.
         config: Folds, seeds and resamples.
         store: Identity of the traces, for the record.
         options: Processes, and the folder of a comparison that can be resumed.
@@ -208,7 +209,7 @@ def _finish(compared: Compared, entry: Entry, runs: Sequence[SeedRun]) -> Finish
         if failure is None:
             row = detector_row(compared, entry.name, card, fits, settings=entry.settings)
             return Finished(row, sample_table(compared, entry.name, fits))
-    except GraphhaluError as error:
+    except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         failure = failure or failure_text(error)
     assert failure is not None
     row = failed_row(

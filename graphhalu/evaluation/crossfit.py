@@ -14,6 +14,7 @@ from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.splits import visible_labels
 from graphhalu.evaluation.token_spans import best_threshold, marked_answer
 from graphhalu.labels.labels import Labels
+from graphhalu.safe_read import shown
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
@@ -181,7 +182,10 @@ def fit_fold(
         GraphhaluError: What the detector raised.
     """
     started = perf_counter()
-    detector = make().fit(traces, visible_labels(labels, fold), fold)
+    detector: object = make().fit(traces, visible_labels(labels, fold), fold)
+    if not isinstance(detector, Detector):
+        message = f"fit must return the detector, got {shown(detector)}"
+        raise GraphhaluError(message)
     fit_s = perf_counter() - started
     reference = _values(detector, traces, fold.validation)
     places = labels.places(fold.validation)
@@ -228,7 +232,7 @@ def cross_fit(
         on_model: Called with each fitted model before it scores the test side.
 
     Raises:
-        GraphhaluError: What the detector raised, with the fold in a note.
+        Exception: What the detector raised, with the fold in a note.
     """
     done = OutOfFold.empty(len(labels.items))
     for number, fold in enumerate(folds):
@@ -236,7 +240,7 @@ def cross_fit(
             model = fit_fold(make, traces, labels, fold)
             on_model(number, model)
             scored = model.score(traces, fold.test)
-        except GraphhaluError as error:
+        except Exception as error:
             error.add_note(f"in fold {number}")
             raise
         done = done.with_fold(number, labels.places(fold.test), model, scored)

@@ -2,7 +2,8 @@
 
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from copy import deepcopy
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -11,10 +12,16 @@ from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Level
 from graphhalu.registry import unknown_name
+from graphhalu.safe_read import shown
 
 DetectorFactory = Callable[..., Detector]
 """A detector class, or a function without required arguments; one with a parameter ``seed``
 is given the seed of the comparison."""
+
+GivenDetectors = (
+    Sequence[str | Detector | type[Detector]] | Mapping[str, DetectorFactory | Detector]
+)
+"""What can be compared: names, ``module:Class``, classes and detectors, or names with one each."""
 
 
 @dataclass(frozen=True)
@@ -24,24 +31,26 @@ class Entry:
     Attributes:
         name: Its name in the result, ``detector@variant`` for a variant.
         settings: What differs from its defaults.
-        factory: Given by the caller; ``None`` for a registered detector.
+        factory: Given by the caller; ``None`` for a detector that can be found by name.
+        path: ``module:Class`` of one that is not registered.
     """
 
     name: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     factory: DetectorFactory | None = None
+    path: str | None = None
 
     def find(self) -> DetectorFactory:
         """Import the detector.
 
         Raises:
-            GraphhaluError: If a package that it needs is missing.
+            GraphhaluError: If a package that it needs is missing, or a plug-in is broken.
         """
         if self.factory is not None:
             return self.factory
         from graphhalu.detectors.registry import DETECTORS
 
-        return DETECTORS.get(registered_name(self.name))
+        return DETECTORS.get(self.path or registered_name(self.name))
 
     def make(self, seed: int) -> Detector:
         """A fresh detector.
@@ -73,31 +82,30 @@ def registered_name(name: str) -> str:
 
 
 def make_entries(
-    detectors: Sequence[str] | Mapping[str, DetectorFactory] | None,
-    config: CompareConfig,
-    level: Level = "answer",
+    detectors: GivenDetectors | None, config: CompareConfig, level: Level = "answer"
 ) -> list[Entry]:
     """The detectors asked for; a bad name is refused before any work.
 
     Args:
-        detectors: Names, or names with a factory each; by default those of the configuration.
+        detectors: See :data:`GivenDetectors`; by default those of the configuration.
         config: Settings of the comparison, with those of detectors.
         level: What is compared; of registered token detectors the position control is always one.
 
     Raises:
-        UsageError: If there is none, one comes twice, one is of another level, or settings are
-            given for another.
+        UsageError: If there is none, one comes twice, one is of another level, settings are given
+            for another, or one is no detector or cannot be imported.
         UnknownNameError: If no detector has such a name.
     """
     if isinstance(detectors, Mapping):
-        make = partial(_given, config)
-        entries = [make(name, factory) for name, factory in detectors.items()]
+        entries = [_named(name, given) for name, given in detectors.items()]
     else:
-        chosen = detectors or config.detectors
-        entries = _registered(chosen, config, level, is_given=detectors is not None)
+        entries = [make_entry(given) for given in _chosen(detectors, config, level)]
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
-        message = f"expected the names of different detectors, got {names}"
+        message = (
+            f"expected the names of different detectors, got {names}\n"
+            f"  Two of one class get names of their own in a mapping, or as name@variant"
+        )
         raise UsageError(message)
     for entry in entries:
         _check_level(entry, level)
@@ -106,25 +114,64 @@ def make_entries(
             raise unknown_name("compared detector with settings", name, names)
     if config.against is not None and config.against not in names:
         raise unknown_name("compared detector to test against", config.against, names)
-    return entries
+    return [replace(entry, settings=config.settings.get(entry.name, {})) for entry in entries]
 
 
-def _given(config: CompareConfig, name: str, factory: DetectorFactory) -> Entry:
-    return Entry(name, config.settings.get(name, {}), factory)
+def make_entry(given: str | Detector | type[Detector]) -> Entry:
+    """One detector, under the name that its card bears, and its variant.
+
+    Args:
+        given: A registered name or ``module:Class``, each with ``@variant`` if there is one; a
+            class; or a detector that is not fitted, which is copied whenever one is needed.
+
+    Raises:
+        UsageError: If it is no detector, or cannot be imported.
+        UnknownNameError: If no detector has such a name.
+    """
+    from graphhalu.detectors.registry import DETECTORS
+
+    if not isinstance(given, str):
+        found = given if isinstance(given, type) else type(given)
+        DETECTORS.check(found, f"detector {shown(given)}")
+        factory = given if isinstance(given, type) else _copier(given)
+        return Entry(found.card.name, factory=factory)
+    path, at, variant = given.partition("@")
+    if ":" in path:
+        return Entry(DETECTORS.get(path).card.name + at + variant, path=path)
+    if path not in DETECTORS:
+        raise unknown_name("detector", path, DETECTORS.names())
+    return Entry(given)
 
 
-def _registered(
-    names: Sequence[str], config: CompareConfig, level: Level, *, is_given: bool
-) -> list[Entry]:
-    from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
+def _chosen(
+    detectors: Sequence[str | Detector | type[Detector]] | None,
+    config: CompareConfig,
+    level: Level,
+) -> Sequence[str | Detector | type[Detector]]:
+    """Those given, else those of the configuration, else all; with the position control."""
+    from graphhalu.detectors.registry import POSITION_CONTROL, detector_names
 
-    chosen = names if names or is_given else detector_names(level)
-    for name in chosen:
-        if registered_name(name) not in DETECTORS:
-            raise unknown_name("detector", registered_name(name), DETECTORS.names())
+    chosen = detectors or config.detectors
+    if detectors is None and not chosen:
+        chosen = detector_names(level)
     if level == "token" and POSITION_CONTROL not in chosen:
-        chosen = (POSITION_CONTROL, *chosen)
-    return [Entry(name, config.settings.get(name, {})) for name in chosen]
+        return (POSITION_CONTROL, *chosen)
+    return chosen
+
+
+def _named(name: str, given: DetectorFactory | Detector) -> Entry:
+    return Entry(name, factory=_copier(given) if isinstance(given, Detector) else given)
+
+
+def _copier(detector: Detector) -> DetectorFactory:
+    """Gives copies of a detector; one that was read from a folder would be fitted over."""
+    if detector.identity is not None:
+        message = (
+            f"{detector.card.name} was fitted and saved, and a comparison fits each detector anew"
+            f"\n  Give its class, or a detector with the same settings that is not fitted"
+        )
+        raise UsageError(message)
+    return partial(deepcopy, detector)
 
 
 def _check_level(entry: Entry, level: Level) -> None:

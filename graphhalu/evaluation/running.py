@@ -16,6 +16,7 @@ from typing import Any
 import threadpoolctl  # type: ignore[import-untyped]
 import torch
 
+from graphhalu.detectors.base import Detector
 from graphhalu.engine.base import Done, Engine
 from graphhalu.engine.processes import Processes
 from graphhalu.errors import GraphhaluError, UsageError
@@ -23,6 +24,7 @@ from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, cross_fit
 from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.rows import Compared
 from graphhalu.features.sending import opener
+from graphhalu.registry import fault_text
 from graphhalu.traces.trace import Trace
 
 ModelHook = Callable[[str, int, int, FoldModel], None]
@@ -74,23 +76,38 @@ def run_seed(
     on_fold: FoldHook = lambda _name, _seed, _fold: None,
     on_model: ModelHook = _ignore_model,
 ) -> SeedRun:
-    """Cross-fit one detector with one seed; a fault that a user can meet is its outcome."""
+    """Cross-fit one detector with one seed; whatever it raises is its outcome.
+
+    Raises:
+        MemoryError: If the machine has no memory left, which concerns all detectors.
+    """
     try:
         fit = cross_fit(
             partial(entry.make, seed), compared.traces, compared.labels, compared.folds[seed],
             on_fold=partial(on_fold, entry.name, seed),
             on_model=partial(on_model, entry.name, seed),
         )  # fmt: skip
-    except GraphhaluError as error:
+    except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         error.add_note(f"of seed {seed}")
         return SeedRun(entry.name, seed, None, failure_text(error))
     return SeedRun(entry.name, seed, fit, None)
 
 
-def failure_text(error: GraphhaluError) -> str:
-    """An error in one text: its class, where it happened, what it says."""
+def failure_text(error: Exception) -> str:
+    """An error in one text: its class, where it happened, what it says.
+
+    Of one that graphhalu did not raise on purpose also the line of the detector's file.
+
+    Raises:
+        MemoryError: If it is that: no failure of one detector.
+    """
+    if isinstance(error, MemoryError):
+        raise error
     notes = "".join(f" {note}" for note in getattr(error, "__notes__", ()))
-    return f"{type(error).__name__}{notes}: {error}"
+    name = type(error).__name__
+    if isinstance(error, GraphhaluError):
+        return f"{name}{notes}: {error}"
+    return name + notes + fault_text(error, Detector).removeprefix(name)
 
 
 def run_entries(
@@ -120,7 +137,10 @@ def _spread(
 ) -> Iterator[tuple[Entry, list[SeedRun]]]:
     for entry in entries:
         if entry.factory is not None:
-            message = f"{entry.name} is not registered and cannot run in another process; use 1 job"
+            message = (
+                f"{entry.name} is not registered and cannot run in another process; use 1 job, "
+                f"or name its class as module:Class"
+            )
             raise UsageError(message)
     seeds = list(compared.folds)
     items = [(entry, seed) for entry in entries for seed in seeds]

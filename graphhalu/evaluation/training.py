@@ -2,7 +2,7 @@
 
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -19,7 +19,7 @@ from graphhalu.errors import UsageError
 from graphhalu.evaluation.compare import Progress as CompareProgress
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.crossfit import FoldModel, fit_fold
-from graphhalu.evaluation.entries import Entry
+from graphhalu.evaluation.entries import Entry, make_entry
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.running import RunOptions
 from graphhalu.evaluation.settings import CompareConfig
@@ -62,7 +62,7 @@ def train_detector(
     """Fit a detector on a 60 / 20 / 20 split by question and save it.
 
     Args:
-        name: Registered name of the detector.
+        name: Registered name of the detector, or ``module:Class``.
         traces: Traces in the order of the labels.
         labels: Their labels.
         settings: Fields of the detector's configuration that differ from its defaults; its
@@ -80,19 +80,20 @@ def train_detector(
     """
     given = dict(settings or {})
     seed = int(given.pop("seed", 0))
-    _check(Entry(name, given), seed)
+    entry = replace(make_entry(name), settings=given)
+    _check(entry, seed)
     fitted: dict[str, FoldModel] = {}
     result = compare(
-        traces, labels, [name, *(rival for rival in RIVALS if rival != name)],
-        config=CompareConfig(quick=True, seeds=(seed,), settings={name: given}),
+        traces, labels, [name, *(rival for rival in RIVALS if rival != entry.name)],
+        config=CompareConfig(quick=True, seeds=(seed,), settings={entry.name: given}),
         store=store,
         options=RunOptions(on_model=lambda detector, *rest: fitted.update({detector: rest[-1]})),
         on_progress=on_progress,
     )  # fmt: skip
-    folder = new_run_folder(runs, name)
+    folder = new_run_folder(runs, entry.name)
     result.write(folder)
     if result.rows[0].failure is None:
-        save_model(fitted[name], folder / "detector", Identity.of_traces(traces))
+        save_model(fitted[entry.name], folder / "detector", Identity.of_traces(traces))
     return TrainedRun(folder, result)
 
 
@@ -141,7 +142,7 @@ def fit_for_use(
     )[0]
     train = np.sort(np.concatenate([fold.train, fold.test]))
     split = Split(train, fold.validation, np.zeros(0, dtype=np.int64), groups)
-    entry = Entry(name, config.settings.get(name, {}))
+    entry = replace(make_entry(name), settings=config.settings.get(name, {}))
     model = fit_fold(partial(entry.make, seed), traces, labels, split)
     save_model(model, folder, Identity.of_traces(traces))
     return model

@@ -23,7 +23,7 @@ from graphhalu.atomic import replace_file
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.compare import Progress, make_compared
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
-from graphhalu.evaluation.entries import DetectorFactory, Entry, make_entries
+from graphhalu.evaluation.entries import Entry, GivenDetectors, make_entries
 from graphhalu.evaluation.records import MetricValue
 from graphhalu.evaluation.rows import Compared, fit_metrics, sample_table
 from graphhalu.evaluation.running import failure_text
@@ -129,7 +129,7 @@ class TransferResult:
 
 def transfer(
     sources: Sequence[Source],
-    detectors: Sequence[str] | Mapping[str, DetectorFactory] | None = None,
+    detectors: GivenDetectors | None = None,
     *,
     config: CompareConfig | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
@@ -237,7 +237,7 @@ def _row(
             make = partial(entry.make, seed)
             try:
                 model = fit_fold(make, home.traces, home.labels, fold)
-            except GraphhaluError as error:
+            except Exception as error:  # noqa: BLE001 - of another's code
                 error.add_note(f"in fold {number} of seed {seed}")
                 text = f"training failed, {failure_text(error)}"
                 failures = {name: failures.get(name, text) for name in compared}
@@ -277,7 +277,7 @@ def _score(
         return None
     try:
         fit.fill(fold, places, model.score(other.traces, places))
-    except GraphhaluError as error:
+    except Exception as error:  # noqa: BLE001 - of another's code
         return failure_text(error)
     return None
 

@@ -107,4 +107,5 @@ FEATURES: Final[Registry[Feature]] = Registry(
         "beam_std_attention_entropy_mean": "graphhalu.features.beams:BEAM_STD_ENTROPY",
         "beam_eigenscore": "graphhalu.features.beams:BEAM_EIGENSCORE",
     },
+    Feature,
 )

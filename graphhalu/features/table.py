@@ -193,10 +193,9 @@ def available_features(
     """
     kept = set(arrays)
     kept |= {"attention"} if "attention_fixed" in kept else set()
-    features = (FEATURES.get(name) for name in FEATURES.names())
     return [
         feature.name
-        for feature in features
+        for feature in FEATURES.load_all().objects.values()
         if feature.level == _level(per_token)
         and all(kept.intersection(either.split(" | ")) for either in feature.reads)
         and (with_matrices or feature.cost == "stream")
@@ -206,8 +205,8 @@ def available_features(
 def markdown_table() -> str:
     """All features as a Markdown table, one row each."""
     lines = [f"| {' | '.join(FEATURE_COLUMNS)} |", "|" + "---|" * len(FEATURE_COLUMNS)]
-    for name in FEATURES.names():
-        cells = (cell.replace("|", "\\|") for cell in feature_cells(FEATURES.get(name)))
+    for feature in FEATURES.load_all().objects.values():
+        cells = (cell.replace("|", "\\|") for cell in feature_cells(feature))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 

@@ -18,6 +18,7 @@ LABELLERS: Final[Registry[type[Labeller]]] = Registry(
         "spans": "graphhalu.labels.spans:SpanLabel",
         "judge": "graphhalu.labels.judge:ModelJudge",
     },
+    Labeller,
 )
 
 

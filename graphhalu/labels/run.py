@@ -14,6 +14,7 @@ import pyarrow as pa
 from graphhalu.atomic import written_aside
 from graphhalu.errors import (
     CorruptStoreError,
+    GraphhaluError,
     NotEnoughDataError,
     StoreFullError,
     StoreMismatchError,
@@ -24,6 +25,7 @@ from graphhalu.labels.base import Labeller
 from graphhalu.labels.labels import Labels, Meaning
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.parquet import read_parquet, write_parquet
+from graphhalu.registry import fault_text
 from graphhalu.safe_read import parse_json, reading, shown, told_format
 from graphhalu.traces.schema import TraceRecord
 
@@ -95,11 +97,18 @@ def label_records(records: Sequence[TraceRecord], labeller: Labeller) -> Labels:
 
     Raises:
         NotEnoughDataError: If there is no answer.
+        GraphhaluError: If the rule raises something else; says where.
     """
     if not records:
         message = "there is no trace to label: the store is empty; extract some first"
         raise NotEnoughDataError(message)
-    decisions = labeller.label_all(records)
+    try:
+        decisions = labeller.label_all(records)
+    except (GraphhaluError, MemoryError):
+        raise
+    except Exception as error:
+        message = f"the labeller {labeller.name!r} failed: {fault_text(error, Labeller)}"
+        raise GraphhaluError(message) from error
     return Labels(
         trace_ids=tuple(record.trace_id for record in records),
         values=np.array([decision.value for decision in decisions], dtype=np.int8),
@@ -166,11 +175,13 @@ def ensure_labels(store: LabelledStore, labeller: Labeller) -> Labels:
 def named_labels(store: LabelledStore, name: str) -> Labels:
     """The labels of this name: those of a registered labeller are made where there are none.
 
+    A labeller that is none of the registered ones can be named as ``module:Class``.
+
     Raises:
         UnknownNameError: If there are none, and no labeller has this name.
         StoreMismatchError: As :func:`ensure_labels`.
     """
-    if name in LABELLERS or not labels_path(store, name).is_file():
+    if name in LABELLERS or ":" in name or not labels_path(store, name).is_file():
         return ensure_labels(store, make_labeller(name))
     return read_labels(store, name)
 

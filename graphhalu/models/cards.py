@@ -5,7 +5,7 @@ from typing import Final
 
 from graphhalu.errors import UsageError
 from graphhalu.models.card import ModelCard, ModelSource, WheelSource
-from graphhalu.registry import unknown_name
+from graphhalu.registry import Registry, unknown_name
 
 EMBEDDED: Final = "smollm2"
 """The default model: small, free, and installed from a package."""
@@ -86,18 +86,24 @@ _CARDS: Final = (
 MODEL_CARDS: Final[dict[str, ModelCard]] = {card.alias: card for card in _CARDS}
 """Known models by alias."""
 
+MODEL_PLUGINS: Final[Registry[ModelCard]] = Registry("model", {}, ModelCard, name_field="alias")
+"""Cards of other packages, by the entry-point group ``graphhalu.models``."""
+
 
 def resolve_model(name: str) -> ModelSource:
     """What a model name stands for: an alias, a path, or a hub id.
 
     Raises:
         UnknownNameError: If it is no alias, no path and no ``organisation/name``.
-        UsageError: If it looks like a path and nothing is there.
+        UsageError: If it looks like a path and nothing is there, or is an alias of another
+            package that cannot be used.
     """
     if not name.strip():
         message = "a model needs a name: an alias, a hub id, a folder or a .gguf file"
         raise UsageError(message)
     card = MODEL_CARDS.get(name)
+    if card is None and name in MODEL_PLUGINS:
+        card = MODEL_PLUGINS.registered(name)
     if card is not None:
         return ModelSource(card.source, card.hub_id, card)
     path = Path(name).expanduser()
@@ -110,7 +116,7 @@ def resolve_model(name: str) -> ModelSource:
         raise UsageError(message)
     if name.count("/") == 1 and all(name.split("/")):
         return ModelSource("hub", name)
-    error = unknown_name("model", name, MODEL_CARDS)
+    error = unknown_name("model", name, [*MODEL_CARDS, *MODEL_PLUGINS.names()])
     error.add_note("Any other model: a hub id (organisation/name), a folder or a .gguf file")
     raise error
 

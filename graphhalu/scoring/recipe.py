@@ -38,18 +38,19 @@ class ScoringRecipe:
     identity: Identity
 
     @classmethod
-    def read(cls, run: Path) -> "ScoringRecipe":
+    def read(cls, run: Path, detector_class: type[Detector] | str | None = None) -> "ScoringRecipe":
         """Read what ``graphhalu train`` saved.
 
         Args:
             run: Folder of the run, or its folder ``detector``.
+            detector_class: Class of a detector that is not registered, or ``module:Class``.
 
         Raises:
             UsageError: If there is no saved detector, or it was saved without its identity.
             DataFileError: If a file cannot be read.
         """
         folder = run / _FOLDER if (run / _FOLDER).is_dir() else run
-        detector = load_detector(folder)
+        detector = load_detector(folder, detector_class=detector_class)
         if detector.identity is None:
             message = (
                 f"the detector in {folder} does not say which model it belongs to: it was fitted "

@@ -17,6 +17,7 @@ from graphhalu.extract.extraction import Extraction
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.numerics import json_ready
+from graphhalu.registry import fault_text
 from graphhalu.scoring.explain import Explanation, explain
 from graphhalu.scoring.recipe import Answers, ScoringRecipe
 from graphhalu.traces.trace import Trace
@@ -67,6 +68,7 @@ class AnswerScorer:
         model: Fields of the model's settings that differ from the training: ``name``, ``device``,
             ``threads``.
         on_note: Called with lines that a user should see while the model loads.
+        detector_class: Class of a detector that is not registered, or ``module:Class``.
 
     Raises:
         UsageError: If ``run`` holds no detector that knows its model.
@@ -78,9 +80,10 @@ class AnswerScorer:
         run: Path | str,
         *,
         on_note: Callable[[str], None] = lambda _: None,
+        detector_class: type[Detector] | str | None = None,
         **model: Any,
     ) -> None:
-        self.recipe = ScoringRecipe.read(Path(run))
+        self.recipe = ScoringRecipe.read(Path(run), detector_class)
         self._model_settings = {name: value for name, value in model.items() if value is not None}
         self._on_note = on_note
         self._loaded: LoadedModel | None = None
@@ -164,13 +167,22 @@ class AnswerScorer:
         answered = extraction.answer([_ask(extraction, each) for each in questions], on_done)
         traces, failures = extraction.traces(answered)
         reasons = {each["question_id"]: each["reason"] for each in failures}
-        detector, scores = self.detector, Scores.of(np.zeros(0))
-        if traces:
-            scores = checked_scores(detector, detector.score(traces), traces)
+        scores = self._values(traces) if traces else Scores.of(np.zeros(0))
         best: dict[str, _Scored] = {}
         for found in map(_Scored, traces, scores.highest().values.tolist(), scores.by_trace()):
             best.setdefault(found.trace.record.question_id, found)  # beams come best first
         return [self._told(question, best, reasons) for question in questions]
+
+    def _values(self, traces: Sequence[Trace]) -> Scores:
+        """Scores, NaN where there is none; what the code of a detector raises is one text."""
+        try:
+            scores = self.detector.score(traces)
+        except (GraphhaluError, MemoryError):
+            raise
+        except Exception as error:
+            message = f"{self.detector.card.name} failed: {fault_text(error, Detector)}"
+            raise GraphhaluError(message) from error
+        return checked_scores(self.detector, scores, traces)
 
     def _told(
         self, question: Question, best: dict[str, "_Scored"], reasons: dict[str, str]

@@ -30,6 +30,7 @@ class ViewRequest:
         features: What is mapped; ``None`` for all that the store gives without whole matrices.
         n_edges: Edges of a row; ``None`` for as many as make a page of a good size.
         tokenizer: Alias, hub id or folder, where the store's model cannot be had by its name.
+        detector_class: ``module:Class`` of a detector that is not registered.
     """
 
     trace_ids: tuple[str, ...] = ()
@@ -40,6 +41,7 @@ class ViewRequest:
     features: tuple[str, ...] | None = None
     n_edges: int | None = None
     tokenizer: str | None = None
+    detector_class: str | None = None
 
 
 def make_view(
@@ -72,7 +74,9 @@ def make_view(
         n_edges=_n_edges(chosen, request),
         tokenizer=store_tokenizer(store.configuration, request.tokenizer, note),
         labels=None if request.labeller is None else shown_labels(chosen, request.labeller),
-        detector=None if request.run is None else detector_scores(request.run, chosen),
+        detector=None
+        if request.run is None
+        else detector_scores(request.run, chosen, request.detector_class),
         token_scores=None
         if request.token_scores is None
         else shown_token_scores(request.token_scores, chosen),

@@ -78,12 +78,15 @@ def shown_labels(store: TraceStore, labeller: str) -> StoredLabels:
     return StoredLabels(label_records(store.records, make_labeller(labeller)), is_stored=False)
 
 
-def detector_scores(run: Path, traces: TraceStore) -> DetectorScores:
+def detector_scores(
+    run: Path, traces: TraceStore, detector_class: str | None = None
+) -> DetectorScores:
     """Score traces with the detector of a run.
 
     Args:
         run: Folder that ``graphhalu train`` wrote, or the folder of the detector in it.
         traces: What it shall score.
+        detector_class: ``module:Class`` of a detector that is not registered.
 
     Raises:
         UsageError: If there is no saved detector.
@@ -92,7 +95,7 @@ def detector_scores(run: Path, traces: TraceStore) -> DetectorScores:
     """
     is_run = not (run / DESCRIPTION_FILE).exists() and (run / _MODEL).is_dir()
     folder = run / _MODEL if is_run else run
-    detector = load_detector(folder, traces)
+    detector = load_detector(folder, traces, detector_class=detector_class)
     scores = checked_scores(detector, detector.score(traces), traces).highest()
     calibration = read_calibration(folder / CALIBRATION_FILE)
     name = detector.card.name

@@ -1,7 +1,6 @@
 """What holds for every data set: published files are read whole, and faults are named."""
 
 import gzip
-import json
 import re
 from functools import cache
 from pathlib import Path
@@ -12,6 +11,7 @@ import pytest
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions
 from graphhalu.errors import DataFileError, UsageError
+from graphhalu.testing.contracts import check_dataset, check_dataset_card, check_questions
 
 NAMES = DATASETS.names()
 
@@ -88,31 +88,12 @@ def test_every_published_file_is_read_whole(file: Published, shared_data: Path) 
 
 @each_file
 def test_every_question_of_a_published_file_is_sound(file: Published, shared_data: Path) -> None:
-    for question in questions_of(file.dataset, shared_data / file.path):
-        assert question.text == question.text.strip() != ""
-        assert question.answers or question.given or question.input_label == 1
-        for texts in (question.answers, question.incorrect_answers):
-            assert len(set(texts)) == len(texts) or question.choices
-            assert all(text == text.strip() != "" for text in texts)
-        assert question.context is None or question.context.strip()
-        assert question.input_label in {None, 0, 1}
-        json.dumps(dict(question.metadata), allow_nan=False)
+    check_questions(questions_of(file.dataset, shared_data / file.path))
 
 
-@each_file
-def test_choices_examples_and_given_answers_of_a_published_file_are_sound(
-    file: Published, shared_data: Path
-) -> None:
-    for question in questions_of(file.dataset, shared_data / file.path):
-        right, places = question.correct_choices, range(len(question.choices))
-        assert bool(right) == bool(places)
-        assert set(right) <= set(places)
-        assert len(places) != 1
-        assert len(set(right)) == len(right) < max(len(places), 1)
-        assert all(example.question and example.answer for example in question.examples)
-        for answer in question.given:
-            assert answer.text.strip()
-            assert all(0 <= start < stop <= len(answer.text) for start, stop in answer.spans)
+@pytest.mark.parametrize("name", ["worldfacts", "probes"])
+def test_a_bundled_data_set_keeps_the_contract(name: str) -> None:
+    check_dataset(DATASETS.get(name))
 
 
 @each_file
@@ -208,8 +189,5 @@ def test_damaged_parquet_is_refused(name: str, tmp_path: Path) -> None:
 def test_every_card_is_complete(name: str) -> None:
     card = DATASETS.get(name).card
     assert card.name == name
-    assert card.size > 0
-    texts = (card.task, card.licence, card.source, card.split, card.citation)
-    assert all(text.strip() for text in (*texts, card.label_rule, *card.artefacts))
+    check_dataset_card(card)
     assert card.artefacts
-    assert (card.hub_id is None) <= (card.hub_config is None)

@@ -1,17 +1,14 @@
 """Planted traces with and without a signal, and detectors fitted on them once."""
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
 
 from graphhalu.detectors.graph_detector import GraphDetector
-from graphhalu.detectors.registry import DETECTORS, detector_names
-from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.splits import grouped_split
-from graphhalu.testing.planted import planted_traces
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.testing.contracts import planted_data
 
 with warnings.catch_warnings():
     # PyG calls torch.jit.script at import, which torch deprecates
@@ -19,21 +16,6 @@ with warnings.catch_warnings():
     import torch_geometric.nn  # noqa: F401
 
 N_TRACES = 223
-
-
-@dataclass(frozen=True)
-class Planted:
-    traces: list
-    labels: object
-    split: object
-
-    @property
-    def test_traces(self):
-        return ChosenTraces(self.traces, tuple(self.split.test.tolist()))
-
-    @property
-    def test_labels(self):
-        return self.labels.values[self.split.test]
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -46,18 +28,16 @@ def one_thread():
 
 
 def planted(signal, seed, signals=("sink",), traces_a_question=1):
-    traces, labels = planted_traces(
-        N_TRACES, seed=seed, signal=signal, signals=signals, traces_a_question=traces_a_question
-    )
-    groups = np.array([trace.record.group_id for trace in traces])
-    split = grouped_split(labels.values, groups, fractions=(0.3, 0.12, 0.58), seed=1)
-    return Planted(traces, labels, split)
+    return planted_data(
+        N_TRACES, seed=seed, signal=signal, signals=signals,
+        traces_a_question=traces_a_question, shares=(0.3, 0.12, 0.58),
+    )  # fmt: skip
 
 
 def fewer(planted):
     split = planted.split
     small = type(split)(split.train[:31], split.validation[:13], split.test[:17])
-    return Planted(planted.traces, planted.labels, small)
+    return replace(planted, split=small)
 
 
 @pytest.fixture(scope="session")
@@ -105,14 +85,25 @@ def with_signals():
 SMALL_ENSEMBLE = ("sink-probe-heads", "likelihood-probe", "summaries")
 
 
-def make(name, seed=0, **settings):
-    """A fresh detector; settings reach graph networks only, others get what makes them quick."""
+def quick_settings(name, **settings):
+    """Settings that reach graph networks only; others get what makes them quick."""
     detector_class = DETECTORS.get(name)
     if not issubclass(detector_class, GraphDetector):
         settings = {"blocks": SMALL_ENSEMBLE} if name == "all-features" else {}
         if "n_folds" in getattr(getattr(detector_class, "config_class", None), "model_fields", {}):
             settings["n_folds"] = 2
-    return detector_class(**detector_class.settings(seed=seed, **settings))
+    return settings
+
+
+def make(name, seed=0, **settings):
+    detector_class = DETECTORS.get(name)
+    return detector_class(**detector_class.settings(seed=seed, **quick_settings(name, **settings)))
+
+
+@pytest.fixture(scope="session")
+def settings_of():
+    """Settings with which a detector is quick; those given reach only detectors that have any."""
+    return quick_settings
 
 
 @pytest.fixture(scope="session")

@@ -1,17 +1,16 @@
 """What every registered detector promises."""
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.registry import DETECTORS, detector_names
-from graphhalu.detectors.saved import load_detector
+from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
-from graphhalu.traces.schema import ARRAYS
-from graphhalu.traces.trace import Trace
+from graphhalu.testing.contracts import DETECTOR_CHECKS, DetectorCase
 
 NAMES = detector_names("answer")
 SEEN = {
@@ -33,16 +32,6 @@ UNSEEN = {"shuffled-labels", "gat-rewired", "eigenscore", "haloscope"}
 every_detector = pytest.mark.parametrize("name", NAMES)
 
 
-def bare(trace):
-    """Neither arrays nor text: nothing that a score could rest on but the lengths."""
-    kept = {name: trace.arrays[name] for name in ("token_ids", "span_code")}
-    return Trace(replace(trace.record, answer=""), trace.shape, kept)
-
-
-def one_by_one(traces):
-    return [traces[place : place + 1] for place in range(len(traces))]
-
-
 def test_the_registry_holds_scalars_probes_controls_and_networks():
     assert {"sink-mass", "length", "sinkprobe", "tfidf", "all-features", "gcn", "gat"} <= set(NAMES)
 
@@ -52,104 +41,34 @@ def test_every_registered_detector_has_something_to_find_or_is_known_to_find_not
     assert not set(SEEN) & UNSEEN
 
 
+@pytest.fixture(scope="module")
+def case_of(data_of, settings_of):
+    """Each detector with its data; fits are shared by all tests of a detector."""
+
+    @cache
+    def case(name):
+        return DetectorCase(DETECTORS.get(name), data=data_of(name), **settings_of(name, epochs=2))
+
+    return case
+
+
 @every_detector
-def test_a_card_says_which_stored_arrays_are_read(name):
-    card = DETECTORS.get(name).card
-    assert set(card.reads) <= set(ARRAYS)
-    assert card.reads or set(card.inputs) <= {"text", "length"}
+@pytest.mark.parametrize("check", DETECTOR_CHECKS, ids=lambda check: check.__name__)
+def test_a_registered_detector_keeps_the_contract(name, check, case_of):
+    check(case_of(name))
 
 
 @every_detector
 def test_a_card_bears_the_registered_name(name):
-    card = DETECTORS.get(name).card
-    assert isinstance(card, DetectorCard)
-    assert card.name == name
-    assert card.inputs
+    assert DETECTORS.get(name).card.name == name
 
 
 @every_detector
-def test_a_detector_gives_one_valid_score_a_trace(name, data_of, fitted_on_few):
-    scores = fitted_on_few[name].score(data_of(name).test_traces)
-    assert scores.values.shape == scores.is_valid.shape == (17,)
-    assert scores.is_valid.all()
-    assert np.isfinite(scores.values).all()
-
-
-@every_detector
-def test_no_traces_give_no_scores(name, fitted_on_few):
-    scores = fitted_on_few[name].score([])
-    assert scores.values.shape == scores.is_valid.shape == (0,)
-
-
-@every_detector
-def test_a_score_does_not_depend_on_the_other_traces(name, data_of, fitted_on_few):
-    traces, detector = data_of(name).test_traces[:7], fitted_on_few[name]
-    together = detector.score(traces).values
-    alone = [detector.score(one).values[0] for one in one_by_one(traces)[::-1]]
-    np.testing.assert_array_equal(together[::-1], alone)
-
-
-@every_detector
-def test_the_same_seed_gives_the_same_scores_whatever_the_labels_of_the_test_side(
-    name, data_of, fitted_on_few, make_detector
-):
-    data = data_of(name)
-    values = data.labels.values.copy()
-    values[data.split.test] = 1 - values[data.split.test]
-    turned = replace(data.labels, values=values)
-    detector = make_detector(name, epochs=2).fit(data.traces, turned, data.split)
-    np.testing.assert_array_equal(
-        detector.score(data.test_traces).values, fitted_on_few[name].score(data.test_traces).values
-    )
-
-
-@every_detector
-def test_labels_that_are_not_valid_change_no_score(name, data_of, make_detector):
-    data = data_of(name)
-    is_valid, other = data.labels.is_valid.copy(), data.labels.values.copy()
-    hidden = np.concatenate([data.split.train[:7], data.split.validation[:3]])
-    is_valid[hidden], other[hidden] = False, 1 - other[hidden]
-    scores = [
-        make_detector(name, epochs=1)
-        .fit(data.traces, replace(data.labels, values=values, is_valid=is_valid), data.split)
-        .score(data.test_traces)
-        .values
-        for values in (data.labels.values, other)
-    ]
-    np.testing.assert_array_equal(*scores)
-
-
-@every_detector
-def test_a_saved_detector_gives_equal_scores(name, data_of, fitted_on_few, tmp_path):
-    fitted_on_few[name].save(tmp_path)
-    loaded = load_detector(tmp_path)
-    assert type(loaded) is DETECTORS.get(name)
-    traces = data_of(name).test_traces
-    np.testing.assert_array_equal(
-        loaded.score(traces).values, fitted_on_few[name].score(traces).values
-    )
+def test_a_saved_detector_is_found_by_its_name_alone(name, case_of, tmp_path):
+    save_detector(case_of(name).fitted, tmp_path)
+    assert type(load_detector(tmp_path)) is DETECTORS.get(name)
     written = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert {path.name for path in written} <= {"detector.json", "model.safetensors"}
-
-
-@every_detector
-def test_a_trace_that_cannot_be_computed_has_no_valid_score(name, data_of, fitted_on_few):
-    if name == "length":
-        pytest.skip("every trace has a length")
-    first, *_, last = data_of(name).test_traces
-    scores = fitted_on_few[name].score([first, bare(last)])
-    assert not scores.is_valid[-1]
-    assert np.isnan(scores.values[-1])
-
-
-@every_detector
-def test_a_broken_training_trace_is_left_out(name, data_of, make_detector):
-    data = data_of(name)
-    traces = list(data.traces)
-    first = data.split.train[0]
-    traces[first] = bare(traces[first])
-    detector = make_detector(name, epochs=1).fit(traces, data.labels, data.split)
-    assert detector.score(data.test_traces).is_valid.all()
 
 
 @every_detector
@@ -168,11 +87,9 @@ def test_a_detector_that_is_not_fitted_says_so(name, few, make_detector, tmp_pat
 
 
 @every_detector
-def test_settings_accept_a_seed_and_refuse_unknown_fields(name):
-    detector_class = DETECTORS.get(name)
-    detector_class(**detector_class.settings(seed=3))
+def test_an_unknown_setting_is_named(name):
     with pytest.raises(ConfigError, match="hiden_size"):
-        detector_class.settings(hiden_size=16)
+        DETECTORS.get(name).settings(hiden_size=16)
 
 
 @pytest.mark.parametrize("name", sorted(set(SEEN) & set(NAMES)))

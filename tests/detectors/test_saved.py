@@ -1,13 +1,17 @@
 import json
+import sys
 
+import numpy as np
 import pytest
 
 from graphhalu.detectors.graph_networks import GATDetector, GCNDetector
-from graphhalu.detectors.saved import load_detector
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.scalar.attention import HeadStd
 from graphhalu.errors import (
     DataFileError,
     DetectorMismatchError,
+    GraphhaluError,
     UnknownNameError,
     UsageError,
 )
@@ -111,3 +115,79 @@ def test_other_node_features_than_fitted_are_refused(saved, few):
     change(saved, graphs={**values["graphs"], "node_feature_names": names})
     with pytest.raises(DetectorMismatchError, match=r"sink\.other"):
         GATDetector.load(saved).score(few.test_traces)
+
+
+OWN = """
+from dataclasses import replace
+from graphhalu.detectors.scalar.likelihood import Perplexity
+
+class Mine(Perplexity):
+    card = replace(Perplexity.card, name="mine")
+
+class Other(Perplexity):
+    card = replace(Perplexity.card, name="other")
+"""
+
+
+@pytest.fixture
+def own_saved(few, tmp_path, monkeypatch):
+    """A detector that no package registers, saved by a process that ended since."""
+    (tmp_path / "own_module.py").write_text(OWN)
+    monkeypatch.chdir(tmp_path)
+    detector = DETECTORS.get("own_module:Mine")().fit(few.traces, few.labels, few.split)
+    save_detector(detector, tmp_path / "saved")
+    sys.modules.pop("own_module")
+    yield tmp_path / "saved"
+    sys.modules.pop("own_module", None)
+
+
+def test_a_class_that_is_not_registered_is_named_in_the_file(own_saved):
+    assert json.loads((own_saved / "detector.json").read_text())["class"] == "own_module:Mine"
+
+
+def test_a_registered_class_is_found_by_its_name_and_needs_no_path(fitted_on_few, tmp_path):
+    save_detector(fitted_on_few["length"], tmp_path)
+    assert "class" not in json.loads((tmp_path / "detector.json").read_text())
+
+
+def test_a_class_that_a_file_names_is_not_imported_because_of_it(own_saved):
+    with pytest.raises(UnknownNameError, match="--detector-class module:Class") as caught:
+        load_detector(own_saved)
+    assert "'own_module:Mine', which is not registered" in str(caught.value)
+    assert "own_module" not in sys.modules
+
+
+def test_a_class_that_the_caller_names_is_loaded(own_saved, few):
+    loaded = load_detector(own_saved, detector_class="own_module:Mine")
+    again = load_detector(own_saved, detector_class=type(loaded))
+    np.testing.assert_array_equal(
+        loaded.score(few.test_traces).values, again.score(few.test_traces).values
+    )
+
+
+def test_another_class_than_the_saved_one_is_refused(own_saved):
+    with pytest.raises(UsageError, match="holds the detector 'mine', not 'other'"):
+        load_detector(own_saved, detector_class="own_module:Other")
+
+
+def test_a_path_in_place_of_a_name_imports_nothing(own_saved):
+    change(own_saved, name="own_module:Mine")
+    with pytest.raises(UnknownNameError):
+        load_detector(own_saved)
+    assert "own_module" not in sys.modules
+
+
+def test_a_class_under_a_name_of_graphhalus_own_is_not_taken_for_it(own_saved):
+    change(own_saved, name="perplexity")
+    with pytest.raises(UnknownNameError, match="not registered"):
+        load_detector(own_saved)
+
+
+def test_blocks_that_a_file_names_import_nothing(fitted_on_few, own_saved, tmp_path):
+    fitted_on_few["all-features"].save(tmp_path / "ensemble")
+    values = json.loads((tmp_path / "ensemble" / "detector.json").read_text())
+    blocks = ["own_module:Mine", *values["config"]["blocks"][1:]]
+    change(tmp_path / "ensemble", config={**values["config"], "blocks": blocks})
+    with pytest.raises(GraphhaluError):
+        load_detector(tmp_path / "ensemble")
+    assert "own_module" not in sys.modules

@@ -1,8 +1,11 @@
+import re
+
 import numpy as np
 import pytest
 
 from graphhalu.config import validate
-from graphhalu.detectors.base import Scores
+from graphhalu.detectors.base import Detector, DetectorCard, Scores
+from graphhalu.detectors.scalar.likelihood import AnswerLength
 from graphhalu.errors import ConfigError, MissingExtraError, NotEnoughDataError, UsageError
 from graphhalu.evaluation.compare import Progress, compare
 from graphhalu.evaluation.metrics import METRICS, auroc, evaluate
@@ -92,13 +95,140 @@ def test_a_detector_whose_package_is_missing_is_recorded_as_failed(case, toys):
     assert "graphhalu[topology]" in row_of(result, "topology").failure
 
 
-def test_an_error_in_the_code_of_a_detector_is_not_swallowed(case, toys):
+def raising(toys, error):
     class Broken(toys.Toy):
         def score(self, traces):
-            raise ZeroDivisionError
+            raise error
 
-    with pytest.raises(ZeroDivisionError):
-        compare(*case, {"broken": Broken}, config=SMALL)
+    return Broken
+
+
+def test_whatever_a_detector_raises_is_its_failure_with_the_line_of_its_file(case, toys):
+    detectors = {"broken": raising(toys, KeyError("signal")), "toy": toys.Toy}
+    result = compare(*case, detectors, config=SMALL)
+    failure = row_of(result, "broken").failure
+    assert re.fullmatch(
+        r"KeyError in fold 0 of seed 3: 'signal' \(test_compare\.py, line \d+\)", failure
+    )
+    assert row_of(result, "toy").failure is None
+
+
+def test_a_factory_that_raises_is_a_failure_too(case, toys):
+    result = compare(*case, {"broken": lambda: 1 / 0, "toy": toys.Toy}, config=SMALL)
+    assert row_of(result, "broken").failure == (
+        "ZeroDivisionError in fold 0 of seed 3: division by zero"
+    )
+    assert row_of(result, "toy").failure is None
+
+
+@pytest.mark.parametrize("error", [MemoryError, KeyboardInterrupt])
+def test_what_concerns_the_whole_run_is_not_swallowed(case, toys, error):
+    with pytest.raises(error):
+        compare(*case, {"broken": raising(toys, error)}, config=SMALL)
+
+
+class Own:
+    """Detectors that a user has at hand."""
+
+    @staticmethod
+    def of(toys):
+        class Mine(toys.Toy):
+            card = DetectorCard("mine", "reads the signal", "none", ("text",), False)
+
+            def __init__(self, factor=1.0):
+                self.factor = factor
+                self.is_fitted = False
+
+            def fit(self, traces, labels, split):
+                assert not self.is_fitted
+                self.is_fitted = True
+                return self
+
+            def score(self, traces):
+                return Scores.of(self.factor * super().score(traces).values)
+
+        return Mine
+
+
+def test_classes_and_detectors_are_compared_beside_names(case, toys):
+    mine = Own.of(toys)
+    result = compare(*case, [mine(3.0), toys.Toy], config=SMALL)
+    assert [row.detector for row in result.rows] == ["mine", "toy"]
+    assert [row.failure for row in result.rows] == [None, None]
+    assert row_of(result, "mine").metric("auroc") == pytest.approx(
+        row_of(result, "toy").metric("auroc")
+    )
+
+
+def test_a_detector_that_is_given_is_copied_for_every_fold_and_stays_as_it_was(case, toys):
+    mine = Own.of(toys)(2.0)
+    result = compare(*case, {"double": mine, "single": Own.of(toys)}, config=SMALL)
+    assert [row.failure for row in result.rows] == [None, None]
+    assert not mine.is_fitted
+
+
+def test_two_detectors_of_one_name_are_refused(case, toys):
+    mine = Own.of(toys)
+    with pytest.raises(UsageError, match="different detectors, got \\['mine', 'mine'\\]"):
+        compare(*case, [mine(1.0), mine(2.0)], config=SMALL)
+
+
+def test_a_detector_that_was_saved_is_refused(case, toys):
+    mine = Own.of(toys)()
+    mine.identity = object()
+    with pytest.raises(UsageError, match="mine was fitted and saved"):
+        compare(*case, [mine], config=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("given", "fault"),
+    [
+        ("fractions:Fraction", r"inherits graphhalu\.detectors\.base\.Detector, got"),
+        (type("Half", (Detector,), {}), "it lacks fit, load, save, score"),
+    ],
+)
+def test_what_is_no_detector_is_refused(case, given, fault):
+    with pytest.raises(UsageError, match=fault):
+        compare(*case, [given], config=SMALL)
+
+
+def test_a_detector_without_a_name_of_its_own_is_refused(case):
+    class Mine(AnswerLength.__base__):
+        card = AnswerLength.card
+
+    with pytest.raises(UsageError, match="its name 'length' is that of graphhalu's own detector"):
+        compare(*case, [Mine], config=SMALL)
+
+
+@pytest.mark.parametrize(
+    ("scores", "fault"),
+    [
+        (lambda n: None, r"mute: score must return Scores of \d+ traces, got None"),
+        (lambda n: Scores.of(np.zeros(n + 1)), r"mute: expected \d+ scores, got \d+"),
+        (
+            lambda n: Scores(np.full(n, np.inf), np.ones(n, dtype=bool)),
+            "mute: .* not finite",
+        ),
+    ],
+)
+def test_scores_that_do_not_fit_are_told_with_the_name_of_the_detector(case, toys, scores, fault):
+    class Mute(toys.Toy):
+        card = DetectorCard("mute", "none", "none", ("text",), False)
+
+        def score(self, traces):
+            return scores(len(traces))
+
+    failure = row_of(compare(*case, [Mute], config=SMALL), "mute").failure
+    assert re.search(fault, failure)
+
+
+def test_a_fit_that_returns_nothing_says_so(case, toys):
+    class Lost(toys.Toy):
+        def fit(self, traces, labels, split):
+            pass
+
+    failure = row_of(compare(*case, {"lost": Lost}, config=SMALL), "lost").failure
+    assert "fit must return the detector, got None" in failure
 
 
 def test_invalid_scores_are_left_out_and_counted_in_the_coverage(case, toys):

@@ -33,6 +33,7 @@ from graphhalu.labels.run import (
     read_labels,
     stored_labellers,
 )
+from graphhalu.testing.contracts import check_labeller
 from graphhalu.traces.schema import TraceRecord
 
 ANSWERS = ("Paris", "Lyon", "", "It is Paris.", "I don't know")
@@ -91,6 +92,8 @@ def test_every_labeller_in_the_table_has_its_name_and_plain_settings() -> None:
         assert labeller.name == name
         assert labeller.meaning in MEANINGS
         assert json.loads(json.dumps(labeller.settings())) == labeller.settings()
+        if name != "judge":  # asks a model
+            check_labeller(labeller)
 
 
 def test_a_setting_reaches_its_labeller() -> None:

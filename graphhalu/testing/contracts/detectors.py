@@ -1,0 +1,308 @@
+"""Promises of a detector, and the data on which they are tried."""
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, get_args
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from graphhalu.detectors.base import Detector, DetectorCard, Input, checked_scores
+from graphhalu.detectors.saved import load_detector, save_detector
+from graphhalu.detectors.sides import ChosenTraces
+from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
+from graphhalu.evaluation.entries import Entry
+from graphhalu.labels.labels import Labels
+from graphhalu.splits import Split, grouped_split
+from graphhalu.testing.contracts.promises import (
+    require,
+    require_known,
+    require_raises,
+    require_same,
+)
+from graphhalu.testing.planted import Signal, planted_traces
+from graphhalu.traces.schema import ARRAYS
+from graphhalu.traces.trace import Trace
+
+FILE_ENDINGS: Final = (".json", ".safetensors", ".parquet")
+"""What a saved detector may consist of: nothing that runs when it is read."""
+_SHARES: Final = (0.5, 0.2, 0.3)
+_EACH: Final = 5
+"""One in so many labels of the training and validation side is made invalid."""
+_NO_SETTING: Final = "no_such_setting"
+
+
+@dataclass(frozen=True)
+class PlantedData:
+    """Traces with a known answer, on three sides.
+
+    Attributes:
+        traces: All of them.
+        labels: Theirs, in the same order.
+        split: Sides without a shared question.
+    """
+
+    traces: Sequence[Trace]
+    labels: Labels
+    split: Split
+
+    @property
+    def test_traces(self) -> ChosenTraces:
+        """Traces of the test side."""
+        return ChosenTraces(self.traces, tuple(self.split.test.tolist()))
+
+    @property
+    def test_labels(self) -> Int[np.ndarray, "test"]:
+        """Labels of the test side."""
+        return self.labels.values[self.split.test]
+
+
+def planted_data(
+    n_traces: int = 97,
+    *,
+    seed: int = 0,
+    signal: bool = True,
+    signals: Sequence[Signal] = ("sink",),
+    traces_a_question: int = 1,
+    shares: tuple[float, float, float] = _SHARES,
+) -> PlantedData:
+    """Planted traces, split by question; arguments as of :func:`planted_traces`.
+
+    Args:
+        n_traces: How many.
+        seed: Seed of everything.
+        signal: Whether hallucinated traces differ from others at all.
+        signals: In what they differ.
+        traces_a_question: Beams of a question.
+        shares: Of training, validation and test side.
+    """
+    traces, labels = planted_traces(
+        n_traces, seed=seed, signal=signal, signals=signals, traces_a_question=traces_a_question
+    )
+    groups = np.array([trace.record.group_id for trace in traces])
+    return PlantedData(
+        traces, labels, grouped_split(labels.values, groups, fractions=shares, seed=1)
+    )
+
+
+PLANTED: Final[Mapping[str, Callable[[], PlantedData]]] = {"trace": planted_data}
+"""Data that a detector is tried on, by the level of its card, ``"trace"`` if it states none."""
+
+
+class DetectorCase:
+    """A detector class with the data that it is tried on; fits are shared by the checks.
+
+    Args:
+        detector_class: The class under test.
+        data: Traces that it can be fitted on; by default planted ones of the level of its card.
+        settings: What differs from its defaults, as fewer epochs.
+    """
+
+    def __init__(
+        self, detector_class: type[Detector], *, data: PlantedData | None = None, **settings: Any
+    ) -> None:
+        self.detector_class = detector_class
+        self.settings = settings
+        given = data or PLANTED[getattr(detector_class.card, "level", "trace")]()
+        self.data = replace(given, labels=_some_invalid(given))
+
+    def make(self) -> Detector:
+        """A fresh detector, always with the same seed."""
+        name = self.detector_class.card.name
+        return Entry(name, self.settings, factory=self.detector_class).make(0)
+
+    def fit(self, detector: Detector, **changed: Any) -> Detector:
+        """Fit a detector on the data, or on changed ``traces``, ``labels`` or ``split``."""
+        data = replace(self.data, **changed)
+        fitted = detector.fit(data.traces, data.labels, data.split)
+        require(isinstance(fitted, Detector), f"fit must return the detector, got {fitted!r}")
+        return fitted
+
+    def scores(
+        self, detector: Detector, traces: Sequence[Trace] | None = None
+    ) -> Float[np.ndarray, "trace"]:
+        """Checked scores of the test side or of other traces; NaN where not valid."""
+        scored = self.data.test_traces if traces is None else traces
+        return checked_scores(detector, detector.score(scored), scored).values
+
+    @cached_property
+    def fitted(self) -> Detector:
+        """A detector that was fitted once."""
+        return self.fit(self.make())
+
+    @cached_property
+    def expected(self) -> Float[np.ndarray, "trace"]:
+        """What it gives for the test side."""
+        return self.scores(self.fitted)
+
+    @cached_property
+    def hidden_turned(self) -> Detector:
+        """One fitted where all labels that it must not look at are the other way round."""
+        return self.fit(self.make(), labels=_turned(self.data))
+
+
+def check_detector(
+    detector_class: type[Detector], *, data: PlantedData | None = None, **settings: Any
+) -> None:
+    """Run every check of a detector; see :class:`DetectorCase` for the arguments.
+
+    Raises:
+        AssertionError: Says which promise is broken.
+    """
+    case = DetectorCase(detector_class, data=data, **settings)
+    for check in DETECTOR_CHECKS:
+        check(case)
+
+
+def card_is_complete(case: DetectorCase) -> None:
+    """The card says what a user must know."""
+    card = case.detector_class.card
+    require(isinstance(card, DetectorCard), f"expected a DetectorCard, got {card!r}")
+    for name in ("name", "summary", "source"):
+        text = getattr(card, name)
+        require(isinstance(text, str) and bool(text.strip()), f"the card lacks {name}")
+    require(bool(card.inputs), "the card lacks inputs")
+    require_known("inputs", card.inputs, get_args(Input))
+    require_known("reads", card.reads, ARRAYS)
+    require(
+        bool(card.reads) or set(card.inputs) <= {"text", "length"},
+        "the card must name the arrays that it reads, unless it reads text or length alone",
+    )
+
+
+def every_trace_gets_a_score(case: DetectorCase) -> None:
+    """Each trace of the test side has a valid score."""
+    n_missing = int(np.isnan(case.expected).sum())
+    require(not n_missing, f"{n_missing} of {len(case.expected)} planted traces got no score")
+
+
+def no_traces_give_no_scores(case: DetectorCase) -> None:
+    """An empty list of traces is no error."""
+    require(case.scores(case.fitted, []).shape == (0,), "expected no scores of no traces")
+
+
+def scores_do_not_depend_on_other_traces(case: DetectorCase) -> None:
+    """A trace has the same score alone, among others, and in any order."""
+    traces = case.data.test_traces[:7]
+    alone = [case.scores(case.fitted, traces[place : place + 1])[0] for place in range(len(traces))]
+    backwards = case.scores(case.fitted, traces[::-1])[::-1]
+    require_same(np.array(alone), case.expected[: len(traces)], "of traces alone and together")
+    require_same(backwards, case.expected[: len(traces)], "of traces in another order")
+
+
+def hidden_labels_play_no_part(case: DetectorCase) -> None:
+    """Labels of the test side and labels that are not valid change no score."""
+    what = "after labels of the test side, or labels that are not valid, were changed"
+    require_same(case.scores(case.hidden_turned), case.expected, what)
+
+
+def fitting_starts_anew(case: DetectorCase) -> None:
+    """A second fit forgets the first one, and the seed decides all that is random."""
+    again = case.fit(case.fit(case.make(), labels=_turned(case.data)))
+    require_same(case.scores(again), case.expected, "of a detector that was fitted twice")
+
+
+def a_saved_detector_gives_equal_scores(case: DetectorCase) -> None:
+    """What was saved and read again gives the same scores bit for bit, from safe files."""
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        save_detector(case.fitted, folder)
+        loaded = load_detector(folder, detector_class=case.detector_class)
+        files = sorted(path.name for path in folder.rglob("*") if path.is_file())
+        require(type(loaded) is case.detector_class, f"load gave a {type(loaded).__name__}")
+        require_same(case.scores(loaded), case.expected, "after save and load")
+    others = [file for file in files if not file.endswith(FILE_ENDINGS)]
+    require(not others, f"expected files {', '.join(FILE_ENDINGS)} alone, got {others}")
+
+
+def a_trace_that_cannot_be_read_has_no_score(case: DetectorCase) -> None:
+    """A trace without arrays and text has no valid score, and takes none from the others."""
+    if set(case.detector_class.card.inputs) <= {"length"}:
+        return  # every trace has a length
+    first, *_, last = case.data.split.test.tolist()
+    traces = list(case.data.traces)
+    traces[last] = bare(traces[last])
+    scores = case.scores(case.fitted, ChosenTraces(traces, (first, last)))
+    require(bool(np.isnan(scores[1])), f"a trace without arrays got the score {scores[1]}")
+    require_same(scores[:1], case.expected[:1], "beside a trace without arrays")
+
+
+def a_training_trace_that_cannot_be_read_is_left_out(case: DetectorCase) -> None:
+    """One such trace among those of the training side stops nothing."""
+    traces, first = list(case.data.traces), case.data.split.train[0]
+    traces[first] = bare(traces[first])
+    scores = case.scores(case.fit(case.make(), traces=traces))
+    require(bool(np.isfinite(scores).all()), "a training trace without arrays took scores away")
+
+
+def one_class_is_refused(case: DetectorCase) -> None:
+    """A supervised detector cannot learn from one class."""
+    labels = case.data.labels
+    ones = replace(labels, values=np.ones_like(labels.values))
+    if case.detector_class.card.is_supervised:
+        require_raises(
+            NotEnoughDataError, "a training side of one class",
+            lambda: case.fit(case.make(), labels=ones),
+        )  # fmt: skip
+
+
+def a_detector_that_is_not_fitted_says_so(case: DetectorCase) -> None:
+    """A supervised detector neither scores nor saves before it is fitted."""
+    if not case.detector_class.card.is_supervised:
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        require_raises(
+            UsageError, "score before fit", lambda: case.make().score(case.data.test_traces)
+        )
+        require_raises(UsageError, "save before fit", lambda: case.make().save(Path(folder)))
+
+
+def settings_refuse_unknown_fields(case: DetectorCase) -> None:
+    """Settings accept a seed, and refuse a field that there is not."""
+    settings: Any = getattr(case.detector_class, "settings", None)
+    if settings is None:
+        return  # such a detector takes no settings
+    case.detector_class(**settings(seed=3))
+    require_raises(ConfigError, "an unknown setting", lambda: settings(**{_NO_SETTING: 16}))
+
+
+DETECTOR_CHECKS: Final[tuple[Callable[[DetectorCase], None], ...]] = (
+    card_is_complete,
+    settings_refuse_unknown_fields,
+    a_detector_that_is_not_fitted_says_so,
+    every_trace_gets_a_score,
+    no_traces_give_no_scores,
+    scores_do_not_depend_on_other_traces,
+    a_saved_detector_gives_equal_scores,
+    hidden_labels_play_no_part,
+    fitting_starts_anew,
+    a_trace_that_cannot_be_read_has_no_score,
+    a_training_trace_that_cannot_be_read_is_left_out,
+    one_class_is_refused,
+)
+"""Every promise of a detector, the cheap ones first."""
+
+
+def bare(trace: Trace) -> Trace:
+    """A trace with neither arrays nor text: nothing that a score could rest on but the lengths."""
+    kept = {name: trace.arrays[name] for name in ("token_ids", "span_code")}
+    return Trace(replace(trace.record, answer=""), trace.shape, kept)
+
+
+def _some_invalid(data: PlantedData) -> Labels:
+    """Labels of which some that a detector learns from are not valid."""
+    is_valid = data.labels.is_valid.copy()
+    is_valid[data.split.train[::_EACH]] = False
+    is_valid[data.split.validation[::_EACH]] = False
+    return replace(data.labels, is_valid=is_valid)
+
+
+def _turned(data: PlantedData) -> Labels:
+    """Labels of which those are the other way round that no detector must look at."""
+    is_hidden: Bool[np.ndarray, "trace"] = ~data.labels.is_valid
+    is_hidden[data.split.test] = True
+    values = data.labels.values
+    return replace(data.labels, values=np.where(is_hidden, 1 - values, values))

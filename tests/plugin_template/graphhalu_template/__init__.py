@@ -1,0 +1,1 @@
+"""A detector of hallucinations as a plug-in of graphhalu."""
