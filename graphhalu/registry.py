@@ -122,6 +122,7 @@ class Registry(Generic[T]):
         self.kind = kind
         self._table = dict(table)
         self._base = base
+        self._holds_objects = base is not None and is_dataclass(base)
         self._card = card
         self._name_field = name_field
         self.adapt = adapt
@@ -210,13 +211,13 @@ class Registry(Generic[T]):
         if self._base is None:
             return f"a {self.kind}"
         of = f"{self._base.__module__}.{self._base.__qualname__}"
-        return f"an object of {of}" if is_dataclass(self._base) else f"a class that inherits {of}"
+        return f"an object of {of}" if self._holds_objects else f"a class that inherits {of}"
 
     def _fault(self, found: Any, name: str | None) -> str | None:
         """What is wrong with an object of another package, or nothing."""
         base: Any = self._base
-        is_kind = isinstance(found, type) and issubclass(found, base)
-        if not (isinstance(found, base) if is_dataclass(base) else is_kind):
+        is_class = isinstance(found, type) and issubclass(found, base)
+        if not (isinstance(found, base) if self._holds_objects else is_class):
             return f"expected {self._expected}, got {shown(found)}"
         missing = sorted(getattr(found, "__abstractmethods__", ()))
         if missing:

@@ -97,7 +97,7 @@ def train(
         run = train_detector(
             detector, store, labels,
             settings=settings,
-            store=_identity(store), runs=runs, on_progress=progress.step,
+            store=store_identity(store), runs=runs, on_progress=progress.step,
         )  # fmt: skip
     if json:
         print_json({"run": str(run.folder), **result_values(run.result)})
@@ -201,7 +201,7 @@ def _compare(
     assert options.folder is not None
     with progress_line("fits") as progress:
         result = run_comparison(
-            store, labels, config=settings, store=_identity(store), options=options,
+            store, labels, config=settings, store=store_identity(store), options=options,
             on_progress=progress.step,
         )  # fmt: skip
     result.write(options.folder)
@@ -246,7 +246,7 @@ def _transfer(
 
     names = source_names([store.path for store in stores])
     sources = [
-        Source(name, store, of_store, _identity(store))
+        Source(name, store, of_store, store_identity(store))
         for name, store, of_store in zip(names, stores, labels, strict=True)
     ]
     with progress_line("fits") as progress:
@@ -391,7 +391,8 @@ def _share(values: dict[str, Any]) -> str:
     return "none" if values["prevalence"] is None else f"{100 * values['prevalence']:.1f} %"
 
 
-def _identity(store: "TraceStore") -> dict[str, Any]:
+def store_identity(store: "TraceStore") -> dict[str, Any]:
+    """What a result says of the traces that it was made from."""
     return {"path": store.name, "configuration": dict(store.configuration)}
 
 

@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphhalu.cli.analyse import Json, open_store
+from graphhalu.cli.analyse import Json, open_store, store_identity
 from graphhalu.cli.output import print_json, print_table, progress_line, say
 
 if TYPE_CHECKING:
-    from graphhalu.evaluation.token_metrics import TokenMetric
-    from graphhalu.evaluation.token_result import TokenCounts, TokenResult, TokenRow
+    from graphhalu.evaluation.result import DetectorRow, Result, TokenCounts
 
 
 def tokens(
@@ -36,72 +35,65 @@ def tokens(
     json: Json = False,
 ) -> None:
     """Find hallucinated tokens in given answers with marked spans, and measure how well."""
-    import time
-
-    import torch
-
+    from graphhalu.cli.spread import use_threads
     from graphhalu.config import load_config, read_overrides
-    from graphhalu.evaluation.token_run import TokenCompareConfig, compare_tokens
-    from graphhalu.evaluation.training import run_folder
-    from graphhalu.models.threads import default_threads
+    from graphhalu.evaluation.compare import compare
+    from graphhalu.evaluation.entries import make_entries
+    from graphhalu.evaluation.settings import CompareConfig
+    from graphhalu.evaluation.training import fit_for_use, run_folder
+    from graphhalu.labels.tokens import label_tokens
 
     given: dict[str, Any] = {**read_overrides(set_ or []), **({"quick": True} if quick else {})}
     given |= {} if detectors is None else {"detectors": detectors.split(",")}
     given |= {} if seeds is None else read_overrides([f"seeds=[{seeds}]"])
-    settings = load_config(TokenCompareConfig, config, given)
-    _check_name(save)
-    torch.set_num_threads(threads or default_threads())
+    settings = load_config(CompareConfig, config, given)
+    if save is not None:
+        make_entries([save], CompareConfig(), "token")  # refused before anything is run
+    use_threads(threads)
     store = open_store(traces)
+    labels = label_tokens(store.records)
     folder = run_folder("tokens", out, is_resumed=False)
     say(f"the result goes to {folder}")
-    identity = {"path": str(store.path), "configuration": dict(store.configuration)}
-    started = time.monotonic()
     with progress_line("fits") as line:
-        result = compare_tokens(
-            store, settings, store=identity,
-            on_fit=lambda done, total: line.show(done, total, time.monotonic() - started),
-        )  # fmt: skip
+        result = compare(
+            store, labels, config=settings, store=store_identity(store), on_progress=line.step
+        )
     result.write(folder)
     if save is not None:
-        from graphhalu.evaluation.token_training import train_token_detector
-
-        train_token_detector(save, store, settings, folder / "detector")
+        fit_for_use(save, store, labels, settings, folder / "detector")
     if json:
         print_json({"folder": str(folder), **result.plain()})
         return
     _print_result(result)
-    say(f"tokens.json and tokens.parquet are in {folder}")
+    say(f"result.json, table.csv and scores.parquet are in {folder}")
     say(f"look at them:  graphhalu view {store.path} --labeller spans --token-scores {folder}")
+    say(f"or as a page:  graphhalu report {folder}")
 
 
-def _check_name(name: str | None) -> None:
-    """Refuse an unknown detector before anything is run."""
-    from graphhalu.detectors.registry import DETECTORS
-
-    if name is not None:
-        DETECTORS.get(name)
-
-
-def _print_result(result: "TokenResult") -> None:
-    print("\n".join(_count_lines(result.counts)))
-    rows = [row for row in result.rows if row.failure is None]
-    rows.sort(key=lambda row: -row.metrics["token_auroc"].value if row.metrics else 0.0)
+def _print_result(result: "Result") -> None:
+    counts = result.counts
+    assert counts is not None
+    print("\n".join(_count_lines(counts)))
+    rows = [row for row in result.ranked() if row.failure is None]
     print_table(
         ["detector", "AUROC", "against position", "Holm"],
-        [[_name(row), *_against_position(row)] for row in rows],
-        title=f"tokens, {_share(result.counts.prevalence)} hallucinated; * = control; Holm: p",
+        [[_name(row), *_cells(row, "auroc"), *_against_position(result, row)] for row in rows],
+        title=f"tokens, {_share(counts.prevalence)} hallucinated; * = control; Holm: p",
     )
     print_table(
         ["detector", "AUPRC", "AUROC in answer", "AUROC of answers"],
-        [[_name(row), *_cells(row, "token_auprc", "within_auroc", "answer_auroc_max")]
-         for row in rows],
-        title=f"AUPRC at chance {result.counts.prevalence:.3f}; answers by their highest token",
-    )  # fmt: skip
+        [[_name(row), *_cells(row, "auprc", "within_auroc", "answer_auroc_max")] for row in rows],
+        title=f"AUPRC at chance {counts.prevalence:.3f}; answers by their highest token",
+    )
     print_table(
         ["detector", "char F1", "span F1", "P", "R"],
-        [[_name(row), *_cells(row, "char_f1", "span_f1"), *_plain(row)] for row in rows],
-        title=f"characters and spans; with all called char F1 {result.counts.all_called_f1:.3f}",
-    )
+        [
+            [_name(row), *_cells(row, "char_f1", "span_f1"),
+             *(_number(row.metric(name)) for name in ("span_precision", "span_recall"))]
+            for row in rows
+        ],
+        title=f"characters and spans; with all called char F1 {counts.all_positive_f1:.3f}",
+    )  # fmt: skip
     for row in result.rows:
         if row.failure is not None:
             say(f"{row.detector} failed: {row.failure}")
@@ -124,7 +116,7 @@ def _count_lines(counts: "TokenCounts") -> list[str]:
     ]
 
 
-def _name(row: "TokenRow") -> str:
+def _name(row: "DetectorRow") -> str:
     return row.detector + ("*" if row.is_control else "")
 
 
@@ -132,30 +124,23 @@ def _share(value: float) -> str:
     return f"{100 * value:.1f} %"
 
 
-def _against_position(row: "TokenRow") -> list[str]:
-    difference = row.differences.get("token_auroc")
-    return [
-        *_cells(row, "token_auroc"),
-        "-" if difference is None else _cell(difference, sign="+"),
-        "-" if row.p_holm is None else f"{row.p_holm:.3f}".removeprefix("0"),
-    ]
+def _against_position(result: "Result", row: "DetectorRow") -> list[str]:
+    """The difference of AUROC from the baseline, and its p-value."""
+    test = result.comparison(row.detector)
+    if test is None:
+        return ["-", "-"]
+    p_value = "-" if test.p_holm is None else f"{test.p_holm:.3f}".removeprefix("0")
+    return [_interval(test.difference, test.low, test.high, "+"), p_value]
 
 
-def _cells(row: "TokenRow", *names: str) -> list[str]:
+def _cells(row: "DetectorRow", *names: str) -> list[str]:
     found = [row.metrics.get(name) for name in names]
-    return ["-" if metric is None else _cell(metric) for metric in found]
+    return ["-" if each is None else _interval(each.value, each.low, each.high) for each in found]
 
 
-def _plain(row: "TokenRow") -> list[str]:
-    """Precision and recall of spans."""
-    found = [row.metrics.get(name) for name in ("span_precision", "span_recall")]
-    return ["-" if metric is None else _number(metric.value) for metric in found]
-
-
-def _cell(metric: "TokenMetric", *, sign: str = "") -> str:
+def _interval(value: float, low: float | None, high: float | None, sign: str = "") -> str:
     """A value with its interval; narrow enough for 80 columns."""
-    low, high = (_number(value, sign) for value in (metric.low, metric.high))
-    return f"{_number(metric.value, sign)} [{low},{high}]"
+    return f"{_number(value, sign)} [{_number(low, sign)},{_number(high, sign)}]"
 
 
 def _number(value: float | None, sign: str = "") -> str:

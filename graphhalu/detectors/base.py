@@ -54,6 +54,13 @@ class Scores:
             return list(self.values[:, None])
         return np.split(self.values, np.cumsum(self.lengths)[:-1]) if len(self.lengths) else []
 
+    def highest(self) -> "Scores":
+        """One score a trace: the highest of its tokens; scores of answers as they are."""
+        if self.lengths is None:
+            return self
+        known = [each[np.isfinite(each)] for each in self.by_trace()]
+        return Scores.of(np.array([max(each, default=np.nan) for each in known], dtype=np.float64))
+
 
 @dataclass(frozen=True)
 class DetectorCard:
@@ -83,37 +90,6 @@ class DetectorCard:
     reads: tuple[str, ...] = ()
     is_graph: bool = False
     level: Level = "answer"
-
-
-def checked_scores(name: str, scores: object, n_traces: int) -> Scores:
-    """What a detector gave, if it is one finite score for each valid trace.
-
-    Args:
-        name: Of the detector, for the error.
-        scores: What it gave.
-        n_traces: How many traces it was given.
-
-    Raises:
-        GraphhaluError: If it is something else, or of another length.
-        NonFiniteError: If a valid score is not finite.
-    """
-    if not isinstance(scores, Scores):
-        message = f"{name}: score must return Scores of {n_traces} traces, got {shown(scores)}"
-        raise GraphhaluError(message)
-    values, is_valid = np.asarray(scores.values), np.asarray(scores.is_valid)
-    if values.shape != (n_traces,) or is_valid.shape != (n_traces,):
-        message = f"{name}: expected {n_traces} scores, got {values.shape[0] if values.ndim else 1}"
-        if values.ndim != 1 or is_valid.shape != values.shape:
-            message += f", of shape {values.shape}, and is_valid of shape {is_valid.shape}"
-        raise GraphhaluError(message)
-    if values.dtype.kind not in "fiub" or is_valid.dtype != np.bool_:
-        message = f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"
-        raise GraphhaluError(message)
-    n_bad = int((~np.isfinite(values[is_valid])).sum())
-    if n_bad:
-        message = f"{name}: {n_bad} scores are marked valid and are not finite"
-        raise NonFiniteError(message)
-    return Scores(np.where(is_valid, values, np.nan).astype(np.float64), is_valid)
 
 
 class Detector(ABC):
@@ -181,6 +157,47 @@ class Detector(ABC):
     @abstractmethod
     def load(cls, folder: Path) -> "Detector":
         """Read what :meth:`save` wrote."""
+
+
+def checked_scores(detector: Detector, scores: object, traces: Sequence[Trace]) -> Scores:
+    """What a detector gave, if it is one finite score for each valid trace or answer token.
+
+    Args:
+        detector: Its card says what it scores.
+        scores: What it gave.
+        traces: What it was given.
+
+    Raises:
+        GraphhaluError: If it is something else, or of another length.
+        NonFiniteError: If a valid score is not finite.
+    """
+    name, lengths = detector.card.name, None
+    n_items, what = len(traces), "traces"
+    if detector.card.level == "token":
+        lengths = [trace.answer_length for trace in traces]
+        n_items, what = sum(lengths), f"answer tokens of {len(traces)} traces"
+    if not isinstance(scores, Scores):
+        message = f"{name}: score must return Scores of {n_items} {what}, got {shown(scores)}"
+        raise GraphhaluError(message)
+    given = None if scores.lengths is None else np.asarray(scores.lengths).tolist()
+    if given != lengths:
+        message = f"{name}: expected scores of {n_items} {what}, got others: lengths {shown(given)}"
+        raise GraphhaluError(message)
+    values, is_valid = np.asarray(scores.values), np.asarray(scores.is_valid)
+    if values.shape != (n_items,) or is_valid.shape != (n_items,):
+        message = f"{name}: expected {n_items} scores, got {values.shape[0] if values.ndim else 1}"
+        if values.ndim != 1 or is_valid.shape != values.shape:
+            message += f", of shape {values.shape}, and is_valid of shape {is_valid.shape}"
+        raise GraphhaluError(message)
+    if values.dtype.kind not in "fiub" or is_valid.dtype != np.bool_:
+        message = f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"
+        raise GraphhaluError(message)
+    n_bad = int((~np.isfinite(values[is_valid])).sum())
+    if n_bad:
+        message = f"{name}: {n_bad} scores are marked valid and are not finite"
+        raise NonFiniteError(message)
+    known = np.where(is_valid, values, np.nan).astype(np.float64)
+    return Scores(known, is_valid, scores.lengths)
 
 
 @runtime_checkable

@@ -63,7 +63,7 @@ DETECTORS: Final[Registry[type[Detector]]] = Registry(
         "gat-rewired": "graphhalu.detectors.gnn.detectors:RewiredGATDetector",
         "token-position": "graphhalu.detectors.token_probes:TokenPosition",
         "token-likelihood": "graphhalu.detectors.token_probes:TokenLikelihood",
-        "token-text": "graphhalu.detectors.token_text:TokenText",
+        "token-text": "graphhalu.detectors.controls.text:TokenText",
         "token-overlap": "graphhalu.detectors.token_probes:TokenOverlap",
         "token-shuffled": "graphhalu.detectors.token_probes:TokenShuffled",
         "token-attention": "graphhalu.detectors.token_probes:TokenAttention",

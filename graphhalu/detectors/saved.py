@@ -87,7 +87,7 @@ def load_detector(
         check_identity(identity, traces)
     what = f"the detector in {folder} does not fit its own description"
     with reading(what, also=(RuntimeError, SafetensorError)):
-        detector = kind.load(folder)
+        detector: object = kind.load(folder)
     if not isinstance(detector, Detector):
         message = f"{class_path(kind)}.load must return the detector, got {shown(detector)}"
         raise GraphhaluError(message)

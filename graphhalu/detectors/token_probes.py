@@ -12,6 +12,7 @@ from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.logistic import LinearModel
+from graphhalu.detectors.probes.search import Fold
 from graphhalu.detectors.token_features import (
     View,
     expanded,
@@ -20,12 +21,7 @@ from graphhalu.detectors.token_features import (
     views_of,
 )
 from graphhalu.detectors.token_ridge import Tokens, Views, choose, described, fitted
-from graphhalu.detectors.token_samples import (
-    Sample,
-    context_folds,
-    labelled_traces,
-    sample_tokens,
-)
+from graphhalu.detectors.token_samples import Sample, TokenConfig, training_sample
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.errors import DetectorMismatchError
 from graphhalu.labels.labels import Labels
@@ -41,15 +37,11 @@ _ATTENTION: Final = ("span_mass", "sink_keys", "self_attention", "row_entropy")
 _LIKELIHOOD: Final = ("token_logprob", "token_entropy", "top1_margin")
 
 
-class TokenProbeConfig(TrainedConfig):
-    """Settings of a linear token detector."""
+class TokenProbeConfig(TokenConfig):
+    """Settings of a linear token detector; family, row, window and penalty are chosen in folds."""
 
-    n_folds: Annotated[int, Field(ge=2)] = 3
-    """Folds within the training side in which family, row, window and penalty are chosen."""
     windows: Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(min_length=1)] = (1, 9)
     """Tokens that columns are averaged over, the token itself in their middle; one is chosen."""
-    max_tokens: Annotated[int, Field(ge=10)] = 12_000
-    """Tokens that are learnt from at most, hallucinated ones up to half of them."""
 
     @field_validator("windows")
     @classmethod
@@ -89,13 +81,11 @@ class LinearTokenDetector(TrainedDetector, ABC):
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""
-        chosen = labelled_traces(labels, split.train, self.card.name)
-        values, config = labels.token_labels(self.card.name), self.config
-        sample = sample_tokens(values, chosen, n_most=config.max_tokens, seed=config.seed)
-        first = traces[chosen[0]]
-        tokens = self._tokens(traces, labels, sample)
+        sample, folds = training_sample(traces, labels, split.train, self.config, self.card.name)
+        first = traces[sample.traces[0]]
+        tokens = self._tokens(traces, sample, folds)
         families = [
-            list(views_of(first, family, config.windows))
+            list(views_of(first, family, self.config.windows))
             for family in expanded(self.families, first.shape)
         ]
         best = choose(tokens, families, is_joint=self.is_joint)
@@ -103,7 +93,7 @@ class LinearTokenDetector(TrainedDetector, ABC):
         self.names = _names(first, best.views)
         self.shape = describe_shape(first.shape)
         self.training_report = {
-            "n_traces": len(chosen), "n_tokens": len(tokens.labels),
+            "n_traces": len(sample.traces), "n_tokens": len(tokens.labels),
             "n_hallucinated": int(tokens.labels.sum()), "n_columns": len(self.names),
             "n_folds": tokens.n_parts if tokens.n_parts > 1 else 0, **described(best),
         }  # fmt: skip
@@ -145,11 +135,8 @@ class LinearTokenDetector(TrainedDetector, ABC):
             message = f"{len(self.model.weight)} weights for {len(self.names)} columns"
             raise ValueError(message)
 
-    def _tokens(self, traces: Sequence[Trace], labels: Labels, sample: Sample) -> Tokens:
+    def _tokens(self, traces: Sequence[Trace], sample: Sample, folds: Sequence[Fold]) -> Tokens:
         """The sampled tokens, in parts that share no context."""
-        folds = context_folds(
-            traces, labels, sample, n_folds=self.config.n_folds, seed=self.config.seed
-        )
         part = np.zeros(len(sample.traces), dtype=np.int64)
         for number, fold in enumerate(folds):
             part[fold.held_out] = number

@@ -1,16 +1,27 @@
 """The training side of a token detector: which answers, which of their tokens, in which folds."""
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import numpy as np
 from jaxtyping import Int
+from pydantic import Field
 
 from graphhalu.detectors.probes.search import Fold, folds_of
+from graphhalu.detectors.trained import TrainedConfig
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
+
+
+class TokenConfig(TrainedConfig):
+    """Settings of a token detector that learns from a sample of tokens."""
+
+    n_folds: Annotated[int, Field(ge=2)] = 3
+    """Folds within the training side in which all choices are made."""
+    max_tokens: Annotated[int, Field(ge=10)] = 12_000
+    """Tokens that are learnt from at most, hallucinated ones up to half of them."""
 
 
 class Sample(NamedTuple):
@@ -84,9 +95,31 @@ def sample_tokens(
     return Sample(tuple(traces), places, values[kept])
 
 
-def context_folds(
-    traces: Sequence[Trace], labels: Labels, sample: Sample, *, n_folds: int, seed: int
-) -> list[Fold]:
-    """Folds of the sampled traces that part no context; none if there are too few."""
-    groups = question_groups([traces[index] for index in sample.traces])
-    return folds_of(labels.values[list(sample.traces)], groups, n_folds=n_folds, seed=seed)
+def training_sample(
+    traces: Sequence[Trace],
+    labels: Labels,
+    indices: Int[np.ndarray, "side"],
+    config: TokenConfig,
+    name: str,
+) -> tuple[Sample, list[Fold]]:
+    """Tokens of a side to learn from, and folds of their traces that part no context.
+
+    There are no folds if there are too few contexts.
+
+    Args:
+        traces: All traces.
+        labels: Labels of their tokens.
+        indices: The side.
+        config: How many tokens and folds, and the seed of both.
+        name: Of the detector, for errors.
+
+    Raises:
+        UsageError: If only answers are labelled.
+        NotEnoughDataError: If the tokens are all of one class.
+    """
+    chosen = labelled_traces(labels, indices, name)
+    tokens, seed = labels.token_labels(name), config.seed
+    sample = sample_tokens(tokens, chosen, n_most=config.max_tokens, seed=seed)
+    groups = question_groups([traces[index] for index in chosen])
+    folds = folds_of(labels.values[chosen], groups, n_folds=config.n_folds, seed=seed)
+    return sample, folds

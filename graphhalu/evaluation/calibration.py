@@ -102,13 +102,16 @@ class Calibration:
         labels: Int[np.ndarray, "trace"],
         *,
         method: Method | None = None,
+        threshold: float | None = None,
     ) -> "Calibration":
-        """Fit on traces that the detector was not trained on.
+        """Fit on traces, or tokens, that the detector was not trained on.
 
         Args:
             scores: Scores of one fitted detector; finite, higher means more likely hallucinated.
             labels: 1 = hallucinated, 0 = correct.
             method: The curve; by default the rule of this module decides.
+            threshold: From which on scores are called hallucinated; by default that of the best
+                F1 of these traces.
 
         Raises:
             ValueError: If a score is not finite, or a label is neither 0 nor 1.
@@ -121,7 +124,7 @@ class Calibration:
         curve = _isotonic(scores, labels) if chosen == "isotonic" else _platt(scores, labels)
         head: dict[str, Any] = {
             "method": chosen,
-            "threshold": best_f1_threshold(scores, labels),
+            "threshold": best_f1_threshold(scores, labels) if threshold is None else threshold,
             "n_hallucinated": n_hallucinated,
             "n_correct": len(labels) - n_hallucinated,
         }

@@ -31,6 +31,7 @@ from graphhalu.evaluation.splits import (
     cross_fit_folds,
     single_split,
 )
+from graphhalu.evaluation.token_counts import token_counts, token_notes
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, as_labels
 from graphhalu.provenance import provenance
@@ -72,10 +73,13 @@ def compare(
     and validation side only. One that fails is recorded with its reason; the others go on.
     Traces without a valid score are left out of the metrics; the coverage says how many.
 
+    With labels of tokens (:func:`graphhalu.labels.tokens.label_tokens`) detectors of tokens are
+    compared, and the position control is what they are tested against.
+
     Args:
         traces: Traces in the order of the labels, or where their store lies; other beams of a
             question stay among them.
-        labels: One label a trace.
+        labels: Of the traces, or of their tokens.
         detectors: A list of registered names, ``module:Class``, classes and detectors that are
             not fitted, or names with a class, function or detector each; by default those of the
             configuration. A detector is copied afresh for each fold and keeps its own seed.
@@ -85,13 +89,13 @@ def compare(
         on_progress: Called after each fold.
 
     Raises:
-        UsageError: If no detector is given, labels belong to other traces, or a resumed folder
-            holds another comparison.
+        UsageError: If no detector is given or one is of another level than the labels, labels
+            belong to other traces, or a resumed folder holds another comparison.
         UnknownNameError: If no detector has such a name.
         NotEnoughDataError: If there are too few questions, or one class only.
     """
     config, options = config or CompareConfig(), options or RunOptions()
-    entries = make_entries(detectors, config)
+    entries = make_entries(detectors, config, labels.level)
     compared = make_compared(traces, labels, config)
     done = _finished(compared, options)
     todo = [entry for entry in entries if not _is_done(entry, compared, done)]
@@ -281,7 +285,7 @@ def make_result(
         n_traces=int(kept.sum()),
         n_left_out=int((~given.is_valid).sum()),
         n_groups=len(np.unique(compared.groups[kept])),
-        prevalence=labels.prevalence,
+        prevalence=float(labels.items[compared.is_kept].mean()),
         coverage=given.coverage,
         rows=rows,
         samples=samples,
@@ -290,6 +294,9 @@ def make_result(
         comparisons=comparisons,
         subgroups=subgroups(compared, scores),
         identity=compared.identity,
+        level=labels.level,
+        counts=token_counts(compared) if labels.level == "token" else None,
+        notes=token_notes(compared) if labels.level == "token" else (),
     )
 
 

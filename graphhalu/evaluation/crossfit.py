@@ -1,9 +1,9 @@
 """Out-of-fold scores of one detector: fitted without a question, then asked about it."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import overload
+from typing import Any, overload
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from graphhalu.detectors.base import Detector, checked_scores
 from graphhalu.errors import GraphhaluError, NotEnoughDataError
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.splits import visible_labels
+from graphhalu.evaluation.token_spans import best_threshold, marked_answer
 from graphhalu.labels.labels import Labels
 from graphhalu.safe_read import shown
 from graphhalu.splits import Split
@@ -22,47 +23,52 @@ from graphhalu.traces.trace import Trace
 class OutOfFold:
     """Scores of one detector, each from a model that never saw the trace's question.
 
+    The items are those of the labels: traces, or the answer tokens of all traces.
+
     Attributes:
         values: Scores that can be pooled over folds; NaN where not valid.
         raw: Scores as the detector gave them; NaN where not valid.
         probability: Probability of being hallucinated, calibrated on the validation side of the
             fold; NaN where not valid, or where that side lacks a class.
-        is_called: Whether the score reaches the threshold chosen on the validation side; false
-            where there is no probability.
-        is_valid: Whether the trace was tested and has a score.
-        fold: The fold that tested the trace; -1 where none did.
+        is_predicted_positive: Whether the score reaches the threshold chosen on the validation
+            side; false where there is no probability.
+        is_valid: Whether the item was tested and has a score.
+        fold: The fold that tested the item; -1 where none did.
         fit_s: Seconds of each fit.
         score_s: Seconds that scoring the tested traces took, in total.
         n_parameters: Numbers that the last fit chose; ``None`` where they are not counted.
+        choices: For each fit its threshold, and what the detector says of its training.
     """
 
-    values: Float[np.ndarray, "trace"]
-    raw: Float[np.ndarray, "trace"]
-    probability: Float[np.ndarray, "trace"]
-    is_called: Bool[np.ndarray, "trace"]
-    is_valid: Bool[np.ndarray, "trace"]
-    fold: Int[np.ndarray, "trace"]
+    values: Float[np.ndarray, "item"]
+    raw: Float[np.ndarray, "item"]
+    probability: Float[np.ndarray, "item"]
+    is_predicted_positive: Bool[np.ndarray, "item"]
+    is_valid: Bool[np.ndarray, "item"]
+    fold: Int[np.ndarray, "item"]
     fit_s: tuple[float, ...]
     score_s: float
     n_parameters: int | None = None
+    choices: tuple[Mapping[str, Any], ...] = ()
 
     @property
-    def is_tested(self) -> Bool[np.ndarray, "trace"]:
-        """Which traces were tested."""
+    def is_tested(self) -> Bool[np.ndarray, "item"]:
+        """Which items were tested."""
         return self.fold >= 0
 
     @classmethod
-    def empty(cls, n_traces: int) -> "OutOfFold":
+    def empty(cls, n_items: int) -> "OutOfFold":
         """Nothing tested yet; the arrays are filled fold by fold."""
-        values, raw, probability = (np.full(n_traces, np.nan) for _ in range(3))
-        is_called, is_valid = (np.zeros(n_traces, dtype=bool) for _ in range(2))
-        fold = np.full(n_traces, -1)
-        return cls(values, raw, probability, is_called, is_valid, fold, fit_s=(), score_s=0.0)
+        values, raw, probability = (np.full(n_items, np.nan) for _ in range(3))
+        is_positive, is_valid = (np.zeros(n_items, dtype=bool) for _ in range(2))
+        fold = np.full(n_items, -1)
+        return cls(values, raw, probability, is_positive, is_valid, fold, fit_s=(), score_s=0.0)
 
     def fill(self, number: int, places: Int[np.ndarray, "tested"], scored: "FoldScores") -> None:
-        """Put in the scores of the traces that one fold tested."""
+        """Put in the scores of the items that one fold tested."""
         self.values[places], self.raw[places] = scored.pooled, scored.raw
-        self.probability[places], self.is_called[places] = scored.probability, scored.is_called
+        self.probability[places] = scored.probability
+        self.is_predicted_positive[places] = scored.is_predicted_positive
         self.is_valid[places], self.fold[places] = np.isfinite(scored.raw), number
 
     def with_fold(
@@ -72,13 +78,14 @@ class OutOfFold:
         model: "FoldModel",
         scored: "FoldScores",
     ) -> "OutOfFold":
-        """The same with one more fold: its scores, its seconds and the size of its model."""
+        """The same with one more fold: its scores, its seconds and what its model says."""
         self.fill(number, places, scored)
         return replace(
             self,
             fit_s=(*self.fit_s, model.fit_s),
             score_s=self.score_s + scored.score_s,
             n_parameters=model.detector.n_parameters,
+            choices=(*self.choices, {"fold": number, **model.choices()}),
         )
 
 
@@ -113,12 +120,12 @@ class TraceSubset(Sequence[Trace]):
 
 @dataclass(frozen=True)
 class FoldScores:
-    """Scores of some traces by the model of one fold; NaN where there is no valid one."""
+    """Scores of some items by the model of one fold; NaN where there is no valid one."""
 
     pooled: Float[np.ndarray, "tested"]
     raw: Float[np.ndarray, "tested"]
     probability: Float[np.ndarray, "tested"]
-    is_called: Bool[np.ndarray, "tested"]
+    is_predicted_positive: Bool[np.ndarray, "tested"]
     score_s: float
 
 
@@ -138,8 +145,14 @@ class FoldModel:
     calibration: Calibration | None
     fit_s: float
 
+    def choices(self) -> dict[str, Any]:
+        """The threshold, and what the detector says of its training."""
+        threshold = None if self.calibration is None else self.calibration.threshold
+        report: Mapping[str, Any] = getattr(self.detector, "training_report", {})
+        return {"threshold": threshold, **report}
+
     def score(self, traces: Sequence[Trace], indices: Int[np.ndarray, "tested"]) -> FoldScores:
-        """Score some of the traces; they need not be those that it was fitted among.
+        """Score the items of some traces, which need not be those that it was fitted among.
 
         Raises:
             GraphhaluError: What the detector raised.
@@ -162,21 +175,36 @@ def fit_fold(
 ) -> FoldModel:
     """Fit a fresh detector on a fold, then calibrate it on the validation side.
 
+    The threshold is that of the best F1 there: of answers, or at token level of the characters
+    of marked spans (:func:`graphhalu.evaluation.token_spans.best_threshold`).
+
     Raises:
         GraphhaluError: What the detector raised.
     """
     started = perf_counter()
-    detector = make().fit(traces, visible_labels(labels, fold), fold)
+    detector: object = make().fit(traces, visible_labels(labels, fold), fold)
     if not isinstance(detector, Detector):
         message = f"fit must return the detector, got {shown(detector)}"
         raise GraphhaluError(message)
     fit_s = perf_counter() - started
     reference = _values(detector, traces, fold.validation)
-    known = np.isfinite(reference) & labels.is_valid[fold.validation]
-    truth = labels.values[fold.validation][known]
-    has_both = len(np.unique(truth)) == 2  # noqa: PLR2004
-    calibration = Calibration.fit(reference[known], truth) if has_both else None
+    places = labels.places(fold.validation)
+    known = np.isfinite(reference) & labels.is_valid[labels.owner[places]]
+    truth = labels.items[places][known]
+    calibration = None
+    if len(np.unique(truth)) == 2:  # noqa: PLR2004
+        threshold = _span_threshold(traces, fold, reference) if labels.level == "token" else None
+        calibration = Calibration.fit(reference[known], truth, threshold=threshold)
     return FoldModel(detector, reference, calibration, fit_s)
+
+
+def _span_threshold(
+    traces: Sequence[Trace], fold: Split, reference: Float[np.ndarray, "token"]
+) -> float | None:
+    """The best threshold for the marked spans of the validation side; ``None`` without any."""
+    marked = [marked_answer(traces[index].record) for index in fold.validation.tolist()]
+    threshold = best_threshold(reference, marked)
+    return threshold if np.isfinite(threshold) else None
 
 
 def cross_fit(
@@ -187,7 +215,7 @@ def cross_fit(
     *,
     on_fold: Callable[[int], None] = lambda _: None,
 ) -> OutOfFold:
-    """Fit on each fold, score its test side, and pool the scores.
+    """Fit on each fold, score the items of its test side, and pool the scores.
 
     Models of different folds may score on different scales, and AUROC over pooled scores
     compares them. So each fold's scores pass through :func:`standardise`, fitted on the
@@ -204,7 +232,7 @@ def cross_fit(
     Raises:
         Exception: What the detector raised, with the fold in a note.
     """
-    done = OutOfFold.empty(len(traces))
+    done = OutOfFold.empty(len(labels.items))
     for number, fold in enumerate(folds):
         try:
             model = fit_fold(make, traces, labels, fold)
@@ -212,7 +240,7 @@ def cross_fit(
         except Exception as error:
             error.add_note(f"in fold {number}")
             raise
-        done = done.with_fold(number, fold.test, model, scored)
+        done = done.with_fold(number, labels.places(fold.test), model, scored)
         on_fold(number)
     return done
 
@@ -249,7 +277,7 @@ def _is_spread(values: Float[np.ndarray, "validation"]) -> bool:
 
 def _values(
     detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]
-) -> Float[np.ndarray, "side"]:
+) -> Float[np.ndarray, "item"]:
     """Scores as float64, NaN where invalid; refuses scores that do not fit the traces."""
-    scores = detector.score(TraceSubset(traces, indices.tolist()))
-    return checked_scores(detector.card.name, scores, len(indices)).values
+    chosen = TraceSubset(traces, indices.tolist())
+    return checked_scores(detector, detector.score(chosen), chosen).values

@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from graphhalu.detectors.base import Detector, DetectorCard
-from graphhalu.errors import UsageError
+from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.labels.labels import Level
 from graphhalu.registry import unknown_name
 from graphhalu.safe_read import shown
 
@@ -80,22 +81,25 @@ def registered_name(name: str) -> str:
     return name.partition("@")[0]
 
 
-def make_entries(detectors: GivenDetectors | None, config: CompareConfig) -> list[Entry]:
+def make_entries(
+    detectors: GivenDetectors | None, config: CompareConfig, level: Level = "answer"
+) -> list[Entry]:
     """The detectors asked for; a bad name is refused before any work.
 
     Args:
         detectors: See :data:`GivenDetectors`; by default those of the configuration.
         config: Settings of the comparison, with those of detectors.
+        level: What is compared; of registered token detectors the position control is always one.
 
     Raises:
-        UsageError: If there is none, one comes twice, settings are given for another, or one is
-            no detector or cannot be imported.
+        UsageError: If there is none, one comes twice, one is of another level, settings are given
+            for another, or one is no detector or cannot be imported.
         UnknownNameError: If no detector has such a name.
     """
     if isinstance(detectors, Mapping):
         entries = [_named(name, given) for name, given in detectors.items()]
     else:
-        entries = [make_entry(given) for given in _chosen(detectors, config)]
+        entries = [make_entry(given) for given in _chosen(detectors, config, level)]
     names = [entry.name for entry in entries]
     if not names or len(set(names)) < len(names):
         message = (
@@ -103,6 +107,8 @@ def make_entries(detectors: GivenDetectors | None, config: CompareConfig) -> lis
             f"  Two of one class get names of their own in a mapping, or as name@variant"
         )
         raise UsageError(message)
+    for entry in entries:
+        _check_level(entry, level)
     for name in config.settings:
         if name not in names:
             raise unknown_name("compared detector with settings", name, names)
@@ -139,14 +145,19 @@ def make_entry(given: str | Detector | type[Detector]) -> Entry:
 
 
 def _chosen(
-    detectors: Sequence[str | Detector | type[Detector]] | None, config: CompareConfig
+    detectors: Sequence[str | Detector | type[Detector]] | None,
+    config: CompareConfig,
+    level: Level,
 ) -> Sequence[str | Detector | type[Detector]]:
-    """Those given, else those of the configuration, else all."""
-    from graphhalu.detectors.registry import detector_names
+    """Those given, else those of the configuration, else all; with the position control."""
+    from graphhalu.detectors.registry import POSITION_CONTROL, detector_names
 
-    if detectors is not None:
-        return detectors or config.detectors
-    return config.detectors or detector_names("answer")
+    chosen = detectors or config.detectors
+    if detectors is None and not chosen:
+        chosen = detector_names(level)
+    if level == "token" and POSITION_CONTROL not in chosen:
+        return (POSITION_CONTROL, *chosen)
+    return chosen
 
 
 def _named(name: str, given: DetectorFactory | Detector) -> Entry:
@@ -162,3 +173,17 @@ def _copier(detector: Detector) -> DetectorFactory:
         )
         raise UsageError(message)
     return partial(deepcopy, detector)
+
+
+def _check_level(entry: Entry, level: Level) -> None:
+    """Refuse a detector that scores something else than what is labelled."""
+    try:
+        card: DetectorCard | None = getattr(entry.find(), "card", None)
+    except GraphhaluError:  # its own row tells why
+        return
+    if card is not None and card.level != level:
+        message = (
+            f"{entry.name} scores {card.level}s, and the labels are of {level}s: a comparison is "
+            f"of one level\n  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
+        )
+        raise UsageError(message)

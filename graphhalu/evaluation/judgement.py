@@ -11,13 +11,15 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from graphhalu.detectors.registry import POSITION_CONTROL
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.bootstrap import percentile_interval, resample_metrics
+from graphhalu.evaluation.bootstrap import resample_metrics
 from graphhalu.evaluation.metrics import evaluate
-from graphhalu.evaluation.records import DetectorRow, MetricValue, Subgroup
-from graphhalu.evaluation.rows import Compared
+from graphhalu.evaluation.records import DetectorRow, Subgroup
+from graphhalu.evaluation.rows import Compared, metric_value
 from graphhalu.evaluation.significance import (
     NAMED_RULE,
+    POSITION_RULE,
     RULE,
     Baseline,
     CommonGround,
@@ -25,6 +27,7 @@ from graphhalu.evaluation.significance import (
     SeedScores,
     compare_to_baseline,
 )
+from graphhalu.labels.labels import Level
 
 _SUBGROUP_METRICS: Final = ("auroc", "auprc")
 _MOST_SUBGROUPS: Final = 60
@@ -32,14 +35,19 @@ _MOST_SUBGROUPS: Final = 60
 
 
 def seed_scores(compared: Compared, samples: pa.Table) -> dict[str, list[SeedScores]]:
-    """Scores by detector and seed; the places count among traces with a valid label."""
-    kept = np.flatnonzero(compared.labels.is_valid).tolist()
-    place = {compared.labels.trace_ids[index]: number for number, index in enumerate(kept)}
+    """Scores by detector and seed; the places count among items of traces with a valid label."""
+    labels = compared.labels
+    ids, starts = (
+        pa.array(labels.trace_ids),
+        labels.owner.searchsorted(np.arange(len(labels.values))),
+    )
+    first = np.append(0, compared.is_kept.cumsum())[starts]
     found: dict[str, list[SeedScores]] = {}
     for name in pc.unique(samples["detector"]).to_pylist():
         mine = samples.filter(pc.field("detector") == name)
         seeds = mine["seed"].to_numpy()
-        places = np.array([place[trace] for trace in mine["trace_id"].to_pylist()])
+        trace = pc.index_in(mine["trace_id"], pa.array(ids)).to_numpy()
+        places = first[trace] + pc.fill_null(mine["token"], 0).to_numpy()
         scores = mine["score"].to_numpy().astype(np.float64)
         filled = [_filled(scores[seeds == seed]) for seed in dict.fromkeys(seeds.tolist())]
         parts = [places[seeds == seed] for seed in dict.fromkeys(seeds.tolist())]
@@ -52,14 +60,15 @@ def baseline_tests(
 ) -> tuple[Baseline | None, tuple[Comparison, ...]]:
     """The baseline, and the test of every other detector against it.
 
-    Without a baseline that has scores, or with fewer than two traces of a class, there are none.
+    Without a baseline that has scores, or with fewer than two items of a class, there are none.
     """
-    baseline = choose_baseline(rows, compared.config.against)
+    config = compared.config
+    baseline = choose_baseline(rows, config.against, level=compared.labels.level)
     if baseline is None or baseline.detector not in scores:
         return baseline, ()
-    kept, config = compared.labels.is_valid, compared.config
+    kept = compared.is_kept
     tested = CommonGround(
-        compared.labels.values[kept], compared.groups[kept],
+        compared.labels.items[kept], compared.item_groups[kept],
         config.n_resamples, config.bootstrap_seed, config.level, config.margin,
     )  # fmt: skip
     done = {row.detector: scores[row.detector] for row in rows if row.failure is None}
@@ -69,10 +78,17 @@ def baseline_tests(
         return baseline, ()
 
 
-def choose_baseline(rows: Sequence[DetectorRow], against: str | None = None) -> Baseline | None:
-    """The named detector, or the strongest control or detector that is no graph network."""
+def choose_baseline(
+    rows: Sequence[DetectorRow], against: str | None = None, *, level: Level = "answer"
+) -> Baseline | None:
+    """The named detector, or the strongest control or detector that is no graph network.
+
+    Of token detectors it is the position control, where that was run.
+    """
     if against is not None:
         return Baseline(against, NAMED_RULE)
+    if level == "token" and any(row.detector == POSITION_CONTROL for row in rows):
+        return Baseline(POSITION_CONTROL, POSITION_RULE)
     candidates = [
         row for row in rows if row.failure is None and (row.is_control or not row.is_graph)
     ]
@@ -90,12 +106,12 @@ def subgroups(
     Traces without a valid score stand at the median of the detector's others.
     """
     field = compared.config.subgroups
-    kept = np.flatnonzero(compared.labels.is_valid).tolist()
-    names = np.array(
-        [str(compared.traces[i].record.metadata.get(field, "")) if field else "" for i in kept]
-    )
+    if field is None:
+        return ()
+    of_trace = np.array([str(trace.record.metadata.get(field, "")) for trace in compared.traces])
+    names = of_trace[compared.labels.owner][compared.is_kept]
     found = [name for name in np.unique(names).tolist() if name]
-    if field is None or not 1 < len(found) <= _MOST_SUBGROUPS:
+    if not 1 < len(found) <= _MOST_SUBGROUPS:
         return ()
     return tuple(
         _subgroup(compared, detector, seeds, (field, name), np.flatnonzero(names == name))
@@ -111,8 +127,8 @@ def _subgroup(
     named: tuple[str, str],
     members: np.ndarray,
 ) -> Subgroup:
-    kept, config = compared.labels.is_valid, compared.config
-    labels, groups = compared.labels.values[kept], compared.groups[kept]
+    kept, config = compared.is_kept, compared.config
+    labels, groups = compared.labels.items[kept], compared.item_groups[kept]
     is_member = np.zeros(len(labels), dtype=bool)
     is_member[members] = True
     values, resampled, sizes, shares = [], [], [], []
@@ -141,18 +157,14 @@ def _subgroup(
     if len(values) == len(seeds):
         try:
             metrics = {
-                name: _mean([v[name] for v in values], [r[name] for r in resampled], config.level)
+                name: metric_value(
+                    [v[name] for v in values], [r[name] for r in resampled], config.level
+                )
                 for name in _SUBGROUP_METRICS
             }
         except NotEnoughDataError:
             metrics = {}
     return Subgroup(detector, *named, float(np.mean(sizes)), float(np.mean(shares)), metrics)
-
-
-def _mean(of_seed: list[float], resampled: list[np.ndarray], level: float) -> MetricValue:
-    interval = percentile_interval(np.mean(resampled, axis=0), level)
-    sd = float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None
-    return MetricValue(float(np.mean(of_seed)), *interval, seed_sd=sd, fold_mean=None)
 
 
 def _filled(scores: np.ndarray) -> np.ndarray:

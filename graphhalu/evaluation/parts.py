@@ -21,7 +21,7 @@ from pydantic import TypeAdapter
 from graphhalu.atomic import replace_file
 from graphhalu.config import differing_fields
 from graphhalu.errors import UsageError
-from graphhalu.evaluation.records import DetectorRow
+from graphhalu.evaluation.records import DetectorRow, upgraded_samples
 from graphhalu.evaluation.result import RESULT_FILE, read_result
 from graphhalu.evaluation.rows import Compared
 from graphhalu.numerics import json_ready
@@ -102,6 +102,6 @@ def _read_part(path: Path) -> Finished | None:
         table = read_parquet(path)
         metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
         row = TypeAdapter(DetectorRow).validate_json(metadata[_ROW])
+        return Finished(row, upgraded_samples(table.replace_schema_metadata(None)))
     except MALFORMED:
         return None
-    return Finished(row, table.replace_schema_metadata(None))

@@ -97,14 +97,14 @@ def log_losses(
     return losses
 
 
-def f1(is_called: Bool[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
+def f1(is_predicted_positive: Bool[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
     """F1 of the calls, hallucinated as the positive class.
 
     Raises:
         NotEnoughDataError: If no trace is hallucinated and none is called so.
     """
-    n_hits = int((is_called & (labels == 1)).sum())
-    n_called_or_true = int(is_called.sum() + labels.sum())
+    n_hits = int((is_predicted_positive & (labels == 1)).sum())
+    n_called_or_true = int(is_predicted_positive.sum() + labels.sum())
     if not n_called_or_true:
         message = f"F1 of {len(labels)} traces needs one that is hallucinated or called so"
         raise NotEnoughDataError(message)

@@ -18,15 +18,34 @@ SAMPLE_SCHEMA: Final = pa.schema(
         ("raw_score", pa.float64()),
         ("is_valid", pa.bool_()),
         ("probability", pa.float64()),
-        ("is_called", pa.bool_()),
+        ("is_predicted_positive", pa.bool_()),
+        ("token", pa.int64()),
     ]
 )
-"""One row a detector, seed and tested trace.
+"""One row a detector, seed and tested trace or token.
 
-``score`` is pooled over folds; ``probability`` is calibrated and ``is_called`` decided on the
-validation side of the fold. All three are null where there is no valid score, the last two also
-where that side lacks a class and in files of version 1.
+``score`` is pooled over folds; ``probability`` is calibrated and ``is_predicted_positive`` decided
+on the validation side of the fold. All three are null where there is no valid score, the last two
+also where that side lacks a class and in files of version 1. ``token`` is the place in the answer,
+from 0; null where answers are scored.
 """
+_EARLIER_NAMES: Final = {"is_called": "is_predicted_positive"}
+_ADDED: Final = ("probability", "is_predicted_positive", "token")
+"""Columns that files of earlier versions lack."""
+
+
+def upgraded_samples(samples: pa.Table) -> pa.Table:
+    """Samples of any version in the columns of :data:`SAMPLE_SCHEMA`.
+
+    Raises:
+        ArrowException: If a column is missing or of another type.
+    """
+    samples = samples.rename_columns([_EARLIER_NAMES.get(n, n) for n in samples.column_names])
+    for name in _ADDED:
+        if name not in samples.column_names:
+            kind = SAMPLE_SCHEMA.field(name)
+            samples = samples.append_column(kind, pa.nulls(len(samples), kind.type))
+    return samples.select(SAMPLE_SCHEMA.names).cast(SAMPLE_SCHEMA)
 
 
 @dataclass(frozen=True)
@@ -73,6 +92,7 @@ class DetectorRow:
         trace_bytes: Bytes of these arrays in one trace, mean, as stored before compression;
             ``None`` if the detector does not say what it reads.
         n_parameters: Numbers that the last fit chose; ``None`` where they are not counted.
+        choices: What each fit of a token detector chose, by seed and fold.
         key: Identity of detector, settings, traces, labels and protocol: a finished row of the
             same key need not be run again.
     """
@@ -93,11 +113,53 @@ class DetectorRow:
     reads: tuple[str, ...] = ()
     trace_bytes: float | None = None
     n_parameters: int | None = None
+    choices: tuple[Mapping[str, Any], ...] = ()
     key: str = ""
 
     def metric(self, name: str) -> float | None:
         """The value of a metric, or ``None`` where the detector failed."""
         return self.metrics[name].value if name in self.metrics else None
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """What a comparison of token detectors was made of.
+
+    Attributes:
+        n_traces: Answers with labelled tokens.
+        n_left_out: Answers without, and why, by reason.
+        n_groups: Contexts.
+        n_hallucinated: Answers with a hallucinated token.
+        n_tokens: Tokens.
+        n_hallucinated_tokens: Those in a span.
+        n_spans: Marked spans.
+        n_lost_spans: Those that no token covers.
+        character_share: Share of the characters that are marked, white space aside.
+        n_on_policy: Answers that the replaying model wrote itself.
+        writers: Answers by who wrote them, with the share that is hallucinated.
+    """
+
+    n_traces: int
+    n_left_out: Mapping[str, int]
+    n_groups: int
+    n_hallucinated: int
+    n_tokens: int
+    n_hallucinated_tokens: int
+    n_spans: int
+    n_lost_spans: int
+    character_share: float
+    n_on_policy: int
+    writers: Mapping[str, tuple[int, float]]
+
+    @property
+    def prevalence(self) -> float:
+        """Share of hallucinated tokens."""
+        return self.n_hallucinated_tokens / self.n_tokens
+
+    @property
+    def all_positive_f1(self) -> float:
+        """F1 of characters if every token is predicted positive."""
+        return 2 * self.character_share / (1 + self.character_share)
 
 
 @dataclass(frozen=True)

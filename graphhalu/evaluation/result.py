@@ -2,12 +2,13 @@
 
 Per-sample scores are part of the result, so that others can test again. ``result.json`` is
 written last and holds the checksums of the other two. Version 2 added probabilities, tests
-against a baseline, subgroups and what detectors read; files of version 1 are read too.
+against a baseline, subgroups and what detectors read; version 3 comparisons of token detectors,
+which were ``tokens.json`` and ``tokens.parquet`` before. Files of all versions are read.
 """
 
 import io
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -16,11 +17,20 @@ import pyarrow as pa
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from graphhalu.atomic import replace_file
+from graphhalu.detectors.registry import POSITION_CONTROL
 from graphhalu.errors import CorruptStoreError, DataFileError, MissingExtraError
 from graphhalu.evaluation.files import read_object
-from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow, MetricValue, Subgroup
-from graphhalu.evaluation.significance import Baseline, Comparison
+from graphhalu.evaluation.records import (
+    SAMPLE_SCHEMA,
+    DetectorRow,
+    MetricValue,
+    Subgroup,
+    TokenCounts,
+    upgraded_samples,
+)
+from graphhalu.evaluation.significance import MARGIN, POSITION_RULE, Baseline, Comparison
 from graphhalu.evaluation.table import csv_table, table_columns
+from graphhalu.labels.labels import Level
 from graphhalu.numerics import json_ready
 from graphhalu.parquet import read_parquet, write_parquet
 from graphhalu.provenance import file_sha256
@@ -28,15 +38,19 @@ from graphhalu.safe_read import reading, shown
 
 __all__ = [
     "FORMAT", "FORMAT_VERSION", "RESULT_FILE", "SAMPLE_SCHEMA", "SCORES_FILE", "TABLE_FILE",
-    "Baseline", "Comparison", "DetectorRow", "MetricValue", "Result", "Subgroup", "csv_table",
-    "read_result",
+    "Baseline", "Comparison", "DetectorRow", "MetricValue", "Result", "Subgroup", "TokenCounts",
+    "csv_table", "read_result",
 ]  # fmt: skip
 
 FORMAT: Final = "graphhalu-result"
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
 RESULT_FILE: Final = "result.json"
 TABLE_FILE: Final = "table.csv"
 SCORES_FILE: Final = "scores.parquet"
+
+_TOKENS_BEFORE: Final = "graphhalu-token-result"
+_TOKEN_FILES: Final = ("tokens.json", "tokens.parquet")
+_TOKEN_NAMES: Final = {"token_auroc": "auroc", "token_auprc": "auprc"}
 
 
 @dataclass(frozen=True, repr=False)
@@ -51,7 +65,7 @@ class Result:
         n_traces: Traces that were compared.
         n_left_out: Traces left out because their label is not valid.
         n_groups: Question groups among the compared traces.
-        prevalence: Share of hallucinated traces among the compared ones.
+        prevalence: Share of hallucinated traces among the compared ones; of tokens at their level.
         coverage: Share of all traces with a valid label.
         rows: One a detector, in the order asked for.
         samples: Table of per-sample scores; see :data:`SAMPLE_SCHEMA`.
@@ -60,6 +74,9 @@ class Result:
         comparisons: The tests, one a detector but the baseline.
         subgroups: Metrics by category, where questions have one.
         identity: What decides whether a finished detector may be taken over from this result.
+        level: What was scored: answers, or each of their tokens.
+        counts: Answers, tokens and spans of a comparison of token detectors.
+        notes: What a reader must know before trusting a number.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
@@ -82,6 +99,9 @@ class Result:
     comparisons: tuple[Comparison, ...] = ()
     subgroups: tuple[Subgroup, ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
+    level: Level = "answer"
+    counts: TokenCounts | None = None
+    notes: tuple[str, ...] = ()
     format: str = FORMAT
     format_version: int = FORMAT_VERSION
 
@@ -121,9 +141,23 @@ class Result:
         """
         return sorted(self.rows, key=_by_auroc)
 
+    def row(self, detector: str) -> DetectorRow | None:
+        """The row of a detector, if there is one."""
+        return next((row for row in self.rows if row.detector == detector), None)
+
     def comparison(self, detector: str) -> Comparison | None:
         """The test of a detector against the baseline, if there is one."""
         return next((c for c in self.comparisons if c.detector == detector), None)
+
+    def plain(self) -> dict[str, Any]:
+        """Everything but the scores, as plain JSON values."""
+        plain = {name: value for name, value in vars(self).items() if name != "samples"}
+        for name in ("rows", "comparisons", "subgroups"):
+            plain[name] = [asdict(item) for item in plain[name]]
+        for name in ("baseline", "counts"):
+            plain[name] = asdict(plain[name]) if plain[name] is not None else None
+        ready: dict[str, Any] = json_ready(plain)
+        return ready
 
     def write(self, folder: Path) -> None:
         """Write the three files, each complete or not at all; other files stay."""
@@ -132,38 +166,45 @@ class Result:
         write_parquet(self.samples, parquet)
         replace_file(folder / SCORES_FILE, parquet.getvalue())
         replace_file(folder / TABLE_FILE, csv_table(self.rows, self.comparisons).encode())
-        plain = {name: value for name, value in vars(self).items() if name != "samples"}
-        for name in ("rows", "comparisons", "subgroups"):
-            plain[name] = [asdict(item) for item in plain[name]]
-        plain["baseline"] = asdict(self.baseline) if self.baseline else None
-        plain["files"] = {n: file_sha256(folder / n) for n in (SCORES_FILE, TABLE_FILE)}
-        text = json.dumps(json_ready(plain), indent=1, allow_nan=False, ensure_ascii=False)
+        files = {name: file_sha256(folder / name) for name in (SCORES_FILE, TABLE_FILE)}
+        values = {**self.plain(), "files": files}
+        text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False)
         replace_file(folder / RESULT_FILE, text.encode())
 
 
+def has_result(folder: Path) -> bool:
+    """Whether a folder holds a comparison, also one that an earlier version wrote."""
+    return any((folder / name).exists() for name in (RESULT_FILE, _TOKEN_FILES[0]))
+
+
 def read_result(folder: Path) -> Result:
-    """Read what :meth:`Result.write` wrote.
+    """Read what :meth:`Result.write` wrote, in this version or an earlier one.
 
     Raises:
         DataFileError: If there is no result, or it is of a newer version or does not validate.
         CorruptStoreError: If the scores are not those that the result was written with.
     """
-    path = folder / RESULT_FILE
-    values = read_object(path, way_out="Run:  graphhalu compare")
-    if values.get("format") != FORMAT:
-        message = f"{path} is no {FORMAT} file: its format is {shown(values.get('format'))}"
+    is_tokens = not (folder / RESULT_FILE).exists() and has_result(folder)
+    names = _TOKEN_FILES if is_tokens else (RESULT_FILE, SCORES_FILE)
+    path = folder / names[0]
+    values = read_object(path, way_out="Run:  graphhalu compare, or graphhalu tokens")
+    expected = _TOKENS_BEFORE if is_tokens else FORMAT
+    if values.get("format") != expected:
+        message = f"{path} is no {expected} file: its format is {shown(values.get('format'))}"
         raise DataFileError(message)
-    version = values.get("format_version")
-    if not isinstance(version, int) or version > FORMAT_VERSION:
+    version, newest = values.get("format_version"), 1 if is_tokens else FORMAT_VERSION
+    if not isinstance(version, int) or version > newest:
         message = (
-            f"{path} has format version {shown(version)}, this graphhalu reads up to "
-            f"{FORMAT_VERSION}\n  Update it:  pip install --upgrade graphhalu"
+            f"{path} has format version {shown(version)}, this graphhalu reads up to {newest}\n"
+            f"  Update it:  pip install --upgrade graphhalu"
         )
         raise DataFileError(message)
     files = values.pop("files", None)
-    samples = _read_samples(folder, files if isinstance(files, dict) else {})
+    samples = _read_samples(folder, names, files if isinstance(files, dict) else {})
+    with reading(f"{path} does not validate"):
+        known = _of_tokens(values) if is_tokens else values
+    known |= {"samples": samples, "format": FORMAT, "format_version": FORMAT_VERSION}
     try:
-        known = {**values, "samples": samples, "format_version": FORMAT_VERSION}
         return TypeAdapter(Result).validate_python(known)
     except ValidationError as error:
         first = error.errors()[0]
@@ -172,22 +213,70 @@ def read_result(folder: Path) -> Result:
         raise DataFileError(message) from None
 
 
+def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a comparison of token detectors as the first version wrote it."""
+    counts, tests = values["counts"], [_of_token_test(row) for row in values["rows"]]
+    n_left_out = sum(counts["n_left_out"].values())
+    return {
+        **values,
+        "rows": [_of_token_row(row) for row in values["rows"]],
+        "labeller": {"name": "spans", "meaning": "input", "settings": {}},
+        "n_traces": counts["n_traces"],
+        "n_left_out": n_left_out,
+        "n_groups": counts["n_groups"],
+        "prevalence": counts["n_hallucinated_tokens"] / counts["n_tokens"],
+        "coverage": counts["n_traces"] / (counts["n_traces"] + n_left_out),
+        "baseline": {"detector": POSITION_CONTROL, "rule": POSITION_RULE},
+        "comparisons": [test for test in tests if test is not None],
+        "level": "token",
+    }
+
+
+def _of_token_row(values: Mapping[str, Any]) -> dict[str, Any]:
+    left_out = ("summary", "differences", "p_holm")
+    row = {name: value for name, value in values.items() if name not in left_out}
+    metrics = {
+        _TOKEN_NAMES.get(name, name): {
+            **{part: metric[part] for part in ("value", "low", "high", "seed_sd")},
+            "n_resamples_used": 0,
+            "fold_mean": None,
+        }
+        for name, metric in values["metrics"].items()
+    }
+    auroc = metrics["auroc"]["value"] if "auroc" in metrics else None
+    known = {"metrics": metrics, "is_supervised": None, "auroc_invalid_at_median": auroc}
+    return {**row, **known}
+
+
+def _of_token_test(values: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The difference from the position control, which was tested by the bootstrap alone."""
+    found = values["differences"].get("token_auroc")
+    if found is None or found["low"] is None:
+        return None
+    unknown = ("standard_error", "p_delong", "p_equivalent", "p_not_worse")
+    return {
+        **dict.fromkeys(unknown), "detector": values["detector"], "baseline": POSITION_CONTROL,
+        "difference": found["value"], "low": found["low"], "high": found["high"],
+        "p_bootstrap": found["p_value"], "p_holm": values["p_holm"], "margin": MARGIN,
+    }  # fmt: skip
+
+
 def _by_auroc(row: DetectorRow) -> float:
     value = row.auroc_invalid_at_median
     return 1.0 if value is None else -value
 
 
-def _read_samples(folder: Path, checksums: Mapping[str, str]) -> pa.Table:
-    path = folder / SCORES_FILE
+def _read_samples(folder: Path, names: Sequence[str], checksums: Mapping[str, str]) -> pa.Table:
+    result_name, scores_name = names
+    path = folder / scores_name
     if not path.is_file():
-        message = f"{folder} holds {RESULT_FILE} but no {SCORES_FILE}: copy the whole folder"
+        message = f"{folder} holds {result_name} but no {scores_name}: copy the whole folder"
         raise DataFileError(message)
-    if file_sha256(path) != checksums.get(SCORES_FILE):
-        message = f"{path} is not the file that {RESULT_FILE} was written with; compare again"
+    if file_sha256(path) != checksums.get(scores_name):
+        message = f"{path} is not the file that {result_name} was written with; compare again"
         raise CorruptStoreError(message)
     with reading(f"{path} is no table of scores", also=(pa.ArrowException,)):
         samples = read_parquet(path)
-        for name in SAMPLE_SCHEMA.names[samples.num_columns :]:  # of version 1
-            kind = SAMPLE_SCHEMA.field(name)
-            samples = samples.append_column(kind, pa.nulls(len(samples), kind.type))
-        return samples.select(SAMPLE_SCHEMA.names).cast(SAMPLE_SCHEMA)
+        if scores_name in _TOKEN_FILES:
+            samples = samples.append_column("group", pa.nulls(len(samples), pa.string()))
+        return upgraded_samples(samples)

@@ -19,6 +19,8 @@ from graphhalu.evaluation.metrics import METRICS, auroc, evaluate
 from graphhalu.evaluation.probability import ece
 from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow, MetricValue
 from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.evaluation.token_metrics import TOKEN_METRICS, Resampling, token_metrics
+from graphhalu.evaluation.token_spans import MarkedAnswer, marked_answer
 from graphhalu.labels.labels import Labels
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import installed_version
@@ -32,11 +34,13 @@ __all__ = [
 
 CALL_METRICS: Final = ("f1", "brier", "ece")
 """Metrics of calls and probabilities, which the validation side decides."""
+RANK_METRICS: Final = {"answer": tuple(METRICS), "token": ("auroc", "auprc")}
+"""Metrics of ranks at each level; of tokens nobody rejects some and keeps the others."""
 
 
 @dataclass(frozen=True)
 class Compared:
-    """What all detectors of a comparison share; folds are by seed."""
+    """What all detectors of a comparison share; folds are by seed, groups by trace."""
 
     traces: Sequence[Trace]
     labels: Labels
@@ -45,9 +49,24 @@ class Compared:
     config: CompareConfig
 
     @cached_property
+    def item_groups(self) -> Shaped[np.ndarray, "item"]:
+        """Question group of each item."""
+        return self.groups[self.labels.owner]
+
+    @cached_property
+    def is_kept(self) -> Bool[np.ndarray, "item"]:
+        """Items of traces with a valid label."""
+        return self.labels.is_valid[self.labels.owner]
+
+    @cached_property
+    def marked(self) -> list[MarkedAnswer]:
+        """Characters of the answers, for detectors of tokens."""
+        return [marked_answer(trace.record) for trace in self.traces]
+
+    @cached_property
     def identity(self) -> dict[str, Any]:
         """What decides the figures of a detector beside its own code and settings."""
-        labels = [self.labels.values.tolist(), self.labels.is_valid.tolist()]
+        labels = [self.labels.items.tolist(), self.labels.is_valid.tolist()]
         return {
             "graphhalu": installed_version("graphhalu"),
             "config": {**self.config.deciding(), "seeds": list(self.config.seeds)},
@@ -101,7 +120,8 @@ def detector_row(
         UnknownNameError: If the card names an array that does not exist.
     """
     found = list(fits.values())
-    n_tested = sum(int(fit.is_tested.sum()) for fit in found)
+    owner = compared.labels.owner
+    n_tested = sum(len(np.unique(owner[fit.is_tested])) for fit in found)
     return DetectorRow(
         detector=name,
         inputs=card.inputs,
@@ -118,9 +138,14 @@ def detector_row(
         settings=dict(settings or {}),
         reads=card.reads,
         n_parameters=found[-1].n_parameters,
+        choices=_choices(fits) if card.level == "token" else (),
         trace_bytes=trace_bytes(card, compared.traces, compared.labels.is_valid),
         key=compared.key(name, settings or {}),
     )
+
+
+def _choices(fits: Mapping[int, OutOfFold]) -> tuple[dict[str, Any], ...]:
+    return tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
 
 
 def trace_bytes(
@@ -148,26 +173,45 @@ def fit_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, Metr
     """Every metric, mean over seeds; each resample takes the same questions in every seed.
 
     Raises:
-        NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
+        NotEnoughDataError: If the items with a valid score lack a class, or nearly so.
     """
-    labels = compared.labels.values
+    labels, level = compared.labels.items, compared.config.level
     found = [evaluate(fit.values[fit.is_valid], labels[fit.is_valid]) for fit in fits]
     resampled = [_resampled(compared, fit) for fit in fits]
     within = _fold_means(compared, fits)
-    level = compared.config.level
     metrics = {
-        name: _metric_value(
+        name: metric_value(
             [values[name] for values in found],
             [values[name] for values in resampled], level, within.get(name),
         )
-        for name in METRICS
+        for name in RANK_METRICS[compared.labels.level]
     }  # fmt: skip
     if all((fit.is_valid & np.isfinite(fit.probability)).any() for fit in fits):
         metrics |= _call_metrics(compared, fits)
+    if compared.labels.level == "token":
+        metrics |= _token_metrics(compared, fits)
     return metrics
 
 
-def _metric_value(
+def _token_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:
+    """Metrics by answer and by span; those that are not defined in every seed are left out."""
+    config = compared.config
+    resampling = Resampling(compared.groups, config.n_resamples, config.bootstrap_seed)
+    seeds = [token_metrics(fit, compared.labels, compared.marked, resampling) for fit in fits]
+    found = {}
+    for name in TOKEN_METRICS:
+        values = [seed[name].value for seed in seeds]
+        if not np.isfinite(values).all():
+            continue
+        try:
+            resampled = [seed[name].resampled for seed in seeds]
+            found[name] = metric_value(values, resampled, config.level)
+        except NotEnoughDataError:  # too few resamples have it: a value without an interval
+            found[name] = metric_value(values, [], config.level)
+    return found
+
+
+def metric_value(
     of_seed: Sequence[float],
     resampled: Sequence[Float[np.ndarray, "resample"]],
     level: float,
@@ -182,8 +226,8 @@ def _metric_value(
 
 
 def _call_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:
-    """F1, Brier score and calibration error of the traces with a probability."""
-    kept, labels, config = compared.labels.is_valid, compared.labels.values, compared.config
+    """F1, Brier score and calibration error of the items with a probability."""
+    kept, labels, config = compared.is_kept, compared.labels.items, compared.config
     values: dict[str, list[float]] = {name: [] for name in CALL_METRICS}
     resampled: dict[str, list[Float[np.ndarray, "resample"]]] = {"f1": [], "brier": [], "ece": []}
     for fit in fits:
@@ -191,7 +235,7 @@ def _call_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, Me
         columns = _call_columns(fit, labels, known)
         total = _call_ratios(columns.sum(axis=0, keepdims=True))
         sums = resample_sums(
-            columns[kept], compared.groups[kept],
+            columns[kept], compared.item_groups[kept],
             n_resamples=config.n_resamples, seed=config.bootstrap_seed,
         )  # fmt: skip
         for name, of_resamples in _call_ratios(sums).items():
@@ -199,35 +243,36 @@ def _call_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, Me
             resampled[name].append(of_resamples)
         values["ece"].append(ece(fit.probability[known], labels[known]))
     return {
-        name: _metric_value(values[name], resampled[name], config.level)
+        name: metric_value(values[name], resampled[name], config.level)
         for name in CALL_METRICS
         if np.isfinite(values[name]).all()
     }
 
 
 def _call_columns(
-    fit: OutOfFold, labels: Shaped[np.ndarray, "trace"], known: Bool[np.ndarray, "trace"]
-) -> Float[np.ndarray, "trace column"]:
-    """Twice the hits, calls plus hallucinated ones, squared errors, and one for each trace."""
+    fit: OutOfFold, labels: Shaped[np.ndarray, "item"], known: Bool[np.ndarray, "item"]
+) -> Float[np.ndarray, "item column"]:
+    """Twice the hits, calls plus hallucinated ones, squared errors, and one for each item."""
     error = np.where(known, fit.probability, 0.0) - labels
-    columns = [2.0 * (fit.is_called & (labels == 1)), fit.is_called + labels, error**2]
+    is_positive = fit.is_predicted_positive
+    columns = [2.0 * (is_positive & (labels == 1)), is_positive + labels, error**2]
     return np.stack([*columns, np.ones(len(labels))], axis=1) * known[:, None]
 
 
 def _call_ratios(
     sums: Float[np.ndarray, "resample column"],
 ) -> dict[str, Float[np.ndarray, "resample"]]:
-    twice_hits, called_or_true, squared, n_traces = sums.T
-    return {"f1": ratio(twice_hits, called_or_true), "brier": ratio(squared, n_traces)}
+    twice_hits, called_or_true, squared, n_items = sums.T
+    return {"f1": ratio(twice_hits, called_or_true), "brier": ratio(squared, n_items)}
 
 
 def _resampled(compared: Compared, fit: OutOfFold) -> dict[str, Float[np.ndarray, "resample"]]:
-    kept = compared.labels.is_valid
+    kept = compared.is_kept
     return resample_metrics(
-        list(METRICS),
+        RANK_METRICS[compared.labels.level],
         fit.values[kept],
-        compared.labels.values[kept],
-        compared.groups[kept],
+        compared.labels.items[kept],
+        compared.item_groups[kept],
         is_valid=fit.is_valid[kept],
         n_resamples=compared.config.n_resamples,
         seed=compared.config.bootstrap_seed,
@@ -241,39 +286,43 @@ def _fold_means(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, floa
         for fold in range(int(fit.fold.max()) + 1):
             here = fit.is_valid & (fit.fold == fold)
             try:
-                found.append(evaluate(fit.raw[here], compared.labels.values[here]))
+                found.append(evaluate(fit.raw[here], compared.labels.items[here]))
             except NotEnoughDataError:
                 continue
     return {name: float(np.mean([f[name] for f in found])) for name in METRICS} if found else {}
 
 
 def _auroc_at_median(compared: Compared, fit: OutOfFold) -> float:
-    """AUROC of all tested traces, those without a score put in the middle of the others."""
+    """AUROC of all tested items, those without a score put in the middle of the others."""
     scores = np.where(fit.is_valid, fit.values, np.median(fit.values[fit.is_valid]))
-    return auroc(scores[fit.is_tested], compared.labels.values[fit.is_tested])
+    return auroc(scores[fit.is_tested], compared.labels.items[fit.is_tested])
 
 
 def sample_table(compared: Compared, name: str, fits: Mapping[int, OutOfFold]) -> pa.Table:
-    """One line a seed and tested trace; a score that is not valid is null."""
-    tables = [SAMPLE_SCHEMA.empty_table()]
+    """One line a seed and tested item; a score that is not valid is null."""
+    labels, tables = compared.labels, [SAMPLE_SCHEMA.empty_table()]
     for seed, fit in fits.items():
         tested = np.flatnonzero(fit.is_tested)
+        is_positive, owner = fit.is_predicted_positive[tested], labels.owner[tested]
         columns = {
             "detector": [name] * len(tested),
             "seed": [seed] * len(tested),
             "fold": fit.fold[tested],
-            "trace_id": [compared.labels.trace_ids[index] for index in tested],
-            "group": compared.groups[tested],
-            "label": compared.labels.values[tested],
+            "trace_id": [labels.trace_ids[index] for index in owner.tolist()],
+            "group": compared.groups[owner],
+            "label": labels.items[tested],
             "score": _nullable(fit.values[tested]),
             "raw_score": _nullable(fit.raw[tested]),
             "is_valid": fit.is_valid[tested],
             "probability": _nullable(fit.probability[tested]),
-            "is_called": pa.array(fit.is_called[tested], mask=np.isnan(fit.probability[tested])),
+            "is_predicted_positive": pa.array(is_positive, mask=np.isnan(fit.probability[tested])),
+            "token": labels.place_in_trace[tested]
+            if labels.level == "token"
+            else pa.nulls(len(tested), pa.int64()),
         }
         tables.append(pa.table(columns, schema=SAMPLE_SCHEMA))
     return pa.concat_tables(tables)
 
 
-def _nullable(values: Float[np.ndarray, "trace"]) -> pa.Array:
+def _nullable(values: Float[np.ndarray, "item"]) -> pa.Array:
     return pa.array(values, mask=np.isnan(values))

@@ -129,8 +129,8 @@ def _spread(
     for entry in entries:
         if entry.factory is not None:
             message = (
-                f"{entry.name} is not registered and cannot run in another process\n"
-                f"  Use 1 job, or name its class as module:Class"
+                f"{entry.name} is not registered and cannot run in another process; use 1 job, "
+                f"or name its class as module:Class"
             )
             raise UsageError(message)
     seeds = list(compared.folds)

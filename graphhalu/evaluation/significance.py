@@ -35,6 +35,9 @@ RULE: Final = (
     "are no graph network; chosen on the same test scores, which favours the baseline"
 )
 NAMED_RULE: Final = "named before the comparison"
+POSITION_RULE: Final = (
+    "the place of a token alone, which finds hallucinated ones and which every detector must beat"
+)
 
 
 @dataclass(frozen=True)
@@ -83,7 +86,7 @@ class Comparison:
 
 
 class SeedScores(NamedTuple):
-    """CommonGround traces of one seed with a score each; the median where there was none."""
+    """Tested items of one seed with a score each; the median where there was none."""
 
     places: Int[np.ndarray, "tested"]
     scores: Float[np.ndarray, "tested"]
@@ -102,7 +105,7 @@ class CommonGround:
     """What all detectors are tested on.
 
     Attributes:
-        labels: Of all traces that were compared.
+        labels: Of all traces, or tokens, that were compared.
         groups: Question group of each.
         n_resamples: Resamples of the bootstrap.
         seed: Seed of the resamples.

@@ -87,23 +87,25 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
     )
 
 
-def count_spans(answer: MarkedAnswer, is_called: Bool[np.ndarray, "token"]) -> SpanCounts:
+def count_spans(
+    answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]
+) -> SpanCounts:
     """Characters and spans of one answer; see :data:`SPAN_RULE`.
 
     Tokens of white space alone neither make a span nor part one.
     """
     of_token = np.flatnonzero(answer.size > 0)
-    called = is_called[of_token]
+    called = is_predicted_positive[of_token]
     starts = np.flatnonzero(np.diff(np.append(False, called).astype(np.int8)) == 1)
     stops = np.flatnonzero(np.diff(np.append(called, False).astype(np.int8)) == -1) + 1
     size = np.append(0, answer.size[of_token].cumsum())
     marked = np.append(0, answer.marked[of_token].cumsum())
     is_right = marked[stops] - marked[starts] >= HALF * (size[stops] - size[starts])
-    covered = answer.spans[:, is_called].sum(axis=1)
+    covered = answer.spans[:, is_predicted_positive].sum(axis=1)
     is_found = (covered >= HALF * answer.span_size) & (answer.span_size > 0)
     return SpanCounts(
-        right=int(answer.marked[is_called].sum()),
-        called=int(answer.size[is_called].sum()),
+        right=int(answer.marked[is_predicted_positive].sum()),
+        called=int(answer.size[is_predicted_positive].sum()),
         marked=answer.n_marked,
         right_spans=int(is_right.sum()),
         called_spans=len(starts),
@@ -112,29 +114,27 @@ def count_spans(answer: MarkedAnswer, is_called: Bool[np.ndarray, "token"]) -> S
     )
 
 
-def best_threshold(
-    scores: Sequence[Float[np.ndarray, "_"]], answers: Sequence[MarkedAnswer]
-) -> float:
+def best_threshold(scores: Float[np.ndarray, "token"], answers: Sequence[MarkedAnswer]) -> float:
     """The score from which to call tokens so that the F1 of characters is highest.
 
     Args:
-        scores: Of the tokens of each answer; tokens without a score are never called.
+        scores: Of the tokens of all answers, answer after answer; tokens without a score are
+            never called.
         answers: The same answers.
 
     Returns:
         Infinity if nothing is marked, or no token has a score.
     """
-    values = np.concatenate([np.zeros(0), *scores])
-    is_known = np.isfinite(values)
+    is_known = np.isfinite(scores)
     size = np.concatenate([np.zeros(0), *(answer.size for answer in answers)])[is_known]
     marked = np.concatenate([np.zeros(0), *(answer.marked for answer in answers)])[is_known]
     n_marked = sum(answer.n_marked for answer in answers)
     if not n_marked or not is_known.any():
         return float("inf")
-    order, last_of_tie = tie_order(values[is_known])
+    order, last_of_tie = tie_order(scores[is_known])
     f1 = 2 * marked[order].cumsum() / (size[order].cumsum() + n_marked)
     best = last_of_tie[int(np.argmax(f1[last_of_tie]))]
-    return float(values[is_known][order][best])
+    return float(scores[is_known][order][best])
 
 
 def _by_token(

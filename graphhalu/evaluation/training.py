@@ -10,6 +10,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, Final
 
+import numpy as np
+
 from graphhalu.atomic import replace_file
 from graphhalu.config import read_yaml
 from graphhalu.detectors.base import Detector
@@ -31,6 +33,8 @@ from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.rows import Compared
 from graphhalu.evaluation.running import failure_text
 from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.evaluation.splits import cross_fit_folds
+from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
@@ -101,7 +105,8 @@ def train_detector(
         make = partial(_logging, partial(asked.make, seed), Path(logs))
         model = _fitted(make, compared, fold)
         scored = model.score(compared.traces, fold.test)
-        fit = OutOfFold.empty(len(compared.traces)).with_fold(0, fold.test, model, scored)
+        fit = OutOfFold.empty(len(compared.labels.items))
+        fit = fit.with_fold(0, compared.labels.places(fold.test), model, scored)
         done = [finish_detector(compared, asked, {seed: fit})]
         on_fold(asked.name, seed, 0)
         done += run_detectors(compared, rivals, RunOptions(), on_fold)
@@ -171,6 +176,36 @@ def save_model(model: FoldModel, folder: Path, identity: Identity | None = None)
     if model.calibration is not None:
         text = json.dumps(model.calibration.to_json(), indent=1, allow_nan=False)
         replace_file(folder / CALIBRATION_FILE, text.encode())
+
+
+def fit_for_use(
+    name: str, traces: Sequence[Trace], labels: Labels, config: CompareConfig, folder: Path
+) -> FoldModel:
+    """Fit a detector on all answers but those that choose its threshold, and save it.
+
+    Nothing is left to test it on; a comparison says what it is worth.
+
+    Args:
+        name: Registered name.
+        traces: A store, so that the detector knows its model.
+        labels: Their labels, of the level of the detector.
+        config: Settings of the detector, number of folds, and seed (the first one).
+        folder: Where it is saved with its calibration; is made if it is missing.
+
+    Raises:
+        UnknownNameError: If no detector has this name.
+        NotEnoughDataError: If a class is missing.
+    """
+    seed, groups = config.seeds[0], question_groups(traces)
+    fold = cross_fit_folds(
+        labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed
+    )[0]
+    train = np.sort(np.concatenate([fold.train, fold.test]))
+    split = Split(train, fold.validation, np.zeros(0, dtype=np.int64), groups)
+    entry = replace(make_entry(name), settings=config.settings.get(name, {}))
+    model = fit_fold(partial(entry.make, seed), traces, labels, split)
+    save_model(model, folder, Identity.of_traces(traces))
+    return model
 
 
 def read_settings(path: Path | None) -> dict[str, Any]:

@@ -67,11 +67,17 @@ class Labels:
         """Place of the trace that each item belongs to."""
         return np.repeat(np.arange(len(self.values)), self._lengths)
 
+    @cached_property
+    def place_in_trace(self) -> Int[np.ndarray, "item"]:
+        """Place of each item within its trace: of a token within its answer."""
+        lengths = self._lengths
+        return np.arange(lengths.sum()) - np.repeat(lengths.cumsum() - lengths, lengths)
+
     def places(self, indices: Int[np.ndarray, "chosen"]) -> Int[np.ndarray, "item"]:
         """Places of the items of some traces, trace after trace."""
-        lengths = self._lengths[indices]
-        starts = self._lengths.cumsum()[indices] - lengths
-        return np.repeat(starts - lengths.cumsum() + lengths, lengths) + np.arange(lengths.sum())
+        ends = self._lengths.cumsum()
+        ranges = [np.arange(ends[i] - self._lengths[i], ends[i]) for i in indices.tolist()]
+        return np.concatenate([np.zeros(0, dtype=np.int64), *ranges])
 
     def token_labels(self, detector: str) -> tuple[Int[np.ndarray, "_"], ...]:
         """The labels of tokens, for a detector of this name.
@@ -87,7 +93,7 @@ class Labels:
             raise UsageError(message)
         return self.tokens
 
-    @property
+    @cached_property
     def _lengths(self) -> Int[np.ndarray, "trace"]:
         if self.tokens is None:
             return np.ones(len(self.values), dtype=np.int64)

@@ -32,6 +32,10 @@ from graphhalu.report.wording import METRIC_NAMES, metric_names, metric_title, s
 CONTROL_MARK: Final = "°"
 BASELINE_MARK: Final = "†"
 _N_MISTAKES: Final = 5
+_TITLES: Final = {
+    "answer": "detectors of hallucinations",
+    "token": "detectors of hallucinated tokens",
+}
 
 _CAPTIONS: Final[Mapping[str, str]] = {
     "roc": "Hallucinations found against correct answers flagged; a curve further up and to the "
@@ -69,7 +73,7 @@ def comparison_page(
         *frame_sections(result.config, result.provenance, result.store, _reading(result)),
     ]
     return Page(
-        page_title(result.store, "detectors of hallucinations"),
+        page_title(result.store, _TITLES[result.level]),
         headline(result),
         facts(result),
         tuple(s for s in sections if s.paragraphs or s.figures or s.tables),
@@ -105,7 +109,8 @@ def _results(result: Result) -> Section:
         "metrics", "Every detector, best first", tuple(columns), tuple(rows), _notes(result)
     )
     warning = small_class_warning(result)
-    return Section("results", "Results", (warning,) if warning else (), tables=(table,))
+    paragraphs = (*((warning,) if warning else ()), *result.notes)
+    return Section("results", "Results", paragraphs, tables=(table,))
 
 
 def _metric_or_failed(row: DetectorRow, name: str, place: int) -> Cell:
@@ -290,7 +295,7 @@ def _cost(value: float | None, write: Any) -> Cell:
 
 
 def _mistakes(result: Result) -> Section:
-    """The answers that the best detector ranks most wrongly, in the first seed."""
+    """The answers or tokens that the best detector ranks most wrongly, in the first seed."""
     done = [row for row in result.ranked() if row.failure is None]
     if not done:
         return Section("mistakes", "Worst mistakes")
@@ -305,7 +310,7 @@ def _mistakes(result: Result) -> Section:
         worst = of_class.sort_by([("score", order)]).slice(0, _N_MISTAKES).to_pylist()
         rows += [
             (
-                Cell(sample["trace_id"]), Cell(what), number(sample["score"], ".3g"),
+                Cell(_place(sample)), Cell(what), number(sample["score"], ".3g"),
                 number(sample["probability"]),
             )
             for sample in worst
@@ -315,9 +320,15 @@ def _mistakes(result: Result) -> Section:
         Column("probability", is_number=True),
     )  # fmt: skip
     note = "Some of these are faults of the label: read them before trusting a difference."
-    title = f"Answers that {best} ranks most wrongly"
+    title = f"{result.level.capitalize()}s that {best} ranks most wrongly"
     table = PageTable("worst", title, columns, tuple(rows), (note,))
     return Section("mistakes", "Worst mistakes", tables=(table,))
+
+
+def _place(sample: Mapping[str, Any]) -> str:
+    """The trace, and the token in its answer where tokens are scored."""
+    token = sample["token"]
+    return sample["trace_id"] if token is None else f"{sample['trace_id']}, token {token}"
 
 
 def _failed(result: Result) -> Section:

@@ -9,7 +9,7 @@ import pyarrow.compute as pc
 
 from graphhalu.datasets.base import DatasetCard
 from graphhalu.datasets.registry import DATASETS
-from graphhalu.evaluation.result import Result
+from graphhalu.evaluation.result import Result, TokenCounts
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.numerics import json_ready
 from graphhalu.report.page import ABSENT, Column, PageTable, Section, text_rows
@@ -56,6 +56,7 @@ def facts(result: Result) -> tuple[tuple[str, str], ...]:
     failed = f" ({n_failed} failed)" if n_failed else ""
     return (
         ("answers", f"{result.n_traces:,} to {result.n_groups:,} questions"),
+        *([("tokens", _token_words(result.counts))] if result.counts is not None else []),
         *(
             [("tested in a seed", _class_words(*counts))]
             if (counts := class_counts(result))
@@ -69,8 +70,15 @@ def facts(result: Result) -> tuple[tuple[str, str], ...]:
     )
 
 
+def _token_words(counts: TokenCounts) -> str:
+    return (
+        f"{counts.n_tokens:,}, of them {counts.n_hallucinated_tokens:,} in {counts.n_spans:,} "
+        f"marked spans"
+    )
+
+
 def class_counts(result: Result) -> tuple[int, int] | None:
-    """Hallucinated and correct answers that one seed tests; ``None`` if all detectors failed."""
+    """Hallucinated and correct items that one seed tests; ``None`` if all detectors failed."""
     samples = result.samples
     if not len(samples):
         return None
@@ -88,9 +96,9 @@ def small_class_warning(result: Result) -> str | None:
         return None
     kind = "hallucinated" if counts[0] < counts[1] else "correct"
     return (
-        f"Only {min(counts)} {kind} answers are tested in a seed: each of them moves every curve "
-        f"by {1 / max(1, min(counts)):.0%} of its height or width, and small differences mean "
-        "nothing."
+        f"Only {min(counts)} {kind} {result.level}s are tested in a seed: each of them moves every "
+        f"curve by {1 / max(1, min(counts)):.0%} of its height or width, and small differences "
+        "mean nothing."
     )
 
 

@@ -44,6 +44,26 @@ METRIC_NAMES: Final = {
         "kept; low is good.",
     ),
     "e_aurc": MetricName("E-AURC", "AURC above that of an oracle; low is good."),
+    "within_auroc": MetricName(
+        "AUROC in answer",
+        "AUROC over the tokens of one hallucinated answer, mean over these answers.",
+    ),
+    "char_f1": MetricName(
+        "char F1",
+        "F1 of the characters of predicted tokens against those of marked spans, white space "
+        "aside, as RAGTruth measures it.",
+    ),
+    "char_precision": MetricName("char P", "Share of predicted characters that are marked."),
+    "char_recall": MetricName("char R", "Share of marked characters that are predicted."),
+    "span_f1": MetricName("span F1", "F1 of predicted spans against marked ones."),
+    "span_precision": MetricName("span P", "Share of predicted spans that are right."),
+    "span_recall": MetricName("span R", "Share of marked spans that are found."),
+    "answer_auroc_max": MetricName(
+        "answers, highest token", "AUROC over answers by their highest token score."
+    ),
+    "answer_auroc_mean": MetricName(
+        "answers, mean token", "AUROC over answers by their mean token score."
+    ),
 }
 """In the order of a table."""
 

@@ -7,7 +7,7 @@ from typing import Final
 from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError
 from graphhalu.evaluation.maps import read_maps
-from graphhalu.evaluation.result import RESULT_FILE, read_result
+from graphhalu.evaluation.result import RESULT_FILE, has_result, read_result
 from graphhalu.report.content import comparison_page
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.html import report_html
@@ -70,7 +70,7 @@ def read_page(folder: Path) -> Page:
         CorruptStoreError: If scores are not those that the result was written with.
     """
     transfer = read_transfer(folder)
-    if (folder / RESULT_FILE).exists():
+    if has_result(folder):
         more = transfer_sections(transfer) if transfer is not None else ()
         return comparison_page(read_result(folder), read_maps(folder), more)
     if transfer is None:

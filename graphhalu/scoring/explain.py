@@ -120,7 +120,7 @@ def explain(detector: Detector, trace: Trace, *, seed: int = 0) -> Explanation:
     Raises:
         NonFiniteError: If the detector has no score for the trace.
     """
-    score = float(detector.score([trace]).values[0])
+    score = float(detector.score([trace]).highest().values[0])
     if not np.isfinite(score):
         message = f"{detector.card.name} has no score for trace {trace.trace_id!r} to explain"
         raise NonFiniteError(message)
@@ -129,7 +129,7 @@ def explain(detector: Detector, trace: Trace, *, seed: int = 0) -> Explanation:
     if len(answer) == 1:
         return Explanation(score, texts, np.array([np.nan]), parts, None)
     without = [without_tokens(trace, [position]) for position in answer]
-    tokens = score - detector.score(without).values
+    tokens = score - detector.score(without).highest().values
     fidelity = _fidelity(detector, trace, score, tokens, seed=seed)
     return Explanation(score, texts, tokens, parts, fidelity)
 
@@ -163,5 +163,5 @@ def _fidelity(
         without_tokens(trace, (trace.prompt_length + chosen).tolist())
         for chosen in (strongest, *draws)
     ]
-    changes = np.abs(score - detector.score(masked).values)
+    changes = np.abs(score - detector.score(masked).highest().values)
     return Fidelity(n_taken, float(changes[0]), changes[1:][np.isfinite(changes[1:])])

@@ -3,19 +3,20 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from graphhalu.datasets.question import GivenAnswer, Question
-from graphhalu.detectors.base import Detector, checked_scores
+from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.extract.asking import Asked
 from graphhalu.extract.extraction import Extraction
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.numerics import json_ready
 from graphhalu.registry import fault_text
 from graphhalu.scoring.explain import Explanation, explain
 from graphhalu.scoring.recipe import Answers, ScoringRecipe
@@ -30,13 +31,17 @@ class AnswerScore:
         question: As it was asked.
         answer: The model's own, or the one that was given; ``None`` if there is none.
         score: The detector's score, higher = more likely hallucinated; ``None`` if it failed.
+            Of a detector of tokens that of the highest token.
         probability: Probability that the answer is hallucinated, for answers that are
-            hallucinated as often as those of the validation side; ``None`` without calibration.
+            hallucinated as often as those of the validation side; ``None`` without calibration,
+            and for a detector of tokens.
         is_hallucinated: Whether the score reaches the threshold; ``None`` without one.
         threshold: The score from which on answers are called hallucinated.
         is_given: Whether the answer was given, and not the model's own.
         failure: Why there is no score.
         trace: What the score was made of.
+        tokens: Scores of the tokens of the answer, NaN as ``None``; ``None`` for a detector of
+            answers.
     """
 
     question: str
@@ -48,6 +53,7 @@ class AnswerScore:
     is_given: bool
     failure: str | None = None
     trace: Trace | None = field(default=None, repr=False, compare=False)
+    tokens: tuple[float | None, ...] | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain values, without the trace."""
@@ -161,13 +167,13 @@ class AnswerScorer:
         answered = extraction.answer([_ask(extraction, each) for each in questions], on_done)
         traces, failures = extraction.traces(answered)
         reasons = {each["question_id"]: each["reason"] for each in failures}
-        values = self._values(traces) if traces else np.zeros(0)
-        best: dict[str, tuple[Trace, float]] = {}
-        for trace, value in zip(traces, values.tolist(), strict=True):
-            best.setdefault(trace.record.question_id, (trace, value))  # beams come best first
+        scores = self._values(traces) if traces else Scores.of(np.zeros(0))
+        best: dict[str, _Scored] = {}
+        for found in map(_Scored, traces, scores.highest().values.tolist(), scores.by_trace()):
+            best.setdefault(found.trace.record.question_id, found)  # beams come best first
         return [self._told(question, best, reasons) for question in questions]
 
-    def _values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+    def _values(self, traces: Sequence[Trace]) -> Scores:
         """Scores, NaN where there is none; what the code of a detector raises is one text."""
         try:
             scores = self.detector.score(traces)
@@ -176,24 +182,27 @@ class AnswerScorer:
         except Exception as error:
             message = f"{self.detector.card.name} failed: {fault_text(error, Detector)}"
             raise GraphhaluError(message) from error
-        return checked_scores(self.detector.card.name, scores, len(traces)).values
+        return checked_scores(self.detector, scores, traces)
 
     def _told(
-        self, question: Question, best: dict[str, tuple[Trace, float]], reasons: dict[str, str]
+        self, question: Question, best: dict[str, "_Scored"], reasons: dict[str, str]
     ) -> AnswerScore:
         given = question.given[0].text if question.given else None
         calibration = self.recipe.calibration
         threshold = None if calibration is None else calibration.threshold
         found = best.get(question.question_id)
-        if found is None or not np.isfinite(found[1]):
-            trace = found[0] if found else None
+        if found is None or not np.isfinite(found.score):
+            trace = found.trace if found else None
             reason = reasons.get(question.question_id, "the detector has no score for this answer")
             answer = trace.record.answer if trace else given
             return AnswerScore(
                 question.text, answer, None, None, None, threshold, given is not None, reason, trace
             )
-        trace, score = found
-        chance = None if calibration is None else calibration.probability(np.array([score]))[0]
+        trace, score, parts = found
+        is_of_tokens = self.detector.card.level == "token"
+        chance = None
+        if calibration is not None and not is_of_tokens:
+            chance = calibration.probability(np.array([score]))[0]
         return AnswerScore(
             question=question.text,
             answer=trace.record.answer,
@@ -203,7 +212,16 @@ class AnswerScorer:
             threshold=threshold,
             is_given=given is not None,
             trace=trace,
+            tokens=tuple(json_ready(parts.tolist())) if is_of_tokens else None,
         )
+
+
+class _Scored(NamedTuple):
+    """A trace with its score, and those of its tokens."""
+
+    trace: Trace
+    score: float
+    parts: Float[np.ndarray, "_"]
 
 
 def load_detector(run: Path | str, **model: Any) -> AnswerScorer:

@@ -11,7 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Float32
 
 from graphhalu.errors import DetectorMismatchError, UsageError
-from graphhalu.evaluation.token_result import TokenResult, read_token_result
+from graphhalu.evaluation.result import Result, read_result
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 
@@ -66,9 +66,12 @@ def shown_token_scores(folder: Path, store: TraceStore) -> ShownTokenScores:
 
     Raises:
         DataFileError: If there is no result, or it cannot be read.
-        UsageError: If it says nothing of these answers.
+        UsageError: If it says nothing of the tokens of these answers.
     """
-    result = read_token_result(folder)
+    result = read_result(folder)
+    if result.level != "token":
+        message = f"{folder} holds scores of answers, not of tokens\n  Run:  graphhalu tokens"
+        raise UsageError(message)
     samples = result.samples
     first = samples.filter(pc.equal(samples["seed"], pc.min(samples["seed"])))
     by_detector = {
@@ -86,10 +89,10 @@ def shown_token_scores(folder: Path, store: TraceStore) -> ShownTokenScores:
     return ShownTokenScores(folder.resolve().name, by_detector, scales)
 
 
-def _best_first(result: TokenResult) -> list[str]:
+def _best_first(result: Result) -> list[str]:
     """Detectors with scores: those that are no control before controls, by falling AUROC."""
-    rows = [row for row in result.rows if row.failure is None and "token_auroc" in row.metrics]
-    rows.sort(key=lambda row: (row.is_control, -row.metrics["token_auroc"].value))
+    rows = [row for row in result.rows if row.failure is None and "auroc" in row.metrics]
+    rows.sort(key=lambda row: (row.is_control, -row.metrics["auroc"].value))
     return [row.detector for row in rows]
 
 

@@ -43,8 +43,9 @@ class DetectorScores:
     Attributes:
         name: Registered name of the detector.
         run: Name of the folder that it was read from.
-        scores: One a trace.
-        probabilities: Calibrated; ``None`` if the run has no calibration.
+        scores: One a trace; of a detector of tokens that of the highest token.
+        probabilities: Calibrated; ``None`` if the run has no calibration, and for a detector of
+            tokens.
         threshold: Score from which an answer is called hallucinated.
         tested: Traces that the run tested and did not train on; ``None`` if it does not say.
     """
@@ -95,14 +96,17 @@ def detector_scores(
     is_run = not (run / DESCRIPTION_FILE).exists() and (run / _MODEL).is_dir()
     folder = run / _MODEL if is_run else run
     detector = load_detector(folder, traces, detector_class=detector_class)
-    scores = checked_scores(detector.card.name, detector.score(traces), len(traces))
+    scores = checked_scores(detector, detector.score(traces), traces).highest()
     calibration = read_calibration(folder / CALIBRATION_FILE)
     name = detector.card.name
+    probabilities = None
+    if calibration is not None and detector.card.level == "answer":
+        probabilities = calibration.probability(scores.values)
     return DetectorScores(
         name=name,
         run=(run if is_run else run.parent).resolve().name,
         scores=scores,
-        probabilities=None if calibration is None else calibration.probability(scores.values),
+        probabilities=probabilities,
         threshold=None if calibration is None else calibration.threshold,
         tested=_tested(folder.parent / _SAMPLES, name),
     )

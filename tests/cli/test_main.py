@@ -96,6 +96,15 @@ def test_show_lists_what_there_is(kind, capsys):
     assert len(json.loads(capsys.readouterr().out)[kind]) >= 3
 
 
+def test_detectors_of_answers_and_of_tokens_are_shown_with_their_level(capsys):
+    assert run(["show", "detectors", "--json"]) == 0
+    cards = json.loads(capsys.readouterr().out)["detectors"]
+    levels = {card["name"]: card["level"] for card in cards}
+    assert (levels["gat"], levels["token-probe"]) == ("answer", "token")
+    assert run(["show", "detectors"]) == 0
+    assert "level" in capsys.readouterr().out
+
+
 def test_a_tiny_model_is_extracted_labelled_shown_and_verified(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = save_tiny(tmp_path / "tiny", "llama")

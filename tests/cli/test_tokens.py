@@ -1,9 +1,11 @@
 import json
 
+import numpy as np
 import pytest
 
 from graphhalu.cli.main import run
 from graphhalu.detectors.saved import load_detector
+from graphhalu.evaluation.calibration import read_calibration
 from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.store import TraceStore, open_traces
 
@@ -33,10 +35,12 @@ def test_the_table_tells_tokens_spans_and_what_to_know(store, tmp_path, capsys):
         assert word in printed.out
     assert "…" not in printed.out
     assert "Off-policy: 40 of 40" in printed.err
-    assert {"tokens.json", "tokens.parquet", "detector"} == {p.name for p in tmp_path.iterdir()}
+    files = {"result.json", "table.csv", "scores.parquet", "detector"}
+    assert files == {path.name for path in tmp_path.iterdir()}
     traces = open_traces(store)
     detector = load_detector(tmp_path / "detector", traces)
-    assert "threshold" in detector.training_report
+    calibration = read_calibration(tmp_path / "detector" / "calibration.json")
+    assert np.isfinite(calibration.threshold)
     assert len(detector.score(traces[:1]).values) == traces[0].answer_length
 
 
@@ -46,7 +50,7 @@ def test_json_holds_every_metric(store, tmp_path, capsys):
     values = json.loads(capsys.readouterr().out)
     assert values["counts"]["n_traces"] == 40
     assert [row["detector"] for row in values["rows"]] == ["token-position", "token-overlap"]
-    assert {"token_auroc", "char_f1", "answer_auroc_max"} <= values["rows"][0]["metrics"].keys()
+    assert {"auroc", "char_f1", "answer_auroc_max"} <= values["rows"][0]["metrics"].keys()
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from graphhalu.axes import Span
+from graphhalu.detectors.base import DetectorCard
+from graphhalu.detectors.controls.text import neighbours
 from graphhalu.detectors.graph_pack import GraphPack
 from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
 from graphhalu.detectors.networks.node_head import NodeHead
@@ -20,7 +24,6 @@ from graphhalu.detectors.sides import auroc
 from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
 from graphhalu.detectors.token_ridge import Moments, Standard
 from graphhalu.detectors.token_samples import sample_tokens
-from graphhalu.detectors.token_text import neighbours
 from graphhalu.errors import (
     ConfigError,
     DetectorMismatchError,

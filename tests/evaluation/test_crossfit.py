@@ -124,7 +124,7 @@ def test_probabilities_and_calls_come_from_the_validation_side_of_each_fold(case
             done.probability[fold.test], own.probability(done.raw[fold.test])
         )
         np.testing.assert_array_equal(
-            done.is_called[fold.test], done.raw[fold.test] >= own.threshold
+            done.is_predicted_positive[fold.test], done.raw[fold.test] >= own.threshold
         )
 
 
@@ -135,7 +135,7 @@ def test_a_validation_side_of_one_class_gives_scores_and_no_probability(toys):
     done = cross_fit(toys.Toy, traces, labels, [fold])
     assert done.is_valid.sum() == 2
     assert np.isnan(done.probability).all()
-    assert not done.is_called.any()
+    assert not done.is_predicted_positive.any()
 
 
 def test_a_subset_knows_the_traces_that_it_is_taken_from(toys):

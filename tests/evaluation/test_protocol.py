@@ -172,11 +172,11 @@ def test_probabilities_are_calibrated_on_the_validation_side_and_saved_with_the_
     lines = [line for line in result.samples.to_pylist() if line["seed"] == 3]
     probability = np.array([line["probability"] for line in lines])
     label = np.array([line["label"] for line in lines])
-    called = np.array([line["is_called"] for line in lines])
+    called = np.array([line["is_predicted_positive"] for line in lines])
     assert ((probability > 0) & (probability < 1)).all()
     found = 2 * (called & (label == 1)).sum() / (called.sum() + label.sum())
     other = [line for line in result.samples.to_pylist() if line["seed"] == 5]
-    again = np.array([line["is_called"] for line in other])
+    again = np.array([line["is_predicted_positive"] for line in other])
     truth = np.array([line["label"] for line in other])
     second = 2 * (again & (truth == 1)).sum() / (again.sum() + truth.sum())
     assert row.metric("f1") == pytest.approx((found + second) / 2)

@@ -37,7 +37,7 @@ def test_the_files_are_plain_json_csv_and_parquet(result, tmp_path):
     result.write(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"result.json", "table.csv", "scores.parquet"}
     values = json.loads((tmp_path / "result.json").read_text())
-    assert (values["format"], values["format_version"]) == ("graphhalu-result", 2)
+    assert (values["format"], values["format_version"]) == ("graphhalu-result", 3)
     assert values["labeller"] == {
         "name": "alias",
         "settings": {"threshold": 0.5},
@@ -147,8 +147,8 @@ def change(folder, **values):
 
 def test_a_newer_version_is_refused_with_a_way_out(result, tmp_path):
     result.write(tmp_path)
-    change(tmp_path, format_version=3)
-    with pytest.raises(DataFileError, match=r"format version 3.*reads up to 2\n.*--upgrade"):
+    change(tmp_path, format_version=4)
+    with pytest.raises(DataFileError, match=r"format version 4.*reads up to 3\n.*--upgrade"):
         read_result(tmp_path)
 
 
@@ -204,7 +204,24 @@ def test_a_result_of_version_1_is_read_with_what_it_lacks_left_empty():
     assert old.samples["score"].null_count < len(old.samples)
 
 
-def test_a_result_of_version_1_is_written_again_as_version_2(tmp_path):
-    read_result(VERSION_1).write(tmp_path)
-    assert json.loads((tmp_path / "result.json").read_text())["format_version"] == 2
-    assert read_result(tmp_path).rows == read_result(VERSION_1).rows
+def test_a_result_of_version_2_is_read_whole():
+    folder = VERSION_1.with_name("result_v2")
+    told = json.loads((folder / "result.json").read_text())
+    assert told["format_version"] == 2
+    old = read_result(folder)
+    assert (old.level, old.counts, old.notes) == ("answer", None, ())
+    assert [row.detector for row in old.rows] == ["length", "sink-mass", "perplexity"]
+    assert old.rows[0].metric("auroc") == told["rows"][0]["metrics"]["auroc"]["value"]
+    assert old.comparisons[0].p_holm == told["comparisons"][0]["p_holm"]
+    before = pq.read_table(folder / "scores.parquet")
+    assert old.samples["is_predicted_positive"].equals(before["is_called"])
+    assert old.samples["score"].equals(before["score"])
+    assert old.samples["token"].null_count == len(old.samples)
+
+
+@pytest.mark.parametrize("version", [1, 2])
+def test_a_result_of_an_earlier_version_is_written_again_as_version_3(tmp_path, version):
+    folder = VERSION_1.with_name(f"result_v{version}")
+    read_result(folder).write(tmp_path)
+    assert json.loads((tmp_path / "result.json").read_text())["format_version"] == 3
+    assert read_result(tmp_path).rows == read_result(folder).rows

@@ -110,10 +110,10 @@ def test_the_threshold_is_the_best_of_all(record):
 
     every = np.unique(np.concatenate(scores))
     every = every[np.isfinite(every)]
-    assert f1(best_threshold(scores, answers)) == max(f1(each) for each in every)
+    assert f1(best_threshold(np.concatenate(scores), answers)) == max(f1(each) for each in every)
 
 
 def test_nothing_is_called_where_nothing_is_marked(record):
     plain = marked_answer(replace(record, given_spans=()))
-    assert best_threshold([np.arange(5.0)], [plain]) == float("inf")
-    assert best_threshold([np.full(5, np.nan)], [marked_answer(record)]) == float("inf")
+    assert best_threshold(np.arange(5.0), [plain]) == float("inf")
+    assert best_threshold(np.full(5, np.nan), [marked_answer(record)]) == float("inf")

@@ -32,7 +32,7 @@ def test_a_trained_run_keeps_the_detector_with_its_calibration_and_threshold(tmp
     np.testing.assert_allclose(
         calibration.probability(raw), [line["probability"] for line in lines]
     )
-    assert calibration.calls(raw).tolist() == [line["is_called"] for line in lines]
+    assert calibration.calls(raw).tolist() == [line["is_predicted_positive"] for line in lines]
 
 
 def test_a_trained_run_belongs_to_the_model_of_its_store(tmp_path):

@@ -21,13 +21,13 @@ def make_result(folder: Path) -> None:
         [
             {"detector": "text", "seed": 0, "fold": n % 2, "trace_id": f"t{n}", "group": f"g{n}",
              "label": n % 2, "score": n / 7, "raw_score": n / 7, "is_valid": True,
-             "probability": n / 7, "is_called": n > 3}
+             "probability": n / 7, "is_predicted_positive": n > 3, "token": None}
             for n in range(7)
         ], schema=SAMPLE_SCHEMA,
     )  # fmt: skip
     row = sample(DetectorRow, failure=None, metrics={"auroc": sample(_metric())})
     result = sample(
-        Result, samples=samples, rows=(row,), format="graphhalu-result", format_version=2
+        Result, samples=samples, rows=(row,), format="graphhalu-result", format_version=3
     )
     result.write(folder)
     save_part(folder, Finished(row, samples))
@@ -80,23 +80,11 @@ def read_finished(path: Path) -> Any:
 
 
 def make_tokens(folder: Path) -> None:
-    import pyarrow as pa
+    """A comparison of token detectors as the first version wrote it."""
+    import shutil
 
-    from graphhalu.evaluation.token_result import TokenResult
-
-    samples = pa.table({"detector": ["a", "a"], "trace_id": ["t0", "t1"], "score": [0.5, 0.25]})
-    found = sample(
-        TokenResult, samples=samples, config={}, provenance={}, store={},
-        format=TokenResult.format, format_version=TokenResult.format_version,
-    )  # fmt: skip
-    found.write(folder)
-
-
-def read_tokens(path: Path) -> Any:
-    from graphhalu.evaluation.token_result import read_token_result
-
-    found = read_token_result(path.parent)
-    return str(found.rows), found.samples.to_pylist()
+    before = Path(__file__).parents[1] / "evaluation" / "fixtures" / "tokens_v1"
+    shutil.copytree(before, folder, dirs_exist_ok=True)
 
 
 def make_heads(folder: Path) -> None:
@@ -314,7 +302,7 @@ RESULT_READERS = (
     Reader(
         "token result",
         make_tokens,
-        read_tokens,
+        read_whole_result,
         (Target("tokens.json", "json"), Target("tokens.parquet", "parquet", is_checked=True)),
     ),
     Reader("heads", make_heads, read_head_tables,

@@ -54,7 +54,7 @@ def make_result(noises, *, seeds=(0,), rows=None):
                 "detector": [name] * N, "seed": [seed] * N, "fold": np.arange(N) % 5,
                 "trace_id": [f"q{i}#0" for i in range(N)], "group": [f"q{i}" for i in range(N)],
                 "label": LABELS, "score": values, "raw_score": values, "is_valid": [True] * N,
-                "probability": [None] * N, "is_called": [None] * N,
+                "probability": [None] * N, "is_predicted_positive": [None] * N, "token": [None] * N,
             }  # fmt: skip
             samples.append(pa.table(columns, schema=SAMPLE_SCHEMA))
     return Result(

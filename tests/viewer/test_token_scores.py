@@ -1,15 +1,19 @@
 import base64
 from operator import itemgetter
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from graphhalu.errors import DetectorMismatchError, UsageError
-from graphhalu.evaluation.token_run import TokenCompareConfig, compare_tokens
+from graphhalu.evaluation.compare import CompareConfig, compare
+from graphhalu.evaluation.training import fit_for_use
+from graphhalu.labels.tokens import label_tokens
 from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.store import TraceStore
 from graphhalu.viewer.build import ViewRequest, make_view
 from graphhalu.viewer.token_scores import ShownTokenScores, shown_token_scores
+from graphhalu.viewer.verdicts import detector_scores
 
 ARRAYS = ("token_ids", "span_code", "token_logprob", "token_entropy", "top1_margin", "attention",
           "span_mass", "self_attention", "sink_keys")  # fmt: skip
@@ -29,9 +33,9 @@ def store(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def result(store, tmp_path_factory):
-    config = TokenCompareConfig(detectors=("token-overlap",), seeds=(4, 2), n_resamples=100)
+    config = CompareConfig(detectors=("token-overlap",), seeds=(4, 2), n_resamples=100)
     folder = tmp_path_factory.mktemp("result")
-    found = compare_tokens(store, config)
+    found = compare(store, label_tokens(store.records), config=config)
     found.write(folder)
     return found, folder
 
@@ -59,6 +63,14 @@ def test_scores_of_the_first_seed_stand_at_the_answer_tokens(store, result):
     assert all(low <= high for low, high in told["scales"].values())
 
 
+def test_a_result_of_the_first_version_is_shown_and_one_of_answers_refused(store):
+    folder = Path(__file__).parents[1] / "evaluation" / "fixtures"
+    shown = shown_token_scores(folder / "tokens_v1", store)
+    assert set(shown.scores) == {"token-position", "token-overlap", "token-text"}
+    with pytest.raises(UsageError, match="scores of answers"):
+        shown_token_scores(folder / "result_v2", store)
+
+
 def test_scores_of_other_answers_are_refused(store, result, tmp_path):
     short = {store[0].trace_id: np.zeros(2)}
     shown = ShownTokenScores("tokens-run", {"token-overlap": short}, {"token-overlap": (0.0, 1.0)})
@@ -68,3 +80,13 @@ def test_scores_of_other_answers_are_refused(store, result, tmp_path):
     named = created(tmp_path / "c.zarr", planted_token_traces(99, seed=9, traces_a_question=1)[98:])
     with pytest.raises(UsageError, match="no score of the answers shown"):
         shown_token_scores(result[1], named)
+
+
+def test_a_detector_of_tokens_gives_each_answer_its_highest_token(store, tmp_path):
+    labels = label_tokens(store.records)
+    model = fit_for_use("token-position", store, labels, CompareConfig(n_folds=3), tmp_path)
+    found = detector_scores(tmp_path, store)
+    expected = [max(each) for each in model.detector.score(store).by_trace()]
+    assert found.scores.values.tolist() == expected
+    assert found.threshold == model.calibration.threshold
+    assert found.probabilities is None

@@ -1,38 +1,39 @@
-"""Control: what the words of an answer give away."""
+"""Controls: what the words of an answer, and which token it is, give away."""
 
+import warnings
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, final
+from typing import Annotated, Any, ClassVar, Final, Literal, NamedTuple, final
 
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field
 from scipy.sparse import csr_matrix, hstack
+from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
-from graphhalu.config import validate
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.base import ProbeConfig
-from graphhalu.detectors.probes.search import folds_of
-from graphhalu.detectors.saved import (
-    damaged,
-    read_arrays,
-    read_description,
-    required,
-    write_arrays,
-    write_description,
-)
+from graphhalu.detectors.probes.search import Fold, folds_of
 from graphhalu.detectors.sides import ChosenTraces, auroc, check_classes
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.detectors.token_samples import Sample, TokenConfig, training_sample
+from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
+from graphhalu.errors import NotEnoughDataError
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 STRENGTHS: Final = (0.1, 1.0, 10.0, 100.0)
-"""scikit-learn's ``C``; the weakest model first."""
+"""scikit-learn's ``C`` for answers; the weakest model first."""
+TOKEN_STRENGTHS: Final = (0.01, 0.1, 1.0)
+"""The same for tokens."""
+OFFSETS: Final = (-2, -1, 0, 1, 2)
+"""Tokens that are looked at, from the token itself; beyond the answer there is none."""
+_NOTHING: Final = -1
+_STRIDE: Final = 2**32
+"""More than any index in a vocabulary: one number holds a place and an index."""
 ANALYSERS: Final[Mapping[str, Mapping[str, Any]]] = {
     "word": {"analyzer": "word", "ngram_range": (1, 2), "token_pattern": r"(?u)\b\w+\b"},
     "character": {"analyzer": "char_wb", "ngram_range": (2, 4)},
@@ -51,14 +52,12 @@ class TextConfig(ProbeConfig):
 
 
 @final
-class TfidfText(Detector):
-    """Logistic regression on words and characters of the answer; it sees nothing else.
+class TfidfText(TrainedDetector):
+    """Logistic regression on words and characters of the answer; it sees nothing else."""
 
-    Args:
-        seed: By default that of the configuration.
-        config: Settings.
-    """
-
+    config_class: ClassVar[type[TrainedConfig]] = TextConfig
+    saved_fields: ClassVar[tuple[str, ...]] = ("vocabulary",)
+    config: TextConfig
     card: ClassVar[DetectorCard] = DetectorCard(
         name="tfidf",
         summary="logistic regression on TF-IDF of the answer's words and characters",
@@ -73,23 +72,11 @@ class TfidfText(Detector):
         is_control=True,
     )
 
-    def __init__(self, seed: int | None = None, config: TextConfig | None = None) -> None:
-        config = config or TextConfig()
-        self.config = config if seed is None else config.model_copy(update={"seed": seed})
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
+        super().__init__(seed, config)
         self.vectorisers: dict[str, TfidfVectorizer] = {}
         self.weight: Float[np.ndarray, "term"] | None = None
         self.bias = 0.0
-        self.training_report: dict[str, Any] = {}
-
-    @classmethod
-    def settings(cls, **values: Any) -> dict[str, Any]:
-        """Arguments of the constructor from plain values.
-
-        Raises:
-            ConfigError: If a field is unknown or a value does not validate.
-        """
-        config = validate(TextConfig, values, source=f"settings of {cls.card.name}")
-        return {"seed": config.seed, "config": config}
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the valid labels of ``split.train``; validation takes no part."""
@@ -102,13 +89,11 @@ class TfidfText(Detector):
         terms = self._terms([texts[place] for place in used])
         groups = question_groups([chosen[int(place)] for place in used])
         folds = folds_of(values, groups, n_folds=self.config.n_folds, seed=self.config.seed)
-        aurocs = [_inner_auroc(terms, values, folds, strength) for strength in STRENGTHS]
-        strength = STRENGTHS[int(np.argmax(aurocs))]
-        model = _regression(strength).fit(terms, values)
-        self.weight, self.bias = model.coef_[0].astype(np.float64), float(model.intercept_[0])
+        found = _fitted_regression(terms, values, folds, STRENGTHS, max_iter=2000)
+        self.weight, self.bias = found.weight, found.bias
         self.training_report = {
-            "n_train": len(used), "n_terms": terms.shape[1], "strength": strength,
-            "inner_auroc": max(aurocs) if folds else None,
+            "n_train": len(used), "n_terms": terms.shape[1], "strength": found.strength,
+            "inner_auroc": found.inner_auroc,
         }  # fmt: skip
         return self
 
@@ -123,38 +108,27 @@ class TfidfText(Detector):
         logits = self._terms(texts) @ weight + self.bias
         return Scores.of(np.where([bool(text) for text in texts], logits, np.nan))
 
-    def save(self, folder: Path) -> None:
-        """Write weights and inverse frequencies, and the vocabulary as JSON."""
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Weights and inverse frequencies."""
         arrays = {f"idf_{kind}": v.idf_ for kind, v in self.vectorisers.items()}
-        arrays |= {"weight": self._fitted(), "bias": np.array([self.bias])}
+        return arrays | {"weight": self._fitted(), "bias": np.array([self.bias])}
+
+    def description(self) -> dict[str, Any]:
+        """The vocabulary."""
         vocabulary = {
             kind: sorted(v.vocabulary_, key=v.vocabulary_.__getitem__)
             for kind, v in self.vectorisers.items()
         }
-        write_arrays(folder, arrays)
-        values = {
-            "config": self.config.model_dump(mode="json"), "vocabulary": vocabulary,
-            "training": self.training_report,
-        }  # fmt: skip
-        write_description(folder, self.card.name, values)
+        return {"vocabulary": vocabulary}
 
-    @classmethod
-    def load(cls, folder: Path) -> Detector:
-        """Read what :meth:`save` wrote."""
-        values = read_description(folder, cls.card.name)
-        config, vocabulary = (required(values, key, folder) for key in ("config", "vocabulary"))
-        arrays = read_arrays(folder)
-        try:
-            detector = cls(**cls.settings(**config))
-            for kind, terms in vocabulary.items():
-                detector.vectorisers[kind] = _vectoriser(kind, vocabulary=terms)
-                detector.vectorisers[kind].idf_ = arrays[f"idf_{kind}"]
-            detector.weight, detector.bias = arrays["weight"], float(arrays["bias"][0])
-            _check_sizes(vocabulary, detector.weight)
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(folder, error) from None
-        detector.training_report = dict(values.get("training") or {})
-        return detector
+    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Take over vocabulary and weights of a saved control."""
+        vocabulary = values["vocabulary"]
+        for kind, terms in vocabulary.items():
+            self.vectorisers[kind] = _vectoriser(kind, vocabulary=terms)
+            self.vectorisers[kind].idf_ = arrays[f"idf_{kind}"]
+        self.weight, self.bias = arrays["weight"], float(arrays["bias"][0])
+        _check_size(self.weight, sum(len(terms) for terms in vocabulary.values()))
 
     def _text(self, trace: Trace) -> str:
         """What is read of a trace; empty if it has no answer."""
@@ -168,8 +142,7 @@ class TfidfText(Detector):
 
     def _fitted(self) -> Float[np.ndarray, "term"]:
         if self.weight is None:
-            message = f"{self.card.name} is not fitted: call fit first, or load a saved one"
-            raise UsageError(message)
+            raise self.unfitted()
         return self.weight
 
 
@@ -192,24 +165,158 @@ def _fitted_vectorisers(texts: Sequence[str], min_traces: int) -> dict[str, Tfid
     return found
 
 
-def _regression(strength: float) -> LogisticRegression:
-    return LogisticRegression(C=strength, class_weight="balanced", max_iter=2000)
+class TokenTextConfig(TokenConfig):
+    """Settings of the text control of tokens; the penalty is chosen in folds."""
+
+    min_count: Annotated[int, Field(ge=1)] = 3
+    """A token at an offset is known if it stands there so often among those learnt from."""
 
 
-def _inner_auroc(
-    terms: csr_matrix, labels: Int[np.ndarray, "trace"], folds: Sequence[Any], strength: float
-) -> float:
-    aurocs = []
-    for train, held_out in folds:
-        model = _regression(strength).fit(terms[train], labels[train])
-        aurocs.append(auroc(model.decision_function(terms[held_out]), labels[held_out]))
-    return float(np.mean(aurocs)) if aurocs else 0.5
+@final
+class TokenText(TrainedDetector):
+    """Logistic regression on the identity of a token and of its two neighbours on each side."""
+
+    config_class: ClassVar[type[TrainedConfig]] = TokenTextConfig
+    config: TokenTextConfig
+    card: ClassVar[DetectorCard] = DetectorCard(
+        name="token-text",
+        summary="logistic regression on which token it is and which stand beside it",
+        source=(
+            "Control: one column a token and offset from -2 to 2 that is known from the training "
+            "side. The penalty is chosen in three folds by context; classes are balanced."
+        ),
+        inputs=("text",),
+        is_supervised=True,
+        level="token",
+        is_control=True,
+    )
+
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
+        super().__init__(seed, config)
+        self.known: Int[np.ndarray, "term 2"] | None = None
+        self.weight: Float[np.ndarray, "term"] = np.zeros(0)
+        self.bias = 0.0
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""
+        sample, folds = training_sample(traces, labels, split.train, self.config, self.card.name)
+        pairs = zip(sample.traces, sample.tokens, strict=True)
+        ids = np.concatenate([neighbours(traces[index])[places] for index, places in pairs])
+        self.known = _known_terms(ids, self.config.min_count)
+        terms, folds = _token_terms(ids, self.known), _token_folds(sample, folds)
+        with warnings.catch_warnings():
+            # a weight that is a little off ranks as well
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            found = _fitted_regression(
+                terms, sample.labels, folds, TOKEN_STRENGTHS, max_iter=300, tol=1e-3
+            )
+        self.weight, self.bias = found.weight, found.bias
+        self.training_report = {
+            "n_traces": len(sample.traces), "n_tokens": len(ids), "n_terms": len(self.known),
+            "strength": found.strength, "inner_auroc": found.inner_auroc,
+        }  # fmt: skip
+        return self
+
+    def score(self, traces: Sequence[Trace]) -> Scores:
+        """Logit of each answer token; one of unknown tokens only has that of the bias."""
+        if self.known is None:
+            raise self.unfitted()
+        check_identity(self.identity, traces)
+        found = [_token_terms(neighbours(trace), self.known) for trace in traces]
+        return Scores.ragged([terms @ self.weight + self.bias for terms in found])
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The known tokens and their weights."""
+        if self.known is None:
+            raise self.unfitted()
+        return {"known": self.known, "weight": self.weight, "bias": np.array([self.bias])}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Take over the tokens and weights of a saved control."""
+        self.known, self.weight = arrays["known"], arrays["weight"]
+        self.bias = float(arrays["bias"][0])
+        _check_size(self.weight, len(self.known))
 
 
-def _check_sizes(
-    vocabulary: Mapping[str, Sequence[str]], weight: Float[np.ndarray, "term"]
-) -> None:
-    n_terms = sum(len(terms) for terms in vocabulary.values())
+def _token_folds(sample: Sample, folds: Sequence[Fold]) -> list[Fold]:
+    """Folds of the sampled tokens in which both parts hold both classes."""
+    owner, values = sample.owner(), sample.labels
+    found = [Fold(*(np.flatnonzero(np.isin(owner, part)) for part in fold)) for fold in folds]
+    return [fold for fold in found if all(len(np.unique(values[part])) > 1 for part in fold)]
+
+
+def neighbours(trace: Trace) -> Int[np.ndarray, "token offset"]:
+    """Vocabulary index of each answer token and of those beside it; -1 beyond the answer."""
+    ids = trace.token_ids[trace.prompt_length :].astype(np.int64)
+    reach = max(OFFSETS)
+    padded = np.pad(ids, reach, constant_values=_NOTHING)
+    return np.stack([padded[reach + at : reach + at + len(ids)] for at in OFFSETS], axis=1)
+
+
+def _known_terms(ids: Int[np.ndarray, "token offset"], min_count: int) -> Int[np.ndarray, "term 2"]:
+    """Offset (its place) and vocabulary index of every term that is there often enough."""
+    codes, counts = np.unique(_codes(np.arange(ids.shape[1]), ids), return_counts=True)
+    place, index = np.divmod(codes[counts >= min_count] - _NOTHING, _STRIDE)
+    return np.stack([place, index + _NOTHING], axis=1)
+
+
+def _token_terms(
+    ids: Int[np.ndarray, "token offset"], known: Int[np.ndarray, "term 2"]
+) -> csr_matrix:
+    """One column a known term, 1 where it stands."""
+    terms = _codes(known[:, 0], known[:, 1])
+    codes = _codes(np.arange(ids.shape[1]), ids)
+    column = np.searchsorted(terms, codes)
+    is_known = np.append(terms, _STRIDE * len(OFFSETS))[column] == codes
+    values = np.ones(int(is_known.sum()))
+    places = (np.nonzero(is_known)[0], column[is_known])
+    return csr_matrix((values, places), shape=(len(ids), len(known)))
+
+
+def _codes(
+    place: Int[np.ndarray, "_"], index: Int[np.ndarray, "*term"]
+) -> Int[np.ndarray, "*term"]:
+    """One number for a place and an index in the vocabulary, in the order of both."""
+    return place * _STRIDE + index
+
+
+class _Regression(NamedTuple):
+    """A logistic regression, and how its penalty was chosen."""
+
+    weight: Float[np.ndarray, "term"]
+    bias: float
+    strength: float
+    inner_auroc: float | None
+
+
+def _fitted_regression(
+    terms: csr_matrix,
+    labels: Int[np.ndarray, "item"],
+    folds: Sequence[Fold],
+    strengths: Sequence[float],
+    **settings: Any,
+) -> _Regression:
+    """The penalty with the best mean AUROC over the folds, the first without folds."""
+
+    def model(strength: float, chosen: Any = slice(None)) -> LogisticRegression:
+        made = LogisticRegression(C=strength, class_weight="balanced", **settings)
+        return made.fit(terms[chosen], labels[chosen])
+
+    def inner_auroc(strength: float) -> float:
+        found = [
+            auroc(model(strength, train).decision_function(terms[held_out]), labels[held_out])
+            for train, held_out in folds
+        ]
+        return float(np.mean(found)) if found else 0.5
+
+    aurocs = [inner_auroc(strength) for strength in strengths]
+    best = int(np.argmax(aurocs))
+    whole = model(strengths[best])
+    weight, bias = whole.coef_[0].astype(np.float64), float(whole.intercept_[0])
+    return _Regression(weight, bias, strengths[best], aurocs[best] if folds else None)
+
+
+def _check_size(weight: Float[np.ndarray, "term"], n_terms: int) -> None:
     if len(weight) != n_terms:
         message = f"{len(weight)} weights for {n_terms} terms"
         raise ValueError(message)

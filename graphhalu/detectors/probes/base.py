@@ -3,14 +3,12 @@
 import re
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
-from graphhalu.config import Config, validate
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, Scores
 from graphhalu.detectors.columns import (
@@ -23,16 +21,8 @@ from graphhalu.detectors.columns import (
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.logistic import LinearModel
 from graphhalu.detectors.probes.search import Fold, Learned, Side, folds_of
-from graphhalu.detectors.saved import (
-    damaged,
-    read_arrays,
-    read_description,
-    required,
-    write_arrays,
-    write_description,
-)
 from graphhalu.detectors.sides import ChosenTraces, check_classes
-from graphhalu.errors import UsageError
+from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
@@ -42,11 +32,9 @@ from graphhalu.traces.trace import Trace
 _HEAD: Final = re.compile(r"\.l(\d+)\.h(\d+)")
 
 
-class ProbeConfig(Config):
+class ProbeConfig(TrainedConfig):
     """Settings of a probe."""
 
-    seed: Annotated[int, Field(ge=0)] = 0
-    """Seed of the folds within the training side, and of whatever else is random."""
     n_folds: Annotated[int, Field(ge=2)] = 3
     """Folds within the training side in which columns, components and penalty are chosen."""
 
@@ -74,7 +62,7 @@ class Model(Protocol):
         """Inverse of :meth:`arrays`."""
 
 
-class ProbeDetector(Detector):
+class ProbeDetector(TrainedDetector):
     """A linear model of features; every choice is made in folds within the training side.
 
     Missing values are filled in with training medians, columns that most training traces lack
@@ -85,27 +73,18 @@ class ProbeDetector(Detector):
         config: Settings.
     """
 
-    config_class: ClassVar[type[ProbeConfig]] = ProbeConfig
+    config_class: ClassVar[type[TrainedConfig]] = ProbeConfig
+    saved_fields: ClassVar[tuple[str, ...]] = ("columns", "model_shape")
     model_class: ClassVar[type[Model]] = LinearModel
     stops_by_validation: ClassVar[bool] = False
 
-    def __init__(self, seed: int | None = None, config: ProbeConfig | None = None) -> None:
-        config = config or self.config_class()
-        self.config = config if seed is None else config.model_copy(update={"seed": seed})
+    config: ProbeConfig
+
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
+        super().__init__(seed, config)
         self.model: Model | None = None
         self.shape: dict[str, Any] = {}
         self.layout: tuple[Layout, ...] = ()
-        self.training_report: dict[str, Any] = {}
-
-    @classmethod
-    def settings(cls, **values: Any) -> dict[str, Any]:
-        """Arguments of the constructor from plain values.
-
-        Raises:
-            ConfigError: If a field is unknown or a value does not validate.
-        """
-        config = validate(cls.config_class, values, source=f"settings of {cls.card.name}")
-        return {"seed": config.seed, "config": config}
 
     @abstractmethod
     def specs(self) -> tuple[FeatureSpec, ...]:
@@ -199,34 +178,21 @@ class ProbeDetector(Detector):
         """Learnt weights that are not 0, and the bias."""
         return None if self.model is None else self.model.n_parameters
 
-    def save(self, folder: Path) -> None:
-        """Write the weights of all columns, and the recipe of the columns."""
-        model = self._fitted()
-        write_arrays(folder, model.arrays())
-        values = {
-            "config": self.config.model_dump(mode="json"),
-            "columns": [layout._asdict() for layout in self.layout], "model_shape": self.shape,
-            "training": self.training_report,
-        }  # fmt: skip
-        write_description(folder, self.card.name, values)
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The weights of all columns."""
+        return self._fitted().arrays()
 
-    @classmethod
-    def load(cls, folder: Path) -> Detector:
-        """Read what :meth:`save` wrote."""
-        values = read_description(folder, cls.card.name)
-        keys = ("config", "columns", "model_shape")
-        config, columns, shape = (required(values, key, folder) for key in keys)
-        arrays = read_arrays(folder)
-        try:
-            detector = cls(**cls.settings(**config))
-            detector.model = cls.model_class.of_arrays(arrays)
-            detector.shape = dict(shape)
-            detector.layout = tuple(Layout(**entry) for entry in columns)
-            _check_size(detector.model, detector.layout)
-        except (KeyError, TypeError, ValueError) as error:
-            raise damaged(folder, error) from None
-        detector.training_report = dict(values.get("training") or {})
-        return detector
+    def description(self) -> dict[str, Any]:
+        """The recipe of the columns."""
+        columns = [layout._asdict() for layout in self.layout]
+        return {"columns": columns, "model_shape": self.shape}
+
+    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+        """Take over weights and columns of a saved probe."""
+        self.model = self.model_class.of_arrays(arrays)
+        self.shape = dict(values["model_shape"])
+        self.layout = tuple(Layout(**entry) for entry in values["columns"])
+        _check_size(self.model, self.layout)
 
     def _side(
         self,
@@ -249,8 +215,7 @@ class ProbeDetector(Detector):
 
     def _fitted(self) -> Model:
         if self.model is None:
-            message = f"{self.card.name} is not fitted: call fit first, or load a saved one"
-            raise UsageError(message)
+            raise self.unfitted()
         return self.model
 
 

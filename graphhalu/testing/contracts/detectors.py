@@ -126,7 +126,7 @@ class DetectorCase:
     ) -> Float[np.ndarray, "trace"]:
         """Checked scores of the test side or of other traces; NaN where not valid."""
         scored = self.data.test_traces if traces is None else traces
-        return checked_scores(detector.card.name, detector.score(scored), len(scored)).values
+        return checked_scores(detector, detector.score(scored), scored).values
 
     @cached_property
     def fitted(self) -> Detector:

@@ -1,1 +1,0 @@
-"""Detectors that score every token of an answer."""
