@@ -292,3 +292,83 @@ def _value_and_hidden(
         "hidden": to_bfloat16_bits(hidden.astype(np.float32)),
         "hidden_rows": to_bfloat16_bits(hidden.astype(np.float32)),
     }
+
+
+EdgeSignal = Literal["one hop", "two hops"]
+_EDGE_SPANS: Final = (
+    (Span.BOS, 1), (Span.SYSTEM, 3), (Span.CONTEXT, 6), (Span.QUESTION, 6), (Span.TEMPLATE, 1),
+)  # fmt: skip
+"""Spans of the prompt of traces whose edges hold the label, with their lengths; the first four
+tokens are sinks, and the last one produces the answer."""
+_N_HUBS: Final = 6
+_EDGE_LAYER: Final = 2
+_EDGE_LOGIT: Final = 2.5
+
+
+def planted_edge_traces(
+    n_traces: int, signal: EdgeSignal, *, seed: int = 0
+) -> tuple[list[Trace], Labels]:
+    """Traces whose label only edges hold: no row statistic and no node feature says it.
+
+    ``"one hop"``: one head of one layer attends, in the rows of the answer, more to the question
+    (label 1) or to the context (label 0), which are equally long. ``"two hops"``: the first six
+    tokens of the answer attend to the question or to the context, three each, and the others
+    attend to the three of the first kind (label 1) or of the second; which they are is random.
+
+    Args:
+        n_traces: How many; half of them have label 1.
+        signal: What holds the label.
+        seed: Seed of everything.
+    """
+    generator = np.random.default_rng(seed)
+    values = generator.permutation(np.arange(n_traces) % 2)
+    traces = [
+        _edge_trace(number, generator, signal, is_positive=bool(value))
+        for number, value in enumerate(values.tolist())
+    ]
+    labels = Labels(
+        trace_ids=tuple(trace.trace_id for trace in traces),
+        values=values,
+        is_valid=np.ones(n_traces, dtype=bool),
+        reasons=("planted",) * n_traces,
+        labeller="planted",
+        settings={"signal": signal, "seed": seed},
+    )
+    return traces, labels
+
+
+def _edge_trace(
+    number: int, generator: np.random.Generator, signal: EdgeSignal, *, is_positive: bool
+) -> Trace:
+    prompt = np.repeat([int(span) for span, _ in _EDGE_SPANS], [n for _, n in _EDGE_SPANS])
+    prompt_length, n_answer = len(prompt), _N_HUBS + int(generator.integers(5, 10))
+    length = prompt_length + n_answer
+    span_code = np.concatenate([prompt, np.full(n_answer, int(Span.ANSWER))]).astype(np.uint8)
+    logits = _logits(generator, length, 0.0, PLANTED_SHAPE)
+    plane = logits[_EDGE_LAYER, _SIGNAL_HEADS[0]]
+    spans = [np.flatnonzero(span_code == span) for span in (Span.CONTEXT, Span.QUESTION)]
+    answer = np.arange(prompt_length - 1, length)
+    if signal == "one hop":
+        plane[np.ix_(answer, spans[int(is_positive)])] += _EDGE_LOGIT
+    else:
+        hubs = generator.permutation(prompt_length + np.arange(_N_HUBS))
+        kinds = (hubs[: _N_HUBS // 2], hubs[_N_HUBS // 2 :])
+        for of_kind, attended in zip(kinds, spans, strict=True):
+            plane[np.ix_(of_kind, attended)] += _EDGE_LOGIT
+        others = np.arange(prompt_length + _N_HUBS, length)
+        plane[np.ix_(others, kinds[int(is_positive)])] += _EDGE_LOGIT
+    attention = _softmax(logits, PLANTED_SHAPE)
+    name = f"q{number}"
+    record = TraceRecord(
+        trace_id=f"{name}#0", question_id=name, group_id=name, question=f"Question {name}?",
+        answers=("yes",), answer="yes", prompt=f"Question {name}? Answer:",
+        prompt_length=prompt_length, length=length, beam_index=0, beam_score=-1.0,
+    )  # fmt: skip
+    arrays: dict[str, np.ndarray] = {
+        "token_ids": generator.integers(0, 97, length).astype(np.int32),
+        "span_code": span_code,
+        **_token_streams(generator, length),
+        **attention_streams(attention, span_code, n_edges=PLANTED_SHAPE.n_edges),
+        **_value_and_hidden(generator, length, PLANTED_SHAPE),
+    }
+    return Trace(record, PLANTED_SHAPE, {name: arrays[name] for name in ARRAYS})

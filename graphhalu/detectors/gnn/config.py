@@ -120,7 +120,7 @@ class NetworkConfig(Config):
 class CHARMConfig(NetworkConfig):
     """Settings of CHARM: one graph a trace, every layer and head on its edges."""
 
-    nodes: Annotated[tuple[str, ...], Field(min_length=1)] = ("diagonal",)
+    nodes: Annotated[tuple[str, ...], Field(min_length=1)] = ("diagonal", "span")
     """Blocks of node features. The paper's second form has ``hidden`` beside the diagonal."""
     tau: Annotated[float, Field(ge=0, lt=1)] = 0.05
     """Attention that a head must pass; below, its weight counts as 0. An edge exists where any
