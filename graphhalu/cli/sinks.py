@@ -8,9 +8,9 @@ import typer
 from graphhalu.cli.output import print_json, print_table, progress_line, say
 
 if TYPE_CHECKING:
-    from graphhalu.studies.sinks.findings import Estimate, Findings, RunResult
+    from graphhalu.evaluation.bootstrap import Estimate
     from graphhalu.studies.sinks.records import MeasuredRun
-    from graphhalu.studies.sinks.result import SinksResult
+    from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
 
 app = typer.Typer(
     help="Sink mass against hallucination: measure it, analyse it, draw it.", no_args_is_help=True

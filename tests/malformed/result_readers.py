@@ -127,11 +127,10 @@ def make_sinks(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.studies.sinks.files import write_run
-    from graphhalu.studies.sinks.journal import Journal
     from graphhalu.studies.sinks.observer import SinkMass
+    from graphhalu.studies.sinks.passes import Journal, Measured
     from graphhalu.studies.sinks.records import SinkRecord, SinkRun
     from graphhalu.studies.sinks.result import SinksResult
-    from graphhalu.studies.sinks.running import Measured
 
     rng = np.random.default_rng(0)
     records = []
@@ -145,8 +144,8 @@ def make_sinks(folder: Path) -> None:
         ))  # fmt: skip
     write_run(folder, SinkRun(tuple(records), {"model": "some/model", "task": "quiz"}, "run"))
     journal = Journal(folder / "run.journal", {"model": "m"})
-    mass = SinkMass(np.full((2, 3), 0.25), np.ones(2, dtype=bool))
-    journal.add((n, Measured({(4, "last"): mass}, 0.5, (0.1, 0.2))) for n in range(3))
+    mass = SinkMass(4, "last", np.full((2, 3), 0.25), np.ones(2, dtype=bool))
+    journal.add((n, Measured(0.5, (0.1, 0.2), (mass,))) for n in range(3))
     sample(SinksResult, settings={}, provenance={}).write(folder)
 
 
@@ -157,7 +156,7 @@ def read_sink_run(path: Path) -> Any:
 
 
 def read_journal(path: Path) -> Any:
-    from graphhalu.studies.sinks.journal import Journal
+    from graphhalu.studies.sinks.passes import Journal
 
     return str(Journal(path, {"model": "m"}).done)
 

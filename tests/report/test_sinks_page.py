@@ -7,10 +7,13 @@ import pytest
 
 from graphhalu.cli.main import run
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.report.sinks_figures import density
-from graphhalu.report.sinks_maps import scaling_figure, size_text
+from graphhalu.report.sinks_figures import (
+    density,
+    parameters_text,
+    scaling_figure,
+    shown_findings,
+)
 from graphhalu.report.sinks_page import sinks_page
-from graphhalu.report.sinks_panels import shown_findings
 from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze
 from graphhalu.studies.sinks.files import write_run
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name
@@ -103,7 +106,7 @@ def test_the_density_of_equal_values_is_one_peak_and_integrates_to_about_one_els
 
 
 def test_sizes_are_written_as_people_write_them():
-    assert [size_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == [
+    assert [parameters_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == [
         "135M",
         "1.1B",
         "7B",
