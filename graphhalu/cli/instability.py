@@ -198,7 +198,7 @@ def detect(
     asked = _asked(prompt, file)
     known = read_calibration(calibration)
     known.threshold(name, aim)
-    loaded = _loaded(model or known.fitted_on.model, device, threads, known.fitted_on.quantization)
+    loaded = _loaded(model or known.identity.model, device, threads, known.identity.quantization)
     detector = PromptDetector(
         loaded, known, method=name, aim=aim, system=_system_text(system, system_text),
         max_new_tokens=max_new_tokens,

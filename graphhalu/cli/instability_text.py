@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from graphhalu.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from graphhalu.studies.instability.calibration import Calibration, Estimate
+    from graphhalu.evaluation.bootstrap import Estimate
+    from graphhalu.studies.instability.calibration import Calibration
     from graphhalu.studies.instability.detect import Verdict
 
 
 def print_calibration(found: "Calibration") -> None:
     """Methods, operating points and what was chosen."""
-    from graphhalu.studies.instability.calibration import Estimate
+    from graphhalu.evaluation.bootstrap import Estimate
 
     print_table(
         ["method", "nested AUROC", "in sample", "difference", "p"],

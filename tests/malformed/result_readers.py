@@ -171,7 +171,6 @@ def make_instability(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.detectors.identity import Identity
-    from graphhalu.numerics import json_ready
     from graphhalu.studies.instability.calibration import Calibration
     from graphhalu.studies.instability.series import (
         STEP_ARRAYS,
@@ -192,9 +191,8 @@ def make_instability(folder: Path) -> None:
     ]
     study.write_part(0, series)
     found = sample(
-        Calibration, identity=json_ready(Identity.of({}).to_json()), provenance={},
+        Calibration, identity=Identity.of({}), provenance={},
         gather=GatherSettings(system="s"), settings=CalibrateSettings(),
-        format="graphhalu-instability-calibration", format_version=1,
     )  # fmt: skip
     found.write(folder / "calibration.json")
     heads_file = {"params": {"important_heads": [[0, 1], [2, 3]]}}
@@ -212,8 +210,7 @@ def read_series(path: Path) -> Any:
 def read_instability_calibration(path: Path) -> Any:
     from graphhalu.studies.instability.calibration import read_calibration
 
-    found = read_calibration(path)
-    return found, found.fitted_on
+    return read_calibration(path)
 
 
 def read_important(path: Path) -> Any:
