@@ -81,10 +81,8 @@ def _interval(estimate: "Estimate", sign: str = "") -> str:
     """A share with its interval, without leading zeros: five columns must fit 80 characters."""
     import re
 
-    text = f"{estimate.value:{sign}.3f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:{sign}.2f},{estimate.high:{sign}.2f}]"
-    return re.sub(r"\b0\.", ".", text)
+    interval = estimate.interval(f"{sign}.2f").replace(", ", ",")
+    return re.sub(r"\b0\.", ".", f"{estimate.value:{sign}.3f} {interval}".strip())
 
 
 def _p_text(value: float) -> str:

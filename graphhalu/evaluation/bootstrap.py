@@ -31,7 +31,7 @@ def _nan_of_null(value: Any) -> Any:
     return float("nan") if value is None else value
 
 
-OrNan = Annotated[float, BeforeValidator(_nan_of_null), AllowInfNan(True)]
+OrNan = Annotated[float, AllowInfNan(True), BeforeValidator(_nan_of_null)]
 """A number of a result file; NaN, which the file holds as ``null``, where there is none."""
 
 

@@ -205,7 +205,13 @@ def legend(axes: Axes, **more: Any) -> None:
 
 
 def interval_mark(
-    axes: Axes, y: float, estimate: Estimate, *, colour: str, is_open: bool = False, **mark: Any
+    axes: Axes,
+    y: float | int,  # noqa: PYI041 - checked at run time
+    estimate: Estimate,
+    *,
+    colour: str,
+    is_open: bool = False,
+    **mark: Any,
 ) -> None:
     """A value with its interval on a horizontal axis.
 

@@ -6,7 +6,7 @@ from typing import Final
 from graphhalu.detectors.identity import Identity
 from graphhalu.report import instability_figures as drawn
 from graphhalu.report.frame import protocol, provenance_section
-from graphhalu.report.page import Page, PageText, Row, estimate_cell, number
+from graphhalu.report.page import Page, PageText
 from graphhalu.report.write import ReportFiles, write_page
 from graphhalu.studies.instability.calibrate import labelled_series
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration
@@ -47,6 +47,9 @@ def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
         **{f"gather: {name}": value for name, value in gather.items()},
     }
     text = _page_text(calibration, view)
+    named = [(row, drawn.words(row.name)) for row in calibration.rows]
+    n_folds = calibration.settings.n_folds * len(calibration.settings.seeds)
+    ways = {1: "higher", -1: "lower"}
     return Page(
         f"Inter-head instability of {identity.model} under attack",
         headline(calibration),
@@ -65,9 +68,23 @@ def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
                     "methods": drawn.methods_figure(calibration),
                     "roc": drawn.roc_figure(calibration),
                 },
-                tables={"methods-table": _method_rows(calibration)},
+                tables={
+                    "methods-table": [
+                        {"row": row, "name": name, "way": ways[row.direction]}
+                        for row, name in named
+                    ]
+                },
             ),
-            text.section("thresholds", tables={"points": _point_rows(calibration)}),
+            text.section(
+                "thresholds",
+                tables={
+                    "points": [
+                        {"name": drawn.words(name), "point": point}
+                        for name in (MAIN, TRACKER)
+                        for point in calibration.row(name).points
+                    ]
+                },
+            ),
             text.section(
                 "when",
                 figures={
@@ -77,7 +94,17 @@ def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
                     "scatter": drawn.scatter_figure(view, calibration),
                 },
             ),
-            text.section("choices", tables={"choices-table": _choice_rows(calibration)}),
+            text.section(
+                "choices",
+                tables={
+                    "choices-table": [
+                        {"name": name, "chosen": each, "folds": f"{each.n_folds} of {n_folds}"}
+                        for row, name in named
+                        if row.n_candidates > 1 or row.name == TRACKER
+                        for each in row.choices
+                    ]
+                },
+            ),
             protocol(settings),
             provenance_section(calibration.provenance, {"prompt": dict(identity.prompt)}),
         ),
@@ -128,51 +155,3 @@ def _page_text(calibration: Calibration, view: StudyView) -> PageText:
             for relation in view.relations
         ),
     )
-
-
-def _method_rows(calibration: Calibration) -> list[Row]:
-    return [
-        {
-            "method": drawn.words(row.name),
-            "what it is": row.summary,
-            "nested AUROC": estimate_cell(row.auroc),
-            "in sample": estimate_cell(row.in_sample),
-            "minus instability": estimate_cell(row.difference, "+.3f"),
-            "p (Holm)": number(row.p_holm, ".2g"),
-            "nested F1": estimate_cell(row.f1),
-            "candidates": number(row.n_candidates, ",.0f"),
-            "coverage": number(row.coverage, ".0%"),
-            "attacks are": "higher" if row.direction > 0 else "lower",
-        }
-        for row in calibration.rows
-    ]
-
-
-def _point_rows(calibration: Calibration) -> list[Row]:
-    return [
-        {
-            "method": drawn.words(name),
-            "aim": number(point.aim, ".0%"),
-            "achieved FPR": estimate_cell(point.fpr),
-            "achieved TPR": estimate_cell(point.tpr),
-            "in-sample FPR": number(point.in_sample_fpr),
-            "in-sample TPR": number(point.in_sample_tpr),
-            "threshold": number(point.threshold, ".5f"),
-        }
-        for name in (MAIN, TRACKER)
-        for point in calibration.row(name).points
-    ]
-
-
-def _choice_rows(calibration: Calibration) -> list[Row]:
-    n_all = calibration.settings.n_folds * len(calibration.settings.seeds)
-    return [
-        {
-            "method": drawn.words(row.name),
-            "choice": chosen.text,
-            "folds": f"{chosen.n_folds} of {n_all}",
-        }
-        for row in calibration.rows
-        if row.n_candidates > 1 or row.name == TRACKER
-        for chosen in row.choices
-    ]

@@ -15,7 +15,8 @@ from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.result import MetricValue
 
 ABSENT: Final = "-"
-TEXT: Final = Path(__file__).parent / "text"
+PAGES: Final = Path(__file__).parent / "pages"
+SMALLEST_P: Final = 0.001
 
 
 class Cell(NamedTuple):
@@ -44,10 +45,6 @@ class Column(NamedTuple):
     name: str
     is_number: bool = False
     is_better_low: bool = False
-
-
-Row = Mapping[str, Cell | str]
-"""Cells of a table by the head of their column."""
 
 
 @dataclass(frozen=True)
@@ -136,48 +133,33 @@ def metric_cell(metric: MetricValue | None) -> Cell:
     return Cell(f"{metric.value:.3f}", re.sub(r"\b0\.", ".", interval), metric.value)
 
 
-def estimate_cell(estimate: Estimate | None, form: str = ".3f") -> Cell:
-    """An estimate above its interval."""
-    if estimate is None:
-        return Cell(ABSENT)
-    return Cell(f"{estimate.value:{form}}", estimate.interval(form), estimate.value)
-
-
-def table(
-    name: str,
-    title: str,
-    rows: Sequence[Row],
-    notes: Sequence[str] = (),
-    *,
-    low: Sequence[str] = (),
-) -> PageTable:
-    """A table of rows that name their columns.
+def cell(value: Any, form: str = "") -> Cell:
+    """A value as a cell: a text, a number or an estimate; nothing where it is ``None`` or NaN.
 
     Args:
-        name: A word of letters, digits and hyphens.
-        title: What it is.
-        rows: Cells by the head of their column, all rows with the same heads in the same order;
-            a text is a cell without a value. A column with a value in any row holds numbers.
-        notes: One paragraph each.
-        low: Columns in which a low value is good.
+        value: Also a finished cell.
+        form: Format of numbers; ``p`` is that of a p-value.
     """
-    heads = list(rows[0]) if rows else []
-    cells = [
-        [cell if isinstance(cell, Cell) else Cell(cell) for cell in row.values()] for row in rows
-    ]
-    columns = tuple(
-        Column(head, any(row[place].value is not None for row in cells), head in low)
-        for place, head in enumerate(heads)
-    )
-    return PageTable(name, title, columns, tuple(map(tuple, cells)), tuple(notes))
+    if isinstance(value, Cell):
+        return value
+    if isinstance(value, str):
+        return Cell(value)
+    if isinstance(value, Estimate):
+        return Cell(f"{value.value:{form}}", value.interval(form), value.value)
+    if form == "p":
+        is_small = value is not None and value < SMALLEST_P
+        return Cell(f"<{SMALLEST_P}", value=value) if is_small else number(value)
+    return number(value, form)
 
 
 class PageText:
-    """Words of a page: titles, captions and notes, from ``text/<name>.yaml``.
+    """Words and tables of a page, from ``pages/<name>.yaml``.
 
-    The file holds ``sections`` (a title, or a title with ``paragraphs``), ``figures`` (title and
-    caption) and ``tables`` (title, ``notes``, and as ``low`` the columns in which a low value is
-    good), each by name. Braces in it are filled with values of the page.
+    The file holds by name ``sections`` (a title, or a title with ``paragraphs``), ``figures``
+    (title and caption) and ``tables``: title, ``notes``, ``columns``, and as ``low`` the columns
+    in which a low value is good. A column is a head with the path of its value in a row, and the
+    format of numbers behind it: ``AUROC: found.prediction.auroc .3f``. Braces in texts are filled
+    with values of the page.
 
     Args:
         name: Of the page.
@@ -185,7 +167,7 @@ class PageText:
     """
 
     def __init__(self, name: str, **values: Any) -> None:
-        self._text = read_yaml(TEXT / f"{name}.yaml")
+        self._text = read_yaml(PAGES / f"{name}.yaml")
         self._values = values
 
     def section(
@@ -193,12 +175,16 @@ class PageText:
         name: str,
         *,
         figures: Mapping[str, Figure] = MappingProxyType({}),
-        tables: Mapping[str, Sequence[Row]] = MappingProxyType({}),
+        tables: Mapping[str, Sequence[Mapping[str, Any]]] = MappingProxyType({}),
         paragraphs: Sequence[str] = (),
     ) -> Section:
         """A section with its figures and tables by name; a table without rows is left out.
 
-        ``paragraphs`` come behind those of the file.
+        Args:
+            name: Of the section.
+            figures: Drawings.
+            tables: Rows: what the first name of a column's path stands for.
+            paragraphs: They come behind those of the file.
         """
         said = self._text["sections"][name]
         words = {"title": said} if isinstance(said, str) else said
@@ -210,13 +196,31 @@ class PageText:
         whole = (*map(self._filled, words.get("paragraphs", ())), *paragraphs)
         return Section(name, words["title"], whole, drawn, shown)
 
-    def _table(self, name: str, rows: Sequence[Row]) -> PageTable:
+    def _table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> PageTable:
         words = self._text["tables"][name]
-        notes = [self._filled(note) for note in words.get("notes", ())]
-        return table(name, words["title"], rows, notes, low=words.get("low", ()))
+        paths = [path.partition(" ") for path in words["columns"].values()]
+        cells = tuple(
+            tuple(cell(_value(row, path), form) for path, _, form in paths) for row in rows
+        )
+        low = words.get("low", ())
+        columns = tuple(
+            Column(head, any(row[place].value is not None for row in cells), head in low)
+            for place, head in enumerate(words["columns"])
+        )
+        notes = tuple(map(self._filled, words.get("notes", ())))
+        return PageTable(name, words["title"], columns, cells, notes)
 
     def _filled(self, text: str) -> str:
         return " ".join(text.split()).format(**self._values)
+
+
+def _value(row: Mapping[str, Any], path: str) -> Any:
+    """The value at a dotted path; ``None`` where a part of it is ``None``."""
+    first, *rest = path.split(".")
+    value = row[first]
+    for part in rest:
+        value = None if value is None else getattr(value, part)
+    return value
 
 
 def text_rows(rows: Sequence[Sequence[str]]) -> tuple[tuple[Cell, ...], ...]:

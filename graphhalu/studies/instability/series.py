@@ -159,7 +159,7 @@ class SeriesFolder:
         if not (path / META_FILE).is_file():
             message = f"no measured prompts in {path}: {META_FILE} is missing\n  {KIND.way_out}"
             raise StoreNotFoundError(message)
-        meta = read_document(path / META_FILE, dict[str, Any], KIND)
+        meta = read_document(path / META_FILE, dict, KIND)
         with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):
             _require_parts(meta["configuration"]["n_parts"])
         return cls(path, meta)
