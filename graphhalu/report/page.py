@@ -15,7 +15,7 @@ from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.result import MetricValue
 
 ABSENT: Final = "-"
-PAGES: Final = Path(__file__).parent / "pages"
+TEXT: Final = Path(__file__).parent / "text"
 SMALLEST_P: Final = 0.001
 
 
@@ -45,6 +45,10 @@ class Column(NamedTuple):
     name: str
     is_number: bool = False
     is_better_low: bool = False
+
+
+Row = Mapping[str, Any]
+"""Values of a row of a table by name."""
 
 
 @dataclass(frozen=True)
@@ -153,13 +157,13 @@ def cell(value: Any, form: str = "") -> Cell:
 
 
 class PageText:
-    """Words and tables of a page, from ``pages/<name>.yaml``.
+    """Words and tables of a page, from ``text/<name>.yaml``.
 
     The file holds by name ``sections`` (a title, or a title with ``paragraphs``), ``figures``
     (title and caption) and ``tables``: title, ``notes``, ``columns``, and as ``low`` the columns
     in which a low value is good. A column is a head with the path of its value in a row, and the
-    format of numbers behind it: ``AUROC: found.prediction.auroc .3f``. Braces in texts are filled
-    with values of the page.
+    format of numbers behind it: ``AUROC: found.prediction.auroc .3f``. A table without
+    ``columns`` shows its rows as they are. Braces in texts are filled with values of the page.
 
     Args:
         name: Of the page.
@@ -167,7 +171,7 @@ class PageText:
     """
 
     def __init__(self, name: str, **values: Any) -> None:
-        self._text = read_yaml(PAGES / f"{name}.yaml")
+        self._text = read_yaml(TEXT / f"{name}.yaml")
         self._values = values
 
     def section(
@@ -175,7 +179,7 @@ class PageText:
         name: str,
         *,
         figures: Mapping[str, Figure] = MappingProxyType({}),
-        tables: Mapping[str, Sequence[Mapping[str, Any]]] = MappingProxyType({}),
+        tables: Mapping[str, Sequence[Row]] = MappingProxyType({}),
         paragraphs: Sequence[str] = (),
     ) -> Section:
         """A section with its figures and tables by name; a table without rows is left out.
@@ -183,7 +187,8 @@ class PageText:
         Args:
             name: Of the section.
             figures: Drawings.
-            tables: Rows: what the first name of a column's path stands for.
+            tables: Rows: what the first name of a column's path stands for, or the cells by the
+                head of their column.
             paragraphs: They come behind those of the file.
         """
         said = self._text["sections"][name]
@@ -196,25 +201,26 @@ class PageText:
         whole = (*map(self._filled, words.get("paragraphs", ())), *paragraphs)
         return Section(name, words["title"], whole, drawn, shown)
 
-    def _table(self, name: str, rows: Sequence[Mapping[str, Any]]) -> PageTable:
+    def _table(self, name: str, rows: Sequence[Row]) -> PageTable:
         words = self._text["tables"][name]
-        paths = [path.partition(" ") for path in words["columns"].values()]
-        cells = tuple(
-            tuple(cell(_value(row, path), form) for path, _, form in paths) for row in rows
-        )
-        low = words.get("low", ())
+        heads, low = words.get("columns", rows[0]), words.get("low", ())
+        if "columns" in words:
+            paths = [path.partition(" ") for path in heads.values()]
+            cells = [[cell(_value(row, path), form) for path, _, form in paths] for row in rows]
+        else:
+            cells = [[cell(row[head]) for head in heads] for row in rows]
         columns = tuple(
             Column(head, any(row[place].value is not None for row in cells), head in low)
-            for place, head in enumerate(words["columns"])
+            for place, head in enumerate(heads)
         )
         notes = tuple(map(self._filled, words.get("notes", ())))
-        return PageTable(name, words["title"], columns, cells, notes)
+        return PageTable(name, words["title"], columns, tuple(map(tuple, cells)), notes)
 
     def _filled(self, text: str) -> str:
         return " ".join(text.split()).format(**self._values)
 
 
-def _value(row: Mapping[str, Any], path: str) -> Any:
+def _value(row: Row, path: str) -> Any:
     """The value at a dotted path; ``None`` where a part of it is ``None``."""
     first, *rest = path.split(".")
     value = row[first]

@@ -86,8 +86,9 @@ def important_heads(
         # NaN of a layer that does not see the system prompt is never above 0
         found = np.argwhere(gap - k * spread > 0).tolist()
         if found:
-            return ChosenHeads(tuple(map(tuple, found)), k)
-    return ChosenHeads(tuple(map(tuple, np.argwhere(np.isfinite(gap)).tolist())), None)
+            return ChosenHeads(_HEADS.validate_python(found), k)
+    everywhere = np.argwhere(np.isfinite(gap)).tolist()
+    return ChosenHeads(_HEADS.validate_python(everywhere), None)
 
 
 def focus_scores(

@@ -13,7 +13,7 @@ from graphhalu.heads.statistics import mean_of_present
 from graphhalu.studies.instability.calibration import Calibration
 from graphhalu.studies.instability.series import PromptSeries, padded_steps
 from graphhalu.studies.instability.windows import present_mean, window_scores
-from graphhalu.studies.sinks.effects import Resampling, correlation
+from graphhalu.studies.sinks.effects import Sample
 
 LEAST_PROMPTS: Final = 5
 """Prompts of a class below which a step has no mean."""
@@ -80,9 +80,10 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
     layers = padded_steps(series, spread)
     score = window_scores(layers, [window])[:, 0]
     groups = group_codes(np.array([each.record.group for each in series]))[0]
+    sample = Sample(is_attack.astype(np.int64), groups)
     steps = slice(window.start, window.end + 1)
     relations = tuple(
-        _relation(text, score, present_mean(padded_steps(series, name)[:, steps]), groups)
+        _relation(text, score, present_mean(padded_steps(series, name)[:, steps]), sample)
         for name, text in RELATED.items()
     )
     n_steps = np.array([each.n_steps for each in series])
@@ -94,14 +95,14 @@ def _relation(
     name: str,
     score: Float[np.ndarray, "prompt"],
     values: Float[np.ndarray, "prompt"],
-    groups: Int[np.ndarray, "prompt"],
+    sample: Sample,
 ) -> Relation:
     kept = np.isfinite(score) & np.isfinite(values)
     if kept.sum() < LEAST_PROMPTS:
         return Relation(name, values, None, None)
+    known = Sample(sample.labels[kept], sample.groups[kept])
     pairs = (score[kept], values[kept]), (rankdata(score[kept]), rankdata(values[kept]))
-    found = [correlation(*pair, groups[kept], Resampling()) for pair in pairs]
-    return Relation(name, values, *found)
+    return Relation(name, values, *(known.correlation(*pair) for pair in pairs))
 
 
 def _mean_map(

@@ -14,7 +14,7 @@ from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.cards import MODEL_CARDS
-from graphhalu.studies.sinks.effects import Resampling, class_effects, pearson
+from graphhalu.studies.sinks.effects import Resampling, Sample, pearson
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable
 from graphhalu.studies.sinks.result import (
     Findings,
@@ -160,17 +160,18 @@ def _sensitivity(
     """Setting, both values and series, with what the records of both runs say."""
     a, b = (SinkTable.of(side, meaning) for side in zip(*pairs, strict=True))
     answers = [(x.pred, y.pred) for x, y in pairs if None not in (x.pred, y.pred)]
-    effects = [class_effects(t.mass, t.labels, a.groups, how)[1] for t in (a, b)]
+    samples = [Sample(each.labels, a.groups, how) for each in (a, b)]
+    effects = [s.class_effects(t.mass)[1] for s, t in zip(samples, (a, b), strict=True)]
     labels = [[r.labels.get("hallucinated") for r in pair] for pair in pairs]
     accuracy = None
     if not any(value is None for pair in labels for value in pair):
         wrong = np.array(labels, dtype=np.float64)
-        accuracy = Estimate.of(how.mean(wrong[:, 0] - wrong[:, 1], a.groups))
+        accuracy = Estimate.of(samples[0].mean(wrong[:, 0] - wrong[:, 1]))
     return Sensitivity(
         *between,
         meaning=meaning,
         n_both=len(pairs),
-        mass_difference=Estimate.of(how.mean(b.mass - a.mass, a.groups)),
+        mass_difference=Estimate.of(samples[0].mean(b.mass - a.mass)),
         mass_pearson=pearson(a.mass, b.mass),
         accuracy_difference=accuracy,
         share_changed=float(np.mean([x != y for x, y in answers])) if answers else None,

@@ -35,120 +35,138 @@ class Resampling(NamedTuple):
     n_permutations: int = 10_000
     seed: int = 0
 
-    def sums(
-        self, columns: Float[np.ndarray, "trace column"], groups: Shaped[np.ndarray, "trace"]
-    ) -> Float[np.ndarray, "row column"]:
+
+class Sample(NamedTuple):
+    """Records with a class each, and how they are resampled.
+
+    Attributes:
+        labels: 0 or 1.
+        groups: Question of each record.
+        how: Numbers and seed of resamples.
+    """
+
+    labels: Int[np.ndarray, "trace"]
+    groups: Shaped[np.ndarray, "trace"]
+    how: Resampling = Resampling()
+
+    def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
         """Sum of each column over the sample, then over each resample of questions."""
+        n_resamples, _, seed = self.how
         return resample_sums(
-            columns, groups, n_resamples=self.n_resamples, seed=self.seed, has_sample=True
+            columns, self.groups, n_resamples=n_resamples, seed=seed, has_sample=True
         )
 
-    def mean(
-        self, values: Float[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"]
-    ) -> Float[np.ndarray, "row"]:
+    def mean(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
         """Mean over the sample, then over each resample of questions."""
-        return mean_rows(values, groups, n_resamples=self.n_resamples, seed=self.seed)
+        n_resamples, _, seed = self.how
+        return mean_rows(values, self.groups, n_resamples=n_resamples, seed=seed)
+
+    def class_effects(
+        self, values: Float[np.ndarray, "trace"]
+    ) -> tuple[Float[np.ndarray, "row"], Float[np.ndarray, "row"]]:
+        """Mean of label 1 minus that of label 0, and Cohen's d; NaN where a row lacks a class.
+
+        Source:
+            Cohen 1988: difference over the pooled standard deviation, n - 1 in both variances.
+        """
+        # far from zero the squares would lose the digits that the variance is made of
+        centred = values - values.mean()
+        powers = np.stack([np.ones(len(values)), centred, centred**2], axis=1)
+        of_class = [powers * (self.labels == label)[:, None] for label in (1, 0)]
+        parts = np.split(self.sums(np.concatenate(of_class, axis=1)), 2, axis=1)
+        means = [_ratio(part[:, 1], part[:, 0]) for part in parts]
+        squares = [part[:, 2] - part[:, 0] * m**2 for part, m in zip(parts, means, strict=True)]
+        freedom = parts[0][:, 0] + parts[1][:, 0] - 2
+        difference, spread = means[0] - means[1], squares[0] + squares[1]
+        # rounding leaves a little where all values are equal
+        is_spread = np.isfinite(difference) & (freedom > 0) & (spread > 1e-12)  # noqa: PLR2004
+        pooled = np.sqrt(np.where(is_spread, spread / np.maximum(freedom, 1), 1.0))
+        return difference, np.where(is_spread, difference / pooled, np.nan)
+
+    def cohens_d(self, values: Float[np.ndarray, "trace"]) -> Estimate:
+        """Cohen's d with its interval; 0 where the values have no spread."""
+        found = self.class_effects(values)[1]
+        return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else Estimate.of(found)
+
+    def median_differences(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
+        """Median of label 1 minus that of label 0 in the sample, then in each resample."""
+        codes, n_groups = group_codes(self.groups)
+        order = np.argsort(values, kind="stable")
+        ordered, is_positive, column = values[order], self.labels[order] == 1, codes[order]
+        rows = [np.ones((1, len(values)))]
+        rows += [
+            np.take(drawn[start : start + _BLOCK], column, axis=1).astype(np.float64)
+            for drawn in drawn_blocks(n_groups, self.how.n_resamples, self.how.seed)
+            for start in range(0, len(drawn), _BLOCK)
+        ]
+        positive, negative = (
+            np.concatenate([weighted_medians(ordered[side], weights[:, side]) for weights in rows])
+            for side in (is_positive, ~is_positive)
+        )
+        return positive - negative
+
+    def permutation_p(self, values: Float[np.ndarray, "trace"]) -> float:
+        """Two-sided p-value of the difference of means under exchanged labels.
+
+        One is added to both counts, so it is never 0. Where most records stand in questions with
+        both classes, labels are exchanged within questions only.
+        """
+        _, n_permutations, seed = self.how
+        generator = np.random.default_rng(seed)
+        observed = abs(_difference(values, self.labels[None])[0])
+        within = group_codes(self.groups)[0] if self.is_mixed else None
+        n_extreme = 0
+        for start in range(0, n_permutations, _BLOCK):
+            keys = generator.random((min(_BLOCK, n_permutations - start), len(values)))
+            drawn = _permuted(self.labels, within, keys)
+            n_extreme += int((np.abs(_difference(values, drawn)) >= observed - 1e-12).sum())
+        return (n_extreme + 1) / (n_permutations + 1)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether most records stand in questions with both classes."""
+        codes, n_groups = group_codes(self.groups)
+        share = np.bincount(codes, weights=self.labels, minlength=n_groups) / np.bincount(codes)
+        is_mixed = (share > 0) & (share < 1)
+        return bool(is_mixed[codes].mean() > _MIXED)
+
+    def correlation(
+        self, first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]
+    ) -> Estimate | None:
+        """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
+        if np.isnan(pearson(first, second)):
+            return None
+        x, y = first - first.mean(), second - second.mean()
+        columns = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
+        n, sx, sy, sxx, syy, sxy = self.sums(columns).T
+        spread = (n * sxx - sx**2) * (n * syy - sy**2)
+        is_spread = spread > 0
+        found = (n * sxy - sx * sy) / np.sqrt(np.where(is_spread, spread, 1))
+        return Estimate.of(np.where(is_spread, found, np.nan))
 
 
 def shift(table: SinkTable, how: Resampling) -> Shift:
     """Compare the sink mass of both classes; see :class:`Shift`."""
-    labels, groups, mass = table.labels, table.groups, table.mass
+    sample, mass = Sample(table.labels, table.groups, how), table.mass
     lengths = table.length[:, None]
     adjusted = length_adjusted(mass, lengths)
-    differences, effects = class_effects(mass, labels, groups, how)
-    residual = length_adjusted(labels.astype(np.float64), lengths)
+    residual = length_adjusted(table.labels.astype(np.float64), lengths)
+    differences, effects = sample.class_effects(mass)
     return Shift(
-        mean_positive=float(mass[labels == 1].mean()),
-        mean_negative=float(mass[labels == 0].mean()),
+        mean_positive=float(mass[table.labels == 1].mean()),
+        mean_negative=float(mass[table.labels == 0].mean()),
         mean_difference=Estimate.of(differences),
-        median_difference=Estimate.of(_median_differences(mass, labels, groups, how)),
+        median_difference=Estimate.of(sample.median_differences(mass)),
         cohens_d=Estimate.of(effects),
-        p_permutation=permutation_p(mass, labels, groups, how),
-        permutation="within questions" if _is_mixed(labels, groups) else "free",
-        adjusted_d=cohens_d(adjusted, labels, groups, how),
-        adjusted_p=permutation_p(adjusted, labels, groups, how),
-        length_d=cohens_d(table.length, labels, groups, how),
+        p_permutation=sample.permutation_p(mass),
+        permutation="within questions" if sample.is_mixed else "free",
+        adjusted_d=sample.cohens_d(adjusted),
+        adjusted_p=sample.permutation_p(adjusted),
+        length_d=sample.cohens_d(table.length),
         length_pearson=pearson(mass, table.length),
         entropy_pearson=pearson(mass, table.entropy),
-        partial_correlation=correlation(adjusted, residual, groups, how),
+        partial_correlation=sample.correlation(adjusted, residual),
     )
-
-
-def class_effects(
-    values: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> tuple[Float[np.ndarray, "row"], Float[np.ndarray, "row"]]:
-    """Mean of label 1 minus that of label 0, and Cohen's d; NaN where a row lacks a class.
-
-    Source:
-        Cohen 1988: difference over the pooled standard deviation, with n - 1 in both variances.
-    """
-    # far from zero the squares would lose the digits that the variance is made of
-    centred = values - values.mean()
-    powers = np.stack([np.ones(len(values)), centred, centred**2], axis=1)
-    columns = np.concatenate([powers * (labels == 1)[:, None], powers * (labels == 0)[:, None]], 1)
-    parts = np.split(how.sums(columns, groups), 2, axis=1)
-    means = [_ratio(total, count) for count, total, _ in (part.T for part in parts)]
-    spread = sum(part[:, 2] - part[:, 0] * mean**2 for part, mean in zip(parts, means, strict=True))
-    freedom = parts[0][:, 0] + parts[1][:, 0] - 2
-    difference = means[0] - means[1]
-    # rounding leaves a little where all values are equal
-    is_spread = np.isfinite(difference) & (freedom > 0) & (spread > 1e-12)  # noqa: PLR2004
-    pooled = np.sqrt(np.where(is_spread, spread / np.maximum(freedom, 1), 1.0))
-    return difference, np.where(is_spread, difference / pooled, np.nan)
-
-
-def cohens_d(
-    values: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> Estimate:
-    """Cohen's d with its interval; 0 where the values have no spread."""
-    found = class_effects(values, labels, groups, how)[1]
-    return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else Estimate.of(found)
-
-
-def permutation_p(
-    values: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> float:
-    """Two-sided p-value of the difference of means under exchanged labels.
-
-    One is added to both counts, so it is never 0. Where most records stand in questions with both
-    classes, labels are exchanged within questions only.
-    """
-    generator = np.random.default_rng(how.seed)
-    observed = abs(_difference(values, labels[None])[0])
-    within = group_codes(groups)[0] if _is_mixed(labels, groups) else None
-    n_extreme = 0
-    for start in range(0, how.n_permutations, _BLOCK):
-        keys = generator.random((min(_BLOCK, how.n_permutations - start), len(labels)))
-        drawn = _permuted(labels, within, keys)
-        n_extreme += int((np.abs(_difference(values, drawn)) >= observed - 1e-12).sum())
-    return (n_extreme + 1) / (how.n_permutations + 1)
-
-
-def correlation(
-    first: Float[np.ndarray, "trace"],
-    second: Float[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> Estimate | None:
-    """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
-    if np.isnan(pearson(first, second)):
-        return None
-    x, y = first - first.mean(), second - second.mean()
-    columns = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
-    n, sx, sy, sxx, syy, sxy = how.sums(columns, groups).T
-    spread = (n * sxx - sx**2) * (n * syy - sy**2)
-    is_spread = spread > 0
-    found = (n * sxy - sx * sy) / np.sqrt(np.where(is_spread, spread, 1))
-    return Estimate.of(np.where(is_spread, found, np.nan))
 
 
 def pearson(first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]) -> float:
@@ -202,7 +220,8 @@ def quantile_bins(table: SinkTable, how: Resampling) -> tuple[QuantileBin, ...]:
     bins = np.floor(middle * N_QUANTILES / len(table.mass)).astype(np.int64)[index]
     is_in = bins[:, None] == np.unique(bins)[None]
     columns = np.concatenate([is_in, is_in & (table.labels == 0)[:, None]], axis=1).astype(float)
-    sizes, hits = np.split(how.sums(columns, table.groups), 2, axis=1)
+    sample = Sample(table.labels, table.groups, how)
+    sizes, hits = np.split(sample.sums(columns), 2, axis=1)
     return tuple(
         QuantileBin(float(table.mass[members].mean()), int(size[0]), Estimate.of(_ratio(hit, size)))
         for members, size, hit in zip(is_in.T, sizes.T, hits.T, strict=True)
@@ -213,29 +232,6 @@ def _ratio(
     total: Float[np.ndarray, "row"], count: Float[np.ndarray, "row"]
 ) -> Float[np.ndarray, "row"]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _median_differences(
-    values: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> Float[np.ndarray, "row"]:
-    """Difference of medians in the sample, then in each resample of questions."""
-    codes, n_groups = group_codes(groups)
-    order = np.argsort(values, kind="stable")
-    ordered, is_positive, column = values[order], labels[order] == 1, codes[order]
-    rows = [np.ones((1, len(values)))]
-    rows += [
-        np.take(drawn[start : start + _BLOCK], column, axis=1).astype(np.float64)
-        for drawn in drawn_blocks(n_groups, how.n_resamples, how.seed)
-        for start in range(0, len(drawn), _BLOCK)
-    ]
-    of_class = [
-        [weighted_medians(ordered[members], weights[:, members]) for weights in rows]
-        for members in (is_positive, ~is_positive)
-    ]
-    return np.concatenate(of_class[0]) - np.concatenate(of_class[1])
 
 
 def weighted_medians(
@@ -273,10 +269,3 @@ def _permuted(
     drawn = np.empty(keys.shape, dtype=labels.dtype)
     np.put_along_axis(drawn, np.argsort(within + keys, axis=1), labels[by_group][None], axis=1)
     return drawn
-
-
-def _is_mixed(labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"]) -> bool:
-    codes, n_groups = group_codes(groups)
-    share = np.bincount(codes, weights=labels, minlength=n_groups) / np.bincount(codes)
-    is_mixed = (share > 0) & (share < 1)
-    return bool(is_mixed[codes].mean() > _MIXED)

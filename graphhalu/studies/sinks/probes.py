@@ -21,7 +21,7 @@ from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.probability import log_losses
 from graphhalu.evaluation.splits import cross_fit_folds
-from graphhalu.studies.sinks.effects import Resampling
+from graphhalu.studies.sinks.effects import Resampling, Sample
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Gain, Model
 
@@ -109,10 +109,10 @@ def models_of(
     fitted: Mapping[str, Fitted], table: SinkTable, how: Resampling
 ) -> tuple[tuple[Model, ...], tuple[Gain, ...]]:
     """AUROC and log-loss of every model, and what one adds to another, with intervals."""
-    labels, groups = table.labels, table.groups
+    labels, sample = table.labels, Sample(table.labels, table.groups, how)
     aurocs = {name: _aurocs(each, table, how) for name, each in fitted.items()}
     losses = {
-        name: how.mean(np.mean([log_losses(p, labels) for p in each.probability], axis=0), groups)
+        name: sample.mean(np.mean([log_losses(p, labels) for p in each.probability], axis=0))
         for name, each in fitted.items()
     }
     models = tuple(
