@@ -193,13 +193,13 @@ class PageText:
         """
         said = self._text["sections"][name]
         words = {"title": said} if isinstance(said, str) else said
-        drawn = tuple(
-            PageFigure(key, *map(self._filled, self._text["figures"][key]), figure)
-            for key, figure in figures.items()
-        )
+        drawn = []
+        for key, figure in figures.items():
+            title, caption = map(self._filled, self._text["figures"][key])
+            drawn.append(PageFigure(key, title, caption, figure))
         shown = tuple(self._table(key, rows) for key, rows in tables.items() if rows)
         whole = (*map(self._filled, words.get("paragraphs", ())), *paragraphs)
-        return Section(name, words["title"], whole, drawn, shown)
+        return Section(name, words["title"], whole, tuple(drawn), shown)
 
     def _table(self, name: str, rows: Sequence[Row]) -> PageTable:
         words = self._text["tables"][name]

@@ -50,8 +50,7 @@ def focus_share(
         the prompt. Spans come from character offsets here; theirs are fixed for each model.
     """
     exact = instruction.astype(np.float64)
-    found: Float[np.ndarray, "*row"] = exact / (exact + data + FOCUS_FLOOR)
-    return found
+    return exact / (exact + data + FOCUS_FLOOR)
 
 
 def important_heads(
@@ -108,8 +107,7 @@ def focus_scores(
         )
         raise UsageError(message)
     layers, places = np.array(heads).T
-    scores: Float[np.ndarray, "prompt"] = focus[:, layers, places].mean(axis=1)
-    return scores
+    return focus[:, layers, places].mean(axis=1)
 
 
 def read_important_heads(path: Path) -> Heads:

@@ -3,6 +3,7 @@
 Intervals resample questions; the first row of every array of resamples is the sample itself.
 """
 
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -91,18 +92,11 @@ class Sample(NamedTuple):
     def median_differences(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
         """Median of label 1 minus that of label 0 in the sample, then in each resample."""
         codes, n_groups = group_codes(self.groups)
-        order = np.argsort(values, kind="stable")
-        ordered, is_positive, column = values[order], self.labels[order] == 1, codes[order]
-        rows = [np.ones((1, len(values)))]
-        rows += [
-            np.take(drawn[start : start + _BLOCK], column, axis=1).astype(np.float64)
-            for drawn in drawn_blocks(n_groups, self.how.n_resamples, self.how.seed)
-            for start in range(0, len(drawn), _BLOCK)
-        ]
-        positive, negative = (
-            np.concatenate([weighted_medians(ordered[side], weights[:, side]) for weights in rows])
-            for side in (is_positive, ~is_positive)
-        )
+        sides = [(values[is_in], codes[is_in]) for is_in in (self.labels == 1, self.labels == 0)]
+        blocks = drawn_blocks(n_groups, self.how.n_resamples, self.how.seed)
+        rows = chain([np.ones(n_groups, dtype=np.int64)], *blocks)
+        medians = [[_median(np.repeat(v, counts[of])) for v, of in sides] for counts in rows]
+        positive, negative = np.array(medians).T
         return positive - negative
 
     def permutation_p(self, values: Float[np.ndarray, "trace"]) -> float:
@@ -234,16 +228,8 @@ def _ratio(
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
-def weighted_medians(
-    ordered: Float[np.ndarray, "member"], weights: Float[np.ndarray, "row member"]
-) -> Float[np.ndarray, "row"]:
-    """Median of rising values, each as often as its weight says; NaN where none counts."""
-    cumulative = np.cumsum(weights, axis=1)
-    half = cumulative[:, -1:] / 2
-    last = len(ordered) - 1
-    low = np.minimum((cumulative < half).sum(axis=1), last)
-    high = np.minimum((cumulative <= half).sum(axis=1), last)
-    return np.where(half[:, 0] > 0, (ordered[low] + ordered[high]) / 2, np.nan)
+def _median(values: Float[np.ndarray, "value"]) -> float:
+    return float(np.median(values)) if values.size else float("nan")
 
 
 def _difference(
@@ -251,10 +237,8 @@ def _difference(
 ) -> Float[np.ndarray, "row"]:
     n_positive = labels.sum(axis=1)
     total = labels @ values
-    found: Float[np.ndarray, row] = total / n_positive - (values.sum() - total) / (
-        len(values) - n_positive
-    )
-    return found
+    n_negative = len(values) - n_positive
+    return total / n_positive - (values.sum() - total) / n_negative
 
 
 def _permuted(

@@ -47,20 +47,18 @@ def localise(
     error = resampled.std(axis=0)
     z = np.divide(found.difference, error, out=np.full_like(error, np.nan), where=error > 0)
     stability = _top_share(resampled, z, error, n_top)
-    n_known = int(np.isfinite(z).sum())
+    n_named = min(n_top, int(np.isfinite(z).sum()))
     top = tuple(
         TopHead(
             layer=layer,
             head=head,
-            difference=Estimate(
-                *(float(part[layer, head]) for part in found[:3]), n=how.n_resamples
-            ),
+            difference=_estimate(found, (layer, head), how),
             z=float(z[layer, head]),
             q_value=float(found.q_value[layer, head]),
             adjusted_q_value=float(adjusted_q[layer, head]),
             stability=float(stability[layer, head]),
         )
-        for layer, head in (divmod(cell, z.shape[1]) for cell in _largest(z, min(n_top, n_known)))
+        for layer, head in (divmod(cell, z.shape[1]) for cell in _largest(z, n_named))
     )
     positive, negative, difference = _layer_profiles(table, how)
     return Localisation(
@@ -113,6 +111,11 @@ def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) ->
     )
 
 
+def _estimate(found: Contrast, at: tuple[int, int], how: Resampling) -> Estimate:
+    ends = float(found.low[at]), float(found.high[at])
+    return Estimate(float(found.difference[at]), *ends, how.n_resamples)
+
+
 def _contrast(
     table: SinkTable, values: Float[np.ndarray, "trace layer head"], how: Resampling
 ) -> Contrast:
@@ -160,12 +163,8 @@ def _top_share(
     is_known = np.isfinite(z)
     size = np.where(is_known, np.abs(resampled) / np.where(is_known, error, 1.0), -np.inf)
     flat = np.nan_to_num(size.reshape(len(size), -1), nan=-np.inf)
-    k = min(k, int(is_known.sum()))
-    is_among = np.zeros(flat.shape, dtype=np.bool_)
-    if k:
-        order = np.argpartition(-flat, k - 1, axis=1)[:, :k]
-        np.put_along_axis(is_among, order, values=True, axis=1)
-    return is_among.mean(axis=0).reshape(z.shape)
+    named = np.argsort(-flat, axis=1)[:, : min(k, int(is_known.sum()))]
+    return np.bincount(named.ravel(), minlength=z.size).reshape(z.shape) / len(flat)
 
 
 def _largest(
@@ -173,8 +172,7 @@ def _largest(
 ) -> list[int]:
     """The ``k`` cells with the largest values, or sizes of values; NaN comes last."""
     keys = np.nan_to_num(values if is_signed else np.abs(values), nan=-np.inf)
-    order: list[int] = np.argsort(-keys.ravel(), kind="stable")[:k].tolist()
-    return order
+    return np.argsort(-keys.ravel(), kind="stable")[:k].tolist()
 
 
 def _layer_profiles(
@@ -187,9 +185,9 @@ def _layer_profiles(
         np.where(is_known, mean_of_present(each), np.nan) for each in _by_class(table, by_layer)
     )
     low, high = percentile_interval(_resampled_differences(table, by_layer, how))
-    ends = np.stack([positive - negative, low, high], axis=1).tolist()
+    rows = zip((positive - negative).tolist(), low.tolist(), high.tolist(), strict=True)
     differences = tuple(
-        Estimate(*row, n=how.n_resamples) if known else None
-        for row, known in zip(ends, is_known, strict=True)
+        Estimate(*row, how.n_resamples) if known else None
+        for row, known in zip(rows, is_known, strict=True)
     )
     return positive, negative, differences

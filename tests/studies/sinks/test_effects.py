@@ -3,13 +3,8 @@
 import numpy as np
 import pytest
 
-from graphhalu.studies.sinks.effects import (
-    Resampling,
-    Sample,
-    pearson,
-    shift,
-    weighted_medians,
-)
+from graphhalu.evaluation.bootstrap import drawn_blocks
+from graphhalu.studies.sinks.effects import Resampling, Sample, pearson, shift
 from graphhalu.studies.sinks.records import SinkTable
 
 HOW = Resampling(200, 400, 1)
@@ -39,11 +34,16 @@ def test_without_spread_there_is_no_effect():
     assert (found.value, found.low, found.high) == (0, 0, 0)
 
 
-def test_a_weighted_median_is_the_median_of_repeated_values():
-    ordered = np.sort(RNG.normal(size=13))
-    weights = RNG.integers(0, 4, size=(7, 13)).astype(np.float64)
-    for found, row in zip(weighted_medians(ordered, weights), weights, strict=True):
-        assert found == pytest.approx(np.median(np.repeat(ordered, row.astype(int))))
+def test_a_difference_of_medians_is_that_of_whole_questions_drawn_again_and_again():
+    groups = np.array([f"q{i // 2}" for i in range(67)])
+    found = Sample(LABELS, groups, HOW).median_differences(VALUES)
+    expected = [np.median(VALUES[LABELS == 1]) - np.median(VALUES[LABELS == 0])]
+    codes = np.unique(groups, return_inverse=True)[1]
+    for drawn in next(drawn_blocks(34, HOW.n_resamples, HOW.seed)):
+        again = np.repeat(np.arange(67), drawn[codes])
+        values, labels = VALUES[again], LABELS[again]
+        expected.append(np.median(values[labels == 1]) - np.median(values[labels == 0]))
+    np.testing.assert_allclose(found, expected)
 
 
 def test_a_permutation_test_finds_a_shift_and_nothing_where_there_is_none():
