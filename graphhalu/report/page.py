@@ -213,8 +213,9 @@ class PageText:
             Column(head, any(row[place].value is not None for row in cells), head in low)
             for place, head in enumerate(heads)
         )
-        notes = tuple(map(self._filled, words.get("notes", ())))
-        return PageTable(name, words["title"], columns, tuple(map(tuple, cells)), notes)
+        # a value of several lines is as many notes
+        notes = "\n".join(map(self._filled, words.get("notes", ()))).splitlines()
+        return PageTable(name, words["title"], columns, tuple(map(tuple, cells)), tuple(notes))
 
     def _filled(self, text: str) -> str:
         return " ".join(text.split()).format(**self._values)

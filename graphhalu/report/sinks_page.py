@@ -210,7 +210,7 @@ def _scaling_notes(result: SinksResult) -> str:
         test = f"{each.spearman:+.2f}, p {cell(each.p_spearman, 'p').text}"
         more = f". Rank correlation with d: {test}" if isfinite(each.spearman) else ""
         notes.append(f"{each.series}: {each.note}{more}")
-    return "; ".join(notes)
+    return "\n".join(notes)
 
 
 def _task_rows(result: SinksResult) -> list[dict[str, Any]]:

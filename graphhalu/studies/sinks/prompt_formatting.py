@@ -83,7 +83,7 @@ def kind_of(questions: Sequence[Question], name: str) -> Kind:
     if len(kinds) > 1:
         message = (
             f"the questions of {name} are of several kinds ({', '.join(sorted(kinds))}), and one "
-            f"run poses them all alike\n  Split the file by kind"
+            f"run asks them all alike\n  Split the file by kind"
         )
         raise UsageError(message)
     return kinds.pop()
