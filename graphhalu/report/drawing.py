@@ -7,7 +7,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -24,6 +24,9 @@ from matplotlib.figure import Figure
 from graphhalu.errors import UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.palette import LIGHT
+
+Style = Mapping[str, Any]
+"""Arguments of a line, a mark or a text."""
 
 FONT_SIZE: Final = 12
 PAGE_SCALE: Final = 1.36
@@ -226,8 +229,8 @@ def interval_mark(
     if estimate.has_interval:
         axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2, zorder=2)
     face = LIGHT["paper"] if is_open else colour
-    look = {"markersize": 7, "markeredgewidth": 1.6, "markerfacecolor": face, "zorder": 3}
-    axes.plot(estimate.value, y, color=colour, **{**look, **mark})
+    style: Style = {"markersize": 7, "markeredgewidth": 1.6, "markerfacecolor": face, "zorder": 3}
+    axes.plot(estimate.value, y, color=colour, **{**style, **mark})
 
 
 def colour_bar(

@@ -18,6 +18,7 @@ from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.curves import roc
 from graphhalu.report.drawing import (
     FONT_SIZE,
+    Style,
     colour_bar,
     interval_mark,
     legend,
@@ -29,8 +30,8 @@ from graphhalu.report.palette import AROUND_CHANCE, LIGHT
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, MethodRow
 from graphhalu.studies.instability.views import Relation, StudyView
 
-ATTACK_STYLE: Final[dict[str, Any]] = {"color": LIGHT["graph"], "marker": "D"}
-BENIGN_STYLE: Final[dict[str, Any]] = {"color": LIGHT["probe"], "marker": "o"}
+ATTACK_STYLE: Final[Style] = {"color": LIGHT["graph"], "marker": "D"}
+BENIGN_STYLE: Final[Style] = {"color": LIGHT["probe"], "marker": "o"}
 SPREAD_NAMES: Final = {
     "std": "standard deviation over heads",
     "logit": "standard deviation of log-odds over heads",
@@ -38,14 +39,14 @@ SPREAD_NAMES: Final = {
 }
 _WIDTH_IN: Final = 9.0
 _N_NAMED: Final = 4
-_LINES: Final[tuple[dict[str, Any], ...]] = (
+_LINES: Final[tuple[Style, ...]] = (
     {"color": LIGHT["graph"], "linestyle": "-"},
     {"color": LIGHT["scalar"], "linestyle": (0, (5, 1.8))},
     {"color": LIGHT["probe"], "linestyle": (0, (1.2, 1.3))},
     {"color": LIGHT["control"], "linestyle": (0, (6, 1.6, 1.2, 1.6))},
 )
 _SEQUENTIAL: Final = "cividis"
-_DOTS: Final[dict[str, Any]] = {"linestyle": "none", "markeredgewidth": 0}
+_DOTS: Final[Style] = {"linestyle": "none", "markeredgewidth": 0}
 
 
 def roc_figure(calibration: Calibration) -> Figure:
@@ -88,7 +89,7 @@ def methods_figure(calibration: Calibration) -> Figure:
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("AUROC")
     for marker, face, label in (("o", "muted", "nested"), ("D", "paper", "in sample")):
-        mark = {"marker": marker, "color": LIGHT["muted"], "markerfacecolor": LIGHT[face]}
+        mark: Style = {"marker": marker, "color": LIGHT["muted"], "markerfacecolor": LIGHT[face]}
         axes.plot([], [], linestyle="none", markersize=7, label=label, **mark)
     legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
@@ -114,9 +115,9 @@ def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
     aim = aims[len(aims) // 2]
     height = choice.direction * calibration.threshold(MAIN, aim)
     axes.axhline(height, color=LIGHT["ink"], linewidth=1.3, linestyle=(0, (5, 2)))
-    place = {"textcoords": "offset points", "ha": "center", "va": "bottom"}
-    text = quiet_text(fontsize=FONT_SIZE - 1)
-    axes.annotate(f"threshold at {aim:.0%} FPR", (0.5, height), (0, 3), **place, **text)
+    text = quiet_text(fontsize=FONT_SIZE - 1, ha="center", va="bottom")
+    label = f"threshold at {aim:.0%} FPR"
+    axes.annotate(label, (0.5, height), (0, 3), textcoords="offset points", **text)
     axes.set_xticks(
         [0, 1], [f"benign ({calibration.n_benign})", f"attack ({calibration.n_attack})"]
     )
@@ -152,7 +153,7 @@ def stepwise_figure(calibration: Calibration) -> Figure:
     dashes = {"attack": (ATTACK_STYLE, "-"), "benign": (BENIGN_STYLE, (0, (5, 1.8)))}
     for name, (style, dash) in dashes.items():
         counts = [getattr(point, f"n_{name}") for point in calibration.steps]
-        line = {"color": style["color"], "linestyle": dash, "linewidth": 2}
+        line: Style = {"color": style["color"], "linestyle": dash, "linewidth": 2}
         low.plot(range(len(counts)), counts, label=name, **line)
     low.set_ylim(0, None)
     low.set_ylabel("prompts")
@@ -200,7 +201,7 @@ def scatter_figure(view: StudyView, calibration: Calibration) -> Figure:
             (BENIGN_STYLE, ~view.is_attack, "benign"),
             (ATTACK_STYLE, view.is_attack, "attack"),
         ):
-            marks = {"markersize": 5.5, "alpha": 0.75, "label": name, **_DOTS, **style}
+            marks: Style = {"markersize": 5.5, "alpha": 0.75, "label": name, **_DOTS, **style}
             axes.plot(relation.values[members], view.score[members], **marks)
         axes.set_xlabel(relation.name)
         axes.set_title(correlation_text(relation), loc="left", **quiet_text(fontsize=FONT_SIZE - 1))
@@ -258,7 +259,7 @@ def _draw_map(
     axes: Axes, values: Float[np.ndarray, "step layer"], norm: Normalize, cmap: Any, title: str
 ) -> None:
     prepare(axes, grid=False)
-    drawn = {"cmap": cmap, "norm": norm, "aspect": "auto", "interpolation": "none"}
+    drawn: Style = {"cmap": cmap, "norm": norm, "aspect": "auto", "interpolation": "none"}
     axes.imshow(np.ma.masked_invalid(values.T), origin="lower", **drawn)
     axes.spines[:].set_visible(False)
     axes.set_ylabel("layer")
@@ -270,5 +271,5 @@ def _frame_window(axes: Axes, calibration: Calibration) -> None:
     corner = window.start - 0.5, window.first_layer - 0.5
     size = window.length, window.stop_layer - window.first_layer
     for colour, width, dashes in (("paper", 2.4, "-"), ("ink", 1.2, (0, (4, 2)))):
-        line = {"edgecolor": LIGHT[colour], "linewidth": width, "linestyle": dashes}
+        line: Style = {"edgecolor": LIGHT[colour], "linewidth": width, "linestyle": dashes}
         axes.add_patch(Rectangle(corner, *size, fill=False, **line))

@@ -7,7 +7,7 @@ told by dash, mark or place too, so that a print in grey says the same.
 import string
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import cycle
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.labels.labels import Meaning
 from graphhalu.report.drawing import (
     FONT_SIZE,
+    Style,
     colour_bar,
     interval_mark,
     new_figure,
@@ -50,7 +51,7 @@ _LONGEST: Final = 80
 _LINE: Final = 30
 _DASHES: Final = ("-", (0, (5, 1.8)), (0, (1.2, 1.3)), (0, (6, 1.6, 1.2, 1.6)), "-", (0, (5, 1.8)))
 _COLOURS: Final = ("probe", "graph", "scalar", "control", "ink", "muted")
-_CLASS_STYLES: Final[tuple[dict[str, Any], ...]] = (
+_CLASS_STYLES: Final[tuple[Style, ...]] = (
     {"color": LIGHT["graph"], "linestyle": "-"},
     {"color": LIGHT["probe"], "linestyle": (0, (4, 1.6))},
 )
@@ -147,11 +148,11 @@ def accuracy_figure(shown: Sequence[Shown]) -> Figure:
         bins = [(b.mean_mass, b.share_negative) for b in each.found.prediction.bins]
         overall = each.found.n_negative / (each.found.n_negative + each.found.n_positive)
         panel.axhline(overall, color=LIGHT["faint"], linewidth=1.4, zorder=1)
-        for x, share in bins:
-            panel.vlines(x, share.low, share.high, color=colour, linewidth=1.8, zorder=2)
-        line = {"color": colour, "marker": "o", "markersize": 5.5, "linewidth": 1.4, "zorder": 3}
-        x, y = zip(*((mass, share.value) for mass, share in bins), strict=True)
-        panel.plot(x, y, gid=f"accuracy-{place}", **line)
+        for mass, share in bins:
+            panel.vlines(mass, share.low, share.high, color=colour, linewidth=1.8, zorder=2)
+        line: Style = {"color": colour, "linewidth": 1.4, "zorder": 3}
+        masses, shares = zip(*((mass, share.value) for mass, share in bins), strict=True)
+        panel.plot(masses, shares, gid=f"accuracy-{place}", marker="o", markersize=5.5, **line)
         panel.set_ylim(0, 1)
         panel.xaxis.set_major_locator(MaxNLocator(4))
         # three panels a row leave room for half a name on a line
@@ -228,7 +229,7 @@ def heads_figure(shown: Sequence[Shown]) -> Figure:
     for panel in axes[-2:]:
         panel.set_xlabel("layer")
     label = "sink mass: hallucinated (or bad input) minus correct"
-    place = {"location": "top", "aspect": 45, "shrink": 0.7, "pad": 0.01, "extend": "both"}
+    place: Style = {"location": "top", "aspect": 45, "shrink": 0.7, "pad": 0.01, "extend": "both"}
     bar = colour_bar(figure, axes, Normalize(-1, 1), AROUND_CHANCE, label, **place)
     bar.set_ticks([-1, 0, 1], labels=["\N{MINUS SIGN}scale", "0", "+scale"])
     return figure
@@ -286,7 +287,7 @@ def scaling_figure(scaling: Sequence[Scaling]) -> Figure:
         left.set_ylabel("Cohen's d")
         right.set_ylabel("AUROC")
         _title(left, each.series.partition(", quantisation")[0])
-    style = {"linestyle": "none", "color": LIGHT["ink"]}
+    style: Style = {"linestyle": "none", "color": LIGHT["ink"]}
     named = [(name, {**style, "marker": f"${letter}$"}) for name, letter in letters.items()]
     quantities = _keys("cohens_d", "auroc", "probe_auroc")
     _key_above(figure, [*quantities, *named], n_columns=3)
@@ -355,17 +356,15 @@ def _mark(axes: Axes, y: float, estimate: Estimate, name: str, *, has_test: bool
     interval_mark(axes, y, estimate, colour=LIGHT[colour], marker=marker, is_open=is_open, gid=name)
 
 
-def _keys(*names: str) -> list[tuple[str, dict[str, Any]]]:
+def _keys(*names: str) -> list[tuple[str, Style]]:
     """Label and style of quantities."""
     marks = (_MARKS[name] for name in names)
     return [(label, {"color": LIGHT[colour], "marker": mark}) for label, colour, mark in marks]
 
 
-def _key_above(
-    figure: Figure, keys: Iterable[tuple[str, Mapping[str, Any]]], *, n_columns: int = 4
-) -> None:
+def _key_above(figure: Figure, keys: Iterable[tuple[str, Style]], *, n_columns: int = 4) -> None:
     """One key for all panels, above them."""
-    size = {"linewidth": 2, "markersize": 7}
+    size: Style = {"linewidth": 2, "markersize": 7}
     figure.legend(
         handles=[Line2D([], [], label=label, **{**size, **style}) for label, style in keys],
         loc="outside upper left",
@@ -415,7 +414,7 @@ def _violin(
     middle: float,
     line: tuple[Float[np.ndarray, "point"], Float[np.ndarray, "point"]],
     values: Float[np.ndarray, "value"],
-    style: Mapping[str, Any],
+    style: Style,
 ) -> None:
     """The density once more, as a body with median and quartiles, below the curves."""
     grid, curve = line
@@ -426,7 +425,7 @@ def _violin(
         axes.plot(grid, middle + side, linewidth=1, **style)
     low, median, high = np.quantile(values, [0.25, 0.5, 0.75])
     axes.plot([low, high], [middle, middle], color=colour, linewidth=4, solid_capstyle="butt")
-    dot = {"marker": "o", "markersize": 6, "color": LIGHT["paper"], "markeredgewidth": 1.6}
+    dot: Style = {"marker": "o", "markersize": 6, "color": LIGHT["paper"], "markeredgewidth": 1.6}
     axes.plot(median, middle, markeredgecolor=colour, **dot)
 
 
@@ -439,13 +438,13 @@ def _draw_heads(axes: Axes, each: Shown) -> None:
     norm = Normalize(-reach, reach)
     axes.grid(visible=False)
     axes.spines[:].set_visible(False)
-    drawn = {"cmap": AROUND_CHANCE, "norm": norm, "aspect": "auto", "interpolation": "none"}
+    drawn: Style = {"cmap": AROUND_CHANCE, "norm": norm, "aspect": "auto", "interpolation": "none"}
     axes.imshow(np.ma.masked_invalid(values), **drawn)
     counts = np.argwhere(where.q_value.T < FALSE_DISCOVERIES)
     points: dict[str, list[tuple[int, int]]] = {}
     for head, layer in counts.tolist():
         points.setdefault(text_colour(float(values[head, layer]), norm), []).append((layer, head))
-    dot = {"linestyle": "none", "marker": "o", "markersize": 2.4, "markeredgewidth": 0}
+    dot: Style = {"linestyle": "none", "marker": "o", "markersize": 2.4, "markeredgewidth": 0}
     for colour, places in points.items():
         axes.plot(*zip(*places, strict=True), color=colour, gid="mark", **dot)
     axes.xaxis.set_major_locator(MaxNLocator(8, integer=True))
@@ -455,17 +454,17 @@ def _draw_heads(axes: Axes, each: Shown) -> None:
     _title(axes, f"{each.lines}\n{count}, scale {reach:.3f}")
 
 
-def _draw_depth(left: Axes, right: Axes, each: Shown, style: Mapping[str, Any]) -> None:
+def _draw_depth(left: Axes, right: Axes, each: Shown, style: Style) -> None:
     where, found = each.found.localisation, each.found
     classes = np.stack([where.profile_positive, where.profile_negative])
     mean = np.average(classes, axis=0, weights=(found.n_positive, found.n_negative))
     depth = np.linspace(0, 1, len(mean)) if len(mean) > 1 else np.zeros(1)
-    more = {"markevery": max(1, len(mean) // 8), "markersize": 5, "linewidth": 1.8}
+    more: Style = {"markevery": max(1, len(mean) // 8), "markersize": 5, "linewidth": 1.8}
     left.plot(depth, mean, gid=f"depth {each.name}", **style, **more)
     unseen = Estimate(float("nan"))
     rows = [estimate or unseen for estimate in where.profile_difference]
-    ends = [[row.low for row in rows], [row.high for row in rows]]
-    right.fill_between(depth, *ends, color=style["color"], alpha=0.15, linewidth=0)
+    low, high = [row.low for row in rows], [row.high for row in rows]
+    right.fill_between(depth, low, high, color=style["color"], alpha=0.15, linewidth=0)
     right.plot(depth, [row.value for row in rows], **style, **more)
 
 
@@ -489,14 +488,14 @@ def _draw_sizes(
         for x, point in zip(places, scaling.points, strict=True):
             estimate = getattr(point, field)
             axes.plot([x, x], [estimate.low, estimate.high], color=LIGHT[part], linewidth=2)
-            mark = {"marker": marker, "markersize": 7, "color": LIGHT[part]}
+            mark: Style = {"marker": marker, "markersize": 7, "color": LIGHT[part]}
             axes.plot(x, estimate.value, gid=field, **mark)
     axes.set_xlim(min(sizes) / 1.9, max(sizes) * 1.9)
     axes.set_xticks(sorted(set(sizes)))
     axes.set_xlabel("parameters")
     low, high = axes.get_ylim()
     axes.set_ylim(low, high + 0.08 * (high - low))
-    text = {"ha": "center", "va": "bottom", **quiet_text(fontsize=FONT_SIZE - 1)}
+    text: Style = {"ha": "center", "va": "bottom", **quiet_text(fontsize=FONT_SIZE - 1)}
     for x, point in zip(places, scaling.points, strict=True):
         top = max(getattr(point, field).high for field in fields)
         axes.text(x, top + 0.015 * (high - low), letters.get(_point_name(point), ""), **text)

@@ -48,7 +48,7 @@ def test_titles_paragraphs_and_captions_are_those_of_the_file_with_values_filled
 
 def test_a_column_shows_the_value_at_its_path_in_its_format(text):
     rows = [
-        {"row": SimpleNamespace(name="a", effect=Estimate(0.5, -1, 2), p=0.0001), "more": None},
+        {"row": SimpleNamespace(name="a", effect=Estimate(0.5, -1.0, 2.0), p=0.0001), "more": None},
         {"row": SimpleNamespace(name="b", effect=None, p=float("nan")), "more": None},
     ]
     table = text.section("plain", tables={"named": rows}).tables[0]

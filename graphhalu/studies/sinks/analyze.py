@@ -152,7 +152,7 @@ def _analysed(
 ) -> Analysed:
     first = run.first
     found: list[Findings] = []
-    left_out: dict[str, str] = {}
+    left_out: dict[Meaning, str] = {}
     for meaning in config.meanings:
         if all(record.labels.get(meaning) is None for record in run.records):
             left_out[meaning] = "no record has this label"

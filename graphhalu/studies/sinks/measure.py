@@ -108,8 +108,8 @@ def measure(
             skipped = UsageError if "chat" in ablate else None
             if _or_note(has_chat, "chat on", skipped, on_note) is None:
                 continue
-            told = {"on_progress": on_progress, "on_note": on_note}
-            found += _run(variant, loaded, questions, kind, folder, **told)
+            run = partial(_run, variant, loaded, questions, kind, folder)
+            found += run(on_progress=on_progress, on_note=on_note)
     return found
 
 

@@ -38,7 +38,7 @@ class SinkRecord(BaseModel):
     """Letters of the right options, or the first gold answer."""
     pred: str | None
     """Letter or text that the model answered."""
-    labels: dict[Meaning, Literal[0, 1] | None]
+    labels: dict[Meaning, int | None]
     """1 or 0 by meaning; ``None`` where nothing can be said."""
     entropy: float
     """Of the next-token distribution after the last query, in nat."""

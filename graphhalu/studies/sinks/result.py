@@ -285,7 +285,7 @@ class RunResult:
     commonest_share: float | None
     n_parameters: float | None
     findings: tuple[Findings, ...]
-    left_out: Mapping[str, str]
+    left_out: Mapping[Meaning, str]
 
     def of(self, meaning: Meaning) -> Findings | None:
         """The findings under a label."""
