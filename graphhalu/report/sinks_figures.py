@@ -121,7 +121,7 @@ def shown_findings(
     )
     columns = list(zip(*(_parts(*pair) for pair in pairs), strict=True))
     varying = [column for column in columns if len(set(column)) > 1] or [columns[1]]
-    names = [", ".join(parts) for parts in zip(*varying, strict=True)]
+    names = [", ".join(filter(None, parts)) for parts in zip(*varying, strict=True)]
     short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
     return [Shown(*pair, name) for pair, name in zip(pairs, short, strict=True)]
 

@@ -1,6 +1,7 @@
 """Figures and page of the sink study: every figure in two forms, one page without a network."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -75,6 +76,13 @@ def test_figures_show_the_largest_window_unless_another_is_asked_for(folder):
     assert len(shown_findings(result, sink_tokens=1)) == 1
     with pytest.raises(UsageError, match="there are K 1 last, K 4 last"):
         shown_findings(result, sink_tokens=3)
+
+
+def test_a_name_has_no_place_for_what_a_run_lacks(folder):
+    first, second, *_ = (run for run in folder[1].runs if run.sink_tokens == 4)
+    runs = (first, replace(second, quantization="nf4"))
+    names = [each.name for each in shown_findings(replace(folder[1], runs=runs))]
+    assert names == ["x-1B", "y-7B, nf4"]
 
 
 def test_the_headline_counts_and_tables_hold_every_run(folder):
