@@ -47,31 +47,25 @@ def compare(
 ) -> None:
     """Compare the topology of hallucinated with that of correct answers, layer by layer."""
     import json as json_format
-    import time
 
+    from graphhalu.evaluation.topology import compare_topology
     from graphhalu.evaluation.training import new_run_folder
     from graphhalu.graphs.edges import TopK
     from graphhalu.graphs.recipe import GraphRecipe
     from graphhalu.labels.run import named_labels
     from graphhalu.numerics import json_ready
-    from graphhalu.report.topology_report import (
-        compare_topology,
-        save_figure,
-        topology_figure,
-        topology_table,
-    )
+    from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
 
     engine = spread.ray_engine(ray, ray_actors, ray_cpus, ray_gpus, ray_wait)
     store = open_store(traces)
     labels = named_labels(store, labeller)
-    started = time.monotonic()
     with progress_line("traces") as progress:
         report = compare_topology(
             store, labels,
             layers=_layers(layers),
             recipe=GraphRecipe(TopK(edges_per_row), ("span",), channels="mean"),
             n_resamples=resamples, seed=seed, engine=engine,
-            on_trace=lambda done, total: progress.show(done, total, time.monotonic() - started),
+            on_trace=progress.count,
         )  # fmt: skip
     folder = out or new_run_folder(Path("data/runs"), "topology")
     paths = save_figure(topology_figure(report), folder)

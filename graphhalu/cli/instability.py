@@ -6,12 +6,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphhalu.cli.instability_text import print_calibration, print_verdicts
-from graphhalu.cli.output import print_json, print_table, progress_line, say
+from graphhalu.cli.output import print_json, print_table, progress_line, read_numbers, say
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from graphhalu.cli.output import ProgressLine
     from graphhalu.models.load import LoadedModel
     from graphhalu.studies.instability.prompts import StudyPrompt
 
@@ -79,7 +76,7 @@ def gather(
     loaded = _loaded(model, device, threads, quantization)
     folder = out or Path("data/instability") / _file_name(loaded.identity)
     with progress_line("prompts") as progress:
-        store = measure(loaded, settings, asked, folder, _shown(progress))
+        store = measure(loaded, settings, asked, folder, progress.count)
     records = [each.record for each in store.read()]
     counts = {
         "folder": str(folder), "n_prompts": len(records),
@@ -129,29 +126,36 @@ def calibrate(
     ] = None,
     json: Json = False,
 ) -> None:
-    """Choose window, layers and thresholds in nested folds, beside length, entropy and rivals."""
+    """Choose window, layers and thresholds in nested folds, beside simpler baselines."""
+    from graphhalu.evaluation.files import plain_values
     from graphhalu.studies.instability.calibrate import calibrate as choose
+    from graphhalu.studies.instability.calibration import KIND
     from graphhalu.studies.instability.series import SeriesFolder
     from graphhalu.studies.instability.settings import CalibrateSettings
     from graphhalu.studies.instability.tracker import read_important_heads
 
     settings = _settings(
-        CalibrateSettings, set_,
-        spread=spread, starts=_numbers("--starts", starts, int),
-        lengths=_numbers("--lengths", lengths, int),
-        mid_high=_numbers("--mid-high", mid_high, float),
-        tail_cut=_numbers("--tail-cut", tail_cut, float), n_folds=folds,
-        seeds=_numbers("--seeds", seeds, int),
-    )  # fmt: skip
+        CalibrateSettings,
+        set_,
+        spread=spread,
+        starts=read_numbers("--starts", starts),
+        lengths=read_numbers("--lengths", lengths),
+        mid_high=read_numbers("--mid-high", mid_high, float),
+        tail_cut=read_numbers("--tail-cut", tail_cut, float),
+        n_folds=folds,
+        seeds=read_numbers("--seeds", seeds),
+    )
     given = None if heads is None else read_important_heads(heads)
     with progress_line("methods") as progress:
         found = choose(
-            SeriesFolder.open(folder), settings, given_heads=given, on_progress=_shown(progress)
+            SeriesFolder.open(folder), settings, given_heads=given, on_progress=progress.count
         )
     path = found.write(out or folder / "calibration.json")
     if json:
-        values = found.model_dump(mode="json", exclude={"scores", "prompt_ids", "labels"})
-        print_json({"file": str(path), **values})
+        values = plain_values(found, KIND)
+        left_out = {"scores", "prompt_ids", "labels"}
+        shown = {name: value for name, value in values.items() if name not in left_out}
+        print_json({"file": str(path), **shown})
         return
     print_calibration(found)
     say(f"written to {path}")
@@ -198,13 +202,13 @@ def detect(
     asked = _asked(prompt, file)
     known = read_calibration(calibration)
     known.threshold(name, aim)
-    loaded = _loaded(model or known.fitted_on.model, device, threads, known.fitted_on.quantization)
+    loaded = _loaded(model or known.identity.model, device, threads, known.identity.quantization)
     detector = PromptDetector(
         loaded, known, method=name, aim=aim, system=_system_text(system, system_text),
         max_new_tokens=max_new_tokens,
     )  # fmt: skip
     with progress_line("prompts") as progress:
-        verdicts = detector.score(asked, _shown(progress))
+        verdicts = detector.score(asked, progress.count)
     print_verdicts(verdicts, name, detector.threshold, json)
     if fail_on_detect and any(verdict.is_attack for verdict in verdicts):
         raise typer.Exit(DETECTED)
@@ -305,7 +309,7 @@ def _method(name: str) -> Any:
 def _aim(text: str) -> float | None:
     if text == "f1":
         return None
-    rate: float = _number("--fpr", text, float)
+    rate: float = read_numbers("--fpr", text, float)[0]
     return rate
 
 
@@ -314,22 +318,6 @@ def _settings(kind: Any, set_: list[str] | None, **options: Any) -> Any:
 
     given = {name: value for name, value in options.items() if value is not None}
     return load_config(kind, None, {**given, **read_overrides(set_ or [])})
-
-
-def _numbers(option: str, text: str | None, kind: Any) -> Any:
-    if text is None or text == "auto":
-        return text
-    return [_number(option, part, kind) for part in text.split(",")]
-
-
-def _number(option: str, text: str, kind: Any) -> Any:
-    from graphhalu.errors import UsageError
-
-    try:
-        return kind(text)
-    except ValueError:
-        message = f"{option} takes numbers, got {text!r}"
-        raise UsageError(message) from None
 
 
 def _loaded(
@@ -354,11 +342,3 @@ def _file_name(identity: dict[str, Any]) -> str:
     import re
 
     return re.sub(r"[^\w.-]+", "_", str(identity["name"])).strip("._") or "model"
-
-
-def _shown(progress: "ProgressLine") -> "Callable[[int, int], None]":
-    import time
-
-    return lambda n_done, n_total: progress.show(
-        n_done, n_total, time.monotonic() - progress.started
-    )

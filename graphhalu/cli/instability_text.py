@@ -5,13 +5,14 @@ from typing import TYPE_CHECKING
 from graphhalu.cli.output import print_json, print_table
 
 if TYPE_CHECKING:
-    from graphhalu.studies.instability.calibration import Calibration, Estimate
+    from graphhalu.evaluation.bootstrap import Estimate
+    from graphhalu.studies.instability.calibration import Calibration
     from graphhalu.studies.instability.detect import Verdict
 
 
 def print_calibration(found: "Calibration") -> None:
     """Methods, operating points and what was chosen."""
-    from graphhalu.studies.instability.calibration import Estimate
+    from graphhalu.evaluation.bootstrap import Estimate
 
     print_table(
         ["method", "nested AUROC", "in sample", "difference", "p"],
@@ -80,10 +81,8 @@ def _interval(estimate: "Estimate", sign: str = "") -> str:
     """A share with its interval, without leading zeros: five columns must fit 80 characters."""
     import re
 
-    text = f"{estimate.value:{sign}.3f}"
-    if estimate.low is not None and estimate.high is not None:
-        text += f" [{estimate.low:{sign}.2f},{estimate.high:{sign}.2f}]"
-    return re.sub(r"\b0\.", ".", text)
+    interval = estimate.interval(f"{sign}.2f").replace(", ", ",")
+    return re.sub(r"\b0\.", ".", f"{estimate.value:{sign}.3f} {interval}".strip())
 
 
 def _p_text(value: float) -> str:

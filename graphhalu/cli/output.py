@@ -59,6 +59,23 @@ def duration(seconds: float) -> str:
     return f"{int(seconds) // 60} min {int(seconds) % 60:02d} s"
 
 
+def read_numbers(option: str, text: str | None, kind: Any = int) -> Any:
+    """The numbers of an option, as ``1,4``; ``None`` and ``auto`` stay what they are.
+
+    Raises:
+        UsageError: If it is anything else.
+    """
+    from graphhalu.errors import UsageError
+
+    if text is None or text == "auto":
+        return text
+    try:
+        return [kind(part) for part in text.split(",")]
+    except ValueError:
+        message = f"{option} takes numbers with commas, as 1,4; got {text!r}"
+        raise UsageError(message) from None
+
+
 class ProgressLine:
     """Progress with rate and remaining time: a bar on a terminal, now and then a line elsewhere.
 
@@ -75,11 +92,15 @@ class ProgressLine:
 
     def step(self, progress: "CompareProgress") -> None:
         """Show where a comparison stands."""
-        self.show(progress.n_done, progress.n_total, time.monotonic() - self.started)
+        self.count(progress.n_done, progress.n_total)
 
     def __call__(self, progress: "Progress") -> None:
         """Show where an extraction stands."""
         self.show(progress.n_done, progress.n_total, progress.seconds)
+
+    def count(self, n_done: int, n_total: int) -> None:
+        """Show how much is done since this display was made."""
+        self.show(n_done, n_total, time.monotonic() - self.started)
 
     def show(self, n_done: int, n_total: int, seconds: float) -> None:
         """Show how much is done, how fast it goes and how long it will take."""

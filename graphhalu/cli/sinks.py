@@ -5,12 +5,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import print_json, print_table, progress_line, say
+from graphhalu.cli.output import print_json, print_table, progress_line, read_numbers, say
 
 if TYPE_CHECKING:
-    from graphhalu.studies.sinks.findings import Estimate, Findings, RunResult
     from graphhalu.studies.sinks.records import MeasuredRun
-    from graphhalu.studies.sinks.result import SinksResult
+    from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
 
 app = typer.Typer(
     help="Sink mass against hallucination: measure it, analyse it, draw it.", no_args_is_help=True
@@ -79,8 +78,6 @@ def measure(  # one parameter an option
 
     An interrupted run goes on where it stopped when the same command is run again.
     """
-    import time
-
     from graphhalu.config import load_config, read_overrides
     from graphhalu.studies.sinks.settings import ABLATED_KS, SinkMeasureConfig
 
@@ -91,7 +88,7 @@ def measure(  # one parameter an option
         "dataset.name": dataset, "dataset.path": data_path,
         "prompt.chat": chat, "prompt.template": template, "prompt.system": system,
         "num_samples": num_samples, "n_examples": examples, "query_start": query_start,
-        "ks": _ks(k) or (list(ABLATED_KS) if "k" in ablated else None),
+        "ks": read_numbers("--k", k) or (list(ABLATED_KS) if "k" in ablated else None),
         "modes": queries.split(",") if queries else None,
     }  # fmt: skip
     given = {key: value for key, value in options.items() if value is not None}
@@ -105,12 +102,10 @@ def measure(  # one parameter an option
     else:
         from graphhalu.studies.sinks.measure import measure as run_measure
 
-        started = time.monotonic()
         with progress_line("sequences") as progress:
             runs = run_measure(
-                settings, folder, ablate=ablated, on_note=say,
-                on_progress=lambda done, n: progress.show(done, n, time.monotonic() - started),
-            )  # fmt: skip
+                settings, folder, ablate=ablated, on_note=say, on_progress=progress.count
+            )
     _show_measured(runs, folder, json)
 
 
@@ -138,25 +133,22 @@ def analyze(
     json: Json = False,
 ) -> None:
     """Test the hypotheses: shift, prediction, beyond entropy, localisation; size, task, chat."""
-    import time
-
     from graphhalu.config import load_config, read_overrides
     from graphhalu.evaluation.training import new_run_folder
     from graphhalu.studies.sinks.analyze import AnalyzeConfig
     from graphhalu.studies.sinks.analyze import analyze as run_analysis
 
     given = {
-        "heads": heads, "role": role, "n_resamples": resamples,
-        "meanings": label.split(",") if label else None, "fold_seeds": _seeds(seeds),
-    }  # fmt: skip
+        "heads": heads,
+        "role": role,
+        "n_resamples": resamples,
+        "meanings": label.split(",") if label else None,
+        "fold_seeds": read_numbers("--seeds", seeds),
+    }
     known = {key: value for key, value in given.items() if value is not None}
     settings = load_config(AnalyzeConfig, None, {**read_overrides(set_ or []), **known})
-    started = time.monotonic()
     with progress_line("runs") as progress:
-        result = run_analysis(
-            records or [_RUNS / "sinks"], settings,
-            on_run=lambda done, n: progress.show(done, n, time.monotonic() - started),
-        )  # fmt: skip
+        result = run_analysis(records or [_RUNS / "sinks"], settings, on_run=progress.count)
     folder = out or new_run_folder(_RUNS, "sinks")
     path = result.write(folder)
     if json:
@@ -238,30 +230,26 @@ def _row(run: "RunResult", found: "Findings") -> list[str]:
     name = run.model.rsplit("/", maxsplit=1)[-1]
     more = "" if run.quantization == "none" else f" {run.quantization}"
     probe = found.model("heads")
-    gain = next((g for g in found.gains if g.model == "entropy+sink"), None)
-    auroc = found.prediction.auroc
+    gain = next((g.auroc for g in found.gains if g.model == "entropy+sink"), None)
+    effect, auroc = found.shift.cohens_d, found.prediction.auroc
+    interval = f"{effect.value:+.2f} [{effect.low:+.2f},{effect.high:+.2f}]"
     return [
         f"{name}{more}, chat {run.chat}",
         f"{found.n_positive}/{found.n_negative}",
-        _estimate(found.shift.cohens_d),
-        _short(f"{auroc.value:.3f}") + ("" if auroc.low <= 0.5 <= auroc.high else "*"),  # noqa: PLR2004
-        "-" if probe is None
-        else _short(f"{probe.auroc.value:.3f}") + ("*" if probe.auroc.low > 0.5 else ""),  # noqa: PLR2004
-        "-" if gain is None
-        else _short(f"{gain.auroc.value:+.3f}") + ("*" if gain.auroc.excludes_zero else ""),
-    ]  # fmt: skip
+        _short(interval, is_marked=effect.excludes_zero),
+        _short(f"{auroc.value:.3f}", is_marked=not auroc.low <= 0.5 <= auroc.high),  # noqa: PLR2004
+        "-"
+        if probe is None
+        else _short(f"{probe.auroc.value:.3f}", is_marked=probe.auroc.low > 0.5),  # noqa: PLR2004
+        "-" if gain is None else _short(f"{gain.value:+.3f}", is_marked=gain.excludes_zero),
+    ]
 
 
-def _estimate(value: "Estimate") -> str:
-    star = "*" if value.excludes_zero else ""
-    return _short(f"{value.value:+.2f} [{value.low:+.2f},{value.high:+.2f}]") + star
-
-
-def _short(text: str) -> str:
+def _short(text: str, *, is_marked: bool) -> str:
     """Without the zero before the point, so that a table fits into 80 columns."""
     import re
 
-    return re.sub(r"(?<!\d)0\.", ".", text)
+    return re.sub(r"(?<!\d)0\.", ".", text) + ("*" if is_marked else "")
 
 
 def _ablations(text: str | None) -> list[Any]:
@@ -288,21 +276,3 @@ def _only_a_store(ablated: list[Any]) -> None:
             f"  Leave one of them out"
         )
         raise UsageError(message)
-
-
-def _ks(text: str | None) -> list[int] | None:
-    return None if text is None else _numbers("--k", text)
-
-
-def _seeds(text: str | None) -> list[int] | None:
-    return None if text is None else _numbers("--seeds", text)
-
-
-def _numbers(option: str, text: str) -> list[int]:
-    from graphhalu.errors import UsageError
-
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        message = f"{option} takes numbers with commas, as 1,4; got {text!r}"
-        raise UsageError(message) from None

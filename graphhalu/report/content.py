@@ -14,6 +14,7 @@ from graphhalu.report.forest import difference_text, forest_figure, ordered_test
 from graphhalu.report.frame import facts, frame_sections, page_title, small_class_warning
 from graphhalu.report.headline import headline
 from graphhalu.report.heatmaps import MAP_TITLES, maps_figure, n_marked
+from graphhalu.report.labels import METRIC_NAMES, metric_names, metric_title, short_text, size_text
 from graphhalu.report.page import (
     ABSENT,
     Cell,
@@ -27,7 +28,6 @@ from graphhalu.report.page import (
     text_rows,
 )
 from graphhalu.report.palette import FAMILY_NAMES, family
-from graphhalu.report.wording import METRIC_NAMES, metric_names, metric_title, short_text, size_text
 
 CONTROL_MARK: Final = "°"
 BASELINE_MARK: Final = "†"

@@ -12,8 +12,8 @@ from graphhalu.datasets.registry import DATASETS
 from graphhalu.evaluation.result import Result, TokenCounts
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.numerics import json_ready
+from graphhalu.report.labels import few
 from graphhalu.report.page import ABSENT, Column, PageTable, Section, text_rows
-from graphhalu.report.wording import few
 
 _PROTOCOL_WORDS: Final = {
     "n_folds": "folds of the cross-fit (one tests, one validates, the rest train)",

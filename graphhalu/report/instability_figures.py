@@ -4,43 +4,49 @@ Attacks are orange diamonds, benign prompts blue circles, in every figure; what 
 is told by mark, dash or place too, so that a print in grey says the same.
 """
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 from matplotlib.axes import Axes
-from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.curves import roc
-from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
-from graphhalu.report.palette import AROUND_CHANCE, LIGHT
-from graphhalu.studies.instability.calibration import (
-    MAIN,
-    TRACKER,
-    Calibration,
-    Estimate,
-    MethodRow,
+from graphhalu.report.drawing import (
+    FONT_SIZE,
+    Style,
+    colour_bar,
+    interval_mark,
+    legend,
+    new_figure,
+    prepare,
+    quiet_text,
 )
-from graphhalu.studies.instability.views import MeanMap, Relation, StudyView
+from graphhalu.report.palette import AROUND_CHANCE, LIGHT
+from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, MethodRow
+from graphhalu.studies.instability.views import Relation, StudyView
 
-ATTACK_LOOK: Final[dict[str, Any]] = {"color": LIGHT["graph"], "marker": "D"}
-BENIGN_LOOK: Final[dict[str, Any]] = {"color": LIGHT["probe"], "marker": "o"}
+ATTACK_STYLE: Final[Style] = {"color": LIGHT["graph"], "marker": "D"}
+BENIGN_STYLE: Final[Style] = {"color": LIGHT["probe"], "marker": "o"}
 SPREAD_NAMES: Final = {
-    "std": "standard deviation over heads", "logit": "standard deviation of log-odds over heads",
+    "std": "standard deviation over heads",
+    "logit": "standard deviation of log-odds over heads",
     "bounded": "standard deviation over its bound",
-}  # fmt: skip
+}
 _WIDTH_IN: Final = 9.0
 _N_NAMED: Final = 4
-_LINES: Final = (
-    ("graph", "-"), ("scalar", (0, (5, 1.8))), ("probe", (0, (1.2, 1.3))),
-    ("control", (0, (6, 1.6, 1.2, 1.6))),
-)  # fmt: skip
+_LINES: Final[tuple[Style, ...]] = (
+    {"color": LIGHT["graph"], "linestyle": "-"},
+    {"color": LIGHT["scalar"], "linestyle": (0, (5, 1.8))},
+    {"color": LIGHT["probe"], "linestyle": (0, (1.2, 1.3))},
+    {"color": LIGHT["control"], "linestyle": (0, (6, 1.6, 1.2, 1.6))},
+)
 _SEQUENTIAL: Final = "cividis"
+_DOTS: Final[Style] = {"linestyle": "none", "markeredgewidth": 0}
 
 
 def roc_figure(calibration: Calibration) -> Figure:
@@ -54,16 +60,14 @@ def roc_figure(calibration: Calibration) -> Figure:
     for row in calibration.rows:
         if row.name not in shown:
             axes.plot(*roc(samples, row.name), color=LIGHT["faint"], linewidth=0.8, gid=row.name)
-    for (colour, dashes), row in zip(_LINES, named, strict=False):
-        axes.plot(
-            *roc(samples, row.name), color=LIGHT[colour], linestyle=dashes, linewidth=2.2,
-            label=f"{_words(row.name)} {row.auroc.value:.3f}", gid=row.name,
-        )  # fmt: skip
+    for style, row in zip(_LINES, named, strict=False):
+        label = f"{words(row.name)} {row.auroc.value:.3f}"
+        axes.plot(*roc(samples, row.name), linewidth=2.2, label=label, gid=row.name, **style)
     axes.plot([0, 1], [0, 1], color=LIGHT["muted"], linewidth=1.1, linestyle=(0, (2, 2)))
     axes.set(xlim=(-0.01, 1.01), ylim=(-0.01, 1.01))
     axes.set_xlabel("benign prompts flagged")
     axes.set_ylabel("attacks found")
-    _legend(axes, loc="lower right", title="nested AUROC")
+    legend(axes, loc="lower right", title="nested AUROC")
     return figure
 
 
@@ -77,21 +81,17 @@ def methods_figure(calibration: Calibration) -> Figure:
     axes.axvline(0.5, color=LIGHT["ink"], linewidth=1.1)
     for place, row in enumerate(rows):
         colour = LIGHT["graph"] if row.name == MAIN else LIGHT["probe"]
-        _whisker(axes, row.auroc, place, colour)
-        axes.plot(
-            row.in_sample.value, place, marker="D", markersize=7, color=colour,
-            markerfacecolor=LIGHT["paper"], markeredgewidth=1.5, linestyle="none",
-            gid=f"in-sample-{row.name}",
-        )  # fmt: skip
-    axes.set_yticks(range(len(rows)), [_words(row.name) for row in rows])
+        interval_mark(axes, place, row.auroc, colour=colour, marker="o", gid="nested")
+        in_sample = Estimate(row.in_sample.value)
+        gid = f"in-sample-{row.name}"
+        interval_mark(axes, place, in_sample, colour=colour, is_open=True, marker="D", gid=gid)
+    axes.set_yticks(range(len(rows)), [words(row.name) for row in rows])
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("AUROC")
     for marker, face, label in (("o", "muted", "nested"), ("D", "paper", "in sample")):
-        axes.plot(
-            [], [], marker=marker, color=LIGHT["muted"], markerfacecolor=LIGHT[face],
-            linestyle="none", markersize=7, label=label,
-        )  # fmt: skip
-    _legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
+        mark: Style = {"marker": marker, "color": LIGHT["muted"], "markerfacecolor": LIGHT[face]}
+        axes.plot([], [], linestyle="none", markersize=7, label=label, **mark)
+    legend(axes, loc="lower left", bbox_to_anchor=(0, 1), ncols=2)
     return figure
 
 
@@ -102,24 +102,22 @@ def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
     prepare(axes)
     axes.grid(visible=False, axis="x")
     jitter = np.random.default_rng(0)
-    looks = (BENIGN_LOOK, ATTACK_LOOK)
-    for place, (look, members) in enumerate(
-        zip(looks, (~view.is_attack, view.is_attack), strict=True)
+    styles = (BENIGN_STYLE, ATTACK_STYLE)
+    for place, (style, members) in enumerate(
+        zip(styles, (~view.is_attack, view.is_attack), strict=True)
     ):
         values = view.score[members & np.isfinite(view.score)]
-        _violin(axes, place, values, look["color"])
-        axes.plot(
-            place + jitter.uniform(-0.08, 0.08, len(values)), values, linestyle="none",
-            markersize=4, alpha=0.7, markeredgewidth=0, **look,
-        )  # fmt: skip
+        _violin(axes, place, values, style["color"])
+        places = place + jitter.uniform(-0.08, 0.08, len(values))
+        axes.plot(places, values, markersize=4, alpha=0.7, **_DOTS, **style)
     choice = calibration.window
-    aim = _middle_aim(calibration)
+    aims = sorted(point.aim for point in calibration.rows[0].points)
+    aim = aims[len(aims) // 2]
     height = choice.direction * calibration.threshold(MAIN, aim)
     axes.axhline(height, color=LIGHT["ink"], linewidth=1.3, linestyle=(0, (5, 2)))
-    axes.annotate(
-        f"threshold at {aim:.0%} FPR", (0.5, height), (0, 3), textcoords="offset points",
-        ha="center", va="bottom", **quiet_text(fontsize=FONT_SIZE - 1),
-    )  # fmt: skip
+    text = quiet_text(fontsize=FONT_SIZE - 1, ha="center", va="bottom")
+    label = f"threshold at {aim:.0%} FPR"
+    axes.annotate(label, (0.5, height), (0, 3), textcoords="offset points", **text)
     axes.set_xticks(
         [0, 1], [f"benign ({calibration.n_benign})", f"attack ({calibration.n_attack})"]
     )
@@ -137,34 +135,30 @@ def stepwise_figure(calibration: Calibration) -> Figure:
     points = [point for point in calibration.steps if point.instability is not None]
     steps = np.array([point.step for point in points])
     found = [p.instability for p in points if p.instability is not None]
-    ends = [[_or_nan(getattr(e, side)) for e in found] for side in ("low", "high")]
+    ends = [[e.low for e in found], [e.high for e in found]]
     top.fill_between(steps, *ends, color=LIGHT["graph"], alpha=0.22, linewidth=0)
     lines = {
         "instability": [e.value for e in found],
-        "token entropy": [_or_nan(p.entropy) for p in points],
-        "focus, all heads": [_or_nan(p.focus) for p in points],
+        "token entropy": [p.entropy for p in points],
+        "focus, all heads": [p.focus for p in points],
     }
-    for (colour, dashes), (name, values) in zip(_LINES, lines.items(), strict=False):
-        top.plot(steps, values, color=LIGHT[colour], linestyle=dashes, linewidth=2, label=name)
+    for style, (name, values) in zip(_LINES, lines.items(), strict=False):
+        top.plot(steps, values, linewidth=2, label=name, **style)
     top.axhline(0.5, color=LIGHT["ink"], linewidth=1)
     window = calibration.window.window
     top.axvspan(window.start - 0.5, window.end + 0.5, color=LIGHT["grid"], zorder=0)
     top.set_ylim(-0.02, 1.02)
     top.set_ylabel("AUROC, attack above")
-    _legend(top, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
-    for look, field, dashes in (
-        (ATTACK_LOOK, "n_attack", "-"),
-        (BENIGN_LOOK, "n_benign", (0, (5, 1.8))),
-    ):
-        counts = [getattr(point, field) for point in calibration.steps]
-        low.plot(
-            range(len(counts)), counts, color=look["color"], linestyle=dashes, linewidth=2,
-            label=field.removeprefix("n_"),
-        )  # fmt: skip
+    legend(top, loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    dashes = {"attack": (ATTACK_STYLE, "-"), "benign": (BENIGN_STYLE, (0, (5, 1.8)))}
+    for name, (style, dash) in dashes.items():
+        counts = [getattr(point, f"n_{name}") for point in calibration.steps]
+        line: Style = {"color": style["color"], "linestyle": dash, "linewidth": 2}
+        low.plot(range(len(counts)), counts, label=name, **line)
     low.set_ylim(0, None)
     low.set_ylabel("prompts")
     low.set_xlabel("decode step")
-    _legend(low, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
+    legend(low, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=2)
     return figure
 
 
@@ -172,25 +166,25 @@ def map_figure(view: StudyView, calibration: Calibration) -> Figure:
     """Mean spread over heads by step and layer: attacks, benign prompts, and the difference."""
     figure = new_figure(_WIDTH_IN, 8.2)
     panels = figure.subplots(3, 1, sharex=True, sharey=True)
-    n_steps = max(len(view.attack.values), len(view.benign.values))
-    attack, benign = (_padded(each, n_steps) for each in (view.attack, view.benign))
+    attack, benign = view.attack.values, view.benign.values
     both = np.concatenate([attack, benign])
     shared = Normalize(float(np.nanmin(both)), float(np.nanmax(both)))
     difference = attack - benign
-    reach = (
-        float(np.nanmax(np.abs(difference), initial=0.0)) if np.isfinite(difference).any() else 0.0
-    )
-    around = Normalize(-max(reach, 1e-9), max(reach, 1e-9))
-    titles = ("attack", "benign", "attack minus benign")
-    for axes, values, norm, cmap, title in zip(
-        panels, (attack, benign, difference), (shared, shared, around),
-        (_SEQUENTIAL, _SEQUENTIAL, AROUND_CHANCE), titles, strict=True,
-    ):  # fmt: skip
-        _draw_map(axes, values, norm, cmap, title)
+    sizes = np.abs(difference[np.isfinite(difference)])
+    reach = max(float(sizes.max(initial=0.0)), 1e-9)
+    around = Normalize(-reach, reach)
+    maps = {
+        "attack": (attack, shared, _SEQUENTIAL),
+        "benign": (benign, shared, _SEQUENTIAL),
+        "attack minus benign": (difference, around, AROUND_CHANCE),
+    }
+    for axes, (title, drawn) in zip(panels, maps.items(), strict=True):
+        _draw_map(axes, *drawn, title)
         _frame_window(axes, calibration)
     panels[-1].set_xlabel("decode step")
-    _colour_bar(figure, list(panels[:2]), shared, _SEQUENTIAL, "mean spread over heads")
-    _colour_bar(figure, list(panels[2:]), around, AROUND_CHANCE, "difference")
+    place = {"pad": 0.02, "aspect": 30}
+    colour_bar(figure, list(panels[:2]), shared, _SEQUENTIAL, "mean spread over heads", **place)
+    colour_bar(figure, list(panels[2:]), around, AROUND_CHANCE, "difference", **place)
     is_there = np.isfinite(attack).any(axis=1) | np.isfinite(benign).any(axis=1)
     last = int(np.flatnonzero(is_there).max())
     panels[0].set_xlim(-0.5, last + 0.5)
@@ -203,17 +197,16 @@ def scatter_figure(view: StudyView, calibration: Calibration) -> Figure:
     panels = figure.subplots(1, len(view.relations), sharey=True, squeeze=False)[0]
     for axes, relation in zip(panels, view.relations, strict=True):
         prepare(axes)
-        for look, members, name in (
-            (BENIGN_LOOK, ~view.is_attack, "benign"), (ATTACK_LOOK, view.is_attack, "attack"),
-        ):  # fmt: skip
-            axes.plot(
-                relation.values[members], view.score[members], linestyle="none", markersize=5.5,
-                alpha=0.75, markeredgewidth=0, label=name, **look,
-            )  # fmt: skip
+        for style, members, name in (
+            (BENIGN_STYLE, ~view.is_attack, "benign"),
+            (ATTACK_STYLE, view.is_attack, "attack"),
+        ):
+            marks: Style = {"markersize": 5.5, "alpha": 0.75, "label": name, **_DOTS, **style}
+            axes.plot(relation.values[members], view.score[members], **marks)
         axes.set_xlabel(relation.name)
         axes.set_title(correlation_text(relation), loc="left", **quiet_text(fontsize=FONT_SIZE - 1))
     panels[0].set_ylabel(SPREAD_NAMES[calibration.window.spread])
-    _legend(panels[-1], loc="best")
+    legend(panels[-1], loc="best")
     return figure
 
 
@@ -229,11 +222,13 @@ def correlation_text(relation: Relation) -> str:
     """Both correlations with their intervals."""
     parts = (("r", relation.pearson), ("rank", relation.spearman))
     return "\n".join(
-        f"{name}: none"
-        if found is None or found.low is None or found.high is None
-        else f"{name} = {found.value:+.2f} [{found.low:+.2f}, {found.high:+.2f}]"
-        for name, found in parts
+        f"{name}: none" if found is None else f"{name} = {found:+.2f}" for name, found in parts
     )
+
+
+def words(name: str) -> str:
+    """Name of a method as it is read."""
+    return name.replace("_", " ")
 
 
 def _samples(calibration: Calibration) -> pa.Table:
@@ -246,12 +241,6 @@ def _samples(calibration: Calibration) -> pa.Table:
             columns["label"] += calibration.labels
             columns["score"] += scores
     return pa.table({**columns, "is_valid": [True] * len(columns["seed"])})
-
-
-def _whisker(axes: Axes, estimate: Estimate, place: int, colour: str) -> None:
-    if estimate.low is not None and estimate.high is not None:
-        axes.plot([estimate.low, estimate.high], [place, place], color=colour, linewidth=2)
-    axes.plot(estimate.value, place, marker="o", markersize=7.5, color=colour, gid="nested")
 
 
 def _violin(axes: Axes, place: int, values: Float[np.ndarray, "prompt"], colour: str) -> None:
@@ -270,10 +259,8 @@ def _draw_map(
     axes: Axes, values: Float[np.ndarray, "step layer"], norm: Normalize, cmap: Any, title: str
 ) -> None:
     prepare(axes, grid=False)
-    axes.imshow(
-        np.ma.masked_invalid(values.T), cmap=cmap, norm=norm, aspect="auto", origin="lower",
-        interpolation="none",
-    )  # fmt: skip
+    drawn: Style = {"cmap": cmap, "norm": norm, "aspect": "auto", "interpolation": "none"}
+    axes.imshow(np.ma.masked_invalid(values.T), origin="lower", **drawn)
     axes.spines[:].set_visible(False)
     axes.set_ylabel("layer")
     axes.set_title(title, loc="left", fontsize=FONT_SIZE, color=LIGHT["ink"])
@@ -281,50 +268,8 @@ def _draw_map(
 
 def _frame_window(axes: Axes, calibration: Calibration) -> None:
     window = calibration.window.window
+    corner = window.start - 0.5, window.first_layer - 0.5
     size = window.length, window.stop_layer - window.first_layer
-    axes.add_patch(
-        Rectangle(
-            (window.start - 0.5, window.first_layer - 0.5), *size, fill=False,
-            edgecolor=LIGHT["paper"], linewidth=2.4,
-        )
-    )  # fmt: skip
-    axes.add_patch(
-        Rectangle(
-            (window.start - 0.5, window.first_layer - 0.5), *size, fill=False,
-            edgecolor=LIGHT["ink"], linewidth=1.2, linestyle=(0, (4, 2)),
-        )
-    )  # fmt: skip
-
-
-def _colour_bar(
-    figure: Figure, panels: Sequence[Axes], norm: Normalize, cmap: Any, label: str
-) -> None:
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=panels, pad=0.02, aspect=30)
-    bar.set_label(label, fontsize=FONT_SIZE, color=LIGHT["ink"])
-    bar.ax.tick_params(labelsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
-    bar.outline.set_visible(False)
-
-
-def _padded(found: MeanMap, n_steps: int) -> Float[np.ndarray, "step layer"]:
-    missing = n_steps - len(found.values)
-    return np.pad(found.values, ((0, missing), (0, 0)), constant_values=np.nan)
-
-
-def _legend(axes: Axes, **place: Any) -> None:
-    axes.legend(
-        frameon=False, fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"],
-        title_fontsize=FONT_SIZE - 1, **place,
-    )  # fmt: skip
-
-
-def _middle_aim(calibration: Calibration) -> float:
-    aims = sorted(point.aim for point in calibration.rows[0].points)
-    return aims[len(aims) // 2]
-
-
-def _words(name: str) -> str:
-    return name.replace("_", " ")
-
-
-def _or_nan(value: float | None) -> float:
-    return float("nan") if value is None else value
+    for colour, width, dashes in (("paper", 2.4, "-"), ("ink", 1.2, (0, (4, 2)))):
+        line: Style = {"edgecolor": LIGHT[colour], "linewidth": width, "linestyle": dashes}
+        axes.add_patch(Rectangle(corner, *size, fill=False, **line))

@@ -1,38 +1,29 @@
-"""The sink study as one page: what was found, the figures, and the numbers behind them."""
+"""Page of the study of sink mass: what was found, the figures, and the numbers behind them."""
 
 from collections.abc import Sequence
+from math import isfinite
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
-from graphhalu.atomic import replace_file
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.labels.labels import MEANINGS
-from graphhalu.report.drawing import save_figure
 from graphhalu.report.frame import provenance_section
-from graphhalu.report.html import report_html
-from graphhalu.report.markdown import report_markdown
-from graphhalu.report.page import Page, PageFigure, Section
+from graphhalu.report.page import ABSENT, Cell, Page, PageText, cell
 from graphhalu.report.sinks_figures import (
+    MEANING_NAMES,
+    Shown,
     accuracy_figure,
+    depth_figure,
     forest_figure,
+    heads_figure,
+    model_name,
     models_figure,
+    parameters_text,
+    scaling_figure,
     shift_figure,
+    shown_findings,
 )
-from graphhalu.report.sinks_maps import depth_figure, heads_figure, scaling_figure
-from graphhalu.report.sinks_panels import Shown, shown_findings
-from graphhalu.report.sinks_tables import (
-    calibration_table,
-    gain_table,
-    head_table,
-    overlap_table,
-    prediction_table,
-    run_table,
-    scaling_table,
-    sensitivity_table,
-    shift_table,
-    task_table,
-)
-from graphhalu.report.write import ReportFiles
+from graphhalu.report.write import ReportFiles, write_page
 from graphhalu.studies.sinks.result import SinksResult
 
 PAGE_FILE: Final = "sinks.html"
@@ -58,18 +49,7 @@ def write_sinks_report(
         NotEnoughDataError: If no run could be analysed.
     """
     page = sinks_page(result, sink_tokens=sink_tokens, query_mode=query_mode)
-    folder.mkdir(parents=True, exist_ok=True)
-    figures = [
-        save_figure(each.figure, folder / f"{each.name}{suffix}")
-        for each in page.figures
-        for suffix in (".png", ".svg")
-    ]
-    html = folder / PAGE_FILE
-    replace_file(html, report_html(page).encode())
-    markdown = html.with_suffix(".md")
-    pictures = {each.name: f"{each.name}.png" for each in page.figures}
-    replace_file(markdown, report_markdown(page, pictures).encode())
-    return ReportFiles(html, markdown, tuple(figures))
+    return write_page(page, folder / PAGE_FILE, has_svg=True)
 
 
 def sinks_page(
@@ -77,17 +57,63 @@ def sinks_page(
 ) -> Page:
     """The page; arguments as those of :func:`write_sinks_report`."""
     shown = shown_findings(result, sink_tokens=sink_tokens, query_mode=query_mode)
+    text = PageText("sinks", scaling=_scaling_notes(result))
+    rows = _rows(result)
+    sizes, reason = {}, []
+    try:
+        sizes = {"sinks-scaling": scaling_figure(result.scaling)}
+    except NotEnoughDataError as error:
+        reason = [f"There is no figure by model size: {error}."]
     sections = (
-        _shift(result, shown), _prediction(result, shown), _beyond_entropy(result, shown),
-        _localisation(shown), _across(result), _runs(result), _reading(),
+        text.section(
+            "shift",
+            figures={"sinks-shift": shift_figure(shown), "sinks-effects": forest_figure(shown)},
+            tables={"table-shift": rows},
+        ),
+        text.section(
+            "prediction",
+            figures={"sinks-accuracy": accuracy_figure(shown)},
+            tables={"table-prediction": rows, "table-calibration": rows},
+        ),
+        text.section(
+            "beyond",
+            figures={"sinks-models": models_figure(shown)},
+            tables={
+                "table-gains": [
+                    {**row, "gain": gain, "larger": row["found"].model(gain.model)}
+                    for row in rows
+                    for gain in row["found"].gains
+                ]
+            },
+        ),
+        text.section(
+            "localisation",
+            figures={"sinks-heads": heads_figure(shown), "sinks-depth": depth_figure(shown)},
+            tables={
+                "table-heads": _head_rows(shown),
+                "table-overlap": [
+                    {"shown": each, "overlap": overlap}
+                    for each in shown
+                    for overlap in each.found.localisation.overlaps
+                ],
+            },
+        ),
+        text.section(
+            "across",
+            figures=sizes,
+            tables={
+                "table-scaling": _scaling_rows(result),
+                "table-tasks": _task_rows(result),
+                "table-sensitivity": [{"pair": pair} for pair in result.sensitivity],
+            },
+            paragraphs=reason,
+        ),
+        text.section("runs", tables={"table-runs": _run_rows(result)}, paragraphs=result.notes),
+        text.section("reading"),
         provenance_section(result.provenance, {"settings": result.settings}),
-    )  # fmt: skip
-    return Page(
-        title="Sink mass against hallucination",
-        headline=headline(shown),
-        facts=_facts(result, shown),
-        sections=sections,
     )
+    title = "Sink mass against hallucination"
+    return Page(title, headline(shown), _facts(result, shown), sections)
 
 
 def headline(shown: Sequence[Shown]) -> tuple[str, str]:
@@ -136,121 +162,83 @@ def _facts(result: SinksResult, shown: Sequence[Shown]) -> tuple[tuple[str, str]
     )
 
 
-def _shift(result: SinksResult, shown: Sequence[Shown]) -> Section:
-    figures = (
-        PageFigure(
-            "sinks-shift", "Sink mass of both classes",
-            "Density above, violin with quartiles and median below; orange and solid is label 1 "
-            "(hallucinated, or a bad input), blue and dashed is label 0. d is Cohen's d with its "
-            "95 % interval over questions; a d of 0.2 is called small.",
-            shift_figure(shown),
-        ),
-        PageFigure(
-            "sinks-effects", "Cohen's d, with and without length",
-            "Diamonds as measured, circles after a fit on the logarithm of the length. A filled "
-            "mark has an interval that excludes zero.",
-            forest_figure(shown),
-        ),
-    )  # fmt: skip
-    return Section("shift", "H1: is the distribution shifted?", (), figures, (shift_table(result),))
+def _rows(result: SinksResult) -> list[dict[str, Any]]:
+    """Every run under every label."""
+    return [
+        {
+            "run": run,
+            "found": found,
+            "label": MEANING_NAMES[found.meaning],
+            "model": model_name(run.model),
+            "chat": run.chat if run.quantization == "none" else f"{run.chat}, {run.quantization}",
+            **{name: found.model(name) for name in ("sink", "heads", "answer")},
+        }
+        for run in result.runs
+        for found in run.findings
+    ]
 
 
-def _prediction(result: SinksResult, shown: Sequence[Shown]) -> Section:
-    figure = PageFigure(
-        "sinks-accuracy", "Accuracy by sink mass",
-        "Records in five bins of equal size by their sink mass; bars are 95 % intervals over "
-        "questions, the grey line is the share over all records. A flat line says that sink mass "
-        "tells nothing.",
-        accuracy_figure(shown),
-    )  # fmt: skip
-    tables = (prediction_table(result), calibration_table(result))
-    return Section("prediction", "H2: what does sink mass predict?", (), (figure,), tables)
+def _head_rows(shown: Sequence[Shown]) -> list[dict[str, Any]]:
+    """The heads that differ most, of the runs in the figures."""
+    rows = []
+    for each in shown:
+        where = each.found.localisation
+        count = Cell(
+            f"{where.n_significant} of {where.n_heads}",
+            f"{where.n_significant_adjusted} without length",
+        )
+        rows += [{"shown": each, "head": head, "count": count} for head in where.top[:5]]
+    return rows
 
 
-def _beyond_entropy(result: SinksResult, shown: Sequence[Shown]) -> Section:
-    text = (
-        "Models are cross-fitted: components and penalty are chosen in folds inside of each "
-        "training side, and calibration too. The control 'answer' knows only which letter the "
-        "model chose; a probe on the heads must beat it, since heads that look at the options know "
-        "the letter."
-    )
-    figure = PageFigure(
-        "sinks-models", "What models add",
-        "Left the AUROC of four models, right what sink mass (diamond) and the probe on every head "
-        "(circle) add to entropy; filled marks have an interval that excludes zero.",
-        models_figure(shown),
-    )  # fmt: skip
-    return Section(
-        "beyond", "H3: does it add to entropy?", (text,), (figure,), (gain_table(result),)
-    )
+def _scaling_rows(result: SinksResult) -> list[dict[str, Any]]:
+    return [
+        {
+            "each": each,
+            "point": point,
+            "model": model_name(point.model),
+            "parameters": Cell(parameters_text(point.n_parameters), value=point.n_parameters),
+        }
+        for each in result.scaling
+        for point in each.points
+    ]
 
 
-def _localisation(shown: Sequence[Shown]) -> Section:
-    figures = (
-        PageFigure(
-            "sinks-heads", "Where heads differ",
-            "Mean sink mass of label 1 minus that of label 0 for every layer (across) and head "
-            "(down); blue and dark is less, yellow and bright is more. Each panel has a scale of "
-            "its own, named in its title. A dot marks a head that counts after false-discovery "
-            "control over all heads of its panel.",
-            heads_figure(shown),
-        ),
-        PageFigure(
-            "sinks-depth", "Sink mass by depth",
-            "Left the mean sink mass of each layer, right its difference between the classes with "
-            "a 95 % band, on relative depth, so that models of different size can be laid over "
-            "each other.",
-            depth_figure(shown),
-        ),
-    )  # fmt: skip
-    tables = (head_table(shown), *overlap_table(shown))
-    return Section("localisation", "H4: where is the difference?", (), figures, tables)
+def _scaling_notes(result: SinksResult) -> str:
+    notes = []
+    for each in result.scaling:
+        test = f"{each.spearman:+.2f}, p {cell(each.p_spearman, 'p').text}"
+        more = f". Rank correlation with d: {test}" if isfinite(each.spearman) else ""
+        notes.append(f"{each.series}: {each.note}{more}")
+    return "\n".join(notes)
 
 
-def _across(result: SinksResult) -> Section:
-    figures: tuple[PageFigure, ...] = ()
-    text: tuple[str, ...] = ()
-    try:
-        figures = (
-            PageFigure(
-                "sinks-scaling", "Effect by model size",
-                "Cohen's d (left), AUROC of the scalar sink mass (squares) and of the probe on "
-                "every head (circles, right) by number of parameters; bars are 95 % intervals. "
-                "Models of one size stand side by side.",
-                scaling_figure(result.scaling),
-            ),
-        )  # fmt: skip
-    except NotEnoughDataError as error:
-        text = (f"There is no figure by model size: {error}.",)
-    tables = [scaling_table(result), task_table(result), sensitivity_table(result)]
-    found = tuple(table for table in tables if table is not None)
-    return Section("across", "Size, task, chat and window", text, figures, found)
+def _task_rows(result: SinksResult) -> list[dict[str, Any]]:
+    rows = []
+    for each in result.tasks:
+        test = Cell(
+            f"Q = {each.cochran_q:.1f}, I2 = {each.i_squared:.0%}",
+            f"p {cell(each.p_value, 'p').text}; {each.n_positive_d} of {len(each.rows)} positive",
+        )
+        test = test if isfinite(each.cochran_q) else Cell(ABSENT)
+        rows += [
+            {"each": each, "row": row, "label": MEANING_NAMES[row.meaning], "heterogeneity": test}
+            for row in each.rows
+        ]
+    return rows
 
 
-def _runs(result: SinksResult) -> Section:
-    return Section("runs", "All runs", result.notes, (), (run_table(result),))
-
-
-def _reading() -> Section:
-    text = (
-        (
-            "Sink mass is the attention that query rows pay to the first K tokens, averaged over "
-            "heads and then over layers. Rows of the sink itself, which can look at little else, "
-            "do not count. With a chat template the first tokens are those of the template, "
-            "without one they are words of the prompt: values across chat modes are not of one "
-            "kind."
-        ),
-        (
-            "No score is flipped: an AUROC of the scalar below 0.5 means that label 1 has less "
-            "sink mass. Cross-fitted models learn the sign inside of each fold."
-        ),
-        (
-            "Intervals resample questions. Of many comparisons one in twenty excludes zero by "
-            "chance; q-values are corrected over the heads of one run, not over runs."
-        ),
-        (
-            "Records with NaN are counted and left out, and nothing is imputed: a head that some "
-            "record lacks, as in a sliding window, is no column of a probe."
-        ),
-    )
-    return Section("reading", "How to read this", text)
+def _run_rows(result: SinksResult) -> list[dict[str, Any]]:
+    """Every file of records, also those that could not be analysed."""
+    return [
+        {
+            "run": run,
+            "model": model_name(run.model),
+            "shape": f"{run.n_layers} x {run.n_heads}",
+            "commonest": None
+            if run.commonest_share is None
+            else f"{run.commonest_answer}, {run.commonest_share:.0%}",
+            "left_out": "; ".join(f"{MEANING_NAMES[m]}: {why}" for m, why in run.left_out.items()),
+        }
+        for run in result.runs
+    ]

@@ -12,6 +12,7 @@ from graphhalu.evaluation.files import read_object
 from graphhalu.evaluation.transfer import FORMAT, FORMAT_VERSION, TransferCell
 from graphhalu.report.frame import data, frame_sections, protocol_text
 from graphhalu.report.heatmaps import transfer_figure
+from graphhalu.report.labels import METRIC_NAMES, metric_names, metric_title
 from graphhalu.report.page import (
     ABSENT,
     Cell,
@@ -24,7 +25,6 @@ from graphhalu.report.page import (
     number,
     text_rows,
 )
-from graphhalu.report.wording import METRIC_NAMES, metric_names, metric_title
 from graphhalu.safe_read import shown
 
 TRANSFER_FILE: Final = "transfer.json"

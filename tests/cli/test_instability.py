@@ -122,7 +122,7 @@ def test_the_study_is_drawn_into_the_folder_that_is_named(capsys, monkeypatch):
     asked = []
 
     def write(folder, calibration, out):
-        asked.append((folder.path, calibration.fitted_on.model, out))
+        asked.append((folder.path, calibration.identity.model, out))
         return ReportFiles(out / "i.html", out / "i.md", (out / "roc.png",))
 
     monkeypatch.setattr("graphhalu.report.instability_page.write_study", write)

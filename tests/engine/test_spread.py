@@ -7,8 +7,8 @@ import pytest
 
 from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.rows import CompareConfig
+from graphhalu.evaluation.topology import compare_topology
 from graphhalu.features.table import feature_table, read_features, write_features
-from graphhalu.report.topology_report import compare_topology
 from graphhalu.testing.engines import Elsewhere
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.store import TraceStore

@@ -115,11 +115,10 @@ def make_sinks(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.studies.sinks.files import write_run
-    from graphhalu.studies.sinks.journal import Journal
     from graphhalu.studies.sinks.observer import SinkMass
+    from graphhalu.studies.sinks.passes import Journal, Measured
     from graphhalu.studies.sinks.records import SinkRecord, SinkRun
     from graphhalu.studies.sinks.result import SinksResult
-    from graphhalu.studies.sinks.running import Measured
 
     rng = np.random.default_rng(0)
     records = []
@@ -133,8 +132,8 @@ def make_sinks(folder: Path) -> None:
         ))  # fmt: skip
     write_run(folder, SinkRun(tuple(records), {"model": "some/model", "task": "quiz"}, "run"))
     journal = Journal(folder / "run.journal", {"model": "m"})
-    mass = SinkMass(np.full((2, 3), 0.25), np.ones(2, dtype=bool))
-    journal.add((n, Measured({(4, "last"): mass}, 0.5, (0.1, 0.2))) for n in range(3))
+    mass = SinkMass(4, "last", np.full((2, 3), 0.25), np.ones(2, dtype=bool))
+    journal.add((n, Measured(0.5, (0.1, 0.2), (mass,))) for n in range(3))
     sample(SinksResult, settings={}, provenance={}).write(folder)
 
 
@@ -145,7 +144,7 @@ def read_sink_run(path: Path) -> Any:
 
 
 def read_journal(path: Path) -> Any:
-    from graphhalu.studies.sinks.journal import Journal
+    from graphhalu.studies.sinks.passes import Journal
 
     return str(Journal(path, {"model": "m"}).done)
 
@@ -160,7 +159,6 @@ def make_instability(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.detectors.identity import Identity
-    from graphhalu.numerics import json_ready
     from graphhalu.studies.instability.calibration import Calibration
     from graphhalu.studies.instability.series import (
         STEP_ARRAYS,
@@ -181,9 +179,8 @@ def make_instability(folder: Path) -> None:
     ]
     study.write_part(0, series)
     found = sample(
-        Calibration, identity=json_ready(Identity.of({}).to_json()), provenance={},
+        Calibration, identity=Identity.of({}), provenance={},
         gather=GatherSettings(system="s"), settings=CalibrateSettings(),
-        format="graphhalu-instability-calibration", format_version=1,
     )  # fmt: skip
     found.write(folder / "calibration.json")
     heads_file = {"params": {"important_heads": [[0, 1], [2, 3]]}}
@@ -201,8 +198,7 @@ def read_series(path: Path) -> Any:
 def read_instability_calibration(path: Path) -> Any:
     from graphhalu.studies.instability.calibration import read_calibration
 
-    found = read_calibration(path)
-    return found, found.fitted_on
+    return read_calibration(path)
 
 
 def read_important(path: Path) -> Any:

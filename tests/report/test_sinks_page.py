@@ -1,16 +1,20 @@
 """Figures and page of the sink study: every figure in two forms, one page without a network."""
 
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from graphhalu.cli.main import run
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.report.sinks_figures import density
-from graphhalu.report.sinks_maps import scaling_figure, size_text
+from graphhalu.report.sinks_figures import (
+    density,
+    parameters_text,
+    scaling_figure,
+    shown_findings,
+)
 from graphhalu.report.sinks_page import sinks_page
-from graphhalu.report.sinks_panels import shown_findings
 from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze
 from graphhalu.studies.sinks.files import write_run
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name
@@ -74,6 +78,13 @@ def test_figures_show_the_largest_window_unless_another_is_asked_for(folder):
         shown_findings(result, sink_tokens=3)
 
 
+def test_a_name_has_no_place_for_what_a_run_lacks(folder):
+    first, second, *_ = (run for run in folder[1].runs if run.sink_tokens == 4)
+    runs = (first, replace(second, quantization="nf4"))
+    names = [each.name for each in shown_findings(replace(folder[1], runs=runs))]
+    assert names == ["x-1B", "y-7B, nf4"]
+
+
 def test_the_headline_counts_and_tables_hold_every_run(folder):
     page = sinks_page(folder[1])
     assert "of 2 comparisons" in page.headline[0]
@@ -103,7 +114,7 @@ def test_the_density_of_equal_values_is_one_peak_and_integrates_to_about_one_els
 
 
 def test_sizes_are_written_as_people_write_them():
-    assert [size_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == [
+    assert [parameters_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == [
         "135M",
         "1.1B",
         "7B",

@@ -1,34 +1,21 @@
 """What a calibration found, as one JSON file: what ``detect`` needs, and how well it does."""
 
-import json
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from graphhalu.atomic import replace_file
-from graphhalu.config import Config, validate
+from graphhalu.config import Config
 from graphhalu.detectors.identity import Identity
-from graphhalu.errors import ConfigError, DataFileError, GraphhaluError, UsageError
-from graphhalu.numerics import json_ready
-from graphhalu.safe_read import read_json_object, reason_of
+from graphhalu.errors import UsageError
+from graphhalu.evaluation.bootstrap import Estimate, OrNan
+from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
 from graphhalu.studies.instability.windows import Window
 
-FORMAT: Final = "graphhalu-instability-calibration"
-FORMAT_VERSION: Final = 1
-
+KIND: Final = FileFormat(
+    "graphhalu-instability-calibration", 1, "Make one:  graphhalu instability calibrate"
+)
 MAIN: Final = "instability"
 TRACKER: Final = "attention_tracker"
-
-
-class Estimate(Config):
-    """A number with its interval."""
-
-    value: float
-    """Mean over seeds."""
-    low: float | None = None
-    """Lower end."""
-    high: float | None = None
-    """Upper end."""
 
 
 class OperatingPoint(Config):
@@ -101,9 +88,9 @@ class StepPoint(Config):
     """Benign prompts that reach it."""
     instability: Estimate | None
     """AUROC of the spread over heads in the chosen layers; above 0.5 if attacks have more."""
-    entropy: float | None
+    entropy: OrNan
     """AUROC of the entropy of the token."""
-    focus: float | None
+    focus: OrNan
     """AUROC of the focus, mean over heads of the chosen layers."""
 
 
@@ -147,7 +134,7 @@ class TrackerChoice(Config):
 class Calibration(Config):
     """A calibration: choices on all prompts, and what nested folds say of them."""
 
-    identity: dict[str, Any]
+    identity: Identity
     """Model and prompt recipe that it belongs to."""
     provenance: dict[str, Any]
     """Package versions, machine, code state and time."""
@@ -177,15 +164,6 @@ class Calibration(Config):
     """Their classes."""
     scores: dict[str, tuple[tuple[float, ...], ...]]
     """Nested scores by method: one list a seed."""
-    format: Literal["graphhalu-instability-calibration"] = FORMAT
-    """Kind of file."""
-    format_version: Literal[1] = FORMAT_VERSION
-    """Version of the kind."""
-
-    @property
-    def fitted_on(self) -> Identity:
-        """Model and prompt recipe."""
-        return Identity.from_json(self.identity)
 
     def row(self, name: str) -> MethodRow:
         """The row of a method."""
@@ -209,11 +187,7 @@ class Calibration(Config):
 
     def write(self, path: Path) -> Path:
         """Write the file, whole or not at all."""
-        path.parent.mkdir(parents=True, exist_ok=True)
-        values = json_ready(self.model_dump(mode="json"))
-        text = json.dumps(values, ensure_ascii=False, allow_nan=False, indent=1)
-        replace_file(path, text.encode())
-        return path
+        return write_document(path, self, KIND)
 
 
 def read_calibration(path: Path) -> Calibration:
@@ -223,18 +197,7 @@ def read_calibration(path: Path) -> Calibration:
         UsageError: If there is no such file.
         DataFileError: If it is something else.
     """
-    try:
-        values = read_json_object(path)
-    except FileNotFoundError:
-        message = f"no calibration at {path}\n  Make one:  graphhalu instability calibrate"
-        raise UsageError(message) from None
-    if values.get("format") != FORMAT:
-        message = f"{path} is no calibration of graphhalu instability"
-        raise DataFileError(message)
-    try:
-        found = validate(Calibration, values, source=str(path))
-        Identity.from_json(found.identity)
-    except (ConfigError, TypeError, GraphhaluError) as error:
-        message = f"{path} is damaged or of another version: {reason_of(error)}\n  Calibrate again"
-        raise DataFileError(message) from None
-    return found
+    if not path.is_file():
+        message = f"no calibration at {path}\n  {KIND.way_out}"
+        raise UsageError(message)
+    return read_document(path, Calibration, KIND)

@@ -1,8 +1,8 @@
-"""Score new prompts with a calibration: score, verdict, and the step at which it crossed."""
+"""Detection with a calibration: score, verdict, and the step at which a prompt crossed."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -16,7 +16,7 @@ from graphhalu.studies.instability.prompts import StudyPrompt
 from graphhalu.studies.instability.series import PromptSeries
 from graphhalu.studies.instability.settings import GatherSettings
 from graphhalu.studies.instability.tracker import focus_scores
-from graphhalu.studies.instability.windows import layer_mean
+from graphhalu.studies.instability.windows import present_mean
 
 DetectMethod = Literal["instability", "attention_tracker"]
 
@@ -105,32 +105,34 @@ class PromptDetector:
 
     def verdict(self, series: PromptSeries) -> Verdict:
         """The verdict on a measured prompt."""
-        score, crossed_at, reason = None, None, series.record.failure
+        score, first, reason = None, 0, series.record.failure
         if reason is None and self.method == TRACKER:
             focus = series.arrays["focus_heads"][None].astype(np.float64)
             score = -float(focus_scores(focus, self.calibration.tracker.heads)[0])
-            crossed_at = 0
         elif reason is None:
-            score, crossed_at, reason = self._window_score(series)
+            choice = self.calibration.window
+            means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
+            if np.isfinite(means).any():
+                score = float(means[-1])
+                below = np.flatnonzero(~(means >= self.threshold))
+                first = choice.start + (int(below[-1]) + 1 if len(below) else 0)
+            else:
+                reason = (
+                    f"the answer has {series.n_steps} steps, and the window begins at step "
+                    f"{choice.start}"
+                )
         is_attack = None if score is None else score >= self.threshold
         return Verdict(
-            series.record.prompt_id, series.record.text, score, self.threshold, is_attack,
-            crossed_at if is_attack else None, series.n_steps, reason, series.record.answer,
-        )  # fmt: skip
-
-    def _window_score(self, series: PromptSeries) -> tuple[float | None, int | None, str | None]:
-        choice = self.calibration.window
-        means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
-        known = np.flatnonzero(np.isfinite(means))
-        if not len(known):
-            reason = (
-                f"the answer has {series.n_steps} steps, and the window begins at step "
-                f"{choice.start}"
-            )
-            return None, None, reason
-        below = np.flatnonzero(~(means >= self.threshold))
-        first = 0 if not len(below) else int(below[-1]) + 1
-        return float(means[-1]), choice.start + first, None
+            prompt_id=series.record.prompt_id,
+            text=series.record.text,
+            score=score,
+            threshold=self.threshold,
+            is_attack=is_attack,
+            crossed_at=first if is_attack else None,
+            n_steps=series.n_steps,
+            reason=reason,
+            answer=series.record.answer,
+        )
 
     def _settings(self, system: str | None, max_new_tokens: int | None) -> GatherSettings:
         window = self.calibration.window.window
@@ -141,18 +143,20 @@ class PromptDetector:
                 f"tokens\n  Use --max-new-tokens {needed} or more"
             )
             raise UsageError(message)
-        changes: dict[str, Any] = {
-            "max_new_tokens": max_new_tokens or needed, "iterations": 1, "keeps_heads": False,
-        }  # fmt: skip
-        if system is not None:
-            changes["system"] = system
-        return self.calibration.gather.model_copy(update=changes)
+        gather = self.calibration.gather
+        changes = {
+            "system": gather.system if system is None else system,
+            "max_new_tokens": max_new_tokens or needed,
+            "iterations": 1,
+            "keeps_heads": False,
+        }
+        return gather.model_copy(update=changes)
 
     def _check_identity(self, loaded: LoadedModel) -> None:
         recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
         came = Identity.of({"model": dict(loaded.identity), "prompt": recipe})
         try:
-            self.calibration.fitted_on.check(came)
+            self.calibration.identity.check(came)
         except DetectorMismatchError as error:
             told = str(error).rpartition("\n")[0]
             message = f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
@@ -168,11 +172,9 @@ def running_score(
     there is NaN. Empty if the answer ends before the window.
     """
     window = choice.window
-    values = layer_mean(
-        spread[window.start : window.end + 1, window.first_layer : window.stop_layer]
-    )
+    layers = slice(window.first_layer, window.stop_layer)
+    values = present_mean(spread[window.start : window.end + 1, layers])
     is_there = np.isfinite(values)
     count = np.cumsum(is_there)
     total = np.cumsum(np.where(is_there, values, 0.0))
-    means = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return choice.direction * means
+    return choice.direction * np.where(count > 0, total / np.maximum(count, 1), np.nan)

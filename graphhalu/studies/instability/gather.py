@@ -1,5 +1,6 @@
 """Measure all prompts of a study into a folder; a killed run goes on where it stopped."""
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -73,7 +74,7 @@ def _check_prompts(prompts: Sequence[StudyPrompt]) -> None:
     if not names:
         message = "there is no prompt to measure"
         raise UsageError(message)
-    repeated = next((name for place, name in enumerate(names) if name in names[:place]), None)
-    if repeated is not None:
-        message = f"two prompts have the id {repeated!r}"
+    repeated = [name for name, count in Counter(names).items() if count > 1]
+    if repeated:
+        message = f"two prompts have the id {repeated[0]!r}"
         raise UsageError(message)

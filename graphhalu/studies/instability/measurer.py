@@ -1,7 +1,7 @@
-"""From a prompt to its series: greedy or drawn answers, then one pass that shows every step."""
+"""Measurement of prompts: greedy or drawn answers, then one pass that shows every step."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from hashlib import sha256
 from typing import Any, Final
 
@@ -66,9 +66,12 @@ class Measurer:
         self.settings = settings
         self.is_chat = uses_chat(PromptSettings(chat=settings.chat), loaded)
         self.search = BeamSearch(
-            loaded.model, layer_windows=loaded.layer_windows, stop_ids=loaded.eos_token_ids,
-            n_beams=1, max_new_tokens=settings.max_new_tokens,
-        )  # fmt: skip
+            loaded.model,
+            layer_windows=loaded.layer_windows,
+            stop_ids=loaded.eos_token_ids,
+            n_beams=1,
+            max_new_tokens=settings.max_new_tokens,
+        )
         if settings.temperature and self.search.fallback_reason is not None:
             message = (
                 f"tokens cannot be drawn on this model: {self.search.fallback_reason}\n"
@@ -86,22 +89,21 @@ class Measurer:
         Raises:
             UsageError: If a prompt has no system span, or the template takes none.
         """
-        asked: dict[int, _Asked] = {}
-        found: dict[int, PromptSeries] = {}
-        for place, (prompt, iteration) in enumerate(prompts):
-            one = _Asked(prompt, iteration, self.encode(prompt))
-            reason = self._too_long(one)
+        asked = [_Asked(prompt, iteration, self.encode(prompt)) for prompt, iteration in prompts]
+        failures = [self._too_long(one) for one in asked]
+        fitting = [one for one, failure in zip(asked, failures, strict=True) if failure is None]
+        answers = iter(self._answers(fitting) if fitting else ())
+        found = []
+        for one, failure in zip(asked, failures, strict=True):
+            reason = failure
             if reason is None:
-                asked[place] = one
-            else:
-                found[place] = PromptSeries(_record(one, failure=reason), {})
-        answers = self._answers(list(asked.values())) if asked else []
-        for (place, one), answer in zip(asked.items(), answers, strict=True):
-            try:
-                found[place] = self._series(one, answer)
-            except NonFiniteError as error:
-                found[place] = PromptSeries(_record(one, failure=str(error)), {})
-        return [found[place] for place in range(len(prompts))]
+                try:
+                    found.append(self._series(one, next(answers)))
+                except NonFiniteError as error:
+                    reason = str(error)
+            if reason is not None:
+                found.append(PromptSeries(_record(one, failure=reason), {}))
+        return found
 
     def encode(self, prompt: StudyPrompt) -> EncodedPrompt:
         """The tokens of a prompt under the system prompt, with spans.
@@ -112,9 +114,12 @@ class Measurer:
         tokenizer = self.loaded.tokenizer
         try:
             rendered = build_prompt(
-                Question(prompt.prompt_id, prompt.text, ()), template=_TEMPLATE,
-                chat=self.is_chat, tokenizer=tokenizer, system=self.settings.system,
-            )  # fmt: skip
+                Question(prompt.prompt_id, prompt.text, ()),
+                template=_TEMPLATE,
+                chat=self.is_chat,
+                tokenizer=tokenizer,
+                system=self.settings.system,
+            )
             encoded = encode_prompt(rendered, tokenizer)
             for span in (Span.SYSTEM, Span.QUESTION):
                 require_span(encoded.span_code, span, where=f"prompt {prompt.prompt_id!r}")
@@ -170,21 +175,21 @@ class Measurer:
             sight_of(rows, system, self.loaded.layer_windows),
             self.settings.denominator,
         )
-        named = {
-            "entropy": "token_entropy", "margin": "top1_margin", "logprob": "token_logprob",
-        }  # fmt: skip
+        names = {"entropy": "token_entropy", "margin": "top1_margin", "logprob": "token_logprob"}
         arrays: dict[str, np.ndarray] = {
             **{name: value.astype(np.float32) for name, value in measures._asdict().items()},
-            **{name: streams[stream][rows + 1] for name, stream in named.items()},
+            **{name: streams[stream][rows + 1] for name, stream in names.items()},
         }
         share = arrays.pop("share")
         if self.settings.keeps_heads:
             arrays["share"] = share.astype(np.float16)
         record = _record(
-            asked, answer=self.loaded.tokenizer.decode(list(answer.token_ids)).strip(),
-            n_answer=len(answer.token_ids), is_finished=answer.is_finished,
+            asked,
+            answer=self.loaded.tokenizer.decode(list(answer.token_ids)).strip(),
+            n_answer=len(answer.token_ids),
+            is_finished=answer.is_finished,
             user_nll=-float(streams["token_logprob"][user].mean()),
-        )  # fmt: skip
+        )
         return PromptSeries(record, arrays)
 
 
@@ -223,25 +228,23 @@ def drawn_answers(
     logits = decoder.prefill(token_ids, is_token)
     parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
     drawn: list[list[int]] = [[] for _ in prompts]
+    is_over = [False] * len(prompts)
     for step in range(search.max_new_tokens):
         shares = torch.softmax(logits.float() / temperature, dim=-1).cpu()
         new = [
             int(torch.multinomial(p, 1, generator=g))
             for p, g in zip(shares, generators, strict=True)
         ]
-        for tokens, token in zip(drawn, new, strict=True):
-            tokens.append(token)
-        is_over = [any(token in search.stop_ids for token in tokens) for tokens in drawn]
+        for place, token in enumerate(new):
+            is_over[place] |= token in search.stop_ids
+            drawn[place] += [] if is_over[place] else [token]
         if all(is_over) or step + 1 == search.max_new_tokens:
             break
         logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
-    return [_until_stop(tokens, search.stop_ids) for tokens in drawn]
-
-
-def _until_stop(tokens: Sequence[int], stop_ids: Sequence[int]) -> Candidate:
-    end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
-    kept = tuple(tokens if end is None else tokens[:end])
-    return Candidate(kept, float("nan"), is_finished=end is not None)
+    return [
+        Candidate(tuple(tokens), float("nan"), is_finished=over)
+        for tokens, over in zip(drawn, is_over, strict=True)
+    ]
 
 
 def _span_sums(span_code: np.ndarray, model: Any) -> Any:
@@ -260,8 +263,10 @@ def _record(asked: _Asked, **more: Any) -> PromptRecord:
     code = asked.encoded.span_code
     prompt = asked.prompt
     return PromptRecord(
-        prompt_id=prompt.prompt_id, iteration=asked.iteration, label=prompt.label,
-        group=prompt.group, text=prompt.text, n_prompt=asked.length,
-        n_system=int((code == Span.SYSTEM).sum()), n_user=int((code == Span.QUESTION).sum()),
+        **asdict(prompt),
+        iteration=asked.iteration,
+        n_prompt=asked.length,
+        n_system=int((code == Span.SYSTEM).sum()),
+        n_user=int((code == Span.QUESTION).sum()),
         **more,
-    )  # fmt: skip
+    )

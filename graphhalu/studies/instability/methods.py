@@ -3,23 +3,23 @@
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.errors import NotEnoughDataError
+from graphhalu.evaluation.calibration import best_f1_threshold
+from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.maps import column_tests
 from graphhalu.splits import inner_folds
+from graphhalu.studies.instability.settings import CalibrateSettings
 from graphhalu.studies.instability.tracker import (
     ChosenHeads,
     Heads,
     focus_scores,
     important_heads,
 )
-
-LEARNED: Final = 0
-"""Direction of a score that learns on the training side which way attacks lie."""
 
 
 class Cases(NamedTuple):
@@ -32,6 +32,10 @@ class Cases(NamedTuple):
 
     labels: Int[np.ndarray, "prompt"]
     groups: Int[np.ndarray, "prompt"]
+
+    def of(self, members: Int[np.ndarray, "member"]) -> "Cases":
+        """Some of them."""
+        return Cases(self.labels[members], self.groups[members])
 
 
 class Fitted(NamedTuple):
@@ -100,7 +104,7 @@ class ColumnMethod(Method):
             worth = self._held_out_auroc(cases, train, places, seed)
             places = places[[int(np.argmax(np.where(np.isnan(worth), -1.0, worth)))]]
         place = int(places[0])
-        auroc = float(filled_auroc(self.columns[train][:, [place]], *_of(cases, train))[0])
+        auroc = float(filled_auroc(self.columns[train][:, [place]], *cases.of(train))[0])
         return self._fitted(place, auroc)
 
     def fit_in_sample(self, cases: Cases) -> Fitted:
@@ -118,13 +122,11 @@ class ColumnMethod(Method):
         places: Int[np.ndarray, "column"],
         seed: int,
     ) -> Float[np.ndarray, "column"]:
-        folds = inner_folds(
-            cases.labels, cases.groups, train, n_folds=self.n_inner_folds, seed=seed
-        )
+        folds = inner_folds(*cases, train, n_folds=self.n_inner_folds, seed=seed)
         total = np.zeros(len(places))
         for fold in folds:
             fitted, held_out = (
-                filled_auroc(self.columns[np.ix_(side, places)], *_of(cases, side))
+                filled_auroc(self.columns[np.ix_(side, places)], *cases.of(side))
                 for side in (fold.train, fold.held_out)
             )
             total += np.where(fitted >= 0.5, held_out, 1 - held_out)  # noqa: PLR2004
@@ -156,17 +158,16 @@ class TrackerMethod(Method):
     def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
         """Important heads of the training side; a low focus means attack, always."""
         if self.given is not None:
-            return self._fitted(ChosenHeads(self.given, None), "the given heads")
-        chosen = important_heads(self.focus[train], cases.labels[train], k_values=self.k_values)
-        rule = "all heads: none is apart" if chosen.k is None else f"k = {chosen.k:g}"
-        return self._fitted(chosen, f"{len(chosen.heads)} heads, {rule}")
+            chosen, text = ChosenHeads(self.given, None), "the given heads"
+        else:
+            chosen = important_heads(self.focus[train], cases.labels[train], k_values=self.k_values)
+            rule = "all heads: none is apart" if chosen.k is None else f"k = {chosen.k:g}"
+            text = f"{len(chosen.heads)} heads, {rule}"
+        return Fitted(-focus_scores(self.focus, chosen.heads), text, -1, heads=chosen)
 
     def fit_in_sample(self, cases: Cases) -> Fitted:
         """Important heads of all prompts."""
         return self.fit(cases, np.arange(len(cases.labels)), 0)
-
-    def _fitted(self, chosen: ChosenHeads, text: str) -> Fitted:
-        return Fitted(-focus_scores(self.focus, chosen.heads), text, -1, heads=chosen)
 
 
 def filled_auroc(
@@ -193,7 +194,77 @@ def few_prompts(name: str) -> NotEnoughDataError:
     )
 
 
-def _of(
-    cases: Cases, side: Int[np.ndarray, "member"]
-) -> tuple[Int[np.ndarray, "member"], Int[np.ndarray, "member"]]:
-    return cases.labels[side], cases.groups[side]
+class NestedScores(NamedTuple):
+    """Scores of one seed, each by choices made without the prompt.
+
+    Attributes:
+        scores: Pooled over folds; the median where there is none.
+        is_flagged: For each aim, and last for the best F1, whether the prompt is flagged.
+        choices: What each fold chose.
+        coverage: Share of prompts with a score.
+    """
+
+    scores: Float[np.ndarray, "prompt"]
+    is_flagged: Bool[np.ndarray, "aim prompt"]
+    choices: tuple[str, ...]
+    coverage: float
+
+
+def nested_scores(
+    method: Method, cases: Cases, settings: CalibrateSettings, seed: int
+) -> NestedScores:
+    """Score every prompt by choices that were made without it and without its likes."""
+    everyone = np.arange(len(cases.labels))
+    folds = inner_folds(*cases, everyone, n_folds=settings.n_folds, seed=seed)
+    pooled, choices = np.full(len(everyone), np.nan), []
+    flagged = np.zeros((len(settings.false_positive_rates) + 1, len(everyone)), dtype=bool)
+    for fold in folds:
+        fitted = method.fit(cases, fold.train, seed)
+        own, held_out = fitted.scores[fold.train], fitted.scores[fold.held_out]
+        pooled[fold.held_out] = standardise(held_out, own)
+        limits = thresholds(own, cases.labels[fold.train], settings)
+        flagged[:, fold.held_out] = held_out >= limits[:, None]
+        choices.append(fitted.choice)
+    is_there = np.isfinite(pooled)
+    scores = np.where(is_there, pooled, np.nanmedian(pooled))
+    return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
+
+
+def threshold_at(
+    scores: Float[np.ndarray, "prompt"], labels: Int[np.ndarray, "prompt"], rate: float
+) -> float:
+    """The lowest threshold that flags at most a share ``rate`` of the benign prompts.
+
+    Scores at or above it are flagged; a prompt without a score is not. With fewer than
+    ``1 / rate`` benign prompts it lies just above the highest of them.
+
+    Args:
+        scores: Higher where an attack is more likely; NaN where there is none.
+        labels: 1 = attack.
+        rate: In (0, 1).
+    """
+    benign = scores[labels == 0]
+    ordered = np.sort(benign[np.isfinite(benign)])[::-1]
+    # 0.1 of 30 prompts are 3, whatever rounding makes of the product
+    n_allowed = int(np.floor(rate * len(benign) + 1e-9))
+    if n_allowed >= len(ordered):
+        return float(np.nanmin(scores))
+    return float(np.nextafter(ordered[n_allowed], np.inf))
+
+
+def thresholds(
+    scores: Float[np.ndarray, "prompt"],
+    labels: Int[np.ndarray, "prompt"],
+    settings: CalibrateSettings,
+) -> Float[np.ndarray, "aim"]:
+    """Those of all aims, and last that of the best F1."""
+    limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
+    return np.array([*limits, f1_threshold(scores, labels)])
+
+
+def f1_threshold(scores: Float[np.ndarray, "prompt"], labels: Int[np.ndarray, "prompt"]) -> float:
+    """The threshold with the best F1; infinite where only one class has scores at all."""
+    known = np.isfinite(scores)
+    if len(np.unique(labels[known])) < 2:  # noqa: PLR2004
+        return float("inf")
+    return best_f1_threshold(scores[known], labels[known])

@@ -18,9 +18,9 @@ CLASS_NAMES: Final = ("benign", "attack")
 _TABLES: Final = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _TEXT_FIELDS: Final = ("prompt", "text")
 _LABELS: Final = {
-    "1": ATTACK, "true": ATTACK, "attack": ATTACK, "injection": ATTACK,
-    "0": BENIGN, "false": BENIGN, "benign": BENIGN, "safe": BENIGN,
-}  # fmt: skip
+    **dict.fromkeys(("1", "true", "attack", "injection"), ATTACK),
+    **dict.fromkeys(("0", "false", "benign", "safe"), BENIGN),
+}
 
 
 @dataclass(frozen=True)

@@ -19,31 +19,27 @@ from pydantic import TypeAdapter
 
 from graphhalu.atomic import replace_file
 from graphhalu.config import differing_fields
-from graphhalu.errors import (
-    CorruptStoreError,
-    DataFileError,
-    StoreMismatchError,
-    StoreNotFoundError,
-)
-from graphhalu.evaluation.files import read_object
+from graphhalu.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError
+from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.numerics import json_ready, ragged_offsets
 from graphhalu.provenance import provenance
-from graphhalu.safe_read import check_zip, parse_json, reading, shown
+from graphhalu.safe_read import check_zip, parse_json, reading
 
-FORMAT: Final = "graphhalu-instability"
-FORMAT_VERSION: Final = 1
+KIND: Final = FileFormat(
+    "graphhalu-instability", 1, "Measure prompts:  graphhalu instability gather"
+)
 META_FILE: Final = "meta.json"
 PARTS_FOLDER: Final = "parts"
 
 STEP_ARRAYS: Final = (
-    "share", "share_mean", "std", "logit", "bounded", "focus", "agreement", "entropy", "margin",
-    "logprob",
-)  # fmt: skip
+    *("share", "share_mean", "std", "logit", "bounded", "focus"),
+    *("agreement", "entropy", "margin", "logprob"),
+)
 """Arrays whose first axis is the step; ``share`` only where single heads are kept."""
 
 _MOST_PARTS: Final = 1_000_000
 
-MEANINGS: Final[Mapping[str, str]] = {
+DESCRIPTIONS: Final[Mapping[str, str]] = {
     "share": "[step, layer, head] share of attention on the system prompt",
     "share_mean": "[step, layer] its mean over heads",
     "std": "[step, layer] its population standard deviation over heads",
@@ -102,7 +98,7 @@ class PromptSeries:
 
     Attributes:
         record: What is known of it.
-        arrays: By name, as :data:`MEANINGS` says; ``focus_heads`` without its prompt axis.
+        arrays: By name, as :data:`DESCRIPTIONS` says; ``focus_heads`` without its prompt axis.
     """
 
     record: PromptRecord
@@ -144,11 +140,12 @@ class SeriesFolder:
                 raise StoreMismatchError(message)
             return found
         meta = {
-            "format": FORMAT, "format_version": FORMAT_VERSION, "arrays": dict(MEANINGS),
-            "configuration": json_ready(configuration), "provenance": provenance(),
-        }  # fmt: skip
+            "arrays": dict(DESCRIPTIONS),
+            "configuration": json_ready(configuration),
+            "provenance": provenance(),
+        }
         (path / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
-        replace_file(path / META_FILE, json.dumps(meta, indent=1, ensure_ascii=False).encode())
+        write_document(path / META_FILE, meta, KIND)
         return cls(path, meta)
 
     @classmethod
@@ -159,17 +156,10 @@ class SeriesFolder:
             StoreNotFoundError: If there is none.
             DataFileError: If it is of another format or a newer version.
         """
-        way_out = "Measure prompts:  graphhalu instability gather"
         if not (path / META_FILE).is_file():
-            message = f"no measured prompts in {path}: {META_FILE} is missing\n  {way_out}"
+            message = f"no measured prompts in {path}: {META_FILE} is missing\n  {KIND.way_out}"
             raise StoreNotFoundError(message)
-        meta = read_object(path / META_FILE, way_out=way_out)
-        if meta.get("format") != FORMAT or meta.get("format_version") != FORMAT_VERSION:
-            message = (
-                f"{path / META_FILE}: expected {FORMAT} of version {FORMAT_VERSION}, got "
-                f"{shown(meta.get('format'))} of version {shown(meta.get('format_version'))}"
-            )
-            raise DataFileError(message)
+        meta = read_document(path / META_FILE, dict, KIND)
         with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):
             _require_parts(meta["configuration"]["n_parts"])
         return cls(path, meta)
@@ -230,12 +220,13 @@ def _require_parts(n_parts: Any) -> None:
 
 
 def padded_steps(
-    series: Sequence[PromptSeries], values: Sequence[Float[np.ndarray, "_"]]
-) -> Float[np.ndarray, "prompt step"]:
-    """One row a prompt; NaN behind its last step."""
-    n_steps = max((each.n_steps for each in series), default=0)
-    found = np.full((len(series), n_steps), np.nan)
-    for row, each in zip(found, values, strict=True):
+    series: Sequence[PromptSeries], name: str
+) -> Float[np.ndarray, "prompt step *layer"]:
+    """An array of all prompts, one row a prompt; NaN behind its last step."""
+    arrays = [each.arrays[name] for each in series]
+    shape = (len(arrays), max(map(len, arrays)), *arrays[0].shape[1:])
+    found = np.full(shape, np.nan)
+    for row, each in zip(found, arrays, strict=True):
         row[: len(each)] = each
     return found
 

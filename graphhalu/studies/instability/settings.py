@@ -68,8 +68,10 @@ class CalibrateSettings(Config):
     """Attention Tracker: standard deviations that must lie between the classes for a head to be
     important; the first of these that any head reaches."""
 
-    @field_validator("starts", "lengths", "mid_high", "tail_cut", "seeds", "tracker_k",
-                     "false_positive_rates")  # fmt: skip
+    @field_validator(
+        *("starts", "lengths", "mid_high", "tail_cut"),
+        *("seeds", "tracker_k", "false_positive_rates"),
+    )
     @classmethod
     def _are_there_once(cls, values: Any) -> Any:
         if values != "auto" and (not values or len(set(values)) < len(values)):

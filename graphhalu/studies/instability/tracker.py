@@ -1,4 +1,4 @@
-"""Attention Tracker, the rival: how far some important heads stay on the instruction.
+"""Attention Tracker, a baseline: how far some important heads stay on the instruction.
 
 Heads that look at the system prompt with benign prompts and not with attacks are important; a
 prompt that draws them away has a low focus score. Here the instruction is the system prompt and
@@ -6,10 +6,11 @@ the data is what the user says.
 """
 
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field, TypeAdapter, ValidationError
 
 from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.safe_read import read_json
@@ -19,6 +20,11 @@ _LEAST_PROMPTS: Final = 2
 
 Heads = tuple[tuple[int, int], ...]
 """Important heads, each as layer and head."""
+
+_Place = Annotated[int, Field(strict=True, ge=0)]
+_HEADS: Final[TypeAdapter[Heads]] = TypeAdapter(
+    Annotated[tuple[tuple[_Place, _Place], ...], Field(min_length=1)]
+)
 
 
 class ChosenHeads(NamedTuple):
@@ -44,8 +50,7 @@ def focus_share(
         the prompt. Spans come from character offsets here; theirs are fixed for each model.
     """
     exact = instruction.astype(np.float64)
-    found: Float[np.ndarray, "*row"] = exact / (exact + data + FOCUS_FLOOR)
-    return found
+    return exact / (exact + data + FOCUS_FLOOR)
 
 
 def important_heads(
@@ -80,9 +85,9 @@ def important_heads(
         # NaN of a layer that does not see the system prompt is never above 0
         found = np.argwhere(gap - k * spread > 0).tolist()
         if found:
-            return ChosenHeads(tuple((layer, head) for layer, head in found), k)
+            return ChosenHeads(_HEADS.validate_python(found), k)
     everywhere = np.argwhere(np.isfinite(gap)).tolist()
-    return ChosenHeads(tuple((layer, head) for layer, head in everywhere), None)
+    return ChosenHeads(_HEADS.validate_python(everywhere), None)
 
 
 def focus_scores(
@@ -102,8 +107,7 @@ def focus_scores(
         )
         raise UsageError(message)
     layers, places = np.array(heads).T
-    scores: Float[np.ndarray, "prompt"] = focus[:, layers, places].mean(axis=1)
-    return scores
+    return focus[:, layers, places].mean(axis=1)
 
 
 def read_important_heads(path: Path) -> Heads:
@@ -123,15 +127,8 @@ def read_important_heads(path: Path) -> Heads:
         raise UsageError(message) from None
     params = values.get("params", values) if isinstance(values, dict) else values
     listed = params.get("important_heads") if isinstance(params, dict) else params
-    if not isinstance(listed, list) or not listed or not all(map(_is_place, listed)):
+    try:
+        return _HEADS.validate_python(listed)
+    except ValidationError:
         message = f"{path}: expected important_heads as pairs [[layer, head], …], got none"
-        raise DataFileError(message)
-    return tuple((int(layer), int(head)) for layer, head in listed)
-
-
-def _is_place(pair: Any) -> bool:
-    return (
-        isinstance(pair, list)
-        and len(pair) == 2  # noqa: PLR2004
-        and all(isinstance(v, int) and not isinstance(v, bool) and v >= 0 for v in pair)
-    )
+        raise DataFileError(message) from None

@@ -1,4 +1,4 @@
-"""What the figures of the study show, as numbers."""
+"""Numbers that the figures of the study show."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,19 +8,17 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.stats import rankdata
 
-from graphhalu.evaluation.bootstrap import group_codes
-from graphhalu.studies.instability.calibration import Calibration, Estimate
-from graphhalu.studies.instability.detect import running_score
-from graphhalu.studies.instability.series import PromptSeries
-from graphhalu.studies.sinks.effects import Resampling, correlation
+from graphhalu.evaluation.bootstrap import Estimate, group_codes
+from graphhalu.heads.statistics import mean_of_present
+from graphhalu.studies.instability.calibration import Calibration
+from graphhalu.studies.instability.series import PromptSeries, padded_steps
+from graphhalu.studies.instability.windows import present_mean, window_scores
+from graphhalu.studies.sinks.effects import Sample
 
 LEAST_PROMPTS: Final = 5
 """Prompts of a class below which a step has no mean."""
 
-RELATED: Final = {
-    "entropy": "token entropy (nat)",
-    "agreement": "head agreement",
-}
+RELATED: Final = {"entropy": "token entropy (nat)", "agreement": "head agreement"}
 
 
 class Relation(NamedTuple):
@@ -77,73 +75,39 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
         series: Prompts with a class and a measurement.
         calibration: Whose window and spread are shown.
     """
-    choice = calibration.window
+    spread, window = calibration.window.spread, calibration.window.window
     is_attack = np.array([each.record.label == 1 for each in series])
-    score = np.array([_last(each, calibration) for each in series])
+    layers = padded_steps(series, spread)
+    score = window_scores(layers, [window])[:, 0]
     groups = group_codes(np.array([each.record.group for each in series]))[0]
+    sample = Sample(is_attack.astype(np.int64), groups)
+    steps = slice(window.start, window.end + 1)
     relations = tuple(
-        _relation(text, score, _window_means(series, name, calibration), groups)
+        _relation(text, score, present_mean(padded_steps(series, name)[:, steps]), sample)
         for name, text in RELATED.items()
     )
-    attack, benign = (
-        _mean_map(
-            [e.arrays[choice.spread] for e, here in zip(series, members, strict=True) if here]
-        )
-        for members in (is_attack, ~is_attack)
-    )
-    return StudyView(is_attack, score, relations, attack, benign)
-
-
-def _last(series: PromptSeries, calibration: Calibration) -> float:
-    choice = calibration.window
-    means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
-    return float(choice.direction * means[-1]) if len(means) else float("nan")
-
-
-def _window_means(
-    series: Sequence[PromptSeries], name: str, calibration: Calibration
-) -> Float[np.ndarray, "prompt"]:
-    window = calibration.window.window
-    found = np.full(len(series), np.nan)
-    for place, each in enumerate(series):
-        values = each.arrays[name][window.start : window.end + 1].astype(np.float64)
-        if np.isfinite(values).any():
-            found[place] = np.nanmean(values)
-    return found
+    n_steps = np.array([each.n_steps for each in series])
+    maps = (_mean_map(layers[members], n_steps[members]) for members in (is_attack, ~is_attack))
+    return StudyView(is_attack, score, relations, *maps)
 
 
 def _relation(
     name: str,
     score: Float[np.ndarray, "prompt"],
     values: Float[np.ndarray, "prompt"],
-    groups: Int[np.ndarray, "prompt"],
+    sample: Sample,
 ) -> Relation:
     kept = np.isfinite(score) & np.isfinite(values)
-    pairs = [(score[kept], values[kept])]
-    pairs.append((rankdata(score[kept]), rankdata(values[kept])))
-    found = [_correlation(*pair, groups[kept]) for pair in pairs]
-    return Relation(name, values, *found)
+    if kept.sum() < LEAST_PROMPTS:
+        return Relation(name, values, None, None)
+    known = Sample(sample.labels[kept], sample.groups[kept])
+    pairs = (score[kept], values[kept]), (rankdata(score[kept]), rankdata(values[kept]))
+    return Relation(name, values, *(known.correlation(*pair) for pair in pairs))
 
 
-def _correlation(
-    first: Float[np.ndarray, "prompt"],
-    second: Float[np.ndarray, "prompt"],
-    groups: Int[np.ndarray, "prompt"],
-) -> Estimate | None:
-    if len(first) < LEAST_PROMPTS:
-        return None
-    found = correlation(first, second, groups, Resampling())
-    return None if found is None else Estimate(value=found.value, low=found.low, high=found.high)
-
-
-def _mean_map(maps: Sequence[Float[np.ndarray, "_ layer"]]) -> MeanMap:
-    n_steps = max(len(each) for each in maps)
-    total = np.zeros((n_steps, maps[0].shape[1]))
-    count, n_prompts = np.zeros_like(total), np.zeros(n_steps, dtype=np.int64)
-    for each in maps:
-        is_there = np.isfinite(each)
-        total[: len(each)] += np.where(is_there, each, 0.0)
-        count[: len(each)] += is_there
-        n_prompts[: len(each)] += 1
-    values = np.where(count >= LEAST_PROMPTS, total / np.maximum(count, 1), np.nan)
-    return MeanMap(values, n_prompts)
+def _mean_map(
+    values: Float[np.ndarray, "prompt step layer"], n_steps: Int[np.ndarray, "prompt"]
+) -> MeanMap:
+    is_enough = np.isfinite(values).sum(axis=0) >= LEAST_PROMPTS
+    reached = (n_steps[:, None] > np.arange(values.shape[1])).sum(axis=0)
+    return MeanMap(np.where(is_enough, mean_of_present(values), np.nan), reached)

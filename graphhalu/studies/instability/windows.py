@@ -7,6 +7,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.heads.statistics import mean_of_present
 from graphhalu.studies.instability.measure import layer_slice
 from graphhalu.studies.instability.settings import CalibrateSettings
 
@@ -103,9 +104,8 @@ def window_grid(
     steps = [(start, n) for n in lengths for start in starts if start + n <= longest]
     if not steps:  # answers shorter than the shortest window of the grid
         steps = [(min(starts[0], longest - 1), 1)]
-    windows = tuple(Window(*pair, *layers) for layers in _layers(settings, n_layers)
-                    for pair in steps)  # fmt: skip
-    return Grid(windows, *is_auto)
+    layers = _layers(settings, n_layers)
+    return Grid(tuple(Window(*pair, *each) for each in layers for pair in steps), *is_auto)
 
 
 def window_scores(
@@ -120,38 +120,15 @@ def window_scores(
         values: NaN behind the last step, and in layers that do not see the system prompt.
         windows: They start within the steps.
     """
-    found = np.empty((len(values), len(windows)))
-    sums: dict[tuple[int, int], tuple[np.ndarray, np.ndarray]] = {}
-    for place, window in enumerate(windows):
-        layers = (window.first_layer, window.stop_layer)
-        if layers not in sums:
-            sums[layers] = _running(values[..., slice(*layers)])
-        total, count = sums[layers]
-        stop = min(window.end + 1, values.shape[1])
-        n_steps = count[:, stop] - count[:, window.start]
-        mean = (total[:, stop] - total[:, window.start]) / np.maximum(n_steps, 1)
-        found[:, place] = np.where(n_steps > 0, mean, np.nan)
-    return found
+    layers = {window[2:] for window in windows}
+    means = {each: present_mean(values[..., slice(*each)]) for each in layers}
+    scores = [present_mean(means[w[2:]][:, w.start : w.end + 1]) for w in windows]
+    return np.stack(scores, axis=1)
 
 
-def layer_mean(values: Float[np.ndarray, "*row layer"]) -> Float[np.ndarray, "*row"]:
-    """Mean over the layers that have a value; NaN where none has."""
-    is_there = np.isfinite(values)
-    count = is_there.sum(axis=-1)
-    total = np.where(is_there, values, 0.0).sum(axis=-1)
-    found: Float[np.ndarray, "*row"] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return found
-
-
-def _running(
-    values: Float[np.ndarray, "prompt step layer"],
-) -> tuple[Float[np.ndarray, "prompt end"], Int[np.ndarray, "prompt end"]]:
-    """Sums and counts of the layer means before each step."""
-    mean = layer_mean(values)
-    is_there = np.isfinite(mean)
-    total = np.cumsum(np.where(is_there, mean, 0.0), axis=1)
-    count = np.cumsum(is_there, axis=1)
-    return np.pad(total, ((0, 0), (1, 0))), np.pad(count, ((0, 0), (1, 0)))
+def present_mean(values: Float[np.ndarray, "*row value"]) -> Float[np.ndarray, "*row"]:
+    """Mean over the last axis of the values that are there; NaN where none is."""
+    return mean_of_present(np.moveaxis(values, -1, 0))
 
 
 def _layers(settings: CalibrateSettings, n_layers: int) -> list[tuple[int, int]]:

@@ -1,6 +1,6 @@
-"""From files of records to everything that can be said of them."""
+"""Analysis of files of records: H1 to H4 of every run, and the runs side by side."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Annotated, Final
 
@@ -14,21 +14,19 @@ from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.provenance import provenance
 from graphhalu.registry import unknown_name
-from graphhalu.studies.sinks.across import (
+from graphhalu.studies.sinks.comparisons import (
     Analysed,
     model_size,
     scaling,
     sensitivities,
     tasks,
 )
-from graphhalu.studies.sinks.effects import Resampling, shift
+from graphhalu.studies.sinks.effects import Resampling, prediction, shift
 from graphhalu.studies.sinks.files import find_runs, read_run
-from graphhalu.studies.sinks.findings import Findings, RunResult
 from graphhalu.studies.sinks.heads import localise
-from graphhalu.studies.sinks.prediction import prediction
 from graphhalu.studies.sinks.probes import N_FOLDS, NESTED, fit_models, models_of
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable
-from graphhalu.studies.sinks.result import SinksResult
+from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
 
 LEAST_OF_CLASS: Final = 3 * N_FOLDS
 """Questions of the rarer class below which folds inside of folds lack a class."""
@@ -132,17 +130,15 @@ def findings(
     table, how = SinkTable.of(records, meaning), config.resampling
     fitted = fit_models(table, config.models, seeds=config.fold_seeds)
     models, gains = models_of(fitted, table, how)
-    masses = [
-        tuple(np.round(np.sort(table.mass[table.labels == label]), _DIGITS).tolist())
-        for label in (1, 0)
-    ]
+    rounded = np.round(table.mass, _DIGITS)
+    masses = [np.sort(rounded[table.labels == label]) for label in (1, 0)]
     return Findings(
         meaning=meaning,
         n_positive=len(masses[0]),
         n_negative=len(masses[1]),
         n_groups=len(np.unique(table.groups)),
         shift=shift(table, how),
-        prediction=prediction(table, fitted["sink"], how),
+        prediction=prediction(table, fitted["sink"].probability, how),
         models=models,
         gains=gains,
         localisation=localise(table, how, roles=roles, n_top=config.n_top),
@@ -156,7 +152,7 @@ def _analysed(
 ) -> Analysed:
     first = run.first
     found: list[Findings] = []
-    left_out: dict[str, str] = {}
+    left_out: dict[Meaning, str] = {}
     for meaning in config.meanings:
         if all(record.labels.get(meaning) is None for record in run.records):
             left_out[meaning] = "no record has this label"
@@ -171,14 +167,24 @@ def _analysed(
             raise
     commonest, share = run.commonest_answer() or (None, None)
     result = RunResult(
-        name=run.name, task=first.task, model=first.model, sink_tokens=first.sink_tokens,
-        query_mode=first.query_mode, chat=first.chat_mode, quantization=first.quantization,
-        n_layers=first.by_head.shape[0], n_heads=first.by_head.shape[1],
-        n_records=len(run.records), n_usable=len(run.usable), accuracy=run.accuracy(),
+        name=run.name,
+        task=first.task,
+        model=first.model,
+        sink_tokens=first.sink_tokens,
+        query_mode=first.query_mode,
+        chat=first.chat_mode,
+        quantization=first.quantization,
+        n_layers=first.by_head.shape[0],
+        n_heads=first.by_head.shape[1],
+        n_records=len(run.records),
+        n_usable=len(run.usable),
+        accuracy=run.accuracy(),
         n_parameters=model_size(first.model, run.meta.get("n_parameters")),
-        commonest_answer=commonest, commonest_share=share,
-        findings=tuple(found), left_out=left_out,
-    )  # fmt: skip
+        commonest_answer=commonest,
+        commonest_share=share,
+        findings=tuple(found),
+        left_out=left_out,
+    )
     return Analysed(run, result)
 
 
@@ -197,10 +203,9 @@ def _fitting(role: HeadTable | None, run: SinkRun, notes: list[str]) -> tuple[He
 
 
 def _require_classes(records: Sequence[SinkRecord], meaning: Meaning) -> None:
-    groups: Mapping[int, set[str]] = {
-        label: {r.group for r in records if r.labels[meaning] == label} for label in (0, 1)
-    }
-    n_positive, n_negative = len(groups[1]), len(groups[0])
+    n_positive, n_negative = (
+        len({r.group for r in records if r.labels[meaning] == label}) for label in (1, 0)
+    )
     if min(n_positive, n_negative) < LEAST_OF_CLASS:
         message = (
             f"{len(records)} usable records with a label ({MEANINGS[meaning]}): "

@@ -1,21 +1,30 @@
-"""H1: differences between the classes, with intervals over questions and a permutation test."""
+"""Shift of sink mass between the classes (H1), and what the scalar predicts (H2).
 
+Intervals resample questions; the first row of every array of resamples is the sample itself.
+"""
+
+from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from graphhalu.evaluation.bootstrap import (
+    Estimate,
+    bootstrap_interval,
     drawn_blocks,
     group_codes,
-    percentile_interval,
+    mean_rows,
     resample_sums,
 )
+from graphhalu.evaluation.metrics import auprc, auprc_trapezoid, auroc
+from graphhalu.evaluation.probability import brier, ece, reliability_curve
 from graphhalu.graphs.effects import length_adjusted
-from graphhalu.studies.sinks.findings import Estimate, Shift
 from graphhalu.studies.sinks.records import SinkTable
+from graphhalu.studies.sinks.result import Prediction, QuantileBin, Shift
 
-LEVEL: Final = 0.95
+N_QUANTILES: Final = 5
+N_RELIABILITY_BINS: Final = 10
 _BLOCK: Final = 256
 _MIXED: Final = 0.5
 
@@ -28,182 +37,199 @@ class Resampling(NamedTuple):
     seed: int = 0
 
 
-def shift(table: SinkTable, how: Resampling) -> Shift:
-    """Compare the sink mass of both classes; see :class:`Shift`."""
-    labels, groups, mass = table.labels, table.groups, table.mass
-    lengths = table.length[:, None]
-    adjusted = length_adjusted(mass, lengths)
-    positive, negative = mass[labels == 1], mass[labels == 0]
-    moments = class_moments(mass, labels, groups, how)
-    residual = length_adjusted(labels.astype(np.float64), lengths)
-    return Shift(
-        mean_positive=float(positive.mean()),
-        mean_negative=float(negative.mean()),
-        mean_difference=_estimate(moments.mean_difference()),
-        median_difference=_estimate(_median_differences(mass, labels, groups, how)),
-        cohens_d=_estimate(moments.cohens_d()),
-        p_permutation=permutation_p(mass, labels, groups, how),
-        permutation="within questions" if _is_mixed(labels, groups) else "free",
-        adjusted_d=cohens_d(adjusted, labels, groups, how),
-        adjusted_p=permutation_p(adjusted, labels, groups, how),
-        length_d=cohens_d(table.length, labels, groups, how),
-        length_pearson=pearson(mass, table.length),
-        entropy_pearson=pearson(mass, table.entropy),
-        partial_correlation=correlation(adjusted, residual, groups, how),
-    )
+class Sample(NamedTuple):
+    """Records with a class each, and how they are resampled.
 
+    Attributes:
+        labels: 0 or 1.
+        groups: Question of each record.
+        how: Numbers and seed of resamples.
+    """
 
-class Moments(NamedTuple):
-    """Number, sum and sum of squares of both classes; the first row is the sample itself."""
+    labels: Int[np.ndarray, "trace"]
+    groups: Shaped[np.ndarray, "trace"]
+    how: Resampling = Resampling()
 
-    positive: Float[np.ndarray, "row moment"]
-    negative: Float[np.ndarray, "row moment"]
+    def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
+        """Sum of each column over the sample, then over each resample of questions."""
+        n_resamples, _, seed = self.how
+        return resample_sums(
+            columns, self.groups, n_resamples=n_resamples, seed=seed, has_sample=True
+        )
 
-    def mean_difference(self) -> Float[np.ndarray, "row"]:
-        """Mean of the positive class minus that of the negative."""
-        found: Float[np.ndarray, row] = _mean(self.positive) - _mean(self.negative)
-        return found
+    def mean(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
+        """Mean over the sample, then over each resample of questions."""
+        n_resamples, _, seed = self.how
+        return mean_rows(values, self.groups, n_resamples=n_resamples, seed=seed)
 
-    def cohens_d(self) -> Float[np.ndarray, "row"]:
-        """Difference of means over the pooled standard deviation; NaN where there is no spread.
+    def class_effects(
+        self, values: Float[np.ndarray, "trace"]
+    ) -> tuple[Float[np.ndarray, "row"], Float[np.ndarray, "row"]]:
+        """Mean of label 1 minus that of label 0, and Cohen's d; NaN where a row lacks a class.
 
         Source:
-            Cohen 1988, with n - 1 in both variances.
+            Cohen 1988: difference over the pooled standard deviation, n - 1 in both variances.
         """
-        squares = sum(part[:, 2] - part[:, 0] * _mean(part) ** 2 for part in self)
-        freedom = self.positive[:, 0] + self.negative[:, 0] - 2
-        has_both = (self.positive[:, 0] > 0) & (self.negative[:, 0] > 0) & (freedom > 0)
+        # far from zero the squares would lose the digits that the variance is made of
+        centred = values - values.mean()
+        powers = np.stack([np.ones(len(values)), centred, centred**2], axis=1)
+        of_class = [powers * (self.labels == label)[:, None] for label in (1, 0)]
+        parts = np.split(self.sums(np.concatenate(of_class, axis=1)), 2, axis=1)
+        means = [_ratio(part[:, 1], part[:, 0]) for part in parts]
+        squares = [part[:, 2] - part[:, 0] * m**2 for part, m in zip(parts, means, strict=True)]
+        freedom = parts[0][:, 0] + parts[1][:, 0] - 2
+        difference, spread = means[0] - means[1], squares[0] + squares[1]
         # rounding leaves a little where all values are equal
-        is_spread = has_both & (squares > 1e-12)  # noqa: PLR2004
-        pooled = np.sqrt(np.where(is_spread, squares / np.maximum(freedom, 1), 1.0))
-        found: Float[np.ndarray, row] = np.where(is_spread, self.mean_difference() / pooled, np.nan)
-        return found
+        is_spread = np.isfinite(difference) & (freedom > 0) & (spread > 1e-12)  # noqa: PLR2004
+        pooled = np.sqrt(np.where(is_spread, spread / np.maximum(freedom, 1), 1.0))
+        return difference, np.where(is_spread, difference / pooled, np.nan)
+
+    def cohens_d(self, values: Float[np.ndarray, "trace"]) -> Estimate:
+        """Cohen's d with its interval; 0 where the values have no spread."""
+        found = self.class_effects(values)[1]
+        return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else Estimate.of(found)
+
+    def median_differences(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
+        """Median of label 1 minus that of label 0 in the sample, then in each resample."""
+        codes, n_groups = group_codes(self.groups)
+        sides = [(values[is_in], codes[is_in]) for is_in in (self.labels == 1, self.labels == 0)]
+        blocks = drawn_blocks(n_groups, self.how.n_resamples, self.how.seed)
+        rows = chain([np.ones(n_groups, dtype=np.int64)], *blocks)
+        medians = [[_median(np.repeat(v, counts[of])) for v, of in sides] for counts in rows]
+        positive, negative = np.array(medians).T
+        return positive - negative
+
+    def permutation_p(self, values: Float[np.ndarray, "trace"]) -> float:
+        """Two-sided p-value of the difference of means under exchanged labels.
+
+        One is added to both counts, so it is never 0. Where most records stand in questions with
+        both classes, labels are exchanged within questions only.
+        """
+        _, n_permutations, seed = self.how
+        generator = np.random.default_rng(seed)
+        observed = abs(_difference(values, self.labels[None])[0])
+        within = group_codes(self.groups)[0] if self.is_mixed else None
+        n_extreme = 0
+        for start in range(0, n_permutations, _BLOCK):
+            keys = generator.random((min(_BLOCK, n_permutations - start), len(values)))
+            drawn = _permuted(self.labels, within, keys)
+            n_extreme += int((np.abs(_difference(values, drawn)) >= observed - 1e-12).sum())
+        return (n_extreme + 1) / (n_permutations + 1)
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether most records stand in questions with both classes."""
+        codes, n_groups = group_codes(self.groups)
+        share = np.bincount(codes, weights=self.labels, minlength=n_groups) / np.bincount(codes)
+        is_mixed = (share > 0) & (share < 1)
+        return bool(is_mixed[codes].mean() > _MIXED)
+
+    def correlation(
+        self, first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]
+    ) -> Estimate | None:
+        """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
+        if np.isnan(pearson(first, second)):
+            return None
+        x, y = first - first.mean(), second - second.mean()
+        columns = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
+        n, sx, sy, sxx, syy, sxy = self.sums(columns).T
+        spread = (n * sxx - sx**2) * (n * syy - sy**2)
+        is_spread = spread > 0
+        found = (n * sxy - sx * sy) / np.sqrt(np.where(is_spread, spread, 1))
+        return Estimate.of(np.where(is_spread, found, np.nan))
 
 
-def class_moments(
-    values: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> Moments:
-    """Moments of both classes in the sample and in each resample of questions."""
-    # far from zero the squares would lose the digits that the variance is made of
-    centred = values - values.mean()
-    powers = np.stack([np.ones(len(values)), centred, centred**2], axis=1)
-    columns = np.concatenate([powers * (labels == 1)[:, None], powers * (labels == 0)[:, None]], 1)
-    sums = resample_sums(columns, groups, n_resamples=how.n_resamples, seed=how.seed)
-    whole = np.concatenate([columns.sum(axis=0, keepdims=True), sums])
-    return Moments(whole[:, :3], whole[:, 3:])
-
-
-def cohens_d(
-    values: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> Estimate:
-    """Cohen's d with its interval; 0 where the values have no spread."""
-    found = class_moments(values, labels, groups, how).cohens_d()
-    return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else _estimate(found)
-
-
-def permutation_p(
-    values: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> float:
-    """Two-sided p-value of the difference of means under exchanged labels.
-
-    One is added to both counts, so it is never 0. Where most records stand in questions with both
-    classes, labels are exchanged within questions only.
-    """
-    generator = np.random.default_rng(how.seed)
-    observed = abs(_difference(values, labels[None])[0])
-    within = group_codes(groups)[0] if _is_mixed(labels, groups) else None
-    n_extreme = 0
-    for start in range(0, how.n_permutations, _BLOCK):
-        n_rows = min(_BLOCK, how.n_permutations - start)
-        drawn = _permuted(labels, within, n_rows, generator)
-        n_extreme += int((np.abs(_difference(values, drawn)) >= observed - 1e-12).sum())
-    return (n_extreme + 1) / (how.n_permutations + 1)
-
-
-def correlation(
-    first: Float[np.ndarray, "trace"],
-    second: Float[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> Estimate | None:
-    """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
-    if pearson(first, second) is None:
-        return None
-    x, y = first - first.mean(), second - second.mean()
-    columns = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
-    sums = resample_sums(columns, groups, n_resamples=how.n_resamples, seed=how.seed)
-    n, sx, sy, sxx, syy, sxy = np.concatenate([columns.sum(0, keepdims=True), sums]).T
-    spread = (n * sxx - sx**2) * (n * syy - sy**2)
-    found = np.where(
-        spread > 0, (n * sxy - sx * sy) / np.sqrt(np.where(spread > 0, spread, 1)), np.nan
+def shift(table: SinkTable, how: Resampling) -> Shift:
+    """Compare the sink mass of both classes; see :class:`Shift`."""
+    sample, mass = Sample(table.labels, table.groups, how), table.mass
+    lengths = table.length[:, None]
+    adjusted = length_adjusted(mass, lengths)
+    residual = length_adjusted(table.labels.astype(np.float64), lengths)
+    differences, effects = sample.class_effects(mass)
+    return Shift(
+        mean_positive=float(mass[table.labels == 1].mean()),
+        mean_negative=float(mass[table.labels == 0].mean()),
+        mean_difference=Estimate.of(differences),
+        median_difference=Estimate.of(sample.median_differences(mass)),
+        cohens_d=Estimate.of(effects),
+        p_permutation=sample.permutation_p(mass),
+        permutation="within questions" if sample.is_mixed else "free",
+        adjusted_d=sample.cohens_d(adjusted),
+        adjusted_p=sample.permutation_p(adjusted),
+        length_d=sample.cohens_d(table.length),
+        length_pearson=pearson(mass, table.length),
+        entropy_pearson=pearson(mass, table.entropy),
+        partial_correlation=sample.correlation(adjusted, residual),
     )
-    return _estimate(found)
 
 
-def pearson(first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]) -> float | None:
-    """Pearson's correlation; ``None`` where one of them has no spread."""
+def pearson(first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]) -> float:
+    """Pearson's correlation; NaN where one of them has no spread."""
     if len(first) < 3 or not first.std() > 0 or not second.std() > 0:  # noqa: PLR2004
-        return None
+        return float("nan")
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def _estimate(rows: Float[np.ndarray, "row"]) -> Estimate:
-    """The first row with the interval of the others."""
-    low, high, _ = percentile_interval(rows[1:], LEVEL)
-    return Estimate(float(rows[0]), low, high)
+def prediction(
+    table: SinkTable, probabilities: Float[np.ndarray, "seed trace"], how: Resampling
+) -> Prediction:
+    """What sink mass predicts; see :class:`Prediction`.
 
+    Args:
+        table: Records with both classes.
+        probabilities: Of the cross-fitted model on sink mass alone, for the calibration.
+        how: Resamples.
+    """
+    mass, labels = table.mass, table.labels
+    adjusted = length_adjusted(mass, table.length[:, None])
+    curve = reliability_curve(probabilities[0], labels, n_bins=N_RELIABILITY_BINS)
+    prevalence = float(labels.mean())
 
-def _mean(moments: Float[np.ndarray, "row moment"]) -> Float[np.ndarray, "row"]:
-    count = moments[:, 0]
-    return np.where(count > 0, moments[:, 1] / np.maximum(count, 1), np.nan)
+    def estimate(metric: str, scores: Float[np.ndarray, "trace"], value: float) -> Estimate:
+        resampled = {"n_resamples": how.n_resamples, "seed": how.seed}
+        return Estimate(
+            value, *bootstrap_interval(metric, scores, labels, table.groups, **resampled)
+        )
 
-
-def _median_differences(
-    values: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    how: Resampling,
-) -> Float[np.ndarray, "row"]:
-    """Difference of medians in the sample, then in each resample of questions."""
-    codes, n_groups = group_codes(groups)
-    order = np.argsort(values, kind="stable")
-    ordered, of_class, column = values[order], labels[order], codes[order]
-    rows = [np.ones((1, len(values)))]
-    rows += [
-        np.take(drawn[start : start + _BLOCK], column, axis=1).astype(np.float64)
-        for drawn in drawn_blocks(n_groups, how.n_resamples, how.seed)
-        for start in range(0, len(drawn), _BLOCK)
-    ]
-    return np.concatenate(
-        [
-            weighted_medians(ordered[of_class == 1], weights[:, of_class == 1])
-            - weighted_medians(ordered[of_class == 0], weights[:, of_class == 0])
-            for weights in rows
-        ]
+    return Prediction(
+        auroc=estimate("auroc", mass, auroc(mass, labels)),
+        auprc=estimate("auprc", mass, auprc(mass, labels).value),
+        auprc_trapezoid=auprc_trapezoid(mass, labels),
+        prevalence=prevalence,
+        adjusted_auroc=estimate("auroc", adjusted, auroc(adjusted, labels)),
+        bins=quantile_bins(table, how),
+        ece=float(np.mean([ece(row, labels) for row in probabilities])),
+        brier=float(np.mean([brier(row, labels) for row in probabilities])),
+        brier_of_prevalence=prevalence * (1 - prevalence),
+        reliability=tuple(
+            (float(p), float(share), int(n)) for p, share, n in zip(*curve, strict=True)
+        ),
     )
 
 
-def weighted_medians(
-    ordered: Float[np.ndarray, "member"], weights: Float[np.ndarray, "row member"]
+def quantile_bins(table: SinkTable, how: Resampling) -> tuple[QuantileBin, ...]:
+    """Share of label 0 in bins of equal size by rising sink mass; equal values are not parted."""
+    _, index, counts = np.unique(table.mass, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts + 1) / 2
+    bins = np.floor(middle * N_QUANTILES / len(table.mass)).astype(np.int64)[index]
+    is_in = bins[:, None] == np.unique(bins)[None]
+    columns = np.concatenate([is_in, is_in & (table.labels == 0)[:, None]], axis=1).astype(float)
+    sample = Sample(table.labels, table.groups, how)
+    sizes, hits = np.split(sample.sums(columns), 2, axis=1)
+    return tuple(
+        QuantileBin(float(table.mass[members].mean()), int(size[0]), Estimate.of(_ratio(hit, size)))
+        for members, size, hit in zip(is_in.T, sizes.T, hits.T, strict=True)
+    )
+
+
+def _ratio(
+    total: Float[np.ndarray, "row"], count: Float[np.ndarray, "row"]
 ) -> Float[np.ndarray, "row"]:
-    """Median of rising values, each as often as its weight says; NaN where none counts."""
-    cumulative = np.cumsum(weights, axis=1)
-    half = cumulative[:, -1:] / 2
-    last = len(ordered) - 1
-    low = np.minimum((cumulative < half).sum(axis=1), last)
-    high = np.minimum((cumulative <= half).sum(axis=1), last)
-    middle = (ordered[low] + ordered[high]) / 2
-    found: Float[np.ndarray, row] = np.where(half[:, 0] > 0, middle, np.nan)
-    return found
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def _median(values: Float[np.ndarray, "value"]) -> float:
+    return float(np.median(values)) if values.size else float("nan")
 
 
 def _difference(
@@ -211,31 +237,19 @@ def _difference(
 ) -> Float[np.ndarray, "row"]:
     n_positive = labels.sum(axis=1)
     total = labels @ values
-    found: Float[np.ndarray, row] = total / n_positive - (values.sum() - total) / (
-        len(values) - n_positive
-    )
-    return found
+    n_negative = len(values) - n_positive
+    return total / n_positive - (values.sum() - total) / n_negative
 
 
 def _permuted(
     labels: Int[np.ndarray, "trace"],
     within: Int[np.ndarray, "trace"] | None,
-    n_rows: int,
-    generator: np.random.Generator,
+    keys: Float[np.ndarray, "row trace"],
 ) -> Int[np.ndarray, "row trace"]:
-    keys = generator.random((n_rows, len(labels)))
     if within is None:
         return labels[np.argsort(keys, axis=1)]
     # sorted by question and then at random: each question keeps its own labels
     by_group = np.argsort(within, kind="stable")
-    shuffled = np.argsort(within[None] + keys, axis=1)
-    drawn = np.empty((n_rows, len(labels)), dtype=labels.dtype)
-    np.put_along_axis(drawn, shuffled, np.broadcast_to(labels[by_group], drawn.shape), axis=1)
+    drawn = np.empty(keys.shape, dtype=labels.dtype)
+    np.put_along_axis(drawn, np.argsort(within + keys, axis=1), labels[by_group][None], axis=1)
     return drawn
-
-
-def _is_mixed(labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"]) -> bool:
-    codes, n_groups = group_codes(groups)
-    share = np.bincount(codes, weights=labels, minlength=n_groups) / np.bincount(codes)
-    is_mixed = (share > 0) & (share < 1)
-    return bool(is_mixed[codes].mean() > _MIXED)

@@ -26,14 +26,14 @@ from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.labels.labels import Meaning
 from graphhalu.safe_read import parse_json, read_json_object, reading, reason_of, shown
-from graphhalu.studies.sinks.records import QueryMode, SinkRecord, SinkRun
+from graphhalu.studies.sinks.records import SinkRecord, SinkRun
 
 SUFFIX: Final = ".jsonl.gz"
 META_SUFFIX: Final = ".meta.json"
 _REQUIRED: Final = (
-    "idx", "task", "model", "correct", "hallucinated", "entropy", "sink_mass", "sink_by_layer",
-    "sink_by_layer_head", "seq_len", "sink_tokens", "query_mode",
-)  # fmt: skip
+    *("idx", "task", "model", "correct", "hallucinated", "entropy", "sink_mass"),
+    *("sink_by_layer", "sink_by_layer_head", "seq_len", "sink_tokens", "query_mode"),
+)
 _SAME: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
 _TOLERANCE: Final = 1e-3
 _SHOWN: Final = 60
@@ -109,20 +109,14 @@ def plain_record(record: SinkRecord) -> dict[str, Any]:
     """One record in the published layout, with ``labels`` beside it."""
     wrong, misleads = (record.labels.get(name) for name in ("hallucinated", "input"))
     return {
-        "idx": record.idx, "task": record.task, "model": record.model,
-        "target": record.target, "pred": record.pred,
+        **record.model_dump(exclude={"by_head", "is_seen"}),
+        "labels": {"hallucinated": wrong, "input": misleads},
         "correct": None if wrong is None else not wrong,
         "hallucinated": None if wrong is None else bool(wrong),
         "label_hallucinated": None if misleads is None else bool(misleads),
-        "labels": {"hallucinated": wrong, "input": misleads},
-        "entropy": record.entropy, "sink_mass": record.sink_mass,
         "sink_by_layer": _plain_rows(record.by_head.mean(axis=1), record.is_seen),
         "sink_by_layer_head": _plain_rows(record.by_head, record.is_seen),
-        "seq_len": record.seq_len, "sink_tokens": record.sink_tokens,
-        "query_mode": record.query_mode, "query_start": record.query_start,
-        "chat_mode": record.chat_mode, "quantization": record.quantization,
-        "meta": dict(record.meta),
-    }  # fmt: skip
+    }
 
 
 def _plain_rows(values: Float[np.ndarray, "layer ..."], is_seen: Bool[np.ndarray, "layer"]) -> Any:
@@ -170,21 +164,20 @@ def _record(values: Mapping[str, Any], where: str) -> SinkRecord:
     if n_layers != len(by_head):
         message = f"{where}: sink_by_layer has {n_layers} layers, sink_by_layer_head {len(by_head)}"
         raise DataFileError(message)
+    texts = {name: _text(values.get(name)) for name in ("target", "pred")}
+    read = {**texts, "labels": _labels(values, where), "by_head": by_head, "is_seen": is_seen}
+    # published files may hold null where a setting plays no part
+    given = {name: value for name, value in values.items() if value is not None}
     with reading(f"{where}: a field is of the wrong type"):
-        record = SinkRecord(
-            idx=int(values["idx"]), task=str(values["task"]), model=str(values["model"]),
-            target=_text(values.get("target")), pred=_text(values.get("pred")),
-            labels=_labels(values, where),
-            entropy=float(values["entropy"]), sink_mass=float(values["sink_mass"]),
-            by_head=by_head, is_seen=is_seen,
-            seq_len=int(values["seq_len"]), sink_tokens=int(values["sink_tokens"]),
-            query_mode=_mode(values["query_mode"], where),
-            query_start=int(values.get("query_start") or 0),
-            chat_mode=str(values.get("chat_mode", "off")),
-            quantization=str(values.get("quantization", "none")),
-            meta=dict(values.get("meta") or {}),
-        )  # fmt: skip
-    _check_range(record, where)
+        record = SinkRecord.model_validate({**given, **read})
+    shares = np.append(record.by_head[record.is_seen].ravel(), record.sink_mass)
+    finite = shares[np.isfinite(shares)]
+    if finite.size and not (finite.min() >= -_TOLERANCE and finite.max() <= 1 + _TOLERANCE):
+        message = (
+            f"{where}: sink mass is a share of attention between 0 and 1, got "
+            f"{finite.min():g} to {finite.max():g}"
+        )
+        raise DataFileError(message)
     return record
 
 
@@ -228,29 +221,6 @@ def _text(value: Any) -> str | None:
     if value is None or isinstance(value, str):
         return value
     return json.dumps(value, ensure_ascii=False)
-
-
-def _mode(value: Any, where: str) -> QueryMode:
-    if value == "last":
-        return "last"
-    if value == "range":
-        return "range"
-    message = f"{where}: query_mode must be last or range, got {value!r}"
-    raise DataFileError(message)
-
-
-def _check_range(record: SinkRecord, where: str) -> None:
-    values = np.append(record.by_head[record.is_seen].ravel(), record.sink_mass)
-    finite = values[np.isfinite(values)]
-    if finite.size and not (finite.min() >= -_TOLERANCE and finite.max() <= 1 + _TOLERANCE):
-        message = (
-            f"{where}: sink mass is a share of attention between 0 and 1, got "
-            f"{finite.min():g} to {finite.max():g}"
-        )
-        raise DataFileError(message)
-    if record.seq_len < 1 or record.sink_tokens < 1:
-        message = f"{where}: seq_len and sink_tokens must be at least 1"
-        raise DataFileError(message)
 
 
 def _check_together(records: Sequence[SinkRecord], path: Path) -> None:

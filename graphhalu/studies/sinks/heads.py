@@ -1,4 +1,4 @@
-"""H4: which heads differ between the classes, how surely, and what else these heads do."""
+"""Heads that differ between the classes (H4), how surely, and what else these heads do."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -8,12 +8,19 @@ from jaxtyping import Float
 from scipy.stats import hypergeom, spearmanr
 
 from graphhalu.errors import UsageError
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.graphs.effects import length_adjusted
-from graphhalu.heads.statistics import contrast, percentile_interval, resampled_means
+from graphhalu.heads.statistics import (
+    Contrast,
+    contrast,
+    mean_of_present,
+    percentile_interval,
+    resampled_means,
+)
 from graphhalu.heads.table import HeadTable
 from graphhalu.studies.sinks.effects import Resampling
-from graphhalu.studies.sinks.findings import Estimate, Localisation, Matrix, RoleOverlap, TopHead
 from graphhalu.studies.sinks.records import SinkTable
+from graphhalu.studies.sinks.result import Localisation, RoleOverlap, TopHead
 
 FALSE_DISCOVERIES: Final = 0.05
 N_TOP: Final = 10
@@ -34,41 +41,34 @@ def localise(
         roles: Tables of the same model's heads, to compare the heads that differ with.
         n_top: How many heads are named.
     """
-    is_positive = table.labels == 1
-    groups = (table.groups[is_positive].tolist(), table.groups[~is_positive].tolist())
-    found = contrast(
-        table.by_head[is_positive], table.by_head[~is_positive], groups,
-        n_resamples=how.n_resamples, seed=how.seed,
-    )  # fmt: skip
-    adjusted = _adjusted(table)
-    controlled = contrast(
-        adjusted[is_positive], adjusted[~is_positive], groups,
-        n_resamples=how.n_resamples, seed=how.seed,
-    )  # fmt: skip
-    resampled = _resampled_differences(table, how)
-    z = _z(found.difference, resampled)
-    top = _top(z, n_top)
-    stability = _top_share(resampled, z, n_top)
-    heads = tuple(
+    found = _contrast(table, table.by_head, how)
+    adjusted_q = _contrast(table, _length_adjusted_heads(table), how).q_value
+    resampled = _resampled_differences(table, table.by_head, how)
+    error = resampled.std(axis=0)
+    z = np.divide(found.difference, error, out=np.full_like(error, np.nan), where=error > 0)
+    stability = _top_share(resampled, z, error, n_top)
+    n_named = min(n_top, int(np.isfinite(z).sum()))
+    top = tuple(
         TopHead(
-            layer=layer, head=head,
-            difference=_estimate(found.difference, found.low, found.high, (layer, head)),
+            layer=layer,
+            head=head,
+            difference=_estimate(found, (layer, head), how),
             z=float(z[layer, head]),
             q_value=float(found.q_value[layer, head]),
-            adjusted_q_value=_plain(controlled.q_value[layer, head]),
+            adjusted_q_value=float(adjusted_q[layer, head]),
             stability=float(stability[layer, head]),
         )
-        for layer, head in top
-    )  # fmt: skip
-    positive, negative, difference = _profile(table, how)
+        for layer, head in (divmod(cell, z.shape[1]) for cell in _largest(z, n_named))
+    )
+    positive, negative, difference = _layer_profiles(table, how)
     return Localisation(
-        difference=_matrix(found.difference),
-        q_value=_matrix(found.q_value),
-        adjusted_q_value=_matrix(controlled.q_value),
+        difference=found.difference,
+        q_value=found.q_value,
+        adjusted_q_value=adjusted_q,
         n_heads=int(np.isfinite(found.q_value).sum()),
         n_significant=int((found.q_value < FALSE_DISCOVERIES).sum()),
-        n_significant_adjusted=int((controlled.q_value < FALSE_DISCOVERIES).sum()),
-        top=heads,
+        n_significant_adjusted=int((adjusted_q < FALSE_DISCOVERIES).sum()),
+        top=top,
         profile_positive=positive,
         profile_negative=negative,
         profile_difference=difference,
@@ -94,23 +94,38 @@ def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) ->
         )
         raise UsageError(message)
     is_known = np.isfinite(z) & np.isfinite(role.mean)
-    size, score = np.where(is_known, np.abs(z), -np.inf), np.where(is_known, role.mean, -np.inf)
+    size, score = (np.where(is_known, each, np.nan) for each in (np.abs(z), role.mean))
     n_known = int(is_known.sum())
     k = min(k, n_known)
-    shared = set(_largest(size, k)) & set(_largest(score, k))
-    tested = (
-        spearmanr(size[is_known], score[is_known])
-        if n_known > 2 and np.ptp(score[is_known]) > 0  # noqa: PLR2004
-        else (np.nan, np.nan)
-    )
+    n_shared = len(set(_largest(size, k)) & set(_largest(score, k, is_signed=True)))
+    has_order = n_known > 2 and np.ptp(score[is_known]) > 0  # noqa: PLR2004
+    tested = spearmanr(size[is_known], score[is_known]) if has_order else (np.nan, np.nan)
     return RoleOverlap(
-        role=role.role, k=k, n_shared=len(shared), n_expected=k * k / max(n_known, 1),
-        p_value=float(hypergeom.sf(len(shared) - 1, n_known, k, k)),
-        spearman=_plain(tested[0]), p_spearman=_plain(tested[1]),
-    )  # fmt: skip
+        role=role.role,
+        k=k,
+        n_shared=n_shared,
+        n_expected=k * k / max(n_known, 1),
+        p_value=float(hypergeom.sf(n_shared - 1, n_known, k, k)),
+        spearman=float(tested[0]),
+        p_spearman=float(tested[1]),
+    )
 
 
-def _adjusted(table: SinkTable) -> Float[np.ndarray, "trace layer head"]:
+def _estimate(found: Contrast, at: tuple[int, int], how: Resampling) -> Estimate:
+    ends = float(found.low[at]), float(found.high[at])
+    return Estimate(float(found.difference[at]), *ends, how.n_resamples)
+
+
+def _contrast(
+    table: SinkTable, values: Float[np.ndarray, "trace layer head"], how: Resampling
+) -> Contrast:
+    classes = [table.labels == 1, table.labels == 0]
+    positive, negative = (values[members] for members in classes)
+    first, second = (table.groups[members].tolist() for members in classes)
+    return contrast(positive, negative, (first, second), n_resamples=how.n_resamples, seed=how.seed)
+
+
+def _length_adjusted_heads(table: SinkTable) -> Float[np.ndarray, "trace layer head"]:
     """What a fit on the length leaves of each head; NaN for a head that some records lack."""
     found = np.full_like(table.by_head, np.nan)
     lengths = table.length[:, None]
@@ -119,99 +134,60 @@ def _adjusted(table: SinkTable) -> Float[np.ndarray, "trace layer head"]:
     return found
 
 
+def _by_class(
+    table: SinkTable, values: Float[np.ndarray, "trace *cell"]
+) -> list[Float[np.ndarray, "trace *cell"]]:
+    """Values of label 1 and those of label 0, each with NaN for the others."""
+    labels = table.labels.reshape(-1, *(1 for _ in values.shape[1:]))
+    return [np.where(labels == label, values, np.nan) for label in (1, 0)]
+
+
 def _resampled_differences(
-    table: SinkTable, how: Resampling
-) -> Float[np.ndarray, "resample layer head"]:
-    is_positive = (table.labels == 1)[:, None, None]
-    means = [
-        resampled_means(
-            np.where(chosen, table.by_head, np.nan), table.groups,
-            n_resamples=how.n_resamples, seed=how.seed,
-        )
-        for chosen in (is_positive, ~is_positive)
-    ]  # fmt: skip
-    difference: Float[np.ndarray, "resample layer head"] = means[0] - means[1]
-    return difference
-
-
-def _z(
-    difference: Float[np.ndarray, "layer head"],
-    resampled: Float[np.ndarray, "resample layer head"],
-) -> Float[np.ndarray, "layer head"]:
-    error = np.sqrt(np.mean((resampled - resampled.mean(axis=0)) ** 2, axis=0))
-    z: Float[np.ndarray, "layer head"] = np.divide(
-        difference, error, out=np.full_like(difference, np.nan), where=error > 0
+    table: SinkTable, values: Float[np.ndarray, "trace *cell"], how: Resampling
+) -> Float[np.ndarray, "resample *cell"]:
+    """Mean of label 1 minus that of label 0 on each resample of questions."""
+    positive, negative = (
+        resampled_means(each, table.groups, n_resamples=how.n_resamples, seed=how.seed)
+        for each in _by_class(table, values)
     )
-    return z
+    return positive - negative
 
 
 def _top_share(
-    resampled: Float[np.ndarray, "resample layer head"], z: Float[np.ndarray, "layer head"], k: int
+    resampled: Float[np.ndarray, "resample layer head"],
+    z: Float[np.ndarray, "layer head"],
+    error: Float[np.ndarray, "layer head"],
+    k: int,
 ) -> Float[np.ndarray, "layer head"]:
     """Share of resamples in which a head is among the ``k`` that differ most for their spread."""
-    centre = resampled.mean(axis=0)
-    error = np.sqrt(np.mean((resampled - centre) ** 2, axis=0))
-    is_known = np.isfinite(z) & (error > 0)
-    size = np.where(is_known, np.abs(resampled) / np.where(error > 0, error, 1.0), -np.inf)
+    is_known = np.isfinite(z)
+    size = np.where(is_known, np.abs(resampled) / np.where(is_known, error, 1.0), -np.inf)
     flat = np.nan_to_num(size.reshape(len(size), -1), nan=-np.inf)
-    k = min(k, int(is_known.sum()))
-    is_among = np.zeros(flat.shape, dtype=np.bool_)
-    if k:
-        order = np.argpartition(-flat, k - 1, axis=1)[:, :k]
-        np.put_along_axis(is_among, order, values=True, axis=1)
-    share: Float[np.ndarray, head] = is_among.mean(axis=0)
-    return share.reshape(z.shape)
+    named = np.argsort(-flat, axis=1)[:, : min(k, int(is_known.sum()))]
+    return np.bincount(named.ravel(), minlength=z.size).reshape(z.shape) / len(flat)
 
 
-def _top(z: Float[np.ndarray, "layer head"], k: int) -> list[tuple[int, int]]:
-    size = np.where(np.isfinite(z), np.abs(z), -np.inf)
-    k = min(k, int(np.isfinite(z).sum()))
-    return [(int(cell // z.shape[1]), int(cell % z.shape[1])) for cell in _largest(size, k)]
+def _largest(
+    values: Float[np.ndarray, "layer head"], k: int, *, is_signed: bool = False
+) -> list[int]:
+    """The ``k`` cells with the largest values, or sizes of values; NaN comes last."""
+    keys = np.nan_to_num(values if is_signed else np.abs(values), nan=-np.inf)
+    return np.argsort(-keys.ravel(), kind="stable")[:k].tolist()
 
 
-def _largest(values: Float[np.ndarray, "layer head"], k: int) -> list[int]:
-    order: list[int] = np.argsort(-values.ravel(), kind="stable")[:k].tolist()
-    return order
-
-
-def _profile(
+def _layer_profiles(
     table: SinkTable, how: Resampling
-) -> tuple[tuple[float | None, ...], tuple[float | None, ...], tuple[Estimate | None, ...]]:
+) -> tuple[Float[np.ndarray, "layer"], Float[np.ndarray, "layer"], tuple[Estimate | None, ...]]:
     """Mean of each layer in both classes, and the difference with its interval."""
     by_layer = table.by_head.mean(axis=2)
-    is_positive = (table.labels == 1)[:, None]
-    classes = [np.where(chosen, by_layer, np.nan) for chosen in (is_positive, ~is_positive)]
     is_known = np.isfinite(by_layer).all(axis=0)
-    means = [
-        np.where(is_known, np.nansum(each, axis=0) / np.isfinite(each).sum(axis=0).clip(1), np.nan)
-        for each in classes
-    ]
-    drawn = [
-        resampled_means(each, table.groups, n_resamples=how.n_resamples, seed=how.seed)
-        for each in classes
-    ]
-    low, high = percentile_interval(drawn[0] - drawn[1])
-    difference = means[0] - means[1]
-    found = tuple(
-        _estimate(difference, low, high, (layer,)) if is_known[layer] else None
-        for layer in range(len(difference))
+    positive, negative = (
+        np.where(is_known, mean_of_present(each), np.nan) for each in _by_class(table, by_layer)
     )
-    positive, negative = (tuple(_plain(v) for v in each) for each in means)
-    return positive, negative, found
-
-
-def _estimate(
-    value: Float[np.ndarray, "*cell"],
-    low: Float[np.ndarray, "*cell"],
-    high: Float[np.ndarray, "*cell"],
-    at: tuple[int, ...],
-) -> Estimate:
-    return Estimate(float(value[at]), float(low[at]), float(high[at]))
-
-
-def _matrix(values: Float[np.ndarray, "layer head"]) -> Matrix:
-    return tuple(tuple(_plain(value) for value in row) for row in values)
-
-
-def _plain(value: float) -> float | None:
-    return float(value) if np.isfinite(value) else None
+    low, high = percentile_interval(_resampled_differences(table, by_layer, how))
+    rows = zip((positive - negative).tolist(), low.tolist(), high.tolist(), strict=True)
+    differences = tuple(
+        Estimate(*row, how.n_resamples) if known else None
+        for row, known in zip(rows, is_known, strict=True)
+    )
+    return positive, negative, differences

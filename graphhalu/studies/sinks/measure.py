@@ -1,4 +1,4 @@
-"""Measure the sink mass of one model on one data set, with ablations, into files of records.
+"""Measurement of the sink mass of one model on one data set, with ablations, as record files.
 
 Windows and query modes come from one pass over each sequence. The chat template doubles the work,
 and each quantisation loads the model anew. A killed run goes on where it stopped.
@@ -6,10 +6,12 @@ and each quantisation loads the model anew. A killed run goes on where it stoppe
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, TypeVar
 
+import numpy as np
 import torch
 
 from graphhalu.axes import SPAN_NAMES
@@ -18,12 +20,17 @@ from graphhalu.datasets.registry import load_questions, own_path
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.extract.asking import prompt_template_name, uses_chat
 from graphhalu.models.check import check_model
-from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.models.load import LoadedModel, ModelSpec, load_model
 from graphhalu.provenance import file_sha256, installed_version, provenance
 from graphhalu.studies.sinks.files import SUFFIX, read_run, write_run
-from graphhalu.studies.sinks.journal import Journal, require_same
-from graphhalu.studies.sinks.observer import SinkMass
-from graphhalu.studies.sinks.posing import MEANING_OF_POSE, Pose, Posed, pose_of, posed
+from graphhalu.studies.sinks.passes import Journal, Measured, measure_batches, require_same
+from graphhalu.studies.sinks.prompt_formatting import (
+    KIND_DESCRIPTIONS,
+    Kind,
+    SinkPrompt,
+    kind_of,
+    sink_prompts,
+)
 from graphhalu.studies.sinks.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -34,41 +41,15 @@ from graphhalu.studies.sinks.records import (
     run_name,
     run_stem,
 )
-from graphhalu.studies.sinks.running import Measured, measure_batches, span_shares
 from graphhalu.studies.sinks.settings import Ablation, SinkMeasureConfig
 from graphhalu.studies.sinks.stored import measure_generated
 
 WAVE: Final = 96
 """Sequences that are measured between two writes to the journal."""
 
+T = TypeVar("T")
 Progress = Callable[[int, int], None]
 Note = Callable[[str], None]
-
-
-class Variant(NamedTuple):
-    """One way to run the model.
-
-    Attributes:
-        config: Its settings.
-        folder: Where its files go, relative to the place asked for.
-    """
-
-    config: SinkMeasureConfig
-    folder: Path
-
-
-class Wanted(NamedTuple):
-    """What a variant is run on.
-
-    Attributes:
-        questions: The questions.
-        pose: How they are posed.
-        folder: Where the files go.
-    """
-
-    questions: Sequence[Question]
-    pose: Pose
-    folder: Path
 
 
 def measure(
@@ -94,160 +75,148 @@ def measure(
         StoreMismatchError: If files there were measured with other settings.
         GraphhaluError: If the data set or the model cannot be used.
     """
+    dataset = config.dataset
     questions = load_questions(
-        config.dataset.name, config.dataset.path, num_samples=config.num_samples,
-        seed=config.dataset.seed, fields=config.dataset.fields or None,
-    )  # fmt: skip
-    pose = pose_of(questions, config.dataset.name)
+        dataset.name,
+        dataset.path,
+        num_samples=config.num_samples,
+        seed=dataset.seed,
+        fields=dataset.fields or None,
+    )
+    kind = kind_of(questions, dataset.name)
     found: list[MeasuredRun] = []
-    for group in _by_quantization(config, ablate, on_note):
-        if pose == "generated":
-            for variant in group:
-                found += measure_generated(variant.config, out / variant.folder, on_note)
-            continue
-        loaded = _loaded(group[0].config, on_note, is_optional=bool(ablate))
-        for variant in group if loaded is not None else ():
-            assert loaded is not None
-            if not _has_chat(variant.config, loaded, on_note, is_optional="chat" in ablate):
+    for quantization in _quantizations(config, ablate, on_note):
+        model = config.model.model_copy(update={"quantization": quantization})
+        skipped = GraphhaluError if ablate and quantization != "none" else None
+        loaded = None
+        if kind != "generated":
+            name = f"quantisation {quantization}"
+            loaded = _or_note(partial(_load, model, on_note), name, skipped, on_note)
+            if loaded is None:
                 continue
-            wanted = Wanted(questions, pose, out / variant.folder)
-            found += _run(variant.config, wanted, loaded, on_progress, on_note)
+        for chat in ["off", "on"] if "chat" in ablate else [config.prompt.chat]:
+            prompt = config.prompt.model_copy(update={"chat": chat})
+            variant = config.model_copy(update={"model": model, "prompt": prompt})
+            parts = [f"chat-{chat}"] if "chat" in ablate else []
+            parts += [quantization] if "quantization" in ablate else []
+            folder = out / ("_".join(parts) or ".")
+            if loaded is None:
+                found += measure_generated(variant, folder, on_note)
+                continue
+            has_chat = partial(uses_chat, prompt, loaded)
+            skipped = UsageError if "chat" in ablate else None
+            if _or_note(has_chat, "chat on", skipped, on_note) is None:
+                continue
+            run = partial(_run, variant, loaded, questions, kind, folder)
+            found += run(on_progress=on_progress, on_note=on_note)
     return found
 
 
-def _by_quantization(
+def _quantizations(
     config: SinkMeasureConfig, ablate: Sequence[Ablation], on_note: Note
-) -> Iterator[list[Variant]]:
-    """Variants that one loaded model serves."""
-    methods: list[Any] = [config.model.quantization]
-    if "quantization" in ablate:
-        methods = ["none", "int8", "nf4"]
-        missing = _why_no_quantization()
-        if missing is not None:
-            on_note(f"quantisation int8 and nf4 skipped: {missing}")
-            methods = ["none"]
-    chats: list[Any] = ["off", "on"] if "chat" in ablate else [config.prompt.chat]
-    for method in methods:
-        model = config.model.model_copy(update={"quantization": method})
-        group = []
-        for chat in chats:
-            prompt = config.prompt.model_copy(update={"chat": chat})
-            parts = [f"chat-{chat}"] if "chat" in ablate else []
-            parts += [method] if "quantization" in ablate else []
-            changed = config.model_copy(update={"model": model, "prompt": prompt})
-            group.append(Variant(changed, Path("_".join(parts) or ".")))
-        yield group
-
-
-def _why_no_quantization() -> str | None:
+) -> list[str]:
+    """Quantisations to run, each of which loads the model anew."""
+    if "quantization" not in ablate:
+        return [config.model.quantization]
+    missing = None if torch.cuda.is_available() else "there is no GPU"
     if installed_version("bitsandbytes") is None:
-        return "bitsandbytes is not installed"
-    return None if torch.cuda.is_available() else "there is no GPU"
+        missing = "bitsandbytes is not installed"
+    if missing is not None:
+        on_note(f"quantisation int8 and nf4 skipped: {missing}")
+        return ["none"]
+    return ["none", "int8", "nf4"]
 
 
-def _loaded(config: SinkMeasureConfig, on_note: Note, *, is_optional: bool) -> LoadedModel | None:
-    try:
-        loaded = load_model(config.model, on_note)
-        check_model(loaded)
-    except GraphhaluError as error:
-        if not is_optional or config.model.quantization == "none":
-            raise
-        first_line = str(error).splitlines()[0]
-        on_note(f"quantisation {config.model.quantization} skipped: {first_line}")
-        return None
+def _load(model: ModelSpec, on_note: Note) -> LoadedModel:
+    loaded = load_model(model, on_note)
+    check_model(loaded)
     return loaded
 
 
-def _has_chat(
-    config: SinkMeasureConfig, loaded: LoadedModel, on_note: Note, *, is_optional: bool
-) -> bool:
+def _or_note(
+    call: Callable[[], T], what: str, skipped: type[GraphhaluError] | None, on_note: Note
+) -> T | None:
+    """What a call gives; where it raises an error that may be skipped, ``None`` and a note."""
     try:
-        uses_chat(config.prompt, loaded)
-    except UsageError as error:
-        if not is_optional:
+        return call()
+    except GraphhaluError as error:
+        if skipped is None or not isinstance(error, skipped):
             raise
-        on_note(f"chat on skipped: {str(error).splitlines()[0]}")
-        return False
-    return True
+        on_note(f"{what} skipped: {str(error).splitlines()[0]}")
+        return None
 
 
 def _run(
     config: SinkMeasureConfig,
-    wanted: Wanted,
     loaded: LoadedModel,
+    questions: Sequence[Question],
+    kind: Kind,
+    folder: Path,
+    *,
     on_progress: Progress,
     on_note: Note,
 ) -> list[MeasuredRun]:
-    cells: list[tuple[int, QueryMode]] = [(k, mode) for k in config.ks for mode in config.modes]
+    """Measure a variant, or take its files of an earlier call."""
     name = loaded.identity["name"]
-    paths = [wanted.folder / f"{run_name(config.task, name, *cell)}{SUFFIX}" for cell in cells]
+    cells: list[tuple[int, QueryMode]] = [(k, mode) for k in config.ks for mode in config.modes]
+    paths = [folder / f"{run_name(config.task, name, *cell)}{SUFFIX}" for cell in cells]
     identity = run_identity(config, loaded)
-    there = _there(paths, identity)
+    there = [_earlier(path, identity) for path in paths if path.exists()]
     if len(there) == len(paths):
-        on_note(f"{len(there)} files are in {wanted.folder} already")
+        on_note(f"{len(there)} files are in {folder} already")
         return there
     started = time.process_time()
-    items, failures = posed(wanted.questions, wanted.pose, config, loaded)
-    if not items:
+    prompts, failures = sink_prompts(questions, kind, config, loaded)
+    if not prompts:
         reason = failures[0] if failures else "there is none"
         message = f"no question of {config.dataset.name} can be measured: {reason}"
         raise UsageError(message)
-    measured = _measured(items, config, loaded, (paths[0].parent, identity), on_progress)
+    journal_path = folder / f".{run_stem(config.task, name)}.journal"
+    cells_asked = {"ks": list(config.ks), "modes": list(config.modes)}
+    journal = Journal(journal_path, {**identity, **cells_asked, "n_sequences": len(prompts)})
+    _measure_rest(journal, prompts, config, loaded, on_progress)
     cpu_s = time.process_time() - started
     common = {
-        **_description(config, loaded, wanted.pose), "configuration": identity,
-        "n_failed": dict(Counter(failures)), "cpu_s": round(cpu_s, 1),
-    }  # fmt: skip
+        **_description(config, loaded, kind),
+        "configuration": identity,
+        "n_failed": dict(Counter(failures)),
+        "cpu_s": round(cpu_s, 1),
+        "n_records": len(prompts),
+    }
     runs = []
-    for cell, path in zip(cells, paths, strict=True):
-        records = tuple(_record(item, measured[item.idx], cell, config, loaded) for item in items)
-        meta = {
-            **common, "sink_tokens": cell[0], "query_mode": cell[1], "n_records": len(records),
-            "sink_spans": _spans(items, cell[0]),
-        }  # fmt: skip
+    for place, (path, (k, mode)) in enumerate(zip(paths, cells, strict=True)):
+        records = tuple(
+            _record(prompt, journal.done[prompt.idx], place, common) for prompt in prompts
+        )
+        meta = {**common, "sink_tokens": k, "query_mode": mode, "sink_spans": _spans(prompts, k)}
         run = SinkRun(records, meta, path.name.removesuffix(SUFFIX))
-        write_run(path.parent, run)
-        runs.append(MeasuredRun(path, len(records), len(run.usable), True, cpu_s))
-    _journal_path(paths[0].parent, identity).unlink(missing_ok=True)
+        write_run(folder, run)
+        runs.append(MeasuredRun.of(path, run, is_new=True, cpu_s=cpu_s))
+    journal_path.unlink(missing_ok=True)
     return runs
 
 
-def _measured(
-    items: Sequence[Posed],
+def _measure_rest(
+    journal: Journal,
+    prompts: Sequence[SinkPrompt],
     config: SinkMeasureConfig,
     loaded: LoadedModel,
-    place: tuple[Path, dict[str, Any]],
     on_progress: Progress,
-) -> dict[int, Measured]:
-    folder, identity = place
-    cells = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(items)}
-    journal = Journal(_journal_path(folder, identity), {**identity, **cells})
-    left = [item for item in items if item.idx not in journal.done]
-    on_progress(len(items) - len(left), len(items))
+) -> None:
+    """Measure the sequences that the journal lacks."""
+    left = [prompt for prompt in prompts if prompt.idx not in journal.done]
+    on_progress(len(journal.done), len(prompts))
     for start in range(0, len(left), WAVE):
-        wave = left[start : start + WAVE]
-        found = [(item.idx, each) for item, each in measure_batches(loaded, wave, config)]
-        journal.add(found)
-        on_progress(len(journal.done), len(items))
-    return journal.done
+        found = measure_batches(loaded, left[start : start + WAVE], config)
+        journal.add([(prompt.idx, measured) for prompt, measured in found])
+        on_progress(len(journal.done), len(prompts))
 
 
-def _journal_path(folder: Path, identity: dict[str, Any]) -> Path:
-    stem = run_stem(identity["dataset"]["name"], identity["model"]["name"])
-    return folder / f".{stem}.journal"
-
-
-def _there(paths: Sequence[Path], identity: dict[str, Any]) -> list[MeasuredRun]:
-    """Files of an earlier call with the same settings."""
-    found = []
-    for path in paths:
-        if path.exists():
-            run = read_run(path)
-            require_same(run.meta.get("configuration", {}), identity, path)
-            spent = float(run.meta.get("cpu_s", 0.0))
-            usable = len(run.usable)
-            found.append(MeasuredRun(path, len(run.records), usable, False, spent))
-    return found
+def _earlier(path: Path, identity: dict[str, Any]) -> MeasuredRun:
+    """A file of an earlier call with the same settings."""
+    run = read_run(path)
+    require_same(run.meta.get("configuration", {}), identity, path)
+    return MeasuredRun.of(path, run, is_new=False, cpu_s=float(run.meta.get("cpu_s", 0.0)))
 
 
 def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, Any]:
@@ -256,73 +225,103 @@ def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, An
     return {
         "model": dict(loaded.identity),
         "dataset": {
-            "name": config.task, "seed": config.dataset.seed,
-            "num_samples": config.num_samples, "fields": dict(config.dataset.fields),
+            "name": config.task,
+            "seed": config.dataset.seed,
+            "num_samples": config.num_samples,
+            "fields": dict(config.dataset.fields),
             "file_sha256": None if path is None else file_sha256(path),
         },
         "prompt": {
-            "chat": uses_chat(config.prompt, loaded), "system": config.prompt.system,
+            "chat": uses_chat(config.prompt, loaded),
+            "system": config.prompt.system,
             "template": prompt_template_name(config.extraction()),
             "n_examples": config.n_examples,
         },
         "query_start": config.query_start,
-    }  # fmt: skip
+    }
 
 
-def _description(config: SinkMeasureConfig, loaded: LoadedModel, pose: Pose) -> dict[str, Any]:
+def _description(config: SinkMeasureConfig, loaded: LoadedModel, kind: Kind) -> dict[str, Any]:
     """The published fields of a description, and what else should be known."""
     return {
-        "task": config.task, "dataset": config.dataset.name, "subset": None, "split": None,
-        "model": loaded.identity["name"], "revision": config.model.revision,
-        "samples": config.num_samples, "seed": config.dataset.seed,
-        "query_start": config.query_start, "chat": chat_word(config, loaded),
-        "quantization": config.model.quantization, "device": str(loaded.model.device),
+        "task": config.task,
+        "dataset": config.dataset.name,
+        "subset": None,
+        "split": None,
+        "model": str(loaded.identity["name"]),
+        "revision": config.model.revision,
+        "samples": config.num_samples,
+        "seed": config.dataset.seed,
+        "query_start": config.query_start,
+        "chat": "on" if uses_chat(config.prompt, loaded) else "off",
+        "quantization": config.model.quantization,
+        "device": str(loaded.model.device),
         "transformers_version": installed_version("transformers"),
-        "torch_version": installed_version("torch"), "timestamp": time.time(),
-        "format": FORMAT, "format_version": FORMAT_VERSION, "pose": pose,
-        "pose_means": MEANING_OF_POSE[pose],
+        "torch_version": installed_version("torch"),
+        "timestamp": time.time(),
+        "format": FORMAT,
+        "format_version": FORMAT_VERSION,
+        "pose": kind,
+        "pose_means": KIND_DESCRIPTIONS[kind],
         "n_parameters": int(loaded.model.num_parameters()),
-        "n_layers": loaded.n_layers, "n_heads": loaded.n_heads, "provenance": provenance(),
-    }  # fmt: skip
+        "n_layers": loaded.n_layers,
+        "n_heads": loaded.n_heads,
+        "provenance": provenance(),
+    }
 
 
-def chat_word(config: SinkMeasureConfig, loaded: LoadedModel) -> str:
-    """``on`` or ``off``: what ``auto`` came to."""
-    return "on" if uses_chat(config.prompt, loaded) else "off"
-
-
-def _spans(items: Sequence[Posed], k: int) -> list[dict[str, float]]:
+def _spans(prompts: Sequence[SinkPrompt], k: int) -> list[dict[str, float]]:
     """For each token of the sink how often it belongs to which span.
 
     With a chat template the window covers other tokens than without.
     """
-    shares = span_shares(items, k)
+    codes = np.stack([each.sequence.span_code[:k] for each in prompts if each.n_tokens > k])
     return [
-        {SPAN_NAMES[code]: round(float(of[place]), 4) for code, of in shares.items() if of[place]}
-        for place in range(k)
+        {
+            SPAN_NAMES[int(code)]: round(float((column == code).mean()), 4)
+            for code in np.unique(column)
+        }
+        for column in codes.T
     ]
 
 
 def _record(
-    item: Posed,
-    measured: Measured,
-    cell: tuple[int, QueryMode],
-    config: SinkMeasureConfig,
-    loaded: LoadedModel,
+    prompt: SinkPrompt, measured: Measured, place: int, run: Mapping[str, Any]
 ) -> SinkRecord:
-    mass: SinkMass = measured.mass[cell]
-    question, pred = item.question, measured.pred
-    more = {key: question.metadata[key] for key in ("category", "subject", "subset")
-            if key in question.metadata}  # fmt: skip
+    """One record.
+
+    Args:
+        prompt: What was measured.
+        measured: What came of it.
+        place: Which window and query mode.
+        run: Description of the run.
+    """
+    question, pred, mass = prompt.question, measured.pred, measured.cells[place]
+    more = {
+        key: question.metadata[key]
+        for key in ("category", "subject", "subset")
+        if key in question.metadata
+    }
     return SinkRecord(
-        idx=item.idx, task=config.task, model=str(loaded.identity["name"]),
-        target=item.target, pred=None if pred is None else LETTERS[pred],
-        labels=item.labels(pred), entropy=measured.entropy, sink_mass=mass.scalar,
-        by_head=mass.values, is_seen=mass.is_seen, seq_len=item.n_tokens,
-        sink_tokens=cell[0], query_mode=cell[1], query_start=config.query_start,
-        chat_mode=chat_word(config, loaded), quantization=config.model.quantization,
+        idx=prompt.idx,
+        target=prompt.target,
+        pred=None if pred is None else LETTERS[pred],
+        labels=prompt.labels(pred),
+        entropy=measured.entropy,
+        sink_mass=mass.scalar,
+        by_head=mass.values,
+        is_seen=mass.is_seen,
+        seq_len=prompt.n_tokens,
+        sink_tokens=mass.k,
+        query_mode=mass.mode,
+        chat_mode=run["chat"],
+        **{name: run[name] for name in ("task", "model", "query_start", "quantization")},
         meta={
-            "question_id": question.question_id, "group_id": question.group_id,
-            "source": config.dataset.name, "pose": item.pose, "place": item.place, **more,
+            "question_id": question.question_id,
+            "group_id": question.group_id,
+            "source": run["dataset"],
+            "pose": prompt.kind,
+            "place": prompt.place,
+            **more,
         },
-    )  # fmt: skip
+    )

@@ -5,7 +5,8 @@ chunk. NaN is kept: a model that overflows gives a record that says so.
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
 import torch
@@ -13,31 +14,25 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from graphhalu.axes import RowRange
+from graphhalu.evaluation.files import numbers
 from graphhalu.studies.sinks.records import QueryMode
 
 
-class Queries(NamedTuple):
-    """Which rows of a sequence count.
-
-    Attributes:
-        last: The row of the mode ``last``.
-        start: First row that may count in the mode ``range``.
-    """
-
-    last: int
-    start: int = 0
-
-
-class SinkMass(NamedTuple):
+@dataclass(frozen=True)
+class SinkMass:
     """Mean attention of the counted rows of one sequence to the first tokens.
 
     Attributes:
+        k: Leading tokens that form the sink.
+        mode: Which rows count.
         values: In [0, 1]; NaN where the model gave none, 0 where no row counts.
         is_seen: Layers in which at least one row counts.
     """
 
-    values: Float[np.ndarray, "layer head"]
-    is_seen: Bool[np.ndarray, "layer"]
+    k: int
+    mode: QueryMode
+    values: Annotated[Float[np.ndarray, "layer head"], numbers(2)]
+    is_seen: Annotated[Bool[np.ndarray, "layer"], numbers(1, np.bool_)]
 
     @property
     def scalar(self) -> float:
@@ -53,7 +48,9 @@ class SinkObserver:
     else, and a row further than a sliding window away cannot look at the sink.
 
     Args:
-        queries: Rows of each sequence; padding is on the right.
+        last: The last row of each sequence, which the mode ``last`` counts; padding is on the
+            right.
+        start: First row that may count in the mode ``range``.
         ks: Leading tokens that form the sink, several at once.
         modes: Query modes, one or both.
         layer_windows: Sliding window of each layer, or ``None``.
@@ -62,21 +59,21 @@ class SinkObserver:
 
     def __init__(
         self,
-        queries: Sequence[Queries],
+        last: Sequence[int],
         *,
+        start: int,
         ks: Sequence[int],
         modes: Sequence[QueryMode],
         layer_windows: Sequence[int | None],
         n_heads: int,
     ) -> None:
-        self.last = torch.tensor([each.last for each in queries])
-        self.start = torch.tensor([each.start for each in queries])
+        self.last = torch.tensor(last)
+        self.start = start
         self.layer_windows = tuple(layer_windows)
-        needed = [self.start if mode == "range" else self.last for mode in modes]
-        first = min(int(each.min()) for each in needed)
-        self.wanted = RowRange(first, int(self.last.max()) + 1)
-        size = (len(self.layer_windows), len(queries), n_heads)
-        self.cells: dict[tuple[int, QueryMode], tuple[Tensor, Tensor]] = {
+        first = min(start, *last) if "range" in modes else min(last)
+        self.wanted = RowRange(first, max(last) + 1)
+        size = (len(self.layer_windows), len(last), n_heads)
+        self.sums: dict[tuple[int, QueryMode], tuple[Tensor, Tensor]] = {
             (k, mode): (torch.zeros(size, dtype=torch.float64), torch.zeros(size[:2]))
             for k in ks
             for mode in modes
@@ -91,7 +88,7 @@ class SinkObserver:
     ) -> None:
         """Add a chunk of rows."""
         position = torch.arange(row_start, row_start + weights.shape[2])
-        for (k, mode), (total, count) in self.cells.items():
+        for (k, mode), (total, count) in self.sums.items():
             counts = self._counts(layer, position, k, mode)
             if bool(counts.any()):
                 share = weights[..., :k].float().sum(-1).cpu()
@@ -104,9 +101,9 @@ class SinkObserver:
 
     def mass(self, index: int, k: int, mode: QueryMode) -> SinkMass:
         """The sink mass of one sequence."""
-        total, count = (part[:, index] for part in self.cells[k, mode])
+        total, count = (part[:, index] for part in self.sums[k, mode])
         mean = total / count.clamp_min(1)[:, None]
-        return SinkMass(mean.numpy(), (count > 0).numpy())
+        return SinkMass(k, mode, mean.numpy(), (count > 0).numpy())
 
     def _counts(
         self, layer: int, position: Int[Tensor, "row"], k: int, mode: QueryMode
@@ -115,4 +112,4 @@ class SinkObserver:
         sees_sink = (position >= k) & (position < (window or position.max() + 1))
         if mode == "last":
             return sees_sink & (position == self.last[:, None])
-        return sees_sink & (position >= self.start[:, None]) & (position <= self.last[:, None])
+        return sees_sink & (position >= self.start) & (position <= self.last[:, None])

@@ -15,20 +15,15 @@ from jaxtyping import Float, Int, Shaped
 
 from graphhalu.detectors.probes.search import ALL_COMPONENTS, Grid, Side, folds_of, search
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.bootstrap import (
-    percentile_interval,
-    resample_metrics,
-    resample_sums,
-    two_sided_p,
-)
+from graphhalu.evaluation.bootstrap import Estimate, resample_metrics, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.probability import log_losses
 from graphhalu.evaluation.splits import cross_fit_folds
-from graphhalu.studies.sinks.effects import LEVEL, Resampling
-from graphhalu.studies.sinks.findings import Estimate, Gain, Model
+from graphhalu.studies.sinks.effects import Resampling, Sample
 from graphhalu.studies.sinks.records import SinkTable
+from graphhalu.studies.sinks.result import Gain, Model
 
 N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
@@ -39,15 +34,18 @@ ANSWER: Final = "answer"
 them, and heads that look at the options know the letter."""
 MAX_LETTERS: Final = 26
 NESTED: Final = (
-    "length", ANSWER, "entropy", "sink", HEADS, "entropy+length", "entropy+sink",
-    "entropy+length+sink", f"entropy+{HEADS}", f"entropy+length+{HEADS}",
-)  # fmt: skip
+    *("length", ANSWER, "entropy", "sink", HEADS, "entropy+length", "entropy+sink"),
+    *("entropy+length+sink", f"entropy+{HEADS}", f"entropy+length+{HEADS}"),
+)
 """Every model that is fitted; what it reads is joined by ``+``."""
 GAINS: Final = (
-    (HEADS, "sink"), (HEADS, ANSWER), ("entropy+sink", "entropy"),
-    ("entropy+length+sink", "entropy+length"), (f"entropy+{HEADS}", "entropy"),
+    (HEADS, "sink"),
+    (HEADS, ANSWER),
+    ("entropy+sink", "entropy"),
+    ("entropy+length+sink", "entropy+length"),
+    (f"entropy+{HEADS}", "entropy"),
     (f"entropy+length+{HEADS}", "entropy+length"),
-)  # fmt: skip
+)
 """Larger and smaller model of each comparison."""
 
 
@@ -77,13 +75,6 @@ class Fitted:
     probability: Float[np.ndarray, "seed trace"]
     n_columns: int
 
-    def losses(self, labels: Int[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
-        """Log-loss of each record, mean over seeds."""
-        found: Float[np.ndarray, trace] = np.mean(
-            [log_losses(row, labels) for row in self.probability], axis=0
-        )
-        return found
-
 
 def fit_models(
     table: SinkTable, names: Sequence[str] = NESTED, *, seeds: Sequence[int] = (0, 1, 2)
@@ -98,23 +89,19 @@ def fit_models(
     Raises:
         NotEnoughDataError: If a class has too few questions for the folds.
     """
-    bases, heads = _columns(table)
-    n_traces = len(table.labels)
-    scores = {name: np.full((len(seeds), n_traces), np.nan) for name in names}
-    probability = {name: np.full((len(seeds), n_traces), np.nan) for name in names}
-    is_valid = np.ones(n_traces, dtype=np.bool_)
+    columns = _columns(table)
+    shape = (len(seeds), len(table.labels))
+    scores, probability = ({name: np.full(shape, np.nan) for name in names} for _ in range(2))
+    is_valid = np.ones(shape[1], dtype=np.bool_)
     for row, seed in enumerate(seeds):
         folds = cross_fit_folds(table.labels, table.groups, is_valid, n_folds=N_FOLDS, seed=seed)
         for fold in folds:
             side = np.sort(np.concatenate([fold.train, fold.validation]))
-            parts = _Parts(bases, heads, side, fold.test)
-            found = _fit_fold(names, parts, table, seed)
-            for name, each in found.items():
+            for name, each in _fit_fold(names, columns, table, (side, fold.test), seed).items():
                 calibration = Calibration.fit(each.train, table.labels[side], method="platt")
                 scores[name][row, fold.test] = standardise(each.test, each.train)
                 probability[name][row, fold.test] = calibration.probability(each.test)
-    widths = {HEADS: heads.shape[1], **{name: each.shape[1] for name, each in bases.items()}}
-    n_columns = {name: sum(widths[part] for part in name.split("+")) for name in names}
+    n_columns = {name: sum(columns[part].shape[1] for part in name.split("+")) for name in names}
     return {name: Fitted(scores[name], probability[name], n_columns[name]) for name in names}
 
 
@@ -122,55 +109,58 @@ def models_of(
     fitted: Mapping[str, Fitted], table: SinkTable, how: Resampling
 ) -> tuple[tuple[Model, ...], tuple[Gain, ...]]:
     """AUROC and log-loss of every model, and what one adds to another, with intervals."""
+    labels, sample = table.labels, Sample(table.labels, table.groups, how)
     aurocs = {name: _aurocs(each, table, how) for name, each in fitted.items()}
-    losses = {name: _losses(each, table, how) for name, each in fitted.items()}
+    losses = {
+        name: sample.mean(np.mean([log_losses(p, labels) for p in each.probability], axis=0))
+        for name, each in fitted.items()
+    }
     models = tuple(
         Model(
-            name=name, n_columns=each.n_columns,
-            auroc=_estimate(aurocs[name]), log_loss=_estimate(losses[name]),
-            seed_sd=_seed_sd(each, table.labels),
+            name=name,
+            n_columns=each.n_columns,
+            auroc=Estimate.of(aurocs[name].mean(axis=0)),
+            log_loss=Estimate.of(losses[name]),
+            seed_sd=float(np.std(aurocs[name][:, 0], ddof=1)) if len(each.scores) > 1 else 0.0,
         )
         for name, each in fitted.items()
-    )  # fmt: skip
-    gains = tuple(
-        _gain(pair, aurocs[pair[0]] - aurocs[pair[1]], losses[pair[1]] - losses[pair[0]])
-        for pair in GAINS
-        if set(pair) <= fitted.keys()
     )
-    return models, gains
-
-
-class _Parts(NamedTuple):
-    """Columns by name, every head, and the two sides of a fold."""
-
-    bases: Mapping[str, Float[np.ndarray, "trace _"]]
-    heads: Float[np.ndarray, "trace column"]
-    train: Int[np.ndarray, "train"]
-    test: Int[np.ndarray, "test"]
+    gains = []
+    for larger, smaller in GAINS:
+        if {larger, smaller} <= fitted.keys():
+            of_auroc = aurocs[larger].mean(axis=0) - aurocs[smaller].mean(axis=0)
+            of_loss = losses[smaller] - losses[larger]
+            p_auroc, p_loss = (two_sided_p(each[1:]) for each in (of_auroc, of_loss))
+            gains.append(
+                Gain(larger, smaller, Estimate.of(of_auroc), p_auroc, Estimate.of(of_loss), p_loss)
+            )
+    return models, tuple(gains)
 
 
 def _fit_fold(
-    names: Sequence[str], parts: _Parts, table: SinkTable, seed: int
+    names: Sequence[str],
+    columns: Mapping[str, Float[np.ndarray, "trace _"]],
+    table: SinkTable,
+    sides: tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]],
+    seed: int,
 ) -> dict[str, FoldScores]:
-    train, test = parts.train, parts.test
-    labels, groups = table.labels[train], table.groups[train]
-    columns = {name: (each[train], each[test]) for name, each in parts.bases.items()}
+    labels, groups = table.labels[sides[0]], table.groups[sides[0]]
+    parts = {name: [each[side] for side in sides] for name, each in columns.items()}
     found: dict[str, FoldScores] = {}
     if any(HEADS in name.split("+") for name in names):
-        heads = (parts.heads[train], parts.heads[test])
-        found[HEADS] = fit_columns(heads, labels, groups, seed=seed, components=COMPONENTS)
+        found[HEADS] = fit_columns(parts[HEADS], labels, groups, seed=seed, components=COMPONENTS)
         # of the heads a second-level model reads one logit, in training that of an inner fold
-        columns[HEADS] = (found[HEADS].train[:, None], found[HEADS].test[:, None])
+        parts[HEADS] = [logits[:, None] for logits in found[HEADS]]
     for name in names:
         if name != HEADS:
-            chosen = [columns[part] for part in name.split("+")]
-            sides = [np.concatenate(side, axis=1) for side in zip(*chosen, strict=True)]
-            found[name] = fit_columns((sides[0], sides[1]), labels, groups, seed=seed)
+            chosen = zip(*(parts[part] for part in name.split("+")), strict=True)
+            both = [np.concatenate(side, axis=1) for side in chosen]
+            found[name] = fit_columns(both, labels, groups, seed=seed)
     return {name: found[name] for name in names}
 
 
 def fit_columns(
-    columns: tuple[Float[np.ndarray, "train column"], Float[np.ndarray, "test column"]],
+    columns: Sequence[Float[np.ndarray, "_ column"]],
     labels: Int[np.ndarray, "train"],
     groups: Shaped[np.ndarray, "train"],
     *,
@@ -178,6 +168,13 @@ def fit_columns(
     components: tuple[int, ...] = (ALL_COMPONENTS,),
 ) -> FoldScores:
     """Choose in inner folds, fit on the whole training side, and score the test side.
+
+    Args:
+        columns: Those of the training side and those of the test side.
+        labels: Of the training side.
+        groups: Question of each record of the training side.
+        seed: Of the inner folds.
+        components: Numbers of principal components to choose from.
 
     Raises:
         NotEnoughDataError: If no inner fold holds both classes.
@@ -200,60 +197,34 @@ def fit_columns(
     return FoldScores(learned.out_of_fold, logits)
 
 
-def _columns(
-    table: SinkTable,
-) -> tuple[dict[str, Float[np.ndarray, "trace _"]], Float[np.ndarray, "trace column"]]:
-    """Columns of each part by name, and the heads that every record has: nothing is imputed."""
+def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
+    """Columns of each part by name; of the heads those that every record has, none is imputed."""
     heads = table.by_head.reshape(len(table.labels), -1)
-    single = {"length": np.log(table.length), "entropy": table.entropy, "sink": table.mass}
-    bases = {name: values[:, None] for name, values in single.items()}
     letters = np.unique(table.answers)
     if len(letters) <= MAX_LETTERS:
-        bases[ANSWER] = (table.answers[:, None] == letters[None]).astype(np.float64)
+        answer = (table.answers[:, None] == letters[None]).astype(np.float64)
     else:  # answers in words, not letters
-        bases[ANSWER] = np.zeros((len(heads), 1))
-    return bases, heads[:, np.isfinite(heads).all(axis=0)]
+        answer = np.zeros((len(heads), 1))
+    return {
+        "length": np.log(table.length)[:, None],
+        "entropy": table.entropy[:, None],
+        "sink": table.mass[:, None],
+        ANSWER: answer,
+        HEADS: heads[:, np.isfinite(heads).all(axis=0)],
+    }
 
 
-def _aurocs(fitted: Fitted, table: SinkTable, how: Resampling) -> Float[np.ndarray, "row"]:
-    """Mean over seeds of the sample, then of each resample."""
+def _aurocs(fitted: Fitted, table: SinkTable, how: Resampling) -> Float[np.ndarray, "seed row"]:
+    """AUROC of the sample, then of each resample, for each seed."""
     rows = []
     for scores in fitted.scores:
         drawn = resample_metrics(
-            ["auroc"], scores, table.labels, table.groups,
-            n_resamples=how.n_resamples, seed=how.seed,
-        )["auroc"]  # fmt: skip
+            ["auroc"],
+            scores,
+            table.labels,
+            table.groups,
+            n_resamples=how.n_resamples,
+            seed=how.seed,
+        )["auroc"]
         rows.append(np.append(auroc(scores, table.labels), drawn))
-    found: Float[np.ndarray, row] = np.mean(rows, axis=0)
-    return found
-
-
-def _losses(fitted: Fitted, table: SinkTable, how: Resampling) -> Float[np.ndarray, "row"]:
-    losses = fitted.losses(table.labels)
-    columns = np.stack([losses, np.ones(len(losses))], axis=1)
-    sums = resample_sums(columns, table.groups, n_resamples=how.n_resamples, seed=how.seed)
-    whole = np.concatenate([columns.sum(axis=0, keepdims=True), sums])
-    found: Float[np.ndarray, row] = whole[:, 0] / whole[:, 1]
-    return found
-
-
-def _gain(
-    pair: tuple[str, str],
-    of_auroc: Float[np.ndarray, "row"],
-    of_loss: Float[np.ndarray, "row"],
-) -> Gain:
-    return Gain(
-        model=pair[0], baseline=pair[1],
-        auroc=_estimate(of_auroc), p_auroc=two_sided_p(of_auroc[1:]),
-        log_loss=_estimate(of_loss), p_log_loss=two_sided_p(of_loss[1:]),
-    )  # fmt: skip
-
-
-def _seed_sd(fitted: Fitted, labels: Int[np.ndarray, "trace"]) -> float:
-    found = [auroc(scores, labels) for scores in fitted.scores]
-    return float(np.std(found, ddof=1)) if len(found) > 1 else 0.0
-
-
-def _estimate(rows: Float[np.ndarray, "row"]) -> Estimate:
-    low, high, _ = percentile_interval(rows[1:], LEVEL)
-    return Estimate(float(rows[0]), low, high)
+    return np.stack(rows)

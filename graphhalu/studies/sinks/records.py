@@ -6,13 +6,14 @@ Records with NaN are kept and counted; every analysis leaves them out.
 import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
+from pydantic import BaseModel, ConfigDict, PositiveInt
 
 from graphhalu.labels.labels import Meaning
 
@@ -22,47 +23,45 @@ QueryMode = Literal["last", "range"]
 """``last``: the last query row; ``range``: all query rows after the sink."""
 
 
-@dataclass(frozen=True)
-class SinkRecord:
-    """Sink mass of one question, with what the model answered.
+class SinkRecord(BaseModel):
+    """Sink mass of one question, with what the model answered."""
 
-    Attributes:
-        idx: Number of the record within its run.
-        task: Name of the data set.
-        model: Name of the model.
-        target: Letters of the right options, or the first gold answer.
-        pred: Letter or text that the model answered.
-        labels: 1 or 0 by meaning; ``None`` where nothing can be said.
-        entropy: Of the next-token distribution after the last query, in nat.
-        sink_mass: Mean over heads, then over the layers that can see the sink.
-        by_head: Attention to the first tokens, in [0, 1]; NaN where it failed.
-        is_seen: Layers that can see the sink from at least one counted query.
-        seq_len: Tokens of the measured sequence.
-        sink_tokens: Leading tokens that form the sink.
-        query_mode: Which query rows count.
-        query_start: First query row that may count in the mode ``range``.
-        chat_mode: ``on``, ``off`` or, as published, ``auto``.
-        quantization: Of the model.
-        meta: What else is known; ``question_id`` and ``group_id`` name the question.
-    """
+    model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
     idx: int
+    """Number of the record within its run."""
     task: str
+    """Name of the data set."""
     model: str
+    """Name of the model."""
     target: str | None
+    """Letters of the right options, or the first gold answer."""
     pred: str | None
-    labels: Mapping[Meaning, int | None]
+    """Letter or text that the model answered."""
+    labels: dict[Meaning, int | None]
+    """1 or 0 by meaning; ``None`` where nothing can be said."""
     entropy: float
+    """Of the next-token distribution after the last query, in nat."""
     sink_mass: float
+    """Mean over heads, then over the layers that can see the sink."""
     by_head: Float[np.ndarray, "layer head"]
+    """Attention to the first tokens, in [0, 1]; NaN where it failed."""
     is_seen: Bool[np.ndarray, "layer"]
-    seq_len: int
-    sink_tokens: int
+    """Layers that can see the sink from at least one counted query."""
+    seq_len: PositiveInt
+    """Tokens of the measured sequence."""
+    sink_tokens: PositiveInt
+    """Leading tokens that form the sink."""
     query_mode: QueryMode
+    """Which query rows count."""
     query_start: int = 0
+    """First query row that may count in the mode ``range``."""
     chat_mode: str = "off"
+    """``on``, ``off`` or, as published, ``auto``."""
     quantization: str = "none"
-    meta: Mapping[str, Any] = field(default_factory=dict)
+    """Of the model."""
+    meta: dict[str, Any] = {}
+    """What else is known; ``question_id`` and ``group_id`` name the question."""
 
     @property
     def is_usable(self) -> bool:
@@ -175,6 +174,11 @@ class MeasuredRun:
     n_usable: int
     is_new: bool
     cpu_s: float
+
+    @classmethod
+    def of(cls, path: Path, run: SinkRun, *, is_new: bool, cpu_s: float) -> "MeasuredRun":
+        """What stands in a file."""
+        return cls(path, len(run.records), len(run.usable), is_new, cpu_s)
 
 
 def run_stem(task: str, model: str) -> str:

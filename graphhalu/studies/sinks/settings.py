@@ -64,10 +64,12 @@ class SinkMeasureConfig(Config):
     def extraction(self, answers: Literal["generated", "given"] = "generated") -> ExtractConfig:
         """The same as an extraction of streams, without hidden states."""
         return ExtractConfig(
-            model=self.model, dataset=self.dataset, prompt=self.prompt,
+            model=self.model,
+            dataset=self.dataset,
+            prompt=self.prompt,
             generation=GenerationSettings(
                 answers=answers, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens
             ),
             capture=CaptureSettings(keep="streams", hidden_layers="none"),
             num_samples=self.num_samples,
-        )  # fmt: skip
+        )

@@ -6,9 +6,9 @@ given answer, whose label speaks of it, is measured after its last token.
 """
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -18,7 +18,7 @@ from graphhalu.errors import UsageError
 from graphhalu.extract.run import extract
 from graphhalu.features.block import TraceBlock, blocks
 from graphhalu.features.sinks import row_sink_share
-from graphhalu.labels.labels import Labels, Meaning
+from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import Labeller, make_labeller
 from graphhalu.labels.run import label_records, read_labels, stored_labellers
 from graphhalu.provenance import provenance
@@ -40,15 +40,6 @@ from graphhalu.traces.store import TraceStore, open_traces
 
 DEFAULT_RULE: Final = "match"
 _RULES: Final = ("match", "choice", "given", "premise", "rouge")
-
-
-class Source(NamedTuple):
-    """What the records say of where they come from."""
-
-    task: str
-    model: str
-    chat: str
-    quantization: str
 
 
 def measure_generated(
@@ -91,11 +82,10 @@ def measure_store(
     store = open_traces(path)
     rule = labeller or _rule_of(store)
     labels = _labels(store, rule)
-    runs = []
-    for run in store_runs(store, labels, config):
-        written = write_run(folder, run)
-        runs.append(MeasuredRun(written, len(run.records), len(run.usable), True, 0.0))
-    return runs
+    return [
+        MeasuredRun.of(write_run(folder, run), run, is_new=True, cpu_s=0.0)
+        for run in store_runs(store, labels, config)
+    ]
 
 
 def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> Iterator[SinkRun]:
@@ -103,43 +93,58 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
     source = _source(store)
     for k in config.ks:
         for mode in config.modes:
-            records = _records(store, labels, source, (k, mode), config.query_start)
-            meta = _meta(store, source, (k, mode), config) | {
-                "labeller": labels.labeller, "n_records": len(records),
+            cell = {"sink_tokens": k, "query_mode": mode, "query_start": config.query_start}
+            records = _records(store, labels, {**source, **cell})
+            meta = {
+                **source,
+                **cell,
+                "dataset": source["task"],
+                "format": FORMAT,
+                "format_version": FORMAT_VERSION,
+                "pose": "generated",
+                "configuration": dict(store.configuration),
+                "provenance": provenance(),
+                "labeller": labels.labeller,
+                "n_records": len(records),
                 "n_failed": dict(Counter(item["reason"] for item in store.failures)),
-            }  # fmt: skip
-            name = run_name(source.task, source.model, k, mode)
+            }
+            name = run_name(source["task"], source["model"], k, mode)
             yield SinkRun(tuple(records), meta, name)
 
 
-def _records(
-    store: TraceStore,
-    labels: Labels,
-    source: Source,
-    cell: tuple[int, QueryMode],
-    query_start: int,
-) -> list[SinkRecord]:
+def _records(store: TraceStore, labels: Labels, run: Mapping[str, Any]) -> list[SinkRecord]:
+    shared = {name: value for name, value in run.items() if name != "chat"}
+    mode = run["query_mode"]
     found: dict[int, SinkRecord] = {}
     for placed in blocks(store):
-        masses = block_mass(placed.block, *cell, query_start)
+        masses = block_mass(placed.block, run["sink_tokens"], mode, run["query_start"])
         entropy = _entropy(placed.block)
         for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
             record, mass = placed.block.records[within], masses[within]
             is_known = bool(labels.is_valid[index]) and labels.meaning == "hallucinated"
-            wrong = int(labels.values[index]) if is_known else None
+            stated = record.input_label if record.given_label is None else record.given_label
             found[index] = SinkRecord(
-                idx=index, task=source.task, model=source.model,
-                target=record.answers[0] if record.answers else None, pred=record.answer,
-                labels=_both(record, wrong), entropy=float(entropy[within]),
-                sink_mass=mass.scalar, by_head=mass.values, is_seen=mass.is_seen,
-                seq_len=record.length if cell[1] == "range" else _last(record) + 1,
-                sink_tokens=cell[0], query_mode=cell[1], query_start=query_start,
-                chat_mode=source.chat, quantization=source.quantization,
-                meta={
-                    "question_id": record.question_id, "group_id": record.group_id,
-                    "source": source.task, "trace_id": record.trace_id,
+                idx=index,
+                target=record.answers[0] if record.answers else None,
+                pred=record.answer,
+                labels={
+                    "hallucinated": int(labels.values[index]) if is_known else None,
+                    "input": None if stated is None else int(stated),
                 },
-            )  # fmt: skip
+                entropy=float(entropy[within]),
+                sink_mass=mass.scalar,
+                by_head=mass.values,
+                is_seen=mass.is_seen,
+                seq_len=record.length if mode == "range" else _last(record) + 1,
+                chat_mode=run["chat"],
+                **shared,
+                meta={
+                    "question_id": record.question_id,
+                    "group_id": record.group_id,
+                    "source": run["task"],
+                    "trace_id": record.trace_id,
+                },
+            )
     return [found[index] for index in sorted(found)]
 
 
@@ -152,7 +157,7 @@ def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0)
     counts: Bool[np.ndarray, "layer row"] = share.is_defined & chosen
     mass = rows.ragged.mean(share.values, counts[:, None])
     is_seen = rows.ragged.sum(counts) > 0
-    return [SinkMass(values, seen) for values, seen in zip(mass, is_seen, strict=True)]
+    return [SinkMass(k, mode, values, seen) for values, seen in zip(mass, is_seen, strict=True)]
 
 
 def _last(record: TraceRecord) -> int:
@@ -172,11 +177,6 @@ def _entropy(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return found
 
 
-def _both(record: TraceRecord, wrong: int | None) -> dict[Meaning, int | None]:
-    stated = record.input_label if record.given_label is None else record.given_label
-    return {"hallucinated": wrong, "input": None if stated is None else int(stated)}
-
-
 def _labels(store: TraceStore, rule: str) -> Labels:
     if rule in stored_labellers(store):
         return read_labels(store, rule)
@@ -190,28 +190,17 @@ def _rule_of(store: TraceStore) -> str:
     return rule if rule in _RULES else DEFAULT_RULE
 
 
-def _source(store: TraceStore) -> Source:
+def _source(store: TraceStore) -> dict[str, str]:
+    """What runs of a store say of where they come from."""
     configuration = store.configuration
     model, prompt = configuration.get("model", {}), configuration.get("prompt", {})
     name = str(configuration.get("dataset", {}).get("name") or store.path.stem)
-    return Source(
-        task=name.split(".", maxsplit=1)[0],
-        model=str(model.get("name") or "unknown"),
-        chat="on" if prompt.get("chat") else "off",
-        quantization=str(model.get("quantization") or "none"),
-    )
-
-
-def _meta(
-    store: TraceStore, source: Source, cell: tuple[int, QueryMode], config: SinkMeasureConfig
-) -> dict[str, Any]:
     return {
-        "task": source.task, "dataset": source.task, "model": source.model,
-        "sink_tokens": cell[0], "query_mode": cell[1], "query_start": config.query_start,
-        "chat": source.chat, "quantization": source.quantization,
-        "format": FORMAT, "format_version": FORMAT_VERSION, "pose": "generated",
-        "configuration": dict(store.configuration), "provenance": provenance(),
-    }  # fmt: skip
+        "task": name.split(".", maxsplit=1)[0],
+        "model": str(model.get("name") or "unknown"),
+        "chat": "on" if prompt.get("chat") else "off",
+        "quantization": str(model.get("quantization") or "none"),
+    }
 
 
 def _check_ks(ks: Sequence[int]) -> None:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.studies.instability.baselines import Study, all_methods
 from graphhalu.studies.instability.calibrate import calibrate, cases_of, labelled_series
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, read_calibration
-from graphhalu.studies.instability.rivals import Study, all_methods
 from graphhalu.studies.instability.series import SeriesFolder
 
 
@@ -41,7 +41,7 @@ def test_the_tracker_finds_the_planted_head(found):
     assert found.row(TRACKER).auroc.value > 0.95
 
 
-def test_every_rival_stands_beside_it_and_is_at_chance(found):
+def test_every_baseline_stands_beside_it_and_is_at_chance(found):
     names = {row.name for row in found.rows}
     wanted = {"user_length", "answer_length", "user_perplexity", "answer_perplexity",
               "token_entropy", "top1_margin", "head_agreement", "system_share",

@@ -5,8 +5,14 @@ import pytest
 
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.studies.instability.methods import Cases, ColumnMethod, Fitted, filled_auroc
-from graphhalu.studies.instability.nested import nested_scores, threshold_at
+from graphhalu.studies.instability.methods import (
+    Cases,
+    ColumnMethod,
+    Fitted,
+    filled_auroc,
+    nested_scores,
+    threshold_at,
+)
 from graphhalu.studies.instability.settings import CalibrateSettings
 
 SETTINGS = CalibrateSettings(n_folds=3, n_inner_folds=2, false_positive_rates=(0.05, 0.2))
@@ -76,9 +82,8 @@ def test_prompts_without_a_score_stand_at_the_median_and_are_never_flagged():
     found = nested_scores(columns_method(columns), cases, SETTINGS, 0)
     assert found.coverage == pytest.approx(0.8)
     assert len(set(found.scores[::5].tolist())) == 1
-    assert not found.is_called[:, ::5].any()
-    assert not found.is_called_f1[::5].any()
-    assert found.is_called_f1.any()
+    assert not found.is_flagged[:, ::5].any()
+    assert found.is_flagged[-1].any()
 
 
 @pytest.mark.parametrize(("rate", "n_flagged"), [(0.01, 0), (0.05, 1), (0.10, 2), (0.2, 4)])

@@ -81,7 +81,7 @@ def test_records_equal_the_models_own_eager_attention(folder, tmp_path):
     run = found["truthfulqa_mc__tiny__K3__qrange.jsonl.gz"]
     last = found["truthfulqa_mc__tiny__K3__qlast.jsonl.gz"]
     questions = measure_module.load_questions("truthfulqa_mc", folder / "t.csv")
-    items, _ = measure_module.posed(questions, "choice", settings, loaded)
+    items, _ = measure_module.sink_prompts(questions, "choice", settings, loaded)
     for record, other, item in zip(run.records, last.records, items, strict=True):
         ids = torch.tensor(item.sequence.token_ids[:-1].astype(np.int64))[None]
         loaded.model.set_attn_implementation("eager")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.studies.sinks.observer import Queries, SinkObserver
+from graphhalu.studies.sinks.observer import SinkObserver
 
 LENGTHS, N_HEADS, WIDTH = (11, 7), 3, 13
 WINDOWS = (None, 5)
@@ -17,10 +17,10 @@ def attention(seed):
 
 
 def observed(layers, *, ks=(1, 3), modes=("last", "range"), start=2, chunk=4):
-    queries = [Queries(length - 1, start) for length in LENGTHS]
+    last = [length - 1 for length in LENGTHS]
     observer = SinkObserver(
-        queries, ks=ks, modes=modes, layer_windows=WINDOWS, n_heads=N_HEADS
-    )  # fmt: skip
+        last, start=start, ks=ks, modes=modes, layer_windows=WINDOWS, n_heads=N_HEADS
+    )
     for layer, weights in enumerate(layers):
         first, stop = observer.wanted_rows(layer)
         for row in range(first, stop, chunk):

@@ -2,7 +2,7 @@
 
 Three kinds need no generation. With *options* the model's own choice is the likeliest letter. An
 *answer that the data set gives* is read by the model after the question; its label speaks of the
-input. A question of which the data set says whether its *premise* is false is posed as a choice
+input. A question of which the data set says whether its *premise* is false is put as a choice
 between yes and no: the model's choice and the data set's word give one label each.
 """
 
@@ -22,9 +22,9 @@ from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 
-Pose = Literal["choice", "given", "premise", "generated"]
+Kind = Literal["choice", "given", "premise", "generated"]
 PREMISE_QUESTION: Final = "Does this question rest on a false premise?"
-MEANING_OF_POSE: Final[dict[Pose, str]] = {
+KIND_DESCRIPTIONS: Final[dict[Kind, str]] = {
     "choice": "options; the likeliest letter is the model's answer",
     "given": "an answer of the data set follows the question; the label speaks of it",
     "premise": "yes or no to a false premise; both labels",
@@ -33,14 +33,14 @@ MEANING_OF_POSE: Final[dict[Pose, str]] = {
 
 
 @dataclass(frozen=True)
-class Posed:
+class SinkPrompt:
     """One sequence to measure.
 
     Attributes:
         idx: Its number.
-        question: As it is posed.
+        question: As it is put to the model.
         place: Which of the given answers; 0 for all other kinds.
-        pose: Kind.
+        kind: Kind of the question.
         sequence: Its tokens, and one token behind them that stands for the answer: the row before
             it is the last that is measured, and no row can see ahead.
     """
@@ -48,7 +48,7 @@ class Posed:
     idx: int
     question: Question
     place: int
-    pose: Pose
+    kind: Kind
     sequence: TokenSequence
 
     @property
@@ -58,7 +58,7 @@ class Posed:
 
     def labels(self, pred: int | None) -> dict[Meaning, int | None]:
         """Both labels, given the option that the model chose."""
-        if self.pose == "given":
+        if self.kind == "given":
             stated = self.question.given[self.place].is_hallucinated
             return {"hallucinated": None, "input": None if stated is None else int(stated)}
         wrong = None if pred is None else int(pred not in self.question.correct_choices)
@@ -67,46 +67,46 @@ class Posed:
     @property
     def target(self) -> str | None:
         """Letters of the right options."""
-        if self.pose == "given":
+        if self.kind == "given":
             return None
         return ",".join(LETTERS[place] for place in self.question.correct_choices)
 
 
-def pose_of(questions: Sequence[Question], name: str) -> Pose:
-    """How the questions of a data set are posed.
+def kind_of(questions: Sequence[Question], name: str) -> Kind:
+    """Kind of the questions of a data set.
 
     Raises:
-        UsageError: If some of them need another way than the first.
+        UsageError: If they are of several kinds.
     """
-    kinds = {_pose(question) for question in questions}
+    kinds = {_kind(question) for question in questions}
     if len(kinds) > 1:
         message = (
             f"the questions of {name} are of several kinds ({', '.join(sorted(kinds))}), and one "
-            f"run poses them all alike\n  Split the file by kind"
+            f"run asks them all alike\n  Split the file by kind"
         )
         raise UsageError(message)
     return kinds.pop()
 
 
-def posed(
-    questions: Sequence[Question], pose: Pose, config: SinkMeasureConfig, loaded: LoadedModel
-) -> tuple[list[Posed], list[str]]:
+def sink_prompts(
+    questions: Sequence[Question], kind: Kind, config: SinkMeasureConfig, loaded: LoadedModel
+) -> tuple[list[SinkPrompt], list[str]]:
     """Every sequence to measure, and why a question, or a given answer of it, has none.
 
     Raises:
         UsageError: If the settings do not fit the data set or the model.
     """
-    answers: Literal["generated", "given"] = "given" if pose == "given" else "generated"
-    settings = config.model_copy(update={"max_new_tokens": 1}).extraction(answers)
-    asker = Asker(settings, loaded)
-    items: list[Posed] = []
+    settings = config.model_copy(update={"max_new_tokens": 1})
+    asker = Asker(settings.extraction("given" if kind == "given" else "generated"), loaded)
+    prompts: list[SinkPrompt] = []
     failures: list[str] = []
     for question in questions:
-        asked = asker.ask(_as_posed(question, pose, config.n_examples))
+        shown = replace(question, examples=question.examples[: config.n_examples])
+        asked = asker.ask(as_choice(shown) if kind == "premise" else shown)
         failures += asked.failures
         for place, sequence in _sequences(asked):
-            items.append(Posed(len(items), asked.question, place, pose, sequence))
-    return items, failures
+            prompts.append(SinkPrompt(len(prompts), asked.question, place, kind, sequence))
+    return prompts, failures
 
 
 def as_choice(question: Question) -> Question:
@@ -122,7 +122,7 @@ def as_choice(question: Question) -> Question:
     )
 
 
-def _pose(question: Question) -> Pose:
+def _kind(question: Question) -> Kind:
     if question.choices:
         return "choice"
     if question.given:
@@ -130,28 +130,22 @@ def _pose(question: Question) -> Pose:
     return "generated" if question.input_label is None else "premise"
 
 
-def _as_posed(question: Question, pose: Pose, n_examples: int | None) -> Question:
-    if n_examples is not None:
-        question = replace(question, examples=question.examples[:n_examples])
-    return as_choice(question) if pose == "premise" else question
-
-
 def _sequences(asked: Asked) -> Iterator[tuple[int, TokenSequence]]:
     if asked.prompt is None:
         return
-    encoded = asked.prompt.encoded
+    ids, spans = asked.prompt.encoded.token_ids, asked.prompt.encoded.span_code
     if not asked.given:
-        yield 0, _sequence(encoded.token_ids, encoded.span_code, asked.prompt.option_ids)
+        yield 0, _sequence(ids, spans, asked.prompt.option_ids)
     for place, answer in asked.given:
-        ids = np.concatenate([encoded.token_ids, np.array(answer.token_ids, dtype=np.int32)])
-        span = np.full(len(answer.token_ids), Span.ANSWER, dtype=np.uint8)
-        yield place, _sequence(ids, np.concatenate([encoded.span_code, span]), ())
+        whole = np.append(ids, np.array(answer.token_ids, dtype=np.int32))
+        answer_spans = np.full(len(answer.token_ids), Span.ANSWER)
+        yield place, _sequence(whole, np.append(spans, answer_spans), ())
 
 
 def _sequence(token_ids: Any, span_code: Any, option_ids: tuple[tuple[int, ...], ...]) -> Any:
     return TokenSequence(
         token_ids=np.append(token_ids, token_ids[-1]).astype(np.int32),
-        span_code=np.append(span_code, np.uint8(Span.ANSWER)).astype(np.uint8),
+        span_code=np.append(span_code, Span.ANSWER).astype(np.uint8),
         prompt_length=len(token_ids),
         row_start=len(token_ids) - 1,
         option_ids=option_ids,
