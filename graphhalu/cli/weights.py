@@ -47,7 +47,8 @@ def profile(
     from graphhalu.config import load_config, read_overrides
     from graphhalu.heads.files import write_heads
     from graphhalu.studies.weights.heads import head_tables
-    from graphhalu.weights.profile import ProfileSettings, profile_model
+    from graphhalu.weights.layer import ProfileSettings
+    from graphhalu.weights.profile import profile_model
     from graphhalu.weights.read import open_weights
 
     given = {**({"spectra": spectra} if spectra else {}), **read_overrides(set_ or [])}

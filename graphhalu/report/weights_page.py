@@ -34,8 +34,7 @@ from graphhalu.studies.weights.agreement import Agreement, counts
 from graphhalu.studies.weights.measure import MEASURED_MEANINGS
 from graphhalu.studies.weights.result import Validation
 from graphhalu.weights.compare import ProfileComparison
-from graphhalu.weights.meanings import HEAD_MEANINGS, LAYER_MEANINGS
-from graphhalu.weights.tables import WeightProfile
+from graphhalu.weights.tables import HEAD_DESCRIPTIONS, LAYER_DESCRIPTIONS, WeightProfile
 
 REPORT_FILE: Final = "report.html"
 _SHOWN: Final = (
@@ -317,7 +316,7 @@ def _heads(profile: WeightProfile) -> Section:
 
 
 def _reading(found: Validation | None) -> Section:
-    meanings = {**HEAD_MEANINGS, **LAYER_MEANINGS, **(MEASURED_MEANINGS if found else {})}
+    meanings = {**HEAD_DESCRIPTIONS, **LAYER_DESCRIPTIONS, **(MEASURED_MEANINGS if found else {})}
     table = PageTable(
         "meanings", "The quantities", (Column("quantity"), Column("meaning")),
         text_rows([[name, text] for name, text in meanings.items()]),

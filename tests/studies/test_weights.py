@@ -32,7 +32,8 @@ from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.compare import compare_profiles
-from graphhalu.weights.profile import ProfileSettings, profile_model
+from graphhalu.weights.layer import ProfileSettings
+from graphhalu.weights.profile import profile_model
 from graphhalu.weights.read import open_weights
 
 pytestmark = pytest.mark.filterwarnings(

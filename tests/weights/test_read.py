@@ -14,9 +14,9 @@ from graphhalu.studies.weights.measure import layer_map
 from graphhalu.testing.tiny_models import TINY_FAMILIES
 from graphhalu.weights.circuits import rotations
 from graphhalu.weights.families import FAMILIES
-from graphhalu.weights.ggufs import open_gguf
+from graphhalu.weights.gguf_files import open_gguf
 from graphhalu.weights.read import PARTS, open_weights
-from graphhalu.weights.shards import open_shards
+from graphhalu.weights.safetensors_files import open_shards
 from tests.models.test_gguf import write_gguf
 from tests.weights.conftest import model_of
 

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 
 from graphhalu.weights.circuits import logit_variance, rotations
-from graphhalu.weights.read import Part, Weights, blend
+from graphhalu.weights.read import Part, Weights, repeat_heads
 
 _EPSILON: Final = 1e-6
 
@@ -48,7 +48,9 @@ def calibrated(
     centred = key - key.mean(axis=1, keepdims=True)
     moments = [one.swapaxes(1, 2) @ one / one.shape[1] for one in (query, centred)]
     turns = rotations(weights.frequencies(layer), offsets, found.head_dim)
-    variance = logit_variance(moments[0], blend(moments[1], found.group_size), turns, found.scaling)
+    variance = logit_variance(
+        moments[0], repeat_heads(moments[1], found.group_size), turns, found.scaling
+    )
     plain = inputs / np.maximum(np.abs(weights.gain(layer, weights.family.attention_norm)), 1e-6)
     values = np.linalg.eigvalsh((plain.T @ plain).astype(np.float64))
     return Calibrated(variance.mean(axis=0), float(values[-1] / values.sum()))
