@@ -7,11 +7,13 @@ cache of a core, and the draws are made once for all detectors.
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Shaped
+from pydantic import BeforeValidator
 
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.counts import RocCounts, roc_counts, sorted_counts, tie_order
@@ -23,6 +25,60 @@ _BLOCK_ELEMENTS: Final = 32_768
 """Weights held at a time: 256 KiB for each temporary array."""
 _CACHED_DRAWS: Final = 50_000_000
 """Draws that are kept for the next detector: 100 MB at most."""
+
+
+def _nan_of_null(value: Any) -> Any:
+    return float("nan") if value is None else value
+
+
+End = Annotated[float, BeforeValidator(_nan_of_null)]
+"""End of an interval; NaN, which a file holds as ``null``, where there is none."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A number with its interval; the same record in every study and every result file.
+
+    ``f"{estimate:+.2f}"`` writes the number and, where there is one, its interval behind it.
+
+    Attributes:
+        value: On the sample itself.
+        low: Lower end of the interval; NaN where there is none.
+        high: Upper end.
+        n: Resamples that the interval is made of; ``None`` where it is not a bootstrap's.
+    """
+
+    value: float
+    low: End = float("nan")
+    high: End = float("nan")
+    n: int | None = None
+
+    @classmethod
+    def of(cls, rows: Float[np.ndarray, "row"], level: float = 0.95) -> "Estimate":
+        """From the value of the sample, first, and those of its resamples.
+
+        Raises:
+            NotEnoughDataError: If more than half of the resamples have no value.
+        """
+        return cls(float(rows[0]), *percentile_interval(rows[1:], level))
+
+    @property
+    def has_interval(self) -> bool:
+        """Whether both ends are known."""
+        return bool(np.isfinite(self.low) and np.isfinite(self.high))
+
+    @property
+    def excludes_zero(self) -> bool:
+        """Whether the whole interval lies on one side of zero."""
+        return self.low > 0 or self.high < 0
+
+    def interval(self, form: str = ".3f") -> str:
+        """The interval in brackets; empty where there is none."""
+        return f"[{self.low:{form}}, {self.high:{form}}]" if self.has_interval else ""
+
+    def __format__(self, form: str) -> str:
+        """Value and interval, both in the format of a number."""
+        return f"{self.value:{form}} {self.interval(form)}".strip()
 
 
 class Interval(NamedTuple):
@@ -160,13 +216,31 @@ def resample_sums(
     *,
     n_resamples: int = 2000,
     seed: int = 0,
+    has_sample: bool = False,
 ) -> Float[np.ndarray, "resample column"]:
-    """Sum of each column over the traces of each resample, the same ones as for the metrics."""
+    """Sum of each column over the traces of each resample, the same ones as for the metrics.
+
+    With ``has_sample`` the first row is the sum over the sample itself.
+    """
     group_index, n_groups = group_codes(groups)
     of_group = np.zeros((n_groups, columns.shape[1]))
     np.add.at(of_group, group_index, columns)
     blocks = drawn_blocks(n_groups, n_resamples, seed)
-    return np.concatenate([drawn.astype(np.float64) @ of_group for drawn in blocks])
+    rows = [columns.sum(axis=0, keepdims=True)] if has_sample else []
+    return np.concatenate([*rows, *(drawn.astype(np.float64) @ of_group for drawn in blocks)])
+
+
+def mean_rows(
+    values: Float[np.ndarray, "trace"],
+    groups: Shaped[np.ndarray, "trace"],
+    *,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Float[np.ndarray, "row"]:
+    """Mean over the traces, then over each resample of groups: rows of :meth:`Estimate.of`."""
+    columns = np.stack([values, np.ones(len(values))], axis=1)
+    sums = resample_sums(columns, groups, n_resamples=n_resamples, seed=seed, has_sample=True)
+    return sums[:, 0] / sums[:, 1]
 
 
 def group_codes(groups: Shaped[np.ndarray, "trace"]) -> tuple[Int[np.ndarray, "trace"], int]:

@@ -1,10 +1,98 @@
-"""Files of results, read with a clear fault."""
+"""Result files: one JSON object with a format and a version, and a Parquet table beside it.
 
+A record of results is a dataclass or a :class:`graphhalu.config.Config`; its fields are those of
+the file. Numbers that are not finite are ``null`` there.
+"""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
+import pyarrow as pa
+from pydantic import BaseModel, TypeAdapter, ValidationError
+
+from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError
-from graphhalu.safe_read import read_json_object
+from graphhalu.numerics import json_ready
+from graphhalu.parquet import write_parquet
+from graphhalu.safe_read import read_json_object, shown
+
+T = TypeVar("T")
+
+
+class FileFormat(NamedTuple):
+    """Kind of a result file.
+
+    Attributes:
+        name: Of the format.
+        version: Number of its version.
+        way_out: How such a file is made, as ``Run:  graphhalu compare``.
+    """
+
+    name: str
+    version: int
+    way_out: str
+
+
+def plain_values(record: Any, kind: FileFormat) -> dict[str, Any]:
+    """A record as plain values for JSON, with format and version."""
+    values = record.model_dump(mode="json") if isinstance(record, BaseModel) else _fields(record)
+    found: dict[str, Any] = json_ready(
+        {"format": kind.name, "format_version": kind.version, **values}
+    )
+    return found
+
+
+def write_document(
+    path: Path, record: Any, kind: FileFormat, *, rows: Sequence[Any] | None = None
+) -> Path:
+    """Write a record as JSON, whole or not at all; its folder is made if it is missing.
+
+    Args:
+        path: The JSON file.
+        record: A dataclass, a config or plain values.
+        kind: Kind of the file.
+        rows: Dataclasses that are written as a table, in a Parquet file of the same name.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if rows is not None:
+        table = pa.Table.from_pylist(json_ready([_fields(row) for row in rows]))
+        write_parquet(table, path.with_suffix(".parquet"))
+    values = plain_values(record, kind)
+    text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
+    replace_file(path, f"{text}\n".encode())
+    return path
+
+
+def read_document(path: Path, record: type[T], kind: FileFormat) -> T:
+    """Read what :func:`write_document` wrote.
+
+    Args:
+        path: The JSON file.
+        record: Class of the record; unknown fields are refused if it says so.
+        kind: Kind of the file.
+
+    Raises:
+        DataFileError: If there is no such file, or it is of another format or version, or does
+            not validate.
+    """
+    values = read_object(path, way_out=kind.way_out)
+    name, version = values.pop("format", None), values.pop("format_version", None)
+    if name != kind.name or version != kind.version:
+        message = (
+            f"{path}: expected {kind.name} of version {kind.version}, got {shown(name)} of "
+            f"version {shown(version)}\n  {kind.way_out}"
+        )
+        raise DataFileError(message)
+    try:
+        return TypeAdapter(record).validate_python(values)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        message = f"{path} does not validate: {where[:120]}: {first['msg']}\n  {kind.way_out}"
+        raise DataFileError(message) from None
 
 
 def read_object(path: Path, *, way_out: str) -> dict[str, Any]:
@@ -18,3 +106,7 @@ def read_object(path: Path, *, way_out: str) -> dict[str, Any]:
     except FileNotFoundError:
         message = f"no result in {path.parent}: {path.name} is missing\n  {way_out}"
         raise DataFileError(message) from None
+
+
+def _fields(record: Any) -> Mapping[str, Any]:
+    return asdict(record) if is_dataclass(record) and not isinstance(record, type) else record

@@ -7,7 +7,7 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final, Literal
@@ -16,9 +16,13 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.cm import ScalarMappable
+from matplotlib.colorbar import Colorbar
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from graphhalu.errors import UsageError
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.palette import LIGHT
 
 FONT_SIZE: Final = 12
@@ -187,6 +191,48 @@ def _unprefixed(text: str) -> str:
     """Without the prefixes that the XML writer invents, which HTML does not understand."""
     text = re.sub(r"(</?)ns\d+:", r"\1", text)
     return re.sub(r'\sxmlns:ns\d+="[^"]*"', "", text)
+
+
+def legend(axes: Axes, **more: Any) -> None:
+    """A key inside of axes, without a frame."""
+    axes.legend(
+        frameon=False,
+        fontsize=FONT_SIZE - 1,
+        labelcolor=LIGHT["ink"],
+        title_fontsize=FONT_SIZE - 1,
+        **more,
+    )
+
+
+def interval_mark(
+    axes: Axes, y: float, estimate: Estimate, *, colour: str, is_open: bool = False, **mark: Any
+) -> None:
+    """A value with its interval on a horizontal axis.
+
+    Args:
+        axes: Where it is drawn.
+        y: Height of it.
+        estimate: A value, with or without an interval.
+        colour: Of the house.
+        is_open: Whether the mark is an outline.
+        **mark: As ``marker`` and ``gid``.
+    """
+    if estimate.has_interval:
+        axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2, zorder=2)
+    face = LIGHT["paper"] if is_open else colour
+    look = {"markersize": 7, "markeredgewidth": 1.6, "markerfacecolor": face, "zorder": 3}
+    axes.plot(estimate.value, y, color=colour, **{**look, **mark})
+
+
+def colour_bar(
+    figure: Figure, panels: Sequence[Axes], norm: Normalize, cmap: Any, label: str, **place: Any
+) -> Colorbar:
+    """A scale for panels that share their colours."""
+    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=panels, **place)
+    bar.set_label(label, fontsize=FONT_SIZE, color=LIGHT["ink"])
+    bar.ax.tick_params(labelsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
+    bar.outline.set_visible(False)
+    return bar
 
 
 def quiet_text(**more: Any) -> dict[str, Any]:

@@ -1,12 +1,13 @@
-"""What a report says, before it is HTML or Markdown: sections of text, tables and figures."""
+"""Page of a report, before it is HTML or Markdown: sections of text, tables and figures."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 from matplotlib.figure import Figure
 
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.result import MetricValue
 
 ABSENT: Final = "-"
@@ -123,6 +124,42 @@ def metric_cell(metric: MetricValue | None) -> Cell:
     interval = f"[{metric.low:.3f}, {metric.high:.3f}]" if has_interval else ""
     # without leading zeros, so that intervals of many metrics stand side by side in a size to read
     return Cell(f"{metric.value:.3f}", re.sub(r"\b0\.", ".", interval), metric.value)
+
+
+def estimate_cell(estimate: Estimate | None, form: str = ".3f") -> Cell:
+    """An estimate above its interval."""
+    if estimate is None:
+        return Cell(ABSENT)
+    return Cell(f"{estimate.value:{form}}", estimate.interval(form), estimate.value)
+
+
+def table(
+    name: str,
+    title: str,
+    rows: Sequence[Mapping[str, Cell | str]],
+    notes: Sequence[str] = (),
+    *,
+    low: Sequence[str] = (),
+) -> PageTable:
+    """A table of rows that name their columns.
+
+    Args:
+        name: A word of letters, digits and hyphens.
+        title: What it is.
+        rows: Cells by the head of their column, all rows with the same heads in the same order;
+            a text is a cell without a value. A column with a value in any row holds numbers.
+        notes: One paragraph each.
+        low: Columns in which a low value is good.
+    """
+    heads = list(rows[0]) if rows else []
+    cells = [
+        [cell if isinstance(cell, Cell) else Cell(cell) for cell in row.values()] for row in rows
+    ]
+    columns = tuple(
+        Column(head, any(row[place].value is not None for row in cells), head in low)
+        for place, head in enumerate(heads)
+    )
+    return PageTable(name, title, columns, tuple(map(tuple, cells)), tuple(notes))
 
 
 def text_rows(rows: Sequence[Sequence[str]]) -> tuple[tuple[Cell, ...], ...]:

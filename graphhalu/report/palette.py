@@ -1,7 +1,7 @@
 """The house palette, for figures on light and dark ground, and how lines and marks are told apart.
 
 Figures are drawn in the light colours. On a page each of them becomes a custom property of
-``look/templates/page.css``, so that the same picture follows the reader's choice of light or dark.
+``templates/page.css``, so that the same picture follows the reader's choice of light or dark.
 """
 
 from typing import Final, NamedTuple
@@ -11,7 +11,7 @@ from matplotlib.colors import LinearSegmentedColormap
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.entries import registered_name
 from graphhalu.evaluation.result import DetectorRow
-from graphhalu.look.colours import DARK, LIGHT, RISING
+from graphhalu.report.theme import DARK, LIGHT, RISING
 
 __all__ = [
     "AROUND_CHANCE", "DARK", "FAMILIES", "FAMILY_MARKERS", "FAMILY_NAMES", "FAMILY_TITLES",

@@ -25,7 +25,7 @@ REPORT_FILE: Final = "report.html"
 
 @dataclass(frozen=True)
 class ReportFiles:
-    """What was written."""
+    """Files of a written page."""
 
     html: Path
     markdown: Path
@@ -47,8 +47,20 @@ def write_report(folder: Path, out: Path | None = None, *, has_svg: bool = False
     """
     page = read_page(folder)
     target = out or folder / REPORT_FILE
-    target.parent.mkdir(parents=True, exist_ok=True)
     prefix = "" if target.stem == Path(REPORT_FILE).stem else f"{target.stem}-"
+    return write_page(page, target, has_svg=has_svg, prefix=prefix)
+
+
+def write_page(page: Page, target: Path, *, has_svg: bool = False, prefix: str = "") -> ReportFiles:
+    """Write a page as HTML, as Markdown, and its figures beside them.
+
+    Args:
+        page: What it says.
+        target: The HTML file; its folder is made if it is missing.
+        has_svg: Whether figures are written as SVG files, too.
+        prefix: What stands before the names of the figures' files.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
     suffixes = (".png", ".svg") if has_svg else (".png",)
     figures = [
         save_figure(figure.figure, target.parent / f"{prefix}{figure.name}{suffix}")

@@ -9,7 +9,7 @@ from markupsafe import Markup
 
 from graphhalu.atomic import replace_file
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.look.page import json_block, render
+from graphhalu.report.theme import json_block, render
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.viewer.heads import packed_bytes
 from graphhalu.viewer.payload import View

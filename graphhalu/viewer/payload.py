@@ -11,7 +11,7 @@ from jaxtyping import Shaped
 from graphhalu.axes import SPAN_NAMES
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.labels.labels import MEANINGS
-from graphhalu.look.colours import RISING
+from graphhalu.report.theme import RISING
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

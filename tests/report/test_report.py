@@ -15,7 +15,7 @@ from graphhalu.evaluation.maps import HeadMap, HeadMaps
 from graphhalu.evaluation.records import MetricValue, Subgroup
 from graphhalu.evaluation.result import read_result
 from graphhalu.evaluation.transfer import TransferCell
-from graphhalu.look import page as look
+from graphhalu.report import theme
 from graphhalu.report.content import comparison_page
 from graphhalu.report.frame import small_class_warning
 from graphhalu.report.headline import headline
@@ -357,7 +357,7 @@ def test_markdown_of_a_hostile_text_stays_one_cell_and_one_paragraph():
 
 
 def test_the_style_has_the_colours_of_the_figures_in_light_dark_and_print():
-    css = (look.TEMPLATES / "page.css").read_text()
+    css = (theme.TEMPLATES / "page.css").read_text()
     light, dark, printed = re.split(r"@media \(prefers-color-scheme: dark\)|@media print", css)
     for part, colours in ((light, LIGHT), (dark, DARK), (printed, LIGHT)):
         assert colours.items() <= dict(re.findall(r"--(\w+): (#\w{6});", part)).items()

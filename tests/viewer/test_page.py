@@ -9,7 +9,7 @@ from html.parser import HTMLParser
 import pytest
 
 from graphhalu.errors import NotEnoughDataError, TraceNotFoundError, UsageError
-from graphhalu.look.page import json_block
+from graphhalu.report.theme import json_block
 from graphhalu.viewer.build import ViewRequest, make_view
 from graphhalu.viewer.page import (
     ASSETS,

@@ -1,7 +1,9 @@
-"""One self-contained page: no network, and no code but a hashed script.
+"""Theme of every page of the project: colours, frame, style and security policy.
 
-``templates/base.html`` and ``templates/page.css`` are the frame and the style of every page of
-the project. Everything that is not markup of ours is escaped.
+A page is one self-contained file: no network, and no code but a hashed script.
+``templates/base.html`` and ``templates/page.css`` are its frame and its style. Pages get the
+colours as custom properties from the style; figures and canvases take them from here, and a test
+keeps both the same. Everything that is not markup of ours is escaped.
 """
 
 import base64
@@ -16,6 +18,36 @@ from markupsafe import Markup
 from graphhalu.numerics import json_ready
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
+
+LIGHT: Final = {
+    "ink": "#1c2128",
+    "muted": "#5b6470",
+    "grid": "#e2e5e9",
+    "faint": "#b9bfc7",
+    "paper": "#ffffff",
+    "graph": "#c04f00",
+    "probe": "#0063a3",
+    "scalar": "#00785a",
+    "control": "#6b5b73",
+}
+"""Colours by their part, on light ground; the hues of Okabe and Ito, darkened for text."""
+
+DARK: Final = {
+    "ink": "#e8eaed",
+    "muted": "#a6afba",
+    "grid": "#333b45",
+    "faint": "#59636f",
+    "paper": "#14181d",
+    "graph": "#ff9a5c",
+    "probe": "#6cbcf5",
+    "scalar": "#3fcf9f",
+    "control": "#c3acd0",
+}
+"""The same on dark ground."""
+
+RISING: Final = ("#0b2f6b", "#3d6aa8", "#8f9399", "#d9b24a", "#ffe27a")
+"""Colours of low to high values: blue, grey in the middle, yellow. They also rise from dark to
+light, so that a greyscale print keeps the order."""
 
 
 def render(
@@ -41,9 +73,12 @@ def render(
     # these two are files of this package
     trusted = {"css": Markup(style), "script": Markup(script)}  # noqa: S704
     environment = Environment(
-        loader=FileSystemLoader([folder, TEMPLATES]), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
+        loader=FileSystemLoader([folder, TEMPLATES]),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     policy = content_security_policy(style, script, has_server=has_server)
     return environment.get_template(template).render(policy=policy, **trusted, **values)
 

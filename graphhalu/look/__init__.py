@@ -1,1 +1,0 @@
-"""The look that every page of the project shares: colours, frame, style and security policy."""
