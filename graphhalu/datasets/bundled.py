@@ -1,4 +1,4 @@
-"""Where the questions lie that the package brings along."""
+"""Files that the package brings along."""
 
 from pathlib import Path
 from typing import Final
@@ -8,12 +8,9 @@ from graphhalu.errors import DataFileError
 _PACKAGE: Final = Path(__file__).resolve().parents[1]
 
 
-def bundled_places(name: str) -> tuple[Path, ...]:
-    """Where the questions of a data set lie in an installed package, and in a checkout."""
-    return (
-        _PACKAGE / "_data" / name / "questions.jsonl",
-        _PACKAGE.parent / "data" / name / "questions.jsonl",
-    )
+def bundled_places(folder: str, name: str = "questions.jsonl") -> tuple[Path, ...]:
+    """Where a file, by default questions, lies in an installed package, and in a checkout."""
+    return (_PACKAGE / "_data" / folder / name, _PACKAGE.parent / "data" / folder / name)
 
 
 def bundled_file(places: tuple[Path, ...]) -> Path:
@@ -26,7 +23,7 @@ def bundled_file(places: tuple[Path, ...]) -> Path:
     if found is None:
         listed = "\n".join(f"  looked at {place}" for place in places)
         message = (
-            f"the bundled questions are missing: expected questions.jsonl\n{listed}\n"
+            f"a bundled file is missing: expected {places[0].name}\n{listed}\n"
             f"  Install graphhalu again, or name a file of the same layout."
         )
         raise DataFileError(message)

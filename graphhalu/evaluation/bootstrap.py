@@ -31,8 +31,8 @@ def _nan_of_null(value: Any) -> Any:
     return float("nan") if value is None else value
 
 
-End = Annotated[float, BeforeValidator(_nan_of_null)]
-"""End of an interval; NaN, which a file holds as ``null``, where there is none."""
+OrNan = Annotated[float, BeforeValidator(_nan_of_null)]
+"""A number of a result file; NaN, which the file holds as ``null``, where there is none."""
 
 
 @dataclass(frozen=True)
@@ -49,8 +49,8 @@ class Estimate:
     """
 
     value: float
-    low: End = float("nan")
-    high: End = float("nan")
+    low: OrNan = float("nan")
+    high: OrNan = float("nan")
     n: int | None = None
 
     @classmethod

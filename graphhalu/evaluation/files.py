@@ -10,8 +10,9 @@ from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+import numpy as np
 import pyarrow as pa
-from pydantic import BaseModel, TypeAdapter, ValidationError
+from pydantic import BaseModel, PlainValidator, TypeAdapter, ValidationError
 
 from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError
@@ -20,6 +21,19 @@ from graphhalu.parquet import write_parquet
 from graphhalu.safe_read import read_json_object, shown
 
 T = TypeVar("T")
+
+
+def numbers(n_axes: int, dtype: Any = np.float64) -> PlainValidator:
+    """Annotation of an array field that a file holds as nested lists; ``null`` becomes NaN."""
+
+    def read(values: Any) -> np.ndarray:
+        found = np.asarray(values, dtype=dtype)
+        if found.ndim != n_axes:
+            message = f"expected numbers with {n_axes} axes, got {found.ndim}"
+            raise ValueError(message)
+        return found
+
+    return PlainValidator(read)
 
 
 class FileFormat(NamedTuple):

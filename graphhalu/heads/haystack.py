@@ -15,6 +15,7 @@ import numpy as np
 from jaxtyping import Int
 
 from graphhalu.axes import RowRange, Span
+from graphhalu.datasets.bundled import bundled_file, bundled_places
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.spans import Prompt
@@ -22,8 +23,6 @@ from graphhalu.errors import DataFileError, UsageError
 from graphhalu.models.quiet import quiet_loading
 from graphhalu.safe_read import parse_json, read_bytes, reason_of
 
-_PACKAGE: Final = Path(__file__).resolve().parents[1]
-_PLACES: Final = (_PACKAGE / "_data" / "haystack", _PACKAGE.parent / "data" / "haystack")
 _SENTENCE_END: Final = re.compile(r"[.!?][\"')]*(?=\s|$)")
 _KEYS: Final = ("needle", "question", "real_needle")
 
@@ -68,7 +67,8 @@ def read_haystack(path: Path | None = None) -> str:
         UsageError: If there is no such file.
         DataFileError: If it is no UTF-8 text, or holds none.
     """
-    text = " ".join(_read_text(path or _bundled("haystack.txt")).split())
+    path = path or bundled_file(bundled_places("haystack", "haystack.txt"))
+    text = " ".join(_read_text(path).split())
     if not text:
         message = f"the haystack {path} holds no text"
         raise DataFileError(message)
@@ -85,7 +85,7 @@ def read_needles(path: Path | None = None) -> tuple[Needle, ...]:
     Source:
         nightdessert/Retrieval_Head, commit 3ac171a, ``needles.jsonl``.
     """
-    path = path or _bundled("needles.jsonl")
+    path = path or bundled_file(bundled_places("haystack", "needles.jsonl"))
     found = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if line.strip():
@@ -235,15 +235,6 @@ def _needle(line: str, where: str) -> Needle:
         raise DataFileError(message) from None
     if not all(found):
         message = f"{where}: {', '.join(_KEYS)} must not be empty"
-        raise DataFileError(message)
-    return found
-
-
-def _bundled(name: str) -> Path:
-    found = next((folder / name for folder in _PLACES if (folder / name).is_file()), None)
-    if found is None:
-        listed = ", ".join(str(folder / name) for folder in _PLACES)
-        message = f"the bundled {name} is missing: looked at {listed}\n  Install graphhalu again"
         raise DataFileError(message)
     return found
 

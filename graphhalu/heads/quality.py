@@ -6,7 +6,7 @@ the first gold answer is read in one teacher-forced pass.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.extract.answers import generated_answer
-from graphhalu.extract.asking import newline_token_ids
+from graphhalu.extract.asking import newline_token_ids, uses_chat
 from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.head import DeferredPass, body_below_head
+from graphhalu.extract.settings import PromptSettings
 from graphhalu.heads.haystack import HiddenNeedle
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.rouge import RougeOverlap
@@ -46,6 +47,28 @@ class Item:
     token_ids: tuple[int, ...]
     gold_ids: tuple[int, ...]
     record: TraceRecord
+
+
+def prompt_form(
+    loaded: LoadedModel, template: str | None, chat: Literal["off", "on", "auto"]
+) -> tuple[str, bool]:
+    """Prompt template (by default ``concise`` in a chat, else ``bare``), and whether a chat."""
+    is_chat = uses_chat(PromptSettings(chat=chat), loaded)
+    return template or ("concise" if is_chat else "bare"), is_chat
+
+
+def greedy_search(
+    loaded: LoadedModel, max_new_tokens: int, *, stops_at_newline: bool
+) -> BeamSearch:
+    """Greedy decoding that stops at the end mark and, in a plain prompt, at a newline."""
+    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
+    return BeamSearch(
+        loaded.model,
+        layer_windows=loaded.layer_windows,
+        stop_ids=[*loaded.eos_token_ids, *newlines],
+        n_beams=1,
+        max_new_tokens=max_new_tokens,
+    )
 
 
 def question_items(
@@ -96,11 +119,7 @@ def answer_quality(
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Float[np.ndarray, "item metric"]:
     """Every item by every metric of ``METRICS``; NaN where a rule cannot judge."""
-    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
-    search = BeamSearch(
-        loaded.model, layer_windows=loaded.layer_windows,
-        stop_ids=[*loaded.eos_token_ids, *newlines], n_beams=1, max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+    search = greedy_search(loaded, max_new_tokens, stops_at_newline=stops_at_newline)
     rouge, match = RougeOverlap("rouge1_recall"), AliasMatch()
     found = np.full((len(items), len(METRICS)), np.nan)
     order = sorted(range(len(items)), key=lambda index: len(items[index].token_ids))

@@ -4,25 +4,17 @@ Measured on stored traces. A trace counts if its answer is right, by ROUGE-1 rec
 labeller; the wrong ones are kept for the contrast.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 
-from graphhalu.axes import answer_producing_rows
+from graphhalu.axes import Span, answer_producing_rows
 from graphhalu.config import Config
 from graphhalu.errors import StoreMismatchError, TraceNotFoundError, UsageError
-from graphhalu.heads.shares import (
-    Shares,
-    attention_share,
-    generated_reach,
-    question_reach,
-    rest_of_rows,
-    stream_share,
-)
-from graphhalu.heads.statistics import contrast, mean_of_present
+from graphhalu.heads.statistics import Contrast, contrast, mean_of_present
 from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
@@ -30,6 +22,9 @@ from graphhalu.labels.run import label_records, labels_path, read_labels
 from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
+
+_SMALLEST_REST: Final = 0.01
+"""Attention outside the sinks below which a share of it would be rounding (half precision)."""
 
 
 class ReasoningSettings(Config):
@@ -52,13 +47,38 @@ class Verdicts(NamedTuple):
     reasons: tuple[str, ...]
 
 
-class TraceShares(NamedTuple):
-    """Mean shares of one trace over the rows that produce its answer; NaN where there is none."""
+class Shares(NamedTuple):
+    """Shares of rows, or means over rows, and those of uniform attention on the visible keys.
 
-    generated: Float[np.ndarray, "layer head"]
-    generated_chance: Float[np.ndarray, "layer head"]
-    question: Float[np.ndarray, "layer head"]
-    question_chance: Float[np.ndarray, "layer head"]
+    A share is missing (NaN) where a row cannot see all of the tokens, and where there are none:
+    no head can show anything there, and a zero would say that it had.
+    """
+
+    share: Float[np.ndarray, "*any"]
+    chance: Float[np.ndarray, "_"]
+
+
+class Reach(NamedTuple):
+    """What rows can see, and what they are asked about.
+
+    Attributes:
+        member: Keys that are asked about.
+        visible: Keys that a row sees.
+        sink: Keys that form the sink.
+    """
+
+    member: Bool[np.ndarray, "row key"]
+    visible: Bool[np.ndarray, "row key"]
+    sink: Bool[np.ndarray, "key"]
+
+    @property
+    def chance(self) -> Float[np.ndarray, "row"]:
+        """Share of uniform attention; NaN where the row is not defined."""
+        counted = self.visible & ~self.sink
+        n_members = (self.member & ~self.sink).sum(1)
+        is_whole = ~(self.member & ~self.sink & ~self.visible).any(1) & (n_members > 0)
+        n_counted = np.maximum(counted.sum(1), 1)
+        return np.where(is_whole, n_members / n_counted, np.nan)
 
 
 def find_reasoning_heads(
@@ -85,7 +105,7 @@ def find_reasoning_heads(
         TraceNotFoundError: If the store keeps not even streams.
 
     Source:
-        Study of reasoning heads, corrected: see :func:`graphhalu.heads.shares.attention_share`.
+        Study of reasoning heads, corrected: see :func:`attention_share`.
         A head that looks nowhere counts with its zero; the public file averages over those
         traces only in which a head's sum was positive.
     """
@@ -121,36 +141,43 @@ def judge(store: TraceStore, settings: ReasoningSettings) -> Verdicts:
     if settings.labeller is not None:
         return _by_labels(store, settings.labeller)
     scores, decides = RougeOverlap("rouge1_recall").best_scores(store.records)
-    is_right: list[bool | None] = []
-    reasons = []
-    for score, is_decided in zip((100 * scores).tolist(), decides.tolist(), strict=True):
-        is_right.append(score > settings.gate if is_decided else None)
-        reasons.append(
-            f"ROUGE-1 recall is not above {settings.gate:g} %" if is_decided
-            else "ROUGE cannot judge the answer"
-        )  # fmt: skip
-    return Verdicts(tuple(is_right), tuple(reasons))
+    decided = list(zip((100 * scores).tolist(), decides.tolist(), strict=True))
+    reasons = {
+        True: f"ROUGE-1 recall is not above {settings.gate:g} %",
+        False: "ROUGE cannot judge the answer",
+    }
+    return Verdicts(
+        tuple(score > settings.gate if is_decided else None for score, is_decided in decided),
+        tuple(reasons[is_decided] for _, is_decided in decided),
+    )
 
 
-def trace_shares(trace: Trace, settings: ReasoningSettings) -> TraceShares:
-    """Mean shares of one trace, for every layer and head."""
+def trace_shares(trace: Trace, settings: ReasoningSettings) -> dict[str, Shares]:
+    """Mean shares of one trace over the rows that produce its answer, by role.
+
+    Returns:
+        For ``reasoning`` and ``question`` a share for each layer and head, and the chance level
+        of each layer; NaN where there is none.
+    """
     source = attention_source(tuple(trace.arrays))
-    means: dict[str, list[tuple[np.ndarray, float]]] = {"generated": [], "question": []}
-    for layer, window in zip(trace.shape.attention_layers, trace.shape.layer_windows, strict=True):
-        shares = _layer_shares(trace, settings, layer, window, source)
-        for name, rows in shares.items():
-            means[name].append((_mean_of_rows(rows.share), float(_mean_of_rows(rows.chance))))
-    stacked = []
-    for name in ("generated", "question"):
-        values = np.stack([share for share, _ in means[name]])
-        chance = np.array([chance for _, chance in means[name]])
-        stacked += [values, np.broadcast_to(chance[:, None], values.shape).copy()]
-    return TraceShares(*stacked)
+    layers = [
+        _layer_shares(trace, settings, layer, window, source)
+        for layer, window in zip(
+            trace.shape.attention_layers, trace.shape.layer_windows, strict=True
+        )
+    ]
+    return {
+        role: Shares(
+            np.stack([_mean_of_rows(rows[role].share) for rows in layers]),
+            np.array([_mean_of_rows(rows[role].chance) for rows in layers]),
+        )
+        for role in ("reasoning", "question")
+    }
 
 
 def _layer_shares(
     trace: Trace, settings: ReasoningSettings, layer: int, window: int | None, source: str
-) -> Mapping[str, Shares]:
+) -> dict[str, Shares]:
     rows = np.arange(*answer_producing_rows(trace.prompt_length, trace.length))
     span_mass, sink_keys = (
         trace.layer_stream(name, layer)[:, trace.answer_rows].astype(np.float64)
@@ -159,84 +186,191 @@ def _layer_shares(
     asked = question_reach(rows, trace.span_code, n_sink=settings.n_sink, window=window)
     question = stream_share(span_mass, sink_keys, trace.span_code, asked)
     reach = generated_reach(
-        rows, trace.length, prompt_length=trace.prompt_length,
-        local_window=settings.local_window, n_sink=settings.n_sink, window=window,
-    )  # fmt: skip
+        rows,
+        trace.length,
+        prompt_length=trace.prompt_length,
+        local_window=settings.local_window,
+        n_sink=settings.n_sink,
+        window=window,
+    )
     if source == "streams":
         unknown = np.full_like(question.share, np.nan)
-        return {"generated": Shares(unknown, reach.chance), "question": question}
+        return {"reasoning": Shares(unknown, reach.chance), "question": question}
     attention = trace.censored_attention(layer)[:, trace.answer_rows].astype(np.float64)
     totals = rest_of_rows(span_mass, sink_keys, settings.n_sink) if source == "edges" else None
-    return {"generated": attention_share(attention, reach, totals), "question": question}
+    return {"reasoning": attention_share(attention, reach, totals), "question": question}
 
 
 def _mean_of_rows(values: Float[np.ndarray, "*head row"]) -> Float[np.ndarray, "*head"]:
     return mean_of_present(np.moveaxis(values, -1, 0).astype(np.float64))
 
 
+def generated_reach(
+    rows: Int[np.ndarray, "row"],
+    n_keys: int,
+    *,
+    prompt_length: int,
+    local_window: int,
+    n_sink: int,
+    window: int | None,
+) -> Reach:
+    """The generated tokens before a row's local window: keys ``P <= j < i - w``."""
+    keys = np.arange(n_keys)
+    member = (keys >= prompt_length) & (keys < rows[:, None] - local_window)
+    return Reach(member, _visible(rows, keys, window), keys < n_sink)
+
+
+def question_reach(
+    rows: Int[np.ndarray, "row"],
+    span_code: UInt8[np.ndarray, "key"],
+    *,
+    n_sink: int,
+    window: int | None,
+) -> Reach:
+    """The tokens of the question."""
+    keys = np.arange(len(span_code))
+    member = np.broadcast_to(span_code == Span.QUESTION, (len(rows), len(keys)))
+    return Reach(member, _visible(rows, keys, window), keys < n_sink)
+
+
+def attention_share(
+    attention: Float[np.ndarray, "head row key"],
+    reach: Reach,
+    totals: Float[np.ndarray, "head row"] | None = None,
+) -> Shares:
+    """Attention to the asked keys over all attention outside the sinks, row by row.
+
+    ``sum_{j in member, not sink} A[i, j] / (sum_j A[i, j] - sum_{j in sink} A[i, j])``
+
+    Args:
+        attention: Weights, as far as they are kept.
+        reach: What is asked, what is seen, what is sink.
+        totals: Sum of each whole row without its sink, where ``attention`` does not hold all of
+            it; by default that of ``attention``.
+
+    Source:
+        The public file ``reasoning_head_detection.py`` sums the five largest weights of a row,
+        its own token and the sinks among them. Here all weights count, the own token, a local
+        window and the sinks do not, and the rest is normalised by what is not sunk.
+    """
+    part = (attention * (reach.member & ~reach.sink)).sum(-1)
+    rest = (attention * ~reach.sink).sum(-1) if totals is None else totals
+    return _shares(part, rest, reach.chance)
+
+
+def stream_share(
+    span_mass: Float[np.ndarray, "head row span"],
+    sink_keys: Float[np.ndarray, "head row sink_key"],
+    span_code: UInt8[np.ndarray, "key"],
+    reach: Reach,
+) -> Shares:
+    """As :func:`attention_share` of the question, from the stored reductions alone.
+
+    Args:
+        span_mass: Attention to each named span.
+        sink_keys: Attention to each of the first tokens.
+        span_code: Named span of each token.
+        reach: The reach of the question; its sink lies within the stored sink keys.
+    """
+    n_sink = int(reach.sink.sum())
+    n_stored = min(n_sink, len(span_code))
+    is_question = span_code[:n_stored] == Span.QUESTION
+    sunk_question = (sink_keys[..., :n_stored] * is_question).sum(-1)
+    part = np.maximum(span_mass[..., Span.QUESTION] - sunk_question, 0.0)
+    return _shares(part, rest_of_rows(span_mass, sink_keys, n_sink), reach.chance)
+
+
+def rest_of_rows(
+    span_mass: Float[np.ndarray, "*layer head row span"],
+    sink_keys: Float[np.ndarray, "*layer head row sink_key"],
+    n_sink: int,
+) -> Float[np.ndarray, "*layer head row"]:
+    """Attention of each row outside the first ``n_sink`` tokens."""
+    return span_mass.sum(-1) - sink_keys[..., :n_sink].sum(-1)
+
+
+def _shares(
+    part: Float[np.ndarray, "head row"],
+    rest: Float[np.ndarray, "head row"],
+    chance: Float[np.ndarray, "row"],
+) -> Shares:
+    looks = rest > _SMALLEST_REST
+    # a head that sinks all it has looks at nothing: a zero that counts, not a missing value
+    share = np.where(looks, part / np.where(looks, rest, 1.0), 0.0)
+    share = np.where(np.isnan(chance), np.nan, share)
+    # half precision can bring a part just above the whole
+    return Shares(np.minimum(share, 1.0), chance)
+
+
+def _visible(
+    rows: Int[np.ndarray, "row"], keys: Int[np.ndarray, "key"], window: int | None
+) -> Bool[np.ndarray, "row key"]:
+    distance = rows[:, None] - keys
+    return (distance >= 0) & (distance < (window or len(keys) + 1))
+
+
 def _table(
     role: str,
     store: TraceStore,
-    found: Sequence[TraceShares | None],
+    found: Sequence[dict[str, Shares] | None],
     verdicts: Verdicts,
     settings: ReasoningSettings,
 ) -> HeadTable:
-    places = {"reasoning": (0, 1), "question": (2, 3)}[role]
-    values, chances, rejected = [], [], []
-    accepted: list[tuple[int, int]] = []
-    wrong: list[tuple[int, int]] = []
-    kept = zip(store.records, found, verdicts.is_right, verdicts.reasons, strict=True)
-    for index, (record, shares, is_right, reason) in enumerate(kept):
-        is_empty = shares is not None and bool(np.isnan(shares[places[0]]).all())
-        if shares is None or is_empty or not is_right:
-            why = "no row can see what is looked for" if is_right and is_empty else reason
-            rejected.append(Rejected(record.trace_id, why))
-        if shares is None or is_empty:
-            continue
-        values.append(shares[places[0]])
-        chances.append(shares[places[1]])
-        (accepted if is_right else wrong).append((len(values) - 1, index))
-    trials = [Trial(store.records[i].trace_id, store.records[i].group_id) for _, i in accepted]
-    shape = (len(store.shape.attention_layers), store.shape.n_heads)
-    every = np.stack(values) if values else np.zeros((0, *shape))
-    every_chance = np.stack(chances) if values else np.zeros((0, *shape))
-    right_places = [place for place, _ in accepted]
+    shares = [None if each is None else each[role] for each in found]
+    known = {i: s for i, s in enumerate(shares) if s is not None and not np.isnan(s.share).all()}
+    right = [index for index in known if verdicts.is_right[index]]
+    wrong = [index for index in known if not verdicts.is_right[index]]
+    rejected = tuple(
+        Rejected(
+            record.trace_id,
+            # a right answer that is not among them has no share
+            "no row can see what is looked for" if is_right else reason,
+        )
+        for index, (record, is_right, reason) in enumerate(
+            zip(store.records, verdicts.is_right, verdicts.reasons, strict=True)
+        )
+        if index not in right
+    )
+    shape = (-1, len(store.shape.attention_layers), store.shape.n_heads)
+    scores, scores_wrong = (
+        np.array([known[i].share for i in side]).reshape(shape) for side in (right, wrong)
+    )
+    chance, chance_wrong = (
+        np.array([np.broadcast_to(known[i].chance[:, None], shape[1:]) for i in side]).reshape(
+            shape
+        )
+        for side in (right, wrong)
+    )
+    columns: dict[str, Float[np.ndarray, "layer head"]] = {}
+    if right and wrong:
+        groups = tuple([store.records[i].group_id for i in side] for side in (right, wrong))
+        columns["mean_wrong"] = mean_of_present(scores_wrong)
+        for prefix, first, second in (
+            ("contrast", scores, scores_wrong),
+            ("excess_contrast", scores - chance, scores_wrong - chance_wrong),
+        ):
+            columns |= _contrast_columns(prefix, contrast(first, second, (groups[0], groups[1])))
     return HeadTable(
         role=role,
         layers=store.shape.attention_layers,
-        trials=tuple(trials),
-        scores=every[right_places],
-        chance=mean_of_present(every_chance[right_places]),
-        rejected=tuple(rejected),
+        trials=tuple(Trial(store.records[i].trace_id, store.records[i].group_id) for i in right),
+        scores=scores,
+        chance=mean_of_present(chance),
+        rejected=rejected,
         model=dict(store.configuration.get("model", {})),
         settings={
             **settings.model_dump(mode="json"),
             "source": attention_source(store.arrays),
             "n_wrong": len(wrong),
         },
-        columns=dict(_contrast_columns(store, every, every_chance, (accepted, wrong))),
+        columns=columns,
     )
 
 
-def _contrast_columns(
-    store: TraceStore,
-    values: Float[np.ndarray, "trace layer head"],
-    chances: Float[np.ndarray, "trace layer head"],
-    sides: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]],
-) -> Iterator[tuple[str, Float[np.ndarray, "layer head"]]]:
-    """Right minus wrong, of the score and of its excess over chance; none if a side is empty."""
-    if not sides[0] or not sides[1]:
-        return
-    right, wrong = ([place for place, _ in side] for side in sides)
-    groups = tuple([store.records[index].group_id for _, index in side] for side in sides)
-    yield "mean_wrong", mean_of_present(values[wrong])
-    for prefix, scores in (("contrast", values), ("excess_contrast", values - chances)):
-        found = contrast(scores[right], scores[wrong], (groups[0], groups[1]))
-        yield prefix, found.difference
-        yield f"{prefix}_low", found.low
-        yield f"{prefix}_high", found.high
-        yield f"{prefix}_p", found.p_value
-        yield f"{prefix}_q", found.q_value
+def _contrast_columns(prefix: str, found: Contrast) -> dict[str, Float[np.ndarray, "layer head"]]:
+    """Right minus wrong with its interval, p- and q-value."""
+    endings = ("", "_low", "_high", "_p", "_q")
+    return {f"{prefix}{ending}": values for ending, values in zip(endings, found, strict=True)}
 
 
 def _by_labels(store: TraceStore, labeller: str) -> Verdicts:

@@ -3,14 +3,19 @@
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from math import isfinite
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Final, NamedTuple
 
 from matplotlib.figure import Figure
 
+from graphhalu.config import read_yaml
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.result import MetricValue
 
 ABSENT: Final = "-"
+TEXT: Final = Path(__file__).parent / "text"
 
 
 class Cell(NamedTuple):
@@ -39,6 +44,10 @@ class Column(NamedTuple):
     name: str
     is_number: bool = False
     is_better_low: bool = False
+
+
+Row = Mapping[str, Cell | str]
+"""Cells of a table by the head of their column."""
 
 
 @dataclass(frozen=True)
@@ -112,8 +121,9 @@ class Page:
 
 
 def number(value: float | int | None, form: str = ".3f") -> Cell:  # noqa: PYI041 - checked at run time
-    """A number as a cell."""
-    return Cell(ABSENT) if value is None else Cell(f"{value:{form}}", value=value)
+    """A number as a cell; none where it is NaN."""
+    is_there = value is not None and isfinite(value)
+    return Cell(f"{value:{form}}", value=value) if is_there else Cell(ABSENT)
 
 
 def metric_cell(metric: MetricValue | None) -> Cell:
@@ -136,7 +146,7 @@ def estimate_cell(estimate: Estimate | None, form: str = ".3f") -> Cell:
 def table(
     name: str,
     title: str,
-    rows: Sequence[Mapping[str, Cell | str]],
+    rows: Sequence[Row],
     notes: Sequence[str] = (),
     *,
     low: Sequence[str] = (),
@@ -160,6 +170,53 @@ def table(
         for place, head in enumerate(heads)
     )
     return PageTable(name, title, columns, tuple(map(tuple, cells)), tuple(notes))
+
+
+class PageText:
+    """Words of a page: titles, captions and notes, from ``text/<name>.yaml``.
+
+    The file holds ``sections`` (a title, or a title with ``paragraphs``), ``figures`` (title and
+    caption) and ``tables`` (title, ``notes``, and as ``low`` the columns in which a low value is
+    good), each by name. Braces in it are filled with values of the page.
+
+    Args:
+        name: Of the page.
+        **values: What the braces stand for.
+    """
+
+    def __init__(self, name: str, **values: Any) -> None:
+        self._text = read_yaml(TEXT / f"{name}.yaml")
+        self._values = values
+
+    def section(
+        self,
+        name: str,
+        *,
+        figures: Mapping[str, Figure] = MappingProxyType({}),
+        tables: Mapping[str, Sequence[Row]] = MappingProxyType({}),
+        paragraphs: Sequence[str] = (),
+    ) -> Section:
+        """A section with its figures and tables by name; a table without rows is left out.
+
+        ``paragraphs`` come behind those of the file.
+        """
+        said = self._text["sections"][name]
+        words = {"title": said} if isinstance(said, str) else said
+        drawn = tuple(
+            PageFigure(key, *map(self._filled, self._text["figures"][key]), figure)
+            for key, figure in figures.items()
+        )
+        shown = tuple(self._table(key, rows) for key, rows in tables.items() if rows)
+        whole = (*map(self._filled, words.get("paragraphs", ())), *paragraphs)
+        return Section(name, words["title"], whole, drawn, shown)
+
+    def _table(self, name: str, rows: Sequence[Row]) -> PageTable:
+        words = self._text["tables"][name]
+        notes = [self._filled(note) for note in words.get("notes", ())]
+        return table(name, words["title"], rows, notes, low=words.get("low", ()))
+
+    def _filled(self, text: str) -> str:
+        return " ".join(text.split()).format(**self._values)
 
 
 def text_rows(rows: Sequence[Sequence[str]]) -> tuple[tuple[Cell, ...], ...]:

@@ -11,13 +11,17 @@ from typing import Annotated, Final, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, PlainValidator, field_validator
 from scipy.stats import rankdata
 
 from graphhalu.config import Config
 from graphhalu.errors import NotEnoughDataError
+from graphhalu.numerics import numbers_of
 from graphhalu.registry import unknown_name
 from graphhalu.weights.tables import LAYER_DESCRIPTIONS, WeightProfile
+
+Numbers = Annotated[Float[np.ndarray, "..."], PlainValidator(numbers_of)]
+"""Numbers that a file holds as nested lists."""
 
 
 class RiskComponent(Config):
@@ -92,8 +96,8 @@ class RiskCurve:
         mixed_types: Components that read parts stored in more than one way.
     """
 
-    values: Float[np.ndarray, "layer"]
-    components: Mapping[str, Float[np.ndarray, "layer"]]
+    values: Numbers
+    components: Mapping[str, Numbers]
     weights: Mapping[str, float]
     reasons: Mapping[str, str]
     left_out: Mapping[str, str]
@@ -159,5 +163,4 @@ def _shares(values: Float[np.ndarray, "layer"]) -> Float[np.ndarray, "layer"]:
     """Share of the other layers that each layer lies above; ties share."""
     if len(values) < 2:  # noqa: PLR2004
         return np.full(len(values), 0.5)
-    shares: Float[np.ndarray, "layer"] = (rankdata(values) - 1) / (len(values) - 1)
-    return shares
+    return (rankdata(values) - 1) / (len(values) - 1)

@@ -24,8 +24,12 @@ from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts, with_v
 from graphhalu.studies.weights.detection import layer_detection
 from graphhalu.studies.weights.heads import QUANTITIES, head_roles, head_tables
 from graphhalu.studies.weights.measure import measure_store
-from graphhalu.studies.weights.result import read_validation
-from graphhalu.studies.weights.validate import ValidateSettings, check_same_model, validate
+from graphhalu.studies.weights.validation import (
+    ValidateSettings,
+    check_same_model,
+    read_validation,
+    validate,
+)
 from graphhalu.testing.planted import planted_traces
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import TraceRecord
