@@ -183,13 +183,16 @@ def check_heads(
 
     def measure(asked: Sequence[Item]) -> Float[np.ndarray, "item metric"]:
         return answer_quality(
-            loaded, asked, max_new_tokens=settings.max_new_tokens,
-            stops_at_newline=not is_chat, batch_size=settings.batch_size, on_progress=advance,
-        )  # fmt: skip
+            loaded,
+            asked,
+            max_new_tokens=settings.max_new_tokens,
+            stops_at_newline=not is_chat,
+            batch_size=settings.batch_size,
+            on_progress=advance,
+        )
 
-    return ablation_check(
-        loaded.model, mask, items, measure, n_draws=settings.draws, seed=settings.seed
-    )
+    draws = {"n_draws": settings.draws, "seed": settings.seed}
+    return ablation_check(loaded.model, mask, items, measure, **draws)
 
 
 def ablation_check(
@@ -351,10 +354,11 @@ def _rows(
         kept = columns[is_there]
         three = np.column_stack([kept[:, 0], kept[:, 1], kept[:, 2:].mean(1)])
         own = [group for group, there in zip(groups, is_there, strict=True) if there]
+        whole, ablated, random = mean_of_present(three).tolist()
         against_whole, against_random = (
             _effect(three[:, 1] - three[:, other], own, seed) for other in (0, 2)
         )
-        means = mean_of_present(three).tolist()
+        means = (whole, ablated, random)
         yield AblationRow(name, len(kept), *means, against_whole, against_random)
 
 

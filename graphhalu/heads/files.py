@@ -198,7 +198,7 @@ def _place(key: str, path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _scores(key: str, scores: Any, path: Path) -> list[float]:
+def _scores(key: str, scores: Any, path: Path) -> list[Any]:
     is_numbers = isinstance(scores, list) and all(
         isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max
         for v in scores

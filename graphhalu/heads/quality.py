@@ -1,4 +1,4 @@
-"""How good a model's answers are: what an ablation is measured by.
+"""Quality of a model's answers, by which an ablation is measured.
 
 Each item is a prompt with gold answers. The model answers greedily, and the log-probability of
 the first gold answer is read in one teacher-forced pass.
@@ -96,17 +96,13 @@ def needle_items(
     loaded: LoadedModel, hidden: Sequence[HiddenNeedle], *, is_chat: bool
 ) -> list[Item]:
     """Hidden needles as items; each needle is a group."""
-    return [
-        _item(
-            loaded,
-            Question(
-                trial.trial_id, trial.needle.question, (trial.needle.real_needle,),
-                group_id=trial.needle.needle,
-            ),
-            trial.token_ids.tolist(), is_chat,
-        )
-        for trial in hidden
-    ]  # fmt: skip
+    items = []
+    for trial in hidden:
+        needle = trial.needle
+        gold = (needle.real_needle,)
+        question = Question(trial.trial_id, needle.question, gold, group_id=needle.needle)
+        items.append(_item(loaded, question, trial.token_ids.tolist(), is_chat))
+    return items
 
 
 def answer_quality(
@@ -145,10 +141,8 @@ def gold_logprob(model: Any, item: Item) -> float:
     device = next(model.parameters()).device
     tokens = torch.tensor([[*item.token_ids, *item.gold_ids]], device=device)
     with torch.inference_mode():
-        done = DeferredPass(
-            model, body_below_head(model), input_ids=tokens,
-            attention_mask=torch.ones_like(tokens), use_cache=False,
-        )  # fmt: skip
+        given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        done = DeferredPass(model, body_below_head(model), **given, use_cache=False)
         first = len(item.token_ids)
         logits = done.logits(first - 1, tokens.shape[1] - 1)[0].float()
         chosen = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, first:, None])

@@ -14,7 +14,7 @@ from pydantic import Field
 from graphhalu.axes import Span, answer_producing_rows
 from graphhalu.config import Config
 from graphhalu.errors import StoreMismatchError, TraceNotFoundError, UsageError
-from graphhalu.heads.statistics import Contrast, contrast, mean_of_present
+from graphhalu.heads.statistics import contrast, mean_of_present
 from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
@@ -40,11 +40,8 @@ class ReasoningSettings(Config):
     """A labeller in place of the gate: a trace is accepted if its answer is labelled correct."""
 
 
-class Verdicts(NamedTuple):
-    """What the gate says of each trace: right, wrong, or nothing; and why it is not accepted."""
-
-    is_right: tuple[bool | None, ...]
-    reasons: tuple[str, ...]
+Verdict = tuple[bool | None, str]
+"""Whether an answer is right, if that is known; and why its trace is not accepted."""
 
 
 class Shares(NamedTuple):
@@ -55,7 +52,7 @@ class Shares(NamedTuple):
     """
 
     share: Float[np.ndarray, "*any"]
-    chance: Float[np.ndarray, "_"]
+    chance: Float[np.ndarray, "*own"]
 
 
 class Reach(NamedTuple):
@@ -113,7 +110,7 @@ def find_reasoning_heads(
     source = attention_source(store.arrays)
     verdicts = judge(store, settings)
     found = []
-    for done, (trace, is_right) in enumerate(zip(store, verdicts.is_right, strict=True), start=1):
+    for done, (trace, (is_right, _)) in enumerate(zip(store, verdicts, strict=True), start=1):
         found.append(None if is_right is None else trace_shares(trace, settings))
         on_progress(done, len(store))
     roles = ("question",) if source == "streams" else ("reasoning", "question")
@@ -136,43 +133,37 @@ def attention_source(arrays: Sequence[str]) -> str:
     return "edges" if "edge_key" in arrays else "streams"
 
 
-def judge(store: TraceStore, settings: ReasoningSettings) -> Verdicts:
+def judge(store: TraceStore, settings: ReasoningSettings) -> list[Verdict]:
     """Which answers are right, by the gate or by a labeller; nothing is written."""
     if settings.labeller is not None:
         return _by_labels(store, settings.labeller)
     scores, decides = RougeOverlap("rouge1_recall").best_scores(store.records)
-    decided = list(zip((100 * scores).tolist(), decides.tolist(), strict=True))
-    reasons = {
-        True: f"ROUGE-1 recall is not above {settings.gate:g} %",
-        False: "ROUGE cannot judge the answer",
-    }
-    return Verdicts(
-        tuple(score > settings.gate if is_decided else None for score, is_decided in decided),
-        tuple(reasons[is_decided] for _, is_decided in decided),
-    )
+    reason = f"ROUGE-1 recall is not above {settings.gate:g} %"
+    return [
+        (score > settings.gate, reason) if is_decided else (None, "ROUGE cannot judge the answer")
+        for score, is_decided in zip((100 * scores).tolist(), decides.tolist(), strict=True)
+    ]
 
 
 def trace_shares(trace: Trace, settings: ReasoningSettings) -> dict[str, Shares]:
     """Mean shares of one trace over the rows that produce its answer, by role.
 
     Returns:
-        For ``reasoning`` and ``question`` a share for each layer and head, and the chance level
-        of each layer; NaN where there is none.
+        For ``reasoning`` and ``question`` a share and its chance level for each layer and head;
+        NaN where there is none.
     """
     source = attention_source(tuple(trace.arrays))
+    shape = trace.shape
     layers = [
         _layer_shares(trace, settings, layer, window, source)
-        for layer, window in zip(
-            trace.shape.attention_layers, trace.shape.layer_windows, strict=True
-        )
+        for layer, window in zip(shape.attention_layers, shape.layer_windows, strict=True)
     ]
-    return {
-        role: Shares(
-            np.stack([_mean_of_rows(rows[role].share) for rows in layers]),
-            np.array([_mean_of_rows(rows[role].chance) for rows in layers]),
-        )
-        for role in ("reasoning", "question")
-    }
+    found = {}
+    for role in layers[0]:
+        share = np.stack([_mean_of_rows(rows[role].share) for rows in layers])
+        chance = np.array([_mean_of_rows(rows[role].chance) for rows in layers])
+        found[role] = Shares(share, np.broadcast_to(chance[:, None], share.shape))
+    return found
 
 
 def _layer_shares(
@@ -217,7 +208,7 @@ def generated_reach(
     """The generated tokens before a row's local window: keys ``P <= j < i - w``."""
     keys = np.arange(n_keys)
     member = (keys >= prompt_length) & (keys < rows[:, None] - local_window)
-    return Reach(member, _visible(rows, keys, window), keys < n_sink)
+    return _reach(rows, member, n_sink, window)
 
 
 def question_reach(
@@ -228,9 +219,20 @@ def question_reach(
     window: int | None,
 ) -> Reach:
     """The tokens of the question."""
-    keys = np.arange(len(span_code))
-    member = np.broadcast_to(span_code == Span.QUESTION, (len(rows), len(keys)))
-    return Reach(member, _visible(rows, keys, window), keys < n_sink)
+    member = np.broadcast_to(span_code == Span.QUESTION, (len(rows), len(span_code)))
+    return _reach(rows, member, n_sink, window)
+
+
+def _reach(
+    rows: Int[np.ndarray, "row"],
+    member: Bool[np.ndarray, "row key"],
+    n_sink: int,
+    window: int | None,
+) -> Reach:
+    keys = np.arange(member.shape[1])
+    distance = rows[:, None] - keys
+    visible = (distance >= 0) & (distance < (window or len(keys) + 1))
+    return Reach(member, visible, keys < n_sink)
 
 
 def attention_share(
@@ -302,78 +304,60 @@ def _shares(
     return Shares(np.minimum(share, 1.0), chance)
 
 
-def _visible(
-    rows: Int[np.ndarray, "row"], keys: Int[np.ndarray, "key"], window: int | None
-) -> Bool[np.ndarray, "row key"]:
-    distance = rows[:, None] - keys
-    return (distance >= 0) & (distance < (window or len(keys) + 1))
-
-
 def _table(
     role: str,
     store: TraceStore,
     found: Sequence[dict[str, Shares] | None],
-    verdicts: Verdicts,
+    verdicts: Sequence[Verdict],
     settings: ReasoningSettings,
 ) -> HeadTable:
-    shares = [None if each is None else each[role] for each in found]
-    known = {i: s for i, s in enumerate(shares) if s is not None and not np.isnan(s.share).all()}
-    right = [index for index in known if verdicts.is_right[index]]
-    wrong = [index for index in known if not verdicts.is_right[index]]
-    rejected = tuple(
-        Rejected(
-            record.trace_id,
-            # a right answer that is not among them has no share
-            "no row can see what is looked for" if is_right else reason,
-        )
-        for index, (record, is_right, reason) in enumerate(
-            zip(store.records, verdicts.is_right, verdicts.reasons, strict=True)
-        )
-        if index not in right
-    )
+    shares = {index: each[role] for index, each in enumerate(found) if each is not None}
+    known = {index: each for index, each in shares.items() if not np.isnan(each.share).all()}
+    sides = [[index for index in known if verdicts[index][0] is side] for side in (True, False)]
     shape = (-1, len(store.shape.attention_layers), store.shape.n_heads)
-    scores, scores_wrong = (
-        np.array([known[i].share for i in side]).reshape(shape) for side in (right, wrong)
-    )
-    chance, chance_wrong = (
-        np.array([np.broadcast_to(known[i].chance[:, None], shape[1:]) for i in side]).reshape(
-            shape
-        )
-        for side in (right, wrong)
-    )
-    columns: dict[str, Float[np.ndarray, "layer head"]] = {}
-    if right and wrong:
-        groups = tuple([store.records[i].group_id for i in side] for side in (right, wrong))
-        columns["mean_wrong"] = mean_of_present(scores_wrong)
-        for prefix, first, second in (
-            ("contrast", scores, scores_wrong),
-            ("excess_contrast", scores - chance, scores_wrong - chance_wrong),
-        ):
-            columns |= _contrast_columns(prefix, contrast(first, second, (groups[0], groups[1])))
+    scores = [np.array([known[index].share for index in side]).reshape(shape) for side in sides]
+    chance = [np.array([known[index].chance for index in side]).reshape(shape) for side in sides]
+    records = store.records
+    rejected = [
+        # a right answer that is not among the accepted has no share
+        Rejected(records[i].trace_id, "no row can see what is looked for" if is_right else reason)
+        for i, (is_right, reason) in enumerate(verdicts)
+        if i not in sides[0]
+    ]
+    groups = [[records[index].group_id for index in side] for side in sides]
     return HeadTable(
         role=role,
         layers=store.shape.attention_layers,
-        trials=tuple(Trial(store.records[i].trace_id, store.records[i].group_id) for i in right),
-        scores=scores,
-        chance=mean_of_present(chance),
-        rejected=rejected,
+        trials=tuple(Trial(records[i].trace_id, records[i].group_id) for i in sides[0]),
+        scores=scores[0],
+        chance=mean_of_present(chance[0]),
+        rejected=tuple(rejected),
         model=dict(store.configuration.get("model", {})),
         settings={
             **settings.model_dump(mode="json"),
             "source": attention_source(store.arrays),
-            "n_wrong": len(wrong),
+            "n_wrong": len(sides[1]),
         },
-        columns=columns,
+        columns=_contrast_columns(scores, chance, groups) if all(sides) else {},
     )
 
 
-def _contrast_columns(prefix: str, found: Contrast) -> dict[str, Float[np.ndarray, "layer head"]]:
-    """Right minus wrong with its interval, p- and q-value."""
-    endings = ("", "_low", "_high", "_p", "_q")
-    return {f"{prefix}{ending}": values for ending, values in zip(endings, found, strict=True)}
+def _contrast_columns(
+    scores: Sequence[Float[np.ndarray, "_ layer head"]],
+    chance: Sequence[Float[np.ndarray, "_ layer head"]],
+    groups: Sequence[Sequence[str]],
+) -> dict[str, Float[np.ndarray, "layer head"]]:
+    """Right minus wrong, of the score and of its excess over chance."""
+    columns = {"mean_wrong": mean_of_present(scores[1])}
+    excess = [score - level for score, level in zip(scores, chance, strict=True)]
+    for prefix, (right, wrong) in (("contrast", scores), ("excess_contrast", excess)):
+        found = contrast(right, wrong, (groups[0], groups[1]))
+        for ending, values in zip(("", "_low", "_high", "_p", "_q"), found, strict=True):
+            columns[f"{prefix}{ending}"] = values
+    return columns
 
 
-def _by_labels(store: TraceStore, labeller: str) -> Verdicts:
+def _by_labels(store: TraceStore, labeller: str) -> list[Verdict]:
     labels = None
     if labels_path(store, labeller).is_file():
         try:
@@ -389,6 +373,8 @@ def _by_labels(store: TraceStore, labeller: str) -> Verdicts:
             f"need labels of the model's own answers\n  Use --labeller match"
         )
         raise UsageError(message)
-    decided = zip(labels.values.tolist(), labels.is_valid.tolist(), strict=True)
-    is_right = tuple(value == 0 if is_valid else None for value, is_valid in decided)
-    return Verdicts(is_right, tuple(f"{labeller}: {reason}" for reason in labels.reasons))
+    decided = zip(labels.values.tolist(), labels.is_valid, labels.reasons, strict=True)
+    return [
+        (value == 0 if is_valid else None, f"{labeller}: {reason}")
+        for value, is_valid, reason in decided
+    ]

@@ -141,25 +141,25 @@ class HeadTable:
         Raises:
             NotEnoughDataError: If there is no trial.
         """
-        return resampled_means(
-            self.scores, [trial.group for trial in self.trials],
-            n_resamples=self.n_resamples if n_resamples is None else n_resamples,
-            seed=self.seed if seed is None else seed,
-        )  # fmt: skip
+        groups = [trial.group for trial in self.trials]
+        number = self.n_resamples if n_resamples is None else n_resamples
+        own = self.seed if seed is None else seed
+        return resampled_means(self.scores, groups, n_resamples=number, seed=own)
 
     def ranked(self) -> list[HeadRow]:
-        """All heads with a score, best first; equal ones by layer and head.
-
-        Raises:
-            NotEnoughDataError: If there is no trial.
-        """
-        rows = []
-        for place, head in ranked_places(self.mean):
-            grids = (self.mean, *self.interval, self.chance, self.std, self.max)
-            numbers = (float(grid[place, head]) for grid in grids)
-            count = int(self.count[place, head])
-            rows.append(HeadRow(self.layers[place], head, *numbers, count))
-        return rows
+        """All heads with a score, best first; equal ones by layer and head."""
+        low, high = self.interval if self.trials else (self.mean, self.mean)
+        grids = {"mean": self.mean, "low": low, "high": high, "chance": self.chance}
+        grids |= {"std": self.std, "max": self.max}
+        return [
+            HeadRow(
+                layer=self.layers[place],
+                head=head,
+                count=int(self.count[place, head]),
+                **{name: float(grid[place, head]) for name, grid in grids.items()},
+            )
+            for place, head in ranked_places(self.mean)
+        ]
 
     def require_trials(self) -> "HeadTable":
         """The table itself, unless no trial was accepted.

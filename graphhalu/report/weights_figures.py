@@ -1,7 +1,7 @@
 """Figures of weight profiles: curves over depth, maps of heads, static against measured, risk."""
 
 from itertools import cycle
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.report.drawing import FONT_SIZE, legend, new_figure, prepare, quiet_text
 from graphhalu.report.palette import AROUND_CHANCE, LIGHT
-from graphhalu.studies.weights.agreement import Agreement, Pair
+from graphhalu.studies.weights.agreement import PAIRS, Agreement, Pair
 from graphhalu.studies.weights.validation import Validation, paired_values
 from graphhalu.weights.risk import reads_mixed
 from graphhalu.weights.tables import WeightProfile
@@ -38,36 +38,16 @@ _PANELS: Final = (
 """Curves over depth: quantity and title; all but the copying score are logarithmic."""
 
 
-class Scatter(NamedTuple):
-    """One static quantity against one measured one: names and scales of both axes."""
-
-    pair: Pair
-    labels: tuple[str, str]
-    scaled: str
-
-
-_SCATTERS: Final = (
-    Scatter(
-        Pair("logit_variance", "entropy", "head", -1),
-        ("s² of the head", "measured entropy / log n"),
-        "x",
-    ),
-    Scatter(
-        Pair("logit_variance", "sink_share", "head", 1),
-        ("s² of the head", "measured sink share"),
-        "x",
-    ),
-    Scatter(
-        Pair("v_norm", "value_norm", "kv_head", 1),
-        ("expected norm of values", "measured norm of values"),
-        "xy",
-    ),
-    Scatter(
-        Pair("gain_ratio", "output_ratio", "layer", 1),
-        ("gain ratio of the layer (estimate)", "measured ratio of outputs"),
-        "xy",
-    ),
-)
+_S2: Final = "s² of the head"
+_NORMS: Final = ("expected norm of values", "measured norm of values")
+_RATIOS: Final = ("gain ratio of the layer (estimate)", "measured ratio of outputs")
+_SCATTERS: Final = {
+    ("logit_variance", "entropy", "head"): (_S2, "measured entropy / log n", "x"),
+    ("logit_variance", "sink_share", "head"): (_S2, "measured sink share", "x"),
+    ("v_norm", "value_norm", "kv_head"): (*_NORMS, "xy"),
+    ("gain_ratio", "output_ratio", "layer"): (*_RATIOS, "xy"),
+}
+"""Pairs that are drawn: labels of both axes, and which of them are logarithmic."""
 
 
 def depth_figure(profiles: list[WeightProfile]) -> Figure:
@@ -134,7 +114,8 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
     Raises:
         NotEnoughDataError: If nothing was measured.
     """
-    cells = [(each, *_points(each.pair, profile, found)) for each in _SCATTERS]
+    drawn = [pair for pair in PAIRS if pair[:3] in _SCATTERS]
+    cells = [(pair, *_points(pair, profile, found)) for pair in drawn]
     cells = [cell for cell in cells if cell[1].size]
     if not cells:
         message = "no quantity was measured: there is nothing to draw"
@@ -142,21 +123,22 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
     n_rows = -(-len(cells) // 2)
     figure = new_figure(_WIDTH_IN, 0.3 + 3.3 * n_rows)
     grid = figure.subplots(n_rows, 2, squeeze=False)
-    for axes, (each, static, measured, zones) in zip(grid.flat, cells, strict=False):
+    for axes, (pair, static, measured, zones) in zip(grid.flat, cells, strict=False):
         prepare(axes)
         for zone, (marker, colour) in _ZONE_MARKS.items():
             here = zones == zone
             mark = {"marker": marker, "color": LIGHT[colour], "label": zone, **_DOT}
             axes.plot(static[here], measured[here], markersize=4, alpha=0.75, **mark)
-        for axis in each.scaled:
+        xlabel, ylabel, logarithmic = _SCATTERS[pair[:3]]
+        for axis in logarithmic:
             _log_axis(axes, axis)
-        axes.set(xlabel=each.labels[0], ylabel=each.labels[1])
-        rows = [r for r in found.rows if (r.static, r.measured, r.level) == each.pair[:3]]
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        rows = [r for r in found.rows if (r.static, r.measured, r.level) == pair[:3]]
         title = "".join(f"{_rho(row)}: {row.verdict}" for row in rows[:1])
         axes.set_title(title, loc="left", **quiet_text())
     for axes in grid.flat[len(cells) :]:
         axes.set_visible(False)
-    if cells[0][0].pair.level == "head":
+    if cells[0][0].level == "head":
         handles, names = grid.flat[0].get_legend_handles_labels()
         figure.legend(
             handles,

@@ -17,10 +17,14 @@ from graphhalu.report.weights_figures import (
     scatter_figure,
 )
 from graphhalu.studies.weights.agreement import Agreement, counts
-from graphhalu.studies.weights.measure import MEASURED_DESCRIPTIONS
 from graphhalu.studies.weights.validation import Validation
 from graphhalu.weights.compare import ProfileComparison
-from graphhalu.weights.tables import HEAD_DESCRIPTIONS, LAYER_DESCRIPTIONS, WeightProfile
+from graphhalu.weights.tables import (
+    HEAD_DESCRIPTIONS,
+    LAYER_DESCRIPTIONS,
+    MEASURED_DESCRIPTIONS,
+    WeightProfile,
+)
 
 _SHOWN: Final = (
     *("logit_variance", "valid_share", "peaked_share", "value_norm", "value_amplification"),

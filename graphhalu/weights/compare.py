@@ -72,12 +72,12 @@ def compare_profiles(first: WeightProfile, second: WeightProfile) -> ProfileComp
     is_same = (first.n_layers, first.n_heads) == (second.n_layers, second.n_heads)
     both = (first, second)
     rows = [
-        _row(name, "head", *(profile.of_heads(name).ravel() for profile in both), is_same)
+        _row(name, "head", *(profile.of_heads(name).ravel() for profile in both), is_same=is_same)
         for name in HEAD_DESCRIPTIONS
         if all(name in profile.heads.column_names for profile in both)
     ]
     rows += [
-        _row(name, "layer", *(profile.of_layers(name) for profile in both), is_same)
+        _row(name, "layer", *(profile.of_layers(name) for profile in both), is_same=is_same)
         for name in LAYER_DESCRIPTIONS
     ]
     zeros, refused = _zeros(first, second)
@@ -96,6 +96,7 @@ def _row(
     level: str,
     first: Float[np.ndarray, "a"],
     second: Float[np.ndarray, "b"],
+    *,
     is_same: bool,
 ) -> ComparedQuantity:
     correlation = change = float("nan")

@@ -1,4 +1,4 @@
-"""How much the two blocks of a layer make of a normalised input.
+"""Gains of the two blocks of a layer on a normalised input.
 
 A gain is the norm of what a block gives, over that of its normalised input.
 """

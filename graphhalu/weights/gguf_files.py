@@ -35,7 +35,7 @@ def open_gguf(path: Path) -> GgufFile:
         DataFileError: If the file is no GGUF, of another version, damaged or cut off.
     """
     with reading(f"{path} is damaged or cut off"):
-        start, version = struct.unpack("<4sI", file_bytes(path, 0, 8))
+        start, version = struct.unpack("<4sI", file_bytes(path, 0, 8).tobytes())
     if start != _MAGIC:
         message = f"{path} is no GGUF file: it starts with {start!r}, expected {_MAGIC!r}"
         raise DataFileError(message)

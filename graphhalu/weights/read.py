@@ -68,28 +68,24 @@ class Weights:
 
     def bias(self, layer: int, part: Part) -> Float32[np.ndarray, "head size"] | None:
         """Bias of queries, keys or values, head by head."""
-        tensor = self.tensors.get(self._name(layer, self._own_or_fused(part), "bias"))
-        if tensor is None:
+        whole = self.norm_bias(layer, self._own_or_fused(part))
+        if whole is None:
             return None
-        whole = tensor.read()
         return whole[self._rows(part, len(whole))].reshape(-1, self.architecture.head_dim)
+
+    def norm_bias(self, layer: int, norm: str | None) -> Float32[np.ndarray, "_"] | None:
+        """Bias of a norm, or of another part, of a layer."""
+        tensor = None if norm is None else self.tensors.get(self._name(layer, norm, "bias"))
+        return None if tensor is None else tensor.read()
 
     def gain(self, layer: int, norm: str | None) -> Float32[np.ndarray, "width"]:
         """Gain of a norm of a layer; ones where the family has none."""
-        name = None if norm is None else self._name(layer, norm)
-        return self._gain(name, self.architecture.hidden_size)
-
-    def norm_bias(self, layer: int, norm: str | None) -> Float32[np.ndarray, "width"] | None:
-        """Bias of a norm of a layer."""
-        name = "" if norm is None else self._name(layer, norm, "bias")
-        tensor = self.tensors.get(name)
-        return None if tensor is None else tensor.read()
+        found = self.head_gain(layer, norm)
+        return np.ones(self.architecture.hidden_size, np.float32) if found is None else found
 
     def head_gain(self, layer: int, norm: str | None) -> Float32[np.ndarray, "_"] | None:
         """Gain of normalised queries or keys, of one head or of all of them."""
-        if norm is None or self._name(layer, norm) not in self.tensors:
-            return None
-        return self._gain(self._name(layer, norm), self.architecture.head_dim)
+        return None if norm is None else self._gain(self._name(layer, norm))
 
     def frequencies(self, layer: int) -> Float[np.ndarray, "pair"]:
         """Radians a position that each pair of dimensions of a head turns by."""
@@ -99,7 +95,8 @@ class Weights:
 
     def final_gain(self) -> Float32[np.ndarray, "width"]:
         """Gain of the last norm."""
-        return self._gain(f"{self.family.final_norm}.weight", self.architecture.hidden_size)
+        found = self._gain(self._known(f"{self.family.final_norm}.weight"))
+        return np.ones(self.architecture.hidden_size, np.float32) if found is None else found
 
     def block(
         self, layer: int, part: Literal["gate", "up", "down"]
@@ -171,11 +168,9 @@ class Weights:
         whole = self._tensor(name).read()
         return whole.T if self.family.is_transposed else whole
 
-    def _gain(self, name: str | None, size: int) -> Float32[np.ndarray, "_"]:
-        tensor = None if name is None else self.tensors.get(self._known(name))
-        if tensor is None:
-            return np.ones(size, dtype=np.float32)
-        return tensor.read() + np.float32(self.family.gain_offset)
+    def _gain(self, name: str) -> Float32[np.ndarray, "_"] | None:
+        tensor = self.tensors.get(name)
+        return None if tensor is None else tensor.read() + np.float32(self.family.gain_offset)
 
     def _name(self, layer: int, part: str, ending: str = "weight") -> str:
         return self._known(f"{self.family.layer.format(layer=layer)}{part}.{ending}")

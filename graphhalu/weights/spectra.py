@@ -151,7 +151,7 @@ def gram(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "side sid
 def gram_of_columns(chunk: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "column column"]:
     """Products of the columns."""
     kind = np.float64 if chunk.shape[1] < SINGLE_FROM else np.float32
-    wide = chunk.astype(kind, copy=False)
+    wide: np.ndarray = chunk.astype(kind, copy=False)
     return wide.T @ wide
 
 

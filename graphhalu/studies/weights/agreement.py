@@ -131,11 +131,13 @@ def agreement(
         is_control=pair.is_control,
         is_mixed=is_mixed,
     )
-    grids = [values.reshape(len(values), -1).astype(np.float64) for values in (static, measured)]
+    first, second = (
+        values.reshape(len(values), -1).astype(np.float64) for values in (static, measured)
+    )
     try:
-        found = rank_correlation(*grids, **drawing)
+        found = rank_correlation(first, second, **drawing)
     except NotEnoughDataError as error:
-        n_there = int((np.isfinite(grids[0]) & np.isfinite(grids[1])).sum())
+        n_there = int((np.isfinite(first) & np.isfinite(second)).sum())
         return replace(known, n=n_there, reason=str(error))
     return replace(
         known,

@@ -93,7 +93,8 @@ def layer_detection(
             "auroc", scores, truth, groups[kept], n_resamples=n_resamples, seed=seed
         )
         values[:, layer] = auroc(scores, truth), interval.low, interval.high
-    return LayerDetection(inputs, *values, len(kept), labels.prevalence)
+    area, low, high = values
+    return LayerDetection(inputs, area, low, high, len(kept), labels.prevalence)
 
 
 def available_detection(

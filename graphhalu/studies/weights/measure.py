@@ -21,20 +21,6 @@ N_SINK: Final = 4
 _OFFSETS: Final = (0, 1, 4, 16)
 _EPSILON: Final = 1e-6
 
-MEASURED_DESCRIPTIONS: Final = {
-    "entropy": "entropy of a row over the log of the keys it sees, rows from 16 on, mean",
-    "first_share": "attention to the first token, rows from 4 on, mean",
-    "sink_share": "attention to the first four tokens, rows from 4 on, mean",
-    "self_share": "attention of a row to its own token, rows from 16 on, mean",
-    "value_norm": "norm of value vectors, median over tokens from the fifth on",
-    "head_output": "norm of what a head adds to the stream, median over tokens from the fifth on",
-    "attention_output": "norm of what attention adds to the stream, median as above",
-    "mlp_output": "norm of what the feed-forward block adds, median as above",
-    "calibrated_variance": "s^2 with the inputs of these traces in place of isotropic ones",
-    "top_share": "share of the inputs' second moment along its first direction, sinks left out",
-    "output_ratio": "mlp_output over attention_output, token by token, median",
-}
-
 
 @dataclass(frozen=True)
 class Measured:

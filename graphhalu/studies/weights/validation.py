@@ -26,12 +26,12 @@ from graphhalu.studies.weights.agreement import (
     with_verdicts,
 )
 from graphhalu.studies.weights.detection import LayerDetection, available_detection
-from graphhalu.studies.weights.measure import MEASURED_DESCRIPTIONS, Measured, measure_store
+from graphhalu.studies.weights.measure import Measured, measure_store
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.circuits import ZONES, entropy_estimate
 from graphhalu.weights.read import Weights
 from graphhalu.weights.risk import RiskCurve, RiskSettings, reads_mixed, risk_curve
-from graphhalu.weights.tables import WeightProfile
+from graphhalu.weights.tables import MEASURED_DESCRIPTIONS, WeightProfile
 
 FORMAT: Final = FileFormat(
     "graphhalu-weights-validation", 1, "Make one:  graphhalu weights validate TRACES"
@@ -229,9 +229,9 @@ def _paired(
         is_mixed = reads_mixed(profile, pair.static)
     else:
         parts = {"v", "o", "qkv"} if pair.static.startswith(("v_", "ov_")) else {"q", "k", "qkv"}
-        is_mixed = any(found.part in parts for found in profile.mixed())
-    both = paired_values(pair, profile, measured)
-    return agreement(pair, *both, is_mixed=is_mixed, **drawing)
+        is_mixed = any(mixed.part in parts for mixed in profile.mixed())
+    static, found = paired_values(pair, profile, measured)
+    return agreement(pair, static, found, is_mixed=is_mixed, **drawing)
 
 
 def _risk_rows(
