@@ -13,7 +13,7 @@ from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Shaped
-from pydantic import BeforeValidator
+from pydantic import AllowInfNan, BeforeValidator
 
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.counts import RocCounts, roc_counts, sorted_counts, tie_order
@@ -31,7 +31,7 @@ def _nan_of_null(value: Any) -> Any:
     return float("nan") if value is None else value
 
 
-OrNan = Annotated[float, BeforeValidator(_nan_of_null)]
+OrNan = Annotated[float, AllowInfNan(True), BeforeValidator(_nan_of_null)]
 """A number of a result file; NaN, which the file holds as ``null``, where there is none."""
 
 

@@ -16,6 +16,7 @@ from graphhalu.evaluation.result import MetricValue
 
 ABSENT: Final = "-"
 TEXT: Final = Path(__file__).parent / "text"
+SMALLEST_P: Final = 0.001
 
 
 class Cell(NamedTuple):
@@ -46,8 +47,8 @@ class Column(NamedTuple):
     is_better_low: bool = False
 
 
-Row = Mapping[str, Cell | str]
-"""Cells of a table by the head of their column."""
+Row = Mapping[str, Any]
+"""Values of a row of a table by name."""
 
 
 @dataclass(frozen=True)
@@ -136,48 +137,33 @@ def metric_cell(metric: MetricValue | None) -> Cell:
     return Cell(f"{metric.value:.3f}", re.sub(r"\b0\.", ".", interval), metric.value)
 
 
-def estimate_cell(estimate: Estimate | None, form: str = ".3f") -> Cell:
-    """An estimate above its interval."""
-    if estimate is None:
-        return Cell(ABSENT)
-    return Cell(f"{estimate.value:{form}}", estimate.interval(form), estimate.value)
-
-
-def table(
-    name: str,
-    title: str,
-    rows: Sequence[Row],
-    notes: Sequence[str] = (),
-    *,
-    low: Sequence[str] = (),
-) -> PageTable:
-    """A table of rows that name their columns.
+def cell(value: Any, form: str = "") -> Cell:
+    """A value as a cell: a text, a number or an estimate; nothing where it is ``None`` or NaN.
 
     Args:
-        name: A word of letters, digits and hyphens.
-        title: What it is.
-        rows: Cells by the head of their column, all rows with the same heads in the same order;
-            a text is a cell without a value. A column with a value in any row holds numbers.
-        notes: One paragraph each.
-        low: Columns in which a low value is good.
+        value: Also a finished cell.
+        form: Format of numbers; ``p`` is that of a p-value.
     """
-    heads = list(rows[0]) if rows else []
-    cells = [
-        [cell if isinstance(cell, Cell) else Cell(cell) for cell in row.values()] for row in rows
-    ]
-    columns = tuple(
-        Column(head, any(row[place].value is not None for row in cells), head in low)
-        for place, head in enumerate(heads)
-    )
-    return PageTable(name, title, columns, tuple(map(tuple, cells)), tuple(notes))
+    if isinstance(value, Cell):
+        return value
+    if isinstance(value, str):
+        return Cell(value)
+    if isinstance(value, Estimate):
+        return Cell(f"{value.value:{form}}", value.interval(form), value.value)
+    if form == "p":
+        is_small = value is not None and value < SMALLEST_P
+        return Cell(f"<{SMALLEST_P}", value=value) if is_small else number(value)
+    return number(value, form)
 
 
 class PageText:
-    """Words of a page: titles, captions and notes, from ``text/<name>.yaml``.
+    """Words and tables of a page, from ``text/<name>.yaml``.
 
-    The file holds ``sections`` (a title, or a title with ``paragraphs``), ``figures`` (title and
-    caption) and ``tables`` (title, ``notes``, and as ``low`` the columns in which a low value is
-    good), each by name. Braces in it are filled with values of the page.
+    The file holds by name ``sections`` (a title, or a title with ``paragraphs``), ``figures``
+    (title and caption) and ``tables``: title, ``notes``, ``columns``, and as ``low`` the columns
+    in which a low value is good. A column is a head with the path of its value in a row, and the
+    format of numbers behind it: ``AUROC: found.prediction.auroc .3f``. A table without
+    ``columns`` shows its rows as they are. Braces in texts are filled with values of the page.
 
     Args:
         name: Of the page.
@@ -198,25 +184,50 @@ class PageText:
     ) -> Section:
         """A section with its figures and tables by name; a table without rows is left out.
 
-        ``paragraphs`` come behind those of the file.
+        Args:
+            name: Of the section.
+            figures: Drawings.
+            tables: Rows: what the first name of a column's path stands for, or the cells by the
+                head of their column.
+            paragraphs: They come behind those of the file.
         """
         said = self._text["sections"][name]
         words = {"title": said} if isinstance(said, str) else said
-        drawn = tuple(
-            PageFigure(key, *map(self._filled, self._text["figures"][key]), figure)
-            for key, figure in figures.items()
-        )
+        drawn = []
+        for key, figure in figures.items():
+            title, caption = map(self._filled, self._text["figures"][key])
+            drawn.append(PageFigure(key, title, caption, figure))
         shown = tuple(self._table(key, rows) for key, rows in tables.items() if rows)
         whole = (*map(self._filled, words.get("paragraphs", ())), *paragraphs)
-        return Section(name, words["title"], whole, drawn, shown)
+        return Section(name, words["title"], whole, tuple(drawn), shown)
 
     def _table(self, name: str, rows: Sequence[Row]) -> PageTable:
         words = self._text["tables"][name]
-        notes = [self._filled(note) for note in words.get("notes", ())]
-        return table(name, words["title"], rows, notes, low=words.get("low", ()))
+        heads, low = words.get("columns", rows[0]), words.get("low", ())
+        if "columns" in words:
+            paths = [path.partition(" ") for path in heads.values()]
+            cells = [[cell(_value(row, path), form) for path, _, form in paths] for row in rows]
+        else:
+            cells = [[cell(row[head]) for head in heads] for row in rows]
+        columns = tuple(
+            Column(head, any(row[place].value is not None for row in cells), head in low)
+            for place, head in enumerate(heads)
+        )
+        # a value of several lines is as many notes
+        notes = "\n".join(map(self._filled, words.get("notes", ()))).splitlines()
+        return PageTable(name, words["title"], columns, tuple(map(tuple, cells)), tuple(notes))
 
     def _filled(self, text: str) -> str:
         return " ".join(text.split()).format(**self._values)
+
+
+def _value(row: Row, path: str) -> Any:
+    """The value at a dotted path; ``None`` where a part of it is ``None``."""
+    first, *rest = path.split(".")
+    value = row[first]
+    for part in rest:
+        value = None if value is None else getattr(value, part)
+    return value
 
 
 def text_rows(rows: Sequence[Sequence[str]]) -> tuple[tuple[Cell, ...], ...]:

@@ -8,6 +8,7 @@ from typing import Final
 import numpy as np
 
 from graphhalu.errors import NotEnoughDataError
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.frame import provenance_section
 from graphhalu.report.page import ABSENT, Cell, Page, PageText, Row, Section, number
 from graphhalu.report.weights_figures import (
@@ -173,15 +174,15 @@ def _validated(text: PageText, profile: WeightProfile, found: Validation) -> Ite
     curve, reasons = found.risk, []
     components: list[Row] = [
         {
-            "component": name,
-            "weight": f"{curve.weights[name]:.2f}",
-            "hypothesis": curve.reasons[name],
-            "mixed types": "yes" if name in curve.mixed_types else "no",
+            "name": name,
+            "weight": weight,
+            "reason": curve.reasons[name],
+            "mixed": "yes" if name in curve.mixed_types else "no",
         }
-        for name in curve.components
+        for name, weight in curve.weights.items()
     ]
     components += [
-        {"component": name, "weight": ABSENT, "hypothesis": reason, "mixed types": ABSENT}
+        {"name": name, "weight": None, "reason": reason, "mixed": ABSENT}
         for name, reason in curve.left_out.items()
     ]
     try:
@@ -194,20 +195,12 @@ def _validated(text: PageText, profile: WeightProfile, found: Validation) -> Ite
 
 
 def _verdict_row(row: Agreement) -> Row:
-    interval = f"[{row.low:+.2f}, {row.high:+.2f}]" if np.isfinite(row.low) else ""
     is_tested = bool(np.isfinite(row.rho))
-    name = row.static + " (published)" * row.is_control + " (mixed types)" * row.is_mixed
     return {
-        "from weights": name,
-        "measured": row.measured,
-        "of": row.level,
+        "row": row,
+        "name": row.static + " (published)" * row.is_control + " (mixed types)" * row.is_mixed,
         "expected": "+" if row.sign > 0 else "-",
-        "rank correlation": (
-            Cell(f"{row.rho:+.2f}", interval, row.rho) if is_tested else Cell(ABSENT)
-        ),
-        "beyond depth": number(row.beyond_depth, "+.2f"),
-        "n": number(row.n, ".0f"),
-        "q": number(row.q_value, ".3g"),
+        "correlation": Estimate(row.rho, row.low, row.high) if is_tested else None,
         "verdict": Cell(row.verdict, row.reason),
     }
 
