@@ -16,6 +16,7 @@ from graphhalu.evaluation.files import FileFormat, plain_values, read_document, 
 from graphhalu.labels.labels import Labels
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import provenance
+from graphhalu.safe_read import reading
 from graphhalu.studies.weights.agreement import (
     PAIRS,
     UNTESTED,
@@ -122,7 +123,9 @@ def read_validation(folder: Path) -> Validation:
         DataFileError: If there is none, or it is damaged or of another version.
     """
     path = folder / VALIDATION_FILE if folder.is_dir() else folder
-    return read_document(path, Validation, FORMAT)
+    # numbers beyond float64 are no fault that pydantic reports
+    with reading(f"{path} is no readable validation"):
+        return read_document(path, Validation, FORMAT)
 
 
 def validate(
