@@ -12,7 +12,7 @@ _EXPORTS: dict[str, str] = {
     "Calibration": "graphhalu.evaluation.calibration",
     "ExtractConfig": "graphhalu.extract.settings",
     "GraphRecipe": "graphhalu.graphs.recipe",
-    "HeadMask": "graphhalu.heads.select",
+    "HeadMask": "graphhalu.heads.table",
     "HeadTable": "graphhalu.heads.table",
     "Labels": "graphhalu.labels.labels",
     "Question": "graphhalu.datasets.question",

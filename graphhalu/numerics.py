@@ -146,3 +146,8 @@ def json_ready(value: Any) -> Any:
     if isinstance(value, float) and not np.isfinite(value):
         return None
     return value
+
+
+def numbers_of(values: Any) -> Float[np.ndarray, "..."]:
+    """Nested lists of a JSON file as numbers; ``null`` becomes NaN."""
+    return np.array(values, dtype=np.float64)

@@ -158,7 +158,7 @@ def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
 
 
 def read_json(path: Path, *, allows_nan: bool = False, way_out: str = "") -> Any:
-    """The JSON value that a file holds.
+    """The JSON value that a file holds; one whose name ends in ``.gz`` is unpacked.
 
     Raises:
         FileNotFoundError: If there is no such file; only the caller knows what it would be.
@@ -170,7 +170,8 @@ def read_json(path: Path, *, allows_nan: bool = False, way_out: str = "") -> Any
         except FileNotFoundError as absent:
             missing = absent
         else:
-            return parse_json(content, allows_nan=allows_nan)
+            plain = unpack_gzip(content) if path.suffix == ".gz" else content
+            return parse_json(plain, allows_nan=allows_nan)
     raise missing
 
 

@@ -1,16 +1,22 @@
-"""``graphhalu heads``: what single attention heads do, and what a model is without them."""
+"""Commands ``graphhalu heads``: roles of attention heads, and a model without them."""
 
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import print_json, print_table, progress_line, say
+from graphhalu.cli.output import (
+    file_word,
+    number_text,
+    print_json,
+    print_table,
+    progress_line,
+    say,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
 
-    from graphhalu.cli.output import ProgressLine
     from graphhalu.heads.ablation import AblationResult
     from graphhalu.heads.table import HeadTable
     from graphhalu.models.load import LoadedModel
@@ -77,7 +83,7 @@ def retrieval(
     )  # fmt: skip
     loaded = _loaded(model, device, threads)
     with progress_line("trials") as progress:
-        tables = find_retrieval_heads(loaded, settings, _shown(progress))
+        tables = find_retrieval_heads(loaded, settings, progress.count)
     _finish(tables, _place(out, loaded.identity, "retrieval"), top, json)
 
 
@@ -105,7 +111,7 @@ def reasoning(
     settings = _settings(ReasoningSettings, set_, gate=gate, labeller=labeller)
     store = open_store(traces)
     with progress_line("traces") as progress:
-        tables = find_reasoning_heads(store[:num_traces], settings, _shown(progress))
+        tables = find_reasoning_heads(store[:num_traces], settings, progress.count)
     identity = store.configuration.get("model", {})
     named = identity if identity.get("name") else {"name": store.path.stem}
     _finish(tables, _place(out, named, "reasoning"), top, json)
@@ -132,7 +138,7 @@ def patterns(
     settings = _settings(PatternSettings, set_, n_sequences=sequences, period=period, seed=seed)
     loaded = _loaded(model, device, threads)
     with progress_line("sequences") as progress:
-        tables = find_pattern_heads(loaded, settings, _shown(progress))
+        tables = find_pattern_heads(loaded, settings, progress.count)
     _finish(tables, _place(out, loaded.identity, "patterns"), top, json)
 
 
@@ -184,7 +190,7 @@ def ablate(
     json: Json = False,
 ) -> None:
     """Answer without the chosen heads, and without random heads of the same layers."""
-    from graphhalu.heads.check import AblationSettings, check_heads
+    from graphhalu.heads.ablation import AblationSettings, check_heads
     from graphhalu.heads.files import read_table
 
     table = read_table(file, role).require_trials()
@@ -198,16 +204,11 @@ def ablate(
     )  # fmt: skip
     loaded = _loaded(model, device, threads)
     with progress_line("answers") as progress:
-        result = check_heads(loaded, table, settings, _shown(progress))
+        result = check_heads(loaded, table, settings, progress.count)
     if json:
         from dataclasses import asdict
 
-        rows = [
-            {**asdict(row), "against_whole": row.against_whole._asdict(),
-             "against_random": row.against_random._asdict()}
-            for row in result.rows
-        ]  # fmt: skip
-        print_json({**asdict(result), "rows": rows})
+        print_json(asdict(result))
         return
     _print_ablation(result, table.role)
 
@@ -243,19 +244,8 @@ def _lengths(text: str | None) -> list[int] | None:
         raise UsageError(message) from None
 
 
-def _shown(progress: "ProgressLine") -> "Callable[[int, int], None]":
-    import time
-
-    return lambda n_done, n_total: progress.show(
-        n_done, n_total, time.monotonic() - progress.started
-    )
-
-
 def _place(out: Path | None, identity: dict[str, Any], role: str) -> Path:
-    import re
-
-    name = re.sub(r"[^\w.-]+", "_", str(identity["name"])).strip("._") or "model"
-    return out or Path("data/heads") / f"{name}_{role}.json"
+    return out or Path("data/heads") / f"{file_word(str(identity['name']))}_{role}.json"
 
 
 def _finish(tables: "Sequence[HeadTable]", path: Path, top: int, json: bool) -> None:
@@ -271,40 +261,38 @@ def _print_tables(tables: "Sequence[HeadTable]", top: int, json: bool, path: Pat
     from dataclasses import asdict
 
     if json:
-        described = [
-            {
-                "role": table.role,
-                "model": dict(table.model),
-                "settings": dict(table.settings),
-                "n_accepted": len(table.trials),
-                "rejected": dict(Counter(item.reason for item in table.rejected).most_common()),
-                "heads": [
-                    {**asdict(row), **_columns(table, row.layer, row.head)}
-                    for row in table.ranked()[:top]
-                ],
-            }
-            for table in tables
-        ]
+        described = []
+        for table in tables:
+            reasons = Counter(item.reason for item in table.rejected)
+            heads = table.ranked()[:top]
+            described.append(
+                {
+                    "role": table.role,
+                    "model": table.model,
+                    "settings": table.settings,
+                    "n_accepted": len(table.trials),
+                    "rejected": dict(reasons.most_common()),
+                    "heads": [asdict(row) | _columns(table, row.layer, row.head) for row in heads],
+                }
+            )
         print_json({"file": str(path), "tables": described})
         return
     for table in tables:
         name = table.model.get("name", "a model")
-        has_contrast = "contrast" in table.columns
-        print_table(
-            ["layer", "head", "mean", "95 % interval", "chance", "std", "max", "trials"]
-            + (["right - wrong", "interval", "q"] if has_contrast else []),
-            [
-                [
-                    str(row.layer), str(row.head), _number(row.mean),
-                    f"{_number(row.low)} … {_number(row.high)}", _number(row.chance),
-                    _number(row.std), _number(row.max), str(row.count),
-                    *(_contrast(table, row.layer, row.head) if has_contrast else []),
-                ]
-                for row in table.ranked()[:top]
-            ],
-            title=f"{table.role} heads of {name}: {len(table.trials)} trials accepted, "
-            f"{len(table.rejected)} rejected",
-        )  # fmt: skip
+        rows = []
+        for row in table.ranked()[:top]:
+            interval = f"{number_text(row.low)} … {number_text(row.high)}"
+            cells = [str(row.layer), str(row.head), number_text(row.mean), interval]
+            cells += [number_text(value) for value in (row.chance, row.std, row.max)]
+            rows.append([*cells, str(row.count), *_contrast(table, row.layer, row.head)])
+        columns = ["layer", "head", "mean", "95 % interval", "chance", "std", "max", "trials"]
+        if "contrast" in table.columns:
+            columns += ["right - wrong", "interval", "q"]
+        title = (
+            f"{table.role} heads of {name}: {len(table.trials)} trials accepted, "
+            f"{len(table.rejected)} rejected"
+        )
+        print_table(columns, rows, title=title)
         for reason, count in Counter(item.reason for item in table.rejected).most_common(5):
             print(f"  {count:>6} rejected: {reason}")
 
@@ -316,31 +304,31 @@ def _columns(table: "HeadTable", layer: int, head: int) -> dict[str, float]:
 
 def _contrast(table: "HeadTable", layer: int, head: int) -> list[str]:
     own = _columns(table, layer, head)
-    interval = f"{_number(own['contrast_low'])} … {_number(own['contrast_high'])}"
-    return [_number(own["contrast"]), interval, _number(own["contrast_q"])]
+    if "contrast" not in own:
+        return []
+    interval = f"{number_text(own['contrast_low'])} … {number_text(own['contrast_high'])}"
+    return [number_text(own["contrast"]), interval, number_text(own["contrast_q"])]
 
 
 def _print_ablation(result: "AblationResult", role: str) -> None:
+    rows = []
+    for row in result.rows:
+        means = (row.whole, row.ablated, row.random)
+        effects = [(e.value, e.low, e.high) for e in (row.against_whole, row.against_random)]
+        rows.append(
+            [
+                row.metric,
+                str(row.n_items),
+                *map(number_text, means),
+                *("{} ({} … {})".format(*map(number_text, effect)) for effect in effects),
+            ]
+        )
     print_table(
         ["metric", "items", "whole", "ablated", "random", "ablated - whole", "ablated - random"],
-        [
-            [
-                row.metric, str(row.n_items), _number(row.whole), _number(row.ablated),
-                _number(row.random),
-                *(
-                    f"{_number(e.value)} ({_number(e.low)} … {_number(e.high)})"
-                    for e in (row.against_whole, row.against_random)
-                ),
-            ]
-            for row in result.rows
-        ],
+        rows,
         title=f"without {len(result.heads)} {role} heads, and {result.n_draws} draws of random "
         f"heads of the same layers",
-    )  # fmt: skip
+    )
     print(f"left out ({result.rule}): {', '.join(result.heads)}")
     if result.n_elsewhere:
         print(f"{result.n_elsewhere} random heads came from other layers: theirs has too few")
-
-
-def _number(value: float) -> str:
-    return "-" if value != value else f"{value:.3f}"  # noqa: PLR0124 - NaN

@@ -1,6 +1,8 @@
 """What commands print: results to stdout, everything else to stderr."""
 
 import json
+import math
+import re
 import sys
 import time
 from collections.abc import Iterator, Mapping
@@ -42,6 +44,16 @@ def print_table(columns: list[str], rows: list[list[str]], *, title: str | None 
 def clean(text: str) -> str:
     """Text without control characters: what a model or a file says must not move the cursor."""
     return "".join(c for c in text if c in "\n\t" or (c.isprintable() or c.isspace()))
+
+
+def number_text(value: float, form: str = ".3f") -> str:
+    """A number, or a dash where it is NaN."""
+    return "-" if math.isnan(value) else f"{value:{form}}"
+
+
+def file_word(name: str) -> str:
+    """The name of a model as a part of a path."""
+    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "model"
 
 
 def megabytes(size: SupportsFloat) -> str:
@@ -93,6 +105,10 @@ class ProgressLine:
     def step(self, progress: "CompareProgress") -> None:
         """Show where a comparison stands."""
         self.count(progress.n_done, progress.n_total)
+
+    def count(self, n_done: int, n_total: int) -> None:
+        """Show how many are done, and of how many."""
+        self.show(n_done, n_total, time.monotonic() - self.started)
 
     def __call__(self, progress: "Progress") -> None:
         """Show where an extraction stands."""

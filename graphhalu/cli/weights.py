@@ -1,20 +1,26 @@
-"""``graphhalu weights``: what the weights of a model say, and how much of it is true."""
+"""Commands ``graphhalu weights``: profiles of weights, validated against traces."""
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import print_json, print_table, progress_line, say
+from graphhalu.cli.output import (
+    file_word,
+    number_text,
+    print_json,
+    print_table,
+    progress_line,
+    say,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from graphhalu.cli.output import ProgressLine
     from graphhalu.labels.labels import Labels
-    from graphhalu.studies.weights.agreement import Agreement
-    from graphhalu.studies.weights.result import Validation
+    from graphhalu.studies.weights.validation import Validation
     from graphhalu.traces.store import TraceStore
+    from graphhalu.weights.layer import ProfileSettings
+    from graphhalu.weights.read import Weights
     from graphhalu.weights.tables import WeightProfile
 
 app = typer.Typer(
@@ -45,21 +51,23 @@ def profile(
 ) -> None:
     """Compute norms, spectra and circuits of every head from the weights, without running it."""
     from graphhalu.config import load_config, read_overrides
-    from graphhalu.heads.files import write_heads
-    from graphhalu.studies.weights.heads import head_tables
-    from graphhalu.weights.profile import ProfileSettings, profile_model
+    from graphhalu.weights.layer import ProfileSettings
     from graphhalu.weights.read import open_weights
 
     given = {**({"spectra": spectra} if spectra else {}), **read_overrides(set_ or [])}
     settings = load_config(ProfileSettings, None, given)
     weights = open_weights(model, revision)
-    with progress_line("steps") as progress:
-        found = profile_model(weights, settings, _shown(progress))
-    folder = out or _folder(found)
-    found.write(folder)
-    write_heads(folder / "heads.json", head_tables(found))
+    folder = out or _folder(weights)
+    found = _made_profile(weights, settings, folder)
     if json:
-        print_json(_profile_values(found, folder))
+        values = {
+            "folder": str(folder),
+            "model": found.model,
+            "notes": found.notes,
+            "mixed_types": [{"part": m.part, "types": m.types} for m in found.mixed()],
+            "layers": found.layers.to_pylist(),
+        }
+        print_json(values)
         return
     _print_profile(found, rows)
     say(f"written to {folder}; hold it against traces:  graphhalu weights validate")
@@ -95,9 +103,10 @@ def validate(
     """Hold a profile against the traces of the same model, and give each claim a verdict."""
     from graphhalu.cli.analyse import open_store
     from graphhalu.config import load_config, read_overrides, read_yaml
-    from graphhalu.report.weights_page import profile_page, write_page
-    from graphhalu.studies.weights.validate import ValidateSettings
-    from graphhalu.studies.weights.validate import validate as run_validation
+    from graphhalu.report.weights_page import profile_page
+    from graphhalu.report.write import REPORT_FILE, write_page
+    from graphhalu.studies.weights.validation import ValidateSettings
+    from graphhalu.studies.weights.validation import validate as run_validation
     from graphhalu.weights.read import open_weights
 
     given: dict[str, Any] = {"risk": read_yaml(risk)} if risk is not None else {}
@@ -108,14 +117,13 @@ def validate(
     found, folder = _profile_of(profile, weights)
     labels = _labels(store, labeller)
     with progress_line("steps") as progress:
+        said = {"name": store.path.name, "n_traces": len(store), "model": identity}
         result = run_validation(
-            found, weights, store, labels,
-            store={"name": store.path.name, "n_traces": len(store), "model": identity},
-            settings=settings, on_step=_shown(progress),
-        )  # fmt: skip
+            found, weights, store, labels, store=said, settings=settings, on_step=progress.count
+        )
     target = out or folder
     result.write(target)
-    files = write_page(profile_page(found, result), target)
+    files = write_page(profile_page(found, result), target / REPORT_FILE)
     if json:
         print_json({"folder": str(target), "report": str(files.html), **result.values()})
         return
@@ -134,16 +142,21 @@ def plot(
     json: Json = False,
 ) -> None:
     """Draw a profile, with its validation where there is one; the risk never without."""
-    from graphhalu.report.weights_page import profile_page, write_page
-    from graphhalu.studies.weights.result import VALIDATION_FILE, read_validation
+    from graphhalu.report.weights_page import profile_page
+    from graphhalu.report.write import REPORT_FILE, write_page
+    from graphhalu.studies.weights.validation import VALIDATION_FILE, read_validation
     from graphhalu.weights.tables import read_profile
 
     found = read_profile(folder)
     place = validation or folder
     is_there = validation is not None or (folder / VALIDATION_FILE).is_file()
     checked = read_validation(place) if is_there else None
-    files = write_page(profile_page(found, checked), out or folder, has_svg=svg)
-    _print_files(files, is_json=json)
+    files = write_page(profile_page(found, checked), (out or folder) / REPORT_FILE, has_svg=svg)
+    if json:
+        print_json({"html": str(files.html), "figures": [str(path) for path in files.figures]})
+    else:
+        print(files.html)
+        say(f"{len(files.figures)} figures are beside it")
     if checked is None:
         say("without a validation no risk is drawn:  graphhalu weights validate")
 
@@ -160,26 +173,33 @@ def compare(
     """Compare two models, or two quantisations of one model."""
     from dataclasses import asdict
 
-    from graphhalu.report.weights_page import comparison_page, write_page
+    from graphhalu.report.weights_page import comparison_page
+    from graphhalu.report.write import REPORT_FILE, write_page
     from graphhalu.weights.compare import compare_profiles
     from graphhalu.weights.tables import read_profile
 
     profiles = [read_profile(path) for path in (first, second)]
     found = compare_profiles(*profiles)
     if out is not None:
-        write_page(comparison_page(profiles[0], profiles[1], found), out)
+        write_page(comparison_page(profiles[0], profiles[1], found), out / REPORT_FILE)
     if json:
         print_json({**asdict(found), "folder": None if out is None else str(out)})
         return
     print_table(
         ["quantity", "of", "first", "second", "rank corr.", "change"],
         [
-            [row.quantity, row.level, _text(row.first), _text(row.second),
-             _text(row.correlation, "+.3f"), _text(row.change, ".1%")]
+            [
+                row.quantity,
+                row.level,
+                number_text(row.first, ".3g"),
+                number_text(row.second, ".3g"),
+                number_text(row.correlation, "+.3f"),
+                number_text(row.change, ".1%"),
+            ]
             for row in found.rows
         ],
         title=f"{found.names[0]} and {found.names[1]}: medians",
-    )  # fmt: skip
+    )
     for part, (one, other) in found.zeros.items():
         print(f"exact zeros of {part}: {one:.2%} and {other:.2%}")
     for part, reason in found.refused.items():
@@ -198,23 +218,33 @@ def _model_of(model: str | None, identity: dict[str, Any]) -> str:
     return str(name)
 
 
-def _profile_of(folder: Path | None, weights: Any) -> "tuple[WeightProfile, Path]":
+def _profile_of(folder: Path | None, weights: "Weights") -> "tuple[WeightProfile, Path]":
     """A stored profile; made now where none was named and none is there."""
+    from graphhalu.weights.layer import ProfileSettings
+    from graphhalu.weights.tables import PROFILE_FILE, read_profile
+
+    place = folder or _folder(weights)
+    if folder is not None or (place / PROFILE_FILE).is_file():
+        return read_profile(place), place
+    name = weights.identity["name"]
+    say(f"profiling {name}, which takes a minute or more; kept in {place}")
+    return _made_profile(weights, ProfileSettings(), place), place
+
+
+def _made_profile(weights: "Weights", settings: "ProfileSettings", folder: Path) -> "WeightProfile":
     from graphhalu.heads.files import write_heads
     from graphhalu.studies.weights.heads import head_tables
     from graphhalu.weights.profile import profile_model
-    from graphhalu.weights.tables import PROFILE_FILE, read_profile
 
-    name = str(weights.identity["name"])
-    place = folder or Path("data/weights") / _word(name)
-    if folder is not None or (place / PROFILE_FILE).is_file():
-        return read_profile(place), place
-    say(f"profiling {name}, which takes a minute or more; kept in {place}")
     with progress_line("steps") as progress:
-        found = profile_model(weights, None, _shown(progress))
-    found.write(place)
-    write_heads(place / "heads.json", head_tables(found))
-    return found, place
+        found = profile_model(weights, settings, progress.count)
+    found.write(folder)
+    write_heads(folder / "heads.json", head_tables(found))
+    return found
+
+
+def _folder(weights: "Weights") -> Path:
+    return Path("data/weights") / file_word(str(weights.identity["name"]))
 
 
 def _labels(store: "TraceStore", labeller: str) -> "Labels":
@@ -227,48 +257,24 @@ def _labels(store: "TraceStore", labeller: str) -> "Labels":
     return label_records(store.records, make_labeller(labeller))
 
 
-def _shown(progress: "ProgressLine") -> "Callable[[int, int], None]":
-    import time
-
-    return lambda n_done, n_total: progress.show(
-        n_done, n_total, time.monotonic() - progress.started
-    )
-
-
-def _folder(found: "WeightProfile") -> Path:
-    return Path("data/weights") / _word(str(found.model["name"]))
-
-
-def _word(name: str) -> str:
-    import re
-
-    return re.sub(r"[^\w.-]+", "_", name).strip("._") or "model"
-
-
-def _profile_values(found: "WeightProfile", folder: Path) -> dict[str, Any]:
-    return {
-        "folder": str(folder),
-        "model": found.model,
-        "notes": found.notes,
-        "mixed_types": [{"part": m.part, "types": m.types} for m in found.mixed()],
-        "layers": found.layers.to_pylist(),
-    }
-
-
 def _print_profile(found: "WeightProfile", n_rows: int) -> None:
     shown = {
-        "logit_variance": "s²", "peaked_share": "peaked", "value_norm": "values",
-        "copying": "copying", "attention_gain": "attn gain", "mlp_gain": "mlp gain",
+        "logit_variance": "s²",
+        "peaked_share": "peaked",
+        "value_norm": "values",
+        "copying": "copying",
+        "attention_gain": "attn gain",
+        "mlp_gain": "mlp gain",
         "tail_alpha": "alpha",
-    }  # fmt: skip
-    columns = {name: found.of_layers(name) for name in shown}
+    }
+    columns = [found.of_layers(name)[:n_rows] for name in shown]
     print_table(
         ["layer", *shown.values()],
         [
-            [str(layer), *(_text(float(columns[name][layer])) for name in shown)]
-            for layer in range(found.n_layers)[:n_rows]
+            [str(layer), *(number_text(value, ".3g") for value in values)]
+            for layer, values in enumerate(zip(*columns, strict=True))
         ],
-        title=f"{found.model['name']}: hypotheses from weights alone (gains are estimates)",
+        title=f"{found.name}: hypotheses from weights alone (gains are estimates)",
     )
     for note in found.notes:
         say(f"note: {note}")
@@ -279,41 +285,22 @@ def _print_profile(found: "WeightProfile", n_rows: int) -> None:
 
 
 def _print_validation(result: "Validation") -> None:
+    rows = []
+    for row in result.rows:
+        name = row.static + (" *" if row.is_mixed else "")
+        against = f"{row.measured} ({row.level})"
+        if row.verdict == "not tested":
+            rows.append([name, against, "-", row.verdict])
+            continue
+        correlation = f"{row.rho:+.2f}\n[{row.low:+.2f},{row.high:+.2f}]"
+        verdict = f"{row.verdict}\nq {number_text(row.q_value)}"
+        rows.append([name, against, re.sub(r"\b0\.", ".", correlation), verdict])
     print_table(
         ["from weights", "measured", "rank corr.", "verdict"],
-        [
-            [
-                row.static + (" *" if row.is_mixed else ""),
-                f"{row.measured} ({row.level})",
-                _correlation(row),
-                row.verdict if row.verdict == "not tested"
-                else f"{row.verdict}\nq {_text(row.q_value, '.3f')}",
-            ]
-            for row in result.rows
-        ],
+        rows,
         title=f"{result.model.get('name')}: weights against {result.measured.n_traces} traces",
-    )  # fmt: skip
+    )
     if any(row.is_mixed for row in result.rows):
         say("* reads parts that are stored in more than one type")
     for what, why in result.missing.items():
         say(f"not measured: {what}: {why}")
-
-
-def _correlation(row: "Agreement") -> str:
-    import re
-
-    if row.verdict == "not tested":
-        return "-"
-    return re.sub(r"\b0\.", ".", f"{row.rho:+.2f}\n[{row.low:+.2f},{row.high:+.2f}]")
-
-
-def _print_files(files: Any, *, is_json: bool) -> None:
-    if is_json:
-        print_json({"html": str(files.html), "figures": [str(path) for path in files.figures]})
-        return
-    print(files.html)
-    say(f"{len(files.figures)} figures are beside it")
-
-
-def _text(value: float, form: str = ".3g") -> str:
-    return "-" if value != value else f"{value:{form}}"  # noqa: PLR0124 - NaN

@@ -83,12 +83,9 @@ class Probes(BundledDataset):
         )
 
 
-def bundled_places(name: str) -> tuple[Path, Path]:
-    """Where the questions of a data set lie in an installed package, and in a checkout."""
-    return (
-        _PACKAGE / "_data" / name / "questions.jsonl",
-        _PACKAGE.parent / "data" / name / "questions.jsonl",
-    )
+def bundled_places(folder: str, name: str = "questions.jsonl") -> tuple[Path, ...]:
+    """Where a file, by default questions, lies in an installed package, and in a checkout."""
+    return (_PACKAGE / "_data" / folder / name, _PACKAGE.parent / "data" / folder / name)
 
 
 def bundled_file(places: tuple[Path, ...]) -> Path:
@@ -101,7 +98,7 @@ def bundled_file(places: tuple[Path, ...]) -> Path:
     if found is None:
         listed = "\n".join(f"  looked at {place}" for place in places)
         raise DataFileError(
-            f"the bundled questions are missing: expected questions.jsonl\n{listed}\n"
+            f"a bundled file is missing: expected {places[0].name}\n{listed}\n"
             f"  Install graphhalu again, or name a file of the same layout."
         )
     return found

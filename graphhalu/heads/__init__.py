@@ -1,1 +1,1 @@
-"""What single attention heads do, measured: retrieval, reasoning, patterns; and without them."""
+"""Roles of single attention heads, measured: retrieval, reasoning, patterns; and ablation."""

@@ -1,24 +1,107 @@
-"""The ablation check: are the chosen heads needed more than random ones of the same layers?"""
+"""The ablation check: are the chosen heads needed more than random ones of the same layers?
+
+A head's contribution is its slice of what goes into the output projection of its attention. The
+slice is set to zero, so the head is gone and all others are as they were. Setting attention
+logits to zero instead would leave a uniform head, and one that sees the future.
+"""
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float
+from pydantic import Field, model_validator
+from torch import Tensor, nn
 
-from graphhalu.errors import UsageError
-from graphhalu.heads.ablate import ablating, random_heads
-from graphhalu.heads.quality import METRICS, Item
-from graphhalu.heads.select import HeadMask
+from graphhalu.config import Config
+from graphhalu.datasets.registry import load_questions
+from graphhalu.errors import ModelRefusedError, UsageError
+from graphhalu.extract.hooks import find_taps
+from graphhalu.heads.quality import (
+    METRICS,
+    Item,
+    answer_quality,
+    needle_items,
+    prompt_form,
+    question_items,
+)
+from graphhalu.heads.retrieval import RetrievalSettings, hidden_needles
 from graphhalu.heads.statistics import mean_of_present, percentile_interval, resampled_means
-from graphhalu.heads.table import HeadTable
+from graphhalu.heads.table import HeadMask, HeadTable, heads_above, stable_heads, top_k_heads
+from graphhalu.models.attention import eager_attention
+from graphhalu.models.load import LoadedModel
 
+_N_PROBE: Final = 5
 Measure = Callable[[Sequence[Item]], Float[np.ndarray, "item metric"]]
 """Quality of the model's answers, as it is when called."""
 
 
-class Effect(NamedTuple):
+class AblationSettings(Config):
+    """Which heads are left out, and how the answers are measured."""
+
+    top_k: int | None = Field(default=None, ge=1)
+    """So many heads with the highest mean; by default 10 if no threshold is given."""
+    threshold: float | None = None
+    """Heads whose mean is at least this."""
+    stable_share: float | None = Field(default=None, gt=0, le=1)
+    """Only heads that are among the ``top_k`` in this share of resamples."""
+    task: Literal["needle", "questions"] = "questions"
+    """``needle``: needles in a haystack; ``questions``: a data set."""
+    dataset: str = "worldfacts"
+    """Name of a data set, or a file of one's own."""
+    data_path: Path | None = None
+    """File of the data set in a published layout."""
+    num_samples: int | None = Field(default=50, ge=1)
+    """Questions, or hidden needles."""
+    lengths: tuple[int, ...] = (256,)
+    """Lengths of prompts with a needle."""
+    haystack: Path | None = None
+    """Text to hide needles in; by default the bundled one."""
+    needles: Path | None = None
+    """Needles; by default the bundled ones."""
+    template: str | None = None
+    """Prompt template; by default ``concise`` in a chat and ``bare`` without."""
+    chat: Literal["off", "on", "auto"] = "auto"
+    """Whether the model's chat template is used; auto uses it where there is one."""
+    draws: int = Field(default=5, ge=1)
+    """Draws of random heads of the same layers."""
+    max_new_tokens: int = Field(default=32, ge=1)
+    """Longest answer, in tokens."""
+    batch_size: int = Field(default=8, ge=1)
+    """Prompts that are answered at a time."""
+    seed: int = 0
+    """Seed of the questions, the draws and the resamples."""
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> "AblationSettings":
+        if self.threshold is not None and (self.top_k or self.stable_share):
+            message = "heads are chosen by rank or by threshold: give one of the two"
+            raise ValueError(message)
+        return self
+
+
+def choose_heads(table: HeadTable, settings: AblationSettings) -> HeadMask:
+    """The heads that the settings ask for.
+
+    Raises:
+        UsageError: If there are fewer heads than asked for.
+        NotEnoughDataError: If the rule chooses none.
+    """
+    if settings.threshold is not None:
+        return heads_above(table, settings.threshold)
+    k = settings.top_k or 10
+    if settings.stable_share is not None:
+        return stable_heads(table, k, min_share=settings.stable_share, seed=settings.seed)
+    return top_k_heads(table, k)
+
+
+@dataclass(frozen=True)
+class Effect:
     """A difference of means with its 95 % interval over groups of items."""
 
     value: float
@@ -68,6 +151,50 @@ class AblationResult:
     rows: tuple[AblationRow, ...]
 
 
+def check_heads(
+    loaded: LoadedModel,
+    table: HeadTable,
+    settings: AblationSettings | None = None,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> AblationResult:
+    """Leave the chosen heads of a table out and compare with random heads of their layers.
+
+    Args:
+        loaded: The model that the table was measured on.
+        table: Scores of its heads.
+        settings: Which heads, and on which questions.
+        on_progress: Called with the number of answers given, and of all.
+
+    Raises:
+        UsageError: If the table belongs to another model, or the rule cannot be used.
+        NotEnoughDataError: If the rule chooses no head, or no question states an answer.
+    """
+    settings = settings or AblationSettings()
+    require_fitting(table, loaded.identity, loaded.n_heads)
+    mask = choose_heads(table, settings)
+    template, is_chat = prompt_form(loaded, settings.template, settings.chat)
+    items = _items(loaded, settings, template, is_chat=is_chat)
+    n_total, n_done = len(items) * (2 + settings.draws), 0
+
+    def advance(n_items: int) -> None:
+        nonlocal n_done
+        n_done += n_items
+        on_progress(n_done, n_total)
+
+    def measure(asked: Sequence[Item]) -> Float[np.ndarray, "item metric"]:
+        return answer_quality(
+            loaded,
+            asked,
+            max_new_tokens=settings.max_new_tokens,
+            stops_at_newline=not is_chat,
+            batch_size=settings.batch_size,
+            on_progress=advance,
+        )
+
+    draws = {"n_draws": settings.draws, "seed": settings.seed}
+    return ablation_check(loaded.model, mask, items, measure, **draws)
+
+
 def ablation_check(
     model: Any,
     mask: HeadMask,
@@ -95,18 +222,13 @@ def ablation_check(
         raise UsageError(message)
     generator = np.random.default_rng(seed)
     drawn = [random_heads(mask, generator) for _ in range(n_draws)]
-    whole = measure(items)
-    with ablating(model, mask):
-        ablated = measure(items)
-    others = []
-    for each in drawn:
-        with ablating(model, each.mask):
-            others.append(measure(items))
-    groups = [item.group for item in items]
-    rows = _rows(whole, ablated, np.stack(others), groups, seed)
-    return AblationResult(
-        mask.names, mask.rule, n_draws, sum(each.n_elsewhere for each in drawn), tuple(rows)
-    )
+    qualities = [measure(items)]
+    for each in (mask, *(heads for heads, _ in drawn)):
+        with ablating(model, each):
+            qualities.append(measure(items))
+    rows = _rows(np.stack(qualities, axis=1), [item.group for item in items], seed)
+    n_elsewhere = sum(n_others for _, n_others in drawn)
+    return AblationResult(mask.names, mask.rule, n_draws, n_elsewhere, tuple(rows))
 
 
 def require_fitting(table: HeadTable, identity: dict[str, Any], n_heads: int) -> None:
@@ -126,29 +248,170 @@ def require_fitting(table: HeadTable, identity: dict[str, Any], n_heads: int) ->
         raise UsageError(message)
 
 
+@contextmanager
+def ablating(model: Any, mask: HeadMask) -> Iterator[None]:
+    """Run the model without some heads, then with them again.
+
+    Args:
+        model: A causal language model of transformers.
+        mask: The heads to leave out; its layers are those of the model.
+
+    Raises:
+        UsageError: If the mask does not fit the model.
+        ModelRefusedError: If the output projections cannot be found.
+    """
+    projections = output_projections(model)
+    n_heads = _n_heads(model)
+    if mask.is_chosen.shape[1] != n_heads or not set(mask.layers) <= set(range(len(projections))):
+        message = (
+            f"the mask is of {len(mask.layers)} layers of {mask.is_chosen.shape[1]} heads, the "
+            f"model has {len(projections)} layers of {n_heads} heads"
+        )
+        raise UsageError(message)
+    with ExitStack() as stack:
+        for layer, chosen in zip(mask.layers, mask.is_chosen, strict=True):
+            if chosen.any():
+                hook = projections[layer].register_forward_pre_hook(_without(chosen))
+                stack.callback(hook.remove)
+        yield
+
+
+def output_projections(model: Any) -> tuple[nn.Module, ...]:
+    """The output projection of each layer's attention, found by trying, not by name.
+
+    It is the last module with a weight matrix that runs inside the attention module, and what
+    goes into it must divide evenly into heads.
+
+    Raises:
+        ModelRefusedError: If it is not so in every layer.
+    """
+    last: dict[int, tuple[nn.Module, int]] = {}
+    taps = find_taps(model)
+    handles = [
+        inner.register_forward_hook(partial(_note, last, place))
+        for place, module in enumerate(taps.modules)
+        for inner in module.modules()
+        if _is_projection(inner)
+    ]
+    tokens = torch.arange(1, _N_PROBE + 1, device=next(model.parameters()).device)[None]
+    try:
+        with torch.inference_mode(), eager_attention(model):
+            model(input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False)
+    finally:
+        for handle in handles:
+            handle.remove()
+    n_heads = _n_heads(model)
+    is_found = len(last) == len(taps.modules) and all(
+        width % n_heads == 0 for _, width in last.values()
+    )
+    if not is_found:
+        message = (
+            f"the output projection of {type(model).__name__} cannot be told apart by head: found "
+            f"{len(last)} of {len(taps.modules)} layers, {n_heads} heads"
+        )
+        raise ModelRefusedError(message)
+    return tuple(last[place][0] for place in range(len(taps.modules)))
+
+
+def random_heads(mask: HeadMask, generator: np.random.Generator) -> tuple[HeadMask, int]:
+    """As many heads of the same layers, drawn among those that are not chosen.
+
+    Where a layer has too few others, the rest comes from the unchosen heads of all layers.
+
+    Returns:
+        The heads, and how many of them come from other layers.
+
+    Raises:
+        UsageError: If the model has too few heads that are not chosen.
+    """
+    if 2 * mask.is_chosen.sum() > mask.is_chosen.size:
+        message = (
+            f"{mask.is_chosen.sum()} of {mask.is_chosen.size} heads are chosen: there are too few "
+            f"others to compare with\n  Choose fewer, with --top-k"
+        )
+        raise UsageError(message)
+    drawn = np.zeros_like(mask.is_chosen)
+    for place, chosen in enumerate(mask.is_chosen):
+        others = np.flatnonzero(~chosen)
+        n_wanted = min(int(chosen.sum()), len(others))
+        drawn[place, generator.choice(others, n_wanted, replace=False)] = True
+    n_missing = int(mask.is_chosen.sum() - drawn.sum())
+    free = np.flatnonzero(~(mask.is_chosen | drawn))
+    drawn.flat[generator.choice(free, n_missing, replace=False)] = True
+    rule = "random heads of the same layers"
+    return HeadMask(mask.role, mask.layers, drawn, rule), n_missing
+
+
 def _rows(
-    whole: Float[np.ndarray, "item metric"],
-    ablated: Float[np.ndarray, "item metric"],
-    others: Float[np.ndarray, "draw item metric"],
-    groups: Sequence[str],
-    seed: int,
+    qualities: Float[np.ndarray, "item condition metric"], groups: Sequence[str], seed: int
 ) -> Iterator[AblationRow]:
+    """One row a metric, from quality with all heads, without the chosen, without random ones."""
     for place, name in enumerate(METRICS):
-        columns = np.stack([whole[:, place], ablated[:, place], *others[:, :, place]], axis=1)
+        columns = qualities[..., place]
         is_there = ~np.isnan(columns).any(1)
         if not is_there.any():
             continue
         kept = columns[is_there]
         three = np.column_stack([kept[:, 0], kept[:, 1], kept[:, 2:].mean(1)])
         own = [group for group, there in zip(groups, is_there, strict=True) if there]
-        means = mean_of_present(three)
-        yield AblationRow(
-            name, len(kept), float(means[0]), float(means[1]), float(means[2]),
-            _effect(three[:, 1] - three[:, 0], own, seed),
-            _effect(three[:, 1] - three[:, 2], own, seed),
-        )  # fmt: skip
+        whole, ablated, random = mean_of_present(three).tolist()
+        against_whole, against_random = (
+            _effect(three[:, 1] - three[:, other], own, seed) for other in (0, 2)
+        )
+        means = (whole, ablated, random)
+        yield AblationRow(name, len(kept), *means, against_whole, against_random)
 
 
 def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed: int) -> Effect:
     low, high = percentile_interval(resampled_means(differences, groups, seed=seed))
     return Effect(float(differences.mean()), float(low), float(high))
+
+
+def _items(
+    loaded: LoadedModel, settings: AblationSettings, template: str, *, is_chat: bool
+) -> list[Item]:
+    if settings.task == "needle":
+        names = ("lengths", "haystack", "needles", "template", "chat", "max_new_tokens")
+        needles = RetrievalSettings(**{name: getattr(settings, name) for name in names})
+        hidden = hidden_needles(loaded, needles)
+        if settings.num_samples is not None and settings.num_samples < len(hidden):
+            generator = np.random.default_rng(settings.seed)
+            drawn = sorted(generator.choice(len(hidden), settings.num_samples, replace=False))
+            hidden = [hidden[place] for place in drawn]
+        return needle_items(loaded, hidden, is_chat=is_chat)
+    questions = load_questions(
+        settings.dataset,
+        settings.data_path,
+        num_samples=settings.num_samples,
+        seed=settings.seed,
+    )
+    return question_items(loaded, questions, template=template, chat=is_chat)
+
+
+def _without(chosen: Bool[np.ndarray, "head"]) -> Any:
+    keeps = torch.from_numpy(~chosen)
+
+    def cut(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        states = args[0]
+        by_head: Float[Tensor, "*token head channel"] = states.reshape(
+            *states.shape[:-1], len(chosen), -1
+        )
+        kept = keeps.to(device=states.device, dtype=states.dtype)[:, None]
+        return ((by_head * kept).flatten(-2), *args[1:])
+
+    return cut
+
+
+def _note(
+    last: dict[int, tuple[nn.Module, int]], place: int, module: nn.Module, args: Any, _: Any
+) -> None:
+    last[place] = (module, int(args[0].shape[-1]))
+
+
+def _is_projection(module: nn.Module) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.dim() > 1 and not list(module.children())
+
+
+def _n_heads(model: Any) -> int:
+    return int(model.config.get_text_config().num_attention_heads)

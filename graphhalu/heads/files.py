@@ -1,11 +1,11 @@
-"""Tables of heads as JSON files: our own format, and the published ``{"layer-head": [scores]}``."""
+"""Tables of heads as JSON files: our format, and the published ``{"layer-head": [scores]}``."""
 
 import gzip
 import json
 import re
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -15,9 +15,9 @@ from jaxtyping import Float
 from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.heads.table import HeadTable, Rejected, Trial
-from graphhalu.numerics import json_ready
+from graphhalu.numerics import json_ready, numbers_of
 from graphhalu.provenance import provenance
-from graphhalu.safe_read import parse_json, read_bytes, reading, reason_of, told_format, unpack_gzip
+from graphhalu.safe_read import read_json_object, reading, told_format
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1
@@ -101,34 +101,25 @@ def write_published(path: Path, table: HeadTable) -> None:
         nightdessert/Retrieval_Head, commit 3ac171a, ``head_score/*.json``.
     """
     n_trials, values = len(table.trials), {}
-    for place, layer in enumerate(table.layers):
-        for head in range(table.n_heads):
-            count = int(table.count[place, head])
-            if count not in (0, n_trials):
-                message = (
-                    f"head {layer}-{head} has a score in {count} of {n_trials} trials, which the "
-                    f"published layout cannot say\n  Keep our own format"
-                )
-                raise UsageError(message)
-            if count:
-                values[f"{layer}-{head}"] = table.scores[:, place, head].tolist()
+    for (place, head), count in np.ndenumerate(table.count):
+        name = f"{table.layers[place]}-{head}"
+        if count not in (0, n_trials):
+            message = (
+                f"head {name} has a score in {count} of {n_trials} trials, which the published "
+                f"layout cannot say\n  Keep our own format"
+            )
+            raise UsageError(message)
+        if count:
+            values[name] = table.scores[:, place, head].tolist()
     _write_json(path, values)
 
 
 def _plain(table: HeadTable) -> dict[str, Any]:
     return {
-        "role": table.role,
-        "model": table.model,
-        "settings": table.settings,
-        "layers": table.layers,
-        "n_resamples": table.n_resamples,
-        "seed": table.seed,
+        **{each.name: getattr(table, each.name) for each in fields(table)},
         "trials": [trial._asdict() for trial in table.trials],
         "rejected": [item._asdict() for item in table.rejected],
         "heads": [asdict(row) for row in table.ranked()] if table.trials else [],
-        "scores": table.scores,
-        "chance": table.chance,
-        "columns": table.columns,
     }
 
 
@@ -138,13 +129,14 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
     if not 1 <= n_resamples <= _MAX_RESAMPLES or seed < 0:
         message = f"n_resamples is {n_resamples} and the seed {seed}"
         raise ValueError(message)
+    trials = tuple(Trial(**item) for item in values["trials"])
     return HeadTable(
-        role=str(values["role"]),
-        layers=tuple(int(layer) for layer in values["layers"]),
-        trials=tuple(Trial(**item) for item in values["trials"]),
+        str(values["role"]),
+        tuple(int(layer) for layer in values["layers"]),
+        trials,
         # an empty list of trials has lost its other axes
-        scores=_numbers(values["scores"]).reshape(len(values["trials"]), *chance.shape),
-        chance=chance,
+        _numbers(values["scores"]).reshape(len(trials), *chance.shape),
+        chance,
         rejected=tuple(Rejected(**item) for item in values["rejected"]),
         model=dict(values["model"]),
         settings=dict(values["settings"]),
@@ -155,8 +147,7 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
 
 
 def _numbers(values: Any) -> Float[np.ndarray, "..."]:
-    """Nested lists as numbers; ``null`` becomes NaN."""
-    found: Float[np.ndarray, "..."] = np.array(values, dtype=np.float64)
+    found = numbers_of(values)
     if np.isinf(found).any():
         message = "a number is infinite"
         raise ValueError(message)
@@ -164,18 +155,18 @@ def _numbers(values: Any) -> Float[np.ndarray, "..."]:
 
 
 def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
-    places = {_place(key, path): scores for key, scores in values.items()}
-    if not places:
+    columns = {_place(key, path): _scores(key, scores, path) for key, scores in values.items()}
+    if not columns:
         message = f'{path} holds no head: expected entries such as "16-19": [0.9, 1.0]'
         raise DataFileError(message)
-    lengths = {(_length(scores, place, path)) for place, scores in places.items()}
+    lengths = {len(scores) for scores in columns.values()}
     if len(lengths) != 1:
         message = (
             f"{path}: heads have {min(lengths)} to {max(lengths)} scores; expected one a trial "
             f"for every head"
         )
         raise DataFileError(message)
-    n_layers, n_heads = (1 + max(place[axis] for place in places) for axis in (0, 1))
+    n_layers, n_heads = (1 + max(place[axis] for place in columns) for axis in (0, 1))
     n_scores = lengths.pop()
     if n_scores * n_layers * n_heads > _MAX_SCORES:
         message = (
@@ -184,13 +175,13 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
         )
         raise DataFileError(message)
     scores = np.full((n_scores, n_layers, n_heads), np.nan)
-    for (layer, head), column in places.items():
+    for (layer, head), column in columns.items():
         scores[:, layer, head] = column
     return HeadTable(
-        role="retrieval",
-        layers=tuple(range(n_layers)),
-        trials=tuple(Trial(str(index), str(index)) for index in range(len(scores))),
-        scores=scores,
+        "retrieval",
+        tuple(range(n_layers)),
+        tuple(Trial(str(index), str(index)) for index in range(n_scores)),
+        scores,
         chance=np.full((n_layers, n_heads), np.nan),
         settings={"source": "published scores", "file": path.name},
     )
@@ -207,36 +198,26 @@ def _place(key: str, path: Path) -> tuple[int, int]:
     return int(match[1]), int(match[2])
 
 
-def _length(scores: Any, place: tuple[int, int], path: Path) -> int:
+def _scores(key: str, scores: Any, path: Path) -> list[Any]:
     is_numbers = isinstance(scores, list) and all(
         isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max
         for v in scores
     )
     if not is_numbers or not scores:
-        message = f"{path}: head {place[0]}-{place[1]} has no list of finite scores"
+        message = f"{path}: head {key} has no list of finite scores"
         raise DataFileError(message)
-    return len(scores)
+    return scores
 
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        raw = read_bytes(path)
+        # numbers are looked at where they stand, so that the error can name the head
+        return read_json_object(path, allows_nan=True)
     except FileNotFoundError:
         message = f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval"
         raise UsageError(message) from None
-    except (OSError, ValueError) as error:
-        message = f"{path} cannot be read: {reason_of(error)}"
-        raise DataFileError(message) from None
-    with reading(f"{path} is not readable JSON"):
-        # numbers are looked at where they stand, so that the error can name the head
-        values = parse_json(unpack_gzip(raw) if path.suffix == ".gz" else raw, allows_nan=True)
-    if not isinstance(values, dict):
-        message = f"{path} must hold a JSON object, got {type(values).__name__}"
-        raise DataFileError(message)
-    return values
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    text = json.dumps(json_ready(values), ensure_ascii=False, allow_nan=False)
-    content = text.encode()
+    content = json.dumps(json_ready(values), ensure_ascii=False, allow_nan=False).encode()
     replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

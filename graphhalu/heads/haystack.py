@@ -15,14 +15,13 @@ import numpy as np
 from jaxtyping import Int
 
 from graphhalu.axes import RowRange, Span
+from graphhalu.datasets.bundled import bundled_file, bundled_places
 from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.errors import DataFileError, UsageError
 from graphhalu.models.quiet import quiet_loading
 from graphhalu.safe_read import parse_json, read_bytes, reason_of
 
-_PACKAGE: Final = Path(__file__).resolve().parents[1]
-_PLACES: Final = (_PACKAGE / "_data" / "haystack", _PACKAGE.parent / "data" / "haystack")
 _SENTENCE_END: Final = re.compile(r"[.!?][\"')]*(?=\s|$)")
 _KEYS: Final = ("needle", "question", "real_needle")
 
@@ -67,7 +66,8 @@ def read_haystack(path: Path | None = None) -> str:
         UsageError: If there is no such file.
         DataFileError: If it is no UTF-8 text, or holds none.
     """
-    text = " ".join(_read_text(path or _bundled("haystack.txt")).split())
+    path = path or bundled_file(bundled_places("haystack", "haystack.txt"))
+    text = " ".join(_read_text(path).split())
     if not text:
         message = f"the haystack {path} holds no text"
         raise DataFileError(message)
@@ -84,7 +84,7 @@ def read_needles(path: Path | None = None) -> tuple[Needle, ...]:
     Source:
         nightdessert/Retrieval_Head, commit 3ac171a, ``needles.jsonl``.
     """
-    path = path or _bundled("needles.jsonl")
+    path = path or bundled_file(bundled_places("haystack", "needles.jsonl"))
     found = []
     for number, line in enumerate(_read_text(path).splitlines(), start=1):
         if line.strip():
@@ -126,7 +126,7 @@ class Haystack:
         if not 0 <= depth <= 1:
             message = f"a depth lies between 0 (first) and 1 (last), got {depth}"
             raise UsageError(message)
-        n_tokens = length - self._overhead(needle)
+        n_tokens = length - len(self._encode(self._prompt(needle, needle.needle))[0])
         if not 0 < n_tokens <= len(self._token_ends):
             message = (
                 f"a prompt of {length} tokens needs {n_tokens} tokens of haystack, which has "
@@ -140,18 +140,13 @@ class Haystack:
         prompt = self._prompt(needle, context)
         token_ids, offsets = self._encode(prompt)
         context_start = _start_of(prompt, Span.CONTEXT)
-        is_needle = _covered(prompt.text, offsets, context_start + start, len(needle.needle))
-        is_context = _covered(prompt.text, offsets, context_start, len(context))
-        if not is_needle:
+        needle_tokens = _covered(prompt.text, offsets, context_start + start, len(needle.needle))
+        context_tokens = _covered(prompt.text, offsets, context_start, len(context))
+        if needle_tokens is None or context_tokens is None:
             message = f"the needle {name} is not in its prompt of {length} tokens"
             raise UsageError(message)
-        return HiddenNeedle(
-            trial_id=f"length {length}, depth {depth:.2f}, needle {name}",
-            needle=needle,
-            token_ids=token_ids,
-            needle_tokens=RowRange(is_needle[0], is_needle[-1] + 1),
-            context_tokens=RowRange(is_context[0], is_context[-1] + 1),
-        )
+        trial_id = f"length {length}, depth {depth:.2f}, needle {name}"
+        return HiddenNeedle(trial_id, needle, token_ids, needle_tokens, context_tokens)
 
     @cached_property
     def _token_ends(self) -> list[int]:
@@ -161,9 +156,6 @@ class Haystack:
                 self.text, add_special_tokens=False, return_offsets_mapping=True
             )
         return [int(stop) for _, stop in encoded["offset_mapping"]]
-
-    def _overhead(self, needle: Needle) -> int:
-        return len(self._encode(self._prompt(needle, needle.needle))[0])
 
     def _cut(self, n_tokens: int, depth: float) -> tuple[str, str]:
         """What stands before and after the needle, of so many tokens together."""
@@ -214,7 +206,9 @@ def _start_of(prompt: Prompt, span: Span) -> int:
     return found.start
 
 
-def _covered(text: str, offsets: Sequence[tuple[int, int]], start: int, length: int) -> list[int]:
+def _covered(
+    text: str, offsets: Sequence[tuple[int, int]], start: int, length: int
+) -> RowRange | None:
     """Tokens from the first to the last whose first visible character lies in a range."""
     found = []
     for index, (first, last) in enumerate(offsets):
@@ -222,7 +216,7 @@ def _covered(text: str, offsets: Sequence[tuple[int, int]], start: int, length: 
         if visible is not None and start <= visible < start + length:
             found.append(index)
     # a token of nothing but space has no visible character, and may stand between them
-    return list(range(found[0], found[-1] + 1)) if found else []
+    return RowRange(found[0], found[-1] + 1) if found else None
 
 
 def _needle(line: str, where: str) -> Needle:
@@ -234,15 +228,6 @@ def _needle(line: str, where: str) -> Needle:
         raise DataFileError(message) from None
     if not all(found):
         message = f"{where}: {', '.join(_KEYS)} must not be empty"
-        raise DataFileError(message)
-    return found
-
-
-def _bundled(name: str) -> Path:
-    found = next((folder / name for folder in _PLACES if (folder / name).is_file()), None)
-    if found is None:
-        listed = ", ".join(str(folder / name) for folder in _PLACES)
-        message = f"the bundled {name} is missing: looked at {listed}\n  Install graphhalu again"
         raise DataFileError(message)
     return found
 

@@ -1,4 +1,4 @@
-"""What is taken of the attention while a prompt with its answer runs through the model once."""
+"""Observers of attention while a prompt with its answer runs through the model once."""
 
 from collections.abc import Callable
 from typing import Any
@@ -73,12 +73,10 @@ def run_observed(
     tokens: Int[Tensor, "1 token"] = torch.from_numpy(token_ids.astype(np.int64))[None].to(device)
     # found by a pass of its own, whose attention must not be observed
     body = body_below_head(model)
+    given = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "position_ids": torch.arange(tokens.shape[1], device=device)[None],
+    }
     with torch.inference_mode(), capturing(model, observer):
-        return DeferredPass(
-            model,
-            body,
-            input_ids=tokens,
-            attention_mask=torch.ones_like(tokens),
-            position_ids=torch.arange(tokens.shape[1], device=device)[None],
-            use_cache=False,
-        )
+        return DeferredPass(model, body, **given, use_cache=False)

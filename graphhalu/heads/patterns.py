@@ -5,6 +5,7 @@ after the same token earlier.
 """
 
 from collections.abc import Callable
+from functools import partial
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -59,21 +60,36 @@ def find_pattern_heads(
     """
     settings = settings or PatternSettings()
     sequences = random_sequences(loaded, settings)
-    scored: dict[str, list[list[PatternScores]]] = {name: [] for name in PATTERNS}
+    scored: list[list[list[PatternScores]]] = []
     for done, token_ids in enumerate(sequences, start=1):
         n_tokens = len(token_ids)
-        observer = RowsObserver(RowRange(0, n_tokens), _padded_to(n_tokens))
+        observer = RowsObserver(RowRange(0, n_tokens), partial(_padded, n_tokens))
         run_observed(loaded.model, token_ids, observer)
-        attention = observer.stacked()
-        for name in PATTERNS:
-            scored[name].append(
-                [
-                    pattern_score(attention[layer], name, settings, window=window)
-                    for layer, window in enumerate(loaded.layer_windows)
-                ]
-            )
+        layers = list(zip(observer.stacked(), loaded.layer_windows, strict=True))
+        scored.append(
+            [
+                [pattern_score(layer, name, settings, window=window) for layer, window in layers]
+                for name in PATTERNS
+            ]
+        )
         on_progress(done, len(sequences))
-    return [_table(name, scored[name], loaded, settings) for name in PATTERNS]
+    names = [f"sequence {number}" for number in range(len(scored))]
+    tables = []
+    for role, each in zip(PATTERNS, zip(*scored, strict=True), strict=True):
+        scores = np.array([[layer.score for layer in trial] for trial in each])
+        chance = mean_of_present(np.array([[layer.chance for layer in trial] for trial in each]))
+        tables.append(
+            HeadTable(
+                role=role,
+                layers=tuple(range(loaded.n_layers)),
+                trials=tuple(map(Trial, names, names)),
+                scores=scores,
+                chance=np.broadcast_to(chance[:, None], scores.shape[1:]).copy(),
+                model=dict(loaded.identity),
+                settings=settings.model_dump(mode="json"),
+            )
+        )
+    return tables
 
 
 def pattern_score(
@@ -178,29 +194,8 @@ def random_sequences(
     return sequences
 
 
-def _padded_to(n_keys: int) -> Callable[[Tensor], Tensor]:
+def _padded(
+    n_keys: int, weights: Float[Tensor, "head row key"]
+) -> Float[Tensor, "head row all_keys"]:
     """Chunks end at their last key; with zeros behind it they can be put together."""
-
-    def pad(weights: Float[Tensor, "head row key"]) -> Float[Tensor, "head row all_keys"]:
-        return torch.nn.functional.pad(weights, (0, n_keys - weights.shape[-1]))
-
-    return pad
-
-
-def _table(
-    role: str,
-    scored: list[list[PatternScores]],
-    loaded: LoadedModel,
-    settings: PatternSettings,
-) -> HeadTable:
-    scores = np.stack([np.stack([layer.score for layer in trial]) for trial in scored])
-    chance = mean_of_present(np.array([[layer.chance for layer in trial] for trial in scored]))
-    return HeadTable(
-        role=role,
-        layers=tuple(range(loaded.n_layers)),
-        trials=tuple(Trial(f"sequence {i}", f"sequence {i}") for i in range(len(scored))),
-        scores=scores,
-        chance=np.broadcast_to(chance[:, None], scores.shape[1:]).copy(),
-        model=dict(loaded.identity),
-        settings=settings.model_dump(mode="json"),
-    )
+    return torch.nn.functional.pad(weights, (0, n_keys - weights.shape[-1]))

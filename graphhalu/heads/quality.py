@@ -1,4 +1,4 @@
-"""How good a model's answers are: what an ablation is measured by.
+"""Quality of a model's answers, by which an ablation is measured.
 
 Each item is a prompt with gold answers. The model answers greedily, and the log-probability of
 the first gold answer is read in one teacher-forced pass.
@@ -6,7 +6,7 @@ the first gold answer is read in one teacher-forced pass.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final
+from typing import Any, Final, Literal
 
 import numpy as np
 import torch
@@ -16,9 +16,10 @@ from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.extract.answers import generated_answer
-from graphhalu.extract.asking import newline_token_ids
+from graphhalu.extract.asking import newline_token_ids, uses_chat
 from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.head import DeferredPass, body_below_head
+from graphhalu.extract.settings import PromptSettings
 from graphhalu.heads.haystack import HiddenNeedle
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.rouge import RougeOverlap
@@ -48,6 +49,28 @@ class Item:
     record: TraceRecord
 
 
+def prompt_form(
+    loaded: LoadedModel, template: str | None, chat: Literal["off", "on", "auto"]
+) -> tuple[str, bool]:
+    """Prompt template (by default ``concise`` in a chat, else ``bare``), and whether a chat."""
+    is_chat = uses_chat(PromptSettings(chat=chat), loaded)
+    return template or ("concise" if is_chat else "bare"), is_chat
+
+
+def greedy_search(
+    loaded: LoadedModel, max_new_tokens: int, *, stops_at_newline: bool
+) -> BeamSearch:
+    """Greedy decoding that stops at the end mark and, in a plain prompt, at a newline."""
+    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
+    return BeamSearch(
+        loaded.model,
+        layer_windows=loaded.layer_windows,
+        stop_ids=[*loaded.eos_token_ids, *newlines],
+        n_beams=1,
+        max_new_tokens=max_new_tokens,
+    )
+
+
 def question_items(
     loaded: LoadedModel, questions: Sequence[Question], *, template: str, chat: bool
 ) -> list[Item]:
@@ -73,17 +96,13 @@ def needle_items(
     loaded: LoadedModel, hidden: Sequence[HiddenNeedle], *, is_chat: bool
 ) -> list[Item]:
     """Hidden needles as items; each needle is a group."""
-    return [
-        _item(
-            loaded,
-            Question(
-                trial.trial_id, trial.needle.question, (trial.needle.real_needle,),
-                group_id=trial.needle.needle,
-            ),
-            trial.token_ids.tolist(), is_chat,
-        )
-        for trial in hidden
-    ]  # fmt: skip
+    items = []
+    for trial in hidden:
+        needle = trial.needle
+        gold = (needle.real_needle,)
+        question = Question(trial.trial_id, needle.question, gold, group_id=needle.needle)
+        items.append(_item(loaded, question, trial.token_ids.tolist(), is_chat))
+    return items
 
 
 def answer_quality(
@@ -96,11 +115,7 @@ def answer_quality(
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Float[np.ndarray, "item metric"]:
     """Every item by every metric of ``METRICS``; NaN where a rule cannot judge."""
-    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
-    search = BeamSearch(
-        loaded.model, layer_windows=loaded.layer_windows,
-        stop_ids=[*loaded.eos_token_ids, *newlines], n_beams=1, max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+    search = greedy_search(loaded, max_new_tokens, stops_at_newline=stops_at_newline)
     rouge, match = RougeOverlap("rouge1_recall"), AliasMatch()
     found = np.full((len(items), len(METRICS)), np.nan)
     order = sorted(range(len(items)), key=lambda index: len(items[index].token_ids))
@@ -126,10 +141,8 @@ def gold_logprob(model: Any, item: Item) -> float:
     device = next(model.parameters()).device
     tokens = torch.tensor([[*item.token_ids, *item.gold_ids]], device=device)
     with torch.inference_mode():
-        done = DeferredPass(
-            model, body_below_head(model), input_ids=tokens,
-            attention_mask=torch.ones_like(tokens), use_cache=False,
-        )  # fmt: skip
+        given = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+        done = DeferredPass(model, body_below_head(model), **given, use_cache=False)
         first = len(item.token_ids)
         logits = done.logits(first - 1, tokens.shape[1] - 1)[0].float()
         chosen = torch.log_softmax(logits, dim=-1).gather(1, tokens[0, first:, None])

@@ -4,24 +4,16 @@ Measured on stored traces. A trace counts if its answer is right, by ROUGE-1 rec
 labeller; the wrong ones are kept for the contrast.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 
-from graphhalu.axes import answer_producing_rows
+from graphhalu.axes import Span, answer_producing_rows
 from graphhalu.config import Config
 from graphhalu.errors import StoreMismatchError, TraceNotFoundError, UsageError
-from graphhalu.heads.shares import (
-    Shares,
-    attention_share,
-    generated_reach,
-    question_reach,
-    rest_of_rows,
-    stream_share,
-)
 from graphhalu.heads.statistics import contrast, mean_of_present
 from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.labels.registry import LABELLERS, make_labeller
@@ -30,6 +22,9 @@ from graphhalu.labels.run import label_records, labels_path, read_labels
 from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
+
+_SMALLEST_REST: Final = 0.01
+"""Attention outside the sinks below which a share of it would be rounding (half precision)."""
 
 
 class ReasoningSettings(Config):
@@ -45,20 +40,42 @@ class ReasoningSettings(Config):
     """A labeller in place of the gate: a trace is accepted if its answer is labelled correct."""
 
 
-class Verdicts(NamedTuple):
-    """What the gate says of each trace: right, wrong, or nothing; and why it is not accepted."""
-
-    is_right: tuple[bool | None, ...]
-    reasons: tuple[str, ...]
+Verdict = tuple[bool | None, str]
+"""Whether an answer is right, if that is known; and why its trace is not accepted."""
 
 
-class TraceShares(NamedTuple):
-    """Mean shares of one trace over the rows that produce its answer; NaN where there is none."""
+class Shares(NamedTuple):
+    """Shares of rows, or means over rows, and those of uniform attention on the visible keys.
 
-    generated: Float[np.ndarray, "layer head"]
-    generated_chance: Float[np.ndarray, "layer head"]
-    question: Float[np.ndarray, "layer head"]
-    question_chance: Float[np.ndarray, "layer head"]
+    A share is missing (NaN) where a row cannot see all of the tokens, and where there are none:
+    no head can show anything there, and a zero would say that it had.
+    """
+
+    share: Float[np.ndarray, "*any"]
+    chance: Float[np.ndarray, "*own"]
+
+
+class Reach(NamedTuple):
+    """What rows can see, and what they are asked about.
+
+    Attributes:
+        member: Keys that are asked about.
+        visible: Keys that a row sees.
+        sink: Keys that form the sink.
+    """
+
+    member: Bool[np.ndarray, "row key"]
+    visible: Bool[np.ndarray, "row key"]
+    sink: Bool[np.ndarray, "key"]
+
+    @property
+    def chance(self) -> Float[np.ndarray, "row"]:
+        """Share of uniform attention; NaN where the row is not defined."""
+        counted = self.visible & ~self.sink
+        n_members = (self.member & ~self.sink).sum(1)
+        is_whole = ~(self.member & ~self.sink & ~self.visible).any(1) & (n_members > 0)
+        n_counted = np.maximum(counted.sum(1), 1)
+        return np.where(is_whole, n_members / n_counted, np.nan)
 
 
 def find_reasoning_heads(
@@ -85,7 +102,7 @@ def find_reasoning_heads(
         TraceNotFoundError: If the store keeps not even streams.
 
     Source:
-        Study of reasoning heads, corrected: see :func:`graphhalu.heads.shares.attention_share`.
+        Study of reasoning heads, corrected: see :func:`attention_share`.
         A head that looks nowhere counts with its zero; the public file averages over those
         traces only in which a head's sum was positive.
     """
@@ -93,7 +110,7 @@ def find_reasoning_heads(
     source = attention_source(store.arrays)
     verdicts = judge(store, settings)
     found = []
-    for done, (trace, is_right) in enumerate(zip(store, verdicts.is_right, strict=True), start=1):
+    for done, (trace, (is_right, _)) in enumerate(zip(store, verdicts, strict=True), start=1):
         found.append(None if is_right is None else trace_shares(trace, settings))
         on_progress(done, len(store))
     roles = ("question",) if source == "streams" else ("reasoning", "question")
@@ -116,41 +133,42 @@ def attention_source(arrays: Sequence[str]) -> str:
     return "edges" if "edge_key" in arrays else "streams"
 
 
-def judge(store: TraceStore, settings: ReasoningSettings) -> Verdicts:
+def judge(store: TraceStore, settings: ReasoningSettings) -> list[Verdict]:
     """Which answers are right, by the gate or by a labeller; nothing is written."""
     if settings.labeller is not None:
         return _by_labels(store, settings.labeller)
     scores, decides = RougeOverlap("rouge1_recall").best_scores(store.records)
-    is_right: list[bool | None] = []
-    reasons = []
-    for score, is_decided in zip((100 * scores).tolist(), decides.tolist(), strict=True):
-        is_right.append(score > settings.gate if is_decided else None)
-        reasons.append(
-            f"ROUGE-1 recall is not above {settings.gate:g} %" if is_decided
-            else "ROUGE cannot judge the answer"
-        )  # fmt: skip
-    return Verdicts(tuple(is_right), tuple(reasons))
+    reason = f"ROUGE-1 recall is not above {settings.gate:g} %"
+    return [
+        (score > settings.gate, reason) if is_decided else (None, "ROUGE cannot judge the answer")
+        for score, is_decided in zip((100 * scores).tolist(), decides.tolist(), strict=True)
+    ]
 
 
-def trace_shares(trace: Trace, settings: ReasoningSettings) -> TraceShares:
-    """Mean shares of one trace, for every layer and head."""
+def trace_shares(trace: Trace, settings: ReasoningSettings) -> dict[str, Shares]:
+    """Mean shares of one trace over the rows that produce its answer, by role.
+
+    Returns:
+        For ``reasoning`` and ``question`` a share and its chance level for each layer and head;
+        NaN where there is none.
+    """
     source = attention_source(tuple(trace.arrays))
-    means: dict[str, list[tuple[np.ndarray, float]]] = {"generated": [], "question": []}
-    for layer, window in zip(trace.shape.attention_layers, trace.shape.layer_windows, strict=True):
-        shares = _layer_shares(trace, settings, layer, window, source)
-        for name, rows in shares.items():
-            means[name].append((_mean_of_rows(rows.share), float(_mean_of_rows(rows.chance))))
-    stacked = []
-    for name in ("generated", "question"):
-        values = np.stack([share for share, _ in means[name]])
-        chance = np.array([chance for _, chance in means[name]])
-        stacked += [values, np.broadcast_to(chance[:, None], values.shape).copy()]
-    return TraceShares(*stacked)
+    shape = trace.shape
+    layers = [
+        _layer_shares(trace, settings, layer, window, source)
+        for layer, window in zip(shape.attention_layers, shape.layer_windows, strict=True)
+    ]
+    found = {}
+    for role in layers[0]:
+        share = np.stack([_mean_of_rows(rows[role].share) for rows in layers])
+        chance = np.array([_mean_of_rows(rows[role].chance) for rows in layers])
+        found[role] = Shares(share, np.broadcast_to(chance[:, None], share.shape))
+    return found
 
 
 def _layer_shares(
     trace: Trace, settings: ReasoningSettings, layer: int, window: int | None, source: str
-) -> Mapping[str, Shares]:
+) -> dict[str, Shares]:
     rows = np.arange(*answer_producing_rows(trace.prompt_length, trace.length))
     span_mass, sink_keys = (
         trace.layer_stream(name, layer)[:, trace.answer_rows].astype(np.float64)
@@ -159,87 +177,187 @@ def _layer_shares(
     asked = question_reach(rows, trace.span_code, n_sink=settings.n_sink, window=window)
     question = stream_share(span_mass, sink_keys, trace.span_code, asked)
     reach = generated_reach(
-        rows, trace.length, prompt_length=trace.prompt_length,
-        local_window=settings.local_window, n_sink=settings.n_sink, window=window,
-    )  # fmt: skip
+        rows,
+        trace.length,
+        prompt_length=trace.prompt_length,
+        local_window=settings.local_window,
+        n_sink=settings.n_sink,
+        window=window,
+    )
     if source == "streams":
         unknown = np.full_like(question.share, np.nan)
-        return {"generated": Shares(unknown, reach.chance), "question": question}
+        return {"reasoning": Shares(unknown, reach.chance), "question": question}
     attention = trace.censored_attention(layer)[:, trace.answer_rows].astype(np.float64)
     totals = rest_of_rows(span_mass, sink_keys, settings.n_sink) if source == "edges" else None
-    return {"generated": attention_share(attention, reach, totals), "question": question}
+    return {"reasoning": attention_share(attention, reach, totals), "question": question}
 
 
 def _mean_of_rows(values: Float[np.ndarray, "*head row"]) -> Float[np.ndarray, "*head"]:
     return mean_of_present(np.moveaxis(values, -1, 0).astype(np.float64))
 
 
+def generated_reach(
+    rows: Int[np.ndarray, "row"],
+    n_keys: int,
+    *,
+    prompt_length: int,
+    local_window: int,
+    n_sink: int,
+    window: int | None,
+) -> Reach:
+    """The generated tokens before a row's local window: keys ``P <= j < i - w``."""
+    keys = np.arange(n_keys)
+    member = (keys >= prompt_length) & (keys < rows[:, None] - local_window)
+    return _reach(rows, member, n_sink, window)
+
+
+def question_reach(
+    rows: Int[np.ndarray, "row"],
+    span_code: UInt8[np.ndarray, "key"],
+    *,
+    n_sink: int,
+    window: int | None,
+) -> Reach:
+    """The tokens of the question."""
+    member = np.broadcast_to(span_code == Span.QUESTION, (len(rows), len(span_code)))
+    return _reach(rows, member, n_sink, window)
+
+
+def _reach(
+    rows: Int[np.ndarray, "row"],
+    member: Bool[np.ndarray, "row key"],
+    n_sink: int,
+    window: int | None,
+) -> Reach:
+    keys = np.arange(member.shape[1])
+    distance = rows[:, None] - keys
+    visible = (distance >= 0) & (distance < (window or len(keys) + 1))
+    return Reach(member, visible, keys < n_sink)
+
+
+def attention_share(
+    attention: Float[np.ndarray, "head row key"],
+    reach: Reach,
+    totals: Float[np.ndarray, "head row"] | None = None,
+) -> Shares:
+    """Attention to the asked keys over all attention outside the sinks, row by row.
+
+    ``sum_{j in member, not sink} A[i, j] / (sum_j A[i, j] - sum_{j in sink} A[i, j])``
+
+    Args:
+        attention: Weights, as far as they are kept.
+        reach: What is asked, what is seen, what is sink.
+        totals: Sum of each whole row without its sink, where ``attention`` does not hold all of
+            it; by default that of ``attention``.
+
+    Source:
+        The public file ``reasoning_head_detection.py`` sums the five largest weights of a row,
+        its own token and the sinks among them. Here all weights count, the own token, a local
+        window and the sinks do not, and the rest is normalised by what is not sunk.
+    """
+    part = (attention * (reach.member & ~reach.sink)).sum(-1)
+    rest = (attention * ~reach.sink).sum(-1) if totals is None else totals
+    return _shares(part, rest, reach.chance)
+
+
+def stream_share(
+    span_mass: Float[np.ndarray, "head row span"],
+    sink_keys: Float[np.ndarray, "head row sink_key"],
+    span_code: UInt8[np.ndarray, "key"],
+    reach: Reach,
+) -> Shares:
+    """As :func:`attention_share` of the question, from the stored reductions alone.
+
+    Args:
+        span_mass: Attention to each named span.
+        sink_keys: Attention to each of the first tokens.
+        span_code: Named span of each token.
+        reach: The reach of the question; its sink lies within the stored sink keys.
+    """
+    n_sink = int(reach.sink.sum())
+    n_stored = min(n_sink, len(span_code))
+    is_question = span_code[:n_stored] == Span.QUESTION
+    sunk_question = (sink_keys[..., :n_stored] * is_question).sum(-1)
+    part = np.maximum(span_mass[..., Span.QUESTION] - sunk_question, 0.0)
+    return _shares(part, rest_of_rows(span_mass, sink_keys, n_sink), reach.chance)
+
+
+def rest_of_rows(
+    span_mass: Float[np.ndarray, "*layer head row span"],
+    sink_keys: Float[np.ndarray, "*layer head row sink_key"],
+    n_sink: int,
+) -> Float[np.ndarray, "*layer head row"]:
+    """Attention of each row outside the first ``n_sink`` tokens."""
+    return span_mass.sum(-1) - sink_keys[..., :n_sink].sum(-1)
+
+
+def _shares(
+    part: Float[np.ndarray, "head row"],
+    rest: Float[np.ndarray, "head row"],
+    chance: Float[np.ndarray, "row"],
+) -> Shares:
+    looks = rest > _SMALLEST_REST
+    # a head that sinks all it has looks at nothing: a zero that counts, not a missing value
+    share = np.where(looks, part / np.where(looks, rest, 1.0), 0.0)
+    share = np.where(np.isnan(chance), np.nan, share)
+    # half precision can bring a part just above the whole
+    return Shares(np.minimum(share, 1.0), chance)
+
+
 def _table(
     role: str,
     store: TraceStore,
-    found: Sequence[TraceShares | None],
-    verdicts: Verdicts,
+    found: Sequence[dict[str, Shares] | None],
+    verdicts: Sequence[Verdict],
     settings: ReasoningSettings,
 ) -> HeadTable:
-    places = {"reasoning": (0, 1), "question": (2, 3)}[role]
-    values, chances, rejected = [], [], []
-    accepted: list[tuple[int, int]] = []
-    wrong: list[tuple[int, int]] = []
-    kept = zip(store.records, found, verdicts.is_right, verdicts.reasons, strict=True)
-    for index, (record, shares, is_right, reason) in enumerate(kept):
-        is_empty = shares is not None and bool(np.isnan(shares[places[0]]).all())
-        if shares is None or is_empty or not is_right:
-            why = "no row can see what is looked for" if is_right and is_empty else reason
-            rejected.append(Rejected(record.trace_id, why))
-        if shares is None or is_empty:
-            continue
-        values.append(shares[places[0]])
-        chances.append(shares[places[1]])
-        (accepted if is_right else wrong).append((len(values) - 1, index))
-    trials = [Trial(store.records[i].trace_id, store.records[i].group_id) for _, i in accepted]
-    shape = (len(store.shape.attention_layers), store.shape.n_heads)
-    every = np.stack(values) if values else np.zeros((0, *shape))
-    every_chance = np.stack(chances) if values else np.zeros((0, *shape))
-    right_places = [place for place, _ in accepted]
+    shares = {index: each[role] for index, each in enumerate(found) if each is not None}
+    known = {index: each for index, each in shares.items() if not np.isnan(each.share).all()}
+    sides = [[index for index in known if verdicts[index][0] is side] for side in (True, False)]
+    shape = (-1, len(store.shape.attention_layers), store.shape.n_heads)
+    scores = [np.array([known[index].share for index in side]).reshape(shape) for side in sides]
+    chance = [np.array([known[index].chance for index in side]).reshape(shape) for side in sides]
+    records = store.records
+    rejected = [
+        # a right answer that is not among the accepted has no share
+        Rejected(records[i].trace_id, "no row can see what is looked for" if is_right else reason)
+        for i, (is_right, reason) in enumerate(verdicts)
+        if i not in sides[0]
+    ]
+    groups = [[records[index].group_id for index in side] for side in sides]
     return HeadTable(
         role=role,
         layers=store.shape.attention_layers,
-        trials=tuple(trials),
-        scores=every[right_places],
-        chance=mean_of_present(every_chance[right_places]),
+        trials=tuple(Trial(records[i].trace_id, records[i].group_id) for i in sides[0]),
+        scores=scores[0],
+        chance=mean_of_present(chance[0]),
         rejected=tuple(rejected),
         model=dict(store.configuration.get("model", {})),
         settings={
             **settings.model_dump(mode="json"),
             "source": attention_source(store.arrays),
-            "n_wrong": len(wrong),
+            "n_wrong": len(sides[1]),
         },
-        columns=dict(_contrast_columns(store, every, every_chance, (accepted, wrong))),
+        columns=_contrast_columns(scores, chance, groups) if all(sides) else {},
     )
 
 
 def _contrast_columns(
-    store: TraceStore,
-    values: Float[np.ndarray, "trace layer head"],
-    chances: Float[np.ndarray, "trace layer head"],
-    sides: tuple[Sequence[tuple[int, int]], Sequence[tuple[int, int]]],
-) -> Iterator[tuple[str, Float[np.ndarray, "layer head"]]]:
-    """Right minus wrong, of the score and of its excess over chance; none if a side is empty."""
-    if not sides[0] or not sides[1]:
-        return
-    right, wrong = ([place for place, _ in side] for side in sides)
-    groups = tuple([store.records[index].group_id for _, index in side] for side in sides)
-    yield "mean_wrong", mean_of_present(values[wrong])
-    for prefix, scores in (("contrast", values), ("excess_contrast", values - chances)):
-        found = contrast(scores[right], scores[wrong], (groups[0], groups[1]))
-        yield prefix, found.difference
-        yield f"{prefix}_low", found.low
-        yield f"{prefix}_high", found.high
-        yield f"{prefix}_p", found.p_value
-        yield f"{prefix}_q", found.q_value
+    scores: Sequence[Float[np.ndarray, "_ layer head"]],
+    chance: Sequence[Float[np.ndarray, "_ layer head"]],
+    groups: Sequence[Sequence[str]],
+) -> dict[str, Float[np.ndarray, "layer head"]]:
+    """Right minus wrong, of the score and of its excess over chance."""
+    columns = {"mean_wrong": mean_of_present(scores[1])}
+    excess = [score - level for score, level in zip(scores, chance, strict=True)]
+    for prefix, (right, wrong) in (("contrast", scores), ("excess_contrast", excess)):
+        found = contrast(right, wrong, (groups[0], groups[1]))
+        for ending, values in zip(("", "_low", "_high", "_p", "_q"), found, strict=True):
+            columns[f"{prefix}{ending}"] = values
+    return columns
 
 
-def _by_labels(store: TraceStore, labeller: str) -> Verdicts:
+def _by_labels(store: TraceStore, labeller: str) -> list[Verdict]:
     labels = None
     if labels_path(store, labeller).is_file():
         try:
@@ -255,6 +373,8 @@ def _by_labels(store: TraceStore, labeller: str) -> Verdicts:
             f"need labels of the model's own answers\n  Use --labeller match"
         )
         raise UsageError(message)
-    decided = zip(labels.values.tolist(), labels.is_valid.tolist(), strict=True)
-    is_right = tuple(value == 0 if is_valid else None for value, is_valid in decided)
-    return Verdicts(is_right, tuple(f"{labeller}: {reason}" for reason in labels.reasons))
+    decided = zip(labels.values.tolist(), labels.is_valid, labels.reasons, strict=True)
+    return [
+        (value == 0 if is_valid else None, f"{labeller}: {reason}")
+        for value, is_valid, reason in decided
+    ]

@@ -4,33 +4,31 @@ One greedy answer without attention, then one teacher-forced pass over prompt an
 keeps the largest weight and the needle's mass of each row that produces the answer.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float, Int, Integer
 from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
 from graphhalu.axes import RowRange
 from graphhalu.config import Config
-from graphhalu.errors import UsageError
+from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.extract.answers import generated_answer
-from graphhalu.extract.asking import newline_token_ids, uses_chat
-from graphhalu.extract.generate import BeamSearch
-from graphhalu.extract.settings import PromptSettings
-from graphhalu.heads.copying import Passage, Rule, Scored, copied_share, mass_share
 from graphhalu.heads.haystack import Haystack, HiddenNeedle, read_haystack, read_needles, trials
 from graphhalu.heads.observers import RowsObserver, run_observed
-from graphhalu.heads.select import RETRIEVAL_THRESHOLD
+from graphhalu.heads.quality import greedy_search, prompt_form
 from graphhalu.heads.statistics import mean_of_present
-from graphhalu.heads.table import HeadTable, Rejected, Trial
+from graphhalu.heads.table import RETRIEVAL_THRESHOLD, HeadTable, Rejected, Trial
 from graphhalu.labels.rouge import UnicodeTokenizer
 from graphhalu.models.load import LoadedModel
+
+Rule = Literal["set", "sum"]
+_EMPTY: Final = "the model gave an empty answer"
 
 
 class RetrievalSettings(Config):
@@ -59,23 +57,52 @@ class RetrievalSettings(Config):
     """Longest answer, in tokens."""
 
 
-@dataclass(frozen=True)
-class NeedleAnswer:
-    """What a model answered to a hidden needle, and how well: ROUGE-1 recall in percent."""
+class Scored(NamedTuple):
+    """Scores of one trial, and what a head that attends blindly would have.
 
-    token_ids: tuple[int, ...]
-    text: str
-    recall: float
+    Both are NaN in a layer none of whose rows can see the whole span.
+    """
+
+    score: Float[np.ndarray, "layer head"]
+    chance: Float[np.ndarray, "layer head"]
 
 
-@dataclass
-class _Collected:
-    """Scores of the accepted trials so far."""
+class Passage(NamedTuple):
+    """Where things are in a prompt with its answer.
 
-    trials: list[Trial] = field(default_factory=list)
-    rejected: list[Rejected] = field(default_factory=list)
-    copied: list[Scored] = field(default_factory=list)
-    mass: list[Scored] = field(default_factory=list)
+    Attributes:
+        token_ids: Prompt and answer.
+        prompt_length: Tokens of the prompt.
+        span: The hidden span.
+        context: The context around it, span included.
+        windows: Sliding window of each layer, itself included; ``None`` = all keys.
+    """
+
+    token_ids: Integer[np.ndarray, "token"]
+    prompt_length: int
+    span: RowRange
+    context: RowRange
+    windows: tuple[int | None, ...]
+
+    @classmethod
+    def of(
+        cls, needle: HiddenNeedle, answer: tuple[int, ...], windows: tuple[int | None, ...]
+    ) -> "Passage":
+        """A prompt with a hidden needle, and the tokens of its answer."""
+        token_ids = np.concatenate([needle.token_ids, np.array(answer, dtype=np.int32)])
+        spans = (needle.needle_tokens, needle.context_tokens)
+        return cls(token_ids, len(needle.token_ids), *spans, windows)
+
+    @property
+    def answer_rows(self) -> Int[np.ndarray, "row"]:
+        """The rows that produce the answer."""
+        return np.arange(self.prompt_length - 1, len(self.token_ids) - 1)
+
+    def first_key(self) -> Int[np.ndarray, "layer row"]:
+        """First key that each answer row sees."""
+        windows = np.array([w or len(self.token_ids) for w in self.windows])
+        first = self.answer_rows - windows[:, None] + 1
+        return np.maximum(0, first)
 
 
 def find_retrieval_heads(
@@ -103,14 +130,37 @@ def find_retrieval_heads(
     """
     settings = settings or RetrievalSettings()
     hidden = hidden_needles(loaded, settings)
-    search = needle_search(loaded, settings)
-    found = _Collected()
-    for done, trial in enumerate(hidden, start=1):
-        _try(loaded, settings, search, trial, found)
+    _, is_chat = prompt_form(loaded, settings.template, settings.chat)
+    search = greedy_search(loaded, settings.max_new_tokens, stops_at_newline=not is_chat)
+    accepted: list[Trial] = []
+    rejected: list[Rejected] = []
+    scored: dict[str, list[Scored]] = {"retrieval": [], "retrieval_mass": []}
+    for done, needle in enumerate(hidden, start=1):
+        token_ids = search.answer([needle.token_ids.tolist()])[0][0].token_ids
+        answer = generated_answer(token_ids, loaded.tokenizer).text
+        reason = _rejection(answer, needle, settings.gate) if token_ids else _EMPTY
+        if reason is not None:
+            rejected.append(Rejected(needle.trial_id, reason))
+        else:
+            passage = Passage.of(needle, token_ids, loaded.layer_windows)
+            argmax, mass = needle_rows(loaded.model, passage)
+            accepted.append(Trial(needle.trial_id, needle.trial_id))
+            scored["retrieval"].append(copied_share(argmax, passage, settings.rule))
+            scored["retrieval_mass"].append(mass_share(mass, passage))
         on_progress(done, len(hidden))
+    shape = (len(accepted), loaded.n_layers, loaded.n_heads)
     tables = [
-        _table(role, scored, found, loaded, settings)
-        for role, scored in (("retrieval", found.copied), ("retrieval_mass", found.mass))
+        HeadTable(
+            role=role,
+            layers=tuple(range(loaded.n_layers)),
+            trials=tuple(accepted),
+            scores=np.array([each.score for each in found]).reshape(shape),
+            chance=mean_of_present(np.array([each.chance for each in found]).reshape(shape)),
+            rejected=tuple(rejected),
+            model=dict(loaded.identity),
+            settings=settings.model_dump(mode="json"),
+        )
+        for role, found in scored.items()
     ]
     return [table.require_trials() for table in tables]
 
@@ -131,30 +181,11 @@ def hidden_needles(loaded: LoadedModel, settings: RetrievalSettings) -> list[Hid
             f"{loaded.spec.name} has {loaded.max_positions}\n  Use smaller --lengths"
         )
         raise UsageError(message)
-    chat = uses_chat(PromptSettings(chat=settings.chat), loaded)
-    template = settings.template or ("concise" if chat else "bare")
+    template, chat = prompt_form(loaded, settings.template, settings.chat)
     text = read_haystack(settings.haystack)
     haystack = Haystack(text, loaded.tokenizer, template=template, chat=chat)
     needles = read_needles(settings.needles)
     return list(trials(haystack, needles, settings.lengths, settings.n_depths))
-
-
-def needle_search(loaded: LoadedModel, settings: RetrievalSettings) -> BeamSearch:
-    """Greedy decoding that stops at the end mark and, in a plain prompt, at a newline."""
-    is_chat = uses_chat(PromptSettings(chat=settings.chat), loaded)
-    newlines = () if is_chat else newline_token_ids(loaded.tokenizer)
-    return BeamSearch(
-        loaded.model, layer_windows=loaded.layer_windows,
-        stop_ids=[*loaded.eos_token_ids, *newlines], n_beams=1,
-        max_new_tokens=settings.max_new_tokens,
-    )  # fmt: skip
-
-
-def answer_needle(loaded: LoadedModel, search: BeamSearch, trial: HiddenNeedle) -> NeedleAnswer:
-    """The greedy answer to a hidden needle."""
-    token_ids = search.answer([trial.token_ids.tolist()])[0][0].token_ids
-    text = generated_answer(token_ids, loaded.tokenizer).text
-    return NeedleAnswer(token_ids, text, rouge1_recall(text, trial.needle.real_needle))
 
 
 def rouge1_recall(answer: str, reference: str) -> float:
@@ -181,56 +212,114 @@ def needle_rows(
     return both[..., 0].astype(np.int64), both[..., 1]
 
 
-def _try(
-    loaded: LoadedModel,
-    settings: RetrievalSettings,
-    search: BeamSearch,
-    trial: HiddenNeedle,
-    found: _Collected,
-) -> None:
-    answer = answer_needle(loaded, search, trial)
-    reason = _reason(answer, settings.gate)
-    if reason is not None:
-        found.rejected.append(Rejected(trial.trial_id, reason))
-        return
-    passage = Passage(
-        token_ids=np.concatenate([trial.token_ids, np.array(answer.token_ids, dtype=np.int32)]),
-        prompt_length=len(trial.token_ids), span=trial.needle_tokens,
-        context=trial.context_tokens, windows=loaded.layer_windows,
-    )  # fmt: skip
-    argmax, mass = needle_rows(loaded.model, passage)
-    found.trials.append(Trial(trial.trial_id, trial.trial_id))
-    found.copied.append(copied_share(argmax, passage, settings.rule))
-    found.mass.append(mass_share(mass, passage))
-
-
-def _reason(answer: NeedleAnswer, gate: float | None) -> str | None:
-    if not answer.token_ids:
-        return "the model gave an empty answer"
-    if gate is None or answer.recall > gate:
+def _rejection(answer: str, needle: HiddenNeedle, gate: float | None) -> str | None:
+    recall = rouge1_recall(answer, needle.needle.real_needle)
+    if gate is None or recall > gate:
         return None
-    return f"ROUGE-1 recall {answer.recall:.0f} % is not above {gate:g} %"
+    return f"ROUGE-1 recall {recall:.0f} % is not above {gate:g} %"
 
 
-def _table(
-    role: str,
-    scored: Sequence[Scored],
-    found: _Collected,
-    loaded: LoadedModel,
-    settings: RetrievalSettings,
-) -> HeadTable:
-    shape = (loaded.n_layers, loaded.n_heads)
-    scores, chances = (
-        np.stack([each[place] for each in scored]) if scored else np.zeros((0, *shape))
-        for place in (0, 1)
-    )
-    return HeadTable(
-        role=role,
-        layers=tuple(range(loaded.n_layers)),
-        trials=tuple(found.trials),
-        scores=scores,
-        chance=mean_of_present(chances),
-        rejected=tuple(found.rejected),
-        model=dict(loaded.identity),
-        settings=settings.model_dump(mode="json"),
-    )
+def copied_share(
+    argmax: Int[np.ndarray, "layer head row"], passage: Passage, rule: Rule = "set"
+) -> Scored:
+    """Share of a span that each head copies into the answer.
+
+    A row copies a token when its largest weight lies on it and the row produces that very token.
+
+    Args:
+        argmax: Key of the largest weight of every row that produces the answer.
+        passage: The prompt with its answer.
+        rule: ``"set"`` counts a token of the span once, so a score is in [0, 1]; ``"sum"`` counts
+            it as often as it is copied.
+
+    Returns:
+        The score, and as its chance level the mean score of all other spans of the same length
+        in the context that the counted rows can see; NaN where there is none.
+
+    Raises:
+        NotEnoughDataError: If no row of any layer can see the span.
+
+    Source:
+        Wu et al. 2024, arXiv:2404.15574 (``"set"``: share of the needle's tokens that are
+        copied); nightdessert/Retrieval_Head, commit 3ac171a (``"sum"``: 1 / length for every
+        copying step, so that repeats count and a score can exceed 1). Here the span comes from
+        character offsets, and rows that cannot see all of it do not count.
+    """
+    n_keys, rows = len(passage.token_ids), passage.answer_rows
+    is_copied = passage.token_ids[argmax] == passage.token_ids[rows + 1]
+    first_key = passage.first_key()
+    score, chance = (np.full(argmax.shape[:2], np.nan) for _ in range(2))
+    is_counted = first_key <= passage.span.start
+    _require_rows(is_counted, passage)
+    for layer in np.flatnonzero(is_counted.any(1)):
+        is_hit = is_copied[layer] & is_counted[layer]
+        hits = _counts(argmax[layer], is_hit, n_keys)
+        hits = np.minimum(hits, 1) if rule == "set" else hits
+        first = int(first_key[layer, is_counted[layer]].max())
+        score[layer], chance[layer] = _span_and_others(hits, passage, first)
+    return Scored(score, chance)
+
+
+def mass_share(mass: Float[np.ndarray, "layer head row"], passage: Passage) -> Scored:
+    """Mean attention that the rows which produce the answer pay to a span, per head.
+
+    Args:
+        mass: Attention of each of those rows to the whole span.
+        passage: The prompt with its answer.
+
+    Returns:
+        The mean over rows that can see the span, in [0, 1], and as its chance level the same of
+        uniform attention on the visible keys: length of the span over their number.
+
+    Raises:
+        NotEnoughDataError: If no row of any layer can see the span.
+
+    Source:
+        Mean-mass form of the retrieval score, beside the largest weights of arXiv:2404.15574.
+    """
+    first_key = passage.first_key()
+    is_counted = first_key <= passage.span.start
+    _require_rows(is_counted, passage)
+    n_rows = is_counted.sum(1)
+    is_seen = n_rows > 0
+    n_visible = passage.answer_rows + 1 - first_key
+    length = passage.span.stop - passage.span.start
+    uniform = np.where(is_counted, length / n_visible, 0.0).sum(1) / np.maximum(n_rows, 1)
+    total = np.where(is_counted[:, None], mass, 0.0).sum(-1) / np.maximum(n_rows, 1)[:, None]
+    score = np.where(is_seen[:, None], total, np.nan)
+    chance = np.where(is_seen, uniform, np.nan)
+    return Scored(score, np.broadcast_to(chance[:, None], score.shape).copy())
+
+
+def _counts(
+    argmax: Int[np.ndarray, "head row"], is_hit: Bool[np.ndarray, "head row"], n_keys: int
+) -> Int[np.ndarray, "head key"]:
+    """How often each key is hit by each head."""
+    n_heads = len(argmax)
+    cells = argmax + n_keys * np.arange(n_heads)[:, None]
+    return np.bincount(cells[is_hit], minlength=n_heads * n_keys).reshape(n_heads, n_keys)
+
+
+def _span_and_others(
+    hits: Int[np.ndarray, "head key"], passage: Passage, first_key: int
+) -> tuple[Float[np.ndarray, "head"], Float[np.ndarray, "head"]]:
+    """Hits a token of the span, and of all spans of its length that do not touch it."""
+    span, context = passage.span, passage.context
+    length = span.stop - span.start
+    before = np.pad(np.cumsum(hits, axis=1), ((0, 0), (1, 0)))
+    starts = np.arange(max(context.start, first_key), context.stop - length + 1)
+    starts = starts[(starts + length <= span.start) | (starts >= span.stop)]
+    score = (before[:, span.stop] - before[:, span.start]) / length
+    if not len(starts):
+        return score, np.full(len(hits), np.nan)
+    return score, (before[:, starts + length] - before[:, starts]).mean(1) / length
+
+
+def _require_rows(is_counted: Bool[np.ndarray, "layer row"], passage: Passage) -> None:
+    if not is_counted.any():
+        message = (
+            f"no layer sees the span of tokens {passage.span.start} … {passage.span.stop - 1} "
+            f"from the rows that produce the answer ({len(passage.answer_rows)} rows from "
+            f"{passage.prompt_length - 1})"
+        )
+        raise NotEnoughDataError(message)

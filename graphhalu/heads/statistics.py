@@ -166,8 +166,7 @@ def _normal_p_value(
     error = np.sqrt(mean_of_present(centred**2))
     is_certain = error == 0
     z = np.abs(difference) / np.where(is_certain, 1.0, error)
-    p_value: Float[np.ndarray, "*cell"] = np.where(is_certain, np.nan, 2 * ndtr(-z))
-    return p_value
+    return np.where(is_certain, np.nan, 2 * ndtr(-z))
 
 
 def _group_sums(

@@ -1,6 +1,7 @@
 """Figures of weight profiles: curves over depth, maps of heads, static against measured, risk."""
 
-from typing import Any, Final, NamedTuple
+from itertools import cycle
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float
@@ -10,10 +11,10 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
+from graphhalu.report.drawing import FONT_SIZE, legend, new_figure, prepare, quiet_text
 from graphhalu.report.palette import AROUND_CHANCE, LIGHT
-from graphhalu.studies.weights.agreement import Agreement
-from graphhalu.studies.weights.result import Validation
+from graphhalu.studies.weights.agreement import PAIRS, Agreement, Pair
+from graphhalu.studies.weights.validation import Validation, paired_values
 from graphhalu.weights.risk import reads_mixed
 from graphhalu.weights.tables import WeightProfile
 
@@ -22,55 +23,31 @@ _DASHES: Final = ("-", (0, (5, 1.8)), (0, (1.2, 1.3)), (0, (6, 1.6, 1.2, 1.6)), 
 _MARKERS: Final = ("o", "s", "^", "D", "v")
 _COLOURS: Final = ("probe", "graph", "scalar", "control", "muted")
 _QUIET: Final = ("probe", "scalar", "control", "muted", "ink")
+_DOT: Final = {"linestyle": "none", "markeredgewidth": 0}
 _ZONE_MARKS: Final = {
     "valid": ("o", "probe"), "rough": ("s", "scalar"), "peaked": ("^", "graph"),
 }  # fmt: skip
 
 
-class Panel(NamedTuple):
-    """One curve over depth."""
-
-    quantity: str
-    title: str
-    is_log: bool = False
-
-
-PANELS: Final = (
-    Panel("logit_variance", "logit variance s², mean of heads", is_log=True),
-    Panel("value_norm", "expected norm of values", is_log=True),
-    Panel("copying", "copying score, mean of heads"),
-    Panel("gain_ratio", "gain: feed-forward / attention", is_log=True),
+_PANELS: Final = (
+    ("logit_variance", "logit variance s², mean of heads"),
+    ("value_norm", "expected norm of values"),
+    ("copying", "copying score, mean of heads"),
+    ("gain_ratio", "gain: feed-forward / attention"),
 )
+"""Curves over depth: quantity and title; all but the copying score are logarithmic."""
 
 
-class Scatter(NamedTuple):
-    """One static quantity against one measured one."""
-
-    static: str
-    measured: str
-    level: str
-    labels: tuple[str, str]
-    is_log: tuple[bool, bool]
-
-
-SCATTERS: Final = (
-    Scatter(
-        "logit_variance", "entropy", "head",
-        ("s² of the head", "measured entropy / log n"), (True, False),
-    ),
-    Scatter(
-        "logit_variance", "sink_share", "head",
-        ("s² of the head", "measured sink share"), (True, False),
-    ),
-    Scatter(
-        "v_norm", "value_norm", "kv_head",
-        ("expected norm of values", "measured norm of values"), (True, True),
-    ),
-    Scatter(
-        "gain_ratio", "output_ratio", "layer",
-        ("gain ratio of the layer (estimate)", "measured ratio of outputs"), (True, True),
-    ),
-)  # fmt: skip
+_S2: Final = "s² of the head"
+_NORMS: Final = ("expected norm of values", "measured norm of values")
+_RATIOS: Final = ("gain ratio of the layer (estimate)", "measured ratio of outputs")
+_SCATTERS: Final = {
+    ("logit_variance", "entropy", "head"): (_S2, "measured entropy / log n", "x"),
+    ("logit_variance", "sink_share", "head"): (_S2, "measured sink share", "x"),
+    ("v_norm", "value_norm", "kv_head"): (*_NORMS, "xy"),
+    ("gain_ratio", "output_ratio", "layer"): (*_RATIOS, "xy"),
+}
+"""Pairs that are drawn: labels of both axes, and which of them are logarithmic."""
 
 
 def depth_figure(profiles: list[WeightProfile]) -> Figure:
@@ -78,24 +55,22 @@ def depth_figure(profiles: list[WeightProfile]) -> Figure:
 
     An open mark stands where the quantity reads parts that are stored in more than one way.
     """
+    is_shared = len(profiles) > 1
     figure = new_figure(_WIDTH_IN, 5.8)
     grid = figure.subplots(2, 2)
-    for axes, panel in zip(grid.flat, PANELS, strict=True):
+    for axes, (quantity, title) in zip(grid.flat, _PANELS, strict=True):
         prepare(axes)
         for place, profile in enumerate(profiles):
-            _curve(axes, profile, panel, place, is_shared=len(profiles) > 1)
-        axes.set_title(panel.title, loc="left", **quiet_text())
-        if panel.is_log and axes.lines and _all_positive(axes):
+            _curve(axes, profile, quantity, place, is_shared=is_shared)
+        axes.set_title(title, loc="left", **quiet_text())
+        if quantity != "copying" and axes.lines and _all_positive(axes):
             _log_axis(axes, "y")
-    for axes in grid.flat:
-        if len(profiles) == 1:
+        if not is_shared:
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     for axes in grid[1]:
-        axes.set_xlabel("layer" if len(profiles) == 1 else "depth (first to last layer)")
-    if len(profiles) > 1:
-        grid.flat[0].legend(
-            frameon=False, fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], loc="best"
-        )
+        axes.set_xlabel("depth (first to last layer)" if is_shared else "layer")
+    if is_shared:
+        legend(grid.flat[0], loc="best")
     return figure
 
 
@@ -127,7 +102,8 @@ def heads_figure(profile: WeightProfile) -> Figure:
         bar.minorlocator = NullLocator()
         bar.minorticks_off()
         bar.outline.set_visible(False)
-    _mark_peaked(panels[0], profile)
+    layer, head = np.nonzero(_zones(profile) == "peaked")
+    panels[0].plot(layer, head + 0.5, marker="o", markersize=3, color="#0a0a0a", gid="mark", **_DOT)
     panels[-1].set_xlabel("layer", fontsize=FONT_SIZE)
     return figure
 
@@ -138,7 +114,8 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
     Raises:
         NotEnoughDataError: If nothing was measured.
     """
-    cells = [(each, *_points(each, profile, found)) for each in SCATTERS]
+    drawn = [pair for pair in PAIRS if pair[:3] in _SCATTERS]
+    cells = [(pair, *_points(pair, profile, found)) for pair in drawn]
     cells = [cell for cell in cells if cell[1].size]
     if not cells:
         message = "no quantity was measured: there is nothing to draw"
@@ -146,27 +123,32 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
     n_rows = -(-len(cells) // 2)
     figure = new_figure(_WIDTH_IN, 0.3 + 3.3 * n_rows)
     grid = figure.subplots(n_rows, 2, squeeze=False)
-    for axes, (each, static, measured, zones) in zip(grid.flat, cells, strict=False):
+    for axes, (pair, static, measured, zones) in zip(grid.flat, cells, strict=False):
         prepare(axes)
         for zone, (marker, colour) in _ZONE_MARKS.items():
             here = zones == zone
-            axes.plot(
-                static[here], measured[here], linestyle="none", marker=marker, markersize=4,
-                color=LIGHT[colour], alpha=0.75, markeredgewidth=0, label=zone,
-            )  # fmt: skip
-        for axis, is_log in zip("xy", each.is_log, strict=True):
-            if is_log:
-                _log_axis(axes, axis)
-        axes.set(xlabel=each.labels[0], ylabel=each.labels[1])
-        axes.set_title(_verdict_text(each, found.rows), loc="left", **quiet_text())
+            mark = {"marker": marker, "color": LIGHT[colour], "label": zone, **_DOT}
+            axes.plot(static[here], measured[here], markersize=4, alpha=0.75, **mark)
+        xlabel, ylabel, logarithmic = _SCATTERS[pair[:3]]
+        for axis in logarithmic:
+            _log_axis(axes, axis)
+        axes.set(xlabel=xlabel, ylabel=ylabel)
+        rows = [r for r in found.rows if (r.static, r.measured, r.level) == pair[:3]]
+        title = "".join(f"{_rho(row)}: {row.verdict}" for row in rows[:1])
+        axes.set_title(title, loc="left", **quiet_text())
     for axes in grid.flat[len(cells) :]:
         axes.set_visible(False)
     if cells[0][0].level == "head":
         handles, names = grid.flat[0].get_legend_handles_labels()
         figure.legend(
-            handles, [f"estimate of entropy: {name}" for name in names], ncols=3, frameon=False,
-            loc="outside upper center", fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"],
-        )  # fmt: skip
+            handles,
+            [f"estimate of entropy: {name}" for name in names],
+            ncols=3,
+            frameon=False,
+            loc="outside upper center",
+            fontsize=FONT_SIZE - 1,
+            labelcolor=LIGHT["ink"],
+        )
     return figure
 
 
@@ -186,17 +168,23 @@ def risk_figure(found: Validation) -> Figure:
     above, below = figure.subplots(2, 1, sharex=True)
     layers = np.arange(len(found.risk.values))
     prepare(above)
-    for place, (name, values) in enumerate(found.risk.components.items()):
-        above.plot(
-            layers, values, color=LIGHT[_QUIET[place % len(_QUIET)]],
-            linestyle=_DASHES[place % len(_DASHES)], linewidth=1.1, alpha=0.75,
-            label=name.replace("_", " "),
-        )  # fmt: skip
+    for name, values, colour, dash in zip(
+        found.risk.components,
+        found.risk.components.values(),
+        cycle(_QUIET),
+        cycle(_DASHES),
+        strict=False,
+    ):
+        label = name.replace("_", " ")
+        line = {"color": LIGHT[colour], "linestyle": dash, "label": label}
+        above.plot(layers, values, linewidth=1.1, alpha=0.75, **line)
     above.plot(layers, found.risk.values, color=LIGHT["graph"], linewidth=2.6, label="risk")
     above.set(ylabel="share of layers below", ylim=(-0.03, 1.03))
     above.set_title("a hypothesis: risk from weights alone", loc="left", **quiet_text())
     prepare(below)
-    words = {row.measured: f"{_rho(row)}\n{row.verdict}" for row in found.risk_rows}
+    words = {
+        row.measured: f"{_rho(row)}\n{row.verdict}" for row in found.rows if row.static == "risk"
+    }
     for place, each in enumerate(found.detection):
         colour = LIGHT[("probe", "scalar")[place % 2]]
         shift = 0.12 * (2 * place - len(found.detection) + 1)
@@ -211,29 +199,29 @@ def risk_figure(found: Validation) -> Figure:
     below.set(xlabel="layer", ylabel="AUROC of one layer alone")
     below.set_title("its validation: what each layer alone detects", loc="left", **quiet_text())
     for axes in (above, below):
-        axes.legend(
-            frameon=False, fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"],
-            loc="center left", bbox_to_anchor=(1.0, 0.5),
-        )  # fmt: skip
+        legend(axes, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
 
 
 def _curve(
-    axes: Axes, profile: WeightProfile, panel: Panel, place: int, *, is_shared: bool
+    axes: Axes, profile: WeightProfile, quantity: str, place: int, *, is_shared: bool
 ) -> None:
-    values = profile.of_layers(panel.quantity)
+    values = profile.of_layers(quantity)
     if not np.isfinite(values).any():
         return
     layers = np.arange(len(values))
-    x = layers / max(1, len(values) - 1) if is_shared else layers
-    is_open = reads_mixed(profile, panel.quantity)
     colour = LIGHT[_COLOURS[place % len(_COLOURS)]]
     axes.plot(
-        x, values, color=colour, linestyle=_DASHES[place % len(_DASHES)], linewidth=1.8,
-        marker=_MARKERS[place % len(_MARKERS)], markersize=4.5,
-        markerfacecolor=LIGHT["paper"] if is_open else colour,
-        label=str(profile.model.get("name", "a model")),
-    )  # fmt: skip
+        layers / max(1, len(values) - 1) if is_shared else layers,
+        values,
+        color=colour,
+        linestyle=_DASHES[place % len(_DASHES)],
+        linewidth=1.8,
+        marker=_MARKERS[place % len(_MARKERS)],
+        markersize=4.5,
+        markerfacecolor=LIGHT["paper"] if reads_mixed(profile, quantity) else colour,
+        label=profile.name,
+    )
 
 
 def _plain(value: float, _place: int | None = None) -> str:
@@ -279,39 +267,17 @@ def _head_map(axes: Axes, values: Float[np.ndarray, "layer head"], *, is_log: bo
     return drawn
 
 
-def _mark_peaked(axes: Axes, profile: WeightProfile) -> None:
+def _zones(profile: WeightProfile) -> Any:
     zones = np.array(profile.heads["entropy_zone"].to_pylist())
-    layer, head = np.nonzero(zones.reshape(profile.n_layers, profile.n_heads) == "peaked")
-    axes.plot(
-        layer, head + 0.5, linestyle="none", marker="o", markersize=3, color="#0a0a0a",
-        markeredgewidth=0, gid="mark",
-    )  # fmt: skip
+    return zones.reshape(profile.n_layers, profile.n_heads)
 
 
-def _points(each: Scatter, profile: WeightProfile, found: Validation) -> tuple[Any, Any, Any]:
+def _points(pair: Pair, profile: WeightProfile, found: Validation) -> tuple[Any, Any, Any]:
     """Finite pairs, and the zone of the entropy estimate where heads are drawn."""
-    if each.level == "layer":
-        static, measured = profile.of_layers(each.static), found.measured.layers[each.measured]
-    else:
-        static = profile.of_heads(each.static)
-        measured = found.measured.heads.get(each.measured, np.zeros(0))
-    if each.level == "kv_head":
-        static = static[:, :: profile.n_heads // int(profile.architecture["n_kv_heads"])]
-        measured = found.measured.kv_heads[each.measured]
-    zones = np.full(static.shape, "valid")
-    if each.level == "head":
-        zones = np.array(profile.heads["entropy_zone"].to_pylist()).reshape(static.shape)
+    static, measured = paired_values(pair, profile, found.measured)
+    zones = _zones(profile) if pair.level == "head" else np.full(static.shape, "valid")
     both = np.isfinite(static) & np.isfinite(measured)
     return static[both], measured[both], zones[both]
-
-
-def _verdict_text(each: Scatter, rows: tuple[Agreement, ...]) -> str:
-    row = next(
-        (r for r in rows
-         if (r.static, r.measured, r.level) == (each.static, each.measured, each.level)),
-        None,
-    )  # fmt: skip
-    return "" if row is None else f"{_rho(row)}: {row.verdict}"
 
 
 def _rho(row: Agreement) -> str:

@@ -56,10 +56,7 @@ class Rope:
         wavelength, old = 2 * np.pi / plain, values["original_max_position_embeddings"]
         low, high = values["low_freq_factor"], values["high_freq_factor"]
         smooth = np.clip((old / wavelength - low) / (high - low), 0.0, 1.0)
-        stretched: Float[np.ndarray, "pair"] = (1 - smooth) * plain / values[
-            "factor"
-        ] + smooth * plain
-        return stretched
+        return (1 - smooth) * plain / values["factor"] + smooth * plain
 
 
 @dataclass(frozen=True)
@@ -89,6 +86,23 @@ class Architecture:
     softcap: float | None
     activation: str
 
+    def __post_init__(self) -> None:
+        """Refuse sizes that do not fit together.
+
+        Raises:
+            DataFileError: If they do not.
+        """
+        sizes = {
+            "layers": self.n_layers,
+            "heads": self.n_heads,
+            "key heads": self.n_kv_heads,
+            "head size": self.head_dim,
+            "width": self.hidden_size,
+        }
+        if min(sizes.values()) < 1 or self.n_heads % self.n_kv_heads:
+            message = f"the sizes of the model do not fit together: {sizes}"
+            raise DataFileError(message)
+
     @property
     def group_size(self) -> int:
         """Query heads that share a key head."""
@@ -96,12 +110,11 @@ class Architecture:
 
     def values(self) -> dict[str, Any]:
         """Plain values for a record."""
-        plain = asdict(self)
-        plain["ropes"] = [
+        ropes = [
             {"layer": n, "theta": r.theta, "n_rotated": r.n_rotated, "scaling": r.scaling}
             for n, r in enumerate(self.ropes)
         ]
-        return plain
+        return {**asdict(self), "ropes": ropes}
 
 
 def from_config(config: Mapping[str, Any]) -> Architecture:
@@ -120,25 +133,22 @@ def from_config(config: Mapping[str, Any]) -> Architecture:
     n_layers = int(_need(text, "num_hidden_layers", "n_layer", "n_layers"))
     head_dim = int(text.get("head_dim") or FAMILIES[family].head_dim or hidden_size // n_heads)
     wanted = text.get("query_pre_attn_scalar") if family.startswith("gemma") else None
-    scaling = text.get("attention_multiplier") or float(wanted or head_dim) ** -0.5
-    return _checked(
-        Architecture(
-            family=family, n_layers=n_layers, n_heads=n_heads,
-            n_kv_heads=_n_kv_heads(text, n_heads),
-            head_dim=head_dim, hidden_size=hidden_size,
-            intermediate_size=int(
-                _first(text, "intermediate_size", "ffn_hidden_size", "n_inner") or 4 * hidden_size
-            ),
-            scaling=float(scaling),
-            ropes=_ropes(text, family, n_layers, head_dim),
-            windows=_windows(text, n_layers),
-            softcap=_number(text.get("attn_logit_softcapping")),
-            activation=str(
-                _first(text, "hidden_activation", "hidden_act", "activation_function",
-                       "activation") or "silu"
-            ),
-        )
-    )  # fmt: skip
+    names = ("hidden_activation", "hidden_act", "activation_function", "activation")
+    width = _first(text, "intermediate_size", "ffn_hidden_size", "n_inner")
+    return Architecture(
+        family=family,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=_n_kv_heads(text, n_heads),
+        head_dim=head_dim,
+        hidden_size=hidden_size,
+        intermediate_size=int(width or 4 * hidden_size),
+        scaling=float(text.get("attention_multiplier") or float(wanted or head_dim) ** -0.5),
+        ropes=_ropes(text, family, n_layers, head_dim),
+        windows=_windows(text, n_layers),
+        softcap=_number(text.get("attn_logit_softcapping")),
+        activation=str(_first(text, *names) or "silu"),
+    )
 
 
 def from_gguf(metadata: Mapping[str, Any]) -> Architecture:
@@ -152,68 +162,48 @@ def from_gguf(metadata: Mapping[str, Any]) -> Architecture:
     if name not in GGUF_FAMILIES:
         raise _unknown(name, GGUF_FAMILIES)
     family = GGUF_FAMILIES[name]
-    own = {
-        key.removeprefix(f"{name}."): value for key, value in metadata.items()
-        if key.startswith(f"{name}.")
-    }  # fmt: skip
-    n_heads, n_kv_heads = (
-        _same(_first(own, f"attention.{key}"), key) for key in ("head_count", "head_count_kv")
-    )
-    if n_heads is None:
-        raise _missing("attention.head_count")
+    own = {key.removeprefix(f"{name}."): value for key, value in metadata.items()}
+    n_heads = _same(_need(own, "attention.head_count"), "head_count")
     hidden_size, n_layers = (int(_need(own, key)) for key in ("embedding_length", "block_count"))
     head_dim = int(own.get("attention.key_length") or hidden_size // n_heads)
-    gated = FAMILIES[family].gate is not None
-    window = own.get("attention.sliding_window")
-    windows = _patterned(window, family, n_layers)
+    windows = _patterned(own.get("attention.sliding_window"), family, n_layers)
+    kind, factor = own.get("rope.scaling.type"), own.get("rope.scaling.factor")
     rope = Rope(
         float(own.get("rope.freq_base") or _THETA),
         0 if FAMILIES[family].rotated == 0 else int(own.get("rope.dimension_count") or head_dim),
-        **_gguf_scaling(own),
+        *(() if kind in (None, "none") else (str(kind), (("factor", float(factor or 1.0)),))),
     )
-    local = Rope(_THETA, head_dim)
-    return _checked(
-        Architecture(
-            family=family, n_layers=n_layers, n_heads=n_heads, n_kv_heads=n_kv_heads or n_heads,
-            head_dim=head_dim, hidden_size=hidden_size,
-            intermediate_size=_same(own.get("feed_forward_length"), "width") or 4 * hidden_size,
-            scaling=float(own.get("attention.scale") or head_dim**-0.5),
-            ropes=tuple(
-                local if family == "gemma3_text" and w is not None else rope for w in windows
-            ),
-            windows=windows,
-            softcap=_number(own.get("attn_logit_softcapping")),
-            activation="gelu_pytorch_tanh" if family.startswith("gemma") or not gated else "silu",
-        )
-    )  # fmt: skip
-
-
-def _checked(found: Architecture) -> Architecture:
-    sizes = {"layers": found.n_layers, "heads": found.n_heads, "key heads": found.n_kv_heads,
-             "head size": found.head_dim, "width": found.hidden_size}  # fmt: skip
-    wrong = [name for name, size in sizes.items() if size < 1]
-    if wrong or found.n_heads % found.n_kv_heads:
-        message = f"the sizes of the model do not fit together: {sizes}"
-        raise DataFileError(message)
-    return found
+    local = Rope(_THETA, head_dim) if family == "gemma3_text" else rope
+    is_gelu = family.startswith("gemma") or FAMILIES[family].gate is None
+    return Architecture(
+        family=family,
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=_same(own.get("attention.head_count_kv", n_heads), "head_count_kv"),
+        head_dim=head_dim,
+        hidden_size=hidden_size,
+        intermediate_size=_same(own.get("feed_forward_length", 4 * hidden_size), "width"),
+        scaling=float(own.get("attention.scale") or head_dim**-0.5),
+        ropes=tuple(rope if window is None else local for window in windows),
+        windows=windows,
+        softcap=_number(own.get("attn_logit_softcapping")),
+        activation="gelu_pytorch_tanh" if is_gelu else "silu",
+    )
 
 
 def _ropes(text: Mapping[str, Any], family: str, n_layers: int, head_dim: int) -> tuple[Rope, ...]:
-    share = FAMILIES[family].rotated
-    if text.get("alibi"):
-        share = 0.0
-    kinds = text.get("layer_types") or [None] * n_layers
+    share = 0.0 if text.get("alibi") else FAMILIES[family].rotated
     stated = text.get("rope_parameters") or text.get("rope_scaling") or {}
     found = []
-    for kind in kinds:
+    for kind in text.get("layer_types") or [None] * n_layers:
         own = stated.get(kind, stated) if isinstance(stated.get(kind), Mapping) else stated
         theta = own.get("rope_theta") or _first(text, "rope_theta", "rotary_emb_base") or _THETA
         if kind == "sliding_attention" and "rope_local_base_freq" in text:
             theta = text["rope_local_base_freq"]
-        part = _first(own, "partial_rotary_factor") or _first(
+        part = own.get("partial_rotary_factor") or _first(
             text, "partial_rotary_factor", "rotary_pct"
         )
-        n_rotated = int(head_dim * (1.0 if share else 0.0) * float(part or share or 0.0))
+        n_rotated = int(head_dim * float(part or share)) if share else 0
         name = str(own.get("rope_type") or own.get("type") or "default")
         numbers = tuple(
             (key, float(value))
@@ -224,31 +214,21 @@ def _ropes(text: Mapping[str, Any], family: str, n_layers: int, head_dim: int) -
     return tuple(found)
 
 
-def _gguf_scaling(own: Mapping[str, Any]) -> dict[str, Any]:
-    kind, factor = own.get("rope.scaling.type"), own.get("rope.scaling.factor")
-    if kind in (None, "none"):
-        return {}
-    return {"scaling": str(kind), "settings": (("factor", float(factor or 1.0)),)}
-
-
 def _windows(text: Mapping[str, Any], n_layers: int) -> tuple[int | None, ...]:
     """As :func:`graphhalu.models.shape.layer_windows`, from the plain file."""
     window = text.get("sliding_window")
+    kinds = text.get("layer_types")
     if not window or text.get("use_sliding_window", True) is False:
         return (None,) * n_layers
-    kinds = text.get("layer_types")
     if kinds is None:
         return _patterned(window, str(text["model_type"]), n_layers)
     return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
 
 
 def _patterned(window: Any, family: str, n_layers: int) -> tuple[int | None, ...]:
-    if not window:
-        return (None,) * n_layers
-    pattern = _GEMMA_PATTERN.get(family)
+    pattern = _GEMMA_PATTERN.get(family, n_layers + 1)
     return tuple(
-        None if pattern is not None and (layer + 1) % pattern == 0 else int(window)
-        for layer in range(n_layers)
+        int(window) if window and (layer + 1) % pattern else None for layer in range(n_layers)
     )
 
 
@@ -265,26 +245,22 @@ def _first(values: Mapping[str, Any], *names: str) -> Any:
 def _need(values: Mapping[str, Any], *names: str) -> Any:
     found = _first(values, *names)
     if found is None:
-        raise _missing(names[0])
+        message = f"the configuration of the model states no {names[0]}"
+        raise DataFileError(message)
     return found
 
 
-def _same(value: Any, what: str) -> int | None:
+def _same(value: Any, what: str) -> int:
     """One number for all layers."""
-    if value is None or isinstance(value, int):
-        return value
-    if isinstance(value, list) and len(set(value)) == 1:
-        return int(value[0])
-    message = f"the model does not have one {what} for all its layers ({shown(value)})"
-    raise ModelRefusedError(message)
+    values = set(value) if isinstance(value, list) else {value}
+    if len(values) != 1 or not isinstance(found := values.pop(), int):
+        message = f"the model does not have one {what} for all its layers ({shown(value)})"
+        raise ModelRefusedError(message)
+    return found
 
 
 def _number(value: Any) -> float | None:
     return float(value) if value else None
-
-
-def _missing(name: str) -> DataFileError:
-    return DataFileError(f"the configuration of the model states no {name}")
 
 
 def _unknown(family: str, known: Mapping[str, Any] = FAMILIES) -> ModelRefusedError:

@@ -42,16 +42,14 @@ def triangles(factor: Float[np.ndarray, "head size width"]) -> Float[np.ndarray,
 
 def grams(triangle: Float[np.ndarray, "head side size"]) -> Float[np.ndarray, "head size size"]:
     """``W W'`` of each factor, from its triangle."""
-    products: Float[np.ndarray, "head size size"] = triangle.swapaxes(1, 2) @ triangle
-    return products
+    return triangle.swapaxes(1, 2) @ triangle
 
 
 def row_products(
     factor: Float[np.ndarray, "head size width"],
 ) -> Float[np.ndarray, "head size size"]:
     """``W W'`` of each factor in its own precision, which is quick and good enough for ratios."""
-    products: Float[np.ndarray, "head size size"] = factor @ factor.swapaxes(1, 2)
-    return products
+    return factor @ factor.swapaxes(1, 2)
 
 
 def head_norms(factor: Float[np.ndarray, "head size width"]) -> Float[np.ndarray, "head"]:
@@ -164,56 +162,29 @@ def copying_score(eigenvalues: Complex[np.ndarray, "head size"]) -> Float[np.nda
     """Sum of eigenvalues over the sum of their magnitudes, in [-1, 1]; 1 copies every word."""
     magnitude = np.abs(eigenvalues).sum(axis=1)
     total = eigenvalues.real.sum(axis=1)
-    score: Float[np.ndarray, "head"] = np.divide(
-        total, magnitude, out=np.full(len(total), np.nan), where=magnitude > 0
-    )
-    return score
-
-
-class Composition(NamedTuple):
-    """How much of a later head reads what an earlier one wrote, in [0, 1].
-
-    Attributes:
-        query: Its queries.
-        key: Its keys.
-        value: Its values.
-    """
-
-    query: Float[np.ndarray, "later earlier"]
-    key: Float[np.ndarray, "later earlier"]
-    value: Float[np.ndarray, "later earlier"]
-
-
-class Side(NamedTuple):
-    """One matrix of a later circuit that meets the stream, and the product on its far side.
-
-    Attributes:
-        near: The factor that reads the stream, one a query head.
-        far: Gram matrix ``F F'`` of the factor behind it, one a query head.
-    """
-
-    near: Float[np.ndarray, "head size width"]
-    far: Float[np.ndarray, "head size size"]
+    return np.divide(total, magnitude, out=np.full(len(total), np.nan), where=magnitude > 0)
 
 
 def composed_norm(
-    later: Side,
-    output: Float[np.ndarray, "head size width"],
-    value: Float[np.ndarray, "head size size"],
+    near: Float[np.ndarray, "later size width"],
+    far: Float[np.ndarray, "later size size"],
+    output: Float[np.ndarray, "earlier size width"],
+    value: Float[np.ndarray, "earlier size size"],
 ) -> Float[np.ndarray, "later earlier"]:
     """``||F' N W_O W_V||_F`` for every later and earlier head.
 
     Args:
-        later: Near factor ``N`` and Gram matrix ``F F'`` of the far one.
+        near: The factor ``N`` of a later circuit that reads the stream, one a query head.
+        far: Gram matrix ``F F'`` of the factor behind it, one a query head.
         output: Transposed columns of the earlier ``W_O``.
         value: Gram matrix of the earlier ``W_V Gamma``, one a query head.
     """
     n_earlier, size, width = output.shape
     columns = output.reshape(-1, width).T
-    found = np.empty((len(later.near), n_earlier))
-    for place, (near, far) in enumerate(zip(later.near, later.far, strict=True)):
-        middle = (near @ columns).reshape(-1, n_earlier, size).transpose(1, 0, 2)
-        left = far.astype(middle.dtype) @ middle
+    found = np.empty((len(near), n_earlier))
+    for place, (reads, behind) in enumerate(zip(near, far, strict=True)):
+        middle = (reads @ columns).reshape(-1, n_earlier, size).transpose(1, 0, 2)
+        left = behind.astype(middle.dtype) @ middle
         right = middle @ value.astype(middle.dtype)
         found[place] = np.einsum("aij,aij->a", left, right, dtype=np.float64)
     return np.sqrt(np.maximum(found, 0.0))
@@ -238,5 +209,4 @@ def normalised(
     squares = np.square(factor.astype(np.float64)).sum(axis=2)
     mean = squares.mean() if is_shared else squares.mean(axis=1)[:, None, None]
     scale = gain.reshape(-1, factor.shape[1], 1) / np.sqrt(mean)
-    scaled: Float[np.ndarray, "head size width"] = (factor * scale).astype(np.float32)
-    return scaled
+    return (factor * scale).astype(np.float32)

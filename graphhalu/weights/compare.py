@@ -1,5 +1,6 @@
 """Two profiles side by side: two models, or one model stored in two ways."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final
 
@@ -8,8 +9,7 @@ from jaxtyping import Float
 from scipy.stats import spearmanr
 
 from graphhalu.errors import UsageError
-from graphhalu.weights.meanings import HEAD_MEANINGS, LAYER_MEANINGS
-from graphhalu.weights.tables import WeightProfile
+from graphhalu.weights.tables import HEAD_DESCRIPTIONS, LAYER_DESCRIPTIONS, WeightProfile
 
 _LEAST: Final = 3
 
@@ -52,8 +52,8 @@ class ProfileComparison:
     rows: tuple[ComparedQuantity, ...]
     is_same_shape: bool
     warnings: tuple[str, ...]
-    zeros: dict[str, tuple[float, float]]
-    refused: dict[str, str]
+    zeros: Mapping[str, tuple[float, float]]
+    refused: Mapping[str, str]
 
 
 def compare_profiles(first: WeightProfile, second: WeightProfile) -> ProfileComparison:
@@ -70,18 +70,19 @@ def compare_profiles(first: WeightProfile, second: WeightProfile) -> ProfileComp
         )
         raise UsageError(message)
     is_same = (first.n_layers, first.n_heads) == (second.n_layers, second.n_heads)
+    both = (first, second)
     rows = [
-        _row(name, "head", first.of_heads(name).ravel(), second.of_heads(name).ravel(), is_same)
-        for name in HEAD_MEANINGS
-        if name in first.heads.column_names and name in second.heads.column_names
+        _row(name, "head", *(profile.of_heads(name).ravel() for profile in both), is_same=is_same)
+        for name in HEAD_DESCRIPTIONS
+        if all(name in profile.heads.column_names for profile in both)
     ]
     rows += [
-        _row(name, "layer", first.of_layers(name), second.of_layers(name), is_same)
-        for name in LAYER_MEANINGS
+        _row(name, "layer", *(profile.of_layers(name) for profile in both), is_same=is_same)
+        for name in LAYER_DESCRIPTIONS
     ]
     zeros, refused = _zeros(first, second)
     return ProfileComparison(
-        names=(_name(first), _name(second)),
+        names=(first.name, second.name),
         rows=tuple(rows),
         is_same_shape=is_same,
         warnings=tuple(_warnings(first, second)),
@@ -95,6 +96,7 @@ def _row(
     level: str,
     first: Float[np.ndarray, "a"],
     second: Float[np.ndarray, "b"],
+    *,
     is_same: bool,
 ) -> ComparedQuantity:
     correlation = change = float("nan")
@@ -103,8 +105,8 @@ def _row(
         one, other = first[both], second[both]
         if len(one) >= _LEAST and np.ptp(one) > 0 and np.ptp(other) > 0:
             correlation = float(spearmanr(one, other).statistic)
-        middle = float(np.median(np.abs(one))) if len(one) else 0.0
-        change = float(np.median(np.abs(other - one))) / middle if middle > 0 else float("nan")
+        middle = _median(np.abs(one))
+        change = _median(np.abs(other - one)) / middle if middle > 0 else float("nan")
     return ComparedQuantity(name, level, _median(first), _median(second), correlation, change)
 
 
@@ -113,28 +115,21 @@ def _median(values: Float[np.ndarray, "_"]) -> float:
     return float(np.median(there)) if len(there) else float("nan")
 
 
-def _types(profile: WeightProfile) -> dict[str, tuple[str, ...]]:
-    found: dict[str, set[str]] = {}
-    for row in profile.tensors.select(["part", "storage"]).to_pylist():
-        found.setdefault(row["part"], set()).add(row["storage"])
-    return {part: tuple(sorted(types)) for part, types in found.items() if part != "other"}
-
-
 def _warnings(first: WeightProfile, second: WeightProfile) -> list[str]:
     lines = [
-        f"{_name(profile)} stores {mixed.text()}: differences between its layers may be those of "
+        f"{profile.name} stores {mixed.text()}: differences between its layers may be those of "
         f"the types"
         for profile in (first, second)
         for mixed in profile.mixed()
     ]
-    of_first, of_second = _types(first), _types(second)
-    differ = [part for part in of_first if of_second.get(part, of_first[part]) != of_first[part]]
-    if differ:
-        listed = "; ".join(
-            f"{part} as {'/'.join(of_first[part])} and {'/'.join(of_second[part])}"
-            for part in differ
-        )
-        lines.append(f"the two store parts in different types: {listed}")
+    types, others = first.storage_types(), second.storage_types()
+    differing = [
+        f"{part} as {'/'.join(sorted(types[part]))} and {'/'.join(sorted(others[part]))}"
+        for part in types
+        if part != "other" and part in others and set(others[part]) != set(types[part])
+    ]
+    if differing:
+        lines.append(f"the two store parts in different types: {'; '.join(differing)}")
     return lines
 
 
@@ -142,14 +137,14 @@ def _zeros(
     first: WeightProfile, second: WeightProfile
 ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
     zeros, refused = {}, {}
-    of_first, of_second = _types(first), _types(second)
-    for part in of_first.keys() & of_second.keys():
-        types = {*of_first[part], *of_second[part]}
-        if len(types) > 1:
-            refused[part] = f"stored as {', '.join(sorted(types))}: types differ in having a zero"
-            continue
-        zeros[part] = (_mean_zeros(first, part), _mean_zeros(second, part))
-    return dict(sorted(zeros.items())), dict(sorted(refused.items()))
+    types, others = first.storage_types(), second.storage_types()
+    for part in sorted((types.keys() & others.keys()) - {"other"}):
+        kinds = sorted({*types[part], *others[part]})
+        if len(kinds) > 1:
+            refused[part] = f"stored as {', '.join(kinds)}: types differ in having a zero"
+        else:
+            zeros[part] = (_mean_zeros(first, part), _mean_zeros(second, part))
+    return zeros, refused
 
 
 def _mean_zeros(profile: WeightProfile, part: str) -> float:
@@ -159,7 +154,3 @@ def _mean_zeros(profile: WeightProfile, part: str) -> float:
         if row["part"] == part and row["zero_fraction"] is not None
     ]
     return float(np.mean(shares)) if shares else float("nan")
-
-
-def _name(profile: WeightProfile) -> str:
-    return str(profile.model.get("name", "a model"))

@@ -1,4 +1,4 @@
-"""Where each family keeps its weights, and how a fused matrix is split."""
+"""Layouts of model families: names of tensors, and how a fused matrix is split."""
 
 from dataclasses import dataclass, replace
 from typing import Any, Final, Literal

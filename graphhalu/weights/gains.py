@@ -1,7 +1,10 @@
-"""How much the two blocks of a layer make of a normalised input."""
+"""Gains of the two blocks of a layer on a normalised input.
+
+A gain is the norm of what a block gives, over that of its normalised input.
+"""
 
 from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
@@ -12,32 +15,13 @@ from graphhalu.registry import unknown_name
 Vector = Float[np.ndarray, "..."]
 
 
-class Gain(NamedTuple):
-    """Norm of what a block gives, over that of its normalised input.
-
-    Attributes:
-        value: The ratio.
-        is_estimate: Whether inputs were drawn or linearised; a norm behind the block fixes the
-            gain exactly.
-    """
-
-    value: float
-    is_estimate: bool
-
-
-def _gelu(x: Vector) -> Vector:
-    found: Vector = 0.5 * x * (1 + erf(x / np.sqrt(2)))
-    return found
-
-
 def _gelu_tanh(x: Vector) -> Vector:
-    found: Vector = 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
-    return found
+    return 0.5 * x * (1 + np.tanh(np.sqrt(2 / np.pi) * (x + 0.044715 * x**3)))
 
 
 ACTIVATIONS: Final[dict[str, Callable[[Vector], Vector]]] = {
     "silu": lambda x: x * expit(x),
-    "gelu": _gelu,
+    "gelu": lambda x: 0.5 * x * (1 + erf(x / np.sqrt(2))),
     "gelu_new": _gelu_tanh,
     "gelu_fast": _gelu_tanh,
     "gelu_pytorch_tanh": _gelu_tanh,
@@ -60,8 +44,8 @@ def attention_gain(
     value: Float[np.ndarray, "kv_head size width"],
     output: Float[np.ndarray, "head size width"],
     n_keys: int,
-) -> Gain:
-    """Gain of attention that is spread evenly over ``n_keys`` independent inputs.
+) -> float:
+    """Gain of attention that is spread evenly over ``n_keys`` independent inputs; an estimate.
 
     Exact for them: the mean of ``n`` inputs with unit second moment has ``||W_OV||_F / sqrt(n)``.
 
@@ -75,23 +59,20 @@ def attention_gain(
     summed = output.reshape(n_kv, -1, size, width).sum(axis=1).reshape(-1, width)
     total = summed.T @ value.reshape(-1, width)
     norm = float(np.linalg.norm(np.linalg.norm(total, axis=1).astype(np.float64)))
-    return Gain(norm / np.sqrt(n_keys * width), is_estimate=True)
+    return float(norm / np.sqrt(n_keys * width))
 
 
-def post_norm_gain(gain: Float[np.ndarray, "width"]) -> Gain:
-    """Gain of a block behind which a norm stands: that of the norm, whatever the block does."""
-    return Gain(float(np.sqrt(np.square(gain, dtype=np.float64).mean())), is_estimate=False)
+def rms(values: Float[np.ndarray, "..."]) -> float:
+    """Root mean square; of the gain of a norm behind a block, the exact gain of the block."""
+    return float(np.sqrt(np.square(values, dtype=np.float64).mean()))
 
 
 def isotropic_inputs(width: int, n_samples: int, seed: int) -> Float[np.ndarray, "sample width"]:
     """Normal inputs scaled to the norm that RMSNorm gives."""
     drawn = np.random.default_rng(seed).standard_normal((n_samples, width), dtype=np.float32)
-    norm = np.sqrt(np.square(drawn).mean(axis=1, keepdims=True))
-    normed: Float[np.ndarray, "sample width"] = drawn / norm
-    return normed
+    return drawn / np.sqrt(np.square(drawn).mean(axis=1, keepdims=True))
 
 
-def output_gain(outputs: Float[np.ndarray, "sample width"]) -> Gain:
+def output_gain(outputs: Float[np.ndarray, "sample width"]) -> float:
     """Mean norm of a block's outputs, over that of normalised inputs; an estimate."""
-    norms = np.sqrt(np.square(outputs, dtype=np.float64).mean(axis=1))
-    return Gain(float(norms.mean()), is_estimate=True)
+    return float(np.sqrt(np.square(outputs, dtype=np.float64).mean(axis=1)).mean())

@@ -11,14 +11,17 @@ from typing import Annotated, Final, Literal
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import Field, field_validator
+from pydantic import Field, PlainValidator, field_validator
 from scipy.stats import rankdata
 
 from graphhalu.config import Config
 from graphhalu.errors import NotEnoughDataError
+from graphhalu.numerics import numbers_of
 from graphhalu.registry import unknown_name
-from graphhalu.weights.meanings import LAYER_MEANINGS
-from graphhalu.weights.tables import WeightProfile
+from graphhalu.weights.tables import LAYER_DESCRIPTIONS, WeightProfile
+
+Numbers = Annotated[Float[np.ndarray, "..."], PlainValidator(numbers_of)]
+"""Numbers that a file holds as nested lists."""
 
 
 class RiskComponent(Config):
@@ -36,8 +39,8 @@ class RiskComponent(Config):
     @field_validator("quantity")
     @classmethod
     def _is_known(cls, quantity: str) -> str:
-        if quantity not in LAYER_MEANINGS:
-            raise ValueError(str(unknown_name("quantity", quantity, LAYER_MEANINGS)))
+        if quantity not in LAYER_DESCRIPTIONS:
+            raise ValueError(str(unknown_name("quantity", quantity, LAYER_DESCRIPTIONS)))
         return quantity
 
 
@@ -93,26 +96,26 @@ class RiskCurve:
         mixed_types: Components that read parts stored in more than one way.
     """
 
-    values: Float[np.ndarray, "layer"]
-    components: Mapping[str, Float[np.ndarray, "layer"]]
+    values: Numbers
+    components: Mapping[str, Numbers]
     weights: Mapping[str, float]
     reasons: Mapping[str, str]
     left_out: Mapping[str, str]
     mixed_types: tuple[str, ...]
 
 
-_READS: Final = {
-    "logit_variance": ("q", "k", "qkv"), "copying": ("v", "o", "qkv"),
-    "value_amplification": ("v", "qkv"), "value_norm": ("v", "qkv"), "ov_norm": ("v", "o", "qkv"),
-    "ov_rank": ("v", "o", "qkv"), "gain_ratio": ("v", "o", "qkv", "gate", "up", "down", "up_gate"),
-    "mlp_gain": ("gate", "up", "down", "up_gate"), "attention_gain": ("v", "o", "qkv"),
-    "tail_alpha": ("q", "k", "v", "o", "qkv", "gate", "up", "down", "up_gate"),
-    "outlier": ("q", "k", "v", "o", "qkv", "gate", "up", "down", "up_gate"),
+_ATTENTION: Final = ("v", "o", "qkv")
+_BLOCK: Final = ("gate", "up", "down", "up_gate")
+_READS: Final[dict[str, tuple[str, ...]]] = {
+    "logit_variance": ("q", "k", "qkv"),
+    **dict.fromkeys(("value_amplification", "value_norm"), ("v", "qkv")),
+    **dict.fromkeys(("copying", "ov_norm", "ov_rank", "attention_gain"), _ATTENTION),
+    "gain_ratio": _ATTENTION + _BLOCK,
+    "mlp_gain": _BLOCK,
+    **dict.fromkeys(("tail_alpha", "outlier"), ("q", "k", *_ATTENTION, *_BLOCK)),
     "dominance": ("gate", "up", "down", "q", "k"),
-}  # fmt: skip
+}
 """Parts that each quantity of the layers depends on."""
-
-
 _GAINS: Final = ("attention_gain", "mlp_gain", "gain_ratio")
 
 
@@ -160,5 +163,4 @@ def _shares(values: Float[np.ndarray, "layer"]) -> Float[np.ndarray, "layer"]:
     """Share of the other layers that each layer lies above; ties share."""
     if len(values) < 2:  # noqa: PLR2004
         return np.full(len(values), 0.5)
-    shares: Float[np.ndarray, "layer"] = (rankdata(values) - 1) / (len(values) - 1)
-    return shares
+    return (rankdata(values) - 1) / (len(values) - 1)

@@ -4,7 +4,6 @@ Scale-free numbers come first, since the scale of a matrix is shared with the no
 """
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -19,6 +18,7 @@ MIN_EIGENVALUES: Final = 50
 MIN_TAIL: Final = 10
 _MOST_STARTS: Final = 200
 _PIECE: Final = 2**19
+_NAN: Final = float("nan")
 
 
 class Entries(NamedTuple):
@@ -45,6 +45,24 @@ class Entries(NamedTuple):
     column_outlier: float
 
 
+class Tail(NamedTuple):
+    """Power law ``p(x) ~ x^-alpha`` of the eigenvalues from ``x_min`` on; NaN where not fitted.
+
+    Attributes:
+        tail_alpha: The exponent.
+        tail_sigma: Its standard error.
+        tail_distance: Kolmogorov-Smirnov distance of the tail from the law.
+        tail_x_min: Where the tail begins.
+        n_tail: Eigenvalues in it.
+    """
+
+    tail_alpha: float = _NAN
+    tail_sigma: float = _NAN
+    tail_distance: float = _NAN
+    tail_x_min: float = _NAN
+    n_tail: int = 0
+
+
 class Spectrum(NamedTuple):
     """What the singular values of a matrix say.
 
@@ -56,59 +74,20 @@ class Spectrum(NamedTuple):
         tail: Power law of the squares.
     """
 
-    sigma_max: float
-    stable_rank: float
-    entropy_rank: float
-    tail: "Tail"
+    sigma_max: float = _NAN
+    stable_rank: float = _NAN
+    entropy_rank: float = _NAN
+    tail: Tail = Tail()
 
-
-class Tail(NamedTuple):
-    """Power law ``p(x) ~ x^-alpha`` of the eigenvalues from ``x_min`` on; NaN where not fitted.
-
-    Attributes:
-        alpha: The exponent.
-        sigma: Its standard error.
-        x_min: Where the tail begins.
-        distance: Kolmogorov-Smirnov distance of the tail from the law.
-        n_tail: Eigenvalues in it.
-    """
-
-    alpha: float
-    sigma: float
-    x_min: float
-    distance: float
-    n_tail: int
-
-
-NO_TAIL: Final = Tail(float("nan"), float("nan"), float("nan"), float("nan"), 0)
-
-
-@dataclass
-class _Sums:
-    n: int = 0
-    powers: tuple[float, float, float, float] = (0.0, 0.0, 0.0, 0.0)
-    largest: float = 0.0
-    n_zeros: int = 0
-    n_not_finite: int = 0
-
-    def add(self, values: Float[np.ndarray, "..."]) -> None:
-        flat = values.reshape(-1)
-        is_finite = np.isfinite(flat)
-        if not is_finite.all():
-            self.n_not_finite += int((~is_finite).sum())
-            flat = flat[is_finite]
-        wide = flat.astype(np.float64)
-        squares = wide * wide
-        one, two, three, four = self.powers
-        self.powers = (
-            one + float(wide.sum()),
-            two + float(squares.sum()),
-            three + float(squares @ wide),
-            four + float(squares @ squares),
-        )
-        self.n += flat.size
-        self.n_zeros += int((flat == 0).sum())
-        self.largest = max(self.largest, float(np.abs(flat).max(initial=0.0)))
+    def columns(self) -> dict[str, float]:
+        """Its numbers by name, those of the tail included."""
+        sigma_max, stable_rank, entropy_rank, tail = self
+        return {
+            "sigma_max": sigma_max,
+            "stable_rank": stable_rank,
+            "entropy_rank": entropy_rank,
+            **tail._asdict(),
+        }
 
 
 def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
@@ -116,27 +95,34 @@ def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
 
     A chunk is worked on in small pieces: in float64 a whole one would take several times its size.
     """
-    sums, rows, columns = _Sums(), [], np.zeros(0)
-    for chunk in (piece for whole in chunks for piece in _pieces(whole)):
-        sums.add(chunk)
-        if chunk.ndim > 1:
-            squares = np.square(_finite(chunk))
+    n_values = n_zeros = n_not_finite = 0
+    largest, powers, rows, columns = 0.0, np.zeros(4), [np.zeros(0)], np.zeros(1)
+    for piece in (piece for chunk in chunks for piece in _pieces(chunk)):
+        is_finite = np.isfinite(piece)
+        there = piece.reshape(-1) if is_finite.all() else piece[is_finite]
+        n_not_finite += is_finite.size - there.size
+        n_values += there.size
+        n_zeros += int((there == 0).sum())
+        largest = max(largest, float(np.abs(there).max(initial=0.0)))
+        wide = there.astype(np.float64)
+        squares = wide * wide
+        powers += [wide.sum(), squares.sum(), squares @ wide, squares @ squares]
+        if piece.ndim > 1:
+            squares = np.square(np.where(is_finite, piece, np.float32(0)))
             rows.append(squares.sum(1, dtype=np.float64))
-            columns = (columns if columns.size else 0.0) + squares.sum(0, dtype=np.float64)
-    one, two, three, four = (power / max(1, sums.n) for power in sums.powers)
-    variance = two - one**2
+            columns = columns + squares.sum(0, dtype=np.float64)
+    one, two, three, four = (powers / max(1, n_values)).tolist()
+    variance, rms = two - one**2, float(np.sqrt(two))
     fourth = four - 4 * one * three + 6 * one**2 * two - 3 * one**4
-    rms = float(np.sqrt(two))
-    nan = float("nan")
     return Entries(
-        frobenius=float(np.sqrt(sums.powers[1])),
+        frobenius=float(np.sqrt(powers[1])),
         rms=rms,
-        kurtosis=fourth / variance**2 if variance > 1e-12 * max(two, 1e-300) else nan,
-        outlier=sums.largest / rms if rms > 0 else nan,
-        zero_fraction=sums.n_zeros / sums.n if sums.n else nan,
-        n_not_finite=sums.n_not_finite,
-        row_outlier=_over_median(np.concatenate(rows)) if rows else nan,
-        column_outlier=_over_median(columns) if rows else nan,
+        kurtosis=fourth / variance**2 if variance > 1e-12 * max(two, 1e-300) else _NAN,
+        outlier=largest / rms if rms > 0 else _NAN,
+        zero_fraction=n_zeros / n_values if n_values else _NAN,
+        n_not_finite=n_not_finite,
+        row_outlier=_over_median(np.concatenate(rows)),
+        column_outlier=_over_median(columns),
     )
 
 
@@ -151,35 +137,22 @@ def _pieces(values: Float[np.ndarray, "..."]) -> Iterator[Float[np.ndarray, "...
         yield lines[start : start + step]
 
 
-def _finite(values: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "row column"]:
-    finite: Float[np.ndarray, "row column"] = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
-    return finite
-
-
 def _over_median(squares: Float[np.ndarray, "line"]) -> float:
-    middle = float(np.median(squares))
-    return float(np.sqrt(squares.max() / middle)) if middle > 0 else float("nan")
+    middle = float(np.median(squares)) if squares.size else 0.0
+    return float(np.sqrt(squares.max() / middle)) if middle > 0 else _NAN
 
 
 def gram(matrix: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "side side"]:
     """Products of rows or of columns, whichever is the smaller matrix."""
-    wide = _widened(matrix, min(matrix.shape))
-    is_wide = matrix.shape[0] <= matrix.shape[1]
-    products: Float[np.ndarray, "side side"] = wide @ wide.T if is_wide else wide.T @ wide
-    return products
+    narrow = matrix.T if matrix.shape[0] <= matrix.shape[1] else matrix
+    return gram_of_columns(narrow)
 
 
 def gram_of_columns(chunk: Float[np.ndarray, "row column"]) -> Float[np.ndarray, "column column"]:
     """Products of the columns."""
-    wide = _widened(chunk, chunk.shape[1])
-    products: Float[np.ndarray, "column column"] = wide.T @ wide
-    return products
-
-
-def _widened(matrix: Float[np.ndarray, "row column"], side: int) -> Float[np.ndarray, "row column"]:
-    if side < SINGLE_FROM:
-        return matrix.astype(np.float64, copy=False)
-    return matrix.astype(np.float32, copy=False)
+    kind = np.float64 if chunk.shape[1] < SINGLE_FROM else np.float32
+    wide: np.ndarray = chunk.astype(kind, copy=False)
+    return wide.T @ wide
 
 
 def spectrum_of_gram(products: Float[np.ndarray, "side side"], *, is_full: bool = True) -> Spectrum:
@@ -191,11 +164,10 @@ def spectrum_of_gram(products: Float[np.ndarray, "side side"], *, is_full: bool 
     """
     total = float(np.trace(products, dtype=np.float64))
     if not np.isfinite(total) or total <= 0:
-        nan = float("nan")
-        return Spectrum(0.0 if total == 0 else nan, nan, nan, NO_TAIL)
+        return Spectrum(0.0 if total == 0 else _NAN)
     if not is_full:
         largest = _largest(products)
-        return Spectrum(float(np.sqrt(largest)), total / largest, float("nan"), NO_TAIL)
+        return Spectrum(float(np.sqrt(largest)), total / largest)
     eigenvalues = linalg.eigvalsh(products, overwrite_a=True, check_finite=False)
     return spectrum(np.maximum(eigenvalues.astype(np.float64), 0.0))
 
@@ -208,7 +180,7 @@ def spectrum(squares: Float[np.ndarray, "value"]) -> Spectrum:
     """
     total, largest = float(squares.sum()), float(squares.max())
     if largest <= 0:
-        return Spectrum(0.0, float("nan"), float("nan"), NO_TAIL)
+        return Spectrum(0.0)
     share = squares[squares > 0] / total
     return Spectrum(
         float(np.sqrt(largest)),
@@ -232,23 +204,22 @@ def power_law(eigenvalues: Float[np.ndarray, "value"]) -> Tail:
     values = np.sort(eigenvalues[eigenvalues > 0])
     n_starts = len(values) - MIN_TAIL
     if len(values) < MIN_EIGENVALUES or values[0] == values[-1]:
-        return NO_TAIL
+        return Tail()
     starts = np.unique(np.linspace(0, n_starts, min(n_starts, _MOST_STARTS)).astype(np.int64))
-    fits = [_fit(values, int(start)) for start in starts]
-    found = [fit for fit in fits if np.isfinite(fit.alpha)]
-    return min(found, key=lambda fit: fit.distance) if found else NO_TAIL
+    found = [fit for start in starts.tolist() if (fit := _fit(values, start)).n_tail]
+    return min(found, key=lambda fit: fit.tail_distance, default=Tail())
 
 
 def _fit(values: Float[np.ndarray, "value"], start: int) -> Tail:
     tail = values[start:]
     logs = np.log(tail / tail[0])
     if logs.sum() <= 0:
-        return NO_TAIL
+        return Tail()
     n_tail = len(tail)
     alpha = 1 + n_tail / float(logs.sum())
     below = 1 - np.exp((1 - alpha) * logs)
     distance = float(np.abs(below - np.arange(n_tail) / n_tail).max())
-    return Tail(alpha, (alpha - 1) / n_tail**0.5, float(tail[0]), distance, n_tail)
+    return Tail(alpha, (alpha - 1) / n_tail**0.5, distance, float(tail[0]), n_tail)
 
 
 def _largest(products: Float[np.ndarray, "side side"]) -> float:

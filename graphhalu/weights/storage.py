@@ -1,12 +1,10 @@
-"""One stored tensor: what it is, and how its rows are read as float32."""
+"""Tensors in files: type and shape of each, and their rows as float32."""
 
 import math
-import mmap
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
@@ -16,9 +14,6 @@ from graphhalu.safe_read import reading
 
 CHUNK_BYTES: Final = 2**24
 """Float32 bytes that a chunk of rows has, about."""
-
-Load = Callable[[int, int], np.ndarray]
-"""Rows ``start … stop - 1`` of the first axis, as float32."""
 
 
 @dataclass(frozen=True)
@@ -30,14 +25,18 @@ class StoredTensor:
         shape: Sizes of its axes, rows (outputs) first.
         storage: How its values are stored: ``F16``, ``Q4_K``, ``nf4`` …
         n_bytes: Bytes in the file.
-        load: Reads some of its rows.
+        load: Reads rows ``start … stop - 1`` of the first axis, as float32.
+        path: The file.
+        offset: Where its first byte is.
     """
 
     name: str
     shape: tuple[int, ...]
     storage: str
     n_bytes: int
-    load: Load
+    load: Callable[[int, int], np.ndarray]
+    path: Path
+    offset: int
 
     @property
     def n_values(self) -> int:
@@ -63,67 +62,26 @@ class StoredTensor:
         for start in range(0, n_rows, step):
             yield self.load(start, min(start + step, n_rows))
 
-
-@dataclass(frozen=True)
-class WeightFiles:
-    """The tensors of a model on disk.
-
-    Attributes:
-        path: Folder or file.
-        kind: ``safetensors`` or ``gguf``.
-        tensors: By the names of the file.
-        metadata: What the file or the folder says of the model.
-    """
-
-    path: Path
-    kind: str
-    tensors: Mapping[str, StoredTensor]
-    metadata: Mapping[str, Any]
-
-
-class MappedFile:
-    """Bytes of a file, whose pages are given back once they were read."""
-
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        with reading(f"{path} cannot be read"), path.open("rb") as file:
-            self.size = path.stat().st_size
-            if not self.size:
-                message = f"{path} is empty: it is cut off"
-                raise DataFileError(message)
-            self._map = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-
-    def bytes_of(self, start: int, stop: int) -> UInt8[np.ndarray, "byte"]:
-        """A copy of some bytes.
+    def raw(self, start: int, stop: int) -> UInt8[np.ndarray, "byte"]:
+        """Some of its bytes, as the file has them.
 
         Raises:
             DataFileError: If the file ends before.
         """
-        if not 0 <= start <= stop <= self.size:
-            message = (
-                f"{self.path} is cut off: bytes {start} … {stop} are wanted, it has {self.size}"
-            )
-            raise DataFileError(message)
-        found = np.frombuffer(self._map, np.uint8, stop - start, start).copy()
-        # pages that were touched count as memory of this process until they are given back
-        first = start - start % mmap.PAGESIZE
-        if stop > first and hasattr(mmap, "MADV_DONTNEED"):
-            self._map.madvise(mmap.MADV_DONTNEED, first, stop - first)
-        return found
+        return file_bytes(self.path, self.offset + start, self.offset + stop)
 
 
-def check_apart(path: Path, ranges: Iterable[tuple[str, int, int]]) -> None:
-    """Refuse tensors that share bytes: the file says two things of them.
-
-    Args:
-        path: The file.
-        ranges: Name, first byte and end of each tensor.
+def file_bytes(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "byte"]:
+    """Bytes ``start … stop - 1`` of a file.
 
     Raises:
-        DataFileError: Names two that do.
+        DataFileError: If the file ends before.
     """
-    ordered = sorted((entry for entry in ranges if entry[2] > entry[1]), key=lambda e: e[1:])
-    for (first, _, stop), (second, start, _) in pairwise(ordered):
-        if start < stop:
-            message = f"{path} is damaged: the tensors {first[:60]!r} and {second[:60]!r} overlap"
-            raise DataFileError(message)
+    with reading(f"{path} cannot be read"):
+        found = np.fromfile(path, np.uint8, stop - start, offset=start)
+    if len(found) < stop - start:
+        message = (
+            f"{path} is cut off: bytes {start} … {stop} are wanted, it has {path.stat().st_size}"
+        )
+        raise DataFileError(message)
+    return found

@@ -5,8 +5,8 @@ import pytest
 import torch
 
 from graphhalu.errors import ModelRefusedError, UsageError
-from graphhalu.heads.ablate import ablating, output_projections, random_heads
-from graphhalu.heads.select import HeadMask
+from graphhalu.heads.ablation import ablating, output_projections, random_heads
+from graphhalu.heads.table import HeadMask
 from graphhalu.models.attention import eager_attention
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 
@@ -117,18 +117,18 @@ def test_random_heads_are_others_of_the_same_layers_in_the_same_number():
     mask = mask_of((5, 7), (0, 1), (0, 2), (0, 6), (3, 4))
     generator = np.random.default_rng(0)
     for _ in range(50):
-        drawn = random_heads(mask, generator)
-        assert drawn.n_elsewhere == 0
-        assert not (drawn.mask.is_chosen & mask.is_chosen).any()
-        assert drawn.mask.is_chosen.sum(1).tolist() == mask.is_chosen.sum(1).tolist()
+        drawn, n_elsewhere = random_heads(mask, generator)
+        assert n_elsewhere == 0
+        assert not (drawn.is_chosen & mask.is_chosen).any()
+        assert drawn.is_chosen.sum(1).tolist() == mask.is_chosen.sum(1).tolist()
 
 
 def test_random_heads_of_a_crowded_layer_come_from_elsewhere_and_it_says_so():
     mask = mask_of((5, 3), (2, 0), (2, 1))
-    drawn = random_heads(mask, np.random.default_rng(0))
-    assert drawn.n_elsewhere == 1
-    assert drawn.mask.is_chosen.sum() == 2
-    assert drawn.mask.is_chosen[2].tolist() == [False, False, True]
+    drawn, n_elsewhere = random_heads(mask, np.random.default_rng(0))
+    assert n_elsewhere == 1
+    assert drawn.is_chosen.sum() == 2
+    assert drawn.is_chosen[2].tolist() == [False, False, True]
 
 
 def test_more_than_half_of_the_heads_leave_nothing_to_compare_with():

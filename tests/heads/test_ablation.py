@@ -8,10 +8,15 @@ import torch
 
 from graphhalu.datasets.question import Question
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.heads.ablation import ablation_check, require_fitting
-from graphhalu.heads.check import AblationSettings, check_heads, choose_heads
+from graphhalu.heads.ablation import (
+    AblationSettings,
+    ablation_check,
+    check_heads,
+    choose_heads,
+    require_fitting,
+)
 from graphhalu.heads.quality import METRICS, answer_quality, gold_logprob, question_items
-from graphhalu.heads.select import top_k_heads
+from graphhalu.heads.table import top_k_heads
 from tests.heads.conftest import make_table
 
 QUESTIONS = [Question(f"q{i}", f"What is {i}?", (f"{i} cats", "x")) for i in range(7)]

@@ -5,7 +5,7 @@ import pytest
 
 from graphhalu.axes import RowRange
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.heads.copying import Passage, copied_share, mass_share
+from graphhalu.heads.retrieval import Passage, copied_share, mass_share
 
 PROMPT, NEEDLE = 13, RowRange(4, 7)
 # the needle is 50 51 52; the answer copies 50, 51, 51 and ends with a token of its own

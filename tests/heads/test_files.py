@@ -17,8 +17,7 @@ from graphhalu.heads.files import (
     write_heads,
     write_published,
 )
-from graphhalu.heads.select import heads_above
-from graphhalu.heads.table import HeadTable
+from graphhalu.heads.table import HeadTable, heads_above
 from tests.heads.conftest import make_table
 
 NUMBERS = st.floats(-1e6, 1e6, allow_nan=False) | st.just(float("nan"))

@@ -7,8 +7,14 @@ import pytest
 
 from graphhalu.axes import Span
 from graphhalu.errors import NotEnoughDataError, TraceNotFoundError, UnknownNameError, UsageError
-from graphhalu.heads.reasoning import ReasoningSettings, find_reasoning_heads, trace_shares
-from graphhalu.heads.shares import attention_share, generated_reach, question_reach
+from graphhalu.heads.reasoning import (
+    ReasoningSettings,
+    attention_share,
+    find_reasoning_heads,
+    generated_reach,
+    question_reach,
+    trace_shares,
+)
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore
@@ -26,7 +32,7 @@ def slow_shares(trace, layer, kind, window=None):
     for head in attention:
         rows = []
         for i in range(trace.prompt_length - 1, trace.length - 1):
-            if kind == "generated":
+            if kind == "reasoning":
                 keys = [j for j in range(trace.prompt_length, i - 1) if j >= 2]
             else:
                 keys = [
@@ -47,9 +53,9 @@ def test_shares_of_a_trace_equal_a_slow_loop(window):
     for trace in traces:
         found = trace_shares(trace, SETTINGS)
         for layer, width in enumerate(shape.layer_windows):
-            for kind, values in (("generated", found.generated), ("question", found.question)):
-                expected = slow_shares(trace, layer, kind, width)
-                np.testing.assert_allclose(values[layer], expected, atol=5e-3)
+            for role, shares in found.items():
+                expected = slow_shares(trace, layer, role, width)
+                np.testing.assert_allclose(shares.share[layer], expected, atol=5e-3)
 
 
 def test_a_head_that_attends_evenly_has_the_chance_level():
@@ -100,11 +106,11 @@ def test_edges_give_a_lower_bound_and_streams_the_question_only():
     full = trace_shares(trace, SETTINGS)
     edges = trace_shares(Trace(trace.record, shape, kept(trace, FULL)), SETTINGS)
     streams = trace_shares(Trace(trace.record, shape, kept(trace, FULL + EDGES)), SETTINGS)
-    assert (edges.generated <= full.generated + 2e-3).all()
-    assert edges.generated.max() > 0
-    np.testing.assert_array_equal(edges.question, full.question)
-    np.testing.assert_array_equal(streams.question, full.question)
-    assert np.isnan(streams.generated).all()
+    assert (edges["reasoning"].share <= full["reasoning"].share + 2e-3).all()
+    assert edges["reasoning"].share.max() > 0
+    np.testing.assert_array_equal(edges["question"].share, full["question"].share)
+    np.testing.assert_array_equal(streams["question"].share, full["question"].share)
+    assert np.isnan(streams["reasoning"].share).all()
 
 
 @pytest.fixture
@@ -135,7 +141,7 @@ def test_right_answers_are_accepted_and_the_others_give_the_contrast(make_store)
     assert {item.reason for item in question.rejected} == {"ROUGE-1 recall is not above 50 %"}
     assert len(question.rejected) == 29 - len(right)
     assert question.model == {"name": "planted"}
-    means = [trace_shares(trace, SETTINGS).question for trace in traces]
+    means = [trace_shares(trace, SETTINGS)["question"].share for trace in traces]
     is_right = np.array([trace.record.answer == "yes" for trace in traces])
     difference = np.mean(np.stack(means)[is_right], 0) - np.mean(np.stack(means)[~is_right], 0)
     np.testing.assert_allclose(question.columns["contrast"], difference, atol=1e-6)

@@ -8,8 +8,8 @@ import pytest
 
 from graphhalu.axes import RowRange
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.heads.copying import Passage
 from graphhalu.heads.retrieval import (
+    Passage,
     RetrievalSettings,
     find_retrieval_heads,
     hidden_needles,

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.heads.select import (
+from graphhalu.heads.table import (
     heads_above,
     role_matrix,
     stable_heads,

@@ -30,7 +30,7 @@ def make_gguf(folder: Path) -> None:
 
 
 def read_gguf(path: Path) -> Any:
-    from graphhalu.weights.ggufs import open_gguf
+    from graphhalu.weights.gguf_files import open_gguf
 
     found = open_gguf(path)
     return _shapes(found.tensors), str(found.metadata)[:2000]
@@ -61,7 +61,7 @@ def make_shards(folder: Path) -> None:
 
 
 def read_shards(path: Path) -> Any:
-    from graphhalu.weights.shards import open_shards
+    from graphhalu.weights.safetensors_files import open_shards
 
     return _shapes(open_shards(path.parent))
 

@@ -24,15 +24,20 @@ from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts, with_v
 from graphhalu.studies.weights.detection import layer_detection
 from graphhalu.studies.weights.heads import QUANTITIES, head_roles, head_tables
 from graphhalu.studies.weights.measure import measure_store
-from graphhalu.studies.weights.result import read_validation
-from graphhalu.studies.weights.validate import ValidateSettings, check_same_model, validate
+from graphhalu.studies.weights.validation import (
+    ValidateSettings,
+    check_same_model,
+    read_validation,
+    validate,
+)
 from graphhalu.testing.planted import planted_traces
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.compare import compare_profiles
-from graphhalu.weights.profile import ProfileSettings, profile_model
+from graphhalu.weights.layer import ProfileSettings
+from graphhalu.weights.profile import profile_model
 from graphhalu.weights.read import open_weights
 
 pytestmark = pytest.mark.filterwarnings(

@@ -5,7 +5,6 @@ import pytest
 
 from graphhalu.errors import UsageError
 from graphhalu.weights.circuits import (
-    Side,
     circuit_values,
     composed_norm,
     copying_eigenvalues,
@@ -115,8 +114,7 @@ def test_a_head_that_hands_on_what_it_reads_copies_wholly():
 
 def test_composition_is_the_norm_of_the_dense_product():
     near, far, output, value = factors(12), factors(13), factors(14, heads=2), factors(15, heads=2)
-    side = Side(near, grams(triangles(far)))
-    found = composed_norm(side, output, grams(triangles(value)))
+    found = composed_norm(near, grams(triangles(far)), output, grams(triangles(value)))
     for later, earlier in np.ndindex(HEADS, 2):
         left = far[later].T.astype(float) @ near[later]
         dense = left @ (output[earlier].T @ value[earlier])

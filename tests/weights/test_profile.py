@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from graphhalu.config import load_config
 from graphhalu.errors import ConfigError, DataFileError, NotEnoughDataError, UsageError
 from graphhalu.weights.compare import compare_profiles
-from graphhalu.weights.meanings import HEAD_MEANINGS, LAYER_MEANINGS
-from graphhalu.weights.profile import ProfileSettings, profile_model
+from graphhalu.weights.layer import ProfileSettings
+from graphhalu.weights.profile import profile_model
 from graphhalu.weights.read import open_weights
 from graphhalu.weights.risk import RiskComponent, RiskSettings, risk_curve
-from graphhalu.weights.tables import read_profile
+from graphhalu.weights.tables import HEAD_DESCRIPTIONS, LAYER_DESCRIPTIONS, read_profile
 from tests.models.test_gguf import write_gguf
 
 SETTINGS = ProfileSettings(n_samples=31, composition_reach=2)
@@ -37,13 +37,13 @@ def mixed(tiny_folder, tmp_path_factory):
 
 
 def test_every_quantity_of_every_head_and_layer_is_there(llama):
-    for name in HEAD_MEANINGS:
+    for name in HEAD_DESCRIPTIONS:
         values = llama.of_heads(name)
         assert values.shape == (3, 6)
         # below the first layer there is nothing to compose with
         there = values[1:] if name.endswith("composition") else values
         assert np.isfinite(there).mean() > (0 if name == "entropy_estimate" else 0.99)
-    for name in LAYER_MEANINGS:
+    for name in LAYER_DESCRIPTIONS:
         assert llama.of_layers(name).shape == (3,)
     assert len(llama.slices) == 3 * (6 + 2 + 2 + 6)
     assert len(llama.composition) == (1 + 2) * 36
@@ -96,11 +96,11 @@ def test_circuits_have_the_norm_of_their_dense_product(llama, tiny_folder):
 
 def test_a_gguf_file_has_the_same_profile(llama, tmp_path):
     other = profile_model(open_weights(str(write_gguf(tmp_path / "tiny.gguf"))), SETTINGS)
-    for name in HEAD_MEANINGS:
+    for name in HEAD_DESCRIPTIONS:
         assert np.allclose(
             llama.of_heads(name), other.of_heads(name), rtol=1e-5, atol=1e-8, equal_nan=True
         )
-    for name in LAYER_MEANINGS:
+    for name in LAYER_DESCRIPTIONS:
         values = llama.of_layers(name), other.of_layers(name)
         assert np.allclose(*values, rtol=1e-5, equal_nan=True)
 
@@ -137,20 +137,14 @@ def test_mixed_storage_types_are_flagged_with_their_tensors(llama, mixed):
     assert len(found.types["F32"]) == 2
 
 
-def test_zeros_are_not_compared_across_types(llama, mixed):
-    assert llama.zero_fractions("v").tolist() == [0.0, 0.0, 0.0]
-    with pytest.raises(UsageError, match="zeros of v are not compared between layers"):
-        mixed.zero_fractions("v")
-
-
 def test_two_ways_of_storing_a_model_agree_but_for_their_zeros(llama, mixed):
     found = compare_profiles(llama, mixed)
     rows = {(row.quantity, row.level): row for row in found.rows}
     assert found.is_same_shape
     assert rows["ov_norm", "head"].correlation > 0.99
     assert rows["ov_norm", "head"].change < 1e-3
-    assert "v" in found.refused
-    assert "q" in found.zeros
+    assert "types differ in having a zero" in found.refused["v"]
+    assert found.zeros["q"] == (0.0, 0.0)
     assert any("2 x F32, 1 x F16" in line for line in found.warnings)
 
 

@@ -10,13 +10,13 @@ from safetensors.torch import load_file, save_file
 
 from graphhalu.errors import DataFileError, ModelRefusedError
 from graphhalu.models.attention import eager_attention
-from graphhalu.studies.weights.measure import layer_map
+from graphhalu.studies.weights.measure import LayerMap
 from graphhalu.testing.tiny_models import TINY_FAMILIES
 from graphhalu.weights.circuits import rotations
 from graphhalu.weights.families import FAMILIES
-from graphhalu.weights.ggufs import open_gguf
+from graphhalu.weights.gguf_files import open_gguf
 from graphhalu.weights.read import PARTS, open_weights
-from graphhalu.weights.shards import open_shards
+from graphhalu.weights.safetensors_files import open_shards
 from tests.models.test_gguf import write_gguf
 from tests.weights.conftest import model_of
 
@@ -27,7 +27,7 @@ KNOWN = sorted(FAMILIES.keys() & TINY_FAMILIES.keys())
 def attention_of(weights, layer, hidden):
     """Attention computed anew from the layer's inputs and the stored matrices alone."""
     found, family = weights.architecture, weights.family
-    inputs = layer_map(weights, layer).inputs(hidden)
+    inputs = LayerMap(weights, layer).inputs(hidden)
     turns = rotations(weights.frequencies(layer), tuple(range(len(hidden))), found.head_dim)
     made = []
     for part, norm in (("q", family.q_norm), ("k", family.k_norm)):
@@ -85,7 +85,7 @@ def test_what_attention_adds_follows_from_them_too(family, tiny_folder):
         handle = module.register_forward_hook(keep)
         output = model(TOKENS, output_attentions=True, output_hidden_states=True, use_cache=False)
         handle.remove()
-    layer = layer_map(weights, 1)
+    layer = LayerMap(weights, 1)
     values = layer.values(layer.inputs(output.hidden_states[1][0].numpy()))
     mixed = np.einsum("hqk,hkd,hdw->qw", output.attentions[1][0].numpy(), values, layer.output)
     expected = written["out"]

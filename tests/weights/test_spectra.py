@@ -65,12 +65,12 @@ def test_zeros_are_counted():
 def test_a_power_law_is_found_again():
     drawn = np.random.default_rng(1).pareto(2.0, size=5000) + 1  # density x^-3
     found = power_law(drawn)
-    assert found.alpha == pytest.approx(3.0, abs=4 * found.sigma)
-    assert found.sigma == pytest.approx((found.alpha - 1) / found.n_tail**0.5)
+    assert found.tail_alpha == pytest.approx(3.0, abs=4 * found.tail_sigma)
+    assert found.tail_sigma == pytest.approx((found.tail_alpha - 1) / found.n_tail**0.5)
 
 
 def test_a_short_spectrum_has_no_tail():
-    assert np.isnan(power_law(np.arange(1.0, 31.0)).alpha)
+    assert np.isnan(power_law(np.arange(1.0, 31.0)).tail_alpha)
 
 
 def test_equal_singular_values_have_the_full_ranks():

@@ -1,4 +1,4 @@
-"""What of a weight profile is true of the running model.
+"""Weight profiles against the running model.
 
 ``measure_store`` takes from a trace store what attention, values and blocks did; ``validate``
 holds every static quantity against its counterpart and gives a verdict; ``head_tables`` hands a

@@ -2,22 +2,23 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Final, Literal
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 
 from graphhalu.errors import NotEnoughDataError
+from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.rank_correlation import rank_correlation
 from graphhalu.numerics import benjamini_hochberg
 
 Verdict = Literal["supported", "unsupported", "contradicted", "not tested"]
+VERDICTS: Final[tuple[Verdict, ...]] = ("supported", "unsupported", "contradicted", "not tested")
 FALSE_DISCOVERIES: Final = 0.05
 """Share of false discoveries that is allowed among the verdicts."""
 
 
-@dataclass(frozen=True)
-class Pair:
+class Pair(NamedTuple):
     """A static quantity with its run-time counterpart.
 
     Attributes:
@@ -92,48 +93,61 @@ class Agreement:
     level: str
     sign: int
     n: int = 0
-    rho: float = float("nan")
-    low: float = float("nan")
-    high: float = float("nan")
-    p_value: float = float("nan")
-    q_value: float = float("nan")
-    beyond_depth: float = float("nan")
+    rho: OrNan = float("nan")
+    low: OrNan = float("nan")
+    high: OrNan = float("nan")
+    p_value: OrNan = float("nan")
+    q_value: OrNan = float("nan")
+    beyond_depth: OrNan = float("nan")
     verdict: Verdict = "not tested"
     is_control: bool = False
     is_mixed: bool = False
     reason: str = ""
 
 
-@dataclass(frozen=True)
-class Drawing:
-    """How intervals and permutations are drawn."""
-
-    n_resamples: int = 2000
-    n_permutations: int = 2000
-    seed: int = 0
-
-
 def agreement(
     pair: Pair,
     static: Float[np.ndarray, "layer *head"],
     measured: Float[np.ndarray, "layer *head"],
-    drawing: Drawing,
+    *,
+    is_mixed: bool = False,
+    **drawing: int,
 ) -> Agreement:
-    """Correlate one pair; the verdict comes with the others, from :func:`with_verdicts`."""
-    known = Agreement(pair.static, pair.measured, pair.level, pair.sign, is_control=pair.is_control)
-    grids = [values.reshape(len(values), -1).astype(np.float64) for values in (static, measured)]
+    """Correlate one pair; the verdict comes with the others, from :func:`with_verdicts`.
+
+    Args:
+        pair: What is compared.
+        static: From the weights.
+        measured: From the traces.
+        is_mixed: Whether the static one reads parts stored in more than one way.
+        **drawing: Resamples, permutations and seed, as
+            :func:`graphhalu.evaluation.rank_correlation.rank_correlation` takes them.
+    """
+    known = Agreement(
+        pair.static,
+        pair.measured,
+        pair.level,
+        pair.sign,
+        is_control=pair.is_control,
+        is_mixed=is_mixed,
+    )
+    first, second = (
+        values.reshape(len(values), -1).astype(np.float64) for values in (static, measured)
+    )
     try:
-        found = rank_correlation(
-            *grids, n_resamples=drawing.n_resamples, n_permutations=drawing.n_permutations,
-            seed=drawing.seed,
-        )  # fmt: skip
+        found = rank_correlation(first, second, **drawing)
     except NotEnoughDataError as error:
-        n_there = int((np.isfinite(grids[0]) & np.isfinite(grids[1])).sum())
+        n_there = int((np.isfinite(first) & np.isfinite(second)).sum())
         return replace(known, n=n_there, reason=str(error))
     return replace(
-        known, n=found.n_cells, rho=found.rho, low=found.low, high=found.high,
-        p_value=found.p_value, beyond_depth=found.beyond_order,
-    )  # fmt: skip
+        known,
+        n=found.n_cells,
+        rho=found.rho,
+        low=found.low,
+        high=found.high,
+        p_value=found.p_value,
+        beyond_depth=found.beyond_order,
+    )
 
 
 def with_verdicts(rows: Sequence[Agreement]) -> tuple[Agreement, ...]:
@@ -147,8 +161,7 @@ def with_verdicts(rows: Sequence[Agreement]) -> tuple[Agreement, ...]:
 
 def counts(rows: Sequence[Agreement]) -> Mapping[str, int]:
     """How often each verdict was given."""
-    names = ("supported", "unsupported", "contradicted", "not tested")
-    return {name: sum(row.verdict == name for row in rows) for name in names}
+    return {name: sum(row.verdict == name for row in rows) for name in VERDICTS}
 
 
 def _verdict(row: Agreement, q_value: float) -> Verdict:

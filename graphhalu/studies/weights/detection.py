@@ -1,9 +1,9 @@
-"""How well each layer alone tells hallucinated answers: one cheap cross-fitted probe a layer."""
+"""Detection by each layer alone: one cheap cross-fitted probe a layer."""
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -20,6 +20,7 @@ from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
+from graphhalu.weights.risk import Numbers
 
 N_COMPONENTS: Final = 32
 STRENGTH: Final = 1.0
@@ -43,16 +44,11 @@ class LayerDetection:
     """
 
     inputs: str
-    auroc: Float[np.ndarray, "layer"]
-    low: Float[np.ndarray, "layer"]
-    high: Float[np.ndarray, "layer"]
+    auroc: Numbers
+    low: Numbers
+    high: Numbers
     n_traces: int
     prevalence: float
-
-
-class _Known(NamedTuple):
-    values: Float[np.ndarray, "trace column"]
-    labels: Int[np.ndarray, "trace"]
 
 
 def layer_detection(
@@ -62,7 +58,6 @@ def layer_detection(
     *,
     n_resamples: int = 1000,
     seed: int = 0,
-    on_layer: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> LayerDetection:
     """Cross-fit a logistic probe on each layer, folds by question.
 
@@ -72,7 +67,6 @@ def layer_detection(
         inputs: ``attention`` or ``hidden``.
         n_resamples: Resamples of questions.
         seed: Seed of folds and resamples.
-        on_layer: Called with how many layers are done, and of how many.
 
     Raises:
         NotEnoughDataError: If a class has fewer than 20 answers.
@@ -92,10 +86,9 @@ def layer_detection(
     n_layers = traces[0].shape.n_layers
     values = np.full((3, n_layers), np.nan)
     kept = np.flatnonzero(labels.is_valid)
-    for done, (layer, columns) in enumerate(places.items()):
-        on_layer(done, len(places))
+    truth = labels.values[kept]
+    for layer, columns in places.items():
         scores = _cross_fitted(found.values[:, columns], labels.values, folds)[kept]
-        truth = labels.values[kept]
         interval = bootstrap_interval(
             "auroc", scores, truth, groups[kept], n_resamples=n_resamples, seed=seed
         )
@@ -110,16 +103,13 @@ def available_detection(
     *,
     n_resamples: int = 1000,
     seed: int = 0,
-    on_layer: Callable[[int, int], None] = lambda _done, _total: None,
 ) -> tuple[tuple[LayerDetection, ...], dict[str, str]]:
     """Detection by every kind of input that the store keeps, and why others are missing."""
     found, missing = [], {}
     for inputs in _KINDS:
         try:
             found.append(
-                layer_detection(
-                    traces, labels, inputs, n_resamples=n_resamples, seed=seed, on_layer=on_layer
-                )
+                layer_detection(traces, labels, inputs, n_resamples=n_resamples, seed=seed)
             )
         except (NotEnoughDataError, TraceNotFoundError) as error:
             missing[f"detection by {inputs}"] = str(error).splitlines()[0]
@@ -132,10 +122,9 @@ def _cross_fitted(
     """Out-of-fold logits, standardised by the validation side so that folds can be pooled."""
     scores = np.full(len(values), np.nan)
     for fold in folds:
-        known = _Known(values[fold.train], labels[fold.train])
-        scaling = Scaling.of(known.values)
-        rotated = Rotation.of(scaling.apply(known.values), N_COMPONENTS)
-        (solution,) = l2_path(rotated.scores, known.labels, (STRENGTH,))
+        scaling = Scaling.of(values[fold.train])
+        rotated = Rotation.of(scaling.apply(values[fold.train]), N_COMPONENTS)
+        (solution,) = l2_path(rotated.scores, labels[fold.train], (STRENGTH,))
         weight = rotated.columns(solution.weight[:, None])[:, 0]
         logits = [
             scaling.apply(values[side]) @ weight + solution.bias

@@ -71,7 +71,8 @@ def make(folder: Path, width: int, n_layers: int) -> dict[str, float]:
 
 def profile(model: str, spectra: str) -> dict[str, float]:
     """Profile a model and measure it."""
-    from graphhalu.weights.profile import ProfileSettings, profile_model
+    from graphhalu.weights.layer import ProfileSettings
+    from graphhalu.weights.profile import profile_model
     from graphhalu.weights.read import open_weights
 
     wall_s, cpu_s = time.perf_counter(), time.process_time()
@@ -83,10 +84,10 @@ def profile(model: str, spectra: str) -> dict[str, float]:
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     # one step a tensor, one for the words, one a layer
     steps = np.diff(ends)
-    names, n_layers = list(weights.files.tensors), weights.architecture.n_layers
+    names, n_layers = list(weights.tensors), weights.architecture.n_layers
     of_layers = [place for place, name in enumerate(names) if weights.role(name)[0] is not None]
     layer_s = (steps[of_layers].sum() + steps[len(names) + 1 :].sum()) / n_layers
-    tensors = weights.files.tensors.values()
+    tensors = weights.tensors.values()
     return {
         "wall_s": wall_s,
         "cpu_s": cpu_s,

@@ -1,7 +1,8 @@
-"""Hold a weight profile against the traces of the same model."""
+"""Validation of a weight profile against the traces of the same model."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
@@ -10,26 +11,33 @@ from pydantic import Field
 
 from graphhalu.config import Config
 from graphhalu.errors import UsageError
+from graphhalu.evaluation.bootstrap import OrNan
+from graphhalu.evaluation.files import FileFormat, plain_values, read_document, write_document
 from graphhalu.labels.labels import Labels
 from graphhalu.numerics import json_ready
 from graphhalu.provenance import provenance
+from graphhalu.safe_read import reading
 from graphhalu.studies.weights.agreement import (
     PAIRS,
     UNTESTED,
     Agreement,
-    Drawing,
     Pair,
     agreement,
+    counts,
     with_verdicts,
 )
 from graphhalu.studies.weights.detection import LayerDetection, available_detection
 from graphhalu.studies.weights.measure import Measured, measure_store
-from graphhalu.studies.weights.result import EntropyCheck, Validation
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.circuits import ZONES, entropy_estimate
 from graphhalu.weights.read import Weights
 from graphhalu.weights.risk import RiskCurve, RiskSettings, reads_mixed, risk_curve
-from graphhalu.weights.tables import WeightProfile
+from graphhalu.weights.tables import MEASURED_DESCRIPTIONS, WeightProfile
+
+FORMAT: Final = FileFormat(
+    "graphhalu-weights-validation", 1, "Make one:  graphhalu weights validate TRACES"
+)
+VALIDATION_FILE: Final = "validation.json"
 
 
 class ValidateSettings(Config):
@@ -49,7 +57,75 @@ class ValidateSettings(Config):
     """Components of the risk curve."""
 
 
-_LAYER_MEANS: Final = ("entropy", "sink_share", "first_share", "self_share")
+@dataclass(frozen=True)
+class EntropyCheck:
+    """The entropy estimate against measurement, both as a share of the log of the keys.
+
+    Attributes:
+        n_keys: Keys that the estimate is for: as many as a counted row sees on average.
+        shares: Share of heads in each zone of the estimate.
+        errors: Mean distance of estimate and measurement in each zone that has an estimate.
+        mean_estimate: Over heads with an estimate.
+        mean_measured: Over all heads.
+    """
+
+    n_keys: int
+    shares: Mapping[str, float]
+    errors: Mapping[str, float]
+    mean_estimate: OrNan
+    mean_measured: OrNan
+
+
+@dataclass(frozen=True)
+class Validation:
+    """A profile held against the traces of its model.
+
+    Attributes:
+        model: Which model.
+        store: Which traces.
+        settings: How it was measured.
+        provenance: Versions, machine, code state.
+        missing: What could not be measured, with the reason.
+        untested: Quantities of the profile without a counterpart in a store.
+        rows: Every static quantity with its verdict.
+        entropy: The entropy estimate in numbers.
+        risk: The risk curve.
+        detection: Detection by layer, one entry a kind of input.
+        measured: Run-time quantities.
+    """
+
+    model: Mapping[str, Any]
+    store: Mapping[str, Any]
+    settings: Mapping[str, Any]
+    provenance: Mapping[str, Any]
+    missing: Mapping[str, str]
+    untested: Mapping[str, str]
+    rows: tuple[Agreement, ...]
+    entropy: EntropyCheck
+    risk: RiskCurve
+    detection: tuple[LayerDetection, ...]
+    measured: Measured
+
+    def values(self) -> dict[str, Any]:
+        """Everything as plain values for JSON."""
+        more = {"verdicts": counts(self.rows), "meanings": MEASURED_DESCRIPTIONS}
+        return plain_values({**asdict(self), **more}, FORMAT)
+
+    def write(self, folder: Path) -> Path:
+        """Write ``validation.json`` and ``validation.parquet``; gives the JSON file."""
+        return write_document(folder / VALIDATION_FILE, self.values(), FORMAT, rows=self.rows)
+
+
+def read_validation(folder: Path) -> Validation:
+    """What :meth:`Validation.write` wrote.
+
+    Raises:
+        DataFileError: If there is none, or it is damaged or of another version.
+    """
+    path = folder / VALIDATION_FILE if folder.is_dir() else folder
+    # numbers beyond float64 are no fault that pydantic reports
+    with reading(f"{path} is no readable validation"):
+        return read_document(path, Validation, FORMAT)
 
 
 def validate(
@@ -88,8 +164,6 @@ def validate(
         n_output_traces=settings.n_output_traces,
         on_step=on_step,
     )
-    drawing = Drawing(settings.n_resamples, settings.n_permutations, settings.seed)
-    rows = [_paired(pair, profile, measured, drawing) for pair in PAIRS]
     curve = risk_curve(profile, settings.risk)
     missing = dict(measured.missing)
     detection: tuple[LayerDetection, ...] = ()
@@ -100,19 +174,21 @@ def validate(
             traces, labels, n_resamples=settings.n_resamples, seed=settings.seed
         )
         missing |= absent
+    drawing = settings.model_dump(include={"n_resamples", "n_permutations", "seed"})
+    rows = [_paired(pair, profile, measured, drawing) for pair in PAIRS]
     rows += [row for found in detection for row in _risk_rows(curve, found, drawing)]
     return Validation(
         model=dict(profile.model),
         store=store,
         settings=settings.model_dump(mode="json"),
         provenance=provenance(),
+        missing=missing,
+        untested=UNTESTED,
         rows=with_verdicts(rows),
         entropy=_entropy_check(profile, measured),
         risk=curve,
         detection=detection,
         measured=measured,
-        missing=missing,
-        untested=dict(UNTESTED),
     )
 
 
@@ -133,48 +209,48 @@ def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> No
         raise UsageError(message)
 
 
-def _paired(pair: Pair, profile: WeightProfile, measured: Measured, drawing: Drawing) -> Agreement:
+def paired_values(
+    pair: Pair, profile: WeightProfile, measured: Measured
+) -> tuple[Float[np.ndarray, "layer *head"], Float[np.ndarray, "layer *head"]]:
+    """Both sides of a pair: heads, key heads or layers, in the same order."""
     if pair.level == "layer":
-        static: Float[np.ndarray, "..."] = profile.of_layers(pair.static)
-        found = _of_layers(pair.measured, measured)
+        name, heads = pair.measured, {**measured.kv_heads, **measured.heads}
+        found = measured.layers[name] if name in measured.layers else heads[name].mean(axis=1)
+        return profile.of_layers(pair.static), found
+    is_own = pair.static in profile.heads.column_names
+    static = profile.of_heads(pair.static) if is_own else measured.heads[pair.static]
+    if pair.level == "head":
+        return static, measured.heads[pair.measured]
+    n_repeats = profile.n_heads // int(profile.architecture["n_kv_heads"])
+    return static[:, ::n_repeats], measured.kv_heads[pair.measured]
+
+
+def _paired(
+    pair: Pair, profile: WeightProfile, measured: Measured, drawing: Mapping[str, int]
+) -> Agreement:
+    if pair.level == "layer":
         is_mixed = reads_mixed(profile, pair.static)
     else:
-        is_own = pair.static in profile.heads.column_names
-        static = profile.of_heads(pair.static) if is_own else measured.heads[pair.static]
-        if pair.level == "head":
-            found = measured.heads[pair.measured]
-        else:
-            n_repeats = profile.n_heads // int(profile.architecture["n_kv_heads"])
-            static, found = static[:, ::n_repeats], measured.kv_heads[pair.measured]
-        is_mixed = bool({m.part for m in profile.mixed()} & _parts(pair.static))
-    return replace(agreement(pair, static, found, drawing), is_mixed=is_mixed)
+        parts = {"v", "o", "qkv"} if pair.static.startswith(("v_", "ov_")) else {"q", "k", "qkv"}
+        is_mixed = any(mixed.part in parts for mixed in profile.mixed())
+    static, found = paired_values(pair, profile, measured)
+    return agreement(pair, static, found, is_mixed=is_mixed, **drawing)
 
 
-def _parts(static: str) -> set[str]:
-    """Parts that a quantity of the heads reads."""
-    if static.startswith(("v_", "ov_")):
-        return {"v", "o", "qkv"}
-    return {"q", "k", "qkv"}
-
-
-def _of_layers(name: str, measured: Measured) -> Float[np.ndarray, "layer"]:
-    if name in measured.layers:
-        return measured.layers[name]
-    values = measured.heads[name] if name in _LAYER_MEANS else measured.kv_heads[name]
-    mean: Float[np.ndarray, "layer"] = values.mean(axis=1)
-    return mean
-
-
-def _risk_rows(curve: RiskCurve, detection: LayerDetection, drawing: Drawing) -> list[Agreement]:
+def _risk_rows(
+    curve: RiskCurve, detection: LayerDetection, drawing: Mapping[str, int]
+) -> list[Agreement]:
+    """The whole risk curve and each of its components against detection by layer."""
     against = f"AUROC by {detection.inputs}"
-    named = {"risk": curve.values, **{f"risk: {n}": v for n, v in curve.components.items()}}
-    rows = []
-    for name, values in named.items():
-        row = agreement(Pair(name, against, "layer", 1), values, detection.auroc, drawing)
-        own = name.removeprefix("risk: ")
-        is_mixed = bool(curve.mixed_types) if name == "risk" else own in curve.mixed_types
-        rows.append(replace(row, is_mixed=is_mixed))
-    return rows
+    curves = {"risk": (curve.values, bool(curve.mixed_types))}
+    for name, values in curve.components.items():
+        curves[f"risk: {name}"] = (values, name in curve.mixed_types)
+    return [
+        agreement(
+            Pair(name, against, "layer", 1), values, detection.auroc, is_mixed=is_mixed, **drawing
+        )
+        for name, (values, is_mixed) in curves.items()
+    ]
 
 
 def _entropy_check(profile: WeightProfile, measured: Measured) -> EntropyCheck:

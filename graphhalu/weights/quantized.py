@@ -1,7 +1,8 @@
 """Checkpoints of bitsandbytes: packed integers with their scales, joined into weights."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,21 +14,14 @@ from graphhalu.weights.storage import StoredTensor
 
 _STATE: Final = ".quant_state.bitsandbytes__"
 _SCALES: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
-_BYTE_FORMATS: Final = (".SCB", ".weight_format")
 _INT8: Final = 127.0
-_N_CODES: Final = 16
 
 
-def join_quantized(
-    tensors: Mapping[str, StoredTensor],
-    raw: Mapping[str, Callable[[], np.ndarray]],
-    folder: Path,
-) -> dict[str, StoredTensor]:
+def join_quantized(tensors: Mapping[str, StoredTensor], folder: Path) -> dict[str, StoredTensor]:
     """Tensors in which a packed weight and its scales have become one.
 
     Args:
         tensors: As the files hold them.
-        raw: How the bytes of each are read.
         folder: Named in errors.
 
     Raises:
@@ -39,51 +33,45 @@ def join_quantized(
         ``nested_quant_map[code] * nested_absmax[block] + offset``.
     """
     found = dict(tensors)
-    for state in [name for name in tensors if _STATE in name]:
-        name, _, kind = state.partition(_STATE)
-        parts = (name, state, *(f"{name}{part}" for part in _SCALES))
+    for key in tensors:
+        stem = key.removesuffix(".SCB")
+        name, _, kind = key.partition(_STATE)
         with reading(f"{folder}: the scales of the packed weight {name[:120]} are damaged"):
-            found[name] = _four_bits(name, kind, tensors, raw)
-        for part in parts[1:]:
+            if kind:
+                found[name] = _four_bits(name, kind, tensors)
+                used = [key, *(f"{name}{part}" for part in _SCALES)]
+            elif stem != key:
+                name, used = f"{stem}.weight", [key, f"{stem}.weight_format"]
+                if name in tensors:
+                    found[name] = _eight_bits(tensors[name], tensors[key])
+            else:
+                continue
+        for part in used:
             found.pop(part, None)
-    for scale in [name for name in tensors if name.endswith(".SCB")]:
-        name = f"{scale.removesuffix('.SCB')}.weight"
-        if name in tensors:
-            with reading(f"{folder}: the scales of the packed weight {name[:120]} are damaged"):
-                found[name] = _eight_bits(tensors[name], tensors[scale])
-        for ending in _BYTE_FORMATS:
-            found.pop(scale.removesuffix(".SCB") + ending, None)
     return found
 
 
-def _four_bits(
-    name: str,
-    kind: str,
-    tensors: Mapping[str, StoredTensor],
-    raw: Mapping[str, Callable[[], np.ndarray]],
-) -> StoredTensor:
-    state: dict[str, Any] = parse_json(raw[f"{name}{_STATE}{kind}"]().tobytes())
+def _four_bits(name: str, kind: str, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
+    packed, codebook = tensors[name], tensors[f"{name}.quant_map"]
+    encoded = tensors[f"{name}{_STATE}{kind}"]
+    state: dict[str, Any] = parse_json(encoded.raw(0, encoded.n_bytes).tobytes())
     shape = tuple(int(size) for size in state["shape"])
-    blocksize = int(state["blocksize"])
-    row = math.prod(shape[1:])
+    blocksize, row = int(state["blocksize"]), math.prod(shape[1:])
     _check_sizes(name, state, shape, tensors)
-    scales = (name, *(f"{name}{part}" for part in _SCALES if f"{name}{part}" in tensors))
-    n_bytes = sum(tensors[part].n_bytes for part in scales)
+    scales = [tensors[f"{name}{part}"] for part in _SCALES if f"{name}{part}" in tensors]
 
     def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
         start, stop = first * row, last * row
         # a row may begin in the middle of a byte or of a block
-        packed = raw[name]()[start // 2 : -(-stop // 2)]
-        codes = np.stack([packed >> 4, packed & 15], axis=1).ravel()
-        codes = codes[start % 2 : start % 2 + stop - start]
-        absmax = _absmax(name, state, tensors, raw)
-        blocks = np.arange(start // blocksize, -(-stop // blocksize))
-        repeated = np.repeat(absmax[blocks], blocksize)[start % blocksize :][: stop - start]
-        values = tensors[f"{name}.quant_map"].read()[codes] * repeated
-        rows: Float32[np.ndarray, "..."] = values.astype(np.float32)
-        return rows.reshape(last - first, *shape[1:])
+        pairs = packed.raw(start // 2, -(-stop // 2))
+        codes = np.stack([pairs >> 4, pairs & 15], axis=1).ravel()[start % 2 :][: stop - start]
+        blocks = _absmax(name, state, tensors)[start // blocksize : -(-stop // blocksize)]
+        repeated = np.repeat(blocks, blocksize)[start % blocksize :][: stop - start]
+        values = (codebook.read()[codes] * repeated).astype(np.float32)
+        return values.reshape(last - first, *shape[1:])
 
-    return StoredTensor(name, shape, kind, n_bytes, load)
+    n_bytes = packed.n_bytes + sum(scale.n_bytes for scale in scales)
+    return replace(packed, shape=shape, storage=kind, n_bytes=n_bytes, load=load)
 
 
 def _check_sizes(
@@ -96,37 +84,30 @@ def _check_sizes(
     n_values, blocksize = math.prod(shape), int(state["blocksize"])
     nested = tensors.get(f"{name}.nested_absmax")
     n_scales = tensors[f"{name}.absmax"].n_values
-    books = [tensors[f"{name}.quant_map"]]
     is_whole = min(shape, default=0) > 0 and n_values <= 2 * tensors[name].n_bytes
     is_whole &= blocksize > 0 and n_scales >= -(-n_values // blocksize)
+    is_whole &= tensors[f"{name}.quant_map"].n_values >= 2**4
     if nested is not None:
         n_outer = int(state["nested_blocksize"])
         is_whole &= n_outer > 0 and nested.n_values * n_outer >= n_scales
         float(state["nested_offset"])
-        books.append(tensors[f"{name}.nested_quant_map"])
-    n_codes = [_N_CODES, 2**8]
-    is_whole &= all(book.n_values >= n for book, n in zip(books, n_codes, strict=False))
+        is_whole &= tensors[f"{name}.nested_quant_map"].n_values >= 2**8
     if not is_whole:
         message = f"the shape {list(shape)} in blocks of {blocksize} is more than is stored"
         raise ValueError(message)
 
 
 def _absmax(
-    name: str,
-    state: Mapping[str, Any],
-    tensors: Mapping[str, StoredTensor],
-    raw: Mapping[str, Callable[[], np.ndarray]],
+    name: str, state: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
 ) -> Float32[np.ndarray, "block"]:
+    stored = tensors[f"{name}.absmax"]
     if f"{name}.nested_absmax" not in tensors:
-        return tensors[f"{name}.absmax"].read().ravel()
-    codes = raw[f"{name}.absmax"]()
+        return stored.read().ravel()
+    codes = stored.raw(0, stored.n_bytes)
     outer = tensors[f"{name}.nested_absmax"].read().ravel()
     scale = np.repeat(outer, int(state["nested_blocksize"]))[: len(codes)]
     book = tensors[f"{name}.nested_quant_map"].read()
-    values: Float32[np.ndarray, "block"] = (
-        book[codes] * scale + np.float32(state["nested_offset"])
-    ).astype(np.float32)
-    return values
+    return (book[codes] * scale + np.float32(state["nested_offset"])).astype(np.float32)
 
 
 def _eight_bits(weight: StoredTensor, scale: StoredTensor) -> StoredTensor:
@@ -136,8 +117,7 @@ def _eight_bits(weight: StoredTensor, scale: StoredTensor) -> StoredTensor:
 
     def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
         rows = scale.read().ravel()[first:last, None] / np.float32(_INT8)
-        values: Float32[np.ndarray, "..."] = weight.load(first, last) * rows
-        return values
+        return weight.load(first, last) * rows
 
     n_bytes = weight.n_bytes + scale.n_bytes
-    return StoredTensor(weight.name, weight.shape, "int8", n_bytes, load)
+    return replace(weight, storage="int8", n_bytes=n_bytes, load=load)
