@@ -59,8 +59,9 @@ def label(
 
 def train(
     detector: Annotated[
-        str, typer.Argument(help="Name of a detector (graphhalu show detectors), or module:Class.")
-    ],
+        str | None,
+        typer.Argument(help="Name of a detector (graphhalu show detectors), or module:Class."),
+    ] = None,
     traces: Traces = None,
     labeller: Labeller = "match",
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
@@ -77,6 +78,10 @@ def train(
     accelerator: Annotated[
         str | None, typer.Option(help="auto, cpu or gpu: what a network is trained on.")
     ] = None,
+    network: Annotated[
+        str | None,
+        typer.Option(help="PyG network of your own, module:Class; --set network.KEY=VALUE."),
+    ] = None,
     threads: Annotated[
         int | None, typer.Option(help="CPU threads. [default: the free cores]")
     ] = None,
@@ -84,8 +89,17 @@ def train(
 ) -> None:
     """Train a detector, score it beside simpler ones on held-out questions, and save it."""
     from graphhalu.config import read_overrides
+    from graphhalu.errors import UsageError
     from graphhalu.evaluation.training import check_detector, read_settings, train_detector
 
+    if (detector is None) == (network is None):
+        message = (
+            "name one detector, or one network:\n"
+            "  graphhalu train gat   or   graphhalu train --network my_module:MyGNN"
+        )
+        raise UsageError(message)
+    detector = detector or network
+    assert detector is not None
     spread.use_threads(threads)
     settings = {"seed": seed, **read_settings(config), **read_overrides(set_ or [])}
     trained_on = {"devices": devices, "accelerator": accelerator}
@@ -120,6 +134,14 @@ def compare(
         list[str] | None,
         typer.Option("--detector", help="One more: a name, or module:Class. Can be repeated."),
     ] = None,
+    network: Annotated[
+        list[str] | None,
+        typer.Option("--network", help="PyG network of your own, module:Class; repeatable."),
+    ] = None,
+    controls: Annotated[
+        bool,
+        typer.Option("--controls", help="Try graph detectors on signals that only edges hold."),
+    ] = False,
     labeller: Labeller = "match",
     quick: Annotated[
         bool, typer.Option("--quick", help="One 60/20/20 split in place of cross-fitting.")
@@ -164,7 +186,7 @@ def compare(
     spread.use_threads(threads if engine is None else threads or engine.n_threads, jobs)
     given: dict[str, Any] = {**read_overrides(set_ or []), **({"quick": True} if quick else {})}
     named: dict[str, Any] = {"against": against}
-    chosen = [*(detectors.split(",") if detectors else []), *(detector or [])]
+    chosen = [*(detectors.split(",") if detectors else []), *(detector or []), *(network or [])]
     named |= {"detectors": chosen or None}
     named |= {"beams": beams, "seeds": None if seeds is None else _seeds(seeds)}
     given |= {name: value for name, value in named.items() if value is not None}
@@ -175,6 +197,9 @@ def compare(
     paths = _store_paths(stores, traces, is_transfer=transfer)
     kind = "transfer" if transfer else "compare"
     opened = [open_store(path) for path in paths]
+    if controls:
+        _controls(opened[0], chosen, seed=settings.seeds[0], is_json=json)
+        return
     labels = [_labels(store, labeller) for store in opened]
     folder = run_folder(kind, out, is_resumed=resume)
     say(f"the result goes to {folder}")
@@ -185,6 +210,41 @@ def compare(
 
     options = RunOptions(jobs=jobs, folder=folder, is_resumed=resume, engine=engine)
     _compare(opened[0], labels[0], settings, options, is_json=json)
+
+
+def _controls(store: "TraceStore", names: list[str], *, seed: int, is_json: bool) -> None:
+    import time
+
+    from graphhalu.evaluation.controls import DEFAULT_DETECTORS, control_rows
+    from graphhalu.evaluation.entries import make_entry
+
+    entries = [make_entry(name) for name in names or DEFAULT_DETECTORS]
+    started = time.monotonic()
+    with progress_line("controls") as line:
+        rows = control_rows(
+            entries,
+            store,
+            seed=seed,
+            on_row=lambda done, total: line.show(done, total, time.monotonic() - started),
+        )
+    if is_json:
+        print_json({"store": store.name, "controls": [row.values() for row in rows]})
+        return
+    print_table(
+        ["control", "detector", "AUROC", "arithmetic", "answers", "passes"],
+        [
+            [
+                row.control,
+                row.detector,
+                f"{row.auroc:.3f}",
+                "-" if row.reference is None else f"{row.reference:.3f}",
+                str(row.n_answers),
+                "yes" if row.passes else "NO",
+            ]
+            for row in rows
+        ],
+        title="signals that only edges hold: a network must find them, a control must not",
+    )
 
 
 def _compare(

@@ -295,6 +295,7 @@ def _value_and_hidden(
 
 
 EdgeSignal = Literal["one hop", "two hops"]
+EDGE_SIGNALS: Final[tuple[EdgeSignal, ...]] = get_args(EdgeSignal)
 _EDGE_SPANS: Final = (
     (Span.BOS, 1), (Span.SYSTEM, 3), (Span.CONTEXT, 6), (Span.QUESTION, 6), (Span.TEMPLATE, 1),
 )  # fmt: skip
@@ -302,7 +303,7 @@ _EDGE_SPANS: Final = (
 tokens are sinks, and the last one produces the answer."""
 _N_HUBS: Final = 6
 _EDGE_LAYER: Final = 2
-_EDGE_LOGIT: Final = 2.5
+_EDGE_LOGIT: Final = 4.0
 
 
 def planted_edge_traces(

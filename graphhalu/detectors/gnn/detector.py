@@ -95,8 +95,8 @@ class NetworkDetector(Detector):
         self.schema: GraphSchema | None = None
         self.scaler: InputScaler | None = None
         self.networks: list[nn.Module] = []
-        self.out_of_fold: dict[int, float] = {}
-        """Logit of each training trace from networks that never saw its question."""
+        self.out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
+        """Logits of each training trace from networks that never saw its question."""
         self.training_report: dict[str, Any] = {}
         self.log_folder: Path | None = None
         """Where Lightning's logger writes; nothing is logged without."""
@@ -413,7 +413,7 @@ class _Trained:
     config: NetworkConfig
     networks: list[nn.Module]
     reports: list[dict[str, Any]]
-    out_of_fold: dict[int, Any]
+    out_of_fold: dict[int, Float[np.ndarray, "_"]]
 
     @property
     def loss(self) -> float:

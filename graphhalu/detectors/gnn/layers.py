@@ -5,7 +5,7 @@ from typing import Final
 import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
-from torch_geometric.nn import HeteroLinear, MessagePassing, MultiAggregation, SumAggregation
+from torch_geometric.nn import HeteroLinear, MultiAggregation, SumAggregation
 
 from graphhalu.axes import N_SPANS
 from graphhalu.labels.labels import Level
@@ -14,13 +14,13 @@ MAX_RANK: Final = 16
 """Combinations of heads that a layer keeps; all of them where a layer has no more heads."""
 
 
-class AttentionMass(MessagePassing):
+class AttentionMass(nn.Module):
     """Sums of attention over the edges of a query, which keep absolute mass.
 
-    ``m_i = W_l vec_s(sum_{j in span s} P_l e_ij) + U sum_j (F e_ij) * (V h_j)``: how much goes to
-    each named span, with an own ``P_l`` (low rank over heads) and ``W_l`` for each layer ``l`` of
-    the language model, since head 3 of layer 10 is not head 3 of layer 20; and what the attended
-    states say, weighted by attention. A softmax over the edges would divide the mass away.
+    ``m_i = W_l [sum_{j in span s} P_l e_ij]_s + b_l``: how much goes to each named span, with an
+    own ``P_l`` (low rank over heads) and ``W_l`` for each layer ``l`` of the language model, since
+    head 3 of layer 10 is not head 3 of layer 20. A softmax over the edges would divide the mass
+    away.
 
     Args:
         channels: Channels of node states.
@@ -28,35 +28,25 @@ class AttentionMass(MessagePassing):
         n_layers: Layers that have graphs of their own; 1 for multiplex graphs.
 
     Source:
-        Our own. The second sum is the continuous filter of SchNet (Schütt et al. 2017,
-        arXiv:1706.08566) with a linear filter.
+        Our own: the sum aggregation of Xu et al. 2019, arXiv:1810.00826, by the relation of an
+        edge as in Schlichtkrull et al. 2018, arXiv:1703.06103; here the span of the key.
     """
 
     def __init__(self, channels: int, edge_dim: int, n_layers: int) -> None:
-        super().__init__(aggr="sum")
+        super().__init__()
         rank = min(edge_dim, MAX_RANK)
         self.heads = HeteroLinear(edge_dim, rank, n_layers, bias=False)
-        self.filter = nn.Linear(edge_dim, channels, bias=False)
-        self.content = nn.Linear(channels, channels)
         self.of_span = HeteroLinear(N_SPANS * rank, channels, n_layers)
-        self.of_content = nn.Linear(channels, channels, bias=False)
         self.sum = SumAggregation()
 
-    def forward(self, hidden: Tensor, graph: "Edges") -> Tensor:
-        """New states ``[node, channel]``."""
+    def forward(self, graph: "Edges") -> Tensor:
+        """What each node receives, ``[node, channel]``."""
         key, query = graph.index
-        place = query * N_SPANS + graph.span[key]
         heads = self.heads(graph.attr, graph.layer[query])
-        mass = self.sum(heads, place, dim_size=len(hidden) * N_SPANS).view(len(hidden), -1)
-        received = self.propagate(
-            graph.index, content=self.content(hidden), weight=self.filter(graph.attr)
-        )
-        new: Tensor = self.of_span(mass, graph.layer) + self.of_content(received)
-        return new
-
-    def message(self, content_j: Tensor, weight: Tensor) -> Tensor:
-        """The key's content times the attention paid to it."""
-        return content_j * weight
+        n_nodes = len(graph.span)
+        mass = self.sum(heads, query * N_SPANS + graph.span[key], dim_size=n_nodes * N_SPANS)
+        received: Tensor = self.of_span(mass.view(n_nodes, -1), graph.layer)
+        return received
 
 
 class Edges:

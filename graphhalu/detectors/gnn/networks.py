@@ -96,7 +96,9 @@ class GAT(TokenGraphNetwork):
 
     Source:
         Shi et al. 2021, arXiv:2009.03509 (the graph transformer's attention with edge features),
-        plus :class:`AttentionMass`, which the softmax would divide away.
+        plus :class:`AttentionMass`, which the softmax would divide away. What is attended to
+        enters through a gate that starts at 0 (Bachlechner et al. 2021, arXiv:2003.04887): states
+        of prompt tokens tell questions apart, and a few hundred questions are learnt by heart.
     """
 
     def make_round(self) -> nn.Module:
@@ -111,11 +113,12 @@ class _GATRound(nn.Module):
         self.attention = TransformerConv(
             channels, channels // n_heads, heads=n_heads, edge_dim=edge_dim, root_weight=False
         )
+        self.gate = nn.Parameter(torch.zeros(channels))
         self.mass = AttentionMass(channels, edge_dim, n_layers)
 
     def forward(self, hidden: Tensor, edges: Edges) -> Tensor:
         attended = elu(self.attention(hidden, edges.index, edges.attr))
-        new: Tensor = attended + self.mass(hidden, edges)
+        new: Tensor = self.mass(edges) + self.gate * attended
         return new
 
 

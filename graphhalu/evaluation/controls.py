@@ -1,0 +1,181 @@
+"""Controls of the methods themselves: signals that only edges hold, which a graph network must find.
+
+A result of a graph detector is to be believed only where these controls pass: two planted ones,
+and one on the attention of a real store.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from graphhalu.axes import Span
+from graphhalu.detectors.base import Detector
+from graphhalu.detectors.sides import ChosenTraces, auroc
+from graphhalu.errors import NotEnoughDataError
+from graphhalu.evaluation.entries import Entry
+from graphhalu.graphs.dataset import AttentionGraphs, default_layers
+from graphhalu.graphs.edges import TopK
+from graphhalu.labels.groups import question_groups
+from graphhalu.labels.labels import Labels
+from graphhalu.splits import grouped_split
+from graphhalu.traces.trace import Trace
+
+FOUND: Final = 0.95
+"""AUROC above which a planted signal counts as found."""
+NOT_FOUND: Final = 0.6
+"""AUROC up to which a control without messages counts as not having found it."""
+TOLERANCE: Final = 0.03
+"""How far below plain arithmetic on the same edges a network may stay."""
+N_ANSWERS: Final = 600
+"""Answers of each control."""
+HEADS: Final = 3
+"""Heads of each of three layers whose attention to the question is to be found."""
+EDGES_PER_ROW: Final = 8
+DEFAULT_DETECTORS: Final = ("gat", "charm", "mlp")
+
+
+@dataclass(frozen=True)
+class ControlRow:
+    """One detector on one control.
+
+    Attributes:
+        control: ``"one hop"``, ``"two hops"`` or ``"question mass"``.
+        detector: Its name.
+        auroc: On the test side; the mean over heads for question mass.
+        reference: AUROC of arithmetic on the same edges; ``None`` for planted signals.
+        n_answers: Answers of all three sides.
+        passes: Whether a graph network found the signal, or a control did not.
+    """
+
+    control: str
+    detector: str
+    auroc: float
+    reference: float | None
+    n_answers: int
+    passes: bool
+
+    def values(self) -> dict[str, Any]:
+        """Plain values."""
+        return asdict(self)
+
+
+def control_rows(
+    entries: Sequence[Entry],
+    traces: Sequence[Trace],
+    *,
+    seed: int = 0,
+    n_answers: int = N_ANSWERS,
+    on_row: Callable[[int, int], None] = lambda _done, _total: None,
+) -> list[ControlRow]:
+    """Every detector on every control.
+
+    ``one hop``: the label is which of two spans one head attends to in the rows of the answer.
+    ``two hops``: the label is what the tokens that the answer attends to attend to themselves.
+    Neither is in any node feature of the answer. ``question mass``: on the given traces, whether
+    the mean attention of a head to the question is above its median, for nine heads one after
+    another, against the sum of the weights on the edges, done by arithmetic.
+
+    Args:
+        entries: Graph detectors, and controls without messages.
+        traces: Of a store with complete attention.
+        seed: Of everything planted, of the split and of the detectors.
+        n_answers: How many answers each control has.
+        on_row: Called with the rows that are done, and all rows.
+
+    Raises:
+        NotEnoughDataError: If the traces are fewer than 30.
+        GraphhaluError: What a detector raised.
+    """
+    found: list[ControlRow] = []
+    total = 3 * len(entries)
+    for entry in entries:
+        for row in _rows(entry, traces, seed, n_answers):
+            found.append(row)
+            on_row(len(found), total)
+    return found
+
+
+def _rows(entry: Entry, traces: Sequence[Trace], seed: int, n_answers: int) -> Iterator[ControlRow]:
+    from graphhalu.testing.planted import EDGE_SIGNALS, planted_edge_traces
+
+    is_control = entry.card().is_control
+    for signal in EDGE_SIGNALS:
+        planted, labels = planted_edge_traces(n_answers, signal, seed=seed)
+        value = _auroc(entry, planted, labels, seed)
+        passes = value <= NOT_FOUND if is_control else value > FOUND
+        yield ControlRow(signal, entry.name, value, None, n_answers, passes)
+    chosen = ChosenTraces(traces, tuple(range(min(n_answers, len(traces)))))
+    if len(chosen) < 30:  # noqa: PLR2004
+        message = f"the control on real attention needs at least 30 answers, got {len(chosen)}"
+        raise NotEnoughDataError(message)
+    pairs = [
+        (_auroc(entry, chosen, labels, seed), _test_auroc(chosen, labels, on_edges, seed))
+        for labels, on_edges in question_mass(chosen)
+    ]
+    value, reference = (float(np.mean(values)) for values in zip(*pairs, strict=True))
+    passes = is_control or value >= reference - TOLERANCE
+    yield ControlRow("question mass", entry.name, value, reference, len(chosen), passes)
+
+
+def question_mass(
+    traces: Sequence[Trace],
+) -> Iterator[tuple[Labels, Float[np.ndarray, "trace"]]]:
+    """Labels of each head (above the median of its attention to the question), and its edges' sum.
+
+    The attention is that of all keys, the sum that of the edges to the question that a graph of
+    the eight strongest keys of a row has, both averaged over the rows of the answer.
+    """
+    layers = default_layers(traces[0].shape)
+    n_heads = traces[0].shape.n_heads
+    heads = np.unique(np.linspace(0, n_heads - 1, min(HEADS, n_heads)).round().astype(int))
+    graphs = AttentionGraphs(
+        traces, layers=layers, edges=TopK(EDGES_PER_ROW), nodes=["span"], sinks="remove"
+    )
+    on_edges = np.zeros((len(traces), len(layers), n_heads))
+    for data in graphs:
+        place = data.trace_index, layers.index(data.layer)
+        key, query = data.edge_index
+        is_chosen = (data.span[key] == int(Span.QUESTION)) & data.is_readout[query]
+        on_edges[place] = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
+    for place, layer in enumerate(layers):
+        for head in heads.tolist():
+            whole = np.array([_mass(trace, layer, head) for trace in traces])
+            values: Int[np.ndarray, "trace"] = (whole > np.median(whole)).astype(np.int64)
+            yield _labels(traces, values, layer, head), on_edges[:, place, head]
+
+
+def _mass(trace: Trace, layer: int, head: int) -> float:
+    rows = trace.layer_stream("span_mass", layer)[head, :, int(Span.QUESTION)]
+    return float(rows[trace.prompt_length - 1 - trace.record.row_start :].mean())
+
+
+def _labels(
+    traces: Sequence[Trace], values: Int[np.ndarray, "trace"], layer: int, head: int
+) -> Labels:
+    return Labels(
+        trace_ids=tuple(trace.trace_id for trace in traces),
+        values=values,
+        is_valid=np.ones(len(values), dtype=bool),
+        reasons=("median split",) * len(values),
+        labeller="question-mass",
+        settings={"layer": layer, "head": head},
+    )
+
+
+def _auroc(entry: Entry, traces: Sequence[Trace], labels: Labels, seed: int) -> float:
+    """AUROC of a fresh detector on the test side of a grouped split."""
+    split = grouped_split(labels.values, question_groups(traces), seed=seed)
+    detector: Detector = entry.make(seed).fit(traces, labels, split)
+    test = ChosenTraces(traces, tuple(split.test.tolist()))
+    return auroc(detector.score(test).values, labels.values[split.test])
+
+
+def _test_auroc(
+    traces: Sequence[Trace], labels: Labels, values: Float[np.ndarray, "trace"], seed: int
+) -> float:
+    """AUROC of given values on the same test side."""
+    test = grouped_split(labels.values, question_groups(traces), seed=seed).test
+    return auroc(values[test], labels.values[test])
