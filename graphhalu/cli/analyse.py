@@ -213,38 +213,28 @@ def compare(
 
 
 def _controls(store: "TraceStore", names: list[str], *, seed: int, is_json: bool) -> None:
-    import time
-
     from graphhalu.evaluation.controls import DEFAULT_DETECTORS, control_rows
     from graphhalu.evaluation.entries import make_entry
 
     entries = [make_entry(name) for name in names or DEFAULT_DETECTORS]
-    started = time.monotonic()
     with progress_line("controls") as line:
-        rows = control_rows(
-            entries,
-            store,
-            seed=seed,
-            on_row=lambda done, total: line.show(done, total, time.monotonic() - started),
-        )
+        rows = control_rows(entries, store, seed=seed, on_row=line.count)
     if is_json:
         print_json({"store": store.name, "controls": [row.values() for row in rows]})
         return
-    print_table(
-        ["control", "detector", "AUROC", "arithmetic", "answers", "passes"],
+    cells = [
         [
-            [
-                row.control,
-                row.detector,
-                f"{row.auroc:.3f}",
-                "-" if row.reference is None else f"{row.reference:.3f}",
-                str(row.n_answers),
-                "yes" if row.passes else "NO",
-            ]
-            for row in rows
-        ],
-        title="signals that only edges hold: a network must find them, a control must not",
-    )
+            row.control,
+            row.detector,
+            f"{row.auroc:.3f}",
+            "-" if row.reference is None else f"{row.reference:.3f}",
+            str(row.n_answers),
+            "yes" if row.passes else "NO",
+        ]
+        for row in rows
+    ]
+    columns = ["control", "detector", "AUROC", "arithmetic", "answers", "passes"]
+    print_table(columns, cells, title="signals that only edges hold")
 
 
 def _compare(

@@ -106,10 +106,6 @@ class ProgressLine:
         """Show where a comparison stands."""
         self.count(progress.n_done, progress.n_total)
 
-    def count(self, n_done: int, n_total: int) -> None:
-        """Show how many are done, and of how many."""
-        self.show(n_done, n_total, time.monotonic() - self.started)
-
     def __call__(self, progress: "Progress") -> None:
         """Show where an extraction stands."""
         self.show(progress.n_done, progress.n_total, progress.seconds)

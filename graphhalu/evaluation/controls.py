@@ -1,4 +1,4 @@
-"""Controls of the methods themselves: signals that only edges hold, which a graph network must find.
+"""Controls of graph networks: signals that only edges hold, which they must find.
 
 A result of a graph detector is to be believed only where these controls pass: two planted ones,
 and one on the attention of a real store.

@@ -325,19 +325,22 @@ def _read(path: Path) -> tuple[_Block, Names] | None:
             (size,) = struct.unpack("<Q", file.read(8))
             metadata = parse_json(file.read(size))["__metadata__"]
         tensors = load_file(path)
-        about = parse_json(metadata["about"])
         if int(metadata["crc32"]) != _checksum(metadata["about"], tensors):
             return None
-        slices = {n.partition(".")[2]: v for n, v in tensors.items() if n.startswith("slices.")}
-        values = {name: tensors[name] for name in slices}
-        data = TokenGraphData.from_dict(values) if values else None
-        failures = {int(place): GraphhaluError(reason) for place, reason in about["failures"]}
-        nodes, edges = (tuple(map(str, names)) for names in about["names"])
-        questions = list(map(str, about["question_ids"]))
-        block = _Block(data, slices, list(about["first_graph"]), questions, failures, 0, {})
-        return block, (nodes, edges)
+        return _taken_apart(tensors, parse_json(metadata["about"]))
     except (OSError, SafetensorError, *MALFORMED):
         return None
+
+
+def _taken_apart(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> tuple[_Block, Names]:
+    slices = {n.partition(".")[2]: v for n, v in tensors.items() if n.startswith("slices.")}
+    values = {name: tensors[name] for name in slices}
+    data = TokenGraphData.from_dict(values) if values else None
+    failures = {int(place): GraphhaluError(reason) for place, reason in about["failures"]}
+    nodes, edges = (tuple(map(str, names)) for names in about["names"])
+    questions = list(map(str, about["question_ids"]))
+    block = _Block(data, slices, list(about["first_graph"]), questions, failures, 0, {})
+    return block, (nodes, edges)
 
 
 def _checksum(about: str, tensors: Mapping[str, Tensor]) -> int:

@@ -48,7 +48,8 @@ class GraphTask(pl.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of some traces."""
         loss = self._loss(self.network(batch), batch.y)
-        self.log("training_loss", loss, batch_size=len(batch.y))
+        if self.logger is not None:
+            self.log("training_loss", loss, batch_size=len(batch.y))
         return loss
 
     def validation_step(self, batch: Batch, batch_index: int) -> None:

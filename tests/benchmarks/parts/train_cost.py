@@ -1,92 +1,91 @@
-"""Time, peak memory and AUROC of training a GAT, in a process of its own.
+"""Seconds of an epoch and peak memory of training a GAT, in a process of its own.
 
-``python train_cost.py WAY N_TRACES N_EPOCHS`` prints one JSON object. ``ours`` is what the detector
-does. The plain ways keep one ``Data`` a layer graph with its edges in no order, collate them in
-Python every epoch, and use a layer of PyG: ``gatv2``, the same mathematics as ours, or ``gat``. All
-have the same sizes, residuals, readout, optimiser, weight of classes and number of steps, and the
-plain ways have no framework around their loop. ``together`` takes turns, two epochs a turn, so that
-other work on the machine weighs on all ways alike, and gives the median turn of each.
+``python train_cost.py N_TRACES N_TURNS`` prints one JSON object. ``ours`` is what the detector
+does: its network on an ``AttentionGraphs`` under Lightning. ``plain`` is the same network in a
+loop of its own over a list of ``Data`` with PyG's ``DataLoader``; both read one graph a trace with
+the graphs of three layers side by side. They take turns, so that other work on the machine weighs
+on both alike, and the median turn of each counts.
 """
 
 import json
 import sys
 import time
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from graphhalu.detectors.graph_pack import GraphPack
-from graphhalu.detectors.graph_pieces import graph_piece, readout_mask
-from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
-from graphhalu.detectors.networks.gat import GAT
-from graphhalu.detectors.task import TrainingSettings, auroc_or_nan, seeded, train_network
-from torch import Tensor, nn
+from torch import nn
+from torch_geometric.loader import DataLoader
 
 from graphhalu.axes import Span
-from graphhalu.graphs.build import GraphRecipe, TokenGraph, build_graphs
+from graphhalu.detectors.gnn.config import NetworkConfig
+from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
+from graphhalu.detectors.gnn.networks import GAT
+from graphhalu.detectors.gnn.task import seeded, train
+from graphhalu.graphs.dataset import AttentionGraphs
+from graphhalu.labels.labels import Labels
 from graphhalu.testing.planted import attention_streams
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
 
-WAYS = ("ours", "gatv2", "gat")
 N_HEADS = 9
 LAYERS = (0, 1, 2)
-BATCH = 32
+EPOCHS = 5
+"""Epochs of a turn."""
 SIGNAL = 0.5
 """What a hallucinated trace adds to the logits of the first key in one head."""
 
 
-def main(way: str, n_traces: int, n_epochs: int) -> dict[str, float]:
-    """Train one way and measure it."""
+def main(n_traces: int, n_turns: int) -> dict[str, float]:
+    """Both ways in turn; an epoch trains on all traces and validates on a fifth of as many."""
     torch.set_num_threads(1)
-    train, validation = graphs_of(n_traces, seed=0), graphs_of(max(50, n_traces // 5), seed=1)
-    ours = way == "ours"
-    make = _ours if ours else _plain
-    prepared = _pack(train, validation) if ours else _data_lists(train, validation)
-    if ours:
-        del train, validation
-    make(way, _few(prepared, ours=ours), 1)  # what is made once is not counted
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    before, wall_s, cpu_s = _memory_mb("VmRSS"), time.perf_counter(), time.process_time()
-    found = make(way, prepared, n_epochs)
-    return {
-        "epoch_wall_s": (time.perf_counter() - wall_s) / n_epochs,
-        "epoch_cpu_s": (time.process_time() - cpu_s) / n_epochs,
-        "peak_mb": _memory_mb("VmHWM") - before,
-        "validation_auroc": found,
+    training, stopping = graphs_of(n_traces, seed=0), graphs_of(max(20, n_traces // 5), seed=1)
+    lists = [list(training), list(stopping)]
+    ways = {
+        "ours": lambda network, n: _ours(network, training, stopping, n),
+        "plain": lambda network, n: _plain(network, *lists, n),
     }
-
-
-def together(n_traces: int, n_turns: int) -> dict[str, float]:
-    """Seconds of an epoch of each way, with turns taken."""
-    torch.set_num_threads(1)
-    train, validation = graphs_of(n_traces, seed=0), graphs_of(max(50, n_traces // 5), seed=1)
-    prepared = {True: _pack(train, validation), False: _data_lists(train, validation)}
-    cpu_s: dict[str, list[float]] = {way: [] for way in WAYS}
-    for way in WAYS:
-        ours = way == "ours"
-        (_ours if ours else _plain)(way, _few(prepared[ours], ours=ours), 1)
+    for way in ways.values():
+        way(_network(training), 1)  # what is made once is not counted
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = _memory_mb("VmRSS")
+    seconds: dict[str, list[float]] = {name: [] for name in ways}
     for _ in range(n_turns):
-        for way in WAYS:
-            ours = way == "ours"
-            started = time.process_time()
-            (_ours if ours else _plain)(way, prepared[ours], 2)
-            cpu_s[way].append((time.process_time() - started) / 2)
-    return {f"{way}_together_epoch_cpu_s": float(np.median(cpu_s[way])) for way in WAYS}
+        for name, way in ways.items():
+            network, started = _network(training), time.process_time()
+            way(network, EPOCHS)
+            seconds[name].append((time.process_time() - started) / EPOCHS)
+    found = {f"{name}_epoch_cpu_s": float(np.median(each)) for name, each in seconds.items()}
+    found["plain_over_ours"] = found["plain_epoch_cpu_s"] / found["ours_epoch_cpu_s"]
+    found["peak_mb"] = _memory_mb("VmHWM") - before
+    return found
 
 
-def graphs_of(n_traces: int, seed: int) -> list[tuple[list[TokenGraph], float]]:
+def graphs_of(n_traces: int, seed: int) -> AttentionGraphs:
     """Graphs of random traces with the lengths of short questions, and their labels."""
     generator = np.random.default_rng(seed)
-    made = []
-    for number in range(n_traces):
-        label = float(number % 2)
-        n_prompt, n_answer = int(generator.integers(24, 45)), int(generator.integers(10, 31))
-        trace = random_trace(generator, n_prompt, n_answer, signal=SIGNAL * label)
-        made.append((build_graphs(trace, LAYERS, GraphRecipe()), label))
-    return made
+    values = np.arange(n_traces) % 2
+    traces = [
+        random_trace(
+            generator,
+            int(generator.integers(24, 45)),
+            int(generator.integers(10, 31)),
+            signal=SIGNAL * value,
+        )
+        for value in values.tolist()
+    ]
+    labels = labels_of(traces, values)
+    return AttentionGraphs(traces, view="stacked", layers=LAYERS, labels=labels, sinks="remove")
+
+
+def labels_of(traces: list[Trace], values: np.ndarray) -> Labels:
+    """Random labels of random traces."""
+    valid = np.ones(len(traces), dtype=bool)
+    return Labels(
+        tuple(trace.trace_id for trace in traces), values, valid, ("random",) * len(traces),
+        "random",
+    )  # fmt: skip
 
 
 def random_trace(
@@ -126,117 +125,35 @@ def random_trace(
     return Trace(record, shape, arrays)
 
 
-def _pack(train: list, validation: list) -> tuple[GraphPack, GraphPack]:
-    packs = [
-        GraphPack.of([graph_piece(graphs, 2) for graphs, _ in side], [label for _, label in side])
-        for side in (train, validation)
-    ]
-    return packs[0], packs[1]
-
-
-def _few(prepared: Any, *, ours: bool) -> Any:
-    train, validation = prepared
-    if not ours:
-        return train[:12], validation
-    few = {
-        name: getattr(train, name)[..., :4] if name in {"node_starts", "node_counts"} else value
-        for name, value in vars(train).items()
-    }
-    return replace(train, **{**few, "y": train.y[:4]}), validation
-
-
-def _ours(_way: str, prepared: tuple[GraphPack, GraphPack], n_epochs: int) -> float:
-    train, validation = prepared
+def _network(graphs: AttentionGraphs) -> nn.Module:
     with seeded(0):
-        shape = NetworkShape(len(LAYERS), train.x.shape[2], N_HEADS)
-        network = GAT(shape, NetworkSize())
-        network.standardise_by(list(train.x), train.edges_of_layers())
-        settings = TrainingSettings(n_epochs, n_epochs, 3e-3, 1e-2, BATCH, 0)
-        report = train_network(network, train, validation, 1.0, settings)
-    return float(report.validation_auroc or 0.0)
+        scaler = InputScaler(hidden_columns(graphs.node_feature_names), N_HEADS, len(LAYERS), 16)
+        scaler.fit(graphs.select(np.arange(20)), 0)
+        return nn.Sequential(scaler, GAT(scaler.n_features, N_HEADS, len(LAYERS)))
 
 
-def _data_lists(train: list, validation: list) -> tuple[list, list]:
-    from torch_geometric.data import Data
-
-    generator = np.random.default_rng(0)
-    both = []
-    for side in (train, validation):
-        data = []
-        for number, (graphs, label) in enumerate(side):
-            for layer, graph in enumerate(graphs):
-                order = generator.permutation(len(graph.edge_attr))
-                data.append(
-                    Data(
-                        x=torch.from_numpy(graph.x),
-                        edge_index=torch.from_numpy(graph.edge_index[:, order]),
-                        edge_attr=torch.from_numpy(graph.edge_attr[order]),
-                        is_readout=torch.from_numpy(readout_mask(graph.is_answer)),
-                        layer=torch.tensor([layer]),
-                        trace=torch.tensor([number]),
-                        y=torch.tensor([label]),
-                    )
-                )
-        both.append(data)
-    return both[0], both[1]
+def _ours(
+    network: nn.Module, training: AttentionGraphs, stopping: AttentionGraphs, n_epochs: int
+) -> None:
+    config = NetworkConfig(epochs=n_epochs, patience=n_epochs, accelerator="cpu")
+    train(network, training, stopping, 1.0, config)
 
 
-class _PlainGAT(nn.Module):
-    def __init__(self, way: str, data: list) -> None:
-        super().__init__()
-        from torch_geometric.nn import GATConv, GATv2Conv
-
-        x, edges = (torch.cat([getattr(d, n) for d in data]) for n in ("x", "edge_attr"))
-        self.moments = [(v.mean(0), v.std(0).clamp(min=1e-4)) for v in (x, edges)]
-        self.project, self.layer = nn.Linear(x.shape[1], 32), nn.Embedding(len(LAYERS), 32)
-        make = {"gat": GATConv, "gatv2": GATv2Conv}[way]
-        self.convolutions = nn.ModuleList(
-            make(32, 8, heads=4, edge_dim=N_HEADS, add_self_loops=False) for _ in range(2)
-        )
-        self.norms = nn.ModuleList(nn.LayerNorm(32) for _ in range(2))
-        self.dropout = nn.Dropout(0.25)
-        self.head = nn.Sequential(nn.Linear(96, 32), nn.ReLU(), nn.Dropout(0.25), nn.Linear(32, 1))
-
-    def forward(self, batch: Any) -> Tensor:
-        from torch_geometric.nn import global_max_pool, global_mean_pool
-
-        (x_mean, x_scale), (edge_mean, edge_scale) = self.moments
-        hidden = self.dropout(torch.relu(self.project((batch.x - x_mean) / x_scale)))
-        edges = (batch.edge_attr - edge_mean) / edge_scale
-        for convolution, norm in zip(self.convolutions, self.norms, strict=True):
-            message = torch.nn.functional.elu(convolution(hidden, batch.edge_index, edges))
-            hidden = norm(hidden + self.dropout(message))
-        answer, graph = hidden[batch.is_readout], batch.batch[batch.is_readout]
-        n_graphs = len(batch.layer)
-        pooled = [pool(answer, graph, n_graphs) for pool in (global_mean_pool, global_max_pool)]
-        return self.head(torch.cat([*pooled, self.layer(batch.layer)], dim=1)).squeeze(1)
-
-
-def _plain(way: str, prepared: tuple[list, list], n_epochs: int) -> float:
-    from torch_geometric.loader import DataLoader
-
-    train, validation = prepared
+def _plain(network: nn.Module, training: list[Any], stopping: list[Any], n_epochs: int) -> None:
     torch.manual_seed(0)
-    network, best = _PlainGAT(way, train), 0.0
     optimiser = torch.optim.AdamW(network.parameters(), lr=3e-3, weight_decay=1e-2)
-    loader = DataLoader(train, batch_size=BATCH * len(LAYERS), shuffle=True)
-    check = DataLoader(validation, batch_size=BATCH * len(LAYERS))
+    loss_of = nn.functional.binary_cross_entropy_with_logits
     for _ in range(n_epochs):
         network.train()
-        for batch in loader:
+        for batch in DataLoader(training, 32, shuffle=True):
             optimiser.zero_grad()
-            logits = network(batch)
-            nn.functional.binary_cross_entropy_with_logits(logits, batch.y).backward()
+            loss_of(network(batch), batch.y).backward()
             nn.utils.clip_grad_norm_(network.parameters(), 1.0)
             optimiser.step()
         network.eval()
         with torch.no_grad():
-            seen = [(network(batch), batch.y) for batch in check]
-        logits, labels = (
-            torch.cat(each).view(-1, len(LAYERS)).mean(1) for each in zip(*seen, strict=True)
-        )
-        best = max(best, auroc_or_nan(logits.double().numpy(), labels.double().numpy()))
-    return best
+            for batch in DataLoader(stopping, 32):
+                loss_of(network(batch), batch.y)
 
 
 def _memory_mb(field: str) -> float:
@@ -245,5 +162,4 @@ def _memory_mb(field: str) -> float:
 
 
 if __name__ == "__main__":
-    sizes = int(sys.argv[2]), int(sys.argv[3])
-    print(json.dumps(together(*sizes) if sys.argv[1] == "together" else main(sys.argv[1], *sizes)))
+    print(json.dumps(main(int(sys.argv[1]), int(sys.argv[2]))))
