@@ -38,7 +38,7 @@ class InputScaler(nn.Module):
     mean: Tensor
     deviation: Tensor
     edge_scale: Tensor
-    hidden_mean: Tensor
+    shift: Tensor
     components: Tensor
 
     def __init__(
@@ -51,8 +51,8 @@ class InputScaler(nn.Module):
         self.register_buffer("mean", torch.zeros(n_layers, n_plain))
         self.register_buffer("deviation", torch.ones(n_layers, n_plain))
         self.register_buffer("edge_scale", torch.ones(n_layers, edge_dim))
-        self.register_buffer("hidden_mean", torch.zeros(n_hidden))
         self.register_buffer("components", torch.zeros(n_hidden, min(n_components, n_hidden)))
+        self.register_buffer("shift", torch.zeros(min(n_components, n_hidden)))
 
     @property
     def n_features(self) -> int:
@@ -93,8 +93,7 @@ class InputScaler(nn.Module):
         layer = batch.layer_index
         plain = batch.x.index_select(1, self.plain_columns)
         plain = (plain - self.mean[layer]) / self.deviation[layer]
-        hidden = batch.x.index_select(1, self.hidden_columns) @ self.components
-        hidden = hidden - self.hidden_mean @ self.components
+        hidden = batch.x.index_select(1, self.hidden_columns) @ self.components - self.shift
         scaled = copy.copy(batch)
         scaled.x = torch.cat([plain, hidden], dim=1).clamp(-_LIMIT, _LIMIT)
         scaled.edge_attr = batch.edge_attr / self.edge_scale[layer[batch.edge_index[1]]]
@@ -116,8 +115,8 @@ class InputScaler(nn.Module):
         solver = "covariance_eigh" if hidden.shape[1] <= min(1024, len(hidden)) else "randomized"
         pca = PCA(n_components, whiten=True, svd_solver=solver, random_state=seed).fit(hidden)
         found = pca.components_.T / np.sqrt(pca.explained_variance_)
-        self.hidden_mean.copy_(torch.from_numpy(pca.mean_))
         self.components[:, :n_components] = torch.from_numpy(found)
+        self.shift[:n_components] = torch.from_numpy(pca.mean_ @ found)
 
 
 def hidden_columns(names: Sequence[str]) -> Bool[np.ndarray, "column"]:
