@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import clean, print_json, progress_line, say
+from graphhalu.cli.output import clean, print_json, progress_line
 
 if TYPE_CHECKING:
     from graphhalu.scoring.explain import Explanation
@@ -58,7 +58,7 @@ def score(
         message = "--input and --output go together: one score a row is written"
         raise UsageError(message)
     run = detector if detector is not None else newest_run()
-    scorer = AnswerScorer(run, on_note=say, name=model, device=device, threads=threads)
+    scorer = AnswerScorer(run, name=model, device=device, threads=threads)
     if question is not None:
         found = scorer.score(question, answer, context=context)
         probabilities = [found.probability]

@@ -43,7 +43,7 @@ def tokens(
     from graphhalu.config import load_config, read_overrides
     from graphhalu.evaluation.token_run import TokenCompareConfig, compare_tokens
     from graphhalu.evaluation.training import run_folder
-    from graphhalu.models.threads import default_threads
+    from graphhalu.models.resources import default_threads
 
     given: dict[str, Any] = {**read_overrides(set_ or []), **({"quick": True} if quick else {})}
     given |= {} if detectors is None else {"detectors": detectors.split(",")}

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from graphhalu.errors import ModelRefusedError, UsageError
-from graphhalu.extract.hooks import find_taps
+from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.heads.select import HeadMask
 from graphhalu.models.attention import eager_attention
 
@@ -72,7 +72,7 @@ def output_projections(model: Any) -> tuple[nn.Module, ...]:
         ModelRefusedError: If it is not so in every layer.
     """
     last: dict[int, tuple[nn.Module, int]] = {}
-    taps = find_taps(model)
+    taps = find_attention_modules(model)
     handles = [
         inner.register_forward_hook(_noting(place, last))
         for place, module in enumerate(taps.modules)

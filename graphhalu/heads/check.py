@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 
 from graphhalu.config import Config
 from graphhalu.datasets.registry import load_questions
-from graphhalu.extract.asking import uses_chat
+from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.heads.ablation import AblationResult, ablation_check, require_fitting
 from graphhalu.heads.quality import Item, answer_quality, needle_items, question_items

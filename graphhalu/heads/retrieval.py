@@ -19,9 +19,8 @@ from torch import Tensor
 from graphhalu.axes import RowRange
 from graphhalu.config import Config
 from graphhalu.errors import UsageError
-from graphhalu.extract.answers import generated_answer
-from graphhalu.extract.asking import newline_token_ids, uses_chat
 from graphhalu.extract.generate import BeamSearch
+from graphhalu.extract.prompts import generated_answer, newline_token_ids, uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.heads.copying import Passage, Rule, Scored, copied_share, mass_share
 from graphhalu.heads.haystack import Haystack, HiddenNeedle, read_haystack, read_needles, trials

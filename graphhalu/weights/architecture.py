@@ -232,7 +232,7 @@ def _gguf_scaling(own: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _windows(text: Mapping[str, Any], n_layers: int) -> tuple[int | None, ...]:
-    """As :func:`graphhalu.models.shape.layer_windows`, from the plain file."""
+    """As :func:`graphhalu.models.attention.layer_windows`, from the plain file."""
     window = text.get("sliding_window")
     if not window or text.get("use_sliding_window", True) is False:
         return (None,) * n_layers

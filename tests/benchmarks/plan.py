@@ -26,8 +26,8 @@ from graphhalu.extract.cost import (
     question_seconds,
 )
 from graphhalu.extract.extraction import Extraction
+from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.traces.schema import TraceShape

@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from graphhalu.engine import ray_actors
-from graphhalu.engine.base import in_order
+from graphhalu.engine.executors import in_order
 from graphhalu.engine.ray_actors import _Actors, _Holder, _Patience
 from graphhalu.errors import ClusterError, ProcessLostError, UsageError
-from graphhalu.extract.plan import Shard
+from graphhalu.extract.worker import Shard
 
 
 class LostError(Exception):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.generate import BeamSearch, left_padded, shared_decoding_fault
 from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
 from graphhalu.numerics import unpack_triangle
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 from tests.extract.test_replay import shape_of

@@ -5,9 +5,7 @@ import pytest
 import torch
 
 from graphhalu.extract import likelihood
-from graphhalu.extract.head import DeferredPass, body_below_head
-from graphhalu.extract.likelihood import option_logprobs
-from graphhalu.extract.sequence import TokenSequence
+from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, option_logprobs
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 
 

@@ -8,8 +8,7 @@ from transformers.masking_utils import sliding_window_causal_mask_function as sl
 from graphhalu.axes import RowRange
 from graphhalu.errors import ModelRefusedError
 from graphhalu.extract import masks
-from graphhalu.extract.capture import CHUNK_BYTES, _chunks
-from graphhalu.extract.masks import MaskRecipe, recipe_of, stand_in
+from graphhalu.extract.capture import CHUNK_BYTES, MaskRecipe, _chunks, recipe_of, stand_in
 
 N_TOKENS = 13
 

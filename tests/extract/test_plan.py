@@ -4,8 +4,8 @@ import pytest
 
 from graphhalu.datasets.question import Question
 from graphhalu.errors import UsageError
-from graphhalu.extract.plan import Shard, make_plan
 from graphhalu.extract.settings import ExtractConfig
+from graphhalu.extract.worker import Shard, make_plan
 
 QUESTIONS = [Question(f"q{place:02d}", f"What is {place}?", (f"{place}",)) for place in range(23)]
 CONFIG = ExtractConfig(batch_size=3, part_size=5)

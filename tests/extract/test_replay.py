@@ -9,11 +9,9 @@ import torch
 
 from graphhalu.axes import N_SPANS, ROW_SUM_TOLERANCE
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.likelihood import token_statistics
+from graphhalu.extract.forward import TokenSequence, token_statistics
 from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
-from graphhalu.models.attention import eager_attention
-from graphhalu.models.shape import model_shape
+from graphhalu.models.attention import eager_attention, model_shape
 from graphhalu.numerics import (
     FIXED_STEPS,
     from_bfloat16_bits,

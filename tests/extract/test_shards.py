@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.engine.processes import Processes
-from graphhalu.extract.plan import Shard
+from graphhalu.engine.executors import ProcessExecutor
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
+from graphhalu.extract.worker import Shard
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
@@ -88,7 +88,7 @@ def test_workers_in_other_processes_give_the_same_parts_with_the_same_bytes(
     config, whole, tmp_path
 ):
     out, seen = tmp_path / "a.zarr", []
-    summary = extract(config, out, engine=Processes(2), on_progress=seen.append)
+    summary = extract(config, out, engine=ProcessExecutor(2), on_progress=seen.append)
     same_parts(open_traces(out), whole)
     assert summary.n_new == seen[-1].n_done == seen[-1].n_total == N_QUESTIONS
     assert not list(out.glob(".writing/*"))

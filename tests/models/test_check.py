@@ -8,9 +8,9 @@ import transformers
 
 from graphhalu.axes import ROW_SUM_TOLERANCE
 from graphhalu.errors import ModelRefusedError, NonFiniteError
+from graphhalu.models.attention import model_shape
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel
-from graphhalu.models.shape import model_shape
 from graphhalu.models.spec import ModelSpec
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model, tiny_tokenizer
 

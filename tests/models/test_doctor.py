@@ -2,7 +2,7 @@
 
 import json
 
-from graphhalu.models.doctor import examine
+from graphhalu.models.check import examine
 from graphhalu.testing.tiny_models import save_tiny
 
 

@@ -10,7 +10,7 @@ import torch
 
 from graphhalu.errors import ModelUnavailableError
 from graphhalu.models import gguf
-from graphhalu.models.card import WheelSource
+from graphhalu.models.cards import WheelSource
 from graphhalu.models.check import check_model
 from graphhalu.models.gguf import cache_folder, converted_folder, wheel_gguf
 from graphhalu.models.load import ModelSpec, load_model

@@ -6,8 +6,8 @@ import re
 import pytest
 
 from graphhalu.errors import ConfigError, ModelUnavailableError, UsageError
+from graphhalu.models.identity import code_digest
 from graphhalu.models.load import load_model
-from graphhalu.models.remote_code import code_digest
 from graphhalu.models.spec import ModelSpec
 from graphhalu.testing.tiny_models import save_tiny
 

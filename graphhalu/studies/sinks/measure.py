@@ -17,7 +17,7 @@ from graphhalu.datasets.letters import LETTERS
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions, own_path
 from graphhalu.errors import GraphhaluError, UsageError
-from graphhalu.extract.asking import prompt_template_name, uses_chat
+from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.provenance import file_sha256, installed_version, provenance
@@ -148,7 +148,7 @@ def _why_no_quantization() -> str | None:
 
 def _loaded(config: SinkMeasureConfig, on_note: Note, *, is_optional: bool) -> LoadedModel | None:
     try:
-        loaded = load_model(config.model, on_note)
+        loaded = load_model(config.model)
         check_model(loaded)
     except GraphhaluError as error:
         if not is_optional or config.model.quantization == "none":

@@ -17,8 +17,8 @@ from graphhalu.axes import Span
 from graphhalu.datasets.letters import LETTERS
 from graphhalu.datasets.question import Question
 from graphhalu.errors import UsageError
-from graphhalu.extract.asking import Asked, Asker
-from graphhalu.extract.sequence import TokenSequence
+from graphhalu.extract.forward import TokenSequence
+from graphhalu.extract.prompts import Prompt, PromptBuilder
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
@@ -99,14 +99,14 @@ def posed(
     """
     answers: Literal["generated", "given"] = "given" if pose == "given" else "generated"
     settings = config.model_copy(update={"max_new_tokens": 1}).extraction(answers)
-    asker = Asker(settings, loaded)
+    builder = PromptBuilder(settings, loaded)
     items: list[Posed] = []
     failures: list[str] = []
     for question in questions:
-        asked = asker.ask(_as_posed(question, pose, config.n_examples))
-        failures += asked.failures
-        for place, sequence in _sequences(asked):
-            items.append(Posed(len(items), asked.question, place, pose, sequence))
+        prompt = builder.build(_as_posed(question, pose, config.n_examples))
+        failures += prompt.failures
+        for place, sequence in _sequences(prompt):
+            items.append(Posed(len(items), prompt.question, place, pose, sequence))
     return items, failures
 
 
@@ -137,16 +137,14 @@ def _as_posed(question: Question, pose: Pose, n_examples: int | None) -> Questio
     return as_choice(question) if pose == "premise" else question
 
 
-def _sequences(asked: Asked) -> Iterator[tuple[int, TokenSequence]]:
-    if asked.prompt is None:
-        return
-    encoded = asked.prompt.encoded
-    if not asked.given:
-        yield 0, _sequence(encoded.token_ids, encoded.span_code, asked.prompt.option_ids)
-    for place, answer in asked.given:
+def _sequences(prompt: Prompt) -> Iterator[tuple[int, TokenSequence]]:
+    encoded = prompt.encoded
+    if prompt.length and not prompt.given:
+        yield 0, _sequence(encoded.token_ids, encoded.span_code, prompt.option_ids)
+    for answer in prompt.given:
         ids = np.concatenate([encoded.token_ids, np.array(answer.token_ids, dtype=np.int32)])
         span = np.full(len(answer.token_ids), Span.ANSWER, dtype=np.uint8)
-        yield place, _sequence(ids, np.concatenate([encoded.span_code, span]), ())
+        yield answer.rank, _sequence(ids, np.concatenate([encoded.span_code, span]), ())
 
 
 def _sequence(token_ids: Any, span_code: Any, option_ids: tuple[tuple[int, ...], ...]) -> Any:

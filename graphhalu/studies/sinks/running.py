@@ -8,8 +8,7 @@ import torch
 from jaxtyping import Bool, Float
 
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.head import DeferredPass, body_below_head
-from graphhalu.extract.likelihood import read_likelihood
+from graphhalu.extract.forward import DeferredPass, body_below_head, read_likelihood
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.sinks.observer import Queries, SinkMass, SinkObserver
 from graphhalu.studies.sinks.posing import Posed
