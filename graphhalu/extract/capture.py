@@ -174,9 +174,7 @@ def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor
         ModelRefusedError: If that file has none.
     """
     source = sys.modules[type(module).__module__]
-    eager: Callable[..., tuple[Tensor, Tensor]] | None = getattr(
-        source, "eager_attention_forward", None
-    )
+    eager: Any = getattr(source, "eager_attention_forward", None)
     if eager is None:
         message = f"{source.__name__} has no eager attention to capture from"
         raise ModelRefusedError(message)

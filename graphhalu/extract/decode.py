@@ -92,9 +92,7 @@ class Decoder:
         return output.logits[:, -1]
 
     def step(
-        self,
-        parents: Int[Tensor, "question beam"],
-        token_ids: Int[Tensor, "question beam"],
+        self, parents: Int[Tensor, "question beam"], token_ids: Int[Tensor, "question beam"]
     ) -> Float[Tensor, "question beam vocabulary"]:
         """Feed the newest token of every beam.
 
@@ -107,9 +105,7 @@ class Decoder:
         """
         own = torch.eye(self.n_beams, dtype=torch.bool, device=token_ids.device)
         own = own.expand(len(token_ids), -1, -1)
-        inherited = self.is_visible.gather(
-            1, parents[:, :, None].expand(-1, -1, self.is_visible.shape[2])
-        )
+        inherited = self.is_visible.take_along_dim(parents[:, :, None], dim=1)
         self.is_visible = torch.cat([inherited, own], dim=2)
         positions = self.next_position.expand(-1, self.n_beams)
         self.positions = torch.cat([self.positions, positions], dim=1)
@@ -145,9 +141,7 @@ class Decoder:
         self, is_visible: Bool[Tensor, "question beam key"]
     ) -> Float[Tensor, "question 1 beam key"]:
         dtype = self.model.dtype
-        hidden = torch.finfo(dtype).min
-        mask = torch.zeros(is_visible.shape, dtype=dtype, device=is_visible.device)
-        return mask.masked_fill(~is_visible, hidden)[:, None]
+        return torch.where(is_visible, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
 
 
 @contextmanager

@@ -1,13 +1,12 @@
 """A model with its settings: from questions to prompts, answers and traces."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from graphhalu.axes import Span
-from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import own_path
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.forward import TokenSequence
@@ -18,7 +17,6 @@ from graphhalu.extract.prompts import (
     PromptBuilder,
     generated_answer,
     newline_token_ids,
-    resolved_config,
 )
 from graphhalu.extract.replay import Replayed, replay
 from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_shape
@@ -28,6 +26,14 @@ from graphhalu.provenance import file_sha256
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.size import estimate_bytes
 from graphhalu.traces.trace import Trace
+
+T = TypeVar("T")
+
+_OF_QUESTION: Final = (
+    *("question_id", "group_id", "answers", "context", "incorrect_answers"),
+    *("choices", "correct_choices", "input_label"),
+)
+"""What a trace says of its question as the question says it."""
 
 REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
@@ -55,15 +61,16 @@ class Extraction:
         loaded: The model.
 
     Attributes:
+        builder: Turns questions into prompts.
         config: What to do, with what was left to the model and the data set written out.
         shape: What the axes of its traces mean.
         arrays: Names of the arrays that are kept.
     """
 
     def __init__(self, config: ExtractConfig, loaded: LoadedModel) -> None:
-        self.config = resolved_config(config, loaded)
+        self.builder = PromptBuilder(config, loaded)
+        self.config = self.builder.config
         self.loaded = loaded
-        self.builder = PromptBuilder(self.config, loaded)
         self.shape: TraceShape = trace_shape(loaded, config.capture)
         without_values = () if reads_values(loaded.model) else ("value_norm",)
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
@@ -86,76 +93,60 @@ class Extraction:
 
     def notes(self, n_questions: int) -> tuple[str, ...]:
         """What a user should know before the run."""
-        notes = []
-        captured = capture_note(self.loaded.model)
-        if captured is not None:
-            notes.append(captured)
-        if self.search is not None and self.search.fallback_reason is not None:
-            notes.append(
-                f"answers come from plain generate, which is slower: {self.search.fallback_reason}"
-            )
+        notes = [capture_note(self.loaded.model)]
+        reason = None if self.search is None else self.search.fallback_reason
+        if reason is not None:
+            notes.append(f"answers come from plain generate, which is slower: {reason}")
         asked = self.config.num_samples
         if asked is not None and asked > n_questions:
             notes.append(f"the data set holds {n_questions} questions, {asked} were asked for")
-        return tuple(notes)
-
-    def prompt(self, question: Question) -> Prompt:
-        """The prompt of a question, or why it cannot be asked."""
-        return self.builder.build(question)
+        return tuple(note for note in notes if note is not None)
 
     def estimate_bytes(self, prompts: Sequence[Prompt]) -> int:
         """Most bytes on disk of the traces of these prompts."""
         settings = self.config.generation
-        lengths, starts = [], []
+        traces = [(each, len(answer.token_ids)) for each in prompts for answer in each.given]
         for prompt in prompts:
-            longest = [len(answer.token_ids) for answer in prompt.given]
             if prompt.length and not prompt.given:
-                longest = [settings.max_new_tokens] * settings.keep_beams
-            lengths += [prompt.length + n_tokens for n_tokens in longest]
-            starts += [self._row_start(prompt)] * len(longest)
-        return estimate_bytes(self.shape, self.arrays, lengths, starts)
+                traces += [(prompt, settings.max_new_tokens)] * settings.keep_beams
+        return self._bytes(traces)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Generation]:
         """The answers of prompts, each as soon as they are found and in any order."""
-        askable = [] if self.search is None else [each for each in prompts if each.length]
-        for prompt in prompts:
-            if self.search is None or not prompt.length:
-                yield Generation(prompt, prompt.given, prompt.failures)
-        for batch in self._batches(askable):
-            assert self.search is not None
+        if self.search is None:
+            yield from (Generation(each, each.given, each.failures) for each in prompts)
+            return
+        yield from (Generation(each, (), each.failures) for each in prompts if not each.length)
+        for batch in self._batches([each for each in prompts if each.length]):
             token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
             for index, beams in self.search.as_finished(token_ids):
                 yield self._generation(batch[index], beams)
 
     def size(self, generation: Generation) -> int:
         """Bytes in memory of the traces of one question."""
-        prompt = generation.prompt
-        lengths = [prompt.length + len(answer.token_ids) for answer in generation.answers]
-        starts = [self._row_start(prompt)] * len(lengths)
-        return estimate_bytes(self.shape, self.arrays, lengths, starts, is_compressed=False)
+        traces = [(generation.prompt, len(answer.token_ids)) for answer in generation.answers]
+        return self._bytes(traces, is_compressed=False)
 
     def traces(self, block: Sequence[Generation]) -> tuple[list[Trace], list[dict[str, str]]]:
         """Traces and failures of one block of questions, in the order of the questions."""
-        failures = [(each.prompt, reason) for each in block for reason in each.failures]
-        answers = [
-            (each.prompt, answer, self._sequence(each.prompt, answer))
-            for each in block
-            for answer in each.answers
-        ]
+        failures = [(each.question_id, reason) for each in block for reason in each.failures]
+        answers = [(each.prompt, answer) for each in block for answer in each.answers]
         traces = []
-        for prompt, answer, sequence, result in self._replayed(answers):
+        for record, result in self._replayed(answers):
             if result.failure is None:
-                record = _record(prompt, answer, sequence, result)
                 traces.append(Trace(record, self.shape, result.arrays))
             else:
-                failures.append((prompt, result.failure))
+                failures.append((record.question_id, result.failure))
         order = {each.question_id: place for place, each in enumerate(block)}
         traces.sort(key=lambda t: (order[t.record.question_id], t.record.beam_index))
-        listed = [
-            {"question_id": prompt.question.question_id, "reason": reason}
-            for prompt, reason in failures
-        ]
-        return traces, sorted(listed, key=lambda item: order[item["question_id"]])
+        failures.sort(key=lambda failure: order[failure[0]])
+        return traces, [{"question_id": name, "reason": reason} for name, reason in failures]
+
+    def _bytes(self, traces: Sequence[tuple[Prompt, int]], *, is_compressed: bool = True) -> int:
+        """Bytes of traces, given the prompt and the tokens of the answer of each."""
+        lengths = [prompt.length + n_tokens for prompt, n_tokens in traces]
+        starts = [self._row_start(prompt) for prompt, _ in traces]
+        return estimate_bytes(self.shape, self.arrays, lengths, starts, is_compressed=is_compressed)
 
     def _search(self) -> BeamSearch:
         settings, loaded = self.config.generation, self.loaded
@@ -177,26 +168,21 @@ class Extraction:
         n_channels = self.shape.n_kv_heads * (self.shape.hidden_size // self.shape.n_heads)
         # keys and values, with as much again for what a pass makes beside them
         token_bytes = 4 * self.shape.n_layers * n_channels * self.loaded.model.dtype.itemsize
-        batch: list[Prompt] = []
-        for prompt in sorted(prompts, key=lambda each: each.length):
-            longest = prompt.length + self.config.generation.max_new_tokens
-            needed = (len(batch) + 1) * longest * token_bytes
-            fits = needed <= free_memory(self.loaded.model.device)
-            if batch and (len(batch) == self.config.batch_size or not fits):
-                yield batch
-                batch = []
-            batch.append(prompt)
-        if batch:
-            yield batch
+
+        def fits(batch: list[Prompt]) -> bool:
+            longest = batch[-1].length + self.config.generation.max_new_tokens
+            needed = len(batch) * longest * token_bytes
+            is_small = len(batch) <= self.config.batch_size
+            return is_small and needed <= free_memory(self.loaded.model.device)
+
+        return grouped(sorted(prompts, key=lambda prompt: prompt.length), fits)
 
     def _generation(self, prompt: Prompt, beams: Sequence[Candidate]) -> Generation:
         kept = beams[: self.config.generation.keep_beams]
+        tokenizer = self.loaded.tokenizer
         answers = tuple(
-            replace(
-                generated_answer(beam.token_ids, self.loaded.tokenizer),
-                rank=rank,
-                score=beam.score,
-                is_finished=beam.is_finished,
+            generated_answer(
+                beam.token_ids, tokenizer, rank=rank, score=beam.score, is_finished=beam.is_finished
             )
             for rank, beam in enumerate(kept)
             if beam.token_ids
@@ -206,39 +192,44 @@ class Extraction:
 
     def _sequence(self, prompt: Prompt, answer: Answer) -> TokenSequence:
         """Prompt and answer as tokens."""
-        encoded, answer_ids = prompt.encoded, np.asarray(answer.token_ids, dtype=np.int32)
-        answer_span = np.full(len(answer_ids), Span.ANSWER, dtype=np.uint8)
+        encoded, n_answer = prompt.encoded, len(answer.token_ids)
         return TokenSequence(
-            token_ids=np.concatenate([encoded.token_ids.astype(np.int32), answer_ids]),
-            span_code=np.concatenate([encoded.span_code.astype(np.uint8), answer_span]),
+            token_ids=np.append(encoded.token_ids, answer.token_ids),
+            span_code=np.append(encoded.span_code, [Span.ANSWER] * n_answer),
             prompt_length=prompt.length,
             row_start=self._row_start(prompt),
             option_ids=prompt.option_ids,
         )
 
     def _replayed(
-        self, answers: list[tuple[Prompt, Answer, TokenSequence]]
-    ) -> Iterator[tuple[Prompt, Answer, TokenSequence, Replayed]]:
+        self, answers: Sequence[tuple[Prompt, Answer]]
+    ) -> Iterator[tuple[TraceRecord, Replayed]]:
         """Replay in groups of rising length whose padded size stays within ``REPLAY_TOKENS``."""
-        answers.sort(key=lambda item: item[2].length)
-        start = 0
-        while start < len(answers):
-            stop = start + 1
-            while (
-                stop < len(answers)
-                and (stop - start + 1) * answers[stop][2].length <= REPLAY_TOKENS
-            ):
-                stop += 1
+
+        def fits(group: list[tuple[Prompt, Answer, TokenSequence]]) -> bool:
+            return len(group) * group[-1][2].length <= REPLAY_TOKENS
+
+        items = [(*each, self._sequence(*each)) for each in answers]
+        model, edge_mass = self.loaded.model, self.config.capture.edge_mass
+        for group in grouped(sorted(items, key=lambda item: item[2].length), fits):
+            sequences = [sequence for _, _, sequence in group]
             results = replay(
-                self.loaded.model,
-                [sequence for _, _, sequence in answers[start:stop]],
-                shape=self.shape,
-                arrays=self.arrays,
-                edge_mass=self.config.capture.edge_mass,
+                model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass
             )
-            for item, result in zip(answers[start:stop], results, strict=True):
-                yield *item, result
-            start = stop
+            for (prompt, answer, sequence), result in zip(group, results, strict=True):
+                yield _record(prompt, answer, sequence, result), result
+
+
+def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list[T]]:
+    """Items in groups, each as long as it fits; an item that does not fit is a group alone."""
+    group: list[T] = []
+    for item in items:
+        if group and not fits([*group, item]):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
 
 
 def dataset_identity(settings: DatasetSettings) -> dict[str, Any]:
@@ -265,27 +256,20 @@ def _record(
         metadata |= {"given": given} if given else {}
     return TraceRecord(
         trace_id=f"{question.question_id}#{answer.rank}",
-        question_id=question.question_id,
-        group_id=question.group_id,
         question=question.text,
-        answers=question.answers,
         answer=answer.text,
         prompt=prompt.rendered.text,
         prompt_length=prompt.length,
         length=sequence.length,
         row_start=sequence.row_start,
-        context=question.context,
-        incorrect_answers=question.incorrect_answers,
         is_finished=answer.is_finished,
         is_on_policy=stated is None,
         beam_index=answer.rank,
         beam_score=answer.score,
-        choices=question.choices,
-        correct_choices=question.correct_choices,
         choice_logprobs=result.option_logprobs,
-        input_label=question.input_label,
         given_label=label,
         given_spans=() if stated is None else stated.spans,
         answer_offsets=answer.offsets,
         metadata=metadata,
+        **{name: getattr(question, name) for name in _OF_QUESTION},
     )

@@ -7,9 +7,9 @@ run once, and the model's own head runs on a few rows at a time.
 
 import inspect
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -25,6 +25,8 @@ LOGIT_ROWS: Final = 64
 
 _STATISTICS_BYTES: Final = 16 * 2**20
 """Logits that are reduced at a time, so that they stay in the cache."""
+
+_STATISTICS: Final = ("token_logprob", "token_entropy", "top1_margin")
 
 _BODIES: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
 
@@ -94,8 +96,7 @@ class DeferredPass:
         rows = torch.arange(start, stop, device=self.inputs["input_ids"].device)
         with _replaced_forward(self._body, lambda *_, **__: self._body_output):
             output = self.model(**self.inputs, logits_to_keep=rows)
-        logits: Tensor = output.logits
-        return logits
+        return output.logits
 
 
 def body_below_head(model: Any) -> nn.Module | None:
@@ -114,16 +115,12 @@ def _called_body(model: Any) -> nn.Module | None:
     called: list[nn.Module] = []
     candidates = {id(body): body for body in (model.base_model, model.get_decoder())}
     candidates.pop(id(model), None)
-    handles = [
-        body.register_forward_hook(lambda module, _, __: called.append(module))
-        for body in candidates.values()
-    ]
     token = torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device)
-    try:
+    with ExitStack() as stack:
+        for body in candidates.values():
+            hook = body.register_forward_hook(lambda module, _, __: called.append(module))
+            stack.callback(hook.remove)
         model(input_ids=token, attention_mask=token, use_cache=False)
-    finally:
-        for handle in handles:
-            handle.remove()
     # an outer module is noted after the one inside it
     return called[-1] if called else None
 
@@ -140,14 +137,6 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             del module.__dict__["forward"]
         else:
             module.__dict__["forward"] = before
-
-
-class TokenStatistics(NamedTuple):
-    """What the output distribution said about each next token."""
-
-    logprob: Float[Tensor, "row"]
-    entropy: Float[Tensor, "row"]
-    margin: Float[Tensor, "row"]
 
 
 class Likelihood:
@@ -174,7 +163,7 @@ class Likelihood:
         own = logits[start - row_start : stop - row_start]
         next_ids = torch.from_numpy(self.sequence.token_ids[start + 1 : stop + 1].astype(np.int64))
         statistics = token_statistics(own, next_ids.to(logits.device))
-        self._statistics[:, start + 1 : stop + 1] = torch.stack(statistics).cpu().numpy()
+        self._statistics[:, start + 1 : stop + 1] = statistics.cpu().numpy()
         first_answer_row = self.sequence.prompt_length - 1
         if self.sequence.option_ids and start <= first_answer_row < stop:
             row = own[first_answer_row - start]
@@ -187,8 +176,7 @@ class Likelihood:
 
     def arrays(self) -> dict[str, Float[np.ndarray, "token"]]:
         """The statistics by the name of their array."""
-        names = ("token_logprob", "token_entropy", "top1_margin")
-        return dict(zip(names, self._statistics, strict=True))
+        return dict(zip(_STATISTICS, self._statistics, strict=True))
 
 
 def read_likelihood(done: DeferredPass, sequences: Sequence[TokenSequence]) -> list[Likelihood]:
@@ -223,7 +211,7 @@ def option_logprobs(
 
 def token_statistics(
     logits: Float[Tensor, "row vocabulary"], next_ids: Int[Tensor, "row"]
-) -> TokenStatistics:
+) -> Float[Tensor, "statistic row"]:
     """Log-probability of the next token, entropy (nat) and top-1 margin, in float32.
 
     Args:
@@ -232,20 +220,16 @@ def token_statistics(
     """
     n_rows = max(1, _STATISTICS_BYTES // (4 * logits.shape[1]))
     chunks = zip(torch.split(logits, n_rows), torch.split(next_ids, n_rows), strict=True)
-    found = [_statistics_of_rows(rows.float(), ids) for rows, ids in chunks]
-    return TokenStatistics(*(torch.cat(column) for column in zip(*found, strict=True)))
+    return torch.cat([_statistics_of_rows(rows.float(), ids) for rows, ids in chunks], dim=1)
 
 
 def _statistics_of_rows(
     logits: Float[Tensor, "row vocabulary"], next_ids: Int[Tensor, "row"]
-) -> TokenStatistics:
+) -> Float[Tensor, "statistic row"]:
     log_probabilities = torch.log_softmax(logits, dim=-1)
     top = log_probabilities.topk(2, dim=-1).values.exp()
     probabilities = log_probabilities.exp()
     # a logit of -inf has probability 0 and adds nothing, where 0 * -inf would be NaN
     products = probabilities * log_probabilities.clamp(min=torch.finfo(torch.float32).min)
-    return TokenStatistics(
-        logprob=log_probabilities.gather(1, next_ids[:, None])[:, 0],
-        entropy=-products.sum(-1),
-        margin=top[:, 0] - top[:, 1],
-    )
+    logprob = log_probabilities.gather(1, next_ids[:, None])[:, 0]
+    return torch.stack([logprob, -products.sum(-1), top[:, 0] - top[:, 1]])

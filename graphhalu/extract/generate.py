@@ -9,12 +9,13 @@ question is done when no running beam can beat its worst candidate any more.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from graphhalu.extract.decode import Decoder
 
@@ -97,16 +98,14 @@ class Beams:
         total = (self.running_scores[:, :, None] + log_probabilities).flatten(1)
         scores, places = _top_continuations(total, n_beams, is_stop)
         parents, tokens = places // n_tokens, places % n_tokens
-        extended = self.running_tokens.gather(
-            1, parents[:, :, None].expand(-1, -1, self.running_tokens.shape[2])
-        )
+        extended = self.running_tokens.take_along_dim(parents[:, :, None], dim=1)
         extended[:, :, step] = tokens
         is_last = step + 1 == extended.shape[2]
         ends = is_stop[tokens]
         self._collect(step, scores[:, :n_beams], extended[:, :n_beams], ends[:, :n_beams], is_last)
         kept = (scores + ends * _IMPOSSIBLE).topk(n_beams, dim=1).indices
         self.running_scores = (scores + ends * _IMPOSSIBLE).gather(1, kept)
-        self.running_tokens = extended.gather(1, kept[:, :, None].expand(-1, -1, extended.shape[2]))
+        self.running_tokens = extended.take_along_dim(kept[:, :, None], dim=1)
         best_running = self.running_scores[:, 0] / (step + 1)
         self.is_open &= (best_running > self.final_scores.min(1).values) & (not is_last)
         return parents.gather(1, kept)
@@ -114,8 +113,7 @@ class Beams:
     def candidates(self, question: int) -> list[Candidate]:
         """The final beams of one question, best first, without their end marks."""
         found = []
-        for beam in range(self.final_scores.shape[1]):
-            score = float(self.final_scores[question, beam])
+        for beam, score in enumerate(self.final_scores[question].tolist()):
             if score <= _IMPOSSIBLE / 2:
                 continue
             is_finished = bool(self.is_final_stopped[question, beam])
@@ -139,7 +137,7 @@ class Beams:
         best = all_scores.topk(self.final_scores.shape[1], dim=1).indices
         self.final_scores = all_scores.gather(1, best)
         all_tokens = torch.cat([self.final_tokens, tokens], dim=1)
-        self.final_tokens = all_tokens.gather(1, best[:, :, None].expand(-1, -1, tokens.shape[2]))
+        self.final_tokens = all_tokens.take_along_dim(best[:, :, None], dim=1)
         lengths = torch.full_like(self.final_lengths, step + 1)
         self.final_lengths = torch.cat([self.final_lengths, lengths], dim=1).gather(1, best)
         self.is_final_stopped = torch.cat([self.is_final_stopped, ends], dim=1).gather(1, best)
@@ -158,35 +156,30 @@ def _top_continuations(
         n_wanted = min(2 * n_wanted, total.shape[1])
 
 
+@dataclass
 class BeamSearch:
     """Beam search over batches of prompts.
 
-    Args:
+    Attributes:
         model: A causal language model.
         layer_windows: Sliding window of each of its layers, or ``None``.
         stop_ids: Tokens that end an answer.
         n_beams: Beams a question.
         max_new_tokens: Longest answer, in tokens.
-
-    Attributes:
         fallback_reason: Why ``generate`` is used, or ``None`` when decoding is shared.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        layer_windows: tuple[int | None, ...],
-        stop_ids: Sequence[int],
-        n_beams: int,
-        max_new_tokens: int,
-    ) -> None:
-        self.model = model
-        self.layer_windows = layer_windows
-        self.stop_ids = tuple(sorted(set(stop_ids)))
-        self.n_beams = n_beams
-        self.max_new_tokens = max_new_tokens
-        self.fallback_reason = shared_decoding_fault(model, layer_windows)
+    model: Any
+    _: KW_ONLY
+    layer_windows: tuple[int | None, ...]
+    stop_ids: Sequence[int]
+    n_beams: int
+    max_new_tokens: int
+    fallback_reason: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stop_ids = tuple(sorted(set(self.stop_ids)))
+        self.fallback_reason = shared_decoding_fault(self.model, self.layer_windows)
 
     def answer(self, prompts: Sequence[Sequence[int]]) -> list[list[Candidate]]:
         """Final beams of every prompt (token ids), best first."""
@@ -231,12 +224,11 @@ def left_padded(
     prompts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "question token"], Bool[Tensor, "question token"]]:
     """Prompts as one tensor, padded on the left, and which positions are tokens."""
-    width = max(map(len, prompts))
-    token_ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    is_token = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for index, prompt in enumerate(prompts):
-        token_ids[index, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
-        is_token[index, width - len(prompt) :] = True
+    rows = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
+    masks = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    token_ids, is_token = (
+        pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, masks)
+    )
     return token_ids.to(device), is_token.to(device)
 
 

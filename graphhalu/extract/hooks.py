@@ -138,22 +138,19 @@ def _are_weights(value: Any) -> bool:
 
 def _third_argument(_module: Any, given: Any, _output: Any) -> Tensor:
     """GPT-J, GPT-Neo: the value is the third argument of ``_attn``."""
-    value: Tensor = given[2]
-    return value
+    return given[2]
 
 
 def _third_output(_module: Any, _given: Any, output: Any) -> Tensor:
     """BLOOM: ``_reshape`` splits the fused projection, heads first."""
-    value: Tensor = output[2]
-    return value
+    return output[2]
 
 
 def _split_heads(module: Any, _given: Any, output: Any) -> Tensor:
     """Falcon: ``_split_heads`` gives ``token, head``, and grouped heads repeated."""
     is_repeated = getattr(module, "new_decoder_architecture", False)
     n_repeated = module.num_heads // module.num_kv_heads if is_repeated else 1
-    value: Tensor = output[2].transpose(1, 2)[:, ::n_repeated]
-    return value
+    return output[2].transpose(1, 2)[:, ::n_repeated]
 
 
 def _fused_projection(module: Any, _given: Any, output: Any) -> Tensor:

@@ -1,7 +1,7 @@
 """Prompts: a question as a model is shown it, and the tokens of given and generated answers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import Any, Final
 
@@ -20,10 +20,7 @@ from graphhalu.models.load import LoadedModel
 
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 _NO_TEXT: Final = RenderedPrompt("", (), is_chat=False)
-
-
-def _no_tokens() -> EncodedPrompt:
-    return EncodedPrompt(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.uint8))
+_NO_TOKENS: Final = EncodedPrompt(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.uint8))
 
 
 @dataclass(frozen=True)
@@ -62,7 +59,7 @@ class Prompt:
 
     question: Question
     rendered: RenderedPrompt = _NO_TEXT
-    encoded: EncodedPrompt = field(default_factory=_no_tokens)
+    encoded: EncodedPrompt = _NO_TOKENS
     option_ids: tuple[tuple[int, ...], ...] = ()
     given: tuple[Answer, ...] = ()
     failures: tuple[str, ...] = ()
@@ -79,13 +76,14 @@ class PromptBuilder:
     Args:
         config: What to do.
         loaded: The model.
+
+    Attributes:
+        config: The same, with what was left to the model and the data set written out.
     """
 
     def __init__(self, config: ExtractConfig, loaded: LoadedModel) -> None:
-        self.config = config
+        self.config = resolved_config(config, loaded)
         self.loaded = loaded
-        self.is_chat = uses_chat(config.prompt, loaded)
-        self.template = prompt_template_name(config)
 
     def build(self, question: Question) -> Prompt:
         """The prompt of a question, or why it cannot be asked.
@@ -105,15 +103,13 @@ class PromptBuilder:
         return prompt if reason is None else Prompt(question, failures=(reason,))
 
     def _prompt(self, question: Question) -> Prompt:
-        tokenizer, n_choices = self.loaded.tokenizer, len(question.choices)
+        settings, tokenizer = self.config.prompt, self.loaded.tokenizer
+        is_chat, system = settings.chat == "on", settings.system or question.system
         rendered = build_prompt(
-            question,
-            template=self.template,
-            chat=self.is_chat,
-            tokenizer=tokenizer,
-            system=self.config.prompt.system or question.system,
+            question, template=settings.template, chat=is_chat, tokenizer=tokenizer, system=system
         )
         encoded = encode_prompt(rendered, tokenizer)
+        n_choices = len(question.choices)
         option_ids = letter_spellings(tokenizer, n_choices) if n_choices else ()
         return Prompt(question, rendered, encoded, option_ids)
 
@@ -149,10 +145,15 @@ class PromptBuilder:
         return f"prompt and answer need up to {length} tokens, the model's context has {limit}"
 
 
-def generated_answer(token_ids: Sequence[int], tokenizer: Any) -> Answer:
+def generated_answer(token_ids: Sequence[int], tokenizer: Any, **beam: Any) -> Answer:
     """The answer that the model's own tokens spell, without space around it.
 
     A character of several tokens belongs to the last of them.
+
+    Args:
+        token_ids: Tokens of the answer.
+        tokenizer: That of the model.
+        beam: Rank, score and end of the beam; see :class:`Answer`.
     """
     ends = [0]
     for count in range(1, len(token_ids) + 1):
@@ -163,7 +164,7 @@ def generated_answer(token_ids: Sequence[int], tokenizer: Any) -> Answer:
     ends[-1] = len(text)
     stripped, lead = text.strip(), len(text) - len(text.lstrip())
     places = [min(max(end - lead, 0), len(stripped)) for end in ends]
-    return Answer(stripped, tuple(token_ids), tuple(pairwise(places)))
+    return Answer(stripped, tuple(token_ids), tuple(pairwise(places)), **beam)
 
 
 def given_answer(
@@ -234,15 +235,14 @@ def uses_chat(settings: PromptSettings, loaded: LoadedModel) -> bool:
 def resolved_config(config: ExtractConfig, loaded: LoadedModel) -> ExtractConfig:
     """The same with what was left to the model and the data set written out."""
     is_chat, stop = uses_chat(config.prompt, loaded), config.generation.stop_at_newline
-    dtype = loaded.identity["dtype"]
-    changes: dict[str, dict[str, Any]] = {
-        "model": {
-            "revision": loaded.identity["revision"],
-            "dtype": dtype if dtype in _DTYPES else config.model.dtype,
-        },
-        "prompt": {"template": prompt_template_name(config), "chat": "on" if is_chat else "off"},
-        "generation": {"stop_at_newline": not is_chat if stop is None else stop},
+    model = {"revision": loaded.identity["revision"], "dtype": loaded.identity["dtype"]}
+    if model["dtype"] not in _DTYPES:
+        del model["dtype"]
+    prompt = {"template": prompt_template_name(config), "chat": "on" if is_chat else "off"}
+    generation = {"stop_at_newline": not is_chat if stop is None else stop}
+    changes = {
+        "model": config.model.model_copy(update=model),
+        "prompt": config.prompt.model_copy(update=prompt),
+        "generation": config.generation.model_copy(update=generation),
     }
-    return config.model_copy(
-        update={name: getattr(config, name).model_copy(update=new) for name, new in changes.items()}
-    )
+    return config.model_copy(update=changes)

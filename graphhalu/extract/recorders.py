@@ -12,12 +12,14 @@ from typing import Final
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor, nn
+from torch.nn.utils.rnn import pad_sequence
 
 from graphhalu.axes import N_SPANS, RowRange
+from graphhalu.extract.forward import TokenSequence
 from graphhalu.numerics import FIXED_STEPS, n_pairs, triangle_size
-from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, TraceShape
+from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, RAGGED_AXES, TraceShape
 
 _TINY: Final = torch.finfo(torch.float32).tiny
 _PACKED: Final = ("attention", "attention_fixed")
@@ -28,37 +30,50 @@ class PaddedBatch:
     """Sequences of one replay, padded on the right to a common length.
 
     Attributes:
-        lengths: Tokens of each sequence without padding.
-        row_starts: First query row that each sequence keeps.
-        span_codes: Named span of each token, padding included (any value there).
-        is_token: Which positions are tokens and not padding.
+        sequences: Prompt and answer of each, and the first query row that is kept of it.
         shape: Which layers are kept.
+        device: Where the model is.
         edge_mass: Share of a row after which no more of its edges are kept, or ``None``.
     """
 
-    lengths: tuple[int, ...]
-    row_starts: tuple[int, ...]
-    span_codes: Int[Tensor, "trace token"]
-    is_token: Bool[Tensor, "trace token"]
+    sequences: tuple[TokenSequence, ...]
     shape: TraceShape
+    device: torch.device
     edge_mass: float | None = None
+
+    @cached_property
+    def token_ids(self) -> Int[Tensor, "trace token"]:
+        """Vocabulary indices."""
+        return self._padded([sequence.token_ids for sequence in self.sequences])
+
+    @cached_property
+    def is_token(self) -> Bool[Tensor, "trace token"]:
+        """Which positions are tokens and not padding."""
+        lengths = torch.tensor([each.length for each in self.sequences], device=self.device)
+        return torch.arange(self.rows.stop, device=self.device) < lengths[:, None]
 
     @property
     def rows(self) -> RowRange:
         """From the first row that any sequence keeps to the last token of the longest."""
-        return RowRange(min(self.row_starts), int(self.span_codes.shape[1]))
+        first = min(sequence.row_start for sequence in self.sequences)
+        return RowRange(first, max(sequence.length for sequence in self.sequences))
 
     @cached_property
     def is_span(self) -> Float[Tensor, "trace 1 token span"]:
         """Membership of each token in each span."""
-        return nn.functional.one_hot(self.span_codes.long(), N_SPANS).float()[:, None]
+        codes = self._padded([sequence.span_code for sequence in self.sequences])
+        return nn.functional.one_hot(codes, N_SPANS).float()[:, None]
 
     @cached_property
     def is_kept_row(self) -> Float[Tensor, "trace token"]:
         """1 for each row that its sequence keeps, 0 for others and for padding."""
-        rows = torch.arange(self.rows.stop, device=self.is_token.device)
-        starts = torch.tensor(self.row_starts, device=self.is_token.device)
+        rows = torch.arange(self.rows.stop, device=self.device)
+        starts = torch.tensor([each.row_start for each in self.sequences], device=self.device)
         return (self.is_token & (rows >= starts[:, None])).float()
+
+    def _padded(self, values: list[Integer[np.ndarray, "_"]]) -> Int[Tensor, "trace token"]:
+        tensors = [torch.from_numpy(each.astype(np.int64)) for each in values]
+        return pad_sequence(tensors, batch_first=True).to(self.device)
 
 
 Chunk = Float[Tensor, "trace head row key"]
@@ -116,9 +131,9 @@ def _edges(
     return key, nn.functional.pad(weight, missing), dropped
 
 
-_REDUCTIONS: Final[
-    dict[tuple[str, ...], Callable[[PaddedBatch, int, Chunk], tuple[Tensor, ...]]]
-] = {
+Reduction = Callable[[PaddedBatch, int, Chunk], tuple[Tensor, ...]]
+
+_REDUCTIONS: Final[dict[tuple[str, ...], Reduction]] = {
     ("span_mass",): _span_mass,
     ("self_attention",): _self_attention,
     ("row_entropy",): _row_entropy,
@@ -139,21 +154,13 @@ class AttentionRecorder:
 
     def __init__(self, batch: PaddedBatch, arrays: tuple[str, ...]) -> None:
         self.batch = batch
-        n_traces = len(batch.lengths)
         n_rows = batch.rows.stop - batch.rows.start
         self._reductions = {n: reduce for n, reduce in _REDUCTIONS.items() if {*n} & {*arrays}}
         per_row = [name for names in self._reductions for name in names]
         per_key = [name for name in ("received", "value_norm") if name in arrays]
-        self._rows = {name: self._empty(name, n_traces, n_rows) for name in per_row}
-        self._keys = {name: self._empty(name, n_traces, batch.rows.stop) for name in per_key}
-        self._packed = {
-            name: [
-                np.empty((*self._fixed_sizes(name), n_pairs(*pair)), dtype=ARRAYS[name].dtype)
-                for pair in zip(batch.lengths, batch.row_starts, strict=True)
-            ]
-            for name in _PACKED
-            if name in arrays
-        }
+        self._rows = {name: self._empty(name, n_rows) for name in per_row}
+        self._keys = {name: self._empty(name, batch.rows.stop) for name in per_key}
+        self._packed = {name: self._empty_packed(name) for name in _PACKED if name in arrays}
         self._n_rows_seen = dict.fromkeys(batch.shape.attention_layers, 0)
         self._layers_with_values: set[int] = set()
         self._bad_layers: dict[int, int] = {}
@@ -208,10 +215,10 @@ class AttentionRecorder:
 
     def trace_arrays(self, index: int) -> dict[str, np.ndarray]:
         """Every recorded array of one trace, without padding."""
-        length, first = self.batch.lengths[index], self.batch.rows.start
-        rows = slice(self.batch.row_starts[index] - first, length - first)
+        sequence, first = self.batch.sequences[index], self.batch.rows.start
+        rows = slice(sequence.row_start - first, sequence.length - first)
         cut = {name: kept[:, index, :, rows] for name, kept in self._rows.items()}
-        cut |= {name: kept[:, index, :, :length] for name, kept in self._keys.items()}
+        cut |= {name: kept[:, index, :, : sequence.length] for name, kept in self._keys.items()}
         return {
             **{name: np.ascontiguousarray(values.numpy()) for name, values in cut.items()},
             **{name: packed[index] for name, packed in self._packed.items()},
@@ -221,17 +228,21 @@ class AttentionRecorder:
     def _keeps_rows(self) -> bool:
         return bool(self._rows or self._packed or "received" in self._keys)
 
-    def _fixed_sizes(self, name: str) -> tuple[int, int]:
-        """Layers, and heads or key heads, of an array."""
-        layer, head = (self.batch.shape.axis_size(axis) for axis in ARRAYS[name].axes[:2])
-        return layer, head
+    def _sizes(self, name: str) -> list[int]:
+        """Lengths of the fixed axes of an array."""
+        axes = (axis for axis in ARRAYS[name].axes if axis not in RAGGED_AXES)
+        return [self.batch.shape.axis_size(axis) for axis in axes]
 
-    def _empty(self, name: str, n_traces: int, n_places: int) -> Shaped[Tensor, "layer trace ..."]:
+    def _empty(self, name: str, n_places: int) -> Shaped[Tensor, "layer trace ..."]:
         """``[layer, trace, head, row or key, …]`` of zeros in the stored number format."""
-        n_layers, n_heads = self._fixed_sizes(name)
-        trailing = [self.batch.shape.axis_size(axis) for axis in ARRAYS[name].axes[3:]]
-        shape = (n_layers, n_traces, n_heads, n_places, *trailing)
+        n_layers, n_heads, *trailing = self._sizes(name)
+        shape = (n_layers, len(self.batch.sequences), n_heads, n_places, *trailing)
         return torch.from_numpy(np.zeros(shape, dtype=ARRAYS[name].dtype))
+
+    def _empty_packed(self, name: str) -> list[Shaped[np.ndarray, "layer head pair"]]:
+        sizes, dtype = self._sizes(name), ARRAYS[name].dtype
+        n_weights = [n_pairs(each.length, each.row_start) for each in self.batch.sequences]
+        return [np.empty((*sizes, n), dtype=dtype) for n in n_weights]
 
     def _pack(
         self,
@@ -240,12 +251,11 @@ class AttentionRecorder:
         stored: Shaped[np.ndarray, "trace head row key"],
     ) -> None:
         """Put the causal rows of every trace one after another; rows of padding are dropped."""
-        sequences = zip(self.batch.lengths, self.batch.row_starts, strict=True)
-        for index, (length, first_row) in enumerate(sequences):
-            start = max(row_start, first_row)
-            begin = triangle_size(start) - triangle_size(first_row)
+        for index, sequence in enumerate(self.batch.sequences):
+            start = max(row_start, sequence.row_start)
+            begin = triangle_size(start) - triangle_size(sequence.row_start)
             # one copy a row takes a seventh of the time of an index for each entry
-            for row in range(start, min(row_start + stored.shape[2], length)):
+            for row in range(start, min(row_start + stored.shape[2], sequence.length)):
                 own = stored[index, :, row - row_start, : row + 1]
                 packed[index][:, begin : begin + row + 1] = own
                 begin += row + 1
@@ -253,8 +263,8 @@ class AttentionRecorder:
     def _note_bad_rows(self, layer: int, row_start: int, weights: Chunk) -> None:
         if bool(torch.isfinite(weights.sum())):
             return
-        for index, length in enumerate(self.batch.lengths):
-            rows = weights[index, :, : max(0, length - row_start)]
+        for index, sequence in enumerate(self.batch.sequences):
+            rows = weights[index, :, : max(0, sequence.length - row_start)]
             if not bool(torch.isfinite(rows).all()):
                 self._bad_layers.setdefault(index, layer)
 

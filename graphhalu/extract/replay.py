@@ -10,7 +10,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from graphhalu.extract.capture import capturing
@@ -65,7 +64,7 @@ def replay(
         has a failure that names the first such layer, and the others are not touched by it.
     """
     device = next(model.parameters()).device
-    batch, token_ids = _padded(sequences, shape, device, edge_mass)
+    batch = PaddedBatch(tuple(sequences), shape, device, edge_mass)
     recorder = AttentionRecorder(batch, arrays)
     keeps_hidden = not {"hidden", "hidden_rows"}.isdisjoint(arrays)
     # found by a pass of its own, whose attention must not be recorded
@@ -74,7 +73,7 @@ def replay(
         done = DeferredPass(
             model,
             body,
-            input_ids=token_ids,
+            input_ids=batch.token_ids,
             attention_mask=batch.is_token.long(),
             position_ids=torch.arange(batch.rows.stop, device=device).expand(len(sequences), -1),
             use_cache=False,
@@ -99,30 +98,6 @@ def replay(
         }
         results.append(Replayed({n: kept[n] for n in arrays}, None, likely.option_logprobs))
     return results
-
-
-def _padded(
-    sequences: Sequence[TokenSequence],
-    shape: TraceShape,
-    device: torch.device,
-    edge_mass: float | None,
-) -> tuple[PaddedBatch, Int[Tensor, "trace token"]]:
-    lengths = tuple(sequence.length for sequence in sequences)
-    token_ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
-    span_codes = torch.zeros_like(token_ids)
-    for index, sequence in enumerate(sequences):
-        token_ids[index, : sequence.length] = torch.from_numpy(sequence.token_ids.astype(np.int64))
-        span_codes[index, : sequence.length] = torch.from_numpy(sequence.span_code.astype(np.int64))
-    is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    batch = PaddedBatch(
-        lengths=lengths,
-        row_starts=tuple(sequence.row_start for sequence in sequences),
-        span_codes=span_codes.to(device),
-        is_token=is_token.to(device),
-        shape=shape,
-        edge_mass=edge_mass,
-    )
-    return batch, token_ids.to(device)
 
 
 def _hidden_arrays(

@@ -116,12 +116,9 @@ def extract(
     resolve_model(config.model.name)  # a mistyped name is told before a data set is read
     check_place(out)  # and what is no store, before a model is loaded
     dataset = config.dataset
+    n_wanted, fields = config.num_samples, dataset.fields or None
     questions = load_questions(
-        dataset.name,
-        dataset.path,
-        num_samples=config.num_samples,
-        seed=dataset.seed,
-        fields=dataset.fields or None,
+        dataset.name, dataset.path, num_samples=n_wanted, seed=dataset.seed, fields=fields
     )
     batches = question_batches(questions, config, shard)
     engine, counter = engine or SerialExecutor(), _Counter(on_progress)
@@ -136,6 +133,7 @@ def extract(
         store = _prepared(workers, described, out, asked)
         with store.writer(holder) as writer:
             quarantined = _run(workers, writer.store, batches, counter)
+            seconds = counter.seconds
     store = TraceStore.open(out)
     return ExtractSummary(
         store_path=store.name,
@@ -143,7 +141,7 @@ def extract(
         n_new=counter.n_new,
         n_traces=len(store),
         failures=dict(Counter(item["reason"] for item in store.failures)),
-        seconds=counter.seconds,
+        seconds=seconds,
         load_seconds=described.load_seconds,
         bytes_by_array=store.n_bytes(),
         shapes=_typical_shapes(store),

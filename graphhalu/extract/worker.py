@@ -17,13 +17,13 @@ from typing import Any, Final, NamedTuple
 
 from graphhalu.datasets.question import Question
 from graphhalu.errors import UsageError
-from graphhalu.extract.extraction import Extraction, Generation
+from graphhalu.extract.extraction import Extraction, Generation, grouped
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.check import check_model
 from graphhalu.models.load import load_model
 from graphhalu.traces.lock import MAIN
 from graphhalu.traces.schema import TraceShape
-from graphhalu.traces.store import TraceStore, TraceWriter, open_traces
+from graphhalu.traces.store import TraceWriter, open_traces
 
 PART_BYTES: Final = 512 * 2**20
 """Uncompressed bytes at which a part is closed before it has all its traces."""
@@ -177,15 +177,9 @@ def describe(worker: Worker, about: tuple[Mapping[str, Any], int]) -> Described:
         about: What identifies the data set, and how many questions there are.
     """
     dataset, n_questions = about
-    extraction = worker.extraction
-    return Described(
-        extraction.config,
-        extraction.identity(dataset),
-        extraction.shape,
-        extraction.arrays,
-        extraction.notes(n_questions),
-        worker.load_seconds,
-    )
+    found, seconds = worker.extraction, worker.load_seconds
+    identity, notes = found.identity(dataset), found.notes(n_questions)
+    return Described(found.config, identity, found.shape, found.arrays, notes, seconds)
 
 
 def expected_bytes(worker: Worker, questions: Sequence[Question]) -> int:
@@ -195,7 +189,7 @@ def expected_bytes(worker: Worker, questions: Sequence[Question]) -> int:
         UsageError: If the settings do not fit the data set or the model.
     """
     extraction = worker.extraction
-    return extraction.estimate_bytes([extraction.prompt(question) for question in questions])
+    return extraction.estimate_bytes([extraction.builder.build(question) for question in questions])
 
 
 def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
@@ -208,10 +202,10 @@ def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
     writer.store.refresh()
     done = writer.store.done_question_ids()
     found: dict[str, Generation] = {}
-    for generation in extraction.generate([extraction.prompt(each) for each in batch.questions]):
+    prompts = [extraction.builder.build(question) for question in batch.questions]
+    for generation in extraction.generate(prompts):
         found[generation.question_id] = generation
         worker.on_answered()
-    place = {name: batch.first + offset for offset, name in enumerate(batch.question_ids)}
     n_new = 0
     for block in part_blocks(extraction, [found[name] for name in batch.question_ids]):
         left = [each for each in block if each.question_id not in done]
@@ -219,32 +213,21 @@ def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
             continue
         traces, failures = extraction.traces(left)
         names = [each.question_id for each in left]
-        writer.write_part(place[names[0]], traces, names, failures)
+        first = batch.first + batch.question_ids.index(names[0])
+        writer.write_part(first, traces, names, failures)
         n_new += len(names)
     return n_new
-
-
-def extract_here(extraction: Extraction, store: TraceStore, questions: Sequence[Question]) -> None:
-    """Answer questions with a model that is loaded, and commit them to an empty store."""
-    with store.writer() as holder:
-        worker = Worker(extraction, store.name, holder.name)
-        for batch in question_batches(questions, extraction.config):
-            extract_batch(worker, batch)
 
 
 def part_blocks(
     extraction: Extraction, generations: Sequence[Generation]
 ) -> Iterator[list[Generation]]:
     """Questions of one part each: as many as make ``part_size`` traces or ``PART_BYTES``."""
-    block: list[Generation] = []
-    n_traces = n_bytes = 0
-    for each in generations:
-        own, size = max(1, len(each.answers)), extraction.size(each)
-        is_full = n_traces + own > extraction.config.part_size or n_bytes + size > PART_BYTES
-        if block and is_full:
-            yield block
-            block, n_traces, n_bytes = [], 0, 0
-        block.append(each)
-        n_traces, n_bytes = n_traces + own, n_bytes + size
-    if block:
-        yield block
+    sizes = {each.question_id: extraction.size(each) for each in generations}
+
+    def fits(block: list[Generation]) -> bool:
+        n_traces = sum(max(1, len(each.answers)) for each in block)
+        n_bytes = sum(sizes[each.question_id] for each in block)
+        return n_traces <= extraction.config.part_size and n_bytes <= PART_BYTES
+
+    return grouped(generations, fits)

@@ -75,15 +75,14 @@ def model_shape(config: Any, name: str) -> ModelShape:
         )
         raise ModelRefusedError(message)
     n_layers, n_heads, hidden_size = sizes
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
     return ModelShape(
         n_layers=n_layers,
         n_heads=n_heads,
         n_kv_heads=_n_kv_heads(text, n_heads),
         hidden_size=hidden_size,
         layer_windows=layer_windows(config),
-        max_positions=(
-            getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
-        ),
+        max_positions=limit,
     )
 
 

@@ -91,9 +91,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = {path for pattern in (*_SMALL_FILES, "*.safetensors", "*.bin") for path in
-             folder.glob(pattern) if path.is_file()}  # fmt: skip
-    return sorted(found)
+    patterns = (*_SMALL_FILES, "*.safetensors", "*.bin")
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 def _pieces(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:

@@ -8,7 +8,7 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
-from graphhalu.models.attention import attention_implementation, layer_windows, model_shape
+from graphhalu.models.attention import layer_windows, model_shape
 from graphhalu.models.cards import ModelCard, ModelSource, resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.models.hub import find_on_hub
@@ -57,16 +57,6 @@ class LoadedModel:
     max_positions: int | None
     eos_token_ids: tuple[int, ...]
 
-    @property
-    def attention_implementation(self) -> str:
-        """How the model computes attention now: ``sdpa`` where it can, else ``eager``."""
-        return attention_implementation(self.model)
-
-    @property
-    def has_bos(self) -> bool:
-        """Whether the tokenizer puts a start mark before plain text."""
-        return self.tokenizer("a").input_ids[0] == self.tokenizer.bos_token_id
-
 
 class _Place(NamedTuple):
     """Where the files are, and with which arguments transformers reads them."""
@@ -96,7 +86,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         what = "WARNING: code of %s at %s runs on this machine"
         _log.warning(what, spec.name, place.trusted)
     with quiet_loading():
-        config = _config(place, spec, source)
+        config = _read("configuration", place, spec, source)
         _require_attention(config, spec.name)
         shape = model_shape(config, spec.name)
         tokenizer = _tokenizer(place, spec, source)
@@ -194,8 +184,7 @@ def _device(name: str) -> torch.device:
 
 def _dtype(spec: ModelSpec, config: Any, device: torch.device) -> torch.dtype | str:
     if spec.dtype != "auto":
-        chosen: torch.dtype = getattr(torch, spec.dtype)
-        return chosen
+        return getattr(torch, spec.dtype)
     if _stored(config) is not None:
         return "auto"
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -203,24 +192,20 @@ def _dtype(spec: ModelSpec, config: Any, device: torch.device) -> torch.dtype | 
     return torch.float32
 
 
-def _config(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
-    from transformers import AutoConfig
+def _read(what: str, place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
+    """The configuration or the tokenizer of a model."""
+    from transformers import AutoConfig, AutoTokenizer
 
+    reader: Any = {"configuration": AutoConfig, "tokenizer": AutoTokenizer}[what]
     try:
-        return AutoConfig.from_pretrained(place.path, **place.options)
+        return reader.from_pretrained(place.path, **place.options)
     except Exception as error:
         refused = refused_code(source, spec, error, place.options)
-        raise refused or _unreadable(spec, source, error, "configuration") from error
+        raise refused or _unreadable(spec, source, error, what) from error
 
 
 def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
-    except Exception as error:
-        refused = refused_code(source, spec, error, place.options)
-        raise refused or _unreadable(spec, source, error, "tokenizer") from error
+    tokenizer = _read("tokenizer", place, spec, source)
     if not tokenizer.is_fast:
         message = (
             f"the tokenizer of {spec.name} ({type(tokenizer).__name__}) gives no character "
@@ -238,11 +223,9 @@ def _model(
 ) -> Any:
     from transformers import AutoModelForCausalLM
 
-    settings = {
-        "dtype": _dtype(spec, config, device), "output_loading_info": True, **place.options,
-        **_attention_setting(config),
-        "use_safetensors": True,  # the older *.bin files are pickles
-    }  # fmt: skip
+    settings = {**place.options, **_attention_setting(config), "output_loading_info": True}
+    settings |= {"dtype": _dtype(spec, config, device)}
+    settings |= {"use_safetensors": True}  # the older *.bin files are pickles
     is_stored_quantized = _stored(config) is not None
     if spec.quantization != "none" and is_stored_quantized:
         message = f"{spec.name} is stored quantised and loads as it is; use --quantization none"

@@ -211,6 +211,6 @@ def _numbered(question: Question, place: int) -> Question:
 
 def _prompt(extraction: Extraction, question: Question) -> Prompt:
     try:
-        return extraction.prompt(question)
+        return extraction.builder.build(question)
     except GraphhaluError as error:
         return Prompt(question, failures=(str(error),))

@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "slurm_extract.sh"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Six waves of four questions; kept beams make two parts of each."""
+    """Six batches of four questions; kept beams make two parts of each."""
     folder = tmp_path_factory.mktemp("shards")
     path = folder / "questions.tsv"
     lines = [f"What is {n} plus {7 * n}?\t['{8 * n}']" for n in range(N_QUESTIONS)]
@@ -68,7 +68,9 @@ def test_three_shards_in_any_order_give_the_same_parts_with_the_same_bytes(confi
     assert extract(config, out).n_new == 0
 
 
-def test_a_wave_of_which_a_part_is_missing_is_done_again_to_the_same_bytes(config, whole, tmp_path):
+def test_a_batch_of_which_a_part_is_missing_is_done_again_to_the_same_bytes(
+    config, whole, tmp_path
+):
     import shutil
 
     out = tmp_path / "a.zarr"

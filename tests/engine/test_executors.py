@@ -1,4 +1,4 @@
-"""Engines of this machine: every item once, the state once a worker, faults told as they are."""
+"""Executors of this machine: every item once, the state once a worker, faults told as they are."""
 
 import math
 import operator
@@ -19,7 +19,7 @@ def test_results_come_in_order_however_they_were_found():
     assert [done.value for done in in_order(early)] == [0, 10, 20, 30]
 
 
-def test_an_item_that_was_set_aside_has_no_result():
+def test_an_item_that_was_quarantined_has_no_result():
     with pytest.raises(ProcessLostError, match="worker was lost"):
         TaskResult(0, None, "its worker was lost").result()
 
@@ -34,7 +34,8 @@ def test_this_process_makes_the_state_once_and_only_when_it_is_needed():
 
 
 def test_a_fault_of_the_user_comes_as_it_is_from_this_process():
-    with SerialExecutor().workers(NO_START, 1) as workers, pytest.raises(UsageError, match="as 3/10"):
+    refused = pytest.raises(UsageError, match="as 3/10")
+    with SerialExecutor().workers(NO_START, 1) as workers, refused:
         list(workers.map(operator.eq, [1]))
 
 
@@ -43,7 +44,8 @@ def test_processes_do_every_item_once_and_tell_faults_as_they_are():
     with ProcessExecutor(2).workers(partial(math.pow, 2, 3), 7) as workers:
         found = list(in_order(workers.map(operator.mul, [2, 3, 5, 7])))
     assert [done.value for done in found] == [16, 24, 40, 56]
-    with ProcessExecutor(5).workers(NO_START, 1) as workers, pytest.raises(UsageError, match="as 3/10"):
+    refused = pytest.raises(UsageError, match="as 3/10")
+    with ProcessExecutor(5).workers(NO_START, 1) as workers, refused:
         list(workers.map(operator.eq, [1]))
 
 
