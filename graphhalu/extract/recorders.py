@@ -239,14 +239,14 @@ class AttentionRecorder:
         shape = (n_layers, len(self.batch.sequences), n_heads, n_places, *trailing)
         return torch.from_numpy(np.zeros(shape, dtype=ARRAYS[name].dtype))
 
-    def _empty_packed(self, name: str) -> list[Shaped[np.ndarray, "layer head pair"]]:
+    def _empty_packed(self, name: str) -> list[Shaped[np.ndarray, "layer head _"]]:
         sizes, dtype = self._sizes(name), ARRAYS[name].dtype
         n_weights = [n_pairs(each.length, each.row_start) for each in self.batch.sequences]
         return [np.empty((*sizes, n), dtype=dtype) for n in n_weights]
 
     def _pack(
         self,
-        packed: list[Shaped[np.ndarray, "head pair"]],
+        packed: list[Shaped[np.ndarray, "head _"]],
         row_start: int,
         stored: Shaped[np.ndarray, "trace head row key"],
     ) -> None:
