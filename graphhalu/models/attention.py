@@ -1,4 +1,4 @@
-"""How a model attends: its implementation, and the sizes that its configuration states."""
+"""Attention of a model: its implementation, and the sizes that the configuration states."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

@@ -1,4 +1,4 @@
-"""What decides the numbers of a model: its weights, and the code that it brings if any may run."""
+"""Identity of a model: its weights, and the code that it brings if any may run."""
 
 import hashlib
 import os
