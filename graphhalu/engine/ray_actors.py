@@ -82,7 +82,7 @@ class RayExecutor(Executor):
             hire = partial(kind.remote, start, str(Path.cwd()))
             n_actors = min(at_most, self.n_actors or max(1, n_fit))
             timeout = _ReadyTimeout(self.wait_s, partial(self._shortage, ray))
-            actors = _Actors(ray, hire, n_actors, timeout)
+            actors = _ActorPool(ray, hire, n_actors, timeout)
             try:
                 yield actors
             finally:
@@ -178,7 +178,7 @@ class _Attempts:
         return TaskResult(place, None, f"{reason} ({MOST_ATTEMPTS} attempts)")
 
 
-class _Actors(Workers):
+class _ActorPool(Workers):
     def __init__(
         self, ray: Any, hire: Callable[[], Any], n_actors: int, timeout: _ReadyTimeout
     ) -> None:

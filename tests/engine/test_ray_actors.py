@@ -11,7 +11,7 @@ import pytest
 
 from graphhalu.engine import ray_actors
 from graphhalu.engine.executors import in_order
-from graphhalu.engine.ray_actors import _Actor, _Actors, _ReadyTimeout
+from graphhalu.engine.ray_actors import _Actor, _ActorPool, _ReadyTimeout
 from graphhalu.errors import ClusterError, ProcessLostError, UsageError
 from graphhalu.extract.worker import Shard
 
@@ -76,7 +76,7 @@ SEVEN = partial(int, "7")
 
 def actors(ray, n_actors=2, start=SEVEN, wait_s=300.0):
     timeout = _ReadyTimeout(wait_s, lambda: "no worker is ready")
-    return _Actors(ray, partial(ray.hire, start), n_actors, timeout)
+    return _ActorPool(ray, partial(ray.hire, start), n_actors, timeout)
 
 
 def test_every_item_is_done_once_by_as_many_workers_as_were_asked_for():
