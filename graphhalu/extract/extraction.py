@@ -33,7 +33,7 @@ _OF_QUESTION: Final = (
     *("question_id", "group_id", "answers", "context", "incorrect_answers"),
     *("choices", "correct_choices", "input_label"),
 )
-"""What a trace says of its question as the question says it."""
+"""Fields of a question that a trace has under the same names."""
 
 REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
