@@ -168,13 +168,13 @@ def test_a_conversion_that_fails_leaves_nothing(tiny_gguf, cache, monkeypatch):
 
 
 def test_two_at_once_convert_once(tiny_gguf, monkeypatch):
-    own, started = gguf._convert_aside, []
+    own, started = gguf._convert, []
 
     def counted(*arguments):
         started.append(arguments)
         own(*arguments)
 
-    monkeypatch.setattr(gguf, "_convert_aside", counted)
+    monkeypatch.setattr(gguf, "_convert", counted)
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(converted_folder(tiny_gguf))) for _ in range(3)
