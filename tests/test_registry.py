@@ -198,7 +198,7 @@ def test_an_alias_of_another_package_names_its_model(monkeypatch, tmp_path):
     from graphhalu.models.cards import resolve_model
 
     code = (
-        "from graphhalu.models.card import ModelCard\n"
+        "from graphhalu.models.cards import ModelCard\n"
         "CARD = ModelCard('tiny', 'us/tiny', 'llama', '1M', 'MIT')\n"
     )
     (tmp_path / "my_models.py").write_text(code)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from graphhalu.cli import spread
-from graphhalu.cli.output import duration, megabytes, print_json, progress_line, say
+from graphhalu.cli.output import duration, megabytes, print_json, progress_line
 
 if TYPE_CHECKING:
     from graphhalu.extract.run import ExtractSummary
@@ -123,9 +123,9 @@ def extract(  # one parameter an option
     An interrupted run goes on where it stopped when the same command is run again.
     """
     from graphhalu.config import load_config, read_overrides
-    from graphhalu.extract.plan import Shard
     from graphhalu.extract.run import extract as run_extraction
     from graphhalu.extract.settings import ExtractConfig
+    from graphhalu.extract.worker import Shard
 
     options = {
         "model.name": model, "model.quantization": quantization, "model.dtype": dtype,
@@ -150,9 +150,7 @@ def extract(  # one parameter an option
     share = None if shard is None else Shard.parse(shard)
     engine = spread.ray_engine(ray, ray_actors, ray_cpus, ray_gpus, ray_wait)
     with progress_line("questions") as progress:
-        summary = run_extraction(
-            settings, target, engine=engine, shard=share, on_progress=progress, on_note=say
-        )
+        summary = run_extraction(settings, target, engine=engine, shard=share, on_progress=progress)
     if json:
         print_json(summary_values(summary))
     else:
@@ -211,20 +209,20 @@ def summary_values(summary: "ExtractSummary") -> dict[str, Any]:
         "bytes_a_trace": summary.n_bytes / summary.n_traces if summary.n_traces else None,
         "bytes_by_array": summary.bytes_by_array,
         "notes": list(summary.notes),
-        "set_aside": summary.set_aside,
+        "set_aside": summary.quarantined,
     }
 
 
 def _require_all_done(summary: "ExtractSummary") -> None:
     from graphhalu.errors import ProcessLostError
 
-    if not summary.set_aside:
+    if not summary.quarantined:
         return
-    reasons = "; ".join(sorted(set(summary.set_aside.values())))
+    reasons = "; ".join(sorted(set(summary.quarantined.values())))
     message = (
-        f"{len(summary.set_aside)} questions are not done: {reasons}\n"
+        f"{len(summary.quarantined)} questions are not done: {reasons}\n"
         f"  Run the same command again to try them, or do them with more memory a worker: "
-        f"{', '.join(summary.set_aside)}"
+        f"{', '.join(summary.quarantined)}"
     )
     raise ProcessLostError(message)
 

@@ -227,7 +227,7 @@ def _loaded(model: str | None, device: str | None, threads: int | None) -> "Load
 
     options = {"name": model, "device": device, "threads": threads}
     given = {name: value for name, value in options.items() if value is not None}
-    loaded = load_model(load_config(ModelSpec, None, given), say)
+    loaded = load_model(load_config(ModelSpec, None, given))
     check_model(loaded)
     return loaded
 

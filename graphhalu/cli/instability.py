@@ -333,7 +333,7 @@ def _loaded(
         "quantization": None if is_stored else quantization,
     }  # fmt: skip
     given = {name: value for name, value in options.items() if value is not None}
-    loaded = load_model(load_config(ModelSpec, None, given), say)
+    loaded = load_model(load_config(ModelSpec, None, given))
     check_model(loaded)
     return loaded
 

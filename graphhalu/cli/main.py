@@ -28,7 +28,7 @@ from graphhalu.cli import (
     view,
     weights,
 )
-from graphhalu.cli.output import say
+from graphhalu.cli.output import say, show_notes
 from graphhalu.cli.spread import with_address
 from graphhalu.errors import GraphhaluError, UsageError
 
@@ -89,6 +89,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; faults of a user give no traceback."""
+    show_notes()
     try:
         app(args=with_address(arguments))
     except SystemExit as stop:  # typer reports its own faults, and ends every command this way

@@ -1,6 +1,7 @@
 """What commands print: results to stdout, everything else to stderr."""
 
 import json
+import logging
 import math
 import re
 import sys
@@ -20,6 +21,23 @@ _PLAIN_SECONDS = 15.0
 def say(text: str) -> None:
     """A line for the person at the terminal, on stderr."""
     print(clean(text), file=sys.stderr, flush=True)
+
+
+class _Notes(logging.Handler):
+    """Shows what the package logs to the person at the terminal."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        say(record.getMessage())
+
+
+_NOTES = _Notes(logging.INFO)
+
+
+def show_notes() -> None:
+    """Show what the package logs from the level INFO on, one line each."""
+    logger = logging.getLogger("graphhalu")
+    logger.setLevel(logging.INFO)
+    logger.addHandler(_NOTES)  # a handler that is there already is not added again
 
 
 def print_json(value: Mapping[str, Any]) -> None:

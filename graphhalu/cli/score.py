@@ -63,12 +63,7 @@ def score(
         raise UsageError(message)
     run = detector if detector is not None else newest_run()
     scorer = AnswerScorer(
-        run,
-        on_note=say,
-        detector_class=detector_class,
-        name=model,
-        device=device,
-        threads=threads,
+        run, detector_class=detector_class, name=model, device=device, threads=threads
     )
     if question is not None:
         found = scorer.score(question, answer, context=context)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import clean, megabytes, print_json, print_table, say
+from graphhalu.cli.output import clean, megabytes, print_json, print_table
 
 app = typer.Typer(help="Show models, data sets, detectors, or a trace store.", no_args_is_help=True)
 
@@ -154,9 +154,9 @@ def doctor(
     ] = None,
 ) -> None:
     """Versions, devices, cache, and a self-check of the embedded model."""
-    from graphhalu.models.doctor import examine
+    from graphhalu.models.check import examine
 
-    report: dict[str, Any] = examine(model or "smollm2", on_note=say)
+    report: dict[str, Any] = examine(model or "smollm2")
     if json:
         print_json(report)
     else:

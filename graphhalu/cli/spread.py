@@ -5,10 +5,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from graphhalu.cli.output import say
-
 if TYPE_CHECKING:
-    from graphhalu.engine.ray_actors import RayActors
+    from graphhalu.engine.ray_actors import RayExecutor
 
 Ray = Annotated[
     str | None,
@@ -55,7 +53,7 @@ def ray_engine(
     cpus: int | None,
     gpus: float | None,
     wait: float | None,
-) -> "RayActors | None":
+) -> "RayExecutor | None":
     """The engine that is asked for; ``None`` if it is not Ray.
 
     Raises:
@@ -71,19 +69,19 @@ def ray_engine(
             raise UsageError(message)
         return None
     from graphhalu.engine.cluster import check_address
-    from graphhalu.engine.ray_actors import RayActors
+    from graphhalu.engine.ray_actors import RayExecutor
 
     check_address(address)
     if gpus is not None and gpus > 1 and gpus != int(gpus):
         message = f"a worker has a share of one GPU or whole ones, got {gpus:g}"
         raise UsageError(message)
-    return RayActors(address=address, on_note=say, **settings)  # type: ignore[arg-type]
+    return RayExecutor(address=address, **settings)  # type: ignore[arg-type]
 
 
 def use_threads(threads: int | None, jobs: int = 1) -> None:
     """Use so many CPU threads in this process; by default its share of the free cores."""
     import torch
 
-    from graphhalu.models.threads import default_threads
+    from graphhalu.models.resources import default_threads
 
     torch.set_num_threads(threads or max(1, default_threads() // jobs))

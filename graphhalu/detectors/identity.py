@@ -26,6 +26,8 @@ class Identity:
         capture: What was kept; for the record, not compared.
         generation: How answers were found; for the record, so that new ones are found alike.
         dtype: Number format of the weights; for the record.
+        config: The whole configuration of the extraction, so that new answers are made alike;
+            empty where the store does not have it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
@@ -39,10 +41,18 @@ class Identity:
     capture: Mapping[str, Any]
     generation: Mapping[str, Any] = field(default_factory=dict)
     dtype: str | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, configuration: Mapping[str, Any]) -> "Identity":
-        """From the configuration of a store, or of what is being extracted now."""
+    def of(
+        cls, configuration: Mapping[str, Any], config: Mapping[str, Any] | None = None
+    ) -> "Identity":
+        """From the configuration of a store, or of what is being extracted now.
+
+        Args:
+            configuration: What decides the content of the traces.
+            config: The whole configuration of the extraction, if it is known.
+        """
         model = configuration.get("model") or {}
         prompt = configuration.get("prompt") or {}
         return cls(
@@ -55,6 +65,7 @@ class Identity:
             capture=dict(configuration.get("capture") or {}),
             generation=dict(configuration.get("generation") or {}),
             dtype=model.get("dtype"),
+            config=dict(config or {}),
         )
 
     @classmethod
@@ -62,7 +73,7 @@ class Identity:
         """Of the store that traces come from; ``None`` for traces in memory."""
         configuration = getattr(traces, "configuration", None)
         if isinstance(configuration, Mapping):
-            return cls.of(configuration)
+            return cls.of(configuration, getattr(traces, "provenance", {}).get("config"))
         inner = getattr(traces, "traces", None)
         return cls.of_traces(inner) if isinstance(inner, Sequence) else None
 

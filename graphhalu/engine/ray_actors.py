@@ -3,33 +3,39 @@
 Ray gives an actor's task at most once or at least once. Here it is at most once, and this process
 does the rest: it replaces a worker that died, gives its item to another one, and counts. So the
 count is exact, an item waits for no worker that may never come back, and one on which three
-workers died is set aside while the rest goes on. An item may still be done twice (a machine that
+workers died is quarantined while the rest goes on. An item may still be done twice (a machine that
 was only out of reach finishes it too): the work must bear that.
 """
 
+import logging
 import os
+import signal
 import socket
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from functools import cache, partial
 from pathlib import Path
+from types import FrameType
 from typing import Any, Final
 
-from graphhalu.engine.base import Done, Engine, Start, Work, Workers
 from graphhalu.engine.cluster import LOCAL, check_address, connected
-from graphhalu.engine.stopping import sigterm_as_interrupt
+from graphhalu.engine.executors import Executor, Start, TaskResult, Work, Workers
 from graphhalu.errors import ClusterError, GraphhaluError, ProcessLostError
 
 MOST_ATTEMPTS: Final = 3
-"""Workers that may die on an item before it is set aside."""
+"""Workers that may die on an item before it is quarantined."""
 
-_MOST_ASIDE: Final = 3
-"""Items set aside with none done, after which it is not the items that are at fault."""
+_MOST_QUARANTINED: Final = 3
+"""Items quarantined with none done, after which it is not the items that are at fault."""
 
 _MOST_STARTS: Final = 10
 """Workers in a row that end before they are ready."""
+
+_log = logging.getLogger(__name__)
 
 _POLL_S: Final = 1.0
 _QUIET_S: Final = 20.0
@@ -37,7 +43,7 @@ _ABANDON_S: Final = 5.0
 
 
 @dataclass(frozen=True)
-class RayActors(Engine):
+class RayExecutor(Executor):
     """Ray actors on one machine or many.
 
     Attributes:
@@ -46,7 +52,6 @@ class RayActors(Engine):
         cpus: CPUs of a worker, which are its threads too.
         gpus: GPUs of a worker.
         wait_s: How long to wait, in seconds, while no worker is ready.
-        on_note: Called with one line that a user should see.
     """
 
     address: str = LOCAL
@@ -54,7 +59,6 @@ class RayActors(Engine):
     cpus: int = 1
     gpus: float = 0.0
     wait_s: float = 300.0
-    on_note: Callable[[str], None] = lambda _: None
 
     @property
     def n_threads(self) -> int:
@@ -72,14 +76,13 @@ class RayActors(Engine):
         check_address(self.address)
         with connected(self.address) as ray, sigterm_as_interrupt():
             n_fit = self._n_fit(ray)
-            kind = ray.remote(_Holder).options(
+            kind = ray.remote(_Actor).options(
                 num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_task_retries=0
             )
-            actors = _Actors(
-                ray, lambda: kind.remote(start, str(Path.cwd())),
-                min(at_most, self.n_actors or max(1, n_fit)),
-                _Patience(self.wait_s, self.on_note, lambda: self._shortage(ray)),
-            )  # fmt: skip
+            hire = partial(kind.remote, start, str(Path.cwd()))
+            n_actors = min(at_most, self.n_actors or max(1, n_fit))
+            timeout = _ReadyTimeout(self.wait_s, partial(self._shortage, ray))
+            actors = _ActorPool(ray, hire, n_actors, timeout)
             try:
                 yield actors
             finally:
@@ -104,12 +107,11 @@ class RayActors(Engine):
         )
 
 
-class _Holder:
-    """What an actor is: a state, made with its first item."""
+class _Actor:
+    """What runs in Ray: a state, made with its first item."""
 
     def __init__(self, start: Start, folder: str) -> None:
-        self.start = start
-        self.made: list[Any] = []
+        self.state = cache(start)
         # relative paths mean here what they mean where the command was given
         with suppress(OSError):
             os.chdir(folder)
@@ -120,9 +122,7 @@ class _Holder:
     def run(self, function: Work, item: Any) -> tuple[str, Any]:
         """``value``, ``error`` (for the user) or ``fault``, with what belongs to it."""
         try:
-            if not self.made:
-                self.made.append(self.start())
-            return "value", function(self.made[0], item)
+            return "value", function(self.state(), item)
         except GraphhaluError as error:
             error.add_note(f"in a worker on {socket.gethostname()}")
             return "error", error
@@ -131,16 +131,15 @@ class _Holder:
 
 
 @dataclass
-class _Patience:
+class _ReadyTimeout:
     """Waits for room on the cluster, tells that it does, and gives up in the end."""
 
     wait_s: float
-    on_note: Callable[[str], None]
     shortage: Callable[[], str]
     since: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 - as of then
     has_told: bool = False
 
-    def look(self, *, is_at_work: bool) -> None:
+    def check(self, *, is_at_work: bool) -> None:
         now = time.monotonic()
         if is_at_work:
             self.since, self.has_told = now, False
@@ -149,51 +148,51 @@ class _Patience:
             raise ClusterError(message)
         elif now - self.since > _QUIET_S and not self.has_told:
             self.has_told = True
-            self.on_note(f"waiting: {self.shortage()}")
+            _log.info("waiting: %s", self.shortage())
 
 
 @dataclass
-class _Tally:
-    """Counts attempts, and says when an item is set aside."""
+class _Attempts:
+    """Counts attempts, and says when an item is quarantined."""
 
-    attempts: Counter[int] = field(default_factory=Counter)
+    by_item: Counter[int] = field(default_factory=Counter)
     n_done: int = 0
-    n_aside: int = 0
+    n_quarantined: int = 0
 
-    def failed(self, place: int, reason: str) -> Done | None:
+    def failed(self, place: int, reason: str) -> TaskResult | None:
         """The end of an item, or ``None`` if it is tried again.
 
         Raises:
             ProcessLostError: If nothing was ever done, and several items have come to this.
         """
-        self.attempts[place] += 1
-        if self.attempts[place] < MOST_ATTEMPTS:
+        self.by_item[place] += 1
+        if self.by_item[place] < MOST_ATTEMPTS:
             return None
-        self.n_aside += 1
-        if not self.n_done and self.n_aside >= _MOST_ASIDE:
+        self.n_quarantined += 1
+        if not self.n_done and self.n_quarantined >= _MOST_QUARANTINED:
             message = (
                 f"no worker lives long enough to do anything: {reason}\n"
                 f"  See its log on that machine, in the logs of its Ray session"
             )
             raise ProcessLostError(message)
-        return Done(place, None, f"{reason} ({MOST_ATTEMPTS} attempts)")
+        return TaskResult(place, None, f"{reason} ({MOST_ATTEMPTS} attempts)")
 
 
-class _Actors(Workers):
+class _ActorPool(Workers):
     def __init__(
-        self, ray: Any, hire: Callable[[], Any], n_actors: int, patience: _Patience
+        self, ray: Any, hire: Callable[[], Any], n_actors: int, timeout: _ReadyTimeout
     ) -> None:
         self.ray = ray
         self.hire = hire
         self.n_actors = n_actors
-        self.patience = patience
+        self.timeout = timeout
         self.idle: list[Any] = []
         self.starting: dict[Any, Any] = {}
         self.running: dict[Any, tuple[Any, int]] = {}
         self.n_false_starts = 0
 
-    def map(self, function: Work, items: Sequence[Any]) -> Generator[Done, None, None]:
-        waiting, tally = deque(range(len(items))), _Tally()
+    def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
+        waiting, attempts = deque(range(len(items))), _Attempts()
         try:
             while waiting or self.running:
                 self._fill(len(waiting) + len(self.running))
@@ -206,9 +205,9 @@ class _Actors(Workers):
                     if kind == "error":
                         raise value
                     if kind == "value":
-                        tally.n_done += 1
-                        yield Done(place, value)
-                    elif (done := tally.failed(place, value)) is not None:
+                        attempts.n_done += 1
+                        yield TaskResult(place, value)
+                    elif (done := attempts.failed(place, value)) is not None:
                         yield done
                     else:
                         waiting.append(place)
@@ -234,7 +233,7 @@ class _Actors(Workers):
         for ref in ready:
             if ref in self.starting:
                 self._started(ref)
-        self.patience.look(is_at_work=bool(self.running or self.idle))
+        self.timeout.check(is_at_work=bool(self.running or self.idle))
         return [ref for ref in ready if ref in self.running]
 
     def _started(self, ref: Any) -> None:
@@ -273,3 +272,23 @@ class _Actors(Workers):
         if self.running:
             self.ray.wait(list(self.running), num_returns=len(self.running), timeout=_ABANDON_S)
         self.running = {}
+
+
+@contextmanager
+def sigterm_as_interrupt() -> Iterator[None]:
+    """Raise ``KeyboardInterrupt`` where SIGTERM comes, so that workers are told to stop.
+
+    Only the main thread can take signals; in any other nothing changes.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _interrupt(_number: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt

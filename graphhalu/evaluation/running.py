@@ -17,8 +17,7 @@ import threadpoolctl  # type: ignore[import-untyped]
 import torch
 
 from graphhalu.detectors.base import Detector
-from graphhalu.engine.base import Done, Engine
-from graphhalu.engine.processes import Processes
+from graphhalu.engine.executors import Executor, ProcessExecutor, TaskResult
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.crossfit import OutOfFold, cross_fit
 from graphhalu.evaluation.entries import Entry
@@ -44,11 +43,11 @@ class RunOptions:
     jobs: int = 1
     folder: Path | None = None
     is_resumed: bool = False
-    engine: Engine | None = None
+    engine: Executor | None = None
 
-    def spread(self) -> Engine | None:
+    def spread(self) -> Executor | None:
         """The engine of several workers; ``None`` if this process does everything."""
-        return self.engine or (Processes(self.jobs) if self.jobs > 1 else None)
+        return self.engine or (ProcessExecutor(self.jobs) if self.jobs > 1 else None)
 
 
 @dataclass(frozen=True)
@@ -124,7 +123,7 @@ def run_entries(
 
 
 def _spread(
-    compared: Compared, entries: Sequence[Entry], engine: Engine, on_fold: FoldHook
+    compared: Compared, entries: Sequence[Entry], engine: Executor, on_fold: FoldHook
 ) -> Iterator[tuple[Entry, list[SeedRun]]]:
     for entry in entries:
         if entry.factory is not None:
@@ -164,7 +163,7 @@ def _work(compared: Compared, item: tuple[Entry, int]) -> SeedRun:
     return run_seed(compared, *item)
 
 
-def _seed_run(done: Done, items: Sequence[tuple[Entry, int]]) -> SeedRun:
+def _seed_run(done: TaskResult, items: Sequence[tuple[Entry, int]]) -> SeedRun:
     """The outcome of a seed; workers that died of it are a failure of the detector."""
     if done.failure is None:
         run: SeedRun = done.value

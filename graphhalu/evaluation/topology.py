@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy.stats import norm
 
-from graphhalu.engine.base import Engine, in_order
-from graphhalu.engine.here import Here
+from graphhalu.engine.executors import Executor, SerialExecutor, in_order
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import percentile_interval
 from graphhalu.features.sending import opener
@@ -117,7 +116,7 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     n_resamples: int = 1000,
     seed: int = 0,
     on_trace: Callable[[int, int], None] = lambda _done, _total: None,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
 ) -> TopologyReport:
     """Effect size of every measure in every layer, with intervals and false-discovery control.
 
@@ -141,7 +140,7 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     # the measures read no node features, and one block must be named
     recipe = recipe or GraphRecipe(DEFAULT_EDGES, _NO_FEATURES, channels="mean")
     wanted = tuple(traces[0].shape.attention_layers if layers is None else layers)
-    engine = engine or Here()
+    engine = engine or SerialExecutor()
     found = _measured(engine, traces, kept.tolist(), (wanted, recipe), on_trace)
     chosen = [traces[int(index)] for index in kept]
     groups = question_groups(chosen)
@@ -176,7 +175,7 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
 
 
 def _measured(
-    engine: Engine,
+    engine: Executor,
     traces: Sequence[Trace],
     kept: list[int],
     how: tuple[tuple[int, ...], GraphRecipe],

@@ -1,1 +1,8 @@
-"""Extraction: beam search, replay, capture inside the forward pass, and the run."""
+"""Extraction: ``Question -> Prompt -> Generation -> Trace``, from questions to a trace store.
+
+``settings`` says what is done; ``prompts`` shows a question to a model; ``generate`` and ``decode``
+search for answers; ``replay`` runs prompt and answer once more through ``forward``, while
+``capture`` (or ``hooks``, for other families) shows the attention to ``recorders``;
+``extraction`` joins these steps, ``worker`` does batches of questions, ``run`` is the whole run.
+``cost`` estimates one without a model.
+"""

@@ -7,30 +7,36 @@ last row. Where few rows are wanted, or none of a layer, the output comes from t
 kernel and only the wanted rows are computed.
 
 The matching mask is registered under the same name: without it transformers passes no mask at
-all, and attention silently looks at the future. Models that are not on the interface are
-captured by hooks (:mod:`graphhalu.extract.hooks`).
+all, and attention silently looks at the future. Transformers would build one ``row x key`` mask
+for the whole sequence; here it gets a placeholder that carries how to build it, so that at long
+contexts no whole mask ever exists. Models that are not on the interface are captured by hooks
+(:mod:`graphhalu.extract.hooks`).
 """
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
-from math import isqrt
-from typing import Any, Final
+from dataclasses import dataclass, field
+from math import isqrt, prod
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from graphhalu.axes import RowRange
 from graphhalu.errors import ModelRefusedError
-from graphhalu.extract.hooks import AttentionTaps, find_taps, tapping
-from graphhalu.extract.masks import MaskRecipe, recipe_of, stand_in
-from graphhalu.extract.observer import AttentionObserver
+from graphhalu.extract.hooks import (
+    AttentionModules,
+    AttentionObserver,
+    attention_hooks,
+    find_attention_modules,
+)
 from graphhalu.models.attention import attention_implementation, is_on_interface
 
 CAPTURE_NAME: Final = "graphhalu_capture"
@@ -38,16 +44,18 @@ CHUNK_BYTES: Final = 8 * 2**20
 """Attention weights (float32) that exist at a time: enough to keep the cores busy, and little
 enough that they are still in the cache when they are reduced."""
 
+KEPT_MASK_BYTES: Final = 8 * 2**20
+"""Masks of all chunks together are kept for the next layers if they are no larger than this."""
 
-@dataclass(frozen=True)
-class _Capture:
+
+class _Capture(NamedTuple):
     observer: AttentionObserver
     row_chunk: int | None
     fast: str
 
 
 _ACTIVE: ContextVar[_Capture | None] = ContextVar("graphhalu_capture", default=None)
-_TAPS: WeakKeyDictionary[nn.Module, AttentionTaps] = WeakKeyDictionary()
+_ATTENTION: WeakKeyDictionary[nn.Module, AttentionModules] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -66,10 +74,11 @@ def capturing(
         ModelRefusedError: If the attention of this model cannot be had at all.
     """
     if not is_on_interface(model):
-        with tapping(model, _taps(model), observer):
+        with attention_hooks(model, _attention_modules(model), observer):
             yield
         return
-    register_capture()
+    AttentionInterface.register(CAPTURE_NAME, capture_attention)
+    AttentionMaskInterface.register(CAPTURE_NAME, mask_placeholder)
     before = attention_implementation(model)
     model.set_attn_implementation(CAPTURE_NAME)
     token = _ACTIVE.set(_Capture(observer, row_chunk, before))
@@ -91,23 +100,16 @@ def capture_note(model: Any) -> str | None:
     """
     if is_on_interface(model):
         return None
-    reads_values = _taps(model).reads_values
     return (
         f"{type(model).__name__} is not on transformers' attention interface: its whole attention "
         f"of one layer is in memory at a time"
-        + ("" if reads_values else ", and its value norms are not stored")
+        + ("" if reads_values(model) else ", and its value norms are not stored")
     )
 
 
 def reads_values(model: Any) -> bool:
     """Whether value vectors can be had from this model."""
-    return is_on_interface(model) or _taps(model).reads_values
-
-
-def register_capture() -> None:
-    """Register the capture function together with the causal mask that it needs."""
-    AttentionInterface.register(CAPTURE_NAME, capture_attention)
-    AttentionMaskInterface.register(CAPTURE_NAME, stand_in)
+    return is_on_interface(model) or _attention_modules(model).reads_values
 
 
 def capture_attention(
@@ -125,62 +127,35 @@ def capture_attention(
     """
     capture = _ACTIVE.get()
     assert capture is not None, "the capture function runs inside capturing() only"
+    observer, row_chunk, fast = capture
     layer: int = module.layer_idx  # type: ignore[assignment]
     recipe = recipe_of(attention_mask, type(module).__name__)
-    capture.observer.values(layer, value)
-    wanted = capture.observer.wanted_rows(layer) or RowRange(0, 0)
-    call = _Call(module, query, key, value, recipe, settings)
+
+    def of_rows(start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Output and weights of some rows."""
+        eager, mask = own_eager_attention(module), recipe.rows(start, stop)
+        keys, values = key[:, :, :stop], value[:, :, :stop]
+        return eager(module, query[:, :, start:stop], keys, values, mask, **settings)
+
+    observer.values(layer, value)
+    wanted = observer.wanted_rows(layer) or RowRange(0, 0)
     n_rows = query.shape[2]
-    if capture.fast == "eager" or 2 * (wanted.stop - wanted.start) > n_rows:
+    if fast == "eager" or 2 * (wanted.stop - wanted.start) > n_rows:
         outputs = []
-        for start, stop in _chunks(RowRange(0, n_rows), query, capture.row_chunk):
-            output, weights = call.rows(start, stop)
-            _show(capture.observer, layer, wanted, start, weights)
+        for start, stop in row_chunks(RowRange(0, n_rows), query, row_chunk):
+            output, weights = of_rows(start, stop)
+            first, last = max(wanted.start, start), min(wanted.stop, stop)
+            if first < last:
+                observer.rows(layer, first, weights[:, :, first - start : last - start])
             outputs.append(output)
         return (outputs[0] if len(outputs) == 1 else torch.cat(outputs, dim=1)), None
-    for start, stop in _chunks(wanted, query, capture.row_chunk):
-        capture.observer.rows(layer, start, call.rows(start, stop)[1])
-    return call.whole(capture.fast), None
+    for start, stop in row_chunks(wanted, query, row_chunk):
+        observer.rows(layer, start, of_rows(start, stop)[1])
+    attend = ALL_ATTENTION_FUNCTIONS[fast]
+    return attend(module, query, key, value, recipe.whole(fast), **settings)[0], None
 
 
-@dataclass(frozen=True)
-class _Call:
-    """One call of an attention function, of which rows can be computed apart."""
-
-    module: nn.Module
-    query: Tensor
-    key: Tensor
-    value: Tensor
-    recipe: MaskRecipe
-    settings: dict[str, Any]
-
-    def rows(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Output and weights of some rows, by the model's own eager attention."""
-        return own_eager_attention(self.module)(
-            self.module, self.query[:, :, start:stop],
-            self.key[:, :, :stop], self.value[:, :, :stop],
-            self.recipe.rows(start, stop), **self.settings,
-        )  # fmt: skip
-
-    def whole(self, implementation: str) -> Tensor:
-        """Output of all rows, by a fast kernel."""
-        attend = ALL_ATTENTION_FUNCTIONS[implementation]
-        mask = self.recipe.whole(implementation)
-        output: Tensor = attend(
-            self.module, self.query, self.key, self.value, mask, **self.settings
-        )[0]
-        return output
-
-
-def _show(
-    observer: AttentionObserver, layer: int, wanted: RowRange, start: int, weights: Tensor
-) -> None:
-    first, stop = max(wanted.start, start), min(wanted.stop, start + weights.shape[2])
-    if first < stop:
-        observer.rows(layer, first, weights[:, :, first - start : stop - start])
-
-
-def _chunks(rows: RowRange, query: Tensor, row_chunk: int | None) -> Iterator[RowRange]:
+def row_chunks(rows: RowRange, query: Tensor, row_chunk: int | None) -> Iterator[RowRange]:
     """Chunks of rows whose weights fit ``CHUNK_BYTES``; a chunk up to row ``r`` sees ``r`` keys."""
     budget = CHUNK_BYTES // (4 * query.shape[0] * query.shape[1])
     start = rows.start
@@ -199,16 +174,72 @@ def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor
         ModelRefusedError: If that file has none.
     """
     source = sys.modules[type(module).__module__]
-    eager: Callable[..., tuple[Tensor, Tensor]] | None = getattr(
-        source, "eager_attention_forward", None
-    )
+    eager: Any = getattr(source, "eager_attention_forward", None)
     if eager is None:
         message = f"{source.__name__} has no eager attention to capture from"
         raise ModelRefusedError(message)
     return eager
 
 
-def _taps(model: Any) -> AttentionTaps:
-    if model not in _TAPS:
-        _TAPS[model] = find_taps(model)
-    return _TAPS[model]
+@dataclass(frozen=True)
+class MaskRecipe:
+    """Arguments from which transformers builds a mask.
+
+    Attributes:
+        arguments: What the mask function was called with.
+    """
+
+    arguments: Mapping[str, Any]
+    _chunks: dict[tuple[int, int], Tensor] = field(default_factory=dict, repr=False)
+    _whole: dict[str, Tensor | None] = field(default_factory=dict, repr=False)
+
+    def rows(self, start: int, stop: int) -> Float[Tensor, "trace 1 row key"]:
+        """The additive mask of rows ``start … stop - 1`` for the keys ``0 … stop - 1``."""
+        if (start, stop) in self._chunks:
+            return self._chunks[start, stop]
+        padding = self.arguments.get("attention_mask")
+        changed = {
+            "q_offset": self.arguments.get("q_offset", 0) + start,
+            "q_length": stop - start,
+            "kv_length": stop,
+            "attention_mask": padding[:, :stop] if isinstance(padding, Tensor) else padding,
+        }
+        mask: Tensor = ALL_MASK_ATTENTION_FUNCTIONS["eager"](**{**self.arguments, **changed})
+        sizes = (int(self.arguments[name]) for name in ("batch_size", "q_length", "kv_length"))
+        if mask.element_size() * prod(sizes) <= KEPT_MASK_BYTES:
+            self._chunks[start, stop] = mask
+        return mask
+
+    def whole(self, implementation: str) -> Tensor | None:
+        """The mask of all rows as an attention implementation of transformers wants it."""
+        if implementation not in self._whole:
+            build = ALL_MASK_ATTENTION_FUNCTIONS[implementation]
+            self._whole[implementation] = build(**self.arguments)
+        return self._whole[implementation]
+
+
+def mask_placeholder(*args: Any, **arguments: Any) -> Tensor:
+    """The mask function of the capture name: a tensor without content that carries the recipe."""
+    assert not args, "transformers gives masks their arguments by name"
+    mask = torch.empty(0)
+    mask.recipe = MaskRecipe(arguments)  # type: ignore[attr-defined]
+    return mask
+
+
+def recipe_of(mask: Tensor | None, kind: str) -> MaskRecipe:
+    """The recipe that a model passed on as its mask.
+
+    Raises:
+        ModelRefusedError: If the model passes on something else than it was given.
+    """
+    recipe = getattr(mask, "recipe", None)
+    if not isinstance(recipe, MaskRecipe):
+        message = f"{kind} changes the attention mask before it attends"
+        raise ModelRefusedError(message)
+    return recipe
+
+
+def _attention_modules(model: Any) -> AttentionModules:
+    if model not in _ATTENTION:
+        _ATTENTION[model] = find_attention_modules(model)
+    return _ATTENTION[model]

@@ -1,4 +1,4 @@
-"""What an extraction costs before it is run: operations, memory, bytes, and time at stated rates.
+"""Cost of an extraction before it is run: operations, memory, bytes, and time at stated rates.
 
 Operations, memory and bytes are arithmetic. Time is arithmetic over rates, which are those of a
 machine: measured (``scripts/bench plan``, and COST.md beside this file), or assumed by the user.
@@ -8,9 +8,8 @@ from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from graphhalu.errors import UsageError
-from graphhalu.extract.settings import CaptureSettings
+from graphhalu.extract.settings import CaptureSettings, trace_shape
 from graphhalu.traces.disk import estimate_bytes
-from graphhalu.traces.schema import TraceShape
 
 _ASPECT: Final = 128
 """Channels a layer of dense models: 4,096 over 32 layers, 8,192 over 64."""
@@ -70,6 +69,11 @@ class ModelSize:
         left = n_parameters - 2 * _VOCABULARY * hidden
         layers, heads = max(1, round(left / (_PLAIN * hidden**2))), hidden // 128
         return cls(layers, hidden, heads, heads, 128, round(hidden * 8 / 3), _VOCABULARY)
+
+    @property
+    def layer_windows(self) -> tuple[None, ...]:
+        """Every row of every layer sees all keys."""
+        return (None,) * self.n_layers
 
     @property
     def layer_weights(self) -> int:
@@ -199,13 +203,12 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     n_rows = answer if work.capture.rows == "answer" else length - 1
     passes = length * (weights + seen * length / 2) + n_rows * words
     pairs = size.n_layers * size.n_heads * length * (length + 1) / 2
-    shape, arrays = _trace_shape(size, work.capture), work.capture.arrays()
+    shape, arrays = trace_shape(size, work.capture), work.capture.arrays()
     starts = [prompt - 1] if work.capture.rows == "answer" else None
     stored, raw = (
         estimate_bytes(shape, arrays, [length], starts, is_compressed=each) * work.kept_beams
         for each in (True, False)
     )
-    held = size.n_parameters * work.weight_bytes
     read = (size.layer_weights + size.vocabulary * size.hidden_size) * work.weight_bytes
     cache = 2 * size.n_layers * size.n_kv_heads * size.head_size * length * work.beams * work.batch
     activations = 4.0 * length * (size.hidden_size * 4 + size.feed_forward * 3)
@@ -213,11 +216,18 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     states = max(work.weight_bytes, 2.0) * len(shape.hidden_layers) * length * size.hidden_size
     logit_rows = min(n_rows * work.batch, _LOGIT_ROWS)
     waiting = max(raw, min(_PART_TRACES * raw, _PART_BYTES))
+    logits = 4.0 * logit_rows * size.vocabulary
     return Cost(
-        prefill + steps, passes * work.kept_beams, pairs * work.kept_beams,
-        answer * read / work.batch, stored, raw, held, cache * max(work.weight_bytes, 2.0),
-        activations + states + _CHUNK_BYTES + 4.0 * logit_rows * size.vocabulary + waiting,
-    )  # fmt: skip
+        generate_flops=prefill + steps,
+        replay_flops=passes * work.kept_beams,
+        pairs=pairs * work.kept_beams,
+        weight_reads=answer * read / work.batch,
+        stored_bytes=stored,
+        raw_bytes=raw,
+        weights_bytes=size.n_parameters * work.weight_bytes,
+        cache_bytes=cache * max(work.weight_bytes, 2.0),
+        replay_bytes=activations + states + _CHUNK_BYTES + logits + waiting,
+    )
 
 
 def question_seconds(cost: Cost, rates: Rates) -> Seconds:
@@ -235,19 +245,5 @@ def assumed_rates(flops_per_s: float, read_bytes_per_s: float, store_bytes_per_s
 
     Recording is bound by memory: each weight of attention is moved :data:`PAIR_BYTES` bytes.
     """
-    return Rates(
-        flops_per_s, flops_per_s, read_bytes_per_s / PAIR_BYTES, read_bytes_per_s,
-        store_bytes_per_s,
-    )  # fmt: skip
-
-
-def _trace_shape(size: ModelSize, capture: CaptureSettings) -> TraceShape:
-    layers = capture.layers if capture.layers is not None else tuple(range(size.n_layers))
-    kept = capture.hidden_layers
-    named = {"all": tuple(range(size.n_layers + 1)), "none": ()}
-    return TraceShape(
-        n_layers=size.n_layers, n_heads=size.n_heads, n_kv_heads=size.n_kv_heads,
-        hidden_size=size.hidden_size, attention_layers=layers,
-        hidden_layers=named[kept] if isinstance(kept, str) else kept,
-        layer_windows=(None,) * len(layers), n_edges=capture.n_edges,
-    )  # fmt: skip
+    pairs_per_s = read_bytes_per_s / PAIR_BYTES
+    return Rates(flops_per_s, flops_per_s, pairs_per_s, read_bytes_per_s, store_bytes_per_s)

@@ -18,15 +18,16 @@ from transformers.cache_utils import Cache, DynamicLayer
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 
 from graphhalu.extract.capture import own_eager_attention
+from graphhalu.models.attention import attention_implementation, is_on_interface
 
 DECODE_NAME: Final = "graphhalu_decode"
 
 _GROWTH: Final = 64
-"""Positions by which a layer's room grows when it is full."""
+"""Positions by which a layer's buffers grow when they are full."""
 
 
-class RoomyLayer(DynamicLayer):
-    """Keys and values of one layer with room to grow, so that a step copies only itself."""
+class GrowingLayer(DynamicLayer):
+    """Keys and values of one layer in buffers that grow, so that a step copies only itself."""
 
     def update(
         self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
@@ -35,33 +36,28 @@ class RoomyLayer(DynamicLayer):
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
             self.n_used = 0
-            self.room = (_room(key_states, 0), _room(value_states, 0))
+            self.buffers = [states[:, :, :0] for states in (key_states, value_states)]
         start, self.n_used = self.n_used, self.n_used + key_states.shape[2]
-        self.room = (
-            _written(self.room[0], key_states, start), _written(self.room[1], value_states, start)
-        )  # fmt: skip
-        self.keys, self.values = (part[:, :, : self.n_used] for part in self.room)
+        new = zip(self.buffers, (key_states, value_states), strict=True)
+        self.buffers = [_appended(buffer, states, start) for buffer, states in new]
+        self.keys, self.values = (buffer[:, :, : self.n_used] for buffer in self.buffers)
         return self.keys, self.values
 
     def keep(self, questions: Int[Tensor, "kept"]) -> None:
         """Drop the questions that are done."""
-        self.room = (self.room[0][questions], self.room[1][questions])
-        self.keys, self.values = (part[:, :, : self.n_used] for part in self.room)
+        self.buffers = [buffer[questions] for buffer in self.buffers]
+        self.keys, self.values = (buffer[:, :, : self.n_used] for buffer in self.buffers)
 
 
-def _room(states: Tensor, n_used: int) -> Tensor:
-    n_questions, n_heads, n_new, n_channels = states.shape
-    return states.new_empty(n_questions, n_heads, n_used + n_new + _GROWTH, n_channels)
-
-
-def _written(room: Tensor, states: Tensor, start: int) -> Tensor:
+def _appended(buffer: Tensor, states: Tensor, start: int) -> Tensor:
     stop = start + states.shape[2]
-    if stop > room.shape[2]:
-        larger = _room(states, room.shape[2])
-        larger[:, :, :start] = room[:, :, :start]
-        room = larger
-    room[:, :, start:stop] = states
-    return room
+    if stop > buffer.shape[2]:
+        n_positions = buffer.shape[2] + states.shape[2] + _GROWTH
+        larger = states.new_empty(*states.shape[:2], n_positions, states.shape[3])
+        larger[:, :, :start] = buffer[:, :, :start]
+        buffer = larger
+    buffer[:, :, start:stop] = states
+    return buffer
 
 
 class Decoder:
@@ -87,21 +83,16 @@ class Decoder:
         Returns:
             Logits after the last prompt token.
         """
-        self.cache = Cache(layer_class_to_replicate=RoomyLayer)
+        self.cache = Cache(layer_class_to_replicate=GrowingLayer)
         positions = (is_token.long().cumsum(1) - 1).clamp(min=0)
-        output = self.model(
-            input_ids=token_ids, attention_mask=is_token.long(), position_ids=positions,
-            past_key_values=self.cache, use_cache=True, logits_to_keep=1,
-        )  # fmt: skip
+        output = self._forward(token_ids, is_token.long(), positions, logits_to_keep=1)
         self.positions = torch.where(is_token, positions, -1)
         self.next_position = positions[:, -1:] + 1
         self.is_visible = is_token[:, None].expand(-1, self.n_beams, -1)
         return output.logits[:, -1]
 
     def step(
-        self,
-        parents: Int[Tensor, "question beam"],
-        token_ids: Int[Tensor, "question beam"],
+        self, parents: Int[Tensor, "question beam"], token_ids: Int[Tensor, "question beam"]
     ) -> Float[Tensor, "question beam vocabulary"]:
         """Feed the newest token of every beam.
 
@@ -114,19 +105,13 @@ class Decoder:
         """
         own = torch.eye(self.n_beams, dtype=torch.bool, device=token_ids.device)
         own = own.expand(len(token_ids), -1, -1)
-        inherited = self.is_visible.gather(
-            1, parents[:, :, None].expand(-1, -1, self.is_visible.shape[2])
-        )
+        inherited = self.is_visible.take_along_dim(parents[:, :, None], dim=1)
         self.is_visible = torch.cat([inherited, own], dim=2)
         positions = self.next_position.expand(-1, self.n_beams)
         self.positions = torch.cat([self.positions, positions], dim=1)
         self.next_position = self.next_position + 1
         with decoding(self.model):
-            output = self.model(
-                input_ids=token_ids, attention_mask=self._masks(), position_ids=positions,
-                past_key_values=self.cache, use_cache=True,
-            )  # fmt: skip
-        return output.logits
+            return self._forward(token_ids, self._masks(), positions).logits
 
     def keep(self, questions: Int[Tensor, "kept"]) -> None:
         """Drop the questions that are done."""
@@ -135,6 +120,10 @@ class Decoder:
         self.positions = self.positions[questions]
         self.next_position = self.next_position[questions]
         self.is_visible = self.is_visible[questions]
+
+    def _forward(self, token_ids: Tensor, mask: Any, positions: Tensor, **settings: Any) -> Any:
+        given = {"input_ids": token_ids, "attention_mask": mask, "position_ids": positions}
+        return self.model(**given, past_key_values=self.cache, use_cache=True, **settings)
 
     def _masks(self) -> Tensor | dict[str, Tensor]:
         if not self.windows:
@@ -152,17 +141,21 @@ class Decoder:
         self, is_visible: Bool[Tensor, "question beam key"]
     ) -> Float[Tensor, "question 1 beam key"]:
         dtype = self.model.dtype
-        hidden = torch.finfo(dtype).min
-        mask = torch.zeros(is_visible.shape, dtype=dtype, device=is_visible.device)
-        return mask.masked_fill(~is_visible, hidden)[:, None]
+        return torch.where(is_visible, 0.0, torch.finfo(dtype).min).to(dtype)[:, None]
 
 
 @contextmanager
 def decoding(model: Any) -> Iterator[None]:
-    """Give the model the attention of decoding steps, then restore its own."""
+    """Give the model the attention of decoding steps, then restore its own.
+
+    A model off the attention interface keeps its own.
+    """
+    if not is_on_interface(model):
+        yield
+        return
     AttentionInterface.register(DECODE_NAME, decode_attention)
     AttentionMaskInterface.register(DECODE_NAME, ALL_MASK_ATTENTION_FUNCTIONS["eager"])
-    before = model.config._attn_implementation  # noqa: SLF001
+    before = attention_implementation(model)
     model.set_attn_implementation(DECODE_NAME)
     try:
         yield
@@ -184,15 +177,13 @@ def decode_attention(
     softcap or a learned sink takes its own eager attention.
     """
     if settings.get("softcap") is not None or settings.get("s_aux") is not None:
-        return own_eager_attention(module)(module, query, key, value, attention_mask, **settings)[
-            0
-        ], None
+        eager = own_eager_attention(module)
+        return eager(module, query, key, value, attention_mask, **settings)[0], None
     n_questions, n_heads, n_beams, _ = query.shape
     n_groups = n_heads // key.shape[1]
     rows = query.reshape(n_questions, key.shape[1], n_groups * n_beams, -1)
+    mask, scale = attention_mask.repeat(1, 1, n_groups, 1), settings.get("scaling")
     output = nn.functional.scaled_dot_product_attention(
-        rows, key, value,
-        attn_mask=attention_mask.repeat(1, 1, n_groups, 1),
-        scale=settings.get("scaling"),
-    )  # fmt: skip
+        rows, key, value, attn_mask=mask, scale=scale
+    )
     return output.reshape(n_questions, n_heads, n_beams, -1).transpose(1, 2).contiguous(), None

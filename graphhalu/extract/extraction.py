@@ -1,57 +1,56 @@
-"""A model with its settings: from questions to answers, and from answers to traces."""
+"""A model with its settings: from questions to prompts, answers and traces."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any, Final
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from graphhalu.axes import Span
-from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import own_path
-from graphhalu.extract.answers import Answer, generated_answer
-from graphhalu.extract.asking import Asked, Asker, newline_token_ids
-from graphhalu.extract.beams import Candidate
 from graphhalu.extract.capture import capture_note, reads_values
-from graphhalu.extract.generate import BeamSearch
-from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
+from graphhalu.extract.forward import TokenSequence
+from graphhalu.extract.generate import BeamSearch, Candidate
+from graphhalu.extract.prompts import (
+    Answer,
+    Prompt,
+    PromptBuilder,
+    generated_answer,
+    newline_token_ids,
+)
+from graphhalu.extract.replay import Replayed, replay
 from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_shape
 from graphhalu.models.load import LoadedModel
-from graphhalu.models.memory import free_memory
+from graphhalu.models.resources import free_memory
 from graphhalu.provenance import file_sha256
 from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
+
+T = TypeVar("T")
+
+_OF_QUESTION: Final = (
+    *("question_id", "group_id", "answers", "context", "incorrect_answers"),
+    *("choices", "correct_choices", "input_label"),
+)
+"""Fields of a question that a trace has under the same names."""
 
 REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
 
 
 @dataclass(frozen=True)
-class PlacedAnswer:
-    """An answer to a question, on its way to the replay.
+class Generation:
+    """A prompt with its answers, and why there are none, or fewer than there should be."""
 
-    Attributes:
-        asked: The question.
-        rank: Rank among the beams, or place among the given answers.
-        answer: Its tokens.
-        beam: The beam that it comes from; ``None`` for a given answer.
-    """
-
-    asked: Asked
-    rank: int
-    answer: Answer
-    beam: Candidate | None
-
-
-@dataclass(frozen=True)
-class Answered:
-    """A question with its answers, and why there are none, or fewer than there should be."""
-
-    asked: Asked
-    answers: tuple[PlacedAnswer, ...]
+    prompt: Prompt
+    answers: tuple[Answer, ...]
     failures: tuple[str, ...]
+
+    @property
+    def question_id(self) -> str:
+        """The question by name."""
+        return self.prompt.question.question_id
 
 
 class Extraction:
@@ -62,16 +61,16 @@ class Extraction:
         loaded: The model.
 
     Attributes:
+        builder: Turns questions into prompts.
+        config: What to do, with what was left to the model and the data set written out.
         shape: What the axes of its traces mean.
         arrays: Names of the arrays that are kept.
     """
 
     def __init__(self, config: ExtractConfig, loaded: LoadedModel) -> None:
-        self.config = config
+        self.builder = PromptBuilder(config, loaded)
+        self.config = self.builder.config
         self.loaded = loaded
-        self.asker = Asker(config, loaded)
-        stop = config.generation.stop_at_newline
-        self.stops_at_newline = not self.asker.is_chat if stop is None else stop
         self.shape: TraceShape = trace_shape(loaded, config.capture)
         without_values = () if reads_values(loaded.model) else ("value_norm",)
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
@@ -87,175 +86,150 @@ class Extraction:
         return {
             "model": dict(self.loaded.identity),
             "dataset": dict(dataset_identity(config.dataset) if dataset is None else dataset),
-            "prompt": {
-                **config.prompt.model_dump(mode="json"),
-                "template": self.asker.template,
-                "chat": self.asker.is_chat,
-            },
-            "generation": {
-                **config.generation.identity(),
-                "stop_at_newline": self.stops_at_newline,
-            },
+            "prompt": {**config.prompt.model_dump(mode="json"), "chat": config.prompt.chat == "on"},
+            "generation": config.generation.identity(),
             "capture": config.capture.identity(),
         }
 
     def notes(self, n_questions: int) -> tuple[str, ...]:
         """What a user should know before the run."""
-        notes = []
-        captured = capture_note(self.loaded.model)
-        if captured is not None:
-            notes.append(captured)
-        if self.search is not None and self.search.fallback_reason is not None:
-            notes.append(
-                f"answers come from plain generate, which is slower: {self.search.fallback_reason}"
-            )
+        notes = [capture_note(self.loaded.model)]
+        reason = None if self.search is None else self.search.fallback_reason
+        if reason is not None:
+            notes.append(f"answers come from plain generate, which is slower: {reason}")
         asked = self.config.num_samples
         if asked is not None and asked > n_questions:
             notes.append(f"the data set holds {n_questions} questions, {asked} were asked for")
-        return tuple(notes)
+        return tuple(note for note in notes if note is not None)
 
-    def ask(self, question: Question) -> Asked:
-        """The prompt of a question, or why it cannot be asked."""
-        return self.asker.ask(question)
+    def estimate_bytes(self, prompts: Sequence[Prompt]) -> int:
+        """Most bytes on disk of the traces of these prompts."""
+        settings = self.config.generation
+        traces = [(each, len(answer.token_ids)) for each in prompts for answer in each.given]
+        for prompt in prompts:
+            if prompt.length and not prompt.given:
+                traces += [(prompt, settings.max_new_tokens)] * settings.keep_beams
+        return self._bytes(traces)
 
-    def estimate_bytes(self, asked: Sequence[Asked]) -> int:
-        """Most bytes on disk of the traces of these questions."""
-        expected = [
-            (length, self.asker.row_start(item))
-            for item in asked
-            for length in self.asker.trace_lengths(item)
-        ]
-        lengths, starts = zip(*expected, strict=True) if expected else ((), ())
-        return estimate_bytes(self.shape, self.arrays, lengths, starts)
-
-    def answer(self, asked: Sequence[Asked], on_done: Callable[[int], None]) -> list[Answered]:
-        """The answers of questions, in their order.
-
-        Args:
-            asked: The questions.
-            on_done: Called with the number of questions that just got their answers.
-        """
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Generation]:
+        """The answers of prompts, each as soon as they are found and in any order."""
         if self.search is None:
-            on_done(len(asked))
-            return [self._given(each) for each in asked]
-        found: dict[str, Answered] = {}
-        for each in asked:
-            if each.prompt is None:
-                found[each.question.question_id] = Answered(each, (), each.failures)
-        on_done(len(found))
-        for batch in self._batches([each for each in asked if each.prompt is not None]):
-            prompts = [each.prompt.encoded.token_ids.tolist() for each in batch if each.prompt]
-            candidates = self.search.answer(prompts, on_done)
-            for each, beams in zip(batch, candidates, strict=True):
-                found[each.question.question_id] = self._generated(each, beams)
-        return [found[each.question.question_id] for each in asked]
+            yield from (Generation(each, each.given, each.failures) for each in prompts)
+            return
+        yield from (Generation(each, (), each.failures) for each in prompts if not each.length)
+        for batch in self._batches([each for each in prompts if each.length]):
+            token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
+            for index, beams in self.search.as_finished(token_ids):
+                yield self._generation(batch[index], beams)
 
-    def size(self, answered: Answered) -> int:
+    def size(self, generation: Generation) -> int:
         """Bytes in memory of the traces of one question."""
-        asked = answered.asked
-        if asked.prompt is None or not answered.answers:
-            return 0
-        lengths = [asked.prompt.length + len(each.answer.token_ids) for each in answered.answers]
-        starts = [self.asker.row_start(asked)] * len(lengths)
-        return estimate_bytes(self.shape, self.arrays, lengths, starts, is_compressed=False)
+        traces = [(generation.prompt, len(answer.token_ids)) for answer in generation.answers]
+        return self._bytes(traces, is_compressed=False)
 
-    def traces(self, block: Sequence[Answered]) -> tuple[list[Trace], list[dict[str, str]]]:
+    def traces(self, block: Sequence[Generation]) -> tuple[list[Trace], list[dict[str, str]]]:
         """Traces and failures of one block of questions, in the order of the questions."""
-        failures = [(each.asked, reason) for each in block for reason in each.failures]
-        traces, failed = self._replayed([a for each in block for a in each.answers])
-        order = {each.asked.question.question_id: place for place, each in enumerate(block)}
+        failures = [(each.question_id, reason) for each in block for reason in each.failures]
+        answers = [(each.prompt, answer) for each in block for answer in each.answers]
+        traces = []
+        for record, result in self._replayed(answers):
+            if result.failure is None:
+                traces.append(Trace(record, self.shape, result.arrays))
+            else:
+                failures.append((record.question_id, result.failure))
+        order = {each.question_id: place for place, each in enumerate(block)}
         traces.sort(key=lambda t: (order[t.record.question_id], t.record.beam_index))
-        listed = [
-            {"question_id": asked.question.question_id, "reason": reason}
-            for asked, reason in [*failures, *failed]
-        ]
-        return traces, sorted(listed, key=lambda item: order[item["question_id"]])
+        failures.sort(key=lambda failure: order[failure[0]])
+        return traces, [{"question_id": name, "reason": reason} for name, reason in failures]
+
+    def _bytes(self, traces: Sequence[tuple[Prompt, int]], *, is_compressed: bool = True) -> int:
+        """Bytes of traces, given the prompt and the tokens of the answer of each."""
+        lengths = [prompt.length + n_tokens for prompt, n_tokens in traces]
+        starts = [self._row_start(prompt) for prompt, _ in traces]
+        return estimate_bytes(self.shape, self.arrays, lengths, starts, is_compressed=is_compressed)
 
     def _search(self) -> BeamSearch:
-        newlines = newline_token_ids(self.loaded.tokenizer) if self.stops_at_newline else ()
+        settings, loaded = self.config.generation, self.loaded
+        newlines = newline_token_ids(loaded.tokenizer) if settings.stop_at_newline else ()
         return BeamSearch(
-            self.loaded.model,
-            layer_windows=self.loaded.layer_windows,
-            stop_ids=[*self.loaded.eos_token_ids, *newlines],
-            n_beams=self.config.generation.num_beams,
-            max_new_tokens=self.config.generation.max_new_tokens,
+            loaded.model,
+            layer_windows=loaded.layer_windows,
+            stop_ids=[*loaded.eos_token_ids, *newlines],
+            n_beams=settings.num_beams,
+            max_new_tokens=settings.max_new_tokens,
         )
 
-    def _batches(self, askable: Sequence[Asked]) -> Iterator[list[Asked]]:
+    def _row_start(self, prompt: Prompt) -> int:
+        """First query row that is kept of a prompt's traces."""
+        return max(0, prompt.length - 1) if self.config.capture.rows == "answer" else 0
+
+    def _batches(self, prompts: Sequence[Prompt]) -> Iterator[list[Prompt]]:
         """Batches of rising length; long prompts come in smaller ones, so that caches fit."""
-        ordered = sorted(askable, key=lambda each: each.prompt.length if each.prompt else 0)
-        batch: list[Asked] = []
-        for each in ordered:
-            assert each.prompt is not None
-            longest = each.prompt.length + self.config.generation.max_new_tokens
-            fits = (len(batch) + 1) * longest * self._bytes_a_token() <= free_memory(
-                self.loaded.model.device
-            )
-            if batch and (len(batch) == self.config.batch_size or not fits):
-                yield batch
-                batch = []
-            batch.append(each)
-        if batch:
-            yield batch
-
-    def _bytes_a_token(self) -> int:
-        """Bytes of keys and values, with as much again for what a pass makes beside them."""
         n_channels = self.shape.n_kv_heads * (self.shape.hidden_size // self.shape.n_heads)
-        return 4 * self.shape.n_layers * n_channels * self.loaded.model.dtype.itemsize
+        # keys and values, with as much again for what a pass makes beside them
+        token_bytes = 4 * self.shape.n_layers * n_channels * self.loaded.model.dtype.itemsize
 
-    def _given(self, asked: Asked) -> Answered:
-        answers = tuple(PlacedAnswer(asked, place, own, None) for place, own in asked.given)
-        return Answered(asked, answers, asked.failures)
+        def fits(batch: list[Prompt]) -> bool:
+            longest = batch[-1].length + self.config.generation.max_new_tokens
+            needed = len(batch) * longest * token_bytes
+            is_small = len(batch) <= self.config.batch_size
+            return is_small and needed <= free_memory(self.loaded.model.device)
 
-    def _generated(self, asked: Asked, beams: Sequence[Candidate]) -> Answered:
+        return grouped(sorted(prompts, key=lambda prompt: prompt.length), fits)
+
+    def _generation(self, prompt: Prompt, beams: Sequence[Candidate]) -> Generation:
         kept = beams[: self.config.generation.keep_beams]
+        tokenizer = self.loaded.tokenizer
         answers = tuple(
-            PlacedAnswer(asked, rank, generated_answer(beam.token_ids, self.loaded.tokenizer), beam)
+            generated_answer(
+                beam.token_ids, tokenizer, rank=rank, score=beam.score, is_finished=beam.is_finished
+            )
             for rank, beam in enumerate(kept)
             if beam.token_ids
         )
         is_empty = not kept or not kept[0].token_ids
-        return Answered(asked, answers, ("the model gave an empty answer",) if is_empty else ())
+        return Generation(prompt, answers, ("the model gave an empty answer",) if is_empty else ())
 
-    def _replayed(
-        self, pending: Sequence[PlacedAnswer]
-    ) -> tuple[list[Trace], list[tuple[Asked, str]]]:
-        traces: list[Trace] = []
-        failures: list[tuple[Asked, str]] = []
-        items = [(each, self._sequence(each)) for each in pending]
-        items.sort(key=lambda item: item[1].length)
-        for group in _within_tokens(items):
-            results = replay(
-                self.loaded.model,
-                [sequence for _, sequence in group],
-                shape=self.shape,
-                arrays=self.arrays,
-                edge_mass=self.config.capture.edge_mass,
-            )
-            for (each, sequence), result in zip(group, results, strict=True):
-                if result.failure is not None:
-                    failures.append((each.asked, result.failure))
-                    continue
-                record = replace(
-                    _record(each), row_start=sequence.row_start,
-                    choice_logprobs=result.option_logprobs,
-                )  # fmt: skip
-                traces.append(Trace(record, self.shape, result.arrays))
-        return traces, failures
-
-    def _sequence(self, pending: PlacedAnswer) -> TokenSequence:
+    def _sequence(self, prompt: Prompt, answer: Answer) -> TokenSequence:
         """Prompt and answer as tokens."""
-        prompt = pending.asked.prompt
-        assert prompt is not None
-        answer_ids = np.asarray(pending.answer.token_ids, dtype=np.int32)
-        answer_span = np.full(len(answer_ids), Span.ANSWER, dtype=np.uint8)
+        encoded, n_answer = prompt.encoded, len(answer.token_ids)
         return TokenSequence(
-            token_ids=np.concatenate([prompt.encoded.token_ids.astype(np.int32), answer_ids]),
-            span_code=np.concatenate([prompt.encoded.span_code.astype(np.uint8), answer_span]),
+            token_ids=np.append(encoded.token_ids, answer.token_ids),
+            span_code=np.append(encoded.span_code, [Span.ANSWER] * n_answer),
             prompt_length=prompt.length,
-            row_start=self.asker.row_start(pending.asked),
+            row_start=self._row_start(prompt),
             option_ids=prompt.option_ids,
         )
+
+    def _replayed(
+        self, answers: Sequence[tuple[Prompt, Answer]]
+    ) -> Iterator[tuple[TraceRecord, Replayed]]:
+        """Replay in groups of rising length whose padded size stays within ``REPLAY_TOKENS``."""
+
+        def fits(group: list[tuple[Prompt, Answer, TokenSequence]]) -> bool:
+            return len(group) * group[-1][2].length <= REPLAY_TOKENS
+
+        items = [(*each, self._sequence(*each)) for each in answers]
+        model, edge_mass = self.loaded.model, self.config.capture.edge_mass
+        for group in grouped(sorted(items, key=lambda item: item[2].length), fits):
+            sequences = [sequence for _, _, sequence in group]
+            results = replay(
+                model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass
+            )
+            for (prompt, answer, sequence), result in zip(group, results, strict=True):
+                yield _record(prompt, answer, sequence, result), result
+
+
+def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list[T]]:
+    """Items in groups, each as long as it fits; an item that does not fit is a group alone."""
+    group: list[T] = []
+    for item in items:
+        if group and not fits([*group, item]):
+            yield group
+            group = []
+        group.append(item)
+    if group:
+        yield group
 
 
 def dataset_identity(settings: DatasetSettings) -> dict[str, Any]:
@@ -270,52 +244,32 @@ def dataset_identity(settings: DatasetSettings) -> dict[str, Any]:
     }
 
 
-def _record(pending: PlacedAnswer) -> TraceRecord:
+def _record(
+    prompt: Prompt, answer: Answer, sequence: TokenSequence, result: Replayed
+) -> TraceRecord:
     """What is known of a trace beside its arrays."""
-    question, prompt, beam = pending.asked.question, pending.asked.prompt, pending.beam
-    assert prompt is not None
-    stated = None if beam is not None else question.given[pending.rank]
-    record = TraceRecord(
-        trace_id=f"{question.question_id}#{pending.rank}",
-        question_id=question.question_id,
-        group_id=question.group_id,
+    question, label, metadata = prompt.question, None, dict(prompt.question.metadata)
+    stated = question.given[answer.rank] if answer.score is None else None
+    if stated is not None:
+        label = None if stated.is_hallucinated is None else int(stated.is_hallucinated)
+        given = {**({"source": stated.source} if stated.source else {}), **stated.metadata}
+        metadata |= {"given": given} if given else {}
+    return TraceRecord(
+        trace_id=f"{question.question_id}#{answer.rank}",
         question=question.text,
-        answers=question.answers,
-        answer=pending.answer.text,
+        answer=answer.text,
         prompt=prompt.rendered.text,
         prompt_length=prompt.length,
-        length=prompt.length + len(pending.answer.token_ids),
-        context=question.context,
-        incorrect_answers=question.incorrect_answers,
-        is_finished=beam is None or beam.is_finished,
-        is_on_policy=beam is not None,
-        beam_index=pending.rank,
-        beam_score=None if beam is None else beam.score,
-        choices=question.choices,
-        correct_choices=question.correct_choices,
-        input_label=question.input_label,
-        answer_offsets=pending.answer.offsets,
-        metadata=dict(question.metadata),
+        length=sequence.length,
+        row_start=sequence.row_start,
+        is_finished=answer.is_finished,
+        is_on_policy=stated is None,
+        beam_index=answer.rank,
+        beam_score=answer.score,
+        choice_logprobs=result.option_logprobs,
+        given_label=label,
+        given_spans=() if stated is None else stated.spans,
+        answer_offsets=answer.offsets,
+        metadata=metadata,
+        **{name: getattr(question, name) for name in _OF_QUESTION},
     )
-    if stated is None:
-        return record
-    label = None if stated.is_hallucinated is None else int(stated.is_hallucinated)
-    given = {**({"source": stated.source} if stated.source else {}), **stated.metadata}
-    return replace(
-        record, given_label=label, given_spans=stated.spans,
-        metadata={**record.metadata, **({"given": given} if given else {})},
-    )  # fmt: skip
-
-
-def _within_tokens(
-    items: Sequence[tuple[PlacedAnswer, TokenSequence]],
-) -> Iterator[list[tuple[PlacedAnswer, TokenSequence]]]:
-    """Groups of rising length whose padded size stays within ``REPLAY_TOKENS``."""
-    group: list[tuple[PlacedAnswer, TokenSequence]] = []
-    for item in items:
-        if group and (len(group) + 1) * item[1].length > REPLAY_TOKENS:
-            yield group
-            group = []
-        group.append(item)
-    if group:
-        yield group

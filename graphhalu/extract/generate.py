@@ -2,113 +2,233 @@
 
 Answers are those of transformers' ``generate`` with the same settings. A model whose attention
 cannot be driven through a mask of its own runs through ``generate`` itself, and says so.
+
+The search is the standard one of the field: among the ``n_beams`` likeliest continuations those
+that end become candidates with a length-normalised score, the likeliest others go on, and a
+question is done when no running beam can beat its worst candidate any more.
 """
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Final
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
-from graphhalu.extract.beams import Beams, Candidate
 from graphhalu.extract.decode import Decoder
 
-_AGREEMENT = 1e-3
+_AGREEMENT: Final = 1e-3
 """Largest relative difference of logits at which shared decoding counts as the model's own."""
 
+_IMPOSSIBLE: Final = -1.0e9
+"""Score of a beam that does not exist."""
 
+
+@dataclass(frozen=True)
+class Candidate:
+    """One final beam of a question.
+
+    Attributes:
+        token_ids: Tokens of the answer; the end mark is cut off.
+        score: Log-probability of all tokens, end mark included, over their number.
+        is_finished: Whether the beam ended by itself and was not cut at the limit.
+    """
+
+    token_ids: tuple[int, ...]
+    score: float
+    is_finished: bool
+
+
+@dataclass
+class Beams:
+    """The beams of a batch of questions.
+
+    Attributes:
+        running_tokens: Tokens so far of the beams that go on.
+        running_scores: Their summed log-probabilities.
+        final_tokens: Tokens of the best ended beams, best first.
+        final_scores: Their length-normalised scores; an empty place holds a very low one.
+        final_lengths: Their numbers of tokens, end mark included.
+        is_final_stopped: Whether they ended with an end mark.
+        is_open: Which questions can still improve.
+    """
+
+    running_tokens: Int[Tensor, "question beam step"]
+    running_scores: Float[Tensor, "question beam"]
+    final_tokens: Int[Tensor, "question beam step"]
+    final_scores: Float[Tensor, "question beam"]
+    final_lengths: Int[Tensor, "question beam"]
+    is_final_stopped: Bool[Tensor, "question beam"]
+    is_open: Bool[Tensor, "question"]
+
+    @classmethod
+    def start(cls, n_questions: int, n_beams: int, max_steps: int, device: torch.device) -> "Beams":
+        """Beams without any token; only the first beam of a question can be continued."""
+        tokens = torch.zeros(n_questions, n_beams, max_steps, dtype=torch.long, device=device)
+        scores = torch.full((n_questions, n_beams), _IMPOSSIBLE, device=device)
+        running_scores = scores.clone()
+        running_scores[:, 0] = 0.0
+        flags = torch.zeros(n_questions, n_beams, dtype=torch.bool, device=device)
+        is_open = torch.ones(n_questions, dtype=torch.bool, device=device)
+        return cls(tokens, running_scores, tokens.clone(), scores, flags.long(), flags, is_open)
+
+    def select(self, questions: Int[Tensor, "kept"]) -> "Beams":
+        """The beams of some of the questions."""
+        return Beams(*(getattr(self, name)[questions] for name in self.__dataclass_fields__))
+
+    def advance(
+        self,
+        step: int,
+        log_probabilities: Float[Tensor, "question beam vocabulary"],
+        is_stop: Bool[Tensor, "vocabulary"],
+    ) -> Int[Tensor, "question beam"]:
+        """Extend every running beam by one token.
+
+        Args:
+            step: Tokens that the running beams have so far.
+            log_probabilities: Of each token after each running beam.
+            is_stop: Which tokens end an answer.
+
+        Returns:
+            For each running beam the beam that it continues.
+        """
+        n_beams, n_tokens = log_probabilities.shape[1:]
+        total = (self.running_scores[:, :, None] + log_probabilities).flatten(1)
+        scores, places = _top_continuations(total, n_beams, is_stop)
+        parents, tokens = places // n_tokens, places % n_tokens
+        extended = self.running_tokens.take_along_dim(parents[:, :, None], dim=1)
+        extended[:, :, step] = tokens
+        is_last = step + 1 == extended.shape[2]
+        ends = is_stop[tokens]
+        self._collect(step, scores[:, :n_beams], extended[:, :n_beams], ends[:, :n_beams], is_last)
+        kept = (scores + ends * _IMPOSSIBLE).topk(n_beams, dim=1).indices
+        self.running_scores = (scores + ends * _IMPOSSIBLE).gather(1, kept)
+        self.running_tokens = extended.take_along_dim(kept[:, :, None], dim=1)
+        best_running = self.running_scores[:, 0] / (step + 1)
+        self.is_open &= (best_running > self.final_scores.min(1).values) & (not is_last)
+        return parents.gather(1, kept)
+
+    def candidates(self, question: int) -> list[Candidate]:
+        """The final beams of one question, best first, without their end marks."""
+        found = []
+        for beam, score in enumerate(self.final_scores[question].tolist()):
+            if score <= _IMPOSSIBLE / 2:
+                continue
+            is_finished = bool(self.is_final_stopped[question, beam])
+            length = int(self.final_lengths[question, beam]) - is_finished
+            tokens = tuple(self.final_tokens[question, beam, :length].tolist())
+            found.append(Candidate(tokens, score, is_finished))
+        return found
+
+    def _collect(
+        self,
+        step: int,
+        scores: Float[Tensor, "question beam"],
+        tokens: Int[Tensor, "question beam step"],
+        ends: Bool[Tensor, "question beam"],
+        is_last: bool,
+    ) -> None:
+        """Merge beams that end now into the final ones of the questions still open."""
+        counts = (ends | is_last) & self.is_open[:, None]
+        ended_scores = torch.where(counts, scores / (step + 1), _IMPOSSIBLE)
+        all_scores = torch.cat([self.final_scores, ended_scores], dim=1)
+        best = all_scores.topk(self.final_scores.shape[1], dim=1).indices
+        self.final_scores = all_scores.gather(1, best)
+        all_tokens = torch.cat([self.final_tokens, tokens], dim=1)
+        self.final_tokens = all_tokens.take_along_dim(best[:, :, None], dim=1)
+        lengths = torch.full_like(self.final_lengths, step + 1)
+        self.final_lengths = torch.cat([self.final_lengths, lengths], dim=1).gather(1, best)
+        self.is_final_stopped = torch.cat([self.is_final_stopped, ends], dim=1).gather(1, best)
+
+
+def _top_continuations(
+    total: Float[Tensor, "question continuation"], n_beams: int, is_stop: Bool[Tensor, "vocabulary"]
+) -> tuple[Float[Tensor, "question place"], Int[Tensor, "question place"]]:
+    """The likeliest continuations: enough that ``n_beams`` of them do not end the answer."""
+    n_wanted = min(2 * n_beams, total.shape[1])
+    while True:
+        scores, places = total.topk(n_wanted, dim=1)
+        n_going_on = (~is_stop[places % len(is_stop)]).sum(1).min()
+        if n_going_on >= n_beams or n_wanted == total.shape[1]:
+            return scores, places
+        n_wanted = min(2 * n_wanted, total.shape[1])
+
+
+@dataclass
 class BeamSearch:
     """Beam search over batches of prompts.
 
-    Args:
+    Attributes:
         model: A causal language model.
         layer_windows: Sliding window of each of its layers, or ``None``.
         stop_ids: Tokens that end an answer.
         n_beams: Beams a question.
         max_new_tokens: Longest answer, in tokens.
-
-    Attributes:
         fallback_reason: Why ``generate`` is used, or ``None`` when decoding is shared.
     """
 
-    def __init__(
-        self,
-        model: Any,
-        *,
-        layer_windows: tuple[int | None, ...],
-        stop_ids: Sequence[int],
-        n_beams: int,
-        max_new_tokens: int,
-    ) -> None:
-        self.model = model
-        self.layer_windows = layer_windows
-        self.stop_ids = tuple(sorted(set(stop_ids)))
-        self.n_beams = n_beams
-        self.max_new_tokens = max_new_tokens
-        self.fallback_reason = shared_decoding_fault(model, layer_windows)
+    model: Any
+    _: KW_ONLY
+    layer_windows: tuple[int | None, ...]
+    stop_ids: Sequence[int]
+    n_beams: int
+    max_new_tokens: int
+    fallback_reason: str | None = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stop_ids = tuple(sorted(set(self.stop_ids)))
+        self.fallback_reason = shared_decoding_fault(self.model, self.layer_windows)
+
+    def answer(self, prompts: Sequence[Sequence[int]]) -> list[list[Candidate]]:
+        """Final beams of every prompt (token ids), best first."""
+        found = dict(self.as_finished(prompts))
+        return [found[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
-    def answer(
-        self,
-        prompts: Sequence[Sequence[int]],
-        on_done: Callable[[int], None] | None = None,
-    ) -> list[list[Candidate]]:
-        """Final beams of every prompt, best first.
+    def as_finished(
+        self, prompts: Sequence[Sequence[int]]
+    ) -> Iterator[tuple[int, list[Candidate]]]:
+        """Index and final beams, best first, of each prompt as soon as its search ends.
 
         Args:
             prompts: Token ids of each prompt.
-            on_done: Called with the number of questions that just finished.
         """
         device = next(self.model.parameters()).device
         token_ids, is_token = left_padded(prompts, device)
         if self.fallback_reason is not None:
-            found = _plain_generate(self, token_ids, is_token)
-            if on_done is not None:
-                on_done(len(prompts))
-            return found
-        return self._shared(token_ids, is_token, on_done or (lambda _: None))
-
-    def _shared(
-        self,
-        token_ids: Int[Tensor, "question token"],
-        is_token: Bool[Tensor, "question token"],
-        on_done: Callable[[int], None],
-    ) -> list[list[Candidate]]:
-        device = token_ids.device
+            yield from enumerate(_plain_generate(self, token_ids, is_token))
+            return
         decoder = Decoder(self.model, self.layer_windows, self.n_beams)
         logits = decoder.prefill(token_ids, is_token)[:, None].expand(-1, self.n_beams, -1)
         is_stop = torch.zeros(logits.shape[-1], dtype=torch.bool, device=device)
         is_stop[list(self.stop_ids)] = True
         beams = Beams.start(len(token_ids), self.n_beams, self.max_new_tokens, device)
         questions = list(range(len(token_ids)))
-        found: list[list[Candidate]] = [[] for _ in questions]
         for step in range(self.max_new_tokens):
             parents = beams.advance(step, torch.log_softmax(logits.float(), dim=-1), is_stop)
             still_open = beams.is_open.nonzero()[:, 0]
             if len(still_open) < len(questions):
                 for place in (~beams.is_open).nonzero()[:, 0].tolist():
-                    found[questions[place]] = beams.candidates(place)
-                on_done(len(questions) - len(still_open))
+                    yield questions[place], beams.candidates(place)
                 questions = [questions[place] for place in still_open.tolist()]
                 if not questions:
-                    break
+                    return
                 decoder.keep(still_open)
                 beams, parents = beams.select(still_open), parents[still_open]
             logits = decoder.step(parents, beams.running_tokens[:, :, step])
-        return found
 
 
 def left_padded(
     prompts: Sequence[Sequence[int]], device: torch.device
 ) -> tuple[Int[Tensor, "question token"], Bool[Tensor, "question token"]]:
     """Prompts as one tensor, padded on the left, and which positions are tokens."""
-    width = max(map(len, prompts))
-    token_ids = torch.zeros(len(prompts), width, dtype=torch.long)
-    is_token = torch.zeros(len(prompts), width, dtype=torch.bool)
-    for index, prompt in enumerate(prompts):
-        token_ids[index, width - len(prompt) :] = torch.as_tensor(prompt, dtype=torch.long)
-        is_token[index, width - len(prompt) :] = True
+    rows = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
+    masks = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    token_ids, is_token = (
+        pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, masks)
+    )
     return token_ids.to(device), is_token.to(device)
 
 
@@ -152,31 +272,29 @@ def _plain_generate(
     token_ids: Int[Tensor, "question token"],
     is_token: Bool[Tensor, "question token"],
 ) -> list[list[Candidate]]:
+    n_beams = search.n_beams
     output: Any = search.model.generate(
         input_ids=token_ids,
         attention_mask=is_token.long(),
-        num_beams=search.n_beams,
-        num_return_sequences=search.n_beams,
+        num_beams=n_beams,
+        num_return_sequences=n_beams,
         max_new_tokens=search.max_new_tokens,
         do_sample=False,
         eos_token_id=list(search.stop_ids),
         pad_token_id=search.stop_ids[0],
         return_dict_in_generate=True,
-        output_scores=search.n_beams > 1,
+        output_scores=n_beams > 1,
     )
     answers = output.sequences[:, token_ids.shape[1] :].tolist()
-    scores = (
-        output.sequences_scores.tolist() if search.n_beams > 1 else [float("nan")] * len(answers)
-    )
+    scores = output.sequences_scores.tolist() if n_beams > 1 else [float("nan")] * len(answers)
     cut = [
-        _without_end(answer, search.stop_ids, score)
+        _until_stop(answer, search.stop_ids, score)
         for answer, score in zip(answers, scores, strict=True)
     ]
-    return [cut[i : i + search.n_beams] for i in range(0, len(cut), search.n_beams)]
+    return [cut[i : i + n_beams] for i in range(0, len(cut), n_beams)]
 
 
-def _without_end(tokens: list[int], stop_ids: Sequence[int], score: float) -> Candidate:
-    for place, token in enumerate(tokens):
-        if token in stop_ids:
-            return Candidate(tuple(tokens[:place]), score, is_finished=True)
-    return Candidate(tuple(tokens), score, is_finished=False)
+def _until_stop(tokens: Sequence[int], stop_ids: Sequence[int], score: float) -> Candidate:
+    """The answer up to the first token that ends it."""
+    end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
+    return Candidate(tuple(tokens[:end]), score, is_finished=end is not None)

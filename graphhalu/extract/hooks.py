@@ -8,13 +8,15 @@ Which modules those are is found by trying, not by name.
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from functools import partial
+from typing import Any, Final, Protocol, runtime_checkable
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
+from graphhalu.axes import RowRange
 from graphhalu.errors import ModelRefusedError
-from graphhalu.extract.observer import AttentionObserver
 from graphhalu.models.attention import eager_attention
 
 _N_PROBE: Final = 5
@@ -23,26 +25,46 @@ _N_PROBE: Final = 5
 _WEIGHT_DIMS: Final = 4
 
 
+@runtime_checkable
+class AttentionObserver(Protocol):
+    """What receives attention weights while the model runs."""
+
+    def wanted_rows(self, layer: int) -> RowRange | None:
+        """Which query rows of a layer are wanted; ``None`` = none."""
+
+    def rows(
+        self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]
+    ) -> None:
+        """Take the weights of query rows ``row_start …`` of one layer.
+
+        The keys are ``0 … n - 1`` with at least the last of the rows among them; a row pays
+        nothing to the keys behind.
+        """
+
+    def values(self, layer: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
+        """Take the value vectors of one layer."""
+
+
 @dataclass(frozen=True)
-class AttentionTaps:
-    """Where a model's attention can be taken.
+class AttentionModules:
+    """The modules of a model that give attention weights.
 
     Attributes:
         modules: The attention module of each layer, in order.
-        place: Where its output holds the weights.
+        output_index: Where its output holds the weights.
     """
 
     modules: tuple[nn.Module, ...]
-    place: int
+    output_index: int
 
     @property
     def reads_values(self) -> bool:
         """Whether the value vectors of these modules can be taken too."""
-        return all(type(module).__name__ in _VALUE_TAPS for module in self.modules)
+        return all(type(module).__name__ in _VALUES for module in self.modules)
 
 
 @torch.inference_mode()
-def find_taps(model: Any) -> AttentionTaps:
+def find_attention_modules(model: Any) -> AttentionModules:
     """Find the modules that give attention weights, by one pass over a few tokens.
 
     Raises:
@@ -51,62 +73,58 @@ def find_taps(model: Any) -> AttentionTaps:
     found: dict[int, tuple[nn.Module, int, Tensor]] = {}
 
     def note(module: nn.Module, _: Any, output: Any) -> None:
-        for place, value in enumerate(output if isinstance(output, tuple) else ()):
+        for index, value in enumerate(output if isinstance(output, tuple) else ()):
             if _are_weights(value):
                 # a module around it returns the same tensor later, and is not noted
-                found.setdefault(id(value), (module, place, value))
+                found.setdefault(id(value), (module, index, value))
 
     device = next(model.parameters()).device
     tokens = torch.arange(1, _N_PROBE + 1, device=device)[None]
-    handles = [module.register_forward_hook(note) for module in model.modules()]
-    try:
-        with eager_attention(model):
-            model(
-                input_ids=tokens, attention_mask=torch.ones_like(tokens), use_cache=False,
-                output_attentions=True,
-            )  # fmt: skip
-    finally:
-        for handle in handles:
-            handle.remove()
+    inputs = {"input_ids": tokens, "attention_mask": torch.ones_like(tokens)}
+    with ExitStack() as stack:
+        stack.enter_context(eager_attention(model))
+        for module in model.modules():
+            stack.callback(module.register_forward_hook(note).remove)
+        model(**inputs, use_cache=False, output_attentions=True)
     n_layers = model.config.get_text_config().num_hidden_layers
-    places = {place for _, place, _ in found.values()}
-    if len(found) != n_layers or len(places) != 1:
+    indices = {index for _, index, _ in found.values()}
+    if len(found) != n_layers or len(indices) != 1:
         message = (
             f"{type(model).__name__} gives attention weights in {len(found)} places and has "
             f"{n_layers} layers; graphhalu needs those of every layer"
         )
         raise ModelRefusedError(message)
-    return AttentionTaps(tuple(module for module, _, _ in found.values()), places.pop())
+    return AttentionModules(tuple(module for module, _, _ in found.values()), indices.pop())
 
 
 @contextmanager
-def tapping(model: Any, taps: AttentionTaps, observer: AttentionObserver) -> Iterator[None]:
+def attention_hooks(
+    model: Any, attention: AttentionModules, observer: AttentionObserver
+) -> Iterator[None]:
     """Run the model with the weights of each layer handed to ``observer``."""
+
+    def ask_for_weights(_: nn.Module, args: Any, settings: Any) -> Any:
+        return args, {**settings, "output_attentions": True}
+
     with ExitStack() as stack:
-
-        def ask_for_weights(_: nn.Module, args: Any, settings: Any) -> Any:
-            return args, {**settings, "output_attentions": True}
-
         stack.enter_context(eager_attention(model))
         asking = model.register_forward_pre_hook(ask_for_weights, with_kwargs=True)
         stack.callback(asking.remove)
-        for layer, module in enumerate(taps.modules):
-            hook = module.register_forward_hook(_take_weights(layer, taps.place, observer))
-            stack.callback(hook.remove)
-            if taps.reads_values:
-                stack.enter_context(_tap_values(module, layer, observer))
+        for layer, module in enumerate(attention.modules):
+            take = partial(_take_weights, layer, attention.output_index, observer)
+            stack.callback(module.register_forward_hook(take).remove)
+            if attention.reads_values:
+                stack.enter_context(_values_shown(module, layer, observer))
         yield
 
 
-def _take_weights(layer: int, place: int, observer: AttentionObserver) -> Callable[..., Any]:
-    def take(_: nn.Module, __: Any, output: Any) -> Any:
-        wanted = observer.wanted_rows(layer)
-        if wanted is not None:
-            weights = output[place][:, :, wanted.start : wanted.stop]
-            observer.rows(layer, wanted.start, weights)
-        return (*output[:place], None, *output[place + 1 :])
-
-    return take
+def _take_weights(
+    layer: int, index: int, observer: AttentionObserver, _: nn.Module, __: Any, output: Any
+) -> Any:
+    wanted = observer.wanted_rows(layer)
+    if wanted is not None:
+        observer.rows(layer, wanted.start, output[index][:, :, wanted.start : wanted.stop])
+    return (*output[:index], None, *output[index + 1 :])
 
 
 def _are_weights(value: Any) -> bool:
@@ -118,85 +136,53 @@ def _are_weights(value: Any) -> bool:
     )
 
 
-def _of_attn(module: nn.Module, take: Callable[[Tensor], None]) -> tuple[str, Callable[..., Any]]:
+def _third_argument(_module: Any, given: Any, _output: Any) -> Tensor:
     """GPT-J, GPT-Neo: the value is the third argument of ``_attn``."""
-    inner: Callable[..., Any] = module._attn  # type: ignore[assignment]  # noqa: SLF001
-
-    def attn(query: Tensor, key: Tensor, value: Tensor, *rest: Any, **settings: Any) -> Any:
-        take(value)
-        return inner(query, key, value, *rest, **settings)
-
-    return "_attn", attn
+    return given[2]
 
 
-def _of_reshape(
-    module: nn.Module, take: Callable[[Tensor], None]
-) -> tuple[str, Callable[..., Any]]:
+def _third_output(_module: Any, _given: Any, output: Any) -> Tensor:
     """BLOOM: ``_reshape`` splits the fused projection, heads first."""
-    inner: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = module._reshape  # type: ignore[assignment]  # noqa: SLF001
-
-    def reshape(fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = inner(fused)
-        take(parts[2])
-        return parts
-
-    return "_reshape", reshape
+    return output[2]
 
 
-def _of_split_heads(
-    module: nn.Module, take: Callable[[Tensor], None]
-) -> tuple[str, Callable[..., Any]]:
+def _split_heads(module: Any, _given: Any, output: Any) -> Tensor:
     """Falcon: ``_split_heads`` gives ``token, head``, and grouped heads repeated."""
-    inner: Callable[[Tensor], tuple[Tensor, Tensor, Tensor]] = module._split_heads  # type: ignore[assignment]  # noqa: SLF001
-
-    def split_heads(fused: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        parts = inner(fused)
-        n_repeated = 1
-        if getattr(module, "new_decoder_architecture", False):
-            n_repeated = module.num_heads // module.num_kv_heads  # type: ignore[operator, assignment]
-        take(parts[2].transpose(1, 2)[:, ::n_repeated])
-        return parts
-
-    return "_split_heads", split_heads
+    is_repeated = getattr(module, "new_decoder_architecture", False)
+    n_repeated = module.num_heads // module.num_kv_heads if is_repeated else 1
+    return output[2].transpose(1, 2)[:, ::n_repeated]
 
 
-def _of_fused_projection(
-    module: nn.Module, take: Callable[[Tensor], None]
-) -> tuple[str, Callable[..., Any]]:
+def _fused_projection(module: Any, _given: Any, output: Any) -> Tensor:
     """MPT: the last third of ``Wqkv``, clipped as the module clips it."""
-    projection: nn.Module = module.Wqkv  # type: ignore[assignment]
-    n_heads: int = module.n_heads  # type: ignore[assignment]
-    bound: float | None = module.clip_qkv  # type: ignore[assignment]
-
-    def project(states: Tensor) -> Tensor:
-        fused: Tensor = projection.forward(states)
-        value = fused.chunk(3, dim=2)[2]
-        if bound:
-            value = value.clamp(min=-bound, max=bound)
-        take(value.reshape(*value.shape[:2], n_heads, -1).transpose(1, 2))
-        return fused
-
-    return "Wqkv", project
+    value: Tensor = output.chunk(3, dim=2)[2]
+    if module.clip_qkv:
+        value = value.clamp(min=-module.clip_qkv, max=module.clip_qkv)
+    return value.reshape(*value.shape[:2], module.n_heads, -1).transpose(1, 2)
 
 
-_VALUE_TAPS: Final[dict[str, Callable[..., tuple[str, Callable[..., Any]]]]] = {
-    "GPTJAttention": _of_attn,
-    "GPTNeoSelfAttention": _of_attn,
-    "BloomAttention": _of_reshape,
-    "FalconAttention": _of_split_heads,
-    "MptAttention": _of_fused_projection,
+_VALUES: Final[dict[str, tuple[str, Callable[[Any, Any, Any], Tensor]]]] = {
+    "GPTJAttention": ("_attn", _third_argument),
+    "GPTNeoSelfAttention": ("_attn", _third_argument),
+    "BloomAttention": ("_reshape", _third_output),
+    "FalconAttention": ("_split_heads", _split_heads),
+    "MptAttention": ("Wqkv", _fused_projection),
 }
-"""How to take the value vectors of an attention module, by its class."""
+"""For each class of attention module what it calls, and where the value vectors are then."""
 
 
 @contextmanager
-def _tap_values(module: nn.Module, layer: int, observer: AttentionObserver) -> Iterator[None]:
-    def take(value: Tensor) -> None:
-        observer.values(layer, value)
+def _values_shown(module: Any, layer: int, observer: AttentionObserver) -> Iterator[None]:
+    name, read = _VALUES[type(module).__name__]
+    inner = getattr(module, name)
 
-    name, replacement = _VALUE_TAPS[type(module).__name__](module, take)
+    def show(*given: Any, **settings: Any) -> Any:
+        output = inner(*given, **settings)
+        observer.values(layer, read(module, given, output))
+        return output
+
     replaced = module._modules.pop(name, None)  # noqa: SLF001
-    module.__dict__[name] = replacement
+    module.__dict__[name] = show
     try:
         yield
     finally:

@@ -10,16 +10,16 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Int
 from torch import Tensor
 
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.head import DeferredPass, body_below_head
-from graphhalu.extract.hidden import HiddenStates
-from graphhalu.extract.likelihood import read_likelihood
-from graphhalu.extract.recorders import Batch
-from graphhalu.extract.recording import RecorderSet
-from graphhalu.extract.sequence import TokenSequence
+from graphhalu.extract.forward import (
+    DeferredPass,
+    TokenSequence,
+    body_below_head,
+    read_likelihood,
+)
+from graphhalu.extract.recorders import AttentionRecorder, PaddedBatch
 from graphhalu.traces.schema import TraceShape
 
 
@@ -64,61 +64,79 @@ def replay(
         has a failure that names the first such layer, and the others are not touched by it.
     """
     device = next(model.parameters()).device
-    batch, token_ids = _pad(sequences, shape, device, edge_mass)
-    recorders = RecorderSet(batch, arrays)
+    batch = PaddedBatch(tuple(sequences), shape, device, edge_mass)
+    recorder = AttentionRecorder(batch, arrays)
     keeps_hidden = not {"hidden", "hidden_rows"}.isdisjoint(arrays)
+    # found by a pass of its own, whose attention must not be recorded
     body = body_below_head(model)
-    with capturing(model, recorders, row_chunk=row_chunk):
+    with capturing(model, recorder, row_chunk=row_chunk):
         done = DeferredPass(
             model,
             body,
-            input_ids=token_ids,
+            input_ids=batch.token_ids,
             attention_mask=batch.is_token.long(),
-            position_ids=torch.arange(batch.width, device=device).expand(batch.size, -1),
+            position_ids=torch.arange(batch.rows.stop, device=device).expand(len(sequences), -1),
             use_cache=False,
             output_hidden_states=list(shape.hidden_layers) if keeps_hidden else False,
         )
-    recorders.require_complete()
-    hidden = HiddenStates(arrays, done.take_hidden_states(), shape, sequences)
-    likelihood = read_likelihood(done, sequences)
+    recorder.require_complete()
+    hidden, bad_layers = _hidden_arrays(done.take_hidden_states(), arrays, shape, sequences)
     results = []
-    for index, (sequence, likely) in enumerate(zip(sequences, likelihood, strict=True)):
-        failure = hidden.failure(index) or recorders.failure(index) or likely.failure()
+    for index, likely in enumerate(read_likelihood(done, sequences)):
+        failure = recorder.failure(index) or likely.failure()
+        if index in bad_layers:
+            failure = f"the hidden states after layer {bad_layers[index]} hold NaN or infinity"
         if failure is not None:
             results.append(Replayed({}, failure))
             continue
         kept: dict[str, np.ndarray] = {
-            "token_ids": sequence.token_ids.astype(np.int32),
-            "span_code": sequence.span_code.astype(np.uint8),
+            "token_ids": likely.sequence.token_ids.astype(np.int32),
+            "span_code": likely.sequence.span_code.astype(np.uint8),
             **likely.arrays(),
-            **recorders.trace_arrays(index),
-            **hidden.trace_arrays(index),
+            **recorder.trace_arrays(index),
+            **hidden[index],
         }
-        chosen = {name: kept[name] for name in arrays}
-        results.append(Replayed(chosen, None, likely.option_logprobs))
+        results.append(Replayed({n: kept[n] for n in arrays}, None, likely.option_logprobs))
     return results
 
 
-def _pad(
-    sequences: Sequence[TokenSequence],
+def _hidden_arrays(
+    states: list[Tensor | None] | None,
+    arrays: Sequence[str],
     shape: TraceShape,
-    device: torch.device,
-    edge_mass: float | None,
-) -> tuple[Batch, Int[Tensor, "trace token"]]:
-    lengths = tuple(sequence.length for sequence in sequences)
-    token_ids = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
-    span_codes = torch.zeros(len(sequences), max(lengths), dtype=torch.long)
-    for index, sequence in enumerate(sequences):
-        token_ids[index, : sequence.length] = torch.from_numpy(sequence.token_ids.astype(np.int64))
-        span_codes[index, : sequence.length] = torch.from_numpy(sequence.span_code.astype(np.int64))
-    is_token = torch.arange(max(lengths)) < torch.tensor(lengths)[:, None]
-    batch = Batch(
-        lengths=lengths,
-        row_starts=tuple(sequence.row_start for sequence in sequences),
-        span_codes=span_codes.to(device),
-        is_token=is_token.to(device),
-        shape=shape,
-        layer_position={layer: place for place, layer in enumerate(shape.attention_layers)},
-        edge_mass=edge_mass,
-    )
-    return batch, token_ids.to(device)
+    sequences: Sequence[TokenSequence],
+) -> tuple[list[dict[str, np.ndarray]], dict[int, int]]:
+    """The kept hidden states of a batch, as bfloat16 bits.
+
+    Args:
+        states: What the model gave for each of its hidden states; emptied while it is read, so
+            that float32 and bfloat16 of all layers never exist together. ``None`` keeps nothing.
+        arrays: Names of the arrays to keep: ``hidden`` has all tokens, ``hidden_rows`` those of
+            the kept rows; others are passed over.
+        shape: Which hidden states are kept.
+        sequences: The batch.
+
+    Returns:
+        The arrays of each sequence, and the first layer that is not finite by sequence.
+    """
+    kept: list[dict[str, np.ndarray]] = [{} for _ in sequences]
+    bad_layers: dict[int, int] = {}
+    if states is None:
+        return kept, bad_layers
+    n_layers, n_features = len(shape.hidden_layers), shape.hidden_size
+    for own, sequence in zip(kept, sequences, strict=True):
+        for name, start in (("hidden", 0), ("hidden_rows", sequence.row_start)):
+            if name in arrays:
+                n_tokens = sequence.length - start
+                own[name] = np.empty((n_layers, n_tokens, n_features), dtype=np.uint16)
+    for place, layer in enumerate(shape.hidden_layers):
+        state, states[layer] = states[layer], None
+        assert state is not None, f"the model gave no hidden states of layer {layer}"
+        for index, sequence in enumerate(sequences):
+            for packed in kept[index].values():
+                tokens = state[index, sequence.length - packed.shape[1] : sequence.length]
+                # the sum is cheap and catches all but an overflow of the sum itself
+                if not (torch.isfinite(tokens.sum()) or torch.isfinite(tokens).all()):
+                    bad_layers.setdefault(index, layer)
+                packed[place] = tokens.to(torch.bfloat16).view(torch.uint16).cpu().numpy()
+    return kept, bad_layers

@@ -1,4 +1,4 @@
-"""What an extraction is asked to do."""
+"""Configuration of an extraction."""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -59,7 +59,7 @@ class GenerationSettings(Config):
     def identity(self) -> dict[str, Any]:
         """The settings that decide what answers there are."""
         if self.answers == "given":
-            return {"answers": "given"}
+            return {"answers": "given", "stop_at_newline": self.stop_at_newline}
         return self.model_dump(mode="json", exclude={"answers"})
 
 
@@ -93,9 +93,8 @@ class CaptureSettings(Config):
 
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays that a store with these settings holds."""
-        left_out: set[str] = set()
         kept = {"float16": "attention", "fixed16": "attention_fixed"}[self.attention_format]
-        left_out |= {"attention", "attention_fixed"} - ({kept} if self.keep == "full" else set())
+        left_out = {"attention", "attention_fixed"} - ({kept} if self.keep == "full" else set())
         if self.keep != "edges":
             left_out |= {"edge_key", "edge_weight", "dropped_mass"}
         left_out.add("hidden_rows" if self.hidden_tokens == "all" else "hidden")
@@ -136,29 +135,30 @@ class ExtractConfig(Config):
     """Traces of one part, the unit that is committed."""
 
 
-def trace_shape(loaded: Any, capture: CaptureSettings) -> TraceShape:
-    """What the axes of this model's traces mean.
+def trace_shape(model: Any, capture: CaptureSettings) -> TraceShape:
+    """What the axes of a model's traces mean.
+
+    Args:
+        model: A loaded model, or anything else with its sizes.
+        capture: What is kept.
 
     Raises:
         UsageError: If a layer is asked for that the model does not have.
     """
-    n_layers = loaded.n_layers
+    n_layers, named = model.n_layers, {"all": tuple(range(model.n_layers + 1)), "none": ()}
     layers = tuple(range(n_layers)) if capture.layers is None else capture.layers
-    hidden: tuple[int, ...] = (
-        tuple(range(n_layers + 1)) if capture.hidden_layers == "all"
-        else () if capture.hidden_layers == "none"
-        else tuple(capture.hidden_layers)
-    )  # fmt: skip
+    kept = capture.hidden_layers
+    hidden = named[kept] if isinstance(kept, str) else kept
     _require_layers(layers, n_layers - 1, "attention layers")
     _require_layers(hidden, n_layers, "hidden states")
     return TraceShape(
         n_layers=n_layers,
-        n_heads=loaded.n_heads,
-        n_kv_heads=loaded.n_kv_heads,
-        hidden_size=loaded.hidden_size,
+        n_heads=model.n_heads,
+        n_kv_heads=model.n_kv_heads,
+        hidden_size=model.hidden_size,
         attention_layers=layers,
         hidden_layers=hidden,
-        layer_windows=tuple(loaded.layer_windows[layer] for layer in layers),
+        layer_windows=tuple(model.layer_windows[layer] for layer in layers),
         n_edges=capture.n_edges,
     )
 

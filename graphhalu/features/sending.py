@@ -3,19 +3,18 @@
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from graphhalu.engine.base import Engine
-from graphhalu.engine.here import Here
+from graphhalu.engine.executors import Executor, SerialExecutor
 from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.trace import Trace
 
 
-def opener(traces: Sequence[Trace], engine: Engine) -> Callable[[], Sequence[Trace]]:
+def opener(traces: Sequence[Trace], engine: Executor) -> Callable[[], Sequence[Trace]]:
     """Gives the same traces in a worker of this engine.
 
     Traces of a store are opened there, so every worker must reach it at the same path or address;
     traces in memory are sent.
     """
-    if isinstance(engine, Here):
+    if isinstance(engine, SerialExecutor):
         return lambda: traces
     if isinstance(traces, TraceStore):
         return partial(_opened, traces.name, traces.trace_ids)

@@ -12,7 +12,7 @@ import pyarrow as pa
 from jaxtyping import Bool, Float32, Int
 
 from graphhalu.atomic import written_aside
-from graphhalu.engine.base import Engine, in_order
+from graphhalu.engine.executors import Executor, in_order
 from graphhalu.errors import (
     CorruptStoreError,
     NotEnoughDataError,
@@ -88,7 +88,7 @@ def feature_table(
     features: Sequence[str | FeatureSpec],
     *,
     per_token: bool = False,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
 ) -> FeatureTable:
     """Features of traces in one pass, in the order of the traces.
 
@@ -125,7 +125,7 @@ def write_features(
     path: Path,
     *,
     per_token: bool = False,
-    engine: Engine | None = None,
+    engine: Executor | None = None,
 ) -> tuple[int, int]:
     """Write features of traces as Parquet, never holding more than one block of them.
 
@@ -237,7 +237,7 @@ def _level(per_token: bool) -> Level:
 def _pieces(
     traces: Sequence[Trace],
     specs: Sequence[FeatureSpec],
-    engine: Engine | None,
+    engine: Executor | None,
     *,
     per_token: bool,
 ) -> Iterator[tuple[FeatureTable, Int[np.ndarray, "item"]]]:

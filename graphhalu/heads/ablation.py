@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from graphhalu.config import Config
 from graphhalu.datasets.registry import load_questions
 from graphhalu.errors import ModelRefusedError, UsageError
-from graphhalu.extract.hooks import find_taps
+from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.heads.quality import (
     METRICS,
     Item,
@@ -286,10 +286,10 @@ def output_projections(model: Any) -> tuple[nn.Module, ...]:
         ModelRefusedError: If it is not so in every layer.
     """
     last: dict[int, tuple[nn.Module, int]] = {}
-    taps = find_taps(model)
+    modules = find_attention_modules(model).modules
     handles = [
         inner.register_forward_hook(partial(_note, last, place))
-        for place, module in enumerate(taps.modules)
+        for place, module in enumerate(modules)
         for inner in module.modules()
         if _is_projection(inner)
     ]
@@ -301,16 +301,14 @@ def output_projections(model: Any) -> tuple[nn.Module, ...]:
         for handle in handles:
             handle.remove()
     n_heads = _n_heads(model)
-    is_found = len(last) == len(taps.modules) and all(
-        width % n_heads == 0 for _, width in last.values()
-    )
+    is_found = len(last) == len(modules) and all(width % n_heads == 0 for _, width in last.values())
     if not is_found:
         message = (
             f"the output projection of {type(model).__name__} cannot be told apart by head: found "
-            f"{len(last)} of {len(taps.modules)} layers, {n_heads} heads"
+            f"{len(last)} of {len(modules)} layers, {n_heads} heads"
         )
         raise ModelRefusedError(message)
-    return tuple(last[place][0] for place in range(len(taps.modules)))
+    return tuple(last[place][0] for place in range(len(modules)))
 
 
 def random_heads(mask: HeadMask, generator: np.random.Generator) -> tuple[HeadMask, int]:

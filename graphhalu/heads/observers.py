@@ -11,8 +11,8 @@ from torch import Tensor
 from graphhalu.axes import RowRange
 from graphhalu.errors import NonFiniteError
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.head import DeferredPass, body_below_head
-from graphhalu.extract.observer import AttentionObserver
+from graphhalu.extract.forward import DeferredPass, body_below_head
+from graphhalu.extract.hooks import AttentionObserver
 
 
 class RowsObserver:

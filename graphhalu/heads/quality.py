@@ -15,10 +15,9 @@ from jaxtyping import Float
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.extract.answers import generated_answer
-from graphhalu.extract.asking import newline_token_ids, uses_chat
+from graphhalu.extract.forward import DeferredPass, body_below_head
 from graphhalu.extract.generate import BeamSearch
-from graphhalu.extract.head import DeferredPass, body_below_head
+from graphhalu.extract.prompts import generated_answer, newline_token_ids, uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.heads.haystack import HiddenNeedle
 from graphhalu.labels.match import AliasMatch

@@ -18,7 +18,7 @@ from torch import Tensor
 from graphhalu.axes import RowRange
 from graphhalu.config import Config
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.extract.answers import generated_answer
+from graphhalu.extract.prompts import generated_answer
 from graphhalu.heads.haystack import Haystack, HiddenNeedle, read_haystack, read_needles, trials
 from graphhalu.heads.observers import RowsObserver, run_observed
 from graphhalu.heads.quality import greedy_search, prompt_form

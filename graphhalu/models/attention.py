@@ -1,8 +1,10 @@
-"""Which attention a model computes, and how to have its eager one for a while."""
+"""Attention of a model: its implementation, and the sizes that the configuration states."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, NamedTuple
+
+from graphhalu.errors import ModelRefusedError
 
 
 def attention_implementation(model: Any) -> str:
@@ -35,3 +37,72 @@ def _set(model: Any, implementation: str) -> None:
         model.set_attn_implementation(implementation)
     else:
         model.config._attn_implementation = implementation  # noqa: SLF001
+
+
+class ModelShape(NamedTuple):
+    """Sizes of a model.
+
+    Attributes:
+        layer_windows: Sliding window of each layer, itself included, or ``None`` where a row
+            sees all keys.
+        max_positions: Length of the context window, or ``None`` if there is no limit.
+    """
+
+    n_layers: int
+    n_heads: int
+    n_kv_heads: int
+    hidden_size: int
+    layer_windows: tuple[int | None, ...]
+    max_positions: int | None
+
+
+def model_shape(config: Any, name: str) -> ModelShape:
+    """The sizes that a configuration states.
+
+    Raises:
+        ModelRefusedError: If it states no layers or heads, or heads that differ by layer.
+    """
+    text = config.get_text_config()
+    sizes = [
+        size
+        for field in ("num_hidden_layers", "num_attention_heads", "hidden_size")
+        if isinstance(size := getattr(text, field, None), int)
+    ]
+    if len(sizes) < 3:  # noqa: PLR2004
+        message = (
+            f"{name} ({config.model_type}) does not have one number of heads for all its layers, "
+            f"which attention[layer, head, query, key] needs"
+        )
+        raise ModelRefusedError(message)
+    n_layers, n_heads, hidden_size = sizes
+    limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
+    return ModelShape(
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=_n_kv_heads(text, n_heads),
+        hidden_size=hidden_size,
+        layer_windows=layer_windows(config),
+        max_positions=limit,
+    )
+
+
+def layer_windows(config: Any) -> tuple[int | None, ...]:
+    """Sliding window of each layer, itself included, or ``None`` where a row sees all keys."""
+    text = config.get_text_config()
+    local = getattr(text, "attention_layers", None)
+    if local is not None:  # gpt_neo
+        return tuple(text.window_size if kind == "local" else None for kind in local)
+    window = getattr(text, "sliding_window", None)
+    if not window or getattr(text, "use_sliding_window", True) is False:
+        return (None,) * text.num_hidden_layers
+    kinds = getattr(text, "layer_types", None)
+    if kinds is None:
+        return (int(window),) * text.num_hidden_layers
+    return tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+
+
+def _n_kv_heads(text: Any, n_heads: int) -> int:
+    if getattr(text, "multi_query", False) and not getattr(text, "new_decoder_architecture", False):
+        return 1
+    stated = getattr(text, "num_key_value_heads", None) or getattr(text, "num_kv_heads", None)
+    return int(stated or n_heads)

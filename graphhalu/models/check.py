@@ -1,8 +1,11 @@
-"""The self-check at load: is this attention what the other rooms take it for?"""
+"""Self-check of a loaded model, and of the machine and the packages around it."""
 
 import inspect
+import logging
+import shutil
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Final
 
 import torch
@@ -10,9 +13,14 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from graphhalu.axes import ROW_SUM_TOLERANCE
-from graphhalu.errors import ModelRefusedError, NonFiniteError
+from graphhalu.errors import GraphhaluError, ModelRefusedError, NonFiniteError
 from graphhalu.models.attention import eager_attention
-from graphhalu.models.load import LoadedModel
+from graphhalu.models.gguf import cache_folder
+from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.models.spec import ModelSpec
+from graphhalu.provenance import provenance
+
+_log = logging.getLogger(__name__)
 
 _TEXT: Final = "The capital of France is Paris, and the capital of Italy is"
 _N_TOKENS: Final = 24
@@ -20,8 +28,10 @@ _HIDDEN_TOKEN: Final = -3
 """Near the end, so that it lies inside any sliding window."""
 
 _TOLERANCES: Final = {
-    torch.float32: ROW_SUM_TOLERANCE, torch.float16: 5e-3, torch.bfloat16: 3e-2,
-}  # fmt: skip
+    torch.float32: ROW_SUM_TOLERANCE,
+    torch.float16: 5e-3,
+    torch.bfloat16: 3e-2,
+}
 
 
 @dataclass(frozen=True)
@@ -141,9 +151,7 @@ def _require_finite(output: Any, attentions: Sequence[Tensor], loaded: LoadedMod
     for layer, weights in enumerate(attentions):
         states = output.hidden_states[layer]
         before = "the embeddings" if layer == 0 else f"the hidden states after layer {layer - 1}"
-        for what, values in (
-            (before, states), (f"the attention of layer {layer}", weights),
-        ):  # fmt: skip
+        for what, values in ((before, states), (f"the attention of layer {layer}", weights)):
             if not bool(torch.isfinite(values).all()):
                 raise _non_finite(what, loaded)
     # a vocabulary may be padded with tokens of probability 0, whose logits are -inf
@@ -155,3 +163,42 @@ def _non_finite(what: str, loaded: LoadedModel) -> NonFiniteError:
     is_half = loaded.model.dtype == torch.float16
     way_out = "try --dtype bfloat16" if is_half else "the weights may be damaged"
     return NonFiniteError(f"{what} of {loaded.spec.name} hold NaN or infinity; {way_out}")
+
+
+def examine(model: str) -> dict[str, Any]:
+    """Versions, devices, cache and the self-check of a model, as plain values.
+
+    Args:
+        model: Name of the model to load and check.
+    """
+    found, cache = provenance(), cache_folder()
+    _log.info("loading %s (the first time it is converted, which takes about a minute)", model)
+    check = _check(model)
+    existing = cache if cache.exists() else next(p for p in cache.parents if p.exists())
+    return {
+        "python": found["python"],
+        "platform": found["platform"],
+        "packages": found["packages"],
+        "devices": {
+            "cpu_cores": found["cpu_count"],
+            "cpu_threads": torch.get_num_threads(),
+            "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
+        },
+        "cache": {
+            "folder": str(cache),
+            "free_gib": round(shutil.disk_usage(existing).free / 2**30, 1),
+        },
+        "model": check,
+        "is_healthy": "error" not in check,
+    }
+
+
+def _check(model: str) -> dict[str, Any]:
+    started = time.monotonic()
+    try:
+        loaded = load_model(ModelSpec(name=model))
+        measured = asdict(check_model(loaded))
+    except GraphhaluError as error:
+        return {"name": model, "error": f"{type(error).__name__}: {error}"}
+    seconds = round(time.monotonic() - started, 1)
+    return {"name": model, "load_and_check_s": seconds, **measured}

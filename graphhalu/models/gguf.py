@@ -5,9 +5,10 @@ even for a small model; the converted folder loads in seconds.
 """
 
 import importlib.util
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
@@ -16,9 +17,11 @@ from filelock import FileLock
 from safetensors import SafetensorError
 
 from graphhalu.errors import ModelUnavailableError
-from graphhalu.models.card import WheelSource
+from graphhalu.models.cards import WheelSource
 from graphhalu.models.quiet import quiet_conversion
 from graphhalu.provenance import file_sha256
+
+_log = logging.getLogger(__name__)
 
 _MAGIC: Final = b"GGUF"
 _DONE: Final = "graphhalu_source.sha256"
@@ -50,14 +53,13 @@ def wheel_gguf(wheel: WheelSource) -> Path:
     return joined
 
 
-def converted_folder(gguf: Path, on_note: Callable[[str], None] = lambda _: None) -> Path:
+def converted_folder(gguf: Path) -> Path:
     """Folder with safetensors and tokenizer made from a GGUF file, converting it if needed.
 
     The folder appears whole or not at all, and two processes do not convert at the same time.
 
     Args:
         gguf: The file.
-        on_note: Told before a conversion, which takes a while.
 
     Raises:
         ModelUnavailableError: If the file is no GGUF, is cut off, or of a family that
@@ -70,8 +72,9 @@ def converted_folder(gguf: Path, on_note: Callable[[str], None] = lambda _: None
         return folder
     with _locked(folder):
         if not (folder / _DONE).is_file():
-            on_note(f"converting {gguf.name} once, which takes a minute or more; kept in {folder}")
-            _convert_aside(gguf, folder, digest)
+            what = "converting %s once, which takes a minute or more; kept in %s"
+            _log.info(what, gguf.name, folder)
+            _convert(gguf, folder, digest)
     return folder
 
 
@@ -119,15 +122,15 @@ def _package_file(wheel: WheelSource, package: str, name: str) -> Path:
 
 
 def _join(pieces: Sequence[Path], joined: Path) -> None:
-    aside = joined.with_name(f".{joined.name}.partial")
+    partial = joined.with_name(f".{joined.name}.partial")
     try:
-        with aside.open("wb") as target:
+        with partial.open("wb") as target:
             for piece in pieces:
                 with piece.open("rb") as source:
                     shutil.copyfileobj(source, target)
-        aside.replace(joined)
+        partial.replace(joined)
     except OSError as error:
-        aside.unlink(missing_ok=True)
+        partial.unlink(missing_ok=True)
         raise _no_cache(error) from None
 
 
@@ -139,19 +142,19 @@ def _require_magic(gguf: Path) -> None:
         raise ModelUnavailableError(message)
 
 
-def _convert_aside(gguf: Path, folder: Path, digest: str) -> None:
+def _convert(gguf: Path, folder: Path, digest: str) -> None:
     # the lock is held: whatever lies there is left from a conversion that was killed
-    aside = folder.with_name(f".{folder.name}.partial")
-    for left_over in (aside, folder):
+    partial = folder.with_name(f".{folder.name}.partial")
+    for left_over in (partial, folder):
         shutil.rmtree(left_over, ignore_errors=True)
     try:
         with quiet_conversion():
             model, tokenizer = _read(gguf)
-            _save(model, tokenizer, aside)
-        (aside / _DONE).write_text(f"{digest}\n", encoding="utf-8")
-        aside.rename(folder)
+            _save(model, tokenizer, partial)
+        (partial / _DONE).write_text(f"{digest}\n", encoding="utf-8")
+        partial.rename(folder)
     finally:
-        shutil.rmtree(aside, ignore_errors=True)
+        shutil.rmtree(partial, ignore_errors=True)
 
 
 def _read(gguf: Path) -> tuple[Any, Any]:

@@ -26,11 +26,6 @@ class HubFiles(NamedTuple):
     is_local: bool
 
 
-class _Answer(NamedTuple):
-    commit: str | None
-    error: Exception | None
-
-
 def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) -> HubFiles:
     """Ask the hub for a model; where it does not give it, fall back to the local cache.
 
@@ -39,12 +34,12 @@ def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) ->
             names the ways out.
     """
     answer = _ask(hub_id, revision)
-    if answer.commit is not None:
-        return HubFiles(answer.commit, is_local=False)
+    if isinstance(answer, str):
+        return HubFiles(answer, is_local=False)
     cached = _cached_commit(hub_id, revision)
     if cached is not None:
         return HubFiles(cached, is_local=True)
-    raise unavailable(hub_id, _reason(answer.error, revision), is_gated=is_gated)
+    raise unavailable(hub_id, _reason(answer, revision), is_gated=is_gated)
 
 
 def unavailable(hub_id: str, reason: str, *, is_gated: bool = False) -> ModelUnavailableError:
@@ -59,30 +54,30 @@ def unavailable(hub_id: str, reason: str, *, is_gated: bool = False) -> ModelUna
     )
 
 
-def _ask(hub_id: str, revision: str | None) -> _Answer:
+def _ask(hub_id: str, revision: str | None) -> str | Exception | None:
     """The commit, or why there is none; gives up after ``ANSWER_S``.
 
     The question runs in a thread of its own because neither a name server nor a firewall that
     drops packets keeps to a timeout.
     """
-    answers: list[_Answer] = []
+    answers: list[str | Exception | None] = []
     thread = threading.Thread(
         target=lambda: answers.append(_commit(hub_id, revision)), name="hub", daemon=True
     )
     thread.start()
     thread.join(ANSWER_S)
     late = TimeoutError(f"no answer within {ANSWER_S:g} s")
-    return answers[0] if answers else _Answer(None, late)
+    return answers[0] if answers else late
 
 
-def _commit(hub_id: str, revision: str | None) -> _Answer:
+def _commit(hub_id: str, revision: str | None) -> str | Exception | None:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     try:
         url = hf_hub_url(hub_id, "config.json", revision=revision)
-        return _Answer(get_hf_file_metadata(url, timeout=ANSWER_S).commit_hash, None)
+        return get_hf_file_metadata(url, timeout=ANSWER_S).commit_hash
     except Exception as error:  # noqa: BLE001  in a thread nobody would see it; it is the answer
-        return _Answer(None, error)
+        return error
 
 
 def _cached_commit(hub_id: str, revision: str | None) -> str | None:

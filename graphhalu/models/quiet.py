@@ -1,11 +1,11 @@
-"""Loading without the noise of the libraries below: what matters is raised."""
+"""Loading without the progress bars and warnings of the libraries below: what matters is raised."""
 
 import contextlib
 import io
 import logging
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Final
 
 _NOISY: Final = ("transformers", "huggingface_hub", "bitsandbytes", "accelerate")
@@ -19,24 +19,21 @@ def quiet_loading() -> Iterator[None]:
     """
     from transformers.utils import logging as transformers_logging
 
-    loggers = [logging.getLogger(name) for name in _NOISY]
-    levels = [logger.level for logger in loggers]
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    for logger in loggers:
-        logger.setLevel(logging.ERROR)
-    try:
-        with warnings.catch_warnings():
-            # the switch of the bars warns when the environment has already set it
-            warnings.simplefilter("ignore")
-            if had_bars:
-                transformers_logging.disable_progress_bar()
-                _show_downloads()
-            yield
-    finally:
-        if had_bars:
-            transformers_logging.enable_progress_bar()
-        for logger, level in zip(loggers, levels, strict=True):
-            logger.setLevel(level)
+    with ExitStack() as stack:
+        for name in _NOISY:
+            logger = logging.getLogger(name)
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        has_bars = transformers_logging.is_progress_bar_enabled()
+        if has_bars:
+            stack.callback(transformers_logging.enable_progress_bar)
+        stack.enter_context(warnings.catch_warnings())
+        # the switch of the bars warns when the environment has already set it
+        warnings.simplefilter("ignore")
+        if has_bars:
+            transformers_logging.disable_progress_bar()
+            _show_downloads()
+        yield
 
 
 @contextmanager

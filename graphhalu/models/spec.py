@@ -1,4 +1,4 @@
-"""Which model is asked for, and how it is to be loaded."""
+"""Settings of a model: its name, and how it is loaded."""
 
 from typing import Literal
 

@@ -1,4 +1,4 @@
-"""Why an answer has its score: what changes without a token, a head or an edge."""
+"""Explanation of a score: what changes without a token, a head or an edge."""
 
 from dataclasses import dataclass
 from typing import Any, Final

@@ -1,4 +1,4 @@
-"""What a trained run says of how answers are to be made and judged."""
+"""A trained detector with the configuration by which new answers are made for it."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +18,8 @@ Answers = Literal["generated", "given"]
 _FOLDER: Final = "detector"
 _LOADABLE: Final = ("none", "int8", "nf4")
 _DTYPES: Final = ("float32", "bfloat16", "float16")
+_OF_ANOTHER_MACHINE: Final = ("device", "threads", "trust_remote_code")
+"""Settings of a model that are not taken from a file: where it ran, and which code may run."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ class ScoringRecipe:
         detector: Loaded; it reads no language model.
         calibration: From scores to probabilities; ``None`` if the validation side of its training
             held one class only.
-        identity: Model, quantisation, prompt, search and capture that it was trained with.
+        identity: What the traces that it was trained on were made with.
     """
 
     folder: Path
@@ -70,35 +72,37 @@ class ScoringRecipe:
         Raises:
             ConfigError: If the saved settings do not validate.
         """
-        identity = self.identity
-        quantization = identity.quantization
-        values: dict[str, Any] = {
-            "model": {
-                "name": identity.model,
-                "revision": identity.revision,
-                "quantization": quantization if quantization in _LOADABLE else "none",
-                "dtype": identity.dtype if identity.dtype in _DTYPES else "auto",
-                **model,
-            },
-            "prompt": {
-                "template": identity.prompt.get("template") or "auto",
-                "chat": "on" if identity.prompt.get("chat") else "off",
-                "system": identity.prompt.get("system"),
-            },
-            "generation": {**_generation(identity), "answers": answers},
-            "capture": self._capture(),
+        source = f"the settings saved in {self.folder}"
+        saved = self.identity.config or _first_edition(self.identity)
+        config = validate(ExtractConfig, saved, source=source)
+        spec = config.model.model_dump(exclude=set(_OF_ANOTHER_MACHINE))
+        # whole attention only where this detector reads it
+        reads, keep = set(self.detector.card.reads), config.capture.keep
+        if reads and "attention" not in reads and keep == "full":
+            keep = "streams"
+        changed = {
+            "model": {**spec, **model},
+            "generation": {**config.generation.model_dump(), "answers": answers},
+            "capture": {**config.capture.model_dump(), "keep": keep},
         }
-        return validate(ExtractConfig, values, source=f"the settings saved in {self.folder}")
-
-    def _capture(self) -> dict[str, Any]:
-        """What was kept in training; whole attention only where this detector reads it."""
-        capture = dict(self.identity.capture)
-        reads = set(self.detector.card.reads)
-        if reads and "attention" not in reads and capture.get("keep") == "full":
-            capture["keep"] = "streams"
-        return capture
+        return validate(ExtractConfig, {**config.model_dump(), **changed}, source=source)
 
 
-def _generation(identity: Identity) -> dict[str, Any]:
-    """The search of the training traces; that of the defaults if they were given answers."""
-    return {name: value for name, value in identity.generation.items() if name != "answers"}
+def _first_edition(identity: Identity) -> dict[str, Any]:
+    """The configuration of a detector that was saved without it, from its identity."""
+    quantization, prompt = identity.quantization, identity.prompt
+    return {
+        "model": {
+            "name": identity.model,
+            "revision": identity.revision,
+            "quantization": quantization if quantization in _LOADABLE else "none",
+            "dtype": identity.dtype if identity.dtype in _DTYPES else "auto",
+        },
+        "prompt": {
+            "template": prompt.get("template") or "auto",
+            "chat": "on" if prompt.get("chat") else "off",
+            "system": prompt.get("system"),
+        },
+        "generation": {k: value for k, value in identity.generation.items() if k != "answers"},
+        "capture": identity.capture,
+    }

@@ -1,6 +1,6 @@
 """A trained detector that is asked about single answers."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,8 +12,8 @@ from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
-from graphhalu.extract.asking import Asked
 from graphhalu.extract.extraction import Extraction
+from graphhalu.extract.prompts import Prompt
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.numerics import json_ready
@@ -67,7 +67,6 @@ class AnswerScorer:
         run: What ``graphhalu train`` saved.
         model: Fields of the model's settings that differ from the training: ``name``, ``device``,
             ``threads``.
-        on_note: Called with lines that a user should see while the model loads.
         detector_class: Class of a detector that is not registered, or ``module:Class``.
 
     Raises:
@@ -79,13 +78,11 @@ class AnswerScorer:
         self,
         run: Path | str,
         *,
-        on_note: Callable[[str], None] = lambda _: None,
         detector_class: type[Detector] | str | None = None,
         **model: Any,
     ) -> None:
         self.recipe = ScoringRecipe.read(Path(run), detector_class)
         self._model_settings = {name: value for name, value in model.items() if value is not None}
-        self._on_note = on_note
         self._loaded: LoadedModel | None = None
         self._extractions: dict[Answers, Extraction] = {}
 
@@ -126,16 +123,11 @@ class AnswerScorer:
             raise UsageError(message)
         return explain(self.detector, scored.trace)
 
-    def score_many(
-        self,
-        questions: Sequence[Question],
-        on_done: Callable[[int], None] = lambda _: None,
-    ) -> list[AnswerScore]:
+    def score_many(self, questions: Sequence[Question]) -> list[AnswerScore]:
         """Score many answers; one that fails says so and stops no other.
 
         Args:
             questions: Each with at most one given answer; without one the model answers.
-            on_done: Called with the number of questions that were just answered.
 
         Raises:
             DetectorMismatchError: If the model is not the one of the training.
@@ -145,7 +137,7 @@ class AnswerScorer:
             places = [i for i, q in enumerate(questions) if bool(q.given) == (answers == "given")]
             if places:
                 numbered = [_numbered(questions[place], place) for place in places]
-                scores = self._scores(self._extraction(answers), numbered, on_done)
+                scores = self._scores(self._extraction(answers), numbered)
                 found |= dict(zip(places, scores, strict=True))
         return [found[place] for place in range(len(questions))]
 
@@ -154,18 +146,16 @@ class AnswerScorer:
         if answers not in self._extractions:
             config = self.recipe.config(answers, **self._model_settings)
             if self._loaded is None:
-                self._loaded = load_model(config.model, self._on_note)
+                self._loaded = load_model(config.model)
                 check_model(self._loaded)
             extraction = Extraction(config, self._loaded)
             self.recipe.identity.check(Identity.of(extraction.identity()))
             self._extractions[answers] = extraction
         return self._extractions[answers]
 
-    def _scores(
-        self, extraction: Extraction, questions: Sequence[Question], on_done: Callable[[int], None]
-    ) -> list[AnswerScore]:
-        answered = extraction.answer([_ask(extraction, each) for each in questions], on_done)
-        traces, failures = extraction.traces(answered)
+    def _scores(self, extraction: Extraction, questions: Sequence[Question]) -> list[AnswerScore]:
+        prompts = [_prompt(extraction, each) for each in questions]
+        traces, failures = extraction.traces(list(extraction.generate(prompts)))
         reasons = {each["question_id"]: each["reason"] for each in failures}
         scores = self._values(traces) if traces else Scores.of(np.zeros(0))
         best: dict[str, _Scored] = {}
@@ -257,8 +247,8 @@ def _numbered(question: Question, place: int) -> Question:
     return replace(question, question_id=str(place), group_id=str(place))
 
 
-def _ask(extraction: Extraction, question: Question) -> Asked:
+def _prompt(extraction: Extraction, question: Question) -> Prompt:
     try:
-        return extraction.ask(question)
+        return extraction.builder.build(question)
     except GraphhaluError as error:
-        return Asked(question, None, failures=(str(error),))
+        return Prompt(question, failures=(str(error),))

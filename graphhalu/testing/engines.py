@@ -1,14 +1,14 @@
-"""An engine that shows whether work can be done elsewhere, without the cost of a process."""
+"""An executor that shows whether work can be done elsewhere, without the cost of a process."""
 
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.reduction import ForkingPickler
 from typing import Any
 
-from graphhalu.engine.base import Done, Engine, Start, Work, Workers
+from graphhalu.engine.executors import Executor, Start, TaskResult, Work, Workers
 
 
-class Elsewhere(Engine):
+class RemoteExecutor(Executor):
     """Sends everything through bytes, has a worker for each item, and ends them last one first.
 
     Work that leans on what this process holds, or on the order of the items, fails here as it
@@ -18,17 +18,17 @@ class Elsewhere(Engine):
     @contextmanager
     def workers(self, start: Start, at_most: int) -> Iterator[Workers]:
         """A worker for each item."""
-        yield _Elsewhere(start)
+        yield _RemoteExecutor(start)
 
 
-class _Elsewhere(Workers):
+class _RemoteExecutor(Workers):
     def __init__(self, start: Start) -> None:
         self.start = start
 
-    def map(self, function: Work, items: Sequence[Any]) -> Generator[Done, None, None]:
+    def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
         for place in reversed(range(len(items))):
             start, there, item = _sent((self.start, function, items[place]))
-            yield _sent(Done(place, there(start(), item)))
+            yield _sent(TaskResult(place, there(start(), item)))
 
 
 def _sent(value: Any) -> Any:

@@ -111,7 +111,7 @@ def workers(node: int | None = None) -> list[int]:
     found = []
     for folder in Path("/proc").glob("[0-9]*"):
         try:
-            is_actor = b"ray::_Holder" in (folder / "cmdline").read_bytes()
+            is_actor = b"ray::_Actor" in (folder / "cmdline").read_bytes()
             parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
         except OSError:  # it has just ended
             continue

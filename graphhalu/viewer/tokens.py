@@ -20,7 +20,7 @@ def store_tokenizer(
     Args:
         configuration: Of the store.
         name: Alias, hub id or folder to take in place of the store's model.
-        on_note: Told in one line why there is none, and before anything slow.
+        on_note: Told in one line why there is none.
 
     Raises:
         GraphhaluError: If a tokenizer is named and cannot be had.
@@ -34,7 +34,7 @@ def store_tokenizer(
         return None
     revision = model.get("revision") if name is None else None
     try:
-        return load_tokenizer(ModelSpec(name=wanted, revision=revision), on_note)
+        return load_tokenizer(ModelSpec(name=wanted, revision=revision))
     except GraphhaluError as error:
         if name is not None:
             raise

@@ -215,7 +215,7 @@ def _ropes(text: Mapping[str, Any], family: str, n_layers: int, head_dim: int) -
 
 
 def _windows(text: Mapping[str, Any], n_layers: int) -> tuple[int | None, ...]:
-    """As :func:`graphhalu.models.shape.layer_windows`, from the plain file."""
+    """As :func:`graphhalu.models.attention.layer_windows`, from the plain file."""
     window = text.get("sliding_window")
     kinds = text.get("layer_types")
     if not window or text.get("use_sliding_window", True) is False:

@@ -9,8 +9,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Int
 
 from graphhalu.errors import DataFileError, ModelUnavailableError
-from graphhalu.models.card import ModelSource
-from graphhalu.models.cards import resolve_model
+from graphhalu.models.cards import ModelSource, resolve_model
 from graphhalu.models.gguf import source_digest, wheel_gguf
 from graphhalu.models.hub import find_on_hub, unavailable
 from graphhalu.provenance import file_sha256

@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from graphhalu.engine.processes import Processes
+from graphhalu.engine.executors import ProcessExecutor
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.testing.ray_cluster import ENVIRONMENT, loopback_cluster, workers
@@ -38,7 +38,7 @@ def figures(quick: bool) -> dict[str, Any]:
         found = {"one_process_s": alone.seconds, "one_process_wall_s": time.monotonic() - started}
         started = time.monotonic()
         if quick:
-            spread = extract(config, folder / "two.zarr", engine=Processes(2))
+            spread = extract(config, folder / "two.zarr", engine=ProcessExecutor(2))
             found |= {"two_workers_s": spread.seconds}
         else:
             found |= _on_a_cluster(config, folder)

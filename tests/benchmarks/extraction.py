@@ -26,7 +26,7 @@ from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.generate import left_padded
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig
-from graphhalu.extract.worker import extract_here
+from graphhalu.extract.worker import Worker, extract_batch, question_batches
 from graphhalu.models.load import LoadedModel, ModelSpec, load_model
 from graphhalu.traces.store import TraceStore
 
@@ -76,9 +76,9 @@ def _questions(extraction: Extraction, n_questions: int, n_tokens: int) -> list[
 
 
 def _compare(extraction: Extraction, questions: list[Question], name: str) -> dict[str, Any]:
-    asked = [extraction.ask(question) for question in questions]
-    asked.sort(key=lambda item: item.prompt.length)
-    prompts = [item.prompt.encoded.token_ids.tolist() for item in asked]
+    asked = [extraction.builder.build(question) for question in questions]
+    asked.sort(key=lambda item: item.length)
+    prompts = [item.encoded.token_ids.tolist() for item in asked]
     plain_s, plain = _timed(lambda: _plain(extraction, prompts))
     with _Folder() as folder:
         ours_s, store = _timed(lambda: _extracted(extraction, asked, folder))
@@ -146,6 +146,14 @@ class _Folder:
         shutil.rmtree(self.path)
 
 
+def extract_here(extraction: Extraction, store: TraceStore, questions: list[Question]) -> None:
+    """Answer questions with a model that is loaded, and commit them to an empty store."""
+    with store.writer() as holder:
+        worker = Worker(extraction, store.name, holder.name)
+        for batch in question_batches(questions, extraction.config):
+            extract_batch(worker, batch)
+
+
 def _extracted(extraction: Extraction, asked: list[Any], folder: Path) -> TraceStore:
     store = TraceStore.create(
         folder / "a.zarr", configuration={}, shape=extraction.shape, arrays=extraction.arrays
@@ -157,7 +165,7 @@ def _extracted(extraction: Extraction, asked: list[Any], folder: Path) -> TraceS
 def _against_the_usual_way(loaded: LoadedModel, n_questions: int) -> dict[str, Any]:
     """The usual way takes one question at a time; ours its default batch."""
     extraction = Extraction(ExtractConfig(model=loaded.spec), loaded)
-    asked = [extraction.ask(each) for each in _questions(extraction, n_questions, 0)]
+    asked = [extraction.builder.build(each) for each in _questions(extraction, n_questions, 0)]
     with _Folder() as folder:
         usual_s, n_bytes = _timed(lambda: _usual(extraction, asked))
         ours_s, _ = _timed(lambda: _extracted(extraction, asked, folder))
@@ -177,7 +185,7 @@ def _usual(extraction: Extraction, asked: list[Any]) -> int:
     n_bytes = 0
     try:
         for item in asked:
-            token_ids = torch.tensor([item.prompt.encoded.token_ids.tolist()])
+            token_ids = torch.tensor([item.encoded.token_ids.tolist()])
             with torch.inference_mode():
                 output = model.generate(
                     input_ids=token_ids, attention_mask=torch.ones_like(token_ids),
@@ -215,7 +223,7 @@ def _sizes(
     found: dict[str, Any] = {}
     for way, capture in list(ways.items())[: 1 if quick else None]:
         extraction = _extraction(loaded, **capture)
-        asked = [extraction.ask(question) for question in questions]
+        asked = [extraction.builder.build(question) for question in questions]
         with _Folder() as folder:
             store = _extracted(extraction, asked, folder)
             n_bytes, shape = store.n_bytes(), store.shape

@@ -290,7 +290,7 @@ def _store(folder: Path, *, quick: bool) -> Path:
     from graphhalu.datasets.registry import load_questions
     from graphhalu.extract.extraction import Extraction
     from graphhalu.extract.settings import ExtractConfig
-    from graphhalu.extract.worker import extract_here
+    from graphhalu.extract.worker import Worker, extract_batch, question_batches
     from graphhalu.models.load import ModelSpec, load_model
 
     loaded = load_model(ModelSpec(name="smollm2"))
@@ -299,5 +299,8 @@ def _store(folder: Path, *, quick: bool) -> Path:
     store = TraceStore.create(
         path, configuration={}, shape=extraction.shape, arrays=extraction.arrays
     )
-    extract_here(extraction, store, questions)
+    with store.writer() as holder:
+        worker = Worker(extraction, store.name, holder.name)
+        for batch in question_batches(questions, extraction.config):
+            extract_batch(worker, batch)
     return path

@@ -26,8 +26,8 @@ from graphhalu.extract.cost import (
     question_seconds,
 )
 from graphhalu.extract.extraction import Extraction
+from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.traces.schema import TraceShape
@@ -72,8 +72,9 @@ def _extraction(name: str) -> Extraction:
 
 
 def _measure(extraction: Extraction, n_questions: int, context_tokens: int) -> Measured:
-    asked = [extraction.ask(q) for q in _questions(extraction, n_questions, context_tokens)]
-    generate_s, answered = _timed(lambda: extraction.answer(asked, lambda _: None))
+    questions = _questions(extraction, n_questions, context_tokens)
+    prompts = [extraction.builder.build(question) for question in questions]
+    generate_s, answered = _timed(lambda: list(extraction.generate(prompts)))
     answered = [each for each in answered if each.answers]
     replay_s, (traces, _) = _timed(lambda: extraction.traces(answered))
     with tempfile.TemporaryDirectory() as folder:

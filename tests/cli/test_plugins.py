@@ -16,7 +16,7 @@ from graphhalu.traces.store import TraceStore
 OWN = """
 from dataclasses import replace
 from graphhalu.detectors.scalar.likelihood import Perplexity
-from graphhalu.labels.base import Labeller, correct, hallucinated
+from graphhalu.labels.registry import Labeller, correct, hallucinated
 
 class Mine(Perplexity):
     card = replace(Perplexity.card, name="mine")

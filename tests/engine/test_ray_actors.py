@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 
 from graphhalu.engine import ray_actors
-from graphhalu.engine.base import in_order
-from graphhalu.engine.ray_actors import _Actors, _Holder, _Patience
+from graphhalu.engine.executors import in_order
+from graphhalu.engine.ray_actors import _Actor, _ActorPool, _ReadyTimeout
 from graphhalu.errors import ClusterError, ProcessLostError, UsageError
-from graphhalu.extract.plan import Shard
+from graphhalu.extract.worker import Shard
 
 
 class LostError(Exception):
@@ -37,7 +37,7 @@ class PlayedRay:
         self.killed = []
 
     def hire(self, start):
-        holder = _Holder(start, "")
+        holder = _Actor(start, "")
         actor = SimpleNamespace(number=len(self.hired))
         is_ready = len(self.hired) < self.n_ready
         is_false = len(self.hired) < self.n_false
@@ -75,11 +75,8 @@ SEVEN = partial(int, "7")
 
 
 def actors(ray, n_actors=2, start=SEVEN, wait_s=300.0):
-    notes = []
-    patience = _Patience(wait_s, notes.append, lambda: "no worker is ready")
-    made = _Actors(ray, partial(ray.hire, start), n_actors, patience)
-    made.notes = notes
-    return made
+    timeout = _ReadyTimeout(wait_s, lambda: "no worker is ready")
+    return _ActorPool(ray, partial(ray.hire, start), n_actors, timeout)
 
 
 def test_every_item_is_done_once_by_as_many_workers_as_were_asked_for():
@@ -98,7 +95,7 @@ def test_no_more_workers_are_hired_than_there_are_items():
     assert len(ray.hired) == 2
 
 
-def test_an_item_that_kills_its_workers_is_set_aside_after_three_and_the_rest_is_done():
+def test_an_item_that_kills_its_workers_is_quarantined_after_three_and_the_rest_is_done():
     ray = PlayedRay(dies_of=[3])
     found = list(in_order(actors(ray).map(operator.mul, [2, 3, 5, 11])))
     assert [done.value for done in found] == [14, None, 35, 77]
@@ -144,14 +141,15 @@ def test_whoever_stops_early_leaves_no_worker_at_work():
     assert ray.killed
 
 
-def test_workers_that_never_find_room_end_the_run_with_what_they_need(monkeypatch):
+def test_workers_that_never_find_room_end_the_run_with_what_they_need(monkeypatch, caplog):
+    caplog.set_level("INFO")
     clock = iter(range(0, 10_000, 10))
     played = SimpleNamespace(monotonic=lambda: float(next(clock)))
     monkeypatch.setattr(ray_actors, "time", played)
     workers = actors(PlayedRay(n_ready=0), wait_s=100.0)
     with pytest.raises(ClusterError, match=r"no worker is ready\n.*100 s"):
         list(workers.map(operator.mul, [2, 3]))
-    assert workers.notes == ["waiting: no worker is ready"]
+    assert caplog.messages == ["waiting: no worker is ready"]
 
 
 def test_one_worker_that_finds_room_does_everything():

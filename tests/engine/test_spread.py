@@ -9,7 +9,7 @@ from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.rows import CompareConfig
 from graphhalu.evaluation.topology import compare_topology
 from graphhalu.features.table import feature_table, read_features, write_features
-from graphhalu.testing.engines import Elsewhere
+from graphhalu.testing.engines import RemoteExecutor
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.store import TraceStore
 
@@ -36,10 +36,10 @@ def test_a_table_of_features_is_the_same(planted, tmp_path):
     turned = store.select(np.arange(len(store))[::-1])
     for traces in (store, turned, list(store)):
         here = feature_table(traces, FEATURES)
-        there = feature_table(traces, FEATURES, engine=Elsewhere())
+        there = feature_table(traces, FEATURES, engine=RemoteExecutor())
         assert (here.trace_ids, here.columns) == (there.trace_ids, there.columns)
         np.testing.assert_array_equal(here.values, there.values)
-    write_features(store, FEATURES, tmp_path / "a.parquet", engine=Elsewhere())
+    write_features(store, FEATURES, tmp_path / "a.parquet", engine=RemoteExecutor())
     again = read_features(tmp_path / "a.parquet")
     assert again.trace_ids == store.trace_ids
     assert again.metadata["provenance"] == store.provenance
@@ -50,7 +50,7 @@ def test_topology_of_graphs_is_the_same(planted):
     seen = []
     here = compare_topology(store, labels, layers=(1, 3), n_resamples=100)
     there = compare_topology(
-        store, labels, layers=(1, 3), n_resamples=100, engine=Elsewhere(),
+        store, labels, layers=(1, 3), n_resamples=100, engine=RemoteExecutor(),
         on_trace=lambda done, total: seen.append((done, total)),
     )  # fmt: skip
     assert here.values() == there.values()
@@ -63,7 +63,7 @@ def test_a_comparison_has_the_same_scores(planted):
         seeds=(0, 1), n_folds=3, n_resamples=100, detectors=("sink-mass", "perplexity"),
     )  # fmt: skip
     here = compare(store, labels, config=config)
-    there = compare(store, labels, config=config, options=RunOptions(engine=Elsewhere()))
+    there = compare(store, labels, config=config, options=RunOptions(engine=RemoteExecutor()))
     assert [row.failure for row in there.rows] == [None, None]
     assert here.samples.equals(there.samples)
     timeless = {"fit_s": None, "score_ms": None}

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.extract.beams import Beams
+from graphhalu.extract.generate import Beams
 
 
 def slow_beam_search(table, n_beams, max_steps, stop):

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 import torch
 
+from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.generate import BeamSearch, left_padded, shared_decoding_fault
 from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
 from graphhalu.numerics import unpack_triangle
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 from tests.extract.test_replay import shape_of
@@ -98,9 +98,10 @@ def test_a_batch_gives_what_each_prompt_gives_alone():
 
 def test_every_question_is_reported_done_once():
     model, config = tiny_model("llama")
-    counts = []
-    search_of(model, config).answer(prompts_of(config), counts.append)
-    assert sum(counts) == 3
+    search, prompts = search_of(model, config), prompts_of(config)
+    found = list(search.as_finished(prompts))
+    assert sorted(index for index, _ in found) == [0, 1, 2]
+    assert [dict(found)[index] for index in range(3)] == search.answer(prompts)
 
 
 def test_prompts_are_padded_on_the_left():

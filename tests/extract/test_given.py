@@ -9,7 +9,7 @@ from graphhalu.axes import Span
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.errors import UsageError
 from graphhalu.extract import run
-from graphhalu.extract.asking import prompt_template_name
+from graphhalu.extract.prompts import prompt_template_name
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.testing.tiny_models import save_tiny

@@ -5,7 +5,7 @@ import torch
 
 from graphhalu.errors import ModelRefusedError
 from graphhalu.extract.capture import capture_note, capturing, reads_values
-from graphhalu.extract.hooks import find_taps
+from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 from tests.extract.test_replay import Ignoring
 
@@ -15,9 +15,9 @@ OFF_INTERFACE = [name for name, family in TINY_FAMILIES.items() if not family.on
 @pytest.mark.parametrize("family", OFF_INTERFACE)
 def test_one_module_a_layer_gives_the_weights_and_the_user_is_told(family):
     model, config = tiny_model(family)
-    taps = find_taps(model)
-    assert len(taps.modules) == config.num_hidden_layers
-    assert len({type(module) for module in taps.modules}) == 1
+    attention = find_attention_modules(model)
+    assert len(attention.modules) == config.num_hidden_layers
+    assert len({type(module) for module in attention.modules}) == 1
     assert reads_values(model)
     assert "is not on transformers' attention interface" in capture_note(model)
 
@@ -50,7 +50,7 @@ def test_a_model_without_weights_in_every_layer_is_refused(monkeypatch):
     forward = type(last).forward
     monkeypatch.setattr(last, "forward", lambda *a, **k: (forward(last, *a, **k)[0], None))
     with pytest.raises(ModelRefusedError, match="weights in 2 places and has 3 layers"):
-        find_taps(model)
+        find_attention_modules(model)
 
 
 def test_an_unknown_attention_module_keeps_no_value_norms():

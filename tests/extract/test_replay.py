@@ -9,11 +9,9 @@ import torch
 
 from graphhalu.axes import N_SPANS, ROW_SUM_TOLERANCE
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.likelihood import token_statistics
+from graphhalu.extract.forward import TokenSequence, token_statistics
 from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
-from graphhalu.models.attention import eager_attention
-from graphhalu.models.shape import model_shape
+from graphhalu.models.attention import eager_attention, model_shape
 from graphhalu.numerics import (
     FIXED_STEPS,
     from_bfloat16_bits,
@@ -417,13 +415,13 @@ def test_attention_is_restored_after_an_error():
 def test_token_statistics_equal_a_hand_computed_case():
     logits = torch.log(torch.tensor([[0.5, 0.25, 0.25], [0.8, 0.1, 0.1]]))
     statistics = token_statistics(logits, torch.tensor([1, 0]))
-    assert statistics.logprob.tolist() == pytest.approx([np.log(0.25), np.log(0.8)])
+    assert statistics[0].tolist() == pytest.approx([np.log(0.25), np.log(0.8)])
     entropy = -(0.8 * np.log(0.8) + 0.2 * np.log(0.1))
-    assert statistics.entropy.tolist() == pytest.approx([1.5 * np.log(2), entropy])
-    assert statistics.margin.tolist() == pytest.approx([0.25, 0.7])
+    assert statistics[1].tolist() == pytest.approx([1.5 * np.log(2), entropy])
+    assert statistics[2].tolist() == pytest.approx([0.25, 0.7])
 
 
 def test_an_impossible_token_has_no_part_in_the_entropy():
     logits = torch.tensor([[0.0, 0.0, float("-inf")]])
     statistics = token_statistics(logits, torch.tensor([0]))
-    assert statistics.entropy.item() == pytest.approx(np.log(2))
+    assert statistics[1].item() == pytest.approx(np.log(2))

@@ -12,7 +12,7 @@ from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.load import load_model
 from graphhalu.testing.tiny_models import save_tiny
-from graphhalu.traces.store import open_traces
+from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.verify import verify_store
 
 N_QUESTIONS = 23
@@ -159,13 +159,13 @@ def test_parts_stay_within_their_bytes_though_questions_are_answered_together(
 def test_caches_that_do_not_fit_the_memory_make_smaller_batches(config, tmp_path, monkeypatch):
     monkeypatch.setattr("graphhalu.extract.extraction.free_memory", lambda _: 1)
     sizes = []
-    answer = BeamSearch.answer
+    as_finished = BeamSearch.as_finished
 
-    def counted(search, prompts, on_done=None):
+    def counted(search, prompts):
         sizes.append(len(prompts))
-        return answer(search, prompts, on_done)
+        return as_finished(search, prompts)
 
-    monkeypatch.setattr(BeamSearch, "answer", counted)
+    monkeypatch.setattr(BeamSearch, "as_finished", counted)
     extract(config(num_samples=5, batch_size=4), tmp_path / "a.zarr")
     assert sizes == [1] * 5
 
@@ -200,3 +200,25 @@ def test_a_layer_that_the_model_does_not_have_is_refused(config, tmp_path):
     changed = config(capture={"layers": [1, 99]})
     with pytest.raises(UsageError, match="from 0 to 2"):
         extract(changed, tmp_path / "a.zarr")
+
+
+def test_the_whole_configuration_is_kept_with_what_was_left_open_written_out(config, tmp_path):
+    asked = config(num_samples=3, prompt={"chat": "auto"})
+    extract(asked, tmp_path / "a.zarr")
+    store = open_traces(tmp_path / "a.zarr")
+    kept = ExtractConfig.model_validate(store.provenance["config"])
+    assert (kept.prompt.template, kept.prompt.chat) == ("concise", "on")
+    assert kept.generation.stop_at_newline is False
+    assert kept.model.dtype == "float32"
+    changed = {"prompt": asked.prompt, "generation": asked.generation, "model": asked.model}
+    assert kept.model_copy(update=changed) == asked
+
+
+def test_a_store_without_its_whole_configuration_is_extended(config, tmp_path):
+    extract(config(num_samples=3), tmp_path / "new.zarr")
+    new = open_traces(tmp_path / "new.zarr")
+    TraceStore.create(
+        tmp_path / "a.zarr", configuration=new.configuration, shape=new.shape, arrays=new.arrays
+    )
+    assert "config" not in open_traces(tmp_path / "a.zarr").provenance
+    assert extract(config(num_samples=3), tmp_path / "a.zarr").n_new == 3

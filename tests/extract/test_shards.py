@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.engine.processes import Processes
-from graphhalu.extract.plan import Shard
+from graphhalu.engine.executors import ProcessExecutor
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
+from graphhalu.extract.worker import Shard
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
@@ -20,7 +20,7 @@ SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "slurm_extract.sh"
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    """Six waves of four questions; kept beams make two parts of each."""
+    """Six batches of four questions; kept beams make two parts of each."""
     folder = tmp_path_factory.mktemp("shards")
     path = folder / "questions.tsv"
     lines = [f"What is {n} plus {7 * n}?\t['{8 * n}']" for n in range(N_QUESTIONS)]
@@ -68,7 +68,9 @@ def test_three_shards_in_any_order_give_the_same_parts_with_the_same_bytes(confi
     assert extract(config, out).n_new == 0
 
 
-def test_a_wave_of_which_a_part_is_missing_is_done_again_to_the_same_bytes(config, whole, tmp_path):
+def test_a_batch_of_which_a_part_is_missing_is_done_again_to_the_same_bytes(
+    config, whole, tmp_path
+):
     import shutil
 
     out = tmp_path / "a.zarr"
@@ -88,7 +90,7 @@ def test_workers_in_other_processes_give_the_same_parts_with_the_same_bytes(
     config, whole, tmp_path
 ):
     out, seen = tmp_path / "a.zarr", []
-    summary = extract(config, out, engine=Processes(2), on_progress=seen.append)
+    summary = extract(config, out, engine=ProcessExecutor(2), on_progress=seen.append)
     same_parts(open_traces(out), whole)
     assert summary.n_new == seen[-1].n_done == seen[-1].n_total == N_QUESTIONS
     assert not list(out.glob(".writing/*"))

@@ -8,9 +8,9 @@ import transformers
 
 from graphhalu.axes import ROW_SUM_TOLERANCE
 from graphhalu.errors import ModelRefusedError, NonFiniteError
+from graphhalu.models.attention import attention_implementation, model_shape
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel
-from graphhalu.models.shape import model_shape
 from graphhalu.models.spec import ModelSpec
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model, tiny_tokenizer
 
@@ -37,18 +37,18 @@ def loaded_tiny(family="llama", **changes):
 @pytest.mark.parametrize("family", TINY_FAMILIES)
 def test_every_family_passes(family):
     loaded = loaded_tiny(family)
-    before = loaded.attention_implementation
+    before = attention_implementation(loaded.model)
     check = check_model(loaded)
     assert check.largest_future == 0
     assert check.largest_row_error < ROW_SUM_TOLERANCE
     assert check.logit_change > 0
     assert check.has_learned_sink is (family == "gpt_oss")
-    assert loaded.attention_implementation == before
+    assert attention_implementation(loaded.model) == before
 
 
 def test_what_was_set_before_is_restored_when_the_model_fails():
     loaded = loaded_tiny()
-    assert loaded.attention_implementation == "sdpa"
+    assert attention_implementation(loaded.model) == "sdpa"
 
     def fail(*_, **__):
         message = "the layer fails"
@@ -57,7 +57,7 @@ def test_what_was_set_before_is_restored_when_the_model_fails():
     loaded.model.model.layers[1].mlp.forward = fail
     with pytest.raises(RuntimeError, match="the layer fails"):
         check_model(loaded)
-    assert loaded.attention_implementation == "sdpa"
+    assert attention_implementation(loaded.model) == "sdpa"
 
 
 def test_a_model_that_sees_the_future_is_refused(monkeypatch):

@@ -2,20 +2,20 @@
 
 import json
 
-from graphhalu.models.doctor import examine
+from graphhalu.models.check import examine
 from graphhalu.testing.tiny_models import save_tiny
 
 
-def test_a_healthy_model_is_measured(tmp_path, monkeypatch):
+def test_a_healthy_model_is_measured(tmp_path, monkeypatch, caplog):
+    caplog.set_level("INFO", "graphhalu")
     monkeypatch.setenv("GRAPHHALU_CACHE", str(tmp_path / "not" / "there" / "yet"))
-    notes = []
-    report = examine(str(save_tiny(tmp_path / "tiny")), on_note=notes.append)
+    report = examine(str(save_tiny(tmp_path / "tiny")))
     assert json.loads(json.dumps(report)) == report
     assert report["is_healthy"]
     assert report["model"]["largest_future"] == 0
     assert report["cache"]["free_gib"] > 0
     assert {"torch", "transformers"} <= report["packages"].keys()
-    assert len(notes) == 1
+    assert len(caplog.messages) == 1
 
 
 def test_a_model_that_cannot_be_loaded_is_reported_and_not_raised(tmp_path):

@@ -65,7 +65,7 @@ def test_the_embedded_model_passes_its_check_and_knows_a_capital(smollm2):
 def test_the_embedded_tokenizer_is_whole(smollm2):
     tokenizer = smollm2.tokenizer
     assert_round_trip(tokenizer)
-    assert not smollm2.has_bos
+    assert smollm2.tokenizer("a").input_ids[0] != smollm2.tokenizer.bos_token_id
     assert tokenizer.convert_ids_to_tokens([1, 2]) == ["<|im_start|>", "<|im_end|>"]
     assert (tokenizer.bos_token_id, tokenizer.eos_token_id) == (1, 2)
     assert smollm2.eos_token_ids == (2,)
@@ -85,7 +85,7 @@ def test_the_embedded_model_answers_through_its_chat_template(smollm2):
 def test_gemma_comes_out_of_its_four_pieces(gemma):
     assert (gemma.n_layers, gemma.n_heads, gemma.n_kv_heads, gemma.hidden_size) == (18, 4, 1, 640)
     assert gemma.layer_windows == ((512,) * 5 + (None,)) * 3
-    assert gemma.has_bos
+    assert gemma.tokenizer("a").input_ids[0] == gemma.tokenizer.bos_token_id
     assert gemma.tokenizer.chat_template is None
     assert_round_trip(gemma.tokenizer)
     assert check_model(gemma).logit_change > 0.1

@@ -10,7 +10,7 @@ import torch
 
 from graphhalu.errors import ModelUnavailableError
 from graphhalu.models import gguf
-from graphhalu.models.card import WheelSource
+from graphhalu.models.cards import WheelSource
 from graphhalu.models.check import check_model
 from graphhalu.models.gguf import cache_folder, converted_folder, wheel_gguf
 from graphhalu.models.load import ModelSpec, load_model
@@ -122,12 +122,13 @@ def test_the_identity_is_the_digest_of_the_file(tiny_gguf):
     assert (identity["name"], identity["source"]) == ("tiny.F32.gguf", "gguf")
 
 
-def test_a_conversion_says_nothing_but_its_note(tiny_gguf, capfd):
-    notes = []
-    load_model(ModelSpec(name=str(tiny_gguf)), on_note=notes.append)
+def test_a_conversion_says_nothing_but_its_note(tiny_gguf, capfd, caplog):
+    caplog.set_level("INFO", "graphhalu")
+    load_model(ModelSpec(name=str(tiny_gguf)))
     captured = capfd.readouterr()
     assert (captured.out, captured.err) == ("", "")
-    assert [note.split(",")[0] for note in notes] == ["converting tiny.F32.gguf once"]
+    told = [r.getMessage() for r in caplog.records if r.name.startswith("graphhalu")]
+    assert [note.split(",")[0] for note in told] == ["converting tiny.F32.gguf once"]
 
 
 def test_a_file_is_converted_once(tiny_gguf, cache, monkeypatch):
@@ -167,13 +168,13 @@ def test_a_conversion_that_fails_leaves_nothing(tiny_gguf, cache, monkeypatch):
 
 
 def test_two_at_once_convert_once(tiny_gguf, monkeypatch):
-    own, started = gguf._convert_aside, []
+    own, started = gguf._convert, []
 
     def counted(*arguments):
         started.append(arguments)
         own(*arguments)
 
-    monkeypatch.setattr(gguf, "_convert_aside", counted)
+    monkeypatch.setattr(gguf, "_convert", counted)
     found = []
     threads = [
         threading.Thread(target=lambda: found.append(converted_folder(tiny_gguf))) for _ in range(3)

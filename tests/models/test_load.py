@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
+from graphhalu.models.attention import attention_implementation
 from graphhalu.models.check import check_model
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.testing.tiny_models import (
@@ -44,8 +45,8 @@ def test_a_folder_loads_with_its_measures(folder):
     assert loaded.layer_windows == (None, None, None)
     assert loaded.max_positions == POSITIONS
     assert loaded.eos_token_ids == (2,)
-    assert loaded.attention_implementation == "sdpa"
-    assert loaded.has_bos
+    assert attention_implementation(loaded.model) == "sdpa"
+    assert loaded.tokenizer("a").input_ids[0] == loaded.tokenizer.bos_token_id
     assert loaded.card is None
 
 
@@ -62,7 +63,7 @@ def test_every_family_loads_from_a_folder_and_passes_its_check(family, tmp_path)
     loaded = load(save_tiny(tmp_path, family))
     assert check_model(loaded).logit_change > 0
     is_eager = family in {"gemma2", "gpt_oss"} or not TINY_FAMILIES[family].on_interface
-    assert loaded.attention_implementation == ("eager" if is_eager else "sdpa")
+    assert attention_implementation(loaded.model) == ("eager" if is_eager else "sdpa")
 
 
 def test_the_identity_is_plain_json_that_names_what_decides_the_numbers(folder):

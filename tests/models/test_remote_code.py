@@ -6,8 +6,8 @@ import re
 import pytest
 
 from graphhalu.errors import ConfigError, ModelUnavailableError, UsageError
+from graphhalu.models.identity import code_digest
 from graphhalu.models.load import load_model
-from graphhalu.models.remote_code import code_digest
 from graphhalu.models.spec import ModelSpec
 from graphhalu.testing.tiny_models import save_tiny
 
@@ -44,14 +44,14 @@ def test_code_in_a_folder_is_not_run_and_one_line_says_how_it_would_be(own_code,
     assert f"--trust-remote-code {own_code}@{digest}" in str(caught.value)
 
 
-def test_code_that_was_asked_for_runs_with_a_warning(own_code, tmp_path):
-    notes = []
+def test_code_that_was_asked_for_runs_with_a_warning(own_code, tmp_path, caplog):
     digest = code_digest(own_code)
     spec = ModelSpec(name=str(own_code), threads=1, trust_remote_code=f"{own_code}@{digest}")
     with pytest.raises(Exception, match=r"own-kind|OwnConfig|own"):  # it brings no network
-        load_model(spec, notes.append)
+        load_model(spec)
     assert (tmp_path / "mark").read_text(encoding="utf-8") == "ran"
-    assert notes == [f"WARNING: code of {own_code} at {digest} runs on this machine"]
+    told = [r.getMessage() for r in caplog.records if r.name.startswith("graphhalu")]
+    assert told == [f"WARNING: code of {own_code} at {digest} runs on this machine"]
 
 
 def test_code_that_was_changed_since_is_not_run(own_code, tmp_path):

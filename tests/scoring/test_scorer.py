@@ -112,3 +112,42 @@ def test_a_run_without_a_calibration_gives_a_score_and_no_verdict(trained, tmp_p
     found = AnswerScorer(tmp_path, name=str(trained.model), threads=1).score("What is 3 plus 4?")
     assert np.isfinite(found.score)
     assert (found.probability, found.is_hallucinated, found.threshold) == (None, None, None)
+
+
+@pytest.fixture
+def first_edition(trained, tmp_path):
+    """The same detector as the first edition saved it: without the whole configuration."""
+    folder = tmp_path / "detector"
+    folder.mkdir()
+    for path in (trained.run / "detector").iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    values = json.loads((folder / "detector.json").read_text())
+    assert values["identity"].pop("config")["generation"]["num_beams"] == 2
+    (folder / "detector.json").write_text(json.dumps(values))
+    return tmp_path
+
+
+def test_a_detector_of_the_first_edition_makes_answers_as_one_of_today(
+    trained, scorer, first_edition
+):
+    old = AnswerScorer(first_edition, name=str(trained.model), threads=1)
+    model = {"name": str(trained.model), "threads": 1}
+    for answers in ("generated", "given"):
+        ours, theirs = (each.recipe.config(answers, **model) for each in (scorer, old))
+        assert ours.model == theirs.model
+        assert ours.prompt == theirs.prompt
+        assert ours.generation == theirs.generation
+        assert ours.capture == theirs.capture
+    question = "What is 3 plus 4?"
+    assert old.score(question).to_json() == scorer.score(question).to_json()
+
+
+def test_a_saved_configuration_runs_no_code_and_names_no_device(trained, first_edition):
+    path = first_edition / "detector" / "detector.json"
+    values = json.loads(path.read_text())
+    model = {"name": "a/b", "trust_remote_code": "a/b@c", "device": "cuda:7", "threads": 31}
+    values["identity"]["config"] = {"model": model}
+    path.write_text(json.dumps(values))
+    found = ScoringRecipe.read(first_edition).config("generated").model
+    assert found.name == "a/b"
+    assert (found.trust_remote_code, found.device, found.threads) == (None, "auto", None)

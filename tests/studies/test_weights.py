@@ -10,8 +10,8 @@ import torch
 from graphhalu.cli.main import run
 from graphhalu.config import load_config
 from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
 from graphhalu.extract.settings import CaptureSettings, trace_shape
 from graphhalu.graphs.build import GraphRecipe, build_graphs
 from graphhalu.heads.files import read_heads, write_heads

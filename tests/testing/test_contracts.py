@@ -5,12 +5,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.datasets.worldfacts import Worldfacts
+from graphhalu.datasets.bundled import Worldfacts
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.scalar.likelihood import Perplexity
 from graphhalu.features.length import ANSWER_LENGTH
-from graphhalu.labels.base import LabelDecision
 from graphhalu.labels.match import AliasMatch
+from graphhalu.labels.registry import LabelDecision
 from graphhalu.testing.contracts import (
     check_dataset,
     check_detector,

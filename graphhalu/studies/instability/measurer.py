@@ -14,12 +14,10 @@ from graphhalu.axes import N_SPANS, RowRange, Span
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, require_span
 from graphhalu.datasets.question import Question
 from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
-from graphhalu.extract.asking import uses_chat
-from graphhalu.extract.beams import Candidate
 from graphhalu.extract.decode import Decoder
-from graphhalu.extract.generate import BeamSearch, left_padded
-from graphhalu.extract.likelihood import read_likelihood
-from graphhalu.extract.sequence import TokenSequence
+from graphhalu.extract.forward import TokenSequence, read_likelihood
+from graphhalu.extract.generate import BeamSearch, Candidate, left_padded
+from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.heads.observers import RowsObserver, run_observed
 from graphhalu.models.load import LoadedModel

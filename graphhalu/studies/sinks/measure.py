@@ -18,7 +18,7 @@ from graphhalu.axes import SPAN_NAMES
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.datasets.registry import load_questions, own_path
 from graphhalu.errors import GraphhaluError, UsageError
-from graphhalu.extract.asking import prompt_template_name, uses_chat
+from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, ModelSpec, load_model
 from graphhalu.provenance import file_sha256, installed_version, provenance
@@ -91,7 +91,7 @@ def measure(
         loaded = None
         if kind != "generated":
             name = f"quantisation {quantization}"
-            loaded = _or_note(partial(_load, model, on_note), name, skipped, on_note)
+            loaded = _or_note(partial(_load, model), name, skipped, on_note)
             if loaded is None:
                 continue
         for chat in ["off", "on"] if "chat" in ablate else [config.prompt.chat]:
@@ -127,8 +127,8 @@ def _quantizations(
     return ["none", "int8", "nf4"]
 
 
-def _load(model: ModelSpec, on_note: Note) -> LoadedModel:
-    loaded = load_model(model, on_note)
+def _load(model: ModelSpec) -> LoadedModel:
+    loaded = load_model(model)
     check_model(loaded)
     return loaded
 

@@ -14,8 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from graphhalu.config import differing_fields
 from graphhalu.errors import StoreMismatchError
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.head import DeferredPass, body_below_head
-from graphhalu.extract.likelihood import read_likelihood
+from graphhalu.extract.forward import DeferredPass, body_below_head, read_likelihood
 from graphhalu.models.load import LoadedModel
 from graphhalu.numerics import json_ready
 from graphhalu.safe_read import MAX_TABLE_BYTES, parse_json, read_bytes, reading

@@ -16,8 +16,8 @@ import numpy as np
 from graphhalu.axes import Span
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.errors import UsageError
-from graphhalu.extract.asking import Asked, Asker
-from graphhalu.extract.sequence import TokenSequence
+from graphhalu.extract.forward import TokenSequence
+from graphhalu.extract.prompts import Prompt, PromptBuilder
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
@@ -97,15 +97,17 @@ def sink_prompts(
         UsageError: If the settings do not fit the data set or the model.
     """
     settings = config.model_copy(update={"max_new_tokens": 1})
-    asker = Asker(settings.extraction("given" if kind == "given" else "generated"), loaded)
+    builder = PromptBuilder(
+        settings.extraction("given" if kind == "given" else "generated"), loaded
+    )
     prompts: list[SinkPrompt] = []
     failures: list[str] = []
     for question in questions:
         shown = replace(question, examples=question.examples[: config.n_examples])
-        asked = asker.ask(as_choice(shown) if kind == "premise" else shown)
-        failures += asked.failures
-        for place, sequence in _sequences(asked):
-            prompts.append(SinkPrompt(len(prompts), asked.question, place, kind, sequence))
+        prompt = builder.build(as_choice(shown) if kind == "premise" else shown)
+        failures += prompt.failures
+        for place, sequence in _sequences(prompt):
+            prompts.append(SinkPrompt(len(prompts), prompt.question, place, kind, sequence))
     return prompts, failures
 
 
@@ -130,16 +132,14 @@ def _kind(question: Question) -> Kind:
     return "generated" if question.input_label is None else "premise"
 
 
-def _sequences(asked: Asked) -> Iterator[tuple[int, TokenSequence]]:
-    if asked.prompt is None:
-        return
-    ids, spans = asked.prompt.encoded.token_ids, asked.prompt.encoded.span_code
-    if not asked.given:
-        yield 0, _sequence(ids, spans, asked.prompt.option_ids)
-    for place, answer in asked.given:
+def _sequences(prompt: Prompt) -> Iterator[tuple[int, TokenSequence]]:
+    ids, spans = prompt.encoded.token_ids, prompt.encoded.span_code
+    if prompt.length and not prompt.given:
+        yield 0, _sequence(ids, spans, prompt.option_ids)
+    for answer in prompt.given:
         whole = np.append(ids, np.array(answer.token_ids, dtype=np.int32))
         answer_spans = np.full(len(answer.token_ids), Span.ANSWER)
-        yield place, _sequence(whole, np.append(spans, answer_spans), ())
+        yield answer.rank, _sequence(whole, np.append(spans, answer_spans), ())
 
 
 def _sequence(token_ids: Any, span_code: Any, option_ids: tuple[tuple[int, ...], ...]) -> Any:

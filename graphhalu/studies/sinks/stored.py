@@ -54,7 +54,7 @@ def measure_generated(
     _check_ks(config.ks)
     path = folder / f"{run_stem(config.task, Path(config.model.name).name)}.zarr"
     on_note(f"the model answers in words: traces go to {path}")
-    extract(config.extraction(), path, on_note=on_note)
+    extract(config.extraction(), path)
     return measure_store(path, folder, config)
 
 

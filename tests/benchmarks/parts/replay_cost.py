@@ -12,8 +12,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
-from graphhalu.extract.sequence import TokenSequence
 from graphhalu.extract.settings import CaptureSettings, trace_shape
 from graphhalu.models.load import ModelSpec, load_model
 

@@ -53,7 +53,7 @@ def _loaded_once(monkeypatch):
 
 
 @cache
-def load_once(spec, _on_note=None):
+def load_once(spec):
     return load_model(spec)
 
 

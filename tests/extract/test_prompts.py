@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.errors import DataFileError
-from graphhalu.extract.answers import generated_answer, given_answer
+from graphhalu.extract.prompts import generated_answer, given_answer
 from graphhalu.testing.tiny_models import tiny_tokenizer
 
 TOKENIZER = tiny_tokenizer()

@@ -7,9 +7,14 @@ from transformers.masking_utils import sliding_window_causal_mask_function as sl
 
 from graphhalu.axes import RowRange
 from graphhalu.errors import ModelRefusedError
-from graphhalu.extract import masks
-from graphhalu.extract.capture import CHUNK_BYTES, _chunks
-from graphhalu.extract.masks import MaskRecipe, recipe_of, stand_in
+from graphhalu.extract import capture
+from graphhalu.extract.capture import (
+    CHUNK_BYTES,
+    MaskRecipe,
+    mask_placeholder,
+    recipe_of,
+    row_chunks,
+)
 
 N_TOKENS = 13
 
@@ -29,7 +34,7 @@ def arguments_of(mask_function, lengths):
 def test_a_chunk_of_rows_has_the_rows_of_the_whole_mask(
     mask_function, lengths, kept_bytes, monkeypatch
 ):
-    monkeypatch.setattr(masks, "_KEPT_BYTES", kept_bytes)
+    monkeypatch.setattr(capture, "KEPT_MASK_BYTES", kept_bytes)
     arguments = arguments_of(mask_function, lengths)
     recipe, whole = MaskRecipe(arguments), eager_mask(**arguments)
     for _ in range(2):  # the second time from what was kept, if anything
@@ -45,8 +50,8 @@ def test_the_whole_mask_is_the_one_that_the_fast_kernel_would_get():
     assert MaskRecipe(arguments_of(causal_mask_function, (13,))).whole("sdpa") is None
 
 
-def test_the_stand_in_carries_its_recipe_and_anything_else_is_refused():
-    mask = stand_in(**arguments_of(causal_mask_function, (13,)))
+def test_the_placeholder_carries_its_recipe_and_anything_else_is_refused():
+    mask = mask_placeholder(**arguments_of(causal_mask_function, (13,)))
     assert mask.numel() == 0
     assert recipe_of(mask, "Some").arguments["q_length"] == N_TOKENS
     for changed in (mask.clone(), None):
@@ -57,11 +62,11 @@ def test_the_stand_in_carries_its_recipe_and_anything_else_is_refused():
 @pytest.mark.parametrize("rows", [RowRange(0, 4099), RowRange(4001, 4099), RowRange(0, 1)])
 def test_chunks_cover_the_rows_once_and_fit_the_memory(rows):
     query = torch.empty(3, 7, 1, 2)
-    chunks = list(_chunks(rows, query, None))
+    chunks = list(row_chunks(rows, query, None))
     assert [row for start, stop in chunks for row in range(start, stop)] == list(range(*rows))
     assert all(4 * 3 * 7 * (stop - start) * stop <= CHUNK_BYTES for start, stop in chunks)
 
 
 def test_a_single_row_that_does_not_fit_is_a_chunk_of_its_own():
     query = torch.empty(1, 2**20, 1, 1).expand(4, -1, -1, -1)
-    assert list(_chunks(RowRange(5, 8), query, None)) == [(5, 6), (6, 7), (7, 8)]
+    assert list(row_chunks(RowRange(5, 8), query, None)) == [(5, 6), (6, 7), (7, 8)]

@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.extract import likelihood
-from graphhalu.extract.head import DeferredPass, body_below_head
-from graphhalu.extract.likelihood import option_logprobs
-from graphhalu.extract.sequence import TokenSequence
+from graphhalu.extract import forward
+from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, option_logprobs
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 
 
@@ -57,9 +55,9 @@ def test_an_option_gathers_the_probability_of_all_its_spellings():
 
 @pytest.mark.parametrize(("n_rows", "n_bytes"), [(1, 1), (4, 1), (4, 10**4), (64, 2**24)])
 def test_likelihoods_are_the_same_in_chunks_of_any_size(monkeypatch, n_rows, n_bytes):
-    monkeypatch.setattr(likelihood, "LOGIT_ROWS", n_rows)
-    monkeypatch.setattr(likelihood, "LOGIT_BYTES", n_bytes)
-    monkeypatch.setattr(likelihood, "_STATISTICS_BYTES", n_bytes)
+    monkeypatch.setattr(forward, "LOGIT_ROWS", n_rows)
+    monkeypatch.setattr(forward, "LOGIT_BYTES", n_bytes)
+    monkeypatch.setattr(forward, "_STATISTICS_BYTES", n_bytes)
     model, _ = tiny_model("llama")
     tokens = torch.randint(3, 40, (2, 17), generator=torch.Generator().manual_seed(5))
     codes = np.full(17, 3, dtype=np.uint8)
@@ -70,7 +68,7 @@ def test_likelihoods_are_the_same_in_chunks_of_any_size(monkeypatch, n_rows, n_b
     with torch.inference_mode():
         plain = torch.log_softmax(model(input_ids=tokens, use_cache=False).logits.float(), -1)
         done = DeferredPass(model, body_below_head(model), input_ids=tokens, use_cache=False)
-        found = likelihood.read_likelihood(done, sequences)
+        found = forward.read_likelihood(done, sequences)
     for sequence, log_probabilities, each in zip(sequences, plain, found, strict=True):
         arrays, first = each.arrays(), sequence.row_start + 1
         assert all(np.isnan(values[:first]).all() for values in arrays.values())

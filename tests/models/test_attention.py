@@ -6,7 +6,7 @@ import pytest
 import transformers
 
 from graphhalu.errors import ModelRefusedError
-from graphhalu.models.shape import layer_windows, model_shape
+from graphhalu.models.attention import layer_windows, model_shape
 from graphhalu.testing.tiny_models import POSITIONS, TINY_FAMILIES, WINDOW, tiny_model
 
 

@@ -1,0 +1,235 @@
+"""One forward pass over prompt and answer, and what its output distribution says of each token.
+
+The logits of a long sequence are larger than everything else in a pass (4,096 tokens of a
+vocabulary of 49,152 take 805 MB in float32), and only statistics of them are kept. So the layers
+run once, and the model's own head runs on a few rows at a time.
+"""
+
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any, Final
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int, Integer
+from torch import Tensor, nn
+
+LOGIT_BYTES: Final = 16 * 2**20
+"""Logits (float32) that exist at a time, unless they are of fewer than ``LOGIT_ROWS`` rows."""
+
+LOGIT_ROWS: Final = 64
+"""Rows of a batch from which a product with the output matrix no longer waits for the matrix."""
+
+_STATISTICS_BYTES: Final = 16 * 2**20
+"""Logits that are reduced at a time, so that they stay in the cache."""
+
+_STATISTICS: Final = ("token_logprob", "token_entropy", "top1_margin")
+
+_BODIES: WeakKeyDictionary[nn.Module, nn.Module | None] = WeakKeyDictionary()
+
+
+@dataclass(frozen=True)
+class TokenSequence:
+    """Prompt and answer as tokens.
+
+    Attributes:
+        token_ids: Vocabulary indices.
+        span_code: Named span of each token.
+        prompt_length: Tokens before the answer.
+        row_start: First query row to keep; at most the row that predicts the first answer token.
+        option_ids: For each option of a multiple choice, the tokens that stand for it.
+    """
+
+    token_ids: Int[np.ndarray, "token"]
+    span_code: Integer[np.ndarray, "token"]
+    prompt_length: int
+    row_start: int = 0
+    option_ids: tuple[tuple[int, ...], ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of prompt and answer."""
+        return len(self.token_ids)
+
+
+class DeferredPass:
+    """One forward pass whose logits are computed when they are asked for.
+
+    Args:
+        model: A causal language model of transformers.
+        body: Its :func:`body_below_head`.
+        inputs: Arguments of its forward pass.
+    """
+
+    def __init__(self, model: Any, body: nn.Module | None, **inputs: Any) -> None:
+        self.model = model
+        self.inputs = inputs
+        self._body = body
+        if body is None:
+            output = model(**inputs)
+            self._logits: Tensor = output.logits
+        else:
+            forward = body.forward
+
+            def remember(*args: Any, **settings: Any) -> Any:
+                self._body_output = forward(*args, **settings)
+                return self._body_output
+
+            with _replaced_forward(body, remember):
+                output = model(**inputs, logits_to_keep=1)
+        self._hidden_states = output.hidden_states
+
+    def take_hidden_states(self) -> list[Tensor | None] | None:
+        """The hidden states that were asked for by index, handed over: they are let go here."""
+        states, self._hidden_states = self._hidden_states, None
+        if self._body is not None:
+            self._body_output.hidden_states = None
+        return None if states is None else list(states)
+
+    def logits(self, start: int, stop: int) -> Float[Tensor, "trace row vocabulary"]:
+        """The logits of rows ``start … stop - 1``."""
+        if self._body is None:
+            return self._logits[:, start:stop]
+        rows = torch.arange(start, stop, device=self.inputs["input_ids"].device)
+        with _replaced_forward(self._body, lambda *_, **__: self._body_output):
+            output = self.model(**self.inputs, logits_to_keep=rows)
+        return output.logits
+
+
+def body_below_head(model: Any) -> nn.Module | None:
+    """The module below the head, which the model calls; ``None`` if the head cannot be deferred.
+
+    It is found by trying: in some families the base model stands between and is never called.
+    """
+    if model not in _BODIES:
+        takes_rows = "logits_to_keep" in inspect.signature(model.forward).parameters
+        _BODIES[model] = _called_body(model) if takes_rows else None
+    return _BODIES[model]
+
+
+@torch.inference_mode()
+def _called_body(model: Any) -> nn.Module | None:
+    called: list[nn.Module] = []
+    candidates = {id(body): body for body in (model.base_model, model.get_decoder())}
+    candidates.pop(id(model), None)
+    token = torch.ones(1, 1, dtype=torch.long, device=next(model.parameters()).device)
+    with ExitStack() as stack:
+        for body in candidates.values():
+            hook = body.register_forward_hook(lambda module, _, __: called.append(module))
+            stack.callback(hook.remove)
+        model(input_ids=token, attention_mask=token, use_cache=False)
+    # an outer module is noted after the one inside it
+    return called[-1] if called else None
+
+
+@contextmanager
+def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Run with another ``forward``; one that was set on the instance is put back."""
+    before = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        if before is None:
+            del module.__dict__["forward"]
+        else:
+            module.__dict__["forward"] = before
+
+
+class Likelihood:
+    """Likelihood statistics of one sequence; NaN where the row before a token is not kept.
+
+    Args:
+        sequence: The tokens.
+
+    Attributes:
+        option_logprobs: Log-probability of each option as the first answer token.
+    """
+
+    def __init__(self, sequence: TokenSequence) -> None:
+        self.sequence = sequence
+        self.option_logprobs: tuple[float, ...] = ()
+        self._statistics = np.full((3, sequence.length), np.nan, dtype=np.float32)
+
+    def rows(self, row_start: int, logits: Float[Tensor, "row vocabulary"]) -> None:
+        """Take the logits of rows ``row_start …``."""
+        start = max(row_start, self.sequence.row_start)
+        stop = min(row_start + len(logits), self.sequence.length - 1)
+        if start >= stop:
+            return
+        own = logits[start - row_start : stop - row_start]
+        next_ids = torch.from_numpy(self.sequence.token_ids[start + 1 : stop + 1].astype(np.int64))
+        statistics = token_statistics(own, next_ids.to(logits.device))
+        self._statistics[:, start + 1 : stop + 1] = statistics.cpu().numpy()
+        first_answer_row = self.sequence.prompt_length - 1
+        if self.sequence.option_ids and start <= first_answer_row < stop:
+            row = own[first_answer_row - start]
+            self.option_logprobs = option_logprobs(row, self.sequence.option_ids)
+
+    def failure(self) -> str | None:
+        """Why the sequence failed, if the logits of a kept row hold NaN."""
+        entropy = self._statistics[1, self.sequence.row_start + 1 :]
+        return "the logits hold NaN" if np.isnan(entropy).any() else None
+
+    def arrays(self) -> dict[str, Float[np.ndarray, "token"]]:
+        """The statistics by the name of their array."""
+        return dict(zip(_STATISTICS, self._statistics, strict=True))
+
+
+def read_likelihood(done: DeferredPass, sequences: Sequence[TokenSequence]) -> list[Likelihood]:
+    """The likelihood of a batch; only the rows that a sequence keeps are computed."""
+    found = [Likelihood(sequence) for sequence in sequences]
+    start = min(sequence.row_start for sequence in sequences)
+    stop = max(sequence.length for sequence in sequences) - 1
+    n_rows = least = max(1, LOGIT_ROWS // len(sequences))
+    while start < stop:
+        logits = done.logits(start, min(start + n_rows, stop))
+        for index, likelihood in enumerate(found):
+            likelihood.rows(start, logits[index])
+        start += logits.shape[1]
+        n_rows = max(least, LOGIT_BYTES // (4 * logits.shape[0] * logits.shape[2]))
+    return found
+
+
+def option_logprobs(
+    logits: Float[Tensor, "vocabulary"], option_ids: Sequence[Sequence[int]]
+) -> tuple[float, ...]:
+    """Log-probability (nat) of each option, summed over the tokens that stand for it.
+
+    Args:
+        logits: Of the row before the answer.
+        option_ids: Tokens of each option.
+    """
+    log_probabilities = torch.log_softmax(logits.float(), dim=-1)
+    return tuple(
+        float(torch.logsumexp(log_probabilities[list(tokens)], dim=0)) for tokens in option_ids
+    )
+
+
+def token_statistics(
+    logits: Float[Tensor, "row vocabulary"], next_ids: Int[Tensor, "row"]
+) -> Float[Tensor, "statistic row"]:
+    """Log-probability of the next token, entropy (nat) and top-1 margin, in float32.
+
+    Args:
+        logits: Output of each row.
+        next_ids: The token that follows each row.
+    """
+    n_rows = max(1, _STATISTICS_BYTES // (4 * logits.shape[1]))
+    chunks = zip(torch.split(logits, n_rows), torch.split(next_ids, n_rows), strict=True)
+    return torch.cat([_statistics_of_rows(rows.float(), ids) for rows, ids in chunks], dim=1)
+
+
+def _statistics_of_rows(
+    logits: Float[Tensor, "row vocabulary"], next_ids: Int[Tensor, "row"]
+) -> Float[Tensor, "statistic row"]:
+    log_probabilities = torch.log_softmax(logits, dim=-1)
+    top = log_probabilities.topk(2, dim=-1).values.exp()
+    probabilities = log_probabilities.exp()
+    # a logit of -inf has probability 0 and adds nothing, where 0 * -inf would be NaN
+    products = probabilities * log_probabilities.clamp(min=torch.finfo(torch.float32).min)
+    logprob = log_probabilities.gather(1, next_ids[:, None])[:, 0]
+    return torch.stack([logprob, -products.sum(-1), top[:, 0] - top[:, 1]])

@@ -1,0 +1,247 @@
+"""Prompts: a question as a model is shown it, and the tokens of given and generated answers."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any, Final
+
+import numpy as np
+
+from graphhalu.axes import Span
+from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt
+from graphhalu.datasets.prompts import Prompt as RenderedPrompt
+from graphhalu.datasets.question import Question
+from graphhalu.datasets.registry import DATASETS
+from graphhalu.datasets.templates import DEFAULT_TEMPLATE, letter_spellings
+from graphhalu.errors import DataFileError, GraphhaluError, UsageError
+from graphhalu.extract.settings import ExtractConfig, PromptSettings
+from graphhalu.models.load import LoadedModel
+
+_DTYPES: Final = ("float32", "bfloat16", "float16")
+_NO_TEXT: Final = RenderedPrompt("", (), is_chat=False)
+_NO_TOKENS: Final = EncodedPrompt(np.zeros(0, dtype=np.int32), np.zeros(0, dtype=np.uint8))
+
+
+@dataclass(frozen=True)
+class Answer:
+    """An answer as text and as tokens.
+
+    Attributes:
+        text: What is stored and labelled.
+        token_ids: Its tokens; no end mark among them.
+        offsets: Half-open range of characters of ``text`` that each token covers.
+        rank: Rank among the beams, or place among the given answers.
+        score: Of the beam that it comes from; ``None`` for a given answer.
+        is_finished: Whether it ended by itself and was not cut.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    offsets: tuple[tuple[int, int], ...]
+    rank: int = 0
+    score: float | None = None
+    is_finished: bool = True
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A question as the model is shown it; without tokens if it cannot be asked.
+
+    Attributes:
+        question: The question.
+        rendered: Its text with spans.
+        encoded: Its tokens with spans.
+        option_ids: For each option of a multiple choice, the tokens that stand for its letter.
+        given: Answers of the data set to replay; empty if the model answers itself.
+        failures: Why the question, or some of its given answers, cannot be done.
+    """
+
+    question: Question
+    rendered: RenderedPrompt = _NO_TEXT
+    encoded: EncodedPrompt = _NO_TOKENS
+    option_ids: tuple[tuple[int, ...], ...] = ()
+    given: tuple[Answer, ...] = ()
+    failures: tuple[str, ...] = ()
+
+    @property
+    def length(self) -> int:
+        """Tokens of the prompt; 0 if it cannot be asked."""
+        return len(self.encoded.token_ids)
+
+
+class PromptBuilder:
+    """Turns questions into prompts for one model.
+
+    Args:
+        config: What to do.
+        loaded: The model.
+
+    Attributes:
+        config: The same, with what was left to the model and the data set written out.
+    """
+
+    def __init__(self, config: ExtractConfig, loaded: LoadedModel) -> None:
+        self.config = resolved_config(config, loaded)
+        self.loaded = loaded
+
+    def build(self, question: Question) -> Prompt:
+        """The prompt of a question, or why it cannot be asked.
+
+        Raises:
+            UsageError: If the settings do not fit the data set or the model.
+        """
+        try:
+            prompt = self._prompt(question)
+        except UsageError:
+            raise
+        except GraphhaluError as error:
+            return Prompt(question, failures=(str(error),))
+        if self.config.generation.answers == "given":
+            return self._with_given(prompt)
+        reason = self._too_long(prompt.length + self.config.generation.max_new_tokens)
+        return prompt if reason is None else Prompt(question, failures=(reason,))
+
+    def _prompt(self, question: Question) -> Prompt:
+        settings, tokenizer = self.config.prompt, self.loaded.tokenizer
+        is_chat, system = settings.chat == "on", settings.system or question.system
+        rendered = build_prompt(
+            question, template=settings.template, chat=is_chat, tokenizer=tokenizer, system=system
+        )
+        encoded = encode_prompt(rendered, tokenizer)
+        n_choices = len(question.choices)
+        option_ids = letter_spellings(tokenizer, n_choices) if n_choices else ()
+        return Prompt(question, rendered, encoded, option_ids)
+
+    def _with_given(self, prompt: Prompt) -> Prompt:
+        question, tokenizer = prompt.question, self.loaded.tokenizer
+        if not question.given:
+            message = (
+                f"question {question.question_id!r} of {self.config.dataset.name} states no answer "
+                f"to replay\n  Leave --answers given out: the model then answers itself"
+            )
+            raise UsageError(message)
+        found: list[Answer] = []
+        failures: list[str] = []
+        for rank, stated in enumerate(question.given):
+            try:
+                answer = given_answer(stated.text, prompt.rendered, prompt.encoded, tokenizer)
+            except GraphhaluError as error:
+                failures.append(str(error))
+                continue
+            reason = self._too_long(prompt.length + len(answer.token_ids))
+            if reason is None:
+                found.append(replace(answer, rank=rank))
+            else:
+                failures.append(reason)
+        if not found:
+            return Prompt(question, failures=tuple(failures))
+        return replace(prompt, given=tuple(found), failures=tuple(failures))
+
+    def _too_long(self, length: int) -> str | None:
+        limit = self.loaded.max_positions
+        if limit is None or length <= limit:
+            return None
+        return f"prompt and answer need up to {length} tokens, the model's context has {limit}"
+
+
+def generated_answer(token_ids: Sequence[int], tokenizer: Any, **beam: Any) -> Answer:
+    """The answer that the model's own tokens spell, without space around it.
+
+    A character of several tokens belongs to the last of them.
+
+    Args:
+        token_ids: Tokens of the answer.
+        tokenizer: That of the model.
+        beam: Rank, score and end of the beam; see :class:`Answer`.
+    """
+    ends = [0]
+    for count in range(1, len(token_ids) + 1):
+        text = tokenizer.decode(list(token_ids[:count]), skip_special_tokens=True)
+        # an unfinished character is shown as a replacement character until its last byte
+        ends.append(max(ends[-1], len(text.rstrip("\ufffd"))))
+    text = tokenizer.decode(list(token_ids), skip_special_tokens=True)
+    ends[-1] = len(text)
+    stripped, lead = text.strip(), len(text) - len(text.lstrip())
+    places = [min(max(end - lead, 0), len(stripped)) for end in ends]
+    return Answer(stripped, tuple(token_ids), tuple(pairwise(places)), **beam)
+
+
+def given_answer(
+    text: str, prompt: RenderedPrompt, encoded: EncodedPrompt, tokenizer: Any
+) -> Answer:
+    """The tokens of an answer that the data set states, as they follow the prompt.
+
+    Prompt and answer are tokenized together, so that the answer begins as the model would write
+    it. Where the prompt's own tokens come out otherwise, the answer is tokenized alone.
+
+    Raises:
+        DataFileError: If the answer is empty.
+    """
+    text = text.strip()
+    gap = "" if prompt.is_chat or prompt.text[-1:].isspace() else " "
+    settings: dict[str, Any] = {"return_offsets_mapping": True}
+    has_bos, n_prompt = prompt.has(Span.BOS), len(encoded.token_ids)
+    joint = tokenizer(prompt.text + gap + text, add_special_tokens=not has_bos, **settings)
+    if joint["input_ids"][:n_prompt] == encoded.token_ids.tolist():
+        ids, offsets = joint["input_ids"][n_prompt:], joint["offset_mapping"][n_prompt:]
+        lead = len(prompt.text) + len(gap)
+    else:
+        alone = tokenizer(gap + text, add_special_tokens=False, **settings)
+        ids, offsets, lead = alone["input_ids"], alone["offset_mapping"], len(gap)
+    while ids and ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):
+        ids, offsets = ids[:-1], offsets[:-1]
+    if not ids or not text:
+        message = "the given answer is empty"
+        raise DataFileError(message)
+    ranges = tuple((max(0, start - lead), max(0, stop - lead)) for start, stop in offsets)
+    return Answer(text, tuple(ids), ranges)
+
+
+def newline_token_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Tokens whose text holds a newline."""
+    suspects = [
+        index
+        for token, index in tokenizer.get_vocab().items()
+        if "\n" in token or "Ċ" in token or token == "<0x0A>"  # noqa: S105
+    ]
+    return tuple(sorted(index for index in suspects if "\n" in tokenizer.decode([index])))
+
+
+def prompt_template_name(config: ExtractConfig) -> str:
+    """The prompt template that is asked for, or the one that suits the data set."""
+    if config.prompt.template != "auto":
+        return config.prompt.template
+    name = config.dataset.name
+    return DATASETS.get(name).card.template if name in DATASETS else DEFAULT_TEMPLATE
+
+
+def uses_chat(settings: PromptSettings, loaded: LoadedModel) -> bool:
+    """Whether the model's chat template goes around the prompt.
+
+    Raises:
+        UsageError: If it is asked for and there is none.
+    """
+    has_template = getattr(loaded.tokenizer, "chat_template", None) is not None
+    if settings.chat == "on" and not has_template:
+        message = (
+            "the model has no chat template, and --chat on asks for one\n"
+            "  Use --chat off, or a chat version of the model"
+        )
+        raise UsageError(message)
+    return settings.chat == "on" or (settings.chat == "auto" and has_template)
+
+
+def resolved_config(config: ExtractConfig, loaded: LoadedModel) -> ExtractConfig:
+    """The same with what was left to the model and the data set written out."""
+    is_chat, stop = uses_chat(config.prompt, loaded), config.generation.stop_at_newline
+    model = {"revision": loaded.identity["revision"], "dtype": loaded.identity["dtype"]}
+    if model["dtype"] not in _DTYPES:
+        del model["dtype"]
+    prompt = {"template": prompt_template_name(config), "chat": "on" if is_chat else "off"}
+    generation = {"stop_at_newline": not is_chat if stop is None else stop}
+    changes = {
+        "model": config.model.model_copy(update=model),
+        "prompt": config.prompt.model_copy(update=prompt),
+        "generation": config.generation.model_copy(update=generation),
+    }
+    return config.model_copy(update=changes)

@@ -1,0 +1,59 @@
+"""Batches are cut by place alone, and stay as they are whatever is done of them."""
+
+import pytest
+
+from graphhalu.datasets.question import Question
+from graphhalu.errors import UsageError
+from graphhalu.extract.settings import ExtractConfig
+from graphhalu.extract.worker import Shard, batches_left, question_batches
+
+QUESTIONS = [Question(f"q{place:02d}", f"What is {place}?", (f"{place}",)) for place in range(23)]
+CONFIG = ExtractConfig(batch_size=3, part_size=5)
+NAMES = [question.question_id for question in QUESTIONS]
+
+
+def names(batches):
+    return [name for batch in batches for name in batch.question_ids]
+
+
+def test_batches_fill_what_is_answered_together_and_a_part_and_begin_at_multiples_of_that():
+    batches = question_batches(QUESTIONS, CONFIG)
+    assert [batch.first for batch in batches] == [0, 5, 10, 15, 20]
+    assert [len(batch.questions) for batch in batches] == [5, 5, 5, 5, 3]
+    assert names(batches) == NAMES
+    wide = ExtractConfig(batch_size=7, part_size=5)
+    assert question_batches(QUESTIONS, wide)[1].first == 7
+
+
+def test_a_batch_with_one_question_left_stays_whole_and_where_it_is():
+    batches = question_batches(QUESTIONS, CONFIG)
+    left = batches_left(batches, {*NAMES[:8], *NAMES[9:20]})
+    assert left == [batches[1], batches[4]]
+    assert batches_left(batches, set(NAMES)) == []
+
+
+def test_a_longer_run_has_the_same_batches_first():
+    shorter = question_batches(QUESTIONS[:13], CONFIG)
+    assert shorter[:2] == question_batches(QUESTIONS, CONFIG)[:2]
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 7])
+def test_shards_share_the_batches_out_without_a_rest(count):
+    shards = [Shard(number, count) for number in range(1, count + 1)]
+    shares = [question_batches(QUESTIONS, CONFIG, shard) for shard in shards]
+    batches = [batch for share in shares for batch in share]
+    assert sorted(batches, key=lambda batch: batch.first) == question_batches(QUESTIONS, CONFIG)
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= 1
+    assert len({shard.writer for shard in shards}) == count
+
+
+def test_a_shard_is_read_as_it_is_written():
+    assert Shard.parse("3/10") == Shard(3, 10)
+    assert Shard(3, 10).writer == "shard-3-of-10"
+
+
+@pytest.mark.parametrize("text", ["0/3", "4/3", "3", "1/0", "-1/3", "1/3/5", "a/b", "1.0/3", ""])
+def test_what_is_no_shard_is_refused_with_an_example(text):
+    with pytest.raises(UsageError, match="as 3/10; got"):
+        Shard.parse(text)
