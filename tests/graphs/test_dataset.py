@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -323,17 +325,29 @@ def test_a_data_set_is_named_in_one_short_line(graphs):
     assert repr(graphs[2:5]).startswith("AttentionGraphs(3 graphs of 2 traces")
 
 
-@pytest.mark.parametrize(
-    ("traces", "said"), [(7, "got int"), (["a"], "list of str"), ({"a": 1}, "got dict")]
-)
-def test_what_is_no_traces_is_refused(traces, said):
-    with pytest.raises(UsageError, match=said):
-        AttentionGraphs(traces)
+WRONG_TYPES = """
+from graphhalu.errors import UsageError
+from graphhalu.graphs.dataset import AttentionGraphs
+from graphhalu.testing.planted import planted_traces
+
+traces, labels = planted_traces(2)
+for given in ((7,), (["a"],), ({"a": 1},), (traces, labels.values)):
+    try:
+        AttentionGraphs(given[0], labels=(given[1:] or (None,))[0])
+    except UsageError as error:
+        print(str(error).splitlines()[0])
+"""
 
 
-def test_labels_that_are_none_are_refused(planted):
-    with pytest.raises(UsageError, match="expected Labels"):
-        AttentionGraphs(planted[0], labels=planted[1].values)
+def test_what_is_no_traces_or_no_labels_is_refused():
+    """In a process of its own: here the types are checked before."""
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WRONG_TYPES],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = ("got int", "list of str", "got dict", "expected Labels")
+    for line, said in zip(told.stdout.splitlines(), expected, strict=True):
+        assert said in line
 
 
 @pytest.mark.parametrize(

@@ -217,7 +217,8 @@ def test_a_damaged_file_is_built_again_never_served(store, whole_file, tmp_path,
 
     found = GraphStorage(LAYERS, RECIPE, folder=tmp_path).get(store, 4)
     assert_same(found, GraphStorage(LAYERS, RECIPE).get(store, 4))
-    assert path.read_bytes() == whole
+    mended, _ = storage_module._read(path)
+    assert torch.equal(mended.graph(8).edge_attr, found.edge_attr)
 
 
 def test_every_flipped_byte_of_the_arrays_is_noticed(store, whole_file, tmp_path):
