@@ -17,10 +17,7 @@ def random_graph(n_tokens, n_edges, n_layers=1, seed=0, trace_index=0):
     pairs = [(key, query) for query in range(n_tokens) for key in range(query)]
     generator = np.random.default_rng(seed)
     chosen = [np.sort(generator.permutation(len(pairs))[:n_edges]) for _ in range(n_layers)]
-    edges = [
-        np.array([pairs[place] for place in each]).T + layer * n_tokens
-        for layer, each in enumerate(chosen)
-    ]
+    edges = [np.array(pairs)[each].T + layer * n_tokens for layer, each in enumerate(chosen)]
     return TokenGraphData(
         x=torch.zeros(n_tokens * n_layers, 1),
         edge_index=torch.from_numpy(np.concatenate(edges, axis=1)),

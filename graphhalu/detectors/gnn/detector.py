@@ -136,6 +136,7 @@ class NetworkDetector(Detector):
         from graphhalu.detectors.gnn.task import seeded
 
         _check_level(labels, self.card.level)
+        self.schema = None  # layers of an earlier fit say nothing of these traces
         self.check(traces)
         layers = self._layers(traces)
         graphs = self._graphs(traces, layers, labels)
