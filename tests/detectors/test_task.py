@@ -71,6 +71,24 @@ def test_training_stops_when_patience_is_spent(graphs, opposed):
     assert report["n_epochs"] == report["best_epoch"] + 3
 
 
+def test_a_network_is_trained_in_training_mode_whatever_it_was_in_before(graphs):
+    modes = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.weight = nn.Dropout(0.5), nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch):
+            modes.append((torch.is_grad_enabled(), self.dropout.training))
+            return self.weight * batch.y
+
+    network = Watched().eval()
+    task.train(network, graphs, graphs, 1.0, NetworkConfig(epochs=2, batch_size=5))
+    assert set(modes) == {(True, True), (False, False)}
+    assert not network.dropout.training
+
+
 def test_a_network_comes_back_ready_to_score(graphs):
     network, _ = train(graphs, epochs=1)
     assert not any(module.training for module in network.modules())
