@@ -154,7 +154,7 @@ def test_logits_out_of_fold_are_those_of_networks_that_did_not_see_the_question(
         alone = GATDetector(config=detector.config)
         alone.schema, alone.scaler, alone.networks = detector.schema, detector.scaler, [network]
         both.append(alone.score(chosen).values)
-    found = np.array([float(each) for each in detector.out_of_fold.values()])
+    found = np.array([each.item() for each in detector.out_of_fold.values()])
     is_one_of_them = np.isclose(found, both, rtol=1e-4, atol=1e-5)
     assert is_one_of_them.any(axis=0).all()
     n_of_each = is_one_of_them.sum(axis=1)

@@ -45,7 +45,7 @@ def test_parts_are_joined_on_logits_that_are_out_of_fold(few, fitted, graph):
     learned, used = JointProbe(seed=0).fit_side(few.traces, few.labels, few.split.train)
     assert sorted(used.tolist()) == sorted(few.split.train.tolist())
     assert fitted.joints["probe"].mean == pytest.approx(learned.out_of_fold.mean(), rel=1e-4)
-    out_of_fold = [float(value) for value in graph.out_of_fold.values()]
+    out_of_fold = [value.item() for value in graph.out_of_fold.values()]
     assert fitted.joints["graph"].mean == pytest.approx(np.mean(out_of_fold), rel=1e-3, abs=1e-5)
 
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from graphhalu.datasets.worldfacts import Worldfacts
+from graphhalu.datasets.bundled import Worldfacts
 from graphhalu.labels.base import LabelDecision
 
 from graphhalu.detectors.base import Scores

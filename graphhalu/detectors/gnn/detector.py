@@ -95,8 +95,8 @@ class NetworkDetector(Detector):
         self.schema: GraphSchema | None = None
         self.scaler: InputScaler | None = None
         self.networks: list[nn.Module] = []
-        self.out_of_fold: dict[int, float] = {}
-        """Logit of each training trace from networks that never saw its question."""
+        self.out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
+        """Logits of each training trace from networks that never saw its question."""
         self.training_report: dict[str, Any] = {}
         self.log_folder: Path | None = None
         """Where Lightning's logger writes; nothing is logged without."""
@@ -254,7 +254,7 @@ class NetworkDetector(Detector):
         self,
         graphs: AttentionGraphs,
         labels: Labels,
-        folds: Sequence[tuple[Int[np.ndarray, "train"], Int[np.ndarray, "held_out"]]],
+        folds: Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]],
         config: NetworkConfig,
     ) -> "_Trained":
         """A network on each fold, with the logits of what it did not see."""
@@ -333,7 +333,7 @@ class NetworkDetector(Detector):
 
     def _folds(
         self, traces: Sequence[Trace], labels: Labels, used: Int[np.ndarray, "used"]
-    ) -> list[tuple[Int[np.ndarray, "train"], Int[np.ndarray, "held_out"]]]:
+    ) -> list[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]:
         """Grouped folds of the training side; all of it as one fold if there are few questions."""
         groups = np.full(len(labels.values), "", dtype=object)
         groups[used] = question_groups([traces[int(index)] for index in used])

@@ -107,7 +107,7 @@ class GraphhaluDetector(Detector):
             graph.log_folder = self.log_folder
             graph.fit(traces, labels, split)
             self.members["graph"] = graph
-            found = {index: float(value) for index, value in graph.out_of_fold.items()}
+            found = {index: value.item() for index, value in graph.out_of_fold.items()}
             logits["graph"] = _placed(found, kept)
         self.joints, self.bias = join(logits, labels.values[kept])
         reports = {n: getattr(member, "training_report", {}) for n, member in self.members.items()}
