@@ -8,6 +8,7 @@ checksum of its content in the header; one that does not fit its checksum counts
 import copy
 import hashlib
 import json
+import shutil
 import struct
 import tempfile
 import weakref
@@ -113,7 +114,7 @@ class GraphStorage:
         self.names: Names = ((), ())
         """Columns of ``x`` and of ``edge_attr``, known from the first graph on."""
         self._blocks: dict[int, _Block] = {}
-        self._temporary: tempfile.TemporaryDirectory[str] | None = None
+        self._temporary: Path | None = None
 
     @property
     def graphs_per_trace(self) -> int:
@@ -214,8 +215,9 @@ class GraphStorage:
 
     def _temporary_folder(self) -> Path:
         if self._temporary is None:
-            self._temporary = tempfile.TemporaryDirectory(prefix="graphhalu-graphs-")
-        return Path(self._temporary.name)
+            self._temporary = Path(tempfile.mkdtemp(prefix="graphhalu-graphs-"))
+            weakref.finalize(self, shutil.rmtree, self._temporary, ignore_errors=True)
+        return self._temporary
 
 
 _SHARED: Final[weakref.WeakKeyDictionary[TraceStore, dict[Any, GraphStorage]]] = (

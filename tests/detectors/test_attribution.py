@@ -3,8 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from graphhalu.detectors.graph_build import graph_pieces
-from graphhalu.detectors.graph_pack import GraphPack
+from torch_geometric.data import Batch
 
 from graphhalu.detectors.ensemble import AllFeatures
 from graphhalu.detectors.probes.attention import SinkProbeHeads
@@ -58,45 +57,76 @@ def test_parts_of_an_ensemble_sum_to_its_score(few):
         assert found.heads.sum() + found.rest == pytest.approx(score)
 
 
-@pytest.mark.parametrize("name", ["gat", "gcn", "charm", "graphhalu"])
+def graph_and_logit(detector, trace):
+    """The graph of a trace, and the mean logit of the networks for any such graph."""
+    data = detector._graphs([trace], detector.schema.layers, None)[0]
+
+    def logit(graph):
+        with torch.no_grad():
+            scaled = detector.scaler(Batch.from_data_list([graph]))
+            return float(torch.stack([each(scaled) for each in detector.networks]).mean())
+
+    return data, logit
+
+
+@pytest.mark.parametrize("name", ["gat", "gcn", "charm"])
 def test_an_edge_has_the_effect_that_its_absence_has(name, fitted_on_few, data_of):
-    detector = fitted_on_few[name]
-    trace = data_of(name).test_traces[0]
+    detector, trace = fitted_on_few[name], data_of(name).test_traces[0]
     found = detector.attribute(trace)
     assert not found.is_exact
-    recipe = detector._recipe(detector.schema.layers)
-    piece = next(graph_pieces([trace], [0], recipe))
-    layer_of = np.repeat(np.arange(piece.degree.size), piece.degree.reshape(-1)) // len(piece.token)
-    query = np.repeat(np.arange(piece.degree.size), piece.degree.reshape(-1)) % len(piece.token)
-    place = len(piece.source) // 2
-    batch = GraphPack.of([piece]).batch(torch.tensor([0]))
-    with torch.no_grad():
-        whole = float(detector.network(batch).mean())
-    assert found.edges
-    one = next(
-        edge
-        for edge in found.edges
-        if edge.key == piece.token[piece.source[place]]
-        and edge.query == piece.token[query[place]]
-        and edge.layer in (None, detector.schema.layers[layer_of[place]])
-    )
-    without = piece._replace(
-        degree=piece.degree - np.bincount(
-            [layer_of[place] * len(piece.token) + query[place]], minlength=piece.degree.size
-        ).reshape(piece.degree.shape),
-        source=np.delete(piece.source, place),
-        edge_attr=np.delete(piece.edge_attr, place, axis=0),
-        edges_a_layer=tuple(
-            n - (layer == layer_of[place]) for layer, n in enumerate(piece.edges_a_layer)
-        ),
-    )  # fmt: skip
-    with torch.no_grad():
-        left = float(detector.network(GraphPack.of([without]).batch(torch.tensor([0]))).mean())
-    if name != "gcn":  # which also reads how much a row pays in all
-        assert one.effect == pytest.approx(whole - left, abs=1e-5)
+    data, logit = graph_and_logit(detector, trace)
+    place = data.num_edges // 2
+    is_kept = torch.arange(data.num_edges) != place
+    less = data.clone()
+    less.edge_index, less.edge_attr = data.edge_index[:, is_kept], data.edge_attr[is_kept]
+    key, query = data.edge_index[:, place].tolist()
+    (one,) = [edge for edge in found.edges if (edge.key, edge.query) == (key, query)]
+    assert one.layer is None
+    assert one.effect == pytest.approx(logit(data) - logit(less), abs=1e-5)
     assert [abs(edge.effect) for edge in found.edges] == sorted(
         (abs(edge.effect) for edge in found.edges), reverse=True
     )
+
+
+@pytest.mark.parametrize("name", ["gat", "charm"])
+def test_a_head_has_the_effect_that_its_silence_has(name, fitted_on_few, data_of):
+    detector, trace = fitted_on_few[name], data_of(name).test_traces[0]
+    found = detector.attribute(trace)
+    data, logit = graph_and_logit(detector, trace)
+    layer = detector.schema.layers[1]
+    column = detector.schema.edge_feature_names.index(f"layer{layer}.attention_head2")
+    less = data.clone()
+    less.edge_attr = data.edge_attr.clone()
+    less.edge_attr[:, column] = 0
+    assert found.heads[layer, 2] == pytest.approx(logit(data) - logit(less), abs=1e-5)
+
+
+def test_edges_of_graphs_side_by_side_name_their_layer(few, make_detector):
+    detector = make_detector("gat", epochs=1, view="stacked")
+    detector.fit(few.traces, few.labels, few.split)
+    trace = few.test_traces[0]
+    found = detector.attribute(trace)
+    assert {edge.layer for edge in found.edges} == set(detector.schema.layers)
+    assert all(0 <= edge.key < edge.query < trace.length for edge in found.edges)
+    data, logit = graph_and_logit(detector, trace)
+    of_edge = data.layer_index[data.edge_index[1]]
+    less = data.clone()
+    less.edge_attr = data.edge_attr.clone()
+    less.edge_attr[of_edge == 2, 1] = 0
+    layer = detector.schema.layers[2]
+    assert found.heads[layer, 1] == pytest.approx(logit(data) - logit(less), abs=1e-5)
+
+
+def test_parts_of_the_stack_are_those_of_its_members_weighed(fitted_on_few, data_of):
+    detector, trace = fitted_on_few["graphhalu"], data_of("graphhalu").test_traces[0]
+    found = detector.attribute(trace)
+    heads = np.zeros_like(found.heads)
+    for name, member in detector.members.items():
+        joint = detector.joints[name]
+        heads += joint.weight * joint.scale * member.attribute(trace).heads
+    np.testing.assert_allclose(found.heads, heads)
+    assert found.features.keys() == {"probe", "graph"}
+    assert found.edges == detector.members["graph"].attribute(trace).edges
 
 
 def test_a_head_that_a_network_does_not_see_has_no_effect(fitted_on_few, data_of):

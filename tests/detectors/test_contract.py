@@ -10,9 +10,11 @@ from sklearn.metrics import roc_auc_score
 from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
-from graphhalu.testing.contracts import DETECTOR_CHECKS, DetectorCase
+from graphhalu.testing.contracts import DETECTOR_CHECKS, DetectorCase, planted_token_data
 
 NAMES = detector_names("answer")
+TOKEN_NAMES = detector_names("token")
+QUICK_TOKENS = {name: {"epochs": 2, "n_folds": 2} for name in ("token-graph", "token-no-edges")}
 SEEN = {
     "sink-mass": "sink", "sink-mass-k1": "sink", "head-std": "sink", "head-std-logit": "sink",
     "attention-logdet": "self", "focus": "lookback", "rauq": "likelihood",
@@ -58,7 +60,25 @@ def test_a_registered_detector_keeps_the_contract(name, check, case_of):
     check(case_of(name))
 
 
-@every_detector
+@pytest.fixture(scope="module")
+def token_case_of():
+    """Each detector of tokens with planted tokens; fits are shared by all tests of a detector."""
+    data = planted_token_data(53)
+
+    @cache
+    def case(name):
+        return DetectorCase(DETECTORS.get(name), data=data, **QUICK_TOKENS.get(name, {}))
+
+    return case
+
+
+@pytest.mark.parametrize("name", TOKEN_NAMES)
+@pytest.mark.parametrize("check", DETECTOR_CHECKS, ids=lambda check: check.__name__)
+def test_a_registered_detector_of_tokens_keeps_the_contract(name, check, token_case_of):
+    check(token_case_of(name))
+
+
+@pytest.mark.parametrize("name", [*NAMES, *TOKEN_NAMES])
 def test_a_card_bears_the_registered_name(name):
     assert DETECTORS.get(name).card.name == name
 

@@ -1,14 +1,19 @@
+import json
+
 import numpy as np
 import pytest
-import torch
-from graphhalu.detectors.own import GraphhaluDetector
 
+from graphhalu.detectors.gnn.detectors import GATDetector
+from graphhalu.detectors.gnn.own import GraphhaluDetector
 from graphhalu.detectors.probes.joint import JointProbe
 from graphhalu.detectors.saved import load_detector, save_detector
+from graphhalu.errors import ConfigError, DataFileError
 
 
 def make(**settings):
-    return GraphhaluDetector(**GraphhaluDetector.settings(**{"epochs": 1, **settings}))
+    return GraphhaluDetector(
+        **GraphhaluDetector.settings(**{"epochs": 1, "n_folds": 2, **settings})
+    )
 
 
 @pytest.fixture(scope="module")
@@ -21,51 +26,87 @@ def probe(few):
     return JointProbe().fit(few.traces, few.labels, few.split)
 
 
-def test_a_network_that_learnt_nothing_leaves_the_joint_probe_as_it_is(few, probe):
-    detector = make(learning_rate=1e-9).fit(few.traces, few.labels, few.split)
+@pytest.fixture(scope="module")
+def graph(few):
+    settings = GATDetector.settings(epochs=2, n_folds=2)
+    return GATDetector(**settings).fit(few.traces, few.labels, few.split)
+
+
+def test_the_score_is_the_weighted_sum_of_the_standardised_parts(few, fitted, probe, graph):
+    total = np.full(len(few.test_traces), fitted.bias)
+    for name, part in (("probe", probe), ("graph", graph)):
+        mean, scale, weight = fitted.joints[name]
+        assert weight >= 0
+        total += weight * scale * (part.score(few.test_traces).values - mean)
+    np.testing.assert_allclose(fitted.score(few.test_traces).values, total, rtol=1e-4, atol=1e-4)
+
+
+def test_parts_are_joined_on_logits_that_are_out_of_fold(few, fitted, graph):
+    learned, used = JointProbe(seed=0).fit_side(few.traces, few.labels, few.split.train)
+    assert sorted(used.tolist()) == sorted(few.split.train.tolist())
+    assert fitted.joints["probe"].mean == pytest.approx(learned.out_of_fold.mean(), rel=1e-4)
+    out_of_fold = [value.item() for value in graph.out_of_fold.values()]
+    assert fitted.joints["graph"].mean == pytest.approx(np.mean(out_of_fold), rel=1e-3, abs=1e-5)
+
+
+@pytest.mark.parametrize(("part", "other"), [("probe", "probe"), ("graph", "graph")])
+def test_one_part_alone_orders_traces_as_its_detector_does(few, part, other, request):
+    detector = make(epochs=2, parts=[part]).fit(few.traces, few.labels, few.split)
+    alone = request.getfixturevalue(other).score(few.test_traces).values
     scores = detector.score(few.test_traces).values
-    np.testing.assert_allclose(scores, probe.score(few.test_traces).values, atol=1e-4)
+    assert list(detector.members) == [part]
+    if detector.joints[part].weight > 0:
+        np.testing.assert_array_equal(np.argsort(scores), np.argsort(alone))
 
 
-def test_the_score_is_the_sum_of_the_probe_and_the_network(few, probe, fitted):
-    with torch.no_grad():
-        for parameter in fitted.network.head[-1].parameters():
-            parameter.add_(0.1)
-    try:
-        added = fitted.score(few.test_traces).values - probe.score(few.test_traces).values
-        assert np.abs(added).min() > 0
-        assert np.ptp(added) > 1e-4
-    finally:
-        with torch.no_grad():
-            for parameter in fitted.network.head[-1].parameters():
-                parameter.sub_(0.1)
-
-
-def test_training_traces_start_from_logits_out_of_fold(few):
-    start = make().fit_start(few.traces, few.labels, few.split)
-    train = np.sort(few.split.train).tolist()
-    learned, used = JointProbe().fit_side(few.traces, few.labels, few.split.train)
-    expected = dict(zip(used.tolist(), learned.out_of_fold.tolist(), strict=True))
-    assert start(train) == pytest.approx([expected[index] for index in train])
-
-
-def test_validation_traces_start_from_the_probe_itself(few, probe):
-    start = make().fit_start(few.traces, few.labels, few.split)
-    chosen = few.split.validation.tolist()
-    expected = probe.score([few.traces[index] for index in chosen]).values
-    assert start(chosen) == pytest.approx(expected.tolist())
-
-
-def test_without_its_start_only_the_network_speaks(few, tmp_path):
-    detector = make(has_start=False).fit(few.traces, few.labels, few.split)
-    assert detector.probe is None
+def test_one_part_alone_comes_back_from_disk(few, tmp_path):
+    detector = make(parts=["graph"]).fit(few.traces, few.labels, few.split)
     save_detector(detector, tmp_path)
-    assert not (tmp_path / "start").exists()
+    assert not (tmp_path / "probe").exists()
     again = load_detector(tmp_path).score(few.test_traces).values
     np.testing.assert_array_equal(again, detector.score(few.test_traces).values)
 
 
-@pytest.mark.parametrize("part", ["has_recurrence", "has_layer_attention"])
-def test_a_part_that_is_switched_off_has_no_weights(few, fitted, part):
-    smaller = make(has_start=False, **{part: False}).fit(few.traces, few.labels, few.split)
-    assert smaller.network.n_parameters < fitted.network.n_parameters
+def test_a_missing_part_counts_as_its_mean(few, fitted, monkeypatch):
+    trace = few.test_traces[0]
+    fields = fitted.members["graph"]
+    nothing = type(fields.score([trace])).of(np.array([np.nan]))
+    monkeypatch.setattr(type(fields), "score", lambda *_: nothing)
+    mean, scale, weight = fitted.joints["probe"]
+    expected = fitted.bias + weight * scale * (
+        fitted.members["probe"].score([trace]).values[0] - mean
+    )
+    assert fitted.score([trace]).values[0] == pytest.approx(expected)
+
+
+def test_parameters_are_those_of_the_parts_with_weights_and_bias(fitted):
+    parts = sum(member.n_parameters for member in fitted.members.values())
+    assert fitted.n_parameters == parts + 3
+
+
+@pytest.mark.parametrize("parts", [["network"], "probe"])
+def test_an_unknown_part_is_refused(parts):
+    with pytest.raises(ConfigError, match="parts"):
+        make(parts=parts)
+
+
+@pytest.mark.parametrize("parts", [[], ["probe", "probe"]])
+def test_no_part_and_a_part_that_comes_twice_are_refused(parts):
+    with pytest.raises(ConfigError, match="parts"):
+        make(parts=parts)
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        (GraphhaluDetector, {"name": "graphhalu", "config": {"has_start": True}, "graphs": {}}),
+        (GATDetector, {"name": "gat", "config": {"hidden_size": 32}, "graphs": {"n_heads": 3}}),
+    ],
+)
+def test_a_detector_of_the_first_edition_is_refused_with_the_way_out(kind, values, tmp_path):
+    head = {"format": "graphhalu-detector", "format_version": 1}
+    (tmp_path / "detector.json").write_text(json.dumps({**head, **values}))
+    for load in (load_detector, kind.load):
+        with pytest.raises(DataFileError, match="earlier edition") as caught:
+            load(tmp_path)
+        assert f"graphhalu train {kind.card.name}" in str(caught.value)

@@ -1,16 +1,16 @@
 from pathlib import Path
 
 import pytest
-from graphhalu.detectors.graph_detector import GraphDetector
 
 from graphhalu.config import read_yaml
+from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.registry import DETECTORS
 
 FOLDER = Path(__file__).parents[2] / "configs" / "train"
 CONFIGS = [
     path
     for path in sorted(FOLDER.glob("*.yaml"))
-    if not issubclass(DETECTORS.get(path.stem.split("_")[0]), GraphDetector)
+    if not issubclass(DETECTORS.get(path.stem.split("_")[0]), NetworkDetector)
 ]
 
 

@@ -3,8 +3,8 @@ import sys
 
 import numpy as np
 import pytest
-from graphhalu.detectors.graph_networks import GATDetector, GCNDetector
 
+from graphhalu.detectors.gnn.detectors import GATDetector, GCNDetector
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.scalar.attention import HeadStd
@@ -33,7 +33,7 @@ def test_the_description_says_what_the_detector_is(saved, few):
     assert (values["format"], values["format_version"]) == ("graphhalu-detector", 1)
     assert values["name"] == "gat"
     assert values["config"]["epochs"] == 2
-    assert values["graphs"]["n_heads"] == few.traces[0].shape.n_heads
+    assert values["graphs"]["model_shape"]["n_heads"] == few.traces[0].shape.n_heads
     assert values["graphs"]["node_feature_names"]
     assert values["training"]["n_train"] == 31
     assert values["provenance"]["packages"]["torch"]
@@ -56,10 +56,13 @@ def test_a_folder_without_a_detector_is_refused(tmp_path):
         ("format_version", "1", DataFileError),
         ("name", 5, DataFileError),
         ("name", "gta", UnknownNameError),
-        ("config", {"hidden_size": 6}, DataFileError),
+        ("config", {"hidden_size": 3}, DataFileError),
         ("config", {"hidden_size": 64}, DataFileError),
         ("config", [], DataFileError),
         ("graphs", {"n_layers": 5}, DataFileError),
+        ("graphs", [], DataFileError),
+        ("n_networks", 3, DataFileError),
+        ("n_networks", "many", DataFileError),
     ],
 )
 def test_a_description_that_does_not_fit_is_refused(saved, field, value, error):

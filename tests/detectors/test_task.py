@@ -1,161 +1,202 @@
+import gc
 import math
+import weakref
 from dataclasses import replace
 
-import numpy as np
 import pytest
 import torch
-from graphhalu.detectors.graph_build import PieceRecipe, graph_pieces
-from graphhalu.detectors.graph_pack import GraphPack
-from graphhalu.detectors.graph_schema import GraphDetectorConfig
-from graphhalu.detectors.networks.base import NetworkShape, NetworkSize
-from graphhalu.detectors.networks.gcn import GCN
-from graphhalu.detectors.task import (
-    BestWeights,
-    TraceBatches,
-    TrainingSettings,
-    auroc_or_nan,
-    seeded,
-    train_network,
-)
-from sklearn.metrics import roc_auc_score
+from torch import nn
+from torch_geometric.data import Batch
 
-from graphhalu.detectors import task
-from graphhalu.errors import NonFiniteError
+from graphhalu.detectors.gnn import task
+from graphhalu.detectors.gnn.config import NetworkConfig
+from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
+from graphhalu.detectors.gnn.networks import GCN
+from graphhalu.errors import NonFiniteError, UsageError
+from graphhalu.graphs.build import GraphRecipe
+from graphhalu.graphs.dataset import AttentionGraphs
+
+LAYERS = (2,)
+RECIPE = GraphRecipe(nodes=("sink",), view="multiplex")
 
 
 @pytest.fixture(scope="module")
 def graphs(few):
-    recipe = PieceRecipe(GraphDetectorConfig(nodes=("sink",)).recipe, layers=(2,), n_hops=2)
-    chosen = few.split.train[:13].tolist()
-    return GraphPack.of(
-        list(graph_pieces(few.traces, chosen, recipe)),
-        few.labels.values[chosen].astype(float).tolist(),
+    return AttentionGraphs.of_recipe(few.traces, LAYERS, RECIPE, few.labels).select(
+        few.split.train[:13]
     )
 
 
-def train(graphs, validation=None, **changes):
-    settings = {
+@pytest.fixture(scope="module")
+def opposed(few):
+    """The same graphs with turned labels: what training learns makes them worse."""
+    turned = replace(few.labels, values=1 - few.labels.values)
+    return AttentionGraphs.of_recipe(few.traces, LAYERS, RECIPE, turned).select(
+        few.split.train[:13]
+    )
+
+
+def train(graphs, stopping=None, log_folder=None, **changes):
+    config = NetworkConfig(**{
         "epochs": 5, "patience": 5, "learning_rate": 0.01, "weight_decay": 0.0, "batch_size": 5,
-        "seed": 0, **changes,
-    }  # fmt: skip
-    with seeded(0):
-        network = GCN(NetworkShape(1, graphs.x.shape[2], 3), NetworkSize(8))
-        report = train_network(
-            network, graphs, validation or graphs, 1.0, TrainingSettings(**settings)
-        )
+        **changes,
+    })  # fmt: skip
+    with task.seeded(0):
+        scaler = InputScaler(hidden_columns(graphs.node_feature_names), 3, 1, 2).fit(graphs, 0)
+        network = nn.Sequential(scaler, GCN(scaler.n_features, 3, 1, hidden_channels=8))
+        report = task.train(network, graphs, stopping or graphs, 1.0, config, log_folder=log_folder)
     return network, report
 
 
 def loss_of(network, graphs):
+    batch = Batch.from_data_list(list(graphs))
     with torch.no_grad():
-        logits = network(graphs.batch(torch.arange(len(graphs))))[0]
-    return float(torch.nn.functional.binary_cross_entropy_with_logits(logits, graphs.y))
-
-
-@pytest.fixture
-def opposed(graphs):
-    """The same graphs with turned labels: what training learns makes them worse."""
-    return replace(graphs, y=1 - graphs.y)
+        return float(nn.functional.binary_cross_entropy_with_logits(network(batch), batch.y))
 
 
 def test_the_best_weights_come_back(graphs, opposed):
-    network, report = train(graphs, opposed)
-    assert report.best_epoch < report.n_epochs - 1
-    assert loss_of(network, opposed) == pytest.approx(report.validation_loss, rel=1e-5)
+    network, report = train(graphs, opposed, epochs=9)
+    assert report["best_epoch"] < report["n_epochs"] - 1
+    assert loss_of(network, opposed) == pytest.approx(report["validation_loss"], rel=1e-4)
+
+
+def test_training_learns(graphs):
+    network, report = train(graphs, epochs=30, patience=30)
+    assert report["validation_loss"] < 0.6
+    assert loss_of(network, graphs) == pytest.approx(report["validation_loss"], rel=1e-4)
 
 
 def test_training_stops_when_patience_is_spent(graphs, opposed):
     _, report = train(graphs, opposed, epochs=50, patience=2)
-    assert report.n_epochs == report.best_epoch + 3
+    assert report["n_epochs"] == report["best_epoch"] + 3
+
+
+def test_a_network_is_trained_in_training_mode_whatever_it_was_in_before(graphs):
+    modes = []
+
+    class Watched(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.dropout, self.weight = nn.Dropout(0.5), nn.Parameter(torch.zeros(1))
+
+        def forward(self, batch):
+            modes.append((torch.is_grad_enabled(), self.dropout.training))
+            return self.weight * batch.y
+
+    network = Watched().eval()
+    task.train(network, graphs, graphs, 1.0, NetworkConfig(epochs=2, batch_size=5))
+    assert set(modes) == {(True, True), (False, False)}
+    assert not network.dropout.training
 
 
 def test_a_network_comes_back_ready_to_score(graphs):
     network, _ = train(graphs, epochs=1)
-    assert not network.training
+    assert not any(module.training for module in network.modules())
+    assert {parameter.device.type for parameter in network.parameters()} == {"cpu"}
 
 
 def test_a_loss_that_is_never_finite_is_an_error(graphs):
-    broken = replace(graphs, x=graphs.x * math.nan)
+    def broken(data):
+        data.x = data.x * math.nan
+        return data
+
+    view = graphs[:]
+    view.transform = broken
     with pytest.raises(NonFiniteError, match="learning_rate"):
-        train(broken)
+        train(view, epochs=2)
 
 
 def test_seeded_code_repeats_and_leaves_no_trace():
     before = torch.random.get_rng_state()
-    with seeded(3):
+    with task.seeded(3):
         first = torch.rand(5)
-    with seeded(3):
+    with task.seeded(3):
         assert torch.equal(torch.rand(5), first)
     assert torch.equal(torch.random.get_rng_state(), before)
 
 
-def test_flags_of_the_process_come_back(graphs, monkeypatch):
-    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
-    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
-    train(graphs, epochs=1)
-    assert task.os.environ.get("CUBLAS_WORKSPACE_CONFIG") is None
-    assert torch.backends.cudnn.benchmark
-    assert not torch.are_deterministic_algorithms_enabled()
-
-
-def test_the_workspace_that_the_user_chose_comes_back(graphs, monkeypatch):
-    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
-    train(graphs, epochs=1)
-    assert task.os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
-
-
-def test_auroc_is_that_of_another_library_with_ties():
-    generator = np.random.default_rng(0)
-    for _ in range(7):
-        scores, labels = generator.integers(0, 5, 23), generator.integers(0, 2, 23)
-        found = auroc_or_nan(scores.astype(float), labels.astype(float))
-        assert found == pytest.approx(roc_auc_score(labels, scores))
-
-
-def test_auroc_of_one_class_is_none():
-    assert math.isnan(auroc_or_nan(np.array([1.0, 2.0]), np.array([1.0, 1.0])))
-
-
-@pytest.mark.parametrize(
-    ("epochs", "best"),
-    [
-        ([(0.9, 0.7), (0.1, 0.6)], 0),  # the AUROC decides, not the loss
-        ([(0.9, 0.7), (0.8, 0.7), (0.85, 0.7)], 1),  # of equals, the loss
-        ([(0.9, math.nan), (0.7, math.nan), (0.8, math.nan)], 1),  # one class: the loss alone
-        ([(math.nan, math.nan), (0.9, 0.5)], 1),
-    ],
-)
-def test_the_best_epoch_has_the_highest_auroc_then_the_lowest_loss(epochs, best):
-    keeper = BestWeights(patience=5)
-    for number, (loss, found) in enumerate(epochs):
-        keeper.see(number, loss, found, {"weight": torch.tensor([float(number)])})
-    assert keeper.epoch == best
-    assert float(keeper.weights["weight"]) == best
-
-
-def test_patience_counts_epochs_that_are_not_better():
-    keeper = BestWeights(patience=2)
-    seen = [
-        keeper.see(number, loss, 0.5, {"w": torch.zeros(1)})
-        for number, loss in enumerate([0.9, 0.8, 0.9, 0.85])
+def test_training_repeats_with_its_seed(graphs):
+    weights = [
+        torch.cat([each.flatten() for each in train(graphs, epochs=2)[0].parameters()])
+        for _ in range(2)
     ]
-    assert seen == [True, True, True, False]
+    assert torch.equal(*weights)
 
 
-def test_every_trace_is_seen_once_an_epoch_in_another_order():
-    batches = TraceBatches(13, 5, torch.Generator().manual_seed(0))
-    first, second = (torch.cat(list(batches)).tolist() for _ in range(2))
-    assert sorted(first) == sorted(second) == list(range(13))
-    assert first != second
-    assert [len(each) for each in batches] == [5, 5, 3]
-    assert len(batches) == 3
-    assert torch.cat(list(TraceBatches(13, 5))).tolist() == list(range(13))
+def test_flags_of_the_process_come_back(graphs, monkeypatch):
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    n_threads = torch.get_num_threads()
+    train(graphs, epochs=1)
+    assert task.torch.backends.cudnn.benchmark
+    assert not torch.are_deterministic_algorithms_enabled()
+    assert torch.is_grad_enabled()
+    assert torch.get_num_threads() == n_threads
 
 
-def test_weights_before_the_first_step_count_as_an_epoch():
-    best = BestWeights(patience=2)
-    best.see(-1, 0.5, 0.8, {"w": torch.zeros(1)})
-    assert best.see(0, 0.9, 0.7, {"w": torch.ones(1)})
-    assert not best.see(2, 0.9, 0.7, {"w": torch.ones(1)})
-    assert best.epoch == -1
-    assert best.weights["w"].item() == 0
+def test_training_writes_nothing_where_no_folder_is_given(graphs, tmp_path, monkeypatch, capfd):
+    monkeypatch.chdir(tmp_path)
+    train(graphs, epochs=1)
+    assert list(tmp_path.iterdir()) == []
+    assert capfd.readouterr() == ("", "")
+
+
+def test_the_csv_logger_writes_metrics_into_the_given_folder(graphs, tmp_path, monkeypatch):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    train(graphs, epochs=2, log_folder=tmp_path / "logs")
+    (path,) = (tmp_path / "logs").rglob("metrics.csv")
+    header, *lines = path.read_text().splitlines()
+    assert {"validation_loss", "validation_auroc", "epoch"} <= set(header.split(","))
+    assert len(lines) >= 2
+    assert list((tmp_path / "work").iterdir()) == []
+
+
+def test_no_logger_writes_nothing(graphs, tmp_path):
+    train(graphs, epochs=1, log_folder=tmp_path, logger="none")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_logger_without_its_package_is_an_error_that_names_it(tmp_path, monkeypatch):
+    def missing(**_):
+        raise ModuleNotFoundError("no module named wandb")
+
+    monkeypatch.setitem(task._LOGGERS, "wandb", missing)
+    with pytest.raises(UsageError, match=r"graphhalu\[wandb\]"):
+        task.make_logger("wandb", tmp_path)
+
+
+def test_more_devices_than_traces_of_a_step_are_refused():
+    with pytest.raises(UsageError, match="5 devices share the 3 traces"):
+        task.accelerator(NetworkConfig(devices=5, batch_size=3))
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="this machine has GPUs")
+def test_a_gpu_that_there_is_not_is_refused():
+    with pytest.raises(UsageError, match="this machine has 0"):
+        task.accelerator(NetworkConfig(accelerator="gpu"))
+    assert task.accelerator(NetworkConfig()) == "cpu"
+
+
+def test_validation_of_one_class_has_a_loss_and_stops_nothing(graphs, few):
+    side = few.split.train[:13]
+    ones = side[few.labels.values[side] == 1]
+    _, report = train(graphs, graphs.select(ones), epochs=2)
+    assert math.isfinite(report["validation_loss"])
+
+
+def test_many_fits_leave_nothing_alive(graphs, monkeypatch):
+    alive = []
+
+    class Watched(task.GraphTask):
+        def __init__(self, *arguments):
+            super().__init__(*arguments)
+            alive.append(weakref.ref(self))
+
+    monkeypatch.setattr(task, "GraphTask", Watched)
+    for _ in range(16):
+        network, _ = train(graphs, epochs=1)
+        del network
+    gc.collect()
+    assert len(alive) == 16
+    assert [each for each in alive if each() is not None] == []

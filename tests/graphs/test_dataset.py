@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import tracemalloc
 from dataclasses import replace
 
@@ -7,11 +9,14 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.errors import NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.graphs.build import GraphRecipe, build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import Threshold
+from graphhalu.labels.tokens import label_tokens
 from graphhalu.testing.planted import PLANTED_SHAPE
+from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.trace import Trace
 
 
@@ -47,7 +52,9 @@ def test_a_graph_is_the_token_graph_of_its_trace_and_layer(planted, graphs):
     np.testing.assert_array_equal(data.is_answer.numpy(), expected.is_answer)
     np.testing.assert_array_equal(data.kept_mass.numpy(), expected.kept_mass)
     assert data.question_id == planted[0][2].record.question_id
-    assert data.node_feature_names == expected.node_feature_names
+    assert graphs.node_feature_names == expected.node_feature_names
+    assert graphs.edge_feature_names == expected.edge_feature_names
+    assert data.is_sorted(sort_by_row=False)
     assert data.validate()
 
 
@@ -213,7 +220,7 @@ def test_an_empty_view_has_no_means(graphs):
 
 
 def test_an_unknown_view_is_refused_with_the_known_one(planted):
-    with pytest.raises(UsageError, match="layers"):
+    with pytest.raises(UnknownNameError, match="layers"):
         AttentionGraphs(planted[0], view="tokens")
 
 
@@ -254,7 +261,7 @@ def test_workers_read_the_same_graphs_from_a_store(store, start):
 
 
 def test_a_worker_gets_no_decoded_chunks(store):
-    graphs = AttentionGraphs(store)
+    graphs = AttentionGraphs(store, edges=Threshold(0.123))
     graphs[0]
 
     assert store.cache.n_bytes > 0
@@ -264,11 +271,159 @@ def test_a_worker_gets_no_decoded_chunks(store):
 def test_several_graphs_asked_for_together_are_those_asked_for_alone(store):
     graphs = AttentionGraphs(store, layers=[0, 4])
     wanted = [7, 2, 2, 33, 6, 0]
+    view = graphs[wanted]
 
-    for index, data in zip(wanted, graphs.__getitems__(wanted), strict=True):
+    assert isinstance(view, AttentionGraphs)
+    for index, data in zip(wanted, view, strict=True):
         alone = graphs[index]
         assert (data.layer, data.trace_index) == (alone.layer, alone.trace_index)
         assert torch.equal(data.edge_attr, alone.edge_attr)
+
+
+def test_slices_and_masks_give_views(graphs):
+    view = graphs[2:5]
+    assert [(data.trace_index, data.layer) for data in view] == [(0, 3), (1, 1), (1, 2)]
+    assert view.trace_indices.tolist() == [0, 1]
+    assert [data.trace_index for data in graphs[[1, 3]]] == [0, 1]
+    assert len(graphs[torch.tensor([4, 2, 0])]) == 3
+    is_wanted = torch.zeros(len(graphs), dtype=torch.bool)
+    is_wanted[-1] = True
+    assert [data.trace_index for data in graphs[is_wanted]] == [22]
+    assert [data.trace_index for data in graphs[30:60][3:5]] == [11, 11]
+    with pytest.raises(IndexError):
+        view[3]
+
+
+def test_a_data_set_says_how_many_features_its_graphs_have(graphs):
+    assert graphs.num_node_features == graphs.num_features == len(graphs.node_feature_names)
+    assert graphs.num_edge_features == len(graphs.edge_feature_names) == 3
+
+
+def test_a_transform_changes_a_graph_when_it_is_asked_for(planted):
+    def doubled(data):
+        data.x = 2 * data.x
+        return data
+
+    plain = AttentionGraphs(planted[0])
+    changed = AttentionGraphs(planted[0], transform=doubled)
+    for _ in range(2):
+        assert torch.equal(changed[4].x, 2 * plain[4].x)
+    assert torch.equal(changed[3:5][1].x, 2 * plain[4].x)
+
+
+def test_a_path_is_opened(store):
+    graphs = AttentionGraphs(store.path, layers=[2])
+    again = AttentionGraphs(str(store.path), layers=[2])
+    assert len(graphs) == len(again) == 17
+    assert torch.equal(graphs[3].x, again[3].x)
+
+
+def test_a_data_set_is_named_in_one_short_line(graphs):
+    assert repr(graphs) == (
+        "AttentionGraphs(69 graphs of 23 traces, view='layers', layers=[1, 2, 3])"
+    )
+    assert repr(graphs[2:5]).startswith("AttentionGraphs(3 graphs of 2 traces")
+
+
+WRONG_TYPES = """
+from graphhalu.errors import UsageError
+from graphhalu.graphs.dataset import AttentionGraphs
+from graphhalu.testing.planted import planted_traces
+
+traces, labels = planted_traces(2)
+for given in ((7,), (["a"],), ({"a": 1},), (traces, labels.values)):
+    try:
+        AttentionGraphs(given[0], labels=(given[1:] or (None,))[0])
+    except UsageError as error:
+        print(str(error).splitlines()[0])
+"""
+
+
+def test_what_is_no_traces_or_no_labels_is_refused():
+    """In a process of its own: here the types are checked before."""
+    told = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", WRONG_TYPES],
+        capture_output=True, text=True, check=True,
+    )  # fmt: skip
+    expected = ("got int", "list of str", "got dict", "expected Labels")
+    for line, said in zip(told.stdout.splitlines(), expected, strict=True):
+        assert said in line
+
+
+@pytest.mark.parametrize(
+    ("setting", "said"),
+    [
+        ({"nodes": ["sinc"]}, "sink"),
+        ({"importance": "median"}, "mean"),
+        ({"channels": "head"}, "heads"),
+        ({"sinks": "drop"}, "renormalise"),
+    ],
+)
+def test_an_unknown_name_is_refused_when_the_data_set_is_made(planted, setting, said):
+    with pytest.raises(UnknownNameError, match=said):
+        AttentionGraphs(planted[0], **setting)
+
+
+def test_question_ids_choose_the_sides(graphs, planted):
+    names = [trace.record.question_id for trace in planted[0]]
+    sides = graphs.split(ids=[{names[0]}, [names[5], names[8]], {names[22]}])
+    for side, wanted in zip(sides, [{0}, {5, 8}, {22}], strict=True):
+        questions = {names[index] for index in wanted}
+        expected = [index for index, name in enumerate(names) if name in questions]
+        assert side.trace_indices.tolist() == expected
+
+
+@pytest.mark.parametrize("ids", ["abc", [["q0"]], [["q0"], ["q1"]]])
+def test_other_than_three_sides_are_refused(graphs, ids):
+    with pytest.raises(UsageError, match="three sides"):
+        graphs.split(ids=ids)
+
+
+def test_a_question_on_two_sides_is_refused(graphs):
+    with pytest.raises(UsageError, match="q0"):
+        graphs.split(ids=[["q0", "q1"], ["q2"], ["q0"]])
+
+
+def test_labels_of_tokens_give_one_value_an_answer_token():
+    traces = planted_token_traces(7, seed=1)
+    labels = label_tokens([trace.record for trace in traces])
+    batch = next(iter(DataLoader(AttentionGraphs(traces, layers=[1], labels=labels), 7)))
+    assert batch.y.tolist() == np.concatenate(labels.tokens).tolist()
+    assert len(batch.y) == int(batch.is_answer.sum())
+
+
+def answer_rows(trace):
+    """What an extraction with ``--rows answer`` keeps."""
+    first = trace.prompt_length - 1
+    arrays = {}
+    for name, values in trace.arrays.items():
+        if name in ("attention", "attention_fixed"):
+            skipped = first * (first + 1) // 2
+            arrays[name] = values[..., skipped:]
+        elif "row" in ARRAYS[name].axes:
+            arrays[name] = np.take(
+                values, range(first, trace.length), ARRAYS[name].axes.index("row")
+            )
+        else:
+            arrays[name] = values
+    return Trace(replace(trace.record, row_start=first), trace.shape, arrays)
+
+
+def test_answer_rows_alone_make_graphs_without_prompt_edges(planted):
+    traces, labels = planted
+    settings = {"nodes": ["span", "sink", "entropy"], "prompt_edges": False, "layers": [0, 3]}
+    cut = AttentionGraphs([answer_rows(trace) for trace in traces], labels=labels, **settings)
+    whole = AttentionGraphs(traces, labels=labels, **settings)
+    assert cut.node_feature_names == (*whole.node_feature_names, "row.is_missing")
+    for trace, one, other in zip(np.repeat(np.arange(23), 2), cut, whole, strict=True):
+        first = traces[trace].prompt_length - 1
+        assert torch.equal(one.edge_index, other.edge_index)
+        assert torch.equal(one.edge_attr, other.edge_attr)
+        np.testing.assert_allclose(one.x[first:, :-1], other.x[first:], atol=1e-6)
+        assert one.x[:, -1].tolist() == [1] * first + [0] * (len(one.x) - first)
+        assert one.kept_mass[:first].isnan().all()
+    with pytest.raises(UsageError, match="prompt_edges=False"):
+        AttentionGraphs(cut.traces)[0]
 
 
 def test_a_multiplex_view_has_one_graph_a_trace(store, one_each):

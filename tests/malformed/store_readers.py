@@ -86,14 +86,14 @@ def read_feature_table(path: Path) -> Any:
 def make_graphs(folder: Path) -> None:
     import numpy as np
 
-    from graphhalu.graphs.build import build_graphs
     from graphhalu.graphs.edges import TopK
     from graphhalu.graphs.recipe import GraphRecipe
-    from graphhalu.graphs.storage import _write
+    from graphhalu.graphs.storage import GraphStorage, _write
     from graphhalu.testing.planted import planted_trace
 
-    trace = planted_trace(0, np.random.default_rng(0))
-    _write(folder / "g.safetensors", build_graphs(trace, (0, 2), GraphRecipe(edges=TopK(2))))
+    storage = GraphStorage((0, 2), GraphRecipe(edges=TopK(2)))
+    storage.get([planted_trace(0, np.random.default_rng(0))], 0)
+    _write(folder / "g.safetensors", storage._blocks[0], storage.names)
 
 
 def read_graphs(path: Path) -> Any:
@@ -104,10 +104,12 @@ def read_graphs(path: Path) -> Any:
     found = _read(path)
     if found is None:
         raise DataFileError("absent")
-    return [
-        (_digest(graph.x), _digest(graph.edge_index), _digest(graph.edge_attr), graph.trace_id)
-        for graph in found
-    ]
+    block, names = found
+    graphs = [block.graph(number) for number in range(2)]
+    return names, block.question_ids, [
+        [_digest(graph[name].numpy()) for name in ("x", "edge_index", "edge_attr", "span")]
+        for graph in graphs
+    ]  # fmt: skip
 
 
 def make_scores(folder: Path) -> None:

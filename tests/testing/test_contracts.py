@@ -1,14 +1,17 @@
 """The contract refuses what breaks it: one plug-in for each promise."""
 
 from dataclasses import replace
+from typing import get_args
 
 import numpy as np
 import pytest
-
 from graphhalu.datasets.bundled import Worldfacts
 from graphhalu.detectors.base import Scores
+from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.scalar.likelihood import Perplexity
+from graphhalu.errors import GraphhaluError
 from graphhalu.features.length import ANSWER_LENGTH
+from graphhalu.labels.labels import Level
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.registry import LabelDecision
 from graphhalu.testing.contracts import (
@@ -17,7 +20,9 @@ from graphhalu.testing.contracts import (
     check_feature,
     check_labeller,
     planted_data,
+    planted_token_data,
 )
+from graphhalu.testing.contracts.detectors import PLANTED
 
 
 class Sound(Perplexity):
@@ -149,6 +154,69 @@ def test_a_detector_that_breaks_a_promise_is_told_which(broken, promise, data):
 def test_a_detector_that_cannot_score_nothing_raises_what_it_raises(data):
     with pytest.raises(IndexError):
         check_detector(NeedsTraces, data=data)
+
+
+TokenOverlap = DETECTORS.get("token-overlap")
+
+
+class SoundOfTokens(TokenOverlap):
+    card = replace(TokenOverlap.card, name="sound-of-tokens")
+
+
+class LosesTokens(SoundOfTokens):
+    def score(self, traces):
+        return Scores.ragged([each * np.nan for each in super().score(traces).by_trace()])
+
+
+class LooksAroundTokens(SoundOfTokens):
+    def score(self, traces):
+        found = super().score(traces)
+        return Scores.ragged([each + len(traces) for each in found.by_trace()])
+
+
+class ScoresAnswersOnly(SoundOfTokens):
+    def score(self, traces):
+        return super().score(traces).highest()
+
+
+class ForgetsTokens(SoundOfTokens):
+    @classmethod
+    def load(cls, folder):
+        detector = super().load(folder)
+        score = detector.score
+        detector.score = lambda traces: Scores.ragged([-e for e in score(traces).by_trace()])
+        return detector
+
+
+def test_there_is_data_for_every_level():
+    assert set(PLANTED) == set(get_args(Level))
+
+
+@pytest.fixture(scope="module")
+def token_data():
+    return planted_token_data(41)
+
+
+def test_a_sound_detector_of_tokens_keeps_the_contract(token_data):
+    check_detector(SoundOfTokens, data=token_data)
+
+
+@pytest.mark.parametrize(
+    ("broken", "promise"),
+    [
+        (LosesTokens, "planted tokens got no score"),
+        (LooksAroundTokens, "of traces alone and together"),
+        (ForgetsTokens, "after save and load"),
+    ],
+)
+def test_a_detector_of_tokens_that_breaks_a_promise_is_told_which(broken, promise, token_data):
+    with pytest.raises(AssertionError, match=promise):
+        check_detector(broken, data=token_data)
+
+
+def test_a_detector_of_tokens_that_scores_answers_is_refused(token_data):
+    with pytest.raises(GraphhaluError, match="answer tokens"):
+        check_detector(ScoresAnswersOnly, data=token_data)
 
 
 def test_a_feature_that_breaks_a_promise_is_told_which():

@@ -136,6 +136,7 @@ class NetworkDetector(Detector):
         from graphhalu.detectors.gnn.task import seeded
 
         _check_level(labels, self.card.level)
+        self.schema = None  # layers of an earlier fit say nothing of these traces
         self.check(traces)
         layers = self._layers(traces)
         graphs = self._graphs(traces, layers, labels)
@@ -253,7 +254,7 @@ class NetworkDetector(Detector):
         self,
         graphs: AttentionGraphs,
         labels: Labels,
-        folds: Sequence[tuple[Int[np.ndarray, "train"], Int[np.ndarray, "held_out"]]],
+        folds: Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]],
         config: NetworkConfig,
     ) -> "_Trained":
         """A network on each fold, with the logits of what it did not see."""
@@ -332,7 +333,7 @@ class NetworkDetector(Detector):
 
     def _folds(
         self, traces: Sequence[Trace], labels: Labels, used: Int[np.ndarray, "used"]
-    ) -> list[tuple[Int[np.ndarray, "train"], Int[np.ndarray, "held_out"]]]:
+    ) -> list[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]]:
         """Grouped folds of the training side; all of it as one fold if there are few questions."""
         groups = np.full(len(labels.values), "", dtype=object)
         groups[used] = question_groups([traces[int(index)] for index in used])

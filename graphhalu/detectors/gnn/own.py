@@ -2,10 +2,11 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, Literal, final
+from typing import Annotated, Any, ClassVar, Final, Literal, final
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field, field_validator
 
 from graphhalu.config import load_config
 from graphhalu.detectors.attribution import Attribution
@@ -29,8 +30,16 @@ PARTS: Final[tuple[Part, ...]] = ("probe", "graph")
 class StackConfig(NetworkConfig):
     """Settings of graphhalu: those of its graph network, and which parts are stacked."""
 
-    parts: tuple[Part, ...] = PARTS
+    parts: Annotated[tuple[Part, ...], Field(min_length=1)] = PARTS
     """``probe``: the joint probe of attention, hidden states and likelihood. ``graph``: gat."""
+
+    @field_validator("parts")
+    @classmethod
+    def _differ(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
+        if len(set(parts)) < len(parts):
+            message = f"expected different parts, got {list(parts)}"
+            raise ValueError(message)
+        return parts
 
 
 @final

@@ -137,6 +137,7 @@ def train(
         DataLoader(training, config.batch_size, shuffle=True, generator=generator),
         DataLoader(stopping, config.batch_size),
     )
+    network.train()  # Lightning leaves the mode as it finds it
     trainer = make_trainer(config, best, log_folder)
     with quiet_lightning():
         trainer.fit(task, *loaders)

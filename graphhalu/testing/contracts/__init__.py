@@ -26,6 +26,7 @@ from graphhalu.testing.contracts.detectors import (
     bare,
     check_detector,
     planted_data,
+    planted_token_data,
 )
 from graphhalu.testing.contracts.inputs import (
     FEATURE_CHECKS,
@@ -49,4 +50,5 @@ __all__ = [
     "check_labeller",
     "check_questions",
     "planted_data",
+    "planted_token_data",
 ]

@@ -19,10 +19,14 @@ def require_known(what: str, found: Iterable[str], known: Iterable[str]) -> None
 
 
 def require_same(
-    got: Float[np.ndarray, "trace"], expected: Float[np.ndarray, "trace"], what: str
+    got: Float[np.ndarray, "item"],
+    expected: Float[np.ndarray, "item"],
+    what: str,
+    rounding: float = 0.0,
 ) -> None:
-    """Refuse scores that differ in a single bit; both may be NaN."""
-    n_other = int((~((got == expected) | (np.isnan(got) & np.isnan(expected)))).sum())
+    """Refuse scores that differ in a single bit, or by more than rounding; both may be NaN."""
+    is_same = np.isclose(got, expected, rtol=rounding, atol=rounding, equal_nan=True)
+    n_other = int((~is_same).sum())
     require(not n_other, f"{n_other} of {len(expected)} scores differ {what}")
 
 
