@@ -80,8 +80,12 @@ def features(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print as Markdown.")] = False,
 ) -> None:
     """Features with formula, shape, what they read and where they come from."""
-    from graphhalu.features.registry import FEATURES
-    from graphhalu.features.table import FEATURE_COLUMNS, feature_cells, markdown_table
+    from graphhalu.features.registry import (
+        FEATURE_COLUMNS,
+        FEATURES,
+        feature_cells,
+        markdown_table,
+    )
 
     rows = [list(feature_cells(FEATURES.get(name))) for name in FEATURES.names()]
     if json:

@@ -22,7 +22,7 @@ from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, cross_fit
 from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.rows import Compared
-from graphhalu.features.sending import opener
+from graphhalu.features.table import opener
 from graphhalu.traces.trace import Trace
 
 ModelHook = Callable[[str, int, int, FoldModel], None]

@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from graphhalu.axes import Span, answer_producing_rows
 from graphhalu.errors import TraceNotFoundError
-from graphhalu.features.ragged import Ragged
-from graphhalu.features.sources import BlockArrays, MemoryArrays, PartArrays
+from graphhalu.features.ragged import BlockArrays, MemoryArrays, PartArrays, Ragged
 from graphhalu.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
 from graphhalu.traces.codecs import MATRICES
 from graphhalu.traces.lazy import LazyArray

@@ -7,10 +7,17 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import entr
 
 from graphhalu.errors import TraceNotFoundError, UsageError
-from graphhalu.features.base import Feature
+from graphhalu.features.base import feature
 from graphhalu.features.block import TraceBlock
-from graphhalu.features.pairs import RowPairs, answer_pairs, attention_at, finite_or_missing
-from graphhalu.features.states import is_producing_state, state_axis, states
+from graphhalu.features.matrices import (
+    RowPairs,
+    answer_pairs,
+    attention_at,
+    finite_or_missing,
+    is_producing_state,
+    state_axis,
+    states,
+)
 
 ICR_TOP_K: Final = 20
 """Keys of a row that are compared."""
@@ -19,7 +26,10 @@ _KEY_BITS: Final = np.uint64(32)
 _LAST_KEY: Final = np.uint64(2**32 - 1)
 
 
-def icr(block: TraceBlock, *, top_k: int) -> Float[np.ndarray, "trace updated_layer"]:
+@feature(
+    "How far a layer's update of a token is from following its attention", "attention", "hidden"
+)
+def icr(block: TraceBlock, *, top_k: int = ICR_TOP_K) -> Float[np.ndarray, "trace updated_layer"]:
     """Divergence (bit) between where a layer attends and where its update of the state points.
 
     Args:
@@ -35,6 +45,19 @@ def icr(block: TraceBlock, *, top_k: int) -> Float[np.ndarray, "trace updated_la
     Raises:
         UsageError: If fewer than two keys are to be compared.
         TraceNotFoundError: If no layer's attention and states before and after it are kept.
+
+    Formula:
+        mean over answer rows i of JSD(softmax over j of z(m[l, i, j]), softmax over j of (h[l + 1,
+        i] - h[l, i]) . h[l, j] / |h[l, j]|) in bit; m = mean over heads of A; j = the k most
+        attended keys; z = standard score over them
+
+    Direction:
+        higher: the update does not come from where the layer attends
+
+    Source:
+        ICR Probe, 2025, without its network. Every key in sight counts: the released code cuts
+        attention from answer to prompt. The last layer is left out, as the state after it is kept
+        behind the final norm.
     """
     if top_k <= 1:
         message = f"top_k must be at least 2, got {top_k}: one key has nothing to be compared with"
@@ -163,21 +186,3 @@ def _softmax(
     total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
     probability: Float[np.ndarray, "row rank"] = weight / total
     return probability
-
-
-ICR: Final = Feature(
-    name="icr",
-    summary="How far a layer's update of a token is from following its attention",
-    formula="mean over answer rows i of JSD(softmax over j of z(m[l, i, j]), softmax over j of "
-    "(h[l + 1, i] - h[l, i]) . h[l, j] / |h[l, j]|) in bit; m = mean over heads of A; j = the k "
-    "most attended keys; z = standard score over them",
-    source="ICR Probe, 2025, without its network. Every key in sight counts: the released code "
-    "cuts attention from answer to prompt. The last layer is left out, as the state after it is "
-    "kept behind the final norm.",
-    direction="higher: the update does not come from where the layer attends",
-    reads=("attention", "hidden"),
-    axes=("updated_layer",),
-    compute=icr,
-    cost="matrix",
-    parameters={"top_k": ICR_TOP_K},
-)
