@@ -125,17 +125,19 @@ def _labels(axis: str, size: int, shape: TraceShape) -> tuple[str, ...]:
 
 
 _LARGE: Final = {"attention", "hidden", "hidden_rows", "edge_key"}
-_SECTION: Final = re.compile(r"^(Formula|Direction|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE)
+_SECTION: Final = re.compile(
+    r"^(Summary|Formula|Direction|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE
+)
 
 
-def feature(summary: str, *reads: str, **fields: Any) -> Callable[[Compute], Feature]:
+def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
     """Make a feature of a function; everything that is not given here stands in the function.
 
     Name and parameters are those of the function, axes and level those of the array that it
-    returns; formula, direction and source are sections of its docstring.
+    returns. Formula, direction and source are sections of its docstring, and so is the summary
+    where the first line is not meant.
 
     Args:
-        summary: As of :class:`Feature`.
         reads: As of :class:`Feature`.
         fields: Fields of :class:`Feature` that the function does not say, as a text that several
             features share.
@@ -145,17 +147,19 @@ def feature(summary: str, *reads: str, **fields: Any) -> Callable[[Compute], Fea
         returned = inspect.get_annotations(compute)["return"]
         item, *axes = returned.dim_str.split()
         arguments = inspect.signature(compute).parameters.values()
-        sections = _SECTION.findall(inspect.getdoc(compute) or "")
+        text = inspect.getdoc(compute) or ""
         said = {
+            **dict.fromkeys(("formula", "direction", "source"), ""),  # python -OO has no docstrings
             "name": compute.__name__,
-            **{title.lower(): " ".join(text.split()) for title, text in sections},
+            "summary": text[:1].lower() + text.partition("\n")[0][1:].removesuffix("."),
+            **{title.lower(): " ".join(said.split()) for title, said in _SECTION.findall(text)},
             "axes": tuple(axes),
             "level": "token" if item == "row" else "trace",
             "cost": "matrix" if _LARGE & set(" | ".join(reads).split(" | ")) else "stream",
             "parameters": {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY},
             **fields,
         }
-        return Feature(summary=summary, reads=reads, compute=compute, **said)
+        return Feature(reads=reads, compute=compute, **said)
 
     return make
 

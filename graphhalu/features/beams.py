@@ -1,5 +1,6 @@
 """How much the beams of one question differ: beams are samples that come for free."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
@@ -61,7 +62,7 @@ def _group_sum(
 
 
 def spread_of(single: Feature) -> Feature:
-    """The spread of a trace-level feature over the beams of a question, as a single.
+    """The spread of a trace-level feature over the beams of a question, as a feature.
 
     All beams of a question must lie in one block.
     """
@@ -69,23 +70,20 @@ def spread_of(single: Feature) -> Feature:
     def compute(block: TraceBlock, **parameters: Any) -> Float[np.ndarray, "trace *axes"]:
         return beam_spread(single.values(block, **parameters), beam_groups(block))
 
-    return Feature(
+    return replace(
+        single,
         name=f"beam_std_{single.name}",
         summary=f"Standard deviation over the beams of a question: {single.summary}",
         formula=f"std over beams of ({single.formula})",
         source=f"Instability across beams. {single.source} Missing where only one beam is kept, "
         "and for answers that were given; the same for all beams of a question.",
         direction="higher: the beams differ more",
-        reads=single.reads,
-        axes=single.axes,
         compute=compute,
-        cost=single.cost,
-        parameters=single.parameters,
         reads_beams=True,
     )
 
 
-@feature("EigenScore over the beams of a question", "hidden | hidden_rows", reads_beams=True)
+@feature("hidden | hidden_rows", reads_beams=True)
 def beam_eigenscore(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     """Mean log eigenvalue of the covariance between the beams' states in a middle layer.
 
@@ -98,6 +96,9 @@ def beam_eigenscore(block: TraceBlock) -> Float[np.ndarray, "trace"]:
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        EigenScore over the beams of a question
 
     Formula:
         mean over k of log of eigenvalue k of cov(Z) + 0.001 I; Z = h[L / 2, S - 1] of each beam;

@@ -17,7 +17,6 @@ from graphhalu.features.matrices import (
     row_starts,
 )
 from graphhalu.features.ragged import Ragged
-from graphhalu.numerics import ragged_offsets
 
 
 class PreviousToken(NamedTuple):
@@ -67,7 +66,7 @@ def _from_edges(block: TraceBlock, place: int) -> PreviousToken:
     return PreviousToken(values, bound)
 
 
-@feature("Attention to the token before", "attention | edge_key")
+@feature("attention | edge_key")
 def previous_token_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     """Mean attention of the answer-producing rows to the token before their own.
 
@@ -80,6 +79,9 @@ def previous_token_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer hea
     Raises:
         TraceNotFoundError: If the traces keep neither.
 
+    Summary:
+        Attention to the token before
+
     Formula:
         mean over answer rows i of A[i, i - 1]
 
@@ -91,14 +93,13 @@ def previous_token_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer hea
         edges it is missing as soon as one row's edge is not kept.
     """
     rows = np.flatnonzero(block.is_answer_row & (block.row_token > 0))
-    counts = np.bincount(block.rows.trace[rows], minlength=len(block))
-    by_trace = Ragged(ragged_offsets(counts))
+    by_trace = block.rows.among(rows)
     layers = range(len(block.shape.attention_layers))
     means = [by_trace.mean(previous_token(block, place).values[:, rows]) for place in layers]
     return np.stack(means, axis=1)
 
 
-@feature("Attention to earlier occurrences of the row's token", "attention", "token_ids")
+@feature("attention", "token_ids")
 def duplicate_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     """Attention of the answer-producing rows to earlier occurrences of their own token.
 
@@ -110,6 +111,9 @@ def duplicate_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
 
     Raises:
         TraceNotFoundError: If the traces do not keep whole attention.
+
+    Summary:
+        Attention to earlier occurrences of the row's token
 
     Formula:
         mean over answer rows i with a match of sum of A[i, j] over j < i with token[j] = token[i]
@@ -124,9 +128,7 @@ def duplicate_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     return _target_mass(block, offset=0)
 
 
-@feature(
-    "Attention to what followed earlier occurrences of the row's token", "attention", "token_ids"
-)
+@feature("attention", "token_ids")
 def induction_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     """Attention of the answer-producing rows to what followed earlier occurrences of their token.
 
@@ -138,6 +140,9 @@ def induction_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
 
     Raises:
         TraceNotFoundError: If the traces do not keep whole attention.
+
+    Summary:
+        Attention to what followed earlier occurrences of the row's token
 
     Formula:
         mean over answer rows i with a match of sum of A[i, j + 1] over j < i - 1 with token[j] =
@@ -160,12 +165,11 @@ def _target_mass(block: TraceBlock, offset: int) -> Float[np.ndarray, "trace lay
     for window in dict.fromkeys(windows.tolist()):
         pairs = row_pairs(block, block.is_answer_row, None if window < 0 else window)
         is_target = follows_same_token(block, pairs, offset)
-        n_targets = np.bincount(pairs.by_row.trace[is_target], minlength=len(pairs.row))
-        by_row = Ragged(ragged_offsets(n_targets))
+        by_row = pairs.by_row.among(is_target)
         for place in np.flatnonzero(windows == window).tolist():
             weights = attention_at(block, place, pairs.index[is_target])
             mass = np.minimum(by_row.sum(weights), 1.0)
-            values[:, place] = pairs.by_trace.mean(mass.T, n_targets > 0)
+            values[:, place] = pairs.by_trace.mean(mass.T, by_row.lengths > 0)
     return finite_or_missing(values)
 
 
@@ -180,15 +184,10 @@ def follows_same_token(block: TraceBlock, pairs: RowPairs, offset: int) -> Bool[
     own = block.row_token[pairs.row][row]
     earlier = pairs.key - offset
     is_same = ids[start + np.maximum(earlier, 0)] == ids[start + own]
-    is_target: Bool[np.ndarray, "pair"] = is_same & (earlier >= 0) & (pairs.key < own)
-    return is_target
+    return is_same & (earlier >= 0) & (pairs.key < own)
 
 
-@feature(
-    "Uncertainty of tokens, carried along attention to the previous token",
-    "attention | edge_key",
-    "token_logprob",
-)
+@feature("attention | edge_key", "token_logprob")
 def rauq(block: TraceBlock, *, alpha: float = 0.5) -> Float[np.ndarray, "trace"]:
     """Largest uncertainty of the layers from a third to two thirds of the model's depth.
 
@@ -202,6 +201,9 @@ def rauq(block: TraceBlock, *, alpha: float = 0.5) -> Float[np.ndarray, "trace"]
     Raises:
         UsageError: If ``alpha`` is out of range.
         TraceNotFoundError: If an array is not kept.
+
+    Summary:
+        Uncertainty of tokens, carried along attention to the previous token
 
     Formula:
         max over layers L/3 … 2L/3 of 1 - mean over answer tokens t of log c[t]; c[0] = p[0]; c[t] =
@@ -234,29 +236,24 @@ def middle_places(block: TraceBlock) -> Int[np.ndarray, "layer"]:
     return np.flatnonzero((layers >= n_layers // 3) & (layers <= ceil(2 * n_layers / 3)))
 
 
-def _carrying(block: TraceBlock) -> tuple[Int[np.ndarray, "row"], Ragged]:
-    """Rows of the answer tokens after the first, which carry confidence on."""
-    first = block.of_record("prompt_length")[block.rows.trace]
-    rows = np.flatnonzero(block.row_token > first)
-    counts = np.bincount(block.rows.trace[rows], minlength=len(block))
-    return rows, Ragged(ragged_offsets(counts))
-
-
 def _carried(block: TraceBlock, place: int) -> Float[np.ndarray, "trace step"]:
     """Attention of each answer token to the one before, in the layer's chosen head.
 
     Step 0 is the first answer token, which carries nothing. NaN where the head or its attention
     is not known.
     """
-    rows, by_trace = _carrying(block)
+    first = block.of_record("prompt_length")
+    # the answer tokens after the first carry confidence on
+    rows = np.flatnonzero(block.row_token > first[block.rows.trace])
+    by_trace = block.rows.among(rows)
     found = previous_token(block, place)
     chosen = PreviousToken(found.values[:, rows], found.bound[:, rows])
     head = chosen_head(chosen, by_trace)
     is_known = head >= 0
     values = chosen.values[np.maximum(head, 0)[by_trace.trace], np.arange(len(rows))]
-    n_steps = int((block.of_record("length") - block.of_record("prompt_length")).max())
+    n_steps = int((block.of_record("length") - first).max())
     carried = np.full((len(block), n_steps), np.nan)
-    step = block.row_token[rows] - block.of_record("prompt_length")[by_trace.trace]
+    step = block.row_token[rows] - first[by_trace.trace]
     carried[by_trace.trace, step] = np.where(is_known[by_trace.trace], values, np.nan)
     return carried
 
@@ -294,5 +291,4 @@ def _mean_log_confidence(
         with np.errstate(divide="ignore"):
             log = np.log(confidence)
         total += np.where((now < n_tokens)[:, None], log, 0.0)
-    mean: Float[np.ndarray, "trace layer"] = total / n_tokens[:, None]
-    return mean
+    return total / n_tokens[:, None]

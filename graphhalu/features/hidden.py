@@ -33,12 +33,15 @@ MASSIVE_RATIO: Final = 1000.0
 Reduce = Callable[[np.ndarray, Ragged], np.ndarray]
 
 
-@feature("Length of the answer tokens' hidden states", "hidden | hidden_rows")
+@feature("hidden | hidden_rows")
 def hidden_norm(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     """Mean Euclidean norm of the answer tokens' hidden states, from 0 up.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Length of the answer tokens' hidden states
 
     Formula:
         mean over answer tokens t of |h[l, t]|
@@ -57,10 +60,7 @@ def hidden_norm(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     return _each_layer(block, norm)
 
 
-@feature(
-    "Change of direction of the hidden state from one kept layer to the next",
-    "hidden | hidden_rows",
-)
+@feature("hidden | hidden_rows")
 def hidden_shift(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
     """Mean of one minus the cosine between a token's states of neighbouring kept layers.
 
@@ -72,6 +72,9 @@ def hidden_shift(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Change of direction of the hidden state from one kept layer to the next
 
     Formula:
         mean over answer tokens t of 1 - cos(h[l, t], h[l + 1, t])
@@ -95,9 +98,7 @@ def hidden_shift(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
     return finite_or_missing(values)
 
 
-@feature(
-    "Cosine of answer states to the mean state of the sequence, averaged", "hidden | hidden_rows"
-)
+@feature("hidden | hidden_rows")
 def hidden_cosine_mean(
     block: TraceBlock, *, reduction: Literal["mean", "max"] = "mean"
 ) -> Float[np.ndarray, "trace hidden_layer"]:
@@ -112,6 +113,9 @@ def hidden_cosine_mean(
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Cosine of answer states to the mean state of the sequence, averaged
 
     Formula:
         mean over answer tokens t of cos(h[l, t], mean over all tokens u of h[l, u])
@@ -150,7 +154,7 @@ hidden_cosine_max: Final = replace(
 )
 
 
-@feature("Effective number of directions of the answer's hidden states", "hidden | hidden_rows")
+@feature("hidden | hidden_rows")
 def hidden_effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     """Exponential of the entropy of the answer states' normalised singular values.
 
@@ -159,6 +163,9 @@ def hidden_effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Effective number of directions of the answer's hidden states
 
     Formula:
         exp(-sum over k of p[k] log p[k]), p[k] = s[k] / sum s, s = singular values of the answer's
@@ -177,21 +184,20 @@ def hidden_effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_
         total = singular.sum(axis=-1, keepdims=True)
         share = singular / np.where(total > 0, total, np.nan)
         log = np.log(np.where(share > 0, share, 1.0))
-        ranks: Float[np.ndarray, "trace"] = np.exp(-(share * log).sum(axis=-1))
-        return ranks
+        return np.exp(-(share * log).sum(axis=-1))
 
     return _of_gram(block, rank, is_centred=False)
 
 
-@feature(
-    "LLM-Check's hidden score: mean log singular value of the answer's Gram matrix",
-    "hidden | hidden_rows",
-)
+@feature("hidden | hidden_rows")
 def hidden_score(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     """Mean logarithm of the singular values of the answer states' centred Gram matrix.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        LLM-Check's hidden score: mean log singular value of the answer's Gram matrix
 
     Formula:
         mean over k of log s[k](Z J Z' + 0.001 I); Z = states of the answer's tokens, J centres over
@@ -211,13 +217,12 @@ def hidden_score(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
         determinant: Float[np.ndarray, "trace"] = np.linalg.slogdet(
             gram + RIDGE * np.eye(n_tokens)
         ).logabsdet
-        mean: Float[np.ndarray, "trace"] = determinant / n_tokens
-        return mean
+        return determinant / n_tokens
 
     return _of_gram(block, mean_log, is_centred=True)
 
 
-@feature("Number of massive activations in the sequence", "hidden | hidden_rows")
+@feature("hidden | hidden_rows")
 def massive_activations(
     block: TraceBlock, *, of: Literal["all", "answer"] = "all"
 ) -> Float[np.ndarray, "trace hidden_layer"]:
@@ -232,6 +237,9 @@ def massive_activations(
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Number of massive activations in the sequence
 
     Formula:
         count over tokens t and units u of |h[l, t, u]| > 100 and >= 1000 median |h[l]|
@@ -285,12 +293,15 @@ def _massive_limit(
     return limit
 
 
-@feature("Hidden state of the last prompt token", "hidden | hidden_rows")
+@feature("hidden | hidden_rows")
 def state_last_prompt(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
     """State of the last prompt token, which yields the first answer token; NaN if not kept.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Hidden state of the last prompt token
 
     Formula:
         h[l, P - 1]
@@ -305,12 +316,15 @@ def state_last_prompt(block: TraceBlock) -> Float[np.ndarray, "trace hidden_laye
     return _states_at(block, block.of_record("prompt_length") - 1)
 
 
-@feature("Hidden state of the last answer token", "hidden | hidden_rows")
+@feature("hidden | hidden_rows")
 def state_last_answer(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
     """State of the last answer token; NaN if not kept.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Hidden state of the last answer token
 
     Formula:
         h[l, S - 1]
@@ -324,12 +338,15 @@ def state_last_answer(block: TraceBlock) -> Float[np.ndarray, "trace hidden_laye
     return _states_at(block, block.of_record("length") - 1)
 
 
-@feature("Mean hidden state of the answer's tokens", "hidden | hidden_rows")
+@feature("hidden | hidden_rows")
 def state_mean_answer(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
     """Mean state of the answer's tokens.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Mean hidden state of the answer's tokens
 
     Formula:
         mean over answer tokens t of h[l, t]

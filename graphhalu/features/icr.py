@@ -26,9 +26,7 @@ _KEY_BITS: Final = np.uint64(32)
 _LAST_KEY: Final = np.uint64(2**32 - 1)
 
 
-@feature(
-    "How far a layer's update of a token is from following its attention", "attention", "hidden"
-)
+@feature("attention", "hidden")
 def icr(block: TraceBlock, *, top_k: int = ICR_TOP_K) -> Float[np.ndarray, "trace updated_layer"]:
     """Divergence (bit) between where a layer attends and where its update of the state points.
 
@@ -45,6 +43,9 @@ def icr(block: TraceBlock, *, top_k: int = ICR_TOP_K) -> Float[np.ndarray, "trac
     Raises:
         UsageError: If fewer than two keys are to be compared.
         TraceNotFoundError: If no layer's attention and states before and after it are kept.
+
+    Summary:
+        How far a layer's update of a token is from following its attention
 
     Formula:
         mean over answer rows i of JSD(softmax over j of z(m[l, i, j]), softmax over j of (h[l + 1,
@@ -171,8 +172,7 @@ def row_icr(
     attended = _softmax(apart / np.where(spread > 0, spread, 1.0), is_kept)
     updated = _softmax(along.astype(np.float64), is_kept)
     gain = entr((attended + updated) / 2) - (entr(attended) + entr(updated)) / 2
-    bits: Float[np.ndarray, "row"] = np.clip(gain.sum(axis=1) / np.log(2), 0.0, 1.0)
-    return bits
+    return np.clip(gain.sum(axis=1) / np.log(2), 0.0, 1.0)
 
 
 def _softmax(
@@ -184,5 +184,4 @@ def _softmax(
     with np.errstate(invalid="ignore"):
         weight = np.exp(shown - np.where(np.isneginf(top), 0.0, top))
     total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    probability: Float[np.ndarray, "row rank"] = weight / total
-    return probability
+    return weight / total

@@ -42,8 +42,7 @@ def head_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "l
         (its share is that of the system prompt). It depends on the mean of the share: see
         :func:`logit_std` and :func:`bounded_std`.
     """
-    spread: Float[np.ndarray, "layer row"] = share.std(axis=1, dtype=np.float64)
-    return spread
+    return share.std(axis=1, dtype=np.float64)
 
 
 def logit_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "layer row"]:
@@ -59,8 +58,7 @@ def logit_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "
         Not in the study that :func:`head_std` follows.
     """
     inner = np.clip(share.astype(np.float64), SHARE_FLOOR, 1 - SHARE_FLOOR)
-    spread: Float[np.ndarray, "layer row"] = np.log(inner / (1 - inner)).std(axis=1)
-    return spread
+    return np.log(inner / (1 - inner)).std(axis=1)
 
 
 def bounded_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "layer row"]:
@@ -126,13 +124,13 @@ def row_instability(
     return spread, share.is_defined & ~((mean <= 0) | (mean >= 1))
 
 
-@feature(
-    "how much the heads of a layer differ in a row's attention to the sink or a span", "sink_keys"
-)
+@feature("sink_keys")
 def token_head_std(
     block: TraceBlock, *, target: Target = "sink", form: Form = "std"
 ) -> Float[np.ndarray, "row layer"]:
-    """:func:`row_instability` of every stored row; NaN where it has none.
+    """How much the heads of a layer differ in a row's attention to the sink or a span.
+
+    :func:`row_instability` of every stored row; NaN where it has none.
 
     Formula:
         std_h s[h, i], or its forms logit and bounded; s as in head_std_sink
@@ -148,11 +146,12 @@ def token_head_std(
     return np.where(is_defined, spread, np.nan).T
 
 
-@feature("how much the layers differ in their mean attention to the first four tokens", "sink_keys")
+@feature("sink_keys")
 def layer_std_sink(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Spread over layers of the head-mean share, mean over the rows that produce the answer.
+    """How much the layers differ in their mean attention to the first four tokens.
 
-    Layers in which a row cannot see the sink do not count; a row needs two that do.
+    A mean over the rows that produce the answer. Layers in which a row cannot see the sink do not
+    count; a row needs two that do.
 
     Formula:
         mean_i std_l mean_h s[l, h, i]; s = sum_(j < 4) A[i, j] of rows i >= 4 that see the sink
@@ -202,8 +201,8 @@ _TARGETS: Final[dict[Target, str]] = {
 
 def _head_std(form: Form, target: Target) -> Feature:
     @feature(
-        f"how much the heads of a layer differ in their attention to {_TARGETS[target]}",
         *(("sink_keys",) if target == "sink" else ("span_mass", "span_code")),
+        summary=f"how much the heads of a layer differ in their attention to {_TARGETS[target]}",
         name=f"head_std_{target}" if form == "std" else f"head_{form}_std_{target}",
         formula=f"{_FORMULAS[form]}; s = {_SHARES[target]}",
         source=_SOURCES[form],
@@ -238,7 +237,7 @@ head_std_sink, head_std_system, head_std_context, head_std_question, head_std_an
 ) = (_head_std("bounded", target) for target in _TARGETS)
 
 
-@feature("Mean correlation between the attention rows of a layer's heads", "attention")
+@feature("attention")
 def head_agreement(block: TraceBlock) -> Float[np.ndarray, "trace layer"]:
     """Mean pairwise correlation of the heads' attention rows over the keys in sight.
 
@@ -250,6 +249,9 @@ def head_agreement(block: TraceBlock) -> Float[np.ndarray, "trace layer"]:
 
     Raises:
         TraceNotFoundError: If the traces do not keep whole attention.
+
+    Summary:
+        Mean correlation between the attention rows of a layer's heads
 
     Formula:
         mean over answer rows i of mean over pairs of heads g != h of corr over visible keys j of
@@ -287,9 +289,7 @@ def row_correlation(
     return _mean_correlation(pairs.row_sum(together**2), varies)
 
 
-@feature(
-    "Mean correlation over layers between the heads' shares of a span of the prompt", "span_mass"
-)
+@feature("span_mass")
 def share_agreement(block: TraceBlock, *, span: str = "question") -> Float[np.ndarray, "trace"]:
     """Mean pairwise correlation, over layers, of the heads' shares of a span of the prompt.
 
@@ -304,6 +304,9 @@ def share_agreement(block: TraceBlock, *, span: str = "question") -> Float[np.nd
     Raises:
         UsageError: If there is no such span, or it is the answer.
         TraceNotFoundError: If the traces do not keep ``span_mass``.
+
+    Summary:
+        Mean correlation over layers between the heads' shares of a span of the prompt
 
     Formula:
         mean over answer rows i of mean over pairs of heads g != h of corr over layers l of (s[l, g,

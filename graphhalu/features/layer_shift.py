@@ -31,7 +31,7 @@ HALLUSHIFT_STEP: Final = 2
 """Layers between the two that HalluShift compares."""
 
 
-@feature("Change of head-mean attention from one layer to the next", "attention")
+@feature("attention")
 def layer_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair"]:
     """Jensen-Shannon divergence (bit) of head-mean attention between neighbouring layers.
 
@@ -44,6 +44,9 @@ def layer_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair"]
 
     Raises:
         TraceNotFoundError: If the traces do not keep whole attention.
+
+    Summary:
+        Change of head-mean attention from one layer to the next
 
     Formula:
         mean over answer rows i of JSD(m[l, i], m[l + 1, i]) in bit, m = mean over heads of A[l, h,
@@ -76,16 +79,14 @@ def row_divergence(
     """Jensen-Shannon divergence (bit) of each row of two sets of distributions, in [0, 1]."""
     gain = entr((one + other) / 2) - (entr(one) + entr(other)) / 2
     # rounding can bring equal rows just below 0
-    bits: Float[np.ndarray, "row"] = np.clip(pairs.row_sum(gain) / np.log(2), 0.0, 1.0)
-    return bits
+    return np.clip(pairs.row_sum(gain) / np.log(2), 0.0, 1.0)
 
 
 def _mean_rows(block: TraceBlock, place: int, pairs: RowPairs) -> Float[np.ndarray, "pair"]:
     """Attention averaged over heads, each row scaled to a sum of 1; NaN for a row of zeros."""
     mean = attention_at(block, place, pairs.index).mean(axis=0, dtype=np.float64)
     total = pairs.row_sum(mean)
-    scaled: Float[np.ndarray, "pair"] = mean / pairs.spread(np.where(total > 0, total, np.nan))
-    return scaled
+    return mean / pairs.spread(np.where(total > 0, total, np.nan))
 
 
 def shifted_places(kept: tuple[int, ...], what: str) -> list[tuple[int, int]]:
@@ -105,7 +106,7 @@ def shifted_places(kept: tuple[int, ...], what: str) -> list[tuple[int, int]]:
     return found
 
 
-@feature("Distance between the sorted weights of attention rows two layers apart", "attention")
+@feature("attention")
 def hallushift_attention_distance(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair head"]:
     """Wasserstein-1 distance between the values of attention rows two layers apart.
 
@@ -118,6 +119,9 @@ def hallushift_attention_distance(block: TraceBlock) -> Float[np.ndarray, "trace
 
     Raises:
         TraceNotFoundError: If whole attention or layers two apart are not kept.
+
+    Summary:
+        Distance between the sorted weights of attention rows two layers apart
 
     Formula:
         mean over answer rows i of mean over visible keys of |sort(A[l, h, i]) - sort(A[l + 2, h,
@@ -135,7 +139,7 @@ def hallushift_attention_distance(block: TraceBlock) -> Float[np.ndarray, "trace
     return _over_attention(block, sorted_rows, _mean_gap)
 
 
-@feature("Cosine between attention rows two layers apart", "attention")
+@feature("attention")
 def hallushift_attention_cosine(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair head"]:
     """Cosine between attention rows of the heads at the same place two layers apart.
 
@@ -148,6 +152,9 @@ def hallushift_attention_cosine(block: TraceBlock) -> Float[np.ndarray, "trace l
 
     Raises:
         TraceNotFoundError: If whole attention or layers two apart are not kept.
+
+    Summary:
+        Cosine between attention rows two layers apart
 
     Formula:
         mean over answer rows i of cos(A[l, h, i], A[l + 2, h, i])
@@ -194,8 +201,7 @@ def sorted_rows(
 def _mean_gap(
     one: Float[np.ndarray, "head pair"], other: Float[np.ndarray, "head pair"], pairs: RowPairs
 ) -> Float[np.ndarray, "head row"]:
-    gap: Float[np.ndarray, "head row"] = pairs.row_sum(np.abs(one - other)) / pairs.by_row.lengths
-    return gap
+    return pairs.row_sum(np.abs(one - other)) / pairs.by_row.lengths
 
 
 def _unit_rows(
@@ -203,20 +209,16 @@ def _unit_rows(
 ) -> Float[np.ndarray, "head pair"]:
     square = pairs.row_sum(weights.astype(np.float64) ** 2)
     length = np.sqrt(np.where(square > 0, square, np.nan))
-    unit: Float[np.ndarray, "head pair"] = weights / pairs.spread(length)
-    return unit
+    return weights / pairs.spread(length)
 
 
 def _row_product(
     one: Float[np.ndarray, "head pair"], other: Float[np.ndarray, "head pair"], pairs: RowPairs
 ) -> Float[np.ndarray, "head row"]:
-    cosine: Float[np.ndarray, "head row"] = np.minimum(pairs.row_sum(one * other), 1.0)
-    return cosine
+    return np.minimum(pairs.row_sum(one * other), 1.0)
 
 
-@feature(
-    "Distance between the sorted softmaxed hidden vectors two layers apart", "hidden | hidden_rows"
-)
+@feature("hidden | hidden_rows")
 def hallushift_hidden_distance(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
     """Wasserstein-1 distance between softmaxed hidden vectors two layers apart.
 
@@ -228,6 +230,9 @@ def hallushift_hidden_distance(block: TraceBlock) -> Float[np.ndarray, "trace hi
 
     Raises:
         TraceNotFoundError: If hidden states of layers two apart are not kept.
+
+    Summary:
+        Distance between the sorted softmaxed hidden vectors two layers apart
 
     Formula:
         mean over answer rows i of mean over units of |sort(softmax(h[l, i])) - sort(softmax(h[l +
@@ -246,13 +251,12 @@ def hallushift_hidden_distance(block: TraceBlock) -> Float[np.ndarray, "trace hi
     def distance(
         one: Float[np.ndarray, "item unit"], other: Float[np.ndarray, "item unit"]
     ) -> Float[np.ndarray, "item"]:
-        gap: Float[np.ndarray, "item"] = np.abs(one - other).mean(axis=-1, dtype=np.float64)
-        return gap
+        return np.abs(one - other).mean(axis=-1, dtype=np.float64)
 
     return _over_states(block, _sorted_softmax, distance)
 
 
-@feature("Cosine between hidden vectors two layers apart", "hidden | hidden_rows")
+@feature("hidden | hidden_rows")
 def hallushift_hidden_cosine(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
     """Cosine between the hidden vectors of a token two layers apart.
 
@@ -264,6 +268,9 @@ def hallushift_hidden_cosine(block: TraceBlock) -> Float[np.ndarray, "trace hidd
 
     Raises:
         TraceNotFoundError: If hidden states of layers two apart are not kept.
+
+    Summary:
+        Cosine between hidden vectors two layers apart
 
     Formula:
         mean over answer rows i of cos(h[l, i], h[l + 2, i])
@@ -280,8 +287,7 @@ def hallushift_hidden_cosine(block: TraceBlock) -> Float[np.ndarray, "trace hidd
         one: Float[np.ndarray, "item unit"], other: Float[np.ndarray, "item unit"]
     ) -> Float[np.ndarray, "item"]:
         cosine = (one * other).sum(axis=-1, dtype=np.float64)
-        clipped: Float[np.ndarray, "item"] = np.clip(cosine, -1.0, 1.0)
-        return clipped
+        return np.clip(cosine, -1.0, 1.0)
 
     return _over_states(block, unit_states, product)
 

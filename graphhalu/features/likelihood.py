@@ -47,9 +47,9 @@ def token_values(block: TraceBlock, stream: str) -> Float[np.ndarray, "row"]:
     return np.where(is_there, values[np.minimum(predicted, len(values) - 1)], np.nan)
 
 
-@feature("mean log-probability (nat) of the answer tokens", "token_logprob")
+@feature("token_logprob")
 def logprob_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Mean log-probability.
+    """Mean log-probability (nat) of the answer tokens.
 
     Formula:
         mean_t log p(t | before)
@@ -63,9 +63,9 @@ def logprob_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "token_logprob", "mean")
 
 
-@feature("log-probability (nat) of the least likely answer token", "token_logprob")
+@feature("token_logprob")
 def logprob_min(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Smallest log-probability.
+    """Log-probability (nat) of the least likely answer token.
 
     Formula:
         min_t log p(t | before)
@@ -79,9 +79,9 @@ def logprob_min(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "token_logprob", "min")
 
 
-@feature("log-probability (nat) of the whole answer; falls with length", "token_logprob")
+@feature("token_logprob")
 def logprob_sum(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Sum of the log-probabilities.
+    """Log-probability (nat) of the whole answer; falls with length.
 
     Formula:
         sum_t log p(t | before)
@@ -95,9 +95,9 @@ def logprob_sum(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "token_logprob", "sum")
 
 
-@feature("spread of the log-probabilities (nat) of the answer tokens", "token_logprob", source=_STD)
+@feature("token_logprob", source=_STD)
 def logprob_std(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Standard deviation of the log-probabilities.
+    """Spread of the log-probabilities (nat) of the answer tokens.
 
     Formula:
         std_t log p(t | before)
@@ -108,9 +108,11 @@ def logprob_std(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "token_logprob", "std")
 
 
-@feature("exponential of the mean negative log-probability", "token_logprob")
+@feature("token_logprob")
 def perplexity(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Perplexity of the answer; infinite, and so missing, beyond a float.
+    """Exponential of the mean negative log-probability.
+
+    Beyond a float it is infinite, and so missing.
 
     Formula:
         exp(-mean_t log p(t | before))
@@ -126,12 +128,9 @@ def perplexity(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return found
 
 
-@feature(
-    "mean entropy (nat) of the distributions that the answer tokens were taken from",
-    "token_entropy",
-)
+@feature("token_entropy")
 def output_entropy_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Mean entropy.
+    """Mean entropy (nat) of the distributions that the answer tokens were taken from.
 
     Formula:
         mean_t H(p(. | before))
@@ -145,9 +144,9 @@ def output_entropy_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "token_entropy", "mean")
 
 
-@feature("largest entropy (nat) at an answer token", "token_entropy")
+@feature("token_entropy")
 def output_entropy_max(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Largest entropy.
+    """Largest entropy (nat) at an answer token.
 
     Formula:
         max_t H(p(. | before))
@@ -161,9 +160,9 @@ def output_entropy_max(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "token_entropy", "max")
 
 
-@feature("spread of the entropies (nat) at the answer tokens", "token_entropy", source=_STD)
+@feature("token_entropy", source=_STD)
 def output_entropy_std(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Standard deviation of the entropies.
+    """Spread of the entropies (nat) at the answer tokens.
 
     Formula:
         std_t H(p(. | before))
@@ -174,9 +173,9 @@ def output_entropy_std(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "token_entropy", "std")
 
 
-@feature("mean probability of the likeliest token minus that of the second", "top1_margin")
+@feature("top1_margin")
 def margin_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Mean margin.
+    """Mean probability of the likeliest token minus that of the second.
 
     Formula:
         mean_t (p_1 - p_2)
@@ -190,11 +189,9 @@ def margin_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "top1_margin", "mean")
 
 
-@feature(
-    "smallest difference between the likeliest token's probability and the second's", "top1_margin"
-)
+@feature("top1_margin")
 def margin_min(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Smallest margin.
+    """Smallest difference between the likeliest token's probability and the second's.
 
     Formula:
         min_t (p_1 - p_2)
@@ -208,9 +205,9 @@ def margin_min(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     return answer_values(block, "top1_margin", "min")
 
 
-@feature("log-probability (nat) of the token that a row predicts", "token_logprob", source=_STREAM)
+@feature("token_logprob", source=_STREAM)
 def token_logprob(block: TraceBlock) -> Float[np.ndarray, "row"]:
-    """Log-probability of the predicted token.
+    """Log-probability (nat) of the token that a row predicts.
 
     Formula:
         log p(t | before)
@@ -221,9 +218,9 @@ def token_logprob(block: TraceBlock) -> Float[np.ndarray, "row"]:
     return token_values(block, "token_logprob")
 
 
-@feature("entropy (nat) of the distribution that a row gives", "token_entropy", source=_STREAM)
+@feature("token_entropy", source=_STREAM)
 def token_output_entropy(block: TraceBlock) -> Float[np.ndarray, "row"]:
-    """Entropy of the distribution.
+    """Entropy (nat) of the distribution that a row gives.
 
     Formula:
         H(p(. | before))
@@ -234,9 +231,9 @@ def token_output_entropy(block: TraceBlock) -> Float[np.ndarray, "row"]:
     return token_values(block, "token_entropy")
 
 
-@feature("likeliest token's probability minus the second's", "top1_margin", source=_STREAM)
+@feature("top1_margin", source=_STREAM)
 def token_margin(block: TraceBlock) -> Float[np.ndarray, "row"]:
-    """Margin of the distribution.
+    """Likeliest token's probability minus the second's.
 
     Formula:
         p_1 - p_2
@@ -247,9 +244,9 @@ def token_margin(block: TraceBlock) -> Float[np.ndarray, "row"]:
     return token_values(block, "top1_margin")
 
 
-@feature("number of answer tokens")
+@feature()
 def answer_length(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Answer tokens of each trace.
+    """Number of answer tokens.
 
     Formula:
         S - P
@@ -261,13 +258,12 @@ def answer_length(block: TraceBlock) -> Float[np.ndarray, "trace"]:
         Control: length alone separates the answers of some data sets.
     """
     length = block.of_record("length") - block.of_record("prompt_length")
-    n_tokens: Float[np.ndarray, "trace"] = length.astype(np.float64)
-    return n_tokens
+    return length.astype(np.float64)
 
 
-@feature("number of prompt tokens")
+@feature()
 def prompt_length(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Prompt tokens of each trace.
+    """Number of prompt tokens.
 
     Formula:
         P

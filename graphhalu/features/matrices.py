@@ -10,7 +10,6 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.errors import TraceNotFoundError
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.ragged import Ragged
 from graphhalu.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
@@ -55,13 +54,12 @@ def row_pairs(
         window: Keys that a row can see, itself included; by default all before it.
     """
     row = np.flatnonzero(is_chosen)
-    token, trace = block.row_token[row], block.rows.trace[row]
+    token = block.row_token[row]
     first = np.zeros_like(token) if window is None else np.maximum(token + 1 - window, 0)
     by_row = Ragged(ragged_offsets(token + 1 - first))
     key = first[by_row.trace] + by_row.position
     index = row_starts(block)[row][by_row.trace] + key
-    n_chosen = np.bincount(trace, minlength=len(block))
-    return RowPairs(index, key, row, by_row, Ragged(ragged_offsets(n_chosen)))
+    return RowPairs(index, key, row, by_row, block.rows.among(row))
 
 
 def row_starts(block: TraceBlock) -> Int[np.ndarray, "row"]:
@@ -70,8 +68,7 @@ def row_starts(block: TraceBlock) -> Int[np.ndarray, "row"]:
     before = ragged_offsets(n_pairs)[block.rows.trace]
     skipped = block.of_record("row_start")[block.rows.trace]
     token = block.row_token
-    starts: Int[np.ndarray, "row"] = before + (token * (token + 1) - skipped * (skipped + 1)) // 2
-    return starts
+    return before + (token * (token + 1) - skipped * (skipped + 1)) // 2
 
 
 def answer_pairs(block: TraceBlock) -> dict[int | None, RowPairs]:
@@ -95,26 +92,11 @@ def attention_at(
     """
     is_fixed = not block.has("attention") and block.has("attention_fixed")
     name = "attention_fixed" if is_fixed else "attention"
-    require(block, name)
     # about half of the pairs belong to the prompt's rows: they are never decoded
-    stored = np.take(block.arrays.read(name, place), index, axis=-1)
+    stored = np.take(block.stored(name, place), index, axis=-1)
     weights = from_fixed_point(stored) if is_fixed else stored.astype(np.float32)
     weights[np.isinf(weights)] = np.nan
     return weights
-
-
-def require(block: TraceBlock, name: str) -> None:
-    """Refuse a block without this array.
-
-    Raises:
-        TraceNotFoundError: If the traces do not keep it.
-    """
-    if not block.has(name):
-        message = (
-            f"these traces keep no {name!r} (they have {', '.join(block.arrays.names())})\n"
-            f"  Extract them again with another --keep"
-        )
-        raise TraceNotFoundError(message)
 
 
 def finite_or_missing(values: Float[np.ndarray, "*axes"]) -> Float[np.ndarray, "*axes"]:
@@ -149,9 +131,7 @@ def states(
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
     """
-    name = state_axis(block)[0]
-    require(block, name)
-    bits = block.arrays.read(name, place)
+    bits = block.stored(state_axis(block)[0], place)
     found = from_bfloat16_bits(bits if chosen is None else bits[chosen])
     found[np.isinf(found)] = np.nan
     return found
@@ -166,8 +146,7 @@ def keeps_all_states(block: TraceBlock) -> Bool[np.ndarray, "trace"]:
 def is_answer_state(block: TraceBlock) -> Bool[np.ndarray, "item"]:
     """Which entries of :func:`state_axis` are tokens of the answer."""
     _, axis, token = state_axis(block)
-    is_answer: Bool[np.ndarray, "item"] = token >= block.of_record("prompt_length")[axis.trace]
-    return is_answer
+    return token >= block.of_record("prompt_length")[axis.trace]
 
 
 def is_producing_state(block: TraceBlock) -> Bool[np.ndarray, "item"]:
@@ -178,14 +157,12 @@ def is_producing_state(block: TraceBlock) -> Bool[np.ndarray, "item"]:
     _, axis, token = state_axis(block)
     first = block.of_record("prompt_length")[axis.trace] - 1
     last = block.of_record("length")[axis.trace] - 2
-    is_producing: Bool[np.ndarray, "item"] = (token >= first) & (token <= last)
-    return is_producing
+    return (token >= first) & (token <= last)
 
 
 def chosen_by_trace(block: TraceBlock, is_chosen: Bool[np.ndarray, "item"]) -> Ragged:
     """The chosen entries of :func:`state_axis` of each trace."""
-    trace = state_axis(block)[1].trace[is_chosen]
-    return Ragged(ragged_offsets(np.bincount(trace, minlength=len(block))))
+    return state_axis(block)[1].among(is_chosen)
 
 
 def trace_place(

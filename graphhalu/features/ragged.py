@@ -7,6 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
+from graphhalu.numerics import ragged_offsets
 from graphhalu.traces.part import Part
 from graphhalu.traces.schema import array_spec
 from graphhalu.traces.trace import Trace
@@ -35,8 +36,12 @@ class Ragged:
     @cached_property
     def position(self) -> Int[np.ndarray, "item"]:
         """Place of each item among the items of its trace."""
-        place: Int[np.ndarray, "item"] = np.arange(self.offsets[-1]) - self.offsets[self.trace]
-        return place
+        return np.arange(self.offsets[-1]) - self.offsets[self.trace]
+
+    def among(self, chosen: Bool[np.ndarray, "item"] | Int[np.ndarray, "chosen"]) -> "Ragged":
+        """The axis of some of the items: a mask, or their places in order."""
+        counts = np.bincount(self.trace[chosen], minlength=len(self.lengths))
+        return Ragged(ragged_offsets(counts))
 
     def sum(self, values: Shaped[np.ndarray, "*axes item"]) -> Float[np.ndarray, "trace *axes"]:
         """Sum over the items of each trace, in float64; 0 for a trace without items."""
@@ -76,8 +81,7 @@ class Ragged:
         # what is not counted may be infinite, and so may its distance
         with np.errstate(invalid="ignore"):
             distance = np.square(values - centre[..., self.trace])
-        spread: Float[np.ndarray, "trace *axes"] = np.sqrt(self.mean(distance, is_counted))
-        return spread
+        return np.sqrt(self.mean(distance, is_counted))
 
     def max(
         self,

@@ -83,13 +83,13 @@ def top_k(
     return np.where(np.isfinite(top), top, np.nan)
 
 
-@feature(
-    "largest attention received by a token, a mean over the stored rows that can see it", "received"
-)
+@feature("received")
 def received_top(
     block: TraceBlock, *, k: int = TOP_K
 ) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest mean received attention, a key's own row included.
+    """Largest attention received by a token, a mean over the stored rows that can see it.
+
+    A key's own row counts.
 
     Formula:
         top k of s_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
@@ -103,15 +103,11 @@ def received_top(
     return top_k(mean_received(block), block.tokens, block.n_rows_that_see > 0, k)
 
 
-@feature(
-    "largest attention received by a token from later ones, a mean over those that see it",
-    "received",
-    "self_attention",
-)
+@feature("received", "self_attention")
 def received_later_top(
     block: TraceBlock, *, k: int = TOP_K
 ) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest mean received attention from later tokens.
+    """Largest attention received by a token from later ones, a mean over those that see it.
 
     Formula:
         top k of sum_(i > j) A[i, j] / #{i > j that see j}
@@ -126,13 +122,11 @@ def received_later_top(
     return top_k(mean_received_later(block), block.tokens, is_seen, k)
 
 
-@feature(
-    "attention that a row's own token receives, a mean over the stored rows that see it",
-    "received",
-    "self_attention",
-)
+@feature("received", "self_attention")
 def token_received(block: TraceBlock) -> Float[np.ndarray, "row layer head"]:
-    """:func:`mean_received` of the own token of every stored row.
+    """Attention that a row's own token receives, a mean over the stored rows that see it.
+
+    :func:`mean_received` of the own token of every stored row.
 
     Formula:
         s_i = sum_(u >= i) A[u, i] / #{u >= i that see i}
@@ -145,10 +139,7 @@ def token_received(block: TraceBlock) -> Float[np.ndarray, "row layer head"]:
         made.
     """
     has_row = token_diagonal(block)[0]
-    received: Float[np.ndarray, "row layer head"] = np.moveaxis(
-        mean_received(block)[..., has_row], -1, 0
-    )
-    return received
+    return np.moveaxis(mean_received(block)[..., has_row], -1, 0)
 
 
 def value_share(block: TraceBlock) -> Float[np.ndarray, "layer head token"]:
@@ -163,19 +154,14 @@ def value_share(block: TraceBlock) -> Float[np.ndarray, "layer head token"]:
     is_seen = (block.n_rows_that_see > 0)[:, None]
     total = np.moveaxis(block.tokens.sum(np.where(is_seen, weight, np.float32(0))), 0, -1)
     total = np.where(total == 0, np.nan, total).astype(np.float32)
-    share: Float[np.ndarray, "layer head token"] = weight / total[..., block.tokens.trace]
-    return share
+    return weight / total[..., block.tokens.trace]
 
 
-@feature(
-    "largest share of a token in received attention times the norm of its value",
-    "received",
-    "value_norm",
-)
+@feature("received", "value_norm")
 def value_received_top(
     block: TraceBlock, *, k: int = TOP_K
 ) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest shares of the keys in value-weighted received attention.
+    """Largest share of a token in received attention times the norm of its value.
 
     Formula:
         top k of s_j |v_j| / sum_m s_m |v_m|
@@ -191,9 +177,9 @@ def value_received_top(
 
 def _value_sink(n_sink: int) -> Feature:
     @feature(
-        f"share of the first {n_sink} tokens in received attention times value norm",
         "received",
         "value_norm",
+        summary=f"share of the first {n_sink} tokens in received attention times value norm",
         name=f"value_sink_k{n_sink}",
         formula=f"sum_(j < {n_sink}) s_j |v_j| / sum_m s_m |v_m|",
     )

@@ -24,15 +24,11 @@ _ENTROPY: Final = (
 )
 
 
-@feature(
-    "attention to each named span, mean over the rows that produce the answer",
-    "span_mass",
-    source=_SPANS,
-)
+@feature("span_mass", source=_SPANS)
 def span_mass(
     block: TraceBlock, *, of: Literal["answer", "all"] = "answer"
 ) -> Float[np.ndarray, "trace layer head span"]:
-    """Mean attention of the answer-producing or of all stored rows to each named span.
+    """Attention to each named span, mean over the rows that produce the answer.
 
     Formula:
         mean_i sum_(j in span) A[i, j]
@@ -45,11 +41,11 @@ def span_mass(
     return rows.ragged.mean(np.ascontiguousarray(mass))
 
 
-@feature("attention to each named span, mean over all stored rows", "span_mass", source=_SPANS)
+@feature("span_mass", source=_SPANS)
 def span_mass_all(
     block: TraceBlock, *, of: Literal["answer", "all"] = "all"
 ) -> Float[np.ndarray, "trace layer head span"]:
-    """:func:`span_mass` of all stored rows.
+    """Attention to each named span, mean over all stored rows.
 
     Formula:
         mean_i sum_(j in span) A[i, j]
@@ -60,9 +56,9 @@ def span_mass_all(
     return span_mass(block, of=of)
 
 
-@feature("attention of a row to each named span", "span_mass", source=_SPANS)
+@feature("span_mass", source=_SPANS)
 def token_span_mass(block: TraceBlock) -> Float[np.ndarray, "row layer head span"]:
-    """Attention of every stored row to each named span.
+    """Attention of a row to each named span.
 
     Formula:
         sum_(j in span) A[i, j]
@@ -70,8 +66,7 @@ def token_span_mass(block: TraceBlock) -> Float[np.ndarray, "row layer head span
     Direction:
         more attention to the span; 0 to 1
     """
-    mass: Float[np.ndarray, "row layer head span"] = np.moveaxis(block.stream("span_mass"), 2, 0)
-    return mass
+    return np.moveaxis(block.stream("span_mass"), 2, 0)
 
 
 def row_lookback(rows: Rows, of: Of = "prompt") -> RowValues:
@@ -101,14 +96,11 @@ def row_lookback(rows: Rows, of: Of = "prompt") -> RowValues:
     return within(source / total, 0.0, 1.0), is_defined
 
 
-@feature(
-    "attention to the prompt against attention to the answer so far, per token",
-    "span_mass",
-    "span_code",
-    source=_LOOKBACK,
-)
+@feature("span_mass", "span_code", source=_LOOKBACK)
 def lookback_ratio(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Mean of :func:`row_lookback` over the rows that produce the answer and have one.
+    """Attention to the prompt against attention to the answer so far, per token.
+
+    Mean of :func:`row_lookback` over the rows that produce the answer and have one.
 
     Formula:
         mean_i a_i / (a_i + b_i), a_i = mean_(j in prompt) A[i, j], b_i = mean_(P<=j<=i) A[i, j]
@@ -119,14 +111,11 @@ def lookback_ratio(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     return block.answer_rows.ragged.mean(*row_lookback(block.answer_rows))
 
 
-@feature(
-    "attention to the given passage against attention to the answer so far, per token",
-    "span_mass",
-    "span_code",
-    source=f"{_LOOKBACK} Missing for prompts without a passage.",
-)
+@feature("span_mass", "span_code", source=f"{_LOOKBACK} Missing for prompts without a passage.")
 def lookback_ratio_context(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """As :func:`lookback_ratio`, with the passage in place of the prompt.
+    """Attention to the given passage against attention to the answer so far, per token.
+
+    As :func:`lookback_ratio`, with the passage in place of the prompt.
 
     Formula:
         mean_i a_i / (a_i + b_i), a_i = mean_(j in context) A[i, j], b_i = mean_(P<=j<=i) A[i, j]
@@ -137,11 +126,13 @@ def lookback_ratio_context(block: TraceBlock) -> Float[np.ndarray, "trace layer 
     return block.answer_rows.ragged.mean(*row_lookback(block.answer_rows, "context"))
 
 
-@feature("lookback ratio of a row", "span_mass", "span_code", source=_LOOKBACK)
+@feature("span_mass", "span_code", source=_LOOKBACK)
 def token_lookback_ratio(
     block: TraceBlock, *, of: Of = "prompt"
 ) -> Float[np.ndarray, "row layer head"]:
-    """:func:`row_lookback` of every stored row; NaN where it has none.
+    """Lookback ratio of a row.
+
+    :func:`row_lookback` of every stored row; NaN where it has none.
 
     Formula:
         a_i / (a_i + b_i) as in lookback_ratio
@@ -165,13 +156,11 @@ def normalised_entropy(rows: Rows) -> RowValues:
     return within(rows.read("row_entropy") / largest, 0.0, 1.0), is_defined
 
 
-@feature(
-    "how evenly attention is spread, mean over the rows that produce the answer",
-    "row_entropy",
-    source=_ENTROPY,
-)
+@feature("row_entropy", source=_ENTROPY)
 def attention_entropy_mean(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Mean of :func:`normalised_entropy` over the rows that produce the answer.
+    """How evenly attention is spread, mean over the rows that produce the answer.
+
+    Mean of :func:`normalised_entropy` over the rows that produce the answer.
 
     Formula:
         mean_i -sum_j A[i, j] log A[i, j] / log(#{j that i sees})
@@ -182,13 +171,11 @@ def attention_entropy_mean(block: TraceBlock) -> Float[np.ndarray, "trace layer 
     return block.answer_rows.ragged.mean(*normalised_entropy(block.answer_rows))
 
 
-@feature(
-    "how much the spread of attention varies over the rows that produce the answer",
-    "row_entropy",
-    source=_ENTROPY,
-)
+@feature("row_entropy", source=_ENTROPY)
 def attention_entropy_std(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Standard deviation of :func:`normalised_entropy` over the rows that produce the answer.
+    """How much the spread of attention varies over the rows that produce the answer.
+
+    Standard deviation of :func:`normalised_entropy` over the rows that produce the answer.
 
     Formula:
         std_i -sum_j A[i, j] log A[i, j] / log(#{j that i sees})
@@ -199,9 +186,11 @@ def attention_entropy_std(block: TraceBlock) -> Float[np.ndarray, "trace layer h
     return block.answer_rows.ragged.std(*normalised_entropy(block.answer_rows))
 
 
-@feature("how evenly a row spreads its attention", "row_entropy", source=_ENTROPY)
+@feature("row_entropy", source=_ENTROPY)
 def token_attention_entropy(block: TraceBlock) -> Float[np.ndarray, "row layer head"]:
-    """:func:`normalised_entropy` of every stored row; NaN where it is not defined.
+    """How evenly a row spreads its attention.
+
+    :func:`normalised_entropy` of every stored row; NaN where it is not defined.
 
     Formula:
         -sum_j A[i, j] log A[i, j] / log(#{j that i sees})

@@ -70,11 +70,13 @@ def mean_sink_mass(rows: Rows, n_sink: int = N_SINK_KEYS) -> Float[np.ndarray, "
     return rows.ragged.mean(share.values, share.is_defined[:, None])
 
 
-@feature("attention of a row to the first tokens", "sink_keys", source=_SOURCE)
+@feature("sink_keys", source=_SOURCE)
 def token_sink_mass(
     block: TraceBlock, *, n_sink: int = N_SINK_KEYS
 ) -> Float[np.ndarray, "row layer head"]:
-    """Attention of every stored row to the first tokens; NaN where it does not count.
+    """Attention of a row to the first tokens.
+
+    NaN where the row does not count.
 
     Formula:
         sum_(j < n_sink) A[i, j] for i >= n_sink
@@ -90,8 +92,8 @@ def _sink_mass(n_sink: int, of: Literal["answer", "all"]) -> Feature:
     which = "rows that produce the answer" if of == "answer" else "stored rows"
 
     @feature(
-        f"attention to the first {n_sink} tokens, mean over the {which}",
         "sink_keys",
+        summary=f"attention to the first {n_sink} tokens, mean over the {which}",
         name=f"sink_mass_k{n_sink}" + ("" if of == "answer" else "_all"),
         formula=f"mean over {which} i >= {n_sink} of sum_(j < {n_sink}) A[i, j]",
         direction="a stronger sink; 0 to 1",
@@ -110,43 +112,34 @@ sink_mass_k1_all: Final = _sink_mass(1, "all")
 sink_mass_k4_all: Final = _sink_mass(4, "all")
 
 
-def is_located_sink(
-    block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS
-) -> Bool[np.ndarray, "layer head token"]:
-    """Tokens whose mean received attention is above ``epsilon``, per head.
-
-    Args:
-        block: Keeps the stream ``received``.
-        epsilon: Threshold of mean received attention, in [0, 1].
-        min_rows: Stored rows that must see the token.
-    """
-    is_judged = _is_judged(block, "all", min_rows)[:, None]
-    is_sink: Bool[np.ndarray, "layer head token"] = (mean_received(block) > epsilon) & is_judged
-    return is_sink
-
-
 def _is_judged(block: TraceBlock, where: Where, min_rows: int) -> Bool[np.ndarray, "layer token"]:
     is_here = block.is_answer_token if where == "answer" else np.ones(1, dtype=bool)
-    is_judged: Bool[np.ndarray, "layer token"] = (
-        block.n_rows_that_see >= max(min_rows, 1)
-    ) & is_here
-    return is_judged
+    return (block.n_rows_that_see >= max(min_rows, 1)) & is_here
 
 
 def _sinks(
     block: TraceBlock, where: Where, epsilon: float, min_rows: int
 ) -> tuple[Bool[np.ndarray, "layer head token"], Bool[np.ndarray, "trace layer 1"]]:
-    """Which tokens are sinks, and where a token of the trace can be judged at all."""
+    """Which tokens receive more than ``epsilon``, and whether a token of the trace is judged.
+
+    Args:
+        block: Keeps the stream ``received``.
+        where: Tokens that are judged, if enough rows see them.
+        epsilon: Threshold of mean received attention, in [0, 1].
+        min_rows: Stored rows that must see a token.
+    """
     judged = _is_judged(block, where, min_rows)
-    is_sink = is_located_sink(block, epsilon=epsilon, min_rows=min_rows) & judged[:, None]
+    is_sink = (mean_received(block) > epsilon) & judged[:, None]
     return is_sink, (block.tokens.sum(judged) > 0)[..., None]
 
 
-@feature("whether the first token is a sink", "received")
+@feature("received")
 def sink_rate(
     block: TraceBlock, *, epsilon: float = EPSILON
 ) -> Float[np.ndarray, "trace layer head"]:
-    """1 where the first token is a sink, 0 where it is not, NaN where no stored row sees it.
+    """Whether the first token is a sink.
+
+    NaN where no stored row sees it.
 
     Formula:
         1 if alpha_0 > epsilon else 0, alpha_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
@@ -163,7 +156,7 @@ def sink_rate(
     return np.where(np.isnan(first), np.nan, first > epsilon)
 
 
-@feature("how many tokens are sinks", "received", source=_LOCATED)
+@feature("received", source=_LOCATED)
 def sink_count(
     block: TraceBlock,
     *,
@@ -171,7 +164,9 @@ def sink_count(
     min_rows: int = MIN_ROWS,
     where: Where = "all",
 ) -> Float[np.ndarray, "trace layer head"]:
-    """How many tokens are sinks; NaN where no token can be judged.
+    """How many tokens are sinks.
+
+    NaN where no token can be judged.
 
     Formula:
         #{j: alpha_j > epsilon}, alpha_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
@@ -183,7 +178,7 @@ def sink_count(
     return np.where(is_known, block.tokens.sum(is_sink), np.nan)
 
 
-@feature("share of all attention that goes to located sinks", "received", source=_LOCATED)
+@feature("received", source=_LOCATED)
 def sink_share(
     block: TraceBlock,
     *,
@@ -191,7 +186,9 @@ def sink_share(
     min_rows: int = MIN_ROWS,
     where: Where = "all",
 ) -> Float[np.ndarray, "trace layer head"]:
-    """Share of all stored attention that goes to sinks; NaN where no token can be judged.
+    """Share of all attention that goes to located sinks.
+
+    NaN where no token can be judged.
 
     Formula:
         sum_(j: alpha_j > epsilon) received_j / sum_j received_j,
@@ -225,15 +222,13 @@ sink_share_answer: Final = replace(
 )
 
 
-@feature(
-    "where in the answer the first sink stands; missing where there is none",
-    "received",
-    source=_LOCATED,
-)
+@feature("received", source=_LOCATED)
 def sink_first_answer(
     block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS
 ) -> Float[np.ndarray, "trace layer head"]:
-    """Place of the first sink within the answer, 0 at its start; NaN where there is none.
+    """Where in the answer the first sink stands; missing where there is none.
+
+    0 at the start of the answer.
 
     Formula:
         (min{j >= P: alpha_j > epsilon} - P) / (S - P), alpha_j = sum_(i >= j) A[i, j] / #{i >= j
@@ -242,8 +237,7 @@ def sink_first_answer(
     Direction:
         a later first sink; 0 up to 1
     """
-    is_sink = is_located_sink(block, epsilon=epsilon, min_rows=min_rows)
-    is_sink &= block.is_answer_token
+    is_sink, _ = _sinks(block, "answer", epsilon, min_rows)
     trace = block.tokens.trace
     prompt, length = block.of_record("prompt_length"), block.of_record("length")
     place = (block.tokens.position - prompt[trace]) / np.maximum(length - prompt, 1)[trace]
@@ -251,11 +245,13 @@ def sink_first_answer(
     return -block.tokens.max(np.broadcast_to(-place, is_sink.shape), is_sink)
 
 
-@feature("largest mean received attention of a token of the answer", "received", source=_LOCATED)
+@feature("received", source=_LOCATED)
 def sink_largest_answer(
     block: TraceBlock, *, min_rows: int = MIN_ROWS
 ) -> Float[np.ndarray, "trace layer head"]:
-    """Largest mean received attention of an answer token; NaN where none can be judged.
+    """Largest mean received attention of a token of the answer.
+
+    NaN where none can be judged.
 
     Formula:
         max_(j >= P) alpha_j, alpha_j = sum_(i >= j) A[i, j] / #{i >= j that see j}

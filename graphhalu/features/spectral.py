@@ -20,16 +20,14 @@ def log_diagonal(rows: Rows) -> Float[np.ndarray, "layer head row"]:
     """Natural logarithm of each row's attention to its own token, at least ``log 1e-12``."""
     # NaN stays NaN: np.maximum hands it on
     own = np.maximum(rows.read("self_attention"), np.float32(LOG_FLOOR))
-    logs: Float[np.ndarray, "layer head row"] = np.log(own)
-    return logs
+    return np.log(own)
 
 
-@feature(
-    "mean logarithm of a token's attention to itself, over the rows that make the answer",
-    "self_attention",
-)
+@feature("self_attention")
 def self_attention_log(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Mean of :func:`log_diagonal` over the rows that produce the answer.
+    """Mean logarithm of a token's attention to itself, over the rows that make the answer.
+
+    Mean of :func:`log_diagonal` over the rows that produce the answer.
 
     Formula:
         mean_i log max(A[i, i], 1e-12)
@@ -45,9 +43,9 @@ def self_attention_log(block: TraceBlock) -> Float[np.ndarray, "trace layer head
     return rows.ragged.mean(log_diagonal(rows))
 
 
-@feature("mean logarithm of a token's attention to itself, over all stored rows", "self_attention")
+@feature("self_attention")
 def self_attention_log_all(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Mean of :func:`log_diagonal` over all stored rows.
+    """Mean logarithm of a token's attention to itself, over all stored rows.
 
     Formula:
         mean_i log max(A[i, i], 1e-12)
@@ -61,11 +59,11 @@ def self_attention_log_all(block: TraceBlock) -> Float[np.ndarray, "trace layer 
     return block.rows.mean(log_diagonal(block.all_rows))
 
 
-@feature(
-    "share of rows whose attention to themselves is too small for half precision", "self_attention"
-)
+@feature("self_attention")
 def self_attention_clipped(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Share of the rows that produce the answer whose own attention is below the floor.
+    """Share of rows whose attention to themselves is too small for half precision.
+
+    Share of the rows that produce the answer whose own attention is below the floor.
 
     Formula:
         mean_i 1[A[i, i] < 1e-12]
@@ -81,7 +79,7 @@ def self_attention_clipped(block: TraceBlock) -> Float[np.ndarray, "trace layer 
     return rows.ragged.mean(is_below.astype(np.float32))
 
 
-@feature("mean attention of the rows that produce the answer to their own token", "self_attention")
+@feature("self_attention")
 def self_attention_mean(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     """Mean attention of the rows that produce the answer to their own token.
 
@@ -98,9 +96,9 @@ def self_attention_mean(block: TraceBlock) -> Float[np.ndarray, "trace layer hea
     return rows.ragged.mean(rows.read("self_attention"))
 
 
-@feature("attention of a row to its own token", "self_attention")
+@feature("self_attention")
 def token_self_attention(block: TraceBlock) -> Float[np.ndarray, "row layer head"]:
-    """Attention of every stored row to its own token.
+    """Attention of a row to its own token.
 
     Formula:
         A[i, i]
@@ -111,13 +109,14 @@ def token_self_attention(block: TraceBlock) -> Float[np.ndarray, "row layer head
     Source:
         Node features of CHARM, Frasca et al. 2026.
     """
-    own: Float[np.ndarray, "row layer head"] = np.moveaxis(block.stream("self_attention"), -1, 0)
-    return own
+    return np.moveaxis(block.stream("self_attention"), -1, 0)
 
 
-@feature("largest eigenvalues of attention, which stand on its diagonal", "self_attention")
+@feature("self_attention")
 def attneig_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest eigenvalues of attention, a triangular matrix: those on its diagonal.
+    """Largest eigenvalues of attention, which stand on its diagonal.
+
+    Attention is a triangular matrix.
 
     Formula:
         top k of A[i, i]
@@ -143,13 +142,11 @@ def laplacian(block: TraceBlock) -> Float[np.ndarray, "layer head token"]:
     return np.where(has_row, mean_received(block) - own, np.float32(np.nan))
 
 
-@feature(
-    "largest eigenvalues of the Laplacian of attention, in closed form",
-    "received",
-    "self_attention",
-)
+@feature("received", "self_attention")
 def lapeig_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest of :func:`laplacian`, over the tokens with a stored row.
+    """Largest eigenvalues of the Laplacian of attention, in closed form.
+
+    Largest of :func:`laplacian`, over the tokens with a stored row.
 
     Formula:
         top k of s_j - A[j, j], s_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
@@ -165,16 +162,13 @@ def lapeig_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace
     return top_k(laplacian(block), block.tokens, token_diagonal(block)[0][None], k)
 
 
-@feature(
-    "largest eigenvalues of the Laplacian of attention without the last token",
-    "received",
-    "self_attention",
-    "attention",
-)
+@feature("received", "self_attention", "attention")
 def lapeig_top_cut(
     block: TraceBlock, *, k: int = TOP_K
 ) -> Float[np.ndarray, "trace layer head rank"]:
-    """As :func:`lapeig_top` for the trace without its last token, which generation gives no row.
+    """Largest eigenvalues of the Laplacian of attention without the last token.
+
+    As :func:`lapeig_top` for the trace without its last token, which generation gives no row.
 
     Formula:
         top k of s_j - A[j, j] over j < S - 1, s_j over the rows i < S - 1
@@ -213,9 +207,7 @@ def _last_row(
     return sees, np.stack(layers)
 
 
-@feature(
-    "Length of the minimum spanning tree that joins the answer to the prompt, a token", "attention"
-)
+@feature("attention")
 def mst_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     """Length of the minimum spanning tree over prompt and answer tokens, per answer token.
 
@@ -229,6 +221,9 @@ def mst_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     Raises:
         TraceNotFoundError: If the traces do not keep whole attention: among censored edges the
             tree is not known.
+
+    Summary:
+        Length of the minimum spanning tree that joins the answer to the prompt, a token
 
     Formula:
         sum of edges of MST(d) / answer_length; d[i, j] = 1 - max(A[i, j], A[j, i]) over answer

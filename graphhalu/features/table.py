@@ -64,8 +64,7 @@ class FeatureTable:
         if name not in self.columns:
             message = f"no column {name!r} among {len(self.columns)}, as {self.columns[0]!r}"
             raise UsageError(message)
-        values: Float32[np.ndarray, "item"] = self.values[:, self.columns.index(name)]
-        return values
+        return self.values[:, self.columns.index(name)]
 
     def write(self, path: Path) -> None:
         """Write the table as Parquet, in one step.
