@@ -45,7 +45,14 @@ class EnsembleConfig(ProbeConfig):
 
 @final
 class Summaries(LogisticProbe):
-    """Numbers that have no block of their own."""
+    """Numbers that have no block of their own.
+
+    Summary:
+        logistic regression on RAUQ and sizes of hidden states
+
+    Source:
+        A block of the ensemble.
+    """
 
     recipe: ClassVar[Recipe] = Recipe(
         tuple(
@@ -54,12 +61,12 @@ class Summaries(LogisticProbe):
         ),
         plain_grid,
     )
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="summaries",
-        summary="logistic regression on RAUQ and sizes of hidden states",
-        source="A block of the ensemble.",
-        inputs=("attention", "hidden", "likelihood"),
-        is_supervised=True,
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__,
+        "summaries",
+        "attention",
+        "hidden",
+        "likelihood",
         reads=("attention", "hidden", "token_logprob"),
     )
 
@@ -79,26 +86,38 @@ class AllFeatures(Detector):
     Args:
         seed: By default that of the configuration.
         config: Settings.
+
+    Summary:
+        a probe for each block of features, joined by a non-negative logistic regression
+
+    Source:
+        Stacking as of Wolpert 1992 and Breiman 1996: every block's probe gives logits of training
+        traces from inner folds that never saw their question, and weights of at least 0 join them.
+        The logits are those of the chosen candidate of each block, so blocks with many candidates
+        look a little better than they are. A block that a trace lacks counts as its mean, and a
+        trace that lacks those of more than half of the weight has no score. Text is not among the
+        blocks.
     """
 
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="all-features",
-        summary="a probe for each block of features, joined by a non-negative logistic regression",
-        source=(
-            "Stacking as of Wolpert 1992 and Breiman 1996: every block's probe gives logits of "
-            "training traces from inner folds that never saw their question, and weights of at "
-            "least 0 join them. The logits are those of the chosen candidate of each block, so "
-            "blocks with many candidates look a little better than they are. A block that a "
-            "trace lacks counts as its mean, and a trace that lacks those of more than half of "
-            "the weight has no score. Text is not among the blocks."
-        ),
-        inputs=("attention", "hidden", "likelihood"),
-        is_supervised=True,
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__,
+        "all-features",
+        "attention",
+        "hidden",
+        "likelihood",
         reads=(
-            "attention", "hidden", "received", "self_attention", "sink_keys", "span_mass",
-            "row_entropy", "token_logprob", "token_entropy", "top1_margin",
+            "attention",
+            "hidden",
+            "received",
+            "self_attention",
+            "sink_keys",
+            "span_mass",
+            "row_entropy",
+            "token_logprob",
+            "token_entropy",
+            "top1_margin",
         ),
-    )  # fmt: skip
+    )
 
     def __init__(self, seed: int | None = None, config: EnsembleConfig | None = None) -> None:
         config = config or EnsembleConfig()

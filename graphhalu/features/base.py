@@ -130,6 +130,12 @@ _SECTION: Final = re.compile(
 )
 
 
+def sections(doc: str | None) -> dict[str, str]:
+    """Summary, formula, direction and source of a docstring, each as one line."""
+    found = _SECTION.findall(inspect.cleandoc(doc or ""))
+    return {title.lower(): " ".join(text.split()) for title, text in found}
+
+
 def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
     """Make a feature of a function; everything that is not given here stands in the function.
 
@@ -152,7 +158,7 @@ def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
             **dict.fromkeys(("formula", "direction", "source"), ""),  # python -OO has no docstrings
             "name": compute.__name__,
             "summary": text[:1].lower() + text.partition("\n")[0][1:].removesuffix("."),
-            **{title.lower(): " ".join(said.split()) for title, said in _SECTION.findall(text)},
+            **sections(text),
             "axes": tuple(axes),
             "level": "token" if item == "row" else "trace",
             "cost": "matrix" if _LARGE & set(" | ".join(reads).split(" | ")) else "stream",

@@ -57,21 +57,18 @@ class TfidfText(Detector):
     Args:
         seed: By default that of the configuration.
         config: Settings.
+
+    Summary:
+        logistic regression on TF-IDF of the answer's words and characters
+
+    Source:
+        Control of the sinktda study (2026). Words and pairs of words, two to four characters within
+        words; rows of unit length. The penalty is chosen in three grouped folds within the training
+        side, classes are balanced; the vocabulary is that of the training side. With
+        text=question+answer it reads the question too.
     """
 
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="tfidf",
-        summary="logistic regression on TF-IDF of the answer's words and characters",
-        source=(
-            "Control of the sinktda study (2026). Words and pairs of words, two to four "
-            "characters within words; rows of unit length. The penalty is chosen in three grouped "
-            "folds within the training side, classes are balanced; the vocabulary is that of the "
-            "training side. With text=question+answer it reads the question too."
-        ),
-        inputs=("text",),
-        is_supervised=True,
-        is_control=True,
-    )
+    card: ClassVar[DetectorCard] = DetectorCard.of(__doc__, "tfidf", "text", is_control=True)
 
     def __init__(self, seed: int | None = None, config: TextConfig | None = None) -> None:
         config = config or TextConfig()

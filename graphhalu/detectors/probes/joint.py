@@ -49,25 +49,37 @@ class Choice(NamedTuple):
 
 @final
 class JointProbe(ProbeDetector):
-    """Every layer, head and hidden state in one linear map."""
+    """Every layer, head and hidden state in one linear map.
 
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="joint-probe",
-        summary="one logistic regression on attention of all heads, all hidden layers, likelihood",
-        source=(
-            "Our own: an L2 penalty a block (a Gaussian prior whose variance is shared out among "
-            "attention, hidden states and likelihood, then among their features), solved through "
-            "the kernel of the traces, so that 60,000 columns cost what the traces cost. Shares "
-            "and penalty are chosen in three grouped folds within the training side; classes are "
-            "balanced. Columns are standardised by the training side without its labels."
-        ),
-        inputs=("attention", "hidden", "likelihood"),
-        is_supervised=True,
+    Summary:
+        one logistic regression on attention of all heads, all hidden layers, likelihood
+
+    Source:
+        Our own: an L2 penalty a block (a Gaussian prior whose variance is shared out among
+        attention, hidden states and likelihood, then among their features), solved through the
+        kernel of the traces, so that 60,000 columns cost what the traces cost. Shares and penalty
+        are chosen in three grouped folds within the training side; classes are balanced. Columns
+        are standardised by the training side without its labels.
+    """
+
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__,
+        "joint-probe",
+        "attention",
+        "hidden",
+        "likelihood",
         reads=(
-            "hidden", "received", "self_attention", "sink_keys", "span_mass",
-            "row_entropy", "token_logprob", "token_entropy", "top1_margin",
+            "hidden",
+            "received",
+            "self_attention",
+            "sink_keys",
+            "span_mass",
+            "row_entropy",
+            "token_logprob",
+            "token_entropy",
+            "top1_margin",
         ),
-    )  # fmt: skip
+    )
 
     def specs(self) -> tuple[FeatureSpec, ...]:
         """All features of all families."""
