@@ -10,6 +10,7 @@ from pydantic import Field
 from scipy.sparse import csr_matrix, hstack
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import cross_val_score
 
 from graphhalu.config import validate
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
@@ -24,7 +25,7 @@ from graphhalu.detectors.saved import (
     write_arrays,
     write_description,
 )
-from graphhalu.detectors.sides import ChosenTraces, auroc, check_classes
+from graphhalu.detectors.sides import ChosenTraces, check_classes
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
@@ -196,11 +197,10 @@ def _regression(strength: float) -> LogisticRegression:
 def _inner_auroc(
     terms: csr_matrix, labels: Int[np.ndarray, "trace"], folds: Sequence[Any], strength: float
 ) -> float:
-    aurocs = []
-    for train, held_out in folds:
-        model = _regression(strength).fit(terms[train], labels[train])
-        aurocs.append(auroc(model.decision_function(terms[held_out]), labels[held_out]))
-    return float(np.mean(aurocs)) if aurocs else 0.5
+    if not folds:
+        return 0.5
+    model = _regression(strength)
+    return cross_val_score(model, terms, labels, cv=folds, scoring="roc_auc").mean()
 
 
 def _check_sizes(

@@ -136,7 +136,7 @@ def _cross_fitted(
         scaling = Scaling.of(known.values)
         rotated = Rotation.of(scaling.apply(known.values), N_COMPONENTS)
         (solution,) = l2_path(rotated.scores, known.labels, (STRENGTH,))
-        weight = rotated.columns(solution.weight[:, None])[:, 0]
+        weight = rotated.columns(solution.weight)
         logits = [
             scaling.apply(values[side]) @ weight + solution.bias
             for side in (fold.validation, fold.test)
