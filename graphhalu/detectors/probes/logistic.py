@@ -199,32 +199,42 @@ class Rotation(NamedTuple):
 
     Attributes:
         scores: The traces, component by component.
-        axes: The components, of length 1.
+        span: What components are sums of: columns, or traces where there are fewer of them.
+        back: Share of each of these in each component.
     """
 
     scores: Float[np.ndarray, "trace component"]
-    axes: Float[np.ndarray, "component kept"]
+    span: Float[np.ndarray, "place kept"] | None
+    back: Float[np.ndarray, "place component"]
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "trace kept"], n_components: int = 512) -> "Rotation":
         """Rotate standardised columns; keep at most so many components that vary."""
         if not values.size:
-            return cls(np.zeros((len(values), 0)), np.zeros((0, values.shape[1])))
+            return cls(np.zeros((len(values), 0)), None, np.zeros((values.shape[1], 0)))
         # through the smaller of the two products, several times faster than a decomposition
         is_wide = values.shape[1] > len(values)
         product = values @ values.T if is_wide else values.T @ values
         ends = (max(0, len(product) - n_components), len(product) - 1)
         variance, vectors = eigh(product, subset_by_index=ends, check_finite=False)
         order = np.flatnonzero(variance > _SMALLEST * max(float(variance[-1]), _SMALLEST))[::-1]
-        vectors = vectors[:, order]
-        axes = (vectors / np.sqrt(variance[order])).T @ values if is_wide else vectors.T
-        return cls(np.ascontiguousarray(values @ axes.T), axes)
+        size, vectors = np.sqrt(variance[order]), np.ascontiguousarray(vectors[:, order])
+        if is_wide:
+            return cls(vectors * size, values, vectors / size)
+        return cls(values @ vectors, None, vectors)
+
+    def turned(
+        self, values: Float[np.ndarray, "other kept"]
+    ) -> Float[np.ndarray, "other component"]:
+        """Other traces, component by component."""
+        return (values if self.span is None else values @ self.span.T) @ self.back
 
     def columns(
         self, weights: Float[np.ndarray, "component *candidate"]
     ) -> Float[np.ndarray, "kept *candidate"]:
         """Weights of columns from weights of the first components."""
-        return self.axes[: len(weights)].T @ weights
+        back = self.back[:, : len(weights)] @ weights
+        return back if self.span is None else self.span.T @ back
 
 
 class Solution(NamedTuple):

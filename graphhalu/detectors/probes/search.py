@@ -265,7 +265,7 @@ def _held_out_logits(
     if grid.penalty == "l1":
         return [found.logits(held_out) for found in l1_path(train, labels, grid.path)]
     rotation = Rotation.of(train, max(grid.components))
-    turned = held_out @ rotation.axes.T
+    turned = rotation.turned(held_out)
     return [
         found.logits(turned[:, :number])
         for number in sorted(grid.components)
