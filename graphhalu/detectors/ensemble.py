@@ -17,7 +17,6 @@ from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.attention import LogisticProbe, Recipe, plain_grid
 from graphhalu.detectors.probes.base import ProbeConfig, ProbeDetector
 from graphhalu.detectors.probes.logistic import balanced_weights
-from graphhalu.detectors.probes.search import Learned
 from graphhalu.detectors.saved import damaged, read_description, required, write_description
 from graphhalu.detectors.sides import ChosenTraces, check_classes
 from graphhalu.errors import NotEnoughDataError, UsageError
@@ -146,14 +145,17 @@ class AllFeatures(Detector):
         check_classes(labels.values[kept], self.card.name)
         members, columns, failures = {}, {}, {}
         for name in self.config.blocks:
-            member = _make(name, self.config)
+            kind = _block_class(name)
+            settings = {"seed": self.config.seed, "n_folds": self.config.n_folds}
+            member = kind(**kind.settings(**settings))
             try:
                 learned, used = member.fit_side(traces, labels, split.train)
             except NotEnoughDataError as error:
                 failures[name] = str(error).splitlines()[0]
                 continue
             members[name] = member
-            columns[name] = _placed(learned, used, kept)
+            columns[name] = np.full(len(kept), np.nan)
+            columns[name][np.isin(kept, used)] = learned.out_of_fold
         if not members:
             message = f"no block could be fitted: {next(iter(failures.values()))}"
             raise NotEnoughDataError(message)
@@ -285,16 +287,6 @@ def _non_negative(
     return found.x[:-1], float(found.x[-1])
 
 
-def _placed(
-    learned: Learned, used: Int[np.ndarray, "used"], kept: Int[np.ndarray, "trace"]
-) -> Float[np.ndarray, "trace"]:
-    """Out-of-fold logits among all training traces."""
-    column = np.full(len(kept), np.nan)
-    place = {index: place for place, index in enumerate(kept.tolist())}
-    column[[place[index] for index in used.tolist()]] = learned.out_of_fold
-    return column
-
-
 def _block_class(name: str) -> type[ProbeDetector]:
     from graphhalu.detectors.registry import DETECTORS
 
@@ -303,12 +295,6 @@ def _block_class(name: str) -> type[ProbeDetector]:
         message = f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out"
         raise UsageError(message)
     return found
-
-
-def _make(name: str, config: EnsembleConfig) -> ProbeDetector:
-    settings = {"seed": config.seed, "n_folds": config.n_folds}
-    kind = _block_class(name)
-    return kind(**kind.settings(**settings))
 
 
 def _probe(detector: Detector) -> ProbeDetector:
