@@ -13,7 +13,7 @@ from graphhalu.engine.base import Engine, in_order
 from graphhalu.engine.here import Here
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import percentile_interval
-from graphhalu.features.sending import opener
+from graphhalu.features.table import opener
 from graphhalu.graphs.build import iter_graphs
 from graphhalu.graphs.effects import cliffs_delta, length_adjusted, ranked
 from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe

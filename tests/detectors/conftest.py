@@ -5,8 +5,9 @@ from dataclasses import replace
 
 import pytest
 import torch
-from graphhalu.detectors.graph_detector import GraphDetector
 
+from graphhalu.detectors.gnn.detector import NetworkDetector
+from graphhalu.detectors.gnn.own import GraphhaluDetector
 from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.testing.contracts import planted_data
 
@@ -82,13 +83,16 @@ def with_signals():
     return get
 
 
+NETWORKS = (NetworkDetector, GraphhaluDetector)
 SMALL_ENSEMBLE = ("sink-probe-heads", "likelihood-probe", "summaries")
 
 
 def quick_settings(name, **settings):
     """Settings that reach graph networks only; others get what makes them quick."""
     detector_class = DETECTORS.get(name)
-    if not issubclass(detector_class, GraphDetector):
+    if issubclass(detector_class, NETWORKS):
+        settings = {"n_folds": 2, **settings}
+    else:
         settings = {"blocks": SMALL_ENSEMBLE} if name == "all-features" else {}
         if "n_folds" in getattr(getattr(detector_class, "config_class", None), "model_fields", {}):
             settings["n_folds"] = 2

@@ -8,7 +8,7 @@ import pytest
 from graphhalu.datasets.worldfacts import Worldfacts
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.scalar.likelihood import Perplexity
-from graphhalu.features.length import ANSWER_LENGTH
+from graphhalu.features.likelihood import answer_length
 from graphhalu.labels.base import LabelDecision
 from graphhalu.labels.match import AliasMatch
 from graphhalu.testing.contracts import (
@@ -152,8 +152,8 @@ def test_a_detector_that_cannot_score_nothing_raises_what_it_raises(data):
 
 
 def test_a_feature_that_breaks_a_promise_is_told_which():
-    check_feature(ANSWER_LENGTH)
-    compute = ANSWER_LENGTH.compute
+    check_feature(answer_length)
+    compute = answer_length.compute
     broken = {
         "summary must be one line": {"summary": "two\nlines"},
         "reads names": {"reads": ("no_array",)},
@@ -163,7 +163,7 @@ def test_a_feature_that_breaks_a_promise_is_told_which():
     }
     for promise, changes in broken.items():
         with pytest.raises(AssertionError, match=promise):
-            check_feature(replace(ANSWER_LENGTH, **changes))
+            check_feature(replace(answer_length, **changes))
 
 
 class MakesUpLabels(AliasMatch):
