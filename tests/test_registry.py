@@ -183,8 +183,8 @@ def test_a_path_is_no_registered_name(registry):
 def test_a_feature_is_an_object_and_bears_its_name(monkeypatch, tmp_path):
     code = (
         "from dataclasses import replace\n"
-        "from graphhalu.features.length import ANSWER_LENGTH\n"
-        "MINE = replace(ANSWER_LENGTH, name='mine')\n"
+        "from graphhalu.features.likelihood import answer_length\n"
+        "MINE = replace(answer_length, name='mine')\n"
     )
     (tmp_path / "my_feature.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)

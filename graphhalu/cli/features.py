@@ -34,8 +34,9 @@ def features(
     json: Annotated[bool, typer.Option("--json", help="Print the result as JSON.")] = False,
 ) -> None:
     """Compute features of every trace; without --out only a summary is printed."""
+    from graphhalu.features.registry import available_features
     from graphhalu.features.spec import split_text
-    from graphhalu.features.table import available_features, feature_table, write_features
+    from graphhalu.features.table import feature_table, write_features
 
     engine = spread.ray_engine(ray, ray_actors, ray_cpus, ray_gpus, ray_wait)
     store = open_store(traces)
@@ -47,7 +48,7 @@ def features(
         else:
             say(f"{n_rows} rows and {n_columns} columns in {out}")
         return
-    from graphhalu.features.summary import summarise
+    from graphhalu.features.table import summarise
 
     table = feature_table(store, wanted, per_token=per_token, engine=engine)
     rows = summarise(table)

@@ -87,8 +87,12 @@ def features(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print as Markdown.")] = False,
 ) -> None:
     """Features with formula, shape, what they read and where they come from."""
-    from graphhalu.features.registry import FEATURES
-    from graphhalu.features.table import FEATURE_COLUMNS, feature_cells, markdown_table
+    from graphhalu.features.registry import (
+        FEATURE_COLUMNS,
+        FEATURES,
+        feature_cells,
+        markdown_table,
+    )
 
     loaded = FEATURES.load_all()
     rows = [list(feature_cells(feature)) for feature in loaded.objects.values()]

@@ -4,7 +4,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar, Literal, Protocol, runtime_checkable
+from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Int
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.identity import Identity
 from graphhalu.errors import GraphhaluError, NonFiniteError
+from graphhalu.features.base import sections
 from graphhalu.labels.labels import Labels, Level
 from graphhalu.safe_read import shown
 from graphhalu.splits import Split
@@ -90,6 +91,24 @@ class DetectorCard:
     reads: tuple[str, ...] = ()
     is_graph: bool = False
     level: Level = "answer"
+
+    @classmethod
+    def of(
+        cls, doc: str | None, name: str, *inputs: Input, note: str = "", **fields: Any
+    ) -> "DetectorCard":
+        """The card of a trained detector whose docstring has the sections Summary and Source.
+
+        Args:
+            doc: The docstring; ``None`` under ``python -OO``, which then has neither text.
+            name: Registered name.
+            inputs: What it reads from a trace.
+            note: What several detectors say at the end of their source.
+            fields: Other fields of the card.
+        """
+        text = sections(doc)
+        source = f"{text.get('source', '')} {note}".strip()
+        summary = text.get("summary", "")
+        return cls(name, summary, source, inputs, is_supervised=True, **fields)
 
 
 class Detector(ABC):

@@ -17,7 +17,6 @@ from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.attention import LogisticProbe, Recipe, plain_grid
 from graphhalu.detectors.probes.base import ProbeConfig, ProbeDetector
 from graphhalu.detectors.probes.logistic import balanced_weights
-from graphhalu.detectors.probes.search import Learned
 from graphhalu.detectors.saved import damaged, read_description, required, write_description
 from graphhalu.detectors.sides import ChosenTraces, check_classes
 from graphhalu.errors import NotEnoughDataError, UsageError
@@ -45,7 +44,14 @@ class EnsembleConfig(ProbeConfig):
 
 @final
 class Summaries(LogisticProbe):
-    """Numbers that have no block of their own."""
+    """Numbers that have no block of their own.
+
+    Summary:
+        logistic regression on RAUQ and sizes of hidden states
+
+    Source:
+        A block of the ensemble.
+    """
 
     recipe: ClassVar[Recipe] = Recipe(
         tuple(
@@ -54,12 +60,12 @@ class Summaries(LogisticProbe):
         ),
         plain_grid,
     )
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="summaries",
-        summary="logistic regression on RAUQ and sizes of hidden states",
-        source="A block of the ensemble.",
-        inputs=("attention", "hidden", "likelihood"),
-        is_supervised=True,
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__,
+        "summaries",
+        "attention",
+        "hidden",
+        "likelihood",
         reads=("attention", "hidden", "token_logprob"),
     )
 
@@ -79,26 +85,38 @@ class AllFeatures(Detector):
     Args:
         seed: By default that of the configuration.
         config: Settings.
+
+    Summary:
+        a probe for each block of features, joined by a non-negative logistic regression
+
+    Source:
+        Stacking as of Wolpert 1992 and Breiman 1996: every block's probe gives logits of training
+        traces from inner folds that never saw their question, and weights of at least 0 join them.
+        The logits are those of the chosen candidate of each block, so blocks with many candidates
+        look a little better than they are. A block that a trace lacks counts as its mean, and a
+        trace that lacks those of more than half of the weight has no score. Text is not among the
+        blocks.
     """
 
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="all-features",
-        summary="a probe for each block of features, joined by a non-negative logistic regression",
-        source=(
-            "Stacking as of Wolpert 1992 and Breiman 1996: every block's probe gives logits of "
-            "training traces from inner folds that never saw their question, and weights of at "
-            "least 0 join them. The logits are those of the chosen candidate of each block, so "
-            "blocks with many candidates look a little better than they are. A block that a "
-            "trace lacks counts as its mean, and a trace that lacks those of more than half of "
-            "the weight has no score. Text is not among the blocks."
-        ),
-        inputs=("attention", "hidden", "likelihood"),
-        is_supervised=True,
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__,
+        "all-features",
+        "attention",
+        "hidden",
+        "likelihood",
         reads=(
-            "attention", "hidden", "received", "self_attention", "sink_keys", "span_mass",
-            "row_entropy", "token_logprob", "token_entropy", "top1_margin",
+            "attention",
+            "hidden",
+            "received",
+            "self_attention",
+            "sink_keys",
+            "span_mass",
+            "row_entropy",
+            "token_logprob",
+            "token_entropy",
+            "top1_margin",
         ),
-    )  # fmt: skip
+    )
 
     def __init__(self, seed: int | None = None, config: EnsembleConfig | None = None) -> None:
         config = config or EnsembleConfig()
@@ -127,14 +145,17 @@ class AllFeatures(Detector):
         check_classes(labels.values[kept], self.card.name)
         members, columns, failures = {}, {}, {}
         for name in self.config.blocks:
-            member = _make(name, self.config)
+            kind = _block_class(name)
+            settings = {"seed": self.config.seed, "n_folds": self.config.n_folds}
+            member = kind(**kind.settings(**settings))
             try:
                 learned, used = member.fit_side(traces, labels, split.train)
             except NotEnoughDataError as error:
                 failures[name] = str(error).splitlines()[0]
                 continue
             members[name] = member
-            columns[name] = _placed(learned, used, kept)
+            columns[name] = np.full(len(kept), np.nan)
+            columns[name][np.isin(kept, used)] = learned.out_of_fold
         if not members:
             message = f"no block could be fitted: {next(iter(failures.values()))}"
             raise NotEnoughDataError(message)
@@ -266,16 +287,6 @@ def _non_negative(
     return found.x[:-1], float(found.x[-1])
 
 
-def _placed(
-    learned: Learned, used: Int[np.ndarray, "used"], kept: Int[np.ndarray, "trace"]
-) -> Float[np.ndarray, "trace"]:
-    """Out-of-fold logits among all training traces."""
-    column = np.full(len(kept), np.nan)
-    place = {index: place for place, index in enumerate(kept.tolist())}
-    column[[place[index] for index in used.tolist()]] = learned.out_of_fold
-    return column
-
-
 def _block_class(name: str) -> type[ProbeDetector]:
     from graphhalu.detectors.registry import DETECTORS
 
@@ -284,12 +295,6 @@ def _block_class(name: str) -> type[ProbeDetector]:
         message = f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out"
         raise UsageError(message)
     return found
-
-
-def _make(name: str, config: EnsembleConfig) -> ProbeDetector:
-    settings = {"seed": config.seed, "n_folds": config.n_folds}
-    kind = _block_class(name)
-    return kind(**kind.settings(**settings))
 
 
 def _probe(detector: Detector) -> ProbeDetector:

@@ -22,7 +22,7 @@ from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.crossfit import OutOfFold, cross_fit
 from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.rows import Compared
-from graphhalu.features.sending import opener
+from graphhalu.features.table import opener
 from graphhalu.registry import fault_text
 from graphhalu.traces.trace import Trace
 

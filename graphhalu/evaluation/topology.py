@@ -12,7 +12,7 @@ from scipy.stats import norm
 from graphhalu.engine.executors import Executor, SerialExecutor, in_order
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import percentile_interval
-from graphhalu.features.sending import opener
+from graphhalu.features.table import opener
 from graphhalu.graphs.build import iter_graphs
 from graphhalu.graphs.effects import cliffs_delta, length_adjusted, ranked
 from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe

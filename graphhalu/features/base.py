@@ -1,5 +1,7 @@
-"""What a feature is: a pure function of a block of traces, with what a user must know of it."""
+"""A feature: a pure function of a block of traces, with what a user must know of it."""
 
+import inspect
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
@@ -52,6 +54,10 @@ class Feature:
     cost: Literal["stream", "matrix"] = "stream"
     parameters: Mapping[str, Any] = field(default_factory=dict)
     reads_beams: bool = False
+
+    def __call__(self, block: TraceBlock, **parameters: Any) -> Float[np.ndarray, "item *axes"]:
+        """What ``compute`` gives: not rounded to float32, and not checked."""
+        return self.compute(block, **self.settings(parameters))
 
     def settings(self, parameters: Mapping[str, Any]) -> dict[str, Any]:
         """All parameters, with these in place of their defaults.
@@ -116,6 +122,52 @@ def _labels(axis: str, size: int, shape: TraceShape) -> tuple[str, ...]:
         return SPAN_NAMES
     prefix = {"head": "h", "rank": "r", "kv_head": "g", "feature": "f"}.get(axis, axis)
     return tuple(f"{prefix}{entry:02d}" for entry in range(size))
+
+
+_LARGE: Final = {"attention", "hidden", "hidden_rows", "edge_key"}
+_SECTION: Final = re.compile(
+    r"^(Summary|Formula|Direction|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE
+)
+
+
+def sections(doc: str | None) -> dict[str, str]:
+    """Summary, formula, direction and source of a docstring, each as one line."""
+    found = _SECTION.findall(inspect.cleandoc(doc or ""))
+    return {title.lower(): " ".join(text.split()) for title, text in found}
+
+
+def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
+    """Make a feature of a function; everything that is not given here stands in the function.
+
+    Name and parameters are those of the function, axes and level those of the array that it
+    returns. Formula, direction and source are sections of its docstring, and so is the summary
+    where the first line is not meant.
+
+    Args:
+        reads: As of :class:`Feature`.
+        fields: Fields of :class:`Feature` that the function does not say, as a text that several
+            features share.
+    """
+
+    def make(compute: Compute) -> Feature:
+        returned = inspect.get_annotations(compute)["return"]
+        item, *axes = returned.dim_str.split()
+        arguments = inspect.signature(compute).parameters.values()
+        text = inspect.getdoc(compute) or ""
+        said = {
+            **dict.fromkeys(("formula", "direction", "source"), ""),  # python -OO has no docstrings
+            "name": compute.__name__,
+            "summary": text[:1].lower() + text.partition("\n")[0][1:].removesuffix("."),
+            **sections(text),
+            "axes": tuple(axes),
+            "level": "token" if item == "row" else "trace",
+            "cost": "matrix" if _LARGE & set(" | ".join(reads).split(" | ")) else "stream",
+            "parameters": {a.name: a.default for a in arguments if a.kind is a.KEYWORD_ONLY},
+            **fields,
+        }
+        return Feature(reads=reads, compute=compute, **said)
+
+    return make
 
 
 def within(

@@ -1,19 +1,17 @@
 """How much the beams of one question differ: beams are samples that come for free."""
 
+from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from graphhalu.features.base import Feature
+from graphhalu.features.base import Feature, feature
 from graphhalu.features.block import TraceBlock
-from graphhalu.features.entropy import ATTENTION_ENTROPY_MEAN
-from graphhalu.features.length import ANSWER_LENGTH
-from graphhalu.features.likelihood import LOGPROB_MEAN, TOKEN_ENTROPY_MEAN
-from graphhalu.features.lookback import LOOKBACK_RATIO
-from graphhalu.features.pairs import finite_or_missing
-from graphhalu.features.sinks import SINK_MASS_K4
-from graphhalu.features.states import states, trace_place
+from graphhalu.features.likelihood import answer_length, logprob_mean, output_entropy_mean
+from graphhalu.features.matrices import finite_or_missing, states, trace_place
+from graphhalu.features.row_statistics import attention_entropy_mean, lookback_ratio
+from graphhalu.features.sinks import sink_mass_k4
 
 EIGEN_RIDGE: Final = 1e-3
 """What is added to the diagonal of the covariance of the beams."""
@@ -63,31 +61,29 @@ def _group_sum(
     return total
 
 
-def spread_of(feature: Feature) -> Feature:
+def spread_of(single: Feature) -> Feature:
     """The spread of a trace-level feature over the beams of a question, as a feature.
 
     All beams of a question must lie in one block.
     """
 
     def compute(block: TraceBlock, **parameters: Any) -> Float[np.ndarray, "trace *axes"]:
-        return beam_spread(feature.values(block, **parameters), beam_groups(block))
+        return beam_spread(single.values(block, **parameters), beam_groups(block))
 
-    return Feature(
-        name=f"beam_std_{feature.name}",
-        summary=f"Standard deviation over the beams of a question: {feature.summary}",
-        formula=f"std over beams of ({feature.formula})",
-        source=f"Instability across beams. {feature.source} Missing where only one beam is kept, "
+    return replace(
+        single,
+        name=f"beam_std_{single.name}",
+        summary=f"Standard deviation over the beams of a question: {single.summary}",
+        formula=f"std over beams of ({single.formula})",
+        source=f"Instability across beams. {single.source} Missing where only one beam is kept, "
         "and for answers that were given; the same for all beams of a question.",
         direction="higher: the beams differ more",
-        reads=feature.reads,
-        axes=feature.axes,
         compute=compute,
-        cost=feature.cost,
-        parameters=feature.parameters,
         reads_beams=True,
     )
 
 
+@feature("hidden | hidden_rows", reads_beams=True)
 def beam_eigenscore(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     """Mean log eigenvalue of the covariance between the beams' states in a middle layer.
 
@@ -100,6 +96,21 @@ def beam_eigenscore(block: TraceBlock) -> Float[np.ndarray, "trace"]:
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        EigenScore over the beams of a question
+
+    Formula:
+        mean over k of log of eigenvalue k of cov(Z) + 0.001 I; Z = h[L / 2, S - 1] of each beam;
+        cov between beams, over units
+
+    Direction:
+        higher: the beams mean more different things
+
+    Source:
+        INSIDE, arXiv 2402.03744, over beams and not over samples: the state of the last answer
+        token, in the kept layer nearest to the middle, natural logarithm, no clipping of features.
+        It depends on the number of beams.
     """
     entry, _ = trace_place(block, block.of_record("length") - 1)
     found = states(block, middle_state(block), entry).astype(np.float64)
@@ -124,25 +135,9 @@ def middle_state(block: TraceBlock) -> int:
     return int(np.abs(depth - block.shape.n_layers / 2).argmin()) if len(depth) else 0
 
 
-BEAM_STD_LOGPROB: Final = spread_of(LOGPROB_MEAN)
-BEAM_STD_LENGTH: Final = spread_of(ANSWER_LENGTH)
-BEAM_STD_OUTPUT_ENTROPY: Final = spread_of(TOKEN_ENTROPY_MEAN)
-BEAM_STD_SINK: Final = spread_of(SINK_MASS_K4)
-BEAM_STD_LOOKBACK: Final = spread_of(LOOKBACK_RATIO)
-BEAM_STD_ENTROPY: Final = spread_of(ATTENTION_ENTROPY_MEAN)
-
-BEAM_EIGENSCORE: Final = Feature(
-    name="beam_eigenscore",
-    summary="EigenScore over the beams of a question",
-    formula="mean over k of log of eigenvalue k of cov(Z) + 0.001 I; Z = h[L / 2, S - 1] of each "
-    "beam; cov between beams, over units",
-    source="INSIDE, arXiv 2402.03744, over beams and not over samples: the state of the last "
-    "answer token, in the kept layer nearest to the middle, natural logarithm, no clipping of "
-    "features. It depends on the number of beams.",
-    direction="higher: the beams mean more different things",
-    reads=("hidden | hidden_rows",),
-    axes=(),
-    compute=beam_eigenscore,
-    cost="matrix",
-    reads_beams=True,
-)
+beam_std_logprob_mean: Final = spread_of(logprob_mean)
+beam_std_answer_length: Final = spread_of(answer_length)
+beam_std_output_entropy_mean: Final = spread_of(output_entropy_mean)
+beam_std_sink_mass_k4: Final = spread_of(sink_mass_k4)
+beam_std_lookback_ratio: Final = spread_of(lookback_ratio)
+beam_std_attention_entropy_mean: Final = spread_of(attention_entropy_mean)

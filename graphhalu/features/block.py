@@ -15,8 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from graphhalu.axes import Span, answer_producing_rows
 from graphhalu.errors import TraceNotFoundError
-from graphhalu.features.ragged import Ragged
-from graphhalu.features.sources import BlockArrays, MemoryArrays, PartArrays
+from graphhalu.features.ragged import BlockArrays, MemoryArrays, PartArrays, Ragged
 from graphhalu.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.part import Part
@@ -48,14 +47,12 @@ class Rows:
     @property
     def token(self) -> Int[np.ndarray, "row"]:
         """Token of each row, counted within its trace."""
-        token: Int[np.ndarray, "row"] = self.block.row_token[self.index]
-        return token
+        return self.block.row_token[self.index]
 
     @cached_property
     def n_visible(self) -> Int[np.ndarray, "layer row"]:
         """Keys that each row can see, itself included."""
-        visible: Int[np.ndarray, "layer row"] = self.block.n_visible[:, self.index]
-        return visible
+        return self.block.n_visible[:, self.index]
 
     def n_visible_of(self, is_kind: Bool[np.ndarray, "token"]) -> Int[np.ndarray, "layer row"]:
         """Keys of one kind that each row can see, itself included.
@@ -65,18 +62,15 @@ class Rows:
         """
         before = ragged_offsets(is_kind.astype(np.int64))
         end = self.block.tokens.offsets[self.ragged.trace] + self.token + 1
-        count: Int[np.ndarray, "layer row"] = before[end] - before[end - self.n_visible]
-        return count
+        return before[end] - before[end - self.n_visible]
 
     def read(self, name: str) -> Float[np.ndarray, "layer head row *entries"]:
         """A stream of these rows, in float32."""
-        values: Float[np.ndarray, "layer head row *entries"] = self._raw(name).astype(np.float32)
-        return values
+        return self._raw(name).astype(np.float32)
 
     def entry(self, name: str, entry: int) -> Float[np.ndarray, "layer head row"]:
         """One entry of the last axis of a stream of these rows, in float32."""
-        values: Float[np.ndarray, "layer head row"] = self._raw(name)[..., entry].astype(np.float32)
-        return values
+        return self._raw(name)[..., entry].astype(np.float32)
 
     def span_mass(self, spans: Sequence[Span]) -> Float[np.ndarray, "layer head row"]:
         """Attention of these rows to some named spans together."""
@@ -128,7 +122,7 @@ class TraceBlock:
             TraceNotFoundError: If the traces do not keep it.
         """
         encoding = array_spec(name).encoding
-        values = self.raw(name) if layer is None else self._stored(name, layer)
+        values = self.raw(name) if layer is None else self.stored(name, layer)
         if encoding != "plain":
             return (from_bfloat16_bits if encoding == "bfloat16" else from_fixed_point)(values)
         return values.astype(np.float32) if values.dtype == np.float16 else values
@@ -142,9 +136,9 @@ class TraceBlock:
             TraceNotFoundError: If the traces do not keep it.
         """
         if name in MATRICES:
-            return self._stored(name, None)
+            return self.stored(name)
         if name not in self._remembered:
-            values = self._stored(name, None)
+            values = self.stored(name)
             values.flags.writeable = False
             self._remembered[name] = values
         return self._remembered[name]
@@ -153,7 +147,8 @@ class TraceBlock:
     def _remembered(self) -> dict[str, np.ndarray]:
         return {}
 
-    def _stored(self, name: str, layer: int | None) -> np.ndarray:
+    def stored(self, name: str, layer: int | None = None) -> np.ndarray:
+        """As :meth:`raw`, or one entry of the first axis; nothing is remembered."""
         array_spec(name)
         if name not in self.arrays.names():
             message = (
@@ -176,10 +171,7 @@ class TraceBlock:
     @cached_property
     def row_token(self) -> Int[np.ndarray, "row"]:
         """Token of each stored row, counted within its trace."""
-        token: Int[np.ndarray, "row"] = (
-            self.rows.position + self.of_record("row_start")[self.rows.trace]
-        )
-        return token
+        return self.rows.position + self.of_record("row_start")[self.rows.trace]
 
     @cached_property
     def is_answer_row(self) -> Bool[np.ndarray, "row"]:
@@ -187,10 +179,7 @@ class TraceBlock:
         ranges = [answer_producing_rows(r.prompt_length, r.length) for r in self.records]
         starts, stops = np.array(ranges, dtype=np.int64).reshape(-1, 2).T
         trace = self.rows.trace
-        is_answer: Bool[np.ndarray, "row"] = (self.row_token >= starts[trace]) & (
-            self.row_token < stops[trace]
-        )
-        return is_answer
+        return (self.row_token >= starts[trace]) & (self.row_token < stops[trace])
 
     @property
     def answer_rows(self) -> Rows:
@@ -204,8 +193,7 @@ class TraceBlock:
 
     @cached_property
     def _answer_index(self) -> tuple[Int[np.ndarray, "row"], Ragged]:
-        counts = np.bincount(self.rows.trace[self.is_answer_row], minlength=len(self))
-        return np.flatnonzero(self.is_answer_row), Ragged(ragged_offsets(counts))
+        return np.flatnonzero(self.is_answer_row), self.rows.among(self.is_answer_row)
 
     def answer_part(self, name: str) -> Shaped[np.ndarray, "layer head row *entries"]:
         """A stream of the rows that produce the answer, in the stored number format.
@@ -223,20 +211,14 @@ class TraceBlock:
     @cached_property
     def is_answer_token(self) -> Bool[np.ndarray, "token"]:
         """Which tokens belong to the answer."""
-        is_answer: Bool[np.ndarray, "token"] = (
-            self.tokens.position >= self.of_record("prompt_length")[self.tokens.trace]
-        )
-        return is_answer
+        return self.tokens.position >= self.of_record("prompt_length")[self.tokens.trace]
 
     @cached_property
     def n_visible(self) -> Int[np.ndarray, "layer row"]:
         """Keys that each stored row can see, itself included: fewer in a sliding window."""
         seen = self.row_token + 1
         windows = [np.iinfo(np.int64).max if w is None else w for w in self.shape.layer_windows]
-        visible: Int[np.ndarray, "layer row"] = np.minimum(
-            seen, np.array(windows, dtype=np.int64)[:, None]
-        )
-        return visible
+        return np.minimum(seen, np.array(windows, dtype=np.int64)[:, None])
 
     @cached_property
     def n_rows_that_see(self) -> Int[np.ndarray, "layer token"]:
@@ -248,8 +230,7 @@ class TraceBlock:
             np.iinfo(np.int64).max // 2 if w is None else w for w in self.shape.layer_windows
         ]
         last = np.minimum(length, key + np.array(windows, dtype=np.int64)[:, None])
-        count: Int[np.ndarray, "layer token"] = np.maximum(last - first, 0)
-        return count
+        return np.maximum(last - first, 0)
 
     def of_record(self, field: str) -> Int[np.ndarray, "trace"]:
         """An integer field of every record."""

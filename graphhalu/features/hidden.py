@@ -1,17 +1,17 @@
 """Summaries of the hidden states of the answer's tokens, and the states themselves."""
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.features.base import Feature
+from graphhalu.features.base import feature
 from graphhalu.features.block import TraceBlock
-from graphhalu.features.pairs import finite_or_missing
-from graphhalu.features.ragged import Ragged
-from graphhalu.features.states import (
+from graphhalu.features.matrices import (
     chosen_by_trace,
+    finite_or_missing,
     is_answer_state,
     keeps_all_states,
     state_axis,
@@ -19,6 +19,7 @@ from graphhalu.features.states import (
     trace_place,
     unit_states,
 )
+from graphhalu.features.ragged import Ragged
 
 RIDGE: Final = 1e-3
 """What is added to the diagonal of the Gram matrix of the hidden score."""
@@ -32,11 +33,24 @@ MASSIVE_RATIO: Final = 1000.0
 Reduce = Callable[[np.ndarray, Ragged], np.ndarray]
 
 
+@feature("hidden | hidden_rows")
 def hidden_norm(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     """Mean Euclidean norm of the answer tokens' hidden states, from 0 up.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Length of the answer tokens' hidden states
+
+    Formula:
+        mean over answer tokens t of |h[l, t]|
+
+    Direction:
+        higher: longer states
+
+    Source:
+        Common summary. The last hidden state is after the final norm.
     """
 
     def norm(found: Float[np.ndarray, "item unit"], by_trace: Ragged) -> np.ndarray:
@@ -46,6 +60,7 @@ def hidden_norm(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     return _each_layer(block, norm)
 
 
+@feature("hidden | hidden_rows")
 def hidden_shift(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
     """Mean of one minus the cosine between a token's states of neighbouring kept layers.
 
@@ -57,6 +72,19 @@ def hidden_shift(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Change of direction of the hidden state from one kept layer to the next
+
+    Formula:
+        mean over answer tokens t of 1 - cos(h[l, t], h[l + 1, t])
+
+    Direction:
+        higher: the layers turn the state more
+
+    Source:
+        Instability across layers; neighbours are the kept hidden states. The last hidden state is
+        after the final norm.
     """
     is_chosen = is_answer_state(block)
     by_trace = chosen_by_trace(block, is_chosen)
@@ -70,8 +98,9 @@ def hidden_shift(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
     return finite_or_missing(values)
 
 
-def cosine_to_mean(
-    block: TraceBlock, *, reduction: Literal["mean", "max"]
+@feature("hidden | hidden_rows")
+def hidden_cosine_mean(
+    block: TraceBlock, *, reduction: Literal["mean", "max"] = "mean"
 ) -> Float[np.ndarray, "trace hidden_layer"]:
     """Cosine of the answer tokens' states to the mean state of the whole sequence.
 
@@ -84,6 +113,19 @@ def cosine_to_mean(
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Cosine of answer states to the mean state of the sequence, averaged
+
+    Formula:
+        mean over answer tokens t of cos(h[l, t], mean over all tokens u of h[l, u])
+
+    Direction:
+        higher: the answer's tokens are more like sinks
+
+    Source:
+        Mirage in the Eyes, arXiv 2501.15269: sink tokens are the closest to the mean; there one
+        middle layer. The last hidden state is after the final norm.
     """
     _, axis, _ = state_axis(block)
     is_answer = is_answer_state(block)
@@ -99,7 +141,21 @@ def cosine_to_mean(
     return finite_or_missing(np.where(keeps_all_states(block)[:, None], values, np.nan))
 
 
-def effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
+hidden_cosine_max: Final = replace(
+    hidden_cosine_mean,
+    name="hidden_cosine_max",
+    summary="Largest cosine of an answer state to the mean state of the sequence",
+    formula=hidden_cosine_mean.formula.replace("mean over answer", "max over answer"),
+    source="Mirage in the Eyes, arXiv 2501.15269: the token at the maximum is its candidate for a "
+    "sink inside the answer; there one middle layer. The last hidden state is after the final "
+    "norm.",
+    direction="higher: a token of the answer is more like a sink",
+    parameters={"reduction": "max"},
+)
+
+
+@feature("hidden | hidden_rows")
+def hidden_effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     """Exponential of the entropy of the answer states' normalised singular values.
 
     Returns:
@@ -107,6 +163,20 @@ def effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Effective number of directions of the answer's hidden states
+
+    Formula:
+        exp(-sum over k of p[k] log p[k]), p[k] = s[k] / sum s, s = singular values of the answer's
+        states, not centred
+
+    Direction:
+        higher: the states spread over more directions
+
+    Source:
+        Effective rank, Roy and Vetterli 2007. It grows with the length of the answer. The last
+        hidden state is after the final norm.
     """
 
     def rank(gram: Float[np.ndarray, "trace token other"]) -> Float[np.ndarray, "trace"]:
@@ -114,17 +184,31 @@ def effective_rank(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]
         total = singular.sum(axis=-1, keepdims=True)
         share = singular / np.where(total > 0, total, np.nan)
         log = np.log(np.where(share > 0, share, 1.0))
-        ranks: Float[np.ndarray, "trace"] = np.exp(-(share * log).sum(axis=-1))
-        return ranks
+        return np.exp(-(share * log).sum(axis=-1))
 
     return _of_gram(block, rank, is_centred=False)
 
 
+@feature("hidden | hidden_rows")
 def hidden_score(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     """Mean logarithm of the singular values of the answer states' centred Gram matrix.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        LLM-Check's hidden score: mean log singular value of the answer's Gram matrix
+
+    Formula:
+        mean over k of log s[k](Z J Z' + 0.001 I); Z = states of the answer's tokens, J centres over
+        units
+
+    Direction:
+        higher: the states span a larger volume
+
+    Source:
+        LLM-Check, NeurIPS 2024; all layers are given, the paper picks one. The last hidden state is
+        after the final norm.
     """
 
     def mean_log(gram: Float[np.ndarray, "trace token other"]) -> Float[np.ndarray, "trace"]:
@@ -133,14 +217,14 @@ def hidden_score(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
         determinant: Float[np.ndarray, "trace"] = np.linalg.slogdet(
             gram + RIDGE * np.eye(n_tokens)
         ).logabsdet
-        mean: Float[np.ndarray, "trace"] = determinant / n_tokens
-        return mean
+        return determinant / n_tokens
 
     return _of_gram(block, mean_log, is_centred=True)
 
 
+@feature("hidden | hidden_rows")
 def massive_activations(
-    block: TraceBlock, *, of: Literal["all", "answer"]
+    block: TraceBlock, *, of: Literal["all", "answer"] = "all"
 ) -> Float[np.ndarray, "trace hidden_layer"]:
     """Number of massive activations: above 100 and at least 1000 times the median size.
 
@@ -153,6 +237,19 @@ def massive_activations(
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Number of massive activations in the sequence
+
+    Formula:
+        count over tokens t and units u of |h[l, t, u]| > 100 and >= 1000 median |h[l]|
+
+    Direction:
+        higher: more massive activations
+
+    Source:
+        Sun et al. 2024, arXiv 2402.17762. The median is that of the trace. The last hidden state is
+        after the final norm.
     """
     _, axis, _ = state_axis(block)
     is_counted = is_answer_state(block) if of == "answer" else np.ones(axis.offsets[-1], dtype=bool)
@@ -165,6 +262,17 @@ def massive_activations(
         n_massive[asked] = (size[asked] >= limit[asked, None]).sum(axis=1)
         values[:, place] = axis.sum(np.where(np.isnan(limit), np.nan, n_massive))
     return np.where(keeps_all_states(block)[:, None], values, np.nan)
+
+
+massive_answer_activations: Final = replace(
+    massive_activations,
+    name="massive_answer_activations",
+    summary="Number of massive activations in the answer",
+    formula=massive_activations.formula.replace("over tokens", "over answer tokens"),
+    source="As massive_activations; those of the answer mark sinks that form inside it.",
+    direction="higher: more massive activations inside the answer",
+    parameters={"of": "answer"},
+)
 
 
 def _massive_limit(
@@ -185,29 +293,70 @@ def _massive_limit(
     return limit
 
 
-def last_prompt_state(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
+@feature("hidden | hidden_rows")
+def state_last_prompt(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
     """State of the last prompt token, which yields the first answer token; NaN if not kept.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Hidden state of the last prompt token
+
+    Formula:
+        h[l, P - 1]
+
+    Direction:
+        none: a coordinate has no direction of its own
+
+    Source:
+        Input of probes such as SE probes (token before generation). The last hidden state is after
+        the final norm.
     """
     return _states_at(block, block.of_record("prompt_length") - 1)
 
 
-def last_answer_state(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
+@feature("hidden | hidden_rows")
+def state_last_answer(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
     """State of the last answer token; NaN if not kept.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Hidden state of the last answer token
+
+    Formula:
+        h[l, S - 1]
+
+    Direction:
+        none: a coordinate has no direction of its own
+
+    Source:
+        Input of probes such as SAPLMA. The last hidden state is after the final norm.
     """
     return _states_at(block, block.of_record("length") - 1)
 
 
-def mean_answer_state(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
+@feature("hidden | hidden_rows")
+def state_mean_answer(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer unit"]:
     """Mean state of the answer's tokens.
 
     Raises:
         TraceNotFoundError: If the traces keep no hidden states.
+
+    Summary:
+        Mean hidden state of the answer's tokens
+
+    Formula:
+        mean over answer tokens t of h[l, t]
+
+    Direction:
+        none: a coordinate has no direction of its own
+
+    Source:
+        Input of probes such as MIND's, which also averages over layers. The last hidden state is
+        after the final norm.
     """
 
     def mean(found: Float[np.ndarray, "item unit"], by_trace: Ragged) -> np.ndarray:
@@ -253,139 +402,3 @@ def _of_gram(
             is_finite = np.isfinite(gram).all(axis=(1, 2))
             values[alike[is_finite], place] = reduce(gram[is_finite])
     return finite_or_missing(values)
-
-
-_HIDDEN: Final = ("hidden | hidden_rows",)
-_LAST: Final = "The last hidden state is after the final norm."
-
-HIDDEN_NORM: Final = Feature(
-    name="hidden_norm",
-    summary="Length of the answer tokens' hidden states",
-    formula="mean over answer tokens t of |h[l, t]|",
-    source=f"Common summary. {_LAST}",
-    direction="higher: longer states",
-    reads=_HIDDEN,
-    axes=("hidden_layer",),
-    compute=hidden_norm,
-    cost="matrix",
-)
-HIDDEN_SHIFT: Final = Feature(
-    name="hidden_shift",
-    summary="Change of direction of the hidden state from one kept layer to the next",
-    formula="mean over answer tokens t of 1 - cos(h[l, t], h[l + 1, t])",
-    source=f"Instability across layers; neighbours are the kept hidden states. {_LAST}",
-    direction="higher: the layers turn the state more",
-    reads=_HIDDEN,
-    axes=("hidden_pair",),
-    compute=hidden_shift,
-    cost="matrix",
-)
-HIDDEN_COSINE_MEAN: Final = Feature(
-    name="hidden_cosine_mean",
-    summary="Cosine of answer states to the mean state of the sequence, averaged",
-    formula="mean over answer tokens t of cos(h[l, t], mean over all tokens u of h[l, u])",
-    source="Mirage in the Eyes, arXiv 2501.15269: sink tokens are the closest to the mean; there "
-    f"one middle layer. {_LAST}",
-    direction="higher: the answer's tokens are more like sinks",
-    reads=_HIDDEN,
-    axes=("hidden_layer",),
-    compute=cosine_to_mean,
-    cost="matrix",
-    parameters={"reduction": "mean"},
-)
-HIDDEN_COSINE_MAX: Final = Feature(
-    name="hidden_cosine_max",
-    summary="Largest cosine of an answer state to the mean state of the sequence",
-    formula="max over answer tokens t of cos(h[l, t], mean over all tokens u of h[l, u])",
-    source="Mirage in the Eyes, arXiv 2501.15269: the token at the maximum is its candidate for a "
-    f"sink inside the answer; there one middle layer. {_LAST}",
-    direction="higher: a token of the answer is more like a sink",
-    reads=_HIDDEN,
-    axes=("hidden_layer",),
-    compute=cosine_to_mean,
-    cost="matrix",
-    parameters={"reduction": "max"},
-)
-HIDDEN_EFFECTIVE_RANK: Final = Feature(
-    name="hidden_effective_rank",
-    summary="Effective number of directions of the answer's hidden states",
-    formula="exp(-sum over k of p[k] log p[k]), p[k] = s[k] / sum s, s = singular values of the "
-    "answer's states, not centred",
-    source="Effective rank, Roy and Vetterli 2007. It grows with the length of the answer. "
-    f"{_LAST}",
-    direction="higher: the states spread over more directions",
-    reads=_HIDDEN,
-    axes=("hidden_layer",),
-    compute=effective_rank,
-    cost="matrix",
-)
-HIDDEN_SCORE: Final = Feature(
-    name="hidden_score",
-    summary="LLM-Check's hidden score: mean log singular value of the answer's Gram matrix",
-    formula="mean over k of log s[k](Z J Z' + 0.001 I); Z = states of the answer's tokens, "
-    "J centres over units",
-    source=f"LLM-Check, NeurIPS 2024; all layers are given, the paper picks one. {_LAST}",
-    direction="higher: the states span a larger volume",
-    reads=_HIDDEN,
-    axes=("hidden_layer",),
-    compute=hidden_score,
-    cost="matrix",
-)
-MASSIVE_ACTIVATIONS: Final = Feature(
-    name="massive_activations",
-    summary="Number of massive activations in the sequence",
-    formula="count over tokens t and units u of |h[l, t, u]| > 100 and >= 1000 median |h[l]|",
-    source=f"Sun et al. 2024, arXiv 2402.17762. The median is that of the trace. {_LAST}",
-    direction="higher: more massive activations",
-    reads=_HIDDEN,
-    axes=("hidden_layer",),
-    compute=massive_activations,
-    cost="matrix",
-    parameters={"of": "all"},
-)
-MASSIVE_ANSWER_ACTIVATIONS: Final = Feature(
-    name="massive_answer_activations",
-    summary="Number of massive activations in the answer",
-    formula="count over answer tokens t and units u of |h[l, t, u]| > 100 and "
-    ">= 1000 median |h[l]|",
-    source="As massive_activations; those of the answer mark sinks that form inside it.",
-    direction="higher: more massive activations inside the answer",
-    reads=_HIDDEN,
-    axes=("hidden_layer",),
-    compute=massive_activations,
-    cost="matrix",
-    parameters={"of": "answer"},
-)
-STATE_LAST_PROMPT: Final = Feature(
-    name="state_last_prompt",
-    summary="Hidden state of the last prompt token",
-    formula="h[l, P - 1]",
-    source=f"Input of probes such as SE probes (token before generation). {_LAST}",
-    direction="none: a coordinate has no direction of its own",
-    reads=_HIDDEN,
-    axes=("hidden_layer", "unit"),
-    compute=last_prompt_state,
-    cost="matrix",
-)
-STATE_LAST_ANSWER: Final = Feature(
-    name="state_last_answer",
-    summary="Hidden state of the last answer token",
-    formula="h[l, S - 1]",
-    source=f"Input of probes such as SAPLMA. {_LAST}",
-    direction="none: a coordinate has no direction of its own",
-    reads=_HIDDEN,
-    axes=("hidden_layer", "unit"),
-    compute=last_answer_state,
-    cost="matrix",
-)
-STATE_MEAN_ANSWER: Final = Feature(
-    name="state_mean_answer",
-    summary="Mean hidden state of the answer's tokens",
-    formula="mean over answer tokens t of h[l, t]",
-    source=f"Input of probes such as MIND's, which also averages over layers. {_LAST}",
-    direction="none: a coordinate has no direction of its own",
-    reads=_HIDDEN,
-    axes=("hidden_layer", "unit"),
-    compute=mean_answer_state,
-    cost="matrix",
-)

@@ -7,10 +7,17 @@ from jaxtyping import Bool, Float, Int
 from scipy.special import entr
 
 from graphhalu.errors import TraceNotFoundError, UsageError
-from graphhalu.features.base import Feature
+from graphhalu.features.base import feature
 from graphhalu.features.block import TraceBlock
-from graphhalu.features.pairs import RowPairs, answer_pairs, attention_at, finite_or_missing
-from graphhalu.features.states import is_producing_state, state_axis, states
+from graphhalu.features.matrices import (
+    RowPairs,
+    answer_pairs,
+    attention_at,
+    finite_or_missing,
+    is_producing_state,
+    state_axis,
+    states,
+)
 
 ICR_TOP_K: Final = 20
 """Keys of a row that are compared."""
@@ -19,7 +26,8 @@ _KEY_BITS: Final = np.uint64(32)
 _LAST_KEY: Final = np.uint64(2**32 - 1)
 
 
-def icr(block: TraceBlock, *, top_k: int) -> Float[np.ndarray, "trace updated_layer"]:
+@feature("attention", "hidden")
+def icr(block: TraceBlock, *, top_k: int = ICR_TOP_K) -> Float[np.ndarray, "trace updated_layer"]:
     """Divergence (bit) between where a layer attends and where its update of the state points.
 
     Args:
@@ -35,6 +43,22 @@ def icr(block: TraceBlock, *, top_k: int) -> Float[np.ndarray, "trace updated_la
     Raises:
         UsageError: If fewer than two keys are to be compared.
         TraceNotFoundError: If no layer's attention and states before and after it are kept.
+
+    Summary:
+        How far a layer's update of a token is from following its attention
+
+    Formula:
+        mean over answer rows i of JSD(softmax over j of z(m[l, i, j]), softmax over j of (h[l + 1,
+        i] - h[l, i]) . h[l, j] / |h[l, j]|) in bit; m = mean over heads of A; j = the k most
+        attended keys; z = standard score over them
+
+    Direction:
+        higher: the update does not come from where the layer attends
+
+    Source:
+        ICR Probe, 2025, without its network. Every key in sight counts: the released code cuts
+        attention from answer to prompt. The last layer is left out, as the state after it is kept
+        behind the final norm.
     """
     if top_k <= 1:
         message = f"top_k must be at least 2, got {top_k}: one key has nothing to be compared with"
@@ -148,8 +172,7 @@ def row_icr(
     attended = _softmax(apart / np.where(spread > 0, spread, 1.0), is_kept)
     updated = _softmax(along.astype(np.float64), is_kept)
     gain = entr((attended + updated) / 2) - (entr(attended) + entr(updated)) / 2
-    bits: Float[np.ndarray, "row"] = np.clip(gain.sum(axis=1) / np.log(2), 0.0, 1.0)
-    return bits
+    return np.clip(gain.sum(axis=1) / np.log(2), 0.0, 1.0)
 
 
 def _softmax(
@@ -161,23 +184,4 @@ def _softmax(
     with np.errstate(invalid="ignore"):
         weight = np.exp(shown - np.where(np.isneginf(top), 0.0, top))
     total = np.maximum(weight.sum(axis=1, keepdims=True), np.finfo(np.float64).tiny)
-    probability: Float[np.ndarray, "row rank"] = weight / total
-    return probability
-
-
-ICR: Final = Feature(
-    name="icr",
-    summary="How far a layer's update of a token is from following its attention",
-    formula="mean over answer rows i of JSD(softmax over j of z(m[l, i, j]), softmax over j of "
-    "(h[l + 1, i] - h[l, i]) . h[l, j] / |h[l, j]|) in bit; m = mean over heads of A; j = the k "
-    "most attended keys; z = standard score over them",
-    source="ICR Probe, 2025, without its network. Every key in sight counts: the released code "
-    "cuts attention from answer to prompt. The last layer is left out, as the state after it is "
-    "kept behind the final norm.",
-    direction="higher: the update does not come from where the layer attends",
-    reads=("attention", "hidden"),
-    axes=("updated_layer",),
-    compute=icr,
-    cost="matrix",
-    parameters={"top_k": ICR_TOP_K},
-)
+    return weight / total

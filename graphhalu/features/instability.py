@@ -1,23 +1,31 @@
-"""How much the heads of a layer disagree on a share of attention."""
+"""Disagreement of the heads of a layer on a share of attention, and their agreement on keys."""
 
-from functools import partial
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from graphhalu.axes import Span
-from graphhalu.errors import NotEnoughDataError
-from graphhalu.features.base import Feature, within
-from graphhalu.features.block import Rows, TraceBlock, block_of
-from graphhalu.features.sinks import row_sink_share, sink_share
-from graphhalu.traces.trace import Trace
+from graphhalu.axes import SPAN_NAMES, Span
+from graphhalu.errors import UsageError
+from graphhalu.features.base import Feature, feature, within
+from graphhalu.features.block import Rows, TraceBlock
+from graphhalu.features.matrices import RowPairs, answer_pairs, attention_at, finite_or_missing
+from graphhalu.features.sinks import SinkShare, row_sink_share
 
 Target = Literal["sink", "system", "context", "question", "answer"]
 Form = Literal["std", "logit", "bounded"]
 
 SHARE_FLOOR: Final = 1e-6
 """Shares are kept this far from 0 and 1 before a logit: half precision gives exact zeros."""
+
+MIDDLE_FROM: Final = 0.25
+"""Share of the depth below which layers are left out of :func:`share_agreement`."""
+
+TAIL_CUT: Final = 0.10
+"""Share of the depth at the end that is left out of :func:`share_agreement`."""
+
+PROMPT_FLOOR: Final = 1e-9
+"""Least attention to the prompt that a share is taken of."""
 
 
 def head_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "layer row"]:
@@ -34,8 +42,7 @@ def head_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "l
         (its share is that of the system prompt). It depends on the mean of the share: see
         :func:`logit_std` and :func:`bounded_std`.
     """
-    spread: Float[np.ndarray, "layer row"] = share.std(axis=1, dtype=np.float64)
-    return spread
+    return share.std(axis=1, dtype=np.float64)
 
 
 def logit_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "layer row"]:
@@ -51,8 +58,7 @@ def logit_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "
         Not in the study that :func:`head_std` follows.
     """
     inner = np.clip(share.astype(np.float64), SHARE_FLOOR, 1 - SHARE_FLOOR)
-    spread: Float[np.ndarray, "layer row"] = np.log(inner / (1 - inner)).std(axis=1)
-    return spread
+    return np.log(inner / (1 - inner)).std(axis=1)
 
 
 def bounded_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray, "layer row"]:
@@ -75,65 +81,7 @@ def bounded_std(share: Float[np.ndarray, "layer head row"]) -> Float[np.ndarray,
     return np.where(is_defined, np.minimum(ratio, 1.0), np.nan)
 
 
-def scalar_head_std(trace: Trace) -> float:
-    """Mean over layers and answer-producing rows of :func:`head_std` of the sink share.
-
-    Args:
-        trace: Keeps the stream ``sink_keys``; the sink is its first four tokens.
-
-    Returns:
-        A value in [0, 0.5]; higher means that the heads disagree more.
-
-    Raises:
-        NotEnoughDataError: If no answer-producing row comes after the sink and sees it.
-
-    Source:
-        As :func:`head_std`, with the sink in place of the system prompt, which most prompts
-        lack, and without a window of layers or steps. Rows of the sink itself and rows of a
-        sliding-window layer that no longer see it are left out: no head could differ there.
-    """
-    sink_share(trace)
-    rows = block_of([trace]).answer_rows
-    share = row_sink_share(rows)
-    if not share.is_defined.any():
-        message = (
-            f"trace {trace.trace_id!r} has no head std: none of the rows that produce its answer "
-            f"lies after the first four tokens and sees them ({trace.prompt_length} prompt tokens)"
-            f"\n  Use a longer prompt"
-        )
-        raise NotEnoughDataError(message)
-    return float(head_std(share.values)[share.is_defined].mean())
-
-
-PROMPT_FLOOR: Final = 1e-9
-"""Least attention to the prompt that a share of it is divided by."""
-
-
-class RowShare(NamedTuple):
-    """Share of rows' attention that goes to some tokens.
-
-    Attributes:
-        values: In [0, 1]; NaN where the stream is not finite.
-        is_defined: Whether the row can see one of these tokens.
-    """
-
-    values: Float[np.ndarray, "layer head row"]
-    is_defined: Bool[np.ndarray, "layer row"]
-
-
-class RowInstability(NamedTuple):
-    """How much the heads of each layer differ in a row.
-
-    Attributes:
-        values: From 0 up.
-        is_defined: Whether heads can differ there.
-    """
-
-    values: Float[np.ndarray, "layer row"]
-    is_defined: Bool[np.ndarray, "layer row"]
-
-
-def row_share(rows: Rows, target: Target) -> RowShare:
+def row_share(rows: Rows, target: Target) -> SinkShare:
     """Share of each row's attention that goes to the sink or to a named span.
 
     That of the system prompt is a share of the attention to the prompt, as in the study that
@@ -142,52 +90,80 @@ def row_share(rows: Rows, target: Target) -> RowShare:
     Args:
         rows: Rows of traces that keep ``sink_keys``, or ``span_mass`` and ``span_code``.
         target: The first four tokens, or a span.
+
+    Returns:
+        The share, and whether the row can see one of these tokens.
     """
     if target == "sink":
-        return RowShare(*row_sink_share(rows))
+        return row_sink_share(rows)
     span = Span[target.upper()]
     code = rows.block.raw("span_code")
     share, is_seen = rows.span_mass([span]), rows.n_visible_of(code == span) > 0
     if target == "system":
         prompt = rows.span_mass([each for each in Span if each is not Span.ANSWER])
         share /= np.maximum(prompt, np.float32(PROMPT_FLOOR))
-    return RowShare(within(share, 0.0, 1.0), is_seen)
+    return SinkShare(within(share, 0.0, 1.0), is_seen)
 
 
-def row_instability(rows: Rows, target: Target, form: Form) -> RowInstability:
-    """Spread of :func:`row_share` over heads: ``std``, ``logit`` (of log-odds) or ``bounded``."""
+def row_instability(
+    rows: Rows, target: Target, form: Form
+) -> tuple[Float[np.ndarray, "layer row"], Bool[np.ndarray, "layer row"]]:
+    """Spread of :func:`row_share` over heads, and where heads can differ at all.
+
+    Args:
+        rows: As for :func:`row_share`.
+        target: As for :func:`row_share`.
+        form: ``std``, ``logit`` (of log-odds) or ``bounded``.
+    """
     share = row_share(rows, target)
     spread = {"std": head_std, "logit": logit_std, "bounded": bounded_std}[form](share.values)
     if form != "bounded":
-        return RowInstability(spread, share.is_defined)
+        return spread, share.is_defined
     mean = share.values.mean(axis=1)
     # no head can differ where the mean is 0 or 1; a faulty share is none of these
-    return RowInstability(spread, share.is_defined & ~((mean <= 0) | (mean >= 1)))
+    return spread, share.is_defined & ~((mean <= 0) | (mean >= 1))
 
 
-def head_instability(
-    block: TraceBlock, *, target: Target, form: Form
-) -> Float[np.ndarray, "trace layer"]:
-    """Mean of :func:`row_instability` over the rows that produce the answer and have one."""
-    rows = block.answer_rows
-    return rows.ragged.mean(*row_instability(rows, target, form))
-
-
-def token_head_instability(
-    block: TraceBlock, *, target: Target, form: Form
+@feature("sink_keys")
+def token_head_std(
+    block: TraceBlock, *, target: Target = "sink", form: Form = "std"
 ) -> Float[np.ndarray, "row layer"]:
-    """:func:`row_instability` of every stored row; NaN where it has none."""
-    spread = row_instability(block.all_rows, target, form)
-    return np.where(spread.is_defined, spread.values, np.nan).T
+    """How much the heads of a layer differ in a row's attention to the sink or a span.
+
+    :func:`row_instability` of every stored row; NaN where it has none.
+
+    Formula:
+        std_h s[h, i], or its forms logit and bounded; s as in head_std_sink
+
+    Direction:
+        heads disagree more; from 0 up
+
+    Source:
+        Inter-head standard deviation, study llm-attention-head-instability. It depends on the mean
+        of the share. Without its window of layers.
+    """
+    spread, is_defined = row_instability(block.all_rows, target, form)
+    return np.where(is_defined, spread, np.nan).T
 
 
-def layer_std(block: TraceBlock, *, target: Target) -> Float[np.ndarray, "trace"]:
-    """Spread over layers of the head-mean share, mean over the rows that produce the answer.
+@feature("sink_keys")
+def layer_std_sink(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """How much the layers differ in their mean attention to the first four tokens.
 
-    Layers in which a row cannot see the target do not count; a row needs two that do.
+    A mean over the rows that produce the answer. Layers in which a row cannot see the sink do not
+    count; a row needs two that do.
+
+    Formula:
+        mean_i std_l mean_h s[l, h, i]; s = sum_(j < 4) A[i, j] of rows i >= 4 that see the sink
+
+    Direction:
+        layers disagree more; 0 to 0.5
+
+    Source:
+        Not published: the spread over layers beside the one over heads.
     """
     rows = block.answer_rows
-    share = row_share(rows, target)
+    share = row_sink_share(rows)
     mean = np.where(share.is_defined, share.values.mean(axis=1, dtype=np.float64), 0.0)
     count = share.is_defined.sum(axis=0)
     n_layers = np.maximum(count, 1)
@@ -223,60 +199,180 @@ _TARGETS: Final[dict[Target, str]] = {
 }
 
 
-def _reads(target: Target) -> tuple[str, ...]:
-    return ("sink_keys",) if target == "sink" else ("span_mass", "span_code")
-
-
-def _instability(form: Form, target: Target) -> Feature:
-    prefix = "head_std" if form == "std" else f"head_{form}_std"
-    return Feature(
-        name=f"{prefix}_{target}",
+def _head_std(form: Form, target: Target) -> Feature:
+    @feature(
+        *(("sink_keys",) if target == "sink" else ("span_mass", "span_code")),
         summary=f"how much the heads of a layer differ in their attention to {_TARGETS[target]}",
+        name=f"head_std_{target}" if form == "std" else f"head_{form}_std_{target}",
         formula=f"{_FORMULAS[form]}; s = {_SHARES[target]}",
         source=_SOURCES[form],
-        direction="heads disagree more; from 0 up",
-        reads=_reads(target),
-        axes=("layer",),
-        compute=partial(head_instability, target=target, form=form),
     )
+    def compute(block: TraceBlock) -> Float[np.ndarray, "trace layer"]:
+        """Mean of :func:`row_instability` over the rows that produce the answer and have one.
+
+        Direction:
+            heads disagree more; from 0 up
+        """
+        return block.answer_rows.ragged.mean(*row_instability(block.answer_rows, target, form))
+
+    return compute
 
 
-HEAD_STD_SINK: Final = _instability("std", "sink")
-HEAD_STD_SYSTEM: Final = _instability("std", "system")
-HEAD_STD_CONTEXT: Final = _instability("std", "context")
-HEAD_STD_QUESTION: Final = _instability("std", "question")
-HEAD_STD_ANSWER: Final = _instability("std", "answer")
-HEAD_LOGIT_STD_SINK: Final = _instability("logit", "sink")
-HEAD_LOGIT_STD_SYSTEM: Final = _instability("logit", "system")
-HEAD_LOGIT_STD_CONTEXT: Final = _instability("logit", "context")
-HEAD_LOGIT_STD_QUESTION: Final = _instability("logit", "question")
-HEAD_LOGIT_STD_ANSWER: Final = _instability("logit", "answer")
-HEAD_BOUNDED_STD_SINK: Final = _instability("bounded", "sink")
-HEAD_BOUNDED_STD_SYSTEM: Final = _instability("bounded", "system")
-HEAD_BOUNDED_STD_CONTEXT: Final = _instability("bounded", "context")
-HEAD_BOUNDED_STD_QUESTION: Final = _instability("bounded", "question")
-HEAD_BOUNDED_STD_ANSWER: Final = _instability("bounded", "answer")
-
-LAYER_STD_SINK: Final = Feature(
-    name="layer_std_sink",
-    summary="how much the layers differ in their mean attention to the first four tokens",
-    formula=f"mean_i std_l mean_h s[l, h, i]; s = {_SHARES['sink']}",
-    source="Not published: the spread over layers beside the one over heads.",
-    direction="layers disagree more; 0 to 0.5",
-    reads=("sink_keys",),
-    axes=(),
-    compute=partial(layer_std, target="sink"),
+head_std_sink, head_std_system, head_std_context, head_std_question, head_std_answer = (
+    _head_std("std", target) for target in _TARGETS
 )
+(
+    head_logit_std_sink,
+    head_logit_std_system,
+    head_logit_std_context,
+    head_logit_std_question,
+    head_logit_std_answer,
+) = (_head_std("logit", target) for target in _TARGETS)
+(
+    head_bounded_std_sink,
+    head_bounded_std_system,
+    head_bounded_std_context,
+    head_bounded_std_question,
+    head_bounded_std_answer,
+) = (_head_std("bounded", target) for target in _TARGETS)
 
-TOKEN_HEAD_STD: Final = Feature(
-    name="token_head_std",
-    summary="how much the heads of a layer differ in a row's attention to the sink or a span",
-    formula="std_h s[h, i], or its forms logit and bounded; s as in head_std_sink",
-    source=_SOURCES["std"],
-    direction="heads disagree more; from 0 up",
-    reads=("sink_keys",),
-    axes=("layer",),
-    compute=token_head_instability,
-    level="token",
-    parameters={"target": "sink", "form": "std"},
-)
+
+@feature("attention")
+def head_agreement(block: TraceBlock) -> Float[np.ndarray, "trace layer"]:
+    """Mean pairwise correlation of the heads' attention rows over the keys in sight.
+
+    Args:
+        block: Traces that keep whole attention.
+
+    Returns:
+        Mean over the answer-producing rows, in [-1, 1]; NaN where no row has two heads that vary.
+
+    Raises:
+        TraceNotFoundError: If the traces do not keep whole attention.
+
+    Summary:
+        Mean correlation between the attention rows of a layer's heads
+
+    Formula:
+        mean over answer rows i of mean over pairs of heads g != h of corr over visible keys j of
+        (A[g, i, j], A[h, i, j])
+
+    Direction:
+        higher: the heads look at the same tokens
+
+    Source:
+        Agreement of heads on single keys; a row where fewer than two heads vary is left out.
+    """
+    layers = block.shape.layer_windows
+    values, pairs = np.full((len(block), len(layers)), np.nan), answer_pairs(block)
+    for place, window in enumerate(layers):
+        chosen = pairs[window]
+        weights = attention_at(block, place, chosen.index)
+        correlation, is_defined = row_correlation(weights, chosen)
+        values[:, place] = chosen.by_trace.mean(correlation, is_defined)
+    return finite_or_missing(values)
+
+
+def row_correlation(
+    weights: Float[np.ndarray, "head pair"], pairs: RowPairs
+) -> tuple[Float[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
+    """Mean correlation over all pairs of heads of each row, and whether there is one.
+
+    A head that pays all its keys the same correlates with nothing and is left out. The unit
+    vectors of n heads have ``|sum|^2 = n + sum over pairs of 2 cos``.
+    """
+    mean = pairs.row_sum(weights) / pairs.by_row.lengths
+    apart = weights - pairs.spread(mean)
+    whole = pairs.row_sum(weights.astype(np.float64) ** 2)
+    scale, varies = _scale(pairs.row_sum(apart**2), whole)
+    together = (apart * pairs.spread(scale)).sum(axis=0)
+    return _mean_correlation(pairs.row_sum(together**2), varies)
+
+
+@feature("span_mass")
+def share_agreement(block: TraceBlock, *, span: str = "question") -> Float[np.ndarray, "trace"]:
+    """Mean pairwise correlation, over layers, of the heads' shares of a span of the prompt.
+
+    Args:
+        block: Traces that keep ``span_mass``.
+        span: Name of a span of the prompt.
+
+    Returns:
+        Mean over the answer-producing rows, in [-1, 1]; NaN where fewer than two heads vary over
+        the layers, as where the prompt has no such span or nothing else.
+
+    Raises:
+        UsageError: If there is no such span, or it is the answer.
+        TraceNotFoundError: If the traces do not keep ``span_mass``.
+
+    Summary:
+        Mean correlation over layers between the heads' shares of a span of the prompt
+
+    Formula:
+        mean over answer rows i of mean over pairs of heads g != h of corr over layers l of (s[l, g,
+        i], s[l, h, i]); s = span mass / mass of the prompt; layers from 25 % to 90 %
+
+    Direction:
+        higher: the heads move together from layer to layer
+
+    Source:
+        Head agreement of the public study llm-attention-head-instability, whose span is the system
+        prompt. The row that yields the first answer token counts too; layers whose window does not
+        reach the start are left out; heads are paired across layers by their place.
+    """
+    if span not in SPAN_NAMES[: Span.ANSWER]:
+        message = (
+            f"expected a span of the prompt ({', '.join(SPAN_NAMES[: Span.ANSWER])}), got {span!r}"
+        )
+        raise UsageError(message)
+    places = _trimmed_places(len(block.shape.attention_layers))
+    rows = block.answer_rows
+    mass = rows.read("span_mass")[places].astype(np.float64)
+    share = mass[..., SPAN_NAMES.index(span)] / np.maximum(
+        mass[..., : Span.ANSWER].sum(axis=-1), PROMPT_FLOOR
+    )
+    # a window that ends inside the prompt does not show the share
+    sees = rows.n_visible[places] > rows.token
+    correlation, is_defined = layer_correlation(share, sees)
+    return finite_or_missing(rows.ragged.mean(correlation, is_defined))
+
+
+def _trimmed_places(n_layers: int) -> slice:
+    return slice(int(n_layers * MIDDLE_FROM), int(n_layers * (1 - TAIL_CUT)))
+
+
+def layer_correlation(
+    share: Float[np.ndarray, "layer head row"], is_counted: Bool[np.ndarray, "layer row"]
+) -> tuple[Float[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
+    """Mean correlation of all pairs of heads over the counted layers, and whether there is one."""
+    counted = is_counted[:, None]
+    n_layers = np.maximum(counted.sum(axis=0), 1)
+    inside = np.where(counted, share, 0.0)
+    apart = np.where(counted, share - inside.sum(axis=0) / n_layers, 0.0)
+    square = (apart**2).sum(axis=0)
+    scale, varies = _scale(square, (inside**2).sum(axis=0))
+    return _mean_correlation(((apart * scale).sum(axis=1) ** 2).sum(axis=0), varies)
+
+
+def _scale(
+    square: Float[np.ndarray, "head row"], whole: Float[np.ndarray, "head row"]
+) -> tuple[Float[np.ndarray, "head row"], Bool[np.ndarray, "head row"]]:
+    """What brings each head's deviations to length 1, and which heads vary at all.
+
+    Args:
+        square: Sum of the squared deviations from the mean.
+        whole: Sum of the squared values.
+    """
+    # rounding leaves a rest where all values are the same; NaN counts as varying
+    varies = ~(square <= 1e-12 * whole)
+    return 1 / np.sqrt(np.where(varies, square, np.inf)), varies
+
+
+def _mean_correlation(
+    square: Float[np.ndarray, "row"], varies: Bool[np.ndarray, "head row"]
+) -> tuple[Float[np.ndarray, "row"], Bool[np.ndarray, "row"]]:
+    """Mean over pairs of heads from the squared length of the sum of their unit vectors."""
+    n_heads = varies.sum(axis=0)
+    is_defined = n_heads > 1
+    n_pairs = np.where(is_defined, n_heads * (n_heads - 1), 1)
+    return np.clip((square - n_heads) / n_pairs, -1.0, 1.0), is_defined

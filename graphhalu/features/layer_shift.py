@@ -1,20 +1,29 @@
 """How much attention and hidden states change from layer to layer."""
 
 from collections.abc import Callable
+from functools import lru_cache
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from scipy.special import entr, softmax
 
 from graphhalu.errors import TraceNotFoundError
-from graphhalu.features.base import Feature
+from graphhalu.features.base import feature
 from graphhalu.features.block import TraceBlock
-from graphhalu.features.pairs import RowPairs, attention_at, finite_or_missing, row_pairs
-from graphhalu.features.states import chosen_by_trace, is_producing_state, states, unit_states
+from graphhalu.features.matrices import (
+    RowPairs,
+    attention_at,
+    chosen_by_trace,
+    finite_or_missing,
+    is_producing_state,
+    row_pairs,
+    states,
+    unit_states,
+)
 
-Prepare = Callable[[np.ndarray, RowPairs], np.ndarray]
-Compare = Callable[[np.ndarray, np.ndarray, RowPairs], np.ndarray]
+PrepareRows = Callable[[np.ndarray, RowPairs], np.ndarray]
+CompareRows = Callable[[np.ndarray, np.ndarray, RowPairs], np.ndarray]
 PrepareStates = Callable[[np.ndarray], np.ndarray]
 CompareStates = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
@@ -22,6 +31,7 @@ HALLUSHIFT_STEP: Final = 2
 """Layers between the two that HalluShift compares."""
 
 
+@feature("attention")
 def layer_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair"]:
     """Jensen-Shannon divergence (bit) of head-mean attention between neighbouring layers.
 
@@ -34,6 +44,20 @@ def layer_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair"]
 
     Raises:
         TraceNotFoundError: If the traces do not keep whole attention.
+
+    Summary:
+        Change of head-mean attention from one layer to the next
+
+    Formula:
+        mean over answer rows i of JSD(m[l, i], m[l + 1, i]) in bit, m = mean over heads of A[l, h,
+        i], scaled to a sum of 1
+
+    Direction:
+        higher: the layers look at other tokens
+
+    Source:
+        Jensen-Shannon divergence between consecutive layers, as an instability. Neighbours are the
+        kept attention layers; rows that see other keys in the two layers are left out.
     """
     pairs = row_pairs(block, block.is_answer_row)
     visible = block.n_visible[:, pairs.row]
@@ -55,19 +79,17 @@ def row_divergence(
     """Jensen-Shannon divergence (bit) of each row of two sets of distributions, in [0, 1]."""
     gain = entr((one + other) / 2) - (entr(one) + entr(other)) / 2
     # rounding can bring equal rows just below 0
-    bits: Float[np.ndarray, "row"] = np.clip(pairs.row_sum(gain) / np.log(2), 0.0, 1.0)
-    return bits
+    return np.clip(pairs.row_sum(gain) / np.log(2), 0.0, 1.0)
 
 
 def _mean_rows(block: TraceBlock, place: int, pairs: RowPairs) -> Float[np.ndarray, "pair"]:
     """Attention averaged over heads, each row scaled to a sum of 1; NaN for a row of zeros."""
     mean = attention_at(block, place, pairs.index).mean(axis=0, dtype=np.float64)
     total = pairs.row_sum(mean)
-    scaled: Float[np.ndarray, "pair"] = mean / pairs.spread(np.where(total > 0, total, np.nan))
-    return scaled
+    return mean / pairs.spread(np.where(total > 0, total, np.nan))
 
 
-def shifted_places(kept: tuple[int, ...], what: str) -> Int[np.ndarray, "layer_pair end"]:
+def shifted_places(kept: tuple[int, ...], what: str) -> list[tuple[int, int]]:
     """Places of all kept layers that lie two model layers apart.
 
     Raises:
@@ -81,10 +103,11 @@ def shifted_places(kept: tuple[int, ...], what: str) -> Int[np.ndarray, "layer_p
             f"{', '.join(map(str, kept)) or 'none'})\n  Extract with more layers"
         )
         raise TraceNotFoundError(message)
-    return np.array(found, dtype=np.int64)
+    return found
 
 
-def attention_transport(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair head"]:
+@feature("attention")
+def hallushift_attention_distance(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair head"]:
     """Wasserstein-1 distance between the values of attention rows two layers apart.
 
     Args:
@@ -96,42 +119,72 @@ def attention_transport(block: TraceBlock) -> Float[np.ndarray, "trace layer_pai
 
     Raises:
         TraceNotFoundError: If whole attention or layers two apart are not kept.
+
+    Summary:
+        Distance between the sorted weights of attention rows two layers apart
+
+    Formula:
+        mean over answer rows i of mean over visible keys of |sort(A[l, h, i]) - sort(A[l + 2, h,
+        i])|
+
+    Direction:
+        higher: attention sharpens or flattens more
+
+    Source:
+        HalluShift, IJCNN 2025. Every kept pair of layers two apart is given, and no network of
+        probability features follows. Fault of the source, kept: values are sorted before they are
+        compared, so attention that moves from one key to another, or a state that turns, changes
+        nothing. Heads are paired by their place, which has no meaning across layers beyond that.
     """
     return _over_attention(block, sorted_rows, _mean_gap)
 
 
-def attention_cosine(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair head"]:
+@feature("attention")
+def hallushift_attention_cosine(block: TraceBlock) -> Float[np.ndarray, "trace layer_pair head"]:
     """Cosine between attention rows of the heads at the same place two layers apart.
 
     Args:
         block: Traces that keep whole attention.
 
     Returns:
-        Mean over the answer-producing rows, in [0, 1]; NaN as in :func:`attention_transport`.
+        Mean over the answer-producing rows, in [0, 1]; NaN as in
+        :func:`hallushift_attention_distance`.
 
     Raises:
         TraceNotFoundError: If whole attention or layers two apart are not kept.
+
+    Summary:
+        Cosine between attention rows two layers apart
+
+    Formula:
+        mean over answer rows i of cos(A[l, h, i], A[l + 2, h, i])
+
+    Direction:
+        higher: the two layers look at the same tokens
+
+    Source:
+        HalluShift, IJCNN 2025. Every kept pair of layers two apart is given, and no network of
+        probability features follows. Heads are paired by their place.
     """
     return _over_attention(block, _unit_rows, _row_product)
 
 
 def _over_attention(
-    block: TraceBlock, prepare: Prepare, compare: Compare
+    block: TraceBlock, prepare: PrepareRows, compare: CompareRows
 ) -> Float[np.ndarray, "trace layer_pair head"]:
     """Compare prepared rows of layers two apart; three layers are held at a time."""
-    places = shifted_places(block.shape.attention_layers, "attention layers")
     pairs = row_pairs(block, block.is_answer_row)
     visible = block.n_visible[:, pairs.row]
-    values = np.full((len(block), len(places), block.shape.n_heads), np.nan)
-    held: dict[int, np.ndarray] = {}
-    for index, (first, second) in enumerate(places.tolist()):
-        held = {place: rows for place, rows in held.items() if place >= first}
-        for place in {first, second} - held.keys():
-            held[place] = prepare(attention_at(block, place, pairs.index), pairs)
-        compared = compare(held[first], held[second], pairs)
-        is_same = visible[first] == visible[second]
-        values[:, index] = pairs.by_trace.mean(compared, is_same)
-    return finite_or_missing(values)
+
+    @lru_cache(maxsize=HALLUSHIFT_STEP + 1)
+    def rows(place: int) -> Float[np.ndarray, "head pair"]:
+        return prepare(attention_at(block, place, pairs.index), pairs)
+
+    means = [
+        pairs.by_trace.mean(compare(rows(one), rows(other), pairs), visible[one] == visible[other])
+        for one, other in shifted_places(block.shape.attention_layers, "attention layers")
+    ]
+    return finite_or_missing(np.stack(means, axis=1))
 
 
 def sorted_rows(
@@ -148,8 +201,7 @@ def sorted_rows(
 def _mean_gap(
     one: Float[np.ndarray, "head pair"], other: Float[np.ndarray, "head pair"], pairs: RowPairs
 ) -> Float[np.ndarray, "head row"]:
-    gap: Float[np.ndarray, "head row"] = pairs.row_sum(np.abs(one - other)) / pairs.by_row.lengths
-    return gap
+    return pairs.row_sum(np.abs(one - other)) / pairs.by_row.lengths
 
 
 def _unit_rows(
@@ -157,18 +209,17 @@ def _unit_rows(
 ) -> Float[np.ndarray, "head pair"]:
     square = pairs.row_sum(weights.astype(np.float64) ** 2)
     length = np.sqrt(np.where(square > 0, square, np.nan))
-    unit: Float[np.ndarray, "head pair"] = weights / pairs.spread(length)
-    return unit
+    return weights / pairs.spread(length)
 
 
 def _row_product(
     one: Float[np.ndarray, "head pair"], other: Float[np.ndarray, "head pair"], pairs: RowPairs
 ) -> Float[np.ndarray, "head row"]:
-    cosine: Float[np.ndarray, "head row"] = np.minimum(pairs.row_sum(one * other), 1.0)
-    return cosine
+    return np.minimum(pairs.row_sum(one * other), 1.0)
 
 
-def hidden_transport(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
+@feature("hidden | hidden_rows")
+def hallushift_hidden_distance(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
     """Wasserstein-1 distance between softmaxed hidden vectors two layers apart.
 
     Args:
@@ -179,18 +230,34 @@ def hidden_transport(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"
 
     Raises:
         TraceNotFoundError: If hidden states of layers two apart are not kept.
+
+    Summary:
+        Distance between the sorted softmaxed hidden vectors two layers apart
+
+    Formula:
+        mean over answer rows i of mean over units of |sort(softmax(h[l, i])) - sort(softmax(h[l +
+        2, i]))|
+
+    Direction:
+        higher: the state changes more in shape
+
+    Source:
+        HalluShift, IJCNN 2025. Every kept pair of layers two apart is given, and no network of
+        probability features follows. Fault of the source, kept: values are sorted before they are
+        compared, so attention that moves from one key to another, or a state that turns, changes
+        nothing. The last hidden state is after the final norm.
     """
 
     def distance(
         one: Float[np.ndarray, "item unit"], other: Float[np.ndarray, "item unit"]
     ) -> Float[np.ndarray, "item"]:
-        gap: Float[np.ndarray, "item"] = np.abs(one - other).mean(axis=-1, dtype=np.float64)
-        return gap
+        return np.abs(one - other).mean(axis=-1, dtype=np.float64)
 
     return _over_states(block, _sorted_softmax, distance)
 
 
-def hidden_cosine(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
+@feature("hidden | hidden_rows")
+def hallushift_hidden_cosine(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
     """Cosine between the hidden vectors of a token two layers apart.
 
     Args:
@@ -201,14 +268,26 @@ def hidden_cosine(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
 
     Raises:
         TraceNotFoundError: If hidden states of layers two apart are not kept.
+
+    Summary:
+        Cosine between hidden vectors two layers apart
+
+    Formula:
+        mean over answer rows i of cos(h[l, i], h[l + 2, i])
+
+    Direction:
+        higher: the state changes less
+
+    Source:
+        HalluShift, IJCNN 2025. Every kept pair of layers two apart is given, and no network of
+        probability features follows. The last hidden state is after the final norm.
     """
 
     def product(
         one: Float[np.ndarray, "item unit"], other: Float[np.ndarray, "item unit"]
     ) -> Float[np.ndarray, "item"]:
         cosine = (one * other).sum(axis=-1, dtype=np.float64)
-        clipped: Float[np.ndarray, "item"] = np.clip(cosine, -1.0, 1.0)
-        return clipped
+        return np.clip(cosine, -1.0, 1.0)
 
     return _over_states(block, unit_states, product)
 
@@ -216,17 +295,19 @@ def hidden_cosine(block: TraceBlock) -> Float[np.ndarray, "trace hidden_pair"]:
 def _over_states(
     block: TraceBlock, prepare: PrepareStates, compare: CompareStates
 ) -> Float[np.ndarray, "trace hidden_pair"]:
-    places = shifted_places(block.shape.hidden_layers, "hidden states")
+    """Compare prepared states of layers two apart; three layers are held at a time."""
     is_chosen = is_producing_state(block)
     by_trace = chosen_by_trace(block, is_chosen)
-    values = np.full((len(block), len(places)), np.nan)
-    held: dict[int, np.ndarray] = {}
-    for index, (first, second) in enumerate(places.tolist()):
-        held = {place: found for place, found in held.items() if place >= first}
-        for place in {first, second} - held.keys():
-            held[place] = prepare(states(block, place, is_chosen))
-        values[:, index] = by_trace.mean(compare(held[first], held[second]))
-    return finite_or_missing(values)
+
+    @lru_cache(maxsize=HALLUSHIFT_STEP + 1)
+    def prepared(place: int) -> Float[np.ndarray, "item unit"]:
+        return prepare(states(block, place, is_chosen))
+
+    means = [
+        by_trace.mean(compare(prepared(one), prepared(other)))
+        for one, other in shifted_places(block.shape.hidden_layers, "hidden states")
+    ]
+    return finite_or_missing(np.stack(means, axis=1))
 
 
 def _sorted_softmax(found: Float[np.ndarray, "item unit"]) -> Float[np.ndarray, "item unit"]:
@@ -234,74 +315,3 @@ def _sorted_softmax(found: Float[np.ndarray, "item unit"]) -> Float[np.ndarray, 
     with np.errstate(invalid="ignore"):
         probability: Float[np.ndarray, "item unit"] = softmax(np.sort(found, axis=-1), axis=-1)
     return probability
-
-
-_SOURCE: Final = (
-    "HalluShift, IJCNN 2025. Every kept pair of layers two apart is given, and no network of "
-    "probability features follows. "
-)
-_SORTING: Final = (
-    "Fault of the source, kept: values are sorted before they are compared, so attention that "
-    "moves from one key to another, or a state that turns, changes nothing. "
-)
-
-LAYER_DIVERGENCE: Final = Feature(
-    name="layer_divergence",
-    summary="Change of head-mean attention from one layer to the next",
-    formula="mean over answer rows i of JSD(m[l, i], m[l + 1, i]) in bit, m = mean over heads of "
-    "A[l, h, i], scaled to a sum of 1",
-    source="Jensen-Shannon divergence between consecutive layers, as an instability. Neighbours "
-    "are the kept attention layers; rows that see other keys in the two layers are left out.",
-    direction="higher: the layers look at other tokens",
-    reads=("attention",),
-    axes=("layer_pair",),
-    compute=layer_divergence,
-    cost="matrix",
-)
-ATTENTION_DISTANCE: Final = Feature(
-    name="hallushift_attention_distance",
-    summary="Distance between the sorted weights of attention rows two layers apart",
-    formula="mean over answer rows i of mean over visible keys of |sort(A[l, h, i]) - "
-    "sort(A[l + 2, h, i])|",
-    source=_SOURCE + _SORTING + "Heads are paired by their place, which has no meaning across "
-    "layers beyond that.",
-    direction="higher: attention sharpens or flattens more",
-    reads=("attention",),
-    axes=("layer_pair", "head"),
-    compute=attention_transport,
-    cost="matrix",
-)
-ATTENTION_COSINE: Final = Feature(
-    name="hallushift_attention_cosine",
-    summary="Cosine between attention rows two layers apart",
-    formula="mean over answer rows i of cos(A[l, h, i], A[l + 2, h, i])",
-    source=_SOURCE + "Heads are paired by their place.",
-    direction="higher: the two layers look at the same tokens",
-    reads=("attention",),
-    axes=("layer_pair", "head"),
-    compute=attention_cosine,
-    cost="matrix",
-)
-HIDDEN_DISTANCE: Final = Feature(
-    name="hallushift_hidden_distance",
-    summary="Distance between the sorted softmaxed hidden vectors two layers apart",
-    formula="mean over answer rows i of mean over units of |sort(softmax(h[l, i])) - "
-    "sort(softmax(h[l + 2, i]))|",
-    source=_SOURCE + _SORTING + "The last hidden state is after the final norm.",
-    direction="higher: the state changes more in shape",
-    reads=("hidden | hidden_rows",),
-    axes=("hidden_pair",),
-    compute=hidden_transport,
-    cost="matrix",
-)
-HIDDEN_COSINE: Final = Feature(
-    name="hallushift_hidden_cosine",
-    summary="Cosine between hidden vectors two layers apart",
-    formula="mean over answer rows i of cos(h[l, i], h[l + 2, i])",
-    source=_SOURCE + "The last hidden state is after the final norm.",
-    direction="higher: the state changes less",
-    reads=("hidden | hidden_rows",),
-    axes=("hidden_pair",),
-    compute=hidden_cosine,
-    cost="matrix",
-)

@@ -1,22 +1,21 @@
-"""How likely the model found its own answer."""
+"""Likelihood that the model gave its own answer, and the lengths of prompt and answer."""
 
-from collections.abc import Callable
-from functools import partial
 from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float
 
-from graphhalu.errors import NonFiniteError, NotEnoughDataError
-from graphhalu.features.base import Feature
-from graphhalu.features.block import TraceBlock, block_of
-from graphhalu.traces.trace import Trace
+from graphhalu.features.base import feature
+from graphhalu.features.block import TraceBlock
 
 Reduction = Literal["mean", "min", "max", "sum", "std"]
 
+_STREAM: Final = "The stream itself, at the row that predicts the token"
+_STD: Final = "Population standard deviation, beside the mean"
+
 
 def answer_values(
-    block: TraceBlock, *, stream: str, reduction: Reduction
+    block: TraceBlock, stream: str, reduction: Reduction
 ) -> Float[np.ndarray, "trace"]:
     """A token stream reduced over the answer tokens of each trace, in float64.
 
@@ -39,16 +38,7 @@ def answer_values(
     return reduce(values, is_answer)
 
 
-def block_perplexity(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Exponential of the negative mean log-probability; infinite beyond a float."""
-    with np.errstate(over="ignore"):
-        found: Float[np.ndarray, "trace"] = np.exp(
-            -answer_values(block, stream="token_logprob", reduction="mean")
-        )
-    return found
-
-
-def token_values(block: TraceBlock, *, stream: str) -> Float[np.ndarray, "row"]:
+def token_values(block: TraceBlock, stream: str) -> Float[np.ndarray, "row"]:
     """A token stream at the token that each row predicts; NaN for the row of the last token."""
     trace = block.rows.trace
     predicted = block.tokens.offsets[trace] + block.row_token + 1
@@ -57,218 +47,231 @@ def token_values(block: TraceBlock, *, stream: str) -> Float[np.ndarray, "row"]:
     return np.where(is_there, values[np.minimum(predicted, len(values) - 1)], np.nan)
 
 
-def answer_stream(trace: Trace, name: str) -> Float[np.ndarray, "answer_token"]:
-    """The values of a token stream at the answer tokens.
+@feature("token_logprob")
+def logprob_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Mean log-probability (nat) of the answer tokens.
 
-    Args:
-        trace: Keeps the stream.
-        name: ``"token_logprob"``, ``"token_entropy"`` or ``"top1_margin"``.
+    Formula:
+        mean_t log p(t | before)
 
-    Raises:
-        NotEnoughDataError: If the answer is empty.
-        NonFiniteError: If a value is NaN or infinite.
-    """
-    values = trace.stream(name)[trace.prompt_length :].astype(np.float64)
-    if not values.size:
-        message = f"trace {trace.trace_id!r} has an empty answer: {name} has no value there"
-        raise NotEnoughDataError(message)
-    is_wrong = ~np.isfinite(values)
-    if is_wrong.any():
-        token = trace.prompt_length + int(is_wrong.argmax())
-        message = (
-            f"trace {trace.trace_id!r}: expected finite {name} on the answer tokens, got "
-            f"{values[is_wrong][0]} at token {token}\n  Extract it again, or leave it out"
-        )
-        raise NonFiniteError(message)
-    return values
-
-
-def mean_logprob(trace: Trace) -> float:
-    """Mean log-probability (nat) of the answer tokens: ``mean_t log p(t | before)``.
-
-    Raises:
-        NotEnoughDataError: If the answer is empty.
-        NonFiniteError: If a log-probability is not finite.
+    Direction:
+        a likelier answer; at most 0
 
     Source:
-        Length-normalised likelihood, Malinin & Gales 2021, arXiv:2002.07650.
+        Length-normalised likelihood, Malinin & Gales 2021, arXiv:2002.07650
     """
-    return _of_trace(trace, "token_logprob", "mean")
+    return answer_values(block, "token_logprob", "mean")
 
 
-def min_logprob(trace: Trace) -> float:
+@feature("token_logprob")
+def logprob_min(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     """Log-probability (nat) of the least likely answer token.
 
-    Raises:
-        NotEnoughDataError: If the answer is empty.
-        NonFiniteError: If a log-probability is not finite.
+    Formula:
+        min_t log p(t | before)
+
+    Direction:
+        a likelier worst token; at most 0
 
     Source:
-        Manakul et al. 2023, arXiv:2303.08896, with the opposite sign.
+        Manakul et al. 2023, arXiv:2303.08896, with the opposite sign
     """
-    return _of_trace(trace, "token_logprob", "min")
+    return answer_values(block, "token_logprob", "min")
 
 
-def sum_logprob(trace: Trace) -> float:
-    """Log-probability (nat) of the whole answer; falls with its length.
+@feature("token_logprob")
+def logprob_sum(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Log-probability (nat) of the whole answer; falls with length.
 
-    Raises:
-        NotEnoughDataError: If the answer is empty.
-        NonFiniteError: If a log-probability is not finite.
+    Formula:
+        sum_t log p(t | before)
+
+    Direction:
+        a likelier answer; at most 0
 
     Source:
-        Maximum sequence probability, Fadeeva et al. 2023, arXiv:2311.07383.
+        Maximum sequence probability, Fadeeva et al. 2023, arXiv:2311.07383
     """
-    return _of_trace(trace, "token_logprob", "sum")
+    return answer_values(block, "token_logprob", "sum")
 
 
-def perplexity(trace: Trace) -> float:
-    """Perplexity of the answer: ``exp(-mean_t log p(t | before))``, from 1 up.
+@feature("token_logprob", source=_STD)
+def logprob_std(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Spread of the log-probabilities (nat) of the answer tokens.
 
-    Raises:
-        NotEnoughDataError: If the answer is empty.
-        NonFiniteError: If a log-probability is not finite, or the result is beyond a float.
+    Formula:
+        std_t log p(t | before)
+
+    Direction:
+        varies more
+    """
+    return answer_values(block, "token_logprob", "std")
+
+
+@feature("token_logprob")
+def perplexity(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Exponential of the mean negative log-probability.
+
+    Beyond a float it is infinite, and so missing.
+
+    Formula:
+        exp(-mean_t log p(t | before))
+
+    Direction:
+        a less likely answer; from 1 up
 
     Source:
-        Jelinek et al. 1977; as a detector in Ren et al. 2023, arXiv:2209.15558.
+        Jelinek et al. 1977; as a detector Ren et al. 2023, arXiv:2209.15558
     """
-    mean_logprob(trace)
-    value = float(block_perplexity(block_of([trace]))[0])
-    if not np.isfinite(value):
-        message = (
-            f"trace {trace.trace_id!r}: perplexity is beyond a float "
-            f"(mean log-probability {mean_logprob(trace):g})\n  Use mean_logprob"
-        )
-        raise NonFiniteError(message)
-    return value
+    with np.errstate(over="ignore"):
+        found: Float[np.ndarray, "trace"] = np.exp(-logprob_mean(block))
+    return found
 
 
-def mean_entropy(trace: Trace) -> float:
+@feature("token_entropy")
+def output_entropy_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     """Mean entropy (nat) of the distributions that the answer tokens were taken from.
 
-    Raises:
-        NotEnoughDataError: If the answer is empty.
-        NonFiniteError: If an entropy is not finite.
+    Formula:
+        mean_t H(p(. | before))
+
+    Direction:
+        less certain; from 0 up
 
     Source:
-        Mean token entropy, Fomicheva et al. 2020, arXiv:2005.10608.
+        Mean token entropy, Fomicheva et al. 2020, arXiv:2005.10608
     """
-    return _of_trace(trace, "token_entropy", "mean")
+    return answer_values(block, "token_entropy", "mean")
 
 
-def mean_margin(trace: Trace) -> float:
-    """Mean over answer tokens of the likeliest token's probability minus the second's, in [0, 1].
+@feature("token_entropy")
+def output_entropy_max(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Largest entropy (nat) at an answer token.
 
-    Raises:
-        NotEnoughDataError: If the answer is empty.
-        NonFiniteError: If a margin is not finite.
+    Formula:
+        max_t H(p(. | before))
+
+    Direction:
+        less certain; from 0 up
 
     Source:
-        Margin of confidence, Scheffer et al. 2001, averaged over tokens.
+        Manakul et al. 2023, arXiv:2303.08896
     """
-    return _of_trace(trace, "top1_margin", "mean")
+    return answer_values(block, "token_entropy", "max")
 
 
-def _of_trace(trace: Trace, stream: str, reduction: Reduction) -> float:
-    answer_stream(trace, stream)
-    return float(answer_values(block_of([trace]), stream=stream, reduction=reduction)[0])
+@feature("token_entropy", source=_STD)
+def output_entropy_std(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Spread of the entropies (nat) at the answer tokens.
+
+    Formula:
+        std_t H(p(. | before))
+
+    Direction:
+        varies more
+    """
+    return answer_values(block, "token_entropy", "std")
 
 
-_MSP: Final = "Maximum sequence probability, Fadeeva et al. 2023, arXiv:2311.07383"
-_LOGPROB: Final = "log p(t | before)"
-_ENTROPY: Final = "H(p(. | before))"
+@feature("top1_margin")
+def margin_mean(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Mean probability of the likeliest token minus that of the second.
+
+    Formula:
+        mean_t (p_1 - p_2)
+
+    Direction:
+        more certain; 0 to 1
+
+    Source:
+        Margin of confidence, Scheffer et al. 2001, averaged over tokens
+    """
+    return answer_values(block, "top1_margin", "mean")
 
 
-def _feature(  # noqa: PLR0917 - one argument a column of the generated table
-    name: str,
-    stream: str,
-    summary: str,
-    formula: str,
-    source: str,
-    direction: str,
-    compute: Callable[..., Float[np.ndarray, "trace"]] | Reduction,
-) -> Feature:
-    if isinstance(compute, str):
-        compute = partial(answer_values, stream=stream, reduction=compute)
-    return Feature(name, summary, formula, source, direction, (stream,), (), compute)
+@feature("top1_margin")
+def margin_min(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Smallest difference between the likeliest token's probability and the second's.
+
+    Formula:
+        min_t (p_1 - p_2)
+
+    Direction:
+        more certain; 0 to 1
+
+    Source:
+        Margin of confidence, Scheffer et al. 2001
+    """
+    return answer_values(block, "top1_margin", "min")
 
 
-LOGPROB_MEAN: Final = _feature(
-    "logprob_mean", "token_logprob", "mean log-probability (nat) of the answer tokens",
-    f"mean_t {_LOGPROB}", "Length-normalised likelihood, Malinin & Gales 2021, arXiv:2002.07650",
-    "a likelier answer; at most 0", "mean",
-)  # fmt: skip
+@feature("token_logprob", source=_STREAM)
+def token_logprob(block: TraceBlock) -> Float[np.ndarray, "row"]:
+    """Log-probability (nat) of the token that a row predicts.
 
-LOGPROB_MIN: Final = _feature(
-    "logprob_min", "token_logprob", "log-probability (nat) of the least likely answer token",
-    f"min_t {_LOGPROB}", "Manakul et al. 2023, arXiv:2303.08896, with the opposite sign",
-    "a likelier worst token; at most 0", "min",
-)  # fmt: skip
+    Formula:
+        log p(t | before)
 
-LOGPROB_SUM: Final = _feature(
-    "logprob_sum", "token_logprob", "log-probability (nat) of the whole answer; falls with length",
-    f"sum_t {_LOGPROB}", _MSP, "a likelier answer; at most 0", "sum",
-)  # fmt: skip
-
-LOGPROB_STD: Final = _feature(
-    "logprob_std", "token_logprob", "spread of the log-probabilities (nat) of the answer tokens",
-    f"std_t {_LOGPROB}", "Population standard deviation, beside the mean", "varies more", "std",
-)  # fmt: skip
-
-PERPLEXITY: Final = _feature(
-    "perplexity", "token_logprob", "exponential of the mean negative log-probability",
-    f"exp(-mean_t {_LOGPROB})", "Jelinek et al. 1977; as a detector Ren et al. 2023, "
-    "arXiv:2209.15558", "a less likely answer; from 1 up", block_perplexity,
-)  # fmt: skip
-
-TOKEN_ENTROPY_MEAN: Final = _feature(
-    "output_entropy_mean", "token_entropy",
-    "mean entropy (nat) of the distributions that the answer tokens were taken from",
-    f"mean_t {_ENTROPY}", "Mean token entropy, Fomicheva et al. 2020, arXiv:2005.10608",
-    "less certain; from 0 up", "mean",
-)  # fmt: skip
-
-TOKEN_ENTROPY_MAX: Final = _feature(
-    "output_entropy_max", "token_entropy", "largest entropy (nat) at an answer token",
-    f"max_t {_ENTROPY}", "Manakul et al. 2023, arXiv:2303.08896", "less certain; from 0 up", "max",
-)  # fmt: skip
-
-TOKEN_ENTROPY_STD: Final = _feature(
-    "output_entropy_std", "token_entropy", "spread of the entropies (nat) at the answer tokens",
-    f"std_t {_ENTROPY}", "Population standard deviation, beside the mean", "varies more", "std",
-)  # fmt: skip
-
-MARGIN_MEAN: Final = _feature(
-    "margin_mean", "top1_margin",
-    "mean probability of the likeliest token minus that of the second",
-    "mean_t (p_1 - p_2)", "Margin of confidence, Scheffer et al. 2001, averaged over tokens",
-    "more certain; 0 to 1", "mean",
-)  # fmt: skip
-
-MARGIN_MIN: Final = _feature(
-    "margin_min", "top1_margin",
-    "smallest difference between the likeliest token's probability and the second's",
-    "min_t (p_1 - p_2)", "Margin of confidence, Scheffer et al. 2001",
-    "more certain; 0 to 1", "min",
-)  # fmt: skip
+    Direction:
+        a likelier token; at most 0
+    """
+    return token_values(block, "token_logprob")
 
 
-def _token_feature(name: str, stream: str, summary: str, formula: str, direction: str) -> Feature:
-    return Feature(
-        name, summary, formula, "The stream itself, at the row that predicts the token", direction,
-        (stream,), (), partial(token_values, stream=stream), level="token",
-    )  # fmt: skip
+@feature("token_entropy", source=_STREAM)
+def token_output_entropy(block: TraceBlock) -> Float[np.ndarray, "row"]:
+    """Entropy (nat) of the distribution that a row gives.
+
+    Formula:
+        H(p(. | before))
+
+    Direction:
+        less certain; from 0 up
+    """
+    return token_values(block, "token_entropy")
 
 
-TOKEN_LOGPROB: Final = _token_feature(
-    "token_logprob", "token_logprob", "log-probability (nat) of the token that a row predicts",
-    _LOGPROB, "a likelier token; at most 0",
-)  # fmt: skip
-TOKEN_ENTROPY: Final = _token_feature(
-    "token_output_entropy", "token_entropy", "entropy (nat) of the distribution that a row gives",
-    _ENTROPY, "less certain; from 0 up",
-)  # fmt: skip
-TOKEN_MARGIN: Final = _token_feature(
-    "token_margin", "top1_margin", "likeliest token's probability minus the second's",
-    "p_1 - p_2", "more certain; 0 to 1",
-)  # fmt: skip
+@feature("top1_margin", source=_STREAM)
+def token_margin(block: TraceBlock) -> Float[np.ndarray, "row"]:
+    """Likeliest token's probability minus the second's.
+
+    Formula:
+        p_1 - p_2
+
+    Direction:
+        more certain; 0 to 1
+    """
+    return token_values(block, "top1_margin")
+
+
+@feature()
+def answer_length(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Number of answer tokens.
+
+    Formula:
+        S - P
+
+    Direction:
+        a longer answer
+
+    Source:
+        Control: length alone separates the answers of some data sets.
+    """
+    length = block.of_record("length") - block.of_record("prompt_length")
+    return length.astype(np.float64)
+
+
+@feature()
+def prompt_length(block: TraceBlock) -> Float[np.ndarray, "trace"]:
+    """Number of prompt tokens.
+
+    Formula:
+        P
+
+    Direction:
+        a longer prompt
+
+    Source:
+        Control, as answer_length.
+    """
+    return block.of_record("prompt_length").astype(np.float64)

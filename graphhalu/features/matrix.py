@@ -12,19 +12,13 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int
+from jaxtyping import Float32
 
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.features.base import Level
-from graphhalu.features.block import PlacedBlock, TraceBlock, blocks
-from graphhalu.features.sources import PartArrays
-from graphhalu.features.spec import (
-    Columns,
-    FeatureSpec,
-    as_specs,
-    reads_beams,
-    side_by_side,
-)
+from graphhalu.features.block import TraceBlock, blocks
+from graphhalu.features.ragged import PartArrays
+from graphhalu.features.spec import Columns, FeatureSpec, as_specs, reads_beams, side_by_side
 from graphhalu.traces.part import Part
 from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
@@ -45,24 +39,6 @@ class FeatureMatrix(NamedTuple):
 
     values: Float32[np.ndarray, "trace column"]
     columns: tuple[str, ...]
-
-
-class RowMatrix(NamedTuple):
-    """Features of the stored rows of traces, trace after trace.
-
-    Attributes:
-        values: Missing values are NaN.
-        columns: Name of each column, as ``token_sink_mass.l03.h05``.
-        trace: Place of each row's trace among the given traces.
-        token: Position of each row's own token; it predicts the next one.
-        is_answer: Whether the row produces a token of the answer.
-    """
-
-    values: Float32[np.ndarray, "row column"]
-    columns: tuple[str, ...]
-    trace: Int[np.ndarray, "row"]
-    token: Int[np.ndarray, "row"]
-    is_answer: Bool[np.ndarray, "row"]
 
 
 class FeatureCache:
@@ -134,8 +110,7 @@ def feature_matrix(
             come from different models.
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
-    specs = require_level(as_specs(features), "trace")
-    traces = _require_any(as_traces(traces))
+    traces, specs = checked(traces, features, "trace")
     columns: tuple[str, ...] = ()
     values = np.empty((len(traces), 0), dtype=np.float32)
     for placed in blocks(traces, with_beams=reads_beams(specs)):
@@ -143,45 +118,9 @@ def feature_matrix(
         if not columns:
             columns = found.names
             values = np.empty((len(traces), len(columns)), dtype=np.float32)
-        _require_same(columns, found.names)
+        require_same(columns, found.names)
         values[placed.indices] = found.values[placed.within]
     return FeatureMatrix(values, columns)
-
-
-def row_matrix(
-    traces: Sequence[Trace] | Path | str,
-    features: Sequence[str | FeatureSpec],
-    *,
-    cache: FeatureCache = REMEMBERED,
-) -> RowMatrix:
-    """Features of the stored rows of traces, side by side.
-
-    Args:
-        traces: As for :func:`feature_matrix`.
-        features: As for :func:`feature_matrix`, of token level.
-        cache: As for :func:`feature_matrix`.
-
-    Raises:
-        NotEnoughDataError: If there is no trace.
-        UsageError: As :func:`feature_matrix`.
-        TraceNotFoundError: If the traces do not keep what a feature reads.
-    """
-    specs = require_level(as_specs(features), "token")
-    traces = _require_any(as_traces(traces))
-    pieces = [
-        _rows(placed, specs, cache) for placed in blocks(traces, with_beams=reads_beams(specs))
-    ]
-    for piece in pieces:
-        _require_same(pieces[0].columns, piece.columns)
-    trace = np.concatenate([piece.trace for piece in pieces])
-    order = np.argsort(trace, kind="stable")
-    return RowMatrix(
-        values=np.concatenate([piece.values for piece in pieces])[order],
-        columns=pieces[0].columns,
-        trace=trace[order],
-        token=np.concatenate([piece.token for piece in pieces])[order],
-        is_answer=np.concatenate([piece.is_answer for piece in pieces])[order],
-    )
 
 
 def block_columns(
@@ -192,6 +131,28 @@ def block_columns(
         return side_by_side([spec.compute(block) for spec in specs])
     place = _place(block)
     return side_by_side([cache.columns(spec, block, place) for spec in specs])
+
+
+def checked(
+    traces: Sequence[Trace] | Path | str, features: Sequence[str | FeatureSpec], level: Level
+) -> tuple[Sequence[Trace], tuple[FeatureSpec, ...]]:
+    """Traces, and features as specifications, if there are traces and all are of this level.
+
+    Args:
+        traces: A store, its path, a view of one, or traces in memory.
+        features: Names or specifications.
+        level: What each feature must have one value for.
+
+    Raises:
+        NotEnoughDataError: If there is no trace.
+        UsageError: If a feature is unknown, of the other level, or given twice.
+    """
+    specs = require_level(as_specs(features), level)
+    traces = as_traces(traces)
+    if len(traces) == 0:
+        message = "there is no trace to compute features of\n  Extract some first"
+        raise NotEnoughDataError(message)
+    return traces, specs
 
 
 def require_level(specs: tuple[FeatureSpec, ...], level: Level) -> tuple[FeatureSpec, ...]:
@@ -213,25 +174,18 @@ def require_level(specs: tuple[FeatureSpec, ...], level: Level) -> tuple[Feature
 _ITEM: Final[dict[Level, str]] = {"trace": "trace", "token": "stored row"}
 
 
-def rows_of(block: TraceBlock, within: Int[np.ndarray, "member"]) -> Int[np.ndarray, "row"]:
-    """Places of the stored rows of some traces of a block, trace after trace."""
-    starts, lengths = block.rows.offsets[within], block.rows.lengths[within]
-    skipped = np.repeat(starts - np.concatenate([[0], np.cumsum(lengths)[:-1]]), lengths)
-    rows: Int[np.ndarray, "row"] = skipped + np.arange(int(lengths.sum()))
-    return rows
+def require_same(expected: tuple[str, ...], got: tuple[str, ...]) -> None:
+    """Refuse traces of models with other columns.
 
-
-def _rows(placed: PlacedBlock, specs: Sequence[FeatureSpec], cache: FeatureCache) -> RowMatrix:
-    block = placed.block
-    rows = rows_of(block, placed.within)
-    found = block_columns(block, specs, cache)
-    return RowMatrix(
-        values=found.values[rows],
-        columns=found.names,
-        trace=np.repeat(placed.indices, block.rows.lengths[placed.within]),
-        token=block.row_token[rows],
-        is_answer=block.is_answer_row[rows],
-    )
+    Raises:
+        UsageError: If they differ.
+    """
+    if expected != got:
+        message = (
+            f"the traces come from different models: {len(expected)} columns of features for some "
+            f"and {len(got)} for others\n  Give the traces of one model"
+        )
+        raise UsageError(message)
 
 
 def _place(block: TraceBlock) -> tuple[str, ...]:
@@ -247,19 +201,3 @@ def _place(block: TraceBlock) -> tuple[str, ...]:
 def _digest(part: Part) -> str:
     digests = (f"{name} {file['sha256']}\n" for name, file in sorted(part.commit.files.items()))
     return sha256("".join(digests).encode()).hexdigest()
-
-
-def _require_any(traces: Sequence[Trace]) -> Sequence[Trace]:
-    if len(traces) == 0:
-        message = "there is no trace to compute features of\n  Extract some first"
-        raise NotEnoughDataError(message)
-    return traces
-
-
-def _require_same(expected: tuple[str, ...], got: tuple[str, ...]) -> None:
-    if expected != got:
-        message = (
-            f"the traces come from different models: {len(expected)} columns of features for some "
-            f"and {len(got)} for others\n  Give the traces of one model"
-        )
-        raise UsageError(message)

@@ -1,13 +1,12 @@
 """Attention that each token receives from the rows that can see it."""
 
-from functools import partial
 from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float
 
 from graphhalu.errors import UsageError
-from graphhalu.features.base import Feature
+from graphhalu.features.base import Feature, feature
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.ragged import Ragged
 
@@ -84,24 +83,63 @@ def top_k(
     return np.where(np.isfinite(top), top, np.nan)
 
 
-def received_top(block: TraceBlock, *, k: int) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest mean received attention, a key's own row included."""
+@feature("received")
+def received_top(
+    block: TraceBlock, *, k: int = TOP_K
+) -> Float[np.ndarray, "trace layer head rank"]:
+    """Largest attention received by a token, a mean over the stored rows that can see it.
+
+    A key's own row counts.
+
+    Formula:
+        top k of s_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
+
+    Direction:
+        the k-th strongest receiver is stronger
+
+    Source:
+        SinkProbe, arXiv:2604.10697, rows from the token itself on. Rows not stored do not count.
+    """
     return top_k(mean_received(block), block.tokens, block.n_rows_that_see > 0, k)
 
 
-def received_later_top(block: TraceBlock, *, k: int) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest mean received attention from later tokens."""
+@feature("received", "self_attention")
+def received_later_top(
+    block: TraceBlock, *, k: int = TOP_K
+) -> Float[np.ndarray, "trace layer head rank"]:
+    """Largest attention received by a token from later ones, a mean over those that see it.
+
+    Formula:
+        top k of sum_(i > j) A[i, j] / #{i > j that see j}
+
+    Direction:
+        the k-th strongest receiver is stronger
+
+    Source:
+        SinkProbe, arXiv:2604.10697, in the reading that leaves out the token's own row.
+    """
     is_seen = block.n_rows_that_see - token_diagonal(block)[0] > 0
     return top_k(mean_received_later(block), block.tokens, is_seen, k)
 
 
+@feature("received", "self_attention")
 def token_received(block: TraceBlock) -> Float[np.ndarray, "row layer head"]:
-    """:func:`mean_received` of the own token of every stored row."""
+    """Attention that a row's own token receives, a mean over the stored rows that see it.
+
+    :func:`mean_received` of the own token of every stored row.
+
+    Formula:
+        s_i = sum_(u >= i) A[u, i] / #{u >= i that see i}
+
+    Direction:
+        a stronger receiver; 0 to 1
+
+    Source:
+        SinkProbe, arXiv:2604.10697. Looks at later rows too: not for detection while tokens are
+        made.
+    """
     has_row = token_diagonal(block)[0]
-    received: Float[np.ndarray, "row layer head"] = np.moveaxis(
-        mean_received(block)[..., has_row], -1, 0
-    )
-    return received
+    return np.moveaxis(mean_received(block)[..., has_row], -1, 0)
 
 
 def value_share(block: TraceBlock) -> Float[np.ndarray, "layer head token"]:
@@ -116,89 +154,52 @@ def value_share(block: TraceBlock) -> Float[np.ndarray, "layer head token"]:
     is_seen = (block.n_rows_that_see > 0)[:, None]
     total = np.moveaxis(block.tokens.sum(np.where(is_seen, weight, np.float32(0))), 0, -1)
     total = np.where(total == 0, np.nan, total).astype(np.float32)
-    share: Float[np.ndarray, "layer head token"] = weight / total[..., block.tokens.trace]
-    return share
+    return weight / total[..., block.tokens.trace]
 
 
-def value_received_top(block: TraceBlock, *, k: int) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest shares of the keys in value-weighted received attention."""
+@feature("received", "value_norm")
+def value_received_top(
+    block: TraceBlock, *, k: int = TOP_K
+) -> Float[np.ndarray, "trace layer head rank"]:
+    """Largest share of a token in received attention times the norm of its value.
+
+    Formula:
+        top k of s_j |v_j| / sum_m s_m |v_m|
+
+    Direction:
+        the k-th strongest receiver is stronger
+
+    Source:
+        arXiv:2606.07604. With plain norms of the values, not through the output matrix.
+    """
     return top_k(value_share(block), block.tokens, block.n_rows_that_see > 0, k)
 
 
-def value_sink(block: TraceBlock, *, n_sink: int) -> Float[np.ndarray, "trace layer head"]:
-    """Share of the first keys in value-weighted received attention; NaN where one is not seen."""
-    share = value_share(block)
-    is_sink = block.tokens.position < n_sink
-    values = block.tokens.sum(np.where(is_sink, share, np.float32(0)))
-    is_long = block.of_record("length")[:, None, None] >= n_sink
-    return np.where(is_long, values, np.nan)
-
-
-_SINKPROBE: Final = "SinkProbe, arXiv:2604.10697"
-_TOP: Final = "the k-th strongest receiver is stronger"
-_LHR: Final = ("layer", "head", "rank")
-
-RECEIVED_TOP: Final = Feature(
-    name="received_top",
-    summary="largest attention received by a token, a mean over the stored rows that can see it",
-    formula="top k of s_j = sum_(i >= j) A[i, j] / #{i >= j that see j}",
-    source=f"{_SINKPROBE}, rows from the token itself on. Rows not stored do not count.",
-    direction=_TOP,
-    reads=("received",),
-    axes=_LHR,
-    compute=received_top,
-    parameters={"k": TOP_K},
-)
-
-RECEIVED_LATER_TOP: Final = Feature(
-    name="received_later_top",
-    summary="largest attention received by a token from later ones, a mean over those that see it",
-    formula="top k of sum_(i > j) A[i, j] / #{i > j that see j}",
-    source=f"{_SINKPROBE}, in the reading that leaves out the token's own row.",
-    direction=_TOP,
-    reads=("received", "self_attention"),
-    axes=_LHR,
-    compute=received_later_top,
-    parameters={"k": TOP_K},
-)
-
-TOKEN_RECEIVED: Final = Feature(
-    name="token_received",
-    summary="attention that a row's own token receives, a mean over the stored rows that see it",
-    formula="s_i = sum_(u >= i) A[u, i] / #{u >= i that see i}",
-    source=f"{_SINKPROBE}. Looks at later rows too: not for detection while tokens are made.",
-    direction="a stronger receiver; 0 to 1",
-    reads=("received", "self_attention"),
-    axes=("layer", "head"),
-    compute=token_received,
-    level="token",
-)
-
-VALUE_RECEIVED_TOP: Final = Feature(
-    name="value_received_top",
-    summary="largest share of a token in received attention times the norm of its value",
-    formula="top k of s_j |v_j| / sum_m s_m |v_m|",
-    source="arXiv:2606.07604. With plain norms of the values, not through the output matrix.",
-    direction=_TOP,
-    reads=("received", "value_norm"),
-    axes=_LHR,
-    compute=value_received_top,
-    parameters={"k": TOP_K},
-)
-
-
-def _value_sink_feature(n_sink: int) -> Feature:
-    return Feature(
-        name=f"value_sink_k{n_sink}",
+def _value_sink(n_sink: int) -> Feature:
+    @feature(
+        "received",
+        "value_norm",
         summary=f"share of the first {n_sink} tokens in received attention times value norm",
+        name=f"value_sink_k{n_sink}",
         formula=f"sum_(j < {n_sink}) s_j |v_j| / sum_m s_m |v_m|",
-        source="arXiv:2606.07604: sinks have tiny values, so that their mass exaggerates them.",
-        direction="a stronger sink; 0 to 1",
-        reads=("received", "value_norm"),
-        axes=("layer", "head"),
-        compute=partial(value_sink, n_sink=n_sink),
     )
+    def compute(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
+        """Share of the first keys in value-weighted attention; NaN where one is not seen.
+
+        Direction:
+            a stronger sink; 0 to 1
+
+        Source:
+            arXiv:2606.07604: sinks have tiny values, so that their mass exaggerates them.
+        """
+        share = value_share(block)
+        is_sink = block.tokens.position < n_sink
+        values = block.tokens.sum(np.where(is_sink, share, np.float32(0)))
+        is_long = block.of_record("length")[:, None, None] >= n_sink
+        return np.where(is_long, values, np.nan)
+
+    return compute
 
 
-VALUE_SINK_K1: Final = _value_sink_feature(1)
-VALUE_SINK_K4: Final = _value_sink_feature(4)
+value_sink_k1: Final = _value_sink(1)
+value_sink_k4: Final = _value_sink(4)

@@ -1,111 +1,112 @@
-"""All features by name; one line adds one."""
+"""All features by name, those that a store suffices for, and the table that shows them."""
 
+from collections.abc import Sequence
 from typing import Final
 
-from graphhalu.features.base import Feature
+from graphhalu.features.base import Feature, Level
 from graphhalu.registry import Registry
+
+_MODULES: Final = (
+    ("row_statistics", "span_mass span_mass_all token_span_mass"),
+    ("sinks", "sink_mass_k1 sink_mass_k4 sink_mass_k1_all sink_mass_k4_all token_sink_mass"),
+    ("sinks", "sink_rate sink_count sink_count_answer sink_share sink_share_answer"),
+    ("sinks", "sink_first_answer sink_largest_answer"),
+    ("received", "received_top received_later_top token_received"),
+    ("received", "value_received_top value_sink_k1 value_sink_k4"),
+    ("spectral", "self_attention_log self_attention_log_all self_attention_clipped"),
+    ("spectral", "self_attention_mean token_self_attention"),
+    ("spectral", "attneig_top lapeig_top lapeig_top_cut"),
+    ("row_statistics", "lookback_ratio lookback_ratio_context token_lookback_ratio"),
+    ("row_statistics", "attention_entropy_mean attention_entropy_std token_attention_entropy"),
+    ("instability", "head_std_sink head_std_system head_std_context head_std_question"),
+    ("instability", "head_std_answer head_logit_std_sink head_logit_std_system"),
+    ("instability", "head_logit_std_context head_logit_std_question head_logit_std_answer"),
+    ("instability", "head_bounded_std_sink head_bounded_std_system head_bounded_std_context"),
+    ("instability", "head_bounded_std_question head_bounded_std_answer"),
+    ("instability", "layer_std_sink token_head_std"),
+    ("likelihood", "logprob_mean logprob_min logprob_sum logprob_std perplexity"),
+    ("likelihood", "output_entropy_mean output_entropy_max output_entropy_std"),
+    ("likelihood", "margin_mean margin_min token_logprob token_output_entropy token_margin"),
+    ("likelihood", "answer_length prompt_length"),
+    ("spectral", "mst_divergence"),
+    ("layer_shift", "layer_divergence hallushift_attention_distance"),
+    ("layer_shift", "hallushift_attention_cosine hallushift_hidden_distance"),
+    ("layer_shift", "hallushift_hidden_cosine"),
+    ("instability", "head_agreement share_agreement"),
+    ("earlier_tokens", "previous_token_mass duplicate_mass induction_mass rauq"),
+    ("icr", "icr"),
+    ("hidden", "hidden_norm hidden_shift hidden_cosine_mean hidden_cosine_max"),
+    ("hidden", "hidden_effective_rank hidden_score massive_activations"),
+    ("hidden", "massive_answer_activations state_last_prompt state_last_answer"),
+    ("hidden", "state_mean_answer"),
+    ("beams", "beam_std_logprob_mean beam_std_answer_length beam_std_output_entropy_mean"),
+    ("beams", "beam_std_sink_mass_k4 beam_std_lookback_ratio beam_std_attention_entropy_mean"),
+    ("beams", "beam_eigenscore"),
+)
+"""Modules and the features in them, in the order in which they are shown."""
 
 FEATURES: Final[Registry[Feature]] = Registry(
     "feature",
     {
-        "span_mass": "graphhalu.features.span_mass:SPAN_MASS",
-        "span_mass_all": "graphhalu.features.span_mass:SPAN_MASS_ALL",
-        "token_span_mass": "graphhalu.features.span_mass:TOKEN_SPAN_MASS",
-        "sink_mass_k1": "graphhalu.features.sinks:SINK_MASS_K1",
-        "sink_mass_k4": "graphhalu.features.sinks:SINK_MASS_K4",
-        "sink_mass_k1_all": "graphhalu.features.sinks:SINK_MASS_K1_ALL",
-        "sink_mass_k4_all": "graphhalu.features.sinks:SINK_MASS_K4_ALL",
-        "token_sink_mass": "graphhalu.features.sinks:TOKEN_SINK_MASS",
-        "sink_rate": "graphhalu.features.located:SINK_RATE",
-        "sink_count": "graphhalu.features.located:SINK_COUNT",
-        "sink_count_answer": "graphhalu.features.located:SINK_COUNT_ANSWER",
-        "sink_share": "graphhalu.features.located:SINK_SHARE",
-        "sink_share_answer": "graphhalu.features.located:SINK_SHARE_ANSWER",
-        "sink_first_answer": "graphhalu.features.located:SINK_FIRST_ANSWER",
-        "sink_largest_answer": "graphhalu.features.located:SINK_LARGEST_ANSWER",
-        "received_top": "graphhalu.features.received:RECEIVED_TOP",
-        "received_later_top": "graphhalu.features.received:RECEIVED_LATER_TOP",
-        "token_received": "graphhalu.features.received:TOKEN_RECEIVED",
-        "value_received_top": "graphhalu.features.received:VALUE_RECEIVED_TOP",
-        "value_sink_k1": "graphhalu.features.received:VALUE_SINK_K1",
-        "value_sink_k4": "graphhalu.features.received:VALUE_SINK_K4",
-        "self_attention_log": "graphhalu.features.spectral:SELF_ATTENTION_LOG",
-        "self_attention_log_all": "graphhalu.features.spectral:SELF_ATTENTION_LOG_ALL",
-        "self_attention_clipped": "graphhalu.features.spectral:SELF_ATTENTION_CLIPPED",
-        "self_attention_mean": "graphhalu.features.spectral:SELF_ATTENTION_MEAN",
-        "token_self_attention": "graphhalu.features.spectral:TOKEN_SELF_ATTENTION",
-        "attneig_top": "graphhalu.features.spectral:ATTNEIG_TOP",
-        "lapeig_top": "graphhalu.features.spectral:LAPEIG_TOP",
-        "lapeig_top_cut": "graphhalu.features.spectral:LAPEIG_TOP_CUT",
-        "lookback_ratio": "graphhalu.features.lookback:LOOKBACK_RATIO",
-        "lookback_ratio_context": "graphhalu.features.lookback:LOOKBACK_RATIO_CONTEXT",
-        "token_lookback_ratio": "graphhalu.features.lookback:TOKEN_LOOKBACK_RATIO",
-        "attention_entropy_mean": "graphhalu.features.entropy:ATTENTION_ENTROPY_MEAN",
-        "attention_entropy_std": "graphhalu.features.entropy:ATTENTION_ENTROPY_STD",
-        "token_attention_entropy": "graphhalu.features.entropy:TOKEN_ATTENTION_ENTROPY",
-        "head_std_sink": "graphhalu.features.instability:HEAD_STD_SINK",
-        "head_std_system": "graphhalu.features.instability:HEAD_STD_SYSTEM",
-        "head_std_context": "graphhalu.features.instability:HEAD_STD_CONTEXT",
-        "head_std_question": "graphhalu.features.instability:HEAD_STD_QUESTION",
-        "head_std_answer": "graphhalu.features.instability:HEAD_STD_ANSWER",
-        "head_logit_std_sink": "graphhalu.features.instability:HEAD_LOGIT_STD_SINK",
-        "head_logit_std_system": "graphhalu.features.instability:HEAD_LOGIT_STD_SYSTEM",
-        "head_logit_std_context": "graphhalu.features.instability:HEAD_LOGIT_STD_CONTEXT",
-        "head_logit_std_question": "graphhalu.features.instability:HEAD_LOGIT_STD_QUESTION",
-        "head_logit_std_answer": "graphhalu.features.instability:HEAD_LOGIT_STD_ANSWER",
-        "head_bounded_std_sink": "graphhalu.features.instability:HEAD_BOUNDED_STD_SINK",
-        "head_bounded_std_system": "graphhalu.features.instability:HEAD_BOUNDED_STD_SYSTEM",
-        "head_bounded_std_context": "graphhalu.features.instability:HEAD_BOUNDED_STD_CONTEXT",
-        "head_bounded_std_question": "graphhalu.features.instability:HEAD_BOUNDED_STD_QUESTION",
-        "head_bounded_std_answer": "graphhalu.features.instability:HEAD_BOUNDED_STD_ANSWER",
-        "layer_std_sink": "graphhalu.features.instability:LAYER_STD_SINK",
-        "token_head_std": "graphhalu.features.instability:TOKEN_HEAD_STD",
-        "logprob_mean": "graphhalu.features.likelihood:LOGPROB_MEAN",
-        "logprob_min": "graphhalu.features.likelihood:LOGPROB_MIN",
-        "logprob_sum": "graphhalu.features.likelihood:LOGPROB_SUM",
-        "logprob_std": "graphhalu.features.likelihood:LOGPROB_STD",
-        "perplexity": "graphhalu.features.likelihood:PERPLEXITY",
-        "output_entropy_mean": "graphhalu.features.likelihood:TOKEN_ENTROPY_MEAN",
-        "output_entropy_max": "graphhalu.features.likelihood:TOKEN_ENTROPY_MAX",
-        "output_entropy_std": "graphhalu.features.likelihood:TOKEN_ENTROPY_STD",
-        "margin_mean": "graphhalu.features.likelihood:MARGIN_MEAN",
-        "margin_min": "graphhalu.features.likelihood:MARGIN_MIN",
-        "token_logprob": "graphhalu.features.likelihood:TOKEN_LOGPROB",
-        "token_output_entropy": "graphhalu.features.likelihood:TOKEN_ENTROPY",
-        "token_margin": "graphhalu.features.likelihood:TOKEN_MARGIN",
-        "answer_length": "graphhalu.features.length:ANSWER_LENGTH",
-        "prompt_length": "graphhalu.features.length:PROMPT_LENGTH",
-        "mst_divergence": "graphhalu.features.mst:MST_DIVERGENCE",
-        "layer_divergence": "graphhalu.features.layer_shift:LAYER_DIVERGENCE",
-        "hallushift_attention_distance": "graphhalu.features.layer_shift:ATTENTION_DISTANCE",
-        "hallushift_attention_cosine": "graphhalu.features.layer_shift:ATTENTION_COSINE",
-        "hallushift_hidden_distance": "graphhalu.features.layer_shift:HIDDEN_DISTANCE",
-        "hallushift_hidden_cosine": "graphhalu.features.layer_shift:HIDDEN_COSINE",
-        "head_agreement": "graphhalu.features.head_agreement:HEAD_AGREEMENT",
-        "share_agreement": "graphhalu.features.head_agreement:SHARE_AGREEMENT",
-        "previous_token_mass": "graphhalu.features.previous_token:PREVIOUS_TOKEN_MASS",
-        "duplicate_mass": "graphhalu.features.duplicates:DUPLICATE_MASS",
-        "induction_mass": "graphhalu.features.duplicates:INDUCTION_MASS",
-        "rauq": "graphhalu.features.rauq:RAUQ",
-        "icr": "graphhalu.features.icr:ICR",
-        "hidden_norm": "graphhalu.features.hidden:HIDDEN_NORM",
-        "hidden_shift": "graphhalu.features.hidden:HIDDEN_SHIFT",
-        "hidden_cosine_mean": "graphhalu.features.hidden:HIDDEN_COSINE_MEAN",
-        "hidden_cosine_max": "graphhalu.features.hidden:HIDDEN_COSINE_MAX",
-        "hidden_effective_rank": "graphhalu.features.hidden:HIDDEN_EFFECTIVE_RANK",
-        "hidden_score": "graphhalu.features.hidden:HIDDEN_SCORE",
-        "massive_activations": "graphhalu.features.hidden:MASSIVE_ACTIVATIONS",
-        "massive_answer_activations": "graphhalu.features.hidden:MASSIVE_ANSWER_ACTIVATIONS",
-        "state_last_prompt": "graphhalu.features.hidden:STATE_LAST_PROMPT",
-        "state_last_answer": "graphhalu.features.hidden:STATE_LAST_ANSWER",
-        "state_mean_answer": "graphhalu.features.hidden:STATE_MEAN_ANSWER",
-        "beam_std_logprob_mean": "graphhalu.features.beams:BEAM_STD_LOGPROB",
-        "beam_std_answer_length": "graphhalu.features.beams:BEAM_STD_LENGTH",
-        "beam_std_output_entropy_mean": "graphhalu.features.beams:BEAM_STD_OUTPUT_ENTROPY",
-        "beam_std_sink_mass_k4": "graphhalu.features.beams:BEAM_STD_SINK",
-        "beam_std_lookback_ratio": "graphhalu.features.beams:BEAM_STD_LOOKBACK",
-        "beam_std_attention_entropy_mean": "graphhalu.features.beams:BEAM_STD_ENTROPY",
-        "beam_eigenscore": "graphhalu.features.beams:BEAM_EIGENSCORE",
+        name: f"graphhalu.features.{module}:{name}"
+        for module, names in _MODULES
+        for name in names.split()
     },
     Feature,
 )
+
+
+def available_features(
+    arrays: Sequence[str], *, per_token: bool = False, with_matrices: bool = False
+) -> list[str]:
+    """Features of one level for which these arrays suffice.
+
+    Args:
+        arrays: Names of stored arrays.
+        per_token: Whether features of stored rows are meant.
+        with_matrices: Whether those that read whole attention or hidden states are among them.
+    """
+    kept = set(arrays)
+    kept |= {"attention"} if "attention_fixed" in kept else set()
+    level: Level = "token" if per_token else "trace"
+    return [
+        feature.name
+        for feature in FEATURES.load_all().objects.values()
+        if feature.level == level
+        and all(kept.intersection(either.split(" | ")) for either in feature.reads)
+        and (with_matrices or feature.cost == "stream")
+    ]
+
+
+FEATURE_COLUMNS: Final = (
+    "name",
+    "what it is",
+    "formula",
+    "a higher value",
+    "shape",
+    "reads",
+    "source",
+)
+
+
+def feature_cells(feature: Feature) -> tuple[str, ...]:
+    """One feature in the columns of :data:`FEATURE_COLUMNS`."""
+    item = "trace" if feature.level == "trace" else "row"
+    return (
+        feature.name,
+        feature.summary,
+        feature.formula,
+        feature.direction,
+        f"[{', '.join((item, *feature.axes))}]",
+        ", ".join(feature.reads) or "lengths",
+        feature.source,
+    )
+
+
+def markdown_table() -> str:
+    """All features as a Markdown table, one row each."""
+    lines = [f"| {' | '.join(FEATURE_COLUMNS)} |", "|" + "---|" * len(FEATURE_COLUMNS)]
+    for feature in FEATURES.load_all().objects.values():
+        cells = (cell.replace("|", "\\|") for cell in feature_cells(feature))
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines) + "\n"

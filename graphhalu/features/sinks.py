@@ -1,16 +1,31 @@
-"""Attention that goes to the first tokens of a sequence: the attention sink."""
+"""Attention sinks: the mass of the first tokens, and sinks located by what they receive."""
 
-from functools import partial
+from dataclasses import replace
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float
 
-from graphhalu.errors import NonFiniteError, NotEnoughDataError, UsageError
-from graphhalu.features.base import Feature, within
-from graphhalu.features.block import Rows, TraceBlock, block_of
+from graphhalu.errors import UsageError
+from graphhalu.features.base import Feature, feature, within
+from graphhalu.features.block import Rows, TraceBlock
+from graphhalu.features.received import mean_received
 from graphhalu.traces.schema import N_SINK_KEYS
-from graphhalu.traces.trace import Trace
+
+EPSILON: Final = 0.3
+MIN_ROWS: Final = 2
+"""Rows that must see a token before it can be called a sink: one row alone is its own diagonal."""
+
+Where = Literal["all", "answer"]
+
+_SOURCE: Final = (
+    "Xiao et al. 2023, arXiv:2309.17453; study sinks-bruh. Rows of the sink itself, 1 by "
+    "construction, and rows whose sliding window has left it do not count."
+)
+_LOCATED: Final = (
+    "Sink rate of Gu et al. 2024, arXiv:2410.10781 (alpha_k > eps), for every token. Tokens that "
+    "fewer than min_rows stored rows see are not judged; the rate depends on the length."
+)
 
 
 class SinkShare(NamedTuple):
@@ -55,122 +70,194 @@ def mean_sink_mass(rows: Rows, n_sink: int = N_SINK_KEYS) -> Float[np.ndarray, "
     return rows.ragged.mean(share.values, share.is_defined[:, None])
 
 
-def sink_share(trace: Trace, n_sink: int = N_SINK_KEYS) -> SinkShare:
-    """:func:`row_sink_share` of all stored rows of one trace.
+@feature("sink_keys", source=_SOURCE)
+def token_sink_mass(
+    block: TraceBlock, *, n_sink: int = N_SINK_KEYS
+) -> Float[np.ndarray, "row layer head"]:
+    """Attention of a row to the first tokens.
 
-    Raises:
-        UsageError: If so many keys are not stored.
-        NonFiniteError: If a row that counts holds NaN or infinity.
+    NaN where the row does not count.
+
+    Formula:
+        sum_(j < n_sink) A[i, j] for i >= n_sink
+
+    Direction:
+        a stronger sink; 0 to 1
     """
-    share = row_sink_share(block_of([trace]).all_rows, n_sink)
-    places = np.argwhere(np.isnan(share.values) & share.is_defined[:, None])
-    if len(places):
-        place, head, row = places[0].tolist()
-        message = (
-            f"sink_keys of trace {trace.trace_id!r} hold NaN or infinity in layer "
-            f"{trace.shape.attention_layers[place]}, head {head}, row "
-            f"{row + trace.record.row_start}\n  Extract the trace again, or leave it out"
-        )
-        raise NonFiniteError(message)
-    return share
-
-
-def sink_mass(trace: Trace, n_sink: int = N_SINK_KEYS) -> Float[np.ndarray, "layer head"]:
-    """Mean attention that later tokens pay to the first ``n_sink`` tokens, per head.
-
-    ``mean over rows i >= K of sum over keys j < K of A[i, j]``
-
-    Args:
-        trace: Keeps the stream ``sink_keys``.
-        n_sink: Leading tokens that form the sink: 1 to 4 are stored.
-
-    Returns:
-        Values in [0, 1], higher means a stronger sink; NaN where no stored row counts.
-
-    Raises:
-        UsageError: If so many keys are not stored.
-        NonFiniteError: If a row that counts holds NaN or infinity.
-
-    Source:
-        Xiao et al. 2023, arXiv:2309.17453; the public study ``sinks-bruh`` (mode ``range``).
-        That one counts rows ``i < K`` too, which are 1 by construction. Here they are left
-        out, and so are rows of a sliding-window layer that no longer see the whole sink.
-    """
-    sink_share(trace, n_sink)
-    mass: Float[np.ndarray, "layer head"] = mean_sink_mass(block_of([trace]).all_rows, n_sink)[0]
-    return mass
-
-
-def scalar_sink_mass(trace: Trace, n_sink: int = N_SINK_KEYS) -> float:
-    """Mean of :func:`sink_mass` over the layers and heads that have one, in [0, 1].
-
-    Raises:
-        UsageError: If so many keys are not stored.
-        NotEnoughDataError: If no row of any layer comes after the sink and sees it.
-
-    Source:
-        As :func:`sink_mass`. A mean over heads hides what single heads show; it is here as
-        the baseline to beat.
-    """
-    mass = sink_mass(trace, n_sink)
-    finite = mass[np.isfinite(mass)]
-    if not finite.size:
-        message = (
-            f"trace {trace.trace_id!r} has no sink mass: none of its stored rows lies after the "
-            f"first {n_sink} tokens and sees them ({trace.length} tokens, rows from "
-            f"{trace.record.row_start})\n  Use a longer prompt, or a smaller n_sink"
-        )
-        raise NotEnoughDataError(message)
-    return float(finite.mean())
-
-
-def block_sink_mass(
-    block: TraceBlock, *, n_sink: int, of: Literal["answer", "all"]
-) -> Float[np.ndarray, "trace layer head"]:
-    """:func:`mean_sink_mass` of the answer-producing or of all stored rows."""
-    return mean_sink_mass(block.answer_rows if of == "answer" else block.all_rows, n_sink)
-
-
-def token_sink_mass(block: TraceBlock, *, n_sink: int) -> Float[np.ndarray, "row layer head"]:
-    """Attention of every stored row to the first tokens; NaN where it does not count."""
     share = row_sink_share(block.all_rows, n_sink)
     return np.moveaxis(np.where(share.is_defined[:, None], share.values, np.nan), -1, 0)
 
 
-_SOURCE: Final = (
-    "Xiao et al. 2023, arXiv:2309.17453; study sinks-bruh. Rows of the sink itself, 1 by "
-    "construction, and rows whose sliding window has left it do not count."
-)
-
-
-def _mass_feature(n_sink: int, of: Literal["answer", "all"]) -> Feature:
+def _sink_mass(n_sink: int, of: Literal["answer", "all"]) -> Feature:
     which = "rows that produce the answer" if of == "answer" else "stored rows"
-    return Feature(
-        name=f"sink_mass_k{n_sink}" + ("" if of == "answer" else "_all"),
+
+    @feature(
+        "sink_keys",
         summary=f"attention to the first {n_sink} tokens, mean over the {which}",
+        name=f"sink_mass_k{n_sink}" + ("" if of == "answer" else "_all"),
         formula=f"mean over {which} i >= {n_sink} of sum_(j < {n_sink}) A[i, j]",
-        source=_SOURCE,
         direction="a stronger sink; 0 to 1",
-        reads=("sink_keys",),
-        axes=("layer", "head"),
-        compute=partial(block_sink_mass, n_sink=n_sink, of=of),
+        source=_SOURCE,
     )
+    def compute(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
+        """:func:`mean_sink_mass` of the answer-producing or of all stored rows."""
+        return mean_sink_mass(block.answer_rows if of == "answer" else block.all_rows, n_sink)
+
+    return compute
 
 
-SINK_MASS_K1: Final = _mass_feature(1, "answer")
-SINK_MASS_K4: Final = _mass_feature(4, "answer")
-SINK_MASS_K1_ALL: Final = _mass_feature(1, "all")
-SINK_MASS_K4_ALL: Final = _mass_feature(4, "all")
+sink_mass_k1: Final = _sink_mass(1, "answer")
+sink_mass_k4: Final = _sink_mass(4, "answer")
+sink_mass_k1_all: Final = _sink_mass(1, "all")
+sink_mass_k4_all: Final = _sink_mass(4, "all")
 
-TOKEN_SINK_MASS: Final = Feature(
-    name="token_sink_mass",
-    summary="attention of a row to the first tokens",
-    formula="sum_(j < n_sink) A[i, j] for i >= n_sink",
-    source=_SOURCE,
-    direction="a stronger sink; 0 to 1",
-    reads=("sink_keys",),
-    axes=("layer", "head"),
-    compute=token_sink_mass,
-    level="token",
-    parameters={"n_sink": N_SINK_KEYS},
+
+def _is_judged(block: TraceBlock, where: Where, min_rows: int) -> Bool[np.ndarray, "layer token"]:
+    is_here = block.is_answer_token if where == "answer" else np.ones(1, dtype=bool)
+    return (block.n_rows_that_see >= max(min_rows, 1)) & is_here
+
+
+def _sinks(
+    block: TraceBlock, where: Where, epsilon: float, min_rows: int
+) -> tuple[Bool[np.ndarray, "layer head token"], Bool[np.ndarray, "trace layer 1"]]:
+    """Which tokens receive more than ``epsilon``, and whether a token of the trace is judged.
+
+    Args:
+        block: Keeps the stream ``received``.
+        where: Tokens that are judged, if enough rows see them.
+        epsilon: Threshold of mean received attention, in [0, 1].
+        min_rows: Stored rows that must see a token.
+    """
+    judged = _is_judged(block, where, min_rows)
+    is_sink = (mean_received(block) > epsilon) & judged[:, None]
+    return is_sink, (block.tokens.sum(judged) > 0)[..., None]
+
+
+@feature("received")
+def sink_rate(
+    block: TraceBlock, *, epsilon: float = EPSILON
+) -> Float[np.ndarray, "trace layer head"]:
+    """Whether the first token is a sink.
+
+    NaN where no stored row sees it.
+
+    Formula:
+        1 if alpha_0 > epsilon else 0, alpha_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
+
+    Direction:
+        1 = a sink
+
+    Source:
+        Gu et al. 2024, arXiv:2410.10781. Of one trace: its mean over traces is their rate.
+    """
+    is_first = block.tokens.position == 0
+    alpha = np.where(is_first, mean_received(block), np.float32(0))
+    first = block.tokens.sum(alpha)
+    return np.where(np.isnan(first), np.nan, first > epsilon)
+
+
+@feature("received", source=_LOCATED)
+def sink_count(
+    block: TraceBlock,
+    *,
+    epsilon: float = EPSILON,
+    min_rows: int = MIN_ROWS,
+    where: Where = "all",
+) -> Float[np.ndarray, "trace layer head"]:
+    """How many tokens are sinks.
+
+    NaN where no token can be judged.
+
+    Formula:
+        #{j: alpha_j > epsilon}, alpha_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
+
+    Direction:
+        more sinks; from 0 up
+    """
+    is_sink, is_known = _sinks(block, where, epsilon, min_rows)
+    return np.where(is_known, block.tokens.sum(is_sink), np.nan)
+
+
+@feature("received", source=_LOCATED)
+def sink_share(
+    block: TraceBlock,
+    *,
+    epsilon: float = EPSILON,
+    min_rows: int = MIN_ROWS,
+    where: Where = "all",
+) -> Float[np.ndarray, "trace layer head"]:
+    """Share of all attention that goes to located sinks.
+
+    NaN where no token can be judged.
+
+    Formula:
+        sum_(j: alpha_j > epsilon) received_j / sum_j received_j,
+        alpha_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
+
+    Direction:
+        more attention on sinks; 0 to 1
+    """
+    is_sink, is_known = _sinks(block, where, epsilon, min_rows)
+    received = block.stream("received")
+    total = block.tokens.sum(received)
+    of_sinks = block.tokens.sum(np.where(is_sink, received, np.float32(0)))
+    return np.where(is_known, of_sinks / np.where(total > 0, total, np.nan), np.nan)
+
+
+sink_count_answer: Final = replace(
+    sink_count,
+    name="sink_count_answer",
+    summary="how many tokens of the answer are sinks",
+    formula=sink_count.formula.replace("#{j: ", "#{j >= P: ", 1),
+    direction="more sinks inside the answer; from 0 up",
+    parameters={**sink_count.parameters, "where": "answer"},
 )
+sink_share_answer: Final = replace(
+    sink_share,
+    name="sink_share_answer",
+    summary="share of all attention that goes to sinks located inside the answer",
+    formula=sink_share.formula.replace("sum_(j: ", "sum_(j >= P: ", 1),
+    direction="more attention on sinks inside the answer; 0 to 1",
+    parameters={**sink_share.parameters, "where": "answer"},
+)
+
+
+@feature("received", source=_LOCATED)
+def sink_first_answer(
+    block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS
+) -> Float[np.ndarray, "trace layer head"]:
+    """Where in the answer the first sink stands; missing where there is none.
+
+    0 at the start of the answer.
+
+    Formula:
+        (min{j >= P: alpha_j > epsilon} - P) / (S - P), alpha_j = sum_(i >= j) A[i, j] / #{i >= j
+        that see j}
+
+    Direction:
+        a later first sink; 0 up to 1
+    """
+    is_sink, _ = _sinks(block, "answer", epsilon, min_rows)
+    trace = block.tokens.trace
+    prompt, length = block.of_record("prompt_length"), block.of_record("length")
+    place = (block.tokens.position - prompt[trace]) / np.maximum(length - prompt, 1)[trace]
+    # the smallest place is the largest of its negatives
+    return -block.tokens.max(np.broadcast_to(-place, is_sink.shape), is_sink)
+
+
+@feature("received", source=_LOCATED)
+def sink_largest_answer(
+    block: TraceBlock, *, min_rows: int = MIN_ROWS
+) -> Float[np.ndarray, "trace layer head"]:
+    """Largest mean received attention of a token of the answer.
+
+    NaN where none can be judged.
+
+    Formula:
+        max_(j >= P) alpha_j, alpha_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
+
+    Direction:
+        a stronger receiver inside the answer; 0 to 1
+    """
+    judged = _is_judged(block, "answer", min_rows)
+    return block.tokens.max(mean_received(block), judged[:, None])

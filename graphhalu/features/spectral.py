@@ -1,14 +1,16 @@
-"""The diagonal of attention and of its Laplacian: eigenvalues of triangular matrices."""
+"""Eigenvalues of attention and of its Laplacian, and the spanning tree of its graph."""
 
-from typing import Final
+from math import prod
+from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 
-from graphhalu.features.base import Feature
+from graphhalu.features.base import feature
 from graphhalu.features.block import Rows, TraceBlock
-from graphhalu.features.pairs import attention_at, row_starts
+from graphhalu.features.matrices import attention_at, finite_or_missing, row_pairs, row_starts
 from graphhalu.features.received import TOP_K, mean_received, token_diagonal, top_k
+from graphhalu.numerics import ragged_offsets
 
 LOG_FLOOR: Final = 1e-12
 """Smallest argument of a logarithm; the streams are half precision and end at 6e-8, below is 0."""
@@ -18,42 +20,114 @@ def log_diagonal(rows: Rows) -> Float[np.ndarray, "layer head row"]:
     """Natural logarithm of each row's attention to its own token, at least ``log 1e-12``."""
     # NaN stays NaN: np.maximum hands it on
     own = np.maximum(rows.read("self_attention"), np.float32(LOG_FLOOR))
-    logs: Float[np.ndarray, "layer head row"] = np.log(own)
-    return logs
+    return np.log(own)
 
 
+@feature("self_attention")
 def self_attention_log(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Mean of :func:`log_diagonal` over the rows that produce the answer."""
+    """Mean logarithm of a token's attention to itself, over the rows that make the answer.
+
+    Mean of :func:`log_diagonal` over the rows that produce the answer.
+
+    Formula:
+        mean_i log max(A[i, i], 1e-12)
+
+    Direction:
+        more attention of tokens to themselves; at most 0
+
+    Source:
+        LLM-Check, Sriramanan et al. 2024 (NeurIPS), per head and not summed. The stream is half
+        precision: less than 6e-8 is 0 and counts as 1e-12; self_attention_clipped says how often.
+    """
     rows = block.answer_rows
     return rows.ragged.mean(log_diagonal(rows))
 
 
+@feature("self_attention")
 def self_attention_log_all(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Mean of :func:`log_diagonal` over all stored rows."""
+    """Mean logarithm of a token's attention to itself, over all stored rows.
+
+    Formula:
+        mean_i log max(A[i, i], 1e-12)
+
+    Direction:
+        more attention of tokens to themselves; at most 0
+
+    Source:
+        AttnLogDet of Binkowski et al. 2025, LapEigvals (EMNLP); floor as in self_attention_log.
+    """
     return block.rows.mean(log_diagonal(block.all_rows))
 
 
+@feature("self_attention")
 def self_attention_clipped(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Share of the rows that produce the answer whose own attention is below the floor."""
+    """Share of rows whose attention to themselves is too small for half precision.
+
+    Share of the rows that produce the answer whose own attention is below the floor.
+
+    Formula:
+        mean_i 1[A[i, i] < 1e-12]
+
+    Direction:
+        more rows at the floor; 0 to 1
+
+    Source:
+        Tells where self_attention_log rests on its floor.
+    """
     rows = block.answer_rows
     is_below = rows.read("self_attention") < LOG_FLOOR
     return rows.ragged.mean(is_below.astype(np.float32))
 
 
+@feature("self_attention")
 def self_attention_mean(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
-    """Mean attention of the rows that produce the answer to their own token."""
+    """Mean attention of the rows that produce the answer to their own token.
+
+    Formula:
+        mean_i A[i, i]
+
+    Direction:
+        more attention of tokens to themselves; 0 to 1
+
+    Source:
+        The diagonal without a logarithm, which has no floor.
+    """
     rows = block.answer_rows
     return rows.ragged.mean(rows.read("self_attention"))
 
 
+@feature("self_attention")
 def token_self_attention(block: TraceBlock) -> Float[np.ndarray, "row layer head"]:
-    """Attention of every stored row to its own token."""
-    own: Float[np.ndarray, "row layer head"] = np.moveaxis(block.stream("self_attention"), -1, 0)
-    return own
+    """Attention of a row to its own token.
+
+    Formula:
+        A[i, i]
+
+    Direction:
+        more attention to the own token; 0 to 1
+
+    Source:
+        Node features of CHARM, Frasca et al. 2026.
+    """
+    return np.moveaxis(block.stream("self_attention"), -1, 0)
 
 
-def attneig_top(block: TraceBlock, *, k: int) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest eigenvalues of attention, a triangular matrix: those on its diagonal."""
+@feature("self_attention")
+def attneig_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace layer head rank"]:
+    """Largest eigenvalues of attention, which stand on its diagonal.
+
+    Attention is a triangular matrix.
+
+    Formula:
+        top k of A[i, i]
+
+    Direction:
+        the k-th largest eigenvalue is larger
+
+    Source:
+        AttnEigvals of Binkowski et al. 2025, LapEigvals (EMNLP). Over the stored rows, the last
+        token's included.
+    """
     own = block.stream("self_attention")
     return top_k(own, block.rows, np.ones((1, own.shape[-1]), dtype=bool), k)
 
@@ -68,13 +142,43 @@ def laplacian(block: TraceBlock) -> Float[np.ndarray, "layer head token"]:
     return np.where(has_row, mean_received(block) - own, np.float32(np.nan))
 
 
-def lapeig_top(block: TraceBlock, *, k: int) -> Float[np.ndarray, "trace layer head rank"]:
-    """Largest of :func:`laplacian`, over the tokens with a stored row."""
+@feature("received", "self_attention")
+def lapeig_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace layer head rank"]:
+    """Largest eigenvalues of the Laplacian of attention, in closed form.
+
+    Largest of :func:`laplacian`, over the tokens with a stored row.
+
+    Formula:
+        top k of s_j - A[j, j], s_j = sum_(i >= j) A[i, j] / #{i >= j that see j}
+
+    Direction:
+        the k-th largest eigenvalue is larger
+
+    Source:
+        Binkowski et al. 2025, LapEigvals (EMNLP). With the row of the last token, which generation
+        does not give and the replay does; lapeig_top_cut is without. Over the tokens with a stored
+        row.
+    """
     return top_k(laplacian(block), block.tokens, token_diagonal(block)[0][None], k)
 
 
-def lapeig_top_cut(block: TraceBlock, *, k: int) -> Float[np.ndarray, "trace layer head rank"]:
-    """As :func:`lapeig_top` for the trace without its last token, which generation gives no row."""
+@feature("received", "self_attention", "attention")
+def lapeig_top_cut(
+    block: TraceBlock, *, k: int = TOP_K
+) -> Float[np.ndarray, "trace layer head rank"]:
+    """Largest eigenvalues of the Laplacian of attention without the last token.
+
+    As :func:`lapeig_top` for the trace without its last token, which generation gives no row.
+
+    Formula:
+        top k of s_j - A[j, j] over j < S - 1, s_j over the rows i < S - 1
+
+    Direction:
+        the k-th largest eigenvalue is larger
+
+    Source:
+        Binkowski et al. 2025, LapEigvals (EMNLP), who have no row for the last token.
+    """
     has_row, own = token_diagonal(block)
     is_last = _is_last(block)
     sees_last, given = _last_row(block)
@@ -103,107 +207,123 @@ def _last_row(
     return sees, np.stack(layers)
 
 
-_LAPEIG: Final = "Binkowski et al. 2025, LapEigvals (EMNLP)"
-_LOGDET: Final = "LLM-Check, Sriramanan et al. 2024 (NeurIPS)"
-_LH: Final = ("layer", "head")
-_LHR: Final = ("layer", "head", "rank")
-_TOP: Final = "the k-th largest eigenvalue is larger"
+@feature("attention")
+def mst_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
+    """Length of the minimum spanning tree over prompt and answer tokens, per answer token.
 
-SELF_ATTENTION_LOG: Final = Feature(
-    name="self_attention_log",
-    summary="mean logarithm of a token's attention to itself, over the rows that make the answer",
-    formula="mean_i log max(A[i, i], 1e-12)",
-    source=(
-        f"{_LOGDET}, per head and not summed. The stream is half precision: less than 6e-8 is 0 "
-        "and counts as 1e-12; self_attention_clipped says how often."
-    ),
-    direction="more attention of tokens to themselves; at most 0",
-    reads=("self_attention",),
-    axes=_LH,
-    compute=self_attention_log,
-)
+    Args:
+        block: Traces that keep whole attention of the answer tokens' own rows.
 
-SELF_ATTENTION_LOG_ALL: Final = Feature(
-    name="self_attention_log_all",
-    summary="mean logarithm of a token's attention to itself, over all stored rows",
-    formula="mean_i log max(A[i, i], 1e-12)",
-    source=f"AttnLogDet of {_LAPEIG}; floor as in self_attention_log.",
-    direction="more attention of tokens to themselves; at most 0",
-    reads=("self_attention",),
-    axes=_LH,
-    compute=self_attention_log_all,
-)
+    Returns:
+        Values in [0, 1]; NaN where a row of an answer token is not stored or holds NaN, and in
+        a layer whose window of one key joins nothing.
 
-SELF_ATTENTION_CLIPPED: Final = Feature(
-    name="self_attention_clipped",
-    summary="share of rows whose attention to themselves is too small for half precision",
-    formula="mean_i 1[A[i, i] < 1e-12]",
-    source="Tells where self_attention_log rests on its floor.",
-    direction="more rows at the floor; 0 to 1",
-    reads=("self_attention",),
-    axes=_LH,
-    compute=self_attention_clipped,
-)
+    Raises:
+        TraceNotFoundError: If the traces do not keep whole attention: among censored edges the
+            tree is not known.
 
-SELF_ATTENTION_MEAN: Final = Feature(
-    name="self_attention_mean",
-    summary="mean attention of the rows that produce the answer to their own token",
-    formula="mean_i A[i, i]",
-    source="The diagonal without a logarithm, which has no floor.",
-    direction="more attention of tokens to themselves; 0 to 1",
-    reads=("self_attention",),
-    axes=_LH,
-    compute=self_attention_mean,
-)
+    Summary:
+        Length of the minimum spanning tree that joins the answer to the prompt, a token
 
-TOKEN_SELF_ATTENTION: Final = Feature(
-    name="token_self_attention",
-    summary="attention of a row to its own token",
-    formula="A[i, i]",
-    source="Node features of CHARM, Frasca et al. 2026.",
-    direction="more attention to the own token; 0 to 1",
-    reads=("self_attention",),
-    axes=_LH,
-    compute=token_self_attention,
-    level="token",
-)
+    Formula:
+        sum of edges of MST(d) / answer_length; d[i, j] = 1 - max(A[i, j], A[j, i]) over answer
+        tokens and one node for the prompt, d[i, prompt] = 1 - max over j < P of A[i, j]
 
-ATTNEIG_TOP: Final = Feature(
-    name="attneig_top",
-    summary="largest eigenvalues of attention, which stand on its diagonal",
-    formula="top k of A[i, i]",
-    source=f"AttnEigvals of {_LAPEIG}. Over the stored rows, the last token's included.",
-    direction=_TOP,
-    reads=("self_attention",),
-    axes=_LHR,
-    compute=attneig_top,
-    parameters={"k": TOP_K},
-)
+    Direction:
+        higher: the answer attends less to the prompt and to itself
 
-LAPEIG_TOP: Final = Feature(
-    name="lapeig_top",
-    summary="largest eigenvalues of the Laplacian of attention, in closed form",
-    formula="top k of s_j - A[j, j], s_j = sum_(i >= j) A[i, j] / #{i >= j that see j}",
-    source=(
-        f"{_LAPEIG}. With the row of the last token, which generation does not give and the "
-        "replay does; lapeig_top_cut is without. Over the tokens with a stored row."
-    ),
-    direction=_TOP,
-    reads=("received", "self_attention"),
-    axes=_LHR,
-    compute=lapeig_top,
-    parameters={"k": TOP_K},
-)
+    Source:
+        TOHA, ACL 2026. All heads are given; the paper picks up to ten on labelled data. Keys out of
+        a sliding window are no edges, which changes no tree: they would be 1 long, and each token
+        sees the one before it.
+    """
+    n_tokens = block.of_record("length") - block.of_record("prompt_length")
+    order = np.argsort(-n_tokens, kind="stable")
+    contraction = _contraction(block, order)
+    values = np.full((len(block.shape.attention_layers), block.shape.n_heads, len(block)), np.nan)
+    for place, window in enumerate(block.shape.layer_windows):
+        if window is None or window > 1:
+            graph = contraction.graph(attention_at(block, place, contraction.pair))
+            values[place][:, order] = prim_length(graph, n_tokens[order])
+    is_whole = block.of_record("row_start") <= block.of_record("prompt_length")
+    per_token = np.where(is_whole, values / n_tokens, np.nan)
+    return finite_or_missing(per_token.transpose(2, 0, 1))
 
-LAPEIG_TOP_CUT: Final = Feature(
-    name="lapeig_top_cut",
-    summary="largest eigenvalues of the Laplacian of attention without the last token",
-    formula="top k of s_j - A[j, j] over j < S - 1, s_j over the rows i < S - 1",
-    source=f"{_LAPEIG}, who have no row for the last token.",
-    direction=_TOP,
-    reads=("received", "self_attention", "attention"),
-    axes=_LHR,
-    compute=lapeig_top_cut,
-    cost="matrix",
-    parameters={"k": TOP_K},
-)
+
+class Contraction(NamedTuple):
+    """How the pairs of a layer make graphs of answer tokens, with one node for the prompt.
+
+    Attributes:
+        pair: Place of each pair among all stored pairs: those with a prompt token, row by row,
+            then those between answer tokens.
+        row_offsets: Where the prompt's pairs of each row start.
+        entry: Entry of the graphs for each row with prompt tokens, then for each other pair.
+        shape: Graphs and nodes.
+    """
+
+    pair: Int[np.ndarray, "pair"]
+    row_offsets: Int[np.ndarray, "row"]
+    entry: Int[np.ndarray, "entry"]
+    shape: tuple[int, int, int]
+
+    def graph(
+        self, weights: Float[np.ndarray, "head pair"]
+    ) -> Float[np.ndarray, "head graph query other"]:
+        """Attention of each answer token to earlier ones; node 0 is the prompt.
+
+        The strongest attention to any prompt token is that to the prompt.
+        """
+        n_rows = len(self.row_offsets)
+        n_prompt = len(self.pair) - len(self.entry) + n_rows
+        graph = np.zeros((len(weights), prod(self.shape)), dtype=np.float32)
+        graph[:, self.entry[:n_rows]] = np.maximum.reduceat(
+            weights[:, :n_prompt], self.row_offsets, axis=-1
+        )
+        graph[:, self.entry[n_rows:]] = weights[:, n_prompt:]
+        return graph.reshape(len(weights), *self.shape)
+
+
+def _contraction(block: TraceBlock, order: Int[np.ndarray, "trace"]) -> Contraction:
+    """The contraction of a block whose traces are put into this order."""
+    prompt_length = block.of_record("prompt_length")
+    pairs = row_pairs(block, block.row_token >= prompt_length[block.rows.trace])
+    trace = pairs.by_trace.trace
+    n_nodes = 1 + int((block.of_record("length") - prompt_length).max())
+    node = 1 + block.row_token[pairs.row] - prompt_length[trace]
+    start = (np.argsort(order)[trace] * n_nodes + node) * n_nodes
+    other = 1 + pairs.key - prompt_length[trace][pairs.by_row.trace]
+    is_prompt = other < 1
+    is_edge = ~is_prompt & (other < node[pairs.by_row.trace])
+    entry = np.concatenate([start, (start[pairs.by_row.trace] + other)[is_edge]])
+    index = np.concatenate([pairs.index[is_prompt], pairs.index[is_edge]])
+    row_offsets = ragged_offsets(prompt_length[trace])[:-1]
+    return Contraction(index, row_offsets, entry, (len(block), n_nodes, n_nodes))
+
+
+def prim_length(
+    weights: Float[np.ndarray, "head graph query other"], n_added: Int[np.ndarray, "graph"]
+) -> Float[np.ndarray, "head graph"]:
+    """Length of the minimum spanning trees of many graphs, grown from node 0 by Prim's method.
+
+    Args:
+        weights: Closeness in [0, 1] of each node to the nodes before it, zero elsewhere; two
+            nodes are ``1 - closeness`` apart.
+        n_added: Nodes ``1 … n_added`` of each graph count; falling from graph to graph.
+    """
+    n_heads, n_graphs, n_nodes = weights.shape[:3]
+    is_node = (np.arange(n_nodes) <= n_added[:, None]) & (np.arange(n_nodes) > 0)
+    # closeness of what is not in the tree to the nearest node that is; -1 inside it
+    closeness = np.where(is_node, weights[..., 0], -1.0)
+    total = np.zeros((n_heads, n_graphs))
+    head, graph = np.arange(n_heads)[:, None], np.arange(n_graphs)
+    for step in range(n_nodes - 1):
+        # the graphs that still grow lie in front
+        n = np.count_nonzero(n_added > step)
+        near = closeness[:, :n]
+        nearest = near.argmax(axis=-1)
+        total[:, :n] += 1.0 - near[head, graph[:n], nearest]
+        near[head, graph[:n], nearest] = -1.0
+        reached = weights[head, graph[:n], nearest]
+        np.maximum(reached, weights[head, graph[:n], :, nearest], out=reached)
+        np.maximum(near, reached, out=near, where=near >= 0)
+    return total

@@ -1,34 +1,27 @@
 """Features of a store as a table: one pass over its parts, Parquet out and in."""
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int
 
 from graphhalu.atomic import written_aside
-from graphhalu.engine.executors import Executor, in_order
-from graphhalu.errors import (
-    CorruptStoreError,
-    NotEnoughDataError,
-    StoreNotFoundError,
-    UsageError,
-)
-from graphhalu.features.base import Feature, Level
+from graphhalu.engine.executors import Executor, SerialExecutor, in_order
+from graphhalu.errors import CorruptStoreError, StoreNotFoundError, UsageError
 from graphhalu.features.block import PlacedBlock, blocks
-from graphhalu.features.matrix import block_columns, require_level, rows_of
-from graphhalu.features.registry import FEATURES
-from graphhalu.features.sending import opener
-from graphhalu.features.spec import FeatureSpec, as_specs, reads_beams
+from graphhalu.features.matrix import block_columns, checked, require_same
+from graphhalu.features.spec import FeatureSpec, reads_beams
 from graphhalu.parquet import parquet_writer, read_parquet
 from graphhalu.safe_read import parse_json, reading, told_format
 from graphhalu.traces.disk import disk_error
-from graphhalu.traces.store import TraceStore, as_traces
+from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.trace import Trace
 
 FORMAT: Final = "graphhalu-features"
@@ -70,8 +63,7 @@ class FeatureTable:
         if name not in self.columns:
             message = f"no column {name!r} among {len(self.columns)}, as {self.columns[0]!r}"
             raise UsageError(message)
-        values: Float32[np.ndarray, "item"] = self.values[:, self.columns.index(name)]
-        return values
+        return self.values[:, self.columns.index(name)]
 
     def write(self, path: Path) -> None:
         """Write the table as Parquet, in one step.
@@ -100,15 +92,18 @@ def feature_table(
 
     Raises:
         NotEnoughDataError: If there is no trace.
-        UsageError: If a feature is unknown, of the other level, or given twice.
+        UsageError: If a feature is unknown, of the other level, or given twice, or if the traces
+            come from different models.
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
-    specs = require_level(as_specs(features), _level(per_token))
-    placed = list(_pieces(as_traces(traces), specs, engine, per_token=per_token))
+    traces, specs = checked(traces, features, "token" if per_token else "trace")
+    placed = list(_pieces(traces, specs, engine))
     order = np.argsort(np.concatenate([place for _, place in placed]), kind="stable")
     pieces = [piece for piece, _ in placed]
     names = [name for piece in pieces for name in piece.trace_ids]
     first = pieces[0]
+    for piece in pieces:
+        require_same(first.columns, piece.columns)
     return FeatureTable(
         trace_ids=tuple(names[index] for index in order),
         values=np.concatenate([piece.values for piece in pieces])[order],
@@ -147,9 +142,8 @@ def write_features(
         NotEnoughDataError: If there is no trace.
         TraceNotFoundError: If the traces do not keep what a feature reads.
     """
-    specs = require_level(as_specs(features), _level(per_token))
-    pieces = _pieces(as_traces(traces), specs, engine, per_token=per_token)
-    return _write((piece for piece, _ in pieces), path)
+    traces, specs = checked(traces, features, "token" if per_token else "trace")
+    return _write((piece for piece, _ in _pieces(traces, specs, engine)), path)
 
 
 def read_features(path: Path | str) -> FeatureTable:
@@ -181,80 +175,104 @@ def read_features(path: Path | str) -> FeatureTable:
         )
 
 
-def available_features(
-    arrays: Sequence[str], *, per_token: bool = False, with_matrices: bool = False
-) -> list[str]:
-    """Features of one level for which these arrays suffice.
+class FeatureSummary(NamedTuple):
+    """All columns of one feature; NaN where every value is missing.
 
-    Args:
-        arrays: Names of stored arrays.
-        per_token: Whether features of stored rows are meant.
-        with_matrices: Whether those that read whole attention or hidden states are among them.
+    Attributes:
+        feature: Its name with parameters.
+        n_columns: How many columns it has.
+        mean: Mean of all values that are there.
+        std: Their standard deviation.
+        smallest: The smallest.
+        largest: The largest.
+        missing: Share of values that are missing.
     """
-    kept = set(arrays)
-    kept |= {"attention"} if "attention_fixed" in kept else set()
-    return [
-        feature.name
-        for feature in FEATURES.load_all().objects.values()
-        if feature.level == _level(per_token)
-        and all(kept.intersection(either.split(" | ")) for either in feature.reads)
-        and (with_matrices or feature.cost == "stream")
-    ]
+
+    feature: str
+    n_columns: int
+    mean: float
+    std: float
+    smallest: float
+    largest: float
+    missing: float
+
+    def cells(self) -> list[str]:
+        """Name, columns, mean, std and missing share as text; what does not exist is a dash."""
+        numbers = (self.mean, self.std)
+        shown = ["-" if np.isnan(number) else f"{number:.4g}" for number in numbers]
+        return [self.feature, str(self.n_columns), *shown, f"{self.missing:.1%}"]
 
 
-def markdown_table() -> str:
-    """All features as a Markdown table, one row each."""
-    lines = [f"| {' | '.join(FEATURE_COLUMNS)} |", "|" + "---|" * len(FEATURE_COLUMNS)]
-    for feature in FEATURES.load_all().objects.values():
-        cells = (cell.replace("|", "\\|") for cell in feature_cells(feature))
-        lines.append(f"| {' | '.join(cells)} |")
-    return "\n".join(lines) + "\n"
+def summarise(table: FeatureTable) -> list[FeatureSummary]:
+    """One line for each feature of a table, in the order of its columns."""
+    places: dict[str, list[int]] = {}
+    for place, column in enumerate(table.columns):
+        places.setdefault(_feature(column), []).append(place)
+    return [_summary(name, table.values[:, chosen]) for name, chosen in places.items()]
 
 
-FEATURE_COLUMNS: Final = (
-    "name", "what it is", "formula", "a higher value", "shape", "reads", "source",
-)  # fmt: skip
+def _feature(column: str) -> str:
+    """The feature of a column: what stands before its axes, and a parameter may hold a dot."""
+    name, bracket, rest = column.partition("[")
+    if not bracket:
+        return column.partition(".")[0]
+    return f"{name}[{rest.partition(']')[0]}]"
 
 
-def feature_cells(feature: Feature) -> tuple[str, ...]:
-    """One feature in the columns of :data:`FEATURE_COLUMNS`."""
-    item = "trace" if feature.level == "trace" else "row"
-    return (
-        feature.name,
-        feature.summary,
-        feature.formula,
-        feature.direction,
-        f"[{', '.join((item, *feature.axes))}]",
-        ", ".join(feature.reads) or "lengths",
-        feature.source,
+def _summary(name: str, values: np.ndarray) -> FeatureSummary:
+    there = values[~np.isnan(values)].astype(np.float64)
+    missing = 1 - there.size / values.size
+    nan = float("nan")
+    if not there.size:
+        return FeatureSummary(name, values.shape[1], nan, nan, nan, nan, missing)
+    return FeatureSummary(
+        feature=name,
+        n_columns=values.shape[1],
+        mean=float(there.mean()),
+        std=float(there.std()),
+        smallest=float(there.min()),
+        largest=float(there.max()),
+        missing=missing,
     )
 
 
-def _level(per_token: bool) -> Level:
-    return "token" if per_token else "trace"
+def opener(traces: Sequence[Trace], engine: Executor) -> Callable[[], Sequence[Trace]]:
+    """Gives the same traces in a worker of this engine.
+
+    Traces of a store are opened there, so every worker must reach it at the same path or address;
+    traces in memory are sent.
+    """
+    if isinstance(engine, SerialExecutor):
+        return lambda: traces
+    if isinstance(traces, TraceStore):
+        return partial(_opened, traces.name, traces.trace_ids)
+    return partial(list, list(traces))
+
+
+def _opened(name: str, trace_ids: tuple[str, ...]) -> Sequence[Trace]:
+    """The traces with these identities; the store may have grown since."""
+    store = open_traces(name)
+    place = {trace_id: index for index, trace_id in enumerate(store.trace_ids)}
+    return store.select([place[trace_id] for trace_id in trace_ids])
+
+
+_Piece = tuple[FeatureTable, Int[np.ndarray, "item"]]
+"""The table of a block, and the place of each row's trace among all traces."""
 
 
 def _pieces(
-    traces: Sequence[Trace],
-    specs: Sequence[FeatureSpec],
-    engine: Executor | None,
-    *,
-    per_token: bool,
-) -> Iterator[tuple[FeatureTable, Int[np.ndarray, "item"]]]:
-    """The table of each block, and the place of each row's trace among all traces."""
-    if len(traces) == 0:
-        message = "there is no trace to compute features of\n  Extract some first"
-        raise NotEnoughDataError(message)
-    metadata = _metadata(traces, specs, _level(per_token))
+    traces: Sequence[Trace], specs: Sequence[FeatureSpec], engine: Executor | None
+) -> Iterator[_Piece]:
+    metadata = _metadata(traces, specs)
     if engine is None:
         for placed in blocks(traces, with_beams=reads_beams(specs)):
-            yield _piece(placed, specs, metadata, per_token=per_token)
+            yield _piece(placed, specs, metadata)
         return
     of_part: dict[int, list[int]] = {}
     for index in range(len(traces)):
         part = traces.places[index][0] if isinstance(traces, TraceStore) else 0
         of_part.setdefault(part, []).append(index)
-    items = [(tuple(specs), chosen, per_token) for chosen in of_part.values()]
+    items = [(tuple(specs), chosen) for chosen in of_part.values()]
     with (
         engine.workers(opener(traces, engine), len(items)) as workers,
         closing(workers.map(_pieces_of_part, items)) as found,
@@ -266,33 +284,27 @@ def _pieces(
 
 
 def _pieces_of_part(
-    traces: Sequence[Trace], item: tuple[tuple[FeatureSpec, ...], list[int], bool]
-) -> list[tuple[FeatureTable, Int[np.ndarray, "item"]]]:
+    traces: Sequence[Trace], item: tuple[tuple[FeatureSpec, ...], list[int]]
+) -> list[_Piece]:
     """The same of some traces, in a worker."""
-    specs, chosen, per_token = item
+    specs, chosen = item
     own = traces.select(chosen) if isinstance(traces, TraceStore) else traces
-    return [
-        _piece(placed, specs, {}, per_token=per_token)
-        for placed in blocks(own, with_beams=reads_beams(specs))
-    ]
+    return [_piece(placed, specs, {}) for placed in blocks(own, with_beams=reads_beams(specs))]
 
 
 def _piece(
-    placed: PlacedBlock,
-    specs: Sequence[FeatureSpec],
-    metadata: Mapping[str, Any],
-    *,
-    per_token: bool,
-) -> tuple[FeatureTable, Int[np.ndarray, "item"]]:
+    placed: PlacedBlock, specs: Sequence[FeatureSpec], metadata: Mapping[str, Any]
+) -> _Piece:
     block, within = placed.block, placed.within
     found = block_columns(block, specs)
     ids = np.array([record.trace_id for record in block.records], dtype=object)
-    if not per_token:
+    if specs[0].feature.level == "trace":
         table = FeatureTable(
             tuple(ids[within]), found.values[within], found.names, metadata=metadata
         )
         return table, placed.indices
-    rows = rows_of(block, within)
+    starts, stops = block.rows.offsets[within], block.rows.offsets[within + 1]
+    rows = np.concatenate([np.arange(*ends) for ends in zip(starts, stops, strict=True)])
     table = FeatureTable(
         trace_ids=tuple(ids[block.rows.trace[rows]]),
         values=found.values[rows],
@@ -304,12 +316,10 @@ def _piece(
     return table, np.repeat(placed.indices, block.rows.lengths[within])
 
 
-def _metadata(
-    traces: Sequence[Trace], specs: Sequence[FeatureSpec], level: Level
-) -> dict[str, Any]:
+def _metadata(traces: Sequence[Trace], specs: Sequence[FeatureSpec]) -> dict[str, Any]:
     """What a table says of itself; a store says with what model its traces were made."""
     return {
-        "level": level,
+        "level": specs[0].feature.level,
         "features": {
             str(spec): {
                 "formula": spec.feature.formula,

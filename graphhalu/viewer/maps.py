@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float32
 
 from graphhalu.features.block import TraceBlock, block_of
+from graphhalu.features.registry import available_features
 from graphhalu.features.spec import FeatureSpec
-from graphhalu.features.table import available_features
 from graphhalu.traces.trace import Trace
 
 MOST_SHEETS: Final = 6

@@ -9,8 +9,7 @@ from sklearn.metrics import roc_auc_score
 
 from graphhalu.detectors.columns import columns_of
 from graphhalu.detectors.probes.attention import Lookback, SinkProbeHeads
-from graphhalu.detectors.probes.halo import membership_score
-from graphhalu.detectors.probes.hidden import HaloScope
+from graphhalu.detectors.probes.hidden import HaloScope, membership_score
 from graphhalu.detectors.probes.logistic import Scaling
 from graphhalu.detectors.probes.network import NetworkModel, Saplma, train
 from graphhalu.errors import DetectorMismatchError

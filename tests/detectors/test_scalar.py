@@ -10,9 +10,10 @@ from graphhalu.detectors.scalar.hidden import EigenScore
 from graphhalu.detectors.scalar.likelihood import AnswerLength, Perplexity
 from graphhalu.detectors.sides import ChosenTraces, auroc
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.features.instability import scalar_head_std
+from graphhalu.features.block import block_of
+from graphhalu.features.instability import head_std_sink
 from graphhalu.features.likelihood import perplexity
-from graphhalu.features.sinks import scalar_sink_mass
+from graphhalu.features.sinks import sink_mass_k4_all
 from graphhalu.numerics import from_bfloat16_bits, to_bfloat16_bits
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
@@ -34,12 +35,12 @@ def fixed(traces, numbers):
 
 
 @pytest.mark.parametrize(
-    ("detector_class", "of_trace"),
-    [(SinkMass, scalar_sink_mass), (HeadStd, scalar_head_std), (Perplexity, perplexity)],
+    ("detector_class", "feature"),
+    [(SinkMass, sink_mass_k4_all), (HeadStd, head_std_sink), (Perplexity, perplexity)],
 )
-def test_the_score_is_the_feature_times_the_sign(few, detector_class, of_trace):
+def test_the_score_is_the_feature_times_the_sign(few, detector_class, feature):
     detector = detector_class().fit(few.traces, few.labels, few.split)
-    expected = [detector.sign * of_trace(trace) for trace in few.test_traces]
+    expected = [detector.sign * np.nanmean(feature(block_of([trace]))) for trace in few.test_traces]
     np.testing.assert_allclose(detector.score(few.test_traces).values, expected, rtol=2e-6)
 
 

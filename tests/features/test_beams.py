@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 
 from graphhalu.features.beams import (
-    BEAM_STD_LENGTH,
-    BEAM_STD_SINK,
     beam_eigenscore,
     beam_groups,
     beam_spread,
+    beam_std_answer_length,
+    beam_std_sink_mass_k4,
     eigenscore,
     middle_state,
 )
@@ -38,7 +38,7 @@ def test_beams_are_grouped_by_question_and_given_answers_are_no_beams(traces):
 
 
 def test_the_spread_is_the_std_over_the_beams_of_the_question(traces):
-    values = BEAM_STD_LENGTH.values(block_of(traces))
+    values = beam_std_answer_length.values(block_of(traces))
 
     of_a, of_c = statistics.pstdev([2, 8, 14]), statistics.pstdev([11, 17])
     expected = [of_a, np.nan, of_a, of_c, of_a, of_c, np.nan, np.nan]
@@ -46,7 +46,7 @@ def test_the_spread_is_the_std_over_the_beams_of_the_question(traces):
 
 
 def test_the_spread_of_a_feature_of_heads_is_taken_head_by_head(traces):
-    values = BEAM_STD_SINK.values(block_of(traces))
+    values = beam_std_sink_mass_k4.values(block_of(traces))
 
     single = FEATURES.get("sink_mass_k4").values(block_of(traces)).astype(np.float64)
     for beams in ([0, 2, 4], [3, 5]):

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from graphhalu.features.block import block_of
-from graphhalu.features.duplicates import duplicate_mass, induction_mass
+from graphhalu.features.earlier_tokens import duplicate_mass, induction_mass
 from tests.features.wholes import (
     answer_rows,
     row_of,

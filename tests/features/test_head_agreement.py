@@ -6,7 +6,7 @@ import pytest
 
 from graphhalu.errors import UsageError
 from graphhalu.features.block import block_of
-from graphhalu.features.head_agreement import head_agreement, layer_correlation, share_agreement
+from graphhalu.features.instability import head_agreement, layer_correlation, share_agreement
 from tests.features.wholes import (
     SHAPE,
     answer_rows,

@@ -43,26 +43,26 @@ def slow_cosines(trace, layer):
 
 SUMMARIES = {
     "norm": (hidden.hidden_norm, slow_norm),
-    "effective rank": (hidden.effective_rank, slow_rank),
+    "effective rank": (hidden.hidden_effective_rank, slow_rank),
     "score": (hidden.hidden_score, slow_score),
     "mean cosine": (
-        lambda block: hidden.cosine_to_mean(block, reduction="mean"),
+        hidden.hidden_cosine_mean,
         lambda trace, layer: slow_cosines(trace, layer).mean(),
     ),
     "largest cosine": (
-        lambda block: hidden.cosine_to_mean(block, reduction="max"),
+        hidden.hidden_cosine_max,
         lambda trace, layer: slow_cosines(trace, layer).max(),
     ),
     "mean state": (
-        hidden.mean_answer_state,
+        hidden.state_mean_answer,
         lambda trace, layer: answer_states(trace, layer).mean(axis=0),
     ),
     "last prompt state": (
-        hidden.last_prompt_state,
+        hidden.state_last_prompt,
         lambda trace, layer: trace.hidden(layer)[trace.prompt_length - 1],
     ),
     "last answer state": (
-        hidden.last_answer_state,
+        hidden.state_last_answer,
         lambda trace, layer: trace.hidden(layer)[trace.length - 1],
     ),
 }
@@ -101,8 +101,8 @@ def test_what_asks_for_the_prompt_is_missing_without_it(name):
 def test_a_state_that_was_not_kept_is_missing():
     trace = without(whole_trace(np.random.default_rng(1), 7, 3, row_start=7), "hidden")
 
-    assert np.isnan(hidden.last_prompt_state(block_of([trace]))).all()
-    assert np.isfinite(hidden.last_answer_state(block_of([trace]))).all()
+    assert np.isnan(hidden.state_last_prompt(block_of([trace]))).all()
+    assert np.isfinite(hidden.state_last_answer(block_of([trace]))).all()
 
 
 def test_hidden_shift_is_one_minus_the_cosine_of_neighbouring_layers():
@@ -124,8 +124,8 @@ def test_one_token_has_one_direction_and_orthogonal_tokens_have_their_number():
     one = whole_trace(np.random.default_rng(1), 5, 1)
     block = block_of([with_arrays(trace, hidden=to_bfloat16_bits(states)), one])
 
-    np.testing.assert_allclose(hidden.effective_rank(block)[0], 3)
-    np.testing.assert_allclose(hidden.effective_rank(block)[1], 1)
+    np.testing.assert_allclose(hidden.hidden_effective_rank(block)[0], 3)
+    np.testing.assert_allclose(hidden.hidden_effective_rank(block)[1], 1)
 
 
 def massive(trace, places):
@@ -181,7 +181,7 @@ def test_a_state_that_is_not_finite_leaves_its_layer_missing(name, bits):
     states = traces[2].arrays["hidden"].copy()
     states[5, traces[2].prompt_length - 1 :] = bits
     traces[2] = with_arrays(traces[2], hidden=states)
-    massive_of = {"massive": (lambda block: hidden.massive_activations(block, of="answer"), None)}
+    massive_of = {"massive": (hidden.massive_answer_activations, None)}
 
     values = {**SUMMARIES, **massive_of}[name][0](block_of(traces))
     is_missing = np.isnan(values).reshape(5, 8, -1).all(axis=-1)

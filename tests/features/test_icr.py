@@ -8,7 +8,7 @@ from scipy.special import softmax
 from graphhalu.errors import TraceNotFoundError, UsageError
 from graphhalu.features.block import block_of
 from graphhalu.features.icr import icr, strongest_keys, updated_layers
-from graphhalu.features.pairs import row_pairs
+from graphhalu.features.matrices import row_pairs
 from tests.features.wholes import (
     SHAPE,
     answer_rows,

@@ -80,8 +80,8 @@ def cosine(a, b):
 @pytest.mark.parametrize(
     ("function", "compare"),
     [
-        (layer_shift.attention_transport, wasserstein_distance),
-        (layer_shift.attention_cosine, cosine),
+        (layer_shift.hallushift_attention_distance, wasserstein_distance),
+        (layer_shift.hallushift_attention_cosine, cosine),
     ],
     ids=["wasserstein", "cosine"],
 )
@@ -105,18 +105,18 @@ def test_attention_that_moves_to_another_key_has_moved_by_nothing():
     attention[2:, :, [start + 1 for start in starts]] = 1
     block = block_of([with_arrays(trace, attention=attention)])
 
-    np.testing.assert_array_equal(layer_shift.attention_transport(block), 0)
-    np.testing.assert_array_equal(layer_shift.attention_cosine(block)[:, :2], 0)
+    np.testing.assert_array_equal(layer_shift.hallushift_attention_distance(block), 0)
+    np.testing.assert_array_equal(layer_shift.hallushift_attention_cosine(block)[:, :2], 0)
 
 
 @pytest.mark.parametrize(
     ("function", "compare"),
     [
         (
-            layer_shift.hidden_transport,
+            layer_shift.hallushift_hidden_distance,
             lambda a, b: wasserstein_distance(softmax(a), softmax(b)),
         ),
-        (layer_shift.hidden_cosine, cosine),
+        (layer_shift.hallushift_hidden_cosine, cosine),
     ],
     ids=["wasserstein", "cosine"],
 )
@@ -139,17 +139,17 @@ def test_states_of_the_stored_rows_are_enough():
     traces = some_traces(6, only_answer_rows=True)
     rows_alone = [without(trace, "hidden") for trace in traces]
 
-    for function in (layer_shift.hidden_transport, layer_shift.hidden_cosine):
+    for function in (layer_shift.hallushift_hidden_distance, layer_shift.hallushift_hidden_cosine):
         np.testing.assert_array_equal(function(block_of(rows_alone)), function(block_of(traces)))
 
 
 def test_layers_that_are_not_two_apart_are_not_compared():
     shape = replace(SHAPE, hidden_layers=(0, 1, 3, 4, 6, 8))
-    assert layer_shift.shifted_places(shape.hidden_layers, "x").tolist() == [[1, 2], [3, 4], [4, 5]]
+    assert layer_shift.shifted_places(shape.hidden_layers, "x") == [(1, 2), (3, 4), (4, 5)]
 
 
 def test_a_store_without_such_layers_says_which_it_keeps():
     traces = some_traces(6, replace(SHAPE, hidden_layers=(0, 3, 6)))
 
     with pytest.raises(TraceNotFoundError, match="kept: 0, 3, 6"):
-        layer_shift.hidden_cosine(block_of(traces))
+        layer_shift.hallushift_hidden_cosine(block_of(traces))

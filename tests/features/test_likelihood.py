@@ -3,16 +3,16 @@ import math
 import numpy as np
 import pytest
 
-from graphhalu.errors import NonFiniteError, NotEnoughDataError
 from graphhalu.features import likelihood
+from graphhalu.features.block import block_of
 
-FUNCTIONS = [
+FEATURES = [
     likelihood.perplexity,
-    likelihood.mean_logprob,
-    likelihood.min_logprob,
-    likelihood.sum_logprob,
-    likelihood.mean_entropy,
-    likelihood.mean_margin,
+    likelihood.logprob_mean,
+    likelihood.logprob_min,
+    likelihood.logprob_sum,
+    likelihood.output_entropy_mean,
+    likelihood.margin_mean,
 ]
 
 
@@ -36,36 +36,33 @@ def known(trace, change):
 
 
 def test_the_values_are_those_of_the_answer_tokens(known):
-    assert likelihood.sum_logprob(known) == -3.75
-    assert likelihood.mean_logprob(known) == -1.25
-    assert likelihood.min_logprob(known) == -2.0
-    assert likelihood.mean_entropy(known) == pytest.approx(1.75 / 3)
-    assert likelihood.mean_margin(known) == 0.25
-    assert likelihood.perplexity(known) == pytest.approx(math.exp(1.25))
+    block = block_of([known])
+    assert likelihood.logprob_sum(block)[0] == -3.75
+    assert likelihood.logprob_mean(block)[0] == -1.25
+    assert likelihood.logprob_min(block)[0] == -2.0
+    assert likelihood.output_entropy_mean(block)[0] == pytest.approx(1.75 / 3)
+    assert likelihood.margin_mean(block)[0] == 0.25
+    assert likelihood.perplexity(block)[0] == pytest.approx(math.exp(1.25))
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
 @pytest.mark.parametrize("value", [np.nan, -np.inf])
-def test_a_value_that_is_not_finite_is_an_error_that_names_the_token(
-    known, change, function, value
-):
+def test_an_answer_with_a_value_that_is_not_finite_has_no_likelihood(known, change, feature, value):
     names = ("token_logprob", "token_entropy", "top1_margin")
     streams = {name: known.arrays[name].copy() for name in names}
     for values in streams.values():
         values[15] = value
 
-    with pytest.raises(NonFiniteError, match="at token 15"):
-        function(change(known, **streams))
+    assert np.isnan(feature.values(block_of([change(known, **streams)]))).all()
 
 
-@pytest.mark.parametrize("function", FUNCTIONS, ids=lambda function: function.__name__)
-def test_an_empty_answer_has_no_likelihood(known, change, function):
-    with pytest.raises(NotEnoughDataError, match="empty answer"):
-        function(change(known, record={"prompt_length": 17}))
+@pytest.mark.parametrize("feature", FEATURES, ids=lambda feature: feature.name)
+def test_an_empty_answer_has_no_likelihood(known, change, feature):
+    empty = change(known, record={"prompt_length": 17})
+    assert np.isnan(feature.values(block_of([empty]))).all()
 
 
-def test_a_perplexity_beyond_a_float_is_an_error(known, change):
+def test_a_perplexity_beyond_a_float_is_missing(known, change):
     hopeless = np.full(17, -1000.0, dtype=np.float32)
-
-    with pytest.raises(NonFiniteError, match="beyond a float"):
-        likelihood.perplexity(change(known, token_logprob=hopeless))
+    block = block_of([change(known, token_logprob=hopeless)])
+    assert np.isnan(likelihood.perplexity.values(block)).all()

@@ -6,8 +6,9 @@ import pytest
 from graphhalu.errors import NotEnoughDataError, TraceNotFoundError, UnknownNameError, UsageError
 from graphhalu.evaluation.crossfit import TraceSubset
 from graphhalu.features import block as block_module
-from graphhalu.features.matrix import FeatureCache, feature_matrix, row_matrix
+from graphhalu.features.matrix import FeatureCache, feature_matrix
 from graphhalu.features.spec import FeatureSpec, as_specs, reduce, split_text
+from graphhalu.features.table import feature_table
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.part import Part
 
@@ -93,7 +94,7 @@ def test_a_store_that_was_made_anew_at_the_same_place_is_not_mistaken(make_store
 
 def test_a_part_that_is_too_large_is_cut_between_traces(make_store, traces, monkeypatch):
     whole = feature_matrix(traces, NAMES).values
-    rows = row_matrix(traces, ["token_sink_mass"]).values
+    rows = feature_table(traces, ["token_sink_mass"], per_token=True).values
     monkeypatch.setattr(block_module, "BLOCK_WEIGHTS", 30 * 40)
     store = make_store(traces)
 
@@ -102,7 +103,8 @@ def test_a_part_that_is_too_large_is_cut_between_traces(make_store, traces, monk
     np.testing.assert_array_equal(feature_matrix(store, NAMES).values, whole)
     order = [7, 2, 9]
     np.testing.assert_array_equal(feature_matrix(store.select(order), NAMES).values, whole[order])
-    np.testing.assert_array_equal(row_matrix(store, ["token_sink_mass"]).values, rows)
+    found = feature_table(store, ["token_sink_mass"], per_token=True)
+    np.testing.assert_array_equal(found.values, rows)
 
 
 @pytest.mark.parametrize(
@@ -125,25 +127,6 @@ def test_beams_of_a_question_always_lie_in_one_block(make_store, monkeypatch, is
     assert len(questions) > 2
     assert sum(len(names) for names in questions) == len(set.union(*questions)) == 11
     assert sorted(np.concatenate([indices for _, indices, _ in found])) == list(range(22))
-
-
-def test_rows_come_trace_after_trace_with_their_tokens(store, traces):
-    order = [8, 1, 5]
-    found = row_matrix(store.select(order), ["token_self_attention", "token_logprob"])
-
-    assert found.columns[0] == "token_self_attention.l00.h00"
-    for place, index in enumerate(order):
-        trace, is_here = traces[index], found.trace == place
-        start = trace.record.row_start
-        np.testing.assert_array_equal(found.token[is_here], np.arange(start, trace.length))
-        np.testing.assert_array_equal(
-            found.values[is_here, 0], trace.stream("self_attention")[0, 0].astype(np.float32)
-        )
-        answer = np.flatnonzero(found.is_answer[is_here])
-        np.testing.assert_array_equal(answer, np.arange(trace.length - start)[trace.answer_rows])
-        np.testing.assert_array_equal(
-            found.values[is_here, -1][answer], trace.stream("token_logprob")[trace.prompt_length :]
-        )
 
 
 def test_columns_name_the_layer_of_the_model_head_and_rank(traces):

@@ -4,7 +4,7 @@ from scipy.sparse.csgraph import minimum_spanning_tree
 
 from graphhalu.errors import TraceNotFoundError
 from graphhalu.features.block import block_of
-from graphhalu.features.mst import MST_DIVERGENCE, mst_divergence, prim_length
+from graphhalu.features.spectral import mst_divergence, prim_length
 from tests.features.wholes import SHAPE, some_traces, square, whole_trace, with_arrays, without
 
 
@@ -89,4 +89,4 @@ def test_censored_edges_have_no_tree():
     trace = without(some_traces(2)[0], "attention", "attention_fixed")
 
     with pytest.raises(TraceNotFoundError, match="attention"):
-        MST_DIVERGENCE.values(block_of([trace]))
+        mst_divergence.values(block_of([trace]))

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from graphhalu.features.block import block_of
-from graphhalu.features.previous_token import previous_token, previous_token_mass
+from graphhalu.features.earlier_tokens import previous_token, previous_token_mass
 from tests.features.wholes import answer_rows, row_of, some_traces, square, with_arrays, without
 
 

@@ -5,9 +5,8 @@ import pytest
 
 from graphhalu.errors import UsageError
 from graphhalu.features.block import block_of
-from graphhalu.features.previous_token import PreviousToken
+from graphhalu.features.earlier_tokens import PreviousToken, chosen_head, rauq
 from graphhalu.features.ragged import Ragged
-from graphhalu.features.rauq import chosen_head, rauq
 from tests.features.wholes import some_traces, square, whole_trace, with_arrays, without
 
 

@@ -9,14 +9,12 @@ import pytest
 from typer.testing import CliRunner
 
 from graphhalu.errors import CorruptStoreError, NotEnoughDataError, StoreNotFoundError, UsageError
-from graphhalu.features.matrix import feature_matrix, row_matrix
-from graphhalu.features.registry import FEATURES
-from graphhalu.features.summary import summarise
+from graphhalu.features.matrix import feature_matrix
+from graphhalu.features.registry import FEATURES, available_features, markdown_table
 from graphhalu.features.table import (
-    available_features,
     feature_table,
-    markdown_table,
     read_features,
+    summarise,
     write_features,
 )
 
@@ -49,13 +47,25 @@ def test_a_view_in_another_order_gives_the_rows_in_that_order(store):
 
 
 def test_a_table_of_tokens_has_one_row_for_each_stored_row(store):
-    table = feature_table(store, TOKEN, per_token=True)
-    rows = row_matrix(store, TOKEN)
+    order = [8, 1, 5]
+    names = ["token_self_attention", "token_logprob"]
+    found = feature_table(store.select(order), names, per_token=True)
+    of_trace = np.array(found.trace_ids)
 
-    np.testing.assert_array_equal(table.values, rows.values)
-    np.testing.assert_array_equal(table.token, rows.token)
-    np.testing.assert_array_equal(table.is_answer, rows.is_answer)
-    assert [*table.trace_ids] == [store.trace_ids[index] for index in rows.trace]
+    assert found.columns[0] == "token_self_attention.l00.h00"
+    assert list(dict.fromkeys(found.trace_ids)) == [store.trace_ids[index] for index in order]
+    for index in order:
+        trace, is_here = store[index], of_trace == store.trace_ids[index]
+        start = trace.record.row_start
+        np.testing.assert_array_equal(found.token[is_here], np.arange(start, trace.length))
+        np.testing.assert_array_equal(
+            found.values[is_here, 0], trace.stream("self_attention")[0, 0].astype(np.float32)
+        )
+        answer = np.flatnonzero(found.is_answer[is_here])
+        np.testing.assert_array_equal(answer, np.arange(trace.length - start)[trace.answer_rows])
+        np.testing.assert_array_equal(
+            found.values[is_here, -1][answer], trace.stream("token_logprob")[trace.prompt_length :]
+        )
 
 
 @pytest.mark.parametrize(("names", "per_token"), [(TRACE, False), (TOKEN, True)])

@@ -12,14 +12,12 @@ from graphhalu.features.registry import FEATURES
 from graphhalu.traces.schema import array_spec
 from tests.features.wholes import SHAPE, some_traces, whole_trace, with_arrays
 
-MODULES = {
-    "mst", "layer_shift", "head_agreement", "previous_token", "duplicates", "rauq", "icr",
-    "hidden", "beams",
-}  # fmt: skip
+MODULES = {"layer_shift", "earlier_tokens", "icr", "hidden", "beams"}
+ALSO = {"mst_divergence", "head_agreement", "share_agreement"}
 NAMES = [
     name
     for name, place in FEATURES._table.items()
-    if place.partition(":")[0].rpartition(".")[2] in MODULES
+    if place.partition(":")[0].rpartition(".")[2] in MODULES or name in ALSO
 ]
 OF_ATTENTION = [n for n in NAMES if "attention" in " ".join(FEATURES.get(n).reads)]
 WITHOUT_HEADS = [name for name in OF_ATTENTION if "head" not in FEATURES.get(name).axes]

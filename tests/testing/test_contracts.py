@@ -5,12 +5,13 @@ from typing import get_args
 
 import numpy as np
 import pytest
+
 from graphhalu.datasets.bundled import Worldfacts
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.scalar.likelihood import Perplexity
 from graphhalu.errors import GraphhaluError
-from graphhalu.features.length import ANSWER_LENGTH
+from graphhalu.features.likelihood import answer_length
 from graphhalu.labels.labels import Level
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.registry import LabelDecision
@@ -220,8 +221,8 @@ def test_a_detector_of_tokens_that_scores_answers_is_refused(token_data):
 
 
 def test_a_feature_that_breaks_a_promise_is_told_which():
-    check_feature(ANSWER_LENGTH)
-    compute = ANSWER_LENGTH.compute
+    check_feature(answer_length)
+    compute = answer_length.compute
     broken = {
         "summary must be one line": {"summary": "two\nlines"},
         "reads names": {"reads": ("no_array",)},
@@ -231,7 +232,7 @@ def test_a_feature_that_breaks_a_promise_is_told_which():
     }
     for promise, changes in broken.items():
         with pytest.raises(AssertionError, match=promise):
-            check_feature(replace(ANSWER_LENGTH, **changes))
+            check_feature(replace(answer_length, **changes))
 
 
 class MakesUpLabels(AliasMatch):

@@ -15,22 +15,21 @@ from graphhalu.features.spec import FeatureSpec
 
 @final
 class ShuffledLabels(LogisticProbe):
-    """The per-head sink probe on labels shuffled among questions."""
+    """The per-head sink probe on labels shuffled among questions.
+
+    Summary:
+        the per-head sink probe fitted on labels shuffled among training questions
+
+    Source:
+        Control: what is above 0.5 here is leakage or chance. Labels of a question stay together;
+        the number of each is unchanged.
+    """
 
     recipe: ClassVar[Recipe] = Recipe(
         (FeatureSpec("sink_mass_k1"), FeatureSpec("sink_mass_k4")), pca_grid
     )
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="shuffled-labels",
-        summary="the per-head sink probe fitted on labels shuffled among training questions",
-        source=(
-            "Control: what is above 0.5 here is leakage or chance. Labels of a question stay "
-            "together; the number of each is unchanged."
-        ),
-        inputs=("attention",),
-        is_supervised=True,
-        is_control=True,
-        reads=("sink_keys",),
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__, "shuffled-labels", "attention", reads=("sink_keys",), is_control=True
     )
 
     def learn(self, side: Side, folds: Sequence[Fold], validation: Side | None) -> Learned:

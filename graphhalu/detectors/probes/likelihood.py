@@ -15,19 +15,22 @@ LIKELIHOOD: Final = (
 
 @final
 class LikelihoodProbe(LogisticProbe):
-    """Everything that the output distributions say."""
+    """Everything that the output distributions say.
+
+    Summary:
+        logistic regression on log-probabilities, entropies and margins of the answer
+
+    Source:
+        Control: the probability features of HalluShift (Dasgupta et al. 2025) and of lm-polygraph
+        in one model. The penalty is chosen in three grouped folds within the training side; classes
+        are balanced.
+    """
 
     recipe: ClassVar[Recipe] = Recipe(tuple(map(FeatureSpec, LIKELIHOOD)), plain_grid)
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="likelihood-probe",
-        summary="logistic regression on log-probabilities, entropies and margins of the answer",
-        source=(
-            "Control: the probability features of HalluShift (Dasgupta et al. 2025) and of "
-            "lm-polygraph in one model. The penalty is chosen in three grouped folds within the "
-            "training side; classes are balanced."
-        ),
-        inputs=("likelihood",),
-        is_supervised=True,
-        is_control=True,
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__,
+        "likelihood-probe",
+        "likelihood",
         reads=("token_logprob", "token_entropy", "top1_margin"),
+        is_control=True,
     )

@@ -1,18 +1,19 @@
-"""Logistic regression over a whole path of penalties, for few traces and many columns.
+"""Logistic regression over a path of penalties with scikit-learn, and linear models of columns.
 
 Classes are balanced, the intercept is free, columns are standardised by the given traces, and
 both penalties are relative, so that one grid serves 30 columns and 30,000.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
-from scipy.linalg import eigh, eigvalsh, solve
-from scipy.optimize import minimize
+from scipy.linalg import eigh
 from scipy.special import expit
+from sklearn import config_context
+from sklearn.linear_model import LogisticRegression
 
 L2_GRID: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Strengths of a model under an L2 penalty: scikit-learn's ``C`` times the variance of all columns
@@ -22,8 +23,8 @@ L1_GRID: Final = (0.7, 0.5, 0.35, 0.25, 0.17, 0.12)
 MAX_MISSING: Final = 0.5
 """A column that more of the training traces lack is left out."""
 _SMALLEST: Final = 1e-6
-_FEW_DIMENSIONS: Final = 96
-_L1_TOLERANCE: Final = 1e-4
+_FEW_DIMENSIONS: Final = 512
+"""Above this L-BFGS takes the place of Newton's method, which factors a square matrix a step."""
 
 
 @dataclass(frozen=True)
@@ -45,18 +46,23 @@ class Scaling:
         cls,
         values: Float[np.ndarray, "trace column"],
         median: Float[np.ndarray, "column"] | None = None,
+        *,
+        has_all_medians: bool = True,
     ) -> "Scaling":
         """Learn from training traces; constant columns and those that most lack are not used.
 
         Args:
             values: NaN where missing.
             median: Of the whole training side, within which this is one fold.
+            has_all_medians: Whether columns without a missing value get theirs too: those of
+                50,000 columns take seconds, and only other traces can need them.
         """
         is_known = np.isfinite(values)
         is_kept = is_known.mean(axis=0) >= 1 - MAX_MISSING
         if median is None:
             median = np.zeros(values.shape[1])
-            median[is_kept] = column_medians(values[:, is_kept])
+            needed = is_kept & (has_all_medians | ~is_known.all(axis=0))
+            median[needed] = column_medians(values[:, needed])
         filled = np.where(is_known, values, median.astype(values.dtype))
         mean = filled.mean(axis=0, dtype=np.float64)
         filled -= mean.astype(filled.dtype)
@@ -150,14 +156,6 @@ class LinearModel:
         median, mean, weight = (arrays[name] for name in ("median", "mean", "weight"))
         return cls(median, mean, weight, arrays["is_used"], float(arrays["bias"][0]))
 
-    def widened(self, places: Int[np.ndarray, "column"], n_columns: int) -> "LinearModel":
-        """The same model among more columns, which it does not read."""
-        wide = np.zeros((3, n_columns))
-        wide[:, places] = self.median, self.mean, self.weight
-        is_used = np.zeros(n_columns, dtype=bool)
-        is_used[places] = self.is_used
-        return LinearModel(wide[0], wide[1], wide[2], is_used, self.bias)
-
     def logits(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace"]:
         """One logit a trace, NaN where every column that is read is missing.
 
@@ -190,57 +188,53 @@ class LinearModel:
 def balanced_weights(labels: Int[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
     """A weight a trace, so that both classes weigh alike; their mean is 1."""
     counts = np.bincount(labels, minlength=2)
-    weights: Float[np.ndarray, "trace"] = len(labels) / (2.0 * counts[labels])
-    return weights
+    return len(labels) / (2.0 * counts[labels])
 
 
-@dataclass(frozen=True)
-class Rotation:
+class Rotation(NamedTuple):
     """Standardised columns in their principal axes, largest variance first.
+
+    An L2 penalty does not notice a rotation, so with all components a model is that of the
+    columns themselves, at the price of as many dimensions as there are traces.
 
     Attributes:
         scores: The traces, component by component.
-        values: The standardised columns.
-        back: From weights of components to weights of columns; where there are more columns than
-            traces to weights of traces, which then weigh their columns.
-        is_wide: Which of the two ``back`` is.
+        span: What components are sums of: columns, or traces where there are fewer of them.
+        back: Share of each of these in each component.
     """
 
     scores: Float[np.ndarray, "trace component"]
-    values: Float[np.ndarray, "trace kept"]
+    span: Float[np.ndarray, "place kept"] | None
     back: Float[np.ndarray, "place component"]
-    is_wide: bool
 
     @classmethod
     def of(cls, values: Float[np.ndarray, "trace kept"], n_components: int = 512) -> "Rotation":
-        """Rotate through the smaller of the two products of the columns.
-
-        An L2 penalty does not notice a rotation, so with all components the model is that of the
-        columns themselves, at the price of as many dimensions as there are traces.
-
-        Args:
-            values: Standardised.
-            n_components: Keep at most so many.
-        """
-        is_wide = values.shape[1] > values.shape[0]
+        """Rotate standardised columns; keep at most so many components that vary."""
+        if not values.size:
+            return cls(np.zeros((len(values), 0)), None, np.zeros((values.shape[1], 0)))
+        # through the smaller of the two products, several times faster than a decomposition
+        is_wide = values.shape[1] > len(values)
         product = values @ values.T if is_wide else values.T @ values
-        size = len(product)
-        if not size:
-            return cls(np.zeros((len(values), 0)), values, np.zeros((0, 0)), is_wide)
-        places = (max(0, size - n_components), size - 1)
-        variance, vectors = eigh(product, subset_by_index=places, check_finite=False)
+        ends = (max(0, len(product) - n_components), len(product) - 1)
+        variance, vectors = eigh(product, subset_by_index=ends, check_finite=False)
         order = np.flatnonzero(variance > _SMALLEST * max(float(variance[-1]), _SMALLEST))[::-1]
-        variance, vectors = np.sqrt(variance[order]), np.ascontiguousarray(vectors[:, order])
+        size, vectors = np.sqrt(variance[order]), np.ascontiguousarray(vectors[:, order])
         if is_wide:
-            return cls(vectors * variance, values, vectors / variance, is_wide)
-        return cls(values @ vectors, values, vectors, is_wide)
+            return cls(vectors * size, values, vectors / size)
+        return cls(values @ vectors, None, vectors)
+
+    def turned(
+        self, values: Float[np.ndarray, "other kept"]
+    ) -> Float[np.ndarray, "other component"]:
+        """Other traces, component by component."""
+        return (values if self.span is None else values @ self.span.T) @ self.back
 
     def columns(
-        self, weights: Float[np.ndarray, "component candidate"]
-    ) -> Float[np.ndarray, "kept candidate"]:
+        self, weights: Float[np.ndarray, "component *candidate"]
+    ) -> Float[np.ndarray, "kept *candidate"]:
         """Weights of columns from weights of the first components."""
         back = self.back[:, : len(weights)] @ weights
-        return self.values.T @ back if self.is_wide else back
+        return back if self.span is None else self.span.T @ back
 
 
 class Solution(NamedTuple):
@@ -249,147 +243,62 @@ class Solution(NamedTuple):
     weight: Float[np.ndarray, "kept"]
     bias: float
 
+    def logits(self, values: Float[np.ndarray, "trace kept"]) -> Float[np.ndarray, "trace"]:
+        """One logit a trace."""
+        return values @ self.weight + self.bias
+
 
 def l2_path(
     values: Float[np.ndarray, "trace kept"],
     labels: Int[np.ndarray, "trace"],
     strengths: Sequence[float] = L2_GRID,
-) -> Iterator[Solution]:
-    """Logistic regressions under an L2 penalty, from weak to strong, each from the one before.
+) -> list[Solution]:
+    """Logistic regressions under an L2 penalty, each begun at the one before.
 
     Minimises ``sum_i s_i log(1 + exp(-y_i m_i)) + |w|^2 V / (2 c)`` with balanced weights ``s``,
-    total variance ``V`` and strength ``c``, to a gradient of 1e-5 a trace.
+    total variance ``V`` and strength ``c``.
     """
-    share = balanced_weights(labels) / len(labels)
-    sign = 2.0 * labels - 1.0
     total_variance = max(float(np.square(values).sum()) / len(values), _SMALLEST)
-    solve_at = _newton if values.shape[1] <= _FEW_DIMENSIONS else _quasi_newton
-    point = np.zeros(values.shape[1] + 1)
-    for strength in strengths:
-        penalty = total_variance / (strength * len(labels))
-        point = solve_at(point, values, sign, share, penalty)
-        yield Solution(point[:-1].copy(), float(point[-1]))
-
-
-def _quasi_newton(
-    start: Float[np.ndarray, "dimension"],
-    values: Float[np.ndarray, "trace kept"],
-    sign: Float[np.ndarray, "trace"],
-    share: Float[np.ndarray, "trace"],
-    penalty: float,
-) -> Float[np.ndarray, "dimension"]:
-    found: Float[np.ndarray, "dimension"] = minimize(
-        _l2_loss, start, (values, sign, share, penalty), method="L-BFGS-B", jac=True,
-        options={"maxiter": 500, "gtol": 1e-5, "ftol": 1e-12},
-    ).x  # fmt: skip
-    return found
-
-
-def _newton(
-    start: Float[np.ndarray, "dimension"],
-    values: Float[np.ndarray, "trace kept"],
-    sign: Float[np.ndarray, "trace"],
-    share: Float[np.ndarray, "trace"],
-    penalty: float,
-) -> Float[np.ndarray, "dimension"]:
-    """Newton's method with step halving; several times faster where there are few dimensions."""
-    wide = np.column_stack([values, np.ones(len(values))])
-    ridge = np.append(np.full(values.shape[1], penalty), 0.0)
-    point = start
-    loss, gradient = _l2_loss(point, values, sign, share, penalty)
-    for _ in range(50):
-        if float(np.abs(gradient).max()) < 1e-8:  # noqa: PLR2004
-            break
-        odds = expit(wide @ point)
-        curvature = (wide * (share * odds * (1 - odds))[:, None]).T @ wide
-        curvature[np.diag_indices_from(curvature)] += ridge + 1e-12
-        step = solve(curvature, gradient, assume_a="pos", check_finite=False)
-        moved = point - step
-        new_loss, gradient = _l2_loss(moved, values, sign, share, penalty)
-        for _ in range(20):
-            if new_loss <= loss:
-                break
-            step = step / 2
-            moved = point - step
-            new_loss, gradient = _l2_loss(moved, values, sign, share, penalty)
-        point, loss = moved, new_loss
-    return point
-
-
-def _l2_loss(
-    point: Float[np.ndarray, "dimension"],
-    values: Float[np.ndarray, "trace kept"],
-    sign: Float[np.ndarray, "trace"],
-    share: Float[np.ndarray, "trace"],
-    penalty: float,
-) -> tuple[float, Float[np.ndarray, "dimension"]]:
-    weight = point[:-1]
-    margin = sign * (values @ weight + point[-1])
-    loss = float(share @ np.logaddexp(0.0, -margin)) + 0.5 * penalty * float(weight @ weight)
-    slope = -sign * share * expit(-margin)
-    return loss, np.append(values.T @ slope + penalty * weight, slope.sum())
+    solver = "newton-cholesky" if values.shape[1] <= _FEW_DIMENSIONS else "lbfgs"
+    model = LogisticRegression(solver=solver, warm_start=True, tol=1e-5, max_iter=500)
+    weights = balanced_weights(labels)
+    found = []
+    # scikit-learn's checks take as long as these fits
+    with config_context(assume_finite=True, skip_parameter_validation=True):
+        for strength in strengths if values.shape[1] else ():
+            model.C = strength / total_variance
+            model.fit(values, labels, weights)
+            found.append(Solution(model.coef_[0].copy(), float(model.intercept_[0])))
+    return found or [Solution(np.zeros(0), 0.0)] * len(strengths)
 
 
 def l1_path(
     values: Float[np.ndarray, "trace kept"],
     labels: Int[np.ndarray, "trace"],
     penalties: Sequence[float] = L1_GRID,
-) -> Iterator[Solution]:
-    """Logistic regressions under an L1 penalty, sparsest first, each from the one before.
+) -> list[Solution]:
+    """Logistic regressions under an L1 penalty, sparsest first.
 
     Minimises ``mean_i s_i log(1 + exp(-y_i m_i)) + penalty * limit * |w|_1``, where ``limit`` is
-    the smallest penalty under which all weights are 0. Only columns that may leave 0 are worked
-    on; a column outside that violates its condition joins, until none does.
+    the smallest penalty under which all weights are 0. Only columns that may leave 0 are given to
+    scikit-learn; a column outside that violates its condition joins, until none does.
     """
     share = balanced_weights(labels) / len(labels)
-    sign = 2.0 * labels - 1.0
     weight, bias = np.zeros(values.shape[1]), 0.0
-    gradient = np.abs(values.T @ (sign * share)) / 2  # at 0 every trace has the probability 1/2
+    gradient = np.abs(values.T @ (share * (labels - 0.5)))  # at 0 every trace has the odds 1/2
     limit = float(gradient.max(initial=0.0))
+    found = []
     for penalty in (limit * relative for relative in penalties):
-        is_active = (weight != 0) | (gradient > penalty)
-        while True:
-            chosen = np.flatnonzero(is_active)
-            weight[chosen], bias = _shrink(
-                np.ascontiguousarray(values[:, chosen]), sign, share,
-                Solution(weight[chosen], bias), penalty,
-            )  # fmt: skip
-            slope = -sign * share * expit(-sign * (values[:, chosen] @ weight[chosen] + bias))
-            gradient = np.abs(values.T @ slope)
-            is_wrong = ~is_active & (gradient > penalty * 1.001)
-            if not is_wrong.any():
-                break
+        is_wrong, is_active = gradient > penalty, weight != 0
+        while is_wrong.any():
             is_active |= is_wrong
-        yield Solution(weight.copy(), bias)
-
-
-def _shrink(
-    values: Float[np.ndarray, "trace chosen"],
-    sign: Float[np.ndarray, "trace"],
-    share: Float[np.ndarray, "trace"],
-    start: Solution,
-    penalty: float,
-) -> Solution:
-    """Accelerated proximal gradient with restarts (Beck & Teboulle 2009) on a few columns."""
-    wide = np.column_stack([values, np.ones(len(values))])
-    point = np.append(start.weight, start.bias)
-    threshold = np.append(np.full(values.shape[1], penalty), 0.0)
-    product = (wide * share[:, None]).T @ wide
-    last = len(product) - 1
-    steepest = float(eigvalsh(product, subset_by_index=(last, last), check_finite=False)[0])
-    step = 4.0 / max(steepest, _SMALLEST)
-    ahead, momentum = point, 1.0
-    for _ in range(2000):
-        slope = -sign * share * expit(-sign * (wide @ ahead))
-        moved = ahead - step * (slope @ wide)
-        moved = np.sign(moved) * np.maximum(np.abs(moved) - step * threshold, 0.0)
-        change = moved - point
-        if float(np.abs(change).max()) < _L1_TOLERANCE * float(np.abs(moved).max()) + 1e-12:
-            point = moved
-            break
-        if float((ahead - moved) @ change) > 0:
-            momentum = 1.0
-        following = (1 + np.sqrt(1 + 4 * momentum**2)) / 2
-        ahead = moved + (momentum - 1) / following * change
-        point, momentum = moved, following
-    return Solution(point[:-1], float(point[-1]))
+            model = LogisticRegression(
+                C=1 / penalty, l1_ratio=1, solver="liblinear", intercept_scaling=10.0, max_iter=1000
+            )
+            model.fit(values[:, is_active], labels, share)
+            weight[is_active], bias = model.coef_[0], float(model.intercept_[0])
+            odds = expit(values[:, is_active] @ weight[is_active] + bias)
+            gradient = np.abs(values.T @ (share * (labels - odds)))
+            is_wrong = ~is_active & (gradient > penalty * 1.001)
+        found.append(Solution(weight.copy(), bias))
+    return found

@@ -87,23 +87,21 @@ class NetworkModel:
 
 @final
 class Saplma(ProbeDetector):
-    """A feed-forward network on the hidden state of the last token."""
+    """A feed-forward network on the hidden state of the last token.
+
+    Summary:
+        three-layer network on the last answer token's state in the middle layer
+
+    Source:
+        SAPLMA (Azaria & Mitchell 2023, arXiv:2304.13734): 256, 128 and 64 units, last token. Here
+        the middle kept layer, balanced classes, at most 40 epochs and not 5, stopped by the AUROC
+        of the validation side (of the training side where that has one class); the paper's layer is
+        one of a list.
+    """
 
     model_class: ClassVar[type[Model]] = NetworkModel
     stops_by_validation: ClassVar[bool] = True
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="saplma",
-        summary="three-layer network on the last answer token's state in the middle layer",
-        source=(
-            "SAPLMA (Azaria & Mitchell 2023, arXiv:2304.13734): 256, 128 and 64 units, last "
-            "token. Here the middle kept layer, balanced classes, at most 40 epochs and not 5, "
-            "stopped by the AUROC of the validation side (of the training side where that has "
-            "one class); the paper's layer is one of a list."
-        ),
-        inputs=("hidden",),
-        is_supervised=True,
-        reads=("hidden",),
-    )
+    card: ClassVar[DetectorCard] = DetectorCard.of(__doc__, "saplma", "hidden", reads=("hidden",))
 
     def specs(self) -> tuple[FeatureSpec, ...]:
         """The last answer token in every kept layer."""

@@ -5,6 +5,7 @@ The validation side takes no part: a comparison fits calibration and threshold t
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
@@ -135,47 +136,57 @@ def search(side: Side, grid: Grid, folds: Sequence[Fold]) -> Learned:
     Among candidates within 0.001 of the best the simplest is taken: the first view, the fewest
     components, the strongest penalty. Without folds that is the first of all.
     """
-    # where nothing is missing no median is needed, and those of 50,000 columns take seconds
-    lacking = np.flatnonzero(np.isnan(side.values).any(axis=0))
-    median = np.zeros(side.values.shape[1])
-    median[lacking] = Scaling.of(side.values[:, lacking]).median
-    scaling = Scaling.of(side.values, median)
+    scaling = Scaling.of(side.values, has_all_medians=False)
     grid = _pruned(grid, scaling.is_used, len(side.labels))
     views = _screened(side, grid, folds, scaling)
-    candidates = [Candidate(*c) for v in views for c in _grid_points(v, grid)]
+    numbers = grid.components if grid.penalty == "l2" else (ALL_COMPONENTS,)
+    candidates = [Candidate(*point) for point in product(views, sorted(numbers), grid.path)]
     logits = np.full((len(candidates), len(side.labels)), np.nan)
     for fold in folds:
-        scaled = _scaled(side, [grid.views[view] for view in views], fold, median)
-        rows = [
-            _held_out_logits(train, test, side.labels[fold.train], grid) for train, test in scaled
-        ]
+        scaled = _scaled(side, [grid.views[view] for view in views], fold, scaling.median)
+        labels = side.labels[fold.train]
+        rows = [_held_out_logits(train, test, labels, grid) for train, test in scaled]
         logits[:, fold.held_out] = np.concatenate(rows)
-    aurocs = np.array([mean_auroc(row, side.labels, folds) for row in logits])
-    best = int(np.flatnonzero(aurocs >= aurocs.max() - _CLEARLY)[0]) if folds else 0
-    chosen = candidates[best]
+    place, inner_auroc = first_of_the_best(logits, side.labels, folds)
+    chosen = candidates[place]
     model = fit_candidate(side, grid, chosen)
     report = {
         **chosen._asdict(), "n_folds": len(folds), "n_candidates": len(candidates),
-        "inner_auroc": float(aurocs[best]) if folds else None,
+        "inner_auroc": inner_auroc,
         "n_columns": len(grid.views[chosen.view]), "n_weights": int((model.weight != 0).sum()),
     }  # fmt: skip
-    return Learned(model, logits[best], report)
+    return Learned(model, logits[place], report)
+
+
+def first_of_the_best(
+    logits: Float[np.ndarray, "candidate trace"],
+    labels: Int[np.ndarray, "trace"],
+    folds: Sequence[Fold],
+) -> tuple[int, float | None]:
+    """Place of the first candidate within 0.001 of the best mean AUROC over the folds, and its own.
+
+    Without folds that is the first of all, and has no AUROC.
+    """
+    if not folds:
+        return 0, None
+    aurocs = np.array([mean_auroc(row, labels, folds) for row in logits])
+    place = int(np.flatnonzero(aurocs >= aurocs.max() - _CLEARLY)[0])
+    return place, float(aurocs[place])
 
 
 def fit_candidate(side: Side, grid: Grid, candidate: Candidate) -> LinearModel:
     """One candidate on a whole side, folded into weights of the raw columns."""
     chosen = grid.views[candidate.view]
-    values = side.values[:, chosen]
-    scaling = Scaling.of(values)
-    scaled = scaling.apply(values)
+    scaling = Scaling.of(side.values[:, chosen])
+    values = scaling.apply(side.values[:, chosen])
     path = grid.path[: grid.path.index(candidate.strength) + 1]
     if grid.penalty == "l1":
-        weight, bias = list(l1_path(scaled, side.labels, path))[-1]
+        found = l1_path(values, side.labels, path)[-1]
     else:
-        rotation = Rotation.of(scaled, candidate.n_components)
-        found = list(l2_path(rotation.scores, side.labels, path))[-1]
-        weight, bias = rotation.columns(found.weight[:, None])[:, 0], found.bias
-    return scaling.linear(weight, bias).widened(chosen, side.values.shape[1])
+        rotation = Rotation.of(values, candidate.n_components)
+        turned = l2_path(rotation.scores, side.labels, path)[-1]
+        found = Solution(rotation.columns(turned.weight), turned.bias)
+    return scaling.widened(chosen, side.values.shape[1]).linear(*found)
 
 
 def choose_heads(side: Side, folds: Sequence[Fold], n_most: int = 10) -> Learned:
@@ -190,13 +201,12 @@ def choose_heads(side: Side, folds: Sequence[Fold], n_most: int = 10) -> Learned
         models = _head_means(side.values[train], side.labels[train], numbers)
         logits[:, held_out] = [model.logits(side.values[held_out]) for model in models]
     logits = np.where(np.isnan(logits), np.nanmean(logits) if len(folds) else 0.0, logits)
-    aurocs = np.array([mean_auroc(row, side.labels, folds) for row in logits])
-    best = int(np.flatnonzero(aurocs >= aurocs.max() - _CLEARLY)[0])
+    best, inner_auroc = first_of_the_best(logits, side.labels, folds)
     model = _head_means(side.values, side.labels, numbers)[best]
     heads = [side.columns[place] for place in np.flatnonzero(model.weight)]
     report = {
         "n_heads": best + 1, "heads": heads, "n_folds": len(folds),
-        "inner_auroc": float(aurocs[best]) if folds else None,
+        "inner_auroc": inner_auroc,
     }  # fmt: skip
     return Learned(model, logits[best], report)
 
@@ -226,13 +236,6 @@ def mean_auroc(
     return float(np.mean([auroc(logits[f.held_out], labels[f.held_out]) for f in folds] or [0.5]))
 
 
-def _grid_points(view: str, grid: Grid) -> Iterator[tuple[str, int, float]]:
-    numbers = sorted(grid.components) if grid.penalty == "l2" else [ALL_COMPONENTS]
-    for number in numbers:
-        for strength in grid.path:
-            yield view, number, strength
-
-
 def _scaled(
     side: Side,
     views: Sequence[Int[np.ndarray, "_"]],
@@ -257,29 +260,17 @@ def _held_out_logits(
     held_out: Float[np.ndarray, "held_out kept"],
     labels: Int[np.ndarray, "train"],
     grid: Grid,
-) -> Float[np.ndarray, "candidate held_out"]:
+) -> list[Float[np.ndarray, "held_out"]]:
     """Logits of the held-out traces, in the order of the grid's points."""
     if grid.penalty == "l1":
-        found = list(l1_path(train, labels, grid.path))
-        weights = np.column_stack([f.weight for f in found])
-    else:
-        rotation = Rotation.of(train, max(grid.components))
-        found, weights = _rotated_paths(rotation, labels, grid)
-    biases = np.array([f.bias for f in found])
-    logits: Float[np.ndarray, "candidate held_out"] = (held_out @ weights + biases).T
-    return logits
-
-
-def _rotated_paths(
-    rotation: Rotation, labels: Int[np.ndarray, "trace"], grid: Grid
-) -> tuple[list[Solution], Float[np.ndarray, "kept candidate"]]:
-    found: list[Solution] = []
-    weights = []
-    for number in sorted(grid.components):
-        path = list(l2_path(np.ascontiguousarray(rotation.scores[:, :number]), labels, grid.path))
-        weights.append(rotation.columns(np.column_stack([f.weight for f in path])))
-        found += path
-    return found, np.concatenate(weights, axis=1)
+        return [found.logits(held_out) for found in l1_path(train, labels, grid.path)]
+    rotation = Rotation.of(train, max(grid.components))
+    turned = rotation.turned(held_out)
+    return [
+        found.logits(turned[:, :number])
+        for number in sorted(grid.components)
+        for found in l2_path(rotation.scores[:, :number], labels, grid.path)
+    ]
 
 
 def _pruned(grid: Grid, is_used: Bool[np.ndarray, "column"], n_traces: int) -> Grid:

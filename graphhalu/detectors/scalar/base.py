@@ -116,5 +116,4 @@ def row_means(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "t
     is_known = np.isfinite(values)
     total = np.ascontiguousarray(np.where(is_known, values, 0.0), dtype=np.float64).sum(axis=1)
     count = is_known.sum(axis=1)
-    mean: Float[np.ndarray, "trace"] = np.where(count > 0, total / np.maximum(count, 1), np.nan)
-    return mean
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

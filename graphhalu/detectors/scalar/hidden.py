@@ -15,42 +15,42 @@ from graphhalu.traces.trace import Trace
 
 @final
 class HiddenScore(FeatureScalar):
-    """How much space the answer's hidden states span."""
+    """How much space the answer's hidden states span.
+
+    Summary:
+        mean log singular value of the answer's hidden states, over layers
+
+    Source:
+        The hidden score of LLM-Check (Sriramanan et al. 2024, NeurIPS), which picks one layer on
+        the test side; here the mean over the kept ones. The method is unsupervised and has a fixed
+        sign; here the sign is learnt on the training side.
+    """
 
     spec: ClassVar[FeatureSpec] = FeatureSpec("hidden_score")
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="hidden-score",
-        summary="mean log singular value of the answer's hidden states, over layers",
-        source=(
-            "The hidden score of LLM-Check (Sriramanan et al. 2024, NeurIPS), which picks one "
-            "layer on the test side; here the mean over the kept ones. The method is unsupervised "
-            "and has a fixed sign; here the sign is learnt on the training side."
-        ),
-        inputs=("hidden",),
-        is_supervised=True,
-        reads=("hidden",),
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__, "hidden-score", "hidden", reads=("hidden",)
     )
 
 
 @final
 class EigenScore(ScalarDetector):
-    """How much the beams of a question differ."""
+    """How much the beams of a question differ.
+
+    Summary:
+        log-determinant of the covariance of the beams' hidden states
+
+    Source:
+        EigenScore of INSIDE (Chen et al. 2024, arXiv:2402.03744) over the final beams and not over
+        samples: last answer token, middle layer, ridge 0.001, no clipping of features. A trace
+        without a second beam has no score. The method is unsupervised and has a fixed sign; here
+        the sign is learnt on the training side.
+    """
 
     way_out: ClassVar[str] = (
         "It compares the beams of a question: extract with --keep-beams 5 and hidden states"
     )
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="eigenscore",
-        summary="log-determinant of the covariance of the beams' hidden states",
-        source=(
-            "EigenScore of INSIDE (Chen et al. 2024, arXiv:2402.03744) over the final beams and "
-            "not over samples: last answer token, middle layer, ridge 0.001, no clipping of "
-            "features. A trace without a second beam has no score. The method is unsupervised and "
-            "has a fixed sign; here the sign is learnt on the training side."
-        ),
-        inputs=("hidden",),
-        is_supervised=True,
-        reads=("hidden",),
+    card: ClassVar[DetectorCard] = DetectorCard.of(
+        __doc__, "eigenscore", "hidden", reads=("hidden",)
     )
 
     def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:

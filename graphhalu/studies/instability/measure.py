@@ -11,13 +11,15 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.axes import Span
-from graphhalu.features.head_agreement import (
+from graphhalu.features.instability import (
     MIDDLE_FROM,
     PROMPT_FLOOR,
     TAIL_CUT,
+    bounded_std,
+    head_std,
     layer_correlation,
+    logit_std,
 )
-from graphhalu.features.instability import bounded_std, head_std, logit_std
 from graphhalu.studies.instability.settings import Denominator
 from graphhalu.studies.instability.tracker import focus_share
 

@@ -125,7 +125,7 @@ def _cross_fitted(
         scaling = Scaling.of(values[fold.train])
         rotated = Rotation.of(scaling.apply(values[fold.train]), N_COMPONENTS)
         (solution,) = l2_path(rotated.scores, labels[fold.train], (STRENGTH,))
-        weight = rotated.columns(solution.weight[:, None])[:, 0]
+        weight = rotated.columns(solution.weight)
         logits = [
             scaling.apply(values[side]) @ weight + solution.bias
             for side in (fold.validation, fold.test)
