@@ -14,12 +14,12 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scipy.special import ndtr
-from scipy.stats import rankdata
 
 from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, NotEnoughDataError, TraceNotFoundError
 from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import best_beams
+from graphhalu.evaluation.delong import column_influence
 from graphhalu.evaluation.files import read_object
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
@@ -203,15 +203,7 @@ def _test_columns(
     labels: Int[np.ndarray, "trace"],
     groups: Int[np.ndarray, "trace"],
 ) -> _Tests:
-    is_positive = labels == 1
-    n_positive, n_negative = int(is_positive.sum()), int((~is_positive).sum())
-    ranks = rankdata(columns, axis=0)
-    below = (ranks[is_positive] - rankdata(columns[is_positive], axis=0)) / n_negative
-    above = 1 - (ranks[~is_positive] - rankdata(columns[~is_positive], axis=0)) / n_positive
-    auroc = below.mean(axis=0)
-    influence = np.empty(columns.shape)
-    influence[is_positive] = (below - auroc) / np.sqrt(n_positive * (n_positive - 1))
-    influence[~is_positive] = (above - auroc) / np.sqrt(n_negative * (n_negative - 1))
+    auroc, influence = column_influence(columns, labels)
     of_group = np.zeros((int(groups.max()) + 1, columns.shape[1]))
     np.add.at(of_group, groups, influence)
     error = np.sqrt(np.square(of_group).sum(axis=0))
