@@ -14,9 +14,10 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
 from graphhalu.errors import GraphhaluError, UsageError
+from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import Progress, fold_reporter, make_compared
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
 from graphhalu.evaluation.entries import Entry, GivenDetectors, make_entries
@@ -175,26 +176,17 @@ def folds_that_test(train: Compared, seed: int, test: Compared) -> Int[np.ndarra
 
     Questions are the same if they share a group, or their text, as near-duplicates do; a group
     of both stores together is never parted. Of several folds that have not seen a question the
-    choice goes round.
+    choice goes round. Of a store itself it is the fold that tests the trace.
     """
     groups = question_groups([*train.traces, *test.traces])
     of_train, of_test = groups[: len(train.traces)], groups[len(train.traces) :]
-    folds = train.folds[seed]
-    is_free = np.ones((len(folds), len(test.traces)), dtype=bool)
-    for number, fold in enumerate(folds):
-        seen = of_train[np.concatenate([fold.train, fold.validation])]
-        is_free[number] = ~np.isin(of_test, seen)
-    return np.where(is_free.any(axis=0), _going_round(is_free, of_test), _NO_FOLD)
-
-
-def _going_round(
-    is_free: Shaped[np.ndarray, "fold trace"], groups: Shaped[np.ndarray, "trace"]
-) -> Int[np.ndarray, "trace"]:
-    """For each trace one of its free folds; traces of one group get the same."""
-    group_index = np.unique(groups, return_inverse=True)[1]
-    n_free = np.maximum(is_free.sum(axis=0), 1)
-    wanted = group_index % n_free
-    return np.argmax(is_free & (np.cumsum(is_free, axis=0) - 1 == wanted), axis=0)
+    seen = [of_train[np.concatenate([fold.train, fold.validation])] for fold in train.folds[seed]]
+    is_free = np.array([~np.isin(of_test, each) for each in seen])
+    n_free = is_free.sum(axis=0)
+    # traces of one group get the same of their free folds
+    wanted = group_codes(of_test)[0] % np.maximum(n_free, 1)
+    chosen = np.argmax(is_free & (np.cumsum(is_free, axis=0) - 1 == wanted), axis=0)
+    return np.where(n_free > 0, chosen, _NO_FOLD)
 
 
 @dataclass
@@ -250,11 +242,8 @@ def _row(
     for seed, folds in home.folds.items():
         if all(each.failure for each in tested.values()):
             break
-        for name, each in tested.items():
-            own = name == train
-            each.begin(
-                seed, _own_folds(home, seed) if own else folds_that_test(home, seed, each.compared)
-            )
+        for each in tested.values():
+            each.begin(seed, folds_that_test(home, seed, each.compared))
         for number, fold in enumerate(folds):
             try:
                 model = fit_fold(partial(entry.make, seed), home.traces, home.labels, fold)
@@ -268,14 +257,6 @@ def _row(
                 each.score(model, seed, number)
             on_fold(entry.name, seed, number)
     return [each.cell(entry.name, train, name) for name, each in tested.items()]
-
-
-def _own_folds(home: Compared, seed: int) -> Int[np.ndarray, "trace"]:
-    """The fold that tests each trace of the store itself."""
-    chosen = np.full(len(home.traces), _NO_FOLD)
-    for number, fold in enumerate(home.folds[seed]):
-        chosen[fold.test] = number
-    return chosen
 
 
 def _csv(cells: Sequence[TransferCell]) -> str:
