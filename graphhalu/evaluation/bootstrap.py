@@ -14,8 +14,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.counts import sorted_counts, tie_order
-from graphhalu.evaluation.metrics import METRICS, check_scores
+from graphhalu.evaluation.counts import check_scores, sorted_counts, tie_order
+from graphhalu.evaluation.metrics import METRICS
 from graphhalu.numerics import group_multiplicities
 from graphhalu.registry import unknown_name
 

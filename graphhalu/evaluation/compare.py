@@ -19,13 +19,13 @@ from graphhalu.evaluation.judgement import baseline_tests, seed_scores, subgroup
 from graphhalu.evaluation.parts import Finished, clear_parts, finished_detectors, save_part
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, Result
 from graphhalu.evaluation.rows import (
-    CompareConfig,
     Compared,
     detector_row,
     failed_row,
     sample_table,
 )
 from graphhalu.evaluation.running import FoldHook, RunOptions, SeedRun, failure_text, run_entries
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.splits import (
     check_questions,
     cross_fit_folds,
@@ -38,7 +38,6 @@ from graphhalu.provenance import provenance
 from graphhalu.splits import Split
 from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
-
 
 __all__ = [
     "CompareConfig", "DetectorFactory", "Progress", "RunOptions", "best_beams", "compare",

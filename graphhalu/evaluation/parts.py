@@ -61,7 +61,7 @@ def finished_detectors(folder: Path, compared: Compared) -> dict[str, Finished]:
         UsageError: If the folder holds the result of other traces, labels or settings.
         DataFileError: If the result there cannot be read.
     """
-    found = [*_of_result(folder, compared)]
+    found: list[Finished | None] = [*_of_result(folder, compared)]
     found += [_read_part(path) for path in sorted((folder / PARTS_FOLDER).glob("*.parquet"))]
     current: dict[str, Finished] = {}
     for each in found:

@@ -104,12 +104,12 @@ def failed_row(
     key: str = "",
 ) -> DetectorRow:
     """The row of a detector without metrics; its card may be unknown."""
-    known = ("inputs", "is_supervised", "is_control", "is_graph", "source", "reads")
-    fields = {"inputs": (), "is_supervised": None, "is_control": False}
+    fields: dict[str, Any] = {"inputs": (), "is_supervised": None, "is_control": False}
     if card is not None:
+        known = ("inputs", "is_supervised", "is_control", "is_graph", "source", "reads")
         fields = {field: getattr(card, field) for field in known}
-    plain = {"failure": failure, "metrics": {}, "settings": dict(settings or {}), "key": key}
-    return DetectorRow(detector=name, **fields, **plain)
+    fields |= {"metrics": {}, "settings": dict(settings or {}), "key": key}
+    return DetectorRow(detector=name, failure=failure, **fields)
 
 
 def detector_row(
@@ -235,9 +235,9 @@ def metric_value(rows: Sequence[Float[np.ndarray, "row"]], level: float) -> Metr
     There is no interval where nothing was resampled.
     """
     of_seed, resampled = [float(row[0]) for row in rows], np.mean(rows, axis=0)[1:]
-    interval = percentile_interval(resampled, level) if len(resampled) else (None, None, 0)
+    low, high, n_used = percentile_interval(resampled, level) if len(resampled) else (None, None, 0)
     sd = float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None
-    return MetricValue(float(np.mean(of_seed)), *interval, sd, None)
+    return MetricValue(float(np.mean(of_seed)), low, high, n_used, sd, None)
 
 
 def _call_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:

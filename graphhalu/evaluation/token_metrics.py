@@ -74,7 +74,7 @@ def _spans(
     counts: Sequence[SpanCounts], ground: CommonGround
 ) -> dict[str, Float[np.ndarray, "row"]]:
     """Precision, recall and F1 of characters and spans, summed over answers."""
-    sums = SpanCounts(*ground.sums(np.array(counts, dtype=np.float64)).T)
+    sums: Any = SpanCounts(*ground.sums(np.array(counts, dtype=np.float64)).T)
     found = {
         "char_precision": ratio(sums.right, sums.called),
         "char_recall": ratio(sums.right, sums.marked),

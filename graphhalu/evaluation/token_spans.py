@@ -76,7 +76,7 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
     for number, (start, stop) in enumerate(record.given_spans):
         spans[number, start:stop] = is_text[start:stop]
     n_tokens = len(record.answer_offsets)
-    is_marked: Bool[np.ndarray, "character"] = spans.any(axis=0)
+    is_marked: Bool[np.ndarray, "character"] = spans.sum(axis=0) > 0
     chosen = [is_text, is_marked, *spans]
     of_token = np.array(
         [np.bincount(owner[row & (owner != _NONE)], minlength=n_tokens) for row in chosen]
