@@ -1,6 +1,7 @@
 """Number formats and small exact computations that several stages share."""
 
 from collections.abc import Mapping
+from dataclasses import is_dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -134,7 +135,9 @@ def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray
 
 
 def json_ready(value: Any) -> Any:
-    """Plain Python values for JSON; a number that is not finite becomes ``None``."""
+    """Plain Python values for JSON, records too; a number that is not finite becomes ``None``."""
+    if is_dataclass(value) and not isinstance(value, type):
+        value = vars(value)
     if isinstance(value, Mapping):
         return {str(key): json_ready(item) for key, item in value.items()}
     if isinstance(value, list | tuple):

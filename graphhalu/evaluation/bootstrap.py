@@ -6,7 +6,7 @@ once; a loop runs over blocks only. Blocks are so small that their temporary arr
 cache of a core, and the draws are made once for all detectors.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Annotated, Any, Final, NamedTuple
@@ -16,8 +16,8 @@ from jaxtyping import Bool, Float, Int, Integer, Shaped
 from pydantic import AllowInfNan, BeforeValidator
 
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.counts import RocCounts, roc_counts, sorted_counts, tie_order
-from graphhalu.evaluation.metrics import METRICS, check_scores
+from graphhalu.evaluation.counts import check_scores, sorted_counts, tie_order
+from graphhalu.evaluation.metrics import METRICS
 from graphhalu.numerics import group_multiplicities
 from graphhalu.registry import unknown_name
 
@@ -89,16 +89,6 @@ class Interval(NamedTuple):
     n_resamples_used: int
 
 
-class Difference(NamedTuple):
-    """Metric of the first detector minus that of the second, on the same traces."""
-
-    value: float
-    low: float
-    high: float
-    p_value: float
-    n_resamples_used: int
-
-
 def bootstrap_interval(
     metric: str,
     scores: Float[np.ndarray, "trace"],
@@ -128,38 +118,6 @@ def bootstrap_interval(
     check_scores(scores, labels)
     values = resample_metrics([metric], scores, labels, groups, n_resamples=n_resamples, seed=seed)
     return percentile_interval(values[metric], level)
-
-
-def bootstrap_difference(
-    metric: str,
-    first: Float[np.ndarray, "trace"],
-    second: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    *,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Difference:
-    """Paired difference of two detectors with its 95 % interval and two-sided p-value.
-
-    Both are evaluated on the same resamples. The p-value is twice the smaller share of
-    resamples on either side of zero, with one added to both counts: it is never 0.
-
-    Raises:
-        UnknownNameError: If no metric has this name.
-        ValueError: If a score is not finite.
-        NotEnoughDataError: If a class is missing, or more than half of the resamples lack one.
-    """
-    check_scores(first, labels)
-    check_scores(second, labels)
-    of_first, of_second = (
-        resample_metrics([metric], scores, labels, groups, n_resamples=n_resamples, seed=seed)
-        for scores in (first, second)
-    )
-    values = of_first[metric] - of_second[metric]
-    low, high, n_used = percentile_interval(values, 0.95)
-    found = [float(_metric(metric)(roc_counts(s, labels))[0]) for s in (first, second)]
-    return Difference(found[0] - found[1], low, high, two_sided_p(values), n_used)
 
 
 def two_sided_p(differences: Float[np.ndarray, "resample"]) -> float:
@@ -193,20 +151,22 @@ def resample_metrics(
         seed: Seed of the resamples.
         is_valid: Which traces count in the metrics; all by default.
     """
-    functions = {name: _metric(name) for name in metrics}
+    for name in metrics:
+        if name not in METRICS:
+            raise unknown_name("metric", name, METRICS)
     kept = np.flatnonzero(np.ones(len(scores), dtype=bool) if is_valid is None else is_valid)
     order, last_of_tie = tie_order(scores[kept])
     chosen = kept[order]
     group_index, n_groups = group_codes(groups)
     columns, sorted_labels = group_index[chosen], labels[chosen]
-    values: dict[str, list[Float[np.ndarray, "block"]]] = {name: [] for name in functions}
+    values: dict[str, list[Float[np.ndarray, "block"]]] = {name: [] for name in metrics}
     for drawn in drawn_blocks(n_groups, n_resamples, seed):
         step = max(1, _BLOCK_ELEMENTS // max(1, len(chosen)))
         for start in range(0, len(drawn), step):
             weights = np.take(drawn[start : start + step], columns, axis=1)
             counts = sorted_counts(weights, sorted_labels, last_of_tie)
-            for name, function in functions.items():
-                values[name].append(function(counts))
+            for name, found in values.items():
+                found.append(METRICS[name](counts))
     return {name: np.concatenate(blocks) for name, blocks in values.items()}
 
 
@@ -297,9 +257,3 @@ def percentile_interval(values: Float[np.ndarray, "resample"], level: float) -> 
     tail = (1 - level) / 2
     low, high = np.quantile(used, [tail, 1 - tail])
     return Interval(float(low), float(high), len(used))
-
-
-def _metric(name: str) -> Callable[[RocCounts], Float[np.ndarray, "resample"]]:
-    if name not in METRICS:
-        raise unknown_name("metric", name, METRICS)
-    return METRICS[name]

@@ -6,8 +6,6 @@ so a score is never flipped and no order is turned round.
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -20,13 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from graphhalu.config import Config, validate
 from graphhalu.evaluation.counts import check_scores, roc_counts
-from graphhalu.evaluation.probability import N_BINS
 from graphhalu.safe_read import read_json_object
-
-__all__ = [
-    "ISOTONIC_MINIMUM", "N_BINS", "Calibration", "CalibrationValues", "best_f1_threshold",
-    "read_calibration",
-]  # fmt: skip
 
 ISOTONIC_MINIMUM: Final = 200
 """Validation traces of the rarer class from which on isotonic regression is taken."""
@@ -36,13 +28,13 @@ _REACH: Final = 10.0
 Method = Literal["platt", "isotonic"]
 
 
-class CalibrationValues(Config):
-    """A calibration as plain JSON values."""
+class Calibration(Config):
+    """Turns scores of one fitted detector into probabilities and calls."""
 
     method: Method
     """Which of the two curves."""
     threshold: float
-    """Scores at or above it are called hallucinated."""
+    """Scores at or above it are called hallucinated; by default that of the best F1."""
     n_hallucinated: int
     """Hallucinated traces that it was fitted on."""
     n_correct: int
@@ -61,39 +53,15 @@ class CalibrationValues(Config):
     """Isotonic: the probability at each of them, never falling."""
 
     @model_validator(mode="after")
-    def _is_a_curve(self) -> "CalibrationValues":
+    def _is_a_curve(self) -> "Calibration":
         points = len(self.scores), len(self.probabilities)
         if points[0] != points[1] or (self.method == "isotonic" and not points[0]):
             message = f"{points[0]} scores with {points[1]} probabilities"
             raise ValueError(message)
-        if any(low > high for pair in (self.scores, self.probabilities) for low, high in
-               pairwise(pair)):  # fmt: skip
+        if any(list(points) != sorted(points) for points in (self.scores, self.probabilities)):
             message = "a curve that falls"
             raise ValueError(message)
         return self
-
-
-@dataclass(frozen=True)
-class Calibration:
-    """Turns scores of one fitted detector into probabilities and calls.
-
-    Attributes:
-        values: Everything it knows, as plain values.
-    """
-
-    values: CalibrationValues
-    _points: tuple[Float[np.ndarray, "point"], Float[np.ndarray, "point"]] = field(
-        init=False, repr=False, compare=False
-    )
-
-    def __post_init__(self) -> None:
-        points = np.array(self.values.scores), np.array(self.values.probabilities)
-        object.__setattr__(self, "_points", points)
-
-    @property
-    def threshold(self) -> float:
-        """Scores at or above it are called hallucinated: the best F1 on the fitted traces."""
-        return self.values.threshold
 
     @classmethod
     def fit(
@@ -128,15 +96,14 @@ class Calibration:
             "n_hallucinated": n_hallucinated,
             "n_correct": len(labels) - n_hallucinated,
         }
-        return cls(CalibrationValues(**head, **curve))
+        return cls(**head, **curve)
 
     def probability(self, scores: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
         """Probability of being hallucinated, as common as on the validation side; NaN of NaN."""
-        known = self.values
-        if known.method == "isotonic":
-            return np.interp(scores, *self._points)
-        distance = np.clip(scores - known.centre, -known.reach, known.reach)
-        return expit(known.slope * distance + known.intercept)
+        if self.method == "isotonic":
+            return np.interp(scores, self.scores, self.probabilities)
+        distance = np.clip(scores - self.centre, -self.reach, self.reach)
+        return expit(self.slope * distance + self.intercept)
 
     def calls(self, scores: Float[np.ndarray, "trace"]) -> Bool[np.ndarray, "trace"]:
         """Which scores are called hallucinated; NaN is not."""
@@ -144,7 +111,7 @@ class Calibration:
 
     def to_json(self) -> dict[str, Any]:
         """Plain values that :meth:`from_json` reads."""
-        return self.values.model_dump(mode="json")
+        return self.model_dump(mode="json")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> "Calibration":
@@ -153,7 +120,7 @@ class Calibration:
         Raises:
             ConfigError: If a field is missing, unknown or of another type.
         """
-        return cls(validate(CalibrationValues, values, source="a saved calibration"))
+        return validate(cls, values, source="a saved calibration")
 
 
 def read_calibration(path: Path) -> Calibration | None:

@@ -2,14 +2,14 @@
 
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Shaped
+from jaxtyping import Bool
 
 from graphhalu.detectors.base import DetectorCard
 from graphhalu.errors import UsageError
@@ -19,13 +19,13 @@ from graphhalu.evaluation.judgement import baseline_tests, seed_scores, subgroup
 from graphhalu.evaluation.parts import Finished, clear_parts, finished_detectors, save_part
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, Result
 from graphhalu.evaluation.rows import (
-    CompareConfig,
     Compared,
     detector_row,
     failed_row,
     sample_table,
 )
 from graphhalu.evaluation.running import FoldHook, RunOptions, SeedRun, failure_text, run_entries
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.splits import (
     check_questions,
     cross_fit_folds,
@@ -97,8 +97,13 @@ def compare(
     config, options = config or CompareConfig(), options or RunOptions()
     entries = make_entries(detectors, config, labels.level)
     compared = make_compared(traces, labels, config)
-    done = _finished(compared, options)
-    todo = [entry for entry in entries if not _is_done(entry, compared, done)]
+    done: dict[str, Finished] = {}
+    if options.folder is not None and options.is_resumed:
+        done = finished_detectors(options.folder, compared)
+    elif options.folder is not None:
+        clear_parts(options.folder)
+    keys = {name: each.row.key for name, each in done.items()}
+    todo = [e for e in entries if keys.get(e.name) != compared.key(e.name, e.settings)]
     names, is_in_order = [entry.name for entry in todo], options.spread() is None
     report = fold_reporter(on_progress, names, compared.folds, is_in_order=is_in_order)
     for each in run_detectors(compared, todo, options, report):
@@ -133,9 +138,15 @@ def make_compared(
     if config.beams == "best":
         labels = labels.without(~best_beams(traces), "another beam of the question")
     groups = question_groups(traces)
-    folds = {seed: _folds(labels, groups, config, seed) for seed in config.seeds}
-    for checked in folds.values():
-        check_questions(checked, traces)
+    folds = {}
+    for seed in config.seeds:
+        if config.quick:
+            made = single_split(labels.values, groups, labels.is_valid, seed=seed)
+        else:
+            made = cross_fit_folds(
+                labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed
+            )
+        folds[seed] = check_questions(made, traces)
     return Compared(traces, labels, groups, folds, config)
 
 
@@ -145,45 +156,14 @@ def best_beams(traces: Sequence[Trace]) -> Bool[np.ndarray, "trace"]:
     The best beam is decided before labels are looked at: a question whose best beam has no
     valid label is left out, not replaced by another beam.
     """
+    records = [trace.record for trace in traces]
     best: dict[str, int] = {}
-    for trace in traces:
-        record = trace.record
+    for record in records:
         if record.is_on_policy:
             first = best.setdefault(record.question_id, record.beam_index)
             best[record.question_id] = min(first, record.beam_index)
-    return np.array(
-        [
-            not trace.record.is_on_policy
-            or trace.record.beam_index == best[trace.record.question_id]
-            for trace in traces
-        ],
-        dtype=bool,
-    )
-
-
-def _folds(
-    labels: Labels, groups: Shaped[np.ndarray, "trace"], config: CompareConfig, seed: int
-) -> list[Split]:
-    if config.quick:
-        return single_split(labels.values, groups, labels.is_valid, seed=seed)
-    return cross_fit_folds(
-        labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed
-    )
-
-
-def _finished(compared: Compared, options: RunOptions) -> dict[str, Finished]:
-    """What an earlier run left; without resuming, its parts are swept away."""
-    if options.folder is None:
-        return {}
-    if options.is_resumed:
-        return finished_detectors(options.folder, compared)
-    clear_parts(options.folder)
-    return {}
-
-
-def _is_done(entry: Entry, compared: Compared, done: Mapping[str, Finished]) -> bool:
-    key = compared.key(entry.name, entry.settings)
-    return entry.name in done and done[entry.name].row.key == key
+    is_best = [not r.is_on_policy or r.beam_index == best[r.question_id] for r in records]
+    return np.array(is_best, dtype=bool)
 
 
 def fold_reporter(
@@ -241,18 +221,15 @@ def _finish(compared: Compared, entry: Entry, runs: Sequence[SeedRun]) -> Finish
     """The row and the per-sample scores of one detector; a failure is a row too."""
     card: DetectorCard | None = None
     failure = next((run.failure for run in runs if run.failure is not None), None)
-    fits = {run.seed: run.fit for run in runs if run.fit is not None}
     try:
         card = entry.card()
         if failure is None:
+            fits = {run.seed: run.fit for run in runs if run.fit is not None}
             return finish_detector(compared, entry, fits)
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         failure = failure or failure_text(error)
-    assert failure is not None
-    row = failed_row(
-        entry.name, card, failure,
-        settings=entry.settings, key=compared.key(entry.name, entry.settings),
-    )  # fmt: skip
+    key = compared.key(entry.name, entry.settings)
+    row = failed_row(entry.name, card, failure, settings=entry.settings, key=key)
     return Finished(row, SAMPLE_SCHEMA.empty_table())
 
 
@@ -272,16 +249,13 @@ def make_result(
     scores = seed_scores(compared, samples)
     baseline, comparisons = baseline_tests(compared, rows, scores)
     labels, kept = compared.labels, compared.labels.is_valid
-    n_siblings = int((given.is_valid & ~kept).sum())
-    return Result(
+    digest = hashlib.sha256("\n".join(labels.trace_ids).encode()).hexdigest()
+    labeller = {"name": labels.labeller, "meaning": labels.meaning}
+    result = Result(
         config={**compared.config.model_dump(mode="json"), "detectors": [r.detector for r in rows]},
         provenance=provenance(),
-        store={**store, "trace_ids_sha256": _digest(labels.trace_ids)},
-        labeller={
-            "name": labels.labeller,
-            "meaning": labels.meaning,
-            "settings": dict(labels.settings),
-        },
+        store={**store, "trace_ids_sha256": digest},
+        labeller={**labeller, "settings": dict(labels.settings)},
         n_traces=int(kept.sum()),
         n_left_out=int((~given.is_valid).sum()),
         n_groups=len(np.unique(compared.groups[kept])),
@@ -289,16 +263,13 @@ def make_result(
         coverage=given.coverage,
         rows=rows,
         samples=samples,
-        n_siblings=n_siblings,
+        n_siblings=int((given.is_valid & ~kept).sum()),
         baseline=baseline,
         comparisons=comparisons,
         subgroups=subgroups(compared, scores),
         identity=compared.identity,
         level=labels.level,
-        counts=token_counts(compared) if labels.level == "token" else None,
-        notes=token_notes(compared) if labels.level == "token" else (),
     )
-
-
-def _digest(trace_ids: Sequence[str]) -> str:
-    return hashlib.sha256("\n".join(trace_ids).encode()).hexdigest()
+    if labels.level == "token":
+        return replace(result, counts=token_counts(compared), notes=token_notes(compared))
+    return result

@@ -45,7 +45,7 @@ class RocCounts:
         called = self.true_positives + alarms
         n_all = called[:, -1:]
         kept = n_all - called
-        in_tie, correct = called - shifted(called), alarms - shifted(alarms)
+        in_tie, correct = np.diff(called, prepend=0), np.diff(alarms, prepend=0)
         slope = correct / np.maximum(in_tie, 1.0)
         level = (alarms[:, -1:] - alarms) - slope * kept
         harmonic = harmonic_numbers(int(n_all.max(initial=0)))
@@ -133,16 +133,6 @@ def checked_counts(
     """The counts of one unweighted row, after :func:`check_scores`."""
     check_scores(scores, labels)
     return roc_counts(scores, labels)
-
-
-def shifted(
-    counts: Float[np.ndarray, "resample threshold"],
-) -> Float[np.ndarray, "resample threshold"]:
-    """The count at the threshold before; 0 before the first."""
-    before = np.empty_like(counts)
-    before[:, 0] = 0.0
-    before[:, 1:] = counts[:, :-1]
-    return before
 
 
 def ratio(

@@ -1,14 +1,15 @@
 """Out-of-fold scores of one detector: fitted without a question, then asked about it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from time import perf_counter
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.detectors.base import Detector, checked_scores
+from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.errors import GraphhaluError, NotEnoughDataError
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.splits import visible_labels
@@ -90,35 +91,6 @@ class OutOfFold:
 
 
 @dataclass(frozen=True)
-class TraceSubset(Sequence[Trace]):
-    """Some traces of a sequence, read when asked for."""
-
-    traces: Sequence[Trace]
-    indices: Sequence[int]
-
-    def __len__(self) -> int:
-        return len(self.indices)
-
-    @overload
-    def __getitem__(self, index: int) -> Trace: ...
-    @overload
-    def __getitem__(self, index: slice) -> "TraceSubset": ...
-    def __getitem__(self, index: int | slice) -> "Trace | TraceSubset":
-        """One trace, or a view of some."""
-        if isinstance(index, slice):
-            return TraceSubset(self.traces, self.indices[index])
-        return self.traces[self.indices[index]]
-
-    @property
-    def pool(self) -> Sequence[Trace]:
-        """The traces that these are taken from; see :func:`sibling_traces`."""
-        return self.traces
-
-    def __iter__(self) -> Iterator[Trace]:
-        return (self.traces[index] for index in self.indices)
-
-
-@dataclass(frozen=True)
 class FoldScores:
     """Scores of some items by the model of one fold; NaN where there is no valid one."""
 
@@ -160,14 +132,14 @@ class FoldModel:
         started = perf_counter()
         raw = _values(self.detector, traces, indices)
         score_s = perf_counter() - started
-        calibration = self.calibration
-        return FoldScores(
-            standardise(raw, self.reference),
-            raw,
-            np.full(len(raw), np.nan) if calibration is None else calibration.probability(raw),
-            np.zeros(len(raw), dtype=bool) if calibration is None else calibration.calls(raw),
-            score_s,
-        )
+        probability, is_positive = np.full(len(raw), np.nan), np.zeros(len(raw), dtype=bool)
+        if self.calibration is not None:
+            probability, is_positive = (
+                self.calibration.probability(raw),
+                self.calibration.calls(raw),
+            )
+        pooled = standardise(raw, self.reference)
+        return FoldScores(pooled, raw, probability, is_positive, score_s)
 
 
 def fit_fold(
@@ -193,18 +165,12 @@ def fit_fold(
     truth = labels.items[places][known]
     calibration = None
     if len(np.unique(truth)) == 2:  # noqa: PLR2004
-        threshold = _span_threshold(traces, fold, reference) if labels.level == "token" else None
+        threshold = None
+        if labels.level == "token":
+            marked = [marked_answer(traces[index].record) for index in fold.validation.tolist()]
+            threshold = best_threshold(reference, marked)
         calibration = Calibration.fit(reference[known], truth, threshold=threshold)
     return FoldModel(detector, reference, calibration, fit_s)
-
-
-def _span_threshold(
-    traces: Sequence[Trace], fold: Split, reference: Float[np.ndarray, "token"]
-) -> float | None:
-    """The best threshold for the marked spans of the validation side; ``None`` without any."""
-    marked = [marked_answer(traces[index].record) for index in fold.validation.tolist()]
-    threshold = best_threshold(reference, marked)
-    return threshold if np.isfinite(threshold) else None
 
 
 def cross_fit(
@@ -279,5 +245,5 @@ def _values(
     detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]
 ) -> Float[np.ndarray, "item"]:
     """Scores as float64, NaN where invalid; refuses scores that do not fit the traces."""
-    chosen = TraceSubset(traces, indices.tolist())
+    chosen = ChosenTraces(traces, tuple(indices.tolist()))
     return checked_scores(detector, detector.score(chosen), chosen).values

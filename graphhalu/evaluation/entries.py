@@ -60,15 +60,16 @@ class Entry:
             UsageError: If the detector takes no settings and some are given.
         """
         factory: Any = self.find()
-        if not self.settings:
-            takes_seed = "seed" in inspect.signature(factory).parameters
-            made: Detector = factory(seed=seed) if takes_seed else factory()
-            return made
-        if not hasattr(factory, "settings"):
+        given: dict[str, Any] = {"seed": seed}
+        if self.settings and not hasattr(factory, "settings"):
             message = f"{self.name} takes no settings, got {dict(self.settings)}"
             raise UsageError(message)
-        configured: Detector = factory(**factory.settings(**{**self.settings, "seed": seed}))
-        return configured
+        if self.settings:
+            given = factory.settings(**{**self.settings, "seed": seed})
+        elif "seed" not in inspect.signature(factory).parameters:
+            given = {}
+        made: Detector = factory(**given)
+        return made
 
     def card(self) -> DetectorCard:
         """What the detector says of itself."""
@@ -97,7 +98,10 @@ def make_entries(
         UnknownNameError: If no detector has such a name.
     """
     if isinstance(detectors, Mapping):
-        entries = [_named(name, given) for name, given in detectors.items()]
+        entries = [
+            Entry(name, factory=_copier(given) if isinstance(given, Detector) else given)
+            for name, given in detectors.items()
+        ]
     else:
         entries = [make_entry(given) for given in _chosen(detectors, config, level)]
     names = [entry.name for entry in entries]
@@ -158,10 +162,6 @@ def _chosen(
     if level == "token" and POSITION_CONTROL not in chosen:
         return (POSITION_CONTROL, *chosen)
     return chosen
-
-
-def _named(name: str, given: DetectorFactory | Detector) -> Entry:
-    return Entry(name, factory=_copier(given) if isinstance(given, Detector) else given)
 
 
 def _copier(detector: Detector) -> DetectorFactory:

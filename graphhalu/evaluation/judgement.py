@@ -5,18 +5,18 @@ judged together with new ones.
 """
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Final
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from jaxtyping import Bool
 
 from graphhalu.detectors.registry import POSITION_CONTROL
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.bootstrap import resample_metrics
-from graphhalu.evaluation.metrics import evaluate
-from graphhalu.evaluation.records import DetectorRow, Subgroup
-from graphhalu.evaluation.rows import Compared, metric_value
+from graphhalu.evaluation.records import DetectorRow, MetricValue, Subgroup
+from graphhalu.evaluation.rows import Compared, rank_metrics
 from graphhalu.evaluation.significance import (
     NAMED_RULE,
     POSITION_RULE,
@@ -37,21 +37,18 @@ _MOST_SUBGROUPS: Final = 60
 def seed_scores(compared: Compared, samples: pa.Table) -> dict[str, list[SeedScores]]:
     """Scores by detector and seed; the places count among items of traces with a valid label."""
     labels = compared.labels
-    ids, starts = (
-        pa.array(labels.trace_ids),
-        labels.owner.searchsorted(np.arange(len(labels.values))),
-    )
+    starts = labels.owner.searchsorted(np.arange(len(labels.values)))
     first = np.append(0, compared.is_kept.cumsum())[starts]
     found: dict[str, list[SeedScores]] = {}
     for name in pc.unique(samples["detector"]).to_pylist():
         mine = samples.filter(pc.field("detector") == name)
-        seeds = mine["seed"].to_numpy()
-        trace = pc.index_in(mine["trace_id"], pa.array(ids)).to_numpy()
+        seeds, scores = mine["seed"].to_numpy(), mine["score"].to_numpy().astype(np.float64)
+        trace = pc.index_in(mine["trace_id"], pa.array(labels.trace_ids)).to_numpy()
         places = first[trace] + pc.fill_null(mine["token"], 0).to_numpy()
-        scores = mine["score"].to_numpy().astype(np.float64)
-        filled = [_filled(scores[seeds == seed]) for seed in dict.fromkeys(seeds.tolist())]
-        parts = [places[seeds == seed] for seed in dict.fromkeys(seeds.tolist())]
-        found[name] = [SeedScores(*pair) for pair in zip(parts, filled, strict=True)]
+        found[name] = [
+            SeedScores(places[seeds == seed], _filled(scores[seeds == seed]))
+            for seed in dict.fromkeys(seeds.tolist())
+        ]
     return found
 
 
@@ -62,18 +59,12 @@ def baseline_tests(
 
     Without a baseline that has scores, or with fewer than two items of a class, there are none.
     """
-    config = compared.config
-    baseline = choose_baseline(rows, config.against, level=compared.labels.level)
+    baseline = choose_baseline(rows, compared.config.against, level=compared.labels.level)
     if baseline is None or baseline.detector not in scores:
         return baseline, ()
-    kept = compared.is_kept
-    tested = CommonGround(
-        compared.labels.items[kept], compared.item_groups[kept],
-        config.n_resamples, config.bootstrap_seed, config.level, config.margin,
-    )  # fmt: skip
     done = {row.detector: scores[row.detector] for row in rows if row.failure is None}
     try:
-        return baseline, tuple(compare_to_baseline(done, baseline.detector, tested))
+        return baseline, tuple(compare_to_baseline(done, baseline.detector, compared.ground))
     except NotEnoughDataError:
         return baseline, ()
 
@@ -114,57 +105,30 @@ def subgroups(
     if not 1 < len(found) <= _MOST_SUBGROUPS:
         return ()
     return tuple(
-        _subgroup(compared, detector, seeds, (field, name), np.flatnonzero(names == name))
+        _subgroup(compared.ground, seeds, names == name, detector=detector, field=field, name=name)
         for detector, seeds in scores.items()
         for name in found
     )
 
 
 def _subgroup(
-    compared: Compared,
-    detector: str,
+    ground: CommonGround,
     seeds: Sequence[SeedScores],
-    named: tuple[str, str],
-    members: np.ndarray,
+    is_member: Bool[np.ndarray, "item"],
+    **names: str,
 ) -> Subgroup:
-    kept, config = compared.is_kept, compared.config
-    labels, groups = compared.labels.items[kept], compared.item_groups[kept]
-    is_member = np.zeros(len(labels), dtype=bool)
-    is_member[members] = True
-    values, resampled, sizes, shares = [], [], [], []
-    for places, scores in seeds:
-        here = is_member[places]
-        sizes.append(int(here.sum()))
-        shares.append(float(labels[places[here]].mean()) if here.any() else 0.0)
-        spread, is_tested = np.full(len(labels), np.nan), np.zeros(len(labels), dtype=bool)
-        spread[places[here]], is_tested[places[here]] = scores[here], True
-        try:
-            values.append(evaluate(scores[here], labels[places[here]]))
-        except NotEnoughDataError:
-            continue
-        resampled.append(
-            resample_metrics(
-                _SUBGROUP_METRICS,
-                spread,
-                labels,
-                groups,
-                is_valid=is_tested,
-                n_resamples=config.n_resamples,
-                seed=config.bootstrap_seed,
-            )
-        )
-    metrics = {}
-    if len(values) == len(seeds):
-        try:
-            metrics = {
-                name: metric_value(
-                    [v[name] for v in values], [r[name] for r in resampled], config.level
-                )
-                for name in _SUBGROUP_METRICS
-            }
-        except NotEnoughDataError:
-            metrics = {}
-    return Subgroup(detector, *named, float(np.mean(sizes)), float(np.mean(shares)), metrics)
+    spread = [seed.spread(len(ground.labels)) for seed in seeds]
+    scored = [(scores, is_tested & is_member) for scores, is_tested in spread]
+    shares = [ground.labels[here].mean() if here.any() else 0.0 for _, here in scored]
+    metrics: dict[str, MetricValue] = {}
+    with suppress(NotEnoughDataError):
+        metrics = rank_metrics(ground, _SUBGROUP_METRICS, scored)
+    return Subgroup(
+        **names,
+        n_traces=float(np.mean([here.sum() for _, here in scored])),
+        prevalence=float(np.mean(shares)),
+        metrics=metrics,
+    )
 
 
 def _filled(scores: np.ndarray) -> np.ndarray:

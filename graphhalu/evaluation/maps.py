@@ -4,9 +4,8 @@ This describes a store; it decides nothing. All labelled traces are used, no det
 and no detector sees which heads stand out here: each makes its choices inside its own folds.
 """
 
-import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Final, NamedTuple
 
@@ -14,17 +13,17 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 from scipy.special import ndtr
-from scipy.stats import rankdata
 
-from graphhalu.atomic import replace_file
 from graphhalu.errors import DataFileError, NotEnoughDataError, TraceNotFoundError
 from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import best_beams
+from graphhalu.evaluation.delong import column_influence
 from graphhalu.evaluation.files import read_object
+from graphhalu.evaluation.result import write_files
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.numerics import benjamini_hochberg, json_ready
+from graphhalu.numerics import benjamini_hochberg
 from graphhalu.safe_read import shown
 from graphhalu.traces.trace import Trace
 
@@ -86,10 +85,8 @@ class HeadMaps:
 
     def write(self, folder: Path) -> Path:
         """Write ``maps.json``, whole or not at all."""
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        text = json.dumps(json_ready(values), indent=1, allow_nan=False, ensure_ascii=False)
-        folder.mkdir(parents=True, exist_ok=True)
-        replace_file(folder / MAPS_FILE, text.encode())
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **vars(self)}
+        write_files(folder / MAPS_FILE, values, {})
         return folder / MAPS_FILE
 
 
@@ -131,11 +128,11 @@ def head_maps(
         name: column_tests(_with_layer_means(block), values, groups)
         for name, block in columns.items()
     }
-    q_values = _corrected([tests.p_value for tests in found.values()])
     layers = tuple(traces[0].shape.attention_layers)
+    p_values = np.array([tests.p_value for tests in found.values()])
     maps = tuple(
         _head_map(name, layers, tests.auroc, q_value)
-        for (name, tests), q_value in zip(found.items(), q_values, strict=True)
+        for (name, tests), q_value in zip(found.items(), benjamini_hochberg(p_values), strict=True)
     )
     return HeadMaps(
         maps, missing, len(kept), int(groups.max()) + 1, float(values.mean()), labels.labeller
@@ -203,15 +200,7 @@ def _test_columns(
     labels: Int[np.ndarray, "trace"],
     groups: Int[np.ndarray, "trace"],
 ) -> _Tests:
-    is_positive = labels == 1
-    n_positive, n_negative = int(is_positive.sum()), int((~is_positive).sum())
-    ranks = rankdata(columns, axis=0)
-    below = (ranks[is_positive] - rankdata(columns[is_positive], axis=0)) / n_negative
-    above = 1 - (ranks[~is_positive] - rankdata(columns[~is_positive], axis=0)) / n_positive
-    auroc = below.mean(axis=0)
-    influence = np.empty(columns.shape)
-    influence[is_positive] = (below - auroc) / np.sqrt(n_positive * (n_positive - 1))
-    influence[~is_positive] = (above - auroc) / np.sqrt(n_negative * (n_negative - 1))
+    auroc, influence = column_influence(columns, labels)
     of_group = np.zeros((int(groups.max()) + 1, columns.shape[1]))
     np.add.at(of_group, groups, influence)
     error = np.sqrt(np.square(of_group).sum(axis=0))
@@ -244,15 +233,6 @@ def _with_layer_means(
     """Heads of all layers, and behind them the mean of each layer."""
     flat = values.reshape(len(values), -1)
     return np.concatenate([flat, values.mean(axis=2)], axis=1)
-
-
-def _corrected(
-    p_values: Sequence[Float[np.ndarray, "column"]],
-) -> list[Float[np.ndarray, "column"]]:
-    if not p_values:
-        return []
-    ends = np.cumsum([len(each) for each in p_values])[:-1]
-    return np.split(benjamini_hochberg(np.concatenate(p_values)), ends)
 
 
 def _head_map(

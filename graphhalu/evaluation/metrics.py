@@ -12,14 +12,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from graphhalu.evaluation.counts import RocCounts, check_scores, checked_counts, ratio, roc_counts
+from graphhalu.detectors import sides
+from graphhalu.evaluation.counts import RocCounts, check_scores, checked_counts, ratio
 from graphhalu.evaluation.rejection import counted_aurc, counted_excess_aurc, counted_prr
-
-__all__ = [
-    "LOWER_IS_BETTER", "METRICS", "AveragePrecision", "PrCurve", "RocCounts", "RocCurve", "auprc",
-    "auprc_trapezoid", "auroc", "check_scores", "counted_auprc", "counted_auroc",
-    "counted_tpr_at_fpr", "evaluate", "pr_curve", "roc_counts", "roc_curve", "tpr_at_fpr",
-]  # fmt: skip
 
 
 class AveragePrecision(NamedTuple):
@@ -52,7 +47,8 @@ def auroc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) 
         ValueError: If a score is not finite, or a label is neither 0 nor 1.
         NotEnoughDataError: If one class is missing.
     """
-    return float(counted_auroc(checked_counts(scores, labels))[0])
+    check_scores(scores, labels)
+    return sides.auroc(scores, labels)
 
 
 def auprc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> AveragePrecision:
@@ -88,30 +84,6 @@ def auprc_trapezoid(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, 
     recall = np.concatenate([[0.0], curve.recall])
     precision = np.concatenate([[1.0], curve.precision])
     return float(np.trapezoid(precision, recall))
-
-
-def tpr_at_fpr(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], *, max_fpr: float = 0.05
-) -> float:
-    """Largest true-positive rate at a threshold whose false-positive rate is within the bound.
-
-    Only the achievable points of the ROC count: tied scores are called together, and nothing
-    is interpolated between points, since no threshold reaches a point in between.
-
-    Args:
-        scores: Higher means more likely hallucinated.
-        labels: 1 = hallucinated, 0 = correct.
-        max_fpr: Bound on the false-positive rate, in [0, 1]; a point on the bound counts.
-
-    Raises:
-        ValueError: If a score is not finite, a label is neither 0 nor 1, or the bound is not
-            in [0, 1].
-        NotEnoughDataError: If one class is missing.
-    """
-    if not 0 <= max_fpr <= 1:
-        message = f"max_fpr must be in [0, 1], got {max_fpr}"
-        raise ValueError(message)
-    return float(counted_tpr_at_fpr(checked_counts(scores, labels), max_fpr=max_fpr)[0])
 
 
 def roc_curve(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> RocCurve:
@@ -163,7 +135,12 @@ def counted_auprc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
 
 
 def counted_tpr_at_fpr(counts: RocCounts, *, max_fpr: float) -> Float[np.ndarray, "resample"]:
-    """True-positive rate within the bound, for each resample; NaN where one lacks a class."""
+    """Largest true-positive rate of a threshold whose false-positive rate is within the bound.
+
+    One value for each resample; NaN where it lacks a class. Only the achievable points of the ROC
+    count: tied scores are called together, and nothing is interpolated between points, since no
+    threshold reaches a point in between. A point on the bound counts.
+    """
     hits, alarms = counts.true_positives, counts.false_positives
     # the counts only rise, so the last threshold within the bound is found by counting
     n_within = (alarms <= _largest_within(alarms[:, -1], max_fpr)[:, None]).sum(axis=1)

@@ -5,11 +5,9 @@ written aside and moved into place, so there is no half part. When the result is
 parts go.
 """
 
-import io
 import json
 import shutil
-from collections.abc import Mapping
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final, NamedTuple
 from urllib.parse import quote
@@ -22,10 +20,10 @@ from graphhalu.atomic import replace_file
 from graphhalu.config import differing_fields
 from graphhalu.errors import UsageError
 from graphhalu.evaluation.records import DetectorRow, upgraded_samples
-from graphhalu.evaluation.result import RESULT_FILE, read_result
+from graphhalu.evaluation.result import RESULT_FILE, parquet_bytes, read_result
 from graphhalu.evaluation.rows import Compared
 from graphhalu.numerics import json_ready
-from graphhalu.parquet import read_parquet, write_parquet
+from graphhalu.parquet import read_parquet
 from graphhalu.safe_read import MALFORMED
 
 PARTS_FOLDER: Final = "parts"
@@ -43,11 +41,10 @@ def save_part(folder: Path, finished: Finished) -> None:
     """Keep one finished detector in the folder of a running comparison."""
     parts = folder / PARTS_FOLDER
     parts.mkdir(parents=True, exist_ok=True)
-    row = json.dumps(json_ready(asdict(finished.row)), allow_nan=False)
-    stream = io.BytesIO()
-    write_parquet(finished.samples.replace_schema_metadata({_ROW: row.encode()}), stream)
+    row = json.dumps(json_ready(finished.row), allow_nan=False)
+    table = finished.samples.replace_schema_metadata({_ROW: row.encode()})
     name = quote(finished.row.detector, safe="")
-    replace_file(parts / f"{name}.parquet", stream.getvalue())
+    replace_file(parts / f"{name}.parquet", parquet_bytes(table))
 
 
 def clear_parts(folder: Path) -> None:
@@ -64,17 +61,20 @@ def finished_detectors(folder: Path, compared: Compared) -> dict[str, Finished]:
         UsageError: If the folder holds the result of other traces, labels or settings.
         DataFileError: If the result there cannot be read.
     """
-    found = _of_result(folder, compared)
-    for path in sorted((folder / PARTS_FOLDER).glob("*.parquet")):
-        part = _read_part(path)
-        if part is not None and part.row.failure is None and _is_current(part.row, compared):
-            found.setdefault(part.row.detector, part)
-    return found
+    found: list[Finished | None] = [*_of_result(folder, compared)]
+    found += [_read_part(path) for path in sorted((folder / PARTS_FOLDER).glob("*.parquet"))]
+    current: dict[str, Finished] = {}
+    for each in found:
+        if each is None or each.row.failure is not None:
+            continue
+        if each.row.key == compared.key(each.row.detector, each.row.settings):
+            current.setdefault(each.row.detector, each)
+    return current
 
 
-def _of_result(folder: Path, compared: Compared) -> dict[str, Finished]:
+def _of_result(folder: Path, compared: Compared) -> Iterator[Finished]:
     if not (folder / RESULT_FILE).exists():
-        return {}
+        return
     result = read_result(folder)
     differing = differing_fields(result.identity, json_ready(compared.identity))
     if differing:
@@ -84,16 +84,8 @@ def _of_result(folder: Path, compared: Compared) -> dict[str, Finished]:
             f"  Give another --out, or leave --resume away to replace it"
         )
         raise UsageError(message)
-    kept = [row for row in result.rows if row.failure is None and _is_current(row, compared)]
-    samples = result.samples
-    return {
-        row.detector: Finished(row, samples.filter(pc.field("detector") == row.detector))
-        for row in kept
-    }
-
-
-def _is_current(row: DetectorRow, compared: Compared) -> bool:
-    return row.key == compared.key(row.detector, row.settings)
+    for row in result.rows:
+        yield Finished(row, result.samples.filter(pc.field("detector") == row.detector))
 
 
 def _read_part(path: Path) -> Finished | None:

@@ -1,9 +1,9 @@
-"""Metrics of probabilities and of calls: calibration error, Brier score, log-loss, F1."""
+"""Metrics of probabilities: calibration error, Brier score, log-loss."""
 
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
 from graphhalu.errors import NotEnoughDataError
 
@@ -95,20 +95,6 @@ def log_losses(
     with np.errstate(divide="ignore"):
         losses: Float[np.ndarray, "trace"] = -np.log(given)
     return losses
-
-
-def f1(is_predicted_positive: Bool[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
-    """F1 of the calls, hallucinated as the positive class.
-
-    Raises:
-        NotEnoughDataError: If no trace is hallucinated and none is called so.
-    """
-    n_hits = int((is_predicted_positive & (labels == 1)).sum())
-    n_called_or_true = int(is_predicted_positive.sum() + labels.sum())
-    if not n_called_or_true:
-        message = f"F1 of {len(labels)} traces needs one that is hallucinated or called so"
-        raise NotEnoughDataError(message)
-    return 2 * n_hits / n_called_or_true
 
 
 def _bins(probability: Float[np.ndarray, "trace"], n_bins: int) -> Int[np.ndarray, "trace"]:

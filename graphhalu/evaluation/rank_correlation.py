@@ -7,6 +7,7 @@ from jaxtyping import Float
 from scipy.stats import rankdata
 
 from graphhalu.errors import NotEnoughDataError
+from graphhalu.evaluation.bootstrap import percentile_interval
 from graphhalu.numerics import group_multiplicities
 
 LEAST_CELLS: Final = 5
@@ -109,11 +110,11 @@ def _interval(
     counts = group_multiplicities(len(first), n_resamples, generator)
     rows = np.stack([np.repeat(np.arange(len(first)), drawn) for drawn in counts])
     values = _spearman(first[rows].reshape(n_resamples, -1), second[rows].reshape(n_resamples, -1))
-    used = values[np.isfinite(values)]
-    if 2 * len(used) < n_resamples:
+    try:
+        low, high, _ = percentile_interval(values, 0.95)
+    except NotEnoughDataError:
         return float("nan"), float("nan")
-    low, high = np.quantile(used, [0.025, 0.975])
-    return float(low), float(high)
+    return low, high
 
 
 def _permuted(

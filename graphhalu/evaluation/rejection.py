@@ -25,68 +25,10 @@ class RiskCoverage(NamedTuple):
     risk: Float[np.ndarray, "kept"]
 
 
-def prr(
-    scores: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    *,
-    max_rejection: float = MAX_REJECTION,
-) -> float:
-    """Prediction-rejection ratio: 1 = as good as an oracle, 0 = as random rejection.
-
-    The quality of a trace is 1 minus its label. With ``R = floor(max_rejection * n)`` the area
-    is the mean quality of what is kept, averaged over rejecting 0 … ``R - 1`` traces, and the
-    ratio is ``(area - random) / (oracle - random)``. Random rejection keeps the mean quality.
-
-    Args:
-        scores: Higher means more likely hallucinated.
-        labels: 1 = hallucinated, 0 = correct.
-        max_rejection: Largest share that is rejected, in (0, 1].
-
-    Raises:
-        ValueError: If a score is not finite, a label is neither 0 nor 1, or nothing is rejected.
-        NotEnoughDataError: If one class is missing.
-
-    Source:
-        Malinin and Gales 2021; area and limit as ``PredictionRejectionArea(max_rejection)`` of
-        lm-polygraph (Vashurin et al. 2025, TACL). There the random curve is a mean over 1,000
-        shuffles and ties fall as the sort leaves them; here both are exact expectations.
-    """
-    if not 0 < max_rejection <= 1 or int(max_rejection * len(scores)) < 1:
-        message = f"nothing to reject: max_rejection is {max_rejection} of {len(scores)} traces"
-        raise ValueError(message)
-    return float(counted_prr(checked_counts(scores, labels), max_rejection=max_rejection)[0])
-
-
-def aurc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
-    """Area under the risk-coverage curve: mean risk over all numbers of kept traces; low is good.
-
-    Raises:
-        ValueError: If a score is not finite, or a label is neither 0 nor 1.
-        NotEnoughDataError: If one class is missing.
-
-    Source:
-        Geifman and El-Yaniv 2017; ties as expectations.
-    """
-    return float(counted_aurc(checked_counts(scores, labels))[0])
-
-
-def excess_aurc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
-    """E-AURC: :func:`aurc` minus that of an oracle with as many hallucinated traces; low is good.
-
-    Raises:
-        ValueError: If a score is not finite, or a label is neither 0 nor 1.
-        NotEnoughDataError: If one class is missing.
-
-    Source:
-        Geifman, Uziel and El-Yaniv 2019; the oracle's area is exact, not the approximation.
-    """
-    return float(counted_excess_aurc(checked_counts(scores, labels))[0])
-
-
 def risk_coverage_curve(
     scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
 ) -> RiskCoverage:
-    """Risk at each coverage ``1/n … 1``, the lowest scores kept first; its mean is :func:`aurc`.
+    """Risk at each coverage ``1/n … 1``, the lowest scores kept first; its mean is the AURC.
 
     Raises:
         ValueError: If a score is not finite, or a label is neither 0 nor 1.
@@ -104,7 +46,24 @@ def risk_coverage_curve(
 def counted_prr(
     counts: RocCounts, *, max_rejection: float = MAX_REJECTION
 ) -> Float[np.ndarray, "resample"]:
-    """Prediction-rejection ratio of each resample; NaN where one lacks a class or rejects none."""
+    """Prediction-rejection ratio: 1 = as good as an oracle, 0 = as random rejection.
+
+    The quality of a trace is 1 minus its label. With ``R = floor(max_rejection * n)`` the area
+    is the mean quality of what is kept, averaged over rejecting 0 … ``R - 1`` traces, and the
+    ratio is ``(area - random) / (oracle - random)``. Random rejection keeps the mean quality.
+
+    Args:
+        counts: Counts of whole numbers of traces.
+        max_rejection: Largest share that is rejected, in (0, 1].
+
+    Returns:
+        One value for each resample; NaN where it lacks a class or rejects none.
+
+    Source:
+        Malinin and Gales 2021; area and limit as ``PredictionRejectionArea(max_rejection)`` of
+        lm-polygraph (Vashurin et al. 2025, TACL). There the random curve is a mean over 1,000
+        shuffles and ties fall as the sort leaves them; here both are exact expectations.
+    """
     n_correct, n_all = _totals(counts)
     n_rejected = np.floor(max_rejection * n_all)
     area = _kept_quality(counts, n_all - n_rejected)
@@ -114,14 +73,26 @@ def counted_prr(
 
 
 def counted_aurc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
-    """Area under the risk-coverage curve of each resample; NaN where one lacks a class."""
+    """Area under the risk-coverage curve: mean risk over all numbers of kept traces; low is good.
+
+    One value for each resample; NaN where it lacks a class.
+
+    Source:
+        Geifman and El-Yaniv 2017; ties as expectations.
+    """
     n_correct, n_all = _totals(counts)
     area = 1 - ratio(counts.kept_ties.term.sum(axis=1), n_all)
     return np.where((n_correct > 0) & (n_correct < n_all), area, np.nan)
 
 
 def counted_excess_aurc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
-    """AURC above that of an oracle, for each resample; NaN where one lacks a class."""
+    """E-AURC: :func:`counted_aurc` minus that of an oracle with as many hallucinated traces.
+
+    One value for each resample, low is good; NaN where it lacks a class.
+
+    Source:
+        Geifman, Uziel and El-Yaniv 2019; the oracle's area is exact, not the approximation.
+    """
     n_correct, n_all = _totals(counts)
     best = 1 - ratio(_oracle_quality(n_correct, n_all, np.zeros_like(n_all)), n_all)
     return counted_aurc(counts) - best

@@ -9,7 +9,7 @@ which were ``tokens.json`` and ``tokens.parquet`` before. Files of all versions 
 import io
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -151,25 +151,45 @@ class Result:
 
     def plain(self) -> dict[str, Any]:
         """Everything but the scores, as plain JSON values."""
-        plain = {name: value for name, value in vars(self).items() if name != "samples"}
-        for name in ("rows", "comparisons", "subgroups"):
-            plain[name] = [asdict(item) for item in plain[name]]
-        for name in ("baseline", "counts"):
-            plain[name] = asdict(plain[name]) if plain[name] is not None else None
-        ready: dict[str, Any] = json_ready(plain)
+        ready: dict[str, Any] = json_ready(without_samples(self))
         return ready
 
     def write(self, folder: Path) -> None:
         """Write the three files, each complete or not at all; other files stay."""
-        folder.mkdir(parents=True, exist_ok=True)
-        parquet = io.BytesIO()
-        write_parquet(self.samples, parquet)
-        replace_file(folder / SCORES_FILE, parquet.getvalue())
-        replace_file(folder / TABLE_FILE, csv_table(self.rows, self.comparisons).encode())
-        files = {name: file_sha256(folder / name) for name in (SCORES_FILE, TABLE_FILE)}
-        values = {**self.plain(), "files": files}
-        text = json.dumps(values, indent=1, allow_nan=False, ensure_ascii=False)
-        replace_file(folder / RESULT_FILE, text.encode())
+        contents = {
+            SCORES_FILE: parquet_bytes(self.samples),
+            TABLE_FILE: csv_table(self.rows, self.comparisons).encode(),
+        }
+        write_files(folder / RESULT_FILE, without_samples(self), contents)
+
+
+def without_samples(result: object) -> dict[str, Any]:
+    """The fields of a result but the scores, which have a file of their own."""
+    return {name: value for name, value in vars(result).items() if name != "samples"}
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the content of a Parquet file."""
+    stream = io.BytesIO()
+    write_parquet(table, stream)
+    return stream.getvalue()
+
+
+def write_files(path: Path, values: Mapping[str, Any], contents: Mapping[str, bytes]) -> None:
+    """Write a result as JSON, last, with the checksums of the files beside it; each file whole.
+
+    Args:
+        path: The JSON file; its folder is made if it is missing.
+        values: Plain values and records.
+        contents: Names of the files beside it, with what they hold.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        replace_file(path.with_name(name), content)
+    sums = {name: file_sha256(path.with_name(name)) for name in contents}
+    plain = json_ready({**values, "files": sums} if sums else values)
+    text = json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False)
+    replace_file(path, text.encode())
 
 
 def has_result(folder: Path) -> bool:

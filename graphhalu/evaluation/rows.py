@@ -1,25 +1,26 @@
 """From the out-of-fold scores of a detector to its row and its per-sample scores."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 
 from graphhalu.config import config_hash
 from graphhalu.detectors.base import DetectorCard
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.bootstrap import percentile_interval, resample_metrics, resample_sums
+from graphhalu.evaluation.bootstrap import percentile_interval
 from graphhalu.evaluation.counts import ratio
 from graphhalu.evaluation.crossfit import OutOfFold
 from graphhalu.evaluation.metrics import METRICS, auroc, evaluate
 from graphhalu.evaluation.probability import ece
 from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow, MetricValue
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.token_metrics import TOKEN_METRICS, Resampling, token_metrics
+from graphhalu.evaluation.significance import CommonGround
+from graphhalu.evaluation.token_metrics import TOKEN_METRICS, token_metrics
 from graphhalu.evaluation.token_spans import MarkedAnswer, marked_answer
 from graphhalu.labels.labels import Labels
 from graphhalu.numerics import json_ready
@@ -27,10 +28,6 @@ from graphhalu.provenance import installed_version
 from graphhalu.splits import Split
 from graphhalu.traces.schema import array_spec, stored_shape
 from graphhalu.traces.trace import Trace
-
-__all__ = [
-    "CALL_METRICS", "CompareConfig", "Compared", "detector_row", "failed_row", "sample_table",
-]  # fmt: skip
 
 CALL_METRICS: Final = ("f1", "brier", "ece")
 """Metrics of calls and probabilities, which the validation side decides."""
@@ -59,6 +56,23 @@ class Compared:
         return self.labels.is_valid[self.labels.owner]
 
     @cached_property
+    def ground(self) -> CommonGround:
+        """The items of traces with a valid label, on which all detectors are evaluated."""
+        return self._ground(self.labels.items[self.is_kept], self.item_groups[self.is_kept])
+
+    @cached_property
+    def answers(self) -> CommonGround:
+        """All traces, for metrics of token detectors by answer."""
+        return self._ground(self.labels.values, self.groups)
+
+    def _ground(
+        self, labels: Int[np.ndarray, "item"], groups: Shaped[np.ndarray, "item"]
+    ) -> CommonGround:
+        known = self.config
+        draws = {"n_resamples": known.n_resamples, "seed": known.bootstrap_seed}
+        return CommonGround(labels, groups, level=known.level, margin=known.margin, **draws)
+
+    @cached_property
     def marked(self) -> list[MarkedAnswer]:
         """Characters of the answers, for detectors of tokens."""
         return [marked_answer(trace.record) for trace in self.traces]
@@ -84,25 +98,18 @@ class Compared:
 def failed_row(
     name: str,
     card: DetectorCard | None,
-    failure: str,
+    failure: str | None,
     *,
     settings: Mapping[str, Any] | None = None,
     key: str = "",
 ) -> DetectorRow:
     """The row of a detector without metrics; its card may be unknown."""
-    return DetectorRow(
-        detector=name,
-        inputs=card.inputs if card else (),
-        is_supervised=card.is_supervised if card else None,
-        is_control=card.is_control if card else False,
-        failure=failure,
-        metrics={},
-        is_graph=card.is_graph if card else False,
-        source=card.source if card else "",
-        settings=dict(settings or {}),
-        reads=card.reads if card else (),
-        key=key,
-    )
+    fields: dict[str, Any] = {"inputs": (), "is_supervised": None, "is_control": False}
+    if card is not None:
+        known = ("inputs", "is_supervised", "is_control", "is_graph", "source", "reads")
+        fields = {field: getattr(card, field) for field in known}
+    fields |= {"metrics": {}, "settings": dict(settings or {}), "key": key}
+    return DetectorRow(detector=name, failure=failure, **fields)
 
 
 def detector_row(
@@ -122,26 +129,23 @@ def detector_row(
     found = list(fits.values())
     owner = compared.labels.owner
     n_tested = sum(len(np.unique(owner[fit.is_tested])) for fit in found)
-    return DetectorRow(
-        detector=name,
-        inputs=card.inputs,
-        is_supervised=card.is_supervised,
-        is_control=card.is_control,
-        failure=None,
+    row = failed_row(name, card, None, settings=settings, key=compared.key(name, settings or {}))
+    return replace(
+        row,
         metrics=fit_metrics(compared, found),
-        coverage=float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in found])),
+        coverage=coverage(found),
         auroc_invalid_at_median=float(np.mean([_auroc_at_median(compared, fit) for fit in found])),
         fit_s=float(np.mean([seconds for fit in found for seconds in fit.fit_s])),
         score_ms=1000 * sum(fit.score_s for fit in found) / n_tested,
-        is_graph=card.is_graph,
-        source=card.source,
-        settings=dict(settings or {}),
-        reads=card.reads,
         n_parameters=found[-1].n_parameters,
         choices=_choices(fits) if card.level == "token" else (),
         trace_bytes=trace_bytes(card, compared.traces, compared.labels.is_valid),
-        key=compared.key(name, settings or {}),
     )
+
+
+def coverage(fits: Sequence[OutOfFold]) -> float:
+    """Share of tested items with a valid score, mean over seeds."""
+    return float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in fits]))
 
 
 def _choices(fits: Mapping[int, OutOfFold]) -> tuple[dict[str, Any], ...]:
@@ -175,17 +179,10 @@ def fit_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, Metr
     Raises:
         NotEnoughDataError: If the items with a valid score lack a class, or nearly so.
     """
-    labels, level = compared.labels.items, compared.config.level
-    found = [evaluate(fit.values[fit.is_valid], labels[fit.is_valid]) for fit in fits]
-    resampled = [_resampled(compared, fit) for fit in fits]
-    within = _fold_means(compared, fits)
-    metrics = {
-        name: metric_value(
-            [values[name] for values in found],
-            [values[name] for values in resampled], level, within.get(name),
-        )
-        for name in RANK_METRICS[compared.labels.level]
-    }  # fmt: skip
+    kept, within = compared.is_kept, _fold_means(compared, fits)
+    scored = [(fit.values[kept], fit.is_valid[kept]) for fit in fits]
+    ranked = rank_metrics(compared.ground, RANK_METRICS[compared.labels.level], scored)
+    metrics = {name: replace(each, fold_mean=within.get(name)) for name, each in ranked.items()}
     if all((fit.is_valid & np.isfinite(fit.probability)).any() for fit in fits):
         metrics |= _call_metrics(compared, fits)
     if compared.labels.level == "token":
@@ -193,59 +190,74 @@ def fit_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, Metr
     return metrics
 
 
+def rank_metrics(
+    ground: CommonGround,
+    names: Sequence[str],
+    scored: Sequence[tuple[Float[np.ndarray, "item"], Bool[np.ndarray, "item"]]],
+) -> dict[str, MetricValue]:
+    """Metrics of ranks, mean over seeds.
+
+    Args:
+        ground: What detectors are evaluated on.
+        names: Of :data:`graphhalu.evaluation.metrics.METRICS`.
+        scored: For each seed the scores of all items, and which of them count.
+
+    Raises:
+        NotEnoughDataError: If the items that count lack a class, or nearly so.
+    """
+    seeds = []
+    for scores, is_valid in scored:
+        found = evaluate(scores[is_valid], ground.labels[is_valid])
+        drawn = ground.resample(names, scores, is_valid)
+        seeds.append({name: np.append(found[name], drawn[name]) for name in names})
+    return {name: metric_value([seed[name] for seed in seeds], ground.level) for name in names}
+
+
 def _token_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:
     """Metrics by answer and by span; those that are not defined in every seed are left out."""
-    config = compared.config
-    resampling = Resampling(compared.groups, config.n_resamples, config.bootstrap_seed)
-    seeds = [token_metrics(fit, compared.labels, compared.marked, resampling) for fit in fits]
+    level = compared.config.level
+    seeds = [token_metrics(fit, compared.labels, compared.marked, compared.answers) for fit in fits]
     found = {}
     for name in TOKEN_METRICS:
-        values = [seed[name].value for seed in seeds]
-        if not np.isfinite(values).all():
+        rows = [seed[name] for seed in seeds]
+        if not np.isfinite([row[0] for row in rows]).all():
             continue
         try:
-            resampled = [seed[name].resampled for seed in seeds]
-            found[name] = metric_value(values, resampled, config.level)
+            found[name] = metric_value(rows, level)
         except NotEnoughDataError:  # too few resamples have it: a value without an interval
-            found[name] = metric_value(values, [], config.level)
+            found[name] = metric_value([row[:1] for row in rows], level)
     return found
 
 
-def metric_value(
-    of_seed: Sequence[float],
-    resampled: Sequence[Float[np.ndarray, "resample"]],
-    level: float,
-    fold_mean: float | None = None,
-) -> MetricValue:
-    """Means over seeds; no interval where nothing was resampled."""
-    low, high, n_used = (
-        percentile_interval(np.mean(resampled, axis=0), level) if resampled else (None, None, 0)
-    )
+def metric_value(rows: Sequence[Float[np.ndarray, "row"]], level: float) -> MetricValue:
+    """Means over seeds, of each of which the first row is the value and the others its resamples.
+
+    There is no interval where nothing was resampled.
+    """
+    of_seed, resampled = [float(row[0]) for row in rows], np.mean(rows, axis=0)[1:]
+    low, high, n_used = percentile_interval(resampled, level) if len(resampled) else (None, None, 0)
     sd = float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None
-    return MetricValue(float(np.mean(of_seed)), low, high, n_used, sd, fold_mean)
+    return MetricValue(float(np.mean(of_seed)), low, high, n_used, sd, None)
 
 
 def _call_metrics(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:
     """F1, Brier score and calibration error of the items with a probability."""
-    kept, labels, config = compared.is_kept, compared.labels.items, compared.config
-    values: dict[str, list[float]] = {name: [] for name in CALL_METRICS}
-    resampled: dict[str, list[Float[np.ndarray, "resample"]]] = {"f1": [], "brier": [], "ece": []}
+    labels, seeds = compared.labels.items, []
     for fit in fits:
         known = fit.is_valid & np.isfinite(fit.probability)
-        columns = _call_columns(fit, labels, known)
-        total = _call_ratios(columns.sum(axis=0, keepdims=True))
-        sums = resample_sums(
-            columns[kept], compared.item_groups[kept],
-            n_resamples=config.n_resamples, seed=config.bootstrap_seed,
-        )  # fmt: skip
-        for name, of_resamples in _call_ratios(sums).items():
-            values[name].append(float(total[name][0]))
-            resampled[name].append(of_resamples)
-        values["ece"].append(ece(fit.probability[known], labels[known]))
+        columns = _call_columns(fit, labels, known)[compared.is_kept]
+        twice_hits, called_or_true, squared, n_items = compared.ground.sums(columns).T
+        seeds.append(
+            {
+                "f1": ratio(twice_hits, called_or_true),
+                "brier": ratio(squared, n_items),
+                "ece": np.array([ece(fit.probability[known], labels[known])]),
+            }
+        )
     return {
-        name: metric_value(values[name], resampled[name], config.level)
+        name: metric_value([seed[name] for seed in seeds], compared.config.level)
         for name in CALL_METRICS
-        if np.isfinite(values[name]).all()
+        if np.isfinite([seed[name][0] for seed in seeds]).all()
     }
 
 
@@ -257,26 +269,6 @@ def _call_columns(
     is_positive = fit.is_predicted_positive
     columns = [2.0 * (is_positive & (labels == 1)), is_positive + labels, error**2]
     return np.stack([*columns, np.ones(len(labels))], axis=1) * known[:, None]
-
-
-def _call_ratios(
-    sums: Float[np.ndarray, "resample column"],
-) -> dict[str, Float[np.ndarray, "resample"]]:
-    twice_hits, called_or_true, squared, n_items = sums.T
-    return {"f1": ratio(twice_hits, called_or_true), "brier": ratio(squared, n_items)}
-
-
-def _resampled(compared: Compared, fit: OutOfFold) -> dict[str, Float[np.ndarray, "resample"]]:
-    kept = compared.is_kept
-    return resample_metrics(
-        RANK_METRICS[compared.labels.level],
-        fit.values[kept],
-        compared.labels.items[kept],
-        compared.item_groups[kept],
-        is_valid=fit.is_valid[kept],
-        n_resamples=compared.config.n_resamples,
-        seed=compared.config.bootstrap_seed,
-    )
 
 
 def _fold_means(compared: Compared, fits: Sequence[OutOfFold]) -> dict[str, float]:
@@ -316,10 +308,10 @@ def sample_table(compared: Compared, name: str, fits: Mapping[int, OutOfFold]) -
             "is_valid": fit.is_valid[tested],
             "probability": _nullable(fit.probability[tested]),
             "is_predicted_positive": pa.array(is_positive, mask=np.isnan(fit.probability[tested])),
-            "token": labels.place_in_trace[tested]
-            if labels.level == "token"
-            else pa.nulls(len(tested), pa.int64()),
+            "token": pa.nulls(len(tested), pa.int64()),
         }
+        if labels.level == "token":
+            columns["token"] = labels.place_in_trace[tested]
         tables.append(pa.table(columns, schema=SAMPLE_SCHEMA))
     return pa.concat_tables(tables)
 

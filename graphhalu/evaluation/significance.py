@@ -10,18 +10,19 @@ detectors of a pair are judged on the same traces; this is also what a compariso
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import ndtr
 
 from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import (
-    group_codes,
     percentile_interval,
     resample_metrics,
+    resample_sums,
     two_sided_p,
 )
 from graphhalu.evaluation.delong import auroc_influence, grouped_delong_test
@@ -91,6 +92,12 @@ class SeedScores(NamedTuple):
     places: Int[np.ndarray, "tested"]
     scores: Float[np.ndarray, "tested"]
 
+    def spread(self, n_items: int) -> tuple[Float[np.ndarray, "item"], Bool[np.ndarray, "item"]]:
+        """One score for each of all items, NaN where it was not tested, and which were tested."""
+        scores, is_tested = np.full(n_items, np.nan), np.zeros(n_items, dtype=bool)
+        scores[self.places], is_tested[self.places] = self.scores, True
+        return scores, is_tested
+
 
 class Judged(NamedTuple):
     """A detector's AUROC, its influences, and its value on each resample; means over seeds."""
@@ -120,6 +127,24 @@ class CommonGround:
     level: float = 0.95
     margin: float = MARGIN
 
+    def resample(
+        self,
+        metrics: Sequence[str],
+        scores: Float[np.ndarray, "trace"],
+        is_valid: Bool[np.ndarray, "trace"],
+    ) -> dict[str, Float[np.ndarray, "resample"]]:
+        """Each metric on each resample, over the valid scores; NaN where one lacks a class."""
+        draws = {"n_resamples": self.n_resamples, "seed": self.seed}
+        return resample_metrics(
+            metrics, scores, self.labels, self.groups, is_valid=is_valid, **draws
+        )
+
+    def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
+        """Sums of columns over all traces in the first row, over each resample in the others."""
+        draws = {"n_resamples": self.n_resamples, "seed": self.seed}
+        drawn = resample_sums(columns, self.groups, **draws)
+        return np.concatenate([columns.sum(axis=0)[None], drawn])
+
 
 def compare_to_baseline(
     scores: Mapping[str, Sequence[SeedScores]], baseline: str, tested: CommonGround
@@ -142,10 +167,7 @@ def compare_to_baseline(
     others = [name for name in scores if name != baseline]
     found = [_difference(name, judged[name], baseline, judged[baseline], tested) for name in others]
     adjusted = iter(holm([c.p_delong for c in found if c.p_delong is not None]))
-    return [
-        Comparison(**{**vars(c), "p_holm": None if c.p_delong is None else next(adjusted)})
-        for c in found
-    ]
+    return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
 
 
 def judge(seeds: Sequence[SeedScores], tested: CommonGround) -> Judged:
@@ -156,17 +178,11 @@ def judge(seeds: Sequence[SeedScores], tested: CommonGround) -> Judged:
     """
     n_traces = len(tested.labels)
     influence, aurocs, resampled = np.zeros(n_traces), [], []
-    for places, scores in seeds:
-        labels = tested.labels[places]
-        aurocs.append(auroc(scores, labels))
-        influence[places] += auroc_influence(scores, labels) / len(seeds)
-        spread, is_tested = np.full(n_traces, np.nan), np.zeros(n_traces, dtype=bool)
-        spread[places], is_tested[places] = scores, True
-        values = resample_metrics(
-            ["auroc"], spread, tested.labels, tested.groups,
-            is_valid=is_tested, n_resamples=tested.n_resamples, seed=tested.seed,
-        )  # fmt: skip
-        resampled.append(values["auroc"])
+    for seed in seeds:
+        labels = tested.labels[seed.places]
+        aurocs.append(auroc(seed.scores, labels))
+        influence[seed.places] += auroc_influence(seed.scores, labels) / len(seeds)
+        resampled.append(tested.resample(["auroc"], *seed.spread(n_traces))["auroc"])
     return Judged(float(np.mean(aurocs)), influence, np.mean(resampled, axis=0))
 
 
@@ -176,12 +192,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source:
         Holm 1979: the smallest times their number, the next times one less, never falling.
     """
-    n_tests = len(p_values)
-    adjusted, largest = [0.0] * n_tests, 0.0
-    for rank, place in enumerate(np.argsort(np.asarray(p_values), kind="stable").tolist()):
-        largest = max(largest, min(1.0, (n_tests - rank) * p_values[place]))
-        adjusted[place] = largest
-    return adjusted
+    values, n_tests = np.asarray(p_values, dtype=np.float64), len(p_values)
+    order = np.argsort(values, kind="stable")
+    adjusted = np.empty(n_tests)
+    stepped = np.maximum.accumulate(values[order] * (n_tests - np.arange(n_tests)))
+    adjusted[order] = np.minimum(stepped, 1.0)
+    return adjusted.tolist()
 
 
 class Equivalence(NamedTuple):
@@ -224,27 +240,23 @@ def _difference(
 ) -> Comparison:
     resampled = first.resampled - second.resampled
     low, high, _ = percentile_interval(resampled, tested.level)
-    difference = first.auroc - second.auroc
-    error, p_delong = _delong(difference, first.influence - second.influence, tested)
-    equivalence = tost(difference, error, tested.margin) if error else None
+    difference, influence = first.auroc - second.auroc, first.influence - second.influence
+    error = p_delong = equivalence = None
+    with suppress(NotEnoughDataError):  # there may be no spread to test against
+        _, error, p_delong = grouped_delong_test(difference, influence, tested.groups)
+    if error:
+        equivalence = tost(difference, error, tested.margin)
     return Comparison(
-        name, baseline, difference, low, high,
+        name,
+        baseline,
+        difference,
+        low,
+        high,
         standard_error=error,
         p_bootstrap=two_sided_p(resampled),
         p_delong=p_delong,
         p_holm=None,
-        p_equivalent=equivalence.p_equivalent if equivalence else None,
-        p_not_worse=equivalence.p_not_worse if equivalence else None,
+        p_equivalent=equivalence and equivalence.p_equivalent,
+        p_not_worse=equivalence and equivalence.p_not_worse,
         margin=tested.margin,
-    )  # fmt: skip
-
-
-def _delong(
-    difference: float, influence: Float[np.ndarray, "trace"], tested: CommonGround
-) -> tuple[float | None, float | None]:
-    group_index, _ = group_codes(tested.groups)
-    try:
-        found = grouped_delong_test(difference, influence, group_index)
-    except NotEnoughDataError:
-        return None, None
-    return found.standard_error, found.p_value
+    )

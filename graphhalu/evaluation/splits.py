@@ -65,13 +65,11 @@ def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> list[Spl
         "ask the same question": [record_key(trace.record) for trace in traces],
         "are linked through other traces": question_groups(traces).tolist(),
     }
-    sides = [
-        {"train": fold.train, "validation": fold.validation, "test": fold.test} for fold in folds
-    ]
     tests = {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}
     for reason, names in keys.items():
-        for number, parts in enumerate(sides):
-            named = {f"the {side} side of fold {number}": part for side, part in parts.items()}
+        for number, fold in enumerate(folds):
+            sides = {"train": fold.train, "validation": fold.validation, "test": fold.test}
+            named = {f"the {side} side of fold {number}": part for side, part in sides.items()}
             _refuse_shared(named, names, traces, reason)
         _refuse_shared(tests, names, traces, reason)
     return list(folds)

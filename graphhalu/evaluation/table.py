@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from graphhalu.evaluation.records import DetectorRow
@@ -13,11 +13,15 @@ _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 def csv_table(rows: Sequence[DetectorRow], comparisons: Sequence[Comparison] = ()) -> str:
     """The rows as CSV; text that a spreadsheet would run as a formula is quoted with ``'``."""
-    names, flat = table_columns(rows, comparisons)
+    return csv_text(*table_columns(rows, comparisons))
+
+
+def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV under these columns; what a row lacks is empty."""
     stream = io.StringIO(newline="")  # a carriage return in a cell stays what it is
     writer = csv.DictWriter(stream, names, restval="")
     writer.writeheader()
-    writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in flat)
+    writer.writerows({name: spreadsheet_cell(value) for name, value in row.items()} for row in rows)
     return stream.getvalue()
 
 
@@ -37,15 +41,7 @@ def table_columns(
 def _flat(row: DetectorRow, test: Comparison | None) -> dict[str, Any]:
     """Columns in reading order: what the detector is, its metrics, its test, its costs."""
     card = ("detector", "inputs", "is_supervised", "is_control", "is_graph")
-    costs = (
-        "coverage",
-        "auroc_invalid_at_median",
-        "fit_s",
-        "score_ms",
-        "trace_bytes",
-        "n_parameters",
-        "failure",
-    )
+    costs = ("coverage", "auroc_invalid_at_median", "fit_s", "score_ms", "trace_bytes")
     flat = {name: getattr(row, name) for name in card} | {"inputs": " ".join(row.inputs)}
     for name, metric in row.metrics.items():
         parts = vars(metric).items()
@@ -54,7 +50,7 @@ def _flat(row: DetectorRow, test: Comparison | None) -> dict[str, Any]:
         known = {name: value for name, value in vars(test).items() if name != "detector"}
         named = {"low": "difference_low", "high": "difference_high"}
         flat |= {named.get(name, name): value for name, value in known.items()}
-    return flat | {name: getattr(row, name) for name in costs}
+    return flat | {name: getattr(row, name) for name in (*costs, "n_parameters", "failure")}
 
 
 def spreadsheet_cell(value: object) -> object:

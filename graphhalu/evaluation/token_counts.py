@@ -18,10 +18,10 @@ _UNKNOWN: Final = "unknown"
 def token_counts(compared: Compared) -> TokenCounts:
     """Answers, tokens and spans of a comparison."""
     labels, kept, records = compared.labels, compared.labels.is_valid, _records(compared)
-    left_out = Counter(
-        reason for reason, is_kept in zip(labels.reasons, kept.tolist(), strict=True) if not is_kept
-    )
+    left_out = Counter(np.array(labels.reasons, dtype=object)[~kept].tolist())
     truth = labels.values[kept]
+    n_characters = sum(len("".join(record.answer.split())) for record in records)
+    n_marked = sum(marked_answer(record).n_marked for record in records)
     tokens = labels.items[kept[labels.owner]]
     return TokenCounts(
         n_traces=len(records),
@@ -32,7 +32,7 @@ def token_counts(compared: Compared) -> TokenCounts:
         n_hallucinated_tokens=int(tokens.sum()),
         n_spans=sum(len(record.given_spans) for record in records),
         n_lost_spans=sum(n_lost_spans(record) for record in records),
-        character_share=_character_share(records),
+        character_share=n_marked / max(n_characters, 1),
         n_on_policy=sum(record.is_on_policy for record in records),
         writers=_writers(records, truth.tolist()),
     )
@@ -60,12 +60,6 @@ def token_notes(compared: Compared) -> tuple[str, ...]:
 def _records(compared: Compared) -> list[TraceRecord]:
     kept = np.flatnonzero(compared.labels.is_valid).tolist()
     return [compared.traces[index].record for index in kept]
-
-
-def _character_share(records: Sequence[TraceRecord]) -> float:
-    n_characters = sum(len("".join(record.answer.split())) for record in records)
-    n_marked = sum(marked_answer(record).n_marked for record in records)
-    return n_marked / max(n_characters, 1)
 
 
 def _writers(records: Sequence[TraceRecord], truth: Sequence[int]) -> dict[str, tuple[int, float]]:

@@ -77,11 +77,14 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
         spans[number, start:stop] = is_text[start:stop]
     n_tokens = len(record.answer_offsets)
     is_marked: Bool[np.ndarray, "character"] = spans.sum(axis=0) > 0
-    of_span = [_by_token(span, owner, n_tokens) for span in spans]
+    chosen = [is_text, is_marked, *spans]
+    of_token = np.array(
+        [np.bincount(owner[row & (owner != _NONE)], minlength=n_tokens) for row in chosen]
+    )
     return MarkedAnswer(
-        size=_by_token(is_text, owner, n_tokens),
-        marked=_by_token(is_marked, owner, n_tokens),
-        spans=np.array(of_span, dtype=np.int64).reshape(-1, n_tokens),
+        size=of_token[0],
+        marked=of_token[1],
+        spans=of_token[2:],
         span_size=spans.sum(axis=1),
         n_marked=int(is_marked.sum()),
     )
@@ -114,7 +117,9 @@ def count_spans(
     )
 
 
-def best_threshold(scores: Float[np.ndarray, "token"], answers: Sequence[MarkedAnswer]) -> float:
+def best_threshold(
+    scores: Float[np.ndarray, "token"], answers: Sequence[MarkedAnswer]
+) -> float | None:
     """The score from which to call tokens so that the F1 of characters is highest.
 
     Args:
@@ -123,21 +128,15 @@ def best_threshold(scores: Float[np.ndarray, "token"], answers: Sequence[MarkedA
         answers: The same answers.
 
     Returns:
-        Infinity if nothing is marked, or no token has a score.
+        ``None`` if nothing is marked, or no token has a score.
     """
     is_known = np.isfinite(scores)
     size = np.concatenate([np.zeros(0), *(answer.size for answer in answers)])[is_known]
     marked = np.concatenate([np.zeros(0), *(answer.marked for answer in answers)])[is_known]
     n_marked = sum(answer.n_marked for answer in answers)
     if not n_marked or not is_known.any():
-        return float("inf")
+        return None
     order, last_of_tie = tie_order(scores[is_known])
     f1 = 2 * marked[order].cumsum() / (size[order].cumsum() + n_marked)
     best = last_of_tie[int(np.argmax(f1[last_of_tie]))]
     return float(scores[is_known][order][best])
-
-
-def _by_token(
-    is_counted: Bool[np.ndarray, "character"], owner: Int[np.ndarray, "character"], n_tokens: int
-) -> Int[np.ndarray, "token"]:
-    return np.bincount(owner[is_counted & (owner != _NONE)], minlength=n_tokens)

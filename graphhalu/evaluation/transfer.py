@@ -6,34 +6,30 @@ that neither trained nor validated on it; where no fold is free of it, the trace
 counted. So two models can be compared on the same questions, too.
 """
 
-import csv
-import io
-import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int, Shaped
+from jaxtyping import Int
 
-from graphhalu.atomic import replace_file
 from graphhalu.errors import GraphhaluError, UsageError
-from graphhalu.evaluation.compare import Progress, make_compared
+from graphhalu.evaluation.bootstrap import group_codes
+from graphhalu.evaluation.compare import Progress, fold_reporter, make_compared
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
 from graphhalu.evaluation.entries import Entry, GivenDetectors, make_entries
 from graphhalu.evaluation.records import MetricValue
-from graphhalu.evaluation.rows import Compared, fit_metrics, sample_table
-from graphhalu.evaluation.running import failure_text
+from graphhalu.evaluation.result import parquet_bytes, without_samples, write_files
+from graphhalu.evaluation.rows import Compared, coverage, fit_metrics, sample_table
+from graphhalu.evaluation.running import FoldHook, failure_text
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.table import spreadsheet_cell
+from graphhalu.evaluation.table import csv_text
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.numerics import json_ready
-from graphhalu.parquet import write_parquet
-from graphhalu.provenance import file_sha256, provenance
+from graphhalu.provenance import provenance
 from graphhalu.traces.trace import Trace
 
 FORMAT: Final = "graphhalu-transfer"
@@ -110,21 +106,12 @@ class TransferResult:
 
     def write(self, folder: Path) -> None:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""
-        folder.mkdir(parents=True, exist_ok=True)
-        stream = io.BytesIO()
-        write_parquet(self.samples, stream)
-        replace_file(folder / "transfer.parquet", stream.getvalue())
-        replace_file(folder / "transfer.csv", _csv(self.cells).encode())
-        files = {name: file_sha256(folder / name) for name in ("transfer.parquet", "transfer.csv")}
-        values = {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            **{name: value for name, value in vars(self).items() if name != "samples"},
-            "cells": [asdict(cell) for cell in self.cells],
-            "files": files,
+        contents = {
+            "transfer.parquet": parquet_bytes(self.samples),
+            "transfer.csv": _csv(self.cells).encode(),
         }
-        text = json.dumps(json_ready(values), indent=1, allow_nan=False, ensure_ascii=False)
-        replace_file(folder / "transfer.json", text.encode())
+        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **without_samples(self)}
+        write_files(folder / "transfer.json", values, contents)
 
 
 def transfer(
@@ -156,19 +143,24 @@ def transfer(
     config = config or CompareConfig()
     entries = make_entries(detectors, config)
     compared = {s.name: make_compared(s.traces, s.labels, config) for s in sources}
-    cells, samples = [], []
-    n_total = len(entries) * sum(
-        len(of_seed) for of_store in compared.values() for of_seed in of_store.folds.values()
+    folds = {
+        seed: [fold for each in compared.values() for fold in each.folds[seed]]
+        for seed in config.seeds
+    }
+    report = fold_reporter(on_progress, [entry.name for entry in entries], folds, is_in_order=False)
+    done = [
+        cell
+        for entry in entries
+        for train in names
+        for cell in _row(entry, train, compared, report)
+    ]
+    return TransferResult(
+        config=config.model_dump(mode="json"),
+        provenance=provenance(),
+        stores={source.name: dict(source.identity) for source in sources},
+        cells=tuple(cell for cell, _ in done),
+        samples=pa.concat_tables([table for _, table in done]),
     )
-    counter = _Counter(on_progress, n_total)
-    for entry in entries:
-        for train in names:
-            for cell, table in _row(entry, train, compared, counter):
-                cells.append(cell)
-                samples.append(table)
-    stores = {source.name: dict(source.identity) for source in sources}
-    whole = pa.concat_tables(samples)
-    return TransferResult(config.model_dump(mode="json"), provenance(), stores, tuple(cells), whole)
 
 
 def source_names(paths: Sequence[Path]) -> list[str]:
@@ -179,154 +171,102 @@ def source_names(paths: Sequence[Path]) -> list[str]:
     ]
 
 
-class _Counter:
-    def __init__(self, on_progress: Callable[[Progress], None], n_total: int) -> None:
-        self.on_progress, self.n_total, self.n_done = on_progress, n_total, 0
-
-    def __call__(self, detector: str, seed: int, fold: int) -> None:
-        self.n_done += 1
-        self.on_progress(Progress(detector, seed, fold, self.n_done, self.n_total))
-
-
 def folds_that_test(train: Compared, seed: int, test: Compared) -> Int[np.ndarray, "trace"]:
     """The fold of ``train`` that tests each trace of ``test``; -1 where each has seen it.
 
     Questions are the same if they share a group, or their text, as near-duplicates do; a group
     of both stores together is never parted. Of several folds that have not seen a question the
-    choice goes round.
+    choice goes round. Of a store itself it is the fold that tests the trace.
     """
     groups = question_groups([*train.traces, *test.traces])
     of_train, of_test = groups[: len(train.traces)], groups[len(train.traces) :]
-    folds = train.folds[seed]
-    is_free = np.ones((len(folds), len(test.traces)), dtype=bool)
-    for number, fold in enumerate(folds):
-        seen = of_train[np.concatenate([fold.train, fold.validation])]
-        is_free[number] = ~np.isin(of_test, seen)
-    return np.where(is_free.any(axis=0), _going_round(is_free, of_test), _NO_FOLD)
+    seen = [of_train[np.concatenate([fold.train, fold.validation])] for fold in train.folds[seed]]
+    is_free = np.array([~np.isin(of_test, each) for each in seen])
+    n_free = is_free.sum(axis=0)
+    # traces of one group get the same of their free folds
+    wanted = group_codes(of_test)[0] % np.maximum(n_free, 1)
+    chosen = np.argmax(is_free & (np.cumsum(is_free, axis=0) - 1 == wanted), axis=0)
+    return np.where(n_free > 0, chosen, _NO_FOLD)
 
 
-def _going_round(
-    is_free: Shaped[np.ndarray, "fold trace"], groups: Shaped[np.ndarray, "trace"]
-) -> Int[np.ndarray, "trace"]:
-    """For each trace one of its free folds; traces of one group get the same."""
-    group_index = np.unique(groups, return_inverse=True)[1]
-    n_free = np.maximum(is_free.sum(axis=0), 1)
-    wanted = group_index % n_free
-    return np.argmax(is_free & (np.cumsum(is_free, axis=0) - 1 == wanted), axis=0)
+@dataclass
+class _Tested:
+    """The traces of one store, as the folds of another have scored them so far."""
+
+    compared: Compared
+    chosen: Int[np.ndarray, "trace"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
+    fits: dict[int, OutOfFold] = field(default_factory=dict)
+    n_dropped: list[int] = field(default_factory=list)
+    failure: str | None = None
+
+    def begin(self, seed: int, chosen: Int[np.ndarray, "trace"]) -> None:
+        """Begin a seed, with the fold that tests each trace."""
+        is_valid, self.chosen = self.compared.labels.is_valid, chosen
+        self.fits[seed] = OutOfFold.empty(len(is_valid))
+        self.n_dropped.append(int((is_valid & (chosen == _NO_FOLD)).sum()))
+
+    def score(self, model: FoldModel, seed: int, fold: int) -> None:
+        """Fill in the scores of one fold, or the reason of a failure, after which none count."""
+        places = np.flatnonzero(self.compared.labels.is_valid & (self.chosen == fold))
+        if self.failure is not None or not len(places):
+            return
+        try:
+            self.fits[seed].fill(fold, places, model.score(self.compared.traces, places))
+        except Exception as error:  # noqa: BLE001 - of another's code
+            self.failure = failure_text(error)
+
+    def cell(self, detector: str, train: str, test: str) -> tuple[TransferCell, pa.Table]:
+        """The metrics, and the scores with the names of both stores."""
+        fits, metrics, share = list(self.fits.values()), {}, None
+        if self.failure is None:
+            try:
+                metrics, share = fit_metrics(self.compared, fits), coverage(fits)
+            except GraphhaluError as error:
+                self.failure = failure_text(error)
+        n_traces = float(np.mean([fit.is_tested.sum() for fit in fits]))
+        sizes = n_traces, float(np.mean(self.n_dropped))
+        cell = TransferCell(detector, train, test, *sizes, share, metrics, self.failure)
+        table = sample_table(self.compared, detector, {} if self.failure else self.fits)
+        for name in ("train", "test"):
+            values = pa.array([getattr(cell, name)] * len(table), pa.string())
+            table = table.append_column(name, values)
+        return cell, table
 
 
 def _row(
-    entry: Entry, train: str, compared: Mapping[str, Compared], counter: _Counter
+    entry: Entry, train: str, compared: Mapping[str, Compared], on_fold: FoldHook
 ) -> list[tuple[TransferCell, pa.Table]]:
     """One detector trained on one store: a cell for every store it is tested on."""
     home = compared[train]
-    fits: dict[str, dict[int, OutOfFold]] = {name: {} for name in compared}
-    failures: dict[str, str] = {}
-    dropped: dict[str, list[int]] = {name: [] for name in compared}
+    tested = {name: _Tested(other) for name, other in compared.items()}
     for seed, folds in home.folds.items():
-        if len(failures) == len(compared):
+        if all(each.failure for each in tested.values()):
             break
-        chosen = {
-            name: _own_folds(home, seed) if name == train else folds_that_test(home, seed, other)
-            for name, other in compared.items()
-        }
-        for name, other in compared.items():
-            fits[name][seed] = OutOfFold.empty(len(other.traces))
-            dropped[name].append(int((other.labels.is_valid & (chosen[name] == _NO_FOLD)).sum()))
+        for each in tested.values():
+            each.begin(seed, folds_that_test(home, seed, each.compared))
         for number, fold in enumerate(folds):
-            make = partial(entry.make, seed)
             try:
-                model = fit_fold(make, home.traces, home.labels, fold)
+                model = fit_fold(partial(entry.make, seed), home.traces, home.labels, fold)
             except Exception as error:  # noqa: BLE001 - of another's code
                 error.add_note(f"in fold {number} of seed {seed}")
                 text = f"training failed, {failure_text(error)}"
-                failures = {name: failures.get(name, text) for name in compared}
+                for each in tested.values():
+                    each.failure = each.failure or text
                 break
-            # a cell that failed stays failed, and the others go on
-            for name, other in compared.items():
-                if name not in failures:
-                    places = np.flatnonzero(other.labels.is_valid & (chosen[name] == number))
-                    failure = _score(model, other, places, fits[name][seed], number)
-                    failures |= {name: failure} if failure else {}
-            counter(entry.name, seed, number)
-    return [
-        _cell(
-            _Place(entry.name, train, name),
-            compared[name],
-            fits[name],
-            dropped[name],
-            failures.get(name),
-        )
-        for name in compared
-    ]
-
-
-def _own_folds(home: Compared, seed: int) -> Int[np.ndarray, "trace"]:
-    """The fold that tests each trace of the store itself."""
-    chosen = np.full(len(home.traces), _NO_FOLD)
-    for number, fold in enumerate(home.folds[seed]):
-        chosen[fold.test] = number
-    return chosen
-
-
-def _score(
-    model: FoldModel, other: Compared, places: Int[np.ndarray, "tested"], fit: OutOfFold, fold: int
-) -> str | None:
-    """Fill in the scores of one fold; the reason where the traces cannot be read."""
-    if not len(places):
-        return None
-    try:
-        fit.fill(fold, places, model.score(other.traces, places))
-    except Exception as error:  # noqa: BLE001 - of another's code
-        return failure_text(error)
-    return None
-
-
-class _Place(NamedTuple):
-    """Which cell."""
-
-    detector: str
-    train: str
-    test: str
-
-
-def _cell(
-    place: _Place,
-    compared: Compared,
-    fits: Mapping[int, OutOfFold],
-    dropped: Sequence[int],
-    failure: str | None,
-) -> tuple[TransferCell, pa.Table]:
-    n_traces = float(np.mean([fit.is_tested.sum() for fit in fits.values()]))
-    n_dropped = float(np.mean(dropped))
-    cell = TransferCell(*place, n_traces, n_dropped, coverage=None, metrics={}, failure=failure)
-    done = list(fits.values())
-    if cell.failure is None:
-        try:
-            metrics = fit_metrics(compared, done)
-        except GraphhaluError as error:
-            cell = replace(cell, failure=failure_text(error))
-        else:
-            shares = [fit.is_valid.sum() / fit.is_tested.sum() for fit in done]
-            cell = replace(cell, metrics=metrics, coverage=float(np.mean(shares)))
-    kept = fits if cell.failure is None else {}
-    table = sample_table(compared, place.detector, kept)
-    for name, value in (("train", place.train), ("test", place.test)):
-        table = table.append_column(name, pa.array([value] * len(table), pa.string()))
-    return cell, table
+            for each in tested.values():
+                each.score(model, seed, number)
+            on_fold(entry.name, seed, number)
+    return [each.cell(entry.name, train, name) for name, each in tested.items()]
 
 
 def _csv(cells: Sequence[TransferCell]) -> str:
-    stream = io.StringIO(newline="")
-    metrics = list(dict.fromkeys(name for cell in cells for name in cell.metrics))
-    head = ["detector", "train", "test", "n_traces", "n_dropped", "coverage"]
-    parts = [f"{name}{end}" for name in metrics for end in ("", "_low", "_high")]
-    writer = csv.writer(stream)
-    writer.writerow([*head, *parts, "failure"])
+    head = ("detector", "train", "test", "n_traces", "n_dropped", "coverage")
+    parts = {"": "value", "_low": "low", "_high": "high"}
+    metrics = dict.fromkeys(name for cell in cells for name in cell.metrics)
+    rows = []
     for cell in cells:
-        values: list[object] = [getattr(cell, name) for name in head]
-        for name in metrics:
-            metric = cell.metrics.get(name)
-            values += [metric.value, metric.low, metric.high] if metric else ["", "", ""]
-        writer.writerow([spreadsheet_cell(value) for value in [*values, cell.failure or ""]])
-    return stream.getvalue()
+        row = {name: getattr(cell, name) for name in head}
+        for name, metric in cell.metrics.items():
+            row |= {name + end: getattr(metric, part) for end, part in parts.items()}
+        rows.append({**row, "failure": cell.failure})
+    return csv_text([*head, *(name + end for name in metrics for end in parts), "failure"], rows)

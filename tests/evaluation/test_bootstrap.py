@@ -5,13 +5,24 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from graphhalu.errors import NotEnoughDataError, UnknownNameError
 from graphhalu.evaluation import bootstrap
 from graphhalu.evaluation.bootstrap import (
-    bootstrap_difference,
     bootstrap_interval,
     percentile_interval,
     resample_metrics,
 )
-from graphhalu.evaluation.metrics import METRICS, evaluate, roc_counts
+from graphhalu.evaluation.counts import roc_counts
+from graphhalu.evaluation.metrics import METRICS, evaluate
+from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline
 from graphhalu.numerics import group_multiplicities
+
+
+def difference(first, second, labels, groups, **draws):
+    """The first detector against the second as the baseline."""
+    scores = {
+        name: [SeedScores(np.arange(len(values)), values)]
+        for name, values in (("first", first), ("second", second))
+    }
+    (found,) = compare_to_baseline(scores, "second", CommonGround(labels, groups, **draws))
+    return found
 
 
 @pytest.fixture
@@ -150,19 +161,19 @@ def test_a_score_that_is_not_finite_is_refused(case):
 
 def test_a_detector_does_not_differ_from_itself(case):
     scores, labels, groups = case
-    found = bootstrap_difference("auroc", scores, scores, labels, groups, n_resamples=200)
-    assert found == (0.0, 0.0, 0.0, 1.0, 200)
+    found = difference(scores, scores, labels, groups, n_resamples=200)
+    assert (found.difference, found.low, found.high, found.p_bootstrap) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_a_clear_difference_is_found_and_its_sign_follows_the_order():
     rng = np.random.default_rng(1)
     labels, groups = np.arange(300) % 2, np.arange(300) // 2
     good, bad = labels * 2 + rng.normal(size=300), rng.normal(size=300)
-    found = bootstrap_difference("auroc", good, bad, labels, groups, seed=4)
-    assert found.p_value == pytest.approx(2 / 2001)
-    assert 0 < found.low < found.value < found.high
-    turned = bootstrap_difference("auroc", bad, good, labels, groups, seed=4)
-    assert turned.value == -found.value
+    found = difference(good, bad, labels, groups, seed=4)
+    assert found.p_bootstrap == pytest.approx(2 / 2001)
+    assert 0 < found.low < found.difference < found.high
+    turned = difference(bad, good, labels, groups, seed=4)
+    assert turned.difference == -found.difference
     assert turned.low == pytest.approx(-found.high)
 
 
@@ -171,6 +182,6 @@ def test_a_paired_difference_is_tighter_than_two_separate_intervals():
     labels = np.arange(200) % 2
     base = labels + rng.normal(size=200)
     near = base + 0.1 * rng.normal(size=200)
-    found = bootstrap_difference("auroc", base, near, labels, np.arange(200), seed=4)
+    found = difference(base, near, labels, np.arange(200), seed=4)
     alone = bootstrap_interval("auroc", base, labels, np.arange(200), seed=4)
     assert found.high - found.low < 0.3 * (alone.high - alone.low)

@@ -69,8 +69,8 @@ def test_a_probability_never_falls_with_the_score_even_where_the_scores_are_wron
 def test_the_rule_takes_isotonic_from_enough_traces_of_the_rarer_class():
     labels = np.repeat([0, 1], [ISOTONIC_MINIMUM, 1000])
     scores = np.random.default_rng(0).normal(size=len(labels)) + labels
-    assert Calibration.fit(scores, labels).values.method == "isotonic"
-    assert Calibration.fit(scores[1:], labels[1:]).values.method == "platt"
+    assert Calibration.fit(scores, labels).method == "isotonic"
+    assert Calibration.fit(scores[1:], labels[1:]).method == "platt"
 
 
 def test_probabilities_of_new_traces_are_calibrated():

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 
 from graphhalu.detectors.base import Scores
+from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
 from graphhalu.evaluation.calibration import Calibration
-from graphhalu.evaluation.crossfit import TraceSubset, cross_fit, fit_fold, standardise
+from graphhalu.evaluation.crossfit import cross_fit, fit_fold, standardise
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.labels.groups import question_groups
@@ -104,7 +105,7 @@ def test_a_valid_score_that_is_not_finite_is_refused(case, toys):
 
 def test_a_subset_gives_the_chosen_traces_in_their_order(toys):
     traces = [toys.trace(number) for number in range(7)]
-    subset = TraceSubset(traces, [5, 2, 3])
+    subset = ChosenTraces(traces, (5, 2, 3))
     assert len(subset) == 3
     assert [trace.trace_id for trace in subset] == ["q5#0", "q2#0", "q3#0"]
     assert subset[-1] is traces[3]
@@ -140,4 +141,4 @@ def test_a_validation_side_of_one_class_gives_scores_and_no_probability(toys):
 
 def test_a_subset_knows_the_traces_that_it_is_taken_from(toys):
     traces = [toys.trace(number) for number in range(5)]
-    assert TraceSubset(traces, [2]).pool is traces
+    assert ChosenTraces(traces, (2,)).pool is traces

@@ -2,10 +2,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss, f1_score, log_loss
+from sklearn.metrics import brier_score_loss, log_loss
 
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.probability import brier, ece, f1, log_losses, reliability_curve
+from graphhalu.evaluation.probability import brier, ece, log_losses, reliability_curve
 
 
 @pytest.fixture
@@ -55,11 +55,9 @@ def test_a_constant_at_the_prevalence_is_calibrated():
     assert brier(np.full(20, 0.25), labels) == pytest.approx(0.25 * 0.75)
 
 
-def test_brier_and_f1_equal_sklearn(case):
+def test_brier_equals_sklearn(case):
     probability, labels = case
     assert brier(probability, labels) == pytest.approx(brier_score_loss(labels, probability))
-    called = probability > 0.6
-    assert f1(called, labels) == pytest.approx(f1_score(labels, called))
 
 
 def test_what_has_no_value_is_refused(case):
@@ -70,8 +68,6 @@ def test_what_has_no_value_is_refused(case):
         ece(probability, labels, n_bins=0)
     with pytest.raises(NotEnoughDataError, match="no trace"):
         brier(np.zeros(0), np.zeros(0, dtype=np.int64))
-    with pytest.raises(NotEnoughDataError, match="F1"):
-        f1(np.zeros(3, dtype=bool), np.zeros(3, dtype=np.int64))
 
 
 def test_the_mean_of_log_losses_is_that_of_sklearn_and_a_sure_mistake_costs_all(case):

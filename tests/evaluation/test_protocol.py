@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from graphhalu.detectors.base import DetectorCard, Scores, sibling_traces
+from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.errors import ConfigError, NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.evaluation.compare import RunOptions, best_beams, compare
-from graphhalu.evaluation.crossfit import TraceSubset
 from graphhalu.evaluation.parts import PARTS_FOLDER, clear_parts
 from graphhalu.evaluation.result import read_result
 from graphhalu.evaluation.settings import CompareConfig
@@ -81,7 +81,7 @@ def test_the_best_of_the_kept_beams_counts_and_given_answers_all_do(toys):
 
 def test_a_detector_finds_the_other_beams_while_it_scores_the_test_side_only(beams):
     traces, _ = beams
-    found = sibling_traces(TraceSubset(traces, [4, 9]))
+    found = sibling_traces(ChosenTraces(traces, (4, 9)))
     assert [[t.trace_id for t in answers] for answers in found] == [
         ["q2#0", "q2#1"], ["q4#0", "q4#1"]
     ]  # fmt: skip

@@ -6,16 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphhalu.errors import NotEnoughDataError
-from graphhalu.evaluation.counts import roc_counts
+from graphhalu.evaluation.counts import checked_counts, roc_counts
 from graphhalu.evaluation.rejection import (
-    aurc,
     counted_aurc,
     counted_excess_aurc,
     counted_prr,
-    excess_aurc,
-    prr,
     risk_coverage_curve,
 )
+
+
+def prr(scores, labels, **options):
+    return counted_prr(checked_counts(scores, labels), **options)[0]
+
+
+def aurc(scores, labels):
+    return counted_aurc(checked_counts(scores, labels))[0]
+
+
+def excess_aurc(scores, labels):
+    return counted_excess_aurc(checked_counts(scores, labels))[0]
 
 
 def lm_polygraph_prr(uncertainty, quality, max_rejection=0.5):
@@ -124,8 +133,7 @@ def test_weights_equal_literal_repetition():
         np.testing.assert_allclose(counted(counts), expected, atol=1e-12)
 
 
-def test_one_class_and_nothing_to_reject_are_refused():
+def test_one_class_is_refused_and_without_anything_to_reject_there_is_no_ratio():
     with pytest.raises(NotEnoughDataError, match="both classes"):
-        aurc(np.arange(5.0), np.zeros(5, dtype=np.int64))
-    with pytest.raises(ValueError, match="nothing to reject"):
-        prr(np.arange(5.0), np.array([0, 1, 0, 1, 1]), max_rejection=0.1)
+        risk_coverage_curve(np.arange(5.0), np.zeros(5, dtype=np.int64))
+    assert np.isnan(prr(np.arange(5.0), np.array([0, 1, 0, 1, 1]), max_rejection=0.1))

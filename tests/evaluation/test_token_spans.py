@@ -115,5 +115,5 @@ def test_the_threshold_is_the_best_of_all(record):
 
 def test_nothing_is_called_where_nothing_is_marked(record):
     plain = marked_answer(replace(record, given_spans=()))
-    assert best_threshold(np.arange(5.0), [plain]) == float("inf")
-    assert best_threshold(np.full(5, np.nan), [marked_answer(record)]) == float("inf")
+    assert best_threshold(np.arange(5.0), [plain]) is None
+    assert best_threshold(np.full(5, np.nan), [marked_answer(record)]) is None

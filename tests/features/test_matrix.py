@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
+from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.errors import NotEnoughDataError, TraceNotFoundError, UnknownNameError, UsageError
-from graphhalu.evaluation.crossfit import TraceSubset
 from graphhalu.features import block as block_module
 from graphhalu.features.matrix import FeatureCache, feature_matrix
 from graphhalu.features.spec import FeatureSpec, as_specs, reduce, split_text
@@ -37,7 +37,9 @@ def test_a_subset_gives_its_rows_in_its_order(store):
     order = [8, 1, 5, 2]
     whole = feature_matrix(store, NAMES).values[order]
 
-    np.testing.assert_array_equal(feature_matrix(TraceSubset(store, order), NAMES).values, whole)
+    np.testing.assert_array_equal(
+        feature_matrix(ChosenTraces(store, tuple(order)), NAMES).values, whole
+    )
     np.testing.assert_array_equal(feature_matrix(store.select(order), NAMES).values, whole)
     mixed = [store[8], *[store[i] for i in order[1:]]]
     np.testing.assert_array_equal(feature_matrix(mixed, NAMES).values, whole)
@@ -45,9 +47,9 @@ def test_a_subset_gives_its_rows_in_its_order(store):
 
 def test_each_part_is_read_once_however_often_it_is_asked_for(store, reads):
     cache = FeatureCache()
-    first = feature_matrix(TraceSubset(store, [1, 9]), NAMES, cache=cache)
+    first = feature_matrix(ChosenTraces(store, (1, 9)), NAMES, cache=cache)
     n_reads = len(reads)
-    again = feature_matrix(TraceSubset(store, range(10)), NAMES, cache=cache)
+    again = feature_matrix(ChosenTraces(store, tuple(range(10))), NAMES, cache=cache)
 
     assert n_reads > 0
     # the middle part alone was not there yet

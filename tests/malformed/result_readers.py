@@ -267,10 +267,10 @@ def read_config(path: Path) -> Any:
 
 
 def make_calibration(folder: Path) -> None:
-    from graphhalu.evaluation.calibration import Calibration, CalibrationValues
+    from graphhalu.evaluation.calibration import Calibration
 
-    values = sample(CalibrationValues, scores=(0.1, 0.4), probabilities=(0.2, 0.9))
-    (folder / "calibration.json").write_text(json.dumps(Calibration(values).to_json()))
+    values = sample(Calibration, scores=(0.1, 0.4), probabilities=(0.2, 0.9))
+    (folder / "calibration.json").write_text(json.dumps(values.to_json()))
 
 
 def read_detector_calibration(path: Path) -> Any:
@@ -279,7 +279,7 @@ def read_detector_calibration(path: Path) -> Any:
     from graphhalu.evaluation.calibration import read_calibration
 
     found = read_calibration(path)
-    return found and (found.values, found.probability(np.array([0.0, 0.3, np.nan])).tolist())
+    return found and (found, found.probability(np.array([0.0, 0.3, np.nan])).tolist())
 
 
 def _targets(kind: str, *files: str) -> tuple[Target, ...]:
