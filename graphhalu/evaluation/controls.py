@@ -136,10 +136,10 @@ def question_mass(
     )
     on_edges = np.zeros((len(traces), len(layers), n_heads))
     for data in graphs:
-        place = data.trace_index, layers.index(data.layer)
+        cell = data.trace_index, layers.index(data.layer)
         key, query = data.edge_index
         is_chosen = (data.span[key] == int(Span.QUESTION)) & data.is_readout[query]
-        on_edges[place] = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
+        on_edges[cell] = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
     for place, layer in enumerate(layers):
         for head in heads.tolist():
             whole = np.array([_mass(trace, layer, head) for trace in traces])

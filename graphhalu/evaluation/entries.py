@@ -135,10 +135,10 @@ def make_entry(given: str | Detector | type[Detector]) -> Entry:
     from graphhalu.detectors.registry import DETECTORS
 
     if not isinstance(given, str):
-        given = DETECTORS.adapt(given)
-        found = given if isinstance(given, type) else type(given)
+        adapted: Detector | type[Detector] = DETECTORS.adapt(given)
+        found = adapted if isinstance(adapted, type) else type(adapted)
         DETECTORS.check(found, f"detector {shown(given)}")
-        factory = given if isinstance(given, type) else _copier(given)
+        factory = adapted if isinstance(adapted, type) else _copier(adapted)
         return Entry(found.card.name, factory=factory)
     path, at, variant = given.partition("@")
     if ":" in path:

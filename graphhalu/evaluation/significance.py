@@ -141,9 +141,9 @@ class CommonGround:
 
     def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
         """Sums of columns over all traces in the first row, over each resample in the others."""
-        draws = {"n_resamples": self.n_resamples, "seed": self.seed}
-        drawn = resample_sums(columns, self.groups, **draws)
-        return np.concatenate([columns.sum(axis=0)[None], drawn])
+        return resample_sums(
+            columns, self.groups, n_resamples=self.n_resamples, seed=self.seed, has_sample=True
+        )
 
 
 def compare_to_baseline(

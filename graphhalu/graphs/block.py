@@ -53,10 +53,10 @@ def trace_block(traces: Sequence[Trace], *, need_all_rows: bool = True) -> Trace
         if trace.shape != traces[0].shape:
             message = "graphs are built of traces of one model and one kind of extraction"
             raise UsageError(message)
-        first = 0 if need_all_rows else trace.prompt_length - 1
-        if trace.record.row_start > first:
+        first_row = 0 if need_all_rows else trace.prompt_length - 1
+        if trace.record.row_start > first_row:
             message = (
-                f"a token graph needs the attention rows from {first} on, trace "
+                f"a token graph needs the attention rows from {first_row} on, trace "
                 f"{trace.trace_id!r} keeps the rows from {trace.record.row_start} on\n"
                 f"  Extract it again with all rows, or build graphs with prompt_edges=False"
             )

@@ -17,11 +17,11 @@ from graphhalu.graphs.nodes import check_blocks
 from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, GraphRecipe, HeadRoles
 from graphhalu.graphs.storage import storage_of
 from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, as_labels
 from graphhalu.splits import Split, check_groups, grouped_split
 from graphhalu.traces.lazy import ChunkCache
 from graphhalu.traces.schema import TraceShape
-from graphhalu.traces.store import TraceStore, open_traces
+from graphhalu.traces.store import TraceStore, as_traces
 from graphhalu.traces.trace import Trace
 
 DEFAULT_DEPTHS: Final = (1 / 3, 1 / 2, 2 / 3)
@@ -176,7 +176,7 @@ class AttentionGraphs(Dataset):
         chosen = np.asarray(trace_indices, dtype=np.int64)
         graphs = (chosen[:, None] * n_graphs + np.arange(n_graphs)).reshape(-1)
         view = copy.copy(self)
-        vars(view)["_indices"] = graphs.tolist()  # as PyG's own index_select does
+        view.__dict__["_indices"] = graphs.tolist()  # as PyG's own index_select does
         return view
 
     def labelled(self) -> "AttentionGraphs":
@@ -305,20 +305,11 @@ def default_layers(shape: TraceShape) -> tuple[int, ...]:
 
 
 def _opened(traces: Sequence[Trace] | Path | str) -> Sequence[Trace]:
-    if isinstance(traces, str | Path):
-        traces = open_traces(traces)
-    if not isinstance(traces, Sequence):
-        message = (
-            f"expected a trace store, its path or a list of traces, got {type(traces).__name__}"
-        )
-        raise UsageError(message)
-    if not len(traces):
+    opened = as_traces(traces)
+    if not len(opened):
         message = "there is no trace to make graphs of: the list or store is empty"
         raise NotEnoughDataError(message)
-    if not isinstance(traces[0], Trace):
-        message = f"expected traces, got a list of {type(traces[0]).__name__}\n  open_traces(PATH)"
-        raise UsageError(message)
-    return traces
+    return opened
 
 
 def _checked_layers(layers: Sequence[int] | None, shape: TraceShape) -> tuple[int, ...]:
@@ -335,9 +326,7 @@ def _checked_layers(layers: Sequence[int] | None, shape: TraceShape) -> tuple[in
 def _checked_labels(labels: Labels | None, traces: Sequence[Trace]) -> Labels | None:
     if labels is None:
         return None
-    if not isinstance(labels, Labels):
-        message = f"expected Labels (read_labels(traces, NAME)), got {type(labels).__name__}"
-        raise UsageError(message)
+    labels = as_labels(labels)
     if len(labels.trace_ids) != len(traces):
         message = f"expected a label for each of {len(traces)} traces, got {len(labels.trace_ids)}"
         raise UsageError(message)

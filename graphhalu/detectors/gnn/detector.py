@@ -200,6 +200,7 @@ class NetworkDetector(Detector):
     def save(self, folder: Path) -> None:
         """Write weights with standardisation, the settings and the schema of the graphs."""
         schema = self._fitted()
+        assert self.scaler is not None
         weights = {
             f"{number}.{name}": value
             for number, module in enumerate([self.scaler, *self.networks])
@@ -261,6 +262,7 @@ class NetworkDetector(Detector):
         from graphhalu.detectors.gnn.task import train
 
         assert self.schema is not None
+        assert self.scaler is not None
         trained = _Trained(config, [], [], {})
         for train_indices, held_out in folds:
             training, stopping = graphs.select(train_indices), graphs.select(held_out)

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
 from graphhalu.config import load_config
-from graphhalu.detectors.attribution import Attribution
+from graphhalu.detectors.attribution import Attribution, EdgeEffect
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.ensemble import Joint, join
 from graphhalu.detectors.gnn.config import NetworkConfig
@@ -134,7 +134,8 @@ class GraphhaluDetector(Detector):
         """The parts of both, weighed as they are joined."""
         self._check_fitted()
         heads = np.zeros((trace.shape.n_layers, trace.shape.n_heads))
-        features, rest, edges = {}, self.bias, ()
+        features, rest = {}, self.bias
+        edges: tuple[EdgeEffect, ...] = ()
         for name, member in self.members.items():
             found, joint = member.attribute(trace), self.joints[name]
             if found is None:
