@@ -1,14 +1,17 @@
 """What the README shows works, and what it names is there."""
 
+import json
 import re
+import sys
 from pathlib import Path
 
 import pytest
 
-from graphhalu.cli.main import app
+from graphhalu.cli.main import app, run
+from graphhalu.detectors.saved import load_detector
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store
-from graphhalu.testing.planted import planted_traces
+from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS, TraceShape
 from graphhalu.traces.store import TraceStore
 
@@ -20,21 +23,55 @@ SMOLLM2_SHAPE = TraceShape(
 )  # fmt: skip
 
 
-def test_the_python_example_runs_as_it_stands(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    (code,) = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
-    traces, _ = planted_traces(11, shape=SMOLLM2_SHAPE)
+def code_with(text):
+    """The Python block of the README that holds a text."""
+    blocks = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    (found,) = [block for block in blocks if text in block]
+    return found
+
+
+def planted_store(n_traces, shape):
+    traces, _ = planted_traces(n_traces, shape=shape)
     store = TraceStore.create(
-        "data/traces/smollm2_worldfacts.zarr", configuration={}, shape=SMOLLM2_SHAPE,
-        arrays=tuple(ARRAYS),
-    )  # fmt: skip
+        "data/traces/smollm2_worldfacts.zarr", configuration={}, shape=shape, arrays=tuple(ARRAYS)
+    )
     with store.writer() as writer:
         writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     label_store(TraceStore.open(store.path), make_labeller("match"))
+    return TraceStore.open(store.path)
+
+
+def test_the_python_example_runs_as_it_stands(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    store = planted_store(11, SMOLLM2_SHAPE)
     names: dict[str, object] = {}
-    exec(compile(code, "README.md", "exec"), names)
-    assert len(names["graphs"]) == 3 * len(traces)
-    assert sum(len(names[side]) for side in ("train", "validation", "test")) == 3 * len(traces)
+    exec(compile(code_with("AttentionGraphs"), "README.md", "exec"), names)
+    assert len(names["graphs"]) == 3 * len(store)
+    assert sum(len(names[side]) for side in ("train", "validation", "test")) == 3 * len(store)
+
+
+def test_a_network_of_ones_own_is_trained_compared_loaded_and_explained_by_commands(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delitem(sys.modules, "my_gnn", raising=False)
+    Path("my_gnn.py").write_text(code_with("class MyGNN"), encoding="utf-8")
+    store = planted_store(61, PLANTED_SHAPE)
+    quick = ["--set", "epochs=2", "--set", "n_folds=2", "--threads", "1"]
+    assert run(["train", "--network", "my_gnn:MyGNN", "--set", "network.hidden=8", *quick]) == 0
+    (folder,) = Path("data/runs").glob("MyGNN-*")
+    assert list(folder.glob("logs/**/metrics.csv"))
+    loaded = load_detector(folder / "detector", store, detector_class="my_gnn:MyGNN")
+    assert loaded.networks[0].inward.out_features == 8
+    assert loaded.score(store).is_valid.all()
+    assert loaded.attribute(store[0]).edges
+    compared = ["compare", "--quick", "--network", "my_gnn:MyGNN", "--detectors", "length"]
+    settings = 'settings={"MyGNN": {"epochs": 2, "n_folds": 2}}'
+    assert run([*compared, "--seeds", "0", "--set", settings, "--threads", "1", "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out.rpartition("\n{\n")[2].join(("{\n", "")))
+    assert {row["detector"]: row["failure"] for row in rows["detectors"]} == {
+        "MyGNN": None, "length": None,
+    }  # fmt: skip
 
 
 def test_every_command_of_the_readme_exists():

@@ -1,0 +1,92 @@
+"""Signals that only edges hold: what graph networks find, and what a control must not."""
+
+import numpy as np
+import pytest
+
+from graphhalu.axes import Span
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.sides import auroc
+from graphhalu.errors import NotEnoughDataError
+from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, question_mass
+from graphhalu.evaluation.entries import make_entry
+from graphhalu.graphs.build import build_graph
+from graphhalu.graphs.edges import TopK
+from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.labels.groups import question_groups
+from graphhalu.splits import grouped_split
+from graphhalu.testing.planted import EDGE_SIGNALS, planted_edge_traces
+
+# graph networks of PyG are made of layers that torch deprecates at import
+pytestmark = pytest.mark.slow
+
+
+def found(name, signal, n_traces, **settings):
+    traces, labels = planted_edge_traces(n_traces, signal, seed=3)
+    split = grouped_split(labels.values, question_groups(traces), seed=1)
+    kind = DETECTORS.get(name)
+    detector = kind(**kind.settings(n_folds=2, **settings)).fit(traces, labels, split)
+    scores = detector.score([traces[index] for index in split.test.tolist()]).values
+    return auroc(scores, labels.values[split.test])
+
+
+@pytest.mark.parametrize("signal", EDGE_SIGNALS)
+def test_gat_finds_what_only_edges_hold(signal):
+    assert found("gat", signal, 307) > FOUND
+
+
+@pytest.mark.parametrize("signal", EDGE_SIGNALS)
+def test_the_control_without_messages_does_not(signal):
+    assert found("mlp", signal, 307, epochs=6) <= NOT_FOUND + 0.1
+
+
+def test_charm_finds_what_is_one_hop_away():
+    assert found("charm", "one hop", 307) > FOUND
+
+
+def test_planted_edges_differ_in_one_head_and_in_nothing_that_a_row_says():
+    traces, labels = planted_edge_traces(101, "one hop", seed=5)
+    of_label = []
+    for trace in traces:
+        rows = slice(trace.prompt_length - 1, None)
+        mass = trace.layer_stream("span_mass", 2)[1, rows]
+        entropy = trace.layer_stream("row_entropy", 2)[1, rows].mean()
+        sink = trace.layer_stream("sink_keys", 2)[1, rows].sum(-1).mean()
+        difference = mass[:, Span.QUESTION].mean() - mass[:, Span.CONTEXT].mean()
+        of_label.append((difference, entropy, sink))
+    values = np.array(of_label)
+    aurocs = [auroc(column, labels.values) for column in values.T]
+    assert aurocs[0] == 1.0
+    assert max(abs(value - 0.5) for value in aurocs[1:]) < 0.15
+
+
+def test_question_mass_on_edges_is_that_of_a_slow_loop():
+    traces, _ = planted_edge_traces(31, "one hop", seed=7)
+    labels, on_edges = next(question_mass(traces))
+    layer, head = labels.settings["layer"], labels.settings["head"]
+    graph = build_graph(traces[4], layer, GraphRecipe(TopK(8), ("span",), sinks="remove"))
+    first = traces[4].prompt_length - 1
+    total = sum(
+        weight[head]
+        for key, query, weight in zip(*graph.edge_index, graph.edge_attr, strict=True)
+        if query >= first and graph.span[key] == Span.QUESTION
+    )
+    assert on_edges[4] == pytest.approx(total / (traces[4].length - first), rel=1e-5)
+    assert labels.values.sum() == 15
+
+
+def test_a_row_says_whether_the_control_passes():
+    traces, _ = planted_edge_traces(61, "one hop", seed=7)
+    seen = []
+    rows = control_rows(
+        [make_entry("length")], traces, n_answers=61, on_row=lambda *n: seen.append(n)
+    )
+    assert [row.control for row in rows] == [*EDGE_SIGNALS, "question mass"]
+    assert seen == [(1, 3), (2, 3), (3, 3)]
+    assert rows[2].reference > 0.8
+    assert all(row.detector == "length" for row in rows)
+
+
+def test_a_few_answers_are_not_enough():
+    traces, _ = planted_edge_traces(29, "one hop")
+    with pytest.raises(NotEnoughDataError, match="30"):
+        control_rows([make_entry("length")], traces, n_answers=61)
