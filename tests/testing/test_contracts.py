@@ -5,9 +5,9 @@ from typing import get_args
 
 import numpy as np
 import pytest
-from graphhalu.datasets.bundled import Worldfacts
 from graphhalu.labels.base import LabelDecision
 
+from graphhalu.datasets.bundled import Worldfacts
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.scalar.likelihood import Perplexity
