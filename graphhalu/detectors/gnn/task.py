@@ -1,6 +1,7 @@
 """Training of a graph network: one Lightning task, the best weights kept in memory."""
 
 import logging
+import math
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -44,6 +45,8 @@ class GraphTask(pl.LightningModule):
         self.learning_rate, self.weight_decay = learning_rate, weight_decay
         self.register_buffer("positive_weight", torch.tensor(positive_weight))
         self.auroc = BinaryAUROC()
+        # a buffer, so that it comes back from other processes too
+        self.register_buffer("progress", torch.tensor([torch.inf, -1, 0], dtype=torch.float64))
 
     def training_step(self, batch: Batch, batch_index: int) -> Tensor:
         """Loss of some traces."""
@@ -85,11 +88,12 @@ class BestWeights(EarlyStopping):
 
     def __init__(self, patience: int) -> None:
         super().__init__(LOSS, patience=patience, mode="min", check_on_train_epoch_end=False)
-        self.epoch = -1
+        self.epoch, self.n_epochs = -1, 0
         self.weights: Mapping[str, Tensor] = {}
 
     def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Keep the weights of an epoch that is better than all before."""
+        self.n_epochs += 1
         before = self.best_score.clone()
         super().on_validation_end(trainer, pl_module)
         if self.best_score != before:
@@ -101,6 +105,8 @@ class BestWeights(EarlyStopping):
         """Put them back; here, so that a strategy with other processes hands them over."""
         if self.weights:
             pl_module.network.load_state_dict(self.weights)
+        progress = [float(self.best_score), self.epoch, self.n_epochs]
+        pl_module.progress.copy_(torch.tensor(progress, dtype=torch.float64))
 
 
 def train(
@@ -115,7 +121,8 @@ def train(
     """Train in place; the network comes back on the CPU with its best weights.
 
     Args:
-        network: Its inputs are standardised already.
+        network: Its inputs are standardised already. The order of batches follows from the state
+            of torch's generator.
         training: Graphs with labels to learn from.
         stopping: Graphs with labels that decide when to stop.
         positive_weight: Weight of hallucinated ones.
@@ -132,24 +139,23 @@ def train(
     network.train()
     task = GraphTask(network, positive_weight, config.learning_rate, config.weight_decay)
     best = BestWeights(config.patience)
-    generator = torch.Generator().manual_seed(config.seed)
     loaders = (
-        DataLoader(training, config.batch_size, shuffle=True, generator=generator),
+        DataLoader(training, config.batch_size, shuffle=True),
         DataLoader(stopping, config.batch_size),
     )
     network.train()  # Lightning leaves the mode as it finds it
     trainer = make_trainer(config, best, log_folder)
     with quiet_lightning():
         trainer.fit(task, *loaders)
-    loss = float(best.best_score)
-    if not torch.isfinite(best.best_score):
+    loss, best_epoch, n_epochs = task.progress.tolist()
+    if not math.isfinite(loss):
         message = (
-            f"training gave no finite validation loss in {trainer.current_epoch} epochs\n"
+            f"training gave no finite validation loss in {int(n_epochs)} epochs\n"
             f"  Use a smaller learning_rate (now {config.learning_rate:g})"
         )
         raise NonFiniteError(message)
     network.cpu().eval()
-    return {"n_epochs": trainer.current_epoch, "best_epoch": best.epoch, LOSS: loss}
+    return {"n_epochs": int(n_epochs), "best_epoch": int(best_epoch), LOSS: loss}
 
 
 def make_trainer(
