@@ -167,11 +167,11 @@ def _last(record: TraceRecord) -> int:
 
 def _entropy(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     """Of the distribution that gave the first token of an own answer, or the last of a given."""
-    place: Int[np.ndarray, trace] = np.array(
+    place: Int[np.ndarray, "trace"] = np.array(
         [r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records],
         dtype=np.int64,
     )
-    found: Float[np.ndarray, trace] = block.stream("token_entropy")[
+    found: Float[np.ndarray, "trace"] = block.stream("token_entropy")[
         block.tokens.offsets[:-1] + place
     ].astype(np.float64)
     return found
