@@ -216,25 +216,27 @@ def drawn_blocks(
     if n_groups * n_resamples <= _CACHED_DRAWS:
         yield _cached_draws(n_groups, n_resamples, seed)
         return
-    generator = np.random.default_rng(seed)
-    block = max(1, _CACHED_DRAWS // (8 * n_groups))
-    for start in range(0, n_resamples, block):
-        yield group_multiplicities(n_groups, min(block, n_resamples - start), generator)
+    yield from _draws(n_groups, n_resamples, seed, _CACHED_DRAWS // (8 * n_groups))
 
 
 @lru_cache(maxsize=1)
 def _cached_draws(
     n_groups: int, n_resamples: int, seed: int
 ) -> Integer[np.ndarray, "resample group"]:
-    generator = np.random.default_rng(seed)
-    step = max(1, _BLOCK_ELEMENTS // n_groups)
     # a group is drawn n_groups times at most
-    narrow = np.empty((n_resamples, n_groups), dtype=np.min_scalar_type(n_groups))
-    for start in range(0, n_resamples, step):
-        n_rows = min(step, n_resamples - start)
-        narrow[start : start + n_rows] = group_multiplicities(n_groups, n_rows, generator)
+    kind = np.min_scalar_type(n_groups)
+    blocks = _draws(n_groups, n_resamples, seed, _BLOCK_ELEMENTS // n_groups)
+    narrow = np.concatenate([drawn.astype(kind) for drawn in blocks])
     narrow.flags.writeable = False
     return narrow
+
+
+def _draws(
+    n_groups: int, n_resamples: int, seed: int, n_rows: int
+) -> Iterator[Integer[np.ndarray, "block group"]]:
+    generator, step = np.random.default_rng(seed), max(1, n_rows)
+    for start in range(0, n_resamples, step):
+        yield group_multiplicities(n_groups, min(step, n_resamples - start), generator)
 
 
 def percentile_interval(values: Float[np.ndarray, "resample"], level: float) -> Interval:

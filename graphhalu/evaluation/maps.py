@@ -124,10 +124,7 @@ def head_maps(
         raise NotEnoughDataError(message)
     groups = group_codes(question_groups(traces)[kept])[0]
     columns, missing = _columns(traces, kept, features)
-    found = {
-        name: column_tests(_with_layer_means(block), values, groups)
-        for name, block in columns.items()
-    }
+    found = {name: column_tests(block, values, groups) for name, block in columns.items()}
     layers = tuple(traces[0].shape.attention_layers)
     p_values = np.array([tests.p_value for tests in found.values()])
     maps = tuple(
@@ -212,27 +209,20 @@ def _test_columns(
 
 def _columns(
     traces: Sequence[Trace], kept: Int[np.ndarray, "kept"], features: Sequence[str]
-) -> tuple[dict[str, Float[np.ndarray, "kept layer head"]], dict[str, str]]:
+) -> tuple[dict[str, Float[np.ndarray, "kept column"]], dict[str, str]]:
+    """Heads of all layers and behind them the mean of each layer, by feature; what is missing."""
     shape = traces[0].shape
-    sizes = (len(shape.attention_layers), shape.n_heads)
+    sizes = (len(kept), len(shape.attention_layers), shape.n_heads)
     found, missing = {}, {}
     for name in features:
         try:
             # of the whole store, whose parts are read at once and remembered for detectors
-            values = feature_matrix(traces, [name]).values
+            values = feature_matrix(traces, [name]).values[kept].astype(np.float64)
         except TraceNotFoundError as error:
             missing[name] = str(error).splitlines()[0]
             continue
-        found[name] = values[kept].reshape(len(kept), *sizes).astype(np.float64)
+        found[name] = np.concatenate([values, values.reshape(sizes).mean(axis=2)], axis=1)
     return found, missing
-
-
-def _with_layer_means(
-    values: Float[np.ndarray, "kept layer head"],
-) -> Float[np.ndarray, "kept column"]:
-    """Heads of all layers, and behind them the mean of each layer."""
-    flat = values.reshape(len(values), -1)
-    return np.concatenate([flat, values.mean(axis=2)], axis=1)
 
 
 def _head_map(
@@ -241,13 +231,13 @@ def _head_map(
     auroc: Float[np.ndarray, "column"],
     q_value: Float[np.ndarray, "column"],
 ) -> HeadMap:
-    n_heads = len(auroc) // len(layers) - 1
-    n_cells = len(layers) * n_heads
+    n_layers = len(layers)
     cells, q_cells = (
-        tuple(_plain(row) for row in values[:n_cells].reshape(len(layers), n_heads))
+        tuple(_plain(row) for row in values[:-n_layers].reshape(n_layers, -1))
         for values in (auroc, q_value)
     )
-    return HeadMap(name, layers, cells, q_cells, _plain(auroc[n_cells:]), _plain(q_value[n_cells:]))
+    of_layers = _plain(auroc[-n_layers:]), _plain(q_value[-n_layers:])
+    return HeadMap(name, layers, cells, q_cells, *of_layers)
 
 
 def _plain(values: Shaped[np.ndarray, "entry"]) -> tuple[float | None, ...]:
