@@ -120,6 +120,8 @@ class NetworkConfig(Config):
 class CHARMConfig(NetworkConfig):
     """Settings of CHARM: one graph a trace, every layer and head on its edges."""
 
+    view: Literal["multiplex"] = "multiplex"
+    """Every layer and head on the edges of one graph."""
     nodes: Annotated[tuple[str, ...], Field(min_length=1)] = ("diagonal", "span")
     """Blocks of node features. The paper's second form has ``hidden`` beside the diagonal."""
     tau: Annotated[float, Field(ge=0, lt=1)] = 0.05

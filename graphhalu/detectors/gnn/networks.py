@@ -5,7 +5,7 @@ settings; ``forward(batch)`` gives ``[graph]``, or ``[answer_token]`` for ``leve
 """
 
 from abc import ABC, abstractmethod
-from typing import final
+from typing import ClassVar, final
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +29,9 @@ class TokenGraphNetwork(nn.Module, ABC):
         dropout: Share of activations that training drops.
         level: ``"answer"`` or ``"token"``.
     """
+
+    needs_all_edges: ClassVar[bool] = False
+    """Whether the last round, for the rows that are read out, reads edges that end elsewhere."""
 
     def __init__(
         self,
@@ -59,7 +62,8 @@ class TokenGraphNetwork(nn.Module, ABC):
         """``[graph]`` or ``[answer_token]``; higher = more likely hallucinated."""
         hidden = self.encode(batch.x)
         for number, (each, norm) in enumerate(zip(self.rounds, self.norms, strict=True), start=1):
-            edges = Edges(batch, is_last=number == len(self.rounds))
+            is_last = number == len(self.rounds) and not self.needs_all_edges
+            edges = Edges(batch, is_last=is_last)
             # over all tokens of the batch, so that what a token receives stays comparable
             hidden = hidden + self.dropout(norm(each(hidden, edges)))
         logits: Tensor = self.readout(hidden, batch)
@@ -74,6 +78,8 @@ class GCN(TokenGraphNetwork):
         Kipf and Welling 2017, arXiv:1609.02907. Different from it: edges are directed (key to
         query), so degrees are sums of incoming attention; residuals keep a token's own features.
     """
+
+    needs_all_edges: ClassVar[bool] = True  # for the degrees of keys
 
     def make_round(self) -> nn.Module:
         """A convolution."""
