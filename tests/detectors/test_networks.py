@@ -124,20 +124,7 @@ def test_the_order_of_nodes_changes_nothing(kind):
         torch.testing.assert_close(logits(net, [turned]), logits(net, [one]))
 
 
-@pytest.mark.parametrize(
-    "kind",
-    [
-        pytest.param(
-            GCN,
-            marks=pytest.mark.xfail(
-                strict=False, reason="degrees of keys lack what rows that are not read receive"
-            ),
-        ),
-        GAT,
-        MLP,
-        CHARM,
-    ],
-)
+@pytest.mark.parametrize("kind", [GCN, GAT, MLP, CHARM])
 @at_every_level
 def test_rows_that_are_not_read_need_no_messages_in_the_last_round(kind, level, monkeypatch):
     for net, graphs in cases(kind, level):
