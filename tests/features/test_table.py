@@ -1,6 +1,7 @@
 """Tables of features: the same numbers as the features, in Parquet and back."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -66,6 +67,15 @@ def test_a_table_of_tokens_has_one_row_for_each_stored_row(store):
         np.testing.assert_array_equal(
             found.values[is_here, -1][answer], trace.stream("token_logprob")[trace.prompt_length :]
         )
+
+
+def test_the_path_of_a_store_stands_for_its_traces(store, path):
+    expected = feature_table(store, TRACE)
+    for given in (store.name, Path(store.name)):
+        np.testing.assert_array_equal(feature_matrix(given, TRACE).values, expected.values)
+        np.testing.assert_array_equal(feature_table(given, TRACE).values, expected.values)
+        write_features(given, TRACE, path)
+        np.testing.assert_array_equal(read_features(path).values, expected.values)
 
 
 @pytest.mark.parametrize(("names", "per_token"), [(TRACE, False), (TOKEN, True)])
