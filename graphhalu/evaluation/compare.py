@@ -95,7 +95,7 @@ def compare(
         NotEnoughDataError: If there are too few questions, or one class only.
     """
     config, options = config or CompareConfig(), options or RunOptions()
-    entries = make_entries(detectors, config, labels.level)
+    entries = make_entries(detectors, config, as_labels(labels).level)
     compared = make_compared(traces, labels, config)
     done: dict[str, Finished] = {}
     if options.folder is not None and options.is_resumed:

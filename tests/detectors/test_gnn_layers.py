@@ -34,20 +34,17 @@ def graph(n_tokens, n_layers, edge_dim, seed=0):
     return Batch.from_data_list([data])
 
 
-def slow_mass(layer, hidden, one):
-    """``W_l vec_s(sum_{j in span s} P_l e_ij) + U sum_j (F e_ij) * (V h_j)``."""
+def slow_mass(layer, one):
+    """``W_l vec_s(sum_{j in span s} P_l e_ij) + b_l``."""
     rank = layer.heads.weight.shape[-1]
     new = []
-    for i in range(len(hidden)):
+    for i in range(one.num_nodes):
         place = int(one.layer_index[i])
         sums = torch.zeros(N_SPANS, rank)
-        received = torch.zeros(CHANNELS)
         for (j, query), e in zip(one.edge_index.T.tolist(), one.edge_attr, strict=True):
             if query == i:
                 sums[one.span[j]] += e @ layer.heads.weight[place]
-                received += layer.filter(e) * layer.content(hidden[j])
-        of_span = sums.flatten() @ layer.of_span.weight[place] + layer.of_span.bias[place]
-        new.append(of_span + layer.of_content(received))
+        new.append(sums.flatten() @ layer.of_span.weight[place] + layer.of_span.bias[place])
     return torch.stack(new)
 
 
@@ -57,7 +54,7 @@ def test_attention_mass_is_its_formula_in_a_slow_loop(n_layers, edge_dim):
     layer = AttentionMass(CHANNELS, edge_dim, n_layers)
     one = graph(11, n_layers, edge_dim)
     with torch.no_grad():
-        found, expected = layer(one.x, Edges(one)), slow_mass(layer, one.x, one)
+        found, expected = layer(Edges(one)), slow_mass(layer, one)
     torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-5)
 
 
@@ -68,7 +65,7 @@ def test_attention_mass_grows_with_the_attention_and_a_softmax_would_not():
     twice.edge_attr = 2 * one.edge_attr
     with torch.no_grad():
         bias = layer.of_span.bias[0]
-        found = [layer(each.x, Edges(each)) - bias for each in (one, twice)]
+        found = [layer(Edges(each)) - bias for each in (one, twice)]
     torch.testing.assert_close(found[1], 2 * found[0], rtol=1e-4, atol=1e-5)
 
 

@@ -45,11 +45,15 @@ def graph(seed, n_tokens, n_layers=1, n_answer=3):
 
 
 def network(kind, **changes):
-    """A network in use; CHARM takes graphs of one layer alone."""
+    """A network in use, its gates open; CHARM takes graphs of one layer alone."""
     parameters = inspect.signature(kind).parameters
     sizes = {"n_layers": 1, **SIZES, **changes}
     torch.manual_seed(0)
-    return kind(**{name: value for name, value in sizes.items() if name in parameters}).eval()
+    made = kind(**{name: value for name, value in sizes.items() if name in parameters}).eval()
+    for name, value in made.named_parameters():
+        if name.endswith("gate"):  # 0 before training
+            torch.nn.init.uniform_(value, 0.5, 1)
+    return made
 
 
 def changed(data, **fields):

@@ -265,6 +265,7 @@ def test_a_store_of_answer_rows_gives_the_same_graph(stores):
     for name in ("sink_keys", "self_attention", "row_entropy", "edge_key", "edge_weight",
                  "dropped_mass"):  # fmt: skip
         cut[name] = trace.arrays[name][:, :, first:]
+    cut["received"] = trace.arrays["received"]
     record = replace(trace.record, row_start=first)
     answer_rows = replace(
         trace, record=record, arrays={**cut, "span_code": trace.arrays["span_code"]}
@@ -277,9 +278,14 @@ def test_a_store_of_answer_rows_gives_the_same_graph(stores):
     assert one.num_edges
     np.testing.assert_array_equal(other.edge_index, one.edge_index)
     np.testing.assert_array_equal(other.edge_attr, one.edge_attr)
-    np.testing.assert_array_equal(other.x[first:, :-1], one.x[first:])
-    assert of_answer.node_feature_names == (*of_all.node_feature_names, "row.is_missing")
-    assert other.x[:, -1].tolist() == [1] * first + [0] * (trace.length - first)
+    # what is received is a mean over the rows that are kept
+    places = {name: place for place, name in enumerate(of_answer.node_feature_names)}
+    assert set(places) == {*of_all.node_feature_names, "row.is_missing"}
+    for place, name in enumerate(of_all.node_feature_names):
+        if "received" not in name:
+            np.testing.assert_array_equal(other.x[first:, places[name]], one.x[first:, place])
+    is_missing = other.x[:, places["row.is_missing"]]
+    assert is_missing.tolist() == [1] * first + [0] * (trace.length - first)
     late = replace(answer_rows, record=replace(record, row_start=first + 1))
     with pytest.raises(UsageError, match="keeps the rows from"):
         token_graphs([late], (0, 2), 0.1)[0]

@@ -20,9 +20,10 @@ from graphhalu.testing.planted import EDGE_SIGNALS, planted_edge_traces
 pytestmark = pytest.mark.slow
 
 
-def found(name, signal, n_traces, **settings):
+def found(name, signal, n_traces, *, fractions=(0.6, 0.2, 0.2), **settings):
     traces, labels = planted_edge_traces(n_traces, signal, seed=3)
-    split = grouped_split(labels.values, question_groups(traces), seed=1)
+    groups = question_groups(traces)
+    split = grouped_split(labels.values, groups, fractions=fractions, seed=1)
     kind = DETECTORS.get(name)
     detector = kind(**kind.settings(n_folds=2, **settings)).fit(traces, labels, split)
     scores = detector.score([traces[index] for index in split.test.tolist()]).values
@@ -36,7 +37,8 @@ def test_gat_finds_what_only_edges_hold(signal):
 
 @pytest.mark.parametrize("signal", EDGE_SIGNALS)
 def test_the_control_without_messages_does_not(signal):
-    assert found("mlp", signal, 307, epochs=6) <= NOT_FOUND + 0.1
+    # many answers to test on, so that chance stays near a half
+    assert found("mlp", signal, 509, fractions=(0.4, 0.1, 0.5), epochs=6) <= NOT_FOUND
 
 
 def test_charm_finds_what_is_one_hop_away():

@@ -1,5 +1,6 @@
 """GGUF files: converted once, exactly, and what a broken one says."""
 
+import logging
 import sys
 import threading
 
@@ -122,7 +123,9 @@ def test_the_identity_is_the_digest_of_the_file(tiny_gguf):
     assert (identity["name"], identity["source"]) == ("tiny.F32.gguf", "gguf")
 
 
-def test_a_conversion_says_nothing_but_its_note(tiny_gguf, capfd, caplog):
+def test_a_conversion_says_nothing_but_its_note(tiny_gguf, capfd, caplog, monkeypatch):
+    # commands that were tried before may have sent log messages to the screen
+    monkeypatch.setattr(logging.getLogger("graphhalu"), "handlers", [])
     caplog.set_level("INFO", "graphhalu")
     load_model(ModelSpec(name=str(tiny_gguf)))
     captured = capfd.readouterr()

@@ -293,7 +293,12 @@ def l1_path(
         while is_wrong.any():
             is_active |= is_wrong
             model = LogisticRegression(
-                C=1 / penalty, l1_ratio=1, solver="liblinear", intercept_scaling=10.0, max_iter=1000
+                C=1 / penalty,
+                l1_ratio=1,
+                solver="liblinear",
+                intercept_scaling=10.0,
+                max_iter=1000,
+                random_state=0,
             )
             model.fit(values[:, is_active], labels, share)
             weight[is_active], bias = model.coef_[0], float(model.intercept_[0])

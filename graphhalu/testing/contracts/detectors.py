@@ -256,8 +256,9 @@ def a_saved_detector_gives_equal_scores(case: DetectorCase) -> None:
 
 def a_trace_that_cannot_be_read_has_no_score(case: DetectorCase) -> None:
     """A trace without arrays and text has no valid score, and takes none from the others."""
-    if set(case.detector_class.card.inputs) <= {"length"}:
-        return  # every trace has a length
+    card = case.detector_class.card
+    if set(card.inputs) <= ({"length", "text"} if card.level == "token" else {"length"}):
+        return  # every trace has a length, and the tokens of its answer
     first, *_, last = case.data.split.test.tolist()
     traces = list(case.data.traces)
     traces[last] = bare(traces[last])
