@@ -25,6 +25,7 @@ from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
+from graphhalu.detectors.gnn.networks import n_parameters
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import (
     damaged,
@@ -155,7 +156,7 @@ class NetworkDetector(Detector):
         self.out_of_fold = best.out_of_fold
         self.training_report = {
             "n_train": len(used), "n_without_graph": len(failures), "n_folds": len(folds),
-            "n_parameters": _n_parameters(self.networks[0]),
+            "n_parameters": n_parameters(self.networks[0]),
             "inner_loss": best.loss, "inner_auroc": best.auroc(labels), "networks": best.reports,
             "chosen": {name: getattr(self.config, name) for name in self.config.search},
         }  # fmt: skip
@@ -195,7 +196,7 @@ class NetworkDetector(Detector):
     @property
     def n_parameters(self) -> int | None:
         """Weights of all networks."""
-        return sum(_n_parameters(network) for network in self.networks) if self.networks else None
+        return sum(n_parameters(network) for network in self.networks) if self.networks else None
 
     def save(self, folder: Path) -> None:
         """Write weights with standardisation, the settings and the schema of the graphs."""
@@ -579,10 +580,6 @@ def _has_both(labels: Labels, indices: Int[np.ndarray, "side"]) -> bool:
 def _positive_weight(labels: Labels, indices: Int[np.ndarray, "side"]) -> float:
     values = _items(labels, indices)
     return float((len(values) - values.sum()) / values.sum())
-
-
-def _n_parameters(network: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in network.parameters())
 
 
 def _load_weights(network: nn.Module, weights: Mapping[str, Tensor], prefix: str) -> None:

@@ -136,7 +136,6 @@ def train(
         NonFiniteError: If the validation loss was never finite.
         UsageError: If this machine lacks the devices, or the logger's package is missing.
     """
-    network.train()
     task = GraphTask(network, positive_weight, config.learning_rate, config.weight_decay)
     best = BestWeights(config.patience)
     loaders = (
