@@ -190,6 +190,20 @@ def required(values: Mapping[str, Any], key: str, folder: Path) -> Any:
     return values[key]
 
 
+def require_this_edition(values: Mapping[str, Any], key: str, name: str, folder: Path) -> None:
+    """Refuse a graph detector of the first edition, whose description lacks a key.
+
+    Raises:
+        DataFileError: Says how to train it again.
+    """
+    if key not in values:
+        message = (
+            f"the {name} in {folder} was trained by an earlier edition, whose network is gone\n"
+            f"  Train it again:  graphhalu train {name}"
+        )
+        raise DataFileError(message)
+
+
 def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write ``model.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)

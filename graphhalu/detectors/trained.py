@@ -28,8 +28,8 @@ class TrainedConfig(Config):
     """Seed of folds within the training side, of samples and of weights."""
 
 
-class TrainedDetector(Detector, ABC):
-    """A detector that is made from a configuration and saved as arrays.
+class ConfiguredDetector(Detector, ABC):
+    """A detector that is made from a configuration.
 
     Args:
         seed: By default that of the configuration.
@@ -37,8 +37,6 @@ class TrainedDetector(Detector, ABC):
     """
 
     config_class: ClassVar[type[TrainedConfig]] = TrainedConfig
-    saved_fields: ClassVar[tuple[str, ...]] = ()
-    """What a description must hold beside the settings."""
 
     def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
         config = config or self.config_class()
@@ -54,6 +52,18 @@ class TrainedDetector(Detector, ABC):
         """
         config = validate(cls.config_class, values, source=f"settings of {cls.card.name}")
         return {"seed": config.seed, "config": config}
+
+    def unfitted(self) -> UsageError:
+        """The error for a score before a fit."""
+        message = f"{self.card.name} is not fitted: call fit first, or load a saved one"
+        return UsageError(message)
+
+
+class TrainedDetector(ConfiguredDetector, ABC):
+    """A detector that is saved as arrays."""
+
+    saved_fields: ClassVar[tuple[str, ...]] = ()
+    """What a description must hold beside the settings."""
 
     @abstractmethod
     def arrays(self) -> dict[str, np.ndarray]:
@@ -100,8 +110,3 @@ class TrainedDetector(Detector, ABC):
             raise damaged(folder, error) from None
         detector.training_report = dict(values.get("training") or {})
         return detector
-
-    def unfitted(self) -> UsageError:
-        """The error for a score before a fit."""
-        message = f"{self.card.name} is not fitted: call fit first, or load a saved one"
-        return UsageError(message)

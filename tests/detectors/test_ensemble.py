@@ -2,7 +2,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from graphhalu.detectors.ensemble import AllFeatures, join
+from graphhalu.detectors.ensemble import AllFeatures
+from graphhalu.detectors.stack import join
 from graphhalu.errors import UsageError
 from graphhalu.traces.trace import Trace
 

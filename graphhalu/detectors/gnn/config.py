@@ -5,7 +5,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from graphhalu.config import Config
+from graphhalu.detectors.trained import TrainedConfig
 from graphhalu.errors import UnknownNameError
 from graphhalu.graphs.edges import EdgeRule, Threshold, TopK
 from graphhalu.graphs.nodes import check_blocks
@@ -13,7 +13,7 @@ from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe
 from graphhalu.traces.schema import TraceShape
 
 
-class NetworkConfig(Config):
+class NetworkConfig(TrainedConfig):
     """Settings of a detector that trains a graph network.
 
     By default a graph a trace: the strongest attention of three layers, at 1/3, 1/2 and 2/3 of

@@ -31,14 +31,15 @@ from graphhalu.detectors.saved import (
     damaged,
     read_description,
     read_weights,
+    require_this_edition,
     required,
     write_description,
     write_weights,
 )
 from graphhalu.detectors.sides import auroc
+from graphhalu.detectors.trained import ConfiguredDetector, TrainedConfig
 from graphhalu.errors import (
     ConfigError,
-    DataFileError,
     DetectorMismatchError,
     GraphhaluError,
     NotEnoughDataError,
@@ -73,7 +74,7 @@ class GraphSchema:
     model_shape: Mapping[str, Any]
 
 
-class NetworkDetector(Detector):
+class NetworkDetector(ConfiguredDetector):
     """A graph network on each inner fold of the training side; the score is their mean logit.
 
     Early stopping looks at the part of the training side that a fold's network does not see, so
@@ -84,21 +85,21 @@ class NetworkDetector(Detector):
         config: Settings.
     """
 
-    config_class: ClassVar[type[NetworkConfig]] = NetworkConfig
+    config_class: ClassVar[type[TrainedConfig]] = NetworkConfig
     network_class: ClassVar[type[nn.Module]]
     """A PyG module; see :func:`make_network` for its arguments."""
     transform: ClassVar[Callable[[Data], Data] | None] = None
     """Changes every graph before it is read, as a control does."""
 
-    def __init__(self, seed: int | None = None, config: NetworkConfig | None = None) -> None:
-        config = config or self.config_class()
-        self.config = config if seed is None else config.model_copy(update={"seed": seed})
+    config: NetworkConfig
+
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
+        super().__init__(seed, config)
         self.schema: GraphSchema | None = None
         self.scaler: InputScaler | None = None
         self.networks: list[nn.Module] = []
         self.out_of_fold: dict[int, Float[np.ndarray, "_"]] = {}
         """Logits of each training trace from networks that never saw its question."""
-        self.training_report: dict[str, Any] = {}
         self.log_folder: Path | None = None
         """Where Lightning's logger writes; nothing is logged without."""
 
@@ -222,13 +223,7 @@ class NetworkDetector(Detector):
             DataFileError: If the files do not fit each other, or are of the first edition.
         """
         values = read_description(folder, cls.card.name)
-        if "n_networks" not in values:
-            name = cls.card.name
-            message = (
-                f"the {name} in {folder} was trained by an earlier edition, whose network is gone\n"
-                f"  Train it again:  graphhalu train {name}"
-            )
-            raise DataFileError(message)
+        require_this_edition(values, "n_networks", cls.card.name, folder)
         config, graphs = required(values, "config", folder), required(values, "graphs", folder)
         weights = read_weights(folder)
         try:
@@ -405,8 +400,7 @@ class NetworkDetector(Detector):
 
     def _fitted(self) -> GraphSchema:
         if self.schema is None or not self.networks:
-            message = f"{self.card.name} is not fitted: call fit first, or load a saved one"
-            raise UsageError(message)
+            raise self.unfitted()
         return self.schema
 
 

@@ -7,10 +7,11 @@ from torch import nn
 from torch_geometric.data import Data
 
 from graphhalu.detectors.base import DetectorCard
-from graphhalu.detectors.gnn.config import CHARMConfig, NetworkConfig, TokenNetworkConfig
+from graphhalu.detectors.gnn.config import CHARMConfig, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP
 from graphhalu.detectors.gnn.rewire import rewired, without_edges
+from graphhalu.detectors.trained import TrainedConfig
 
 _READS: Final = (
     "attention", "hidden", "span_code", "received", "sink_keys", "self_attention", "row_entropy",
@@ -67,7 +68,7 @@ class GATDetector(NetworkDetector):
 class CHARMDetector(NetworkDetector):
     """CHARM on all layers and heads at once."""
 
-    config_class: ClassVar[type[NetworkConfig]] = CHARMConfig
+    config_class: ClassVar[type[TrainedConfig]] = CHARMConfig
     network_class: ClassVar[type[nn.Module]] = CHARM
     card: ClassVar[DetectorCard] = DetectorCard(
         name="charm",
@@ -130,7 +131,7 @@ class RewiredGATDetector(NetworkDetector):
 class TokenGraphDetector(NetworkDetector):
     """CHARM with a logit on every answer token."""
 
-    config_class: ClassVar[type[NetworkConfig]] = TokenNetworkConfig
+    config_class: ClassVar[type[TrainedConfig]] = TokenNetworkConfig
     network_class: ClassVar[type[nn.Module]] = CHARM
     card: ClassVar[DetectorCard] = DetectorCard(
         name="token-graph",
@@ -153,7 +154,7 @@ class TokenGraphDetector(NetworkDetector):
 class TokenNoEdges(NetworkDetector):
     """The same network without messages."""
 
-    config_class: ClassVar[type[NetworkConfig]] = TokenNetworkConfig
+    config_class: ClassVar[type[TrainedConfig]] = TokenNetworkConfig
     network_class: ClassVar[type[nn.Module]] = CHARM
     transform: ClassVar[Callable[[Data], Data] | None] = staticmethod(without_edges)
     card: ClassVar[DetectorCard] = DetectorCard(

@@ -9,16 +9,14 @@ from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
 from graphhalu.config import load_config
-from graphhalu.detectors.attribution import Attribution, EdgeEffect
-from graphhalu.detectors.base import Detector, DetectorCard, Scores
-from graphhalu.detectors.ensemble import Joint, join
+from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.detectors import GATDetector
-from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.joint import JointProbe
-from graphhalu.detectors.saved import damaged, read_description, required, write_description
+from graphhalu.detectors.saved import read_description, require_this_edition
 from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.detectors.stack import Stack, join
+from graphhalu.detectors.trained import TrainedConfig
 from graphhalu.labels.labels import Labels
 from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
@@ -43,7 +41,7 @@ class StackConfig(NetworkConfig):
 
 
 @final
-class GraphhaluDetector(Detector):
+class GraphhaluDetector(Stack):
     """Joint probe and graph network, joined on logits that are out of fold.
 
     Args:
@@ -68,13 +66,17 @@ class GraphhaluDetector(Detector):
         is_graph=True,
     )  # fmt: skip
 
-    def __init__(self, seed: int | None = None, config: StackConfig | None = None) -> None:
-        config = config or StackConfig()
-        self.config = config if seed is None else config.model_copy(update={"seed": seed})
-        self.members: dict[str, Detector] = {}
-        self.joints: dict[str, Joint] = {}
-        self.bias = 0.0
-        self.training_report: dict[str, Any] = {}
+    config_class: ClassVar[type[TrainedConfig]] = StackConfig
+    is_exact: ClassVar[bool] = False
+    least_known: ClassVar[float] = 0.0
+    errors_of_damage: ClassVar[tuple[type[Exception], ...]] = (
+        AttributeError, KeyError, TypeError, ValueError,
+    )  # fmt: skip
+
+    config: StackConfig
+
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
+        super().__init__(seed, config)
         self.log_folder: Path | None = None
         """Where Lightning's logger writes; nothing is logged without."""
 
@@ -95,76 +97,34 @@ class GraphhaluDetector(Detector):
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Fit both parts on the training side, then join them; validation takes no part."""
         kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
-        self.members, logits = {}, {}
+        members: dict[str, Detector] = {}
+        logits = {}
         if "probe" in self.config.parts:
             probe = JointProbe(seed=self.config.seed)
             learned, used = probe.fit_side(traces, labels, split.train)
-            self.members["probe"] = probe
+            members["probe"] = probe
             found = dict(zip(used.tolist(), learned.out_of_fold.tolist(), strict=True))
             logits["probe"] = _placed(found, kept)
         if "graph" in self.config.parts:
             graph = self._graph()
             graph.log_folder = self.log_folder
             graph.fit(traces, labels, split)
-            self.members["graph"] = graph
+            members["graph"] = graph
             found = {index: float(value[0]) for index, value in graph.out_of_fold.items()}
             logits["graph"] = _placed(found, kept)
+        self.members = members
         self.joints, self.bias = join(logits, labels.values[kept])
-        reports = {n: getattr(member, "training_report", {}) for n, member in self.members.items()}
+        reports = {n: getattr(member, "training_report", {}) for n, member in members.items()}
         self.training_report = {
             "n_train": len(kept), **reports,
-            "weights": {name: joint.weight for name, joint in self.joints.items()},
+            "weights": self.weights(),
         }  # fmt: skip
         return self
 
-    def score(self, traces: Sequence[Trace]) -> Scores:
-        """Weighted sum of the standardised logits; a part that is missing counts as its mean."""
-        self._check_fitted()
-        check_identity(self.identity, traces)
-        total, is_known = np.full(len(traces), self.bias), np.zeros(len(traces), dtype=bool)
-        for name, member in self.members.items():
-            mean, scale, weight = self.joints[name]
-            logits = member.score(traces).values
-            found = np.isfinite(logits)
-            total += np.where(found, weight * scale * (np.where(found, logits, mean) - mean), 0.0)
-            is_known |= found
-        return Scores.of(np.where(is_known, total, np.nan))
-
-    def attribute(self, trace: Trace) -> Attribution | None:
-        """The parts of both, weighed as they are joined."""
-        self._check_fitted()
-        heads = np.zeros((trace.shape.n_layers, trace.shape.n_heads))
-        features, rest = {}, self.bias
-        edges: tuple[EdgeEffect, ...] = ()
-        for name, member in self.members.items():
-            found, joint = member.attribute(trace), self.joints[name]
-            if found is None:
-                continue
-            share = joint.weight * joint.scale
-            heads += share * found.heads
-            features[name] = share * (sum(found.features.values()) - joint.mean)
-            rest += share * (found.rest - joint.mean)
-            edges = found.edges or edges
-        return Attribution(heads, features, is_exact=False, rest=rest, edges=edges)
-
-    @property
-    def n_parameters(self) -> int | None:
-        """Those of both parts, their weights, and the bias."""
-        if not self.members:
-            return None
-        return sum(each.n_parameters or 0 for each in self.members.values()) + len(self.members) + 1
-
-    def save(self, folder: Path) -> None:
-        """Write each part into a folder of its own, and how they are joined."""
-        self._check_fitted()
-        for name, member in self.members.items():
-            member.save(folder / name)
-        values = {
-            "config": self.config.model_dump(mode="json"), "bias": self.bias,
-            "joints": {name: joint._asdict() for name, joint in self.joints.items()},
-            "training": self.training_report,
-        }  # fmt: skip
-        write_description(folder, self.card.name, values)
+    @classmethod
+    def member_class(cls, name: str) -> type[Detector]:
+        """The class of a part."""
+        return {"probe": JointProbe, "graph": GATDetector}[name]
 
     @classmethod
     def load(cls, folder: Path) -> Detector:
@@ -173,33 +133,14 @@ class GraphhaluDetector(Detector):
         Raises:
             DataFileError: If the files do not fit each other, or are of the first edition.
         """
-        values = read_description(folder, cls.card.name)
-        if "joints" not in values:
-            message = (
-                f"the graphhalu in {folder} was trained by an earlier edition, whose network is "
-                f"gone\n  Train it again:  graphhalu train graphhalu"
-            )
-            raise DataFileError(message)
-        config, joints, bias = (required(values, k, folder) for k in ("config", "joints", "bias"))
-        kinds: dict[str, type[Detector]] = {"probe": JointProbe, "graph": GATDetector}
-        try:
-            detector = cls(**cls.settings(**config))
-            detector.joints = {name: Joint(**joint) for name, joint in joints.items()}
-            detector.bias = float(bias)
-            detector.members = {name: kinds[name].load(folder / name) for name in detector.joints}
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise damaged(folder, error) from None
-        detector.training_report = dict(values.get("training") or {})
-        return detector
+        require_this_edition(
+            read_description(folder, cls.card.name), "joints", cls.card.name, folder
+        )
+        return super().load(folder)
 
     def _graph(self) -> GATDetector:
         fields = self.config.model_dump(exclude={"parts"})
         return GATDetector(config=NetworkConfig.model_validate(fields))
-
-    def _check_fitted(self) -> None:
-        if not self.members:
-            message = f"{self.card.name} is not fitted: call fit first, or load a saved one"
-            raise UsageError(message)
 
 
 def _placed(found: dict[int, float], kept: Int[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
