@@ -19,7 +19,7 @@ from graphhalu.evaluation.entries import Entry
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import TopK
 from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, complete_labels
 from graphhalu.splits import grouped_split
 from graphhalu.traces.trace import Trace
 
@@ -157,14 +157,8 @@ def _mass(trace: Trace, layer: int) -> Float[np.ndarray, "head"]:
 def _labels(
     traces: Sequence[Trace], values: Int[np.ndarray, "trace"], layer: int, head: int
 ) -> Labels:
-    return Labels(
-        trace_ids=tuple(trace.trace_id for trace in traces),
-        values=values,
-        is_valid=np.ones(len(values), dtype=bool),
-        reasons=("median split",) * len(values),
-        labeller="question-mass",
-        settings={"layer": layer, "head": head},
-    )
+    ids, settings = (trace.trace_id for trace in traces), {"layer": layer, "head": head}
+    return complete_labels(ids, values, "question-mass", reason="median split", settings=settings)
 
 
 def _auroc(entry: Entry, traces: Sequence[Trace], labels: Labels, seed: int) -> float:

@@ -100,13 +100,24 @@ def read_document(path: Path, record: type[T], kind: FileFormat) -> T:
             f"version {shown(version)}\n  {kind.way_out}"
         )
         raise DataFileError(message)
+    return validated(record, values, path, way_out=kind.way_out)
+
+
+def validated(
+    record: type[T], values: Mapping[str, Any], path: Path, *, way_out: str | None = None
+) -> T:
+    """The record that the values of a file make.
+
+    Raises:
+        DataFileError: Names the first field that does not validate.
+    """
     try:
         return TypeAdapter(record).validate_python(values)
     except ValidationError as error:
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
-        message = f"{path} does not validate: {where[:120]}: {first['msg']}\n  {kind.way_out}"
-        raise DataFileError(message) from None
+        message = f"{path} does not validate: {where[:120]}: {first['msg']}"
+        raise DataFileError(message if way_out is None else f"{message}\n  {way_out}") from None
 
 
 def read_object(path: Path, *, way_out: str) -> dict[str, Any]:

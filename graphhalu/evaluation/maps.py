@@ -11,24 +11,24 @@ from typing import ClassVar, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 from scipy.special import ndtr
 
-from graphhalu.errors import DataFileError, NotEnoughDataError, TraceNotFoundError
+from graphhalu.errors import NotEnoughDataError, TraceNotFoundError
 from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import best_beams
 from graphhalu.evaluation.delong import column_influence
-from graphhalu.evaluation.files import read_object
+from graphhalu.evaluation.files import FileFormat, read_document
 from graphhalu.evaluation.result import write_files
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.numerics import benjamini_hochberg
-from graphhalu.safe_read import shown
 from graphhalu.traces.trace import Trace
 
 FORMAT: Final = "graphhalu-maps"
 FORMAT_VERSION: Final = 1
+KIND: Final = FileFormat(FORMAT, FORMAT_VERSION, "Run:  graphhalu compare")
 MAPS_FILE: Final = "maps.json"
 
 FEATURES: Final = (
@@ -145,19 +145,7 @@ def read_maps(folder: Path) -> HeadMaps | None:
     path = folder / MAPS_FILE
     if not path.exists():
         return None
-    values = read_object(path, way_out="Run:  graphhalu compare")
-    known = {name: value for name, value in values.items() if not name.startswith("format")}
-    if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
-        message = (
-            f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, got "
-            f"{shown(values.get('format'))} of version {shown(values.get('format_version'))}"
-        )
-        raise DataFileError(message)
-    try:
-        return TypeAdapter(HeadMaps).validate_python(known)
-    except ValidationError as error:
-        message = f"{path} does not validate: {error.errors()[0]['msg']}"
-        raise DataFileError(message) from None
+    return read_document(path, HeadMaps, KIND)
 
 
 def column_tests(

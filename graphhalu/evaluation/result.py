@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import pyarrow as pa
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict
 
 from graphhalu.atomic import replace_file
 from graphhalu.detectors.registry import POSITION_CONTROL
 from graphhalu.errors import CorruptStoreError, DataFileError, MissingExtraError
-from graphhalu.evaluation.files import read_object
+from graphhalu.evaluation.files import read_object, validated
 from graphhalu.evaluation.records import (
     SAMPLE_SCHEMA,
     DetectorRow,
@@ -224,13 +224,7 @@ def read_result(folder: Path) -> Result:
     with reading(f"{path} does not validate"):
         known = _of_tokens(values) if is_tokens else values
     known |= {"samples": samples, "format": FORMAT, "format_version": FORMAT_VERSION}
-    try:
-        return TypeAdapter(Result).validate_python(known)
-    except ValidationError as error:
-        first = error.errors()[0]
-        where = ".".join(str(part) for part in first["loc"])
-        message = f"{path} does not validate: {where[:120]}: {first['msg']}"
-        raise DataFileError(message) from None
+    return validated(Result, known, path)
 
 
 def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:

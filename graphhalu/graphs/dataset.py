@@ -1,7 +1,7 @@
 """Token graphs of many traces as a PyTorch Geometric data set."""
 
 import copy
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,7 +11,7 @@ from jaxtyping import Int, Shaped
 from torch_geometric.data import Data, Dataset
 
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.graphs.build import TokenGraph, build_graphs, iter_graphs
+from graphhalu.graphs.build import TokenGraph, build_graphs
 from graphhalu.graphs.edges import EdgeRule
 from graphhalu.graphs.nodes import check_blocks
 from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, GraphRecipe, HeadRoles
@@ -157,13 +157,6 @@ class AttentionGraphs(Dataset):
         """A graph as arrays with its names, built anew; of a stacked graph its first layer."""
         trace_index, place = divmod(self.indices()[index], self.storage.graphs_per_trace)
         return build_graphs(self.traces[trace_index], self.layers, self.recipe)[place]
-
-    def token_graphs(self) -> Iterator[TokenGraph]:
-        """All graphs in order, as arrays."""
-        for _, graphs in iter_graphs(
-            self.traces, self.layers, self.recipe, self.trace_indices.tolist()
-        ):
-            yield from graphs
 
     @property
     def groups(self) -> Shaped[np.ndarray, "trace"]:

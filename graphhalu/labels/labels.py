@@ -1,6 +1,6 @@
 """Labels of traces: what a 1 means, and a mask that says whether each can be trusted."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Final, Literal
@@ -151,6 +151,25 @@ class Labels:
             ),
             tokens=tokens,
         )
+
+
+def complete_labels(
+    trace_ids: Iterable[str],
+    values: Int[np.ndarray, "trace"],
+    labeller: str,
+    *,
+    reason: str,
+    settings: Mapping[str, Any],
+) -> Labels:
+    """Labels of a rule that decides every trace, all for one reason."""
+    return Labels(
+        trace_ids=tuple(trace_ids),
+        values=values,
+        is_valid=np.ones(len(values), dtype=bool),
+        reasons=(reason,) * len(values),
+        labeller=labeller,
+        settings=dict(settings),
+    )
 
 
 def as_labels(given: object) -> Labels:

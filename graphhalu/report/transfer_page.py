@@ -5,10 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from pydantic import TypeAdapter, ValidationError
-
-from graphhalu.errors import DataFileError, NotEnoughDataError
-from graphhalu.evaluation.files import read_object
+from graphhalu.errors import NotEnoughDataError
+from graphhalu.evaluation.files import FileFormat, read_document
 from graphhalu.evaluation.transfer import FORMAT, FORMAT_VERSION, TransferCell
 from graphhalu.report.frame import data, frame_sections, protocol_text
 from graphhalu.report.heatmaps import transfer_figure
@@ -25,7 +23,6 @@ from graphhalu.report.page import (
     number,
     text_rows,
 )
-from graphhalu.safe_read import shown
 
 TRANSFER_FILE: Final = "transfer.json"
 _MOST_PANELS: Final = 6
@@ -55,19 +52,8 @@ def read_transfer(folder: Path) -> StoredTransfer | None:
     path = folder / TRANSFER_FILE
     if not path.exists():
         return None
-    values = read_object(path, way_out="Run:  graphhalu compare --transfer")
-    if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
-        message = (
-            f"{path}: expected {FORMAT} of version {FORMAT_VERSION}, got "
-            f"{shown(values.get('format'))} of version {shown(values.get('format_version'))}"
-        )
-        raise DataFileError(message)
-    known = {name: values.get(name) for name in StoredTransfer.__dataclass_fields__}
-    try:
-        return TypeAdapter(StoredTransfer).validate_python(known)
-    except ValidationError as error:
-        message = f"{path} does not validate: {error.errors()[0]['msg']}"
-        raise DataFileError(message) from None
+    kind = FileFormat(FORMAT, FORMAT_VERSION, "Run:  graphhalu compare --transfer")
+    return read_document(path, StoredTransfer, kind)
 
 
 def transfer_page(found: StoredTransfer) -> Page:

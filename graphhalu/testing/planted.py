@@ -11,10 +11,10 @@ from dataclasses import replace
 from typing import Final, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 
 from graphhalu.axes import N_SPANS, Span
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, complete_labels
 from graphhalu.numerics import FIXED_STEPS, from_bfloat16_bits, pack_triangle, to_bfloat16_bits
 from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
@@ -98,15 +98,14 @@ def planted_traces(
         )
         for index in range(n_traces)
     ]
-    labels = Labels(
-        trace_ids=tuple(trace.trace_id for trace in traces),
-        values=values,
-        is_valid=np.ones(n_traces, dtype=bool),
-        reasons=("planted",) * n_traces,
-        labeller="planted",
-        settings={"signal": signal, "seed": seed},
-    )
-    return traces, labels
+    return traces, _planted_labels(traces, values, signal, seed)
+
+
+def _planted_labels(
+    traces: Sequence[Trace], values: Int[np.ndarray, "trace"], signal: object, seed: int
+) -> Labels:
+    ids, settings = (trace.trace_id for trace in traces), {"signal": signal, "seed": seed}
+    return complete_labels(ids, values, "planted", reason="planted", settings=settings)
 
 
 def planted_trace(
@@ -327,15 +326,7 @@ def planted_edge_traces(
         _edge_trace(number, generator, signal, is_positive=bool(value))
         for number, value in enumerate(values.tolist())
     ]
-    labels = Labels(
-        trace_ids=tuple(trace.trace_id for trace in traces),
-        values=values,
-        is_valid=np.ones(n_traces, dtype=bool),
-        reasons=("planted",) * n_traces,
-        labeller="planted",
-        settings={"signal": signal, "seed": seed},
-    )
-    return traces, labels
+    return traces, _planted_labels(traces, values, signal, seed)
 
 
 def _edge_trace(

@@ -1,7 +1,7 @@
 """Settings of graph detectors."""
 
 from collections.abc import Mapping
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -11,6 +11,9 @@ from graphhalu.graphs.edges import EdgeRule, Threshold, TopK
 from graphhalu.graphs.nodes import check_blocks
 from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe
 from graphhalu.traces.schema import TraceShape
+
+LOSS: Final = "validation_loss"
+"""Name of the loss that decides when to stop, and between settings."""
 
 
 class NetworkConfig(TrainedConfig):

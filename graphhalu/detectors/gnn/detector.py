@@ -5,7 +5,6 @@ user needs no code here: :func:`network_detector` makes a detector of any PyG mo
 one is a subclass of :class:`NetworkDetector` with a card.
 """
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import product
@@ -23,8 +22,9 @@ from graphhalu.config import load_config
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
-from graphhalu.detectors.gnn.config import NetworkConfig
+from graphhalu.detectors.gnn.config import LOSS, NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
+from graphhalu.detectors.gnn.modules import check_network, make_network, network_arguments
 from graphhalu.detectors.gnn.networks import n_parameters
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import (
@@ -54,7 +54,6 @@ from graphhalu.traces.trace import Trace
 
 SCORED_AT_ONCE: Final = 32
 """Traces of a batch when scoring."""
-_LOSS: Final = "validation_loss"
 
 
 @dataclass(frozen=True)
@@ -87,7 +86,7 @@ class NetworkDetector(ConfiguredDetector):
 
     config_class: ClassVar[type[TrainedConfig]] = NetworkConfig
     network_class: ClassVar[type[nn.Module]]
-    """A PyG module; see :func:`make_network` for its arguments."""
+    """A PyG module; see :func:`~graphhalu.detectors.gnn.modules.make_network` for its arguments."""
     transform: ClassVar[Callable[[Data], Data] | None] = None
     """Changes every graph before it is read, as a control does."""
 
@@ -125,7 +124,7 @@ class NetworkDetector(ConfiguredDetector):
 
         accelerator(self.config)
         self._layers(traces)
-        _arguments(self.network_class, {}, self.config.network)
+        network_arguments(self.network_class, {}, self.config.network)
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Train on the valid labels of the training side; validation takes no part.
@@ -416,7 +415,7 @@ class _Trained:
     @property
     def loss(self) -> float:
         """Mean loss over the folds on what their networks did not see."""
-        return float(np.mean([report[_LOSS] for report in self.reports]))
+        return float(np.mean([report[LOSS] for report in self.reports]))
 
     def auroc(self, labels: Labels) -> float | None:
         """AUROC over the answers of the training side, out of fold; ``None`` for one class."""
@@ -432,8 +431,8 @@ def network_detector(network_class: type[nn.Module]) -> type[NetworkDetector]:
     """A detector that trains a PyG module: its class, named as the module.
 
     Args:
-        network_class: ``forward(batch)`` gives one logit a graph, ``[graph]``; see
-            :func:`make_network` for the arguments that it is made with.
+        network_class: ``forward(batch)`` gives one logit a graph, ``[graph]``; it is
+            made with the arguments of :func:`~graphhalu.detectors.gnn.modules.make_network`.
     """
     name = network_class.__name__
     summary = next(iter((network_class.__doc__ or "").strip().splitlines()), "")
@@ -451,67 +450,6 @@ def network_detector(network_class: type[nn.Module]) -> type[NetworkDetector]:
         "__module__": network_class.__module__, "__qualname__": network_class.__qualname__,
     }  # fmt: skip
     return type(name, (NetworkDetector,), members)
-
-
-def make_network(
-    kind: Callable[..., nn.Module], sizes: Mapping[str, Any], given: Mapping[str, Any]
-) -> nn.Module:
-    """A network from those of ``sizes`` that its signature names, and the given arguments.
-
-    ``sizes`` has ``in_channels`` (node features), ``edge_dim`` (weights of an edge),
-    ``n_layers``, ``hidden_channels``, ``n_rounds``, ``dropout`` and ``level``.
-
-    Raises:
-        ConfigError: If it does not take a given argument; lists those that it takes.
-        UsageError: If it cannot be made.
-    """
-    arguments = _arguments(kind, sizes, given)
-    try:
-        return kind(**arguments)
-    except GraphhaluError:
-        raise
-    except Exception as error:  # whatever a user's network raises
-        name = getattr(kind, "__name__", kind)
-        message = f"{name}({', '.join(arguments)}) raised {type(error).__name__}: {error}"
-        raise UsageError(message) from error
-
-
-def check_network(network: nn.Module, batch: Batch, level: Level) -> None:
-    """Try a network on a batch, which also gives lazy layers their sizes.
-
-    Raises:
-        UsageError: If it raises, or gives something else than one logit a graph or answer token.
-    """
-    name = type(network).__name__
-    n_expected = batch.num_graphs if level == "answer" else int(batch.is_answer.sum())
-    what = "graph" if level == "answer" else "answer token"
-    network.eval()
-    try:
-        with torch.no_grad():
-            logits = network(batch)
-    except Exception as error:  # whatever a user's network raises
-        message = f"{name}.forward(batch) raised {type(error).__name__}: {error}"
-        raise UsageError(message) from error
-    shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
-    if shape != (n_expected,):
-        message = (
-            f"{name}.forward(batch) must give one logit a {what}, shape ({n_expected},) for a "
-            f"batch of {batch.num_graphs} graphs, got {shape}"
-        )
-        raise UsageError(message)
-
-
-def _arguments(
-    kind: Callable[..., nn.Module], sizes: Mapping[str, Any], given: Mapping[str, Any]
-) -> dict[str, Any]:
-    parameters = inspect.signature(kind).parameters
-    takes_all = any(each.kind is each.VAR_KEYWORD for each in parameters.values())
-    unknown = [name for name in given if name not in parameters]
-    if unknown and not takes_all:
-        name = getattr(kind, "__name__", kind)
-        message = f"{name} takes no argument {unknown[0]!r}; it takes {', '.join(parameters)}"
-        raise ConfigError(message)
-    return {**{n: value for n, value in sizes.items() if n in parameters}, **given}
 
 
 def _batched(

@@ -19,11 +19,10 @@ from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
-from graphhalu.detectors.gnn.config import NetworkConfig
+from graphhalu.detectors.gnn.config import LOSS, NetworkConfig
 from graphhalu.errors import NonFiniteError, UsageError
 from graphhalu.graphs.dataset import AttentionGraphs
 
-LOSS: Final = "validation_loss"
 _LOGGERS: Final = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
 
 
