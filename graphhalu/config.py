@@ -28,9 +28,7 @@ _MOST_COMPLAINTS: Final = 8
 class Config(BaseModel):
     """Base of all configurations: frozen, and an unknown field is an error."""
 
-    model_config = ConfigDict(
-        frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False
-    )
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
 
 C = TypeVar("C", bound=Config)

@@ -48,9 +48,7 @@ def unpack_triangle(
     n_rows = length - row_start
     expected = n_pairs(length, row_start)
     if packed.shape[-1] != expected:
-        message = (
-            f"expected {expected} pairs for rows {row_start} … {length - 1}, got {packed.shape[-1]}"
-        )
+        message = f"expected {expected} pairs for rows {row_start} … {length - 1}, got {packed.shape[-1]}"
         raise ValueError(message)
     rows, keys = np.tril_indices(n_rows, k=row_start, m=length)
     square = np.zeros((*packed.shape[:-1], n_rows, length), dtype=packed.dtype)
@@ -99,9 +97,7 @@ def ragged_offsets(lengths: Int[np.ndarray, "item"]) -> Int[np.ndarray, "offset"
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def masked_mean(
-    values: Num[np.ndarray, "item"], is_valid: Bool[np.ndarray, "item"]
-) -> tuple[float, bool]:
+def masked_mean(values: Num[np.ndarray, "item"], is_valid: Bool[np.ndarray, "item"]) -> tuple[float, bool]:
     """Mean of the valid values, and whether there is one: an empty list has no mean."""
     return (float(values[is_valid].mean()), True) if is_valid.any() else (float("nan"), False)
 

@@ -10,10 +10,24 @@ from pathlib import Path
 from typing import Any
 
 _PACKAGES = (
-    "graphhalu", "torch", "transformers", "accelerate", "bitsandbytes", "torch-geometric",
-    "networkx", "rustworkx", "zarr", "numcodecs", "numpy", "scipy", "scikit-learn", "lightning",
-    "rouge-score", "safetensors", "tokenizers",
-)  # fmt: skip
+    "graphhalu",
+    "torch",
+    "transformers",
+    "accelerate",
+    "bitsandbytes",
+    "torch-geometric",
+    "networkx",
+    "rustworkx",
+    "zarr",
+    "numcodecs",
+    "numpy",
+    "scipy",
+    "scikit-learn",
+    "lightning",
+    "rouge-score",
+    "safetensors",
+    "tokenizers",
+)
 
 
 def provenance() -> dict[str, Any]:
@@ -60,8 +74,12 @@ def _git(root: Path, *arguments: str) -> str | None:
     try:
         done = subprocess.run(  # noqa: S603
             ["git", *arguments],  # noqa: S607
-            cwd=root, capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+            cwd=root,
+            capture_output=True,
+            text=True,
+            timeout=10,
+            check=True,
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return done.stdout.strip()

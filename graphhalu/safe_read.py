@@ -25,10 +25,20 @@ MAX_JSON_BYTES: Final = 2**28
 """Most bytes of a JSON file that graphhalu wrote; the largest hold one number a head and trial."""
 
 MALFORMED: Final = (
-    ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError,
-    MemoryError, NotImplementedError, OSError, EOFError, struct.error, zlib.error,
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    ArithmeticError,
+    RecursionError,
+    MemoryError,
+    NotImplementedError,
+    OSError,
+    EOFError,
+    struct.error,
+    zlib.error,
     zipfile.BadZipFile,
-)  # fmt: skip
+)
 """What content that is not as expected makes Python raise while it is taken apart."""
 
 MAX_TABLE_BYTES: Final = 2**31
@@ -76,9 +86,7 @@ def reason_of(fault: BaseException) -> str:
     text = shortened(text, _MOST_REASON)
     if isinstance(fault, KeyError):
         return f"it lacks the field {text}"
-    return text or {"MemoryError": "too large for the memory"}.get(
-        type(fault).__name__, type(fault).__name__
-    )
+    return text or {"MemoryError": "too large for the memory"}.get(type(fault).__name__, type(fault).__name__)
 
 
 def shown(value: object, limit: int = 120) -> str:

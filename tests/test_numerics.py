@@ -28,8 +28,7 @@ ANY_FLOATS = arrays(np.uint32, st.integers(0, 31), elements=st.integers(0, 2**32
     lambda bits: bits.view(np.float32)
 )
 BOTH_SIDES_OF_A_TIE = np.array(
-    [1.0, 1.00390625, 1.01171875, 65504.0, 1e38, 3.4e38, -0.0, 1e-45, np.inf, -np.inf],
-    dtype=np.float32,
+    [1.0, 1.00390625, 1.01171875, 65504.0, 1e38, 3.4e38, -0.0, 1e-45, np.inf, -np.inf], dtype=np.float32
 )
 
 
@@ -38,9 +37,7 @@ def by_torch(values):
 
 
 def looped_triangle(square, row_start):
-    return [
-        square[row, key] for row in range(square.shape[0]) for key in range(row_start + row + 1)
-    ]
+    return [square[row, key] for row in range(square.shape[0]) for key in range(row_start + row + 1)]
 
 
 @given(ANY_FLOATS)

@@ -18,9 +18,14 @@ from graphhalu.traces.store import TraceStore
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 SMOLLM2_SHAPE = TraceShape(
-    n_layers=30, n_heads=9, n_kv_heads=3, hidden_size=576,
-    attention_layers=tuple(range(30)), hidden_layers=(0, 30), layer_windows=(None,) * 30,
-)  # fmt: skip
+    n_layers=30,
+    n_heads=9,
+    n_kv_heads=3,
+    hidden_size=576,
+    attention_layers=tuple(range(30)),
+    hidden_layers=(0, 30),
+    layer_windows=(None,) * 30,
+)
 
 
 def code_with(text):
@@ -69,9 +74,7 @@ def test_a_network_of_ones_own_is_trained_compared_loaded_and_explained_by_comma
     settings = 'settings={"MyGNN": {"epochs": 2, "n_folds": 2}}'
     assert run([*compared, "--seeds", "0", "--set", settings, "--threads", "1", "--json"]) == 0
     rows = json.loads(capsys.readouterr().out.rpartition("\n{\n")[2].join(("{\n", "")))
-    assert {row["detector"]: row["failure"] for row in rows["detectors"]} == {
-        "MyGNN": None, "length": None,
-    }  # fmt: skip
+    assert {row["detector"]: row["failure"] for row in rows["detectors"]} == {"MyGNN": None, "length": None}
 
 
 def test_every_command_of_the_readme_exists():

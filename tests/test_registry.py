@@ -22,8 +22,7 @@ def offer(monkeypatch, group, **places):
 @pytest.fixture
 def registry():
     return Registry(
-        "fruit",
-        {"ordered": "collections:OrderedDict", "decimal": "decimal:Decimal", "gone": "nowhere:X"},
+        "fruit", {"ordered": "collections:OrderedDict", "decimal": "decimal:Decimal", "gone": "nowhere:X"}
     )
 
 
@@ -87,9 +86,12 @@ def test_the_group_in_the_singular_is_still_found(registry, monkeypatch):
 
 def test_what_cannot_be_used_is_told_apart_and_the_rest_is_there(monkeypatch):
     offer(
-        monkeypatch, "graphhalu.fruits", fraction="fractions:Fraction", gone="no_such_module:X",
+        monkeypatch,
+        "graphhalu.fruits",
+        fraction="fractions:Fraction",
+        gone="no_such_module:X",
         lost="fractions:NoSuch",
-    )  # fmt: skip
+    )
     POINTS["graphhalu.fruits"] += [
         EntryPoint("ordered", "fractions:Fraction", "graphhalu.fruits"),
         EntryPoint("fraction", "decimal:Decimal", "graphhalu.fruits"),

@@ -45,9 +45,19 @@ def test_the_list_of_licences_is_that_of_the_pinned_versions():
 
 
 UNSAFE = {
-    "yaml.load", "yaml.full_load", "yaml.unsafe_load", "yaml.load_all", "eval", "exec",
-    "pickle.load", "pickle.loads", "marshal.loads", "torch.load", "shelve.open", "os.system",
-}  # fmt: skip
+    "yaml.load",
+    "yaml.full_load",
+    "yaml.unsafe_load",
+    "yaml.load_all",
+    "eval",
+    "exec",
+    "pickle.load",
+    "pickle.loads",
+    "marshal.loads",
+    "torch.load",
+    "shelve.open",
+    "os.system",
+}
 
 
 def calls_of(path):

@@ -59,18 +59,13 @@ def label(
 
 def train(
     detector: Annotated[
-        str | None,
-        typer.Argument(help="Name of a detector (graphhalu show detectors), or module:Class."),
+        str | None, typer.Argument(help="Name of a detector (graphhalu show detectors), or module:Class.")
     ] = None,
     traces: Traces = None,
     labeller: Labeller = "match",
     seed: Annotated[int, typer.Option(help="Seed of the split and of the training.")] = 0,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file with settings of the detector.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="A setting, as hidden_size=64.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file with settings of the detector.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="A setting, as hidden_size=64.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder for trained detectors.")] = Path("data/runs"),
     devices: Annotated[
         int | None, typer.Option(min=1, help="GPUs, or processes on the CPU, that share each step.")
@@ -79,12 +74,9 @@ def train(
         str | None, typer.Option(help="auto, cpu or gpu: what a network is trained on.")
     ] = None,
     network: Annotated[
-        str | None,
-        typer.Option(help="PyG network of your own, module:Class; --set network.KEY=VALUE."),
+        str | None, typer.Option(help="PyG network of your own, module:Class; --set network.KEY=VALUE.")
     ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads. [default: the free cores]")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: the free cores]")] = None,
     json: Json = False,
 ) -> None:
     """Train a detector, score it beside simpler ones on held-out questions, and save it."""
@@ -109,10 +101,14 @@ def train(
     labels = _labels(store, labeller)
     with progress_line("fits") as progress:
         run = train_detector(
-            detector, store, labels,
+            detector,
+            store,
+            labels,
             settings=settings,
-            store=store_identity(store), runs=runs, on_progress=progress.step,
-        )  # fmt: skip
+            store=store_identity(store),
+            runs=runs,
+            on_progress=progress.step,
+        )
     if json:
         print_json({"run": str(run.folder), **result_values(run.result)})
         return
@@ -127,20 +123,17 @@ def compare(
     ] = None,
     traces: Traces = None,
     detectors: Annotated[
-        str | None,
-        typer.Option(help="Names with commas; name@variant for one with settings of its own."),
+        str | None, typer.Option(help="Names with commas; name@variant for one with settings of its own.")
     ] = None,
     detector: Annotated[
         list[str] | None,
         typer.Option("--detector", help="One more: a name, or module:Class. Can be repeated."),
     ] = None,
     network: Annotated[
-        list[str] | None,
-        typer.Option("--network", help="PyG network of your own, module:Class; repeatable."),
+        list[str] | None, typer.Option("--network", help="PyG network of your own, module:Class; repeatable.")
     ] = None,
     controls: Annotated[
-        bool,
-        typer.Option("--controls", help="Try graph detectors on signals that only edges hold."),
+        bool, typer.Option("--controls", help="Try graph detectors on signals that only edges hold.")
     ] = False,
     labeller: Labeller = "match",
     quick: Annotated[
@@ -151,8 +144,7 @@ def compare(
     ] = False,
     seeds: Annotated[str | None, typer.Option(help="Seeds with commas. [default: 0,1,2]")] = None,
     against: Annotated[
-        str | None,
-        typer.Option(help="Test all others against this one. [default: the strongest baseline]"),
+        str | None, typer.Option(help="Test all others against this one. [default: the strongest baseline]")
     ] = None,
     beams: Annotated[
         str | None, typer.Option(help="best: the best beam of a question; all: every one.")
@@ -238,12 +230,7 @@ def _controls(store: "TraceStore", names: list[str], *, seed: int, is_json: bool
 
 
 def _compare(
-    store: "TraceStore",
-    labels: "Labels",
-    settings: "CompareConfig",
-    options: "RunOptions",
-    *,
-    is_json: bool,
+    store: "TraceStore", labels: "Labels", settings: "CompareConfig", options: "RunOptions", *, is_json: bool
 ) -> None:
     from graphhalu.evaluation.compare import compare as run_comparison
     from graphhalu.evaluation.parts import clear_parts
@@ -251,9 +238,13 @@ def _compare(
     assert options.folder is not None
     with progress_line("fits") as progress:
         result = run_comparison(
-            store, labels, config=settings, store=store_identity(store), options=options,
+            store,
+            labels,
+            config=settings,
+            store=store_identity(store),
+            options=options,
             on_progress=progress.step,
-        )  # fmt: skip
+        )
     result.write(options.folder)
     clear_parts(options.folder)
     _report(store, labels, options.folder, is_best_beam_only=settings.beams == "best")
@@ -265,9 +256,7 @@ def _compare(
     say(f"report.html, table.csv, result.json and scores.parquet are in {options.folder}")
 
 
-def _report(
-    store: "TraceStore", labels: "Labels", folder: Path, *, is_best_beam_only: bool
-) -> None:
+def _report(store: "TraceStore", labels: "Labels", folder: Path, *, is_best_beam_only: bool) -> None:
     """Look at single heads, and write the report beside the result that is already there."""
     from graphhalu.errors import GraphhaluError
     from graphhalu.evaluation.maps import head_maps
@@ -308,8 +297,7 @@ def _transfer(
         print_json({"folder": str(folder), "stores": list(names), "cells": cells})
         return
     for detector in result.detectors():
-        rows = [[name, *(result.cell_text(detector, name, test) for test in names)]
-                for name in names]  # fmt: skip
+        rows = [[name, *(result.cell_text(detector, name, test) for test in names)] for name in names]
         print_table(["trained on", *names], rows, title=f"AUROC of {detector}, tested on")
     for cell in result.cells:
         if cell.failure is not None:
@@ -317,9 +305,7 @@ def _transfer(
     say(f"report.html, transfer.json, transfer.csv and transfer.parquet are in {folder}")
 
 
-def _store_paths(
-    stores: list[Path] | None, traces: Path | None, *, is_transfer: bool
-) -> list[Path | None]:
+def _store_paths(stores: list[Path] | None, traces: Path | None, *, is_transfer: bool) -> list[Path | None]:
     """The stores asked for; one for a comparison, two or more for transfer."""
     from graphhalu.errors import UsageError
 

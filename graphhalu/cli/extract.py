@@ -35,9 +35,7 @@ def extract(  # one parameter an option
     quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads. [default: the free cores]")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: the free cores]")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     trust_remote_code: Annotated[
         str | None,
@@ -53,8 +51,7 @@ def extract(  # one parameter an option
         int | None, typer.Option(help="Final beams that become traces. [default: 1]")
     ] = None,
     keep: Annotated[
-        str | None,
-        typer.Option(help="full: all attention; edges: strongest of a row; streams: reductions."),
+        str | None, typer.Option(help="full: all attention; edges: strongest of a row; streams: reductions.")
     ] = None,
     attention_format: Annotated[
         str | None, typer.Option(help="float16, or fixed16: a third smaller. [default: float16]")
@@ -62,12 +59,8 @@ def extract(  # one parameter an option
     rows: Annotated[
         str | None, typer.Option(help="Query rows to keep: all, or answer. [default: all]")
     ] = None,
-    edges: Annotated[
-        int | None, typer.Option(help="Edges of a row with --keep edges. [default: 16]")
-    ] = None,
-    edge_mass: Annotated[
-        float | None, typer.Option(help="Share of a row after which its edges end.")
-    ] = None,
+    edges: Annotated[int | None, typer.Option(help="Edges of a row with --keep edges. [default: 16]")] = None,
+    edge_mass: Annotated[float | None, typer.Option(help="Share of a row after which its edges end.")] = None,
     layers: Annotated[
         str | None, typer.Option(help="Attention layers to keep, as 3,5,8. [default: all]")
     ] = None,
@@ -78,9 +71,7 @@ def extract(  # one parameter an option
         str | None, typer.Option(help="Hidden states of all tokens, or of the kept rows only.")
     ] = None,
     chat: Annotated[str | None, typer.Option(help="Chat template: off, on or auto.")] = None,
-    template: Annotated[
-        str | None, typer.Option(help="Prompt template. [default: the data set's]")
-    ] = None,
+    template: Annotated[str | None, typer.Option(help="Prompt template. [default: the data set's]")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
     system_file: Annotated[
         Path | None, typer.Option(help="File with the system prompt (UTF-8 text).")
@@ -95,9 +86,7 @@ def extract(  # one parameter an option
         int | None, typer.Option(help="Questions answered at a time. [default: 32]")
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the order of questions.")] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file; options given here win over it.")
-    ] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; options given here win over it.")] = None,
     set_: Annotated[
         list[str] | None, typer.Option("--set", help="Any field, as generation.num_beams=3.")
     ] = None,
@@ -128,22 +117,35 @@ def extract(  # one parameter an option
     from graphhalu.extract.worker import Shard
 
     options = {
-        "model.name": model, "model.quantization": quantization, "model.dtype": dtype,
-        "model.device": device, "model.threads": threads, "model.revision": revision,
+        "model.name": model,
+        "model.quantization": quantization,
+        "model.dtype": dtype,
+        "model.device": device,
+        "model.threads": threads,
+        "model.revision": revision,
         "model.trust_remote_code": trust_remote_code,
-        "dataset.name": dataset, "dataset.path": data_path, "dataset.seed": seed,
-        "generation.num_beams": beams, "generation.max_new_tokens": max_new_tokens,
-        "generation.keep_beams": keep_beams, "generation.answers": answers,
-        "capture.keep": keep, "capture.attention_format": attention_format,
-         "capture.rows": rows, "capture.edges": edges,
+        "dataset.name": dataset,
+        "dataset.path": data_path,
+        "dataset.seed": seed,
+        "generation.num_beams": beams,
+        "generation.max_new_tokens": max_new_tokens,
+        "generation.keep_beams": keep_beams,
+        "generation.answers": answers,
+        "capture.keep": keep,
+        "capture.attention_format": attention_format,
+        "capture.rows": rows,
+        "capture.edges": edges,
         "capture.edge_mass": edge_mass,
         "capture.layers": None if layers == "all" else _numbers("--layers", layers),
         "capture.hidden_layers": _numbers("--hidden-layers", hidden_layers, "all", "none"),
         "capture.hidden_tokens": hidden_tokens,
-        "prompt.chat": chat, "prompt.template": template,
-        "prompt.system": _system(system, system_file), "dataset.fields": _fields(fields),
-        "num_samples": num_samples, "batch_size": batch_size,
-    }  # fmt: skip
+        "prompt.chat": chat,
+        "prompt.template": template,
+        "prompt.system": _system(system, system_file),
+        "dataset.fields": _fields(fields),
+        "num_samples": num_samples,
+        "batch_size": batch_size,
+    }
     given = {key: value for key, value in options.items() if value is not None}
     settings = load_config(ExtractConfig, config, {**read_overrides(set_ or []), **given})
     target = out or default_store(settings.model.name, settings.dataset.name)

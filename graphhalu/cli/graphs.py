@@ -29,14 +29,11 @@ def compare(
     edges_per_row: Annotated[
         int, typer.Option(min=1, help="Strongest keys of each query that become edges.")
     ] = 8,
-    resamples: Annotated[
-        int, typer.Option(min=100, help="Resamples of questions for the intervals.")
-    ] = 1000,
+    resamples: Annotated[int, typer.Option(min=100, help="Resamples of questions for the intervals.")] = 1000,
     seed: Annotated[int, typer.Option(help="Seed of the resamples.")] = 0,
     rows: Annotated[int, typer.Option(min=0, help="Rows of the table; the JSON has all.")] = 20,
     out: Annotated[
-        Path | None,
-        typer.Option(help="Folder of figure and JSON. [default: data/runs/topology-<time>]"),
+        Path | None, typer.Option(help="Folder of figure and JSON. [default: data/runs/topology-<time>]")
     ] = None,
     ray: spread.Ray = None,
     ray_actors: spread.Actors = None,
@@ -61,12 +58,15 @@ def compare(
     labels = named_labels(store, labeller)
     with progress_line("traces") as progress:
         report = compare_topology(
-            store, labels,
+            store,
+            labels,
             layers=_layers(layers),
             recipe=GraphRecipe(TopK(edges_per_row), ("span",), channels="mean"),
-            n_resamples=resamples, seed=seed, engine=engine,
+            n_resamples=resamples,
+            seed=seed,
+            engine=engine,
             on_trace=progress.count,
-        )  # fmt: skip
+        )
     folder = out or new_run_folder(Path("data/runs"), "topology")
     paths = save_figure(topology_figure(report), folder)
     values = {"store": store.name, **report.values()}

@@ -5,14 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import (
-    file_word,
-    number_text,
-    print_json,
-    print_table,
-    progress_line,
-    say,
-)
+from graphhalu.cli.output import file_word, number_text, print_json, print_table, progress_line, say
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -28,13 +21,9 @@ app = typer.Typer(
 
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
 Top = Annotated[int, typer.Option(min=1, help="Heads to show of each role.")]
-Model = Annotated[
-    str | None, typer.Option(help="Alias, hub id, folder or GGUF file. [default: smollm2]")
-]
+Model = Annotated[str | None, typer.Option(help="Alias, hub id, folder or GGUF file. [default: smollm2]")]
 Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: the free cores]")]
-Out = Annotated[
-    Path | None, typer.Option(help="JSON file. [default: data/heads/<model>_<role>.json]")
-]
+Out = Annotated[Path | None, typer.Option(help="JSON file. [default: data/heads/<model>_<role>.json]")]
 Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as gate=40.")]
 Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
 Chat = Annotated[str | None, typer.Option(help="Chat template: off, on or auto.")]
@@ -43,9 +32,7 @@ Lengths = Annotated[str | None, typer.Option(help="Lengths of prompts in tokens,
 HaystackFile = Annotated[
     Path | None, typer.Option(help="Text to hide needles in. [default: the bundled one]")
 ]
-Needles = Annotated[
-    Path | None, typer.Option(help="JSON Lines with needle, question, real_needle.")
-]
+Needles = Annotated[Path | None, typer.Option(help="JSON Lines with needle, question, real_needle.")]
 
 
 @app.command()
@@ -77,10 +64,18 @@ def retrieval(
     from graphhalu.heads.retrieval import RetrievalSettings, find_retrieval_heads
 
     settings = _settings(
-        RetrievalSettings, set_,
-        lengths=_lengths(lengths), n_depths=depths, haystack=haystack, needles=needles, rule=rule,
-        gate=gate, max_new_tokens=max_new_tokens, chat=chat, template=template,
-    )  # fmt: skip
+        RetrievalSettings,
+        set_,
+        lengths=_lengths(lengths),
+        n_depths=depths,
+        haystack=haystack,
+        needles=needles,
+        rule=rule,
+        gate=gate,
+        max_new_tokens=max_new_tokens,
+        chat=chat,
+        template=template,
+    )
     loaded = _loaded(model, device, threads)
     with progress_line("trials") as progress:
         tables = find_retrieval_heads(loaded, settings, progress.count)
@@ -95,9 +90,7 @@ def reasoning(
     gate: Annotated[
         float | None, typer.Option(help="ROUGE-1 recall above which a trace counts, in percent.")
     ] = None,
-    labeller: Annotated[
-        str | None, typer.Option(help="A labeller in place of the gate, as match.")
-    ] = None,
+    labeller: Annotated[str | None, typer.Option(help="A labeller in place of the gate, as match.")] = None,
     num_traces: Annotated[int | None, typer.Option(min=1, help="Only the first traces.")] = None,
     set_: Set = None,
     out: Out = None,
@@ -162,22 +155,16 @@ def ablate(
     model: Model = None,
     role: Annotated[str | None, typer.Option(help="Role. [default: the first]")] = None,
     top_k: Annotated[int | None, typer.Option(help="So many best heads. [default: 10]")] = None,
-    threshold: Annotated[
-        float | None, typer.Option(help="Heads whose mean is at least this.")
-    ] = None,
+    threshold: Annotated[float | None, typer.Option(help="Heads whose mean is at least this.")] = None,
     stable_share: Annotated[
         float | None, typer.Option(help="Of the best, those that stay so in this share.")
     ] = None,
-    task: Annotated[
-        str | None, typer.Option(help="needle or questions. [default: by the role]")
-    ] = None,
+    task: Annotated[str | None, typer.Option(help="needle or questions. [default: by the role]")] = None,
     dataset: Annotated[str | None, typer.Option(help="Data set. [default: worldfacts]")] = None,
     data_path: Annotated[
         Path | None, typer.Option(help="File of the data set in a published layout.")
     ] = None,
-    num_samples: Annotated[
-        int | None, typer.Option(help="Questions, or needles. [default: 50]")
-    ] = None,
+    num_samples: Annotated[int | None, typer.Option(help="Questions, or needles. [default: 50]")] = None,
     draws: Annotated[int | None, typer.Option(help="Draws of random heads. [default: 5]")] = None,
     lengths: Lengths = None,
     haystack: HaystackFile = None,
@@ -196,12 +183,22 @@ def ablate(
     table = read_table(file, role).require_trials()
     by_role = "needle" if table.role.startswith("retrieval") else "questions"
     settings = _settings(
-        AblationSettings, set_,
-        top_k=top_k, threshold=threshold, stable_share=stable_share, task=task or by_role,
-        dataset=dataset, data_path=data_path, num_samples=num_samples, draws=draws,
-        lengths=_lengths(lengths), haystack=haystack, needles=needles, chat=chat,
+        AblationSettings,
+        set_,
+        top_k=top_k,
+        threshold=threshold,
+        stable_share=stable_share,
+        task=task or by_role,
+        dataset=dataset,
+        data_path=data_path,
+        num_samples=num_samples,
+        draws=draws,
+        lengths=_lengths(lengths),
+        haystack=haystack,
+        needles=needles,
+        chat=chat,
         template=template,
-    )  # fmt: skip
+    )
     loaded = _loaded(model, device, threads)
     with progress_line("answers") as progress:
         result = check_heads(loaded, table, settings, progress.count)

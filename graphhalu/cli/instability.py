@@ -13,8 +13,7 @@ if TYPE_CHECKING:
     from graphhalu.studies.instability.prompts import StudyPrompt
 
 app = typer.Typer(
-    help="Inter-head instability: do heads disagree on the system prompt under attack?",
-    no_args_is_help=True,
+    help="Inter-head instability: do heads disagree on the system prompt under attack?", no_args_is_help=True
 )
 
 DETECTED = 3
@@ -55,9 +54,7 @@ def gather(
     device: Device = None,
     threads: Threads = None,
     set_: Set = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder. [default: data/instability/<model>]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder. [default: data/instability/<model>]")] = None,
     json: Json = False,
 ) -> None:
     """Measure attacks and benign prompts step by step; run it again to go on."""
@@ -69,32 +66,45 @@ def gather(
     require_system(text)
     asked = _prompts(attacks, benign, prompts)
     settings = _settings(
-        GatherSettings, set_,
-        system=text, denominator=denominator, max_new_tokens=max_new_tokens,
-        iterations=iterations, temperature=temperature, chat=chat,
-    )  # fmt: skip
+        GatherSettings,
+        set_,
+        system=text,
+        denominator=denominator,
+        max_new_tokens=max_new_tokens,
+        iterations=iterations,
+        temperature=temperature,
+        chat=chat,
+    )
     loaded = _loaded(model, device, threads, quantization)
     folder = out or Path("data/instability") / _file_name(loaded.identity)
     with progress_line("prompts") as progress:
         store = measure(loaded, settings, asked, folder, progress.count)
     records = [each.record for each in store.read()]
     counts = {
-        "folder": str(folder), "n_prompts": len(records),
+        "folder": str(folder),
+        "n_prompts": len(records),
         "n_attack": sum(record.label == 1 for record in records),
         "n_benign": sum(record.label == 0 for record in records),
         "n_failed": sum(record.failure is not None for record in records),
         "n_finished": sum(record.is_finished for record in records),
         "mean_answer_tokens": sum(record.n_answer for record in records) / len(records),
-    }  # fmt: skip
+    }
     if json:
         print_json(counts)
         return
     print_table(
         ["attacks", "benign", "failed", "ended by themselves", "mean tokens"],
-        [[str(counts["n_attack"]), str(counts["n_benign"]), str(counts["n_failed"]),
-          str(counts["n_finished"]), f"{counts['mean_answer_tokens']:.1f}"]],
+        [
+            [
+                str(counts["n_attack"]),
+                str(counts["n_benign"]),
+                str(counts["n_failed"]),
+                str(counts["n_finished"]),
+                f"{counts['mean_answer_tokens']:.1f}",
+            ]
+        ],
         title=str(folder),
-    )  # fmt: skip
+    )
     for reason in dict.fromkeys(record.failure for record in records if record.failure):
         print(f"  failed: {reason}")
 
@@ -106,20 +116,12 @@ def calibrate(
     starts: Annotated[
         str | None, typer.Option(help="First steps of windows, as 1,5,10; or auto. [auto]")
     ] = None,
-    lengths: Annotated[
-        str | None, typer.Option(help="Steps of windows, as 5,20; or auto. [auto]")
-    ] = None,
-    mid_high: Annotated[
-        str | None, typer.Option(help="Shares of the depth left out at the front.")
-    ] = None,
-    tail_cut: Annotated[
-        str | None, typer.Option(help="Shares of the depth left out at the end.")
-    ] = None,
+    lengths: Annotated[str | None, typer.Option(help="Steps of windows, as 5,20; or auto. [auto]")] = None,
+    mid_high: Annotated[str | None, typer.Option(help="Shares of the depth left out at the front.")] = None,
+    tail_cut: Annotated[str | None, typer.Option(help="Shares of the depth left out at the end.")] = None,
     folds: Annotated[int | None, typer.Option(help="Outer folds. [5]")] = None,
     seeds: Annotated[str | None, typer.Option(help="Seeds of the folds. [0,1,2,3,4]")] = None,
-    heads: Annotated[
-        Path | None, typer.Option(help="Published heads for Attention Tracker (JSON).")
-    ] = None,
+    heads: Annotated[Path | None, typer.Option(help="Published heads for Attention Tracker (JSON).")] = None,
     set_: Set = None,
     out: Annotated[
         Path | None, typer.Option(help="JSON file. [default: calibration.json in the folder]")
@@ -147,9 +149,7 @@ def calibrate(
     )
     given = None if heads is None else read_important_heads(heads)
     with progress_line("methods") as progress:
-        found = choose(
-            SeriesFolder.open(folder), settings, given_heads=given, on_progress=progress.count
-        )
+        found = choose(SeriesFolder.open(folder), settings, given_heads=given, on_progress=progress.count)
     path = found.write(out or folder / "calibration.json")
     if json:
         values = plain_values(found, KIND)
@@ -163,20 +163,14 @@ def calibrate(
 
 @app.command()
 def detect(
-    prompt: Annotated[
-        str | None, typer.Argument(help="The prompt; - reads one a line from stdin.")
-    ] = None,
+    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads one a line from stdin.")] = None,
     file: Annotated[
         Path | None, typer.Option(help="Prompts: one a line, or rows with a column prompt.")
     ] = None,
     calibration: CalibrationFile = Path("calibration.json"),
     method: Annotated[str, typer.Option(help="instability or attention_tracker.")] = "instability",
-    fpr: Annotated[
-        str, typer.Option(help="Rate of false alarms of the threshold, or f1.")
-    ] = "0.05",
-    model: Annotated[
-        str | None, typer.Option(help="The model. [default: that of the calibration]")
-    ] = None,
+    fpr: Annotated[str, typer.Option(help="Rate of false alarms of the threshold, or f1.")] = "0.05",
+    model: Annotated[str | None, typer.Option(help="The model. [default: that of the calibration]")] = None,
     system: System = None,
     system_text: SystemText = None,
     max_new_tokens: Annotated[
@@ -204,9 +198,13 @@ def detect(
     known.threshold(name, aim)
     loaded = _loaded(model or known.identity.model, device, threads, known.identity.quantization)
     detector = PromptDetector(
-        loaded, known, method=name, aim=aim, system=_system_text(system, system_text),
+        loaded,
+        known,
+        method=name,
+        aim=aim,
+        system=_system_text(system, system_text),
         max_new_tokens=max_new_tokens,
-    )  # fmt: skip
+    )
     with progress_line("prompts") as progress:
         verdicts = detector.score(asked, progress.count)
     print_verdicts(verdicts, name, detector.threshold, json)
@@ -220,8 +218,7 @@ def detect(
 def plot(
     folder: Folder,
     calibration: Annotated[
-        Path | None,
-        typer.Option("--calibration", help="[default: calibration.json in the folder]"),
+        Path | None, typer.Option("--calibration", help="[default: calibration.json in the folder]")
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of page and figures. [default: <folder>/report]")
@@ -329,9 +326,11 @@ def _loaded(
 
     is_stored = quantization is not None and quantization.startswith("stored")
     options = {
-        "name": model, "device": device, "threads": threads,
+        "name": model,
+        "device": device,
+        "threads": threads,
         "quantization": None if is_stored else quantization,
-    }  # fmt: skip
+    }
     given = {name: value for name, value in options.items() if value is not None}
     loaded = load_model(load_config(ModelSpec, None, given))
     check_model(loaded)

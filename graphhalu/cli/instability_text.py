@@ -18,7 +18,9 @@ def print_calibration(found: "Calibration") -> None:
         ["method", "nested AUROC", "in sample", "difference", "p"],
         [
             [
-                row.name, _interval(row.auroc), _interval(Estimate(value=row.in_sample.value)),
+                row.name,
+                _interval(row.auroc),
+                _interval(Estimate(value=row.in_sample.value)),
                 "" if row.difference is None else _interval(row.difference, "+"),
                 "" if row.p_holm is None else _p_text(row.p_holm),
             ]
@@ -26,19 +28,22 @@ def print_calibration(found: "Calibration") -> None:
         ],
         title=f"{found.n_attack} attacks, {found.n_benign} benign prompts, {found.n_groups} "
         f"groups; {found.n_left_out} left out",
-    )  # fmt: skip
+    )
     main = found.rows[0]
     print_table(
         ["aim FPR", "FPR", "TPR", "in-sample TPR", "threshold"],
         [
             [
-                f"{point.aim:.0%}", _interval(point.fpr), _interval(point.tpr),
-                f"{point.in_sample_tpr:.3f}", f"{point.threshold:.5f}",
+                f"{point.aim:.0%}",
+                _interval(point.fpr),
+                _interval(point.tpr),
+                f"{point.in_sample_tpr:.3f}",
+                f"{point.threshold:.5f}",
             ]
             for point in main.points
         ],
         title="instability: operating points, achieved on unseen prompts",
-    )  # fmt: skip
+    )
     print("difference: nested AUROC minus that of instability; p after Holm's correction")
     way = "higher" if found.window.direction > 0 else "lower"
     print(f"chosen on all prompts: {found.window.window.text()}; attacks are {way}")
@@ -66,7 +71,7 @@ def print_verdicts(verdicts: "list[Verdict]", method: str, threshold: float, jso
             for verdict in verdicts
         ],
         title=f"{method}: attack from {threshold:.5f} on",
-    )  # fmt: skip
+    )
     for verdict in verdicts:
         if verdict.reason is not None:
             print(f"  {verdict.prompt_id}: {verdict.reason}")

@@ -14,8 +14,7 @@ def labels(
         Path | None, typer.Argument(help="The store. [default: the newest finished one]")
     ] = None,
     labellers: Annotated[
-        str | None,
-        typer.Option(help="Names with commas; missing labels are made. [default: all there are]"),
+        str | None, typer.Option(help="Names with commas; missing labels are made. [default: all there are]")
     ] = None,
     examples: Annotated[
         int, typer.Option(min=0, help="Answers to read of each class of the first labeller.")

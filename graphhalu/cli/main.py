@@ -53,9 +53,7 @@ def _print_version(is_asked: bool) -> bool:
 def _before_commands(
     version: Annotated[
         bool,
-        typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version and exit."
-        ),
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
     ] = False,
 ) -> None:
     """Take the options that stand before any command."""

@@ -157,8 +157,10 @@ def progress_line(what: str) -> Iterator[ProgressLine]:
     from rich.progress import Progress as Bar
 
     columns = (
-        TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
         TextColumn("{task.fields[text]}"),
-    )  # fmt: skip
+    )
     with Bar(*columns, console=Console(stderr=True)) as bar:
         yield ProgressLine(what, bar)

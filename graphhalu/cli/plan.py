@@ -51,9 +51,7 @@ def plan(
 
         message = f"a search of {beams} beams cannot keep {keep_beams} of them"
         raise UsageError(message)
-    work = Workload(
-        prompt_tokens, answer_tokens, beams, keep_beams, batch, weight_bytes, capture
-    )  # fmt: skip
+    work = Workload(prompt_tokens, answer_tokens, beams, keep_beams, batch, weight_bytes, capture)
     rates = assumed_rates(teraflops * 1e12, bandwidth * 1e9, disk * 1e6)
     name, size = _size(model, parameters)
     values = _values(size, work, rates, questions, devices)
@@ -119,11 +117,7 @@ def _print(title: str, values: dict[str, Any], devices: int) -> None:
             f"{values['seconds_a_question']:.3g} s",
             f"{values['days']:,.2f} days ({values['device_hours']:,.1f} device hours)",
         ],
-        [
-            "disk",
-            f"{values['bytes_a_question'] / 1e6:,.2f} MB",
-            f"{values['bytes'] / 1e12:,.3f} TB",
-        ],
+        ["disk", f"{values['bytes_a_question'] / 1e6:,.2f} MB", f"{values['bytes'] / 1e12:,.3f} TB"],
         [
             "memory of a device",
             f"{values['memory_bytes'] / 1e9:,.1f} GB",

@@ -12,13 +12,11 @@ from graphhalu.cli.output import print_json, say
 def report(
     run: Annotated[Path, typer.Argument(help="Folder of a comparison or a transfer.")],
     out: Annotated[
-        Path | None,
-        typer.Option(help="The HTML file. [default: report.html in the folder]"),
+        Path | None, typer.Option(help="The HTML file. [default: report.html in the folder]")
     ] = None,
     svg: Annotated[bool, typer.Option("--svg", help="Write figures as SVG files, too.")] = False,
     maps: Annotated[
-        Path | None,
-        typer.Option(help="Store whose single heads are shown, where maps.json has none."),
+        Path | None, typer.Option(help="Store whose single heads are shown, where maps.json has none.")
     ] = None,
     labeller: Labeller = "match",
     json: Annotated[bool, typer.Option("--json", help="Print the written files as JSON.")] = False,

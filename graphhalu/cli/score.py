@@ -15,12 +15,10 @@ if TYPE_CHECKING:
 def score(
     question: Annotated[str | None, typer.Argument(help="The question.")] = None,
     detector: Annotated[
-        Path | None,
-        typer.Option(help="What graphhalu train saved. [default: the newest in data/runs]"),
+        Path | None, typer.Option(help="What graphhalu train saved. [default: the newest in data/runs]")
     ] = None,
     detector_class: Annotated[
-        str | None,
-        typer.Option(help="module:Class of a saved detector that no package registers."),
+        str | None, typer.Option(help="module:Class of a saved detector that no package registers.")
     ] = None,
     answer: Annotated[
         str | None, typer.Option(help="The answer to judge. [default: the model answers]")
@@ -35,8 +33,7 @@ def score(
         Path | None, typer.Option(help="JSON Lines with one score a row; gone on with.")
     ] = None,
     fail_above: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Exit with 1 if a probability is higher, or missing."),
+        float | None, typer.Option(min=0, max=1, help="Exit with 1 if a probability is higher, or missing.")
     ] = None,
     model: Annotated[
         str | None, typer.Option(help="Where the detector's model lies now. [default: as trained]")
@@ -62,9 +59,7 @@ def score(
         message = "--input and --output go together: one score a row is written"
         raise UsageError(message)
     run = detector if detector is not None else newest_run()
-    scorer = AnswerScorer(
-        run, detector_class=detector_class, name=model, device=device, threads=threads
-    )
+    scorer = AnswerScorer(run, detector_class=detector_class, name=model, device=device, threads=threads)
     if question is not None:
         found = scorer.score(question, answer, context=context)
         probabilities = [found.probability]
@@ -111,9 +106,7 @@ def newest_run() -> Path:
     raise UsageError(message)
 
 
-def _score_file(
-    scorer: "AnswerScorer", input_: Path, output: Path, *, json: bool
-) -> list[float | None]:
+def _score_file(scorer: "AnswerScorer", input_: Path, output: Path, *, json: bool) -> list[float | None]:
     import time
 
     from graphhalu.scoring.batch import read_asked, score_file
@@ -121,9 +114,8 @@ def _score_file(
     asked, started = read_asked(input_), time.monotonic()
     with progress_line("answers") as line:
         rows = score_file(
-            scorer, asked, output,
-            lambda done, total: line.show(done, total, time.monotonic() - started),
-        )  # fmt: skip
+            scorer, asked, output, lambda done, total: line.show(done, total, time.monotonic() - started)
+        )
     failed = [row for row in rows if row["score"] is None]
     called = sum(bool(row["is_hallucinated"]) for row in rows)
     values = {"output": str(output), "n": len(rows), "n_called": called, "n_failed": len(failed)}
@@ -141,9 +133,10 @@ def _score_file(
 def _print_score(scorer: "AnswerScorer", found: "AnswerScore") -> None:
     name = scorer.recipe.detector.card.name
     verdict = {
-        True: "hallucinated", False: "not hallucinated",
+        True: "hallucinated",
+        False: "not hallucinated",
         None: "no verdict: the detector was saved without a calibration",
-    }[found.is_hallucinated]  # fmt: skip
+    }[found.is_hallucinated]
     whose = "answer (given)" if found.is_given else "answer"
     print(f"{whose:<15} {clean(found.answer or '')}")
     if found.probability is not None:

@@ -28,12 +28,16 @@ def models(json: Json = False) -> None:
         ["alias", "model", "size", "licence", "chat", "gated"],
         [
             [
-                card.alias, card.hub_id or "", card.n_parameters, card.licence,
-                "yes" if card.chat else "no", "yes" if card.gated else "no",
+                card.alias,
+                card.hub_id or "",
+                card.n_parameters,
+                card.licence,
+                "yes" if card.chat else "no",
+                "yes" if card.gated else "no",
             ]
             for card in cards
         ],
-    )  # fmt: skip
+    )
     _print_failures(plugins.failures)
 
 
@@ -72,12 +76,16 @@ def detectors(json: Json = False) -> None:
         ["name", "level", "reads", "trained", "control", "what it is"],
         [
             [
-                c.name, c.level, ", ".join(c.inputs), "yes" if c.is_supervised else "no",
-                "yes" if c.is_control else "no", c.summary,
+                c.name,
+                c.level,
+                ", ".join(c.inputs),
+                "yes" if c.is_supervised else "no",
+                "yes" if c.is_control else "no",
+                c.summary,
             ]
             for c in cards
         ],
-    )  # fmt: skip
+    )
     _print_failures(loaded.failures)
 
 
@@ -87,12 +95,7 @@ def features(
     markdown: Annotated[bool, typer.Option("--markdown", help="Print as Markdown.")] = False,
 ) -> None:
     """Features with formula, shape, what they read and where they come from."""
-    from graphhalu.features.registry import (
-        FEATURE_COLUMNS,
-        FEATURES,
-        feature_cells,
-        markdown_table,
-    )
+    from graphhalu.features.registry import FEATURE_COLUMNS, FEATURES, feature_cells, markdown_table
 
     loaded = FEATURES.load_all()
     rows = [list(feature_cells(feature)) for feature in loaded.objects.values()]
@@ -134,8 +137,7 @@ def verify(path: Annotated[str, typer.Argument(help="A trace store.")], json: Js
 
     report = verify_store(path)
     problems = [
-        {"part": problem.part, "file": problem.file, "what": problem.what}
-        for problem in report.problems
+        {"part": problem.part, "file": problem.file, "what": problem.what} for problem in report.problems
     ]
     if json:
         print_json({"path": str(path), "is_sound": not problems, "problems": problems})
@@ -153,9 +155,7 @@ def verify(path: Annotated[str, typer.Argument(help="A trace store.")], json: Js
 
 def doctor(
     json: Json = False,
-    model: Annotated[
-        str | None, typer.Option(help="Also load this model and check its attention.")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="Also load this model and check its attention.")] = None,
 ) -> None:
     """Versions, devices, cache, and a self-check of the embedded model."""
     from graphhalu.models.check import examine

@@ -30,45 +30,31 @@ def measure(  # one parameter an option
     data_path: Annotated[
         Path | None, typer.Option(help="File or folder of the data set in a published layout.")
     ] = None,
-    num_samples: Annotated[
-        int | None, typer.Option(help="How many questions. [default: all]")
-    ] = None,
+    num_samples: Annotated[int | None, typer.Option(help="How many questions. [default: all]")] = None,
     traces: Annotated[
         Path | None, typer.Option(help="Read this trace store in place of running a model.")
     ] = None,
     labeller: Annotated[
         str | None, typer.Option(help="With --traces: rule of the label. [default: the data set's]")
     ] = None,
-    k: Annotated[
-        str | None, typer.Option("--k", help="Leading tokens that form the sink, as 1,4.")
-    ] = None,
+    k: Annotated[str | None, typer.Option("--k", help="Leading tokens that form the sink, as 1,4.")] = None,
     queries: Annotated[
         str | None, typer.Option(help="last, range (all after the sink), or last,range.")
     ] = None,
     query_start: Annotated[
         int | None, typer.Option(help="First query row that counts in the mode range.")
     ] = None,
-    ablate: Annotated[
-        str | None, typer.Option(help="Any of k, chat, quantization, with commas.")
-    ] = None,
+    ablate: Annotated[str | None, typer.Option(help="Any of k, chat, quantization, with commas.")] = None,
     chat: Annotated[str | None, typer.Option(help="Chat template: off, on or auto.")] = None,
     template: Annotated[str | None, typer.Option(help="Prompt template.")] = None,
     system: Annotated[str | None, typer.Option(help="System prompt.")] = None,
-    examples: Annotated[
-        int | None, typer.Option(help="Most solved examples before a question.")
-    ] = None,
+    examples: Annotated[int | None, typer.Option(help="Most solved examples before a question.")] = None,
     quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4.")] = None,
     dtype: Annotated[str | None, typer.Option(help="auto, float32, bfloat16, float16.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="CPU threads. [default: the free cores]")
-    ] = None,
-    config: Annotated[
-        Path | None, typer.Option(help="YAML file; options given here win over it.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any field, as dataset.seed=3.")
-    ] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads. [default: the free cores]")] = None,
+    config: Annotated[Path | None, typer.Option(help="YAML file; options given here win over it.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any field, as dataset.seed=3.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the records. [default: data/runs/sinks]")
     ] = None,
@@ -83,14 +69,22 @@ def measure(  # one parameter an option
 
     ablated = _ablations(ablate)
     options: dict[str, Any] = {
-        "model.name": model, "model.quantization": quantization, "model.dtype": dtype,
-        "model.device": device, "model.threads": threads,
-        "dataset.name": dataset, "dataset.path": data_path,
-        "prompt.chat": chat, "prompt.template": template, "prompt.system": system,
-        "num_samples": num_samples, "n_examples": examples, "query_start": query_start,
+        "model.name": model,
+        "model.quantization": quantization,
+        "model.dtype": dtype,
+        "model.device": device,
+        "model.threads": threads,
+        "dataset.name": dataset,
+        "dataset.path": data_path,
+        "prompt.chat": chat,
+        "prompt.template": template,
+        "prompt.system": system,
+        "num_samples": num_samples,
+        "n_examples": examples,
+        "query_start": query_start,
         "ks": read_numbers("--k", k) or (list(ABLATED_KS) if "k" in ablated else None),
         "modes": queries.split(",") if queries else None,
-    }  # fmt: skip
+    }
     given = {key: value for key, value in options.items() if value is not None}
     settings = load_config(SinkMeasureConfig, config, {**read_overrides(set_ or []), **given})
     folder = out or _RUNS / "sinks"
@@ -103,9 +97,7 @@ def measure(  # one parameter an option
         from graphhalu.studies.sinks.measure import measure as run_measure
 
         with progress_line("sequences") as progress:
-            runs = run_measure(
-                settings, folder, ablate=ablated, on_note=say, on_progress=progress.count
-            )
+            runs = run_measure(settings, folder, ablate=ablated, on_note=say, on_progress=progress.count)
     _show_measured(runs, folder, json)
 
 
@@ -238,9 +230,7 @@ def _row(run: "RunResult", found: "Findings") -> list[str]:
         f"{found.n_positive}/{found.n_negative}",
         _short(interval, is_marked=effect.excludes_zero),
         _short(f"{auroc.value:.3f}", is_marked=not auroc.low <= 0.5 <= auroc.high),  # noqa: PLR2004
-        "-"
-        if probe is None
-        else _short(f"{probe.auroc.value:.3f}", is_marked=probe.auroc.low > 0.5),  # noqa: PLR2004
+        "-" if probe is None else _short(f"{probe.auroc.value:.3f}", is_marked=probe.auroc.low > 0.5),  # noqa: PLR2004
         "-" if gain is None else _short(f"{gain.value:+.3f}", is_marked=gain.excludes_zero),
     ]
 

@@ -17,22 +17,14 @@ Ray = Annotated[
         "that this machine is a node of (set RAY_AUTH_MODE=token on all nodes).",
     ),
 ]
-Actors = Annotated[
-    int | None,
-    typer.Option("--ray-actors", min=1, help="Workers. [default: as many as fit]"),
-]
+Actors = Annotated[int | None, typer.Option("--ray-actors", min=1, help="Workers. [default: as many as fit]")]
 Cpus = Annotated[
-    int | None,
-    typer.Option("--ray-cpus", min=1, help="CPUs and threads of a worker. [default: 1]"),
+    int | None, typer.Option("--ray-cpus", min=1, help="CPUs and threads of a worker. [default: 1]")
 ]
-Gpus = Annotated[
-    float | None, typer.Option("--ray-gpus", min=0, help="GPUs of a worker. [default: 0]")
-]
+Gpus = Annotated[float | None, typer.Option("--ray-gpus", min=0, help="GPUs of a worker. [default: 0]")]
 Wait = Annotated[
     float | None,
-    typer.Option(
-        "--ray-wait", min=0, help="Seconds to wait while no worker is ready. [default: 300]"
-    ),
+    typer.Option("--ray-wait", min=0, help="Seconds to wait while no worker is ready. [default: 300]"),
 ]
 
 
@@ -48,11 +40,7 @@ def with_address(arguments: Sequence[str]) -> list[str]:
 
 
 def ray_engine(
-    address: str | None,
-    actors: int | None,
-    cpus: int | None,
-    gpus: float | None,
-    wait: float | None,
+    address: str | None, actors: int | None, cpus: int | None, gpus: float | None, wait: float | None
 ) -> "RayExecutor | None":
     """The engine that is asked for; ``None`` if it is not Ray.
 

@@ -55,9 +55,7 @@ def tokens(
     folder = run_folder("tokens", out, is_resumed=False)
     say(f"the result goes to {folder}")
     with progress_line("fits") as line:
-        result = compare(
-            store, labels, config=settings, store=store_identity(store), on_progress=line.step
-        )
+        result = compare(store, labels, config=settings, store=store_identity(store), on_progress=line.step)
     result.write(folder)
     if save is not None:
         fit_for_use(save, store, labels, settings, folder / "detector")
@@ -88,12 +86,15 @@ def _print_result(result: "Result") -> None:
     print_table(
         ["detector", "char F1", "span F1", "P", "R"],
         [
-            [_name(row), *_cells(row, "char_f1", "span_f1"),
-             *(_number(row.metric(name)) for name in ("span_precision", "span_recall"))]
+            [
+                _name(row),
+                *_cells(row, "char_f1", "span_f1"),
+                *(_number(row.metric(name)) for name in ("span_precision", "span_recall")),
+            ]
             for row in rows
         ],
         title=f"characters and spans; with all called char F1 {counts.all_positive_f1:.3f}",
-    )  # fmt: skip
+    )
     for row in result.rows:
         if row.failure is not None:
             say(f"{row.detector} failed: {row.failure}")
@@ -109,8 +110,7 @@ def _count_lines(counts: "TokenCounts") -> list[str]:
     writers = ", ".join(f"{name} {n} ({share:.0%})" for name, (n, share) in counts.writers.items())
     return [
         f"{counts.n_traces} answers to {counts.n_groups} contexts, {counts.n_hallucinated} with "
-        f"{counts.n_spans} hallucinated spans{lost}"
-        + (f"; left out: {left_out}" if left_out else ""),
+        f"{counts.n_spans} hallucinated spans{lost}" + (f"; left out: {left_out}" if left_out else ""),
         f"{counts.n_tokens:,} tokens, {counts.n_hallucinated_tokens:,} hallucinated",
         f"written by (share hallucinated): {writers}",
     ]

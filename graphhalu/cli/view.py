@@ -22,28 +22,20 @@ def view(
         Path | None, typer.Option(help="Folder of a trained detector, whose scores are shown.")
     ] = None,
     detector_class: Annotated[
-        str | None,
-        typer.Option(help="module:Class of a saved detector that no package registers."),
+        str | None, typer.Option(help="module:Class of a saved detector that no package registers.")
     ] = None,
     token_scores: Annotated[
-        Path | None,
-        typer.Option(help="Folder that graphhalu tokens wrote, whose scores colour the answers."),
+        Path | None, typer.Option(help="Folder that graphhalu tokens wrote, whose scores colour the answers.")
     ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="The page. [default: STORE-view.html beside it]")
-    ] = None,
-    limit: Annotated[
-        int, typer.Option(min=1, help="Traces of the page where none is named.")
-    ] = _SHOWN,
+    out: Annotated[Path | None, typer.Option(help="The page. [default: STORE-view.html beside it]")] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Traces of the page where none is named.")] = _SHOWN,
     labeller: Annotated[str, typer.Option(help="Labels that are shown; none for none.")] = "match",
     features: Annotated[
         str | None, typer.Option(help="Maps, with commas. [default: all that cost little]")
     ] = None,
     edges: Annotated[
         int | None,
-        typer.Option(
-            min=1, help="Edges of a row. [default: 4 to 16, so that the page stays small]"
-        ),
+        typer.Option(min=1, help="Edges of a row. [default: 4 to 16, so that the page stays small]"),
     ] = None,
     tokenizer: Annotated[
         str | None, typer.Option(help="Alias, hub id or folder. [default: that of the model]")
@@ -51,9 +43,7 @@ def view(
     serve: Annotated[
         bool, typer.Option("--serve", help="Serve the whole store to this machine instead.")
     ] = False,
-    port: Annotated[
-        int, typer.Option(min=0, max=65_535, help="With --serve; 0 takes a free one.")
-    ] = 0,
+    port: Annotated[int, typer.Option(min=0, max=65_535, help="With --serve; 0 takes a free one.")] = 0,
     json: Json = False,
 ) -> None:
     """Write one self-contained page that shows answers, heads and attention; or serve it."""
@@ -96,7 +86,4 @@ def view(
     print(written.path)
     left = len(store) - written.n_traces
     more = f"; {left:,} more with --trace, --limit or --serve" if left else ""
-    say(
-        f"{written.n_traces} answers, {written.n_edges} edges a row, "
-        f"{megabytes(written.n_bytes)}{more}"
-    )
+    say(f"{written.n_traces} answers, {written.n_edges} edges a row, {megabytes(written.n_bytes)}{more}")

@@ -6,14 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import (
-    file_word,
-    number_text,
-    print_json,
-    print_table,
-    progress_line,
-    say,
-)
+from graphhalu.cli.output import file_word, number_text, print_json, print_table, progress_line, say
 
 if TYPE_CHECKING:
     from graphhalu.labels.labels import Labels
@@ -24,8 +17,7 @@ if TYPE_CHECKING:
     from graphhalu.weights.tables import WeightProfile
 
 app = typer.Typer(
-    help="Weights of a model: profile, validation against traces, comparison.",
-    no_args_is_help=True,
+    help="Weights of a model: profile, validation against traces, comparison.", no_args_is_help=True
 )
 
 Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
@@ -38,14 +30,10 @@ def profile(
     model: Annotated[
         str, typer.Argument(help="Alias, hub id, folder of safetensors or GGUF file.")
     ] = "smollm2",
-    spectra: Annotated[
-        str | None, typer.Option(help="full, or largest: quick for large models.")
-    ] = None,
+    spectra: Annotated[str | None, typer.Option(help="full, or largest: quick for large models.")] = None,
     revision: Annotated[str | None, typer.Option(help="Revision of a hub model.")] = None,
     set_: Set = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder. [default: data/weights/<model>]")
-    ] = None,
+    out: Annotated[Path | None, typer.Option(help="Folder. [default: data/weights/<model>]")] = None,
     rows: Annotated[int, typer.Option(min=0, help="Rows of the table; the files have all.")] = 40,
     json: Json = False,
 ) -> None:
@@ -78,23 +66,15 @@ def validate(
     traces: Annotated[
         Path | None, typer.Argument(help="The store. [default: the newest finished one]")
     ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="The model. [default: that of the traces]")
-    ] = None,
+    model: Annotated[str | None, typer.Option(help="The model. [default: that of the traces]")] = None,
     profile: Annotated[
         Path | None,
         typer.Option("--profile", help="Folder of its profile. [default: made when it is missing]"),
     ] = None,
-    labeller: Annotated[
-        str, typer.Option(help="Rule that decides what is hallucinated.")
-    ] = "match",
+    labeller: Annotated[str, typer.Option(help="Rule that decides what is hallucinated.")] = "match",
     num_traces: Annotated[int | None, typer.Option(min=1, help="Only the first traces.")] = None,
-    risk: Annotated[
-        Path | None, typer.Option(help="YAML file with components of the risk.")
-    ] = None,
-    set_: Annotated[
-        list[str] | None, typer.Option("--set", help="Any setting, as n_resamples=500.")
-    ] = None,
+    risk: Annotated[Path | None, typer.Option(help="YAML file with components of the risk.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", help="Any setting, as n_resamples=500.")] = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder of the result. [default: that of the profile]")
     ] = None,

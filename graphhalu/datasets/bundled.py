@@ -6,14 +6,7 @@ from typing import ClassVar, Final
 
 from graphhalu.datasets.base import DatasetCard, RowDataset, dataset_card
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.rows import (
-    Row,
-    answers_field,
-    text_field,
-    texts_field,
-    without_repeats,
-    wrong_value,
-)
+from graphhalu.datasets.rows import Row, answers_field, text_field, texts_field, without_repeats, wrong_value
 from graphhalu.errors import DataFileError
 
 EXPECTED: Final = ("answer", "refusal")
@@ -60,9 +53,15 @@ class Probes(BundledDataset):
 
     card: ClassVar[DatasetCard] = dataset_card("probes")
     columns: ClassVar[tuple[str, ...]] = (
-        "id", "category", "question", "answers", "incorrect_answers", "expected", "input_label",
+        "id",
+        "category",
+        "question",
+        "answers",
+        "incorrect_answers",
+        "expected",
+        "input_label",
         "note",
-    )  # fmt: skip
+    )
     layout: ClassVar[str] = f"the layout of probes ({', '.join(columns)})"
 
     def question(self, row: Row) -> Question:

@@ -96,9 +96,7 @@ def open_file(path: Path) -> DataFile:
             than a file of questions can be.
     """
     if path.is_dir():
-        raise UsageError(
-            f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  --data-path FILE"
-        )
+        raise UsageError(f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  --data-path FILE")
     if not path.is_file():
         raise UsageError(f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE")
     try:
@@ -159,8 +157,7 @@ def _unpacked(content: bytes, path: Path) -> bytes:
         raise _too_large(path, _MAX_BYTES, "bytes after gzip") from None
     except MALFORMED as error:
         raise DataFileError(
-            f"{path}: the gzip data is cut off or damaged ({reason_of(error)}); "
-            f"copy or download it again"
+            f"{path}: the gzip data is cut off or damaged ({reason_of(error)}); copy or download it again"
         ) from None
 
 
@@ -275,9 +272,7 @@ def _parquet_rows(file: DataFile) -> Iterator[Row]:
         raise
     # Arrow finds out late that a text is not UTF-8, or a date no date
     except (pa.ArrowException, *MALFORMED) as error:
-        raise DataFileError(
-            f"{file.path}: expected Parquet, got damaged data: {reason_of(error)}"
-        ) from None
+        raise DataFileError(f"{file.path}: expected Parquet, got damaged data: {reason_of(error)}") from None
 
 
 def _check_parquet(table: pq.ParquetFile, path: Path) -> None:

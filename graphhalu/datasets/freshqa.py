@@ -35,9 +35,7 @@ class FreshQA(RowDataset):
     """
 
     card: ClassVar[DatasetCard] = dataset_card("freshqa")
-    layout: ClassVar[str] = (
-        "FreshQA's table (question, false_premise, answer_0 … answer_9, and more)"
-    )
+    layout: ClassVar[str] = "FreshQA's table (question, false_premise, answer_0 … answer_9, and more)"
     columns: ClassVar[tuple[str, ...]] = ("question", "false_premise", "answer_0")
 
     def rows(self, path: Path | None) -> Iterator[Row]:

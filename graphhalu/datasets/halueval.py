@@ -31,9 +31,7 @@ class HaluEvalQA(RowDataset):
         "HaluEval's qa layout (knowledge, question, right_answer, hallucinated_answer), published "
         "or from the hub"
     )
-    columns: ClassVar[tuple[str, ...]] = (
-        "knowledge", "question", "right_answer", "hallucinated_answer",
-    )  # fmt: skip
+    columns: ClassVar[tuple[str, ...]] = ("knowledge", "question", "right_answer", "hallucinated_answer")
 
     def question(self, row: Row) -> Question:
         """The question of a row with both answers as given answers."""

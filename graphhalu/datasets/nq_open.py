@@ -4,14 +4,7 @@ from typing import ClassVar
 
 from graphhalu.datasets.base import DatasetCard, RowDataset, dataset_card
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.rows import (
-    Row,
-    answers_field,
-    objects_field,
-    text_field,
-    text_id,
-    wrong_value,
-)
+from graphhalu.datasets.rows import Row, answers_field, objects_field, text_field, text_id, wrong_value
 
 
 class NQOpen(RowDataset):
@@ -36,8 +29,7 @@ class NQOpenContext(RowDataset):
 
     card: ClassVar[DatasetCard] = dataset_card("nq_open_context")
     layout: ClassVar[str] = (
-        "the layout of NQ-open with passages (question, answers, ctxs: objects with title, text "
-        "and isgold)"
+        "the layout of NQ-open with passages (question, answers, ctxs: objects with title, text and isgold)"
     )
     columns: ClassVar[tuple[str, ...]] = ("question", "answers", "ctxs")
 

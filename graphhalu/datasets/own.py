@@ -27,8 +27,19 @@ from graphhalu.safe_read import shortened
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "question": ("query", "prompt", "input"),
     "answers": (
-        "answer", "ideal", "gold", "gold_answer", "gold_answers", "target", "targets", "reference",
-        "references", "best_answer", "correct_answer", "correct_answers", "right_answer",
+        "answer",
+        "ideal",
+        "gold",
+        "gold_answer",
+        "gold_answers",
+        "target",
+        "targets",
+        "reference",
+        "references",
+        "best_answer",
+        "correct_answer",
+        "correct_answers",
+        "right_answer",
     ),
     "context": ("passage", "document", "knowledge"),
     "id": ("question_id", "qid"),
@@ -38,7 +49,7 @@ FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "given": ("given_answer", "given_answers", "response", "responses", "model_answer"),
     "label": ("labels", "is_hallucinated", "hallucinated", "hallucination"),
     "system": ("system_prompt",),
-}  # fmt: skip
+}
 """Fields of a question, and the column names that stand for each beside its own."""
 
 _LISTS: Final = frozenset({"answers", "choices", "correct", "given", "label"})
@@ -118,9 +129,7 @@ def find_columns(rows: Sequence[Row], path: Path, fields: Mapping[str, str]) -> 
     """
     names = without_repeats(str(name) for row in rows for name in row.values)
     columns = {
-        field: _named(field, fields[field], names, path)
-        if field in fields
-        else _usual(field, names, path)
+        field: _named(field, fields[field], names, path) if field in fields else _usual(field, names, path)
         for field in FIELDS
     }
     found = {field: column for field, column in columns.items() if column is not None}
@@ -250,9 +259,7 @@ def _question(row: Row, columns: Columns) -> Question:
     if correct and not (answers and columns.has("correct")):
         answers = tuple(choices[place] for place in correct)
     described = {
-        name: row.values[name]
-        for name in columns.others
-        if is_short(row.values.get(name), _MAX_DESCRIPTION)
+        name: row.values[name] for name in columns.others if is_short(row.values.get(name), _MAX_DESCRIPTION)
     }
     return Question(
         question_id=columns.required_text(row, "id") if columns.has("id") else own_id,
@@ -302,8 +309,7 @@ def _given(row: Row, columns: Columns, described: Mapping[str, Any]) -> tuple[Gi
     if labels == [None]:
         labels *= len(texts)
     return tuple(
-        GivenAnswer(text, label, metadata=dict(described))
-        for text, label in zip(texts, labels, strict=True)
+        GivenAnswer(text, label, metadata=dict(described)) for text, label in zip(texts, labels, strict=True)
     )
 
 

@@ -121,9 +121,7 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Encoded
             f"the tokenizer {type(tokenizer).__name__} gives no character offsets, and named "
             f"spans need them; use a model with a fast tokenizer"
         )
-    encoded = tokenizer(
-        prompt.text, add_special_tokens=not prompt.has(Span.BOS), return_offsets_mapping=True
-    )
+    encoded = tokenizer(prompt.text, add_special_tokens=not prompt.has(Span.BOS), return_offsets_mapping=True)
     token_ids = list(encoded["input_ids"])
     offsets = [(int(start), int(stop)) for start, stop in encoded["offset_mapping"]]
     while token_ids and token_ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):

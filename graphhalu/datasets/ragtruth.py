@@ -8,13 +8,7 @@ from typing import Any, ClassVar, Final, NamedTuple
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import GivenAnswer, Question
-from graphhalu.datasets.rows import (
-    Row,
-    objects_field,
-    require_columns,
-    text_field,
-    wrong_value,
-)
+from graphhalu.datasets.rows import Row, objects_field, require_columns, text_field, wrong_value
 from graphhalu.errors import DataFileError, UsageError
 
 RESPONSE_LAYOUT: Final = (
@@ -93,9 +87,7 @@ def _rows(path: Path) -> list[Row]:
 
 def _found(folder: Path, name: str) -> Path:
     """The published file of this name in a folder, or in the folder ``dataset`` inside it."""
-    places = [
-        place / (name + end) for place in (folder, folder / "dataset") for end in ("", _PACKED)
-    ]
+    places = [place / (name + end) for place in (folder, folder / "dataset") for end in ("", _PACKED)]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise _missing(f"no {name} in {folder}")
@@ -167,9 +159,7 @@ def _given(row: Row) -> GivenAnswer:
         for start, stop, label in _labels(row, response)
     ]
     kept = [(start, stop, label) for start, stop, label in marked if start < stop]
-    described = {
-        name: row.values[name] for name in _DESCRIPTIONS if row.values.get(name) is not None
-    }
+    described = {name: row.values[name] for name in _DESCRIPTIONS if row.values.get(name) is not None}
     return GivenAnswer(
         text=text,
         is_hallucinated=bool(marked),

@@ -106,8 +106,7 @@ def own_path(name: str) -> Path | None:
 def seeded_order(questions: Iterable[Question], seed: int) -> list[Question]:
     """Questions sorted by the SHA-256 of seed and id: a shuffle that no other question moves."""
     return sorted(
-        questions,
-        key=lambda question: hashlib.sha256(f"{seed}\n{question.question_id}".encode()).digest(),
+        questions, key=lambda question: hashlib.sha256(f"{seed}\n{question.question_id}".encode()).digest()
     )
 
 
@@ -130,9 +129,7 @@ def merged_groups(groups: Sequence[str], keys: Sequence[Hashable]) -> list[str]:
     group_codes, key_codes = _codes(groups), _codes(keys)
     n_groups = int(group_codes.max()) + 1
     n_nodes = n_groups + int(key_codes.max()) + 1
-    links = coo_array(
-        (np.ones(len(groups)), (group_codes, n_groups + key_codes)), shape=(n_nodes, n_nodes)
-    )
+    links = coo_array((np.ones(len(groups)), (group_codes, n_groups + key_codes)), shape=(n_nodes, n_nodes))
     components = connected_components(links, directed=False)[1][group_codes].tolist()
     first = dict(zip(reversed(components), reversed(groups), strict=True))
     return [first[component] for component in components]
@@ -144,9 +141,7 @@ def _codes(keys: Sequence[Hashable]) -> Int[np.ndarray, "item"]:
     return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
 
 
-def _own_questions(
-    own: Path, path: Path | None, fields: Mapping[str, str] | None
-) -> Iterable[Question]:
+def _own_questions(own: Path, path: Path | None, fields: Mapping[str, str] | None) -> Iterable[Question]:
     if path is not None:
         raise UsageError(
             f"two files are named: {own} as the data set, and {path} as its file\n"

@@ -19,15 +19,22 @@ from graphhalu.datasets.question import LETTERS
 from graphhalu.errors import DataFileError
 from graphhalu.safe_read import shortened, shown
 
-_LIST: Final = (
-    "a list: a real one, JSON text, Python-list text, or text with a separator that is stated"
-)
+_LIST: Final = "a list: a real one, JSON text, Python-list text, or text with a separator that is stated"
 _LABEL: Final = "1, true, yes or hallucinated; or 0, false, no or correct"
 
 _VERDICTS: Final[Mapping[str, bool]] = {
-    "1": True, "true": True, "yes": True, "hallucinated": True, "wrong": True, "incorrect": True,
-    "0": False, "false": False, "no": False, "correct": False, "right": False,
-}  # fmt: skip
+    "1": True,
+    "true": True,
+    "yes": True,
+    "hallucinated": True,
+    "wrong": True,
+    "incorrect": True,
+    "0": False,
+    "false": False,
+    "no": False,
+    "correct": False,
+    "right": False,
+}
 """Words of a label, in the direction of all labels: 1 = hallucinated."""
 
 
@@ -252,12 +259,7 @@ def labels_cell(row: Row, column: str, separator: str | None = None) -> list[boo
 
 
 def places_cell(
-    row: Row,
-    column: str,
-    choices: Sequence[str],
-    separator: str | None = None,
-    *,
-    reads_digits: bool,
+    row: Row, column: str, choices: Sequence[str], separator: str | None = None, *, reads_digits: bool
 ) -> tuple[int, ...]:
     """Places of the options that a cell names by text, by letter or by number from 0.
 

@@ -114,9 +114,7 @@ def lettered(choices: Sequence[str]) -> str:
     return "\n".join(f"{letter}. {text}" for letter, text in pairs)
 
 
-def letter_spellings(
-    tokenizer: PreTrainedTokenizerBase, n_choices: int
-) -> tuple[tuple[int, ...], ...]:
+def letter_spellings(tokenizer: PreTrainedTokenizerBase, n_choices: int) -> tuple[tuple[int, ...], ...]:
     """The tokens that spell each of the first letters by themselves.
 
     A spelling is one token that the tokenizer makes and that reads as the capital letter, alone
@@ -138,9 +136,7 @@ def letter_spellings(
 
 def _letters(n_choices: int) -> str:
     if n_choices > len(LETTERS):
-        raise UsageError(
-            f"a question has {n_choices} choices; at most {len(LETTERS)} have a letter"
-        )
+        raise UsageError(f"a question has {n_choices} choices; at most {len(LETTERS)} have a letter")
     return LETTERS[:n_choices]
 
 

@@ -75,17 +75,13 @@ def _question(row: Row) -> Question:
     if more in found.values and (is_published or len(answers) == 1):
         answers += texts_field(found, more)
     return Question(
-        question_id=text_field(row, name),
-        text=_unquoted(text_field(row, text)),
-        answers=_known(answers, row),
+        question_id=text_field(row, name), text=_unquoted(text_field(row, text)), answers=_known(answers, row)
     )
 
 
 def _known(answers: list[str], row: Row) -> tuple[str, ...]:
     if answers[0] == "<unk>":
-        raise DataFileError(
-            f"{row.where}: the answer is hidden: TriviaQA's test split has no gold answers"
-        )
+        raise DataFileError(f"{row.where}: the answer is hidden: TriviaQA's test split has no gold answers")
     return without_repeats(answers)
 
 

@@ -93,9 +93,7 @@ class DetectorCard:
     level: Level = "answer"
 
     @classmethod
-    def of(
-        cls, doc: str | None, name: str, *inputs: Input, note: str = "", **fields: Any
-    ) -> "DetectorCard":
+    def of(cls, doc: str | None, name: str, *inputs: Input, note: str = "", **fields: Any) -> "DetectorCard":
         """The card of a trained detector whose docstring has the sections Summary and Source.
 
         Args:

@@ -17,8 +17,13 @@ from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
 
 COMPARED_FIELDS: Final = (
-    "n_layers", "n_heads", "n_kv_heads", "hidden_size", "attention_layers", "hidden_layers"
-)  # fmt: skip
+    "n_layers",
+    "n_heads",
+    "n_kv_heads",
+    "hidden_size",
+    "attention_layers",
+    "hidden_layers",
+)
 """What must agree between the traces that a detector was fitted on and those that it scores."""
 
 
@@ -143,9 +148,7 @@ def _piece(placed: PlacedBlock, spec: FeatureSpec) -> _Piece | None:
     return _Piece(placed.indices, columns.values[placed.within], columns.names)
 
 
-def _joined(
-    n_traces: int, feature: str, pieces: Sequence[_Piece], expected: Layout | None
-) -> Columns:
+def _joined(n_traces: int, feature: str, pieces: Sequence[_Piece], expected: Layout | None) -> Columns:
     """One feature of all traces; missing for those without a piece."""
     if not pieces:
         n_columns = expected.n_columns if expected else 0

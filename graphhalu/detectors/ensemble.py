@@ -19,10 +19,19 @@ from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 BLOCKS: Final = (
-    "sink-probe-heads", "sinkprobe", "lapeigvals", "attn-logdet-heads", "lookback",
-    "instability-probe", "entropy-heads", "hidden-probe", "hallushift", "icr",
-    "likelihood-probe", "summaries",
-)  # fmt: skip
+    "sink-probe-heads",
+    "sinkprobe",
+    "lapeigvals",
+    "attn-logdet-heads",
+    "lookback",
+    "instability-probe",
+    "entropy-heads",
+    "hidden-probe",
+    "hallushift",
+    "icr",
+    "likelihood-probe",
+    "summaries",
+)
 """Probes that are joined; a text control is not among them."""
 
 
@@ -45,10 +54,7 @@ class Summaries(LogisticProbe):
     """
 
     recipe: ClassVar[Recipe] = Recipe(
-        tuple(
-            FeatureSpec(name)
-            for name in ("rauq", "hidden_norm", "hidden_score", "hidden_effective_rank")
-        ),
+        tuple(FeatureSpec(name) for name in ("rauq", "hidden_norm", "hidden_score", "hidden_effective_rank")),
         plain_grid,
     )
     card: ClassVar[DetectorCard] = DetectorCard.of(
@@ -160,8 +166,9 @@ class AllFeatures(Stack):
         self.members = members
         self.joints, self.bias = join(columns, labels.values[kept])
         self.training_report = {
-            "n_train": len(kept), "left_out": failures,
+            "n_train": len(kept),
+            "left_out": failures,
             "weights": self.weights(),
             "blocks": {name: member.training_report for name, member in members.items()},
-        }  # fmt: skip
+        }
         return self

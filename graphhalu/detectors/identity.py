@@ -44,9 +44,7 @@ class Identity:
     config: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
-    def of(
-        cls, configuration: Mapping[str, Any], config: Mapping[str, Any] | None = None
-    ) -> "Identity":
+    def of(cls, configuration: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> "Identity":
         """From the configuration of a store, or of what is being extracted now.
 
         Args:
@@ -105,9 +103,7 @@ class Identity:
         names = ["weights"] if self.weights and other.weights else ["source", "revision"]
         pairs = [(n, getattr(self, n), getattr(other, n)) for n in (*names, "quantization")]
         pairs += [(f"prompt.{n}", self.prompt.get(n), other.prompt.get(n)) for n in _PROMPT]
-        told = [
-            f"{name}: {fitted!r}, got {came!r}" for name, fitted, came in pairs if fitted != came
-        ]
+        told = [f"{name}: {fitted!r}, got {came!r}" for name, fitted, came in pairs if fitted != came]
         if told:
             listed = "\n  ".join(told)
             message = (

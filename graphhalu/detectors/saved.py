@@ -59,10 +59,7 @@ def _add(folder: Path, field: str, value: Any) -> None:
 
 
 def load_detector(
-    folder: Path,
-    traces: Sequence[Trace] | None = None,
-    *,
-    detector_class: type[Detector] | str | None = None,
+    folder: Path, traces: Sequence[Trace] | None = None, *, detector_class: type[Detector] | str | None = None
 ) -> Detector:
     """Read a saved detector.
 
@@ -95,9 +92,7 @@ def load_detector(
     return detector
 
 
-def _class_of(
-    values: Mapping[str, Any], folder: Path, given: type[Detector] | str | None
-) -> type[Detector]:
+def _class_of(values: Mapping[str, Any], folder: Path, given: type[Detector] | str | None) -> type[Detector]:
     """The class that the caller names, else the registered one; never one that a file names."""
     name, path = values["name"], values.get("class")
     if given is None:

@@ -114,10 +114,11 @@ class Stack(ConfiguredDetector, ABC):
         for name, member in self.members.items():
             member.save(folder / self.folder_of_members / name)
         values = {
-            "config": self.config.model_dump(mode="json"), "bias": self.bias,
+            "config": self.config.model_dump(mode="json"),
+            "bias": self.bias,
             "joints": {name: joint._asdict() for name, joint in self.joints.items()},
             "training": self.training_report,
-        }  # fmt: skip
+        }
         write_description(folder, self.card.name, values)
 
     @classmethod

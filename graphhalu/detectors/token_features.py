@@ -105,9 +105,7 @@ def views_of(trace: Trace, family: str, windows: Sequence[int]) -> Iterator[View
             yield View(family, place, window)
 
 
-def averaged(
-    values: Float[np.ndarray, "token column"], window: int
-) -> Float[np.ndarray, "token column"]:
+def averaged(values: Float[np.ndarray, "token column"], window: int) -> Float[np.ndarray, "token column"]:
     """Mean over a window around each token; shorter where the answer begins and ends.
 
     A missing value makes the mean of its neighbourhood missing.
@@ -157,8 +155,9 @@ def _attention(trace: Trace) -> TokenColumns:
     }
     stacked = np.stack(list(columns.values()))
     values = stacked.reshape(-1, stacked.shape[-1]).T.astype(np.float16)
-    heads = [f"l{layer}.h{head}" for layer in trace.shape.attention_layers
-             for head in range(trace.shape.n_heads)]  # fmt: skip
+    heads = [
+        f"l{layer}.h{head}" for layer in trace.shape.attention_layers for head in range(trace.shape.n_heads)
+    ]
     names = tuple(f"{name}.{head}" for name in columns for head in heads)
     return TokenColumns(np.ascontiguousarray(values), names, is_of_rows=True)
 
@@ -185,11 +184,15 @@ def _position(trace: Trace) -> TokenColumns:
     index = np.arange(length, dtype=np.float64)
     relative = index / max(length - 1, 1)
     columns = {
-        "index": index, "log_index": np.log1p(index), "relative": relative,
-        "relative_squared": relative**2, "left": length - 1 - index,
+        "index": index,
+        "log_index": np.log1p(index),
+        "relative": relative,
+        "relative_squared": relative**2,
+        "left": length - 1 - index,
         "log_left": np.log1p(length - 1 - index),
-        "length": np.full(length, float(length)), "log_length": np.full(length, np.log(length)),
-    }  # fmt: skip
+        "length": np.full(length, float(length)),
+        "log_length": np.full(length, np.log(length)),
+    }
     return TokenColumns(np.stack(list(columns.values()), axis=1), tuple(columns), False)
 
 

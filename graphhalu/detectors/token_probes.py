@@ -13,13 +13,7 @@ from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.logistic import LinearModel
 from graphhalu.detectors.probes.search import Fold
-from graphhalu.detectors.token_features import (
-    View,
-    expanded,
-    view_names,
-    view_values,
-    views_of,
-)
+from graphhalu.detectors.token_features import View, expanded, view_names, view_values, views_of
 from graphhalu.detectors.token_ridge import Tokens, Views, choose, described, fitted
 from graphhalu.detectors.token_samples import Sample, TokenConfig, training_sample
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
@@ -93,10 +87,13 @@ class LinearTokenDetector(TrainedDetector, ABC):
         self.names = _names(first, best.views)
         self.shape = describe_shape(first.shape)
         self.training_report = {
-            "n_traces": len(sample.traces), "n_tokens": len(tokens.labels),
-            "n_hallucinated": int(tokens.labels.sum()), "n_columns": len(self.names),
-            "n_folds": tokens.n_parts if tokens.n_parts > 1 else 0, **described(best),
-        }  # fmt: skip
+            "n_traces": len(sample.traces),
+            "n_tokens": len(tokens.labels),
+            "n_hallucinated": int(tokens.labels.sum()),
+            "n_columns": len(self.names),
+            "n_folds": tokens.n_parts if tokens.n_parts > 1 else 0,
+            **described(best),
+        }
         return self
 
     def score(self, traces: Sequence[Trace]) -> Scores:
@@ -165,17 +162,13 @@ class LinearTokenDetector(TrainedDetector, ABC):
         return model.logits(np.concatenate(values, axis=1))
 
 
-def _usable_parts(
-    part: Int[np.ndarray, "token"], labels: Int[np.ndarray, "token"], n_folds: int
-) -> int:
+def _usable_parts(part: Int[np.ndarray, "token"], labels: Int[np.ndarray, "token"], n_folds: int) -> int:
     """The number of parts where each holds tokens of both classes; else 1."""
     has_both = [len(np.unique(labels[part == number])) > 1 for number in range(n_folds)]
     return n_folds if n_folds > 1 and all(has_both) else 1
 
 
-def _sampled(
-    traces: Sequence[Trace], sample: Sample, views: Views
-) -> Float[np.ndarray, "token column"]:
+def _sampled(traces: Sequence[Trace], sample: Sample, views: Views) -> Float[np.ndarray, "token column"]:
     """Some views of the sampled tokens side by side, trace after trace."""
     pairs = list(zip(sample.traces, sample.tokens, strict=True))
     columns = [

@@ -96,11 +96,7 @@ def sample_tokens(
 
 
 def training_sample(
-    traces: Sequence[Trace],
-    labels: Labels,
-    indices: Int[np.ndarray, "side"],
-    config: TokenConfig,
-    name: str,
+    traces: Sequence[Trace], labels: Labels, indices: Int[np.ndarray, "side"], config: TokenConfig, name: str
 ) -> tuple[Sample, list[Fold]]:
     """Tokens of a side to learn from, and folds of their traces that part no context.
 

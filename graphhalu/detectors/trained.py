@@ -92,9 +92,10 @@ class TrainedDetector(ConfiguredDetector, ABC):
         """Write the arrays, the settings, and what else is needed to score."""
         write_arrays(folder, self.arrays())
         values = {
-            "config": self.config.model_dump(mode="json"), **self.description(),
+            "config": self.config.model_dump(mode="json"),
+            **self.description(),
             "training": self.training_report,
-        }  # fmt: skip
+        }
         write_description(folder, self.card.name, values)
 
     @classmethod

@@ -179,9 +179,7 @@ class _Attempts:
 
 
 class _ActorPool(Workers):
-    def __init__(
-        self, ray: Any, hire: Callable[[], Any], n_actors: int, timeout: _ReadyTimeout
-    ) -> None:
+    def __init__(self, ray: Any, hire: Callable[[], Any], n_actors: int, timeout: _ReadyTimeout) -> None:
         self.ray = ray
         self.hire = hire
         self.n_actors = n_actors

@@ -209,9 +209,7 @@ def group_codes(groups: Shaped[np.ndarray, "trace"]) -> tuple[Int[np.ndarray, "t
     return group_index, int(group_index.max()) + 1
 
 
-def drawn_blocks(
-    n_groups: int, n_resamples: int, seed: int
-) -> Iterator[Integer[np.ndarray, "block group"]]:
+def drawn_blocks(n_groups: int, n_resamples: int, seed: int) -> Iterator[Integer[np.ndarray, "block group"]]:
     """The multiplicities of all resamples, some rows at a time; small ones are drawn only once."""
     if n_groups * n_resamples <= _CACHED_DRAWS:
         yield _cached_draws(n_groups, n_resamples, seed)
@@ -220,9 +218,7 @@ def drawn_blocks(
 
 
 @lru_cache(maxsize=1)
-def _cached_draws(
-    n_groups: int, n_resamples: int, seed: int
-) -> Integer[np.ndarray, "resample group"]:
+def _cached_draws(n_groups: int, n_resamples: int, seed: int) -> Integer[np.ndarray, "resample group"]:
     # a group is drawn n_groups times at most
     kind = np.min_scalar_type(n_groups)
     blocks = _draws(n_groups, n_resamples, seed, _BLOCK_ELEMENTS // n_groups)

@@ -136,9 +136,7 @@ def read_calibration(path: Path) -> Calibration | None:
         return None
 
 
-def best_f1_threshold(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> float:
+def best_f1_threshold(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
     """The score at or above which calling hallucinated gives the best F1; the highest of equals.
 
     Where nine of ten answers are hallucinated this may well be the lowest score: to call every
@@ -155,9 +153,7 @@ def best_f1_threshold(
     return float(np.unique(scores)[::-1][best])
 
 
-def _platt(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> dict[str, float]:
+def _platt(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> dict[str, float]:
     """The likeliest logistic curve that does not fall.
 
     Source:
@@ -173,9 +169,7 @@ def _platt(
     centre = float(clipped.mean())
     scaled = np.clip((scores - centre) / scale, -_REACH, _REACH)
 
-    def loss(
-        parameters: Float[np.ndarray, "parameter"],
-    ) -> tuple[float, Float[np.ndarray, "parameter"]]:
+    def loss(parameters: Float[np.ndarray, "parameter"]) -> tuple[float, Float[np.ndarray, "parameter"]]:
         logits = parameters[0] * scaled + parameters[1]
         value = -(targets * log_expit(logits) + (1 - targets) * log_expit(-logits)).mean()
         error = (expit(logits) - targets) / len(targets)
@@ -196,10 +190,5 @@ def _isotonic(
     """The closest curve that does not fall, kept off 0 and 1 as far as Platt's targets are."""
     fitted = IsotonicRegression(out_of_bounds="clip").fit(scores, labels.astype(np.float64))
     n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
-    heights = np.clip(
-        fitted.y_thresholds_, 1 / (n_negative + 2), (n_positive + 1) / (n_positive + 2)
-    )
-    return {
-        "scores": tuple(fitted.X_thresholds_.tolist()),
-        "probabilities": tuple(heights.tolist()),
-    }
+    heights = np.clip(fitted.y_thresholds_, 1 / (n_negative + 2), (n_positive + 1) / (n_positive + 2))
+    return {"scores": tuple(fitted.X_thresholds_.tolist()), "probabilities": tuple(heights.tolist())}

@@ -18,19 +18,10 @@ from graphhalu.evaluation.entries import DetectorFactory, Entry, GivenDetectors,
 from graphhalu.evaluation.judgement import baseline_tests, seed_scores, subgroups
 from graphhalu.evaluation.parts import Finished, clear_parts, finished_detectors, save_part
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, Result
-from graphhalu.evaluation.rows import (
-    Compared,
-    detector_row,
-    failed_row,
-    sample_table,
-)
+from graphhalu.evaluation.rows import Compared, detector_row, failed_row, sample_table
 from graphhalu.evaluation.running import FoldHook, RunOptions, SeedRun, failure_text, run_entries
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.splits import (
-    check_questions,
-    cross_fit_folds,
-    single_split,
-)
+from graphhalu.evaluation.splits import check_questions, cross_fit_folds, single_split
 from graphhalu.evaluation.token_counts import token_counts, token_notes
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, as_labels
@@ -40,9 +31,14 @@ from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
 
 __all__ = [
-    "CompareConfig", "DetectorFactory", "Progress", "RunOptions", "best_beams", "compare",
+    "CompareConfig",
+    "DetectorFactory",
+    "Progress",
+    "RunOptions",
+    "best_beams",
+    "compare",
     "make_compared",
-]  # fmt: skip
+]
 
 
 @dataclass(frozen=True)
@@ -114,9 +110,7 @@ def compare(
     return make_result(compared, labels, [done[name] for name in ranked], store or {})
 
 
-def make_compared(
-    traces: Sequence[Trace] | Path | str, labels: Labels, config: CompareConfig
-) -> Compared:
+def make_compared(traces: Sequence[Trace] | Path | str, labels: Labels, config: CompareConfig) -> Compared:
     """Groups, beams and checked folds of a comparison.
 
     Raises:
@@ -143,9 +137,7 @@ def make_compared(
         if config.quick:
             made = single_split(labels.values, groups, labels.is_valid, seed=seed)
         else:
-            made = cross_fit_folds(
-                labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed
-            )
+            made = cross_fit_folds(labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed)
         folds[seed] = check_questions(made, traces)
     return Compared(traces, labels, groups, folds, config)
 
@@ -181,9 +173,7 @@ def fold_reporter(
         folds: Their folds by seed.
         is_in_order: Whether one process runs them; with several, what is done is counted.
     """
-    steps = [
-        (name, seed, fold) for name in names for seed in folds for fold in range(len(folds[seed]))
-    ]
+    steps = [(name, seed, fold) for name in names for seed in folds for fold in range(len(folds[seed]))]
     reported = count(1)
 
     def report(detector: str, seed: int, fold: int) -> None:

@@ -118,9 +118,7 @@ def control_rows(
     return found
 
 
-def question_mass(
-    traces: Sequence[Trace],
-) -> Iterator[tuple[Labels, Float[np.ndarray, "trace"]]]:
+def question_mass(traces: Sequence[Trace]) -> Iterator[tuple[Labels, Float[np.ndarray, "trace"]]]:
     """Labels of each head (above the median of its attention to the question), and its edges' sum.
 
     The attention is that of all keys, the sum that of the edges to the question that a graph of
@@ -129,9 +127,7 @@ def question_mass(
     layers = default_layers(traces[0].shape)
     n_heads = traces[0].shape.n_heads
     heads = np.unique(np.linspace(0, n_heads - 1, min(HEADS, n_heads)).round().astype(int))
-    graphs = AttentionGraphs(
-        traces, layers=layers, edges=TopK(EDGES_PER_ROW), nodes=["span"], sinks="remove"
-    )
+    graphs = AttentionGraphs(traces, layers=layers, edges=TopK(EDGES_PER_ROW), nodes=["span"], sinks="remove")
     on_edges = np.zeros((len(traces), len(layers), n_heads))
     for data in graphs:
         cell = data.trace_index, layers.index(data.layer)
@@ -154,9 +150,7 @@ def _mass(trace: Trace, layer: int) -> Float[np.ndarray, "head"]:
     return mean
 
 
-def _labels(
-    traces: Sequence[Trace], values: Int[np.ndarray, "trace"], layer: int, head: int
-) -> Labels:
+def _labels(traces: Sequence[Trace], values: Int[np.ndarray, "trace"], layer: int, head: int) -> Labels:
     ids, settings = (trace.trace_id for trace in traces), {"layer": layer, "head": head}
     return complete_labels(ids, values, "question-mass", reason="median split", settings=settings)
 

@@ -127,9 +127,7 @@ def check_scores(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "tr
         raise NotEnoughDataError(message)
 
 
-def checked_counts(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> RocCounts:
+def checked_counts(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> RocCounts:
     """The counts of one unweighted row, after :func:`check_scores`."""
     check_scores(scores, labels)
     return roc_counts(scores, labels)

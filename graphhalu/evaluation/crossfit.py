@@ -73,11 +73,7 @@ class OutOfFold:
         self.is_valid[places], self.fold[places] = np.isfinite(scored.raw), number
 
     def with_fold(
-        self,
-        number: int,
-        places: Int[np.ndarray, "tested"],
-        model: "FoldModel",
-        scored: "FoldScores",
+        self, number: int, places: Int[np.ndarray, "tested"], model: "FoldModel", scored: "FoldScores"
     ) -> "OutOfFold":
         """The same with one more fold: its scores, its seconds and what its model says."""
         self.fill(number, places, scored)
@@ -134,17 +130,12 @@ class FoldModel:
         score_s = perf_counter() - started
         probability, is_positive = np.full(len(raw), np.nan), np.zeros(len(raw), dtype=bool)
         if self.calibration is not None:
-            probability, is_positive = (
-                self.calibration.probability(raw),
-                self.calibration.calls(raw),
-            )
+            probability, is_positive = (self.calibration.probability(raw), self.calibration.calls(raw))
         pooled = standardise(raw, self.reference)
         return FoldScores(pooled, raw, probability, is_positive, score_s)
 
 
-def fit_fold(
-    make: Callable[[], Detector], traces: Sequence[Trace], labels: Labels, fold: Split
-) -> FoldModel:
+def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labels, fold: Split) -> FoldModel:
     """Fit a fresh detector on a fold, then calibrate it on the validation side.
 
     The threshold is that of the best F1 there: of answers, or at token level of the characters

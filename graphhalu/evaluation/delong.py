@@ -66,9 +66,7 @@ def column_influence(
 
 
 def grouped_delong_test(
-    difference: float,
-    influence: Float[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
+    difference: float, influence: Float[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"]
 ) -> DelongTest:
     """Test a difference of AUROCs whose traces come in independent groups.
 

@@ -18,9 +18,7 @@ DetectorFactory = Callable[..., Detector]
 """A detector class, or a function without required arguments; one with a parameter ``seed``
 is given the seed of the comparison."""
 
-GivenDetectors = (
-    Sequence[str | Detector | type[Detector]] | Mapping[str, DetectorFactory | Detector]
-)
+GivenDetectors = Sequence[str | Detector | type[Detector]] | Mapping[str, DetectorFactory | Detector]
 """What can be compared: names, ``module:Class``, classes and detectors, or names with one each."""
 
 
@@ -149,9 +147,7 @@ def make_entry(given: str | Detector | type[Detector]) -> Entry:
 
 
 def _chosen(
-    detectors: Sequence[str | Detector | type[Detector]] | None,
-    config: CompareConfig,
-    level: Level,
+    detectors: Sequence[str | Detector | type[Detector]] | None, config: CompareConfig, level: Level
 ) -> Sequence[str | Detector | type[Detector]]:
     """Those given, else those of the configuration, else all; with the position control."""
     from graphhalu.detectors.registry import POSITION_CONTROL, detector_names

@@ -53,15 +53,11 @@ class FileFormat(NamedTuple):
 def plain_values(record: Any, kind: FileFormat) -> dict[str, Any]:
     """A record as plain values for JSON, with format and version."""
     values = record.model_dump(mode="json") if isinstance(record, BaseModel) else _fields(record)
-    found: dict[str, Any] = json_ready(
-        {"format": kind.name, "format_version": kind.version, **values}
-    )
+    found: dict[str, Any] = json_ready({"format": kind.name, "format_version": kind.version, **values})
     return found
 
 
-def write_document(
-    path: Path, record: Any, kind: FileFormat, *, rows: Sequence[Any] | None = None
-) -> Path:
+def write_document(path: Path, record: Any, kind: FileFormat, *, rows: Sequence[Any] | None = None) -> Path:
     """Write a record as JSON, whole or not at all; its folder is made if it is missing.
 
     Args:
@@ -103,9 +99,7 @@ def read_document(path: Path, record: type[T], kind: FileFormat) -> T:
     return validated(record, values, path, way_out=kind.way_out)
 
 
-def validated(
-    record: type[T], values: Mapping[str, Any], path: Path, *, way_out: str | None = None
-) -> T:
+def validated(record: type[T], values: Mapping[str, Any], path: Path, *, way_out: str | None = None) -> T:
     """The record that the values of a file make.
 
     Raises:

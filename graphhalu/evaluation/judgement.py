@@ -80,18 +80,14 @@ def choose_baseline(
         return Baseline(against, NAMED_RULE)
     if level == "token" and any(row.detector == POSITION_CONTROL for row in rows):
         return Baseline(POSITION_CONTROL, POSITION_RULE)
-    candidates = [
-        row for row in rows if row.failure is None and (row.is_control or not row.is_graph)
-    ]
+    candidates = [row for row in rows if row.failure is None and (row.is_control or not row.is_graph)]
     if not candidates:
         return None
     best = max(candidates, key=lambda row: row.auroc_invalid_at_median or 0.0)
     return Baseline(best.detector, RULE)
 
 
-def subgroups(
-    compared: Compared, scores: Mapping[str, Sequence[SeedScores]]
-) -> tuple[Subgroup, ...]:
+def subgroups(compared: Compared, scores: Mapping[str, Sequence[SeedScores]]) -> tuple[Subgroup, ...]:
     """AUROC and AUPRC of every detector within each category; none without categories.
 
     Traces without a valid score stand at the median of the detector's others.
@@ -112,10 +108,7 @@ def subgroups(
 
 
 def _subgroup(
-    ground: CommonGround,
-    seeds: Sequence[SeedScores],
-    is_member: Bool[np.ndarray, "item"],
-    **names: str,
+    ground: CommonGround, seeds: Sequence[SeedScores], is_member: Bool[np.ndarray, "item"], **names: str
 ) -> Subgroup:
     spread = [seed.spread(len(ground.labels)) for seed in seeds]
     scored = [(scores, is_tested & is_member) for scores, is_tested in spread]

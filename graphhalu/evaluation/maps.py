@@ -31,9 +31,7 @@ FORMAT_VERSION: Final = 1
 KIND: Final = FileFormat(FORMAT, FORMAT_VERSION, "Run:  graphhalu compare")
 MAPS_FILE: Final = "maps.json"
 
-FEATURES: Final = (
-    "sink_mass_k4", "self_attention_log", "lookback_ratio", "attention_entropy_mean",
-)  # fmt: skip
+FEATURES: Final = ("sink_mass_k4", "self_attention_log", "lookback_ratio", "attention_entropy_mean")
 FALSE_DISCOVERIES: Final = 0.05
 """Share of false discoveries that is allowed among the marked heads."""
 _LEAST_ANSWERS: Final = 5
@@ -131,9 +129,7 @@ def head_maps(
         _head_map(name, layers, tests.auroc, q_value)
         for (name, tests), q_value in zip(found.items(), benjamini_hochberg(p_values), strict=True)
     )
-    return HeadMaps(
-        maps, missing, len(kept), int(groups.max()) + 1, float(values.mean()), labels.labeller
-    )
+    return HeadMaps(maps, missing, len(kept), int(groups.max()) + 1, float(values.mean()), labels.labeller)
 
 
 def read_maps(folder: Path) -> HeadMaps | None:
@@ -221,8 +217,7 @@ def _head_map(
 ) -> HeadMap:
     n_layers = len(layers)
     cells, q_cells = (
-        tuple(_plain(row) for row in values[:-n_layers].reshape(n_layers, -1))
-        for values in (auroc, q_value)
+        tuple(_plain(row) for row in values[:-n_layers].reshape(n_layers, -1)) for values in (auroc, q_value)
     )
     of_layers = _plain(auroc[-n_layers:]), _plain(q_value[-n_layers:])
     return HeadMap(name, layers, cells, q_cells, *of_layers)

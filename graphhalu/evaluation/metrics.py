@@ -172,9 +172,7 @@ LOWER_IS_BETTER: Final = frozenset({"aurc", "e_aurc", "ece", "brier"})
 """Metrics that measure an error; of all others more is better."""
 
 
-def evaluate(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> dict[str, float]:
+def evaluate(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> dict[str, float]:
     """Every metric of :data:`METRICS`.
 
     Raises:

@@ -25,10 +25,7 @@ class Reliability(NamedTuple):
 
 
 def reliability_curve(
-    probability: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    *,
-    n_bins: int = N_BINS,
+    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], *, n_bins: int = N_BINS
 ) -> Reliability:
     """Mean probability and share of hallucinated traces in bins of equal mass.
 
@@ -49,10 +46,7 @@ def reliability_curve(
 
 
 def ece(
-    probability: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    *,
-    n_bins: int = N_BINS,
+    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], *, n_bins: int = N_BINS
 ) -> float:
     """Expected calibration error: mean distance of probability and share over the bins' traces.
 
@@ -115,7 +109,6 @@ def _check(probability: Float[np.ndarray, "trace"]) -> None:
         raise NotEnoughDataError(message)
     if not ((probability >= 0) & (probability <= 1)).all():
         message = (
-            f"probabilities must be in [0, 1], got {np.nanmin(probability):g} to "
-            f"{np.nanmax(probability):g}"
+            f"probabilities must be in [0, 1], got {np.nanmin(probability):g} to {np.nanmax(probability):g}"
         )
         raise ValueError(message)

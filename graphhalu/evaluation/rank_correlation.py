@@ -40,12 +40,7 @@ Grid = Float[np.ndarray, "group member"]
 
 
 def rank_correlation(
-    first: Grid,
-    second: Grid,
-    *,
-    n_resamples: int = 2000,
-    n_permutations: int = 2000,
-    seed: int = 0,
+    first: Grid, second: Grid, *, n_resamples: int = 2000, n_permutations: int = 2000, seed: int = 0
 ) -> RankCorrelation:
     """Spearman's correlation of two grids, such as layers of heads.
 
@@ -70,9 +65,7 @@ def rank_correlation(
     first, second = (np.where(is_there, grid, np.nan)[kept] for grid in (first, second))
     rho = float(_spearman(first.reshape(1, -1), second.reshape(1, -1))[0])
     if not np.isfinite(rho) or is_there.sum() < LEAST_CELLS:
-        message = (
-            f"a rank correlation needs {LEAST_CELLS} cells that differ, got {int(is_there.sum())}"
-        )
+        message = f"a rank correlation needs {LEAST_CELLS} cells that differ, got {int(is_there.sum())}"
         raise NotEnoughDataError(message)
     generator = np.random.default_rng(seed)
     low, high = _interval(first, second, n_resamples, generator)
@@ -81,11 +74,13 @@ def rank_correlation(
     # a permutation that leaves no correlation counts against the finding
     n_extreme = int((~(np.abs(values) < abs(rho) - 1e-12)).sum())
     return RankCorrelation(
-        rho, low, high,
+        rho,
+        low,
+        high,
         p_value=(n_extreme + 1) / (n_permutations + 1),
         beyond_order=_beyond_order(first, second, rho),
         n_cells=int(is_there.sum()),
-    )  # fmt: skip
+    )
 
 
 def _spearman(

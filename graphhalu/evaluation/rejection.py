@@ -25,9 +25,7 @@ class RiskCoverage(NamedTuple):
     risk: Float[np.ndarray, "kept"]
 
 
-def risk_coverage_curve(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> RiskCoverage:
+def risk_coverage_curve(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> RiskCoverage:
     """Risk at each coverage ``1/n … 1``, the lowest scores kept first; its mean is the AURC.
 
     Raises:
@@ -43,9 +41,7 @@ def risk_coverage_curve(
     return RiskCoverage(kept / len(scores), (hits[-1] - rejected_hits) / kept)
 
 
-def counted_prr(
-    counts: RocCounts, *, max_rejection: float = MAX_REJECTION
-) -> Float[np.ndarray, "resample"]:
+def counted_prr(counts: RocCounts, *, max_rejection: float = MAX_REJECTION) -> Float[np.ndarray, "resample"]:
     """Prediction-rejection ratio: 1 = as good as an oracle, 0 = as random rejection.
 
     The quality of a trace is 1 minus its label. With ``R = floor(max_rejection * n)`` the area
@@ -98,17 +94,13 @@ def counted_excess_aurc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
     return counted_aurc(counts) - best
 
 
-def _totals(
-    counts: RocCounts,
-) -> tuple[Float[np.ndarray, "resample"], Float[np.ndarray, "resample"]]:
+def _totals(counts: RocCounts) -> tuple[Float[np.ndarray, "resample"], Float[np.ndarray, "resample"]]:
     """Correct traces, and all of them."""
     n_correct = counts.false_positives[:, -1]
     return n_correct, n_correct + counts.true_positives[:, -1]
 
 
-def _kept_quality(
-    counts: RocCounts, fewest: Float[np.ndarray, "resample"]
-) -> Float[np.ndarray, "resample"]:
+def _kept_quality(counts: RocCounts, fewest: Float[np.ndarray, "resample"]) -> Float[np.ndarray, "resample"]:
     """Sum of ``C(k) / k`` over ``k = fewest + 1 … n``: whole ties, and a part of the last one."""
     ties = counts.kept_ties
     is_whole = ties.kept >= fewest[:, None]

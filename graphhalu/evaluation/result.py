@@ -37,10 +37,22 @@ from graphhalu.provenance import file_sha256
 from graphhalu.safe_read import reading, shown
 
 __all__ = [
-    "FORMAT", "FORMAT_VERSION", "RESULT_FILE", "SAMPLE_SCHEMA", "SCORES_FILE", "TABLE_FILE",
-    "Baseline", "Comparison", "DetectorRow", "MetricValue", "Result", "Subgroup", "TokenCounts",
-    "csv_table", "read_result",
-]  # fmt: skip
+    "FORMAT",
+    "FORMAT_VERSION",
+    "RESULT_FILE",
+    "SAMPLE_SCHEMA",
+    "SCORES_FILE",
+    "TABLE_FILE",
+    "Baseline",
+    "Comparison",
+    "DetectorRow",
+    "MetricValue",
+    "Result",
+    "Subgroup",
+    "TokenCounts",
+    "csv_table",
+    "read_result",
+]
 
 FORMAT: Final = "graphhalu-result"
 FORMAT_VERSION: Final = 3
@@ -79,9 +91,7 @@ class Result:
         notes: What a reader must know before trusting a number.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(
-        arbitrary_types_allowed=True, extra="forbid"
-    )
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
 
     config: Mapping[str, Any]
     provenance: Mapping[str, Any]
@@ -126,8 +136,7 @@ class Result:
             import pandas as pd
         except ImportError:
             message = (
-                "a table of a result needs the package pandas\n"
-                "  Install it:  pip install 'graphhalu[report]'"
+                "a table of a result needs the package pandas\n  Install it:  pip install 'graphhalu[report]'"
             )
             raise MissingExtraError(message) from None
         columns, rows = table_columns(self.rows, self.comparisons)
@@ -269,10 +278,16 @@ def _of_token_test(values: Mapping[str, Any]) -> dict[str, Any] | None:
         return None
     unknown = ("standard_error", "p_delong", "p_equivalent", "p_not_worse")
     return {
-        **dict.fromkeys(unknown), "detector": values["detector"], "baseline": POSITION_CONTROL,
-        "difference": found["value"], "low": found["low"], "high": found["high"],
-        "p_bootstrap": found["p_value"], "p_holm": values["p_holm"], "margin": MARGIN,
-    }  # fmt: skip
+        **dict.fromkeys(unknown),
+        "detector": values["detector"],
+        "baseline": POSITION_CONTROL,
+        "difference": found["value"],
+        "low": found["low"],
+        "high": found["high"],
+        "p_bootstrap": found["p_value"],
+        "p_holm": values["p_holm"],
+        "margin": MARGIN,
+    }
 
 
 def _by_auroc(row: DetectorRow) -> float:

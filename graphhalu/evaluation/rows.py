@@ -65,9 +65,7 @@ class Compared:
         """All traces, for metrics of token detectors by answer."""
         return self._ground(self.labels.values, self.groups)
 
-    def _ground(
-        self, labels: Int[np.ndarray, "item"], groups: Shaped[np.ndarray, "item"]
-    ) -> CommonGround:
+    def _ground(self, labels: Int[np.ndarray, "item"], groups: Shaped[np.ndarray, "item"]) -> CommonGround:
         known = self.config
         draws = {"n_resamples": known.n_resamples, "seed": known.bootstrap_seed}
         return CommonGround(labels, groups, level=known.level, margin=known.margin, **draws)

@@ -61,11 +61,7 @@ class SeedRun:
 
 
 def run_seed(
-    compared: Compared,
-    entry: Entry,
-    seed: int,
-    *,
-    on_fold: FoldHook = lambda _name, _seed, _fold: None,
+    compared: Compared, entry: Entry, seed: int, *, on_fold: FoldHook = lambda _name, _seed, _fold: None
 ) -> SeedRun:
     """Cross-fit one detector with one seed; whatever it raises is its outcome.
 
@@ -74,9 +70,12 @@ def run_seed(
     """
     try:
         fit = cross_fit(
-            partial(entry.make, seed), compared.traces, compared.labels, compared.folds[seed],
+            partial(entry.make, seed),
+            compared.traces,
+            compared.labels,
+            compared.folds[seed],
             on_fold=partial(on_fold, entry.name, seed),
-        )  # fmt: skip
+        )
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         error.add_note(f"of seed {seed}")
         return SeedRun(entry.name, seed, None, failure_text(error))
@@ -150,9 +149,7 @@ def _spread(
 _SENT = ("labels", "groups", "folds", "config")
 
 
-def _start(
-    opened: Callable[[], Sequence[Trace]], shared: Mapping[str, Any], n_threads: int
-) -> Compared:
+def _start(opened: Callable[[], Sequence[Trace]], shared: Mapping[str, Any], n_threads: int) -> Compared:
     """Open the traces in a new worker, with as many threads as the caller has."""
     torch.set_num_threads(n_threads)
     threadpoolctl.threadpool_limits(n_threads)

@@ -19,12 +19,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.special import ndtr
 
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.evaluation.bootstrap import (
-    percentile_interval,
-    resample_metrics,
-    resample_sums,
-    two_sided_p,
-)
+from graphhalu.evaluation.bootstrap import percentile_interval, resample_metrics, resample_sums, two_sided_p
 from graphhalu.evaluation.delong import auroc_influence, grouped_delong_test
 from graphhalu.evaluation.metrics import auroc
 
@@ -128,16 +123,11 @@ class CommonGround:
     margin: float = MARGIN
 
     def resample(
-        self,
-        metrics: Sequence[str],
-        scores: Float[np.ndarray, "trace"],
-        is_valid: Bool[np.ndarray, "trace"],
+        self, metrics: Sequence[str], scores: Float[np.ndarray, "trace"], is_valid: Bool[np.ndarray, "trace"]
     ) -> dict[str, Float[np.ndarray, "resample"]]:
         """Each metric on each resample, over the valid scores; NaN where one lacks a class."""
         draws = {"n_resamples": self.n_resamples, "seed": self.seed}
-        return resample_metrics(
-            metrics, scores, self.labels, self.groups, is_valid=is_valid, **draws
-        )
+        return resample_metrics(metrics, scores, self.labels, self.groups, is_valid=is_valid, **draws)
 
     def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
         """Sums of columns over all traces in the first row, over each resample in the others."""
@@ -235,9 +225,7 @@ def tost(difference: float, standard_error: float, margin: float = MARGIN) -> Eq
     )
 
 
-def _difference(
-    name: str, first: Judged, baseline: str, second: Judged, tested: CommonGround
-) -> Comparison:
+def _difference(name: str, first: Judged, baseline: str, second: Judged, tested: CommonGround) -> Comparison:
     resampled = first.resampled - second.resampled
     low, high, _ = percentile_interval(resampled, tested.level)
     difference, influence = first.auroc - second.auroc, first.influence - second.influence

@@ -102,10 +102,7 @@ def check_folds(folds: Sequence[Split], groups: Shaped[np.ndarray, "trace"]) -> 
 
 
 def _refuse_shared(
-    sides: Mapping[str, Int[np.ndarray, "member"]],
-    names: Sequence[str],
-    traces: Sequence[Trace],
-    reason: str,
+    sides: Mapping[str, Int[np.ndarray, "member"]], names: Sequence[str], traces: Sequence[Trace], reason: str
 ) -> None:
     """Refuse sides that hold traces of one name, and describe the first such pair."""
     owner: dict[str, tuple[str, int]] = {}
@@ -152,7 +149,5 @@ def _valid_indices(
     return kept
 
 
-def _into(
-    kept: Int[np.ndarray, "kept"], split: Split, groups: Shaped[np.ndarray, "trace"]
-) -> Split:
+def _into(kept: Int[np.ndarray, "kept"], split: Split, groups: Shaped[np.ndarray, "trace"]) -> Split:
     return Split(kept[split.train], kept[split.validation], kept[split.test], groups)

@@ -15,14 +15,18 @@ from graphhalu.evaluation.token_spans import MarkedAnswer, SpanCounts, count_spa
 from graphhalu.labels.labels import Labels
 
 TOKEN_METRICS: Final = (
-    "within_auroc", "char_precision", "char_recall", "char_f1", "span_precision", "span_recall",
-    "span_f1", "answer_auroc_max", "answer_auroc_mean",
-)  # fmt: skip
+    "within_auroc",
+    "char_precision",
+    "char_recall",
+    "char_f1",
+    "span_precision",
+    "span_recall",
+    "span_f1",
+    "answer_auroc_max",
+    "answer_auroc_mean",
+)
 """Their names, in the order of a table."""
-_REDUCED: Final[dict[str, Callable[[np.ndarray], np.floating[Any]]]] = {
-    "max": np.max,
-    "mean": np.mean,
-}
+_REDUCED: Final[dict[str, Callable[[np.ndarray], np.floating[Any]]]] = {"max": np.max, "mean": np.mean}
 
 
 def token_metrics(
@@ -57,9 +61,7 @@ def token_metrics(
 
 
 def _within(
-    scores: Sequence[Float[np.ndarray, "_"]],
-    truth: Sequence[Int[np.ndarray, "_"]],
-    ground: CommonGround,
+    scores: Sequence[Float[np.ndarray, "_"]], truth: Sequence[Int[np.ndarray, "_"]], ground: CommonGround
 ) -> Float[np.ndarray, "row"]:
     """Mean AUROC over the tokens of one hallucinated answer, whatever other answers score."""
     columns = np.zeros((len(scores), 2))
@@ -70,9 +72,7 @@ def _within(
     return ratio(*ground.sums(columns).T)
 
 
-def _spans(
-    counts: Sequence[SpanCounts], ground: CommonGround
-) -> dict[str, Float[np.ndarray, "row"]]:
+def _spans(counts: Sequence[SpanCounts], ground: CommonGround) -> dict[str, Float[np.ndarray, "row"]]:
     """Precision, recall and F1 of characters and spans, summed over answers."""
     sums: Any = SpanCounts(*ground.sums(np.array(counts, dtype=np.float64)).T)
     found = {

@@ -78,9 +78,7 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
     n_tokens = len(record.answer_offsets)
     is_marked: Bool[np.ndarray, "character"] = spans.sum(axis=0) > 0
     chosen = [is_text, is_marked, *spans]
-    of_token = np.array(
-        [np.bincount(owner[row & (owner != _NONE)], minlength=n_tokens) for row in chosen]
-    )
+    of_token = np.array([np.bincount(owner[row & (owner != _NONE)], minlength=n_tokens) for row in chosen])
     return MarkedAnswer(
         size=of_token[0],
         marked=of_token[1],
@@ -90,9 +88,7 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
     )
 
 
-def count_spans(
-    answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]
-) -> SpanCounts:
+def count_spans(answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]) -> SpanCounts:
     """Characters and spans of one answer; see :data:`SPAN_RULE`.
 
     Tokens of white space alone neither make a span nor part one.
@@ -117,9 +113,7 @@ def count_spans(
     )
 
 
-def best_threshold(
-    scores: Float[np.ndarray, "token"], answers: Sequence[MarkedAnswer]
-) -> float | None:
+def best_threshold(scores: Float[np.ndarray, "token"], answers: Sequence[MarkedAnswer]) -> float | None:
     """The score from which to call tokens so that the F1 of characters is highest.
 
     Args:

@@ -101,8 +101,7 @@ class TopologyReport:
         """Everything as plain values for JSON."""
         plain = {name: value for name, value in vars(self).items() if name != "rows"}
         rows = [
-            {**asdict(row), **{k: _plain(getattr(row, k)) for k in ("raw", "adjusted")}}
-            for row in self.rows
+            {**asdict(row), **{k: _plain(getattr(row, k)) for k in ("raw", "adjusted")}} for row in self.rows
         ]
         return {**plain, "layers": list(self.layers), "measures": MEANINGS, "rows": rows}
 
@@ -155,13 +154,15 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     adjusted = _effects([values for *_, values in cells], is_hallucinated, weights, lengths)
     rows = tuple(
         TopologyRow(
-            layer, name,
+            layer,
+            name,
             int((np.isfinite(values) & is_hallucinated).sum()),
             int((np.isfinite(values) & ~is_hallucinated).sum()),
-            one, other,
+            one,
+            other,
         )
         for (layer, name, values), one, other in zip(cells, raw, adjusted, strict=True)
-    )  # fmt: skip
+    )
     return TopologyReport(
         rows=rows,
         layers=wanted,
@@ -250,9 +251,7 @@ def _effect(
     return Effect(value, low, high, p_value, float("nan"))
 
 
-def _check(
-    traces: Sequence[Trace], labels: Labels, is_hallucinated: Bool[np.ndarray, "answer"]
-) -> None:
+def _check(traces: Sequence[Trace], labels: Labels, is_hallucinated: Bool[np.ndarray, "answer"]) -> None:
     if [trace.trace_id for trace in traces] != list(labels.trace_ids):
         message = f"{len(traces)} traces and {len(labels.trace_ids)} labels do not belong together"
         raise UsageError(message)

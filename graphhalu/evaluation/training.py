@@ -135,9 +135,7 @@ def _fitted(make: Callable[[], Detector], compared: Compared, fold: Split) -> Fo
         raise GraphhaluError(failure_text(error)) from error
 
 
-def check_detector(
-    name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None = None
-) -> None:
+def check_detector(name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None = None) -> None:
     """Refuse settings, devices and layers that cannot be before anything is built or labelled.
 
     Raises:
@@ -150,9 +148,7 @@ def check_detector(
     replace(make_entry(name), settings=given).make(seed).check(traces)
 
 
-def _write_run(
-    runs: Path, name: str, result: Result, model: FoldModel, identity: Identity | None
-) -> Path:
+def _write_run(runs: Path, name: str, result: Result, model: FoldModel, identity: Identity | None) -> Path:
     """Write result and model in a new folder, which goes again if either cannot be written."""
     folder = new_run_folder(runs, name)
     try:
@@ -197,9 +193,7 @@ def fit_for_use(
         NotEnoughDataError: If a class is missing.
     """
     seed, groups = config.seeds[0], question_groups(traces)
-    fold = cross_fit_folds(
-        labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed
-    )[0]
+    fold = cross_fit_folds(labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed)[0]
     train = np.sort(np.concatenate([fold.train, fold.test]))
     split = Split(train, fold.validation, np.zeros(0, dtype=np.int64), groups)
     entry = replace(make_entry(name), settings=config.settings.get(name, {}))

@@ -143,17 +143,9 @@ def transfer(
     config = config or CompareConfig()
     entries = make_entries(detectors, config)
     compared = {s.name: make_compared(s.traces, s.labels, config) for s in sources}
-    folds = {
-        seed: [fold for each in compared.values() for fold in each.folds[seed]]
-        for seed in config.seeds
-    }
+    folds = {seed: [fold for each in compared.values() for fold in each.folds[seed]] for seed in config.seeds}
     report = fold_reporter(on_progress, [entry.name for entry in entries], folds, is_in_order=False)
-    done = [
-        cell
-        for entry in entries
-        for train in names
-        for cell in _row(entry, train, compared, report)
-    ]
+    done = [cell for entry in entries for train in names for cell in _row(entry, train, compared, report)]
     return TransferResult(
         config=config.model_dump(mode="json"),
         provenance=provenance(),
@@ -166,9 +158,7 @@ def transfer(
 def source_names(paths: Sequence[Path]) -> list[str]:
     """A short name for each store: that of its folder, with a number where two are alike."""
     stems = [path.stem for path in paths]
-    return [
-        stem if stems.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)
-    ]
+    return [stem if stems.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)]
 
 
 def folds_that_test(train: Compared, seed: int, test: Compared) -> Int[np.ndarray, "trace"]:

@@ -59,9 +59,7 @@ _ATTENTION: WeakKeyDictionary[nn.Module, AttentionModules] = WeakKeyDictionary()
 
 
 @contextmanager
-def capturing(
-    model: Any, observer: AttentionObserver, *, row_chunk: int | None = None
-) -> Iterator[None]:
+def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None = None) -> Iterator[None]:
     """Run the model with its attention handed to ``observer``, then restore what was set.
 
     Args:

@@ -29,9 +29,7 @@ _GROWTH: Final = 64
 class GrowingLayer(DynamicLayer):
     """Keys and values of one layer in buffers that grow, so that a step copies only itself."""
 
-    def update(
-        self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any
-    ) -> tuple[Tensor, Tensor]:
+    def update(self, key_states: Tensor, value_states: Tensor, *_: Any, **__: Any) -> tuple[Tensor, Tensor]:
         """Append the new positions and return all of them as views."""
         if not self.is_initialized:
             self.lazy_initialization(key_states, value_states)
@@ -132,10 +130,7 @@ class Decoder:
         near = self.is_visible & (newest - self.positions[:, None] < self.windows[0])
         if not self.has_full_layers:
             return self._additive(near)
-        return {
-            "full_attention": self._additive(self.is_visible),
-            "sliding_attention": self._additive(near),
-        }
+        return {"full_attention": self._additive(self.is_visible), "sliding_attention": self._additive(near)}
 
     def _additive(
         self, is_visible: Bool[Tensor, "question beam key"]
@@ -183,7 +178,5 @@ def decode_attention(
     n_groups = n_heads // key.shape[1]
     rows = query.reshape(n_questions, key.shape[1], n_groups * n_beams, -1)
     mask, scale = attention_mask.repeat(1, 1, n_groups, 1), settings.get("scaling")
-    output = nn.functional.scaled_dot_product_attention(
-        rows, key, value, attn_mask=mask, scale=scale
-    )
+    output = nn.functional.scaled_dot_product_attention(rows, key, value, attn_mask=mask, scale=scale)
     return output.reshape(n_questions, n_heads, n_beams, -1).transpose(1, 2).contiguous(), None

@@ -11,13 +11,7 @@ from graphhalu.datasets.registry import own_path
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.generate import BeamSearch, Candidate
-from graphhalu.extract.prompts import (
-    Answer,
-    Prompt,
-    PromptBuilder,
-    generated_answer,
-    newline_token_ids,
-)
+from graphhalu.extract.prompts import Answer, Prompt, PromptBuilder, generated_answer, newline_token_ids
 from graphhalu.extract.replay import Replayed, replay
 from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_shape
 from graphhalu.models.load import LoadedModel
@@ -201,9 +195,7 @@ class Extraction:
             option_ids=prompt.option_ids,
         )
 
-    def _replayed(
-        self, answers: Sequence[tuple[Prompt, Answer]]
-    ) -> Iterator[tuple[TraceRecord, Replayed]]:
+    def _replayed(self, answers: Sequence[tuple[Prompt, Answer]]) -> Iterator[tuple[TraceRecord, Replayed]]:
         """Replay in groups of rising length whose padded size stays within ``REPLAY_TOKENS``."""
 
         def fits(group: list[tuple[Prompt, Answer, TokenSequence]]) -> bool:
@@ -213,9 +205,7 @@ class Extraction:
         model, edge_mass = self.loaded.model, self.config.capture.edge_mass
         for group in grouped(sorted(items, key=lambda item: item[2].length), fits):
             sequences = [sequence for _, _, sequence in group]
-            results = replay(
-                model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass
-            )
+            results = replay(model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass)
             for (prompt, answer, sequence), result in zip(group, results, strict=True):
                 yield _record(prompt, answer, sequence, result), result
 
@@ -244,9 +234,7 @@ def dataset_identity(settings: DatasetSettings) -> dict[str, Any]:
     }
 
 
-def _record(
-    prompt: Prompt, answer: Answer, sequence: TokenSequence, result: Replayed
-) -> TraceRecord:
+def _record(prompt: Prompt, answer: Answer, sequence: TokenSequence, result: Replayed) -> TraceRecord:
     """What is known of a trace beside its arrays."""
     question, label, metadata = prompt.question, None, dict(prompt.question.metadata)
     stated = question.given[answer.rank] if answer.score is None else None

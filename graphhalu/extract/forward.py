@@ -204,9 +204,7 @@ def option_logprobs(
         option_ids: Tokens of each option.
     """
     log_probabilities = torch.log_softmax(logits.float(), dim=-1)
-    return tuple(
-        float(torch.logsumexp(log_probabilities[list(tokens)], dim=0)) for tokens in option_ids
-    )
+    return tuple(float(torch.logsumexp(log_probabilities[list(tokens)], dim=0)) for tokens in option_ids)
 
 
 def token_statistics(

@@ -187,9 +187,7 @@ class BeamSearch:
         return [found[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
-    def as_finished(
-        self, prompts: Sequence[Sequence[int]]
-    ) -> Iterator[tuple[int, list[Candidate]]]:
+    def as_finished(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Candidate]]]:
         """Index and final beams, best first, of each prompt as soon as its search ends.
 
         Args:
@@ -268,9 +266,7 @@ def _shared_logits(
 
 
 def _plain_generate(
-    search: BeamSearch,
-    token_ids: Int[Tensor, "question token"],
-    is_token: Bool[Tensor, "question token"],
+    search: BeamSearch, token_ids: Int[Tensor, "question token"], is_token: Bool[Tensor, "question token"]
 ) -> list[list[Candidate]]:
     n_beams = search.n_beams
     output: Any = search.model.generate(
@@ -287,10 +283,7 @@ def _plain_generate(
     )
     answers = output.sequences[:, token_ids.shape[1] :].tolist()
     scores = output.sequences_scores.tolist() if n_beams > 1 else [float("nan")] * len(answers)
-    cut = [
-        _until_stop(answer, search.stop_ids, score)
-        for answer, score in zip(answers, scores, strict=True)
-    ]
+    cut = [_until_stop(answer, search.stop_ids, score) for answer, score in zip(answers, scores, strict=True)]
     return [cut[i : i + n_beams] for i in range(0, len(cut), n_beams)]
 
 

@@ -32,9 +32,7 @@ class AttentionObserver(Protocol):
     def wanted_rows(self, layer: int) -> RowRange | None:
         """Which query rows of a layer are wanted; ``None`` = none."""
 
-    def rows(
-        self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]
-    ) -> None:
+    def rows(self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]) -> None:
         """Take the weights of query rows ``row_start …`` of one layer.
 
         The keys are ``0 … n - 1`` with at least the last of the rows among them; a row pays
@@ -98,9 +96,7 @@ def find_attention_modules(model: Any) -> AttentionModules:
 
 
 @contextmanager
-def attention_hooks(
-    model: Any, attention: AttentionModules, observer: AttentionObserver
-) -> Iterator[None]:
+def attention_hooks(model: Any, attention: AttentionModules, observer: AttentionObserver) -> Iterator[None]:
     """Run the model with the weights of each layer handed to ``observer``."""
 
     def ask_for_weights(_: nn.Module, args: Any, settings: Any) -> Any:

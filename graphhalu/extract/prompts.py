@@ -166,9 +166,7 @@ def generated_answer(token_ids: Sequence[int], tokenizer: Any, **beam: Any) -> A
     return Answer(stripped, tuple(token_ids), tuple(pairwise(places)), **beam)
 
 
-def given_answer(
-    text: str, prompt: RenderedPrompt, encoded: EncodedPrompt, tokenizer: Any
-) -> Answer:
+def given_answer(text: str, prompt: RenderedPrompt, encoded: EncodedPrompt, tokenizer: Any) -> Answer:
     """The tokens of an answer that the data set states, as they follow the prompt.
 
     Prompt and answer are tokenized together, so that the answer begins as the model would write

@@ -13,12 +13,7 @@ import torch
 from torch import Tensor
 
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.forward import (
-    DeferredPass,
-    TokenSequence,
-    body_below_head,
-    read_likelihood,
-)
+from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.recorders import AttentionRecorder, PaddedBatch
 from graphhalu.traces.schema import TraceShape
 

@@ -173,11 +173,7 @@ class _Counter:
 
 
 def _start(
-    engine: Executor,
-    config: ExtractConfig,
-    out: Path | str,
-    holder: str,
-    on_answered: Callable[[], None],
+    engine: Executor, config: ExtractConfig, out: Path | str, holder: str, on_answered: Callable[[], None]
 ) -> Callable[[], Worker]:
     """Loads the model in a worker; one in this process tells more than a remote one can."""
     if isinstance(engine, SerialExecutor):

@@ -152,10 +152,7 @@ class Worker:
 
 
 def load_worker(
-    config: ExtractConfig,
-    out: Path | str,
-    holder: str,
-    on_answered: Callable[[], None] = lambda: None,
+    config: ExtractConfig, out: Path | str, holder: str, on_answered: Callable[[], None] = lambda: None
 ) -> Worker:
     """A worker with its model loaded and checked; arguments as of :class:`Worker`.
 
@@ -219,9 +216,7 @@ def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
     return n_new
 
 
-def part_blocks(
-    extraction: Extraction, generations: Sequence[Generation]
-) -> Iterator[list[Generation]]:
+def part_blocks(extraction: Extraction, generations: Sequence[Generation]) -> Iterator[list[Generation]]:
     """Questions of one part each: as many as make ``part_size`` traces or ``PART_BYTES``."""
     sizes = {each.question_id: extraction.size(each) for each in generations}
 

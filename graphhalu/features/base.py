@@ -103,9 +103,7 @@ class Feature:
             known["rank"] = settings["k"]
         named = dict(zip(("item", *self.axes), got, strict=False))
         expected = {"item": n_items, **known}
-        if len(got) != 1 + len(self.axes) or any(
-            named[axis] != expected[axis] for axis in expected
-        ):
+        if len(got) != 1 + len(self.axes) or any(named[axis] != expected[axis] for axis in expected):
             message = f"feature {self.name!r} gave {got}, expected {expected} of {self.axes}"
             raise GraphhaluError(message)
 
@@ -125,9 +123,7 @@ def _labels(axis: str, size: int, shape: TraceShape) -> tuple[str, ...]:
 
 
 _LARGE: Final = {"attention", "hidden", "hidden_rows", "edge_key"}
-_SECTION: Final = re.compile(
-    r"^(Summary|Formula|Direction|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE
-)
+_SECTION: Final = re.compile(r"^(Summary|Formula|Direction|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE)
 
 
 def sections(doc: str | None) -> dict[str, str]:
@@ -170,9 +166,7 @@ def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
     return make
 
 
-def within(
-    values: Float[np.ndarray, "*axes"], low: float, high: float
-) -> Float[np.ndarray, "*axes"]:
+def within(values: Float[np.ndarray, "*axes"], low: float, high: float) -> Float[np.ndarray, "*axes"]:
     """Values cut to a range that only rounding can leave; what is not finite becomes NaN."""
     clipped: Float[np.ndarray, "*axes"] = np.clip(values, low, high)
     # a sum over anything that is not finite is not finite either: one pass instead of two

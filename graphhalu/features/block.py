@@ -226,9 +226,7 @@ class TraceBlock:
         trace = self.tokens.trace
         key, length = self.tokens.position, self.of_record("length")[trace]
         first = np.maximum(key, self.of_record("row_start")[trace])
-        windows = [
-            np.iinfo(np.int64).max // 2 if w is None else w for w in self.shape.layer_windows
-        ]
+        windows = [np.iinfo(np.int64).max // 2 if w is None else w for w in self.shape.layer_windows]
         last = np.minimum(length, key + np.array(windows, dtype=np.int64)[:, None])
         return np.maximum(last - first, 0)
 
@@ -292,10 +290,7 @@ def blocks(traces: Sequence[Trace], *, with_beams: bool = True) -> Iterator[Plac
 
 
 def _part_blocks(
-    part: Part,
-    names: tuple[str, ...],
-    members: Int[np.ndarray, "member 2"],
-    with_beams: bool,
+    part: Part, names: tuple[str, ...], members: Int[np.ndarray, "member 2"], with_beams: bool
 ) -> Iterator[PlacedBlock]:
     indices, places = members.T
     is_best = np.array([not r.is_on_policy or r.beam_index == 0 for r in part.records], dtype=bool)
@@ -305,9 +300,7 @@ def _part_blocks(
         if not is_here.any():
             continue
         is_member = np.ones(last - first, dtype=bool) if takes_all else is_best[first:last]
-        arrays = PartArrays(
-            part, names, first, last, None if takes_all else tuple(is_member.tolist())
-        )
+        arrays = PartArrays(part, names, first, last, None if takes_all else tuple(is_member.tolist()))
         chosen = np.flatnonzero(is_member)
         block = TraceBlock(tuple(part.records[first + i] for i in chosen), part.shape, arrays)
         yield PlacedBlock(block, indices[is_here], np.searchsorted(chosen, places[is_here] - first))

@@ -214,9 +214,7 @@ def hidden_score(block: TraceBlock) -> Float[np.ndarray, "trace hidden_layer"]:
     def mean_log(gram: Float[np.ndarray, "trace token other"]) -> Float[np.ndarray, "trace"]:
         # the matrix is positive definite: its singular values multiply to its determinant
         n_tokens = gram.shape[-1]
-        determinant: Float[np.ndarray, "trace"] = np.linalg.slogdet(
-            gram + RIDGE * np.eye(n_tokens)
-        ).logabsdet
+        determinant: Float[np.ndarray, "trace"] = np.linalg.slogdet(gram + RIDGE * np.eye(n_tokens)).logabsdet
         return determinant / n_tokens
 
     return _of_gram(block, mean_log, is_centred=True)
@@ -275,9 +273,7 @@ massive_answer_activations: Final = replace(
 )
 
 
-def _massive_limit(
-    size: Float[np.ndarray, "item unit"], axis: Ragged
-) -> Float[np.ndarray, "trace"]:
+def _massive_limit(size: Float[np.ndarray, "item unit"], axis: Ragged) -> Float[np.ndarray, "trace"]:
     """Least size of a massive activation; infinite where there is none, NaN where one is unknown.
 
     A median takes long: it is asked for only where the largest size could reach the ratio.

@@ -93,9 +93,7 @@ def updated_layers(block: TraceBlock) -> list[int]:
     shape = block.shape
     kept = set(shape.hidden_layers) if state_axis(block)[0] == "hidden" else set()
     layers = [
-        layer
-        for layer in shape.attention_layers
-        if {layer, layer + 1} <= kept and layer + 1 < shape.n_layers
+        layer for layer in shape.attention_layers if {layer, layer + 1} <= kept and layer + 1 < shape.n_layers
     ]
     if not layers:
         message = (

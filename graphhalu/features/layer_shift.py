@@ -187,9 +187,7 @@ def _over_attention(
     return finite_or_missing(np.stack(means, axis=1))
 
 
-def sorted_rows(
-    weights: Float[np.ndarray, "head pair"], pairs: RowPairs
-) -> Float[np.ndarray, "head pair"]:
+def sorted_rows(weights: Float[np.ndarray, "head pair"], pairs: RowPairs) -> Float[np.ndarray, "head pair"]:
     """The values of each row in rising order; a row with a value that is not finite is NaN."""
     is_faulty = pairs.spread(pairs.row_sum((~np.isfinite(weights)).astype(np.float32))) > 0
     # no weight is above 1: rows stay apart while all pairs are sorted at once
@@ -204,9 +202,7 @@ def _mean_gap(
     return pairs.row_sum(np.abs(one - other)) / pairs.by_row.lengths
 
 
-def _unit_rows(
-    weights: Float[np.ndarray, "head pair"], pairs: RowPairs
-) -> Float[np.ndarray, "head pair"]:
+def _unit_rows(weights: Float[np.ndarray, "head pair"], pairs: RowPairs) -> Float[np.ndarray, "head pair"]:
     square = pairs.row_sum(weights.astype(np.float64) ** 2)
     length = np.sqrt(np.where(square > 0, square, np.nan))
     return weights / pairs.spread(length)

@@ -14,9 +14,7 @@ _STREAM: Final = "The stream itself, at the row that predicts the token"
 _STD: Final = "Population standard deviation, beside the mean"
 
 
-def answer_values(
-    block: TraceBlock, stream: str, reduction: Reduction
-) -> Float[np.ndarray, "trace"]:
+def answer_values(block: TraceBlock, stream: str, reduction: Reduction) -> Float[np.ndarray, "trace"]:
     """A token stream reduced over the answer tokens of each trace, in float64.
 
     NaN for an empty answer, and where a value is not finite.

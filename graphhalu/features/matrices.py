@@ -43,9 +43,7 @@ class RowPairs:
         return np.repeat(values, self.by_row.lengths, axis=-1)
 
 
-def row_pairs(
-    block: TraceBlock, is_chosen: Bool[np.ndarray, "row"], window: int | None = None
-) -> RowPairs:
+def row_pairs(block: TraceBlock, is_chosen: Bool[np.ndarray, "row"], window: int | None = None) -> RowPairs:
     """The visible pairs of the chosen rows.
 
     Args:
@@ -115,9 +113,7 @@ def state_axis(block: TraceBlock) -> tuple[str, Ragged, Int[np.ndarray, "item"]]
 
 
 def states(
-    block: TraceBlock,
-    place: int,
-    chosen: Bool[np.ndarray, "item"] | Int[np.ndarray, "chosen"] | None = None,
+    block: TraceBlock, place: int, chosen: Bool[np.ndarray, "item"] | Int[np.ndarray, "chosen"] | None = None
 ) -> Float[np.ndarray, "chosen unit"]:
     """Hidden states of one hidden layer at some entries of :func:`state_axis`, float32.
 

@@ -84,9 +84,7 @@ def top_k(
 
 
 @feature("received")
-def received_top(
-    block: TraceBlock, *, k: int = TOP_K
-) -> Float[np.ndarray, "trace layer head rank"]:
+def received_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace layer head rank"]:
     """Largest attention received by a token, a mean over the stored rows that can see it.
 
     A key's own row counts.
@@ -104,9 +102,7 @@ def received_top(
 
 
 @feature("received", "self_attention")
-def received_later_top(
-    block: TraceBlock, *, k: int = TOP_K
-) -> Float[np.ndarray, "trace layer head rank"]:
+def received_later_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace layer head rank"]:
     """Largest attention received by a token from later ones, a mean over those that see it.
 
     Formula:
@@ -158,9 +154,7 @@ def value_share(block: TraceBlock) -> Float[np.ndarray, "layer head token"]:
 
 
 @feature("received", "value_norm")
-def value_received_top(
-    block: TraceBlock, *, k: int = TOP_K
-) -> Float[np.ndarray, "trace layer head rank"]:
+def value_received_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace layer head rank"]:
     """Largest share of a token in received attention times the norm of its value.
 
     Formula:

@@ -47,11 +47,7 @@ _MODULES: Final = (
 
 FEATURES: Final[Registry[Feature]] = Registry(
     "feature",
-    {
-        name: f"graphhalu.features.{module}:{name}"
-        for module, names in _MODULES
-        for name in names.split()
-    },
+    {name: f"graphhalu.features.{module}:{name}" for module, names in _MODULES for name in names.split()},
     Feature,
 )
 
@@ -78,15 +74,7 @@ def available_features(
     ]
 
 
-FEATURE_COLUMNS: Final = (
-    "name",
-    "what it is",
-    "formula",
-    "a higher value",
-    "shape",
-    "reads",
-    "source",
-)
+FEATURE_COLUMNS: Final = ("name", "what it is", "formula", "a higher value", "shape", "reads", "source")
 
 
 def feature_cells(feature: Feature) -> tuple[str, ...]:

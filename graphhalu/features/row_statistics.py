@@ -127,9 +127,7 @@ def lookback_ratio_context(block: TraceBlock) -> Float[np.ndarray, "trace layer 
 
 
 @feature("span_mass", "span_code", source=_LOOKBACK)
-def token_lookback_ratio(
-    block: TraceBlock, *, of: Of = "prompt"
-) -> Float[np.ndarray, "row layer head"]:
+def token_lookback_ratio(block: TraceBlock, *, of: Of = "prompt") -> Float[np.ndarray, "row layer head"]:
     """Lookback ratio of a row.
 
     :func:`row_lookback` of every stored row; NaN where it has none.

@@ -71,9 +71,7 @@ def mean_sink_mass(rows: Rows, n_sink: int = N_SINK_KEYS) -> Float[np.ndarray, "
 
 
 @feature("sink_keys", source=_SOURCE)
-def token_sink_mass(
-    block: TraceBlock, *, n_sink: int = N_SINK_KEYS
-) -> Float[np.ndarray, "row layer head"]:
+def token_sink_mass(block: TraceBlock, *, n_sink: int = N_SINK_KEYS) -> Float[np.ndarray, "row layer head"]:
     """Attention of a row to the first tokens.
 
     NaN where the row does not count.
@@ -134,9 +132,7 @@ def _sinks(
 
 
 @feature("received")
-def sink_rate(
-    block: TraceBlock, *, epsilon: float = EPSILON
-) -> Float[np.ndarray, "trace layer head"]:
+def sink_rate(block: TraceBlock, *, epsilon: float = EPSILON) -> Float[np.ndarray, "trace layer head"]:
     """Whether the first token is a sink.
 
     NaN where no stored row sees it.
@@ -158,11 +154,7 @@ def sink_rate(
 
 @feature("received", source=_LOCATED)
 def sink_count(
-    block: TraceBlock,
-    *,
-    epsilon: float = EPSILON,
-    min_rows: int = MIN_ROWS,
-    where: Where = "all",
+    block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS, where: Where = "all"
 ) -> Float[np.ndarray, "trace layer head"]:
     """How many tokens are sinks.
 
@@ -180,11 +172,7 @@ def sink_count(
 
 @feature("received", source=_LOCATED)
 def sink_share(
-    block: TraceBlock,
-    *,
-    epsilon: float = EPSILON,
-    min_rows: int = MIN_ROWS,
-    where: Where = "all",
+    block: TraceBlock, *, epsilon: float = EPSILON, min_rows: int = MIN_ROWS, where: Where = "all"
 ) -> Float[np.ndarray, "trace layer head"]:
     """Share of all attention that goes to located sinks.
 

@@ -163,9 +163,7 @@ def lapeig_top(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace
 
 
 @feature("received", "self_attention", "attention")
-def lapeig_top_cut(
-    block: TraceBlock, *, k: int = TOP_K
-) -> Float[np.ndarray, "trace layer head rank"]:
+def lapeig_top_cut(block: TraceBlock, *, k: int = TOP_K) -> Float[np.ndarray, "trace layer head rank"]:
     """Largest eigenvalues of the Laplacian of attention without the last token.
 
     As :func:`lapeig_top` for the trace without its last token, which generation gives no row.
@@ -266,9 +264,7 @@ class Contraction(NamedTuple):
     entry: Int[np.ndarray, "entry"]
     shape: tuple[int, int, int]
 
-    def graph(
-        self, weights: Float[np.ndarray, "head pair"]
-    ) -> Float[np.ndarray, "head graph query other"]:
+    def graph(self, weights: Float[np.ndarray, "head pair"]) -> Float[np.ndarray, "head graph query other"]:
         """Attention of each answer token to earlier ones; node 0 is the prompt.
 
         The strongest attention to any prompt token is that to the prompt.
@@ -276,9 +272,7 @@ class Contraction(NamedTuple):
         n_rows = len(self.row_offsets)
         n_prompt = len(self.pair) - len(self.entry) + n_rows
         graph = np.zeros((len(weights), prod(self.shape)), dtype=np.float32)
-        graph[:, self.entry[:n_rows]] = np.maximum.reduceat(
-            weights[:, :n_prompt], self.row_offsets, axis=-1
-        )
+        graph[:, self.entry[:n_rows]] = np.maximum.reduceat(weights[:, :n_prompt], self.row_offsets, axis=-1)
         graph[:, self.entry[n_rows:]] = weights[:, n_prompt:]
         return graph.reshape(len(weights), *self.shape)
 

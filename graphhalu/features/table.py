@@ -283,25 +283,19 @@ def _pieces(
                 yield replace(piece, metadata=metadata), chosen[place]
 
 
-def _pieces_of_part(
-    traces: Sequence[Trace], item: tuple[tuple[FeatureSpec, ...], list[int]]
-) -> list[_Piece]:
+def _pieces_of_part(traces: Sequence[Trace], item: tuple[tuple[FeatureSpec, ...], list[int]]) -> list[_Piece]:
     """The same of some traces, in a worker."""
     specs, chosen = item
     own = traces.select(chosen) if isinstance(traces, TraceStore) else traces
     return [_piece(placed, specs, {}) for placed in blocks(own, with_beams=reads_beams(specs))]
 
 
-def _piece(
-    placed: PlacedBlock, specs: Sequence[FeatureSpec], metadata: Mapping[str, Any]
-) -> _Piece:
+def _piece(placed: PlacedBlock, specs: Sequence[FeatureSpec], metadata: Mapping[str, Any]) -> _Piece:
     block, within = placed.block, placed.within
     found = block_columns(block, specs)
     ids = np.array([record.trace_id for record in block.records], dtype=object)
     if specs[0].feature.level == "trace":
-        table = FeatureTable(
-            tuple(ids[within]), found.values[within], found.names, metadata=metadata
-        )
+        table = FeatureTable(tuple(ids[within]), found.values[within], found.names, metadata=metadata)
         return table, placed.indices
     starts, stops = block.rows.offsets[within], block.rows.offsets[within + 1]
     rows = np.concatenate([np.arange(*ends) for ends in zip(starts, stops, strict=True)])
@@ -334,9 +328,7 @@ def _metadata(traces: Sequence[Trace], specs: Sequence[FeatureSpec]) -> dict[str
     }
 
 
-def _joined(
-    pieces: Sequence[np.ndarray | None], order: Int[np.ndarray, "item"]
-) -> np.ndarray | None:
+def _joined(pieces: Sequence[np.ndarray | None], order: Int[np.ndarray, "item"]) -> np.ndarray | None:
     found = [piece for piece in pieces if piece is not None]
     return np.concatenate(found)[order] if found else None
 

@@ -108,9 +108,7 @@ def layer_places(shape: TraceShape, layers: Sequence[int], what: str) -> list[in
     return [_place(layer, kept, f"{what} of layer") for layer in layers]
 
 
-def layer_stream(
-    block: TraceBlock, name: str, layers: Sequence[int]
-) -> Float32[np.ndarray, "layer ..."]:
+def layer_stream(block: TraceBlock, name: str, layers: Sequence[int]) -> Float32[np.ndarray, "layer ..."]:
     """Some model layers of a stream, in float32.
 
     Raises:
@@ -120,9 +118,7 @@ def layer_stream(
     return to_float32(block.raw(name)[places])
 
 
-def packed_attention(
-    block: TraceBlock, layers: Sequence[int]
-) -> Shaped[np.ndarray, "layer head pair"]:
+def packed_attention(block: TraceBlock, layers: Sequence[int]) -> Shaped[np.ndarray, "layer head pair"]:
     """Attention of some model layers, triangles one after another, in half or single precision.
 
     Raises:
@@ -152,14 +148,10 @@ def hidden_states(
     return from_bfloat16_bits(_matrix(block, name, places))
 
 
-def sees_sink(
-    block: TraceBlock, layers: Sequence[int], n_sink: int
-) -> Bool[np.ndarray, "layer row"]:
+def sees_sink(block: TraceBlock, layers: Sequence[int], n_sink: int) -> Bool[np.ndarray, "layer row"]:
     """Rows that come after the first ``n_sink`` tokens and still see all of them."""
     n_visible = block.n_visible[layer_places(block.shape, layers, "windows")]
-    sees: Bool[np.ndarray, "layer row"] = (block.row_token >= n_sink) & (
-        n_visible > block.row_token
-    )
+    sees: Bool[np.ndarray, "layer row"] = (block.row_token >= n_sink) & (n_visible > block.row_token)
     return sees
 
 
@@ -206,8 +198,6 @@ def _are_neighbours(traces: Sequence[Trace]) -> bool:
             trace.shape == traces[0].shape for trace in traces
         )
     return all(
-        isinstance(array, LazyArray)
-        and array.part is first.part
-        and array.place == first.place + number
+        isinstance(array, LazyArray) and array.part is first.part and array.place == first.place + number
         for number, array in enumerate(arrays)
     )

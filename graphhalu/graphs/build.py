@@ -9,13 +9,7 @@ from jaxtyping import Bool, Float32, Int, Int64, UInt8
 
 from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.features.block import TraceBlock
-from graphhalu.graphs.block import (
-    layer_places,
-    layer_stream,
-    to_float32,
-    trace_block,
-    trace_runs,
-)
+from graphhalu.graphs.block import layer_places, layer_stream, to_float32, trace_block, trace_runs
 from graphhalu.graphs.nodes import NodeSource, block_features
 from graphhalu.graphs.pairs import Pairs, candidate_pairs, importance, is_of_edges
 from graphhalu.graphs.recipe import (
@@ -30,9 +24,17 @@ from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.trace import Trace
 
 __all__ = [
-    "DEFAULT_EDGES", "DEFAULT_NODES", "DEFAULT_RECIPE", "IMPORTANCES", "GraphRecipe", "HeadRoles",
-    "TokenGraph", "build_graph", "build_graphs", "iter_graphs",
-]  # fmt: skip
+    "DEFAULT_EDGES",
+    "DEFAULT_NODES",
+    "DEFAULT_RECIPE",
+    "IMPORTANCES",
+    "GraphRecipe",
+    "HeadRoles",
+    "TokenGraph",
+    "build_graph",
+    "build_graphs",
+    "iter_graphs",
+]
 
 
 LEAST_REST: Final = 1e-3
@@ -159,9 +161,7 @@ class _Edges(NamedTuple):
     bounds: Int[np.ndarray, "graph_layer trace_end"]
 
 
-def _build(
-    traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe
-) -> list[list[TokenGraph]]:
+def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe) -> list[list[TokenGraph]]:
     """Graphs of each trace."""
     if not layers:
         message = "a graph needs at least one layer"
@@ -331,9 +331,7 @@ def _channels(
         weighted: Float32[np.ndarray, "edge channel"] = np.einsum("eh,ehr->er", attention, weights)
         return weighted
     reduced: Float32[np.ndarray, "edge channel"] = (
-        attention.mean(1, keepdims=True)
-        if recipe.channels == "mean"
-        else attention.max(1, keepdims=True)
+        attention.mean(1, keepdims=True) if recipe.channels == "mean" else attention.max(1, keepdims=True)
     )
     return reduced
 
@@ -356,9 +354,7 @@ def _node_features(
     return np.concatenate(columns, axis=1)[None], tuple(names)
 
 
-def _channel_names(
-    block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
-) -> tuple[str, ...]:
+def _channel_names(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> tuple[str, ...]:
     if recipe.channels == "heads":
         names = [f"attention_head{head}" for head in range(block.shape.n_heads)]
     elif recipe.channels == "weighted":

@@ -109,11 +109,7 @@ class AttentionGraphs(Dataset):
 
     @classmethod
     def of_recipe(
-        cls,
-        traces: Sequence[Trace],
-        layers: Sequence[int],
-        recipe: GraphRecipe,
-        labels: Labels | None = None,
+        cls, traces: Sequence[Trace], layers: Sequence[int], recipe: GraphRecipe, labels: Labels | None = None
     ) -> "AttentionGraphs":
         """The graphs of a recipe; see the class."""
         settings = {name: getattr(recipe, name) for name in GraphRecipe.__dataclass_fields__}

@@ -164,9 +164,7 @@ class _Bucket(NamedTuple):
 
 
 def _buckets(
-    importance: Float[np.ndarray, "layer pair"],
-    row_starts: Int[np.ndarray, "row_end"],
-    longer_than: int = 0,
+    importance: Float[np.ndarray, "layer pair"], row_starts: Int[np.ndarray, "row_end"], longer_than: int = 0
 ) -> list[_Bucket]:
     """Rows by their length: the widths grow by a quarter, so that little is filled up."""
     lengths = np.diff(row_starts)

@@ -116,9 +116,7 @@ def block_features(source: NodeSource, blocks: Sequence[str]) -> NodeFeatures:
         values[..., start : start + width] = block.values
         start += width
     names = tuple(
-        f"{name}.{column}"
-        for name, block in zip(blocks, found, strict=True)
-        for column in block.names
+        f"{name}.{column}" for name, block in zip(blocks, found, strict=True) for column in block.names
     )
     _check_finite(values, names, source)
     return NodeFeatures(values, names, np.repeat([block.is_of_layer for block in found], widths))
@@ -146,9 +144,7 @@ def hidden_block(source: NodeSource) -> NodeBlock:
 def row_block(source: NodeSource) -> NodeBlock:
     """Whether the store keeps no attention row of a token, so that what is read there is 0."""
     kept = np.ones((1, 1, len(source.block.row_token)), dtype=np.float32)
-    return NodeBlock(
-        1 - on_tokens(source.block, kept)[0].T[None], ("is_missing",), is_of_layer=False
-    )
+    return NodeBlock(1 - on_tokens(source.block, kept)[0].T[None], ("is_missing",), is_of_layer=False)
 
 
 def position_block(source: NodeSource) -> NodeBlock:
@@ -193,9 +189,7 @@ def instability_block(source: NodeSource) -> NodeBlock:
     bounded = bounded_std(share)
     is_missing = ~is_defined | np.isnan(bounded)
     columns = (head_std(share), np.where(is_missing, 0.0, bounded), is_missing)
-    values = np.stack(
-        [on_tokens(source.block, column.astype(np.float32)) for column in columns], axis=-1
-    )
+    values = np.stack([on_tokens(source.block, column.astype(np.float32)) for column in columns], axis=-1)
     return NodeBlock(values, ("head_std", "bounded_std", "is_missing"))
 
 
@@ -297,9 +291,7 @@ def _block(source: NodeSource, name: str) -> NodeBlock:
     return NodeBlock(values, names, is_of_layer=False)
 
 
-def _hidden(
-    source: NodeSource, layers: tuple[int, ...]
-) -> Float32[np.ndarray, "layer token feature"]:
+def _hidden(source: NodeSource, layers: tuple[int, ...]) -> Float32[np.ndarray, "layer token feature"]:
     """Hidden states at the tokens; those of stored rows only where the store keeps no others."""
     if source.block.has("hidden") or not source.block.has("hidden_rows"):
         return hidden_states(source.block, layers)

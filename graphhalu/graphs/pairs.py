@@ -69,9 +69,7 @@ def is_of_edges(block: TraceBlock) -> bool:
     return block.has("edge_key") and not is_complete
 
 
-def importance(
-    pairs: Pairs, recipe: GraphRecipe, layers: tuple[int, ...]
-) -> Float[np.ndarray, "layer pair"]:
+def importance(pairs: Pairs, recipe: GraphRecipe, layers: tuple[int, ...]) -> Float[np.ndarray, "layer pair"]:
     """One non-negative value a pair, 0 for a token with itself."""
     if recipe.importance == "mean":
         return pairs.mean

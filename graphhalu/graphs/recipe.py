@@ -14,23 +14,17 @@ from graphhalu.registry import unknown_name
 from graphhalu.traces.schema import TraceRecord
 
 DEFAULT_EDGES: Final = TopK(8)
-DEFAULT_NODES: Final = (
-    "position",
-    "span",
-    "sink",
-    "instability",
-    "self_attention",
-    "entropy",
-    "likelihood",
-)
+DEFAULT_NODES: Final = ("position", "span", "sink", "instability", "self_attention", "entropy", "likelihood")
 VIEWS: Final = ("layers", "stacked", "multiplex")
 IMPORTANCES: Final = ("mean", "max", "weighted")
 CHANNELS: Final = ("heads", "mean", "max", "weighted")
 SINKS: Final = ("keep", "remove", "renormalise")
 _KINDS: Final = {
-    "view": "view of a trace", "importance": "importance of a pair", "channels": "edge channels",
+    "view": "view of a trace",
+    "importance": "importance of a pair",
+    "channels": "edge channels",
     "sinks": "treatment of sinks",
-}  # fmt: skip
+}
 GRAPH_VERSION: Final = 2
 """Rises when the same recipe gives another graph."""
 
@@ -47,9 +41,7 @@ class HeadRoles:
         UsageError: If a weight is negative or not finite, or the names do not fit.
     """
 
-    def __init__(
-        self, names: tuple[str, ...], values: Float[np.ndarray, "layer head *role"]
-    ) -> None:
+    def __init__(self, names: tuple[str, ...], values: Float[np.ndarray, "layer head *role"]) -> None:
         self.names = tuple(names)
         self.values: Float[np.ndarray, "layer head role"] = np.array(values, dtype=np.float64)
         if self.values.ndim == 2:  # noqa: PLR2004
@@ -153,8 +145,7 @@ class GraphRecipe:
             raise UsageError(message)
         if self.importance == "weighted" and self.roles and len(self.roles.names) != 1:
             message = (
-                f'importance="weighted" needs the weights of one role, '
-                f"got {', '.join(self.roles.names)}"
+                f'importance="weighted" needs the weights of one role, got {", ".join(self.roles.names)}'
             )
             raise UsageError(message)
 
@@ -188,10 +179,17 @@ class GraphRecipe:
     def digest(self) -> str:
         """The same for equal recipes only, in every process."""
         plain = [
-            GRAPH_VERSION, type(self.edges).__qualname__, repr(self.edges), list(self.nodes),
-            self.prompt_edges, self.importance, self.view, self.channels,
-            self.roles.digest() if self.roles else None, self.sinks,
-        ]  # fmt: skip
+            GRAPH_VERSION,
+            type(self.edges).__qualname__,
+            repr(self.edges),
+            list(self.nodes),
+            self.prompt_edges,
+            self.importance,
+            self.view,
+            self.channels,
+            self.roles.digest() if self.roles else None,
+            self.sinks,
+        ]
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 

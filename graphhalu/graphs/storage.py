@@ -80,9 +80,8 @@ class _Block(NamedTuple):
         found = self.separated.get(number)
         if found is None:
             found = separate(
-                cls=TokenGraphData, batch=self.data, idx=number, slice_dict=self.slices,
-                decrement=False,
-            )  # fmt: skip
+                cls=TokenGraphData, batch=self.data, idx=number, slice_dict=self.slices, decrement=False
+            )
             found.edge_attr = found.edge_attr.float()
             if self.n_bytes:  # of what lies in files nothing stays in memory
                 self.separated[number] = found
@@ -164,16 +163,12 @@ class GraphStorage:
                 block = self._read(path) or block
         return block
 
-    def _built(
-        self, traces: Sequence[Trace], members: range
-    ) -> list[list[TokenGraphData] | GraphhaluError]:
+    def _built(self, traces: Sequence[Trace], members: range) -> list[list[TokenGraphData] | GraphhaluError]:
         """The graphs of each trace, or why it has none."""
         found: list[list[TokenGraphData] | GraphhaluError] = []
         while len(found) < len(members):
             try:
-                for _, graphs in iter_graphs(
-                    traces, self.layers, self.recipe, members[len(found) :]
-                ):
+                for _, graphs in iter_graphs(traces, self.layers, self.recipe, members[len(found) :]):
                     found.append(self._data(graphs))
             except GraphhaluError as error:
                 found.append(error.with_traceback(None))  # it would keep the block's arrays
@@ -220,9 +215,7 @@ class GraphStorage:
         return self._temporary
 
 
-_SHARED: Final[weakref.WeakKeyDictionary[TraceStore, dict[Any, GraphStorage]]] = (
-    weakref.WeakKeyDictionary()
-)
+_SHARED: Final[weakref.WeakKeyDictionary[TraceStore, dict[Any, GraphStorage]]] = weakref.WeakKeyDictionary()
 
 
 def storage_of(
@@ -269,9 +262,7 @@ def _stacked(layers: Sequence[TokenGraphData]) -> TokenGraphData:
     return data
 
 
-def _collated(
-    found: Sequence[list[TokenGraphData] | GraphhaluError], question_ids: list[str]
-) -> _Block:
+def _collated(found: Sequence[list[TokenGraphData] | GraphhaluError], question_ids: list[str]) -> _Block:
     graphs: list[TokenGraphData] = []
     first_graph, failures = [], {}
     for place, each in enumerate(found):
@@ -288,9 +279,7 @@ def _collated(
     data, slices, _ = collate(TokenGraphData, graphs, increment=False, add_batch=False)
     n_bytes = sum(value.nbytes for value in data.to_dict().values())
     if halves:
-        n_bytes += (
-            2 * data.edge_attr.nbytes
-        )  # of the graphs that are asked for, in single precision
+        n_bytes += 2 * data.edge_attr.nbytes  # of the graphs that are asked for, in single precision
     return _Block(data, slices, first_graph, question_ids, failures, n_bytes, {})
 
 

@@ -35,13 +35,7 @@ def pagerank(graph: TokenGraph) -> Float[np.ndarray, "node"]:
     much attention goes to has a high rank.
     """
     return _of_nodes(
-        rx.pagerank(
-            _reversed(graph),
-            alpha=DAMPING,
-            weight_fn=float,
-            tol=_TOLERANCE,
-            max_iter=_STEPS,
-        ),
+        rx.pagerank(_reversed(graph), alpha=DAMPING, weight_fn=float, tol=_TOLERANCE, max_iter=_STEPS),
         len(graph.x),
     )
 

@@ -22,14 +22,7 @@ from graphhalu.config import Config
 from graphhalu.datasets.registry import load_questions
 from graphhalu.errors import ModelRefusedError, UsageError
 from graphhalu.extract.hooks import find_attention_modules
-from graphhalu.heads.quality import (
-    METRICS,
-    Item,
-    answer_quality,
-    needle_items,
-    prompt_form,
-    question_items,
-)
+from graphhalu.heads.quality import METRICS, Item, answer_quality, needle_items, prompt_form, question_items
 from graphhalu.heads.retrieval import RetrievalSettings, hidden_needles
 from graphhalu.heads.statistics import mean_of_present, percentile_interval, resampled_means
 from graphhalu.heads.table import HeadMask, HeadTable, heads_above, stable_heads, top_k_heads
@@ -196,13 +189,7 @@ def check_heads(
 
 
 def ablation_check(
-    model: Any,
-    mask: HeadMask,
-    items: Sequence[Item],
-    measure: Measure,
-    *,
-    n_draws: int = 5,
-    seed: int = 0,
+    model: Any, mask: HeadMask, items: Sequence[Item], measure: Measure, *, n_draws: int = 5, seed: int = 0
 ) -> AblationResult:
     """Quality with all heads, without the chosen ones, and without random ones of their layers.
 
@@ -365,9 +352,7 @@ def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed:
     return Effect(float(differences.mean()), float(low), float(high))
 
 
-def _items(
-    loaded: LoadedModel, settings: AblationSettings, template: str, *, is_chat: bool
-) -> list[Item]:
+def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is_chat: bool) -> list[Item]:
     if settings.task == "needle":
         names = ("lengths", "haystack", "needles", "template", "chat", "max_new_tokens")
         needles = RetrievalSettings(**{name: getattr(settings, name) for name in names})
@@ -378,10 +363,7 @@ def _items(
             hidden = [hidden[place] for place in drawn]
         return needle_items(loaded, hidden, is_chat=is_chat)
     questions = load_questions(
-        settings.dataset,
-        settings.data_path,
-        num_samples=settings.num_samples,
-        seed=settings.seed,
+        settings.dataset, settings.data_path, num_samples=settings.num_samples, seed=settings.seed
     )
     return question_items(loaded, questions, template=template, chat=is_chat)
 
@@ -391,18 +373,14 @@ def _without(chosen: Bool[np.ndarray, "head"]) -> Any:
 
     def cut(_: nn.Module, args: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         states = args[0]
-        by_head: Float[Tensor, "*token head channel"] = states.reshape(
-            *states.shape[:-1], len(chosen), -1
-        )
+        by_head: Float[Tensor, "*token head channel"] = states.reshape(*states.shape[:-1], len(chosen), -1)
         kept = keeps.to(device=states.device, dtype=states.dtype)[:, None]
         return ((by_head * kept).flatten(-2), *args[1:])
 
     return cut
 
 
-def _note(
-    last: dict[int, tuple[nn.Module, int]], place: int, module: nn.Module, args: Any, _: Any
-) -> None:
+def _note(last: dict[int, tuple[nn.Module, int]], place: int, module: nn.Module, args: Any, _: Any) -> None:
     last[place] = (module, int(args[0].shape[-1]))
 
 

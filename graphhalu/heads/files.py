@@ -60,8 +60,7 @@ def read_heads(path: Path) -> list[HeadTable]:
         return [_published_table(values, path)]
     if values["format"] != FORMAT or values.get("format_version") != FORMAT_VERSION:
         message = (
-            f"{path} has {told_format(values)}; "
-            f"this graphhalu reads {FORMAT!r} version {FORMAT_VERSION}"
+            f"{path} has {told_format(values)}; this graphhalu reads {FORMAT!r} version {FORMAT_VERSION}"
         )
         raise DataFileError(message)
     with reading(f"{path} is damaged", way_out="Measure the heads again"):
@@ -162,8 +161,7 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
     lengths = {len(scores) for scores in columns.values()}
     if len(lengths) != 1:
         message = (
-            f"{path}: heads have {min(lengths)} to {max(lengths)} scores; expected one a trial "
-            f"for every head"
+            f"{path}: heads have {min(lengths)} to {max(lengths)} scores; expected one a trial for every head"
         )
         raise DataFileError(message)
     n_layers, n_heads = (1 + max(place[axis] for place in columns) for axis in (0, 1))
@@ -191,8 +189,7 @@ def _place(key: str, path: Path) -> tuple[int, int]:
     match = _KEY.fullmatch(key)
     if match is None:
         message = (
-            f'{path} is no file of head scores: expected keys such as "16-19" (layer-head), '
-            f"got {key[:40]!r}"
+            f'{path} is no file of head scores: expected keys such as "16-19" (layer-head), got {key[:40]!r}'
         )
         raise DataFileError(message)
     return int(match[1]), int(match[2])

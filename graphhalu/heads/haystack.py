@@ -152,9 +152,7 @@ class Haystack:
     def _token_ends(self) -> list[int]:
         """End of each of the haystack's tokens, in characters."""
         with quiet_loading():  # a tokenizer warns of a text longer than the model's context
-            encoded = self.tokenizer(
-                self.text, add_special_tokens=False, return_offsets_mapping=True
-            )
+            encoded = self.tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=True)
         return [int(stop) for _, stop in encoded["offset_mapping"]]
 
     def _cut(self, n_tokens: int, depth: float) -> tuple[str, str]:
@@ -167,9 +165,7 @@ class Haystack:
 
     def _prompt(self, needle: Needle, context: str) -> Prompt:
         question = Question("needle", needle.question, (needle.real_needle,), context=context)
-        return build_prompt(
-            question, template=self.template, chat=self.chat, tokenizer=self.tokenizer
-        )
+        return build_prompt(question, template=self.template, chat=self.chat, tokenizer=self.tokenizer)
 
     def _encode(self, prompt: Prompt) -> tuple[Int[np.ndarray, "token"], Sequence[tuple[int, int]]]:
         """Tokens of a prompt as the extraction makes them, with their characters."""
@@ -206,9 +202,7 @@ def _start_of(prompt: Prompt, span: Span) -> int:
     return found.start
 
 
-def _covered(
-    text: str, offsets: Sequence[tuple[int, int]], start: int, length: int
-) -> RowRange | None:
+def _covered(text: str, offsets: Sequence[tuple[int, int]], start: int, length: int) -> RowRange | None:
     """Tokens from the first to the last whose first visible character lies in a range."""
     found = []
     for index, (first, last) in enumerate(offsets):

@@ -36,9 +36,7 @@ class RowsObserver:
         """The same rows of every layer."""
         return self.wanted
 
-    def rows(
-        self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]
-    ) -> None:
+    def rows(self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]) -> None:
         """Reduce a chunk of rows.
 
         Raises:

@@ -133,9 +133,7 @@ def pattern_score(
     return PatternScores(mass.astype(np.float64), float(chance))
 
 
-def pattern_keys(
-    n_tokens: int, pattern: str, settings: PatternSettings
-) -> Bool[np.ndarray, "query key"]:
+def pattern_keys(n_tokens: int, pattern: str, settings: PatternSettings) -> Bool[np.ndarray, "query key"]:
     """Which keys of each row belong to a pattern; a row without any does not count.
 
     Raises:
@@ -157,9 +155,7 @@ def pattern_keys(
     return members[pattern]
 
 
-def random_sequences(
-    loaded: LoadedModel, settings: PatternSettings
-) -> list[Int[np.ndarray, "token"]]:
+def random_sequences(loaded: LoadedModel, settings: PatternSettings) -> list[Int[np.ndarray, "token"]]:
     """Sequences ``[BOS, x, x]`` of tokens that are neither special nor twice in ``x``.
 
     A model without a start mark gets a random token in its place.
@@ -194,8 +190,6 @@ def random_sequences(
     return sequences
 
 
-def _padded(
-    n_keys: int, weights: Float[Tensor, "head row key"]
-) -> Float[Tensor, "head row all_keys"]:
+def _padded(n_keys: int, weights: Float[Tensor, "head row key"]) -> Float[Tensor, "head row all_keys"]:
     """Chunks end at their last key; with zeros behind it they can be put together."""
     return torch.nn.functional.pad(weights, (0, n_keys - weights.shape[-1]))

@@ -56,9 +56,7 @@ def prompt_form(
     return template or ("concise" if is_chat else "bare"), is_chat
 
 
-def greedy_search(
-    loaded: LoadedModel, max_new_tokens: int, *, stops_at_newline: bool
-) -> BeamSearch:
+def greedy_search(loaded: LoadedModel, max_new_tokens: int, *, stops_at_newline: bool) -> BeamSearch:
     """Greedy decoding that stops at the end mark and, in a plain prompt, at a newline."""
     newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
     return BeamSearch(
@@ -91,9 +89,7 @@ def question_items(
     return items
 
 
-def needle_items(
-    loaded: LoadedModel, hidden: Sequence[HiddenNeedle], *, is_chat: bool
-) -> list[Item]:
+def needle_items(loaded: LoadedModel, hidden: Sequence[HiddenNeedle], *, is_chat: bool) -> list[Item]:
     """Hidden needles as items; each needle is a group."""
     items = []
     for trial in hidden:
@@ -152,8 +148,14 @@ def _item(loaded: LoadedModel, question: Question, token_ids: Sequence[int], is_
     gap = "" if is_chat else " "
     gold = loaded.tokenizer(gap + question.answers[0], add_special_tokens=False)["input_ids"]
     record = TraceRecord(
-        trace_id=question.question_id, question_id=question.question_id,
-        group_id=question.group_id, question=question.text, answers=question.answers, answer="",
-        prompt="", prompt_length=len(token_ids), length=len(token_ids) + len(gold),
-    )  # fmt: skip
+        trace_id=question.question_id,
+        question_id=question.question_id,
+        group_id=question.group_id,
+        question=question.text,
+        answers=question.answers,
+        answer="",
+        prompt="",
+        prompt_length=len(token_ids),
+        length=len(token_ids) + len(gold),
+    )
     return Item(question.group_id, tuple(token_ids), tuple(gold), record)

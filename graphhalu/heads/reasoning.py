@@ -212,11 +212,7 @@ def generated_reach(
 
 
 def question_reach(
-    rows: Int[np.ndarray, "row"],
-    span_code: UInt8[np.ndarray, "key"],
-    *,
-    n_sink: int,
-    window: int | None,
+    rows: Int[np.ndarray, "row"], span_code: UInt8[np.ndarray, "key"], *, n_sink: int, window: int | None
 ) -> Reach:
     """The tokens of the question."""
     member = np.broadcast_to(span_code == Span.QUESTION, (len(rows), len(span_code)))
@@ -224,10 +220,7 @@ def question_reach(
 
 
 def _reach(
-    rows: Int[np.ndarray, "row"],
-    member: Bool[np.ndarray, "row key"],
-    n_sink: int,
-    window: int | None,
+    rows: Int[np.ndarray, "row"], member: Bool[np.ndarray, "row key"], n_sink: int, window: int | None
 ) -> Reach:
     keys = np.arange(member.shape[1])
     distance = rows[:, None] - keys
@@ -292,9 +285,7 @@ def rest_of_rows(
 
 
 def _shares(
-    part: Float[np.ndarray, "head row"],
-    rest: Float[np.ndarray, "head row"],
-    chance: Float[np.ndarray, "row"],
+    part: Float[np.ndarray, "head row"], rest: Float[np.ndarray, "head row"], chance: Float[np.ndarray, "row"]
 ) -> Shares:
     looks = rest > _SMALLEST_REST
     # a head that sinks all it has looks at nothing: a zero that counts, not a missing value
@@ -375,6 +366,5 @@ def _by_labels(store: TraceStore, labeller: str) -> list[Verdict]:
         raise UsageError(message)
     decided = zip(labels.values.tolist(), labels.is_valid, labels.reasons, strict=True)
     return [
-        (value == 0 if is_valid else None, f"{labeller}: {reason}")
-        for value, is_valid, reason in decided
+        (value == 0 if is_valid else None, f"{labeller}: {reason}") for value, is_valid, reason in decided
     ]

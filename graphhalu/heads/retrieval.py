@@ -85,9 +85,7 @@ class Passage(NamedTuple):
     windows: tuple[int | None, ...]
 
     @classmethod
-    def of(
-        cls, needle: HiddenNeedle, answer: tuple[int, ...], windows: tuple[int | None, ...]
-    ) -> "Passage":
+    def of(cls, needle: HiddenNeedle, answer: tuple[int, ...], windows: tuple[int | None, ...]) -> "Passage":
         """A prompt with a hidden needle, and the tokens of its answer."""
         token_ids = np.concatenate([needle.token_ids, np.array(answer, dtype=np.int32)])
         spans = (needle.needle_tokens, needle.context_tokens)
@@ -194,9 +192,7 @@ def rouge1_recall(answer: str, reference: str) -> float:
     return 100 * float(scorer.score(reference, answer)["rouge1"].recall)
 
 
-def needle_rows(
-    model: Any, passage: Passage
-) -> tuple[np.ndarray, Float[np.ndarray, "layer head row"]]:
+def needle_rows(model: Any, passage: Passage) -> tuple[np.ndarray, Float[np.ndarray, "layer head row"]]:
     """Key of the largest weight and mass on the span of each row that produces the answer."""
     rows = passage.answer_rows
     span = passage.span
@@ -219,9 +215,7 @@ def _rejection(answer: str, needle: HiddenNeedle, gate: float | None) -> str | N
     return f"ROUGE-1 recall {recall:.0f} % is not above {gate:g} %"
 
 
-def copied_share(
-    argmax: Int[np.ndarray, "layer head row"], passage: Passage, rule: Rule = "set"
-) -> Scored:
+def copied_share(argmax: Int[np.ndarray, "layer head row"], passage: Passage, rule: Rule = "set") -> Scored:
     """Share of a span that each head copies into the answer.
 
     A row copies a token when its largest weight lies on it and the row produces that very token.

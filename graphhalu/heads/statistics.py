@@ -43,9 +43,7 @@ class Contrast(NamedTuple):
     q_value: Float[np.ndarray, "*cell"]
 
 
-def mean_of_present(
-    values: Float[np.ndarray, "trial *cell"],
-) -> Float[np.ndarray, "*cell"]:
+def mean_of_present(values: Float[np.ndarray, "trial *cell"]) -> Float[np.ndarray, "*cell"]:
     """Mean over trials of the values that are there; NaN where there is none."""
     is_there = ~np.isnan(values)
     count = is_there.sum(0)
@@ -92,9 +90,7 @@ def resampled_means(
     return means.reshape(n_resamples, *values.shape[1:])
 
 
-def percentile_interval(
-    means: Float[np.ndarray, "resample *cell"], level: float = LEVEL
-) -> Interval:
+def percentile_interval(means: Float[np.ndarray, "resample *cell"], level: float = LEVEL) -> Interval:
     """The middle ``level`` share of the resamples of each cell.
 
     Raises:

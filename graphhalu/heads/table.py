@@ -170,9 +170,7 @@ class HeadTable:
         if self.trials:
             return self
         reasons = [item.reason for item in self.rejected]
-        listed = "; ".join(
-            f"{reasons.count(reason)} x {reason}" for reason in dict.fromkeys(reasons[:50])
-        )
+        listed = "; ".join(f"{reasons.count(reason)} x {reason}" for reason in dict.fromkeys(reasons[:50]))
         message = (
             f"no trial of {len(reasons)} counts for the {self.role} heads: {listed or 'none made'}"
             f"\n  Lower the gate, or make the trials easier"
@@ -240,12 +238,7 @@ def heads_above(table: HeadTable, threshold: float = RETRIEVAL_THRESHOLD) -> Hea
 
 
 def stable_heads(
-    table: HeadTable,
-    k: int,
-    *,
-    min_share: float = 0.9,
-    n_resamples: int = N_RESAMPLES,
-    seed: int = 0,
+    table: HeadTable, k: int, *, min_share: float = 0.9, n_resamples: int = N_RESAMPLES, seed: int = 0
 ) -> HeadMask:
     """The heads that are among the ``k`` highest in at least ``min_share`` of the resamples.
 
@@ -283,9 +276,7 @@ def top_k_share(
     return is_among.mean(0).reshape(table.mean.shape)
 
 
-def role_matrix(
-    tables: Sequence[HeadTable],
-) -> tuple[Float[np.ndarray, "layer head role"], tuple[str, ...]]:
+def role_matrix(tables: Sequence[HeadTable]) -> tuple[Float[np.ndarray, "layer head role"], tuple[str, ...]]:
     """The means of several tables of one model, side by side, and their roles.
 
     Raises:
@@ -311,9 +302,7 @@ def role_matrix(
     return np.stack([table.mean for table in tables], axis=-1), names
 
 
-def _top(
-    values: Float[np.ndarray, "layer head"], k: int, role: str
-) -> Bool[np.ndarray, "layer head"]:
+def _top(values: Float[np.ndarray, "layer head"], k: int, role: str) -> Bool[np.ndarray, "layer head"]:
     places = ranked_places(values)
     if not 1 <= k <= len(places):
         message = f"{k} heads were asked for; the {role} table has {len(places)} heads with a score"

@@ -27,7 +27,10 @@ def record_key(record: TraceRecord) -> str:
     """One text for near-duplicates, by the same rule that joins them when a data set is read."""
     return question_key(
         Question(
-            record.question_id, record.question, record.answers,
-            context=record.context, choices=record.choices,
+            record.question_id,
+            record.question,
+            record.answers,
+            context=record.context,
+            choices=record.choices,
         )
-    )  # fmt: skip
+    )

@@ -67,8 +67,7 @@ class ModelJudge(Labeller):
         self.spec = validate(ModelSpec, values, source="the settings of labeller 'judge'")
         if min(max_new_tokens, batch_size) < 1:
             raise UsageError(
-                f"max_new_tokens and batch_size must be at least 1, "
-                f"got {max_new_tokens} and {batch_size}"
+                f"max_new_tokens and batch_size must be at least 1, got {max_new_tokens} and {batch_size}"
             )
         self.max_new_tokens = int(max_new_tokens)
         self.batch_size = int(batch_size)
@@ -114,9 +113,10 @@ class ModelJudge(Labeller):
         prompts = [self._token_ids(judge_prompt(record)) for record in records]
         limit = self._loaded.max_positions if prompts else None
         fitting = [
-            place for place, tokens in enumerate(prompts)
+            place
+            for place, tokens in enumerate(prompts)
             if limit is None or len(tokens) + self.max_new_tokens <= limit
-        ]  # fmt: skip
+        ]
         replies: list[str | None] = [None] * len(prompts)
         for start in range(0, len(fitting), self.batch_size):
             batch = fitting[start : start + self.batch_size]
@@ -130,9 +130,8 @@ class ModelJudge(Labeller):
         if not tokenizer.chat_template:
             return list(tokenizer(f"{prompt}\nVerdict:").input_ids)
         text = tokenizer.apply_chat_template(
-            [{"role": "user", "content": prompt}],
-            tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS,
-        )  # fmt: skip
+            [{"role": "user", "content": prompt}], tokenize=False, add_generation_prompt=True, **CHAT_OPTIONS
+        )
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
     @torch.inference_mode()

@@ -146,8 +146,7 @@ class Labels:
             values=np.where(is_left_out, LABEL_CORRECT, self.values),
             is_valid=self.is_valid & ~is_left_out,
             reasons=tuple(
-                reason if is_out else old
-                for old, is_out in zip(self.reasons, left_out, strict=True)
+                reason if is_out else old for old, is_out in zip(self.reasons, left_out, strict=True)
             ),
             tokens=tokens,
         )

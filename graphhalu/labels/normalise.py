@@ -19,16 +19,32 @@ _VARIANTS = str.maketrans(dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_DASH
 # what Unicode does not decompose; \u0131 is the dotless i, \u2044 the slash of a fraction
 _LETTERS: Final = str.maketrans(
     {
-        "ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "đ": "d", "ð": "d", "ł": "l", "þ": "th",
-        "\u0131": "i", "\u2044": "/",
+        "ß": "ss",
+        "æ": "ae",
+        "œ": "oe",
+        "ø": "o",
+        "đ": "d",
+        "ð": "d",
+        "ł": "l",
+        "þ": "th",
+        "\u0131": "i",
+        "\u2044": "/",
     }
-)  # fmt: skip
+)
 
 _UNITS: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
 _TEENS: Final = (
-    "ten", "eleven", "twelve", "thirteen", "fourteen", "fifteen", "sixteen", "seventeen",
-    "eighteen", "nineteen",
-)  # fmt: skip
+    "ten",
+    "eleven",
+    "twelve",
+    "thirteen",
+    "fourteen",
+    "fifteen",
+    "sixteen",
+    "seventeen",
+    "eighteen",
+    "nineteen",
+)
 _TENS: Final = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
 _NUMBER_WORDS: Final = {word: n for n, word in enumerate(("zero", *_UNITS, *_TEENS))} | {
     word: 10 * n for n, word in enumerate(_TENS, start=2)
@@ -38,8 +54,13 @@ _COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[- ]({'|'.join(_UNITS)})\b")
 _NUMBER_WORD = re.compile(rf"\b(?<!no )(?!one of\b)({'|'.join(_NUMBER_WORDS)})\b")
 
 # each with the largest number of digits that may follow it: "two thousand (and) twelve"
-_SCALES: Final = (("hundred", 100, 2), ("thousand", 1000, 3), ("million", 10**6, 0),
-                  ("billion", 10**9, 0), ("trillion", 10**12, 0))  # fmt: skip
+_SCALES: Final = (
+    ("hundred", 100, 2),
+    ("thousand", 1000, 3),
+    ("million", 10**6, 0),
+    ("billion", 10**9, 0),
+    ("trillion", 10**12, 0),
+)
 _A_SCALE = re.compile(rf"\b(?:a|an)(?= (?:{'|'.join(name for name, *_ in _SCALES)})\b)")
 
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")

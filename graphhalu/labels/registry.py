@@ -97,8 +97,7 @@ def make_labeller(name: str, **settings: Any) -> Labeller:
     unknown = sorted(settings.keys() - set(known))
     if unknown:
         raise UsageError(
-            f"labeller {name!r} has no setting {', '.join(unknown)}; "
-            f"it has {', '.join(known) or 'none'}"
+            f"labeller {name!r} has no setting {', '.join(unknown)}; it has {', '.join(known) or 'none'}"
         )
     try:
         return kind(**settings)

@@ -81,9 +81,7 @@ def label_store(store: LabelledStore, labeller: Labeller, name: str | None = Non
     """
     path = labels_path(store, name or labeller.name)
     if path.stem != labeller.name and path.stem in LABELLERS:
-        raise UsageError(
-            f"labels by {labeller.name!r} cannot be stored as {name!r}: another rule's name"
-        )
+        raise UsageError(f"labels by {labeller.name!r} cannot be stored as {name!r}: another rule's name")
     labels = label_records(store.records, labeller)
     if path.stem != labeller.name:
         settings = {"labeller": labeller.name, **labels.settings}
@@ -214,9 +212,7 @@ def labels_path(store: LabelledStore, labeller: str) -> Path:
         UsageError: If the name could lead out of the folder.
     """
     if not re.fullmatch(r"\w[\w.-]*", labeller):
-        raise UsageError(
-            f"a labeller's name holds letters, digits, '_', '-' and '.', got {labeller!r}"
-        )
+        raise UsageError(f"a labeller's name holds letters, digits, '_', '-' and '.', got {labeller!r}")
     return store.labels_folder / f"{labeller}.parquet"
 
 
@@ -252,9 +248,7 @@ def _metadata(labels: Labels) -> dict[str, str]:
 
 def _read(path: Path) -> Labels:
     what = f"{path} is damaged or no label file"
-    with reading(
-        what, error=CorruptStoreError, also=(pa.ArrowException,), way_out=_way_out(path).strip()
-    ):
+    with reading(what, error=CorruptStoreError, also=(pa.ArrowException,), way_out=_way_out(path).strip()):
         table = read_parquet(path)
         metadata = {k.decode(): v for k, v in (table.schema.metadata or {}).items()}
         values = {name: parse_json(metadata[name]) for name in ("format", "format_version")}

@@ -131,9 +131,7 @@ def summarise(labels: Labels, groups: Shaped[np.ndarray, "trace"]) -> LabelSumma
         n_traces=len(labels.values),
         n_valid=len(kept),
         prevalence=labels.prevalence if len(kept) else None,
-        interval=share_interval(labels.values[kept].astype(np.int64), groups[kept])
-        if len(kept)
-        else None,
+        interval=share_interval(labels.values[kept].astype(np.int64), groups[kept]) if len(kept) else None,
         reasons=dict(Counter(labels.reasons).most_common()),
     )
 

@@ -24,8 +24,7 @@ def label_tokens(records: Sequence[TraceRecord]) -> Labels:
     decided = [rule.label(record) for record in records]
     has_offsets = [len(r.answer_offsets) == r.length - r.prompt_length for r in records]
     is_valid = np.array(
-        [found.is_valid and told for found, told in zip(decided, has_offsets, strict=True)],
-        dtype=np.bool_,
+        [found.is_valid and told for found, told in zip(decided, has_offsets, strict=True)], dtype=np.bool_
     )
     reasons = tuple(
         found.reason if told else "no character offsets"

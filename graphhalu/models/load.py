@@ -12,12 +12,7 @@ from graphhalu.models.attention import layer_windows, model_shape
 from graphhalu.models.cards import ModelCard, ModelSource, resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.models.hub import find_on_hub
-from graphhalu.models.identity import (
-    model_identity,
-    refused_code,
-    stored_method,
-    trusted_revision,
-)
+from graphhalu.models.identity import model_identity, refused_code, stored_method, trusted_revision
 from graphhalu.models.quiet import quiet_loading, silence_int8_casts
 from graphhalu.models.resources import default_threads
 from graphhalu.models.spec import ModelSpec
@@ -102,9 +97,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         tokenizer=tokenizer,
         spec=spec,
         card=source.card,
-        identity=model_identity(
-            source, spec, model, path=place.path, commit=place.options.get("revision")
-        )
+        identity=model_identity(source, spec, model, path=place.path, commit=place.options.get("revision"))
         | ({} if place.trusted is None else {"remote_code": place.trusted}),
         eos_token_ids=_eos_token_ids(model, tokenizer),
         **shape._asdict(),
@@ -158,8 +151,7 @@ def _require_files(folder: Path) -> None:
         found = sorted(path.name for path in folder.iterdir())
         listed = ", ".join(found[:8]) + (" …" if len(found) > 8 else "")  # noqa: PLR2004
         message = (
-            f"the model folder {folder} lacks {' and '.join(missing)}\n"
-            f"  It holds: {listed or 'nothing'}"
+            f"the model folder {folder} lacks {' and '.join(missing)}\n  It holds: {listed or 'nothing'}"
         )
         raise ModelUnavailableError(message)
 
@@ -221,9 +213,7 @@ def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
     return tokenizer
 
 
-def _model(
-    place: _Place, spec: ModelSpec, source: ModelSource, config: Any, device: torch.device
-) -> Any:
+def _model(place: _Place, spec: ModelSpec, source: ModelSource, config: Any, device: torch.device) -> Any:
     from transformers import AutoModelForCausalLM
 
     settings = {**place.options, **_attention_setting(config), "output_loading_info": True}
@@ -241,8 +231,7 @@ def _model(
         model, found = AutoModelForCausalLM.from_pretrained(place.path, **settings)
     except torch.OutOfMemoryError:
         message = (
-            f"{spec.name} does not fit the memory of {device}\n"
-            f"  Use --quantization nf4, or a smaller model"
+            f"{spec.name} does not fit the memory of {device}\n  Use --quantization nf4, or a smaller model"
         )
         raise ModelUnavailableError(message) from None
     except Exception as error:
@@ -322,9 +311,7 @@ def _require_attention(config: Any, name: str) -> None:
         raise ModelRefusedError(message)
 
 
-def _unreadable(
-    spec: ModelSpec, source: ModelSource, error: Exception, what: str
-) -> ModelUnavailableError:
+def _unreadable(spec: ModelSpec, source: ModelSource, error: Exception, what: str) -> ModelUnavailableError:
     """The error for a file that cannot be read.
 
     Any exception may be the reason: for a damaged file tokenizers raises a plain ``Exception``,
@@ -338,8 +325,7 @@ def _unreadable(
         else "Expected a folder with config.json, tokenizer.json and whole *.safetensors files"
     )
     return ModelUnavailableError(
-        f"the {what} of {spec.name} cannot be read ({type(error).__name__}: {shortened})\n"
-        f"  {way_out}"
+        f"the {what} of {spec.name} cannot be read ({type(error).__name__}: {shortened})\n  {way_out}"
     )
 
 

@@ -32,10 +32,7 @@ from graphhalu.report.palette import FAMILY_NAMES, family
 CONTROL_MARK: Final = "°"
 BASELINE_MARK: Final = "†"
 _N_MISTAKES: Final = 5
-_TITLES: Final = {
-    "answer": "detectors of hallucinations",
-    "token": "detectors of hallucinated tokens",
-}
+_TITLES: Final = {"answer": "detectors of hallucinations", "token": "detectors of hallucinated tokens"}
 
 _CAPTIONS: Final[Mapping[str, str]] = {
     "roc": "Hallucinations found against correct answers flagged; a curve further up and to the "
@@ -50,9 +47,7 @@ _CAPTIONS: Final[Mapping[str, str]] = {
 }
 
 
-def comparison_page(
-    result: Result, maps: HeadMaps | None = None, more: Sequence[Section] = ()
-) -> Page:
+def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence[Section] = ()) -> Page:
     """The report of a comparison.
 
     Args:
@@ -92,8 +87,7 @@ def _results(result: Result) -> Section:
     names = metric_names({name for row in result.rows for name in row.metrics})
     columns = [Column("detector")]
     columns += [
-        Column(metric_title(name), is_number=True, is_better_low=name in LOWER_IS_BETTER)
-        for name in names
+        Column(metric_title(name), is_number=True, is_better_low=name in LOWER_IS_BETTER) for name in names
     ]
     columns += [Column("coverage", is_number=True), Column("inputs")]
     rows = [
@@ -105,9 +99,7 @@ def _results(result: Result) -> Section:
         )
         for row in result.ranked()
     ]
-    table = PageTable(
-        "metrics", "Every detector, best first", tuple(columns), tuple(rows), _notes(result)
-    )
+    table = PageTable("metrics", "Every detector, best first", tuple(columns), tuple(rows), _notes(result))
     warning = small_class_warning(result)
     paragraphs = (*((warning,) if warning else ()), *result.notes)
     return Section("results", "Results", paragraphs, tables=(table,))
@@ -126,7 +118,7 @@ def _notes(result: Result) -> tuple[str, ...]:
             f"In brackets the {level:.0%} interval of a bootstrap over questions; values are means "
             f"over {len(seeds)} seed{'' if len(seeds) == 1 else 's'}. The spread over seeds and "
             "the mean within folds stand in result.json and table.csv."
-        ),
+        )
     ]
     if any(row.is_control for row in result.rows):
         notes.append(f"{CONTROL_MARK} control: a detector proves nothing unless it beats these.")
@@ -153,24 +145,24 @@ def _differences(result: Result) -> Section:
     )
     figure = PageFigure("forest", "Differences from the baseline", caption, forest_figure(result))
     columns = (
-        Column("detector"), Column("difference", is_number=True),
-        *(Column(name, is_number=True, is_better_low=True) for name in (
-            "p bootstrap", "p DeLong", "p Holm", "p equivalent", "p not worse")),
-    )  # fmt: skip
+        Column("detector"),
+        Column("difference", is_number=True),
+        *(
+            Column(name, is_number=True, is_better_low=True)
+            for name in ("p bootstrap", "p DeLong", "p Holm", "p equivalent", "p not worse")
+        ),
+    )
     rows = tuple(
         (
             Cell(test.detector),
             Cell(difference_text(test), value=test.difference),
             *(
                 Cell(p_text(p), value=p)
-                for p in (
-                    test.p_bootstrap, test.p_delong, test.p_holm, test.p_equivalent,
-                    test.p_not_worse,
-                )
+                for p in (test.p_bootstrap, test.p_delong, test.p_holm, test.p_equivalent, test.p_not_worse)
             ),
         )
         for test in tests
-    )  # fmt: skip
+    )
     notes = (
         (
             "Holm's correction is applied to DeLong's p-value, with questions as groups. A small p "
@@ -195,8 +187,9 @@ def _curves(result: Result) -> Section:
         return Section("curves", "Curves")
     lead = (
         "A panel for each family of detectors names its best few; all others are grey."
-        if len(result.rows) > 1 else ""
-    )  # fmt: skip
+        if len(result.rows) > 1
+        else ""
+    )
     return Section("curves", "Curves", (lead,) if lead else (), tuple(figures))
 
 
@@ -241,12 +234,11 @@ def _subgroups(result: Result) -> Section:
         some = next(group for key, group in found.items() if key[0] == name)
         cells = [
             metric_cell(found[name, detector].metrics.get("auroc"))
-            if (name, detector) in found else Cell(ABSENT)
+            if (name, detector) in found
+            else Cell(ABSENT)
             for detector in shown
-        ]  # fmt: skip
-        rows.append(
-            (Cell(name), number(some.n_traces, ",.0f"), number(some.prevalence, ".0%"), *cells)
-        )
+        ]
+        rows.append((Cell(name), number(some.n_traces, ",.0f"), number(some.prevalence, ".0%"), *cells))
     notes = (
         (
             "Tested answers of one seed, mean. No AUROC where a class is missing or nearly so. The "
@@ -259,12 +251,16 @@ def _subgroups(result: Result) -> Section:
 
 def _costs(result: Result) -> Section:
     columns = (
-        Column("detector"), Column("kind"), Column("inputs"), Column("learns"),
+        Column("detector"),
+        Column("kind"),
+        Column("inputs"),
+        Column("learns"),
         Column("fit s", is_number=True, is_better_low=True),
         Column("score ms", is_number=True, is_better_low=True),
         Column("bytes a trace", is_number=True, is_better_low=True),
-        Column("parameters", is_number=True, is_better_low=True), Column("settings"),
-    )  # fmt: skip
+        Column("parameters", is_number=True, is_better_low=True),
+        Column("settings"),
+    )
     rows = tuple(
         (
             detector_cell(result, row),
@@ -309,16 +305,15 @@ def _mistakes(result: Result) -> Section:
         of_class = mine.filter(pc.field("label") == label)
         worst = of_class.sort_by([("score", order)]).slice(0, _N_MISTAKES).to_pylist()
         rows += [
-            (
-                Cell(_place(sample)), Cell(what), number(sample["score"], ".3g"),
-                number(sample["probability"]),
-            )
+            (Cell(_place(sample)), Cell(what), number(sample["score"], ".3g"), number(sample["probability"]))
             for sample in worst
-        ]  # fmt: skip
+        ]
     columns = (
-        Column("trace"), Column("label"), Column("score", is_number=True),
+        Column("trace"),
+        Column("label"),
+        Column("score", is_number=True),
         Column("probability", is_number=True),
-    )  # fmt: skip
+    )
     note = "Some of these are faults of the label: read them before trusting a difference."
     title = f"{result.level.capitalize()}s that {best} ranks most wrongly"
     table = PageTable("worst", title, columns, tuple(rows), (note,))
@@ -336,9 +331,8 @@ def _failed(result: Result) -> Section:
     if not rows:
         return Section("failed", "Failed detectors")
     table = PageTable(
-        "failures", "Detectors without metrics", (Column("detector"), Column("reason")),
-        text_rows(rows),
-    )  # fmt: skip
+        "failures", "Detectors without metrics", (Column("detector"), Column("reason")), text_rows(rows)
+    )
     return Section("failed", "Failed detectors", tables=(table,))
 
 
@@ -358,8 +352,6 @@ def _reading(result: Result) -> Section:
             "chance, which Holm's correction accounts for."
         ),
     )
-    table = PageTable(
-        "metric-words", "The metrics", (Column("metric"), Column("meaning")), text_rows(rows)
-    )
+    table = PageTable("metric-words", "The metrics", (Column("metric"), Column("meaning")), text_rows(rows))
     tables = (table,) if rows else ()
     return Section("reading", "How to read this", paragraphs, tables=tables)

@@ -64,8 +64,7 @@ def reliability(samples: pa.Table, detector: str) -> Curve | None:
     if not len(mine):
         return None
     found = reliability_curve(
-        mine["probability"].to_numpy().astype(np.float64),
-        mine["label"].to_numpy().astype(np.int64),
+        mine["probability"].to_numpy().astype(np.float64), mine["label"].to_numpy().astype(np.int64)
     )
     return Curve(found.probability, found.share)
 
@@ -74,10 +73,7 @@ def _mean(samples: pa.Table, detector: str, draw: Callable[[_Seed], Curve]) -> C
     mine = samples.filter((pc.field("detector") == detector) & pc.field("is_valid"))
     curves = [
         draw(
-            _Seed(
-                chosen["score"].to_numpy().astype(np.float64),
-                chosen["label"].to_numpy().astype(np.int64),
-            )
+            _Seed(chosen["score"].to_numpy().astype(np.float64), chosen["label"].to_numpy().astype(np.int64))
         )
         for seed in pc.unique(mine["seed"]).to_pylist()
         for chosen in [mine.filter(pc.field("seed") == seed)]

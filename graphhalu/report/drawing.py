@@ -43,10 +43,23 @@ _SETTINGS: Final = {
     "svg.fonttype": "none",
 }
 _KEPT_STYLES: Final = frozenset(
-    {"fill", "fill-opacity", "font-size", "font-weight", "image-rendering", "opacity", "stroke",
-     "stroke-dasharray", "stroke-dashoffset", "stroke-linecap", "stroke-linejoin",
-     "stroke-opacity", "stroke-width", "text-anchor"}
-)  # fmt: skip
+    {
+        "fill",
+        "fill-opacity",
+        "font-size",
+        "font-weight",
+        "image-rendering",
+        "opacity",
+        "stroke",
+        "stroke-dasharray",
+        "stroke-dashoffset",
+        "stroke-linecap",
+        "stroke-linejoin",
+        "stroke-opacity",
+        "stroke-width",
+        "text-anchor",
+    }
+)
 _DROPPED: Final = ("metadata", "style")
 
 
@@ -199,11 +212,7 @@ def _unprefixed(text: str) -> str:
 def legend(axes: Axes, **more: Any) -> None:
     """A key inside of axes, without a frame."""
     axes.legend(
-        frameon=False,
-        fontsize=FONT_SIZE - 1,
-        labelcolor=LIGHT["ink"],
-        title_fontsize=FONT_SIZE - 1,
-        **more,
+        frameon=False, fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], title_fontsize=FONT_SIZE - 1, **more
     )
 
 

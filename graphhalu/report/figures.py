@@ -49,21 +49,15 @@ class Kind(NamedTuple):
 
 
 KINDS: Final[Mapping[str, Kind]] = {
-    "roc": Kind(
-        "ROC", "auroc", "correct answers flagged", "hallucinations found", "chance",
-    ),
+    "roc": Kind("ROC", "auroc", "correct answers flagged", "hallucinations found", "chance"),
     "precision-recall": Kind(
-        "Precision and recall", "auprc", "hallucinations found (recall)", "precision",
-        "prevalence",
+        "Precision and recall", "auprc", "hallucinations found (recall)", "precision", "prevalence"
     ),
-    "calibration": Kind(
-        "Calibration", "ece", "calibrated probability", "share hallucinated", "perfect",
-    ),
+    "calibration": Kind("Calibration", "ece", "calibrated probability", "share hallucinated", "perfect"),
     "risk-coverage": Kind(
-        "Risk and coverage", "aurc", "share of answers kept", "share hallucinated",
-        "all answers",
+        "Risk and coverage", "aurc", "share of answers kept", "share hallucinated", "all answers"
     ),
-}  # fmt: skip
+}
 _SQUARE: Final = ("roc", "calibration")
 _REFERENCE_DASHES: Final = (0, (2, 2))
 _METRIC_TITLES: Final = {"auroc": "AUROC", "auprc": "AUPRC", "ece": "ECE", "aurc": "AURC"}
@@ -124,13 +118,19 @@ def _panels(n_panels: int, n_lines: int) -> tuple[Figure, Any]:
     panel_in = (width - _LEFT_IN - _RIGHT_IN - _GAP_IN * (n_panels - 1)) / n_panels
     figure = new_figure(width, height, is_laid_out=False)
     grid = figure.subplots(
-        1, n_panels, squeeze=False, sharex=True, sharey=True,
+        1,
+        n_panels,
+        squeeze=False,
+        sharex=True,
+        sharey=True,
         gridspec_kw={
-            "left": _LEFT_IN / width, "right": 1 - _RIGHT_IN / width,
-            "bottom": _BELOW_IN / height, "top": 1 - above / height,
+            "left": _LEFT_IN / width,
+            "right": 1 - _RIGHT_IN / width,
+            "bottom": _BELOW_IN / height,
+            "top": 1 - above / height,
             "wspace": _GAP_IN / panel_in,
         },
-    )  # fmt: skip
+    )
     return figure, grid[0]
 
 
@@ -177,9 +177,15 @@ def _draw_panel(
         look = line(name, rank)
         marker = look.marker if is_calibration else ""
         axes.plot(
-            *curves[row.detector], color=look.colour, linestyle=look.dashes, linewidth=2.2,
-            marker=marker, markersize=4.5, zorder=4, gid=row.detector,
-        )  # fmt: skip
+            *curves[row.detector],
+            color=look.colour,
+            linestyle=look.dashes,
+            linewidth=2.2,
+            marker=marker,
+            markersize=4.5,
+            zorder=4,
+            gid=row.detector,
+        )
 
 
 class _Entry(NamedTuple):
@@ -190,9 +196,7 @@ class _Entry(NamedTuple):
     has_sample: bool = True
 
 
-def _entries(
-    name: str, rows: Sequence[DetectorRow], metric: str, *, is_narrow: bool
-) -> list[_Entry]:
+def _entries(name: str, rows: Sequence[DetectorRow], metric: str, *, is_narrow: bool) -> list[_Entry]:
     """The named lines of a family; where there is little room each number gets a line."""
     found = []
     for rank, row in enumerate(rows):
@@ -210,9 +214,13 @@ def _write_key(axes: Axes, name: str, entries: Sequence[_Entry]) -> None:
     for place, entry in enumerate(reversed(entries)):
         _write_entry(axes, entry, 10 + _LINE_PT * place)
     axes.set_title(
-        FAMILY_TITLES[name], loc="left", fontsize=FONT_SIZE + 1, color=LIGHT[name],
-        fontweight="bold", pad=6 + _LINE_PT * len(entries),
-    )  # fmt: skip
+        FAMILY_TITLES[name],
+        loc="left",
+        fontsize=FONT_SIZE + 1,
+        color=LIGHT[name],
+        fontweight="bold",
+        pad=6 + _LINE_PT * len(entries),
+    )
 
 
 def _write_entry(axes: Axes, entry: _Entry, above_pt: float) -> None:
@@ -224,15 +232,25 @@ def _write_entry(axes: Axes, entry: _Entry, above_pt: float) -> None:
         box, points = axes.bbox, 72 / figure.dpi
         height = 1 + above_pt / (box.height * points)
         axes.plot(
-            [0, _SAMPLE_PT / (box.width * points)], [height, height], transform=axes.transAxes,
-            color=look.colour, linestyle=look.dashes, linewidth=2.2 if entry.look else 1.1,
-            clip_on=False, gid="key",
-        )  # fmt: skip
+            [0, _SAMPLE_PT / (box.width * points)],
+            [height, height],
+            transform=axes.transAxes,
+            color=look.colour,
+            linestyle=look.dashes,
+            linewidth=2.2 if entry.look else 1.1,
+            clip_on=False,
+            gid="key",
+        )
     axes.annotate(
-        entry.text, (0, 1), (_SAMPLE_PT + 4, above_pt), xycoords="axes fraction",
-        textcoords="offset points", va="center", annotation_clip=False,
+        entry.text,
+        (0, 1),
+        (_SAMPLE_PT + 4, above_pt),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        va="center",
+        annotation_clip=False,
         **quiet_text(fontsize=FONT_SIZE - 1, color=look.colour),
-    )  # fmt: skip
+    )
 
 
 def _band(axes: Axes, result: Result) -> None:
@@ -241,9 +259,14 @@ def _band(axes: Axes, result: Result) -> None:
     share = np.linspace(0, 1, 101)
     reach = 1.96 * np.sqrt(share * (1 - share) * N_BINS / max(n_tested, N_BINS))
     axes.fill_between(
-        share, np.maximum(share - reach, 0), np.minimum(share + reach, 1),
-        color=LIGHT["grid"], linewidth=0, zorder=1, gid="band",
-    )  # fmt: skip
+        share,
+        np.maximum(share - reach, 0),
+        np.minimum(share + reach, 1),
+        color=LIGHT["grid"],
+        linewidth=0,
+        zorder=1,
+        gid="band",
+    )
 
 
 def _name(row: DetectorRow) -> str:
@@ -267,9 +290,12 @@ def metric_title_of(kind: str) -> str:
 def _reference(axes: Axes, kind: str, prevalence: float) -> str:
     """Draw the line of comparison, and give its name."""
     style: dict[str, Any] = {
-        "color": LIGHT["muted"], "linewidth": 1.1, "linestyle": _REFERENCE_DASHES, "zorder": 3,
+        "color": LIGHT["muted"],
+        "linewidth": 1.1,
+        "linestyle": _REFERENCE_DASHES,
+        "zorder": 3,
         "gid": "reference",
-    }  # fmt: skip
+    }
     if kind in _SQUARE:
         axes.plot([0, 1], [0, 1], **style)
         return KINDS[kind].reference

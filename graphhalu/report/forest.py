@@ -75,10 +75,16 @@ def _draw(axes: Axes, place: int, test: Comparison, kind: str) -> None:
     colour = LIGHT[kind]
     axes.plot([test.low, test.high], [place, place], color=colour, linewidth=2, zorder=2)
     axes.plot(
-        test.difference, place, marker=FAMILY_MARKERS[kind], markersize=7.5, color=colour,
-        markerfacecolor=colour if excludes_zero(test) else LIGHT["paper"], markeredgewidth=1.6,
-        zorder=3, gid=test.detector,
-    )  # fmt: skip
+        test.difference,
+        place,
+        marker=FAMILY_MARKERS[kind],
+        markersize=7.5,
+        color=colour,
+        markerfacecolor=colour if excludes_zero(test) else LIGHT["paper"],
+        markeredgewidth=1.6,
+        zorder=3,
+        gid=test.detector,
+    )
 
 
 def _name(test: Comparison) -> str:
@@ -92,26 +98,41 @@ def _numbers(axes: Axes, tests: list[Comparison]) -> None:
     right.set_ylim(axes.get_ylim())
     right.set_yticks(range(len(tests)))
     labels = [
-        f"{difference_text(test)}   {p_text(test.p_holm)}".replace("-", "\N{MINUS SIGN}")
-        for test in tests
+        f"{difference_text(test)}   {p_text(test.p_holm)}".replace("-", "\N{MINUS SIGN}") for test in tests
     ]
     right.set_yticklabels(labels, fontsize=FONT_SIZE - 1, color=LIGHT["ink"])
     right.tick_params(axis="y", length=0)
     right.spines[:].set_visible(False)
     right.text(
-        1.01, -0.62, "difference [interval]   Holm p", transform=right.get_yaxis_transform(),
-        va="bottom", **quiet_text(fontsize=FONT_SIZE - 1, color=LIGHT["muted"]),
-    )  # fmt: skip
+        1.01,
+        -0.62,
+        "difference [interval]   Holm p",
+        transform=right.get_yaxis_transform(),
+        va="bottom",
+        **quiet_text(fontsize=FONT_SIZE - 1, color=LIGHT["muted"]),
+    )
 
 
 def _family_key(axes: Axes, kinds: list[str]) -> None:
     for kind in (kind for kind in FAMILIES if kind in kinds):
         axes.plot(
-            [], [], marker=FAMILY_MARKERS[kind], color=LIGHT[kind], linewidth=2, markersize=7.5,
+            [],
+            [],
+            marker=FAMILY_MARKERS[kind],
+            color=LIGHT[kind],
+            linewidth=2,
+            markersize=7.5,
             label=FAMILY_NAMES[kind],
-        )  # fmt: skip
+        )
     axes.legend(
-        loc="lower left", bbox_to_anchor=(0, 1), ncols=4, frameon=False, fontsize=FONT_SIZE - 1,
-        labelcolor=LIGHT["ink"], handlelength=1.4, columnspacing=1.2, borderpad=0,
+        loc="lower left",
+        bbox_to_anchor=(0, 1),
+        ncols=4,
+        frameon=False,
+        fontsize=FONT_SIZE - 1,
+        labelcolor=LIGHT["ink"],
+        handlelength=1.4,
+        columnspacing=1.2,
+        borderpad=0,
         borderaxespad=2.4,
-    )  # fmt: skip
+    )

@@ -57,11 +57,7 @@ def facts(result: Result) -> tuple[tuple[str, str], ...]:
     return (
         ("answers", f"{result.n_traces:,} to {result.n_groups:,} questions"),
         *([("tokens", _token_words(result.counts))] if result.counts is not None else []),
-        *(
-            [("tested in a seed", _class_words(*counts))]
-            if (counts := class_counts(result))
-            else []
-        ),
+        *([("tested in a seed", _class_words(*counts))] if (counts := class_counts(result)) else []),
         ("left out", left_out),
         ("prevalence", f"{result.prevalence:.1%} {ones}"),
         ("labels", f"{labeller.get('name', ABSENT)}; 1 means: {MEANINGS.get(meaning, ABSENT)}"),
@@ -71,10 +67,7 @@ def facts(result: Result) -> tuple[tuple[str, str], ...]:
 
 
 def _token_words(counts: TokenCounts) -> str:
-    return (
-        f"{counts.n_tokens:,}, of them {counts.n_hallucinated_tokens:,} in {counts.n_spans:,} "
-        f"marked spans"
-    )
+    return f"{counts.n_tokens:,}, of them {counts.n_hallucinated_tokens:,} in {counts.n_spans:,} marked spans"
 
 
 def class_counts(result: Result) -> tuple[int, int] | None:
@@ -116,10 +109,7 @@ def protocol_text(config: Mapping[str, Any]) -> str:
 
 
 def frame_sections(
-    config: Mapping[str, Any],
-    provenance: Mapping[str, Any],
-    store: Mapping[str, Any],
-    reading: Section,
+    config: Mapping[str, Any], provenance: Mapping[str, Any], store: Mapping[str, Any], reading: Section
 ) -> list[Section]:
     """Protocol, data, how to read, provenance."""
     return [protocol(config), data(store), reading, provenance_section(provenance, store)]
@@ -145,11 +135,14 @@ def data(store: Mapping[str, Any], name: str = "data") -> Section:
         said = f"{dataset!r} is none of the known data sets" if dataset else "The store names none"
         return Section(name, "Data set", (f"{said}: its licence is not known here.",))
     rows = [
-        ["name", card.name], ["task", card.task], ["licence", card.licence],
-        ["source", card.source], ["citation", card.citation],
+        ["name", card.name],
+        ["task", card.task],
+        ["licence", card.licence],
+        ["source", card.source],
+        ["citation", card.citation],
         ["label rule that suits it", card.label_rule],
         *(["known fault", fault] for fault in card.artefacts),
-    ]  # fmt: skip
+    ]
     table = PageTable(f"{name}-card", card.name, (Column("what"), Column("value")), text_rows(rows))
     return Section(name, "Data set and licence", tables=(table,))
 
@@ -170,11 +163,9 @@ def provenance_section(provenance: Mapping[str, Any], store: Mapping[str, Any]) 
     made_from |= made_from.pop("configuration", None) or {}
     tables = tuple(
         PageTable(name, title, (Column("what"), Column("value")), text_rows(rows))
-        for name, title, values in (
-            ("made-with", "Made with", said), ("made-from", "Made from", made_from)
-        )
+        for name, title, values in (("made-with", "Made with", said), ("made-from", "Made from", made_from))
         if (rows := [row for field, value in values.items() for row in _flat(field, value)])
-    )  # fmt: skip
+    )
     whole = json_ready({"provenance": provenance, "store": whole_store})
     text = json.dumps(whole, ensure_ascii=False, indent=1)
     folded = (("The same as JSON", text),) if tables else ()

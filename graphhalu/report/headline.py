@@ -10,10 +10,7 @@ def headline(result: Result) -> tuple[str, str]:
     """What won, by how much and against which baseline; and how that baseline came about."""
     done = [row for row in result.ranked() if row.failure is None]
     if not done:
-        return (
-            "No detector has a score: all of them failed.",
-            "Their reasons stand below.",
-        )
+        return ("No detector has a score: all of them failed.", "Their reasons stand below.")
     if result.baseline is None or not result.comparisons:
         best = done[0]
         return (
@@ -34,10 +31,10 @@ def _won(result: Result, better: list[Comparison]) -> str:
     others = len(better) - 1
     more = f", and {others} more {'does' if others == 1 else 'do'} so too" if others else ""
     caution = (
-        "" if best.p_holm is not None and best.p_holm < _LEVEL
-        else f"; after Holm's correction over {len(result.comparisons)} tests it is not "
-        "significant"
-    )  # fmt: skip
+        ""
+        if best.p_holm is not None and best.p_holm < _LEVEL
+        else f"; after Holm's correction over {len(result.comparisons)} tests it is not significant"
+    )
     return (
         f"{best.detector}{_control_note(result, best.detector)} beats the baseline "
         f"{best.baseline} by an interval that excludes zero: AUROC "

@@ -79,13 +79,9 @@ def transfer_figure(cells: Sequence[TransferCell], detectors: Sequence[str]) -> 
     figure = new_figure(_WIDTH_IN * (0.62, 1.0)[n_columns - 1], 0.4 + (side + 0.6) * n_rows)
     grid = figure.subplots(n_rows, n_columns, squeeze=False, sharey=True)
     for axes, detector in zip(grid.flat, detectors, strict=False):
-        values = np.array(
-            [[_or_nan(found[detector, train, test]) for test in names] for train in names]
-        )
+        values = np.array([[_or_nan(found[detector, train, test]) for test in names] for train in names])
         _draw_matrix(axes, values, names, norm)
-        axes.set_title(
-            _short(detector), loc="left", fontsize=FONT_SIZE, color=LIGHT["ink"], parse_math=False
-        )
+        axes.set_title(_short(detector), loc="left", fontsize=FONT_SIZE, color=LIGHT["ink"], parse_math=False)
     for axes in grid.flat[len(detectors) :]:
         axes.set_visible(False)
     for axes in grid[:, 0]:
@@ -108,9 +104,13 @@ def _draw_map(axes: Axes, each: HeadMap, norm: Normalize) -> None:
     for block, top in ((values, 0.0), (means, foot)):
         # an image is one element where cells would be thousands
         axes.imshow(
-            np.ma.masked_invalid(block), cmap=AROUND_CHANCE, norm=norm, aspect="auto",
-            interpolation="none", extent=(-0.5, n_layers - 0.5, top + len(block), top),
-        )  # fmt: skip
+            np.ma.masked_invalid(block),
+            cmap=AROUND_CHANCE,
+            norm=norm,
+            aspect="auto",
+            interpolation="none",
+            extent=(-0.5, n_layers - 0.5, top + len(block), top),
+        )
     _mark(axes, each, norm, foot)
     axes.set(xlim=(-0.5, n_layers - 0.5), ylim=(foot + 1, 0))
     step = max(1, -(-n_layers // 15))
@@ -122,9 +122,12 @@ def _draw_map(axes: Axes, each: HeadMap, norm: Normalize) -> None:
     axes.spines[:].set_visible(False)
     title = MAP_TITLES.get(each.feature, each.feature)
     axes.set_title(
-        f"{title}: {n_marked(each)} of {values.size} heads with {MARK_TEXT}", loc="left",
-        fontsize=FONT_SIZE, color=LIGHT["ink"], parse_math=False,
-    )  # fmt: skip
+        f"{title}: {n_marked(each)} of {values.size} heads with {MARK_TEXT}",
+        loc="left",
+        fontsize=FONT_SIZE,
+        color=LIGHT["ink"],
+        parse_math=False,
+    )
 
 
 def _mark(axes: Axes, each: HeadMap, norm: Normalize, foot: float) -> None:
@@ -139,9 +142,14 @@ def _mark(axes: Axes, each: HeadMap, norm: Normalize, foot: float) -> None:
                 points.setdefault(text_colour(value, norm), []).append((layer, height))
     for colour, places in points.items():
         axes.plot(
-            *zip(*places, strict=True), linestyle="none", marker="o", markersize=3, color=colour,
-            markeredgewidth=0, gid="mark",
-        )  # fmt: skip
+            *zip(*places, strict=True),
+            linestyle="none",
+            marker="o",
+            markersize=3,
+            color=colour,
+            markeredgewidth=0,
+            gid="mark",
+        )
 
 
 def _draw_matrix(
@@ -149,15 +157,18 @@ def _draw_matrix(
 ) -> None:
     prepare(axes, grid=False)
     axes.imshow(
-        np.ma.masked_invalid(values), cmap=AROUND_CHANCE, norm=norm, interpolation="none",
-        aspect="auto",
-    )  # fmt: skip
+        np.ma.masked_invalid(values), cmap=AROUND_CHANCE, norm=norm, interpolation="none", aspect="auto"
+    )
     for (row, column), value in np.ndenumerate(values):
         is_there = bool(np.isfinite(value))
         axes.text(
-            column, row, f"{value:.3f}" if is_there else "failed", ha="center", va="center",
+            column,
+            row,
+            f"{value:.3f}" if is_there else "failed",
+            ha="center",
+            va="center",
             **quiet_text(color=text_colour(value, norm) if is_there else LIGHT["muted"]),
-        )  # fmt: skip
+        )
     labels = [_short(name) for name in names]
     axes.set_xticks(range(len(names)))
     axes.set_xticklabels(labels, parse_math=False, rotation=20, ha="right", rotation_mode="anchor")

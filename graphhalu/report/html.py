@@ -14,9 +14,7 @@ def report_html(page: Page) -> str:
     """A report as one HTML page."""
     drawn = {
         figure.name: Markup(  # noqa: S704  # drawn here, every text in it escaped
-            inline_svg(
-                figure.figure, f"fig-{figure.name}", title=figure.title, description=figure.caption
-            )
+            inline_svg(figure.figure, f"fig-{figure.name}", title=figure.title, description=figure.caption)
         )
         for figure in page.figures
     }

@@ -103,9 +103,7 @@ def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
     axes.grid(visible=False, axis="x")
     jitter = np.random.default_rng(0)
     styles = (BENIGN_STYLE, ATTACK_STYLE)
-    for place, (style, members) in enumerate(
-        zip(styles, (~view.is_attack, view.is_attack), strict=True)
-    ):
+    for place, (style, members) in enumerate(zip(styles, (~view.is_attack, view.is_attack), strict=True)):
         values = view.score[members & np.isfinite(view.score)]
         _violin(axes, place, values, style["color"])
         places = place + jitter.uniform(-0.08, 0.08, len(values))
@@ -118,9 +116,7 @@ def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
     text = quiet_text(fontsize=FONT_SIZE - 1, ha="center", va="bottom")
     label = f"threshold at {aim:.0%} FPR"
     axes.annotate(label, (0.5, height), (0, 3), textcoords="offset points", **text)
-    axes.set_xticks(
-        [0, 1], [f"benign ({calibration.n_benign})", f"attack ({calibration.n_attack})"]
-    )
+    axes.set_xticks([0, 1], [f"benign ({calibration.n_benign})", f"attack ({calibration.n_attack})"])
     axes.set_xlim(-0.5, 1.5)
     axes.set_ylabel(SPREAD_NAMES[choice.spread])
     return figure
@@ -221,9 +217,7 @@ def named_rows(calibration: Calibration) -> list[MethodRow]:
 def correlation_text(relation: Relation) -> str:
     """Both correlations with their intervals."""
     parts = (("r", relation.pearson), ("rank", relation.spearman))
-    return "\n".join(
-        f"{name}: none" if found is None else f"{name} = {found:+.2f}" for name, found in parts
-    )
+    return "\n".join(f"{name}: none" if found is None else f"{name} = {found:+.2f}" for name, found in parts)
 
 
 def words(name: str) -> str:

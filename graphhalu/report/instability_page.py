@@ -64,14 +64,10 @@ def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
         (
             text.section(
                 "judgement",
-                figures={
-                    "methods": drawn.methods_figure(calibration),
-                    "roc": drawn.roc_figure(calibration),
-                },
+                figures={"methods": drawn.methods_figure(calibration), "roc": drawn.roc_figure(calibration)},
                 tables={
                     "methods-table": [
-                        {"row": row, "name": name, "way": ways[row.direction]}
-                        for row, name in named
+                        {"row": row, "name": name, "way": ways[row.direction]} for row, name in named
                     ]
                 },
             ),
@@ -147,8 +143,7 @@ def _page_text(calibration: Calibration, view: StudyView) -> PageText:
         least_rate=1 / n_benign,
         heads=f"{len(tracker.heads)} heads on all prompts{level}",
         listed="; ".join(
-            f"{drawn.words(row.name)} {row.auroc.value:.3f} and {row.in_sample.value:.3f}"
-            for row in ranked
+            f"{drawn.words(row.name)} {row.auroc.value:.3f} and {row.in_sample.value:.3f}" for row in ranked
         ),
         correlations="; ".join(
             f"{relation.name}: {drawn.correlation_text(relation)}".replace("\n", ", ")

@@ -80,8 +80,7 @@ class LabelReport:
             "settings": dict(labels.settings),
             **_summary_values(self.summaries[name]),
             "categories": {
-                category: _summary_values(summary)
-                for category, summary in self.categories[name].items()
+                category: _summary_values(summary) for category, summary in self.categories[name].items()
             },
         }
 
@@ -109,9 +108,7 @@ def label_report(
     return LabelReport(
         labels={each.labeller: each for each in found},
         summaries={each.labeller: summarise(each, groups) for each in found},
-        categories={
-            each.labeller: summarise_categories(each, groups, categories) for each in found
-        },
+        categories={each.labeller: summarise_categories(each, groups, categories) for each in found},
         agreements=tuple(agreement(first, second) for first, second in combinations(found, 2)),
         sweeps=_sweeps(records, found),
         examples=tuple(draw_examples(records, found, n=n_examples, seed=seed)),
@@ -124,9 +121,7 @@ def tables(report: LabelReport) -> list[TextTable]:
     if report.agreements:
         made.append(_agreement_table(report.agreements))
     made += [_sweep_table(name, rows) for name, rows in report.sweeps.items()]
-    made += [
-        _category_table(name, found) for name, found in report.categories.items() if found
-    ]  # fmt: skip
+    made += [_category_table(name, found) for name, found in report.categories.items() if found]
     return made
 
 
@@ -136,9 +131,11 @@ def example_text(example: LabelExample) -> str:
     gold = "; ".join(example.gold) + (f" (and {more} more)" if more > 0 else "")
     said = "; ".join(f"{name}: {text}" for name, text in example.said.items())
     lines = {
-        "question": example.question, "gold": gold or "none", "answer": example.answer or "(empty)",
+        "question": example.question,
+        "gold": gold or "none",
+        "answer": example.answer or "(empty)",
         "labels": said,
-    }  # fmt: skip
+    }
     body = "\n".join(f"  {name:<9} {' '.join(text.split())}" for name, text in lines.items())
     return f"{example.verdict}  {example.trace_id}\n{body}"
 
@@ -193,11 +190,15 @@ def _shares(report: LabelReport) -> TextTable:
     columns = ["labeller", "traces", "valid", "coverage", "prevalence [95 %]", "1 means"]
     rows = [
         [
-            name, str(summary.n_traces), str(summary.n_valid), f"{summary.coverage:.1%}",
-            _prevalence(summary), MEANINGS[report.labels[name].meaning],
+            name,
+            str(summary.n_traces),
+            str(summary.n_valid),
+            f"{summary.coverage:.1%}",
+            _prevalence(summary),
+            MEANINGS[report.labels[name].meaning],
         ]
         for name, summary in report.summaries.items()
-    ]  # fmt: skip
+    ]
     return TextTable("Labels", columns, rows)
 
 
@@ -217,16 +218,13 @@ def _agreement_table(agreements: Sequence[Agreement]) -> TextTable:
         mark = "" if each.is_one_meaning else " (two meanings)"
         counts = [str(count) for row in each.confusion for count in row]
         share = _ABSENT if each.share is None else f"{each.share:.1%}"
-        rows.append(
-            [each.first, each.second, str(each.n_both), *counts, share, _kappa(each.kappa) + mark]
-        )
+        rows.append([each.first, each.second, str(each.n_both), *counts, share, _kappa(each.kappa) + mark])
     return TextTable("Agreement; 0/1 = the first says 0, the second 1", columns, rows)
 
 
 def _sweep_table(name: str, rows: Sequence[SweepRow]) -> TextTable:
     cells = [
-        [f"{row.threshold:.1f}", f"{row.prevalence:.1%}", str(row.n_both), _kappa(row.kappa)]
-        for row in rows
+        [f"{row.threshold:.1f}", f"{row.prevalence:.1%}", str(row.n_both), _kappa(row.kappa)] for row in rows
     ]
     columns = ["threshold", "prevalence", "both valid", f"kappa with {REFERENCE}"]
     return TextTable(f"{name} at other thresholds", columns, cells)

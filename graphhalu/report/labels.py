@@ -45,8 +45,7 @@ METRIC_NAMES: Final = {
     ),
     "e_aurc": MetricName("E-AURC", "AURC above that of an oracle; low is good."),
     "within_auroc": MetricName(
-        "AUROC in answer",
-        "AUROC over the tokens of one hallucinated answer, mean over these answers.",
+        "AUROC in answer", "AUROC over the tokens of one hallucinated answer, mean over these answers."
     ),
     "char_f1": MetricName(
         "char F1",
@@ -61,9 +60,7 @@ METRIC_NAMES: Final = {
     "answer_auroc_max": MetricName(
         "answers, highest token", "AUROC over answers by their highest token score."
     ),
-    "answer_auroc_mean": MetricName(
-        "answers, mean token", "AUROC over answers by their mean token score."
-    ),
+    "answer_auroc_mean": MetricName("answers, mean token", "AUROC over answers by their mean token score."),
 }
 """In the order of a table."""
 

@@ -14,9 +14,17 @@ from graphhalu.evaluation.result import DetectorRow
 from graphhalu.report.theme import DARK, LIGHT, RISING
 
 __all__ = [
-    "AROUND_CHANCE", "DARK", "FAMILIES", "FAMILY_MARKERS", "FAMILY_NAMES", "FAMILY_TITLES",
-    "LIGHT", "Line", "family", "line",
-]  # fmt: skip
+    "AROUND_CHANCE",
+    "DARK",
+    "FAMILIES",
+    "FAMILY_MARKERS",
+    "FAMILY_NAMES",
+    "FAMILY_TITLES",
+    "LIGHT",
+    "Line",
+    "family",
+    "line",
+]
 
 AROUND_CHANCE: Final = LinearSegmentedColormap.from_list("around_chance", RISING)
 """Blue below the middle, grey on it, yellow above; it also rises from dark to light, so that a

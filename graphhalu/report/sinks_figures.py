@@ -116,9 +116,7 @@ def shown_findings(
         message = f"no run with K {size} and queries {mode!r}; there are {there}"
         raise UsageError(message)
     pairs = [(run, found) for run in chosen for found in run.findings]
-    pairs.sort(
-        key=lambda p: (p[0].task, p[1].meaning, p[0].n_parameters or 0, p[0].model, p[0].chat)
-    )
+    pairs.sort(key=lambda p: (p[0].task, p[1].meaning, p[0].n_parameters or 0, p[0].model, p[0].chat))
     columns = list(zip(*(_parts(*pair) for pair in pairs), strict=True))
     varying = [column for column in columns if len(set(column)) > 1] or [columns[1]]
     names = [", ".join(filter(None, parts)) for parts in zip(*varying, strict=True)]
@@ -248,9 +246,7 @@ def depth_figure(shown: Sequence[Shown]) -> Figure:
             names, cycle(_COLOURS), cycle(_DASHES), cycle("oDsv^X"), strict=False
         )
     }
-    for ((task, meaning), members), left, right in zip(
-        groups.items(), axes[::2], axes[1::2], strict=True
-    ):
+    for ((task, meaning), members), left, right in zip(groups.items(), axes[::2], axes[1::2], strict=True):
         for each in members:
             _draw_depth(left, right, each, styles[each.line_name])
         right.axhline(0, color=LIGHT["ink"], linewidth=1)
@@ -469,12 +465,7 @@ def _draw_depth(left: Axes, right: Axes, each: Shown, style: Style) -> None:
 
 
 def _draw_sizes(
-    axes: Axes,
-    scaling: Scaling,
-    fields: tuple[str, ...],
-    letters: Mapping[str, str],
-    *,
-    zero: float,
+    axes: Axes, scaling: Scaling, fields: tuple[str, ...], letters: Mapping[str, str], *, zero: float
 ) -> None:
     """Estimates of models by their size, those of one size moved a little apart."""
     axes.axhline(zero, color=LIGHT["ink"], linewidth=1)
@@ -507,10 +498,4 @@ def _point_name(point: ScalingPoint) -> str:
 
 def _parts(run: RunResult, found: Findings) -> tuple[str, ...]:
     quantization = "" if run.quantization == "none" else run.quantization
-    return (
-        run.task,
-        model_name(run.model),
-        f"chat {run.chat}",
-        quantization,
-        MEANING_NAMES[found.meaning],
-    )
+    return (run.task, model_name(run.model), f"chat {run.chat}", quantization, MEANING_NAMES[found.meaning])

@@ -30,11 +30,7 @@ PAGE_FILE: Final = "sinks.html"
 
 
 def write_sinks_report(
-    result: SinksResult,
-    folder: Path,
-    *,
-    sink_tokens: int | None = None,
-    query_mode: str | None = None,
+    result: SinksResult, folder: Path, *, sink_tokens: int | None = None, query_mode: str | None = None
 ) -> ReportFiles:
     """Write ``sinks.html``, ``sinks.md``, and every figure as PNG and SVG.
 
@@ -52,9 +48,7 @@ def write_sinks_report(
     return write_page(page, folder / PAGE_FILE, has_svg=True)
 
 
-def sinks_page(
-    result: SinksResult, *, sink_tokens: int | None = None, query_mode: str | None = None
-) -> Page:
+def sinks_page(result: SinksResult, *, sink_tokens: int | None = None, query_mode: str | None = None) -> Page:
     """The page; arguments as those of :func:`write_sinks_report`."""
     shown = shown_findings(result, sink_tokens=sink_tokens, query_mode=query_mode)
     text = PageText("sinks", scaling=_scaling_notes(result))
@@ -184,8 +178,7 @@ def _head_rows(shown: Sequence[Shown]) -> list[dict[str, Any]]:
     for each in shown:
         where = each.found.localisation
         count = Cell(
-            f"{where.n_significant} of {where.n_heads}",
-            f"{where.n_significant_adjusted} without length",
+            f"{where.n_significant} of {where.n_heads}", f"{where.n_significant_adjusted} without length"
         )
         rows += [{"shown": each, "head": head, "count": count} for head in where.top[:5]]
     return rows

@@ -11,18 +11,21 @@ from rich.text import Text
 from graphhalu.evaluation.result import DetectorRow, MetricValue, Result
 
 COLUMNS: Final = (
-    "detector", "inputs", "supervised", "AUROC", "AUPRC", "TPR@5%FPR", "coverage", "fit s",
+    "detector",
+    "inputs",
+    "supervised",
+    "AUROC",
+    "AUPRC",
+    "TPR@5%FPR",
+    "coverage",
+    "fit s",
     "ms/trace",
-)  # fmt: skip
-_NARROW_COLUMNS: Final = (
-    "detector", "in", "AUROC", "AUPRC", "TPR@5%FPR", "cov.", "fit s", "ms",
-)  # fmt: skip
+)
+_NARROW_COLUMNS: Final = ("detector", "in", "AUROC", "AUPRC", "TPR@5%FPR", "cov.", "fit s", "ms")
 CONTROL_MARK: Final = "°"
 _ABSENT: Final = "-"
 _N_TEXT_COLUMNS: Final = 2
-_INPUT_LETTERS: Final = {
-    "attention": "A", "hidden": "H", "likelihood": "P", "text": "T", "length": "N",
-}  # fmt: skip
+_INPUT_LETTERS: Final = {"attention": "A", "hidden": "H", "likelihood": "P", "text": "T", "length": "N"}
 """Letters of inputs in a narrow table; likelihood is P as in probability, length N."""
 _INTERVAL_WIDTH: Final = len("[.123,.456]")
 _METRIC_COLUMNS: Final = range(2, 5)
@@ -35,16 +38,11 @@ def terminal_table(result: Result) -> Table:
     """
     # Text, since rich would read [brackets] in a plain string as markup
     note = Text(caption(result))
-    table = Table(
-        box=box.SIMPLE_HEAD, pad_edge=False, padding=0,
-        caption=note, caption_justify="left",
-    )  # fmt: skip
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=0, caption=note, caption_justify="left")
     for number, column in enumerate(_NARROW_COLUMNS):
         justify: Literal["left", "right"] = "left" if number < _N_TEXT_COLUMNS else "right"
         width = _INTERVAL_WIDTH if number in _METRIC_COLUMNS else len(column)
-        table.add_column(
-            column, justify=justify, overflow="fold", min_width=width, no_wrap=number == 0
-        )
+        table.add_column(column, justify=justify, overflow="fold", min_width=width, no_wrap=number == 0)
     for row in result.ranked():
         cells = [Text(cell) for cell in _narrow_cells(row)]
         table.add_row(*cells, style="dim" if row.is_control else "")
@@ -65,12 +63,7 @@ def table_cells(row: DetectorRow) -> tuple[str, ...]:
 def _narrow_cells(row: DetectorRow) -> tuple[str, ...]:
     """The texts of one row for 80 columns; inputs are one letter each."""
     letters = "".join(_INPUT_LETTERS.get(name, "?") for name in row.inputs) or _ABSENT
-    return (
-        _marked_name(row),
-        letters,
-        *_metric_cells(row, _narrow_interval),
-        *_cost_cells(row),
-    )
+    return (_marked_name(row), letters, *_metric_cells(row, _narrow_interval), *_cost_cells(row))
 
 
 def _marked_name(row: DetectorRow) -> str:
@@ -86,11 +79,7 @@ def _metric_cells(row: DetectorRow, write: Callable[[MetricValue], str]) -> tupl
 
 
 def _cost_cells(row: DetectorRow) -> tuple[str, ...]:
-    return (
-        _number(row.coverage, "{:.0%}".format),
-        _number(row.fit_s, _short),
-        _number(row.score_ms, _short),
-    )
+    return (_number(row.coverage, "{:.0%}".format), _number(row.fit_s, _short), _number(row.score_ms, _short))
 
 
 def caption(result: Result) -> str:

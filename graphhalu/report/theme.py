@@ -51,13 +51,7 @@ light, so that a greyscale print keeps the order."""
 
 
 def render(
-    template: str,
-    folder: Path,
-    *,
-    css: str = "",
-    script: str = "",
-    has_server: bool = False,
-    **values: Any,
+    template: str, folder: Path, *, css: str = "", script: str = "", has_server: bool = False, **values: Any
 ) -> str:
     """A page in the house style, with a policy that allows nothing but its own parts.
 

@@ -62,17 +62,29 @@ def transfer_page(found: StoredTransfer) -> Page:
     detectors = list(dict.fromkeys(cell.detector for cell in found.cells))
     sections = transfer_sections(found)
     reading = Section(
-        "reading", "How to read this",
-        (("Every fold of a store is fitted once. On the diagonal it scores its own test side; "
-         "beside it, answers of another store to questions that it has not seen."),),
-        tables=(
-            PageTable(
-                "metric-words", "The metrics", (Column("metric"), Column("meaning")),
-                text_rows([[m.title, m.meaning] for n, m in METRIC_NAMES.items()
-                           if any(n in cell.metrics for cell in found.cells)]),
+        "reading",
+        "How to read this",
+        (
+            (
+                "Every fold of a store is fitted once. On the diagonal it scores its own test side; "
+                "beside it, answers of another store to questions that it has not seen."
             ),
         ),
-    )  # fmt: skip
+        tables=(
+            PageTable(
+                "metric-words",
+                "The metrics",
+                (Column("metric"), Column("meaning")),
+                text_rows(
+                    [
+                        [m.title, m.meaning]
+                        for n, m in METRIC_NAMES.items()
+                        if any(n in cell.metrics for cell in found.cells)
+                    ]
+                ),
+            ),
+        ),
+    )
     frame = frame_sections(found.config, found.provenance, {}, reading)
     cards = [
         data(store, f"data-{number}")
@@ -128,26 +140,28 @@ def transfer_sections(found: StoredTransfer) -> list[Section]:
         figures = (PageFigure("transfer", "Transfer matrix", caption, drawn),)
     names = metric_names({name for cell in found.cells for name in cell.metrics})
     columns = (
-        Column("detector"), Column("trained on"), Column("tested on"),
+        Column("detector"),
+        Column("trained on"),
+        Column("tested on"),
         *(Column(metric_title(name), is_number=True) for name in names),
-        Column("answers", is_number=True), Column("dropped", is_number=True),
+        Column("answers", is_number=True),
+        Column("dropped", is_number=True),
         Column("coverage", is_number=True),
-    )  # fmt: skip
-    rows = tuple(_row(cell, names) for name in detectors for cell in found.cells
-                 if cell.detector == name)  # fmt: skip
+    )
+    rows = tuple(_row(cell, names) for name in detectors for cell in found.cells if cell.detector == name)
     notes = ("Dropped: answers to questions that every fold of the training store had seen.",)
     table = PageTable("transfer-table", "Every cell", columns, rows, notes)
     failures = [
         [cell.detector, cell.train, cell.test, cell.failure]
-        for cell in found.cells if cell.failure is not None
-    ]  # fmt: skip
+        for cell in found.cells
+        if cell.failure is not None
+    ]
     sections = [Section("transfer", "Transfer", figures=figures, tables=(table,))]
     if failures:
         heads = ("detector", "trained on", "tested on", "reason")
         failed = PageTable(
-            "transfer-failures", "Cells without metrics", tuple(map(Column, heads)),
-            text_rows(failures),
-        )  # fmt: skip
+            "transfer-failures", "Cells without metrics", tuple(map(Column, heads)), text_rows(failures)
+        )
         sections.append(Section("transfer-failed", "Failed cells", tables=(failed,)))
     return sections
 
@@ -176,10 +190,14 @@ def _row(cell: TransferCell, names: list[str]) -> tuple[Cell, ...]:
     if cell.failure is not None and metrics:
         metrics[0] = Cell("failed")
     return (
-        Cell(cell.detector), Cell(cell.train), Cell(cell.test), *metrics,
-        number(cell.n_traces, ",.0f"), number(cell.n_dropped, ",.0f"),
+        Cell(cell.detector),
+        Cell(cell.train),
+        Cell(cell.test),
+        *metrics,
+        number(cell.n_traces, ",.0f"),
+        number(cell.n_dropped, ",.0f"),
         number(cell.coverage, ".0%"),
-    )  # fmt: skip
+    )
 
 
 def _different(cards: list[Section]) -> list[Section]:

@@ -24,9 +24,7 @@ _MARKERS: Final = ("o", "s", "^", "D", "v")
 _COLOURS: Final = ("probe", "graph", "scalar", "control", "muted")
 _QUIET: Final = ("probe", "scalar", "control", "muted", "ink")
 _DOT: Final = {"linestyle": "none", "markeredgewidth": 0}
-_ZONE_MARKS: Final = {
-    "valid": ("o", "probe"), "rough": ("s", "scalar"), "peaked": ("^", "graph"),
-}  # fmt: skip
+_ZONE_MARKS: Final = {"valid": ("o", "probe"), "rough": ("s", "scalar"), "peaked": ("^", "graph")}
 
 
 _PANELS: Final = (
@@ -169,11 +167,7 @@ def risk_figure(found: Validation) -> Figure:
     layers = np.arange(len(found.risk.values))
     prepare(above)
     for name, values, colour, dash in zip(
-        found.risk.components,
-        found.risk.components.values(),
-        cycle(_QUIET),
-        cycle(_DASHES),
-        strict=False,
+        found.risk.components, found.risk.components.values(), cycle(_QUIET), cycle(_DASHES), strict=False
     ):
         label = name.replace("_", " ")
         line = {"color": LIGHT[colour], "linestyle": dash, "label": label}
@@ -182,18 +176,22 @@ def risk_figure(found: Validation) -> Figure:
     above.set(ylabel="share of layers below", ylim=(-0.03, 1.03))
     above.set_title("a hypothesis: risk from weights alone", loc="left", **quiet_text())
     prepare(below)
-    words = {
-        row.measured: f"{_rho(row)}\n{row.verdict}" for row in found.rows if row.static == "risk"
-    }
+    words = {row.measured: f"{_rho(row)}\n{row.verdict}" for row in found.rows if row.static == "risk"}
     for place, each in enumerate(found.detection):
         colour = LIGHT[("probe", "scalar")[place % 2]]
         shift = 0.12 * (2 * place - len(found.detection) + 1)
         below.errorbar(
-            layers + shift, each.auroc, yerr=[each.auroc - each.low, each.high - each.auroc],
-            color=colour, marker=_MARKERS[place], markersize=4.5, linewidth=1.4,
-            linestyle=_DASHES[place], elinewidth=0.8,
+            layers + shift,
+            each.auroc,
+            yerr=[each.auroc - each.low, each.high - each.auroc],
+            color=colour,
+            marker=_MARKERS[place],
+            markersize=4.5,
+            linewidth=1.4,
+            linestyle=_DASHES[place],
+            elinewidth=0.8,
             label=f"by {each.inputs}\n{words.get(f'AUROC by {each.inputs}', '')}",
-        )  # fmt: skip
+        )
     below.axhline(0.5, color=LIGHT["muted"], linewidth=1, linestyle=(0, (2, 2)))
     below.xaxis.set_major_locator(MaxNLocator(integer=True))
     below.set(xlabel="layer", ylabel="AUROC of one layer alone")
@@ -203,9 +201,7 @@ def risk_figure(found: Validation) -> Figure:
     return figure
 
 
-def _curve(
-    axes: Axes, profile: WeightProfile, quantity: str, place: int, *, is_shared: bool
-) -> None:
+def _curve(axes: Axes, profile: WeightProfile, quantity: str, place: int, *, is_shared: bool) -> None:
     values = profile.of_layers(quantity)
     if not np.isfinite(values).any():
         return
@@ -258,9 +254,13 @@ def _head_map(axes: Axes, values: Float[np.ndarray, "layer head"], *, is_log: bo
         reach = max(float(np.abs(there).max()), 1e-9)
         norm = Normalize(-reach, reach)
     drawn = axes.imshow(
-        np.ma.masked_invalid(values.T), cmap=AROUND_CHANCE, norm=norm, aspect="auto",
-        interpolation="none", extent=(-0.5, n_layers - 0.5, n_heads, 0),
-    )  # fmt: skip
+        np.ma.masked_invalid(values.T),
+        cmap=AROUND_CHANCE,
+        norm=norm,
+        aspect="auto",
+        interpolation="none",
+        extent=(-0.5, n_layers - 0.5, n_heads, 0),
+    )
     step = max(1, -(-n_heads // 6))
     axes.set_yticks([h + 0.5 for h in range(0, n_heads, step)], map(str, range(0, n_heads, step)))
     axes.spines[:].set_visible(False)

@@ -11,12 +11,7 @@ from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.frame import provenance_section
 from graphhalu.report.page import ABSENT, Cell, Page, PageText, Row, Section, number
-from graphhalu.report.weights_figures import (
-    depth_figure,
-    heads_figure,
-    risk_figure,
-    scatter_figure,
-)
+from graphhalu.report.weights_figures import depth_figure, heads_figure, risk_figure, scatter_figure
 from graphhalu.studies.weights.agreement import Agreement, counts
 from graphhalu.studies.weights.validation import Validation
 from graphhalu.weights.compare import ProfileComparison
@@ -43,9 +38,7 @@ def profile_page(profile: WeightProfile, found: Validation | None) -> Page:
         text.section("storage", tables={"mixed": _mixed(profile)}, paragraphs=profile.notes),
         *validated,
         text.section(
-            "depth-section",
-            figures={"depth": depth_figure([profile])},
-            tables={"layers": _layers(profile)},
+            "depth-section", figures={"depth": depth_figure([profile])}, tables={"layers": _layers(profile)}
         ),
         text.section("heads-section", figures={"heads": heads_figure(profile)}),
         text.section("reading", tables={"meanings": meanings}),
@@ -189,9 +182,7 @@ def _validated(text: PageText, profile: WeightProfile, found: Validation) -> Ite
         figures = {"risk": risk_figure(found)}
     except NotEnoughDataError as error:
         figures, reasons = {}, [f"Not shown: {error}."]
-    yield text.section(
-        "risk-section", figures=figures, tables={"components": components}, paragraphs=reasons
-    )
+    yield text.section("risk-section", figures=figures, tables={"components": components}, paragraphs=reasons)
 
 
 def _verdict_row(row: Agreement) -> Row:

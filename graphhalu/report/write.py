@@ -13,12 +13,7 @@ from graphhalu.report.drawing import save_figure
 from graphhalu.report.html import report_html
 from graphhalu.report.markdown import report_markdown
 from graphhalu.report.page import Page
-from graphhalu.report.transfer_page import (
-    TRANSFER_FILE,
-    read_transfer,
-    transfer_page,
-    transfer_sections,
-)
+from graphhalu.report.transfer_page import TRANSFER_FILE, read_transfer, transfer_page, transfer_sections
 
 REPORT_FILE: Final = "report.html"
 

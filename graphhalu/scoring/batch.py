@@ -89,9 +89,7 @@ def score_file(
     with _appending(output) as file:
         for start in range(len(done), len(asked), BATCH):
             chosen = asked[start : start + BATCH]
-            questions = [
-                asked_question(each.question, each.answer, each.context) for each in chosen
-            ]
+            questions = [asked_question(each.question, each.answer, each.context) for each in chosen]
             scores = scorer.score_many(questions)
             rows = [_row(each, score) for each, score in zip(chosen, scores, strict=True)]
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))

@@ -40,9 +40,12 @@ class Fidelity:
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
         return {
-            "n_taken": self.n_taken, "change": self.change, "random_mean": self.random.mean(),
-            "random_std": self.random.std(), "rank": self.rank,
-        }  # fmt: skip
+            "n_taken": self.n_taken,
+            "change": self.change,
+            "random_mean": self.random.mean(),
+            "random_std": self.random.std(),
+            "rank": self.rank,
+        }
 
 
 @dataclass(frozen=True)
@@ -145,12 +148,7 @@ def _texts(trace: Trace) -> tuple[str, ...]:
 
 
 def _fidelity(
-    detector: Detector,
-    trace: Trace,
-    score: float,
-    tokens: Float[np.ndarray, "answer_token"],
-    *,
-    seed: int,
+    detector: Detector, trace: Trace, score: float, tokens: Float[np.ndarray, "answer_token"], *, seed: int
 ) -> Fidelity | None:
     known = np.flatnonzero(np.isfinite(tokens))
     n_taken = max(1, round(SHARE * len(tokens)))
@@ -160,8 +158,7 @@ def _fidelity(
     generator = np.random.default_rng(seed)
     draws = [generator.choice(known, n_taken, replace=False) for _ in range(N_RANDOM)]
     masked = [
-        without_tokens(trace, (trace.prompt_length + chosen).tolist())
-        for chosen in (strongest, *draws)
+        without_tokens(trace, (trace.prompt_length + chosen).tolist()) for chosen in (strongest, *draws)
     ]
     changes = np.abs(score - detector.score(masked).highest().values)
     return Fidelity(n_taken, float(changes[0]), changes[1:][np.isfinite(changes[1:])])

@@ -75,11 +75,7 @@ class AnswerScorer:
     """
 
     def __init__(
-        self,
-        run: Path | str,
-        *,
-        detector_class: type[Detector] | str | None = None,
-        **model: Any,
+        self, run: Path | str, *, detector_class: type[Detector] | str | None = None, **model: Any
     ) -> None:
         self.recipe = ScoringRecipe.read(Path(run), detector_class)
         self._model_settings = {name: value for name, value in model.items() if value is not None}
@@ -174,9 +170,7 @@ class AnswerScorer:
             raise GraphhaluError(message) from error
         return checked_scores(self.detector, scores, traces)
 
-    def _told(
-        self, question: Question, best: dict[str, "_Scored"], reasons: dict[str, str]
-    ) -> AnswerScore:
+    def _told(self, question: Question, best: dict[str, "_Scored"], reasons: dict[str, str]) -> AnswerScore:
         given = question.given[0].text if question.given else None
         calibration = self.recipe.calibration
         threshold = None if calibration is None else calibration.threshold

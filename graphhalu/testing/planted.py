@@ -34,9 +34,7 @@ _SINK_LOGIT: Final = 2.0
 SINK_SHIFT: Final = 3.0
 """What a planted signal adds to the logits of the first key, in the heads that carry it."""
 
-Signal = Literal[
-    "sink", "self", "lookback", "flat", "hidden", "shift", "likelihood", "text", "length"
-]
+Signal = Literal["sink", "self", "lookback", "flat", "hidden", "shift", "likelihood", "text", "length"]
 """What can tell hallucinated traces from others:
 
 ``sink``
@@ -189,9 +187,7 @@ def attention_streams(
     }
 
 
-def _edges(
-    attention: Float[np.ndarray, "layer head query key"], n_edges: int
-) -> dict[str, np.ndarray]:
+def _edges(attention: Float[np.ndarray, "layer head query key"], n_edges: int) -> dict[str, np.ndarray]:
     others = attention * ~np.eye(attention.shape[-1], dtype=bool)
     n_missing = max(0, n_edges - attention.shape[-1])
     padded = np.pad(others, ((0, 0),) * 3 + ((0, n_missing),))
@@ -215,9 +211,7 @@ def _logits(
 
 
 def _planted_logits(
-    logits: Float[np.ndarray, "layer head query key"],
-    prompt_length: int,
-    differs: frozenset[Signal],
+    logits: Float[np.ndarray, "layer head query key"], prompt_length: int, differs: frozenset[Signal]
 ) -> Float[np.ndarray, "layer head query key"]:
     places = np.arange(logits.shape[-1])
     if "self" in differs:
@@ -296,8 +290,12 @@ def _value_and_hidden(
 EdgeSignal = Literal["one hop", "two hops"]
 EDGE_SIGNALS: Final[tuple[EdgeSignal, ...]] = get_args(EdgeSignal)
 _EDGE_SPANS: Final = (
-    (Span.BOS, 1), (Span.SYSTEM, 3), (Span.CONTEXT, 6), (Span.QUESTION, 6), (Span.TEMPLATE, 1),
-)  # fmt: skip
+    (Span.BOS, 1),
+    (Span.SYSTEM, 3),
+    (Span.CONTEXT, 6),
+    (Span.QUESTION, 6),
+    (Span.TEMPLATE, 1),
+)
 """Spans of the prompt of traces whose edges hold the label, with their lengths; the first four
 tokens are sinks, and the last one produces the answer."""
 _N_HUBS: Final = 6
@@ -305,9 +303,7 @@ _EDGE_LAYER: Final = 2
 _EDGE_LOGIT: Final = 4.0
 
 
-def planted_edge_traces(
-    n_traces: int, signal: EdgeSignal, *, seed: int = 0
-) -> tuple[list[Trace], Labels]:
+def planted_edge_traces(n_traces: int, signal: EdgeSignal, *, seed: int = 0) -> tuple[list[Trace], Labels]:
     """Traces whose label only edges hold: no row statistic and no node feature says it.
 
     ``"one hop"``: one head of one layer attends, in the rows of the answer, more to the question
@@ -352,10 +348,18 @@ def _edge_trace(
     attention = _softmax(logits, PLANTED_SHAPE)
     name = f"q{number}"
     record = TraceRecord(
-        trace_id=f"{name}#0", question_id=name, group_id=name, question=f"Question {name}?",
-        answers=("yes",), answer="yes", prompt=f"Question {name}? Answer:",
-        prompt_length=prompt_length, length=length, beam_index=0, beam_score=-1.0,
-    )  # fmt: skip
+        trace_id=f"{name}#0",
+        question_id=name,
+        group_id=name,
+        question=f"Question {name}?",
+        answers=("yes",),
+        answer="yes",
+        prompt=f"Question {name}? Answer:",
+        prompt_length=prompt_length,
+        length=length,
+        beam_index=0,
+        beam_score=-1.0,
+    )
     arrays: dict[str, np.ndarray] = {
         "token_ids": generator.integers(0, 97, length).astype(np.int32),
         "span_code": span_code,

@@ -50,9 +50,13 @@ def _given(
 ) -> Trace:
     """One given answer; ``length`` as a signal makes all answers long."""
     trace = planted_trace(
-        index // n_answers, generator, shape=shape, beam=index % n_answers,
-        signals=("length",), is_hallucinated=True,
-    )  # fmt: skip
+        index // n_answers,
+        generator,
+        shape=shape,
+        beam=index % n_answers,
+        signals=("length",),
+        is_hallucinated=True,
+    )
     n_tokens = trace.answer_length
     marked = np.zeros(n_tokens, dtype=bool)
     start = int(generator.integers(0, n_tokens - 4))
@@ -83,12 +87,15 @@ def _record(record: TraceRecord, marked: Bool[np.ndarray, "token"], start: int) 
     """Words of three letters with a space before each, and the span in characters."""
     n_tokens = len(marked)
     text = " ".join(f"w{place:02d}" for place in range(n_tokens))
-    offsets = tuple(
-        (max(0, place * _WORD - 1), place * _WORD + _WORD - 1) for place in range(n_tokens)
-    )
+    offsets = tuple((max(0, place * _WORD - 1), place * _WORD + _WORD - 1) for place in range(n_tokens))
     n_marked = int(marked.sum())
     span = (start * _WORD, (start + n_marked) * _WORD - 1)
     return replace(
-        record, answer=text, answer_offsets=offsets, is_on_policy=False, beam_score=None,
-        given_label=int(n_marked > 0), given_spans=(span,) if n_marked else (),
-    )  # fmt: skip
+        record,
+        answer=text,
+        answer_offsets=offsets,
+        is_on_policy=False,
+        beam_score=None,
+        given_label=int(n_marked > 0),
+        given_spans=(span,) if n_marked else (),
+    )

@@ -86,9 +86,13 @@ def loopback_cluster(cpus: int = 1, patience_s: float = _PATIENCE_S) -> Iterator
     """
     process = subprocess.Popen(  # noqa: S603
         [sys.executable, "-m", "graphhalu.testing.ray_cluster", str(cpus)],
-        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
-        env={**os.environ, **ENVIRONMENT}, start_new_session=True,
-    )  # fmt: skip
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env={**os.environ, **ENVIRONMENT},
+        start_new_session=True,
+    )
     last = Timer(patience_s, process.kill)
     last.start()
     try:
@@ -155,18 +159,23 @@ def _started(start: Callable[[], Any]) -> Any:
 def _node(cpus: int) -> dict[str, Any]:
     """Settings of a node; with ports given, it does not wait for what would choose them."""
     agents = (
-        "metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port",
+        "metrics_agent_port",
+        "metrics_export_port",
+        "dashboard_agent_listen_port",
         "runtime_env_agent_port",
-    )  # fmt: skip
+    )
     with ExitStack() as stack:
         free = [stack.enter_context(socket.socket()) for _ in agents]
         for each in free:
             each.bind(("127.0.0.1", 0))
         ports = [each.getsockname()[1] for each in free]
     return {
-        "num_cpus": cpus, "object_store_memory": _STORE_BYTES, "include_log_monitor": False,
-        "node_ip_address": "127.0.0.1", **dict(zip(agents, ports, strict=True)),
-    }  # fmt: skip
+        "num_cpus": cpus,
+        "object_store_memory": _STORE_BYTES,
+        "include_log_monitor": False,
+        "node_ip_address": "127.0.0.1",
+        **dict(zip(agents, ports, strict=True)),
+    }
 
 
 if __name__ == "__main__":

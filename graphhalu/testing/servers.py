@@ -26,9 +26,12 @@ def s3_server() -> Iterator[str]:
     try:
         host, port = server.get_host_and_port()
         client = boto3.client(
-            "s3", endpoint_url=f"http://{host}:{port}", region_name="us-east-1",
-            aws_access_key_id="nobody", aws_secret_access_key="nothing",  # noqa: S106 - no account
-        )  # fmt: skip
+            "s3",
+            endpoint_url=f"http://{host}:{port}",
+            region_name="us-east-1",
+            aws_access_key_id="nobody",
+            aws_secret_access_key="nothing",  # noqa: S106 - no account
+        )
         client.create_bucket(Bucket=BUCKET)
         client.close()
         yield f"http://{host}:{port}"

@@ -20,14 +20,27 @@ WINDOW: Final = 5
 """Sliding window of the families that have one; shorter than the sequences of the tests."""
 
 _LLAMA_LIKE: Final = {
-    "vocab_size": VOCABULARY, "hidden_size": 24, "intermediate_size": 37,
-    "num_hidden_layers": 3, "num_attention_heads": 6, "num_key_value_heads": 2,
-    "max_position_embeddings": POSITIONS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "hidden_size": 24,
+    "intermediate_size": 37,
+    "num_hidden_layers": 3,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 _GPT_LIKE: Final = {
-    "vocab_size": VOCABULARY, "n_embd": 24, "n_layer": 3, "n_head": 3, "n_positions": POSITIONS,
-    "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
-}  # fmt: skip
+    "vocab_size": VOCABULARY,
+    "n_embd": 24,
+    "n_layer": 3,
+    "n_head": 3,
+    "n_positions": POSITIONS,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
 # torch multiplies experts on a CPU only when their rows are whole blocks of 16 bytes
 _EXPERTS: Final = {"num_local_experts": 3, "num_experts_per_tok": 2, "intermediate_size": 28}
 
@@ -59,15 +72,20 @@ TINY_FAMILIES: Final[dict[str, TinyFamily]] = {
     "qwen2": _llama_like("Qwen2Config"),
     "qwen3": _llama_like("Qwen3Config", head_dim=8),
     "qwen2_moe": _llama_like(
-        "Qwen2MoeConfig", num_experts=3, num_experts_per_tok=2, moe_intermediate_size=12,
+        "Qwen2MoeConfig",
+        num_experts=3,
+        num_experts_per_tok=2,
+        moe_intermediate_size=12,
         shared_expert_intermediate_size=13,
     ),
     "gemma2": _llama_like(
-        "Gemma2Config", head_dim=8, sliding_window=WINDOW, attn_logit_softcapping=2.0,
-        query_pre_attn_scalar=8,
+        "Gemma2Config", head_dim=8, sliding_window=WINDOW, attn_logit_softcapping=2.0, query_pre_attn_scalar=8
     ),
     "gemma3_text": _llama_like(
-        "Gemma3TextConfig", head_dim=8, sliding_window=WINDOW, query_pre_attn_scalar=8,
+        "Gemma3TextConfig",
+        head_dim=8,
+        sliding_window=WINDOW,
+        query_pre_attn_scalar=8,
         layer_types=["sliding_attention", "full_attention", "sliding_attention"],
     ),
     "mistral": _llama_like("MistralConfig", sliding_window=WINDOW),
@@ -75,16 +93,22 @@ TINY_FAMILIES: Final[dict[str, TinyFamily]] = {
     "phi": _llama_like("PhiConfig", num_key_value_heads=6),
     "phi3": _llama_like("Phi3Config", sliding_window=None),
     "gpt_neox": TinyFamily(
-        "GPTNeoXConfig",
-        {k: v for k, v in _LLAMA_LIKE.items() if k != "num_key_value_heads"},
+        "GPTNeoXConfig", {k: v for k, v in _LLAMA_LIKE.items() if k != "num_key_value_heads"}
     ),
     "gpt2": TinyFamily("GPT2Config", _GPT_LIKE),
     "opt": TinyFamily(
         "OPTConfig",
         {
-            "vocab_size": VOCABULARY, "hidden_size": 24, "ffn_dim": 37, "num_hidden_layers": 3,
-            "num_attention_heads": 3, "max_position_embeddings": POSITIONS,
-            "word_embed_proj_dim": 24, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+            "vocab_size": VOCABULARY,
+            "hidden_size": 24,
+            "ffn_dim": 37,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "max_position_embeddings": POSITIONS,
+            "word_embed_proj_dim": 24,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
         },
     ),
     "olmo2": _llama_like("Olmo2Config"),
@@ -92,30 +116,49 @@ TINY_FAMILIES: Final[dict[str, TinyFamily]] = {
     "cohere2": _llama_like("Cohere2Config", sliding_window=WINDOW),
     "stablelm": _llama_like("StableLmConfig"),
     "gpt_oss": _llama_like(
-        "GptOssConfig", head_dim=8, sliding_window=WINDOW,
-        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0}, **_EXPERTS,
+        "GptOssConfig",
+        head_dim=8,
+        sliding_window=WINDOW,
+        rope_parameters={"rope_type": "default", "rope_theta": 10_000.0},
+        **_EXPERTS,
     ),
     "falcon": TinyFamily(
         "FalconConfig",
         {
-            "vocab_size": VOCABULARY, "hidden_size": 24, "num_hidden_layers": 3,
-            "num_attention_heads": 3, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+            "vocab_size": VOCABULARY,
+            "hidden_size": 24,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 3,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
         },
         on_interface=False,
     ),
     "bloom": TinyFamily(
         "BloomConfig",
         {
-            "vocab_size": VOCABULARY, "hidden_size": 24, "n_layer": 3, "n_head": 3,
-            "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+            "vocab_size": VOCABULARY,
+            "hidden_size": 24,
+            "n_layer": 3,
+            "n_head": 3,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
         },
         on_interface=False,
     ),
     "mpt": TinyFamily(
         "MptConfig",
         {
-            "vocab_size": VOCABULARY, "d_model": 24, "n_layers": 3, "n_heads": 3,
-            "max_seq_len": POSITIONS, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+            "vocab_size": VOCABULARY,
+            "d_model": 24,
+            "n_layers": 3,
+            "n_heads": 3,
+            "max_seq_len": POSITIONS,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
+            "pad_token_id": 0,
         },
         on_interface=False,
     ),
@@ -123,14 +166,20 @@ TINY_FAMILIES: Final[dict[str, TinyFamily]] = {
     "gpt_neo": TinyFamily(
         "GPTNeoConfig",
         {
-            "vocab_size": VOCABULARY, "hidden_size": 24, "num_layers": 2, "num_heads": 3,
-            "attention_types": [[["global", "local"], 1]], "window_size": WINDOW,
-            "max_position_embeddings": POSITIONS, "bos_token_id": 1, "eos_token_id": 2,
+            "vocab_size": VOCABULARY,
+            "hidden_size": 24,
+            "num_layers": 2,
+            "num_heads": 3,
+            "attention_types": [[["global", "local"], 1]],
+            "window_size": WINDOW,
+            "max_position_embeddings": POSITIONS,
+            "bos_token_id": 1,
+            "eos_token_id": 2,
             "pad_token_id": 0,
         },
         on_interface=False,
     ),
-}  # fmt: skip
+}
 """Families by their model type in transformers."""
 
 
@@ -184,9 +233,12 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
     )
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner, bos_token="<s>", eos_token="</s>", pad_token="<pad>",  # noqa: S106
+        tokenizer_object=inner,
+        bos_token="<s>",  # noqa: S106
+        eos_token="</s>",  # noqa: S106
+        pad_token="<pad>",  # noqa: S106
         unk_token="<unk>",  # noqa: S106
-    )  # fmt: skip
+    )
     if chat:
         tokenizer.chat_template = (
             "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>"
@@ -196,9 +248,7 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
     return tokenizer
 
 
-def save_tiny(
-    folder: Path, family: str = "llama", *, chat: bool = True, seed: int = 0, **sizes: int
-) -> Path:
+def save_tiny(folder: Path, family: str = "llama", *, chat: bool = True, seed: int = 0, **sizes: int) -> Path:
     """Write a tiny model with its tokenizer as a folder that loads like a real one."""
     model, _ = tiny_model(family, seed, **sizes)
     with quiet_loading():

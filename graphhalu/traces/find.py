@@ -29,9 +29,8 @@ def newest_store(folder: Path, on_note: Callable[[str], None] = lambda _: None) 
     """
     stores = {path: part_folders(path) for path in folder.glob("*.zarr")}
     finished = {
-        path: parts[-1].stat().st_mtime for path, parts in stores.items()
-        if parts and not is_locked(path)
-    }  # fmt: skip
+        path: parts[-1].stat().st_mtime for path, parts in stores.items() if parts and not is_locked(path)
+    }
     if not finished:
         busy = " (one is being written now)" if any(stores.values()) else ""
         message = (

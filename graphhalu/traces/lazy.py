@@ -53,9 +53,7 @@ class LazyArray:
         n_traces: How many traces from ``place`` on, their ragged axes one after another.
     """
 
-    def __init__(
-        self, part: Part, name: str, place: int, cache: ChunkCache, n_traces: int = 1
-    ) -> None:
+    def __init__(self, part: Part, name: str, place: int, cache: ChunkCache, n_traces: int = 1) -> None:
         self.part, self.place, self.n_traces = part, place, n_traces
         self._name, self._cache = name, cache
         self._spec = array_spec(name)
@@ -102,9 +100,7 @@ class LazyArray:
         for first, first_from, first_to in firsts:
             for ragged, ragged_from, ragged_to in _pieces(start, stop, chunk[dim]):
                 values = self._cache.get(self.part, self._name, first, ragged)
-                window[_index(dim, first_to, ragged_to)] = values[
-                    _index(dim, first_from, ragged_from)
-                ]
+                window[_index(dim, first_to, ragged_to)] = values[_index(dim, first_from, ragged_from)]
         return window
 
 

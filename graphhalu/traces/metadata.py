@@ -86,10 +86,7 @@ def is_part_name(name: str) -> bool:
 
 
 def store_attributes(
-    configuration: Mapping[str, Any],
-    shape: TraceShape,
-    arrays: Sequence[str],
-    provenance: Mapping[str, Any],
+    configuration: Mapping[str, Any], shape: TraceShape, arrays: Sequence[str], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What the root says of the store, with a digest of it; plain JSON values."""
     plain = {
@@ -228,10 +225,7 @@ def no_such_store(path: Path) -> StoreNotFoundError:
 def sealed(commit: Commit, folder: Path, counts: Mapping[str, int]) -> Commit:
     """The record of a part whose other files are all in ``folder``, as it is written now."""
     files = {
-        path.relative_to(folder).as_posix(): {
-            "bytes": path.stat().st_size,
-            "sha256": file_sha256(path),
-        }
+        path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
         for path in sorted(folder.rglob("*"))
         if path.is_file()
     }

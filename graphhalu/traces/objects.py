@@ -84,9 +84,7 @@ class Objects:
             return self._asked(lambda: obstore.get(self._store, name).bytes().to_bytes())
         starts = range(0, n_bytes, RANGE_BYTES)
         ends = [min(start + RANGE_BYTES, n_bytes) for start in starts]
-        ranges = self._asked(
-            lambda: obstore.get_ranges(self._store, name, starts=list(starts), ends=ends)
-        )
+        ranges = self._asked(lambda: obstore.get_ranges(self._store, name, starts=list(starts), ends=ends))
         return b"".join(map(bytes, ranges))
 
     def write(self, name: str, content: bytes) -> None:
@@ -165,11 +163,7 @@ def _retries() -> dict[str, Any]:
     return {
         "max_retries": 1000,
         "retry_timeout": timedelta(seconds=timeout_s(os.environ)),
-        "backoff": {
-            "base": 2.0,
-            "init_backoff": timedelta(seconds=0.1),
-            "max_backoff": timedelta(seconds=5),
-        },
+        "backoff": {"base": 2.0, "init_backoff": timedelta(seconds=0.1), "max_backoff": timedelta(seconds=5)},
     }
 
 

@@ -59,18 +59,14 @@ class Part:
     @cached_property
     def offsets(self) -> dict[str, Int[np.ndarray, "offset"]]:
         """Where each trace starts on each ragged axis, and where the last one ends."""
-        found: dict[str, np.ndarray] = {
-            axis: self._read(f"{axis}_offsets", ...) for axis in RAGGED_AXES
-        }
+        found: dict[str, np.ndarray] = {axis: self._read(f"{axis}_offsets", ...) for axis in RAGGED_AXES}
         for axis, values in found.items():
             is_rising = values.shape == (len(self.commit.trace_ids) + 1,) and not values[0]
             if values.dtype != np.int64 or not is_rising or (np.diff(values) < 0).any():
                 raise self._corrupt(f"{axis}_offsets", "its numbers are no offsets of the traces")
         return found
 
-    def read(
-        self, name: str, first: int | slice | None = None, ragged: slice | None = None
-    ) -> np.ndarray:
+    def read(self, name: str, first: int | slice | None = None, ragged: slice | None = None) -> np.ndarray:
         """A whole array in the stored number format, or some of it.
 
         The ragged axis is that of all traces of the part, one after another: see ``offsets``.
@@ -95,8 +91,7 @@ class Part:
         place[0] = first
         place[spec.ragged_dim] = ragged
         index = tuple(
-            slice(number * size, (number + 1) * size)
-            for number, size in zip(place, chunk, strict=True)
+            slice(number * size, (number + 1) * size) for number, size in zip(place, chunk, strict=True)
         )
         return self._read(name, index, file=f"{name}/c/{'/'.join(map(str, place))}")
 

@@ -30,8 +30,13 @@ _ROOT_FILES: Final = (f"{PARTS}/zarr.json", "zarr.json")
 _TAG: Final = ".tag"
 """File beside a mirrored commit record: what the listing said of it."""
 
-_ENDPOINTS: Final = ("AWS_ENDPOINT", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "GOOGLE_BASE_URL",
-                     "AZURE_ENDPOINT")  # fmt: skip
+_ENDPOINTS: Final = (
+    "AWS_ENDPOINT",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "GOOGLE_BASE_URL",
+    "AZURE_ENDPOINT",
+)
 
 
 class RemoteBackend(StorageBackend):
@@ -83,9 +88,10 @@ class RemoteBackend(StorageBackend):
     def refresh_parts(self) -> None:
         """Bring the commit records near; drop parts that are lost or were done anew."""
         committed = {
-            Path(name).stem: listed.tag for name, listed in self.objects.listed(COMMITS).items()
+            Path(name).stem: listed.tag
+            for name, listed in self.objects.listed(COMMITS).items()
             if is_part_name(Path(name).stem)
-        }  # fmt: skip
+        }
         for folder in self.part_folders():
             if committed.get(folder.name) != _tag(folder):
                 shutil.rmtree(folder, ignore_errors=True)

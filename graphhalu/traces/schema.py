@@ -57,71 +57,90 @@ ARRAYS: Final[dict[str, ArraySpec]] = {
         ArraySpec("token_ids", ("token",), "int32", "vocabulary index of each token"),
         ArraySpec("span_code", ("token",), "uint8", "index into the span names"),
         ArraySpec(
-            "token_logprob", ("token",), "float32",
+            "token_logprob",
+            ("token",),
+            "float32",
             "log-probability (nat) that the row before gave to this token; NaN if that row is "
             "not stored, as for the first",
         ),
         ArraySpec(
-            "token_entropy", ("token",), "float32",
+            "token_entropy",
+            ("token",),
+            "float32",
             "entropy (nat) of the distribution that the row before gave; NaN as above",
         ),
         ArraySpec(
-            "top1_margin", ("token",), "float32",
-            "probability of the likeliest token minus that of the second, in the row before; "
-            "NaN as above",
+            "top1_margin",
+            ("token",),
+            "float32",
+            "probability of the likeliest token minus that of the second, in the row before; NaN as above",
         ),
         ArraySpec(
-            "span_mass", ("layer", "head", "row", "span"), "float16",
+            "span_mass",
+            ("layer", "head", "row", "span"),
+            "float16",
             "attention of a row summed over each named span; sums to 1 over spans",
         ),
         ArraySpec("self_attention", _LHR, "float16", "attention of a row to its own token"),
         ArraySpec("row_entropy", _LHR, "float16", "entropy (nat) of an attention row"),
         ArraySpec("argmax_key", _LHR, "int32", "key position of a row's largest weight"),
         ArraySpec(
-            "sink_keys", ("layer", "head", "row", "sink_key"), "float16",
+            "sink_keys",
+            ("layer", "head", "row", "sink_key"),
+            "float16",
             "attention of a row to each of the first four tokens of the sequence",
         ),
         ArraySpec(
-            "received", ("layer", "head", "token"), "float32",
+            "received",
+            ("layer", "head", "token"),
+            "float32",
             "attention that a key received, summed over the stored rows",
         ),
         ArraySpec(
-            "value_norm", ("layer", "kv_head", "token"), "float16",
-            "Euclidean norm of the value vector",
+            "value_norm", ("layer", "kv_head", "token"), "float16", "Euclidean norm of the value vector"
         ),
         ArraySpec(
-            "edge_key", (*_LHR, "edge"), "int32",
-            "keys of a row's strongest weights, its own token aside, strongest first; "
-            "-1 = no further edge",
+            "edge_key",
+            (*_LHR, "edge"),
+            "int32",
+            "keys of a row's strongest weights, its own token aside, strongest first; -1 = no further edge",
         ),
+        ArraySpec("edge_weight", (*_LHR, "edge"), "float16", "attention of a row to each of its edge keys"),
         ArraySpec(
-            "edge_weight", (*_LHR, "edge"), "float16", "attention of a row to each of its edge keys"
-        ),
-        ArraySpec(
-            "dropped_mass", _LHR, "float16",
+            "dropped_mass",
+            _LHR,
+            "float16",
             "attention of a row to all other tokens that are not among its edges",
         ),
         ArraySpec(
-            "hidden", ("hidden_layer", "token", "feature"), "uint16",
+            "hidden",
+            ("hidden_layer", "token", "feature"),
+            "uint16",
             "hidden states: index 0 embeddings, last entry after the final norm",
             encoding="bfloat16",
         ),
         ArraySpec(
-            "hidden_rows", ("hidden_layer", "row", "feature"), "uint16",
+            "hidden_rows",
+            ("hidden_layer", "row", "feature"),
+            "uint16",
             "as hidden, of the stored rows only",
             encoding="bfloat16",
         ),
         ArraySpec(
-            "attention", ("layer", "head", "pair"), "float16",
+            "attention",
+            ("layer", "head", "pair"),
+            "float16",
             "causal attention, rows one after another, row i with its keys 0 … i",
         ),
         ArraySpec(
-            "attention_fixed", ("layer", "head", "pair"), "uint16",
+            "attention_fixed",
+            ("layer", "head", "pair"),
+            "uint16",
             "as attention, in steps of 1/65,535",
             encoding="fixed16",
         ),
     )
-}  # fmt: skip
+}
 """Every array that a part may hold; a store lists the ones it keeps."""
 
 
@@ -226,8 +245,7 @@ class TraceRecord:
 def stored_shape(spec: ArraySpec, shape: TraceShape, record: TraceRecord) -> tuple[int, ...]:
     """Shape of one trace's slice of an array."""
     return tuple(
-        ragged_length(axis, record) if axis in RAGGED_AXES else shape.axis_size(axis)
-        for axis in spec.axes
+        ragged_length(axis, record) if axis in RAGGED_AXES else shape.axis_size(axis) for axis in spec.axes
     )
 
 

@@ -42,9 +42,11 @@ class TraceStore(TraceSequence):
     """
 
     def __init__(
-        self, backend: StorageBackend, attributes: Mapping[str, Any],
+        self,
+        backend: StorageBackend,
+        attributes: Mapping[str, Any],
         places: list[tuple[int, int]] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.backend = backend
         self._attributes = attributes
         self._places = places
@@ -287,10 +289,12 @@ class TraceStore(TraceSequence):
         """Look again which parts there are; no label or root is looked at."""
         self.backend.refresh_parts()
         known = {part.folder: part for part in self.parts}
-        self._set_parts([
-            known[f] if f in known and known[f].is_current() else Part(f, self.shape, self.backend)
-            for f in self.backend.part_folders()
-        ])  # fmt: skip
+        self._set_parts(
+            [
+                known[f] if f in known and known[f].is_current() else Part(f, self.shape, self.backend)
+                for f in self.backend.part_folders()
+            ]
+        )
 
     def _set_parts(self, parts: list[Part]) -> None:
         for name in ("places", "records", "trace_ids", "_index"):
@@ -442,9 +446,8 @@ def open_or_create(
     if not is_there(path):
         try:
             return TraceStore.create(
-                path, configuration=configuration, shape=shape, arrays=arrays,
-                provenance=provenance,
-            )  # fmt: skip
+                path, configuration=configuration, shape=shape, arrays=arrays, provenance=provenance
+            )
         except UsageError:
             if not is_there(path):
                 raise

@@ -299,7 +299,5 @@ def _given(trace: Trace, taken: Bool[np.ndarray, "token"]) -> np.ndarray:
     """What the taken rows gave to each key that stays."""
     start = trace.record.row_start
     rows = [row - start for row in np.flatnonzero(taken) if row >= start]
-    given = [
-        trace.attention(layer)[:, rows].sum(1)[:, ~taken] for layer in trace.shape.attention_layers
-    ]
+    given = [trace.attention(layer)[:, rows].sum(1)[:, ~taken] for layer in trace.shape.attention_layers]
     return np.stack(given).astype(np.float32)

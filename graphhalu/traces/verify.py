@@ -13,15 +13,7 @@ from graphhalu.errors import CorruptStoreError
 from graphhalu.parquet import read_parquet
 from graphhalu.safe_read import MALFORMED, reason_of
 from graphhalu.traces.local import backend_of
-from graphhalu.traces.metadata import (
-    COMMIT,
-    GROUP,
-    PARTS,
-    Commit,
-    is_part_name,
-    read_attributes,
-    read_commit,
-)
+from graphhalu.traces.metadata import COMMIT, GROUP, PARTS, Commit, is_part_name, read_attributes, read_commit
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.storage import StorageBackend
 from graphhalu.traces.store import open_traces

@@ -45,12 +45,7 @@ _INFINITY_BITS: Final = 0x7C00
 
 
 def write_part(
-    staged: Path,
-    commit: Commit,
-    traces: Sequence[Trace],
-    *,
-    shape: TraceShape,
-    arrays: Sequence[str],
+    staged: Path, commit: Commit, traces: Sequence[Trace], *, shape: TraceShape, arrays: Sequence[str]
 ) -> None:
     """Write a whole part to a staging folder and flush it; it counts once it is committed.
 
@@ -122,9 +117,7 @@ def _line(record: TraceRecord) -> bytes:
     return json.dumps(json_ready(asdict(record)), allow_nan=False).encode() + b"\n"
 
 
-def _write_ragged(
-    group: Any, spec: ArraySpec, pieces: Sequence[np.ndarray], shape: TraceShape
-) -> None:
+def _write_ragged(group: Any, spec: ArraySpec, pieces: Sequence[np.ndarray], shape: TraceShape) -> None:
     """Write the arrays of all traces one after another along their ragged axis."""
     sizes = [0 if axis in RAGGED_AXES else shape.axis_size(axis) for axis in spec.axes]
     sizes[spec.ragged_dim] = sum(piece.shape[spec.ragged_dim] for piece in pieces)

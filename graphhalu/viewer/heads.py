@@ -118,9 +118,7 @@ def layer_rows(trace: Trace, layer: int, n_edges: int, starts: Sequence[int]) ->
     return _of_streams(trace, layer, n_kept)
 
 
-def _of_matrices(
-    trace: Trace, layer: int, n_edges: int, starts: Int[np.ndarray, "piece"]
-) -> LayerRows:
+def _of_matrices(trace: Trace, layer: int, n_edges: int, starts: Int[np.ndarray, "piece"]) -> LayerRows:
     attention = trace.attention(layer)
     n_heads, n_rows, length = attention.shape
     tokens = np.arange(n_rows) + trace.record.row_start
@@ -201,9 +199,7 @@ def _shares(
 
 
 def _row_means(
-    values: Float32[np.ndarray, "head row group"],
-    group_of_row: np.ndarray,
-    n_groups: int,
+    values: Float32[np.ndarray, "head row group"], group_of_row: np.ndarray, n_groups: int
 ) -> Float32[np.ndarray, "head rowgroup group"]:
     """Mean over the rows of each group; rows that are NaN do not count."""
     is_there = ~np.isnan(values[..., :1])
@@ -223,9 +219,11 @@ def _strongest(
     n_edges = min(n_edges, attention.shape[-1])
     keys, weights = [], []
     for of_head in attention:  # one head at a time: places take twice the memory of weights
-        some = np.argpartition(-of_head, n_edges - 1, axis=-1)[:, :n_edges] if n_edges else (
-            np.empty((len(of_head), 0), dtype=np.int64)
-        )  # fmt: skip
+        some = (
+            np.argpartition(-of_head, n_edges - 1, axis=-1)[:, :n_edges]
+            if n_edges
+            else (np.empty((len(of_head), 0), dtype=np.int64))
+        )
         weight = np.take_along_axis(of_head, some, axis=-1)
         order = np.lexsort((some, -weight), axis=-1)
         weight = np.take_along_axis(weight, order, axis=-1)

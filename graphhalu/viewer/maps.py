@@ -64,9 +64,7 @@ def default_features(arrays: Sequence[str]) -> tuple[FeatureSpec, ...]:
     return tuple(spec for spec in specs if len(spec.feature.axes) <= MOST_AXES)
 
 
-def feature_maps(
-    trace: Trace, specs: Sequence[FeatureSpec]
-) -> tuple[list[FeatureMap], list[FeatureNumber]]:
+def feature_maps(trace: Trace, specs: Sequence[FeatureSpec]) -> tuple[list[FeatureMap], list[FeatureNumber]]:
     """The features of one answer; those without any value are left out.
 
     Raises:
@@ -100,12 +98,16 @@ def _of_feature(spec: FeatureSpec, block: TraceBlock) -> list[FeatureMap | Featu
     others = labels[2] if len(axes) > 2 else ("",)  # noqa: PLR2004
     return [
         FeatureMap(
-            f"{told[0]}.{other}" if other else told[0], *told[1:],
-            rows, names, np.ascontiguousarray(sheets[..., place]), _picks(axes),
+            f"{told[0]}.{other}" if other else told[0],
+            *told[1:],
+            rows,
+            names,
+            np.ascontiguousarray(sheets[..., place]),
+            _picks(axes),
         )
         for place, other in enumerate(others[:MOST_SHEETS])
         if _says_something(sheets[..., place], is_entry=bool(other))
-    ]  # fmt: skip
+    ]
 
 
 def _says_something(sheet: Float32[np.ndarray, "row column"], *, is_entry: bool) -> bool:

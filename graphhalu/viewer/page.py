@@ -16,9 +16,21 @@ from graphhalu.viewer.payload import View
 
 ASSETS: Final = Path(__file__).parent / "assets"
 SCRIPTS: Final = (
-    "decode.js", "draw.js", "grid.js", "tokens.js", "arcs.js", "matrix.js", "answers.js",
-    "state.js", "sources.js", "answer.js", "maps.js", "spans.js", "reading.js", "app.js",
-)  # fmt: skip
+    "decode.js",
+    "draw.js",
+    "grid.js",
+    "tokens.js",
+    "arcs.js",
+    "matrix.js",
+    "answers.js",
+    "state.js",
+    "sources.js",
+    "answer.js",
+    "maps.js",
+    "spans.js",
+    "reading.js",
+    "app.js",
+)
 """In the order in which they run."""
 
 PAGE_BYTES: Final = 40 * 2**20
@@ -60,9 +72,10 @@ def fitting_edges(shape: TraceShape, records: Iterable[TraceRecord]) -> int:
     """Edges of a row with which these traces make a page of a good size; 4 to 16."""
     n_rows = sum(record.length - record.row_start for record in records)
     fitting = [
-        n_edges for n_edges in range(FEWEST_EDGES, MOST_EDGES + 1)
+        n_edges
+        for n_edges in range(FEWEST_EDGES, MOST_EDGES + 1)
         if packed_bytes(shape, n_rows, n_edges) <= PAGE_BYTES
-    ]  # fmt: skip
+    ]
     return max(fitting, default=FEWEST_EDGES)
 
 
@@ -124,6 +137,13 @@ def _page(view: View, first: Sequence[Block], rest: Sequence[Block], *, is_serve
     css = (ASSETS / "viewer.css").read_text(encoding="utf-8")
     overview = view.overview(is_served=is_served)
     return render(
-        "viewer.html", ASSETS, css=css, script=script, has_server=is_served, title=view.title,
-        overview=json_block(overview), first=first, rest=rest,
-    )  # fmt: skip
+        "viewer.html",
+        ASSETS,
+        css=css,
+        script=script,
+        has_server=is_served,
+        title=view.title,
+        overview=json_block(overview),
+        first=first,
+        rest=rest,
+    )

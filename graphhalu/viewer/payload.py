@@ -120,8 +120,7 @@ class View:
             "hallucinated": None if is_hallucinated is None else _packed(is_hallucinated),
             "maps": [_map_values(each) for each in maps],
             "numbers": [
-                {"name": each.name, "summary": each.summary, "value": each.value}
-                for each in numbers
+                {"name": each.name, "summary": each.summary, "value": each.value} for each in numbers
             ],
         }
 
@@ -150,10 +149,7 @@ class View:
             return {"label": None, "reason": ""}
         labels = self.labels.labels
         is_valid = bool(labels.is_valid[index])
-        return {
-            "label": int(labels.values[index]) if is_valid else None,
-            "reason": labels.reasons[index],
-        }
+        return {"label": int(labels.values[index]) if is_valid else None, "reason": labels.reasons[index]}
 
     def _score_of(self, index: int, record: TraceRecord) -> dict[str, Any]:
         if self.detector is None:

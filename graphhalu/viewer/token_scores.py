@@ -75,8 +75,7 @@ def shown_token_scores(folder: Path, store: TraceStore) -> ShownTokenScores:
     samples = result.samples
     first = samples.filter(pc.equal(samples["seed"], pc.min(samples["seed"])))
     by_detector = {
-        name: _of_detector(first.filter(pc.equal(first["detector"], name)))
-        for name in _best_first(result)
+        name: _of_detector(first.filter(pc.equal(first["detector"], name))) for name in _best_first(result)
     }
     shown = set(store.trace_ids)
     if not any(shown & traces.keys() for traces in by_detector.values()):

@@ -11,9 +11,7 @@ from graphhalu.traces.trace import Trace
 
 
 def store_tokenizer(
-    configuration: Mapping[str, Any],
-    name: str | None = None,
-    on_note: Callable[[str], None] = lambda _: None,
+    configuration: Mapping[str, Any], name: str | None = None, on_note: Callable[[str], None] = lambda _: None
 ) -> Any | None:
     """The tokenizer that a store's tokens come from, or ``None`` where it cannot be had.
 
@@ -88,9 +86,7 @@ def _answer_texts(trace: Trace, ids: list[int], tokenizer: Any) -> tuple[str, ..
     return _decoded(ids, tokenizer)
 
 
-def _cut(
-    text: str, offsets: Sequence[Sequence[int]], ids: list[int], tokenizer: Any
-) -> tuple[str, ...]:
+def _cut(text: str, offsets: Sequence[Sequence[int]], ids: list[int], tokenizer: Any) -> tuple[str, ...]:
     special = set(tokenizer.all_special_ids)
     texts, end = [], 0
     for index, (start, stop) in zip(ids, offsets, strict=True):

@@ -78,9 +78,7 @@ def shown_labels(store: TraceStore, labeller: str) -> StoredLabels:
     return StoredLabels(label_records(store.records, make_labeller(labeller)), is_stored=False)
 
 
-def detector_scores(
-    run: Path, traces: TraceStore, detector_class: str | None = None
-) -> DetectorScores:
+def detector_scores(run: Path, traces: TraceStore, detector_class: str | None = None) -> DetectorScores:
     """Score traces with the detector of a run.
 
     Args:

@@ -200,9 +200,7 @@ def _ropes(text: Mapping[str, Any], family: str, n_layers: int, head_dim: int) -
         theta = own.get("rope_theta") or _first(text, "rope_theta", "rotary_emb_base") or _THETA
         if kind == "sliding_attention" and "rope_local_base_freq" in text:
             theta = text["rope_local_base_freq"]
-        part = own.get("partial_rotary_factor") or _first(
-            text, "partial_rotary_factor", "rotary_pct"
-        )
+        part = own.get("partial_rotary_factor") or _first(text, "partial_rotary_factor", "rotary_pct")
         n_rotated = int(head_dim * float(part or share)) if share else 0
         name = str(own.get("rope_type") or own.get("type") or "default")
         numbers = tuple(
@@ -227,9 +225,7 @@ def _windows(text: Mapping[str, Any], n_layers: int) -> tuple[int | None, ...]:
 
 def _patterned(window: Any, family: str, n_layers: int) -> tuple[int | None, ...]:
     pattern = _GEMMA_PATTERN.get(family, n_layers + 1)
-    return tuple(
-        int(window) if window and (layer + 1) % pattern else None for layer in range(n_layers)
-    )
+    return tuple(int(window) if window and (layer + 1) % pattern else None for layer in range(n_layers))
 
 
 def _n_kv_heads(text: Mapping[str, Any], n_heads: int) -> int:

@@ -45,9 +45,7 @@ def grams(triangle: Float[np.ndarray, "head side size"]) -> Float[np.ndarray, "h
     return triangle.swapaxes(1, 2) @ triangle
 
 
-def row_products(
-    factor: Float[np.ndarray, "head size width"],
-) -> Float[np.ndarray, "head size size"]:
+def row_products(factor: Float[np.ndarray, "head size width"]) -> Float[np.ndarray, "head size size"]:
     """``W W'`` of each factor in its own precision, which is quick and good enough for ratios."""
     return factor @ factor.swapaxes(1, 2)
 
@@ -103,9 +101,7 @@ def logit_variance(
 
 
 def self_logit(
-    query: Float[np.ndarray, "head size width"],
-    key: Float[np.ndarray, "head size width"],
-    scaling: float,
+    query: Float[np.ndarray, "head size width"], key: Float[np.ndarray, "head size width"], scaling: float
 ) -> Float[np.ndarray, "head"]:
     """Mean logit of a token on itself, ``tr M``: on others the mean is 0."""
     return np.array(
@@ -152,9 +148,7 @@ def copying_eigenvalues(
     """
     # in the words' own precision: they are the largest matrix here, and heads are many
     kind = words.dtype
-    small = [
-        v.astype(kind) @ (words @ o.T.astype(kind)) for v, o in zip(value, output, strict=True)
-    ]
+    small = [v.astype(kind) @ (words @ o.T.astype(kind)) for v, o in zip(value, output, strict=True)]
     return np.linalg.eigvals(np.stack(small).astype(np.float64)).astype(np.complex128)
 
 
@@ -191,10 +185,7 @@ def composed_norm(
 
 
 def normalised(
-    factor: Float[np.ndarray, "head size width"],
-    gain: Float[np.ndarray, "_"],
-    *,
-    is_shared: bool,
+    factor: Float[np.ndarray, "head size width"], gain: Float[np.ndarray, "_"], *, is_shared: bool
 ) -> Float[np.ndarray, "head size width"]:
     """A factor whose outputs are normalised and scaled afterwards, linearised.
 

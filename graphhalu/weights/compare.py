@@ -92,12 +92,7 @@ def compare_profiles(first: WeightProfile, second: WeightProfile) -> ProfileComp
 
 
 def _row(
-    name: str,
-    level: str,
-    first: Float[np.ndarray, "a"],
-    second: Float[np.ndarray, "b"],
-    *,
-    is_same: bool,
+    name: str, level: str, first: Float[np.ndarray, "a"], second: Float[np.ndarray, "b"], *, is_same: bool
 ) -> ComparedQuantity:
     correlation = change = float("nan")
     if is_same:
@@ -117,8 +112,7 @@ def _median(values: Float[np.ndarray, "_"]) -> float:
 
 def _warnings(first: WeightProfile, second: WeightProfile) -> list[str]:
     lines = [
-        f"{profile.name} stores {mixed.text()}: differences between its layers may be those of "
-        f"the types"
+        f"{profile.name} stores {mixed.text()}: differences between its layers may be those of the types"
         for profile in (first, second)
         for mixed in profile.mixed()
     ]

@@ -90,51 +90,85 @@ FAMILIES: Final[dict[str, Family]] = {
     "granite": _LLAMA,
     "gemma": _LLAMA.with_names(gain_offset=1.0, head_dim=256),
     "gemma2": _SANDWICH.with_names(head_dim=256),
-    "gemma3_text": _SANDWICH.with_names(
-        q_norm="self_attn.q_norm", k_norm="self_attn.k_norm", head_dim=256
-    ),
+    "gemma3_text": _SANDWICH.with_names(q_norm="self_attn.q_norm", k_norm="self_attn.k_norm", head_dim=256),
     "olmo2": _QK_NORM.with_names(
-        attention_norm=None, mlp_norm=None, attention_post_norm="post_attention_layernorm",
+        attention_norm=None,
+        mlp_norm=None,
+        attention_post_norm="post_attention_layernorm",
         mlp_post_norm="post_feedforward_layernorm",
     ),
     "phi3": _LLAMA.with_names(
-        q="self_attn.qkv_proj", up="mlp.gate_up_proj", gate="mlp.gate_up_proj",
-        fused="contiguous", is_up_fused=True,
+        q="self_attn.qkv_proj",
+        up="mlp.gate_up_proj",
+        gate="mlp.gate_up_proj",
+        fused="contiguous",
+        is_up_fused=True,
     ),
     "stablelm": _LLAMA.with_names(is_centred=True, rotated=0.25),
     "phi": _PLAIN_MLP.with_names(
-        o="self_attn.dense", up="mlp.fc1", down="mlp.fc2", mlp_norm="input_layernorm",
-        final_norm="model.final_layernorm", rotated=0.5,
+        o="self_attn.dense",
+        up="mlp.fc1",
+        down="mlp.fc2",
+        mlp_norm="input_layernorm",
+        final_norm="model.final_layernorm",
+        rotated=0.5,
     ),
     "gpt_neox": _PLAIN_MLP.with_names(
-        layer="gpt_neox.layers.{layer}.", q="attention.query_key_value", o="attention.dense",
-        up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h", fused="per_head", rotated=0.25,
-        embedding="gpt_neox.embed_in", unembedding="embed_out",
+        layer="gpt_neox.layers.{layer}.",
+        q="attention.query_key_value",
+        o="attention.dense",
+        up="mlp.dense_h_to_4h",
+        down="mlp.dense_4h_to_h",
+        fused="per_head",
+        rotated=0.25,
+        embedding="gpt_neox.embed_in",
+        unembedding="embed_out",
         final_norm="gpt_neox.final_layer_norm",
     ),
     "gpt2": _PLAIN_MLP.with_names(
-        layer="transformer.h.{layer}.", q="attn.c_attn", o="attn.c_proj", up="mlp.c_fc",
-        down="mlp.c_proj", attention_norm="ln_1", mlp_norm="ln_2", fused="contiguous",
-        is_transposed=True, rotated=0.0, embedding="transformer.wte",
+        layer="transformer.h.{layer}.",
+        q="attn.c_attn",
+        o="attn.c_proj",
+        up="mlp.c_fc",
+        down="mlp.c_proj",
+        attention_norm="ln_1",
+        mlp_norm="ln_2",
+        fused="contiguous",
+        is_transposed=True,
+        rotated=0.0,
+        embedding="transformer.wte",
         final_norm="transformer.ln_f",
     ),
     "falcon": _PLAIN_MLP.with_names(
-        layer="transformer.h.{layer}.", q="self_attention.query_key_value",
-        o="self_attention.dense", up="mlp.dense_h_to_4h", down="mlp.dense_4h_to_h",
-        mlp_norm="input_layernorm", fused="grouped", embedding="transformer.word_embeddings",
+        layer="transformer.h.{layer}.",
+        q="self_attention.query_key_value",
+        o="self_attention.dense",
+        up="mlp.dense_h_to_4h",
+        down="mlp.dense_4h_to_h",
+        mlp_norm="input_layernorm",
+        fused="grouped",
+        embedding="transformer.word_embeddings",
         final_norm="transformer.ln_f",
     ),
-}  # fmt: skip
+}
 """By the model type of transformers."""
 
 _GGUF: Final = Family(
-    layer="blk.{layer}.", q="attn_q", k="attn_k", v="attn_v", o="attn_output", gate="ffn_gate",
-    up="ffn_up", down="ffn_down", attention_norm="attn_norm", mlp_norm="ffn_norm",
-    embedding="token_embd", final_norm="output_norm", unembedding="output",
-)  # fmt: skip
-_GGUF_SANDWICH: Final = {
-    "attention_post_norm": "post_attention_norm", "mlp_post_norm": "post_ffw_norm",
-}  # fmt: skip
+    layer="blk.{layer}.",
+    q="attn_q",
+    k="attn_k",
+    v="attn_v",
+    o="attn_output",
+    gate="ffn_gate",
+    up="ffn_up",
+    down="ffn_down",
+    attention_norm="attn_norm",
+    mlp_norm="ffn_norm",
+    embedding="token_embd",
+    final_norm="output_norm",
+    unembedding="output",
+)
+_GGUF_SANDWICH: Final = {"attention_post_norm": "post_attention_norm", "mlp_post_norm": "post_ffw_norm"}
 _GGUF_QK_NORM: Final = {"q_norm": "attn_q_norm", "k_norm": "attn_k_norm"}
 
 GGUF_LAYOUTS: Final[dict[str, Family]] = {

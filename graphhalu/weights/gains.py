@@ -41,9 +41,7 @@ def activation(name: str) -> Callable[[Vector], Vector]:
 
 
 def attention_gain(
-    value: Float[np.ndarray, "kv_head size width"],
-    output: Float[np.ndarray, "head size width"],
-    n_keys: int,
+    value: Float[np.ndarray, "kv_head size width"], output: Float[np.ndarray, "head size width"], n_keys: int
 ) -> float:
     """Gain of attention that is spread evenly over ``n_keys`` independent inputs; an estimate.
 

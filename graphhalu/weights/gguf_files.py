@@ -101,8 +101,5 @@ def _check_apart(path: Path, tensors: Iterable[StoredTensor]) -> None:
     ordered = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes))
     for first, second in pairwise(ordered):
         if second.offset < first.offset + first.n_bytes:
-            message = (
-                f"{path} is damaged: the tensors {first.name[:60]!r} and {second.name[:60]!r} "
-                f"overlap"
-            )
+            message = f"{path} is damaged: the tensors {first.name[:60]!r} and {second.name[:60]!r} overlap"
             raise DataFileError(message)

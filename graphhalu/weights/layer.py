@@ -34,9 +34,7 @@ _NAN: Final = float("nan")
 class ProfileSettings(Config):
     """Settings of a profile."""
 
-    offsets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (
-        0, 1, 4, 16, 64,
-    )  # fmt: skip
+    offsets: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 4, 16, 64)
     """Distances between query and key over which the logit variance is averaged, in tokens."""
     n_keys: Annotated[int, Field(ge=2)] = 64
     """Keys that the entropy estimate and the attention gain are for; a window has fewer."""
@@ -114,9 +112,7 @@ def profile_layer(
         "strength": _strength(weights, layer),
     }
     squares = np.einsum("hst,hts->h", factors["o"].moment, factors["v"].moment)
-    own = LowerLayer(
-        layer, factors["v"].moment.astype(np.float32), np.sqrt(np.maximum(squares, 0.0))
-    )
+    own = LowerLayer(layer, factors["v"].moment.astype(np.float32), np.sqrt(np.maximum(squares, 0.0)))
     pairs, best = _composition(weights, factors, below, heads["qk_norm"], own)
     if settings.composition_reach:
         below.append(own)
@@ -149,9 +145,7 @@ def attention_factors(weights: Weights, layer: int) -> dict[Part, Factor]:
     output = weights.heads(layer, "o")
     written = _written(weights, layer, output)
     found: dict[Part, Factor] = {"o": Factor(written, triangles(output), row_products(written))}
-    parts: tuple[tuple[Part, str | None], ...] = (
-        ("q", family.q_norm), ("k", family.k_norm), ("v", None),
-    )  # fmt: skip
+    parts: tuple[tuple[Part, str | None], ...] = (("q", family.q_norm), ("k", family.k_norm), ("v", None))
     for part, norm in parts:
         matrix, bias = _linear_map(weights, layer, part)
         gain = weights.head_gain(layer, norm)

@@ -11,13 +11,7 @@ from jaxtyping import Float
 from graphhalu.provenance import provenance
 from graphhalu.weights.layer import LowerLayer, ProfileSettings, profile_layer
 from graphhalu.weights.read import PARTS, Weights
-from graphhalu.weights.spectra import (
-    Spectrum,
-    entries_of,
-    gram,
-    gram_of_columns,
-    spectrum_of_gram,
-)
+from graphhalu.weights.spectra import Spectrum, entries_of, gram, gram_of_columns, spectrum_of_gram
 from graphhalu.weights.storage import CHUNK_BYTES, StoredTensor
 from graphhalu.weights.tables import WeightProfile, table_of, table_of_rows
 
@@ -138,9 +132,7 @@ def _slice_rows(weights: Weights, layer: int) -> list[dict[str, Any]]:
     return rows
 
 
-def _layer_rows(
-    layers: list[dict[str, Any]], tensors: list[dict[str, Any]]
-) -> list[dict[str, Any]]:
+def _layer_rows(layers: list[dict[str, Any]], tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Layers with what their tensors say, and values against the median layer."""
     middle = float(np.median([row["value_norm"] for row in layers]))
     rows = []

@@ -75,10 +75,7 @@ def _four_bits(name: str, kind: str, tensors: Mapping[str, StoredTensor]) -> Sto
 
 
 def _check_sizes(
-    name: str,
-    state: Mapping[str, Any],
-    shape: tuple[int, ...],
-    tensors: Mapping[str, StoredTensor],
+    name: str, state: Mapping[str, Any], shape: tuple[int, ...], tensors: Mapping[str, StoredTensor]
 ) -> None:
     """Refuse sizes that the packed bytes and their scales do not have, before any is allocated."""
     n_values, blocksize = math.prod(shape), int(state["blocksize"])

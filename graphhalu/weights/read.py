@@ -219,9 +219,7 @@ def open_weights(name: str, revision: str | None = None) -> Weights:
         with reading(f"{path} does not describe a model"):
             architecture = from_gguf(metadata)
         family = GGUF_LAYOUTS[str(metadata["general.architecture"])]
-        return Weights(
-            path, tensors, architecture, family, {**identity, "weights": file_sha256(path)}
-        )
+        return Weights(path, tensors, architecture, family, {**identity, "weights": file_sha256(path)})
     folder = Path(source.place) if source.kind == "folder" else _hub_folder(source, revision)
     config = _read_config(folder)
     with reading(f"{folder / 'config.json'} does not describe a model"):
@@ -266,8 +264,6 @@ def _read_config(folder: Path) -> dict[str, Any]:
         raise ModelUnavailableError(message) from None
 
 
-def repeat_heads(
-    values: Float[np.ndarray, "head *rest"], n_repeats: int
-) -> Float[np.ndarray, "_ *rest"]:
+def repeat_heads(values: Float[np.ndarray, "head *rest"], n_repeats: int) -> Float[np.ndarray, "_ *rest"]:
     """Values of key heads, once for every query head that shares them."""
     return values if n_repeats == 1 else np.repeat(values, n_repeats, axis=0)

@@ -46,26 +46,33 @@ class RiskComponent(Config):
 
 _DEFAULT: Final = {
     "sharpness": RiskComponent(
-        quantity="logit_variance", weight=0.25,
+        quantity="logit_variance",
+        weight=0.25,
         reason="peaked attention hangs on few tokens, and a wrong one is not outvoted",
     ),
     "no_copying": RiskComponent(
-        quantity="copying", risky="low", weight=0.25,
+        quantity="copying",
+        risky="low",
+        weight=0.25,
         reason="heads that do not copy words of the prompt leave the answer to memory",
     ),
     "amplification": RiskComponent(
-        quantity="value_amplification", weight=0.2,
+        quantity="value_amplification",
+        weight=0.2,
         reason="large values let one attended token move the stream far",
     ),
     "memory": RiskComponent(
-        quantity="gain_ratio", weight=0.2,
+        quantity="gain_ratio",
+        weight=0.2,
         reason="a strong feed-forward block against attention adds memory over context",
     ),
     "narrow_output": RiskComponent(
-        quantity="ov_rank", risky="low", weight=0.1,
+        quantity="ov_rank",
+        risky="low",
+        weight=0.1,
         reason="OV circuits of low rank write the same few directions whatever was read",
     ),
-}  # fmt: skip
+}
 
 
 class RiskSettings(Config):
@@ -145,9 +152,7 @@ def risk_curve(profile: WeightProfile, settings: RiskSettings | None = None) -> 
         weights=weights,
         reasons={name: settings.components[name].reason for name in parts},
         left_out=left_out,
-        mixed_types=tuple(
-            name for name in parts if reads_mixed(profile, settings.components[name].quantity)
-        ),
+        mixed_types=tuple(name for name in parts if reads_mixed(profile, settings.components[name].quantity)),
     )
 
 

@@ -17,9 +17,16 @@ from graphhalu.weights.storage import StoredTensor, file_bytes
 
 _INDEX: Final = "model.safetensors.index.json"
 _TYPES: Final = {
-    "F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2", "I8": "i1", "U8": "u1",
-    "I32": "<i4", "I64": "<i8", "BOOL": "u1",
-}  # fmt: skip
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I8": "i1",
+    "U8": "u1",
+    "I32": "<i4",
+    "I64": "<i8",
+    "BOOL": "u1",
+}
 
 
 def open_shards(folder: Path) -> dict[str, StoredTensor]:
@@ -50,9 +57,7 @@ def _shard_paths(folder: Path) -> list[Path]:
     there = {path.name for path in folder.iterdir() if path.is_file()}
     missing = [name for name in names if name not in there]
     if missing:
-        message = (
-            f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
-        )
+        message = f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
         raise DataFileError(message)
     return [folder / name for name in names]
 
@@ -62,9 +67,7 @@ def _open_file(path: Path) -> dict[str, StoredTensor]:
     fault = f"{path} is no safetensors file, or cut off"
     with reading(fault, also=(SafetensorError,)), safe_open(path, framework="np") as file:
         slices = {name: file.get_slice(name) for name in file.offset_keys()}
-        entries = {
-            name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()
-        }
+        entries = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
         sizes = {name: _n_bytes(*entry) for name, entry in entries.items()}
         # the tensors lie one behind the other, up to the end of the file
         offset = path.stat().st_size - sum(sizes.values())

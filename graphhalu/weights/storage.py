@@ -80,8 +80,6 @@ def file_bytes(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "byte"]:
     with reading(f"{path} cannot be read"):
         found = np.fromfile(path, np.uint8, stop - start, offset=start)
     if len(found) < stop - start:
-        message = (
-            f"{path} is cut off: bytes {start} … {stop} are wanted, it has {path.stat().st_size}"
-        )
+        message = f"{path} is cut off: bytes {start} … {stop} are wanted, it has {path.stat().st_size}"
         raise DataFileError(message)
     return found

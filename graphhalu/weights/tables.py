@@ -98,9 +98,7 @@ class WeightProfile:
         Raises:
             UnknownNameError: If there is no such quantity.
         """
-        return _numbers(self.heads, quantity, HEAD_DESCRIPTIONS).reshape(
-            self.n_layers, self.n_heads
-        )
+        return _numbers(self.heads, quantity, HEAD_DESCRIPTIONS).reshape(self.n_layers, self.n_heads)
 
     def of_layers(self, quantity: str) -> Float[np.ndarray, "layer"]:
         """One quantity of every layer; NaN where there is none.

@@ -48,11 +48,15 @@ def figures(quick: bool) -> dict[str, Any]:
 
 
 def _config(model: str, n_questions: int) -> ExtractConfig:
-    return ExtractConfig.model_validate({
-        "model": {"name": model, "threads": 1},
-        "generation": {"max_new_tokens": NEW_TOKENS},
-        "num_samples": n_questions, "batch_size": PART_SIZE, "part_size": PART_SIZE,
-    })  # fmt: skip
+    return ExtractConfig.model_validate(
+        {
+            "model": {"name": model, "threads": 1},
+            "generation": {"max_new_tokens": NEW_TOKENS},
+            "num_samples": n_questions,
+            "batch_size": PART_SIZE,
+            "part_size": PART_SIZE,
+        }
+    )
 
 
 def _tiny(folder: Path) -> str:
@@ -70,11 +74,30 @@ def _on_a_cluster(config: ExtractConfig, folder: Path) -> dict[str, Any]:
     with loopback_cluster(cpus=1, patience_s=float(PATIENCE_S)) as cluster:
         node = cluster.add_node(cpus=1)
         command = [
-            sys.executable, "-m", "graphhalu", "extract", "--model", config.model.name,
-            "--num-samples", str(config.num_samples), "--max-new-tokens", str(NEW_TOKENS),
-            "--batch-size", str(PART_SIZE), "--set", f"part_size={PART_SIZE}", "--threads", "1",
-            "--out", str(store), "--ray", cluster.address, "--ray-wait", str(PATIENCE_S), "--json",
-        ]  # fmt: skip
+            sys.executable,
+            "-m",
+            "graphhalu",
+            "extract",
+            "--model",
+            config.model.name,
+            "--num-samples",
+            str(config.num_samples),
+            "--max-new-tokens",
+            str(NEW_TOKENS),
+            "--batch-size",
+            str(PART_SIZE),
+            "--set",
+            f"part_size={PART_SIZE}",
+            "--threads",
+            "1",
+            "--out",
+            str(store),
+            "--ray",
+            cluster.address,
+            "--ray-wait",
+            str(PATIENCE_S),
+            "--json",
+        ]
         driver = subprocess.Popen(
             command, stdout=subprocess.PIPE, text=True, env={**os.environ, **ENVIRONMENT}
         )
@@ -93,9 +116,11 @@ def _on_a_cluster(config: ExtractConfig, folder: Path) -> dict[str, Any]:
             driver.kill()
     summary = json.loads(output)
     return {
-        "two_workers_s": summary["seconds"], "parts_when_a_node_was_lost": n_at_loss,
-        "workers_lost": len(lost), "questions_set_aside": len(summary["set_aside"]),
-    }  # fmt: skip
+        "two_workers_s": summary["seconds"],
+        "parts_when_a_node_was_lost": n_at_loss,
+        "workers_lost": len(lost),
+        "questions_set_aside": len(summary["set_aside"]),
+    }
 
 
 def _compared(one: TraceStore, two: TraceStore) -> dict[str, int]:
@@ -110,9 +135,7 @@ def _compared(one: TraceStore, two: TraceStore) -> dict[str, int]:
             attention.get(trace.trace_id) == trace.arrays["attention"][:].tobytes() for trace in two
         ),
         "parts_of_one_process": len(one.parts),
-        "parts_with_equal_files": sum(
-            files.get(part.folder.name) == part.commit.files for part in two.parts
-        ),
+        "parts_with_equal_files": sum(files.get(part.folder.name) == part.commit.files for part in two.parts),
         "questions_done_twice": len(_done(two)) - len(set(_done(two))),
         "questions_lost": len(set(_done(one)) - set(_done(two))),
     }

@@ -126,10 +126,14 @@ def _plain(extraction: Extraction, prompts: list[list[int]]) -> list[str]:
         token_ids, is_token = left_padded(prompts[start : start + BATCH], model.device)
         with torch.inference_mode():
             output = model.generate(
-                input_ids=token_ids, attention_mask=is_token.long(), num_beams=search.n_beams,
-                max_new_tokens=search.max_new_tokens, do_sample=False,
-                eos_token_id=list(search.stop_ids), pad_token_id=search.stop_ids[0],
-            )  # fmt: skip
+                input_ids=token_ids,
+                attention_mask=is_token.long(),
+                num_beams=search.n_beams,
+                max_new_tokens=search.max_new_tokens,
+                do_sample=False,
+                eos_token_id=list(search.stop_ids),
+                pad_token_id=search.stop_ids[0],
+            )
         for row in output[:, token_ids.shape[1] :].tolist():
             end = next((i for i, t in enumerate(row) if t in search.stop_ids), len(row))
             text = extraction.loaded.tokenizer.decode(row[:end], skip_special_tokens=True)
@@ -188,12 +192,17 @@ def _usual(extraction: Extraction, asked: list[Any]) -> int:
             token_ids = torch.tensor([item.encoded.token_ids.tolist()])
             with torch.inference_mode():
                 output = model.generate(
-                    input_ids=token_ids, attention_mask=torch.ones_like(token_ids),
-                    num_beams=search.n_beams, max_new_tokens=search.max_new_tokens,
-                    do_sample=False, eos_token_id=list(search.stop_ids),
-                    pad_token_id=search.stop_ids[0], return_dict_in_generate=True,
-                    output_attentions=True, output_hidden_states=True,
-                )  # fmt: skip
+                    input_ids=token_ids,
+                    attention_mask=torch.ones_like(token_ids),
+                    num_beams=search.n_beams,
+                    max_new_tokens=search.max_new_tokens,
+                    do_sample=False,
+                    eos_token_id=list(search.stop_ids),
+                    pad_token_id=search.stop_ids[0],
+                    return_dict_in_generate=True,
+                    output_attentions=True,
+                    output_hidden_states=True,
+                )
             stream = io.BytesIO()
             kept = [
                 [[layer.numpy() for layer in step] for step in steps]
@@ -206,20 +215,16 @@ def _usual(extraction: Extraction, asked: list[Any]) -> int:
     return n_bytes
 
 
-def _sizes(
-    loaded: LoadedModel, questions: list[Question], name: str, *, quick: bool
-) -> dict[str, Any]:
+def _sizes(loaded: LoadedModel, questions: list[Question], name: str, *, quick: bool) -> dict[str, Any]:
     """Bytes on disk against a float32 pickle of the same complete matrices."""
     ways = {
         "float16": {},
         "fixed16": {"attention_format": "fixed16"},
         "four_hidden": {"hidden_layers": (0, 10, 20, 30)},
-        "fixed16_four_hidden": {
-            "attention_format": "fixed16", "hidden_layers": (0, 10, 20, 30),
-        },
+        "fixed16_four_hidden": {"attention_format": "fixed16", "hidden_layers": (0, 10, 20, 30)},
         "edges": {"keep": "edges", "hidden_layers": "none"},
         "streams": {"keep": "streams", "hidden_layers": "none"},
-    }  # fmt: skip
+    }
     found: dict[str, Any] = {}
     for way, capture in list(ways.items())[: 1 if quick else None]:
         extraction = _extraction(loaded, **capture)

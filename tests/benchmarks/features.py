@@ -24,9 +24,15 @@ from graphhalu.traces.trace import Trace
 
 STORE = "GRAPHHALU_BENCH_STORE"
 FEATURES = [
-    "sink_mass_k1", "sink_mass_k4", "self_attention_mean", "self_attention_log", "lookback_ratio",
-    "attention_entropy_mean", "attention_entropy_std", "received_top",
-]  # fmt: skip
+    "sink_mass_k1",
+    "sink_mass_k4",
+    "self_attention_mean",
+    "self_attention_log",
+    "lookback_ratio",
+    "attention_entropy_mean",
+    "attention_entropy_std",
+    "received_top",
+]
 STREAMS = ("span_code", "sink_keys", "self_attention", "span_mass", "row_entropy", "received")
 N_TRACES = 500
 PART = 64
@@ -67,9 +73,12 @@ def _round(path: Path, n_traces: int) -> dict[str, float]:
         out = Path(folder) / "table.parquet"
         parquet = _timed(lambda: write_features(traces, FEATURES, out))[0]
     return {
-        "reading": reading, "table": table, "matrix": matrix, "remembered": remembered,
+        "reading": reading,
+        "table": table,
+        "matrix": matrix,
+        "remembered": remembered,
         "parquet": parquet,
-    }  # fmt: skip
+    }
 
 
 def _timed(run: Callable[[], Any]) -> tuple[float, Any]:
@@ -144,10 +153,14 @@ def _store(quick: bool) -> Iterator[Path]:
 def _made_store(path: Path, n_traces: int, quick: bool) -> Path:
     n_layers, n_heads = (3, 5) if quick else (30, 9)
     shape = TraceShape(
-        n_layers=n_layers, n_heads=n_heads, n_kv_heads=1, hidden_size=8,
-        attention_layers=tuple(range(n_layers)), hidden_layers=(0,),
+        n_layers=n_layers,
+        n_heads=n_heads,
+        n_kv_heads=1,
+        hidden_size=8,
+        attention_layers=tuple(range(n_layers)),
+        hidden_layers=(0,),
         layer_windows=(None,) * n_layers,
-    )  # fmt: skip
+    )
     traces, _ = planted_traces(n_traces, shape=shape)
     kept = ("token_ids", "attention", *STREAMS)
     store = TraceStore.create(path, configuration={}, shape=shape, arrays=kept)

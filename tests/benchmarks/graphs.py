@@ -78,31 +78,24 @@ def _figures(path: Path, folder: Path, *, quick: bool) -> dict[str, Any]:
         "data": (of(layers), repeats),
         "data_three_layers": (of(three), repeats),
         "multiplex": (of(layers, view="multiplex"), repeats),
-        "dense_to_sparse": (
-            lambda: _looped(TraceStore.open(path)[:n_traces], layers, _dense),
-            repeats,
-        ),
+        "dense_to_sparse": (lambda: _looped(TraceStore.open(path)[:n_traces], layers, _dense), repeats),
         "dense_to_sparse_three_layers": (
             lambda: _looped(TraceStore.open(path)[:n_traces], three, _dense),
             repeats,
         ),
         "dense_to_sparse_open_store": (lambda: _looped(warm, layers, _dense), repeats),
-        "networkx_open_store": (
-            lambda: _looped(warm[: max(2, n_traces // 8)], layers, _double_loop),
-            1,
-        ),
+        "networkx_open_store": (lambda: _looped(warm[: max(2, n_traces // 8)], layers, _double_loop), 1),
         "networkx": (lambda: _looped(TraceStore.open(path)[:n_traces], layers, _double_loop), 1),
-        "networkx_three_layers": (
-            lambda: _looped(TraceStore.open(path)[:n_traces], three, _double_loop),
-            1,
-        ),
+        "networkx_three_layers": (lambda: _looped(TraceStore.open(path)[:n_traces], three, _double_loop), 1),
     }
     if all(hidden):
         ways["data_with_hidden"] = (of(layers, nodes=(*DEFAULT_NODES, "hidden")), repeats)
     found: dict[str, Any] = {
-        "threads": torch.get_num_threads(), "traces": n_traces, "layers": len(layers),
+        "threads": torch.get_num_threads(),
+        "traces": n_traces,
+        "layers": len(layers),
         "tokens_mean": float(np.mean(lengths)),
-    }  # fmt: skip
+    }
     seconds = {name: _best(way, times) for name, (way, times) in ways.items()}
     for name, (wall, cpu, n_graphs) in seconds.items():
         found[f"{name}_ms_a_graph"] = 1000 * wall / n_graphs
@@ -127,8 +120,7 @@ def _read(traces: Sequence[Trace], layers: Sequence[int]) -> int:
 
 def _ratios(found: dict[str, Any], rival: str, ours: str) -> dict[str, float]:
     return {
-        f"{rival}_over_{ours}{what}": found[f"{rival}{what}_ms_a_graph"]
-        / found[f"{ours}{what}_ms_a_graph"]
+        f"{rival}_over_{ours}{what}": found[f"{rival}{what}_ms_a_graph"] / found[f"{ours}{what}_ms_a_graph"]
         for what in ("", "_cpu")
     }
 
@@ -144,9 +136,7 @@ def _best(way: Callable[[], int], repeats: int) -> tuple[float, float, int]:
     return min(walls), min(cpus), n_graphs
 
 
-def _looped(
-    traces: Sequence[Trace], layers: Sequence[int], build: Callable[[Trace, int], Any]
-) -> int:
+def _looped(traces: Sequence[Trace], layers: Sequence[int], build: Callable[[Trace, int], Any]) -> int:
     n_graphs = 0
     for trace in traces:
         for layer in layers:
@@ -215,9 +205,7 @@ def _dense(trace: Trace, layer: int) -> Data:
         ],
         dim=1,
     )
-    return Data(
-        x=x, edge_index=torch.stack([key, query]), edge_attr=attention[:, query, key].T.contiguous()
-    )
+    return Data(x=x, edge_index=torch.stack([key, query]), edge_attr=attention[:, query, key].T.contiguous())
 
 
 def _cache(path: Path, n_traces: int, layers: Sequence[int], folder: Path) -> dict[str, float]:
@@ -281,9 +269,11 @@ def _store(folder: Path, *, quick: bool) -> Path:
     if quick:
         traces, _ = planted_traces(7)
         store = TraceStore.create(
-            path, configuration={}, shape=traces[0].shape,
+            path,
+            configuration={},
+            shape=traces[0].shape,
             arrays=[name for name in traces[0].arrays if name != "attention_fixed"],
-        )  # fmt: skip
+        )
         with store.writer() as writer:
             writer.write_part(0, traces, [trace.record.question_id for trace in traces])
         return path
@@ -296,9 +286,7 @@ def _store(folder: Path, *, quick: bool) -> Path:
     loaded = load_model(ModelSpec(name="smollm2"))
     extraction = Extraction(ExtractConfig(model=loaded.spec), loaded)
     questions = load_questions("worldfacts", num_samples=128)
-    store = TraceStore.create(
-        path, configuration={}, shape=extraction.shape, arrays=extraction.arrays
-    )
+    store = TraceStore.create(path, configuration={}, shape=extraction.shape, arrays=extraction.arrays)
     with store.writer() as holder:
         worker = Worker(extraction, store.name, holder.name)
         for batch in question_batches(questions, extraction.config):

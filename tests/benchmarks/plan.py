@@ -16,15 +16,7 @@ import torch
 from extraction import _questions
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from graphhalu.extract.cost import (
-    SIZES,
-    Cost,
-    ModelSize,
-    Rates,
-    Workload,
-    question_cost,
-    question_seconds,
-)
+from graphhalu.extract.cost import SIZES, Cost, ModelSize, Rates, Workload, question_cost, question_seconds
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
@@ -79,9 +71,12 @@ def _measure(extraction: Extraction, n_questions: int, context_tokens: int) -> M
     replay_s, (traces, _) = _timed(lambda: extraction.traces(answered))
     with tempfile.TemporaryDirectory() as folder:
         store = TraceStore.create(
-            Path(folder, "t.zarr"), configuration={}, shape=extraction.shape,
-            arrays=extraction.arrays, provenance={},
-        )  # fmt: skip
+            Path(folder, "t.zarr"),
+            configuration={},
+            shape=extraction.shape,
+            arrays=extraction.arrays,
+            provenance={},
+        )
         ids = [trace.record.question_id for trace in traces]
         with store.writer() as writer:
             store_s, _ = _timed(lambda: writer.write_part(0, traces, ids))
@@ -89,8 +84,10 @@ def _measure(extraction: Extraction, n_questions: int, context_tokens: int) -> M
     work = Workload(
         prompt_tokens=round(np.mean([t.record.prompt_length for t in traces])),
         answer_tokens=round(np.mean([t.record.length - t.record.prompt_length for t in traces])),
-        batch=4, weight_bytes=4, beams=extraction.config.generation.num_beams,
-    )  # fmt: skip
+        batch=4,
+        weight_bytes=4,
+        beams=extraction.config.generation.num_beams,
+    )
     seconds = zip(PARTS, (generate_s, replay_s, store_s), strict=True)
     cost = question_cost(SIZES[extraction.config.model.name], work)
     return Measured({name: value / len(traces) for name, value in seconds}, stored, cost, work)
@@ -106,9 +103,12 @@ def _rates(short: Measured, long: Measured) -> Rates:
     if min(per_flop, per_pair) <= 0:  # noise: charge everything to operations
         per_flop, per_pair = seconds.sum() / table[:, 0].sum(), 1e-12
     return Rates(
-        sum(run.cost.generate_flops for run in runs) / parts["generate"], 1 / per_flop,
-        1 / per_pair, 1e12, sum(run.cost.raw_bytes for run in runs) / parts["store"],
-    )  # fmt: skip
+        sum(run.cost.generate_flops for run in runs) / parts["generate"],
+        1 / per_flop,
+        1 / per_pair,
+        1e12,
+        sum(run.cost.raw_bytes for run in runs) / parts["store"],
+    )
 
 
 def _compared(name: str, run: Measured, rates: Rates) -> dict[str, float]:
@@ -129,15 +129,18 @@ def _compared(name: str, run: Measured, rates: Rates) -> dict[str, float]:
 def _layer(n_tokens: int, rates: Rates) -> dict[str, float]:
     """A recorded pass through one layer of Llama-2-7B's shape, beside what the rates foresee."""
     config = LlamaConfig(
-        vocab_size=LAYER.vocabulary, hidden_size=LAYER.hidden_size, num_hidden_layers=1,
-        num_attention_heads=32, num_key_value_heads=32, intermediate_size=LAYER.feed_forward,
-    )  # fmt: skip
+        vocab_size=LAYER.vocabulary,
+        hidden_size=LAYER.hidden_size,
+        num_hidden_layers=1,
+        num_attention_heads=32,
+        num_key_value_heads=32,
+        intermediate_size=LAYER.feed_forward,
+    )
     torch.manual_seed(0)
     model = LlamaForCausalLM(config).eval()
     shape = TraceShape(1, 32, 32, LAYER.hidden_size, (0,), (0, 1), (None,))
     token_ids = np.random.default_rng(0).integers(0, LAYER.vocabulary, n_tokens)
-    sequence = TokenSequence(token_ids, np.where(np.arange(n_tokens) < n_tokens - 8, 3, 5),
-                             n_tokens - 8)  # fmt: skip
+    sequence = TokenSequence(token_ids, np.where(np.arange(n_tokens) < n_tokens - 8, 3, 5), n_tokens - 8)
     arrays = CaptureSettings().arrays()
     seconds, (done,) = _timed(lambda: replay(model, [sequence], shape=shape, arrays=arrays))
     assert done.failure is None
@@ -145,10 +148,11 @@ def _layer(n_tokens: int, rates: Rates) -> dict[str, float]:
     foreseen = question_seconds(cost, rates).replay
     name = f"llama_layer_{n_tokens}"
     return {
-        f"{name}_replay_cpu_s": seconds, f"{name}_foreseen_s": foreseen,
+        f"{name}_replay_cpu_s": seconds,
+        f"{name}_foreseen_s": foreseen,
         f"{name}_foreseen_over_measured": foreseen / seconds,
         f"{name}_32_layers_cpu_s": 32 * seconds,
-    }  # fmt: skip
+    }
 
 
 def _timed(work) -> tuple[float, Any]:

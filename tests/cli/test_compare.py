@@ -19,9 +19,7 @@ def write_store(path, *, seed=0, prefix="", shape=PLANTED_SHAPE):
         replace(
             trace,
             record=replace(
-                trace.record,
-                group_id=prefix + trace.record.group_id,
-                question=prefix + trace.record.question,
+                trace.record, group_id=prefix + trace.record.group_id, question=prefix + trace.record.question
             ),
         )
         for trace in traces
@@ -49,9 +47,7 @@ def test_a_comparison_says_what_it_tested_against_and_can_be_added_to(work, caps
     more[more.index("sink-mass,length")] = "perplexity,length"
     assert run(more) == 0
     second = json.loads(capsys.readouterr().out)
-    assert {row["detector"] for row in second["detectors"]} == {
-        "sink-mass", "length", "perplexity"
-    }  # fmt: skip
+    assert {row["detector"] for row in second["detectors"]} == {"sink-mass", "length", "perplexity"}
     assert second["baseline"]["detector"] == "length"
     assert {test["detector"] for test in second["comparisons"]} == {"sink-mass", "perplexity"}
     names = {p.name for p in (work / "run").iterdir()}
@@ -80,13 +76,17 @@ def test_going_on_with_other_settings_is_refused(work, capsys):
 def test_transfer_gives_a_matrix_and_says_why_a_cell_has_no_number(work, capsys):
     # more layers: a detector of one model cannot read the traces of the other
     other = replace(
-        PLANTED_SHAPE, n_layers=7, attention_layers=tuple(range(7)),
-        hidden_layers=tuple(range(8)), layer_windows=(None,) * 7,
-    )  # fmt: skip
+        PLANTED_SHAPE,
+        n_layers=7,
+        attention_layers=tuple(range(7)),
+        hidden_layers=tuple(range(8)),
+        layer_windows=(None,) * 7,
+    )
     stores = [
-        write_store(work / "a.zarr"), write_store(work / "b.zarr", seed=1, prefix="Second "),
+        write_store(work / "a.zarr"),
+        write_store(work / "b.zarr", seed=1, prefix="Second "),
         write_store(work / "c.zarr", seed=2, prefix="Third ", shape=other),
-    ]  # fmt: skip
+    ]
     assert run(["compare", "--transfer", *stores, *SIMPLE, "--quick", "--out", "t", "--json"]) == 0
     cells = json.loads(capsys.readouterr().out)["cells"]
     assert len(cells) == 18

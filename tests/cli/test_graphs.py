@@ -12,12 +12,19 @@ from graphhalu.traces.store import TraceStore
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "scripts" / "graph_example.py"
 ARRAYS = (
-    "token_ids", "span_code", "token_logprob", "token_entropy", "top1_margin", "span_mass",
-    "self_attention", "row_entropy", "sink_keys", "received", "attention",
-)  # fmt: skip
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
+    "token_ids",
+    "span_code",
+    "token_logprob",
+    "token_entropy",
+    "top1_margin",
+    "span_mass",
+    "self_attention",
+    "row_entropy",
+    "sink_keys",
+    "received",
+    "attention",
 )
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -37,9 +44,7 @@ def test_compare_prints_a_table_and_leaves_figure_and_json(store, tmp_path, caps
     printed = capsys.readouterr()
     assert "effects count" in printed.out
     assert "topology.png" in printed.err
-    assert {path.name for path in tmp_path.iterdir()} == {
-        "topology.png", "topology.svg", "topology.json",
-    }  # fmt: skip
+    assert {path.name for path in tmp_path.iterdir()} == {"topology.png", "topology.svg", "topology.json"}
     values = json.loads((tmp_path / "topology.json").read_text())
     assert values["layers"] == [1, 2]
     assert values["labeller"] == "match"
@@ -60,7 +65,10 @@ def test_layers_that_are_no_numbers_are_refused(store, capsys):
 def test_the_example_of_a_model_of_ones_own_runs(store):
     done = subprocess.run(
         [sys.executable, str(EXAMPLE), str(store), "--epochs", "2"],
-        capture_output=True, text=True, env={**os.environ}, check=True,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ},
+        check=True,
+    )
     assert "AUROC over" in done.stdout
     assert "epoch 1" in done.stdout

@@ -29,9 +29,7 @@ def folder(tmp_path_factory):
     (folder / "published.json").write_text(json.dumps(scores), encoding="utf-8")
     (folder / "other.json").write_text(json.dumps({"0-1": [0.5], "0-0": [0.1]}), encoding="utf-8")
     traces, _ = planted_traces(19)
-    store = TraceStore.create(
-        folder / "s.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS)
-    )
+    store = TraceStore.create(folder / "s.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS))
     with store.writer() as writer:
         writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     return folder
@@ -61,9 +59,7 @@ def test_retrieval_heads_are_found_written_and_shown(capsys):
     for text in ("retrieval heads of tiny", "retrieval_mass heads", "95 % interval", "chance"):
         assert text in printed.out
     assert "written to data/heads/tiny_retrieval.json" in printed.err
-    shown = json.loads(
-        said(capsys, ["show", "data/heads/tiny_retrieval.json", "--json", "--top", "3"]).out
-    )
+    shown = json.loads(said(capsys, ["show", "data/heads/tiny_retrieval.json", "--json", "--top", "3"]).out)
     assert [table["role"] for table in shown["tables"]] == ["retrieval", "retrieval_mass"]
     assert len(shown["tables"][1]["heads"]) == 3
     assert shown["tables"][0]["settings"]["rule"] == "sum"
@@ -95,9 +91,22 @@ def test_published_scores_are_shown_best_first(capsys):
 
 def test_ablation_prints_both_differences(capsys):
     arguments = [
-        "ablate", "published.json", *TINY, "--top-k", "2", "--task", "questions", "--chat", "off",
-        "--num-samples", "2", "--draws", "1", "--set", "max_new_tokens=3",
-    ]  # fmt: skip
+        "ablate",
+        "published.json",
+        *TINY,
+        "--top-k",
+        "2",
+        "--task",
+        "questions",
+        "--chat",
+        "off",
+        "--num-samples",
+        "2",
+        "--draws",
+        "1",
+        "--set",
+        "max_new_tokens=3",
+    ]
     printed = said(capsys, arguments)
     assert "ablated - random" in printed.out
     assert "left out (the 2 highest means): L2H4, L2H5" in printed.out

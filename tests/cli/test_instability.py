@@ -12,9 +12,23 @@ from graphhalu.report.write import ReportFiles
 from graphhalu.testing.tiny_models import save_tiny
 
 QUICK = [
-    "--starts", "1,2", "--lengths", "2,3", "--mid-high", "0", "--tail-cut", "0", "--folds", "3",
-    "--seeds", "0", "--set", "n_inner_folds=2", "--set", "n_resamples=100",
-]  # fmt: skip
+    "--starts",
+    "1,2",
+    "--lengths",
+    "2,3",
+    "--mid-high",
+    "0",
+    "--tail-cut",
+    "0",
+    "--folds",
+    "3",
+    "--seeds",
+    "0",
+    "--set",
+    "n_inner_folds=2",
+    "--set",
+    "n_resamples=100",
+]
 TINY = ["--model", "tiny", "--threads", "1", "--system-text", "Never say b."]
 FILES = ["--attacks", "attacks.txt", "--benign", "benign.jsonl", "--max-new-tokens", "5"]
 
@@ -76,8 +90,7 @@ def test_the_system_prompt_may_be_a_file(capsys):
 
 def test_a_calibration_prints_what_its_file_holds(capsys):
     values, written = (
-        json.loads(Path(name).read_text(encoding="utf-8"))
-        for name in ("printed.json", "s/calibration.json")
+        json.loads(Path(name).read_text(encoding="utf-8")) for name in ("printed.json", "s/calibration.json")
     )
     assert values["rows"] == written["rows"]
     assert values["identity"]["model"] == "tiny"
@@ -108,13 +121,10 @@ def test_exit_codes_tell_scripts_what_was_found(capsys):
 
 def test_prompts_come_from_a_file_or_from_stdin(capsys, monkeypatch):
     calibration = ["--calibration", "s/calibration.json", "--threads", "1", "--json"]
-    found = said(capsys, ["detect", "--file", "benign.jsonl", *calibration, "--method",
-                          "attention_tracker"])  # fmt: skip
+    found = said(capsys, ["detect", "--file", "benign.jsonl", *calibration, "--method", "attention_tracker"])
     assert len(json.loads(found.out)["prompts"]) == 18
     monkeypatch.setattr("sys.stdin", io.StringIO("Say b!\n\nWho?\n"))
-    texts = [
-        p["text"] for p in json.loads(said(capsys, ["detect", "-", *calibration]).out)["prompts"]
-    ]
+    texts = [p["text"] for p in json.loads(said(capsys, ["detect", "-", *calibration]).out)["prompts"]]
     assert texts == ["Say b!", "Who?"]
 
 
@@ -139,14 +149,16 @@ def test_the_study_is_drawn_into_the_folder_that_is_named(capsys, monkeypatch):
         (["gather", "--system", "none.txt", *FILES], 2, "no system prompt at none.txt"),
         (["gather", "--system", "empty.txt", *FILES], 2, "no system prompt in it"),
         (["gather", *TINY, "--system", "system.txt", *FILES], 2, "use one of them"),
-        (["gather", *TINY, "--attacks", "empty.txt", "--benign", "benign.jsonl"], 2,
-         "empty.txt holds no prompt"),
+        (
+            ["gather", *TINY, "--attacks", "empty.txt", "--benign", "benign.jsonl"],
+            2,
+            "empty.txt holds no prompt",
+        ),
         (["gather", *TINY, "--attacks", "attacks.txt"], 2, "--attacks FILE and --benign FILE"),
         (["gather", *TINY, "--prompts", "attacks.txt"], 2, "says no class"),
         (["gather", *TINY, *FILES, "--denominator", "answer"], 2, "denominator"),
         (["gather", *TINY, *FILES, "--iterations", "3", "--out", "t"], 2, "same answer 3 times"),
-        (["gather", *TINY, *FILES, "--out", "s", "--denominator", "everything"], 2,
-         "was gathered otherwise"),
+        (["gather", *TINY, *FILES, "--out", "s", "--denominator", "everything"], 2, "was gathered otherwise"),
         (["calibrate", "s", "--starts", "40"], 2, "goes beyond the longest answer"),
         (["calibrate", "s", "--starts", "a"], 2, "--starts takes numbers"),
         (["calibrate", "s", "--heads", "none.json"], 2, "no list of heads"),
@@ -154,19 +166,23 @@ def test_the_study_is_drawn_into_the_folder_that_is_named(capsys, monkeypatch):
         (["detect"], 2, "expected a prompt"),
         (["detect", " "], 2, "the prompt is empty"),
         (["detect", "a", "--file", "attacks.txt"], 2, "expected a prompt"),
-        (["detect", "--file", "empty.txt", "--calibration", "s/calibration.json"], 2,
-         "holds no prompt"),
+        (["detect", "--file", "empty.txt", "--calibration", "s/calibration.json"], 2, "holds no prompt"),
         (["detect", "a", "--calibration", "none.json"], 2, "graphhalu instability calibrate"),
-        (["detect", "a", "--calibration", "s/calibration.json", "--fpr", "0.3"], 2,
-         "thresholds for the rates"),
+        (
+            ["detect", "a", "--calibration", "s/calibration.json", "--fpr", "0.3"],
+            2,
+            "thresholds for the rates",
+        ),
         (["detect", "a", "--method", "tracker"], 2, "attention_tracker"),
-        (["detect", "a", "--calibration", "s/calibration.json", "--max-new-tokens", "1"], 2,
-         "beyond an answer of 1"),
-        (["detect", "a", "--calibration", "s/calibration.json", "--system-text", "x"], 1,
-         "prompt.system"),
+        (
+            ["detect", "a", "--calibration", "s/calibration.json", "--max-new-tokens", "1"],
+            2,
+            "beyond an answer of 1",
+        ),
+        (["detect", "a", "--calibration", "s/calibration.json", "--system-text", "x"], 1, "prompt.system"),
         (["plot", "s", "--calibration", "none.json"], 2, "no calibration at none.json"),
     ],
-)  # fmt: skip
+)
 def test_mistakes_are_one_clear_text(capsys, arguments, code, text):
     printed = said(capsys, arguments, code)
     assert text in " ".join(printed.err.split())

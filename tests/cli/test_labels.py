@@ -20,13 +20,16 @@ def store(tmp_path, monkeypatch):
     labelled = [
         Trace(
             replace(
-                trace.record, is_on_policy=i % 2 == 0, given_label=int(i % 3 == 0),
+                trace.record,
+                is_on_policy=i % 2 == 0,
+                given_label=int(i % 3 == 0),
                 metadata={"category": "abc"[i % 3]},
             ),
-            trace.shape, trace.arrays,
+            trace.shape,
+            trace.arrays,
         )
         for i, trace in enumerate(traces)
-    ]  # fmt: skip
+    ]
     made = TraceStore.create(
         "data/traces/s.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS)
     )

@@ -74,9 +74,7 @@ def test_a_users_mistake_is_one_clear_text_and_an_exit_code(
     assert len(printed.splitlines()) <= 8
 
 
-def test_a_hub_model_without_network_is_one_error_with_three_ways_out(
-    capsys, tmp_path, monkeypatch
-):
+def test_a_hub_model_without_network_is_one_error_with_three_ways_out(capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     started = time.monotonic()
@@ -111,9 +109,21 @@ def test_a_tiny_model_is_extracted_labelled_shown_and_verified(capsys, tmp_path,
     rows = [f"What is {n} plus {n}?\t['e', '{n}']" for n in range(61)]
     (tmp_path / "q.tsv").write_text("\n".join(rows) + "\n", encoding="utf-8")
     extract = [
-        "extract", "--model", str(folder), "--dataset", "triviaqa", "--data-path", "q.tsv",
-        "--beams", "2", "--max-new-tokens", "7", "--threads", "1", "--json",
-    ]  # fmt: skip
+        "extract",
+        "--model",
+        str(folder),
+        "--dataset",
+        "triviaqa",
+        "--data-path",
+        "q.tsv",
+        "--beams",
+        "2",
+        "--max-new-tokens",
+        "7",
+        "--threads",
+        "1",
+        "--json",
+    ]
     assert run(extract) == 0
     summary = json.loads(capsys.readouterr().out)
     assert summary["store"] == "data/traces/tiny_triviaqa.zarr"
@@ -161,10 +171,7 @@ def test_a_small_newest_store_is_passed_over_and_named(capsys, tmp_path, monkeyp
     os.utime("data/traces/large.zarr/parts/000000", (1_000_000, 1_000_000))
     assert run(["label", "--json"]) == 0
     said = capsys.readouterr()
-    assert (
-        "passed over with fewer than 50 answers, unless named: data/traces/small.zarr (7)"
-        in said.err
-    )
+    assert "passed over with fewer than 50 answers, unless named: data/traces/small.zarr (7)" in said.err
     assert json.loads(said.out)["store"] == "data/traces/large.zarr"
     assert run(["label", "data/traces/small.zarr", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["n_traces"] == 7

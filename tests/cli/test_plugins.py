@@ -72,8 +72,9 @@ def test_variants_of_a_detector_of_a_module_have_settings_of_their_own(work):
     config = CompareConfig(settings={"mine@again": {"seed": 5}})
     entries = make_entries(["own_code:Mine", "own_code:Mine@again"], config)
     assert [(entry.name, entry.path) for entry in entries] == [
-        ("mine", "own_code:Mine"), ("mine@again", "own_code:Mine")
-    ]  # fmt: skip
+        ("mine", "own_code:Mine"),
+        ("mine@again", "own_code:Mine"),
+    ]
     assert [dict(entry.settings) for entry in entries] == [{}, {"seed": 5}]
     assert entries[1].make(0).card.name == "mine"
 

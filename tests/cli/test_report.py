@@ -21,10 +21,8 @@ def work(tmp_path_factory):
     named = [
         replace(t, record=replace(t.record, question=f"{t.record.question} {n}"))
         for n, t in enumerate(traces)
-    ]  # fmt: skip
-    store = TraceStore.create(
-        folder / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS)
-    )
+    ]
+    store = TraceStore.create(folder / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS))
     with store.writer() as writer:
         writer.write_part(0, named, [trace.record.question_id for trace in named])
     assert run(["compare", str(folder / "a.zarr"), *SIMPLE, "--out", str(folder / "run")]) == 0

@@ -17,9 +17,7 @@ from graphhalu.cli.score import newest_run
         (["What?", "--detector", "nowhere"], "no saved detector"),
     ],
 )
-def test_a_fault_of_the_user_is_one_line_and_exit_code_2(
-    arguments, said, capsys, tmp_path, monkeypatch
-):
+def test_a_fault_of_the_user_is_one_line_and_exit_code_2(arguments, said, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert run(["score", *arguments]) == 2
     assert said in capsys.readouterr().err

@@ -14,9 +14,7 @@ from graphhalu.traces.store import TraceStore
 def folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cli")
     traces, _ = planted_traces(7)
-    store = TraceStore.create(
-        folder / "s.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS)
-    )
+    store = TraceStore.create(folder / "s.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS))
     with store.writer() as writer:
         writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     return folder
@@ -49,9 +47,7 @@ def test_a_mistake_has_one_clear_text_and_its_exit_code(arguments, code, text, c
 
 
 def test_a_store_is_measured_and_what_is_too_little_is_said(capsys):
-    code = run(
-        ["sinks", "measure", "--traces", "s.zarr", "--k", "1,4", "--out", "records", "--json"]
-    )
+    code = run(["sinks", "measure", "--traces", "s.zarr", "--k", "1,4", "--out", "records", "--json"])
     assert code == 0
     runs = json.loads(capsys.readouterr().out)["runs"]
     assert [each["n_records"] for each in runs] == [7, 7]

@@ -10,9 +10,17 @@ from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.store import TraceStore, open_traces
 
 ARRAYS = (
-    "token_ids", "span_code", "token_logprob", "token_entropy", "top1_margin", "span_mass",
-    "self_attention", "row_entropy", "sink_keys", "attention",
-)  # fmt: skip
+    "token_ids",
+    "span_code",
+    "token_logprob",
+    "token_entropy",
+    "top1_margin",
+    "span_mass",
+    "self_attention",
+    "row_entropy",
+    "sink_keys",
+    "attention",
+)
 
 
 @pytest.fixture(scope="module")

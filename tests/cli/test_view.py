@@ -14,9 +14,11 @@ from graphhalu.traces.store import TraceStore
 def store(tmp_path_factory):
     traces, _ = planted_traces(11)
     store = TraceStore.create(
-        tmp_path_factory.mktemp("view") / "a.zarr", configuration={}, shape=PLANTED_SHAPE,
+        tmp_path_factory.mktemp("view") / "a.zarr",
+        configuration={},
+        shape=PLANTED_SHAPE,
         arrays=tuple(ARRAYS),
-    )  # fmt: skip
+    )
     with store.writer() as writer:
         writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     return store.path

@@ -157,8 +157,7 @@ def test_the_columns_of_another_data_set_are_refused_with_the_row(
 
 @each_dataset
 @pytest.mark.parametrize(
-    "content",
-    [b'{"question": "Who?", \n{"x": 1}\n', b'[{"question": "Who?"},\n {"question" 3}]', b"[3, 4]"],
+    "content", [b'{"question": "Who?", \n{"x": 1}\n', b'[{"question": "Who?"},\n {"question" 3}]', b"[3, 4]"]
 )
 def test_malformed_json_is_refused_with_the_row(name: str, content: bytes, tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=r"data, row [12]: expected"):

@@ -12,9 +12,18 @@ from graphhalu.datasets.question import Question
 from graphhalu.errors import DataFileError, UsageError
 
 COLUMNS = (
-    "id", "split", "question", "effective_year", "next_review", "false_premise", "num_hops",
-    "fact_type", "source", *(f"answer_{n}" for n in range(10)), "note",
-)  # fmt: skip
+    "id",
+    "split",
+    "question",
+    "effective_year",
+    "next_review",
+    "false_premise",
+    "num_hops",
+    "fact_type",
+    "source",
+    *(f"answer_{n}" for n in range(10)),
+    "note",
+)
 ROW = {
     "id": "7",
     "split": "TEST",
@@ -49,9 +58,7 @@ def read(path: Path) -> list[Question]:
     return list(FreshQA().read(path))
 
 
-def test_every_filled_answer_is_kept_and_the_premise_is_a_label_of_the_question(
-    tmp_path: Path,
-) -> None:
+def test_every_filled_answer_is_kept_and_the_premise_is_a_label_of_the_question(tmp_path: Path) -> None:
     first, second = read(
         saved(tmp_path, as_table(ROW, {**ROW, "question": "Who?", "false_premise": "FALSE"}))
     )
@@ -66,9 +73,7 @@ def test_every_filled_answer_is_kept_and_the_premise_is_a_label_of_the_question(
 
 
 @pytest.mark.parametrize("before", [(WARNING,), (WARNING, BLANK), (["A warning, in one cell"], [])])
-def test_a_warning_before_the_header_changes_nothing(
-    before: tuple[list[str], ...], tmp_path: Path
-) -> None:
+def test_a_warning_before_the_header_changes_nothing(before: tuple[list[str], ...], tmp_path: Path) -> None:
     plain = read(saved(tmp_path, as_table(ROW)))
     assert read(saved(tmp_path, as_table(ROW, before=before))) == plain
 
@@ -98,9 +103,7 @@ def test_rows_as_json_lines_are_read_too(tmp_path: Path) -> None:
         ({"question": ""}, "question must be a text that is not empty"),
     ],
 )
-def test_a_bad_row_is_named_by_its_line(
-    change: dict[str, str], complaint: str, tmp_path: Path
-) -> None:
+def test_a_bad_row_is_named_by_its_line(change: dict[str, str], complaint: str, tmp_path: Path) -> None:
     # the good row spans lines 4 to 6: its source and its answer have two lines each
     path = saved(tmp_path, as_table(ROW, {**ROW, **change}, before=(WARNING, BLANK)))
     with pytest.raises(DataFileError, match=rf"row 7: {complaint}"):
@@ -119,18 +122,12 @@ def test_a_table_without_the_premise_is_refused_with_its_columns(tmp_path: Path)
 
 
 def test_it_is_not_on_the_hub_and_the_way_out_is_named() -> None:
-    with pytest.raises(
-        UsageError, match=r"not read from the hub(?s:.*)freshllms(?s:.*)--data-path"
-    ):
+    with pytest.raises(UsageError, match=r"not read from the hub(?s:.*)freshllms(?s:.*)--data-path"):
         list(FreshQA().read(None))
 
 
-@pytest.mark.parametrize(
-    ("name", "n_false"), [("freshqa.csv", 149), ("FreshQA_v12182024.csv", 148)]
-)
-def test_every_cell_of_a_published_release_is_read(
-    name: str, n_false: int, shared_data: Path
-) -> None:
+@pytest.mark.parametrize(("name", "n_false"), [("freshqa.csv", 149), ("FreshQA_v12182024.csv", 148)])
+def test_every_cell_of_a_published_release_is_read(name: str, n_false: int, shared_data: Path) -> None:
     path = shared_data / "freshqa" / name
     with path.open(encoding="utf-8", newline="") as file:
         rows: list[dict[str, Any]] = list(csv.DictReader(file))

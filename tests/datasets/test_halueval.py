@@ -120,9 +120,7 @@ def test_a_judged_response_is_given_with_its_parts_as_spans(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize("parts", [["Mai", "Incomplete answer"], ["Mai", "a"]])
-def test_a_part_that_is_absent_or_stands_twice_leaves_all_spans_out(
-    parts: list[str], tmp_path: Path
-) -> None:
+def test_a_part_that_is_absent_or_stands_twice_leaves_all_spans_out(parts: list[str], tmp_path: Path) -> None:
     (question,) = general(saved(tmp_path, {**GENERAL, "hallucination_spans": parts}))
     (given,) = question.given
     assert (given.is_hallucinated, given.spans) == (True, ())
@@ -159,9 +157,7 @@ def test_a_verdict_that_is_neither_yes_nor_no_is_named(verdict: object, tmp_path
         general(saved(tmp_path, GENERAL, {**GENERAL, "hallucination": verdict}))
 
 
-@pytest.mark.parametrize(
-    ("file", "n_rows"), [("data/qa_data.json", 1000), ("qa_data_union.jsonl.gz", 6657)]
-)
+@pytest.mark.parametrize(("file", "n_rows"), [("data/qa_data.json", 1000), ("qa_data_union.jsonl.gz", 6657)])
 def test_every_published_question_is_read_and_length_separates_its_answers_as_the_card_says(
     file: str, n_rows: int, shared_data: Path
 ) -> None:
@@ -183,9 +179,7 @@ def test_nearly_every_longer_option_is_wrong_as_the_card_says(shared_data: Path)
     assert sum(q.metadata["nli_entailed"] for q in questions) == 714
 
 
-def test_every_published_response_is_read_with_its_label_and_exact_spans(
-    shared_data: Path,
-) -> None:
+def test_every_published_response_is_read_with_its_label_and_exact_spans(shared_data: Path) -> None:
     path = shared_data / "halueval/data/general_data.json.gz"
     with gzip.open(path, "rt", encoding="utf-8") as file:
         rows = [json.loads(line) for line in file]

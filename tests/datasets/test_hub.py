@@ -14,9 +14,7 @@ def install(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:
     monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load))
 
 
-def test_the_missing_package_is_named_with_its_install_command(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_the_missing_package_is_named_with_its_install_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "datasets", None)
     with pytest.raises(MissingExtraError, match=r'pip install "graphhalu\[hf\]"(?s:.*)--data-path'):
         list(hub_rows(TriviaQA.card))
@@ -32,9 +30,7 @@ def test_a_hub_out_of_reach_names_the_way_without_it(monkeypatch: pytest.MonkeyP
         list(hub_rows(TriviaQA.card))
 
 
-def test_hub_rows_of_one_question_become_one_with_all_aliases(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_hub_rows_of_one_question_become_one_with_all_aliases(monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Any, ...]] = []
 
     def row(name: str, aliases: list[str]) -> dict[str, Any]:

@@ -14,9 +14,7 @@ from graphhalu.testing.tiny_models import tiny_tokenizer
 WHEELS = {name: card.wheel for name, card in MODEL_CARDS.items() if card.wheel is not None}
 
 
-def made_of(
-    *tokens: str, prepend: str | None = None, lower: bool = False
-) -> PreTrainedTokenizerFast:
+def made_of(*tokens: str, prepend: str | None = None, lower: bool = False) -> PreTrainedTokenizerFast:
     """A tokenizer of these tokens; with ``prepend`` a mark stands for spaces, as in Llama 2."""
     vocabulary = {token: index for index, token in enumerate(["<unk>", *tokens])}
     inner = Tokenizer(models.WordLevel(vocabulary, unk_token="<unk>"))

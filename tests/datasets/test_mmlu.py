@@ -67,9 +67,7 @@ def test_at_most_five_examples_are_shown(tmp_path: Path) -> None:
     table(tmp_path / "dev/virology_dev.csv", *examples(7))
     table(tmp_path / "dev/anatomy_dev.csv", *examples(2))
     (question,) = read(path)
-    assert [example.question for example in question.examples] == [
-        f"Example {place}?" for place in range(5)
-    ]
+    assert [example.question for example in question.examples] == [f"Example {place}?" for place in range(5)]
 
 
 def test_a_table_of_an_unknown_subject_has_no_category(tmp_path: Path) -> None:
@@ -162,17 +160,10 @@ def test_a_folder_of_something_else_is_refused(tmp_path: Path) -> None:
 
 def test_there_are_57_subjects_in_four_categories() -> None:
     assert len(CATEGORIES) == 57
-    assert Counter(CATEGORIES.values()) == {
-        "STEM": 18,
-        "humanities": 13,
-        "social sciences": 12,
-        "other": 14,
-    }
+    assert Counter(CATEGORIES.values()) == {"STEM": 18, "humanities": 13, "social sciences": 12, "other": 14}
 
 
-def test_every_cell_of_the_published_folder_is_read(
-    questions: list[Question], shared_data: Path
-) -> None:
+def test_every_cell_of_the_published_folder_is_read(questions: list[Question], shared_data: Path) -> None:
     cells = []
     for path in sorted((shared_data / "mmlu/data/test").glob("*.csv")):
         with path.open(encoding="utf-8", newline="") as file:
@@ -180,10 +171,7 @@ def test_every_cell_of_the_published_folder_is_read(
     assert len(questions) == len(cells) == MMLU.card.size
     for question, (subject, text, *options, letter) in zip(questions, cells, strict=True):
         assert question.metadata["subject"] == subject
-        assert (question.text, question.choices) == (
-            text.strip(),
-            tuple(o.strip() for o in options),
-        )
+        assert (question.text, question.choices) == (text.strip(), tuple(o.strip() for o in options))
         assert "ABCD"[question.correct_choices[0]] == letter
     assert {q.metadata["subject"] for q in questions} == set(CATEGORIES)
     assert all(len(question.examples) == 5 for question in questions)

@@ -65,9 +65,7 @@ def test_a_question_without_a_list_of_answers_is_named(answers: object, tmp_path
         ([{"isgold": True, "text": "x"}], "row 2, ctxs 1: expected the columns title"),
     ],
 )
-def test_a_row_without_a_gold_passage_is_named(
-    ctxs: object, complaint: str, tmp_path: Path
-) -> None:
+def test_a_row_without_a_gold_passage_is_named(ctxs: object, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=complaint):
         with_context(saved(tmp_path, OPEN, {**OPEN, "ctxs": ctxs}))
 
@@ -80,9 +78,7 @@ def test_each_set_refuses_the_layout_of_the_other(tmp_path: Path) -> None:
 
 
 def test_passages_are_not_on_the_hub_and_the_way_out_is_named() -> None:
-    with pytest.raises(
-        UsageError, match=r"'nq_open_context' is not read from the hub(?s:.*)--data"
-    ):
+    with pytest.raises(UsageError, match=r"'nq_open_context' is not read from the hub(?s:.*)--data"):
         list(NQOpenContext().read(None))
 
 

@@ -62,9 +62,7 @@ def test_every_layout_gives_the_same_questions(layout: str, packed: bool, tmp_pa
     if packed:
         path.write_bytes(gzip.compress(path.read_bytes()))
     first, second = read(path)
-    assert (first.text, first.answers, first.context) == (
-        "Who sat?", ("Cy", "Cyrus, jr."), "Cy sat.",
-    )  # fmt: skip
+    assert (first.text, first.answers, first.context) == ("Who sat?", ("Cy", "Cyrus, jr."), "Cy sat.")
     assert (second.text, second.answers, second.context) == (ROWS[1]["question"], ("Di",), None)
     assert first.question_id == read(write(tmp_path / "other", "jsonl"))[0].question_id
 
@@ -231,9 +229,7 @@ def test_choices_that_cannot_be_asked_are_named(
 
 def test_given_answers_have_their_labels(tmp_path: Path) -> None:
     question = one(tmp_path, {"response": ["Cy", "Di", "Ed"], "labels": [0, 1, None]})
-    assert question.given == (
-        GivenAnswer("Cy", False), GivenAnswer("Di", True), GivenAnswer("Ed", None),
-    )  # fmt: skip
+    assert question.given == (GivenAnswer("Cy", False), GivenAnswer("Di", True), GivenAnswer("Ed", None))
     assert one(tmp_path, {"given": ["Cy", "Di"]}).given == (GivenAnswer("Cy"), GivenAnswer("Di"))
     stated = one(tmp_path, {"g": "Cy;Di", "l": "0;1"}, given="g:;", label="l:;").given
     assert stated == (GivenAnswer("Cy", False), GivenAnswer("Di", True))
@@ -253,9 +249,7 @@ def test_a_text_with_one_label_is_one_answer_also_in_brackets(tmp_path: Path) ->
         ({"given": "Cy", "label": "perhaps"}, "label must be 1, true, yes or hallucinated"),
     ],
 )
-def test_labels_that_do_not_fit_are_named(
-    extra: dict[str, Any], complaint: str, tmp_path: Path
-) -> None:
+def test_labels_that_do_not_fit_are_named(extra: dict[str, Any], complaint: str, tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=f"row 1: {complaint}"):
         one(tmp_path, extra)
 
@@ -267,9 +261,7 @@ def test_rows_that_differ_in_their_given_answer_are_one_question(tmp_path: Path)
         {"question": "Who?", "response": "Di", "label": 1, "model": "b", "year": 2020},
     ]
     first, second = read(lines(tmp_path, *rows))
-    assert [(answer.text, answer.is_hallucinated) for answer in first.given] == [
-        ("Cy", False), ("Di", True),
-    ]  # fmt: skip
+    assert [(answer.text, answer.is_hallucinated) for answer in first.given] == [("Cy", False), ("Di", True)]
     assert [answer.metadata["model"] for answer in first.given] == ["a", "b"]
     assert first.metadata == {"year": 2020}
     assert second.text == "What?"
@@ -319,8 +311,7 @@ def test_an_unknown_field_is_refused_by_the_reader_too(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "name",
-    ["my.jsonl", "MY.CSV", "my.tsv.gz", "my.parquet", "my.ndjson", "data/mine", "./triviaqa"],
+    "name", ["my.jsonl", "MY.CSV", "my.tsv.gz", "my.parquet", "my.ndjson", "data/mine", "./triviaqa"]
 )
 def test_a_name_that_looks_like_a_path_is_one(name: str) -> None:
     assert own_path(name) == Path(name)
@@ -376,8 +367,6 @@ def test_fields_belong_to_an_own_file_only() -> None:
         (gzip.compress(b"question\nA?\n" * 97, mtime=0)[:40], "gzip data is cut off or damaged"),
     ],
 )
-def test_a_damaged_own_file_is_named_with_its_row(
-    content: bytes, complaint: str, tmp_path: Path
-) -> None:
+def test_a_damaged_own_file_is_named_with_its_row(content: bytes, complaint: str, tmp_path: Path) -> None:
     with pytest.raises(DataFileError, match=complaint):
         read(saved(tmp_path, content))

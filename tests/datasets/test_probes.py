@@ -89,10 +89,16 @@ def questions() -> list[Question]:
 
 def labelled(question: Question, answer: str) -> LabelDecision:
     record = TraceRecord(
-        trace_id=f"{question.question_id}#0", question_id=question.question_id,
-        group_id=question.group_id, question=question.text, answers=question.answers,
-        answer=answer, prompt="", prompt_length=1, length=2,
-    )  # fmt: skip
+        trace_id=f"{question.question_id}#0",
+        question_id=question.question_id,
+        group_id=question.group_id,
+        question=question.text,
+        answers=question.answers,
+        answer=answer,
+        prompt="",
+        prompt_length=1,
+        length=2,
+    )
     return AliasMatch().label(record)
 
 
@@ -243,9 +249,7 @@ def test_numbers_are_listed_as_digits_and_as_words(questions: list[Question]) ->
     assert "907,200" in by_answer["907200"]
 
 
-def test_other_numbers_of_dates_and_numbers_follow_from_what_is_stated(
-    questions: list[Question],
-) -> None:
+def test_other_numbers_of_dates_and_numbers_follow_from_what_is_stated(questions: list[Question]) -> None:
     by_id = {question.question_id: question.answers[0] for question in questions}
     assert int(by_id["dates_numbers-go-board"]) == 19 * 19
     assert int(by_id["dates_numbers-inferno"]) == 100 - 33 - 33
@@ -256,9 +260,7 @@ def test_other_numbers_of_dates_and_numbers_follow_from_what_is_stated(
     assert (2198 - 2026) % 4 == 0
 
 
-def test_the_registry_loads_the_bundled_questions_and_keeps_the_category(
-    questions: list[Question],
-) -> None:
+def test_the_registry_loads_the_bundled_questions_and_keeps_the_category(questions: list[Question]) -> None:
     assert DATASETS.get("probes") is Probes
     loaded = load_questions("probes", seed=3)
     assert {q.question_id for q in loaded} == {q.question_id for q in questions}

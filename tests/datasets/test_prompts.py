@@ -11,13 +11,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import PreTrainedTokenizerFast
 
 from graphhalu.axes import Span
-from graphhalu.datasets.prompts import (
-    EncodedPrompt,
-    Prompt,
-    build_prompt,
-    encode_prompt,
-    require_span,
-)
+from graphhalu.datasets.prompts import EncodedPrompt, Prompt, build_prompt, encode_prompt, require_span
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.templates import PROMPT_TEMPLATES
 from graphhalu.errors import ModelRefusedError, UnknownNameError, UsageError
@@ -39,10 +33,7 @@ CUTS = CHAT.replace("{{ m['content'] | trim }}", "{{ m['content'][:60] }}")
 TODAY = "{{ date_string }} " + CHAT
 
 QUESTION = Question("q1", "What is the capital of France?", ("Paris",))
-PLAIN = (
-    "Answer the question concisely in one sentence.\n\n"
-    "Question: What is the capital of France?\nAnswer:"
-)
+PLAIN = "Answer the question concisely in one sentence.\n\nQuestion: What is the capital of France?\nAnswer:"
 
 
 def wrapped(inner: Tokenizer, chat_template: str | None) -> PreTrainedTokenizerFast:
@@ -70,9 +61,7 @@ def byte_level(
     inner.post_processor = processors.Sequence(
         [
             processors.ByteLevel(trim_offsets=trim),
-            processors.TemplateProcessing(
-                single=specials, special_tokens=[("<s>", 0), ("</s>", 1)]
-            ),
+            processors.TemplateProcessing(single=specials, special_tokens=[("<s>", 0), ("</s>", 1)]),
         ]
     )
     return wrapped(inner, chat_template)
@@ -88,16 +77,11 @@ def metaspace(*, chat_template: str | None = CHAT) -> PreTrainedTokenizerFast:
     )
     # line by line, so that no token reaches over the end of the question
     inner.train_from_iterator([*PLAIN.split("\n"), "\n", "abcdefghijk [user][system]."], trainer)
-    inner.post_processor = processors.TemplateProcessing(
-        single="<s> $A", special_tokens=[("<s>", 0)]
-    )
+    inner.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", 0)])
     return wrapped(inner, chat_template)
 
 
-MAKERS: dict[str, Callable[..., PreTrainedTokenizerFast]] = {
-    "byte level": byte_level,
-    "metaspace": metaspace,
-}
+MAKERS: dict[str, Callable[..., PreTrainedTokenizerFast]] = {"byte level": byte_level, "metaspace": metaspace}
 
 
 def texts_of(prompt: Prompt) -> list[tuple[Span, str]]:
@@ -106,9 +90,7 @@ def texts_of(prompt: Prompt) -> list[tuple[Span, str]]:
 
 def spans_of(prompt: Prompt, encoded: EncodedPrompt, tokenizer: Any) -> dict[Span, str]:
     """The characters that the tokens of each span cover."""
-    ids = tokenizer(
-        prompt.text, add_special_tokens=not prompt.has(Span.BOS), return_offsets_mapping=True
-    )
+    ids = tokenizer(prompt.text, add_special_tokens=not prompt.has(Span.BOS), return_offsets_mapping=True)
     covered: dict[Span, set[int]] = {}
     offsets = ids["offset_mapping"][: len(encoded.token_ids)]
     for (start, stop), code in zip(offsets, encoded.span_code, strict=True):
@@ -174,13 +156,16 @@ def test_examples_stand_before_the_question_in_its_layout_and_belong_to_the_temp
 @pytest.mark.parametrize("template", ["concise", "bare"])
 def test_the_user_turn_of_a_chat_is_the_plain_prompt(template: str) -> None:
     question = Question(
-        "q", "Who?", ("Ann",), context="Ann came.", choices=("Bob", "Ann"),
+        "q",
+        "Who?",
+        ("Ann",),
+        context="Ann came.",
+        choices=("Bob", "Ann"),
         examples=(Example("1 + 1?", "B", ("1", "2")),),
-    )  # fmt: skip
+    )
     tokenizer = byte_level()
     plain, chat = (
-        build_prompt(question, template=template, chat=chat, tokenizer=tokenizer)
-        for chat in (False, True)
+        build_prompt(question, template=template, chat=chat, tokenizer=tokenizer) for chat in (False, True)
     )
     assert chat.text == f"<s>[user]\n{plain.text}[end]\n[assistant]\n"
 
@@ -217,9 +202,7 @@ def test_a_context_that_stands_twice_in_a_published_prompt_is_no_span() -> None:
         ({"context": "Ann came.", "choices": ("Bob", "Ann")}, "choices and context"),
     ],
 )
-def test_a_published_prompt_leaves_no_part_out_in_silence(
-    parts: dict[str, Any], named: str
-) -> None:
+def test_a_published_prompt_leaves_no_part_out_in_silence(parts: dict[str, Any], named: str) -> None:
     question = Question("q", "Who?", ("Ann",), **parts)
     with pytest.raises(UsageError, match=f"'q' has {named}, which the prompt template 'published'"):
         build_prompt(question, template="published", chat=False, tokenizer=byte_level())
@@ -247,25 +230,18 @@ def test_a_chat_rendering_equals_that_of_the_tokenizer_and_is_partitioned() -> N
     tokenizer = byte_level()
     prompt = build_prompt(QUESTION, chat=True, tokenizer=tokenizer, system="Be brief.")
     messages = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": PLAIN}]
-    assert prompt.text == tokenizer.apply_chat_template(
-        messages, tokenize=False, add_generation_prompt=True
-    )
+    assert prompt.text == tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
     assert texts_of(prompt) == [
         (Span.BOS, "<s>"),
         (Span.TEMPLATE, "[system]\n"),
         (Span.SYSTEM, "Be brief."),
-        (
-            Span.TEMPLATE,
-            "[end]\n[user]\nAnswer the question concisely in one sentence.\n\nQuestion: ",
-        ),
+        (Span.TEMPLATE, "[end]\n[user]\nAnswer the question concisely in one sentence.\n\nQuestion: "),
         (Span.QUESTION, "What is the capital of France?"),
         (Span.TEMPLATE, "\nAnswer:[end]\n[assistant]\n"),
     ]
 
 
-@pytest.mark.parametrize(
-    "text", ["user", "[user]", "Answer:", "Question: Answer:", "\ue000 \ue001"]
-)
+@pytest.mark.parametrize("text", ["user", "[user]", "Answer:", "Question: Answer:", "\ue000 \ue001"])
 def test_a_question_that_also_stands_in_the_template_is_placed_right(text: str) -> None:
     prompt = build_prompt(Question("q", text, ("x",)), chat=True, tokenizer=byte_level())
     (piece,) = [piece for piece in prompt.pieces if piece.span == Span.QUESTION]
@@ -287,9 +263,15 @@ TEXTS = st.lists(SHORT_TEXT, max_size=5).map(tuple)
 EXAMPLES = st.lists(st.tuples(SHORT_TEXT, SHORT_TEXT, TEXTS), max_size=3)
 
 
-@given(text=SHORT_TEXT, context=st.none() | SHORT_TEXT, system=st.none() | SHORT_TEXT,
-       choices=TEXTS, examples=EXAMPLES, chat=st.booleans(),
-       template=st.sampled_from(["concise", "bare"]))  # fmt: skip
+@given(
+    text=SHORT_TEXT,
+    context=st.none() | SHORT_TEXT,
+    system=st.none() | SHORT_TEXT,
+    choices=TEXTS,
+    examples=EXAMPLES,
+    chat=st.booleans(),
+    template=st.sampled_from(["concise", "bare"]),
+)
 def test_pieces_partition_any_prompt_and_hold_the_texts(
     text: str,
     context: str | None,
@@ -300,23 +282,32 @@ def test_pieces_partition_any_prompt_and_hold_the_texts(
     template: str,
 ) -> None:
     question = Question(
-        "q", text, ("x",), context=context, system=system, choices=choices,
+        "q",
+        text,
+        ("x",),
+        context=context,
+        system=system,
+        choices=choices,
         examples=tuple(Example(*parts) for parts in examples),
-    )  # fmt: skip
+    )
     prompt = build_prompt(question, template=template, chat=chat, tokenizer=TOKENIZER)
     ends = [0, *(piece.stop for piece in prompt.pieces)]
     assert [piece.start for piece in prompt.pieces] == ends[:-1]
     assert ends[-1] == len(prompt.text)
-    held = [
-        (span, part) for span, part in texts_of(prompt) if span not in {Span.TEMPLATE, Span.BOS}
-    ]
+    held = [(span, part) for span, part in texts_of(prompt) if span not in {Span.TEMPLATE, Span.BOS}]
     asked = "\n".join([text, *map("{}. {}".format, "ABCDE", choices)])
     expected = [(Span.SYSTEM, system), (Span.CONTEXT, context), (Span.QUESTION, asked)]
     assert held == [(span, part.strip()) for span, part in expected if part and part.strip()]
 
 
-@given(text=SHORT_TEXT, context=st.none() | SHORT_TEXT, system=st.none() | SHORT_TEXT,
-       choices=TEXTS, examples=EXAMPLES, chat=st.booleans())  # fmt: skip
+@given(
+    text=SHORT_TEXT,
+    context=st.none() | SHORT_TEXT,
+    system=st.none() | SHORT_TEXT,
+    choices=TEXTS,
+    examples=EXAMPLES,
+    chat=st.booleans(),
+)
 def test_tokens_of_any_prompt_have_the_span_of_their_characters(
     text: str,
     context: str | None,
@@ -326,9 +317,14 @@ def test_tokens_of_any_prompt_have_the_span_of_their_characters(
     chat: bool,
 ) -> None:
     question = Question(
-        "q", text, ("x",), context=context, system=system, choices=choices,
+        "q",
+        text,
+        ("x",),
+        context=context,
+        system=system,
+        choices=choices,
         examples=tuple(Example(*parts) for parts in examples),
-    )  # fmt: skip
+    )
     prompt = build_prompt(question, chat=chat, tokenizer=TOKENIZER)
     encoded = encode_prompt(prompt, TOKENIZER)
     assert len(encoded.span_code) == len(encoded.token_ids)

@@ -70,12 +70,13 @@ def test_a_source_is_one_question_with_all_its_responses(tmp_path: Path) -> None
     assert (marked.source, marked.is_hallucinated) == ("mistral-7B-instruct", True)
     assert marked.spans == ((6, 9),)
     assert marked.metadata == {
-        "id": "12", "model": "mistral-7B-instruct", "temperature": 0.7, "quality": "good",
+        "id": "12",
+        "model": "mistral-7B-instruct",
+        "temperature": 0.7,
+        "quality": "good",
         "split": "test",
-        "labels": [
-            {"label_type": "Evident Conflict", "implicit_true": False, "due_to_null": False}
-        ],
-    }  # fmt: skip
+        "labels": [{"label_type": "Evident Conflict", "implicit_true": False, "due_to_null": False}],
+    }
 
 
 def test_the_folder_and_either_file_give_the_same_also_packed(tmp_path: Path) -> None:
@@ -123,9 +124,7 @@ def test_articles_and_structured_data_are_found_in_their_prompt(
 
 
 @pytest.mark.parametrize("info", ["Somebody else.", "", None, {"passages": 7}])
-def test_a_source_that_does_not_stand_in_its_prompt_is_no_context(
-    info: object, tmp_path: Path
-) -> None:
+def test_a_source_that_does_not_stand_in_its_prompt_is_no_context(info: object, tmp_path: Path) -> None:
     (question,) = read(folder(tmp_path, sources=[{**SOURCE, "source_info": info}]))
     assert (question.text, question.context) == (SOURCE["prompt"], None)
 
@@ -184,10 +183,7 @@ def test_there_is_no_hub_and_the_way_out_is_named() -> None:
             {"labels": [LABEL, {**LABEL, "start": 7}]},
             r"row 2, labels 2: response\[7:9\] must be 'Bob', got 'ob'",
         ),
-        (
-            {"labels": [{**LABEL, "end": 601}]},
-            r"labels 1: response\[6:601\] must be 'Bob', got 'Bob who",
-        ),
+        ({"labels": [{**LABEL, "end": 601}]}, r"labels 1: response\[6:601\] must be 'Bob', got 'Bob who"),
         ({"response": " "}, "row 2: response must be a text that is not empty"),
         ({"model": None}, "row 2: model must be a text that is not empty"),
         ({"source_id": 7.0}, "row 2: source_id must be a text"),

@@ -4,12 +4,7 @@ from pathlib import Path
 import pytest
 
 from graphhalu.datasets.question import Question, question_key
-from graphhalu.datasets.registry import (
-    DATASETS,
-    load_questions,
-    seeded_order,
-    share_groups,
-)
+from graphhalu.datasets.registry import DATASETS, load_questions, seeded_order, share_groups
 from graphhalu.errors import DataFileError, UnknownNameError, UsageError
 
 

@@ -2,15 +2,7 @@ import math
 
 import pytest
 
-from graphhalu.datasets.rows import (
-    Row,
-    is_missing,
-    is_short,
-    labels_cell,
-    places_cell,
-    text_cell,
-    texts_cell,
-)
+from graphhalu.datasets.rows import Row, is_missing, is_short, labels_cell, places_cell, text_cell, texts_cell
 from graphhalu.errors import DataFileError
 
 
@@ -21,10 +13,17 @@ def row(value: object) -> Row:
 @pytest.mark.parametrize(
     ("value", "text"),
     [
-        (" Ann ", "Ann"), ("", None), ("  ", None), (None, None), (math.nan, None),
-        (5, "5"), (1969.0, "1969"), (2.5, "2.5"), (0, "0"),
+        (" Ann ", "Ann"),
+        ("", None),
+        ("  ", None),
+        (None, None),
+        (math.nan, None),
+        (5, "5"),
+        (1969.0, "1969"),
+        (2.5, "2.5"),
+        (0, "0"),
     ],
-)  # fmt: skip
+)
 def test_a_text_cell_reads_texts_and_numbers(value: object, text: str | None) -> None:
     assert text_cell(row(value), "col") == text
     assert text_cell(row(value), "absent") is None
@@ -99,14 +98,21 @@ def test_what_is_no_list_of_texts_is_refused(value: object) -> None:
 @pytest.mark.parametrize(
     ("value", "labels"),
     [
-        (1, [True]), ("0", [False]), (True, [True]), (0.0, [False]), ("Yes", [True]),
-        (" no ", [False]), ("hallucinated", [True]), ("Correct", [False]), ("", [None]),
-        (None, [None]), ([1, 0, None], [True, False, None]), ("[true, false]", [True, False]),
+        (1, [True]),
+        ("0", [False]),
+        (True, [True]),
+        (0.0, [False]),
+        ("Yes", [True]),
+        (" no ", [False]),
+        ("hallucinated", [True]),
+        ("Correct", [False]),
+        ("", [None]),
+        (None, [None]),
+        ([1, 0, None], [True, False, None]),
+        ("[true, false]", [True, False]),
     ],
-)  # fmt: skip
-def test_labels_are_read_with_one_for_hallucinated(
-    value: object, labels: list[bool | None]
-) -> None:
+)
+def test_labels_are_read_with_one_for_hallucinated(value: object, labels: list[bool | None]) -> None:
     assert labels_cell(row(value), "col") == labels
 
 
@@ -123,13 +129,19 @@ def test_what_is_no_label_is_refused(value: object) -> None:
 @pytest.mark.parametrize(
     ("value", "places"),
     [
-        ("B", (1,)), ("blue", (1,)), (1, (1,)), (1.0, (1,)), ("1", (1,)), ("A;C", (0, 2)),
-        (["C", "red"], (0, 2)), ("", ()), (None, ()), (0, (0,)),
+        ("B", (1,)),
+        ("blue", (1,)),
+        (1, (1,)),
+        (1.0, (1,)),
+        ("1", (1,)),
+        ("A;C", (0, 2)),
+        (["C", "red"], (0, 2)),
+        ("", ()),
+        (None, ()),
+        (0, (0,)),
     ],
-)  # fmt: skip
-def test_right_options_are_named_by_letter_number_or_text(
-    value: object, places: tuple[int, ...]
-) -> None:
+)
+def test_right_options_are_named_by_letter_number_or_text(value: object, places: tuple[int, ...]) -> None:
     choices = ("red", "blue", "green")
     assert places_cell(row(value), "col", choices, ";", reads_digits=True) == places
 

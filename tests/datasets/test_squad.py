@@ -132,9 +132,7 @@ def test_a_hub_row_with_answers_of_another_form_is_named(tmp_path: Path) -> None
         read(path)
 
 
-def test_every_published_question_is_read_and_its_answer_stands_in_the_passage(
-    shared_data: Path,
-) -> None:
+def test_every_published_question_is_read_and_its_answer_stands_in_the_passage(shared_data: Path) -> None:
     path = shared_data / "squad/xquad.en.json"
     articles = json.loads(path.read_text(encoding="utf-8"))["data"]
     pairs = [(p["context"], qa) for a in articles for p in a["paragraphs"] for qa in p["qas"]]

@@ -113,9 +113,7 @@ def test_given_answers_are_the_options_with_their_labels(tmp_path: Path) -> None
 
 
 @pytest.mark.parametrize("name", ["truthfulqa_mc", "truthfulqa_mc1", "truthfulqa_mc2"])
-def test_hub_rows_give_the_same_question_as_the_published_targets(
-    name: str, tmp_path: Path
-) -> None:
+def test_hub_rows_give_the_same_question_as_the_published_targets(name: str, tmp_path: Path) -> None:
     hub: dict[str, Any] = {"question": "Is it?"}
     for column in ("mc1_targets", "mc2_targets"):
         targets = TARGETS[column]
@@ -143,9 +141,7 @@ def test_empty_options_are_left_out(tmp_path: Path) -> None:
         (["No"], "mc1_targets must be an object"),
     ],
 )
-def test_targets_that_cannot_be_read_are_named(
-    targets: object, complaint: str, tmp_path: Path
-) -> None:
+def test_targets_that_cannot_be_read_are_named(targets: object, complaint: str, tmp_path: Path) -> None:
     path = saved(tmp_path, TARGETS, {**TARGETS, "mc1_targets": targets})
     with pytest.raises(DataFileError, match=rf"row 2.*{complaint}"):
         read("truthfulqa_mc1", path)

@@ -44,20 +44,14 @@ def test_the_set_is_large_and_the_card_states_its_size(questions: list[Question]
     assert len(questions) == Worldfacts.card.size
 
 
-def test_there_are_many_relations_and_none_has_fewer_than_ten_questions(
-    questions: list[Question],
-) -> None:
+def test_there_are_many_relations_and_none_has_fewer_than_ten_questions(questions: list[Question]) -> None:
     sizes = Counter(question.metadata["relation"] for question in questions)
     assert len(sizes) >= 14
     assert min(sizes.values()) >= 10
 
 
-def test_the_card_beside_the_data_lists_the_size_of_every_relation(
-    questions: list[Question],
-) -> None:
-    card = (bundled_file(bundled_places("worldfacts")).parent / "CARD.md").read_text(
-        encoding="utf-8"
-    )
+def test_the_card_beside_the_data_lists_the_size_of_every_relation(questions: list[Question]) -> None:
+    card = (bundled_file(bundled_places("worldfacts")).parent / "CARD.md").read_text(encoding="utf-8")
     for relation, size in Counter(q.metadata["relation"] for q in questions).items():
         assert f"| {relation} | {size} |" in card
 
@@ -73,9 +67,7 @@ def test_every_id_starts_with_its_relation(questions: list[Question]) -> None:
         assert question.question_id.startswith(f"{question.metadata['relation']}-")
 
 
-def test_every_question_ends_with_a_question_mark_and_has_answers(
-    questions: list[Question],
-) -> None:
+def test_every_question_ends_with_a_question_mark_and_has_answers(questions: list[Question]) -> None:
     for question in questions:
         assert question.text.endswith("?")
         assert question.answers
@@ -114,9 +106,7 @@ def test_surnames_stand_for_the_person_unless_they_are_shared(questions: list[Qu
         ("opposite-hot", "opposite-cold"),
     ],
 )
-def test_a_fact_asked_from_two_sides_is_one_group(
-    questions: list[Question], first: str, second: str
-) -> None:
+def test_a_fact_asked_from_two_sides_is_one_group(questions: list[Question], first: str, second: str) -> None:
     groups = {question.question_id: question.group_id for question in questions}
     assert groups[first] == groups[second]
 
@@ -143,9 +133,7 @@ def test_every_reverse_capital_and_currency_shares_the_group_of_the_forward_fact
         assert any(holds(question.text, answer) for answer in forward.answers)
 
 
-def test_every_element_of_a_symbol_shares_the_group_of_its_symbol(
-    questions: list[Question],
-) -> None:
+def test_every_element_of_a_symbol_shares_the_group_of_its_symbol(questions: list[Question]) -> None:
     forward = [q for q in questions if q.metadata["relation"] == "element-symbol"]
     reverse = [q for q in questions if q.metadata["relation"] == "element-of-symbol"]
     named = {word: q for q in forward for word in q.text.rstrip("?").split()}
@@ -154,9 +142,7 @@ def test_every_element_of_a_symbol_shares_the_group_of_its_symbol(
     assert all(symbol.group_id == element.group_id for symbol, element in pairs)
 
 
-def test_the_registry_loads_the_bundled_questions_without_a_path(
-    questions: list[Question],
-) -> None:
+def test_the_registry_loads_the_bundled_questions_without_a_path(questions: list[Question]) -> None:
     assert DATASETS.get("worldfacts") is Worldfacts
     loaded = load_questions("worldfacts", seed=3)
     assert {q.question_id for q in loaded} == {q.question_id for q in questions}

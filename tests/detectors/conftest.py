@@ -30,9 +30,13 @@ def one_thread():
 
 def planted(signal, seed, signals=("sink",), traces_a_question=1):
     return planted_data(
-        N_TRACES, seed=seed, signal=signal, signals=signals,
-        traces_a_question=traces_a_question, shares=(0.3, 0.12, 0.58),
-    )  # fmt: skip
+        N_TRACES,
+        seed=seed,
+        signal=signal,
+        signals=signals,
+        traces_a_question=traces_a_question,
+        shares=(0.3, 0.12, 0.58),
+    )
 
 
 def fewer(planted):

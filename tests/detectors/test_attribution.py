@@ -14,9 +14,8 @@ def test_parts_and_bias_of_a_linear_model_sum_to_its_logit():
     generator = np.random.default_rng(0)
     used = generator.random(11) < 0.7
     model = LinearModel(
-        generator.normal(size=11), generator.normal(size=11),
-        generator.normal(size=11) * used, used, 0.3,
-    )  # fmt: skip
+        generator.normal(size=11), generator.normal(size=11), generator.normal(size=11) * used, used, 0.3
+    )
     values = generator.normal(size=(7, 11)).astype(np.float32)
     values[2, 3] = np.nan
     values[4] = np.nan

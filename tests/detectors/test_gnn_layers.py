@@ -24,9 +24,7 @@ def graph(n_tokens, n_layers, edge_dim, seed=0):
     data = TokenGraphData(
         x=torch.from_numpy(generator.normal(size=(n_nodes, CHANNELS)).astype(np.float32)),
         edge_index=torch.tensor(pairs).T,
-        edge_attr=torch.from_numpy(
-            generator.uniform(size=(len(pairs), edge_dim)).astype(np.float32)
-        ),
+        edge_attr=torch.from_numpy(generator.uniform(size=(len(pairs), edge_dim)).astype(np.float32)),
         span=torch.from_numpy(generator.integers(0, N_SPANS, n_nodes)),
         layer_index=torch.arange(n_layers).repeat_interleave(n_tokens),
         is_readout=torch.arange(n_nodes) % n_tokens >= n_tokens - 3,

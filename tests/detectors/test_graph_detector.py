@@ -56,9 +56,7 @@ def test_a_configuration_trains_the_detector_of_its_name(path, few):
 def test_settings_read_plain_values():
     arguments = GATDetector.settings(seed=3, hidden_size=16, layers=[0, 2], nodes=["sink"])
     assert arguments["seed"] == 3
-    assert arguments["config"] == NetworkConfig(
-        seed=3, hidden_size=16, layers=(0, 2), nodes=("sink",)
-    )
+    assert arguments["config"] == NetworkConfig(seed=3, hidden_size=16, layers=(0, 2), nodes=("sink",))
 
 
 @pytest.mark.parametrize(
@@ -201,15 +199,32 @@ def test_a_search_keeps_what_has_the_lowest_loss_on_the_inner_folds(few, make_de
 def test_a_second_fit_reads_the_layers_of_its_own_traces(few, make_detector):
     shape = replace(PLANTED_SHAPE, attention_layers=(0, 1, 2))
     fewer = [
-        Trace(trace.record, shape, {
-            name: values[:3] if name in ("attention", "attention_fixed", "self_attention",
-                                         "sink_keys", "row_entropy", "received", "span_mass",
-                                         "argmax_key", "edge_key", "edge_weight", "dropped_mass",
-                                         "value_norm") else values
-            for name, values in trace.arrays.items()
-        })
+        Trace(
+            trace.record,
+            shape,
+            {
+                name: values[:3]
+                if name
+                in (
+                    "attention",
+                    "attention_fixed",
+                    "self_attention",
+                    "sink_keys",
+                    "row_entropy",
+                    "received",
+                    "span_mass",
+                    "argmax_key",
+                    "edge_key",
+                    "edge_weight",
+                    "dropped_mass",
+                    "value_norm",
+                )
+                else values
+                for name, values in trace.arrays.items()
+            },
+        )
         for trace in few.traces
-    ]  # fmt: skip
+    ]
     detector = make_detector("gcn", epochs=1).fit(few.traces, few.labels, few.split)
     assert detector.schema.layers == (1, 2, 3)
     detector.fit(fewer, few.labels, few.split)
@@ -259,18 +274,14 @@ def test_the_controls_of_the_gat_have_as_many_parameters(fitted):
 @pytest.fixture
 def open_store(few, tmp_path):
     arrays = tuple(few.traces[0].arrays)
-    store = TraceStore.create(
-        tmp_path / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=arrays
-    )
+    store = TraceStore.create(tmp_path / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=arrays)
     with store.writer() as writer:
         ids = [trace.record.question_id for trace in few.traces]
         writer.write_part(0, few.traces, ids)
     return TraceStore.open(tmp_path / "a.zarr")
 
 
-def test_graphs_of_a_store_are_built_once_for_many_fits(
-    few, open_store, make_detector, fitted, monkeypatch
-):
+def test_graphs_of_a_store_are_built_once_for_many_fits(few, open_store, make_detector, fitted, monkeypatch):
     asked = []
     real = storage_module.iter_graphs
 
@@ -287,9 +298,8 @@ def test_graphs_of_a_store_are_built_once_for_many_fits(
     assert len(asked) == before
     chosen = [open_store[int(index)] for index in few.split.test]
     np.testing.assert_allclose(
-        first.score(chosen).values, fitted["gat"].score(few.test_traces).values,
-        rtol=1e-4, atol=1e-5,
-    )  # fmt: skip
+        first.score(chosen).values, fitted["gat"].score(few.test_traces).values, rtol=1e-4, atol=1e-5
+    )
 
 
 def test_a_rare_class_is_still_found(with_signal, make_detector):
@@ -348,8 +358,11 @@ def test_two_devices_train_a_detector_that_scores(tmp_path):
     script.write_text(TWO_DEVICES)
     told = subprocess.run(
         [sys.executable, "-W", "ignore", str(script)],
-        capture_output=True, text=True, check=False, timeout=200,
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=200,
+    )
     assert told.returncode == 0, told.stderr[-3000:]
     assert told.stdout.split()[-1] == "True"
 

@@ -42,8 +42,10 @@ def test_queries_attention_causality_and_distance_stay(n_tokens, n_edges, n_laye
     assert torch.equal(data.layer_index[key], data.layer_index[query])
     pairs = set(zip(key.tolist(), query.tolist(), strict=True))
     assert len(pairs) == n_edges * n_layers
-    strata = [np.searchsorted(STRATA, each[1] - each[0], side="right")
-              for each in (data.edge_index.numpy(), moved.edge_index.numpy())]  # fmt: skip
+    strata = [
+        np.searchsorted(STRATA, each[1] - each[0], side="right")
+        for each in (data.edge_index.numpy(), moved.edge_index.numpy())
+    ]
     np.testing.assert_array_equal(*strata)
 
 

@@ -12,13 +12,17 @@ from graphhalu.errors import DataFileError, DetectorMismatchError
 
 CONFIGURATION = {
     "model": {
-        "name": "small", "source": "hub/small", "revision": "abc", "weights": "0123",
-        "quantization": "none", "dtype": "float32",
+        "name": "small",
+        "source": "hub/small",
+        "revision": "abc",
+        "weights": "0123",
+        "quantization": "none",
+        "dtype": "float32",
     },
     "prompt": {"template": "concise", "chat": False, "system": None},
     "dataset": {"name": "triviaqa"},
     "capture": {"keep": "full"},
-}  # fmt: skip
+}
 
 
 def changed(**fields):

@@ -72,9 +72,7 @@ def test_labels_of_a_fold_do_not_reach_its_own_logits(monkeypatch):
     swapped = folds[0].held_out[[one, two]]
     labels[swapped] = labels[swapped[::-1]]
     after = (
-        JointProbe()
-        .learn(Side(given.values, given.columns, labels, given.groups), folds, None)
-        .out_of_fold
+        JointProbe().learn(Side(given.values, given.columns, labels, given.groups), folds, None).out_of_fold
     )
     held_out = folds[0].held_out
     np.testing.assert_allclose(after[held_out], before[held_out], atol=1e-9)
@@ -84,9 +82,7 @@ def test_labels_of_a_fold_do_not_reach_its_own_logits(monkeypatch):
 def test_a_family_that_traces_lack_is_left_out():
     given = side()
     kept = [i for i, column in enumerate(given.columns) if not column.startswith("state")]
-    less = Side(
-        given.values[:, kept], tuple(given.columns[i] for i in kept), given.labels, given.groups
-    )
+    less = Side(given.values[:, kept], tuple(given.columns[i] for i in kept), given.labels, given.groups)
     folds = folds_of(less.labels, less.groups, n_folds=3, seed=0)
     learned = JointProbe().learn(less, folds, None)
     assert learned.report["n_columns"] == len(kept)

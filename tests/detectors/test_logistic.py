@@ -56,9 +56,7 @@ def test_an_l1_model_meets_the_conditions_of_its_optimum(n_columns):
     for relative, (weight, bias) in zip(L1_GRID, l1_path(values, labels), strict=True):
         pull = values.T @ (share * sign / (1 + np.exp(sign * (values @ weight + bias))))
         chosen = weight != 0
-        np.testing.assert_allclose(
-            pull[chosen], relative * limit * np.sign(weight[chosen]), rtol=0.02
-        )
+        np.testing.assert_allclose(pull[chosen], relative * limit * np.sign(weight[chosen]), rtol=0.02)
         assert (np.abs(pull[~chosen]) <= relative * limit * 1.02).all()
 
 
@@ -78,9 +76,7 @@ def test_a_rotation_has_the_variances_of_a_singular_value_decomposition(n_column
     expected = np.linalg.svd(values, compute_uv=False)[:5]
     np.testing.assert_allclose(np.linalg.norm(rotation.scores, axis=0), expected, rtol=1e-6)
     weights = np.random.default_rng(1).normal(size=(5, 3))
-    np.testing.assert_allclose(
-        values @ rotation.columns(weights), rotation.scores @ weights, atol=1e-8
-    )
+    np.testing.assert_allclose(values @ rotation.columns(weights), rotation.scores @ weights, atol=1e-8)
 
 
 def test_scaling_gives_mean_0_and_deviation_1_with_medians_for_what_is_missing():
@@ -90,9 +86,7 @@ def test_scaling_gives_mean_0_and_deviation_1_with_medians_for_what_is_missing()
     np.testing.assert_allclose(scaled.mean(axis=0), 0, atol=1e-6)
     np.testing.assert_allclose(scaled.std(axis=0), 1, rtol=1e-5)
     filled = np.where(np.isnan(values), np.nanmedian(values, axis=0), values)
-    np.testing.assert_allclose(
-        scaled, (filled - filled.mean(axis=0)) / filled.std(axis=0), atol=1e-5
-    )
+    np.testing.assert_allclose(scaled, (filled - filled.mean(axis=0)) / filled.std(axis=0), atol=1e-5)
 
 
 def test_columns_that_are_constant_or_mostly_missing_are_not_used():
@@ -109,9 +103,7 @@ def test_a_folded_model_gives_the_logits_of_its_parts():
     scaling = Scaling.of(raw)
     found = list(l2_path(scaling.apply(raw), labels))[-1]
     model = scaling.linear(found.weight, found.bias)
-    np.testing.assert_allclose(
-        model.logits(raw), scaling.apply(raw) @ found.weight + found.bias, atol=1e-9
-    )
+    np.testing.assert_allclose(model.logits(raw), scaling.apply(raw) @ found.weight + found.bias, atol=1e-9)
 
 
 def test_a_trace_without_a_column_that_is_read_has_no_logit():

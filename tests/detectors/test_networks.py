@@ -109,9 +109,7 @@ def test_the_order_of_edges_changes_nothing(kind):
         turned = []
         for one in graphs:
             order = torch.from_numpy(np.random.default_rng(0).permutation(one.num_edges))
-            turned.append(
-                changed(one, edge_index=one.edge_index[:, order], edge_attr=one.edge_attr[order])
-            )
+            turned.append(changed(one, edge_index=one.edge_index[:, order], edge_attr=one.edge_attr[order]))
         torch.testing.assert_close(logits(net, turned), logits(net, graphs))
 
 
@@ -122,9 +120,7 @@ def test_the_order_of_nodes_changes_nothing(kind):
         order = torch.from_numpy(np.random.default_rng(0).permutation(one.num_nodes))
         place = order.argsort()
         names = ("x", "is_answer", "is_readout", "span", "layer_index")
-        turned = changed(
-            one, edge_index=place[one.edge_index], **{name: one[name][order] for name in names}
-        )
+        turned = changed(one, edge_index=place[one.edge_index], **{name: one[name][order] for name in names})
         torch.testing.assert_close(logits(net, [turned]), logits(net, [one]))
 
 
@@ -266,11 +262,12 @@ def test_a_round_of_charm_averages_what_a_token_receives():
 @pytest.mark.parametrize("n_layers", [1, 3])
 def test_the_network_without_messages_is_as_large_as_the_gat(hidden_channels, edge_dim, n_layers):
     counts = {
-        kind: sum(each.numel() for each in kind(
-            61, edge_dim, n_layers, hidden_channels=hidden_channels
-        ).parameters())
+        kind: sum(
+            each.numel()
+            for each in kind(61, edge_dim, n_layers, hidden_channels=hidden_channels).parameters()
+        )
         for kind in (GAT, MLP)
-    }  # fmt: skip
+    }
     assert counts[MLP] == pytest.approx(counts[GAT], rel=0.05)
 
 
@@ -309,10 +306,9 @@ def test_standardisation_is_that_of_numpy_in_each_layer():
     for layer in (0, 1):
         is_here = [one.layer_index == layer for one in STACKED]
         x = torch.cat([one.x[here] for one, here in zip(STACKED, is_here, strict=True)]).numpy()
-        edges = np.concatenate([
-            one.edge_attr[here[one.edge_index[1]]]
-            for one, here in zip(STACKED, is_here, strict=True)
-        ])  # fmt: skip
+        edges = np.concatenate(
+            [one.edge_attr[here[one.edge_index[1]]] for one, here in zip(STACKED, is_here, strict=True)]
+        )
         np.testing.assert_allclose(fitted.mean[layer], x.mean(0), atol=1e-6)
         np.testing.assert_allclose(fitted.deviation[layer], x.std(0), rtol=1e-5)
         root = np.sqrt((edges.astype(np.float64) ** 2).mean(0))
@@ -366,16 +362,20 @@ def test_hidden_states_become_the_principal_components_of_scikit_learn():
     np.testing.assert_allclose(np.abs(scaled[:, 2:]), np.abs(expected), rtol=1e-3, atol=1e-4)
     np.testing.assert_allclose(scaled[:, 2:].std(0, ddof=1), 1, rtol=1e-4)
     plain = x[:, [1, 4]]
-    np.testing.assert_allclose(
-        scaled[:, :2], (plain - plain.mean(0)) / plain.std(0), rtol=1e-4, atol=1e-5
-    )
+    np.testing.assert_allclose(scaled[:, :2], (plain - plain.mean(0)) / plain.std(0), rtol=1e-4, atol=1e-5)
 
 
 def test_fewer_tokens_than_components_leave_the_others_empty():
-    few = changed(GRAPHS[0], x=GRAPHS[0].x[:2], layer_index=GRAPHS[0].layer_index[:2],
-                  edge_index=torch.tensor([[0], [1]]), edge_attr=GRAPHS[0].edge_attr[:1],
-                  is_answer=GRAPHS[0].is_answer[:2], is_readout=GRAPHS[0].is_readout[:2],
-                  span=GRAPHS[0].span[:2])  # fmt: skip
+    few = changed(
+        GRAPHS[0],
+        x=GRAPHS[0].x[:2],
+        layer_index=GRAPHS[0].layer_index[:2],
+        edge_index=torch.tensor([[0], [1]]),
+        edge_attr=GRAPHS[0].edge_attr[:1],
+        is_answer=GRAPHS[0].is_answer[:2],
+        is_readout=GRAPHS[0].is_readout[:2],
+        span=GRAPHS[0].span[:2],
+    )
     fitted = scaler(is_hidden=(True,) * 5, n_components=3).fit([few], seed=0)
     assert fitted.n_features == 3
     assert not fitted.components[:, 2].any()
@@ -383,12 +383,5 @@ def test_fewer_tokens_than_components_leave_the_others_empty():
 
 
 def test_hidden_columns_are_found_by_their_block():
-    names = (
-        "sink.head0",
-        "hidden@3.component0",
-        "hidden.4",
-        "layer2.hidden.1",
-        "x.hidden",
-        "row.h",
-    )
+    names = ("sink.head0", "hidden@3.component0", "hidden.4", "layer2.hidden.1", "x.hidden", "row.h")
     assert hidden_columns(names).tolist() == [False, True, True, True, False, False]

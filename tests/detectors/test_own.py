@@ -11,9 +11,7 @@ from graphhalu.errors import ConfigError, DataFileError
 
 
 def make(**settings):
-    return GraphhaluDetector(
-        **GraphhaluDetector.settings(**{"epochs": 1, "n_folds": 2, **settings})
-    )
+    return GraphhaluDetector(**GraphhaluDetector.settings(**{"epochs": 1, "n_folds": 2, **settings}))
 
 
 @pytest.fixture(scope="module")
@@ -73,9 +71,7 @@ def test_a_missing_part_counts_as_its_mean(few, fitted, monkeypatch):
     nothing = type(fields.score([trace])).of(np.array([np.nan]))
     monkeypatch.setattr(type(fields), "score", lambda *_: nothing)
     mean, scale, weight = fitted.joints["probe"]
-    expected = fitted.bias + weight * scale * (
-        fitted.members["probe"].score([trace]).values[0] - mean
-    )
+    expected = fitted.bias + weight * scale * (fitted.members["probe"].score([trace]).values[0] - mean)
     assert fitted.score([trace]).values[0] == pytest.approx(expected)
 
 

@@ -171,9 +171,21 @@ def test_it_is_compared_and_trained_on_the_command_line(own, few, capsys):
     settings = own / "settings.yaml"
     settings.write_text("settings: {MyGNN: {epochs: 1, n_folds: 2}}\n")
     compared = [
-        "compare", "s.zarr", "--detectors", "length", "--detector", "own_network:MyGNN",
-        "--quick", "--seeds", "0", "--set", "n_resamples=100", "--config", str(settings), "--json",
-    ]  # fmt: skip
+        "compare",
+        "s.zarr",
+        "--detectors",
+        "length",
+        "--detector",
+        "own_network:MyGNN",
+        "--quick",
+        "--seeds",
+        "0",
+        "--set",
+        "n_resamples=100",
+        "--config",
+        str(settings),
+        "--json",
+    ]
     assert run(compared) == 0
     rows = {row["detector"]: row for row in json.loads(capsys.readouterr().out)["detectors"]}
     assert rows["MyGNN"]["failure"] is None

@@ -40,9 +40,7 @@ def test_haloscope_finds_a_rare_class_that_lies_apart(with_signals):
     data = with_signals("hidden")
     train_side, values = data.split.train, data.labels.values
     rare = np.sort(
-        np.concatenate(
-            [train_side[values[train_side] == 1][:6], train_side[values[train_side] == 0]]
-        )
+        np.concatenate([train_side[values[train_side] == 1][:6], train_side[values[train_side] == 0]])
     )
     split = Split(rare, data.split.validation, data.split.test)
     detector = HaloScope().fit(data.traces, data.labels, split)

@@ -163,9 +163,7 @@ def test_a_class_that_a_file_names_is_not_imported_because_of_it(own_saved):
 def test_a_class_that_the_caller_names_is_loaded(own_saved, few):
     loaded = load_detector(own_saved, detector_class="own_module:Mine")
     again = load_detector(own_saved, detector_class=type(loaded))
-    np.testing.assert_array_equal(
-        loaded.score(few.test_traces).values, again.score(few.test_traces).values
-    )
+    np.testing.assert_array_equal(loaded.score(few.test_traces).values, again.score(few.test_traces).values)
 
 
 def test_another_class_than_the_saved_one_is_refused(own_saved):

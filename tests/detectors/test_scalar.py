@@ -59,8 +59,7 @@ def test_the_sign_is_learnt_on_the_training_side_only(few):
     reversed_ = SinkMass().fit(few.traces, replace(few.labels, values=values), few.split)
     assert (detector.sign, reversed_.sign) == (1, -1)
     found = [
-        roc_auc_score(few.test_labels, each.score(few.test_traces).values)
-        for each in (detector, reversed_)
+        roc_auc_score(few.test_labels, each.score(few.test_traces).values) for each in (detector, reversed_)
     ]
     assert found[0] > 0.8
     assert found[1] == pytest.approx(1 - found[0])

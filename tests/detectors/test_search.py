@@ -114,8 +114,10 @@ def test_ranks_and_layers_are_read_from_the_names():
     }
     states = ["a.n00.f00", "a.n00.f01", "a.n01.f00", "a.n01.f01", "b.n00.f00"]
     assert {k: v.tolist() for k, v in layer_views(states).items()} == {
-        "a.n00": [0, 1], "a.n01": [2, 3], "b.n00": [4],
-    }  # fmt: skip
+        "a.n00": [0, 1],
+        "a.n01": [2, 3],
+        "b.n00": [4],
+    }
 
 
 def test_heads_are_chosen_by_how_much_higher_hallucinated_traces_are():

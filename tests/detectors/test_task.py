@@ -22,25 +22,20 @@ RECIPE = GraphRecipe(nodes=("sink",), view="multiplex")
 
 @pytest.fixture(scope="module")
 def graphs(few):
-    return AttentionGraphs.of_recipe(few.traces, LAYERS, RECIPE, few.labels).select(
-        few.split.train[:13]
-    )
+    return AttentionGraphs.of_recipe(few.traces, LAYERS, RECIPE, few.labels).select(few.split.train[:13])
 
 
 @pytest.fixture(scope="module")
 def opposed(few):
     """The same graphs with turned labels: what training learns makes them worse."""
     turned = replace(few.labels, values=1 - few.labels.values)
-    return AttentionGraphs.of_recipe(few.traces, LAYERS, RECIPE, turned).select(
-        few.split.train[:13]
-    )
+    return AttentionGraphs.of_recipe(few.traces, LAYERS, RECIPE, turned).select(few.split.train[:13])
 
 
 def train(graphs, stopping=None, log_folder=None, **changes):
-    config = NetworkConfig(**{
-        "epochs": 5, "patience": 5, "learning_rate": 0.01, "weight_decay": 0.0, "batch_size": 5,
-        **changes,
-    })  # fmt: skip
+    config = NetworkConfig(
+        **{"epochs": 5, "patience": 5, "learning_rate": 0.01, "weight_decay": 0.0, "batch_size": 5, **changes}
+    )
     with task.seeded(0):
         scaler = InputScaler(hidden_columns(graphs.node_feature_names), 3, 1, 2).fit(graphs, 0)
         network = nn.Sequential(scaler, GCN(scaler.n_features, 3, 1, hidden_channels=8))
@@ -117,8 +112,7 @@ def test_seeded_code_repeats_and_leaves_no_trace():
 
 def test_training_repeats_with_its_seed(graphs):
     weights = [
-        torch.cat([each.flatten() for each in train(graphs, epochs=2)[0].parameters()])
-        for _ in range(2)
+        torch.cat([each.flatten() for each in train(graphs, epochs=2)[0].parameters()]) for _ in range(2)
     ]
     assert torch.equal(*weights)
 

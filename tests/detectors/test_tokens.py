@@ -17,12 +17,7 @@ from graphhalu.detectors.sides import auroc
 from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
 from graphhalu.detectors.token_ridge import Moments, Standard
 from graphhalu.detectors.token_samples import sample_tokens
-from graphhalu.errors import (
-    ConfigError,
-    DetectorMismatchError,
-    NotEnoughDataError,
-    UsageError,
-)
+from graphhalu.errors import ConfigError, DetectorMismatchError, NotEnoughDataError, UsageError
 from graphhalu.evaluation.splits import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.groups import question_groups
@@ -33,10 +28,7 @@ from graphhalu.testing.planted_tokens import planted_token_traces
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FINDERS = ("token-attention", "token-probe", "token-graph")
-QUICK = {
-    "token-graph": {"epochs": 15, "n_folds": 2},
-    "token-no-edges": {"epochs": 2, "n_folds": 2},
-}
+QUICK = {"token-graph": {"epochs": 15, "n_folds": 2}, "token-no-edges": {"epochs": 2, "n_folds": 2}}
 
 
 def planted(*, signal):
@@ -98,9 +90,7 @@ def test_controls_that_read_no_attention_do_not_find_it(detectors, stores):
         assert found(detectors[name], stores[True]) < 0.75
 
 
-def test_every_detector_says_what_it_is_and_scores_a_token_whatever_stands_beside_it(
-    detectors, stores
-):
+def test_every_detector_says_what_it_is_and_scores_a_token_whatever_stands_beside_it(detectors, stores):
     traces = stores[True][0]
     for name, detector in detectors.items():
         assert isinstance(detector.card, DetectorCard)
@@ -262,17 +252,15 @@ def test_a_store_of_answer_rows_gives_the_same_graph(stores):
     trace = stores[True][0][1]
     first = trace.prompt_length - 1
     cut = {}
-    for name in ("sink_keys", "self_attention", "row_entropy", "edge_key", "edge_weight",
-                 "dropped_mass"):  # fmt: skip
+    for name in ("sink_keys", "self_attention", "row_entropy", "edge_key", "edge_weight", "dropped_mass"):
         cut[name] = trace.arrays[name][:, :, first:]
     cut["received"] = trace.arrays["received"]
     record = replace(trace.record, row_start=first)
-    answer_rows = replace(
-        trace, record=record, arrays={**cut, "span_code": trace.arrays["span_code"]}
+    answer_rows = replace(trace, record=record, arrays={**cut, "span_code": trace.arrays["span_code"]})
+    whole = replace(
+        trace,
+        arrays={name: values for name, values in trace.arrays.items() if not name.startswith("attention")},
     )
-    whole = replace(trace, arrays={
-        name: values for name, values in trace.arrays.items() if not name.startswith("attention")
-    })  # fmt: skip
     of_all, of_answer = (token_graphs([each], (0, 2), 0.1) for each in (whole, answer_rows))
     one, other = of_all[0], of_answer[0]
     assert one.num_edges

@@ -21,9 +21,11 @@ def planted(tmp_path_factory):
     """A store of three parts, and labels."""
     traces, labels = planted_traces(43, seed=3)
     store = TraceStore.create(
-        tmp_path_factory.mktemp("spread") / "a.zarr", configuration={}, shape=traces[0].shape,
+        tmp_path_factory.mktemp("spread") / "a.zarr",
+        configuration={},
+        shape=traces[0].shape,
         arrays=tuple(traces[0].arrays),
-    )  # fmt: skip
+    )
     with store.writer() as writer:
         for index, first in enumerate((0, 17, 36)):
             part = traces[first : (17, 36, 43)[index]]
@@ -50,23 +52,23 @@ def test_topology_of_graphs_is_the_same(planted):
     seen = []
     here = compare_topology(store, labels, layers=(1, 3), n_resamples=100)
     there = compare_topology(
-        store, labels, layers=(1, 3), n_resamples=100, engine=RemoteExecutor(),
+        store,
+        labels,
+        layers=(1, 3),
+        n_resamples=100,
+        engine=RemoteExecutor(),
         on_trace=lambda done, total: seen.append((done, total)),
-    )  # fmt: skip
+    )
     assert here.values() == there.values()
     assert seen[-1] == (43, 43)
 
 
 def test_a_comparison_has_the_same_scores(planted):
     store, labels = planted
-    config = CompareConfig(
-        seeds=(0, 1), n_folds=3, n_resamples=100, detectors=("sink-mass", "perplexity"),
-    )  # fmt: skip
+    config = CompareConfig(seeds=(0, 1), n_folds=3, n_resamples=100, detectors=("sink-mass", "perplexity"))
     here = compare(store, labels, config=config)
     there = compare(store, labels, config=config, options=RunOptions(engine=RemoteExecutor()))
     assert [row.failure for row in there.rows] == [None, None]
     assert here.samples.equals(there.samples)
     timeless = {"fit_s": None, "score_ms": None}
-    assert [replace(row, **timeless) for row in here.rows] == [
-        replace(row, **timeless) for row in there.rows
-    ]
+    assert [replace(row, **timeless) for row in here.rows] == [replace(row, **timeless) for row in there.rows]

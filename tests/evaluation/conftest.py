@@ -51,8 +51,7 @@ def planted(n=211, n_groups=83, seed=7):
     groups = rng.permutation(np.arange(n) % n_groups)
     signal = values * 1.5 + rng.normal(size=n)
     traces = [
-        make_trace(i, group=f"g{groups[i]}", signal=float(signal[i]), label=int(values[i]))
-        for i in range(n)
+        make_trace(i, group=f"g{groups[i]}", signal=float(signal[i]), label=int(values[i])) for i in range(n)
     ]
     return traces, make_labels(values.tolist())
 
@@ -134,6 +133,14 @@ class Seeded(Toy):
 @pytest.fixture
 def toys():
     return SimpleNamespace(
-        Toy=Toy, Constant=Constant, Rescaled=Rescaled, Peeking=Peeking, Failing=Failing,
-        Partial=Partial, Seeded=Seeded, trace=make_trace, labels=make_labels, planted=planted,
-    )  # fmt: skip
+        Toy=Toy,
+        Constant=Constant,
+        Rescaled=Rescaled,
+        Peeking=Peeking,
+        Failing=Failing,
+        Partial=Partial,
+        Seeded=Seeded,
+        trace=make_trace,
+        labels=make_labels,
+        planted=planted,
+    )

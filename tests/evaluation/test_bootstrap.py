@@ -4,11 +4,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 
 from graphhalu.errors import NotEnoughDataError, UnknownNameError
 from graphhalu.evaluation import bootstrap
-from graphhalu.evaluation.bootstrap import (
-    bootstrap_interval,
-    percentile_interval,
-    resample_metrics,
-)
+from graphhalu.evaluation.bootstrap import bootstrap_interval, percentile_interval, resample_metrics
 from graphhalu.evaluation.counts import roc_counts
 from graphhalu.evaluation.metrics import METRICS, evaluate
 from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline
@@ -79,9 +75,7 @@ def test_invalid_traces_take_no_part_but_keep_the_resamples_in_step(case):
     # a whole question without scores must still be drawn like any other
     is_valid = (np.arange(53) % 5 != 0) & (groups != np.unique(groups)[3])
     broken = np.where(is_valid, scores, np.nan)
-    found = resample_metrics(
-        ["auroc"], broken, labels, groups, is_valid=is_valid, n_resamples=37, seed=2
-    )
+    found = resample_metrics(["auroc"], broken, labels, groups, is_valid=is_valid, n_resamples=37, seed=2)
     drawn = group_multiplicities(len(np.unique(groups)), 37, np.random.default_rng(2))
     index = np.unique(groups, return_inverse=True)[1]
     for row in range(37):

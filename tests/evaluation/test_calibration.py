@@ -88,9 +88,7 @@ def test_one_huge_score_does_not_hide_the_others():
 
 def test_a_constant_score_gives_the_prevalence():
     calibration = Calibration.fit(np.full(99, 5.0), np.arange(99) % 3 // 2)
-    assert calibration.probability(np.array([4.0, 5.0])) == pytest.approx(
-        np.full(2, 1 / 3), abs=0.02
-    )
+    assert calibration.probability(np.array([4.0, 5.0])) == pytest.approx(np.full(2, 1 / 3), abs=0.02)
 
 
 @pytest.mark.parametrize("method", ["platt", "isotonic"])

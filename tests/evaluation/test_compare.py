@@ -76,9 +76,7 @@ def test_a_detector_that_peeks_at_labels_stays_at_chance(case, toys):
 def test_a_failing_detector_is_recorded_with_its_reason_and_the_others_go_on(case, toys):
     result = compare(*case, {"failing": toys.Failing, "toy": toys.Toy}, config=SMALL)
     failed = row_of(result, "failing")
-    assert failed.failure == (
-        "NotEnoughDataError in fold 0 of seed 3: the training side has one class"
-    )
+    assert failed.failure == ("NotEnoughDataError in fold 0 of seed 3: the training side has one class")
     assert failed.metrics == {}
     assert failed.coverage is None
     assert row_of(result, "toy").failure is None
@@ -107,17 +105,13 @@ def test_whatever_a_detector_raises_is_its_failure_with_the_line_of_its_file(cas
     detectors = {"broken": raising(toys, KeyError("signal")), "toy": toys.Toy}
     result = compare(*case, detectors, config=SMALL)
     failure = row_of(result, "broken").failure
-    assert re.fullmatch(
-        r"KeyError in fold 0 of seed 3: 'signal' \(test_compare\.py, line \d+\)", failure
-    )
+    assert re.fullmatch(r"KeyError in fold 0 of seed 3: 'signal' \(test_compare\.py, line \d+\)", failure)
     assert row_of(result, "toy").failure is None
 
 
 def test_a_factory_that_raises_is_a_failure_too(case, toys):
     result = compare(*case, {"broken": lambda: 1 / 0, "toy": toys.Toy}, config=SMALL)
-    assert row_of(result, "broken").failure == (
-        "ZeroDivisionError in fold 0 of seed 3: division by zero"
-    )
+    assert row_of(result, "broken").failure == ("ZeroDivisionError in fold 0 of seed 3: division by zero")
     assert row_of(result, "toy").failure is None
 
 
@@ -155,9 +149,7 @@ def test_classes_and_detectors_are_compared_beside_names(case, toys):
     result = compare(*case, [mine(3.0), toys.Toy], config=SMALL)
     assert [row.detector for row in result.rows] == ["mine", "toy"]
     assert [row.failure for row in result.rows] == [None, None]
-    assert row_of(result, "mine").metric("auroc") == pytest.approx(
-        row_of(result, "toy").metric("auroc")
-    )
+    assert row_of(result, "mine").metric("auroc") == pytest.approx(row_of(result, "toy").metric("auroc"))
 
 
 def test_a_detector_that_is_given_is_copied_for_every_fold_and_stays_as_it_was(case, toys):
@@ -205,10 +197,7 @@ def test_a_detector_without_a_name_of_its_own_is_refused(case):
     [
         (lambda n: None, r"mute: score must return Scores of \d+ traces, got None"),
         (lambda n: Scores.of(np.zeros(n + 1)), r"mute: expected \d+ scores, got \d+"),
-        (
-            lambda n: Scores(np.full(n, np.inf), np.ones(n, dtype=bool)),
-            "mute: .* not finite",
-        ),
+        (lambda n: Scores(np.full(n, np.inf), np.ones(n, dtype=bool)), "mute: .* not finite"),
     ],
 )
 def test_scores_that_do_not_fit_are_told_with_the_name_of_the_detector(case, toys, scores, fault):

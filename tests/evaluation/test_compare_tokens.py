@@ -41,9 +41,11 @@ def compare_tokens(traces, config, **options):
 @pytest.fixture(scope="module")
 def result(traces):
     config = CompareConfig(
-        detectors=("token-attention", "token-likelihood"), seeds=(0, 1), n_resamples=100,
+        detectors=("token-attention", "token-likelihood"),
+        seeds=(0, 1),
+        n_resamples=100,
         settings={"token-attention": {"windows": [1]}},
-    )  # fmt: skip
+    )
     fits = []
     found = compare_tokens(traces, config, on_progress=fits.append)
     assert (fits[-1].n_done, fits[-1].n_total) == (30, 30)
@@ -82,10 +84,12 @@ def test_metrics_are_those_of_the_written_scores(result, traces):
         truth = np.array([int(rows["label"].any()) for rows in found.values()])
         largest = np.array([rows["score"].max() for rows in found.values()])
         slow["answer_auroc_max"].append(auroc(largest, truth))
-        counts = np.array([
-            count_spans(marked_answer(trace.record), found[trace.trace_id]["is_predicted_positive"])
-            for trace in traces
-        ]).sum(axis=0)  # fmt: skip
+        counts = np.array(
+            [
+                count_spans(marked_answer(trace.record), found[trace.trace_id]["is_predicted_positive"])
+                for trace in traces
+            ]
+        ).sum(axis=0)
         slow["char_f1"].append(2 * counts[0] / (counts[1] + counts[2]))
         precision, recall = counts[3] / counts[4], counts[5] / counts[6]
         slow["span_f1"].append(2 * precision * recall / (precision + recall))
@@ -113,9 +117,12 @@ def test_intervals_hold_the_value_and_the_position_control_is_the_one_to_beat(re
 
 def test_another_baseline_can_be_named(traces):
     config = CompareConfig(
-        detectors=("token-attention", "token-overlap"), against="token-overlap", quick=True,
-        seeds=(0,), n_resamples=100,
-    )  # fmt: skip
+        detectors=("token-attention", "token-overlap"),
+        against="token-overlap",
+        quick=True,
+        seeds=(0,),
+        n_resamples=100,
+    )
     result = compare_tokens(traces, config)
     assert result.baseline.detector == "token-overlap"
     assert {test.detector for test in result.comparisons} == {POSITION_CONTROL, "token-attention"}
@@ -183,8 +190,7 @@ def test_the_result_says_what_was_compared_and_that_others_wrote_it(result, trac
     counts = result.counts
     assert (counts.n_traces, counts.n_groups, counts.n_spans) == (50, 25, 25)
     assert counts.prevalence == 100 / sum(trace.answer_length for trace in traces)
-    assert counts.all_positive_f1 == pytest.approx(2 * counts.character_share
-                                                 / (1 + counts.character_share))  # fmt: skip
+    assert counts.all_positive_f1 == pytest.approx(2 * counts.character_share / (1 + counts.character_share))
     assert any(note.startswith("Off-policy: 50 of 50") for note in result.notes)
 
 
@@ -214,15 +220,11 @@ def test_a_result_of_the_first_version_is_read_with_its_metrics_and_tests():
         assert len(row.metrics) == len(values["metrics"])
         for name, metric in values["metrics"].items():
             mine = row.metrics[name.removeprefix("token_")]
-            assert (mine.value, mine.low, mine.high) == (
-                metric["value"], metric["low"], metric["high"],
-            )  # fmt: skip
+            assert (mine.value, mine.low, mine.high) == (metric["value"], metric["low"], metric["high"])
         test, difference = read.comparison(row.detector), values["differences"].get("token_auroc")
         assert (test is None) == (difference is None)
         if test is not None:
-            assert (test.difference, test.p_bootstrap) == (
-                difference["value"], difference["p_value"],
-            )  # fmt: skip
+            assert (test.difference, test.p_bootstrap) == (difference["value"], difference["p_value"])
             assert test.p_holm == values["p_holm"]
     assert read.rows[-1].failure is not None
     assert read.baseline.detector == POSITION_CONTROL
@@ -235,8 +237,7 @@ def test_a_result_of_the_first_version_is_read_with_its_metrics_and_tests():
 
 def test_a_detector_that_fails_has_a_row_that_says_why(traces):
     changed = [
-        replace(trace, arrays={n: v for n, v in trace.arrays.items() if n != "sink_keys"})
-        for trace in traces
+        replace(trace, arrays={n: v for n, v in trace.arrays.items() if n != "sink_keys"}) for trace in traces
     ]
     config = CompareConfig(detectors=("token-attention",), quick=True, seeds=(0,))
     row = compare_tokens(changed, config).row("token-attention")
@@ -251,9 +252,7 @@ def test_settings_that_make_no_sense_are_told_by_the_row_or_refused(traces):
     )
     assert "ConfigError" in compare_tokens(traces, config).row("token-text").failure
     with pytest.raises(UsageError, match="no compared detector with settings"):
-        compare_tokens(
-            traces, CompareConfig(detectors=("token-text",), settings={"token-graph": {}})
-        )
+        compare_tokens(traces, CompareConfig(detectors=("token-text",), settings={"token-graph": {}}))
 
 
 def test_a_comparison_is_of_one_level(traces):
@@ -287,17 +286,13 @@ def test_scores_that_do_not_fit_the_answers_are_refused(traces):
     assert "answer tokens of" in row.failure
 
 
-def test_a_trained_token_detector_is_saved_with_the_threshold_of_its_validation_side(
-    traces, tmp_path
-):
+def test_a_trained_token_detector_is_saved_with_the_threshold_of_its_validation_side(traces, tmp_path):
     labels = label_tokens([trace.record for trace in traces])
     config = CompareConfig(seeds=(3,), settings={"token-attention": {"windows": [1]}})
     model = fit_for_use("token-attention", traces, labels, config, tmp_path)
     loaded = load_detector(tmp_path)
     assert loaded.config.seed == 3
-    np.testing.assert_array_equal(
-        loaded.score(traces[:3]).values, model.detector.score(traces[:3]).values
-    )
+    np.testing.assert_array_equal(loaded.score(traces[:3]).values, model.detector.score(traces[:3]).values)
     calibration = read_calibration(tmp_path / CALIBRATION_FILE)
     assert calibration.threshold == model.calibration.threshold
     assert len(model.reference) < len(labels.items) / 3

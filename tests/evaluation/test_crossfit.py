@@ -121,9 +121,7 @@ def test_probabilities_and_calls_come_from_the_validation_side_of_each_fold(case
     for model, fold in zip(models, folds, strict=True):
         own = Calibration.fit(model.reference, labels.values[fold.validation])
         assert model.calibration == own
-        np.testing.assert_array_equal(
-            done.probability[fold.test], own.probability(done.raw[fold.test])
-        )
+        np.testing.assert_array_equal(done.probability[fold.test], own.probability(done.raw[fold.test]))
         np.testing.assert_array_equal(
             done.is_predicted_positive[fold.test], done.raw[fold.test] >= own.threshold
         )

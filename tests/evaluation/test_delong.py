@@ -28,12 +28,10 @@ def slow_delong(scores, labels):
     for a in range(n_detectors):
         for b in range(n_detectors):
             s10 = sum(
-                (kernel[a, i].mean() - aurocs[a]) * (kernel[b, i].mean() - aurocs[b])
-                for i in range(m)
+                (kernel[a, i].mean() - aurocs[a]) * (kernel[b, i].mean() - aurocs[b]) for i in range(m)
             ) / (m - 1)
             s01 = sum(
-                (kernel[a, :, j].mean() - aurocs[a]) * (kernel[b, :, j].mean() - aurocs[b])
-                for j in range(n)
+                (kernel[a, :, j].mean() - aurocs[a]) * (kernel[b, :, j].mean() - aurocs[b]) for j in range(n)
             ) / (n - 1)
             covariance[a, b] = s10 / m + s01 / n
     return aurocs, covariance
@@ -72,9 +70,7 @@ def test_p_values_are_spread_evenly_where_there_is_no_difference():
     for _ in range(300):
         labels = np.arange(150) % 2
         p_values.append(
-            delong_test(
-                labels + rng.normal(size=150), labels + rng.normal(size=150), labels
-            ).p_value
+            delong_test(labels + rng.normal(size=150), labels + rng.normal(size=150), labels).p_value
         )
     assert 0.02 <= np.mean(np.array(p_values) < 0.05) <= 0.09
     assert np.mean(p_values) == pytest.approx(0.5, abs=0.05)

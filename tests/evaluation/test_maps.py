@@ -101,10 +101,7 @@ def test_false_discoveries_are_controlled_over_all_maps_together(planted, found)
 
 def test_a_feature_that_the_traces_do_not_keep_is_named_with_the_reason(planted):
     traces, labels = planted
-    kept = [
-        replace(t, arrays={n: a for n, a in t.arrays.items() if n != "row_entropy"})
-        for t in traces
-    ]  # fmt: skip
+    kept = [replace(t, arrays={n: a for n, a in t.arrays.items() if n != "row_entropy"}) for t in traces]
     found = head_maps(kept, labels)
     assert list(found.missing) == ["attention_entropy_mean"]
     assert "row_entropy" in found.missing["attention_entropy_mean"]

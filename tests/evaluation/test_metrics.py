@@ -50,9 +50,7 @@ def test_average_precision_equals_sklearn_with_ties(case):
 def test_the_trapezoidal_area_equals_sklearn_with_ties(case):
     scores, labels = case
     precision, recall, _ = oracle.precision_recall_curve(labels, scores)
-    assert auprc_trapezoid(scores, labels) == pytest.approx(
-        oracle.auc(recall, precision), abs=1e-12
-    )
+    assert auprc_trapezoid(scores, labels) == pytest.approx(oracle.auc(recall, precision), abs=1e-12)
 
 
 @given(tied_scores())

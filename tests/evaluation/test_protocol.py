@@ -82,17 +82,13 @@ def test_the_best_of_the_kept_beams_counts_and_given_answers_all_do(toys):
 def test_a_detector_finds_the_other_beams_while_it_scores_the_test_side_only(beams):
     traces, _ = beams
     found = sibling_traces(ChosenTraces(traces, (4, 9)))
-    assert [[t.trace_id for t in answers] for answers in found] == [
-        ["q2#0", "q2#1"], ["q4#0", "q4#1"]
-    ]  # fmt: skip
+    assert [[t.trace_id for t in answers] for answers in found] == [["q2#0", "q2#1"], ["q4#0", "q4#1"]]
     assert [len(answers) for answers in sibling_traces(traces)] == [2] * 94
 
 
 def test_a_given_answer_has_no_sibling_but_itself(toys):
     traces = [toys.trace(i) for i in range(2)]
-    given = [
-        replace(t, record=replace(t.record, question_id="same", is_on_policy=False)) for t in traces
-    ]
+    given = [replace(t, record=replace(t.record, question_id="same", is_on_policy=False)) for t in traces]
     assert sibling_traces(given) == [[given[0]], [given[1]]]
 
 
@@ -266,9 +262,7 @@ def test_settings_for_a_detector_that_is_not_compared_are_refused(case):
 
 
 def test_the_detectors_of_the_configuration_are_run_also_as_variants(beams):
-    config = CompareConfig(
-        seeds=(3,), n_folds=3, n_resamples=100, detectors=("length", "length@again")
-    )
+    config = CompareConfig(seeds=(3,), n_folds=3, n_resamples=100, detectors=("length", "length@again"))
     result = compare(*beams, config=config)
     assert [row.detector for row in result.rows] == ["length", "length@again"]
     assert result.rows[0].metrics == result.rows[1].metrics
@@ -335,9 +329,7 @@ def test_other_settings_and_earlier_failures_are_run_again(case, toys, tmp_path)
     assert result.rows[1].failure is None
 
 
-def test_a_folder_of_another_comparison_is_refused_with_the_fields_that_differ(
-    case, toys, tmp_path
-):
+def test_a_folder_of_another_comparison_is_refused_with_the_fields_that_differ(case, toys, tmp_path):
     options = RunOptions(folder=tmp_path, is_resumed=True)
     compare(*case, {"toy": toys.Toy}, config=SMALL, options=options).write(tmp_path)
     other = SMALL.model_copy(update={"n_folds": 4})
@@ -395,13 +387,14 @@ def test_two_processes_give_the_same_figures_in_the_same_order(tmp_path):
     with store.writer() as writer:
         writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     config = CompareConfig(
-        seeds=(0, 1), n_folds=3, n_resamples=100, settings={"length@bad": {"colour": 1}},
+        seeds=(0, 1),
+        n_folds=3,
+        n_resamples=100,
+        settings={"length@bad": {"colour": 1}},
         detectors=("sink-mass", "length@bad", "perplexity"),
-    )  # fmt: skip
-    steps = []
-    spread = compare(
-        store, labels, config=config, options=RunOptions(jobs=2), on_progress=steps.append
     )
+    steps = []
+    spread = compare(store, labels, config=config, options=RunOptions(jobs=2), on_progress=steps.append)
     alone = compare(store, labels, config=config)
     assert [row.failure is None for row in alone.rows] == [True, False, True]
     same_figures(spread, alone)
@@ -410,8 +403,6 @@ def test_two_processes_give_the_same_figures_in_the_same_order(tmp_path):
 
 def test_too_few_labels_are_refused_before_anything_runs(beams):
     traces, labels = beams
-    nothing = Labels(
-        labels.trace_ids, labels.values * 0, labels.is_valid, labels.reasons, "none", {}
-    )
+    nothing = Labels(labels.trace_ids, labels.values * 0, labels.is_valid, labels.reasons, "none", {})
     with pytest.raises(NotEnoughDataError, match="both classes"):
         compare(traces, nothing, ["length"], config=SMALL)

@@ -7,12 +7,7 @@ from hypothesis import strategies as st
 
 from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.counts import checked_counts, roc_counts
-from graphhalu.evaluation.rejection import (
-    counted_aurc,
-    counted_excess_aurc,
-    counted_prr,
-    risk_coverage_curve,
-)
+from graphhalu.evaluation.rejection import counted_aurc, counted_excess_aurc, counted_prr, risk_coverage_curve
 
 
 def prr(scores, labels, **options):
@@ -87,9 +82,7 @@ def test_ties_count_as_the_mean_over_their_orders():
     labels = np.array([0, 1, 0, 1, 0, 0, 1, 1, 1, 0, 1])
     expected = shuffled_mean(lambda s, y: lm_polygraph_prr(s, 1 - y), scores, labels)
     assert prr(scores, labels) == pytest.approx(expected, abs=0.02)
-    assert aurc(scores, labels) == pytest.approx(
-        shuffled_mean(slow_aurc, scores, labels), abs=0.005
-    )
+    assert aurc(scores, labels) == pytest.approx(shuffled_mean(slow_aurc, scores, labels), abs=0.005)
 
 
 def test_an_oracle_has_a_ratio_of_one_and_no_excess_and_a_constant_has_zero():
@@ -126,9 +119,7 @@ def test_weights_equal_literal_repetition():
     labels, scores = np.arange(31) % 2, np.round(rng.normal(size=31), 1)
     weights = rng.integers(0, 4, size=(13, 31))
     counts = roc_counts(scores, labels, weights)
-    for counted, literal in (
-        (counted_prr, prr), (counted_aurc, aurc), (counted_excess_aurc, excess_aurc)
-    ):  # fmt: skip
+    for counted, literal in ((counted_prr, prr), (counted_aurc, aurc), (counted_excess_aurc, excess_aurc)):
         expected = [literal(np.repeat(scores, w), np.repeat(labels, w)) for w in weights]
         np.testing.assert_allclose(counted(counts), expected, atol=1e-12)
 

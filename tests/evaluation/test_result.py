@@ -17,9 +17,11 @@ from graphhalu.evaluation.rows import CompareConfig
 @pytest.fixture
 def result(toys):
     detectors = {
-        "toy": toys.Toy, "constant": toys.Constant, "partial": toys.Partial,
+        "toy": toys.Toy,
+        "constant": toys.Constant,
+        "partial": toys.Partial,
         "=HYPERLINK(1)": toys.Failing,
-    }  # fmt: skip
+    }
     config = CompareConfig(quick=True, seeds=(0,), n_resamples=100)
     return compare(*toys.planted(), detectors, config=config, store={"path": "x.zarr"})
 
@@ -38,11 +40,7 @@ def test_the_files_are_plain_json_csv_and_parquet(result, tmp_path):
     assert {p.name for p in tmp_path.iterdir()} == {"result.json", "table.csv", "scores.parquet"}
     values = json.loads((tmp_path / "result.json").read_text())
     assert (values["format"], values["format_version"]) == ("graphhalu-result", 3)
-    assert values["labeller"] == {
-        "name": "alias",
-        "settings": {"threshold": 0.5},
-        "meaning": "hallucinated",
-    }
+    assert values["labeller"] == {"name": "alias", "settings": {"threshold": 0.5}, "meaning": "hallucinated"}
     assert values["store"]["path"] == "x.zarr"
     assert values["rows"][0]["metrics"]["auroc"]["seed_sd"] is None
     assert pq.read_schema(tmp_path / "scores.parquet").equals(SAMPLE_SCHEMA)
@@ -51,9 +49,7 @@ def test_the_files_are_plain_json_csv_and_parquet(result, tmp_path):
 def test_a_result_is_a_table_of_pandas_with_one_row_a_detector(result):
     frame = result.to_frame()
     assert frame["detector"].tolist() == [row.detector for row in result.rows]
-    assert frame.columns.tolist() == next(
-        csv.reader(csv_table(result.rows, result.comparisons).splitlines())
-    )
+    assert frame.columns.tolist() == next(csv.reader(csv_table(result.rows, result.comparisons).splitlines()))
     metric = result.rows[2].metrics["auroc"]
     found = frame.loc[2, ["auroc", "auroc_low", "auroc_high"]].tolist()
     assert found == [metric.value, metric.low, metric.high]
@@ -71,8 +67,7 @@ def test_without_pandas_the_table_says_how_to_install_it(result, monkeypatch):
 def test_a_result_shows_itself_in_one_line(result):
     best = result.ranked()[0]
     assert repr(result) == (
-        f"Result(4 detectors on {result.n_traces} traces, "
-        f"best 'toy' {best.auroc_invalid_at_median:.3f})"
+        f"Result(4 detectors on {result.n_traces} traces, best 'toy' {best.auroc_invalid_at_median:.3f})"
     )
 
 

@@ -10,14 +10,7 @@ from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import percentile_interval, resample_metrics, two_sided_p
 from graphhalu.evaluation.delong import auroc_influence, grouped_delong_test
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.significance import (
-    CommonGround,
-    SeedScores,
-    compare_to_baseline,
-    holm,
-    judge,
-    tost,
-)
+from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline, holm, judge, tost
 
 
 @pytest.fixture
@@ -70,12 +63,7 @@ def test_influences_of_a_class_sum_to_nothing(case):
 def test_grouped_error_equals_the_slow_sum_over_pairs_within_a_group(case):
     good, _, labels, groups = case
     influence = auroc_influence(good, labels)
-    slow = sum(
-        influence[i] * influence[j]
-        for i in range(101)
-        for j in range(101)
-        if groups[i] == groups[j]
-    )
+    slow = sum(influence[i] * influence[j] for i in range(101) for j in range(101) if groups[i] == groups[j])
     found = grouped_delong_test(0.1, influence, groups)
     assert found.standard_error == pytest.approx(np.sqrt(slow))
 
@@ -100,10 +88,7 @@ def test_every_other_detector_is_tested_against_the_baseline(case):
     scores = {"poor": seeds_of(poor), "good": seeds_of(good), "same": seeds_of(3 * poor - 1)}
     found = compare_to_baseline(scores, "poor", tested)
     assert [(c.detector, c.baseline) for c in found] == [("good", "poor"), ("same", "poor")]
-    drawn = [
-        resample_metrics(["auroc"], s, labels, groups, n_resamples=300)["auroc"]
-        for s in (good, poor)
-    ]
+    drawn = [resample_metrics(["auroc"], s, labels, groups, n_resamples=300)["auroc"] for s in (good, poor)]
     low, high, _ = percentile_interval(drawn[0] - drawn[1], 0.95)
     assert found[0].difference == pytest.approx(auroc(good, labels) - auroc(poor, labels))
     assert (found[0].low, found[0].high) == pytest.approx((low, high))

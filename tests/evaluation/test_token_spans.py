@@ -18,9 +18,12 @@ def record():
     """Five words with the space before each; "Bob in" and "Rome" are marked."""
     made = planted_token_traces(1)[0].record
     return replace(
-        made, answer="Ann met Bob in Rome", answer_offsets=WORDS,
-        given_spans=((8, 14), (15, 19)), given_label=1,
-    )  # fmt: skip
+        made,
+        answer="Ann met Bob in Rome",
+        answer_offsets=WORDS,
+        given_spans=((8, 14), (15, 19)),
+        given_label=1,
+    )
 
 
 def called(*places):
@@ -41,9 +44,14 @@ def test_a_hand_computed_case(record):
     found = count_spans(answer, called(1, 2, 4))
     # "met Bob" is half marked and so right, "Rome" is right; 3 of the 5 characters of "Bob in"
     assert found._asdict() == {
-        "right": 7, "called": 10, "marked": 9, "right_spans": 2, "called_spans": 2,
-        "found_spans": 2, "marked_spans": 2,
-    }  # fmt: skip
+        "right": 7,
+        "called": 10,
+        "marked": 9,
+        "right_spans": 2,
+        "called_spans": 2,
+        "found_spans": 2,
+        "marked_spans": 2,
+    }
     assert count_spans(answer, called(0, 3))[3:6] == (1, 2, 0)
     assert count_spans(answer, called())[:2] == (0, 0)
 

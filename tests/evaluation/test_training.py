@@ -29,9 +29,7 @@ def test_a_trained_run_keeps_the_detector_with_its_calibration_and_threshold(tmp
     by_id = {trace.trace_id: trace for trace in traces}
     raw = load_detector(folder).score([by_id[line["trace_id"]] for line in lines]).values
     np.testing.assert_allclose(raw, [line["raw_score"] for line in lines])
-    np.testing.assert_allclose(
-        calibration.probability(raw), [line["probability"] for line in lines]
-    )
+    np.testing.assert_allclose(calibration.probability(raw), [line["probability"] for line in lines])
     assert calibration.calls(raw).tolist() == [line["is_predicted_positive"] for line in lines]
 
 
@@ -112,13 +110,9 @@ def test_a_run_that_cannot_be_written_goes_again(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_the_trained_detector_is_fitted_once_and_its_row_is_that_of_a_comparison(
-    tmp_path, monkeypatch
-):
+def test_the_trained_detector_is_fitted_once_and_its_row_is_that_of_a_comparison(tmp_path, monkeypatch):
     fitted, fit = [], AnswerLength.fit
-    monkeypatch.setattr(
-        AnswerLength, "fit", lambda self, *given: fitted.append(self) or fit(self, *given)
-    )
+    monkeypatch.setattr(AnswerLength, "fit", lambda self, *given: fitted.append(self) or fit(self, *given))
     traces, labels = planted_traces(61)
     steps = []
     run = train_detector("length", traces, labels, runs=tmp_path, on_progress=steps.append)

@@ -21,26 +21,24 @@ def stores(toys):
         traces, labels = toys.planted(n=n, n_groups=n // 3, seed=seed)
         renamed = [
             toys.trace(
-                i, group=f"{prefix}-{groups[i]}", question=f"{prefix} {i} is who?",
-                **trace.record.metadata,
+                i, group=f"{prefix}-{groups[i]}", question=f"{prefix} {i} is who?", **trace.record.metadata
             )
             for i, trace in enumerate(traces)
-        ]  # fmt: skip
+        ]
         return Source(name, renamed, labels, {"path": f"{name}.zarr"})
 
     groups = np.random.default_rng(0).integers(31, size=97)
     return [
-        store("first", 97, 1, "a", groups), store("second", 83, 2, "b", groups),
+        store("first", 97, 1, "a", groups),
+        store("second", 83, 2, "b", groups),
         store("again", 97, 5, "a", groups),
-    ]  # fmt: skip
+    ]
 
 
 def test_the_matrix_has_a_cell_for_each_pair_and_the_diagonal_is_the_cross_fit(stores, toys):
     result = transfer(stores[:2], {"toy": toys.Toy}, config=SMALL)
     places = [(cell.train, cell.test) for cell in result.cells]
-    assert places == [
-        ("first", "first"), ("first", "second"), ("second", "first"), ("second", "second")
-    ]  # fmt: skip
+    assert places == [("first", "first"), ("first", "second"), ("second", "first"), ("second", "second")]
     for source in stores[:2]:
         alone = compare(source.traces, source.labels, {"toy": toys.Toy}, config=SMALL)
         cell = result.cell("toy", source.name, source.name)
@@ -65,21 +63,16 @@ def test_memory_of_questions_does_not_travel_between_stores_that_share_them(stor
 
         def fit(self, traces, labels, split):
             self.known = {
-                traces[i].record.question: int(labels.values[i])
-                for i in [*split.train, *split.validation]
+                traces[i].record.question: int(labels.values[i]) for i in [*split.train, *split.validation]
             }
             return self
 
         def score(self, traces):
-            return Scores.of(
-                np.array([float(self.known.get(t.record.question, 0.5)) for t in traces])
-            )
+            return Scores.of(np.array([float(self.known.get(t.record.question, 0.5)) for t in traces]))
 
     first, _, again = stores
     same = Source("again", again.traces, first.labels, {})
-    cell = transfer([first, same], {"memory": Remembering}, config=SMALL).cell(
-        "memory", "first", "again"
-    )
+    cell = transfer([first, same], {"memory": Remembering}, config=SMALL).cell("memory", "first", "again")
     # every question was new to the model that scored it
     assert cell.metrics["auroc"].fold_mean == 0.5
 

@@ -29,9 +29,7 @@ def slow_beam_search(table, n_beams, max_steps, stop):
         best = running[0][1] / (step + 1)
         if len(finals) == n_beams and best <= finals[-1][0]:
             break
-    return [
-        (tokens[:-1] if stopped else tokens, score, stopped) for score, tokens, stopped in finals
-    ]
+    return [(tokens[:-1] if stopped else tokens, score, stopped) for score, tokens, stopped in finals]
 
 
 def fast_beam_search(tables, n_beams, max_steps, stop):
@@ -59,9 +57,7 @@ def fast_beam_search(tables, n_beams, max_steps, stop):
     max_steps=st.sampled_from([1, 3, 5]),
     n_stops=st.sampled_from([1, 2, 4]),
 )
-def test_a_batch_of_chains_gives_the_beams_of_the_slow_search(
-    seed, n_beams, n_tokens, max_steps, n_stops
-):
+def test_a_batch_of_chains_gives_the_beams_of_the_slow_search(seed, n_beams, n_tokens, max_steps, n_stops):
     generator = np.random.default_rng(seed)
     stop = set(range(1, 1 + n_stops))
     tables = []
@@ -74,9 +70,7 @@ def test_a_batch_of_chains_gives_the_beams_of_the_slow_search(
         expected = slow_beam_search(table, n_beams, max_steps, stop)
         assert [c.token_ids for c in candidates] == [tokens for tokens, _, _ in expected]
         assert [c.is_finished for c in candidates] == [stopped for _, _, stopped in expected]
-        assert [c.score for c in candidates] == pytest.approx(
-            [score for _, score, _ in expected], abs=1e-5
-        )
+        assert [c.score for c in candidates] == pytest.approx([score for _, score, _ in expected], abs=1e-5)
 
 
 def test_a_question_that_is_done_no_longer_changes():

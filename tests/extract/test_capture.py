@@ -8,13 +8,7 @@ from transformers.masking_utils import sliding_window_causal_mask_function as sl
 from graphhalu.axes import RowRange
 from graphhalu.errors import ModelRefusedError
 from graphhalu.extract import capture
-from graphhalu.extract.capture import (
-    CHUNK_BYTES,
-    MaskRecipe,
-    mask_placeholder,
-    recipe_of,
-    row_chunks,
-)
+from graphhalu.extract.capture import CHUNK_BYTES, MaskRecipe, mask_placeholder, recipe_of, row_chunks
 
 N_TOKENS = 13
 
@@ -22,18 +16,22 @@ N_TOKENS = 13
 def arguments_of(mask_function, lengths):
     is_token = torch.arange(N_TOKENS) < torch.tensor(lengths)[:, None]
     return {
-        "batch_size": len(lengths), "q_length": N_TOKENS, "kv_length": N_TOKENS, "q_offset": 0,
-        "kv_offset": 0, "mask_function": mask_function, "attention_mask": is_token,
-        "dtype": torch.float32, "allow_is_causal_skip": True,
-    }  # fmt: skip
+        "batch_size": len(lengths),
+        "q_length": N_TOKENS,
+        "kv_length": N_TOKENS,
+        "q_offset": 0,
+        "kv_offset": 0,
+        "mask_function": mask_function,
+        "attention_mask": is_token,
+        "dtype": torch.float32,
+        "allow_is_causal_skip": True,
+    }
 
 
 @pytest.mark.parametrize("kept_bytes", [0, 2**20])
 @pytest.mark.parametrize("mask_function", [causal_mask_function, sliding(5)])
 @pytest.mark.parametrize("lengths", [(13,), (13, 7, 11)])
-def test_a_chunk_of_rows_has_the_rows_of_the_whole_mask(
-    mask_function, lengths, kept_bytes, monkeypatch
-):
+def test_a_chunk_of_rows_has_the_rows_of_the_whole_mask(mask_function, lengths, kept_bytes, monkeypatch):
     monkeypatch.setattr(capture, "KEPT_MASK_BYTES", kept_bytes)
     arguments = arguments_of(mask_function, lengths)
     recipe, whole = MaskRecipe(arguments), eager_mask(**arguments)

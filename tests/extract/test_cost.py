@@ -25,10 +25,16 @@ RATES = Rates(2.0, 3.0, 5.0, 7.0, 11.0)
 @pytest.fixture(scope="module")
 def tiny():
     config = LlamaConfig(
-        vocab_size=31, hidden_size=20, num_hidden_layers=3, num_attention_heads=5,
-        num_key_value_heads=1, head_dim=4, intermediate_size=23, attn_implementation="eager",
+        vocab_size=31,
+        hidden_size=20,
+        num_hidden_layers=3,
+        num_attention_heads=5,
+        num_key_value_heads=1,
+        head_dim=4,
+        intermediate_size=23,
+        attn_implementation="eager",
         tie_word_embeddings=False,
-    )  # fmt: skip
+    )
     return LlamaForCausalLM(config).eval()
 
 
@@ -69,12 +75,8 @@ def test_a_number_that_is_no_model_is_refused(n_parameters):
 
 
 def test_the_search_is_a_prompt_once_and_each_step_of_every_beam():
-    one, five = (
-        question_cost(TINY, Workload(13, 7, beams=n)).generate_flops for n in (1, 5)
-    )  # fmt: skip
-    steps = sum(
-        2 * TINY.layer_weights + 4 * 3 * 5 * 4 * (13 + 7 / 2) + 2 * 20 * 31 for _ in range(7)
-    )
+    one, five = (question_cost(TINY, Workload(13, 7, beams=n)).generate_flops for n in (1, 5))
+    steps = sum(2 * TINY.layer_weights + 4 * 3 * 5 * 4 * (13 + 7 / 2) + 2 * 20 * 31 for _ in range(7))
     assert five - one == pytest.approx(4 * steps)
 
 
@@ -87,9 +89,12 @@ def test_every_kept_beam_is_replayed_and_stored():
 def test_less_is_stored_of_streams_and_of_answer_rows():
     full, answer, streams = (
         question_cost(TINY, Workload(53, 7, capture=capture)).stored_bytes
-        for capture in (CaptureSettings(), CaptureSettings(rows="answer"),
-                        CaptureSettings(keep="streams", hidden_layers="none"))
-    )  # fmt: skip
+        for capture in (
+            CaptureSettings(),
+            CaptureSettings(rows="answer"),
+            CaptureSettings(keep="streams", hidden_layers="none"),
+        )
+    )
     assert full > answer > 0
     assert full > streams > 0
 
@@ -111,15 +116,12 @@ def test_time_is_the_sum_of_its_parts():
 
 def test_twice_the_device_takes_half_the_time():
     cost = question_cost(SIZES["llama2-7b"], Workload())
-    slow, fast = (
-        question_seconds(cost, assumed_rates(n * 1e14, n * 1e12, n * 1e9)) for n in (1, 2)
-    )
+    slow, fast = (question_seconds(cost, assumed_rates(n * 1e14, n * 1e12, n * 1e9)) for n in (1, 2))
     assert slow.total == pytest.approx(2 * fast.total)
 
 
 def test_the_command_multiplies_by_questions_and_parts_by_devices(capsys):
-    assert run(["plan", "--model", "llama2-70b", "--questions", "1e7", "--devices", "8",
-                "--json"]) == 0  # fmt: skip
+    assert run(["plan", "--model", "llama2-70b", "--questions", "1e7", "--devices", "8", "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["bytes"] == pytest.approx(1e7 * found["bytes_a_question"])
     assert found["days"] * 8 * 24 == pytest.approx(found["device_hours"])

@@ -38,9 +38,7 @@ def test_hidden_states_are_handed_over_once():
     tokens = torch.arange(3, 14).reshape(1, 11)
     body = body_below_head(model)
     with torch.inference_mode():
-        done = DeferredPass(
-            model, body, input_ids=tokens, use_cache=False, output_hidden_states=True
-        )
+        done = DeferredPass(model, body, input_ids=tokens, use_cache=False, output_hidden_states=True)
     states = done.take_hidden_states()
     assert states is not None
     assert len(states) == 4

@@ -119,11 +119,17 @@ def test_the_replay_equals_stitching_the_steps_of_generate_through_beam_indices(
     (prompt,) = prompts_of(config, lengths=(11,))
     with torch.inference_mode():
         output = model.generate(
-            input_ids=torch.tensor([prompt]), attention_mask=torch.ones(1, 11, dtype=torch.long),
-            num_beams=N_BEAMS, max_new_tokens=MAX_NEW_TOKENS, do_sample=False,
-            eos_token_id=list(STOP_IDS), pad_token_id=0, return_dict_in_generate=True,
-            output_attentions=True, output_scores=True,
-        )  # fmt: skip
+            input_ids=torch.tensor([prompt]),
+            attention_mask=torch.ones(1, 11, dtype=torch.long),
+            num_beams=N_BEAMS,
+            max_new_tokens=MAX_NEW_TOKENS,
+            do_sample=False,
+            eos_token_id=list(STOP_IDS),
+            pad_token_id=0,
+            return_dict_in_generate=True,
+            output_attentions=True,
+            output_scores=True,
+        )
     beam_indices = output.beam_indices[0]
     n_steps = int((beam_indices >= 0).sum())
     token_ids = output.sequences[0, : len(prompt) + n_steps].numpy()

@@ -17,7 +17,9 @@ from graphhalu.traces.store import open_traces
 
 QUESTIONS = [
     Question(
-        f"q{n}", f"What is {n} plus one?", (str(n + 1),),
+        f"q{n}",
+        f"What is {n} plus one?",
+        (str(n + 1),),
         given=(
             GivenAnswer(str(n + 1), is_hallucinated=False, source="a person"),
             GivenAnswer(f"It is {n}, sure.", is_hallucinated=True, spans=((6, 7),)),
@@ -25,7 +27,7 @@ QUESTIONS = [
         )[: 3 - n % 2],
     )
     for n in range(5)
-]  # fmt: skip
+]
 CHOICES = [
     Question("c0", "Which is a city?", (), choices=("Rome", "salt", "seven"), correct_choices=(0,)),
     Question("c1", "Which is a number?", (), choices=("Rome", "seven"), correct_choices=(1,)),
@@ -85,8 +87,9 @@ def test_the_replay_of_the_models_own_answer_as_a_given_one_is_the_same(extracte
     own, _ = extracted(QUESTIONS)
     stated = [
         Question(r.question_id, r.question, r.answers, given=(GivenAnswer(r.answer),))
-        for r in own.records if r.answer
-    ]  # fmt: skip
+        for r in own.records
+        if r.answer
+    ]
     (tmp_path / "a.zarr").rename(tmp_path / "own.zarr")
     given, _ = extracted(stated, generation=GIVEN)
     compared = 0
@@ -101,9 +104,7 @@ def test_the_replay_of_the_models_own_answer_as_a_given_one_is_the_same(extracte
     assert compared or len(given)
 
 
-def test_a_question_without_given_answers_is_refused_before_anything_is_written(
-    extracted, tmp_path
-):
+def test_a_question_without_given_answers_is_refused_before_anything_is_written(extracted, tmp_path):
     with pytest.raises(UsageError, match="states no answer to replay"):
         extracted([Question("q", "Why?", ("x",))], generation=GIVEN)
     assert not (tmp_path / "a.zarr").exists()
@@ -121,9 +122,7 @@ def test_given_answers_that_are_empty_or_too_long_are_failures_and_the_others_st
 
 
 def test_a_question_all_of_whose_given_answers_fail_is_done_and_said_so(extracted):
-    store, summary = extracted(
-        [Question("q", "Why?", ("x",), given=(GivenAnswer(""),))], generation=GIVEN
-    )
+    store, summary = extracted([Question("q", "Why?", ("x",), given=(GivenAnswer(""),))], generation=GIVEN)
     assert (summary.n_traces, summary.failures) == (0, {"the given answer is empty": 1})
     assert store.done_question_ids() == {"q"}
 
@@ -166,9 +165,7 @@ def test_published_choices_get_through_the_whole_run(model_folder, tmp_path):
 def test_a_system_prompt_is_a_span_with_and_without_chat(extracted, tmp_path):
     for chat in ("off", "on"):
         store, _ = extracted(
-            QUESTIONS[:1],
-            generation=GIVEN,
-            prompt={"system": "Be brief.", "chat": chat, "template": "bare"},
+            QUESTIONS[:1], generation=GIVEN, prompt={"system": "Be brief.", "chat": chat, "template": "bare"}
         )
         trace = store[0]
         is_system = trace.span_code == Span.SYSTEM

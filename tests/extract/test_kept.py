@@ -91,9 +91,7 @@ def test_fixed_point_reads_as_attention_does(stores):
     for full, fixed in pairs(stores, "full", "fixed"):
         assert fixed.has_attention
         for layer in full.shape.attention_layers:
-            np.testing.assert_allclose(
-                fixed.attention(layer), full.attention(layer), rtol=2**-10, atol=1e-5
-            )
+            np.testing.assert_allclose(fixed.attention(layer), full.attention(layer), rtol=2**-10, atol=1e-5)
 
 
 def test_a_store_of_edges_gives_them_and_no_matrix(stores):

@@ -34,10 +34,26 @@ def command(tmp_path_factory):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
     return [
-        "extract", "--model", str(folder), "--dataset", "worldfacts", "--threads", "1",
-        "--num-samples", str(N_QUESTIONS), "--set", f"part_size={PART_SIZE}", "--beams", "2",
-        "--max-new-tokens", "5", "--batch-size", "2", "--json", "--out",
-    ]  # fmt: skip
+        "extract",
+        "--model",
+        str(folder),
+        "--dataset",
+        "worldfacts",
+        "--threads",
+        "1",
+        "--num-samples",
+        str(N_QUESTIONS),
+        "--set",
+        f"part_size={PART_SIZE}",
+        "--beams",
+        "2",
+        "--max-new-tokens",
+        "5",
+        "--batch-size",
+        "2",
+        "--json",
+        "--out",
+    ]
 
 
 def committed(store):
@@ -52,9 +68,8 @@ def killed_after_progress(arguments, store, delay_s):
     """
     before = committed(store)
     process = subprocess.Popen(
-        [sys.executable, "-m", "graphhalu", *arguments],
-        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
-    )  # fmt: skip
+        [sys.executable, "-m", "graphhalu", *arguments], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         deadline = time.monotonic() + PATIENCE_S
         while len(committed(store)) == len(before) and process.poll() is None:
@@ -75,15 +90,11 @@ def done(store):
 
 @pytest.mark.slow
 @pytest.mark.timeout(120 + 30 * N_KILLS)
-def test_killed_at_random_moments_it_does_every_question_once_and_exactly(
-    command, tmp_path, capsys
-):
+def test_killed_at_random_moments_it_does_every_question_once_and_exactly(command, tmp_path, capsys):
     store, delays = tmp_path / "killed.zarr", random.Random(17)
     parts, n_torn = {}, 0
     for kill in range(N_KILLS):
-        is_at_work = killed_after_progress(
-            [*command, str(store)], store, delays.uniform(0, LONGEST_DELAY_S)
-        )
+        is_at_work = killed_after_progress([*command, str(store)], store, delays.uniform(0, LONGEST_DELAY_S))
         assert is_at_work, f"the run was over before kill {kill}: more questions are needed"
         n_torn += any((store / ".writing").glob("*"))
         assert verify_store(store).problems == ()

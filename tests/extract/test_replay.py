@@ -109,9 +109,7 @@ def test_hidden_states_and_likelihood_are_those_of_a_plain_pass(family):
     (result,) = replay(model, [sequence], shape=shape_of(config), arrays=tuple(ARRAYS))
     expected = eager_output(model, sequence)
     own = np.stack([state[0].float().numpy() for state in expected.hidden_states])
-    np.testing.assert_allclose(
-        from_bfloat16_bits(result.arrays["hidden"]), own, rtol=2**-8, atol=1e-5
-    )
+    np.testing.assert_allclose(from_bfloat16_bits(result.arrays["hidden"]), own, rtol=2**-8, atol=1e-5)
     log_probabilities = torch.log_softmax(expected.logits[0].float(), -1)
     next_ids = torch.from_numpy(sequence.token_ids)[1:, None]
     np.testing.assert_allclose(
@@ -132,8 +130,11 @@ def test_every_stream_is_what_a_slow_loop_over_the_matrix_gives():
         for layer in range(shape.n_layers):
             for head in range(shape.n_heads):
                 weights = own[layer][head]
-                got = {name: values[layer, head] for name, values in result.arrays.items()
-                       if ARRAYS[name].axes[:2] == ("layer", "head")}  # fmt: skip
+                got = {
+                    name: values[layer, head]
+                    for name, values in result.arrays.items()
+                    if ARRAYS[name].axes[:2] == ("layer", "head")
+                }
                 for row in range(sequence.length):
                     mass = np.zeros(N_SPANS)
                     entropy = 0.0
@@ -142,13 +143,9 @@ def test_every_stream_is_what_a_slow_loop_over_the_matrix_gives():
                         entropy -= weights[row, key] * np.log(max(weights[row, key], 1e-30))
                     np.testing.assert_allclose(got["span_mass"][row], mass, atol=1e-3)
                     assert got["row_entropy"][row] == pytest.approx(entropy, rel=1e-3, abs=1e-3)
-                    assert got["self_attention"][row] == pytest.approx(
-                        weights[row, row], rel=1e-3, abs=6e-8
-                    )
+                    assert got["self_attention"][row] == pytest.approx(weights[row, row], rel=1e-3, abs=6e-8)
                     assert got["argmax_key"][row] == weights[row].argmax()
-                    np.testing.assert_allclose(
-                        got["sink_keys"][row], weights[row, :4], rtol=1e-3, atol=1e-6
-                    )
+                    np.testing.assert_allclose(got["sink_keys"][row], weights[row, :4], rtol=1e-3, atol=1e-6)
                 np.testing.assert_allclose(got["received"], weights.sum(0), rtol=1e-4)
 
 
@@ -158,9 +155,7 @@ def test_spans_of_every_row_sum_to_one_or_to_what_a_learned_sink_leaves(family):
     arrays = ("token_ids", "span_mass")
     sequences = sequences_of(config)
     for sequence, result in zip(
-        sequences,
-        replay(model, sequences, shape=shape_of(config), arrays=arrays),
-        strict=True,
+        sequences, replay(model, sequences, shape=shape_of(config), arrays=arrays), strict=True
     ):
         sums = result.arrays["span_mass"].astype(np.float32).sum(-1)
         own = torch.stack([w[0] for w in eager_output(model, sequence).attentions]).sum(-1)
@@ -225,10 +220,7 @@ def test_edges_are_the_strongest_keys_of_a_slow_loop(edge_mass):
                     assert (found[len(chosen) :] == -1).all()
                     assert (weight[layer, head, row, len(chosen) :] == 0).all()
                     np.testing.assert_allclose(
-                        weight[layer, head, row, : len(chosen)],
-                        weights[chosen],
-                        rtol=1e-3,
-                        atol=6e-8,
+                        weight[layer, head, row, : len(chosen)], weights[chosen], rtol=1e-3, atol=6e-8
                     )
                     assert dropped[layer, head, row] == pytest.approx(rest, rel=1e-3, abs=1e-6)
     assert (n_short > 0) == (edge_mass is not None)
@@ -249,9 +241,7 @@ def test_fixed_point_attention_is_off_by_half_a_step_at_most():
     results = replay(model, sequences, shape=shape_of(config), arrays=("attention_fixed",))
     for sequence, result in zip(sequences, results, strict=True):
         own = np.stack([w[0].numpy() for w in eager_output(model, sequence).attentions])
-        stored = unpack_triangle(
-            from_fixed_point(result.arrays["attention_fixed"]), sequence.length
-        )
+        stored = unpack_triangle(from_fixed_point(result.arrays["attention_fixed"]), sequence.length)
         np.testing.assert_allclose(stored, own, atol=0.5 / FIXED_STEPS + 1e-6)
 
 
@@ -265,9 +255,7 @@ def test_answer_rows_alone_are_those_of_the_full_path(family):
     sequences = sequences_of(config, lengths=(17, 13, 16))
     shape, arrays = shape_of(config), tuple(ARRAYS)
     full = replay(model, sequences, shape=shape, arrays=arrays)
-    few = replay(
-        model, [answer_rows_of(each) for each in sequences], shape=shape, arrays=arrays, row_chunk=3
-    )
+    few = replay(model, [answer_rows_of(each) for each in sequences], shape=shape, arrays=arrays, row_chunk=3)
     for sequence, all_rows, answer_rows in zip(sequences, full, few, strict=True):
         first = sequence.prompt_length - 1
         own = all_rows.arrays
@@ -324,16 +312,17 @@ def values_by_projection(model, token_ids):
             fused = (states @ weight.T + (0 if bias is None else bias))[0]
             is_multi_query = getattr(module, "multi_query", False)
             found.append(
-                fused[:, -8:].reshape(n_tokens, 1, 8) if is_multi_query
+                fused[:, -8:].reshape(n_tokens, 1, 8)
+                if is_multi_query
                 else fused.reshape(n_tokens, 3, 3, 8)[:, :, 2]
-            )  # fmt: skip
+            )
 
-    kinds = {"GPTJAttention", "GPTNeoSelfAttention", "MptAttention", "BloomAttention",
-             "FalconAttention"}  # fmt: skip
+    kinds = {"GPTJAttention", "GPTNeoSelfAttention", "MptAttention", "BloomAttention", "FalconAttention"}
     handles = [
         module.register_forward_pre_hook(project, with_kwargs=True)
-        for module in model.modules() if type(module).__name__ in kinds
-    ]  # fmt: skip
+        for module in model.modules()
+        if type(module).__name__ in kinds
+    ]
     with torch.inference_mode():
         model(input_ids=torch.from_numpy(token_ids)[None], use_cache=False)
     for handle in handles:

@@ -78,13 +78,10 @@ def test_stored_attention_is_the_models_own_eager_attention(config, tmp_path):
     for trace in open_traces(tmp_path / "a.zarr"):
         with torch.inference_mode():
             own = loaded.model(
-                input_ids=torch.from_numpy(trace.token_ids.astype(np.int64))[None],
-                output_attentions=True,
+                input_ids=torch.from_numpy(trace.token_ids.astype(np.int64))[None], output_attentions=True
             ).attentions
         for layer in trace.shape.attention_layers:
-            np.testing.assert_allclose(
-                trace.attention(layer), own[layer][0].numpy(), rtol=2**-11, atol=1e-6
-            )
+            np.testing.assert_allclose(trace.attention(layer), own[layer][0].numpy(), rtol=2**-11, atol=1e-6)
 
 
 def test_another_batch_size_gives_the_same_answers(config, tmp_path):
@@ -107,9 +104,7 @@ def test_a_smaller_run_is_extended_without_doing_anything_twice(config, tmp_path
 
 
 def test_all_kept_beams_of_a_question_share_its_group(config, tmp_path):
-    changed = config(
-        generation={"num_beams": 3, "max_new_tokens": 5, "keep_beams": 3}, num_samples=5
-    )
+    changed = config(generation={"num_beams": 3, "max_new_tokens": 5, "keep_beams": 3}, num_samples=5)
     extract(changed, tmp_path / "a.zarr")
     records = open_traces(tmp_path / "a.zarr").records
     by_question = {}
@@ -148,9 +143,7 @@ def test_settings_without_effect_are_no_part_of_the_identity(config, tmp_path):
     assert "fields" not in stored["dataset"]
 
 
-def test_parts_stay_within_their_bytes_though_questions_are_answered_together(
-    config, tmp_path, monkeypatch
-):
+def test_parts_stay_within_their_bytes_though_questions_are_answered_together(config, tmp_path, monkeypatch):
     monkeypatch.setattr("graphhalu.extract.worker.PART_BYTES", 1)
     extract(config(num_samples=7, batch_size=8, part_size=8), tmp_path / "a.zarr")
     assert len(open_traces(tmp_path / "a.zarr").parts) == 7

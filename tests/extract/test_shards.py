@@ -25,12 +25,15 @@ def config(tmp_path_factory):
     path = folder / "questions.tsv"
     lines = [f"What is {n} plus {7 * n}?\t['{8 * n}']" for n in range(N_QUESTIONS)]
     path.write_text("\n".join(lines) + "\n", encoding="utf-8")
-    return ExtractConfig.model_validate({
-        "model": {"name": str(save_tiny(folder / "tiny")), "threads": 1},
-        "dataset": {"name": "triviaqa", "path": str(path)},
-        "generation": {"num_beams": 3, "max_new_tokens": 5, "keep_beams": 2},
-        "batch_size": 3, "part_size": 4,
-    })  # fmt: skip
+    return ExtractConfig.model_validate(
+        {
+            "model": {"name": str(save_tiny(folder / "tiny")), "threads": 1},
+            "dataset": {"name": "triviaqa", "path": str(path)},
+            "generation": {"num_beams": 3, "max_new_tokens": 5, "keep_beams": 2},
+            "batch_size": 3,
+            "part_size": 4,
+        }
+    )
 
 
 @pytest.fixture(scope="module")
@@ -68,9 +71,7 @@ def test_three_shards_in_any_order_give_the_same_parts_with_the_same_bytes(confi
     assert extract(config, out).n_new == 0
 
 
-def test_a_batch_of_which_a_part_is_missing_is_done_again_to_the_same_bytes(
-    config, whole, tmp_path
-):
+def test_a_batch_of_which_a_part_is_missing_is_done_again_to_the_same_bytes(config, whole, tmp_path):
     import shutil
 
     out = tmp_path / "a.zarr"
@@ -86,9 +87,7 @@ def test_a_batch_of_which_a_part_is_missing_is_done_again_to_the_same_bytes(
 
 
 @pytest.mark.slow
-def test_workers_in_other_processes_give_the_same_parts_with_the_same_bytes(
-    config, whole, tmp_path
-):
+def test_workers_in_other_processes_give_the_same_parts_with_the_same_bytes(config, whole, tmp_path):
     out, seen = tmp_path / "a.zarr", []
     summary = extract(config, out, engine=ProcessExecutor(2), on_progress=seen.append)
     same_parts(open_traces(out), whole)
@@ -99,18 +98,24 @@ def test_workers_in_other_processes_give_the_same_parts_with_the_same_bytes(
 def test_the_script_for_array_jobs_asks_for_the_share_of_its_task(tmp_path):
     (tmp_path / "graphhalu").write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
     (tmp_path / "graphhalu").chmod(0o755)
-    environment = {
-        "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}",
-        "SLURM_CPUS_PER_TASK": "2",
-    }
+    environment = {"PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_CPUS_PER_TASK": "2"}
     subprocess.run(["bash", "-n", str(SCRIPT)], check=True)
     done = subprocess.run(
-        ["bash", str(SCRIPT), "--out", "/shared/a b.zarr"], check=True, capture_output=True,
-        text=True, env={**environment, "SLURM_ARRAY_TASK_ID": "3"},
-    )  # fmt: skip
+        ["bash", str(SCRIPT), "--out", "/shared/a b.zarr"],
+        check=True,
+        capture_output=True,
+        text=True,
+        env={**environment, "SLURM_ARRAY_TASK_ID": "3"},
+    )
     assert done.stdout.splitlines() == [
-        "extract", "--out", "/shared/a b.zarr", "--threads", "2", "--shard", "3/10",
-    ]  # fmt: skip
+        "extract",
+        "--out",
+        "/shared/a b.zarr",
+        "--threads",
+        "2",
+        "--shard",
+        "3/10",
+    ]
     alone = subprocess.run(
         ["bash", str(SCRIPT)], check=False, env=environment, capture_output=True, text=True
     )

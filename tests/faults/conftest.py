@@ -52,9 +52,8 @@ def traces():
 def create(place):
     """An empty store."""
     return TraceStore.create(
-        place, configuration={"model": {"name": "tiny"}}, shape=PLANTED_SHAPE, arrays=ARRAYS,
-        provenance={},
-    )  # fmt: skip
+        place, configuration={"model": {"name": "tiny"}}, shape=PLANTED_SHAPE, arrays=ARRAYS, provenance={}
+    )
 
 
 def add(store, index, traces, writer=None):
@@ -70,10 +69,7 @@ def add(store, index, traces, writer=None):
 def content(place):
     """Everything that a reader sees of a store, by trace."""
     return {
-        trace.trace_id: (
-            trace.record,
-            {n: np.asarray(trace.arrays[n][:]).tobytes() for n in ARRAYS},
-        )
+        trace.trace_id: (trace.record, {n: np.asarray(trace.arrays[n][:]).tobytes() for n in ARRAYS})
         for trace in open_traces(place)
     }
 

@@ -33,8 +33,9 @@ def n_parts(place):
 def start(place, *arguments):
     return subprocess.Popen(
         [sys.executable, str(PROGRAM), str(place), str(n_parts(place)), *arguments],
-        stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def finish(*processes):
@@ -72,9 +73,7 @@ def assert_whole(toys, place):
     done = Counter(name for part in store.parts for name in part.commit.question_ids)
     assert done == {f"q{number}": 1 for number in range(n_parts(place) * made["PART_SIZE"])}
     assert verify_store(place).problems == ()
-    expected = {
-        trace.trace_id: trace for index in range(n_parts(place)) for trace in made["part"](index)
-    }
+    expected = {trace.trace_id: trace for index in range(n_parts(place)) for trace in made["part"](index)}
     found = toys.content(place)
     assert set(found) == set(expected)
     for name, (record, arrays) in found.items():

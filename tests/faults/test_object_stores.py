@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.errors import (
-    CorruptStoreError,
-    StoreError,
-    StoreFullError,
-    StoreMismatchError,
-    UsageError,
-)
+from graphhalu.errors import CorruptStoreError, StoreError, StoreFullError, StoreMismatchError, UsageError
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store, read_labels
 from graphhalu.testing.servers import BUCKET
@@ -62,9 +56,10 @@ def test_only_what_is_read_is_fetched_and_only_once(store, monkeypatch):
     fetched = []
     read = objects.Objects.read
     monkeypatch.setattr(
-        objects.Objects, "read",
+        objects.Objects,
+        "read",
         lambda self, name, n_bytes=None: fetched.append(name) or read(self, name, n_bytes),
-    )  # fmt: skip
+    )
     for _ in range(2):
         _ = again[0].arrays["row_entropy"][:]
     assert fetched
@@ -91,8 +86,7 @@ def test_of_two_writers_of_one_part_one_counts_and_the_other_leaves_nothing(toys
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RemoteBackend, "commit", both_at_once)
         threads = [
-            threading.Thread(target=toys.add, args=(None, 0, traces[:5], writer))
-            for writer in writers
+            threading.Thread(target=toys.add, args=(None, 0, traces[:5], writer)) for writer in writers
         ]
         for thread in threads:
             thread.start()
@@ -244,9 +238,7 @@ def test_a_full_disk_of_the_mirror_is_told(store, url, monkeypatch):
         ("s3://b/a.zarr", {"GRAPHHALU_STORE_PATIENCE_S": "soon"}, "must be a time in seconds"),
     ],
 )
-def test_what_a_user_can_get_wrong_is_one_clear_line(
-    url, monkeypatch, capsys, address, variables, match
-):
+def test_what_a_user_can_get_wrong_is_one_clear_line(url, monkeypatch, capsys, address, variables, match):
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
     assert run(["show", "traces", address]) in (1, 2)

@@ -60,10 +60,26 @@ def command(tmp_path_factory):
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "max_position_embeddings": 1024}))
     return [
-        "extract", "--model", str(folder), "--dataset", "worldfacts", "--threads", "1",
-        "--num-samples", str(N_QUESTIONS), "--set", f"part_size={PART_SIZE}", "--beams", "2",
-        "--max-new-tokens", "5", "--batch-size", "2", "--json", "--out",
-    ]  # fmt: skip
+        "extract",
+        "--model",
+        str(folder),
+        "--dataset",
+        "worldfacts",
+        "--threads",
+        "1",
+        "--num-samples",
+        str(N_QUESTIONS),
+        "--set",
+        f"part_size={PART_SIZE}",
+        "--beams",
+        "2",
+        "--max-new-tokens",
+        "5",
+        "--batch-size",
+        "2",
+        "--json",
+        "--out",
+    ]
 
 
 @pytest.fixture(scope="module")
@@ -118,9 +134,12 @@ def go_through_faults(cluster, node, driver):
 def started(arguments, log):
     with log.open("w") as errors:
         return subprocess.Popen(
-            [sys.executable, "-m", "graphhalu", *arguments], stdout=subprocess.PIPE,
-            stderr=errors, text=True, env={**os.environ, **ENVIRONMENT},
-        )  # fmt: skip
+            [sys.executable, "-m", "graphhalu", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=errors,
+            text=True,
+            env={**os.environ, **ENVIRONMENT},
+        )
 
 
 def wait_for(is_so, process=None):

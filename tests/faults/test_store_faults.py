@@ -37,9 +37,7 @@ def redone(toys, place, traces):
 def test_a_corrupted_part_is_refused_and_done_again(toys, place, traces, name):
     expected = toys.content(place)
     folder = place / "parts" / "000064" / name
-    chunk = next(
-        file for file in sorted(folder.rglob("*")) if file.is_file() and file.name.isdecimal()
-    )
+    chunk = next(file for file in sorted(folder.rglob("*")) if file.is_file() and file.name.isdecimal())
     content = bytearray(chunk.read_bytes())
     content[len(content) // 2] ^= 0x10
     chunk.write_bytes(content)

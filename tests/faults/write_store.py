@@ -28,9 +28,8 @@ def _named(trace, name):
 def write(place, n_parts, shard=None):
     """Write what the store does not have yet; a shard writes its own parts only."""
     store = open_or_create(
-        place, configuration={"model": {"name": "planted"}}, shape=PLANTED_SHAPE, arrays=ARRAYS,
-        provenance={},
-    )  # fmt: skip
+        place, configuration={"model": {"name": "planted"}}, shape=PLANTED_SHAPE, arrays=ARRAYS, provenance={}
+    )
     number, n_shards = map(int, shard.split("/")) if shard else (1, 1)
     name = f"shard-{number}-of-{n_shards}" if shard else "main"
     with store.writer(name) as writer:

@@ -44,18 +44,20 @@ def traces():
 
 
 FEW_ARRAYS = (
-    "token_ids", "span_code", "token_logprob", "span_mass", "self_attention", "sink_keys",
+    "token_ids",
+    "span_code",
+    "token_logprob",
+    "span_mass",
+    "self_attention",
+    "sink_keys",
     "received",
-)  # fmt: skip
+)
 
 
 def made_store(path, traces, arrays):
     """A store of traces in three parts."""
     store = TraceStore.create(
-        path,
-        configuration={"model": {"name": "random"}},
-        shape=traces[0].shape,
-        arrays=arrays,
+        path, configuration={"model": {"name": "random"}}, shape=traces[0].shape, arrays=arrays
     )
     with store.writer() as writer:
         for index, part in enumerate((traces[:4], traces[4:8], traces[8:])):

@@ -74,10 +74,19 @@ def random_case(generator, name="q0", *, beam=0, only_answer_rows=False, spans=T
     length = prompt + answer
     row_start = prompt - 1 if only_answer_rows else 0
     record = TraceRecord(
-        trace_id=f"{name}#{beam}", question_id=name, group_id=name, question="?", answers=("a",),
-        answer="a", prompt="?", prompt_length=prompt, length=length, row_start=row_start,
-        beam_index=beam, beam_score=-1.0 - beam,
-    )  # fmt: skip
+        trace_id=f"{name}#{beam}",
+        question_id=name,
+        group_id=name,
+        question="?",
+        answers=("a",),
+        answer="a",
+        prompt="?",
+        prompt_length=prompt,
+        length=length,
+        row_start=row_start,
+        beam_index=beam,
+        beam_score=-1.0 - beam,
+    )
     A = _attention(generator, length)
     norm = generator.exponential(size=(5, 2, length)).astype(np.float16)
     arrays = {
@@ -276,9 +285,7 @@ def located_share(c, layer, head, keys):
 
 def value_weights(c, layer, head):
     return {
-        j: alpha(c, layer, head, j) * c.norm[layer, head // 3, j]
-        for j in range(c.S)
-        if seers(c, layer, j)
+        j: alpha(c, layer, head, j) * c.norm[layer, head // 3, j] for j in range(c.S) if seers(c, layer, j)
     }
 
 
@@ -315,12 +322,8 @@ OF_HEAD = {
     "sink_mass_k4": lambda c, la, h: mean_sink(c, la, h, 4, c.answer),
     "sink_mass_k1_all": lambda c, la, h: mean_sink(c, la, h, 1, c.stored),
     "sink_mass_k4_all": lambda c, la, h: mean_sink(c, la, h, 4, c.stored),
-    "span_mass": lambda c, la, h: [
-        mean([span(c, la, h, i, s) for i in c.answer]) for s in range(6)
-    ],
-    "span_mass_all": lambda c, la, h: [
-        mean([span(c, la, h, i, s) for i in c.stored]) for s in range(6)
-    ],
+    "span_mass": lambda c, la, h: [mean([span(c, la, h, i, s) for i in c.answer]) for s in range(6)],
+    "span_mass_all": lambda c, la, h: [mean([span(c, la, h, i, s) for i in c.stored]) for s in range(6)],
     "sink_rate": lambda c, la, h: float(alpha(c, la, h, 0) > 0.3) if seers(c, la, 0) else math.nan,
     "sink_count": lambda c, la, h: n_located(c, la, h, range(c.S)),
     "sink_count_answer": lambda c, la, h: n_located(c, la, h, range(c.P, c.S)),
@@ -328,25 +331,19 @@ OF_HEAD = {
     "sink_share_answer": lambda c, la, h: located_share(c, la, h, range(c.P, c.S)),
     "sink_first_answer": first_sink,
     "sink_largest_answer": largest_sink,
-    "received_top": lambda c, la, h: top(
-        [alpha(c, la, h, j) for j in range(c.S) if seers(c, la, j)], 10
-    ),
+    "received_top": lambda c, la, h: top([alpha(c, la, h, j) for j in range(c.S) if seers(c, la, j)], 10),
     "received_later_top": lambda c, la, h: top(from_later(c, la, h), 10),
     "value_received_top": lambda c, la, h: value_top(c, la, h, 10),
     "value_sink_k1": lambda c, la, h: value_sink(c, la, h, 1),
     "value_sink_k4": lambda c, la, h: value_sink(c, la, h, 4),
     "self_attention_log": lambda c, la, h: mean([floor_log(c.A[la, h, i, i]) for i in c.answer]),
-    "self_attention_log_all": lambda c, la, h: mean(
-        [floor_log(c.A[la, h, i, i]) for i in c.stored]
-    ),
+    "self_attention_log_all": lambda c, la, h: mean([floor_log(c.A[la, h, i, i]) for i in c.stored]),
     "self_attention_clipped": lambda c, la, h: mean(
         [float(np.float16(c.A[la, h, i, i]) < 1e-12) for i in c.answer]
     ),
     "self_attention_mean": lambda c, la, h: mean([c.A[la, h, i, i] for i in c.answer]),
     "attneig_top": lambda c, la, h: top([c.A[la, h, i, i] for i in c.stored], 10),
-    "lapeig_top": lambda c, la, h: top(
-        [alpha(c, la, h, j) - c.A[la, h, j, j] for j in c.stored], 10
-    ),
+    "lapeig_top": lambda c, la, h: top([alpha(c, la, h, j) - c.A[la, h, j, j] for j in c.stored], 10),
     "lapeig_top_cut": lambda c, la, h: top(
         [alpha(c, la, h, j, c.stored[:-1]) - c.A[la, h, j, j] for j in c.stored[:-1]], 10
     ),
@@ -396,18 +393,14 @@ def next_token(c, name, i):
 
 
 OF_ROW_HEAD = {
-    "token_sink_mass": lambda c, i, la, h: (
-        sink(c, la, h, i, 4) if sink_rows(c, la, 4, [i]) else math.nan
-    ),
+    "token_sink_mass": lambda c, i, la, h: sink(c, la, h, i, 4) if sink_rows(c, la, 4, [i]) else math.nan,
     "token_span_mass": lambda c, i, la, h: [span(c, la, h, i, s) for s in range(6)],
     "token_self_attention": lambda c, i, la, h: c.A[la, h, i, i],
     "token_received": lambda c, i, la, h: alpha(c, la, h, i),
     "token_lookback_ratio": lambda c, i, la, h: or_nan(lookback(c, la, h, i, lambda j: j < c.P)),
     "token_attention_entropy": lambda c, i, la, h: or_nan(entropy(c, la, h, i)),
 }
-OF_ROW_LAYER = {
-    "token_head_std": lambda c, i, la: or_nan(row_spread(c, la, i, "sink", "std")),
-}
+OF_ROW_LAYER = {"token_head_std": lambda c, i, la: or_nan(row_spread(c, la, i, "sink", "std"))}
 OF_ROW = {
     "token_logprob": lambda c, i: next_token(c, "token_logprob", i),
     "token_output_entropy": lambda c, i: next_token(c, "token_entropy", i),
@@ -426,9 +419,7 @@ def expected(name, case):
         return np.array(OF_TRACE[name](case))
     if name in OF_ROW_HEAD:
         per_row = OF_ROW_HEAD[name]
-        return np.array(
-            [[[per_row(case, i, la, h) for h in heads] for la in layers] for i in case.stored]
-        )
+        return np.array([[[per_row(case, i, la, h) for h in heads] for la in layers] for i in case.stored])
     if name in OF_ROW_LAYER:
         return np.array([[OF_ROW_LAYER[name](case, i, la) for la in layers] for i in case.stored])
     return np.array([OF_ROW[name](case, i) for i in case.stored])

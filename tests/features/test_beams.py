@@ -27,9 +27,7 @@ def traces():
         whole_trace(generator, 7, 2 + 3 * place, name=name, beam=beam)
         for place, (name, beam) in enumerate(asked)
     ]
-    given = [
-        whole_trace(generator, 7, 5, name="a", beam=place, on_policy=False) for place in (3, 4)
-    ]
+    given = [whole_trace(generator, 7, 5, name="a", beam=place, on_policy=False) for place in (3, 4)]
     return [*found, *given]
 
 

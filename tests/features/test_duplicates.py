@@ -3,15 +3,7 @@ import pytest
 
 from graphhalu.features.block import block_of
 from graphhalu.features.earlier_tokens import duplicate_mass, induction_mass
-from tests.features.wholes import (
-    answer_rows,
-    row_of,
-    some_traces,
-    square,
-    visible,
-    whole_trace,
-    with_arrays,
-)
+from tests.features.wholes import answer_rows, row_of, some_traces, square, visible, whole_trace, with_arrays
 
 
 def slow_mass(trace, layer, offset):

@@ -45,18 +45,9 @@ SUMMARIES = {
     "norm": (hidden.hidden_norm, slow_norm),
     "effective rank": (hidden.hidden_effective_rank, slow_rank),
     "score": (hidden.hidden_score, slow_score),
-    "mean cosine": (
-        hidden.hidden_cosine_mean,
-        lambda trace, layer: slow_cosines(trace, layer).mean(),
-    ),
-    "largest cosine": (
-        hidden.hidden_cosine_max,
-        lambda trace, layer: slow_cosines(trace, layer).max(),
-    ),
-    "mean state": (
-        hidden.state_mean_answer,
-        lambda trace, layer: answer_states(trace, layer).mean(axis=0),
-    ),
+    "mean cosine": (hidden.hidden_cosine_mean, lambda trace, layer: slow_cosines(trace, layer).mean()),
+    "largest cosine": (hidden.hidden_cosine_max, lambda trace, layer: slow_cosines(trace, layer).max()),
+    "mean state": (hidden.state_mean_answer, lambda trace, layer: answer_states(trace, layer).mean(axis=0)),
     "last prompt state": (
         hidden.state_last_prompt,
         lambda trace, layer: trace.hidden(layer)[trace.prompt_length - 1],
@@ -112,9 +103,7 @@ def test_hidden_shift_is_one_minus_the_cosine_of_neighbouring_layers():
 
     traces = some_traces(2)
     expected = [[loop(trace, layer) for layer in range(7)] for trace in traces]
-    np.testing.assert_allclose(
-        hidden.hidden_shift(block_of(traces)), expected, rtol=1e-4, atol=1e-6
-    )
+    np.testing.assert_allclose(hidden.hidden_shift(block_of(traces)), expected, rtol=1e-4, atol=1e-6)
 
 
 def test_one_token_has_one_direction_and_orthogonal_tokens_have_their_number():

@@ -50,9 +50,7 @@ def test_layer_divergence_is_that_of_scipy_over_rows_with_the_same_keys(only_ans
 
 
 def test_equal_layers_do_not_diverge_and_layers_apart_diverge_by_one_bit():
-    trace = whole_trace(
-        np.random.default_rng(1), 5, 3, shape=replace(SHAPE, layer_windows=(None,) * 7)
-    )
+    trace = whole_trace(np.random.default_rng(1), 5, 3, shape=replace(SHAPE, layer_windows=(None,) * 7))
     attention = np.zeros_like(trace.arrays["attention"])
     starts = [row * (row + 1) // 2 for row in range(8)]
     attention[:2, :, starts] = 1
@@ -96,9 +94,7 @@ def test_attention_two_layers_apart_is_compared_head_by_head(function, compare):
 
 def test_attention_that_moves_to_another_key_has_moved_by_nothing():
     # the fault that the source has
-    trace = whole_trace(
-        np.random.default_rng(1), 5, 3, shape=replace(SHAPE, layer_windows=(None,) * 7)
-    )
+    trace = whole_trace(np.random.default_rng(1), 5, 3, shape=replace(SHAPE, layer_windows=(None,) * 7))
     attention = np.zeros_like(trace.arrays["attention"])
     starts = [row * (row + 1) // 2 for row in range(1, 8)]
     attention[:2, :, starts] = 1
@@ -112,10 +108,7 @@ def test_attention_that_moves_to_another_key_has_moved_by_nothing():
 @pytest.mark.parametrize(
     ("function", "compare"),
     [
-        (
-            layer_shift.hallushift_hidden_distance,
-            lambda a, b: wasserstein_distance(softmax(a), softmax(b)),
-        ),
+        (layer_shift.hallushift_hidden_distance, lambda a, b: wasserstein_distance(softmax(a), softmax(b))),
         (layer_shift.hallushift_hidden_cosine, cosine),
     ],
     ids=["wasserstein", "cosine"],

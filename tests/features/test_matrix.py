@@ -20,9 +20,7 @@ def reads(monkeypatch):
     """Names of the arrays that are read from parts."""
     found = []
     read = Part.read
-    monkeypatch.setattr(
-        Part, "read", lambda self, name, *rest: found.append(name) or read(self, name, *rest)
-    )
+    monkeypatch.setattr(Part, "read", lambda self, name, *rest: found.append(name) or read(self, name, *rest))
     return found
 
 
@@ -37,9 +35,7 @@ def test_a_subset_gives_its_rows_in_its_order(store):
     order = [8, 1, 5, 2]
     whole = feature_matrix(store, NAMES).values[order]
 
-    np.testing.assert_array_equal(
-        feature_matrix(ChosenTraces(store, tuple(order)), NAMES).values, whole
-    )
+    np.testing.assert_array_equal(feature_matrix(ChosenTraces(store, tuple(order)), NAMES).values, whole)
     np.testing.assert_array_equal(feature_matrix(store.select(order), NAMES).values, whole)
     mixed = [store[8], *[store[i] for i in order[1:]]]
     np.testing.assert_array_equal(feature_matrix(mixed, NAMES).values, whole)
@@ -146,8 +142,7 @@ def test_columns_name_the_layer_of_the_model_head_and_rank(traces):
 def test_reductions_are_taken_over_what_is_there(traces):
     values = feature_matrix(traces, ["sink_first_answer"]).values.reshape(-1, 5, 6)
     found = {
-        how: feature_matrix(traces, [f"sink_first_answer[head={how}]"])
-        for how in ("mean", "std", "max")
+        how: feature_matrix(traces, [f"sink_first_answer[head={how}]"]) for how in ("mean", "std", "max")
     }
 
     assert found["mean"].columns[1] == "sink_first_answer[head=mean].l01"
@@ -233,9 +228,7 @@ def test_best_beams_are_computed_without_the_others_and_alike(store, name, monke
     sizes = []
     compute = FeatureSpec.compute
     monkeypatch.setattr(
-        FeatureSpec,
-        "compute",
-        lambda self, block: sizes.append(len(block)) or compute(self, block),
+        FeatureSpec, "compute", lambda self, block: sizes.append(len(block)) or compute(self, block)
     )
     found = feature_matrix(best, [name], cache=FeatureCache())
     assert sum(sizes) == 5  # the five questions of the parts that are read

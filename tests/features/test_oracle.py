@@ -13,13 +13,23 @@ CLOSE = {"rtol": 4e-3, "atol": 2e-3}
 """The streams are half precision, the loops run in double."""
 
 BOUNDS = {
-    "head_std": (0, 0.5), "layer_std": (0, 0.5), "head_logit": (0, np.inf),
+    "head_std": (0, 0.5),
+    "layer_std": (0, 0.5),
+    "head_logit": (0, np.inf),
     "head_bounded": (0, 1),
-    "self_attention_log": (np.log(1e-12) - 1e-3, 0), "logprob_std": (0, np.inf),
-    "logprob": (-np.inf, 0), "token_logprob": (-np.inf, 0), "perplexity": (1, np.inf),
-    "output_entropy": (0, np.inf), "token_output_entropy": (0, np.inf), "answer_length": (1, 8),
-    "prompt_length": (7, 23), "sink_count": (0, 31), "lapeig": (-1, 1), "token_head_std": (0, 0.5),
-}  # fmt: skip
+    "self_attention_log": (np.log(1e-12) - 1e-3, 0),
+    "logprob_std": (0, np.inf),
+    "logprob": (-np.inf, 0),
+    "token_logprob": (-np.inf, 0),
+    "perplexity": (1, np.inf),
+    "output_entropy": (0, np.inf),
+    "token_output_entropy": (0, np.inf),
+    "answer_length": (1, 8),
+    "prompt_length": (7, 23),
+    "sink_count": (0, 31),
+    "lapeig": (-1, 1),
+    "token_head_std": (0, 0.5),
+}
 """By the longest matching beginning of the name; all others lie in [0, 1]."""
 
 

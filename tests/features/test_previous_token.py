@@ -42,9 +42,7 @@ def test_an_edge_that_was_not_kept_is_missing_and_bounded():
     assert is_missing.any()
     assert (found.bound[is_missing] >= whole.values[is_missing] - 1e-3).all()
     assert (found.bound[is_missing] < 0.5).all()
-    np.testing.assert_allclose(
-        found.bound[~is_missing], found.values[~is_missing], rtol=1e-6, equal_nan=True
-    )
+    np.testing.assert_allclose(found.bound[~is_missing], found.values[~is_missing], rtol=1e-6, equal_nan=True)
 
 
 def test_a_row_that_lists_all_its_edges_pays_nothing_to_the_token_before():

@@ -12,12 +12,7 @@ from typer.testing import CliRunner
 from graphhalu.errors import CorruptStoreError, NotEnoughDataError, StoreNotFoundError, UsageError
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.features.registry import FEATURES, available_features, markdown_table
-from graphhalu.features.table import (
-    feature_table,
-    read_features,
-    summarise,
-    write_features,
-)
+from graphhalu.features.table import feature_table, read_features, summarise, write_features
 
 TRACE = ["sink_mass_k4", "received_top[k=3]", "logprob_mean"]
 TOKEN = ["token_sink_mass", "token_logprob"]
@@ -144,9 +139,7 @@ def test_the_features_at_hand_are_those_whose_arrays_are_kept():
     assert "lapeig_top_cut" not in available_features([*kept, "attention"])
     assert "lapeig_top_cut" in available_features([*kept, "attention_fixed"], with_matrices=True)
     assert "sink_mass_k4" not in available_features(kept)
-    assert {"token_self_attention", "token_received"} <= set(
-        available_features(kept, per_token=True)
-    )
+    assert {"token_self_attention", "token_received"} <= set(available_features(kept, per_token=True))
 
 
 def test_a_summary_has_one_line_for_each_feature(store):

@@ -23,16 +23,26 @@ OF_ATTENTION = [n for n in NAMES if "attention" in " ".join(FEATURES.get(n).read
 WITHOUT_HEADS = [name for name in OF_ATTENTION if "head" not in FEATURES.get(name).axes]
 
 BOUNDS = {
-    "hallushift_hidden_cosine": (-1, 1), "head_agreement": (-1, 1), "share_agreement": (-1, 1),
-    "rauq": (1, np.inf), "hidden_norm": (0, np.inf), "hidden_shift": (0, 2),
-    "hidden_cosine_mean": (-1, 1), "hidden_cosine_max": (-1, 1),
-    "hidden_effective_rank": (1, 13), "hidden_score": (-np.inf, np.inf),
-    "massive_activations": (0, np.inf), "massive_answer_activations": (0, np.inf),
-    "state_last_prompt": (-np.inf, np.inf), "state_last_answer": (-np.inf, np.inf),
-    "state_mean_answer": (-np.inf, np.inf), "beam_std_answer_length": (0, np.inf),
-    "beam_std_logprob_mean": (0, np.inf), "beam_std_output_entropy_mean": (0, np.inf),
+    "hallushift_hidden_cosine": (-1, 1),
+    "head_agreement": (-1, 1),
+    "share_agreement": (-1, 1),
+    "rauq": (1, np.inf),
+    "hidden_norm": (0, np.inf),
+    "hidden_shift": (0, 2),
+    "hidden_cosine_mean": (-1, 1),
+    "hidden_cosine_max": (-1, 1),
+    "hidden_effective_rank": (1, 13),
+    "hidden_score": (-np.inf, np.inf),
+    "massive_activations": (0, np.inf),
+    "massive_answer_activations": (0, np.inf),
+    "state_last_prompt": (-np.inf, np.inf),
+    "state_last_answer": (-np.inf, np.inf),
+    "state_mean_answer": (-np.inf, np.inf),
+    "beam_std_answer_length": (0, np.inf),
+    "beam_std_logprob_mean": (0, np.inf),
+    "beam_std_output_entropy_mean": (0, np.inf),
     "beam_eigenscore": (-np.inf, np.inf),
-}  # fmt: skip
+}
 """All others lie in [0, 1]."""
 
 
@@ -111,11 +121,16 @@ def test_every_feature_keeps_its_bounds(seed, sizes, only_answer_rows, window):
     shape = replace(SHAPE, layer_windows=(window, *SHAPE.layer_windows[1:]))
     traces = [
         whole_trace(
-            generator, max(prompt, 2), answer, name="q", beam=beam, shape=shape,
+            generator,
+            max(prompt, 2),
+            answer,
+            name="q",
+            beam=beam,
+            shape=shape,
             row_start=max(prompt, 2) - 1 if only_answer_rows else 0,
         )
         for beam, (prompt, answer) in enumerate(sizes)
-    ]  # fmt: skip
+    ]
     block = block_of(traces)
 
     for name in NAMES:

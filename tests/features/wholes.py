@@ -59,10 +59,19 @@ def whole_trace(
         "hidden_rows": hidden[:, row_start:],
     }
     record = TraceRecord(
-        trace_id=f"{name}#{beam}", question_id=name, group_id=name, question="?", answers=("a",),
-        answer="a", prompt="?", prompt_length=prompt, length=length, row_start=row_start,
-        beam_index=beam, is_on_policy=on_policy,
-    )  # fmt: skip
+        trace_id=f"{name}#{beam}",
+        question_id=name,
+        group_id=name,
+        question="?",
+        answers=("a",),
+        answer="a",
+        prompt="?",
+        prompt_length=prompt,
+        length=length,
+        row_start=row_start,
+        beam_index=beam,
+        is_on_policy=on_policy,
+    )
     return Trace(record, shape, {key: arrays[key] for key in ARRAYS if key in arrays})
 
 
@@ -71,11 +80,15 @@ def some_traces(seed=0, shape=SHAPE, *, only_answer_rows=False):
     generator = np.random.default_rng(seed)
     return [
         whole_trace(
-            generator, prompt, answer, name=f"q{index}", shape=shape,
+            generator,
+            prompt,
+            answer,
+            name=f"q{index}",
+            shape=shape,
             row_start=prompt - 1 if only_answer_rows else 0,
         )
         for index, (prompt, answer) in enumerate(SIZES)
-    ]  # fmt: skip
+    ]
 
 
 def without(trace, *names):

@@ -100,9 +100,19 @@ KEPT = {
     "edges": ("edge_key", "edge_weight", "dropped_mass"),
 }
 STREAMS = (
-    "token_ids", "span_code", "token_logprob", "token_entropy", "top1_margin", "span_mass",
-    "self_attention", "row_entropy", "argmax_key", "sink_keys", "received", "value_norm",
-)  # fmt: skip
+    "token_ids",
+    "span_code",
+    "token_logprob",
+    "token_entropy",
+    "top1_margin",
+    "span_mass",
+    "self_attention",
+    "row_entropy",
+    "argmax_key",
+    "sink_keys",
+    "received",
+    "value_norm",
+)
 
 
 @pytest.fixture(scope="session")

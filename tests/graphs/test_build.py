@@ -5,12 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.errors import (
-    NonFiniteError,
-    TraceNotFoundError,
-    UnknownNameError,
-    UsageError,
-)
+from graphhalu.errors import NonFiniteError, TraceNotFoundError, UnknownNameError, UsageError
 from graphhalu.graphs.build import GraphRecipe, build_graph, build_graphs
 from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
 from graphhalu.traces.trace import Trace
@@ -51,9 +46,7 @@ def test_the_largest_head_can_decide_instead_of_the_mean(four_tokens):
     largest = replace(mean, importance="max")
 
     assert edges_of(build_graph(four_tokens, 0, mean)) == [(0, 1), (0, 2), (2, 3)]
-    assert edges_of(build_graph(four_tokens, 0, largest)) == [
-        (0, 1), (0, 2), (1, 2), (0, 3), (2, 3),
-    ]  # fmt: skip
+    assert edges_of(build_graph(four_tokens, 0, largest)) == [(0, 1), (0, 2), (1, 2), (0, 3), (2, 3)]
 
 
 def test_without_prompt_edges_they_begin_at_the_row_that_produces_the_answer(trace):
@@ -106,9 +99,7 @@ def test_permuting_heads_permutes_the_columns_of_heads_and_nothing_else(trace_of
 
 
 RULES = st.one_of(
-    st.integers(1, 9).map(TopK),
-    st.floats(0, 0.9).map(Threshold),
-    st.floats(0.01, 1).map(CumulativeMass),
+    st.integers(1, 9).map(TopK), st.floats(0, 0.9).map(Threshold), st.floats(0.01, 1).map(CumulativeMass)
 )
 
 

@@ -60,11 +60,7 @@ def test_a_graph_is_the_token_graph_of_its_trace_and_layer(planted, graphs):
 
 def test_the_settings_reach_the_graph(planted):
     graphs = AttentionGraphs(
-        planted[0],
-        layers=[4, 0],
-        edges=Threshold(0.2),
-        nodes=["sink", "hidden"],
-        prompt_edges=False,
+        planted[0], layers=[4, 0], edges=Threshold(0.2), nodes=["sink", "hidden"], prompt_edges=False
     )
     recipe = GraphRecipe(Threshold(0.2), ("sink", "hidden"), prompt_edges=False)
 
@@ -91,9 +87,7 @@ def test_iterating_ends_after_the_last_graph(graphs):
         (3, (1,), (1,)),
     ],
 )
-def test_default_layers_are_the_kept_ones_nearest_to_the_thirds_and_the_middle(
-    n_layers, kept, expected
-):
+def test_default_layers_are_the_kept_ones_nearest_to_the_thirds_and_the_middle(n_layers, kept, expected):
     shape = replace(PLANTED_SHAPE, n_layers=n_layers, attention_layers=tuple(kept))
 
     assert default_layers(shape) == expected
@@ -250,9 +244,7 @@ def test_workers_read_the_same_graphs_from_a_store(store, start):
     alone = list(DataLoader(view.select(np.arange(6)), batch_size=5))
     # what is decoded here must neither be sent nor be shared
     view[0]
-    loader = DataLoader(
-        view.select(np.arange(6)), batch_size=5, num_workers=1, multiprocessing_context=start
-    )
+    loader = DataLoader(view.select(np.arange(6)), batch_size=5, num_workers=1, multiprocessing_context=start)
 
     for one, other in zip(alone, loader, strict=True):
         assert torch.equal(one.x, other.x)
@@ -319,9 +311,7 @@ def test_a_path_is_opened(store):
 
 
 def test_a_data_set_is_named_in_one_short_line(graphs):
-    assert repr(graphs) == (
-        "AttentionGraphs(69 graphs of 23 traces, view='layers', layers=[1, 2, 3])"
-    )
+    assert repr(graphs) == ("AttentionGraphs(69 graphs of 23 traces, view='layers', layers=[1, 2, 3])")
     assert repr(graphs[2:5]).startswith("AttentionGraphs(3 graphs of 2 traces")
 
 
@@ -342,9 +332,8 @@ for given in ((7,), (["a"],), ({"a": 1},), (traces, labels.values)):
 def test_what_is_no_traces_or_no_labels_is_refused():
     """In a process of its own: here the types are checked before."""
     told = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", WRONG_TYPES],
-        capture_output=True, text=True, check=True,
-    )  # fmt: skip
+        [sys.executable, "-W", "ignore", "-c", WRONG_TYPES], capture_output=True, text=True, check=True
+    )
     expected = ("got int", "list of str", "got dict", "expected Labels")
     for line, said in zip(told.stdout.splitlines(), expected, strict=True):
         assert said in line
@@ -401,9 +390,7 @@ def answer_rows(trace):
             skipped = first * (first + 1) // 2
             arrays[name] = values[..., skipped:]
         elif "row" in ARRAYS[name].axes:
-            arrays[name] = np.take(
-                values, range(first, trace.length), ARRAYS[name].axes.index("row")
-            )
+            arrays[name] = np.take(values, range(first, trace.length), ARRAYS[name].axes.index("row"))
         else:
             arrays[name] = values
     return Trace(replace(trace.record, row_start=first), trace.shape, arrays)

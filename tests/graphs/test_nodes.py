@@ -13,8 +13,7 @@ from graphhalu.traces.trace import Trace
 LENGTH, PROMPT, HEADS = 13, 7, 3
 # no head of layer 1 plays the second role
 ROLES = HeadRoles(
-    ("retrieval", "induction"),
-    np.array([[[0.5, 1], [0, 1], [2, 0]], [[1, 0], [1, 0], [0, 0]]]),
+    ("retrieval", "induction"), np.array([[[0.5, 1], [0, 1], [2, 0]], [[1, 0], [1, 0], [0, 0]]])
 )
 
 
@@ -79,10 +78,7 @@ def slow_roles(trace, layer, token):
         shares = [weight / total if total else 0.0 for weight in weights]
         of_head = [
             [received[head, token] / n_rows for head in range(HEADS)],
-            [
-                mass[head, token, Span.CONTEXT] + mass[head, token, Span.QUESTION]
-                for head in range(HEADS)
-            ],
+            [mass[head, token, Span.CONTEXT] + mass[head, token, Span.QUESTION] for head in range(HEADS)],
             [mass[head, token, Span.ANSWER] for head in range(HEADS)],
         ]
         for column, values in zip(found, of_head, strict=False):

@@ -107,9 +107,7 @@ def test_what_is_changed_on_a_graph_stays_with_the_one_who_changed_it(many):
 
 
 @pytest.mark.parametrize("view", ["layers", "stacked", "multiplex"])
-def test_blocks_beyond_the_limit_are_mapped_from_files_and_give_the_same_graphs(
-    many, never_build, view
-):
+def test_blocks_beyond_the_limit_are_mapped_from_files_and_give_the_same_graphs(many, never_build, view):
     recipe = GraphRecipe(TopK(3), view=view)
     in_memory = GraphStorage(LAYERS, recipe)
     mapped = GraphStorage(LAYERS, recipe, memory_bytes=0)
@@ -158,9 +156,7 @@ def test_a_trace_without_a_graph_says_why_and_takes_none_from_the_others(many, m
     broken = list(many)
     attention = np.array(broken[7].arrays["attention"])
     attention[:, 0, 3] = np.nan
-    broken[7] = Trace(
-        broken[7].record, broken[7].shape, {**broken[7].arrays, "attention": attention}
-    )
+    broken[7] = Trace(broken[7].record, broken[7].shape, {**broken[7].arrays, "attention": attention})
     storage = GraphStorage(LAYERS, RECIPE, memory_bytes=memory_bytes)
     whole = GraphStorage(LAYERS, RECIPE)
     for _ in range(2):

@@ -89,6 +89,8 @@ def test_a_graph_without_edges_has_no_edge_measures(trace_of):
     values = topology(build_graph(trace_of(np.tile(np.eye(5), (1, 2, 1, 1)), 3), 0))
 
     assert [name for name, value in values.items() if np.isnan(value)] == [
-        "degree_gini", "answer_to_answer", "edge_length",
-    ]  # fmt: skip
+        "degree_gini",
+        "answer_to_answer",
+        "edge_length",
+    ]
     assert values["components"] == 4 / 5

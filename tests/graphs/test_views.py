@@ -39,10 +39,7 @@ def slow_graph(trace, layers, recipe):
     for query in range(trace.length):
         chosen = set()
         for layer in layers:
-            keys = [
-                slow_importance(attention[layer][:, query, key], layer, recipe)
-                for key in range(query)
-            ]
+            keys = [slow_importance(attention[layer][:, query, key], layer, recipe) for key in range(query)]
             if query >= first_row:
                 chosen |= slow_choice(keys, recipe.edges)
         for key in sorted(chosen):
@@ -72,9 +69,7 @@ def slow_importance(heads, layer, recipe):
 
 
 def slow_choice(values, rule):
-    ranked = sorted(
-        (key for key, value in enumerate(values) if value > 0), key=lambda k: (-values[k], k)
-    )
+    ranked = sorted((key for key, value in enumerate(values) if value > 0), key=lambda k: (-values[k], k))
     if isinstance(rule, TopK):
         return set(ranked[: rule.k])
     if isinstance(rule, Threshold):
@@ -101,20 +96,15 @@ def slow_channels(heads, layer, recipe):
     if recipe.channels == "weighted":
         weights = recipe.roles.values[layer]
         return [
-            sum(weights[head, role] * heads[head] for head in range(len(heads)))
-            / weights[:, role].sum()
+            sum(weights[head, role] * heads[head] for head in range(len(heads))) / weights[:, role].sum()
             for role in range(weights.shape[1])
         ]
     return [max(heads) if recipe.channels == "max" else sum(heads) / len(heads)]
 
 
 def assert_is(graph, edges, kept_mass):
-    assert list(zip(*graph.edge_index.tolist(), strict=True)) == sorted(
-        edges, key=lambda e: e[::-1]
-    )
-    expected = [
-        np.concatenate(edges[edge]) for edge in zip(*graph.edge_index.tolist(), strict=True)
-    ]
+    assert list(zip(*graph.edge_index.tolist(), strict=True)) == sorted(edges, key=lambda e: e[::-1])
+    expected = [np.concatenate(edges[edge]) for edge in zip(*graph.edge_index.tolist(), strict=True)]
     if expected:
         np.testing.assert_allclose(graph.edge_attr, expected, rtol=1e-5, atol=1e-7)
     np.testing.assert_allclose(graph.kept_mass, kept_mass, rtol=1e-5, atol=1e-7)
@@ -141,9 +131,7 @@ def test_both_views_equal_a_loop_over_pairs(recipe, kept, store_of, one_each):
 @pytest.mark.parametrize("recipe", RECIPES, ids=lambda r: f"{r.edges}-{r.importance}-{r.channels}")
 @pytest.mark.parametrize("kept", ["full", "fixed", "edges"])
 @pytest.mark.parametrize("view", ["layers", "multiplex"])
-def test_a_walk_over_a_store_gives_what_each_trace_alone_gives(
-    recipe, kept, view, store_of, one_each
-):
+def test_a_walk_over_a_store_gives_what_each_trace_alone_gives(recipe, kept, view, store_of, one_each):
     store = store_of(one_each[0][:9], kept)
     recipe = replace(recipe, view=view)
 
@@ -178,9 +166,11 @@ def test_columns_of_a_multiplex_graph_stand_layer_by_layer_those_of_no_layer_onc
     (graph,) = build_graphs(store[3], (4, 1), recipe)
 
     assert graph.node_feature_names[:4] == (
-        "position.relative", "position.is_answer", "position.from_prompt_end",
+        "position.relative",
+        "position.is_answer",
+        "position.from_prompt_end",
         "position.log_length",
-    )  # fmt: skip
+    )
     assert graph.node_feature_names[4:] == tuple(
         f"layer{layer}.instability.{name}"
         for layer in (4, 1)
@@ -199,9 +189,7 @@ def test_columns_of_a_multiplex_graph_stand_layer_by_layer_those_of_no_layer_onc
     rule=st.sampled_from([TopK(2), Threshold(0.15), CumulativeMass(0.8)]),
     view=st.sampled_from(["layers", "multiplex"]),
 )
-def test_permuting_heads_permutes_the_channels(
-    trace_of, random_attention, seed, length, window, rule, view
-):
+def test_permuting_heads_permutes_the_channels(trace_of, random_attention, seed, length, window, rule, view):
     generator = np.random.default_rng(seed)
     attention = random_attention(generator, (2, 3, length, length), window=window)
     order = [2, 0, 1]
@@ -212,9 +200,7 @@ def test_permuting_heads_permutes_the_channels(
 
     for one, other in zip(graphs, permuted, strict=True):
         np.testing.assert_array_equal(one.edge_index, other.edge_index)
-        channels = one.edge_attr.reshape(one.edge_attr.shape[0], one.edge_attr.shape[1] // 3, 3)[
-            ..., order
-        ]
+        channels = one.edge_attr.reshape(one.edge_attr.shape[0], one.edge_attr.shape[1] // 3, 3)[..., order]
         np.testing.assert_array_equal(other.edge_attr, channels.reshape(one.edge_attr.shape))
 
 

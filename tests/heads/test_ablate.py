@@ -89,10 +89,7 @@ def test_no_head_chosen_changes_nothing():
 def test_the_heads_are_back_after_an_error():
     model, config = tiny_model("llama")
     before = logits(model)
-    with (
-        pytest.raises(RuntimeError, match="on purpose"),
-        ablating(model, mask_of(shape_of(config), (1, 1))),
-    ):
+    with pytest.raises(RuntimeError, match="on purpose"), ablating(model, mask_of(shape_of(config), (1, 1))):
         message = "on purpose"
         raise RuntimeError(message)
     torch.testing.assert_close(logits(model), before)

@@ -47,9 +47,8 @@ def test_the_log_probability_of_the_gold_answer_equals_one_plain_pass(tiny, item
 def test_quality_has_a_value_of_each_metric_for_each_item(tiny, items):
     done = []
     found = answer_quality(
-        tiny, items, max_new_tokens=5, stops_at_newline=False, batch_size=3,
-        on_progress=done.append,
-    )  # fmt: skip
+        tiny, items, max_new_tokens=5, stops_at_newline=False, batch_size=3, on_progress=done.append
+    )
     assert found.shape == (7, len(METRICS))
     assert done == [3, 3, 1]
     assert (found[:, 2] < 0).all()
@@ -124,6 +123,4 @@ def test_a_table_of_another_model_is_refused(tiny, tiny_table):
     with pytest.raises(UsageError, match="the number of heads differ"):
         require_fitting(published, tiny.identity, 5)
     with pytest.raises(UsageError, match="--draws 0"):
-        ablation_check(
-            tiny.model, top_k_heads(tiny_table, 2), [], lambda _: np.zeros((0, 3)), n_draws=0
-        )
+        ablation_check(tiny.model, top_k_heads(tiny_table, 2), [], lambda _: np.zeros((0, 3)), n_draws=0)

@@ -10,13 +10,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from graphhalu.errors import DataFileError, UsageError
-from graphhalu.heads.files import (
-    FORMAT,
-    read_heads,
-    read_table,
-    write_heads,
-    write_published,
-)
+from graphhalu.heads.files import FORMAT, read_heads, read_table, write_heads, write_published
 from graphhalu.heads.table import HeadTable, heads_above
 from tests.heads.conftest import make_table
 
@@ -24,16 +18,7 @@ NUMBERS = st.floats(-1e6, 1e6, allow_nan=False) | st.just(float("nan"))
 
 
 def assert_equal(found: HeadTable, expected: HeadTable):
-    for name in (
-        "role",
-        "layers",
-        "trials",
-        "rejected",
-        "model",
-        "settings",
-        "n_resamples",
-        "seed",
-    ):
+    for name in ("role", "layers", "trials", "rejected", "model", "settings", "n_resamples", "seed"):
         assert getattr(found, name) == getattr(expected, name)
     np.testing.assert_array_equal(found.scores, expected.scores)
     np.testing.assert_array_equal(found.chance, expected.chance)
@@ -43,8 +28,7 @@ def assert_equal(found: HeadTable, expected: HeadTable):
 
 
 @given(values=arrays(np.float64, (5, 3, 2), elements=NUMBERS), seed=st.integers(0, 99))
-@settings(max_examples=25, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_a_table_comes_back_as_it_was(values, seed, tmp_path):
     table = make_table(values, seed=seed, columns={"contrast": values[0]}, settings={"gate": 50.0})
     path = tmp_path / "heads.json"
@@ -56,8 +40,7 @@ def test_a_table_comes_back_as_it_was(values, seed, tmp_path):
 
 
 @given(values=arrays(np.float64, (5, 3, 2), elements=st.floats(0, 2)))
-@settings(max_examples=25, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_published_layout_keeps_every_score(values, tmp_path):
     values[:, 1, 1] = np.nan
     for name in ("scores.json", "scores.json.gz"):

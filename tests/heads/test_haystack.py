@@ -19,8 +19,7 @@ def tokens_text(tokenizer, hidden):
 
 
 @given(depth=st.floats(0, 1), length=st.integers(90, 300), chat=st.booleans())
-@settings(max_examples=30, deadline=None,
-          suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_the_needle_tokens_spell_the_needle_at_every_length_and_depth(depth, length, chat):
     tokenizer = tiny_tokenizer()
     haystack = Haystack(TEXT.strip(), tokenizer, chat=chat)
@@ -39,9 +38,7 @@ def test_a_needle_stands_between_whole_sentences():
     starts = []
     for depth in (0.0, 0.3, 0.6, 1.0):
         hidden = haystack.hide(NEEDLE, length=250, depth=depth, name="0")
-        before = tokenizer.decode(
-            hidden.token_ids[hidden.context_tokens.start : hidden.needle_tokens.start]
-        )
+        before = tokenizer.decode(hidden.token_ids[hidden.context_tokens.start : hidden.needle_tokens.start])
         assert not before.strip() or before.strip().endswith(".")
         starts.append(hidden.needle_tokens.start)
     assert starts == sorted(set(starts))
@@ -96,11 +93,7 @@ def test_published_needles_are_read(shared_data):
     path = shared_data / "retrieval_head" / "haystack_for_detect" / "needles.jsonl"
     if not path.is_file():
         pytest.skip(f"the published needles are not at {path}")
-    assert [n.question[:10] for n in read_needles(path)] == [
-        "What does ",
-        "What is th",
-        "Why does e",
-    ]
+    assert [n.question[:10] for n in read_needles(path)] == ["What does ", "What is th", "Why does e"]
 
 
 @pytest.mark.parametrize(

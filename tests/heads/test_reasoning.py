@@ -35,10 +35,7 @@ def slow_shares(trace, layer, kind, window=None):
             if kind == "reasoning":
                 keys = [j for j in range(trace.prompt_length, i - 1) if j >= 2]
             else:
-                keys = [
-                    j for j in range(trace.length)
-                    if trace.span_code[j] == Span.QUESTION and j >= 2
-                ]  # fmt: skip
+                keys = [j for j in range(trace.length) if trace.span_code[j] == Span.QUESTION and j >= 2]
             if not keys or (window and min(keys) < i - window + 1):
                 continue
             rows.append(sum(head[i, j] for j in keys) / (head[i].sum() - head[i, :2].sum()))
@@ -88,9 +85,7 @@ def test_the_own_token_the_window_and_the_sink_do_not_count():
 
 
 def test_a_head_that_sinks_everything_counts_as_a_zero():
-    reach = generated_reach(
-        np.array([9]), 10, prompt_length=5, local_window=2, n_sink=1, window=None
-    )
+    reach = generated_reach(np.array([9]), 10, prompt_length=5, local_window=2, n_sink=1, window=None)
     attention = np.zeros((1, 1, 10))
     attention[0, 0, [0, 5]] = [0.999, 0.001]
     assert attention_share(attention, reach).share.tolist() == [[0.0]]
@@ -117,9 +112,11 @@ def test_edges_give_a_lower_bound_and_streams_the_question_only():
 def make_store(tmp_path):
     def make(traces, arrays=tuple(ARRAYS), shape=PLANTED_SHAPE, name="s"):
         store = TraceStore.create(
-            tmp_path / f"{name}.zarr", configuration={"model": {"name": "planted"}}, shape=shape,
+            tmp_path / f"{name}.zarr",
+            configuration={"model": {"name": "planted"}},
+            shape=shape,
             arrays=arrays,
-        )  # fmt: skip
+        )
         with store.writer() as writer:
             writer.write_part(0, traces, [trace.record.question_id for trace in traces])
         return TraceStore.open(store.path)
@@ -169,9 +166,7 @@ def test_a_planted_difference_is_found_in_its_head(make_store):
 def test_a_labeller_takes_the_place_of_the_gate_and_nothing_is_written(make_store):
     traces, _ = planted_traces(13, seed=1)
     store = make_store(traces)
-    by_label = find_reasoning_heads(
-        store, ReasoningSettings(n_sink=0, local_window=1, labeller="match")
-    )[1]
+    by_label = find_reasoning_heads(store, ReasoningSettings(n_sink=0, local_window=1, labeller="match"))[1]
     assert not store.labels_folder.exists()
     assert {item.reason for item in by_label.rejected} == {"match: no alias"}
     with pytest.raises(UnknownNameError, match="no labeller named 'mach'"):

@@ -26,9 +26,14 @@ def settings(tmp_path):
     needle = {"needle": "A fox ran.", "question": "Who?", "real_needle": "A fox"}
     needles.write_text(json.dumps(needle), encoding="utf-8")
     return RetrievalSettings(
-        lengths=(70, 90), n_depths=2, haystack=haystack, needles=needles, chat="off",
-        max_new_tokens=7, gate=None,
-    )  # fmt: skip
+        lengths=(70, 90),
+        n_depths=2,
+        haystack=haystack,
+        needles=needles,
+        chat="off",
+        max_new_tokens=7,
+        gate=None,
+    )
 
 
 @pytest.mark.parametrize("name", ["tiny", "tiny_windowed"])

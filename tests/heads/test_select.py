@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.heads.table import (
-    heads_above,
-    role_matrix,
-    stable_heads,
-    top_k_heads,
-    top_k_share,
-)
+from graphhalu.heads.table import heads_above, role_matrix, stable_heads, top_k_heads, top_k_share
 from graphhalu.numerics import group_multiplicities
 from tests.heads.conftest import make_table
 
@@ -59,9 +53,12 @@ def test_the_share_of_resamples_equals_a_slow_loop(scores):
     counts = np.zeros((5, 3))
     for draw in group_multiplicities(len(names), 83, np.random.default_rng(3)):
         trials = [
-            trial for name, times in zip(names, draw, strict=True) for _ in range(int(times))
-            for trial in range(11) if groups[trial] == name
-        ]  # fmt: skip
+            trial
+            for name, times in zip(names, draw, strict=True)
+            for _ in range(int(times))
+            for trial in range(11)
+            if groups[trial] == name
+        ]
         means = scores[trials].mean(0)
         for place in sorted(np.ndindex(5, 3), key=lambda p: -means[p])[:4]:
             counts[place] += 1
@@ -101,9 +98,6 @@ def test_tables_that_do_not_belong_together_are_refused(scores):
         role_matrix([])
     with pytest.raises(UsageError, match="once, got sink, sink"):
         role_matrix([first, first])
-    for other in (
-        make_table(scores[:, :4], "local"),
-        make_table(scores, "local", model={"name": "other"}),
-    ):
+    for other in (make_table(scores[:, :4], "local"), make_table(scores, "local", model={"name": "other"})):
         with pytest.raises(UsageError, match="belong to different models"):
             role_matrix([first, other])

@@ -5,12 +5,7 @@ import pytest
 from scipy.stats import false_discovery_control
 
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.heads.statistics import (
-    contrast,
-    mean_of_present,
-    percentile_interval,
-    resampled_means,
-)
+from graphhalu.heads.statistics import contrast, mean_of_present, percentile_interval, resampled_means
 from graphhalu.numerics import benjamini_hochberg, group_multiplicities
 
 GROUPS = ["a", "b", "a", "c", "b", "d", "d"]
@@ -32,8 +27,9 @@ def test_resampled_means_equal_a_slow_loop_over_drawn_groups():
             values[trial]
             for group, times in zip("abcd", draws[resample], strict=True)
             for _ in range(int(times))
-            for trial in range(7) if GROUPS[trial] == group
-        ]  # fmt: skip
+            for trial in range(7)
+            if GROUPS[trial] == group
+        ]
         for place in np.ndindex(3, 2):
             there = [row[place] for row in rows if not np.isnan(row[place])]
             expected = np.mean(there) if there else np.nan

@@ -52,9 +52,13 @@ def test_intervals_draw_whole_groups(scores):
 
 def test_a_table_without_trials_says_why():
     table = HeadTable(
-        "retrieval", (0,), (), np.zeros((0, 1, 2)), np.zeros((1, 2)),
+        "retrieval",
+        (0,),
+        (),
+        np.zeros((0, 1, 2)),
+        np.zeros((1, 2)),
         rejected=(Rejected("a", "empty answer"), Rejected("b", "empty answer")),
-    )  # fmt: skip
+    )
     with pytest.raises(NotEnoughDataError, match=r"no trial of 2 counts.*2 x empty answer"):
         table.require_trials()
     assert np.isnan(table.mean).all()

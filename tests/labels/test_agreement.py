@@ -87,8 +87,7 @@ def test_a_sweep_gives_prevalence_and_kappa_of_each_threshold():
     assert [row.prevalence for row in rows] == pytest.approx([1 / 6, 2 / 6, 5 / 6])
     assert [row.n_both for row in rows] == [5, 5, 5]
     expected = [
-        cohen_kappa_score([1, 1, 0, 0, 0], [int(score < t) for score in scores[:5]])
-        for t in (0.2, 0.5, 0.9)
+        cohen_kappa_score([1, 1, 0, 0, 0], [int(score < t) for score in scores[:5]]) for t in (0.2, 0.5, 0.9)
     ]
     assert [row.kappa.value for row in rows] == pytest.approx(expected)
     assert expected[1] == 1

@@ -32,9 +32,7 @@ KNOWN_ERRORS = {
 
 
 def decision(rule: str, case: dict[str, Any]) -> LabelDecision:
-    record = TraceRecord(
-        "q#0", "q", "q", case["question"], tuple(case["aliases"]), case["answer"], "", 2, 3
-    )
+    record = TraceRecord("q#0", "q", "q", case["question"], tuple(case["aliases"]), case["answer"], "", 2, 3)
     return RULES[rule].label(record)
 
 
@@ -45,16 +43,12 @@ def verdict(rule: str, case: dict[str, Any]) -> str:
 
 def errors(rule: str) -> list[str]:
     opposite = {"right": "hallucinated", "wrong": "correct"}
-    return [
-        case["trap"] for case in CASES if verdict(rule, case) == opposite.get(case["reader"], "")
-    ]
+    return [case["trap"] for case in CASES if verdict(rule, case) == opposite.get(case["reader"], "")]
 
 
 def test_the_table_is_large_and_holds_the_known_traps() -> None:
     assert len(CASES) >= 60
-    assert len({(case["question"], case["answer"], *case["aliases"]) for case in CASES}) == len(
-        CASES
-    )
+    assert len({(case["question"], case["answer"], *case["aliases"]) for case in CASES}) == len(CASES)
     assert {case["reader"] for case in CASES} == {"right", "wrong", "unclear"}
     traps = " ".join(case["trap"] for case in CASES)
     for trap in ("accent", "article", "5 inside 15", "not Paris", "year", "plural", "Japanese"):
@@ -78,9 +72,7 @@ def test_the_errors_of_rouge_are_counted(rule: str) -> None:
     assert len(errors(rule)) == KNOWN_ERRORS[rule]
 
 
-def test_an_answer_that_nobody_can_judge_is_left_undecided_except_where_it_lists_everything() -> (
-    None
-):
+def test_an_answer_that_nobody_can_judge_is_left_undecided_except_where_it_lists_everything() -> None:
     decided = [c["trap"] for c in CASES if c["reader"] == "unclear" and decision("match", c)[1]]
     assert decided == ["lists everything"]
 

@@ -13,9 +13,20 @@ WRONG = LabelDecision(1, is_valid=True, reason="wrong choice")
 
 def record(logprobs=(), *, choices=("Lyon", "Paris", "Rome"), correct=(1,), answer="", own=True):
     return TraceRecord(
-        "q#0", "q", "q", "What?", ("Paris",), answer, "What?", 2, 3,
-        choices=choices, correct_choices=correct, choice_logprobs=logprobs, is_on_policy=own,
-    )  # fmt: skip
+        "q#0",
+        "q",
+        "q",
+        "What?",
+        ("Paris",),
+        answer,
+        "What?",
+        2,
+        3,
+        choices=choices,
+        correct_choices=correct,
+        choice_logprobs=logprobs,
+        is_on_policy=own,
+    )
 
 
 def undecided(reason):
@@ -62,13 +73,31 @@ def test_a_trace_without_a_clear_letter_is_not_valid(trace, reason):
 @pytest.mark.parametrize(
     ("answer", "place"),
     [
-        ("B", 1), (" b", 1), ("(B)", 1), ("B.", 1), ("B) Paris", 1), ("B: Paris", 1), ("[C]", 2),
-        ("**B**", 1), ("B - Paris", 1), ("Answer: B", 1), ("The answer is B.", 1),
-        ("The correct option is C", 2), ("Paris", 1), ("paris.", 1), ("Rome", 2),
-        ("A dog", None), ("Because", None), ("D", None), ("", None), ("It is Paris", None),
-        ("Bananas", None), ("Answer", None), ("B or C", None),
+        ("B", 1),
+        (" b", 1),
+        ("(B)", 1),
+        ("B.", 1),
+        ("B) Paris", 1),
+        ("B: Paris", 1),
+        ("[C]", 2),
+        ("**B**", 1),
+        ("B - Paris", 1),
+        ("Answer: B", 1),
+        ("The answer is B.", 1),
+        ("The correct option is C", 2),
+        ("Paris", 1),
+        ("paris.", 1),
+        ("Rome", 2),
+        ("A dog", None),
+        ("Because", None),
+        ("D", None),
+        ("", None),
+        ("It is Paris", None),
+        ("Bananas", None),
+        ("Answer", None),
+        ("B or C", None),
     ],
-)  # fmt: skip
+)
 def test_a_letter_is_read_from_an_answer_only_by_its_rule(answer, place):
     assert read_letter(answer, ("Lyon", "Paris", "Rome")) == place
 

@@ -14,9 +14,17 @@ from graphhalu.traces.schema import TraceRecord
 
 def record(answer="Paris", *, number=0, answers=("Paris", "Lutetia"), context=None):
     return TraceRecord(
-        f"q{number}#0", f"q{number}", f"q{number}", "What is the capital\nof France?", answers,
-        answer, "", 2, 3, context=context,
-    )  # fmt: skip
+        f"q{number}#0",
+        f"q{number}",
+        f"q{number}",
+        "What is the capital\nof France?",
+        answers,
+        answer,
+        "",
+        2,
+        3,
+        context=context,
+    )
 
 
 class Scripted(ModelJudge):
@@ -107,8 +115,9 @@ def test_a_prompt_that_does_not_fit_the_window_is_not_valid():
     judge = Scripted()
     long = record("x" * 5000)
     assert [d.reason for d in judge.label_all([long, record()])] == [
-        "too long for the judge", "judged correct",
-    ]  # fmt: skip
+        "too long for the judge",
+        "judged correct",
+    ]
 
 
 @pytest.mark.parametrize("chat", [True, False])
@@ -134,9 +143,7 @@ def test_a_reply_is_the_greedy_continuation_whatever_the_batch(tmp_path):
     for prompt, reply in zip(prompts, replies, strict=True):
         tokens = list(prompt)
         for _ in range(7):
-            logits = loaded.model(
-                loaded.model.dummy_inputs["input_ids"].new_tensor([tokens])
-            ).logits
+            logits = loaded.model(loaded.model.dummy_inputs["input_ids"].new_tensor([tokens])).logits
             tokens.append(int(logits[0, -1].argmax()))
             if tokens[-1] in loaded.eos_token_ids:
                 break

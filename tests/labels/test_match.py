@@ -160,9 +160,7 @@ def test_the_table_is_large_enough_to_mean_something() -> None:
 
 
 @pytest.mark.parametrize(("answer", "aliases", "expected"), TABLE)
-def test_an_answer_is_judged_as_by_hand(
-    answer: str, aliases: list[str], expected: LabelDecision
-) -> None:
+def test_an_answer_is_judged_as_by_hand(answer: str, aliases: list[str], expected: LabelDecision) -> None:
     assert label(answer, aliases) == expected
 
 

@@ -13,9 +13,7 @@ from graphhalu.labels.rouge import RougeOverlap, UnicodeTokenizer
 from graphhalu.traces.schema import TraceRecord
 
 ASCII = st.text(alphabet=string.printable, max_size=61)
-SENTENCE = st.lists(st.sampled_from(["a", "b", "c", "D", "e5"]), min_size=1, max_size=11).map(
-    " ".join
-)
+SENTENCE = st.lists(st.sampled_from(["a", "b", "c", "D", "e5"]), min_size=1, max_size=11).map(" ".join)
 
 
 def label(
@@ -81,9 +79,7 @@ def test_the_recall_is_as_by_hand(answer: str, reference: str, expected: float) 
 
 
 def test_by_recall_a_sentence_around_the_gold_answer_is_correct() -> None:
-    record = TraceRecord(
-        "q#0", "q", "q", "What?", ("Paris",), "I think that the city is Paris.", "", 2, 3
-    )
+    record = TraceRecord("q#0", "q", "q", "What?", ("Paris",), "I think that the city is Paris.", "", 2, 3)
     assert RougeOverlap("rouge1_recall").label(record).reason == "enough overlap"
     assert RougeOverlap().label(record).reason == "low overlap"
 
@@ -98,9 +94,7 @@ def test_each_metric_has_its_own_threshold_and_an_unknown_one_is_refused() -> No
 
 def test_best_scores_are_those_that_a_threshold_decides_by() -> None:
     def record(answer: str, incorrect: tuple[str, ...] = ()) -> TraceRecord:
-        return TraceRecord(
-            "q#0", "q", "q", "What?", ("a b",), answer, "", 2, 3, incorrect_answers=incorrect
-        )
+        return TraceRecord("q#0", "q", "q", "What?", ("a b",), answer, "", 2, 3, incorrect_answers=incorrect)
 
     records = [record("a b"), record("a x"), record(""), record("a b", ("c",)), record("x")]
     scores, is_decided = RougeOverlap().best_scores(records)
@@ -138,8 +132,7 @@ def test_a_tie_between_correct_and_incorrect_is_hallucinated() -> None:
 
 
 @pytest.mark.parametrize(
-    ("answer", "reason"),
-    [("", "empty answer"), (" … ", "empty answer"), ("I don't know", "refusal")],
+    ("answer", "reason"), [("", "empty answer"), (" … ", "empty answer"), ("I don't know", "refusal")]
 )
 def test_an_answer_that_says_nothing_is_not_valid(answer: str, reason: str) -> None:
     assert label(answer, ("Paris",)) == LabelDecision(0, is_valid=False, reason=reason)

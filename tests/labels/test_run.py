@@ -75,8 +75,11 @@ def assert_same(one: Labels, other: Labels) -> None:
     np.testing.assert_array_equal(one.values, other.values)
     np.testing.assert_array_equal(one.is_valid, other.is_valid)
     assert (one.reasons, one.labeller, one.settings, one.meaning) == (
-        other.reasons, other.labeller, other.settings, other.meaning,
-    )  # fmt: skip
+        other.reasons,
+        other.labeller,
+        other.settings,
+        other.meaning,
+    )
 
 
 def files_of(store: Store) -> list[str]:
@@ -84,9 +87,7 @@ def files_of(store: Store) -> list[str]:
 
 
 def test_every_labeller_in_the_table_has_its_name_and_plain_settings() -> None:
-    assert {"match", "rouge", "choice", "given", "premise", "spans", "judge"} <= set(
-        LABELLERS.names()
-    )
+    assert {"match", "rouge", "choice", "given", "premise", "spans", "judge"} <= set(LABELLERS.names())
     for name in LABELLERS.names():
         labeller = make_labeller(name)
         assert labeller.name == name
@@ -177,9 +178,7 @@ def rewrite_metadata(path: Path, meaning: bytes | None) -> None:
     pq.write_table(table.replace_schema_metadata(kept), path)
 
 
-def test_labels_from_before_there_were_two_meanings_are_about_the_models_output(
-    store: Store,
-) -> None:
+def test_labels_from_before_there_were_two_meanings_are_about_the_models_output(store: Store) -> None:
     made = label_store(store, AliasMatch())
     rewrite_metadata(store.labels_folder / "match.parquet", None)
     assert_same(read_labels(store, "match"), made)
@@ -255,9 +254,7 @@ def test_a_store_that_has_grown_asks_for_new_labels(store: Store) -> None:
         read_labels(grown, "match")
 
 
-def test_labels_are_made_where_there_are_none_and_again_when_the_store_has_grown(
-    store: Store,
-) -> None:
+def test_labels_are_made_where_there_are_none_and_again_when_the_store_has_grown(store: Store) -> None:
     assert len(ensure_labels(store, AliasMatch()).values) == 5
     grown = Store(store.path, (*ANSWERS, "Rome"))
     assert len(ensure_labels(grown, AliasMatch()).values) == 6
@@ -346,9 +343,7 @@ def failing(number: int) -> Callable[..., None]:
     return write
 
 
-def test_a_full_disk_leaves_the_old_labels_whole(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_full_disk_leaves_the_old_labels_whole(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     before = label_store(store, AliasMatch())
     monkeypatch.setattr(pq, "write_table", failing(errno.ENOSPC))
     with pytest.raises(StoreFullError, match="the disk is full"):
@@ -357,9 +352,7 @@ def test_a_full_disk_leaves_the_old_labels_whole(
     assert_same(read_labels(store, "match"), before)
 
 
-def test_another_fault_of_the_disk_comes_through(
-    store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_another_fault_of_the_disk_comes_through(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pq, "write_table", failing(errno.EIO))
     with pytest.raises(OSError, match="Input/output"):
         label_store(store, AliasMatch())

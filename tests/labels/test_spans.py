@@ -15,9 +15,20 @@ OFFSETS = ((0, 2), (2, 5), (5, 11), (11, 12), (12, 18), (18, 19))
 
 def record(spans=(), offsets=OFFSETS, *, label=None, own=False):
     return TraceRecord(
-        "q#0", "q", "q", "What?", (), ANSWER, "What?", 2, 2 + len(offsets),
-        given_spans=spans, answer_offsets=offsets, given_label=label, is_on_policy=own,
-    )  # fmt: skip
+        "q#0",
+        "q",
+        "q",
+        "What?",
+        (),
+        ANSWER,
+        "What?",
+        2,
+        2 + len(offsets),
+        given_spans=spans,
+        answer_offsets=offsets,
+        given_label=label,
+        is_on_policy=own,
+    )
 
 
 def by_a_slow_loop(trace):

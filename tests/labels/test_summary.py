@@ -67,9 +67,7 @@ def test_answers_that_differ_within_questions_never_count_more_than_once_each():
 
 
 def test_a_summary_counts_valid_labels_and_reasons():
-    found = summarise(
-        labels([1, 0, 0, 1, 1], [1, 1, 0, 1, 0], ["a", "b", "c", "a", "c"]), singles(5)
-    )
+    found = summarise(labels([1, 0, 0, 1, 1], [1, 1, 0, 1, 0], ["a", "b", "c", "a", "c"]), singles(5))
     assert (found.n_traces, found.n_valid, found.coverage) == (5, 3, pytest.approx(3 / 5))
     assert found.prevalence == pytest.approx(2 / 3)
     assert found.interval == pytest.approx(wilson(2, 3))
@@ -105,9 +103,7 @@ def test_examples_are_drawn_from_each_class_of_the_first_labeller():
     first = labels([i % 2 for i in range(31)], [i % 5 > 0 for i in range(31)])
     second = labels([1] * 31, name="given", meaning="input")
     drawn = draw_examples(records(31), [first, second], n=3, seed=7)
-    assert [each.verdict for each in drawn] == [
-        *["hallucinated"] * 3, *["correct"] * 3, *["undecided"] * 3,
-    ]  # fmt: skip
+    assert [each.verdict for each in drawn] == [*["hallucinated"] * 3, *["correct"] * 3, *["undecided"] * 3]
     found = dict(zip(first.trace_ids, verdicts(first), strict=True))
     assert all(found[each.trace_id] == each.verdict for each in drawn)
     assert drawn[0].said == {"match": "hallucinated (why)", "given": "input bad (why)"}
@@ -118,8 +114,7 @@ def test_examples_are_drawn_from_each_class_of_the_first_labeller():
 def test_the_seed_decides_which_examples_come():
     found = labels([1] * 31)
     one, same, other = (
-        [each.trace_id for each in draw_examples(records(31), [found], n=5, seed=seed)]
-        for seed in (1, 1, 2)
+        [each.trace_id for each in draw_examples(records(31), [found], n=5, seed=seed)] for seed in (1, 1, 2)
     )
     assert one == same
     assert one != other

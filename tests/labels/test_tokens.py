@@ -20,8 +20,7 @@ def test_tokens_that_share_a_character_with_a_span_are_hallucinated(records):
     assert labels.is_valid.all()
     for record, values in zip(records, labels.tokens, strict=True):
         expected = [
-            int(any(a < d and c < b for c, d in record.given_spans))
-            for a, b in record.answer_offsets
+            int(any(a < d and c < b for c, d in record.given_spans)) for a, b in record.answer_offsets
         ]
         assert values.tolist() == expected
     assert sorted(labels.values.tolist()) == [0, 0, 1, 1]

@@ -74,9 +74,7 @@ class Bench:
         self.valid = {path: path.read_bytes() for path in self._files()}
         self.around = self._around()
         self.written: set[Path] = set(self.valid)
-        self.expected = {
-            target: reader.read(self.folder / target.file) for target in reader.targets
-        }
+        self.expected = {target: reader.read(self.folder / target.file) for target in reader.targets}
         self._restore()
 
     def case(self, rng: random.Random) -> tuple[Target, Outcome]:

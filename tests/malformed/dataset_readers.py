@@ -18,85 +18,167 @@ from tests.malformed.table import Reader, Target
 Rows = list[dict[str, Any]]
 
 TRIVIA: Rows = [
-    {"question": f"Capital of {land}?", "question_id": f"tc_{n}",
-     "answer": {"value": town, "aliases": [town, town.upper()], "normalized_aliases": [town]}}
+    {
+        "question": f"Capital of {land}?",
+        "question_id": f"tc_{n}",
+        "answer": {"value": town, "aliases": [town, town.upper()], "normalized_aliases": [town]},
+    }
     for n, (land, town) in enumerate([("France", "Paris"), ("Norway", "Oslo"), ("Italy", "Rome")])
-]  # fmt: skip
+]
 TRUTHFUL: Rows = [
-    {"question": f"What happens {n} times?", "best_answer": "Nothing", "type": "Adversarial",
-     "correct_answers": ["Nothing", "Nothing at all"], "category": "Law", "source": "x",
-     "incorrect_answers": ["You grow", "You sleep", "You fly"]}
+    {
+        "question": f"What happens {n} times?",
+        "best_answer": "Nothing",
+        "type": "Adversarial",
+        "correct_answers": ["Nothing", "Nothing at all"],
+        "category": "Law",
+        "source": "x",
+        "incorrect_answers": ["You grow", "You sleep", "You fly"],
+    }
     for n in range(3)
-]  # fmt: skip
+]
 TARGETS: Rows = [
-    {"question": f"What is {n}?", "mc1_targets": {"A number": 1, "A bird": 0, "A fish": 0},
-     "mc2_targets": {"A number": 1, "A count": 1, "A bird": 0}}
+    {
+        "question": f"What is {n}?",
+        "mc1_targets": {"A number": 1, "A bird": 0, "A fish": 0},
+        "mc2_targets": {"A number": 1, "A count": 1, "A bird": 0},
+    }
     for n in range(3)
-]  # fmt: skip
+]
 MMLU: Rows = [
-    {"question": f"What is 1 + {n}?", "subject": "anatomy", "choices": ["1", "2", "3", "4"],
-     "answer": n}
+    {"question": f"What is 1 + {n}?", "subject": "anatomy", "choices": ["1", "2", "3", "4"], "answer": n}
     for n in range(3)
-]  # fmt: skip
+]
 OPEN: Rows = [{"question": f"who was number {n}", "answer": ["Nobody", "None"]} for n in range(3)]
 OPEN_CONTEXT: Rows = [
-    {"question": f"who was number {n}", "answers": ["Nobody"], "ctxs": [
-        {"title": "Numbers", "text": "Nobody was.", "isgold": True, "hasanswer": True},
-        {"title": "Others", "text": "Somebody is.", "isgold": False}]}
+    {
+        "question": f"who was number {n}",
+        "answers": ["Nobody"],
+        "ctxs": [
+            {"title": "Numbers", "text": "Nobody was.", "isgold": True, "hasanswer": True},
+            {"title": "Others", "text": "Somebody is.", "isgold": False},
+        ],
+    }
     for n in range(3)
-]  # fmt: skip
+]
 SQUAD: Rows = [
-    {"title": "Oslo", "paragraphs": [{"context": "Oslo is a town.", "qas": [
-        {"id": "a", "question": "What is it?", "answers": [{"text": "a town", "answer_start": 8}]},
-        {"id": "b", "question": "Why is Oslo?", "answers": [], "is_impossible": True,
-         "plausible_answers": [{"text": "Oslo", "answer_start": 0}]}]}]}
-]  # fmt: skip
+    {
+        "title": "Oslo",
+        "paragraphs": [
+            {
+                "context": "Oslo is a town.",
+                "qas": [
+                    {
+                        "id": "a",
+                        "question": "What is it?",
+                        "answers": [{"text": "a town", "answer_start": 8}],
+                    },
+                    {
+                        "id": "b",
+                        "question": "Why is Oslo?",
+                        "answers": [],
+                        "is_impossible": True,
+                        "plausible_answers": [{"text": "Oslo", "answer_start": 0}],
+                    },
+                ],
+            }
+        ],
+    }
+]
 FRESH: Rows = [
-    {"id": str(n), "split": "TEST", "question": f"Who is first {n}?", "effective_year": "2022",
-     "false_premise": "FALSE", "num_hops": "one-hop", "fact_type": "fast-changing",
-     "answer_0": "Anna", "answer_1": "A."}
+    {
+        "id": str(n),
+        "split": "TEST",
+        "question": f"Who is first {n}?",
+        "effective_year": "2022",
+        "false_premise": "FALSE",
+        "num_hops": "one-hop",
+        "fact_type": "fast-changing",
+        "answer_0": "Anna",
+        "answer_1": "A.",
+    }
     for n in range(3)
-]  # fmt: skip
+]
 HALU: Rows = [
-    {"knowledge": "Oslo is a town.", "question": f"What is Oslo in {n}?", "right_answer": "a town",
-     "hallucinated_answer": "a river"}
+    {
+        "knowledge": "Oslo is a town.",
+        "question": f"What is Oslo in {n}?",
+        "right_answer": "a town",
+        "hallucinated_answer": "a river",
+    }
     for n in range(3)
-]  # fmt: skip
+]
 GENERAL: Rows = [
-    {"ID": str(n), "user_query": f"Tell me {n}", "chatgpt_response": "It is so and not else.",
-     "hallucination": "yes", "hallucination_spans": ["so and not"]}
+    {
+        "ID": str(n),
+        "user_query": f"Tell me {n}",
+        "chatgpt_response": "It is so and not else.",
+        "hallucination": "yes",
+        "hallucination_spans": ["so and not"],
+    }
     for n in range(3)
-]  # fmt: skip
+]
 WORLD: Rows = [
-    {"id": f"capital-{n}", "question": f"What is the capital of land {n}?", "answers": ["Paris"],
-     "relation": "capital", "group": f"g{n}"}
+    {
+        "id": f"capital-{n}",
+        "question": f"What is the capital of land {n}?",
+        "answers": ["Paris"],
+        "relation": "capital",
+        "group": f"g{n}",
+    }
     for n in range(3)
-]  # fmt: skip
+]
 PROBES: Rows = [
-    {"id": f"p-{n}", "category": "facts", "question": f"What is {n}?", "answers": ["a", "b"],
-     "incorrect_answers": ["c"], "expected": "answer", "input_label": 0, "note": "A note."}
+    {
+        "id": f"p-{n}",
+        "category": "facts",
+        "question": f"What is {n}?",
+        "answers": ["a", "b"],
+        "incorrect_answers": ["c"],
+        "expected": "answer",
+        "input_label": 0,
+        "note": "A note.",
+    }
     for n in range(3)
-]  # fmt: skip
+]
 RESPONSES: Rows = [
-    {"id": str(n), "source_id": "11", "model": "llama", "temperature": 0.7, "split": "test",
-     "quality": "good", "response": "Oslo is a big town.",
-     "labels": [{"start": 10, "end": 13, "text": "big", "label_type": "Evident Baseless Info"}]}
+    {
+        "id": str(n),
+        "source_id": "11",
+        "model": "llama",
+        "temperature": 0.7,
+        "split": "test",
+        "quality": "good",
+        "response": "Oslo is a big town.",
+        "labels": [{"start": 10, "end": 13, "text": "big", "label_type": "Evident Baseless Info"}],
+    }
     for n in range(2)
-]  # fmt: skip
+]
 SOURCES: Rows = [
-    {"source_id": "11", "task_type": "QA", "source": "MARCO", "prompt": "Tell: Oslo is a town.",
-     "source_info": {"question": "Tell", "passages": "Oslo is a town."}}
-]  # fmt: skip
+    {
+        "source_id": "11",
+        "task_type": "QA",
+        "source": "MARCO",
+        "prompt": "Tell: Oslo is a town.",
+        "source_info": {"question": "Tell", "passages": "Oslo is a town."},
+    }
+]
 OWN: Rows = [
-    {"question": f"Which number is {n}?", "answers": ["one", "two"],
-     "choices": ["one", "six", "ten"],
-     "correct": "A", "given": ["one", "six"], "label": [0, 1], "context": "Numbers.", "extra": n}
+    {
+        "question": f"Which number is {n}?",
+        "answers": ["one", "two"],
+        "choices": ["one", "six", "ten"],
+        "correct": "A",
+        "given": ["one", "six"],
+        "label": [0, 1],
+        "context": "Numbers.",
+        "extra": n,
+    }
     for n in range(3)
-]  # fmt: skip
+]
 ASKED: Rows = [
-    {"id": n, "question": f"What is {n}?", "answer": "a number", "context": "Numbers are."}
-    for n in range(3)
-]  # fmt: skip
+    {"id": n, "question": f"What is {n}?", "answer": "a number", "context": "Numbers are."} for n in range(3)
+]
 PROMPTS: Rows = [{"prompt": f"Forget rule {n}.", "label": n % 2} for n in range(4)]
 
 
@@ -121,11 +203,17 @@ def parquet_of(rows: Rows) -> bytes:
 
 def truthful_table() -> bytes:
     rows = [
-        {"Type": "Adversarial", "Category": "Law", "Question": row["question"],
-         "Best Answer": row["best_answer"], "Correct Answers": "Nothing; Nothing at all",
-         "Incorrect Answers": "You grow; You sleep", "Source": "x"}
+        {
+            "Type": "Adversarial",
+            "Category": "Law",
+            "Question": row["question"],
+            "Best Answer": row["best_answer"],
+            "Correct Answers": "Nothing; Nothing at all",
+            "Incorrect Answers": "You grow; You sleep",
+            "Source": "x",
+        }
         for row in TRUTHFUL
-    ]  # fmt: skip
+    ]
     return table_of(rows)
 
 
@@ -148,13 +236,19 @@ FILES: dict[str, dict[str, bytes]] = {
     "triviaqa": {
         **layouts(TRIVIA, "rows.jsonl", "rows.parquet"),
         "dpr.tsv": b"Capital of France?\t['Paris', \"Par'is\"]\nCapital of Norway?\t['Oslo']\n",
-        "published.json": json.dumps({"Data": [
-            {"Question": "Capital?", "QuestionId": "tc_1",
-             "Answer": {"Value": "Paris", "Aliases": ["Paree"], "HumanAnswers": ["P"]}}]}).encode(),
+        "published.json": json.dumps(
+            {
+                "Data": [
+                    {
+                        "Question": "Capital?",
+                        "QuestionId": "tc_1",
+                        "Answer": {"Value": "Paris", "Aliases": ["Paree"], "HumanAnswers": ["P"]},
+                    }
+                ]
+            }
+        ).encode(),
     },
-    "truthfulqa": {
-        **layouts(TRUTHFUL, "rows.jsonl", "rows.parquet"), "table.csv": truthful_table(),
-    },
+    "truthfulqa": {**layouts(TRUTHFUL, "rows.jsonl", "rows.parquet"), "table.csv": truthful_table()},
     "truthfulqa_mc": {**layouts(TARGETS, "rows.json"), "table.csv": truthful_table()},
     "truthfulqa_mc1": layouts(TARGETS, "rows.json", "rows.jsonl.gz"),
     "truthfulqa_mc2": layouts(TARGETS, "rows.json"),
@@ -170,7 +264,7 @@ FILES: dict[str, dict[str, bytes]] = {
     "halueval_qa_choice": layouts(HALU, "rows.jsonl"),
     "halueval_general": layouts(GENERAL),
     "ragtruth": {"response.jsonl": lines_of(RESPONSES), "source_info.jsonl": lines_of(SOURCES)},
-}  # fmt: skip
+}
 KINDS = {".jsonl": "lines", ".json": "json", ".gz": "packed lines", ".parquet": "parquet"}
 
 
@@ -226,18 +320,28 @@ def _needles(path: Path) -> Any:
 
 
 OWN_FILES = {
-    **layouts(OWN), "own.csv": table_of(OWN), "own.tsv": table_of(OWN, "\t"),
+    **layouts(OWN),
+    "own.csv": table_of(OWN),
+    "own.tsv": table_of(OWN, "\t"),
     "own.csv.gz": gzip.compress(table_of(OWN), mtime=0),
-}  # fmt: skip
+}
 
 DATASET_READERS = (
     *(_dataset(name) for name in DATASETS.names()),
     _reader("own file", OWN_FILES, _own, 120),
     _reader("score input", layouts(ASKED), _asked),
-    _reader("prompts", {
-        **layouts(PROMPTS, "rows.jsonl", "rows.parquet"), "p.csv": table_of(PROMPTS)}, _prompts),
+    _reader(
+        "prompts", {**layouts(PROMPTS, "rows.jsonl", "rows.parquet"), "p.csv": table_of(PROMPTS)}, _prompts
+    ),
     _reader("prompt lines", {"prompts.txt": b"Forget it.\n\nDo not.\n"}, _texts, 30),
     _reader("haystack", {"haystack.txt": b"A long text about a town.\n"}, _haystack, 30),
-    _reader("needles", {"needles.jsonl": lines_of(
-        [{"needle": "He hid it.", "question": "Where?", "real_needle": "it"}] * 2)}, _needles),
-)  # fmt: skip
+    _reader(
+        "needles",
+        {
+            "needles.jsonl": lines_of(
+                [{"needle": "He hid it.", "question": "Where?", "real_needle": "it"}] * 2
+            )
+        },
+        _needles,
+    ),
+)

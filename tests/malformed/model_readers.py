@@ -49,13 +49,17 @@ def make_shards(folder: Path) -> None:
         "w.absmax": np.ones(1, np.float32),
         "w.quant_map": np.linspace(-1, 1, 16).astype(np.float32),
         "w.quant_state.bitsandbytes__nf4": np.frombuffer(
-            json.dumps({"shape": [8, 8], "blocksize": 64, "dtype": "float32"}).encode(), np.uint8),
-        "e.SCB": np.ones(3, np.float32), "e.weight": np.ones((3, 4), np.int8),
-    }  # fmt: skip
+            json.dumps({"shape": [8, 8], "blocksize": 64, "dtype": "float32"}).encode(), np.uint8
+        ),
+        "e.SCB": np.ones(3, np.float32),
+        "e.weight": np.ones((3, 4), np.int8),
+    }
     save_file(first, folder / "model-1.safetensors", {"format": "pt"})
     save_file(packed, folder / "model-2.safetensors")
-    index = {"weight_map": dict.fromkeys(first, "model-1.safetensors")
-             | dict.fromkeys(packed, "model-2.safetensors")}  # fmt: skip
+    index = {
+        "weight_map": dict.fromkeys(first, "model-1.safetensors")
+        | dict.fromkeys(packed, "model-2.safetensors")
+    }
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (folder / "config.json").write_text(json.dumps({"model_type": "llama", "hidden_size": 8}))
 
@@ -67,9 +71,7 @@ def read_shards(path: Path) -> Any:
 
 
 def _shapes(tensors: Any) -> Any:
-    return [
-        (name, tensor.shape, tensor.read().sum(dtype="float64")) for name, tensor in tensors.items()
-    ]
+    return [(name, tensor.shape, tensor.read().sum(dtype="float64")) for name, tensor in tensors.items()]
 
 
 def make_model(folder: Path) -> None:
@@ -92,8 +94,18 @@ def read_architecture(path: Path) -> Any:
     return str(weights.architecture), weights.heads(0, "q").shape
 
 
-DETECTORS = ("sink-mass", "sink-probe-heads", "saplma", "haloscope", "tfidf", "all-features", "gat",
-             "graphhalu", "shuffled-labels", "joint-probe")  # fmt: skip
+DETECTORS = (
+    "sink-mass",
+    "sink-probe-heads",
+    "saplma",
+    "haloscope",
+    "tfidf",
+    "all-features",
+    "gat",
+    "graphhalu",
+    "shuffled-labels",
+    "joint-probe",
+)
 
 
 def make_detectors(*names: str) -> Any:
@@ -134,9 +146,7 @@ def read_detector(path: Path) -> Any:
     return type(found).__name__, found.n_parameters, str(found.identity)
 
 
-def detector_reader(
-    title: str, *names: str, n_slice: int = 60, more: tuple[str, ...] = ()
-) -> Reader:
+def detector_reader(title: str, *names: str, n_slice: int = 60, more: tuple[str, ...] = ()) -> Reader:
     targets = []
     for name in names:
         targets.append(Target(f"{name}/detector.json", "json"))
@@ -148,14 +158,31 @@ def detector_reader(
 
 MODEL_READERS = (
     Reader("gguf", make_gguf, read_gguf, (Target("tiny.gguf"),), n_slice=100),
-    Reader("safetensors", make_shards, read_shards, (
-        Target("model-1.safetensors", "safetensors"), Target("model-2.safetensors", "safetensors"),
-        Target("model.safetensors.index.json", "json")), n_slice=150),
-    Reader("model digest", make_model, read_model_digest,
-           (Target("model.safetensors", "safetensors"), Target("config.json", "json"))),
-    Reader("model weights", make_model, read_architecture,
-           (Target("model.safetensors", "safetensors"), Target("config.json", "json"))),
-    detector_reader("detectors of features", "sink-mass", "sink-probe-heads", "tfidf", "saplma",
-                    "haloscope", n_slice=100),
+    Reader(
+        "safetensors",
+        make_shards,
+        read_shards,
+        (
+            Target("model-1.safetensors", "safetensors"),
+            Target("model-2.safetensors", "safetensors"),
+            Target("model.safetensors.index.json", "json"),
+        ),
+        n_slice=150,
+    ),
+    Reader(
+        "model digest",
+        make_model,
+        read_model_digest,
+        (Target("model.safetensors", "safetensors"), Target("config.json", "json")),
+    ),
+    Reader(
+        "model weights",
+        make_model,
+        read_architecture,
+        (Target("model.safetensors", "safetensors"), Target("config.json", "json")),
+    ),
+    detector_reader(
+        "detectors of features", "sink-mass", "sink-probe-heads", "tfidf", "saplma", "haloscope", n_slice=100
+    ),
     detector_reader("detectors of graphs", "gat", n_slice=40),
-)  # fmt: skip
+)

@@ -23,20 +23,94 @@ BOMB_BYTES = 24 * 2**20
 """What a gzip bomb unpacks to: more than any file here, less than the bound on memory."""
 
 TOKENS = (
-    b"", b"\0", b"\xff\xfe", b"\xed\xa0\x80", b"\xf8\x88", b"NaN", b"-Infinity", b"1e999", b"-1",
-    b"1" + b"0" * 18, b"9" * 400, b"9" * 5000, b"null", b"true", b"[]", b"{}", b'""', b'"', b"{",
-    b"[" * 3000, b'{"a":' * 3000, b"../" * 7 + b"escape", b"/escape", b"\\ud800", b'"\\ud800"',
-    b"PK\x03\x04", b"\x1f\x8b\x08", b"PAR1", b"GGUF", b"\x93NUMPY", b"\n", b"\r\n", b",", b":",
-    b"'", b"\t", b"!!python/object/apply:os.system ['x']", b"&a [*a, *a]", b"*a", b"- ", b"#",
-    b"<script>", b"%s%n", b"\xef\xbb\xbf", "\u2028\u202e".encode(),
-)  # fmt: skip
+    b"",
+    b"\0",
+    b"\xff\xfe",
+    b"\xed\xa0\x80",
+    b"\xf8\x88",
+    b"NaN",
+    b"-Infinity",
+    b"1e999",
+    b"-1",
+    b"1" + b"0" * 18,
+    b"9" * 400,
+    b"9" * 5000,
+    b"null",
+    b"true",
+    b"[]",
+    b"{}",
+    b'""',
+    b'"',
+    b"{",
+    b"[" * 3000,
+    b'{"a":' * 3000,
+    b"../" * 7 + b"escape",
+    b"/escape",
+    b"\\ud800",
+    b'"\\ud800"',
+    b"PK\x03\x04",
+    b"\x1f\x8b\x08",
+    b"PAR1",
+    b"GGUF",
+    b"\x93NUMPY",
+    b"\n",
+    b"\r\n",
+    b",",
+    b":",
+    b"'",
+    b"\t",
+    b"!!python/object/apply:os.system ['x']",
+    b"&a [*a, *a]",
+    b"*a",
+    b"- ",
+    b"#",
+    b"<script>",
+    b"%s%n",
+    b"\xef\xbb\xbf",
+    "\u2028\u202e".encode(),
+)
 
 VALUES = (
-    None, True, False, 0, 1, -1, 2, 255, 2**31, 2**63, 10**18, -(10**18), 10**400, 0.5, -0.0, 1e308,
-    float("nan"), float("inf"), "", " ", "a", "0", "nan", "../../escape", "/escape", "a\0b",
-    "\ud800", "x" * 3000, "<b>", [], {}, [[]], [None], [0], [[[[1]]]], {"": None}, {"a": {"b": []}},
-    ["a", 1], "@deep@",
-)  # fmt: skip
+    None,
+    True,
+    False,
+    0,
+    1,
+    -1,
+    2,
+    255,
+    2**31,
+    2**63,
+    10**18,
+    -(10**18),
+    10**400,
+    0.5,
+    -0.0,
+    1e308,
+    float("nan"),
+    float("inf"),
+    "",
+    " ",
+    "a",
+    "0",
+    "nan",
+    "../../escape",
+    "/escape",
+    "a\0b",
+    "\ud800",
+    "x" * 3000,
+    "<b>",
+    [],
+    {},
+    [[]],
+    [None],
+    [0],
+    [[[[1]]]],
+    {"": None},
+    {"a": {"b": []}},
+    ["a", 1],
+    "@deep@",
+)
 """What a value becomes; the mark of the last one is replaced by deep nesting in the text."""
 
 NUMBERS = (0, 1, 2, 3, 255, 2**16, 2**31 - 1, 2**31, 2**32 - 1, 10**18, 2**63 - 1, 2**63, 2**64 - 1)
@@ -139,9 +213,21 @@ def _nothing(content: bytes, rng: random.Random) -> bytes:
 
 
 BYTE_CHANGES: tuple[Callable[[bytes, random.Random], bytes], ...] = (
-    _cut, _flip, _flip, _drop, _double, _splice, _insert, _insert, _noise, _number, _number, _digit,
-    _repack, _nothing,
-)  # fmt: skip
+    _cut,
+    _flip,
+    _flip,
+    _drop,
+    _double,
+    _splice,
+    _insert,
+    _insert,
+    _noise,
+    _number,
+    _number,
+    _digit,
+    _repack,
+    _nothing,
+)
 
 
 @cache
@@ -235,11 +321,27 @@ def spoil_yaml(content: bytes, rng: random.Random) -> bytes:
         return _alias_bomb()
     if way == 1:
         tag = rng.choice(
-            (b"!!python/name:os.system", b"!!binary x", b"!!set {a}", b"2020-99-99", b".nan",
-             b"!!python/object/new:os.system [x]", b"!!timestamp x", b"{[1]: 2}", b"&a [*a]",
-             b"? 1", b"{1: 2, a: 3}",
-             b"1:30:99", b"0o9", b"0x", b"!!int x", b"!!float x", b"0b", b"!!bool x")
-        )  # fmt: skip
+            (
+                b"!!python/name:os.system",
+                b"!!binary x",
+                b"!!set {a}",
+                b"2020-99-99",
+                b".nan",
+                b"!!python/object/new:os.system [x]",
+                b"!!timestamp x",
+                b"{[1]: 2}",
+                b"&a [*a]",
+                b"? 1",
+                b"{1: 2, a: 3}",
+                b"1:30:99",
+                b"0o9",
+                b"0x",
+                b"!!int x",
+                b"!!float x",
+                b"0b",
+                b"!!bool x",
+            )
+        )
         lines = content.split(b"\n")
         place = rng.randrange(len(lines))
         lines[place] = lines[place].partition(b":")[0] + b": " + tag
@@ -251,9 +353,7 @@ def spoil_yaml(content: bytes, rng: random.Random) -> bytes:
 @cache
 def _alias_bomb() -> bytes:
     lines = [b"a0: &a0 [x, x, x, x, x, x, x, x, x]"]
-    lines += [
-        b"a%d: &a%d [" % (n, n) + b", ".join([b"*a%d" % (n - 1)] * 9) + b"]" for n in range(1, 30)
-    ]
+    lines += [b"a%d: &a%d [" % (n, n) + b", ".join([b"*a%d" % (n - 1)] * 9) + b"]" for n in range(1, 30)]
     return b"\n".join([*lines, b"name: *a29", b""])
 
 
@@ -270,10 +370,16 @@ def spoil_parquet(content: bytes, rng: random.Random) -> bytes:
             [n if i != place else rng.choice(("x", "", names[0])) for i, n in enumerate(names)]
         )
     elif way == 2:
-        kinds = (pa.nulls(len(table)), pa.array(["x"] * len(table)), pa.array([2**62] * len(table)),
-                 pa.array([float("nan")] * len(table)), pa.array([[1]] * len(table)),
-                 pa.array([b"\xff"] * len(table)), pa.array([{"a": 1}] * len(table)),
-                 pa.array(["\0/../x"] * len(table)).dictionary_encode())  # fmt: skip
+        kinds = (
+            pa.nulls(len(table)),
+            pa.array(["x"] * len(table)),
+            pa.array([2**62] * len(table)),
+            pa.array([float("nan")] * len(table)),
+            pa.array([[1]] * len(table)),
+            pa.array([b"\xff"] * len(table)),
+            pa.array([{"a": 1}] * len(table)),
+            pa.array(["\0/../x"] * len(table)).dictionary_encode(),
+        )
         table = table.set_column(place, names[place], rng.choice(kinds))
     elif way == 3:
         table = rng.choice((table.slice(0, 0), table.slice(1), pa.concat_tables([table, table])))

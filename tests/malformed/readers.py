@@ -6,6 +6,4 @@ from tests.malformed.result_readers import RESULT_READERS
 from tests.malformed.store_readers import STORE_READERS
 from tests.malformed.table import Reader
 
-READERS: tuple[Reader, ...] = (
-    *DATASET_READERS, *STORE_READERS, *RESULT_READERS, *MODEL_READERS,
-)  # fmt: skip
+READERS: tuple[Reader, ...] = (*DATASET_READERS, *STORE_READERS, *RESULT_READERS, *MODEL_READERS)

@@ -19,16 +19,26 @@ def make_result(folder: Path) -> None:
 
     samples = pa.Table.from_pylist(
         [
-            {"detector": "text", "seed": 0, "fold": n % 2, "trace_id": f"t{n}", "group": f"g{n}",
-             "label": n % 2, "score": n / 7, "raw_score": n / 7, "is_valid": True,
-             "probability": n / 7, "is_predicted_positive": n > 3, "token": None}
+            {
+                "detector": "text",
+                "seed": 0,
+                "fold": n % 2,
+                "trace_id": f"t{n}",
+                "group": f"g{n}",
+                "label": n % 2,
+                "score": n / 7,
+                "raw_score": n / 7,
+                "is_valid": True,
+                "probability": n / 7,
+                "is_predicted_positive": n > 3,
+                "token": None,
+            }
             for n in range(7)
-        ], schema=SAMPLE_SCHEMA,
-    )  # fmt: skip
-    row = sample(DetectorRow, failure=None, metrics={"auroc": sample(_metric())})
-    result = sample(
-        Result, samples=samples, rows=(row,), format="graphhalu-result", format_version=3
+        ],
+        schema=SAMPLE_SCHEMA,
     )
+    row = sample(DetectorRow, failure=None, metrics={"auroc": sample(_metric())})
+    result = sample(Result, samples=samples, rows=(row,), format="graphhalu-result", format_version=3)
     result.write(folder)
     save_part(folder, Finished(row, samples))
     sample(HeadMaps, maps=(sample(HeadMap),)).write(folder)
@@ -95,10 +105,15 @@ def make_heads(folder: Path) -> None:
 
     scores = np.random.default_rng(0).random((3, 2, 5))
     table = HeadTable(
-        role="retrieval", layers=(0, 1), trials=tuple(Trial(f"t{n}", f"g{n}") for n in range(3)),
-        scores=scores, chance=np.full((2, 5), 0.1), columns={"contrast": scores[0]},
-        model={"name": "planted"}, n_resamples=20,
-    )  # fmt: skip
+        role="retrieval",
+        layers=(0, 1),
+        trials=tuple(Trial(f"t{n}", f"g{n}") for n in range(3)),
+        scores=scores,
+        chance=np.full((2, 5), 0.1),
+        columns={"contrast": scores[0]},
+        model={"name": "planted"},
+        n_resamples=20,
+    )
     write_heads(folder / "heads.json", [table])
     write_heads(folder / "heads.json.gz", [table])
     write_published(folder / "published.json", table)
@@ -124,12 +139,24 @@ def make_sinks(folder: Path) -> None:
     records = []
     for n in range(3):
         by_head = rng.uniform(0.2, 0.6, size=(2, 3))
-        records.append(SinkRecord(
-            idx=n, task="quiz", model="some/model", target="A", pred="B",
-            labels={"hallucinated": n % 2, "input": None}, entropy=0.5,
-            sink_mass=float(by_head.mean()), by_head=by_head, is_seen=np.ones(2, dtype=bool),
-            seq_len=20, sink_tokens=4, query_mode="last", meta={"question_id": f"q{n}"},
-        ))  # fmt: skip
+        records.append(
+            SinkRecord(
+                idx=n,
+                task="quiz",
+                model="some/model",
+                target="A",
+                pred="B",
+                labels={"hallucinated": n % 2, "input": None},
+                entropy=0.5,
+                sink_mass=float(by_head.mean()),
+                by_head=by_head,
+                is_seen=np.ones(2, dtype=bool),
+                seq_len=20,
+                sink_tokens=4,
+                query_mode="last",
+                meta={"question_id": f"q{n}"},
+            )
+        )
     write_run(folder, SinkRun(tuple(records), {"model": "some/model", "task": "quiz"}, "run"))
     journal = Journal(folder / "run.journal", {"model": "m"})
     mass = SinkMass(4, "last", np.full((2, 3), 0.25), np.ones(2, dtype=bool))
@@ -160,12 +187,7 @@ def make_instability(folder: Path) -> None:
 
     from graphhalu.detectors.identity import Identity
     from graphhalu.studies.instability.calibration import Calibration
-    from graphhalu.studies.instability.series import (
-        STEP_ARRAYS,
-        PromptRecord,
-        PromptSeries,
-        SeriesFolder,
-    )  # fmt: skip
+    from graphhalu.studies.instability.series import STEP_ARRAYS, PromptRecord, PromptSeries, SeriesFolder
     from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
 
     study = SeriesFolder.create(folder / "study", {"n_parts": 1, "model": {"name": "m"}})
@@ -174,14 +196,15 @@ def make_instability(folder: Path) -> None:
     steps = dict.fromkeys(("agreement", "entropy", "margin", "logprob"), np.full(2, 0.5))
     arrays = {**heads, **layers, **steps, "focus_heads": np.full((3, 2), 0.5)}
     assert set(STEP_ARRAYS) <= set(arrays)
-    series = [
-        PromptSeries(PromptRecord(f"p{n}", 0, n % 2, f"g{n}", "text"), arrays) for n in range(2)
-    ]
+    series = [PromptSeries(PromptRecord(f"p{n}", 0, n % 2, f"g{n}", "text"), arrays) for n in range(2)]
     study.write_part(0, series)
     found = sample(
-        Calibration, identity=Identity.of({}), provenance={},
-        gather=GatherSettings(system="s"), settings=CalibrateSettings(),
-    )  # fmt: skip
+        Calibration,
+        identity=Identity.of({}),
+        provenance={},
+        gather=GatherSettings(system="s"),
+        settings=CalibrateSettings(),
+    )
     found.write(folder / "calibration.json")
     heads_file = {"params": {"important_heads": [[0, 1], [2, 3]]}}
     (folder / "important.json").write_text(json.dumps(heads_file))
@@ -221,9 +244,8 @@ def make_weights(folder: Path) -> None:
         {"name": ["a"], "part": ["q"], "layer": [0], "storage": ["F32"], "zero_fraction": [0.0]}
     )
     profile = WeightProfile(
-        {"name": "m"}, {"n_layers": 2, "n_heads": 2}, {}, {}, ("note",), tensors, heads, heads,
-        layers, heads,
-    )  # fmt: skip
+        {"name": "m"}, {"n_layers": 2, "n_heads": 2}, {}, {}, ("note",), tensors, heads, heads, layers, heads
+    )
     profile.write(folder)
 
 
@@ -237,8 +259,12 @@ def read_weight_profile(path: Path) -> Any:
     from graphhalu.weights.tables import read_profile
 
     profile = read_profile(path.parent)
-    return (str(profile), profile.mixed(), [profile.of_heads("copying").tolist()],
-            profile.of_layers("ov_norm").tolist())  # fmt: skip
+    return (
+        str(profile),
+        profile.mixed(),
+        [profile.of_heads("copying").tolist()],
+        profile.of_layers("ov_norm").tolist(),
+    )
 
 
 def make_configs(folder: Path) -> None:
@@ -287,10 +313,13 @@ def _targets(kind: str, *files: str) -> tuple[Target, ...]:
 
 
 RESULT_READERS = (
-    Reader("result", make_result, read_whole_result,
-           (Target("result.json", "json"), Target("scores.parquet", "parquet", is_checked=True))),
-    Reader("report", make_result, read_report, _targets("json", "result.json"),
-           n_slice=5, share=0.02),
+    Reader(
+        "result",
+        make_result,
+        read_whole_result,
+        (Target("result.json", "json"), Target("scores.parquet", "parquet", is_checked=True)),
+    ),
+    Reader("report", make_result, read_report, _targets("json", "result.json"), n_slice=5, share=0.02),
     Reader("head maps", make_result, read_head_maps, _targets("json", "maps.json")),
     Reader("transfer", make_result, read_transfers, _targets("json", "transfer.json")),
     Reader("finished parts", make_result, read_finished, _targets("parquet", "parts/text.parquet")),
@@ -300,25 +329,53 @@ RESULT_READERS = (
         read_whole_result,
         (Target("tokens.json", "json"), Target("tokens.parquet", "parquet", is_checked=True)),
     ),
-    Reader("heads", make_heads, read_head_tables,
-           (*_targets("json", "heads.json", "published.json"), Target("heads.json.gz")),
-           n_slice=100),
-    Reader("sink records", make_sinks, read_sink_run,
-           (Target("run.jsonl.gz", "packed lines"), Target("run.meta.json", "json")), n_slice=100),
+    Reader(
+        "heads",
+        make_heads,
+        read_head_tables,
+        (*_targets("json", "heads.json", "published.json"), Target("heads.json.gz")),
+        n_slice=100,
+    ),
+    Reader(
+        "sink records",
+        make_sinks,
+        read_sink_run,
+        (Target("run.jsonl.gz", "packed lines"), Target("run.meta.json", "json")),
+        n_slice=100,
+    ),
     Reader("sink journal", make_sinks, read_journal, _targets("lines", "run.journal"), writes=True),
     Reader("sink analysis", make_sinks, read_analysis, _targets("json", "sinks.json")),
-    Reader("instability study", make_instability, read_series,
-           (Target("study/meta.json", "json"), Target("study/parts/000000.npz", "npz"))),
-    Reader("instability calibration", make_instability, read_instability_calibration,
-           _targets("json", "calibration.json")),
+    Reader(
+        "instability study",
+        make_instability,
+        read_series,
+        (Target("study/meta.json", "json"), Target("study/parts/000000.npz", "npz")),
+    ),
+    Reader(
+        "instability calibration",
+        make_instability,
+        read_instability_calibration,
+        _targets("json", "calibration.json"),
+    ),
     Reader("important heads", make_instability, read_important, _targets("json", "important.json")),
-    Reader("weights validation", make_weights, read_weights_validation,
-           _targets("json", "validation.json")),
-    Reader("weight profile", make_weights, read_weight_profile,
-           (*_targets("json", "profile.json"),
-            *_targets("parquet", "heads.parquet", "tensors.parquet"))),
-    Reader("configurations", make_configs, read_config,
-           _targets("yaml", "extract.yaml", "compare.yaml", "train.yaml"), n_slice=100),
-    Reader("detector calibration", make_calibration, read_detector_calibration,
-           _targets("json", "calibration.json")),
-)  # fmt: skip
+    Reader("weights validation", make_weights, read_weights_validation, _targets("json", "validation.json")),
+    Reader(
+        "weight profile",
+        make_weights,
+        read_weight_profile,
+        (*_targets("json", "profile.json"), *_targets("parquet", "heads.parquet", "tensors.parquet")),
+    ),
+    Reader(
+        "configurations",
+        make_configs,
+        read_config,
+        _targets("yaml", "extract.yaml", "compare.yaml", "train.yaml"),
+        n_slice=100,
+    ),
+    Reader(
+        "detector calibration",
+        make_calibration,
+        read_detector_calibration,
+        _targets("json", "calibration.json"),
+    ),
+)

@@ -54,9 +54,7 @@ def _rows(names: list[str], arguments: argparse.Namespace, keep: Path) -> Iterat
             for row in _child_rows(left, first, arguments, Path(place), keep):
                 known = total.setdefault(row["reader"], dict.fromkeys(COUNTED, 0))
                 for key in COUNTED:
-                    known[key] = (
-                        known[key] + row[key] if key in ADDED else max(known[key], row[key])
-                    )
+                    known[key] = known[key] + row[key] if key in ADDED else max(known[key], row[key])
                 if row["is_done"]:
                     left.remove(row["reader"])
                     _print(row["reader"], known)
@@ -77,10 +75,22 @@ def _child_rows(
     """Rows of the readers that a process got through, and of the one that it died of."""
     stop = arguments.cases if arguments.case is None else arguments.case + 1
     command = [
-        sys.executable, __file__, "--child", json.dumps(names), "--seed", str(arguments.seed),
-        "--first", str(first), "--cases", str(stop), "--keep", str(keep), "--place", str(place),
+        sys.executable,
+        __file__,
+        "--child",
+        json.dumps(names),
+        "--seed",
+        str(arguments.seed),
+        "--first",
+        str(first),
+        "--cases",
+        str(stop),
+        "--keep",
+        str(keep),
+        "--place",
+        str(place),
         *(["--is-single"] if arguments.case is not None else []),
-    ]  # fmt: skip
+    ]
     with subprocess.Popen(command, cwd=place, stdout=subprocess.PIPE, env=_environment()) as child:
         assert child.stdout is not None
         for line in child.stdout:

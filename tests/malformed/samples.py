@@ -10,9 +10,12 @@ import pyarrow as pa
 from pydantic import BaseModel
 
 CONTAINERS: dict[Any, Callable[[list[Any]], Any]] = {
-    tuple: tuple, list: list, Sequence: list, dict: lambda pair: {pair[0]: pair[1]},
+    tuple: tuple,
+    list: list,
+    Sequence: list,
+    dict: lambda pair: {pair[0]: pair[1]},
     Mapping: lambda pair: {pair[0]: pair[1]},
-}  # fmt: skip
+}
 PLAIN = {int: 1, float: 0.5, str: "text", bool: True, NoneType: None, Any: "any", object: "any"}
 
 
@@ -51,6 +54,5 @@ def _instance(kind: Any, known: Mapping[str, Any]) -> Any:
     else:
         names = list(kind._fields)
     return kind(
-        **{name: known.get(name, sample(hints[name])) for name in names if name not in known},
-        **known,
+        **{name: known.get(name, sample(hints[name])) for name in names if name not in known}, **known
     )

@@ -26,9 +26,12 @@ def make_store(folder: Path) -> None:
     generator = np.random.default_rng(0)
     traces = [planted_trace(number, generator) for number in range(3)]
     store = TraceStore.create(
-        folder / STORE, configuration={"model": {"name": "planted"}}, shape=PLANTED_SHAPE,
-        arrays=list(traces[0].arrays), provenance={},
-    )  # fmt: skip
+        folder / STORE,
+        configuration={"model": {"name": "planted"}},
+        shape=PLANTED_SHAPE,
+        arrays=list(traces[0].arrays),
+        provenance={},
+    )
     with store.writer() as writer:
         ids = [trace.record.question_id for trace in traces]
         writer.write_part(0, traces, ids)
@@ -72,8 +75,14 @@ def read_store_labels(path: Path) -> Any:
     from graphhalu.traces.store import open_traces
 
     found = read_labels(open_traces(_store_of(path)), "match")
-    return (found.trace_ids, found.values.tolist(), found.is_valid.tolist(), found.reasons,
-            found.settings, found.meaning)  # fmt: skip
+    return (
+        found.trace_ids,
+        found.values.tolist(),
+        found.is_valid.tolist(),
+        found.reasons,
+        found.settings,
+        found.meaning,
+    )
 
 
 def read_feature_table(path: Path) -> Any:
@@ -106,10 +115,14 @@ def read_graphs(path: Path) -> Any:
         raise DataFileError("absent")
     block, names = found
     graphs = [block.graph(number) for number in range(2)]
-    return names, block.question_ids, [
-        [_digest(graph[name].numpy()) for name in ("x", "edge_index", "edge_attr", "span")]
-        for graph in graphs
-    ]  # fmt: skip
+    return (
+        names,
+        block.question_ids,
+        [
+            [_digest(graph[name].numpy()) for name in ("x", "edge_index", "edge_attr", "span")]
+            for graph in graphs
+        ],
+    )
 
 
 def make_scores(folder: Path) -> None:
@@ -134,8 +147,9 @@ def seal_store(path: Path) -> None:
         plain = json.loads(commit.read_bytes())
         content = path.read_bytes()
         plain["files"][path.relative_to(folder).as_posix()] = {
-            "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest()
-        }  # fmt: skip
+            "bytes": len(content),
+            "sha256": hashlib.sha256(content).hexdigest(),
+        }
         commit.write_text(json.dumps(plain, indent=1))
     _seal(commit, lambda plain: plain, ensure_ascii=False)
 
@@ -175,10 +189,10 @@ STORE_TARGETS = (
 STORE_READERS = (
     Reader("trace store", make_store, read_store, STORE_TARGETS, n_slice=60),
     Reader("verify", make_store, verify, STORE_TARGETS[:6], n_slice=25),
-    Reader("labels", make_store, read_store_labels,
-           (Target(f"{STORE}/labels/match.parquet", "parquet"),)),
+    Reader("labels", make_store, read_store_labels, (Target(f"{STORE}/labels/match.parquet", "parquet"),)),
     Reader("features", make_store, read_feature_table, (Target("features.parquet", "parquet"),)),
-    Reader("graph cache", make_graphs, read_graphs,
-           (Target("g.safetensors", "safetensors", is_checked=True),)),
+    Reader(
+        "graph cache", make_graphs, read_graphs, (Target("g.safetensors", "safetensors", is_checked=True),)
+    ),
     Reader("score output", make_scores, read_scores, (Target("out.jsonl", "lines"),), writes=True),
-)  # fmt: skip
+)

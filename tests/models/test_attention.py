@@ -22,9 +22,7 @@ def test_the_sizes_of_every_family_are_read(family):
     assert shape.n_heads % shape.n_kv_heads == 0
 
 
-@pytest.mark.parametrize(
-    ("family", "n_kv_heads"), [("llama", 2), ("gpt2", 3), ("falcon", 1), ("phi", 6)]
-)
+@pytest.mark.parametrize(("family", "n_kv_heads"), [("llama", 2), ("gpt2", 3), ("falcon", 1), ("phi", 6)])
 def test_key_value_heads_are_counted_in_the_words_of_the_family(family, n_kv_heads):
     assert model_shape(tiny_model(family)[1], family).n_kv_heads == n_kv_heads
 
@@ -45,9 +43,7 @@ def test_sliding_windows_are_read_layer_by_layer(family, windows):
 
 
 def test_a_window_that_is_switched_off_is_none():
-    config = transformers.Qwen2Config(
-        num_hidden_layers=3, sliding_window=7, use_sliding_window=False
-    )
+    config = transformers.Qwen2Config(num_hidden_layers=3, sliding_window=7, use_sliding_window=False)
     assert layer_windows(config) == (None, None, None)
 
 
@@ -59,8 +55,7 @@ def test_a_window_that_begins_at_a_later_layer_begins_there():
 
 
 @pytest.mark.parametrize(
-    ("family", "longest"),
-    [("llama", POSITIONS), ("gpt2", POSITIONS), ("mpt", POSITIONS), ("bloom", None)],
+    ("family", "longest"), [("llama", POSITIONS), ("gpt2", POSITIONS), ("mpt", POSITIONS), ("bloom", None)]
 )
 def test_the_context_window_is_read(family, longest):
     assert model_shape(tiny_model(family)[1], family).max_positions == longest

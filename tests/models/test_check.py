@@ -148,15 +148,22 @@ def test_a_tokenizer_of_another_model_is_refused():
 
 def test_a_model_in_which_only_some_layers_attend_is_refused():
     config = transformers.JambaConfig(
-        vocab_size=97, hidden_size=24, intermediate_size=28, num_hidden_layers=3,
-        num_attention_heads=3, num_key_value_heads=3, attn_layer_period=3, attn_layer_offset=1,
-        num_experts=1, num_experts_per_tok=1, use_mamba_kernels=False, mamba_d_state=5,
+        vocab_size=97,
+        hidden_size=24,
+        intermediate_size=28,
+        num_hidden_layers=3,
+        num_attention_heads=3,
+        num_key_value_heads=3,
+        attn_layer_period=3,
+        attn_layer_offset=1,
+        num_experts=1,
+        num_experts_per_tok=1,
+        use_mamba_kernels=False,
+        mamba_d_state=5,
         mamba_dt_rank=7,
-    )  # fmt: skip
-    model = transformers.AutoModelForCausalLM.from_config(config).eval()
-    loaded = loaded_tiny(
-        model=model, spec=ModelSpec(name="hybrid"), n_layers=3, n_heads=3, n_kv_heads=3
     )
+    model = transformers.AutoModelForCausalLM.from_config(config).eval()
+    loaded = loaded_tiny(model=model, spec=ModelSpec(name="hybrid"), n_layers=3, n_heads=3, n_kv_heads=3)
     with pytest.raises(ModelRefusedError, match=r"has 3 layers .* attention of 1 layers"):
         check_model(loaded)
 

@@ -41,16 +41,18 @@ def assert_round_trip(tokenizer):
 
 
 def test_the_embedded_model_is_what_its_card_says(smollm2):
-    assert (smollm2.n_layers, smollm2.n_heads, smollm2.n_kv_heads, smollm2.hidden_size) == (
-        30, 9, 3, 576,
-    )  # fmt: skip
+    assert (smollm2.n_layers, smollm2.n_heads, smollm2.n_kv_heads, smollm2.hidden_size) == (30, 9, 3, 576)
     assert smollm2.layer_windows == (None,) * 30
     assert smollm2.max_positions == 8192
     assert smollm2.identity == {
-        "name": "smollm2", "source": "HuggingFaceTB/SmolLM2-135M-Instruct", "revision": None,
+        "name": "smollm2",
+        "source": "HuggingFaceTB/SmolLM2-135M-Instruct",
+        "revision": None,
         "weights": "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53",
-        "architecture": "LlamaForCausalLM", "dtype": "float32", "quantization": "none",
-    }  # fmt: skip
+        "architecture": "LlamaForCausalLM",
+        "dtype": "float32",
+        "quantization": "none",
+    }
     assert sum(p.numel() for p in smollm2.model.parameters()) == 134_515_008
 
 
@@ -76,8 +78,9 @@ def test_the_embedded_tokenizer_is_whole(smollm2):
 def test_the_embedded_model_answers_through_its_chat_template(smollm2):
     prompt = smollm2.tokenizer.apply_chat_template(
         [{"role": "user", "content": "What is the capital of France?"}],
-        tokenize=False, add_generation_prompt=True,
-    )  # fmt: skip
+        tokenize=False,
+        add_generation_prompt=True,
+    )
     assert prompt.endswith("<|im_start|>assistant\n")
     assert "Paris" in continuation(smollm2, prompt, n_tokens=12)
 

@@ -19,11 +19,16 @@ from graphhalu.testing.tiny_models import tiny_model, tiny_tokenizer
 
 TOKENS = torch.arange(3, 16)[None]
 _NAMES = {
-    "input_layernorm": "attn_norm", "post_attention_layernorm": "ffn_norm",
-    "self_attn.q_proj": "attn_q", "self_attn.k_proj": "attn_k", "self_attn.v_proj": "attn_v",
-    "self_attn.o_proj": "attn_output", "mlp.gate_proj": "ffn_gate", "mlp.up_proj": "ffn_up",
+    "input_layernorm": "attn_norm",
+    "post_attention_layernorm": "ffn_norm",
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
     "mlp.down_proj": "ffn_down",
-}  # fmt: skip
+}
 
 
 @pytest.fixture(autouse=True)
@@ -78,9 +83,10 @@ def add_tokenizer(writer):
 
 def gguf_name(name):
     fixed = {
-        "model.embed_tokens.weight": "token_embd.weight", "lm_head.weight": "output.weight",
+        "model.embed_tokens.weight": "token_embd.weight",
+        "lm_head.weight": "output.weight",
         "model.norm.weight": "output_norm.weight",
-    }  # fmt: skip
+    }
     if name in fixed:
         return fixed[name]
     layer, _, rest = name.removeprefix("model.layers.").partition(".")
@@ -89,9 +95,7 @@ def gguf_name(name):
 
 def for_llama_cpp(name, values, config):
     """The oracle of the row order: llama.cpp puts the two halves of a rotated head side by side."""
-    for part, n_heads in (
-        ("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)
-    ):  # fmt: skip
+    for part, n_heads in (("q_proj", config.num_attention_heads), ("k_proj", config.num_key_value_heads)):
         if part in name:
             halves = values.reshape(n_heads, 2, config.head_dim // 2, values.shape[1])
             return np.ascontiguousarray(halves.swapaxes(1, 2).reshape(values.shape))
@@ -179,9 +183,7 @@ def test_two_at_once_convert_once(tiny_gguf, monkeypatch):
 
     monkeypatch.setattr(gguf, "_convert", counted)
     found = []
-    threads = [
-        threading.Thread(target=lambda: found.append(converted_folder(tiny_gguf))) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(converted_folder(tiny_gguf))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

@@ -75,7 +75,7 @@ def test_weights_of_the_old_format_are_read_in_strides(folder):
         ({"load_in_8bit": True}, "int8"),
         ({"quant_method": "gptq", "bits": 4}, "gptq"),
     ],
-)  # fmt: skip
+)
 def test_the_method_of_a_stored_model_is_named(stored, method):
     assert stored_method(stored) == method
     json.dumps(stored_method(stored))

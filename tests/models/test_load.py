@@ -72,9 +72,13 @@ def test_the_identity_is_plain_json_that_names_what_decides_the_numbers(folder):
     weights = identity.pop("weights")
     assert len(weights) == 64
     assert identity == {
-        "name": "tiny", "source": "folder", "revision": None, "architecture": "LlamaForCausalLM",
-        "dtype": "float32", "quantization": "none",
-    }  # fmt: skip
+        "name": "tiny",
+        "source": "folder",
+        "revision": None,
+        "architecture": "LlamaForCausalLM",
+        "dtype": "float32",
+        "quantization": "none",
+    }
 
 
 def test_the_number_format_can_be_chosen(folder):
@@ -125,9 +129,7 @@ def quantizable(tmp_path):
     return save_tiny(tmp_path / "quantizable", **QUANTIZABLE)
 
 
-@pytest.mark.parametrize(
-    ("quantization", "n_bytes"), [("nf4", 578_432), ("int8", 1_002_368)]
-)  # fmt: skip
+@pytest.mark.parametrize(("quantization", "n_bytes"), [("nf4", 578_432), ("int8", 1_002_368)])
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:bitsandbytes.*")
 def test_quantisation_makes_the_model_smaller_and_is_in_its_identity(
     quantizable, quantization, n_bytes, capfd, caplog
@@ -178,9 +180,7 @@ def avx512bf16(monkeypatch):
         ({**QUANTIZABLE, "intermediate_size": 352}, "down_proj has 192 and 352"),
     ],
 )
-def test_a_layer_that_the_processor_cannot_pack_is_refused_at_load(
-    tmp_path, avx512bf16, sizes, layer
-):
+def test_a_layer_that_the_processor_cannot_pack_is_refused_at_load(tmp_path, avx512bf16, sizes, layer):
     folder = save_tiny(tmp_path / "odd", **sizes)
     avx512bf16(True)
     with pytest.raises(ModelRefusedError, match=layer) as caught:
@@ -326,9 +326,11 @@ def fresh_process(tmp_path_factory):
         "print(json.dumps(found))\n"
     )
     environment = {
-        **os.environ, "HF_HOME": str(home), "HF_HUB_OFFLINE": "0",
+        **os.environ,
+        "HF_HOME": str(home),
+        "HF_HUB_OFFLINE": "0",
         "HF_ENDPOINT": "http://127.0.0.1:9",  # nothing listens at the discard port
-    }  # fmt: skip
+    }
     done = subprocess.run(
         [sys.executable, "-c", code], check=False, capture_output=True, text=True, env=environment
     )

@@ -9,9 +9,7 @@ from graphhalu.models.spec import ModelSpec
 
 def test_the_embedded_model_is_the_default():
     spec = ModelSpec()
-    assert (spec.name, spec.quantization, spec.dtype, spec.device) == (
-        "smollm2", "none", "auto", "auto",
-    )  # fmt: skip
+    assert (spec.name, spec.quantization, spec.dtype, spec.device) == ("smollm2", "none", "auto", "auto")
     assert not spec.trust_remote_code
 
 

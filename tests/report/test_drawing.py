@@ -75,9 +75,7 @@ def test_a_hostile_name_is_drawn_as_text(make, tmp_path):
 
 
 def test_a_name_in_a_script_without_a_glyph_is_no_fault(make, tmp_path):
-    assert save_figure(
-        curve_figure(make({"\u5e7b\u89c9": 0.5}), "roc"), tmp_path / "a.png"
-    ).exists()
+    assert save_figure(curve_figure(make({"\u5e7b\u89c9": 0.5}), "roc"), tmp_path / "a.png").exists()
 
 
 @pytest.mark.parametrize("colours", [LIGHT, DARK])

@@ -28,10 +28,7 @@ def texts(figure):
 
 def of_detector(result, name, seed=0):
     rows = [r for r in result.samples.to_pylist() if r["detector"] == name and r["seed"] == seed]
-    return (
-        np.array([r["score"] for r in rows]),
-        np.array([r["label"] for r in rows], dtype=np.int64),
-    )
+    return (np.array([r["score"] for r in rows]), np.array([r["label"] for r in rows], dtype=np.int64))
 
 
 def test_the_roc_of_one_seed_is_the_exact_curve(make):
@@ -100,8 +97,9 @@ def test_each_family_has_a_panel_that_names_its_best_three(make, row):
     rows = [replace(r, is_control=r.detector == "c") for r in result.rows]
     result = replace(result, rows=tuple(rows))
     assert {kind: [r.detector for r in rows] for kind, rows in named_rows(result).items()} == {
-        "probe": ["d0", "d1", "d2"], "control": ["c"],
-    }  # fmt: skip
+        "probe": ["d0", "d1", "d2"],
+        "control": ["c"],
+    }
     figure = curve_figure(result, "roc")
     assert len(panels(figure)) == 2
     for axes in panels(figure):

@@ -25,9 +25,15 @@ from graphhalu.studies.instability.views import study_view
 
 N_LAYERS, N_HEADS = 5, 3
 SETTINGS = CalibrateSettings(
-    starts=(1,), lengths=(3, 5), mid_high=(0.2,), tail_cut=(0.0,), n_folds=3, n_inner_folds=2,
-    seeds=(0,), n_resamples=100,
-)  # fmt: skip
+    starts=(1,),
+    lengths=(3, 5),
+    mid_high=(0.2,),
+    tail_cut=(0.0,),
+    n_folds=3,
+    n_inner_folds=2,
+    seeds=(0,),
+    n_resamples=100,
+)
 
 
 def prompt(number, generator):
@@ -37,15 +43,18 @@ def prompt(number, generator):
         for name in ("share_mean", "std", "logit", "bounded", "focus")
     }
     layered["std"] += np.float32(0.06 * label)
-    steps = {
-        name: generator.uniform(0, 1, n_steps).astype(np.float32)
-        for name in ("agreement", "margin")
-    }
+    steps = {name: generator.uniform(0, 1, n_steps).astype(np.float32) for name in ("agreement", "margin")}
     entropy = layered["std"].mean(axis=1) * 3
     record = PromptRecord(
-        f"p{number}", 0, label, f"g{number}", "<script>alert(1)</script>", n_answer=n_steps,
-        n_user=5 + number % 3, user_nll=3.0 + number % 7,
-    )  # fmt: skip
+        f"p{number}",
+        0,
+        label,
+        f"g{number}",
+        "<script>alert(1)</script>",
+        n_answer=n_steps,
+        n_user=5 + number % 3,
+        user_nll=3.0 + number % 7,
+    )
     focus = generator.uniform(0.4, 0.6, (N_LAYERS, N_HEADS)).astype(np.float32)
     arrays = {**layered, **steps, "entropy": entropy, "logprob": -entropy, "focus_heads": focus}
     return PromptSeries(record, arrays)
@@ -58,9 +67,10 @@ def study(tmp_path_factory):
     gather = GatherSettings(system="Never say <b>it</b>.", chat="off")
     configuration = {
         "model": {"name": "planted", "source": "folder", "weights": "0", "quantization": "none"},
-        "prompt": gather.prompt_recipe(is_chat=False), "gather": gather.model_dump(mode="json"),
+        "prompt": gather.prompt_recipe(is_chat=False),
+        "gather": gather.model_dump(mode="json"),
         "n_parts": 1,
-    }  # fmt: skip
+    }
     folder = SeriesFolder.create(path / "s", configuration)
     generator = np.random.default_rng(0)
     folder.write_part(0, [prompt(number, generator) for number in range(60)])

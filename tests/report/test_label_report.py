@@ -12,9 +12,18 @@ from graphhalu.report.label_report import THRESHOLDS, example_text, label_report
 from graphhalu.traces.schema import TraceRecord
 
 ANSWERS = (
-    "Paris", "It is Paris.", "Lyon", "", "I don't know", "not Paris", "It is Lyon.",
-    "I think that it must be the city of Paris.", "Rome", "Paris!", "Bonn",
-)  # fmt: skip
+    "Paris",
+    "It is Paris.",
+    "Lyon",
+    "",
+    "I don't know",
+    "not Paris",
+    "It is Lyon.",
+    "I think that it must be the city of Paris.",
+    "Rome",
+    "Paris!",
+    "Bonn",
+)
 
 
 @dataclass(frozen=True)
@@ -28,13 +37,21 @@ class Store:
     def records(self) -> list[TraceRecord]:
         return [
             TraceRecord(
-                f"q{n}#0", f"q{n}", f"q{n}", "What is the capital?", ("Paris", "b", "c", "d"),
-                answer, "", 2, 3, is_on_policy=n != 2, given_label=1 if n == 2 else None,
-                metadata={"category": "even" if n % 2 == 0 else "odd"}
-                if self.has_categories else {},
+                f"q{n}#0",
+                f"q{n}",
+                f"q{n}",
+                "What is the capital?",
+                ("Paris", "b", "c", "d"),
+                answer,
+                "",
+                2,
+                3,
+                is_on_policy=n != 2,
+                given_label=1 if n == 2 else None,
+                metadata={"category": "even" if n % 2 == 0 else "odd"} if self.has_categories else {},
             )
             for n, answer in enumerate(ANSWERS)
-        ]  # fmt: skip
+        ]
 
     @property
     def trace_ids(self) -> tuple[str, ...]:
@@ -68,9 +85,7 @@ def test_without_names_all_labels_are_looked_at_the_reference_first(store: Store
 
 
 def test_a_store_without_labels_names_the_command_that_makes_them(store: Store) -> None:
-    with pytest.raises(
-        TraceNotFoundError, match=r"graphhalu labels .*s.zarr --labellers match,rou"
-    ):
+    with pytest.raises(TraceNotFoundError, match=r"graphhalu labels .*s.zarr --labellers match,rou"):
         label_report(store)
 
 
@@ -128,8 +143,9 @@ def test_the_tables_hold_every_labeller_and_say_what_a_1_means(store: Store) -> 
     made = {table.title: table for table in tables(label_report(store, ["match", "given"]))}
     assert [row[0] for row in made["Labels"].rows] == ["match", "given"]
     assert [row[-1] for row in made["Labels"].rows] == [
-        "the model's own output is wrong", "what the data set says of its input",
-    ]  # fmt: skip
+        "the model's own output is wrong",
+        "what the data set says of its input",
+    ]
     assert "match by category" in made
     (agreement,) = made["Agreement; 0/1 = the first says 0, the second 1"].rows
     assert agreement[-1] == "none: match gives one class only (two meanings)"
@@ -145,9 +161,7 @@ def test_without_categories_there_is_no_table_of_them(tmp_path: Path) -> None:
 
 def test_an_example_shows_question_gold_answer_and_every_verdict(store: Store) -> None:
     report = label_report(store, ["match", "rouge"], n_examples=1, seed=3)
-    assert [example.verdict for example in report.examples] == [
-        "hallucinated", "correct", "undecided",
-    ]  # fmt: skip
+    assert [example.verdict for example in report.examples] == ["hallucinated", "correct", "undecided"]
     lines = example_text(report.examples[-1]).splitlines()
     assert lines[0].startswith("undecided  q")
     assert lines[1] == "  question  What is the capital?"

@@ -24,9 +24,13 @@ def found_maps(n_layers=5, n_heads=3):
     rows = [tuple(map(float, row)) for row in auroc]
     q_rows = [tuple(map(float, row)) for row in q_value]
     one = HeadMap(
-        "sink_mass_k4", tuple(range(0, 2 * n_layers, 2)), tuple(rows), tuple(q_rows),
-        (0.5,) * (n_layers - 1) + (None,), (0.9,) * (n_layers - 1) + (None,),
-    )  # fmt: skip
+        "sink_mass_k4",
+        tuple(range(0, 2 * n_layers, 2)),
+        tuple(rows),
+        tuple(q_rows),
+        (0.5,) * (n_layers - 1) + (None,),
+        (0.9,) * (n_layers - 1) + (None,),
+    )
     return HeadMaps((one, replace(one, feature="$x$<y>")), {}, 97, 83, 0.4, "match")
 
 
@@ -106,14 +110,19 @@ def test_a_transfer_matrix_has_its_numbers_and_its_failures(tmp_path):
     names = ("a", "b", "a name longer than a panel")
     cells = [
         TransferCell(
-            detector, train, test, 53.0, 0.0, 1.0,
+            detector,
+            train,
+            test,
+            53.0,
+            0.0,
+            1.0,
             {} if (train, test) == ("a", "b") else {"auroc": replace(metric, value=value)},
             "other layers" if (train, test) == ("a", "b") else None,
         )
         for detector, value in (("gat", 0.71), ("charm", 0.52), ("mlp", 0.3))
         for train in names
         for test in names
-    ]  # fmt: skip
+    ]
     figure = transfer_figure(cells, ["gat", "charm", "mlp"])
     panels = [axes for axes in figure.axes if axes.get_visible() and axes.texts]
     assert len(panels) == 3

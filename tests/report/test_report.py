@@ -67,9 +67,13 @@ def head_maps(**changes):
     q_values = ((0.2, None, 0.01), (1.0, 0.6, 0.001))
     found = HeadMap("sink_mass_k4", (1, 5), cells, q_values, (0.5, 0.6), (0.9, 0.04))
     values = {
-        "maps": (found,), "missing": {"lookback_ratio": "these traces keep no 'span_mass'"},
-        "n_traces": 97, "n_groups": 83, "prevalence": 0.4, "labeller": "match",
-    }  # fmt: skip
+        "maps": (found,),
+        "missing": {"lookback_ratio": "these traces keep no 'span_mass'"},
+        "n_traces": 97,
+        "n_groups": 83,
+        "prevalence": 0.4,
+        "labeller": "match",
+    }
     return HeadMaps(**{**values, **changes})
 
 
@@ -78,7 +82,11 @@ def stored_transfer(**changes):
     metric = MetricValue(0.7, 0.6, 0.8, 100, None, None)
     cells = tuple(
         TransferCell(
-            detector, train, test, 53.0, 2.0,
+            detector,
+            train,
+            test,
+            53.0,
+            2.0,
             None if is_failed else 1.0,
             {} if is_failed else {"auroc": replace(metric, value=0.5 + 0.1 * len(detector) / 3)},
             "UsageError: other layers" if is_failed else None,
@@ -87,7 +95,7 @@ def stored_transfer(**changes):
         for train in names
         for test in names
         for is_failed in [detector == "gat" and train == "b" and test != "b"]
-    )  # fmt: skip
+    )
     configuration = {"dataset": {"name": "triviaqa"}}
     stores = {name: {"path": "/x/y.zarr", "configuration": configuration} for name in names}
     values = {"config": {"seeds": [0]}, "provenance": {}, "stores": stores, "cells": cells}
@@ -106,14 +114,19 @@ def full(make_calibrated, against, failed_row):
         for category in ("odd", "even")
     ]
     store = {
-        "path": "/home/somebody/traces/tiny_triviaqa.zarr", "trace_ids_sha256": "abc",
+        "path": "/home/somebody/traces/tiny_triviaqa.zarr",
+        "trace_ids_sha256": "abc",
         "configuration": {"model": {"name": "tiny"}, "dataset": {"name": "triviaqa"}},
-    }  # fmt: skip
+    }
     provenance = {"python": "3.11.7", "git": {"commit": "0123abc", "is_changed": False}}
     return replace(
-        result, rows=(*rows, failed_row("topology")), subgroups=tuple(groups), store=store,
-        provenance=provenance, n_siblings=13,
-    )  # fmt: skip
+        result,
+        rows=(*rows, failed_row("topology")),
+        subgroups=tuple(groups),
+        store=store,
+        provenance=provenance,
+        n_siblings=13,
+    )
 
 
 @pytest.fixture(scope="module")
@@ -220,12 +233,27 @@ def test_markdown_holds_the_same_sections_and_shows_every_figure(page, markdown)
 
 def test_a_full_report_has_every_section_and_figure(page):
     assert names_of(page) == [
-        "results", "differences", "curves", "heads", "subgroups", "costs", "mistakes", "failed",
-        "protocol", "data", "reading", "provenance",
-    ]  # fmt: skip
+        "results",
+        "differences",
+        "curves",
+        "heads",
+        "subgroups",
+        "costs",
+        "mistakes",
+        "failed",
+        "protocol",
+        "data",
+        "reading",
+        "provenance",
+    ]
     assert [figure.name for figure in page.figures] == [
-        "forest", "roc", "precision-recall", "calibration", "risk-coverage", "maps"
-    ]  # fmt: skip
+        "forest",
+        "roc",
+        "precision-recall",
+        "calibration",
+        "risk-coverage",
+        "maps",
+    ]
 
 
 def test_sections_without_anything_to_say_are_left_out(make):
@@ -285,9 +313,7 @@ def test_subgroups_without_both_classes_have_no_number(page):
 
 def test_the_worst_mistakes_are_the_highest_correct_and_the_lowest_hallucinated(full, page):
     rows = table(page, "worst").rows
-    samples = [
-        s for s in full.samples.to_pylist() if s["detector"] == "gat" and s["seed"] == 0
-    ]  # fmt: skip
+    samples = [s for s in full.samples.to_pylist() if s["detector"] == "gat" and s["seed"] == 0]
     correct = max((s for s in samples if s["label"] == 0), key=lambda s: s["score"])
     missed = min((s for s in samples if s["label"] == 1), key=lambda s: s["score"])
     assert (rows[0][0].text, rows[0][1].text) == (correct["trace_id"], "correct")
@@ -333,11 +359,14 @@ def test_hostile_names_are_text_in_html_and_in_markdown(full, make_calibrated, a
     rows = result.samples.to_pylist()
     samples = [{**r, "trace_id": f"{HOSTILE}{n}"} for n, r in enumerate(rows)]
     result = replace(
-        result, samples=result.samples.from_pylist(samples, result.samples.schema),
+        result,
+        samples=result.samples.from_pylist(samples, result.samples.schema),
         subgroups=(Subgroup("sinks", HOSTILE, HOSTILE, 3.0, 0.5, {}),),
         store={"configuration": {"model": {"name": HOSTILE}, "dataset": {"name": HOSTILE}}},
-        labeller={"name": HOSTILE}, provenance={HOSTILE: HOSTILE}, config={HOSTILE: [HOSTILE]},
-    )  # fmt: skip
+        labeller={"name": HOSTILE},
+        provenance={HOSTILE: HOSTILE},
+        config={HOSTILE: [HOSTILE]},
+    )
     page = comparison_page(result)
     html = report_html(page)
     parsed = Parsed(html)
@@ -396,9 +425,13 @@ def test_a_folder_without_a_result_is_refused(tmp_path):
 
 def write_transfer(folder, found, **changes):
     values = {
-        "format": "graphhalu-transfer", "format_version": 1, **vars(found),
-        "cells": [asdict(cell) for cell in found.cells], "files": {}, **changes,
-    }  # fmt: skip
+        "format": "graphhalu-transfer",
+        "format_version": 1,
+        **vars(found),
+        "cells": [asdict(cell) for cell in found.cells],
+        "files": {},
+        **changes,
+    }
     folder.mkdir(exist_ok=True)
     (folder / "transfer.json").write_text(json.dumps(values))
 

@@ -8,12 +8,7 @@ import pytest
 
 from graphhalu.cli.main import run
 from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.report.sinks_figures import (
-    density,
-    parameters_text,
-    scaling_figure,
-    shown_findings,
-)
+from graphhalu.report.sinks_figures import density, parameters_text, scaling_figure, shown_findings
 from graphhalu.report.sinks_page import sinks_page
 from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze
 from graphhalu.studies.sinks.files import write_run
@@ -31,14 +26,23 @@ def made(model, seed, **changes):
         by_head = rng.uniform(0.2, 0.6, size=(5, 3)) + 0.3 * (i % 2) * np.eye(5, 3)
         records.append(
             SinkRecord(
-                idx=i, task="<b>quiz</b>", model=model, target="A", pred="A",
-                labels={"hallucinated": i % 2, "input": None}, entropy=float(rng.uniform(0, 2)),
-                sink_mass=float(by_head.mean()), by_head=by_head,
-                is_seen=np.ones(5, dtype=bool), seq_len=int(rng.integers(20, 90)),
-                sink_tokens=changes.get("k", 4), query_mode="last", chat_mode="off",
+                idx=i,
+                task="<b>quiz</b>",
+                model=model,
+                target="A",
+                pred="A",
+                labels={"hallucinated": i % 2, "input": None},
+                entropy=float(rng.uniform(0, 2)),
+                sink_mass=float(by_head.mean()),
+                by_head=by_head,
+                is_seen=np.ones(5, dtype=bool),
+                seq_len=int(rng.integers(20, 90)),
+                sink_tokens=changes.get("k", 4),
+                query_mode="last",
+                chat_mode="off",
                 meta={"question_id": f"q{i}"},
             )
-        )  # fmt: skip
+        )
     return SinkRun(tuple(records), {}, run_name("quiz", model, changes.get("k", 4), "last"))
 
 
@@ -99,9 +103,13 @@ def test_what_cannot_be_drawn_is_an_error_that_says_why(folder):
     with pytest.raises(NotEnoughDataError, match="two models"):
         scaling_figure(())
     nothing = type(result)(
-        tuple(type(r)(**{**vars(r), "findings": (), "left_out": {"input": "too few"}})
-              for r in result.runs), (), (), (), {}, {},
-    )  # fmt: skip
+        tuple(type(r)(**{**vars(r), "findings": (), "left_out": {"input": "too few"}}) for r in result.runs),
+        (),
+        (),
+        (),
+        {},
+        {},
+    )
     with pytest.raises(NotEnoughDataError, match="too few"):
         shown_findings(nothing)
 
@@ -114,9 +122,4 @@ def test_the_density_of_equal_values_is_one_peak_and_integrates_to_about_one_els
 
 
 def test_sizes_are_written_as_people_write_them():
-    assert [parameters_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == [
-        "135M",
-        "1.1B",
-        "7B",
-        "900",
-    ]
+    assert [parameters_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == ["135M", "1.1B", "7B", "900"]

@@ -35,11 +35,16 @@ def test_rows_are_sorted_by_auroc_over_all_traces_and_failures_come_last(result)
 def test_a_row_says_everything_in_the_order_of_the_columns(result):
     cells = dict(zip(COLUMNS, table_cells(result.rows[2]), strict=True))
     assert cells == {
-        "detector": "gat", "inputs": "attention, hidden", "supervised": "yes",
-        "AUROC": "0.851 [0.801, 0.901]", "AUPRC": "0.851 [0.801, 0.901]",
-        "TPR@5%FPR": "0.851 [0.801, 0.901]", "coverage": "100%", "fit s": "1.23",
+        "detector": "gat",
+        "inputs": "attention, hidden",
+        "supervised": "yes",
+        "AUROC": "0.851 [0.801, 0.901]",
+        "AUPRC": "0.851 [0.801, 0.901]",
+        "TPR@5%FPR": "0.851 [0.801, 0.901]",
+        "coverage": "100%",
+        "fit s": "1.23",
         "ms/trace": "12",
-    }  # fmt: skip
+    }
 
 
 def test_the_terminal_shows_intervals_in_brackets_and_not_as_markup(result):

@@ -10,9 +10,7 @@ from graphhalu.numerics import json_ready
 from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
 from graphhalu.testing.planted import planted_traces
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 
 
 @pytest.fixture(scope="module")
@@ -76,8 +74,7 @@ def test_answers_without_a_label_do_not_count():
     traces, labels = planted_traces(30)
     is_valid = np.arange(30) < 20
     found = compare_topology(
-        traces, labels.__class__(**{**vars(labels), "is_valid": is_valid}),
-        layers=(1,), n_resamples=100,
-    )  # fmt: skip
+        traces, labels.__class__(**{**vars(labels), "is_valid": is_valid}), layers=(1,), n_resamples=100
+    )
     assert found.n_traces == 20
     assert all(row.n_hallucinated + row.n_correct == 20 for row in found.rows)

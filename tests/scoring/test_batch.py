@@ -67,9 +67,7 @@ def test_an_output_that_is_no_output_is_refused(asked, scorer, tmp_path, text):
         score_file(scorer, asked, path)
 
 
-@pytest.mark.parametrize(
-    "row", [{"answer": "x"}, {"question": " "}, {"question": "What?", "answer": 3}]
-)
+@pytest.mark.parametrize("row", [{"answer": "x"}, {"question": " "}, {"question": "What?", "answer": 3}])
 def test_a_row_that_cannot_be_asked_is_named(tmp_path, row):
     path = tmp_path / "in.jsonl"
     path.write_text(json.dumps({"question": "Good?"}) + "\n" + json.dumps(row) + "\n")

@@ -127,9 +127,7 @@ def first_edition(trained, tmp_path):
     return tmp_path
 
 
-def test_a_detector_of_the_first_edition_makes_answers_as_one_of_today(
-    trained, scorer, first_edition
-):
+def test_a_detector_of_the_first_edition_makes_answers_as_one_of_today(trained, scorer, first_edition):
     old = AnswerScorer(first_edition, name=str(trained.model), threads=1)
     model = {"name": str(trained.model), "threads": 1}
     for answers in ("generated", "given"):

@@ -24,12 +24,7 @@ from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts, with_v
 from graphhalu.studies.weights.detection import layer_detection
 from graphhalu.studies.weights.heads import QUANTITIES, head_roles, head_tables
 from graphhalu.studies.weights.measure import measure_store
-from graphhalu.studies.weights.validation import (
-    ValidateSettings,
-    check_same_model,
-    read_validation,
-    validate,
-)
+from graphhalu.studies.weights.validation import ValidateSettings, check_same_model, read_validation, validate
 from graphhalu.testing.planted import planted_traces
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import TraceRecord
@@ -40,9 +35,7 @@ from graphhalu.weights.layer import ProfileSettings
 from graphhalu.weights.profile import profile_model
 from graphhalu.weights.read import open_weights
 
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.torch.jit.script. is deprecated:DeprecationWarning"
-)
+pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")
 N_TRACES, LENGTH, PROMPT = 53, 31, 19
 SETTINGS = ValidateSettings(n_output_traces=5, n_resamples=100, n_permutations=100)
 
@@ -63,9 +56,16 @@ def tiny(tmp_path_factory):
         (found,) = replay(loaded.model, [sequence], shape=shape, arrays=capture.arrays())
         name = f"q{number}"
         record = TraceRecord(
-            trace_id=f"{name}#0", question_id=name, group_id=name, question=f"{name}?",
-            answers=("yes",), answer="no", prompt=name, prompt_length=PROMPT, length=LENGTH,
-        )  # fmt: skip
+            trace_id=f"{name}#0",
+            question_id=name,
+            group_id=name,
+            question=f"{name}?",
+            answers=("yes",),
+            answer="no",
+            prompt=name,
+            prompt_length=PROMPT,
+            length=LENGTH,
+        )
         traces.append(Trace(record, shape, found.arrays))
     weights = open_weights(str(folder))
     profile = profile_model(weights, ProfileSettings(n_samples=31, composition_reach=1))
@@ -76,9 +76,12 @@ def tiny(tmp_path_factory):
 def labels(tiny):
     values = np.arange(N_TRACES) % 2
     return Labels(
-        trace_ids=tuple(trace.trace_id for trace in tiny[2]), values=values,
-        is_valid=np.ones(N_TRACES, dtype=bool), reasons=("made",) * N_TRACES, labeller="made",
-    )  # fmt: skip
+        trace_ids=tuple(trace.trace_id for trace in tiny[2]),
+        values=values,
+        is_valid=np.ones(N_TRACES, dtype=bool),
+        reasons=("made",) * N_TRACES,
+        labeller="made",
+    )
 
 
 @pytest.fixture(scope="module")
@@ -121,8 +124,9 @@ def test_attention_is_averaged_over_the_rows_that_count(tiny):
         attention = trace.attention(1).astype(np.float64)
         rows = [
             -(a[a > 0] * np.log(a[a > 0])).sum() / np.log(row + 1)
-            for row, a in enumerate(attention[4]) if row >= 16
-        ]  # fmt: skip
+            for row, a in enumerate(attention[4])
+            if row >= 16
+        ]
         entropies.append(np.mean(rows))
         shares.append(attention[4, 4:, :4].sum(1).mean())
     assert measured.heads["entropy"][1, 4] == pytest.approx(np.mean(entropies), rel=5e-3)
@@ -151,8 +155,11 @@ def test_a_verdict_follows_from_sign_and_false_discoveries():
         Agreement("d", "m", "head", 1, reason="nothing there"),
     ]
     assert [row.verdict for row in with_verdicts(made)] == [
-        "supported", "contradicted", "unsupported", "not tested",
-    ]  # fmt: skip
+        "supported",
+        "contradicted",
+        "unsupported",
+        "not tested",
+    ]
 
 
 def test_detection_by_layer_finds_the_layers_that_differ():
@@ -244,9 +251,11 @@ def test_the_commands_profile_validate_plot_and_compare(tiny, tmp_path, capsys, 
     folder, _, traces, *_ = tiny
     model = {"name": "tiny", "weights": None}
     store = TraceStore.create(
-        tmp_path / "a.zarr", configuration={"model": model}, shape=traces[0].shape,
+        tmp_path / "a.zarr",
+        configuration={"model": model},
+        shape=traces[0].shape,
         arrays=tuple(traces[0].arrays),
-    )  # fmt: skip
+    )
     with store.writer() as writer:
         writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     assert run(["weights", "profile", str(folder), "--out", "p", "--rows", "2"]) == 0

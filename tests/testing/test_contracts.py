@@ -279,11 +279,7 @@ class NoLicence(Worldfacts):
 
 @pytest.mark.parametrize(
     ("broken", "promise"),
-    [
-        (SameId, "an id of its own"),
-        (NoAnswer, "has no answer"),
-        (NoLicence, "the card lacks licence"),
-    ],
+    [(SameId, "an id of its own"), (NoAnswer, "has no answer"), (NoLicence, "the card lacks licence")],
 )
 def test_a_data_set_that_breaks_a_promise_is_told_which(broken, promise):
     with pytest.raises(AssertionError, match=promise):

@@ -60,9 +60,7 @@ def test_the_streams_are_those_of_the_attention(traces):
         square = squares(trace).astype(np.float64)
         for span in Span:
             expected = square[..., trace.span_code == span].sum(-1)
-            np.testing.assert_allclose(
-                trace.stream("span_mass")[..., span], expected, rtol=2e-3, atol=2e-3
-            )
+            np.testing.assert_allclose(trace.stream("span_mass")[..., span], expected, rtol=2e-3, atol=2e-3)
         diagonal = np.einsum("lhqq->lhq", square)
         np.testing.assert_allclose(trace.stream("self_attention"), diagonal, **HALF)
         np.testing.assert_allclose(trace.stream("sink_keys"), square[..., :4], **HALF)

@@ -4,13 +4,7 @@ import pytest
 import torch
 
 from graphhalu.errors import UnknownNameError
-from graphhalu.testing.tiny_models import (
-    TINY_FAMILIES,
-    VOCABULARY,
-    save_tiny,
-    tiny_model,
-    tiny_tokenizer,
-)
+from graphhalu.testing.tiny_models import TINY_FAMILIES, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
 TOKENS = torch.arange(3, 16)[None]
 
@@ -92,6 +86,4 @@ def test_a_saved_tiny_model_loads_with_the_same_weights(tmp_path, capfd):
     made, _ = tiny_model("qwen2", seed=3)
     with torch.inference_mode():
         assert torch.equal(loaded(TOKENS).logits, made(TOKENS).logits)
-    assert (
-        AutoTokenizer.from_pretrained(folder)("a b").input_ids == tiny_tokenizer()("a b").input_ids
-    )
+    assert AutoTokenizer.from_pretrained(folder)("a b").input_ids == tiny_tokenizer()("a b").input_ids

@@ -83,9 +83,7 @@ def assert_same(found, expected, names=tuple(ARRAYS)):
 @pytest.fixture(scope="session")
 def toys():
     """What the tests of this room are made of."""
-    return SimpleNamespace(
-        SHAPE=SHAPE, trace=random_trace, create=create, add=add, assert_same=assert_same
-    )
+    return SimpleNamespace(SHAPE=SHAPE, trace=random_trace, create=create, add=add, assert_same=assert_same)
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,7 @@ from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.write import CHUNK_ELEMENTS, MATRICES, chunk_shape
 
 
-@given(
-    name=st.sampled_from(sorted(ARRAYS)),
-    fixed=st.integers(1, 131),
-    ragged=st.integers(0, 50_000_000),
-)
+@given(name=st.sampled_from(sorted(ARRAYS)), fixed=st.integers(1, 131), ragged=st.integers(0, 50_000_000))
 def test_a_chunk_is_small_and_pieces_of_the_ragged_axis_are_equal(name, fixed, ragged):
     spec = ARRAYS[name]
     shape = tuple(ragged if axis == spec.ragged_axis else fixed for axis in spec.axes)

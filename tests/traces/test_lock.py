@@ -62,9 +62,7 @@ def test_a_folder_without_a_lock_is_not_locked_and_stays_untouched(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize(
-    ("number", "kind"), [(errno.EROFS, UsageError), (errno.ENOSPC, StoreFullError)]
-)
+@pytest.mark.parametrize(("number", "kind"), [(errno.EROFS, UsageError), (errno.ENOSPC, StoreFullError)])
 def test_a_lock_that_cannot_be_made_says_why(tmp_path, monkeypatch, number, kind):
     def fail(*args, **kwargs):
         raise OSError(number, "no")

@@ -23,7 +23,5 @@ def test_a_run_that_fits_is_let_through_even_below_folders_that_are_not_there(tm
 
 
 def test_a_run_that_does_not_fit_is_told_how_much_is_free_and_what_to_do(tmp_path):
-    with pytest.raises(
-        StoreFullError, match=r"need about 1024\.0 GiB, and .* GiB are free.*\n.*--o"
-    ):
+    with pytest.raises(StoreFullError, match=r"need about 1024\.0 GiB, and .* GiB are free.*\n.*--o"):
         check_fits(tmp_path / "a.zarr", 2**40)

@@ -72,10 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
         if index >= 0:
             self.toys.add(self.store, self.model[index], index=index)
 
-    @rule(
-        step=st.sampled_from(["sync_tree", "moved_into_place"]),
-        lengths=st.lists(st.integers(2, 5)),
-    )
+    @rule(step=st.sampled_from(["sync_tree", "moved_into_place"]), lengths=st.lists(st.integers(2, 5)))
     def crash_before_the_commit(self, step, lengths):
         with pytest.MonkeyPatch.context() as patch:
 

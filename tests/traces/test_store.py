@@ -89,9 +89,7 @@ def test_everything_read_is_what_was_written(traces, written):
             assert stored.arrays[name].shape == trace.arrays[name].shape
 
 
-@settings(
-    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0, 999),
     arrays=st.sets(st.sampled_from(NAMES), min_size=1),
@@ -103,9 +101,7 @@ def test_any_choice_of_arrays_and_parts_comes_back_exactly(tmp_path, seed, array
     store = write(path, some, arrays=tuple(sorted(arrays)), sizes=sizes)
     for place in np.random.default_rng(seed).permutation(len(some)):
         for name in arrays:
-            np.testing.assert_array_equal(
-                store[int(place)].arrays[name][:], some[place].arrays[name][:]
-            )
+            np.testing.assert_array_equal(store[int(place)].arrays[name][:], some[place].arrays[name][:])
 
 
 def test_a_layer_of_a_random_trace_is_that_of_the_matrix(traces, written):
@@ -147,9 +143,7 @@ def test_another_configuration_is_refused_by_field(copy):
 def test_a_place_that_cannot_be_written_is_a_usage_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UsageError, match="Give another place"):
-        TraceStore.create(
-            tmp_path / "file" / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=NAMES
-        )
+        TraceStore.create(tmp_path / "file" / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=NAMES)
 
 
 def test_what_a_killed_writer_left_is_invisible_and_swept(copy, traces):
@@ -310,9 +304,7 @@ def test_a_newest_store_of_a_few_answers_is_passed_over_with_one_line(tmp_path):
     small, smaller = sized_store(tmp_path, 49, 20), sized_store(tmp_path, 7, 10)
     said = []
     assert newest_store(tmp_path, said.append) == large
-    assert said == [
-        f"passed over with fewer than 50 answers, unless named: {smaller} (7), {small} (49)"
-    ]
+    assert said == [f"passed over with fewer than 50 answers, unless named: {smaller} (7), {small} (49)"]
 
 
 def test_among_small_stores_the_newest_is_taken_and_nothing_is_said(tmp_path):
@@ -405,9 +397,14 @@ def test_stores_traces_and_labels_show_themselves_in_one_line(written, traces):
 
 def test_a_trace_gives_its_question_its_text_and_its_tokens(traces):
     record = dataclasses.replace(
-        traces[0].record, question="Who?", prompt="Q: Who?", answer="ab é", prompt_length=2,
-        length=6, answer_offsets=((0, 1), (1, 2), (3, 4), (3, 4)),
-    )  # fmt: skip
+        traces[0].record,
+        question="Who?",
+        prompt="Q: Who?",
+        answer="ab é",
+        prompt_length=2,
+        length=6,
+        answer_offsets=((0, 1), (1, 2), (3, 4), (3, 4)),
+    )
     ids = np.array([5, 3, 7, 11, 13, 17], dtype=np.int32)
     trace = dataclasses.replace(traces[0], record=record, arrays={"token_ids": ids})
     assert trace.question == "Who?"

@@ -25,12 +25,8 @@ def test_rows_and_keys_of_the_taken_tokens_go_and_all_else_stays(trace):
     np.testing.assert_array_equal(found.span_code, trace.span_code[kept])
     np.testing.assert_array_equal(found.stream("sink_keys"), trace.stream("sink_keys")[:, :, kept])
     received = trace.stream("received")
-    given_away = np.stack(
-        [trace.attention(layer)[:, taken].sum(1) for layer in trace.shape.attention_layers]
-    )
-    np.testing.assert_allclose(
-        found.stream("received"), (received - given_away)[..., kept], atol=1e-6
-    )
+    given_away = np.stack([trace.attention(layer)[:, taken].sum(1) for layer in trace.shape.attention_layers])
+    np.testing.assert_allclose(found.stream("received"), (received - given_away)[..., kept], atol=1e-6)
 
 
 @settings(max_examples=31, deadline=None)

@@ -29,8 +29,7 @@ from graphhalu.traces.verify import verify_store
 
 ANY_TEXT = st.text(st.characters(codec=None), max_size=30)  # lone surrogates too
 LENGTHS = st.lists(
-    st.tuples(st.integers(2, 17), st.integers(0, 16)).filter(lambda pair: pair[1] < pair[0]),
-    max_size=4,
+    st.tuples(st.integers(2, 17), st.integers(0, 16)).filter(lambda pair: pair[1] < pair[0]), max_size=4
 )
 
 
@@ -47,11 +46,7 @@ def files(path):
     deadline=None,
     suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
 )
-@given(
-    parts=st.lists(LENGTHS, max_size=3),
-    names=st.sets(st.sampled_from(sorted(ARRAYS))),
-    text=ANY_TEXT,
-)
+@given(parts=st.lists(LENGTHS, max_size=3), names=st.sets(st.sampled_from(sorted(ARRAYS))), text=ANY_TEXT)
 def test_whatever_is_written_is_read_bit_by_bit(toys, tmp_path_factory, parts, names, text):
     path = tmp_path_factory.mktemp("any") / "a.zarr"
     store, expected = toys.create(path, arrays=sorted(names)), []
@@ -168,10 +163,7 @@ def test_a_part_holds_traces_of_its_own_questions_once(toys, store, fault):
 @pytest.mark.parametrize(
     ("arrays", "text"),
     [
-        (
-            {"span_mass": np.zeros((5, 3, 3, 5), np.float16)},
-            r"of shape \(5, 3, 3, 6\), got",
-        ),
+        ({"span_mass": np.zeros((5, 3, 3, 5), np.float16)}, r"of shape \(5, 3, 3, 6\), got"),
         ({"received": np.zeros((5, 3, 3), np.float64)}, r"must be float32 .* got float64"),
     ],
 )
@@ -236,9 +228,7 @@ def test_a_real_full_disk_leaves_the_store_intact_and_the_run_goes_on_after(toys
 
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EDQUOT])
 @pytest.mark.parametrize("call", [os.fsync, os.rename, Path.write_text])
-def test_a_disk_that_fills_at_any_step_leaves_nothing_behind(
-    toys, store, monkeypatch, number, call
-):
+def test_a_disk_that_fills_at_any_step_leaves_nothing_behind(toys, store, monkeypatch, number, call):
     before = files(store.path)
 
     def full(*args, **kwargs):

@@ -34,9 +34,7 @@ def hostile(trace):
 
 
 def created(path, kept, traces):
-    store = TraceStore.create(
-        path, configuration={}, shape=PLANTED_SHAPE, arrays=KEPT[kept], provenance={}
-    )
+    store = TraceStore.create(path, configuration={}, shape=PLANTED_SHAPE, arrays=KEPT[kept], provenance={})
     with store.writer() as writer:
         writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     return store

@@ -76,9 +76,12 @@ def written(stores, tmp_path_factory):
     store = stores["full"]
     n = len(store)
     labels = Labels(
-        trace_ids=store.trace_ids, values=np.arange(n) % 2, is_valid=np.arange(n) != 3,
-        reasons=(HOSTILE,) * n, labeller="match",
-    )  # fmt: skip
+        trace_ids=store.trace_ids,
+        values=np.arange(n) % 2,
+        is_valid=np.arange(n) != 3,
+        reasons=(HOSTILE,) * n,
+        labeller="match",
+    )
     features = ("sink_mass_k4", "head_std_sink", "answer_length")
     view = make_view(store, ViewRequest(labeller=None, limit=n, features=features))
     view = replace(view, labels=StoredLabels(labels, is_stored=True), notes=(NOTE,))
@@ -183,9 +186,7 @@ def test_spans_and_pieces_are_means_of_the_stored_rows(opened, written, planted)
     page, trace = opened(written), planted[0]
     attention = trace.attention(2)[0].astype(np.float64)
     page.click("#spans-tab")
-    names = page.eval_on_selector_all(
-        "#span-grid tbody th", "heads => heads.map(h => h.textContent)"
-    )
+    names = page.eval_on_selector_all("#span-grid tbody th", "heads => heads.map(h => h.textContent)")
     assert names == ["bos", "question", "template", "answer"]
     is_answer, is_question = (trace.span_code == code for code in (Span.ANSWER, Span.QUESTION))
     expected = attention[is_answer][:, is_question].sum(-1).mean()
@@ -245,11 +246,16 @@ def test_prompt_and_answer_stand_apart_and_colours_have_numbers(opened, written,
 
 def test_token_scores_colour_the_answer_with_numbers_and_marked_spans_stand_out(opened, tmp_path):
     traces = planted_token_traces(2, seed=1)
-    arrays = ("token_ids", "span_code", "token_logprob", "attention", "span_mass",
-              "self_attention", "sink_keys")  # fmt: skip
-    store = TraceStore.create(
-        tmp_path / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=arrays
+    arrays = (
+        "token_ids",
+        "span_code",
+        "token_logprob",
+        "attention",
+        "span_mass",
+        "self_attention",
+        "sink_keys",
     )
+    store = TraceStore.create(tmp_path / "a.zarr", configuration={}, shape=PLANTED_SHAPE, arrays=arrays)
     with store.writer() as writer:
         writer.write_part(0, traces, list(dict.fromkeys(t.record.question_id for t in traces)))
     scores = {trace.trace_id: np.linspace(-3, 2, trace.answer_length) for trace in traces}
@@ -262,9 +268,7 @@ def test_token_scores_colour_the_answer_with_numbers_and_marked_spans_stand_out(
     assert "out-of-fold score of token-probe in tokens-run" in page.text_content("#colour-words")
     for trace in traces:
         page.click(f'[data-answer="{traces.index(trace)}"]')
-        page.wait_for_function(
-            f"document.getElementById('answer-title').textContent === '{trace.trace_id}'"
-        )
+        page.wait_for_function(f"document.getElementById('answer-title').textContent === '{trace.trace_id}'")
         first = trace.prompt_length
         assert page.get_attribute(f'[data-token="{first - 1}"]', "data-number") is None
         for place, score in enumerate(scores[trace.trace_id]):
@@ -319,9 +323,15 @@ def test_a_served_store_is_looked_at_answer_by_answer(opened, stores, plain_view
 
 N_TOKENS = 2003
 LONG_SHAPE = replace(
-    PLANTED_SHAPE, n_layers=11, n_heads=9, n_kv_heads=3, attention_layers=tuple(range(11)),
-    hidden_layers=(), layer_windows=(None,) * 11, n_edges=13,
-)  # fmt: skip
+    PLANTED_SHAPE,
+    n_layers=11,
+    n_heads=9,
+    n_kv_heads=3,
+    attention_layers=tuple(range(11)),
+    hidden_layers=(),
+    layer_windows=(None,) * 11,
+    n_edges=13,
+)
 
 
 def long_trace(shape: TraceShape) -> Trace:
@@ -336,10 +346,17 @@ def long_trace(shape: TraceShape) -> Trace:
     span_code = np.full(N_TOKENS, Span.CONTEXT, dtype=np.uint8)
     span_code[0], span_code[prompt_length:] = Span.BOS, Span.ANSWER
     record = TraceRecord(
-        trace_id="long#0", question_id="long", group_id="long", question="Long?", answers=("yes",),
-        answer="a" * 53, prompt="", prompt_length=prompt_length, length=N_TOKENS,
+        trace_id="long#0",
+        question_id="long",
+        group_id="long",
+        question="Long?",
+        answers=("yes",),
+        answer="a" * 53,
+        prompt="",
+        prompt_length=prompt_length,
+        length=N_TOKENS,
         answer_offsets=tuple((n, n + 1) for n in range(53)),
-    )  # fmt: skip
+    )
     arrays = {
         "token_ids": generator.integers(0, 97, N_TOKENS).astype(np.int32),
         "span_code": span_code,
@@ -359,9 +376,8 @@ def long(tmp_path_factory):
     folder = tmp_path_factory.mktemp("long")
     trace = long_trace(LONG_SHAPE)
     store = TraceStore.create(
-        folder / "a.zarr", configuration={}, shape=LONG_SHAPE, arrays=tuple(trace.arrays),
-        provenance={},
-    )  # fmt: skip
+        folder / "a.zarr", configuration={}, shape=LONG_SHAPE, arrays=tuple(trace.arrays), provenance={}
+    )
     with store.writer() as writer:
         writer.write_part(0, [trace], ["long"])
     n_edges = fitting_edges(store.shape, store.records)

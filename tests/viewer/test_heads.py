@@ -36,10 +36,14 @@ def unpacked(text, n_rows, n_edges, n_pieces):
     """One head, read back as the module's docstring says."""
     data = base64.b64decode(text)
     sizes = {
-        "rest": ("<f4", (n_rows,)), "sinks": ("<u2", (n_rows, 4)), "own": ("<u2", (n_rows,)),
-        "key": ("<u2", (n_rows, n_edges)), "weight": ("<u2", (n_rows, n_edges)),
-        "spans": ("<u2", (3, 6, 6)), "pieces": ("<u2", (3, n_pieces, n_pieces)),
-    }  # fmt: skip
+        "rest": ("<f4", (n_rows,)),
+        "sinks": ("<u2", (n_rows, 4)),
+        "own": ("<u2", (n_rows,)),
+        "key": ("<u2", (n_rows, n_edges)),
+        "weight": ("<u2", (n_rows, n_edges)),
+        "spans": ("<u2", (3, 6, 6)),
+        "pieces": ("<u2", (3, n_pieces, n_pieces)),
+    }
     found, place = {}, 0
     for name, (kind, shape) in sizes.items():
         size = int(np.prod(shape)) * int(kind[-1])
@@ -64,14 +68,13 @@ def test_each_head_holds_the_stored_weights_bit_for_bit(stores, kept):
     for head, text in enumerate(texts):
         found = unpacked(text, trace.length, N_EDGES, 1)
         read = (
-            (lambda bits: bits.view("<f2").astype(np.float32)) if kept == "full"
+            (lambda bits: bits.view("<f2").astype(np.float32))
+            if kept == "full"
             else (lambda bits: (bits / 65_535).astype(np.float32))
-        )  # fmt: skip
+        )
         for token in range(trace.length):
             row = stored[head, token]
-            np.testing.assert_array_equal(
-                read(found["sinks"][token])[: token + 1], row[:4][: token + 1]
-            )
+            np.testing.assert_array_equal(read(found["sinks"][token])[: token + 1], row[:4][: token + 1])
             assert read(found["own"][token : token + 1])[0] == row[token]
             keys = strongest(row, token)[:N_EDGES]
             assert [int(k) for k in found["key"][token] if k != NO_KEY] == keys
@@ -86,8 +89,9 @@ def test_means_of_spans_and_pieces_are_those_of_a_slow_loop(stores):
     attention = trace.attention(LAYER).astype(np.float64)
     piece_of = np.searchsorted(starts, np.arange(trace.length), side="right") - 1
     for groups, n_groups, means in (
-        (trace.span_code.astype(int), 6, rows.spans), (piece_of, len(starts), rows.pieces),
-    ):  # fmt: skip
+        (trace.span_code.astype(int), 6, rows.spans),
+        (piece_of, len(starts), rows.pieces),
+    ):
         for variant, n_hidden in enumerate(HIDDEN_SINKS):
             expected = slow_means(attention, groups, n_groups, n_hidden)
             np.testing.assert_allclose(means[variant], expected, atol=1e-6, equal_nan=True)
@@ -106,9 +110,7 @@ def slow_means(attention, groups, n_groups, n_hidden):
             for group in range(n_groups):
                 if shares:
                     is_in = groups[n_hidden:] == group
-                    means[head, row_group, group] = np.mean(
-                        [share[is_in].sum() for share in shares]
-                    )
+                    means[head, row_group, group] = np.mean([share[is_in].sum() for share in shares])
     return means
 
 
@@ -130,9 +132,7 @@ def test_a_store_of_edges_gives_its_edges_and_the_rest_of_each_row(stores):
         for token in range(trace.length):
             keys = [k for k in edges.key[head, token] if k >= N_SINK_KEYS]
             assert [k for k in rows.key[head, token] if k >= 0] == keys
-            assert rows.weight[head, token, : len(keys)] == pytest.approx(
-                attention[head, token, keys]
-            )
+            assert rows.weight[head, token, : len(keys)] == pytest.approx(attention[head, token, keys])
     expected = attention[..., N_SINK_KEYS:].sum(-1)
     np.testing.assert_allclose(rows.rest, expected, atol=4e-3)  # half precision of a row near 1
     np.testing.assert_allclose(rows.own, attention.diagonal(axis1=1, axis2=2))

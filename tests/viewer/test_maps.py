@@ -35,9 +35,7 @@ def test_a_third_axis_gives_a_map_for_each_of_its_entries_that_say_something(sto
 
 
 def test_features_of_layers_and_of_key_heads_choose_what_they_can(stores):
-    maps, _ = feature_maps(
-        stores["full"][0], specs("head_std_sink", "value_sink_k1", "hidden_norm")
-    )
+    maps, _ = feature_maps(stores["full"][0], specs("head_std_sink", "value_sink_k1", "hidden_norm"))
     picks = {found.name.split(".")[0]: found.picks for found in maps}
     assert picks["head_std_sink"] == "layer"
     assert picks["hidden_norm"] == "nothing"

@@ -77,10 +77,7 @@ def test_the_policy_allows_this_style_and_this_script_alone(page):
     policy = policy_of(page)
     assert policy["default-src"] == "'none'"
     assert "connect-src" not in policy
-    for kind, text in (
-        ("script-src", page.scripts["script"]),
-        ("style-src", page.scripts["style"]),
-    ):
+    for kind, text in (("script-src", page.scripts["script"]), ("style-src", page.scripts["style"])):
         digest = base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
         assert policy[kind] == f"'sha256-{digest}'"
 

@@ -50,9 +50,16 @@ def test_the_page_the_traces_and_their_layers_are_there(server, stores):
 
 @pytest.mark.parametrize(
     "path",
-    ["/traces/7.json", "/traces/0/layers/5.txt", "/traces/-1.json", "/../../etc/passwd", "/x",
-     "/traces/0.json?x=1", "/traces/%30.json"],
-)  # fmt: skip
+    [
+        "/traces/7.json",
+        "/traces/0/layers/5.txt",
+        "/traces/-1.json",
+        "/../../etc/passwd",
+        "/x",
+        "/traces/0.json?x=1",
+        "/traces/%30.json",
+    ],
+)
 def test_there_is_nothing_else(server, path):
     assert asked(server, path)[0] == 404
 
@@ -69,9 +76,7 @@ def test_the_head_alone_has_no_body(server):
     assert int(headers["Content-Length"]) > 1000
 
 
-@pytest.mark.parametrize(
-    "host", ["evil.example", "evil.example:80", "127.0.0.1", "", "192.168.0.2"]
-)
+@pytest.mark.parametrize("host", ["evil.example", "evil.example:80", "127.0.0.1", "", "192.168.0.2"])
 def test_a_name_that_is_not_of_this_machine_is_refused(server, host):
     status, _, text = asked(server, "/traces/0.json", Host=host)
     assert status == 403

@@ -15,9 +15,7 @@ def spoken(trace, prompt, tokenizer, answer_ids=()):
     """A trace whose prompt is really this text."""
     ids = tokenizer(prompt)["input_ids"]
     ids = [*ids, *answer_ids]
-    record = replace(
-        trace.record, prompt=prompt, prompt_length=len(ids) - len(answer_ids), length=len(ids)
-    )
+    record = replace(trace.record, prompt=prompt, prompt_length=len(ids) - len(answer_ids), length=len(ids))
     return replace(trace, record=record, arrays={"token_ids": np.array(ids, dtype=np.int32)})
 
 

@@ -15,8 +15,17 @@ from graphhalu.viewer.build import ViewRequest, make_view
 from graphhalu.viewer.token_scores import ShownTokenScores, shown_token_scores
 from graphhalu.viewer.verdicts import detector_scores
 
-ARRAYS = ("token_ids", "span_code", "token_logprob", "token_entropy", "top1_margin", "attention",
-          "span_mass", "self_attention", "sink_keys")  # fmt: skip
+ARRAYS = (
+    "token_ids",
+    "span_code",
+    "token_logprob",
+    "token_entropy",
+    "top1_margin",
+    "attention",
+    "span_mass",
+    "self_attention",
+    "sink_keys",
+)
 
 
 def created(path, traces):
@@ -42,9 +51,7 @@ def result(store, tmp_path_factory):
 
 def test_scores_of_the_first_seed_stand_at_the_answer_tokens(store, result):
     found, folder = result
-    view = make_view(
-        store, ViewRequest(labeller=None, features=("answer_length",), token_scores=folder)
-    )
+    view = make_view(store, ViewRequest(labeller=None, features=("answer_length",), token_scores=folder))
     streams = view.trace(3)["streams"]
     samples = found.samples.to_pylist()
     trace = store[3]
@@ -53,9 +60,10 @@ def test_scores_of_the_first_seed_stand_at_the_answer_tokens(store, result):
         assert len(shown) == trace.length
         assert np.isnan(shown[: trace.prompt_length]).all()
         rows = [
-            row for row in samples
+            row
+            for row in samples
             if (row["detector"], row["seed"], row["trace_id"]) == (name, 2, trace.trace_id)
-        ]  # fmt: skip
+        ]
         expected = [row["score"] for row in sorted(rows, key=itemgetter("token"))]
         np.testing.assert_allclose(shown[trace.prompt_length :], expected, rtol=1e-6)
     told = view.overview(is_served=False)["token_scores"]

@@ -58,9 +58,12 @@ def run(tmp_path_factory, stores):
 def fitted(store, folder):
     n = len(store)
     labels = Labels(
-        trace_ids=store.trace_ids, values=np.arange(n) % 2, is_valid=np.ones(n, dtype=bool),
-        reasons=("",) * n, labeller="x",
-    )  # fmt: skip
+        trace_ids=store.trace_ids,
+        values=np.arange(n) % 2,
+        is_valid=np.ones(n, dtype=bool),
+        reasons=("",) * n,
+        labeller="x",
+    )
     places = np.arange(n)
     split = Split(train=places[:3], validation=places[3:5], test=places[5:])
     save_detector(DETECTORS.get("sink-mass")().fit(store, labels, split), folder)

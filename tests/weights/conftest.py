@@ -16,9 +16,7 @@ def model_of(family):
         return tiny_model(family)[0]
     import transformers
 
-    config = transformers.StableLmConfig(
-        **TINY_FAMILIES[family].settings, partial_rotary_factor=0.5
-    )
+    config = transformers.StableLmConfig(**TINY_FAMILIES[family].settings, partial_rotary_factor=0.5)
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = transformers.AutoModelForCausalLM.from_config(config)

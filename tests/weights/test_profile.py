@@ -82,9 +82,7 @@ def test_circuits_have_the_norm_of_their_dense_product(llama, tiny_folder):
     whole = load_file(tiny_folder("llama") / "model.safetensors")
     prefix = "model.layers.1."
     gain = whole[prefix + "input_layernorm.weight"].double().numpy()
-    q, k, v, o = (
-        whole[f"{prefix}self_attn.{part}_proj.weight"].double().numpy() for part in "qkvo"
-    )
+    q, k, v, o = (whole[f"{prefix}self_attn.{part}_proj.weight"].double().numpy() for part in "qkvo")
     head, size = 4, 4
     rows, shared = slice(head * size, (head + 1) * size), slice(size, 2 * size)
     qk = (q[rows] * gain).T @ (k[shared] * gain) * size**-0.5
@@ -97,9 +95,7 @@ def test_circuits_have_the_norm_of_their_dense_product(llama, tiny_folder):
 def test_a_gguf_file_has_the_same_profile(llama, tmp_path):
     other = profile_model(open_weights(str(write_gguf(tmp_path / "tiny.gguf"))), SETTINGS)
     for name in HEAD_DESCRIPTIONS:
-        assert np.allclose(
-            llama.of_heads(name), other.of_heads(name), rtol=1e-5, atol=1e-8, equal_nan=True
-        )
+        assert np.allclose(llama.of_heads(name), other.of_heads(name), rtol=1e-5, atol=1e-8, equal_nan=True)
     for name in LAYER_DESCRIPTIONS:
         values = llama.of_layers(name), other.of_layers(name)
         assert np.allclose(*values, rtol=1e-5, equal_nan=True)
@@ -119,9 +115,7 @@ def test_a_profile_is_read_back_as_it_was(llama, tmp_path):
     llama.write(tmp_path)
     found = read_profile(tmp_path)
     assert found.tensors.equals(llama.tensors)
-    assert np.array_equal(
-        found.of_heads("q_composition"), llama.of_heads("q_composition"), equal_nan=True
-    )
+    assert np.array_equal(found.of_heads("q_composition"), llama.of_heads("q_composition"), equal_nan=True)
     (tmp_path / "profile.json").write_text("{}")
     with pytest.raises(DataFileError, match="expected 'graphhalu-weights' version 1"):
         read_profile(tmp_path)

@@ -137,9 +137,7 @@ def test_a_4_bit_weight_is_what_bitsandbytes_makes_of_it(tmp_path, kind, is_nest
     from bitsandbytes.functional import dequantize_4bit, quantize_4bit
 
     weight = torch.randn(96, 35, generator=torch.Generator().manual_seed(0))
-    packed, state = quantize_4bit(
-        weight, quant_type=kind, blocksize=64, compress_statistics=is_nested
-    )
+    packed, state = quantize_4bit(weight, quant_type=kind, blocksize=64, compress_statistics=is_nested)
     expected = dequantize_4bit(packed, state).numpy()
     parts = {f"a.weight.{name}": value for name, value in state.as_dict(packed=True).items()}
     save_file({"a.weight": packed, **parts}, tmp_path / "model.safetensors")
@@ -200,7 +198,5 @@ def test_a_tensor_that_is_missing_is_named(tiny_folder, tmp_path):
     whole.pop("model.layers.1.self_attn.k_proj.weight")
     save_file(whole, tmp_path / "model.safetensors")
     (tmp_path / "config.json").write_bytes((tiny_folder("llama") / "config.json").read_bytes())
-    with pytest.raises(
-        DataFileError, match=r"lacks the tensor model\.layers\.1\.self_attn\.k_proj"
-    ):
+    with pytest.raises(DataFileError, match=r"lacks the tensor model\.layers\.1\.self_attn\.k_proj"):
         open_weights(str(tmp_path)).heads(1, "k")

@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 from scipy.stats import kurtosis
 
-from graphhalu.weights.spectra import (
-    entries_of,
-    gram,
-    power_law,
-    spectrum,
-    spectrum_of_gram,
-)
+from graphhalu.weights.spectra import entries_of, gram, power_law, spectrum, spectrum_of_gram
 
 
 @pytest.fixture

@@ -25,9 +25,7 @@ class ShuffledLabels(LogisticProbe):
         the number of each is unchanged.
     """
 
-    recipe: ClassVar[Recipe] = Recipe(
-        (FeatureSpec("sink_mass_k1"), FeatureSpec("sink_mass_k4")), pca_grid
-    )
+    recipe: ClassVar[Recipe] = Recipe((FeatureSpec("sink_mass_k1"), FeatureSpec("sink_mass_k4")), pca_grid)
     card: ClassVar[DetectorCard] = DetectorCard.of(
         __doc__, "shuffled-labels", "attention", reads=("sink_keys",), is_control=True
     )

@@ -92,9 +92,11 @@ class TfidfText(TrainedDetector):
         found = _fitted_regression(terms, values, folds, STRENGTHS, max_iter=2000)
         self.weight, self.bias = found.weight, found.bias
         self.training_report = {
-            "n_train": len(used), "n_terms": terms.shape[1], "strength": found.strength,
+            "n_train": len(used),
+            "n_terms": terms.shape[1],
+            "strength": found.strength,
             "inner_auroc": found.inner_auroc,
-        }  # fmt: skip
+        }
         return self
 
     def score(self, traces: Sequence[Trace]) -> Scores:
@@ -116,8 +118,7 @@ class TfidfText(TrainedDetector):
     def description(self) -> dict[str, Any]:
         """The vocabulary."""
         vocabulary = {
-            kind: sorted(v.vocabulary_, key=v.vocabulary_.__getitem__)
-            for kind, v in self.vectorisers.items()
+            kind: sorted(v.vocabulary_, key=v.vocabulary_.__getitem__) for kind, v in self.vectorisers.items()
         }
         return {"vocabulary": vocabulary}
 
@@ -207,14 +208,15 @@ class TokenText(TrainedDetector):
         with warnings.catch_warnings():
             # a weight that is a little off ranks as well
             warnings.simplefilter("ignore", ConvergenceWarning)
-            found = _fitted_regression(
-                terms, sample.labels, folds, TOKEN_STRENGTHS, max_iter=300, tol=1e-3
-            )
+            found = _fitted_regression(terms, sample.labels, folds, TOKEN_STRENGTHS, max_iter=300, tol=1e-3)
         self.weight, self.bias = found.weight, found.bias
         self.training_report = {
-            "n_traces": len(sample.traces), "n_tokens": len(ids), "n_terms": len(self.known),
-            "strength": found.strength, "inner_auroc": found.inner_auroc,
-        }  # fmt: skip
+            "n_traces": len(sample.traces),
+            "n_tokens": len(ids),
+            "n_terms": len(self.known),
+            "strength": found.strength,
+            "inner_auroc": found.inner_auroc,
+        }
         return self
 
     def score(self, traces: Sequence[Trace]) -> Scores:
@@ -260,9 +262,7 @@ def _known_terms(ids: Int[np.ndarray, "token offset"], min_count: int) -> Int[np
     return np.stack([place, index + _NOTHING], axis=1)
 
 
-def _token_terms(
-    ids: Int[np.ndarray, "token offset"], known: Int[np.ndarray, "term 2"]
-) -> csr_matrix:
+def _token_terms(ids: Int[np.ndarray, "token offset"], known: Int[np.ndarray, "term 2"]) -> csr_matrix:
     """One column a known term, 1 where it stands."""
     terms = _codes(known[:, 0], known[:, 1])
     codes = _codes(np.arange(ids.shape[1]), ids)
@@ -273,9 +273,7 @@ def _token_terms(
     return csr_matrix((values, places), shape=(len(ids), len(known)))
 
 
-def _codes(
-    place: Int[np.ndarray, "_"], index: Int[np.ndarray, "*term"]
-) -> Int[np.ndarray, "*term"]:
+def _codes(place: Int[np.ndarray, "_"], index: Int[np.ndarray, "*term"]) -> Int[np.ndarray, "*term"]:
     """One number for a place and an index in the vocabulary, in the order of both."""
     return place * _STRIDE + index
 

@@ -64,19 +64,12 @@ def _places(data: Data, layers: Sequence[int], channels: Sequence[str]) -> Place
         if match[1]:  # a multiplex graph has a column a layer and head
             found.append((channel, of_edge >= 0, int(match[1]), int(match[2])))
         else:
-            found += [
-                (channel, of_edge == place, layer, int(match[2]))
-                for place, layer in enumerate(layers)
-            ]
+            found += [(channel, of_edge == place, layer, int(match[2])) for place, layer in enumerate(layers)]
     return found
 
 
 def _heads(
-    logits_of: Callable[[Batch], Tensor],
-    data: Data,
-    places: Places,
-    shape: tuple[int, int],
-    whole: float,
+    logits_of: Callable[[Batch], Tensor], data: Data, places: Places, shape: tuple[int, int], whole: float
 ) -> Float[np.ndarray, "layer head"]:
     changed = []
     for channel, is_here, _, _ in places:
@@ -90,9 +83,7 @@ def _heads(
     return heads
 
 
-def _logits(
-    logits_of: Callable[[Batch], Tensor], graphs: Sequence[Data]
-) -> Float[np.ndarray, "graph"]:
+def _logits(logits_of: Callable[[Batch], Tensor], graphs: Sequence[Data]) -> Float[np.ndarray, "graph"]:
     found: list[float] = []
     for start in range(0, len(graphs), _BATCH):
         batch = Batch.from_data_list(list(graphs[start : start + _BATCH]))

@@ -152,9 +152,7 @@ class TokenNetworkConfig(CHARMConfig):
     """Epochs at most."""
     patience: Annotated[int, Field(ge=1)] = 4
     """Epochs without a lower loss on the held-out inner fold before training stops."""
-    nodes: Annotated[tuple[str, ...], Field(min_length=1)] = (
-        "span", "diagonal", "sink", "entropy",
-    )  # fmt: skip
+    nodes: Annotated[tuple[str, ...], Field(min_length=1)] = ("span", "diagonal", "sink", "entropy")
     """Blocks of node features."""
     batch_size: Annotated[int, Field(ge=1)] = 16
     """Traces a step."""

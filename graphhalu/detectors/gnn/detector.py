@@ -144,9 +144,8 @@ class NetworkDetector(ConfiguredDetector):
         used, failures = _buildable(graphs, np.sort(split.train[labels.is_valid[split.train]]))
         self._check_classes(labels, used, failures)
         self.schema = GraphSchema(
-            layers, graphs.node_feature_names, graphs.edge_feature_names,
-            describe_shape(traces[0].shape),
-        )  # fmt: skip
+            layers, graphs.node_feature_names, graphs.edge_feature_names, describe_shape(traces[0].shape)
+        )
         folds = self._folds(traces, labels, used)
         self.scaler = self._scaler(self.schema).fit(graphs.select(used), self.config.seed)
         with seeded(self.config.seed):
@@ -155,11 +154,15 @@ class NetworkDetector(ConfiguredDetector):
         self.networks, self.config = best.networks, best.config
         self.out_of_fold = best.out_of_fold
         self.training_report = {
-            "n_train": len(used), "n_without_graph": len(failures), "n_folds": len(folds),
+            "n_train": len(used),
+            "n_without_graph": len(failures),
+            "n_folds": len(folds),
             "n_parameters": n_parameters(self.networks[0]),
-            "inner_loss": best.loss, "inner_auroc": best.auroc(labels), "networks": best.reports,
+            "inner_loss": best.loss,
+            "inner_auroc": best.auroc(labels),
+            "networks": best.reports,
             "chosen": {name: getattr(self.config, name) for name in self.config.search},
-        }  # fmt: skip
+        }
         return self
 
     def score(self, traces: Sequence[Trace]) -> Scores:
@@ -209,9 +212,11 @@ class NetworkDetector(ConfiguredDetector):
         }
         write_weights(folder, weights)
         values = {
-            "config": self.config.model_dump(mode="json"), "graphs": asdict(schema),
-            "n_networks": len(self.networks), "training": self.training_report,
-        }  # fmt: skip
+            "config": self.config.model_dump(mode="json"),
+            "graphs": asdict(schema),
+            "n_networks": len(self.networks),
+            "training": self.training_report,
+        }
         write_description(folder, self.card.name, values)
 
     @classmethod
@@ -336,9 +341,8 @@ class NetworkDetector(ConfiguredDetector):
         groups[used] = question_groups([traces[int(index)] for index in used])
         try:
             folds = inner_folds(
-                labels.values, groups.astype(str), used, n_folds=self.config.n_folds,
-                seed=self.config.seed,
-            )  # fmt: skip
+                labels.values, groups.astype(str), used, n_folds=self.config.n_folds, seed=self.config.seed
+            )
         except NotEnoughDataError:
             return [(used, used)]
         both = [
@@ -348,9 +352,7 @@ class NetworkDetector(ConfiguredDetector):
         ]
         return both or [(used, used)]
 
-    def _check_classes(
-        self, labels: Labels, used: Int[np.ndarray, "used"], failures: Sequence[str]
-    ) -> None:
+    def _check_classes(self, labels: Labels, used: Int[np.ndarray, "used"], failures: Sequence[str]) -> None:
         if len(used) and _has_both(labels, used):
             return
         n_positive = int(labels.values[used].sum())
@@ -361,9 +363,7 @@ class NetworkDetector(ConfiguredDetector):
         )
         raise NotEnoughDataError(message)
 
-    def _logits(
-        self, traces: Sequence[Trace], schema: GraphSchema
-    ) -> dict[int, Float[np.ndarray, "_"]]:
+    def _logits(self, traces: Sequence[Trace], schema: GraphSchema) -> dict[int, Float[np.ndarray, "_"]]:
         """Mean logits of the traces that have a graph."""
         for trace in traces:
             check_shape(trace, schema.model_shape)
@@ -376,9 +376,7 @@ class NetworkDetector(ConfiguredDetector):
         view = graphs.select(usable)
         logits = _batched(self._mean_logits, view)
         found = dict(zip(usable.tolist(), logits, strict=True))
-        return {
-            place: found[index] for place, index in enumerate(indices.tolist()) if index in found
-        }
+        return {place: found[index] for place, index in enumerate(indices.tolist()) if index in found}
 
     def _check_names(self, graphs: AttentionGraphs, schema: GraphSchema) -> None:
         for kind in ("node_feature_names", "edge_feature_names"):
@@ -446,15 +444,16 @@ def network_detector(network_class: type[nn.Module]) -> type[NetworkDetector]:
     )
     # a saved one is found again by where its network is
     members = {
-        "card": card, "network_class": network_class, "__doc__": summary,
-        "__module__": network_class.__module__, "__qualname__": network_class.__qualname__,
-    }  # fmt: skip
+        "card": card,
+        "network_class": network_class,
+        "__doc__": summary,
+        "__module__": network_class.__module__,
+        "__qualname__": network_class.__qualname__,
+    }
     return type(name, (NetworkDetector,), members)
 
 
-def _batched(
-    logits_of: Callable[[Batch], Tensor], graphs: AttentionGraphs
-) -> list[Float[np.ndarray, "_"]]:
+def _batched(logits_of: Callable[[Batch], Tensor], graphs: AttentionGraphs) -> list[Float[np.ndarray, "_"]]:
     """Logits of each trace, batch by batch."""
     found: list[Float[np.ndarray, "_"]] = []
     with torch.inference_mode():

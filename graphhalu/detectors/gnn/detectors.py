@@ -14,9 +14,17 @@ from graphhalu.detectors.gnn.rewire import rewired, without_edges
 from graphhalu.detectors.trained import TrainedConfig
 
 _READS: Final = (
-    "attention", "hidden", "span_code", "received", "sink_keys", "self_attention", "row_entropy",
-    "token_logprob", "token_entropy", "top1_margin",
-)  # fmt: skip
+    "attention",
+    "hidden",
+    "span_code",
+    "received",
+    "sink_keys",
+    "self_attention",
+    "row_entropy",
+    "token_logprob",
+    "token_entropy",
+    "top1_margin",
+)
 """Arrays that graphs with the default blocks of node features are made of."""
 _TRAINING: Final = (
     " Nodes carry principal components of the middle layer's hidden states, fitted on the training "

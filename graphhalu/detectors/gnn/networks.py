@@ -46,9 +46,7 @@ class TokenGraphNetwork(nn.Module, ABC):
     ) -> None:
         super().__init__()
         self.edge_dim, self.n_layers, self.channels = edge_dim, n_layers, hidden_channels
-        self.encode = nn.Sequential(
-            nn.Linear(in_channels, hidden_channels), nn.ReLU(), nn.Dropout(dropout)
-        )
+        self.encode = nn.Sequential(nn.Linear(in_channels, hidden_channels), nn.ReLU(), nn.Dropout(dropout))
         self.rounds = nn.ModuleList(self.make_round() for _ in range(n_rounds))
         self.norms = nn.ModuleList(nn.BatchNorm1d(hidden_channels) for _ in range(n_rounds))
         self.dropout = nn.Dropout(dropout)
@@ -148,9 +146,7 @@ class MLP(TokenGraphNetwork):
 class _MLPRound(nn.Module):
     def __init__(self, channels: int, n_inner: int) -> None:
         super().__init__()
-        self.block = nn.Sequential(
-            nn.Linear(channels, n_inner), nn.ReLU(), nn.Linear(n_inner, channels)
-        )
+        self.block = nn.Sequential(nn.Linear(channels, n_inner), nn.ReLU(), nn.Linear(n_inner, channels))
 
     def forward(self, hidden: Tensor, edges: Edges) -> Tensor:
         new: Tensor = elu(self.block(hidden))

@@ -60,18 +60,30 @@ class GraphhaluDetector(Stack):
         inputs=("attention", "hidden", "likelihood"),
         is_supervised=True,
         reads=(
-            "attention", "hidden", "span_code", "span_mass", "received", "sink_keys",
-            "self_attention", "row_entropy", "token_logprob", "token_entropy", "top1_margin",
+            "attention",
+            "hidden",
+            "span_code",
+            "span_mass",
+            "received",
+            "sink_keys",
+            "self_attention",
+            "row_entropy",
+            "token_logprob",
+            "token_entropy",
+            "top1_margin",
         ),
         is_graph=True,
-    )  # fmt: skip
+    )
 
     config_class: ClassVar[type[TrainedConfig]] = StackConfig
     is_exact: ClassVar[bool] = False
     least_known: ClassVar[float] = 0.0
     errors_of_damage: ClassVar[tuple[type[Exception], ...]] = (
-        AttributeError, KeyError, TypeError, ValueError,
-    )  # fmt: skip
+        AttributeError,
+        KeyError,
+        TypeError,
+        ValueError,
+    )
 
     config: StackConfig
 
@@ -115,10 +127,7 @@ class GraphhaluDetector(Stack):
         self.members = members
         self.joints, self.bias = join(logits, labels.values[kept])
         reports = {n: getattr(member, "training_report", {}) for n, member in members.items()}
-        self.training_report = {
-            "n_train": len(kept), **reports,
-            "weights": self.weights(),
-        }  # fmt: skip
+        self.training_report = {"n_train": len(kept), **reports, "weights": self.weights()}
         return self
 
     @classmethod
@@ -133,9 +142,7 @@ class GraphhaluDetector(Stack):
         Raises:
             DataFileError: If the files do not fit each other, or are of the first edition.
         """
-        require_this_edition(
-            read_description(folder, cls.card.name), "joints", cls.card.name, folder
-        )
+        require_this_edition(read_description(folder, cls.card.name), "joints", cls.card.name, folder)
         return super().load(folder)
 
     def _graph(self) -> GATDetector:

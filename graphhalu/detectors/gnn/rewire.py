@@ -27,9 +27,7 @@ def rewired(data: Data) -> Data:
     moved = data.clone()
     key, query = data.edge_index % n_tokens
     permuted = torch.from_numpy(_permutation(n_tokens, generator))
-    moved.edge_index = torch.stack(
-        [data.edge_index[0] - key + permuted[query, key], data.edge_index[1]]
-    )
+    moved.edge_index = torch.stack([data.edge_index[0] - key + permuted[query, key], data.edge_index[1]])
     return moved
 
 

@@ -137,10 +137,7 @@ def train(
     """
     task = GraphTask(network, positive_weight, config.learning_rate, config.weight_decay)
     best = BestWeights(config.patience)
-    loaders = (
-        DataLoader(training, config.batch_size, shuffle=True),
-        DataLoader(stopping, config.batch_size),
-    )
+    loaders = (DataLoader(training, config.batch_size, shuffle=True), DataLoader(stopping, config.batch_size))
     network.train()  # Lightning leaves the mode as it finds it
     trainer = make_trainer(config, best, log_folder)
     with quiet_lightning():
@@ -156,9 +153,7 @@ def train(
     return {"n_epochs": int(n_epochs), "best_epoch": int(best_epoch), LOSS: loss}
 
 
-def make_trainer(
-    config: NetworkConfig, best: BestWeights, log_folder: Path | None = None
-) -> pl.Trainer:
+def make_trainer(config: NetworkConfig, best: BestWeights, log_folder: Path | None = None) -> pl.Trainer:
     """A trainer without checkpoints and progress bar; logs only where a folder is given.
 
     Raises:

@@ -10,15 +10,7 @@ from jaxtyping import Int
 
 from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.probes.base import ProbeDetector
-from graphhalu.detectors.probes.search import (
-    ALL_COMPONENTS,
-    Fold,
-    Grid,
-    Learned,
-    Side,
-    choose_heads,
-    search,
-)
+from graphhalu.detectors.probes.search import ALL_COMPONENTS, Fold, Grid, Learned, Side, choose_heads, search
 from graphhalu.features.spec import FeatureSpec
 
 Views = dict[str, Int[np.ndarray, "_"]]
@@ -75,8 +67,7 @@ def pca_grid(columns: Sequence[str]) -> Grid:
 
 
 _PROTOCOL: Final = (
-    "Components and penalty are chosen in three grouped folds within the training side; "
-    "classes are balanced."
+    "Components and penalty are chosen in three grouped folds within the training side; classes are balanced."
 )
 
 
@@ -107,9 +98,7 @@ class SinkProbeHeads(LogisticProbe):
         the first token and to the first four.
     """
 
-    recipe: ClassVar[Recipe] = Recipe(
-        (FeatureSpec("sink_mass_k1"), FeatureSpec("sink_mass_k4")), pca_grid
-    )
+    recipe: ClassVar[Recipe] = Recipe((FeatureSpec("sink_mass_k1"), FeatureSpec("sink_mass_k4")), pca_grid)
     card: ClassVar[DetectorCard] = DetectorCard.of(
         __doc__, "sink-probe-heads", "attention", reads=("sink_keys",), note=_PROTOCOL
     )
@@ -130,9 +119,7 @@ class SinkProbe(LogisticProbe):
     """
 
     recipe: ClassVar[Recipe] = Recipe((FeatureSpec("received_top", {"k": 25}),), ranked_l1_grid)
-    card: ClassVar[DetectorCard] = DetectorCard.of(
-        __doc__, "sinkprobe", "attention", reads=("received",)
-    )
+    card: ClassVar[DetectorCard] = DetectorCard.of(__doc__, "sinkprobe", "attention", reads=("received",))
 
 
 @final
@@ -275,9 +262,7 @@ class Toha(ProbeDetector):
         ranked anew in each; the paper takes both from one labelled set.
     """
 
-    card: ClassVar[DetectorCard] = DetectorCard.of(
-        __doc__, "toha", "attention", reads=("attention",)
-    )
+    card: ClassVar[DetectorCard] = DetectorCard.of(__doc__, "toha", "attention", reads=("attention",))
 
     def specs(self) -> tuple[FeatureSpec, ...]:
         """The divergence of every head."""

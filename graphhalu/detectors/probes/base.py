@@ -11,13 +11,7 @@ from pydantic import Field
 
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, Scores
-from graphhalu.detectors.columns import (
-    Layout,
-    check_shape,
-    columns_of,
-    describe_shape,
-    one_shape,
-)
+from graphhalu.detectors.columns import Layout, check_shape, columns_of, describe_shape, one_shape
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.logistic import LinearModel
 from graphhalu.detectors.probes.search import Fold, Learned, Side, folds_of
@@ -121,9 +115,7 @@ class ProbeDetector(TrainedDetector):
         check_classes(labels.values[kept], self.card.name)
         side, layout, used = self._side(chosen, labels.values[kept])
         check_classes(side.labels, self.card.name, n_without=len(kept) - len(used))
-        folds = folds_of(
-            side.labels, side.groups, n_folds=self.config.n_folds, seed=self.config.seed
-        )
+        folds = folds_of(side.labels, side.groups, n_folds=self.config.n_folds, seed=self.config.seed)
         held_out = None
         if self.stops_by_validation and validation is not None:
             others = ChosenTraces.labelled(traces, labels, validation)
@@ -133,9 +125,11 @@ class ProbeDetector(TrainedDetector):
         self.model, self.layout = learned.model, layout
         self.shape = describe_shape(chosen[0].shape)
         self.training_report = {
-            "n_train": len(used), "n_without_features": len(kept) - len(used),
-            "missing_share": float(np.isnan(side.values).mean()), **learned.report,
-        }  # fmt: skip
+            "n_train": len(used),
+            "n_without_features": len(kept) - len(used),
+            "missing_share": float(np.isnan(side.values).mean()),
+            **learned.report,
+        }
         return learned, kept[used]
 
     def score(self, traces: Sequence[Trace]) -> Scores:
@@ -195,10 +189,7 @@ class ProbeDetector(TrainedDetector):
         _check_size(self.model, self.layout)
 
     def _side(
-        self,
-        traces: Sequence[Trace],
-        labels: Int[np.ndarray, "trace"],
-        expected: Sequence[Layout] = (),
+        self, traces: Sequence[Trace], labels: Int[np.ndarray, "trace"], expected: Sequence[Layout] = ()
     ) -> tuple[Side, tuple[Layout, ...], Int[np.ndarray, "used"]]:
         """Traces with at least one known column, and their places among the given ones."""
         columns = columns_of(traces, self.specs(), expected)

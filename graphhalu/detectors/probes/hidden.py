@@ -56,9 +56,7 @@ class HiddenProbe(LogisticProbe):
     """
 
     recipe: ClassVar[Recipe] = Recipe(tuple(map(FeatureSpec, STATES)), one_layer_grid)
-    card: ClassVar[DetectorCard] = DetectorCard.of(
-        __doc__, "hidden-probe", "hidden", reads=("hidden",)
-    )
+    card: ClassVar[DetectorCard] = DetectorCard.of(__doc__, "hidden-probe", "hidden", reads=("hidden",))
 
 
 @final
@@ -77,9 +75,7 @@ class HaloScope(ProbeDetector):
         side, the released code picks the layer on the test side.
     """
 
-    card: ClassVar[DetectorCard] = DetectorCard.of(
-        __doc__, "haloscope", "hidden", reads=("hidden",)
-    )
+    card: ClassVar[DetectorCard] = DetectorCard.of(__doc__, "haloscope", "hidden", reads=("hidden",))
 
     def specs(self) -> tuple[FeatureSpec, ...]:
         """The last answer token in every kept layer."""
@@ -108,12 +104,15 @@ class HalluShift(LogisticProbe):
         tuple(
             FeatureSpec(name)
             for name in (
-                "hallushift_hidden_distance", "hallushift_hidden_cosine",
-                "hallushift_attention_distance", "hallushift_attention_cosine", *LIKELIHOOD,
+                "hallushift_hidden_distance",
+                "hallushift_hidden_cosine",
+                "hallushift_attention_distance",
+                "hallushift_attention_cosine",
+                *LIKELIHOOD,
             )
         ),
         pca_grid,
-    )  # fmt: skip
+    )
     card: ClassVar[DetectorCard] = DetectorCard.of(
         __doc__,
         "hallushift",
@@ -195,10 +194,14 @@ def learn_halo(side: Side, layers: Mapping[str, Int[np.ndarray, "_"]]) -> Learne
     wide = scaling.widened(chosen, side.values.shape[1])
     model = wide.linear(rotation.columns(solution.weight), solution.bias)
     report = {
-        "layer": best.layer, "n_components": best.n_components, "is_weighted": best.is_weighted,
-        "sign": best.sign, "quantile": QUANTILES[place], "membership_auroc": best.auroc,
+        "layer": best.layer,
+        "n_components": best.n_components,
+        "is_weighted": best.is_weighted,
+        "sign": best.sign,
+        "quantile": QUANTILES[place],
+        "membership_auroc": best.auroc,
         "train_auroc": reached,
-    }  # fmt: skip
+    }
     return Learned(model, np.full(len(side.labels), np.nan), report)
 
 

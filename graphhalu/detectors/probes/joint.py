@@ -17,9 +17,14 @@ from graphhalu.detectors.probes.search import Fold, Learned, Side, first_of_the_
 from graphhalu.features.spec import FeatureSpec
 
 ATTENTION: Final = (
-    "sink_mass_k4", "self_attention_log", "attention_entropy_mean", "lookback_ratio", "span_mass",
-    "received_top", "lapeig_top",
-)  # fmt: skip
+    "sink_mass_k4",
+    "self_attention_log",
+    "attention_entropy_mean",
+    "lookback_ratio",
+    "span_mass",
+    "received_top",
+    "lapeig_top",
+)
 """Node and edge statistics of the attention graph of every layer and head."""
 FAMILIES: Final[dict[str, tuple[str, ...]]] = {
     "attention": ATTENTION,
@@ -90,10 +95,13 @@ class JointProbe(ProbeDetector):
         mix, strength = divmod(chosen, len(STRENGTHS))
         model = _fit(side, blocks, MIXES[mix], kernels[mix], STRENGTHS[: strength + 1])
         report = {
-            "shares": MIXES[mix], "strength": STRENGTHS[strength], "n_folds": len(folds),
-            "n_candidates": len(flat), "inner_auroc": inner_auroc,
+            "shares": MIXES[mix],
+            "strength": STRENGTHS[strength],
+            "n_folds": len(folds),
+            "n_candidates": len(flat),
+            "inner_auroc": inner_auroc,
             "n_columns": int(model.is_used.sum()),
-        }  # fmt: skip
+        }
         return Learned(model, flat[chosen], report)
 
 

@@ -7,9 +7,16 @@ from graphhalu.detectors.probes.attention import LogisticProbe, Recipe, plain_gr
 from graphhalu.features.spec import FeatureSpec
 
 LIKELIHOOD: Final = (
-    "logprob_mean", "logprob_min", "logprob_sum", "logprob_std", "output_entropy_mean",
-    "output_entropy_max", "output_entropy_std", "margin_mean", "margin_min",
-)  # fmt: skip
+    "logprob_mean",
+    "logprob_min",
+    "logprob_sum",
+    "logprob_std",
+    "output_entropy_mean",
+    "output_entropy_max",
+    "output_entropy_std",
+    "margin_mean",
+    "margin_min",
+)
 """Features of the output distributions."""
 
 

@@ -162,9 +162,7 @@ class LinearModel:
         The sum runs row by row and not through a matrix product, whose rounding depends on how
         many rows there are: a trace has the same score alone and among others.
         """
-        return np.where(
-            self._is_known(values), self._weighted(values).sum(axis=1) + self.bias, np.nan
-        )
+        return np.where(self._is_known(values), self._weighted(values).sum(axis=1) + self.bias, np.nan)
 
     def parts(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace column"]:
         """What each column adds to the bias; NaN where every column that is read is missing."""
@@ -176,9 +174,7 @@ class LinearModel:
     def _is_known(self, values: Float[np.ndarray, "trace column"]) -> Bool[np.ndarray, "trace"]:
         return np.isfinite(values[:, self.is_used]).any(axis=1)
 
-    def _weighted(
-        self, values: Float[np.ndarray, "trace column"]
-    ) -> Float[np.ndarray, "trace used"]:
+    def _weighted(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace used"]:
         used = self.is_used
         kept = np.ascontiguousarray(values[:, used], dtype=np.float64)
         filled = np.where(np.isfinite(kept), kept, self.median[used])
@@ -223,9 +219,7 @@ class Rotation(NamedTuple):
             return cls(vectors * size, values, vectors / size)
         return cls(values @ vectors, None, vectors)
 
-    def turned(
-        self, values: Float[np.ndarray, "other kept"]
-    ) -> Float[np.ndarray, "other component"]:
+    def turned(self, values: Float[np.ndarray, "other kept"]) -> Float[np.ndarray, "other component"]:
         """Other traces, component by component."""
         return (values if self.span is None else values @ self.span.T) @ self.back
 

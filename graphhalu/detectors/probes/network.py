@@ -111,9 +111,7 @@ class Saplma(ProbeDetector):
         """Train on the side; the epoch is that of the best validation AUROC."""
         views = layer_views(side.columns)
         layer = list(views)[len(views) // 2]
-        scaling = Scaling.of(side.values[:, views[layer]]).widened(
-            views[layer], side.values.shape[1]
-        )
+        scaling = Scaling.of(side.values[:, views[layer]]).widened(views[layer], side.values.shape[1])
         is_usable = validation is not None and len(np.unique(validation.labels)) > 1
         held_out = validation if validation is not None and is_usable else side
         layers, report = train(

@@ -105,11 +105,7 @@ class Learned:
 
 
 def folds_of(
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    *,
-    n_folds: int,
-    seed: int,
+    labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], *, n_folds: int, seed: int
 ) -> list[Fold]:
     """Grouped folds of a side in which both parts hold both classes; none if it is too small."""
     try:
@@ -120,9 +116,7 @@ def folds_of(
     return [f for f in places if all(len(np.unique(labels[part])) > 1 for part in f)]
 
 
-def places_by(
-    name_of: Callable[[str], str], columns: Sequence[str]
-) -> dict[str, Int[np.ndarray, "_"]]:
+def places_by(name_of: Callable[[str], str], columns: Sequence[str]) -> dict[str, Int[np.ndarray, "_"]]:
     """Places of the columns of each name, in the order of their first appearance."""
     found: dict[str, list[int]] = {}
     for place, column in enumerate(columns):
@@ -151,17 +145,18 @@ def search(side: Side, grid: Grid, folds: Sequence[Fold]) -> Learned:
     chosen = candidates[place]
     model = fit_candidate(side, grid, chosen)
     report = {
-        **chosen._asdict(), "n_folds": len(folds), "n_candidates": len(candidates),
+        **chosen._asdict(),
+        "n_folds": len(folds),
+        "n_candidates": len(candidates),
         "inner_auroc": inner_auroc,
-        "n_columns": len(grid.views[chosen.view]), "n_weights": int((model.weight != 0).sum()),
-    }  # fmt: skip
+        "n_columns": len(grid.views[chosen.view]),
+        "n_weights": int((model.weight != 0).sum()),
+    }
     return Learned(model, logits[place], report)
 
 
 def first_of_the_best(
-    logits: Float[np.ndarray, "candidate trace"],
-    labels: Int[np.ndarray, "trace"],
-    folds: Sequence[Fold],
+    logits: Float[np.ndarray, "candidate trace"], labels: Int[np.ndarray, "trace"], folds: Sequence[Fold]
 ) -> tuple[int, float | None]:
     """Place of the first candidate within 0.001 of the best mean AUROC over the folds, and its own.
 
@@ -204,17 +199,12 @@ def choose_heads(side: Side, folds: Sequence[Fold], n_most: int = 10) -> Learned
     best, inner_auroc = first_of_the_best(logits, side.labels, folds)
     model = _head_means(side.values, side.labels, numbers)[best]
     heads = [side.columns[place] for place in np.flatnonzero(model.weight)]
-    report = {
-        "n_heads": best + 1, "heads": heads, "n_folds": len(folds),
-        "inner_auroc": inner_auroc,
-    }  # fmt: skip
+    report = {"n_heads": best + 1, "heads": heads, "n_folds": len(folds), "inner_auroc": inner_auroc}
     return Learned(model, logits[best], report)
 
 
 def _head_means(
-    values: Float[np.ndarray, "trace column"],
-    labels: Int[np.ndarray, "trace"],
-    numbers: Sequence[int],
+    values: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"], numbers: Sequence[int]
 ) -> list[LinearModel]:
     scaling = Scaling.of(values)
     filled = np.where(np.isfinite(values), values, scaling.median)
@@ -237,10 +227,7 @@ def mean_auroc(
 
 
 def _scaled(
-    side: Side,
-    views: Sequence[Int[np.ndarray, "_"]],
-    fold: Fold,
-    median: Float[np.ndarray, "column"],
+    side: Side, views: Sequence[Int[np.ndarray, "_"]], fold: Fold, median: Float[np.ndarray, "column"]
 ) -> Iterator[tuple[Float[np.ndarray, "train kept"], Float[np.ndarray, "held_out kept"]]]:
     """Both parts of a fold for each view, standardised by the first; all columns only once."""
     chosen = np.unique(np.concatenate(views))

@@ -105,8 +105,7 @@ class Focus(ScalarDetector):
         """Mean mass of both spans together; a span that a trace lacks adds nothing."""
         columns = columns_of(traces, (FeatureSpec("span_mass"),))
         spans = [
-            row_means(columns.values[:, _places(columns.names, span)])
-            for span in ("question", "context")
+            row_means(columns.values[:, _places(columns.names, span)]) for span in ("question", "context")
         ]
         is_known = np.isfinite(spans).any(axis=0)
         return np.where(is_known, np.nansum(spans, axis=0), np.nan)

@@ -27,9 +27,7 @@ class HiddenScore(FeatureScalar):
     """
 
     spec: ClassVar[FeatureSpec] = FeatureSpec("hidden_score")
-    card: ClassVar[DetectorCard] = DetectorCard.of(
-        __doc__, "hidden-score", "hidden", reads=("hidden",)
-    )
+    card: ClassVar[DetectorCard] = DetectorCard.of(__doc__, "hidden-score", "hidden", reads=("hidden",))
 
 
 @final
@@ -49,9 +47,7 @@ class EigenScore(ScalarDetector):
     way_out: ClassVar[str] = (
         "It compares the beams of a question: extract with --keep-beams 5 and hidden states"
     )
-    card: ClassVar[DetectorCard] = DetectorCard.of(
-        __doc__, "eigenscore", "hidden", reads=("hidden",)
-    )
+    card: ClassVar[DetectorCard] = DetectorCard.of(__doc__, "eigenscore", "hidden", reads=("hidden",))
 
     def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
         """EigenScore of the beams of each trace's question; they need no label of their own."""

@@ -64,9 +64,7 @@ class Study:
         return self.grid.reached(self.n_steps[train])
 
 
-def all_methods(
-    study: Study, settings: CalibrateSettings, given_heads: Heads | None = None
-) -> list[Method]:
+def all_methods(study: Study, settings: CalibrateSettings, given_heads: Heads | None = None) -> list[Method]:
     """Every method that is judged; the first is the instability that ``detect`` computes.
 
     All that vary over the answer are given the same windows to choose from, and all but
@@ -110,9 +108,7 @@ def _stepped(study: Study, n_inner: int, name: str, array: str, summary: str) ->
     windows = [study.grid.windows[n]._replace(first_layer=0, stop_layer=1) for n in places]
     scores = window_scores(study.padded(array)[..., None], windows)
     texts = tuple(f"steps {window.start}-{window.end}" for window in windows)
-    return ColumnMethod(
-        name, summary, scores, texts, n_inner, lambda train: study.reached(train)[places]
-    )
+    return ColumnMethod(name, summary, scores, texts, n_inner, lambda train: study.reached(train)[places])
 
 
 def _constants(study: Study) -> list[tuple[str, str, list[SupportsFloat | None]]]:
@@ -124,9 +120,5 @@ def _constants(study: Study) -> list[tuple[str, str, list[SupportsFloat | None]]
         ("user_length", "tokens of the user's text", [r.n_user for r in records]),
         ("answer_length", "tokens of the answer", [r.n_answer for r in records]),
         ("user_perplexity", perplexity.format("user's text"), [r.user_nll for r in records]),
-        (
-            "answer_perplexity",
-            perplexity.format("answer"),
-            [-p.mean() if len(p) else None for p in logprobs],
-        ),
+        ("answer_perplexity", perplexity.format("answer"), [-p.mean() if len(p) else None for p in logprobs]),
     ]

@@ -24,12 +24,7 @@ from graphhalu.evaluation.bootstrap import (
 )
 from graphhalu.evaluation.maps import column_tests
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.significance import (
-    CommonGround,
-    SeedScores,
-    compare_to_baseline,
-    judge,
-)
+from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline, judge
 from graphhalu.labels.summary import share_interval
 from graphhalu.provenance import provenance
 from graphhalu.studies.instability.baselines import Study, all_methods
@@ -111,10 +106,7 @@ def calibrate(
         steps=_step_points(study, cases, window, settings),
         prompt_ids=tuple(_name(each, folder) for each in series),
         labels=tuple(cases.labels.tolist()),
-        scores={
-            name: tuple(tuple(seed.scores.tolist()) for seed in seeds)
-            for name, seeds in scores.items()
-        },
+        scores={name: tuple(tuple(seed.scores.tolist()) for seed in seeds) for name, seeds in scores.items()},
     )
 
 
@@ -149,9 +141,7 @@ def cases_of(series: Sequence[PromptSeries]) -> Cases:
     return Cases(labels, group_codes(np.array([each.record.group for each in series]))[0])
 
 
-def _window_choice(
-    method: Method, study: Study, cases: Cases, settings: CalibrateSettings
-) -> WindowChoice:
+def _window_choice(method: Method, study: Study, cases: Cases, settings: CalibrateSettings) -> WindowChoice:
     fitted = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     return WindowChoice(
         spread=settings.spread,
@@ -254,9 +244,7 @@ def _hits(flagged: Bool[np.ndarray, "seed prompt"], cases: Cases) -> Float[np.nd
     return np.stack(columns, axis=1).astype(np.float64)
 
 
-def _f1(
-    flagged: Bool[np.ndarray, "seed prompt"], cases: Cases, settings: CalibrateSettings
-) -> Estimate:
+def _f1(flagged: Bool[np.ndarray, "seed prompt"], cases: Cases, settings: CalibrateSettings) -> Estimate:
     hits = _hits(flagged, cases)
     n_resamples = settings.n_resamples
     sums = resample_sums(hits, cases.groups, n_resamples=n_resamples, has_sample=True)
@@ -270,9 +258,7 @@ def _f1_of(sums: Float[np.ndarray, "*row 3"]) -> Float[np.ndarray, "*row"]:
     return np.where(total > 0, 2 * hits / np.maximum(total, 1), np.nan)
 
 
-def _auroc(
-    scores: Float[np.ndarray, "prompt"], cases: Cases, n_resamples: int, level: float
-) -> Estimate:
+def _auroc(scores: Float[np.ndarray, "prompt"], cases: Cases, n_resamples: int, level: float) -> Estimate:
     interval = bootstrap_interval("auroc", scores, *cases, n_resamples=n_resamples, level=level)
     return Estimate(auroc(scores, cases.labels), *interval)
 
@@ -286,10 +272,7 @@ def _with_tests(
     """The rows with their differences from instability."""
     seeds = {name: _seed_scores(each) for name, each in scores.items()}
     tests = {
-        test.detector: {
-            "difference": Estimate(test.difference, test.low, test.high),
-            "p_holm": test.p_holm,
-        }
+        test.detector: {"difference": Estimate(test.difference, test.low, test.high), "p_holm": test.p_holm}
         for test in compare_to_baseline(seeds, MAIN, _ground(cases, settings))
     }
     return tuple(row.model_copy(update=tests.get(row.name, {})) for row in rows)
@@ -313,9 +296,7 @@ def _step_points(
     """
     layers = slice(choice.first_layer, choice.stop_layer)
     entropy = study.padded("entropy")
-    spread, focus = (
-        present_mean(study.padded(name)[..., layers]) for name in (choice.spread, "focus")
-    )
+    spread, focus = (present_mean(study.padded(name)[..., layers]) for name in (choice.spread, "focus"))
     aurocs = [column_tests(values, *cases).auroc for values in (spread, entropy, focus)]
     points = []
     for step, values in enumerate(np.stack(aurocs, axis=1).tolist()):

@@ -11,9 +11,7 @@ from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
 from graphhalu.studies.instability.windows import Window
 
-KIND: Final = FileFormat(
-    "graphhalu-instability-calibration", 1, "Make one:  graphhalu instability calibrate"
-)
+KIND: Final = FileFormat("graphhalu-instability-calibration", 1, "Make one:  graphhalu instability calibrate")
 MAIN: Final = "instability"
 TRACKER: Final = "attention_tracker"
 

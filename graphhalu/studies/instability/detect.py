@@ -83,9 +83,7 @@ class PromptDetector:
         self._check_identity(loaded)
 
     def score(
-        self,
-        prompts: Sequence[StudyPrompt],
-        on_progress: Callable[[int, int], None] = lambda *_: None,
+        self, prompts: Sequence[StudyPrompt], on_progress: Callable[[int, int], None] = lambda *_: None
     ) -> list[Verdict]:
         """A verdict on each prompt.
 
@@ -118,8 +116,7 @@ class PromptDetector:
                 first = choice.start + (int(below[-1]) + 1 if len(below) else 0)
             else:
                 reason = (
-                    f"the answer has {series.n_steps} steps, and the window begins at step "
-                    f"{choice.start}"
+                    f"the answer has {series.n_steps} steps, and the window begins at step {choice.start}"
                 )
         is_attack = None if score is None else score >= self.threshold
         return Verdict(
@@ -163,9 +160,7 @@ class PromptDetector:
             raise DetectorMismatchError(message) from None
 
 
-def running_score(
-    spread: Float[np.ndarray, "step layer"], choice: WindowChoice
-) -> Float[np.ndarray, "part"]:
+def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:
     """Score after each step of the window: direction times the mean up to there.
 
     The last value is the score. Steps without a value are passed over; before the first one

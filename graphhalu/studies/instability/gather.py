@@ -53,9 +53,7 @@ def gather(
     return store
 
 
-def _configuration(
-    measurer: Measurer, prompts: Sequence[StudyPrompt], n_parts: int
-) -> dict[str, Any]:
+def _configuration(measurer: Measurer, prompts: Sequence[StudyPrompt], n_parts: int) -> dict[str, Any]:
     settings, loaded = measurer.settings, measurer.loaded
     return {
         "model": dict(loaded.identity),

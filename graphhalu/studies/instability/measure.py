@@ -106,9 +106,7 @@ def system_share(
 
 
 def sight_of(
-    rows: Int[np.ndarray, "step"],
-    system: Int[np.ndarray, "member"],
-    layer_windows: Sequence[int | None],
+    rows: Int[np.ndarray, "step"], system: Int[np.ndarray, "member"], layer_windows: Sequence[int | None]
 ) -> Sight:
     """What rows see through the sliding window of each layer.
 
@@ -121,9 +119,7 @@ def sight_of(
     return Sight(firsts <= system.max(), firsts <= 0)
 
 
-def _by_step(
-    values: Float[np.ndarray, "layer step"], sight: Sight
-) -> Float[np.ndarray, "step layer"]:
+def _by_step(values: Float[np.ndarray, "layer step"], sight: Sight) -> Float[np.ndarray, "step layer"]:
     """Steps first, and NaN in layers that do not show the system prompt."""
     return np.where(sight.any_system, values, np.nan).T
 

@@ -72,8 +72,7 @@ class Measurer:
         )
         if settings.temperature and self.search.fallback_reason is not None:
             message = (
-                f"tokens cannot be drawn on this model: {self.search.fallback_reason}\n"
-                f"  Use --temperature 0"
+                f"tokens cannot be drawn on this model: {self.search.fallback_reason}\n  Use --temperature 0"
             )
             raise UsageError(message)
 
@@ -153,9 +152,7 @@ class Measurer:
         end = self.loaded.eos_token_ids[:1] if answer.is_finished else ()
         new = np.array([*answer.token_ids, *end], dtype=np.int32)
         token_ids = np.concatenate([asked.encoded.token_ids, new])
-        span_code = np.concatenate(
-            [asked.encoded.span_code, np.full(len(new), Span.ANSWER, dtype=np.uint8)]
-        )
+        span_code = np.concatenate([asked.encoded.span_code, np.full(len(new), Span.ANSWER, dtype=np.uint8)])
         rows = np.arange(asked.length - 1, len(token_ids) - 1)
         observer = RowsObserver(
             RowRange(int(rows[0]), int(rows[-1]) + 1), _span_sums(span_code, self.loaded.model)
@@ -169,9 +166,7 @@ class Measurer:
         streams = likely.arrays()
         system = np.flatnonzero(span_code == Span.SYSTEM)
         measures = step_measures(
-            observer.stacked(),
-            sight_of(rows, system, self.loaded.layer_windows),
-            self.settings.denominator,
+            observer.stacked(), sight_of(rows, system, self.loaded.layer_windows), self.settings.denominator
         )
         names = {"entropy": "token_entropy", "margin": "top1_margin", "logprob": "token_logprob"}
         arrays: dict[str, np.ndarray] = {
@@ -229,10 +224,7 @@ def drawn_answers(
     is_over = [False] * len(prompts)
     for step in range(search.max_new_tokens):
         shares = torch.softmax(logits.float() / temperature, dim=-1).cpu()
-        new = [
-            int(torch.multinomial(p, 1, generator=g))
-            for p, g in zip(shares, generators, strict=True)
-        ]
+        new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
         for place, token in enumerate(new):
             is_over[place] |= token in search.stop_ids
             drawn[place] += [] if is_over[place] else [token]

@@ -14,12 +14,7 @@ from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.maps import column_tests
 from graphhalu.splits import inner_folds
 from graphhalu.studies.instability.settings import CalibrateSettings
-from graphhalu.studies.instability.tracker import (
-    ChosenHeads,
-    Heads,
-    focus_scores,
-    important_heads,
-)
+from graphhalu.studies.instability.tracker import ChosenHeads, Heads, focus_scores, important_heads
 
 
 class Cases(NamedTuple):
@@ -116,11 +111,7 @@ class ColumnMethod(Method):
         return self._fitted(place, float(auroc[place]))
 
     def _held_out_auroc(
-        self,
-        cases: Cases,
-        train: Int[np.ndarray, "train"],
-        places: Int[np.ndarray, "column"],
-        seed: int,
+        self, cases: Cases, train: Int[np.ndarray, "train"], places: Int[np.ndarray, "column"], seed: int
     ) -> Float[np.ndarray, "column"]:
         folds = inner_folds(*cases, train, n_folds=self.n_inner_folds, seed=seed)
         total = np.zeros(len(places))
@@ -210,9 +201,7 @@ class NestedScores(NamedTuple):
     coverage: float
 
 
-def nested_scores(
-    method: Method, cases: Cases, settings: CalibrateSettings, seed: int
-) -> NestedScores:
+def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, seed: int) -> NestedScores:
     """Score every prompt by choices that were made without it and without its likes."""
     everyone = np.arange(len(cases.labels))
     folds = inner_folds(*cases, everyone, n_folds=settings.n_folds, seed=seed)
@@ -253,9 +242,7 @@ def threshold_at(
 
 
 def thresholds(
-    scores: Float[np.ndarray, "prompt"],
-    labels: Int[np.ndarray, "prompt"],
-    settings: CalibrateSettings,
+    scores: Float[np.ndarray, "prompt"], labels: Int[np.ndarray, "prompt"], settings: CalibrateSettings
 ) -> Float[np.ndarray, "aim"]:
     """Those of all aims, and last that of the best F1."""
     limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]

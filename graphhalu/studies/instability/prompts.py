@@ -101,8 +101,7 @@ def _read(path: Path) -> list[tuple[str, Row | None]]:
         found = list(_rows(path) if _is_table(path) else _lines(path))
     if not found:
         message = (
-            f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column "
-            f"'prompt' or 'text'"
+            f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column 'prompt' or 'text'"
         )
         raise UsageError(message)
     return found

@@ -25,9 +25,7 @@ from graphhalu.numerics import json_ready, ragged_offsets
 from graphhalu.provenance import provenance
 from graphhalu.safe_read import check_zip, parse_json, reading
 
-KIND: Final = FileFormat(
-    "graphhalu-instability", 1, "Measure prompts:  graphhalu instability gather"
-)
+KIND: Final = FileFormat("graphhalu-instability", 1, "Measure prompts:  graphhalu instability gather")
 META_FILE: Final = "meta.json"
 PARTS_FOLDER: Final = "parts"
 
@@ -131,9 +129,7 @@ class SeriesFolder:
         """
         if (path / META_FILE).exists():
             found = cls.open(path)
-            told = differing_fields(
-                json_ready(found.meta["configuration"]), json_ready(configuration)
-            )
+            told = differing_fields(json_ready(found.meta["configuration"]), json_ready(configuration))
             if told:
                 listed = "\n  ".join(told[:12])
                 message = f"{path} was gathered otherwise:\n  {listed}\n  Name another --out"
@@ -204,9 +200,7 @@ class SeriesFolder:
     def _read_part(self, number: int) -> list[PromptSeries]:
         path = self._part(number)
         way_out = "Delete it and gather again: only its prompts are measured"
-        with reading(
-            f"{path} is damaged", error=CorruptStoreError, also=(RuntimeError,), way_out=way_out
-        ):
+        with reading(f"{path} is damaged", error=CorruptStoreError, also=(RuntimeError,), way_out=way_out):
             check_zip(path)
             # without pickle an array of objects is refused; zip checks the bytes
             with np.load(path, allow_pickle=False) as file:
@@ -219,9 +213,7 @@ def _require_parts(n_parts: Any) -> None:
         raise ValueError(message)
 
 
-def padded_steps(
-    series: Sequence[PromptSeries], name: str
-) -> Float[np.ndarray, "prompt step *layer"]:
+def padded_steps(series: Sequence[PromptSeries], name: str) -> Float[np.ndarray, "prompt step *layer"]:
     """An array of all prompts, one row a prompt; NaN behind its last step."""
     arrays = [each.arrays[name] for each in series]
     shape = (len(arrays), max(map(len, arrays)), *arrays[0].shape[1:])

@@ -69,8 +69,7 @@ class CalibrateSettings(Config):
     important; the first of these that any head reaches."""
 
     @field_validator(
-        *("starts", "lengths", "mid_high", "tail_cut"),
-        *("seeds", "tracker_k", "false_positive_rates"),
+        *("starts", "lengths", "mid_high", "tail_cut"), *("seeds", "tracker_k", "false_positive_rates")
     )
     @classmethod
     def _are_there_once(cls, values: Any) -> Any:

@@ -90,9 +90,7 @@ def important_heads(
     return ChosenHeads(_HEADS.validate_python(everywhere), None)
 
 
-def focus_scores(
-    focus: Float[np.ndarray, "prompt layer head"], heads: Heads
-) -> Float[np.ndarray, "prompt"]:
+def focus_scores(focus: Float[np.ndarray, "prompt layer head"], heads: Heads) -> Float[np.ndarray, "prompt"]:
     """Mean focus of the important heads; low where a prompt draws them away.
 
     Raises:

@@ -92,10 +92,7 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
 
 
 def _relation(
-    name: str,
-    score: Float[np.ndarray, "prompt"],
-    values: Float[np.ndarray, "prompt"],
-    sample: Sample,
+    name: str, score: Float[np.ndarray, "prompt"], values: Float[np.ndarray, "prompt"], sample: Sample
 ) -> Relation:
     kept = np.isfinite(score) & np.isfinite(values)
     if kept.sum() < LEAST_PROMPTS:
@@ -105,9 +102,7 @@ def _relation(
     return Relation(name, values, *(known.correlation(*pair) for pair in pairs))
 
 
-def _mean_map(
-    values: Float[np.ndarray, "prompt step layer"], n_steps: Int[np.ndarray, "prompt"]
-) -> MeanMap:
+def _mean_map(values: Float[np.ndarray, "prompt step layer"], n_steps: Int[np.ndarray, "prompt"]) -> MeanMap:
     is_enough = np.isfinite(values).sum(axis=0) >= LEAST_PROMPTS
     reached = (n_steps[:, None] > np.arange(values.shape[1])).sum(axis=0)
     return MeanMap(np.where(is_enough, mean_of_present(values), np.nan), reached)

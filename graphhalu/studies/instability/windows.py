@@ -78,9 +78,7 @@ class Grid(NamedTuple):
         return found
 
 
-def window_grid(
-    settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]
-) -> Grid:
+def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]) -> Grid:
     """All windows of the settings.
 
     Args:
@@ -136,16 +134,13 @@ def _layers(settings: CalibrateSettings, n_layers: int) -> list[tuple[int, int]]
     found = dict.fromkeys((s.start, s.stop) for s in slices if s.start < s.stop)
     if not found:
         message = (
-            f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of "
-            f"{n_layers} layers"
+            f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of {n_layers} layers"
         )
         raise UsageError(message)
     return list(found)
 
 
-def _require_inside(
-    starts: tuple[int, ...] | None, lengths: tuple[int, ...] | None, longest: int
-) -> None:
+def _require_inside(starts: tuple[int, ...] | None, lengths: tuple[int, ...] | None, longest: int) -> None:
     """Refuse windows that were asked for and that no answer reaches."""
     if starts is None and lengths is None:
         return

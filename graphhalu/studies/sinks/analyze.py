@@ -14,13 +14,7 @@ from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.provenance import provenance
 from graphhalu.registry import unknown_name
-from graphhalu.studies.sinks.comparisons import (
-    Analysed,
-    model_size,
-    scaling,
-    sensitivities,
-    tasks,
-)
+from graphhalu.studies.sinks.comparisons import Analysed, model_size, scaling, sensitivities, tasks
 from graphhalu.studies.sinks.effects import Resampling, prediction, shift
 from graphhalu.studies.sinks.files import find_runs, read_run
 from graphhalu.studies.sinks.heads import localise
@@ -110,10 +104,7 @@ def analyze_run(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None = No
 
 
 def findings(
-    records: Sequence[SinkRecord],
-    meaning: Meaning,
-    config: AnalyzeConfig,
-    roles: Sequence[HeadTable] = (),
+    records: Sequence[SinkRecord], meaning: Meaning, config: AnalyzeConfig, roles: Sequence[HeadTable] = ()
 ) -> Findings:
     """H1 to H4 of the records of one run under one label.
 
@@ -147,9 +138,7 @@ def findings(
     )
 
 
-def _analysed(
-    run: SinkRun, config: AnalyzeConfig, role: HeadTable | None, notes: list[str]
-) -> Analysed:
+def _analysed(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None, notes: list[str]) -> Analysed:
     first = run.first
     found: list[Findings] = []
     left_out: dict[Meaning, str] = {}

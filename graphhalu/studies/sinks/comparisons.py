@@ -194,15 +194,11 @@ def _series(
     yield from ((name, members) for name, members in groups.items() if len(members) > 1)
 
 
-def _pairs(
-    first: SinkRun, second: SinkRun, meaning: Meaning
-) -> list[tuple[SinkRecord, SinkRecord]]:
+def _pairs(first: SinkRun, second: SinkRun, meaning: Meaning) -> list[tuple[SinkRecord, SinkRecord]]:
     """Records of the same question, and the same given answer, in both runs."""
     of_second = {_key(record): record for record in second.labelled(meaning)}
     return [
-        (record, of_second[_key(record)])
-        for record in first.labelled(meaning)
-        if _key(record) in of_second
+        (record, of_second[_key(record)]) for record in first.labelled(meaning) if _key(record) in of_second
     ]
 
 

@@ -53,9 +53,7 @@ class Sample(NamedTuple):
     def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
         """Sum of each column over the sample, then over each resample of questions."""
         n_resamples, _, seed = self.how
-        return resample_sums(
-            columns, self.groups, n_resamples=n_resamples, seed=seed, has_sample=True
-        )
+        return resample_sums(columns, self.groups, n_resamples=n_resamples, seed=seed, has_sample=True)
 
     def mean(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
         """Mean over the sample, then over each resample of questions."""
@@ -187,9 +185,7 @@ def prediction(
 
     def estimate(metric: str, scores: Float[np.ndarray, "trace"], value: float) -> Estimate:
         resampled = {"n_resamples": how.n_resamples, "seed": how.seed}
-        return Estimate(
-            value, *bootstrap_interval(metric, scores, labels, table.groups, **resampled)
-        )
+        return Estimate(value, *bootstrap_interval(metric, scores, labels, table.groups, **resampled))
 
     return Prediction(
         auroc=estimate("auroc", mass, auroc(mass, labels)),
@@ -201,9 +197,7 @@ def prediction(
         ece=float(np.mean([ece(row, labels) for row in probabilities])),
         brier=float(np.mean([brier(row, labels) for row in probabilities])),
         brier_of_prevalence=prevalence * (1 - prevalence),
-        reliability=tuple(
-            (float(p), float(share), int(n)) for p, share, n in zip(*curve, strict=True)
-        ),
+        reliability=tuple((float(p), float(share), int(n)) for p, share, n in zip(*curve, strict=True)),
     )
 
 
@@ -222,9 +216,7 @@ def quantile_bins(table: SinkTable, how: Resampling) -> tuple[QuantileBin, ...]:
     )
 
 
-def _ratio(
-    total: Float[np.ndarray, "row"], count: Float[np.ndarray, "row"]
-) -> Float[np.ndarray, "row"]:
+def _ratio(total: Float[np.ndarray, "row"], count: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 

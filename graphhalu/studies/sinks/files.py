@@ -181,17 +181,13 @@ def _record(values: Mapping[str, Any], where: str) -> SinkRecord:
     return record
 
 
-def _matrix(
-    rows: Any, where: str
-) -> tuple[Float[np.ndarray, "layer head"], Bool[np.ndarray, "layer"]]:
+def _matrix(rows: Any, where: str) -> tuple[Float[np.ndarray, "layer head"], Bool[np.ndarray, "layer"]]:
     message = f"{where}: sink_by_layer_head must be a list of layers with as many heads each"
     if not isinstance(rows, list) or not rows or not all(isinstance(row, list) for row in rows):
         raise DataFileError(message)
     is_seen = np.array([bool(row) and row[0] is not None for row in rows])
     with reading(message):
-        by_head = np.array(
-            [[np.nan if value is None else float(value) for value in row] for row in rows]
-        )
+        by_head = np.array([[np.nan if value is None else float(value) for value in row] for row in rows])
     if by_head.ndim != 2 or not by_head.size:  # noqa: PLR2004
         raise DataFileError(message)
     return by_head, is_seen

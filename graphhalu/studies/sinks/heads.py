@@ -27,11 +27,7 @@ N_TOP: Final = 10
 
 
 def localise(
-    table: SinkTable,
-    how: Resampling,
-    *,
-    roles: Sequence[HeadTable] = (),
-    n_top: int = N_TOP,
+    table: SinkTable, how: Resampling, *, roles: Sequence[HeadTable] = (), n_top: int = N_TOP
 ) -> Localisation:
     """Difference of every head between the classes; see :class:`Localisation`.
 
@@ -116,9 +112,7 @@ def _estimate(found: Contrast, at: tuple[int, int], how: Resampling) -> Estimate
     return Estimate(float(found.difference[at]), *ends, how.n_resamples)
 
 
-def _contrast(
-    table: SinkTable, values: Float[np.ndarray, "trace layer head"], how: Resampling
-) -> Contrast:
+def _contrast(table: SinkTable, values: Float[np.ndarray, "trace layer head"], how: Resampling) -> Contrast:
     classes = [table.labels == 1, table.labels == 0]
     positive, negative = (values[members] for members in classes)
     first, second = (table.groups[members].tolist() for members in classes)
@@ -167,9 +161,7 @@ def _top_share(
     return np.bincount(named.ravel(), minlength=z.size).reshape(z.shape) / len(flat)
 
 
-def _largest(
-    values: Float[np.ndarray, "layer head"], k: int, *, is_signed: bool = False
-) -> list[int]:
+def _largest(values: Float[np.ndarray, "layer head"], k: int, *, is_signed: bool = False) -> list[int]:
     """The ``k`` cells with the largest values, or sizes of values; NaN comes last."""
     keys = np.nan_to_num(values if is_signed else np.abs(values), nan=-np.inf)
     return np.argsort(-keys.ravel(), kind="stable")[:k].tolist()
@@ -187,7 +179,6 @@ def _layer_profiles(
     low, high = percentile_interval(_resampled_differences(table, by_layer, how))
     rows = zip((positive - negative).tolist(), low.tolist(), high.tolist(), strict=True)
     differences = tuple(
-        Estimate(*row, how.n_resamples) if known else None
-        for row, known in zip(rows, is_known, strict=True)
+        Estimate(*row, how.n_resamples) if known else None for row, known in zip(rows, is_known, strict=True)
     )
     return positive, negative, differences

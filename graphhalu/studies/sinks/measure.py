@@ -112,9 +112,7 @@ def measure(
     return found
 
 
-def _quantizations(
-    config: SinkMeasureConfig, ablate: Sequence[Ablation], on_note: Note
-) -> list[str]:
+def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation], on_note: Note) -> list[str]:
     """Quantisations to run, each of which loads the model anew."""
     if "quantization" not in ablate:
         return [config.model.quantization]
@@ -185,9 +183,7 @@ def _run(
     }
     runs = []
     for place, (path, (k, mode)) in enumerate(zip(paths, cells, strict=True)):
-        records = tuple(
-            _record(prompt, journal.done[prompt.idx], place, common) for prompt in prompts
-        )
+        records = tuple(_record(prompt, journal.done[prompt.idx], place, common) for prompt in prompts)
         meta = {**common, "sink_tokens": k, "query_mode": mode, "sink_spans": _spans(prompts, k)}
         run = SinkRun(records, meta, path.name.removesuffix(SUFFIX))
         write_run(folder, run)
@@ -277,17 +273,12 @@ def _spans(prompts: Sequence[SinkPrompt], k: int) -> list[dict[str, float]]:
     """
     codes = np.stack([each.sequence.span_code[:k] for each in prompts if each.n_tokens > k])
     return [
-        {
-            SPAN_NAMES[int(code)]: round(float((column == code).mean()), 4)
-            for code in np.unique(column)
-        }
+        {SPAN_NAMES[int(code)]: round(float((column == code).mean()), 4) for code in np.unique(column)}
         for column in codes.T
     ]
 
 
-def _record(
-    prompt: SinkPrompt, measured: Measured, place: int, run: Mapping[str, Any]
-) -> SinkRecord:
+def _record(prompt: SinkPrompt, measured: Measured, place: int, run: Mapping[str, Any]) -> SinkRecord:
     """One record.
 
     Args:
@@ -298,9 +289,7 @@ def _record(
     """
     question, pred, mass = prompt.question, measured.pred, measured.cells[place]
     more = {
-        key: question.metadata[key]
-        for key in ("category", "subject", "subset")
-        if key in question.metadata
+        key: question.metadata[key] for key in ("category", "subject", "subset") if key in question.metadata
     }
     return SinkRecord(
         idx=prompt.idx,

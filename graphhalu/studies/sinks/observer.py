@@ -83,9 +83,7 @@ class SinkObserver:
         """From the first row that counts anywhere to the last."""
         return self.wanted
 
-    def rows(
-        self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]
-    ) -> None:
+    def rows(self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]) -> None:
         """Add a chunk of rows."""
         position = torch.arange(row_start, row_start + weights.shape[2])
         for (k, mode), (total, count) in self.sums.items():

@@ -68,9 +68,7 @@ def measure_batches(
 
 
 @torch.inference_mode()
-def run_batch(
-    loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeasureConfig
-) -> list[Measured]:
+def run_batch(loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeasureConfig) -> list[Measured]:
     """One pass over a batch that is padded on the right."""
     observer = SinkObserver(
         [prompt.n_tokens - 1 for prompt in batch],
@@ -141,10 +139,7 @@ class Journal:
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         text = "".join(json.dumps(json_ready(line)) + "\n" for line in lines)
-        with (
-            reading(f"{self.path} cannot be written"),
-            self.path.open("a", encoding="utf-8") as file,
-        ):
+        with reading(f"{self.path} cannot be written"), self.path.open("a", encoding="utf-8") as file:
             file.write(text)
 
     def _read(self, identity: Mapping[str, Any]) -> None:

@@ -131,9 +131,7 @@ def models_of(
             of_auroc = aurocs[larger].mean(axis=0) - aurocs[smaller].mean(axis=0)
             of_loss = losses[smaller] - losses[larger]
             p_auroc, p_loss = (two_sided_p(each[1:]) for each in (of_auroc, of_loss))
-            gains.append(
-                Gain(larger, smaller, Estimate.of(of_auroc), p_auroc, Estimate.of(of_loss), p_loss)
-            )
+            gains.append(Gain(larger, smaller, Estimate.of(of_auroc), p_auroc, Estimate.of(of_loss), p_loss))
     return models, tuple(gains)
 
 
@@ -219,12 +217,7 @@ def _aurocs(fitted: Fitted, table: SinkTable, how: Resampling) -> Float[np.ndarr
     rows = []
     for scores in fitted.scores:
         drawn = resample_metrics(
-            ["auroc"],
-            scores,
-            table.labels,
-            table.groups,
-            n_resamples=how.n_resamples,
-            seed=how.seed,
+            ["auroc"], scores, table.labels, table.groups, n_resamples=how.n_resamples, seed=how.seed
         )["auroc"]
         rows.append(np.append(auroc(scores, table.labels), drawn))
     return np.stack(rows)

@@ -97,9 +97,7 @@ def sink_prompts(
         UsageError: If the settings do not fit the data set or the model.
     """
     settings = config.model_copy(update={"max_new_tokens": 1})
-    builder = PromptBuilder(
-        settings.extraction("given" if kind == "given" else "generated"), loaded
-    )
+    builder = PromptBuilder(settings.extraction("given" if kind == "given" else "generated"), loaded)
     prompts: list[SinkPrompt] = []
     failures: list[str] = []
     for question in questions:

@@ -59,11 +59,7 @@ def measure_generated(
 
 
 def measure_store(
-    path: Path,
-    folder: Path,
-    config: SinkMeasureConfig,
-    *,
-    labeller: str | None = None,
+    path: Path, folder: Path, config: SinkMeasureConfig, *, labeller: str | None = None
 ) -> list[MeasuredRun]:
     """Write the records of a trace store, one file for each window and query mode.
 
@@ -168,8 +164,7 @@ def _last(record: TraceRecord) -> int:
 def _entropy(block: TraceBlock) -> Float[np.ndarray, "trace"]:
     """Of the distribution that gave the first token of an own answer, or the last of a given."""
     place: Int[np.ndarray, "trace"] = np.array(
-        [r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records],
-        dtype=np.int64,
+        [r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records], dtype=np.int64
     )
     found: Float[np.ndarray, "trace"] = block.stream("token_entropy")[
         block.tokens.offsets[:-1] + place

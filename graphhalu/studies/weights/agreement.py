@@ -124,16 +124,9 @@ def agreement(
             :func:`graphhalu.evaluation.rank_correlation.rank_correlation` takes them.
     """
     known = Agreement(
-        pair.static,
-        pair.measured,
-        pair.level,
-        pair.sign,
-        is_control=pair.is_control,
-        is_mixed=is_mixed,
+        pair.static, pair.measured, pair.level, pair.sign, is_control=pair.is_control, is_mixed=is_mixed
     )
-    first, second = (
-        values.reshape(len(values), -1).astype(np.float64) for values in (static, measured)
-    )
+    first, second = (values.reshape(len(values), -1).astype(np.float64) for values in (static, measured))
     try:
         found = rank_correlation(first, second, **drawing)
     except NotEnoughDataError as error:

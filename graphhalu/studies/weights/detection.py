@@ -52,12 +52,7 @@ class LayerDetection:
 
 
 def layer_detection(
-    traces: Sequence[Trace],
-    labels: Labels,
-    inputs: str,
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    traces: Sequence[Trace], labels: Labels, inputs: str, *, n_resamples: int = 1000, seed: int = 0
 ) -> LayerDetection:
     """Cross-fit a logistic probe on each layer, folds by question.
 
@@ -98,19 +93,13 @@ def layer_detection(
 
 
 def available_detection(
-    traces: Sequence[Trace],
-    labels: Labels,
-    *,
-    n_resamples: int = 1000,
-    seed: int = 0,
+    traces: Sequence[Trace], labels: Labels, *, n_resamples: int = 1000, seed: int = 0
 ) -> tuple[tuple[LayerDetection, ...], dict[str, str]]:
     """Detection by every kind of input that the store keeps, and why others are missing."""
     found, missing = [], {}
     for inputs in _KINDS:
         try:
-            found.append(
-                layer_detection(traces, labels, inputs, n_resamples=n_resamples, seed=seed)
-            )
+            found.append(layer_detection(traces, labels, inputs, n_resamples=n_resamples, seed=seed))
         except (NotEnoughDataError, TraceNotFoundError) as error:
             missing[f"detection by {inputs}"] = str(error).splitlines()[0]
     return tuple(found), missing
@@ -127,8 +116,7 @@ def _cross_fitted(
         (solution,) = l2_path(rotated.scores, labels[fold.train], (STRENGTH,))
         weight = rotated.columns(solution.weight)
         logits = [
-            scaling.apply(values[side]) @ weight + solution.bias
-            for side in (fold.validation, fold.test)
+            scaling.apply(values[side]) @ weight + solution.bias for side in (fold.validation, fold.test)
         ]
         scores[fold.test] = standardise(logits[1], logits[0])
     return scores

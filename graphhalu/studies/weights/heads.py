@@ -12,9 +12,16 @@ from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.weights.tables import WeightProfile
 
 QUANTITIES: Final = (
-    "logit_variance", "self_logit", "v_norm", "ov_norm", "ov_stable_rank", "copying",
-    "q_composition", "k_composition", "v_composition",
-)  # fmt: skip
+    "logit_variance",
+    "self_logit",
+    "v_norm",
+    "ov_norm",
+    "ov_stable_rank",
+    "copying",
+    "q_composition",
+    "k_composition",
+    "v_composition",
+)
 """What is handed on by default."""
 
 

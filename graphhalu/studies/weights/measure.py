@@ -85,9 +85,7 @@ def measure_store(
         heads[name] = np.full((n_layers, mean.shape[1]), np.nan)
         heads[name][list(shape.attention_layers)] = mean
     kv_heads = {"value_norm": heads.pop("value_norm")}
-    outputs, layers, missing = _outputs(
-        chosen, weights, lambda done: on_step(len(long) + done, total)
-    )
+    outputs, layers, missing = _outputs(chosen, weights, lambda done: on_step(len(long) + done, total))
     return Measured(
         heads=heads | outputs,
         kv_heads=kv_heads,
@@ -147,10 +145,7 @@ def _outputs(
 ) -> tuple[dict[str, Numbers], dict[str, Numbers], dict[str, str]]:
     """Outputs of heads and of layers, from weights and hidden states, and what is missing."""
     n_layers, n_heads = weights.architecture.n_layers, weights.architecture.n_heads
-    heads = {
-        name: np.full((n_layers, n_heads), np.nan)
-        for name in ("head_output", "calibrated_variance")
-    }
+    heads = {name: np.full((n_layers, n_heads), np.nan) for name in ("head_output", "calibrated_variance")}
     layers = {
         name: np.full(n_layers, np.nan)
         for name in ("attention_output", "mlp_output", "output_ratio", "top_share")
@@ -233,9 +228,7 @@ class LayerMap:
         self._shift = weights.norm_bias(layer, family.attention_norm)
         self._post_gain = weights.gain(layer, family.attention_post_norm)
 
-    def values(
-        self, inputs: Float[np.ndarray, "token width"]
-    ) -> Float[np.ndarray, "head token size"]:
+    def values(self, inputs: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "head token size"]:
         """Value vectors of inputs after the norm before attention."""
         found = np.einsum("tw,hdw->htd", inputs, self._value, optimize=True)
         return found if self._value_bias is None else found + self._value_bias[:, None]
@@ -256,9 +249,7 @@ class LayerMap:
         return _root_mean_square_normed(total) * self._post_gain
 
 
-def _root_mean_square_normed(
-    vectors: Float[np.ndarray, "token width"],
-) -> Float[np.ndarray, "token width"]:
+def _root_mean_square_normed(vectors: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
     return vectors / np.sqrt(np.square(vectors).mean(axis=1, keepdims=True) + _EPSILON)
 
 

@@ -34,9 +34,7 @@ from graphhalu.weights.read import Weights
 from graphhalu.weights.risk import RiskCurve, RiskSettings, reads_mixed, risk_curve
 from graphhalu.weights.tables import MEASURED_DESCRIPTIONS, WeightProfile
 
-FORMAT: Final = FileFormat(
-    "graphhalu-weights-validation", 1, "Make one:  graphhalu weights validate TRACES"
-)
+FORMAT: Final = FileFormat("graphhalu-weights-validation", 1, "Make one:  graphhalu weights validate TRACES")
 VALIDATION_FILE: Final = "validation.json"
 
 
@@ -159,10 +157,7 @@ def validate(
         message = "the profile and the weights are of different models: profile the model again"
         raise UsageError(message)
     measured = measure_store(
-        traces[: settings.n_traces],
-        weights,
-        n_output_traces=settings.n_output_traces,
-        on_step=on_step,
+        traces[: settings.n_traces], weights, n_output_traces=settings.n_output_traces, on_step=on_step
     )
     curve = risk_curve(profile, settings.risk)
     missing = dict(measured.missing)
@@ -225,9 +220,7 @@ def paired_values(
     return static[:, ::n_repeats], measured.kv_heads[pair.measured]
 
 
-def _paired(
-    pair: Pair, profile: WeightProfile, measured: Measured, drawing: Mapping[str, int]
-) -> Agreement:
+def _paired(pair: Pair, profile: WeightProfile, measured: Measured, drawing: Mapping[str, int]) -> Agreement:
     if pair.level == "layer":
         is_mixed = reads_mixed(profile, pair.static)
     else:
@@ -237,18 +230,14 @@ def _paired(
     return agreement(pair, static, found, is_mixed=is_mixed, **drawing)
 
 
-def _risk_rows(
-    curve: RiskCurve, detection: LayerDetection, drawing: Mapping[str, int]
-) -> list[Agreement]:
+def _risk_rows(curve: RiskCurve, detection: LayerDetection, drawing: Mapping[str, int]) -> list[Agreement]:
     """The whole risk curve and each of its components against detection by layer."""
     against = f"AUROC by {detection.inputs}"
     curves = {"risk": (curve.values, bool(curve.mixed_types))}
     for name, values in curve.components.items():
         curves[f"risk: {name}"] = (values, name in curve.mixed_types)
     return [
-        agreement(
-            Pair(name, against, "layer", 1), values, detection.auroc, is_mixed=is_mixed, **drawing
-        )
+        agreement(Pair(name, against, "layer", 1), values, detection.auroc, is_mixed=is_mixed, **drawing)
         for name, (values, is_mixed) in curves.items()
     ]
 

@@ -19,12 +19,7 @@ from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, Level
 from graphhalu.labels.tokens import label_tokens
 from graphhalu.splits import Split, grouped_split
-from graphhalu.testing.contracts.promises import (
-    require,
-    require_known,
-    require_raises,
-    require_same,
-)
+from graphhalu.testing.contracts.promises import require, require_known, require_raises, require_same
 from graphhalu.testing.planted import Signal, planted_traces
 from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.schema import ARRAYS
@@ -86,9 +81,7 @@ def planted_data(
         n_traces, seed=seed, signal=signal, signals=signals, traces_a_question=traces_a_question
     )
     groups = np.array([trace.record.group_id for trace in traces])
-    return PlantedData(
-        traces, labels, grouped_split(labels.values, groups, fractions=shares, seed=1)
-    )
+    return PlantedData(traces, labels, grouped_split(labels.values, groups, fractions=shares, seed=1))
 
 
 def planted_token_data(n_traces: int = 61, *, seed: int = 0, signal: bool = True) -> PlantedData:
@@ -102,9 +95,7 @@ def planted_token_data(n_traces: int = 61, *, seed: int = 0, signal: bool = True
     traces = planted_token_traces(n_traces, seed=seed, signal=signal)
     labels = label_tokens([trace.record for trace in traces])
     groups = question_groups(traces)
-    return PlantedData(
-        traces, labels, grouped_split(labels.values, groups, fractions=_SHARES, seed=1)
-    )
+    return PlantedData(traces, labels, grouped_split(labels.values, groups, fractions=_SHARES, seed=1))
 
 
 PLANTED: Final[Mapping[Level, Callable[[], PlantedData]]] = {
@@ -143,9 +134,7 @@ class DetectorCase:
         require(isinstance(fitted, Detector), f"fit must return the detector, got {fitted!r}")
         return fitted
 
-    def scores(
-        self, detector: Detector, traces: Sequence[Trace] | None = None
-    ) -> Float[np.ndarray, "item"]:
+    def scores(self, detector: Detector, traces: Sequence[Trace] | None = None) -> Float[np.ndarray, "item"]:
         """Checked scores of the test side or of other traces; NaN where not valid."""
         scored = self.data.test_traces if traces is None else traces
         return checked_scores(detector, detector.score(scored), scored).values
@@ -285,9 +274,8 @@ def one_class_is_refused(case: DetectorCase) -> None:
     ones = replace(labels, values=np.ones_like(labels.values), tokens=tokens)
     if case.detector_class.card.is_supervised:
         require_raises(
-            NotEnoughDataError, "a training side of one class",
-            lambda: case.fit(case.make(), labels=ones),
-        )  # fmt: skip
+            NotEnoughDataError, "a training side of one class", lambda: case.fit(case.make(), labels=ones)
+        )
 
 
 def a_detector_that_is_not_fitted_says_so(case: DetectorCase) -> None:
@@ -295,9 +283,7 @@ def a_detector_that_is_not_fitted_says_so(case: DetectorCase) -> None:
     if not case.detector_class.card.is_supervised:
         return
     with tempfile.TemporaryDirectory() as folder:
-        require_raises(
-            UsageError, "score before fit", lambda: case.make().score(case.data.test_traces)
-        )
+        require_raises(UsageError, "score before fit", lambda: case.make().score(case.data.test_traces))
         require_raises(UsageError, "save before fit", lambda: case.make().save(Path(folder)))
 
 

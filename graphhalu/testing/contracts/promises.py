@@ -19,10 +19,7 @@ def require_known(what: str, found: Iterable[str], known: Iterable[str]) -> None
 
 
 def require_same(
-    got: Float[np.ndarray, "item"],
-    expected: Float[np.ndarray, "item"],
-    what: str,
-    rounding: float = 0.0,
+    got: Float[np.ndarray, "item"], expected: Float[np.ndarray, "item"], what: str, rounding: float = 0.0
 ) -> None:
     """Refuse scores that differ in a single bit, or by more than rounding; both may be NaN."""
     is_same = np.isclose(got, expected, rtol=rounding, atol=rounding, equal_nan=True)

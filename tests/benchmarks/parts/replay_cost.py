@@ -45,8 +45,7 @@ def _run(way: str, loaded, token_ids: np.ndarray) -> None:
             model(input_ids=tokens, use_cache=False, logits_to_keep=1)
         elif way == "usual":
             model.set_attn_implementation("eager")
-            model(input_ids=tokens, use_cache=False, output_attentions=True,
-                  output_hidden_states=True)  # fmt: skip
+            model(input_ids=tokens, use_cache=False, output_attentions=True, output_hidden_states=True)
         else:
             _replay(way, loaded, token_ids)
 
@@ -57,12 +56,9 @@ def _replay(way: str, loaded, token_ids: np.ndarray) -> None:
     answer_only = way == "streams_answer"
     capture = CaptureSettings(keep="streams", hidden_layers="none" if way != "streams" else "all")
     sequence = TokenSequence(
-        token_ids, np.where(is_answer, 5, 3), prompt_length,
-        row_start=prompt_length - 1 if answer_only else 0,
-    )  # fmt: skip
-    (result,) = replay(
-        loaded.model, [sequence], shape=trace_shape(loaded, capture), arrays=capture.arrays()
+        token_ids, np.where(is_answer, 5, 3), prompt_length, row_start=prompt_length - 1 if answer_only else 0
     )
+    (result,) = replay(loaded.model, [sequence], shape=trace_shape(loaded, capture), arrays=capture.arrays())
     assert result.failure is None
 
 

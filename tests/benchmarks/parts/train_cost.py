@@ -68,10 +68,7 @@ def graphs_of(n_traces: int, seed: int) -> AttentionGraphs:
     values = np.arange(n_traces) % 2
     traces = [
         random_trace(
-            generator,
-            int(generator.integers(24, 45)),
-            int(generator.integers(10, 31)),
-            signal=SIGNAL * value,
+            generator, int(generator.integers(24, 45)), int(generator.integers(10, 31)), signal=SIGNAL * value
         )
         for value in values.tolist()
     ]
@@ -83,18 +80,12 @@ def labels_of(traces: list[Trace], values: np.ndarray) -> Labels:
     """Random labels of random traces."""
     valid = np.ones(len(traces), dtype=bool)
     return Labels(
-        tuple(trace.trace_id for trace in traces), values, valid, ("random",) * len(traces),
-        "random",
-    )  # fmt: skip
+        tuple(trace.trace_id for trace in traces), values, valid, ("random",) * len(traces), "random"
+    )
 
 
 def random_trace(
-    generator: np.random.Generator,
-    n_prompt: int,
-    n_answer: int,
-    *,
-    signal: float = 0.0,
-    n_layers: int = 3,
+    generator: np.random.Generator, n_prompt: int, n_answer: int, *, signal: float = 0.0, n_layers: int = 3
 ) -> Trace:
     """A trace whose attention is random, with a sink."""
     length = n_prompt + n_answer
@@ -105,9 +96,14 @@ def random_trace(
     attention = weights / weights.sum(-1, keepdims=True)
     layers = tuple(range(n_layers))
     shape = TraceShape(
-        n_layers=n_layers, n_heads=N_HEADS, n_kv_heads=3, hidden_size=7,
-        attention_layers=layers, hidden_layers=(), layer_windows=(None,) * n_layers,
-    )  # fmt: skip
+        n_layers=n_layers,
+        n_heads=N_HEADS,
+        n_kv_heads=3,
+        hidden_size=7,
+        attention_layers=layers,
+        hidden_layers=(),
+        layer_windows=(None,) * n_layers,
+    )
     span_code = np.full(length, Span.QUESTION, dtype=np.uint8)
     span_code[0] = Span.BOS
     span_code[n_prompt:] = Span.ANSWER
@@ -117,10 +113,18 @@ def random_trace(
     }
     name = f"q{generator.integers(1 << 40)}"
     record = TraceRecord(
-        trace_id=f"{name}#0", question_id=name, group_id=name, question=name, answers=("yes",),
-        answer="no", prompt=name, prompt_length=n_prompt, length=length, beam_index=0,
+        trace_id=f"{name}#0",
+        question_id=name,
+        group_id=name,
+        question=name,
+        answers=("yes",),
+        answer="no",
+        prompt=name,
+        prompt_length=n_prompt,
+        length=length,
+        beam_index=0,
         beam_score=0.0,
-    )  # fmt: skip
+    )
     arrays = {"span_code": span_code, **streams, **attention_streams(attention, span_code)}
     return Trace(record, shape, arrays)
 
@@ -132,9 +136,7 @@ def _network(graphs: AttentionGraphs) -> nn.Module:
         return nn.Sequential(scaler, GAT(scaler.n_features, N_HEADS, len(LAYERS)))
 
 
-def _ours(
-    network: nn.Module, training: AttentionGraphs, stopping: AttentionGraphs, n_epochs: int
-) -> None:
+def _ours(network: nn.Module, training: AttentionGraphs, stopping: AttentionGraphs, n_epochs: int) -> None:
     config = NetworkConfig(epochs=n_epochs, patience=n_epochs, accelerator="cpu")
     train(network, training, stopping, 1.0, config)
 

@@ -41,8 +41,7 @@ def make(folder: Path, width: int, n_layers: int) -> dict[str, float]:
     for layer in range(n_layers):
         prefix = f"model.layers.{layer}."
         squares = {
-            f"{prefix}self_attn.{part}_proj.weight": drawn(width, width)
-            for part in ("q", "k", "v", "o")
+            f"{prefix}self_attn.{part}_proj.weight": drawn(width, width) for part in ("q", "k", "v", "o")
         }
         norms = {
             f"{prefix}{name}_layernorm.weight": np.ones(width, dtype=np.float16)
@@ -55,15 +54,19 @@ def make(folder: Path, width: int, n_layers: int) -> dict[str, float]:
         }
         save({**squares, **norms, **block}, f"layer{layer}.safetensors")
     save(
-        {"model.norm.weight": np.ones(width, dtype=np.float16),
-         "lm_head.weight": drawn(n_words, width)},
+        {"model.norm.weight": np.ones(width, dtype=np.float16), "lm_head.weight": drawn(n_words, width)},
         "last.safetensors",
-    )  # fmt: skip
+    )
     config = {
-        "model_type": "llama", "hidden_size": width, "intermediate_size": inner,
-        "num_hidden_layers": n_layers, "num_attention_heads": width // HEAD,
-        "num_key_value_heads": width // HEAD, "rope_theta": 10_000.0, "hidden_act": "silu",
-    }  # fmt: skip
+        "model_type": "llama",
+        "hidden_size": width,
+        "intermediate_size": inner,
+        "num_hidden_layers": n_layers,
+        "num_attention_heads": width // HEAD,
+        "num_key_value_heads": width // HEAD,
+        "rope_theta": 10_000.0,
+        "hidden_act": "silu",
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": index}))
     return {"n_files": len(set(index.values()))}
@@ -78,9 +81,7 @@ def profile(model: str, spectra: str) -> dict[str, float]:
     wall_s, cpu_s = time.perf_counter(), time.process_time()
     weights = open_weights(model)
     ends: list[float] = []
-    profile_model(
-        weights, ProfileSettings(spectra=spectra), lambda *_: ends.append(time.process_time())
-    )
+    profile_model(weights, ProfileSettings(spectra=spectra), lambda *_: ends.append(time.process_time()))
     cpu_s, wall_s = time.process_time() - cpu_s, time.perf_counter() - wall_s
     # one step a tensor, one for the words, one a layer
     steps = np.diff(ends)

@@ -127,10 +127,7 @@ def sink_mass(trace: Trace) -> Tensor:
 def make_network(n_inputs: int, hidden_size: int) -> nn.Sequential:
     """Inputs are normalised by what training saw, then one hidden layer."""
     return nn.Sequential(
-        nn.BatchNorm1d(n_inputs),
-        nn.Linear(n_inputs, hidden_size),
-        nn.Tanh(),
-        nn.Linear(hidden_size, 1),
+        nn.BatchNorm1d(n_inputs), nn.Linear(n_inputs, hidden_size), nn.Tanh(), nn.Linear(hidden_size, 1)
     )
 
 

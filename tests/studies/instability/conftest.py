@@ -11,9 +11,16 @@ from graphhalu.studies.instability.settings import CalibrateSettings, GatherSett
 N_LAYERS, N_HEADS = 5, 3
 
 QUICK = {
-    "starts": [1, 2], "lengths": [3, 5], "mid_high": [0.2], "tail_cut": [0.0, 0.2], "n_folds": 3,
-    "n_inner_folds": 2, "seeds": [0, 1], "n_resamples": 100, "false_positive_rates": [0.05, 0.2],
-}  # fmt: skip
+    "starts": [1, 2],
+    "lengths": [3, 5],
+    "mid_high": [0.2],
+    "tail_cut": [0.0, 0.2],
+    "n_folds": 3,
+    "n_inner_folds": 2,
+    "seeds": [0, 1],
+    "n_resamples": 100,
+    "false_positive_rates": [0.05, 0.2],
+}
 
 
 def planted_prompt(number, generator, *, gap=0.0, focus_gap=0.0, n_steps=None, group=None):
@@ -32,13 +39,20 @@ def planted_prompt(number, generator, *, gap=0.0, focus_gap=0.0, n_steps=None, g
     focus = generator.uniform(0.4, 0.6, (N_LAYERS, N_HEADS))
     focus[2, 1] += focus_gap * (1 - label)
     record = PromptRecord(
-        f"p{number:03d}", 0, label, group or f"g{number:03d}", f"text {number}", "an answer",
-        n_prompt=20, n_system=7, n_user=int(generator.integers(3, 12)), n_answer=n_steps - 1,
-        is_finished=True, user_nll=float(generator.uniform(2, 4)),
-    )  # fmt: skip
-    arrays = {
-        **layered, **steps, "logprob": -steps["entropy"], "focus_heads": focus.astype(np.float32),
-    }  # fmt: skip
+        f"p{number:03d}",
+        0,
+        label,
+        group or f"g{number:03d}",
+        f"text {number}",
+        "an answer",
+        n_prompt=20,
+        n_system=7,
+        n_user=int(generator.integers(3, 12)),
+        n_answer=n_steps - 1,
+        is_finished=True,
+        user_nll=float(generator.uniform(2, 4)),
+    )
+    arrays = {**layered, **steps, "logprob": -steps["entropy"], "focus_heads": focus.astype(np.float32)}
     return PromptSeries(record, arrays)
 
 
@@ -51,7 +65,7 @@ def planted_folder(path, series, *, model="planted", n_parts=None):
         "prompt": gather.prompt_recipe(is_chat=False),
         "gather": gather.model_dump(mode="json"),
         "n_parts": len(parts) if n_parts is None else n_parts,
-    }  # fmt: skip
+    }
     folder = SeriesFolder.create(path, configuration)
     for number, part in enumerate(parts):
         folder.write_part(number, part)
@@ -62,6 +76,10 @@ def planted_folder(path, series, *, model="planted", n_parts=None):
 def planted():
     """What makes planted studies, and quick settings for them."""
     return SimpleNamespace(
-        prompt=planted_prompt, folder=planted_folder, quick=CalibrateSettings(**QUICK),
-        quick_values=QUICK, n_layers=N_LAYERS, n_heads=N_HEADS,
-    )  # fmt: skip
+        prompt=planted_prompt,
+        folder=planted_folder,
+        quick=CalibrateSettings(**QUICK),
+        quick_values=QUICK,
+        n_layers=N_LAYERS,
+        n_heads=N_HEADS,
+    )

@@ -43,9 +43,19 @@ def test_the_tracker_finds_the_planted_head(found):
 
 def test_every_baseline_stands_beside_it_and_is_at_chance(found):
     names = {row.name for row in found.rows}
-    wanted = {"user_length", "answer_length", "user_perplexity", "answer_perplexity",
-              "token_entropy", "top1_margin", "head_agreement", "system_share",
-              "focus_all_heads", "instability_logit", "instability_bounded"}  # fmt: skip
+    wanted = {
+        "user_length",
+        "answer_length",
+        "user_perplexity",
+        "answer_perplexity",
+        "token_entropy",
+        "top1_margin",
+        "head_agreement",
+        "system_share",
+        "focus_all_heads",
+        "instability_logit",
+        "instability_bounded",
+    }
     assert names == wanted | {MAIN, TRACKER}
     for name in wanted:
         row = found.row(name)

@@ -14,8 +14,12 @@ from graphhalu.studies.instability.series import PromptSeries
 from graphhalu.studies.instability.settings import GatherSettings
 from graphhalu.testing.tiny_models import save_tiny
 
-TEXTS = [(f"{'Say' if label else 'Ask'} {letter}{digit}.", label) for label in (1, 0)
-         for letter in "abc" for digit in range(6)]  # fmt: skip
+TEXTS = [
+    (f"{'Say' if label else 'Ask'} {letter}{digit}.", label)
+    for label in (1, 0)
+    for letter in "abc"
+    for digit in range(6)
+]
 SETTINGS = GatherSettings(system="Never say b.", max_new_tokens=9)
 CHOICE = WindowChoice(
     spread="std", start=1, length=4, first_layer=1, stop_layer=3, direction=1, f1_threshold=0.5
@@ -24,9 +28,7 @@ CHOICE = WindowChoice(
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    return load_model(
-        ModelSpec(name=str(save_tiny(tmp_path_factory.mktemp("m"), seed=1)), threads=1)
-    )
+    return load_model(ModelSpec(name=str(save_tiny(tmp_path_factory.mktemp("m"), seed=1)), threads=1))
 
 
 @pytest.fixture(scope="module")
@@ -62,9 +64,7 @@ def test_the_running_score_is_the_mean_up_to_each_step_of_the_window():
         ([7.0], 0.5, None, None),
     ],
 )
-def test_a_prompt_crosses_where_the_mean_stays_above(
-    tiny, study, steps, threshold, is_attack, crossed_at
-):
+def test_a_prompt_crosses_where_the_mean_stays_above(tiny, study, steps, threshold, is_attack, crossed_at):
     detector = PromptDetector(tiny, study[1].model_copy(update={"window": CHOICE}), aim=None)
     detector.threshold = threshold
     record = study[0].read()[0].record

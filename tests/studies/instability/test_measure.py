@@ -4,13 +4,7 @@ import numpy as np
 import pytest
 
 from graphhalu.axes import N_SPANS, Span
-from graphhalu.studies.instability.measure import (
-    Sight,
-    layer_slice,
-    sight_of,
-    step_measures,
-    system_share,
-)
+from graphhalu.studies.instability.measure import Sight, layer_slice, sight_of, step_measures, system_share
 
 # share of the prompt's attention that each of two heads pays to the system prompt, by layer
 SHARES = np.array([[0.5, 0.5], [0.2, 0.1], [0.4, 0.3], [0.6, 0.2], [0.9, 0.1]])

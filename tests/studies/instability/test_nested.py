@@ -28,9 +28,13 @@ def cases_of(n=60, *, n_twins=0):
 
 def columns_method(columns):
     return ColumnMethod(
-        "columns", "columns", columns, tuple(map(str, range(columns.shape[1]))), 2,
+        "columns",
+        "columns",
+        columns,
+        tuple(map(str, range(columns.shape[1]))),
+        2,
         lambda _: np.ones(columns.shape[1], dtype=bool),
-    )  # fmt: skip
+    )
 
 
 def test_among_many_noise_columns_the_in_sample_choice_shines_and_the_nested_one_does_not():

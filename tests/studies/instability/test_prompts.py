@@ -68,7 +68,4 @@ def test_mistakes_are_named(tmp_path, name, text, label, error, words):
 
 
 def test_texts_alone_need_no_class(tmp_path):
-    assert read_texts(written(tmp_path, "a.csv", "prompt\nsay it\nor not\n")) == [
-        "say it",
-        "or not",
-    ]
+    assert read_texts(written(tmp_path, "a.csv", "prompt\nsay it\nor not\n")) == ["say it", "or not"]

@@ -6,13 +6,7 @@ import pytest
 from graphhalu.config import load_config
 from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.studies.instability.settings import CalibrateSettings
-from graphhalu.studies.instability.windows import (
-    LENGTHS,
-    STARTS,
-    Window,
-    window_grid,
-    window_scores,
-)
+from graphhalu.studies.instability.windows import LENGTHS, STARTS, Window, window_grid, window_scores
 
 
 def grid(n_steps, n_layers=30, **settings):
@@ -78,14 +72,9 @@ def test_answers_without_a_second_step_have_no_window():
         grid([1, 1, 1])
 
 
-@pytest.mark.parametrize(
-    "settings",
-    [{"starts": [1], "lengths": [13]}, {"starts": [13]}, {"lengths": [20]}],
-)
+@pytest.mark.parametrize("settings", [{"starts": [1], "lengths": [13]}, {"starts": [13]}, {"lengths": [20]}])
 def test_a_window_beyond_the_longest_answer_is_refused(settings):
-    with pytest.raises(
-        UsageError, match="goes beyond the longest answer: it has 13 steps, 0 to 12"
-    ):
+    with pytest.raises(UsageError, match="goes beyond the longest answer: it has 13 steps, 0 to 12"):
         grid([5, 13, 11], **settings)
 
 

@@ -13,13 +13,22 @@ def made_record(idx, rng, *, label, signal=0.0, task="quiz", model="some/model-2
     by_head = rng.uniform(0.2, 0.6, size=(N_LAYERS, N_HEADS))
     by_head[SIGNAL_HEAD] += signal * label
     fields = {
-        "idx": idx, "task": task, "model": model, "target": "A", "pred": "B" if label else "A",
-        "labels": {"hallucinated": label, "input": None}, "entropy": float(rng.uniform(0.1, 2)),
-        "sink_mass": float(by_head.mean()), "by_head": by_head,
-        "is_seen": np.ones(N_LAYERS, dtype=bool), "seq_len": int(rng.integers(20, 90)),
-        "sink_tokens": 4, "query_mode": "last", "chat_mode": "off",
+        "idx": idx,
+        "task": task,
+        "model": model,
+        "target": "A",
+        "pred": "B" if label else "A",
+        "labels": {"hallucinated": label, "input": None},
+        "entropy": float(rng.uniform(0.1, 2)),
+        "sink_mass": float(by_head.mean()),
+        "by_head": by_head,
+        "is_seen": np.ones(N_LAYERS, dtype=bool),
+        "seq_len": int(rng.integers(20, 90)),
+        "sink_tokens": 4,
+        "query_mode": "last",
+        "chat_mode": "off",
         "meta": {"question_id": f"q{idx}", "group_id": f"q{idx}"},
-    }  # fmt: skip
+    }
     return SinkRecord(**{**fields, **changes})
 
 

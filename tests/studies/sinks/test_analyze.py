@@ -22,9 +22,13 @@ SIGNAL = (3, 1)
 
 def role_table(scores, name="some/model-2B"):
     return HeadTable(
-        "induction", tuple(range(5)), (Trial("t", "t"),), scores[None], np.zeros(scores.shape),
+        "induction",
+        tuple(range(5)),
+        (Trial("t", "t"),),
+        scores[None],
+        np.zeros(scores.shape),
         model={"name": name},
-    )  # fmt: skip
+    )
 
 
 def test_a_signal_in_one_head_is_found_by_the_probe_and_by_localisation(make_run):
@@ -63,10 +67,7 @@ def test_without_a_signal_nothing_is_found(make_run):
 
 def test_a_control_that_knows_the_letter_is_seen_through(make_run):
     run = make_run()
-    told = [
-        type(r)(**{**vars(r), "pred": "B" if r.labels["hallucinated"] else "A"})
-        for r in run.records
-    ]
+    told = [type(r)(**{**vars(r), "pred": "B" if r.labels["hallucinated"] else "A"}) for r in run.records]
     found = analyze_run(type(run)(tuple(told), {}, run.name), FEW).of("hallucinated")
     assert found.model("answer").auroc.value > 0.99
 
@@ -85,9 +86,11 @@ def test_a_run_without_numbers_is_reported_and_not_analysed(make_run):
 
 def test_runs_are_laid_side_by_side_and_the_result_is_read_again(tmp_path, make_run):
     for name, changes in {
-        "a": {}, "b": {"chat_mode": "on", "seed": 1}, "c": {"task": "other", "seed": 2},
+        "a": {},
+        "b": {"chat_mode": "on", "seed": 1},
+        "c": {"task": "other", "seed": 2},
         "d": {"model": "some/model-7B", "seed": 4},
-    }.items():  # fmt: skip
+    }.items():
         write_run(tmp_path / name, make_run(60, **changes))
     config = QUICK.model_copy(update={"models": ("sink", "heads")})
     result = analyze([tmp_path], config)
@@ -119,10 +122,13 @@ def test_a_table_of_another_models_heads_is_left_out_with_a_note(tmp_path, make_
 @pytest.mark.parametrize(
     ("name", "expected"),
     [
-        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1.1e9), ("Qwen/Qwen2.5-7B-Instruct", 7e9),
-        ("smollm2", 135e6), ("a/Mixtral-8x7B-v0.1", None), ("nothing", None),
+        ("TinyLlama/TinyLlama-1.1B-Chat-v1.0", 1.1e9),
+        ("Qwen/Qwen2.5-7B-Instruct", 7e9),
+        ("smollm2", 135e6),
+        ("a/Mixtral-8x7B-v0.1", None),
+        ("nothing", None),
     ],
-)  # fmt: skip
+)
 def test_the_size_of_a_model_is_read_from_its_card_or_name(name, expected):
     assert model_size(name) == expected
     assert model_size(name, 5) == 5.0
@@ -141,13 +147,10 @@ def test_heterogeneity_is_cochrans_q():
 
 
 PUBLISHED = {
-    "TinyLlama/TinyLlama-1.1B-Chat-v1.0":
-        (415, 308, 107, -0.050924, 0.489562, 0.730495, -0.167822, 0.257831),
-    "Qwen/Qwen2.5-7B-Instruct":
-        (282, 106, 176, -0.052453, 0.465373, 0.394561, 0.222547, 0.493976),
-    "mistralai/Mistral-7B-Instruct-v0.3":
-        (415, 178, 237, -0.204686, 0.429882, 0.391784, -0.138873, 0.571084),
-}  # fmt: skip
+    "TinyLlama/TinyLlama-1.1B-Chat-v1.0": (415, 308, 107, -0.050924, 0.489562, 0.730495, -0.167822, 0.257831),
+    "Qwen/Qwen2.5-7B-Instruct": (282, 106, 176, -0.052453, 0.465373, 0.394561, 0.222547, 0.493976),
+    "mistralai/Mistral-7B-Instruct-v0.3": (415, 178, 237, -0.204686, 0.429882, 0.391784, -0.138873, 0.571084),
+}
 
 
 @pytest.mark.slow
@@ -173,10 +176,15 @@ def test_the_published_records_give_the_published_numbers(shared_data, tmp_path,
         found = runs[model]["findings"][0]
         shift, prediction = found["shift"], found["prediction"]
         numbers = (
-            runs[model]["n_usable"], found["n_positive"], found["n_negative"],
-            shift["cohens_d"]["value"], prediction["auroc"]["value"],
-            prediction["auprc_trapezoid"], shift["entropy_pearson"], runs[model]["accuracy"],
-        )  # fmt: skip
+            runs[model]["n_usable"],
+            found["n_positive"],
+            found["n_negative"],
+            shift["cohens_d"]["value"],
+            prediction["auroc"]["value"],
+            prediction["auprc_trapezoid"],
+            shift["entropy_pearson"],
+            runs[model]["accuracy"],
+        )
         assert numbers == pytest.approx(expected, abs=6e-7)
         assert prediction["auprc"]["value"] > prediction["auprc_trapezoid"]
         assert "heads" in [each["name"] for each in found["models"]]

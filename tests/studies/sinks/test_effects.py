@@ -64,17 +64,14 @@ def test_a_shift_that_is_all_length_goes_when_length_is_taken_away():
     length = np.where(LABELS == 1, 60.0, 30.0) + RNG.integers(0, 20, size=67)
     mass = 0.8 - 0.1 * np.log(length) + 0.001 * RNG.normal(size=67)
     table = SinkTable(
-        mass, RNG.uniform(size=67), length, np.zeros((67, 2, 3)), LABELS, GROUPS,
-        np.full(67, ""),
-    )  # fmt: skip
+        mass, RNG.uniform(size=67), length, np.zeros((67, 2, 3)), LABELS, GROUPS, np.full(67, "")
+    )
     found = shift(table, HOW)
     assert abs(found.cohens_d.value) > 1
     assert abs(found.adjusted_d.value) < 0.5
     assert found.length_pearson < -0.9
     assert found.permutation == "free"
-    assert found.mean_difference.value == pytest.approx(
-        mass[LABELS == 1].mean() - mass[LABELS == 0].mean()
-    )
+    assert found.mean_difference.value == pytest.approx(mass[LABELS == 1].mean() - mass[LABELS == 0].mean())
     assert found.median_difference.value == pytest.approx(
         np.median(mass[LABELS == 1]) - np.median(mass[LABELS == 0])
     )

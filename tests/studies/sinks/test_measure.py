@@ -16,13 +16,9 @@ from graphhalu.studies.sinks.measure import measure
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 from graphhalu.testing.tiny_models import save_tiny
 
-CSV = (
-    "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n"
-    + "".join(
-        f"A,B,Is {n} odd?,yes {n},yes {n}; sure {n},no {n}; never {n}; hardly {n},x\n"
-        for n in range(5)
-    )
-)  # fmt: skip
+CSV = "Type,Category,Question,Best Answer,Correct Answers,Incorrect Answers,Source\n" + "".join(
+    f"A,B,Is {n} odd?,yes {n},yes {n}; sure {n},no {n}; never {n}; hardly {n},x\n" for n in range(5)
+)
 FRESH = "id,question,false_premise,answer_0\n1,Who is x?,TRUE,nobody\n2,Who is y?,FALSE,z\n"
 HALU = [
     {"knowledge": "K.", "question": f"Q{n}?", "right_answer": "a", "hallucinated_answer": "b c"}
@@ -59,11 +55,16 @@ def load_once(spec):
 
 def config(folder, dataset="truthfulqa_mc", file="t.csv", model="tiny", **changes):
     values = {
-        "model.name": str(folder / model), "model.threads": 1, "dataset.name": dataset,
-        "dataset.path": folder / file, "ks": [1, 3], "modes": ["last", "range"],
+        "model.name": str(folder / model),
+        "model.threads": 1,
+        "dataset.name": dataset,
+        "dataset.path": folder / file,
+        "ks": [1, 3],
+        "modes": ["last", "range"],
         # the tiny models see 128 tokens, and a letter is a token
-        "prompt.template": "bare", **changes,
-    }  # fmt: skip
+        "prompt.template": "bare",
+        **changes,
+    }
     return load_config(SinkMeasureConfig, None, values)
 
 
@@ -100,8 +101,20 @@ def test_records_equal_the_models_own_eager_attention(folder, tmp_path):
 def test_the_description_has_the_published_fields_and_what_the_window_covers(folder, tmp_path):
     run = measure(config(folder, **{"prompt.chat": "on"}), tmp_path)[0]
     meta = read_run(run.path).meta
-    for name in ("task", "dataset", "model", "samples", "seed", "sink_tokens", "query_mode",
-                 "chat", "quantization", "device", "torch_version", "timestamp"):  # fmt: skip
+    for name in (
+        "task",
+        "dataset",
+        "model",
+        "samples",
+        "seed",
+        "sink_tokens",
+        "query_mode",
+        "chat",
+        "quantization",
+        "device",
+        "torch_version",
+        "timestamp",
+    ):
         assert name in meta
     assert meta["chat"] == "on"
     assert meta["n_parameters"] > 0
@@ -111,9 +124,8 @@ def test_the_description_has_the_published_fields_and_what_the_window_covers(fol
 def test_one_call_makes_every_ablation_and_says_in_one_line_what_is_skipped(folder, tmp_path):
     notes = []
     runs = measure(
-        config(folder, num_samples=2), tmp_path, ablate=["k", "chat", "quantization"],
-        on_note=notes.append,
-    )  # fmt: skip
+        config(folder, num_samples=2), tmp_path, ablate=["k", "chat", "quantization"], on_note=notes.append
+    )
     folders = {run.path.parent.name for run in runs}
     assert folders == {"chat-off_none", "chat-on_none"}
     assert len(runs) == 8
@@ -124,9 +136,8 @@ def test_one_call_makes_every_ablation_and_says_in_one_line_what_is_skipped(fold
 def test_a_model_without_a_chat_template_skips_that_part_of_an_ablation(folder, tmp_path):
     notes = []
     runs = measure(
-        config(folder, model="plain", num_samples=2), tmp_path, ablate=["chat"],
-        on_note=notes.append,
-    )  # fmt: skip
+        config(folder, model="plain", num_samples=2), tmp_path, ablate=["chat"], on_note=notes.append
+    )
     assert {run.path.parent.name for run in runs} == {"chat-off"}
     assert any("chat on skipped" in note for note in notes)
 
@@ -149,8 +160,8 @@ def test_a_given_answer_is_read_and_its_label_speaks_of_the_input(folder, tmp_pa
 
 def test_questions_that_need_words_are_answered_into_a_store_and_read_from_it(folder, tmp_path):
     settings = config(
-        folder, str(folder / "own.csv"), max_new_tokens=4, num_beams=2, **{"dataset.path": None},
-    )  # fmt: skip
+        folder, str(folder / "own.csv"), max_new_tokens=4, num_beams=2, **{"dataset.path": None}
+    )
     runs = measure(settings, tmp_path)
     assert (tmp_path / "own__tiny.zarr").is_dir()
     assert len(runs) == 4

@@ -18,9 +18,7 @@ def attention(seed):
 
 def observed(layers, *, ks=(1, 3), modes=("last", "range"), start=2, chunk=4):
     last = [length - 1 for length in LENGTHS]
-    observer = SinkObserver(
-        last, start=start, ks=ks, modes=modes, layer_windows=WINDOWS, n_heads=N_HEADS
-    )
+    observer = SinkObserver(last, start=start, ks=ks, modes=modes, layer_windows=WINDOWS, n_heads=N_HEADS)
     for layer, weights in enumerate(layers):
         first, stop = observer.wanted_rows(layer)
         for row in range(first, stop, chunk):

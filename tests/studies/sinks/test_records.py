@@ -11,13 +11,26 @@ from graphhalu.studies.sinks.files import find_runs, plain_record, read_run, wri
 from graphhalu.studies.sinks.records import run_name
 
 PUBLISHED = {
-    "idx": 7, "task": "truthfulqa_mc", "model": "a/b", "target": "C", "pred": "A",
-    "correct": False, "hallucinated": True, "label_hallucinated": None, "entropy": 0.5,
-    "sink_mass": 0.25, "sink_by_layer": [0.2, 0.3],
-    "sink_by_layer_head": [[0.1, 0.2, 0.3], [0.3, 0.3, 0.3]], "seq_len": 53, "sink_tokens": 4,
-    "query_mode": "last", "query_start": 0, "chat_mode": "auto", "quantization": "none",
+    "idx": 7,
+    "task": "truthfulqa_mc",
+    "model": "a/b",
+    "target": "C",
+    "pred": "A",
+    "correct": False,
+    "hallucinated": True,
+    "label_hallucinated": None,
+    "entropy": 0.5,
+    "sink_mass": 0.25,
+    "sink_by_layer": [0.2, 0.3],
+    "sink_by_layer_head": [[0.1, 0.2, 0.3], [0.3, 0.3, 0.3]],
+    "seq_len": 53,
+    "sink_tokens": 4,
+    "query_mode": "last",
+    "query_start": 0,
+    "chat_mode": "auto",
+    "quantization": "none",
     "meta": {"question_id": "x"},
-}  # fmt: skip
+}
 
 
 def write(path, *records):

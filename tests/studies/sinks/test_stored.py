@@ -18,11 +18,8 @@ from graphhalu.traces.store import TraceStore
 def store(tmp_path_factory):
     traces, labels = planted_traces(23)
     path = tmp_path_factory.mktemp("stored") / "s.zarr"
-    configuration = {"model": {"name": "m"}, "dataset": {"name": "triviaqa"},
-                     "prompt": {"chat": True}}  # fmt: skip
-    made = TraceStore.create(
-        path, configuration=configuration, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS)
-    )
+    configuration = {"model": {"name": "m"}, "dataset": {"name": "triviaqa"}, "prompt": {"chat": True}}
+    made = TraceStore.create(path, configuration=configuration, shape=PLANTED_SHAPE, arrays=tuple(ARRAYS))
     with made.writer() as writer:
         writer.write_part(0, traces, [trace.record.question_id for trace in traces])
     return TraceStore.open(path), labels
@@ -44,9 +41,7 @@ def test_the_mode_last_is_the_row_that_begins_the_answer(store):
     run = next(iter(store_runs(traces, labels, SinkMeasureConfig(ks=(2,), modes=("last",)))))
     for record, trace in zip(run.records, traces, strict=True):
         row = trace.prompt_length - 1
-        expected = [
-            trace.attention(layer)[:, row, :2].sum(-1) for layer in trace.shape.attention_layers
-        ]
+        expected = [trace.attention(layer)[:, row, :2].sum(-1) for layer in trace.shape.attention_layers]
         np.testing.assert_allclose(record.by_head, expected, atol=1e-3)
         assert record.seq_len == trace.prompt_length
         assert record.entropy == pytest.approx(trace.stream("token_entropy")[trace.prompt_length])
