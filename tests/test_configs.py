@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.config import load_config, read_yaml
+from graphhalu.core.config import load_config, read_yaml
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.compare import CompareConfig
 from graphhalu.extract.settings import ExtractConfig

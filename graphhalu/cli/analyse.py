@@ -36,7 +36,7 @@ def label(
     json: Json = False,
 ) -> None:
     """Label the answers of a store; traces are not touched, labellers live side by side."""
-    from graphhalu.config import read_overrides
+    from graphhalu.core.config import read_overrides
     from graphhalu.labels.registry import make_labeller
     from graphhalu.labels.run import label_store
 
@@ -80,8 +80,8 @@ def train(
     json: Json = False,
 ) -> None:
     """Train a detector, score it beside simpler ones on held-out questions, and save it."""
-    from graphhalu.config import read_overrides
-    from graphhalu.errors import UsageError
+    from graphhalu.core.config import read_overrides
+    from graphhalu.core.errors import UsageError
     from graphhalu.evaluation.training import check_detector, read_settings, train_detector
 
     if (detector is None) == (network is None):
@@ -169,8 +169,8 @@ def compare(
     json: Json = False,
 ) -> None:
     """Cross-fit detectors on the same questions and compare them with intervals."""
-    from graphhalu.config import load_config, read_overrides
-    from graphhalu.errors import UsageError
+    from graphhalu.core.config import load_config, read_overrides
+    from graphhalu.core.errors import UsageError
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.evaluation.training import run_folder
 
@@ -258,7 +258,7 @@ def _compare(
 
 def _report(store: "TraceStore", labels: "Labels", folder: Path, *, is_best_beam_only: bool) -> None:
     """Look at single heads, and write the report beside the result that is already there."""
-    from graphhalu.errors import GraphhaluError
+    from graphhalu.core.errors import GraphhaluError
     from graphhalu.evaluation.maps import head_maps
     from graphhalu.report.write import write_report
 
@@ -307,7 +307,7 @@ def _transfer(
 
 def _store_paths(stores: list[Path] | None, traces: Path | None, *, is_transfer: bool) -> list[Path | None]:
     """The stores asked for; one for a comparison, two or more for transfer."""
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     paths = [*(stores or []), *([traces] if traces is not None else [])]
     if is_transfer and len(paths) < 2:  # noqa: PLR2004
@@ -433,7 +433,7 @@ def store_identity(store: "TraceStore") -> dict[str, Any]:
 
 
 def _seeds(text: str) -> list[int]:
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     try:
         return [int(part) for part in text.split(",")]

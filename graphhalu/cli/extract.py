@@ -111,7 +111,7 @@ def extract(  # one parameter an option
 
     An interrupted run goes on where it stopped when the same command is run again.
     """
-    from graphhalu.config import load_config, read_overrides
+    from graphhalu.core.config import load_config, read_overrides
     from graphhalu.extract.run import extract as run_extraction
     from graphhalu.extract.settings import ExtractConfig
     from graphhalu.extract.worker import Shard
@@ -163,7 +163,7 @@ def extract(  # one parameter an option
 def _system(text: str | None, path: Path | None) -> str | None:
     if path is None:
         return text
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     if text is not None:
         message = "give the system prompt once: by --system or by --system-file"
@@ -216,7 +216,7 @@ def summary_values(summary: "ExtractSummary") -> dict[str, Any]:
 
 
 def _require_all_done(summary: "ExtractSummary") -> None:
-    from graphhalu.errors import ProcessLostError
+    from graphhalu.core.errors import ProcessLostError
 
     if not summary.quarantined:
         return
@@ -252,7 +252,7 @@ def _numbers(option: str, text: str | None, *words: str) -> list[int] | str | No
     try:
         return [int(part) for part in text.split(",")]
     except ValueError:
-        from graphhalu.errors import UsageError
+        from graphhalu.core.errors import UsageError
 
         also = " or ".join(["", *(words or ["all"])])
         message = f"{option} takes numbers with commas (3,5,8){also}, got {text!r}"

@@ -45,12 +45,12 @@ def compare(
     """Compare the topology of hallucinated with that of correct answers, layer by layer."""
     import json as json_format
 
+    from graphhalu.core.numerics import json_ready
     from graphhalu.evaluation.topology import compare_topology
     from graphhalu.evaluation.training import new_run_folder
     from graphhalu.graphs.edges import TopK
     from graphhalu.graphs.recipe import GraphRecipe
     from graphhalu.labels.run import named_labels
-    from graphhalu.numerics import json_ready
     from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
 
     engine = spread.ray_engine(ray, ray_actors, ray_cpus, ray_gpus, ray_wait)
@@ -81,7 +81,7 @@ def compare(
 
 
 def _layers(text: str | None) -> tuple[int, ...] | None:
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     if text is None:
         return None

@@ -211,14 +211,14 @@ def ablate(
 
 
 def _settings(kind: Any, set_: list[str] | None, **options: Any) -> Any:
-    from graphhalu.config import load_config, read_overrides
+    from graphhalu.core.config import load_config, read_overrides
 
     given = {name: value for name, value in options.items() if value is not None}
     return load_config(kind, None, {**given, **read_overrides(set_ or [])})
 
 
 def _loaded(model: str | None, device: str | None, threads: int | None) -> "LoadedModel":
-    from graphhalu.config import load_config
+    from graphhalu.core.config import load_config
     from graphhalu.models.check import check_model
     from graphhalu.models.load import ModelSpec, load_model
 
@@ -230,7 +230,7 @@ def _loaded(model: str | None, device: str | None, threads: int | None) -> "Load
 
 
 def _lengths(text: str | None) -> list[int] | None:
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     if text is None:
         return None

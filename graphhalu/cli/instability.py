@@ -241,7 +241,7 @@ def plot(
 
 
 def _system_text(file: Path | None, text: str | None) -> str | None:
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     if file is None:
         return text
@@ -263,7 +263,7 @@ def _system_text(file: Path | None, text: str | None) -> str | None:
 
 
 def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "list[StudyPrompt]":
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
     from graphhalu.studies.instability.prompts import ATTACK, BENIGN, read_prompts
 
     if both is not None and attacks is None and benign is None:
@@ -278,7 +278,7 @@ def _asked(prompt: str | None, file: Path | None) -> "list[StudyPrompt]":
     """Prompts of the command line, of a file, or of stdin."""
     import sys
 
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
     from graphhalu.studies.instability.prompts import numbered, read_texts
 
     if (prompt is None) == (file is None):
@@ -295,7 +295,7 @@ def _asked(prompt: str | None, file: Path | None) -> "list[StudyPrompt]":
 
 
 def _method(name: str) -> Any:
-    from graphhalu.registry import unknown_name
+    from graphhalu.core.registry import unknown_name
     from graphhalu.studies.instability.calibration import MAIN, TRACKER
 
     if name not in (MAIN, TRACKER):
@@ -311,7 +311,7 @@ def _aim(text: str) -> float | None:
 
 
 def _settings(kind: Any, set_: list[str] | None, **options: Any) -> Any:
-    from graphhalu.config import load_config, read_overrides
+    from graphhalu.core.config import load_config, read_overrides
 
     given = {name: value for name, value in options.items() if value is not None}
     return load_config(kind, None, {**given, **read_overrides(set_ or [])})
@@ -320,7 +320,7 @@ def _settings(kind: Any, set_: list[str] | None, **options: Any) -> Any:
 def _loaded(
     model: str | None, device: str | None, threads: int | None, quantization: str | None
 ) -> "LoadedModel":
-    from graphhalu.config import load_config
+    from graphhalu.core.config import load_config
     from graphhalu.models.check import check_model
     from graphhalu.models.load import ModelSpec, load_model
 

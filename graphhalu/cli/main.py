@@ -30,7 +30,7 @@ from graphhalu.cli import (
 )
 from graphhalu.cli.output import say, show_notes
 from graphhalu.cli.spread import with_address
-from graphhalu.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import GraphhaluError, UsageError
 
 app = typer.Typer(
     name="graphhalu",

@@ -42,7 +42,7 @@ def show_notes() -> None:
 
 def print_json(value: Mapping[str, Any]) -> None:
     """One JSON object on stdout; numbers that are not finite become null."""
-    from graphhalu.numerics import json_ready
+    from graphhalu.core.numerics import json_ready
 
     print(json.dumps(json_ready(value), indent=2, ensure_ascii=False, allow_nan=False))
 
@@ -95,7 +95,7 @@ def read_numbers(option: str, text: str | None, kind: Any = int) -> Any:
     Raises:
         UsageError: If it is anything else.
     """
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     if text is None or text == "auto":
         return text

@@ -41,13 +41,13 @@ def plan(
     json: Annotated[bool, typer.Option("--json", help="Print the plan as JSON.")] = False,
 ) -> None:
     """Time, memory and disk of an extraction: arithmetic, at rates that you state."""
-    from graphhalu.config import validate
+    from graphhalu.core.config import validate
     from graphhalu.extract.cost import Workload, assumed_rates
     from graphhalu.extract.settings import CaptureSettings
 
     capture = validate(CaptureSettings, {"keep": keep, "rows": rows}, source="the plan")
     if keep_beams > beams:
-        from graphhalu.errors import UsageError
+        from graphhalu.core.errors import UsageError
 
         message = f"a search of {beams} beams cannot keep {keep_beams} of them"
         raise UsageError(message)
@@ -67,9 +67,9 @@ def plan(
 
 
 def _size(model: str | None, parameters: float | None) -> "tuple[str, ModelSize]":
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
+    from graphhalu.core.registry import unknown_name
     from graphhalu.extract.cost import SIZES, ModelSize
-    from graphhalu.registry import unknown_name
 
     if model is not None and parameters is not None:
         message = "give a model or its parameters, not both"

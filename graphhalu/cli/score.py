@@ -46,7 +46,7 @@ def score(
     json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Score answers with a trained detector: probability, verdict, and what it was made of."""
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
     from graphhalu.scoring.scorer import AnswerScorer
 
     if (question is None) == (input_ is None):
@@ -85,8 +85,8 @@ def newest_run() -> Path:
     Raises:
         UsageError: If there is none.
     """
+    from graphhalu.core.errors import GraphhaluError, UsageError
     from graphhalu.detectors.saved import read_description
-    from graphhalu.errors import GraphhaluError, UsageError
     from graphhalu.evaluation.training import RUNS
 
     found = sorted(RUNS.glob("*/detector/detector.json"), key=lambda path: path.stat().st_mtime)

@@ -64,7 +64,7 @@ def measure(  # one parameter an option
 
     An interrupted run goes on where it stopped when the same command is run again.
     """
-    from graphhalu.config import load_config, read_overrides
+    from graphhalu.core.config import load_config, read_overrides
     from graphhalu.studies.sinks.settings import ABLATED_KS, SinkMeasureConfig
 
     ablated = _ablations(ablate)
@@ -125,7 +125,7 @@ def analyze(
     json: Json = False,
 ) -> None:
     """Test the hypotheses: shift, prediction, beyond entropy, localisation; size, task, chat."""
-    from graphhalu.config import load_config, read_overrides
+    from graphhalu.core.config import load_config, read_overrides
     from graphhalu.evaluation.training import new_run_folder
     from graphhalu.studies.sinks.analyze import AnalyzeConfig
     from graphhalu.studies.sinks.analyze import analyze as run_analysis
@@ -245,7 +245,7 @@ def _short(text: str, *, is_marked: bool) -> str:
 def _ablations(text: str | None) -> list[Any]:
     from typing import get_args
 
-    from graphhalu.registry import unknown_name
+    from graphhalu.core.registry import unknown_name
     from graphhalu.studies.sinks.settings import Ablation
 
     names = [part.strip() for part in text.split(",")] if text else []
@@ -257,7 +257,7 @@ def _ablations(text: str | None) -> list[Any]:
 
 
 def _only_a_store(ablated: list[Any]) -> None:
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     wrong = [name for name in ablated if name != "k"]
     if wrong:

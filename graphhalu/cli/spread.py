@@ -47,7 +47,7 @@ def ray_engine(
     Raises:
         UsageError: If the address is none, or a setting of workers has no Ray to go to.
     """
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     given = {"n_actors": actors, "cpus": cpus, "gpus": gpus, "wait_s": wait}
     settings = {name: value for name, value in given.items() if value is not None}

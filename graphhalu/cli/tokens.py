@@ -36,7 +36,7 @@ def tokens(
 ) -> None:
     """Find hallucinated tokens in given answers with marked spans, and measure how well."""
     from graphhalu.cli.spread import use_threads
-    from graphhalu.config import load_config, read_overrides
+    from graphhalu.core.config import load_config, read_overrides
     from graphhalu.evaluation.compare import compare
     from graphhalu.evaluation.entries import make_entries
     from graphhalu.evaluation.settings import CompareConfig

@@ -47,7 +47,7 @@ def view(
     json: Json = False,
 ) -> None:
     """Write one self-contained page that shows answers, heads and attention; or serve it."""
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
     from graphhalu.features.spec import split_text
     from graphhalu.viewer.build import ViewRequest, make_view
     from graphhalu.viewer.page import write_view

@@ -38,7 +38,7 @@ def profile(
     json: Json = False,
 ) -> None:
     """Compute norms, spectra and circuits of every head from the weights, without running it."""
-    from graphhalu.config import load_config, read_overrides
+    from graphhalu.core.config import load_config, read_overrides
     from graphhalu.weights.layer import ProfileSettings
     from graphhalu.weights.read import open_weights
 
@@ -82,7 +82,7 @@ def validate(
 ) -> None:
     """Hold a profile against the traces of the same model, and give each claim a verdict."""
     from graphhalu.cli.analyse import open_store
-    from graphhalu.config import load_config, read_overrides, read_yaml
+    from graphhalu.core.config import load_config, read_overrides, read_yaml
     from graphhalu.report.weights_page import profile_page
     from graphhalu.report.write import REPORT_FILE, write_page
     from graphhalu.studies.weights.validation import ValidateSettings
@@ -189,7 +189,7 @@ def compare(
 
 
 def _model_of(model: str | None, identity: dict[str, Any]) -> str:
-    from graphhalu.errors import UsageError
+    from graphhalu.core.errors import UsageError
 
     name = model or identity.get("name")
     if not name:

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Final
 
 import yaml
 
+from graphhalu.core.errors import DataFileError, MissingExtraError, UsageError
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import Row, require_columns
-from graphhalu.errors import DataFileError, MissingExtraError, UsageError
 
 CARDS_FILE: Final = Path(__file__).with_name("cards.yaml")
 """Cards of the data sets of this package by name."""

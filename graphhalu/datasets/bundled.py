@@ -4,10 +4,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar, Final
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.base import DatasetCard, RowDataset, dataset_card
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import Row, answers_field, text_field, texts_field, without_repeats, wrong_value
-from graphhalu.errors import DataFileError
 
 EXPECTED: Final = ("answer", "refusal")
 """What the right answer to a probe does: it answers, or it corrects the question, says that

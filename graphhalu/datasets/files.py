@@ -18,9 +18,9 @@ from typing import Any, Final, Literal
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.files import MALFORMED, MAX_TABLE_ROWS, reason_of, shortened, unpack_gzip
 from graphhalu.datasets.rows import Row
-from graphhalu.errors import DataFileError, UsageError
-from graphhalu.safe_read import MALFORMED, MAX_TABLE_ROWS, reason_of, shortened, unpack_gzip
 
 Layout = Literal["parquet", "json", "table"]
 

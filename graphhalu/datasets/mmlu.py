@@ -7,11 +7,11 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
+from graphhalu.core.errors import UsageError
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card, hub_rows
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.rows import Row, require_columns, text_field, text_id, wrong_value
-from graphhalu.errors import UsageError
 
 LAYOUTS: Final = (
     "one of MMLU's layouts: the published table without a header (question, four options, letter), "

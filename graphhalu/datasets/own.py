@@ -6,6 +6,9 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.files import shortened
+from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import LETTERS, GivenAnswer, Question
 from graphhalu.datasets.rows import (
@@ -20,9 +23,6 @@ from graphhalu.datasets.rows import (
     without_repeats,
     wrong_value,
 )
-from graphhalu.errors import DataFileError, UsageError
-from graphhalu.registry import unknown_name
-from graphhalu.safe_read import shortened
 
 FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
     "question": ("query", "prompt", "input"),

@@ -13,10 +13,10 @@ import numpy as np
 from jaxtyping import Int, Int32, UInt8
 from transformers import PreTrainedTokenizerBase
 
-from graphhalu.axes import SPAN_NAMES, Span
+from graphhalu.core.axes import SPAN_NAMES, Span
+from graphhalu.core.errors import ModelRefusedError, UsageError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.templates import Pieces, prompt_template
-from graphhalu.errors import ModelRefusedError, UsageError
 
 CHAT_OPTIONS: Final[Mapping[str, Any]] = {
     # templates that show today's date would make another prompt every day
@@ -62,7 +62,7 @@ class EncodedPrompt:
 
     Attributes:
         token_ids: Vocabulary indices, beginning-of-sequence token included if there is one.
-        span_code: Named span of each token, as the integer of :class:`graphhalu.axes.Span`.
+        span_code: Named span of each token, as the integer of :class:`graphhalu.core.axes.Span`.
     """
 
     token_ids: Int32[np.ndarray, "token"]

@@ -5,11 +5,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final, NamedTuple
 
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.datasets.rows import Row, objects_field, require_columns, text_field, wrong_value
-from graphhalu.errors import DataFileError, UsageError
 
 RESPONSE_LAYOUT: Final = (
     "RAGTruth's layouts: response.jsonl (id, source_id, model, labels, response) or "

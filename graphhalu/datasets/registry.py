@@ -12,10 +12,10 @@ from jaxtyping import Int
 from scipy.sparse import coo_array
 from scipy.sparse.csgraph import connected_components
 
+from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.registry import Registry
 from graphhalu.datasets.base import Dataset, DatasetCard
 from graphhalu.datasets.question import Question, question_key
-from graphhalu.errors import DataFileError, UsageError
-from graphhalu.registry import Registry
 
 DATASETS: Final[Registry[type[Dataset]]] = Registry(
     "dataset",

@@ -15,9 +15,9 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
+from graphhalu.core.errors import DataFileError
+from graphhalu.core.files import shortened, shown
 from graphhalu.datasets.question import LETTERS
-from graphhalu.errors import DataFileError
-from graphhalu.safe_read import shortened, shown
 
 _LIST: Final = "a list: a real one, JSON text, Python-list text, or text with a separator that is stated"
 _LABEL: Final = "1, true, yes or hallucinated; or 0, false, no or correct"

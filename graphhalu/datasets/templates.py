@@ -5,10 +5,10 @@ from typing import Final
 
 from transformers import PreTrainedTokenizerBase
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import ModelRefusedError, UsageError
+from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.question import LETTERS, Example, Question
-from graphhalu.errors import ModelRefusedError, UsageError
-from graphhalu.registry import unknown_name
 
 Pieces = list[tuple[Span, str]]
 """The texts of a prompt in order, each with its span."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
 from graphhalu.datasets.question import Question
@@ -20,7 +21,6 @@ from graphhalu.datasets.rows import (
     without_repeats,
     wrong_value,
 )
-from graphhalu.errors import DataFileError
 
 LAYOUTS: Final = (
     "one of TriviaQA's layouts: hub rows (question, question_id, answer), the published JSON "

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar, Final, Literal, NamedTuple
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.base import DatasetCard, RowDataset, dataset_card
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.datasets.rows import (
@@ -22,7 +23,6 @@ from graphhalu.datasets.rows import (
     without_repeats,
     wrong_value,
 )
-from graphhalu.errors import DataFileError
 
 LAYOUTS: Final = (
     "one of TruthfulQA's layouts: the published CSV (Question, Best Answer, Correct Answers, "

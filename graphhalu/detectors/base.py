@@ -9,13 +9,13 @@ from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graphhalu.core.errors import GraphhaluError, NonFiniteError
+from graphhalu.core.files import shown
+from graphhalu.core.splits import Split
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.identity import Identity
-from graphhalu.errors import GraphhaluError, NonFiniteError
 from graphhalu.features.base import sections
 from graphhalu.labels.labels import Labels, Level
-from graphhalu.safe_read import shown
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 Input = Literal["attention", "hidden", "likelihood", "text", "length"]

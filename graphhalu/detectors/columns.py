@@ -8,8 +8,8 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
-from graphhalu.config import config_hash
-from graphhalu.errors import DetectorMismatchError, TraceNotFoundError
+from graphhalu.core.config import config_hash
+from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import REMEMBERED, block_columns
 from graphhalu.features.spec import FeatureSpec, reads_beams

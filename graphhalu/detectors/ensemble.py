@@ -6,16 +6,16 @@ from typing import Annotated, Any, ClassVar, Final, final
 import numpy as np
 from pydantic import Field
 
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.detectors.probes.attention import LogisticProbe, Recipe, plain_grid
 from graphhalu.detectors.probes.base import ProbeConfig, ProbeDetector
 from graphhalu.detectors.sides import ChosenTraces, check_classes
 from graphhalu.detectors.stack import Stack, join
 from graphhalu.detectors.trained import TrainedConfig
-from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 BLOCKS: Final = (

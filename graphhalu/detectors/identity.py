@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Final
 
 from pydantic import ConfigDict, TypeAdapter
 
-from graphhalu.errors import DetectorMismatchError
+from graphhalu.core.errors import DetectorMismatchError
 from graphhalu.traces.trace import Trace
 
 _PROMPT: Final = ("template", "chat", "system")

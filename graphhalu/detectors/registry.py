@@ -2,10 +2,10 @@
 
 from typing import Any, Final
 
+from graphhalu.core.errors import GraphhaluError
+from graphhalu.core.registry import Registry
 from graphhalu.detectors.base import Detector, DetectorCard
-from graphhalu.errors import GraphhaluError
 from graphhalu.labels.labels import Level
-from graphhalu.registry import Registry
 
 
 def _adapted(found: Any) -> Any:

@@ -13,14 +13,14 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 from torch import Tensor
 
+from graphhalu.core.errors import DataFileError, GraphhaluError, UnknownNameError, UsageError
+from graphhalu.core.files import read_json_object, reading, reason_of, shown
+from graphhalu.core.numerics import json_ready
+from graphhalu.core.provenance import provenance
+from graphhalu.core.registry import class_path, unknown_name
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity, check_identity
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.errors import DataFileError, GraphhaluError, UnknownNameError, UsageError
-from graphhalu.numerics import json_ready
-from graphhalu.provenance import provenance
-from graphhalu.registry import class_path, unknown_name
-from graphhalu.safe_read import read_json_object, reading, reason_of, shown
 from graphhalu.traces.trace import Trace
 
 T = TypeVar("T")

@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int, Num
 from scipy.stats import rankdata
 
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.base import PartOfTraces
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 

@@ -14,9 +14,9 @@ from typing import Final, Literal, NamedTuple, final
 import numpy as np
 from jaxtyping import Float
 
-from graphhalu.axes import Span
-from graphhalu.errors import DetectorMismatchError, TraceNotFoundError
-from graphhalu.registry import unknown_name
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
+from graphhalu.core.registry import unknown_name
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace

@@ -8,6 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
+from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.identity import check_identity
@@ -17,9 +19,7 @@ from graphhalu.detectors.token_features import View, expanded, view_names, view_
 from graphhalu.detectors.token_ridge import Tokens, Views, choose, described, fitted
 from graphhalu.detectors.token_samples import Sample, TokenConfig, training_sample
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
-from graphhalu.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 _METHOD: Final = (

@@ -7,9 +7,9 @@ import numpy as np
 from jaxtyping import Int
 from pydantic import Field
 
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.probes.search import Fold, folds_of
 from graphhalu.detectors.trained import TrainedConfig
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace

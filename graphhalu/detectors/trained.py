@@ -8,7 +8,8 @@ from typing import Annotated, Any, ClassVar
 import numpy as np
 from pydantic import Field
 
-from graphhalu.config import Config, validate
+from graphhalu.core.config import Config, validate
+from graphhalu.core.errors import UsageError
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.saved import (
     damaged,
@@ -18,7 +19,6 @@ from graphhalu.detectors.saved import (
     write_arrays,
     write_description,
 )
-from graphhalu.errors import UsageError
 
 
 class TrainedConfig(Config):

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
-from graphhalu.errors import ClusterError, MissingExtraError, UsageError
+from graphhalu.core.errors import ClusterError, MissingExtraError, UsageError
 
 LOCAL: Final = "local"
 """Starts a Ray of this machine and ends it with the run."""

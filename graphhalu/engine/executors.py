@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
-from graphhalu.errors import ProcessLostError
+from graphhalu.core.errors import ProcessLostError
 
 Start = Callable[[], Any]
 """Makes the state of a worker; it can be sent to another process."""

@@ -22,9 +22,9 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, Final
 
+from graphhalu.core.errors import ClusterError, GraphhaluError, ProcessLostError
 from graphhalu.engine.cluster import LOCAL, check_address, connected
 from graphhalu.engine.executors import Executor, Start, TaskResult, Work, Workers
-from graphhalu.errors import ClusterError, GraphhaluError, ProcessLostError
 
 MOST_ATTEMPTS: Final = 3
 """Workers that may die on an item before it is quarantined."""

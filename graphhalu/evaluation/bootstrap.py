@@ -15,11 +15,11 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Integer, Shaped
 from pydantic import AllowInfNan, BeforeValidator
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import group_multiplicities
+from graphhalu.core.registry import unknown_name
 from graphhalu.evaluation.counts import check_scores, sorted_counts, tie_order
 from graphhalu.evaluation.metrics import METRICS
-from graphhalu.numerics import group_multiplicities
-from graphhalu.registry import unknown_name
 
 _BLOCK_ELEMENTS: Final = 32_768
 """Weights held at a time: 256 KiB for each temporary array."""

@@ -16,9 +16,9 @@ from scipy.optimize import minimize
 from scipy.special import expit, log_expit
 from sklearn.isotonic import IsotonicRegression
 
-from graphhalu.config import Config, validate
+from graphhalu.core.config import Config, validate
+from graphhalu.core.files import read_json_object
 from graphhalu.evaluation.counts import check_scores, roc_counts
-from graphhalu.safe_read import read_json_object
 
 ISOTONIC_MINIMUM: Final = 200
 """Validation traces of the rarer class from which on isotonic regression is taken."""

@@ -11,8 +11,10 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool
 
+from graphhalu.core.errors import UsageError
+from graphhalu.core.provenance import provenance
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import DetectorCard
-from graphhalu.errors import UsageError
 from graphhalu.evaluation.crossfit import OutOfFold
 from graphhalu.evaluation.entries import DetectorFactory, Entry, GivenDetectors, make_entries
 from graphhalu.evaluation.judgement import baseline_tests, seed_scores, subgroups
@@ -25,8 +27,6 @@ from graphhalu.evaluation.splits import check_questions, cross_fit_folds, single
 from graphhalu.evaluation.token_counts import token_counts, token_notes
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, as_labels
-from graphhalu.provenance import provenance
-from graphhalu.splits import Split
 from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
 

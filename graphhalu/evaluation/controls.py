@@ -11,16 +11,16 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float, Int
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.sides import ChosenTraces, auroc
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.entries import Entry
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import TopK
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, complete_labels
-from graphhalu.splits import grouped_split
 from graphhalu.traces.trace import Trace
 
 FOUND: Final = 0.95

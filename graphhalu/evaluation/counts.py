@@ -11,8 +11,8 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float, Int, Num
 
-from graphhalu.axes import LABEL_CORRECT, LABEL_HALLUCINATED
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.axes import LABEL_CORRECT, LABEL_HALLUCINATED
+from graphhalu.core.errors import NotEnoughDataError
 
 
 class KeptTies(NamedTuple):

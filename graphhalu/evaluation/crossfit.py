@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graphhalu.core.errors import GraphhaluError, NotEnoughDataError
+from graphhalu.core.files import shown
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector, checked_scores
 from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.errors import GraphhaluError, NotEnoughDataError
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.splits import visible_labels
 from graphhalu.evaluation.token_spans import best_threshold, marked_answer
 from graphhalu.labels.labels import Labels
-from graphhalu.safe_read import shown
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int, Shaped
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.counts import check_scores
 
 

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.files import shown
+from graphhalu.core.registry import unknown_name
 from graphhalu.detectors.base import Detector, DetectorCard
-from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Level
-from graphhalu.registry import unknown_name
-from graphhalu.safe_read import shown
 
 DetectorFactory = Callable[..., Detector]
 """A detector class, or a function without required arguments; one with a parameter ``seed``

@@ -1,6 +1,6 @@
 """Result files: one JSON object with a format and a version, and a Parquet table beside it.
 
-A record of results is a dataclass or a :class:`graphhalu.config.Config`; its fields are those of
+A record of results is a dataclass or a :class:`graphhalu.core.config.Config`; its fields are those of
 the file. Numbers that are not finite are ``null`` there.
 """
 
@@ -14,11 +14,9 @@ import numpy as np
 import pyarrow as pa
 from pydantic import BaseModel, PlainValidator, TypeAdapter, ValidationError
 
-from graphhalu.atomic import replace_file
-from graphhalu.errors import DataFileError
-from graphhalu.numerics import json_ready
-from graphhalu.parquet import write_parquet
-from graphhalu.safe_read import read_json_object, shown
+from graphhalu.core.errors import DataFileError
+from graphhalu.core.files import read_json_object, replace_file, shown, write_parquet
+from graphhalu.core.numerics import json_ready
 
 T = TypeVar("T")
 

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool
 
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.registry import POSITION_CONTROL
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.records import DetectorRow, MetricValue, Subgroup
 from graphhalu.evaluation.rows import Compared, rank_metrics
 from graphhalu.evaluation.significance import (

@@ -14,7 +14,8 @@ from jaxtyping import Float, Int, Shaped
 from pydantic import ConfigDict
 from scipy.special import ndtr
 
-from graphhalu.errors import NotEnoughDataError, TraceNotFoundError
+from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError
+from graphhalu.core.numerics import benjamini_hochberg
 from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import best_beams
 from graphhalu.evaluation.delong import column_influence
@@ -23,7 +24,6 @@ from graphhalu.evaluation.result import write_files
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.numerics import benjamini_hochberg
 from graphhalu.traces.trace import Trace
 
 FORMAT: Final = "graphhalu-maps"

@@ -16,15 +16,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pydantic import TypeAdapter
 
-from graphhalu.atomic import replace_file
-from graphhalu.config import differing_fields
-from graphhalu.errors import UsageError
+from graphhalu.core.config import differing_fields
+from graphhalu.core.errors import UsageError
+from graphhalu.core.files import MALFORMED, read_parquet, replace_file
+from graphhalu.core.numerics import json_ready
 from graphhalu.evaluation.records import DetectorRow, upgraded_samples
 from graphhalu.evaluation.result import RESULT_FILE, parquet_bytes, read_result
 from graphhalu.evaluation.rows import Compared
-from graphhalu.numerics import json_ready
-from graphhalu.parquet import read_parquet
-from graphhalu.safe_read import MALFORMED
 
 PARTS_FOLDER: Final = "parts"
 _ROW: Final = b"graphhalu-row"

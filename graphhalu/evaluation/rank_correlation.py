@@ -6,9 +6,9 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import group_multiplicities
 from graphhalu.evaluation.bootstrap import percentile_interval
-from graphhalu.numerics import group_multiplicities
 
 LEAST_CELLS: Final = 5
 _LEAST_WITHIN: Final = 3

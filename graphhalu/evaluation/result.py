@@ -16,9 +16,11 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 from pydantic import ConfigDict
 
-from graphhalu.atomic import replace_file
+from graphhalu.core.errors import CorruptStoreError, DataFileError, MissingExtraError
+from graphhalu.core.files import read_parquet, reading, replace_file, shown, write_parquet
+from graphhalu.core.numerics import json_ready
+from graphhalu.core.provenance import file_sha256
 from graphhalu.detectors.registry import POSITION_CONTROL
-from graphhalu.errors import CorruptStoreError, DataFileError, MissingExtraError
 from graphhalu.evaluation.files import read_object, validated
 from graphhalu.evaluation.records import (
     SAMPLE_SCHEMA,
@@ -31,10 +33,6 @@ from graphhalu.evaluation.records import (
 from graphhalu.evaluation.significance import MARGIN, POSITION_RULE, Baseline, Comparison
 from graphhalu.evaluation.table import csv_table, table_columns
 from graphhalu.labels.labels import Level
-from graphhalu.numerics import json_ready
-from graphhalu.parquet import read_parquet, write_parquet
-from graphhalu.provenance import file_sha256
-from graphhalu.safe_read import reading, shown
 
 __all__ = [
     "FORMAT",

@@ -9,9 +9,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float, Int, Shaped
 
-from graphhalu.config import config_hash
+from graphhalu.core.config import config_hash
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import json_ready
+from graphhalu.core.provenance import installed_version
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import DetectorCard
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import percentile_interval
 from graphhalu.evaluation.counts import ratio
 from graphhalu.evaluation.crossfit import OutOfFold
@@ -23,9 +26,6 @@ from graphhalu.evaluation.significance import CommonGround
 from graphhalu.evaluation.token_metrics import TOKEN_METRICS, token_metrics
 from graphhalu.evaluation.token_spans import MarkedAnswer, marked_answer
 from graphhalu.labels.labels import Labels
-from graphhalu.numerics import json_ready
-from graphhalu.provenance import installed_version
-from graphhalu.splits import Split
 from graphhalu.traces.schema import array_spec, stored_shape
 from graphhalu.traces.trace import Trace
 

@@ -16,14 +16,14 @@ from typing import Any
 import threadpoolctl  # type: ignore[import-untyped]
 import torch
 
+from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector
 from graphhalu.engine.executors import Executor, ProcessExecutor, TaskResult
-from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.crossfit import OutOfFold, cross_fit
 from graphhalu.evaluation.entries import Entry
 from graphhalu.evaluation.rows import Compared
 from graphhalu.features.table import opener
-from graphhalu.registry import fault_text
 from graphhalu.traces.trace import Trace
 
 FoldHook = Callable[[str, int, int], None]

@@ -5,7 +5,7 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
-from graphhalu.config import Config
+from graphhalu.core.config import Config
 from graphhalu.evaluation.significance import MARGIN
 
 _EVALUATION_ONLY: Final = ("detectors", "settings", "seeds", "against", "margin", "subgroups")

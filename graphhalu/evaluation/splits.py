@@ -5,10 +5,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from jaxtyping import Bool, Int, Shaped
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.splits import Split, check_groups, grouped_folds, grouped_split
 from graphhalu.labels.groups import question_groups, record_key
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split, check_groups, grouped_folds, grouped_split
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.trace import Trace
 

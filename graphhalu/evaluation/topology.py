@@ -9,8 +9,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Shaped
 from scipy.stats import norm
 
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.engine.executors import Executor, SerialExecutor, in_order
-from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import percentile_interval
 from graphhalu.features.table import opener
 from graphhalu.graphs.build import iter_graphs
@@ -19,7 +20,6 @@ from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe
 from graphhalu.graphs.topology import MEANINGS, MEASURES, topology
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.traces.trace import Trace
 
 FALSE_DISCOVERIES: Final = 0.05

@@ -12,12 +12,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from graphhalu.atomic import replace_file
-from graphhalu.config import read_yaml
+from graphhalu.core.config import read_yaml
+from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.files import replace_file
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import save_detector
-from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.evaluation.compare import Progress as CompareProgress
 from graphhalu.evaluation.compare import (
     RunOptions,
@@ -36,7 +37,6 @@ from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 RUNS: Final = Path("data/runs")

@@ -16,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
 
-from graphhalu.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.provenance import provenance
 from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import Progress, fold_reporter, make_compared
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
@@ -29,7 +30,6 @@ from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.table import csv_text
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.provenance import provenance
 from graphhalu.traces.trace import Trace
 
 FORMAT: Final = "graphhalu-transfer"

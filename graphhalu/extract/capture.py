@@ -29,8 +29,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-from graphhalu.axes import RowRange
-from graphhalu.errors import ModelRefusedError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.errors import ModelRefusedError
 from graphhalu.extract.hooks import (
     AttentionModules,
     AttentionObserver,

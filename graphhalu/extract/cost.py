@@ -7,7 +7,7 @@ machine: measured (``scripts/bench plan``, and COST.md beside this file), or ass
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.extract.settings import CaptureSettings, trace_shape
 from graphhalu.traces.disk import estimate_bytes
 

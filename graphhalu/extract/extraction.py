@@ -6,7 +6,8 @@ from typing import Any, Final, TypeVar
 
 import numpy as np
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.provenance import file_sha256
 from graphhalu.datasets.registry import own_path
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.forward import TokenSequence
@@ -16,7 +17,6 @@ from graphhalu.extract.replay import Replayed, replay
 from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_shape
 from graphhalu.models.load import LoadedModel
 from graphhalu.models.resources import free_memory
-from graphhalu.provenance import file_sha256
 from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace

@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from graphhalu.axes import RowRange
-from graphhalu.errors import ModelRefusedError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.errors import ModelRefusedError
 from graphhalu.models.attention import eager_attention
 
 _N_PROBE: Final = 5

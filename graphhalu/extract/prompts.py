@@ -7,13 +7,13 @@ from typing import Any, Final
 
 import numpy as np
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import DataFileError, GraphhaluError, UsageError
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt
 from graphhalu.datasets.prompts import Prompt as RenderedPrompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.datasets.templates import DEFAULT_TEMPLATE, letter_spellings
-from graphhalu.errors import DataFileError, GraphhaluError, UsageError
 from graphhalu.extract.settings import ExtractConfig, PromptSettings
 from graphhalu.models.load import LoadedModel
 

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float, Int, Integer, Shaped
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
-from graphhalu.axes import N_SPANS, RowRange
+from graphhalu.core.axes import N_SPANS, RowRange
+from graphhalu.core.numerics import FIXED_STEPS, n_pairs, triangle_size
 from graphhalu.extract.forward import TokenSequence
-from graphhalu.numerics import FIXED_STEPS, n_pairs, triangle_size
 from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, RAGGED_AXES, TraceShape
 
 _TINY: Final = torch.finfo(torch.float32).tiny

@@ -15,10 +15,11 @@ from pathlib import Path
 
 import numpy as np
 
+from graphhalu.core.errors import StoreError
+from graphhalu.core.provenance import provenance
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.engine.executors import Executor, SerialExecutor, Workers
-from graphhalu.errors import StoreError
 from graphhalu.extract.extraction import dataset_identity
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.extract.worker import (
@@ -34,7 +35,6 @@ from graphhalu.extract.worker import (
     question_batches,
 )
 from graphhalu.models.cards import resolve_model
-from graphhalu.provenance import provenance
 from graphhalu.traces.disk import check_fits
 from graphhalu.traces.local import LocalBackend, backend_of, check_place, is_there
 from graphhalu.traces.storage import MAIN

@@ -5,8 +5,8 @@ from typing import Any, Literal
 
 from pydantic import Field, model_validator
 
-from graphhalu.config import Config
-from graphhalu.errors import UsageError
+from graphhalu.core.config import Config
+from graphhalu.core.errors import UsageError
 from graphhalu.models.load import ModelSpec
 from graphhalu.traces.schema import ARRAYS, TraceShape
 

@@ -15,8 +15,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import Question
-from graphhalu.errors import UsageError
 from graphhalu.extract.extraction import Extraction, Generation, grouped
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.check import check_model

@@ -9,8 +9,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Float, Float32
 
-from graphhalu.axes import SPAN_NAMES
-from graphhalu.errors import GraphhaluError, UsageError
+from graphhalu.core.axes import SPAN_NAMES
+from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.features.block import TraceBlock
 from graphhalu.traces.schema import TraceShape
 

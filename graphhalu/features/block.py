@@ -13,10 +13,10 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from graphhalu.axes import Span, answer_producing_rows
-from graphhalu.errors import TraceNotFoundError
+from graphhalu.core.axes import Span, answer_producing_rows
+from graphhalu.core.errors import TraceNotFoundError
+from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
 from graphhalu.features.ragged import BlockArrays, MemoryArrays, PartArrays, Ragged
-from graphhalu.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.part import Part
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec, ragged_length

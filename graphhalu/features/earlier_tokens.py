@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.features.base import feature
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.matrices import RowPairs, attention_at, finite_or_missing, row_pairs, row_starts

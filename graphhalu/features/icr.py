@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from scipy.special import entr
 
-from graphhalu.errors import TraceNotFoundError, UsageError
+from graphhalu.core.errors import TraceNotFoundError, UsageError
 from graphhalu.features.base import feature
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.matrices import (

@@ -5,8 +5,8 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from graphhalu.axes import SPAN_NAMES, Span
-from graphhalu.errors import UsageError
+from graphhalu.core.axes import SPAN_NAMES, Span
+from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature, feature, within
 from graphhalu.features.block import Rows, TraceBlock
 from graphhalu.features.matrices import RowPairs, answer_pairs, attention_at, finite_or_missing

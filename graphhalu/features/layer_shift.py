@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import entr, softmax
 
-from graphhalu.errors import TraceNotFoundError
+from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.features.base import feature
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.matrices import (

@@ -14,7 +14,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float32
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.features.base import Level
 from graphhalu.features.block import TraceBlock, blocks
 from graphhalu.features.ragged import PartArrays

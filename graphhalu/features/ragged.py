@@ -7,7 +7,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from graphhalu.numerics import ragged_offsets
+from graphhalu.core.numerics import ragged_offsets
 from graphhalu.traces.part import Part
 from graphhalu.traces.schema import array_spec
 from graphhalu.traces.trace import Trace

@@ -5,7 +5,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature, feature
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.ragged import Ragged

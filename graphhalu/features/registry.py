@@ -3,8 +3,8 @@
 from collections.abc import Sequence
 from typing import Final
 
+from graphhalu.core.registry import Registry
 from graphhalu.features.base import Feature, Level
-from graphhalu.registry import Registry
 
 _MODULES: Final = (
     ("row_statistics", "span_mass span_mass_all token_span_mass"),

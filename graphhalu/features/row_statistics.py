@@ -5,7 +5,7 @@ from typing import Final, Literal
 import numpy as np
 from jaxtyping import Bool, Float
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
 from graphhalu.features.base import feature, within
 from graphhalu.features.block import Rows, TraceBlock
 

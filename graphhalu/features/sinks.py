@@ -6,7 +6,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature, feature, within
 from graphhalu.features.block import Rows, TraceBlock
 from graphhalu.features.received import mean_received

@@ -9,7 +9,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.registry import FEATURES

@@ -12,14 +12,12 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Bool, Float32, Int
 
-from graphhalu.atomic import written_aside
+from graphhalu.core.errors import CorruptStoreError, StoreNotFoundError, UsageError
+from graphhalu.core.files import atomic_path, parquet_writer, parse_json, read_parquet, reading, told_format
 from graphhalu.engine.executors import Executor, SerialExecutor, in_order
-from graphhalu.errors import CorruptStoreError, StoreNotFoundError, UsageError
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import block_columns, checked, require_same
 from graphhalu.features.spec import FeatureSpec, reads_beams
-from graphhalu.parquet import parquet_writer, read_parquet
-from graphhalu.safe_read import parse_json, reading, told_format
 from graphhalu.traces.disk import disk_error
 from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.trace import Trace
@@ -336,13 +334,13 @@ def _joined(pieces: Sequence[np.ndarray | None], order: Int[np.ndarray, "item"])
 def _write(pieces: Sequence[FeatureTable] | Iterator[FeatureTable], path: Path) -> tuple[int, int]:
     n_rows, n_columns = 0, 0
     try:
-        with written_aside(path) as aside, ExitStack() as stack:
+        with atomic_path(path) as temporary, ExitStack() as stack:
             writer: Any = None
             for piece in pieces:
                 table = _arrow(piece)
                 if writer is None:
                     writer = stack.enter_context(
-                        parquet_writer(aside, table.schema, use_dictionary=["trace_id"])
+                        parquet_writer(temporary, table.schema, use_dictionary=["trace_id"])
                     )
                 writer.write_table(table)
                 n_rows, n_columns = n_rows + len(piece), len(piece.columns)

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float32, Int, Shaped
 
-from graphhalu.errors import TraceNotFoundError, UsageError
+from graphhalu.core.errors import TraceNotFoundError, UsageError
+from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, n_pairs
 from graphhalu.features.block import TraceBlock, block_of
-from graphhalu.numerics import from_bfloat16_bits, from_fixed_point, n_pairs
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace

@@ -7,7 +7,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float32, Int, Int64, UInt8
 
-from graphhalu.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.features.block import TraceBlock
 from graphhalu.graphs.block import layer_places, layer_stream, to_float32, trace_block, trace_runs
 from graphhalu.graphs.nodes import NodeSource, block_features
@@ -52,7 +52,7 @@ class TokenGraph:
         edge_attr: What the recipe's channels say, with the heads of one layer after those of
             another; attention is as the model has it, unless ``sinks="renormalise"``.
         is_answer: Which tokens belong to the answer.
-        span: Named span of each token, as the integer of :class:`graphhalu.axes.Span`.
+        span: Named span of each token, as the integer of :class:`graphhalu.core.axes.Span`.
         layer: Model layer; ``None`` in a multiplex graph.
         layers: Model layers on the edges.
         kept_mass: Share of a row's attention to other tokens (mean over heads and layers; without

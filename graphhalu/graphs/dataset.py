@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Int, Shaped
 from torch_geometric.data import Data, Dataset
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.splits import Split, check_groups, grouped_split
 from graphhalu.graphs.build import TokenGraph, build_graphs
 from graphhalu.graphs.edges import EdgeRule
 from graphhalu.graphs.nodes import check_blocks
@@ -18,7 +19,6 @@ from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, GraphRecipe, H
 from graphhalu.graphs.storage import storage_of
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, as_labels
-from graphhalu.splits import Split, check_groups, grouped_split
 from graphhalu.traces.lazy import ChunkCache
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.store import TraceStore, as_traces
@@ -38,7 +38,7 @@ class AttentionGraphs(Dataset):
 
     Each ``Data`` has ``x [node, feature]``, ``edge_index [2, edge]`` (from the attended key to
     the attending query, sorted by query, so ``data.is_sorted(sort_by_row=False)``),
-    ``edge_attr [edge, channel]``, ``span [node]`` (integer of :class:`graphhalu.axes.Span`),
+    ``edge_attr [edge, channel]``, ``span [node]`` (integer of :class:`graphhalu.core.axes.Span`),
     ``is_answer [node]``, ``is_readout [node]`` (answer tokens and the last prompt token, whose
     row produces the first of them), ``layer_index [node]`` (place of the node's layer among
     :attr:`layers`), ``kept_mass [node]``, ``trace_index``, ``question_id`` and, with labels,

@@ -7,8 +7,8 @@ from typing import NamedTuple, final
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 
-from graphhalu.errors import UsageError
-from graphhalu.numerics import ragged_offsets
+from graphhalu.core.errors import UsageError
+from graphhalu.core.numerics import ragged_offsets
 
 
 class EdgeRule(ABC):

@@ -11,8 +11,9 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Float32, Shaped
 
-from graphhalu.axes import N_SPANS, SPAN_NAMES, Span
-from graphhalu.errors import NonFiniteError, UsageError
+from graphhalu.core.axes import N_SPANS, SPAN_NAMES, Span
+from graphhalu.core.errors import NonFiniteError, UsageError
+from graphhalu.core.registry import unknown_name
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.instability import bounded_std, head_std
 from graphhalu.graphs.block import (
@@ -25,7 +26,6 @@ from graphhalu.graphs.block import (
     trace_block,
 )
 from graphhalu.graphs.recipe import HeadRoles
-from graphhalu.registry import unknown_name
 from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.trace import Trace
 

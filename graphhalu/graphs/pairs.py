@@ -10,12 +10,12 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float32, Int, Shaped
 
-from graphhalu.errors import NonFiniteError
+from graphhalu.core.errors import NonFiniteError
+from graphhalu.core.numerics import ragged_offsets
 from graphhalu.features.block import TraceBlock
 from graphhalu.graphs.block import layer_places, packed_attention, to_float32
 from graphhalu.graphs.edges import row_sums
 from graphhalu.graphs.recipe import GraphRecipe
-from graphhalu.numerics import ragged_offsets
 
 
 class Pairs(NamedTuple):

@@ -8,9 +8,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
+from graphhalu.core.registry import unknown_name
 from graphhalu.graphs.edges import EdgeRule, Threshold, TopK
-from graphhalu.registry import unknown_name
 from graphhalu.traces.schema import TraceRecord
 
 DEFAULT_EDGES: Final = TopK(8)

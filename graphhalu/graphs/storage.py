@@ -25,11 +25,10 @@ from torch_geometric.data import Data
 from torch_geometric.data.collate import collate
 from torch_geometric.data.separate import separate
 
-from graphhalu.atomic import replace_file
-from graphhalu.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.files import MALFORMED, parse_json, replace_file
 from graphhalu.graphs.build import TokenGraph, iter_graphs
 from graphhalu.graphs.recipe import GraphRecipe
-from graphhalu.safe_read import MALFORMED, parse_json
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

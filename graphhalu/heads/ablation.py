@@ -18,9 +18,9 @@ from jaxtyping import Bool, Float
 from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from graphhalu.config import Config
+from graphhalu.core.config import Config
+from graphhalu.core.errors import ModelRefusedError, UsageError
 from graphhalu.datasets.registry import load_questions
-from graphhalu.errors import ModelRefusedError, UsageError
 from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.heads.quality import METRICS, Item, answer_quality, needle_items, prompt_form, question_items
 from graphhalu.heads.retrieval import RetrievalSettings, hidden_needles

@@ -12,12 +12,11 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from graphhalu.atomic import replace_file
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.files import read_json_object, reading, replace_file, told_format
+from graphhalu.core.numerics import json_ready, numbers_of
+from graphhalu.core.provenance import provenance
 from graphhalu.heads.table import HeadTable, Rejected, Trial
-from graphhalu.numerics import json_ready, numbers_of
-from graphhalu.provenance import provenance
-from graphhalu.safe_read import read_json_object, reading, told_format
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1

@@ -14,13 +14,13 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Int
 
-from graphhalu.axes import RowRange, Span
+from graphhalu.core.axes import RowRange, Span
+from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.files import parse_json, read_bytes, reason_of
 from graphhalu.datasets.bundled import bundled_file, bundled_places
 from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
-from graphhalu.errors import DataFileError, UsageError
 from graphhalu.models.quiet import quiet_loading
-from graphhalu.safe_read import parse_json, read_bytes, reason_of
 
 _SENTENCE_END: Final = re.compile(r"[.!?][\"')]*(?=\s|$)")
 _KEYS: Final = ("needle", "question", "real_needle")

@@ -8,8 +8,8 @@ import torch
 from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
-from graphhalu.axes import RowRange
-from graphhalu.errors import NonFiniteError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.errors import NonFiniteError
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, body_below_head
 from graphhalu.extract.hooks import AttentionObserver

@@ -14,9 +14,9 @@ from jaxtyping import Bool, Float, Int
 from pydantic import Field
 from torch import Tensor
 
-from graphhalu.axes import RowRange
-from graphhalu.config import Config
-from graphhalu.errors import UsageError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.config import Config
+from graphhalu.core.errors import UsageError
 from graphhalu.heads.observers import RowsObserver, run_observed
 from graphhalu.heads.statistics import mean_of_present
 from graphhalu.heads.table import HeadTable, Trial

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jaxtyping import Float
 
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.extract.forward import DeferredPass, body_below_head
 from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.prompts import generated_answer, newline_token_ids, uses_chat

@@ -11,9 +11,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 from pydantic import Field
 
-from graphhalu.axes import Span, answer_producing_rows
-from graphhalu.config import Config
-from graphhalu.errors import StoreMismatchError, TraceNotFoundError, UsageError
+from graphhalu.core.axes import Span, answer_producing_rows
+from graphhalu.core.config import Config
+from graphhalu.core.errors import StoreMismatchError, TraceNotFoundError, UsageError
 from graphhalu.heads.statistics import contrast, mean_of_present
 from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.labels.registry import LABELLERS, make_labeller

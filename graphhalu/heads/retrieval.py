@@ -15,9 +15,9 @@ from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
-from graphhalu.axes import RowRange
-from graphhalu.config import Config
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.config import Config
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.extract.prompts import generated_answer
 from graphhalu.heads.haystack import Haystack, HiddenNeedle, read_haystack, read_needles, trials
 from graphhalu.heads.observers import RowsObserver, run_observed

@@ -11,8 +11,8 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from scipy.special import ndtr
 
-from graphhalu.errors import NotEnoughDataError, UsageError
-from graphhalu.numerics import benjamini_hochberg, group_multiplicities
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
 
 N_RESAMPLES: Final = 2000
 LEVEL: Final = 0.95

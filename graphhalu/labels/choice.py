@@ -5,8 +5,8 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 
+from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import LETTERS
-from graphhalu.errors import UsageError
 from graphhalu.labels.normalise import normalise
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord

@@ -9,15 +9,15 @@ from typing import Any, ClassVar, Final
 
 import torch
 
-from graphhalu.config import validate
+from graphhalu.core.config import validate
+from graphhalu.core.errors import UsageError
+from graphhalu.core.provenance import file_sha256
 from graphhalu.datasets.prompts import CHAT_OPTIONS
-from graphhalu.errors import UsageError
 from graphhalu.extract.generate import left_padded
 from graphhalu.labels.match import unjudgeable
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.models.spec import ModelSpec
-from graphhalu.provenance import file_sha256
 from graphhalu.traces.schema import TraceRecord
 
 RUBRIC_FILE: Final = Path(__file__).with_name("judge_rubric.txt")

@@ -8,8 +8,8 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Bool, Int
 
-from graphhalu.axes import LABEL_CORRECT
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.axes import LABEL_CORRECT
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 
 Level = Literal["answer", "token"]
 """What is labelled and scored: whole answers, or each of their tokens."""

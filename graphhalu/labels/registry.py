@@ -5,10 +5,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import Any, ClassVar, Final, NamedTuple
 
-from graphhalu.axes import LABEL_CORRECT, LABEL_HALLUCINATED
-from graphhalu.errors import UsageError
+from graphhalu.core.axes import LABEL_CORRECT, LABEL_HALLUCINATED
+from graphhalu.core.errors import UsageError
+from graphhalu.core.registry import Registry
 from graphhalu.labels.labels import Meaning
-from graphhalu.registry import Registry
 from graphhalu.traces.schema import TraceRecord
 
 

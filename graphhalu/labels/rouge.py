@@ -12,12 +12,12 @@ from jaxtyping import Bool, Float
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import Tokenizer
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
+from graphhalu.core.provenance import installed_version
+from graphhalu.core.registry import unknown_name
 from graphhalu.labels.match import UNSPACED, unjudgeable
 from graphhalu.labels.normalise import fold
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
-from graphhalu.provenance import installed_version
-from graphhalu.registry import unknown_name
 from graphhalu.traces.schema import TraceRecord
 
 

@@ -11,8 +11,7 @@ from typing import Final, Protocol, get_args, runtime_checkable
 import numpy as np
 import pyarrow as pa
 
-from graphhalu.atomic import written_aside
-from graphhalu.errors import (
+from graphhalu.core.errors import (
     CorruptStoreError,
     GraphhaluError,
     NotEnoughDataError,
@@ -21,11 +20,18 @@ from graphhalu.errors import (
     TraceNotFoundError,
     UsageError,
 )
+from graphhalu.core.files import (
+    atomic_path,
+    parse_json,
+    read_parquet,
+    reading,
+    shown,
+    told_format,
+    write_parquet,
+)
+from graphhalu.core.registry import fault_text
 from graphhalu.labels.labels import Labels, Meaning
 from graphhalu.labels.registry import LABELLERS, Labeller, make_labeller
-from graphhalu.parquet import read_parquet, write_parquet
-from graphhalu.registry import fault_text
-from graphhalu.safe_read import parse_json, reading, shown, told_format
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import open_traces
 
@@ -222,8 +228,8 @@ def _write(labels: Labels, path: Path) -> None:
         schema=_SCHEMA.with_metadata(_metadata(labels)),
     )
     try:
-        with written_aside(path) as aside:
-            write_parquet(table, aside)
+        with atomic_path(path) as temporary:
+            write_parquet(table, temporary)
     except OSError as error:
         if error.errno in {errno.ENOSPC, errno.EDQUOT}:
             raise StoreFullError(

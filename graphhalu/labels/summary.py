@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import norm
 from sklearn.metrics import cohen_kappa_score
 
-from graphhalu.errors import StoreMismatchError
+from graphhalu.core.errors import StoreMismatchError
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.schema import TraceRecord
 

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import numpy as np
 from jaxtyping import Int
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.spans import SpanLabel, token_labels
 from graphhalu.traces.schema import TraceRecord

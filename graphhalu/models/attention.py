@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any, NamedTuple
 
-from graphhalu.errors import ModelRefusedError
+from graphhalu.core.errors import ModelRefusedError
 
 
 def attention_implementation(model: Any) -> str:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
 
-from graphhalu.errors import UsageError
-from graphhalu.registry import Registry, unknown_name
+from graphhalu.core.errors import UsageError
+from graphhalu.core.registry import Registry, unknown_name
 
 EMBEDDED: Final = "smollm2"
 """The default model: small, free, and installed from a package."""

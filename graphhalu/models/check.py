@@ -12,13 +12,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from graphhalu.axes import ROW_SUM_TOLERANCE
-from graphhalu.errors import GraphhaluError, ModelRefusedError, NonFiniteError
+from graphhalu.core.axes import ROW_SUM_TOLERANCE
+from graphhalu.core.errors import GraphhaluError, ModelRefusedError, NonFiniteError
+from graphhalu.core.provenance import provenance
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.gguf import cache_folder
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.models.spec import ModelSpec
-from graphhalu.provenance import provenance
 
 _log = logging.getLogger(__name__)
 

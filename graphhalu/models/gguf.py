@@ -16,10 +16,10 @@ from typing import Any, Final
 from filelock import FileLock
 from safetensors import SafetensorError
 
-from graphhalu.errors import ModelUnavailableError
+from graphhalu.core.errors import ModelUnavailableError
+from graphhalu.core.provenance import file_sha256
 from graphhalu.models.cards import WheelSource
 from graphhalu.models.quiet import quiet_conversion
-from graphhalu.provenance import file_sha256
 
 _log = logging.getLogger(__name__)
 

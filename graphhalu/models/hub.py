@@ -8,7 +8,7 @@ import threading
 from pathlib import Path
 from typing import Final, NamedTuple
 
-from graphhalu.errors import ModelUnavailableError
+from graphhalu.core.errors import ModelUnavailableError
 
 ANSWER_S: Final = 10.0
 """How long the hub may take to answer, in seconds."""

@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
-from graphhalu.errors import ModelUnavailableError, UsageError
+from graphhalu.core.errors import ModelUnavailableError, UsageError
+from graphhalu.core.files import MAX_JSON_BYTES, parse_json, reading
 from graphhalu.models.cards import ModelSource
 from graphhalu.models.gguf import source_digest
 from graphhalu.models.spec import ModelSpec
-from graphhalu.safe_read import MAX_JSON_BYTES, parse_json, reading
 
 _SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 _SMALL_BYTES: Final = 64 * 2**20

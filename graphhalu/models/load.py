@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import torch
 
-from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
+from graphhalu.core.errors import ModelRefusedError, ModelUnavailableError, UsageError
 from graphhalu.models.attention import layer_windows, model_shape
 from graphhalu.models.cards import ModelCard, ModelSource, resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf

@@ -4,7 +4,7 @@ from typing import Literal
 
 from pydantic import Field, model_validator
 
-from graphhalu.config import Config
+from graphhalu.core.config import Config
 
 
 class ModelSpec(Config):

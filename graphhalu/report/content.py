@@ -5,7 +5,7 @@ from typing import Any, Final
 
 import pyarrow.compute as pc
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.maps import HeadMaps
 from graphhalu.evaluation.metrics import LOWER_IS_BETTER
 from graphhalu.evaluation.result import DetectorRow, Result

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.metrics import pr_curve, roc_curve
 from graphhalu.evaluation.probability import reliability_curve
 from graphhalu.evaluation.rejection import risk_coverage_curve

@@ -21,7 +21,7 @@ from matplotlib.colorbar import Colorbar
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.palette import LIGHT
 

@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.probability import N_BINS
 from graphhalu.evaluation.result import DetectorRow, Result
 from graphhalu.report.curves import Curve, precision_recall, reliability, risk_coverage, roc

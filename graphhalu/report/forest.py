@@ -5,7 +5,7 @@ from typing import Final
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.result import Comparison, Result
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
 from graphhalu.report.palette import FAMILIES, FAMILY_MARKERS, FAMILY_NAMES, LIGHT, family

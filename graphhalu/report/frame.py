@@ -7,11 +7,11 @@ from typing import Any, Final
 
 import pyarrow.compute as pc
 
+from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.base import DatasetCard
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.evaluation.result import Result, TokenCounts
 from graphhalu.labels.labels import MEANINGS
-from graphhalu.numerics import json_ready
 from graphhalu.report.labels import few
 from graphhalu.report.page import ABSENT, Column, PageTable, Section, text_rows
 

@@ -14,7 +14,7 @@ from matplotlib.cm import ScalarMappable
 from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.maps import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.evaluation.transfer import TransferCell
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text

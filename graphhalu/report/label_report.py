@@ -7,7 +7,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from graphhalu.errors import TraceNotFoundError
+from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import LabelledStore, named_labels, stored_labellers

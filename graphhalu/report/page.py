@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 from matplotlib.figure import Figure
 
-from graphhalu.config import read_yaml
+from graphhalu.core.config import read_yaml
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.result import MetricValue
 

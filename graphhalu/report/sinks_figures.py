@@ -18,7 +18,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, MaxNLocator, NullFormatter
 from scipy.stats import gaussian_kde
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.labels.labels import Meaning
 from graphhalu.report.drawing import (

@@ -5,7 +5,7 @@ from math import isfinite
 from pathlib import Path
 from typing import Any, Final
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.report.frame import provenance_section
 from graphhalu.report.page import ABSENT, Cell, Page, PageText, cell

@@ -15,7 +15,7 @@ from typing import Any, Final
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from graphhalu.numerics import json_ready
+from graphhalu.core.numerics import json_ready
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 

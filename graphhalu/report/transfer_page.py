@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.files import FileFormat, read_document
 from graphhalu.evaluation.transfer import FORMAT, FORMAT_VERSION, TransferCell
 from graphhalu.report.frame import data, frame_sections, protocol_text

@@ -10,7 +10,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.report.drawing import FONT_SIZE, legend, new_figure, prepare, quiet_text
 from graphhalu.report.palette import AROUND_CHANCE, LIGHT
 from graphhalu.studies.weights.agreement import PAIRS, Agreement, Pair

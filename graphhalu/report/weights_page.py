@@ -7,7 +7,7 @@ from typing import Final
 
 import numpy as np
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.frame import provenance_section
 from graphhalu.report.page import ABSENT, Cell, Page, PageText, Row, Section, number

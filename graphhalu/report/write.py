@@ -4,8 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from graphhalu.atomic import replace_file
-from graphhalu.errors import DataFileError
+from graphhalu.core.errors import DataFileError
+from graphhalu.core.files import replace_file
 from graphhalu.evaluation.maps import read_maps
 from graphhalu.evaluation.result import RESULT_FILE, has_result, read_result
 from graphhalu.report.content import comparison_page

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
+from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
+from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.rows import Row, text_field, wrong_value
-from graphhalu.errors import DataFileError, UsageError
-from graphhalu.numerics import json_ready
-from graphhalu.safe_read import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.scoring.scorer import AnswerScore, AnswerScorer, asked_question
 
 BATCH: Final = 32

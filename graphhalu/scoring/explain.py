@@ -6,9 +6,9 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.core.errors import NonFiniteError
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector
-from graphhalu.errors import NonFiniteError
 from graphhalu.traces.trace import Trace, without_tokens
 
 SHARE: Final = 0.2

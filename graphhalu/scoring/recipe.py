@@ -4,11 +4,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from graphhalu.config import validate
+from graphhalu.core.config import validate
+from graphhalu.core.errors import UsageError
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import load_detector
-from graphhalu.errors import UsageError
 from graphhalu.evaluation.calibration import Calibration, read_calibration
 from graphhalu.evaluation.training import CALIBRATION_FILE
 from graphhalu.extract.settings import ExtractConfig

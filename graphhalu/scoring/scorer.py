@@ -8,16 +8,16 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
+from graphhalu.core.numerics import json_ready
+from graphhalu.core.registry import fault_text
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
-from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.prompts import Prompt
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
-from graphhalu.numerics import json_ready
-from graphhalu.registry import fault_text
 from graphhalu.scoring.explain import Explanation, explain
 from graphhalu.scoring.recipe import Answers, ScoringRecipe
 from graphhalu.traces.trace import Trace

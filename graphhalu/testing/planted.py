@@ -13,9 +13,9 @@ from typing import Final, Literal, get_args
 import numpy as np
 from jaxtyping import Float, Int
 
-from graphhalu.axes import N_SPANS, Span
+from graphhalu.core.axes import N_SPANS, Span
+from graphhalu.core.numerics import FIXED_STEPS, from_bfloat16_bits, pack_triangle, to_bfloat16_bits
 from graphhalu.labels.labels import Labels, complete_labels
-from graphhalu.numerics import FIXED_STEPS, from_bfloat16_bits, pack_triangle, to_bfloat16_bits
 from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
 

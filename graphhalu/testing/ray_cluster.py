@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, Final
 
-from graphhalu.errors import ClusterError
+from graphhalu.core.errors import ClusterError
 
 ENVIRONMENT: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stays on loopback

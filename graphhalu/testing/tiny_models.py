@@ -11,8 +11,8 @@ from typing import Any, Final
 import torch
 from torch import nn
 
+from graphhalu.core.registry import unknown_name
 from graphhalu.models.quiet import quiet_loading
-from graphhalu.registry import unknown_name
 
 VOCABULARY: Final = 97
 POSITIONS: Final = 128

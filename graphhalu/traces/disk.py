@@ -9,7 +9,7 @@ from typing import Final
 
 import numpy as np
 
-from graphhalu.errors import StoreError, StoreFullError, UsageError
+from graphhalu.core.errors import StoreError, StoreFullError, UsageError
 from graphhalu.traces.schema import ARRAYS, RAGGED_AXES, TraceShape
 
 _DISK_FULL: Final = (errno.ENOSPC, errno.EDQUOT)

@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from graphhalu.errors import StoreNotFoundError
+from graphhalu.core.errors import StoreNotFoundError
 from graphhalu.traces.local import is_locked
 from graphhalu.traces.storage import part_folders
 from graphhalu.traces.store import open_traces

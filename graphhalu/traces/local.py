@@ -19,9 +19,9 @@ from urllib.parse import unquote, urlparse
 
 from filelock import FileLock, Timeout
 
-from graphhalu.errors import StoreLockedError, UsageError
-from graphhalu.provenance import file_sha256
-from graphhalu.safe_read import MALFORMED
+from graphhalu.core.errors import StoreLockedError, UsageError
+from graphhalu.core.files import MALFORMED
+from graphhalu.core.provenance import file_sha256
 from graphhalu.traces.disk import disk_error, sync
 from graphhalu.traces.metadata import (
     COMMIT,

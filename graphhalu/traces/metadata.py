@@ -19,10 +19,10 @@ from typing import Any, Final
 import zarr
 from pydantic import TypeAdapter
 
-from graphhalu.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
-from graphhalu.errors import CorruptStoreError, StoreError, StoreNotFoundError, UsageError
-from graphhalu.provenance import file_sha256
-from graphhalu.safe_read import MALFORMED, read_bytes, shown
+from graphhalu.core.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
+from graphhalu.core.errors import CorruptStoreError, StoreError, StoreNotFoundError, UsageError
+from graphhalu.core.files import MALFORMED, read_bytes, shown
+from graphhalu.core.provenance import file_sha256
 from graphhalu.traces.disk import disk_error, sync, sync_tree
 from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION, TraceShape
 

@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import timedelta
 from typing import Any, Final, NamedTuple, TypeVar
 
-from graphhalu.errors import MissingExtraError, StoreError, UsageError
+from graphhalu.core.errors import MissingExtraError, StoreError, UsageError
 
 SCHEMES: Final = ("s3", "gs", "az")
 """Kinds of address that lead to an object store."""

@@ -10,9 +10,9 @@ import numpy as np
 import zarr
 from jaxtyping import Int
 
-from graphhalu.errors import CorruptStoreError
-from graphhalu.provenance import file_sha256
-from graphhalu.safe_read import MALFORMED, reason_of
+from graphhalu.core.errors import CorruptStoreError
+from graphhalu.core.files import MALFORMED, reason_of
+from graphhalu.core.provenance import file_sha256
 from graphhalu.traces.metadata import COMMIT, read_commit
 from graphhalu.traces.schema import ARRAYS, RAGGED_AXES, TraceRecord, TraceShape, array_spec
 from graphhalu.traces.storage import StorageBackend

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 from uuid import uuid4
 
-from graphhalu.errors import CorruptStoreError, StoreNotFoundError, UsageError
+from graphhalu.core.errors import CorruptStoreError, StoreNotFoundError, UsageError
 from graphhalu.models.gguf import cache_folder
 from graphhalu.traces.disk import disk_error
 from graphhalu.traces.metadata import COMMIT, PARTS, Commit, create_root, is_part_name

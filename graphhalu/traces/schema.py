@@ -7,9 +7,9 @@ offsets. ``FORMAT.md`` beside this file is the specification for readers without
 from dataclasses import dataclass, field
 from typing import Any, Final, Literal
 
-from graphhalu.axes import N_SPANS
-from graphhalu.numerics import n_pairs
-from graphhalu.registry import unknown_name
+from graphhalu.core.axes import N_SPANS
+from graphhalu.core.numerics import n_pairs
+from graphhalu.core.registry import unknown_name
 
 FORMAT: Final = "graphhalu-traces"
 FORMAT_VERSION: Final = 2

@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, overload
 import numpy as np
 from jaxtyping import Shaped
 
-from graphhalu.config import differing_fields
-from graphhalu.errors import StoreError, StoreMismatchError, TraceNotFoundError, UsageError
-from graphhalu.provenance import provenance as current_provenance
+from graphhalu.core.config import differing_fields
+from graphhalu.core.errors import StoreError, StoreMismatchError, TraceNotFoundError, UsageError
+from graphhalu.core.provenance import provenance as current_provenance
 from graphhalu.traces.disk import disk_error
 from graphhalu.traces.lazy import ChunkCache, LazyArray
 from graphhalu.traces.local import backend_of, check_place, is_there

@@ -12,9 +12,9 @@ from typing import NamedTuple, Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
-from graphhalu.axes import Span, answer_producing_rows
-from graphhalu.errors import TraceNotFoundError, UsageError
-from graphhalu.numerics import from_bfloat16_bits, from_fixed_point, unpack_triangle
+from graphhalu.core.axes import Span, answer_producing_rows
+from graphhalu.core.errors import TraceNotFoundError, UsageError
+from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, unpack_triangle
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
 
 
@@ -119,7 +119,7 @@ class Trace:
 
     @property
     def span_code(self) -> UInt8[np.ndarray, "token"]:
-        """Named span of each token, as the integer of :class:`graphhalu.axes.Span`."""
+        """Named span of each token, as the integer of :class:`graphhalu.core.axes.Span`."""
         return self.stream("span_code")
 
     @property

@@ -9,9 +9,8 @@ from typing import Any, Final
 
 import numpy as np
 
-from graphhalu.errors import CorruptStoreError
-from graphhalu.parquet import read_parquet
-from graphhalu.safe_read import MALFORMED, reason_of
+from graphhalu.core.errors import CorruptStoreError
+from graphhalu.core.files import MALFORMED, read_parquet, reason_of
 from graphhalu.traces.local import backend_of
 from graphhalu.traces.metadata import COMMIT, GROUP, PARTS, Commit, is_part_name, read_attributes, read_commit
 from graphhalu.traces.schema import ARRAYS

@@ -19,8 +19,8 @@ import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from graphhalu.errors import NonFiniteError
-from graphhalu.numerics import json_ready, ragged_offsets
+from graphhalu.core.errors import NonFiniteError
+from graphhalu.core.numerics import json_ready, ragged_offsets
 from graphhalu.traces.disk import sync_tree
 from graphhalu.traces.metadata import COMMIT, Commit, sealed
 from graphhalu.traces.schema import (

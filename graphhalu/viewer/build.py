@@ -4,7 +4,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.features.matrix import require_level
 from graphhalu.features.spec import FeatureSpec, as_specs
 from graphhalu.traces.store import TraceStore

@@ -24,9 +24,9 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float, Float32, Int, UInt16
 
-from graphhalu.axes import N_SPANS
-from graphhalu.errors import UsageError
-from graphhalu.numerics import FIXED_STEPS
+from graphhalu.core.axes import N_SPANS
+from graphhalu.core.errors import UsageError
+from graphhalu.core.numerics import FIXED_STEPS
 from graphhalu.traces.schema import N_SINK_KEYS, TraceShape
 from graphhalu.traces.trace import Trace
 

@@ -7,8 +7,8 @@ from typing import Final, NamedTuple
 
 from markupsafe import Markup
 
-from graphhalu.atomic import replace_file
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.files import replace_file
 from graphhalu.report.theme import json_block, render
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.viewer.heads import packed_bytes

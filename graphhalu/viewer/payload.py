@@ -8,7 +8,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Shaped
 
-from graphhalu.axes import SPAN_NAMES
+from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.report.theme import RISING

@@ -15,8 +15,8 @@ from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, ClassVar, Final
 
-from graphhalu.errors import GraphhaluError
-from graphhalu.numerics import json_ready
+from graphhalu.core.errors import GraphhaluError
+from graphhalu.core.numerics import json_ready
 from graphhalu.viewer.page import served_page
 from graphhalu.viewer.payload import View
 

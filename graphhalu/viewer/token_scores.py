@@ -10,7 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Float32
 
-from graphhalu.errors import DetectorMismatchError, UsageError
+from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.result import Result, read_result
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

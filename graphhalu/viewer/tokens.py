@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Bool, Int
 
-from graphhalu.errors import GraphhaluError
+from graphhalu.core.errors import GraphhaluError
 from graphhalu.traces.trace import Trace
 
 

@@ -7,16 +7,15 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.core.errors import StoreMismatchError
+from graphhalu.core.files import read_parquet, reading
 from graphhalu.detectors.base import Scores, checked_scores
 from graphhalu.detectors.saved import DESCRIPTION_FILE, load_detector
-from graphhalu.errors import StoreMismatchError
 from graphhalu.evaluation.calibration import read_calibration
 from graphhalu.evaluation.training import CALIBRATION_FILE
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.run import label_records, labels_path, read_labels
-from graphhalu.parquet import read_parquet
-from graphhalu.safe_read import reading
 from graphhalu.traces.store import TraceStore
 
 _MODEL = "detector"

@@ -7,9 +7,9 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float
 
-from graphhalu.errors import DataFileError, ModelRefusedError
-from graphhalu.registry import unknown_name
-from graphhalu.safe_read import shown
+from graphhalu.core.errors import DataFileError, ModelRefusedError
+from graphhalu.core.files import shown
+from graphhalu.core.registry import unknown_name
 from graphhalu.weights.families import FAMILIES, GGUF_FAMILIES
 
 _THETA: Final = 10_000.0

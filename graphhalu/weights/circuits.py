@@ -11,7 +11,7 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Complex, Float, Shaped
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 
 Zone = Literal["valid", "rough", "peaked"]
 ZONES: Final[tuple[Zone, ...]] = ("valid", "rough", "peaked")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import spearmanr
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.weights.tables import HEAD_DESCRIPTIONS, LAYER_DESCRIPTIONS, WeightProfile
 
 _LEAST: Final = 3

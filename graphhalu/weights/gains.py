@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.special import erf, expit
 
-from graphhalu.registry import unknown_name
+from graphhalu.core.registry import unknown_name
 
 Vector = Float[np.ndarray, "..."]
 

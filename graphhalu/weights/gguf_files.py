@@ -11,8 +11,8 @@ from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFValueType
 from gguf.quants import dequantize
 from jaxtyping import Float32
 
-from graphhalu.errors import DataFileError
-from graphhalu.safe_read import reading
+from graphhalu.core.errors import DataFileError
+from graphhalu.core.files import reading
 from graphhalu.weights.storage import StoredTensor, file_bytes
 
 _MAGIC: Final = b"GGUF"

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float, Float32, Shaped
 from pydantic import Field
 
-from graphhalu.config import Config
+from graphhalu.core.config import Config
 from graphhalu.weights.circuits import (
     circuit_values,
     composed_norm,

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from graphhalu.provenance import provenance
+from graphhalu.core.provenance import provenance
 from graphhalu.weights.layer import LowerLayer, ProfileSettings, profile_layer
 from graphhalu.weights.read import PARTS, Weights
 from graphhalu.weights.spectra import Spectrum, entries_of, gram, gram_of_columns, spectrum_of_gram

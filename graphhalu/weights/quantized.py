@@ -9,7 +9,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float32
 
-from graphhalu.safe_read import parse_json, reading
+from graphhalu.core.files import parse_json, reading
 from graphhalu.weights.storage import StoredTensor
 
 _STATE: Final = ".quant_state.bitsandbytes__"

@@ -8,12 +8,12 @@ from typing import Any, Final, Literal
 import numpy as np
 from jaxtyping import Float, Float32, Int
 
-from graphhalu.errors import DataFileError, ModelUnavailableError
+from graphhalu.core.errors import DataFileError, ModelUnavailableError
+from graphhalu.core.files import read_json_object, reading
+from graphhalu.core.provenance import file_sha256
 from graphhalu.models.cards import ModelSource, resolve_model
 from graphhalu.models.gguf import source_digest, wheel_gguf
 from graphhalu.models.hub import find_on_hub, unavailable
-from graphhalu.provenance import file_sha256
-from graphhalu.safe_read import read_json_object, reading
 from graphhalu.weights.architecture import Architecture, from_config, from_gguf
 from graphhalu.weights.families import FAMILIES, GGUF_LAYOUTS, Family
 from graphhalu.weights.gguf_files import open_gguf

@@ -14,10 +14,10 @@ from jaxtyping import Float
 from pydantic import Field, PlainValidator, field_validator
 from scipy.stats import rankdata
 
-from graphhalu.config import Config
-from graphhalu.errors import NotEnoughDataError
-from graphhalu.numerics import numbers_of
-from graphhalu.registry import unknown_name
+from graphhalu.core.config import Config
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import numbers_of
+from graphhalu.core.registry import unknown_name
 from graphhalu.weights.tables import LAYER_DESCRIPTIONS, WeightProfile
 
 Numbers = Annotated[Float[np.ndarray, "..."], PlainValidator(numbers_of)]

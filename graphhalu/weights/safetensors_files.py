@@ -9,9 +9,9 @@ import numpy as np
 from jaxtyping import Float32
 from safetensors import SafetensorError, safe_open
 
-from graphhalu.errors import DataFileError
-from graphhalu.numerics import from_bfloat16_bits
-from graphhalu.safe_read import read_json, reading
+from graphhalu.core.errors import DataFileError
+from graphhalu.core.files import read_json, reading
+from graphhalu.core.numerics import from_bfloat16_bits
 from graphhalu.weights.quantized import join_quantized
 from graphhalu.weights.storage import StoredTensor, file_bytes
 

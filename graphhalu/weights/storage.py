@@ -9,8 +9,8 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float32, UInt8
 
-from graphhalu.errors import DataFileError
-from graphhalu.safe_read import reading
+from graphhalu.core.errors import DataFileError
+from graphhalu.core.files import reading
 
 CHUNK_BYTES: Final = 2**24
 """Float32 bytes that a chunk of rows has, about."""

@@ -10,13 +10,18 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from graphhalu.atomic import replace_file
-from graphhalu.config import read_yaml
-from graphhalu.errors import UsageError
-from graphhalu.numerics import json_ready
-from graphhalu.parquet import read_parquet, write_parquet
-from graphhalu.registry import unknown_name
-from graphhalu.safe_read import read_json_object, reading, told_format
+from graphhalu.core.config import read_yaml
+from graphhalu.core.errors import UsageError
+from graphhalu.core.files import (
+    read_json_object,
+    read_parquet,
+    reading,
+    replace_file,
+    told_format,
+    write_parquet,
+)
+from graphhalu.core.numerics import json_ready
+from graphhalu.core.registry import unknown_name
 
 FORMAT: Final = "graphhalu-weights"
 FORMAT_VERSION: Final = 1

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
 from graphhalu.features.matrix import FeatureCache, feature_matrix
 from graphhalu.features.table import feature_table, write_features
 from graphhalu.testing.planted import planted_traces

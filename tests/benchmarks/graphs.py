@@ -23,7 +23,7 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.utils import dense_to_sparse
 
-from graphhalu.axes import N_SPANS
+from graphhalu.core.axes import N_SPANS
 from graphhalu.graphs.build import DEFAULT_NODES, GraphRecipe, iter_graphs
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import TopK

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import load_detector
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 COST = Path(__file__).with_name("parts") / "train_cost.py"

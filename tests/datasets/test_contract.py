@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 import pytest
 
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions
-from graphhalu.errors import DataFileError, UsageError
 from graphhalu.testing.contracts import check_dataset, check_dataset_card, check_questions
 
 NAMES = DATASETS.names()

@@ -7,10 +7,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets import files
 from graphhalu.datasets.files import open_file, read_rows, table_cells
 from graphhalu.datasets.rows import Row, mapping_field, require_columns, text_field, texts_field
-from graphhalu.errors import DataFileError, UsageError
 
 ROWS = [{"name": "Ann", "city": "Łódź"}, {"name": "Bo, jr.", "city": 'the "Big" one\nnext line'}]
 

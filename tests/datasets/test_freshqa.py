@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.freshqa import FreshQA
 from graphhalu.datasets.question import Question
-from graphhalu.errors import DataFileError, UsageError
 
 COLUMNS = (
     "id",

@@ -8,9 +8,9 @@ import pyarrow.parquet as pq
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.halueval import HaluEvalGeneral, HaluEvalQA, HaluEvalQAChoice, located
 from graphhalu.datasets.question import GivenAnswer, Question
-from graphhalu.errors import DataFileError
 
 QA = {
     "knowledge": " Ann and Bob Lee walked.Cy sat. ",

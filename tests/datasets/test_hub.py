@@ -4,10 +4,10 @@ from typing import Any
 
 import pytest
 
+from graphhalu.core.errors import DataFileError, MissingExtraError
 from graphhalu.datasets.base import hub_rows
 from graphhalu.datasets.registry import load_questions
 from graphhalu.datasets.triviaqa import TriviaQA
-from graphhalu.errors import DataFileError, MissingExtraError
 
 
 def install(monkeypatch: pytest.MonkeyPatch, load: Any) -> None:

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.mmlu import CATEGORIES, MMLU
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.registry import load_questions, seeded_order
-from graphhalu.errors import DataFileError, UsageError
 
 Cells = tuple[str, ...]
 

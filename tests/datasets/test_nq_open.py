@@ -5,9 +5,9 @@ from typing import Any
 
 import pytest
 
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.nq_open import NQOpen, NQOpenContext
 from graphhalu.datasets.question import Question
-from graphhalu.errors import DataFileError, UsageError
 
 GOLD = {"title": "Moon", "text": " Bob Lee walked. ", "hasanswer": True, "isgold": True}
 OTHER = {"title": "Sun", "text": "Ann swam.", "hasanswer": False, "isgold": False}

@@ -8,10 +8,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from graphhalu.core.errors import DataFileError, UnknownNameError, UsageError
 from graphhalu.datasets.own import read_fields, read_own
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.datasets.registry import load_questions, own_path
-from graphhalu.errors import DataFileError, UnknownNameError, UsageError
 
 ROWS = [
     {"question": "Who sat?", "answers": ["Cy", "Cyrus, jr."], "context": "Cy sat."},

@@ -10,11 +10,11 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import ModelRefusedError, UnknownNameError, UsageError
 from graphhalu.datasets.prompts import EncodedPrompt, Prompt, build_prompt, encode_prompt, require_span
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.templates import PROMPT_TEMPLATES
-from graphhalu.errors import ModelRefusedError, UnknownNameError, UsageError
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] | trim }}[end]\n"

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.ragtruth import RAGTruth
 from graphhalu.datasets.templates import published
-from graphhalu.errors import DataFileError, UsageError
 
 Rows = Sequence[dict[str, Any]]
 

@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from graphhalu.core.errors import DataFileError, UnknownNameError, UsageError
 from graphhalu.datasets.question import Question, question_key
 from graphhalu.datasets.registry import DATASETS, load_questions, seeded_order, share_groups
-from graphhalu.errors import DataFileError, UnknownNameError, UsageError
 
 
 def write_questions(path: Path, texts: list[str], ids: list[str] | None = None) -> Path:

@@ -2,8 +2,8 @@ import math
 
 import pytest
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.rows import Row, is_missing, is_short, labels_cell, places_cell, text_cell, texts_cell
-from graphhalu.errors import DataFileError
 
 
 def row(value: object) -> Row:

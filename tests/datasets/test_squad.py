@@ -6,10 +6,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.datasets.squad import SQuAD
-from graphhalu.errors import DataFileError
 
 HUB_ROW = {
     "id": "q1",

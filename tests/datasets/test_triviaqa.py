@@ -9,9 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.triviaqa import TriviaQA
-from graphhalu.errors import DataFileError
 
 REAL = Path(__file__).parents[2].parent / "shared/data/triviaqa"
 needs_real_files = pytest.mark.skipif(

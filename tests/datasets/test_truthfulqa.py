@@ -3,9 +3,9 @@ from pathlib import Path
 
 import pytest
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.truthfulqa import TruthfulQA
-from graphhalu.errors import DataFileError
 
 REAL = Path(__file__).parents[2].parent / "shared/data/truthfulqa"
 

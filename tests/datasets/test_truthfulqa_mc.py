@@ -5,10 +5,10 @@ from typing import Any
 
 import pytest
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.datasets.truthfulqa import TruthfulQA, distractors
-from graphhalu.errors import DataFileError
 
 ROW = {
     "question": "Is it?",

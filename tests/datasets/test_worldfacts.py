@@ -5,10 +5,10 @@ from typing import Final
 
 import pytest
 
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.bundled import Worldfacts, bundled_file, bundled_places
 from graphhalu.datasets.question import Question, question_key
 from graphhalu.datasets.registry import DATASETS, load_questions
-from graphhalu.errors import DataFileError, UsageError
 from graphhalu.labels.normalise import normalise
 
 ROW = {

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
+from graphhalu.core.errors import GraphhaluError, NonFiniteError
 from graphhalu.detectors.base import Scores, checked_scores
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.errors import GraphhaluError, NonFiniteError
 from graphhalu.testing.planted_tokens import planted_token_traces
 
 

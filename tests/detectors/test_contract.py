@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.testing.contracts import DETECTOR_CHECKS, DetectorCase, planted_token_data
 
 NAMES = detector_names("answer")

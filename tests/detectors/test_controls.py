@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from graphhalu.core.errors import DataFileError, NotEnoughDataError
 from graphhalu.detectors.controls.shuffled import ShuffledLabels, shuffled_by_group
 from graphhalu.detectors.controls.text import TextConfig, TfidfText
 from graphhalu.detectors.saved import load_detector
-from graphhalu.errors import DataFileError, NotEnoughDataError
 from graphhalu.traces.trace import Trace
 
 

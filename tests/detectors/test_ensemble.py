@@ -2,9 +2,9 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from graphhalu.core.errors import UsageError
 from graphhalu.detectors.ensemble import AllFeatures
 from graphhalu.detectors.stack import join
-from graphhalu.errors import UsageError
 from graphhalu.traces.trace import Trace
 
 BLOCKS = ("sink-probe-heads", "likelihood-probe", "hidden-probe")

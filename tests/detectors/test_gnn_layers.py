@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from graphhalu.axes import N_SPANS
+from graphhalu.core.axes import N_SPANS
 from graphhalu.detectors.gnn.layers import MAX_RANK, AttentionMass, Edges
 from graphhalu.graphs.storage import TokenGraphData
 

@@ -8,16 +8,16 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
-from graphhalu.axes import N_SPANS
-from graphhalu.config import load_config
+from graphhalu.core.axes import N_SPANS
+from graphhalu.core.config import load_config
+from graphhalu.core.errors import ConfigError, DetectorMismatchError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.gnn.config import CHARMConfig, NetworkConfig, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.detectors import CHARMDetector, GATDetector, GCNDetector
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.errors import ConfigError, DetectorMismatchError
 from graphhalu.graphs import storage as storage_module
 from graphhalu.graphs.build import build_graphs
-from graphhalu.splits import Split
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

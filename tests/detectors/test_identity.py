@@ -5,10 +5,10 @@ from copy import deepcopy
 
 import pytest
 
+from graphhalu.core.errors import DataFileError, DetectorMismatchError
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.errors import DataFileError, DetectorMismatchError
 
 CONFIGURATION = {
     "model": {

@@ -3,11 +3,11 @@ import json
 import numpy as np
 import pytest
 
+from graphhalu.core.errors import ConfigError, DataFileError
 from graphhalu.detectors.gnn.detectors import GATDetector
 from graphhalu.detectors.gnn.own import GraphhaluDetector
 from graphhalu.detectors.probes.joint import JointProbe
 from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.errors import ConfigError, DataFileError
 
 
 def make(**settings):

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from graphhalu.cli.main import run
+from graphhalu.core.errors import ConfigError, UnknownNameError, UsageError
 from graphhalu.detectors.gnn.detector import NetworkDetector, network_detector
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.errors import ConfigError, UnknownNameError, UsageError
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.traces.store import TraceStore
 

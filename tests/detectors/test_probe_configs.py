@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.config import read_yaml
+from graphhalu.core.config import read_yaml
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.registry import DETECTORS
 

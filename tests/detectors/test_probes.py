@@ -7,14 +7,14 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from graphhalu.core.errors import DetectorMismatchError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.columns import columns_of
 from graphhalu.detectors.probes.attention import Lookback, SinkProbeHeads
 from graphhalu.detectors.probes.hidden import HaloScope, membership_score
 from graphhalu.detectors.probes.logistic import Scaling
 from graphhalu.detectors.probes.network import NetworkModel, Saplma, train
-from graphhalu.errors import DetectorMismatchError
 from graphhalu.features.spec import FeatureSpec
-from graphhalu.splits import Split
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace
 

@@ -4,17 +4,17 @@ import sys
 import numpy as np
 import pytest
 
-from graphhalu.detectors.gnn.detectors import GATDetector, GCNDetector
-from graphhalu.detectors.registry import DETECTORS
-from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.detectors.scalar.attention import HeadStd
-from graphhalu.errors import (
+from graphhalu.core.errors import (
     DataFileError,
     DetectorMismatchError,
     GraphhaluError,
     UnknownNameError,
     UsageError,
 )
+from graphhalu.detectors.gnn.detectors import GATDetector, GCNDetector
+from graphhalu.detectors.registry import DETECTORS
+from graphhalu.detectors.saved import load_detector, save_detector
+from graphhalu.detectors.scalar.attention import HeadStd
 
 
 @pytest.fixture

@@ -4,18 +4,18 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import from_bfloat16_bits, to_bfloat16_bits
+from graphhalu.core.splits import Split
 from graphhalu.detectors.scalar.attention import Focus, HeadStd, SinkMass
 from graphhalu.detectors.scalar.base import ScalarDetector, row_means
 from graphhalu.detectors.scalar.hidden import EigenScore
 from graphhalu.detectors.scalar.likelihood import AnswerLength, Perplexity
 from graphhalu.detectors.sides import ChosenTraces, auroc
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.features.block import block_of
 from graphhalu.features.instability import head_std_sink
 from graphhalu.features.likelihood import perplexity
 from graphhalu.features.sinks import sink_mass_k4_all
-from graphhalu.numerics import from_bfloat16_bits, to_bfloat16_bits
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 

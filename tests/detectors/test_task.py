@@ -8,11 +8,11 @@ import torch
 from torch import nn
 from torch_geometric.data import Batch
 
+from graphhalu.core.errors import NonFiniteError, UsageError
 from graphhalu.detectors.gnn import task
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
 from graphhalu.detectors.gnn.networks import GCN
-from graphhalu.errors import NonFiniteError, UsageError
 from graphhalu.graphs.build import GraphRecipe
 from graphhalu.graphs.dataset import AttentionGraphs
 

@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import ConfigError, DetectorMismatchError, NotEnoughDataError, UsageError
+from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.controls.text import neighbours
 from graphhalu.detectors.gnn.config import TokenNetworkConfig
@@ -17,12 +19,10 @@ from graphhalu.detectors.sides import auroc
 from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
 from graphhalu.detectors.token_ridge import Moments, Standard
 from graphhalu.detectors.token_samples import sample_tokens
-from graphhalu.errors import ConfigError, DetectorMismatchError, NotEnoughDataError, UsageError
 from graphhalu.evaluation.splits import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.tokens import label_tokens
-from graphhalu.splits import grouped_split
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.testing.planted_tokens import planted_token_traces
 

@@ -7,8 +7,8 @@ import pytest
 
 from graphhalu.cli.main import run
 from graphhalu.cli.spread import ray_engine, with_address
+from graphhalu.core.errors import ClusterError, MissingExtraError, UsageError
 from graphhalu.engine.cluster import check_address, connected
-from graphhalu.errors import ClusterError, MissingExtraError, UsageError
 
 
 @pytest.mark.parametrize("address", ["local", "auto"])

@@ -7,8 +7,8 @@ from functools import partial
 
 import pytest
 
+from graphhalu.core.errors import ProcessLostError, UsageError
 from graphhalu.engine.executors import ProcessExecutor, SerialExecutor, TaskResult, in_order
-from graphhalu.errors import ProcessLostError, UsageError
 from graphhalu.extract.worker import Shard
 
 NO_START = partial(Shard.parse, "x")

@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
+from graphhalu.core.errors import ClusterError, ProcessLostError, UsageError
 from graphhalu.engine import ray_actors
 from graphhalu.engine.executors import in_order
 from graphhalu.engine.ray_actors import _Actor, _ActorPool, _ReadyTimeout
-from graphhalu.errors import ClusterError, ProcessLostError, UsageError
 from graphhalu.extract.worker import Shard
 
 

@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace

@@ -2,13 +2,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import average_precision_score, roc_auc_score
 
-from graphhalu.errors import NotEnoughDataError, UnknownNameError
+from graphhalu.core.errors import NotEnoughDataError, UnknownNameError
+from graphhalu.core.numerics import group_multiplicities
 from graphhalu.evaluation import bootstrap
 from graphhalu.evaluation.bootstrap import bootstrap_interval, percentile_interval, resample_metrics
 from graphhalu.evaluation.counts import roc_counts
 from graphhalu.evaluation.metrics import METRICS, evaluate
 from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline
-from graphhalu.numerics import group_multiplicities
 
 
 def difference(first, second, labels, groups, **draws):

@@ -7,7 +7,7 @@ from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import f1_score
 
-from graphhalu.errors import ConfigError, NotEnoughDataError
+from graphhalu.core.errors import ConfigError, NotEnoughDataError
 from graphhalu.evaluation.calibration import ISOTONIC_MINIMUM, Calibration, best_f1_threshold
 from graphhalu.evaluation.probability import ece
 

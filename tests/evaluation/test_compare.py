@@ -3,10 +3,10 @@ import re
 import numpy as np
 import pytest
 
-from graphhalu.config import validate
+from graphhalu.core.config import validate
+from graphhalu.core.errors import ConfigError, MissingExtraError, NotEnoughDataError, UsageError
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.scalar.likelihood import AnswerLength
-from graphhalu.errors import ConfigError, MissingExtraError, NotEnoughDataError, UsageError
 from graphhalu.evaluation.compare import Progress, compare
 from graphhalu.evaluation.metrics import METRICS, auroc, evaluate
 from graphhalu.evaluation.rows import CALL_METRICS, CompareConfig

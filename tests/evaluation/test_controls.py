@@ -3,17 +3,17 @@
 import numpy as np
 import pytest
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.sides import auroc
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, question_mass
 from graphhalu.evaluation.entries import make_entry
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.edges import TopK
 from graphhalu.graphs.recipe import GraphRecipe
 from graphhalu.labels.groups import question_groups
-from graphhalu.splits import grouped_split
 from graphhalu.testing.planted import EDGE_SIGNALS, planted_edge_traces
 
 # graph networks of PyG are made of layers that torch deprecates at import

@@ -1,15 +1,15 @@
 import numpy as np
 import pytest
 
+from graphhalu.core.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import cross_fit, fit_fold, standardise
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.labels.groups import question_groups
-from graphhalu.splits import Split
 
 
 @pytest.fixture

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import norm
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.delong import auroc_influence, grouped_delong_test
 from graphhalu.evaluation.metrics import auroc
 

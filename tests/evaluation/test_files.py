@@ -7,7 +7,7 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from graphhalu.errors import DataFileError
+from graphhalu.core.errors import DataFileError
 from graphhalu.evaluation.bootstrap import Estimate, mean_rows
 from graphhalu.evaluation.files import FileFormat, read_document, write_document
 

@@ -4,12 +4,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.errors import DataFileError, NotEnoughDataError
+from graphhalu.core.errors import DataFileError, NotEnoughDataError
+from graphhalu.core.numerics import benjamini_hochberg
 from graphhalu.evaluation.delong import auroc_influence, grouped_delong_test
 from graphhalu.evaluation.maps import FEATURES, MAPS_FILE, column_tests, head_maps, read_maps
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.features.matrix import feature_matrix
-from graphhalu.numerics import benjamini_hochberg
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 
 N_LAYERS, N_HEADS = PLANTED_SHAPE.n_layers, PLANTED_SHAPE.n_heads

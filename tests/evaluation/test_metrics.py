@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn import metrics as oracle
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.counts import checked_counts, roc_counts
 from graphhalu.evaluation.metrics import (
     METRICS,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from graphhalu.core.errors import ConfigError, NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.detectors.base import DetectorCard, Scores, sibling_traces
 from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.errors import ConfigError, NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.evaluation.compare import RunOptions, best_beams, compare
 from graphhalu.evaluation.parts import PARTS_FOLDER, clear_parts
 from graphhalu.evaluation.result import read_result

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.counts import checked_counts, roc_counts
 from graphhalu.evaluation.rejection import counted_aurc, counted_excess_aurc, counted_prr, risk_coverage_curve
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 import pytest
 
-from graphhalu.errors import CorruptStoreError, DataFileError, MissingExtraError
+from graphhalu.core.errors import CorruptStoreError, DataFileError, MissingExtraError
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, csv_table, read_result
 from graphhalu.evaluation.rows import CompareConfig
@@ -93,7 +93,7 @@ def test_a_write_that_breaks_off_leaves_no_half_file(result, tmp_path, monkeypat
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("graphhalu.atomic.os.fsync", full)
+    monkeypatch.setattr("graphhalu.core.files.os.fsync", full)
     with pytest.raises(OSError, match="No space"):
         replace(result, samples=result.samples.slice(3)).write(tmp_path)
     assert (tmp_path / "scores.parquet").read_bytes() == before

@@ -1,7 +1,8 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.splits import Split
 from graphhalu.evaluation.splits import (
     check_folds,
     check_questions,
@@ -10,7 +11,6 @@ from graphhalu.evaluation.splits import (
     visible_labels,
 )
 from graphhalu.labels.groups import question_groups
-from graphhalu.splits import Split
 
 
 @pytest.fixture

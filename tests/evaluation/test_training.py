@@ -3,14 +3,14 @@ import json
 import numpy as np
 import pytest
 
-from graphhalu.detectors.scalar.likelihood import AnswerLength
-from graphhalu.errors import (
+from graphhalu.core.errors import (
     ConfigError,
     DetectorMismatchError,
     NotEnoughDataError,
     UnknownNameError,
     UsageError,
 )
+from graphhalu.detectors.scalar.likelihood import AnswerLength
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig

@@ -4,8 +4,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.detectors.base import Scores
-from graphhalu.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.compare import compare, make_compared
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.transfer import Source, folds_that_test, source_names, transfer

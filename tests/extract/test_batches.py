@@ -2,8 +2,8 @@
 
 import pytest
 
+from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import Question
-from graphhalu.errors import UsageError
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.extract.worker import Shard, batches_left, question_batches
 

@@ -5,8 +5,8 @@ import torch
 from transformers.masking_utils import causal_mask_function, eager_mask, sdpa_mask
 from transformers.masking_utils import sliding_window_causal_mask_function as sliding
 
-from graphhalu.axes import RowRange
-from graphhalu.errors import ModelRefusedError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.errors import ModelRefusedError
 from graphhalu.extract import capture
 from graphhalu.extract.capture import CHUNK_BYTES, MaskRecipe, mask_placeholder, recipe_of, row_chunks
 

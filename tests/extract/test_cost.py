@@ -6,7 +6,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from graphhalu.cli.main import run
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.extract.cost import (
     SIZES,
     ModelSize,

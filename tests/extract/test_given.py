@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import GivenAnswer, Question
-from graphhalu.errors import UsageError
 from graphhalu.extract import run
 from graphhalu.extract.prompts import prompt_template_name
 from graphhalu.extract.run import extract

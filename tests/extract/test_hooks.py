@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from graphhalu.errors import ModelRefusedError
+from graphhalu.core.errors import ModelRefusedError
 from graphhalu.extract.capture import capture_note, capturing, reads_values
 from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model

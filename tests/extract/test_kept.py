@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import TraceNotFoundError, UsageError
+from graphhalu.core.errors import TraceNotFoundError, UsageError
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.graphs.build import GraphRecipe, build_graph

@@ -5,9 +5,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from graphhalu.core.errors import DataFileError
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
-from graphhalu.errors import DataFileError
 from graphhalu.extract.prompts import generated_answer, given_answer
 from graphhalu.testing.tiny_models import tiny_tokenizer
 

@@ -5,8 +5,8 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from graphhalu.axes import Span
-from graphhalu.errors import StoreMismatchError, UsageError
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import StoreMismatchError, UsageError
 from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig

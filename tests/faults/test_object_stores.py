@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.errors import CorruptStoreError, StoreError, StoreFullError, StoreMismatchError, UsageError
+from graphhalu.core.errors import (
+    CorruptStoreError,
+    StoreError,
+    StoreFullError,
+    StoreMismatchError,
+    UsageError,
+)
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store, read_labels
 from graphhalu.testing.servers import BUCKET

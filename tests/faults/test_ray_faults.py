@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
 
 from graphhalu.cli.main import run
-from graphhalu.errors import ClusterError
+from graphhalu.core.errors import ClusterError
 from graphhalu.testing.ray_cluster import ENVIRONMENT, loopback_cluster, workers
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces

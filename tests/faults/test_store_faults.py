@@ -6,7 +6,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 
-from graphhalu.errors import CorruptStoreError
+from graphhalu.core.errors import CorruptStoreError
 from graphhalu.traces import metadata
 from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.metadata import read_attributes

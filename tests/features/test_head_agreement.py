@@ -4,7 +4,7 @@ from itertools import combinations
 import numpy as np
 import pytest
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.features.block import block_of
 from graphhalu.features.instability import head_agreement, layer_correlation, share_agreement
 from tests.features.wholes import (

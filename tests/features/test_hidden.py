@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.errors import TraceNotFoundError
+from graphhalu.core.errors import TraceNotFoundError
+from graphhalu.core.numerics import to_bfloat16_bits
 from graphhalu.features import hidden
 from graphhalu.features.block import block_of
-from graphhalu.numerics import to_bfloat16_bits
 from tests.features.wholes import SHAPE, some_traces, whole_trace, with_arrays, without
 
 

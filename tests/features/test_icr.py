@@ -5,7 +5,7 @@ import pytest
 from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 
-from graphhalu.errors import TraceNotFoundError, UsageError
+from graphhalu.core.errors import TraceNotFoundError, UsageError
 from graphhalu.features.block import block_of
 from graphhalu.features.icr import icr, strongest_keys, updated_layers
 from graphhalu.features.matrices import row_pairs

@@ -6,7 +6,7 @@ from scipy.spatial.distance import jensenshannon
 from scipy.special import softmax
 from scipy.stats import wasserstein_distance
 
-from graphhalu.errors import TraceNotFoundError
+from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.features import layer_shift
 from graphhalu.features.block import block_of
 from tests.features.wholes import (

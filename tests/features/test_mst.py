@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.sparse.csgraph import minimum_spanning_tree
 
-from graphhalu.errors import TraceNotFoundError
+from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.features.block import block_of
 from graphhalu.features.spectral import mst_divergence, prim_length
 from tests.features.wholes import SHAPE, some_traces, square, whole_trace, with_arrays, without

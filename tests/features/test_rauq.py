@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.features.block import block_of
 from graphhalu.features.earlier_tokens import PreviousToken, chosen_head, rauq
 from graphhalu.features.ragged import Ragged

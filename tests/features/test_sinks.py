@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.features.block import block_of
 from graphhalu.features.sinks import mean_sink_mass, row_sink_share
 

@@ -9,7 +9,7 @@ import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
 
-from graphhalu.errors import CorruptStoreError, NotEnoughDataError, StoreNotFoundError, UsageError
+from graphhalu.core.errors import CorruptStoreError, NotEnoughDataError, StoreNotFoundError, UsageError
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.features.registry import FEATURES, available_features, markdown_table
 from graphhalu.features.table import feature_table, read_features, summarise, write_features

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.axes import Span
-from graphhalu.numerics import to_bfloat16_bits
+from graphhalu.core.axes import Span
+from graphhalu.core.numerics import to_bfloat16_bits
 from graphhalu.testing.planted import attention_streams, planted_traces
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.store import TraceStore

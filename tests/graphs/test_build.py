@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.errors import NonFiniteError, TraceNotFoundError, UnknownNameError, UsageError
+from graphhalu.core.errors import NonFiniteError, TraceNotFoundError, UnknownNameError, UsageError
 from graphhalu.graphs.build import GraphRecipe, build_graph, build_graphs
 from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
 from graphhalu.traces.trace import Trace

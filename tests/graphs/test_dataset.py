@@ -9,7 +9,7 @@ import torch
 from torch_geometric.data import Data
 from torch_geometric.loader import DataLoader
 
-from graphhalu.errors import NotEnoughDataError, UnknownNameError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.graphs.build import GraphRecipe, build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import Threshold
@@ -316,7 +316,7 @@ def test_a_data_set_is_named_in_one_short_line(graphs):
 
 
 WRONG_TYPES = """
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.testing.planted import planted_traces
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
 
 

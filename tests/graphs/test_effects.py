@@ -2,8 +2,8 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
+from graphhalu.core.numerics import benjamini_hochberg
 from graphhalu.graphs.effects import cliffs_delta, length_adjusted, ranked
-from graphhalu.numerics import benjamini_hochberg
 
 
 def slow_delta(values, is_positive, weights):

@@ -4,8 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.axes import SPAN_NAMES, Span
-from graphhalu.errors import NonFiniteError, UnknownNameError, UsageError
+from graphhalu.core.axes import SPAN_NAMES, Span
+from graphhalu.core.errors import NonFiniteError, UnknownNameError, UsageError
 from graphhalu.graphs.nodes import NODE_BLOCKS, node_features
 from graphhalu.graphs.recipe import HeadRoles
 from graphhalu.traces.trace import Trace

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.graphs import storage as storage_module
 from graphhalu.graphs.build import GraphRecipe, build_graphs
 from graphhalu.graphs.dataset import AttentionGraphs

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.errors import NonFiniteError, TraceNotFoundError, UsageError
+from graphhalu.core.errors import NonFiniteError, TraceNotFoundError, UsageError
 from graphhalu.graphs.build import GraphRecipe, HeadRoles, build_graph, build_graphs, iter_graphs
 from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces

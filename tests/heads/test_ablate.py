@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.errors import ModelRefusedError, UsageError
+from graphhalu.core.errors import ModelRefusedError, UsageError
 from graphhalu.heads.ablation import ablating, output_projections, random_heads
 from graphhalu.heads.table import HeadMask
 from graphhalu.models.attention import eager_attention

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.datasets.question import Question
-from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.heads.ablation import (
     AblationSettings,
     ablation_check,

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from graphhalu.axes import RowRange
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.heads.retrieval import Passage, copied_share, mass_share
 
 PROMPT, NEEDLE = 13, RowRange(4, 7)

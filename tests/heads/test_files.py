@@ -9,7 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.heads.files import FORMAT, read_heads, read_table, write_heads, write_published
 from graphhalu.heads.table import HeadTable, heads_above
 from tests.heads.conftest import make_table

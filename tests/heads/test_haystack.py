@@ -6,7 +6,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.heads.haystack import Haystack, Needle, read_haystack, read_needles, trials
 from graphhalu.testing.tiny_models import tiny_tokenizer
 

@@ -5,8 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.axes import Span
-from graphhalu.errors import NotEnoughDataError, TraceNotFoundError, UnknownNameError, UsageError
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UnknownNameError, UsageError
 from graphhalu.heads.reasoning import (
     ReasoningSettings,
     attention_share,

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.axes import RowRange
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.heads.retrieval import (
     Passage,
     RetrievalSettings,

@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.numerics import group_multiplicities
 from graphhalu.heads.table import heads_above, role_matrix, stable_heads, top_k_heads, top_k_share
-from graphhalu.numerics import group_multiplicities
 from tests.heads.conftest import make_table
 
 

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.heads.statistics import contrast, mean_of_present, percentile_interval, resampled_means
-from graphhalu.numerics import benjamini_hochberg, group_multiplicities
 
 GROUPS = ["a", "b", "a", "c", "b", "d", "d"]
 

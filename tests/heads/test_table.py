@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.heads.table import HeadTable, Rejected
 from tests.heads.conftest import make_table
 

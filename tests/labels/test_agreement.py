@@ -4,7 +4,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
-from graphhalu.errors import StoreMismatchError
+from graphhalu.core.errors import StoreMismatchError
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.summary import agreement, cohen_kappa, threshold_sweep
 

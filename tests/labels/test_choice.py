@@ -2,7 +2,7 @@ from math import inf, nan
 
 import pytest
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.labels.choice import LetterChoice, read_letter
 from graphhalu.labels.registry import LabelDecision, make_labeller
 from graphhalu.traces.schema import TraceRecord

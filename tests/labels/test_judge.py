@@ -2,7 +2,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from graphhalu.errors import ConfigError, UsageError
+from graphhalu.core.errors import ConfigError, UsageError
 from graphhalu.labels import judge as judging
 from graphhalu.labels.judge import ModelJudge, judge_prompt, parse_verdict
 from graphhalu.labels.run import label_records

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from rouge_score.tokenizers import DefaultTokenizer
 
-from graphhalu.errors import UnknownNameError, UsageError
+from graphhalu.core.errors import UnknownNameError, UsageError
 from graphhalu.labels.registry import LabelDecision
 from graphhalu.labels.rouge import RougeOverlap, UnicodeTokenizer
 from graphhalu.traces.schema import TraceRecord

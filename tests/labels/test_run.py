@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from graphhalu.errors import (
+from graphhalu.core.errors import (
     CorruptStoreError,
     NotEnoughDataError,
     StoreFullError,

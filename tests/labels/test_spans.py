@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.labels.registry import LabelDecision
 from graphhalu.labels.spans import SpanLabel, n_lost_spans, token_labels
 from graphhalu.traces.schema import TraceRecord

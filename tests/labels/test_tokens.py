@@ -3,10 +3,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import Split
 from graphhalu.evaluation.splits import visible_labels
 from graphhalu.labels.tokens import label_tokens
-from graphhalu.splits import Split
 from graphhalu.testing.planted_tokens import planted_token_traces
 
 

@@ -12,8 +12,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from graphhalu.errors import GraphhaluError
-from graphhalu.safe_read import MALFORMED
+from graphhalu.core.errors import GraphhaluError
+from graphhalu.core.files import MALFORMED
 from tests.malformed.mutations import spoil
 from tests.malformed.table import Reader, Target
 
@@ -126,7 +126,7 @@ class Bench:
             raise
         except BaseException as error:  # noqa: BLE001
             kind, detail = _judged(error)
-            if type(error).__name__ == "TypeCheckError" and "graphhalu.errors." in _told(error):
+            if type(error).__name__ == "TypeCheckError" and "graphhalu.core.errors." in _told(error):
                 # type checks of the tests read a store's first trace, and hide what it says
                 kind = "refused"
         cpu_s, grown = time.process_time() - start, peak_bytes() - before

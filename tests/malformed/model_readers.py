@@ -114,10 +114,10 @@ def make_detectors(*names: str) -> Any:
 
         import numpy as np
 
+        from graphhalu.core.splits import Split
         from graphhalu.detectors.identity import Identity
         from graphhalu.detectors.registry import DETECTORS as REGISTRY
         from graphhalu.detectors.saved import save_detector
-        from graphhalu.splits import Split
         from graphhalu.testing.planted import planted_traces
 
         traces, labels = planted_traces(24, signals=("sink", "likelihood", "text", "hidden"))

@@ -280,7 +280,7 @@ def make_configs(folder: Path) -> None:
 
 def read_config(path: Path) -> Any:
     """A configuration as its command takes it, and as an artefact stores it."""
-    from graphhalu.config import load_config
+    from graphhalu.core.config import load_config
     from graphhalu.detectors.gnn.detectors import GATDetector
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.evaluation.training import read_settings

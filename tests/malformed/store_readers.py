@@ -61,7 +61,7 @@ def read_store(path: Path) -> Any:
 
 
 def verify(path: Path) -> Any:
-    from graphhalu.errors import CorruptStoreError
+    from graphhalu.core.errors import CorruptStoreError
     from graphhalu.traces.verify import verify_store
 
     report = verify_store(_store_of(path))
@@ -107,7 +107,7 @@ def make_graphs(folder: Path) -> None:
 
 def read_graphs(path: Path) -> Any:
     """Graphs of the cache; a damaged file counts as absent, and they are built again."""
-    from graphhalu.errors import DataFileError
+    from graphhalu.core.errors import DataFileError
     from graphhalu.graphs.storage import _read
 
     found = _read(path)

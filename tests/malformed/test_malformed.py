@@ -11,11 +11,11 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from graphhalu.core.errors import CorruptStoreError, DataFileError
+from graphhalu.core.files import unpack_gzip
 from graphhalu.datasets import files
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.errors import CorruptStoreError, DataFileError
-from graphhalu.safe_read import unpack_gzip
 from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.metadata import read_attributes, read_commit
 from graphhalu.traces.store import TraceStore

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 import transformers
 
-from graphhalu.errors import ModelRefusedError
+from graphhalu.core.errors import ModelRefusedError
 from graphhalu.models.attention import layer_windows, model_shape
 from graphhalu.testing.tiny_models import POSITIONS, TINY_FAMILIES, WINDOW, tiny_model
 

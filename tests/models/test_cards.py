@@ -4,7 +4,7 @@ import dataclasses
 
 import pytest
 
-from graphhalu.errors import UnknownNameError, UsageError
+from graphhalu.core.errors import UnknownNameError, UsageError
 from graphhalu.models.cards import EMBEDDED, MODEL_CARDS, resolve_model
 
 CARDS = list(MODEL_CARDS.values())

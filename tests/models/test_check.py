@@ -6,8 +6,8 @@ import pytest
 import torch
 import transformers
 
-from graphhalu.axes import ROW_SUM_TOLERANCE
-from graphhalu.errors import ModelRefusedError, NonFiniteError
+from graphhalu.core.axes import ROW_SUM_TOLERANCE
+from graphhalu.core.errors import ModelRefusedError, NonFiniteError
 from graphhalu.models.attention import attention_implementation, model_shape
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.errors import ModelUnavailableError
+from graphhalu.core.errors import ModelUnavailableError
 from graphhalu.models import gguf
 from graphhalu.models.cards import WheelSource
 from graphhalu.models.check import check_model

@@ -7,7 +7,7 @@ import huggingface_hub
 import pytest
 from huggingface_hub import errors
 
-from graphhalu.errors import ModelUnavailableError
+from graphhalu.core.errors import ModelUnavailableError
 from graphhalu.models import hub
 from graphhalu.models.hub import find_on_hub
 from graphhalu.models.load import ModelSpec, load_model

@@ -10,7 +10,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graphhalu.errors import ModelRefusedError, ModelUnavailableError, UsageError
+from graphhalu.core.errors import ModelRefusedError, ModelUnavailableError, UsageError
 from graphhalu.models.attention import attention_implementation
 from graphhalu.models.check import check_model
 from graphhalu.models.load import ModelSpec, load_model
@@ -315,7 +315,7 @@ def fresh_process(tmp_path_factory):
     (repository / "refs" / "main").write_text(COMMIT)
     code = (
         "import json, sys, time\n"
-        "from graphhalu.errors import ModelUnavailableError\n"
+        "from graphhalu.core.errors import ModelUnavailableError\n"
         "from graphhalu.models.load import ModelSpec, load_model\n"
         "found = {'identity': load_model(ModelSpec(name='some-lab/tiny')).identity}\n"
         "found['imported'] = 'bitsandbytes' in sys.modules\n"

@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from graphhalu.errors import ConfigError, ModelUnavailableError, UsageError
+from graphhalu.core.errors import ConfigError, ModelUnavailableError, UsageError
 from graphhalu.models.identity import code_digest
 from graphhalu.models.load import load_model
 from graphhalu.models.spec import ModelSpec
@@ -73,7 +73,7 @@ def test_a_folder_without_code_cannot_be_trusted(tmp_path):
 
 @pytest.mark.parametrize("asked", ["own", "own@", "other@abc", "@abc", "True"])
 def test_a_name_or_a_revision_that_is_missing_is_refused(asked):
-    from graphhalu.config import validate
+    from graphhalu.core.config import validate
 
     with pytest.raises(ConfigError, match="only by name and revision: expected own@REVISION"):
         validate(ModelSpec, {"name": "own", "trust_remote_code": asked}, source="the test")

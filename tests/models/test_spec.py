@@ -2,8 +2,8 @@
 
 import pytest
 
-from graphhalu.config import load_config, validate
-from graphhalu.errors import ConfigError
+from graphhalu.core.config import load_config, validate
+from graphhalu.core.errors import ConfigError
 from graphhalu.models.spec import ModelSpec
 
 

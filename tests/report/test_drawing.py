@@ -4,7 +4,7 @@ import xml.etree.ElementTree as ET
 import matplotlib.image
 import pytest
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.report.drawing import inline_svg, save_figure
 from graphhalu.report.figures import curve_figure
 from graphhalu.report.palette import DARK, LIGHT

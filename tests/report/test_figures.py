@@ -4,7 +4,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.metrics import pr_curve, roc_curve
 from graphhalu.evaluation.rejection import risk_coverage_curve
 from graphhalu.report.curves import precision_recall, reliability, risk_coverage, roc

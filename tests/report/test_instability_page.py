@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from graphhalu.errors import DetectorMismatchError
+from graphhalu.core.errors import DetectorMismatchError
 from graphhalu.report.instability_figures import (
     map_figure,
     methods_figure,

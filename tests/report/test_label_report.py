@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from sklearn.metrics import cohen_kappa_score
 
-from graphhalu.errors import TraceNotFoundError, UnknownNameError
+from graphhalu.core.errors import TraceNotFoundError, UnknownNameError
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store, stored_labellers
 from graphhalu.report.label_report import THRESHOLDS, example_text, label_report, tables

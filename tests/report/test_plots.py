@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.maps import HeadMap, HeadMaps
 from graphhalu.evaluation.records import MetricValue
 from graphhalu.evaluation.transfer import TransferCell

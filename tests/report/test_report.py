@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.errors import DataFileError
+from graphhalu.core.errors import DataFileError
 from graphhalu.evaluation.maps import HeadMap, HeadMaps
 from graphhalu.evaluation.records import MetricValue, Subgroup
 from graphhalu.evaluation.result import read_result

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.report.sinks_figures import density, parameters_text, scaling_figure, shown_findings
 from graphhalu.report.sinks_page import sinks_page
 from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze

@@ -3,10 +3,10 @@ import json
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.numerics import json_ready
 from graphhalu.evaluation.topology import compare_topology
 from graphhalu.graphs.topology import MEASURES
-from graphhalu.numerics import json_ready
 from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
 from graphhalu.testing.planted import planted_traces
 

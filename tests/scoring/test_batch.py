@@ -2,7 +2,7 @@ import json
 
 import pytest
 
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.scoring import batch
 from graphhalu.scoring.batch import read_asked, score_file
 

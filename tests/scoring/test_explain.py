@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import NonFiniteError
+from graphhalu.core.errors import NonFiniteError
 from graphhalu.scoring.explain import Fidelity, explain
 from graphhalu.traces.trace import Trace, without_tokens
 

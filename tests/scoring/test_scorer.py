@@ -3,7 +3,7 @@ import json
 import numpy as np
 import pytest
 
-from graphhalu.errors import DetectorMismatchError, UsageError
+from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.scoring.recipe import ScoringRecipe
 from graphhalu.scoring.scorer import AnswerScorer, asked_question

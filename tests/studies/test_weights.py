@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from graphhalu.cli.main import run
-from graphhalu.config import load_config
-from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.core.config import load_config
+from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
 from graphhalu.extract.settings import CaptureSettings, trace_shape
@@ -303,7 +303,7 @@ def test_a_file_that_is_cut_off_gives_one_line(tmp_path, capsys):
 def test_settings_of_the_validation_take_a_file_of_components():
     from pathlib import Path
 
-    from graphhalu.config import read_yaml
+    from graphhalu.core.config import read_yaml
 
     path = Path(__file__).resolve().parents[2] / "configs" / "weights" / "risk.yaml"
     settings = load_config(ValidateSettings, None, {"risk": read_yaml(path)})

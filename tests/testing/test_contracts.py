@@ -6,11 +6,11 @@ from typing import get_args
 import numpy as np
 import pytest
 
+from graphhalu.core.errors import GraphhaluError
 from graphhalu.datasets.bundled import Worldfacts
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.scalar.likelihood import Perplexity
-from graphhalu.errors import GraphhaluError
 from graphhalu.features.likelihood import answer_length
 from graphhalu.labels.labels import Level
 from graphhalu.labels.match import AliasMatch

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from graphhalu.axes import Span
-from graphhalu.numerics import n_pairs
+from graphhalu.core.axes import Span
+from graphhalu.core.numerics import n_pairs
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS, TraceShape, stored_shape
 

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from graphhalu.errors import UnknownNameError
+from graphhalu.core.errors import UnknownNameError
 from graphhalu.testing.tiny_models import TINY_FAMILIES, VOCABULARY, save_tiny, tiny_model, tiny_tokenizer
 
 TOKENS = torch.arange(3, 16)[None]

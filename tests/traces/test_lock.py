@@ -11,7 +11,7 @@ import sys
 import filelock
 import pytest
 
-from graphhalu.errors import StoreFullError, StoreLockedError, UsageError
+from graphhalu.core.errors import StoreFullError, StoreLockedError, UsageError
 from graphhalu.traces import local
 from graphhalu.traces.local import is_locked, writer_lock
 

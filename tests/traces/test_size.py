@@ -1,6 +1,6 @@
 import pytest
 
-from graphhalu.errors import StoreFullError
+from graphhalu.core.errors import StoreFullError
 from graphhalu.traces.disk import check_fits, estimate_bytes
 from graphhalu.traces.schema import ARRAYS
 

@@ -15,7 +15,7 @@ from hypothesis.stateful import (
     run_state_machine_as_test,
 )
 
-from graphhalu.errors import TraceNotFoundError
+from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.traces import local, write
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jaxtyping import TypeCheckError
 
-from graphhalu.errors import (
+from graphhalu.core.errors import (
     CorruptStoreError,
     NonFiniteError,
     StoreError,
@@ -333,7 +333,7 @@ def test_what_is_no_traces_is_refused_with_what_came(given, came):
 
 CALLS = """
 import graphhalu
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.testing.planted import planted_traces
 traces, labels = planted_traces(11)
 for call in (

@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from graphhalu.errors import CorruptStoreError, GraphhaluError, StoreError
+from graphhalu.core.errors import CorruptStoreError, GraphhaluError, StoreError
 from graphhalu.labels.run import label_store
 from graphhalu.labels.spans import GivenLabel
 from graphhalu.traces import part as part_module

@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.schema import array_spec, stored_shape
 from graphhalu.traces.trace import without_tokens

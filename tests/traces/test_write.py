@@ -14,7 +14,7 @@ import zarr
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from graphhalu.errors import (
+from graphhalu.core.errors import (
     NonFiniteError,
     StoreError,
     StoreFullError,

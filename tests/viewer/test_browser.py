@@ -12,7 +12,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.labels.labels import Labels
 from graphhalu.testing.planted import PLANTED_SHAPE

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.features.table import feature_table
 from graphhalu.viewer.build import ViewRequest, make_view

@@ -8,7 +8,7 @@ from html.parser import HTMLParser
 
 import pytest
 
-from graphhalu.errors import NotEnoughDataError, TraceNotFoundError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UsageError
 from graphhalu.report.theme import json_block
 from graphhalu.viewer.build import ViewRequest, make_view
 from graphhalu.viewer.page import (

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.errors import GraphhaluError
+from graphhalu.core.errors import GraphhaluError
 from graphhalu.testing.tiny_models import tiny_tokenizer
 from graphhalu.viewer.pieces import piece_starts
 from graphhalu.viewer.tokens import hallucinated_tokens, store_tokenizer, token_texts

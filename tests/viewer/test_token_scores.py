@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphhalu.errors import DetectorMismatchError, UsageError
+from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.compare import CompareConfig, compare
 from graphhalu.evaluation.training import fit_for_use
 from graphhalu.labels.tokens import label_tokens

@@ -7,14 +7,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from graphhalu.core.errors import TraceNotFoundError, UnknownNameError, UsageError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import save_detector
-from graphhalu.errors import TraceNotFoundError, UnknownNameError, UsageError
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.training import CALIBRATION_FILE
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.run import label_store, make_labeller
-from graphhalu.splits import Split
 from graphhalu.viewer.build import ViewRequest, make_view
 from graphhalu.viewer.verdicts import detector_scores, shown_labels
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.weights.circuits import (
     circuit_values,
     composed_norm,

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from safetensors.torch import load_file, save_file
 
-from graphhalu.config import load_config
-from graphhalu.errors import ConfigError, DataFileError, NotEnoughDataError, UsageError
+from graphhalu.core.config import load_config
+from graphhalu.core.errors import ConfigError, DataFileError, NotEnoughDataError, UsageError
 from graphhalu.weights.compare import compare_profiles
 from graphhalu.weights.layer import ProfileSettings
 from graphhalu.weights.profile import profile_model

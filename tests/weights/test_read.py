@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from graphhalu.errors import DataFileError, ModelRefusedError
+from graphhalu.core.errors import DataFileError, ModelRefusedError
 from graphhalu.models.attention import eager_attention
 from graphhalu.studies.weights.measure import LayerMap
 from graphhalu.testing.tiny_models import TINY_FAMILIES

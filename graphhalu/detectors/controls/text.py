@@ -12,6 +12,8 @@ from sklearn.exceptions import ConvergenceWarning
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes.base import ProbeConfig
@@ -19,10 +21,8 @@ from graphhalu.detectors.probes.search import Fold, folds_of
 from graphhalu.detectors.sides import ChosenTraces, auroc, check_classes
 from graphhalu.detectors.token_samples import Sample, TokenConfig, training_sample
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 STRENGTHS: Final = (0.1, 1.0, 10.0, 100.0)

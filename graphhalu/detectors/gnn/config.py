@@ -5,8 +5,8 @@ from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
+from graphhalu.core.errors import UnknownNameError
 from graphhalu.detectors.trained import TrainedConfig
-from graphhalu.errors import UnknownNameError
 from graphhalu.graphs.edges import EdgeRule, Threshold, TopK
 from graphhalu.graphs.nodes import check_blocks
 from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe

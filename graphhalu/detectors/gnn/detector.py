@@ -18,7 +18,16 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
-from graphhalu.config import load_config
+from graphhalu.core.config import load_config
+from graphhalu.core.errors import (
+    ConfigError,
+    DetectorMismatchError,
+    GraphhaluError,
+    NotEnoughDataError,
+    UsageError,
+)
+from graphhalu.core.registry import class_path
+from graphhalu.core.splits import Split, inner_folds
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
@@ -38,18 +47,9 @@ from graphhalu.detectors.saved import (
 )
 from graphhalu.detectors.sides import auroc
 from graphhalu.detectors.trained import ConfiguredDetector, TrainedConfig
-from graphhalu.errors import (
-    ConfigError,
-    DetectorMismatchError,
-    GraphhaluError,
-    NotEnoughDataError,
-    UsageError,
-)
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, Level
-from graphhalu.registry import class_path
-from graphhalu.splits import Split, inner_folds
 from graphhalu.traces.trace import Trace
 
 SCORED_AT_ONCE: Final = 32

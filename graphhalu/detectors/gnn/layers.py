@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch_geometric.data import Batch
 from torch_geometric.nn import HeteroLinear, MultiAggregation, SumAggregation
 
-from graphhalu.axes import N_SPANS
+from graphhalu.core.axes import N_SPANS
 from graphhalu.labels.labels import Level
 
 MAX_RANK: Final = 16

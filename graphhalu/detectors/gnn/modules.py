@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch_geometric.data import Batch
 
-from graphhalu.errors import ConfigError, GraphhaluError, UsageError
+from graphhalu.core.errors import ConfigError, GraphhaluError, UsageError
 from graphhalu.labels.labels import Level
 
 

@@ -8,7 +8,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
-from graphhalu.config import load_config
+from graphhalu.core.config import load_config
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.detectors import GATDetector
@@ -18,7 +19,6 @@ from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.detectors.stack import Stack, join
 from graphhalu.detectors.trained import TrainedConfig
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 Part = Literal["probe", "graph"]

@@ -19,8 +19,8 @@ from torch_geometric.data import Batch
 from torch_geometric.loader import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
+from graphhalu.core.errors import NonFiniteError, UsageError
 from graphhalu.detectors.gnn.config import LOSS, NetworkConfig
-from graphhalu.errors import NonFiniteError, UsageError
 from graphhalu.graphs.dataset import AttentionGraphs
 
 _LOGGERS: Final = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}

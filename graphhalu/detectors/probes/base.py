@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 from pydantic import Field
 
+from graphhalu.core.splits import Split
 from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.base import Detector, Scores
 from graphhalu.detectors.columns import Layout, check_shape, columns_of, describe_shape, one_shape
@@ -20,7 +21,6 @@ from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 _HEAD: Final = re.compile(r"\.l(\d+)\.h(\d+)")

@@ -12,6 +12,8 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from scipy.linalg import LinAlgError, solve
 
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import inner_folds
 from graphhalu.detectors.probes.logistic import (
     L1_GRID,
     L2_GRID,
@@ -24,8 +26,6 @@ from graphhalu.detectors.probes.logistic import (
     l2_path,
 )
 from graphhalu.detectors.sides import auroc
-from graphhalu.errors import NotEnoughDataError
-from graphhalu.splits import inner_folds
 
 Penalty = Literal["l2", "l1"]
 ALL_COMPONENTS: Final = 512

@@ -8,16 +8,16 @@ from typing import Any, ClassVar
 import numpy as np
 from jaxtyping import Float
 
-from graphhalu.config import Config, validate
+from graphhalu.core.config import Config, validate
+from graphhalu.core.errors import UsageError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector, Scores
 from graphhalu.detectors.columns import columns_of
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import damaged, read_description, required, write_description
 from graphhalu.detectors.sides import ChosenTraces, auroc, check_classes
-from graphhalu.errors import UsageError
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 

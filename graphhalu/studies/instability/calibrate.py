@@ -13,8 +13,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.provenance import provenance
 from graphhalu.detectors.identity import Identity
-from graphhalu.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import (
     Estimate,
     bootstrap_interval,
@@ -26,7 +27,6 @@ from graphhalu.evaluation.maps import column_tests
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline, judge
 from graphhalu.labels.summary import share_interval
-from graphhalu.provenance import provenance
 from graphhalu.studies.instability.baselines import Study, all_methods
 from graphhalu.studies.instability.calibration import (
     MAIN,

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Any, Final, Literal
 
-from graphhalu.config import Config
+from graphhalu.core.config import Config
+from graphhalu.core.errors import UsageError
 from graphhalu.detectors.identity import Identity
-from graphhalu.errors import UsageError
 from graphhalu.evaluation.bootstrap import Estimate, OrNan
 from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread

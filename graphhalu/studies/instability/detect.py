@@ -7,8 +7,8 @@ from typing import Literal
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.detectors.identity import Identity
-from graphhalu.errors import DetectorMismatchError, UsageError
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, WindowChoice
 from graphhalu.studies.instability.measurer import Measurer

@@ -6,8 +6,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from graphhalu.config import config_hash
-from graphhalu.errors import UsageError
+from graphhalu.core.config import config_hash
+from graphhalu.core.errors import UsageError
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.measurer import Measurer
 from graphhalu.studies.instability.prompts import StudyPrompt

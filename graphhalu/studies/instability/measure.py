@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
 from graphhalu.features.instability import (
     MIDDLE_FROM,
     PROMPT_FLOOR,

@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from graphhalu.axes import N_SPANS, RowRange, Span
+from graphhalu.core.axes import N_SPANS, RowRange, Span
+from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, require_span
 from graphhalu.datasets.question import Question
-from graphhalu.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.extract.decode import Decoder
 from graphhalu.extract.forward import TokenSequence, read_likelihood
 from graphhalu.extract.generate import BeamSearch, Candidate, left_padded

@@ -8,11 +8,11 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import inner_folds
 from graphhalu.evaluation.calibration import best_f1_threshold
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.maps import column_tests
-from graphhalu.splits import inner_folds
 from graphhalu.studies.instability.settings import CalibrateSettings
 from graphhalu.studies.instability.tracker import ChosenHeads, Heads, focus_scores, important_heads
 

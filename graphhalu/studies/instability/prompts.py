@@ -6,10 +6,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Final
 
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import Question, question_key
 from graphhalu.datasets.rows import Row, require_columns, text_field, wrong_value
-from graphhalu.errors import DataFileError, UsageError
 
 ATTACK: Final = 1
 BENIGN: Final = 0

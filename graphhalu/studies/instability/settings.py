@@ -4,7 +4,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator
 
-from graphhalu.config import Config
+from graphhalu.core.config import Config
 
 Denominator = Literal["prompt", "everything"]
 Spread = Literal["std", "logit", "bounded"]

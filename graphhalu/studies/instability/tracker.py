@@ -12,8 +12,8 @@ import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, TypeAdapter, ValidationError
 
-from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
-from graphhalu.safe_read import read_json
+from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.core.files import read_json
 
 FOCUS_FLOOR: Final = 1e-8
 _LEAST_PROMPTS: Final = 2

@@ -6,7 +6,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.heads.statistics import mean_of_present
 from graphhalu.studies.instability.measure import layer_slice
 from graphhalu.studies.instability.settings import CalibrateSettings

@@ -7,13 +7,13 @@ from typing import Annotated, Final
 import numpy as np
 from pydantic import Field, field_validator
 
-from graphhalu.config import Config
-from graphhalu.errors import GraphhaluError, NotEnoughDataError
+from graphhalu.core.config import Config
+from graphhalu.core.errors import GraphhaluError, NotEnoughDataError
+from graphhalu.core.provenance import provenance
+from graphhalu.core.registry import unknown_name
 from graphhalu.heads.files import read_table
 from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
-from graphhalu.provenance import provenance
-from graphhalu.registry import unknown_name
 from graphhalu.studies.sinks.comparisons import Analysed, model_size, scaling, sensitivities, tasks
 from graphhalu.studies.sinks.effects import Resampling, prediction, shift
 from graphhalu.studies.sinks.files import find_runs, read_run

@@ -10,7 +10,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from scipy.stats import chi2, spearmanr
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.cards import MODEL_CARDS

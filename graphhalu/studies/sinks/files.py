@@ -22,10 +22,9 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float
 
-from graphhalu.atomic import replace_file
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.files import parse_json, read_json_object, reading, reason_of, replace_file, shown
 from graphhalu.labels.labels import Meaning
-from graphhalu.safe_read import parse_json, read_json_object, reading, reason_of, shown
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun
 
 SUFFIX: Final = ".jsonl.gz"

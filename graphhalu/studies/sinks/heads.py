@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import hypergeom, spearmanr
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.graphs.effects import length_adjusted
 from graphhalu.heads.statistics import (

@@ -14,14 +14,14 @@ from typing import Any, Final, TypeVar
 import numpy as np
 import torch
 
-from graphhalu.axes import SPAN_NAMES
+from graphhalu.core.axes import SPAN_NAMES
+from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.provenance import file_sha256, installed_version, provenance
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.datasets.registry import load_questions, own_path
-from graphhalu.errors import GraphhaluError, UsageError
 from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, ModelSpec, load_model
-from graphhalu.provenance import file_sha256, installed_version, provenance
 from graphhalu.studies.sinks.files import SUFFIX, read_run, write_run
 from graphhalu.studies.sinks.passes import Journal, Measured, measure_batches, require_same
 from graphhalu.studies.sinks.prompt_formatting import (

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from graphhalu.axes import RowRange
+from graphhalu.core.axes import RowRange
 from graphhalu.evaluation.files import numbers
 from graphhalu.studies.sinks.records import QueryMode
 

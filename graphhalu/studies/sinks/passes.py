@@ -11,13 +11,13 @@ import torch
 from pydantic import TypeAdapter
 from torch.nn.utils.rnn import pad_sequence
 
-from graphhalu.config import differing_fields
-from graphhalu.errors import StoreMismatchError
+from graphhalu.core.config import differing_fields
+from graphhalu.core.errors import StoreMismatchError
+from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
+from graphhalu.core.numerics import json_ready
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, body_below_head, read_likelihood
 from graphhalu.models.load import LoadedModel
-from graphhalu.numerics import json_ready
-from graphhalu.safe_read import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.studies.sinks.observer import SinkMass, SinkObserver
 from graphhalu.studies.sinks.prompt_formatting import SinkPrompt
 from graphhalu.studies.sinks.settings import SinkMeasureConfig

@@ -13,9 +13,9 @@ from typing import Any, Final, Literal
 
 import numpy as np
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import LETTERS, Question
-from graphhalu.errors import UsageError
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.prompts import Prompt, PromptBuilder
 from graphhalu.labels.labels import Meaning

@@ -4,7 +4,7 @@ from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 
-from graphhalu.config import Config
+from graphhalu.core.config import Config
 from graphhalu.datasets.registry import own_path
 from graphhalu.extract.settings import (
     CaptureSettings,

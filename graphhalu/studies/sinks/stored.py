@@ -13,15 +13,15 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graphhalu.core.errors import UsageError
+from graphhalu.core.provenance import provenance
 from graphhalu.datasets.registry import DATASETS
-from graphhalu.errors import UsageError
 from graphhalu.extract.run import extract
 from graphhalu.features.block import TraceBlock, blocks
 from graphhalu.features.sinks import row_sink_share
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import Labeller, make_labeller
 from graphhalu.labels.run import label_records, read_labels, stored_labellers
-from graphhalu.provenance import provenance
 from graphhalu.studies.sinks.files import write_run
 from graphhalu.studies.sinks.observer import SinkMass
 from graphhalu.studies.sinks.records import (

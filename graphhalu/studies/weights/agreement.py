@@ -7,10 +7,10 @@ from typing import Final, Literal, NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import benjamini_hochberg
 from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.rank_correlation import rank_correlation
-from graphhalu.numerics import benjamini_hochberg
 
 Verdict = Literal["supported", "unsupported", "contradicted", "not tested"]
 VERDICTS: Final[tuple[Verdict, ...]] = ("supported", "unsupported", "contradicted", "not tested")

@@ -8,8 +8,9 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Int
 
+from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.probes.logistic import Rotation, Scaling, l2_path
-from graphhalu.errors import NotEnoughDataError, TraceNotFoundError
 from graphhalu.evaluation.bootstrap import bootstrap_interval
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.maps import FEATURES
@@ -18,7 +19,6 @@ from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.risk import Numbers
 

@@ -6,7 +6,7 @@ from typing import Final
 import numpy as np
 from scipy.stats import rankdata
 
-from graphhalu.errors import UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.graphs.recipe import HeadRoles
 from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.weights.tables import WeightProfile

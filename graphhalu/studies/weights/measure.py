@@ -7,7 +7,7 @@ from typing import Final
 import numpy as np
 from jaxtyping import Float, Int
 
-from graphhalu.errors import NotEnoughDataError, TraceNotFoundError, UsageError
+from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UsageError
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.circuits import logit_variance, rotations

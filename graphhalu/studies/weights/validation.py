@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import Field
 
-from graphhalu.config import Config
-from graphhalu.errors import UsageError
+from graphhalu.core.config import Config
+from graphhalu.core.errors import UsageError
+from graphhalu.core.files import reading
+from graphhalu.core.numerics import json_ready
+from graphhalu.core.provenance import provenance
 from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.files import FileFormat, plain_values, read_document, write_document
 from graphhalu.labels.labels import Labels
-from graphhalu.numerics import json_ready
-from graphhalu.provenance import provenance
-from graphhalu.safe_read import reading
 from graphhalu.studies.weights.agreement import (
     PAIRS,
     UNTESTED,

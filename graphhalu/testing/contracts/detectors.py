@@ -10,15 +10,15 @@ from typing import Any, Final, get_args
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
+from graphhalu.core.splits import Split, grouped_split
 from graphhalu.detectors.base import Detector, DetectorCard, Input, checked_scores
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.evaluation.entries import Entry
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, Level
 from graphhalu.labels.tokens import label_tokens
-from graphhalu.splits import Split, grouped_split
 from graphhalu.testing.contracts.promises import require, require_known, require_raises, require_same
 from graphhalu.testing.planted import Signal, planted_traces
 from graphhalu.testing.planted_tokens import planted_token_traces

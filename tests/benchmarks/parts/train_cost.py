@@ -18,7 +18,7 @@ import torch
 from torch import nn
 from torch_geometric.loader import DataLoader
 
-from graphhalu.axes import Span
+from graphhalu.core.axes import Span
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
 from graphhalu.detectors.gnn.networks import GAT

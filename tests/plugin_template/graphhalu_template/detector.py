@@ -8,7 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from graphhalu.config import Config, validate
+from graphhalu.core.config import Config, validate
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.saved import (
     read_description,
@@ -17,9 +19,7 @@ from graphhalu.detectors.saved import (
     write_description,
     write_weights,
 )
-from graphhalu.errors import NotEnoughDataError, UsageError
 from graphhalu.labels.labels import Labels
-from graphhalu.splits import Split
 from graphhalu.traces.trace import Trace
 
 

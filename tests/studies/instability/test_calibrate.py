@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.studies.instability.baselines import Study, all_methods
 from graphhalu.studies.instability.calibrate import calibrate, cases_of, labelled_series
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, read_calibration

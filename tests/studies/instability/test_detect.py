@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import DetectorMismatchError, UsageError
+from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.studies.instability.calibrate import calibrate
 from graphhalu.studies.instability.calibration import WindowChoice

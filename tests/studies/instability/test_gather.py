@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.axes import Span
-from graphhalu.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError, UsageError
+from graphhalu.core.axes import Span
+from graphhalu.core.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError, UsageError
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.studies.instability.gather import gather

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.axes import N_SPANS, Span
+from graphhalu.core.axes import N_SPANS, Span
 from graphhalu.studies.instability.measure import Sight, layer_slice, sight_of, step_measures, system_share
 
 # share of the prompt's attention that each of two heads pays to the system prompt, by layer

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.studies.instability.methods import (
     Cases,

@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.studies.instability.prompts import prompt_group, read_prompts, read_texts
 
 

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from graphhalu.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.studies.instability.tracker import (
     focus_scores,
     focus_share,

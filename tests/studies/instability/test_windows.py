@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from graphhalu.config import load_config
-from graphhalu.errors import ConfigError, NotEnoughDataError, UsageError
+from graphhalu.core.config import load_config
+from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.studies.instability.settings import CalibrateSettings
 from graphhalu.studies.instability.windows import LENGTHS, STARTS, Window, window_grid, window_scores
 

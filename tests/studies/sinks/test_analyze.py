@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from graphhalu.cli.main import run as run_command
-from graphhalu.config import load_config
-from graphhalu.errors import ConfigError, DataFileError, UsageError
+from graphhalu.core.config import load_config
+from graphhalu.core.errors import ConfigError, DataFileError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze, analyze_run

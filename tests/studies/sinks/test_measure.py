@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.config import load_config
-from graphhalu.errors import ConfigError, DataFileError, StoreMismatchError, UsageError
+from graphhalu.core.config import load_config
+from graphhalu.core.errors import ConfigError, DataFileError, StoreMismatchError, UsageError
 from graphhalu.models.load import load_model
 from graphhalu.studies.sinks import measure as measure_module
 from graphhalu.studies.sinks.files import read_run

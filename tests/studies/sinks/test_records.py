@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from graphhalu.errors import DataFileError, UsageError
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.studies.sinks.files import find_runs, plain_record, read_run, write_run
 from graphhalu.studies.sinks.records import run_name
 

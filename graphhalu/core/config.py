@@ -13,9 +13,9 @@ from typing import Any, Final, TypeVar
 import yaml
 from pydantic import BaseModel, ConfigDict, ValidationError
 
-from graphhalu.errors import ConfigError
-from graphhalu.registry import unknown_name
-from graphhalu.safe_read import MALFORMED, read_bytes, reason_of, shown
+from graphhalu.core.errors import ConfigError
+from graphhalu.core.files import MALFORMED, read_bytes, reason_of, shown
+from graphhalu.core.registry import unknown_name
 
 _MAX_BYTES: Final = 2**22
 """Most bytes of a configuration."""

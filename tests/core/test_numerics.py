@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from graphhalu.numerics import (
+from graphhalu.core.numerics import (
     from_bfloat16_bits,
     json_ready,
     masked_mean,

@@ -52,7 +52,7 @@ def installed_version(package: str) -> str | None:
 
 def git_state() -> dict[str, Any] | None:
     """Commit and whether the checkout is changed; ``None`` outside a checkout of graphhalu."""
-    root = Path(__file__).resolve().parent.parent
+    root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
     commit = _git(root, "rev-parse", "HEAD")

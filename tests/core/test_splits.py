@@ -3,8 +3,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from graphhalu.errors import NotEnoughDataError
-from graphhalu.splits import Split, check_groups, grouped_folds, grouped_split, inner_folds
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import Split, check_groups, grouped_folds, grouped_split, inner_folds
 
 
 @st.composite

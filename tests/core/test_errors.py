@@ -2,8 +2,8 @@ import inspect
 
 import pytest
 
-from graphhalu import errors
-from graphhalu.errors import GraphhaluError
+from graphhalu.core import errors
+from graphhalu.core.errors import GraphhaluError
 
 ALL = [
     found

@@ -2,7 +2,7 @@ import jaxtyping
 import numpy as np
 import pytest
 
-from graphhalu.axes import N_SPANS, SPAN_NAMES, Span, answer_producing_rows
+from graphhalu.core.axes import N_SPANS, SPAN_NAMES, Span, answer_producing_rows
 from graphhalu.evaluation.metrics import auroc
 
 

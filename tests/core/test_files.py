@@ -1,6 +1,6 @@
 import pytest
 
-from graphhalu.atomic import replace_file, written_aside
+from graphhalu.core.files import atomic_path, replace_file
 
 
 def test_a_file_is_replaced_and_nothing_else_is_left(tmp_path):
@@ -16,8 +16,8 @@ def test_a_fault_leaves_the_earlier_file(tmp_path):
     replace_file(path, b"old")
 
     def broken():
-        with written_aside(path) as aside:
-            aside.write_bytes(b"half")
+        with atomic_path(path) as temporary:
+            temporary.write_bytes(b"half")
             raise RuntimeError
 
     with pytest.raises(RuntimeError):
@@ -28,7 +28,7 @@ def test_a_fault_leaves_the_earlier_file(tmp_path):
 
 def test_the_file_is_not_there_before_it_is_whole(tmp_path):
     path = tmp_path / "a.json"
-    with written_aside(path) as aside:
-        aside.write_bytes(b"whole")
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(b"whole")
         assert not path.exists()
     assert path.read_bytes() == b"whole"

@@ -19,8 +19,8 @@ from operator import attrgetter
 from pathlib import Path
 from typing import Any, Final, Generic, TypeVar
 
-from graphhalu.errors import UnknownNameError, UsageError
-from graphhalu.safe_read import shortened, shown
+from graphhalu.core.errors import UnknownNameError, UsageError
+from graphhalu.core.files import shortened, shown
 
 T = TypeVar("T")
 

@@ -1,4 +1,4 @@
-"""Files that anybody may have written: read within bounds, and refused with one clear error.
+"""Reading and writing of files: atomic writes, bounded reads, JSON and Parquet.
 
 A damaged or hostile file makes Python and its libraries raise many things, from ``KeyError`` to
 ``RecursionError``, and can unpack to more than a machine holds. A reader looks at sizes before it
@@ -17,9 +17,12 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import TYPE_CHECKING, Any, Final, NoReturn
 
-from graphhalu.errors import DataFileError, GraphhaluError
+from graphhalu.core.errors import DataFileError, GraphhaluError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 MAX_JSON_BYTES: Final = 2**28
 """Most bytes of a JSON file that graphhalu wrote; the largest hold one number a head and trial."""
@@ -209,6 +212,84 @@ def check_zip(path: Path, limit: int = MAX_TABLE_BYTES) -> None:
         if sum(member.file_size for member in file.infolist()) > limit:
             message = f"expected at most {limit:,} bytes after unpacking, got more"
             raise ValueError(message)
+
+
+@contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A file beside ``path`` to write into, flushed and moved into its place at the end.
+
+    After a fault nothing is left of it, and an earlier file stays as it was. A folder that is
+    missing is made.
+
+    Args:
+        path: The file that comes to be, or is replaced.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        yield temporary
+        with temporary.open("rb") as file:
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Write a file whole; see :func:`atomic_path`."""
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_parquet(table: "pa.Table", target: Path | BytesIO) -> None:
+    """Write a table whose flipped bits :func:`read_parquet` sees."""
+    import pyarrow.parquet as pq
+
+    pq.write_table(table, target, write_page_checksum=True)
+
+
+def parquet_writer(target: Path | BytesIO, schema: "pa.Schema", **options: Any) -> Any:
+    """A ``pyarrow.parquet.ParquetWriter`` whose pages have checksums; close it."""
+    import pyarrow.parquet as pq
+
+    return pq.ParquetWriter(target, schema, write_page_checksum=True, **options)
+
+
+def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
+    """The table of a Parquet file that is not larger than it can be.
+
+    Files without checksums, as other programs write them, are read too.
+
+    Raises:
+        OSError: If it cannot be read.
+        ValueError: If it is damaged, or larger.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            check_parquet(file)
+            table = file.read(columns=columns)
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        raise ValueError(str(error)) from None
+    return table
+
+
+def check_parquet(file: Any) -> None:
+    """Refuse a Parquet file that unpacks to more than a machine holds.
+
+    Raises:
+        ValueError: If it does.
+    """
+    said, groups = file.metadata, range(file.metadata.num_row_groups)
+    if sum(said.row_group(n).total_byte_size for n in groups) > MAX_TABLE_BYTES:
+        message = f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more"
+        raise ValueError(message)
+    if said.num_rows > MAX_TABLE_ROWS:
+        message = f"expected at most {MAX_TABLE_ROWS:,} rows, got {said.num_rows:,}"
+        raise ValueError(message)
 
 
 def _refuse_constant(name: str) -> NoReturn:

@@ -3,11 +3,11 @@ from importlib.metadata import EntryPoint
 
 import pytest
 
-from graphhalu import registry as module
+from graphhalu.core import registry as module
+from graphhalu.core.errors import UnknownNameError, UsageError
+from graphhalu.core.registry import Registry, fault_text
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.errors import UnknownNameError, UsageError
 from graphhalu.features.registry import FEATURES
-from graphhalu.registry import Registry, fault_text
 
 POINTS: dict[str, list[EntryPoint]] = {}
 

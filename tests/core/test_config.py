@@ -3,8 +3,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from graphhalu.config import Config, config_hash, differing_fields, load_config, validate
-from graphhalu.errors import ConfigError
+from graphhalu.core.config import Config, config_hash, differing_fields, load_config, validate
+from graphhalu.core.errors import ConfigError
 
 
 class Optimiser(Config):

@@ -6,8 +6,8 @@ from datetime import UTC, datetime
 import numpy as np
 import pytest
 
-from graphhalu import provenance as module
-from graphhalu.provenance import file_sha256, git_state, installed_version, provenance
+from graphhalu.core import provenance as module
+from graphhalu.core.provenance import file_sha256, git_state, installed_version, provenance
 
 
 def test_versions_machine_and_time_are_recorded_as_plain_json():
@@ -27,8 +27,8 @@ def test_a_package_that_is_not_installed_is_left_out(monkeypatch):
 @pytest.fixture
 def checkout(tmp_path, monkeypatch):
     """A repository with one commit that the module takes for its own."""
-    source = tmp_path / "graphhalu" / "provenance.py"
-    source.parent.mkdir()
+    source = tmp_path / "graphhalu" / "core" / "provenance.py"
+    source.parent.mkdir(parents=True)
     source.write_text("one")
     for arguments in (
         ["init", "-q"],
@@ -52,7 +52,7 @@ def test_a_changed_file_is_recorded(checkout):
 
 
 def test_an_installed_package_has_no_git_state(tmp_path, monkeypatch):
-    monkeypatch.setattr(module, "__file__", str(tmp_path / "graphhalu" / "provenance.py"))
+    monkeypatch.setattr(module, "__file__", str(tmp_path / "graphhalu" / "core" / "provenance.py"))
     assert git_state() is None
 
 
