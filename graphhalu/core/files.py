@@ -241,14 +241,14 @@ def replace_file(path: Path, content: bytes) -> None:
         temporary.write_bytes(content)
 
 
-def write_parquet(table: "pa.Table", target: Path | BytesIO) -> None:
+def write_parquet(table: "pa.Table", target: Path | io.BytesIO) -> None:
     """Write a table whose flipped bits :func:`read_parquet` sees."""
     import pyarrow.parquet as pq
 
     pq.write_table(table, target, write_page_checksum=True)
 
 
-def parquet_writer(target: Path | BytesIO, schema: "pa.Schema", **options: Any) -> Any:
+def parquet_writer(target: Path | io.BytesIO, schema: "pa.Schema", **options: Any) -> Any:
     """A ``pyarrow.parquet.ParquetWriter`` whose pages have checksums; close it."""
     import pyarrow.parquet as pq
 
