@@ -206,11 +206,11 @@ def compare(
 
 def _controls(store: "TraceStore", names: list[str], *, seed: int, is_json: bool) -> None:
     from graphhalu.evaluation.controls import DEFAULT_DETECTORS, control_rows
-    from graphhalu.evaluation.entries import make_entry
+    from graphhalu.evaluation.detector_specs import detector_spec
 
-    entries = [make_entry(name) for name in names or DEFAULT_DETECTORS]
+    specs = [detector_spec(name) for name in names or DEFAULT_DETECTORS]
     with progress_line("controls") as line:
-        rows = control_rows(entries, store, seed=seed, on_row=line.count)
+        rows = control_rows(specs, store, seed=seed, on_row=line.count)
     if is_json:
         print_json({"store": store.name, "controls": [row.values() for row in rows]})
         return
@@ -232,8 +232,8 @@ def _controls(store: "TraceStore", names: list[str], *, seed: int, is_json: bool
 def _compare(
     store: "TraceStore", labels: "Labels", settings: "CompareConfig", options: "RunOptions", *, is_json: bool
 ) -> None:
+    from graphhalu.evaluation.checkpoints import clear_checkpoints
     from graphhalu.evaluation.compare import compare as run_comparison
-    from graphhalu.evaluation.parts import clear_parts
 
     assert options.folder is not None
     with progress_line("fits") as progress:
@@ -246,7 +246,7 @@ def _compare(
             on_progress=progress.step,
         )
     result.write(options.folder)
-    clear_parts(options.folder)
+    clear_checkpoints(options.folder)
     _report(store, labels, options.folder, is_best_beam_only=settings.beams == "best")
     if is_json:
         print_json({"folder": str(options.folder), **result_values(result)})
@@ -367,7 +367,7 @@ def label_values(labels: "Labels") -> dict[str, Any]:
 
 
 def result_values(result: "Result") -> dict[str, Any]:
-    """A comparison as plain values, one entry a detector."""
+    """A comparison as plain values, one spec a detector."""
     from dataclasses import asdict
 
     return {

@@ -38,7 +38,7 @@ def tokens(
     from graphhalu.cli.spread import use_threads
     from graphhalu.core.config import load_config, read_overrides
     from graphhalu.evaluation.compare import compare
-    from graphhalu.evaluation.entries import make_entries
+    from graphhalu.evaluation.detector_specs import detector_specs
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.evaluation.training import fit_for_use, run_folder
     from graphhalu.labels.tokens import label_tokens
@@ -48,7 +48,7 @@ def tokens(
     given |= {} if seeds is None else read_overrides([f"seeds=[{seeds}]"])
     settings = load_config(CompareConfig, config, given)
     if save is not None:
-        make_entries([save], CompareConfig(), "token")  # refused before anything is run
+        detector_specs([save], CompareConfig(), "token")  # refused before anything is run
     use_threads(threads)
     store = open_store(traces)
     labels = label_tokens(store.records)

@@ -18,8 +18,7 @@ from pydantic import AllowInfNan, BeforeValidator
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import group_multiplicities
 from graphhalu.core.registry import unknown_name
-from graphhalu.evaluation.counts import check_scores, sorted_counts, tie_order
-from graphhalu.evaluation.metrics import METRICS
+from graphhalu.evaluation.weighted_metrics import METRICS, check_scores, sorted_counts, tie_order
 
 _BLOCK_ELEMENTS: Final = 32_768
 """Weights held at a time: 256 KiB for each temporary array."""
@@ -102,7 +101,7 @@ def bootstrap_interval(
     """Percentile interval of a metric over resampled groups.
 
     Args:
-        metric: Name in :data:`graphhalu.evaluation.metrics.METRICS`.
+        metric: Name in :data:`graphhalu.evaluation.weighted_metrics.METRICS`.
         scores: Higher means more likely hallucinated.
         labels: 1 = hallucinated, 0 = correct.
         groups: Question group of each trace; groups are drawn with replacement, whole.
@@ -143,7 +142,7 @@ def resample_metrics(
     same groups and seed see the same resamples and can be subtracted or averaged.
 
     Args:
-        metrics: Names in :data:`graphhalu.evaluation.metrics.METRICS`.
+        metrics: Names in :data:`graphhalu.evaluation.weighted_metrics.METRICS`.
         scores: Higher means more likely hallucinated; finite where ``is_valid`` is true.
         labels: 1 = hallucinated, 0 = correct.
         groups: Question group of each trace.

@@ -18,7 +18,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from graphhalu.core.config import Config, validate
 from graphhalu.core.files import read_json_object
-from graphhalu.evaluation.counts import check_scores, roc_counts
+from graphhalu.evaluation.weighted_metrics import check_scores, roc_counts
 
 ISOTONIC_MINIMUM: Final = 200
 """Validation traces of the rarer class from which on isotonic regression is taken."""

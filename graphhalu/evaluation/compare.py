@@ -15,13 +15,13 @@ from graphhalu.core.errors import UsageError
 from graphhalu.core.provenance import provenance
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import DetectorCard
+from graphhalu.evaluation.checkpoints import Finished, clear_checkpoints, finished_detectors, save_checkpoint
 from graphhalu.evaluation.crossfit import OutOfFold
-from graphhalu.evaluation.entries import DetectorFactory, Entry, GivenDetectors, make_entries
+from graphhalu.evaluation.detector_specs import DetectorFactory, DetectorSpec, GivenDetectors, detector_specs
 from graphhalu.evaluation.judgement import baseline_tests, seed_scores, subgroups
-from graphhalu.evaluation.parts import Finished, clear_parts, finished_detectors, save_part
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, Result
 from graphhalu.evaluation.rows import Compared, detector_row, failed_row, sample_table
-from graphhalu.evaluation.running import FoldHook, RunOptions, SeedRun, failure_text, run_entries
+from graphhalu.evaluation.running import FoldHook, RunOptions, SeedRun, failure_text, run_specs
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.splits import check_questions, cross_fit_folds, single_split
 from graphhalu.evaluation.token_counts import token_counts, token_notes
@@ -91,22 +91,22 @@ def compare(
         NotEnoughDataError: If there are too few questions, or one class only.
     """
     config, options = config or CompareConfig(), options or RunOptions()
-    entries = make_entries(detectors, config, as_labels(labels).level)
+    specs = detector_specs(detectors, config, as_labels(labels).level)
     compared = make_compared(traces, labels, config)
     done: dict[str, Finished] = {}
     if options.folder is not None and options.is_resumed:
         done = finished_detectors(options.folder, compared)
     elif options.folder is not None:
-        clear_parts(options.folder)
+        clear_checkpoints(options.folder)
     keys = {name: each.row.key for name, each in done.items()}
-    todo = [e for e in entries if keys.get(e.name) != compared.key(e.name, e.settings)]
-    names, is_in_order = [entry.name for entry in todo], options.spread() is None
+    todo = [e for e in specs if keys.get(e.name) != compared.key(e.name, e.settings)]
+    names, is_in_order = [spec.name for spec in todo], options.spread() is None
     report = fold_reporter(on_progress, names, compared.folds, is_in_order=is_in_order)
     for each in run_detectors(compared, todo, options, report):
         done[each.row.detector] = each
         if options.folder is not None:
-            save_part(options.folder, each)
-    ranked = dict.fromkeys([*(entry.name for entry in entries), *done])
+            save_checkpoint(options.folder, each)
+    ranked = dict.fromkeys([*(spec.name for spec in specs), *done])
     return make_result(compared, labels, [done[name] for name in ranked], store or {})
 
 
@@ -184,42 +184,42 @@ def fold_reporter(
     return report
 
 
-def finish_detector(compared: Compared, entry: Entry, fits: Mapping[int, OutOfFold]) -> Finished:
+def finish_detector(compared: Compared, spec: DetectorSpec, fits: Mapping[int, OutOfFold]) -> Finished:
     """The row and the per-sample scores of one detector from its scores of every seed.
 
     Raises:
         NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
         UnknownNameError: If the card names an array that does not exist.
     """
-    row = detector_row(compared, entry.name, entry.card(), fits, settings=entry.settings)
-    return Finished(row, sample_table(compared, entry.name, fits))
+    row = detector_row(compared, spec.name, spec.card(), fits, settings=spec.settings)
+    return Finished(row, sample_table(compared, spec.name, fits))
 
 
 def run_detectors(
-    compared: Compared, entries: Sequence[Entry], options: RunOptions, on_fold: FoldHook
+    compared: Compared, specs: Sequence[DetectorSpec], options: RunOptions, on_fold: FoldHook
 ) -> Iterator[Finished]:
     """Each detector as soon as all its seeds are done.
 
     Raises:
-        As :func:`graphhalu.evaluation.running.run_entries`.
+        As :func:`graphhalu.evaluation.running.run_specs`.
     """
-    for entry, runs in run_entries(compared, entries, options, on_fold):
-        yield _finish(compared, entry, runs)
+    for spec, runs in run_specs(compared, specs, options, on_fold):
+        yield _finish(compared, spec, runs)
 
 
-def _finish(compared: Compared, entry: Entry, runs: Sequence[SeedRun]) -> Finished:
+def _finish(compared: Compared, spec: DetectorSpec, runs: Sequence[SeedRun]) -> Finished:
     """The row and the per-sample scores of one detector; a failure is a row too."""
     card: DetectorCard | None = None
     failure = next((run.failure for run in runs if run.failure is not None), None)
     try:
-        card = entry.card()
+        card = spec.card()
         if failure is None:
             fits = {run.seed: run.fit for run in runs if run.fit is not None}
-            return finish_detector(compared, entry, fits)
+            return finish_detector(compared, spec, fits)
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         failure = failure or failure_text(error)
-    key = compared.key(entry.name, entry.settings)
-    row = failed_row(entry.name, card, failure, settings=entry.settings, key=key)
+    key = compared.key(spec.name, spec.settings)
+    row = failed_row(spec.name, card, failure, settings=spec.settings, key=key)
     return Finished(row, SAMPLE_SCHEMA.empty_table())
 
 

@@ -16,7 +16,7 @@ from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.sides import ChosenTraces, auroc
-from graphhalu.evaluation.entries import Entry
+from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import TopK
 from graphhalu.labels.groups import question_groups
@@ -63,7 +63,7 @@ class ControlRow:
 
 
 def control_rows(
-    entries: Sequence[Entry],
+    specs: Sequence[DetectorSpec],
     traces: Sequence[Trace],
     *,
     seed: int = 0,
@@ -79,7 +79,7 @@ def control_rows(
     another, against the sum of the weights on the edges, done by arithmetic.
 
     Args:
-        entries: Graph detectors, and controls without messages.
+        specs: Graph detectors, and controls without messages.
         traces: Of a store with complete attention.
         seed: Of everything planted, of the split and of the detectors.
         n_answers: How many answers each control has.
@@ -100,21 +100,21 @@ def control_rows(
     splits = list(question_mass(chosen))
     reference = float(np.mean([_test_auroc(chosen, *split, seed) for split in splits]))
 
-    def rows(entry: Entry) -> Iterator[ControlRow]:
-        is_control = entry.card().is_control
+    def rows(spec: DetectorSpec) -> Iterator[ControlRow]:
+        is_control = spec.card().is_control
         for signal, (its_traces, labels) in planted.items():
-            value = _auroc(entry, its_traces, labels, seed)
+            value = _auroc(spec, its_traces, labels, seed)
             passes = value <= NOT_FOUND if is_control else value > FOUND
-            yield ControlRow(signal, entry.name, value, None, n_answers, passes)
-        value = float(np.mean([_auroc(entry, chosen, labels, seed) for labels, _ in splits]))
+            yield ControlRow(signal, spec.name, value, None, n_answers, passes)
+        value = float(np.mean([_auroc(spec, chosen, labels, seed) for labels, _ in splits]))
         passes = is_control or value >= reference - TOLERANCE
-        yield ControlRow("question mass", entry.name, value, reference, len(chosen), passes)
+        yield ControlRow("question mass", spec.name, value, reference, len(chosen), passes)
 
     found: list[ControlRow] = []
-    for entry in entries:
-        for row in rows(entry):
+    for spec in specs:
+        for row in rows(spec):
             found.append(row)
-            on_row(len(found), 3 * len(entries))
+            on_row(len(found), 3 * len(specs))
     return found
 
 
@@ -155,10 +155,10 @@ def _labels(traces: Sequence[Trace], values: Int[np.ndarray, "trace"], layer: in
     return complete_labels(ids, values, "question-mass", reason="median split", settings=settings)
 
 
-def _auroc(entry: Entry, traces: Sequence[Trace], labels: Labels, seed: int) -> float:
+def _auroc(spec: DetectorSpec, traces: Sequence[Trace], labels: Labels, seed: int) -> float:
     """AUROC of a fresh detector on the test side of a grouped split."""
     split = grouped_split(labels.values, question_groups(traces), seed=seed)
-    detector: Detector = entry.make(seed).fit(traces, labels, split)
+    detector: Detector = spec.make(seed).fit(traces, labels, split)
     test = ChosenTraces(traces, tuple(split.test.tolist()))
     return auroc(detector.score(test).values, labels.values[split.test])
 

@@ -11,7 +11,7 @@ from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.counts import check_scores
+from graphhalu.evaluation.weighted_metrics import check_scores
 
 
 class DelongTest(NamedTuple):

@@ -16,15 +16,14 @@ from graphhalu.core.provenance import installed_version
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import DetectorCard
 from graphhalu.evaluation.bootstrap import percentile_interval
-from graphhalu.evaluation.counts import ratio
 from graphhalu.evaluation.crossfit import OutOfFold
-from graphhalu.evaluation.metrics import METRICS, auroc, evaluate
-from graphhalu.evaluation.probability import ece
+from graphhalu.evaluation.metrics import auroc, ece, evaluate
 from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow, MetricValue
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.significance import CommonGround
 from graphhalu.evaluation.token_metrics import TOKEN_METRICS, token_metrics
 from graphhalu.evaluation.token_spans import MarkedAnswer, marked_answer
+from graphhalu.evaluation.weighted_metrics import METRICS, ratio
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.schema import array_spec, stored_shape
 from graphhalu.traces.trace import Trace
@@ -197,7 +196,7 @@ def rank_metrics(
 
     Args:
         ground: What detectors are evaluated on.
-        names: Of :data:`graphhalu.evaluation.metrics.METRICS`.
+        names: Of :data:`graphhalu.evaluation.weighted_metrics.METRICS`.
         scored: For each seed the scores of all items, and which of them count.
 
     Raises:

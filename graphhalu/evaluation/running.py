@@ -21,7 +21,7 @@ from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector
 from graphhalu.engine.executors import Executor, ProcessExecutor, TaskResult
 from graphhalu.evaluation.crossfit import OutOfFold, cross_fit
-from graphhalu.evaluation.entries import Entry
+from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.evaluation.rows import Compared
 from graphhalu.features.table import opener
 from graphhalu.traces.trace import Trace
@@ -61,7 +61,7 @@ class SeedRun:
 
 
 def run_seed(
-    compared: Compared, entry: Entry, seed: int, *, on_fold: FoldHook = lambda _name, _seed, _fold: None
+    compared: Compared, spec: DetectorSpec, seed: int, *, on_fold: FoldHook = lambda _name, _seed, _fold: None
 ) -> SeedRun:
     """Cross-fit one detector with one seed; whatever it raises is its outcome.
 
@@ -70,16 +70,16 @@ def run_seed(
     """
     try:
         fit = cross_fit(
-            partial(entry.make, seed),
+            partial(spec.make, seed),
             compared.traces,
             compared.labels,
             compared.folds[seed],
-            on_fold=partial(on_fold, entry.name, seed),
+            on_fold=partial(on_fold, spec.name, seed),
         )
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         error.add_note(f"of seed {seed}")
-        return SeedRun(entry.name, seed, None, failure_text(error))
-    return SeedRun(entry.name, seed, fit, None)
+        return SeedRun(spec.name, seed, None, failure_text(error))
+    return SeedRun(spec.name, seed, fit, None)
 
 
 def failure_text(error: Exception) -> str:
@@ -99,9 +99,9 @@ def failure_text(error: Exception) -> str:
     return name + notes + fault_text(error, Detector).removeprefix(name)
 
 
-def run_entries(
-    compared: Compared, entries: Sequence[Entry], options: RunOptions, on_fold: FoldHook
-) -> Iterator[tuple[Entry, list[SeedRun]]]:
+def run_specs(
+    compared: Compared, specs: Sequence[DetectorSpec], options: RunOptions, on_fold: FoldHook
+) -> Iterator[tuple[DetectorSpec, list[SeedRun]]]:
     """Each detector with its seeds as soon as all of them are done; after a failure, no more.
 
     Raises:
@@ -109,41 +109,41 @@ def run_entries(
         ProcessLostError: If the workers cannot go on.
     """
     engine = options.spread()
-    if engine is not None and entries:
-        yield from _spread(compared, entries, engine, on_fold)
+    if engine is not None and specs:
+        yield from _spread(compared, specs, engine, on_fold)
         return
-    for entry in entries:
+    for spec in specs:
         runs: list[SeedRun] = []
         for seed in compared.folds:
-            runs.append(run_seed(compared, entry, seed, on_fold=on_fold))
+            runs.append(run_seed(compared, spec, seed, on_fold=on_fold))
             if runs[-1].failure is not None:
                 break
-        yield entry, runs
+        yield spec, runs
 
 
 def _spread(
-    compared: Compared, entries: Sequence[Entry], engine: Executor, on_fold: FoldHook
-) -> Iterator[tuple[Entry, list[SeedRun]]]:
-    for entry in entries:
-        if entry.factory is not None:
+    compared: Compared, specs: Sequence[DetectorSpec], engine: Executor, on_fold: FoldHook
+) -> Iterator[tuple[DetectorSpec, list[SeedRun]]]:
+    for spec in specs:
+        if spec.factory is not None:
             message = (
-                f"{entry.name} is not registered and cannot run in another process; use 1 job, "
+                f"{spec.name} is not registered and cannot run in another process; use 1 job, "
                 f"or name its class as module:Class"
             )
             raise UsageError(message)
     seeds = list(compared.folds)
-    items = [(entry, seed) for entry in entries for seed in seeds]
+    items = [(spec, seed) for spec in specs for seed in seeds]
     shared = {name: value for name, value in vars(compared).items() if name in _SENT}
     start = partial(_start, opener(compared.traces, engine), shared, torch.get_num_threads())
-    done: dict[str, list[SeedRun]] = {entry.name: [] for entry in entries}
+    done: dict[str, list[SeedRun]] = {spec.name: [] for spec in specs}
     with engine.workers(start, len(items)) as workers, closing(workers.map(_work, items)) as found:
         for each in found:
-            run, entry = _seed_run(each, items), items[each.place][0]
+            run, spec = _seed_run(each, items), items[each.place][0]
             for fold in range(len(compared.folds[run.seed])):
                 on_fold(run.name, run.seed, fold)
-            done[entry.name].append(run)
-            if len(done[entry.name]) == len(seeds):
-                yield entry, sorted(done[entry.name], key=lambda run: seeds.index(run.seed))
+            done[spec.name].append(run)
+            if len(done[spec.name]) == len(seeds):
+                yield spec, sorted(done[spec.name], key=lambda run: seeds.index(run.seed))
 
 
 _SENT = ("labels", "groups", "folds", "config")
@@ -156,14 +156,14 @@ def _start(opened: Callable[[], Sequence[Trace]], shared: Mapping[str, Any], n_t
     return Compared(traces=opened(), **shared)
 
 
-def _work(compared: Compared, item: tuple[Entry, int]) -> SeedRun:
+def _work(compared: Compared, item: tuple[DetectorSpec, int]) -> SeedRun:
     return run_seed(compared, *item)
 
 
-def _seed_run(done: TaskResult, items: Sequence[tuple[Entry, int]]) -> SeedRun:
+def _seed_run(done: TaskResult, items: Sequence[tuple[DetectorSpec, int]]) -> SeedRun:
     """The outcome of a seed; workers that died of it are a failure of the detector."""
     if done.failure is None:
         run: SeedRun = done.value
         return run
-    entry, seed = items[done.place]
-    return SeedRun(entry.name, seed, None, f"of seed {seed}: {done.failure}")
+    spec, seed = items[done.place]
+    return SeedRun(spec.name, seed, None, f"of seed {seed}: {done.failure}")

@@ -8,10 +8,10 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graphhalu.detectors.sides import auroc
-from graphhalu.evaluation.counts import ratio
 from graphhalu.evaluation.crossfit import OutOfFold
 from graphhalu.evaluation.significance import CommonGround
 from graphhalu.evaluation.token_spans import MarkedAnswer, SpanCounts, count_spans
+from graphhalu.evaluation.weighted_metrics import ratio
 from graphhalu.labels.labels import Labels
 
 TOKEN_METRICS: Final = (

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.evaluation.counts import tie_order
+from graphhalu.evaluation.weighted_metrics import tie_order
 from graphhalu.traces.schema import TraceRecord
 
 SPAN_RULE: Final = (

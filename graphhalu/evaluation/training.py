@@ -29,7 +29,7 @@ from graphhalu.evaluation.compare import (
     run_detectors,
 )
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
-from graphhalu.evaluation.entries import make_entry
+from graphhalu.evaluation.detector_specs import detector_spec
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.rows import Compared
 from graphhalu.evaluation.running import failure_text
@@ -94,11 +94,11 @@ def train_detector(
     check_detector(name, traces, settings)
     given = dict(settings or {})
     seed = int(given.pop("seed", 0))
-    asked = replace(make_entry(name), settings=given)
-    rivals = [make_entry(rival) for rival in RIVALS if rival != asked.name]
+    asked = replace(detector_spec(name), settings=given)
+    rivals = [detector_spec(rival) for rival in RIVALS if rival != asked.name]
     config = CompareConfig(quick=True, seeds=(seed,), settings={asked.name: given})
     compared = make_compared(traces, labels, config)
-    names = [asked.name, *(entry.name for entry in rivals)]
+    names = [asked.name, *(spec.name for spec in rivals)]
     on_fold = fold_reporter(on_progress, names, compared.folds, is_in_order=True)
     (fold,) = compared.folds[seed]
     with TemporaryDirectory(prefix="graphhalu-logs-") as logs:
@@ -145,7 +145,7 @@ def check_detector(name: str, traces: Sequence[Trace], settings: Mapping[str, An
     """
     given = dict(settings or {})
     seed = int(given.pop("seed", 0))
-    replace(make_entry(name), settings=given).make(seed).check(traces)
+    replace(detector_spec(name), settings=given).make(seed).check(traces)
 
 
 def _write_run(runs: Path, name: str, result: Result, model: FoldModel, identity: Identity | None) -> Path:
@@ -196,8 +196,8 @@ def fit_for_use(
     fold = cross_fit_folds(labels.values, groups, labels.is_valid, n_folds=config.n_folds, seed=seed)[0]
     train = np.sort(np.concatenate([fold.train, fold.test]))
     split = Split(train, fold.validation, np.zeros(0, dtype=np.int64), groups)
-    entry = replace(make_entry(name), settings=config.settings.get(name, {}))
-    model = fit_fold(partial(entry.make, seed), traces, labels, split)
+    spec = replace(detector_spec(name), settings=config.settings.get(name, {}))
+    model = fit_fold(partial(spec.make, seed), traces, labels, split)
     save_model(model, folder, Identity.of_traces(traces))
     return model
 

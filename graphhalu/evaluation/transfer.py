@@ -21,7 +21,7 @@ from graphhalu.core.provenance import provenance
 from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import Progress, fold_reporter, make_compared
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
-from graphhalu.evaluation.entries import Entry, GivenDetectors, make_entries
+from graphhalu.evaluation.detector_specs import DetectorSpec, GivenDetectors, detector_specs
 from graphhalu.evaluation.records import MetricValue
 from graphhalu.evaluation.result import parquet_bytes, without_samples, write_files
 from graphhalu.evaluation.rows import Compared, coverage, fit_metrics, sample_table
@@ -141,11 +141,11 @@ def transfer(
         message = f"transfer needs two stores or more with different names, got {names}"
         raise UsageError(message)
     config = config or CompareConfig()
-    entries = make_entries(detectors, config)
+    specs = detector_specs(detectors, config)
     compared = {s.name: make_compared(s.traces, s.labels, config) for s in sources}
     folds = {seed: [fold for each in compared.values() for fold in each.folds[seed]] for seed in config.seeds}
-    report = fold_reporter(on_progress, [entry.name for entry in entries], folds, is_in_order=False)
-    done = [cell for entry in entries for train in names for cell in _row(entry, train, compared, report)]
+    report = fold_reporter(on_progress, [spec.name for spec in specs], folds, is_in_order=False)
+    done = [cell for spec in specs for train in names for cell in _row(spec, train, compared, report)]
     return TransferResult(
         config=config.model_dump(mode="json"),
         provenance=provenance(),
@@ -224,7 +224,7 @@ class _Tested:
 
 
 def _row(
-    entry: Entry, train: str, compared: Mapping[str, Compared], on_fold: FoldHook
+    spec: DetectorSpec, train: str, compared: Mapping[str, Compared], on_fold: FoldHook
 ) -> list[tuple[TransferCell, pa.Table]]:
     """One detector trained on one store: a cell for every store it is tested on."""
     home = compared[train]
@@ -236,7 +236,7 @@ def _row(
             each.begin(seed, folds_that_test(home, seed, each.compared))
         for number, fold in enumerate(folds):
             try:
-                model = fit_fold(partial(entry.make, seed), home.traces, home.labels, fold)
+                model = fit_fold(partial(spec.make, seed), home.traces, home.labels, fold)
             except Exception as error:  # noqa: BLE001 - of another's code
                 error.add_note(f"in fold {number} of seed {seed}")
                 text = f"training failed, {failure_text(error)}"
@@ -245,8 +245,8 @@ def _row(
                 break
             for each in tested.values():
                 each.score(model, seed, number)
-            on_fold(entry.name, seed, number)
-    return [each.cell(entry.name, train, name) for name, each in tested.items()]
+            on_fold(spec.name, seed, number)
+    return [each.cell(spec.name, train, name) for name, each in tested.items()]
 
 
 def _csv(cells: Sequence[TransferCell]) -> str:

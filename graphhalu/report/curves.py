@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Float, Int
+from sklearn.metrics import precision_recall_curve, roc_curve
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.metrics import pr_curve, roc_curve
-from graphhalu.evaluation.probability import reliability_curve
-from graphhalu.evaluation.rejection import risk_coverage_curve
+from graphhalu.evaluation.metrics import reliability_curve, risk_coverage_curve
+from graphhalu.evaluation.weighted_metrics import check_scores
 
 _GRID: Final = np.linspace(0, 1, 501)
 
@@ -93,19 +93,21 @@ def _mean(samples: pa.Table, detector: str, draw: Callable[[_Seed], Curve]) -> C
 
 
 def _roc(seed: _Seed) -> Curve:
-    curve = roc_curve(seed.scores, seed.labels)
-    return Curve(curve.false_positive_rate, curve.true_positive_rate)
+    check_scores(*seed)
+    false_alarms, hits, _ = roc_curve(seed.labels, seed.scores, drop_intermediate=False)
+    return Curve(false_alarms, hits)
 
 
 def _precision_recall(seed: _Seed) -> Curve:
     """On a grid of recall, since nothing lies on the straight line between two thresholds."""
-    curve = pr_curve(seed.scores, seed.labels)
-    recall = _GRID[1:]
+    check_scores(*seed)
+    precision, recall, _ = precision_recall_curve(seed.labels, seed.scores)
+    # from the highest threshold down, without the point (0, 1) that no threshold has
+    precision, recall = precision[-2::-1], recall[-2::-1]
+    grid = _GRID[1:]
     # rounding must not make the last threshold miss a recall of 1
-    first = np.searchsorted(curve.recall, recall - 1e-12)
-    return Curve(recall, curve.precision[first])
+    return Curve(grid, precision[np.searchsorted(recall, grid - 1e-12)])
 
 
 def _risk_coverage(seed: _Seed) -> Curve:
-    curve = risk_coverage_curve(seed.scores, seed.labels)
-    return Curve(curve.coverage, curve.risk)
+    return Curve(*risk_coverage_curve(seed.scores, seed.labels))

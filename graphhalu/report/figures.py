@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, MaxNLocator
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.probability import N_BINS
+from graphhalu.evaluation.metrics import N_BINS
 from graphhalu.evaluation.result import DetectorRow, Result
 from graphhalu.report.curves import Curve, precision_recall, reliability, risk_coverage, roc
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text

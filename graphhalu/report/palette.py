@@ -9,7 +9,7 @@ from typing import Final, NamedTuple
 from matplotlib.colors import LinearSegmentedColormap
 
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.evaluation.entries import registered_name
+from graphhalu.evaluation.detector_specs import registered_name
 from graphhalu.evaluation.result import DetectorRow
 from graphhalu.report.theme import DARK, LIGHT, RISING
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.evaluation.entries import make_entries
+from graphhalu.evaluation.detector_specs import detector_specs
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.run import read_labels
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
@@ -70,13 +70,13 @@ def test_detectors_of_a_module_are_compared_and_one_that_raises_fails_alone(work
 
 def test_variants_of_a_detector_of_a_module_have_settings_of_their_own(work):
     config = CompareConfig(settings={"mine@again": {"seed": 5}})
-    entries = make_entries(["own_code:Mine", "own_code:Mine@again"], config)
-    assert [(entry.name, entry.path) for entry in entries] == [
+    specs = detector_specs(["own_code:Mine", "own_code:Mine@again"], config)
+    assert [(spec.name, spec.path) for spec in specs] == [
         ("mine", "own_code:Mine"),
         ("mine@again", "own_code:Mine"),
     ]
-    assert [dict(entry.settings) for entry in entries] == [{}, {"seed": 5}]
-    assert entries[1].make(0).card.name == "mine"
+    assert [dict(spec.settings) for spec in specs] == [{}, {"seed": 5}]
+    assert specs[1].make(0).card.name == "mine"
 
 
 def test_a_module_that_is_not_there_is_one_clear_error(work, capsys):

@@ -6,9 +6,9 @@ from graphhalu.core.errors import NotEnoughDataError, UnknownNameError
 from graphhalu.core.numerics import group_multiplicities
 from graphhalu.evaluation import bootstrap
 from graphhalu.evaluation.bootstrap import bootstrap_interval, percentile_interval, resample_metrics
-from graphhalu.evaluation.counts import roc_counts
-from graphhalu.evaluation.metrics import METRICS, evaluate
+from graphhalu.evaluation.metrics import evaluate
 from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline
+from graphhalu.evaluation.weighted_metrics import METRICS, roc_counts
 
 
 def difference(first, second, labels, groups, **draws):

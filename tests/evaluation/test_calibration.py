@@ -9,7 +9,7 @@ from sklearn.metrics import f1_score
 
 from graphhalu.core.errors import ConfigError, NotEnoughDataError
 from graphhalu.evaluation.calibration import ISOTONIC_MINIMUM, Calibration, best_f1_threshold
-from graphhalu.evaluation.probability import ece
+from graphhalu.evaluation.metrics import ece
 
 
 class Identity(ClassifierMixin, BaseEstimator):

@@ -8,8 +8,9 @@ from graphhalu.core.errors import ConfigError, MissingExtraError, NotEnoughDataE
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.scalar.likelihood import AnswerLength
 from graphhalu.evaluation.compare import Progress, compare
-from graphhalu.evaluation.metrics import METRICS, auroc, evaluate
+from graphhalu.evaluation.metrics import auroc, evaluate
 from graphhalu.evaluation.rows import CALL_METRICS, CompareConfig
+from graphhalu.evaluation.weighted_metrics import METRICS
 
 SMALL = CompareConfig(seeds=(3, 5), n_resamples=200)
 

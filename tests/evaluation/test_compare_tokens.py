@@ -18,7 +18,7 @@ from graphhalu.detectors.sides import auroc
 from graphhalu.evaluation.calibration import Calibration, read_calibration
 from graphhalu.evaluation.compare import CompareConfig, RunOptions, compare
 from graphhalu.evaluation.crossfit import cross_fit, fit_fold
-from graphhalu.evaluation.entries import make_entries
+from graphhalu.evaluation.detector_specs import detector_specs
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, SCORES_FILE, read_result
 from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.evaluation.token_metrics import TOKEN_METRICS
@@ -268,10 +268,10 @@ def test_a_comparison_is_of_one_level(traces):
 
 
 def test_detectors_of_a_level_are_the_default():
-    names = [entry.name for entry in make_entries(None, CompareConfig(), "token")]
+    names = [spec.name for spec in detector_specs(None, CompareConfig(), "token")]
     assert names == detector_names("token")
     assert POSITION_CONTROL in names
-    others = [entry.name for entry in make_entries(None, CompareConfig())]
+    others = [spec.name for spec in detector_specs(None, CompareConfig())]
     assert sorted([*names, *others]) == sorted(DETECTORS.names())
 
 

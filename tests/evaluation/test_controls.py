@@ -9,7 +9,7 @@ from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.sides import auroc
 from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, question_mass
-from graphhalu.evaluation.entries import make_entry
+from graphhalu.evaluation.detector_specs import detector_spec
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.edges import TopK
 from graphhalu.graphs.recipe import GraphRecipe
@@ -79,7 +79,7 @@ def test_question_mass_on_edges_is_that_of_a_slow_loop():
 def test_a_row_says_whether_the_control_passes():
     traces, _ = planted_edge_traces(61, "one hop", seed=7)
     seen = []
-    rows = control_rows([make_entry("length")], traces, n_answers=61, on_row=lambda *n: seen.append(n))
+    rows = control_rows([detector_spec("length")], traces, n_answers=61, on_row=lambda *n: seen.append(n))
     assert [row.control for row in rows] == [*EDGE_SIGNALS, "question mass"]
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert rows[2].reference > 0.8
@@ -89,4 +89,4 @@ def test_a_row_says_whether_the_control_passes():
 def test_a_few_answers_are_not_enough():
     traces, _ = planted_edge_traces(29, "one hop")
     with pytest.raises(NotEnoughDataError, match="30"):
-        control_rows([make_entry("length")], traces, n_answers=61)
+        control_rows([detector_spec("length")], traces, n_answers=61)

@@ -2,10 +2,10 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
-from sklearn.metrics import brier_score_loss, log_loss
+from sklearn.metrics import log_loss
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.probability import brier, ece, log_losses, reliability_curve
+from graphhalu.evaluation.metrics import ece, log_losses, reliability_curve
 
 
 @pytest.fixture
@@ -52,12 +52,6 @@ def test_equal_probabilities_are_never_parted_whatever_their_order():
 def test_a_constant_at_the_prevalence_is_calibrated():
     labels = np.arange(20) % 4 // 3
     assert ece(np.full(20, 0.25), labels) == pytest.approx(0)
-    assert brier(np.full(20, 0.25), labels) == pytest.approx(0.25 * 0.75)
-
-
-def test_brier_equals_sklearn(case):
-    probability, labels = case
-    assert brier(probability, labels) == pytest.approx(brier_score_loss(labels, probability))
 
 
 def test_what_has_no_value_is_refused(case):
@@ -67,7 +61,7 @@ def test_what_has_no_value_is_refused(case):
     with pytest.raises(ValueError, match="n_bins"):
         ece(probability, labels, n_bins=0)
     with pytest.raises(NotEnoughDataError, match="no trace"):
-        brier(np.zeros(0), np.zeros(0, dtype=np.int64))
+        ece(np.zeros(0), np.zeros(0, dtype=np.int64))
 
 
 def test_the_mean_of_log_losses_is_that_of_sklearn_and_a_sure_mistake_costs_all(case):

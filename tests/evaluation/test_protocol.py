@@ -9,8 +9,8 @@ import pytest
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.detectors.base import DetectorCard, Scores, sibling_traces
 from graphhalu.detectors.sides import ChosenTraces
+from graphhalu.evaluation.checkpoints import CHECKPOINT_FOLDER, clear_checkpoints
 from graphhalu.evaluation.compare import RunOptions, best_beams, compare
-from graphhalu.evaluation.parts import PARTS_FOLDER, clear_parts
 from graphhalu.evaluation.result import read_result
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels
@@ -292,7 +292,7 @@ def test_a_killed_comparison_goes_on_with_the_same_figures(case, toys, tmp_path)
     options = RunOptions(folder=tmp_path, is_resumed=True)
     with pytest.raises(KeyboardInterrupt):
         compare(*case, detectors, config=SMALL, options=options)
-    assert [p.name for p in (tmp_path / PARTS_FOLDER).iterdir()] == ["toy.parquet"]
+    assert [p.name for p in (tmp_path / CHECKPOINT_FOLDER).iterdir()] == ["toy.parquet"]
     assert len(n_fits) == 6
     whole = {"toy": first, "partial": toys.Partial}
     resumed = compare(*case, whole, config=SMALL, options=options)
@@ -303,7 +303,7 @@ def test_a_killed_comparison_goes_on_with_the_same_figures(case, toys, tmp_path)
 def test_a_detector_is_added_to_a_written_result_and_tested_with_the_others(case, toys, tmp_path):
     options = RunOptions(folder=tmp_path, is_resumed=True)
     compare(*case, {"toy": toys.Toy}, config=SMALL, options=options).write(tmp_path)
-    clear_parts(tmp_path)
+    clear_checkpoints(tmp_path)
     n_fits = []
     again = counting(toys.Toy, n_fits)
     added = compare(*case, {"toy": again, "partial": toys.Partial}, config=SMALL, options=options)
@@ -342,8 +342,8 @@ def test_a_folder_of_another_comparison_is_refused_with_the_fields_that_differ(c
 
 
 def test_a_damaged_part_is_run_again(case, toys, tmp_path):
-    (tmp_path / PARTS_FOLDER).mkdir()
-    (tmp_path / PARTS_FOLDER / "toy.parquet").write_bytes(b"half a file")
+    (tmp_path / CHECKPOINT_FOLDER).mkdir()
+    (tmp_path / CHECKPOINT_FOLDER / "toy.parquet").write_bytes(b"half a file")
     options = RunOptions(folder=tmp_path, is_resumed=True)
     result = compare(*case, {"toy": toys.Toy}, config=SMALL, options=options)
     assert result.rows[0].failure is None

@@ -11,8 +11,8 @@ from tests.malformed.table import Reader, Target
 def make_result(folder: Path) -> None:
     import pyarrow as pa
 
+    from graphhalu.evaluation.checkpoints import Finished, save_checkpoint
     from graphhalu.evaluation.maps import HeadMap, HeadMaps
-    from graphhalu.evaluation.parts import Finished, save_part
     from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow
     from graphhalu.evaluation.result import Result
     from graphhalu.evaluation.transfer import TransferCell, TransferResult
@@ -40,7 +40,7 @@ def make_result(folder: Path) -> None:
     row = sample(DetectorRow, failure=None, metrics={"auroc": sample(_metric())})
     result = sample(Result, samples=samples, rows=(row,), format="graphhalu-result", format_version=3)
     result.write(folder)
-    save_part(folder, Finished(row, samples))
+    save_checkpoint(folder, Finished(row, samples))
     sample(HeadMaps, maps=(sample(HeadMap),)).write(folder)
     cell = sample(TransferCell, failure=None, metrics={"auroc": sample(_metric())})
     sample(TransferResult, cells=(cell,), samples=samples).write(folder)
@@ -84,9 +84,9 @@ def read_transfers(path: Path) -> Any:
 
 
 def read_finished(path: Path) -> Any:
-    from graphhalu.evaluation.parts import _read_part
+    from graphhalu.evaluation.checkpoints import _read_checkpoint
 
-    return str(_read_part(path))
+    return str(_read_checkpoint(path))
 
 
 def make_tokens(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+from sklearn.metrics import auc, brier_score_loss, precision_recall_curve
 
 from graphhalu.evaluation.bootstrap import (
     Estimate,
@@ -17,8 +18,7 @@ from graphhalu.evaluation.bootstrap import (
     mean_rows,
     resample_sums,
 )
-from graphhalu.evaluation.metrics import auprc, auprc_trapezoid, auroc
-from graphhalu.evaluation.probability import brier, ece, reliability_curve
+from graphhalu.evaluation.metrics import auroc, ece, evaluate, reliability_curve
 from graphhalu.graphs.effects import length_adjusted
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Prediction, QuantileBin, Shift
@@ -182,6 +182,7 @@ def prediction(
     adjusted = length_adjusted(mass, table.length[:, None])
     curve = reliability_curve(probabilities[0], labels, n_bins=N_RELIABILITY_BINS)
     prevalence = float(labels.mean())
+    precision, recall, _ = precision_recall_curve(labels, mass)
 
     def estimate(metric: str, scores: Float[np.ndarray, "trace"], value: float) -> Estimate:
         resampled = {"n_resamples": how.n_resamples, "seed": how.seed}
@@ -189,13 +190,13 @@ def prediction(
 
     return Prediction(
         auroc=estimate("auroc", mass, auroc(mass, labels)),
-        auprc=estimate("auprc", mass, auprc(mass, labels).value),
-        auprc_trapezoid=auprc_trapezoid(mass, labels),
+        auprc=estimate("auprc", mass, evaluate(mass, labels)["auprc"]),
+        auprc_trapezoid=float(auc(recall, precision)),
         prevalence=prevalence,
         adjusted_auroc=estimate("auroc", adjusted, auroc(adjusted, labels)),
         bins=quantile_bins(table, how),
         ece=float(np.mean([ece(row, labels) for row in probabilities])),
-        brier=float(np.mean([brier(row, labels) for row in probabilities])),
+        brier=float(np.mean([brier_score_loss(labels, row) for row in probabilities])),
         brier_of_prevalence=prevalence * (1 - prevalence),
         reliability=tuple((float(p), float(share), int(n)) for p, share, n in zip(*curve, strict=True)),
     )

@@ -18,8 +18,7 @@ from graphhalu.detectors.probes.search import ALL_COMPONENTS, Grid, Side, folds_
 from graphhalu.evaluation.bootstrap import Estimate, resample_metrics, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import standardise
-from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.probability import log_losses
+from graphhalu.evaluation.metrics import auroc, log_losses
 from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.studies.sinks.effects import Resampling, Sample
 from graphhalu.studies.sinks.records import SinkTable

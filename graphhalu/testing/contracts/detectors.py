@@ -15,7 +15,7 @@ from graphhalu.core.splits import Split, grouped_split
 from graphhalu.detectors.base import Detector, DetectorCard, Input, checked_scores
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.evaluation.entries import Entry
+from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, Level
 from graphhalu.labels.tokens import label_tokens
@@ -125,7 +125,7 @@ class DetectorCase:
     def make(self) -> Detector:
         """A fresh detector, always with the same seed."""
         name = self.detector_class.card.name
-        return Entry(name, self.settings, factory=self.detector_class).make(0)
+        return DetectorSpec(name, self.settings, factory=self.detector_class).make(0)
 
     def fit(self, detector: Detector, **changed: Any) -> Detector:
         """Fit a detector on the data, or on changed ``traces``, ``labels`` or ``split``."""

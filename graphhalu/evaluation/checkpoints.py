@@ -24,7 +24,7 @@ from graphhalu.evaluation.records import DetectorRow, upgraded_samples
 from graphhalu.evaluation.result import RESULT_FILE, parquet_bytes, read_result
 from graphhalu.evaluation.rows import Compared
 
-PARTS_FOLDER: Final = "parts"
+CHECKPOINT_FOLDER: Final = "parts"
 _ROW: Final = b"graphhalu-row"
 
 
@@ -35,9 +35,9 @@ class Finished(NamedTuple):
     samples: pa.Table
 
 
-def save_part(folder: Path, finished: Finished) -> None:
+def save_checkpoint(folder: Path, finished: Finished) -> None:
     """Keep one finished detector in the folder of a running comparison."""
-    parts = folder / PARTS_FOLDER
+    parts = folder / CHECKPOINT_FOLDER
     parts.mkdir(parents=True, exist_ok=True)
     row = json.dumps(json_ready(finished.row), allow_nan=False)
     table = finished.samples.replace_schema_metadata({_ROW: row.encode()})
@@ -45,9 +45,9 @@ def save_part(folder: Path, finished: Finished) -> None:
     replace_file(parts / f"{name}.parquet", parquet_bytes(table))
 
 
-def clear_parts(folder: Path) -> None:
+def clear_checkpoints(folder: Path) -> None:
     """Take away the parts of a comparison whose result is written, or that starts anew."""
-    shutil.rmtree(folder / PARTS_FOLDER, ignore_errors=True)
+    shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
 
 
 def finished_detectors(folder: Path, compared: Compared) -> dict[str, Finished]:
@@ -60,7 +60,7 @@ def finished_detectors(folder: Path, compared: Compared) -> dict[str, Finished]:
         DataFileError: If the result there cannot be read.
     """
     found: list[Finished | None] = [*_of_result(folder, compared)]
-    found += [_read_part(path) for path in sorted((folder / PARTS_FOLDER).glob("*.parquet"))]
+    found += [_read_checkpoint(path) for path in sorted((folder / CHECKPOINT_FOLDER).glob("*.parquet"))]
     current: dict[str, Finished] = {}
     for each in found:
         if each is None or each.row.failure is not None:
@@ -86,7 +86,7 @@ def _of_result(folder: Path, compared: Compared) -> Iterator[Finished]:
         yield Finished(row, result.samples.filter(pc.field("detector") == row.detector))
 
 
-def _read_part(path: Path) -> Finished | None:
+def _read_checkpoint(path: Path) -> Finished | None:
     """The part, or ``None`` if it is of another version and the detector must run again."""
     try:
         table = read_parquet(path)

@@ -23,7 +23,7 @@ GivenDetectors = Sequence[str | Detector | type[Detector]] | Mapping[str, Detect
 
 
 @dataclass(frozen=True)
-class Entry:
+class DetectorSpec:
     """One detector of a comparison; it is imported when it is needed.
 
     Attributes:
@@ -80,9 +80,9 @@ def registered_name(name: str) -> str:
     return name.partition("@")[0]
 
 
-def make_entries(
+def detector_specs(
     detectors: GivenDetectors | None, config: CompareConfig, level: Level = "answer"
-) -> list[Entry]:
+) -> list[DetectorSpec]:
     """The detectors asked for; a bad name is refused before any work.
 
     Args:
@@ -96,30 +96,30 @@ def make_entries(
         UnknownNameError: If no detector has such a name.
     """
     if isinstance(detectors, Mapping):
-        entries = [
-            Entry(name, factory=_copier(given) if isinstance(given, Detector) else given)
+        specs = [
+            DetectorSpec(name, factory=_copier(given) if isinstance(given, Detector) else given)
             for name, given in detectors.items()
         ]
     else:
-        entries = [make_entry(given) for given in _chosen(detectors, config, level)]
-    names = [entry.name for entry in entries]
+        specs = [detector_spec(given) for given in _chosen(detectors, config, level)]
+    names = [spec.name for spec in specs]
     if not names or len(set(names)) < len(names):
         message = (
             f"expected the names of different detectors, got {names}\n"
             f"  Two of one class get names of their own in a mapping, or as name@variant"
         )
         raise UsageError(message)
-    for entry in entries:
-        _check_level(entry, level)
+    for spec in specs:
+        _check_level(spec, level)
     for name in config.settings:
         if name not in names:
             raise unknown_name("compared detector with settings", name, names)
     if config.against is not None and config.against not in names:
         raise unknown_name("compared detector to test against", config.against, names)
-    return [replace(entry, settings=config.settings.get(entry.name, {})) for entry in entries]
+    return [replace(spec, settings=config.settings.get(spec.name, {})) for spec in specs]
 
 
-def make_entry(given: str | Detector | type[Detector]) -> Entry:
+def detector_spec(given: str | Detector | type[Detector]) -> DetectorSpec:
     """One detector, under the name that its card bears, and its variant.
 
     Args:
@@ -137,13 +137,13 @@ def make_entry(given: str | Detector | type[Detector]) -> Entry:
         found = adapted if isinstance(adapted, type) else type(adapted)
         DETECTORS.check(found, f"detector {shown(given)}")
         factory = adapted if isinstance(adapted, type) else _copier(adapted)
-        return Entry(found.card.name, factory=factory)
+        return DetectorSpec(found.card.name, factory=factory)
     path, at, variant = given.partition("@")
     if ":" in path:
-        return Entry(DETECTORS.get(path).card.name + at + variant, path=path)
+        return DetectorSpec(DETECTORS.get(path).card.name + at + variant, path=path)
     if path not in DETECTORS:
         raise unknown_name("detector", path, DETECTORS.names())
-    return Entry(given)
+    return DetectorSpec(given)
 
 
 def _chosen(
@@ -171,15 +171,15 @@ def _copier(detector: Detector) -> DetectorFactory:
     return partial(deepcopy, detector)
 
 
-def _check_level(entry: Entry, level: Level) -> None:
+def _check_level(spec: DetectorSpec, level: Level) -> None:
     """Refuse a detector that scores something else than what is labelled."""
     try:
-        card: DetectorCard | None = getattr(entry.find(), "card", None)
+        card: DetectorCard | None = getattr(spec.find(), "card", None)
     except GraphhaluError:  # its own row tells why
         return
     if card is not None and card.level != level:
         message = (
-            f"{entry.name} scores {card.level}s, and the labels are of {level}s: a comparison is "
+            f"{spec.name} scores {card.level}s, and the labels are of {level}s: a comparison is "
             f"of one level\n  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
         )
         raise UsageError(message)
