@@ -7,11 +7,10 @@ difference, so a detector that finds anything there is wrong.
 """
 
 from collections.abc import Sequence
-from dataclasses import replace
 from typing import Final, Literal, get_args
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, UInt8
 
 from graphhalu.core.axes import N_SPANS, Span
 from graphhalu.core.numerics import FIXED_STEPS, from_bfloat16_bits, pack_triangle, to_bfloat16_bits
@@ -126,27 +125,48 @@ def planted_trace(
     length = prompt_length + int(generator.integers(3, 9)) + 9 * ("length" in differs)
     logits = _planted_logits(_logits(generator, length, sink_shift, shape), prompt_length, differs)
     attention = _softmax(logits, shape)
+    answer = "yes" if (question + beam) % 2 else "no"
+    if "text" in signals:
+        words = _WORDS[int(is_hallucinated)]
+        answer = f"it is {words[question % 4]} {words[length % 3]}"
+    span_code = np.full(length, Span.QUESTION, dtype=np.uint8)
+    span_code[0] = Span.BOS
+    span_code[prompt_length - 2 : prompt_length] = Span.TEMPLATE
+    span_code[prompt_length:] = Span.ANSWER
+    record = _record(question, beam, answer, prompt_length, length)
+    arrays = _arrays(generator, attention, span_code, shape)
+    if "likelihood" in differs:
+        arrays |= _unlikely(arrays, prompt_length)
+    if {"hidden", "shift"} & set(signals):
+        arrays |= _planted_hidden(arrays, attention, prompt_length, signals, differs)
+    return Trace(record, shape, arrays)
+
+
+def _record(question: int, beam: int, answer: str, prompt_length: int, length: int) -> TraceRecord:
     name = f"q{question}"
-    record = TraceRecord(
+    return TraceRecord(
         trace_id=f"{name}#{beam}",
         question_id=name,
         group_id=name,
         question=f"Question {name}?",
         answers=("yes",),
-        answer="yes" if (question + beam) % 2 else "no",
+        answer=answer,
         prompt=f"Question {name}? Answer:",
         prompt_length=prompt_length,
         length=length,
         beam_index=beam,
         beam_score=-1.0 - beam,
     )
-    if "text" in signals:
-        words = _WORDS[int(is_hallucinated)]
-        record = replace(record, answer=f"it is {words[question % 4]} {words[length % 3]}")
-    span_code = np.full(length, Span.QUESTION, dtype=np.uint8)
-    span_code[0] = Span.BOS
-    span_code[prompt_length - 2 : prompt_length] = Span.TEMPLATE
-    span_code[prompt_length:] = Span.ANSWER
+
+
+def _arrays(
+    generator: np.random.Generator,
+    attention: Float[np.ndarray, "layer head query key"],
+    span_code: UInt8[np.ndarray, "token"],
+    shape: TraceShape,
+) -> dict[str, np.ndarray]:
+    """Every array of a trace: what follows from the attention, the rest at random."""
+    length = len(span_code)
     arrays: dict[str, np.ndarray] = {
         "token_ids": generator.integers(0, 97, length).astype(np.int32),
         "span_code": span_code,
@@ -154,11 +174,7 @@ def planted_trace(
         **attention_streams(attention, span_code, n_edges=shape.n_edges),
         **_value_and_hidden(generator, length, shape),
     }
-    if "likelihood" in differs:
-        arrays |= _unlikely(arrays, prompt_length)
-    if {"hidden", "shift"} & set(signals):
-        arrays |= _planted_hidden(arrays, attention, prompt_length, signals, differs)
-    return Trace(record, shape, {name: arrays[name] for name in ARRAYS})
+    return {name: arrays[name] for name in ARRAYS}
 
 
 def attention_streams(
@@ -346,25 +362,5 @@ def _edge_trace(
         others = np.arange(prompt_length + _N_HUBS, length)
         plane[np.ix_(others, kinds[int(is_positive)])] += _EDGE_LOGIT
     attention = _softmax(logits, PLANTED_SHAPE)
-    name = f"q{number}"
-    record = TraceRecord(
-        trace_id=f"{name}#0",
-        question_id=name,
-        group_id=name,
-        question=f"Question {name}?",
-        answers=("yes",),
-        answer="yes",
-        prompt=f"Question {name}? Answer:",
-        prompt_length=prompt_length,
-        length=length,
-        beam_index=0,
-        beam_score=-1.0,
-    )
-    arrays: dict[str, np.ndarray] = {
-        "token_ids": generator.integers(0, 97, length).astype(np.int32),
-        "span_code": span_code,
-        **_token_streams(generator, length),
-        **attention_streams(attention, span_code, n_edges=PLANTED_SHAPE.n_edges),
-        **_value_and_hidden(generator, length, PLANTED_SHAPE),
-    }
-    return Trace(record, PLANTED_SHAPE, {name: arrays[name] for name in ARRAYS})
+    record = _record(number, 0, "yes", prompt_length, length)
+    return Trace(record, PLANTED_SHAPE, _arrays(generator, attention, span_code, PLANTED_SHAPE))

@@ -18,9 +18,9 @@ from typing import Any
 from graphhalu.engine.executors import ProcessExecutor
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
-from graphhalu.testing.ray_cluster import ENVIRONMENT, loopback_cluster, workers
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import TraceStore, open_traces
+from tests.faults.ray_cluster import ENVIRONMENT, loopback_cluster, workers
 
 N_QUESTIONS = 400
 PART_SIZE = 16

@@ -9,9 +9,9 @@ from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.rows import CompareConfig
 from graphhalu.evaluation.topology import compare_topology
 from graphhalu.features.table import feature_table, read_features, write_features
-from graphhalu.testing.engines import RemoteExecutor
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.store import TraceStore
+from tests.engine.remote_executor import RemoteExecutor
 
 FEATURES = ["sink_mass_k4", "received_top[k=3,head=mean]", "perplexity"]
 

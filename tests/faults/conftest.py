@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
-from graphhalu.testing.servers import BUCKET, ENVIRONMENT, Wire, s3_server
 from graphhalu.traces.store import TraceStore, open_traces
+from tests.faults.servers import BUCKET, ENVIRONMENT, Wire, s3_server
 
 ARRAYS = ("token_ids", "span_code", "attention", "row_entropy", "hidden")
 

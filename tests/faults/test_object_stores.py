@@ -17,13 +17,13 @@ from graphhalu.core.errors import (
 )
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store, read_labels
-from graphhalu.testing.servers import BUCKET
 from graphhalu.traces import objects, remote
 from graphhalu.traces import store as store_module
 from graphhalu.traces.local import LocalBackend, backend_of, is_there
 from graphhalu.traces.remote import RemoteBackend
 from graphhalu.traces.store import open_or_create, open_traces
 from graphhalu.traces.verify import verify_store
+from tests.faults.servers import BUCKET
 
 
 @pytest.fixture

@@ -20,10 +20,10 @@ pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
 
 from graphhalu.cli.main import run
 from graphhalu.core.errors import ClusterError
-from graphhalu.testing.ray_cluster import ENVIRONMENT, loopback_cluster, workers
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
+from tests.faults.ray_cluster import ENVIRONMENT, loopback_cluster, workers
 
 N_QUESTIONS = 48
 PART_SIZE = 4

@@ -1,6 +1,6 @@
 """A Ray cluster of several nodes on this machine's loopback, in a process of its own.
 
-``python -m graphhalu.testing.ray_cluster`` starts one node and prints the cluster's address; each
+Run as a program, it starts one node and prints the cluster's address; each
 line that it reads is a command, answered with a number when it is done: ``add CPUS`` adds a node
 (the number is the process that runs it), ``lose`` kills the node that was added last without a
 warning. It ends with its input.
@@ -84,8 +84,8 @@ def loopback_cluster(cpus: int = 1, patience_s: float = _PATIENCE_S) -> Iterator
     Raises:
         ClusterError: If Ray does not start, as on a machine that is very busy.
     """
-    process = subprocess.Popen(  # noqa: S603
-        [sys.executable, "-m", "graphhalu.testing.ray_cluster", str(cpus)],
+    process = subprocess.Popen(
+        [sys.executable, __file__, str(cpus)],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,

@@ -30,7 +30,7 @@ def s3_server() -> Iterator[str]:
             endpoint_url=f"http://{host}:{port}",
             region_name="us-east-1",
             aws_access_key_id="nobody",
-            aws_secret_access_key="nothing",  # noqa: S106 - no account
+            aws_secret_access_key="nothing",
         )
         client.create_bucket(Bucket=BUCKET)
         client.close()
