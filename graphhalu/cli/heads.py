@@ -61,7 +61,8 @@ def retrieval(
     json: Json = False,
 ) -> None:
     """Find the heads that copy a needle out of a haystack into the answer."""
-    from graphhalu.heads.retrieval import RetrievalSettings, find_retrieval_heads
+    from graphhalu.heads.retrieval import find_retrieval_heads
+    from graphhalu.heads.settings import RetrievalSettings
 
     settings = _settings(
         RetrievalSettings,
@@ -99,7 +100,8 @@ def reasoning(
 ) -> None:
     """Find the heads that look back at generated tokens and at the question, on stored traces."""
     from graphhalu.cli.analyse import open_store
-    from graphhalu.heads.reasoning import ReasoningSettings, find_reasoning_heads
+    from graphhalu.heads.reasoning import find_reasoning_heads
+    from graphhalu.heads.settings import ReasoningSettings
 
     settings = _settings(ReasoningSettings, set_, gate=gate, labeller=labeller)
     store = open_store(traces)
@@ -126,7 +128,8 @@ def patterns(
     json: Json = False,
 ) -> None:
     """Find previous-token, self, duplicate, induction, sink and local heads."""
-    from graphhalu.heads.patterns import PatternSettings, find_pattern_heads
+    from graphhalu.heads.patterns import find_pattern_heads
+    from graphhalu.heads.settings import PatternSettings
 
     settings = _settings(PatternSettings, set_, n_sequences=sequences, period=period, seed=seed)
     loaded = _loaded(model, device, threads)
@@ -177,8 +180,9 @@ def ablate(
     json: Json = False,
 ) -> None:
     """Answer without the chosen heads, and without random heads of the same layers."""
-    from graphhalu.heads.ablation import AblationSettings, check_heads
+    from graphhalu.heads.ablation import check_heads
     from graphhalu.heads.files import read_table
+    from graphhalu.heads.settings import AblationSettings
 
     table = read_table(file, role).require_trials()
     by_role = "needle" if table.role.startswith("retrieval") else "questions"

@@ -127,8 +127,8 @@ def analyze(
     """Test the hypotheses: shift, prediction, beyond entropy, localisation; size, task, chat."""
     from graphhalu.core.config import load_config, read_overrides
     from graphhalu.evaluation.training import new_run_folder
-    from graphhalu.studies.sinks.analyze import AnalyzeConfig
     from graphhalu.studies.sinks.analyze import analyze as run_analysis
+    from graphhalu.studies.sinks.settings import AnalyzeConfig
 
     given = {
         "heads": heads,

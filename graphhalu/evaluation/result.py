@@ -30,7 +30,8 @@ from graphhalu.evaluation.records import (
     TokenCounts,
     upgraded_samples,
 )
-from graphhalu.evaluation.significance import MARGIN, POSITION_RULE, Baseline, Comparison
+from graphhalu.evaluation.settings import MARGIN
+from graphhalu.evaluation.significance import POSITION_RULE, Baseline, Comparison
 from graphhalu.evaluation.table import csv_table, table_columns
 from graphhalu.labels.labels import Level
 

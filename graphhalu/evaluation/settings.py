@@ -6,8 +6,9 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_validator
 
 from graphhalu.core.config import Config
-from graphhalu.evaluation.significance import MARGIN
 
+MARGIN: Final = 0.015
+"""A difference of AUROC below this counts as none, in a test of equivalence."""
 _EVALUATION_ONLY: Final = ("detectors", "settings", "seeds", "against", "margin", "subgroups")
 
 

@@ -22,9 +22,7 @@ from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import percentile_interval, resample_metrics, resample_sums, two_sided_p
 from graphhalu.evaluation.delong import auroc_influence, grouped_delong_test
 from graphhalu.evaluation.metrics import auroc
-
-MARGIN: Final = 0.015
-"""A difference of AUROC below this counts as none, in a test of equivalence."""
+from graphhalu.evaluation.settings import MARGIN
 
 RULE: Final = (
     "highest AUROC (traces without a score at the median) among controls and all detectors that "

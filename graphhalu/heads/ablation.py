@@ -9,21 +9,19 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float
-from pydantic import Field, model_validator
 from torch import Tensor, nn
 
-from graphhalu.core.config import Config
 from graphhalu.core.errors import ModelRefusedError, UsageError
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.hooks import find_attention_modules
 from graphhalu.heads.quality import METRICS, Item, answer_quality, needle_items, prompt_form, question_items
-from graphhalu.heads.retrieval import RetrievalSettings, hidden_needles
+from graphhalu.heads.retrieval import hidden_needles
+from graphhalu.heads.settings import AblationSettings, RetrievalSettings
 from graphhalu.heads.statistics import mean_of_present, percentile_interval, resampled_means
 from graphhalu.heads.table import HeadMask, HeadTable, heads_above, stable_heads, top_k_heads
 from graphhalu.models.attention import eager_attention
@@ -32,50 +30,6 @@ from graphhalu.models.load import LoadedModel
 _N_PROBE: Final = 5
 Measure = Callable[[Sequence[Item]], Float[np.ndarray, "item metric"]]
 """Quality of the model's answers, as it is when called."""
-
-
-class AblationSettings(Config):
-    """Which heads are left out, and how the answers are measured."""
-
-    top_k: int | None = Field(default=None, ge=1)
-    """So many heads with the highest mean; by default 10 if no threshold is given."""
-    threshold: float | None = None
-    """Heads whose mean is at least this."""
-    stable_share: float | None = Field(default=None, gt=0, le=1)
-    """Only heads that are among the ``top_k`` in this share of resamples."""
-    task: Literal["needle", "questions"] = "questions"
-    """``needle``: needles in a haystack; ``questions``: a data set."""
-    dataset: str = "worldfacts"
-    """Name of a data set, or a file of one's own."""
-    data_path: Path | None = None
-    """File of the data set in a published layout."""
-    num_samples: int | None = Field(default=50, ge=1)
-    """Questions, or hidden needles."""
-    lengths: tuple[int, ...] = (256,)
-    """Lengths of prompts with a needle."""
-    haystack: Path | None = None
-    """Text to hide needles in; by default the bundled one."""
-    needles: Path | None = None
-    """Needles; by default the bundled ones."""
-    template: str | None = None
-    """Prompt template; by default ``concise`` in a chat and ``bare`` without."""
-    chat: Literal["off", "on", "auto"] = "auto"
-    """Whether the model's chat template is used; auto uses it where there is one."""
-    draws: int = Field(default=5, ge=1)
-    """Draws of random heads of the same layers."""
-    max_new_tokens: int = Field(default=32, ge=1)
-    """Longest answer, in tokens."""
-    batch_size: int = Field(default=8, ge=1)
-    """Prompts that are answered at a time."""
-    seed: int = 0
-    """Seed of the questions, the draws and the resamples."""
-
-    @model_validator(mode="after")
-    def _one_rule(self) -> "AblationSettings":
-        if self.threshold is not None and (self.top_k or self.stable_share):
-            message = "heads are chosen by rank or by threshold: give one of the two"
-            raise ValueError(message)
-        return self
 
 
 def choose_heads(table: HeadTable, settings: AblationSettings) -> HeadMask:

@@ -11,31 +11,17 @@ from typing import Final, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
-from pydantic import Field
 from torch import Tensor
 
 from graphhalu.core.axes import RowRange
-from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.heads.observers import RowsObserver, run_observed
+from graphhalu.heads.settings import PatternSettings
 from graphhalu.heads.statistics import mean_of_present
 from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.models.load import LoadedModel
 
 PATTERNS: Final = ("previous_token", "self", "duplicate", "induction", "sink", "local")
-
-
-class PatternSettings(Config):
-    """How pattern heads are looked for."""
-
-    n_sequences: int = Field(default=20, ge=1)
-    """Random sequences."""
-    period: int = Field(default=50, ge=2)
-    """Different random tokens that are repeated once."""
-    local_window: int = Field(default=4, ge=1)
-    """Tokens before a row that count as local; its own does not."""
-    seed: int = 0
-    """Seed of the tokens."""
 
 
 class PatternScores(NamedTuple):

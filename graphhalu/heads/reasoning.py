@@ -9,35 +9,20 @@ from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
-from pydantic import Field
 
 from graphhalu.core.axes import Span, answer_producing_rows
-from graphhalu.core.config import Config
 from graphhalu.core.errors import StoreMismatchError, TraceNotFoundError, UsageError
+from graphhalu.heads.settings import ReasoningSettings
 from graphhalu.heads.statistics import contrast, mean_of_present
 from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.labels.run import label_records, labels_path, read_labels
-from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 
 _SMALLEST_REST: Final = 0.01
 """Attention outside the sinks below which a share of it would be rounding (half precision)."""
-
-
-class ReasoningSettings(Config):
-    """How reasoning heads are looked for."""
-
-    local_window: int = Field(default=4, ge=0)
-    """Tokens right before a row that do not count, beside its own."""
-    n_sink: int = Field(default=N_SINK_KEYS, ge=0, le=N_SINK_KEYS)
-    """Leading tokens of the sequence that form the sink."""
-    gate: float = Field(default=50.0, ge=0, le=100)
-    """A trace is accepted if the ROUGE-1 recall of its answer is above this, in percent."""
-    labeller: str | None = None
-    """A labeller in place of the gate: a trace is accepted if its answer is labelled correct."""
 
 
 Verdict = tuple[bool | None, str]

@@ -5,56 +5,27 @@ keeps the largest weight and the needle's mass of each row that produces the ans
 """
 
 from collections.abc import Callable
-from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from pydantic import Field
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
 from graphhalu.core.axes import RowRange
-from graphhalu.core.config import Config
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.extract.prompts import generated_answer
 from graphhalu.heads.haystack import Haystack, HiddenNeedle, read_haystack, read_needles, trials
 from graphhalu.heads.observers import RowsObserver, run_observed
 from graphhalu.heads.quality import greedy_search, prompt_form
+from graphhalu.heads.settings import RetrievalSettings, Rule
 from graphhalu.heads.statistics import mean_of_present
-from graphhalu.heads.table import RETRIEVAL_THRESHOLD, HeadTable, Rejected, Trial
+from graphhalu.heads.table import HeadTable, Rejected, Trial
 from graphhalu.labels.rouge import UnicodeTokenizer
 from graphhalu.models.load import LoadedModel
 
-Rule = Literal["set", "sum"]
 _EMPTY: Final = "the model gave an empty answer"
-
-
-class RetrievalSettings(Config):
-    """How retrieval heads are looked for."""
-
-    lengths: tuple[int, ...] = (256, 512, 1024)
-    """Lengths of the prompts, in tokens."""
-    n_depths: int = Field(default=5, ge=1)
-    """Depths at which a needle is hidden, from first to last."""
-    haystack: Path | None = None
-    """Text to hide needles in; by default the bundled one."""
-    needles: Path | None = None
-    """JSON Lines with needle, question, real_needle; by default the bundled ones."""
-    template: str | None = None
-    """Prompt template, one that shows a context; by default ``concise`` in a chat and ``bare``
-    without."""
-    chat: Literal["off", "on", "auto"] = "auto"
-    """Whether the model's chat template is used; auto uses it where there is one."""
-    rule: Rule = "set"
-    """``set`` counts a copied token once (the paper), ``sum`` every time (its code)."""
-    gate: float | None = Field(default=50.0, ge=0, le=100)
-    """A trial counts if the ROUGE-1 recall of the answer is above this, in percent; None = all."""
-    threshold: float = RETRIEVAL_THRESHOLD
-    """Mean score from which a head is called a retrieval head."""
-    max_new_tokens: int = Field(default=50, ge=1)
-    """Longest answer, in tokens."""
 
 
 class Scored(NamedTuple):

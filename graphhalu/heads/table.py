@@ -3,12 +3,13 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Final, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.heads.settings import RETRIEVAL_THRESHOLD
 from graphhalu.heads.statistics import (
     N_RESAMPLES,
     Interval,
@@ -16,9 +17,6 @@ from graphhalu.heads.statistics import (
     percentile_interval,
     resampled_means,
 )
-
-RETRIEVAL_THRESHOLD: Final = 0.1
-"""Mean score from which a head is called a retrieval head (arXiv:2404.15574)."""
 
 
 class Trial(NamedTuple):

@@ -10,9 +10,10 @@ from graphhalu.cli.main import run
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.report.sinks_figures import density, parameters_text, scaling_figure, shown_findings
 from graphhalu.report.sinks_page import sinks_page
-from graphhalu.studies.sinks.analyze import AnalyzeConfig, analyze
+from graphhalu.studies.sinks.analyze import analyze
 from graphhalu.studies.sinks.files import write_run
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name
+from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 N = 48
 MODELS = ("sink", "heads", "entropy", "entropy+sink")

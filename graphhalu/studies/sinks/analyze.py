@@ -2,15 +2,12 @@
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Annotated, Final
+from typing import Final
 
 import numpy as np
-from pydantic import Field, field_validator
 
-from graphhalu.core.config import Config
 from graphhalu.core.errors import GraphhaluError, NotEnoughDataError
 from graphhalu.core.provenance import provenance
-from graphhalu.core.registry import unknown_name
 from graphhalu.heads.files import read_table
 from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
@@ -18,52 +15,14 @@ from graphhalu.studies.sinks.comparisons import Analysed, model_size, scaling, s
 from graphhalu.studies.sinks.effects import Resampling, prediction, shift
 from graphhalu.studies.sinks.files import find_runs, read_run
 from graphhalu.studies.sinks.heads import localise
-from graphhalu.studies.sinks.probes import N_FOLDS, NESTED, fit_models, models_of
+from graphhalu.studies.sinks.probes import N_FOLDS, fit_models, models_of
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable
 from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
+from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 LEAST_OF_CLASS: Final = 3 * N_FOLDS
 """Questions of the rarer class below which folds inside of folds lack a class."""
 _DIGITS: Final = 6
-
-
-class AnalyzeConfig(Config):
-    """How runs are analysed."""
-
-    n_resamples: int = Field(default=2000, ge=100)
-    """Resamples of questions, for every interval."""
-    n_permutations: int = Field(default=10_000, ge=100)
-    """Exchanges of labels, for the permutation test."""
-    seed: int = 0
-    """Seed of both."""
-    fold_seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
-    """Seeds of the folds of cross-fitted models."""
-    models: tuple[str, ...] = NESTED
-    """Models that are cross-fitted; fewer are faster. ``sink`` must be among them."""
-    meanings: tuple[Meaning, ...] = ("hallucinated", "input")
-    """Labels to analyse: the model's own output, and what the data set says of the input."""
-    heads: Path | None = None
-    """Table of heads (``graphhalu heads patterns``) to compare the heads that differ with."""
-    role: str = "induction"
-    """Role of that table."""
-    n_top: int = Field(default=10, ge=1)
-    """Heads that are named and compared."""
-
-    @field_validator("models")
-    @classmethod
-    def _known_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
-        for name in models:
-            if name not in NESTED:
-                raise ValueError(str(unknown_name("model", name, NESTED)))
-        if "sink" not in models:
-            message = "the model 'sink' must be among them: calibration is read from it"
-            raise ValueError(message)
-        return models
-
-    @property
-    def resampling(self) -> Resampling:
-        """Numbers and seed of resamples and permutations."""
-        return Resampling(self.n_resamples, self.n_permutations, self.seed)
 
 
 def analyze(
@@ -91,7 +50,7 @@ def analyze(
         runs=tuple(each.result for each in analysed),
         scaling=scaling(analysed),
         tasks=tasks(analysed),
-        sensitivity=sensitivities(analysed, config.resampling),
+        sensitivity=sensitivities(analysed, _resampling(config)),
         settings=config.model_dump(mode="json", exclude={"heads"}),
         provenance=provenance(),
         notes=tuple(dict.fromkeys(notes)),
@@ -118,7 +77,7 @@ def findings(
         NotEnoughDataError: If a class has too few questions.
     """
     _require_classes(records, meaning)
-    table, how = SinkTable.of(records, meaning), config.resampling
+    table, how = SinkTable.of(records, meaning), _resampling(config)
     fitted = fit_models(table, config.models, seeds=config.fold_seeds)
     models, gains = models_of(fitted, table, how)
     rounded = np.round(table.mass, _DIGITS)
@@ -202,3 +161,7 @@ def _require_classes(records: Sequence[SinkRecord], meaning: Meaning) -> None:
             f"{LEAST_OF_CLASS} of each"
         )
         raise NotEnoughDataError(message)
+
+
+def _resampling(config: AnalyzeConfig) -> Resampling:
+    return Resampling(config.n_resamples, config.n_permutations, config.seed)

@@ -23,20 +23,12 @@ from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.studies.sinks.effects import Resampling, Sample
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Gain, Model
+from graphhalu.studies.sinks.settings import ANSWER, HEADS, NESTED
 
 N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
 COMPONENTS: Final = (16, 64, ALL_COMPONENTS)
-HEADS: Final = "heads"
-ANSWER: Final = "answer"
-"""Which of a few letters the model chose: a control, since a model is wrong more often with some of
-them, and heads that look at the options know the letter."""
 MAX_LETTERS: Final = 26
-NESTED: Final = (
-    *("length", ANSWER, "entropy", "sink", HEADS, "entropy+length", "entropy+sink"),
-    *("entropy+length+sink", f"entropy+{HEADS}", f"entropy+length+{HEADS}"),
-)
-"""Every model that is fitted; what it reads is joined by ``+``."""
 GAINS: Final = (
     (HEADS, "sink"),
     (HEADS, ANSWER),

@@ -1,10 +1,12 @@
-"""What a measurement is asked to do."""
+"""Settings of a measurement of sinks, and of its analysis."""
 
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 
 from graphhalu.core.config import Config
+from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.registry import own_path
 from graphhalu.extract.settings import (
     CaptureSettings,
@@ -13,12 +15,22 @@ from graphhalu.extract.settings import (
     GenerationSettings,
     PromptSettings,
 )
+from graphhalu.labels.labels import Meaning
 from graphhalu.models.spec import ModelSpec
 from graphhalu.studies.sinks.records import QueryMode
 
 Ablation = Literal["k", "chat", "quantization"]
 ABLATED_KS: Final = (1, 4)
 DEFAULT_KS: Final = (4,)
+HEADS: Final = "heads"
+ANSWER: Final = "answer"
+"""Which of a few letters the model chose: a control, since a model is wrong more often with some of
+them, and heads that look at the options know the letter."""
+NESTED: Final = (
+    *("length", ANSWER, "entropy", "sink", HEADS, "entropy+length", "entropy+sink"),
+    *("entropy+length+sink", f"entropy+{HEADS}", f"entropy+length+{HEADS}"),
+)
+"""Every model that is fitted; what it reads is joined by ``+``."""
 
 
 class SinkMeasureConfig(Config):
@@ -73,3 +85,37 @@ class SinkMeasureConfig(Config):
             capture=CaptureSettings(keep="streams", hidden_layers="none"),
             num_samples=self.num_samples,
         )
+
+
+class AnalyzeConfig(Config):
+    """How runs are analysed."""
+
+    n_resamples: int = Field(default=2000, ge=100)
+    """Resamples of questions, for every interval."""
+    n_permutations: int = Field(default=10_000, ge=100)
+    """Exchanges of labels, for the permutation test."""
+    seed: int = 0
+    """Seed of both."""
+    fold_seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2)
+    """Seeds of the folds of cross-fitted models."""
+    models: tuple[str, ...] = NESTED
+    """Models that are cross-fitted; fewer are faster. ``sink`` must be among them."""
+    meanings: tuple[Meaning, ...] = ("hallucinated", "input")
+    """Labels to analyse: the model's own output, and what the data set says of the input."""
+    heads: Path | None = None
+    """Table of heads (``graphhalu heads patterns``) to compare the heads that differ with."""
+    role: str = "induction"
+    """Role of that table."""
+    n_top: int = Field(default=10, ge=1)
+    """Heads that are named and compared."""
+
+    @field_validator("models")
+    @classmethod
+    def _known_models(cls, models: tuple[str, ...]) -> tuple[str, ...]:
+        for name in models:
+            if name not in NESTED:
+                raise ValueError(str(unknown_name("model", name, NESTED)))
+        if "sink" not in models:
+            message = "the model 'sink' must be among them: calibration is read from it"
+            raise ValueError(message)
+        return models
