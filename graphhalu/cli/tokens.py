@@ -41,7 +41,7 @@ def tokens(
     from graphhalu.evaluation.detector_specs import detector_specs
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.evaluation.training import fit_for_use, run_folder
-    from graphhalu.labels.tokens import label_tokens
+    from graphhalu.labels.spans import label_tokens
 
     given: dict[str, Any] = {**read_overrides(set_ or []), **({"quick": True} if quick else {})}
     given |= {} if detectors is None else {"detectors": detectors.split(",")}

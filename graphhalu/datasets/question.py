@@ -83,9 +83,9 @@ class Question:
             object.__setattr__(self, "group_id", self.question_id)
 
 
-def question_key(question: Question) -> str:
+def question_key(text: str, context: str | None = None) -> str:
     """Question and context without case, accents, punctuation and articles."""
-    return f"{_bare(question.text)}\n{_bare(question.context or '')}"
+    return f"{_bare(text)}\n{_bare(context or '')}"
 
 
 def without_accents(decomposed: str) -> str:

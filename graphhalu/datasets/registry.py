@@ -117,7 +117,7 @@ def share_groups(questions: Iterable[Question]) -> list[Question]:
     they become one, named after the first.
     """
     listed = list(questions)
-    texts = [question_key(question) for question in listed]
+    texts = [question_key(question.text, question.context) for question in listed]
     groups = merged_groups([question.group_id for question in listed], texts)
     return [replace(item, group_id=group) for item, group in zip(listed, groups, strict=True)]
 

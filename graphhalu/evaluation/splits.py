@@ -7,7 +7,8 @@ from jaxtyping import Bool, Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split, check_groups, grouped_folds, grouped_split
-from graphhalu.labels.groups import question_groups, record_key
+from graphhalu.datasets.question import question_key
+from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.trace import Trace
@@ -62,7 +63,9 @@ def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> list[Spl
     """
     keys: dict[str, list[str]] = {
         "belong to one group": [trace.record.group_id for trace in traces],
-        "ask the same question": [record_key(trace.record) for trace in traces],
+        "ask the same question": [
+            question_key(trace.record.question, trace.record.context) for trace in traces
+        ],
         "are linked through other traces": question_groups(traces).tolist(),
     }
     tests = {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}

@@ -96,34 +96,29 @@ class ModelJudge(Labeller):
 
     def label_all(self, records: Sequence[TraceRecord]) -> list[LabelDecision]:
         """Decide many answers, a batch at a time; the model is loaded when it is first needed."""
-        faults = [_fault(record) for record in records]
-        asked = [place for place, fault in enumerate(faults) if fault is None]
-        replies = dict(zip(asked, self._replies([records[i] for i in asked]), strict=True))
-        return [
-            parse_verdict(replies[place]) if fault is None else undecided(fault)
-            for place, fault in enumerate(faults)
+        decisions, prompts = [], {}
+        for place, record in enumerate(records):
+            is_empty = not any(character.isalnum() for character in record.answer)
+            fault = unjudgeable(record, is_empty=is_empty)
+            decisions.append(undecided(fault or "too long for the judge"))
+            if fault is None:
+                prompts[place] = self._token_ids(judge_prompt(record))
+        limit = self._loaded.max_positions if prompts else None
+        fitting = [
+            place
+            for place, tokens in prompts.items()
+            if limit is None or len(tokens) + self.max_new_tokens <= limit
         ]
+        for start in range(0, len(fitting), self.batch_size):
+            batch = fitting[start : start + self.batch_size]
+            replies = self._batch([prompts[place] for place in batch])
+            for place, reply in zip(batch, replies, strict=True):
+                decisions[place] = parse_verdict(reply)
+        return decisions
 
     @cached_property
     def _loaded(self) -> LoadedModel:
         return load_model(self.spec)
-
-    def _replies(self, records: Sequence[TraceRecord]) -> list[str | None]:
-        """What the judge says of each answer; ``None`` where the prompt does not fit."""
-        prompts = [self._token_ids(judge_prompt(record)) for record in records]
-        limit = self._loaded.max_positions if prompts else None
-        fitting = [
-            place
-            for place, tokens in enumerate(prompts)
-            if limit is None or len(tokens) + self.max_new_tokens <= limit
-        ]
-        replies: list[str | None] = [None] * len(prompts)
-        for start in range(0, len(fitting), self.batch_size):
-            batch = fitting[start : start + self.batch_size]
-            texts = self._batch([prompts[place] for place in batch])
-            for place, text in zip(batch, texts, strict=True):
-                replies[place] = text
-        return replies
 
     def _token_ids(self, prompt: str) -> list[int]:
         tokenizer = self._loaded.tokenizer
@@ -151,7 +146,7 @@ class ModelJudge(Labeller):
 
 
 def judge_prompt(record: TraceRecord) -> str:
-    """The rubric with the question, the gold answers and the answer, each on one line."""
+    """The rubric filled with the question, the gold answers and the answer, each on one line."""
     passage = f"\nPassage: {_line(record.context)}" if record.context else ""
     return Template(RUBRIC_FILE.read_text(encoding="utf-8")).substitute(
         passage=passage,
@@ -161,10 +156,8 @@ def judge_prompt(record: TraceRecord) -> str:
     )
 
 
-def parse_verdict(reply: str | None) -> LabelDecision:
+def parse_verdict(reply: str) -> LabelDecision:
     """The verdict that the first line of a reply is; anything else is not valid, never false."""
-    if reply is None:
-        return undecided("too long for the judge")
     lines = reply.strip().splitlines()
     found = _VERDICT.fullmatch(lines[0]) if lines else None
     if found is None:
@@ -173,11 +166,6 @@ def parse_verdict(reply: str | None) -> LabelDecision:
     if verdict == "unsure":
         return undecided("judge is unsure")
     return correct("judged correct") if verdict == "correct" else hallucinated("judged wrong")
-
-
-def _fault(record: TraceRecord) -> str | None:
-    is_empty = not any(character.isalnum() for character in record.answer)
-    return unjudgeable(record, is_empty=is_empty)
 
 
 def _line(text: str) -> str:

@@ -23,8 +23,6 @@ MEANINGS: Final[dict[Meaning, str]] = {
 }
 """The two meanings of a label, in words. They are never mixed: a study names the one it uses."""
 
-_ONES: Final[dict[Meaning, str]] = {"hallucinated": "hallucinated", "input": "input bad"}
-
 
 @dataclass(frozen=True, repr=False)
 class Labels:
@@ -86,11 +84,10 @@ class Labels:
             UsageError: If only answers are labelled.
         """
         if self.tokens is None:
-            message = (
+            raise UsageError(
                 f"{detector} scores tokens and needs labels of tokens, got those of answers by "
                 f"{self.labeller!r}\n  Label tokens:  label_tokens(records), or graphhalu tokens"
             )
-            raise UsageError(message)
         return self.tokens
 
     @cached_property
@@ -102,7 +99,8 @@ class Labels:
     def __repr__(self) -> str:
         """The rule, how many it could decide, and how many of them are ones."""
         n_valid = int(self.is_valid.sum())
-        ones = f", {100 * self.prevalence:.1f} % {_ONES[self.meaning]}" if n_valid else ""
+        kind = "hallucinated" if self.meaning == "hallucinated" else "input bad"
+        ones = f", {100 * self.prevalence:.1f} % {kind}" if n_valid else ""
         return f"Labels({self.labeller!r}, {n_valid} of {len(self.values)} valid{ones})"
 
     @property
@@ -118,8 +116,9 @@ class Labels:
             NotEnoughDataError: If no label is valid.
         """
         if not self.is_valid.any():
-            message = f"labeller {self.labeller!r} could decide none of {len(self.values)} answers"
-            raise NotEnoughDataError(message)
+            raise NotEnoughDataError(
+                f"labeller {self.labeller!r} could decide none of {len(self.values)} answers"
+            )
         return float(self.values[self.is_valid].mean())
 
     def select(self, indices: Sequence[int]) -> "Labels":
@@ -136,17 +135,16 @@ class Labels:
 
     def without(self, is_left_out: Bool[np.ndarray, "trace"], reason: str) -> "Labels":
         """Labels of which some become invalid, with values and reason taken away."""
-        left_out = is_left_out.tolist()
-        tokens = self.tokens
-        if tokens is not None:
-            pairs = zip(tokens, left_out, strict=True)
-            tokens = tuple(np.zeros_like(each) if is_out else each for each, is_out in pairs)
+        tokens = self.tokens and tuple(
+            np.where(is_out, LABEL_CORRECT, each)
+            for each, is_out in zip(self.tokens, is_left_out, strict=True)
+        )
         return replace(
             self,
             values=np.where(is_left_out, LABEL_CORRECT, self.values),
             is_valid=self.is_valid & ~is_left_out,
             reasons=tuple(
-                reason if is_out else old for old, is_out in zip(self.reasons, left_out, strict=True)
+                reason if is_out else old for old, is_out in zip(self.reasons, is_left_out, strict=True)
             ),
             tokens=tokens,
         )
@@ -179,8 +177,7 @@ def as_labels(given: object) -> Labels:
     """
     if isinstance(given, Labels):
         return given
-    message = (
+    raise UsageError(
         f"expected Labels, which name their traces, got {type(given).__name__}\n"
         f"  Read those of a store:  read_labels(store, 'match')"
     )
-    raise UsageError(message)

@@ -5,11 +5,10 @@ Partial matches and refusals are told apart here for the other rules too.
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from functools import cached_property, lru_cache
+from functools import lru_cache
 from typing import Any, ClassVar, Final, Literal
 
-from graphhalu.labels.normalise import Punctuation, normalise
+from graphhalu.labels.normalise import WORDS, normalise
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
 
@@ -20,149 +19,18 @@ UNSPACED: Final = (
 """Scripts written without spaces between words, as a range of a regular expression:
 Thai, Lao, Burmese, Khmer, Japanese, Chinese; and Korean, which joins particles to words."""
 
+_FUNCTION_WORDS: Final = frozenset(WORDS["function_words"].split())
+_EMPTY_WORDS: Final = _FUNCTION_WORDS | frozenset(WORDS["empty_words"].split())
+
 _UNSPACED = re.compile(f"[{UNSPACED}]")
-_NEGATION = re.compile(
-    r"\b(?:not|never|non|isnt|wasnt|arent|werent|neither|nor|without|except|rather than|"
-    r"other than|instead of|apart from)(?: (?:in|at|on|by|from))?$"
-)
-# "It is not. Paris is." denies what stands before
-_CLOSED_NEGATION = re.compile(r"(?:(?<=\s)not|(?<=\s)never|n't)\s*[.,;:!?]", re.IGNORECASE)
-_FUNCTION_WORDS: Final = frozenset(
-    {
-        "am",
-        "as",
-        "at",
-        "be",
-        "by",
-        "do",
-        "he",
-        "i",
-        "if",
-        "in",
-        "is",
-        "it",
-        "me",
-        "my",
-        "no",
-        "not",
-        "of",
-        "on",
-        "or",
-        "she",
-        "so",
-        "that",
-        "this",
-        "to",
-        "up",
-        "us",
-        "was",
-        "we",
-        "were",
-        "what",
-        "who",
-        "yes",
-        "you",
-    }
-)
-# "Paris is not large" leaves open what it denies; "Paris is not only large" does not
-_DENIED = re.compile(r" (?:(?:is|was|are|were|does|did) not|(?:is|was|are|were|does|did)nt)\b(?! only)")
-_FORMS: Final[tuple[Punctuation, ...]] = ("delete", "space")
-
-_EMPTY_WORDS: Final = _FUNCTION_WORDS | {
-    "a",
-    "about",
-    "also",
-    "an",
-    "and",
-    "answer",
-    "are",
-    "been",
-    "being",
-    "but",
-    "called",
-    "can",
-    "could",
-    "did",
-    "does",
-    "for",
-    "from",
-    "had",
-    "has",
-    "have",
-    "her",
-    "here",
-    "his",
-    "how",
-    "into",
-    "its",
-    "known",
-    "may",
-    "might",
-    "must",
-    "name",
-    "named",
-    "our",
-    "question",
-    "shall",
-    "should",
-    "than",
-    "the",
-    "their",
-    "them",
-    "then",
-    "there",
-    "these",
-    "they",
-    "those",
-    "when",
-    "where",
-    "which",
-    "whom",
-    "whose",
-    "why",
-    "will",
-    "with",
-    "would",
-    "your",
-}
-"""Words that claim nothing by themselves, with those that lead up to an answer."""
-
-_ANY_NEGATION = re.compile(r"\b(?:not|never|neither|nor|\w+n't)\b")
+_NEGATION_BEFORE = re.compile(WORDS["negation_before"])
+_NEGATION_AFTER = re.compile(WORDS["negation_after"])
+_CLOSED_NEGATION = re.compile(WORDS["closed_negation"], re.IGNORECASE)
+_ANY_NEGATION = re.compile(WORDS["any_negation"])
+_REFUSAL = re.compile("|".join(f"(?:{phrase})" for phrase in WORDS["refusals"]))
+_GUESS = re.compile(WORDS["guess"])
 _SHORTEST_PLURAL: Final = 5
 _NO_PLURAL: Final = ("ss", "is", "us")
-
-_PHRASES: Final = (
-    r"i (?:do not|don'?t|did not|didn'?t) (?:really )?(?:know|have (?:that|this|enough|any|the)\b)",
-    r"i(?: a|')m (?:really )?(?:not (?:sure|certain|aware|able)|unsure|unable)",
-    r"i(?:'m| am) sorry",
-    r"i (?:cannot|can ?not|can'?t|could not|couldn'?t) (?:answer|say|tell|provide|find|determine)",
-    r"(?:cannot|can ?not|can'?t) (?:be )?(?:answer|provide|determine)",
-    r"(?:unable|not able) to (?:answer|provide|determine|say|find)",
-    r"i have no (?:idea|comment|information|knowledge)",
-    r"(?:no|not enough|insufficient) information",
-    r"as an ai\b",
-    r"^(?:unknown|no idea|no comment|not sure|n/a)[.!]?$",
-    "(?:わかり|分かり|知り|答えられ)ません",
-)
-_REFUSAL = re.compile("|".join(f"(?:{phrase})" for phrase in _PHRASES))
-_GUESS = re.compile(
-    r"\b(?:but|however|although|though|i (?:think|believe|guess)|my (?:best )?guess|maybe|perhaps|"
-    r"probably|possibly|likely)\b|が、"
-)
-
-_Place = Literal["said", "negated", "denied"]
-
-
-@dataclass(frozen=True)
-class Alias:
-    """A gold answer in the forms in which it is looked for."""
-
-    text: str
-
-    @cached_property
-    def forms(self) -> dict[Punctuation, str]:
-        """Normalised forms by treatment of punctuation."""
-        return {form: normalise(self.text, punctuation=form) for form in _FORMS}
 
 
 class AliasMatch(Labeller):
@@ -203,14 +71,31 @@ class AliasMatch(Labeller):
 
     def label(self, record: TraceRecord) -> LabelDecision:
         """Decide one answer; see the class."""
-        aliases = [Alias(text) for text in record.answers]
-        if not aliases:
+        if not record.answers:
             return undecided("no gold answer")
-        if _is_equal(record.answer, aliases):
+        if equals_alias(record.answer, record.answers):
             return correct("alias")
         if not any(character.isalnum() for character in record.answer):
             return undecided("empty answer")
-        return _inside(record, aliases)
+        return _by_content(record)
+
+
+def _by_content(record: TraceRecord) -> LabelDecision:
+    """Decide an answer that is no alias itself."""
+    claimed = claims(record.answer)
+    uses = {alias: {use for text in claimed for use in _uses(text, alias)} for alias in record.answers}
+    said = [alias for alias, found in uses.items() if "said" in found]
+    if said:
+        is_claimed = any(_adds_to_question(record, alias) for alias in said)
+        return correct("alias inside") if is_claimed else undecided("alias of the question")
+    if any(uses.values()):
+        is_denied = any("denied" in found for found in uses.values())
+        return undecided("negation after the alias") if is_denied else hallucinated("negated alias")
+    if is_refusal(record.answer):
+        is_expected = record.metadata.get("expected") == "refusal"
+        return correct("refusal as expected") if is_expected else undecided("refusal")
+    is_part = is_partial(" ".join(claimed), record.answers, record.question)
+    return undecided("partial match") if is_part else hallucinated("no alias")
 
 
 def unjudgeable(record: TraceRecord, *, is_empty: bool) -> str | None:
@@ -226,90 +111,52 @@ def unjudgeable(record: TraceRecord, *, is_empty: bool) -> str | None:
 
 def equals_alias(answer: str, aliases: Sequence[str]) -> bool:
     """Whether an answer is one of the aliases, in one of the normal forms."""
-    return _is_equal(answer, [Alias(text) for text in aliases])
+    stripped = answer.strip().casefold()
+    return any(
+        (stripped and stripped == alias.strip().casefold())
+        or any(form and form == other for form, other in zip(_forms(answer), _forms(alias), strict=True))
+        for alias in aliases
+    )
 
 
-def _inside(record: TraceRecord, aliases: Sequence[Alias]) -> LabelDecision:
-    """Decide an answer that is no alias by what it holds."""
-    claimed = claims(record.answer)
-    places = {alias: {p for text in claimed for p in _places(text, alias)} for alias in aliases}
-    said = [alias for alias in aliases if "said" in places[alias]]
-    if any(_is_own(record, alias) for alias in said):
-        return correct("alias inside")
-    if said:
-        return undecided("alias of the question")
-    if any("denied" in found for found in places.values()):
-        return undecided("negation after the alias")
-    if any(places.values()):
-        return hallucinated("negated alias")
-    return _without_alias(record, claimed)
+@lru_cache(maxsize=4096)
+def _forms(text: str) -> tuple[str, str]:
+    """Normal forms of a text: punctuation deleted, and punctuation as a space."""
+    return normalise(text), normalise(text, punctuation="space")
 
 
-def _without_alias(record: TraceRecord, claimed: Sequence[str]) -> LabelDecision:
-    """Decide an answer that holds no alias."""
-    if is_refusal(record.answer):
-        is_expected = record.metadata.get("expected") == "refusal"
-        return correct("refusal as expected") if is_expected else undecided("refusal")
-    if is_partial(" ".join(claimed), record.answers, record.question):
-        return undecided("partial match")
-    return hallucinated("no alias")
+def _adds_to_question(record: TraceRecord, alias: str) -> bool:
+    """Whether an alias in an answer is more than an echo of the question.
 
-
-def _is_own(record: TraceRecord, alias: Alias) -> bool:
-    """Whether an alias in an answer is no mere echo of the question.
-
-    It is none where the question lacks it, and where the answer says nothing beside it, as
-    ``The answer is Jupiter`` does.
+    It is where the question lacks the alias, and where the answer says nothing beside it, as in
+    ``The answer is Jupiter``.
     """
-    if not any(_places(record.question, alias)):
+    if not any(_uses(record.question, alias)):
         return True
     words = content_words(record.answer)
-    return bool(words) and words <= content_words(alias.text)
+    return bool(words) and words <= content_words(alias)
 
 
-def _is_equal(answer: str, aliases: Sequence[Alias]) -> bool:
-    stripped = answer.strip().casefold()
-    if any(stripped == alias.text.strip().casefold() for alias in aliases if stripped):
-        return True
-    forms = Alias(answer).forms
-    return any(forms[f] and forms[f] == alias.forms[f] for alias in aliases for f in _FORMS)
-
-
-def _places(text: str, alias: Alias) -> Iterator[_Place]:
-    """What a text does with an alias at every place where it stands."""
-    if alias.forms["delete"] in _FUNCTION_WORDS and not _in_capitals(text, alias.text):
+def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied"]]:
+    """What a text does with an alias each time it holds it."""
+    if _forms(alias)[0] in _FUNCTION_WORDS and not _in_capitals(text, alias):
         return
-    forms = _text_forms(_CLOSED_NEGATION.sub(".", text))
-    for form in _FORMS:
-        yield from _places_of(forms[form], alias.forms[form])
-
-
-@lru_cache(maxsize=64)
-def _text_forms(text: str) -> dict[Punctuation, str]:
-    """Normalised forms of a text that hundreds of aliases are looked for in."""
-    return Alias(text).forms
-
-
-def _places_of(text: str, alias: str) -> Iterator[_Place]:
-    start = text.find(alias) if alias else -1
-    while start >= 0:
-        stop = start + len(alias)
-        if _is_boundary(text, start) and _is_boundary(text, stop):
-            is_negated = _NEGATION.search(text[:start].rstrip()) is not None
-            is_denied = _DENIED.match(text[stop:]) is not None
-            yield "negated" if is_negated else "denied" if is_denied else "said"
-        start = text.find(alias, start + 1)
+    forms = _forms(_CLOSED_NEGATION.sub(".", text))
+    for form, wanted in zip(forms, _forms(alias), strict=True):
+        start = form.find(wanted) if wanted else -1
+        while start >= 0:
+            stop = start + len(wanted)
+            if _is_boundary(form, start) and _is_boundary(form, stop):
+                is_negated = _NEGATION_BEFORE.search(form[:start].rstrip()) is not None
+                is_denied = _NEGATION_AFTER.match(form[stop:]) is not None
+                yield "negated" if is_negated else "denied" if is_denied else "said"
+            start = form.find(wanted, start + 1)
 
 
 def _is_boundary(text: str, place: int) -> bool:
-    if place in {0, len(text)}:
-        return True
-    return not (_joins(text[place - 1]) and _joins(text[place]))
-
-
-def _joins(character: str) -> bool:
-    """Whether a character belongs together with a neighbour that does so too."""
-    return not character.isspace() and not _UNSPACED.match(character)
+    """Whether a word may end or begin here; scripts without spaces allow it anywhere."""
+    around = text[place - 1 : place + 1] if 0 < place < len(text) else " "
+    return any(character.isspace() or _UNSPACED.match(character) for character in around)
 
 
 def _in_capitals(text: str, alias: str) -> bool:
@@ -352,8 +199,8 @@ def _singular(word: str) -> str:
 
 def is_refusal(text: str) -> bool:
     """Whether a text declines to answer and makes no guess after that."""
-    found, guess = _refusal_and_guess(text)
-    return found is not None and guess is None
+    refusal, guess = _refusal_and_guess(text)
+    return refusal is not None and guess is None
 
 
 def claims(text: str) -> list[str]:
@@ -363,19 +210,15 @@ def claims(text: str) -> list[str]:
     follows the first word that announces a guess after it: in ``I don't know Paris`` nothing
     is claimed, in ``I'm not sure, but I think Paris`` Paris is.
     """
-    found, guess = _refusal_and_guess(text)
-    if found is None:
+    refusal, guess = _refusal_and_guess(text)
+    if refusal is None:
         return [text]
-    return [text[: found.start()], *([text[guess.end() :]] if guess else [])]
+    return [text[: refusal.start()], *([text[guess.end() :]] if guess else [])]
 
 
 def _refusal_and_guess(text: str) -> tuple[re.Match[str] | None, re.Match[str] | None]:
-    plain = _straight(text)
-    found = _REFUSAL.search(plain)
-    return found, found and _GUESS.search(plain, found.end())
-
-
-def _straight(text: str) -> str:
-    """The text in lower case with straight apostrophes, each character in its place."""
+    # lower case with straight apostrophes, each character in its place
     straight = text.replace("\u2019", "'").replace("\u2018", "'")
-    return "".join(c.lower() if len(c.lower()) == 1 else c for c in straight)
+    plain = "".join(c.lower() if len(c.lower()) == 1 else c for c in straight)
+    refusal = _REFUSAL.search(plain)
+    return refusal, refusal and _GUESS.search(plain, refusal.end())

@@ -4,11 +4,15 @@ import re
 import string
 import unicodedata
 from decimal import Decimal
-from typing import Final, Literal
+from pathlib import Path
+from typing import Any, Final, Literal
+
+import yaml
 
 from graphhalu.datasets.question import without_accents, without_articles
 
-Punctuation = Literal["delete", "space"]
+WORDS: Final[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text("utf-8"))
+"""Word lists and patterns of the normal form and of the rule ``match``."""
 
 _POSSESSIVE = re.compile(r"(?<=\w)'s\b")
 
@@ -17,39 +21,16 @@ _DASHES: Final = "\u2010\u2011\u2012\u2013\u2014\u2212"
 _VARIANTS = str.maketrans(dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_DASHES, "-"))
 
 # what Unicode does not decompose; \u0131 is the dotless i, \u2044 the slash of a fraction
-_LETTERS: Final = str.maketrans(
-    {
-        "ß": "ss",
-        "æ": "ae",
-        "œ": "oe",
-        "ø": "o",
-        "đ": "d",
-        "ð": "d",
-        "ł": "l",
-        "þ": "th",
-        "\u0131": "i",
-        "\u2044": "/",
-    }
+_LETTERS: Final = str.maketrans("øđðł\u0131\u2044", "oddli/") | str.maketrans(
+    {"ß": "ss", "æ": "ae", "œ": "oe", "þ": "th"}
 )
 
-_UNITS: Final = ("one", "two", "three", "four", "five", "six", "seven", "eight", "nine")
-_TEENS: Final = (
-    "ten",
-    "eleven",
-    "twelve",
-    "thirteen",
-    "fourteen",
-    "fifteen",
-    "sixteen",
-    "seventeen",
-    "eighteen",
-    "nineteen",
-)
-_TENS: Final = ("twenty", "thirty", "forty", "fifty", "sixty", "seventy", "eighty", "ninety")
-_NUMBER_WORDS: Final = {word: n for n, word in enumerate(("zero", *_UNITS, *_TEENS))} | {
+_SMALL_NUMBERS: Final = WORDS["small_numbers"].split()
+_TENS: Final = WORDS["tens"].split()
+_NUMBER_WORDS: Final = {word: n for n, word in enumerate(_SMALL_NUMBERS)} | {
     word: 10 * n for n, word in enumerate(_TENS, start=2)
 }
-_COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[- ]({'|'.join(_UNITS)})\b")
+_COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[- ]({'|'.join(_SMALL_NUMBERS[1:10])})\b")
 # "one of them" and "no one" do not count anything
 _NUMBER_WORD = re.compile(rf"\b(?<!no )(?!one of\b)({'|'.join(_NUMBER_WORDS)})\b")
 
@@ -74,33 +55,28 @@ _POINT: Final = "\ue000"
 _SIGN: Final = "\ue001"
 
 
-def squad_normalise(text: str) -> str:
-    """The normalisation of SQuAD: lower case, no punctuation, no articles, single spaces.
-
-    Source:
-        Rajpurkar et al. 2016, arXiv:1606.05250, evaluation script. Equal to it on ASCII;
-        beyond ASCII, accents are folded and Unicode punctuation is removed too.
-    """
-    return _finished(fold(text), "delete")
-
-
-def normalise(text: str, *, punctuation: Punctuation = "delete") -> str:
-    """:func:`squad_normalise` with numbers as numbers.
+def normalise(text: str, *, punctuation: Literal["delete", "space"] = "delete") -> str:
+    """The normal form of SQuAD: lower case, no punctuation, no articles; with numbers as numbers.
 
     ``1,000`` and ``1000`` are the same, ``3.50`` is ``3.5`` and not ``350``, ``-5`` is not
     ``5``, number words are digits (``twenty-one``, ``two hundred and five``, ``1.5 million``),
-    and a range is two numbers.
+    and a range is two numbers. Accents are folded, and Unicode punctuation is removed too.
 
     Args:
         text: Any text; letters of scripts without case stay as they are.
         punctuation: ``"delete"`` as SQuAD does (``U.S.`` is ``us``), or ``"space"`` as TriviaQA
             does (``New York-based`` is ``new york based``); then a possessive 's goes as well.
+
+    Source:
+        Rajpurkar et al. 2016, arXiv:1606.05250, evaluation script. Equal to it on ASCII without
+        numbers.
     """
     folded = _numbers(_number_words(fold(text)))
     if punctuation == "space":
         folded = _POSSESSIVE.sub("", folded).replace("'", "")
-    finished = _finished(folded, punctuation)
-    return finished.replace(_POINT, ".").replace(_SIGN, "-")
+    fill = "" if punctuation == "delete" else " "
+    bare = "".join(fill if _is_punctuation(character) else character for character in folded)
+    return without_articles(bare).replace(_POINT, ".").replace(_SIGN, "-")
 
 
 def fold(text: str) -> str:
@@ -110,12 +86,6 @@ def fold(text: str) -> str:
     """
     lowered = unicodedata.normalize("NFKD", text.translate(_VARIANTS)).lower()
     return without_accents(lowered).translate(_LETTERS)
-
-
-def _finished(text: str, punctuation: Punctuation) -> str:
-    fill = "" if punctuation == "delete" else " "
-    bare = "".join(fill if _is_punctuation(character) else character for character in text)
-    return without_articles(bare)
 
 
 def _is_punctuation(character: str) -> bool:
@@ -129,12 +99,12 @@ def _numbers(text: str) -> str:
     text = text.replace(_POINT, "").replace(_SIGN, "")
     text = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
     text = _DECIMAL_COMMA.sub(r"\1.\2", text)
-    text = _DECIMAL.sub(lambda found: _plain(found[0]).replace(".", _POINT), text)
+    text = _DECIMAL.sub(lambda found: _digits(Decimal(found[0])).replace(".", _POINT), text)
     return _BETWEEN_DIGITS.sub(" ", _MINUS.sub(_SIGN, text))
 
 
-def _plain(number: str) -> str:
-    return format(Decimal(number).normalize(), "f")
+def _digits(number: Decimal) -> str:
+    return format(number.normalize(), "f")
 
 
 def _number_words(text: str) -> str:
@@ -148,10 +118,7 @@ def _scaled(text: str) -> str:
     text = _A_SCALE.sub("1", text)
     for name, size, n_digits in _SCALES:
         rest = rf"(?:,?(?: and)? (\d{{1,{n_digits}}})(?![\d\w]|[.,]\d))?" if n_digits else "()"
-        pattern = rf"(?<![\w.,-])(\d+(?:\.\d+)?) {name}\b{rest}"
-        text = re.sub(pattern, lambda m, size=size: _sum(m[1], size, m[2]), text)  # type: ignore[misc]
+        for found in reversed(list(re.finditer(rf"(?<![\w.,-])(\d+(?:\.\d+)?) {name}\b{rest}", text))):
+            number = _digits(Decimal(found[1]) * size + int(found[2] or 0))
+            text = f"{text[: found.start()]}{number}{text[found.end() :]}"
     return text
-
-
-def _sum(number: str, size: int, rest: str | None) -> str:
-    return format((Decimal(number) * size + int(rest or 0)).normalize(), "f")

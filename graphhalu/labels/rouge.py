@@ -5,7 +5,7 @@ A secondary rule: overlap rewards length and wording. Use ``match`` where answer
 
 import re
 from collections.abc import Sequence
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 import numpy as np
 from jaxtyping import Bool, Float
@@ -20,20 +20,12 @@ from graphhalu.labels.normalise import fold
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
 
-
-class _Score(NamedTuple):
-    """Which number of rouge-score a metric is, and from where an answer counts as correct."""
-
-    name: str
-    field: str
-    threshold: float
-    meaning: str
-
-
-_SCORES: Final[dict[str, _Score]] = {
-    "rougeL_f1": _Score("rougeL", "fmeasure", 0.3, "rougeL F1, best gold answer"),
-    "rouge1_recall": _Score("rouge1", "recall", 0.7, "rouge1 recall, best gold answer"),
+_METRICS: Final = {
+    "rougeL_f1": ("rougeL", "fmeasure", 0.3, "rougeL F1, best gold answer"),
+    "rouge1_recall": ("rouge1", "recall", 0.7, "rouge1 recall, best gold answer"),
 }
+"""Name and field of each metric in rouge-score, its default threshold, and its description."""
+
 _TOKEN: Final = re.compile(rf"[{UNSPACED}]|(?:(?![{UNSPACED}])[^\W_])+")
 
 
@@ -76,22 +68,22 @@ class RougeOverlap(Labeller):
     name: ClassVar[str] = "rouge"
 
     def __init__(self, metric: str = "rougeL_f1", threshold: float | None = None) -> None:
-        if metric not in _SCORES:
-            raise unknown_name("metric of rouge", metric, _SCORES)
-        self._score = _SCORES[metric]
-        threshold = self._score.threshold if threshold is None else threshold
+        if metric not in _METRICS:
+            raise unknown_name("metric of rouge", metric, _METRICS)
+        self._name, self._field, default, self._description = _METRICS[metric]
+        threshold = default if threshold is None else threshold
         if not 0 < threshold <= 1:
             raise UsageError(f"threshold must be above 0 and at most 1, got {threshold}")
         self.metric = metric
         self.threshold = float(threshold)
-        self._scorer = RougeScorer([self._score.name], tokenizer=UnicodeTokenizer())
+        self._scorer = RougeScorer([self._name], tokenizer=UnicodeTokenizer())
 
     def settings(self) -> dict[str, Any]:
         """The metric, the threshold, the tokenizer and the rule for stated incorrect answers."""
         return {
             "metric": self.metric,
             "threshold": self.threshold,
-            "score": self._score.meaning,
+            "score": self._description,
             "tokenizer": "unicode words, single characters in scripts without spaces",
             "incorrect_answers": "hallucinated if best incorrect >= best correct",
             "rouge_score": installed_version("rouge-score"),
@@ -104,20 +96,16 @@ class RougeOverlap(Labeller):
         if fault:
             return undecided(fault)
         best = self.best_score(record.answer, record.answers)
-        if record.incorrect_answers:
-            is_wrong = self.best_score(record.answer, record.incorrect_answers) >= best
-            return (
-                hallucinated("closer to an incorrect answer")
-                if is_wrong
-                else correct("closer to a correct answer")
-            )
-        is_wrong = best < self.threshold
-        return hallucinated("low overlap") if is_wrong else correct("enough overlap")
+        if not record.incorrect_answers:
+            return correct("enough overlap") if best >= self.threshold else hallucinated("low overlap")
+        if best > self.best_score(record.answer, record.incorrect_answers):
+            return correct("closer to a correct answer")
+        return hallucinated("closer to an incorrect answer")
 
     def best_score(self, answer: str, references: Sequence[str]) -> float:
         """Highest score of an answer with one of the references, in [0, 1]."""
-        scores = (self._scorer.score(text, answer)[self._score.name] for text in references)
-        return max(float(getattr(score, self._score.field)) for score in scores)
+        scores = (self._scorer.score(text, answer)[self._name] for text in references)
+        return max(float(getattr(score, self._field)) for score in scores)
 
     def best_scores(
         self, records: Sequence[TraceRecord]

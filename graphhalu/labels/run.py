@@ -1,12 +1,11 @@
 """Labels of a store: one Parquet file a labeller, beside the traces that it never touches."""
 
-import errno
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Final, Protocol, get_args, runtime_checkable
+from typing import Final, Protocol, runtime_checkable
 
 import numpy as np
 import pyarrow as pa
@@ -15,7 +14,6 @@ from graphhalu.core.errors import (
     CorruptStoreError,
     GraphhaluError,
     NotEnoughDataError,
-    StoreFullError,
     StoreMismatchError,
     TraceNotFoundError,
     UsageError,
@@ -30,8 +28,9 @@ from graphhalu.core.files import (
     write_parquet,
 )
 from graphhalu.core.registry import fault_text
-from graphhalu.labels.labels import Labels, Meaning
+from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.registry import LABELLERS, Labeller, make_labeller
+from graphhalu.traces.disk import disk_error
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import open_traces
 
@@ -50,11 +49,11 @@ _SCHEMA: Final = pa.schema(
 
 @runtime_checkable
 class LabelledStore(Protocol):
-    """What labels need of a trace store."""
+    """The part of a trace store that labels need."""
 
     @property
     def records(self) -> Sequence[TraceRecord]:
-        """What is known of each trace, in the order of the store."""
+        """The records of the traces, in the order of the store."""
 
     @property
     def trace_ids(self) -> Sequence[str]:
@@ -105,15 +104,15 @@ def label_records(records: Sequence[TraceRecord], labeller: Labeller) -> Labels:
         GraphhaluError: If the rule raises something else; says where.
     """
     if not records:
-        message = "there is no trace to label: the store is empty; extract some first"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("no trace to label: the store is empty; extract some first")
     try:
         decisions = labeller.label_all(records)
     except (GraphhaluError, MemoryError):
         raise
     except Exception as error:
-        message = f"the labeller {labeller.name!r} failed: {fault_text(error, Labeller)}"
-        raise GraphhaluError(message) from error
+        raise GraphhaluError(
+            f"the labeller {labeller.name!r} failed: {fault_text(error, Labeller)}"
+        ) from error
     return Labels(
         trace_ids=tuple(record.trace_id for record in records),
         values=np.array([decision.value for decision in decisions], dtype=np.int8),
@@ -126,7 +125,7 @@ def label_records(records: Sequence[TraceRecord], labeller: Labeller) -> Labels:
 
 
 def stored_labellers(store: LabelledStore) -> list[str]:
-    """Names under which labels of a store lie, in alphabetical order."""
+    """Names under which labels of a store are kept, in alphabetical order."""
     return sorted(path.stem for path in store.labels_folder.glob("[!.]*.parquet"))
 
 
@@ -145,70 +144,53 @@ def read_labels(store: LabelledStore | Path | str, labeller: str) -> Labels:
         StoreMismatchError: If a trace has none, as after the store has grown.
         CorruptStoreError: If the file is damaged, or of a newer format.
     """
-    store = _labelled(store)
+    if isinstance(store, (str, Path)):
+        store = open_traces(store)
+    # isinstance of the protocol would read all records
+    elif not hasattr(store, "labels_folder"):
+        raise UsageError(
+            f"expected a TraceStore or its path, got {type(store).__name__}\n"
+            f"  Open a store:  open_traces('data/traces/NAME.zarr')"
+        )
     path = labels_path(store, labeller)
     if not path.is_file():
         there = ", ".join(stored_labellers(store)) or "none"
-        message = f"no labels by {labeller!r} in {path.parent.parent} (there: {there})\n"
-        raise TraceNotFoundError(message + _way_out(path))
+        raise TraceNotFoundError(
+            f"no labels by {labeller!r} in {path.parent.parent} (there: {there})\n{_way_out(path)}"
+        )
     labels = _read(path)
     place = {trace_id: index for index, trace_id in enumerate(labels.trace_ids)}
     n_missing = sum(trace_id not in place for trace_id in store.trace_ids)
     if n_missing:
-        message = (
+        raise StoreMismatchError(
             f"the labels by {labeller!r} belong to other traces than {path.parent.parent} holds: "
-            f"{n_missing} of {len(store.trace_ids)} traces have no label\n"
+            f"{n_missing} of {len(store.trace_ids)} traces have no label\n{_way_out(path)}"
         )
-        raise StoreMismatchError(message + _way_out(path))
     return labels.select([place[trace_id] for trace_id in store.trace_ids])
-
-
-def _labelled(given: LabelledStore | Path | str) -> LabelledStore:
-    """A store as it is, or the one at a path."""
-    if isinstance(given, (str, Path)):
-        return open_traces(given)
-    # isinstance of the protocol would read all records
-    if hasattr(given, "labels_folder"):
-        return given
-    message = (
-        f"expected a TraceStore or its path, got {type(given).__name__}\n"
-        f"  Open a store:  open_traces('data/traces/NAME.zarr')"
-    )
-    raise UsageError(message)
-
-
-def ensure_labels(store: LabelledStore, labeller: Labeller) -> Labels:
-    """The stored labels of this labeller's name, or new ones where there are none.
-
-    Stored labels are taken with the settings that they were made with. If the store has changed
-    since, it is labelled again, provided that the settings are the same.
-
-    Raises:
-        StoreMismatchError: If the labels belong to other traces, and had other settings.
-    """
-    path = labels_path(store, labeller.name)
-    if not path.is_file():
-        return label_store(store, labeller)
-    try:
-        return read_labels(store, labeller.name)
-    except StoreMismatchError:
-        if _read(path).settings != labeller.settings():
-            raise
-        return label_store(store, labeller)
 
 
 def named_labels(store: LabelledStore, name: str) -> Labels:
     """The labels of this name: those of a registered labeller are made where there are none.
 
-    A labeller that is none of the registered ones can be named as ``module:Class``.
+    A labeller of the user's own can be named as ``module:Class``. Stored labels are taken with
+    the settings that they were made with. If the store has changed since, it is labelled again,
+    provided that the settings are the same.
 
     Raises:
         UnknownNameError: If there are none, and no labeller has this name.
-        StoreMismatchError: As :func:`ensure_labels`.
+        StoreMismatchError: If the labels belong to other traces, and had other settings.
     """
-    if name in LABELLERS or ":" in name or not labels_path(store, name).is_file():
-        return ensure_labels(store, make_labeller(name))
-    return read_labels(store, name)
+    if name not in LABELLERS and ":" not in name and labels_path(store, name).is_file():
+        return read_labels(store, name)
+    labeller = make_labeller(name)
+    path = labels_path(store, labeller.name)
+    if path.is_file():
+        try:
+            return read_labels(store, labeller.name)
+        except StoreMismatchError:
+            if _read(path).settings != labeller.settings():
+                raise
+    return label_store(store, labeller)
 
 
 def labels_path(store: LabelledStore, labeller: str) -> Path:
@@ -223,23 +205,6 @@ def labels_path(store: LabelledStore, labeller: str) -> Path:
 
 
 def _write(labels: Labels, path: Path) -> None:
-    table = pa.table(
-        [labels.trace_ids, labels.values, labels.is_valid, labels.reasons],
-        schema=_SCHEMA.with_metadata(_metadata(labels)),
-    )
-    try:
-        with atomic_path(path) as temporary:
-            write_parquet(table, temporary)
-    except OSError as error:
-        if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-            raise StoreFullError(
-                f"the disk is full: labels cannot be written to {path}; nothing was changed"
-            ) from None
-        raise
-
-
-def _metadata(labels: Labels) -> dict[str, str]:
-    """Everything about the labels that is no row, as JSON by name."""
     values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -249,7 +214,16 @@ def _metadata(labels: Labels) -> dict[str, str]:
         "coverage": labels.coverage,
         "prevalence": labels.prevalence if labels.is_valid.any() else None,
     }
-    return {name: json.dumps(value) for name, value in values.items()}
+    metadata = {name: json.dumps(value) for name, value in values.items()}
+    table = pa.table(
+        [labels.trace_ids, labels.values, labels.is_valid, labels.reasons],
+        schema=_SCHEMA.with_metadata(metadata),
+    )
+    try:
+        with atomic_path(path) as temporary:
+            write_parquet(table, temporary)
+    except OSError as error:
+        raise disk_error(error, str(path)) or error from None
 
 
 def _read(path: Path) -> Labels:
@@ -266,6 +240,12 @@ def _read(path: Path) -> Labels:
         columns = table.select(_SCHEMA.names).cast(_SCHEMA).to_pydict()
         if not set(columns["value"]) <= {0, 1}:
             raise ValueError("a label is neither 0 nor 1")
+        # files from before there were two meanings do not say theirs
+        meaning = parse_json(metadata.get("meaning", b'"hallucinated"'))
+        if meaning not in MEANINGS:
+            raise CorruptStoreError(
+                f"{path}: labels mean {shown(meaning)}, expected {' or '.join(MEANINGS)}\n{_way_out(path)}"
+            )
         return Labels(
             trace_ids=tuple(columns["trace_id"]),
             values=np.array(columns["value"], dtype=np.int8),
@@ -273,18 +253,8 @@ def _read(path: Path) -> Labels:
             reasons=tuple(columns["reason"]),
             labeller=str(parse_json(metadata["labeller"])),
             settings=dict(parse_json(metadata["settings"])),
-            meaning=_meaning(metadata, path),
+            meaning=meaning,
         )
-
-
-def _meaning(metadata: Mapping[str, bytes], path: Path) -> Meaning:
-    """What a 1 means; files from before there were two meanings do not say it."""
-    found = parse_json(metadata.get("meaning", b'"hallucinated"'))
-    for known in get_args(Meaning):
-        if found == known:
-            return known
-    message = f"{path}: labels mean {shown(found)}, expected {' or '.join(get_args(Meaning))}\n"
-    raise CorruptStoreError(message + _way_out(path))
 
 
 def _way_out(path: Path) -> str:

@@ -1,13 +1,16 @@
-"""Rules that take over what the data set states: ``given``, ``premise`` and ``spans``."""
+"""Labels that the data set states: the rules ``given``, ``premise`` and ``spans``, and of tokens."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Bool, Int
 
-from graphhalu.core.errors import UsageError
-from graphhalu.labels.labels import Meaning
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.labels.labels import Labels, Meaning
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
+from graphhalu.labels.run import label_records
 from graphhalu.traces.schema import TraceRecord
 
 OWN_ANSWER = "the model's own answer"
@@ -84,14 +87,37 @@ class SpanLabel(Labeller):
         return undecided("wrong without spans") if record.given_label else correct("no span")
 
 
+def label_tokens(records: Sequence[TraceRecord]) -> Labels:
+    """Label the answer tokens of all traces by the rule ``spans``, and with them the answers.
+
+    A token is hallucinated if it shares a character with a marked span. An answer that is called
+    wrong as a whole and has no span is not valid: the data set does not say where.
+
+    Raises:
+        NotEnoughDataError: If the tokens of no trace can be labelled; says why not.
+    """
+    has_offsets = np.array([len(r.answer_offsets) == r.length - r.prompt_length for r in records])
+    labels = label_records(records, SpanLabel()).without(~has_offsets, "no character offsets")
+    if not labels.is_valid.any():
+        raise NotEnoughDataError(
+            f"the tokens of none of {len(records)} answers can be labelled ({labels.reasons[0]}): "
+            f"expected given answers with marked spans\n"
+            f"  Extract some:  graphhalu extract --dataset ragtruth --answers given"
+        )
+    tokens = tuple(
+        token_labels(record) if is_valid else np.zeros(record.length - record.prompt_length, dtype=np.int64)
+        for record, is_valid in zip(records, labels.is_valid, strict=True)
+    )
+    return replace(labels, values=np.array([each.any() for each in tokens], dtype=np.int64), tokens=tokens)
+
+
 def token_labels(record: TraceRecord) -> Int[np.ndarray, "token"]:
     """Label of each answer token: 1 if it shares a character with a hallucinated span.
 
     Raises:
         UsageError: If the trace has no character offsets of its answer tokens.
     """
-    labels: Int[np.ndarray, "token"] = np.any(_overlaps(record), axis=1).astype(np.int64)
-    return labels
+    return np.any(_overlaps(record), axis=1).astype(np.int64)
 
 
 def n_lost_spans(record: TraceRecord) -> int:

@@ -1,9 +1,9 @@
 """Summaries of labels: shares with intervals, reasons, examples, and how far two rules agree."""
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -20,11 +20,8 @@ VERDICTS: Final = ("hallucinated", "correct", "undecided")
 _INPUT_VERDICTS: Final = {"hallucinated": "input bad", "correct": "input good"}
 
 
-class Interval(NamedTuple):
-    """Both ends of an interval of a share."""
-
-    low: float
-    high: float
+Interval = tuple[float, float]
+"""Both ends of an interval of a share."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +31,7 @@ class LabelSummary:
     Attributes:
         n_traces: All traces.
         n_valid: Traces with a valid label.
+        coverage: Share of traces with a valid label.
         prevalence: Share of ones among the valid labels; ``None`` without any.
         interval: 95 % interval of the prevalence; ``None`` without a valid label.
         reasons: How often each reason came, the most frequent first.
@@ -41,14 +39,10 @@ class LabelSummary:
 
     n_traces: int
     n_valid: int
+    coverage: float
     prevalence: float | None
     interval: Interval | None
-    reasons: Mapping[str, int]
-
-    @property
-    def coverage(self) -> float:
-        """Share of traces with a valid label."""
-        return self.n_valid / self.n_traces
+    reasons: dict[str, int]
 
 
 @dataclass(frozen=True)
@@ -68,11 +62,12 @@ class LabelExample:
     gold: tuple[str, ...]
     n_gold: int
     answer: str
-    said: Mapping[str, str]
+    said: dict[str, str]
 
 
-class Kappa(NamedTuple):
-    """Cohen's kappa, or why there is none."""
+@dataclass(frozen=True)
+class Kappa:
+    """Cohen's kappa, or the reason why it is not defined."""
 
     value: float | None
     reason: str | None = None
@@ -88,17 +83,17 @@ class Agreement:
         n_both: Traces with a valid label of both.
         confusion: Counts ``[label of the first][label of the second]``.
         share: Share of equal labels, or ``None`` without such traces.
-        kappa: Agreement beyond chance, or why there is none.
+        kappa: Agreement beyond chance, or the reason why it is not defined.
         is_one_meaning: Whether a 1 means the same to both.
     """
 
     first: str
     second: str
     n_both: int
-    confusion: tuple[tuple[int, int], tuple[int, int]]
+    confusion: list[list[int]]
     share: float | None
     kappa: Kappa
-    is_one_meaning: bool = True
+    is_one_meaning: bool
 
 
 @dataclass(frozen=True)
@@ -126,12 +121,13 @@ def summarise(labels: Labels, groups: Shaped[np.ndarray, "trace"]) -> LabelSumma
         groups: Question group of each trace: answers to one question are alike, and the
             interval allows for it.
     """
-    kept = np.flatnonzero(labels.is_valid)
+    kept = labels.is_valid
     return LabelSummary(
-        n_traces=len(labels.values),
-        n_valid=len(kept),
-        prevalence=labels.prevalence if len(kept) else None,
-        interval=share_interval(labels.values[kept].astype(np.int64), groups[kept]) if len(kept) else None,
+        n_traces=len(kept),
+        n_valid=int(kept.sum()),
+        coverage=labels.coverage,
+        prevalence=labels.prevalence if kept.any() else None,
+        interval=share_interval(labels.values[kept].astype(np.int64), groups[kept]) if kept.any() else None,
         reasons=dict(Counter(labels.reasons).most_common()),
     )
 
@@ -140,14 +136,9 @@ def summarise_categories(
     labels: Labels, groups: Shaped[np.ndarray, "trace"], categories: Sequence[str | None]
 ) -> dict[str, LabelSummary]:
     """The summary of each category, in alphabetical order; traces without one are left out."""
-    places: dict[str, list[int]] = {}
-    for place, category in enumerate(categories):
-        if category is not None:
-            places.setdefault(category, []).append(place)
-    return {
-        category: summarise(labels.select(places[category]), groups[places[category]])
-        for category in sorted(places)
-    }
+    names = sorted({category for category in categories if category is not None})
+    places = {name: [i for i, category in enumerate(categories) if category == name] for name in names}
+    return {name: summarise(labels.select(place), groups[place]) for name, place in places.items()}
 
 
 def wilson_interval(n_ones: float, n: float, level: float = 0.95) -> Interval:
@@ -165,7 +156,7 @@ def wilson_interval(n_ones: float, n: float, level: float = 0.95) -> Interval:
     share = n_ones / n
     centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
     half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
-    return Interval(max(0.0, float(centre - half)), min(1.0, float(centre + half)))
+    return max(0.0, float(centre - half)), min(1.0, float(centre + half))
 
 
 def share_interval(
@@ -217,26 +208,27 @@ def draw_examples(
     generator = np.random.default_rng(seed)
     order = generator.permutation(len(records)).tolist()
     found = verdicts(labels[0])
-    said = {each.labeller: _sayings(each) for each in labels}
-    drawn = []
-    for verdict in VERDICTS:
-        for place in [place for place in order if found[place] == verdict][:n]:
-            record = records[place]
-            example = LabelExample(
-                trace_id=record.trace_id,
-                verdict=verdict,
-                question=record.question,
-                gold=record.answers[:3],
-                n_gold=len(record.answers),
-                answer=record.answer,
-                said={name: texts[place] for name, texts in said.items()},
-            )
-            drawn.append(example)
-    return drawn
+    texts = {each.labeller: _verdict_texts(each) for each in labels}
+    drawn = [
+        place for verdict in VERDICTS for place in [index for index in order if found[index] == verdict][:n]
+    ]
+    return [
+        LabelExample(
+            trace_id=records[place].trace_id,
+            verdict=found[place],
+            question=records[place].question,
+            gold=records[place].answers[:3],
+            n_gold=len(records[place].answers),
+            answer=records[place].answer,
+            said={name: said[place] for name, said in texts.items()},
+        )
+        for place in drawn
+    ]
 
 
-def _sayings(labels: Labels) -> list[str]:
-    words: dict[str, Any] = {} if labels.meaning == "hallucinated" else _INPUT_VERDICTS
+def _verdict_texts(labels: Labels) -> list[str]:
+    """The class and the reason of every label."""
+    words = {} if labels.meaning == "hallucinated" else _INPUT_VERDICTS
     pairs = zip(verdicts(labels), labels.reasons, strict=True)
     return [f"{words.get(verdict, verdict)} ({reason})" for verdict, reason in pairs]
 
@@ -280,12 +272,12 @@ def agreement(first: Labels, second: Labels) -> Agreement:
         )
     both = first.is_valid & second.is_valid
     one, other = first.values[both].astype(np.int64), second.values[both].astype(np.int64)
-    counts = np.bincount(2 * one + other, minlength=4).tolist()
+    counts = np.bincount(2 * one + other, minlength=4).reshape(2, 2).tolist()
     return Agreement(
         first=first.labeller,
         second=second.labeller,
         n_both=len(one),
-        confusion=((counts[0], counts[1]), (counts[2], counts[3])),
+        confusion=counts,
         share=float((one == other).mean()) if len(one) else None,
         kappa=cohen_kappa(one, other, (first.labeller, second.labeller)),
         is_one_meaning=first.meaning == second.meaning,

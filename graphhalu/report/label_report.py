@@ -65,11 +65,8 @@ class LabelReport:
         """The report as plain values."""
         return {
             "labellers": {name: self._values_of(name) for name in self.labels},
-            "agreement": [asdict(each) | {"kappa": _plain(each.kappa)} for each in self.agreements],
-            "sweeps": {
-                name: [asdict(row) | {"kappa": _plain(row.kappa)} for row in rows]
-                for name, rows in self.sweeps.items()
-            },
+            "agreement": [asdict(each) for each in self.agreements],
+            "sweeps": {name: [asdict(row) for row in rows] for name, rows in self.sweeps.items()},
             "examples": [asdict(example) for example in self.examples],
         }
 
@@ -78,10 +75,8 @@ class LabelReport:
         return {
             "meaning": labels.meaning,
             "settings": dict(labels.settings),
-            **_summary_values(self.summaries[name]),
-            "categories": {
-                category: _summary_values(summary) for category, summary in self.categories[name].items()
-            },
+            **asdict(self.summaries[name]),
+            "categories": {category: asdict(summary) for category, summary in self.categories[name].items()},
         }
 
 
@@ -169,21 +164,6 @@ def _sweeps(records: Sequence[TraceRecord], found: Sequence[Labels]) -> dict[str
             rows = threshold_sweep(scores, is_decided, reference, THRESHOLDS)
             swept.update({each.labeller: rows} if rows else {})
     return swept
-
-
-def _plain(kappa: Kappa) -> dict[str, Any]:
-    return {"value": kappa.value, "reason": kappa.reason}
-
-
-def _summary_values(summary: LabelSummary) -> dict[str, Any]:
-    return {
-        "n_traces": summary.n_traces,
-        "n_valid": summary.n_valid,
-        "coverage": summary.coverage,
-        "prevalence": summary.prevalence,
-        "interval": None if summary.interval is None else list(summary.interval),
-        "reasons": dict(summary.reasons),
-    }
 
 
 def _shares(report: LabelReport) -> TextTable:

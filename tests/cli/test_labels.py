@@ -75,7 +75,7 @@ def test_no_example_is_shown_when_none_is_asked_for(store, capsys):
 def test_a_text_of_a_model_cannot_move_the_cursor(tmp_path, monkeypatch, capsys, store):
     from graphhalu.labels import summary
 
-    monkeypatch.setattr(summary, "_sayings", lambda labels: ["\x1b[2J"] * len(labels.values))
+    monkeypatch.setattr(summary, "_verdict_texts", lambda labels: ["\x1b[2J"] * len(labels.values))
     assert "\x1b" not in said(capsys, ["labels", "--labellers", "match"]).out
 
 

@@ -58,7 +58,7 @@ def test_the_card_beside_the_data_lists_the_size_of_every_relation(questions: li
 
 def test_ids_and_normalised_texts_are_unique(questions: list[Question]) -> None:
     assert len({question.question_id for question in questions}) == len(questions)
-    texts = Counter(question_key(question) for question in questions)
+    texts = Counter(question_key(question.text) for question in questions)
     assert [text for text, count in texts.items() if count > 1] == []
 
 

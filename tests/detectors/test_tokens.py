@@ -22,7 +22,7 @@ from graphhalu.detectors.token_samples import sample_tokens
 from graphhalu.evaluation.splits import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.groups import question_groups
-from graphhalu.labels.tokens import label_tokens
+from graphhalu.labels.spans import label_tokens
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.testing.planted_tokens import planted_token_traces
 

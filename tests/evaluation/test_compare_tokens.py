@@ -24,7 +24,7 @@ from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.evaluation.token_metrics import TOKEN_METRICS
 from graphhalu.evaluation.token_spans import best_threshold, count_spans, marked_answer
 from graphhalu.evaluation.training import CALIBRATION_FILE, fit_for_use
-from graphhalu.labels.tokens import label_tokens
+from graphhalu.labels.spans import label_tokens
 from graphhalu.testing.planted_tokens import planted_token_traces
 
 

@@ -13,7 +13,7 @@ from graphhalu.core.errors import NotEnoughDataError, UnknownNameError, UsageErr
 from graphhalu.graphs.build import GraphRecipe, build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import Threshold
-from graphhalu.labels.tokens import label_tokens
+from graphhalu.labels.spans import label_tokens
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.schema import ARRAYS

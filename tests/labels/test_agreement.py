@@ -6,7 +6,7 @@ from sklearn.metrics import cohen_kappa_score, confusion_matrix
 
 from graphhalu.core.errors import StoreMismatchError
 from graphhalu.labels.labels import Labels
-from graphhalu.labels.summary import agreement, cohen_kappa, threshold_sweep
+from graphhalu.labels.summary import Kappa, agreement, cohen_kappa, threshold_sweep
 
 
 def labels(values, is_valid=None, name="match", meaning="hallucinated"):
@@ -51,7 +51,7 @@ def test_kappa_of_a_case_by_hand():
 )
 def test_without_two_classes_there_is_no_kappa_but_a_reason(first, second, reason):
     one, other = (np.array(values, dtype=np.int64) for values in (first, second))
-    assert cohen_kappa(one, other, ("match", "rouge")) == (None, reason)
+    assert cohen_kappa(one, other, ("match", "rouge")) == Kappa(None, reason)
 
 
 @given(PAIRS, st.integers(0, 2**32 - 1))
@@ -96,7 +96,7 @@ def test_a_sweep_gives_prevalence_and_kappa_of_each_threshold():
 def test_a_threshold_that_sorts_all_into_one_class_has_no_kappa():
     scores = np.array([0.5, 0.75])
     (row,) = threshold_sweep(scores, np.array([True, True]), labels([0, 1]), [0.9])
-    assert row.kappa == (None, "the threshold gives one class only")
+    assert row.kappa == Kappa(None, "the threshold gives one class only")
 
 
 def test_without_a_score_there_is_no_sweep():

@@ -62,7 +62,6 @@ class Scripted(ModelJudge):
         ("Verdict: Auckland", 0, False, "unreadable verdict"),
         ("", 0, False, "unreadable verdict"),
         ("…", 0, False, "unreadable verdict"),
-        (None, 0, False, "too long for the judge"),
     ],
 )
 def test_only_an_exact_verdict_counts(reply, value, is_valid, reason):

@@ -5,11 +5,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphhalu.labels.normalise import fold, normalise, squad_normalise
+from graphhalu.labels.normalise import fold, normalise
 
-ASCII = st.text(alphabet=st.characters(min_codepoint=9, max_codepoint=126), max_size=61)
+# without digits, and without three letters of which every number word holds one
+ASCII = st.text(
+    alphabet=st.characters(min_codepoint=9, max_codepoint=126, exclude_characters="0123456789eioEIO"),
+    max_size=61,
+)
 WORDS = st.lists(
-    st.sampled_from(["a", "an", "the", "The", "cat", "than", "U.S.", "it's", "-", "a-b", "A."])
+    st.sampled_from(
+        ["a", "an", "the", "The", "cat", "than", "dog", "U.S.", "it's", "so-so", "-", "a-b", "A.", "(x)"]
+    )
 ).map(" ".join)
 
 
@@ -22,12 +28,7 @@ def official(text: str) -> str:
 
 
 @given(ASCII | WORDS)
-def test_on_ascii_it_is_the_official_normalisation_of_squad(text: str) -> None:
-    assert squad_normalise(text) == official(text)
-
-
-@given(st.lists(st.sampled_from(["cat", "The dog", "U.S.", "it's", "so-so", "(x)"])).map(" ".join))
-def test_without_numbers_the_two_normalisations_agree(text: str) -> None:
+def test_on_ascii_without_numbers_it_is_the_official_normalisation_of_squad(text: str) -> None:
     assert normalise(text) == official(text)
 
 

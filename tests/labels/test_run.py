@@ -24,14 +24,7 @@ from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
-from graphhalu.labels.run import (
-    ensure_labels,
-    label_records,
-    label_store,
-    named_labels,
-    read_labels,
-    stored_labellers,
-)
+from graphhalu.labels.run import label_records, label_store, named_labels, read_labels, stored_labellers
 from graphhalu.labels.spans import GivenLabel
 from graphhalu.testing.contracts import check_labeller
 from graphhalu.traces.schema import TraceRecord
@@ -255,22 +248,22 @@ def test_a_store_that_has_grown_asks_for_new_labels(store: Store) -> None:
 
 
 def test_labels_are_made_where_there_are_none_and_again_when_the_store_has_grown(store: Store) -> None:
-    assert len(ensure_labels(store, AliasMatch()).values) == 5
+    assert len(named_labels(store, "match").values) == 5
     grown = Store(store.path, (*ANSWERS, "Rome"))
-    assert len(ensure_labels(grown, AliasMatch()).values) == 6
+    assert len(named_labels(grown, "match").values) == 6
     assert len(read_labels(grown, "match").values) == 6
 
 
 def test_stored_labels_keep_the_settings_that_they_were_made_with(store: Store) -> None:
     label_store(store, RougeOverlap(threshold=0.9))
-    assert ensure_labels(store, RougeOverlap()).settings["threshold"] == 0.9
+    assert named_labels(store, "rouge").settings["threshold"] == 0.9
 
 
 def test_labels_of_other_settings_are_not_replaced_in_silence(store: Store) -> None:
     label_store(store, RougeOverlap(threshold=0.9))
     grown = Store(store.path, (*ANSWERS, "Rome"))
     with pytest.raises(StoreMismatchError, match="1 of 6 traces"):
-        ensure_labels(grown, RougeOverlap())
+        named_labels(grown, "rouge")
 
 
 def test_an_empty_store_cannot_be_labelled(tmp_path: Path) -> None:

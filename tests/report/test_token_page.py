@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from graphhalu.evaluation.compare import CompareConfig, compare
-from graphhalu.labels.tokens import label_tokens
+from graphhalu.labels.spans import label_tokens
 from graphhalu.report.write import read_page
 from graphhalu.testing.planted_tokens import planted_token_traces
 

@@ -8,7 +8,7 @@ import pytest
 from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.compare import CompareConfig, compare
 from graphhalu.evaluation.training import fit_for_use
-from graphhalu.labels.tokens import label_tokens
+from graphhalu.labels.spans import label_tokens
 from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.store import TraceStore
 from graphhalu.viewer.build import ViewRequest, make_view

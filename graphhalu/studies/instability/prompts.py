@@ -8,7 +8,7 @@ from typing import Final
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.files import open_file, read_rows
-from graphhalu.datasets.question import Question, question_key
+from graphhalu.datasets.question import question_key
 from graphhalu.datasets.rows import Row, require_columns, text_field, wrong_value
 
 ATTACK: Final = 1
@@ -89,7 +89,7 @@ def numbered(pairs: Iterable[tuple[str, int | None]]) -> list[StudyPrompt]:
 
 def prompt_group(text: str) -> str:
     """Name of all prompts that say the same: case, accents and punctuation do not count."""
-    return sha256(question_key(Question("", text, ())).encode()).hexdigest()[:12]
+    return sha256(question_key(text).encode()).hexdigest()[:12]
 
 
 def _read(path: Path) -> list[tuple[str, Row | None]]:

@@ -18,7 +18,7 @@ from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, Level
-from graphhalu.labels.tokens import label_tokens
+from graphhalu.labels.spans import label_tokens
 from graphhalu.testing.contracts.promises import require, require_known, require_raises, require_same
 from graphhalu.testing.planted import Signal, planted_traces
 from graphhalu.testing.planted_tokens import planted_token_traces
