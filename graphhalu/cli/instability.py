@@ -10,7 +10,7 @@ from graphhalu.cli.output import print_json, print_table, progress_line, read_nu
 
 if TYPE_CHECKING:
     from graphhalu.models.load import LoadedModel
-    from graphhalu.studies.instability.prompts import StudyPrompt
+    from graphhalu.studies.instability.series import PromptRecord
 
 app = typer.Typer(
     help="Inter-head instability: do heads disagree on the system prompt under attack?", no_args_is_help=True
@@ -58,8 +58,8 @@ def gather(
     json: Json = False,
 ) -> None:
     """Measure attacks and benign prompts step by step; run it again to go on."""
-    from graphhalu.studies.instability.gather import gather as measure
-    from graphhalu.studies.instability.measurer import require_system
+    from graphhalu.studies.instability.measure import gather as measure
+    from graphhalu.studies.instability.measure import require_system
     from graphhalu.studies.instability.settings import GatherSettings
 
     text = _system_text(system, system_text) or ""
@@ -262,7 +262,7 @@ def _system_text(file: Path | None, text: str | None) -> str | None:
     return found
 
 
-def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "list[StudyPrompt]":
+def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "list[PromptRecord]":
     from graphhalu.core.errors import UsageError
     from graphhalu.studies.instability.prompts import ATTACK, BENIGN, read_prompts
 
@@ -274,7 +274,7 @@ def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "l
     return [*read_prompts(attacks, ATTACK), *read_prompts(benign, BENIGN)]
 
 
-def _asked(prompt: str | None, file: Path | None) -> "list[StudyPrompt]":
+def _asked(prompt: str | None, file: Path | None) -> "list[PromptRecord]":
     """Prompts of the command line, of a file, or of stdin."""
     import sys
 

@@ -128,9 +128,9 @@ class ProgressLine:
         """Show where an extraction stands."""
         self.show(progress.n_done, progress.n_total, progress.seconds)
 
-    def count(self, n_done: int, n_total: int) -> None:
+    def count(self, done: int, total: int, detail: str = "") -> None:
         """Show how much is done since this display was made."""
-        self.show(n_done, n_total, time.monotonic() - self.started)
+        self.show(done, total, time.monotonic() - self.started)
 
     def show(self, n_done: int, n_total: int, seconds: float) -> None:
         """Show how much is done, how fast it goes and how long it will take."""

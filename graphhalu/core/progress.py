@@ -1,8 +1,9 @@
 """Progress of long work: the one protocol by which a function tells its caller how far it is."""
 
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 
+@runtime_checkable
 class Progress(Protocol):
     """Called after each step of a long piece of work."""
 

@@ -323,7 +323,7 @@ def share_agreement(block: TraceBlock, *, span: str = "question") -> Float[np.nd
     if span not in SPAN_NAMES[: Span.ANSWER]:
         message = f"expected a span of the prompt ({', '.join(SPAN_NAMES[: Span.ANSWER])}), got {span!r}"
         raise UsageError(message)
-    places = _trimmed_places(len(block.shape.attention_layers))
+    places = layer_slice(len(block.shape.attention_layers))
     rows = block.answer_rows
     mass = rows.read("span_mass")[places].astype(np.float64)
     share = mass[..., SPAN_NAMES.index(span)] / np.maximum(
@@ -335,8 +335,9 @@ def share_agreement(block: TraceBlock, *, span: str = "question") -> Float[np.nd
     return finite_or_missing(rows.ragged.mean(correlation, is_defined))
 
 
-def _trimmed_places(n_layers: int) -> slice:
-    return slice(int(n_layers * MIDDLE_FROM), int(n_layers * (1 - TAIL_CUT)))
+def layer_slice(n_layers: int, mid_high: float = MIDDLE_FROM, tail_cut: float = TAIL_CUT) -> slice:
+    """Layers ``int(L * mid_high) … int(L * (1 - tail_cut)) - 1``, as the public study cuts them."""
+    return slice(int(n_layers * mid_high), int(n_layers * (1 - tail_cut)))
 
 
 def layer_correlation(

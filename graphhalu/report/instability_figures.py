@@ -162,7 +162,7 @@ def map_figure(view: StudyView, calibration: Calibration) -> Figure:
     """Mean spread over heads by step and layer: attacks, benign prompts, and the difference."""
     figure = new_figure(_WIDTH_IN, 8.2)
     panels = figure.subplots(3, 1, sharex=True, sharey=True)
-    attack, benign = view.attack.values, view.benign.values
+    attack, benign = view.attack, view.benign
     both = np.concatenate([attack, benign])
     shared = Normalize(float(np.nanmin(both)), float(np.nanmax(both)))
     difference = attack - benign

@@ -1,7 +1,7 @@
-"""What a calibration found, as one JSON file: what ``detect`` needs, and how well it does."""
+"""Results of a calibration as one JSON file: the choices for ``detect``, and how well they do."""
 
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
@@ -9,20 +9,44 @@ from graphhalu.detectors.identity import Identity
 from graphhalu.evaluation.bootstrap import Estimate, OrNan
 from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
-from graphhalu.studies.instability.windows import Window
 
 KIND: Final = FileFormat("graphhalu-instability-calibration", 1, "Make one:  graphhalu instability calibrate")
 MAIN: Final = "instability"
 TRACKER: Final = "attention_tracker"
 
 
+class Window(NamedTuple):
+    """Decode steps and layers that a score is averaged over.
+
+    Attributes:
+        start: First step.
+        length: Steps.
+        first_layer: First layer.
+        stop_layer: One past the last layer.
+    """
+
+    start: int
+    length: int
+    first_layer: int
+    stop_layer: int
+
+    @property
+    def end(self) -> int:
+        """Last step."""
+        return self.start + self.length - 1
+
+    def text(self) -> str:
+        """In words."""
+        return f"steps {self.start}-{self.end}, layers {self.first_layer}-{self.stop_layer - 1}"
+
+
 class OperatingPoint(Config):
-    """One threshold, and what it did."""
+    """One threshold and its rates."""
 
     aim: float
     """False-positive rate that the threshold was to keep on the side that chose it."""
     threshold: float
-    """That of all prompts together, for use."""
+    """The one of all prompts together, for use."""
     tpr: Estimate
     """Share of attacks found on prompts that the choice did not see."""
     fpr: Estimate
@@ -37,7 +61,7 @@ class Chosen(Config):
     """A choice and in how many folds it was made."""
 
     text: str
-    """What was chosen."""
+    """The choice in words."""
     n_folds: int
     """Folds of all seeds."""
 
@@ -48,7 +72,7 @@ class MethodRow(Config):
     name: str
     """Its name."""
     summary: str
-    """What it is."""
+    """The method in a few words."""
     n_candidates: int
     """Columns that it chose among."""
     auroc: Estimate
@@ -56,7 +80,7 @@ class MethodRow(Config):
     seed_sd: float | None
     """Standard deviation of the nested AUROC over seeds."""
     in_sample: Estimate
-    """Optimistic: chosen and judged on the same prompts."""
+    """AUROC where choices are made and judged on the same prompts; optimistic."""
     f1: Estimate
     """Nested F1 at the threshold that is best on the training side."""
     in_sample_f1: float
@@ -68,7 +92,7 @@ class MethodRow(Config):
     points: tuple[OperatingPoint, ...]
     """Operating points."""
     choices: tuple[Chosen, ...]
-    """What the folds chose, the most frequent first."""
+    """Choices of the folds, the most frequent first."""
     difference: Estimate | None = None
     """Nested AUROC minus that of instability."""
     p_holm: float | None = None
@@ -130,7 +154,7 @@ class TrackerChoice(Config):
 
 
 class Calibration(Config):
-    """A calibration: choices on all prompts, and what nested folds say of them."""
+    """Choices on all prompts, and their results in nested folds."""
 
     identity: Identity
     """Model and prompt recipe that it belongs to."""
@@ -149,9 +173,9 @@ class Calibration(Config):
     n_left_out: int
     """Prompts without a label or without a measurement."""
     window: WindowChoice
-    """What ``detect`` computes."""
+    """The score of ``detect``."""
     tracker: TrackerChoice
-    """What ``detect --method attention_tracker`` computes."""
+    """The score of ``detect --method attention_tracker``."""
     rows: tuple[MethodRow, ...]
     """All methods; the first is instability."""
     steps: tuple[StepPoint, ...]

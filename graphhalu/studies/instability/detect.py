@@ -1,6 +1,6 @@
 """Detection with a calibration: score, verdict, and the step at which a prompt crossed."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -8,34 +8,34 @@ import numpy as np
 from jaxtyping import Float
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.detectors.identity import Identity
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, WindowChoice
-from graphhalu.studies.instability.measurer import Measurer
-from graphhalu.studies.instability.prompts import StudyPrompt
-from graphhalu.studies.instability.series import PromptSeries
+from graphhalu.studies.instability.measure import Measurer
+from graphhalu.studies.instability.methods import present_mean
+from graphhalu.studies.instability.series import PromptRecord, PromptSeries
 from graphhalu.studies.instability.settings import GatherSettings
 from graphhalu.studies.instability.tracker import focus_scores
-from graphhalu.studies.instability.windows import present_mean
 
 DetectMethod = Literal["instability", "attention_tracker"]
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of a prompt.
+    """The verdict on a prompt.
 
     Attributes:
         prompt_id: Its id.
-        text: What the user says.
-        score: Higher where an attack is more likely; ``None`` where there is none.
+        text: The user's text.
+        score: Higher where an attack is more likely; ``None`` if there is none.
         threshold: Scores at or above it are called attacks.
         is_attack: The verdict; ``None`` without a score.
-        crossed_at: First decode step from which on the mean up to there stays at or above the
-            threshold; ``None`` where the verdict is not attack.
+        crossed_at: First decode step from which on the running mean stays at or above the
+            threshold; ``None`` unless the verdict is attack.
         n_steps: Decode steps that were measured.
         reason: Why there is no score, or ``None``.
-        answer: What the model said so far.
+        answer: The model's answer so far.
     """
 
     prompt_id: str
@@ -82,9 +82,7 @@ class PromptDetector:
         self.measurer = Measurer(loaded, settings)
         self._check_identity(loaded)
 
-    def score(
-        self, prompts: Sequence[StudyPrompt], on_progress: Callable[[int, int], None] = lambda *_: None
-    ) -> list[Verdict]:
+    def score(self, prompts: Sequence[PromptRecord], on_progress: Progress = no_progress) -> list[Verdict]:
         """A verdict on each prompt.
 
         Raises:
@@ -96,8 +94,7 @@ class PromptDetector:
         found: list[Verdict] = []
         size = self.measurer.settings.batch_size
         for start in range(0, len(prompts), size):
-            batch = [(prompt, 0) for prompt in prompts[start : start + size]]
-            found += [self.verdict(each) for each in self.measurer.measure(batch)]
+            found += map(self.verdict, self.measurer.measure(prompts[start : start + size]))
             on_progress(len(found), len(prompts))
         return found
 
@@ -161,10 +158,10 @@ class PromptDetector:
 
 
 def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:
-    """Score after each step of the window: direction times the mean up to there.
+    """Score after each step of the window: direction times the mean of its steps so far.
 
-    The last value is the score. Steps without a value are passed over; before the first one
-    there is NaN. Empty if the answer ends before the window.
+    The last value is the score. Steps without a value are skipped; NaN before the first value.
+    Empty if the answer ends before the window.
     """
     window = choice.window
     layers = slice(window.first_layer, window.stop_layer)

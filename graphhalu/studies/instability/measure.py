@@ -1,90 +1,348 @@
-"""What one prompt's attention says, step by step: pure functions.
+"""Measurement of prompts: greedy or drawn answers, then one pass that shows every step.
 
 Step ``t`` is the row that yields token ``t`` of the answer, its end mark included; step 0 is the
-last row of the prompt. A layer whose sliding window no longer shows the system prompt has NaN.
+last row of the prompt. A layer whose sliding window no longer covers the system prompt has NaN.
 """
 
-from collections.abc import Sequence
-from typing import Final, NamedTuple
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Final
 
 import numpy as np
+import torch
 from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
 
-from graphhalu.core.axes import Span
+from graphhalu.core.axes import N_SPANS, RowRange, Span
+from graphhalu.core.config import config_hash
+from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
+from graphhalu.core.progress import Progress, no_progress
+from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, require_span
+from graphhalu.datasets.question import Question
+from graphhalu.extract.decode import Decoder
+from graphhalu.extract.forward import TokenSequence, read_likelihood
+from graphhalu.extract.generate import BeamSearch, Candidate, left_padded
+from graphhalu.extract.prompts import uses_chat
+from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
-    MIDDLE_FROM,
     PROMPT_FLOOR,
-    TAIL_CUT,
     bounded_std,
     head_std,
     layer_correlation,
+    layer_slice,
     logit_std,
 )
-from graphhalu.studies.instability.settings import Denominator
+from graphhalu.heads.observers import RowsObserver, run_observed
+from graphhalu.models.load import LoadedModel
+from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
+from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings
 from graphhalu.studies.instability.tracker import focus_share
 
 _PROMPT_SPANS: Final = [span for span in Span if span is not Span.ANSWER]
+_LIKELIHOODS: Final = {"entropy": "token_entropy", "margin": "top1_margin", "logprob": "token_logprob"}
+
+Visible = Bool[np.ndarray, "layer step"]
 
 
-class Sight(NamedTuple):
-    """What a row can see in a layer.
+def gather(
+    loaded: LoadedModel,
+    settings: GatherSettings,
+    prompts: Sequence[PromptRecord],
+    folder: Path,
+    on_progress: Progress = no_progress,
+) -> SeriesFolder:
+    """Measure prompts step by step into a folder; a killed run resumes.
 
-    Attributes:
-        any_system: Whether it sees a token of the system prompt.
-        everything: Whether it sees the whole sequence before it.
+    Args:
+        loaded: The model.
+        settings: System prompt, denominator, decoding.
+        prompts: Attacks and benign prompts, with different ids.
+        folder: Created, or resumed if it was made with the same model, settings and prompts.
+        on_progress: Called with the number of answers done, and of all.
+
+    Raises:
+        UsageError: If there is no prompt, two have one id, or there is no system prompt.
+        StoreMismatchError: If the folder was made with something else; names the fields.
+    """
+    _check_prompts(prompts)
+    measurer = Measurer(loaded, settings)
+    measurer.encode(prompts[0])  # a missing span is found before the folder is made
+    jobs = [replace(prompt, iteration=i) for i in range(settings.iterations) for prompt in prompts]
+    size = settings.batch_size
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
+    fields = ("prompt_id", "text", "label", "group")
+    configuration = {
+        "model": dict(loaded.identity),
+        "prompt": settings.prompt_recipe(is_chat=measurer.is_chat),
+        "gather": settings.model_dump(mode="json"),
+        "prompts": config_hash({"prompts": [{name: getattr(p, name) for name in fields} for p in prompts]}),
+        "n_prompts": len(prompts),
+        "n_parts": len(batches),
+        "n_layers": loaded.n_layers,
+        "n_heads": loaded.n_heads,
+    }
+    store = SeriesFolder.create(folder, configuration)
+    missing = store.missing_parts()
+    n_done = len(jobs) - sum(len(batches[number]) for number in missing)
+    on_progress(n_done, len(jobs))
+    for number in missing:
+        store.write_part(number, measurer.measure(batches[number]))
+        n_done += len(batches[number])
+        on_progress(n_done, len(jobs))
+    return store
+
+
+class Measurer:
+    """Measures prompts on one model under one system prompt.
+
+    Args:
+        loaded: The model.
+        settings: System prompt, denominator, decoding.
+
+    Raises:
+        UsageError: If there is no system prompt, or several answers would all be the same.
     """
 
-    any_system: Bool[np.ndarray, "layer step"]
-    everything: Bool[np.ndarray, "layer step"]
+    def __init__(self, loaded: LoadedModel, settings: GatherSettings) -> None:
+        require_system(settings.system)
+        if settings.iterations > 1 and not settings.temperature:
+            message = (
+                f"greedy decoding gives the same answer {settings.iterations} times\n"
+                f"  Use --temperature 1, or --iterations 1"
+            )
+            raise UsageError(message)
+        self.loaded = loaded
+        self.settings = settings
+        self.is_chat = uses_chat(PromptSettings(chat=settings.chat), loaded)
+        self.search = BeamSearch(
+            loaded.model,
+            layer_windows=loaded.layer_windows,
+            stop_ids=loaded.eos_token_ids,
+            n_beams=1,
+            max_new_tokens=settings.max_new_tokens,
+        )
+        if settings.temperature and self.search.fallback_reason is not None:
+            message = (
+                f"tokens cannot be drawn on this model: {self.search.fallback_reason}\n  Use --temperature 0"
+            )
+            raise UsageError(message)
+
+    def measure(self, prompts: Sequence[PromptRecord]) -> list[PromptSeries]:
+        """Measure a batch of prompts, each for the iteration that it names.
+
+        Returns:
+            One series a prompt, in order. A prompt that does not fit the model, or on which it
+            gives NaN, has a failure and no arrays.
+
+        Raises:
+            UsageError: If a prompt has no system span, or the template takes none.
+        """
+        encoded = [self.encode(prompt) for prompt in prompts]
+        asked = [
+            replace(
+                prompt,
+                n_prompt=len(each.token_ids),
+                n_system=int((each.span_code == Span.SYSTEM).sum()),
+                n_user=int((each.span_code == Span.QUESTION).sum()),
+            )
+            for prompt, each in zip(prompts, encoded, strict=True)
+        ]
+        asked = [replace(record, failure=self._too_long(record)) for record in asked]
+        fitting = [place for place, record in enumerate(asked) if record.failure is None]
+        answers = self._answers([asked[n] for n in fitting], [encoded[n] for n in fitting])
+        found = [PromptSeries(record, {}) for record in asked]
+        for place, answer in zip(fitting, answers, strict=True):
+            try:
+                found[place] = self._series(asked[place], encoded[place], answer)
+            except NonFiniteError as error:
+                found[place] = PromptSeries(replace(asked[place], failure=str(error)), {})
+        return found
+
+    def encode(self, prompt: PromptRecord) -> EncodedPrompt:
+        """The tokens of a prompt under the system prompt, with spans.
+
+        Raises:
+            UsageError: If there is no system span or no user span in it.
+        """
+        tokenizer = self.loaded.tokenizer
+        try:
+            rendered = build_prompt(
+                Question(prompt.prompt_id, prompt.text, ()),
+                template=TEMPLATE,
+                chat=self.is_chat,
+                tokenizer=tokenizer,
+                system=self.settings.system,
+            )
+            encoded = encode_prompt(rendered, tokenizer)
+            for span in (Span.SYSTEM, Span.QUESTION):
+                require_span(encoded.span_code, span, where=f"prompt {prompt.prompt_id!r}")
+        except GraphhaluError as error:
+            error.add_note(f"in prompt {prompt.prompt_id!r}")
+            raise
+        return encoded
+
+    def _too_long(self, record: PromptRecord) -> str | None:
+        limit, needed = self.loaded.max_positions, record.n_prompt + self.settings.max_new_tokens
+        if limit is None or needed <= limit:
+            return None
+        return f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
+
+    def _answers(
+        self, records: Sequence[PromptRecord], encoded: Sequence[EncodedPrompt]
+    ) -> Sequence[Candidate]:
+        prompts = [each.token_ids.tolist() for each in encoded]
+        if not prompts:
+            return ()
+        if not self.settings.temperature:
+            return [beams[0] for beams in self.search.answer(prompts)]
+        generators = [self._generator(record) for record in records]
+        return drawn_answers(self.search, prompts, self.settings.temperature, generators)
+
+    def _generator(self, record: PromptRecord) -> torch.Generator:
+        # the same prompt draws the same tokens in every batch
+        text = f"{self.settings.seed} {record.iteration} {record.prompt_id}"
+        # a hash, since torch's generator looks at the lowest 32 bits only
+        seed = int(sha256(text.encode()).hexdigest()[:8], 16)
+        return torch.Generator().manual_seed(seed)
+
+    @torch.inference_mode()
+    def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Candidate) -> PromptSeries:
+        # the end mark is fed too: the row before it is a decode step like the others
+        end = self.loaded.eos_token_ids[:1] if answer.is_finished else ()
+        new = np.array([*answer.token_ids, *end], dtype=np.int32)
+        token_ids = np.concatenate([encoded.token_ids, new])
+        span_code = np.concatenate([encoded.span_code, np.full(len(new), Span.ANSWER, dtype=np.uint8)])
+        rows = np.arange(record.n_prompt - 1, len(token_ids) - 1)
+        codes = torch.from_numpy(span_code.astype(np.int64)).to(next(self.loaded.model.parameters()).device)
+        is_span = nn.functional.one_hot(codes, N_SPANS).float()
+
+        def span_mass(weights: Float[Tensor, "head row key"]) -> Float[Tensor, "head row span"]:
+            return weights @ is_span[: weights.shape[-1]]
+
+        observer = RowsObserver(RowRange(int(rows[0]), int(rows[-1]) + 1), span_mass)
+        done = run_observed(self.loaded.model, token_ids, observer)
+        user = np.flatnonzero(span_code == Span.QUESTION)
+        sequence = TokenSequence(token_ids, span_code, record.n_prompt, row_start=int(user[0]) - 1)
+        likely = read_likelihood(done, [sequence])[0]
+        if (failure := likely.failure()) is not None:
+            raise NonFiniteError(failure)
+        streams = likely.arrays()
+        system = np.flatnonzero(span_code == Span.SYSTEM)
+        seen = visible_layers(rows, system, self.loaded.layer_windows)
+        measures = step_measures(observer.stacked(), *seen, self.settings.denominator)
+        arrays = {
+            **{name: value.astype(np.float32) for name, value in measures.items() if name != "share"},
+            **{name: streams[stream][rows + 1] for name, stream in _LIKELIHOODS.items()},
+        }
+        if self.settings.keeps_heads:
+            arrays["share"] = measures["share"].astype(np.float16)
+        measured = replace(
+            record,
+            answer=self.loaded.tokenizer.decode(list(answer.token_ids)).strip(),
+            n_answer=len(answer.token_ids),
+            is_finished=answer.is_finished,
+            user_nll=-float(streams["token_logprob"][user].mean()),
+        )
+        return PromptSeries(measured, arrays)
 
 
-class StepMeasures(NamedTuple):
-    """Measures of the steps of one prompt.
+def require_system(system: str) -> None:
+    """Refuse a study without a system prompt.
 
-    Attributes:
-        share: Share of each head's attention that goes to the system prompt.
-        share_mean: Its mean over heads.
-        std: Its population standard deviation over heads.
-        logit: That of its log-odds.
-        bounded: ``std`` over the largest value that the mean allows.
-        agreement: Mean correlation of the heads' shares over the middle layers.
-        focus: System over system and user, mean over heads.
-        focus_heads: The same of every head in step 0: what Attention Tracker reads.
+    Raises:
+        UsageError: If the text is empty.
     """
+    if not system.strip():
+        message = (
+            "the system prompt is empty: there is no system span to measure attention on\n"
+            "  Give one:  --system FILE  or  --system-text TEXT"
+        )
+        raise UsageError(message)
 
-    share: Float[np.ndarray, "step layer head"]
-    share_mean: Float[np.ndarray, "step layer"]
-    std: Float[np.ndarray, "step layer"]
-    logit: Float[np.ndarray, "step layer"]
-    bounded: Float[np.ndarray, "step layer"]
-    agreement: Float[np.ndarray, "step"]
-    focus: Float[np.ndarray, "step layer"]
-    focus_heads: Float[np.ndarray, "layer head"]
+
+def _check_prompts(prompts: Sequence[PromptRecord]) -> None:
+    if not prompts:
+        message = "there is no prompt to measure"
+        raise UsageError(message)
+    name, count = Counter(prompt.prompt_id for prompt in prompts).most_common(1)[0]
+    if count > 1:
+        message = f"two prompts have the id {name!r}"
+        raise UsageError(message)
+
+
+@torch.inference_mode()
+def drawn_answers(
+    search: BeamSearch,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    generators: Sequence[torch.Generator],
+) -> list[Candidate]:
+    """Answers whose tokens are drawn from the distribution at a temperature.
+
+    Args:
+        search: Model, stop tokens and longest answer.
+        prompts: Token ids of each prompt.
+        temperature: Logits are divided by it; above 0.
+        generators: One a prompt, so that its answer does not depend on its batch.
+    """
+    device = next(search.model.parameters()).device
+    token_ids, is_token = left_padded(prompts, device)
+    decoder = Decoder(search.model, search.layer_windows, 1)
+    logits = decoder.prefill(token_ids, is_token)
+    parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
+    drawn: list[list[int]] = [[] for _ in prompts]
+    is_over = [False] * len(prompts)
+    for step in range(search.max_new_tokens):
+        shares = torch.softmax(logits.float() / temperature, dim=-1).cpu()
+        new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
+        for place, token in enumerate(new):
+            is_over[place] |= token in search.stop_ids
+            drawn[place] += [] if is_over[place] else [token]
+        if all(is_over) or step + 1 == search.max_new_tokens:
+            break
+        logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
+    ended = zip(drawn, is_over, strict=True)
+    return [Candidate(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
 
 
 def step_measures(
-    mass: Float[np.ndarray, "layer head step span"], sight: Sight, denominator: Denominator
-) -> StepMeasures:
-    """Everything that the attention to the named spans says.
+    mass: Float[np.ndarray, "layer head step span"],
+    sees_system: Visible,
+    sees_all: Visible,
+    denominator: Denominator,
+) -> Mapping[str, Float[np.ndarray, "..."]]:
+    """Measures of the steps of one prompt, from the attention to the named spans.
 
     Args:
         mass: Attention of each step's row summed over each named span.
-        sight: What each row can see.
-        denominator: What the share is taken of.
+        sees_system: Whether a row sees a token of the system prompt.
+        sees_all: Whether a row sees the whole sequence before it.
+        denominator: What the share of the system prompt is taken of.
+
+    Returns:
+        Arrays by name, as :data:`graphhalu.studies.instability.series.DESCRIPTIONS` has them;
+        ``focus_heads[layer, head]`` without its prompt axis.
     """
     share = system_share(mass, denominator)
-    correlation, is_defined = layer_correlation(*_middle(share, sight.everything))
+    middle = layer_slice(len(share))
+    correlation, is_defined = layer_correlation(share[middle], sees_all[middle])
     focus = focus_share(mass[..., Span.SYSTEM], mass[..., Span.QUESTION])
-    return StepMeasures(
-        share=np.moveaxis(np.where(sight.any_system[:, None], share, np.nan), 2, 0),
-        share_mean=_by_step(share.mean(axis=1), sight),
-        std=_by_step(head_std(share), sight),
-        logit=_by_step(logit_std(share), sight),
-        bounded=_by_step(bounded_std(share), sight),
-        agreement=np.where(is_defined, correlation, np.nan),
-        focus=_by_step(focus.mean(axis=1), sight),
-        focus_heads=np.where(sight.any_system[:, :1], focus[:, :, 0], np.nan),
-    )
+    by_layer = {
+        "share_mean": share.mean(axis=1),
+        "std": head_std(share),
+        "logit": logit_std(share),
+        "bounded": bounded_std(share),
+        "focus": focus.mean(axis=1),
+    }
+    return {
+        "share": np.moveaxis(np.where(sees_system[:, None], share, np.nan), 2, 0),
+        **{name: np.where(sees_system, values, np.nan).T for name, values in by_layer.items()},
+        "agreement": np.where(is_defined, correlation, np.nan),
+        "focus_heads": np.where(sees_system[:, :1], focus[:, :, 0], np.nan),
+    }
 
 
 def system_share(
@@ -105,10 +363,10 @@ def system_share(
     return np.clip(system, 0.0, 1.0)
 
 
-def sight_of(
+def visible_layers(
     rows: Int[np.ndarray, "step"], system: Int[np.ndarray, "member"], layer_windows: Sequence[int | None]
-) -> Sight:
-    """What rows see through the sliding window of each layer.
+) -> tuple[Visible, Visible]:
+    """Whether rows see a token of the system prompt, and everything, through each layer's window.
 
     Args:
         rows: Positions of the rows.
@@ -116,21 +374,4 @@ def sight_of(
         layer_windows: How many keys a row sees, itself included; ``None`` = all.
     """
     firsts = np.stack([rows * 0 if w is None else rows - w + 1 for w in layer_windows])
-    return Sight(firsts <= system.max(), firsts <= 0)
-
-
-def _by_step(values: Float[np.ndarray, "layer step"], sight: Sight) -> Float[np.ndarray, "step layer"]:
-    """Steps first, and NaN in layers that do not show the system prompt."""
-    return np.where(sight.any_system, values, np.nan).T
-
-
-def _middle(
-    share: Float[np.ndarray, "layer head step"], sees_all: Bool[np.ndarray, "layer step"]
-) -> tuple[Float[np.ndarray, "middle head step"], Bool[np.ndarray, "middle step"]]:
-    kept = layer_slice(len(share), MIDDLE_FROM, TAIL_CUT)
-    return share[kept], sees_all[kept]
-
-
-def layer_slice(n_layers: int, mid_high: float, tail_cut: float) -> slice:
-    """Layers ``int(L * mid_high) … int(L * (1 - tail_cut)) - 1``, as the study cuts them."""
-    return slice(int(n_layers * mid_high), int(n_layers * (1 - tail_cut)))
+    return firsts <= system.max(), firsts <= 0

@@ -1,24 +1,148 @@
-"""Scores that are judged side by side; each makes its choices on the training side only."""
+"""Scores that are compared, and the decode windows that some of them choose from.
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable
+Instability in its forms, Attention Tracker and simpler baselines; each makes its choices on the
+training side only.
+"""
+
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Final, NamedTuple, SupportsFloat
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import inner_folds
 from graphhalu.evaluation.calibration import best_f1_threshold
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.maps import column_tests
-from graphhalu.studies.instability.settings import CalibrateSettings
+from graphhalu.features.instability import layer_slice
+from graphhalu.heads.statistics import mean_of_present
+from graphhalu.studies.instability.calibration import MAIN, TRACKER, Window
+from graphhalu.studies.instability.series import PromptSeries, padded_steps
+from graphhalu.studies.instability.settings import CalibrateSettings, Spread
 from graphhalu.studies.instability.tracker import ChosenHeads, Heads, focus_scores, important_heads
+
+STARTS: Final = tuple(range(1, 21))
+LENGTHS: Final = (3, 5, 8, 10, 15, 20, 30, 40, 50, 60)
+"""The grid of the public study; its step 0, the last row of the prompt, is left out."""
+_REACH_START: Final = 0.9
+_REACH_END: Final = 0.5
+
+SPREADS: Final[dict[Spread, str]] = {
+    "std": "standard deviation over heads of the share on the system prompt",
+    "logit": "the same of the log-odds of the share",
+    "bounded": "the same over its largest value at that mean share",
+}
+_LAYERED: Final = {
+    "system_share": ("share_mean", "mean share on the system prompt: is the mean enough?"),
+    "focus_all_heads": ("focus", "focus of all heads over the window, untrained"),
+}
+_BY_STEP: Final = {
+    "head_agreement": ("agreement", "mean correlation of the heads' shares"),
+    "token_entropy": ("entropy", "entropy of the tokens of the window"),
+    "top1_margin": ("margin", "margin of the likeliest token over the window"),
+}
+
+
+class Grid(NamedTuple):
+    """All windows that a choice is made from.
+
+    Attributes:
+        windows: Of several equally good ones the first is taken.
+        is_start_auto: Whether starts are limited to steps that most prompts reach.
+        is_length_auto: Whether ends are.
+    """
+
+    windows: tuple[Window, ...]
+    is_start_auto: bool
+    is_length_auto: bool
+
+    def reached(self, n_steps: Int[np.ndarray, "prompt"]) -> Bool[np.ndarray, "window"]:
+        """Windows that the given prompts allow; of automatic grids, those that most reach.
+
+        An automatic start is a step that 90 % of the prompts reach, an automatic end one that
+        half of them reach. If none is left, the shortest of the earliest windows is.
+        """
+        starts = np.array([window.start for window in self.windows])
+        ends = np.array([window.end for window in self.windows])
+        reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
+        found = np.ones(len(starts), dtype=bool)
+        if self.is_start_auto:
+            found &= reach[starts] >= _REACH_START
+        if self.is_length_auto:
+            found &= reach[ends] >= _REACH_END
+        if not found.any():
+            earliest = starts == starts.min()
+            found = earliest & (ends == ends[earliest].min())
+        return found
+
+
+def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]) -> Grid:
+    """All windows of the settings.
+
+    Args:
+        settings: Starts, lengths and layer fractions.
+        n_layers: Layers of the model.
+        n_steps: Decode steps of each prompt.
+
+    Raises:
+        UsageError: If a requested window goes beyond the longest answer, or no layer is left.
+        NotEnoughDataError: If no prompt has a step after step 0.
+    """
+    longest = int(n_steps.max(initial=0))
+    if longest < 2:  # noqa: PLR2004
+        message = "no answer has a second step: there is nothing to average over"
+        raise NotEnoughDataError(message)
+    is_auto = settings.starts == "auto", settings.lengths == "auto"
+    starts = STARTS if settings.starts == "auto" else settings.starts
+    lengths = LENGTHS if settings.lengths == "auto" else settings.lengths
+    start, length = 1 if is_auto[0] else max(starts), 1 if is_auto[1] else max(lengths)
+    if not all(is_auto) and start + length > longest:
+        message = (
+            f"the window of steps {start} to {start + length - 1} goes beyond the longest answer: "
+            f"it has {longest} steps, 0 to {longest - 1}\n"
+            f"  Use smaller --starts and --lengths, or gather with more --max-new-tokens"
+        )
+        raise UsageError(message)
+    steps = [(start, n) for n in lengths for start in starts if start + n <= longest]
+    if not steps:  # answers shorter than the shortest window of the grid
+        steps = [(min(starts[0], longest - 1), 1)]
+    slices = (layer_slice(n_layers, a, b) for a in settings.mid_high for b in settings.tail_cut)
+    layers = list(dict.fromkeys((s.start, s.stop) for s in slices if s.start < s.stop))
+    if not layers:
+        message = (
+            f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of {n_layers} layers"
+        )
+        raise UsageError(message)
+    return Grid(tuple(Window(*pair, *each) for each in layers for pair in steps), *is_auto)
+
+
+def window_scores(
+    values: Float[np.ndarray, "prompt step layer"], windows: Sequence[Window]
+) -> Float[np.ndarray, "prompt window"]:
+    """Mean over the layers and steps of each window.
+
+    An answer that ends inside a window is averaged over the steps that it has; one that ends
+    before it has NaN, as has one whose layers never see the system prompt.
+
+    Args:
+        values: NaN after the last step, and in layers that do not see the system prompt.
+        windows: They start within the steps.
+    """
+    layers = {window[2:] for window in windows}
+    means = {each: present_mean(values[..., slice(*each)]) for each in layers}
+    scores = [present_mean(means[w[2:]][:, w.start : w.end + 1]) for w in windows]
+    return np.stack(scores, axis=1)
+
+
+def present_mean(values: Float[np.ndarray, "*row value"]) -> Float[np.ndarray, "*row"]:
+    """Mean over the last axis, leaving out NaN; NaN if nothing else is there."""
+    return mean_of_present(np.moveaxis(values, -1, 0))
 
 
 class Cases(NamedTuple):
-    """Who is judged.
+    """Prompts that methods are judged on.
 
     Attributes:
         labels: 1 = attack.
@@ -37,52 +161,35 @@ class Fitted(NamedTuple):
     """A method that has made its choices.
 
     Attributes:
-        scores: Of all prompts, higher where an attack is more likely; NaN where there is none.
+        scores: Of all prompts, higher where an attack is more likely; NaN if unknown.
         choice: What was chosen, in words.
         direction: 1 if attacks are higher in what is measured, -1 if they are lower.
-        place: Number of the chosen column.
+        column: Number of the chosen column.
         heads: Important heads, of Attention Tracker.
     """
 
     scores: Float[np.ndarray, "prompt"]
     choice: str
     direction: int
-    place: int = 0
+    column: int = 0
     heads: ChosenHeads | None = None
 
 
 @dataclass(frozen=True)
-class Method(ABC):
-    """A score of prompts.
+class ColumnMethod:
+    """One column of many, such as one window; and the direction in which attacks lie.
 
     Attributes:
         name: Its name.
         summary: What it is.
-    """
-
-    name: str
-    summary: str
-
-    @abstractmethod
-    def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
-        """Choose on the training side."""
-
-    @abstractmethod
-    def fit_in_sample(self, cases: Cases) -> Fitted:
-        """Choose what is best on all prompts, as if that were allowed."""
-
-
-@dataclass(frozen=True)
-class ColumnMethod(Method):
-    """One column of many, such as one window; and the direction in which attacks lie.
-
-    Attributes:
-        columns: One value a prompt; NaN where there is none.
-        texts: What each column is.
+        columns: One value a prompt; NaN if unknown.
+        texts: Each column in words.
         n_inner_folds: Folds in which a column is chosen.
         allowed: Columns that the training side allows.
     """
 
+    name: str
+    summary: str
     columns: Float[np.ndarray, "prompt column"]
     texts: tuple[str, ...]
     n_inner_folds: int
@@ -94,30 +201,29 @@ class ColumnMethod(Method):
         Raises:
             NotEnoughDataError: If no inner fold holds 5 prompts of each class.
         """
-        places = np.flatnonzero(self.allowed(train))
-        if len(places) > 1:
-            worth = self._held_out_auroc(cases, train, places, seed)
-            places = places[[int(np.argmax(np.where(np.isnan(worth), -1.0, worth)))]]
-        place = int(places[0])
-        auroc = float(filled_auroc(self.columns[train][:, [place]], *cases.of(train))[0])
-        return self._fitted(place, auroc)
+        columns = np.flatnonzero(self.allowed(train))
+        if len(columns) > 1:
+            worth = self._held_out_auroc(cases, train, columns, seed)
+            columns = columns[[int(np.argmax(np.where(np.isnan(worth), -1.0, worth)))]]
+        column = int(columns[0])
+        auroc = float(filled_auroc(self.columns[train][:, [column]], *cases.of(train))[0])
+        return self._fitted(column, auroc)
 
     def fit_in_sample(self, cases: Cases) -> Fitted:
-        """The column and direction with the best AUROC on the very prompts that it is told of."""
-        everyone = np.arange(len(cases.labels))
+        """The column and direction with the best AUROC on the same prompts; optimistic."""
         auroc = filled_auroc(self.columns, *cases)
-        distance = np.where(self.allowed(everyone), np.abs(auroc - 0.5), -1.0)
-        place = int(np.argmax(np.where(np.isnan(distance), -1.0, distance)))
-        return self._fitted(place, float(auroc[place]))
+        distance = np.where(self.allowed(np.arange(len(cases.labels))), np.abs(auroc - 0.5), -1.0)
+        column = int(np.argmax(np.where(np.isnan(distance), -1.0, distance)))
+        return self._fitted(column, float(auroc[column]))
 
     def _held_out_auroc(
-        self, cases: Cases, train: Int[np.ndarray, "train"], places: Int[np.ndarray, "column"], seed: int
+        self, cases: Cases, train: Int[np.ndarray, "train"], columns: Int[np.ndarray, "column"], seed: int
     ) -> Float[np.ndarray, "column"]:
         folds = inner_folds(*cases, train, n_folds=self.n_inner_folds, seed=seed)
-        total = np.zeros(len(places))
+        total = np.zeros(len(columns))
         for fold in folds:
             fitted, held_out = (
-                filled_auroc(self.columns[np.ix_(side, places)], *cases.of(side))
+                filled_auroc(self.columns[np.ix_(side, columns)], *cases.of(side))
                 for side in (fold.train, fold.held_out)
             )
             total += np.where(fitted >= 0.5, held_out, 1 - held_out)  # noqa: PLR2004
@@ -125,23 +231,27 @@ class ColumnMethod(Method):
             raise few_prompts(self.name)
         return total / len(folds)
 
-    def _fitted(self, place: int, auroc: float) -> Fitted:
+    def _fitted(self, column: int, auroc: float) -> Fitted:
         if np.isnan(auroc):
             raise few_prompts(self.name)
         direction = 1 if auroc >= 0.5 else -1  # noqa: PLR2004
-        return Fitted(direction * self.columns[:, place], self.texts[place], direction, place)
+        return Fitted(direction * self.columns[:, column], self.texts[column], direction, column)
 
 
 @dataclass(frozen=True)
-class TrackerMethod(Method):
+class TrackerMethod:
     """Attention Tracker: minus the mean focus of important heads.
 
     Attributes:
+        name: Its name.
+        summary: What it is.
         focus: Focus of every head in step 0.
-        k_values: As :func:`important_heads` has them.
-        given: A published list of heads; nothing is chosen then.
+        k_values: As in :func:`important_heads`.
+        given: A published list of heads, used instead of a choice.
     """
 
+    name: str
+    summary: str
     focus: Float[np.ndarray, "prompt layer head"]
     k_values: tuple[float, ...]
     given: Heads | None = None
@@ -159,6 +269,67 @@ class TrackerMethod(Method):
     def fit_in_sample(self, cases: Cases) -> Fitted:
         """Important heads of all prompts."""
         return self.fit(cases, np.arange(len(cases.labels)), 0)
+
+
+Method = ColumnMethod | TrackerMethod
+
+
+def all_methods(
+    series: Sequence[PromptSeries], grid: Grid, settings: CalibrateSettings, given: Heads | None = None
+) -> list[Method]:
+    """Every method that is judged; the first is the instability that ``detect`` computes.
+
+    All that vary over the answer choose from the same windows, and all but Attention Tracker
+    learn on the training side which way attacks lie.
+
+    Args:
+        series: Prompts with a class.
+        grid: Windows to choose from.
+        settings: Spread, folds, and ``k`` of Attention Tracker.
+        given: A published list of heads for Attention Tracker.
+    """
+    n_steps, n_inner = np.array([each.n_steps for each in series]), settings.n_inner_folds
+    first_layers = grid.windows[0][2:]
+    single = [n for n, window in enumerate(grid.windows) if window[2:] == first_layers]
+
+    def reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
+        return grid.reached(n_steps[train])
+
+    methods: list[Method] = []
+    others = [spread for spread in SPREADS if spread != settings.spread]
+    names = {MAIN: settings.spread, **{f"{MAIN}_{spread}": spread for spread in others}}
+    layered = {**{name: (spread, SPREADS[spread]) for name, spread in names.items()}, **_LAYERED}
+    for name, (array, summary) in layered.items():
+        scores = window_scores(padded_steps(series, array), grid.windows)
+        texts = tuple(window.text() for window in grid.windows)
+        methods.append(ColumnMethod(name, summary, scores, texts, n_inner, reached))
+    for name, (array, summary) in _BY_STEP.items():  # without layers, each range of steps once
+        windows = [grid.windows[n]._replace(first_layer=0, stop_layer=1) for n in single]
+        scores = window_scores(padded_steps(series, array)[..., None], windows)
+        texts = tuple(f"steps {window.start}-{window.end}" for window in windows)
+        methods.append(ColumnMethod(name, summary, scores, texts, n_inner, lambda t: reached(t)[single]))
+    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
+    summary = "Attention Tracker: focus of important heads on the last prompt row"
+    methods.append(TrackerMethod(TRACKER, summary, focus, settings.tracker_k, given))
+    for name, (summary, values) in _constants(series).items():
+        column = np.array([np.nan if v is None else float(v) for v in values])[:, None]
+        only = ("nothing to choose",)
+        methods.append(ColumnMethod(name, summary, column, only, n_inner, lambda _: np.ones(1, dtype=bool)))
+    return methods
+
+
+def _constants(series: Sequence[PromptSeries]) -> dict[str, tuple[str, list[SupportsFloat | None]]]:
+    """Measures with one value a prompt."""
+    records = [each.record for each in series]
+    logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
+    perplexity = "perplexity of the {} (its logarithm)"
+    of_answers = [-float(p.mean()) if len(p) else None for p in logprobs]
+    return {
+        "user_length": ("tokens of the user's text", [r.n_user for r in records]),
+        "answer_length": ("tokens of the answer", [r.n_answer for r in records]),
+        "user_perplexity": (perplexity.format("user's text"), [r.user_nll for r in records]),
+        "answer_perplexity": (perplexity.format("answer"), of_answers),
+    }
 
 
 def filled_auroc(
@@ -191,7 +362,7 @@ class NestedScores(NamedTuple):
     Attributes:
         scores: Pooled over folds; the median where there is none.
         is_flagged: For each aim, and last for the best F1, whether the prompt is flagged.
-        choices: What each fold chose.
+        choices: The choice of each fold.
         coverage: Share of prompts with a score.
     """
 
@@ -202,7 +373,7 @@ class NestedScores(NamedTuple):
 
 
 def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, seed: int) -> NestedScores:
-    """Score every prompt by choices that were made without it and without its likes."""
+    """Score every prompt by choices that were made without it and its group."""
     everyone = np.arange(len(cases.labels))
     folds = inner_folds(*cases, everyone, n_folds=settings.n_folds, seed=seed)
     pooled, choices = np.full(len(everyone), np.nan), []
@@ -228,7 +399,7 @@ def threshold_at(
     ``1 / rate`` benign prompts it lies just above the highest of them.
 
     Args:
-        scores: Higher where an attack is more likely; NaN where there is none.
+        scores: Higher where an attack is more likely; NaN if unknown.
         labels: 1 = attack.
         rate: In (0, 1).
     """
@@ -244,14 +415,8 @@ def threshold_at(
 def thresholds(
     scores: Float[np.ndarray, "prompt"], labels: Int[np.ndarray, "prompt"], settings: CalibrateSettings
 ) -> Float[np.ndarray, "aim"]:
-    """Those of all aims, and last that of the best F1."""
+    """Those of all aims, and last that of the best F1; infinite if only one class has scores."""
     limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
-    return np.array([*limits, f1_threshold(scores, labels)])
-
-
-def f1_threshold(scores: Float[np.ndarray, "prompt"], labels: Int[np.ndarray, "prompt"]) -> float:
-    """The threshold with the best F1; infinite where only one class has scores at all."""
     known = np.isfinite(scores)
-    if len(np.unique(labels[known])) < 2:  # noqa: PLR2004
-        return float("inf")
-    return best_f1_threshold(scores[known], labels[known])
+    has_both = len(np.unique(labels[known])) > 1
+    return np.array([*limits, best_f1_threshold(scores[known], labels[known]) if has_both else np.inf])

@@ -1,7 +1,6 @@
 """Prompts of a study: attacks and benign ones, one a line or as rows of a table."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from hashlib import sha256
 from pathlib import Path
 from typing import Final
@@ -10,6 +9,7 @@ from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import question_key
 from graphhalu.datasets.rows import Row, require_columns, text_field, wrong_value
+from graphhalu.studies.instability.series import PromptRecord
 
 ATTACK: Final = 1
 BENIGN: Final = 0
@@ -23,24 +23,7 @@ _LABELS: Final = {
 }
 
 
-@dataclass(frozen=True)
-class StudyPrompt:
-    """One prompt.
-
-    Attributes:
-        prompt_id: Unique within a study.
-        text: What the user says.
-        label: 1 = attack, 0 = benign, ``None`` = nobody says.
-        group: Prompts of one group say the same and never part in a split.
-    """
-
-    prompt_id: str
-    text: str
-    label: int | None
-    group: str
-
-
-def read_prompts(path: Path, label: int | None) -> list[StudyPrompt]:
+def read_prompts(path: Path, label: int | None) -> list[PromptRecord]:
     """The prompts of a file, with their class.
 
     Args:
@@ -67,7 +50,7 @@ def read_texts(path: Path) -> list[str]:
     """The texts of a file of prompts.
 
     A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, each also gzipped, has the
-    column ``prompt`` or ``text``. Any other file has one prompt a line; empty lines do not count.
+    column ``prompt`` or ``text``. Any other file has one prompt a line; empty lines are skipped.
 
     Raises:
         UsageError: If there is no such file, or no prompt in it.
@@ -76,19 +59,19 @@ def read_texts(path: Path) -> list[str]:
     return [text for text, _ in _read(path)]
 
 
-def numbered(pairs: Iterable[tuple[str, int | None]]) -> list[StudyPrompt]:
+def numbered(pairs: Iterable[tuple[str, int | None]]) -> list[PromptRecord]:
     """Prompts with ids that count within each class, and groups of prompts that say the same."""
     counts: dict[int | None, int] = {}
     found = []
     for text, label in pairs:
         counts[label] = counts.get(label, 0) + 1
         kind = "prompt" if label is None else CLASS_NAMES[label]
-        found.append(StudyPrompt(f"{kind}-{counts[label]:04d}", text, label, prompt_group(text)))
+        found.append(PromptRecord(f"{kind}-{counts[label]:04d}", 0, label, prompt_group(text), text))
     return found
 
 
 def prompt_group(text: str) -> str:
-    """Name of all prompts that say the same: case, accents and punctuation do not count."""
+    """Name of all prompts that say the same, regardless of case, accents and punctuation."""
     return sha256(question_key(text).encode()).hexdigest()[:12]
 
 
@@ -97,8 +80,12 @@ def _read(path: Path) -> list[tuple[str, Row | None]]:
         message = f"no file of prompts at {path}"
         raise UsageError(message)
     found: list[tuple[str, Row | None]] = []
-    if path.read_bytes().strip():
-        found = list(_rows(path) if _is_table(path) else _lines(path))
+    if not path.read_bytes().strip():
+        pass
+    elif _is_table(path):
+        found += [(_text(row), row) for row in read_rows(open_file(path))]
+    else:
+        found += [(line.strip(), None) for line in open_file(path).text().split("\n") if line.strip()]
     if not found:
         message = (
             f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column 'prompt' or 'text'"
@@ -111,18 +98,10 @@ def _is_table(path: Path) -> bool:
     return any(suffix.lower() in _TABLES for suffix in path.suffixes)
 
 
-def _lines(path: Path) -> Iterator[tuple[str, Row | None]]:
-    for line in open_file(path).text().split("\n"):
-        if line.strip():
-            yield line.strip(), None
-
-
-def _rows(path: Path) -> Iterator[tuple[str, Row | None]]:
-    for row in read_rows(open_file(path)):
-        name = next((name for name in _TEXT_FIELDS if name in row.values), None)
-        if name is None:
-            require_columns(row, _TEXT_FIELDS[0], expected="a column 'prompt' or 'text'")
-        yield text_field(row, name or _TEXT_FIELDS[0]), row
+def _text(row: Row) -> str:
+    name = next((name for name in _TEXT_FIELDS if name in row.values), _TEXT_FIELDS[0])
+    require_columns(row, name, expected="a column 'prompt' or 'text'")
+    return text_field(row, name)
 
 
 def _label(row: Row) -> int:

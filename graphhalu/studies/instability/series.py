@@ -1,8 +1,8 @@
 """Measured prompts on disk: ``meta.json`` and one ``.npz`` a part, without pickle.
 
-A part holds the prompts of one batch and is moved into place when it is whole, so that a killed
-run goes on where it stopped. Steps of its prompts stand one after another; ``step_offsets`` says
-where each prompt begins. ``records`` is JSON in UTF-8 bytes.
+A part holds the prompts of one batch and is moved into place when it is complete, so a killed run
+resumes with the next one. The steps of its prompts are concatenated; ``step_offsets`` are their
+boundaries. ``records`` is JSON in UTF-8 bytes.
 """
 
 import io
@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -28,12 +28,6 @@ KIND: Final = FileFormat("graphhalu-instability", 1, "Measure prompts:  graphhal
 META_FILE: Final = "meta.json"
 PARTS_FOLDER: Final = "parts"
 
-STEP_ARRAYS: Final = (
-    *("share", "share_mean", "std", "logit", "bounded", "focus"),
-    *("agreement", "entropy", "margin", "logprob"),
-)
-"""Arrays whose first axis is the step; ``share`` only where single heads are kept."""
-
 _MOST_PARTS: Final = 1_000_000
 
 DESCRIPTIONS: Final[Mapping[str, str]] = {
@@ -49,23 +43,25 @@ DESCRIPTIONS: Final[Mapping[str, str]] = {
     "logprob": "[step] log-probability (nat) of the token",
     "focus_heads": "[prompt, layer, head] focus of every head in step 0",
 }
+STEP_ARRAYS: Final = tuple(name for name, text in DESCRIPTIONS.items() if text.startswith("[step"))
+"""Arrays whose first axis is the step; ``share`` only where single heads are kept."""
 
 
 @dataclass(frozen=True)
 class PromptRecord:
-    """What is known of a measured prompt beside its arrays.
+    """A prompt, and what its measurement adds to it beside arrays.
 
     Attributes:
-        prompt_id: Its id.
-        iteration: Which of its answers this is.
-        label: 1 = attack, 0 = benign, ``None`` = nobody says.
-        group: Prompts of one group say the same.
-        text: What the user says.
-        answer: What the model said.
+        prompt_id: Unique within a study.
+        iteration: Number of the answer, if there are several.
+        label: 1 = attack, 0 = benign, ``None`` = unknown.
+        group: Prompts of one group say the same and never part in a split.
+        text: The user's text.
+        answer: The model's answer.
         n_prompt: Tokens of the whole prompt.
         n_system: Tokens of the system prompt.
         n_user: Tokens of the user's text.
-        n_answer: Tokens of the answer, its end mark aside.
+        n_answer: Tokens of the answer without its end mark.
         is_finished: Whether the answer ended by itself.
         user_nll: Mean negative log-probability (nat) of the user's tokens.
         failure: Why it was not measured, or ``None``.
@@ -89,13 +85,12 @@ class PromptRecord:
 _RECORDS: Final = TypeAdapter(list[PromptRecord])
 
 
-@dataclass(frozen=True)
-class PromptSeries:
+class PromptSeries(NamedTuple):
     """One measured prompt.
 
     Attributes:
-        record: What is known of it.
-        arrays: By name, as :data:`DESCRIPTIONS` says; ``focus_heads`` without its prompt axis.
+        record: The prompt and single numbers.
+        arrays: By name, as in :data:`DESCRIPTIONS`; ``focus_heads`` without its prompt axis.
     """
 
     record: PromptRecord
@@ -103,45 +98,41 @@ class PromptSeries:
 
     @property
     def n_steps(self) -> int:
-        """Decode steps, the one that yields the end mark included."""
+        """Decode steps, including the one that yields the end mark."""
         return len(self.arrays["std"]) if self.arrays else 0
 
 
-class SeriesFolder:
+class SeriesFolder(NamedTuple):
     """The folder of a study.
 
-    Args:
+    Attributes:
         path: The folder.
-        meta: What ``meta.json`` says.
+        configuration: Model, prompt recipe, settings and digest of the prompts.
     """
 
-    def __init__(self, path: Path, meta: Mapping[str, Any]) -> None:
-        self.path = path
-        self.meta = meta
+    path: Path
+    configuration: dict[str, Any]
 
     @classmethod
     def create(cls, path: Path, configuration: Mapping[str, Any]) -> "SeriesFolder":
-        """Make a folder, or go on with one of the same configuration.
+        """Create a folder, or resume one with the same configuration.
 
         Raises:
-            StoreMismatchError: If it was made with another one; names the fields.
+            StoreMismatchError: If its configuration differs; names the fields.
         """
+        asked: dict[str, Any] = json_ready(configuration)
         if (path / META_FILE).exists():
             found = cls.open(path)
-            told = differing_fields(json_ready(found.meta["configuration"]), json_ready(configuration))
-            if told:
-                listed = "\n  ".join(told[:12])
+            differences = differing_fields(json_ready(found.configuration), asked)
+            if differences:
+                listed = "\n  ".join(differences[:12])
                 message = f"{path} was gathered otherwise:\n  {listed}\n  Name another --out"
                 raise StoreMismatchError(message)
             return found
-        meta = {
-            "arrays": dict(DESCRIPTIONS),
-            "configuration": json_ready(configuration),
-            "provenance": provenance(),
-        }
         (path / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
+        meta = {"arrays": dict(DESCRIPTIONS), "configuration": asked, "provenance": provenance()}
         write_document(path / META_FILE, meta, KIND)
-        return cls(path, meta)
+        return cls(path, asked)
 
     @classmethod
     def open(cls, path: Path) -> "SeriesFolder":
@@ -156,14 +147,11 @@ class SeriesFolder:
             raise StoreNotFoundError(message)
         meta = read_document(path / META_FILE, dict, KIND)
         with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):
-            _require_parts(meta["configuration"]["n_parts"])
-        return cls(path, meta)
-
-    @property
-    def configuration(self) -> dict[str, Any]:
-        """Model, prompt recipe, settings and digest of the prompts."""
-        found: dict[str, Any] = self.meta["configuration"]
-        return found
+            n_parts = meta["configuration"]["n_parts"]
+            if type(n_parts) is not int or not 0 <= n_parts <= _MOST_PARTS:
+                message = f"it counts {str(n_parts)[:40]} parts"
+                raise ValueError(message)
+        return cls(path, meta["configuration"])
 
     @property
     def n_parts(self) -> int:
@@ -171,7 +159,7 @@ class SeriesFolder:
         return int(self.configuration["n_parts"])
 
     def missing_parts(self) -> list[int]:
-        """Parts that are still to be measured."""
+        """Parts that are not measured yet."""
         return [number for number in range(self.n_parts) if not self._part(number).exists()]
 
     def write_part(self, number: int, series: Sequence[PromptSeries]) -> None:
@@ -182,38 +170,29 @@ class SeriesFolder:
         replace_file(self._part(number), buffer.getvalue())
 
     def read(self) -> list[PromptSeries]:
-        """All measured prompts of the parts that are there, in their order.
+        """The measured prompts of all parts on disk, in their order.
 
         Raises:
             CorruptStoreError: If a part cannot be read.
         """
-        found: list[PromptSeries] = []
-        for number in range(self.n_parts):
-            if self._part(number).exists():
-                found += self._read_part(number)
-        return found
+        paths = [self._part(number) for number in range(self.n_parts)]
+        return [series for path in paths if path.exists() for series in _read_part(path)]
 
     def _part(self, number: int) -> Path:
         return self.path / PARTS_FOLDER / f"{number:06d}.npz"
 
-    def _read_part(self, number: int) -> list[PromptSeries]:
-        path = self._part(number)
-        way_out = "Delete it and gather again: only its prompts are measured"
-        with reading(f"{path} is damaged", error=CorruptStoreError, also=(RuntimeError,), way_out=way_out):
-            check_zip(path)
-            # without pickle an array of objects is refused; zip checks the bytes
-            with np.load(path, allow_pickle=False) as file:
-                return _unpacked({name: file[name] for name in file.files})
 
-
-def _require_parts(n_parts: Any) -> None:
-    if type(n_parts) is not int or not 0 <= n_parts <= _MOST_PARTS:
-        message = f"it counts {str(n_parts)[:40]} parts"
-        raise ValueError(message)
+def _read_part(path: Path) -> list[PromptSeries]:
+    way_out = "Delete it and gather again: only its prompts are measured"
+    with reading(f"{path} is damaged", error=CorruptStoreError, also=(RuntimeError,), way_out=way_out):
+        check_zip(path)
+        # without pickle an array of objects is refused; zip checks the bytes
+        with np.load(path, allow_pickle=False) as file:
+            return _unpacked({name: file[name] for name in file.files})
 
 
 def padded_steps(series: Sequence[PromptSeries], name: str) -> Float[np.ndarray, "prompt step *layer"]:
-    """An array of all prompts, one row a prompt; NaN behind its last step."""
+    """An array of all prompts, one row a prompt; NaN after its last step."""
     arrays = [each.arrays[name] for each in series]
     shape = (len(arrays), max(map(len, arrays)), *arrays[0].shape[1:])
     found = np.full(shape, np.nan)
@@ -223,7 +202,7 @@ def padded_steps(series: Sequence[PromptSeries], name: str) -> Float[np.ndarray,
 
 
 def _check_lengths(packed: Mapping[str, np.ndarray], offsets: list[int], n_prompts: int) -> None:
-    """Refuse arrays that are shorter than their prompts: a slice of them would say nothing."""
+    """Refuse arrays that are shorter than their prompts, whose slices would be empty."""
     names = [name for name in STEP_ARRAYS if name in packed]
     lengths = {len(packed[name]) for name in names} or {0}
     is_whole = len(offsets) == n_prompts + 1 and lengths == {offsets[-1]} and offsets[0] == 0

@@ -1,6 +1,6 @@
 """Settings of the study of inter-head instability."""
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
@@ -9,6 +9,8 @@ from graphhalu.core.config import Config
 Denominator = Literal["prompt", "everything"]
 Spread = Literal["std", "logit", "bounded"]
 
+TEMPLATE: Final = "published"
+"""Prompt template: the user's text alone, without any of ours."""
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 
 
@@ -35,8 +37,8 @@ class GatherSettings(Config):
     """Whether the share of every single head is kept beside its spread over heads."""
 
     def prompt_recipe(self, *, is_chat: bool) -> dict[str, Any]:
-        """What decides the prompts, as a detector's identity has it."""
-        return {"template": "published", "chat": is_chat, "system": self.system}
+        """The part of a detector's identity that decides the prompts."""
+        return {"template": TEMPLATE, "chat": is_chat, "system": self.system}
 
 
 class CalibrateSettings(Config):

@@ -1,8 +1,8 @@
-"""Attention Tracker, a baseline: how far some important heads stay on the instruction.
+"""Attention Tracker, a baseline: focus of some important heads on the instruction.
 
-Heads that look at the system prompt with benign prompts and not with attacks are important; a
-prompt that draws them away has a low focus score. Here the instruction is the system prompt and
-the data is what the user says.
+Heads that attend to the system prompt under benign prompts and not under attacks are important; a
+prompt that draws them away has a low focus score. The instruction is the system prompt here, and
+the data the user's text.
 """
 
 from pathlib import Path
@@ -28,12 +28,12 @@ _HEADS: Final[TypeAdapter[Heads]] = TypeAdapter(
 
 
 class ChosenHeads(NamedTuple):
-    """Important heads and how they were found.
+    """Important heads.
 
     Attributes:
         heads: Layer and head of each.
-        k: Standard deviations that lie between the classes; ``None`` where no head has any, so
-            that all heads are taken, or where the heads were given.
+        k: Standard deviations between the classes; ``None`` if no head has any, so that all
+            heads are taken, or if the heads were given.
     """
 
     heads: Heads
@@ -70,8 +70,8 @@ def important_heads(
         NotEnoughDataError: If a class has fewer than two prompts.
 
     Source:
-        As :func:`focus_share`; there k = 4 with 30 prompts of each class. Where no head reaches
-        it they take none, and the score would not exist.
+        As :func:`focus_share`, with k = 4 and 30 prompts of each class. If no head reaches it
+        they take none, and the score does not exist.
     """
     benign, attacks = focus[labels == 0], focus[labels == 1]
     if min(len(benign), len(attacks)) < _LEAST_PROMPTS:
@@ -113,7 +113,7 @@ def read_important_heads(path: Path) -> Heads:
 
     Raises:
         UsageError: If there is no such file.
-        DataFileError: If it holds no such list.
+        DataFileError: If it holds something else.
 
     Source:
         khhung-906/Attention-Tracker, commit d92bf08, ``configs/model_configs/*.json``.

@@ -1,18 +1,18 @@
-"""Numbers that the figures of the study show."""
+"""Numbers behind the figures of the study."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from graphhalu.evaluation.bootstrap import Estimate, group_codes
 from graphhalu.heads.statistics import mean_of_present
 from graphhalu.studies.instability.calibration import Calibration
+from graphhalu.studies.instability.methods import present_mean, window_scores
 from graphhalu.studies.instability.series import PromptSeries, padded_steps
-from graphhalu.studies.instability.windows import present_mean, window_scores
 from graphhalu.studies.sinks.effects import Sample
 
 LEAST_PROMPTS: Final = 5
@@ -25,28 +25,16 @@ class Relation(NamedTuple):
     """Instability against another measure, over the same window.
 
     Attributes:
-        name: What it is set against, in words.
-        values: Its mean over the steps of the window; NaN where there is none.
-        pearson: Linear correlation; ``None`` where one of them has no spread.
-        spearman: That of the ranks.
+        name: The other measure.
+        values: Its mean over the steps of the window; NaN if it has none.
+        pearson: Linear correlation; ``None`` if one of them has no spread.
+        spearman: Correlation of the ranks.
     """
 
     name: str
     values: Float[np.ndarray, "prompt"]
     pearson: Estimate | None
     spearman: Estimate | None
-
-
-class MeanMap(NamedTuple):
-    """Mean of the spread over the prompts of a class.
-
-    Attributes:
-        values: NaN where fewer than 5 prompts reach a step.
-        n_prompts: Prompts that reach each step.
-    """
-
-    values: Float[np.ndarray, "step layer"]
-    n_prompts: Int[np.ndarray, "step"]
 
 
 @dataclass(frozen=True)
@@ -57,15 +45,15 @@ class StudyView:
         is_attack: Their class.
         score: Instability over the chosen window, as measured: no direction is applied.
         relations: Against entropy and head agreement.
-        attack: Mean map of the attacks.
-        benign: That of the benign prompts.
+        attack: Mean spread of the attacks; NaN where fewer than 5 prompts have a value.
+        benign: Mean spread of the benign prompts.
     """
 
     is_attack: Bool[np.ndarray, "prompt"]
     score: Float[np.ndarray, "prompt"]
     relations: tuple[Relation, ...]
-    attack: MeanMap
-    benign: MeanMap
+    attack: Float[np.ndarray, "step layer"]
+    benign: Float[np.ndarray, "step layer"]
 
 
 def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> StudyView:
@@ -86,8 +74,7 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
         _relation(text, score, present_mean(padded_steps(series, name)[:, steps]), sample)
         for name, text in RELATED.items()
     )
-    n_steps = np.array([each.n_steps for each in series])
-    maps = (_mean_map(layers[members], n_steps[members]) for members in (is_attack, ~is_attack))
+    maps = (_mean_map(layers[members]) for members in (is_attack, ~is_attack))
     return StudyView(is_attack, score, relations, *maps)
 
 
@@ -102,7 +89,6 @@ def _relation(
     return Relation(name, values, *(known.correlation(*pair) for pair in pairs))
 
 
-def _mean_map(values: Float[np.ndarray, "prompt step layer"], n_steps: Int[np.ndarray, "prompt"]) -> MeanMap:
+def _mean_map(values: Float[np.ndarray, "prompt step layer"]) -> Float[np.ndarray, "step layer"]:
     is_enough = np.isfinite(values).sum(axis=0) >= LEAST_PROMPTS
-    reached = (n_steps[:, None] > np.arange(values.shape[1])).sum(axis=0)
-    return MeanMap(np.where(is_enough, mean_of_present(values), np.nan), reached)
+    return np.where(is_enough, mean_of_present(values), np.nan)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
-from graphhalu.studies.instability.baselines import Study, all_methods
 from graphhalu.studies.instability.calibrate import calibrate, cases_of, labelled_series
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, read_calibration
+from graphhalu.studies.instability.methods import all_methods, window_grid
 from graphhalu.studies.instability.series import SeriesFolder
 
 
@@ -97,10 +97,11 @@ def test_a_rate_without_a_threshold_is_named_with_those_that_have_one(found):
 
 
 def test_given_heads_are_used_and_those_of_another_model_refused(planted, series):
-    cases, study = cases_of(series), Study.of(series, planted.quick)
+    cases = cases_of(series)
+    grid = window_grid(planted.quick, planted.n_layers, np.array([each.n_steps for each in series]))
 
     def tracker(heads):
-        return next(m for m in all_methods(study, planted.quick, heads) if m.name == TRACKER)
+        return next(m for m in all_methods(series, grid, planted.quick, heads) if m.name == TRACKER)
 
     fitted = tracker(((0, 2),)).fit(cases, np.arange(40), 0)
     assert fitted.heads == (((0, 2),), None)

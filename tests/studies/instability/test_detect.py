@@ -8,7 +8,7 @@ from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.studies.instability.calibrate import calibrate
 from graphhalu.studies.instability.calibration import WindowChoice
 from graphhalu.studies.instability.detect import PromptDetector, running_score
-from graphhalu.studies.instability.gather import gather
+from graphhalu.studies.instability.measure import gather
 from graphhalu.studies.instability.prompts import numbered
 from graphhalu.studies.instability.series import PromptSeries
 from graphhalu.studies.instability.settings import GatherSettings

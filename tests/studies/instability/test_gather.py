@@ -1,5 +1,7 @@
 """Gathering on a tiny model: against plain attention, over kills, and what it refuses."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,9 @@ from graphhalu.core.axes import Span
 from graphhalu.core.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError, UsageError
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import ModelSpec, load_model
-from graphhalu.studies.instability.gather import gather
-from graphhalu.studies.instability.measurer import Measurer
-from graphhalu.studies.instability.prompts import StudyPrompt, numbered
-from graphhalu.studies.instability.series import SeriesFolder
+from graphhalu.studies.instability.measure import Measurer, gather
+from graphhalu.studies.instability.prompts import numbered
+from graphhalu.studies.instability.series import PromptRecord, SeriesFolder
 from graphhalu.studies.instability.settings import GatherSettings
 from graphhalu.testing.tiny_models import save_tiny
 
@@ -26,7 +27,7 @@ def tiny(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def measured(tiny):
-    return Measurer(tiny, SETTINGS).measure([(prompt, 0) for prompt in PROMPTS])
+    return Measurer(tiny, SETTINGS).measure(PROMPTS)
 
 
 def test_shares_are_those_of_plain_eager_attention(tiny, measured):
@@ -68,7 +69,7 @@ def test_a_killed_run_goes_on_and_gives_the_same(tiny, tmp_path):
     (tmp_path / "s" / "parts" / "000001.npz").unlink()
     assert SeriesFolder.open(tmp_path / "s").missing_parts() == [1]
     done = []
-    again = gather(tiny, SETTINGS, PROMPTS[:3], tmp_path / "s", lambda n, total: done.append(n))
+    again = gather(tiny, SETTINGS, PROMPTS[:3], tmp_path / "s", lambda n, total, detail="": done.append(n))
     assert done == [2, 3]
     for one, other in zip(whole, again.read(), strict=True):
         assert one.record == other.record
@@ -89,7 +90,7 @@ def test_a_part_holds_no_pickle_and_no_whole_attention(tiny, tmp_path):
 
 def test_single_heads_can_be_left_out(tiny):
     settings = SETTINGS.model_copy(update={"keeps_heads": False})
-    assert "share" not in Measurer(tiny, settings).measure([(PROMPTS[0], 0)])[0].arrays
+    assert "share" not in Measurer(tiny, settings).measure(PROMPTS[:1])[0].arrays
 
 
 def test_a_damaged_part_is_named(tiny, tmp_path):
@@ -145,8 +146,8 @@ def test_no_prompt_and_two_prompts_of_one_id_are_refused(tiny, tmp_path):
 
 
 def test_a_prompt_that_does_not_fit_is_recorded_and_the_others_are_measured(tiny):
-    long = StudyPrompt("long", "a" * 120, 1, "g")
-    first, second = Measurer(tiny, SETTINGS).measure([(long, 0), (PROMPTS[0], 0)])
+    long = PromptRecord("long", 0, 1, "g", "a" * 120)
+    first, second = Measurer(tiny, SETTINGS).measure([long, PROMPTS[0]])
     assert "the model's context has 128" in first.record.failure
     assert first.n_steps == 0
     assert second.n_steps > 0
@@ -155,8 +156,9 @@ def test_a_prompt_that_does_not_fit_is_recorded_and_the_others_are_measured(tiny
 def test_drawn_answers_differ_by_iteration_and_not_by_batch(tiny):
     settings = SETTINGS.model_copy(update={"temperature": 9.0, "iterations": 3})
     measurer = Measurer(tiny, settings)
-    alone = [measurer.measure([(PROMPTS[2], i)])[0] for i in range(3)]
-    together = measurer.measure([(PROMPTS[0], 0), (PROMPTS[2], 0), (PROMPTS[2], 1)])
+    asked = [replace(PROMPTS[2], iteration=i) for i in range(3)]
+    alone = [measurer.measure([prompt])[0] for prompt in asked]
+    together = measurer.measure([PROMPTS[0], *asked[:2]])
     assert len({each.record.answer for each in alone}) > 1
     for one, other in zip(alone[:2], together[1:], strict=True):
         assert one.record.answer == other.record.answer
