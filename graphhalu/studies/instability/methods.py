@@ -323,7 +323,7 @@ def _constants(series: Sequence[PromptSeries]) -> dict[str, tuple[str, list[Supp
     records = [each.record for each in series]
     logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
     perplexity = "perplexity of the {} (its logarithm)"
-    of_answers = [-float(p.mean()) if len(p) else None for p in logprobs]
+    of_answers: list[SupportsFloat | None] = [-float(p.mean()) if len(p) else None for p in logprobs]
     return {
         "user_length": ("tokens of the user's text", [r.n_user for r in records]),
         "answer_length": ("tokens of the answer", [r.n_answer for r in records]),
