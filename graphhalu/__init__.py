@@ -33,7 +33,7 @@ _EXPORTS: dict[str, str] = {
     "read_heads": "graphhalu.heads.files",
     "read_labels": "graphhalu.labels.run",
     "topology": "graphhalu.graphs.topology",
-    "to_networkx": "graphhalu.graphs.networkx",
+    "to_networkx": "graphhalu.graphs.topology",
 }
 """Public name to the module that defines it; imported when first asked for."""
 

@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Float32, Int, Num, Shaped, UInt16
+from jaxtyping import Bool, Float, Float16, Float32, Int, Shaped, UInt16
 
 FIXED_STEPS: Final = 65_535
 """Steps from 0 to 1 of a probability in fixed point; it is off by at most half of one, 7.6e-6."""
@@ -97,11 +97,6 @@ def ragged_offsets(lengths: Int[np.ndarray, "item"]) -> Int[np.ndarray, "offset"
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
-def masked_mean(values: Num[np.ndarray, "item"], is_valid: Bool[np.ndarray, "item"]) -> tuple[float, bool]:
-    """Mean of the valid values, and whether there is one: an empty list has no mean."""
-    return (float(values[is_valid].mean()), True) if is_valid.any() else (float("nan"), False)
-
-
 def group_multiplicities(
     n_groups: int, n_resamples: int, generator: np.random.Generator
 ) -> Int[np.ndarray, "resample group"]:
@@ -128,6 +123,72 @@ def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray
     scaled = flat[order] * len(order) / np.arange(1, len(order) + 1)
     adjusted[order] = np.minimum(np.minimum.accumulate(scaled[::-1])[::-1], 1.0)
     return adjusted.reshape(p_values.shape)
+
+
+class Ranked(NamedTuple):
+    """Values of a measure, sorted once for many resamples.
+
+    Attributes:
+        order: Answers by their value, lowest first.
+        starts: Where each run of equal values starts.
+        is_positive: Class of each answer, in that order.
+    """
+
+    order: Int[np.ndarray, "answer"]
+    starts: Int[np.ndarray, "value"]
+    is_positive: Bool[np.ndarray, "answer"]
+
+
+def ranked(values: Float[np.ndarray, "answer"], is_positive: Bool[np.ndarray, "answer"]) -> Ranked:
+    """Sort the values of a measure; equal ones share a rank."""
+    order = np.argsort(values, kind="stable")
+    ordered = values[order]
+    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
+    return Ranked(order, starts, is_positive[order])
+
+
+def cliffs_delta(
+    measure: Ranked, weights: Float[np.ndarray, "resample answer"]
+) -> Float[np.ndarray, "resample"]:
+    """``P(positive > negative) − P(positive < negative)``, in [−1, 1]; NaN without both classes.
+
+    Args:
+        measure: Sorted values.
+        weights: How often each answer counts, in the order of the values as they were given.
+
+    Source:
+        Cliff 1993, doi:10.1037/0033-2909.114.3.494; it is ``2 AUROC − 1``.
+    """
+    drawn = weights[:, measure.order]
+    positive = np.add.reduceat(drawn * measure.is_positive, measure.starts, axis=1)
+    negative = np.add.reduceat(drawn * ~measure.is_positive, measure.starts, axis=1)
+    n_positive, n_negative = positive.sum(1), negative.sum(1)
+    below = np.cumsum(negative, axis=1) - negative / 2
+    possible = n_positive * n_negative
+    won = np.einsum("rv,rv->r", positive, below)
+    share = np.divide(won, possible, out=np.full(len(won), np.nan), where=possible > 0)
+    delta: Float[np.ndarray, "resample"] = 2 * share - 1
+    return delta
+
+
+def length_adjusted(
+    values: Float[np.ndarray, "answer"], lengths: Float[np.ndarray, "answer length"]
+) -> Float[np.ndarray, "answer"]:
+    """What is left of a measure after a least-squares fit on the logarithms of some lengths.
+
+    The fit sees no label. It has a constant, each logarithm and its square.
+
+    Args:
+        values: Finite values of a measure.
+        lengths: Lengths of each answer in tokens, at least 1.
+    """
+    logs = np.log(lengths)
+    design = np.concatenate([np.ones((len(values), 1)), logs, logs**2], axis=1)
+    fitted, *_ = np.linalg.lstsq(design, values, rcond=None)
+    left: Float[np.ndarray, "answer"] = values - design @ fitted
+    # what the fit explains up to rounding has no order left in it
+    left[np.abs(left) < 1e-9 * max(1.0, float(np.abs(values).max()))] = 0.0
+    return left
 
 
 def json_ready(value: Any) -> Any:

@@ -10,12 +10,17 @@ from jaxtyping import Bool, Float, Shaped
 from scipy.stats import norm
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
-from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
+from graphhalu.core.numerics import (
+    benjamini_hochberg,
+    cliffs_delta,
+    group_multiplicities,
+    length_adjusted,
+    ranked,
+)
 from graphhalu.engine.executors import Executor, SerialExecutor, in_order
 from graphhalu.evaluation.bootstrap import percentile_interval
 from graphhalu.features.table import opener
 from graphhalu.graphs.build import iter_graphs
-from graphhalu.graphs.effects import cliffs_delta, length_adjusted, ranked
 from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe
 from graphhalu.graphs.topology import MEANINGS, MEASURES, topology
 from graphhalu.labels.groups import question_groups

@@ -1,41 +1,20 @@
-"""Layers of traces as graphs of their tokens."""
+"""Token graphs: layers of traces as nodes, edges and their features."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float32, Int, Int64, UInt8
+import torch
+from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
 
 from graphhalu.core.errors import GraphhaluError, UsageError
-from graphhalu.features.block import TraceBlock
-from graphhalu.graphs.block import layer_places, layer_stream, to_float32, trace_block, trace_runs
-from graphhalu.graphs.nodes import NodeSource, block_features
-from graphhalu.graphs.pairs import Pairs, candidate_pairs, importance, is_of_edges
-from graphhalu.graphs.recipe import (
-    DEFAULT_EDGES,
-    DEFAULT_NODES,
-    DEFAULT_RECIPE,
-    IMPORTANCES,
-    GraphRecipe,
-    HeadRoles,
-)
+from graphhalu.features.block import block_of
+from graphhalu.graphs.block import LayerBlock, Pairs, candidate_pairs, to_float32, trace_runs
+from graphhalu.graphs.nodes import node_features
+from graphhalu.graphs.recipe import DEFAULT_RECIPE, GraphRecipe
 from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.trace import Trace
-
-__all__ = [
-    "DEFAULT_EDGES",
-    "DEFAULT_NODES",
-    "DEFAULT_RECIPE",
-    "IMPORTANCES",
-    "GraphRecipe",
-    "HeadRoles",
-    "TokenGraph",
-    "build_graph",
-    "build_graphs",
-    "iter_graphs",
-]
-
 
 LEAST_REST: Final = 1e-3
 """A head that leaves less to other tokens than the sink is divided by this: what half precision
@@ -153,12 +132,12 @@ def iter_graphs(
 
 
 class _Edges(NamedTuple):
-    """Edges of some graphs of a block, one graph after another."""
+    """Edges of one graph of each trace of a block, one trace after another."""
 
     pairs: Int64[np.ndarray, "2 edge"]
     attr: Float32[np.ndarray, "edge channel"]
-    kept_mass: Float32[np.ndarray, "graph_layer row"]
-    bounds: Int[np.ndarray, "graph_layer trace_end"]
+    kept_mass: Float32[np.ndarray, "row"]
+    bounds: Int[np.ndarray, "trace_end"]
 
 
 def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe) -> list[list[TokenGraph]]:
@@ -166,168 +145,158 @@ def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe
     if not layers:
         message = "a graph needs at least one layer"
         raise UsageError(message)
-    block = trace_block(traces, need_all_rows=recipe.prompt_edges)
-    layer_places(block.shape, layers, "attention")  # refuses layers that are not kept
-    _check_roles(block, recipe)
-    x, names = _node_features(block, layers, recipe)
-    channel_names = _channel_names(block, layers, recipe)
+    _check_traces(traces, recipe)
+    block = block_of(traces)
+    source = LayerBlock(block, layers, recipe.roles)
+    _ = source.positions  # refuses layers that are not kept
+    is_multiplex = recipe.view == "multiplex"
+    features = node_features(source, recipe.nodes, is_multiplex=is_multiplex)
+    channel_names = _channel_names(source, recipe)
     is_answer, span = block.is_answer_token, block.stream("span_code")
     built: list[list[TokenGraph]] = [[] for _ in block.records]
-    for place, edges, edge_place in _edges_of_layers(block, layers, recipe):
-        of_layer = layers if recipe.view == "multiplex" else layers[place : place + 1]
-        bounds = edges.bounds[edge_place].tolist()
+    for place, edges in enumerate(_edges(source, recipe)):
         for number, record in enumerate(block.records):
             nodes = slice(*block.tokens.offsets[number : number + 2].tolist())
             rows = slice(*block.rows.offsets[number : number + 2].tolist())
             kept_mass = np.full(record.length, np.nan, dtype=np.float32)
-            kept_mass[block.row_token[rows]] = edges.kept_mass[edge_place, rows]
-            of_edge = slice(bounds[number], bounds[number + 1])
+            kept_mass[block.row_token[rows]] = edges.kept_mass[rows]
+            of_edge = slice(*edges.bounds[number : number + 2].tolist())
             # copies: a graph that is kept must not keep its whole block
             graph = TokenGraph(
-                x=x[place, nodes].copy(),
+                x=features.values[place, nodes].copy(),
                 edge_index=edges.pairs[:, of_edge].copy(),
                 edge_attr=edges.attr[of_edge].copy(),
                 is_answer=is_answer[nodes].copy(),
                 span=span[nodes].astype(np.uint8),
-                layer=None if recipe.view == "multiplex" else of_layer[0],
-                layers=of_layer,
+                layer=None if is_multiplex else layers[place],
+                layers=layers if is_multiplex else (layers[place],),
                 trace_id=record.trace_id,
                 question_id=record.question_id,
                 group_id=record.group_id,
                 kept_mass=kept_mass,
-                node_feature_names=names,
+                node_feature_names=features.names,
                 edge_feature_names=channel_names,
             )
             built[number].append(graph)
     return built
 
 
-def _edges_of_layers(
-    block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
-) -> Iterator[tuple[int, _Edges, int]]:
-    """Number of the graph of a trace, edges of several of them, and its place there."""
+def _check_traces(traces: Sequence[Trace], recipe: GraphRecipe) -> None:
+    """Refuse traces of two models, without the rows that are needed, or that weights do not fit."""
+    shape = traces[0].shape
+    for trace in traces:
+        if trace.shape != shape:
+            message = "graphs are built of traces of one model and one kind of extraction"
+            raise UsageError(message)
+        first_row = 0 if recipe.prompt_edges else trace.prompt_length - 1
+        if trace.record.row_start > first_row:
+            message = (
+                f"a token graph needs the attention rows from {first_row} on, trace "
+                f"{trace.trace_id!r} keeps the rows from {trace.record.row_start} on\n"
+                f"  Extract it again with all rows, or build graphs with prompt_edges=False"
+            )
+            raise UsageError(message)
+    expected = (shape.n_layers, shape.n_heads)
+    if recipe.roles is not None and (came := recipe.roles.values.shape[:2]) != expected:
+        message = (
+            f"expected weights of {expected[0]} layers and {expected[1]} heads, got {came[0]} and "
+            f"{came[1]}: these roles are of another model"
+        )
+        raise UsageError(message)
+
+
+def _edges(source: LayerBlock, recipe: GraphRecipe) -> list[_Edges]:
+    """Edges of the graphs of one trace after another, for each graph that a trace has."""
+    if recipe.view != "multiplex" and source.has_only_edges and len(source.layers) > 1:
+        # each layer has pairs of its own
+        return [
+            edges for layer in source.layers for edges in _edges(replace(source, layers=(layer,)), recipe)
+        ]
+    block, n_layers = source.block, len(source.layers)
+    pairs = candidate_pairs(source)
+    if recipe.sinks != "keep":
+        pairs.mean[:, pairs.key < N_SINK_KEYS] = 0  # what has no mass is no edge
+    is_edge = _is_edge(source, pairs, recipe)
+    others = pairs.others()
+    n_rows = others.shape[1]
     if recipe.view == "multiplex":
-        yield 0, _multiplex_edges(block, layers, recipe), 0
-    elif is_of_edges(block):  # each layer has pairs of its own
-        for place, layer in enumerate(layers):
-            yield place, _layer_edges(block, (layer,), recipe), 0
+        edge = np.flatnonzero(is_edge.any(0))
+        layer, pair = np.repeat(np.arange(n_layers), len(edge)), np.tile(edge, n_layers)
+        attention = _attention(source, pairs, layer, pair, recipe)
+        attr = np.hstack(np.split(_channels(attention, layer, source, recipe), n_layers))
+        mass = attention.mean(1, dtype=np.float64).reshape(n_layers, -1).sum(0)
+        layer, pair, others = np.zeros_like(edge), edge, others.sum(0, keepdims=True)
     else:
-        edges = _layer_edges(block, layers, recipe)
-        yield from ((place, edges, place) for place in range(len(layers)))
-
-
-def _layer_edges(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> _Edges:
-    pairs = _pairs(block, layers, recipe)
-    is_edge = _chosen(block, pairs, layers, recipe)
-    # several times quicker than nonzero over two axes
-    layer, pair = np.divmod(np.flatnonzero(is_edge), is_edge.shape[1] or 1)
-    rest = _beside_sinks(block, layers, recipe)
-    attention = _censored(_gathered(pairs, layer, pair, rest), recipe)
-    n_rows = len(pairs.row_starts) - 1
+        # several times quicker than nonzero over two axes
+        layer, pair = np.divmod(np.flatnonzero(is_edge), is_edge.shape[1] or 1)
+        attention = _attention(source, pairs, layer, pair, recipe)
+        attr = _channels(attention, layer, source, recipe)
+        mass = attention.mean(1) if recipe.censors else pairs.mean[layer, pair]
     place = layer * n_rows + pairs.row[pair]
-    mass = attention.mean(1) if recipe.censors else pairs.mean[layer, pair]
-    kept = np.bincount(place, weights=mass, minlength=len(layers) * n_rows)
-    ends = np.arange(len(layers))[:, None] * n_rows + block.rows.offsets
-    return _Edges(
-        pairs=_edge_index(block, pairs, pair),
-        attr=_channels(attention, layer, layers, recipe),
-        kept_mass=_share(kept.reshape(len(layers), n_rows), pairs.others()),
-        bounds=np.searchsorted(place, ends),
-    )
+    index = np.stack([pairs.key[pair], block.row_token[pairs.row[pair]]]).astype(np.int64)
+    kept = np.bincount(place, weights=mass, minlength=others.size).reshape(others.shape)
+    share = np.where(others > 0, kept / np.where(others > 0, others, 1.0), 1.0)
+    share = np.minimum(share, 1.0).astype(np.float32)
+    ends = np.arange(len(others))[:, None] * n_rows + block.rows.offsets
+    bounds = np.searchsorted(place, ends)
+    return [_Edges(index, attr, *of_graph) for of_graph in zip(share, bounds, strict=True)]
 
 
-def _multiplex_edges(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> _Edges:
-    pairs = _pairs(block, layers, recipe)
-    pair = np.flatnonzero(_chosen(block, pairs, layers, recipe).any(0))
-    rest = _beside_sinks(block, layers, recipe)
-    of_layer = [
-        _censored(_gathered(pairs, np.full_like(pair, place), pair, rest), recipe)
-        for place in range(len(layers))
-    ]
-    n_rows = len(pairs.row_starts) - 1
-    mass = np.sum([attention.mean(1, dtype=np.float64) for attention in of_layer], axis=0)
-    kept = np.bincount(pairs.row[pair], weights=mass, minlength=n_rows)
-    channels = [
-        _channels(attention, np.full_like(pair, place), layers, recipe)
-        for place, attention in enumerate(of_layer)
-    ]
-    return _Edges(
-        pairs=_edge_index(block, pairs, pair),
-        attr=np.concatenate(channels, axis=1),
-        kept_mass=_share(kept[None], pairs.others().sum(0, keepdims=True)),
-        bounds=np.searchsorted(pairs.row[pair], block.rows.offsets)[None],
-    )
-
-
-def _chosen(
-    block: TraceBlock, pairs: Pairs, layers: tuple[int, ...], recipe: GraphRecipe
-) -> Bool[np.ndarray, "layer pair"]:
-    is_edge = recipe.edges.choose_pairs(importance(pairs, recipe, layers), pairs.row_starts)
+def _is_edge(source: LayerBlock, pairs: Pairs, recipe: GraphRecipe) -> Bool[np.ndarray, "layer pair"]:
+    is_edge = recipe.edges.choose_pairs(_importance(source, pairs, recipe), pairs.row_starts)
     if not recipe.prompt_edges:
+        block = source.block
         first_row = np.array([recipe.first_row(record) for record in block.records])
         may_have_edges = block.row_token >= first_row[block.rows.trace]
         is_edge = is_edge & may_have_edges[pairs.row]
     return is_edge
 
 
-def _pairs(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> Pairs:
-    pairs = candidate_pairs(block, layers)
-    if recipe.sinks != "keep":
-        pairs.mean[:, pairs.key < N_SINK_KEYS] = 0  # what has no mass is no edge
-    return pairs
+def _importance(source: LayerBlock, pairs: Pairs, recipe: GraphRecipe) -> Float[np.ndarray, "layer pair"]:
+    """One non-negative value a pair, 0 for a token with itself."""
+    if recipe.importance == "mean":
+        return pairs.mean
+    if recipe.importance == "max":
+        values = torch.from_numpy(pairs.weights).amax(1).float().numpy()
+    else:
+        weights = recipe.weights(source.layers)[..., 0].astype(np.float32)
+        values = np.einsum("lhp,lh->lp", to_float32(pairs.weights), weights)
+    values[pairs.mean == 0] = 0
+    return values
 
 
-def _beside_sinks(
-    block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
-) -> Float32[np.ndarray, "layer head row"] | None:
-    """Share of each row that does not go to the first tokens, where that is asked for."""
-    if recipe.sinks != "renormalise":
-        return None
-    share = 1 - layer_stream(block, "sink_keys", layers)[..., :N_SINK_KEYS].sum(-1)
-    return np.maximum(share, np.float32(LEAST_REST))
-
-
-def _gathered(
+def _attention(
+    source: LayerBlock,
     pairs: Pairs,
     layer: Int[np.ndarray, "edge"],
     pair: Int[np.ndarray, "edge"],
-    rest: Float32[np.ndarray, "layer head row"] | None,
+    recipe: GraphRecipe,
 ) -> Float32[np.ndarray, "edge head"]:
-    """Attention of every head on the edges; one flat look-up is the quickest."""
+    """Attention of every head on the edges, as the recipe wants it."""
     _, n_heads, n_pairs = pairs.weights.shape
+    # one flat look-up is the quickest
     places = (layer * (n_heads * n_pairs) + pair)[:, None] + np.arange(n_heads) * n_pairs
     attention = to_float32(np.take(pairs.weights.reshape(-1), places))
-    if rest is None:
-        return attention
-    # half precision can bring a weight just above what is left
-    return np.minimum(attention / rest[layer, :, pairs.row[pair]], np.float32(1))
-
-
-def _edge_index(
-    block: TraceBlock, pairs: Pairs, pair: Int[np.ndarray, "edge"]
-) -> Int64[np.ndarray, "2 edge"]:
-    return np.stack([pairs.key[pair], block.row_token[pairs.row[pair]]]).astype(np.int64)
-
-
-def _censored(
-    attention: Float32[np.ndarray, "edge head"], recipe: GraphRecipe
-) -> Float32[np.ndarray, "edge head"]:
-    if not recipe.censors:
-        return attention
-    tau: float = recipe.edges.tau  # type: ignore[attr-defined] # only a threshold censors
-    return np.where(attention > tau, attention, np.float32(0))
+    if recipe.sinks == "renormalise":
+        rest = np.maximum(1 - source.stream("sink_keys")[..., :N_SINK_KEYS].sum(-1), np.float32(LEAST_REST))
+        # half precision can bring a weight just above what is left
+        attention = np.minimum(attention / rest[layer, :, pairs.row[pair]], np.float32(1))
+    if recipe.censors:
+        tau: float = recipe.edges.tau  # type: ignore[attr-defined] # only a threshold censors
+        attention = np.where(attention > tau, attention, np.float32(0))
+    return attention
 
 
 def _channels(
     attention: Float32[np.ndarray, "edge head"],
     layer: Int[np.ndarray, "edge"],
-    layers: tuple[int, ...],
+    source: LayerBlock,
     recipe: GraphRecipe,
 ) -> Float32[np.ndarray, "edge channel"]:
     if recipe.channels == "heads":
         return attention
     if recipe.channels == "weighted":
-        weights = recipe.weights(layers).astype(np.float32)[layer]
+        weights = recipe.weights(source.layers).astype(np.float32)[layer]
         weighted: Float32[np.ndarray, "edge channel"] = np.einsum("eh,ehr->er", attention, weights)
         return weighted
     reduced: Float32[np.ndarray, "edge channel"] = (
@@ -336,46 +305,13 @@ def _channels(
     return reduced
 
 
-def _share(kept: np.ndarray, total: np.ndarray) -> Float32[np.ndarray, "graph_layer row"]:
-    share = np.where(total > 0, kept / np.where(total > 0, total, 1.0), 1.0)
-    return np.minimum(share, 1.0).astype(np.float32)
-
-
-def _node_features(
-    block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe
-) -> tuple[Float32[np.ndarray, "graph_layer token feature"], tuple[str, ...]]:
-    found = block_features(NodeSource(block, layers, recipe.roles), recipe.nodes)
-    if recipe.view != "multiplex":
-        return found.values, found.names
-    own = np.flatnonzero(found.is_of_layer)
-    columns = [found.values[0][:, ~found.is_of_layer], *found.values[..., own]]
-    names = [name for name, own in zip(found.names, found.is_of_layer, strict=True) if not own]
-    names += [f"layer{layer}.{found.names[column]}" for layer in layers for column in own]
-    return np.concatenate(columns, axis=1)[None], tuple(names)
-
-
-def _channel_names(block: TraceBlock, layers: tuple[int, ...], recipe: GraphRecipe) -> tuple[str, ...]:
+def _channel_names(source: LayerBlock, recipe: GraphRecipe) -> tuple[str, ...]:
     if recipe.channels == "heads":
-        names = [f"attention_head{head}" for head in range(block.shape.n_heads)]
-    elif recipe.channels == "weighted":
-        names = [f"attention_{role}" for role in _roles(recipe)]
+        names = [f"attention_head{head}" for head in range(source.block.shape.n_heads)]
+    elif recipe.channels == "weighted" and recipe.roles is not None:
+        names = [f"attention_{role}" for role in recipe.roles.names]
     else:
         names = [f"attention_{recipe.channels}"]
     if recipe.view != "multiplex":
         return tuple(names)
-    return tuple(f"layer{layer}.{name}" for layer in layers for name in names)
-
-
-def _roles(recipe: GraphRecipe) -> tuple[str, ...]:
-    return recipe.roles.names if recipe.roles else ()
-
-
-def _check_roles(block: TraceBlock, recipe: GraphRecipe) -> None:
-    shape = (block.shape.n_layers, block.shape.n_heads)
-    if recipe.roles is not None and recipe.roles.values.shape[:2] != shape:
-        came = recipe.roles.values.shape[:2]
-        message = (
-            f"expected weights of {shape[0]} layers and {shape[1]} heads, got {came[0]} and "
-            f"{came[1]}: these roles are of another model"
-        )
-        raise UsageError(message)
+    return tuple(f"layer{layer}.{name}" for layer in source.layers for name in names)

@@ -1,14 +1,15 @@
-"""Which attention weights become edges of a token graph."""
+"""Rules that choose which attention weights become edges of a token graph."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import NamedTuple, final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+import torch
+from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import UsageError
-from graphhalu.core.numerics import ragged_offsets
+from graphhalu.features.ragged import Ragged
 
 
 class EdgeRule(ABC):
@@ -25,22 +26,6 @@ class EdgeRule(ABC):
                 of a row follow one another, lowest first.
             row_starts: Where each row starts on the pair axis, and where the last one ends.
         """
-
-    @final
-    def choose(
-        self, importance: Float[np.ndarray, "row key"], row_start: int = 0
-    ) -> Bool[np.ndarray, "row key"]:
-        """The same for a square: always causal, never a token with itself.
-
-        Args:
-            importance: One non-negative value a pair; a pair with 0 is never an edge.
-            row_start: Position of the first row.
-        """
-        is_pair = is_causal_pair(importance.shape[0], importance.shape[1], row_start)
-        starts = ragged_offsets(is_pair.sum(1))
-        is_edge = np.zeros(importance.shape, dtype=bool)
-        is_edge[is_pair] = self.choose_pairs(importance[is_pair][None], starts)[0]
-        return is_edge
 
 
 @dataclass(frozen=True)
@@ -100,14 +85,7 @@ class TopK(EdgeRule):
         self, importance: Float[np.ndarray, "layer pair"], row_starts: Int[np.ndarray, "row_end"]
     ) -> Bool[np.ndarray, "layer pair"]:
         """As :meth:`EdgeRule.choose_pairs`."""
-        n_rows = len(row_starts) - 1
-        smallest = np.zeros((len(importance), n_rows), dtype=importance.dtype)
-        for bucket in _buckets(importance, row_starts, longer_than=self.k):
-            width = bucket.values.shape[-1]
-            bucket.values.partition(width - self.k, axis=-1)
-            smallest[:, bucket.rows] = bucket.values[..., width - self.k]
-        counts = np.full(smallest.shape, self.k)
-        return _best_of_rows(importance, row_starts, smallest, counts)
+        return _best_of_rows(importance, row_starts, lambda ranked: np.arange(ranked.shape[1]) < self.k)
 
 
 @dataclass(frozen=True)
@@ -136,100 +114,36 @@ class CumulativeMass(EdgeRule):
         self, importance: Float[np.ndarray, "layer pair"], row_starts: Int[np.ndarray, "row_end"]
     ) -> Bool[np.ndarray, "layer pair"]:
         """As :meth:`EdgeRule.choose_pairs`."""
-        n_rows = len(row_starts) - 1
-        smallest = np.zeros((len(importance), n_rows), dtype=importance.dtype)
-        counts = np.zeros(smallest.shape, dtype=np.int64)
-        for bucket in _buckets(importance, row_starts):
-            bucket.values.sort(axis=-1)
-            ranked = bucket.values[..., ::-1]
-            reached = np.cumsum(ranked, axis=-1, dtype=np.float64)
-            before = np.concatenate([np.zeros_like(reached[..., :1]), reached[..., :-1]], axis=-1)
-            n_needed = (before < self.p * reached[..., -1:]).sum(-1)
-            last = np.maximum(n_needed - 1, 0)[..., None]
-            counts[:, bucket.rows] = n_needed
-            smallest[:, bucket.rows] = np.take_along_axis(ranked, last, axis=-1)[..., 0]
-        return _best_of_rows(importance, row_starts, smallest, counts)
 
+        def is_needed(ranked: Float[np.ndarray, "row width"]) -> Bool[np.ndarray, "row width"]:
+            reached = np.cumsum(ranked, axis=1, dtype=np.float64)
+            before = np.concatenate([np.zeros_like(reached[:, :1]), reached[:, :-1]], axis=1)
+            needed: Bool[np.ndarray, "row width"] = before < self.p * reached[:, -1:]
+            return needed
 
-def is_causal_pair(n_rows: int, n_keys: int, row_start: int = 0) -> Bool[np.ndarray, "row key"]:
-    """Pairs of a row with an earlier token: below the diagonal."""
-    return np.tri(n_rows, n_keys, k=row_start - 1, dtype=bool)
-
-
-class _Bucket(NamedTuple):
-    """Rows of about the same length, filled up with zeros."""
-
-    rows: Int[np.ndarray, "bucket_row"]
-    values: Float[np.ndarray, "layer bucket_row width"]
-
-
-def _buckets(
-    importance: Float[np.ndarray, "layer pair"], row_starts: Int[np.ndarray, "row_end"], longer_than: int = 0
-) -> list[_Bucket]:
-    """Rows by their length: the widths grow by a quarter, so that little is filled up."""
-    lengths = np.diff(row_starts)
-    buckets, width = [], max(longer_than, 4)
-    lowest = longer_than
-    while lowest < lengths.max(initial=0):
-        width += max(4, width // 4)
-        rows = np.flatnonzero((lengths > lowest) & (lengths <= width))
-        if len(rows):
-            columns = np.arange(width)
-            places = np.minimum(row_starts[rows, None] + columns, importance.shape[1] - 1)
-            values = importance[:, places]
-            values[:, columns >= lengths[rows, None]] = 0
-            buckets.append(_Bucket(rows, values))
-        lowest = width
-    return buckets
+        return _best_of_rows(importance, row_starts, is_needed)
 
 
 def _best_of_rows(
     importance: Float[np.ndarray, "layer pair"],
     row_starts: Int[np.ndarray, "row_end"],
-    smallest: Float[np.ndarray, "layer row"],
-    counts: Int[np.ndarray, "layer row"],
+    is_kept: Callable[[Float[np.ndarray, "row width"]], Bool[np.ndarray, "..."]],
 ) -> Bool[np.ndarray, "layer pair"]:
-    """The pairs of each row from its smallest kept value up, of equal ones the lower keys."""
-    lengths = np.diff(row_starts)
-    is_best: Bool[np.ndarray, "layer pair"] = importance >= np.repeat(smallest, lengths, axis=1)
-    is_best &= importance > 0
-    n_best = row_sums(is_best, row_starts)
-    return _without_late_ties(is_best, n_best > counts, importance, row_starts, smallest, counts)
+    """The pairs of each row that are kept, of equal ones the lower keys first.
 
-
-def _without_late_ties(  # noqa: PLR0917 - one step of _best_of_rows
-    is_best: Bool[np.ndarray, "layer pair"],
-    is_overfull: Bool[np.ndarray, "layer row"],
-    importance: Float[np.ndarray, "layer pair"],
-    row_starts: Int[np.ndarray, "row_end"],
-    smallest: Float[np.ndarray, "layer row"],
-    counts: Int[np.ndarray, "layer row"],
-) -> Bool[np.ndarray, "layer pair"]:
-    """Drop the later ones of equal values where a row has more of them than it may keep."""
-    layers, rows = np.nonzero(is_overfull)
-    if not len(rows):
-        return is_best
-    lengths = np.diff(row_starts)[rows]
-    starts = ragged_offsets(lengths)
-    pair = np.arange(starts[-1]) + np.repeat(row_starts[rows] - starts[:-1], lengths)
-    layer = np.repeat(layers, lengths)
-    values, least = importance[layer, pair], np.repeat(smallest[layers, rows], lengths)
-    is_tied = values == least
-    n_left = counts[layers, rows] - np.add.reduceat(values > least, starts[:-1], dtype=np.int64)
-    rank = np.cumsum(is_tied)
-    rank -= np.repeat(rank[starts[:-1]] - is_tied[starts[:-1]], lengths)
-    is_best[layer, pair] &= ~is_tied | (rank <= np.repeat(n_left, lengths))
-    return is_best
-
-
-def row_sums(
-    values: Shaped[np.ndarray, "layer pair"], row_starts: Int[np.ndarray, "row_end"]
-) -> Shaped[np.ndarray, "layer row"]:
-    """Sum of each row: whole numbers for a mask, double precision for weights."""
-    dtype = np.int64 if values.dtype == bool else np.float64
-    is_filled = np.diff(row_starts) > 0
-    sums = np.zeros((len(values), len(is_filled)), dtype=dtype)
-    if is_filled.any():
-        starts = row_starts[:-1][is_filled]
-        sums[:, is_filled] = np.add.reduceat(values, starts, axis=1, dtype=dtype)
-    return sums
+    Args:
+        importance: One non-negative value a pair.
+        row_starts: Where each row starts on the pair axis, and where the last one ends.
+        is_kept: Which places of the ranked values of a row are kept, largest first.
+    """
+    rows = Ragged(row_starts)
+    is_edge = np.zeros(importance.shape, dtype=bool)
+    values = torch.from_numpy(importance)
+    padded = values.new_zeros((len(rows.lengths), int(rows.lengths.max(initial=1))))
+    for layer in range(len(importance)):
+        padded[rows.trace, rows.position] = values[layer]
+        ranked, order = padded.sort(dim=1, descending=True, stable=True)
+        is_best = torch.from_numpy((ranked.numpy() > 0) & is_kept(ranked.numpy()))
+        chosen = torch.zeros_like(is_best).scatter_(1, order, is_best)
+        is_edge[layer] = chosen[rows.trace, rows.position].numpy()
+    return is_edge

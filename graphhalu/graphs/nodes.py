@@ -1,51 +1,27 @@
 """Node features of token graphs, in named blocks.
 
-A block is a function of a :class:`NodeSource`; one line in ``NODE_BLOCKS`` adds one. Where a
-value cannot exist (a row that cannot see, a token before which nothing stands) it is 0 and the
-block's column ``is_missing`` is 1.
+A block is a function of a :class:`graphhalu.graphs.block.LayerBlock`; one line in
+``NODE_BLOCKS`` adds one. Where a value cannot exist (a row that cannot see, a token without one
+before it) it is 0 and the block's column ``is_missing`` is 1.
 """
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32, Shaped
+from jaxtyping import Bool, Float, Float32
 
 from graphhalu.core.axes import N_SPANS, SPAN_NAMES, Span
 from graphhalu.core.errors import NonFiniteError, UsageError
 from graphhalu.core.registry import unknown_name
-from graphhalu.features.block import TraceBlock
 from graphhalu.features.instability import bounded_std, head_std
-from graphhalu.graphs.block import (
-    hidden_states,
-    layer_places,
-    layer_stream,
-    repeated,
-    sees_sink,
-    to_float32,
-    trace_block,
-)
-from graphhalu.graphs.recipe import HeadRoles
+from graphhalu.graphs.block import LayerBlock
 from graphhalu.traces.schema import N_SINK_KEYS
-from graphhalu.traces.trace import Trace
 
 SELF_ATTENTION_FLOOR: Final = 1e-6
 """Attention to the own token is kept from 0 before its logarithm."""
 _LATE_SPANS: Final = {"question": (Span.CONTEXT, Span.QUESTION), "answer": (Span.ANSWER,)}
-
-
-class NodeSource(NamedTuple):
-    """What node features are made of.
-
-    Attributes:
-        block: Traces that keep all rows, or those that produce their answers.
-        layers: Model layers.
-        roles: Weights of heads, for the block ``roles``.
-    """
-
-    block: TraceBlock
-    layers: tuple[int, ...]
-    roles: HeadRoles | None = None
 
 
 class NodeBlock(NamedTuple):
@@ -62,37 +38,17 @@ class NodeBlock(NamedTuple):
     is_of_layer: bool = True
 
 
-class NodeFeatures(NamedTuple):
-    """The columns of several blocks side by side, named ``block.column``.
-
-    Attributes:
-        values: Features of every token of each layer.
-        names: Columns.
-        is_of_layer: Which columns differ from layer to layer.
-    """
-
-    values: Float32[np.ndarray, "layer token feature"]
-    names: tuple[str, ...]
-    is_of_layer: Bool[np.ndarray, "feature"]
+BlockFunction = Callable[[LayerBlock], NodeBlock]
 
 
-BlockFunction = Callable[[NodeSource], NodeBlock]
-
-
-def node_features(
-    trace: Trace, layer: int, blocks: Sequence[str], roles: HeadRoles | None = None
-) -> NodeBlock:
-    """Features of one layer of one trace: :func:`block_features` for a block of one."""
-    found = block_features(NodeSource(trace_block([trace]), (layer,), roles), blocks)
-    return NodeBlock(found.values, found.names)
-
-
-def block_features(source: NodeSource, blocks: Sequence[str]) -> NodeFeatures:
-    """The columns of several blocks side by side, in float32.
+def node_features(source: LayerBlock, blocks: Sequence[str], *, is_multiplex: bool = False) -> NodeBlock:
+    """The columns of several blocks side by side, in float32, named ``block.column``.
 
     Args:
         source: Keeps what the blocks read.
         blocks: Names in ``NODE_BLOCKS``.
+        is_multiplex: Whether the columns of all layers stand side by side too, named
+            ``layerL.block.column``, after those that are the same for all layers.
 
     Raises:
         UsageError: If no block is named, or the block ``roles`` without weights of heads.
@@ -105,21 +61,23 @@ def block_features(source: NodeSource, blocks: Sequence[str]) -> NodeFeatures:
         raise UsageError(message)
     check_blocks(blocks)
     found = [_block(source, name) for name in blocks]
-    if len(source.block.row_token) < int(source.block.tokens.offsets[-1]):
+    n_tokens = int(source.block.tokens.offsets[-1])
+    if len(source.block.row_token) < n_tokens:
         blocks = [*blocks, "row"]
         found.append(row_block(source))
-    widths = [len(block.names) for block in found]
-    n_tokens = int(source.block.tokens.offsets[-1])
-    values = np.empty((len(source.layers), n_tokens, sum(widths)), dtype=np.float32)
-    start = 0
-    for block, width in zip(found, widths, strict=True):
-        values[..., start : start + width] = block.values
-        start += width
+    wide = [np.broadcast_to(b.values, (len(source.layers), *b.values.shape[1:])) for b in found]
+    values = np.concatenate([each.astype(np.float32, copy=False) for each in wide], axis=-1)
     names = tuple(
         f"{name}.{column}" for name, block in zip(blocks, found, strict=True) for column in block.names
     )
     _check_finite(values, names, source)
-    return NodeFeatures(values, names, np.repeat([block.is_of_layer for block in found], widths))
+    if not is_multiplex:
+        return NodeBlock(values, names)
+    is_own = np.repeat([block.is_of_layer for block in found], [len(block.names) for block in found])
+    shared, own = np.flatnonzero(~is_own), np.flatnonzero(is_own)
+    columns = np.concatenate([values[0][:, shared], *values[..., own]], axis=1)[None]
+    of_layer = [f"layer{layer}.{names[column]}" for layer in source.layers for column in own]
+    return NodeBlock(columns, (*(names[column] for column in shared), *of_layer))
 
 
 def check_blocks(blocks: Sequence[str]) -> None:
@@ -135,27 +93,27 @@ def check_blocks(blocks: Sequence[str]) -> None:
             raise unknown_name("block of node features", name, known)
 
 
-def hidden_block(source: NodeSource) -> NodeBlock:
+def hidden_block(source: LayerBlock) -> NodeBlock:
     """Hidden state that the layer leaves: ``hidden[layer + 1]``."""
-    values = _hidden(source, source.layers)
+    values = source.hidden()
     return NodeBlock(values, tuple(f"unit{unit}" for unit in range(values.shape[-1])))
 
 
-def row_block(source: NodeSource) -> NodeBlock:
+def row_block(source: LayerBlock) -> NodeBlock:
     """Whether the store keeps no attention row of a token, so that what is read there is 0."""
     kept = np.ones((1, 1, len(source.block.row_token)), dtype=np.float32)
-    return NodeBlock(1 - on_tokens(source.block, kept)[0].T[None], ("is_missing",), is_of_layer=False)
+    return NodeBlock(1 - source.on_tokens(kept)[0].T[None], ("is_missing",), is_of_layer=False)
 
 
-def position_block(source: NodeSource) -> NodeBlock:
+def position_block(source: LayerBlock) -> NodeBlock:
     """Place of a token: in the sequence and from the last prompt token, as shares of the length."""
     block = source.block
     token = block.tokens.position
-    length = repeated(block, block.of_record("length"))
-    prompt_length = repeated(block, block.of_record("prompt_length"))
+    length = block.of_record("length")[block.tokens.trace]
+    prompt_length = block.of_record("prompt_length")[block.tokens.trace]
     columns = (
         token / (length - 1),
-        token >= prompt_length,
+        block.is_answer_token,
         (token - (prompt_length - 1)) / length,
         np.log(length),
     )
@@ -163,13 +121,13 @@ def position_block(source: NodeSource) -> NodeBlock:
     return NodeBlock(np.stack(columns, axis=1)[None].astype(np.float64), names, is_of_layer=False)
 
 
-def span_block(source: NodeSource) -> NodeBlock:
+def span_block(source: LayerBlock) -> NodeBlock:
     """One column a named span, 1 for its tokens."""
     is_span = np.eye(N_SPANS, dtype=np.float32)[source.block.stream("span_code")]
     return NodeBlock(is_span[None], SPAN_NAMES, is_of_layer=False)
 
 
-def sink_block(source: NodeSource) -> NodeBlock:
+def sink_block(source: LayerBlock) -> NodeBlock:
     """What a token receives from the rows that can see it, and what it pays to the sink, a head.
 
     ``received_headH`` is the mean attention to this key over the rows that can see it, in
@@ -177,23 +135,23 @@ def sink_block(source: NodeSource) -> NodeBlock:
     of the sink itself and rows that no longer see all of it pay nothing that says anything.
     """
     received = _received(source)
-    paid, is_defined = (on_tokens(source.block, values) for values in _paid_to_sink(source))
+    paid, is_defined = (source.on_tokens(values) for values in _paid_to_sink(source))
     names = (*_head_names("received", received.shape[1]), *_head_names("paid", paid.shape[1]))
     values = np.concatenate([received, paid, ~is_defined[:, None]], axis=1)
     return NodeBlock(values.transpose(0, 2, 1), (*names, "is_missing"))
 
 
-def instability_block(source: NodeSource) -> NodeBlock:
+def instability_block(source: LayerBlock) -> NodeBlock:
     """Disagreement of the heads on the sink share of a row: its std, and std over its bound."""
     share, is_defined = _paid_to_sink(source)
     bounded = bounded_std(share)
     is_missing = ~is_defined | np.isnan(bounded)
     columns = (head_std(share), np.where(is_missing, 0.0, bounded), is_missing)
-    values = np.stack([on_tokens(source.block, column.astype(np.float32)) for column in columns], axis=-1)
+    values = np.stack([source.on_tokens(column.astype(np.float32)) for column in columns], axis=-1)
     return NodeBlock(values, ("head_std", "bounded_std", "is_missing"))
 
 
-def roles_block(source: NodeSource) -> NodeBlock:
+def roles_block(source: LayerBlock) -> NodeBlock:
     """What the heads of a role do at a token: weighted means over the heads of the layer.
 
     ``received_ROLE`` is what the token receives from the rows that can see it,
@@ -207,46 +165,44 @@ def roles_block(source: NodeSource) -> NodeBlock:
         message = "the node block 'roles' needs roles=HeadRoles(names, values[layer, head, role])"
         raise UsageError(message)
     weights = source.roles.share(source.layers)
-    places = layer_places(source.block.shape, source.layers, "span_mass")
-    mass = source.block.raw("span_mass")[places]
+    mass = source.stream("span_mass")
     streams = {"received": _received(source)}
     for name, spans in _LATE_SPANS.items():
-        streams[f"to_{name}"] = on_tokens(source.block, to_float32(mass[..., list(spans)]).sum(-1))
+        streams[f"to_{name}"] = source.on_tokens(mass[..., list(spans)].sum(-1))
     of_role = [np.einsum("lht,lhr->ltr", values, weights) for values in streams.values()]
     is_missing = np.broadcast_to((weights.sum(1) == 0)[:, None], of_role[0].shape)
-    names = tuple(f"{what}_{role}" for what in (*streams, "is_missing") for role in _names(source))
+    names = tuple(f"{what}_{role}" for what in (*streams, "is_missing") for role in source.roles.names)
     return NodeBlock(np.concatenate([*of_role, is_missing], axis=-1), names)
 
 
-def self_attention_block(source: NodeSource) -> NodeBlock:
+def self_attention_block(source: LayerBlock) -> NodeBlock:
     """Logarithm of a token's attention to itself, a head: ``log(max(a, 1e-6))``."""
-    own = _own_attention(source)
+    own = source.on_tokens(source.stream("self_attention"))
     values = np.log(np.maximum(own, np.float32(SELF_ATTENTION_FLOOR)))
     return NodeBlock(values.transpose(0, 2, 1), _head_names("log", own.shape[1]))
 
 
-def diagonal_block(source: NodeSource) -> NodeBlock:
+def diagonal_block(source: LayerBlock) -> NodeBlock:
     """A token's attention to itself, a head, as it is."""
-    own = _own_attention(source)
+    own = source.on_tokens(source.stream("self_attention"))
     return NodeBlock(own.transpose(0, 2, 1), tuple(f"head{head}" for head in range(own.shape[1])))
 
 
-def entropy_block(source: NodeSource) -> NodeBlock:
+def entropy_block(source: LayerBlock) -> NodeBlock:
     """Entropy of a row over its largest value, a head: ``entropy / log(keys that it can see)``.
 
     A row that sees one key has no entropy to share.
     """
-    entropy = layer_stream(source.block, "row_entropy", source.layers)
-    places = layer_places(source.block.shape, source.layers, "row_entropy")
-    largest = np.log(source.block.n_visible[places].astype(np.float32))[:, None]
+    entropy = source.stream("row_entropy")
+    largest = np.log(source.block.n_visible[source.positions].astype(np.float32))[:, None]
     is_missing = largest == 0
     shares = np.where(is_missing, 0.0, entropy / np.where(is_missing, 1.0, largest))
     values = np.concatenate([shares, is_missing], axis=1)
-    values = on_tokens(source.block, values).transpose(0, 2, 1)
+    values = source.on_tokens(values).transpose(0, 2, 1)
     return NodeBlock(values, (*_head_names("relative", entropy.shape[1]), "is_missing"))
 
 
-def likelihood_block(source: NodeSource) -> NodeBlock:
+def likelihood_block(source: LayerBlock) -> NodeBlock:
     """Log-probability, entropy and margin of a token; the first has none and says so."""
     streams = ("token_logprob", "token_entropy", "top1_margin")
     is_first = source.block.tokens.position == 0
@@ -270,38 +226,11 @@ NODE_BLOCKS: Final[dict[str, BlockFunction]] = {
 """Name of a block to the function that computes it."""
 
 
-def on_tokens(
-    block: TraceBlock, values: Shaped[np.ndarray, "*axes row"]
-) -> Shaped[np.ndarray, "*axes token"]:
-    """Values of the stored rows at their tokens, 0 at tokens whose row is not stored."""
-    n_tokens = int(block.tokens.offsets[-1])
-    if values.shape[-1] == n_tokens:
-        return values
-    spread = np.zeros((*values.shape[:-1], n_tokens), dtype=values.dtype)
-    spread[..., block.tokens.offsets[block.rows.trace] + block.row_token] = values
-    return spread
-
-
-def _block(source: NodeSource, name: str) -> NodeBlock:
+def _block(source: LayerBlock, name: str) -> NodeBlock:
     if name in NODE_BLOCKS:
         return NODE_BLOCKS[name](source)
     layer = int(name.partition("@")[2])
-    values = _hidden(source, (layer,))
-    names = tuple(f"unit{unit}" for unit in range(values.shape[-1]))
-    return NodeBlock(values, names, is_of_layer=False)
-
-
-def _hidden(source: NodeSource, layers: tuple[int, ...]) -> Float32[np.ndarray, "layer token feature"]:
-    """Hidden states at the tokens; those of stored rows only where the store keeps no others."""
-    if source.block.has("hidden") or not source.block.has("hidden_rows"):
-        return hidden_states(source.block, layers)
-    values = hidden_states(source.block, layers, name="hidden_rows")
-    return on_tokens(source.block, values.swapaxes(1, 2)).swapaxes(1, 2)
-
-
-def _own_attention(source: NodeSource) -> Float32[np.ndarray, "layer head token"]:
-    own = layer_stream(source.block, "self_attention", source.layers)
-    return on_tokens(source.block, own)
+    return hidden_block(replace(source, layers=(layer,)))._replace(is_of_layer=False)
 
 
 class _Paid(NamedTuple):
@@ -311,24 +240,21 @@ class _Paid(NamedTuple):
     is_defined: Bool[np.ndarray, "layer row"]
 
 
-def _paid_to_sink(source: NodeSource) -> _Paid:
-    keys = layer_stream(source.block, "sink_keys", source.layers)[..., :N_SINK_KEYS]
-    is_defined = sees_sink(source.block, source.layers, N_SINK_KEYS)
+def _paid_to_sink(source: LayerBlock) -> _Paid:
+    keys = source.stream("sink_keys")[..., :N_SINK_KEYS]
+    row_token, n_visible = source.block.row_token, source.block.n_visible[source.positions]
+    # a row of the sink, or one that no longer sees all of it, says nothing
+    is_defined = (row_token >= N_SINK_KEYS) & (n_visible > row_token)
     # half precision can bring a sum just above 1
     share = np.clip(np.einsum("lhrk->lhr", keys), 0.0, 1.0)
     return _Paid(share * is_defined[:, None], is_defined)
 
 
-def _received(source: NodeSource) -> Float32[np.ndarray, "layer head token"]:
-    total = layer_stream(source.block, "received", source.layers)
-    places = layer_places(source.block.shape, source.layers, "received")
-    n_rows = source.block.n_rows_that_see[places].astype(np.float32)
+def _received(source: LayerBlock) -> Float32[np.ndarray, "layer head token"]:
+    total = source.stream("received")
+    n_rows = source.block.n_rows_that_see[source.positions].astype(np.float32)
     mean: Float32[np.ndarray, "layer head token"] = total / n_rows[:, None]
     return mean
-
-
-def _names(source: NodeSource) -> tuple[str, ...]:
-    return source.roles.names if source.roles else ()
 
 
 def _head_names(what: str, n_heads: int) -> tuple[str, ...]:
@@ -336,7 +262,7 @@ def _head_names(what: str, n_heads: int) -> tuple[str, ...]:
 
 
 def _check_finite(
-    values: Float32[np.ndarray, "layer token feature"], names: tuple[str, ...], source: NodeSource
+    values: Float32[np.ndarray, "layer token feature"], names: tuple[str, ...], source: LayerBlock
 ) -> None:
     is_finite = np.isfinite(values)
     if is_finite.all():

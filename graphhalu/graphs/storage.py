@@ -9,7 +9,6 @@ import copy
 import hashlib
 import json
 import shutil
-import struct
 import tempfile
 import weakref
 import zlib
@@ -18,8 +17,8 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor
 from torch_geometric.data import Data
 from torch_geometric.data.collate import collate
@@ -62,6 +61,7 @@ class _Block(NamedTuple):
         first_graph: Graphs before those of each trace; a trace without any is in ``failures``.
         question_ids: Question of each trace.
         failures: Why a trace has no graph, by its place in the block.
+        names: Columns of ``x`` and of ``edge_attr``.
         n_bytes: Bytes in memory; 0 for a block that is mapped from a file.
         separated: Graphs that were asked for before, as views of the tensors.
     """
@@ -71,6 +71,7 @@ class _Block(NamedTuple):
     first_graph: list[int]
     question_ids: list[str]
     failures: Mapping[int, GraphhaluError]
+    names: Names
     n_bytes: int
     separated: dict[int, Data]
 
@@ -132,10 +133,11 @@ class GraphStorage:
                 :func:`graphhalu.graphs.build.build_graphs`.
         """
         number, within = divmod(trace_index, BLOCK_TRACES)
-        if number not in self._blocks:
-            self._blocks[number] = self._made(traces, number)
-            self.n_bytes += self._blocks[number].n_bytes
-        block = self._blocks[number]
+        block = self._blocks.get(number)
+        if block is None:
+            block = self._blocks[number] = self._made(traces, number)
+            self.n_bytes += block.n_bytes
+            self.names = block.names if block.names[0] else self.names
         if within in block.failures:
             raise block.failures[within]
         data = block.graph(block.first_graph[within] + place)
@@ -151,39 +153,15 @@ class GraphStorage:
         first = number * BLOCK_TRACES
         members = range(first, min(first + BLOCK_TRACES, len(traces)))
         path = None if self.folder is None else self.folder / self._name(traces, members)
-        block = None if path is None else self._read(path)
+        block = None if path is None else _read(path)
         if block is None:
-            questions = [traces[index].record.question_id for index in members]
-            block = _collated(self._built(traces, members), questions)
+            block = _block(traces, members, self.layers, self.recipe)
             if path is None and self.n_bytes + block.n_bytes > self.memory_bytes:
                 path = self._temporary_folder() / f"{number}.safetensors"
             if path is not None:
-                _write(path, block, self.names)
-                block = self._read(path) or block
+                _write(path, block)
+                block = _read(path) or block
         return block
-
-    def _built(self, traces: Sequence[Trace], members: range) -> list[list[TokenGraphData] | GraphhaluError]:
-        """The graphs of each trace, or why it has none."""
-        found: list[list[TokenGraphData] | GraphhaluError] = []
-        while len(found) < len(members):
-            try:
-                for _, graphs in iter_graphs(traces, self.layers, self.recipe, members[len(found) :]):
-                    found.append(self._data(graphs))
-            except GraphhaluError as error:
-                found.append(error.with_traceback(None))  # it would keep the block's arrays
-        return found
-
-    def _read(self, path: Path) -> _Block | None:
-        found = _read(path)
-        if found is None:
-            return None
-        block, self.names = found
-        return block
-
-    def _data(self, graphs: Sequence[TokenGraph]) -> list[TokenGraphData]:
-        self.names = (graphs[0].node_feature_names, graphs[0].edge_feature_names)
-        data = [_graph_data(graph, place) for place, graph in enumerate(graphs)]
-        return [_stacked(data)] if self.recipe.view == "stacked" else data
 
     def _name(self, traces: Sequence[Trace], members: range) -> str:
         """A file name by the content of the parts that the traces lie in, layers and recipe.
@@ -255,23 +233,26 @@ def _graph_data(graph: TokenGraph, place: int) -> TokenGraphData:
     )
 
 
-def _stacked(layers: Sequence[TokenGraphData]) -> TokenGraphData:
-    """The graphs of all layers side by side as one graph."""
-    data, _, _ = collate(TokenGraphData, list(layers), increment=True, add_batch=False)
-    return data
-
-
-def _collated(found: Sequence[list[TokenGraphData] | GraphhaluError], question_ids: list[str]) -> _Block:
+def _block(traces: Sequence[Trace], members: range, layers: Sequence[int], recipe: GraphRecipe) -> _Block:
+    """The graphs of some traces, or why a trace has none."""
+    names: Names = ((), ())
     graphs: list[TokenGraphData] = []
-    first_graph, failures = [], {}
-    for place, each in enumerate(found):
-        first_graph.append(len(graphs))
-        if isinstance(each, GraphhaluError):
-            failures[place] = each
-        else:
-            graphs += each
+    first_graph: list[int] = []
+    failures: dict[int, GraphhaluError] = {}
+    while len(first_graph) < len(members):
+        try:
+            for _, built in iter_graphs(traces, layers, recipe, members[len(first_graph) :]):
+                first_graph.append(len(graphs))
+                names = (built[0].node_feature_names, built[0].edge_feature_names)
+                data = [_graph_data(graph, place) for place, graph in enumerate(built)]
+                graphs += [_stacked(data)] if recipe.view == "stacked" else data
+        except GraphhaluError as error:
+            # its traceback would keep the arrays of the block
+            failures[len(first_graph)] = error.with_traceback(None)
+            first_graph.append(len(graphs))
+    question_ids = [traces[index].record.question_id for index in members]
     if not graphs:
-        return _Block(None, {}, first_graph, question_ids, failures, 0, {})
+        return _Block(None, {}, first_graph, question_ids, failures, names, 0, {})
     halves = all(graph.edge_attr.dtype == torch.float16 for graph in graphs)
     for graph in graphs:
         graph.edge_attr = graph.edge_attr if halves else graph.edge_attr.float()
@@ -279,10 +260,16 @@ def _collated(found: Sequence[list[TokenGraphData] | GraphhaluError], question_i
     n_bytes = sum(value.nbytes for value in data.to_dict().values())
     if halves:
         n_bytes += 2 * data.edge_attr.nbytes  # of the graphs that are asked for, in single precision
-    return _Block(data, slices, first_graph, question_ids, failures, n_bytes, {})
+    return _Block(data, slices, first_graph, question_ids, failures, names, n_bytes, {})
 
 
-def _write(path: Path, block: _Block, names: Names) -> None:
+def _stacked(layers: Sequence[TokenGraphData]) -> TokenGraphData:
+    """The graphs of all layers side by side as one graph."""
+    data, _, _ = collate(TokenGraphData, list(layers), increment=True, add_batch=False)
+    return data
+
+
+def _write(path: Path, block: _Block) -> None:
     tensors = {} if block.data is None else dict(block.data.to_dict())
     tensors |= {f"slices.{name}": value for name, value in block.slices.items()}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
@@ -290,7 +277,7 @@ def _write(path: Path, block: _Block, names: Names) -> None:
         {
             "format": FORMAT,
             "format_version": FORMAT_VERSION,
-            "names": names,
+            "names": block.names,
             "first_graph": block.first_graph,
             "question_ids": block.question_ids,
             "failures": [[place, str(error)] for place, error in block.failures.items()],
@@ -308,29 +295,23 @@ def _write(path: Path, block: _Block, names: Names) -> None:
         raise UsageError(message) from None
 
 
-def _read(path: Path) -> tuple[_Block, Names] | None:
+def _read(path: Path) -> _Block | None:
     """The block in a file, mapped into memory; ``None`` if there is none that is whole."""
     try:
-        with path.open("rb") as file:
-            (size,) = struct.unpack("<Q", file.read(8))
-            metadata = parse_json(file.read(size))["__metadata__"]
-        tensors = load_file(path)
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata()
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         if int(metadata["crc32"]) != _checksum(metadata["about"], tensors):
             return None
-        return _taken_apart(tensors, parse_json(metadata["about"]))
+        about = parse_json(metadata["about"])
+        slices = {n.partition(".")[2]: v for n, v in tensors.items() if n.startswith("slices.")}
+        data = TokenGraphData.from_dict({name: tensors[name] for name in slices}) if slices else None
+        failures = {int(place): GraphhaluError(reason) for place, reason in about["failures"]}
+        nodes, edges = (tuple(map(str, names)) for names in about["names"])
+        questions = list(map(str, about["question_ids"]))
+        return _Block(data, slices, list(about["first_graph"]), questions, failures, (nodes, edges), 0, {})
     except (OSError, SafetensorError, *MALFORMED):
         return None
-
-
-def _taken_apart(tensors: Mapping[str, Tensor], about: Mapping[str, Any]) -> tuple[_Block, Names]:
-    slices = {n.partition(".")[2]: v for n, v in tensors.items() if n.startswith("slices.")}
-    values = {name: tensors[name] for name in slices}
-    data = TokenGraphData.from_dict(values) if values else None
-    failures = {int(place): GraphhaluError(reason) for place, reason in about["failures"]}
-    nodes, edges = (tuple(map(str, names)) for names in about["names"])
-    questions = list(map(str, about["question_ids"]))
-    block = _Block(data, slices, list(about["first_graph"]), questions, failures, 0, {})
-    return block, (nodes, edges)
 
 
 def _checksum(about: str, tensors: Mapping[str, Tensor]) -> int:

@@ -7,6 +7,7 @@ where it has one.
 from collections.abc import Callable
 from typing import Final, NamedTuple
 
+import networkx as nx
 import numpy as np
 import rustworkx as rx
 from jaxtyping import Float, Int
@@ -16,6 +17,25 @@ from graphhalu.graphs.build import TokenGraph
 DAMPING: Final = 0.85
 _TOLERANCE: Final = 1e-10
 _STEPS: Final = 1000
+
+
+def to_networkx(graph: TokenGraph) -> nx.DiGraph:
+    """The same nodes and edges, from attended key to attending query.
+
+    An edge has ``weight``, the mean of its channels: by default over the heads, of its attention.
+    A node has ``is_answer``.
+    The graph has ``layer`` (``None`` for a multiplex graph), ``layers``, ``trace_id`` and
+    ``question_id``.
+    """
+    about = {"layer": graph.layer, "layers": graph.layers}
+    result = nx.DiGraph(**about, trace_id=graph.trace_id, question_id=graph.question_id)
+    result.add_nodes_from(
+        (node, {"is_answer": is_answer}) for node, is_answer in enumerate(graph.is_answer.tolist())
+    )
+    keys, queries = graph.edge_index.tolist()
+    weights = graph.edge_attr.mean(1).tolist()
+    result.add_weighted_edges_from(zip(keys, queries, weights, strict=True))
+    return result
 
 
 def to_rustworkx(graph: TokenGraph) -> rx.PyDiGraph:

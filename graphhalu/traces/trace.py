@@ -144,7 +144,7 @@ class Trace:
         Raises:
             TraceNotFoundError: If the store does not keep attention, or not this layer.
         """
-        position = _position(layer, self.shape.attention_layers, "attention of layer")
+        position = layer_position(layer, self.shape.attention_layers, "attention of layer")
         if "attention" not in self.arrays and "attention_fixed" in self.arrays:
             packed = from_fixed_point(self._array("attention_fixed")[position])
         else:
@@ -186,7 +186,7 @@ class Trace:
         Raises:
             TraceNotFoundError: If the store does not keep hidden states, or not this one.
         """
-        position = _position(layer, self.shape.hidden_layers, "hidden states of layer")
+        position = layer_position(layer, self.shape.hidden_layers, "hidden states of layer")
         return from_bfloat16_bits(self._array("hidden")[position])
 
     def hidden_rows(self, layer: int) -> Float[np.ndarray, "row feature"]:
@@ -197,7 +197,7 @@ class Trace:
         """
         if "hidden_rows" not in self.arrays:
             return self.hidden(layer)[self.record.row_start :]
-        position = _position(layer, self.shape.hidden_layers, "hidden states of layer")
+        position = layer_position(layer, self.shape.hidden_layers, "hidden states of layer")
         return from_bfloat16_bits(self._array("hidden_rows")[position])
 
     def stream(self, name: str) -> Shaped[np.ndarray, "..."]:
@@ -210,7 +210,7 @@ class Trace:
 
     def layer_stream(self, name: str, layer: int) -> Shaped[np.ndarray, "..."]:
         """One model layer of a stream whose first axis is ``layer``, as :meth:`stream`."""
-        position = _position(layer, self.shape.attention_layers, f"{name} of layer")
+        position = layer_position(layer, self.shape.attention_layers, f"{name} of layer")
         values = self._array(name)[position]
         return values.astype(np.float32) if values.dtype == np.float16 else values
 
@@ -224,7 +224,17 @@ class Trace:
         return self.arrays[name]
 
 
-def _position(layer: int, kept: tuple[int, ...], what: str) -> int:
+def layer_position(layer: int, kept: tuple[int, ...], what: str) -> int:
+    """Entry of a layer axis that holds a model layer.
+
+    Args:
+        layer: Number of the layer in the model.
+        kept: Layers of the axis.
+        what: What the axis holds, for the error: ``"attention of layer"``.
+
+    Raises:
+        TraceNotFoundError: If the layer is not kept.
+    """
     if layer not in kept:
         listed = ", ".join(map(str, kept))
         raise TraceNotFoundError(f"no {what} {layer}: the trace keeps {listed or 'none'}")

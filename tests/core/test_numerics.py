@@ -1,7 +1,6 @@
 """Number formats against torch and slow loops."""
 
 import json
-import math
 
 import numpy as np
 import pytest
@@ -13,7 +12,6 @@ from hypothesis.extra.numpy import arrays
 from graphhalu.core.numerics import (
     from_bfloat16_bits,
     json_ready,
-    masked_mean,
     n_pairs,
     pack_triangle,
     ragged_offsets,
@@ -113,13 +111,6 @@ def test_offsets_name_where_each_item_starts_and_the_last_one_ends():
     assert offsets.tolist() == [0, 3, 3, 10]
     assert offsets.dtype == np.int64
     assert ragged_offsets(np.array([], dtype=np.int64)).tolist() == [0]
-
-
-def test_the_mean_of_nothing_is_no_number():
-    mean, is_valid = masked_mean(np.array([1.0, 2.0]), np.array([False, False]))
-    assert math.isnan(mean)
-    assert not is_valid
-    assert masked_mean(np.array([1.0, 5.0, np.nan]), np.array([True, True, False])) == (3.0, True)
 
 
 def test_json_holds_no_number_that_is_not_finite():

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from graphhalu.detectors.gnn.rewire import STRATA, rewired, without_edges
-from graphhalu.graphs.build import GraphRecipe
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.graphs.edges import TopK
+from graphhalu.graphs.recipe import GraphRecipe
 from graphhalu.graphs.storage import TokenGraphData
 from graphhalu.traces.schema import N_SINK_KEYS
 

@@ -13,8 +13,8 @@ from graphhalu.detectors.gnn import task
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
 from graphhalu.detectors.gnn.networks import GCN
-from graphhalu.graphs.build import GraphRecipe
 from graphhalu.graphs.dataset import AttentionGraphs
+from graphhalu.graphs.recipe import GraphRecipe
 
 LAYERS = (2,)
 RECIPE = GraphRecipe(nodes=("sink",), view="multiplex")

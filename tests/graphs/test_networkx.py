@@ -5,7 +5,7 @@ from torch_geometric.utils import to_networkx as pyg_to_networkx
 
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.graphs.edges import TopK
-from graphhalu.graphs.networkx import to_networkx
+from graphhalu.graphs.topology import to_networkx
 
 
 @pytest.fixture(scope="module")

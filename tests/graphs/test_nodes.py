@@ -6,6 +6,8 @@ import pytest
 
 from graphhalu.core.axes import SPAN_NAMES, Span
 from graphhalu.core.errors import NonFiniteError, UnknownNameError, UsageError
+from graphhalu.features.block import block_of
+from graphhalu.graphs.block import LayerBlock
 from graphhalu.graphs.nodes import NODE_BLOCKS, node_features
 from graphhalu.graphs.recipe import HeadRoles
 from graphhalu.traces.trace import Trace
@@ -17,8 +19,12 @@ ROLES = HeadRoles(
 )
 
 
+def features_of(trace, layer, *names):
+    return node_features(LayerBlock(block_of([trace]), (layer,), ROLES), names)
+
+
 def block_values(trace, layer, name):
-    return node_features(trace, layer, (name,), ROLES).values[0]
+    return features_of(trace, layer, name).values[0]
 
 
 def stored(trace, name, layer):
@@ -132,7 +138,7 @@ def test_every_block_has_an_oracle():
 @pytest.mark.parametrize("name", ORACLES)
 @pytest.mark.parametrize("layer", [0, 1])
 def test_a_block_equals_its_loop(trace, name, layer):
-    block = node_features(trace, layer, (name,), ROLES)
+    block = features_of(trace, layer, name)
 
     expected = np.array([ORACLES[name](trace, layer, token) for token in range(LENGTH)])
     np.testing.assert_allclose(block.values[0], expected, rtol=1e-5, atol=1e-6)
@@ -140,7 +146,7 @@ def test_a_block_equals_its_loop(trace, name, layer):
 
 
 def test_columns_of_several_blocks_stand_side_by_side_with_their_names(trace):
-    both = node_features(trace, 1, ("span", "entropy"))
+    both = features_of(trace, 1, "span", "entropy")
 
     assert both.names[:2] == ("span.bos", "span.system")
     assert both.names[6:-1] == tuple(f"entropy.relative_head{head}" for head in range(HEADS))
@@ -157,12 +163,12 @@ def test_what_a_token_receives_is_a_mean_and_so_at_most_one(trace):
 
 def test_an_unknown_block_is_refused_with_the_known_names(trace):
     with pytest.raises(UnknownNameError, match="instability"):
-        node_features(trace, 0, ("instable",))
+        features_of(trace, 0, "instable")
 
 
 def test_a_graph_without_node_features_is_refused(trace):
     with pytest.raises(UsageError, match="at least one block"):
-        node_features(trace, 0, ())
+        features_of(trace, 0)
 
 
 def test_a_value_that_is_not_finite_is_an_error_that_names_block_layer_and_token(trace):
@@ -171,7 +177,7 @@ def test_a_value_that_is_not_finite_is_an_error_that_names_block_layer_and_token
     faulty = Trace(trace.record, trace.shape, {**trace.arrays, "token_entropy": broken})
 
     with pytest.raises(NonFiniteError, match=r"layer 1.*inf in likelihood\.entropy at token 5"):
-        node_features(faulty, 1, ("likelihood",))
+        features_of(faulty, 1, "likelihood")
 
 
 def test_layers_are_found_by_their_number_in_the_model(trace):

@@ -6,9 +6,10 @@ import torch
 
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.graphs import storage as storage_module
-from graphhalu.graphs.build import GraphRecipe, build_graphs
+from graphhalu.graphs.build import build_graphs
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.graphs.edges import TopK
+from graphhalu.graphs.recipe import GraphRecipe
 from graphhalu.graphs.storage import BLOCK_TRACES, GraphStorage, storage_of
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.trace import Trace
@@ -213,7 +214,7 @@ def test_a_damaged_file_is_built_again_never_served(store, whole_file, tmp_path,
 
     found = GraphStorage(LAYERS, RECIPE, folder=tmp_path).get(store, 4)
     assert_same(found, GraphStorage(LAYERS, RECIPE).get(store, 4))
-    mended, _ = storage_module._read(path)
+    mended = storage_module._read(path)
     assert torch.equal(mended.graph(8).edge_attr, found.edge_attr)
 
 
@@ -221,16 +222,16 @@ def test_every_flipped_byte_of_the_arrays_is_noticed(store, whole_file, tmp_path
     name, whole = whole_file
     path = tmp_path / name
     path.write_bytes(whole)
-    expected, names = storage_module._read(path)
+    expected = storage_module._read(path)
     for place in range(8, len(whole), max(1, len(whole) // 97)):
         content = bytearray(whole)
         content[place] ^= 0x01
         path.write_bytes(bytes(content))
         found = storage_module._read(path)
         if found is not None:  # a byte that says nothing, such as a space of the header
-            assert found[1] == names
+            assert found.names == expected.names
             for number in range(2 * len(store)):
-                assert_same(found[0].graph(number), expected.graph(number))
+                assert_same(found.graph(number), expected.graph(number))
 
 
 def test_graphs_of_a_data_set_come_from_the_cache(store, one_each, tmp_path, never_build):

@@ -2,9 +2,9 @@ import networkx as nx
 import numpy as np
 import pytest
 
-from graphhalu.graphs.build import GraphRecipe, build_graph
+from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.edges import Threshold, TopK
-from graphhalu.graphs.networkx import to_networkx
+from graphhalu.graphs.recipe import GraphRecipe
 from graphhalu.graphs.topology import (
     MEANINGS,
     MEASURES,
@@ -13,6 +13,7 @@ from graphhalu.graphs.topology import (
     degree,
     n_components,
     pagerank,
+    to_networkx,
     topology,
 )
 

@@ -8,8 +8,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphhalu.core.errors import NonFiniteError, TraceNotFoundError, UsageError
-from graphhalu.graphs.build import GraphRecipe, HeadRoles, build_graph, build_graphs, iter_graphs
+from graphhalu.graphs.build import build_graph, build_graphs, iter_graphs
 from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
+from graphhalu.graphs.recipe import GraphRecipe, HeadRoles
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace
 

@@ -102,7 +102,7 @@ def make_graphs(folder: Path) -> None:
 
     storage = GraphStorage((0, 2), GraphRecipe(edges=TopK(2)))
     storage.get([planted_trace(0, np.random.default_rng(0))], 0)
-    _write(folder / "g.safetensors", storage._blocks[0], storage.names)
+    _write(folder / "g.safetensors", storage._blocks[0])
 
 
 def read_graphs(path: Path) -> Any:
@@ -110,13 +110,12 @@ def read_graphs(path: Path) -> Any:
     from graphhalu.core.errors import DataFileError
     from graphhalu.graphs.storage import _read
 
-    found = _read(path)
-    if found is None:
+    block = _read(path)
+    if block is None:
         raise DataFileError("absent")
-    block, names = found
     graphs = [block.graph(number) for number in range(2)]
     return (
-        names,
+        block.names,
         block.question_ids,
         [
             [_digest(graph[name].numpy()) for name in ("x", "edge_index", "edge_attr", "span")]

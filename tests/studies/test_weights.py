@@ -13,7 +13,8 @@ from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
 from graphhalu.extract.settings import CaptureSettings, trace_shape
-from graphhalu.graphs.build import GraphRecipe, build_graphs
+from graphhalu.graphs.build import build_graphs
+from graphhalu.graphs.recipe import GraphRecipe
 from graphhalu.heads.files import read_heads, write_heads
 from graphhalu.labels.labels import Labels
 from graphhalu.models.attention import eager_attention

@@ -10,6 +10,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 from sklearn.metrics import auc, brier_score_loss, precision_recall_curve
 
+from graphhalu.core.numerics import length_adjusted
 from graphhalu.evaluation.bootstrap import (
     Estimate,
     bootstrap_interval,
@@ -19,7 +20,6 @@ from graphhalu.evaluation.bootstrap import (
     resample_sums,
 )
 from graphhalu.evaluation.metrics import auroc, ece, evaluate, reliability_curve
-from graphhalu.graphs.effects import length_adjusted
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Prediction, QuantileBin, Shift
 

@@ -8,8 +8,8 @@ from jaxtyping import Float
 from scipy.stats import hypergeom, spearmanr
 
 from graphhalu.core.errors import UsageError
+from graphhalu.core.numerics import length_adjusted
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.graphs.effects import length_adjusted
 from graphhalu.heads.statistics import (
     Contrast,
     contrast,

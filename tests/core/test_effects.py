@@ -2,8 +2,7 @@ import numpy as np
 import pytest
 from scipy.stats import false_discovery_control
 
-from graphhalu.core.numerics import benjamini_hochberg
-from graphhalu.graphs.effects import cliffs_delta, length_adjusted, ranked
+from graphhalu.core.numerics import benjamini_hochberg, cliffs_delta, length_adjusted, ranked
 
 
 def slow_delta(values, is_positive, weights):
