@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphhalu.evaluation.compare import RunOptions, compare
-from graphhalu.evaluation.rows import CompareConfig
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.topology import compare_topology
 from graphhalu.features.table import feature_table, read_features, write_features
 from graphhalu.testing.planted import planted_traces

@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.evaluation.token_spans import best_threshold, count_spans, marked_answer
+from graphhalu.evaluation.token_metrics import best_threshold, count_spans, marked_answer
 from graphhalu.testing.planted_tokens import planted_token_traces
 
 # 0123456789012345678
