@@ -62,11 +62,12 @@ def detector_row(
     """
     found, labels = list(fits.values()), data.labels
     n_tested = sum(len(np.unique(labels.owner[fit.is_tested])) for fit in found)
+    metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
     choices = tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
     aurocs = [auroc(fit.median_filled[fit.is_tested], labels.items[fit.is_tested]) for fit in found]
     return replace(
         failed_row(data, name, card, None, settings),
-        metrics=detector_metrics(data, found),
+        metrics=metrics,
         coverage=coverage(found),
         auroc_invalid_at_median=float(np.mean(aurocs)),
         fit_s=float(np.mean([seconds for fit in found for seconds in fit.fit_s])),

@@ -14,10 +14,10 @@ from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.numerics import json_ready
 from graphhalu.core.provenance import installed_version
 from graphhalu.core.splits import Split, grouped_folds, grouped_split
+from graphhalu.datasets.question import question_key
 from graphhalu.evaluation.bootstrap import EvaluationSet
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.token_metrics import MarkedAnswer, marked_answer
-from graphhalu.datasets.question import question_key
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, as_labels
 from graphhalu.traces.schema import TraceRecord
