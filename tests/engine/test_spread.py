@@ -57,7 +57,7 @@ def test_topology_of_graphs_is_the_same(planted):
         layers=(1, 3),
         n_resamples=100,
         engine=RemoteExecutor(),
-        on_trace=lambda done, total: seen.append((done, total)),
+        on_progress=lambda done, total: seen.append((done, total)),
     )
     assert here.values() == there.values()
     assert seen[-1] == (43, 43)
