@@ -6,7 +6,7 @@ import pytest
 
 from graphhalu.core.config import load_config, read_yaml
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.evaluation.compare import CompareConfig
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.weights.risk import RiskSettings
 

@@ -9,8 +9,8 @@ from graphhalu.cli import spread
 from graphhalu.cli.output import print_json, print_table, progress_line, say
 
 if TYPE_CHECKING:
+    from graphhalu.evaluation.compare import RunOptions
     from graphhalu.evaluation.result import Result
-    from graphhalu.evaluation.running import RunOptions
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.labels.labels import Labels
     from graphhalu.traces.store import TraceStore
@@ -107,7 +107,7 @@ def train(
             settings=settings,
             store=store_identity(store),
             runs=runs,
-            on_progress=progress.step,
+            on_progress=progress.count,
         )
     if json:
         print_json({"run": str(run.folder), **result_values(run.result)})
@@ -198,7 +198,7 @@ def compare(
     if transfer:
         _transfer(opened, labels, settings, folder, is_json=json)
         return
-    from graphhalu.evaluation.running import RunOptions
+    from graphhalu.evaluation.compare import RunOptions
 
     options = RunOptions(jobs=jobs, folder=folder, is_resumed=resume, engine=engine)
     _compare(opened[0], labels[0], settings, options, is_json=json)
@@ -210,9 +210,9 @@ def _controls(store: "TraceStore", names: list[str], *, seed: int, is_json: bool
 
     specs = [detector_spec(name) for name in names or DEFAULT_DETECTORS]
     with progress_line("controls") as line:
-        rows = control_rows(specs, store, seed=seed, on_row=line.count)
+        rows = control_rows(specs, store, seed=seed, on_progress=line.count)
     if is_json:
-        print_json({"store": store.name, "controls": [row.values() for row in rows]})
+        print_json({"store": store.name, "controls": [vars(row) for row in rows]})
         return
     cells = [
         [
@@ -232,8 +232,8 @@ def _controls(store: "TraceStore", names: list[str], *, seed: int, is_json: bool
 def _compare(
     store: "TraceStore", labels: "Labels", settings: "CompareConfig", options: "RunOptions", *, is_json: bool
 ) -> None:
-    from graphhalu.evaluation.checkpoints import clear_checkpoints
     from graphhalu.evaluation.compare import compare as run_comparison
+    from graphhalu.evaluation.result_files import clear_checkpoints
 
     assert options.folder is not None
     with progress_line("fits") as progress:
@@ -243,7 +243,7 @@ def _compare(
             config=settings,
             store=store_identity(store),
             options=options,
-            on_progress=progress.step,
+            on_progress=progress.count,
         )
     result.write(options.folder)
     clear_checkpoints(options.folder)
@@ -289,7 +289,7 @@ def _transfer(
         for name, store, of_store in zip(names, stores, labels, strict=True)
     ]
     with progress_line("fits") as progress:
-        result = run_transfer(sources, config=settings, on_progress=progress.step)
+        result = run_transfer(sources, config=settings, on_progress=progress.count)
     result.write(folder)
     write_report(folder)
     if is_json:

@@ -65,7 +65,7 @@ def compare(
             n_resamples=resamples,
             seed=seed,
             engine=engine,
-            on_trace=progress.count,
+            on_progress=progress.count,
         )
     folder = out or new_run_folder(Path("data/runs"), "topology")
     paths = save_figure(topology_figure(report), folder)

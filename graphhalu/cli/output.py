@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, SupportsFloat
 
 if TYPE_CHECKING:
-    from graphhalu.evaluation.compare import Progress as CompareProgress
     from graphhalu.extract.run import Progress
 
 _PLAIN_SECONDS = 15.0
@@ -119,10 +118,6 @@ class ProgressLine:
         self.task: Any = None
         self.last_seconds = 0.0
         self.started = time.monotonic()
-
-    def step(self, progress: "CompareProgress") -> None:
-        """Show where a comparison stands."""
-        self.count(progress.n_done, progress.n_total)
 
     def __call__(self, progress: "Progress") -> None:
         """Show where an extraction stands."""

@@ -55,7 +55,7 @@ def tokens(
     folder = run_folder("tokens", out, is_resumed=False)
     say(f"the result goes to {folder}")
     with progress_line("fits") as line:
-        result = compare(store, labels, config=settings, store=store_identity(store), on_progress=line.step)
+        result = compare(store, labels, config=settings, store=store_identity(store), on_progress=line.count)
     result.write(folder)
     if save is not None:
         fit_for_use(save, store, labels, settings, folder / "detector")

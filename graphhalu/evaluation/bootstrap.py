@@ -189,6 +189,37 @@ def resample_sums(
     return np.concatenate([*rows, *(drawn.astype(np.float64) @ of_group for drawn in blocks)])
 
 
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Labelled items that all detectors are evaluated on, and how their groups are resampled.
+
+    Attributes:
+        labels: Of all traces, or tokens, that were compared.
+        groups: Question group of each.
+        n_resamples: Resamples of the bootstrap.
+        seed: Seed of the resamples.
+        level: Coverage of the intervals.
+    """
+
+    labels: Int[np.ndarray, "item"]
+    groups: Shaped[np.ndarray, "item"]
+    n_resamples: int = 2000
+    seed: int = 0
+    level: float = 0.95
+
+    def resample(
+        self, metrics: Sequence[str], scores: Float[np.ndarray, "item"], is_valid: Bool[np.ndarray, "item"]
+    ) -> dict[str, Float[np.ndarray, "resample"]]:
+        """Each metric on each resample, over the valid scores; NaN where one lacks a class."""
+        draws = {"n_resamples": self.n_resamples, "seed": self.seed}
+        return resample_metrics(metrics, scores, self.labels, self.groups, is_valid=is_valid, **draws)
+
+    def sums(self, columns: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "row column"]:
+        """Sums of columns over all items in the first row, over each resample in the others."""
+        draws = {"n_resamples": self.n_resamples, "seed": self.seed}
+        return resample_sums(columns, self.groups, has_sample=True, **draws)
+
+
 def mean_rows(
     values: Float[np.ndarray, "trace"],
     groups: Shaped[np.ndarray, "trace"],

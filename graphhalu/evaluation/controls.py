@@ -4,15 +4,16 @@ A result of a graph detector is to be believed only where these controls pass: t
 and one on the attention of a real store.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any, Final
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.sides import ChosenTraces, auroc
@@ -57,10 +58,6 @@ class ControlRow:
     n_answers: int
     passes: bool
 
-    def values(self) -> dict[str, Any]:
-        """Plain values."""
-        return asdict(self)
-
 
 def control_rows(
     specs: Sequence[DetectorSpec],
@@ -68,7 +65,7 @@ def control_rows(
     *,
     seed: int = 0,
     n_answers: int = N_ANSWERS,
-    on_row: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Progress = no_progress,
 ) -> list[ControlRow]:
     """Every detector on every control.
 
@@ -83,7 +80,7 @@ def control_rows(
         traces: Of a store with complete attention.
         seed: Of everything planted, of the split and of the detectors.
         n_answers: How many answers each control has.
-        on_row: Called with the rows that are done, and all rows.
+        on_progress: Called after each row.
 
     Raises:
         NotEnoughDataError: If the traces are fewer than 30.
@@ -114,7 +111,7 @@ def control_rows(
     for spec in specs:
         for row in rows(spec):
             found.append(row)
-            on_row(len(found), 3 * len(specs))
+            on_progress(len(found), 3 * len(specs), f"{row.detector}, {row.control}")
     return found
 
 

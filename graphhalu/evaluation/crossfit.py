@@ -1,4 +1,4 @@
-"""Out-of-fold scores of one detector: fitted without a question, then asked about it."""
+"""Out-of-fold scores of one detector: each from a model that was fitted without its question."""
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -14,15 +14,32 @@ from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector, checked_scores
 from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.evaluation.calibration import Calibration
-from graphhalu.evaluation.splits import visible_labels
-from graphhalu.evaluation.token_spans import best_threshold, marked_answer
+from graphhalu.evaluation.protocol import visible_labels
+from graphhalu.evaluation.token_metrics import best_threshold, marked_answer
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
 
 @dataclass(frozen=True)
+class FoldModel:
+    """A detector fitted on one fold, with what its validation side says of its scores.
+
+    Attributes:
+        detector: The fitted detector.
+        reference: Its scores of the validation side, by which scores are pooled.
+        calibration: Fitted on the validation side; ``None`` where that lacks a class.
+        fit_s: Seconds of the fit.
+    """
+
+    detector: Detector
+    reference: Float[np.ndarray, "validation"]
+    calibration: Calibration | None
+    fit_s: float
+
+
+@dataclass(frozen=True)
 class OutOfFold:
-    """Scores of one detector, each from a model that never saw the trace's question.
+    """Scores of one detector and seed, each from a model that never saw the trace's question.
 
     The items are those of the labels: traces, or the answer tokens of all traces.
 
@@ -33,113 +50,89 @@ class OutOfFold:
             fold; NaN where not valid, or where that side lacks a class.
         is_predicted_positive: Whether the score reaches the threshold chosen on the validation
             side; false where there is no probability.
-        is_valid: Whether the item was tested and has a score.
         fold: The fold that tested the item; -1 where none did.
         fit_s: Seconds of each fit.
         score_s: Seconds that scoring the tested traces took, in total.
         n_parameters: Numbers that the last fit chose; ``None`` where they are not counted.
-        choices: For each fit its threshold, and what the detector says of its training.
+        choices: For each fit its fold, its threshold, and what the detector says of its training.
     """
 
     values: Float[np.ndarray, "item"]
     raw: Float[np.ndarray, "item"]
     probability: Float[np.ndarray, "item"]
     is_predicted_positive: Bool[np.ndarray, "item"]
-    is_valid: Bool[np.ndarray, "item"]
     fold: Int[np.ndarray, "item"]
-    fit_s: tuple[float, ...]
-    score_s: float
+    fit_s: tuple[float, ...] = ()
+    score_s: float = 0.0
     n_parameters: int | None = None
     choices: tuple[Mapping[str, Any], ...] = ()
-
-    @property
-    def is_tested(self) -> Bool[np.ndarray, "item"]:
-        """Which items were tested."""
-        return self.fold >= 0
 
     @classmethod
     def empty(cls, n_items: int) -> "OutOfFold":
         """Nothing tested yet; the arrays are filled fold by fold."""
         values, raw, probability = (np.full(n_items, np.nan) for _ in range(3))
-        is_positive, is_valid = (np.zeros(n_items, dtype=bool) for _ in range(2))
-        fold = np.full(n_items, -1)
-        return cls(values, raw, probability, is_positive, is_valid, fold, fit_s=(), score_s=0.0)
+        return cls(values, raw, probability, np.zeros(n_items, dtype=bool), np.full(n_items, -1))
 
-    def fill(self, number: int, places: Int[np.ndarray, "tested"], scored: "FoldScores") -> None:
-        """Put in the scores of the items that one fold tested."""
-        self.values[places], self.raw[places] = scored.pooled, scored.raw
-        self.probability[places] = scored.probability
-        self.is_predicted_positive[places] = scored.is_predicted_positive
-        self.is_valid[places], self.fold[places] = np.isfinite(scored.raw), number
+    @property
+    def is_valid(self) -> Bool[np.ndarray, "item"]:
+        """Whether the item was tested and has a score."""
+        return np.isfinite(self.raw)
+
+    @property
+    def is_tested(self) -> Bool[np.ndarray, "item"]:
+        """Whether the item was tested."""
+        return self.fold >= 0
+
+    @property
+    def median_filled(self) -> Float[np.ndarray, "item"]:
+        """The values, with their median for tested items without one; NaN where not tested."""
+        is_missing = self.is_tested & ~self.is_valid
+        return np.where(is_missing, np.median(self.values[self.is_valid]), self.values)
 
     def with_fold(
-        self, number: int, places: Int[np.ndarray, "tested"], model: "FoldModel", scored: "FoldScores"
+        self,
+        number: int,
+        model: FoldModel,
+        traces: Sequence[Trace],
+        indices: Int[np.ndarray, "tested"],
+        items: Int[np.ndarray, "item"],
     ) -> "OutOfFold":
-        """The same with one more fold: its scores, its seconds and what its model says."""
-        self.fill(number, places, scored)
-        return replace(
-            self,
-            fit_s=(*self.fit_s, model.fit_s),
-            score_s=self.score_s + scored.score_s,
-            n_parameters=model.detector.n_parameters,
-            choices=(*self.choices, {"fold": number, **model.choices()}),
-        )
+        """The same with the scores that the model of one fold gives some traces.
 
-
-@dataclass(frozen=True)
-class FoldScores:
-    """Scores of some items by the model of one fold; NaN where there is no valid one."""
-
-    pooled: Float[np.ndarray, "tested"]
-    raw: Float[np.ndarray, "tested"]
-    probability: Float[np.ndarray, "tested"]
-    is_predicted_positive: Bool[np.ndarray, "tested"]
-    score_s: float
-
-
-@dataclass(frozen=True)
-class FoldModel:
-    """A detector fitted on one fold, with what its validation side says of its scores.
-
-    Attributes:
-        detector: The fitted detector.
-        reference: Its scores of the validation side, which scores are pooled by.
-        calibration: Fitted on the validation side; ``None`` where that lacks a class.
-        fit_s: Seconds of the fit.
-    """
-
-    detector: Detector
-    reference: Float[np.ndarray, "validation"]
-    calibration: Calibration | None
-    fit_s: float
-
-    def choices(self) -> dict[str, Any]:
-        """The threshold, and what the detector says of its training."""
-        threshold = None if self.calibration is None else self.calibration.threshold
-        report: Mapping[str, Any] = getattr(self.detector, "training_report", {})
-        return {"threshold": threshold, **report}
-
-    def score(self, traces: Sequence[Trace], indices: Int[np.ndarray, "tested"]) -> FoldScores:
-        """Score the items of some traces, which need not be those that it was fitted among.
+        Args:
+            number: Number of the fold.
+            model: Its model.
+            traces: Traces, which need not be those that it was fitted among.
+            indices: Places of the traces to score.
+            items: Places of their items.
 
         Raises:
             GraphhaluError: What the detector raised.
         """
         started = perf_counter()
-        raw = _values(self.detector, traces, indices)
+        raw = _values(model.detector, traces, indices)
         score_s = perf_counter() - started
-        probability, is_positive = np.full(len(raw), np.nan), np.zeros(len(raw), dtype=bool)
-        if self.calibration is not None:
-            probability, is_positive = (self.calibration.probability(raw), self.calibration.calls(raw))
-        pooled = standardise(raw, self.reference)
-        return FoldScores(pooled, raw, probability, is_positive, score_s)
+        self.values[items], self.raw[items] = standardise(raw, model.reference), raw
+        self.fold[items] = number
+        if model.calibration is not None:
+            self.probability[items] = model.calibration.probability(raw)
+            self.is_predicted_positive[items] = raw >= model.calibration.threshold
+        threshold = None if model.calibration is None else model.calibration.threshold
+        report: Mapping[str, Any] = getattr(model.detector, "training_report", {})
+        return replace(
+            self,
+            fit_s=(*self.fit_s, model.fit_s),
+            score_s=self.score_s + score_s,
+            n_parameters=model.detector.n_parameters,
+            choices=(*self.choices, {"fold": number, "threshold": threshold, **report}),
+        )
 
 
 def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labels, fold: Split) -> FoldModel:
     """Fit a fresh detector on a fold, then calibrate it on the validation side.
 
     The threshold is that of the best F1 there: of answers, or at token level of the characters
-    of marked spans (:func:`graphhalu.evaluation.token_spans.best_threshold`).
+    of marked spans (:func:`graphhalu.evaluation.token_metrics.best_threshold`).
 
     Raises:
         GraphhaluError: What the detector raised.
@@ -151,9 +144,9 @@ def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labe
         raise GraphhaluError(message)
     fit_s = perf_counter() - started
     reference = _values(detector, traces, fold.validation)
-    places = labels.places(fold.validation)
-    known = np.isfinite(reference) & labels.is_valid[labels.owner[places]]
-    truth = labels.items[places][known]
+    items = labels.places(fold.validation)
+    known = np.isfinite(reference) & labels.is_valid[labels.owner[items]]
+    truth = labels.items[items][known]
     calibration = None
     if len(np.unique(truth)) == 2:  # noqa: PLR2004
         threshold = None
@@ -183,7 +176,7 @@ def cross_fit(
         make: Gives a fresh detector for each fold.
         traces: All traces; indices of the folds point into them.
         labels: Labels of the same traces in the same order.
-        folds: Checked folds; see :func:`graphhalu.evaluation.splits.check_folds`.
+        folds: Checked folds; see :func:`graphhalu.evaluation.protocol.check_questions`.
         on_fold: Called with the fold's number when it is done.
 
     Raises:
@@ -193,11 +186,10 @@ def cross_fit(
     for number, fold in enumerate(folds):
         try:
             model = fit_fold(make, traces, labels, fold)
-            scored = model.score(traces, fold.test)
+            done = done.with_fold(number, model, traces, fold.test, labels.places(fold.test))
         except Exception as error:
             error.add_note(f"in fold {number}")
             raise
-        done = done.with_fold(number, labels.places(fold.test), model, scored)
         on_fold(number)
     return done
 

@@ -1,14 +1,16 @@
-"""Result files: one JSON object with a format and a version, and a Parquet table beside it.
+"""Result files: one JSON object with a format and a version, and tables beside it.
 
 A record of results is a dataclass or a :class:`graphhalu.core.config.Config`; its fields are those of
 the file. Numbers that are not finite are ``null`` there.
 """
 
+import csv
+import io
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -17,8 +19,11 @@ from pydantic import BaseModel, PlainValidator, TypeAdapter, ValidationError
 from graphhalu.core.errors import DataFileError
 from graphhalu.core.files import read_json_object, replace_file, shown, write_parquet
 from graphhalu.core.numerics import json_ready
+from graphhalu.core.provenance import file_sha256
 
 T = TypeVar("T")
+
+_FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
 def numbers(n_axes: int, dtype: Any = np.float64) -> PlainValidator:
@@ -55,23 +60,59 @@ def plain_values(record: Any, kind: FileFormat) -> dict[str, Any]:
     return found
 
 
-def write_document(path: Path, record: Any, kind: FileFormat, *, rows: Sequence[Any] | None = None) -> Path:
-    """Write a record as JSON, whole or not at all; its folder is made if it is missing.
+def write_document(
+    path: Path,
+    record: Any,
+    kind: FileFormat,
+    *,
+    rows: Sequence[Any] | None = None,
+    beside: Mapping[str, bytes] | None = None,
+) -> Path:
+    """Write a record as JSON, last and whole or not at all; its folder is made if it is missing.
 
     Args:
         path: The JSON file.
         record: A dataclass, a config or plain values.
         kind: Kind of the file.
         rows: Dataclasses that are written as a table, in a Parquet file of the same name.
+        beside: Names and content of files beside it, whose checksums it gets as ``files``.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     if rows is not None:
         table = pa.Table.from_pylist(json_ready([_fields(row) for row in rows]))
         write_parquet(table, path.with_suffix(".parquet"))
     values = plain_values(record, kind)
+    if beside:
+        for name, content in beside.items():
+            replace_file(path.with_name(name), content)
+        values["files"] = {name: file_sha256(path.with_name(name)) for name in beside}
     text = json.dumps(values, indent=1, ensure_ascii=False, allow_nan=False)
     replace_file(path, f"{text}\n".encode())
     return path
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the content of a Parquet file."""
+    stream = io.BytesIO()
+    write_parquet(table, stream)
+    return stream.getvalue()
+
+
+def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV under these columns; what a row lacks is empty.
+
+    Text that a spreadsheet would run as a formula is quoted with ``'``.
+    """
+    stream = io.StringIO(newline="")  # a carriage return in a cell stays what it is
+    writer = csv.DictWriter(stream, names, restval="")
+    writer.writeheader()
+    writer.writerows({name: _spreadsheet_cell(value) for name, value in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def _spreadsheet_cell(value: object) -> object:
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
+    return f"'{value}" if is_formula else value
 
 
 def read_document(path: Path, record: type[T], kind: FileFormat) -> T:

@@ -1,4 +1,4 @@
-"""What single heads say: AUROC of one feature of one head alone, for every layer and head.
+"""AUROC of one feature of one head alone, for every layer and head.
 
 This describes a store; it decides nothing. All labelled traces are used, no detector is fitted,
 and no detector sees which heads stand out here: each makes its choices inside its own folds.
@@ -17,18 +17,15 @@ from scipy.special import ndtr
 from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError
 from graphhalu.core.numerics import benjamini_hochberg
 from graphhalu.evaluation.bootstrap import group_codes
-from graphhalu.evaluation.compare import best_beams
-from graphhalu.evaluation.delong import column_influence
-from graphhalu.evaluation.files import FileFormat, read_document
-from graphhalu.evaluation.result import write_files
+from graphhalu.evaluation.files import FileFormat, read_document, write_document
+from graphhalu.evaluation.protocol import best_beams
+from graphhalu.evaluation.significance import column_influence
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
-FORMAT: Final = "graphhalu-maps"
-FORMAT_VERSION: Final = 1
-KIND: Final = FileFormat(FORMAT, FORMAT_VERSION, "Run:  graphhalu compare")
+KIND: Final = FileFormat("graphhalu-maps", 1, "Run:  graphhalu compare")
 MAPS_FILE: Final = "maps.json"
 
 FEATURES: Final = ("sink_mass_k4", "self_attention_log", "lookback_ratio", "attention_entropy_mean")
@@ -83,12 +80,12 @@ class HeadMaps:
 
     def write(self, folder: Path) -> Path:
         """Write ``maps.json``, whole or not at all."""
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **vars(self)}
-        write_files(folder / MAPS_FILE, values, {})
-        return folder / MAPS_FILE
+        return write_document(folder / MAPS_FILE, self, KIND)
 
 
-class _Tests(NamedTuple):
+class ColumnTests(NamedTuple):
+    """AUROC of each column, and its p-value of being 0.5."""
+
     auroc: Float[np.ndarray, "column"]
     p_value: Float[np.ndarray, "column"]
 
@@ -148,7 +145,7 @@ def column_tests(
     columns: Float[np.ndarray, "trace column"],
     labels: Int[np.ndarray, "trace"],
     groups: Int[np.ndarray, "trace"],
-) -> _Tests:
+) -> ColumnTests:
     """AUROC of each column and its p-value of being 0.5, with questions as groups.
 
     Missing values do not count; a column with fewer than 5 answers of a class has neither.
@@ -170,25 +167,15 @@ def column_tests(
         n_positive = int(labels[is_there].sum())
         if min(n_positive, int(is_there.sum()) - n_positive) < _LEAST_ANSWERS:
             continue
-        chosen = columns[np.ix_(is_there, here)]
-        tests = _test_columns(chosen, labels[is_there], groups[is_there])
-        auroc[here], p_value[here] = tests
-    return _Tests(auroc, p_value)
-
-
-def _test_columns(
-    columns: Float[np.ndarray, "trace column"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Int[np.ndarray, "trace"],
-) -> _Tests:
-    auroc, influence = column_influence(columns, labels)
-    of_group = np.zeros((int(groups.max()) + 1, columns.shape[1]))
-    np.add.at(of_group, groups, influence)
-    error = np.sqrt(np.square(of_group).sum(axis=0))
-    # without spread there is nothing to test: all values are equal, or the classes are apart
-    distance = np.abs(auroc - 0.5)
-    z = np.divide(distance, error, out=np.where(distance > 0, np.inf, 0.0), where=error > 0)
-    return _Tests(auroc, 2 * ndtr(-z))
+        auroc[here], influence = column_influence(columns[np.ix_(is_there, here)], labels[is_there])
+        of_group = np.zeros((int(groups.max()) + 1, len(here)))
+        np.add.at(of_group, groups[is_there], influence)
+        error = np.sqrt(np.square(of_group).sum(axis=0))
+        # without spread there is nothing to test: all values are equal, or the classes are apart
+        distance = np.abs(auroc[here] - 0.5)
+        z = np.divide(distance, error, out=np.where(distance > 0, np.inf, 0.0), where=error > 0)
+        p_value[here] = 2 * ndtr(-z)
+    return ColumnTests(auroc, p_value)
 
 
 def _columns(
@@ -219,8 +206,7 @@ def _head_map(
     cells, q_cells = (
         tuple(_plain(row) for row in values[:-n_layers].reshape(n_layers, -1)) for values in (auroc, q_value)
     )
-    of_layers = _plain(auroc[-n_layers:]), _plain(q_value[-n_layers:])
-    return HeadMap(name, layers, cells, q_cells, *of_layers)
+    return HeadMap(name, layers, cells, q_cells, _plain(auroc[-n_layers:]), _plain(q_value[-n_layers:]))
 
 
 def _plain(values: Shaped[np.ndarray, "entry"]) -> tuple[float | None, ...]:

@@ -1,13 +1,5 @@
-"""What a comparison found, and its files: ``result.json``, ``table.csv``, ``scores.parquet``.
+"""Result of a comparison: one row a detector, its tests and the scores of every sample."""
 
-Per-sample scores are part of the result, so that others can test again. ``result.json`` is
-written last and holds the checksums of the other two. Version 2 added probabilities, tests
-against a baseline, subgroups and what detectors read; version 3 comparisons of token detectors,
-which were ``tokens.json`` and ``tokens.parquet`` before. Files of all versions are read.
-"""
-
-import io
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,52 +8,218 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 from pydantic import ConfigDict
 
-from graphhalu.core.errors import CorruptStoreError, DataFileError, MissingExtraError
-from graphhalu.core.files import read_parquet, reading, replace_file, shown, write_parquet
+from graphhalu.core.errors import MissingExtraError
 from graphhalu.core.numerics import json_ready
-from graphhalu.core.provenance import file_sha256
-from graphhalu.detectors.registry import POSITION_CONTROL
-from graphhalu.evaluation.files import read_object, validated
-from graphhalu.evaluation.records import (
-    SAMPLE_SCHEMA,
-    DetectorRow,
-    MetricValue,
-    Subgroup,
-    TokenCounts,
-    upgraded_samples,
-)
-from graphhalu.evaluation.settings import MARGIN
-from graphhalu.evaluation.significance import POSITION_RULE, Baseline, Comparison
-from graphhalu.evaluation.table import csv_table, table_columns
+from graphhalu.evaluation.files import FileFormat, csv_text, parquet_bytes, write_document
 from graphhalu.labels.labels import Level
 
-__all__ = [
-    "FORMAT",
-    "FORMAT_VERSION",
-    "RESULT_FILE",
-    "SAMPLE_SCHEMA",
-    "SCORES_FILE",
-    "TABLE_FILE",
-    "Baseline",
-    "Comparison",
-    "DetectorRow",
-    "MetricValue",
-    "Result",
-    "Subgroup",
-    "TokenCounts",
-    "csv_table",
-    "read_result",
-]
-
-FORMAT: Final = "graphhalu-result"
-FORMAT_VERSION: Final = 3
+KIND: Final = FileFormat("graphhalu-result", 3, "Run:  graphhalu compare, or graphhalu tokens")
 RESULT_FILE: Final = "result.json"
 TABLE_FILE: Final = "table.csv"
 SCORES_FILE: Final = "scores.parquet"
 
-_TOKENS_BEFORE: Final = "graphhalu-token-result"
-_TOKEN_FILES: Final = ("tokens.json", "tokens.parquet")
-_TOKEN_NAMES: Final = {"token_auroc": "auroc", "token_auprc": "auprc"}
+SAMPLE_SCHEMA: Final = pa.schema(
+    [
+        ("detector", pa.string()),
+        ("seed", pa.int64()),
+        ("fold", pa.int64()),
+        ("trace_id", pa.string()),
+        ("group", pa.string()),
+        ("label", pa.int8()),
+        ("score", pa.float64()),
+        ("raw_score", pa.float64()),
+        ("is_valid", pa.bool_()),
+        ("probability", pa.float64()),
+        ("is_predicted_positive", pa.bool_()),
+        ("token", pa.int64()),
+    ]
+)
+"""One row a detector, seed and tested trace or token.
+
+``score`` is pooled over folds; ``probability`` is calibrated and ``is_predicted_positive`` decided
+on the validation side of the fold. All three are null where there is no valid score, the last two
+also where that side lacks a class and in files of version 1. ``token`` is the place in the answer,
+from 0; null where answers are scored.
+"""
+
+
+@dataclass(frozen=True)
+class MetricValue:
+    """One metric of one detector.
+
+    The interval holds the fitted models fixed and says how far the choice of questions moves
+    the metric; ``seed_sd`` says how far the folds and the training do.
+
+    Attributes:
+        value: Mean over seeds of the metric on pooled out-of-fold scores.
+        low: Lower end of the question-level bootstrap interval; ``None`` for the calibration
+            error, which resampling would only enlarge.
+        high: Upper end, or ``None``.
+        n_resamples_used: Resamples that held both classes.
+        seed_sd: Standard deviation over seeds; ``None`` for one seed.
+        fold_mean: Mean over folds and seeds of the metric within a fold, which needs no
+            pooling; ``None`` if no fold holds both classes, and for metrics that are not of ranks.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n_resamples_used: int
+    seed_sd: float | None
+    fold_mean: float | None
+
+
+@dataclass(frozen=True)
+class DetectorRow:
+    """One detector in a comparison.
+
+    Attributes:
+        failure: Why there are no metrics, or ``None``.
+        coverage: Share of tested traces with a valid score, mean over seeds.
+        auroc_invalid_at_median: AUROC over all tested traces when those without a score get
+            the median of the others; equals the AUROC at full coverage.
+        fit_s: Seconds of one fit, mean over folds and seeds.
+        score_ms: Milliseconds to score one trace, mean over tested traces and seeds.
+        is_graph: Whether it is a network on token graphs.
+        source: Paper, and every difference from it.
+        settings: Settings that differ from the detector's defaults.
+        reads: Stored arrays that it needs of a trace.
+        trace_bytes: Bytes of these arrays in one trace, mean, as stored before compression;
+            ``None`` if the detector does not say what it reads.
+        n_parameters: Numbers that the last fit chose; ``None`` where they are not counted.
+        choices: What each fit of a token detector chose, by seed and fold.
+        key: Identity of detector, settings, traces, labels and protocol: a finished row of the
+            same key need not be run again.
+    """
+
+    detector: str
+    inputs: tuple[str, ...]
+    is_supervised: bool | None
+    is_control: bool
+    failure: str | None
+    metrics: Mapping[str, MetricValue]
+    coverage: float | None = None
+    auroc_invalid_at_median: float | None = None
+    fit_s: float | None = None
+    score_ms: float | None = None
+    is_graph: bool = False
+    source: str = ""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    reads: tuple[str, ...] = ()
+    trace_bytes: float | None = None
+    n_parameters: int | None = None
+    choices: tuple[Mapping[str, Any], ...] = ()
+    key: str = ""
+
+    def metric(self, name: str) -> float | None:
+        """The value of a metric, or ``None`` where the detector failed."""
+        return self.metrics[name].value if name in self.metrics else None
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """The detector that all others are tested against.
+
+    Attributes:
+        detector: Its name.
+        rule: How it was chosen.
+    """
+
+    detector: str
+    rule: str
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """AUROC of a detector minus that of the baseline, on the same traces, mean over seeds.
+
+    Attributes:
+        difference: The difference.
+        low: Lower end of its bootstrap interval over questions.
+        high: Upper end.
+        standard_error: DeLong's, with questions as groups.
+        p_bootstrap: Two-sided, of no difference, by the bootstrap.
+        p_delong: Two-sided, of no difference, by DeLong's test; ``None`` where two detectors
+            differ by the same amount on every trace.
+        p_holm: ``p_delong`` after Holm's correction over the compared detectors.
+        p_equivalent: Of a difference of ``margin`` or more in either direction (TOST).
+        p_not_worse: Of being worse by ``margin`` or more: the one side of it.
+        margin: The difference that would matter.
+    """
+
+    detector: str
+    baseline: str
+    difference: float
+    low: float
+    high: float
+    standard_error: float | None
+    p_bootstrap: float
+    p_delong: float | None
+    p_holm: float | None
+    p_equivalent: float | None
+    p_not_worse: float | None
+    margin: float
+
+
+@dataclass(frozen=True)
+class TokenCounts:
+    """Answers, tokens and spans of a comparison of token detectors.
+
+    Attributes:
+        n_traces: Answers with labelled tokens.
+        n_left_out: Answers without, and why, by reason.
+        n_groups: Contexts.
+        n_hallucinated: Answers with a hallucinated token.
+        n_tokens: Tokens.
+        n_hallucinated_tokens: Those in a span.
+        n_spans: Marked spans.
+        n_lost_spans: Those that no token covers.
+        character_share: Share of the characters that are marked, white space aside.
+        n_on_policy: Answers that the replaying model wrote itself.
+        writers: Answers by who wrote them, with the share that is hallucinated.
+    """
+
+    n_traces: int
+    n_left_out: Mapping[str, int]
+    n_groups: int
+    n_hallucinated: int
+    n_tokens: int
+    n_hallucinated_tokens: int
+    n_spans: int
+    n_lost_spans: int
+    character_share: float
+    n_on_policy: int
+    writers: Mapping[str, tuple[int, float]]
+
+    @property
+    def prevalence(self) -> float:
+        """Share of hallucinated tokens."""
+        return self.n_hallucinated_tokens / self.n_tokens
+
+    @property
+    def all_positive_f1(self) -> float:
+        """F1 of characters if every token is predicted positive."""
+        return 2 * self.character_share / (1 + self.character_share)
+
+
+@dataclass(frozen=True)
+class Subgroup:
+    """Rank metrics of one detector among the tested traces of one category.
+
+    Attributes:
+        field: Field of the questions' metadata.
+        name: Its value.
+        n_traces: Tested traces of this category in one seed, mean.
+        prevalence: Share of hallucinated ones.
+        metrics: AUROC and AUPRC; empty where a class is missing or nearly so.
+    """
+
+    detector: str
+    field: str
+    name: str
+    n_traces: float
+    prevalence: float
+    metrics: Mapping[str, MetricValue]
 
 
 @dataclass(frozen=True, repr=False)
@@ -81,13 +239,13 @@ class Result:
         rows: One a detector, in the order asked for.
         samples: Table of per-sample scores; see :data:`SAMPLE_SCHEMA`.
         n_siblings: Traces left out because they are not the best beam of their question.
-        baseline: What all others are tested against; ``None`` if nothing could be.
+        baseline: The detector that all others are tested against; ``None`` if there is none.
         comparisons: The tests, one a detector but the baseline.
         subgroups: Metrics by category, where questions have one.
-        identity: What decides whether a finished detector may be taken over from this result.
-        level: What was scored: answers, or each of their tokens.
+        identity: Decides whether a finished detector may be taken over from this result.
+        level: Whether answers were scored, or each of their tokens.
         counts: Answers, tokens and spans of a comparison of token detectors.
-        notes: What a reader must know before trusting a number.
+        notes: Caveats that a reader must know before trusting a number.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -111,8 +269,6 @@ class Result:
     level: Level = "answer"
     counts: TokenCounts | None = None
     notes: tuple[str, ...] = ()
-    format: str = FORMAT
-    format_version: int = FORMAT_VERSION
 
     def __repr__(self) -> str:
         """How much was compared, and the best detector."""
@@ -138,8 +294,12 @@ class Result:
                 "a table of a result needs the package pandas\n  Install it:  pip install 'graphhalu[report]'"
             )
             raise MissingExtraError(message) from None
-        columns, rows = table_columns(self.rows, self.comparisons)
+        columns, rows = _table(self.rows, self.comparisons)
         return pd.DataFrame(rows, columns=columns)
+
+    def to_csv(self) -> str:
+        """The table of :meth:`to_frame` as CSV."""
+        return csv_text(*_table(self.rows, self.comparisons))
 
     def ranked(self) -> list[DetectorRow]:
         """Rows by falling AUROC, failed ones last; ties keep their order.
@@ -147,7 +307,12 @@ class Result:
         The AUROC is the one over all tested traces, with those without a score at the median:
         a detector does not rise by being silent on hard answers.
         """
-        return sorted(self.rows, key=_by_auroc)
+
+        def auroc(row: DetectorRow) -> float:
+            value = row.auroc_invalid_at_median
+            return -1.0 if value is None else value
+
+        return sorted(self.rows, key=auroc, reverse=True)
 
     def row(self, detector: str) -> DetectorRow | None:
         """The row of a detector, if there is one."""
@@ -159,152 +324,42 @@ class Result:
 
     def plain(self) -> dict[str, Any]:
         """Everything but the scores, as plain JSON values."""
-        ready: dict[str, Any] = json_ready(without_samples(self))
+        fields = {name: value for name, value in vars(self).items() if name != "samples"}
+        ready: dict[str, Any] = json_ready({**fields, "format": KIND.name, "format_version": KIND.version})
         return ready
 
     def write(self, folder: Path) -> None:
-        """Write the three files, each complete or not at all; other files stay."""
-        contents = {
-            SCORES_FILE: parquet_bytes(self.samples),
-            TABLE_FILE: csv_table(self.rows, self.comparisons).encode(),
-        }
-        write_files(folder / RESULT_FILE, without_samples(self), contents)
+        """Write ``result.json``, ``table.csv`` and ``scores.parquet``, each complete or not at all.
+
+        Scores of every sample are part of the result, so that others can test again. Other files
+        of the folder stay.
+        """
+        beside = {SCORES_FILE: parquet_bytes(self.samples), TABLE_FILE: self.to_csv().encode()}
+        write_document(folder / RESULT_FILE, self.plain(), KIND, beside=beside)
 
 
-def without_samples(result: object) -> dict[str, Any]:
-    """The fields of a result but the scores, which have a file of their own."""
-    return {name: value for name, value in vars(result).items() if name != "samples"}
+def _table(
+    rows: Sequence[DetectorRow], comparisons: Sequence[Comparison]
+) -> tuple[list[str], list[dict[str, Any]]]:
+    """Names of the columns in reading order, and the cells of each row that has some."""
+    tests = {comparison.detector: comparison for comparison in comparisons}
+    flat = [_cells(row, tests.get(row.detector)) for row in rows]
+    columns = max(flat, key=len, default={})  # a failed row has no metrics
+    # a row with metrics and no test, as that of the baseline, comes before the last column
+    names = [name for cells in (columns, *flat) for name in cells if name != "failure"]
+    return [*dict.fromkeys(names), *(["failure"] if flat else [])], flat
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the content of a Parquet file."""
-    stream = io.BytesIO()
-    write_parquet(table, stream)
-    return stream.getvalue()
-
-
-def write_files(path: Path, values: Mapping[str, Any], contents: Mapping[str, bytes]) -> None:
-    """Write a result as JSON, last, with the checksums of the files beside it; each file whole.
-
-    Args:
-        path: The JSON file; its folder is made if it is missing.
-        values: Plain values and records.
-        contents: Names of the files beside it, with what they hold.
-    """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for name, content in contents.items():
-        replace_file(path.with_name(name), content)
-    sums = {name: file_sha256(path.with_name(name)) for name in contents}
-    plain = json_ready({**values, "files": sums} if sums else values)
-    text = json.dumps(plain, indent=1, allow_nan=False, ensure_ascii=False)
-    replace_file(path, text.encode())
-
-
-def has_result(folder: Path) -> bool:
-    """Whether a folder holds a comparison, also one that an earlier version wrote."""
-    return any((folder / name).exists() for name in (RESULT_FILE, _TOKEN_FILES[0]))
-
-
-def read_result(folder: Path) -> Result:
-    """Read what :meth:`Result.write` wrote, in this version or an earlier one.
-
-    Raises:
-        DataFileError: If there is no result, or it is of a newer version or does not validate.
-        CorruptStoreError: If the scores are not those that the result was written with.
-    """
-    is_tokens = not (folder / RESULT_FILE).exists() and has_result(folder)
-    names = _TOKEN_FILES if is_tokens else (RESULT_FILE, SCORES_FILE)
-    path = folder / names[0]
-    values = read_object(path, way_out="Run:  graphhalu compare, or graphhalu tokens")
-    expected = _TOKENS_BEFORE if is_tokens else FORMAT
-    if values.get("format") != expected:
-        message = f"{path} is no {expected} file: its format is {shown(values.get('format'))}"
-        raise DataFileError(message)
-    version, newest = values.get("format_version"), 1 if is_tokens else FORMAT_VERSION
-    if not isinstance(version, int) or version > newest:
-        message = (
-            f"{path} has format version {shown(version)}, this graphhalu reads up to {newest}\n"
-            f"  Update it:  pip install --upgrade graphhalu"
-        )
-        raise DataFileError(message)
-    files = values.pop("files", None)
-    samples = _read_samples(folder, names, files if isinstance(files, dict) else {})
-    with reading(f"{path} does not validate"):
-        known = _of_tokens(values) if is_tokens else values
-    known |= {"samples": samples, "format": FORMAT, "format_version": FORMAT_VERSION}
-    return validated(Result, known, path)
-
-
-def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a comparison of token detectors as the first version wrote it."""
-    counts, tests = values["counts"], [_of_token_test(row) for row in values["rows"]]
-    n_left_out = sum(counts["n_left_out"].values())
-    return {
-        **values,
-        "rows": [_of_token_row(row) for row in values["rows"]],
-        "labeller": {"name": "spans", "meaning": "input", "settings": {}},
-        "n_traces": counts["n_traces"],
-        "n_left_out": n_left_out,
-        "n_groups": counts["n_groups"],
-        "prevalence": counts["n_hallucinated_tokens"] / counts["n_tokens"],
-        "coverage": counts["n_traces"] / (counts["n_traces"] + n_left_out),
-        "baseline": {"detector": POSITION_CONTROL, "rule": POSITION_RULE},
-        "comparisons": [test for test in tests if test is not None],
-        "level": "token",
-    }
-
-
-def _of_token_row(values: Mapping[str, Any]) -> dict[str, Any]:
-    left_out = ("summary", "differences", "p_holm")
-    row = {name: value for name, value in values.items() if name not in left_out}
-    metrics = {
-        _TOKEN_NAMES.get(name, name): {
-            **{part: metric[part] for part in ("value", "low", "high", "seed_sd")},
-            "n_resamples_used": 0,
-            "fold_mean": None,
-        }
-        for name, metric in values["metrics"].items()
-    }
-    auroc = metrics["auroc"]["value"] if "auroc" in metrics else None
-    known = {"metrics": metrics, "is_supervised": None, "auroc_invalid_at_median": auroc}
-    return {**row, **known}
-
-
-def _of_token_test(values: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The difference from the position control, which was tested by the bootstrap alone."""
-    found = values["differences"].get("token_auroc")
-    if found is None or found["low"] is None:
-        return None
-    unknown = ("standard_error", "p_delong", "p_equivalent", "p_not_worse")
-    return {
-        **dict.fromkeys(unknown),
-        "detector": values["detector"],
-        "baseline": POSITION_CONTROL,
-        "difference": found["value"],
-        "low": found["low"],
-        "high": found["high"],
-        "p_bootstrap": found["p_value"],
-        "p_holm": values["p_holm"],
-        "margin": MARGIN,
-    }
-
-
-def _by_auroc(row: DetectorRow) -> float:
-    value = row.auroc_invalid_at_median
-    return 1.0 if value is None else -value
-
-
-def _read_samples(folder: Path, names: Sequence[str], checksums: Mapping[str, str]) -> pa.Table:
-    result_name, scores_name = names
-    path = folder / scores_name
-    if not path.is_file():
-        message = f"{folder} holds {result_name} but no {scores_name}: copy the whole folder"
-        raise DataFileError(message)
-    if file_sha256(path) != checksums.get(scores_name):
-        message = f"{path} is not the file that {result_name} was written with; compare again"
-        raise CorruptStoreError(message)
-    with reading(f"{path} is no table of scores", also=(pa.ArrowException,)):
-        samples = read_parquet(path)
-        if scores_name in _TOKEN_FILES:
-            samples = samples.append_column("group", pa.nulls(len(samples), pa.string()))
-        return upgraded_samples(samples)
+def _cells(row: DetectorRow, test: Comparison | None) -> dict[str, Any]:
+    """Columns in reading order: what the detector is, its metrics, its test, its costs."""
+    card = ("detector", "inputs", "is_supervised", "is_control", "is_graph")
+    costs = ("coverage", "auroc_invalid_at_median", "fit_s", "score_ms", "trace_bytes")
+    cells = {name: getattr(row, name) for name in card} | {"inputs": " ".join(row.inputs)}
+    for name, metric in row.metrics.items():
+        parts = vars(metric).items()
+        cells |= {name if part == "value" else f"{name}_{part}": value for part, value in parts}
+    if test is not None:
+        renamed = {"low": "difference_low", "high": "difference_high"}
+        found = {renamed.get(name, name): value for name, value in vars(test).items()}
+        cells |= {name: value for name, value in found.items() if name != "detector"}
+    return cells | {name: getattr(row, name) for name in (*costs, "n_parameters", "failure")}

@@ -40,22 +40,17 @@ class CompareConfig(Config):
     subgroups: str | None = "category"
     """Field of the questions' metadata by which metrics are given apart, where there is one."""
 
-    @field_validator("seeds")
+    @field_validator("seeds", "detectors")
     @classmethod
-    def _differ(cls, seeds: tuple[int, ...]) -> tuple[int, ...]:
-        if len(set(seeds)) < len(seeds):
-            message = "seeds must differ: the same one twice would hide how results scatter"
+    def _differ(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
+        if len(set(values)) < len(values):
+            message = (
+                "seeds must differ, since the same one twice would hide how results scatter, and "
+                "variants of a detector need names of their own, as gat@wide"
+            )
             raise ValueError(message)
-        return seeds
-
-    @field_validator("detectors")
-    @classmethod
-    def _are_different(cls, detectors: tuple[str, ...]) -> tuple[str, ...]:
-        if len(set(detectors)) < len(detectors):
-            message = "detectors must differ; give variants names of their own, as gat@wide"
-            raise ValueError(message)
-        return detectors
+        return values
 
     def deciding(self) -> dict[str, Any]:
-        """The fields that decide the metrics of one detector and seed, whatever else is run."""
+        """The fields that decide the metrics of one detector and seed."""
         return self.model_dump(mode="json", exclude=set(_EVALUATION_ONLY))

@@ -1,4 +1,4 @@
-"""Which differences are more than chance: every detector against the strongest baseline.
+"""Tests of differences: every detector against the strongest baseline.
 
 Four statements are made of each difference of AUROC. The interval and the first p-value come
 from the question-level bootstrap, the second p-value from DeLong's test with questions as
@@ -11,18 +11,22 @@ detectors of a pair are judged on the same traces; this is also what a compariso
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int, Shaped
 from scipy.special import ndtr
+from scipy.stats import rankdata
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
-from graphhalu.evaluation.bootstrap import percentile_interval, resample_metrics, resample_sums, two_sided_p
-from graphhalu.evaluation.delong import auroc_influence, grouped_delong_test
+from graphhalu.detectors.registry import POSITION_CONTROL
+from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, two_sided_p
 from graphhalu.evaluation.metrics import auroc
+from graphhalu.evaluation.result import Baseline, Comparison, DetectorRow
 from graphhalu.evaluation.settings import MARGIN
+from graphhalu.evaluation.weighted_metrics import check_scores
+from graphhalu.labels.labels import Level
 
 RULE: Final = (
     "highest AUROC (traces without a score at the median) among controls and all detectors that "
@@ -34,115 +38,47 @@ POSITION_RULE: Final = (
 )
 
 
-@dataclass(frozen=True)
-class Baseline:
-    """The detector that all others are tested against.
-
-    Attributes:
-        detector: Its name.
-        rule: How it was chosen.
-    """
-
-    detector: str
-    rule: str
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """AUROC of a detector minus that of the baseline, on the same traces, mean over seeds.
-
-    Attributes:
-        difference: The difference.
-        low: Lower end of its bootstrap interval over questions.
-        high: Upper end.
-        standard_error: DeLong's, with questions as groups.
-        p_bootstrap: Two-sided, of no difference, by the bootstrap.
-        p_delong: Two-sided, of no difference, by DeLong's test; ``None`` where two detectors
-            differ by the same amount on every trace.
-        p_holm: ``p_delong`` after Holm's correction over the compared detectors.
-        p_equivalent: Of a difference of ``margin`` or more in either direction (TOST).
-        p_not_worse: Of being worse by ``margin`` or more: the one side of it.
-        margin: The difference that would matter.
-    """
-
-    detector: str
-    baseline: str
-    difference: float
-    low: float
-    high: float
-    standard_error: float | None
-    p_bootstrap: float
-    p_delong: float | None
-    p_holm: float | None
-    p_equivalent: float | None
-    p_not_worse: float | None
-    margin: float
-
-
-class SeedScores(NamedTuple):
-    """Tested items of one seed with a score each; the median where there was none."""
-
-    places: Int[np.ndarray, "tested"]
-    scores: Float[np.ndarray, "tested"]
-
-    def spread(self, n_items: int) -> tuple[Float[np.ndarray, "item"], Bool[np.ndarray, "item"]]:
-        """One score for each of all items, NaN where it was not tested, and which were tested."""
-        scores, is_tested = np.full(n_items, np.nan), np.zeros(n_items, dtype=bool)
-        scores[self.places], is_tested[self.places] = self.scores, True
-        return scores, is_tested
-
-
-class Judged(NamedTuple):
-    """A detector's AUROC, its influences, and its value on each resample; means over seeds."""
+class PooledAuroc(NamedTuple):
+    """AUROC of a detector, its influences, and its value on each resample; means over seeds."""
 
     auroc: float
-    influence: Float[np.ndarray, "trace"]
+    influence: Float[np.ndarray, "item"]
     resampled: Float[np.ndarray, "resample"]
 
 
-@dataclass(frozen=True)
-class CommonGround:
-    """What all detectors are tested on.
+def choose_baseline(
+    rows: Sequence[DetectorRow], against: str | None = None, *, level: Level = "answer"
+) -> Baseline | None:
+    """The named detector, or the strongest control or detector that is no graph network.
 
-    Attributes:
-        labels: Of all traces, or tokens, that were compared.
-        groups: Question group of each.
-        n_resamples: Resamples of the bootstrap.
-        seed: Seed of the resamples.
-        level: Coverage of the intervals.
-        margin: Margin of the test of equivalence.
+    Of token detectors it is the position control, where that was run.
     """
-
-    labels: Int[np.ndarray, "trace"]
-    groups: Shaped[np.ndarray, "trace"]
-    n_resamples: int = 2000
-    seed: int = 0
-    level: float = 0.95
-    margin: float = MARGIN
-
-    def resample(
-        self, metrics: Sequence[str], scores: Float[np.ndarray, "trace"], is_valid: Bool[np.ndarray, "trace"]
-    ) -> dict[str, Float[np.ndarray, "resample"]]:
-        """Each metric on each resample, over the valid scores; NaN where one lacks a class."""
-        draws = {"n_resamples": self.n_resamples, "seed": self.seed}
-        return resample_metrics(metrics, scores, self.labels, self.groups, is_valid=is_valid, **draws)
-
-    def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
-        """Sums of columns over all traces in the first row, over each resample in the others."""
-        return resample_sums(
-            columns, self.groups, n_resamples=self.n_resamples, seed=self.seed, has_sample=True
-        )
+    if against is not None:
+        return Baseline(against, NAMED_RULE)
+    if level == "token" and any(row.detector == POSITION_CONTROL for row in rows):
+        return Baseline(POSITION_CONTROL, POSITION_RULE)
+    candidates = [row for row in rows if row.failure is None and (row.is_control or not row.is_graph)]
+    if not candidates:
+        return None
+    best = max(candidates, key=lambda row: row.auroc_invalid_at_median or 0.0)
+    return Baseline(best.detector, RULE)
 
 
 def compare_to_baseline(
-    scores: Mapping[str, Sequence[SeedScores]], baseline: str, tested: CommonGround
+    scores: Mapping[str, Sequence[Float[np.ndarray, "item"]]],
+    baseline: str,
+    tested: EvaluationSet,
+    *,
+    margin: float = MARGIN,
 ) -> list[Comparison]:
     """Test every detector against the baseline, with Holm's correction over all of them.
 
     Args:
-        scores: Scores of each seed, by detector; the seeds in the same order everywhere.
+        scores: Scores of all items in each seed, by detector; NaN where an item was not tested.
+            The seeds come in the same order everywhere.
         baseline: One of the detectors.
         tested: Labels, groups and settings.
+        margin: Margin of the test of equivalence.
 
     Raises:
         UsageError: If the baseline is none of the detectors.
@@ -151,27 +87,61 @@ def compare_to_baseline(
     if baseline not in scores:
         message = f"the baseline {baseline!r} is none of {', '.join(scores)}, or it failed"
         raise UsageError(message)
-    judged = {name: judge(seeds, tested) for name, seeds in scores.items()}
-    others = [name for name in scores if name != baseline]
-    found = [_difference(name, judged[name], baseline, judged[baseline], tested) for name in others]
+    pooled = {name: pooled_auroc(seeds, tested) for name, seeds in scores.items()}
+    found = [
+        _comparison(name, pooled, baseline, tested, margin=margin) for name in scores if name != baseline
+    ]
     adjusted = iter(holm([c.p_delong for c in found if c.p_delong is not None]))
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
 
 
-def judge(seeds: Sequence[SeedScores], tested: CommonGround) -> Judged:
-    """AUROC of a detector over all tested traces, mean over seeds, with what tests need.
+def pooled_auroc(seeds: Sequence[Float[np.ndarray, "item"]], tested: EvaluationSet) -> PooledAuroc:
+    """AUROC of a detector over all tested items, mean over seeds, and what its tests need.
+
+    Args:
+        seeds: Scores of all items in each seed; NaN where an item was not tested.
+        tested: Labels, groups and settings.
 
     Raises:
         NotEnoughDataError: If a class has fewer than two traces.
     """
-    n_traces = len(tested.labels)
-    influence, aurocs, resampled = np.zeros(n_traces), [], []
-    for seed in seeds:
-        labels = tested.labels[seed.places]
-        aurocs.append(auroc(seed.scores, labels))
-        influence[seed.places] += auroc_influence(seed.scores, labels) / len(seeds)
-        resampled.append(tested.resample(["auroc"], *seed.spread(n_traces))["auroc"])
-    return Judged(float(np.mean(aurocs)), influence, np.mean(resampled, axis=0))
+    influence, aurocs, resampled = np.zeros(len(tested.labels)), [], []
+    for scores in seeds:
+        is_tested = np.isfinite(scores)
+        known, labels = scores[is_tested], tested.labels[is_tested]
+        aurocs.append(auroc(known, labels))
+        influence[is_tested] += auroc_influence(known, labels) / len(seeds)
+        resampled.append(tested.resample(["auroc"], scores, is_tested)["auroc"])
+    return PooledAuroc(float(np.mean(aurocs)), influence, np.mean(resampled, axis=0))
+
+
+def _comparison(
+    name: str, pooled: Mapping[str, PooledAuroc], baseline: str, tested: EvaluationSet, *, margin: float
+) -> Comparison:
+    first, second = pooled[name], pooled[baseline]
+    resampled = first.resampled - second.resampled
+    low, high, _ = percentile_interval(resampled, tested.level)
+    difference, influence = first.auroc - second.auroc, first.influence - second.influence
+    error = p_delong = p_not_worse = p_equivalent = None
+    with suppress(NotEnoughDataError):  # there may be no spread to test against
+        error, p_delong = grouped_delong_test(difference, influence, tested.groups)
+    if error:
+        p_not_worse, p_not_better = tost(difference, error, margin)
+        p_equivalent = max(p_not_worse, p_not_better)
+    return Comparison(
+        name,
+        baseline,
+        difference,
+        low,
+        high,
+        standard_error=error,
+        p_bootstrap=two_sided_p(resampled),
+        p_delong=p_delong,
+        p_holm=None,
+        p_equivalent=p_equivalent,
+        p_not_worse=p_not_worse,
+        margin=margin,
+    )
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -188,25 +158,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted.tolist()
 
 
-class Equivalence(NamedTuple):
-    """One-sided p-values of two one-sided tests.
-
-    Attributes:
-        p_not_worse: Of a difference of ``-margin`` or less.
-        p_not_better: Of a difference of ``margin`` or more.
-    """
-
-    p_not_worse: float
-    p_not_better: float
-
-    @property
-    def p_equivalent(self) -> float:
-        """The larger of both: small only if both are refused."""
-        return max(self.p_not_worse, self.p_not_better)
-
-
-def tost(difference: float, standard_error: float, margin: float = MARGIN) -> Equivalence:
+def tost(difference: float, standard_error: float, margin: float = MARGIN) -> tuple[float, float]:
     """Two one-sided normal tests that a difference lies within ``±margin``.
+
+    Returns:
+        p-value of a difference of ``-margin`` or less, and of ``margin`` or more. The larger of
+        both is that of equivalence: it is small only if both are refused.
 
     Raises:
         ValueError: If the margin or the standard error is not positive.
@@ -217,32 +174,84 @@ def tost(difference: float, standard_error: float, margin: float = MARGIN) -> Eq
     if margin <= 0 or standard_error <= 0:
         message = f"margin and error must be positive, got {margin:g} and {standard_error:g}"
         raise ValueError(message)
-    return Equivalence(
+    return (
         float(ndtr(-(difference + margin) / standard_error)),
         float(ndtr((difference - margin) / standard_error)),
     )
 
 
-def _difference(name: str, first: Judged, baseline: str, second: Judged, tested: CommonGround) -> Comparison:
-    resampled = first.resampled - second.resampled
-    low, high, _ = percentile_interval(resampled, tested.level)
-    difference, influence = first.auroc - second.auroc, first.influence - second.influence
-    error = p_delong = equivalence = None
-    with suppress(NotEnoughDataError):  # there may be no spread to test against
-        _, error, p_delong = grouped_delong_test(difference, influence, tested.groups)
-    if error:
-        equivalence = tost(difference, error, tested.margin)
-    return Comparison(
-        name,
-        baseline,
-        difference,
-        low,
-        high,
-        standard_error=error,
-        p_bootstrap=two_sided_p(resampled),
-        p_delong=p_delong,
-        p_holm=None,
-        p_equivalent=equivalence and equivalence.p_equivalent,
-        p_not_worse=equivalence and equivalence.p_not_worse,
-        margin=tested.margin,
+def auroc_influence(
+    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
+) -> Float[np.ndarray, "trace"]:
+    """What each trace adds to the error of the AUROC; the squares sum to DeLong's variance.
+
+    Raises:
+        ValueError: If a score is not finite.
+        NotEnoughDataError: If a class has fewer than two traces.
+    """
+    check_scores(scores, labels)
+    n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
+    if min(n_positive, n_negative) < 2:  # noqa: PLR2004
+        message = (
+            f"a variance needs two traces of each class, got {n_positive} hallucinated "
+            f"and {n_negative} correct"
+        )
+        raise NotEnoughDataError(message)
+    return column_influence(scores[:, None], labels)[1][:, 0]
+
+
+def column_influence(
+    columns: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"]
+) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "trace column"]]:
+    """AUROC of each column, and what each trace adds to its error; two of each class or more.
+
+    Source:
+        DeLong et al. 1988; mid-ranks as in Sun and Xu 2014, so the cost is that of a sort.
+    """
+    ranks = rankdata(columns, axis=0)
+    influence = np.empty(columns.shape)
+    for label in (1, 0):
+        here = labels == label
+        n_here = int(here.sum())
+        # the share of the other class below each trace
+        below = (ranks[here] - rankdata(columns[here], axis=0)) / (len(labels) - n_here)
+        if label:
+            auroc, share = below.mean(axis=0), below
+        else:
+            share = 1 - below
+        influence[here] = (share - auroc) / np.sqrt(n_here * (n_here - 1))
+    return auroc, influence
+
+
+def grouped_delong_test(
+    difference: float, influence: Float[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"]
+) -> tuple[float, float]:
+    """Test a difference of AUROCs whose traces come in independent groups.
+
+    Args:
+        difference: AUROC of the first detector minus that of the second.
+        influence: :func:`auroc_influence` of the first minus that of the second; over several
+            seeds the means of both, with 0 for a trace that a seed did not test.
+        groups: Question group of each trace.
+
+    Returns:
+        Standard error of the difference, and the two-sided p-value.
+
+    Raises:
+        NotEnoughDataError: If the detectors differ without any spread to test against.
+
+    Source:
+        DeLong et al. 1988; influences summed within each group as by Obuchowski 1997 for
+        clustered data. With one trace a group it is DeLong's test exactly.
+    """
+    of_group = np.bincount(np.unique(groups, return_inverse=True)[1], weights=influence)
+    error = float(np.sqrt(of_group @ of_group))
+    if error > 0:
+        return error, float(2 * ndtr(-abs(difference) / error))
+    if difference == 0:
+        return 0.0, 1.0
+    message = (
+        f"the AUROCs differ by {difference:g} with the same difference on every one of "
+        f"{len(influence)} traces: there is no spread to test against"
     )
+    raise NotEnoughDataError(message)

@@ -1,24 +1,21 @@
 """Topology of graphs of hallucinated answers against that of correct ones, layer by layer."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass
-from typing import Any, Final, NamedTuple
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Shaped
+from jaxtyping import Float
 from scipy.stats import norm
 
-from graphhalu.core.errors import NotEnoughDataError, UsageError
-from graphhalu.core.numerics import (
-    benjamini_hochberg,
-    cliffs_delta,
-    group_multiplicities,
-    length_adjusted,
-    ranked,
-)
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import benjamini_hochberg, length_adjusted
+from graphhalu.core.progress import Progress, no_progress
+from graphhalu.detectors.sides import auroc
 from graphhalu.engine.executors import Executor, SerialExecutor, in_order
-from graphhalu.evaluation.bootstrap import percentile_interval
+from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
+from graphhalu.evaluation.protocol import check_same_traces
 from graphhalu.features.table import opener
 from graphhalu.graphs.build import iter_graphs
 from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe
@@ -36,7 +33,8 @@ _TOGETHER: Final = 16
 """Answers whose graphs one worker builds at a time."""
 
 
-class Effect(NamedTuple):
+@dataclass(frozen=True)
+class Effect:
     """Cliff's delta, positive where hallucinated answers have more.
 
     Attributes:
@@ -104,11 +102,7 @@ class TopologyReport:
 
     def values(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""
-        plain = {name: value for name, value in vars(self).items() if name != "rows"}
-        rows = [
-            {**asdict(row), **{k: _plain(getattr(row, k)) for k in ("raw", "adjusted")}} for row in self.rows
-        ]
-        return {**plain, "layers": list(self.layers), "measures": MEANINGS, "rows": rows}
+        return {**asdict(self), "measures": MEANINGS}
 
 
 def compare_topology(  # noqa: PLR0913 - one keyword a setting
@@ -119,7 +113,7 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     recipe: GraphRecipe | None = None,
     n_resamples: int = 1000,
     seed: int = 0,
-    on_trace: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Progress = no_progress,
     engine: Executor | None = None,
 ) -> TopologyReport:
     """Effect size of every measure in every layer, with intervals and false-discovery control.
@@ -131,45 +125,49 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
         recipe: How graphs are built; by default the 8 strongest keys of a row.
         n_resamples: Resamples of questions for the intervals.
         seed: Seed of the resamples.
-        on_trace: Called with how many traces are done, and of how many.
+        on_progress: Called when some traces are done.
         engine: Where graphs are built and measured; by default here.
 
     Raises:
         UsageError: If labels belong to other traces, or the graphs would be multiplex.
         NotEnoughDataError: If a class has fewer than 5 answers.
     """
+    check_same_traces(traces, labels)
     kept = np.flatnonzero(labels.is_valid)
-    is_hallucinated = labels.values[kept] == 1
-    _check(traces, labels, is_hallucinated)
+    values = labels.values[kept]
+    counts = int(values.sum()), int((1 - values).sum())
+    if min(counts) < _LEAST_ANSWERS:
+        message = (
+            f"a comparison needs at least {_LEAST_ANSWERS} answers of each class, got "
+            f"{counts[0]} hallucinated and {counts[1]} correct ones"
+        )
+        raise NotEnoughDataError(message)
     # the measures read no node features, and one block must be named
     recipe = recipe or GraphRecipe(DEFAULT_EDGES, _NO_FEATURES, channels="mean")
     wanted = tuple(traces[0].shape.attention_layers if layers is None else layers)
-    engine = engine or SerialExecutor()
-    found = _measured(engine, traces, kept.tolist(), (wanted, recipe), on_trace)
+    items = [(kept[at : at + _TOGETHER].tolist(), wanted, recipe) for at in range(0, len(kept), _TOGETHER)]
+    engine, pieces = engine or SerialExecutor(), []
+    with (
+        engine.workers(opener(traces, engine), len(items)) as workers,
+        closing(workers.map(_measures, items)) as found,
+    ):
+        for done in in_order(found):
+            pieces.append(done.result())
+            on_progress(sum(map(len, pieces)), len(kept))
+    measured = np.concatenate(pieces).reshape(len(kept), -1).T
     chosen = [traces[int(index)] for index in kept]
     groups = question_groups(chosen)
     lengths = np.array([[t.prompt_length, t.answer_length] for t in chosen], dtype=np.float64)
-    weights = _resamples(groups, n_resamples, seed)
-    cells = [
-        (layer, name, found[:, place, column])
-        for place, layer in enumerate(wanted)
-        for column, name in enumerate(MEASURES)
-    ]
-    raw = _effects([values for *_, values in cells], is_hallucinated, weights, None)
-    adjusted = _effects([values for *_, values in cells], is_hallucinated, weights, lengths)
-    rows = tuple(
-        TopologyRow(
-            layer,
-            name,
-            int((np.isfinite(values) & is_hallucinated).sum()),
-            int((np.isfinite(values) & ~is_hallucinated).sum()),
-            one,
-            other,
-        )
-        for (layer, name, values), one, other in zip(cells, raw, adjusted, strict=True)
-    )
+    sample = EvaluationSet(values, groups, n_resamples, seed, _LEVEL)
+    raw = _effects(measured, sample, None)
+    adjusted = _effects(measured, sample, lengths)
+    is_there = np.isfinite(measured)
+    n_hallucinated = (is_there & (values == 1)).sum(axis=1).tolist()
+    n_correct = (is_there & (values == 0)).sum(axis=1).tolist()
+    names = [(layer, name) for layer in wanted for name in MEASURES]
+    columns = zip(names, n_hallucinated, n_correct, raw, adjusted, strict=True)
     return TopologyReport(
-        rows=rows,
+        rows=tuple(TopologyRow(*cell, *others) for cell, *others in columns),
         layers=wanted,
         n_traces=len(kept),
         n_groups=len(np.unique(groups)),
@@ -178,25 +176,6 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
         recipe=f"{recipe.edges}, importance {recipe.importance}",
         n_resamples=n_resamples,
     )
-
-
-def _measured(
-    engine: Executor,
-    traces: Sequence[Trace],
-    kept: list[int],
-    how: tuple[tuple[int, ...], GraphRecipe],
-    on_trace: Callable[[int, int], None],
-) -> Float[np.ndarray, "answer layer measure"]:
-    chunks = [kept[first : first + _TOGETHER] for first in range(0, len(kept), _TOGETHER)]
-    pieces: list[Float[np.ndarray, "answer layer measure"]] = []
-    with (
-        engine.workers(opener(traces, engine), len(chunks)) as workers,
-        closing(workers.map(_measures, [(chunk, *how) for chunk in chunks])) as found,
-    ):
-        for done in in_order(found):
-            pieces.append(done.result())
-            on_trace(sum(map(len, pieces)), len(kept))
-    return np.concatenate(pieces)
 
 
 def _measures(
@@ -210,64 +189,37 @@ def _measures(
     return np.array(values, dtype=np.float64)
 
 
-def _resamples(
-    groups: Shaped[np.ndarray, "answer"], n_resamples: int, seed: int
-) -> Float[np.ndarray, "resample answer"]:
-    """How often each answer counts; the first row is the sample itself."""
-    names, group = np.unique(groups, return_inverse=True)
-    drawn = group_multiplicities(len(names), n_resamples, np.random.default_rng(seed))
-    return np.concatenate([np.ones((1, len(group))), drawn[:, group]]).astype(np.float64)
-
-
 def _effects(
-    measures: Sequence[Float[np.ndarray, "answer"]],
-    is_hallucinated: Bool[np.ndarray, "answer"],
-    weights: Float[np.ndarray, "resample answer"],
+    measured: Float[np.ndarray, "measure answer"],
+    sample: EvaluationSet,
     lengths: Float[np.ndarray, "answer length"] | None,
 ) -> list[Effect | None]:
-    found = [_effect(values, is_hallucinated, weights, lengths) for values in measures]
+    """The effect of each measure; ``None`` where a class has too few answers with it."""
+    found = [_effect(values, sample, lengths) for values in measured]
     p_values = np.array([np.nan if effect is None else effect.p_value for effect in found])
-    adjusted = benjamini_hochberg(p_values).tolist()
     return [
-        None if effect is None else effect._replace(q_value=q_value)
-        for effect, q_value in zip(found, adjusted, strict=True)
+        None if effect is None else replace(effect, q_value=q_value)
+        for effect, q_value in zip(found, benjamini_hochberg(p_values).tolist(), strict=True)
     ]
 
 
 def _effect(
     values: Float[np.ndarray, "answer"],
-    is_hallucinated: Bool[np.ndarray, "answer"],
-    weights: Float[np.ndarray, "resample answer"],
+    sample: EvaluationSet,
     lengths: Float[np.ndarray, "answer length"] | None,
 ) -> Effect | None:
-    """``None`` where a class has too few answers with this measure."""
+    """Cliff's delta, which is ``2 AUROC - 1`` (Cliff 1993, doi:10.1037/0033-2909.114.3.494)."""
     is_there = np.isfinite(values)
-    values, positive = values[is_there], is_hallucinated[is_there]
-    if min(positive.sum(), (~positive).sum()) < _LEAST_ANSWERS:
+    labels = sample.labels[is_there]
+    if min(labels.sum(), (1 - labels).sum()) < _LEAST_ANSWERS:
         return None
     if lengths is not None:
-        values = length_adjusted(values, lengths[is_there])
-    deltas = cliffs_delta(ranked(values, positive), weights[:, is_there])
-    low, high, _ = percentile_interval(deltas[1:], _LEVEL)
-    error = float(np.nanstd(deltas[1:]))
-    value = float(deltas[0])
+        values = values.copy()
+        values[is_there] = length_adjusted(values[is_there], lengths[is_there])
+    value = 2 * auroc(values[is_there], labels) - 1
+    deltas = 2 * sample.resample(["auroc"], values, is_there)["auroc"] - 1
+    low, high, _ = percentile_interval(deltas, sample.level)
+    error = float(np.nanstd(deltas))
     # without spread (one value for all answers) there is nothing to test
     p_value = float(2 * norm.sf(abs(value) / error)) if error > 0 else 1.0
     return Effect(value, low, high, p_value, float("nan"))
-
-
-def _check(traces: Sequence[Trace], labels: Labels, is_hallucinated: Bool[np.ndarray, "answer"]) -> None:
-    if [trace.trace_id for trace in traces] != list(labels.trace_ids):
-        message = f"{len(traces)} traces and {len(labels.trace_ids)} labels do not belong together"
-        raise UsageError(message)
-    counts = int(is_hallucinated.sum()), int((~is_hallucinated).sum())
-    if min(counts) < _LEAST_ANSWERS:
-        message = (
-            f"a comparison needs at least {_LEAST_ANSWERS} answers of each class, got "
-            f"{counts[0]} hallucinated and {counts[1]} correct ones"
-        )
-        raise NotEnoughDataError(message)
-
-
-def _plain(effect: Effect | None) -> dict[str, float] | None:
-    return None if effect is None else effect._asdict()

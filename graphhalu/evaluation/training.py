@@ -1,6 +1,5 @@
 """Train one detector for use: fit it on a grouped split, score it beside simpler ones, save it."""
 
-import json
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -15,33 +14,24 @@ import numpy as np
 from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.files import replace_file
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import save_detector
-from graphhalu.evaluation.compare import Progress as CompareProgress
-from graphhalu.evaluation.compare import (
-    RunOptions,
-    finish_detector,
-    fold_reporter,
-    make_compared,
-    make_result,
-    run_detectors,
-)
+from graphhalu.evaluation.compare import failure_text, finish_detector, make_result, run_detectors
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
-from graphhalu.evaluation.detector_specs import detector_spec
+from graphhalu.evaluation.detector_specs import DetectorSpec, detector_spec
+from graphhalu.evaluation.protocol import ComparisonData, comparison_data, cross_fit_folds
 from graphhalu.evaluation.result import Result
-from graphhalu.evaluation.rows import Compared
-from graphhalu.evaluation.running import failure_text
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.splits import cross_fit_folds
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
 RUNS: Final = Path("data/runs")
 CALIBRATION_FILE: Final = "calibration.json"
-RIVALS: Final = ("sink-mass", "head-std", "perplexity", "length")
+BASELINES: Final = ("sink-mass", "head-std", "perplexity", "length")
 """Simple detectors that every training is scored beside, on the same test questions."""
 
 
@@ -52,7 +42,7 @@ class TrainedRun:
     Attributes:
         folder: Holds ``detector/`` (weights, settings, and ``calibration.json`` with the
             threshold of a call) and the result of the comparison.
-        result: The detector and its rivals on the test side of the split.
+        result: The detector and simpler ones on the test side of the split.
     """
 
     folder: Path
@@ -67,7 +57,7 @@ def train_detector(
     settings: Mapping[str, Any] | None = None,
     store: Mapping[str, Any] | None = None,
     runs: Path = RUNS,
-    on_progress: Callable[[CompareProgress], None] = lambda _: None,
+    on_progress: Progress = no_progress,
 ) -> TrainedRun:
     """Fit a detector on a 60 / 20 / 20 split by question and save it.
 
@@ -91,30 +81,49 @@ def train_detector(
         NotEnoughDataError: If there are too few questions, or one class only.
         GraphhaluError: What the detector raised.
     """
-    check_detector(name, traces, settings)
-    given = dict(settings or {})
-    seed = int(given.pop("seed", 0))
-    asked = replace(detector_spec(name), settings=given)
-    rivals = [detector_spec(rival) for rival in RIVALS if rival != asked.name]
-    config = CompareConfig(quick=True, seeds=(seed,), settings={asked.name: given})
-    compared = make_compared(traces, labels, config)
-    names = [asked.name, *(spec.name for spec in rivals)]
-    on_fold = fold_reporter(on_progress, names, compared.folds, is_in_order=True)
-    (fold,) = compared.folds[seed]
+    spec, seed = _checked_spec(name, traces, settings)
+    baselines = [detector_spec(other) for other in BASELINES if other != spec.name]
+    config = CompareConfig(quick=True, seeds=(seed,), settings={spec.name: spec.settings})
+    data = comparison_data(traces, labels, config)
+    (fold,) = data.folds[seed]
     with TemporaryDirectory(prefix="graphhalu-logs-") as logs:
-        make = partial(_logging, partial(asked.make, seed), Path(logs))
-        model = _fitted(make, compared, fold)
-        scored = model.score(compared.traces, fold.test)
-        fit = OutOfFold.empty(len(compared.labels.items))
-        fit = fit.with_fold(0, compared.labels.places(fold.test), model, scored)
-        done = [finish_detector(compared, asked, {seed: fit})]
-        on_fold(asked.name, seed, 0)
-        done += run_detectors(compared, rivals, RunOptions(), on_fold)
-        result = make_result(compared, labels, done, store or {})
-        folder = _write_run(runs, asked.name, result, model, Identity.of_traces(traces))
+        model = _fitted(partial(_logging, partial(spec.make, seed), Path(logs)), data, fold)
+        fit = OutOfFold.empty(len(data.labels.items))
+        fit = fit.with_fold(0, model, data.traces, fold.test, data.labels.places(fold.test))
+        finished = [finish_detector(data, spec, {seed: fit})]
+        on_progress(1, 1 + len(baselines), f"{spec.name}, seed {seed}, fold 0")
+
+        def after_first(done: int, total: int, detail: str = "") -> None:
+            on_progress(done + 1, total + 1, detail)
+
+        finished += run_detectors(data, baselines, on_progress=after_first)
+        result = make_result(data, labels, finished, store or {})
+        folder = _write_run(runs, spec.name, result, model, Identity.of_traces(traces))
         if any(Path(logs).iterdir()):
             shutil.copytree(logs, folder / "logs")
     return TrainedRun(folder, result)
+
+
+def check_detector(name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None = None) -> None:
+    """Refuse settings, devices and layers that cannot be before anything is built or labelled.
+
+    Raises:
+        UnknownNameError: If no detector has this name.
+        UsageError: If a setting does not go with the detector, the traces or this machine.
+        NotEnoughDataError: If there is no trace.
+    """
+    _checked_spec(name, traces, settings)
+
+
+def _checked_spec(
+    name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None
+) -> tuple[DetectorSpec, int]:
+    """The detector with its settings, and the seed that is among them."""
+    given = dict(settings or {})
+    seed = int(given.pop("seed", 0))
+    spec = replace(detector_spec(name), settings=given)
+    spec.make(seed).check(traces)
+    return spec, seed
 
 
 def _logging(make: Callable[[], Detector], folder: Path) -> Detector:
@@ -126,26 +135,13 @@ def _logging(make: Callable[[], Detector], folder: Path) -> Detector:
     return trained
 
 
-def _fitted(make: Callable[[], Detector], compared: Compared, fold: Split) -> FoldModel:
+def _fitted(make: Callable[[], Detector], data: ComparisonData, fold: Split) -> FoldModel:
     try:
-        return fit_fold(make, compared.traces, compared.labels, fold)
+        return fit_fold(make, data.traces, data.labels, fold)
     except (GraphhaluError, MemoryError):
         raise
     except Exception as error:  # of a detector of another package or of the user
         raise GraphhaluError(failure_text(error)) from error
-
-
-def check_detector(name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None = None) -> None:
-    """Refuse settings, devices and layers that cannot be before anything is built or labelled.
-
-    Raises:
-        UnknownNameError: If no detector has this name.
-        UsageError: If a setting does not go with the detector, the traces or this machine.
-        NotEnoughDataError: If there is no trace.
-    """
-    given = dict(settings or {})
-    seed = int(given.pop("seed", 0))
-    replace(detector_spec(name), settings=given).make(seed).check(traces)
 
 
 def _write_run(runs: Path, name: str, result: Result, model: FoldModel, identity: Identity | None) -> Path:
@@ -170,8 +166,7 @@ def save_model(model: FoldModel, folder: Path, identity: Identity | None = None)
     """
     save_detector(model.detector, folder, identity)
     if model.calibration is not None:
-        text = json.dumps(model.calibration.to_json(), indent=1, allow_nan=False)
-        replace_file(folder / CALIBRATION_FILE, text.encode())
+        replace_file(folder / CALIBRATION_FILE, model.calibration.model_dump_json(indent=1).encode())
 
 
 def fit_for_use(

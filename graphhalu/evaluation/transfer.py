@@ -7,33 +7,35 @@ counted. So two models can be compared on the same questions, too.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Int
+from pydantic import ConfigDict
 
 from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.evaluation.bootstrap import group_codes
-from graphhalu.evaluation.compare import Progress, fold_reporter, make_compared
+from graphhalu.evaluation.compare import failure_text
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
+from graphhalu.evaluation.detector_metrics import coverage, detector_metrics, sample_table
 from graphhalu.evaluation.detector_specs import DetectorSpec, GivenDetectors, detector_specs
-from graphhalu.evaluation.records import MetricValue
-from graphhalu.evaluation.result import parquet_bytes, without_samples, write_files
-from graphhalu.evaluation.rows import Compared, coverage, fit_metrics, sample_table
-from graphhalu.evaluation.running import FoldHook, failure_text
+from graphhalu.evaluation.files import FileFormat, csv_text, parquet_bytes, write_document
+from graphhalu.evaluation.protocol import ComparisonData, comparison_data
+from graphhalu.evaluation.result import MetricValue
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.table import csv_text
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
-FORMAT: Final = "graphhalu-transfer"
-FORMAT_VERSION: Final = 1
+TRANSFER_FILE: Final = "transfer.json"
+KIND: Final = FileFormat("graphhalu-transfer", 1, "Run:  graphhalu compare --transfer")
 _NO_FOLD: Final = -1
 
 
@@ -72,13 +74,18 @@ class TransferCell:
 
 @dataclass(frozen=True)
 class TransferResult:
-    """Every detector on every pair of stores; ``samples`` also names ``train`` and ``test``."""
+    """Every detector on every pair of stores; ``samples`` also names ``train`` and ``test``.
+
+    Read back from its file it has no samples.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True)
 
     config: Mapping[str, Any]
     provenance: Mapping[str, Any]
     stores: Mapping[str, Any]
     cells: tuple[TransferCell, ...]
-    samples: pa.Table
+    samples: pa.Table | None = None
 
     def detectors(self) -> list[str]:
         """Names in the order they were run."""
@@ -106,12 +113,9 @@ class TransferResult:
 
     def write(self, folder: Path) -> None:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""
-        contents = {
-            "transfer.parquet": parquet_bytes(self.samples),
-            "transfer.csv": _csv(self.cells).encode(),
-        }
-        values = {"format": FORMAT, "format_version": FORMAT_VERSION, **without_samples(self)}
-        write_files(folder / "transfer.json", values, contents)
+        beside = {"transfer.parquet": parquet_bytes(self.samples), "transfer.csv": _csv(self.cells).encode()}
+        values = {name: value for name, value in vars(self).items() if name != "samples"}
+        write_document(folder / TRANSFER_FILE, values, KIND, beside=beside)
 
 
 def transfer(
@@ -119,7 +123,7 @@ def transfer(
     detectors: GivenDetectors | None = None,
     *,
     config: CompareConfig | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Progress = no_progress,
 ) -> TransferResult:
     """Train every detector on each store and test it on all of them.
 
@@ -142,10 +146,14 @@ def transfer(
         raise UsageError(message)
     config = config or CompareConfig()
     specs = detector_specs(detectors, config)
-    compared = {s.name: make_compared(s.traces, s.labels, config) for s in sources}
-    folds = {seed: [fold for each in compared.values() for fold in each.folds[seed]] for seed in config.seeds}
-    report = fold_reporter(on_progress, [spec.name for spec in specs], folds, is_in_order=False)
-    done = [cell for spec in specs for train in names for cell in _row(spec, train, compared, report)]
+    data = {s.name: comparison_data(s.traces, s.labels, config) for s in sources}
+    n_fits = len(specs) * sum(len(folds) for each in data.values() for folds in each.folds.values())
+    steps = count(1)
+
+    def on_fit(detail: str) -> None:
+        on_progress(next(steps), n_fits, detail)
+
+    done = [cell for spec in specs for train in names for cell in _train_on(spec, train, data, on_fit)]
     return TransferResult(
         config=config.model_dump(mode="json"),
         provenance=provenance(),
@@ -161,7 +169,7 @@ def source_names(paths: Sequence[Path]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)]
 
 
-def folds_that_test(train: Compared, seed: int, test: Compared) -> Int[np.ndarray, "trace"]:
+def folds_that_test(train: ComparisonData, seed: int, test: ComparisonData) -> Int[np.ndarray, "trace"]:
     """The fold of ``train`` that tests each trace of ``test``; -1 where each has seen it.
 
     Questions are the same if they share a group, or their text, as near-duplicates do; a group
@@ -179,29 +187,29 @@ def folds_that_test(train: Compared, seed: int, test: Compared) -> Int[np.ndarra
     return np.where(n_free > 0, chosen, _NO_FOLD)
 
 
-@dataclass
-class _Tested:
+class _Target:
     """The traces of one store, as the folds of another have scored them so far."""
 
-    compared: Compared
-    chosen: Int[np.ndarray, "trace"] = field(default_factory=lambda: np.zeros(0, dtype=np.int64))
-    fits: dict[int, OutOfFold] = field(default_factory=dict)
-    n_dropped: list[int] = field(default_factory=list)
-    failure: str | None = None
+    def __init__(self, data: ComparisonData) -> None:
+        self.data = data
+        self.fits: dict[int, OutOfFold] = {}
+        self.n_dropped: list[int] = []
+        self.failure: str | None = None
 
-    def begin(self, seed: int, chosen: Int[np.ndarray, "trace"]) -> None:
-        """Begin a seed, with the fold that tests each trace."""
-        is_valid, self.chosen = self.compared.labels.is_valid, chosen
-        self.fits[seed] = OutOfFold.empty(len(is_valid))
-        self.n_dropped.append(int((is_valid & (chosen == _NO_FOLD)).sum()))
+    def score(self, model: FoldModel, seed: int, fold: int, chosen: Int[np.ndarray, "trace"]) -> None:
+        """Add the scores of one fold, or the reason of a failure, after which none count.
 
-    def score(self, model: FoldModel, seed: int, fold: int) -> None:
-        """Fill in the scores of one fold, or the reason of a failure, after which none count."""
-        places = np.flatnonzero(self.compared.labels.is_valid & (self.chosen == fold))
-        if self.failure is not None or not len(places):
+        Args:
+            model: Of the fold.
+            seed: Of the folds.
+            fold: Number of the fold.
+            chosen: The fold that tests each trace.
+        """
+        traces = np.flatnonzero(self.data.labels.is_valid & (chosen == fold))
+        if self.failure is not None or not len(traces):
             return
         try:
-            self.fits[seed].fill(fold, places, model.score(self.compared.traces, places))
+            self.fits[seed] = self.fits[seed].with_fold(fold, model, self.data.traces, traces, traces)
         except Exception as error:  # noqa: BLE001 - of another's code
             self.failure = failure_text(error)
 
@@ -210,53 +218,55 @@ class _Tested:
         fits, metrics, share = list(self.fits.values()), {}, None
         if self.failure is None:
             try:
-                metrics, share = fit_metrics(self.compared, fits), coverage(fits)
+                metrics, share = detector_metrics(self.data, fits), coverage(fits)
             except GraphhaluError as error:
                 self.failure = failure_text(error)
         n_traces = float(np.mean([fit.is_tested.sum() for fit in fits]))
         sizes = n_traces, float(np.mean(self.n_dropped))
-        cell = TransferCell(detector, train, test, *sizes, share, metrics, self.failure)
-        table = sample_table(self.compared, detector, {} if self.failure else self.fits)
-        for name in ("train", "test"):
-            values = pa.array([getattr(cell, name)] * len(table), pa.string())
-            table = table.append_column(name, values)
-        return cell, table
+        table = sample_table(self.data, detector, {} if self.failure else self.fits)
+        for name, store in (("train", train), ("test", test)):
+            table = table.append_column(name, pa.array([store] * len(table), pa.string()))
+        return TransferCell(detector, train, test, *sizes, share, metrics, self.failure), table
 
 
-def _row(
-    spec: DetectorSpec, train: str, compared: Mapping[str, Compared], on_fold: FoldHook
+def _train_on(
+    spec: DetectorSpec, train: str, data: Mapping[str, ComparisonData], on_fit: Callable[[str], None]
 ) -> list[tuple[TransferCell, pa.Table]]:
     """One detector trained on one store: a cell for every store it is tested on."""
-    home = compared[train]
-    tested = {name: _Tested(other) for name, other in compared.items()}
+    home, targets = data[train], {name: _Target(other) for name, other in data.items()}
     for seed, folds in home.folds.items():
-        if all(each.failure for each in tested.values()):
+        if all(target.failure for target in targets.values()):
             break
-        for each in tested.values():
-            each.begin(seed, folds_that_test(home, seed, each.compared))
+        chosen = {name: folds_that_test(home, seed, other) for name, other in data.items()}
+        for name, target in targets.items():
+            is_valid = target.data.labels.is_valid
+            target.fits[seed] = OutOfFold.empty(len(is_valid))
+            target.n_dropped.append(int((is_valid & (chosen[name] == _NO_FOLD)).sum()))
         for number, fold in enumerate(folds):
             try:
                 model = fit_fold(partial(spec.make, seed), home.traces, home.labels, fold)
             except Exception as error:  # noqa: BLE001 - of another's code
                 error.add_note(f"in fold {number} of seed {seed}")
                 text = f"training failed, {failure_text(error)}"
-                for each in tested.values():
-                    each.failure = each.failure or text
+                for target in targets.values():
+                    target.failure = target.failure or text
                 break
-            for each in tested.values():
-                each.score(model, seed, number)
-            on_fold(spec.name, seed, number)
-    return [each.cell(spec.name, train, name) for name, each in tested.items()]
+            for name, target in targets.items():
+                target.score(model, seed, number, chosen[name])
+            on_fit(f"{spec.name} on {train}, seed {seed}, fold {number}")
+    return [target.cell(spec.name, train, name) for name, target in targets.items()]
 
 
 def _csv(cells: Sequence[TransferCell]) -> str:
     head = ("detector", "train", "test", "n_traces", "n_dropped", "coverage")
     parts = {"": "value", "_low": "low", "_high": "high"}
-    metrics = dict.fromkeys(name for cell in cells for name in cell.metrics)
+    names = dict.fromkeys(name for cell in cells for name in cell.metrics)
     rows = []
     for cell in cells:
-        row = {name: getattr(cell, name) for name in head}
-        for name, metric in cell.metrics.items():
-            row |= {name + end: getattr(metric, part) for end, part in parts.items()}
-        rows.append({**row, "failure": cell.failure})
-    return csv_text([*head, *(name + end for name in metrics for end in parts), "failure"], rows)
+        metrics = {
+            name + end: getattr(metric, part)
+            for name, metric in cell.metrics.items()
+            for end, part in parts.items()
+        }
+        rows.append({**{name: getattr(cell, name) for name in (*head, "failure")}, **metrics})
+    return csv_text([*head, *(name + end for name in names for end in parts), "failure"], rows)

@@ -1,13 +1,12 @@
 """The report of a transfer from store to store."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.files import FileFormat, read_document
-from graphhalu.evaluation.transfer import FORMAT, FORMAT_VERSION, TransferCell
+from graphhalu.evaluation.files import read_document
+from graphhalu.evaluation.transfer import KIND, TRANSFER_FILE, TransferCell, TransferResult
 from graphhalu.report.frame import data, frame_sections, protocol_text
 from graphhalu.report.heatmaps import transfer_figure
 from graphhalu.report.labels import METRIC_NAMES, metric_names, metric_title
@@ -24,26 +23,10 @@ from graphhalu.report.page import (
     text_rows,
 )
 
-TRANSFER_FILE: Final = "transfer.json"
 _MOST_PANELS: Final = 6
 
 
-@dataclass(frozen=True)
-class StoredTransfer:
-    """What a transfer found, without the scores of single answers."""
-
-    config: Mapping[str, Any]
-    provenance: Mapping[str, Any]
-    stores: Mapping[str, Any]
-    cells: tuple[TransferCell, ...]
-
-    @property
-    def names(self) -> list[str]:
-        """The stores."""
-        return list(dict.fromkeys(cell.train for cell in self.cells))
-
-
-def read_transfer(folder: Path) -> StoredTransfer | None:
+def read_transfer(folder: Path) -> TransferResult | None:
     """The transfer of a folder, or ``None`` if there is none.
 
     Raises:
@@ -52,14 +35,13 @@ def read_transfer(folder: Path) -> StoredTransfer | None:
     path = folder / TRANSFER_FILE
     if not path.exists():
         return None
-    kind = FileFormat(FORMAT, FORMAT_VERSION, "Run:  graphhalu compare --transfer")
-    return read_document(path, StoredTransfer, kind)
+    return read_document(path, TransferResult, KIND)
 
 
-def transfer_page(found: StoredTransfer) -> Page:
+def transfer_page(found: TransferResult) -> Page:
     """The report of a transfer alone."""
-    names = found.names
-    detectors = list(dict.fromkeys(cell.detector for cell in found.cells))
+    names = list(found.stores)
+    detectors = found.detectors()
     sections = transfer_sections(found)
     reading = Section(
         "reading",
@@ -105,7 +87,7 @@ def transfer_page(found: StoredTransfer) -> Page:
     )
 
 
-def headline(found: StoredTransfer) -> tuple[str, str]:
+def headline(found: TransferResult) -> tuple[str, str]:
     """Which detector transfers best, and what transfer costs it."""
     means = {name: _mean_auroc(found, name, is_home=False) for name in detectors_by_transfer(found)}
     best = next((name for name, value in means.items() if value is not None), None)
@@ -122,7 +104,7 @@ def headline(found: StoredTransfer) -> tuple[str, str]:
     )
 
 
-def transfer_sections(found: StoredTransfer) -> list[Section]:
+def transfer_sections(found: TransferResult) -> list[Section]:
     """Heat map, table and failures."""
     detectors = detectors_by_transfer(found)
     shown = [name for name in detectors if _mean_auroc(found, name, is_home=None) is not None]
@@ -166,14 +148,13 @@ def transfer_sections(found: StoredTransfer) -> list[Section]:
     return sections
 
 
-def detectors_by_transfer(found: StoredTransfer) -> list[str]:
+def detectors_by_transfer(found: TransferResult) -> list[str]:
     """Detectors by falling mean AUROC on stores that they were not trained on."""
-    names = list(dict.fromkeys(cell.detector for cell in found.cells))
-    means = {name: _mean_auroc(found, name, is_home=False) for name in names}
-    return sorted(names, key=lambda name: -(means[name] or 0.0))
+    means = {name: _mean_auroc(found, name, is_home=False) for name in found.detectors()}
+    return sorted(means, key=lambda name: -(means[name] or 0.0))
 
 
-def _mean_auroc(found: StoredTransfer, detector: str, *, is_home: bool | None) -> float | None:
+def _mean_auroc(found: TransferResult, detector: str, *, is_home: bool | None) -> float | None:
     """Mean over cells at home or away; over all of them if ``is_home`` is ``None``."""
     values = [
         cell.metrics["auroc"].value

@@ -7,13 +7,15 @@ from typing import Final
 from graphhalu.core.errors import DataFileError
 from graphhalu.core.files import replace_file
 from graphhalu.evaluation.maps import read_maps
-from graphhalu.evaluation.result import RESULT_FILE, has_result, read_result
+from graphhalu.evaluation.result import RESULT_FILE
+from graphhalu.evaluation.result_files import has_result, read_result
+from graphhalu.evaluation.transfer import TRANSFER_FILE
 from graphhalu.report.content import comparison_page
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.html import report_html
 from graphhalu.report.markdown import report_markdown
 from graphhalu.report.page import Page
-from graphhalu.report.transfer_page import TRANSFER_FILE, read_transfer, transfer_page, transfer_sections
+from graphhalu.report.transfer_page import read_transfer, transfer_page, transfer_sections
 
 REPORT_FILE: Final = "report.html"
 

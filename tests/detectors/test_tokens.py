@@ -19,7 +19,7 @@ from graphhalu.detectors.sides import auroc
 from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
 from graphhalu.detectors.token_ridge import Moments, Standard
 from graphhalu.detectors.token_samples import sample_tokens
-from graphhalu.evaluation.splits import visible_labels
+from graphhalu.evaluation.protocol import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.spans import label_tokens

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphhalu.evaluation.compare import RunOptions, compare
-from graphhalu.evaluation.rows import CompareConfig
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.topology import compare_topology
 from graphhalu.features.table import feature_table, read_features, write_features
 from graphhalu.testing.planted import planted_traces
@@ -57,7 +57,7 @@ def test_topology_of_graphs_is_the_same(planted):
         layers=(1, 3),
         n_resamples=100,
         engine=RemoteExecutor(),
-        on_trace=lambda done, total: seen.append((done, total)),
+        on_progress=lambda done, total: seen.append((done, total)),
     )
     assert here.values() == there.values()
     assert seen[-1] == (43, 43)

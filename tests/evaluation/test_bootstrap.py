@@ -5,19 +5,21 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from graphhalu.core.errors import NotEnoughDataError, UnknownNameError
 from graphhalu.core.numerics import group_multiplicities
 from graphhalu.evaluation import bootstrap
-from graphhalu.evaluation.bootstrap import bootstrap_interval, percentile_interval, resample_metrics
+from graphhalu.evaluation.bootstrap import (
+    EvaluationSet,
+    bootstrap_interval,
+    percentile_interval,
+    resample_metrics,
+)
 from graphhalu.evaluation.metrics import evaluate
-from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline
+from graphhalu.evaluation.significance import compare_to_baseline
 from graphhalu.evaluation.weighted_metrics import METRICS, roc_counts
 
 
 def difference(first, second, labels, groups, **draws):
     """The first detector against the second as the baseline."""
-    scores = {
-        name: [SeedScores(np.arange(len(values)), values)]
-        for name, values in (("first", first), ("second", second))
-    }
-    (found,) = compare_to_baseline(scores, "second", CommonGround(labels, groups, **draws))
+    scores = {name: [values] for name, values in (("first", first), ("second", second))}
+    (found,) = compare_to_baseline(scores, "second", EvaluationSet(labels, groups, **draws))
     return found
 
 

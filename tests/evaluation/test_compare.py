@@ -7,9 +7,9 @@ from graphhalu.core.config import validate
 from graphhalu.core.errors import ConfigError, MissingExtraError, NotEnoughDataError, UsageError
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.scalar.likelihood import AnswerLength
-from graphhalu.evaluation.compare import Progress, compare
+from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.metrics import auroc, evaluate
-from graphhalu.evaluation.rows import CALL_METRICS, CompareConfig
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.weighted_metrics import METRICS
 
 SMALL = CompareConfig(seeds=(3, 5), n_resamples=200)
@@ -33,7 +33,7 @@ def test_every_detector_gets_a_row_with_every_metric_in_the_order_asked_for(case
     result = compare(*case, {"toy": toys.Toy, "constant": toys.Constant}, config=SMALL)
     assert [row.detector for row in result.rows] == ["toy", "constant"]
     for row in result.rows:
-        assert set(row.metrics) == {*METRICS, *CALL_METRICS}
+        assert set(row.metrics) == {*METRICS, "f1", "brier", "ece"}
         assert row.failure is None
         assert row.coverage == 1.0
         assert row.fit_s >= 0 < row.score_ms
@@ -302,12 +302,11 @@ def test_a_factory_that_takes_a_seed_is_given_that_of_the_comparison(case, toys)
 
 
 def test_progress_counts_up_to_the_total_also_past_a_failure(case, toys):
-    seen: list[Progress] = []
+    seen = []
     detectors = {"failing": toys.Failing, "toy": toys.Toy}
-    compare(*case, detectors, config=SMALL, on_progress=seen.append)
-    assert [step.n_done for step in seen] == list(range(11, 21))
-    assert {step.n_total for step in seen} == {20}
-    assert (seen[-1].detector, seen[-1].seed, seen[-1].fold) == ("toy", 5, 4)
+    compare(*case, detectors, config=SMALL, on_progress=lambda *step: seen.append(step))
+    assert [step[:2] for step in seen] == [(done, 20) for done in range(11, 21)]
+    assert seen[-1][2] == "toy, seed 5, fold 4"
 
 
 def test_labels_of_other_traces_are_refused(case, toys):

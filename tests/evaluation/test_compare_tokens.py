@@ -16,13 +16,14 @@ from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_n
 from graphhalu.detectors.saved import load_detector
 from graphhalu.detectors.sides import auroc
 from graphhalu.evaluation.calibration import Calibration, read_calibration
-from graphhalu.evaluation.compare import CompareConfig, RunOptions, compare
+from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.crossfit import cross_fit, fit_fold
 from graphhalu.evaluation.detector_specs import detector_specs
-from graphhalu.evaluation.result import SAMPLE_SCHEMA, SCORES_FILE, read_result
-from graphhalu.evaluation.splits import cross_fit_folds
-from graphhalu.evaluation.token_metrics import TOKEN_METRICS
-from graphhalu.evaluation.token_spans import best_threshold, count_spans, marked_answer
+from graphhalu.evaluation.protocol import cross_fit_folds
+from graphhalu.evaluation.result import SAMPLE_SCHEMA, SCORES_FILE
+from graphhalu.evaluation.result_files import read_result
+from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.evaluation.token_metrics import TOKEN_METRICS, best_threshold, count_spans, marked_answer
 from graphhalu.evaluation.training import CALIBRATION_FILE, fit_for_use
 from graphhalu.labels.spans import label_tokens
 from graphhalu.testing.planted_tokens import planted_token_traces
@@ -47,8 +48,8 @@ def result(traces):
         settings={"token-attention": {"windows": [1]}},
     )
     fits = []
-    found = compare_tokens(traces, config, on_progress=fits.append)
-    assert (fits[-1].n_done, fits[-1].n_total) == (30, 30)
+    found = compare_tokens(traces, config, on_progress=lambda *step: fits.append(step))
+    assert fits[-1][:2] == (30, 30)
     return found
 
 
@@ -165,7 +166,7 @@ def test_every_token_is_tested_once_a_seed_by_a_fold_that_never_saw_its_context(
 
 def test_folds_that_part_a_context_are_refused(traces, monkeypatch):
     names = np.array([trace.trace_id for trace in traces])
-    monkeypatch.setattr("graphhalu.evaluation.compare.question_groups", lambda _: names)
+    monkeypatch.setattr("graphhalu.evaluation.protocol.question_groups", lambda _: names)
     with pytest.raises(UsageError, match="a question leaks"):
         compare_tokens(traces, CompareConfig(detectors=(POSITION_CONTROL,), seeds=(0,)))
 
@@ -303,7 +304,7 @@ def test_a_comparison_of_tokens_is_gone_on_with_where_it_stopped(traces, tmp_pat
     first = compare_tokens(traces, config, options=RunOptions(folder=tmp_path))
     fits = []
     options = RunOptions(folder=tmp_path, is_resumed=True)
-    again = compare_tokens(traces, config, options=options, on_progress=fits.append)
+    again = compare_tokens(traces, config, options=options, on_progress=lambda *step: fits.append(step))
     assert fits == []
     assert (again.rows, again.comparisons) == (first.rows, first.comparisons)
     assert again.samples.equals(first.samples)

@@ -79,7 +79,9 @@ def test_question_mass_on_edges_is_that_of_a_slow_loop():
 def test_a_row_says_whether_the_control_passes():
     traces, _ = planted_edge_traces(61, "one hop", seed=7)
     seen = []
-    rows = control_rows([detector_spec("length")], traces, n_answers=61, on_row=lambda *n: seen.append(n))
+    rows = control_rows(
+        [detector_spec("length")], traces, n_answers=61, on_progress=lambda *step: seen.append(step[:2])
+    )
     assert [row.control for row in rows] == [*EDGE_SIGNALS, "question mass"]
     assert seen == [(1, 3), (2, 3), (3, 3)]
     assert rows[2].reference > 0.8

@@ -9,9 +9,9 @@ import pytest
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.detectors.base import DetectorCard, Scores, sibling_traces
 from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.evaluation.checkpoints import CHECKPOINT_FOLDER, clear_checkpoints
-from graphhalu.evaluation.compare import RunOptions, best_beams, compare
-from graphhalu.evaluation.result import read_result
+from graphhalu.evaluation.compare import RunOptions, compare
+from graphhalu.evaluation.protocol import best_beams
+from graphhalu.evaluation.result_files import CHECKPOINT_FOLDER, clear_checkpoints, read_result
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels
 from graphhalu.testing.planted import planted_traces
@@ -394,11 +394,13 @@ def test_two_processes_give_the_same_figures_in_the_same_order(tmp_path):
         detectors=("sink-mass", "length@bad", "perplexity"),
     )
     steps = []
-    spread = compare(store, labels, config=config, options=RunOptions(jobs=2), on_progress=steps.append)
+    spread = compare(
+        store, labels, config=config, options=RunOptions(jobs=2), on_progress=lambda *step: steps.append(step)
+    )
     alone = compare(store, labels, config=config)
     assert [row.failure is None for row in alone.rows] == [True, False, True]
     same_figures(spread, alone)
-    assert [step.n_done for step in steps] == list(range(1, 19))
+    assert [step[:2] for step in steps] == [(done, 18) for done in range(3, 19, 3)]
 
 
 def test_too_few_labels_are_refused_before_anything_runs(beams):

@@ -10,8 +10,9 @@ import pytest
 
 from graphhalu.core.errors import CorruptStoreError, DataFileError, MissingExtraError
 from graphhalu.evaluation.compare import compare
-from graphhalu.evaluation.result import SAMPLE_SCHEMA, csv_table, read_result
-from graphhalu.evaluation.rows import CompareConfig
+from graphhalu.evaluation.result import SAMPLE_SCHEMA
+from graphhalu.evaluation.result_files import read_result
+from graphhalu.evaluation.settings import CompareConfig
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def test_the_files_are_plain_json_csv_and_parquet(result, tmp_path):
 def test_a_result_is_a_table_of_pandas_with_one_row_a_detector(result):
     frame = result.to_frame()
     assert frame["detector"].tolist() == [row.detector for row in result.rows]
-    assert frame.columns.tolist() == next(csv.reader(csv_table(result.rows, result.comparisons).splitlines()))
+    assert frame.columns.tolist() == next(csv.reader(result.to_csv().splitlines()))
     metric = result.rows[2].metrics["auroc"]
     found = frame.loc[2, ["auroc", "auroc_low", "auroc_high"]].tolist()
     assert found == [metric.value, metric.low, metric.high]
@@ -101,7 +102,7 @@ def test_a_write_that_breaks_off_leaves_no_half_file(result, tmp_path, monkeypat
 
 
 def test_cells_that_a_spreadsheet_would_run_are_quoted(result):
-    lines = list(csv.DictReader(io.StringIO(csv_table(result.rows), newline="")))
+    lines = list(csv.DictReader(io.StringIO(result.to_csv(), newline="")))
     assert lines[3]["detector"] == "'=HYPERLINK(1)"
     assert lines[0]["detector"] == "toy"
 
@@ -109,12 +110,12 @@ def test_cells_that_a_spreadsheet_would_run_are_quoted(result):
 @pytest.mark.parametrize("start", ["=", "+", "-", "@", "\t", "\r", "\n"])
 def test_every_formula_start_is_quoted(result, start):
     row = replace(result.rows[0], detector=f"{start}1+1")
-    (line,) = csv.DictReader(io.StringIO(csv_table([row]), newline=""))
+    (line,) = csv.DictReader(io.StringIO(replace(result, rows=(row,)).to_csv(), newline=""))
     assert line["detector"] == f"'{start}1+1"
 
 
 def test_the_table_has_a_line_a_detector_and_a_column_a_number(result):
-    lines = list(csv.DictReader(io.StringIO(csv_table(result.rows), newline="")))
+    lines = list(csv.DictReader(io.StringIO(result.to_csv(), newline="")))
     assert [line["detector"] for line in lines][:3] == ["toy", "constant", "partial"]
     auroc = result.rows[0].metrics["auroc"]
     assert float(lines[0]["auroc"]) == auroc.value
@@ -126,7 +127,7 @@ def test_the_table_has_a_line_a_detector_and_a_column_a_number(result):
 
 
 def test_a_table_of_failures_only_is_a_table(result):
-    (line,) = csv.DictReader(io.StringIO(csv_table(result.rows[3:])))
+    (line,) = csv.DictReader(io.StringIO(replace(result, rows=result.rows[3:]).to_csv()))
     assert "one class" in line["failure"]
 
 

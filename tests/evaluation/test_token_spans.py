@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.evaluation.token_spans import best_threshold, count_spans, marked_answer
+from graphhalu.evaluation.token_metrics import best_threshold, count_spans, marked_answer
 from graphhalu.testing.planted_tokens import planted_token_traces
 
 # 0123456789012345678
@@ -45,10 +45,10 @@ def test_a_hand_computed_case(record):
     # "met Bob" is half marked and so right, "Rome" is right; 3 of the 5 characters of "Bob in"
     assert found._asdict() == {
         "right": 7,
-        "called": 10,
+        "predicted": 10,
         "marked": 9,
         "right_spans": 2,
-        "called_spans": 2,
+        "predicted_spans": 2,
         "found_spans": 2,
         "marked_spans": 2,
     }
@@ -63,7 +63,7 @@ def test_tokens_that_share_a_character_count_it_once(record):
     answer = marked_answer(bytes_of_one)
     assert answer.size.tolist() == [1, 0, 1]
     # the second half of the letter has no character, and does not part the called span
-    assert count_spans(answer, np.array([True, False, True])).called_spans == 1
+    assert count_spans(answer, np.array([True, False, True])).predicted_spans == 1
 
 
 def test_a_span_behind_the_last_token_is_lost_and_not_found(record):

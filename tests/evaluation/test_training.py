@@ -1,5 +1,3 @@
-import json
-
 import numpy as np
 import pytest
 
@@ -11,7 +9,7 @@ from graphhalu.core.errors import (
     UsageError,
 )
 from graphhalu.detectors.scalar.likelihood import AnswerLength
-from graphhalu.evaluation.calibration import Calibration
+from graphhalu.evaluation.calibration import read_calibration
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.training import CALIBRATION_FILE, run_folder, train_detector
@@ -24,13 +22,13 @@ def test_a_trained_run_keeps_the_detector_with_its_calibration_and_threshold(tmp
     traces, labels = planted_traces(61)
     run = train_detector("sink-mass", traces, labels, runs=tmp_path)
     folder = run.folder / "detector"
-    calibration = Calibration.from_json(json.loads((folder / CALIBRATION_FILE).read_text()))
+    calibration = read_calibration(folder / CALIBRATION_FILE)
     lines = [line for line in run.result.samples.to_pylist() if line["detector"] == "sink-mass"]
     by_id = {trace.trace_id: trace for trace in traces}
     raw = load_detector(folder).score([by_id[line["trace_id"]] for line in lines]).values
     np.testing.assert_allclose(raw, [line["raw_score"] for line in lines])
     np.testing.assert_allclose(calibration.probability(raw), [line["probability"] for line in lines])
-    assert calibration.calls(raw).tolist() == [line["is_predicted_positive"] for line in lines]
+    assert (raw >= calibration.threshold).tolist() == [line["is_predicted_positive"] for line in lines]
 
 
 def test_a_trained_run_belongs_to_the_model_of_its_store(tmp_path):
@@ -115,12 +113,12 @@ def test_the_trained_detector_is_fitted_once_and_its_row_is_that_of_a_comparison
     monkeypatch.setattr(AnswerLength, "fit", lambda self, *given: fitted.append(self) or fit(self, *given))
     traces, labels = planted_traces(61)
     steps = []
-    run = train_detector("length", traces, labels, runs=tmp_path, on_progress=steps.append)
+    run = train_detector(
+        "length", traces, labels, runs=tmp_path, on_progress=lambda *step: steps.append(step)
+    )
     assert len(fitted) == 1
     names = ["length", "sink-mass", "head-std", "perplexity"]
-    assert [(step.detector, step.n_done, step.n_total) for step in steps] == [
-        (name, place, 4) for place, name in enumerate(names, 1)
-    ]
+    assert steps == [(place, 4, f"{name}, seed 0, fold 0") for place, name in enumerate(names, 1)]
     compared = compare(traces, labels, names, config=CompareConfig(quick=True, seeds=(0,)))
     assert run.result.samples.equals(compared.samples)
     assert run.result.comparisons == compared.comparisons

@@ -6,7 +6,8 @@ import pytest
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.detectors.base import Scores
-from graphhalu.evaluation.compare import compare, make_compared
+from graphhalu.evaluation.compare import compare
+from graphhalu.evaluation.protocol import comparison_data
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.transfer import Source, folds_that_test, source_names, transfer
 
@@ -49,7 +50,7 @@ def test_the_matrix_has_a_cell_for_each_pair_and_the_diagonal_is_the_cross_fit(s
 
 
 def test_a_question_of_both_stores_is_only_tested_by_a_fold_that_never_saw_it(stores):
-    first, again = (make_compared(s.traces, s.labels, SMALL) for s in (stores[0], stores[2]))
+    first, again = (comparison_data(s.traces, s.labels, SMALL) for s in (stores[0], stores[2]))
     chosen = folds_that_test(first, 3, again)
     # trace i of both stores asks the same question
     for number, fold in enumerate(first.folds[3]):

@@ -11,10 +11,9 @@ from tests.malformed.table import Reader, Target
 def make_result(folder: Path) -> None:
     import pyarrow as pa
 
-    from graphhalu.evaluation.checkpoints import Finished, save_checkpoint
     from graphhalu.evaluation.maps import HeadMap, HeadMaps
-    from graphhalu.evaluation.records import SAMPLE_SCHEMA, DetectorRow
-    from graphhalu.evaluation.result import Result
+    from graphhalu.evaluation.result import SAMPLE_SCHEMA, DetectorRow, Result
+    from graphhalu.evaluation.result_files import FinishedDetector, save_checkpoint
     from graphhalu.evaluation.transfer import TransferCell, TransferResult
 
     samples = pa.Table.from_pylist(
@@ -38,22 +37,22 @@ def make_result(folder: Path) -> None:
         schema=SAMPLE_SCHEMA,
     )
     row = sample(DetectorRow, failure=None, metrics={"auroc": sample(_metric())})
-    result = sample(Result, samples=samples, rows=(row,), format="graphhalu-result", format_version=3)
+    result = sample(Result, samples=samples, rows=(row,))
     result.write(folder)
-    save_checkpoint(folder, Finished(row, samples))
+    save_checkpoint(folder, FinishedDetector(row, samples))
     sample(HeadMaps, maps=(sample(HeadMap),)).write(folder)
     cell = sample(TransferCell, failure=None, metrics={"auroc": sample(_metric())})
     sample(TransferResult, cells=(cell,), samples=samples).write(folder)
 
 
 def _metric() -> Any:
-    from graphhalu.evaluation.records import MetricValue
+    from graphhalu.evaluation.result import MetricValue
 
     return MetricValue
 
 
 def read_whole_result(path: Path) -> Any:
-    from graphhalu.evaluation.result import read_result
+    from graphhalu.evaluation.result_files import read_result
 
     found = read_result(path.parent)
     return str(found.rows), found.samples.to_pylist()
@@ -84,7 +83,7 @@ def read_transfers(path: Path) -> Any:
 
 
 def read_finished(path: Path) -> Any:
-    from graphhalu.evaluation.checkpoints import _read_checkpoint
+    from graphhalu.evaluation.result_files import _read_checkpoint
 
     return str(_read_checkpoint(path))
 

@@ -7,7 +7,7 @@ import pytest
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.maps import HeadMap, HeadMaps
-from graphhalu.evaluation.records import MetricValue
+from graphhalu.evaluation.result import MetricValue
 from graphhalu.evaluation.transfer import TransferCell
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.forest import difference_text, forest_figure, p_text

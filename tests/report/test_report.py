@@ -12,9 +12,9 @@ import pytest
 
 from graphhalu.core.errors import DataFileError
 from graphhalu.evaluation.maps import HeadMap, HeadMaps
-from graphhalu.evaluation.records import MetricValue, Subgroup
-from graphhalu.evaluation.result import read_result
-from graphhalu.evaluation.transfer import TransferCell
+from graphhalu.evaluation.result import MetricValue, Subgroup
+from graphhalu.evaluation.result_files import read_result
+from graphhalu.evaluation.transfer import TransferCell, TransferResult
 from graphhalu.report import theme
 from graphhalu.report.content import comparison_page
 from graphhalu.report.frame import small_class_warning
@@ -22,7 +22,7 @@ from graphhalu.report.headline import headline
 from graphhalu.report.html import report_html
 from graphhalu.report.markdown import markdown_cell, markdown_text, report_markdown
 from graphhalu.report.palette import DARK, LIGHT
-from graphhalu.report.transfer_page import StoredTransfer, read_transfer, transfer_page
+from graphhalu.report.transfer_page import read_transfer, transfer_page
 from graphhalu.report.write import write_report
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3}
@@ -99,7 +99,7 @@ def stored_transfer(**changes):
     configuration = {"dataset": {"name": "triviaqa"}}
     stores = {name: {"path": "/x/y.zarr", "configuration": configuration} for name in names}
     values = {"config": {"seeds": [0]}, "provenance": {}, "stores": stores, "cells": cells}
-    return StoredTransfer(**{**values, **changes})
+    return TransferResult(**{**values, **changes})
 
 
 @pytest.fixture(scope="module")

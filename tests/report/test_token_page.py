@@ -2,7 +2,8 @@
 
 from pathlib import Path
 
-from graphhalu.evaluation.compare import CompareConfig, compare
+from graphhalu.evaluation.compare import compare
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.spans import label_tokens
 from graphhalu.report.write import read_page
 from graphhalu.testing.planted_tokens import planted_token_traces

@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
-from graphhalu.evaluation.compare import CompareConfig, compare
+from graphhalu.evaluation.compare import compare
+from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.training import fit_for_use
 from graphhalu.labels.spans import label_tokens
 from graphhalu.testing.planted_tokens import planted_token_traces

@@ -19,6 +19,7 @@ from graphhalu.core.provenance import provenance
 from graphhalu.detectors.identity import Identity
 from graphhalu.evaluation.bootstrap import (
     Estimate,
+    EvaluationSet,
     bootstrap_interval,
     group_codes,
     percentile_interval,
@@ -26,7 +27,7 @@ from graphhalu.evaluation.bootstrap import (
 )
 from graphhalu.evaluation.maps import column_tests
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.significance import CommonGround, SeedScores, compare_to_baseline, judge
+from graphhalu.evaluation.significance import compare_to_baseline, pooled_auroc
 from graphhalu.labels.summary import share_interval
 from graphhalu.studies.instability.calibration import (
     MAIN,
@@ -108,10 +109,10 @@ def calibrate(
     )
     has_several = folder.configuration["gather"]["iterations"] > 1
     records = [each.record for each in series]
-    seeds = {name: _seed_scores(each) for name, each in nested.items()}
+    seeds = {name: [seed.scores for seed in each] for name, each in nested.items()}
     tests = {
         test.detector: {"difference": Estimate(test.difference, test.low, test.high), "p_holm": test.p_holm}
-        for test in compare_to_baseline(seeds, MAIN, _ground(cases, settings))
+        for test in compare_to_baseline(seeds, MAIN, _evaluation_set(cases, settings))
     }
     return Calibration(
         identity=Identity.of(folder.configuration),
@@ -181,7 +182,7 @@ def _method_row(
     """Results of a method in nested folds, and in sample."""
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     best = method.fit_in_sample(cases)
-    judged = judge(_seed_scores(seeds), _ground(cases, settings))
+    pooled = pooled_auroc([each.scores for each in seeds], _evaluation_set(cases, settings))
     aurocs = [auroc(each.scores, cases.labels) for each in seeds]
     choices = Counter(choice for each in seeds for choice in each.choices)
     is_attack = cases.labels == 1
@@ -206,7 +207,7 @@ def _method_row(
         name=method.name,
         summary=method.summary,
         n_candidates=method.columns.shape[1] if isinstance(method, ColumnMethod) else 1,
-        auroc=Estimate(judged.auroc, *percentile_interval(judged.resampled, settings.level)),
+        auroc=Estimate(pooled.auroc, *percentile_interval(pooled.resampled, settings.level)),
         seed_sd=float(np.std(aurocs, ddof=1)) if len(aurocs) > 1 else None,
         in_sample=_auroc(filled, cases, settings.n_resamples, settings.level),
         f1=Estimate.of(_f1(drawn), settings.level),
@@ -248,12 +249,8 @@ def _auroc(scores: Float[np.ndarray, "prompt"], cases: Cases, n_resamples: int, 
     return Estimate(auroc(scores, cases.labels), *interval)
 
 
-def _seed_scores(seeds: Sequence[NestedScores]) -> list[SeedScores]:
-    return [SeedScores(np.arange(len(each.scores)), each.scores) for each in seeds]
-
-
-def _ground(cases: Cases, settings: CalibrateSettings) -> CommonGround:
-    return CommonGround(*cases, n_resamples=settings.n_resamples, level=settings.level)
+def _evaluation_set(cases: Cases, settings: CalibrateSettings) -> EvaluationSet:
+    return EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
 
 
 def _step_points(

@@ -19,7 +19,7 @@ from graphhalu.evaluation.bootstrap import Estimate, resample_metrics, two_sided
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import auroc, log_losses
-from graphhalu.evaluation.splits import cross_fit_folds
+from graphhalu.evaluation.protocol import cross_fit_folds
 from graphhalu.studies.sinks.effects import Resampling, Sample
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Gain, Model

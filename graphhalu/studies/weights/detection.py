@@ -15,7 +15,7 @@ from graphhalu.evaluation.bootstrap import bootstrap_interval
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.maps import FEATURES
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.splits import cross_fit_folds
+from graphhalu.evaluation.protocol import cross_fit_folds
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
