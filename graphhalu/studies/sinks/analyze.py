@@ -23,7 +23,7 @@ from graphhalu.heads.files import read_table
 from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.models.cards import MODEL_CARDS
-from graphhalu.studies.sinks.effects import Resampling, Sample, pearson, prediction, shift
+from graphhalu.studies.sinks.effects import Sample, pearson, prediction, shift
 from graphhalu.studies.sinks.heads import localise
 from graphhalu.studies.sinks.probes import N_FOLDS, fit_models, models_of
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable, find_runs, read_run
@@ -89,7 +89,7 @@ def analyze(
         runs=tuple(result for _, result in analysed),
         scaling=scaling(analysed),
         tasks=tasks(analysed),
-        sensitivity=sensitivities(analysed, _resampling(config)),
+        sensitivity=sensitivities(analysed, config),
         settings=config.model_dump(mode="json", exclude={"heads"}),
         provenance=provenance(),
         notes=tuple(notes),
@@ -157,9 +157,9 @@ def findings(
             f"needs {LEAST_OF_CLASS} of each"
         )
         raise NotEnoughDataError(message)
-    table, how = SinkTable.of(records, meaning), _resampling(config)
+    table = SinkTable.of(records, meaning)
     fitted = fit_models(table, config.models, seeds=config.fold_seeds)
-    models, gains = models_of(fitted, table, how)
+    models, gains = models_of(fitted, table, config)
     rounded = np.round(table.mass, _DIGITS)
     masses = [np.sort(rounded[table.labels == label]) for label in (1, 0)]
     return Findings(
@@ -167,11 +167,11 @@ def findings(
         n_positive=len(masses[0]),
         n_negative=len(masses[1]),
         n_groups=len(np.unique(table.groups)),
-        shift=shift(table, how),
-        prediction=prediction(table, fitted["sink"].probability, how),
+        shift=shift(table, config),
+        prediction=prediction(table, fitted["sink"].probability, config),
         models=models,
         gains=gains,
-        localisation=localise(table, how, roles=roles, n_top=config.n_top),
+        localisation=localise(table, config, roles=roles),
         masses_positive=masses[0],
         masses_negative=masses[1],
     )
@@ -181,10 +181,6 @@ def _fits(role: HeadTable, run: SinkRun) -> bool:
     """Whether a table of heads belongs to the run's model."""
     is_named = role.model.get("name") in (None, run.first.model)
     return is_named and role.mean.shape == run.first.by_head.shape
-
-
-def _resampling(config: AnalyzeConfig) -> Resampling:
-    return Resampling(config.n_resamples, config.n_permutations, config.seed)
 
 
 def model_size(name: str, stated: object = None) -> float | None:
@@ -273,7 +269,7 @@ def heterogeneity(effects: Sequence[Estimate]) -> tuple[float, float, float]:
     return q, float(chi2.sf(q, freedom)), max(0.0, (q - freedom) / q) if q > 0 else 0.0
 
 
-def sensitivities(analysed: Sequence[Analysed], how: Resampling) -> tuple[Sensitivity, ...]:
+def sensitivities(analysed: Sequence[Analysed], how: AnalyzeConfig) -> tuple[Sensitivity, ...]:
     """Every pair of runs that differ in one setting only."""
     found = []
     for setting in SETTINGS:
@@ -296,7 +292,10 @@ def _key(record: SinkRecord) -> tuple[str, int]:
 
 
 def _sensitivity(
-    between: Sequence[str], pairs: Sequence[tuple[SinkRecord, SinkRecord]], meaning: Meaning, how: Resampling
+    between: tuple[str, str, str, str],
+    pairs: Sequence[tuple[SinkRecord, SinkRecord]],
+    meaning: Meaning,
+    how: AnalyzeConfig,
 ) -> Sensitivity:
     """Comparison of the records of two runs; ``between`` is setting, both values and series."""
     a, b = (SinkTable.of(side, meaning) for side in zip(*pairs, strict=True))
