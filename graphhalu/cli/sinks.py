@@ -97,7 +97,7 @@ def measure(  # one parameter an option
         from graphhalu.studies.sinks.measure import measure as run_measure
 
         with progress_line("sequences") as progress:
-            runs = run_measure(settings, folder, ablate=ablated, on_note=say, on_progress=progress.count)
+            runs = run_measure(settings, folder, ablate=ablated, on_progress=progress.count)
     _show_measured(runs, folder, json)
 
 
@@ -140,7 +140,7 @@ def analyze(
     known = {key: value for key, value in given.items() if value is not None}
     settings = load_config(AnalyzeConfig, None, {**read_overrides(set_ or []), **known})
     with progress_line("runs") as progress:
-        result = run_analysis(records or [_RUNS / "sinks"], settings, on_run=progress.count)
+        result = run_analysis(records or [_RUNS / "sinks"], settings, on_progress=progress.count)
     folder = out or new_run_folder(_RUNS, "sinks")
     path = result.write(folder)
     if json:

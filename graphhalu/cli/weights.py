@@ -99,7 +99,7 @@ def validate(
     with progress_line("steps") as progress:
         said = {"name": store.path.name, "n_traces": len(store), "model": identity}
         result = run_validation(
-            found, weights, store, labels, store=said, settings=settings, on_step=progress.count
+            found, weights, store, labels, store=said, settings=settings, on_progress=progress.count
         )
     target = out or folder
     result.write(target)

@@ -151,13 +151,14 @@ def contrast(
     resampled = means[0] - means[1]
     difference = mean_of_present(first) - mean_of_present(second)
     low, high = percentile_interval(resampled)
-    p_value = _normal_p_value(difference, resampled)
+    p_value = normal_p_value(difference, resampled)
     return Contrast(difference, low, high, p_value, benjamini_hochberg(p_value))
 
 
-def _normal_p_value(
+def normal_p_value(
     difference: Float[np.ndarray, "*cell"], resampled: Float[np.ndarray, "resample *cell"]
 ) -> Float[np.ndarray, "*cell"]:
+    """Two-sided p-value of a difference over its bootstrap standard error; NaN where that is 0."""
     centred = resampled - mean_of_present(resampled)
     error = np.sqrt(mean_of_present(centred**2))
     is_certain = error == 0

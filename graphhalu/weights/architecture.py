@@ -1,20 +1,93 @@
-"""Sizes and rules of a model that its weights are read by: heads, scaling, RoPE, norms."""
+"""Layouts of model families, and the sizes of a model: heads, scaling, RoPE, windows."""
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Final
+from pathlib import Path
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float
 
+from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import DataFileError, ModelRefusedError
 from graphhalu.core.files import shown
 from graphhalu.core.registry import unknown_name
-from graphhalu.weights.families import FAMILIES, GGUF_FAMILIES
 
 _THETA: Final = 10_000.0
 _GEMMA_PATTERN: Final = {"gemma2": 2, "gemma3_text": 6}
 """Every so many layers, one of a gemma sees all keys; GGUF files do not always say so."""
+
+
+Fused = Literal["none", "contiguous", "per_head", "grouped"]
+"""How queries, keys and values lie in one matrix:
+
+``contiguous``
+    all queries, then all keys, then all values (Phi-3, GPT-2);
+``per_head``
+    query, key and value of each head together (GPT-NeoX, older falcons);
+``grouped``
+    the queries of a group, then its key, then its value (newer falcons).
+"""
+
+
+@dataclass(frozen=True)
+class Family:
+    """Names of tensors below a layer, ``None`` if a family has none; the defaults are those of Llama.
+
+    Attributes:
+        layer: Name of a layer, with ``{layer}``.
+        q: Queries, or the fused matrix.
+        o: Output of attention.
+        up: First matrix of the feed-forward block; fused with ``gate`` if ``is_up_fused``.
+        attention_norm: Before attention.
+        mlp_norm: Before the feed-forward block; that of attention in a parallel block.
+        attention_post_norm: Of what attention gives to the stream.
+        mlp_post_norm: Of what the feed-forward block gives to it.
+        q_norm: Gain of normalised queries.
+        fused: How ``q`` is split.
+        is_transposed: Whether matrices are stored inputs first (Conv1D).
+        is_up_fused: Whether ``up`` holds gate and up, one after the other.
+        is_centred: Whether norms take the mean off (LayerNorm).
+        gain_offset: What is added to a stored gain.
+        rotated: Share of a head's dimensions that turn; 0 where positions are learned.
+        head_dim: Size of a head where a configuration does not say it.
+        is_interleaved: Whether rows of q and k stand in the order of llama.cpp.
+    """
+
+    layer: str = "model.layers.{layer}."
+    q: str = "self_attn.q_proj"
+    k: str = "self_attn.k_proj"
+    v: str = "self_attn.v_proj"
+    o: str = "self_attn.o_proj"
+    gate: str | None = "mlp.gate_proj"
+    up: str | None = "mlp.up_proj"
+    down: str | None = "mlp.down_proj"
+    attention_norm: str | None = "input_layernorm"
+    mlp_norm: str | None = "post_attention_layernorm"
+    attention_post_norm: str | None = None
+    mlp_post_norm: str | None = None
+    q_norm: str | None = None
+    k_norm: str | None = None
+    embedding: str = "model.embed_tokens"
+    final_norm: str = "model.norm"
+    unembedding: str = "lm_head"
+    fused: Fused = "none"
+    is_transposed: bool = False
+    is_up_fused: bool = False
+    is_centred: bool = False
+    gain_offset: float = 0.0
+    rotated: float = 1.0
+    head_dim: int | None = None
+    is_interleaved: bool = False
+
+
+_FAMILIES: Final = read_yaml(Path(__file__).with_name("families.yaml"))
+FAMILIES: Final = {name: Family(**entry) for name, entry in _FAMILIES["transformers"].items()}
+"""By the model type of transformers."""
+GGUF_LAYOUTS: Final = {name: Family(**entry) for name, entry in _FAMILIES["gguf"].items()}
+"""By the architecture of a GGUF file."""
+GGUF_FAMILIES: Final = {name: {"gemma3": "gemma3_text"}.get(name, name) for name in GGUF_LAYOUTS}
+"""Model type in transformers of each architecture of a GGUF file."""
 
 
 @dataclass(frozen=True)

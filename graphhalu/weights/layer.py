@@ -1,7 +1,7 @@
 """One layer of a weight profile: circuits of its heads, composition with heads below, gains."""
 
 from collections import deque
-from typing import Annotated, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Float32, Shaped
@@ -9,6 +9,8 @@ from pydantic import Field
 
 from graphhalu.core.config import Config
 from graphhalu.weights.circuits import (
+    activation,
+    attention_gain,
     circuit_values,
     composed_norm,
     copying_eigenvalues,
@@ -16,14 +18,16 @@ from graphhalu.weights.circuits import (
     entropy_estimate,
     grams,
     head_norms,
+    isotropic_inputs,
     logit_variance,
     normalised,
+    output_gain,
+    rms,
     rotations,
     row_products,
     self_logit,
     triangles,
 )
-from graphhalu.weights.gains import activation, attention_gain, isotropic_inputs, output_gain, rms
 from graphhalu.weights.read import PARTS, Part, Weights, repeat_heads
 from graphhalu.weights.spectra import spectrum
 
@@ -67,19 +71,11 @@ class Factor(NamedTuple):
 
 
 class LowerLayer(NamedTuple):
-    """What is kept of a layer below for composition."""
+    """Value moments and OV norms of a layer below, for composition."""
 
     layer: int
     value_moment: Float32[np.ndarray, "head size size"]
     ov_norm: Float[np.ndarray, "head"]
-
-
-class LayerProfile(NamedTuple):
-    """Columns of the heads of a layer, numbers of the layer, and columns of pairs of heads."""
-
-    heads: Columns
-    numbers: dict[str, float | int | bool | None]
-    composition: list[Columns]
 
 
 def profile_layer(
@@ -88,15 +84,18 @@ def profile_layer(
     words: Float32[np.ndarray, "width width"],
     below: deque[LowerLayer],
     settings: ProfileSettings,
-) -> LayerProfile:
-    """Everything that a profile says of one layer.
+) -> tuple[Columns, dict[str, Any], list[Columns]]:
+    """Profile of one layer.
 
     Args:
         weights: The model.
         layer: Which layer.
         words: Embedding times unembedding, summed over words.
         below: The layers below, to which this one is added.
-        settings: What to compute.
+        settings: Settings of the profile.
+
+    Returns:
+        Columns of the heads of the layer, numbers of the layer, and columns of pairs of heads.
 
     Raises:
         DataFileError: If a tensor is missing or of another shape.
@@ -132,7 +131,7 @@ def profile_layer(
         "gain_ratio": mlp / attention,
         "is_gain_estimate": weights.family.attention_post_norm is None,
     }
-    return LayerProfile(heads | best, numbers, pairs)
+    return heads | best, numbers, pairs
 
 
 def attention_factors(weights: Weights, layer: int) -> dict[Part, Factor]:

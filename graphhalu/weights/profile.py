@@ -1,15 +1,16 @@
 """The profile of a model: every tensor, every head slice, every circuit, layer by layer."""
 
 from collections import deque
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
-from graphhalu.weights.layer import LowerLayer, ProfileSettings, profile_layer
+from graphhalu.weights.layer import Columns, LowerLayer, ProfileSettings, profile_layer
 from graphhalu.weights.read import PARTS, Weights
 from graphhalu.weights.spectra import Spectrum, entries_of, gram, gram_of_columns, spectrum_of_gram
 from graphhalu.weights.storage import CHUNK_BYTES, StoredTensor
@@ -25,16 +26,14 @@ _NAN: Final = float("nan")
 
 
 def profile_model(
-    weights: Weights,
-    settings: ProfileSettings | None = None,
-    on_step: Callable[[int, int], None] = lambda _done, _total: None,
+    weights: Weights, settings: ProfileSettings | None = None, on_progress: Progress = no_progress
 ) -> WeightProfile:
     """Profile a model from its weights alone.
 
     Args:
         weights: An opened model.
         settings: What to compute.
-        on_step: Called with how many steps are done, and of how many.
+        on_progress: Called after each tensor and layer.
 
     Raises:
         DataFileError: If a tensor is missing, damaged or of another shape.
@@ -44,18 +43,23 @@ def profile_model(
     total = n_tensors + n_layers + 1
     tensors = []
     for done, tensor in enumerate(weights.tensors.values()):
-        on_step(done, total)
+        on_progress(done, total)
         tensors.append(_tensor_row(weights, tensor, is_full=settings.spectra == "full"))
-    on_step(n_tensors, total)
+    on_progress(n_tensors, total)
     words = _word_products(weights)
-    layers, slices = [], []
+    heads: list[Columns] = []
+    layers: list[dict[str, Any]] = []
+    pairs: list[Columns] = []
+    slices: list[dict[str, Any]] = []
     below: deque[LowerLayer] = deque(maxlen=settings.composition_reach or 1)
     for layer in range(n_layers):
-        on_step(n_tensors + 1 + layer, total)
-        layers.append(profile_layer(weights, layer, words, below, settings))
+        on_progress(n_tensors + 1 + layer, total)
+        columns, numbers, composition = profile_layer(weights, layer, words, below, settings)
+        heads.append(columns)
+        layers.append(numbers)
+        pairs += composition
         slices += _slice_rows(weights, layer)
-    on_step(total, total)
-    pairs = [table_of(columns) for found in layers for columns in found.composition]
+    on_progress(total, total)
     return WeightProfile(
         model=dict(weights.identity),
         architecture=weights.architecture.values(),
@@ -64,9 +68,9 @@ def profile_model(
         notes=tuple(_notes(weights)),
         tensors=table_of_rows(tensors),
         slices=table_of_rows(slices),
-        heads=pa.concat_tables([table_of(found.heads) for found in layers]),
-        layers=table_of_rows(_layer_rows([found.numbers for found in layers], tensors)),
-        composition=pa.concat_tables(pairs) if pairs else table_of({}),
+        heads=pa.concat_tables(map(table_of, heads)),
+        layers=table_of_rows(_layer_rows(layers, tensors)),
+        composition=pa.concat_tables(map(table_of, pairs)) if pairs else table_of({}),
     )
 
 
@@ -117,7 +121,7 @@ def _tensor_row(weights: Weights, tensor: StoredTensor, *, is_full: bool) -> dic
         "n_values": tensor.n_values,
         "n_bytes": tensor.n_bytes,
         **entries._asdict(),
-        **found.columns(),
+        **found._asdict(),
     }
 
 
@@ -127,13 +131,13 @@ def _slice_rows(weights: Weights, layer: int) -> list[dict[str, Any]]:
     for part in PARTS:
         for head, values in enumerate(weights.heads(layer, part)):
             known = {"layer": layer, "part": part, "head": head}
-            numbers = entries_of([values])._asdict() | spectrum_of_gram(gram(values)).columns()
+            numbers = entries_of([values])._asdict() | spectrum_of_gram(gram(values))._asdict()
             rows.append({name: (known | numbers)[name] for name in _SLICE_COLUMNS})
     return rows
 
 
 def _layer_rows(layers: list[dict[str, Any]], tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Layers with what their tensors say, and values against the median layer."""
+    """Layers with quantities of their tensors, and value norms relative to the median layer."""
     middle = float(np.median([row["value_norm"] for row in layers]))
     rows = []
     for row in layers:

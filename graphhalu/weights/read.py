@@ -1,7 +1,7 @@
 """The weights of a model, head by head, from whatever file they lie in."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -14,11 +14,16 @@ from graphhalu.core.provenance import file_sha256
 from graphhalu.models.cards import ModelSource, resolve_model
 from graphhalu.models.gguf import source_digest, wheel_gguf
 from graphhalu.models.hub import find_on_hub, unavailable
-from graphhalu.weights.architecture import Architecture, from_config, from_gguf
-from graphhalu.weights.families import FAMILIES, GGUF_LAYOUTS, Family
+from graphhalu.weights.architecture import (
+    FAMILIES,
+    GGUF_LAYOUTS,
+    Architecture,
+    Family,
+    from_config,
+    from_gguf,
+)
 from graphhalu.weights.gguf_files import open_gguf
-from graphhalu.weights.safetensors_files import open_shards
-from graphhalu.weights.storage import StoredTensor
+from graphhalu.weights.storage import StoredTensor, open_shards
 
 Part = Literal["q", "k", "v", "o"]
 PARTS: Final[tuple[Part, ...]] = ("q", "k", "v", "o")
@@ -234,8 +239,8 @@ def open_weights(name: str, revision: str | None = None) -> Weights:
 def _falcon(config: Mapping[str, Any]) -> Family:
     family = FAMILIES["falcon"]
     if config.get("new_decoder_architecture"):
-        return family.with_names(attention_norm="ln_attn", mlp_norm="ln_mlp")
-    return family if config.get("multi_query", True) else family.with_names(fused="per_head")
+        return replace(family, attention_norm="ln_attn", mlp_norm="ln_mlp")
+    return family if config.get("multi_query", True) else replace(family, fused="per_head")
 
 
 def _hub_folder(source: ModelSource, revision: str | None) -> Path:

@@ -7,6 +7,7 @@ curve is the weighted mean. A curve is worth what its validation says; it is nev
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Annotated, Final, Literal
 
 import numpy as np
@@ -14,7 +15,7 @@ from jaxtyping import Float
 from pydantic import Field, PlainValidator, field_validator
 from scipy.stats import rankdata
 
-from graphhalu.core.config import Config
+from graphhalu.core.config import Config, read_yaml
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import numbers_of
 from graphhalu.core.registry import unknown_name
@@ -45,33 +46,8 @@ class RiskComponent(Config):
 
 
 _DEFAULT: Final = {
-    "sharpness": RiskComponent(
-        quantity="logit_variance",
-        weight=0.25,
-        reason="peaked attention hangs on few tokens, and a wrong one is not outvoted",
-    ),
-    "no_copying": RiskComponent(
-        quantity="copying",
-        risky="low",
-        weight=0.25,
-        reason="heads that do not copy words of the prompt leave the answer to memory",
-    ),
-    "amplification": RiskComponent(
-        quantity="value_amplification",
-        weight=0.2,
-        reason="large values let one attended token move the stream far",
-    ),
-    "memory": RiskComponent(
-        quantity="gain_ratio",
-        weight=0.2,
-        reason="a strong feed-forward block against attention adds memory over context",
-    ),
-    "narrow_output": RiskComponent(
-        quantity="ov_rank",
-        risky="low",
-        weight=0.1,
-        reason="OV circuits of low rank write the same few directions whatever was read",
-    ),
+    name: RiskComponent(**entry)
+    for name, entry in read_yaml(Path(__file__).with_name("risk.yaml"))["components"].items()
 }
 
 

@@ -22,7 +22,7 @@ _NAN: Final = float("nan")
 
 
 class Entries(NamedTuple):
-    """What the entries of a matrix say, one by one.
+    """Statistics of the entries of a matrix.
 
     Attributes:
         frobenius: Root of the sum of squares.
@@ -64,30 +64,23 @@ class Tail(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """What the singular values of a matrix say.
+    """Ranks of a matrix from its singular values, and the tail of their squares as :class:`Tail`.
 
     Attributes:
-        sigma_max: The largest one.
+        sigma_max: The largest singular value.
         stable_rank: Sum of squares over the largest square.
-        entropy_rank: Exponential of the entropy of the squares; NaN where only the largest
-            singular value was computed.
-        tail: Power law of the squares.
+        entropy_rank: Exponential of the entropy of the squares; NaN if only the largest singular
+            value was computed.
     """
 
     sigma_max: float = _NAN
     stable_rank: float = _NAN
     entropy_rank: float = _NAN
-    tail: Tail = Tail()
-
-    def columns(self) -> dict[str, float]:
-        """Its numbers by name, those of the tail included."""
-        sigma_max, stable_rank, entropy_rank, tail = self
-        return {
-            "sigma_max": sigma_max,
-            "stable_rank": stable_rank,
-            "entropy_rank": entropy_rank,
-            **tail._asdict(),
-        }
+    tail_alpha: float = _NAN
+    tail_sigma: float = _NAN
+    tail_distance: float = _NAN
+    tail_x_min: float = _NAN
+    n_tail: int = 0
 
 
 def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
@@ -173,7 +166,7 @@ def spectrum_of_gram(products: Float[np.ndarray, "side side"], *, is_full: bool 
 
 
 def spectrum(squares: Float[np.ndarray, "value"]) -> Spectrum:
-    """What squared singular values say.
+    """Ranks and tail of squared singular values.
 
     Source:
         Stable rank: Rudelson & Vershynin 2007. Entropy rank: Roy & Vetterli 2007.
@@ -182,12 +175,8 @@ def spectrum(squares: Float[np.ndarray, "value"]) -> Spectrum:
     if largest <= 0:
         return Spectrum(0.0)
     share = squares[squares > 0] / total
-    return Spectrum(
-        float(np.sqrt(largest)),
-        total / largest,
-        float(np.exp(-(share * np.log(share)).sum())),
-        power_law(squares),
-    )
+    entropy_rank = float(np.exp(-(share * np.log(share)).sum()))
+    return Spectrum(float(np.sqrt(largest)), total / largest, entropy_rank, *power_law(squares))
 
 
 def power_law(eigenvalues: Float[np.ndarray, "value"]) -> Tail:

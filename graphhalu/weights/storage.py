@@ -1,19 +1,37 @@
-"""Tensors in files: type and shape of each, and their rows as float32."""
+"""Tensors of safetensors files, read when asked for; packed bitsandbytes checkpoints as weights."""
 
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float32, UInt8
+from safetensors import SafetensorError, safe_open
 
 from graphhalu.core.errors import DataFileError
-from graphhalu.core.files import reading
+from graphhalu.core.files import parse_json, read_json, reading
+from graphhalu.core.numerics import from_bfloat16_bits
 
 CHUNK_BYTES: Final = 2**24
 """Float32 bytes that a chunk of rows has, about."""
+_INDEX: Final = "model.safetensors.index.json"
+_TYPES: Final = {
+    "F64": "<f8",
+    "F32": "<f4",
+    "F16": "<f2",
+    "BF16": "<u2",
+    "I8": "i1",
+    "U8": "u1",
+    "I32": "<i4",
+    "I64": "<i8",
+    "BOOL": "u1",
+}
+_STATE: Final = ".quant_state.bitsandbytes__"
+_SCALES: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
+_INT8: Final = 127.0
 
 
 @dataclass(frozen=True)
@@ -83,3 +101,177 @@ def file_bytes(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "byte"]:
         message = f"{path} is cut off: bytes {start} … {stop} are wanted, it has {path.stat().st_size}"
         raise DataFileError(message)
     return found
+
+
+def open_shards(folder: Path) -> dict[str, StoredTensor]:
+    """The tensors of a folder of safetensors; those of a 4-bit or 8-bit checkpoint as weights.
+
+    Raises:
+        DataFileError: If there is no such file, a part is missing, or one is damaged or cut off.
+    """
+    tensors: dict[str, StoredTensor] = {}
+    for path in _shard_paths(folder):
+        tensors |= _open_file(path)
+    return join_quantized(tensors, folder)
+
+
+def _shard_paths(folder: Path) -> list[Path]:
+    index = folder / _INDEX
+    if not index.is_file():
+        paths = sorted(folder.glob("*.safetensors"))
+        if not paths:
+            hint = " (*.bin files are pickles and not read)" if any(folder.glob("*.bin")) else ""
+            message = f"{folder} holds no *.safetensors file{hint}"
+            raise DataFileError(message)
+        return paths
+    with reading(f"{index} is damaged: it names no weight_map"):
+        # only the last part of a name: a part lies in the folder, and nowhere else
+        names = sorted({Path(name).name for name in read_json(index)["weight_map"].values()})
+    # looked up among what is there: a system refuses to look for a name that is too long
+    there = {path.name for path in folder.iterdir() if path.is_file()}
+    missing = [name for name in names if name not in there]
+    if missing:
+        message = f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
+        raise DataFileError(message)
+    return [folder / name for name in names]
+
+
+def _open_file(path: Path) -> dict[str, StoredTensor]:
+    """The tensors of one file, whose header the library checks against its size."""
+    fault = f"{path} is no safetensors file, or cut off"
+    with reading(fault, also=(SafetensorError,)), safe_open(path, framework="np") as file:
+        slices = {name: file.get_slice(name) for name in file.offset_keys()}
+        entries = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
+        sizes = {name: _n_bytes(*entry) for name, entry in entries.items()}
+        # the tensors lie one behind the other, up to the end of the file
+        offset = path.stat().st_size - sum(sizes.values())
+    tensors = {}
+    for name, (kind, shape) in entries.items():
+        tensors[name] = _tensor(path, name, kind, shape, offset)
+        offset += sizes[name]
+    return tensors
+
+
+def _n_bytes(kind: str, shape: tuple[int, ...]) -> int:
+    """Bytes of a tensor: every type but ``BOOL`` starts with its bits, as in ``F8_E4M3``."""
+    bits = re.search(r"\d+", kind)
+    return math.prod(shape) * (int(bits[0]) if bits else 8) // 8
+
+
+def _tensor(path: Path, name: str, kind: str, shape: tuple[int, ...], offset: int) -> StoredTensor:
+    n_bytes = _n_bytes(kind, shape)
+    row_bytes = n_bytes // max(1, shape[0] if shape else 1)
+
+    def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
+        if kind not in _TYPES:
+            message = f"{path}: {name} is stored as {kind}, which is not known here"
+            raise DataFileError(message)
+        raw = file_bytes(path, offset + first * row_bytes, offset + last * row_bytes)
+        values = raw.view(_TYPES[kind])
+        exact = from_bfloat16_bits(values) if kind == "BF16" else values.astype(np.float32)
+        return exact.reshape((last - first, *shape[1:]) if shape else ())
+
+    return StoredTensor(name, shape, kind, n_bytes, load, path, offset)
+
+
+def join_quantized(tensors: Mapping[str, StoredTensor], folder: Path) -> dict[str, StoredTensor]:
+    """Tensors in which a packed weight and its scales have become one.
+
+    Args:
+        tensors: As the files hold them.
+        folder: Named in errors.
+
+    Raises:
+        DataFileError: If scales of a packed weight are missing or damaged.
+
+    Source:
+        The layout of ``bitsandbytes.functional.QuantState.as_dict`` and of ``Linear8bitLt``:
+        high half of a byte first, ``value = quant_map[code] * absmax[block]``; nested scales are
+        ``nested_quant_map[code] * nested_absmax[block] + offset``.
+    """
+    found = dict(tensors)
+    for key in tensors:
+        stem = key.removesuffix(".SCB")
+        name, _, kind = key.partition(_STATE)
+        with reading(f"{folder}: the scales of the packed weight {name[:120]} are damaged"):
+            if kind:
+                found[name] = _four_bits(name, kind, tensors)
+                used = [key, *(f"{name}{part}" for part in _SCALES)]
+            elif stem != key:
+                name, used = f"{stem}.weight", [key, f"{stem}.weight_format"]
+                if name in tensors:
+                    found[name] = _eight_bits(tensors[name], tensors[key])
+            else:
+                continue
+        for part in used:
+            found.pop(part, None)
+    return found
+
+
+def _four_bits(name: str, kind: str, tensors: Mapping[str, StoredTensor]) -> StoredTensor:
+    packed, codebook = tensors[name], tensors[f"{name}.quant_map"]
+    encoded = tensors[f"{name}{_STATE}{kind}"]
+    state: dict[str, Any] = parse_json(encoded.raw(0, encoded.n_bytes).tobytes())
+    shape = tuple(int(size) for size in state["shape"])
+    blocksize, row = int(state["blocksize"]), math.prod(shape[1:])
+    _check_sizes(name, state, shape, tensors)
+    scales = [tensors[f"{name}{part}"] for part in _SCALES if f"{name}{part}" in tensors]
+
+    def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
+        start, stop = first * row, last * row
+        # a row may begin in the middle of a byte or of a block
+        pairs = packed.raw(start // 2, -(-stop // 2))
+        codes = np.stack([pairs >> 4, pairs & 15], axis=1).ravel()[start % 2 :][: stop - start]
+        blocks = _absmax(name, state, tensors)[start // blocksize : -(-stop // blocksize)]
+        repeated = np.repeat(blocks, blocksize)[start % blocksize :][: stop - start]
+        values = (codebook.read()[codes] * repeated).astype(np.float32)
+        return values.reshape(last - first, *shape[1:])
+
+    n_bytes = packed.n_bytes + sum(scale.n_bytes for scale in scales)
+    return replace(packed, shape=shape, storage=kind, n_bytes=n_bytes, load=load)
+
+
+def _check_sizes(
+    name: str, state: Mapping[str, Any], shape: tuple[int, ...], tensors: Mapping[str, StoredTensor]
+) -> None:
+    """Refuse sizes that the packed bytes and their scales do not have, before any is allocated."""
+    n_values, blocksize = math.prod(shape), int(state["blocksize"])
+    nested = tensors.get(f"{name}.nested_absmax")
+    n_scales = tensors[f"{name}.absmax"].n_values
+    is_whole = min(shape, default=0) > 0 and n_values <= 2 * tensors[name].n_bytes
+    is_whole &= blocksize > 0 and n_scales >= -(-n_values // blocksize)
+    is_whole &= tensors[f"{name}.quant_map"].n_values >= 2**4
+    if nested is not None:
+        n_outer = int(state["nested_blocksize"])
+        is_whole &= n_outer > 0 and nested.n_values * n_outer >= n_scales
+        float(state["nested_offset"])
+        is_whole &= tensors[f"{name}.nested_quant_map"].n_values >= 2**8
+    if not is_whole:
+        message = f"the shape {list(shape)} in blocks of {blocksize} is more than is stored"
+        raise ValueError(message)
+
+
+def _absmax(
+    name: str, state: Mapping[str, Any], tensors: Mapping[str, StoredTensor]
+) -> Float32[np.ndarray, "block"]:
+    stored = tensors[f"{name}.absmax"]
+    if f"{name}.nested_absmax" not in tensors:
+        return stored.read().ravel()
+    codes = stored.raw(0, stored.n_bytes)
+    outer = tensors[f"{name}.nested_absmax"].read().ravel()
+    scale = np.repeat(outer, int(state["nested_blocksize"]))[: len(codes)]
+    book = tensors[f"{name}.nested_quant_map"].read()
+    return (book[codes] * scale + np.float32(state["nested_offset"])).astype(np.float32)
+
+
+def _eight_bits(weight: StoredTensor, scale: StoredTensor) -> StoredTensor:
+    if not weight.shape or scale.n_values != weight.shape[0]:
+        message = f"{scale.n_values} scales for the shape {list(weight.shape)}"
+        raise ValueError(message)
+
+    def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
+        rows = scale.read().ravel()[first:last, None] / np.float32(_INT8)
+        return weight.load(first, last) * rows
+
+    n_bytes = weight.n_bytes + scale.n_bytes
+    return replace(weight, storage="int8", n_bytes=n_bytes, load=load)

@@ -65,7 +65,7 @@ def make_shards(folder: Path) -> None:
 
 
 def read_shards(path: Path) -> Any:
-    from graphhalu.weights.safetensors_files import open_shards
+    from graphhalu.weights.storage import open_shards
 
     return _shapes(open_shards(path.parent))
 

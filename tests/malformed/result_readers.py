@@ -128,10 +128,8 @@ def read_head_tables(path: Path) -> Any:
 def make_sinks(folder: Path) -> None:
     import numpy as np
 
-    from graphhalu.studies.sinks.files import write_run
-    from graphhalu.studies.sinks.observer import SinkMass
-    from graphhalu.studies.sinks.passes import Journal, Measured
-    from graphhalu.studies.sinks.records import SinkRecord, SinkRun
+    from graphhalu.studies.sinks.passes import Journal, Measured, SinkMass
+    from graphhalu.studies.sinks.records import SinkRecord, SinkRun, write_run
     from graphhalu.studies.sinks.result import SinksResult
 
     rng = np.random.default_rng(0)
@@ -164,7 +162,7 @@ def make_sinks(folder: Path) -> None:
 
 
 def read_sink_run(path: Path) -> Any:
-    from graphhalu.studies.sinks.files import SUFFIX, read_run
+    from graphhalu.studies.sinks.records import SUFFIX, read_run
 
     return read_run(next(path.parent / name for name in (f"run{SUFFIX}",)))
 

@@ -11,8 +11,7 @@ from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.report.sinks_figures import density, parameters_text, scaling_figure, shown_findings
 from graphhalu.report.sinks_page import sinks_page
 from graphhalu.studies.sinks.analyze import analyze
-from graphhalu.studies.sinks.files import write_run
-from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name
+from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name, write_run
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 N = 48

@@ -22,19 +22,12 @@ from graphhalu.evaluation.bootstrap import (
 from graphhalu.evaluation.metrics import auroc, ece, evaluate, reliability_curve
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Prediction, QuantileBin, Shift
+from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 N_QUANTILES: Final = 5
 N_RELIABILITY_BINS: Final = 10
 _BLOCK: Final = 256
 _MIXED: Final = 0.5
-
-
-class Resampling(NamedTuple):
-    """How intervals and permutations are drawn."""
-
-    n_resamples: int = 2000
-    n_permutations: int = 10_000
-    seed: int = 0
 
 
 class Sample(NamedTuple):
@@ -48,17 +41,16 @@ class Sample(NamedTuple):
 
     labels: Int[np.ndarray, "trace"]
     groups: Shaped[np.ndarray, "trace"]
-    how: Resampling = Resampling()
+    how: AnalyzeConfig = AnalyzeConfig()
 
     def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
         """Sum of each column over the sample, then over each resample of questions."""
-        n_resamples, _, seed = self.how
-        return resample_sums(columns, self.groups, n_resamples=n_resamples, seed=seed, has_sample=True)
+        drawing = {"n_resamples": self.how.n_resamples, "seed": self.how.seed}
+        return resample_sums(columns, self.groups, **drawing, has_sample=True)
 
     def mean(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
         """Mean over the sample, then over each resample of questions."""
-        n_resamples, _, seed = self.how
-        return mean_rows(values, self.groups, n_resamples=n_resamples, seed=seed)
+        return mean_rows(values, self.groups, n_resamples=self.how.n_resamples, seed=self.how.seed)
 
     def class_effects(
         self, values: Float[np.ndarray, "trace"]
@@ -103,8 +95,8 @@ class Sample(NamedTuple):
         One is added to both counts, so it is never 0. Where most records stand in questions with
         both classes, labels are exchanged within questions only.
         """
-        _, n_permutations, seed = self.how
-        generator = np.random.default_rng(seed)
+        n_permutations = self.how.n_permutations
+        generator = np.random.default_rng(self.how.seed)
         observed = abs(_difference(values, self.labels[None])[0])
         within = group_codes(self.groups)[0] if self.is_mixed else None
         n_extreme = 0
@@ -137,7 +129,7 @@ class Sample(NamedTuple):
         return Estimate.of(np.where(is_spread, found, np.nan))
 
 
-def shift(table: SinkTable, how: Resampling) -> Shift:
+def shift(table: SinkTable, how: AnalyzeConfig) -> Shift:
     """Compare the sink mass of both classes; see :class:`Shift`."""
     sample, mass = Sample(table.labels, table.groups, how), table.mass
     lengths = table.length[:, None]
@@ -169,7 +161,7 @@ def pearson(first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"
 
 
 def prediction(
-    table: SinkTable, probabilities: Float[np.ndarray, "seed trace"], how: Resampling
+    table: SinkTable, probabilities: Float[np.ndarray, "seed trace"], how: AnalyzeConfig
 ) -> Prediction:
     """What sink mass predicts; see :class:`Prediction`.
 
@@ -202,7 +194,7 @@ def prediction(
     )
 
 
-def quantile_bins(table: SinkTable, how: Resampling) -> tuple[QuantileBin, ...]:
+def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[QuantileBin, ...]:
     """Share of label 0 in bins of equal size by rising sink mass; equal values are not parted."""
     _, index, counts = np.unique(table.mass, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts + 1) / 2

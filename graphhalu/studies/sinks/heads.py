@@ -1,4 +1,4 @@
-"""Heads that differ between the classes (H4), how surely, and what else these heads do."""
+"""Heads that differ between the classes (H4), how surely, and their overlap with other roles."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -7,68 +7,69 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import hypergeom, spearmanr
 
-from graphhalu.core.errors import UsageError
-from graphhalu.core.numerics import length_adjusted
+from graphhalu.core.numerics import benjamini_hochberg, length_adjusted
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.heads.statistics import (
-    Contrast,
-    contrast,
-    mean_of_present,
-    percentile_interval,
-    resampled_means,
-)
+from graphhalu.heads.statistics import mean_of_present, normal_p_value, percentile_interval, resampled_means
 from graphhalu.heads.table import HeadTable
-from graphhalu.studies.sinks.effects import Resampling
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Localisation, RoleOverlap, TopHead
+from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 FALSE_DISCOVERIES: Final = 0.05
-N_TOP: Final = 10
 
 
-def localise(
-    table: SinkTable, how: Resampling, *, roles: Sequence[HeadTable] = (), n_top: int = N_TOP
-) -> Localisation:
+def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable] = ()) -> Localisation:
     """Difference of every head between the classes; see :class:`Localisation`.
 
     Args:
         table: Records with both classes.
-        how: Resamples of questions.
+        how: Resamples of questions, and how many heads are named.
         roles: Tables of the same model's heads, to compare the heads that differ with.
-        n_top: How many heads are named.
     """
-    found = _contrast(table, table.by_head, how)
-    adjusted_q = _contrast(table, _length_adjusted_heads(table), how).q_value
-    resampled = _resampled_differences(table, table.by_head, how)
+    by_head = table.by_head
+    difference, resampled = _difference(table, by_head), _resampled(table, by_head, how)
+    q_value = benjamini_hochberg(normal_p_value(difference, resampled))
+    adjusted = np.full_like(by_head, np.nan)
+    for layer, head in np.argwhere(np.isfinite(by_head).all(axis=0)):
+        adjusted[:, layer, head] = length_adjusted(by_head[:, layer, head], table.length[:, None])
+    adjusted_p = normal_p_value(_difference(table, adjusted), _resampled(table, adjusted, how))
+    adjusted_q = benjamini_hochberg(adjusted_p)
+    estimates = _estimates(difference, resampled, how)
     error = resampled.std(axis=0)
-    z = np.divide(found.difference, error, out=np.full_like(error, np.nan), where=error > 0)
-    stability = _top_share(resampled, z, error, n_top)
-    n_named = min(n_top, int(np.isfinite(z).sum()))
+    z = np.divide(difference, error, out=np.full_like(error, np.nan), where=error > 0)
+    stability = _top_share(resampled, z, error, how.n_top)
     top = tuple(
         TopHead(
-            layer=layer,
-            head=head,
-            difference=_estimate(found, (layer, head), how),
-            z=float(z[layer, head]),
-            q_value=float(found.q_value[layer, head]),
-            adjusted_q_value=float(adjusted_q[layer, head]),
-            stability=float(stability[layer, head]),
+            layer=cell // z.shape[1],
+            head=cell % z.shape[1],
+            difference=estimates[cell],
+            z=float(z.flat[cell]),
+            q_value=float(q_value.flat[cell]),
+            adjusted_q_value=float(adjusted_q.flat[cell]),
+            stability=float(stability.flat[cell]),
         )
-        for layer, head in (divmod(cell, z.shape[1]) for cell in _largest(z, n_named))
+        for cell in _largest(z, min(how.n_top, int(np.isfinite(z).sum())))
     )
-    positive, negative, difference = _layer_profiles(table, how)
+    by_layer = by_head.mean(axis=2)
+    is_known = np.isfinite(by_layer).all(axis=0)
+    positive, negative = (
+        np.where(is_known, mean_of_present(each), np.nan) for each in _by_class(table, by_layer)
+    )
+    of_layers = _estimates(positive - negative, _resampled(table, by_layer, how), how)
     return Localisation(
-        difference=found.difference,
-        q_value=found.q_value,
+        difference=difference,
+        q_value=q_value,
         adjusted_q_value=adjusted_q,
-        n_heads=int(np.isfinite(found.q_value).sum()),
-        n_significant=int((found.q_value < FALSE_DISCOVERIES).sum()),
+        n_heads=int(np.isfinite(q_value).sum()),
+        n_significant=int((q_value < FALSE_DISCOVERIES).sum()),
         n_significant_adjusted=int((adjusted_q < FALSE_DISCOVERIES).sum()),
         top=top,
         profile_positive=positive,
         profile_negative=negative,
-        profile_difference=difference,
-        overlaps=tuple(role_overlap(z, role, n_top) for role in roles),
+        profile_difference=tuple(
+            each if known else None for each, known in zip(of_layers, is_known, strict=True)
+        ),
+        overlaps=tuple(role_overlap(z, role, how.n_top) for role in roles),
     )
 
 
@@ -76,19 +77,10 @@ def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) ->
     """Whether the heads that differ most are those with the highest score in a role.
 
     Args:
-        z: Difference of each head over its standard error; NaN where there is none.
+        z: Difference of each head over its standard error; NaN if unknown.
         role: Scores of the same model's heads.
         k: Heads of each kind.
-
-    Raises:
-        UsageError: If the table belongs to a model of another shape.
     """
-    if role.mean.shape != z.shape:
-        message = (
-            f"the {role.role} table has {role.mean.shape[0]} layers of {role.mean.shape[1]} heads, "
-            f"the records {z.shape[0]} of {z.shape[1]}\n  Give the table of the same model"
-        )
-        raise UsageError(message)
     is_known = np.isfinite(z) & np.isfinite(role.mean)
     size, score = (np.where(is_known, each, np.nan) for each in (np.abs(z), role.mean))
     n_known = int(is_known.sum())
@@ -107,27 +99,6 @@ def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) ->
     )
 
 
-def _estimate(found: Contrast, at: tuple[int, int], how: Resampling) -> Estimate:
-    ends = float(found.low[at]), float(found.high[at])
-    return Estimate(float(found.difference[at]), *ends, how.n_resamples)
-
-
-def _contrast(table: SinkTable, values: Float[np.ndarray, "trace layer head"], how: Resampling) -> Contrast:
-    classes = [table.labels == 1, table.labels == 0]
-    positive, negative = (values[members] for members in classes)
-    first, second = (table.groups[members].tolist() for members in classes)
-    return contrast(positive, negative, (first, second), n_resamples=how.n_resamples, seed=how.seed)
-
-
-def _length_adjusted_heads(table: SinkTable) -> Float[np.ndarray, "trace layer head"]:
-    """What a fit on the length leaves of each head; NaN for a head that some records lack."""
-    found = np.full_like(table.by_head, np.nan)
-    lengths = table.length[:, None]
-    for layer, head in np.argwhere(np.isfinite(table.by_head).all(axis=0)):
-        found[:, layer, head] = length_adjusted(table.by_head[:, layer, head], lengths)
-    return found
-
-
 def _by_class(
     table: SinkTable, values: Float[np.ndarray, "trace *cell"]
 ) -> list[Float[np.ndarray, "trace *cell"]]:
@@ -136,15 +107,30 @@ def _by_class(
     return [np.where(labels == label, values, np.nan) for label in (1, 0)]
 
 
-def _resampled_differences(
-    table: SinkTable, values: Float[np.ndarray, "trace *cell"], how: Resampling
+def _difference(table: SinkTable, values: Float[np.ndarray, "trace *cell"]) -> Float[np.ndarray, "*cell"]:
+    """Mean of label 1 minus that of label 0."""
+    positive, negative = map(mean_of_present, _by_class(table, values))
+    return positive - negative
+
+
+def _resampled(
+    table: SinkTable, values: Float[np.ndarray, "trace *cell"], how: AnalyzeConfig
 ) -> Float[np.ndarray, "resample *cell"]:
-    """Mean of label 1 minus that of label 0 on each resample of questions."""
+    """The same difference on each resample of questions."""
     positive, negative = (
         resampled_means(each, table.groups, n_resamples=how.n_resamples, seed=how.seed)
         for each in _by_class(table, values)
     )
     return positive - negative
+
+
+def _estimates(
+    difference: Float[np.ndarray, "*cell"], resampled: Float[np.ndarray, "resample *cell"], how: AnalyzeConfig
+) -> list[Estimate]:
+    """The difference of each cell with its interval."""
+    flat = (values.ravel().tolist() for values in (difference, *percentile_interval(resampled)))
+    rows = zip(*flat, strict=True)
+    return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
 
 
 def _top_share(
@@ -165,20 +151,3 @@ def _largest(values: Float[np.ndarray, "layer head"], k: int, *, is_signed: bool
     """The ``k`` cells with the largest values, or sizes of values; NaN comes last."""
     keys = np.nan_to_num(values if is_signed else np.abs(values), nan=-np.inf)
     return np.argsort(-keys.ravel(), kind="stable")[:k].tolist()
-
-
-def _layer_profiles(
-    table: SinkTable, how: Resampling
-) -> tuple[Float[np.ndarray, "layer"], Float[np.ndarray, "layer"], tuple[Estimate | None, ...]]:
-    """Mean of each layer in both classes, and the difference with its interval."""
-    by_layer = table.by_head.mean(axis=2)
-    is_known = np.isfinite(by_layer).all(axis=0)
-    positive, negative = (
-        np.where(is_known, mean_of_present(each), np.nan) for each in _by_class(table, by_layer)
-    )
-    low, high = percentile_interval(_resampled_differences(table, by_layer, how))
-    rows = zip((positive - negative).tolist(), low.tolist(), high.tolist(), strict=True)
-    differences = tuple(
-        Estimate(*row, how.n_resamples) if known else None for row, known in zip(rows, is_known, strict=True)
-    )
-    return positive, negative, differences

@@ -1,55 +1,49 @@
 """Measurement of the sink mass of one model on one data set, with ablations, as record files.
 
 Windows and query modes come from one pass over each sequence. The chat template doubles the work,
-and each quantisation loads the model anew. A killed run goes on where it stopped.
+and each quantisation loads the model again. A killed run resumes.
 """
 
+import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final
 
 import numpy as np
 import torch
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import file_sha256, installed_version, provenance
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.datasets.registry import load_questions, own_path
 from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.models.check import check_model
-from graphhalu.models.load import LoadedModel, ModelSpec, load_model
-from graphhalu.studies.sinks.files import SUFFIX, read_run, write_run
+from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.studies.sinks.passes import Journal, Measured, measure_batches, require_same
-from graphhalu.studies.sinks.prompt_formatting import (
-    KIND_DESCRIPTIONS,
-    Kind,
-    SinkPrompt,
-    kind_of,
-    sink_prompts,
-)
+from graphhalu.studies.sinks.prompts import KIND_DESCRIPTIONS, Kind, SinkPrompt, kind_of, sink_prompts
 from graphhalu.studies.sinks.records import (
     FORMAT,
     FORMAT_VERSION,
+    SUFFIX,
     MeasuredRun,
-    QueryMode,
     SinkRecord,
     SinkRun,
+    read_run,
     run_name,
     run_stem,
+    write_run,
 )
 from graphhalu.studies.sinks.settings import Ablation, SinkMeasureConfig
 from graphhalu.studies.sinks.stored import measure_generated
 
 WAVE: Final = 96
 """Sequences that are measured between two writes to the journal."""
-
-T = TypeVar("T")
-Progress = Callable[[int, int], None]
-Note = Callable[[str], None]
+_META_FIELDS: Final = ("category", "subject", "subset")
+_LOG: Final = logging.getLogger(__name__)
 
 
 def measure(
@@ -57,18 +51,16 @@ def measure(
     out: Path,
     *,
     ablate: Sequence[Ablation] = (),
-    on_progress: Progress = lambda _done, _total: None,
-    on_note: Note = lambda _: None,
+    on_progress: Progress = no_progress,
 ) -> list[MeasuredRun]:
     """Measure, and write one file of records for each window, query mode and variant.
 
     Args:
-        config: What to measure.
+        config: Model, data set, windows and query modes.
         out: Folder of the files; variants of an ablation get folders inside of it.
         ablate: ``chat`` runs without and with the chat template, ``quantization`` at full
             precision, in int8 and in NF4. (``k`` is a choice of windows: see ``ks``.)
         on_progress: Called with sequences done and to do, of one variant.
-        on_note: Told in one line what a user should know, such as what was skipped.
 
     Raises:
         UsageError: If a setting cannot be used.
@@ -85,14 +77,17 @@ def measure(
     )
     kind = kind_of(questions, dataset.name)
     found: list[MeasuredRun] = []
-    for quantization in _quantizations(config, ablate, on_note):
+    for quantization in _quantizations(config, ablate):
         model = config.model.model_copy(update={"quantization": quantization})
-        skipped = GraphhaluError if ablate and quantization != "none" else None
         loaded = None
         if kind != "generated":
-            name = f"quantisation {quantization}"
-            loaded = _or_note(partial(_load, model), name, skipped, on_note)
-            if loaded is None:
+            try:
+                loaded = load_model(model)
+                check_model(loaded)
+            except GraphhaluError as error:
+                if not ablate or quantization == "none":
+                    raise
+                _log_skipped(f"quantisation {quantization}", error)
                 continue
         for chat in ["off", "on"] if "chat" in ablate else [config.prompt.chat]:
             prompt = config.prompt.model_copy(update={"chat": chat})
@@ -101,47 +96,33 @@ def measure(
             parts += [quantization] if "quantization" in ablate else []
             folder = out / ("_".join(parts) or ".")
             if loaded is None:
-                found += measure_generated(variant, folder, on_note)
+                found += measure_generated(variant, folder)
                 continue
-            has_chat = partial(uses_chat, prompt, loaded)
-            skipped = UsageError if "chat" in ablate else None
-            if _or_note(has_chat, "chat on", skipped, on_note) is None:
+            try:
+                uses_chat(prompt, loaded)
+            except UsageError as error:
+                if "chat" not in ablate:
+                    raise
+                _log_skipped("chat on", error)
                 continue
-            run = partial(_run, variant, loaded, questions, kind, folder)
-            found += run(on_progress=on_progress, on_note=on_note)
+            found += _run(variant, loaded, questions, kind, folder, on_progress=on_progress)
     return found
 
 
-def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation], on_note: Note) -> list[str]:
-    """Quantisations to run, each of which loads the model anew."""
+def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation]) -> list[str]:
     if "quantization" not in ablate:
         return [config.model.quantization]
     missing = None if torch.cuda.is_available() else "there is no GPU"
     if installed_version("bitsandbytes") is None:
         missing = "bitsandbytes is not installed"
     if missing is not None:
-        on_note(f"quantisation int8 and nf4 skipped: {missing}")
+        _LOG.info("quantisation int8 and nf4 skipped: %s", missing)
         return ["none"]
     return ["none", "int8", "nf4"]
 
 
-def _load(model: ModelSpec) -> LoadedModel:
-    loaded = load_model(model)
-    check_model(loaded)
-    return loaded
-
-
-def _or_note(
-    call: Callable[[], T], what: str, skipped: type[GraphhaluError] | None, on_note: Note
-) -> T | None:
-    """What a call gives; where it raises an error that may be skipped, ``None`` and a note."""
-    try:
-        return call()
-    except GraphhaluError as error:
-        if skipped is None or not isinstance(error, skipped):
-            raise
-        on_note(f"{what} skipped: {str(error).splitlines()[0]}")
-        return None
+def _log_skipped(name: str, error: GraphhaluError) -> None:
+    _LOG.info("%s skipped: %s", name, str(error).splitlines()[0])
 
 
 def _run(
@@ -152,16 +133,15 @@ def _run(
     folder: Path,
     *,
     on_progress: Progress,
-    on_note: Note,
 ) -> list[MeasuredRun]:
     """Measure a variant, or take its files of an earlier call."""
     name = loaded.identity["name"]
-    cells: list[tuple[int, QueryMode]] = [(k, mode) for k in config.ks for mode in config.modes]
+    cells = [(k, mode) for k in config.ks for mode in config.modes]
     paths = [folder / f"{run_name(config.task, name, *cell)}{SUFFIX}" for cell in cells]
     identity = run_identity(config, loaded)
     there = [_earlier(path, identity) for path in paths if path.exists()]
     if len(there) == len(paths):
-        on_note(f"{len(there)} files are in {folder} already")
+        _LOG.info("%d files are in %s already", len(there), folder)
         return there
     started = time.process_time()
     prompts, failures = sink_prompts(questions, kind, config, loaded)
@@ -169,10 +149,14 @@ def _run(
         reason = failures[0] if failures else "there is none"
         message = f"no question of {config.dataset.name} can be measured: {reason}"
         raise UsageError(message)
-    journal_path = folder / f".{run_stem(config.task, name)}.journal"
-    cells_asked = {"ks": list(config.ks), "modes": list(config.modes)}
-    journal = Journal(journal_path, {**identity, **cells_asked, "n_sequences": len(prompts)})
-    _measure_rest(journal, prompts, config, loaded, on_progress)
+    asked = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
+    journal = Journal(folder / f".{run_stem(config.task, name)}.journal", {**identity, **asked})
+    left = [prompt for prompt in prompts if prompt.idx not in journal.done]
+    on_progress(len(journal.done), len(prompts))
+    for start in range(0, len(left), WAVE):
+        measured = measure_batches(loaded, left[start : start + WAVE], config)
+        journal.add((prompt.idx, each) for prompt, each in measured)
+        on_progress(len(journal.done), len(prompts))
     cpu_s = time.process_time() - started
     common = {
         **_description(config, loaded, kind),
@@ -188,24 +172,8 @@ def _run(
         run = SinkRun(records, meta, path.name.removesuffix(SUFFIX))
         write_run(folder, run)
         runs.append(MeasuredRun.of(path, run, is_new=True, cpu_s=cpu_s))
-    journal_path.unlink(missing_ok=True)
+    journal.path.unlink(missing_ok=True)
     return runs
-
-
-def _measure_rest(
-    journal: Journal,
-    prompts: Sequence[SinkPrompt],
-    config: SinkMeasureConfig,
-    loaded: LoadedModel,
-    on_progress: Progress,
-) -> None:
-    """Measure the sequences that the journal lacks."""
-    left = [prompt for prompt in prompts if prompt.idx not in journal.done]
-    on_progress(len(journal.done), len(prompts))
-    for start in range(0, len(left), WAVE):
-        found = measure_batches(loaded, left[start : start + WAVE], config)
-        journal.add([(prompt.idx, measured) for prompt, measured in found])
-        on_progress(len(journal.done), len(prompts))
 
 
 def _earlier(path: Path, identity: dict[str, Any]) -> MeasuredRun:
@@ -216,7 +184,7 @@ def _earlier(path: Path, identity: dict[str, Any]) -> MeasuredRun:
 
 
 def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, Any]:
-    """What decides the numbers of a run, but for window and query mode."""
+    """Everything that decides the numbers of a run, except window and query mode."""
     path = own_path(config.dataset.name) or config.dataset.path
     return {
         "model": dict(loaded.identity),
@@ -238,7 +206,7 @@ def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, An
 
 
 def _description(config: SinkMeasureConfig, loaded: LoadedModel, kind: Kind) -> dict[str, Any]:
-    """The published fields of a description, and what else should be known."""
+    """The published fields of a description, and some more."""
     return {
         "task": config.task,
         "dataset": config.dataset.name,
@@ -282,15 +250,12 @@ def _record(prompt: SinkPrompt, measured: Measured, place: int, run: Mapping[str
     """One record.
 
     Args:
-        prompt: What was measured.
-        measured: What came of it.
+        prompt: The measured sequence.
+        measured: Its measurement.
         place: Which window and query mode.
         run: Description of the run.
     """
     question, pred, mass = prompt.question, measured.pred, measured.cells[place]
-    more = {
-        key: question.metadata[key] for key in ("category", "subject", "subset") if key in question.metadata
-    }
     return SinkRecord(
         idx=prompt.idx,
         target=prompt.target,
@@ -311,6 +276,6 @@ def _record(prompt: SinkPrompt, measured: Measured, place: int, run: Mapping[str
             "source": run["dataset"],
             "pose": prompt.kind,
             "place": prompt.place,
-            **more,
+            **{key: question.metadata[key] for key in _META_FIELDS if key in question.metadata},
         },
     )

@@ -1,25 +1,33 @@
-"""Passes of sequences through a model, batch by batch, and the journal of what they gave."""
+"""Passes of sequences through a model that sum attention to the first tokens, and their journal.
+
+Every window and query mode comes from one pass, whose attention is discarded chunk by chunk. NaN is
+kept: a model that overflows gives a record that says so.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float, Int
 from pydantic import TypeAdapter
+from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from graphhalu.core.axes import RowRange
 from graphhalu.core.config import differing_fields
 from graphhalu.core.errors import StoreMismatchError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.core.numerics import json_ready
+from graphhalu.evaluation.files import numbers
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, body_below_head, read_likelihood
 from graphhalu.models.load import LoadedModel
-from graphhalu.studies.sinks.observer import SinkMass, SinkObserver
-from graphhalu.studies.sinks.prompt_formatting import SinkPrompt
+from graphhalu.studies.sinks.prompts import SinkPrompt
+from graphhalu.studies.sinks.records import QueryMode
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 
 DIGITS: Final = 7
@@ -27,8 +35,103 @@ _MOST_SHOWN: Final = 12
 
 
 @dataclass(frozen=True)
+class SinkMass:
+    """Mean attention of the counted rows of one sequence to the first tokens.
+
+    Attributes:
+        k: Leading tokens that form the sink.
+        mode: Which rows count.
+        values: In [0, 1]; NaN where the model gave NaN, 0 where no row counts.
+        is_seen: Layers in which at least one row counts.
+    """
+
+    k: int
+    mode: QueryMode
+    values: Annotated[Float[np.ndarray, "layer head"], numbers(2)]
+    is_seen: Annotated[Bool[np.ndarray, "layer"], numbers(1, np.bool_)]
+
+    @property
+    def scalar(self) -> float:
+        """Mean over heads, then over the layers that can see the sink; NaN without such a layer."""
+        by_layer = self.values.mean(axis=1)[self.is_seen]
+        return float(by_layer.mean()) if by_layer.size else float("nan")
+
+
+class SinkObserver:
+    """Sums attention to the first tokens over the rows that count.
+
+    A row counts if it comes after the sink and sees all of it: rows ``i < K`` can look at little
+    else, and a row further than a sliding window away cannot look at the sink.
+
+    Args:
+        last: The last row of each sequence, which the mode ``last`` counts; padding is on the
+            right.
+        start: First row that may count in the mode ``range``.
+        ks: Leading tokens that form the sink, several at once.
+        modes: Query modes, one or both.
+        layer_windows: Sliding window of each layer, or ``None``.
+        n_heads: Heads of a layer.
+    """
+
+    def __init__(
+        self,
+        last: Sequence[int],
+        *,
+        start: int,
+        ks: Sequence[int],
+        modes: Sequence[QueryMode],
+        layer_windows: Sequence[int | None],
+        n_heads: int,
+    ) -> None:
+        self.last = torch.tensor(last)
+        self.start = start
+        self.layer_windows = tuple(layer_windows)
+        first = min(start, *last) if "range" in modes else min(last)
+        self.wanted = RowRange(first, max(last) + 1)
+        size = (len(self.layer_windows), len(last), n_heads)
+        self.sums: dict[tuple[int, QueryMode], tuple[Tensor, Tensor]] = {
+            (k, mode): (torch.zeros(size, dtype=torch.float64), torch.zeros(size[:2]))
+            for k in ks
+            for mode in modes
+        }
+
+    def wanted_rows(self, layer: int) -> RowRange | None:
+        """From the first row that counts anywhere to the last."""
+        return self.wanted
+
+    def rows(self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]) -> None:
+        """Add a chunk of rows."""
+        position = torch.arange(row_start, row_start + weights.shape[2])
+        for (k, mode), (total, count) in self.sums.items():
+            counts = self._counts(layer, position, k, mode)
+            if bool(counts.any()):
+                share = weights[..., :k].float().sum(-1).cpu()
+                kept = torch.where(counts[:, None], share, torch.zeros(()))
+                total[layer] += kept.double().sum(-1)
+                count[layer] += counts.sum(-1)
+
+    def values(self, layer: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
+        """Value vectors play no part."""
+
+    def mass(self, index: int, k: int, mode: QueryMode) -> SinkMass:
+        """The sink mass of one sequence."""
+        total, count = (part[:, index] for part in self.sums[k, mode])
+        mean = total / count.clamp_min(1)[:, None]
+        return SinkMass(k, mode, mean.numpy(), (count > 0).numpy())
+
+    def _counts(
+        self, layer: int, position: Int[Tensor, "row"], k: int, mode: QueryMode
+    ) -> Bool[Tensor, "trace row"]:
+        window = self.layer_windows[layer]
+        sees_sink = (position >= k) & (position < (window or position.max() + 1))
+        if mode == "last":
+            return sees_sink & (position == self.last[:, None])
+        return sees_sink & (position >= self.start) & (position <= self.last[:, None])
+
+
+@dataclass(frozen=True)
 class Measured:
-    """What the model gave of one sequence.
+    """Measurement of one sequence.
 
     Attributes:
         entropy: Of the next-token distribution after the last token, in nat.
@@ -42,7 +145,7 @@ class Measured:
 
     @property
     def pred(self) -> int | None:
-        """The likeliest option; ``None`` without options, in a tie, and where NaN came."""
+        """The likeliest option; ``None`` without options, in a tie, and with NaN."""
         values = np.array(self.option_logprobs)
         if not values.size or np.isnan(values).any():
             return None
@@ -57,14 +160,14 @@ def measure_batches(
     loaded: LoadedModel, prompts: Sequence[SinkPrompt], config: SinkMeasureConfig
 ) -> Iterator[tuple[SinkPrompt, Measured]]:
     """Measure sequences, those of about equal length together."""
-    batches: list[list[SinkPrompt]] = [[]]
+    batch: list[SinkPrompt] = []
     for prompt in sorted(prompts, key=lambda prompt: prompt.n_tokens):
-        if batches[-1] and (len(batches[-1]) + 1) * prompt.sequence.length > config.batch_tokens:
-            batches.append([])
-        batches[-1].append(prompt)
-    for batch in batches:
-        if batch:
+        if batch and (len(batch) + 1) * prompt.sequence.length > config.batch_tokens:
             yield from zip(batch, run_batch(loaded, batch, config), strict=True)
+            batch = []
+        batch.append(prompt)
+    if batch:
+        yield from zip(batch, run_batch(loaded, batch, config), strict=True)
 
 
 @torch.inference_mode()
@@ -106,13 +209,13 @@ def run_batch(loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeas
 
 
 class Journal:
-    """Measurements so far, so that a killed run goes on where it stopped.
+    """Measurements so far, from which a killed run resumes.
 
-    A file of JSON lines: what the run is, then one measurement a line.
+    A file of JSON lines: the identity of the run, then one measurement a line.
 
     Args:
         path: The file; it is made if it is not there.
-        identity: What the run is; plain JSON values.
+        identity: Model, data and settings of the run; plain JSON values.
 
     Attributes:
         done: Measurements by number of the sequence.
@@ -134,7 +237,11 @@ class Journal:
     def add(self, measured: Iterable[tuple[int, Measured]]) -> None:
         """Append measurements, in one write."""
         found = dict(measured)
-        self._append({"idx": idx, **asdict(_rounded(each))} for idx, each in found.items())
+        lines = []
+        for idx, each in found.items():
+            cells = [replace(cell, values=np.round(cell.values, DIGITS)) for cell in each.cells]
+            lines.append({"idx": idx, **asdict(replace(each, cells=tuple(cells)))})
+        self._append(lines)
         self.done |= found
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -155,7 +262,7 @@ class Journal:
 
 
 def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
-    """Refuse to go on with another run's file.
+    """Refuse to resume another run's file.
 
     Raises:
         StoreMismatchError: Names the fields that differ.
@@ -168,8 +275,3 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path
             f"  Ask for the same ones, or give another folder with --out"
         )
         raise StoreMismatchError(message)
-
-
-def _rounded(measured: Measured) -> Measured:
-    cells = (replace(cell, values=np.round(cell.values, DIGITS)) for cell in measured.cells)
-    return replace(measured, cells=tuple(cells))

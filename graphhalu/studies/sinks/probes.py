@@ -8,7 +8,7 @@ record takes part in any choice, scale or calibration by which it is judged.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -20,10 +20,10 @@ from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import auroc, log_losses
 from graphhalu.evaluation.protocol import cross_fit_folds
-from graphhalu.studies.sinks.effects import Resampling, Sample
+from graphhalu.studies.sinks.effects import Sample
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Gain, Model
-from graphhalu.studies.sinks.settings import ANSWER, HEADS, NESTED
+from graphhalu.studies.sinks.settings import ANSWER, HEADS, NESTED, AnalyzeConfig
 
 N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
@@ -40,16 +40,9 @@ GAINS: Final = (
 """Larger and smaller model of each comparison."""
 
 
-class FoldScores(NamedTuple):
-    """Logits of one outer fold.
-
-    Attributes:
-        train: Of the training side, each from an inner fold that did not see the record.
-        test: Of the test side.
-    """
-
-    train: Float[np.ndarray, "train"]
-    test: Float[np.ndarray, "test"]
+FoldScores = tuple[Float[np.ndarray, "train"], Float[np.ndarray, "test"]]
+"""Logits of one outer fold: of its training side, each from an inner fold that did not see the
+record, and of its test side."""
 
 
 @dataclass(frozen=True)
@@ -88,16 +81,16 @@ def fit_models(
         folds = cross_fit_folds(table.labels, table.groups, is_valid, n_folds=N_FOLDS, seed=seed)
         for fold in folds:
             side = np.sort(np.concatenate([fold.train, fold.validation]))
-            for name, each in _fit_fold(names, columns, table, (side, fold.test), seed).items():
-                calibration = Calibration.fit(each.train, table.labels[side], method="platt")
-                scores[name][row, fold.test] = standardise(each.test, each.train)
-                probability[name][row, fold.test] = calibration.probability(each.test)
+            for name, (train, test) in _fit_fold(names, columns, table, (side, fold.test), seed).items():
+                calibration = Calibration.fit(train, table.labels[side], method="platt")
+                scores[name][row, fold.test] = standardise(test, train)
+                probability[name][row, fold.test] = calibration.probability(test)
     n_columns = {name: sum(columns[part].shape[1] for part in name.split("+")) for name in names}
     return {name: Fitted(scores[name], probability[name], n_columns[name]) for name in names}
 
 
 def models_of(
-    fitted: Mapping[str, Fitted], table: SinkTable, how: Resampling
+    fitted: Mapping[str, Fitted], table: SinkTable, how: AnalyzeConfig
 ) -> tuple[tuple[Model, ...], tuple[Gain, ...]]:
     """AUROC and log-loss of every model, and what one adds to another, with intervals."""
     labels, sample = table.labels, Sample(table.labels, table.groups, how)
@@ -179,11 +172,11 @@ def fit_columns(
         )
         raise NotEnoughDataError(message)
     if not (train.std(axis=0) > 0).any():
-        return FoldScores(np.zeros(len(train)), np.zeros(len(test)))
+        return np.zeros(len(train)), np.zeros(len(test))
     grid = Grid({"all": np.arange(train.shape[1])}, components=components)
     learned = search(side, grid, folds)
     logits: Float[np.ndarray, test] = learned.model.logits(test)
-    return FoldScores(learned.out_of_fold, logits)
+    return learned.out_of_fold, logits
 
 
 def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
@@ -203,7 +196,7 @@ def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
     }
 
 
-def _aurocs(fitted: Fitted, table: SinkTable, how: Resampling) -> Float[np.ndarray, "seed row"]:
+def _aurocs(fitted: Fitted, table: SinkTable, how: AnalyzeConfig) -> Float[np.ndarray, "seed row"]:
     """AUROC of the sample, then of each resample, for each seed."""
     rows = []
     for scores in fitted.scores:

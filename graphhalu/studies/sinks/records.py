@@ -1,11 +1,23 @@
-"""Measured sink mass in memory: one record a question, one run a file.
+"""Measured sink mass: one record a question, one run a file ``<task>__<model>__K<K>__q<mode>.jsonl.gz``.
 
-Records with NaN are kept and counted; every analysis leaves them out.
+A gzip file has one JSON object a line, and ``.meta.json`` beside it. The layout is the published one
+of the study ``sinks-bruh``, whose files can be read. Ours have one more field, ``labels``, since the
+published ``hallucinated`` has two meanings: for TruthfulQA the model chose wrongly, for HaluEval and
+FreshQA the data set says it of the input.
+
+``NaN`` marks a failed measurement, as published; such records are counted and left out of every
+analysis. ``null`` in the matrices marks a layer whose sliding window cannot see the sink.
+
+Source:
+    PavelPaha/sinks-bruh, commit 1b68372, ``scripts/measure_sink_text.py``.
 """
 
+import gzip
+import json
 import re
+import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,16 +27,28 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import BaseModel, ConfigDict, PositiveInt
 
+from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.core.files import parse_json, read_json_object, reading, reason_of, replace_file, shown
 from graphhalu.labels.labels import Meaning
 
 FORMAT: Final = "graphhalu-sinks"
 FORMAT_VERSION: Final = 1
+SUFFIX: Final = ".jsonl.gz"
+META_SUFFIX: Final = ".meta.json"
 QueryMode = Literal["last", "range"]
 """``last``: the last query row; ``range``: all query rows after the sink."""
+_REQUIRED: Final = (
+    *("idx", "task", "model", "correct", "hallucinated", "entropy", "sink_mass"),
+    *("sink_by_layer", "sink_by_layer_head", "seq_len", "sink_tokens", "query_mode"),
+)
+_SAME: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
+_TOLERANCE: Final = 1e-3
+_MAX_LINE_BYTES: Final = 2**26
+"""Most bytes of a record: a small gzip file can hold a line of any length."""
 
 
 class SinkRecord(BaseModel):
-    """Sink mass of one question, with what the model answered."""
+    """Sink mass of one question, with the model's answer."""
 
     model_config = ConfigDict(frozen=True, arbitrary_types_allowed=True, protected_namespaces=())
 
@@ -37,15 +61,15 @@ class SinkRecord(BaseModel):
     target: str | None
     """Letters of the right options, or the first gold answer."""
     pred: str | None
-    """Letter or text that the model answered."""
+    """The model's answer, a letter or a text."""
     labels: dict[Meaning, int | None]
-    """1 or 0 by meaning; ``None`` where nothing can be said."""
+    """1 or 0 by meaning; ``None`` if unknown."""
     entropy: float
     """Of the next-token distribution after the last query, in nat."""
     sink_mass: float
     """Mean over heads, then over the layers that can see the sink."""
     by_head: Float[np.ndarray, "layer head"]
-    """Attention to the first tokens, in [0, 1]; NaN where it failed."""
+    """Attention to the first tokens, in [0, 1]; NaN if the measurement failed."""
     is_seen: Bool[np.ndarray, "layer"]
     """Layers that can see the sink from at least one counted query."""
     seq_len: PositiveInt
@@ -61,16 +85,13 @@ class SinkRecord(BaseModel):
     quantization: str = "none"
     """Of the model."""
     meta: dict[str, Any] = {}
-    """What else is known; ``question_id`` and ``group_id`` name the question."""
+    """More about the question; ``question_id`` and ``group_id`` name it."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether sink mass, entropy and every head that can see the sink are numbers."""
-        return bool(
-            np.isfinite(self.sink_mass)
-            and np.isfinite(self.entropy)
-            and np.isfinite(self.by_head[self.is_seen]).all()
-        )
+        """Whether sink mass, entropy and every head that can see the sink are finite."""
+        numbers = [self.sink_mass, self.entropy, *self.by_head[self.is_seen].ravel()]
+        return bool(np.isfinite(numbers).all())
 
     @property
     def group(self) -> str:
@@ -84,9 +105,9 @@ class SinkRun:
     """The records of one model on one data set with one sink and one query mode.
 
     Attributes:
-        records: All of them, also those with NaN.
-        meta: What the run says of itself; empty where there is no such file.
-        name: Name of its file without the ending, or what stands for it.
+        records: All of them, including those with NaN.
+        meta: Description of the run; empty if it has no such file.
+        name: Name of its file without the ending.
     """
 
     records: tuple[SinkRecord, ...]
@@ -95,7 +116,7 @@ class SinkRun:
 
     @property
     def first(self) -> SinkRecord:
-        """Any record: what they share is the same in all."""
+        """A record to read the settings from, which all records share."""
         return self.records[0]
 
     @cached_property
@@ -132,7 +153,7 @@ class SinkTable:
         by_head: Sink mass of every head; NaN where a layer cannot see the sink.
         labels: 0 or 1.
         groups: Question of each record.
-        answers: What the model answered; empty where nothing is known.
+        answers: The model's answer; empty if unknown.
     """
 
     mass: Float[np.ndarray, "trace"]
@@ -165,7 +186,7 @@ class MeasuredRun:
         path: The file.
         n_records: Records in it.
         n_usable: Those without NaN.
-        is_new: Whether it was measured just now; otherwise it was there already.
+        is_new: Whether it was measured by this call and not by an earlier one.
         cpu_s: Processor seconds of all files that came from the same passes.
     """
 
@@ -177,12 +198,12 @@ class MeasuredRun:
 
     @classmethod
     def of(cls, path: Path, run: SinkRun, *, is_new: bool, cpu_s: float) -> "MeasuredRun":
-        """What stands in a file."""
+        """Count the records of a file."""
         return cls(path, len(run.records), len(run.usable), is_new, cpu_s)
 
 
 def run_stem(task: str, model: str) -> str:
-    """What the names of all files of a model on a data set begin with."""
+    """First part of the names of all files of a model on a data set."""
     plain = re.sub(r"[^\w.+-]", "-", model.replace("/", "__"))
     return f"{task}__{plain}"
 
@@ -190,3 +211,198 @@ def run_stem(task: str, model: str) -> str:
 def run_name(task: str, model: str, sink_tokens: int, query_mode: str) -> str:
     """Name of a run's files, without an ending; a slash of a hub id becomes ``__``."""
     return f"{run_stem(task, model)}__K{sink_tokens}__q{query_mode}"
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Files of records, and those inside of folders, each once and in order.
+
+    Raises:
+        UsageError: If a path does not exist, or there is no file of records.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.is_dir():
+            found += sorted(path.rglob(f"*{SUFFIX}"))
+        elif path.is_file():
+            found.append(path)
+        else:
+            message = f"no file or folder of sink records at {path}"
+            raise UsageError(message)
+    if not found:
+        message = f"no *{SUFFIX} in {', '.join(map(str, paths))}\n  Make some:  graphhalu sinks measure"
+        raise UsageError(message)
+    return list(dict.fromkeys(found))
+
+
+def read_run(path: Path) -> SinkRun:
+    """The records of a file, published or ours, with its ``.meta.json`` if there is one.
+
+    Raises:
+        DataFileError: If a line cannot be used, or the records do not belong together; one line
+            that names the file, the record and the way out.
+    """
+    records = tuple(_record(values, where) for values, where in _lines(path))
+    if not records:
+        message = f"{path} holds no record\n  Measure again:  graphhalu sinks measure"
+        raise DataFileError(message)
+    _check_together(records, path)
+    meta_path = path.with_name(path.name.removesuffix(SUFFIX) + META_SUFFIX)
+    meta = read_json_object(meta_path, allows_nan=True) if meta_path.is_file() else {}
+    for name in ("model", "task", "sink_tokens", "query_mode"):
+        if name in meta and meta[name] != getattr(records[0], name):
+            message = (
+                f"{meta_path} belongs to another run: it has {name} {shown(meta[name])}, "
+                f"the records have {shown(getattr(records[0], name))}"
+            )
+            raise DataFileError(message)
+    return SinkRun(records, meta, path.name.removesuffix(SUFFIX))
+
+
+def write_run(folder: Path, run: SinkRun) -> Path:
+    """Write records and description, each whole or not at all; the description last.
+
+    Raises:
+        UsageError: If there is no record.
+    """
+    if not run.records:
+        message = "there is no record to write: no question could be measured"
+        raise UsageError(message)
+    folder.mkdir(parents=True, exist_ok=True)
+    text = "".join(json.dumps(plain_record(r), ensure_ascii=False) + "\n" for r in run.records)
+    path = folder / f"{run.name}{SUFFIX}"
+    # without a time in the header equal records make equal files
+    replace_file(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))
+    meta = json.dumps(dict(run.meta), indent=2, ensure_ascii=False)
+    replace_file(folder / f"{run.name}{META_SUFFIX}", meta.encode())
+    return path
+
+
+def plain_record(record: SinkRecord) -> dict[str, Any]:
+    """One record in the published layout, with ``labels`` beside it."""
+    wrong, misleads = (record.labels.get(name) for name in ("hallucinated", "input"))
+    return {
+        **record.model_dump(exclude={"by_head", "is_seen"}),
+        "labels": {"hallucinated": wrong, "input": misleads},
+        "correct": None if wrong is None else not wrong,
+        "hallucinated": None if wrong is None else bool(wrong),
+        "label_hallucinated": None if misleads is None else bool(misleads),
+        "sink_by_layer": _plain_rows(record.by_head.mean(axis=1), record.is_seen),
+        "sink_by_layer_head": _plain_rows(record.by_head, record.is_seen),
+    }
+
+
+def _plain_rows(values: Float[np.ndarray, "layer ..."], is_seen: Bool[np.ndarray, "layer"]) -> Any:
+    rounded = np.round(values.astype(np.float64), 7).tolist()
+    unseen = [None] * values.shape[1] if values.ndim > 1 else None
+    return [row if seen else unseen for row, seen in zip(rounded, is_seen.tolist(), strict=True)]
+
+
+def _lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
+    """The JSON objects of a file, each with its place."""
+    number = 0
+    try:
+        with gzip.open(path) as file:
+            while line := file.readline(_MAX_LINE_BYTES):
+                number += 1
+                where = f"{path}, line {number}"
+                if len(line) == _MAX_LINE_BYTES:
+                    message = f"{where}: expected at most {len(line):,} bytes"
+                    raise DataFileError(message)
+                if line.strip():
+                    yield _object(line.decode("utf-8"), where), where
+    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
+        reason = reason_of(error)
+        message = f"{path} cannot be read after line {number}: {reason}; expected gzip JSON Lines"
+        raise DataFileError(message) from None
+
+
+def _object(line: str, where: str) -> Mapping[str, Any]:
+    with reading(f"{where}: no JSON"):
+        # published records hold NaN where a measurement failed
+        values = parse_json(line, allows_nan=True)
+    if not isinstance(values, dict):
+        message = f"{where}: expected an object, got {line.strip()[:60]}"
+        raise DataFileError(message)
+    missing = [name for name in _REQUIRED if name not in values]
+    if missing:
+        message = f"{where}: a sink record has no {', '.join(missing)}"
+        raise DataFileError(message)
+    return values
+
+
+def _record(values: Mapping[str, Any], where: str) -> SinkRecord:
+    by_head = _matrix(values["sink_by_layer_head"], where)
+    n_layers = len(values["sink_by_layer"]) if isinstance(values["sink_by_layer"], list) else -1
+    if n_layers != len(by_head):
+        message = f"{where}: sink_by_layer has {n_layers} layers, sink_by_layer_head {len(by_head)}"
+        raise DataFileError(message)
+    read = {
+        # published answers are letters, texts or lists of texts
+        **{name: _text(values.get(name)) for name in ("target", "pred")},
+        "labels": _labels(values, where),
+        "by_head": by_head,
+        "is_seen": np.array([row[0] is not None for row in values["sink_by_layer_head"]]),
+    }
+    # published files may hold null where a setting plays no part
+    given = {name: value for name, value in values.items() if value is not None}
+    with reading(f"{where}: a field is of the wrong type"):
+        record = SinkRecord.model_validate({**given, **read})
+    shares = np.append(record.by_head[record.is_seen].ravel(), record.sink_mass)
+    finite = shares[np.isfinite(shares)]
+    if finite.size and not (finite.min() >= -_TOLERANCE and finite.max() <= 1 + _TOLERANCE):
+        message = (
+            f"{where}: sink mass is a share of attention between 0 and 1, got "
+            f"{finite.min():g} to {finite.max():g}"
+        )
+        raise DataFileError(message)
+    return record
+
+
+def _matrix(rows: Any, where: str) -> Float[np.ndarray, "layer head"]:
+    message = f"{where}: sink_by_layer_head must be a list of layers with as many heads each"
+    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
+        raise DataFileError(message)
+    with reading(message):
+        return np.array([[np.nan if value is None else float(value) for value in row] for row in rows])
+
+
+def _labels(values: Mapping[str, Any], where: str) -> dict[Meaning, int | None]:
+    """Both labels.
+
+    The first label of a published record is in ``correct``, since its ``hallucinated`` speaks of
+    the input if the data set has a label of its own.
+    """
+    stated = values.get("labels")
+    if isinstance(stated, Mapping):
+        pair = stated.get("hallucinated"), stated.get("input")
+    else:
+        right = values["correct"]
+        pair = None if right is None else not right, values.get("label_hallucinated")
+    if any(value not in (None, 0, 1) for value in pair):
+        message = f"{where}: a label must be true, false or null, got {pair}"
+        raise DataFileError(message)
+    wrong, misleads = (None if value is None else int(value) for value in pair)
+    return {"hallucinated": wrong, "input": misleads}
+
+
+def _text(value: Any) -> str | None:
+    is_plain = value is None or isinstance(value, str)
+    return value if is_plain else json.dumps(value, ensure_ascii=False)
+
+
+def _check_together(records: Sequence[SinkRecord], path: Path) -> None:
+    first, seen = records[0], set[int]()
+    for record in records:
+        different = [n for n in _SAME if getattr(record, n) != getattr(first, n)]
+        if record.by_head.shape != first.by_head.shape:
+            different.append("the number of layers or heads")
+        if different:
+            message = (
+                f"{path}: record {record.idx} differs from record {first.idx} in "
+                f"{', '.join(different)}; one file holds one run"
+            )
+            raise DataFileError(message)
+        if record.idx in seen:
+            message = f"{path}: idx {record.idx} stands twice"
+            raise DataFileError(message)
+        seen.add(record.idx)

@@ -1,17 +1,18 @@
-"""Sink mass from a trace store: no model is run again where streams are kept.
+"""Sink mass from a trace store: no model is run again if row statistics are kept.
 
 An answer of the model's own is measured at the row that begins it (mode ``last``), the last row
 that the model saw before it answered, or over all stored rows after the sink (mode ``range``). A
 given answer, whose label speaks of it, is measured after its last token.
 """
 
+import logging
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.provenance import provenance
@@ -20,10 +21,9 @@ from graphhalu.extract.run import extract
 from graphhalu.features.block import TraceBlock, blocks
 from graphhalu.features.sinks import row_sink_share
 from graphhalu.labels.labels import Labels
-from graphhalu.labels.registry import Labeller, make_labeller
+from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_records, read_labels, stored_labellers
-from graphhalu.studies.sinks.files import write_run
-from graphhalu.studies.sinks.observer import SinkMass
+from graphhalu.studies.sinks.passes import SinkMass
 from graphhalu.studies.sinks.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -33,6 +33,7 @@ from graphhalu.studies.sinks.records import (
     SinkRun,
     run_name,
     run_stem,
+    write_run,
 )
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
@@ -40,20 +41,19 @@ from graphhalu.traces.store import TraceStore, open_traces
 
 DEFAULT_RULE: Final = "match"
 _RULES: Final = ("match", "choice", "given", "premise", "rouge")
+_LOG: Final = logging.getLogger(__name__)
 
 
-def measure_generated(
-    config: SinkMeasureConfig, folder: Path, on_note: Callable[[str], None] = lambda _: None
-) -> list[MeasuredRun]:
-    """Let the model answer in words into a trace store of streams, and read the store.
+def measure_generated(config: SinkMeasureConfig, folder: Path) -> list[MeasuredRun]:
+    """Let the model answer in words into a trace store of row statistics, and read the store.
 
     Raises:
-        UsageError: If a window is larger than what a store keeps.
-        GraphhaluError: What the extraction raised.
+        UsageError: If a window is larger than a store keeps.
+        GraphhaluError: From the extraction.
     """
     _check_ks(config.ks)
     path = folder / f"{run_stem(config.task, Path(config.model.name).name)}.zarr"
-    on_note(f"the model answers in words: traces go to {path}")
+    _LOG.info("the model answers in words: traces go to %s", path)
     extract(config.extraction(), path)
     return measure_store(path, folder, config)
 
@@ -66,18 +66,24 @@ def measure_store(
     Args:
         path: The store; it keeps ``sink_keys`` and ``token_entropy``.
         folder: Folder of the files.
-        config: Windows and query modes; what concerns a model plays no part.
+        config: Windows and query modes; settings of the model play no part.
         labeller: Rule of the label of the model's own output; by default that of the data set.
 
     Raises:
-        UsageError: If a window is larger than what a store keeps.
+        UsageError: If a window is larger than a store keeps.
         StoreError: If there is no such store.
         TraceNotFoundError: If it keeps no sinks.
     """
     _check_ks(config.ks)
     store = open_traces(path)
-    rule = labeller or _rule_of(store)
-    labels = _labels(store, rule)
+    if labeller is None:
+        name = str(store.configuration.get("dataset", {}).get("name", ""))
+        rule = DATASETS.get(name).card.label_rule if name in DATASETS else DEFAULT_RULE
+        labeller = rule if rule in _RULES else DEFAULT_RULE
+    if labeller in stored_labellers(store):
+        labels = read_labels(store, labeller)
+    else:
+        labels = label_records(store.records, make_labeller(labeller))
     return [
         MeasuredRun.of(write_run(folder, run), run, is_new=True, cpu_s=0.0)
         for run in store_runs(store, labels, config)
@@ -86,7 +92,15 @@ def measure_store(
 
 def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> Iterator[SinkRun]:
     """The runs of a store in memory."""
-    source = _source(store)
+    configuration = store.configuration
+    model, prompt = configuration.get("model", {}), configuration.get("prompt", {})
+    name = str(configuration.get("dataset", {}).get("name") or store.path.stem)
+    source = {
+        "task": name.split(".", maxsplit=1)[0],
+        "model": str(model.get("name") or "unknown"),
+        "chat": "on" if prompt.get("chat") else "off",
+        "quantization": str(model.get("quantization") or "none"),
+    }
     for k in config.ks:
         for mode in config.modes:
             cell = {"sink_tokens": k, "query_mode": mode, "query_start": config.query_start}
@@ -98,27 +112,29 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
                 "format": FORMAT,
                 "format_version": FORMAT_VERSION,
                 "pose": "generated",
-                "configuration": dict(store.configuration),
+                "configuration": dict(configuration),
                 "provenance": provenance(),
                 "labeller": labels.labeller,
                 "n_records": len(records),
                 "n_failed": dict(Counter(item["reason"] for item in store.failures)),
             }
-            name = run_name(source["task"], source["model"], k, mode)
-            yield SinkRun(tuple(records), meta, name)
+            yield SinkRun(records, meta, run_name(source["task"], source["model"], k, mode))
 
 
-def _records(store: TraceStore, labels: Labels, run: Mapping[str, Any]) -> list[SinkRecord]:
+def _records(store: TraceStore, labels: Labels, run: Mapping[str, Any]) -> tuple[SinkRecord, ...]:
     shared = {name: value for name, value in run.items() if name != "chat"}
-    mode = run["query_mode"]
+    mode, is_output = run["query_mode"], labels.meaning == "hallucinated"
     found: dict[int, SinkRecord] = {}
     for placed in blocks(store):
-        masses = block_mass(placed.block, run["sink_tokens"], mode, run["query_start"])
-        entropy = _entropy(placed.block)
+        block = placed.block
+        masses = block_mass(block, run["sink_tokens"], mode, run["query_start"])
+        # of the distribution that gave the first token of an own answer, or the last of a given one
+        rows = np.array([r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records])
+        entropy = block.stream("token_entropy")[block.tokens.offsets[:-1] + rows]
         for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
-            record, mass = placed.block.records[within], masses[within]
-            is_known = bool(labels.is_valid[index]) and labels.meaning == "hallucinated"
+            record, mass = block.records[within], masses[within]
             stated = record.input_label if record.given_label is None else record.given_label
+            is_known = is_output and bool(labels.is_valid[index])
             found[index] = SinkRecord(
                 idx=index,
                 target=record.answers[0] if record.answers else None,
@@ -141,7 +157,7 @@ def _records(store: TraceStore, labels: Labels, run: Mapping[str, Any]) -> list[
                     "trace_id": record.trace_id,
                 },
             )
-    return [found[index] for index in sorted(found)]
+    return tuple(found[index] for index in sorted(found))
 
 
 def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:
@@ -159,43 +175,6 @@ def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0)
 def _last(record: TraceRecord) -> int:
     """The row of the mode ``last``."""
     return record.prompt_length - 1 if record.is_on_policy else record.length - 1
-
-
-def _entropy(block: TraceBlock) -> Float[np.ndarray, "trace"]:
-    """Of the distribution that gave the first token of an own answer, or the last of a given."""
-    place: Int[np.ndarray, "trace"] = np.array(
-        [r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records], dtype=np.int64
-    )
-    found: Float[np.ndarray, "trace"] = block.stream("token_entropy")[
-        block.tokens.offsets[:-1] + place
-    ].astype(np.float64)
-    return found
-
-
-def _labels(store: TraceStore, rule: str) -> Labels:
-    if rule in stored_labellers(store):
-        return read_labels(store, rule)
-    labeller: Labeller = make_labeller(rule)
-    return label_records(store.records, labeller)
-
-
-def _rule_of(store: TraceStore) -> str:
-    name = str(store.configuration.get("dataset", {}).get("name", ""))
-    rule = DATASETS.get(name).card.label_rule if name in DATASETS else DEFAULT_RULE
-    return rule if rule in _RULES else DEFAULT_RULE
-
-
-def _source(store: TraceStore) -> dict[str, str]:
-    """What runs of a store say of where they come from."""
-    configuration = store.configuration
-    model, prompt = configuration.get("model", {}), configuration.get("prompt", {})
-    name = str(configuration.get("dataset", {}).get("name") or store.path.stem)
-    return {
-        "task": name.split(".", maxsplit=1)[0],
-        "model": str(model.get("name") or "unknown"),
-        "chat": "on" if prompt.get("chat") else "off",
-        "quantization": str(model.get("quantization") or "none"),
-    }
 
 
 def _check_ks(ks: Sequence[int]) -> None:

@@ -1,4 +1,4 @@
-"""Static quantities against what was measured: rank correlations and verdicts."""
+"""Static against measured quantities: rank correlations of grids, such as layers of heads, and verdicts."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -6,16 +6,20 @@ from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
+from scipy.stats import rankdata
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.core.numerics import benjamini_hochberg
-from graphhalu.evaluation.bootstrap import OrNan
-from graphhalu.evaluation.rank_correlation import rank_correlation
+from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
+from graphhalu.evaluation.bootstrap import OrNan, percentile_interval
 
 Verdict = Literal["supported", "unsupported", "contradicted", "not tested"]
 VERDICTS: Final[tuple[Verdict, ...]] = ("supported", "unsupported", "contradicted", "not tested")
 FALSE_DISCOVERIES: Final = 0.05
 """Share of false discoveries that is allowed among the verdicts."""
+LEAST_CELLS: Final = 5
+_LEAST_WITHIN: Final = 3
+
+Grid = Float[np.ndarray, "group member"]
 
 
 class Pair(NamedTuple):
@@ -55,7 +59,7 @@ PAIRS: Final = (
     Pair("gain_ratio", "output_ratio", "layer", 1),
     Pair("dominance", "output_ratio", "layer", 1, is_control=True),
 )
-"""What is validated against a store."""
+"""Pairs that are validated against a store."""
 
 UNTESTED: Final = {
     "copying": "a trace store holds no test of copying; see graphhalu heads patterns and retrieval",
@@ -79,8 +83,8 @@ class Agreement:
         high: High end.
         p_value: Two-sided, by permutation.
         q_value: After Benjamini and Hochberg over all that was tested.
-        beyond_depth: What is left without a trend over depth: mean correlation within layers, or
-            for layers the partial correlation given their place.
+        beyond_depth: Correlation without a trend over depth: the mean within layers, or for layers
+            the partial correlation given their place.
         verdict: ``supported`` where q < 0.05 with the expected sign, ``contradicted`` where it
             has the other one, ``unsupported`` else.
         is_control: Whether theory does not back it.
@@ -120,8 +124,7 @@ def agreement(
         static: From the weights.
         measured: From the traces.
         is_mixed: Whether the static one reads parts stored in more than one way.
-        **drawing: Resamples, permutations and seed, as
-            :func:`graphhalu.evaluation.rank_correlation.rank_correlation` takes them.
+        **drawing: Resamples, permutations and seed of :func:`rank_correlation`.
     """
     known = Agreement(
         pair.static, pair.measured, pair.level, pair.sign, is_control=pair.is_control, is_mixed=is_mixed
@@ -132,15 +135,7 @@ def agreement(
     except NotEnoughDataError as error:
         n_there = int((np.isfinite(first) & np.isfinite(second)).sum())
         return replace(known, n=n_there, reason=str(error))
-    return replace(
-        known,
-        n=found.n_cells,
-        rho=found.rho,
-        low=found.low,
-        high=found.high,
-        p_value=found.p_value,
-        beyond_depth=found.beyond_order,
-    )
+    return replace(known, **found._asdict())
 
 
 def with_verdicts(rows: Sequence[Agreement]) -> tuple[Agreement, ...]:
@@ -163,3 +158,119 @@ def _verdict(row: Agreement, q_value: float) -> Verdict:
     if not q_value < FALSE_DISCOVERIES:
         return "unsupported"
     return "supported" if row.rho * row.sign > 0 else "contradicted"
+
+
+class RankCorrelation(NamedTuple):
+    """Spearman's correlation over the cells of a grid.
+
+    Attributes:
+        n: Cells with both values.
+        rho: The correlation.
+        low: Low end of its 95 % bootstrap interval over groups; NaN where half of the resamples
+            have no correlation.
+        high: High end.
+        p_value: Two-sided, by permutation of groups and of members within them.
+        beyond_depth: Correlation without a trend over the groups: the mean within groups, or for
+            groups of one the partial correlation given their order.
+    """
+
+    n: int
+    rho: float
+    low: float
+    high: float
+    p_value: float
+    beyond_depth: float
+
+
+def rank_correlation(
+    first: Grid, second: Grid, *, n_resamples: int = 2000, n_permutations: int = 2000, seed: int = 0
+) -> RankCorrelation:
+    """Spearman's correlation of two grids, such as layers of heads.
+
+    Members of a group are alike, so the bootstrap draws whole groups, and a permutation moves
+    whole groups and the members within them, never a member from one group to another. A trend
+    over ordered groups, such as depth, can make a correlation by itself; ``beyond_depth`` is
+    free of it.
+
+    Args:
+        first: One value a cell; NaN where there is none.
+        second: The other one.
+        n_resamples: Resamples of groups.
+        n_permutations: Permutations of groups and members.
+        seed: Seed of both.
+
+    Raises:
+        NotEnoughDataError: If fewer than 5 cells have both values, or one side is constant.
+    """
+    is_there = np.isfinite(first) & np.isfinite(second)
+    kept = is_there.any(axis=1)
+    # a cell needs both values; the others can be permuted
+    first, second = (np.where(is_there, grid, np.nan)[kept] for grid in (first, second))
+    rho = float(_spearman(first.reshape(1, -1), second.reshape(1, -1))[0])
+    if not np.isfinite(rho) or is_there.sum() < LEAST_CELLS:
+        message = f"a rank correlation needs {LEAST_CELLS} cells that differ, got {int(is_there.sum())}"
+        raise NotEnoughDataError(message)
+    generator = np.random.default_rng(seed)
+    low, high = _interval(first, second, n_resamples, generator)
+    permuted = _permuted(first, n_permutations, generator)
+    values = _spearman(permuted, np.broadcast_to(second.reshape(1, -1), permuted.shape))
+    # a permutation that leaves no correlation counts against the finding
+    n_extreme = int((~(np.abs(values) < abs(rho) - 1e-12)).sum())
+    return RankCorrelation(
+        int(is_there.sum()),
+        rho,
+        low,
+        high,
+        p_value=(n_extreme + 1) / (n_permutations + 1),
+        beyond_depth=_beyond_depth(first, second, rho),
+    )
+
+
+def _spearman(
+    first: Float[np.ndarray, "row cell"], second: Float[np.ndarray, "row cell"]
+) -> Float[np.ndarray, "row"]:
+    """Correlation of each row over the cells that both sides have; NaN where there is none."""
+    is_there = np.isfinite(first) & np.isfinite(second)
+    ranks = []
+    for values in (first, second):
+        # what is missing ranks last, and is then left out
+        rank = rankdata(np.where(is_there, values, np.inf), axis=1)
+        mean = np.where(is_there, rank, 0.0).sum(axis=1) / np.maximum(is_there.sum(axis=1), 1)
+        ranks.append(np.where(is_there, rank - mean[:, None], 0.0))
+    product = (ranks[0] * ranks[1]).sum(axis=1)
+    norm = np.sqrt(np.square(ranks[0]).sum(axis=1) * np.square(ranks[1]).sum(axis=1))
+    return np.divide(product, norm, out=np.full(len(first), np.nan), where=norm > 0)
+
+
+def _interval(
+    first: Grid, second: Grid, n_resamples: int, generator: np.random.Generator
+) -> tuple[float, float]:
+    counts = group_multiplicities(len(first), n_resamples, generator)
+    rows = np.stack([np.repeat(np.arange(len(first)), drawn) for drawn in counts])
+    values = _spearman(first[rows].reshape(n_resamples, -1), second[rows].reshape(n_resamples, -1))
+    try:
+        low, high, _ = percentile_interval(values, 0.95)
+    except NotEnoughDataError:
+        return float("nan"), float("nan")
+    return low, high
+
+
+def _permuted(
+    values: Grid, n_permutations: int, generator: np.random.Generator
+) -> Float[np.ndarray, "permutation cell"]:
+    n_groups, n_members = values.shape
+    groups = np.argsort(generator.random((n_permutations, n_groups)), axis=1)
+    members = np.argsort(generator.random((n_permutations, n_groups, n_members)), axis=2)
+    return np.take_along_axis(values[groups], members, axis=2).reshape(n_permutations, -1)
+
+
+def _beyond_depth(first: Grid, second: Grid, rho: float) -> float:
+    if first.shape[1] > 1:
+        is_enough = (np.isfinite(first) & np.isfinite(second)).sum(axis=1) >= _LEAST_WITHIN
+        within = _spearman(first[is_enough], second[is_enough])
+        there = within[np.isfinite(within)]
+        return float(there.mean()) if there.size else float("nan")
+    order = np.arange(len(first), dtype=np.float64)[None]
+    one, other = (float(_spearman(grid.reshape(1, -1), order)[0]) for grid in (first, second))
+    left = (1 - one**2) * (1 - other**2)
+    return (rho - one * other) / left**0.5 if left > 0 else float("nan")

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UsageError
-from graphhalu.traces.schema import TraceShape
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.circuits import logit_variance, rotations
 from graphhalu.weights.read import Part, Weights, repeat_heads
@@ -24,7 +24,7 @@ _EPSILON: Final = 1e-6
 
 @dataclass(frozen=True)
 class Measured:
-    """Run-time quantities; NaN where a store does not keep what they need.
+    """Run-time quantities; NaN where a store lacks their inputs.
 
     Attributes:
         heads: By name, one value a layer and head.
@@ -33,7 +33,7 @@ class Measured:
         n_traces: Traces that attention was measured on.
         n_output_traces: Traces that outputs were computed of.
         n_keys: Mean number of keys that the counted rows see.
-        missing: What the store does not allow, with the reason.
+        missing: Quantities that the store lacks, with the reason.
     """
 
     heads: Mapping[str, Numbers]
@@ -50,34 +50,45 @@ def measure_store(
     weights: Weights,
     *,
     n_output_traces: int = 64,
-    on_step: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Progress = no_progress,
 ) -> Measured:
-    """Measure attention and values of all traces, and what blocks add to the stream of some.
+    """Measure attention and values of all traces, and outputs of heads and blocks of some.
 
-    What a head adds is computed anew from the stored attention and hidden states with the
-    model's weights; the feed-forward block is what else a layer changes. The last layer's has no
-    number, since its output is stored after the final norm.
+    The output of a head is computed again from the stored attention and hidden states with the
+    model's weights; that of the feed-forward block is the rest of a layer's change, unknown for
+    the last layer, whose output is stored after the final norm.
 
     Args:
         traces: Traces of the same model.
         weights: Its weights.
-        n_output_traces: Of how many traces outputs are computed.
-        on_step: Called with how many steps are done, and of how many.
+        n_output_traces: Number of traces whose outputs are computed.
+        on_progress: Called with the number of steps done, and of all.
 
     Raises:
         UsageError: If the traces are of a model of another shape.
         NotEnoughDataError: If no trace is long enough.
     """
-    shape = _checked(traces, weights)
-    n_layers = weights.architecture.n_layers
+    if not len(traces):
+        message = "there is no trace to validate against"
+        raise NotEnoughDataError(message)
+    shape, architecture = traces[0].shape, weights.architecture
+    sizes = ("n_layers", "n_heads", "n_kv_heads", "hidden_size")
+    of_store, of_model = (tuple(getattr(each, name) for name in sizes) for each in (shape, architecture))
+    if of_store != of_model:
+        message = (
+            f"the traces are of another model: layers, heads, key heads and width are {of_store} "
+            f"there and {of_model} in the weights"
+        )
+        raise UsageError(message)
     long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
     if not long:
         message = f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens"
         raise NotEnoughDataError(message)
-    chosen, total = long[:n_output_traces], len(long) + n_layers
+    n_layers, chosen = architecture.n_layers, long[:n_output_traces]
+    total = len(long) + n_layers
     found = []
     for place, trace in enumerate(long):
-        on_step(place, total)
+        on_progress(place, total)
         found.append(_row_means(trace))
     heads = {}
     for name in found[0]:
@@ -85,7 +96,7 @@ def measure_store(
         heads[name] = np.full((n_layers, mean.shape[1]), np.nan)
         heads[name][list(shape.attention_layers)] = mean
     kv_heads = {"value_norm": heads.pop("value_norm")}
-    outputs, layers, missing = _outputs(chosen, weights, lambda done: on_step(len(long) + done, total))
+    outputs, layers, missing = _outputs(chosen, weights, lambda done: on_progress(len(long) + done, total))
     return Measured(
         heads=heads | outputs,
         kv_heads=kv_heads,
@@ -95,22 +106,6 @@ def measure_store(
         n_keys=float(np.mean([(FIRST_ROW + 1 + trace.length) / 2 for trace in long])),
         missing=missing,
     )
-
-
-def _checked(traces: Sequence[Trace], weights: Weights) -> TraceShape:
-    if not len(traces):
-        message = "there is no trace to validate against"
-        raise NotEnoughDataError(message)
-    shape, found = traces[0].shape, weights.architecture
-    of_store = (shape.n_layers, shape.n_heads, shape.n_kv_heads, shape.hidden_size)
-    of_model = (found.n_layers, found.n_heads, found.n_kv_heads, found.hidden_size)
-    if of_store != of_model:
-        message = (
-            f"the traces are of another model: layers, heads, key heads and width are {of_store} "
-            f"there and {of_model} in the weights"
-        )
-        raise UsageError(message)
-    return shape
 
 
 def _row_means(trace: Trace) -> dict[str, Float[np.ndarray, "layer _"]]:
@@ -206,7 +201,7 @@ def _norms(vectors: Float[np.ndarray, "*any width"]) -> Float[np.ndarray, "*any"
 
 
 class LayerMap:
-    """The linear parts of a layer's attention, to compute again what heads add.
+    """The linear parts of a layer's attention, for the outputs of heads.
 
     Args:
         weights: The model.
@@ -242,7 +237,7 @@ class LayerMap:
         return normed if self._shift is None else normed + self._shift
 
     def written(self, added: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
-        """What reaches the stream of the sum of heads."""
+        """The sum of heads as it reaches the residual stream."""
         total = added if self._output_bias is None else added + self._output_bias
         if self.family.attention_post_norm is None:
             return total

@@ -1,6 +1,6 @@
 """Validation of a weight profile against the traces of the same model."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -13,6 +13,7 @@ from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.core.files import reading
 from graphhalu.core.numerics import json_ready
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.files import FileFormat, plain_values, read_document, write_document
@@ -83,7 +84,7 @@ class Validation:
         store: Which traces.
         settings: How it was measured.
         provenance: Versions, machine, code state.
-        missing: What could not be measured, with the reason.
+        missing: Quantities that could not be measured, with the reason.
         untested: Quantities of the profile without a counterpart in a store.
         rows: Every static quantity with its verdict.
         entropy: The entropy estimate in numbers.
@@ -122,7 +123,7 @@ def read_validation(folder: Path) -> Validation:
     """
     path = folder / VALIDATION_FILE if folder.is_dir() else folder
     # numbers beyond float64 are no fault that pydantic reports
-    with reading(f"{path} is no readable validation"):
+    with reading(f"{path} cannot be read as a validation"):
         return read_document(path, Validation, FORMAT)
 
 
@@ -134,7 +135,7 @@ def validate(
     *,
     store: Mapping[str, Any] | None = None,
     settings: ValidateSettings | None = None,
-    on_step: Callable[[int, int], None] = lambda _done, _total: None,
+    on_progress: Progress = no_progress,
 ) -> Validation:
     """Correlate every static quantity with what the model did, and judge it.
 
@@ -143,9 +144,9 @@ def validate(
         weights: The model's weights, to compute again what heads add to the stream.
         traces: Traces of the model.
         labels: Labels in the order of the traces; without them the risk is not validated.
-        store: What is said of the store in the result; its model must be that of the profile.
+        store: Description of the store for the result; its model must be that of the profile.
         settings: How to measure, and the components of the risk curve.
-        on_step: Called with how many steps are done, and of how many.
+        on_progress: Called with the number of steps done, and of all.
 
     Raises:
         UsageError: If the traces, or the profile, are of another model.
@@ -157,7 +158,10 @@ def validate(
         message = "the profile and the weights are of different models: profile the model again"
         raise UsageError(message)
     measured = measure_store(
-        traces[: settings.n_traces], weights, n_output_traces=settings.n_output_traces, on_step=on_step
+        traces[: settings.n_traces],
+        weights,
+        n_output_traces=settings.n_output_traces,
+        on_progress=on_progress,
     )
     curve = risk_curve(profile, settings.risk)
     missing = dict(measured.missing)

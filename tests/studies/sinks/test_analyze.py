@@ -10,9 +10,8 @@ from graphhalu.core.config import load_config
 from graphhalu.core.errors import ConfigError, DataFileError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.heads.table import HeadTable, Trial
-from graphhalu.studies.sinks.analyze import analyze, analyze_run
-from graphhalu.studies.sinks.comparisons import heterogeneity, model_size
-from graphhalu.studies.sinks.files import write_run
+from graphhalu.studies.sinks.analyze import analyze, analyze_run, heterogeneity, model_size
+from graphhalu.studies.sinks.records import write_run
 from graphhalu.studies.sinks.result import read_sinks
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 

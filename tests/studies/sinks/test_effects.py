@@ -4,10 +4,11 @@ import numpy as np
 import pytest
 
 from graphhalu.evaluation.bootstrap import drawn_blocks
-from graphhalu.studies.sinks.effects import Resampling, Sample, pearson, shift
+from graphhalu.studies.sinks.effects import Sample, pearson, shift
 from graphhalu.studies.sinks.records import SinkTable
+from graphhalu.studies.sinks.settings import AnalyzeConfig
 
-HOW = Resampling(200, 400, 1)
+HOW = AnalyzeConfig(n_resamples=200, n_permutations=400, seed=1)
 RNG = np.random.default_rng(5)
 LABELS = (np.arange(67) % 3 == 0).astype(np.int64)
 GROUPS = np.array([f"q{i}" for i in range(67)])

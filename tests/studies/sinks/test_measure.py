@@ -11,8 +11,8 @@ from graphhalu.core.config import load_config
 from graphhalu.core.errors import ConfigError, DataFileError, StoreMismatchError, UsageError
 from graphhalu.models.load import load_model
 from graphhalu.studies.sinks import measure as measure_module
-from graphhalu.studies.sinks.files import read_run
 from graphhalu.studies.sinks.measure import measure
+from graphhalu.studies.sinks.records import read_run
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 from graphhalu.testing.tiny_models import save_tiny
 
@@ -121,11 +121,10 @@ def test_the_description_has_the_published_fields_and_what_the_window_covers(fol
     assert meta["sink_spans"] == [{"bos": 1.0}]
 
 
-def test_one_call_makes_every_ablation_and_says_in_one_line_what_is_skipped(folder, tmp_path):
-    notes = []
-    runs = measure(
-        config(folder, num_samples=2), tmp_path, ablate=["k", "chat", "quantization"], on_note=notes.append
-    )
+def test_one_call_makes_every_ablation_and_says_in_one_line_what_is_skipped(folder, tmp_path, caplog):
+    caplog.set_level("INFO", logger="graphhalu")
+    runs = measure(config(folder, num_samples=2), tmp_path, ablate=["k", "chat", "quantization"])
+    notes = caplog.messages
     folders = {run.path.parent.name for run in runs}
     assert folders == {"chat-off_none", "chat-on_none"}
     assert len(runs) == 8
@@ -133,13 +132,11 @@ def test_one_call_makes_every_ablation_and_says_in_one_line_what_is_skipped(fold
     assert all("\n" not in note for note in notes)
 
 
-def test_a_model_without_a_chat_template_skips_that_part_of_an_ablation(folder, tmp_path):
-    notes = []
-    runs = measure(
-        config(folder, model="plain", num_samples=2), tmp_path, ablate=["chat"], on_note=notes.append
-    )
+def test_a_model_without_a_chat_template_skips_that_part_of_an_ablation(folder, tmp_path, caplog):
+    caplog.set_level("INFO", logger="graphhalu")
+    runs = measure(config(folder, model="plain", num_samples=2), tmp_path, ablate=["chat"])
     assert {run.path.parent.name for run in runs} == {"chat-off"}
-    assert any("chat on skipped" in note for note in notes)
+    assert any("chat on skipped" in note for note in caplog.messages)
 
 
 def test_a_false_premise_is_posed_as_a_choice_and_gets_both_labels(folder, tmp_path):

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.studies.sinks.observer import SinkObserver
+from graphhalu.studies.sinks.passes import SinkObserver
 
 LENGTHS, N_HEADS, WIDTH = (11, 7), 3, 13
 WINDOWS = (None, 5)

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import DataFileError, UsageError
-from graphhalu.studies.sinks.files import find_runs, plain_record, read_run, write_run
-from graphhalu.studies.sinks.records import run_name
+from graphhalu.studies.sinks.records import find_runs, plain_record, read_run, run_name, write_run
 
 PUBLISHED = {
     "idx": 7,

@@ -6,7 +6,7 @@ import pytest
 from graphhalu.features.block import block_of
 from graphhalu.features.sinks import mean_sink_mass
 from graphhalu.labels.labels import Labels
-from graphhalu.studies.sinks.files import read_run
+from graphhalu.studies.sinks.records import read_run
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 from graphhalu.studies.sinks.stored import block_mass, measure_store, store_runs
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces

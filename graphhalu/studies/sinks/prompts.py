@@ -7,17 +7,18 @@ between yes and no: the model's choice and the data set's word give one label ea
 """
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, Literal
+from typing import Final, Literal
 
 import numpy as np
+from jaxtyping import Integer
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.extract.forward import TokenSequence
-from graphhalu.extract.prompts import Prompt, PromptBuilder
+from graphhalu.extract.prompts import PromptBuilder
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
@@ -41,8 +42,8 @@ class SinkPrompt:
         question: As it is put to the model.
         place: Which of the given answers; 0 for all other kinds.
         kind: Kind of the question.
-        sequence: Its tokens, and one token behind them that stands for the answer: the row before
-            it is the last that is measured, and no row can see ahead.
+        sequence: Its tokens, and one token after them in place of the answer: the row before it
+            is the last that is measured, and no row sees later tokens.
     """
 
     idx: int
@@ -88,6 +89,14 @@ def kind_of(questions: Sequence[Question], name: str) -> Kind:
     return kinds.pop()
 
 
+def _kind(question: Question) -> Kind:
+    if question.choices:
+        return "choice"
+    if question.given:
+        return "given"
+    return "generated" if question.input_label is None else "premise"
+
+
 def sink_prompts(
     questions: Sequence[Question], kind: Kind, config: SinkMeasureConfig, loaded: LoadedModel
 ) -> tuple[list[SinkPrompt], list[str]]:
@@ -104,8 +113,15 @@ def sink_prompts(
         shown = replace(question, examples=question.examples[: config.n_examples])
         prompt = builder.build(as_choice(shown) if kind == "premise" else shown)
         failures += prompt.failures
-        for place, sequence in _sequences(prompt):
-            prompts.append(SinkPrompt(len(prompts), prompt.question, place, kind, sequence))
+        ids, spans = prompt.encoded.token_ids, prompt.encoded.span_code
+        if prompt.length and not prompt.given:
+            sequence = _sequence(ids, spans, prompt.option_ids)
+            prompts.append(SinkPrompt(len(prompts), prompt.question, 0, kind, sequence))
+        for answer in prompt.given:
+            whole = np.append(ids, np.array(answer.token_ids, dtype=np.int32))
+            answer_spans = np.full(len(answer.token_ids), Span.ANSWER)
+            sequence = _sequence(whole, np.append(spans, answer_spans), ())
+            prompts.append(SinkPrompt(len(prompts), prompt.question, answer.rank, kind, sequence))
     return prompts, failures
 
 
@@ -122,25 +138,11 @@ def as_choice(question: Question) -> Question:
     )
 
 
-def _kind(question: Question) -> Kind:
-    if question.choices:
-        return "choice"
-    if question.given:
-        return "given"
-    return "generated" if question.input_label is None else "premise"
-
-
-def _sequences(prompt: Prompt) -> Iterator[tuple[int, TokenSequence]]:
-    ids, spans = prompt.encoded.token_ids, prompt.encoded.span_code
-    if prompt.length and not prompt.given:
-        yield 0, _sequence(ids, spans, prompt.option_ids)
-    for answer in prompt.given:
-        whole = np.append(ids, np.array(answer.token_ids, dtype=np.int32))
-        answer_spans = np.full(len(answer.token_ids), Span.ANSWER)
-        yield answer.rank, _sequence(whole, np.append(spans, answer_spans), ())
-
-
-def _sequence(token_ids: Any, span_code: Any, option_ids: tuple[tuple[int, ...], ...]) -> Any:
+def _sequence(
+    token_ids: Integer[np.ndarray, "token"],
+    span_code: Integer[np.ndarray, "token"],
+    option_ids: tuple[tuple[int, ...], ...],
+) -> TokenSequence:
     return TokenSequence(
         token_ids=np.append(token_ids, token_ids[-1]).astype(np.int32),
         span_code=np.append(span_code, Span.ANSWER).astype(np.uint8),

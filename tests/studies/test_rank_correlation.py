@@ -5,7 +5,7 @@ import pytest
 from scipy.stats import spearmanr
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.rank_correlation import rank_correlation
+from graphhalu.studies.weights.agreement import rank_correlation
 
 SHAPE = (23, 7)
 QUICK = {"n_resamples": 300, "n_permutations": 300}
@@ -24,7 +24,7 @@ def test_the_correlation_is_that_of_scipy_also_with_ties_and_gaps():
     both = np.isfinite(first) & np.isfinite(second)
     found = rank_correlation(first, second, **QUICK)
     assert found.rho == pytest.approx(spearmanr(first[both], second[both]).statistic)
-    assert found.n_cells == both.sum()
+    assert found.n == both.sum()
     assert found.low < found.rho < found.high
 
 
@@ -50,10 +50,10 @@ def test_what_follows_the_order_of_groups_alone_has_nothing_beyond_it():
     first, second = order + generator.normal(size=(2, *SHAPE))
     found = rank_correlation(first, second, **QUICK)
     assert found.rho > 0.9
-    assert abs(found.beyond_order) < 0.25
+    assert abs(found.beyond_depth) < 0.25
     single = rank_correlation(first[:, :1], second[:, :1], **QUICK)
     assert single.rho > 0.9
-    assert abs(single.beyond_order) < 0.5
+    assert abs(single.beyond_depth) < 0.5
 
 
 def test_constant_or_too_few_cells_have_no_correlation():
