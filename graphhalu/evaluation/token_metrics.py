@@ -7,7 +7,7 @@ from typing import Any, Final
 import numpy as np
 from jaxtyping import Float, Int
 
-from graphhalu.detectors.sides import auroc
+from graphhalu.core.numerics import auroc
 from graphhalu.evaluation.crossfit import OutOfFold
 from graphhalu.evaluation.significance import CommonGround
 from graphhalu.evaluation.token_spans import MarkedAnswer, SpanCounts, count_spans

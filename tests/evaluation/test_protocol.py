@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UnknownNameError, UsageError
-from graphhalu.detectors.base import DetectorCard, Scores, sibling_traces
-from graphhalu.detectors.sides import ChosenTraces
+from graphhalu.detectors.base import ChosenTraces, DetectorCard, Scores, sibling_traces
 from graphhalu.evaluation.checkpoints import CHECKPOINT_FOLDER, clear_checkpoints
 from graphhalu.evaluation.compare import RunOptions, best_beams, compare
 from graphhalu.evaluation.result import read_result
