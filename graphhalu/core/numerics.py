@@ -107,6 +107,18 @@ def group_multiplicities(
     return counts.reshape(n_resamples, n_groups)
 
 
+def auroc(values: Float[np.ndarray, "item"], labels: Num[np.ndarray, "item"]) -> float:
+    """Share of pairs in which the item of label 1 has the higher value; ties count half.
+
+    Both classes must be there, and all values known.
+    """
+    from scipy.stats import rankdata  # takes a second to import
+
+    n_positive = int(labels.sum())
+    won = rankdata(values)[labels == 1].sum() - n_positive * (n_positive + 1) / 2
+    return float(won / (n_positive * (len(labels) - n_positive)))
+
+
 def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray, "*cell"]:
     """p-values adjusted for false discoveries; NaN stays NaN and does not count as a test.
 

@@ -1,24 +1,62 @@
 """The one contract of all detectors: fit on labelled traces, score traces, save, load."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Protocol, runtime_checkable
+from types import new_class
+from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
 
 import numpy as np
+import yaml
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.core.errors import GraphhaluError, NonFiniteError
+from graphhalu.core.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
 from graphhalu.core.files import shown
 from graphhalu.core.splits import Split
-from graphhalu.detectors.attribution import Attribution
 from graphhalu.detectors.identity import Identity
-from graphhalu.features.base import sections
 from graphhalu.labels.labels import Labels, Level
 from graphhalu.traces.trace import Trace
 
+CARDS_FILE: Final = Path(__file__).with_name("cards.yaml")
+D = TypeVar("D", bound="Detector")
 Input = Literal["attention", "hidden", "likelihood", "text", "length"]
+
+
+class EdgeEffect(NamedTuple):
+    """How much an edge of a token graph adds to a score.
+
+    Attributes:
+        layer: Model layer; ``None`` in a multiplex graph.
+        key: Attended token.
+        query: Attending token.
+        effect: Score with the edge minus score without it.
+    """
+
+    layer: int | None
+    key: int
+    query: int
+    effect: float
+
+
+class Attribution(NamedTuple):
+    """A score in parts.
+
+    Attributes:
+        heads: What each head adds; 0 for a head that the detector does not read.
+        features: What each named feature or block adds.
+        is_exact: Whether the parts and ``rest`` sum to the score, as those of a linear model do;
+            else each part is what the score loses without it.
+        rest: What no head adds: other features and the bias.
+        edges: Edges of the graphs, those with the largest effect first.
+    """
+
+    heads: Float[np.ndarray, "layer head"]
+    features: dict[str, float]
+    is_exact: bool
+    rest: float
+    edges: tuple[EdgeEffect, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -93,20 +131,22 @@ class DetectorCard:
     level: Level = "answer"
 
     @classmethod
-    def of(cls, doc: str | None, name: str, *inputs: Input, note: str = "", **fields: Any) -> "DetectorCard":
-        """The card of a trained detector whose docstring has the sections Summary and Source.
+    def of(cls, name: str) -> "DetectorCard":
+        """The card of a trained detector of this package, read from ``cards.yaml``."""
+        fields = _cards()[name].items()
+        values: dict[str, Any] = {field: tuple(v) if isinstance(v, list) else v for field, v in fields}
+        return cls(name=name, is_supervised=True, **values)
 
-        Args:
-            doc: The docstring; ``None`` under ``python -OO``, which then has neither text.
-            name: Registered name.
-            inputs: What it reads from a trace.
-            note: What several detectors say at the end of their source.
-            fields: Other fields of the card.
-        """
-        text = sections(doc)
-        source = f"{text.get('source', '')} {note}".strip()
-        summary = text.get("summary", "")
-        return cls(name, summary, source, inputs, is_supervised=True, **fields)
+
+@cache
+def _cards() -> dict[str, dict[str, Any]]:
+    cards: dict[str, dict[str, Any]] = yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
+    return cards
+
+
+def class_name(name: str) -> str:
+    """What the class of a registered detector of this package is called."""
+    return "".join(word.capitalize() for word in name.split("-"))
 
 
 class Detector(ABC):
@@ -119,6 +159,20 @@ class Detector(ABC):
     card: ClassVar[DetectorCard]
     identity: Identity | None = None
     """Of the traces that a saved detector was fitted on; ``None`` for one fitted just now."""
+
+    @classmethod
+    def variant(cls: type[D], name: str, **attributes: Any) -> type[D]:  # noqa: PYI019 - beartype refuses Self
+        """A subclass that differs in its card and some class attributes only.
+
+        Args:
+            name: Registered name; the class must be assigned to its :func:`class_name` in the
+                module of this class.
+            attributes: Class attributes.
+        """
+        card = DetectorCard.of(name)
+        fields = {"__module__": cls.__module__, "__doc__": card.summary, "card": card, **attributes}
+        made: type[D] = new_class(class_name(name), (cls,), exec_body=lambda body: body.update(fields))
+        return made
 
     def check(self, traces: Sequence[Trace]) -> None:  # noqa: B027 - nothing to check is usual
         """Refuse traces or a machine that these settings do not go with, before anything is built.
@@ -226,6 +280,42 @@ class PartOfTraces(Protocol):
         """All traces, also those beside the chosen ones."""
 
 
+@dataclass(frozen=True)
+class ChosenTraces(Sequence[Trace]):
+    """Some traces of a sequence, which they still know; read when asked for."""
+
+    traces: Sequence[Trace]
+    indices: tuple[int, ...]
+
+    @classmethod
+    def labelled(
+        cls, traces: Sequence[Trace], labels: Labels, indices: Int[np.ndarray, "chosen"]
+    ) -> "ChosenTraces":
+        """Those of the given traces that have a valid label."""
+        return cls(traces, tuple(indices[labels.is_valid[indices]].tolist()))
+
+    @property
+    def pool(self) -> Sequence[Trace]:
+        """The largest sequence that is known, with the other beams of each question."""
+        return self.traces.pool if isinstance(self.traces, PartOfTraces) else self.traces
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @overload
+    def __getitem__(self, index: int) -> Trace: ...
+    @overload
+    def __getitem__(self, index: slice) -> "ChosenTraces": ...
+    def __getitem__(self, index: int | slice) -> "Trace | ChosenTraces":
+        """One trace, or a view of some."""
+        if isinstance(index, slice):
+            return ChosenTraces(self.traces, self.indices[index])
+        return self.traces[self.indices[index]]
+
+    def __iter__(self) -> Iterator[Trace]:
+        return (self.traces[index] for index in self.indices)
+
+
 def sibling_traces(traces: Sequence[Trace]) -> list[list[Trace]]:
     """For each trace all sampled answers to its question, itself among them, the best beam first.
 
@@ -250,3 +340,28 @@ def sibling_traces(traces: Sequence[Trace]) -> list[list[Trace]]:
         else [trace]
         for trace in traces
     ]
+
+
+def check_classes(
+    labels: Int[np.ndarray, "trace"], name: str, *, n_without: int = 0, way_out: str = ""
+) -> None:
+    """Refuse training traces of one class.
+
+    Args:
+        labels: Of the traces that can be learnt from.
+        name: Of the detector.
+        n_without: How many traces lack what it reads.
+        way_out: What to do, where the usual advice does not help.
+
+    Raises:
+        NotEnoughDataError: Says how many of each there are, and how many lack what is read.
+    """
+    n_positive = int(labels.sum())
+    if n_positive in {0, len(labels)}:
+        lack = f"; {n_without} traces lack what it reads" if n_without else ""
+        message = (
+            f"{name} needs both classes on the training side, got {n_positive} hallucinated and "
+            f"{len(labels) - n_positive} correct traces with a value{lack}\n"
+            f"  {way_out or 'Label more traces, or change the split'}"
+        )
+        raise NotEnoughDataError(message)

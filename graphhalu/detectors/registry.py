@@ -1,10 +1,11 @@
 """Detectors by name."""
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from graphhalu.core.errors import GraphhaluError
 from graphhalu.core.registry import Registry
-from graphhalu.detectors.base import Detector, DetectorCard
+from graphhalu.detectors.base import Detector, DetectorCard, class_name
 from graphhalu.labels.labels import Level
 
 
@@ -19,56 +20,48 @@ def _adapted(found: Any) -> Any:
     return found
 
 
+_MODULES: Final = (
+    ("scalars", "sink-mass sink-mass-k1 head-std head-std-logit focus attention-logdet rauq"),
+    ("scalars", "perplexity min-logprob entropy likelihood length hidden-score eigenscore"),
+    ("probes", "sink-probe-heads sinkprobe lapeigvals attneigvals attn-logdet-heads lookback"),
+    ("probes", "instability-probe entropy-heads toha likelihood-probe hidden-probe"),
+    ("saplma", "saplma"),
+    ("haloscope", "haloscope"),
+    ("probes", "hallushift icr"),
+    ("joint", "joint-probe"),
+    ("stack", "all-features"),
+    ("text", "tfidf"),
+    ("probes", "shuffled-labels"),
+)
+"""Modules and the detectors of answers in them, in the order in which they are shown."""
+_TOKEN_MODULES: Final = (
+    ("token_probes", "token-position token-likelihood"),
+    ("text", "token-text"),
+    ("token_probes", "token-overlap token-shuffled token-attention token-hidden token-probe"),
+)
+"""The same of detectors of tokens."""
+
+
+def _paths(modules: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """Where each class is: ``sink-mass`` is the class ``SinkMass``."""
+    return {
+        name: f"graphhalu.detectors.{module}:{class_name(name)}"
+        for module, names in modules
+        for name in names.split()
+    }
+
+
 DETECTORS: Final[Registry[type[Detector]]] = Registry(
     "detector",
     {
-        "sink-mass": "graphhalu.detectors.scalar.attention:SinkMass",
-        "sink-mass-k1": "graphhalu.detectors.scalar.attention:SinkMassK1",
-        "head-std": "graphhalu.detectors.scalar.attention:HeadStd",
-        "head-std-logit": "graphhalu.detectors.scalar.attention:HeadStdLogit",
-        "focus": "graphhalu.detectors.scalar.attention:Focus",
-        "attention-logdet": "graphhalu.detectors.scalar.attention:AttentionLogDet",
-        "rauq": "graphhalu.detectors.scalar.attention:Rauq",
-        "perplexity": "graphhalu.detectors.scalar.likelihood:Perplexity",
-        "min-logprob": "graphhalu.detectors.scalar.likelihood:MinLogprob",
-        "entropy": "graphhalu.detectors.scalar.likelihood:Entropy",
-        "likelihood": "graphhalu.detectors.scalar.likelihood:Likelihood",
-        "length": "graphhalu.detectors.scalar.likelihood:AnswerLength",
-        "hidden-score": "graphhalu.detectors.scalar.hidden:HiddenScore",
-        "eigenscore": "graphhalu.detectors.scalar.hidden:EigenScore",
-        "sink-probe-heads": "graphhalu.detectors.probes.attention:SinkProbeHeads",
-        "sinkprobe": "graphhalu.detectors.probes.attention:SinkProbe",
-        "lapeigvals": "graphhalu.detectors.probes.attention:LapEigvals",
-        "attneigvals": "graphhalu.detectors.probes.attention:AttnEigvals",
-        "attn-logdet-heads": "graphhalu.detectors.probes.attention:AttnLogDetHeads",
-        "lookback": "graphhalu.detectors.probes.attention:Lookback",
-        "instability-probe": "graphhalu.detectors.probes.attention:InstabilityProbe",
-        "entropy-heads": "graphhalu.detectors.probes.attention:EntropyHeads",
-        "toha": "graphhalu.detectors.probes.attention:Toha",
-        "likelihood-probe": "graphhalu.detectors.probes.likelihood:LikelihoodProbe",
-        "hidden-probe": "graphhalu.detectors.probes.hidden:HiddenProbe",
-        "saplma": "graphhalu.detectors.probes.network:Saplma",
-        "haloscope": "graphhalu.detectors.probes.hidden:HaloScope",
-        "hallushift": "graphhalu.detectors.probes.hidden:HalluShift",
-        "icr": "graphhalu.detectors.probes.hidden:IcrProbe",
-        "joint-probe": "graphhalu.detectors.probes.joint:JointProbe",
-        "all-features": "graphhalu.detectors.ensemble:AllFeatures",
-        "tfidf": "graphhalu.detectors.controls.text:TfidfText",
-        "shuffled-labels": "graphhalu.detectors.controls.shuffled:ShuffledLabels",
+        **_paths(_MODULES),
         "gcn": "graphhalu.detectors.gnn.detectors:GCNDetector",
         "gat": "graphhalu.detectors.gnn.detectors:GATDetector",
         "charm": "graphhalu.detectors.gnn.detectors:CHARMDetector",
         "graphhalu": "graphhalu.detectors.gnn.own:GraphhaluDetector",
         "mlp": "graphhalu.detectors.gnn.detectors:MLPDetector",
         "gat-rewired": "graphhalu.detectors.gnn.detectors:RewiredGATDetector",
-        "token-position": "graphhalu.detectors.token_probes:TokenPosition",
-        "token-likelihood": "graphhalu.detectors.token_probes:TokenLikelihood",
-        "token-text": "graphhalu.detectors.controls.text:TokenText",
-        "token-overlap": "graphhalu.detectors.token_probes:TokenOverlap",
-        "token-shuffled": "graphhalu.detectors.token_probes:TokenShuffled",
-        "token-attention": "graphhalu.detectors.token_probes:TokenAttention",
-        "token-hidden": "graphhalu.detectors.token_probes:TokenHidden",
-        "token-probe": "graphhalu.detectors.token_probes:TokenProbe",
+        **_paths(_TOKEN_MODULES),
         "token-graph": "graphhalu.detectors.gnn.detectors:TokenGraphDetector",
         "token-no-edges": "graphhalu.detectors.gnn.detectors:TokenNoEdges",
     },

@@ -2,21 +2,49 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Final, NamedTuple
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
+from pydantic import Field
 from scipy.optimize import minimize
 from scipy.special import expit
+from sklearn.utils.class_weight import compute_sample_weight
 
-from graphhalu.detectors.attribution import Attribution, EdgeEffect
-from graphhalu.detectors.base import Detector, Scores
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.splits import Split
+from graphhalu.detectors.base import (
+    Attribution,
+    ChosenTraces,
+    Detector,
+    DetectorCard,
+    EdgeEffect,
+    Scores,
+    check_classes,
+)
 from graphhalu.detectors.identity import check_identity
-from graphhalu.detectors.probes.logistic import balanced_weights
-from graphhalu.detectors.saved import damaged, read_description, required, write_description
-from graphhalu.detectors.trained import ConfiguredDetector, TrainedConfig
+from graphhalu.detectors.probes import ProbeConfig, ProbeDetector, Summaries
+from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
+from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
+
+BLOCKS: Final = (
+    "sink-probe-heads",
+    "sinkprobe",
+    "lapeigvals",
+    "attn-logdet-heads",
+    "lookback",
+    "instability-probe",
+    "entropy-heads",
+    "hidden-probe",
+    "hallushift",
+    "icr",
+    "likelihood-probe",
+    "summaries",
+)
+"""Probes that are joined; a text control is not among them."""
 
 RIDGE: Final = 0.05
 """Penalty on the squared weights of the joined logits, a trace."""
@@ -32,10 +60,10 @@ class Joint(NamedTuple):
     weight: float
 
 
-class Stack(ConfiguredDetector, ABC):
+class Stack(TrainedDetector, ABC):
     """Detectors whose standardised logits are added up, each with a weight of at least 0.
 
-    A subclass fits its members and joins them with :func:`join`.
+    A subclass fits its members and joins them with :meth:`join_members`.
 
     Args:
         seed: By default that of the configuration.
@@ -48,8 +76,7 @@ class Stack(ConfiguredDetector, ABC):
     """Share of the weight that a trace must have; some of it in any case."""
     folder_of_members: ClassVar[str] = ""
     """Where members are saved below the folder of the stack."""
-    errors_of_damage: ClassVar[tuple[type[Exception], ...]] = (AttributeError, TypeError)
-    """What only damaged files raise when they are read."""
+    saved_fields: ClassVar[tuple[str, ...]] = ("config", "joints", "bias")
 
     def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
         super().__init__(seed, config)
@@ -61,6 +88,23 @@ class Stack(ConfiguredDetector, ABC):
     @abstractmethod
     def member_class(cls, name: str) -> type[Detector]:
         """The class of a member."""
+
+    def join_members(
+        self, members: Mapping[str, Any], labels: Labels, kept: Int[np.ndarray, "trace"]
+    ) -> None:
+        """Take over fitted members and weigh them by their logits out of fold.
+
+        Args:
+            members: Each has the logits of training traces as ``out_of_fold``, by index.
+            labels: Of all traces.
+            kept: Indices of the training traces; one that a member lacks counts as its mean.
+        """
+        logits = {
+            name: np.array([np.ravel(member.out_of_fold.get(index, np.nan))[0] for index in kept.tolist()])
+            for name, member in members.items()
+        }
+        self.members = members
+        self.joints, self.bias = join(logits, labels.values[kept])
 
     def score(self, traces: Sequence[Trace]) -> Scores:
         """Weighted sum of the standardised logits; a member that is missing counts as its mean.
@@ -108,44 +152,104 @@ class Stack(ConfiguredDetector, ABC):
         """Weight of each member in the sum."""
         return {name: joint.weight for name, joint in self.joints.items()}
 
-    def save(self, folder: Path) -> None:
-        """Write each member into a folder of its own, and how they are joined."""
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write each member into a folder of its own; describe how they are joined."""
         self._check_fitted()
         for name, member in self.members.items():
             member.save(folder / self.folder_of_members / name)
-        values = {
-            "config": self.config.model_dump(mode="json"),
-            "bias": self.bias,
-            "joints": {name: joint._asdict() for name, joint in self.joints.items()},
-            "training": self.training_report,
+        return {"bias": self.bias, "joints": {name: joint._asdict() for name, joint in self.joints.items()}}
+
+    def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
+        """Load the members of a saved stack."""
+        self.joints = {name: Joint(**joint) for name, joint in values["joints"].items()}
+        self.bias = float(values["bias"])
+        self.members = {
+            name: self.member_class(name).load(folder / self.folder_of_members / name) for name in self.joints
         }
-        write_description(folder, self.card.name, values)
-
-    @classmethod
-    def load(cls, folder: Path) -> Detector:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataFileError: If the files do not fit each other.
-        """
-        values = read_description(folder, cls.card.name)
-        config, joints, bias = (required(values, k, folder) for k in ("config", "joints", "bias"))
-        try:
-            detector = cls(**cls.settings(**config))
-            detector.joints = {name: Joint(**joint) for name, joint in joints.items()}
-            detector.bias = float(bias)
-            detector.members = {
-                name: cls.member_class(name).load(folder / cls.folder_of_members / name)
-                for name in detector.joints
-            }
-        except cls.errors_of_damage as error:
-            raise damaged(folder, error) from None
-        detector.training_report = dict(values.get("training") or {})
-        return detector
 
     def _check_fitted(self) -> None:
         if not self.members:
             raise self.unfitted()
+
+
+class EnsembleConfig(ProbeConfig):
+    """Settings of the ensemble."""
+
+    blocks: Annotated[tuple[str, ...], Field(min_length=1)] = BLOCKS
+    """Names of probes; one that cannot be fitted on the traces is left out and reported."""
+
+
+class AllFeatures(Stack):
+    """A stack of probes.
+
+    Args:
+        seed: By default that of the configuration.
+        config: Settings.
+    """
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("all-features")
+    config_class: ClassVar[type[TrainedConfig]] = EnsembleConfig
+    is_exact: ClassVar[bool] = True
+    least_known: ClassVar[float] = 0.5
+    folder_of_members: ClassVar[str] = "blocks"
+
+    config: EnsembleConfig
+
+    @classmethod
+    def settings(cls, **values: Any) -> dict[str, Any]:
+        """Arguments of the constructor from plain values.
+
+        Raises:
+            ConfigError: If a field is unknown or a value does not validate.
+            UnknownNameError: If a block is no probe.
+        """
+        settings = super().settings(**values)
+        for name in settings["config"].blocks:
+            cls.member_class(name)
+        return settings
+
+    @classmethod
+    def member_class(cls, name: str) -> type[ProbeDetector]:
+        """The probe of a block.
+
+        Raises:
+            UnknownNameError: If there is no such detector.
+            UsageError: If it is no probe.
+        """
+        from graphhalu.detectors.registry import DETECTORS
+
+        found: Any = Summaries if name == "summaries" else DETECTORS.registered(name)
+        if not issubclass(found, ProbeDetector):
+            message = f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out"
+            raise UsageError(message)
+        return found
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Fit every block, then join their out-of-fold logits; validation takes no part."""
+        kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
+        check_classes(labels.values[kept], self.card.name)
+        training = replace(split, validation=split.validation[:0])
+        members, failures = {}, {}
+        for name in self.config.blocks:
+            kind = self.member_class(name)
+            member = kind(**kind.settings(seed=self.config.seed, n_folds=self.config.n_folds))
+            try:
+                member.fit(traces, labels, training)
+            except NotEnoughDataError as error:
+                failures[name] = str(error).splitlines()[0]
+                continue
+            members[name] = member
+        if not members:
+            message = f"no block could be fitted: {next(iter(failures.values()))}"
+            raise NotEnoughDataError(message)
+        self.join_members(members, labels, kept)
+        self.training_report = {
+            "n_train": len(kept),
+            "left_out": failures,
+            "weights": self.weights(),
+            "blocks": {name: member.training_report for name, member in members.items()},
+        }
+        return self
 
 
 def join(
@@ -178,7 +282,7 @@ def join(
 def _non_negative(
     values: Float[np.ndarray, "trace block"], labels: Int[np.ndarray, "trace"]
 ) -> tuple[Float[np.ndarray, "block"], float]:
-    share = balanced_weights(labels) / len(labels)
+    share = compute_sample_weight("balanced", labels) / len(labels)
     sign = 2.0 * labels - 1.0
 
     def loss(point: Float[np.ndarray, "dimension"]) -> tuple[float, Float[np.ndarray, "dimension"]]:

@@ -5,11 +5,8 @@ there are answer tokens, since row ``i`` predicts token ``i + 1`` and the last t
 too. So each token has two rows: the one that produces it and the one that has read it.
 """
 
-import threading
-import weakref
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterator, Sequence
-from typing import Final, Literal, NamedTuple, final
+from collections.abc import Callable, Iterator, Sequence
+from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -17,6 +14,7 @@ from jaxtyping import Float
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.core.registry import unknown_name
+from graphhalu.features.matrix import REMEMBERED, part_digest
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
@@ -113,20 +111,19 @@ def averaged(values: Float[np.ndarray, "token column"], window: int) -> Float[np
     if window == 1:
         return values
     half, n_tokens = window // 2, len(values)
-    sums = np.zeros((n_tokens + 1, values.shape[1]))
-    np.cumsum(values, axis=0, dtype=np.float64, out=sums[1:])
-    if np.isnan(sums[-1]).any():
-        return _averaged_slowly(values, half)
     index = np.arange(n_tokens)
     first, stop = np.maximum(index - half, 0), np.minimum(index + half + 1, n_tokens)
-    return ((sums[stop] - sums[first]) / (stop - first)[:, None]).astype(values.dtype)
 
+    def window_sum(terms: np.ndarray) -> Float[np.ndarray, "token column"]:
+        sums = np.zeros((n_tokens + 1, values.shape[1]))
+        np.cumsum(terms, axis=0, dtype=np.float64, out=sums[1:])
+        return sums[stop] - sums[first]
 
-def _averaged_slowly(
-    values: Float[np.ndarray, "token column"], half: int
-) -> Float[np.ndarray, "token column"]:
-    parts = [values[max(0, at - half) : at + half + 1].mean(axis=0) for at in range(len(values))]
-    return np.stack(parts).astype(values.dtype)
+    is_missing = np.isnan(values)
+    mean = window_sum(np.where(is_missing, 0, values)) / (stop - first)[:, None]
+    if is_missing.any():
+        mean[window_sum(is_missing) > 0] = np.nan
+    return mean.astype(values.dtype)
 
 
 def _attention(trace: Trace) -> TokenColumns:
@@ -229,55 +226,13 @@ FAMILIES: Final[dict[str, Callable[[Trace], TokenColumns]]] = {
 """Families by name; hidden states have one a layer."""
 
 
-@final
-class _ColumnCache:
-    """The columns that were used last; those used the longest ago are dropped first.
-
-    Args:
-        limit_bytes: How much is kept.
-    """
-
-    def __init__(self, limit_bytes: int) -> None:
-        self._limit_bytes = limit_bytes
-        self._n_bytes = 0
-        self._kept: OrderedDict[Hashable, tuple[TokenColumns, Callable[[], object]]] = OrderedDict()
-        self._lock = threading.Lock()
-
-    def columns(self, trace: Trace, family: str) -> TokenColumns:
-        """The columns of a family, read if they are not kept."""
-        key = (_identity(trace), family)
-        with self._lock:
-            found = self._kept.get(key)
-            if found is not None and (isinstance(key[0], tuple) or found[1]() is trace):
-                self._kept.move_to_end(key)
-                return found[0]
-        columns = family_columns(trace, family)
-        with self._lock:
-            before = self._kept.pop(key, None)
-            self._n_bytes += columns.values.nbytes - (before[0].values.nbytes if before else 0)
-            self._kept[key] = (columns, weakref.ref(trace))
-            while self._n_bytes > self._limit_bytes:
-                _, (dropped, _) = self._kept.popitem(last=False)
-                self._n_bytes -= dropped.values.nbytes
-        return columns
-
-
-_CACHE: Final = _ColumnCache(2 * 2**30)
-"""For the next fold, seed or detector of this process."""
-
-
-def _identity(trace: Trace) -> Hashable:
-    """A stored trace is known by its part, with its files, and name; others by the object."""
-    array = next(iter(trace.arrays.values()), None)
-    if not isinstance(array, LazyArray):
-        return id(trace)
-    files = array.part.commit.files.items()
-    digests = tuple(sorted((name, str(file["sha256"])) for name, file in files))
-    return array.part.folder, digests, trace.trace_id
-
-
 def _columns(trace: Trace, family: str) -> TokenColumns:
-    found = _CACHE.columns(trace, family)
+    """As :func:`family_columns`, remembered for a trace of a store."""
+    array = next(iter(trace.arrays.values()), None)
+    place: tuple[str, ...] = ()
+    if isinstance(array, LazyArray):
+        place = (str(array.part.folder), part_digest(array.part), trace.trace_id, family)
+    found: TokenColumns = REMEMBERED.get(place, lambda: family_columns(trace, family))
     expected = trace.answer_length + found.is_of_rows
     if len(found.values) != expected:
         message = f"trace {trace.trace_id!r}: {len(found.values)} rows of {family}, not {expected}"

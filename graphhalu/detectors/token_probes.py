@@ -1,34 +1,165 @@
 """Linear probes of answer tokens, and the controls that they must beat."""
 
 from abc import ABC
-from collections.abc import Mapping, Sequence
-from typing import Annotated, Any, ClassVar, Final, final
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import Field, field_validator
+from scipy.linalg import LinAlgError, solve
+from sklearn.utils.class_weight import compute_sample_weight
 
-from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
-from graphhalu.core.splits import Split
+from graphhalu.core.errors import DetectorMismatchError, NotEnoughDataError, TraceNotFoundError
+from graphhalu.core.numerics import auroc
+from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.identity import check_identity
-from graphhalu.detectors.probes.logistic import LinearModel
-from graphhalu.detectors.probes.search import Fold
+from graphhalu.detectors.linear import LinearModel, Scaling, Solution
+from graphhalu.detectors.saved import read_arrays, write_arrays
+from graphhalu.detectors.search import CLEARLY, folds_of, with_both_classes
 from graphhalu.detectors.token_features import View, expanded, view_names, view_values, views_of
-from graphhalu.detectors.token_ridge import Tokens, Views, choose, described, fitted
-from graphhalu.detectors.token_samples import Sample, TokenConfig, training_sample
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
+from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
-_METHOD: Final = (
-    "Linear discriminant with a ridge penalty, classes balanced. Row, window and penalty are "
-    "chosen in three folds by context within the training side, at most 12,000 tokens are learnt "
-    "from. "
-)
-_ATTENTION: Final = ("span_mass", "sink_keys", "self_attention", "row_entropy")
-_LIKELIHOOD: Final = ("token_logprob", "token_entropy", "top1_margin")
+STRENGTHS: Final = (1.0, 0.1, 0.01, 0.001)
+"""Penalties, the strongest first: each times the number of columns is added to the diagonal of
+their correlations."""
+_SMALLEST: Final = 1e-6
+_FALLBACK: Final = 0.1
+"""The penalty where there are no folds to choose by."""
+
+Views = tuple[View, ...]
+
+
+class TokenConfig(TrainedConfig):
+    """Settings of a token detector that learns from a sample of tokens."""
+
+    n_folds: Annotated[int, Field(ge=2)] = 3
+    """Folds within the training side in which all choices are made."""
+    max_tokens: Annotated[int, Field(ge=10)] = 12_000
+    """Tokens that are learnt from at most, hallucinated ones up to half of them."""
+
+
+class Sample(NamedTuple):
+    """Some answer tokens of some traces.
+
+    Attributes:
+        traces: Indices of the traces.
+        tokens: Places of the chosen tokens within the answer of each of them.
+        labels: Labels of the chosen tokens, trace after trace.
+    """
+
+    traces: tuple[int, ...]
+    tokens: tuple[Int[np.ndarray, "_"], ...]
+    labels: Int[np.ndarray, "token"]
+
+
+def sample_tokens(
+    tokens: Sequence[Int[np.ndarray, "_"]], traces: Sequence[int], *, n_most: int, seed: int
+) -> Sample:
+    """At most so many tokens, drawn at random class by class.
+
+    Hallucinated tokens are kept up to half of the number, since they are few.
+
+    Args:
+        tokens: Labels of the answer tokens of all traces.
+        traces: Indices of those to draw from.
+        n_most: How many tokens at most.
+        seed: Seed of the draw.
+    """
+    values = np.concatenate([tokens[index] for index in traces])
+    kept = np.ones(len(values), dtype=np.bool_)
+    if len(values) > n_most:
+        generator = np.random.default_rng(seed)
+        of_class = [np.flatnonzero(values == label) for label in (0, 1)]
+        n_positive = max(min(len(of_class[1]), n_most // 2), n_most - len(of_class[0]))
+        kept[:] = False
+        for members, n_drawn in zip(of_class, (n_most - n_positive, n_positive), strict=True):
+            kept[generator.choice(members, min(n_drawn, len(members)), replace=False)] = True
+    ends = np.cumsum([len(tokens[index]) for index in traces])[:-1]
+    places = tuple(np.flatnonzero(part) for part in np.split(kept, ends))
+    return Sample(tuple(traces), places, values[kept])
+
+
+def training_sample(
+    traces: Sequence[Trace], labels: Labels, indices: Int[np.ndarray, "train"], config: TokenConfig, name: str
+) -> tuple[Sample, list[InnerFold]]:
+    """Training tokens to learn from, and folds of them that part no context.
+
+    There are no folds if there are too few contexts.
+
+    Args:
+        traces: All traces.
+        labels: Labels of their tokens.
+        indices: The training traces.
+        config: How many tokens and folds, and the seed of both.
+        name: Of the detector, for errors.
+
+    Raises:
+        UsageError: If only answers are labelled.
+        NotEnoughDataError: If the tokens are all of one class.
+    """
+    tokens, seed = labels.token_labels(name), config.seed
+    chosen: list[int] = np.sort(indices[labels.is_valid[indices]]).tolist()
+    n_positive = sum(int(tokens[index].sum()) for index in chosen)
+    n_tokens = sum(len(tokens[index]) for index in chosen)
+    if n_positive in {0, n_tokens}:
+        message = (
+            f"{name} needs tokens of both classes on the training side, got {n_positive} "
+            f"hallucinated among {n_tokens} of {len(chosen)} answers\n"
+            f"  Extract more answers with marked spans"
+        )
+        raise NotEnoughDataError(message)
+    sample = sample_tokens(tokens, chosen, n_most=config.max_tokens, seed=seed)
+    groups = question_groups([traces[index] for index in chosen])
+    folds = folds_of(labels.values[chosen], groups, n_folds=config.n_folds, seed=seed)
+    owner = np.repeat(np.arange(len(chosen)), [len(each) for each in sample.tokens])
+    return sample, [InnerFold(*(np.flatnonzero(np.isin(owner, part)) for part in fold)) for fold in folds]
+
+
+def ridge_path(
+    values: Float[np.ndarray, "token column"],
+    labels: Int[np.ndarray, "token"],
+    strengths: Sequence[float] = STRENGTHS,
+) -> list[Solution]:
+    """Linear discriminants of balanced classes under a ridge penalty, in closed form.
+
+    Minimises ``sum_i s_i (y_i - z_i u - b)^2 + strength * columns * |u|^2`` over columns ``z``
+    that are standardised under the weights ``s``, which sum to 1 and let both classes weigh
+    alike, and ``y`` of -1 and 1. scikit-learn's ``Ridge`` would sum the products of the columns
+    again for each strength, which is what takes the time.
+    """
+    share = compute_sample_weight("balanced", labels).astype(values.dtype) / len(labels)
+    mean = share @ values
+    centred = (values - mean) * np.sqrt(share)[:, None]
+    covariance = (centred.T @ centred).astype(np.float64)
+    used = np.flatnonzero(np.diag(covariance) > _SMALLEST)
+    std = np.sqrt(np.diag(covariance)[used])
+    correlation = covariance[np.ix_(used, used)] / np.outer(std, std)
+    target = ((share * (2 * labels - 1)) @ values)[used] / std
+    found = []
+    for strength in strengths:
+        ridge = correlation + strength * max(len(used), 1) * np.eye(len(used))
+        weight = np.zeros(len(mean))
+        try:
+            weight[used] = solve(ridge, target, assume_a="pos", check_finite=False) / std
+        except LinAlgError:  # rounding in single precision can leave a matrix just short of positive
+            weight[used] = np.linalg.lstsq(ridge, target, rcond=None)[0] / std
+        found.append(Solution(weight, -float(mean @ weight)))
+    return found
+
+
+class Candidate(NamedTuple):
+    """Views with their best penalty, as the folds see it."""
+
+    views: Views
+    strength: float
+    inner_auroc: float | None
 
 
 class TokenProbeConfig(TokenConfig):
@@ -49,14 +180,14 @@ class TokenProbeConfig(TokenConfig):
 class LinearTokenDetector(TrainedDetector, ABC):
     """A linear model of columns of each token; every choice is made in folds by context.
 
-    A token without any known column has no valid score; other missing values count as the mean
+    A token without any known column has no valid score; other missing values count as the median
     of the training tokens.
     """
 
     config_class: ClassVar[type[TrainedConfig]] = TokenProbeConfig
-    saved_fields: ClassVar[tuple[str, ...]] = ("columns", "views", "model_shape")
+    saved_fields: ClassVar[tuple[str, ...]] = ("config", "columns", "views", "model_shape")
     families: ClassVar[tuple[str, ...]]
-    """What is read of a token; ``hidden`` stands for one family a kept layer."""
+    """What is read of a token; ``hidden`` means one family for each kept layer."""
     is_joint: ClassVar[bool] = False
     """Whether all families together compete with each alone."""
 
@@ -76,23 +207,37 @@ class LinearTokenDetector(TrainedDetector, ABC):
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""
         sample, folds = training_sample(traces, labels, split.train, self.config, self.card.name)
+        targets = self.targets(sample.labels)
+        folds = with_both_classes(folds, targets)
         first = traces[sample.traces[0]]
-        tokens = self._tokens(traces, sample, folds)
+
+        def read(views: Views) -> Float[np.ndarray, "token column"]:
+            pairs = list(zip(sample.traces, sample.tokens, strict=True))
+            columns = [
+                np.concatenate([view_values(traces[index], view)[chosen] for index, chosen in pairs])
+                for view in views
+            ]
+            return np.concatenate(columns, axis=1)
+
         families = [
             list(views_of(first, family, self.config.windows))
             for family in expanded(self.families, first.shape)
         ]
-        best = choose(tokens, families, is_joint=self.is_joint)
-        self.model, self.views = fitted(tokens, best), best.views
+        best = choose(lambda views: _judged(read, targets, folds, views), families, is_joint=self.is_joint)
+        values = read(best.views)
+        scaling = Scaling.of(values)
+        (found,) = ridge_path(scaling.apply(values, np.float32), targets, (best.strength,))
+        self.model, self.views = scaling.linear(*found), best.views
         self.names = _names(first, best.views)
         self.shape = describe_shape(first.shape)
         self.training_report = {
             "n_traces": len(sample.traces),
-            "n_tokens": len(tokens.labels),
-            "n_hallucinated": int(tokens.labels.sum()),
+            "n_tokens": len(targets),
+            "n_hallucinated": int(targets.sum()),
             "n_columns": len(self.names),
-            "n_folds": tokens.n_parts if tokens.n_parts > 1 else 0,
-            **described(best),
+            "n_folds": len(folds),
+            **best._asdict(),
+            "views": [view._asdict() for view in best.views],
         }
         return self
 
@@ -102,50 +247,29 @@ class LinearTokenDetector(TrainedDetector, ABC):
         Raises:
             DetectorMismatchError: If a trace is of a model of another shape.
         """
-        if self.model is None:
-            raise self.unfitted()
+        model = self.fitted(self.model)
         check_identity(self.identity, traces)
-        return Scores.ragged([self._logits(self.model, trace) for trace in traces])
+        return Scores.ragged([self._logits(model, trace) for trace in traces])
 
     @property
     def n_parameters(self) -> int | None:
         """Weights that are not 0, and the bias."""
         return None if self.model is None else self.model.n_parameters
 
-    def arrays(self) -> dict[str, np.ndarray]:
-        """The weights of all columns."""
-        if self.model is None:
-            raise self.unfitted()
-        return self.model.arrays()
-
-    def description(self) -> dict[str, Any]:
-        """Which columns the weights are of."""
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the weights; describe the columns that they are of."""
+        write_arrays(folder, self.fitted(self.model).arrays())
         views = [list(view) for view in self.views]
         return {"columns": list(self.names), "views": views, "model_shape": self.shape}
 
-    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
+    def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Take over weights and columns of a saved probe."""
-        self.model = LinearModel.of_arrays(arrays)
+        self.model = LinearModel.of_arrays(read_arrays(folder))
         self.views = tuple(View(*view) for view in values["views"])
         self.names, self.shape = tuple(values["columns"]), dict(values["model_shape"])
         if len(self.model.weight) != len(self.names):
             message = f"{len(self.model.weight)} weights for {len(self.names)} columns"
             raise ValueError(message)
-
-    def _tokens(self, traces: Sequence[Trace], sample: Sample, folds: Sequence[Fold]) -> Tokens:
-        """The sampled tokens, in parts that share no context."""
-        part = np.zeros(len(sample.traces), dtype=np.int64)
-        for number, fold in enumerate(folds):
-            part[fold.held_out] = number
-        values = self.targets(sample.labels)
-        of_token = part[sample.owner()]
-        n_parts = _usable_parts(of_token, values, len(folds))
-        return Tokens(
-            lambda views: _sampled(traces, sample, views),
-            values,
-            of_token if n_parts > 1 else np.zeros_like(of_token),
-            n_parts,
-        )
 
     def _logits(self, model: LinearModel, trace: Trace) -> Float[np.ndarray, "token"]:
         check_shape(trace, self.shape)
@@ -162,145 +286,81 @@ class LinearTokenDetector(TrainedDetector, ABC):
         return model.logits(np.concatenate(values, axis=1))
 
 
-def _usable_parts(part: Int[np.ndarray, "token"], labels: Int[np.ndarray, "token"], n_folds: int) -> int:
-    """The number of parts where each holds tokens of both classes; else 1."""
-    has_both = [len(np.unique(labels[part == number])) > 1 for number in range(n_folds)]
-    return n_folds if n_folds > 1 and all(has_both) else 1
+def choose(
+    judge: Callable[[Views], Candidate], families: Sequence[Sequence[View]], *, is_joint: bool
+) -> Candidate:
+    """The best views and penalty by the mean AUROC of tokens over the folds.
+
+    Each family is read in the way that is best for it alone; then the families compete, and all
+    of them together where that is wanted. Among candidates within 0.001 of the best the first
+    and most strongly penalised is taken.
+
+    Args:
+        judge: Finds the best penalty of some views.
+        families: Every view of each family.
+        is_joint: Whether the best views of all families together compete too; of hidden states
+            only the best layer.
+    """
+    best = [_best([judge((view,)) for view in views]) for views in families]
+    if is_joint and len(best) > 1:
+        kinds: dict[str, Candidate] = {}
+        for each in best:
+            kind = each.views[0].family.partition(".")[0]
+            if kind not in kinds or (each.inner_auroc or 0.0) > (kinds[kind].inner_auroc or 0.0):
+                kinds[kind] = each
+        best.append(judge(tuple(each.views[0] for each in kinds.values())))
+    return _best(best)
 
 
-def _sampled(traces: Sequence[Trace], sample: Sample, views: Views) -> Float[np.ndarray, "token column"]:
-    """Some views of the sampled tokens side by side, trace after trace."""
-    pairs = list(zip(sample.traces, sample.tokens, strict=True))
-    columns = [
-        np.concatenate([view_values(traces[index], view)[chosen] for index, chosen in pairs])
-        for view in views
-    ]
-    return np.concatenate(columns, axis=1)
+def _judged(
+    read: Callable[[Views], Float[np.ndarray, "token column"]],
+    labels: Int[np.ndarray, "token"],
+    folds: Sequence[InnerFold],
+    views: Views,
+) -> Candidate:
+    """The best penalty of some views."""
+    if not folds:
+        return Candidate(views, _FALLBACK, None)
+    raw = read(views)
+    values = Scaling.of(raw, has_all_medians=False).apply(raw, np.float32)
+    aurocs = np.mean(
+        [
+            [
+                auroc(found.logits(values[held_out]), labels[held_out])
+                for found in ridge_path(values[train], labels[train])
+            ]
+            for train, held_out in folds
+        ],
+        axis=0,
+    )
+    place = int(np.flatnonzero(aurocs >= aurocs.max() - CLEARLY)[0])
+    return Candidate(views, STRENGTHS[place], float(aurocs[place]))
+
+
+def _best(candidates: Sequence[Candidate]) -> Candidate:
+    values = np.array([each.inner_auroc or 0.0 for each in candidates])
+    return candidates[int(np.flatnonzero(values >= values.max() - CLEARLY)[0])]
 
 
 def _names(trace: Trace, views: Views) -> tuple[str, ...]:
     return tuple(name for view in views for name in view_names(trace, view))
 
 
-@final
-class TokenAttention(LinearTokenDetector):
-    """Attention of every head in the row of a token."""
-
-    families: ClassVar[tuple[str, ...]] = ("attention",)
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="token-attention",
-        summary="linear probe of sink, context, lookback, own weight and entropy of every head",
-        source=(
-            _METHOD + "The lookback ratio is that of Chuang et al. 2024, arXiv:2407.07071, "
-            "without the first four tokens."
-        ),
-        inputs=("attention",),
-        is_supervised=True,
-        level="token",
-        reads=_ATTENTION,
-    )
+TokenAttention: Final = LinearTokenDetector.variant("token-attention", families=("attention",))
+TokenHidden: Final = LinearTokenDetector.variant("token-hidden", families=("hidden",))
+TokenProbe: Final = LinearTokenDetector.variant(
+    "token-probe", families=("attention", "hidden", "likelihood"), is_joint=True
+)
+TokenPosition: Final = LinearTokenDetector.variant("token-position", families=("position",))
+TokenLikelihood: Final = LinearTokenDetector.variant("token-likelihood", families=("likelihood",))
+TokenOverlap: Final = LinearTokenDetector.variant("token-overlap", families=("overlap",))
 
 
-@final
-class TokenHidden(LinearTokenDetector):
-    """The hidden state of one layer in the row of a token."""
-
-    families: ClassVar[tuple[str, ...]] = ("hidden",)
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="token-hidden",
-        summary="linear probe of the hidden state of the best kept layer",
-        source=_METHOD + "As SAPLMA (Azaria and Mitchell 2023), token by token and linear.",
-        inputs=("hidden",),
-        is_supervised=True,
-        level="token",
-        reads=("hidden_rows",),
-    )
-
-
-@final
-class TokenProbe(LinearTokenDetector):
-    """Attention, hidden states, likelihood, or all of them, as the folds choose."""
-
-    families: ClassVar[tuple[str, ...]] = ("attention", "hidden", "likelihood")
-    is_joint: ClassVar[bool] = True
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="token-probe",
-        summary="linear probe of attention, hidden states and likelihood, alone or together",
-        source=_METHOD + "Which of the families are read is chosen there too.",
-        inputs=("attention", "hidden", "likelihood"),
-        is_supervised=True,
-        level="token",
-        reads=(*_ATTENTION, "hidden_rows", *_LIKELIHOOD),
-    )
-
-
-@final
-class TokenPosition(LinearTokenDetector):
-    """The place of a token in the answer, and the length of the answer."""
-
-    families: ClassVar[tuple[str, ...]] = ("position",)
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="token-position",
-        summary="linear model of a token's place in the answer and of the answer's length",
-        source="Control: nothing that a model computed. Place and what is left, plain and in logs.",
-        inputs=("length",),
-        is_supervised=True,
-        level="token",
-        is_control=True,
-    )
-
-
-@final
-class TokenLikelihood(LinearTokenDetector):
-    """How likely the replaying model finds a token."""
-
-    families: ClassVar[tuple[str, ...]] = ("likelihood",)
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="token-likelihood",
-        summary="linear model of surprise, entropy and margin, averaged over a window or not",
-        source="Control: what an ordinary forward pass gives without attention or hidden states.",
-        inputs=("likelihood",),
-        is_supervised=True,
-        level="token",
-        is_control=True,
-        reads=("token_logprob", "token_entropy", "top1_margin"),
-    )
-
-
-@final
-class TokenOverlap(LinearTokenDetector):
-    """Whether a token, and it with those before it, stands in the prompt."""
-
-    families: ClassVar[tuple[str, ...]] = ("overlap",)
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="token-overlap",
-        summary="linear model of whether one, two and three tokens running are in the prompt",
-        source="Control: looks the answer up in the prompt, and needs no model.",
-        inputs=("text",),
-        is_supervised=True,
-        level="token",
-        is_control=True,
-    )
-
-
-@final
 class TokenShuffled(LinearTokenDetector):
-    """The attention probe on labels shuffled among the training tokens."""
+    """Control: the attention probe on labels shuffled among the training tokens."""
 
+    card: ClassVar[DetectorCard] = DetectorCard.of("token-shuffled")
     families: ClassVar[tuple[str, ...]] = ("attention",)
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="token-shuffled",
-        summary="token-attention fitted on labels shuffled among training tokens",
-        source=(
-            "Control: what is above 0.5 here is leakage or chance. Where few directions hold most "
-            "of what differs, one fit can be far from 0.5 to either side: look at several seeds."
-        ),
-        inputs=("attention",),
-        is_supervised=True,
-        level="token",
-        is_control=True,
-        reads=("span_mass", "sink_keys", "self_attention", "row_entropy"),
-    )
 
     def targets(self, labels: Int[np.ndarray, "token"]) -> Int[np.ndarray, "token"]:
         """The labels in another order."""

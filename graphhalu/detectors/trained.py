@@ -1,28 +1,22 @@
-"""Detectors with settings and a seed, saved as arrays beside a description."""
+"""Detectors with settings and a seed, saved as a description beside arrays."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, TypeVar
 
-import numpy as np
 from pydantic import Field
 
 from graphhalu.core.config import Config, validate
-from graphhalu.core.errors import UsageError
+from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.detectors.base import Detector
-from graphhalu.detectors.saved import (
-    damaged,
-    read_arrays,
-    read_description,
-    required,
-    write_arrays,
-    write_description,
-)
+from graphhalu.detectors.saved import damaged, read_description, required, write_description
+
+T = TypeVar("T")
 
 
 class TrainedConfig(Config):
-    """What every trained detector lets the user set."""
+    """Settings of every trained detector."""
 
     seed: Annotated[int, Field(ge=0)] = 0
     """Seed of folds within the training side, of samples and of weights."""
@@ -58,30 +52,37 @@ class ConfiguredDetector(Detector, ABC):
         message = f"{self.card.name} is not fitted: call fit first, or load a saved one"
         return UsageError(message)
 
+    def fitted(self, learned: T | None) -> T:
+        """What fitting learned.
+
+        Raises:
+            UsageError: If it is missing.
+        """
+        if learned is None:
+            raise self.unfitted()
+        return learned
+
 
 class TrainedDetector(ConfiguredDetector, ABC):
-    """A detector that is saved as arrays."""
+    """A detector whose files are a description and what :meth:`write` puts beside it."""
 
-    saved_fields: ClassVar[tuple[str, ...]] = ()
-    """What a description must hold beside the settings."""
+    saved_fields: ClassVar[tuple[str, ...]] = ("config",)
+    """Fields that a description must hold."""
 
     @abstractmethod
-    def arrays(self) -> dict[str, np.ndarray]:
-        """All arrays of the fitted detector.
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write arrays into an existing folder; return fields of the description.
 
         Raises:
-            UsageError: If it is not fitted.
+            UsageError: If the detector is not fitted.
         """
 
-    def description(self) -> dict[str, Any]:
-        """The values of :attr:`saved_fields`."""
-        return {}
-
     @abstractmethod
-    def restore(self, arrays: Mapping[str, np.ndarray], values: Mapping[str, Any]) -> None:
-        """Inverse of :meth:`arrays` and :meth:`description`.
+    def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`write`.
 
         Raises:
+            DataFileError: If a file cannot be read.
             KeyError: If an array is missing.
             RuntimeError: If weights do not fit a network.
             TypeError: If a value is of another type.
@@ -89,25 +90,30 @@ class TrainedDetector(ConfiguredDetector, ABC):
         """
 
     def save(self, folder: Path) -> None:
-        """Write the arrays, the settings, and what else is needed to score."""
-        write_arrays(folder, self.arrays())
+        """Write the settings, and everything else that is needed to score."""
         values = {
             "config": self.config.model_dump(mode="json"),
-            **self.description(),
+            **self.write(folder),
             "training": self.training_report,
         }
         write_description(folder, self.card.name, values)
 
     @classmethod
     def load(cls, folder: Path) -> Detector:
-        """Read what :meth:`save` wrote."""
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataFileError: If the files cannot be read or do not fit each other.
+        """
         values = read_description(folder, cls.card.name)
-        config, *_ = [required(values, key, folder) for key in ("config", *cls.saved_fields)]
-        arrays = read_arrays(folder)
+        for field in cls.saved_fields:
+            required(values, field, folder)
         try:
-            detector = cls(**cls.settings(**config))
-            detector.restore(arrays, values)
-        except (KeyError, RuntimeError, TypeError, ValueError) as error:
+            detector = cls(**cls.settings(**values.get("config", {})))
+            detector.restore(folder, values)
+        except DataFileError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
             raise damaged(folder, error) from None
         detector.training_report = dict(values.get("training") or {})
         return detector

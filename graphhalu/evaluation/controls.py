@@ -13,10 +13,10 @@ from jaxtyping import Float, Int
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import auroc
 from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.splits import grouped_split
-from graphhalu.detectors.base import Detector
-from graphhalu.detectors.sides import ChosenTraces, auroc
+from graphhalu.detectors.base import ChosenTraces, Detector
 from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import TopK

@@ -11,8 +11,7 @@ from jaxtyping import Bool, Float, Int
 from graphhalu.core.errors import GraphhaluError, NotEnoughDataError
 from graphhalu.core.files import shown
 from graphhalu.core.splits import Split
-from graphhalu.detectors.base import Detector, checked_scores
-from graphhalu.detectors.sides import ChosenTraces
+from graphhalu.detectors.base import ChosenTraces, Detector, checked_scores
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.protocol import visible_labels
 from graphhalu.evaluation.token_metrics import best_threshold, marked_answer

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 import numpy as np
 from jaxtyping import Float, Int
 
+from graphhalu.core import numerics
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.detectors import sides
 from graphhalu.evaluation.weighted_metrics import METRICS, check_scores, checked_counts
 
 N_BINS: Final = 15
@@ -25,7 +25,7 @@ def auroc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) 
         NotEnoughDataError: If one class is missing.
     """
     check_scores(scores, labels)
-    return sides.auroc(scores, labels)
+    return numerics.auroc(scores, labels)
 
 
 def evaluate(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> dict[str, float]:

@@ -13,7 +13,7 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.detectors.sides import auroc
+from graphhalu.core.numerics import auroc
 from graphhalu.evaluation.bootstrap import EvaluationSet
 from graphhalu.evaluation.result import TokenCounts
 from graphhalu.evaluation.weighted_metrics import ratio, tie_order

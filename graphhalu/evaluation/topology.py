@@ -10,9 +10,8 @@ from jaxtyping import Float
 from scipy.stats import norm
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.core.numerics import benjamini_hochberg, length_adjusted
+from graphhalu.core.numerics import auroc, benjamini_hochberg, length_adjusted
 from graphhalu.core.progress import Progress, no_progress
-from graphhalu.detectors.sides import auroc
 from graphhalu.engine.executors import Executor, SerialExecutor, in_order
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
 from graphhalu.evaluation.protocol import check_same_traces

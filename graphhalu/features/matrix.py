@@ -5,11 +5,12 @@ store is remembered, so that folds, seeds and detectors share it.
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Callable, Sequence
+from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
-from typing import Final, NamedTuple
+from threading import Lock
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float32
@@ -51,7 +52,8 @@ class FeatureCache:
     def __init__(self, limit_bytes: int | None = None) -> None:
         self._limit_bytes = limit_bytes
         self.n_bytes = 0
-        self._kept: OrderedDict[tuple[str, ...], Columns] = OrderedDict()
+        self._kept: OrderedDict[tuple[str, ...], Any] = OrderedDict()
+        self._lock = Lock()
 
     @cached_property
     def limit_bytes(self) -> int:
@@ -65,21 +67,28 @@ class FeatureCache:
 
         return min(MOST_BYTES, max(LEAST_BYTES, free_memory(torch.device("cpu")) // 2))
 
-    def columns(self, spec: FeatureSpec, block: TraceBlock, place: tuple[str, ...]) -> Columns:
-        """What a feature gives for a block; an empty place is never remembered."""
-        if not place:
-            return spec.compute(block)
-        key = (*place, str(spec))
-        if key in self._kept:
-            self._kept.move_to_end(key)
-            return self._kept[key]
-        columns = spec.compute(block)
+    def get(self, key: tuple[str, ...], compute: Callable[[], Any]) -> Any:
+        """What is kept under a key, else what ``compute`` gives; nothing is kept under an empty key.
+
+        Args:
+            key: Where the columns come from.
+            compute: Gives a record with an array ``values``, which is made read-only.
+        """
+        if not key:
+            return compute()
+        with self._lock:
+            if key in self._kept:
+                self._kept.move_to_end(key)
+                return self._kept[key]
+        columns = compute()
         columns.values.flags.writeable = False
-        self._kept[key] = columns
-        self.n_bytes += columns.values.nbytes
-        while self.n_bytes > self.limit_bytes:
-            _, dropped = self._kept.popitem(last=False)
-            self.n_bytes -= dropped.values.nbytes
+        with self._lock:
+            before = self._kept.pop(key, None)
+            self._kept[key] = columns
+            self.n_bytes += columns.values.nbytes - (before.values.nbytes if before else 0)
+            while self.n_bytes > self.limit_bytes:
+                _, dropped = self._kept.popitem(last=False)
+                self.n_bytes -= dropped.values.nbytes
         return columns
 
     def clear(self) -> None:
@@ -130,7 +139,9 @@ def block_columns(
     if cache is None:
         return side_by_side([spec.compute(block) for spec in specs])
     place = _place(block)
-    return side_by_side([cache.columns(spec, block, place) for spec in specs])
+    keys = [(*place, str(spec)) if place else () for spec in specs]
+    found = [cache.get(key, partial(spec.compute, block)) for key, spec in zip(keys, specs, strict=True)]
+    return side_by_side(found)
 
 
 def checked(
@@ -195,9 +206,10 @@ def _place(block: TraceBlock) -> tuple[str, ...]:
     arrays = block.arrays
     chosen = "all" if arrays.is_member is None else "best"
     range_ = f"{arrays.first}-{arrays.last} {chosen}"
-    return (str(arrays.part.folder), _digest(arrays.part), range_)
+    return (str(arrays.part.folder), part_digest(arrays.part), range_)
 
 
-def _digest(part: Part) -> str:
+def part_digest(part: Part) -> str:
+    """Digest of what was committed to a part of a store."""
     digests = (f"{name} {file['sha256']}\n" for name, file in sorted(part.commit.files.items()))
     return sha256("".join(digests).encode()).hexdigest()

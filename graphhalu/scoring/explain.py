@@ -7,8 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from graphhalu.core.errors import NonFiniteError
-from graphhalu.detectors.attribution import Attribution
-from graphhalu.detectors.base import Detector
+from graphhalu.detectors.base import Attribution, Detector
 from graphhalu.traces.trace import Trace, without_tokens
 
 SHARE: Final = 0.2

@@ -15,7 +15,7 @@ from graphhalu.traces.store import TraceStore
 
 OWN = """
 from dataclasses import replace
-from graphhalu.detectors.scalar.likelihood import Perplexity
+from graphhalu.detectors.scalars import Perplexity
 from graphhalu.labels.registry import Labeller, correct, hallucinated
 
 class Mine(Perplexity):

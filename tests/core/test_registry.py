@@ -127,17 +127,17 @@ def test_a_plugin_that_raises_when_it_is_imported_fails_alone(code, monkeypatch,
         ("Mine = 3", "expected a class that inherits graphhalu.detectors.base.Detector, got 3"),
         ("class Mine: pass", "expected a class that inherits"),
         ("class Mine(Detector): pass", "it lacks fit, load, save, score of graphhalu.detectors"),
-        ("class Mine(AnswerLength): card = 3", "expected a class attribute card of"),
-        ("class Mine(AnswerLength):\n card = replace(AnswerLength.card, name='a b')", "a name of"),
-        ("class Mine(AnswerLength): pass", "its name 'length' is that of graphhalu's own"),
-        ("class Mine(AnswerLength):\n card = replace(AnswerLength.card, name='x')", "calls itself"),
+        ("class Mine(Length): card = 3", "expected a class attribute card of"),
+        ("class Mine(Length):\n card = replace(Length.card, name='a b')", "a name of"),
+        ("class Mine(Length): pass", "its name 'length' is that of graphhalu's own"),
+        ("class Mine(Length):\n card = replace(Length.card, name='x')", "calls itself"),
     ],
 )
 def test_a_plugin_of_the_wrong_kind_says_what_was_expected(code, fault, monkeypatch, tmp_path):
     head = (
         "from dataclasses import replace\n"
         "from graphhalu.detectors.base import Detector\n"
-        "from graphhalu.detectors.scalar.likelihood import AnswerLength\n"
+        "from graphhalu.detectors.scalars import Length\n"
     )
     name = f"wrong_{abs(hash(code))}"
     (tmp_path / f"{name}.py").write_text(head + code)

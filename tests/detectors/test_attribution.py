@@ -5,9 +5,9 @@ import pytest
 import torch
 from torch_geometric.data import Batch
 
-from graphhalu.detectors.ensemble import AllFeatures
-from graphhalu.detectors.probes.attention import SinkProbeHeads
-from graphhalu.detectors.probes.logistic import LinearModel
+from graphhalu.detectors.linear import LinearModel
+from graphhalu.detectors.probes import SinkProbeHeads
+from graphhalu.detectors.stack import AllFeatures
 
 
 def test_parts_and_bias_of_a_linear_model_sum_to_its_logit():

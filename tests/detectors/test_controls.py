@@ -5,9 +5,9 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import DataFileError, NotEnoughDataError
-from graphhalu.detectors.controls.shuffled import ShuffledLabels, shuffled_by_group
-from graphhalu.detectors.controls.text import TextConfig, TfidfText
+from graphhalu.detectors.probes import ShuffledLabels, shuffled_by_group
 from graphhalu.detectors.saved import load_detector
+from graphhalu.detectors.text import TextConfig, Tfidf
 from graphhalu.traces.trace import Trace
 
 
@@ -28,7 +28,7 @@ def about_words(few):
 def test_the_question_is_read_only_when_asked_for(about_words, few):
     found = {}
     for text in ("answer", "question+answer"):
-        detector = TfidfText(config=TextConfig(text=text))
+        detector = Tfidf(config=TextConfig(text=text))
         detector.fit(about_words, few.labels, few.split)
         scores = detector.score([about_words[index] for index in few.split.test]).values
         found[text] = roc_auc_score(few.test_labels, scores)
@@ -40,7 +40,7 @@ def test_words_of_the_test_side_are_not_in_the_vocabulary(few):
     texts = ["plain words here"] * len(few.traces)
     for index in few.split.test:
         texts[index] = "unheard"
-    detector = TfidfText().fit(with_texts(few.traces, texts), few.labels, few.split)
+    detector = Tfidf().fit(with_texts(few.traces, texts), few.labels, few.split)
     assert "plain" in detector.vectorisers["word"].vocabulary_
     assert "unheard" not in detector.vectorisers["word"].vocabulary_
 
@@ -53,7 +53,7 @@ def test_an_empty_answer_has_no_score(few, fitted_on_few):
 def test_answers_without_a_common_term_are_not_enough(few):
     texts = [chr(0x4E00 + place) for place in range(len(few.traces))]
     with pytest.raises(NotEnoughDataError, match="no term"):
-        TfidfText().fit(with_texts(few.traces, texts), few.labels, few.split)
+        Tfidf().fit(with_texts(few.traces, texts), few.labels, few.split)
 
 
 def test_a_vocabulary_that_does_not_fit_its_weights_is_refused(few, fitted_on_few, tmp_path):

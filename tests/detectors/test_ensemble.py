@@ -3,8 +3,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import UsageError
-from graphhalu.detectors.ensemble import AllFeatures
-from graphhalu.detectors.stack import join
+from graphhalu.detectors.stack import AllFeatures, join
 from graphhalu.traces.trace import Trace
 
 BLOCKS = ("sink-probe-heads", "likelihood-probe", "hidden-probe")

@@ -6,9 +6,9 @@ from copy import deepcopy
 import pytest
 
 from graphhalu.core.errors import DataFileError, DetectorMismatchError
+from graphhalu.detectors.base import ChosenTraces
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.detectors.sides import ChosenTraces
 
 CONFIGURATION = {
     "model": {

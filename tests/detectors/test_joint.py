@@ -2,11 +2,11 @@ import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
+from sklearn.utils.class_weight import compute_sample_weight
 
-from graphhalu.detectors.probes import joint
-from graphhalu.detectors.probes.joint import JointProbe
-from graphhalu.detectors.probes.logistic import balanced_weights
-from graphhalu.detectors.probes.search import Side, folds_of
+from graphhalu.detectors import joint
+from graphhalu.detectors.joint import JointProbe
+from graphhalu.detectors.search import Side, folds_of
 
 MIX = {"attention": 0.5, "hidden": 0.3, "likelihood": 0.2}
 STRENGTH = 3.0
@@ -51,7 +51,9 @@ def by_hand(given):
     wide = np.concatenate(columns, axis=1)
     variance = np.square(wide).sum() / len(wide)
     model = LogisticRegression(C=STRENGTH / variance, tol=1e-10, max_iter=10_000)
-    return model.fit(wide, given.labels, balanced_weights(given.labels)).decision_function(wide)
+    return model.fit(wide, given.labels, compute_sample_weight("balanced", given.labels)).decision_function(
+        wide
+    )
 
 
 @pytest.mark.usefixtures("one_choice")

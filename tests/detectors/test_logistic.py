@@ -5,18 +5,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.class_weight import compute_sample_weight
 
-from graphhalu.detectors.probes import logistic
-from graphhalu.detectors.probes.logistic import (
-    L1_GRID,
-    L2_GRID,
-    LinearModel,
-    Rotation,
-    Scaling,
-    balanced_weights,
-    l1_path,
-    l2_path,
-)
+from graphhalu.detectors import linear
+from graphhalu.detectors.linear import L1_GRID, L2_GRID, LinearModel, Rotation, Scaling, l1_path, l2_path
 
 N_TRACES = 61
 
@@ -33,7 +25,7 @@ def drawn(n_columns, seed=0):
 @pytest.mark.parametrize("n_columns", [7, 131])
 @pytest.mark.parametrize("solver", ["newton", "quasi-newton"])
 def test_an_l2_model_is_that_of_scikit_learn(n_columns, solver, monkeypatch):
-    monkeypatch.setattr(logistic, "_FEW_DIMENSIONS", 10**6 if solver == "newton" else 0)
+    monkeypatch.setattr(linear, "_FEW_DIMENSIONS", 10**6 if solver == "newton" else 0)
     raw, labels = drawn(n_columns)
     values = Scaling.of(raw).apply(raw)
     rotation = Rotation.of(values)
@@ -50,7 +42,7 @@ def test_an_l2_model_is_that_of_scikit_learn(n_columns, solver, monkeypatch):
 def test_an_l1_model_meets_the_conditions_of_its_optimum(n_columns):
     raw, labels = drawn(n_columns)
     values = Scaling.of(raw).apply(raw)
-    share = balanced_weights(labels) / N_TRACES
+    share = compute_sample_weight("balanced", labels) / N_TRACES
     sign = 2.0 * labels - 1.0
     limit = np.abs(values.T @ (share * sign)).max() / 2
     for relative, (weight, bias) in zip(L1_GRID, l1_path(values, labels), strict=True):
@@ -121,8 +113,3 @@ def test_a_logit_is_the_same_alone_and_among_others(n_columns, seed):
     model = LinearModel(*generator.normal(size=(3, n_columns)), np.ones(n_columns, bool), 0.25)
     alone = [model.logits(values[place : place + 1])[0] for place in range(13)]
     np.testing.assert_array_equal(model.logits(values), alone)
-
-
-def test_balanced_weights_are_those_of_scikit_learn():
-    labels = np.array([1, 1, 1, 0, 1])
-    np.testing.assert_allclose(balanced_weights(labels), [0.625, 0.625, 0.625, 2.5, 0.625])

@@ -6,7 +6,7 @@ import pytest
 from graphhalu.core.errors import ConfigError, DataFileError
 from graphhalu.detectors.gnn.detectors import GATDetector
 from graphhalu.detectors.gnn.own import GraphhaluDetector
-from graphhalu.detectors.probes.joint import JointProbe
+from graphhalu.detectors.joint import JointProbe
 from graphhalu.detectors.saved import load_detector, save_detector
 
 
@@ -40,9 +40,10 @@ def test_the_score_is_the_weighted_sum_of_the_standardised_parts(few, fitted, pr
 
 
 def test_parts_are_joined_on_logits_that_are_out_of_fold(few, fitted, graph):
-    learned, used = JointProbe(seed=0).fit_side(few.traces, few.labels, few.split.train)
-    assert sorted(used.tolist()) == sorted(few.split.train.tolist())
-    assert fitted.joints["probe"].mean == pytest.approx(learned.out_of_fold.mean(), rel=1e-4)
+    probe = JointProbe(seed=0).fit(few.traces, few.labels, few.split)
+    assert sorted(probe.out_of_fold) == sorted(few.split.train.tolist())
+    mean = np.mean(list(probe.out_of_fold.values()))
+    assert fitted.joints["probe"].mean == pytest.approx(mean, rel=1e-4)
     out_of_fold = [value.item() for value in graph.out_of_fold.values()]
     assert fitted.joints["graph"].mean == pytest.approx(np.mean(out_of_fold), rel=1e-3, abs=1e-5)
 

@@ -4,16 +4,15 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import DetectorMismatchError
 from graphhalu.core.splits import Split
 from graphhalu.detectors.columns import columns_of
-from graphhalu.detectors.probes.attention import Lookback, SinkProbeHeads
-from graphhalu.detectors.probes.hidden import HaloScope, membership_score
-from graphhalu.detectors.probes.logistic import Scaling
-from graphhalu.detectors.probes.network import NetworkModel, Saplma, train
+from graphhalu.detectors.haloscope import Haloscope, membership_score
+from graphhalu.detectors.linear import Scaling
+from graphhalu.detectors.probes import Lookback, SinkProbeHeads
+from graphhalu.detectors.saplma import NetworkModel, Saplma, train
 from graphhalu.features.spec import FeatureSpec
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace
@@ -43,28 +42,29 @@ def test_haloscope_finds_a_rare_class_that_lies_apart(with_signals):
         np.concatenate([train_side[values[train_side] == 1][:6], train_side[values[train_side] == 0]])
     )
     split = Split(rare, data.split.validation, data.split.test)
-    detector = HaloScope().fit(data.traces, data.labels, split)
+    detector = Haloscope().fit(data.traces, data.labels, split)
     assert roc_auc_score(data.test_labels, detector.score(data.test_traces).values) > 0.9
 
 
 def test_true_labels_only_choose_between_pseudo_labels_of_haloscope(few):
-    detector = HaloScope().fit(few.traces, few.labels, few.split)
+    detector = Haloscope().fit(few.traces, few.labels, few.split)
     report = detector.training_report
     assert {"layer", "n_components", "sign", "quantile", "membership_auroc"} <= set(report)
 
 
-def test_a_network_scores_as_pytorch_does():
+def test_a_network_scores_as_its_layers_do_one_after_another():
     generator = np.random.default_rng(0)
     side = generator.normal(size=(23, 7)), np.arange(23) % 2
     other = generator.normal(size=(11, 7)), np.arange(11) % 2
-    layers, report = train(side, other, seed=3)
+    network, report = train(side, other, seed=3)
     assert 1 <= report["epoch"] <= 40
-    state = torch.from_numpy(other[0])
-    for place, (weight, bias) in enumerate(layers):
-        state = state @ torch.from_numpy(weight).T + torch.from_numpy(bias)
-        state = torch.relu(state) if place < len(layers) - 1 else state
-    model = NetworkModel(Scaling(np.zeros(7), np.ones(7), np.zeros(7)), layers)
-    np.testing.assert_allclose(model.logits(other[0]), state[:, 0].numpy(), rtol=1e-9)
+    model = NetworkModel(Scaling(np.zeros(7), np.ones(7), np.zeros(7)), network)
+    arrays = model.arrays()
+    state = other[0]
+    for place in range(4):
+        state = state @ arrays[f"weight{place}"].T + arrays[f"bias{place}"]
+        state = np.maximum(state, 0) if place < 3 else state
+    np.testing.assert_allclose(model.logits(other[0]), state[:, 0], rtol=1e-9)
 
 
 def test_a_network_stops_by_the_validation_side(few, make_detector):

@@ -14,7 +14,7 @@ from graphhalu.core.errors import (
 from graphhalu.detectors.gnn.detectors import GATDetector, GCNDetector
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.detectors.scalar.attention import HeadStd
+from graphhalu.detectors.scalars import HeadStd
 
 
 @pytest.fixture
@@ -122,7 +122,7 @@ def test_other_node_features_than_fitted_are_refused(saved, few):
 
 OWN = """
 from dataclasses import replace
-from graphhalu.detectors.scalar.likelihood import Perplexity
+from graphhalu.detectors.scalars import Perplexity
 
 class Mine(Perplexity):
     card = replace(Perplexity.card, name="mine")

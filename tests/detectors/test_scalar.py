@@ -5,13 +5,19 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.core.numerics import from_bfloat16_bits, to_bfloat16_bits
+from graphhalu.core.numerics import auroc, from_bfloat16_bits, to_bfloat16_bits
 from graphhalu.core.splits import Split
-from graphhalu.detectors.scalar.attention import Focus, HeadStd, SinkMass
-from graphhalu.detectors.scalar.base import ScalarDetector, row_means
-from graphhalu.detectors.scalar.hidden import EigenScore
-from graphhalu.detectors.scalar.likelihood import AnswerLength, Perplexity
-from graphhalu.detectors.sides import ChosenTraces, auroc
+from graphhalu.detectors.base import ChosenTraces
+from graphhalu.detectors.scalars import (
+    Eigenscore,
+    Focus,
+    HeadStd,
+    Length,
+    Perplexity,
+    ScalarDetector,
+    SinkMass,
+    row_means,
+)
 from graphhalu.features.block import block_of
 from graphhalu.features.instability import head_std_sink
 from graphhalu.features.likelihood import perplexity
@@ -22,7 +28,7 @@ from graphhalu.traces.trace import Trace
 class Fixed(ScalarDetector):
     """Looks its number up by trace."""
 
-    card = AnswerLength.card
+    card = Length.card
 
     def values(self, traces):
         return np.array([self.numbers[trace.trace_id] for trace in traces], dtype=float)
@@ -89,13 +95,13 @@ def test_an_infinite_value_is_no_score(few):
 def test_length_counts_answer_tokens(few):
     train = np.arange(len(few.traces))
     split = Split(train, train[:0], train[:0])
-    detector = AnswerLength().fit(few.traces, few.labels, split)
+    detector = Length().fit(few.traces, few.labels, split)
     lengths = [trace.length - trace.prompt_length for trace in few.traces]
     np.testing.assert_array_equal(detector.score(few.traces).values * detector.sign, lengths)
 
 
 def test_length_is_a_control():
-    assert AnswerLength.card.is_control
+    assert Length.card.is_control
     assert not SinkMass.card.is_control
 
 
@@ -120,7 +126,7 @@ def test_eigenscore_finds_questions_whose_beams_differ(few_beams):
     for first in range(0, 2 * n_pairs, 2):
         if not labels.values[first]:
             traces[first + 1] = alike(traces[first + 1], traces[first])
-    detector = EigenScore().fit(traces, labels, few_beams.split)
+    detector = Eigenscore().fit(traces, labels, few_beams.split)
     chosen = ChosenTraces(traces, tuple(few_beams.split.test.tolist()))
     scores = detector.score(chosen)
     assert roc_auc_score(labels.values[few_beams.split.test], scores.values) > 0.9
@@ -134,4 +140,4 @@ def test_eigenscore_finds_the_other_beam_beside_the_chosen_traces(few_beams, fit
 
 def test_eigenscore_without_a_second_beam_says_how_to_get_one(few):
     with pytest.raises(NotEnoughDataError, match="--keep-beams"):
-        EigenScore().fit(few.traces, few.labels, few.split)
+        Eigenscore().fit(few.traces, few.labels, few.split)

@@ -6,17 +6,8 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
-from graphhalu.detectors.probes.attention import all_columns, by_rank
-from graphhalu.detectors.probes.hidden import layer_views
-from graphhalu.detectors.probes.search import (
-    Candidate,
-    Grid,
-    Side,
-    choose_heads,
-    fit_candidate,
-    folds_of,
-    search,
-)
+from graphhalu.detectors.probes import all_columns, by_layer, by_rank
+from graphhalu.detectors.search import Candidate, Grid, Side, choose_heads, fit_candidate, folds_of, search
 
 N_TRACES = 97
 
@@ -100,7 +91,7 @@ def test_without_folds_the_simplest_candidate_is_taken():
 def test_views_that_hold_the_same_used_columns_are_searched_once():
     side = side_of(25)
     side.values[:, [place for place in range(25) if place % 5 > 1]] = np.nan
-    views = by_rank((1, 2, 3, 5))(side.columns)
+    views = by_rank(side.columns, (1, 2, 3, 5))
     assert list(views) == ["k=1", "k=2", "k=3", "k=5"]
     report = search(side, Grid(views, n_screened=9), folds(side)).report
     assert report["n_candidates"] == 2 * 6
@@ -108,12 +99,12 @@ def test_views_that_hold_the_same_used_columns_are_searched_once():
 
 def test_ranks_and_layers_are_read_from_the_names():
     names = [f"x.l0{layer}.r{rank:02d}" for layer in range(2) for rank in range(3)]
-    assert {k: v.tolist() for k, v in by_rank((1, 3, 5))(names).items()} == {
+    assert {k: v.tolist() for k, v in by_rank(names, (1, 3, 5)).items()} == {
         "k=1": [0, 3],
         "k=3": [0, 1, 2, 3, 4, 5],
     }
     states = ["a.n00.f00", "a.n00.f01", "a.n01.f00", "a.n01.f01", "b.n00.f00"]
-    assert {k: v.tolist() for k, v in layer_views(states).items()} == {
+    assert {k: v.tolist() for k, v in by_layer(states).items()} == {
         "a.n00": [0, 1],
         "a.n01": [2, 3],
         "b.n00": [4],

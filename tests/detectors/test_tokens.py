@@ -9,16 +9,16 @@ import pytest
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import ConfigError, DetectorMismatchError, NotEnoughDataError, UsageError
+from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.base import DetectorCard
-from graphhalu.detectors.controls.text import neighbours
 from graphhalu.detectors.gnn.config import TokenNetworkConfig
+from graphhalu.detectors.linear import Scaling
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
 from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.detectors.sides import auroc
+from graphhalu.detectors.text import neighbours
 from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
-from graphhalu.detectors.token_ridge import Moments, Standard
-from graphhalu.detectors.token_samples import sample_tokens
+from graphhalu.detectors.token_probes import ridge_path, sample_tokens
 from graphhalu.evaluation.protocol import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.groups import question_groups
@@ -206,14 +206,11 @@ def test_the_closed_form_is_that_of_weighted_least_squares():
     generator = np.random.default_rng(2)
     values = generator.normal(size=(97, 5)) * [1, 2, 3, 4, 5]
     labels = (values[:, 1] + generator.normal(size=97) > 1).astype(np.int64)
-    z = Standard.of(values).apply(values)
-    part = np.arange(97) % 3
-    moments = Moments.of(z, labels, part, 3)
-    weight, bias = next(moments.models(np.array([True, False, True]), (0.07,)))
+    x = Scaling.of(values).apply(values)
+    ((weight, bias),) = ridge_path(x.astype(np.float32), labels, (0.07,))
 
-    kept = part != 1
-    x, y = z[kept].astype(np.float64), 2.0 * labels[kept] - 1
-    share = np.where(labels[kept] == 1, 0.5 / (y > 0).sum(), 0.5 / (y < 0).sum())
+    y = 2.0 * labels - 1
+    share = np.where(labels == 1, 0.5 / (y > 0).sum(), 0.5 / (y < 0).sum())
     mean = share @ x
     std = np.sqrt(share @ (x - mean) ** 2)
     scaled = np.column_stack([(x - mean) / std, np.ones(len(x))])

@@ -6,7 +6,7 @@ import pytest
 from graphhalu.core.config import validate
 from graphhalu.core.errors import ConfigError, MissingExtraError, NotEnoughDataError, UsageError
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
-from graphhalu.detectors.scalar.likelihood import AnswerLength
+from graphhalu.detectors.scalars import Length
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.metrics import auroc, evaluate
 from graphhalu.evaluation.settings import CompareConfig
@@ -186,8 +186,8 @@ def test_what_is_no_detector_is_refused(case, given, fault):
 
 
 def test_a_detector_without_a_name_of_its_own_is_refused(case):
-    class Mine(AnswerLength.__base__):
-        card = AnswerLength.card
+    class Mine(Length.__base__):
+        card = Length.card
 
     with pytest.raises(UsageError, match="its name 'length' is that of graphhalu's own detector"):
         compare(*case, [Mine], config=SMALL)

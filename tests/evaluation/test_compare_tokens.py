@@ -11,10 +11,10 @@ import pytest
 from sklearn.metrics import average_precision_score
 
 from graphhalu.core.errors import CorruptStoreError, DataFileError, UsageError
+from graphhalu.core.numerics import auroc
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
 from graphhalu.detectors.saved import load_detector
-from graphhalu.detectors.sides import auroc
 from graphhalu.evaluation.calibration import Calibration, read_calibration
 from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.crossfit import cross_fit, fit_fold

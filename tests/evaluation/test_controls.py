@@ -5,9 +5,9 @@ import pytest
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.detectors.sides import auroc
 from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, question_mass
 from graphhalu.evaluation.detector_specs import detector_spec
 from graphhalu.graphs.build import build_graph

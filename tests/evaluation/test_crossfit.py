@@ -3,8 +3,7 @@ import pytest
 
 from graphhalu.core.errors import GraphhaluError, NonFiniteError, NotEnoughDataError
 from graphhalu.core.splits import Split
-from graphhalu.detectors.base import Scores
-from graphhalu.detectors.sides import ChosenTraces
+from graphhalu.detectors.base import ChosenTraces, Scores
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import cross_fit, fit_fold, standardise
 from graphhalu.evaluation.metrics import auroc

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UnknownNameError, UsageError
-from graphhalu.detectors.base import DetectorCard, Scores, sibling_traces
-from graphhalu.detectors.sides import ChosenTraces
+from graphhalu.detectors.base import ChosenTraces, DetectorCard, Scores, sibling_traces
 from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.protocol import best_beams
 from graphhalu.evaluation.result_files import CHECKPOINT_FOLDER, clear_checkpoints, read_result

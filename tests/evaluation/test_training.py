@@ -8,7 +8,7 @@ from graphhalu.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from graphhalu.detectors.scalar.likelihood import AnswerLength
+from graphhalu.detectors.scalars import Length
 from graphhalu.evaluation.calibration import read_calibration
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
@@ -83,14 +83,14 @@ def failing(self, traces, labels, split):
 
 
 def test_a_detector_that_fails_is_an_error_and_leaves_no_run(tmp_path, monkeypatch):
-    monkeypatch.setattr(AnswerLength, "fit", failing)
+    monkeypatch.setattr(Length, "fit", failing)
     with pytest.raises(NotEnoughDataError, match="this detector needs more"):
         train_detector("length", *planted_traces(61), runs=tmp_path / "runs")
     assert not (tmp_path / "runs").exists()
 
 
 def test_a_simple_detector_beside_it_that_fails_is_a_row_of_the_result(tmp_path, monkeypatch):
-    monkeypatch.setattr(AnswerLength, "fit", failing)
+    monkeypatch.setattr(Length, "fit", failing)
     run = train_detector("sink-mass", *planted_traces(61), runs=tmp_path)
     failures = {row.detector: row.failure for row in run.result.rows}
     assert "this detector needs more" in failures.pop("length")
@@ -102,15 +102,15 @@ def test_a_run_that_cannot_be_written_goes_again(tmp_path, monkeypatch):
     def full(self, folder):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(AnswerLength, "save", full)
+    monkeypatch.setattr(Length, "save", full)
     with pytest.raises(OSError, match="No space left"):
         train_detector("length", *planted_traces(61), runs=tmp_path)
     assert not list(tmp_path.iterdir())
 
 
 def test_the_trained_detector_is_fitted_once_and_its_row_is_that_of_a_comparison(tmp_path, monkeypatch):
-    fitted, fit = [], AnswerLength.fit
-    monkeypatch.setattr(AnswerLength, "fit", lambda self, *given: fitted.append(self) or fit(self, *given))
+    fitted, fit = [], Length.fit
+    monkeypatch.setattr(Length, "fit", lambda self, *given: fitted.append(self) or fit(self, *given))
     traces, labels = planted_traces(61)
     steps = []
     run = train_detector(

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UnknownNameError, UsageError
-from graphhalu.detectors.sides import ChosenTraces
+from graphhalu.detectors.base import ChosenTraces
 from graphhalu.features import block as block_module
 from graphhalu.features.matrix import FeatureCache, feature_matrix
 from graphhalu.features.spec import FeatureSpec, as_specs, reduce, split_text

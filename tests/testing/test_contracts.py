@@ -10,7 +10,7 @@ from graphhalu.core.errors import GraphhaluError
 from graphhalu.datasets.bundled import Worldfacts
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.detectors.scalar.likelihood import Perplexity
+from graphhalu.detectors.scalars import Perplexity
 from graphhalu.features.likelihood import answer_length
 from graphhalu.labels.labels import Level
 from graphhalu.labels.match import AliasMatch

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 from torch_geometric.data import Batch, Data
 
-from graphhalu.detectors.attribution import Attribution, EdgeEffect
+from graphhalu.detectors.base import Attribution, EdgeEffect
 
 MAX_EDGES: Final = 512
 """Edges that are taken away one by one: the strongest ones."""

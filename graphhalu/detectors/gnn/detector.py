@@ -26,10 +26,10 @@ from graphhalu.core.errors import (
     NotEnoughDataError,
     UsageError,
 )
+from graphhalu.core.numerics import auroc
 from graphhalu.core.registry import class_path
 from graphhalu.core.splits import Split, inner_folds
-from graphhalu.detectors.attribution import Attribution
-from graphhalu.detectors.base import Detector, DetectorCard, Scores
+from graphhalu.detectors.base import Attribution, Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.gnn.config import LOSS, NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
@@ -45,7 +45,6 @@ from graphhalu.detectors.saved import (
     write_description,
     write_weights,
 )
-from graphhalu.detectors.sides import auroc
 from graphhalu.detectors.trained import ConfiguredDetector, TrainedConfig
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.groups import question_groups

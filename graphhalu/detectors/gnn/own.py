@@ -5,18 +5,16 @@ from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, final
 
 import numpy as np
-from jaxtyping import Float, Int
 from pydantic import Field, field_validator
 
 from graphhalu.core.config import load_config
 from graphhalu.core.splits import Split
-from graphhalu.detectors.base import Detector, DetectorCard
+from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.detectors import GATDetector
-from graphhalu.detectors.probes.joint import JointProbe
+from graphhalu.detectors.joint import JointProbe
 from graphhalu.detectors.saved import read_description, require_this_edition
-from graphhalu.detectors.sides import ChosenTraces
-from graphhalu.detectors.stack import Stack, join
+from graphhalu.detectors.stack import Stack
 from graphhalu.detectors.trained import TrainedConfig
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -78,12 +76,6 @@ class GraphhaluDetector(Stack):
     config_class: ClassVar[type[TrainedConfig]] = StackConfig
     is_exact: ClassVar[bool] = False
     least_known: ClassVar[float] = 0.0
-    errors_of_damage: ClassVar[tuple[type[Exception], ...]] = (
-        AttributeError,
-        KeyError,
-        TypeError,
-        ValueError,
-    )
 
     config: StackConfig
 
@@ -110,22 +102,13 @@ class GraphhaluDetector(Stack):
         """Fit both parts on the training side, then join them; validation takes no part."""
         kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
         members: dict[str, Detector] = {}
-        logits = {}
         if "probe" in self.config.parts:
-            probe = JointProbe(seed=self.config.seed)
-            learned, used = probe.fit_side(traces, labels, split.train)
-            members["probe"] = probe
-            found = dict(zip(used.tolist(), learned.out_of_fold.tolist(), strict=True))
-            logits["probe"] = _placed(found, kept)
+            members["probe"] = JointProbe(seed=self.config.seed).fit(traces, labels, split)
         if "graph" in self.config.parts:
             graph = self._graph()
             graph.log_folder = self.log_folder
-            graph.fit(traces, labels, split)
-            members["graph"] = graph
-            found = {index: float(value[0]) for index, value in graph.out_of_fold.items()}
-            logits["graph"] = _placed(found, kept)
-        self.members = members
-        self.joints, self.bias = join(logits, labels.values[kept])
+            members["graph"] = graph.fit(traces, labels, split)
+        self.join_members(members, labels, kept)
         reports = {n: getattr(member, "training_report", {}) for n, member in members.items()}
         self.training_report = {"n_train": len(kept), **reports, "weights": self.weights()}
         return self
@@ -148,8 +131,3 @@ class GraphhaluDetector(Stack):
     def _graph(self) -> GATDetector:
         fields = self.config.model_dump(exclude={"parts"})
         return GATDetector(config=NetworkConfig.model_validate(fields))
-
-
-def _placed(found: dict[int, float], kept: Int[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
-    """Out-of-fold logits among all training traces; NaN where there is none."""
-    return np.array([found.get(index, np.nan) for index in kept.tolist()])

@@ -14,7 +14,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.detectors.probes.search import ALL_COMPONENTS, Grid, Side, folds_of, search
+from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Side, folds_of, search
 from graphhalu.evaluation.bootstrap import Estimate, resample_metrics, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import standardise

@@ -10,7 +10,7 @@ from jaxtyping import Float, Int
 
 from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError
 from graphhalu.core.splits import Split
-from graphhalu.detectors.probes.logistic import Rotation, Scaling, l2_path
+from graphhalu.detectors.linear import Rotation, Scaling, l2_path
 from graphhalu.evaluation.bootstrap import bootstrap_interval
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.maps import FEATURES

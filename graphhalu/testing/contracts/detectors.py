@@ -12,9 +12,8 @@ from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split, grouped_split
-from graphhalu.detectors.base import Detector, DetectorCard, Input, checked_scores
+from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Input, checked_scores
 from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.detectors.sides import ChosenTraces
 from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, Level

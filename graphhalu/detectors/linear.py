@@ -6,7 +6,7 @@ both penalties are relative, so that one grid serves 30 columns and 30,000.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from scipy.linalg import eigh
 from scipy.special import expit
 from sklearn import config_context
 from sklearn.linear_model import LogisticRegression
+from sklearn.utils.class_weight import compute_sample_weight
 
 L2_GRID: Final = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0)
 """Strengths of a model under an L2 penalty: scikit-learn's ``C`` times the variance of all columns
@@ -27,9 +28,8 @@ _FEW_DIMENSIONS: Final = 512
 """Above this L-BFGS takes the place of Newton's method, which factors a square matrix a step."""
 
 
-@dataclass(frozen=True)
-class Scaling:
-    """How raw columns become standardised ones, learnt on training traces.
+class Scaling(NamedTuple):
+    """How raw columns become standardised ones, learnt on training items: traces or tokens.
 
     Attributes:
         median: Stands in for a missing value; 0 where the column is not used.
@@ -49,13 +49,13 @@ class Scaling:
         *,
         has_all_medians: bool = True,
     ) -> "Scaling":
-        """Learn from training traces; constant columns and those that most lack are not used.
+        """Learn from training items; constant columns and those that most items lack are not used.
 
         Args:
             values: NaN where missing.
-            median: Of the whole training side, within which this is one fold.
+            median: Of the whole training set, of which this is one fold.
             has_all_medians: Whether columns without a missing value get theirs too: those of
-                50,000 columns take seconds, and only other traces can need them.
+                50,000 columns take seconds, and only other items can need them.
         """
         is_known = np.isfinite(values)
         is_kept = is_known.mean(axis=0) >= 1 - MAX_MISSING
@@ -74,27 +74,26 @@ class Scaling:
     def widened(self, places: Int[np.ndarray, "column"], n_columns: int) -> "Scaling":
         """The same among more columns, which it does not use."""
         wide = np.zeros((3, n_columns))
-        wide[:, places] = self.median, self.scale, self.mean
+        wide[:, places] = self
         return Scaling(*wide)
-
-    def narrowed(self, places: Int[np.ndarray, "chosen"]) -> "Scaling":
-        """Of some of the columns."""
-        return Scaling(self.median[places], self.scale[places], self.mean[places])
 
     @property
     def is_used(self) -> Bool[np.ndarray, "column"]:
         """Columns that say anything."""
         return self.scale > 0
 
-    def apply(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace kept"]:
+    def apply(
+        self, values: Float[np.ndarray, "trace column"], dtype: Any = np.float64
+    ) -> Float[np.ndarray, "trace kept"]:
         """Used columns, missing values filled in, standardised."""
         used = self.is_used
-        scaled = values[:, used].astype(np.float64)
+        median, scale, mean = (part[used].astype(dtype) for part in self)
+        scaled = values[:, used].astype(dtype)
         is_missing = ~np.isfinite(scaled)
         if is_missing.any():
-            scaled = np.where(is_missing, self.median[used], scaled)
-        scaled -= self.mean[used]
-        scaled *= self.scale[used]
+            scaled = np.where(is_missing, median, scaled)
+        scaled -= mean
+        scaled *= scale
         return scaled
 
     def linear(self, weight: Float[np.ndarray, "kept"], bias: float) -> "LinearModel":
@@ -181,12 +180,6 @@ class LinearModel:
         return np.ascontiguousarray((filled - self.mean[used]) * self.weight[used])
 
 
-def balanced_weights(labels: Int[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
-    """A weight a trace, so that both classes weigh alike; their mean is 1."""
-    counts = np.bincount(labels, minlength=2)
-    return len(labels) / (2.0 * counts[labels])
-
-
 class Rotation(NamedTuple):
     """Standardised columns in their principal axes, largest variance first.
 
@@ -255,7 +248,7 @@ def l2_path(
     total_variance = max(float(np.square(values).sum()) / len(values), _SMALLEST)
     solver = "newton-cholesky" if values.shape[1] <= _FEW_DIMENSIONS else "lbfgs"
     model = LogisticRegression(solver=solver, warm_start=True, tol=1e-5, max_iter=500)
-    weights = balanced_weights(labels)
+    weights = compute_sample_weight("balanced", labels)
     found = []
     # scikit-learn's checks take as long as these fits
     with config_context(assume_finite=True, skip_parameter_validation=True):
@@ -275,9 +268,9 @@ def l1_path(
 
     Minimises ``mean_i s_i log(1 + exp(-y_i m_i)) + penalty * limit * |w|_1``, where ``limit`` is
     the smallest penalty under which all weights are 0. Only columns that may leave 0 are given to
-    scikit-learn; a column outside that violates its condition joins, until none does.
+    scikit-learn, ten times faster with 6,000 columns; one outside that violates its condition joins.
     """
-    share = balanced_weights(labels) / len(labels)
+    share = compute_sample_weight("balanced", labels) / len(labels)
     weight, bias = np.zeros(values.shape[1]), 0.0
     gradient = np.abs(values.T @ (share * (labels - 0.5)))  # at 0 every trace has the odds 1/2
     limit = float(gradient.max(initial=0.0))

@@ -3,38 +3,38 @@
 The validation side takes no part: a comparison fits calibration and threshold there.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import product
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from scipy.linalg import LinAlgError, solve
+from sklearn.kernel_ridge import KernelRidge
+from sklearn.utils.class_weight import compute_sample_weight
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.core.splits import inner_folds
-from graphhalu.detectors.probes.logistic import (
+from graphhalu.core.numerics import auroc
+from graphhalu.core.splits import InnerFold, inner_folds
+from graphhalu.detectors.linear import (
     L1_GRID,
     L2_GRID,
     LinearModel,
     Rotation,
     Scaling,
     Solution,
-    balanced_weights,
     l1_path,
     l2_path,
 )
-from graphhalu.detectors.sides import auroc
 
-Penalty = Literal["l2", "l1"]
 ALL_COMPONENTS: Final = 512
-_CLEARLY: Final = 1e-3
+CLEARLY: Final = 1e-3
+"""Differences of AUROC below it do not decide; the simpler candidate is taken."""
 
 
 @dataclass(frozen=True)
 class Side:
-    """One side of a split, ready to learn from.
+    """Columns and labels of the training or the validation traces.
 
     Attributes:
         values: Features; NaN where missing.
@@ -47,13 +47,6 @@ class Side:
     columns: tuple[str, ...]
     labels: Int[np.ndarray, "trace"]
     groups: Shaped[np.ndarray, "trace"]
-
-
-class Fold(NamedTuple):
-    """Places within a side: to fit on, and held out."""
-
-    train: Int[np.ndarray, "train"]
-    held_out: Int[np.ndarray, "held_out"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +62,7 @@ class Grid:
     """
 
     views: Mapping[str, Int[np.ndarray, "_"]]
-    penalty: Penalty = "l2"
+    penalty: Literal["l2", "l1"] = "l2"
     components: tuple[int, ...] = (ALL_COMPONENTS,)
     strengths: tuple[float, ...] = ()
     n_screened: int = 4
@@ -106,25 +99,21 @@ class Learned:
 
 def folds_of(
     labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], *, n_folds: int, seed: int
-) -> list[Fold]:
-    """Grouped folds of a side in which both parts hold both classes; none if it is too small."""
+) -> list[InnerFold]:
+    """Grouped folds in which both parts hold both classes; none if there are too few groups."""
     try:
         folds = inner_folds(labels, groups, np.arange(len(labels)), n_folds=n_folds, seed=seed)
     except NotEnoughDataError:
         return []
-    places = [Fold(fold.train, fold.held_out) for fold in folds]
-    return [f for f in places if all(len(np.unique(labels[part])) > 1 for part in f)]
+    return with_both_classes(folds, labels)
 
 
-def places_by(name_of: Callable[[str], str], columns: Sequence[str]) -> dict[str, Int[np.ndarray, "_"]]:
-    """Places of the columns of each name, in the order of their first appearance."""
-    found: dict[str, list[int]] = {}
-    for place, column in enumerate(columns):
-        found.setdefault(name_of(column), []).append(place)
-    return {name: np.array(places) for name, places in found.items()}
+def with_both_classes(folds: Sequence[InnerFold], labels: Int[np.ndarray, "item"]) -> list[InnerFold]:
+    """The folds in which both parts hold both classes."""
+    return [fold for fold in folds if all(len(np.unique(labels[part])) > 1 for part in fold)]
 
 
-def search(side: Side, grid: Grid, folds: Sequence[Fold]) -> Learned:
+def search(side: Side, grid: Grid, folds: Sequence[InnerFold]) -> Learned:
     """Choose by the mean AUROC over the folds, then fit on the whole side.
 
     Among candidates within 0.001 of the best the simplest is taken: the first view, the fewest
@@ -156,16 +145,16 @@ def search(side: Side, grid: Grid, folds: Sequence[Fold]) -> Learned:
 
 
 def first_of_the_best(
-    logits: Float[np.ndarray, "candidate trace"], labels: Int[np.ndarray, "trace"], folds: Sequence[Fold]
+    logits: Float[np.ndarray, "candidate trace"], labels: Int[np.ndarray, "trace"], folds: Sequence[InnerFold]
 ) -> tuple[int, float | None]:
-    """Place of the first candidate within 0.001 of the best mean AUROC over the folds, and its own.
+    """The first candidate within 0.001 of the best mean AUROC over the folds, and its own AUROC.
 
     Without folds that is the first of all, and has no AUROC.
     """
     if not folds:
         return 0, None
-    aurocs = np.array([mean_auroc(row, labels, folds) for row in logits])
-    place = int(np.flatnonzero(aurocs >= aurocs.max() - _CLEARLY)[0])
+    aurocs = np.mean([[auroc(row[f.held_out], labels[f.held_out]) for row in logits] for f in folds], axis=0)
+    place = int(np.flatnonzero(aurocs >= aurocs.max() - CLEARLY)[0])
     return place, float(aurocs[place])
 
 
@@ -184,50 +173,44 @@ def fit_candidate(side: Side, grid: Grid, candidate: Candidate) -> LinearModel:
     return scaling.widened(chosen, side.values.shape[1]).linear(*found)
 
 
-def choose_heads(side: Side, folds: Sequence[Fold], n_most: int = 10) -> Learned:
+def choose_heads(side: Side, folds: Sequence[InnerFold], n_most: int = 10) -> Learned:
     """The mean of the columns that differ most between the classes; the number by folds.
 
     A column counts as it is: neither scaled nor turned, so only those that are higher for
     hallucinated traces come first.
     """
-    numbers = range(1, min(n_most, side.values.shape[1]) + 1)
-    logits = np.full((len(numbers), len(side.labels)), np.nan)
+    numbers = np.arange(1, min(n_most, side.values.shape[1]) + 1)
+    logits = np.zeros((len(numbers), len(side.labels)))
     for train, held_out in folds:
-        models = _head_means(side.values[train], side.labels[train], numbers)
-        logits[:, held_out] = [model.logits(side.values[held_out]) for model in models]
-    logits = np.where(np.isnan(logits), np.nanmean(logits) if len(folds) else 0.0, logits)
+        scaling, order = _ranked_heads(side.values[train], side.labels[train])
+        filled = _filled(side.values[held_out], scaling)[:, order[: len(numbers)]]
+        logits[:, held_out] = (np.cumsum(filled, axis=1, dtype=np.float64) / numbers).T
     best, inner_auroc = first_of_the_best(logits, side.labels, folds)
-    model = _head_means(side.values, side.labels, numbers)[best]
-    heads = [side.columns[place] for place in np.flatnonzero(model.weight)]
+    scaling, order = _ranked_heads(side.values, side.labels)
+    weight = np.zeros(len(order))
+    weight[order[: best + 1]] = 1 / (best + 1)
+    model = LinearModel(scaling.median, np.zeros_like(weight), weight, weight > 0, 0.0)
+    heads = [side.columns[place] for place in np.flatnonzero(weight)]
     report = {"n_heads": best + 1, "heads": heads, "n_folds": len(folds), "inner_auroc": inner_auroc}
     return Learned(model, logits[best], report)
 
 
-def _head_means(
-    values: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"], numbers: Sequence[int]
-) -> list[LinearModel]:
+def _ranked_heads(
+    values: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"]
+) -> tuple[Scaling, Int[np.ndarray, "column"]]:
+    """Columns by how much higher they are for hallucinated traces, the highest first."""
     scaling = Scaling.of(values)
-    filled = np.where(np.isfinite(values), values, scaling.median)
+    filled = _filled(values, scaling)
     difference = filled[labels == 1].mean(axis=0) - filled[labels == 0].mean(axis=0)
-    order = np.argsort(np.where(scaling.is_used, -difference, np.inf), kind="stable")
-    models = []
-    for number in numbers:
-        weight = np.zeros(values.shape[1])
-        weight[order[:number]] = 1 / number
-        zeros = np.zeros_like(weight)
-        models.append(LinearModel(scaling.median, zeros, weight, weight > 0, 0.0))
-    return models
+    return scaling, np.argsort(np.where(scaling.is_used, -difference, np.inf), kind="stable")
 
 
-def mean_auroc(
-    logits: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], folds: Sequence[Fold]
-) -> float:
-    """Mean over the folds of the AUROC of what they held out; 0.5 without folds."""
-    return float(np.mean([auroc(logits[f.held_out], labels[f.held_out]) for f in folds] or [0.5]))
+def _filled(values: Float[np.ndarray, "trace column"], scaling: Scaling) -> Float[np.ndarray, "trace column"]:
+    return np.where(np.isfinite(values), values, scaling.median)
 
 
 def _scaled(
-    side: Side, views: Sequence[Int[np.ndarray, "_"]], fold: Fold, median: Float[np.ndarray, "column"]
+    side: Side, views: Sequence[Int[np.ndarray, "_"]], fold: InnerFold, median: Float[np.ndarray, "column"]
 ) -> Iterator[tuple[Float[np.ndarray, "train kept"], Float[np.ndarray, "held_out kept"]]]:
     """Both parts of a fold for each view, standardised by the first; all columns only once."""
     chosen = np.unique(np.concatenate(views))
@@ -274,7 +257,7 @@ def _pruned(grid: Grid, is_used: Bool[np.ndarray, "column"], n_traces: int) -> G
     return replace(grid, views=views, components=tuple(sorted(components)))
 
 
-def _screened(side: Side, grid: Grid, folds: Sequence[Fold], scaling: Scaling) -> list[str]:
+def _screened(side: Side, grid: Grid, folds: Sequence[InnerFold], scaling: Scaling) -> list[str]:
     """The most promising views, in the grid's order."""
     names = list(grid.views)
     if len(names) <= grid.n_screened or not folds:
@@ -285,23 +268,22 @@ def _screened(side: Side, grid: Grid, folds: Sequence[Fold], scaling: Scaling) -
 
 
 def _ridge_auroc(
-    side: Side, chosen: Int[np.ndarray, "chosen"], folds: Sequence[Fold], scaling: Scaling
+    side: Side, chosen: Int[np.ndarray, "chosen"], folds: Sequence[InnerFold], scaling: Scaling
 ) -> float:
     """Mean AUROC over the folds of a weighted ridge regression on the classes.
 
     Its kernel is computed once for all folds, which makes it many times faster than a logistic
-    regression; the columns are standardised by the whole side, without labels.
+    regression; the columns are standardised by the whole training side, without labels.
     """
-    scaled = scaling.narrowed(chosen).apply(side.values[:, chosen])
-    kernel = scaled.astype(np.float32) @ scaled.astype(np.float32).T + np.float32(1)
-    target = (2.0 * side.labels - 1.0).astype(np.float32)
+    scaled = Scaling(*(part[chosen] for part in scaling)).apply(side.values[:, chosen], np.float32)
+    kernel = scaled @ scaled.T + np.float32(1)
+    ridge = KernelRidge(alpha=4 * scaled.shape[1], kernel="precomputed")
     aurocs = []
     for train, held_out in folds:
-        ridge = 4 * scaled.shape[1] / balanced_weights(side.labels[train])
-        square = kernel[np.ix_(train, train)] + np.diag(ridge.astype(np.float32))
-        try:
-            dual = solve(square, target[train], assume_a="pos", check_finite=False)
-        except LinAlgError:
-            return 0.0
-        aurocs.append(auroc(kernel[np.ix_(held_out, train)] @ dual, side.labels[held_out]))
+        labels = side.labels[train]
+        target = (2 * labels - 1).astype(np.float32)
+        weights = compute_sample_weight("balanced", labels)
+        ridge.fit(kernel[np.ix_(train, train)], target, weights)
+        found = ridge.predict(kernel[np.ix_(held_out, train)])
+        aurocs.append(auroc(found, side.labels[held_out]))
     return float(np.mean(aurocs))

@@ -1,1 +1,0 @@
-"""Controls: what a detector must beat before its number means anything."""

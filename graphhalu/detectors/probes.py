@@ -1,0 +1,328 @@
+"""Probes: detectors that learn one weight a column of features."""
+
+import re
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Final
+
+import numpy as np
+from jaxtyping import Int, Shaped
+from pydantic import Field
+
+from graphhalu.core.splits import InnerFold, Split
+from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, DetectorCard, Scores, check_classes
+from graphhalu.detectors.columns import Layout, check_shape, columns_of, describe_shape, one_shape
+from graphhalu.detectors.identity import check_identity
+from graphhalu.detectors.linear import LinearModel
+from graphhalu.detectors.saved import read_arrays, write_arrays
+from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Learned, Side, choose_heads, folds_of, search
+from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
+from graphhalu.features.spec import FeatureSpec
+from graphhalu.labels.groups import question_groups
+from graphhalu.labels.labels import Labels
+from graphhalu.traces.trace import Trace
+
+Views = dict[str, Int[np.ndarray, "_"]]
+LIKELIHOOD: Final = (
+    "logprob_mean",
+    "logprob_min",
+    "logprob_sum",
+    "logprob_std",
+    "output_entropy_mean",
+    "output_entropy_max",
+    "output_entropy_std",
+    "margin_mean",
+    "margin_min",
+)
+"""Features of the output distributions."""
+STATES: Final = ("state_last_prompt", "state_last_answer", "state_mean_answer")
+"""Positions whose hidden state a probe can read."""
+_HEAD: Final = re.compile(r"\.l(\d+)\.h(\d+)")
+
+
+class ProbeConfig(TrainedConfig):
+    """Settings of a probe."""
+
+    n_folds: Annotated[int, Field(ge=2)] = 3
+    """Folds within the training side in which columns, components and penalty are chosen."""
+
+
+class ProbeDetector(TrainedDetector):
+    """A linear model of features; every choice is made in folds within the training side.
+
+    Missing values are filled in with training medians, columns that most training traces lack
+    are left out, and a trace without any column that is read has no valid score.
+
+    Args:
+        seed: By default that of the configuration.
+        config: Settings.
+    """
+
+    config_class: ClassVar[type[TrainedConfig]] = ProbeConfig
+    saved_fields: ClassVar[tuple[str, ...]] = ("config", "columns", "model_shape")
+    features: ClassVar[tuple[str, ...]]
+    """Features that make the columns, as ``name`` or ``name[k=25]``."""
+    model_class: ClassVar[Any] = LinearModel
+    """What is learnt; of the same methods as a :class:`LinearModel`, without its parts."""
+    stops_by_validation: ClassVar[bool] = False
+    """Whether the validation traces decide when training stops."""
+
+    config: ProbeConfig
+
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
+        super().__init__(seed, config)
+        self.model: Any = None
+        self.shape: dict[str, Any] = {}
+        self.layout: tuple[Layout, ...] = ()
+        self.out_of_fold: dict[int, float] = {}
+        """Logit of each training trace from a fold's model that never saw its question."""
+
+    @classmethod
+    def specs(cls) -> tuple[FeatureSpec, ...]:
+        """Features that make the columns."""
+        return tuple(map(FeatureSpec.parse, cls.features))
+
+    @abstractmethod
+    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
+        """Choose and fit on the training side.
+
+        Args:
+            side: Training traces with at least one known column.
+            folds: Of these traces; none if there are too few.
+            validation: For a network that stops early by it; ``None`` for all others.
+        """
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Choose and fit on the valid labels of ``split.train``.
+
+        The validation side takes no part, except that a network stops by it.
+        """
+        chosen = ChosenTraces.labelled(traces, labels, split.train)
+        kept = np.array(chosen.indices, dtype=np.int64)
+        check_classes(labels.values[kept], self.card.name)
+        side, layout, used = self._side(chosen, labels.values[kept])
+        check_classes(side.labels, self.card.name, n_without=len(kept) - len(used))
+        folds = folds_of(side.labels, side.groups, n_folds=self.config.n_folds, seed=self.config.seed)
+        validation = None
+        others = ChosenTraces.labelled(traces, labels, split.validation)
+        if self.stops_by_validation and len(others):
+            places = np.array(others.indices, dtype=np.int64)
+            validation = self._side(others, labels.values[places], layout)[0]
+        learned = self.learn(side, folds, validation)
+        self.model, self.layout = learned.model, layout
+        self.shape = describe_shape(chosen[0].shape)
+        self.out_of_fold = dict(zip(kept[used].tolist(), learned.out_of_fold.tolist(), strict=True))
+        self.training_report = {
+            "n_train": len(used),
+            "n_without_features": len(kept) - len(used),
+            "missing_share": float(np.isnan(side.values).mean()),
+            **learned.report,
+        }
+        return self
+
+    def score(self, traces: Sequence[Trace]) -> Scores:
+        """Logit of each trace, whatever the others are.
+
+        Raises:
+            DetectorMismatchError: If a trace is of a model of another shape.
+        """
+        model = self.fitted(self.model)
+        check_identity(self.identity, traces)
+        if not len(traces):
+            return Scores.of(np.zeros(0))
+        one_shape(traces)
+        check_shape(traces[0], self.shape)
+        columns = columns_of(traces, self.specs(), self.layout, unused=self._unused())
+        return Scores.of(model.logits(columns.values))
+
+    def attribute(self, trace: Trace) -> Attribution | None:
+        """Exact parts of a linear model; ``None`` for others, and for a trace without a score."""
+        model = self.fitted(self.model)
+        if not isinstance(model, LinearModel):
+            return None
+        columns = columns_of([trace], self.specs(), self.layout)
+        parts = model.parts(columns.values)[0]
+        if np.isnan(parts).all():
+            return None
+        heads = np.zeros((trace.shape.n_layers, trace.shape.n_heads))
+        features: dict[str, float] = {}
+        for name, part in zip(columns.names, np.nan_to_num(parts).tolist(), strict=True):
+            feature = name.partition(".")[0]
+            features[feature] = features.get(feature, 0.0) + part
+            place = _HEAD.search(name)
+            if place is not None:
+                heads[int(place[1]), int(place[2])] += part
+        rest = model.bias + sum(features.values()) - float(heads.sum())
+        return Attribution(heads, features, is_exact=True, rest=rest)
+
+    @property
+    def n_parameters(self) -> int | None:
+        """Learnt weights that are not 0, and the bias."""
+        return None if self.model is None else self.model.n_parameters
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the model; describe its columns."""
+        write_arrays(folder, self.fitted(self.model).arrays())
+        columns = [layout._asdict() for layout in self.layout]
+        return {"columns": columns, "model_shape": self.shape}
+
+    def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
+        """Take over weights and columns of a saved probe."""
+        self.model = self.model_class.of_arrays(read_arrays(folder))
+        self.shape = dict(values["model_shape"])
+        self.layout = tuple(Layout(**entry) for entry in values["columns"])
+        n_columns = sum(entry.n_columns for entry in self.layout)
+        if len(self.model.is_used) != n_columns:
+            message = f"{len(self.model.is_used)} weights for {n_columns} columns"
+            raise ValueError(message)
+
+    def _side(
+        self, traces: Sequence[Trace], labels: Int[np.ndarray, "trace"], expected: Sequence[Layout] = ()
+    ) -> tuple[Side, tuple[Layout, ...], Int[np.ndarray, "used"]]:
+        """Traces with at least one known column, and their places among the given ones."""
+        columns = columns_of(traces, self.specs(), expected)
+        used = np.flatnonzero(np.isfinite(columns.values).any(axis=1))
+        groups = question_groups([traces[int(place)] for place in used]) if len(used) else used
+        side = Side(columns.values[used], columns.names, labels[used], groups)
+        return side, columns.layout, used
+
+    def _unused(self) -> frozenset[str]:
+        """Features without a column that is read."""
+        ends = np.cumsum([entry.n_columns for entry in self.layout])
+        parts = zip(self.layout, np.split(self.model.is_used, ends[:-1]), strict=True)
+        return frozenset(entry.feature for entry, is_used in parts if not is_used.any())
+
+
+class LogisticProbe(ProbeDetector):
+    """A logistic probe whose columns, components and penalty are chosen together."""
+
+    grid: ClassVar[Callable[[Sequence[str]], Grid]]
+    """What it chooses from, given the names of the columns."""
+
+    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
+        """Search the grid."""
+        return search(side, type(self).grid(side.columns), folds)
+
+
+def all_columns(columns: Sequence[str]) -> Views:
+    """One view: everything."""
+    return {"all": np.arange(len(columns))}
+
+
+def by_rank(columns: Sequence[str], ks: Sequence[int]) -> Views:
+    """Views that keep the first ``k`` entries of the axis ``rank``, fewest first."""
+    found = (re.search(r"\.r(\d+)$", name) for name in columns)
+    rank = np.array([int(match[1]) for match in found if match])
+    return {f"k={k}": np.flatnonzero(rank < k) for k in ks if k <= rank.max() + 1}
+
+
+def by_layer(columns: Sequence[str]) -> Views:
+    """One view a position and layer, of columns such as ``state_last_answer.n07.unit012``."""
+    found: dict[str, list[int]] = {}
+    for place, column in enumerate(columns):
+        found.setdefault(column.rsplit(".", 1)[0], []).append(place)
+    return {name: np.array(places) for name, places in found.items()}
+
+
+def plain_grid(columns: Sequence[str]) -> Grid:
+    """Every column, L2."""
+    return Grid(all_columns(columns))
+
+
+def pca_grid(columns: Sequence[str]) -> Grid:
+    """Every column, principal components, L2."""
+    return Grid(all_columns(columns), components=(16, 64, ALL_COMPONENTS))
+
+
+def ranked_l1_grid(columns: Sequence[str]) -> Grid:
+    """The largest 1, 5, 10 or 25 entries of each head, L1."""
+    return Grid(by_rank(columns, (1, 5, 10, 25)), penalty="l1")
+
+
+def ranked_pca_grid(columns: Sequence[str]) -> Grid:
+    """The largest 5, 10, 25 or 50 entries of each head, principal components, L2."""
+    return Grid(by_rank(columns, (5, 10, 25, 50)), components=(64, ALL_COMPONENTS))
+
+
+def one_layer_grid(columns: Sequence[str]) -> Grid:
+    """One layer and position, principal components, L2."""
+    return Grid(by_layer(columns), components=(64, ALL_COMPONENTS), n_screened=3)
+
+
+_SINKS: Final = ("sink_mass_k1", "sink_mass_k4")
+_INSTABILITY: Final = tuple(
+    f"{form}_{span}"
+    for form in ("head_std", "head_logit_std", "head_bounded_std")
+    for span in ("sink", "context", "question", "answer")
+)
+_ENTROPY: Final = ("attention_entropy_mean", "attention_entropy_std")
+_SHIFTS: Final = (
+    "hallushift_hidden_distance",
+    "hallushift_hidden_cosine",
+    "hallushift_attention_distance",
+    "hallushift_attention_cosine",
+)
+_SUMMARIES: Final = ("rauq", "hidden_norm", "hidden_score", "hidden_effective_rank")
+
+SinkProbeHeads: Final = LogisticProbe.variant("sink-probe-heads", features=_SINKS, grid=pca_grid)
+Sinkprobe: Final = LogisticProbe.variant("sinkprobe", features=("received_top[k=25]",), grid=ranked_l1_grid)
+Lapeigvals: Final = LogisticProbe.variant("lapeigvals", features=("lapeig_top[k=50]",), grid=ranked_pca_grid)
+Attneigvals: Final = LogisticProbe.variant(
+    "attneigvals", features=("attneig_top[k=50]",), grid=ranked_pca_grid
+)
+AttnLogdetHeads: Final = LogisticProbe.variant(
+    "attn-logdet-heads", features=("self_attention_log",), grid=pca_grid
+)
+Lookback: Final = LogisticProbe.variant("lookback", features=("lookback_ratio",), grid=plain_grid)
+InstabilityProbe: Final = LogisticProbe.variant(
+    "instability-probe", features=(*_INSTABILITY, "layer_std_sink"), grid=pca_grid
+)
+EntropyHeads: Final = LogisticProbe.variant("entropy-heads", features=_ENTROPY, grid=pca_grid)
+LikelihoodProbe: Final = LogisticProbe.variant("likelihood-probe", features=LIKELIHOOD, grid=plain_grid)
+HiddenProbe: Final = LogisticProbe.variant("hidden-probe", features=STATES, grid=one_layer_grid)
+Hallushift: Final = LogisticProbe.variant("hallushift", features=(*_SHIFTS, *LIKELIHOOD), grid=pca_grid)
+Icr: Final = LogisticProbe.variant("icr", features=("icr",), grid=pca_grid)
+Summaries: Final = LogisticProbe.variant("summaries", features=_SUMMARIES, grid=plain_grid)
+
+
+class Toha(ProbeDetector):
+    """Mean spanning-tree divergence of a few chosen heads."""
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("toha")
+    features: ClassVar[tuple[str, ...]] = ("mst_divergence",)
+
+    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
+        """Rank heads and choose how many."""
+        return choose_heads(side, folds)
+
+
+class ShuffledLabels(LogisticProbe):
+    """Control: the per-head sink probe on labels shuffled among questions."""
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("shuffled-labels")
+    features: ClassVar[tuple[str, ...]] = _SINKS
+    grid: ClassVar[Callable[[Sequence[str]], Grid]] = pca_grid
+
+    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
+        """Shuffle, then search as the probe does."""
+        labels = shuffled_by_group(side.labels, side.groups, seed=self.config.seed)
+        anew = folds_of(labels, side.groups, n_folds=self.config.n_folds, seed=self.config.seed)
+        return super().learn(replace(side, labels=labels), anew, None)
+
+
+def shuffled_by_group(
+    labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], *, seed: int
+) -> Int[np.ndarray, "trace"]:
+    """The labels of all groups, one group after another, dealt to the groups in another order.
+
+    Groups of one size swap their labels whole; at the seams of groups of different sizes a
+    group can get labels of two.
+    """
+    _, group = np.unique(groups, return_inverse=True)
+    place = np.random.default_rng(seed).permutation(int(group.max()) + 1)
+    taken = np.argsort(place[group], kind="stable")
+    shuffled = np.empty_like(labels)
+    shuffled[np.argsort(group, kind="stable")] = labels[taken]
+    return shuffled

@@ -1,0 +1,146 @@
+"""SAPLMA: a small network on one hidden state, trained with early stopping."""
+
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
+from itertools import pairwise
+from typing import Any, ClassVar, Final, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Int
+from sklearn.utils.class_weight import compute_sample_weight
+from torch import nn
+
+from graphhalu.core.numerics import auroc
+from graphhalu.core.splits import InnerFold
+from graphhalu.detectors.base import DetectorCard
+from graphhalu.detectors.linear import Scaling
+from graphhalu.detectors.probes import ProbeDetector, by_layer
+from graphhalu.detectors.search import Learned, Side
+
+WIDTHS: Final = (256, 128, 64, 1)
+"""Outputs of each layer."""
+EPOCHS: Final = 40
+PATIENCE: Final = 6
+BATCH: Final = 32
+LEARNING_RATE: Final = 1e-3
+
+
+class NetworkModel(NamedTuple):
+    """Standardised columns through linear layers with ReLU between them, in float64.
+
+    Attributes:
+        scaling: Of the raw columns; those of other hidden states are not used.
+        network: Reads the used columns.
+    """
+
+    scaling: Scaling
+    network: nn.Sequential
+
+    @property
+    def is_used(self) -> Bool[np.ndarray, "column"]:
+        """Columns that it reads."""
+        return self.scaling.is_used
+
+    @property
+    def n_parameters(self) -> int:
+        """Weights and biases of all layers."""
+        return sum(each.numel() for each in self.network.parameters())
+
+    def logits(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace"]:
+        """One logit a trace; traces go through one by one, so that none depends on the others."""
+        is_known = np.isfinite(values[:, self.is_used]).any(axis=1)
+        with torch.inference_mode():
+            logits = [self.network(row).item() for row in torch.from_numpy(self.scaling.apply(values))]
+        return np.where(is_known, np.array(logits, dtype=np.float64), np.nan)
+
+    def arrays(self) -> dict[str, np.ndarray]:
+        """All that a saved model holds."""
+        found = {name: getattr(self.scaling, name) for name in ("median", "scale", "mean")}
+        for place, layer in enumerate(_linear_layers(self.network)):
+            found[f"weight{place}"] = layer.weight.detach().numpy()
+            found[f"bias{place}"] = layer.bias.detach().numpy()
+        return found
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> "NetworkModel":
+        """Inverse of :meth:`arrays`.
+
+        Raises:
+            KeyError: If one is missing.
+            RuntimeError: If the weights do not fit the layers.
+        """
+        scaling = Scaling(arrays["median"], arrays["scale"], arrays["mean"])
+        widths = [len(arrays[f"bias{place}"]) for place in range(len(WIDTHS))]
+        network = _network(int(scaling.is_used.sum()), widths).double()
+        for place, layer in enumerate(_linear_layers(network)):
+            state = {name: torch.from_numpy(arrays[f"{name}{place}"].copy()) for name in ("weight", "bias")}
+            layer.load_state_dict(state)
+        return cls(scaling, network)
+
+
+class Saplma(ProbeDetector):
+    """A feed-forward network on the hidden state of the last token."""
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("saplma")
+    features: ClassVar[tuple[str, ...]] = ("state_last_answer",)
+    model_class: ClassVar[Any] = NetworkModel
+    stops_by_validation: ClassVar[bool] = True
+
+    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
+        """Train on the side; the epoch is that of the best validation AUROC."""
+        views = by_layer(side.columns)
+        layer = list(views)[len(views) // 2]
+        scaling = Scaling.of(side.values[:, views[layer]]).widened(views[layer], side.values.shape[1])
+        is_usable = validation is not None and len(np.unique(validation.labels)) > 1
+        held_out = validation if validation is not None and is_usable else side
+        network, report = train(
+            (scaling.apply(side.values), side.labels),
+            (scaling.apply(held_out.values), held_out.labels),
+            seed=self.config.seed,
+        )
+        model = NetworkModel(scaling, network)
+        return Learned(model, np.full(len(side.labels), np.nan), {"layer": layer, **report})
+
+
+def train(
+    side: tuple[Float[np.ndarray, "trace kept"], Int[np.ndarray, "trace"]],
+    held_out: tuple[Float[np.ndarray, "other kept"], Int[np.ndarray, "other"]],
+    *,
+    seed: int,
+) -> tuple[nn.Sequential, dict[str, Any]]:
+    """Train by Adam on balanced cross-entropy; return the network of the best epoch in float64."""
+    inputs, labels = torch.from_numpy(side[0]).float(), torch.from_numpy(side[1]).float()
+    weights = torch.from_numpy(compute_sample_weight("balanced", side[1])).float()
+    tested = torch.from_numpy(held_out[0]).float()
+    order = torch.Generator().manual_seed(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _network(inputs.shape[1])
+    optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
+    best, best_epoch, kept = -1.0, 0, deepcopy(network)
+    for epoch in range(1, EPOCHS + 1):
+        for batch in torch.split(torch.randperm(len(inputs), generator=order), BATCH):
+            optimiser.zero_grad()
+            logits = network(inputs[batch])[:, 0]
+            loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[batch], weights[batch])
+            loss.backward()  # type: ignore[no-untyped-call]
+            optimiser.step()
+        with torch.inference_mode():
+            reached = auroc(network(tested)[:, 0].numpy().astype(np.float64), held_out[1])
+        if reached > best:
+            best, best_epoch, kept = reached, epoch, deepcopy(network)
+        if epoch - best_epoch >= PATIENCE:
+            break
+    return kept.double(), {"epoch": best_epoch, "validation_auroc": best}
+
+
+def _network(n_inputs: int, widths: Sequence[int] = WIDTHS) -> nn.Sequential:
+    steps: list[nn.Module] = []
+    for before, after in pairwise((n_inputs, *widths)):
+        steps += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*steps[:-1])
+
+
+def _linear_layers(network: nn.Sequential) -> list[nn.Linear]:
+    return [step for step in network if isinstance(step, nn.Linear)]

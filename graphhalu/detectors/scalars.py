@@ -1,0 +1,150 @@
+"""Detectors that are one number of a trace; only the sign is learnt."""
+
+from abc import abstractmethod
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from jaxtyping import Float
+
+from graphhalu.core.numerics import auroc
+from graphhalu.core.splits import Split
+from graphhalu.detectors.base import (
+    ChosenTraces,
+    Detector,
+    DetectorCard,
+    Scores,
+    check_classes,
+    sibling_traces,
+)
+from graphhalu.detectors.columns import columns_of
+from graphhalu.detectors.identity import check_identity
+from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
+from graphhalu.features.spec import FeatureSpec
+from graphhalu.labels.labels import Labels
+from graphhalu.traces.trace import Trace
+
+
+class ScalarDetector(TrainedDetector):
+    """One number a trace, turned so that higher means more likely hallucinated.
+
+    The sign is that of the training AUROC minus one half, +1 where it is exactly one half. The
+    test side plays no part: taking the better of a score and its negative there would make
+    every score look useful.
+
+    Args:
+        seed: Ignored: nothing is random. Accepted so that all detectors are made the same way.
+        config: Ignored.
+    """
+
+    saved_fields: ClassVar[tuple[str, ...]] = ("sign",)
+    way_out: ClassVar[str] = ""
+    """Advice for traces without a value."""
+
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
+        super().__init__(seed, config)
+        self.sign: int | None = None
+        self.train_auroc: float | None = None
+
+    @abstractmethod
+    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """The number of each trace, before its sign; NaN where there is none."""
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Learn the sign from the valid labels of the training side."""
+        chosen = ChosenTraces.labelled(traces, labels, split.train)
+        values = self.values(chosen) if len(chosen) else np.zeros(0)
+        known = np.isfinite(values)
+        usable = labels.values[np.array(chosen.indices, dtype=np.int64)[known]]
+        n_without = int((~known).sum())
+        check_classes(usable, self.card.name, n_without=n_without, way_out=self.way_out)
+        self.train_auroc = auroc(values[known], usable)
+        self.sign = 1 if self.train_auroc >= 0.5 else -1  # noqa: PLR2004
+        return self
+
+    def score(self, traces: Sequence[Trace]) -> Scores:
+        """The signed number of each trace."""
+        sign = self.fitted(self.sign)
+        check_identity(self.identity, traces)
+        values = sign * self.values(traces) if len(traces) else np.zeros(0)
+        return Scores.of(np.where(np.isfinite(values), values, np.nan))
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """The sign; it needs no file of its own."""
+        return {"sign": self.fitted(self.sign), "train_auroc": self.train_auroc}
+
+    def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
+        """Take over the sign of a saved detector."""
+        if values["sign"] not in {-1, 1}:
+            message = f"sign must be 1 or -1, got {values['sign']!r}"
+            raise ValueError(message)
+        self.sign, self.train_auroc = int(values["sign"]), values.get("train_auroc")
+
+
+class FeatureScalar(ScalarDetector):
+    """The mean of one feature over all its columns, those that are missing left out."""
+
+    feature: ClassVar[str]
+
+    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """Mean over layers, heads or what else the feature has."""
+        return row_means(columns_of(traces, (FeatureSpec(self.feature),)).values)
+
+
+SinkMass: Final = FeatureScalar.variant("sink-mass", feature="sink_mass_k4_all")
+SinkMassK1: Final = FeatureScalar.variant("sink-mass-k1", feature="sink_mass_k1_all")
+HeadStd: Final = FeatureScalar.variant("head-std", feature="head_std_sink")
+HeadStdLogit: Final = FeatureScalar.variant("head-std-logit", feature="head_logit_std_sink")
+AttentionLogdet: Final = FeatureScalar.variant("attention-logdet", feature="self_attention_log")
+Rauq: Final = FeatureScalar.variant("rauq", feature="rauq")
+Perplexity: Final = FeatureScalar.variant("perplexity", feature="perplexity")
+MinLogprob: Final = FeatureScalar.variant("min-logprob", feature="logprob_min")
+Entropy: Final = FeatureScalar.variant("entropy", feature="output_entropy_mean")
+Likelihood: Final = FeatureScalar.variant("likelihood", feature="logprob_sum")
+Length: Final = FeatureScalar.variant("length", feature="answer_length")
+HiddenScore: Final = FeatureScalar.variant("hidden-score", feature="hidden_score")
+
+
+class Focus(ScalarDetector):
+    """Attention of the answer to the question and its context."""
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("focus")
+
+    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """Mean mass of both spans together; a span that a trace lacks adds nothing."""
+        columns = columns_of(traces, (FeatureSpec("span_mass"),))
+        spans = []
+        for span in ("question", "context"):
+            places = [place for place, name in enumerate(columns.names) if name.endswith(f".{span}")]
+            spans.append(row_means(columns.values[:, places]))
+        is_known = np.isfinite(spans).any(axis=0)
+        return np.where(is_known, np.nansum(spans, axis=0), np.nan)
+
+
+class Eigenscore(ScalarDetector):
+    """How much the beams of a question differ."""
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("eigenscore")
+    way_out: ClassVar[str] = (
+        "It compares the beams of a question: extract with --keep-beams 5 and hidden states"
+    )
+
+    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """EigenScore of the beams of each trace's question; they need no label of their own."""
+        spec = FeatureSpec("beam_eigenscore")
+        found = np.full(len(traces), np.nan)
+        for place, (trace, beams) in enumerate(zip(traces, sibling_traces(traces), strict=True)):
+            if len(beams) > 1:
+                own = [beam.trace_id for beam in beams].index(trace.trace_id)
+                values = columns_of(beams, (spec,)).values
+                found[place] = values[own, 0] if values.shape[1] else np.nan
+        return found
+
+
+def row_means(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace"]:
+    """Mean of the known values of each row, in float64; NaN where there is none."""
+    is_known = np.isfinite(values)
+    total = np.ascontiguousarray(np.where(is_known, values, 0.0), dtype=np.float64).sum(axis=1)
+    count = is_known.sum(axis=1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
