@@ -5,7 +5,7 @@ from dataclasses import is_dataclass
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Float32, Int, Shaped, UInt16
+from jaxtyping import Bool, Float, Float16, Float32, Int, Num, Shaped, UInt16
 
 FIXED_STEPS: Final = 65_535
 """Steps from 0 to 1 of a probability in fixed point; it is off by at most half of one, 7.6e-6."""
