@@ -67,7 +67,7 @@ def family(row: DetectorRow) -> str:
     if row.is_graph:
         return "graph"
     path = DETECTORS.path(registered_name(row.detector)) or ""
-    is_single = ".scalar." in path or row.is_supervised is False
+    is_single = ".scalars:" in path or row.is_supervised is False
     return "scalar" if is_single else "probe"
 
 
