@@ -51,8 +51,14 @@ def network(kind, **changes):
     torch.manual_seed(0)
     made = kind(**{name: value for name, value in sizes.items() if name in parameters}).eval()
     for name, value in made.named_parameters():
-        if name.endswith("gate"):  # 0 before training
+        if name.endswith("gate") or (
+            name.startswith("norms.") and name.endswith("weight")
+        ):  # 0 before training
             torch.nn.init.uniform_(value, 0.5, 1)
+    for module in made.modules():
+        if isinstance(module, torch.nn.BatchNorm1d):  # as after a training
+            torch.nn.init.uniform_(module.running_mean, -0.5, 0.5)
+            torch.nn.init.uniform_(module.running_var, 0.5, 2)
     return made
 
 
@@ -212,6 +218,12 @@ def test_a_convolution_has_the_normalised_weights_done_by_hand():
     np.testing.assert_allclose(found, expected, atol=1e-5)
 
 
+def normalised(norm, value):
+    """Batch normalisation in use, by the statistics of training."""
+    deviation = (norm.running_var + norm.eps).sqrt()
+    return (value - norm.running_mean) / deviation * norm.weight + norm.bias
+
+
 def slow_charm(net, one):
     """The formula, token by token and edge by edge, with one linear map of what is joined."""
     is_read = one.is_readout.tolist()
@@ -227,7 +239,12 @@ def slow_charm(net, one):
                     inner = joined @ torch.cat([h[j], e, kind]) + each.of_node.bias
                     messages.append(each.last(inner))
             m = torch.stack(messages).mean(0) if messages else torch.zeros(8)
-            new.append(each.update_state(torch.cat([h[i], m])))
+            *maps, norm = each.update_state
+            new.append(
+                normalised(
+                    norm, torch.nn.Sequential(*maps)(torch.cat([h[i], normalised(each.norm_received, m)]))
+                )
+            )
         h = new
     read = torch.stack([state for state, is_one in zip(h, is_read, strict=True) if is_one])
     return net.readout.head(torch.cat([read.mean(0), read.amax(0)]))[0]

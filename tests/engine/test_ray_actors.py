@@ -15,6 +15,8 @@ from graphhalu.engine.executors import in_order
 from graphhalu.engine.ray_actors import _Actor, _ActorPool, _ReadyTimeout
 from graphhalu.extract.worker import Shard
 
+pytestmark = pytest.mark.slow
+
 
 class LostError(Exception):
     """What a played Ray raises where a worker was lost."""

@@ -7,6 +7,7 @@ from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import grouped_split
+from graphhalu.detectors.gnn.config import CHARMConfig, NetworkConfig
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, question_mass
 from graphhalu.evaluation.detector_specs import detector_spec
@@ -63,7 +64,7 @@ def test_planted_edges_differ_in_one_head_and_in_nothing_that_a_row_says():
 
 def test_question_mass_on_edges_is_that_of_a_slow_loop():
     traces, _ = planted_edge_traces(31, "one hop", seed=7)
-    labels, on_edges = next(question_mass(traces))
+    labels, on_edges = next(question_mass(traces, NetworkConfig()))
     layer, head = labels.settings["layer"], labels.settings["head"]
     graph = build_graph(traces[4], layer, GraphRecipe(TopK(8), ("span",), sinks="remove"))
     first = traces[4].prompt_length - 1
@@ -74,6 +75,16 @@ def test_question_mass_on_edges_is_that_of_a_slow_loop():
     )
     assert on_edges[4] == pytest.approx(total / (traces[4].length - first), rel=1e-5)
     assert labels.values.sum() == 15
+
+
+def test_question_mass_of_charm_is_that_of_weights_above_its_threshold():
+    traces, _ = planted_edge_traces(31, "one hop", seed=7)
+    labels, on_edges = next(question_mass(traces, CHARMConfig(tau=0.1)))
+    trace, layer, head = traces[4], labels.settings["layer"], labels.settings["head"]
+    rows = trace.attention(layer)[head, trace.prompt_length - 1 :]
+    to_question = rows[:, np.asarray(trace.span_code) == Span.QUESTION]
+    total = to_question[to_question > 0.1].sum() / len(rows)
+    assert on_edges[4] == pytest.approx(float(total), rel=1e-3)
 
 
 def test_a_row_says_whether_the_control_passes():

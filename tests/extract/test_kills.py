@@ -18,6 +18,8 @@ from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
+pytestmark = pytest.mark.slow
+
 N_KILLS = int(os.environ.get("GRAPHHALU_KILLS", "2"))
 PART_SIZE = 4
 N_QUESTIONS = 4 * PART_SIZE * max(N_KILLS, 3)

@@ -20,6 +20,8 @@ from graphhalu.traces.storage import part_folders
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
+pytestmark = pytest.mark.slow
+
 PROGRAM = Path(__file__).with_name("write_store.py")
 N_KILLS = int(os.environ.get("GRAPHHALU_KILLS", "2"))
 PATIENCE_S = 60

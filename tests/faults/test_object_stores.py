@@ -25,6 +25,8 @@ from graphhalu.traces.store import open_or_create, open_traces
 from graphhalu.traces.verify import verify_store
 from tests.faults.servers import BUCKET
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture
 def store(toys, url, traces):

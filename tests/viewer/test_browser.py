@@ -29,6 +29,8 @@ from graphhalu.viewer.verdicts import StoredLabels
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
+pytestmark = pytest.mark.slow
+
 NOTE = "the tokenizer of <b>this</b> model is not here"
 HOSTILE = "<img src=x onerror=alert(1)>"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome")

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+from torch.utils.data import Dataset, Subset
 from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 
@@ -32,7 +33,7 @@ from graphhalu.core.splits import Split, inner_folds
 from graphhalu.detectors.base import Attribution, Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.gnn.config import LOSS, NetworkConfig
-from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
+from graphhalu.detectors.gnn.inputs import InputScaler, ScaledGraphs, hidden_columns
 from graphhalu.detectors.gnn.modules import check_network, make_network, network_arguments
 from graphhalu.detectors.gnn.networks import n_parameters
 from graphhalu.detectors.identity import check_identity
@@ -147,8 +148,9 @@ class NetworkDetector(ConfiguredDetector):
         )
         folds = self._folds(traces, labels, used)
         self.scaler = self._scaler(self.schema).fit(graphs.select(used), self.config.seed)
+        scaled = ScaledGraphs(graphs.select(used), self.scaler)
         with seeded(self.config.seed):
-            found = [self._trained(graphs, labels, folds, point) for point in self._points()]
+            found = [self._trained(scaled, used, labels, folds, point) for point in self._points()]
         best = min(found, key=lambda trained: trained.loss)
         self.networks, self.config = best.networks, best.config
         self.out_of_fold = best.out_of_fold
@@ -252,7 +254,8 @@ class NetworkDetector(ConfiguredDetector):
 
     def _trained(
         self,
-        graphs: AttentionGraphs,
+        graphs: ScaledGraphs,
+        used: Int[np.ndarray, "used"],
         labels: Labels,
         folds: Sequence[tuple[Int[np.ndarray, "_"], Int[np.ndarray, "_"]]],
         config: NetworkConfig,
@@ -264,14 +267,15 @@ class NetworkDetector(ConfiguredDetector):
         assert self.scaler is not None
         trained = _Trained(config, [], [], {})
         for train_indices, held_out in folds:
-            training, stopping = graphs.select(train_indices), graphs.select(held_out)
+            training, stopping = (
+                Subset(graphs, np.searchsorted(used, side).tolist()) for side in (train_indices, held_out)
+            )
             network = self._made(self.schema, config, training)
-            whole = nn.Sequential(self.scaler, network)
             weight = _positive_weight(labels, train_indices)
-            report = train(whole, training, stopping, weight, config, log_folder=self.log_folder)
+            report = train(network, training, stopping, weight, config, log_folder=self.log_folder)
             trained.networks.append(network)
             trained.reports.append(report)
-            logits = _batched(whole.eval(), stopping)
+            logits = _batched(network, stopping)
             trained.out_of_fold.update(zip(held_out.tolist(), logits, strict=True))
         return trained
 
@@ -284,12 +288,9 @@ class NetworkDetector(ConfiguredDetector):
         return len(schema.layers) if self.config.view == "stacked" else 1
 
     def _made(
-        self,
-        schema: GraphSchema,
-        config: NetworkConfig | None = None,
-        training: AttentionGraphs | None = None,
+        self, schema: GraphSchema, config: NetworkConfig | None = None, training: Subset[Data] | None = None
     ) -> nn.Module:
-        """A fresh network, tried on two graphs where some are given."""
+        """A fresh network, tried on two scaled graphs where some are given."""
         assert self.scaler is not None
         config = config or self.config
         sizes = {
@@ -304,7 +305,7 @@ class NetworkDetector(ConfiguredDetector):
         network = make_network(self.network_class, sizes, config.network)
         if training is not None:
             batch = Batch.from_data_list([training[0], training[min(1, len(training) - 1)]])
-            check_network(network, self.scaler(batch), self.card.level)
+            check_network(network, batch, self.card.level)
         return network
 
     def _graphs(
@@ -452,7 +453,7 @@ def network_detector(network_class: type[nn.Module]) -> type[NetworkDetector]:
     return type(name, (NetworkDetector,), members)
 
 
-def _batched(logits_of: Callable[[Batch], Tensor], graphs: AttentionGraphs) -> list[Float[np.ndarray, "_"]]:
+def _batched(logits_of: Callable[[Batch], Tensor], graphs: Dataset[Data]) -> list[Float[np.ndarray, "_"]]:
     """Logits of each trace, batch by batch."""
     found: list[Float[np.ndarray, "_"]] = []
     with torch.inference_mode():

@@ -2,17 +2,22 @@
 
 import copy
 from collections.abc import Iterable, Sequence
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from jaxtyping import Bool
 from sklearn.decomposition import PCA
 from torch import Tensor, nn
-from torch_geometric.data import Batch, Data
+from torch.utils.data import Dataset
+from torch_geometric.data import Data
+
+from graphhalu.graphs.dataset import AttentionGraphs
 
 MAX_NODES: Final = 20_000
 """Training tokens that principal components are fitted on."""
+MEMORY_BYTES: Final = 2**30
+"""Scaled graphs that stay in memory while networks are trained."""
 _CONSTANT: Final = 1e-4
 """A deviation below this share of the largest value counts as none; division would blow rounding
 up."""
@@ -88,8 +93,8 @@ class InputScaler(nn.Module):
             self._set_components(torch.cat(hidden)[:MAX_NODES].numpy(), seed)
         return self
 
-    def forward(self, batch: Batch) -> Batch:
-        """The same graphs with standardised ``x`` and ``edge_attr``; the given ones stay."""
+    def forward(self, batch: Any) -> Any:
+        """A copy of a graph, or of a batch, with standardised ``x`` and ``edge_attr``."""
         layer = batch.layer_index
         plain = batch.x.index_select(1, self.plain_columns)
         plain = (plain - self.mean[layer]) / self.deviation[layer]
@@ -117,6 +122,38 @@ class InputScaler(nn.Module):
         found = pca.components_.T / np.sqrt(pca.explained_variance_)
         self.components[:, :n_components] = torch.from_numpy(found)
         self.shift[:n_components] = torch.from_numpy(pca.mean_ @ found)
+
+
+class ScaledGraphs(Dataset[Data]):
+    """Graphs with standardised inputs, so that no epoch projects hidden states again.
+
+    They stay in memory up to a limit; further ones are scaled whenever they are read.
+
+    Args:
+        graphs: Graphs as they are built.
+        scaler: Fitted.
+        memory_bytes: The limit, for node features and edge weights.
+    """
+
+    def __init__(
+        self, graphs: AttentionGraphs, scaler: InputScaler, *, memory_bytes: int = MEMORY_BYTES
+    ) -> None:
+        self.graphs, self.scaler, self.bytes_left = graphs, scaler, memory_bytes
+        self._kept: dict[int, Data] = {}
+
+    def __len__(self) -> int:
+        return len(self.graphs)
+
+    def __getitem__(self, index: int) -> Data:
+        """One graph, with ``x`` and ``edge_attr`` scaled."""
+        if index in self._kept:
+            return self._kept[index]
+        scaled = self.scaler(self.graphs[index])
+        n_bytes = scaled.x.nbytes + scaled.edge_attr.nbytes
+        if n_bytes <= self.bytes_left:
+            self.bytes_left -= n_bytes
+            self._kept[index] = scaled
+        return scaled
 
 
 def hidden_columns(names: Sequence[str]) -> Bool[np.ndarray, "column"]:

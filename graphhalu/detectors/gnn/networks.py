@@ -20,6 +20,9 @@ from graphhalu.labels.labels import Level
 class TokenGraphNetwork(nn.Module, ABC):
     """Projected tokens, rounds of messages with residuals, a readout over the answer.
 
+    The scale of every residual starts at 0 (Goyal et al. 2017, arXiv:1706.02677), so a network
+    begins as one without messages and takes from them what lowers the loss.
+
     Args:
         in_channels: Features of a node.
         edge_dim: Weights of an edge.
@@ -48,7 +51,10 @@ class TokenGraphNetwork(nn.Module, ABC):
         self.edge_dim, self.n_layers, self.channels = edge_dim, n_layers, hidden_channels
         self.encode = nn.Sequential(nn.Linear(in_channels, hidden_channels), nn.ReLU(), nn.Dropout(dropout))
         self.rounds = nn.ModuleList(self.make_round() for _ in range(n_rounds))
-        self.norms = nn.ModuleList(nn.BatchNorm1d(hidden_channels) for _ in range(n_rounds))
+        norms = [nn.BatchNorm1d(hidden_channels) for _ in range(n_rounds)]
+        for norm in norms:  # training starts from what the nodes say by themselves
+            nn.init.zeros_(norm.weight)
+        self.norms = nn.ModuleList(norms)
         self.dropout = nn.Dropout(dropout)
         self.readout = Readout(hidden_channels, n_layers, dropout, level)
 
@@ -173,8 +179,9 @@ class CHARM(nn.Module):
         the attention of all layers and heads where it passes a threshold, with the one-hot type
         of the edge (prompt or response to response); messages are averaged, and response tokens
         are read out, the last prompt token being the first of them. Different from it: features
-        are standardised on the training side, and a linear map of the mean gives the logit; at
-        token level a token is read from the row that produces it and its own.
+        are standardised on the training side; means of messages and new states are normalised
+        over the batch, without which a signal two hops away is not found; an answer is read from
+        mean and maximum, a token from the row that produces it and its own.
     """
 
     def __init__(
@@ -213,18 +220,20 @@ class CHARMConv(MessagePassing):
         self.of_edge = nn.Linear(edge_dim, channels, bias=False)
         self.of_type = nn.Embedding(2, channels)
         self.last = nn.Sequential(nn.ReLU(), nn.Dropout(dropout), nn.Linear(channels, channels))
+        self.norm_received = nn.BatchNorm1d(channels)
         self.update_state = nn.Sequential(
             nn.Linear(n_inputs + channels, channels),
             nn.ReLU(),
             nn.Dropout(dropout),
             nn.Linear(channels, channels),
+            nn.BatchNorm1d(channels),
         )
 
     def forward(self, hidden: Tensor, edges: Edges, is_response: Tensor) -> Tensor:
         """New states ``[node, channel]``."""
         sent = self.of_node(hidden) + self.of_type(is_response.long())
         received = self.propagate(edges.index, sent=sent, weight=self.of_edge(edges.attr))
-        new: Tensor = self.update_state(torch.cat([hidden, received], dim=1))
+        new: Tensor = self.update_state(torch.cat([hidden, self.norm_received(received)], dim=1))
         return new
 
     def message(self, sent_j: Tensor, weight: Tensor) -> Tensor:

@@ -15,13 +15,14 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 from lightning.pytorch.plugins.environments import LightningEnvironment
 from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
-from torch_geometric.data import Batch
+from torch.utils.data import DataLoader as PlainLoader
+from torch.utils.data import Dataset
+from torch_geometric.data import Batch, Data
 from torch_geometric.loader import DataLoader
 from torchmetrics.classification import BinaryAUROC
 
 from graphhalu.core.errors import NonFiniteError, UsageError
 from graphhalu.detectors.gnn.config import LOSS, NetworkConfig
-from graphhalu.graphs.dataset import AttentionGraphs
 
 _LOGGERS: Final = {"csv": CSVLogger, "tensorboard": TensorBoardLogger, "wandb": WandbLogger}
 
@@ -110,8 +111,8 @@ class BestWeights(EarlyStopping):
 
 def train(
     network: nn.Module,
-    training: AttentionGraphs,
-    stopping: AttentionGraphs,
+    training: Dataset[Data],
+    stopping: Dataset[Data],
     positive_weight: float,
     config: NetworkConfig,
     *,
@@ -120,10 +121,10 @@ def train(
     """Train in place; the network comes back on the CPU with its best weights.
 
     Args:
-        network: Its inputs are standardised already. The order of batches follows from the state
+        network: Takes batches of the graphs. The order of batches follows from the state
             of torch's generator.
         training: Graphs with labels to learn from.
-        stopping: Graphs with labels that decide when to stop.
+        stopping: Graphs with labels that decide when to stop; batched once.
         positive_weight: Weight of hallucinated ones.
         config: Loop, optimiser and devices.
         log_folder: Where the logger of the configuration writes; by default nothing is logged.
@@ -137,7 +138,8 @@ def train(
     """
     task = GraphTask(network, positive_weight, config.learning_rate, config.weight_decay)
     best = BestWeights(config.patience)
-    loaders = (DataLoader(training, config.batch_size, shuffle=True), DataLoader(stopping, config.batch_size))
+    batches: Any = list(DataLoader(stopping, config.batch_size))  # the same ones after every epoch
+    loaders = [DataLoader(training, config.batch_size, shuffle=True), PlainLoader(batches, batch_size=None)]
     network.train()  # Lightning leaves the mode as it finds it
     trainer = make_trainer(config, best, log_folder)
     with quiet_lightning():
