@@ -270,11 +270,13 @@ def _screened(side: Side, grid: Grid, folds: Sequence[InnerFold], scaling: Scali
 def _ridge_auroc(
     side: Side, chosen: Int[np.ndarray, "chosen"], folds: Sequence[InnerFold], scaling: Scaling
 ) -> float:
-    """Mean AUROC over the folds of a weighted ridge regression on the classes.
+    """Mean AUROC over the folds of a weighted ridge regression on the classes; 0.5 without columns.
 
     Its kernel is computed once for all folds, which makes it many times faster than a logistic
     regression; the columns are standardised by the whole training side, without labels.
     """
+    if not len(chosen):  # every column is constant
+        return 0.5
     scaled = Scaling(*(part[chosen] for part in scaling)).apply(side.values[:, chosen], np.float32)
     kernel = scaled @ scaled.T + np.float32(1)
     ridge = KernelRidge(alpha=4 * scaled.shape[1], kernel="precomputed")

@@ -51,6 +51,14 @@ def test_screening_keeps_the_view_that_tells():
     assert learned.report["n_candidates"] == 12
 
 
+def test_screening_passes_over_a_view_of_constant_columns():
+    side = side_of(25, informative=[12, 13])
+    side.values[:, :5] = 3.0
+    views = {f"v{k}": np.arange(5 * k, 5 * k + 5) for k in range(5)}
+    learned = search(side, Grid(views, n_screened=2), folds(side))
+    assert learned.report["view"] == "v2"
+
+
 def test_logits_out_of_fold_come_from_models_that_never_saw_the_question():
     side = side_of(N_TRACES * 2)
     grid = Grid(all_columns(side.columns), strengths=(30.0,))
