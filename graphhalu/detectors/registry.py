@@ -1,6 +1,5 @@
 """Detectors by name."""
 
-from collections.abc import Sequence
 from typing import Any, Final
 
 from graphhalu.core.errors import GraphhaluError
@@ -32,38 +31,23 @@ _MODULES: Final = (
     ("stack", "all-features"),
     ("text", "tfidf"),
     ("probes", "shuffled-labels"),
-)
-"""Modules and the detectors of answers in them, in the order in which they are shown."""
-_TOKEN_MODULES: Final = (
+    ("gnn.detectors", "gcn gat charm"),
+    ("gnn.own", "graphhalu"),
+    ("gnn.detectors", "mlp gat-rewired"),
     ("token_probes", "token-position token-likelihood"),
     ("text", "token-text"),
     ("token_probes", "token-overlap token-shuffled token-attention token-hidden token-probe"),
+    ("gnn.detectors", "token-graph token-no-edges"),
 )
-"""The same of detectors of tokens."""
-
-
-def _paths(modules: Sequence[tuple[str, str]]) -> dict[str, str]:
-    """Where each class is: ``sink-mass`` is the class ``SinkMass``."""
-    return {
-        name: f"graphhalu.detectors.{module}:{class_name(name)}"
-        for module, names in modules
-        for name in names.split()
-    }
+"""Modules and the detectors in them, those of answers first, in the order in which they are shown."""
 
 
 DETECTORS: Final[Registry[type[Detector]]] = Registry(
     "detector",
     {
-        **_paths(_MODULES),
-        "gcn": "graphhalu.detectors.gnn.detectors:GCNDetector",
-        "gat": "graphhalu.detectors.gnn.detectors:GATDetector",
-        "charm": "graphhalu.detectors.gnn.detectors:CHARMDetector",
-        "graphhalu": "graphhalu.detectors.gnn.own:GraphhaluDetector",
-        "mlp": "graphhalu.detectors.gnn.detectors:MLPDetector",
-        "gat-rewired": "graphhalu.detectors.gnn.detectors:RewiredGATDetector",
-        **_paths(_TOKEN_MODULES),
-        "token-graph": "graphhalu.detectors.gnn.detectors:TokenGraphDetector",
-        "token-no-edges": "graphhalu.detectors.gnn.detectors:TokenNoEdges",
+        name: f"graphhalu.detectors.{module}:{class_name(name)}"
+        for module, names in _MODULES
+        for name in names.split()
     },
     Detector,
     card=DetectorCard,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from graphhalu.detectors.gnn.detector import NetworkDetector
-from graphhalu.detectors.gnn.own import GraphhaluDetector
+from graphhalu.detectors.gnn.own import Graphhalu
 from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.testing.contracts import planted_data
 
@@ -87,7 +87,7 @@ def with_signals():
     return get
 
 
-NETWORKS = (NetworkDetector, GraphhaluDetector)
+NETWORKS = (NetworkDetector, Graphhalu)
 SMALL_ENSEMBLE = ("sink-probe-heads", "likelihood-probe", "summaries")
 
 

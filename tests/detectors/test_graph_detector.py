@@ -14,7 +14,7 @@ from graphhalu.core.errors import ConfigError, DetectorMismatchError
 from graphhalu.core.splits import Split
 from graphhalu.detectors.gnn.config import CHARMConfig, NetworkConfig, TokenNetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
-from graphhalu.detectors.gnn.detectors import CHARMDetector, GATDetector, GCNDetector
+from graphhalu.detectors.gnn.detectors import Charm, Gat, Gcn
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.graphs import storage as storage_module
 from graphhalu.graphs.build import build_graphs
@@ -54,7 +54,7 @@ def test_a_configuration_trains_the_detector_of_its_name(path, few):
 
 
 def test_settings_read_plain_values():
-    arguments = GATDetector.settings(seed=3, hidden_size=16, layers=[0, 2], nodes=["sink"])
+    arguments = Gat.settings(seed=3, hidden_size=16, layers=[0, 2], nodes=["sink"])
     assert arguments["seed"] == 3
     assert arguments["config"] == NetworkConfig(seed=3, hidden_size=16, layers=(0, 2), nodes=("sink",))
 
@@ -78,18 +78,18 @@ def test_settings_read_plain_values():
 )
 def test_a_value_that_cannot_be_used_is_an_error_with_its_field(field, value):
     with pytest.raises(ConfigError, match=field):
-        GCNDetector.settings(**{field: value})
+        Gcn.settings(**{field: value})
 
 
 def test_an_unknown_block_of_nodes_lists_the_nearest():
     with pytest.raises(ConfigError, match="sink"):
-        GCNDetector.settings(nodes=["sinc"])
+        Gcn.settings(nodes=["sinc"])
 
 
 def test_a_given_seed_wins_over_that_of_the_configuration():
     config = NetworkConfig(seed=5)
-    assert GATDetector(config=config).config.seed == 5
-    assert GATDetector(seed=0, config=config).config.seed == 0
+    assert Gat(config=config).config.seed == 5
+    assert Gat(seed=0, config=config).config.seed == 0
 
 
 def test_another_seed_gives_other_scores(few, make_detector, fitted):
@@ -150,7 +150,7 @@ def test_logits_out_of_fold_are_those_of_networks_that_did_not_see_the_question(
     chosen = [few.traces[index] for index in detector.out_of_fold]
     both = []
     for network in detector.networks:
-        alone = GATDetector(config=detector.config)
+        alone = Gat(config=detector.config)
         alone.schema, alone.scaler, alone.networks = detector.schema, detector.scaler, [network]
         both.append(alone.score(chosen).values)
     found = np.array([each.item() for each in detector.out_of_fold.values()])
@@ -164,7 +164,7 @@ def test_the_score_is_the_mean_logit_of_the_folds(few, fitted):
     detector = fitted["gat"]
     logits = []
     for network in detector.networks:
-        alone = GATDetector(config=detector.config)
+        alone = Gat(config=detector.config)
         alone.schema, alone.scaler, alone.networks = detector.schema, detector.scaler, [network]
         logits.append(alone.score(few.test_traces).values)
     np.testing.assert_allclose(
@@ -247,7 +247,7 @@ def test_charm_reads_every_layer_and_head(fitted):
 
 def test_charm_edges_begin_at_the_last_prompt_token_and_pass_the_threshold(few):
     trace = few.traces[0]
-    config = CHARMDetector.settings(tau=0.3)["config"]
+    config = Charm.settings(tau=0.3)["config"]
     recipe = config.recipe(config.default_layers(trace.shape), trace.shape)
     (graph,) = build_graphs(trace, (0, 1, 2, 3, 4), recipe)
     attention = np.concatenate([trace.attention(layer) for layer in range(5)])

@@ -4,14 +4,14 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import ConfigError, DataFileError
-from graphhalu.detectors.gnn.detectors import GATDetector
-from graphhalu.detectors.gnn.own import GraphhaluDetector
+from graphhalu.detectors.gnn.detectors import Gat
+from graphhalu.detectors.gnn.own import Graphhalu
 from graphhalu.detectors.joint import JointProbe
 from graphhalu.detectors.saved import load_detector, save_detector
 
 
 def make(**settings):
-    return GraphhaluDetector(**GraphhaluDetector.settings(**{"epochs": 1, "n_folds": 2, **settings}))
+    return Graphhalu(**Graphhalu.settings(**{"epochs": 1, "n_folds": 2, **settings}))
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +26,8 @@ def probe(few):
 
 @pytest.fixture(scope="module")
 def graph(few):
-    settings = GATDetector.settings(epochs=2, n_folds=2)
-    return GATDetector(**settings).fit(few.traces, few.labels, few.split)
+    settings = Gat.settings(epochs=2, n_folds=2)
+    return Gat(**settings).fit(few.traces, few.labels, few.split)
 
 
 def test_the_score_is_the_weighted_sum_of_the_standardised_parts(few, fitted, probe, graph):
@@ -96,8 +96,8 @@ def test_no_part_and_a_part_that_comes_twice_are_refused(parts):
 @pytest.mark.parametrize(
     ("kind", "values"),
     [
-        (GraphhaluDetector, {"name": "graphhalu", "config": {"has_start": True}, "graphs": {}}),
-        (GATDetector, {"name": "gat", "config": {"hidden_size": 32}, "graphs": {"n_heads": 3}}),
+        (Graphhalu, {"name": "graphhalu", "config": {"has_start": True}, "graphs": {}}),
+        (Gat, {"name": "gat", "config": {"hidden_size": 32}, "graphs": {"n_heads": 3}}),
     ],
 )
 def test_a_detector_of_the_first_edition_is_refused_with_the_way_out(kind, values, tmp_path):

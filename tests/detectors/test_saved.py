@@ -11,7 +11,7 @@ from graphhalu.core.errors import (
     UnknownNameError,
     UsageError,
 )
-from graphhalu.detectors.gnn.detectors import GATDetector, GCNDetector
+from graphhalu.detectors.gnn.detectors import Gat, Gcn
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.scalars import HeadStd
@@ -102,7 +102,7 @@ def test_missing_weights_are_refused(saved):
 
 def test_a_class_refuses_the_detector_of_another(saved):
     with pytest.raises(UsageError, match="'gat', not 'gcn'"):
-        GCNDetector.load(saved)
+        Gcn.load(saved)
 
 
 def test_a_sign_that_is_none_is_refused(fitted_on_few, tmp_path):
@@ -117,7 +117,7 @@ def test_other_node_features_than_fitted_are_refused(saved, few):
     names = ["sink.other", *values["graphs"]["node_feature_names"][1:]]
     change(saved, graphs={**values["graphs"], "node_feature_names": names})
     with pytest.raises(DetectorMismatchError, match=r"sink\.other"):
-        GATDetector.load(saved).score(few.test_traces)
+        Gat.load(saved).score(few.test_traces)
 
 
 OWN = """

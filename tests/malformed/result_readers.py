@@ -278,13 +278,13 @@ def make_configs(folder: Path) -> None:
 def read_config(path: Path) -> Any:
     """A configuration as its command takes it, and as an artefact stores it."""
     from graphhalu.core.config import load_config
-    from graphhalu.detectors.gnn.detectors import GATDetector
+    from graphhalu.detectors.gnn.detectors import Gat
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.evaluation.training import read_settings
     from graphhalu.extract.settings import ExtractConfig
 
     if path.stem == "train":
-        return str(GATDetector.settings(**read_settings(path)))
+        return str(Gat.settings(**read_settings(path)))
     kind = ExtractConfig if path.stem == "extract" else CompareConfig
     return json.dumps(load_config(kind, path).model_dump(mode="json"), allow_nan=False).encode()
 

@@ -11,7 +11,8 @@ from graphhalu.core.config import load_config
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard
 from graphhalu.detectors.gnn.config import NetworkConfig
-from graphhalu.detectors.gnn.detectors import GATDetector
+from graphhalu.detectors.gnn.detector import NetworkDetector
+from graphhalu.detectors.gnn.detectors import Gat
 from graphhalu.detectors.joint import JointProbe
 from graphhalu.detectors.saved import read_description, require_this_edition
 from graphhalu.detectors.stack import Stack
@@ -39,7 +40,7 @@ class StackConfig(NetworkConfig):
 
 
 @final
-class GraphhaluDetector(Stack):
+class Graphhalu(Stack):
     """Joint probe and graph network, joined on logits that are out of fold.
 
     Args:
@@ -47,32 +48,7 @@ class GraphhaluDetector(Stack):
         config: Settings.
     """
 
-    card: ClassVar[DetectorCard] = DetectorCard(
-        name="graphhalu",
-        summary="joint probe of attention, hidden states and likelihood, stacked with gat",
-        source=(
-            "Our own: stacking (Wolpert 1992; Breiman 1996) of joint-probe and gat by weights of "
-            "at least 0, learnt on logits of training traces from inner folds that never saw "
-            "their question. With parts=[probe] or parts=[graph] it is one of the two alone."
-        ),
-        inputs=("attention", "hidden", "likelihood"),
-        is_supervised=True,
-        reads=(
-            "attention",
-            "hidden",
-            "span_code",
-            "span_mass",
-            "received",
-            "sink_keys",
-            "self_attention",
-            "row_entropy",
-            "token_logprob",
-            "token_entropy",
-            "top1_margin",
-        ),
-        is_graph=True,
-    )
-
+    card: ClassVar[DetectorCard] = DetectorCard.of("graphhalu")
     config_class: ClassVar[type[TrainedConfig]] = StackConfig
     is_exact: ClassVar[bool] = False
     least_known: ClassVar[float] = 0.0
@@ -116,7 +92,8 @@ class GraphhaluDetector(Stack):
     @classmethod
     def member_class(cls, name: str) -> type[Detector]:
         """The class of a part."""
-        return {"probe": JointProbe, "graph": GATDetector}[name]
+        members: dict[str, type[Detector]] = {"probe": JointProbe, "graph": Gat}
+        return members[name]
 
     @classmethod
     def load(cls, folder: Path) -> Detector:
@@ -128,6 +105,7 @@ class GraphhaluDetector(Stack):
         require_this_edition(read_description(folder, cls.card.name), "joints", cls.card.name, folder)
         return super().load(folder)
 
-    def _graph(self) -> GATDetector:
+    def _graph(self) -> NetworkDetector:
         fields = self.config.model_dump(exclude={"parts"})
-        return GATDetector(config=NetworkConfig.model_validate(fields))
+        graph: NetworkDetector = Gat(config=NetworkConfig.model_validate(fields))
+        return graph
