@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from typer.main import get_command
 
 from graphhalu.cli.main import app, run
 from graphhalu.detectors.saved import load_detector
@@ -78,8 +79,7 @@ def test_a_network_of_ones_own_is_trained_compared_loaded_and_explained_by_comma
 
 
 def test_every_command_of_the_readme_exists():
-    known = {command.name for command in app.registered_commands}
-    known |= {group.name for group in app.registered_groups}
+    known = set(get_command(app).commands)
     used = set(re.findall(r"(?:^|`)graphhalu ([a-z]+)", README, flags=re.MULTILINE)) - {"finds"}
     assert {"extract", "label", "train", "compare"} <= used & known
     assert used - known == set()

@@ -1,335 +1,212 @@
 """Commands ``graphhalu heads``: roles of attention heads, and a model without them."""
 
+from collections import Counter
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any
 
 import typer
 
-from graphhalu.cli.output import file_word, number_text, print_json, print_table, progress_line, say
+from graphhalu.cli.options import MODEL, Count, Options, command
+from graphhalu.cli.output import Shown, file_word, print_rows, progress_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from graphhalu.heads.ablation import AblationResult
+    from graphhalu.heads.settings import (
+        AblationSettings,
+        PatternSettings,
+        ReasoningSettings,
+        RetrievalSettings,
+    )
     from graphhalu.heads.table import HeadTable
     from graphhalu.models.load import LoadedModel
+    from graphhalu.models.spec import ModelSpec
 
 app = typer.Typer(
     help="Roles of attention heads: retrieval, reasoning, patterns; and the model without them.",
     no_args_is_help=True,
 )
 
-Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
-Top = Annotated[int, typer.Option(min=1, help="Heads to show of each role.")]
-Model = Annotated[str | None, typer.Option(help="Alias, hub id, folder or GGUF file. [default: smollm2]")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: the free cores]")]
-Out = Annotated[Path | None, typer.Option(help="JSON file. [default: data/heads/<model>_<role>.json]")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as gate=40.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
-Chat = Annotated[str | None, typer.Option(help="Chat template: off, on or auto.")]
-Template = Annotated[str | None, typer.Option(help="Prompt template.")]
-Lengths = Annotated[str | None, typer.Option(help="Lengths of prompts in tokens, as 256,512.")]
-HaystackFile = Annotated[
-    Path | None, typer.Option(help="Text to hide needles in. [default: the bundled one]")
-]
-Needles = Annotated[Path | None, typer.Option(help="JSON Lines with needle, question, real_needle.")]
+_SETTINGS = "graphhalu.heads.settings"
+_RETRIEVAL = Options(f"{_SETTINGS}:RetrievalSettings", "*", depths="n_depths", set_wins=True)
+_REASONING = Options(f"{_SETTINGS}:ReasoningSettings", "gate", "labeller", set_wins=True)
+_PATTERNS = Options(f"{_SETTINGS}:PatternSettings", "period", "seed", sequences="n_sequences", set_wins=True)
+_ABLATION = Options(f"{_SETTINGS}:AblationSettings", "*", set_wins=True)
 
 
-@app.command()
+@command(app, settings=_RETRIEVAL, spec=MODEL)
 def retrieval(
-    model: Model = None,
-    lengths: Lengths = None,
-    depths: Annotated[
-        int | None, typer.Option(help="Depths at which a needle is hidden. [default: 5]")
-    ] = None,
-    haystack: HaystackFile = None,
-    needles: Needles = None,
-    rule: Annotated[
-        str | None, typer.Option(help="set: a copied token counts once; sum: every time.")
-    ] = None,
-    gate: Annotated[
-        float | None, typer.Option(help="ROUGE-1 recall above which a trial counts, in percent.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer in tokens.")] = None,
-    chat: Chat = None,
-    template: Template = None,
-    device: Device = None,
-    threads: Threads = None,
-    set_: Set = None,
-    out: Out = None,
-    top: Top = 10,
-    json: Json = False,
-) -> None:
-    """Find the heads that copy a needle out of a haystack into the answer."""
+    settings: "RetrievalSettings", spec: "ModelSpec", *, out: Path | None = None, top: Count = 10
+) -> Shown:
+    """Find the heads that copy a needle out of a haystack into the answer.
+
+    Args:
+        out: JSON file; by default data/heads/<model>_<role>.json.
+        top: Heads to show of each role.
+    """
     from graphhalu.heads.retrieval import find_retrieval_heads
-    from graphhalu.heads.settings import RetrievalSettings
 
-    settings = _settings(
-        RetrievalSettings,
-        set_,
-        lengths=_lengths(lengths),
-        n_depths=depths,
-        haystack=haystack,
-        needles=needles,
-        rule=rule,
-        gate=gate,
-        max_new_tokens=max_new_tokens,
-        chat=chat,
-        template=template,
-    )
-    loaded = _loaded(model, device, threads)
+    loaded = load_checked(spec)
     with progress_line("trials") as progress:
-        tables = find_retrieval_heads(loaded, settings, progress.count)
-    _finish(tables, _place(out, loaded.identity, "retrieval"), top, json)
+        tables = find_retrieval_heads(loaded, settings, progress)
+    return _finish(tables, "retrieval", out, loaded.identity, top)
 
 
-@app.command()
+@command(app, settings=_REASONING)
 def reasoning(
-    traces: Annotated[
-        Path | None, typer.Argument(help="The store. [default: the newest finished one]")
-    ] = None,
-    gate: Annotated[
-        float | None, typer.Option(help="ROUGE-1 recall above which a trace counts, in percent.")
-    ] = None,
-    labeller: Annotated[str | None, typer.Option(help="A labeller in place of the gate, as match.")] = None,
-    num_traces: Annotated[int | None, typer.Option(min=1, help="Only the first traces.")] = None,
-    set_: Set = None,
-    out: Out = None,
-    top: Top = 10,
-    json: Json = False,
-) -> None:
-    """Find the heads that look back at generated tokens and at the question, on stored traces."""
-    from graphhalu.cli.analyse import open_store
-    from graphhalu.heads.reasoning import find_reasoning_heads
-    from graphhalu.heads.settings import ReasoningSettings
+    settings: "ReasoningSettings",
+    traces: Path | None = None,
+    *,
+    num_traces: int | None = None,
+    out: Path | None = None,
+    top: Count = 10,
+) -> Shown:
+    """Find the heads that look back at generated tokens and at the question, on stored traces.
 
-    settings = _settings(ReasoningSettings, set_, gate=gate, labeller=labeller)
+    Args:
+        out: JSON file; by default data/heads/<model>_<role>.json.
+        top: Heads to show of each role.
+    """
+    from graphhalu.cli.store import open_store
+    from graphhalu.heads.reasoning import find_reasoning_heads
+
     store = open_store(traces)
     with progress_line("traces") as progress:
-        tables = find_reasoning_heads(store[:num_traces], settings, progress.count)
+        tables = find_reasoning_heads(store[:num_traces], settings, progress)
     identity = store.configuration.get("model", {})
     named = identity if identity.get("name") else {"name": store.path.stem}
-    _finish(tables, _place(out, named, "reasoning"), top, json)
+    return _finish(tables, "reasoning", out, named, top)
 
 
-@app.command()
+@command(app, settings=_PATTERNS, spec=MODEL)
 def patterns(
-    model: Model = None,
-    sequences: Annotated[int | None, typer.Option(help="Random sequences. [default: 20]")] = None,
-    period: Annotated[
-        int | None, typer.Option(help="Random tokens that are repeated once. [default: 50]")
-    ] = None,
-    seed: Annotated[int | None, typer.Option(help="Seed of the tokens.")] = None,
-    device: Device = None,
-    threads: Threads = None,
-    set_: Set = None,
-    out: Out = None,
-    top: Top = 5,
-    json: Json = False,
-) -> None:
-    """Find previous-token, self, duplicate, induction, sink and local heads."""
+    settings: "PatternSettings", spec: "ModelSpec", *, out: Path | None = None, top: Count = 5
+) -> Shown:
+    """Find previous-token, self, duplicate, induction, sink and local heads.
+
+    Args:
+        out: JSON file; by default data/heads/<model>_<role>.json.
+        top: Heads to show of each role.
+    """
     from graphhalu.heads.patterns import find_pattern_heads
-    from graphhalu.heads.settings import PatternSettings
 
-    settings = _settings(PatternSettings, set_, n_sequences=sequences, period=period, seed=seed)
-    loaded = _loaded(model, device, threads)
+    loaded = load_checked(spec)
     with progress_line("sequences") as progress:
-        tables = find_pattern_heads(loaded, settings, progress.count)
-    _finish(tables, _place(out, loaded.identity, "patterns"), top, json)
+        tables = find_pattern_heads(loaded, settings, progress)
+    return _finish(tables, "patterns", out, loaded.identity, top)
 
 
-@app.command()
-def show(
-    file: Annotated[Path, typer.Argument(help="A file of heads, ours or a published one.")],
-    role: Annotated[str | None, typer.Option(help="Only this role.")] = None,
-    top: Top = 20,
-    json: Json = False,
-) -> None:
-    """Show the best heads of a file with interval and chance level."""
+@command(app, name="show")
+def show_heads(file: Path, *, role: str | None = None, top: Count = 20) -> Shown:
+    """Show the best heads of a file with interval and chance level.
+
+    Args:
+        file: A file of heads, ours or a published one.
+        role: Only this role.
+        top: Heads to show of each role.
+    """
     from graphhalu.heads.files import read_heads, read_table
 
     tables = read_heads(file) if role is None else [read_table(file, role)]
-    _print_tables([table.require_trials() for table in tables], top, json, file)
+    return _shown([table.require_trials() for table in tables], file, top)
 
 
-@app.command()
-def ablate(
-    file: Annotated[Path, typer.Argument(help="A file of heads.")],
-    model: Model = None,
-    role: Annotated[str | None, typer.Option(help="Role. [default: the first]")] = None,
-    top_k: Annotated[int | None, typer.Option(help="So many best heads. [default: 10]")] = None,
-    threshold: Annotated[float | None, typer.Option(help="Heads whose mean is at least this.")] = None,
-    stable_share: Annotated[
-        float | None, typer.Option(help="Of the best, those that stay so in this share.")
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="needle or questions. [default: by the role]")] = None,
-    dataset: Annotated[str | None, typer.Option(help="Data set. [default: worldfacts]")] = None,
-    data_path: Annotated[
-        Path | None, typer.Option(help="File of the data set in a published layout.")
-    ] = None,
-    num_samples: Annotated[int | None, typer.Option(help="Questions, or needles. [default: 50]")] = None,
-    draws: Annotated[int | None, typer.Option(help="Draws of random heads. [default: 5]")] = None,
-    lengths: Lengths = None,
-    haystack: HaystackFile = None,
-    needles: Needles = None,
-    chat: Chat = None,
-    template: Template = None,
-    device: Device = None,
-    threads: Threads = None,
-    set_: Set = None,
-    json: Json = False,
-) -> None:
-    """Answer without the chosen heads, and without random heads of the same layers."""
+@command(app, settings=_ABLATION, spec=MODEL)
+def ablate(settings: "AblationSettings", spec: "ModelSpec", file: Path, *, role: str | None = None) -> Shown:
+    """Answer without the chosen heads, and without random heads of the same layers.
+
+    Args:
+        file: A file of heads.
+        role: Role; by default the first.
+    """
     from graphhalu.heads.ablation import check_heads
     from graphhalu.heads.files import read_table
-    from graphhalu.heads.settings import AblationSettings
 
     table = read_table(file, role).require_trials()
-    by_role = "needle" if table.role.startswith("retrieval") else "questions"
-    settings = _settings(
-        AblationSettings,
-        set_,
-        top_k=top_k,
-        threshold=threshold,
-        stable_share=stable_share,
-        task=task or by_role,
-        dataset=dataset,
-        data_path=data_path,
-        num_samples=num_samples,
-        draws=draws,
-        lengths=_lengths(lengths),
-        haystack=haystack,
-        needles=needles,
-        chat=chat,
-        template=template,
-    )
-    loaded = _loaded(model, device, threads)
+    if "task" not in settings.model_fields_set and table.role.startswith("retrieval"):
+        settings = settings.model_copy(update={"task": "needle"})
+    loaded = load_checked(spec)
     with progress_line("answers") as progress:
-        result = check_heads(loaded, table, settings, progress.count)
-    if json:
-        from dataclasses import asdict
-
-        print_json(asdict(result))
-        return
-    _print_ablation(result, table.role)
+        result = check_heads(loaded, table, settings, progress)
+    return Shown(asdict(result), lambda: _print_ablation(result, table.role))
 
 
-def _settings(kind: Any, set_: list[str] | None, **options: Any) -> Any:
-    from graphhalu.core.config import load_config, read_overrides
-
-    given = {name: value for name, value in options.items() if value is not None}
-    return load_config(kind, None, {**given, **read_overrides(set_ or [])})
-
-
-def _loaded(model: str | None, device: str | None, threads: int | None) -> "LoadedModel":
-    from graphhalu.core.config import load_config
+def load_checked(spec: "ModelSpec") -> "LoadedModel":
+    """Load a model and check its attention."""
     from graphhalu.models.check import check_model
-    from graphhalu.models.load import ModelSpec, load_model
+    from graphhalu.models.load import load_model
 
-    options = {"name": model, "device": device, "threads": threads}
-    given = {name: value for name, value in options.items() if value is not None}
-    loaded = load_model(load_config(ModelSpec, None, given))
+    loaded = load_model(spec)
     check_model(loaded)
     return loaded
 
 
-def _lengths(text: str | None) -> list[int] | None:
-    from graphhalu.core.errors import UsageError
-
-    if text is None:
-        return None
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        message = f"--lengths takes numbers with commas (256,512), got {text!r}"
-        raise UsageError(message) from None
-
-
-def _place(out: Path | None, identity: dict[str, Any], role: str) -> Path:
-    return out or Path("data/heads") / f"{file_word(str(identity['name']))}_{role}.json"
-
-
-def _finish(tables: "Sequence[HeadTable]", path: Path, top: int, json: bool) -> None:
+def _finish(
+    tables: "Sequence[HeadTable]", role: str, out: Path | None, identity: dict[str, Any], top: int
+) -> Shown:
+    """Write the tables, and show them."""
     from graphhalu.heads.files import write_heads
 
+    path = out or Path("data/heads") / f"{file_word(str(identity['name']))}_{role}.json"
     write_heads(path, tables)
-    _print_tables(tables, top, json, path)
-    say(f"written to {path}")
+    return _shown(tables, path, top, note=f"written to {path}")
 
 
-def _print_tables(tables: "Sequence[HeadTable]", top: int, json: bool, path: Path) -> None:
-    from collections import Counter
-    from dataclasses import asdict
+def _shown(tables: "Sequence[HeadTable]", path: Path, top: int, note: str = "") -> Shown:
+    described = [
+        {
+            "role": table.role,
+            "model": table.model,
+            "settings": table.settings,
+            "n_accepted": len(table.trials),
+            "rejected": dict(Counter(item.reason for item in table.rejected).most_common()),
+            "heads": [_head(table, row) for row in table.ranked()[:top]],
+        }
+        for table in tables
+    ]
+    return Shown({"file": str(path), "tables": described}, lambda: _print_tables(described), note)
 
-    if json:
-        described = []
-        for table in tables:
-            reasons = Counter(item.reason for item in table.rejected)
-            heads = table.ranked()[:top]
-            described.append(
-                {
-                    "role": table.role,
-                    "model": table.model,
-                    "settings": table.settings,
-                    "n_accepted": len(table.trials),
-                    "rejected": dict(reasons.most_common()),
-                    "heads": [asdict(row) | _columns(table, row.layer, row.head) for row in heads],
-                }
-            )
-        print_json({"file": str(path), "tables": described})
-        return
+
+def _head(table: "HeadTable", row: Any) -> dict[str, Any]:
+    """A head with its statistics, and the further columns of its table."""
+    index = table.layers.index(row.layer)
+    return asdict(row) | {name: float(values[index, row.head]) for name, values in table.columns.items()}
+
+
+def _print_tables(tables: list[dict[str, Any]]) -> None:
+    columns = {"layer": "{layer}", "head": "{head}", "mean": "{mean:.3f}"}
+    columns |= {"95 % interval": "{low:.3f} … {high:.3f}"}
+    columns |= {name: f"{{{name}:.3f}}" for name in ("chance", "std", "max")} | {"trials": "{count}"}
+    contrast = {
+        "right - wrong": "{contrast:.3f}",
+        "interval": "{contrast_low:.3f} … {contrast_high:.3f}",
+        "q": "{contrast_q:.3f}",
+    }
     for table in tables:
-        name = table.model.get("name", "a model")
-        rows = []
-        for row in table.ranked()[:top]:
-            interval = f"{number_text(row.low)} … {number_text(row.high)}"
-            cells = [str(row.layer), str(row.head), number_text(row.mean), interval]
-            cells += [number_text(value) for value in (row.chance, row.std, row.max)]
-            rows.append([*cells, str(row.count), *_contrast(table, row.layer, row.head)])
-        columns = ["layer", "head", "mean", "95 % interval", "chance", "std", "max", "trials"]
-        if "contrast" in table.columns:
-            columns += ["right - wrong", "interval", "q"]
+        heads, rejected = table["heads"], table["rejected"]
         title = (
-            f"{table.role} heads of {name}: {len(table.trials)} trials accepted, "
-            f"{len(table.rejected)} rejected"
+            f"{table['role']} heads of {table['model'].get('name', 'a model')}: {table['n_accepted']} "
+            f"trials accepted, {sum(rejected.values())} rejected"
         )
-        print_table(columns, rows, title=title)
-        for reason, count in Counter(item.reason for item in table.rejected).most_common(5):
+        has_contrast = bool(heads) and "contrast" in heads[0]
+        print_rows(heads, columns | (contrast if has_contrast else {}), title=title)
+        for reason, count in list(rejected.items())[:5]:
             print(f"  {count:>6} rejected: {reason}")
 
 
-def _columns(table: "HeadTable", layer: int, head: int) -> dict[str, float]:
-    place = table.layers.index(layer)
-    return {name: float(values[place, head]) for name, values in table.columns.items()}
-
-
-def _contrast(table: "HeadTable", layer: int, head: int) -> list[str]:
-    own = _columns(table, layer, head)
-    if "contrast" not in own:
-        return []
-    interval = f"{number_text(own['contrast_low'])} … {number_text(own['contrast_high'])}"
-    return [number_text(own["contrast"]), interval, number_text(own["contrast_q"])]
-
-
 def _print_ablation(result: "AblationResult", role: str) -> None:
-    rows = []
-    for row in result.rows:
-        means = (row.whole, row.ablated, row.random)
-        effects = [(e.value, e.low, e.high) for e in (row.against_whole, row.against_random)]
-        rows.append(
-            [
-                row.metric,
-                str(row.n_items),
-                *map(number_text, means),
-                *("{} ({} … {})".format(*map(number_text, effect)) for effect in effects),
-            ]
-        )
-    print_table(
-        ["metric", "items", "whole", "ablated", "random", "ablated - whole", "ablated - random"],
-        rows,
-        title=f"without {len(result.heads)} {role} heads, and {result.n_draws} draws of random "
-        f"heads of the same layers",
+    columns = {"metric": "{metric}", "items": "{n_items}"}
+    columns |= {name: f"{{{name}:.3f}}" for name in ("whole", "ablated", "random")}
+    for name in ("whole", "random"):
+        effect = "{against_X.value:.3f} ({against_X.low:.3f} … {against_X.high:.3f})"
+        columns[f"ablated - {name}"] = effect.replace("X", name)
+    title = (
+        f"without {len(result.heads)} {role} heads, and {result.n_draws} draws of random heads of the "
+        "same layers"
     )
+    print_rows(result.rows, columns, title=title)
     print(f"left out ({result.rule}): {', '.join(result.heads)}")
     if result.n_elsewhere:
         print(f"{result.n_elsewhere} random heads came from other layers: theirs has too few")

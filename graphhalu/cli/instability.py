@@ -1,16 +1,24 @@
 """``graphhalu instability``: do heads disagree on the system prompt when it is attacked?"""
 
+import sys
+import textwrap
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import typer
 
-from graphhalu.cli.instability_text import print_calibration, print_verdicts
-from graphhalu.cli.output import print_json, print_table, progress_line, read_numbers, say
+from graphhalu.cli.heads import load_checked
+from graphhalu.cli.options import Count, Options, command, read_list, read_text
+from graphhalu.cli.output import Shown, cell, file_word, interval, print_rows, progress_line
+from graphhalu.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphhalu.models.load import LoadedModel
+    from graphhalu.models.spec import ModelSpec
+    from graphhalu.studies.instability.calibration import Calibration
+    from graphhalu.studies.instability.detect import Verdict
     from graphhalu.studies.instability.series import PromptRecord
+    from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
 
 app = typer.Typer(
     help="Inter-head instability: do heads disagree on the system prompt under attack?", no_args_is_help=True
@@ -19,66 +27,52 @@ app = typer.Typer(
 DETECTED = 3
 """Exit code of ``detect --fail-on-detect`` when a prompt is called an attack."""
 
-Json = Annotated[bool, typer.Option("--json", help="Print as JSON.")]
-Set = Annotated[list[str] | None, typer.Option("--set", help="Any setting, as seed=1.")]
-Device = Annotated[str | None, typer.Option(help="auto, cpu, cuda, cuda:1 …")]
-Threads = Annotated[int | None, typer.Option(help="CPU threads. [default: the free cores]")]
-System = Annotated[Path | None, typer.Option(help="File with the system prompt.")]
-SystemText = Annotated[str | None, typer.Option(help="The system prompt itself.")]
-Folder = Annotated[Path, typer.Argument(help="Folder of measured prompts (gather).")]
-CalibrationFile = Annotated[Path, typer.Option("--calibration", help="File that calibrate wrote.")]
+_SETTINGS = "graphhalu.studies.instability.settings"
+_GATHER = Options(
+    f"{_SETTINGS}:GatherSettings",
+    *("denominator", "max_new_tokens", "iterations", "temperature", "chat"),
+    set_wins=True,
+    system="system@file",
+    system_text="system",
+)
+_CALIBRATE = Options(
+    f"{_SETTINGS}:CalibrateSettings",
+    *("spread", "starts", "lengths", "mid_high", "tail_cut", "seeds"),
+    set_wins=True,
+    folds="n_folds",
+)
+_MODEL = ("graphhalu.models.spec:ModelSpec", "device", "threads")
+_GATHER_MODEL = Options(*_MODEL, "quantization", model="name", overrides=False)
+_DETECT_MODEL = Options(*_MODEL, overrides=False)
 
 
-@app.command()
+@command(app, settings=_GATHER, spec=_GATHER_MODEL)
 def gather(
-    model: Annotated[
-        str | None, typer.Option(help="Alias, hub id, folder or GGUF file. [default: smollm2]")
-    ] = None,
-    system: System = None,
-    system_text: SystemText = None,
-    attacks: Annotated[
-        Path | None, typer.Option(help="Attacks: one a line, or rows with a column prompt.")
-    ] = None,
-    benign: Annotated[Path | None, typer.Option(help="Benign prompts, in the same way.")] = None,
-    prompts: Annotated[
-        Path | None, typer.Option(help="Rows with the columns prompt (or text) and label.")
-    ] = None,
-    denominator: Annotated[
-        str | None, typer.Option(help="Share of the attention to: prompt or everything.")
-    ] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest answer. [160]")] = None,
-    iterations: Annotated[int | None, typer.Option(help="Answers a prompt. [1]")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 = greedy. [0]")] = None,
-    chat: Annotated[str | None, typer.Option(help="Chat template: off, on or auto.")] = None,
-    quantization: Annotated[str | None, typer.Option(help="none, int8 or nf4.")] = None,
-    device: Device = None,
-    threads: Threads = None,
-    set_: Set = None,
-    out: Annotated[Path | None, typer.Option(help="Folder. [default: data/instability/<model>]")] = None,
-    json: Json = False,
-) -> None:
-    """Measure attacks and benign prompts step by step; run it again to go on."""
+    settings: "GatherSettings",
+    spec: "ModelSpec",
+    *,
+    attacks: Path | None = None,
+    benign: Path | None = None,
+    prompts: Path | None = None,
+    out: Path | None = None,
+) -> Shown:
+    """Measure attacks and benign prompts step by step; run it again to go on.
+
+    Args:
+        attacks: Attacks: one a line, or rows with a column prompt.
+        benign: Benign prompts, in the same way.
+        prompts: Rows with the columns prompt (or text) and label.
+        out: Folder; by default data/instability/<model>.
+    """
     from graphhalu.studies.instability.measure import gather as measure
     from graphhalu.studies.instability.measure import require_system
-    from graphhalu.studies.instability.settings import GatherSettings
 
-    text = _system_text(system, system_text) or ""
-    require_system(text)
+    require_system(settings.system)
     asked = _prompts(attacks, benign, prompts)
-    settings = _settings(
-        GatherSettings,
-        set_,
-        system=text,
-        denominator=denominator,
-        max_new_tokens=max_new_tokens,
-        iterations=iterations,
-        temperature=temperature,
-        chat=chat,
-    )
-    loaded = _loaded(model, device, threads, quantization)
-    folder = out or Path("data/instability") / _file_name(loaded.identity)
+    loaded = load_checked(spec)
+    folder = out or Path("data/instability") / file_word(str(loaded.identity["name"]))
     with progress_line("prompts") as progress:
-        store = measure(loaded, settings, asked, folder, progress.count)
+        store = measure(loaded, settings, asked, folder, progress)
     records = [each.record for each in store.read()]
     counts = {
         "folder": str(folder),
@@ -89,181 +83,127 @@ def gather(
         "n_finished": sum(record.is_finished for record in records),
         "mean_answer_tokens": sum(record.n_answer for record in records) / len(records),
     }
-    if json:
-        print_json(counts)
-        return
-    print_table(
-        ["attacks", "benign", "failed", "ended by themselves", "mean tokens"],
-        [
-            [
-                str(counts["n_attack"]),
-                str(counts["n_benign"]),
-                str(counts["n_failed"]),
-                str(counts["n_finished"]),
-                f"{counts['mean_answer_tokens']:.1f}",
-            ]
-        ],
-        title=str(folder),
-    )
-    for reason in dict.fromkeys(record.failure for record in records if record.failure):
-        print(f"  failed: {reason}")
+    columns = {
+        "attacks": "{n_attack}",
+        "benign": "{n_benign}",
+        "failed": "{n_failed}",
+        "ended by themselves": "{n_finished}",
+        "mean tokens": "{mean_answer_tokens:.1f}",
+    }
+
+    def print_counts() -> None:
+        print_rows([counts], columns, title=str(folder))
+        for reason in dict.fromkeys(record.failure for record in records if record.failure):
+            print(f"  failed: {reason}")
+
+    return Shown(counts, print_counts)
 
 
-@app.command()
+@command(app, settings=_CALIBRATE)
 def calibrate(
-    folder: Folder,
-    spread: Annotated[str | None, typer.Option(help="std, logit or bounded. [std]")] = None,
-    starts: Annotated[
-        str | None, typer.Option(help="First steps of windows, as 1,5,10; or auto. [auto]")
-    ] = None,
-    lengths: Annotated[str | None, typer.Option(help="Steps of windows, as 5,20; or auto. [auto]")] = None,
-    mid_high: Annotated[str | None, typer.Option(help="Shares of the depth left out at the front.")] = None,
-    tail_cut: Annotated[str | None, typer.Option(help="Shares of the depth left out at the end.")] = None,
-    folds: Annotated[int | None, typer.Option(help="Outer folds. [5]")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Seeds of the folds. [0,1,2,3,4]")] = None,
-    heads: Annotated[Path | None, typer.Option(help="Published heads for Attention Tracker (JSON).")] = None,
-    set_: Set = None,
-    out: Annotated[
-        Path | None, typer.Option(help="JSON file. [default: calibration.json in the folder]")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Choose window, layers and thresholds in nested folds, beside simpler baselines."""
+    settings: "CalibrateSettings", folder: Path, *, heads: Path | None = None, out: Path | None = None
+) -> Shown:
+    """Choose window, layers and thresholds in nested folds, beside simpler baselines.
+
+    Args:
+        folder: Folder of measured prompts (gather).
+        heads: Published heads for Attention Tracker (JSON).
+        out: JSON file; by default calibration.json in the folder.
+    """
     from graphhalu.evaluation.files import plain_values
     from graphhalu.studies.instability.calibrate import calibrate as choose
     from graphhalu.studies.instability.calibration import KIND
     from graphhalu.studies.instability.series import SeriesFolder
-    from graphhalu.studies.instability.settings import CalibrateSettings
     from graphhalu.studies.instability.tracker import read_important_heads
 
-    settings = _settings(
-        CalibrateSettings,
-        set_,
-        spread=spread,
-        starts=read_numbers("--starts", starts),
-        lengths=read_numbers("--lengths", lengths),
-        mid_high=read_numbers("--mid-high", mid_high, float),
-        tail_cut=read_numbers("--tail-cut", tail_cut, float),
-        n_folds=folds,
-        seeds=read_numbers("--seeds", seeds),
-    )
     given = None if heads is None else read_important_heads(heads)
     with progress_line("methods") as progress:
-        found = choose(SeriesFolder.open(folder), settings, given_heads=given, on_progress=progress.count)
+        found = choose(SeriesFolder.open(folder), settings, given_heads=given, on_progress=progress)
     path = found.write(out or folder / "calibration.json")
-    if json:
-        values = plain_values(found, KIND)
-        left_out = {"scores", "prompt_ids", "labels"}
-        shown = {name: value for name, value in values.items() if name not in left_out}
-        print_json({"file": str(path), **shown})
-        return
-    print_calibration(found)
-    say(f"written to {path}")
+    left_out = {"scores", "prompt_ids", "labels"}
+    values = {name: value for name, value in plain_values(found, KIND).items() if name not in left_out}
+    return Shown({"file": str(path), **values}, lambda: _print_calibration(found), f"written to {path}")
 
 
-@app.command()
+@command(app, spec=_DETECT_MODEL)
 def detect(
-    prompt: Annotated[str | None, typer.Argument(help="The prompt; - reads one a line from stdin.")] = None,
-    file: Annotated[
-        Path | None, typer.Option(help="Prompts: one a line, or rows with a column prompt.")
-    ] = None,
-    calibration: CalibrationFile = Path("calibration.json"),
-    method: Annotated[str, typer.Option(help="instability or attention_tracker.")] = "instability",
-    fpr: Annotated[str, typer.Option(help="Rate of false alarms of the threshold, or f1.")] = "0.05",
-    model: Annotated[str | None, typer.Option(help="The model. [default: that of the calibration]")] = None,
-    system: System = None,
-    system_text: SystemText = None,
-    max_new_tokens: Annotated[
-        int | None, typer.Option(min=1, help="Longest answer. [default: to the window's end]")
-    ] = None,
-    device: Device = None,
-    threads: Threads = None,
-    fail_on_detect: Annotated[
-        bool,
-        typer.Option(
-            "--fail-on-detect",
-            help="Exit 3 if a prompt is called an attack, 1 if none is but one has no score.",
-        ),
-    ] = False,
-    json: Json = False,
-) -> None:
-    """Score prompts with a calibration: score, verdict, step at which it crossed."""
+    spec: "ModelSpec",
+    prompt: str | None = None,
+    *,
+    file: Path | None = None,
+    calibration: Path = Path("calibration.json"),
+    method: Literal["instability", "attention_tracker"] = "instability",
+    fpr: str = "0.05",
+    model: str | None = None,
+    system: Path | None = None,
+    system_text: str | None = None,
+    max_new_tokens: Count | None = None,
+    fail_on_detect: bool = False,
+) -> Shown:
+    """Score prompts with a calibration: score, verdict, step at which it crossed.
+
+    Args:
+        prompt: The prompt; - reads one a line from stdin.
+        file: Prompts: one a line, or rows with a column prompt.
+        calibration: File that calibrate wrote.
+        method: The score.
+        fpr: Rate of false alarms of the threshold, or f1.
+        model: The model; by default that of the calibration.
+        system: File with the system prompt.
+        system_text: The system prompt itself.
+        max_new_tokens: Longest answer; by default to the window's end.
+        fail_on_detect: Exit 3 if a prompt is called an attack, 1 if none is but one has no score.
+    """
     from graphhalu.studies.instability.calibration import read_calibration
     from graphhalu.studies.instability.detect import PromptDetector
 
-    name = _method(method)
-    aim = _aim(fpr)
+    aim = None if fpr == "f1" else read_list("--fpr", fpr, float)[0]
+    if system is not None and system_text is not None:
+        message = "--system and --system-text both name a system prompt; use one of them"
+        raise UsageError(message)
     asked = _asked(prompt, file)
     known = read_calibration(calibration)
-    known.threshold(name, aim)
-    loaded = _loaded(model or known.identity.model, device, threads, known.identity.quantization)
+    known.threshold(method, aim)
+    stored = known.identity.quantization
+    quantization = "none" if stored is None or stored.startswith("stored") else stored
+    update = {"name": model or known.identity.model, "quantization": quantization}
     detector = PromptDetector(
-        loaded,
+        load_checked(spec.model_copy(update=update)),
         known,
-        method=name,
+        method=method,
         aim=aim,
-        system=_system_text(system, system_text),
+        system=system_text if system is None else read_text("--system", system),
         max_new_tokens=max_new_tokens,
     )
     with progress_line("prompts") as progress:
-        verdicts = detector.score(asked, progress.count)
-    print_verdicts(verdicts, name, detector.threshold, json)
-    if fail_on_detect and any(verdict.is_attack for verdict in verdicts):
-        raise typer.Exit(DETECTED)
-    if fail_on_detect and any(verdict.is_attack is None for verdict in verdicts):
-        raise typer.Exit(1)
+        verdicts = detector.score(asked, progress)
+    values = {"method": method, "threshold": detector.threshold, "prompts": [asdict(v) for v in verdicts]}
+    is_found, is_unknown = (any(v.is_attack is each for v in verdicts) for each in (True, None))
+    code = (DETECTED if is_found else int(is_unknown)) if fail_on_detect else 0
+    then = typer.Exit(code) if code else None
+    return Shown(values, lambda: _print_verdicts(verdicts, method, detector.threshold), then=then)
 
 
-@app.command()
-def plot(
-    folder: Folder,
-    calibration: Annotated[
-        Path | None, typer.Option("--calibration", help="[default: calibration.json in the folder]")
-    ] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="Folder of page and figures. [default: <folder>/report]")
-    ] = None,
-    json: Json = False,
-) -> None:
-    """Draw the study: one page, and its figures as PNG and SVG."""
+@command(app)
+def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = None) -> Shown:
+    """Draw the study: one page, and its figures as PNG and SVG.
+
+    Args:
+        folder: Folder of measured prompts (gather).
+        calibration: File of calibrate; by default calibration.json in the folder.
+        out: Folder of page and figures; by default report in the folder.
+    """
     from graphhalu.report.instability_page import write_study
     from graphhalu.studies.instability.calibration import read_calibration
     from graphhalu.studies.instability.series import SeriesFolder
 
     known = read_calibration(calibration or folder / "calibration.json")
     files = write_study(SeriesFolder.open(folder), known, out or folder / "report")
-    if json:
-        print_json({"html": str(files.html), "figures": [str(path) for path in files.figures]})
-        return
-    print(files.html)
-    for path in files.figures:
-        print(path)
-
-
-def _system_text(file: Path | None, text: str | None) -> str | None:
-    from graphhalu.core.errors import UsageError
-
-    if file is None:
-        return text
-    if text is not None:
-        message = "--system and --system-text both name a system prompt; use one of them"
-        raise UsageError(message)
-    if not file.is_file():
-        message = f"no system prompt at {file}: --system takes a file, --system-text a text"
-        raise UsageError(message)
-    try:
-        found = file.read_text(encoding="utf-8-sig").strip()
-    except UnicodeDecodeError:
-        message = f"{file} is no UTF-8 text"
-        raise UsageError(message) from None
-    if not found:
-        message = f"{file} is empty: there is no system prompt in it"
-        raise UsageError(message)
-    return found
+    values = {"html": str(files.html), "figures": [str(path) for path in files.figures]}
+    return Shown(values, lambda: print(files.html, *files.figures, sep="\n"))
 
 
 def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "list[PromptRecord]":
-    from graphhalu.core.errors import UsageError
     from graphhalu.studies.instability.prompts import ATTACK, BENIGN, read_prompts
 
     if both is not None and attacks is None and benign is None:
@@ -276,9 +216,6 @@ def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "l
 
 def _asked(prompt: str | None, file: Path | None) -> "list[PromptRecord]":
     """Prompts of the command line, of a file, or of stdin."""
-    import sys
-
-    from graphhalu.core.errors import UsageError
     from graphhalu.studies.instability.prompts import numbered, read_texts
 
     if (prompt is None) == (file is None):
@@ -294,50 +231,43 @@ def _asked(prompt: str | None, file: Path | None) -> "list[PromptRecord]":
     return numbered((text, None) for text in found)
 
 
-def _method(name: str) -> Any:
-    from graphhalu.core.registry import unknown_name
-    from graphhalu.studies.instability.calibration import MAIN, TRACKER
-
-    if name not in (MAIN, TRACKER):
-        raise unknown_name("method", name, (MAIN, TRACKER))
-    return name
-
-
-def _aim(text: str) -> float | None:
-    if text == "f1":
-        return None
-    rate: float = read_numbers("--fpr", text, float)[0]
-    return rate
-
-
-def _settings(kind: Any, set_: list[str] | None, **options: Any) -> Any:
-    from graphhalu.core.config import load_config, read_overrides
-
-    given = {name: value for name, value in options.items() if value is not None}
-    return load_config(kind, None, {**given, **read_overrides(set_ or [])})
-
-
-def _loaded(
-    model: str | None, device: str | None, threads: int | None, quantization: str | None
-) -> "LoadedModel":
-    from graphhalu.core.config import load_config
-    from graphhalu.models.check import check_model
-    from graphhalu.models.load import ModelSpec, load_model
-
-    is_stored = quantization is not None and quantization.startswith("stored")
-    options = {
-        "name": model,
-        "device": device,
-        "threads": threads,
-        "quantization": None if is_stored else quantization,
+def _print_calibration(found: "Calibration") -> None:
+    """Methods, operating points and the choice."""
+    columns = {
+        "method": "{name}",
+        "nested AUROC": interval("auroc", ends=".2f"),
+        "in sample": "{in_sample.value:.3f}",
+        "difference": interval("difference", "+.3f", ends="+.2f"),
+        "p": "{p_holm:p}",
     }
-    given = {name: value for name, value in options.items() if value is not None}
-    loaded = load_model(load_config(ModelSpec, None, given))
-    check_model(loaded)
-    return loaded
+    counts = f"{found.n_attack} attacks, {found.n_benign} benign prompts, {found.n_groups} groups"
+    print_rows(found.rows, columns, title=f"{counts}; {found.n_left_out} left out", is_short=True)
+    points = {
+        "aim FPR": "{aim:.0%}",
+        "FPR": interval("fpr", ends=".2f"),
+        "TPR": interval("tpr", ends=".2f"),
+        "in-sample TPR": "{in_sample_tpr:.3f}",
+        "threshold": "{threshold:.5f}",
+    }
+    title = "instability: operating points, achieved on unseen prompts"
+    print_rows(found.rows[0].points, points, title=title, is_short=True)
+    print("difference: nested AUROC minus that of instability; p after Holm's correction")
+    way = "higher" if found.window.direction > 0 else "lower"
+    print(f"chosen on all prompts: {found.window.window.text()}; attacks are {way}")
+    nested = cell(f"nested F1 {interval('f1', ends='.2f')}", found.rows[0], is_short=True)
+    print(f"{nested}, in sample {found.rows[0].in_sample_f1:.3f}")
 
 
-def _file_name(identity: dict[str, Any]) -> str:
-    import re
-
-    return re.sub(r"[^\w.-]+", "_", str(identity["name"])).strip("._") or "model"
+def _print_verdicts(verdicts: "list[Verdict]", method: str, threshold: float) -> None:
+    """A line a prompt, and why one has no score."""
+    columns: dict[str, Any] = {
+        "prompt": "{prompt_id}",
+        "score": "{score:.5f}",
+        "verdict": lambda each: {True: "attack", False: "benign", None: "no score"}[each.is_attack],
+        "crossed at": "step {crossed_at}",
+        "text": lambda each: textwrap.shorten(each.text, 30, placeholder="…"),
+    }
+    print_rows(verdicts, columns, title=f"{method}: attack from {threshold:.5f} on")
+    for verdict in verdicts:
+        if verdict.reason is not None:
+            print(f"  {verdict.prompt_id}: {verdict.reason}")

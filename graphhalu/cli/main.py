@@ -11,25 +11,9 @@ from typing import Annotated
 import typer
 
 from graphhalu import __version__
-from graphhalu.cli import (
-    analyse,
-    extract,
-    features,
-    graphs,
-    heads,
-    instability,
-    labels,
-    plan,
-    report,
-    score,
-    show,
-    sinks,
-    tokens,
-    view,
-    weights,
-)
+from graphhalu.cli import evaluate, extract, heads, instability, pages, score, show, sinks, store, weights
+from graphhalu.cli.options import command
 from graphhalu.cli.output import say, show_notes
-from graphhalu.cli.spread import with_address
 from graphhalu.core.errors import GraphhaluError, UsageError
 
 app = typer.Typer(
@@ -59,25 +43,15 @@ def _before_commands(
     """Take the options that stand before any command."""
 
 
-app.command("extract")(extract.extract)
-app.command("plan")(plan.plan)
-app.command("label")(analyse.label)
-app.command("labels")(labels.labels)
-app.command("features")(features.features)
-app.command("train")(analyse.train)
-app.command("compare")(analyse.compare)
-app.command("tokens")(tokens.tokens)
-app.command("score")(score.score)
-app.command("report")(report.report)
-app.command("view")(view.view)
-app.command("verify")(show.verify)
-app.command("doctor")(show.doctor)
+for _group in (extract.app, store.app, evaluate.app, score.app, pages.app, show.checks):
+    app.add_typer(_group)
 app.add_typer(heads.app, name="heads")
 app.add_typer(show.app, name="show")
-app.add_typer(graphs.app, name="graphs")
+app.add_typer(store.graphs, name="graphs")
 app.add_typer(weights.app, name="weights")
 app.add_typer(instability.app, name="instability")
 app.add_typer(sinks.app, name="sinks")
+command(app, hidden=True)(show.labels)  # the name of 0.1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -100,6 +74,15 @@ def run(arguments: Sequence[str]) -> int:
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return _report("Error", f"{error.strerror}: {error.filename}", UsageError.exit_code)
     return 0
+
+
+def with_address(arguments: Sequence[str]) -> list[str]:
+    """The same with ``--ray local`` for a ``--ray`` without an address."""
+    following = [*arguments[1:], "-"]
+    return [
+        "--ray=local" if word == "--ray" and after.startswith("-") else word
+        for word, after in zip(arguments, following, strict=True)
+    ]
 
 
 def _report(kind: str, error: object, exit_code: int) -> int:

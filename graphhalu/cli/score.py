@@ -5,48 +5,51 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from graphhalu.cli.output import clean, print_json, progress_line, say
+from graphhalu.cli.options import command
+from graphhalu.cli.output import Shown, clean, progress_line, say
+from graphhalu.core.errors import GraphhaluError, UsageError
 
 if TYPE_CHECKING:
     from graphhalu.scoring.explain import Explanation
     from graphhalu.scoring.scorer import AnswerScore, AnswerScorer
 
 
+app = typer.Typer()
+_MOST_SHOWN = 3
+"""Rows without a score that are named."""
+
+
+@command(app)
 def score(
-    question: Annotated[str | None, typer.Argument(help="The question.")] = None,
-    detector: Annotated[
-        Path | None, typer.Option(help="What graphhalu train saved. [default: the newest in data/runs]")
-    ] = None,
-    detector_class: Annotated[
-        str | None, typer.Option(help="module:Class of a saved detector that no package registers.")
-    ] = None,
-    answer: Annotated[
-        str | None, typer.Option(help="The answer to judge. [default: the model answers]")
-    ] = None,
-    context: Annotated[
-        str | None, typer.Option(help="A passage that the prompt shows before the question.")
-    ] = None,
-    input_: Annotated[
-        Path | None, typer.Option("--input", help="File of questions (jsonl, csv, parquet …).")
-    ] = None,
-    output: Annotated[
-        Path | None, typer.Option(help="JSON Lines with one score a row; gone on with.")
-    ] = None,
-    fail_above: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Exit with 1 if a probability is higher, or missing.")
-    ] = None,
-    model: Annotated[
-        str | None, typer.Option(help="Where the detector's model lies now. [default: as trained]")
-    ] = None,
-    device: Annotated[str | None, typer.Option(help="auto, cpu, cuda …")] = None,
-    threads: Annotated[int | None, typer.Option(min=1, help="CPU threads.")] = None,
-    with_reasons: Annotated[
-        bool, typer.Option("--explain/--no-explain", help="Say what one answer's score is made of.")
-    ] = True,
-    json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
-) -> None:
-    """Score answers with a trained detector: probability, verdict, and what it was made of."""
-    from graphhalu.core.errors import UsageError
+    question: str | None = None,
+    *,
+    detector: Path | None = None,
+    detector_class: str | None = None,
+    answer: str | None = None,
+    context: str | None = None,
+    input_: Path | None = None,
+    output: Path | None = None,
+    fail_above: Annotated[float, typer.Option(min=0, max=1)] | None = None,
+    model: str | None = None,
+    device: str | None = None,
+    threads: int | None = None,
+    explain: bool = True,
+) -> Shown:
+    """Score answers with a trained detector: probability, verdict, and what it was made of.
+
+    Args:
+        question: The question.
+        detector: Saved by graphhalu train; by default the newest in data/runs.
+        answer: The answer to judge; by default the model answers.
+        context: A passage that the prompt shows before the question.
+        input_: File of questions (jsonl, csv, parquet …).
+        output: JSON Lines with one score a row; an existing file is resumed.
+        fail_above: Exit with 1 if a probability is higher, or missing.
+        model: Place of the detector's model now; by default as trained.
+        device: auto, cpu, cuda …
+        explain: Explain the score of a single answer.
+    """
+    from graphhalu.scoring.batch import read_asked, score_file
     from graphhalu.scoring.scorer import AnswerScorer
 
     if (question is None) == (input_ is None):
@@ -62,21 +65,34 @@ def score(
     scorer = AnswerScorer(run, detector_class=detector_class, name=model, device=device, threads=threads)
     if question is not None:
         found = scorer.score(question, answer, context=context)
-        probabilities = [found.probability]
-        reasons = scorer.explain(found) if with_reasons else None
-        if json:
-            explained = None if reasons is None else {"explanation": reasons.to_json()}
-            print_json({"detector": str(run), **found.to_json(), **(explained or {})})
-        else:
-            _print_score(scorer, found)
-            if reasons is not None:
-                _print_reasons(reasons)
-    else:
-        assert input_ is not None
-        assert output is not None
-        probabilities = _score_file(scorer, input_, output, json=json)
-    if fail_above is not None and any(p is None or p > fail_above for p in probabilities):
-        raise typer.Exit(1)
+        reasons = scorer.explain(found) if explain else None
+        explained = {} if reasons is None else {"explanation": reasons.to_json()}
+        values = {"detector": str(run), **found.to_json(), **explained}
+        then = _exit_above(fail_above, [found.probability])
+        return Shown(values, lambda: _print_score(scorer, found, reasons), then=then)
+    assert input_ is not None
+    assert output is not None
+    asked = read_asked(input_)
+    with progress_line("answers") as progress:
+        rows = score_file(scorer, asked, output, progress)
+    failed = [row for row in rows if row["score"] is None]
+    called = sum(bool(row["is_hallucinated"]) for row in rows)
+
+    def print_counts() -> None:
+        print(f"{len(rows)} answers in {output}: {called} called hallucinated")
+        for row in failed[:_MOST_SHOWN]:
+            print(f"  no score in row {row['row']}: {clean(str(row['failure']))}")
+        if len(failed) > _MOST_SHOWN:
+            print(f"  and {len(failed) - _MOST_SHOWN} more without a score")
+
+    values = {"output": str(output), "n": len(rows), "n_called": called, "n_failed": len(failed)}
+    return Shown(values, print_counts, then=_exit_above(fail_above, [row["probability"] for row in rows]))
+
+
+def _exit_above(limit: float | None, probabilities: list[float | None]) -> Exception | None:
+    """The exit code 1 if a probability is above the limit, or missing."""
+    is_above = limit is not None and any(p is None or p > limit for p in probabilities)
+    return typer.Exit(1) if is_above else None
 
 
 def newest_run() -> Path:
@@ -85,7 +101,6 @@ def newest_run() -> Path:
     Raises:
         UsageError: If there is none.
     """
-    from graphhalu.core.errors import GraphhaluError, UsageError
     from graphhalu.detectors.saved import read_description
     from graphhalu.evaluation.training import RUNS
 
@@ -106,43 +121,20 @@ def newest_run() -> Path:
     raise UsageError(message)
 
 
-def _score_file(scorer: "AnswerScorer", input_: Path, output: Path, *, json: bool) -> list[float | None]:
-    import time
-
-    from graphhalu.scoring.batch import read_asked, score_file
-
-    asked, started = read_asked(input_), time.monotonic()
-    with progress_line("answers") as line:
-        rows = score_file(
-            scorer, asked, output, lambda done, total: line.show(done, total, time.monotonic() - started)
-        )
-    failed = [row for row in rows if row["score"] is None]
-    called = sum(bool(row["is_hallucinated"]) for row in rows)
-    values = {"output": str(output), "n": len(rows), "n_called": called, "n_failed": len(failed)}
-    if json:
-        print_json(values)
-    else:
-        print(f"{len(rows)} answers in {output}: {called} called hallucinated")
-        for row in failed[:3]:
-            print(f"  no score in row {row['row']}: {clean(str(row['failure']))}")
-        if len(failed) > 3:  # noqa: PLR2004
-            print(f"  and {len(failed) - 3} more without a score")
-    return [row["probability"] for row in rows]
-
-
-def _print_score(scorer: "AnswerScorer", found: "AnswerScore") -> None:
+def _print_score(scorer: "AnswerScorer", found: "AnswerScore", reasons: "Explanation | None") -> None:
     name = scorer.recipe.detector.card.name
     verdict = {
         True: "hallucinated",
         False: "not hallucinated",
         None: "no verdict: the detector was saved without a calibration",
     }[found.is_hallucinated]
-    whose = "answer (given)" if found.is_given else "answer"
-    print(f"{whose:<15} {clean(found.answer or '')}")
+    print(f"{'answer (given)' if found.is_given else 'answer':<15} {clean(found.answer or '')}")
     if found.probability is not None:
         print(f"{'probability':<15} {found.probability:.3f} that it is hallucinated")
     print(f"{'verdict':<15} {verdict}")
     print(f"{'score':<15} {_number(found.score)} ({name}, threshold {_number(found.threshold)})")
+    if reasons is not None:
+        _print_reasons(reasons)
 
 
 def _print_reasons(reasons: "Explanation") -> None:

@@ -4,11 +4,15 @@ Operations, memory and bytes are arithmetic. Time is arithmetic over rates, whic
 machine: measured (``scripts/bench plan``, and COST.md beside this file), or assumed by the user.
 """
 
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
 
+from pydantic import Field, model_validator
+
+from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
-from graphhalu.extract.settings import CaptureSettings, trace_shape
+from graphhalu.core.registry import unknown_name
+from graphhalu.extract.settings import CaptureSettings, GenerationSettings, trace_shape
 from graphhalu.traces.disk import estimate_bytes
 
 _ASPECT: Final = 128
@@ -97,32 +101,71 @@ SIZES: Final = {
 """Published sizes of some models."""
 
 
-@dataclass(frozen=True)
-class Workload:
-    """What is asked of the model, a question.
+class Workload(Config):
+    """What is asked of the model, a question."""
 
-    Attributes:
-        prompt_tokens: Tokens of the prompt.
-        answer_tokens: Tokens of the answer.
-        beams: Beams of the search.
-        kept_beams: Beams that become traces.
-        batch: Questions that are answered together.
-        weight_bytes: Bytes of a weight as it is held: 4, 2, or 0.5 with nf4.
-        capture: What is kept.
-    """
-
-    prompt_tokens: int = 100
-    answer_tokens: int = 32
-    beams: int = 5
-    kept_beams: int = 1
-    batch: int = 16
-    weight_bytes: float = 2.0
-    capture: CaptureSettings = field(default_factory=CaptureSettings)
+    prompt_tokens: int = Field(default=100, ge=0)
+    """Tokens of a prompt."""
+    answer_tokens: int = Field(default=32, ge=0)
+    """Tokens of an answer."""
+    beams: int = Field(default=5, ge=1)
+    """Beams of the search."""
+    kept_beams: int = Field(default=1, ge=1)
+    """Beams that become traces."""
+    batch: int = Field(default=16, ge=1)
+    """Questions answered together."""
+    weight_bytes: float = Field(default=2.0, ge=0.1)
+    """Bytes of a weight as it is held: 4, 2, 1, or 0.5 with nf4."""
+    capture: CaptureSettings = CaptureSettings()
+    """What is kept."""
 
     @property
     def length(self) -> int:
         """Tokens of a trace."""
         return self.prompt_tokens + self.answer_tokens
+
+
+class PlanSettings(Config):
+    """An extraction that is planned, and what a device sustains."""
+
+    model: str | None = None
+    """A model of known size; by default llama2-7b."""
+    parameters: float | None = None
+    """Any dense model, by its parameters, as 7e9."""
+    questions: float = Field(default=1e5, ge=1)
+    """Questions, as 1e5."""
+    work: Workload = Workload()
+    """What is asked, a question."""
+    teraflops: float = Field(default=100.0, ge=1e-6)
+    """Sustained by a device in 1e12 operations a second."""
+    bandwidth: float = Field(default=1000.0, ge=1e-6)
+    """Memory of a device in 1e9 bytes a second."""
+    disk: float = Field(default=500.0, ge=1e-6)
+    """Compressed and written in 1e6 bytes a second."""
+    devices: int = Field(default=1, ge=1)
+    """Devices, each with the whole model."""
+
+    @model_validator(mode="after")
+    def _keep_what_there_is(self) -> "PlanSettings":
+        GenerationSettings(num_beams=self.work.beams, keep_beams=self.work.kept_beams)
+        return self
+
+    def size(self) -> "tuple[str, ModelSize]":
+        """Name and size of the model.
+
+        Raises:
+            UsageError: If both a model and its parameters are given, or too few parameters.
+            UnknownNameError: If the size of the model is not known.
+        """
+        if self.parameters is not None:
+            if self.model is not None:
+                message = "give a model or its parameters, not both"
+                raise UsageError(message)
+            return f"{self.parameters / 1e9:,.3g}B parameters", ModelSize.of_parameters(self.parameters)
+        name = self.model or "llama2-7b"
+        if name not in SIZES:
+            raise unknown_name("model of known size (else use --parameters)", name, SIZES)
+        return name, SIZES[name]
 
 
 class Cost(NamedTuple):
@@ -247,3 +290,27 @@ def assumed_rates(flops_per_s: float, read_bytes_per_s: float, store_bytes_per_s
     """
     pairs_per_s = read_bytes_per_s / PAIR_BYTES
     return Rates(flops_per_s, flops_per_s, pairs_per_s, read_bytes_per_s, store_bytes_per_s)
+
+
+def planned_cost(plan: PlanSettings) -> dict[str, Any]:
+    """What a planned extraction costs: operations, seconds and bytes, a question and in all."""
+    name, size = plan.size()
+    cost = question_cost(size, plan.work)
+    rates = assumed_rates(plan.teraflops * 1e12, plan.bandwidth * 1e9, plan.disk * 1e6)
+    seconds = question_seconds(cost, rates)
+    return {
+        "model": name,
+        "questions": plan.questions,
+        "devices": plan.devices,
+        "parameters": size.n_parameters,
+        "tokens_a_trace": plan.work.length,
+        "flops_a_question": cost.generate_flops + cost.replay_flops,
+        **{f"{part}_s_a_question": value for part, value in seconds._asdict().items()},
+        "seconds_a_question": seconds.total,
+        "bytes_a_question": cost.stored_bytes,
+        "memory_bytes": cost.memory_bytes,
+        "weights_bytes": cost.weights_bytes,
+        "device_hours": plan.questions * seconds.total / 3600,
+        "days": plan.questions * seconds.total / 86_400 / plan.devices,
+        "bytes": plan.questions * cost.stored_bytes,
+    }

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from graphhalu.core.errors import StoreError
+from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
@@ -44,15 +45,6 @@ _ESTIMATED_TOGETHER = 1024
 """Questions whose size one worker estimates at a time."""
 
 _log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where a run stands: questions done in this run, to do in this run, and seconds spent."""
-
-    n_done: int
-    n_total: int
-    seconds: float
 
 
 @dataclass(frozen=True)
@@ -97,7 +89,7 @@ def extract(
     *,
     engine: Executor | None = None,
     shard: Shard | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Progress = no_progress,
 ) -> ExtractSummary:
     """Answer the questions, capture attention and hidden states, and commit them to a store.
 
@@ -154,7 +146,7 @@ def extract(
 class _Counter:
     """Questions done, and the time since the first batch began."""
 
-    def __init__(self, on_progress: Callable[[Progress], None]) -> None:
+    def __init__(self, on_progress: Progress) -> None:
         self.on_progress = on_progress
         self.n_total = self.n_seen = self.n_new = 0
         self.started = time.monotonic()
@@ -169,7 +161,7 @@ class _Counter:
     def see(self, n_questions: int = 1) -> None:
         # those of a batch that were done already are answered again with it
         self.n_seen = min(self.n_seen + n_questions, self.n_total)
-        self.on_progress(Progress(self.n_seen, self.n_total, self.seconds))
+        self.on_progress(self.n_seen, self.n_total)
 
 
 def _start(

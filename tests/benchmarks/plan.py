@@ -144,7 +144,7 @@ def _layer(n_tokens: int, rates: Rates) -> dict[str, float]:
     arrays = CaptureSettings().arrays()
     seconds, (done,) = _timed(lambda: replay(model, [sequence], shape=shape, arrays=arrays))
     assert done.failure is None
-    cost = question_cost(LAYER, Workload(n_tokens - 8, 8, weight_bytes=4))
+    cost = question_cost(LAYER, Workload(prompt_tokens=n_tokens - 8, answer_tokens=8, weight_bytes=4))
     foreseen = question_seconds(cost, rates).replay
     name = f"llama_layer_{n_tokens}"
     return {

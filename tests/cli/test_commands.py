@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from typer import Context
 from typer.main import get_command
 
 from graphhalu.cli.main import app
@@ -13,7 +14,7 @@ STORED = json.loads((Path(__file__).parent / "commands_of_0_1.json").read_text(e
 
 def _options(command):
     names = set()
-    for parameter in command.params:
+    for parameter in command.get_params(Context(command)):
         if parameter.param_type_name == "argument":
             names.add(f"<{parameter.name}>")
         else:

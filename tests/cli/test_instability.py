@@ -146,8 +146,8 @@ def test_the_study_is_drawn_into_the_folder_that_is_named(capsys, monkeypatch):
     ("arguments", "code", "text"),
     [
         (["gather", "--model", "tiny", *FILES], 2, "the system prompt is empty"),
-        (["gather", "--system", "none.txt", *FILES], 2, "no system prompt at none.txt"),
-        (["gather", "--system", "empty.txt", *FILES], 2, "no system prompt in it"),
+        (["gather", "--system", "none.txt", *FILES], 2, "--system none.txt cannot be read"),
+        (["gather", "--system", "empty.txt", *FILES], 2, "--system empty.txt is empty"),
         (["gather", *TINY, "--system", "system.txt", *FILES], 2, "use one of them"),
         (
             ["gather", *TINY, "--attacks", "empty.txt", "--benign", "benign.jsonl"],

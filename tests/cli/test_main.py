@@ -60,7 +60,7 @@ def test_every_command_explains_itself(command, capsys):
         (["verify", "missing.zarr"], 1, "no trace store"),
         (["show", "traces", "missing.zarr"], 1, "no trace store"),
         (["nonsense"], 2, "nonsense"),
-        (["extract", "--num-samples", "0"], 2, "num_samples"),
+        (["extract", "--num-samples", "0"], 2, "--num-samples"),
     ],
 )
 def test_a_users_mistake_is_one_clear_text_and_an_exit_code(

@@ -5,8 +5,8 @@ import sys
 
 import pytest
 
-from graphhalu.cli.main import run
-from graphhalu.cli.spread import ray_engine, with_address
+from graphhalu.cli.main import run, with_address
+from graphhalu.cli.ray import RayOptions
 from graphhalu.core.errors import ClusterError, MissingExtraError, UsageError
 from graphhalu.engine.cluster import check_address, connected
 
@@ -68,12 +68,12 @@ def test_an_address_may_be_left_out_at_the_end_and_before_another_option():
 
 
 def test_settings_of_workers_without_ray_are_refused():
-    assert ray_engine(None, None, None, None, None) is None
+    assert RayOptions().engine() is None
     with pytest.raises(UsageError, match="go with --ray"):
-        ray_engine(None, 3, None, None, None)
+        RayOptions(ray_actors=3).engine()
     with pytest.raises(UsageError, match="share of one GPU"):
-        ray_engine("local", None, None, 1.5, None)
-    engine = ray_engine("auto", 5, 3, 0.5, 7.0)
+        RayOptions(ray="local", ray_gpus=1.5).engine()
+    engine = RayOptions(ray="auto", ray_actors=5, ray_cpus=3, ray_gpus=0.5, ray_wait=7.0).engine()
     assert (engine.n_actors, engine.n_threads, engine.gpus, engine.wait_s) == (5, 3, 0.5, 7.0)
 
 

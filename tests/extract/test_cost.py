@@ -42,7 +42,7 @@ def tiny():
 def test_operations_are_those_that_torch_counts(tiny, n_tokens):
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         tiny(input_ids=torch.zeros(1, n_tokens, dtype=torch.int64), use_cache=False)
-    cost = question_cost(TINY, Workload(n_tokens, 0))
+    cost = question_cost(TINY, Workload(prompt_tokens=n_tokens, answer_tokens=0))
     # torch counts all keys of a row, and words of the last row, which no token follows
     others = 4 * 3 * 5 * 4 * n_tokens**2 / 2 + 2 * 20 * 31
     rotary = n_tokens * 2 * 2  # angles: positions by two frequencies
@@ -75,20 +75,25 @@ def test_a_number_that_is_no_model_is_refused(n_parameters):
 
 
 def test_the_search_is_a_prompt_once_and_each_step_of_every_beam():
-    one, five = (question_cost(TINY, Workload(13, 7, beams=n)).generate_flops for n in (1, 5))
+    one, five = (
+        question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7, beams=n)).generate_flops
+        for n in (1, 5)
+    )
     steps = sum(2 * TINY.layer_weights + 4 * 3 * 5 * 4 * (13 + 7 / 2) + 2 * 20 * 31 for _ in range(7))
     assert five - one == pytest.approx(4 * steps)
 
 
 def test_every_kept_beam_is_replayed_and_stored():
-    one, three = (question_cost(TINY, Workload(13, 7, kept_beams=n)) for n in (1, 3))
+    one, three = (
+        question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7, kept_beams=n)) for n in (1, 3)
+    )
     for name in ("replay_flops", "pairs", "stored_bytes", "raw_bytes"):
         assert getattr(three, name) == pytest.approx(3 * getattr(one, name))
 
 
 def test_less_is_stored_of_streams_and_of_answer_rows():
     full, answer, streams = (
-        question_cost(TINY, Workload(53, 7, capture=capture)).stored_bytes
+        question_cost(TINY, Workload(prompt_tokens=53, answer_tokens=7, capture=capture)).stored_bytes
         for capture in (
             CaptureSettings(),
             CaptureSettings(rows="answer"),
@@ -100,14 +105,14 @@ def test_less_is_stored_of_streams_and_of_answer_rows():
 
 
 def test_a_search_waits_for_its_weights_where_they_are_slower():
-    cost = question_cost(TINY, Workload(13, 7, batch=1))
+    cost = question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7, batch=1))
     assert question_seconds(cost, RATES).generate == cost.generate_flops / 2
     slow = RATES._replace(read_bytes_per_s=1e-3)
     assert question_seconds(cost, slow).generate == cost.weight_reads / 1e-3
 
 
 def test_time_is_the_sum_of_its_parts():
-    cost = question_cost(TINY, Workload(13, 7))
+    cost = question_cost(TINY, Workload(prompt_tokens=13, answer_tokens=7))
     found = question_seconds(cost, RATES)
     assert found.replay == cost.replay_flops / 3 + cost.pairs / 5
     assert found.store == cost.raw_bytes / 11

@@ -165,13 +165,9 @@ def test_the_markdown_table_has_a_row_of_equal_length_for_each_feature():
 
 @pytest.fixture
 def run():
-    import typer
+    from graphhalu.cli.main import app
 
-    from graphhalu.cli.features import features
-
-    app = typer.Typer()
-    app.command()(features)
-    return lambda *arguments: CliRunner().invoke(app, [*map(str, arguments)])
+    return lambda *arguments: CliRunner().invoke(app, ["features", *map(str, arguments)])
 
 
 def test_the_command_writes_the_table_that_python_gives(store, path, run):

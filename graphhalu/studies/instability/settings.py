@@ -17,8 +17,8 @@ Fraction = Annotated[float, Field(ge=0, lt=1)]
 class GatherSettings(Config):
     """How prompts are measured."""
 
-    system: str
-    """System prompt that all prompts are asked under."""
+    system: str = ""
+    """System prompt that all prompts are asked under; none is refused."""
     chat: Literal["off", "on", "auto"] = "auto"
     """Whether the model's chat template is used; auto uses it where there is one."""
     denominator: Denominator = "prompt"

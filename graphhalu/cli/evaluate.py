@@ -1,0 +1,349 @@
+"""Commands ``train``, ``compare`` and ``tokens``: detectors, fitted and measured on a store."""
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+import typer
+
+from graphhalu.cli.options import RAY, Count, Options, command
+from graphhalu.cli.output import Shown, interval, print_rows, print_table, progress_line, say
+from graphhalu.cli.store import labels_of, open_store, store_identity
+from graphhalu.core.errors import GraphhaluError, UsageError
+
+if TYPE_CHECKING:
+    from graphhalu.cli.ray import RayOptions
+    from graphhalu.evaluation.result import Result
+    from graphhalu.evaluation.settings import CompareConfig
+    from graphhalu.labels.labels import Labels
+    from graphhalu.traces.store import TraceStore
+
+app = typer.Typer()
+_COMPARE = Options(
+    "graphhalu.evaluation.settings:CompareConfig",
+    *("detectors", "quick", "seeds", "against", "beams"),
+    file=True,
+    detector="detectors",
+    network="detectors",
+)
+_TOKENS = Options("graphhalu.evaluation.settings:CompareConfig", "detectors", "seeds", "quick", file=True)
+_METRICS = ("auroc", "auprc", "within_auroc", "answer_auroc_max", "char_f1", "span_f1")
+
+
+@command(app, given=Options(file=True))
+def train(
+    given: dict[str, Any],
+    detector: str | None = None,
+    *,
+    traces: Path | None = None,
+    labeller: str = "match",
+    seed: int = 0,
+    runs: Path = Path("data/runs"),
+    devices: Count | None = None,
+    accelerator: Literal["auto", "cpu", "gpu"] | None = None,
+    network: str | None = None,
+    threads: int | None = None,
+) -> Shown:
+    """Train a detector, score it beside simpler ones on held-out questions, and save it.
+
+    Args:
+        detector: Name of a detector (graphhalu show detectors), or module:Class.
+        seed: Seed of the split and of the training.
+        runs: Folder for trained detectors.
+        devices: GPUs, or processes on the CPU, that share each step.
+        accelerator: What a network is trained on.
+        network: PyG network of your own, module:Class; --set network.KEY=VALUE.
+    """
+    from graphhalu.evaluation.training import check_detector, train_detector
+
+    name = detector or network
+    if name is None or (detector is not None and network is not None):
+        message = (
+            "name one detector, or one network:\n"
+            "  graphhalu train gat   or   graphhalu train --network my_module:MyGNN"
+        )
+        raise UsageError(message)
+    _use_threads(threads)
+    trained_on = {"devices": devices, "accelerator": accelerator}
+    settings = {"seed": seed, **given, **{key: value for key, value in trained_on.items() if value}}
+    store = open_store(traces)
+    check_detector(name, store, settings)
+    labels = labels_of(store, labeller)
+    about = store_identity(store)
+    with progress_line("fits") as progress:
+        run = train_detector(
+            name, store, labels, settings=settings, store=about, runs=runs, on_progress=progress
+        )
+    values = {"run": str(run.folder), **result_values(run.result)}
+    return Shown(values, lambda: _print_result(run.result), f"saved in {run.folder}")
+
+
+@command(app, settings=_COMPARE, ray=RAY)
+def compare(
+    settings: "CompareConfig",
+    ray: "RayOptions",
+    stores: list[Path] | None = None,
+    *,
+    traces: Path | None = None,
+    controls: bool = False,
+    labeller: str = "match",
+    transfer: bool = False,
+    out: Path | None = None,
+    resume: bool = False,
+    jobs: Count = 1,
+    threads: int | None = None,
+) -> Shown:
+    """Cross-fit detectors on the same questions and compare them with intervals.
+
+    Args:
+        detector: One more detector: a name, or module:Class; can be repeated.
+        network: A PyG network of your own, module:Class; can be repeated.
+        stores: The store, or with --transfer all of them; by default the newest.
+        controls: Try graph detectors on signals that only edges hold.
+        transfer: Train on each store and test on every other.
+        out: Folder of the result; by default data/runs/compare-<time>.
+        resume: Go on in --out: finished detectors are kept.
+        jobs: Processes to spread detectors over.
+    """
+    from graphhalu.evaluation.compare import RunOptions
+    from graphhalu.evaluation.training import run_folder
+
+    engine = ray.engine()
+    _use_threads(threads if engine is None else threads or engine.n_threads, jobs)
+    if transfer and engine is not None:
+        message = "--ray spreads the comparison of one store; leave it out with --transfer"
+        raise UsageError(message)
+    paths = [*(stores or []), *([traces] if traces is not None else [])]
+    if transfer and len(paths) < 2:  # noqa: PLR2004
+        message = f"transfer needs two stores or more, got {len(paths)}: --transfer A.zarr B.zarr"
+        raise UsageError(message)
+    if not transfer and len(paths) > 1:
+        message = f"one store is compared at a time, got {len(paths)}; or add --transfer"
+        raise UsageError(message)
+    opened = [open_store(path) for path in paths] or [open_store(None)]
+    if controls:
+        return _controls(opened[0], settings)
+    labels = [labels_of(store, labeller) for store in opened]
+    folder = run_folder("transfer" if transfer else "compare", out, is_resumed=resume)
+    say(f"the result goes to {folder}")
+    if transfer:
+        return _transfer(opened, labels, settings, folder)
+    options = RunOptions(jobs=jobs, folder=folder, is_resumed=resume, engine=engine)
+    return _compare(opened[0], labels[0], settings, options)
+
+
+def _controls(store: "TraceStore", settings: "CompareConfig") -> Shown:
+    from graphhalu.evaluation.controls import DEFAULT_DETECTORS, control_rows
+    from graphhalu.evaluation.detector_specs import detector_spec
+
+    specs = [detector_spec(name) for name in settings.detectors or DEFAULT_DETECTORS]
+    with progress_line("controls") as progress:
+        rows = control_rows(specs, store, seed=settings.seeds[0], on_progress=progress)
+    columns = {
+        "control": "{control}",
+        "detector": "{detector}",
+        "AUROC": "{auroc:.3f}",
+        "arithmetic": "{reference:.3f}",
+        "answers": "{n_answers}",
+        "passes": "{passes:NO}",
+    }
+    values = {"store": store.name, "controls": [vars(row) for row in rows]}
+    return Shown(values, lambda: print_rows(rows, columns, title="signals that only edges hold"))
+
+
+def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", options: Any) -> Shown:
+    from graphhalu.evaluation.compare import compare as run_comparison
+    from graphhalu.evaluation.maps import head_maps
+    from graphhalu.evaluation.result_files import clear_checkpoints
+    from graphhalu.report.write import write_report
+
+    folder, about = options.folder, store_identity(store)
+    with progress_line("fits") as progress:
+        result = run_comparison(
+            store, labels, config=settings, store=about, options=options, on_progress=progress
+        )
+    result.write(folder)
+    clear_checkpoints(folder)
+    try:
+        head_maps(store, labels, is_best_beam_only=settings.beams == "best").write(folder)
+    except GraphhaluError as error:  # a report without maps is better than none
+        say(f"no maps of single heads: {error}")
+    write_report(folder)
+
+    def print_comparison() -> None:
+        _print_result(result)
+        _print_tests(result)
+
+    note = f"report.html, table.csv, result.json and scores.parquet are in {folder}"
+    return Shown({"folder": str(folder), **result_values(result)}, print_comparison, note)
+
+
+def _transfer(
+    stores: "list[TraceStore]", labels: "list[Labels]", settings: "CompareConfig", folder: Path
+) -> Shown:
+    from graphhalu.evaluation.transfer import Source, source_names
+    from graphhalu.evaluation.transfer import transfer as run_transfer
+    from graphhalu.report.write import write_report
+
+    names = source_names([store.path for store in stores])
+    sources = [
+        Source(name, store, of_store, store_identity(store))
+        for name, store, of_store in zip(names, stores, labels, strict=True)
+    ]
+    with progress_line("fits") as progress:
+        result = run_transfer(sources, config=settings, on_progress=progress)
+    result.write(folder)
+    write_report(folder)
+
+    def print_transfer() -> None:
+        for detector in result.detectors():
+            rows = [[name, *(result.cell_text(detector, name, test) for test in names)] for name in names]
+            print_table(["trained on", *names], rows, title=f"AUROC of {detector}, tested on")
+        for found in result.cells:
+            if found.failure is not None:
+                say(f"{found.detector}, {found.train} to {found.test}, failed: {found.failure}")
+
+    values = {"stores": list(names), "cells": [asdict(found) for found in result.cells]}
+    note = f"report.html, transfer.json, transfer.csv and transfer.parquet are in {folder}"
+    return Shown({"folder": str(folder), **values}, print_transfer, note)
+
+
+def result_values(result: "Result") -> dict[str, Any]:
+    """A comparison as plain values, one entry a detector."""
+    return {
+        "labeller": dict(result.labeller),
+        "n_traces": result.n_traces,
+        "n_left_out": result.n_left_out,
+        "n_questions": result.n_groups,
+        "prevalence": result.prevalence,
+        "coverage": result.coverage,
+        "n_siblings": result.n_siblings,
+        "detectors": [asdict(row) for row in result.ranked()],
+        "baseline": asdict(result.baseline) if result.baseline else None,
+        "comparisons": [asdict(test) for test in result.comparisons],
+        "subgroups": [asdict(group) for group in result.subgroups],
+    }
+
+
+def _print_result(result: "Result") -> None:
+    from rich.console import Console
+
+    from graphhalu.report.tables import terminal_table
+
+    Console().print(terminal_table(result))  # failed detectors are below it, with the reason
+
+
+def _print_tests(result: "Result") -> None:
+    """Differences from the baseline, largest first; narrow enough for 80 columns."""
+    if result.baseline is None or not result.comparisons:
+        return
+    columns = {
+        "detector": "{detector}",
+        "AUROC difference": "{difference:+.3f} [{low:+.3f},{high:+.3f}]",
+        "p boot.": "{p_bootstrap:p}",
+        "DeLong": "{p_delong:p}",
+        "Holm": "{p_holm:p}",
+        "equal": "{p_equivalent:p}",
+    }
+    ordered = sorted(result.comparisons, key=lambda test: -test.difference)
+    title = f"against {result.baseline.detector}; the last four are p"
+    print_rows(ordered, columns, title=title, is_short=True)
+    say(f"baseline {result.baseline.detector}: {result.baseline.rule}")
+
+
+def _use_threads(threads: int | None, jobs: int = 1) -> None:
+    """Use so many CPU threads in this process; by default its share of the free cores."""
+    import torch
+
+    from graphhalu.models.resources import default_threads
+
+    torch.set_num_threads(threads or max(1, default_threads() // jobs))
+
+
+@command(app, settings=_TOKENS)
+def tokens(
+    settings: "CompareConfig",
+    traces: Path | None = None,
+    *,
+    save: str | None = None,
+    out: Path | None = None,
+    threads: int | None = None,
+) -> Shown:
+    """Find hallucinated tokens in given answers with marked spans, and measure how well.
+
+    Args:
+        save: Also fit this detector for use; it goes to OUT/detector.
+        out: Folder of the result; by default data/runs/tokens-<time>.
+    """
+    from graphhalu.evaluation.compare import compare as run_comparison
+    from graphhalu.evaluation.detector_specs import detector_specs
+    from graphhalu.evaluation.settings import CompareConfig
+    from graphhalu.evaluation.training import fit_for_use, run_folder
+    from graphhalu.labels.spans import label_tokens
+
+    if save is not None:
+        detector_specs([save], CompareConfig(), "token")  # refused before anything is run
+    _use_threads(threads)
+    store = open_store(traces)
+    labels, about = label_tokens(store.records), store_identity(store)
+    folder = run_folder("tokens", out, is_resumed=False)
+    say(f"the result goes to {folder}")
+    with progress_line("fits") as progress:
+        result = run_comparison(store, labels, config=settings, store=about, on_progress=progress)
+    result.write(folder)
+    if save is not None:
+        fit_for_use(save, store, labels, settings, folder / "detector")
+    note = (
+        f"result.json, table.csv and scores.parquet are in {folder}\n"
+        f"look at them:  graphhalu view {store.path} --labeller spans --token-scores {folder}\n"
+        f"or as a page:  graphhalu report {folder}"
+    )
+    return Shown({"folder": str(folder), **result.plain()}, lambda: _print_tokens(result), note)
+
+
+def _print_tokens(result: "Result") -> None:
+    counts = result.counts
+    assert counts is not None
+    left_out = ", ".join(f"{n} {reason}" for reason, n in counts.n_left_out.items())
+    lost = f", {counts.n_lost_spans} of them without a token" if counts.n_lost_spans else ""
+    writers = ", ".join(f"{name} {n} ({share:.0%})" for name, (n, share) in counts.writers.items())
+    print(
+        f"{counts.n_traces} answers to {counts.n_groups} contexts, {counts.n_hallucinated} with "
+        f"{counts.n_spans} hallucinated spans{lost}" + (f"; left out: {left_out}" if left_out else "")
+    )
+    print(f"{counts.n_tokens:,} tokens, {counts.n_hallucinated_tokens:,} hallucinated")
+    print(f"written by (share hallucinated): {writers}")
+    auroc, auprc, within, answer, char_f1, span_f1 = (interval(f"row.metrics.{name}") for name in _METRICS)
+    position = "{test.difference:+.3f} [{test.low:+.3f},{test.high:+.3f}]"
+    tables = {
+        f"tokens, {100 * counts.prevalence:.1f} % hallucinated; * = control; Holm: p": {
+            "AUROC": auroc,
+            "against position": position,
+            "Holm": "{test.p_holm:p}",
+        },
+        f"AUPRC at chance {counts.prevalence:.3f}; answers by their highest token": {
+            "AUPRC": auprc,
+            "AUROC in answer": within,
+            "AUROC of answers": answer,
+        },
+        f"characters and spans; with all called char F1 {counts.all_positive_f1:.3f}": {
+            "char F1": char_f1,
+            "span F1": span_f1,
+            "P": "{row.metrics.span_precision.value:.3f}",
+            "R": "{row.metrics.span_recall.value:.3f}",
+        },
+    }
+    scored = [row for row in result.ranked() if row.failure is None]
+    rows = [
+        {"name": row.detector + "*" * row.is_control, "row": row, "test": result.comparison(row.detector)}
+        for row in scored
+    ]
+    for title, columns in tables.items():
+        print_rows(rows, {"detector": "{name}"} | columns, title=title, is_short=True)
+    for row in result.rows:
+        if row.failure is not None:
+            say(f"{row.detector} failed: {row.failure}")
+        elif row.coverage is not None and row.coverage < 1:
+            say(f"{row.detector} scores {row.coverage:.1%} of the tokens")
+    for note in result.notes:
+        say(note)

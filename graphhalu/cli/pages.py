@@ -1,0 +1,120 @@
+"""Commands ``graphhalu report`` and ``graphhalu view``: pages of a run and of a store."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from graphhalu.cli.options import Count, command
+from graphhalu.cli.output import Shown, megabytes, say
+from graphhalu.cli.store import open_store
+from graphhalu.core.errors import UsageError
+
+app = typer.Typer()
+
+
+@command(app)
+def report(
+    run: Path,
+    *,
+    out: Path | None = None,
+    svg: bool = False,
+    maps: Path | None = None,
+    labeller: str = "match",
+) -> Shown:
+    """Write the report of a run: one HTML page, Markdown, and figures beside them.
+
+    Args:
+        run: Folder of a comparison or a transfer.
+        out: The HTML file; by default report.html in the folder.
+        maps: Store whose single heads are shown if maps.json is missing.
+    """
+    from graphhalu.report.write import write_report
+
+    if maps is not None:
+        _write_maps(run, maps, labeller)
+    files = write_report(run, out, has_svg=svg)
+    figures = [str(path) for path in files.figures]
+    values = {"html": str(files.html), "markdown": str(files.markdown), "figures": figures}
+    note = f"{files.markdown.name} and {len(figures)} figures are beside it"
+    return Shown(values, lambda: print(files.html), note)
+
+
+def _write_maps(run: Path, store_path: Path, labeller: str) -> None:
+    from graphhalu.evaluation.maps import head_maps
+    from graphhalu.evaluation.result_files import read_result
+    from graphhalu.labels.run import named_labels
+
+    beams = read_result(run).config.get("beams", "best")
+    store = open_store(store_path)
+    labels = named_labels(store, labeller)
+    head_maps(store, labels, is_best_beam_only=beams == "best").write(run)
+
+
+@command(app)
+def view(
+    traces: Path | None = None,
+    *,
+    trace: list[str] | None = None,
+    detector: Path | None = None,
+    detector_class: str | None = None,
+    token_scores: Path | None = None,
+    out: Path | None = None,
+    limit: Count = 8,
+    labeller: str = "match",
+    features: str | None = None,
+    edges: Count | None = None,
+    tokenizer: str | None = None,
+    serve: bool = False,
+    port: Annotated[int, typer.Option(min=0, max=65_535)] = 0,
+) -> Shown | None:
+    """Write one self-contained page that shows answers, heads and attention; or serve it.
+
+    Args:
+        trace: A trace or a question; may be repeated.
+        detector: Folder of a trained detector, whose scores are shown.
+        token_scores: Folder of graphhalu tokens, whose scores colour the answers.
+        out: The page; by default STORE-view.html beside the store.
+        limit: Traces of the page if none is named.
+        labeller: Labels that are shown; none for none.
+        features: Maps, with commas; by default all that cost little.
+        edges: Edges of a row; by default 4 to 16, by the page's size.
+        tokenizer: Alias, hub id or folder; by default that of the model.
+        serve: Serve the whole store to this machine instead.
+        port: With --serve; 0 takes a free one.
+    """
+    from graphhalu.features.spec import split_text
+    from graphhalu.viewer.build import ViewRequest, make_view
+    from graphhalu.viewer.page import write_view
+    from graphhalu.viewer.serve import serve as serve_view
+
+    store = open_store(traces)
+    request = ViewRequest(
+        trace_ids=tuple(trace or ()),
+        limit=None if serve else limit,
+        labeller=None if labeller == "none" else labeller,
+        run=detector,
+        detector_class=detector_class,
+        token_scores=token_scores,
+        features=None if features is None else tuple(split_text(features)),
+        n_edges=edges,
+        tokenizer=tokenizer,
+    )
+    if serve and out is not None:
+        message = "--serve writes no page; leave out --out"
+        raise UsageError(message)
+    shown = make_view(store, request, on_note=say)
+    if serve:
+        serve_view(shown, port, lambda url: say(f"serving {url} to this machine; Ctrl-C stops it"))
+        return None
+    written = write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
+    values = {
+        "html": str(written.path),
+        "n_traces": written.n_traces,
+        "edges_a_row": written.n_edges,
+        "bytes": written.n_bytes,
+    }
+    left = len(store) - written.n_traces
+    more = f"; {left:,} more with --trace, --limit or --serve" if left else ""
+    note = f"{written.n_traces} answers, {written.n_edges} edges a row, {megabytes(written.n_bytes)}{more}"
+    return Shown(values, lambda: print(written.path), note)

@@ -1,0 +1,46 @@
+"""Options that spread work over a Ray cluster; the same for every command that can."""
+
+from typing import Any
+
+from pydantic import Field
+
+from graphhalu.core.config import Config
+from graphhalu.core.errors import UsageError
+
+
+class RayOptions(Config):
+    """The cluster, and the workers on it."""
+
+    ray: str | None = None
+    """Spread the work over Ray: alone for this machine, auto, or HOST:PORT of a cluster that this
+    machine is a node of (set RAY_AUTH_MODE=token on all nodes)."""
+    ray_actors: int | None = Field(default=None, ge=1)
+    """Workers; by default as many as fit."""
+    ray_cpus: int | None = Field(default=None, ge=1)
+    """CPUs and threads of a worker; by default 1."""
+    ray_gpus: float | None = Field(default=None, ge=0)
+    """GPUs of a worker; by default 0."""
+    ray_wait: float | None = Field(default=None, ge=0)
+    """Seconds to wait while no worker is ready; by default 300."""
+
+    def engine(self) -> Any:
+        """The Ray executor that is asked for, or ``None``.
+
+        Raises:
+            UsageError: If the address is none, or a setting of workers has no Ray to go to.
+        """
+        given: dict[str, Any] = {"n_actors": self.ray_actors, "cpus": self.ray_cpus, "gpus": self.ray_gpus}
+        settings = {k: v for k, v in {**given, "wait_s": self.ray_wait}.items() if v is not None}
+        if self.ray is None:
+            if settings:
+                message = "--ray-actors, --ray-cpus, --ray-gpus and --ray-wait go with --ray"
+                raise UsageError(message)
+            return None
+        from graphhalu.engine.cluster import check_address
+        from graphhalu.engine.ray_actors import RayExecutor
+
+        check_address(self.ray)
+        if self.ray_gpus is not None and self.ray_gpus > 1 and self.ray_gpus != int(self.ray_gpus):
+            message = f"a worker has a share of one GPU or whole ones, got {self.ray_gpus:g}"
+            raise UsageError(message)
+        return RayExecutor(address=self.ray, **settings)
