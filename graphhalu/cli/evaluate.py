@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import typer
 
 from graphhalu.cli.options import RAY, Count, Options, command
-from graphhalu.cli.output import Shown, interval, print_rows, print_table, progress_line, say
+from graphhalu.cli.output import Shown, progress_line, say
 from graphhalu.cli.store import labels_of, open_store, store_identity
 from graphhalu.core.errors import GraphhaluError, UsageError
 
@@ -27,7 +27,6 @@ _COMPARE = Options(
     network="detectors",
 )
 _TOKENS = Options("graphhalu.evaluation.settings:CompareConfig", "detectors", "seeds", "quick", file=True)
-_METRICS = ("auroc", "auprc", "within_auroc", "answer_auroc_max", "char_f1", "span_f1")
 
 
 @command(app, given=Options(file=True))
@@ -55,6 +54,7 @@ def train(
         network: PyG network of your own, module:Class; --set network.KEY=VALUE.
     """
     from graphhalu.evaluation.training import check_detector, train_detector
+    from graphhalu.report.tables import terminal_table
 
     name = detector or network
     if name is None or (detector is not None and network is not None):
@@ -75,7 +75,7 @@ def train(
             name, store, labels, settings=settings, store=about, runs=runs, on_progress=progress
         )
     values = {"run": str(run.folder), **result_values(run.result)}
-    return Shown(values, lambda: _print_result(run.result), f"saved in {run.folder}")
+    return Shown(values, "train", {"result_table": terminal_table(run.result)})
 
 
 @command(app, settings=_COMPARE, ray=RAY)
@@ -139,22 +139,14 @@ def _controls(store: "TraceStore", settings: "CompareConfig") -> Shown:
     specs = [detector_spec(name) for name in settings.detectors or DEFAULT_DETECTORS]
     with progress_line("controls") as progress:
         rows = control_rows(specs, store, seed=settings.seeds[0], on_progress=progress)
-    columns = {
-        "control": "{control}",
-        "detector": "{detector}",
-        "AUROC": "{auroc:.3f}",
-        "arithmetic": "{reference:.3f}",
-        "answers": "{n_answers}",
-        "passes": "{passes:NO}",
-    }
-    values = {"store": store.name, "controls": [vars(row) for row in rows]}
-    return Shown(values, lambda: print_rows(rows, columns, title="signals that only edges hold"))
+    return Shown({"store": store.name, "controls": [vars(row) for row in rows]}, "controls")
 
 
 def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", options: Any) -> Shown:
     from graphhalu.evaluation.compare import compare as run_comparison
     from graphhalu.evaluation.maps import head_maps
     from graphhalu.evaluation.result_files import clear_checkpoints
+    from graphhalu.report.tables import terminal_table
     from graphhalu.report.write import write_report
 
     folder, about = options.folder, store_identity(store)
@@ -169,13 +161,9 @@ def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", o
     except GraphhaluError as error:  # a report without maps is better than none
         say(f"no maps of single heads: {error}")
     write_report(folder)
-
-    def print_comparison() -> None:
-        _print_result(result)
-        _print_tests(result)
-
-    note = f"report.html, table.csv, result.json and scores.parquet are in {folder}"
-    return Shown({"folder": str(folder), **result_values(result)}, print_comparison, note)
+    tests = sorted(result.comparisons, key=lambda test: -test.difference)
+    values = {"folder": str(folder), **result_values(result)}
+    return Shown(values, "compare", {"result_table": terminal_table(result), "tests": tests})
 
 
 def _transfer(
@@ -194,18 +182,16 @@ def _transfer(
         result = run_transfer(sources, config=settings, on_progress=progress)
     result.write(folder)
     write_report(folder)
-
-    def print_transfer() -> None:
-        for detector in result.detectors():
-            rows = [[name, *(result.cell_text(detector, name, test) for test in names)] for name in names]
-            print_table(["trained on", *names], rows, title=f"AUROC of {detector}, tested on")
-        for found in result.cells:
-            if found.failure is not None:
-                say(f"{found.detector}, {found.train} to {found.test}, failed: {found.failure}")
-
-    values = {"stores": list(names), "cells": [asdict(found) for found in result.cells]}
-    note = f"report.html, transfer.json, transfer.csv and transfer.parquet are in {folder}"
-    return Shown({"folder": str(folder), **values}, print_transfer, note)
+    tables = {
+        detector: [[name, *(result.cell_text(detector, name, test) for test in names)] for name in names]
+        for detector in result.detectors()
+    }
+    values = {
+        "folder": str(folder),
+        "stores": list(names),
+        "cells": [asdict(found) for found in result.cells],
+    }
+    return Shown(values, "transfer", {"tables": tables})
 
 
 def result_values(result: "Result") -> dict[str, Any]:
@@ -223,32 +209,6 @@ def result_values(result: "Result") -> dict[str, Any]:
         "comparisons": [asdict(test) for test in result.comparisons],
         "subgroups": [asdict(group) for group in result.subgroups],
     }
-
-
-def _print_result(result: "Result") -> None:
-    from rich.console import Console
-
-    from graphhalu.report.tables import terminal_table
-
-    Console().print(terminal_table(result))  # failed detectors are below it, with the reason
-
-
-def _print_tests(result: "Result") -> None:
-    """Differences from the baseline, largest first; narrow enough for 80 columns."""
-    if result.baseline is None or not result.comparisons:
-        return
-    columns = {
-        "detector": "{detector}",
-        "AUROC difference": "{difference:+.3f} [{low:+.3f},{high:+.3f}]",
-        "p boot.": "{p_bootstrap:p}",
-        "DeLong": "{p_delong:p}",
-        "Holm": "{p_holm:p}",
-        "equal": "{p_equivalent:p}",
-    }
-    ordered = sorted(result.comparisons, key=lambda test: -test.difference)
-    title = f"against {result.baseline.detector}; the last four are p"
-    print_rows(ordered, columns, title=title, is_short=True)
-    say(f"baseline {result.baseline.detector}: {result.baseline.rule}")
 
 
 def _use_threads(threads: int | None, jobs: int = 1) -> None:
@@ -293,57 +253,10 @@ def tokens(
     result.write(folder)
     if save is not None:
         fit_for_use(save, store, labels, settings, folder / "detector")
-    note = (
-        f"result.json, table.csv and scores.parquet are in {folder}\n"
-        f"look at them:  graphhalu view {store.path} --labeller spans --token-scores {folder}\n"
-        f"or as a page:  graphhalu report {folder}"
-    )
-    return Shown({"folder": str(folder), **result.plain()}, lambda: _print_tokens(result), note)
-
-
-def _print_tokens(result: "Result") -> None:
-    counts = result.counts
-    assert counts is not None
-    left_out = ", ".join(f"{n} {reason}" for reason, n in counts.n_left_out.items())
-    lost = f", {counts.n_lost_spans} of them without a token" if counts.n_lost_spans else ""
-    writers = ", ".join(f"{name} {n} ({share:.0%})" for name, (n, share) in counts.writers.items())
-    print(
-        f"{counts.n_traces} answers to {counts.n_groups} contexts, {counts.n_hallucinated} with "
-        f"{counts.n_spans} hallucinated spans{lost}" + (f"; left out: {left_out}" if left_out else "")
-    )
-    print(f"{counts.n_tokens:,} tokens, {counts.n_hallucinated_tokens:,} hallucinated")
-    print(f"written by (share hallucinated): {writers}")
-    auroc, auprc, within, answer, char_f1, span_f1 = (interval(f"row.metrics.{name}") for name in _METRICS)
-    position = "{test.difference:+.3f} [{test.low:+.3f},{test.high:+.3f}]"
-    tables = {
-        f"tokens, {100 * counts.prevalence:.1f} % hallucinated; * = control; Holm: p": {
-            "AUROC": auroc,
-            "against position": position,
-            "Holm": "{test.p_holm:p}",
-        },
-        f"AUPRC at chance {counts.prevalence:.3f}; answers by their highest token": {
-            "AUPRC": auprc,
-            "AUROC in answer": within,
-            "AUROC of answers": answer,
-        },
-        f"characters and spans; with all called char F1 {counts.all_positive_f1:.3f}": {
-            "char F1": char_f1,
-            "span F1": span_f1,
-            "P": "{row.metrics.span_precision.value:.3f}",
-            "R": "{row.metrics.span_recall.value:.3f}",
-        },
-    }
     scored = [row for row in result.ranked() if row.failure is None]
     rows = [
         {"name": row.detector + "*" * row.is_control, "row": row, "test": result.comparison(row.detector)}
         for row in scored
     ]
-    for title, columns in tables.items():
-        print_rows(rows, {"detector": "{name}"} | columns, title=title, is_short=True)
-    for row in result.rows:
-        if row.failure is not None:
-            say(f"{row.detector} failed: {row.failure}")
-        elif row.coverage is not None and row.coverage < 1:
-            say(f"{row.detector} scores {row.coverage:.1%} of the tokens")
-    for note in result.notes:
-        say(note)
+    more = {"rows": rows, "result": result, "counts": result.counts, "path": store.path}
+    return Shown({"folder": str(folder), **result.plain()}, "tokens", more)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from graphhalu.cli.options import RAY, Options, command
-from graphhalu.cli.output import Shown, duration, megabytes, print_table, progress_line
+from graphhalu.cli.output import Shown, progress_line
 
 if TYPE_CHECKING:
     from graphhalu.cli.ray import RayOptions
@@ -68,8 +68,7 @@ def extract(
         f"{len(lost)} questions are not done: {'; '.join(sorted(set(lost.values())))}\n"
         f"  Run the same command again to try them, or do them with more memory a worker: {', '.join(lost)}"
     )
-    then = ProcessLostError(message) if lost else None
-    return Shown(summary_values(summary), lambda: _print_summary(summary), then=then)
+    return Shown(summary_values(summary), "extract", then=ProcessLostError(message) if lost else None)
 
 
 def default_store(model: str, dataset: str) -> Path:
@@ -86,53 +85,9 @@ def summary_values(summary: "ExtractSummary") -> dict[str, Any]:
     return {"store": values.pop("store_path"), "set_aside": values.pop("quarantined"), **values}
 
 
-def _print_summary(summary: "ExtractSummary") -> None:
-    each = f" ({summary.seconds / summary.n_new:.2f} s each)" if summary.n_new else ""
-    print(f"{summary.n_traces} traces in {summary.store_path}")
-    print(f"  new in this run     {summary.n_new} questions in {duration(summary.seconds)}{each}")
-    print(f"  model loaded in     {duration(summary.load_seconds)}")
-    for name, sizes in summary.shapes.items():
-        print(f"  {name:<19} {sizes} (median trace)")
-    if summary.n_traces:
-        a_trace = megabytes(summary.n_bytes / summary.n_traces)
-        print(f"  on disk             {megabytes(summary.n_bytes)}, {a_trace} a trace")
-    for reason, count in summary.failures.items():
-        print(f"  without a trace     {count}: {reason}")
-
-
 @command(app, settings=_PLAN)
 def plan(settings: "PlanSettings") -> Shown:
     """Time, memory and disk of an extraction: arithmetic, at rates that you state."""
     from graphhalu.extract.cost import planned_cost
 
-    values = planned_cost(settings)
-    note = (
-        f"Operations, memory and bytes are arithmetic; time assumes {settings.teraflops:g} TFLOP/s and "
-        f"{settings.bandwidth:g} GB/s sustained by a device and {settings.disk:g} MB/s written: "
-        "state your own.\nMeasurements beside these numbers are in graphhalu/extract/COST.md."
-    )
-    return Shown(values, lambda: _print_plan(values), note)
-
-
-def _print_plan(plan: dict[str, Any]) -> None:
-    devices = f"{plan['devices']} device{'s' * (plan['devices'] > 1)}"
-    rows = [
-        ("parameters", f"{plan['parameters'] / 1e9:,.2f} billion", ""),
-        ("operations", f"{plan['flops_a_question']:.2e}", ""),
-        *(
-            (f"time: {part}", f"{plan[f'{part}_s_a_question']:.3g} s", "")
-            for part in ("generate", "replay", "store")
-        ),
-        (
-            f"time, {devices}",
-            f"{plan['seconds_a_question']:.3g} s",
-            f"{plan['days']:,.2f} days ({plan['device_hours']:,.1f} device hours)",
-        ),
-        ("disk", f"{plan['bytes_a_question'] / 1e6:,.2f} MB", f"{plan['bytes'] / 1e12:,.3f} TB"),
-        (
-            "memory of a device",
-            f"{plan['memory_bytes'] / 1e9:,.1f} GB",
-            f"of it weights {plan['weights_bytes'] / 1e9:,.1f} GB",
-        ),
-    ]
-    print_table(["", "a question", "all"], rows, title=f"{plan['model']}, {plan['questions']:,.0f} questions")
+    return Shown(planned_cost(settings), "plan", {"rates": settings})

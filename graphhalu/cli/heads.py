@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from graphhalu.cli.options import MODEL, Count, Options, command
-from graphhalu.cli.output import Shown, file_word, print_rows, progress_line
+from graphhalu.cli.output import Shown, file_word, progress_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from graphhalu.heads.ablation import AblationResult
     from graphhalu.heads.settings import (
         AblationSettings,
         PatternSettings,
@@ -130,7 +129,7 @@ def ablate(settings: "AblationSettings", spec: "ModelSpec", file: Path, *, role:
     loaded = load_checked(spec)
     with progress_line("answers") as progress:
         result = check_heads(loaded, table, settings, progress)
-    return Shown(asdict(result), lambda: _print_ablation(result, table.role))
+    return Shown(asdict(result), "heads_ablate", {"result": result, "role": table.role})
 
 
 def load_checked(spec: "ModelSpec") -> "LoadedModel":
@@ -151,10 +150,10 @@ def _finish(
 
     path = out or Path("data/heads") / f"{file_word(str(identity['name']))}_{role}.json"
     write_heads(path, tables)
-    return _shown(tables, path, top, note=f"written to {path}")
+    return _shown(tables, path, top, is_new=True)
 
 
-def _shown(tables: "Sequence[HeadTable]", path: Path, top: int, note: str = "") -> Shown:
+def _shown(tables: "Sequence[HeadTable]", path: Path, top: int, *, is_new: bool = False) -> Shown:
     described = [
         {
             "role": table.role,
@@ -166,47 +165,10 @@ def _shown(tables: "Sequence[HeadTable]", path: Path, top: int, note: str = "") 
         }
         for table in tables
     ]
-    return Shown({"file": str(path), "tables": described}, lambda: _print_tables(described), note)
+    return Shown({"file": str(path), "tables": described}, "heads", {"is_new": is_new})
 
 
 def _head(table: "HeadTable", row: Any) -> dict[str, Any]:
     """A head with its statistics, and the further columns of its table."""
     index = table.layers.index(row.layer)
     return asdict(row) | {name: float(values[index, row.head]) for name, values in table.columns.items()}
-
-
-def _print_tables(tables: list[dict[str, Any]]) -> None:
-    columns = {"layer": "{layer}", "head": "{head}", "mean": "{mean:.3f}"}
-    columns |= {"95 % interval": "{low:.3f} … {high:.3f}"}
-    columns |= {name: f"{{{name}:.3f}}" for name in ("chance", "std", "max")} | {"trials": "{count}"}
-    contrast = {
-        "right - wrong": "{contrast:.3f}",
-        "interval": "{contrast_low:.3f} … {contrast_high:.3f}",
-        "q": "{contrast_q:.3f}",
-    }
-    for table in tables:
-        heads, rejected = table["heads"], table["rejected"]
-        title = (
-            f"{table['role']} heads of {table['model'].get('name', 'a model')}: {table['n_accepted']} "
-            f"trials accepted, {sum(rejected.values())} rejected"
-        )
-        has_contrast = bool(heads) and "contrast" in heads[0]
-        print_rows(heads, columns | (contrast if has_contrast else {}), title=title)
-        for reason, count in list(rejected.items())[:5]:
-            print(f"  {count:>6} rejected: {reason}")
-
-
-def _print_ablation(result: "AblationResult", role: str) -> None:
-    columns = {"metric": "{metric}", "items": "{n_items}"}
-    columns |= {name: f"{{{name}:.3f}}" for name in ("whole", "ablated", "random")}
-    for name in ("whole", "random"):
-        effect = "{against_X.value:.3f} ({against_X.low:.3f} … {against_X.high:.3f})"
-        columns[f"ablated - {name}"] = effect.replace("X", name)
-    title = (
-        f"without {len(result.heads)} {role} heads, and {result.n_draws} draws of random heads of the "
-        "same layers"
-    )
-    print_rows(result.rows, columns, title=title)
-    print(f"left out ({result.rule}): {', '.join(result.heads)}")
-    if result.n_elsewhere:
-        print(f"{result.n_elsewhere} random heads came from other layers: theirs has too few")

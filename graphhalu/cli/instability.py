@@ -1,22 +1,19 @@
 """``graphhalu instability``: do heads disagree on the system prompt when it is attacked?"""
 
 import sys
-import textwrap
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 import typer
 
 from graphhalu.cli.heads import load_checked
 from graphhalu.cli.options import Count, Options, command, read_list, read_text
-from graphhalu.cli.output import Shown, cell, file_word, interval, print_rows, progress_line
+from graphhalu.cli.output import Shown, file_word, progress_line
 from graphhalu.core.errors import UsageError
 
 if TYPE_CHECKING:
     from graphhalu.models.spec import ModelSpec
-    from graphhalu.studies.instability.calibration import Calibration
-    from graphhalu.studies.instability.detect import Verdict
     from graphhalu.studies.instability.series import PromptRecord
     from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
 
@@ -83,20 +80,8 @@ def gather(
         "n_finished": sum(record.is_finished for record in records),
         "mean_answer_tokens": sum(record.n_answer for record in records) / len(records),
     }
-    columns = {
-        "attacks": "{n_attack}",
-        "benign": "{n_benign}",
-        "failed": "{n_failed}",
-        "ended by themselves": "{n_finished}",
-        "mean tokens": "{mean_answer_tokens:.1f}",
-    }
-
-    def print_counts() -> None:
-        print_rows([counts], columns, title=str(folder))
-        for reason in dict.fromkeys(record.failure for record in records if record.failure):
-            print(f"  failed: {reason}")
-
-    return Shown(counts, print_counts)
+    failures = list(dict.fromkeys(record.failure for record in records if record.failure))
+    return Shown(counts, "instability_gather", {"counts": counts, "failures": failures})
 
 
 @command(app, settings=_CALIBRATE)
@@ -122,7 +107,7 @@ def calibrate(
     path = found.write(out or folder / "calibration.json")
     left_out = {"scores", "prompt_ids", "labels"}
     values = {name: value for name, value in plain_values(found, KIND).items() if name not in left_out}
-    return Shown({"file": str(path), **values}, lambda: _print_calibration(found), f"written to {path}")
+    return Shown({"file": str(path), **values}, "instability_calibrate", {"found": found})
 
 
 @command(app, spec=_DETECT_MODEL)
@@ -181,7 +166,7 @@ def detect(
     is_found, is_unknown = (any(v.is_attack is each for v in verdicts) for each in (True, None))
     code = (DETECTED if is_found else int(is_unknown)) if fail_on_detect else 0
     then = typer.Exit(code) if code else None
-    return Shown(values, lambda: _print_verdicts(verdicts, method, detector.threshold), then=then)
+    return Shown(values, "instability_detect", then=then)
 
 
 @command(app)
@@ -200,7 +185,7 @@ def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = No
     known = read_calibration(calibration or folder / "calibration.json")
     files = write_study(SeriesFolder.open(folder), known, out or folder / "report")
     values = {"html": str(files.html), "figures": [str(path) for path in files.figures]}
-    return Shown(values, lambda: print(files.html, *files.figures, sep="\n"))
+    return Shown(values, "figures")
 
 
 def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "list[PromptRecord]":
@@ -229,45 +214,3 @@ def _asked(prompt: str | None, file: Path | None) -> "list[PromptRecord]":
         message = "the prompt is empty" if prompt != "-" else "stdin holds no prompt"
         raise UsageError(message)
     return numbered((text, None) for text in found)
-
-
-def _print_calibration(found: "Calibration") -> None:
-    """Methods, operating points and the choice."""
-    columns = {
-        "method": "{name}",
-        "nested AUROC": interval("auroc", ends=".2f"),
-        "in sample": "{in_sample.value:.3f}",
-        "difference": interval("difference", "+.3f", ends="+.2f"),
-        "p": "{p_holm:p}",
-    }
-    counts = f"{found.n_attack} attacks, {found.n_benign} benign prompts, {found.n_groups} groups"
-    print_rows(found.rows, columns, title=f"{counts}; {found.n_left_out} left out", is_short=True)
-    points = {
-        "aim FPR": "{aim:.0%}",
-        "FPR": interval("fpr", ends=".2f"),
-        "TPR": interval("tpr", ends=".2f"),
-        "in-sample TPR": "{in_sample_tpr:.3f}",
-        "threshold": "{threshold:.5f}",
-    }
-    title = "instability: operating points, achieved on unseen prompts"
-    print_rows(found.rows[0].points, points, title=title, is_short=True)
-    print("difference: nested AUROC minus that of instability; p after Holm's correction")
-    way = "higher" if found.window.direction > 0 else "lower"
-    print(f"chosen on all prompts: {found.window.window.text()}; attacks are {way}")
-    nested = cell(f"nested F1 {interval('f1', ends='.2f')}", found.rows[0], is_short=True)
-    print(f"{nested}, in sample {found.rows[0].in_sample_f1:.3f}")
-
-
-def _print_verdicts(verdicts: "list[Verdict]", method: str, threshold: float) -> None:
-    """A line a prompt, and why one has no score."""
-    columns: dict[str, Any] = {
-        "prompt": "{prompt_id}",
-        "score": "{score:.5f}",
-        "verdict": lambda each: {True: "attack", False: "benign", None: "no score"}[each.is_attack],
-        "crossed at": "step {crossed_at}",
-        "text": lambda each: textwrap.shorten(each.text, 30, placeholder="…"),
-    }
-    print_rows(verdicts, columns, title=f"{method}: attack from {threshold:.5f} on")
-    for verdict in verdicts:
-        if verdict.reason is not None:
-            print(f"  {verdict.prompt_id}: {verdict.reason}")

@@ -1,17 +1,27 @@
-"""What commands print: results to stdout, everything else to stderr."""
+"""What commands print: results to stdout, everything else to stderr.
+
+A command returns :class:`Shown`: the values that ``--json`` prints, and the name of a template in
+``text/`` that shows the same values to a person. What stands below a line ``---`` in a template goes
+to stderr.
+"""
 
 import json
 import logging
 import math
 import re
 import sys
+import textwrap
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple, SupportsFloat
 
 _LEAST_P = 0.001
+_N_WORDS = 3
+"""Words of a cell that has one for ``None``, too."""
 _PLAIN_SECONDS = 15.0
 """How often progress is printed when stderr is no terminal."""
 
@@ -50,14 +60,14 @@ class Shown(NamedTuple):
 
     Attributes:
         values: Printed as one JSON object with ``--json``.
-        text: Prints the same as text.
-        note: A line for the person at the terminal, after the text.
+        template: Name of the template that shows the values as text.
+        more: Further objects that the template reads.
         then: Raised after printing: an exit code, or a failure.
     """
 
     values: Mapping[str, Any]
-    text: Callable[[], object]
-    note: str = ""
+    template: str
+    more: Mapping[str, Any] = {}
     then: Exception | None = None
 
     def show(self, *, as_json: bool) -> None:
@@ -65,23 +75,74 @@ class Shown(NamedTuple):
         if as_json:
             print(json_text(self.values))
         else:
-            self.text()
-            if self.note:
-                say(self.note)
+            text, _, notes = _template(self.template).render({**self.values, **self.more}).partition("---\n")
+            print(text, end="")
+            if notes.strip():
+                print(notes.rstrip("\n"), file=sys.stderr, flush=True)
         if self.then is not None:
             raise self.then
 
 
-def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]], *, title: str | None = None) -> None:
-    """A table on stdout."""
+class Rendered(str):
+    """Text that is printed as it is, with what makes it bold or coloured on a terminal."""
+
+    __slots__ = ()
+
+
+@cache
+def _template(name: str) -> Any:
+    """A template of the folder ``text``; what it inserts loses its control characters."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "text"),
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=StrictUndefined,
+        finalize=lambda value: value if isinstance(value, Rendered) else clean(str(value)),
+        autoescape=False,  # noqa: S701 - the result is text for a terminal
+    )
+    environment.globals |= {"table": table, "grid": grid, "render": render, "interval": interval}
+    environment.filters |= {"bytes": megabytes, "duration": duration, "number": _number, "cell": _cell_of}
+    return environment.get_template(f"{name}.txt")
+
+
+def render(renderable: Any, *, is_wrapped: bool = True) -> Rendered:
+    """What rich makes of an object, for the terminal that stdout is."""
     from rich.console import Console
+
+    console = Console(soft_wrap=not is_wrapped)
+    with console.capture() as capture:
+        console.print(renderable)
+    return Rendered(capture.get())
+
+
+def table(
+    rows: Iterable[Any], columns: Mapping[str, str], title: str | None = None, *, is_short: bool = False
+) -> Rendered:
+    """A table with a line a row.
+
+    Args:
+        rows: Objects or mappings.
+        columns: Template of each column, see :func:`cell`.
+        title: Stands above the table.
+        is_short: Whether numbers lose the zero before the point.
+    """
+    cells = ([cell(template, row, is_short=is_short) for template in columns.values()] for row in rows)
+    return grid(list(columns), cells, title)
+
+
+def grid(columns: Sequence[str], rows: Iterable[Any], title: str | None = None) -> Rendered:
+    """A table of texts; rows are lists, or mappings from columns."""
     from rich.markup import escape
     from rich.table import Table
 
-    table = Table(*columns, title=title, title_justify="left")
+    made = Table(*columns, title=title and escape(clean(title)), title_justify="left")
     for row in rows:
-        table.add_row(*(escape(clean(cell)) for cell in row))
-    Console().print(table)
+        texts = row.values() if isinstance(row, Mapping) else row
+        made.add_row(*(escape(clean(text)) for text in texts))
+    return render(made)
 
 
 class _CellFormatter(Formatter):
@@ -97,14 +158,20 @@ class _CellFormatter(Formatter):
         return value, field_name
 
     def format_field(self, value: Any, format_spec: str) -> str:
-        if value is None or (isinstance(value, float) and math.isnan(value)):
+        words = format_spec.split("|")
+        if (value is None and len(words) < _N_WORDS) or (isinstance(value, float) and math.isnan(value)):
             return "-"
         self.n_known += 1
-        if isinstance(value, bool):
-            return "yes" if value else format_spec or "no"
+        if value is None or isinstance(value, bool):
+            yes, no, *rest = words if len(words) > 1 else ("yes", "no")
+            return rest[0] if value is None else yes if value else no
+        if isinstance(value, list | tuple):
+            return ", ".join(map(str, value))
         if format_spec == "p":
             return "<.001" if value < _LEAST_P else f"{value:.3f}".removeprefix("0")
-        return format(value, format_spec)
+        if format_spec.endswith("…"):
+            return textwrap.shorten(value, int(format_spec[:-1]), placeholder="…")
+        return megabytes(value) if format_spec == "bytes" else format(value, format_spec)
 
 
 def cell(template: str, row: Any, *, is_short: bool = False) -> str:
@@ -112,7 +179,9 @@ def cell(template: str, row: Any, *, is_short: bool = False) -> str:
 
     Args:
         template: As ``"{mean:.3f} ({count})"``, with attributes or keys of the row; ``"{}"`` is the
-            row itself. A bool is yes or no, or as in ``"{passes:NO}"``; ``"{p_holm:p}"`` is a p-value.
+            row itself. A bool is yes or no, or a word of ``"{is_attack:attack|benign|unknown}"``, whose
+            last one is for ``None``; ``"{p_holm:p}"`` is a p-value, ``"{n:bytes}"`` a size,
+            ``"{text:30…}"`` text cut at 30 characters.
         row: An object or a mapping.
         is_short: Whether numbers lose the zero before the point, so that tables fit 80 columns.
     """
@@ -123,32 +192,19 @@ def cell(template: str, row: Any, *, is_short: bool = False) -> str:
     return re.sub(r"(?<![\d.])0\.", ".", text) if is_short else text
 
 
+def _cell_of(row: Any, template: str) -> str:
+    """The filter of :func:`cell`, for numbers without the zero before the point."""
+    return cell(template, row, is_short=True)
+
+
+def _number(value: float | None, spec: str = ".4g") -> str:
+    return "none" if value is None else format(value, spec)
+
+
 def interval(field: str, form: str = ".3f", *, ends: str = "") -> str:
     """The template of an estimate with its interval, as ``.712 [.654,.771]``."""
     ends = ends or form
     return f"{{{field}.value:{form}}} [{{{field}.low:{ends}}},{{{field}.high:{ends}}}]"
-
-
-def print_rows(
-    rows: Iterable[Any],
-    columns: Mapping[str, str | Callable[[Any], str]],
-    *,
-    title: str | None = None,
-    is_short: bool = False,
-) -> None:
-    """A table on stdout with a line a row.
-
-    Args:
-        rows: Objects or mappings.
-        columns: Template of each column (see :func:`cell`), or a function of the row.
-        title: Stands above the table.
-        is_short: Whether numbers lose the zero before the point.
-    """
-    made = [
-        [each(row) if callable(each) else cell(each, row, is_short=is_short) for each in columns.values()]
-        for row in rows
-    ]
-    print_table(list(columns), made, title=title)
 
 
 def clean(text: str) -> str:
@@ -164,9 +220,7 @@ def file_word(name: str) -> str:
 def megabytes(size: SupportsFloat) -> str:
     """A size in bytes as MiB, or KiB where it is small."""
     n_bytes = float(size)
-    if n_bytes < 2**20:
-        return f"{n_bytes / 2**10:,.1f} KiB"
-    return f"{n_bytes / 2**20:,.1f} MiB"
+    return f"{n_bytes / 2**10:,.1f} KiB" if n_bytes < 2**20 else f"{n_bytes / 2**20:,.1f} MiB"
 
 
 def duration(seconds: float) -> str:
@@ -221,11 +275,6 @@ def progress_line(what: str) -> Iterator[ProgressLine]:
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
     from rich.progress import Progress as Bar
 
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[text]}"),
-    )
-    with Bar(*columns, console=Console(stderr=True)) as bar:
+    texts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+    with Bar(*texts, TextColumn("{task.fields[text]}"), console=Console(stderr=True)) as bar:
         yield ProgressLine(what, bar)

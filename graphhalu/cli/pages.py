@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from graphhalu.cli.options import Count, command
-from graphhalu.cli.output import Shown, megabytes, say
+from graphhalu.cli.output import Shown, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
 
@@ -35,9 +35,7 @@ def report(
         _write_maps(run, maps, labeller)
     files = write_report(run, out, has_svg=svg)
     figures = [str(path) for path in files.figures]
-    values = {"html": str(files.html), "markdown": str(files.markdown), "figures": figures}
-    note = f"{files.markdown.name} and {len(figures)} figures are beside it"
-    return Shown(values, lambda: print(files.html), note)
+    return Shown({"html": str(files.html), "markdown": str(files.markdown), "figures": figures}, "report")
 
 
 def _write_maps(run: Path, store_path: Path, labeller: str) -> None:
@@ -114,7 +112,4 @@ def view(
         "edges_a_row": written.n_edges,
         "bytes": written.n_bytes,
     }
-    left = len(store) - written.n_traces
-    more = f"; {left:,} more with --trace, --limit or --serve" if left else ""
-    note = f"{written.n_traces} answers, {written.n_edges} edges a row, {megabytes(written.n_bytes)}{more}"
-    return Shown(values, lambda: print(written.path), note)
+    return Shown(values, "view", {"n_more": len(store) - written.n_traces})

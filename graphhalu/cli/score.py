@@ -1,17 +1,16 @@
 """``graphhalu score``: how likely an answer is hallucinated."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from graphhalu.cli.options import command
-from graphhalu.cli.output import Shown, clean, progress_line, say
+from graphhalu.cli.output import Rendered, Shown, clean, progress_line, render, say
 from graphhalu.core.errors import GraphhaluError, UsageError
 
 if TYPE_CHECKING:
     from graphhalu.scoring.explain import Explanation
-    from graphhalu.scoring.scorer import AnswerScore, AnswerScorer
 
 
 app = typer.Typer()
@@ -69,7 +68,10 @@ def score(
         explained = {} if reasons is None else {"explanation": reasons.to_json()}
         values = {"detector": str(run), **found.to_json(), **explained}
         then = _exit_above(fail_above, [found.probability])
-        return Shown(values, lambda: _print_score(scorer, found, reasons), then=then)
+        more = {"found": found, "name": scorer.recipe.detector.card.name, "reasons": reasons}
+        if reasons is not None:
+            more |= {"coloured": _coloured(reasons), "strongest": reasons.strongest()}
+        return Shown(values, "score", more, then)
     assert input_ is not None
     assert output is not None
     asked = read_asked(input_)
@@ -77,16 +79,9 @@ def score(
         rows = score_file(scorer, asked, output, progress)
     failed = [row for row in rows if row["score"] is None]
     called = sum(bool(row["is_hallucinated"]) for row in rows)
-
-    def print_counts() -> None:
-        print(f"{len(rows)} answers in {output}: {called} called hallucinated")
-        for row in failed[:_MOST_SHOWN]:
-            print(f"  no score in row {row['row']}: {clean(str(row['failure']))}")
-        if len(failed) > _MOST_SHOWN:
-            print(f"  and {len(failed) - _MOST_SHOWN} more without a score")
-
     values = {"output": str(output), "n": len(rows), "n_called": called, "n_failed": len(failed)}
-    return Shown(values, print_counts, then=_exit_above(fail_above, [row["probability"] for row in rows]))
+    then = _exit_above(fail_above, [row["probability"] for row in rows])
+    return Shown(values, "score_file", {"failed": failed[:_MOST_SHOWN]}, then)
 
 
 def _exit_above(limit: float | None, probabilities: list[float | None]) -> Exception | None:
@@ -121,42 +116,16 @@ def newest_run() -> Path:
     raise UsageError(message)
 
 
-def _print_score(scorer: "AnswerScorer", found: "AnswerScore", reasons: "Explanation | None") -> None:
-    name = scorer.recipe.detector.card.name
-    verdict = {
-        True: "hallucinated",
-        False: "not hallucinated",
-        None: "no verdict: the detector was saved without a calibration",
-    }[found.is_hallucinated]
-    print(f"{'answer (given)' if found.is_given else 'answer':<15} {clean(found.answer or '')}")
-    if found.probability is not None:
-        print(f"{'probability':<15} {found.probability:.3f} that it is hallucinated")
-    print(f"{'verdict':<15} {verdict}")
-    print(f"{'score':<15} {_number(found.score)} ({name}, threshold {_number(found.threshold)})")
-    if reasons is not None:
-        _print_reasons(reasons)
-
-
-def _print_reasons(reasons: "Explanation") -> None:
-    """Tokens in colour, those that weigh most with their numbers, heads, edges, and the check."""
+def _coloured(reasons: "Explanation") -> Rendered:
+    """The tokens of the answer, coloured by their contributions."""
     import numpy as np
-    from rich.console import Console
     from rich.text import Text
 
     largest = float(np.nanmax(np.abs(reasons.tokens))) if np.isfinite(reasons.tokens).any() else 0.0
-    line = Text(f"{'by token':<15} ")
+    line = Text()
     for text, value in zip(reasons.texts, reasons.tokens.tolist(), strict=True):
         line.append(clean(text), style=_shade(value, largest))
-    Console(soft_wrap=True).print(line)
-    for name, parts in reasons.strongest().items():
-        print(f"{name:<15} {clean(', '.join(parts)) or 'none'}")
-    check = reasons.fidelity
-    if check is not None:
-        print(
-            f"{'check':<15} the score changes by {check.change:.3g} without the {check.n_taken} "
-            f"tokens that weigh most,\n{'':<15} without as many random ones by "
-            f"{check.random.mean():.3g} +- {check.random.std():.3g} (more than {check.rank:.0%})"
-        )
+    return render(line, is_wrapped=False)
 
 
 def _shade(value: float, largest: float) -> str:
@@ -165,7 +134,3 @@ def _shade(value: float, largest: float) -> str:
         return ""
     strength = "bold " if abs(value) > largest / 2 else ""
     return strength + ("red" if value > 0 else "blue")
-
-
-def _number(value: Any) -> str:
-    return "none" if value is None else f"{value:.4g}"

@@ -1,18 +1,15 @@
 """``graphhalu show``, ``verify`` and ``doctor``: registries, stores and labels, and their soundness."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
 from graphhalu.cli.options import Size, command
-from graphhalu.cli.output import Shown, clean, megabytes, print_rows, print_table
+from graphhalu.cli.output import Shown
 from graphhalu.cli.store import open_store
-
-if TYPE_CHECKING:
-    from collections.abc import Iterable
 
 app = typer.Typer(
     help="Show models, data sets, detectors, features, a trace store or its labels.", no_args_is_help=True
@@ -28,7 +25,7 @@ def models() -> Shown:
     plugins = MODEL_PLUGINS.load_all()
     columns = {
         "alias": "{alias}",
-        "model": lambda card: card.hub_id or "",
+        "model": "{hub_id}",
         "size": "{n_parameters}",
         "licence": "{licence}",
         "chat": "{chat}",
@@ -43,9 +40,8 @@ def datasets() -> Shown:
     from graphhalu.datasets.registry import DATASETS
 
     loaded = DATASETS.load_all()
-    columns = {
-        name.replace("_", " "): f"{{{name}}}" for name in ("name", "task", "size", "licence", "label_rule")
-    }
+    names = ("name", "task", "size", "licence", "label_rule")
+    columns = {name.replace("_", " "): f"{{{name}}}" for name in names}
     return _cards("datasets", [each.card for each in loaded.objects.values()], columns, loaded.failures)
 
 
@@ -58,12 +54,18 @@ def detectors() -> Shown:
     columns = {
         "name": "{name}",
         "level": "{level}",
-        "reads": lambda card: ", ".join(card.inputs),
+        "reads": "{inputs}",
         "trained": "{is_supervised}",
         "control": "{is_control}",
         "what it is": "{summary}",
     }
     return _cards("detectors", [each.card for each in loaded.objects.values()], columns, loaded.failures)
+
+
+def _cards(kind: str, cards: Iterable[Any], columns: Mapping[str, Any], failures: Mapping[str, str]) -> Shown:
+    """Cards of a registry as a table, and the plug-ins that cannot be used."""
+    listed = [asdict(card) for card in cards]
+    return Shown({kind: listed, "failed": failures}, "cards", {"cards": listed, "columns": columns})
 
 
 @command(app)
@@ -77,17 +79,8 @@ def features(*, markdown: bool = False) -> Shown:
 
     loaded = FEATURES.load_all()
     rows = [dict(zip(FEATURE_COLUMNS, feature_cells(each), strict=True)) for each in loaded.objects.values()]
-    name, what, shape = (FEATURE_COLUMNS[index] for index in (0, 1, 4))
-    columns = {"name": f"{{{name}}}", "what it is": f"{{{what}}}", "shape": f"{{{shape}}}"}
-
-    def print_features() -> None:
-        if markdown:
-            print(markdown_table(), end="")
-            return
-        print_rows(rows, columns)
-        _print_failures(loaded.failures)
-
-    return Shown({"features": rows, "failed": loaded.failures}, print_features)
+    values = {"features": rows, "failed": loaded.failures}
+    return Shown(values, "show_features", {"text": markdown_table() if markdown else None})
 
 
 @command(app)
@@ -100,19 +93,10 @@ def traces(path: str) -> Shown:
     from graphhalu.traces.verify import describe_store
 
     values = describe_store(path)
-
-    def print_store() -> None:
-        print(f"{values['path']}: {values['n_traces']} traces, {values['n_questions']} questions")
-        rows = [
-            [name, " x ".join(array["axes"]), array["dtype"], megabytes(array["n_bytes"])]
-            for name, array in values["arrays"].items()
-        ]
-        print_table(["array", "axes", "format", "on disk"], rows)
-        _print_nested(values["configuration"])
-        for reason, count in values["failures"].items():
-            print(f"without a trace: {count} x {reason}")
-
-    return Shown(values, print_store)
+    rows = [
+        {**array, "name": name, "axes": " x ".join(array["axes"])} for name, array in values["arrays"].items()
+    ]
+    return Shown(values, "show_traces", {"rows": rows})
 
 
 @command(app)
@@ -131,14 +115,8 @@ def labels(
     store = open_store(traces)
     names = [name.strip() for name in labellers.split(",")] if labellers else []
     report = label_report(store, names, n_examples=examples, seed=seed)
-
-    def print_report() -> None:
-        for table in tables(report):
-            print_table(table.columns, table.rows, title=table.title)
-        for example in report.examples:
-            print(clean(f"{example_text(example)}\n"))
-
-    return Shown({"store": store.name, **report.values()}, print_report)
+    more = {"tables": tables(report), "texts": [example_text(each) for each in report.examples]}
+    return Shown({"store": store.name, **report.values()}, "show_labels", more)
 
 
 @command(checks)
@@ -150,21 +128,10 @@ def verify(path: str) -> Shown:
     """
     from graphhalu.traces.verify import verify_store
 
-    problems = [
-        {"part": each.part, "file": each.file, "what": each.what} for each in verify_store(path).problems
-    ]
-
-    def print_problems() -> None:
-        if not problems:
-            print(f"{path} is sound")
-            return
-        columns = {name: f"{{{name}}}" for name in ("part", "file", "what")}
-        print_rows(problems, columns, title=f"{len(problems)} problems in {path}")
-
-    then = typer.Exit(1) if problems else None
-    return Shown(
-        {"path": str(path), "is_sound": not problems, "problems": problems}, print_problems, then=then
-    )
+    found = verify_store(path).problems
+    problems = [{"part": each.part, "file": each.file, "what": each.what} for each in found]
+    values = {"path": str(path), "is_sound": not problems, "problems": problems}
+    return Shown(values, "verify", then=typer.Exit(1) if problems else None)
 
 
 @command(checks)
@@ -178,32 +145,4 @@ def doctor(*, model: str | None = None) -> Shown:
 
     report: dict[str, Any] = examine(model or "smollm2")
     then = None if report["is_healthy"] else typer.Exit(1)
-    return Shown(report, lambda: _print_nested(report), then=then)
-
-
-def _cards(
-    kind: str, cards: "Iterable[Any]", columns: Mapping[str, Any], failures: Mapping[str, str]
-) -> Shown:
-    """Cards of a registry as a table, and what of it cannot be used."""
-    cards = list(cards)
-
-    def print_cards() -> None:
-        print_rows(cards, columns)
-        _print_failures(failures)
-
-    return Shown({kind: [asdict(card) for card in cards], "failed": failures}, print_cards)
-
-
-def _print_failures(failures: Mapping[str, str]) -> None:
-    """One line for each plug-in that cannot be used."""
-    for name, reason in failures.items():
-        print(clean(f"failed: {name}: {reason}"))
-
-
-def _print_nested(values: dict[str, Any], indent: int = 0) -> None:
-    for name, value in values.items():
-        if isinstance(value, dict):
-            print(f"{' ' * indent}{name}:")
-            _print_nested(value, indent + 2)
-        else:
-            print(f"{' ' * indent}{name}: {value}")
+    return Shown(report, "doctor", {"report": report}, then)

@@ -6,11 +6,10 @@ from typing import TYPE_CHECKING, Any, get_args
 import typer
 
 from graphhalu.cli.options import Options, command
-from graphhalu.cli.output import Shown, cell, print_rows, progress_line, say
+from graphhalu.cli.output import Shown, cell, progress_line
 from graphhalu.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphhalu.studies.sinks.records import MeasuredRun
     from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
     from graphhalu.studies.sinks.settings import AnalyzeConfig, SinkMeasureConfig
 
@@ -76,7 +75,7 @@ def measure(
         with progress_line("sequences") as progress:
             runs = run_measure(settings, folder, ablate=ablated, on_progress=progress)
     listed = [{**vars(run), "path": str(run.path)} for run in runs]
-    return Shown({"folder": str(folder), "runs": listed}, lambda: _print_measured(runs))
+    return Shown({"folder": str(folder), "runs": listed}, "sinks_measure")
 
 
 @command(app, settings=_ANALYZE)
@@ -96,8 +95,8 @@ def analyze(
         result = run_analysis(records or [_RUNS / "sinks"], settings, on_progress=progress)
     folder = out or new_run_folder(_RUNS, "sinks")
     path = result.write(folder)
-    note = f"everything is in {path}; figures:  graphhalu sinks plot {folder}"
-    return Shown({"file": str(path), **result.values()}, lambda: _print_result(result), note)
+    more = {"tables": _tables(result), "result": result, "folder": folder}
+    return Shown({"file": str(path), **result.values()}, "sinks_analyze", more)
 
 
 @command(app)
@@ -116,38 +115,18 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
     found = read_sinks(result)
     folder = out or (result if result.is_dir() else result.parent)
     written = write_sinks_report(found, folder, sink_tokens=k, query_mode=queries)
-    values = {"page": str(written.html), "figures": [str(path) for path in written.figures]}
-    return Shown(values, lambda: print(*written.figures, written.html, sep="\n"))
+    figures = [str(path) for path in written.figures]
+    return Shown({"page": str(written.html), "figures": figures}, "figures", {"html": written.html})
 
 
-def _print_measured(runs: "list[MeasuredRun]") -> None:
-    for run in runs:
-        nan = run.n_records - run.n_usable
-        faults = f", {nan} with NaN" if nan else ""
-        print(f"{run.path}: {run.n_records} records{faults}{'' if run.is_new else ' (as before)'}")
-
-
-def _print_result(result: "SinksResult") -> None:
-    tables: dict[str, list[tuple[RunResult, Findings]]] = {}
+def _tables(result: "SinksResult") -> dict[str, list[dict[str, str]]]:
+    """Rows of runs by the title of their table."""
+    tables: dict[str, list[dict[str, str]]] = {}
     for run in result.runs:
         for found in run.findings:
             title = f"{run.task}, label: {found.meaning}, K = {run.sink_tokens}, {run.query_mode}"
-            tables.setdefault(title, []).append((run, found))
-    for title, pairs in tables.items():
-        rows = [_cells(run, found) for run, found in pairs]
-        print_rows(rows, {column: f"{{{column}}}" for column in rows[0]}, title=title)
-    for run in result.runs:
-        if run.n_usable < run.n_records:
-            say(f"{run.name}: {run.n_usable} of {run.n_records} records are without NaN")
-        for meaning, reason in run.left_out.items():
-            if not run.findings:
-                say(f"{run.name}, {meaning}: {reason}")
-    for note in result.notes:
-        say(note)
-    say(
-        "1 / 0: records with each label. heads: AUROC of the per-head probe. gain: AUROC that "
-        "sink mass adds to entropy. * the interval excludes zero, or chance."
-    )
+            tables.setdefault(title, []).append(_cells(run, found))
+    return tables
 
 
 def _cells(run: "RunResult", found: "Findings") -> dict[str, str]:

@@ -1,13 +1,12 @@
 """Commands that read a store: ``label``, ``features`` and ``graphs compare``."""
 
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from graphhalu.cli.options import RAY, Count, Options, Size, command, read_list
-from graphhalu.cli.output import Shown, json_text, print_table, progress_line, say
+from graphhalu.cli.output import Shown, json_text, progress_line, say
 
 if TYPE_CHECKING:
     from graphhalu.cli.ray import RayOptions
@@ -40,10 +39,9 @@ def labels_of(store: "TraceStore", labeller: str) -> "Labels":
 
     labels = named_labels(store, labeller)
     values = label_values(labels)
-    say(
-        f"{values['n_valid']} of {values['n_traces']} answers labelled by {labels.labeller!r}, "
-        f"{_share(values)} {_ones(labels)}"
-    )
+    share = "none" if values["prevalence"] is None else f"{100 * values['prevalence']:.1f} %"
+    counts = f"{values['n_valid']} of {values['n_traces']} answers labelled by {labels.labeller!r}"
+    say(f"{counts}, {share} {_ones(labels)}")
     if labels.meaning != "hallucinated":
         say(f"these labels do not judge the model: 1 means {values['a_1_means']}")
     return labels
@@ -83,26 +81,12 @@ def label(
 
     store = open_store(traces)
     labels = label_store(store, make_labeller(labeller, **given), as_)
-    values = label_values(labels)
-
-    def print_labels() -> None:
-        columns = ["labeller", "traces", "valid", _ones(labels)]
-        row = [labels.labeller, str(values["n_traces"]), str(values["n_valid"]), _share(values)]
-        print_table(columns, [row], title=store.name)
-        print(f"1 means: {values['a_1_means']}")
-        for reason, count in values["reasons"].items():
-            print(f"  {count:>6}  {reason}")
-
-    return Shown({"store": store.name, **values}, print_labels)
+    return Shown({"store": store.name, **label_values(labels)}, "label", {"ones": _ones(labels)})
 
 
 def _ones(labels: "Labels") -> str:
     """Name of the traces with label 1."""
     return "hallucinated" if labels.meaning == "hallucinated" else "input bad"
-
-
-def _share(values: dict[str, Any]) -> str:
-    return "none" if values["prevalence"] is None else f"{100 * values['prevalence']:.1f} %"
 
 
 @command(app, ray=RAY)
@@ -130,15 +114,13 @@ def features(
     wanted = split_text(features) if features else available_features(store.arrays, per_token=per_token)
     if out is not None:
         n_rows, n_columns = write_features(store, wanted, out, per_token=per_token, engine=engine)
-        values: dict[str, Any] = {"path": str(out), "n_rows": n_rows, "n_columns": n_columns}
-        return Shown(values, lambda: None, f"{n_rows} rows and {n_columns} columns in {out}")
+        return Shown({"path": str(out), "n_rows": n_rows, "n_columns": n_columns}, "features")
     table = feature_table(store, wanted, per_token=per_token, engine=engine)
     rows = summarise(table)
     values = {"store": store.name, "n_rows": len(table)}
     values["features"] = {row.feature: row._asdict() for row in rows}
-    columns = ["feature", "columns", "mean", "std", "missing"]
-    title = f"{store.name}: {len(table)} {'tokens' if per_token else 'traces'}"
-    return Shown(values, lambda: print_table(columns, [row.cells() for row in rows], title=title))
+    more = {"rows": [row.cells() for row in rows], "unit": "tokens" if per_token else "traces"}
+    return Shown(values, "features", more)
 
 
 @graphs.callback()
@@ -194,7 +176,5 @@ def compare(
     figure = save_figure(topology_figure(report), folder)[0]
     values = {"store": store.name, **report.values()}
     (folder / "topology.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
-    table = topology_table(report, rows)
-    note = f"delta: Cliff's delta with its 95 % interval over questions; * q < 0.05. {figure}"
-    text = partial(print_table, table.columns, table.rows, title=table.title)
-    return Shown({**values, "folder": str(folder)}, text, note)
+    more = {"found": topology_table(report, rows), "figure": figure}
+    return Shown({**values, "folder": str(folder)}, "topology", more)

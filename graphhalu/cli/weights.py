@@ -7,13 +7,12 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from graphhalu.cli.options import Options, Size, command
-from graphhalu.cli.output import Shown, cell, file_word, print_rows, progress_line, say
+from graphhalu.cli.output import Shown, file_word, progress_line, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
 
 if TYPE_CHECKING:
     from graphhalu.labels.labels import Labels
-    from graphhalu.studies.weights.validation import Validation
     from graphhalu.traces.store import TraceStore
     from graphhalu.weights.layer import ProfileSettings
     from graphhalu.weights.read import Weights
@@ -64,8 +63,10 @@ def profile(
         "mixed_types": [{"part": mixed.part, "types": mixed.types} for mixed in found.mixed()],
         "layers": found.layers.to_pylist(),
     }
-    note = f"written to {folder}; hold it against traces:  graphhalu weights validate"
-    return Shown(values, lambda: _print_profile(found, rows), note)
+    columns = [found.of_layers(column)[:rows] for column in _SHOWN.values()]
+    listed = [dict(zip(_SHOWN, each, strict=True)) for each in zip(*columns, strict=True)]
+    more = {"rows": [{"layer": layer, **each} for layer, each in enumerate(listed)], "names": list(_SHOWN)}
+    return Shown(values, "weights_profile", {**more, "name": found.name, "mixed": found.mixed()})
 
 
 @command(app, given=Options())
@@ -110,7 +111,8 @@ def validate(
     result.write(target)
     files = write_page(profile_page(found, result), target / REPORT_FILE)
     values = {"folder": str(target), "report": str(files.html), **result.values()}
-    return Shown(values, lambda: _print_validation(result), f"{files.html} shows it, with figures")
+    rows = [{**vars(row), "is_tested": row.verdict != "not tested"} for row in result.rows]
+    return Shown(values, "weights_validate", {"result": result, "rows": rows})
 
 
 @command(app)
@@ -134,9 +136,7 @@ def plot(
     checked = read_validation(validation or folder) if is_validated else None
     files = write_page(profile_page(found, checked), (out or folder) / REPORT_FILE, has_svg=svg)
     values = {"html": str(files.html), "figures": [str(path) for path in files.figures]}
-    if checked is None:
-        say("without a validation no risk is drawn:  graphhalu weights validate")
-    return Shown(values, lambda: print(files.html), f"{len(files.figures)} figures are beside it")
+    return Shown(values, "weights_plot", {"is_validated": is_validated})
 
 
 @command(app)
@@ -157,25 +157,7 @@ def compare(first: Path, second: Path, *, out: Path | None = None) -> Shown:
     found = compare_profiles(*profiles)
     if out is not None:
         write_page(comparison_page(profiles[0], profiles[1], found), out / REPORT_FILE)
-
-    def print_comparison() -> None:
-        columns = {
-            "quantity": "{quantity}",
-            "of": "{level}",
-            "first": "{first:.3g}",
-            "second": "{second:.3g}",
-            "rank corr.": "{correlation:+.3f}",
-            "change": "{change:.1%}",
-        }
-        print_rows(found.rows, columns, title=f"{found.names[0]} and {found.names[1]}: medians")
-        for part, (one, other) in found.zeros.items():
-            print(f"exact zeros of {part}: {one:.2%} and {other:.2%}")
-        for part, reason in found.refused.items():
-            print(f"exact zeros of {part} are not compared: {reason}")
-        for warning in found.warnings:
-            say(f"note: {warning}")
-
-    return Shown({**asdict(found), "folder": None if out is None else str(out)}, print_comparison)
+    return Shown({**asdict(found), "folder": None if out is None else str(out)}, "weights_compare")
 
 
 def _model_of(model: str | None, identity: dict[str, Any]) -> str:
@@ -223,42 +205,3 @@ def _labels(store: "TraceStore", labeller: str) -> "Labels":
     if labeller in stored_labellers(store) and labeller not in LABELLERS:
         return read_labels(store, labeller)
     return label_records(store.records, make_labeller(labeller))
-
-
-def _print_profile(found: "WeightProfile", n_rows: int) -> None:
-    columns = {name: found.of_layers(column)[:n_rows] for name, column in _SHOWN.items()}
-    rows = [
-        {"layer": layer} | dict(zip(columns, values, strict=True))
-        for layer, values in enumerate(zip(*columns.values(), strict=True))
-    ]
-    templates = {"layer": "{layer}"} | {name: f"{{{name}:.3g}}" for name in columns}
-    print_rows(rows, templates, title=f"{found.name}: hypotheses from weights alone (gains are estimates)")
-    for note in found.notes:
-        say(f"note: {note}")
-    for mixed in found.mixed():
-        say(f"mixed storage types: {mixed.text()}")
-        for kind, names in mixed.types.items():
-            say(f"  {kind}: {', '.join(names)}")
-
-
-def _print_validation(result: "Validation") -> None:
-    def correlation(row: Any) -> str:
-        template = "{rho:+.2f}\n[{low:+.2f},{high:+.2f}]"
-        return "-" if row.verdict == "not tested" else cell(template, row, is_short=True)
-
-    def verdict(row: Any) -> str:
-        q_value = "" if row.verdict == "not tested" else f"\nq {cell('{q_value:.3f}', row)}"
-        return f"{row.verdict}{q_value}"
-
-    columns: dict[str, Any] = {
-        "from weights": lambda row: row.static + (" *" if row.is_mixed else ""),
-        "measured": "{measured} ({level})",
-        "rank corr.": correlation,
-        "verdict": verdict,
-    }
-    title = f"{result.model.get('name')}: weights against {result.measured.n_traces} traces"
-    print_rows(result.rows, columns, title=title)
-    if any(row.is_mixed for row in result.rows):
-        say("* reads parts that are stored in more than one type")
-    for what, why in result.missing.items():
-        say(f"not measured: {what}: {why}")
