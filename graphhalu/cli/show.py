@@ -17,21 +17,23 @@ app = typer.Typer(
 checks = typer.Typer()
 
 
+_COLUMNS = {
+    "models": {"alias": "alias", "model": "hub_id", "size": "n_parameters"}
+    | {name: name for name in ("licence", "chat", "gated")},
+    "datasets": {name.replace("_", " "): name for name in ("name", "task", "size", "licence", "label_rule")},
+    "detectors": {"name": "name", "level": "level", "reads": "inputs", "trained": "is_supervised"}
+    | {"control": "is_control", "what it is": "summary"},
+}
+"""Fields of cards by the columns that show them."""
+
+
 @command(app)
 def models() -> Shown:
     """Known model aliases; any hub id, folder or GGUF file works too."""
     from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS
 
     plugins = MODEL_PLUGINS.load_all()
-    columns = {
-        "alias": "{alias}",
-        "model": "{hub_id}",
-        "size": "{n_parameters}",
-        "licence": "{licence}",
-        "chat": "{chat}",
-        "gated": "{gated}",
-    }
-    return _cards("models", [*MODEL_CARDS.values(), *plugins.objects.values()], columns, plugins.failures)
+    return _cards("models", [*MODEL_CARDS.values(), *plugins.objects.values()], plugins.failures)
 
 
 @command(app)
@@ -40,9 +42,7 @@ def datasets() -> Shown:
     from graphhalu.datasets.registry import DATASETS
 
     loaded = DATASETS.load_all()
-    names = ("name", "task", "size", "licence", "label_rule")
-    columns = {name.replace("_", " "): f"{{{name}}}" for name in names}
-    return _cards("datasets", [each.card for each in loaded.objects.values()], columns, loaded.failures)
+    return _cards("datasets", [each.card for each in loaded.objects.values()], loaded.failures)
 
 
 @command(app)
@@ -51,20 +51,13 @@ def detectors() -> Shown:
     from graphhalu.detectors.registry import DETECTORS
 
     loaded = DETECTORS.load_all()
-    columns = {
-        "name": "{name}",
-        "level": "{level}",
-        "reads": "{inputs}",
-        "trained": "{is_supervised}",
-        "control": "{is_control}",
-        "what it is": "{summary}",
-    }
-    return _cards("detectors", [each.card for each in loaded.objects.values()], columns, loaded.failures)
+    return _cards("detectors", [each.card for each in loaded.objects.values()], loaded.failures)
 
 
-def _cards(kind: str, cards: Iterable[Any], columns: Mapping[str, Any], failures: Mapping[str, str]) -> Shown:
+def _cards(kind: str, cards: Iterable[Any], failures: Mapping[str, str]) -> Shown:
     """Cards of a registry as a table, and the plug-ins that cannot be used."""
     listed = [asdict(card) for card in cards]
+    columns = {column: f"{{{field}}}" for column, field in _COLUMNS[kind].items()}
     return Shown({kind: listed, "failed": failures}, "cards", {"cards": listed, "columns": columns})
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, get_args
 import typer
 
 from graphhalu.cli.options import Options, command
-from graphhalu.cli.output import Shown, cell, progress_line
+from graphhalu.cli.output import Shown, progress_line
 from graphhalu.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphhalu.studies.sinks.result import Findings, RunResult, SinksResult
+    from graphhalu.studies.sinks.result import SinksResult
     from graphhalu.studies.sinks.settings import AnalyzeConfig, SinkMeasureConfig
 
 app = typer.Typer(
@@ -119,37 +119,19 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
     return Shown({"page": str(written.html), "figures": figures}, "figures", {"html": written.html})
 
 
-def _tables(result: "SinksResult") -> dict[str, list[dict[str, str]]]:
-    """Rows of runs by the title of their table."""
-    tables: dict[str, list[dict[str, str]]] = {}
+def _tables(result: "SinksResult") -> dict[str, list[dict[str, Any]]]:
+    """Runs with their findings by the title of their table."""
+    tables: dict[str, list[dict[str, Any]]] = {}
     for run in result.runs:
+        name = run.model.rsplit("/", maxsplit=1)[-1]
+        more = "" if run.quantization == "none" else f" {run.quantization}"
         for found in run.findings:
             title = f"{run.task}, label: {found.meaning}, K = {run.sink_tokens}, {run.query_mode}"
-            tables.setdefault(title, []).append(_cells(run, found))
+            probe = found.model("heads")
+            gain = next((each.auroc for each in found.gains if each.model == "entropy+sink"), None)
+            row = {"run": f"{name}{more}, chat {run.chat}", "found": found, "gain": gain}
+            tables.setdefault(title, []).append({**row, "heads": probe and probe.auroc})
     return tables
-
-
-def _cells(run: "RunResult", found: "Findings") -> dict[str, str]:
-    """One run and label; a star where the interval excludes zero, or chance."""
-    name = run.model.rsplit("/", maxsplit=1)[-1]
-    more = "" if run.quantization == "none" else f" {run.quantization}"
-    probe = found.model("heads")
-    heads = None if probe is None else probe.auroc
-    gain = next((each.auroc for each in found.gains if each.model == "entropy+sink"), None)
-    effect, auroc = found.shift.cohens_d, found.prediction.auroc
-    chance = 0.5
-    return {
-        "run": f"{name}{more}, chat {run.chat}",
-        "1 / 0": f"{found.n_positive}/{found.n_negative}",
-        "Cohen's d [95 %]": _marked("{value:+.2f} [{low:+.2f},{high:+.2f}]", effect, effect.excludes_zero),
-        "AUROC": _marked("{value:.3f}", auroc, not auroc.low <= chance <= auroc.high),
-        "heads": _marked("{value:.3f}", heads, heads is not None and heads.low > chance),
-        "gain": _marked("{value:+.3f}", gain, gain is not None and gain.excludes_zero),
-    }
-
-
-def _marked(template: str, value: Any, is_marked: bool) -> str:
-    return cell(template, value, is_short=True) + "*" * is_marked
 
 
 def _ablations(text: str | None) -> list[Any]:
