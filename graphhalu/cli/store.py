@@ -122,8 +122,7 @@ def features(
         per_token: One row a token instead of one a trace.
         out: Parquet file for the table.
     """
-    from graphhalu.features.registry import available_features
-    from graphhalu.features.spec import split_text
+    from graphhalu.features.registry import available_features, split_text
     from graphhalu.features.table import feature_table, summarise, write_features
 
     engine, store = ray.engine(), open_store(traces)

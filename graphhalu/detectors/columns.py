@@ -12,7 +12,7 @@ from graphhalu.core.config import config_hash
 from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import REMEMBERED, block_columns
-from graphhalu.features.spec import FeatureSpec, reads_beams
+from graphhalu.features.registry import FeatureSpec, reads_beams
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
 
@@ -145,7 +145,7 @@ def _piece(placed: PlacedBlock, spec: FeatureSpec) -> _Piece | None:
         columns = block_columns(placed.block, (spec,), REMEMBERED)
     except TraceNotFoundError:
         return None
-    return _Piece(placed.indices, columns.values[placed.within], columns.names)
+    return _Piece(placed.indices, columns.values[placed.within], columns.columns)
 
 
 def _joined(n_traces: int, feature: str, pieces: Sequence[_Piece], expected: Layout | None) -> Columns:

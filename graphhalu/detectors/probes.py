@@ -19,7 +19,7 @@ from graphhalu.detectors.linear import LinearModel
 from graphhalu.detectors.saved import read_arrays, write_arrays
 from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Learned, Side, choose_heads, folds_of, search
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace

@@ -21,7 +21,7 @@ from graphhalu.detectors.base import (
 from graphhalu.detectors.columns import columns_of
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 

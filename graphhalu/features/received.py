@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float
 
 from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature, feature
-from graphhalu.features.block import TraceBlock
-from graphhalu.features.ragged import Ragged
+from graphhalu.features.block import Ragged, TraceBlock
 
 TOP_K: Final = 10
 MAX_K: Final = 100

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import UsageError
-from graphhalu.features.ragged import Ragged
+from graphhalu.features.block import Ragged
 
 
 class EdgeRule(ABC):

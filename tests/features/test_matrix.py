@@ -7,7 +7,7 @@ from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, Unknow
 from graphhalu.detectors.base import ChosenTraces
 from graphhalu.features import block as block_module
 from graphhalu.features.matrix import FeatureCache, feature_matrix
-from graphhalu.features.spec import FeatureSpec, as_specs, reduce, split_text
+from graphhalu.features.registry import FeatureSpec, as_specs, reduce, split_text
 from graphhalu.features.table import feature_table
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.part import Part
