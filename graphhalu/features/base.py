@@ -126,12 +126,6 @@ _LARGE: Final = {"attention", "hidden", "hidden_rows", "edge_key"}
 _SECTION: Final = re.compile(r"^(Summary|Formula|Direction|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE)
 
 
-def sections(doc: str | None) -> dict[str, str]:
-    """Summary, formula, direction and source of a docstring, each as one line."""
-    found = _SECTION.findall(inspect.cleandoc(doc or ""))
-    return {title.lower(): " ".join(text.split()) for title, text in found}
-
-
 def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
     """Make a feature of a function; everything that is not given here stands in the function.
 
@@ -154,7 +148,7 @@ def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
             **dict.fromkeys(("formula", "direction", "source"), ""),  # python -OO has no docstrings
             "name": compute.__name__,
             "summary": text[:1].lower() + text.partition("\n")[0][1:].removesuffix("."),
-            **sections(text),
+            **{title.lower(): " ".join(words.split()) for title, words in _SECTION.findall(text)},
             "axes": tuple(axes),
             "level": "token" if item == "row" else "trace",
             "cost": "matrix" if _LARGE & set(" | ".join(reads).split(" | ")) else "stream",
@@ -172,6 +166,4 @@ def within(values: Float[np.ndarray, "*axes"], low: float, high: float) -> Float
     # a sum over anything that is not finite is not finite either: one pass instead of two
     with np.errstate(invalid="ignore", over="ignore"):
         is_sound = np.isfinite(values.sum())
-    if is_sound:
-        return clipped
-    return np.where(np.isfinite(values), clipped, np.nan)
+    return clipped if is_sound else np.where(np.isfinite(values), clipped, np.nan)

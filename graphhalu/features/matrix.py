@@ -77,11 +77,6 @@ class FeatureCache:
                 self.n_bytes -= dropped.values.nbytes
         return columns
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-        self.n_bytes = 0
-
 
 REMEMBERED: Final = FeatureCache()
 
