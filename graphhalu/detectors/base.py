@@ -248,12 +248,12 @@ def checked_scores(detector: Detector, scores: object, traces: Sequence[Trace]) 
         lengths = [trace.answer_length for trace in traces]
         n_items, what = sum(lengths), f"answer tokens of {len(traces)} traces"
     if not isinstance(scores, Scores):
-        message = f"{name}: score must return Scores of {n_items} {what}, got {shown(scores)}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(f"{name}: score must return Scores of {n_items} {what}, got {shown(scores)}")
     given = None if scores.lengths is None else np.asarray(scores.lengths).tolist()
     if given != lengths:
-        message = f"{name}: expected scores of {n_items} {what}, got others: lengths {shown(given)}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(
+            f"{name}: expected scores of {n_items} {what}, got others: lengths {shown(given)}"
+        )
     values, is_valid = np.asarray(scores.values), np.asarray(scores.is_valid)
     if values.shape != (n_items,) or is_valid.shape != (n_items,):
         message = f"{name}: expected {n_items} scores, got {values.shape[0] if values.ndim else 1}"
@@ -261,12 +261,12 @@ def checked_scores(detector: Detector, scores: object, traces: Sequence[Trace]) 
             message += f", of shape {values.shape}, and is_valid of shape {is_valid.shape}"
         raise GraphhaluError(message)
     if values.dtype.kind not in "fiub" or is_valid.dtype != np.bool_:
-        message = f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(
+            f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"
+        )
     n_bad = int((~np.isfinite(values[is_valid])).sum())
     if n_bad:
-        message = f"{name}: {n_bad} scores are marked valid and are not finite"
-        raise NonFiniteError(message)
+        raise NonFiniteError(f"{name}: {n_bad} scores are marked valid and are not finite")
     known = np.where(is_valid, values, np.nan).astype(np.float64)
     return Scores(known, is_valid, scores.lengths)
 
@@ -359,9 +359,8 @@ def check_classes(
     n_positive = int(labels.sum())
     if n_positive in {0, len(labels)}:
         lack = f"; {n_without} traces lack what it reads" if n_without else ""
-        message = (
+        raise NotEnoughDataError(
             f"{name} needs both classes on the training side, got {n_positive} hallucinated and "
             f"{len(labels) - n_positive} correct traces with a value{lack}\n"
             f"  {way_out or 'Label more traces, or change the split'}"
         )
-        raise NotEnoughDataError(message)

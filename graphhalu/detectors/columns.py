@@ -124,11 +124,10 @@ def check_shape(trace: Trace, expected: Mapping[str, Any]) -> None:
     differing = [name for name in COMPARED_FIELDS if came[name] != expected.get(name)]
     if differing:
         told = "; ".join(f"{name} {expected.get(name)}, got {came[name]}" for name in differing)
-        message = (
+        raise DetectorMismatchError(
             f"trace {trace.trace_id!r} has another shape than the detector was fitted on: "
             f"expected {told}\n  Train a detector on traces of that model"
         )
-        raise DetectorMismatchError(message)
 
 
 class _Piece(NamedTuple):
@@ -157,11 +156,10 @@ def _joined(n_traces: int, feature: str, pieces: Sequence[_Piece], expected: Lay
     names = pieces[0].names
     layout = Layout(feature, len(names), _digest(names))
     if expected is not None and layout != expected:
-        message = (
+        raise DetectorMismatchError(
             f"feature {feature!r} has {len(names)} columns from {names[0]!r} on, other than the "
             f"{expected.n_columns} that the detector was fitted on\n  Train it again"
         )
-        raise DetectorMismatchError(message)
     matrix = np.full((n_traces, len(names)), np.nan, dtype=np.float32)
     for piece in pieces:
         matrix[piece.indices] = piece.values

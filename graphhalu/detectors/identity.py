@@ -106,12 +106,11 @@ class Identity:
         told = [f"{name}: {fitted!r}, got {came!r}" for name, fitted, came in pairs if fitted != came]
         if told:
             listed = "\n  ".join(told)
-            message = (
+            raise DetectorMismatchError(
                 f"the detector was fitted on traces of {self.model!r}, these come from "
                 f"{other.model!r} or were made otherwise:\n  {listed}\n"
                 f"  Train a detector on traces like these:  graphhalu train"
             )
-            raise DetectorMismatchError(message)
 
 
 def check_identity(fitted: Identity | None, traces: Sequence[Trace]) -> None:

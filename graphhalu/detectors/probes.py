@@ -175,8 +175,7 @@ class ProbeDetector(TrainedDetector):
         self.layout = tuple(Layout(**entry) for entry in values["columns"])
         n_columns = sum(entry.n_columns for entry in self.layout)
         if len(self.model.is_used) != n_columns:
-            message = f"{len(self.model.is_used)} weights for {n_columns} columns"
-            raise ValueError(message)
+            raise ValueError(f"{len(self.model.is_used)} weights for {n_columns} columns")
 
     def _side(
         self, traces: Sequence[Trace], labels: Int[np.ndarray, "trace"], expected: Sequence[Layout] = ()

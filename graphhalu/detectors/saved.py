@@ -86,8 +86,7 @@ def load_detector(
     with reading(what, also=(RuntimeError, SafetensorError)):
         detector: object = kind.load(folder)
     if not isinstance(detector, Detector):
-        message = f"{class_path(kind)}.load must return the detector, got {shown(detector)}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(f"{class_path(kind)}.load must return the detector, got {shown(detector)}")
     detector.identity = identity
     return detector
 
@@ -103,8 +102,7 @@ def _class_of(values: Mapping[str, Any], folder: Path, given: type[Detector] | s
     found = DETECTORS.get(given) if isinstance(given, str) else given
     DETECTORS.check(found, f"detector {shown(given)}")
     if found.card.name != name:
-        message = f"{folder} holds the detector {shown(name)}, not {found.card.name!r}"
-        raise UsageError(message)
+        raise UsageError(f"{folder} holds the detector {shown(name)}, not {found.card.name!r}")
     return found
 
 
@@ -154,22 +152,19 @@ def read_description(folder: Path, name: str | None = None) -> dict[str, Any]:
     path = folder / DESCRIPTION_FILE
     values = _read_json(path)
     if values.get("format") != FORMAT or not isinstance(values.get("name"), str):
-        message = f"{path} does not describe a detector: format {shown(values.get('format'))}"
-        raise DataFileError(message)
+        raise DataFileError(f"{path} does not describe a detector: format {shown(values.get('format'))}")
     version = values.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        message = (
+        raise DataFileError(
             f"{path} has format version {shown(version)}, this graphhalu reads up to "
             f"{FORMAT_VERSION}\n"
             f"  Install a newer graphhalu, or train the detector again"
         )
-        raise DataFileError(message)
     if name is not None and values["name"] != name:
-        message = (
+        raise UsageError(
             f"{folder} holds the detector {values['name']!r}, not {name!r}\n"
             f"  load_detector(folder) finds the class by itself"
         )
-        raise UsageError(message)
     return values
 
 
@@ -180,8 +175,7 @@ def required(values: Mapping[str, Any], key: str, folder: Path) -> Any:
         DataFileError: If it is missing.
     """
     if key not in values:
-        message = f"{folder / DESCRIPTION_FILE} lacks {key!r}; train the detector again"
-        raise DataFileError(message)
+        raise DataFileError(f"{folder / DESCRIPTION_FILE} lacks {key!r}; train the detector again")
     return values[key]
 
 
@@ -192,11 +186,10 @@ def require_this_edition(values: Mapping[str, Any], key: str, name: str, folder:
         DataFileError: Says how to train it again.
     """
     if key not in values:
-        message = (
+        raise DataFileError(
             f"the {name} in {folder} was trained by an earlier edition, whose network is gone\n"
             f"  Train it again:  graphhalu train {name}"
         )
-        raise DataFileError(message)
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
@@ -253,5 +246,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except FileNotFoundError:
-        message = f"no saved detector in {path.parent}: {path.name} is missing"
-        raise UsageError(message) from None
+        raise UsageError(f"no saved detector in {path.parent}: {path.name} is missing") from None

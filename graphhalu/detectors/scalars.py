@@ -77,8 +77,7 @@ class ScalarDetector(TrainedDetector):
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Take over the sign of a saved detector."""
         if values["sign"] not in {-1, 1}:
-            message = f"sign must be 1 or -1, got {values['sign']!r}"
-            raise ValueError(message)
+            raise ValueError(f"sign must be 1 or -1, got {values['sign']!r}")
         self.sign, self.train_auroc = int(values["sign"]), values.get("train_auroc")
 
 

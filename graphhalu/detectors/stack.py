@@ -220,8 +220,7 @@ class AllFeatures(Stack):
 
         found: Any = Summaries if name == "summaries" else DETECTORS.registered(name)
         if not issubclass(found, ProbeDetector):
-            message = f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out"
-            raise UsageError(message)
+            raise UsageError(f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out")
         return found
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
@@ -240,8 +239,7 @@ class AllFeatures(Stack):
                 continue
             members[name] = member
         if not members:
-            message = f"no block could be fitted: {next(iter(failures.values()))}"
-            raise NotEnoughDataError(message)
+            raise NotEnoughDataError(f"no block could be fitted: {next(iter(failures.values()))}")
         self.join_members(members, labels, kept)
         self.training_report = {
             "n_train": len(kept),

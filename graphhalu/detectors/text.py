@@ -97,8 +97,9 @@ class TextDetector(TrainedDetector, ABC):
                 continue
         if not self.vectorisers:
             n_least = next(iter(found.values())).min_df
-            message = f"no term is in {n_least} of the {len(documents)} training {self.card.level}s"
-            raise NotEnoughDataError(message)
+            raise NotEnoughDataError(
+                f"no term is in {n_least} of the {len(documents)} training {self.card.level}s"
+            )
 
     def restore_weights(self, arrays: Mapping[str, np.ndarray], n_terms: int) -> None:
         """Take over weights that fit a vocabulary.
@@ -108,8 +109,7 @@ class TextDetector(TrainedDetector, ABC):
         """
         self.weight, self.bias = arrays["weight"], float(arrays["bias"][0])
         if len(self.weight) != n_terms:
-            message = f"{len(self.weight)} weights for {n_terms} terms"
-            raise ValueError(message)
+            raise ValueError(f"{len(self.weight)} weights for {n_terms} terms")
 
 
 class TextConfig(ProbeConfig):

@@ -109,12 +109,11 @@ def training_sample(
     n_positive = sum(int(tokens[index].sum()) for index in chosen)
     n_tokens = sum(len(tokens[index]) for index in chosen)
     if n_positive in {0, n_tokens}:
-        message = (
+        raise NotEnoughDataError(
             f"{name} needs tokens of both classes on the training side, got {n_positive} "
             f"hallucinated among {n_tokens} of {len(chosen)} answers\n"
             f"  Extract more answers with marked spans"
         )
-        raise NotEnoughDataError(message)
     sample = sample_tokens(tokens, chosen, n_most=config.max_tokens, seed=seed)
     groups = question_groups([traces[index] for index in chosen])
     folds = folds_of(labels.values[chosen], groups, n_folds=config.n_folds, seed=seed)
@@ -172,8 +171,7 @@ class TokenProbeConfig(TokenConfig):
     @classmethod
     def _odd(cls, windows: tuple[int, ...]) -> tuple[int, ...]:
         if any(window % 2 == 0 for window in windows):
-            message = f"a window has the token in its middle: odd numbers expected, got {windows}"
-            raise ValueError(message)
+            raise ValueError(f"a window has the token in its middle: odd numbers expected, got {windows}")
         return windows
 
 
@@ -268,8 +266,7 @@ class LinearTokenDetector(TrainedDetector, ABC):
         self.views = tuple(View(*view) for view in values["views"])
         self.names, self.shape = tuple(values["columns"]), dict(values["model_shape"])
         if len(self.model.weight) != len(self.names):
-            message = f"{len(self.model.weight)} weights for {len(self.names)} columns"
-            raise ValueError(message)
+            raise ValueError(f"{len(self.model.weight)} weights for {len(self.names)} columns")
 
     def _logits(self, model: LinearModel, trace: Trace) -> Float[np.ndarray, "token"]:
         check_shape(trace, self.shape)
@@ -278,11 +275,10 @@ class LinearTokenDetector(TrainedDetector, ABC):
         except TraceNotFoundError:
             return np.full(trace.answer_length, np.nan)
         if _names(trace, self.views) != self.names:
-            message = (
+            raise DetectorMismatchError(
                 f"trace {trace.trace_id!r} keeps other layers or features than {self.card.name} "
                 f"was fitted on\n  Train it again on traces like this one"
             )
-            raise DetectorMismatchError(message)
         return model.logits(np.concatenate(values, axis=1))
 
 

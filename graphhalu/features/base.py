@@ -68,8 +68,7 @@ class Feature:
         unknown = sorted(parameters.keys() - self.parameters.keys())
         if unknown:
             known = ", ".join(self.parameters) or "none"
-            message = f"feature {self.name!r} has no parameter {unknown[0]!r}\n  It has: {known}"
-            raise UsageError(message)
+            raise UsageError(f"feature {self.name!r} has no parameter {unknown[0]!r}\n  It has: {known}")
         return {**self.parameters, **parameters}
 
     def values(self, block: TraceBlock, **parameters: Any) -> Float32[np.ndarray, "item *axes"]:
@@ -104,8 +103,7 @@ class Feature:
         named = dict(zip(("item", *self.axes), got, strict=False))
         expected = {"item": n_items, **known}
         if len(got) != 1 + len(self.axes) or any(named[axis] != expected[axis] for axis in expected):
-            message = f"feature {self.name!r} gave {got}, expected {expected} of {self.axes}"
-            raise GraphhaluError(message)
+            raise GraphhaluError(f"feature {self.name!r} gave {got}, expected {expected} of {self.axes}")
 
 
 _SHAPE_AXES: Final = ("layer", "hidden_layer", "head", "kv_head", "feature", "span")

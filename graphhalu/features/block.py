@@ -289,11 +289,10 @@ class TraceBlock:
         """As :meth:`raw`, or one entry of the first axis; nothing is remembered."""
         array_spec(name)
         if name not in self.arrays.names():
-            message = (
+            raise TraceNotFoundError(
                 f"these traces keep no {name!r} (they have {', '.join(self.arrays.names())})\n"
                 f"  Extract them again with another --keep"
             )
-            raise TraceNotFoundError(message)
         return self.arrays.read(name, layer)
 
     @cached_property

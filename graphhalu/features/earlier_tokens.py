@@ -207,8 +207,7 @@ def rauq(block: TraceBlock, *, alpha: float = 0.5) -> Float[np.ndarray, "trace"]
         doubt.
     """
     if not 0 < alpha <= 1:
-        message = f"alpha must be above 0 and at most 1, got {alpha}"
-        raise UsageError(message)
+        raise UsageError(f"alpha must be above 0 and at most 1, got {alpha}")
     places = middle_places(block)
     if not len(places):
         return np.full(len(block), np.nan)

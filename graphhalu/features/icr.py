@@ -61,8 +61,7 @@ def icr(block: TraceBlock, *, top_k: int = ICR_TOP_K) -> Float[np.ndarray, "trac
         behind the final norm.
     """
     if top_k <= 1:
-        message = f"top_k must be at least 2, got {top_k}: one key has nothing to be compared with"
-        raise UsageError(message)
+        raise UsageError(f"top_k must be at least 2, got {top_k}: one key has nothing to be compared with")
     layers, is_producing = updated_layers(block), is_producing_state(block)
     pairs = answer_pairs(block)
     place_of_state = {layer: place for place, layer in enumerate(block.shape.hidden_layers)}
@@ -97,12 +96,11 @@ def updated_layers(block: TraceBlock) -> list[int]:
         layer for layer in shape.attention_layers if {layer, layer + 1} <= kept and layer + 1 < shape.n_layers
     ]
     if not layers:
-        message = (
+        raise TraceNotFoundError(
             f"no layer has its attention and the states of all tokens before and after it kept "
             f"(attention of {_listed(shape.attention_layers)}; hidden states "
             f"{_listed(shape.hidden_layers)})\n  Extract with all hidden states"
         )
-        raise TraceNotFoundError(message)
     return layers
 
 

@@ -315,8 +315,9 @@ def share_agreement(block: TraceBlock, *, span: str = "question") -> Float[np.nd
         reach the start are left out; heads are paired across layers by their place.
     """
     if span not in SPAN_NAMES[: Span.ANSWER]:
-        message = f"expected a span of the prompt ({', '.join(SPAN_NAMES[: Span.ANSWER])}), got {span!r}"
-        raise UsageError(message)
+        raise UsageError(
+            f"expected a span of the prompt ({', '.join(SPAN_NAMES[: Span.ANSWER])}), got {span!r}"
+        )
     places = layer_slice(len(block.shape.attention_layers))
     rows = block.answer_rows
     mass = rows.read("span_mass")[places].astype(np.float64)

@@ -93,11 +93,10 @@ def shifted_places(kept: tuple[int, ...], what: str) -> list[tuple[int, int]]:
     place = {layer: index for index, layer in enumerate(kept)}
     found = [(place[i], place[i + HALLUSHIFT_STEP]) for i in kept if i + HALLUSHIFT_STEP in place]
     if not found:
-        message = (
+        raise TraceNotFoundError(
             f"no two kept {what} lie {HALLUSHIFT_STEP} layers apart (kept: "
             f"{', '.join(map(str, kept)) or 'none'})\n  Extract with more layers"
         )
-        raise TraceNotFoundError(message)
     return found
 
 

@@ -143,8 +143,7 @@ def checked(
     specs = require_level(as_specs(features), level)
     traces = as_traces(traces)
     if len(traces) == 0:
-        message = "there is no trace to compute features of\n  Extract some first"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("there is no trace to compute features of\n  Extract some first")
     return traces, specs
 
 
@@ -156,11 +155,10 @@ def require_level(specs: tuple[FeatureSpec, ...], level: Level) -> tuple[Feature
     """
     for spec in specs:
         if spec.feature.level != level:
-            message = (
+            raise UsageError(
                 f"feature {spec.name!r} has one value a {_ITEM[spec.feature.level]}, expected one "
                 f"a {_ITEM[level]}"
             )
-            raise UsageError(message)
     return specs
 
 
@@ -174,11 +172,10 @@ def require_same(expected: tuple[str, ...], got: tuple[str, ...]) -> None:
         UsageError: If they differ.
     """
     if expected != got:
-        message = (
+        raise UsageError(
             f"the traces come from different models: {len(expected)} columns of features for some "
             f"and {len(got)} for others\n  Give the traces of one model"
         )
-        raise UsageError(message)
 
 
 def _place(block: TraceBlock) -> tuple[str, ...]:

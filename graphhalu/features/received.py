@@ -65,8 +65,7 @@ def top_k(
         UsageError: If ``k`` is out of range.
     """
     if not 1 <= k <= MAX_K:
-        message = f"k must be 1 to {MAX_K}, got {k}"
-        raise UsageError(message)
+        raise UsageError(f"k must be 1 to {MAX_K}, got {k}")
     n_layers, n_heads, _ = values.shape
     width = max(k, int(ragged.lengths.max(initial=0)))
     top = np.empty((len(ragged.lengths), n_layers, n_heads, k), dtype=values.dtype)

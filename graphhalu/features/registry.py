@@ -84,8 +84,7 @@ class FeatureSpec:
         """
         found = _TEXT.fullmatch(text.strip())
         if not found:
-            message = f"expected a feature as name or name[k=25,head=mean], got {text!r}"
-            raise UsageError(message)
+            raise UsageError(f"expected a feature as name or name[k=25,head=mean], got {text!r}")
         feature = FEATURES.get(found[1])
         settings = dict(_setting(item, text) for item in (found[2] or "").split(",") if item)
         reduction = {axis: settings.pop(axis) for axis in feature.axes if axis in settings}
@@ -117,11 +116,10 @@ class FeatureSpec:
         for axis, how in self.reduction.items():
             if axis not in self.feature.axes or how not in REDUCTIONS:
                 axes = ", ".join(self.feature.axes) or "none"
-                message = (
+                raise UsageError(
                     f"feature {self.name!r} cannot be reduced by {axis}={how}: its axes "
                     f"are {axes}, reductions are {', '.join(REDUCTIONS)}"
                 )
-                raise UsageError(message)
 
     def compute(self, block: TraceBlock) -> "FeatureMatrix":
         """The columns of this feature for every trace, or every stored row, of a block.
@@ -170,8 +168,7 @@ def as_specs(features: Sequence["str | FeatureSpec"]) -> tuple[FeatureSpec, ...]
     specs = tuple(FeatureSpec.parse(each) if isinstance(each, str) else each for each in features)
     names = [str(spec) for spec in specs]
     if not names or len(set(names)) < len(names):
-        message = f"expected features, each of them once, got {', '.join(names) or 'none'}"
-        raise UsageError(message)
+        raise UsageError(f"expected features, each of them once, got {', '.join(names) or 'none'}")
     return specs
 
 
@@ -199,8 +196,7 @@ def reduce(values: Float[np.ndarray, "..."], axis: int, how: str) -> Float32[np.
 def _setting(item: str, text: str) -> tuple[str, Any]:
     name, is_given, value = item.partition("=")
     if not is_given:
-        message = f"expected name=value in the brackets of {text!r}, got {item!r}"
-        raise UsageError(message)
+        raise UsageError(f"expected name=value in the brackets of {text!r}, got {item!r}")
     return name.strip(), _plain(value.strip())
 
 

@@ -62,8 +62,7 @@ class FeatureTable:
             UsageError: If there is none of this name.
         """
         if name not in self.columns:
-            message = f"no column {name!r} among {len(self.columns)}, as {self.columns[0]!r}"
-            raise UsageError(message)
+            raise UsageError(f"no column {name!r} among {len(self.columns)}, as {self.columns[0]!r}")
         return self.values[:, self.columns.index(name)]
 
     def write(self, path: Path) -> None:
@@ -153,8 +152,9 @@ def read_features(path: Path | str) -> FeatureTable:
     """
     path = Path(path)
     if not path.is_file():
-        message = f"there is no table of features at {path}\n  Make one:  graphhalu features --out"
-        raise StoreNotFoundError(message)
+        raise StoreNotFoundError(
+            f"there is no table of features at {path}\n  Make one:  graphhalu features --out"
+        )
     with reading(f"{path} is damaged or no table of features", error=CorruptStoreError):
         table = read_parquet(path)
         said: Mapping[bytes, bytes] = table.schema.metadata or {}
@@ -339,8 +339,7 @@ def _arrow(table: FeatureTable) -> pa.Table:
 
 def _check_format(stored: Mapping[str, Any], path: Path) -> None:
     if stored.get("format") != FORMAT or stored.get("format_version", 0) > FORMAT_VERSION:
-        message = (
+        raise CorruptStoreError(
             f"{path} has {told_format(stored)}; "
             f"this graphhalu reads {FORMAT!r} up to version {FORMAT_VERSION}"
         )
-        raise CorruptStoreError(message)

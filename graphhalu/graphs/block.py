@@ -167,11 +167,10 @@ def candidate_pairs(source: LayerBlock) -> Pairs:
     if not is_finite.all():
         place, pair = np.argwhere(~is_finite)[0].tolist()
         record = source.block.records[int(source.block.rows.trace[pairs.row[pair]])]
-        message = (
+        raise NonFiniteError(
             f"trace {record.trace_id!r}, layer {source.layers[place]}: attention has NaN or "
             f"infinity\n  Extract the trace again, or leave it out"
         )
-        raise NonFiniteError(message)
     return pairs
 
 

@@ -65,8 +65,7 @@ def build_graph(trace: Trace, layer: int, recipe: GraphRecipe = DEFAULT_RECIPE) 
         UsageError: Also if the recipe asks for one graph a trace.
     """
     if recipe.view == "multiplex":
-        message = f"a graph of one layer has the view 'layers', got {recipe.view!r}: build_graphs"
-        raise UsageError(message)
+        raise UsageError(f"a graph of one layer has the view 'layers', got {recipe.view!r}: build_graphs")
     return build_graphs(trace, (layer,), recipe)[0]
 
 
@@ -143,8 +142,7 @@ class _Edges(NamedTuple):
 def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe) -> list[list[TokenGraph]]:
     """Graphs of each trace."""
     if not layers:
-        message = "a graph needs at least one layer"
-        raise UsageError(message)
+        raise UsageError("a graph needs at least one layer")
     _check_traces(traces, recipe)
     block = block_of(traces)
     source = LayerBlock(block, layers, recipe.roles)
@@ -186,23 +184,20 @@ def _check_traces(traces: Sequence[Trace], recipe: GraphRecipe) -> None:
     shape = traces[0].shape
     for trace in traces:
         if trace.shape != shape:
-            message = "graphs are built of traces of one model and one kind of extraction"
-            raise UsageError(message)
+            raise UsageError("graphs are built of traces of one model and one kind of extraction")
         first_row = 0 if recipe.prompt_edges else trace.prompt_length - 1
         if trace.record.row_start > first_row:
-            message = (
+            raise UsageError(
                 f"a token graph needs the attention rows from {first_row} on, trace "
                 f"{trace.trace_id!r} keeps the rows from {trace.record.row_start} on\n"
                 f"  Extract it again with all rows, or build graphs with prompt_edges=False"
             )
-            raise UsageError(message)
     expected = (shape.n_layers, shape.n_heads)
     if recipe.roles is not None and (came := recipe.roles.values.shape[:2]) != expected:
-        message = (
+        raise UsageError(
             f"expected weights of {expected[0]} layers and {expected[1]} heads, got {came[0]} and "
             f"{came[1]}: these roles are of another model"
         )
-        raise UsageError(message)
 
 
 def _edges(source: LayerBlock, recipe: GraphRecipe) -> list[_Edges]:

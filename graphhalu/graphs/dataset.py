@@ -175,8 +175,7 @@ class AttentionGraphs(Dataset):
             UsageError: If there are no labels.
         """
         if self.labels is None:
-            message = "these graphs have no labels: give labels=… to AttentionGraphs"
-            raise UsageError(message)
+            raise UsageError("these graphs have no labels: give labels=… to AttentionGraphs")
         traces = self.trace_indices
         return self.select(traces[self.labels.is_valid[traces]])
 
@@ -218,8 +217,7 @@ class AttentionGraphs(Dataset):
             NotEnoughDataError: If the view is empty.
         """
         if not len(self):
-            message = "there is no graph in this view to take a mean over"
-            raise NotEnoughDataError(message)
+            raise NotEnoughDataError("there is no graph in this view to take a mean over")
         nodes, edges, kept = [], [], []
         for index in self.indices():
             data = self.get(index)
@@ -281,8 +279,7 @@ def default_layers(shape: TraceShape) -> tuple[int, ...]:
         UsageError: If no layer is kept.
     """
     if not shape.attention_layers:
-        message = "the traces keep attention of no layer\n  Extract them again with layers"
-        raise UsageError(message)
+        raise UsageError("the traces keep attention of no layer\n  Extract them again with layers")
     left = sorted(shape.attention_layers)
     chosen: list[int] = []
     for depth in (DEFAULT_DEPTHS[1], DEFAULT_DEPTHS[0], DEFAULT_DEPTHS[2]):
@@ -296,8 +293,7 @@ def default_layers(shape: TraceShape) -> tuple[int, ...]:
 def _opened(traces: Sequence[Trace] | Path | str) -> Sequence[Trace]:
     opened = as_traces(traces)
     if not len(opened):
-        message = "there is no trace to make graphs of: the list or store is empty"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("there is no trace to make graphs of: the list or store is empty")
     return opened
 
 
@@ -307,8 +303,7 @@ def _checked_layers(layers: Sequence[int] | None, shape: TraceShape) -> tuple[in
     missing = [layer for layer in layers if layer not in shape.attention_layers]
     if missing or not layers:
         kept = ", ".join(map(str, shape.attention_layers))
-        message = f"expected layers that the traces keep ({kept}), got {list(layers)}"
-        raise UsageError(message)
+        raise UsageError(f"expected layers that the traces keep ({kept}), got {list(layers)}")
     return tuple(layers)
 
 
@@ -317,16 +312,14 @@ def _checked_labels(labels: Labels | None, traces: Sequence[Trace]) -> Labels | 
         return None
     labels = as_labels(labels)
     if len(labels.trace_ids) != len(traces):
-        message = f"expected a label for each of {len(traces)} traces, got {len(labels.trace_ids)}"
-        raise UsageError(message)
+        raise UsageError(f"expected a label for each of {len(traces)} traces, got {len(labels.trace_ids)}")
     for index, labelled in enumerate(labels.trace_ids):
         trace_id = traces[index].trace_id
         if trace_id != labelled:
-            message = (
+            raise UsageError(
                 f"expected labels in the order of the traces: trace {index} is {trace_id!r}, "
                 f"its label is of {labelled!r}\n  Label these traces again"
             )
-            raise UsageError(message)
     return labels
 
 

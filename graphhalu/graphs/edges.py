@@ -51,8 +51,7 @@ class Threshold(EdgeRule):
             UsageError: If ``tau`` is outside [0, 1).
         """
         if not 0 <= self.tau < 1:
-            message = f"Threshold(tau) must be in [0, 1), got {self.tau}"
-            raise UsageError(message)
+            raise UsageError(f"Threshold(tau) must be in [0, 1), got {self.tau}")
 
     def choose_pairs(
         self, importance: Float[np.ndarray, "layer pair"], row_starts: Int[np.ndarray, "row_end"]
@@ -78,8 +77,7 @@ class TopK(EdgeRule):
             UsageError: If ``k`` is less than 1.
         """
         if self.k < 1:
-            message = f"TopK(k) must be at least 1, got {self.k}"
-            raise UsageError(message)
+            raise UsageError(f"TopK(k) must be at least 1, got {self.k}")
 
     def choose_pairs(
         self, importance: Float[np.ndarray, "layer pair"], row_starts: Int[np.ndarray, "row_end"]
@@ -107,8 +105,7 @@ class CumulativeMass(EdgeRule):
             UsageError: If ``p`` is outside (0, 1].
         """
         if not 0 < self.p <= 1:
-            message = f"CumulativeMass(p) must be in (0, 1], got {self.p}"
-            raise UsageError(message)
+            raise UsageError(f"CumulativeMass(p) must be in (0, 1], got {self.p}")
 
     def choose_pairs(
         self, importance: Float[np.ndarray, "layer pair"], row_starts: Int[np.ndarray, "row_end"]

@@ -57,8 +57,7 @@ def node_features(source: LayerBlock, blocks: Sequence[str], *, is_multiplex: bo
         NonFiniteError: If a block yields NaN or infinity; names it.
     """
     if not blocks:
-        message = f"a graph needs at least one block of node features: {', '.join(NODE_BLOCKS)}"
-        raise UsageError(message)
+        raise UsageError(f"a graph needs at least one block of node features: {', '.join(NODE_BLOCKS)}")
     check_blocks(blocks)
     found = [_block(source, name) for name in blocks]
     n_tokens = int(source.block.tokens.offsets[-1])
@@ -162,8 +161,7 @@ def roles_block(source: LayerBlock) -> NodeBlock:
         UsageError: If there are no weights of heads.
     """
     if source.roles is None:
-        message = "the node block 'roles' needs roles=HeadRoles(names, values[layer, head, role])"
-        raise UsageError(message)
+        raise UsageError("the node block 'roles' needs roles=HeadRoles(names, values[layer, head, role])")
     weights = source.roles.share(source.layers)
     mass = source.stream("span_mass")
     streams = {"received": _received(source)}
@@ -269,10 +267,9 @@ def _check_finite(
         return
     place, token, column = np.argwhere(~is_finite)[0].tolist()
     record = source.block.records[int(source.block.tokens.trace[token])]
-    message = (
+    raise NonFiniteError(
         f"trace {record.trace_id!r}, layer {source.layers[place]}: expected finite node features, "
         f"got {values[place, token, column]} in {names[column]} at token "
         f"{int(source.block.tokens.position[token])}\n"
         f"  Extract the trace again, or leave this block out"
     )
-    raise NonFiniteError(message)

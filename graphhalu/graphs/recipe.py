@@ -47,14 +47,12 @@ class HeadRoles:
         if self.values.ndim == 2:  # noqa: PLR2004
             self.values = self.values[..., None]
         if self.values.shape[2] != len(self.names) or not self.names:
-            message = (
+            raise UsageError(
                 f"expected weights [layer, head, role] for the roles {list(self.names)}, "
                 f"got the shape {self.values.shape}"
             )
-            raise UsageError(message)
         if not (np.isfinite(self.values).all() and (self.values >= 0).all()):
-            message = "weights of heads must be finite and not negative"
-            raise UsageError(message)
+            raise UsageError("weights of heads must be finite and not negative")
 
     def __eq__(self, other: object) -> bool:
         return isinstance(other, HeadRoles) and (
@@ -129,25 +127,22 @@ class GraphRecipe:
                 raise unknown_name(_KINDS[kind], name, known)
         self._check_roles()
         if self.censors and self.importance != "max":
-            message = (
+            raise UsageError(
                 "Threshold(censor=True) sets single heads to 0 on an edge that exists where any "
                 'head passes: give importance="max" with it'
             )
-            raise UsageError(message)
 
     def _check_roles(self) -> None:
         needs = "weighted" in (self.importance, self.channels) or "roles" in self.nodes
         if needs and self.roles is None:
-            message = (
+            raise UsageError(
                 "weighted heads and the node block 'roles' need weights: give "
                 "roles=HeadRoles(names, values[layer, head, role])"
             )
-            raise UsageError(message)
         if self.importance == "weighted" and self.roles and len(self.roles.names) != 1:
-            message = (
+            raise UsageError(
                 f'importance="weighted" needs the weights of one role, got {", ".join(self.roles.names)}'
             )
-            raise UsageError(message)
 
     @property
     def censors(self) -> bool:
@@ -169,11 +164,10 @@ class GraphRecipe:
         is_empty = shares.sum(1) == 0
         if is_empty.any():
             place, role = np.argwhere(is_empty)[0].tolist()
-            message = (
+            raise UsageError(
                 f"no head of layer {layers[place]} has a weight in the role "
                 f"{self.roles.names[role]!r}\n  Leave this layer out, or give it a weight"
             )
-            raise UsageError(message)
         return shares
 
     def digest(self) -> str:

@@ -176,11 +176,10 @@ class GraphStorage:
             trace = traces[index]
             array = next(iter(trace.arrays.values()), None)
             if not isinstance(array, LazyArray):
-                message = (
+                raise UsageError(
                     f"graphs are cached by the store that their trace lies in; trace "
                     f"{trace.trace_id!r} is in memory\n  Leave cache=… out, or open a store"
                 )
-                raise UsageError(message)
             files = sorted((name, meta["sha256"]) for name, meta in array.part.commit.files.items())
             digest.update(json.dumps([trace.trace_id, files]).encode())
         return f"{digest.hexdigest()[:32]}.safetensors"
@@ -288,11 +287,10 @@ def _write(path: Path, block: _Block) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, save(tensors, metadata))
     except OSError as error:
-        message = (
+        raise UsageError(
             f"graphs cannot be kept in {path.parent}: {error.strerror}\n"
             f"  Make room there, or name another folder: cache=… or TMPDIR"
-        )
-        raise UsageError(message) from None
+        ) from None
 
 
 def _read(path: Path) -> _Block | None:

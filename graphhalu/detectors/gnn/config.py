@@ -115,8 +115,7 @@ class NetworkConfig(TrainedConfig):
     def _are_settings(cls, search: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
         for name, values in search.items():
             if name not in cls.model_fields or not values:
-                message = f"expected settings with the values to try, got {name}={list(values)}"
-                raise ValueError(message)
+                raise ValueError(f"expected settings with the values to try, got {name}={list(values)}")
         return search
 
 

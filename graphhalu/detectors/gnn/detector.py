@@ -320,17 +320,15 @@ class NetworkDetector(ConfiguredDetector):
         if self.schema is not None:
             return self.schema.layers
         if not len(traces):
-            message = f"{self.card.name} needs traces to fit on, got none"
-            raise NotEnoughDataError(message)
+            raise NotEnoughDataError(f"{self.card.name} needs traces to fit on, got none")
         shape = traces[0].shape
         layers = tuple(self.config.layers or self.config.default_layers(shape))
         missing = [layer for layer in layers if layer not in shape.attention_layers]
         if missing:
-            message = (
+            raise ConfigError(
                 f"the traces keep no attention of layers {missing}; "
                 f"they keep {list(shape.attention_layers)}\n  Choose others:  --set layers=[…]"
             )
-            raise ConfigError(message)
         return layers
 
     def _folds(
@@ -357,11 +355,10 @@ class NetworkDetector(ConfiguredDetector):
             return
         n_positive = int(labels.values[used].sum())
         why = f"\n  {len(failures)} traces gave no graph: {failures[0]}" if failures else ""
-        message = (
+        raise NotEnoughDataError(
             f"{self.card.name} needs both classes on the training side, got {n_positive} "
             f"hallucinated and {len(used) - n_positive} correct traces{why}"
         )
-        raise NotEnoughDataError(message)
 
     def _logits(self, traces: Sequence[Trace], schema: GraphSchema) -> dict[int, Float[np.ndarray, "_"]]:
         """Mean logits of the traces that have a graph."""
@@ -383,11 +380,10 @@ class NetworkDetector(ConfiguredDetector):
             came, expected = getattr(graphs, kind), getattr(schema, kind)
             if came != expected:
                 differing = sorted(set(came) ^ set(expected))
-                message = (
+                raise DetectorMismatchError(
                     f"these traces give other {kind.replace('_', ' ')} than the detector was "
                     f"fitted on: {', '.join(differing[:5]) or 'another order'}\n  Train it again"
                 )
-                raise DetectorMismatchError(message)
 
     def _mean_logits(self, batch: Batch) -> Tensor:
         assert self.scaler is not None
@@ -493,8 +489,7 @@ def _buildable(
 
 def _check_level(labels: Labels, level: Level) -> None:
     if level == "token" and labels.tokens is None:
-        message = "a token detector needs labels of tokens: label_tokens(records)"
-        raise UsageError(message)
+        raise UsageError("a token detector needs labels of tokens: label_tokens(records)")
 
 
 def _items(labels: Labels, indices: Int[np.ndarray, "side"]) -> Int[np.ndarray, "item"]:

@@ -34,8 +34,7 @@ class StackConfig(NetworkConfig):
     @classmethod
     def _differ(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         if len(set(parts)) < len(parts):
-            message = f"expected different parts, got {list(parts)}"
-            raise ValueError(message)
+            raise ValueError(f"expected different parts, got {list(parts)}")
         return parts
 
 
