@@ -170,8 +170,7 @@ def compare(
     """
     from graphhalu.evaluation.topology import compare_topology
     from graphhalu.evaluation.training import new_run_folder
-    from graphhalu.graphs.edges import TopK
-    from graphhalu.graphs.recipe import GraphRecipe
+    from graphhalu.graphs.recipe import GraphRecipe, TopK
     from graphhalu.labels.run import named_labels
     from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
 

@@ -7,9 +7,8 @@ from pydantic import Field, field_validator
 
 from graphhalu.core.errors import UnknownNameError
 from graphhalu.detectors.trained import TrainedConfig
-from graphhalu.graphs.edges import EdgeRule, Threshold, TopK
 from graphhalu.graphs.nodes import check_blocks
-from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe
+from graphhalu.graphs.recipe import DEFAULT_NODES, EdgeRule, GraphRecipe, Threshold, TopK
 from graphhalu.traces.schema import TraceShape
 
 LOSS: Final = "validation_loss"
