@@ -41,12 +41,16 @@ class Side:
         columns: Names of the columns.
         labels: 1 = hallucinated.
         groups: Question group of each trace.
+        seed: Of what is random in a method.
+        validation: Of the validation traces, for a network that stops by them; ``None`` for all others.
     """
 
     values: Float[np.ndarray, "trace column"]
     columns: tuple[str, ...]
     labels: Int[np.ndarray, "trace"]
     groups: Shaped[np.ndarray, "trace"]
+    seed: int = 0
+    validation: "Side | None" = None
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from graphhalu.detectors.base import (
 )
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes import ProbeConfig, ProbeDetector, Summaries
-from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
@@ -226,7 +226,7 @@ class AllFeatures(Stack):
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Fit every block, then join their out-of-fold logits; validation takes no part."""
         kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
-        check_classes(labels.values[kept], self.card.name)
+        check_classes(labels.values[kept], self.card)
         training = replace(split, validation=split.validation[:0])
         members, failures = {}, {}
         for name in self.config.blocks:

@@ -19,10 +19,9 @@ from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes import ProbeConfig
-from graphhalu.detectors.saved import read_arrays, write_arrays
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.search import folds_of, with_both_classes
 from graphhalu.detectors.token_probes import TokenConfig, training_sample
-from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -137,7 +136,7 @@ class Tfidf(TextDetector):
         texts = [self._text(trace) for trace in chosen]
         used = np.flatnonzero([bool(text) for text in texts])
         values = labels.values[np.array(chosen.indices, dtype=np.int64)[used]]
-        check_classes(values, self.card.name, n_without=len(texts) - len(used))
+        check_classes(values, self.card, n_without=len(texts) - len(used))
         documents = [texts[place] for place in used]
         limits = {"min_df": self.config.min_traces, "max_features": MAX_TERMS}
         self.fit_vectorisers({kind: _vectoriser(kind, **limits) for kind in ANALYSERS}, documents)

@@ -18,10 +18,9 @@ from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.linear import LinearModel, Scaling, Solution
-from graphhalu.detectors.saved import read_arrays, write_arrays
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.search import CLEARLY, folds_of, with_both_classes
 from graphhalu.detectors.token_features import View, expanded, view_names, view_values, views_of
-from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
