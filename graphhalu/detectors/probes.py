@@ -76,7 +76,6 @@ class ProbeDetector(TrainedDetector):
 
     def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
         super().__init__(seed, config)
-        self.model: Any = None
         self.shape: dict[str, Any] = {}
         self.layout: tuple[Layout, ...] = ()
         self.out_of_fold: dict[int, float] = {}
@@ -151,11 +150,6 @@ class ProbeDetector(TrainedDetector):
                 heads[int(place[1]), int(place[2])] += part
         rest = model.bias + sum(features.values()) - float(heads.sum())
         return Attribution(heads, features, is_exact=True, rest=rest)
-
-    @property
-    def n_parameters(self) -> int | None:
-        """Learnt weights that are not 0, and the bias."""
-        return None if self.model is None else self.model.n_parameters
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the model; describe its columns."""

@@ -55,6 +55,9 @@ class TrainedDetector(Detector, ABC):
     new_field: ClassVar[str] = "config"
     """A field that descriptions of the first edition lack, whose networks cannot be read."""
 
+    model: Any = None
+    """What fitting learned, where that is one object; it counts its parameters."""
+
     def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
         config = config or self.config_class()
         self.config = config if seed is None else config.model_copy(update={"seed": seed})
@@ -83,6 +86,11 @@ class TrainedDetector(Detector, ABC):
         if learned is None:
             raise self.unfitted()
         return learned
+
+    @property
+    def n_parameters(self) -> int | None:
+        """Those of the model."""
+        return None if self.model is None else self.model.n_parameters
 
     @abstractmethod
     def write(self, folder: Path) -> dict[str, Any]:
@@ -202,24 +210,20 @@ def _class_of(values: Mapping[str, Any], folder: Path, given: type[Detector] | s
     if given is None:
         # a class of graphhalu's own needs no path, so one with a path only bears its name
         if name not in DETECTORS or (path is not None and DETECTORS.path(name) is not None):
-            raise _unregistered(name, path, folder)
+            if path is None:
+                raise unknown_name("detector", name, DETECTORS.names())
+            raise UnknownNameError(
+                f"the detector {shown(name)} in {folder} is of the class {shown(path)}, which is not "
+                f"registered: nothing is imported because a file says so\n"
+                f"  Install the plug-in that registers it, or, if you trust it, name the class:  "
+                f"--detector-class module:Class   or   load_detector(folder, detector_class=...)"
+            )
         return DETECTORS.registered(name)
     found = DETECTORS.get(given) if isinstance(given, str) else given
     DETECTORS.check(found, f"detector {shown(given)}")
     if found.card.name != name:
         raise UsageError(f"{folder} holds the detector {shown(name)}, not {found.card.name!r}")
     return found
-
-
-def _unregistered(name: str, path: object, folder: Path) -> UnknownNameError:
-    if path is None:
-        return unknown_name("detector", name, DETECTORS.names())
-    return UnknownNameError(
-        f"the detector {shown(name)} in {folder} is of the class {shown(path)}, which is not "
-        f"registered: nothing is imported because a file says so\n"
-        f"  Install the plug-in that registers it, or, if you trust it, name the class:  "
-        f"--detector-class module:Class   or   load_detector(folder, detector_class=...)"
-    )
 
 
 def write_description(folder: Path, name: str, values: Mapping[str, Any]) -> None:

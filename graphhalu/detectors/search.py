@@ -158,8 +158,13 @@ def first_of_the_best(
     if not folds:
         return 0, None
     aurocs = np.mean([[auroc(row[f.held_out], labels[f.held_out]) for row in logits] for f in folds], axis=0)
-    place = int(np.flatnonzero(aurocs >= aurocs.max() - CLEARLY)[0])
+    place = simplest(aurocs)
     return place, float(aurocs[place])
+
+
+def simplest(aurocs: Float[np.ndarray, "candidate"]) -> int:
+    """The first candidate within 0.001 of the best."""
+    return int(np.flatnonzero(aurocs >= aurocs.max() - CLEARLY)[0])
 
 
 def fit_candidate(side: Side, grid: Grid, candidate: Candidate) -> LinearModel:

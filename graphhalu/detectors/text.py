@@ -197,7 +197,7 @@ class TokenText(TextDetector):
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""
-        sample, folds = training_sample(traces, labels, split.train, self.config, self.card.name)
+        sample, folds = training_sample(traces, labels, split.train, self.config, self.card)
         pairs = zip(sample.traces, sample.tokens, strict=True)
         rows = np.concatenate([neighbours(traces[index])[places] for index, places in pairs])
         self.fit_vectorisers({"token": _token_vectoriser(min_df=self.config.min_count)}, rows)
