@@ -81,7 +81,7 @@ def view(
         serve: Serve the whole store to this machine instead.
         port: With --serve; 0 takes a free one.
     """
-    from graphhalu.features.spec import split_text
+    from graphhalu.features.registry import split_text
     from graphhalu.viewer.build import ViewRequest, make_view
     from graphhalu.viewer.page import write_view
     from graphhalu.viewer.serve import serve as serve_view

@@ -106,8 +106,7 @@ def features(
         per_token: One row a token instead of one a trace.
         out: Parquet file for the table.
     """
-    from graphhalu.features.registry import available_features
-    from graphhalu.features.spec import split_text
+    from graphhalu.features.registry import available_features, split_text
     from graphhalu.features.table import feature_table, summarise, write_features
 
     engine, store = ray.engine(), open_store(traces)
@@ -153,8 +152,7 @@ def compare(
     """
     from graphhalu.evaluation.topology import compare_topology
     from graphhalu.evaluation.training import new_run_folder
-    from graphhalu.graphs.edges import TopK
-    from graphhalu.graphs.recipe import GraphRecipe
+    from graphhalu.graphs.recipe import GraphRecipe, TopK
     from graphhalu.labels.run import named_labels
     from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
 

@@ -4,9 +4,10 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from inspect import isfunction
 from pathlib import Path
 from types import new_class
-from typing import Any, ClassVar, Final, Literal, NamedTuple, Protocol, TypeVar, overload, runtime_checkable
+from typing import Any, ClassVar, Final, Literal, NamedTuple, TypeVar, overload
 
 import numpy as np
 import yaml
@@ -161,16 +162,18 @@ class Detector(ABC):
     """Of the traces that a saved detector was fitted on; ``None`` for one fitted just now."""
 
     @classmethod
-    def variant(cls: type[D], name: str, **attributes: Any) -> type[D]:  # noqa: PYI019 - beartype refuses Self
+    def variant(cls: type[D], name: str, module: str = "", **attributes: Any) -> type[D]:  # noqa: PYI019 - beartype refuses Self
         """A subclass that differs in its card and some class attributes only.
 
         Args:
-            name: Registered name; the class must be assigned to its :func:`class_name` in the
-                module of this class.
-            attributes: Class attributes.
+            name: Registered name; the class must be assigned to its :func:`class_name`.
+            module: Where it is assigned; by default the module of this class.
+            attributes: Class attributes; a function is not bound to the detector.
         """
         card = DetectorCard.of(name)
-        fields = {"__module__": cls.__module__, "__doc__": card.summary, "card": card, **attributes}
+        fields = {"__module__": module or cls.__module__, "__doc__": card.summary, "card": card}
+        for attribute, value in attributes.items():
+            fields[attribute] = staticmethod(value) if isfunction(value) else value
         made: type[D] = new_class(class_name(name), (cls,), exec_body=lambda body: body.update(fields))
         return made
 
@@ -248,12 +251,12 @@ def checked_scores(detector: Detector, scores: object, traces: Sequence[Trace]) 
         lengths = [trace.answer_length for trace in traces]
         n_items, what = sum(lengths), f"answer tokens of {len(traces)} traces"
     if not isinstance(scores, Scores):
-        message = f"{name}: score must return Scores of {n_items} {what}, got {shown(scores)}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(f"{name}: score must return Scores of {n_items} {what}, got {shown(scores)}")
     given = None if scores.lengths is None else np.asarray(scores.lengths).tolist()
     if given != lengths:
-        message = f"{name}: expected scores of {n_items} {what}, got others: lengths {shown(given)}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(
+            f"{name}: expected scores of {n_items} {what}, got others: lengths {shown(given)}"
+        )
     values, is_valid = np.asarray(scores.values), np.asarray(scores.is_valid)
     if values.shape != (n_items,) or is_valid.shape != (n_items,):
         message = f"{name}: expected {n_items} scores, got {values.shape[0] if values.ndim else 1}"
@@ -261,23 +264,14 @@ def checked_scores(detector: Detector, scores: object, traces: Sequence[Trace]) 
             message += f", of shape {values.shape}, and is_valid of shape {is_valid.shape}"
         raise GraphhaluError(message)
     if values.dtype.kind not in "fiub" or is_valid.dtype != np.bool_:
-        message = f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(
+            f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"
+        )
     n_bad = int((~np.isfinite(values[is_valid])).sum())
     if n_bad:
-        message = f"{name}: {n_bad} scores are marked valid and are not finite"
-        raise NonFiniteError(message)
+        raise NonFiniteError(f"{name}: {n_bad} scores are marked valid and are not finite")
     known = np.where(is_valid, values, np.nan).astype(np.float64)
     return Scores(known, is_valid, scores.lengths)
-
-
-@runtime_checkable
-class PartOfTraces(Protocol):
-    """A sequence of traces that knows the larger one it was taken from."""
-
-    @property
-    def pool(self) -> Sequence[Trace]:
-        """All traces, also those beside the chosen ones."""
 
 
 @dataclass(frozen=True)
@@ -297,7 +291,7 @@ class ChosenTraces(Sequence[Trace]):
     @property
     def pool(self) -> Sequence[Trace]:
         """The largest sequence that is known, with the other beams of each question."""
-        return self.traces.pool if isinstance(self.traces, PartOfTraces) else self.traces
+        return self.traces.pool if isinstance(self.traces, ChosenTraces) else self.traces
 
     def __len__(self) -> int:
         return len(self.indices)
@@ -328,14 +322,13 @@ def sibling_traces(traces: Sequence[Trace]) -> list[list[Trace]]:
         traces: The traces to score or to fit on; the test side that a comparison hands to
             :meth:`Detector.score` knows of the store that it is taken from.
     """
-    pool = traces.pool if isinstance(traces, PartOfTraces) else traces
-    places: dict[str, list[tuple[int, int]]] = {}
+    pool = traces.pool if isinstance(traces, ChosenTraces) else traces
+    beams: dict[str, list[tuple[int, int]]] = {}
     for place, trace in enumerate(pool):
         if trace.record.is_on_policy:
-            rank = trace.record.beam_index
-            places.setdefault(trace.record.question_id, []).append((rank, place))
+            beams.setdefault(trace.record.question_id, []).append((trace.record.beam_index, place))
     return [
-        [pool[place] for _, place in sorted(places[trace.record.question_id])]
+        [pool[place] for _, place in sorted(beams[trace.record.question_id])]
         if trace.record.is_on_policy
         else [trace]
         for trace in traces
@@ -343,13 +336,13 @@ def sibling_traces(traces: Sequence[Trace]) -> list[list[Trace]]:
 
 
 def check_classes(
-    labels: Int[np.ndarray, "trace"], name: str, *, n_without: int = 0, way_out: str = ""
+    labels: Int[np.ndarray, "item"], card: DetectorCard, *, n_without: int = 0, way_out: str = ""
 ) -> None:
-    """Refuse training traces of one class.
+    """Refuse training traces, or tokens, of one class.
 
     Args:
-        labels: Of the traces that can be learnt from.
-        name: Of the detector.
+        labels: Of the items that can be learnt from.
+        card: Of the detector.
         n_without: How many traces lack what it reads.
         way_out: What to do, where the usual advice does not help.
 
@@ -358,10 +351,10 @@ def check_classes(
     """
     n_positive = int(labels.sum())
     if n_positive in {0, len(labels)}:
+        items = "traces with a value" if card.level == "answer" else "tokens"
         lack = f"; {n_without} traces lack what it reads" if n_without else ""
-        message = (
-            f"{name} needs both classes on the training side, got {n_positive} hallucinated and "
-            f"{len(labels) - n_positive} correct traces with a value{lack}\n"
+        raise NotEnoughDataError(
+            f"{card.name} needs both classes on the training side, got {n_positive} hallucinated and "
+            f"{len(labels) - n_positive} correct {items}{lack}\n"
             f"  {way_out or 'Label more traces, or change the split'}"
         )
-        raise NotEnoughDataError(message)

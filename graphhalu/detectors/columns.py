@@ -6,13 +6,13 @@ from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from graphhalu.core.config import config_hash
 from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import REMEMBERED, block_columns
-from graphhalu.features.spec import FeatureSpec, reads_beams
+from graphhalu.features.registry import FeatureMatrix, FeatureSpec, reads_beams
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
 
@@ -78,14 +78,16 @@ def columns_of(
             has other columns than expected.
     """
     one_shape(traces)
-    found: dict[str, list[_Piece]] = {str(spec): [] for spec in specs}
-    for placed in _alike_blocks(
-        traces, reads_beams(specs)
-    ):  # all features of a block while its arrays are decoded
+    found: dict[str, list[tuple[PlacedBlock, FeatureMatrix]]] = {str(spec): [] for spec in specs}
+    # all features of a block while its arrays are decoded
+    for placed in _alike_blocks(traces, reads_beams(specs)):
         for spec in specs:
-            piece = None if str(spec) in unused else _piece(placed, spec)
-            if piece is not None:
-                found[str(spec)].append(piece)
+            if str(spec) in unused:
+                continue
+            try:
+                found[str(spec)].append((placed, block_columns(placed.block, (spec,), REMEMBERED)))
+            except TraceNotFoundError:  # all traces of the block lack what the feature reads
+                continue
     known = {layout.feature: layout for layout in expected}
     parts = [_joined(len(traces), key, pieces, known.get(key)) for key, pieces in found.items()]
     return Columns(
@@ -124,47 +126,30 @@ def check_shape(trace: Trace, expected: Mapping[str, Any]) -> None:
     differing = [name for name in COMPARED_FIELDS if came[name] != expected.get(name)]
     if differing:
         told = "; ".join(f"{name} {expected.get(name)}, got {came[name]}" for name in differing)
-        message = (
+        raise DetectorMismatchError(
             f"trace {trace.trace_id!r} has another shape than the detector was fitted on: "
             f"expected {told}\n  Train a detector on traces of that model"
         )
-        raise DetectorMismatchError(message)
 
 
-class _Piece(NamedTuple):
-    """One feature of some of the traces."""
-
-    indices: Int[np.ndarray, "member"]
-    values: Float[np.ndarray, "member column"]
-    names: tuple[str, ...]
-
-
-def _piece(placed: PlacedBlock, spec: FeatureSpec) -> _Piece | None:
-    """A feature of a block, or nothing if its traces do not keep what it reads."""
-    try:
-        columns = block_columns(placed.block, (spec,), REMEMBERED)
-    except TraceNotFoundError:
-        return None
-    return _Piece(placed.indices, columns.values[placed.within], columns.names)
-
-
-def _joined(n_traces: int, feature: str, pieces: Sequence[_Piece], expected: Layout | None) -> Columns:
+def _joined(
+    n_traces: int, feature: str, pieces: Sequence[tuple[PlacedBlock, FeatureMatrix]], expected: Layout | None
+) -> Columns:
     """One feature of all traces; missing for those without a piece."""
     if not pieces:
         n_columns = expected.n_columns if expected else 0
         missing = np.full((n_traces, n_columns), np.nan, dtype=np.float32)
         return Columns(missing, (feature,) * n_columns, (expected,) if expected else ())
-    names = pieces[0].names
+    names = pieces[0][1].columns
     layout = Layout(feature, len(names), _digest(names))
     if expected is not None and layout != expected:
-        message = (
+        raise DetectorMismatchError(
             f"feature {feature!r} has {len(names)} columns from {names[0]!r} on, other than the "
             f"{expected.n_columns} that the detector was fitted on\n  Train it again"
         )
-        raise DetectorMismatchError(message)
     matrix = np.full((n_traces, len(names)), np.nan, dtype=np.float32)
-    for piece in pieces:
-        matrix[piece.indices] = piece.values
+    for placed, columns in pieces:
+        matrix[placed.indices] = columns.values[placed.within]
     return Columns(matrix, names, (layout,))
 
 

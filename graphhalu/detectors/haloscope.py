@@ -2,14 +2,13 @@
 
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import product
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import InnerFold
-from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.linear import Rotation, Scaling, l2_path
 from graphhalu.detectors.probes import ProbeDetector, by_layer
 from graphhalu.detectors.search import Learned, Side
@@ -22,37 +21,36 @@ STRENGTHS: Final = (0.1, 0.3, 1.0)
 _N_LAYERS: Final = 10
 
 
-class Haloscope(ProbeDetector):
-    """A probe of pseudo-labels; true labels only choose between a few subspaces and quantiles.
+def learn_pseudo_labels(side: Side, _: Sequence[InnerFold]) -> Learned:
+    """Learn pseudo-labels; true labels only choose between a few subspaces and quantiles.
 
     At most ten layers, evenly spread, are looked at.
     """
+    layers = by_layer(side.columns)
+    names = list(layers)
+    picked = np.unique(np.linspace(0, len(names) - 1, _N_LAYERS).round().astype(int))
+    best = max(
+        (found for place in picked for found in _subspaces(side, names[place], layers[names[place]])),
+        key=lambda subspace: subspace.auroc,
+    )
+    chosen = layers[best.report["layer"]]
+    scaling = Scaling.of(side.values[:, chosen])
+    rotation = Rotation.of(scaling.apply(side.values[:, chosen]))
+    fitted = [
+        (auroc(rotation.scores @ found.weight, side.labels), quantile, found)
+        for quantile in QUANTILES
+        for found in l2_path(rotation.scores, best.pseudo_labels(quantile), STRENGTHS)
+    ]
+    reached, quantile, solution = max(fitted, key=lambda entry: entry[0])
+    wide = scaling.widened(chosen, side.values.shape[1])
+    model = wide.linear(rotation.columns(solution.weight), solution.bias)
+    report = {**best.report, "quantile": quantile, "membership_auroc": best.auroc, "train_auroc": reached}
+    return Learned(model, np.full(len(side.labels), np.nan), report)
 
-    card: ClassVar[DetectorCard] = DetectorCard.of("haloscope")
-    features: ClassVar[tuple[str, ...]] = ("state_last_answer",)
 
-    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
-        """Choose subspace and quantile by the training labels, learn the pseudo-labels."""
-        layers = by_layer(side.columns)
-        names = list(layers)
-        picked = np.unique(np.linspace(0, len(names) - 1, _N_LAYERS).round().astype(int))
-        best = max(
-            (found for place in picked for found in _subspaces(side, names[place], layers[names[place]])),
-            key=lambda subspace: subspace.auroc,
-        )
-        chosen = layers[best.report["layer"]]
-        scaling = Scaling.of(side.values[:, chosen])
-        rotation = Rotation.of(scaling.apply(side.values[:, chosen]))
-        fitted = [
-            (auroc(rotation.scores @ found.weight, side.labels), quantile, found)
-            for quantile in QUANTILES
-            for found in l2_path(rotation.scores, best.pseudo_labels(quantile), STRENGTHS)
-        ]
-        reached, quantile, solution = max(fitted, key=lambda entry: entry[0])
-        wide = scaling.widened(chosen, side.values.shape[1])
-        model = wide.linear(rotation.columns(solution.weight), solution.bias)
-        report = {**best.report, "quantile": quantile, "membership_auroc": best.auroc, "train_auroc": reached}
-        return Learned(model, np.full(len(side.labels), np.nan), report)
+Haloscope: Final = ProbeDetector.variant(
+    "haloscope", __name__, features=("state_last_answer",), learn=learn_pseudo_labels
+)
 
 
 class Subspace(NamedTuple):

@@ -1,19 +1,16 @@
 """Which model, quantisation and prompt a saved detector belongs to."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
-from pydantic import ConfigDict, TypeAdapter
-
+from graphhalu.core.config import Config
 from graphhalu.core.errors import DetectorMismatchError
 from graphhalu.traces.trace import Trace
 
 _PROMPT: Final = ("template", "chat", "system")
 
 
-@dataclass(frozen=True)
-class Identity:
+class Identity(Config):
     """What the traces that a detector was fitted on were made with.
 
     Attributes:
@@ -30,8 +27,6 @@ class Identity:
             empty where the store does not have it.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
     model: str | None
     source: str | None
     revision: str | None
@@ -39,9 +34,9 @@ class Identity:
     quantization: str | None
     prompt: Mapping[str, Any]
     capture: Mapping[str, Any]
-    generation: Mapping[str, Any] = field(default_factory=dict)
+    generation: Mapping[str, Any] = {}
     dtype: str | None = None
-    config: Mapping[str, Any] = field(default_factory=dict)
+    config: Mapping[str, Any] = {}
 
     @classmethod
     def of(cls, configuration: Mapping[str, Any], config: Mapping[str, Any] | None = None) -> "Identity":
@@ -51,19 +46,15 @@ class Identity:
             configuration: What decides the content of the traces.
             config: The whole configuration of the extraction, if it is known.
         """
-        model = configuration.get("model") or {}
-        prompt = configuration.get("prompt") or {}
+        model, prompt = (configuration.get(part) or {} for part in ("model", "prompt"))
+        names = ("source", "revision", "weights", "quantization", "dtype")
         return cls(
             model=model.get("name"),
-            source=model.get("source"),
-            revision=model.get("revision"),
-            weights=model.get("weights"),
-            quantization=model.get("quantization"),
+            **{name: model.get(name) for name in names},
             prompt={name: prompt.get(name) for name in _PROMPT},
-            capture=dict(configuration.get("capture") or {}),
-            generation=dict(configuration.get("generation") or {}),
-            dtype=model.get("dtype"),
-            config=dict(config or {}),
+            capture=configuration.get("capture") or {},
+            generation=configuration.get("generation") or {},
+            config=config or {},
         )
 
     @classmethod
@@ -74,22 +65,6 @@ class Identity:
             return cls.of(configuration, getattr(traces, "provenance", {}).get("config"))
         inner = getattr(traces, "traces", None)
         return cls.of_traces(inner) if isinstance(inner, Sequence) else None
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Identity":
-        """Inverse of :meth:`to_json`.
-
-        Raises:
-            TypeError: If fields are missing, unknown or of another type.
-        """
-        try:
-            return TypeAdapter(cls).validate_python(dict(values))
-        except ValueError as error:
-            raise TypeError(str(error)) from None
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return asdict(self)
 
     def check(self, other: "Identity") -> None:
         """Refuse traces that were made with something else.
@@ -106,12 +81,11 @@ class Identity:
         told = [f"{name}: {fitted!r}, got {came!r}" for name, fitted, came in pairs if fitted != came]
         if told:
             listed = "\n  ".join(told)
-            message = (
+            raise DetectorMismatchError(
                 f"the detector was fitted on traces of {self.model!r}, these come from "
                 f"{other.model!r} or were made otherwise:\n  {listed}\n"
                 f"  Train a detector on traces like these:  graphhalu train"
             )
-            raise DetectorMismatchError(message)
 
 
 def check_identity(fitted: Identity | None, traces: Sequence[Trace]) -> None:

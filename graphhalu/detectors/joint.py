@@ -2,14 +2,13 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import ClassVar, Final
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float
 from scipy.linalg import cholesky, solve_triangular
 
 from graphhalu.core.splits import InnerFold
-from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.linear import Scaling, l2_path
 from graphhalu.detectors.probes import LIKELIHOOD, STATES, ProbeDetector
 from graphhalu.detectors.search import Learned, Side, first_of_the_best
@@ -42,40 +41,42 @@ STRENGTHS: Final = (1.0, 3.0, 10.0, 30.0, 100.0)
 _JITTER: Final = 1e-6
 
 
-class JointProbe(ProbeDetector):
-    """Every layer, head and hidden state in one linear map."""
+def learn_jointly(side: Side, folds: Sequence[InnerFold]) -> Learned:
+    """Every layer, head and hidden state in one linear map: choose shares and penalty, then fit."""
+    scaling = Scaling.of(side.values)
+    scaled = scaling.apply(side.values, np.float32)
+    used = [column for column, is_used in zip(side.columns, scaling.is_used, strict=True) if is_used]
+    roots = [np.sqrt(_shares(used, mix)) for mix in MIXES]
+    # labels play no part in the coordinates, so the same ones serve all folds
+    coordinates = [_coordinates(scaled * root) for root in roots]
+    logits = np.full((len(MIXES), len(STRENGTHS), len(scaled)), np.nan)
+    for place, factor in enumerate(coordinates):
+        for train, held_out in folds:
+            path = l2_path(factor[train], side.labels[train], STRENGTHS)
+            logits[place][:, held_out] = [found.logits(factor[held_out]) for found in path]
+    flat = logits.reshape(-1, len(scaled))
+    best, inner_auroc = first_of_the_best(flat, side.labels, folds)
+    mix, strength = divmod(best, len(STRENGTHS))
+    found = l2_path(coordinates[mix], side.labels, STRENGTHS[: strength + 1])[-1]
+    of_trace = solve_triangular(coordinates[mix], found.weight, lower=True, trans="T", check_finite=False)
+    model = scaling.linear(np.square(roots[mix]) * (scaled.T @ of_trace), found.bias)
+    report = {
+        "shares": MIXES[mix],
+        "strength": STRENGTHS[strength],
+        "n_folds": len(folds),
+        "n_candidates": len(flat),
+        "inner_auroc": inner_auroc,
+        "n_columns": len(used),
+    }
+    return Learned(model, flat[best], report)
 
-    card: ClassVar[DetectorCard] = DetectorCard.of("joint-probe")
-    features: ClassVar[tuple[str, ...]] = tuple(name for names in FAMILIES.values() for name in names)
 
-    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
-        """Choose shares and penalty, then fit on the whole training side."""
-        scaling = Scaling.of(side.values)
-        scaled = scaling.apply(side.values, np.float32)
-        used = [column for column, is_used in zip(side.columns, scaling.is_used, strict=True) if is_used]
-        roots = [np.sqrt(_shares(used, mix)) for mix in MIXES]
-        # labels play no part in the coordinates, so the same ones serve all folds
-        coordinates = [_coordinates(scaled * root) for root in roots]
-        logits = np.full((len(MIXES), len(STRENGTHS), len(scaled)), np.nan)
-        for place, factor in enumerate(coordinates):
-            for train, held_out in folds:
-                path = l2_path(factor[train], side.labels[train], STRENGTHS)
-                logits[place][:, held_out] = [found.logits(factor[held_out]) for found in path]
-        flat = logits.reshape(-1, len(scaled))
-        best, inner_auroc = first_of_the_best(flat, side.labels, folds)
-        mix, strength = divmod(best, len(STRENGTHS))
-        found = l2_path(coordinates[mix], side.labels, STRENGTHS[: strength + 1])[-1]
-        of_trace = solve_triangular(coordinates[mix], found.weight, lower=True, trans="T", check_finite=False)
-        model = scaling.linear(np.square(roots[mix]) * (scaled.T @ of_trace), found.bias)
-        report = {
-            "shares": MIXES[mix],
-            "strength": STRENGTHS[strength],
-            "n_folds": len(folds),
-            "n_candidates": len(flat),
-            "inner_auroc": inner_auroc,
-            "n_columns": len(used),
-        }
-        return Learned(model, flat[best], report)
+JointProbe: Final = ProbeDetector.variant(
+    "joint-probe",
+    __name__,
+    features=tuple(name for names in FAMILIES.values() for name in names),
+    learn=learn_jointly,
+)
 
 
 def _coordinates(values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace trace"]:

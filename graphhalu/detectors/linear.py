@@ -150,8 +150,7 @@ class LinearModel:
         """
         shapes = {name: arrays[name].shape for name in ("median", "mean", "weight", "is_used")}
         if set(shapes.values()) != {(arrays["weight"].size,)}:
-            message = f"arrays of one length expected, got {shapes}"
-            raise ValueError(message)
+            raise ValueError(f"arrays of one length expected, got {shapes}")
         median, mean, weight = (arrays[name] for name in ("median", "mean", "weight"))
         return cls(median, mean, weight, arrays["is_used"], float(arrays["bias"][0]))
 

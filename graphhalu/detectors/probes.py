@@ -1,7 +1,6 @@
 """Probes: detectors that learn one weight a column of features."""
 
 import re
-from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -12,14 +11,13 @@ from jaxtyping import Int, Shaped
 from pydantic import Field
 
 from graphhalu.core.splits import InnerFold, Split
-from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, DetectorCard, Scores, check_classes
+from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, Scores, check_classes
 from graphhalu.detectors.columns import Layout, check_shape, columns_of, describe_shape, one_shape
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.linear import LinearModel
-from graphhalu.detectors.saved import read_arrays, write_arrays
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Learned, Side, choose_heads, folds_of, search
-from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -64,6 +62,11 @@ class ProbeDetector(TrainedDetector):
     saved_fields: ClassVar[tuple[str, ...]] = ("config", "columns", "model_shape")
     features: ClassVar[tuple[str, ...]]
     """Features that make the columns, as ``name`` or ``name[k=25]``."""
+    learn: ClassVar[Callable[[Side, Sequence[InnerFold]], Learned]]
+    """Chooses and fits on the training traces with a known column, given folds of them; there are no
+    folds if there are too few traces."""
+    is_shuffled: ClassVar[bool] = False
+    """Whether labels are shuffled among questions, as a control."""
     model_class: ClassVar[Any] = LinearModel
     """What is learnt; of the same methods as a :class:`LinearModel`, without its parts."""
     stops_by_validation: ClassVar[bool] = False
@@ -73,7 +76,6 @@ class ProbeDetector(TrainedDetector):
 
     def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
         super().__init__(seed, config)
-        self.model: Any = None
         self.shape: dict[str, Any] = {}
         self.layout: tuple[Layout, ...] = ()
         self.out_of_fold: dict[int, float] = {}
@@ -84,16 +86,6 @@ class ProbeDetector(TrainedDetector):
         """Features that make the columns."""
         return tuple(map(FeatureSpec.parse, cls.features))
 
-    @abstractmethod
-    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
-        """Choose and fit on the training side.
-
-        Args:
-            side: Training traces with at least one known column.
-            folds: Of these traces; none if there are too few.
-            validation: For a network that stops early by it; ``None`` for all others.
-        """
-
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the valid labels of ``split.train``.
 
@@ -101,16 +93,18 @@ class ProbeDetector(TrainedDetector):
         """
         chosen = ChosenTraces.labelled(traces, labels, split.train)
         kept = np.array(chosen.indices, dtype=np.int64)
-        check_classes(labels.values[kept], self.card.name)
+        check_classes(labels.values[kept], self.card)
         side, layout, used = self._side(chosen, labels.values[kept])
-        check_classes(side.labels, self.card.name, n_without=len(kept) - len(used))
-        folds = folds_of(side.labels, side.groups, n_folds=self.config.n_folds, seed=self.config.seed)
-        validation = None
+        check_classes(side.labels, self.card, n_without=len(kept) - len(used))
+        seed = self.config.seed
+        if self.is_shuffled:
+            side = replace(side, labels=shuffled_by_group(side.labels, side.groups, seed=seed))
         others = ChosenTraces.labelled(traces, labels, split.validation)
         if self.stops_by_validation and len(others):
-            places = np.array(others.indices, dtype=np.int64)
-            validation = self._side(others, labels.values[places], layout)[0]
-        learned = self.learn(side, folds, validation)
+            held_out = labels.values[np.array(others.indices, dtype=np.int64)]
+            side = replace(side, validation=self._side(others, held_out, layout)[0])
+        folds = folds_of(side.labels, side.groups, n_folds=self.config.n_folds, seed=seed)
+        learned = type(self).learn(side, folds)
         self.model, self.layout = learned.model, layout
         self.shape = describe_shape(chosen[0].shape)
         self.out_of_fold = dict(zip(kept[used].tolist(), learned.out_of_fold.tolist(), strict=True))
@@ -157,11 +151,6 @@ class ProbeDetector(TrainedDetector):
         rest = model.bias + sum(features.values()) - float(heads.sum())
         return Attribution(heads, features, is_exact=True, rest=rest)
 
-    @property
-    def n_parameters(self) -> int | None:
-        """Learnt weights that are not 0, and the bias."""
-        return None if self.model is None else self.model.n_parameters
-
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the model; describe its columns."""
         write_arrays(folder, self.fitted(self.model).arrays())
@@ -175,8 +164,7 @@ class ProbeDetector(TrainedDetector):
         self.layout = tuple(Layout(**entry) for entry in values["columns"])
         n_columns = sum(entry.n_columns for entry in self.layout)
         if len(self.model.is_used) != n_columns:
-            message = f"{len(self.model.is_used)} weights for {n_columns} columns"
-            raise ValueError(message)
+            raise ValueError(f"{len(self.model.is_used)} weights for {n_columns} columns")
 
     def _side(
         self, traces: Sequence[Trace], labels: Int[np.ndarray, "trace"], expected: Sequence[Layout] = ()
@@ -185,7 +173,7 @@ class ProbeDetector(TrainedDetector):
         columns = columns_of(traces, self.specs(), expected)
         used = np.flatnonzero(np.isfinite(columns.values).any(axis=1))
         groups = question_groups([traces[int(place)] for place in used]) if len(used) else used
-        side = Side(columns.values[used], columns.names, labels[used], groups)
+        side = Side(columns.values[used], columns.names, labels[used], groups, self.config.seed)
         return side, columns.layout, used
 
     def _unused(self) -> frozenset[str]:
@@ -193,17 +181,6 @@ class ProbeDetector(TrainedDetector):
         ends = np.cumsum([entry.n_columns for entry in self.layout])
         parts = zip(self.layout, np.split(self.model.is_used, ends[:-1]), strict=True)
         return frozenset(entry.feature for entry, is_used in parts if not is_used.any())
-
-
-class LogisticProbe(ProbeDetector):
-    """A logistic probe whose columns, components and penalty are chosen together."""
-
-    grid: ClassVar[Callable[[Sequence[str]], Grid]]
-    """What it chooses from, given the names of the columns."""
-
-    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
-        """Search the grid."""
-        return search(side, type(self).grid(side.columns), folds)
 
 
 def all_columns(columns: Sequence[str]) -> Views:
@@ -226,29 +203,30 @@ def by_layer(columns: Sequence[str]) -> Views:
     return {name: np.array(places) for name, places in found.items()}
 
 
-def plain_grid(columns: Sequence[str]) -> Grid:
+def learn_plain(side: Side, folds: Sequence[InnerFold]) -> Learned:
     """Every column, L2."""
-    return Grid(all_columns(columns))
+    return search(side, Grid(all_columns(side.columns)), folds)
 
 
-def pca_grid(columns: Sequence[str]) -> Grid:
+def learn_pca(side: Side, folds: Sequence[InnerFold]) -> Learned:
     """Every column, principal components, L2."""
-    return Grid(all_columns(columns), components=(16, 64, ALL_COMPONENTS))
+    return search(side, Grid(all_columns(side.columns), components=(16, 64, ALL_COMPONENTS)), folds)
 
 
-def ranked_l1_grid(columns: Sequence[str]) -> Grid:
+def learn_sparse(side: Side, folds: Sequence[InnerFold]) -> Learned:
     """The largest 1, 5, 10 or 25 entries of each head, L1."""
-    return Grid(by_rank(columns, (1, 5, 10, 25)), penalty="l1")
+    return search(side, Grid(by_rank(side.columns, (1, 5, 10, 25)), penalty="l1"), folds)
 
 
-def ranked_pca_grid(columns: Sequence[str]) -> Grid:
+def learn_ranked(side: Side, folds: Sequence[InnerFold]) -> Learned:
     """The largest 5, 10, 25 or 50 entries of each head, principal components, L2."""
-    return Grid(by_rank(columns, (5, 10, 25, 50)), components=(64, ALL_COMPONENTS))
+    return search(side, Grid(by_rank(side.columns, (5, 10, 25, 50)), components=(64, ALL_COMPONENTS)), folds)
 
 
-def one_layer_grid(columns: Sequence[str]) -> Grid:
+def learn_one_layer(side: Side, folds: Sequence[InnerFold]) -> Learned:
     """One layer and position, principal components, L2."""
-    return Grid(by_layer(columns), components=(64, ALL_COMPONENTS), n_screened=3)
+    grid = Grid(by_layer(side.columns), components=(64, ALL_COMPONENTS), n_screened=3)
+    return search(side, grid, folds)
 
 
 _SINKS: Final = ("sink_mass_k1", "sink_mass_k4")
@@ -266,50 +244,29 @@ _SHIFTS: Final = (
 )
 _SUMMARIES: Final = ("rauq", "hidden_norm", "hidden_score", "hidden_effective_rank")
 
-SinkProbeHeads: Final = LogisticProbe.variant("sink-probe-heads", features=_SINKS, grid=pca_grid)
-Sinkprobe: Final = LogisticProbe.variant("sinkprobe", features=("received_top[k=25]",), grid=ranked_l1_grid)
-Lapeigvals: Final = LogisticProbe.variant("lapeigvals", features=("lapeig_top[k=50]",), grid=ranked_pca_grid)
-Attneigvals: Final = LogisticProbe.variant(
-    "attneigvals", features=("attneig_top[k=50]",), grid=ranked_pca_grid
+SinkProbeHeads: Final = ProbeDetector.variant("sink-probe-heads", features=_SINKS, learn=learn_pca)
+Sinkprobe: Final = ProbeDetector.variant("sinkprobe", features=("received_top[k=25]",), learn=learn_sparse)
+Lapeigvals: Final = ProbeDetector.variant("lapeigvals", features=("lapeig_top[k=50]",), learn=learn_ranked)
+Attneigvals: Final = ProbeDetector.variant("attneigvals", features=("attneig_top[k=50]",), learn=learn_ranked)
+AttnLogdetHeads: Final = ProbeDetector.variant(
+    "attn-logdet-heads", features=("self_attention_log",), learn=learn_pca
 )
-AttnLogdetHeads: Final = LogisticProbe.variant(
-    "attn-logdet-heads", features=("self_attention_log",), grid=pca_grid
+Lookback: Final = ProbeDetector.variant("lookback", features=("lookback_ratio",), learn=learn_plain)
+InstabilityProbe: Final = ProbeDetector.variant(
+    "instability-probe", features=(*_INSTABILITY, "layer_std_sink"), learn=learn_pca
 )
-Lookback: Final = LogisticProbe.variant("lookback", features=("lookback_ratio",), grid=plain_grid)
-InstabilityProbe: Final = LogisticProbe.variant(
-    "instability-probe", features=(*_INSTABILITY, "layer_std_sink"), grid=pca_grid
+EntropyHeads: Final = ProbeDetector.variant("entropy-heads", features=_ENTROPY, learn=learn_pca)
+LikelihoodProbe: Final = ProbeDetector.variant("likelihood-probe", features=LIKELIHOOD, learn=learn_plain)
+HiddenProbe: Final = ProbeDetector.variant("hidden-probe", features=STATES, learn=learn_one_layer)
+Hallushift: Final = ProbeDetector.variant("hallushift", features=(*_SHIFTS, *LIKELIHOOD), learn=learn_pca)
+Icr: Final = ProbeDetector.variant("icr", features=("icr",), learn=learn_pca)
+Summaries: Final = ProbeDetector.variant("summaries", features=_SUMMARIES, learn=learn_plain)
+
+
+Toha: Final = ProbeDetector.variant("toha", features=("mst_divergence",), learn=choose_heads)
+ShuffledLabels: Final = ProbeDetector.variant(
+    "shuffled-labels", features=_SINKS, learn=learn_pca, is_shuffled=True
 )
-EntropyHeads: Final = LogisticProbe.variant("entropy-heads", features=_ENTROPY, grid=pca_grid)
-LikelihoodProbe: Final = LogisticProbe.variant("likelihood-probe", features=LIKELIHOOD, grid=plain_grid)
-HiddenProbe: Final = LogisticProbe.variant("hidden-probe", features=STATES, grid=one_layer_grid)
-Hallushift: Final = LogisticProbe.variant("hallushift", features=(*_SHIFTS, *LIKELIHOOD), grid=pca_grid)
-Icr: Final = LogisticProbe.variant("icr", features=("icr",), grid=pca_grid)
-Summaries: Final = LogisticProbe.variant("summaries", features=_SUMMARIES, grid=plain_grid)
-
-
-class Toha(ProbeDetector):
-    """Mean spanning-tree divergence of a few chosen heads."""
-
-    card: ClassVar[DetectorCard] = DetectorCard.of("toha")
-    features: ClassVar[tuple[str, ...]] = ("mst_divergence",)
-
-    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
-        """Rank heads and choose how many."""
-        return choose_heads(side, folds)
-
-
-class ShuffledLabels(LogisticProbe):
-    """Control: the per-head sink probe on labels shuffled among questions."""
-
-    card: ClassVar[DetectorCard] = DetectorCard.of("shuffled-labels")
-    features: ClassVar[tuple[str, ...]] = _SINKS
-    grid: ClassVar[Callable[[Sequence[str]], Grid]] = pca_grid
-
-    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
-        """Shuffle, then search as the probe does."""
-        labels = shuffled_by_group(side.labels, side.groups, seed=self.config.seed)
-        anew = folds_of(labels, side.groups, n_folds=self.config.n_folds, seed=self.config.seed)
-        return super().learn(replace(side, labels=labels), anew, None)
 
 
 def shuffled_by_group(

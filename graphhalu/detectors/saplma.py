@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from itertools import pairwise
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import torch
@@ -13,7 +13,6 @@ from torch import nn
 
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import InnerFold
-from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.linear import Scaling
 from graphhalu.detectors.probes import ProbeDetector, by_layer
 from graphhalu.detectors.search import Learned, Side
@@ -79,28 +78,31 @@ class NetworkModel(NamedTuple):
         return cls(scaling, network)
 
 
-class Saplma(ProbeDetector):
-    """A feed-forward network on the hidden state of the last token."""
+def learn_network(side: Side, _: Sequence[InnerFold]) -> Learned:
+    """Train on the side; the epoch is that of the best AUROC on the validation traces."""
+    views = by_layer(side.columns)
+    layer = list(views)[len(views) // 2]
+    scaling = Scaling.of(side.values[:, views[layer]]).widened(views[layer], side.values.shape[1])
+    held_out = side.validation
+    if held_out is None or len(np.unique(held_out.labels)) < 2:  # noqa: PLR2004
+        held_out = side
+    network, report = train(
+        (scaling.apply(side.values), side.labels),
+        (scaling.apply(held_out.values), held_out.labels),
+        seed=side.seed,
+    )
+    model = NetworkModel(scaling, network)
+    return Learned(model, np.full(len(side.labels), np.nan), {"layer": layer, **report})
 
-    card: ClassVar[DetectorCard] = DetectorCard.of("saplma")
-    features: ClassVar[tuple[str, ...]] = ("state_last_answer",)
-    model_class: ClassVar[Any] = NetworkModel
-    stops_by_validation: ClassVar[bool] = True
 
-    def learn(self, side: Side, folds: Sequence[InnerFold], validation: Side | None) -> Learned:
-        """Train on the side; the epoch is that of the best validation AUROC."""
-        views = by_layer(side.columns)
-        layer = list(views)[len(views) // 2]
-        scaling = Scaling.of(side.values[:, views[layer]]).widened(views[layer], side.values.shape[1])
-        is_usable = validation is not None and len(np.unique(validation.labels)) > 1
-        held_out = validation if validation is not None and is_usable else side
-        network, report = train(
-            (scaling.apply(side.values), side.labels),
-            (scaling.apply(held_out.values), held_out.labels),
-            seed=self.config.seed,
-        )
-        model = NetworkModel(scaling, network)
-        return Learned(model, np.full(len(side.labels), np.nan), {"layer": layer, **report})
+Saplma: Final = ProbeDetector.variant(
+    "saplma",
+    __name__,
+    features=("state_last_answer",),
+    learn=learn_network,
+    model_class=NetworkModel,
+    stops_by_validation=True,
+)
 
 
 def train(

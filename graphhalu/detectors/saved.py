@@ -1,11 +1,13 @@
-"""A trained detector on disk: ``detector.json``, and ``model.safetensors`` where it has weights."""
+"""Detectors with settings and a seed, on disk: ``detector.json``, and ``model.safetensors`` for weights."""
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Annotated, Any, ClassVar, Final, TypeVar
 
 import numpy as np
+from pydantic import Field
 from safetensors import SafetensorError
 from safetensors.numpy import load_file as load_numpy
 from safetensors.numpy import save_file as save_numpy
@@ -13,6 +15,7 @@ from safetensors.torch import load_file as load_torch
 from safetensors.torch import save_file as save_torch
 from torch import Tensor
 
+from graphhalu.core.config import Config, load_config
 from graphhalu.core.errors import DataFileError, GraphhaluError, UnknownNameError, UsageError
 from graphhalu.core.files import read_json_object, reading, reason_of, shown
 from graphhalu.core.numerics import json_ready
@@ -31,6 +34,119 @@ DESCRIPTION_FILE: Final = "detector.json"
 WEIGHTS_FILE: Final = "model.safetensors"
 
 
+class TrainedConfig(Config):
+    """Settings of every trained detector."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of folds within the training side, of samples and of weights."""
+
+
+class TrainedDetector(Detector, ABC):
+    """A detector with settings, whose files are a description and what :meth:`write` puts beside it.
+
+    Args:
+        seed: By default that of the configuration.
+        config: Settings.
+    """
+
+    config_class: ClassVar[type[TrainedConfig]] = TrainedConfig
+    saved_fields: ClassVar[tuple[str, ...]] = ("config",)
+    """Fields that a description must hold."""
+    new_field: ClassVar[str] = "config"
+    """A field that descriptions of the first edition lack, whose networks cannot be read."""
+
+    model: Any = None
+    """What fitting learned, where that is one object; it counts its parameters."""
+
+    def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
+        config = config or self.config_class()
+        self.config = config if seed is None else config.model_copy(update={"seed": seed})
+        self.training_report: dict[str, Any] = {}
+
+    @classmethod
+    def settings(cls, **values: Any) -> dict[str, Any]:
+        """Arguments of the constructor from plain values, as YAML or ``--set`` gives them.
+
+        Raises:
+            ConfigError: If a field is unknown or a value does not validate.
+        """
+        config = load_config(cls.config_class, None, values)
+        return {"seed": config.seed, "config": config}
+
+    def unfitted(self) -> UsageError:
+        """The error for a score before a fit."""
+        return UsageError(f"{self.card.name} is not fitted: call fit first, or load a saved one")
+
+    def fitted(self, learned: T | None) -> T:
+        """What fitting learned.
+
+        Raises:
+            UsageError: If it is missing.
+        """
+        if learned is None:
+            raise self.unfitted()
+        return learned
+
+    @property
+    def n_parameters(self) -> int | None:
+        """Those of the model."""
+        return None if self.model is None else self.model.n_parameters
+
+    @abstractmethod
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write arrays into an existing folder; return fields of the description.
+
+        Raises:
+            UsageError: If the detector is not fitted.
+        """
+
+    @abstractmethod
+    def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
+        """Inverse of :meth:`write`.
+
+        Raises:
+            DataFileError: If a file cannot be read.
+            KeyError: If an array is missing.
+            RuntimeError: If weights do not fit a network.
+            TypeError: If a value is of another type.
+            ValueError: If arrays and values do not fit each other.
+        """
+
+    def save(self, folder: Path) -> None:
+        """Write the settings, and everything else that is needed to score."""
+        values = {
+            "config": self.config.model_dump(mode="json"),
+            **self.write(folder),
+            "training": self.training_report,
+        }
+        write_description(folder, self.card.name, values)
+
+    @classmethod
+    def load(cls, folder: Path) -> Detector:
+        """Read what :meth:`save` wrote.
+
+        Raises:
+            DataFileError: If the files cannot be read, do not fit each other, or are of the first edition.
+        """
+        values, name = read_description(folder, cls.card.name), cls.card.name
+        if cls.new_field not in values and cls.new_field != "config":
+            raise DataFileError(
+                f"the {name} in {folder} was trained by an earlier edition, whose network is gone\n"
+                f"  Train it again:  graphhalu train {name}"
+            )
+        for field in cls.saved_fields:
+            required(values, field, folder)
+        try:
+            detector = cls(**cls.settings(**values.get("config", {})))
+            detector.restore(folder, values)
+        except DataFileError:
+            raise
+        except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+            raise damaged(folder, error) from None
+        detector.training_report = dict(values.get("training") or {})
+        return detector
+
+
 def save_detector(detector: Detector, folder: Path, identity: Identity | None = None) -> None:
     """Write a fitted detector, with the model, quantisation and prompt that it belongs to.
 
@@ -41,21 +157,15 @@ def save_detector(detector: Detector, folder: Path, identity: Identity | None = 
     """
     folder.mkdir(parents=True, exist_ok=True)
     detector.save(folder)
+    added: dict[str, Any] = {}
     path = class_path(type(detector))
     if DETECTORS.path(detector.card.name) != path:
-        _add(folder, "class", path)
+        added["class"] = path
     if identity is not None:
-        add_identity(folder, identity)
-
-
-def add_identity(folder: Path, identity: Identity) -> None:
-    """Say in ``detector.json`` which traces a saved detector was fitted on."""
-    _add(folder, "identity", identity.to_json())
-
-
-def _add(folder: Path, field: str, value: Any) -> None:
-    values = {**_read_json(folder / DESCRIPTION_FILE), field: value}
-    _write_json(folder / DESCRIPTION_FILE, values)
+        added["identity"] = identity.model_dump()
+    if added:
+        description = folder / DESCRIPTION_FILE
+        _write_json(description, {**_read_json(description), **added})
 
 
 def load_detector(
@@ -79,15 +189,17 @@ def load_detector(
     """
     values = read_description(folder)
     kind = _class_of(values, folder, detector_class)
-    identity = read_identity(values, folder)
+    try:
+        identity = None if values.get("identity") is None else Identity.model_validate(values["identity"])
+    except ValueError as error:
+        raise damaged(folder, error) from None
     if traces is not None:
         check_identity(identity, traces)
     what = f"the detector in {folder} does not fit its own description"
     with reading(what, also=(RuntimeError, SafetensorError)):
         detector: object = kind.load(folder)
     if not isinstance(detector, Detector):
-        message = f"{class_path(kind)}.load must return the detector, got {shown(detector)}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(f"{class_path(kind)}.load must return the detector, got {shown(detector)}")
     detector.identity = identity
     return detector
 
@@ -98,39 +210,20 @@ def _class_of(values: Mapping[str, Any], folder: Path, given: type[Detector] | s
     if given is None:
         # a class of graphhalu's own needs no path, so one with a path only bears its name
         if name not in DETECTORS or (path is not None and DETECTORS.path(name) is not None):
-            raise _unregistered(name, path, folder)
+            if path is None:
+                raise unknown_name("detector", name, DETECTORS.names())
+            raise UnknownNameError(
+                f"the detector {shown(name)} in {folder} is of the class {shown(path)}, which is not "
+                f"registered: nothing is imported because a file says so\n"
+                f"  Install the plug-in that registers it, or, if you trust it, name the class:  "
+                f"--detector-class module:Class   or   load_detector(folder, detector_class=...)"
+            )
         return DETECTORS.registered(name)
     found = DETECTORS.get(given) if isinstance(given, str) else given
     DETECTORS.check(found, f"detector {shown(given)}")
     if found.card.name != name:
-        message = f"{folder} holds the detector {shown(name)}, not {found.card.name!r}"
-        raise UsageError(message)
+        raise UsageError(f"{folder} holds the detector {shown(name)}, not {found.card.name!r}")
     return found
-
-
-def _unregistered(name: str, path: object, folder: Path) -> UnknownNameError:
-    if path is None:
-        return unknown_name("detector", name, DETECTORS.names())
-    return UnknownNameError(
-        f"the detector {shown(name)} in {folder} is of the class {shown(path)}, which is not "
-        f"registered: nothing is imported because a file says so\n"
-        f"  Install the plug-in that registers it, or, if you trust it, name the class:  "
-        f"--detector-class module:Class   or   load_detector(folder, detector_class=...)"
-    )
-
-
-def read_identity(values: Mapping[str, Any], folder: Path) -> Identity | None:
-    """What a description says of the traces that its detector was fitted on, if it says it.
-
-    Raises:
-        DataFileError: If it says it in another form.
-    """
-    if values.get("identity") is None:
-        return None
-    try:
-        return Identity.from_json(values["identity"])
-    except TypeError as error:
-        raise damaged(folder, error) from None
 
 
 def write_description(folder: Path, name: str, values: Mapping[str, Any]) -> None:
@@ -154,22 +247,19 @@ def read_description(folder: Path, name: str | None = None) -> dict[str, Any]:
     path = folder / DESCRIPTION_FILE
     values = _read_json(path)
     if values.get("format") != FORMAT or not isinstance(values.get("name"), str):
-        message = f"{path} does not describe a detector: format {shown(values.get('format'))}"
-        raise DataFileError(message)
+        raise DataFileError(f"{path} does not describe a detector: format {shown(values.get('format'))}")
     version = values.get("format_version")
     if not isinstance(version, int) or not 1 <= version <= FORMAT_VERSION:
-        message = (
+        raise DataFileError(
             f"{path} has format version {shown(version)}, this graphhalu reads up to "
             f"{FORMAT_VERSION}\n"
             f"  Install a newer graphhalu, or train the detector again"
         )
-        raise DataFileError(message)
     if name is not None and values["name"] != name:
-        message = (
+        raise UsageError(
             f"{folder} holds the detector {values['name']!r}, not {name!r}\n"
             f"  load_detector(folder) finds the class by itself"
         )
-        raise UsageError(message)
     return values
 
 
@@ -180,30 +270,14 @@ def required(values: Mapping[str, Any], key: str, folder: Path) -> Any:
         DataFileError: If it is missing.
     """
     if key not in values:
-        message = f"{folder / DESCRIPTION_FILE} lacks {key!r}; train the detector again"
-        raise DataFileError(message)
+        raise DataFileError(f"{folder / DESCRIPTION_FILE} lacks {key!r}; train the detector again")
     return values[key]
-
-
-def require_this_edition(values: Mapping[str, Any], key: str, name: str, folder: Path) -> None:
-    """Refuse a graph detector of the first edition, whose description lacks a key.
-
-    Raises:
-        DataFileError: Says how to train it again.
-    """
-    if key not in values:
-        message = (
-            f"the {name} in {folder} was trained by an earlier edition, whose network is gone\n"
-            f"  Train it again:  graphhalu train {name}"
-        )
-        raise DataFileError(message)
 
 
 def write_weights(folder: Path, weights: Mapping[str, Tensor]) -> None:
     """Write ``model.safetensors``."""
     folder.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: value.contiguous() for name, value in weights.items()}
-    save_torch(contiguous, folder / WEIGHTS_FILE)
+    save_torch({name: value.contiguous() for name, value in weights.items()}, folder / WEIGHTS_FILE)
 
 
 def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
@@ -214,34 +288,26 @@ def write_arrays(folder: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(folder: Path) -> dict[str, np.ndarray]:
-    """Read ``model.safetensors`` as arrays.
+    """Read ``model.safetensors`` as arrays; nothing in it can run.
 
     Raises:
         DataFileError: If the file is missing or damaged.
     """
-    return _read_safetensors(folder, load_numpy)
+    path = folder / WEIGHTS_FILE
+    with reading(f"{path} cannot be read", also=(SafetensorError,), way_out="Train the detector again"):
+        return load_numpy(path)
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """Read ``model.safetensors``; nothing in it can run.
-
-    Raises:
-        DataFileError: If the file is missing or damaged.
-    """
-    return _read_safetensors(folder, load_torch)
-
-
-def _read_safetensors(folder: Path, load: Callable[[Path], dict[str, T]]) -> dict[str, T]:
+    """As :func:`read_arrays`, as tensors."""
     path = folder / WEIGHTS_FILE
-    way_out = "Train the detector again"
-    with reading(f"{path} cannot be read", also=(SafetensorError,), way_out=way_out):
-        return load(path)
+    with reading(f"{path} cannot be read", also=(SafetensorError,), way_out="Train the detector again"):
+        return load_torch(path)
 
 
 def damaged(folder: Path, error: Exception) -> GraphhaluError:
     """The error for files that are readable and do not fit each other."""
-    detail = reason_of(error)
-    return DataFileError(f"the detector in {folder} does not fit its own description: {detail}")
+    return DataFileError(f"the detector in {folder} does not fit its own description: {reason_of(error)}")
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:
@@ -253,5 +319,4 @@ def _read_json(path: Path) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except FileNotFoundError:
-        message = f"no saved detector in {path.parent}: {path.name} is missing"
-        raise UsageError(message) from None
+        raise UsageError(f"no saved detector in {path.parent}: {path.name} is missing") from None

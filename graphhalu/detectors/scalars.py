@@ -1,6 +1,5 @@
 """Detectors that are one number of a trace; only the sign is learnt."""
 
-from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -20,8 +19,8 @@ from graphhalu.detectors.base import (
 )
 from graphhalu.detectors.columns import columns_of
 from graphhalu.detectors.identity import check_identity
-from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
+from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
@@ -39,6 +38,8 @@ class ScalarDetector(TrainedDetector):
     """
 
     saved_fields: ClassVar[tuple[str, ...]] = ("sign",)
+    feature: ClassVar[str]
+    """Feature whose mean over all columns, those that are missing left out, is the number."""
     way_out: ClassVar[str] = ""
     """Advice for traces without a value."""
 
@@ -47,9 +48,12 @@ class ScalarDetector(TrainedDetector):
         self.sign: int | None = None
         self.train_auroc: float | None = None
 
-    @abstractmethod
     def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
-        """The number of each trace, before its sign; NaN where there is none."""
+        """The number of each trace, before its sign; NaN where there is none.
+
+        By default the mean of a feature over layers, heads or what else it has.
+        """
+        return row_means(columns_of(traces, (FeatureSpec(self.feature),)).values)
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Learn the sign from the valid labels of the training side."""
@@ -58,7 +62,7 @@ class ScalarDetector(TrainedDetector):
         known = np.isfinite(values)
         usable = labels.values[np.array(chosen.indices, dtype=np.int64)[known]]
         n_without = int((~known).sum())
-        check_classes(usable, self.card.name, n_without=n_without, way_out=self.way_out)
+        check_classes(usable, self.card, n_without=n_without, way_out=self.way_out)
         self.train_auroc = auroc(values[known], usable)
         self.sign = 1 if self.train_auroc >= 0.5 else -1  # noqa: PLR2004
         return self
@@ -77,33 +81,22 @@ class ScalarDetector(TrainedDetector):
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
         """Take over the sign of a saved detector."""
         if values["sign"] not in {-1, 1}:
-            message = f"sign must be 1 or -1, got {values['sign']!r}"
-            raise ValueError(message)
+            raise ValueError(f"sign must be 1 or -1, got {values['sign']!r}")
         self.sign, self.train_auroc = int(values["sign"]), values.get("train_auroc")
 
 
-class FeatureScalar(ScalarDetector):
-    """The mean of one feature over all its columns, those that are missing left out."""
-
-    feature: ClassVar[str]
-
-    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
-        """Mean over layers, heads or what else the feature has."""
-        return row_means(columns_of(traces, (FeatureSpec(self.feature),)).values)
-
-
-SinkMass: Final = FeatureScalar.variant("sink-mass", feature="sink_mass_k4_all")
-SinkMassK1: Final = FeatureScalar.variant("sink-mass-k1", feature="sink_mass_k1_all")
-HeadStd: Final = FeatureScalar.variant("head-std", feature="head_std_sink")
-HeadStdLogit: Final = FeatureScalar.variant("head-std-logit", feature="head_logit_std_sink")
-AttentionLogdet: Final = FeatureScalar.variant("attention-logdet", feature="self_attention_log")
-Rauq: Final = FeatureScalar.variant("rauq", feature="rauq")
-Perplexity: Final = FeatureScalar.variant("perplexity", feature="perplexity")
-MinLogprob: Final = FeatureScalar.variant("min-logprob", feature="logprob_min")
-Entropy: Final = FeatureScalar.variant("entropy", feature="output_entropy_mean")
-Likelihood: Final = FeatureScalar.variant("likelihood", feature="logprob_sum")
-Length: Final = FeatureScalar.variant("length", feature="answer_length")
-HiddenScore: Final = FeatureScalar.variant("hidden-score", feature="hidden_score")
+SinkMass: Final = ScalarDetector.variant("sink-mass", feature="sink_mass_k4_all")
+SinkMassK1: Final = ScalarDetector.variant("sink-mass-k1", feature="sink_mass_k1_all")
+HeadStd: Final = ScalarDetector.variant("head-std", feature="head_std_sink")
+HeadStdLogit: Final = ScalarDetector.variant("head-std-logit", feature="head_logit_std_sink")
+AttentionLogdet: Final = ScalarDetector.variant("attention-logdet", feature="self_attention_log")
+Rauq: Final = ScalarDetector.variant("rauq", feature="rauq")
+Perplexity: Final = ScalarDetector.variant("perplexity", feature="perplexity")
+MinLogprob: Final = ScalarDetector.variant("min-logprob", feature="logprob_min")
+Entropy: Final = ScalarDetector.variant("entropy", feature="output_entropy_mean")
+Likelihood: Final = ScalarDetector.variant("likelihood", feature="logprob_sum")
+Length: Final = ScalarDetector.variant("length", feature="answer_length")
+HiddenScore: Final = ScalarDetector.variant("hidden-score", feature="hidden_score")
 
 
 class Focus(ScalarDetector):

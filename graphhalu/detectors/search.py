@@ -41,12 +41,16 @@ class Side:
         columns: Names of the columns.
         labels: 1 = hallucinated.
         groups: Question group of each trace.
+        seed: Of what is random in a method.
+        validation: Of the validation traces, for a network that stops by them; ``None`` for all others.
     """
 
     values: Float[np.ndarray, "trace column"]
     columns: tuple[str, ...]
     labels: Int[np.ndarray, "trace"]
     groups: Shaped[np.ndarray, "trace"]
+    seed: int = 0
+    validation: "Side | None" = None
 
 
 @dataclass(frozen=True)
@@ -154,8 +158,13 @@ def first_of_the_best(
     if not folds:
         return 0, None
     aurocs = np.mean([[auroc(row[f.held_out], labels[f.held_out]) for row in logits] for f in folds], axis=0)
-    place = int(np.flatnonzero(aurocs >= aurocs.max() - CLEARLY)[0])
+    place = simplest(aurocs)
     return place, float(aurocs[place])
+
+
+def simplest(aurocs: Float[np.ndarray, "candidate"]) -> int:
+    """The first candidate within 0.001 of the best."""
+    return int(np.flatnonzero(aurocs >= aurocs.max() - CLEARLY)[0])
 
 
 def fit_candidate(side: Side, grid: Grid, candidate: Candidate) -> LinearModel:

@@ -26,7 +26,7 @@ from graphhalu.detectors.base import (
 )
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes import ProbeConfig, ProbeDetector, Summaries
-from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
@@ -220,14 +220,13 @@ class AllFeatures(Stack):
 
         found: Any = Summaries if name == "summaries" else DETECTORS.registered(name)
         if not issubclass(found, ProbeDetector):
-            message = f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out"
-            raise UsageError(message)
+            raise UsageError(f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out")
         return found
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Fit every block, then join their out-of-fold logits; validation takes no part."""
         kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
-        check_classes(labels.values[kept], self.card.name)
+        check_classes(labels.values[kept], self.card)
         training = replace(split, validation=split.validation[:0])
         members, failures = {}, {}
         for name in self.config.blocks:
@@ -240,8 +239,7 @@ class AllFeatures(Stack):
                 continue
             members[name] = member
         if not members:
-            message = f"no block could be fitted: {next(iter(failures.values()))}"
-            raise NotEnoughDataError(message)
+            raise NotEnoughDataError(f"no block could be fitted: {next(iter(failures.values()))}")
         self.join_members(members, labels, kept)
         self.training_report = {
             "n_train": len(kept),

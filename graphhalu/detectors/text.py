@@ -19,10 +19,9 @@ from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.probes import ProbeConfig
-from graphhalu.detectors.saved import read_arrays, write_arrays
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.search import folds_of, with_both_classes
 from graphhalu.detectors.token_probes import TokenConfig, training_sample
-from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -97,8 +96,9 @@ class TextDetector(TrainedDetector, ABC):
                 continue
         if not self.vectorisers:
             n_least = next(iter(found.values())).min_df
-            message = f"no term is in {n_least} of the {len(documents)} training {self.card.level}s"
-            raise NotEnoughDataError(message)
+            raise NotEnoughDataError(
+                f"no term is in {n_least} of the {len(documents)} training {self.card.level}s"
+            )
 
     def restore_weights(self, arrays: Mapping[str, np.ndarray], n_terms: int) -> None:
         """Take over weights that fit a vocabulary.
@@ -108,8 +108,7 @@ class TextDetector(TrainedDetector, ABC):
         """
         self.weight, self.bias = arrays["weight"], float(arrays["bias"][0])
         if len(self.weight) != n_terms:
-            message = f"{len(self.weight)} weights for {n_terms} terms"
-            raise ValueError(message)
+            raise ValueError(f"{len(self.weight)} weights for {n_terms} terms")
 
 
 class TextConfig(ProbeConfig):
@@ -137,7 +136,7 @@ class Tfidf(TextDetector):
         texts = [self._text(trace) for trace in chosen]
         used = np.flatnonzero([bool(text) for text in texts])
         values = labels.values[np.array(chosen.indices, dtype=np.int64)[used]]
-        check_classes(values, self.card.name, n_without=len(texts) - len(used))
+        check_classes(values, self.card, n_without=len(texts) - len(used))
         documents = [texts[place] for place in used]
         limits = {"min_df": self.config.min_traces, "max_features": MAX_TERMS}
         self.fit_vectorisers({kind: _vectoriser(kind, **limits) for kind in ANALYSERS}, documents)
@@ -198,7 +197,7 @@ class TokenText(TextDetector):
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""
-        sample, folds = training_sample(traces, labels, split.train, self.config, self.card.name)
+        sample, folds = training_sample(traces, labels, split.train, self.config, self.card)
         pairs = zip(sample.traces, sample.tokens, strict=True)
         rows = np.concatenate([neighbours(traces[index])[places] for index, places in pairs])
         self.fit_vectorisers({"token": _token_vectoriser(min_df=self.config.min_count)}, rows)

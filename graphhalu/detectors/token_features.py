@@ -209,11 +209,10 @@ def _rows(trace: Trace) -> slice:
     """The stored rows of the last prompt token and of all answer tokens."""
     first = trace.prompt_length - 1 - trace.record.row_start
     if first < 0:
-        message = (
+        raise TraceNotFoundError(
             f"trace {trace.trace_id!r} does not keep the row that produces its answer\n"
             f"  Extract it again:  graphhalu extract --rows answer"
         )
-        raise TraceNotFoundError(message)
     return slice(first, None)
 
 
@@ -235,6 +234,7 @@ def _columns(trace: Trace, family: str) -> TokenColumns:
     found: TokenColumns = REMEMBERED.get(place, lambda: family_columns(trace, family))
     expected = trace.answer_length + found.is_of_rows
     if len(found.values) != expected:
-        message = f"trace {trace.trace_id!r}: {len(found.values)} rows of {family}, not {expected}"
-        raise DetectorMismatchError(message)
+        raise DetectorMismatchError(
+            f"trace {trace.trace_id!r}: {len(found.values)} rows of {family}, not {expected}"
+        )
     return found

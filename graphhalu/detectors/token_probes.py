@@ -1,6 +1,5 @@
 """Linear probes of answer tokens, and the controls that they must beat."""
 
-from abc import ABC
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, NamedTuple
@@ -11,17 +10,17 @@ from pydantic import Field, field_validator
 from scipy.linalg import LinAlgError, solve
 from sklearn.utils.class_weight import compute_sample_weight
 
-from graphhalu.core.errors import DetectorMismatchError, NotEnoughDataError, TraceNotFoundError
+from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import InnerFold, Split
-from graphhalu.detectors.base import Detector, DetectorCard, Scores
+from graphhalu.detectors.base import Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.linear import LinearModel, Scaling, Solution
-from graphhalu.detectors.saved import read_arrays, write_arrays
-from graphhalu.detectors.search import CLEARLY, folds_of, with_both_classes
+from graphhalu.detectors.probes import ProbeConfig
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
+from graphhalu.detectors.search import folds_of, simplest, with_both_classes
 from graphhalu.detectors.token_features import View, expanded, view_names, view_values, views_of
-from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -34,13 +33,13 @@ _FALLBACK: Final = 0.1
 """The penalty where there are no folds to choose by."""
 
 Views = tuple[View, ...]
+Candidate = tuple[Views, float, float | None]
+"""Views with their best penalty and its AUROC, as the folds see it."""
 
 
-class TokenConfig(TrainedConfig):
+class TokenConfig(ProbeConfig):
     """Settings of a token detector that learns from a sample of tokens."""
 
-    n_folds: Annotated[int, Field(ge=2)] = 3
-    """Folds within the training side in which all choices are made."""
     max_tokens: Annotated[int, Field(ge=10)] = 12_000
     """Tokens that are learnt from at most, hallucinated ones up to half of them."""
 
@@ -87,7 +86,11 @@ def sample_tokens(
 
 
 def training_sample(
-    traces: Sequence[Trace], labels: Labels, indices: Int[np.ndarray, "train"], config: TokenConfig, name: str
+    traces: Sequence[Trace],
+    labels: Labels,
+    indices: Int[np.ndarray, "train"],
+    config: TokenConfig,
+    card: DetectorCard,
 ) -> tuple[Sample, list[InnerFold]]:
     """Training tokens to learn from, and folds of them that part no context.
 
@@ -98,23 +101,16 @@ def training_sample(
         labels: Labels of their tokens.
         indices: The training traces.
         config: How many tokens and folds, and the seed of both.
-        name: Of the detector, for errors.
+        card: Of the detector.
 
     Raises:
         UsageError: If only answers are labelled.
         NotEnoughDataError: If the tokens are all of one class.
     """
-    tokens, seed = labels.token_labels(name), config.seed
+    tokens, seed = labels.token_labels(card.name), config.seed
     chosen: list[int] = np.sort(indices[labels.is_valid[indices]]).tolist()
-    n_positive = sum(int(tokens[index].sum()) for index in chosen)
-    n_tokens = sum(len(tokens[index]) for index in chosen)
-    if n_positive in {0, n_tokens}:
-        message = (
-            f"{name} needs tokens of both classes on the training side, got {n_positive} "
-            f"hallucinated among {n_tokens} of {len(chosen)} answers\n"
-            f"  Extract more answers with marked spans"
-        )
-        raise NotEnoughDataError(message)
+    values = np.concatenate([np.zeros(0, dtype=np.int64), *(tokens[index] for index in chosen)])
+    check_classes(values, card, way_out="Extract more answers with marked spans")
     sample = sample_tokens(tokens, chosen, n_most=config.max_tokens, seed=seed)
     groups = question_groups([traces[index] for index in chosen])
     folds = folds_of(labels.values[chosen], groups, n_folds=config.n_folds, seed=seed)
@@ -154,14 +150,6 @@ def ridge_path(
     return found
 
 
-class Candidate(NamedTuple):
-    """Views with their best penalty, as the folds see it."""
-
-    views: Views
-    strength: float
-    inner_auroc: float | None
-
-
 class TokenProbeConfig(TokenConfig):
     """Settings of a linear token detector; family, row, window and penalty are chosen in folds."""
 
@@ -172,12 +160,11 @@ class TokenProbeConfig(TokenConfig):
     @classmethod
     def _odd(cls, windows: tuple[int, ...]) -> tuple[int, ...]:
         if any(window % 2 == 0 for window in windows):
-            message = f"a window has the token in its middle: odd numbers expected, got {windows}"
-            raise ValueError(message)
+            raise ValueError(f"a window has the token in its middle: odd numbers expected, got {windows}")
         return windows
 
 
-class LinearTokenDetector(TrainedDetector, ABC):
+class LinearTokenDetector(TrainedDetector):
     """A linear model of columns of each token; every choice is made in folds by context.
 
     A token without any known column has no valid score; other missing values count as the median
@@ -190,24 +177,23 @@ class LinearTokenDetector(TrainedDetector, ABC):
     """What is read of a token; ``hidden`` means one family for each kept layer."""
     is_joint: ClassVar[bool] = False
     """Whether all families together compete with each alone."""
+    is_shuffled: ClassVar[bool] = False
+    """Whether labels are shuffled among the tokens, as a control."""
 
     config: TokenProbeConfig
 
     def __init__(self, seed: int | None = None, config: TrainedConfig | None = None) -> None:
         super().__init__(seed, config)
-        self.model: LinearModel | None = None
         self.views: Views = ()
         self.names: tuple[str, ...] = ()
         self.shape: dict[str, Any] = {}
 
-    def targets(self, labels: Int[np.ndarray, "token"]) -> Int[np.ndarray, "token"]:
-        """What is learnt of the chosen tokens: their labels."""
-        return labels
-
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Choose and fit on the labelled tokens of ``split.train``; validation takes no part."""
-        sample, folds = training_sample(traces, labels, split.train, self.config, self.card.name)
-        targets = self.targets(sample.labels)
+        sample, folds = training_sample(traces, labels, split.train, self.config, self.card)
+        targets = sample.labels
+        if self.is_shuffled:
+            targets = np.random.default_rng(self.config.seed).permutation(targets)
         folds = with_both_classes(folds, targets)
         first = traces[sample.traces[0]]
 
@@ -223,12 +209,14 @@ class LinearTokenDetector(TrainedDetector, ABC):
             list(views_of(first, family, self.config.windows))
             for family in expanded(self.families, first.shape)
         ]
-        best = choose(lambda views: _judged(read, targets, folds, views), families, is_joint=self.is_joint)
-        values = read(best.views)
+        views, strength, inner_auroc = choose(
+            lambda views: _judged(read, targets, folds, views), families, is_joint=self.is_joint
+        )
+        values = read(views)
         scaling = Scaling.of(values)
-        (found,) = ridge_path(scaling.apply(values, np.float32), targets, (best.strength,))
-        self.model, self.views = scaling.linear(*found), best.views
-        self.names = _names(first, best.views)
+        (found,) = ridge_path(scaling.apply(values, np.float32), targets, (strength,))
+        self.model, self.views = scaling.linear(*found), views
+        self.names = _names(first, views)
         self.shape = describe_shape(first.shape)
         self.training_report = {
             "n_traces": len(sample.traces),
@@ -236,8 +224,9 @@ class LinearTokenDetector(TrainedDetector, ABC):
             "n_hallucinated": int(targets.sum()),
             "n_columns": len(self.names),
             "n_folds": len(folds),
-            **best._asdict(),
-            "views": [view._asdict() for view in best.views],
+            "strength": strength,
+            "inner_auroc": inner_auroc,
+            "views": [view._asdict() for view in views],
         }
         return self
 
@@ -247,14 +236,9 @@ class LinearTokenDetector(TrainedDetector, ABC):
         Raises:
             DetectorMismatchError: If a trace is of a model of another shape.
         """
-        model = self.fitted(self.model)
+        self.fitted(self.model)
         check_identity(self.identity, traces)
-        return Scores.ragged([self._logits(model, trace) for trace in traces])
-
-    @property
-    def n_parameters(self) -> int | None:
-        """Weights that are not 0, and the bias."""
-        return None if self.model is None else self.model.n_parameters
+        return Scores.ragged([self._logits(trace) for trace in traces])
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write the weights; describe the columns that they are of."""
@@ -268,22 +252,20 @@ class LinearTokenDetector(TrainedDetector, ABC):
         self.views = tuple(View(*view) for view in values["views"])
         self.names, self.shape = tuple(values["columns"]), dict(values["model_shape"])
         if len(self.model.weight) != len(self.names):
-            message = f"{len(self.model.weight)} weights for {len(self.names)} columns"
-            raise ValueError(message)
+            raise ValueError(f"{len(self.model.weight)} weights for {len(self.names)} columns")
 
-    def _logits(self, model: LinearModel, trace: Trace) -> Float[np.ndarray, "token"]:
+    def _logits(self, trace: Trace) -> Float[np.ndarray, "token"]:
         check_shape(trace, self.shape)
         try:
             values = [view_values(trace, view) for view in self.views]
         except TraceNotFoundError:
             return np.full(trace.answer_length, np.nan)
         if _names(trace, self.views) != self.names:
-            message = (
+            raise DetectorMismatchError(
                 f"trace {trace.trace_id!r} keeps other layers or features than {self.card.name} "
                 f"was fitted on\n  Train it again on traces like this one"
             )
-            raise DetectorMismatchError(message)
-        return model.logits(np.concatenate(values, axis=1))
+        return self.model.logits(np.concatenate(values, axis=1))
 
 
 def choose(
@@ -303,12 +285,12 @@ def choose(
     """
     best = [_best([judge((view,)) for view in views]) for views in families]
     if is_joint and len(best) > 1:
-        kinds: dict[str, Candidate] = {}
-        for each in best:
-            kind = each.views[0].family.partition(".")[0]
-            if kind not in kinds or (each.inner_auroc or 0.0) > (kinds[kind].inner_auroc or 0.0):
-                kinds[kind] = each
-        best.append(judge(tuple(each.views[0] for each in kinds.values())))
+        kinds: dict[str, tuple[float, View]] = {}
+        for (view,), _, inner_auroc in best:
+            kind, reached = view.family.partition(".")[0], inner_auroc or 0.0
+            if kind not in kinds or reached > kinds[kind][0]:
+                kinds[kind] = (reached, view)
+        best.append(judge(tuple(view for _, view in kinds.values())))
     return _best(best)
 
 
@@ -320,7 +302,7 @@ def _judged(
 ) -> Candidate:
     """The best penalty of some views."""
     if not folds:
-        return Candidate(views, _FALLBACK, None)
+        return views, _FALLBACK, None
     raw = read(views)
     values = Scaling.of(raw, has_all_medians=False).apply(raw, np.float32)
     aurocs = np.mean(
@@ -333,13 +315,12 @@ def _judged(
         ],
         axis=0,
     )
-    place = int(np.flatnonzero(aurocs >= aurocs.max() - CLEARLY)[0])
-    return Candidate(views, STRENGTHS[place], float(aurocs[place]))
+    place = simplest(aurocs)
+    return views, STRENGTHS[place], float(aurocs[place])
 
 
 def _best(candidates: Sequence[Candidate]) -> Candidate:
-    values = np.array([each.inner_auroc or 0.0 for each in candidates])
-    return candidates[int(np.flatnonzero(values >= values.max() - CLEARLY)[0])]
+    return candidates[simplest(np.array([inner_auroc or 0.0 for *_, inner_auroc in candidates]))]
 
 
 def _names(trace: Trace, views: Views) -> tuple[str, ...]:
@@ -354,14 +335,6 @@ TokenProbe: Final = LinearTokenDetector.variant(
 TokenPosition: Final = LinearTokenDetector.variant("token-position", families=("position",))
 TokenLikelihood: Final = LinearTokenDetector.variant("token-likelihood", families=("likelihood",))
 TokenOverlap: Final = LinearTokenDetector.variant("token-overlap", families=("overlap",))
-
-
-class TokenShuffled(LinearTokenDetector):
-    """Control: the attention probe on labels shuffled among the training tokens."""
-
-    card: ClassVar[DetectorCard] = DetectorCard.of("token-shuffled")
-    families: ClassVar[tuple[str, ...]] = ("attention",)
-
-    def targets(self, labels: Int[np.ndarray, "token"]) -> Int[np.ndarray, "token"]:
-        """The labels in another order."""
-        return np.random.default_rng(self.config.seed).permutation(labels)
+TokenShuffled: Final = LinearTokenDetector.variant(
+    "token-shuffled", families=("attention",), is_shuffled=True
+)

@@ -18,7 +18,7 @@ from graphhalu.evaluation.protocol import check_same_traces
 from graphhalu.features.table import opener
 from graphhalu.graphs.build import iter_graphs
 from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe
-from graphhalu.graphs.topology import MEANINGS, MEASURES, topology
+from graphhalu.graphs.topology import MEASURES, topology
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
@@ -101,7 +101,7 @@ class TopologyReport:
 
     def values(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""
-        return {**asdict(self), "measures": MEANINGS}
+        return {**asdict(self), "measures": MEASURES}
 
 
 def compare_topology(  # noqa: PLR0913 - one keyword a setting

@@ -68,8 +68,7 @@ class Feature:
         unknown = sorted(parameters.keys() - self.parameters.keys())
         if unknown:
             known = ", ".join(self.parameters) or "none"
-            message = f"feature {self.name!r} has no parameter {unknown[0]!r}\n  It has: {known}"
-            raise UsageError(message)
+            raise UsageError(f"feature {self.name!r} has no parameter {unknown[0]!r}\n  It has: {known}")
         return {**self.parameters, **parameters}
 
     def values(self, block: TraceBlock, **parameters: Any) -> Float32[np.ndarray, "item *axes"]:
@@ -104,8 +103,7 @@ class Feature:
         named = dict(zip(("item", *self.axes), got, strict=False))
         expected = {"item": n_items, **known}
         if len(got) != 1 + len(self.axes) or any(named[axis] != expected[axis] for axis in expected):
-            message = f"feature {self.name!r} gave {got}, expected {expected} of {self.axes}"
-            raise GraphhaluError(message)
+            raise GraphhaluError(f"feature {self.name!r} gave {got}, expected {expected} of {self.axes}")
 
 
 _SHAPE_AXES: Final = ("layer", "hidden_layer", "head", "kv_head", "feature", "span")
@@ -124,12 +122,6 @@ def _labels(axis: str, size: int, shape: TraceShape) -> tuple[str, ...]:
 
 _LARGE: Final = {"attention", "hidden", "hidden_rows", "edge_key"}
 _SECTION: Final = re.compile(r"^(Summary|Formula|Direction|Source):\n((?:    .*\n?|\n)+)", re.MULTILINE)
-
-
-def sections(doc: str | None) -> dict[str, str]:
-    """Summary, formula, direction and source of a docstring, each as one line."""
-    found = _SECTION.findall(inspect.cleandoc(doc or ""))
-    return {title.lower(): " ".join(text.split()) for title, text in found}
 
 
 def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
@@ -154,7 +146,7 @@ def feature(*reads: str, **fields: Any) -> Callable[[Compute], Feature]:
             **dict.fromkeys(("formula", "direction", "source"), ""),  # python -OO has no docstrings
             "name": compute.__name__,
             "summary": text[:1].lower() + text.partition("\n")[0][1:].removesuffix("."),
-            **sections(text),
+            **{title.lower(): " ".join(words.split()) for title, words in _SECTION.findall(text)},
             "axes": tuple(axes),
             "level": "token" if item == "row" else "trace",
             "cost": "matrix" if _LARGE & set(" | ".join(reads).split(" | ")) else "stream",
@@ -172,6 +164,4 @@ def within(values: Float[np.ndarray, "*axes"], low: float, high: float) -> Float
     # a sum over anything that is not finite is not finite either: one pass instead of two
     with np.errstate(invalid="ignore", over="ignore"):
         is_sound = np.isfinite(values.sum())
-    if is_sound:
-        return clipped
-    return np.where(np.isfinite(values), clipped, np.nan)
+    return clipped if is_sound else np.where(np.isfinite(values), clipped, np.nan)

@@ -16,7 +16,6 @@ from jaxtyping import Bool, Float, Int, Shaped
 from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
-from graphhalu.features.ragged import BlockArrays, MemoryArrays, PartArrays, Ragged
 from graphhalu.traces.lazy import LazyArray
 from graphhalu.traces.part import Part
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec, ragged_length
@@ -28,6 +27,145 @@ MEMORY_BLOCK: Final = 64
 
 BLOCK_WEIGHTS: Final = 2**26
 """About as many attention rows (of each layer and head) as a block has; more make several."""
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """One ragged axis: where each trace's items lie.
+
+    Attributes:
+        offsets: Start of each trace, and the end of the last.
+    """
+
+    offsets: Int[np.ndarray, "offset"]
+
+    @property
+    def lengths(self) -> Int[np.ndarray, "trace"]:
+        """Items of each trace."""
+        return np.diff(self.offsets)
+
+    @cached_property
+    def trace(self) -> Int[np.ndarray, "item"]:
+        """Trace of each item, counted within the block."""
+        return np.repeat(np.arange(len(self.lengths)), self.lengths)
+
+    @cached_property
+    def position(self) -> Int[np.ndarray, "item"]:
+        """Place of each item among the items of its trace."""
+        return np.arange(self.offsets[-1]) - self.offsets[self.trace]
+
+    def among(self, chosen: Bool[np.ndarray, "item"] | Int[np.ndarray, "chosen"]) -> "Ragged":
+        """The axis of some of the items: a mask, or their places in order."""
+        counts = np.bincount(self.trace[chosen], minlength=len(self.lengths))
+        return Ragged(ragged_offsets(counts))
+
+    def sum(self, values: Shaped[np.ndarray, "*axes item"]) -> Float[np.ndarray, "trace *axes"]:
+        """Sum over the items of each trace, in float64; 0 for a trace without items."""
+        total = np.zeros((*values.shape[:-1], len(self.lengths)))
+        filled = np.flatnonzero(self.lengths)
+        if filled.size:
+            starts = self.offsets[filled]
+            total[..., filled] = np.add.reduceat(values, starts, axis=-1, dtype=np.float64)
+        return np.moveaxis(total, -1, 0)
+
+    def mean(
+        self,
+        values: Float[np.ndarray, "*axes item"],
+        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
+    ) -> Float[np.ndarray, "trace *axes"]:
+        """Mean over the counted items of each trace; NaN where none counts.
+
+        Args:
+            values: What is averaged; what is not counted may be anything, NaN included.
+            is_counted: Which items count, broadcast against the values; by default all.
+        """
+        if is_counted is None or is_counted.all():
+            total, count = self.sum(values), self.lengths.reshape(-1, *[1] * (values.ndim - 1))
+        else:
+            total = self.sum(np.where(is_counted, values, values.dtype.type(0)))
+            wide = is_counted.reshape((1,) * (values.ndim - is_counted.ndim) + is_counted.shape)
+            count = self.sum(wide)
+        return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+    def std(
+        self,
+        values: Float[np.ndarray, "*axes item"],
+        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
+    ) -> Float[np.ndarray, "trace *axes"]:
+        """Population standard deviation of the counted items; NaN where none counts."""
+        centre = np.moveaxis(self.mean(values, is_counted), 0, -1)
+        # what is not counted may be infinite, and so may its distance
+        with np.errstate(invalid="ignore"):
+            distance = np.square(values - centre[..., self.trace])
+        return np.sqrt(self.mean(distance, is_counted))
+
+    def max(
+        self,
+        values: Float[np.ndarray, "*axes item"],
+        is_counted: Bool[np.ndarray, "*counted item"] | None = None,
+    ) -> Float[np.ndarray, "trace *axes"]:
+        """Largest counted item of each trace; NaN where none counts."""
+        if is_counted is None:
+            is_counted = np.ones(values.shape[-1], dtype=bool)
+        largest = np.full((*values.shape[:-1], len(self.lengths)), -np.inf)
+        filled = np.flatnonzero(self.lengths)
+        if filled.size:
+            counted = np.where(is_counted, values, -np.inf)
+            largest[..., filled] = np.maximum.reduceat(counted, self.offsets[filled], axis=-1)
+        return np.moveaxis(np.where(np.isneginf(largest), np.nan, largest), -1, 0)
+
+
+@dataclass(frozen=True)
+class PartArrays:
+    """Arrays of neighbouring traces of a part of a store.
+
+    Attributes:
+        part: The part.
+        kept: Arrays that the store keeps.
+        first: Place of the first trace within the part.
+        last: Place behind the last one.
+        is_member: Which of the traces between them are meant; by default all.
+    """
+
+    part: Part
+    kept: tuple[str, ...]
+    first: int
+    last: int
+    is_member: tuple[bool, ...] | None = None
+
+    def names(self) -> tuple[str, ...]:
+        """Arrays that are there."""
+        return self.kept
+
+    def read(self, name: str, first: int | None = None) -> np.ndarray:
+        """An array in the stored number format, or one entry of its first axis."""
+        offsets = self.part.offsets[array_spec(name).ragged_axis]
+        start, stop = int(offsets[self.first]), int(offsets[self.last])
+        is_whole = stop - start == int(offsets[-1])
+        values = self.part.read(name, first, None if is_whole else slice(start, stop))
+        if self.is_member is None:
+            return values
+        lengths = np.diff(offsets[self.first : self.last + 1])
+        dim = array_spec(name).ragged_dim - (first is not None)
+        return np.compress(np.repeat(self.is_member, lengths), values, axis=dim)
+
+
+@dataclass(frozen=True)
+class MemoryArrays:
+    """Arrays of traces in memory, put one after another when asked for."""
+
+    traces: tuple[Trace, ...]
+
+    def names(self) -> tuple[str, ...]:
+        """Arrays that every trace has."""
+        return tuple(n for n in self.traces[0].arrays if all(n in t.arrays for t in self.traces))
+
+    def read(self, name: str, first: int | None = None) -> np.ndarray:
+        """An array in the stored number format, or one entry of its first axis."""
+        dim = array_spec(name).ragged_dim
+        if first is None:
+            return np.concatenate([t.arrays[name][:] for t in self.traces], axis=dim)
+        return np.concatenate([t.arrays[name][first] for t in self.traces], axis=dim - 1)
 
 
 @dataclass(frozen=True)
@@ -101,7 +239,7 @@ class TraceBlock:
 
     records: tuple[TraceRecord, ...]
     shape: TraceShape
-    arrays: BlockArrays
+    arrays: PartArrays | MemoryArrays
 
     def __len__(self) -> int:
         """Number of traces."""
@@ -151,11 +289,10 @@ class TraceBlock:
         """As :meth:`raw`, or one entry of the first axis; nothing is remembered."""
         array_spec(name)
         if name not in self.arrays.names():
-            message = (
+            raise TraceNotFoundError(
                 f"these traces keep no {name!r} (they have {', '.join(self.arrays.names())})\n"
                 f"  Extract them again with another --keep"
             )
-            raise TraceNotFoundError(message)
         return self.arrays.read(name, layer)
 
     @cached_property
@@ -217,8 +354,7 @@ class TraceBlock:
     def n_visible(self) -> Int[np.ndarray, "layer row"]:
         """Keys that each stored row can see, itself included: fewer in a sliding window."""
         seen = self.row_token + 1
-        windows = [np.iinfo(np.int64).max if w is None else w for w in self.shape.layer_windows]
-        return np.minimum(seen, np.array(windows, dtype=np.int64)[:, None])
+        return np.minimum(seen, self._windows)
 
     @cached_property
     def n_rows_that_see(self) -> Int[np.ndarray, "layer token"]:
@@ -226,9 +362,13 @@ class TraceBlock:
         trace = self.tokens.trace
         key, length = self.tokens.position, self.of_record("length")[trace]
         first = np.maximum(key, self.of_record("row_start")[trace])
-        windows = [np.iinfo(np.int64).max // 2 if w is None else w for w in self.shape.layer_windows]
-        last = np.minimum(length, key + np.array(windows, dtype=np.int64)[:, None])
+        last = np.minimum(length, key + self._windows)
         return np.maximum(last - first, 0)
+
+    @property
+    def _windows(self) -> Int[np.ndarray, "layer 1"]:
+        largest = np.iinfo(np.int64).max // 2
+        return np.array([[window or largest] for window in self.shape.layer_windows], dtype=np.int64)
 
     def of_record(self, field: str) -> Int[np.ndarray, "trace"]:
         """An integer field of every record."""

@@ -1,29 +1,21 @@
 """Attention to the token before and to earlier occurrences of a token, and RAUQ on the former."""
 
 from math import ceil
-from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import UsageError
 from graphhalu.features.base import feature
-from graphhalu.features.block import TraceBlock
+from graphhalu.features.block import Ragged, TraceBlock
 from graphhalu.features.matrices import RowPairs, attention_at, finite_or_missing, row_pairs, row_starts
-from graphhalu.features.ragged import Ragged
 
+PreviousToken = tuple[Float[np.ndarray, "head row"], Float[np.ndarray, "head row"]]
+"""Attention to the token before, and the most that it can be where that is not known.
 
-class PreviousToken(NamedTuple):
-    """Attention to the token before, as far as it is kept.
-
-    Attributes:
-        values: NaN where it is not known: the first token, a key out of the window, a key that
-            is not among the kept edges.
-        bound: Where it is known, the same; else the most that it can be (1 or less).
-    """
-
-    values: Float[np.ndarray, "head row"]
-    bound: Float[np.ndarray, "head row"]
+The first is NaN where it is not known: the first token, a key out of the window, a key that is not
+among the kept edges. The second is the same where it is known, else a bound of 1 or less.
+"""
 
 
 def previous_token(block: TraceBlock, place: int) -> PreviousToken:
@@ -38,13 +30,14 @@ def previous_token(block: TraceBlock, place: int) -> PreviousToken:
     is_edges = not block.has("attention") and not block.has("attention_fixed")
     found = (_from_edges if is_edges and block.has("edge_key") else _from_pairs)(block, place)
     is_blind = (block.row_token == 0) | (block.n_visible[place] == 1)
-    return PreviousToken(*(np.where(is_blind, np.nan, part) for part in found))
+    values, bound = (np.where(is_blind, np.nan, part) for part in found)
+    return values, bound
 
 
 def _from_pairs(block: TraceBlock, place: int) -> PreviousToken:
     index = row_starts(block) + np.maximum(block.row_token - 1, 0)
     values = attention_at(block, place, index)
-    return PreviousToken(values, values)
+    return values, values
 
 
 def _from_edges(block: TraceBlock, place: int) -> PreviousToken:
@@ -57,7 +50,7 @@ def _from_edges(block: TraceBlock, place: int) -> PreviousToken:
     # a row with room for a further edge has none: what it does not list is zero
     values = finite_or_missing(np.where(~is_kept & is_all, 0.0, values))
     bound = np.where(is_kept | is_all, values, np.minimum(weight[..., -1], dropped))
-    return PreviousToken(values, bound)
+    return values, bound
 
 
 @feature("attention | edge_key")
@@ -89,7 +82,7 @@ def previous_token_mass(block: TraceBlock) -> Float[np.ndarray, "trace layer hea
     rows = np.flatnonzero(block.is_answer_row & (block.row_token > 0))
     by_trace = block.rows.among(rows)
     layers = range(len(block.shape.attention_layers))
-    means = [by_trace.mean(previous_token(block, place).values[:, rows]) for place in layers]
+    means = [by_trace.mean(previous_token(block, place)[0][:, rows]) for place in layers]
     return np.stack(means, axis=1)
 
 
@@ -214,8 +207,7 @@ def rauq(block: TraceBlock, *, alpha: float = 0.5) -> Float[np.ndarray, "trace"]
         doubt.
     """
     if not 0 < alpha <= 1:
-        message = f"alpha must be above 0 and at most 1, got {alpha}"
-        raise UsageError(message)
+        raise UsageError(f"alpha must be above 0 and at most 1, got {alpha}")
     places = middle_places(block)
     if not len(places):
         return np.full(len(block), np.nan)
@@ -240,11 +232,10 @@ def _carried(block: TraceBlock, place: int) -> Float[np.ndarray, "trace step"]:
     # the answer tokens after the first carry confidence on
     rows = np.flatnonzero(block.row_token > first[block.rows.trace])
     by_trace = block.rows.among(rows)
-    found = previous_token(block, place)
-    chosen = PreviousToken(found.values[:, rows], found.bound[:, rows])
-    head = chosen_head(chosen, by_trace)
+    values, bound = (found[:, rows] for found in previous_token(block, place))
+    head = chosen_head(values, bound, by_trace)
     is_known = head >= 0
-    values = chosen.values[np.maximum(head, 0)[by_trace.trace], np.arange(len(rows))]
+    values = values[np.maximum(head, 0)[by_trace.trace], np.arange(len(rows))]
     n_steps = int((block.of_record("length") - first).max())
     carried = np.full((len(block), n_steps), np.nan)
     step = block.row_token[rows] - first[by_trace.trace]
@@ -252,17 +243,19 @@ def _carried(block: TraceBlock, place: int) -> Float[np.ndarray, "trace step"]:
     return carried
 
 
-def chosen_head(found: PreviousToken, by_trace: Ragged) -> Int[np.ndarray, "trace"]:
+def chosen_head(
+    values: Float[np.ndarray, "head row"], bound: Float[np.ndarray, "head row"], by_trace: Ragged
+) -> Int[np.ndarray, "trace"]:
     """Head with the most attention to the previous token; -1 where that is not known.
 
     With kept edges alone a head is chosen only if all its values are known, and no other head
     can have more, however strong its dropped edges were.
     """
-    most = by_trace.mean(found.bound)
+    most = by_trace.mean(bound)
     # NaN would be taken for the largest
     head = np.where(np.isnan(most), -1.0, most).argmax(axis=1)
     trace = np.arange(len(head))
-    is_known = np.isfinite(by_trace.mean(found.values)[trace, head])
+    is_known = np.isfinite(by_trace.mean(values)[trace, head])
     return np.where(is_known & np.isfinite(most).all(axis=1), head, -1)
 
 

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.features.base import feature
-from graphhalu.features.block import TraceBlock
+from graphhalu.features.block import Ragged, TraceBlock
 from graphhalu.features.matrices import (
     chosen_by_trace,
     finite_or_missing,
@@ -19,7 +19,6 @@ from graphhalu.features.matrices import (
     trace_place,
     unit_states,
 )
-from graphhalu.features.ragged import Ragged
 
 RIDGE: Final = 1e-3
 """What is added to the diagonal of the Gram matrix of the hidden score."""

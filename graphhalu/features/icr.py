@@ -1,6 +1,6 @@
 """Whether a layer's update of a token follows its attention: an ICR-like score."""
 
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -61,8 +61,7 @@ def icr(block: TraceBlock, *, top_k: int = ICR_TOP_K) -> Float[np.ndarray, "trac
         behind the final norm.
     """
     if top_k <= 1:
-        message = f"top_k must be at least 2, got {top_k}: one key has nothing to be compared with"
-        raise UsageError(message)
+        raise UsageError(f"top_k must be at least 2, got {top_k}: one key has nothing to be compared with")
     layers, is_producing = updated_layers(block), is_producing_state(block)
     pairs = answer_pairs(block)
     place_of_state = {layer: place for place, layer in enumerate(block.shape.hidden_layers)}
@@ -71,14 +70,15 @@ def icr(block: TraceBlock, *, top_k: int = ICR_TOP_K) -> Float[np.ndarray, "trac
     for index, layer in enumerate(layers):
         place = block.shape.attention_layers.index(layer)
         chosen = pairs[block.shape.layer_windows[place]]
-        top = strongest_keys(attention_at(block, place, chosen.index).mean(axis=0), chosen, top_k)
+        mean = attention_at(block, place, chosen.index).mean(axis=0)
+        key, weight, is_kept = strongest_keys(mean, chosen, top_k)
         is_held = held is not None and held[0] == layer
         before = held[1] if held and is_held else states(block, place_of_state[layer])
         after = states(block, place_of_state[layer + 1])
         update, held = after[is_producing] - before[is_producing], (layer + 1, after)
-        along = _projections(block, before, update, top.key, chosen)
-        found = row_icr(top.weight, along, top.is_kept)
-        values[:, index] = chosen.by_trace.mean(found, top.is_kept.sum(axis=1) > 1)
+        along = _projections(block, before, update, key, chosen)
+        found = row_icr(weight, along, is_kept)
+        values[:, index] = chosen.by_trace.mean(found, is_kept.sum(axis=1) > 1)
     return finite_or_missing(values)
 
 
@@ -96,12 +96,11 @@ def updated_layers(block: TraceBlock) -> list[int]:
         layer for layer in shape.attention_layers if {layer, layer + 1} <= kept and layer + 1 < shape.n_layers
     ]
     if not layers:
-        message = (
+        raise TraceNotFoundError(
             f"no layer has its attention and the states of all tokens before and after it kept "
             f"(attention of {_listed(shape.attention_layers)}; hidden states "
             f"{_listed(shape.hidden_layers)})\n  Extract with all hidden states"
         )
-        raise TraceNotFoundError(message)
     return layers
 
 
@@ -109,22 +108,15 @@ def _listed(layers: tuple[int, ...]) -> str:
     return ", ".join(map(str, layers)) or "none"
 
 
-class TopKeys(NamedTuple):
-    """The most attended keys of each row, in no order of meaning.
+def strongest_keys(
+    weights: Float[np.ndarray, "pair"], pairs: RowPairs, top_k: int
+) -> tuple[Int[np.ndarray, "row rank"], Float[np.ndarray, "row rank"], Bool[np.ndarray, "row rank"]]:
+    """The ``top_k`` strongest keys of each row, in no order of meaning; of equal ones the earlier.
 
-    Attributes:
-        key: Position within the trace.
-        weight: Attention to it.
-        is_kept: Whether there is one: a row may see fewer keys.
+    Returns:
+        Position of each key within the trace, attention to it, and whether there is one: a row may
+        see fewer keys.
     """
-
-    key: Int[np.ndarray, "row rank"]
-    weight: Float[np.ndarray, "row rank"]
-    is_kept: Bool[np.ndarray, "row rank"]
-
-
-def strongest_keys(weights: Float[np.ndarray, "pair"], pairs: RowPairs, top_k: int) -> TopKeys:
-    """The ``top_k`` strongest keys of each row; of equal ones the earlier."""
     bits = weights.astype(np.float32).view(np.uint32).astype(np.uint64)
     # weight and key in one number: the order of floats from 0 up is that of their bits
     code = (bits << _KEY_BITS) | (_LAST_KEY - pairs.key.astype(np.uint64))
@@ -135,7 +127,7 @@ def strongest_keys(weights: Float[np.ndarray, "pair"], pairs: RowPairs, top_k: i
     is_kept = top > 0
     key = np.where(is_kept, _LAST_KEY - (top & _LAST_KEY), 0).astype(np.int64)
     weight = (top >> _KEY_BITS).astype(np.uint32).view(np.float32)
-    return TopKeys(key, weight, is_kept)
+    return key, weight, is_kept
 
 
 def _projections(

@@ -183,28 +183,22 @@ _FORMULAS: Final[dict[Form, str]] = {
     "logit": "mean_i std_h log(s[h, i] / (1 - s[h, i])), s kept 1e-6 from 0 and 1",
     "bounded": "mean_i std_h s[h, i] / sqrt(m (1 - m)), m = mean_h s[h, i]",
 }
-_SHARES: Final[dict[Target, str]] = {
-    "sink": "sum_(j < 4) A[i, j] of rows i >= 4 that see the sink",
-    "system": "sum_(j in system) A[i, j] / sum_(j < P) A[i, j]",
-    "context": "sum_(j in context) A[i, j]",
-    "question": "sum_(j in question) A[i, j]",
-    "answer": "sum_(P <= j <= i) A[i, j]",
+_TARGETS: Final[dict[Target, tuple[str, str]]] = {
+    "sink": ("the first four tokens", "sum_(j < 4) A[i, j] of rows i >= 4 that see the sink"),
+    "system": ("the system prompt", "sum_(j in system) A[i, j] / sum_(j < P) A[i, j]"),
+    "context": ("the passage", "sum_(j in context) A[i, j]"),
+    "question": ("the question", "sum_(j in question) A[i, j]"),
+    "answer": ("the answer so far", "sum_(P <= j <= i) A[i, j]"),
 }
-_TARGETS: Final[dict[Target, str]] = {
-    "sink": "the first four tokens",
-    "system": "the system prompt",
-    "context": "the passage",
-    "question": "the question",
-    "answer": "the answer so far",
-}
+"""What attention is a share of, in words and as a formula."""
 
 
 def _head_std(form: Form, target: Target) -> Feature:
     @feature(
         *(("sink_keys",) if target == "sink" else ("span_mass", "span_code")),
-        summary=f"how much the heads of a layer differ in their attention to {_TARGETS[target]}",
+        summary=f"how much the heads of a layer differ in their attention to {_TARGETS[target][0]}",
         name=f"head_std_{target}" if form == "std" else f"head_{form}_std_{target}",
-        formula=f"{_FORMULAS[form]}; s = {_SHARES[target]}",
+        formula=f"{_FORMULAS[form]}; s = {_TARGETS[target][1]}",
         source=_SOURCES[form],
     )
     def compute(block: TraceBlock) -> Float[np.ndarray, "trace layer"]:
@@ -321,8 +315,9 @@ def share_agreement(block: TraceBlock, *, span: str = "question") -> Float[np.nd
         reach the start are left out; heads are paired across layers by their place.
     """
     if span not in SPAN_NAMES[: Span.ANSWER]:
-        message = f"expected a span of the prompt ({', '.join(SPAN_NAMES[: Span.ANSWER])}), got {span!r}"
-        raise UsageError(message)
+        raise UsageError(
+            f"expected a span of the prompt ({', '.join(SPAN_NAMES[: Span.ANSWER])}), got {span!r}"
+        )
     places = layer_slice(len(block.shape.attention_layers))
     rows = block.answer_rows
     mass = rows.read("span_mass")[places].astype(np.float64)

@@ -1,16 +1,16 @@
 """How much attention and hidden states change from layer to layer."""
 
-from collections.abc import Callable
-from functools import lru_cache
+from collections.abc import Callable, Sequence
+from functools import lru_cache, partial
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from scipy.special import entr, softmax
 
 from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.features.base import feature
-from graphhalu.features.block import TraceBlock
+from graphhalu.features.block import Ragged, TraceBlock
 from graphhalu.features.matrices import (
     RowPairs,
     attention_at,
@@ -21,11 +21,6 @@ from graphhalu.features.matrices import (
     states,
     unit_states,
 )
-
-PrepareRows = Callable[[np.ndarray, RowPairs], np.ndarray]
-CompareRows = Callable[[np.ndarray, np.ndarray, RowPairs], np.ndarray]
-PrepareStates = Callable[[np.ndarray], np.ndarray]
-CompareStates = Callable[[np.ndarray, np.ndarray], np.ndarray]
 
 HALLUSHIFT_STEP: Final = 2
 """Layers between the two that HalluShift compares."""
@@ -98,11 +93,10 @@ def shifted_places(kept: tuple[int, ...], what: str) -> list[tuple[int, int]]:
     place = {layer: index for index, layer in enumerate(kept)}
     found = [(place[i], place[i + HALLUSHIFT_STEP]) for i in kept if i + HALLUSHIFT_STEP in place]
     if not found:
-        message = (
+        raise TraceNotFoundError(
             f"no two kept {what} lie {HALLUSHIFT_STEP} layers apart (kept: "
             f"{', '.join(map(str, kept)) or 'none'})\n  Extract with more layers"
         )
-        raise TraceNotFoundError(message)
     return found
 
 
@@ -170,20 +164,31 @@ def hallushift_attention_cosine(block: TraceBlock) -> Float[np.ndarray, "trace l
 
 
 def _over_attention(
-    block: TraceBlock, prepare: PrepareRows, compare: CompareRows
+    block: TraceBlock, prepare: Callable[..., np.ndarray], compare: Callable[..., np.ndarray]
 ) -> Float[np.ndarray, "trace layer_pair head"]:
-    """Compare prepared rows of layers two apart; three layers are held at a time."""
+    """Compare prepared rows of layers two apart that see the same keys."""
     pairs = row_pairs(block, block.is_answer_row)
     visible = block.n_visible[:, pairs.row]
 
-    @lru_cache(maxsize=HALLUSHIFT_STEP + 1)
     def rows(place: int) -> Float[np.ndarray, "head pair"]:
         return prepare(attention_at(block, place, pairs.index), pairs)
 
-    means = [
-        pairs.by_trace.mean(compare(rows(one), rows(other), pairs), visible[one] == visible[other])
-        for one, other in shifted_places(block.shape.attention_layers, "attention layers")
-    ]
+    places = shifted_places(block.shape.attention_layers, "attention layers")
+    is_same = [visible[one] == visible[other] for one, other in places]
+    return _means(places, rows, lambda *both: compare(*both, pairs), pairs.by_trace, is_same)
+
+
+def _means(
+    places: Sequence[tuple[int, int]],
+    prepared: Callable[[int], np.ndarray],
+    compare: Callable[..., np.ndarray],
+    by_trace: Ragged,
+    is_counted: Sequence[Bool[np.ndarray, "item"] | None],
+) -> Float[np.ndarray, "trace layer_pair *head"]:
+    """Means over the items of each trace of what compares two layers; three are held at a time."""
+    held = lru_cache(maxsize=HALLUSHIFT_STEP + 1)(prepared)
+    pairs = zip(places, is_counted, strict=True)
+    means = [by_trace.mean(compare(held(one), held(other)), counted) for (one, other), counted in pairs]
     return finite_or_missing(np.stack(means, axis=1))
 
 
@@ -244,9 +249,7 @@ def hallushift_hidden_distance(block: TraceBlock) -> Float[np.ndarray, "trace hi
         nothing. The last hidden state is after the final norm.
     """
 
-    def distance(
-        one: Float[np.ndarray, "item unit"], other: Float[np.ndarray, "item unit"]
-    ) -> Float[np.ndarray, "item"]:
+    def distance(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, "item"]:
         return np.abs(one - other).mean(axis=-1, dtype=np.float64)
 
     return _over_states(block, _sorted_softmax, distance)
@@ -279,31 +282,21 @@ def hallushift_hidden_cosine(block: TraceBlock) -> Float[np.ndarray, "trace hidd
         probability features follows. The last hidden state is after the final norm.
     """
 
-    def product(
-        one: Float[np.ndarray, "item unit"], other: Float[np.ndarray, "item unit"]
-    ) -> Float[np.ndarray, "item"]:
-        cosine = (one * other).sum(axis=-1, dtype=np.float64)
-        return np.clip(cosine, -1.0, 1.0)
+    def cosine(one: np.ndarray, other: np.ndarray) -> Float[np.ndarray, "item"]:
+        return np.clip((one * other).sum(axis=-1, dtype=np.float64), -1.0, 1.0)
 
-    return _over_states(block, unit_states, product)
+    return _over_states(block, unit_states, cosine)
 
 
 def _over_states(
-    block: TraceBlock, prepare: PrepareStates, compare: CompareStates
+    block: TraceBlock, prepare: Callable[..., np.ndarray], compare: Callable[..., np.ndarray]
 ) -> Float[np.ndarray, "trace hidden_pair"]:
-    """Compare prepared states of layers two apart; three layers are held at a time."""
+    """Compare prepared states of layers two apart."""
     is_chosen = is_producing_state(block)
     by_trace = chosen_by_trace(block, is_chosen)
-
-    @lru_cache(maxsize=HALLUSHIFT_STEP + 1)
-    def prepared(place: int) -> Float[np.ndarray, "item unit"]:
-        return prepare(states(block, place, is_chosen))
-
-    means = [
-        by_trace.mean(compare(prepared(one), prepared(other)))
-        for one, other in shifted_places(block.shape.hidden_layers, "hidden states")
-    ]
-    return finite_or_missing(np.stack(means, axis=1))
+    places = shifted_places(block.shape.hidden_layers, "hidden states")
+    read = partial(states, block, chosen=is_chosen)
+    return _means(places, lambda place: prepare(read(place)), compare, by_trace, [None] * len(places))
 
 
 def _sorted_softmax(found: Float[np.ndarray, "item unit"]) -> Float[np.ndarray, "item unit"]:

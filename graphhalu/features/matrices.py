@@ -11,8 +11,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
-from graphhalu.features.block import TraceBlock
-from graphhalu.features.ragged import Ragged
+from graphhalu.features.block import Ragged, TraceBlock
 from graphhalu.traces.schema import ragged_length
 
 

@@ -10,16 +10,14 @@ from functools import cached_property, partial
 from hashlib import sha256
 from pathlib import Path
 from threading import Lock
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float32
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.features.base import Level
-from graphhalu.features.block import TraceBlock, blocks
-from graphhalu.features.ragged import PartArrays
-from graphhalu.features.spec import Columns, FeatureSpec, as_specs, reads_beams, side_by_side
+from graphhalu.features.block import PartArrays, TraceBlock, blocks
+from graphhalu.features.registry import FeatureMatrix, FeatureSpec, as_specs, reads_beams
 from graphhalu.traces.part import Part
 from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
@@ -28,18 +26,6 @@ LEAST_BYTES: Final = 512 * 2**20
 MOST_BYTES: Final = 4 * 2**30
 """What :data:`REMEMBERED` keeps: a quarter of the free memory, within these bounds. All columns
 that the registered detectors read take some 3 MB a trace of 30 layers with 9 heads."""
-
-
-class FeatureMatrix(NamedTuple):
-    """Features of traces, one row a trace in the order of the traces.
-
-    Attributes:
-        values: Missing values are NaN.
-        columns: Name of each column, as ``sink_mass_k4.l03.h05``.
-    """
-
-    values: Float32[np.ndarray, "trace column"]
-    columns: tuple[str, ...]
 
 
 class FeatureCache:
@@ -91,11 +77,6 @@ class FeatureCache:
                 self.n_bytes -= dropped.values.nbytes
         return columns
 
-    def clear(self) -> None:
-        """Forget everything."""
-        self._kept.clear()
-        self.n_bytes = 0
-
 
 REMEMBERED: Final = FeatureCache()
 
@@ -125,23 +106,24 @@ def feature_matrix(
     for placed in blocks(traces, with_beams=reads_beams(specs)):
         found = block_columns(placed.block, specs, cache)
         if not columns:
-            columns = found.names
+            columns = found.columns
             values = np.empty((len(traces), len(columns)), dtype=np.float32)
-        require_same(columns, found.names)
+        require_same(columns, found.columns)
         values[placed.indices] = found.values[placed.within]
     return FeatureMatrix(values, columns)
 
 
 def block_columns(
     block: TraceBlock, specs: Sequence[FeatureSpec], cache: FeatureCache | None = None
-) -> Columns:
+) -> FeatureMatrix:
     """The columns of several features for one block, remembered if it belongs to a store."""
-    if cache is None:
-        return side_by_side([spec.compute(block) for spec in specs])
-    place = _place(block)
-    keys = [(*place, str(spec)) if place else () for spec in specs]
-    found = [cache.get(key, partial(spec.compute, block)) for key, spec in zip(keys, specs, strict=True)]
-    return side_by_side(found)
+    place = _place(block) if cache is not None else ()
+    found = []
+    for spec in specs:
+        compute = partial(spec.compute, block)
+        found.append(cache.get((*place, str(spec)), compute) if cache and place else compute())
+    columns = tuple(name for each in found for name in each.columns)
+    return FeatureMatrix(np.concatenate([each.values for each in found], axis=1), columns)
 
 
 def checked(
@@ -161,8 +143,7 @@ def checked(
     specs = require_level(as_specs(features), level)
     traces = as_traces(traces)
     if len(traces) == 0:
-        message = "there is no trace to compute features of\n  Extract some first"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("there is no trace to compute features of\n  Extract some first")
     return traces, specs
 
 
@@ -174,11 +155,10 @@ def require_level(specs: tuple[FeatureSpec, ...], level: Level) -> tuple[Feature
     """
     for spec in specs:
         if spec.feature.level != level:
-            message = (
+            raise UsageError(
                 f"feature {spec.name!r} has one value a {_ITEM[spec.feature.level]}, expected one "
                 f"a {_ITEM[level]}"
             )
-            raise UsageError(message)
     return specs
 
 
@@ -192,11 +172,10 @@ def require_same(expected: tuple[str, ...], got: tuple[str, ...]) -> None:
         UsageError: If they differ.
     """
     if expected != got:
-        message = (
+        raise UsageError(
             f"the traces come from different models: {len(expected)} columns of features for some "
             f"and {len(got)} for others\n  Give the traces of one model"
         )
-        raise UsageError(message)
 
 
 def _place(block: TraceBlock) -> tuple[str, ...]:

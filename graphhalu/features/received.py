@@ -7,8 +7,7 @@ from jaxtyping import Bool, Float
 
 from graphhalu.core.errors import UsageError
 from graphhalu.features.base import Feature, feature
-from graphhalu.features.block import TraceBlock
-from graphhalu.features.ragged import Ragged
+from graphhalu.features.block import Ragged, TraceBlock
 
 TOP_K: Final = 10
 MAX_K: Final = 100
@@ -66,8 +65,7 @@ def top_k(
         UsageError: If ``k`` is out of range.
     """
     if not 1 <= k <= MAX_K:
-        message = f"k must be 1 to {MAX_K}, got {k}"
-        raise UsageError(message)
+        raise UsageError(f"k must be 1 to {MAX_K}, got {k}")
     n_layers, n_heads, _ = values.shape
     width = max(k, int(ragged.lengths.max(initial=0)))
     top = np.empty((len(ragged.lengths), n_layers, n_heads, k), dtype=values.dtype)

@@ -54,8 +54,7 @@ def row_sink_share(rows: Rows, n_sink: int = N_SINK_KEYS) -> SinkShare:
         UsageError: If so many keys are not stored.
     """
     if not 1 <= n_sink <= N_SINK_KEYS:
-        message = f"n_sink must be 1 to {N_SINK_KEYS} (so many keys are stored), got {n_sink}"
-        raise UsageError(message)
+        raise UsageError(f"n_sink must be 1 to {N_SINK_KEYS} (so many keys are stored), got {n_sink}")
     mass = rows.entry("sink_keys", 0)
     for key in range(1, n_sink):
         mass += rows.entry("sink_keys", key)

@@ -1,7 +1,8 @@
 """Eigenvalues of attention and of its Laplacian, and the spanning tree of its graph."""
 
+from collections.abc import Callable
 from math import prod
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
@@ -237,48 +238,27 @@ def mst_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
     """
     n_tokens = block.of_record("length") - block.of_record("prompt_length")
     order = np.argsort(-n_tokens, kind="stable")
-    contraction = _contraction(block, order)
+    graph_of = _answer_graphs(block, order)
     values = np.full((len(block.shape.attention_layers), block.shape.n_heads, len(block)), np.nan)
     for place, window in enumerate(block.shape.layer_windows):
         if window is None or window > 1:
-            graph = contraction.graph(attention_at(block, place, contraction.pair))
-            values[place][:, order] = prim_length(graph, n_tokens[order])
+            values[place][:, order] = prim_length(graph_of(place), n_tokens[order])
     is_whole = block.of_record("row_start") <= block.of_record("prompt_length")
     per_token = np.where(is_whole, values / n_tokens, np.nan)
     return finite_or_missing(per_token.transpose(2, 0, 1))
 
 
-class Contraction(NamedTuple):
-    """How the pairs of a layer make graphs of answer tokens, with one node for the prompt.
+def _answer_graphs(
+    block: TraceBlock, order: Int[np.ndarray, "trace"]
+) -> Callable[[int], Float[np.ndarray, "head graph query other"]]:
+    """Gives for a layer the attention of each answer token to earlier ones; node 0 is the prompt.
 
-    Attributes:
-        pair: Place of each pair among all stored pairs: those with a prompt token, row by row,
-            then those between answer tokens.
-        row_offsets: Where the prompt's pairs of each row start.
-        entry: Entry of the graphs for each row with prompt tokens, then for each other pair.
-        shape: Graphs and nodes.
+    The strongest attention to any prompt token is that to the prompt.
+
+    Args:
+        block: Traces that keep whole attention.
+        order: Traces in the order of the graphs.
     """
-
-    pair: Int[np.ndarray, "pair"]
-    row_offsets: Int[np.ndarray, "row"]
-    entry: Int[np.ndarray, "entry"]
-    shape: tuple[int, int, int]
-
-    def graph(self, weights: Float[np.ndarray, "head pair"]) -> Float[np.ndarray, "head graph query other"]:
-        """Attention of each answer token to earlier ones; node 0 is the prompt.
-
-        The strongest attention to any prompt token is that to the prompt.
-        """
-        n_rows = len(self.row_offsets)
-        n_prompt = len(self.pair) - len(self.entry) + n_rows
-        graph = np.zeros((len(weights), prod(self.shape)), dtype=np.float32)
-        graph[:, self.entry[:n_rows]] = np.maximum.reduceat(weights[:, :n_prompt], self.row_offsets, axis=-1)
-        graph[:, self.entry[n_rows:]] = weights[:, n_prompt:]
-        return graph.reshape(len(weights), *self.shape)
-
-
-def _contraction(block: TraceBlock, order: Int[np.ndarray, "trace"]) -> Contraction:
-    """The contraction of a block whose traces are put into this order."""
     prompt_length = block.of_record("prompt_length")
     pairs = row_pairs(block, block.row_token >= prompt_length[block.rows.trace])
     trace = pairs.by_trace.trace
@@ -288,10 +268,20 @@ def _contraction(block: TraceBlock, order: Int[np.ndarray, "trace"]) -> Contract
     other = 1 + pairs.key - prompt_length[trace][pairs.by_row.trace]
     is_prompt = other < 1
     is_edge = ~is_prompt & (other < node[pairs.by_row.trace])
-    entry = np.concatenate([start, (start[pairs.by_row.trace] + other)[is_edge]])
+    of_answer = (start[pairs.by_row.trace] + other)[is_edge]
+    # pairs with a prompt token, row by row, then those between answer tokens
     index = np.concatenate([pairs.index[is_prompt], pairs.index[is_edge]])
-    row_offsets = ragged_offsets(prompt_length[trace])[:-1]
-    return Contraction(index, row_offsets, entry, (len(block), n_nodes, n_nodes))
+    n_prompt, row_offsets = int(is_prompt.sum()), ragged_offsets(prompt_length[trace])[:-1]
+    shape = (len(block), n_nodes, n_nodes)
+
+    def graph(place: int) -> Float[np.ndarray, "head graph query other"]:
+        weights = attention_at(block, place, index)
+        found = np.zeros((len(weights), prod(shape)), dtype=np.float32)
+        found[:, start] = np.maximum.reduceat(weights[:, :n_prompt], row_offsets, axis=-1)
+        found[:, of_answer] = weights[:, n_prompt:]
+        return found.reshape(len(weights), *shape)
+
+    return graph
 
 
 def prim_length(

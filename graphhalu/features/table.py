@@ -1,6 +1,7 @@
 """Features of a store as a table: one pass over its parts, Parquet out and in."""
 
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
@@ -17,7 +18,7 @@ from graphhalu.core.files import atomic_path, parquet_writer, parse_json, read_p
 from graphhalu.engine.executors import Executor, SerialExecutor, in_order
 from graphhalu.features.block import PlacedBlock, blocks
 from graphhalu.features.matrix import block_columns, checked, require_same
-from graphhalu.features.spec import FeatureSpec, reads_beams
+from graphhalu.features.registry import FeatureSpec, reads_beams
 from graphhalu.traces.disk import disk_error
 from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.trace import Trace
@@ -26,6 +27,8 @@ FORMAT: Final = "graphhalu-features"
 FORMAT_VERSION: Final = 1
 
 _OF_ROW: Final = ("token", "is_answer")
+_FEATURE: Final = re.compile(r"([^.\[]*(?:\[[^\]]*\])?).*")
+"""A column, which begins with its feature; a parameter may hold a dot."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +62,7 @@ class FeatureTable:
             UsageError: If there is none of this name.
         """
         if name not in self.columns:
-            message = f"no column {name!r} among {len(self.columns)}, as {self.columns[0]!r}"
-            raise UsageError(message)
+            raise UsageError(f"no column {name!r} among {len(self.columns)}, as {self.columns[0]!r}")
         return self.values[:, self.columns.index(name)]
 
     def write(self, path: Path) -> None:
@@ -96,20 +98,17 @@ def feature_table(
     """
     traces, specs = checked(traces, features, "token" if per_token else "trace")
     placed = list(_pieces(traces, specs, engine))
-    order = np.argsort(np.concatenate([place for _, place in placed]), kind="stable")
     pieces = [piece for piece, _ in placed]
-    names = [name for piece in pieces for name in piece.trace_ids]
-    first = pieces[0]
+    order = np.argsort(np.concatenate([place for _, place in placed]), kind="stable")
     for piece in pieces:
-        require_same(first.columns, piece.columns)
-    return FeatureTable(
-        trace_ids=tuple(names[index] for index in order),
-        values=np.concatenate([piece.values for piece in pieces])[order],
-        columns=first.columns,
-        token=_joined([piece.token for piece in pieces], order),
-        is_answer=_joined([piece.is_answer for piece in pieces], order),
-        metadata=first.metadata,
-    )
+        require_same(pieces[0].columns, piece.columns)
+
+    def joined(field: str) -> np.ndarray:
+        return np.concatenate([getattr(piece, field) for piece in pieces])[order]
+
+    of_rows = {name: joined(name) for name in _OF_ROW} if per_token else {}
+    ids = tuple(joined("trace_ids").tolist())
+    return FeatureTable(ids, joined("values"), pieces[0].columns, **of_rows, metadata=pieces[0].metadata)
 
 
 def write_features(
@@ -153,8 +152,9 @@ def read_features(path: Path | str) -> FeatureTable:
     """
     path = Path(path)
     if not path.is_file():
-        message = f"there is no table of features at {path}\n  Make one:  graphhalu features --out"
-        raise StoreNotFoundError(message)
+        raise StoreNotFoundError(
+            f"there is no table of features at {path}\n  Make one:  graphhalu features --out"
+        )
     with reading(f"{path} is damaged or no table of features", error=CorruptStoreError):
         table = read_parquet(path)
         said: Mapping[bytes, bytes] = table.schema.metadata or {}
@@ -205,33 +205,15 @@ def summarise(table: FeatureTable) -> list[FeatureSummary]:
     """One line for each feature of a table, in the order of its columns."""
     places: dict[str, list[int]] = {}
     for place, column in enumerate(table.columns):
-        places.setdefault(_feature(column), []).append(place)
+        places.setdefault(_FEATURE.sub(r"\1", column), []).append(place)
     return [_summary(name, table.values[:, chosen]) for name, chosen in places.items()]
-
-
-def _feature(column: str) -> str:
-    """The feature of a column: what stands before its axes, and a parameter may hold a dot."""
-    name, bracket, rest = column.partition("[")
-    if not bracket:
-        return column.partition(".")[0]
-    return f"{name}[{rest.partition(']')[0]}]"
 
 
 def _summary(name: str, values: np.ndarray) -> FeatureSummary:
     there = values[~np.isnan(values)].astype(np.float64)
-    missing = 1 - there.size / values.size
-    nan = float("nan")
-    if not there.size:
-        return FeatureSummary(name, values.shape[1], nan, nan, nan, nan, missing)
-    return FeatureSummary(
-        feature=name,
-        n_columns=values.shape[1],
-        mean=float(there.mean()),
-        std=float(there.std()),
-        smallest=float(there.min()),
-        largest=float(there.max()),
-        missing=missing,
-    )
+    statistics = (np.mean, np.std, np.min, np.max)
+    numbers = [float(of(there)) if there.size else float("nan") for of in statistics]
+    return FeatureSummary(name, values.shape[1], *numbers, missing=1 - there.size / values.size)
 
 
 def opener(traces: Sequence[Trace], engine: Executor) -> Callable[[], Sequence[Trace]]:
@@ -293,14 +275,14 @@ def _piece(placed: PlacedBlock, specs: Sequence[FeatureSpec], metadata: Mapping[
     found = block_columns(block, specs)
     ids = np.array([record.trace_id for record in block.records], dtype=object)
     if specs[0].feature.level == "trace":
-        table = FeatureTable(tuple(ids[within]), found.values[within], found.names, metadata=metadata)
+        table = FeatureTable(tuple(ids[within]), found.values[within], found.columns, metadata=metadata)
         return table, placed.indices
     starts, stops = block.rows.offsets[within], block.rows.offsets[within + 1]
     rows = np.concatenate([np.arange(*ends) for ends in zip(starts, stops, strict=True)])
     table = FeatureTable(
         trace_ids=tuple(ids[block.rows.trace[rows]]),
         values=found.values[rows],
-        columns=found.names,
+        columns=found.columns,
         token=block.row_token[rows],
         is_answer=block.is_answer_row[rows],
         metadata=metadata,
@@ -324,11 +306,6 @@ def _metadata(traces: Sequence[Trace], specs: Sequence[FeatureSpec]) -> dict[str
         "configuration": getattr(traces, "configuration", None),
         "provenance": getattr(traces, "provenance", None),
     }
-
-
-def _joined(pieces: Sequence[np.ndarray | None], order: Int[np.ndarray, "item"]) -> np.ndarray | None:
-    found = [piece for piece in pieces if piece is not None]
-    return np.concatenate(found)[order] if found else None
 
 
 def _write(pieces: Sequence[FeatureTable] | Iterator[FeatureTable], path: Path) -> tuple[int, int]:
@@ -362,8 +339,7 @@ def _arrow(table: FeatureTable) -> pa.Table:
 
 def _check_format(stored: Mapping[str, Any], path: Path) -> None:
     if stored.get("format") != FORMAT or stored.get("format_version", 0) > FORMAT_VERSION:
-        message = (
+        raise CorruptStoreError(
             f"{path} has {told_format(stored)}; "
             f"this graphhalu reads {FORMAT!r} up to version {FORMAT_VERSION}"
         )
-        raise CorruptStoreError(message)

@@ -1,4 +1,8 @@
-"""Token graphs: layers of traces as nodes, edges and their features."""
+"""Token graphs: layers of traces as nodes, edges and their features.
+
+Of complete attention the packed triangles are read as they are; of a store of edges only the
+pairs that some head kept. Neither is unpacked to squares.
+"""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -6,16 +10,18 @@ from typing import Final, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Float32, Int, Int64, UInt8
+from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped, UInt8
 
-from graphhalu.core.errors import GraphhaluError, UsageError
-from graphhalu.features.block import block_of
-from graphhalu.graphs.block import LayerBlock, Pairs, candidate_pairs, to_float32, trace_runs
-from graphhalu.graphs.nodes import node_features
+from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
+from graphhalu.core.numerics import n_pairs, ragged_offsets
+from graphhalu.features.block import Ragged, block_of
+from graphhalu.graphs.nodes import LayerBlock, node_features, to_float32
 from graphhalu.graphs.recipe import DEFAULT_RECIPE, GraphRecipe
 from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.trace import Trace
 
+BLOCK_ELEMENTS: Final = 2**23
+"""Attention weights of one block: 16 MB in half precision, and about as much while in work."""
 LEAST_REST: Final = 1e-3
 """A head that leaves less to other tokens than the sink is divided by this: what half precision
 keeps of so little says nothing."""
@@ -65,8 +71,7 @@ def build_graph(trace: Trace, layer: int, recipe: GraphRecipe = DEFAULT_RECIPE) 
         UsageError: Also if the recipe asks for one graph a trace.
     """
     if recipe.view == "multiplex":
-        message = f"a graph of one layer has the view 'layers', got {recipe.view!r}: build_graphs"
-        raise UsageError(message)
+        raise UsageError(f"a graph of one layer has the view 'layers', got {recipe.view!r}: build_graphs")
     return build_graphs(trace, (layer,), recipe)[0]
 
 
@@ -131,20 +136,123 @@ def iter_graphs(
         yield from zip(members, built, strict=True)
 
 
-class _Edges(NamedTuple):
-    """Edges of one graph of each trace of a block, one trace after another."""
+def trace_runs(
+    traces: Sequence[Trace], indices: Sequence[int], n_layers: int
+) -> Iterator[tuple[list[int], list[Trace]]]:
+    """Traces that are read together, in the order asked for, with their indices.
 
-    pairs: Int64[np.ndarray, "2 edge"]
-    attr: Float32[np.ndarray, "edge channel"]
-    kept_mass: Float32[np.ndarray, "row"]
-    bounds: Int[np.ndarray, "trace_end"]
+    Args:
+        traces: A store or a list.
+        indices: Which of them.
+        n_layers: Layers that will be read; they bound how many traces go together.
+    """
+    run: list[Trace] = []
+    members: list[int] = []
+    size = 0
+    for index in indices:
+        trace = traces[index]
+        added = n_pairs(trace.length) * n_layers * trace.shape.n_heads
+        is_alike = not run or (trace.shape == run[-1].shape and trace.arrays.keys() == run[-1].arrays.keys())
+        if run and not (is_alike and size + added <= BLOCK_ELEMENTS):
+            yield members, run
+            run, members, size = [], [], 0
+        run.append(trace)
+        members.append(index)
+        size += added
+    if run:
+        yield members, run
+
+
+class Pairs(NamedTuple):
+    """Pairs of a row and an earlier key, those of a row one after another, lowest key first.
+
+    Attributes:
+        weights: Attention in the stored number format.
+        mean: Mean over heads; 0 for a token with itself.
+        key: Attended token, counted within its trace.
+        row: Row of the block that attends.
+        row_starts: Where each row starts on the pair axis, and where the last one ends.
+        dropped: Attention to other tokens (mean over heads) that is not among the pairs.
+    """
+
+    weights: Shaped[np.ndarray, "layer head pair"]
+    mean: Float32[np.ndarray, "layer pair"]
+    key: Int[np.ndarray, "pair"]
+    row: Int[np.ndarray, "pair"]
+    row_starts: Int[np.ndarray, "row_end"]
+    dropped: Float[np.ndarray, "layer row"]
+
+
+def candidate_pairs(source: LayerBlock) -> Pairs:
+    """Every pair of complete attention, or those that a store of edges kept in any of the layers.
+
+    Raises:
+        TraceNotFoundError: If the traces keep neither.
+        NonFiniteError: If attention is NaN or infinite; names trace and layer.
+    """
+    pairs = _kept_pairs(source) if source.has_only_edges else _all_pairs(source)
+    is_finite = np.isfinite(pairs.mean)
+    if not is_finite.all():
+        place, pair = np.argwhere(~is_finite)[0].tolist()
+        record = source.block.records[int(source.block.rows.trace[pairs.row[pair]])]
+        raise NonFiniteError(
+            f"trace {record.trace_id!r}, layer {source.layers[place]}: attention has NaN or "
+            f"infinity\n  Extract the trace again, or leave it out"
+        )
+    return pairs
+
+
+def _all_pairs(source: LayerBlock) -> Pairs:
+    weights = source.attention()
+    n_keys = source.block.row_token + 1
+    rows = Ragged(ragged_offsets(n_keys))
+    mean = _mean(weights)
+    diagonal = rows.offsets[1:] - 1
+    own = mean[:, diagonal]
+    # NaN must be seen by who checks, although a token is no neighbour of itself
+    mean[:, diagonal] = np.where(np.isfinite(own), 0.0, own)
+    dropped = np.zeros((len(source.layers), len(n_keys)))
+    return Pairs(weights, mean, rows.position, rows.trace, rows.offsets, dropped)
+
+
+def _kept_pairs(source: LayerBlock) -> Pairs:
+    block, positions = source.block, source.positions
+    keys = block.raw("edge_key")[positions].astype(np.int64)
+    is_edge = keys >= 0
+    layer, head, row, _ = np.nonzero(is_edge)
+    stride = int(block.tokens.lengths.max())
+    number = row * stride + keys[is_edge]
+    found = np.unique(number)
+    table = np.zeros((len(positions), keys.shape[1], len(found)), dtype=np.float32)
+    table[layer, head, np.searchsorted(found, number)] = source.stream("edge_weight")[is_edge]
+    pair_row = found // stride
+    row_starts = np.searchsorted(pair_row, np.arange(len(block.row_token) + 1))
+    dropped = source.stream("dropped_mass").mean(1, dtype=np.float64)
+    return Pairs(table, _mean(table), found % stride, pair_row, row_starts, dropped)
+
+
+def _mean(weights: Shaped[np.ndarray, "layer head pair"]) -> Float32[np.ndarray, "layer pair"]:
+    total = torch.zeros((weights.shape[0], weights.shape[2]))
+    heads = torch.from_numpy(weights)
+    for head in range(weights.shape[1]):  # torch adds half precision without a copy in single
+        total += heads[:, head]
+    return (total / weights.shape[1]).numpy()
+
+
+_Edges = tuple[
+    Int64[np.ndarray, "2 edge"],
+    Float32[np.ndarray, "edge channel"],
+    Float32[np.ndarray, "row"],
+    Int[np.ndarray, "trace_end"],
+]
+"""Edges of one graph of each trace of a block, one trace after another: pairs, channels, the kept mass of
+each row, and where the edges of each trace begin."""
 
 
 def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe) -> list[list[TokenGraph]]:
     """Graphs of each trace."""
     if not layers:
-        message = "a graph needs at least one layer"
-        raise UsageError(message)
+        raise UsageError("a graph needs at least one layer")
     _check_traces(traces, recipe)
     block = block_of(traces)
     source = LayerBlock(block, layers, recipe.roles)
@@ -154,30 +262,31 @@ def _build(traces: Sequence[Trace], layers: tuple[int, ...], recipe: GraphRecipe
     channel_names = _channel_names(source, recipe)
     is_answer, span = block.is_answer_token, block.stream("span_code")
     built: list[list[TokenGraph]] = [[] for _ in block.records]
-    for place, edges in enumerate(_edges(source, recipe)):
+    for place, (pairs, attr, kept, bounds) in enumerate(_edges(source, recipe)):
         for number, record in enumerate(block.records):
             nodes = slice(*block.tokens.offsets[number : number + 2].tolist())
             rows = slice(*block.rows.offsets[number : number + 2].tolist())
             kept_mass = np.full(record.length, np.nan, dtype=np.float32)
-            kept_mass[block.row_token[rows]] = edges.kept_mass[rows]
-            of_edge = slice(*edges.bounds[number : number + 2].tolist())
+            kept_mass[block.row_token[rows]] = kept[rows]
+            of_edge = slice(*bounds[number : number + 2].tolist())
             # copies: a graph that is kept must not keep its whole block
-            graph = TokenGraph(
-                x=features.values[place, nodes].copy(),
-                edge_index=edges.pairs[:, of_edge].copy(),
-                edge_attr=edges.attr[of_edge].copy(),
-                is_answer=is_answer[nodes].copy(),
-                span=span[nodes].astype(np.uint8),
-                layer=None if is_multiplex else layers[place],
-                layers=layers if is_multiplex else (layers[place],),
-                trace_id=record.trace_id,
-                question_id=record.question_id,
-                group_id=record.group_id,
-                kept_mass=kept_mass,
-                node_feature_names=features.names,
-                edge_feature_names=channel_names,
+            built[number].append(
+                TokenGraph(
+                    x=features.values[place, nodes].copy(),
+                    edge_index=pairs[:, of_edge].copy(),
+                    edge_attr=attr[of_edge].copy(),
+                    is_answer=is_answer[nodes].copy(),
+                    span=span[nodes].astype(np.uint8),
+                    layer=None if is_multiplex else layers[place],
+                    layers=layers if is_multiplex else (layers[place],),
+                    trace_id=record.trace_id,
+                    question_id=record.question_id,
+                    group_id=record.group_id,
+                    kept_mass=kept_mass,
+                    node_feature_names=features.names,
+                    edge_feature_names=channel_names,
+                )
             )
-            built[number].append(graph)
     return built
 
 
@@ -186,23 +295,20 @@ def _check_traces(traces: Sequence[Trace], recipe: GraphRecipe) -> None:
     shape = traces[0].shape
     for trace in traces:
         if trace.shape != shape:
-            message = "graphs are built of traces of one model and one kind of extraction"
-            raise UsageError(message)
+            raise UsageError("graphs are built of traces of one model and one kind of extraction")
         first_row = 0 if recipe.prompt_edges else trace.prompt_length - 1
         if trace.record.row_start > first_row:
-            message = (
+            raise UsageError(
                 f"a token graph needs the attention rows from {first_row} on, trace "
                 f"{trace.trace_id!r} keeps the rows from {trace.record.row_start} on\n"
                 f"  Extract it again with all rows, or build graphs with prompt_edges=False"
             )
-            raise UsageError(message)
     expected = (shape.n_layers, shape.n_heads)
     if recipe.roles is not None and (came := recipe.roles.values.shape[:2]) != expected:
-        message = (
+        raise UsageError(
             f"expected weights of {expected[0]} layers and {expected[1]} heads, got {came[0]} and "
             f"{came[1]}: these roles are of another model"
         )
-        raise UsageError(message)
 
 
 def _edges(source: LayerBlock, recipe: GraphRecipe) -> list[_Edges]:
@@ -217,7 +323,7 @@ def _edges(source: LayerBlock, recipe: GraphRecipe) -> list[_Edges]:
     if recipe.sinks != "keep":
         pairs.mean[:, pairs.key < N_SINK_KEYS] = 0  # what has no mass is no edge
     is_edge = _is_edge(source, pairs, recipe)
-    others = pairs.others()
+    others = Ragged(pairs.row_starts).sum(pairs.mean).T + pairs.dropped
     n_rows = others.shape[1]
     if recipe.view == "multiplex":
         edge = np.flatnonzero(is_edge.any(0))
@@ -239,7 +345,7 @@ def _edges(source: LayerBlock, recipe: GraphRecipe) -> list[_Edges]:
     share = np.minimum(share, 1.0).astype(np.float32)
     ends = np.arange(len(others))[:, None] * n_rows + block.rows.offsets
     bounds = np.searchsorted(place, ends)
-    return [_Edges(index, attr, *of_graph) for of_graph in zip(share, bounds, strict=True)]
+    return [(index, attr, *of_graph) for of_graph in zip(share, bounds, strict=True)]
 
 
 def _is_edge(source: LayerBlock, pairs: Pairs, recipe: GraphRecipe) -> Bool[np.ndarray, "layer pair"]:
@@ -297,21 +403,15 @@ def _channels(
         return attention
     if recipe.channels == "weighted":
         weights = recipe.weights(source.layers).astype(np.float32)[layer]
-        weighted: Float32[np.ndarray, "edge channel"] = np.einsum("eh,ehr->er", attention, weights)
-        return weighted
-    reduced: Float32[np.ndarray, "edge channel"] = (
-        attention.mean(1, keepdims=True) if recipe.channels == "mean" else attention.max(1, keepdims=True)
-    )
-    return reduced
+        return np.einsum("eh,ehr->er", attention, weights)
+    return getattr(attention, recipe.channels)(1, keepdims=True)
 
 
 def _channel_names(source: LayerBlock, recipe: GraphRecipe) -> tuple[str, ...]:
+    kinds: Sequence[str] = (recipe.channels,)
     if recipe.channels == "heads":
-        names = [f"attention_head{head}" for head in range(source.block.shape.n_heads)]
+        kinds = [f"head{head}" for head in range(source.block.shape.n_heads)]
     elif recipe.channels == "weighted" and recipe.roles is not None:
-        names = [f"attention_{role}" for role in recipe.roles.names]
-    else:
-        names = [f"attention_{recipe.channels}"]
-    if recipe.view != "multiplex":
-        return tuple(names)
-    return tuple(f"layer{layer}.{name}" for layer in source.layers for name in names)
+        kinds = recipe.roles.names
+    layers = [f"layer{layer}." for layer in source.layers] if recipe.view == "multiplex" else [""]
+    return tuple(f"{layer}attention_{kind}" for layer in layers for kind in kinds)

@@ -13,10 +13,9 @@ from torch_geometric.data import Data, Dataset
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split, check_groups, grouped_split
 from graphhalu.graphs.build import TokenGraph, build_graphs
-from graphhalu.graphs.edges import EdgeRule
 from graphhalu.graphs.nodes import check_blocks
-from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, GraphRecipe, HeadRoles
-from graphhalu.graphs.storage import storage_of
+from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, EdgeRule, GraphRecipe, HeadRoles
+from graphhalu.graphs.storage import Names, storage_of
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, as_labels
 from graphhalu.traces.lazy import ChunkCache
@@ -24,7 +23,8 @@ from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.store import TraceStore, as_traces
 from graphhalu.traces.trace import Trace
 
-DEFAULT_DEPTHS: Final = (1 / 3, 1 / 2, 2 / 3)
+DEFAULT_DEPTHS: Final = (1 / 2, 1 / 3, 2 / 3)
+"""Shares of the depth; the first one chooses its layer first."""
 
 
 class AttentionGraphs(Dataset):
@@ -89,23 +89,16 @@ class AttentionGraphs(Dataset):
         transform: Callable[[Data], Data] | None = None,
     ) -> None:
         super().__init__(transform=transform)
-        self.recipe = GraphRecipe(
-            edges=edges,
-            nodes=DEFAULT_NODES if nodes is None else tuple(nodes),
-            prompt_edges=prompt_edges,
-            importance=importance,
-            view=view,
-            channels=channels,
-            roles=roles,
-            sinks=sinks,
-        )
+        nodes = DEFAULT_NODES if nodes is None else tuple(nodes)
+        self.recipe = GraphRecipe(edges, nodes, prompt_edges, importance, view, channels, roles, sinks)
         check_blocks(self.recipe.nodes)
-        self.traces = _opened(traces)
-        self.labels = _checked_labels(labels, self.traces)
+        self.traces = as_traces(traces)
+        if not len(self.traces):
+            raise NotEnoughDataError("there is no trace to make graphs of: the list or store is empty")
+        self.labels = None if labels is None else _checked_labels(labels, self.traces)
         self.layers = _checked_layers(layers, self.traces[0].shape)
-        self.storage = storage_of(
-            self.traces, self.layers, self.recipe, None if cache is None else Path(cache)
-        )
+        folder = None if cache is None else Path(cache)
+        self.storage = storage_of(self.traces, self.layers, self.recipe, folder)
 
     @classmethod
     def of_recipe(
@@ -136,18 +129,17 @@ class AttentionGraphs(Dataset):
         """The traces of this view, in its order."""
         owner = np.asarray(self.indices(), dtype=np.int64) // self.storage.graphs_per_trace
         _, first = np.unique(owner, return_index=True)
-        indices: Int[np.ndarray, "trace"] = owner[np.sort(first)]
-        return indices
+        return owner[np.sort(first)]
 
     @property
     def node_feature_names(self) -> tuple[str, ...]:
         """``block.column`` for every column of ``x``; see :class:`TokenGraph`."""
-        return self._names()[0]
+        return self._names[0]
 
     @property
     def edge_feature_names(self) -> tuple[str, ...]:
         """One name for every column of ``edge_attr``."""
-        return self._names()[1]
+        return self._names[1]
 
     def token_graph(self, index: int) -> TokenGraph:
         """A graph as arrays with its names, built anew; of a stacked graph its first layer."""
@@ -175,8 +167,7 @@ class AttentionGraphs(Dataset):
             UsageError: If there are no labels.
         """
         if self.labels is None:
-            message = "these graphs have no labels: give labels=… to AttentionGraphs"
-            raise UsageError(message)
+            raise UsageError("these graphs have no labels: give labels=… to AttentionGraphs")
         traces = self.trace_indices
         return self.select(traces[self.labels.is_valid[traces]])
 
@@ -194,10 +185,8 @@ class AttentionGraphs(Dataset):
             UsageError: If ``ids`` are not three sides, or a question is on two of them.
         """
         traces, groups = self.trace_indices, self.groups
-        values = np.zeros(len(traces), dtype=np.int64)
-        if self.labels is not None:
-            values = self.labels.values[traces]
-        split = grouped_split(values, groups, seed=seed) if ids is None else self._by_ids(ids)
+        values = np.zeros(len(traces), dtype=np.int64) if self.labels is None else self.labels.values[traces]
+        split = grouped_split(values, groups, seed=seed) if ids is None else self._sides(ids)
         try:
             check_groups(split, groups)
         except ValueError as error:
@@ -218,23 +207,23 @@ class AttentionGraphs(Dataset):
             NotEnoughDataError: If the view is empty.
         """
         if not len(self):
-            message = "there is no graph in this view to take a mean over"
-            raise NotEnoughDataError(message)
-        nodes, edges, kept = [], [], []
+            raise NotEnoughDataError("there is no graph in this view to take a mean over")
+        kept, sizes = [], []
         for index in self.indices():
             data = self.get(index)
             first_row = self.recipe.first_row(self.traces[data.trace_index].record)
-            nodes.append(data.num_nodes)
-            edges.append(data.num_edges)
+            sizes.append((data.num_nodes, data.num_edges))
             per_layer = data.kept_mass.view(int(data.layer_index.unique().numel()), -1)
             kept.append(per_layer[:, first_row:].flatten())
+        nodes_mean, edges_mean = np.mean(sizes, axis=0).tolist()
+        known = [] if self.labels is None else self.labels.values[self.labelled().trace_indices]
         return {
             "n_graphs": len(self),
             "n_traces": len(self.trace_indices),
-            "nodes_mean": float(np.mean(nodes)),
-            "edges_mean": float(np.mean(edges)),
+            "nodes_mean": nodes_mean,
+            "edges_mean": edges_mean,
             "kept_mass_mean": float(torch.cat(kept).mean()),
-            "prevalence": self._prevalence(),
+            "prevalence": float(np.mean(known)) if len(known) else None,
         }
 
     def __repr__(self) -> str:
@@ -251,25 +240,19 @@ class AttentionGraphs(Dataset):
             state["traces"].cache = ChunkCache()
         return state
 
-    def _names(self) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    @property
+    def _names(self) -> Names:
         if not self.storage.names[0]:  # known from the first graph on
             self.get(self.indices()[0])
         return self.storage.names
 
-    def _by_ids(self, ids: Sequence[Collection[str]]) -> Split:
+    def _sides(self, ids: Sequence[Collection[str]]) -> Split:
         if isinstance(ids, str) or len(ids) != 3:  # noqa: PLR2004
-            message = f"expected question ids of three sides (train, validation, test), got {ids!r}"
-            raise UsageError(message[:300])
-        names = [self.traces[int(index)].record.question_id for index in self.trace_indices]
-        sides = [np.flatnonzero([name in set(side) for name in names]) for side in ids]
-        return Split(*sides)
-
-    def _prevalence(self) -> float | None:
-        if self.labels is None:
-            return None
-        traces = self.trace_indices
-        values = self.labels.values[traces][self.labels.is_valid[traces]]
-        return float(values.mean()) if len(values) else None
+            raise UsageError(
+                f"expected question ids of three sides (train, validation, test), got {ids!r}"[:300]
+            )
+        names = np.array([self.traces[int(index)].record.question_id for index in self.trace_indices])
+        return Split(*(np.flatnonzero(np.isin(names, list(side))) for side in ids))
 
 
 def default_layers(shape: TraceShape) -> tuple[int, ...]:
@@ -281,24 +264,14 @@ def default_layers(shape: TraceShape) -> tuple[int, ...]:
         UsageError: If no layer is kept.
     """
     if not shape.attention_layers:
-        message = "the traces keep attention of no layer\n  Extract them again with layers"
-        raise UsageError(message)
+        raise UsageError("the traces keep attention of no layer\n  Extract them again with layers")
     left = sorted(shape.attention_layers)
     chosen: list[int] = []
-    for depth in (DEFAULT_DEPTHS[1], DEFAULT_DEPTHS[0], DEFAULT_DEPTHS[2]):
+    for depth in DEFAULT_DEPTHS:
         if left:
-            nearest = min(left, key=lambda layer: abs(layer - depth * shape.n_layers))
-            left.remove(nearest)
-            chosen.append(nearest)
+            chosen.append(min(left, key=lambda layer: abs(layer - depth * shape.n_layers)))
+            left.remove(chosen[-1])
     return tuple(sorted(chosen))
-
-
-def _opened(traces: Sequence[Trace] | Path | str) -> Sequence[Trace]:
-    opened = as_traces(traces)
-    if not len(opened):
-        message = "there is no trace to make graphs of: the list or store is empty"
-        raise NotEnoughDataError(message)
-    return opened
 
 
 def _checked_layers(layers: Sequence[int] | None, shape: TraceShape) -> tuple[int, ...]:
@@ -307,26 +280,20 @@ def _checked_layers(layers: Sequence[int] | None, shape: TraceShape) -> tuple[in
     missing = [layer for layer in layers if layer not in shape.attention_layers]
     if missing or not layers:
         kept = ", ".join(map(str, shape.attention_layers))
-        message = f"expected layers that the traces keep ({kept}), got {list(layers)}"
-        raise UsageError(message)
+        raise UsageError(f"expected layers that the traces keep ({kept}), got {list(layers)}")
     return tuple(layers)
 
 
-def _checked_labels(labels: Labels | None, traces: Sequence[Trace]) -> Labels | None:
-    if labels is None:
-        return None
+def _checked_labels(labels: Labels, traces: Sequence[Trace]) -> Labels:
     labels = as_labels(labels)
     if len(labels.trace_ids) != len(traces):
-        message = f"expected a label for each of {len(traces)} traces, got {len(labels.trace_ids)}"
-        raise UsageError(message)
+        raise UsageError(f"expected a label for each of {len(traces)} traces, got {len(labels.trace_ids)}")
     for index, labelled in enumerate(labels.trace_ids):
-        trace_id = traces[index].trace_id
-        if trace_id != labelled:
-            message = (
+        if (trace_id := traces[index].trace_id) != labelled:
+            raise UsageError(
                 f"expected labels in the order of the traces: trace {index} is {trace_id!r}, "
                 f"its label is of {labelled!r}\n  Label these traces again"
             )
-            raise UsageError(message)
     return labels
 
 

@@ -1,27 +1,110 @@
-"""Node features of token graphs, in named blocks.
+"""Layers of several traces as node features of token graphs, in named blocks.
 
-A block is a function of a :class:`graphhalu.graphs.block.LayerBlock`; one line in
-``NODE_BLOCKS`` adds one. Where a value cannot exist (a row that cannot see, a token without one
-before it) it is 0 and the block's column ``is_missing`` is 1.
+A block is a function of a :class:`LayerBlock`; one line in ``NODE_BLOCKS`` adds one. Where a value
+cannot exist (a row that cannot see, a token without one before it) it is 0 and the block's column
+``is_missing`` is 1.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Float32
+import torch
+from jaxtyping import Bool, Float, Float32, Shaped
 
 from graphhalu.core.axes import N_SPANS, SPAN_NAMES, Span
 from graphhalu.core.errors import NonFiniteError, UsageError
+from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point
 from graphhalu.core.registry import unknown_name
+from graphhalu.features.block import TraceBlock
 from graphhalu.features.instability import bounded_std, head_std
-from graphhalu.graphs.block import LayerBlock
+from graphhalu.graphs.recipe import HeadRoles
 from graphhalu.traces.schema import N_SINK_KEYS
+from graphhalu.traces.trace import layer_position
 
 SELF_ATTENTION_FLOOR: Final = 1e-6
 """Attention to the own token is kept from 0 before its logarithm."""
 _LATE_SPANS: Final = {"question": (Span.CONTEXT, Span.QUESTION), "answer": (Span.ANSWER,)}
+
+
+@dataclass(frozen=True)
+class LayerBlock:
+    """Some model layers of the traces of a block.
+
+    Attributes:
+        block: Traces that keep all rows, or those that produce their answers.
+        layers: Model layers.
+        roles: Weights of heads, for the node block ``roles``.
+    """
+
+    block: TraceBlock
+    layers: tuple[int, ...]
+    roles: HeadRoles | None = None
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """Entries of the layer axis that hold these layers.
+
+        Raises:
+            TraceNotFoundError: If a layer is not kept.
+        """
+        kept = self.block.shape.attention_layers
+        return [layer_position(layer, kept, "attention of layer") for layer in self.layers]
+
+    @property
+    def has_only_edges(self) -> bool:
+        """Whether only the strongest edges are kept."""
+        is_complete = self.block.has("attention") or self.block.has("attention_fixed")
+        return self.block.has("edge_key") and not is_complete
+
+    def stream(self, name: str) -> Float32[np.ndarray, "layer ..."]:
+        """A row statistic in float32.
+
+        Raises:
+            TraceNotFoundError: If the traces do not keep it.
+        """
+        return to_float32(self.block.raw(name)[self.positions])
+
+    def attention(self) -> Shaped[np.ndarray, "layer head pair"]:
+        """Attention, triangles one after another, in half or single precision.
+
+        Raises:
+            TraceNotFoundError: If the traces do not keep it.
+        """
+        if not self.block.has("attention") and self.block.has("attention_fixed"):
+            return from_fixed_point(self._matrix("attention_fixed", self.positions))
+        return self._matrix("attention", self.positions)
+
+    def hidden(self) -> Float32[np.ndarray, "layer token feature"]:
+        """Hidden states that the layers leave: ``hidden[layer + 1]``.
+
+        Where the store keeps those of its rows only, other tokens have 0.
+
+        Raises:
+            TraceNotFoundError: If the traces do not keep one of them.
+        """
+        kept = self.block.shape.hidden_layers
+        positions = [layer_position(layer + 1, kept, "hidden states of layer") for layer in self.layers]
+        if self.block.has("hidden") or not self.block.has("hidden_rows"):
+            return from_bfloat16_bits(self._matrix("hidden", positions))
+        values = from_bfloat16_bits(self._matrix("hidden_rows", positions))
+        return self.on_tokens(values.swapaxes(1, 2)).swapaxes(1, 2)
+
+    def on_tokens(self, values: Shaped[np.ndarray, "*axes row"]) -> Shaped[np.ndarray, "*axes token"]:
+        """Values of the stored rows at their tokens, 0 at tokens whose row is not stored."""
+        block = self.block
+        n_tokens = int(block.tokens.offsets[-1])
+        if values.shape[-1] == n_tokens:
+            return values
+        spread = np.zeros((*values.shape[:-1], n_tokens), dtype=values.dtype)
+        spread[..., block.tokens.offsets[block.rows.trace] + block.row_token] = values
+        return spread
+
+    def _matrix(self, name: str, positions: Sequence[int]) -> np.ndarray:
+        # a matrix is stored layer by layer, so only the layers asked for are decoded
+        return np.stack([self.block.stored(name, position) for position in positions])
 
 
 class NodeBlock(NamedTuple):
@@ -51,14 +134,13 @@ def node_features(source: LayerBlock, blocks: Sequence[str], *, is_multiplex: bo
             ``layerL.block.column``, after those that are the same for all layers.
 
     Raises:
-        UsageError: If no block is named, or the block ``roles`` without weights of heads.
+        UsageError: If no block is named.
         UnknownNameError: If a name is in no table; lists the known ones.
         TraceNotFoundError: If the traces do not keep what a block reads.
         NonFiniteError: If a block yields NaN or infinity; names it.
     """
     if not blocks:
-        message = f"a graph needs at least one block of node features: {', '.join(NODE_BLOCKS)}"
-        raise UsageError(message)
+        raise UsageError(f"a graph needs at least one block of node features: {', '.join(NODE_BLOCKS)}")
     check_blocks(blocks)
     found = [_block(source, name) for name in blocks]
     n_tokens = int(source.block.tokens.offsets[-1])
@@ -157,13 +239,8 @@ def roles_block(source: LayerBlock) -> NodeBlock:
     ``received_ROLE`` is what the token receives from the rows that can see it,
     ``to_question_ROLE`` what its row pays to question and context, ``to_answer_ROLE`` what it
     pays to the answer; all in [0, 1]. A layer where no head has the role has none of them.
-
-    Raises:
-        UsageError: If there are no weights of heads.
     """
-    if source.roles is None:
-        message = "the node block 'roles' needs roles=HeadRoles(names, values[layer, head, role])"
-        raise UsageError(message)
+    assert source.roles is not None  # a recipe with this block has weights of heads
     weights = source.roles.share(source.layers)
     mass = source.stream("span_mass")
     streams = {"received": _received(source)}
@@ -212,16 +289,11 @@ def likelihood_block(source: LayerBlock) -> NodeBlock:
 
 
 NODE_BLOCKS: Final[dict[str, BlockFunction]] = {
-    "hidden": hidden_block,
-    "position": position_block,
-    "span": span_block,
-    "sink": sink_block,
-    "instability": instability_block,
-    "roles": roles_block,
-    "self_attention": self_attention_block,
-    "diagonal": diagonal_block,
-    "entropy": entropy_block,
-    "likelihood": likelihood_block,
+    block.__name__.removesuffix("_block"): block
+    for block in (
+        *(hidden_block, position_block, span_block, sink_block, instability_block, roles_block),
+        *(self_attention_block, diagonal_block, entropy_block, likelihood_block),
+    )
 }
 """Name of a block to the function that computes it."""
 
@@ -233,28 +305,23 @@ def _block(source: LayerBlock, name: str) -> NodeBlock:
     return hidden_block(replace(source, layers=(layer,)))._replace(is_of_layer=False)
 
 
-class _Paid(NamedTuple):
-    """Share of each row that goes to the sink, 0 where that says nothing."""
-
-    share: Float32[np.ndarray, "layer head row"]
-    is_defined: Bool[np.ndarray, "layer row"]
-
-
-def _paid_to_sink(source: LayerBlock) -> _Paid:
+def _paid_to_sink(
+    source: LayerBlock,
+) -> tuple[Float32[np.ndarray, "layer head row"], Bool[np.ndarray, "layer row"]]:
+    """Share of each row that goes to the sink, 0 where that says nothing; and where it does."""
     keys = source.stream("sink_keys")[..., :N_SINK_KEYS]
     row_token, n_visible = source.block.row_token, source.block.n_visible[source.positions]
     # a row of the sink, or one that no longer sees all of it, says nothing
     is_defined = (row_token >= N_SINK_KEYS) & (n_visible > row_token)
     # half precision can bring a sum just above 1
     share = np.clip(np.einsum("lhrk->lhr", keys), 0.0, 1.0)
-    return _Paid(share * is_defined[:, None], is_defined)
+    return share * is_defined[:, None], is_defined
 
 
 def _received(source: LayerBlock) -> Float32[np.ndarray, "layer head token"]:
     total = source.stream("received")
     n_rows = source.block.n_rows_that_see[source.positions].astype(np.float32)
-    mean: Float32[np.ndarray, "layer head token"] = total / n_rows[:, None]
-    return mean
+    return total / n_rows[:, None]
 
 
 def _head_names(what: str, n_heads: int) -> tuple[str, ...]:
@@ -264,15 +331,22 @@ def _head_names(what: str, n_heads: int) -> tuple[str, ...]:
 def _check_finite(
     values: Float32[np.ndarray, "layer token feature"], names: tuple[str, ...], source: LayerBlock
 ) -> None:
-    is_finite = np.isfinite(values)
-    if is_finite.all():
+    if np.isfinite(values).all():
         return
-    place, token, column = np.argwhere(~is_finite)[0].tolist()
+    place, token, column = np.argwhere(~np.isfinite(values))[0].tolist()
     record = source.block.records[int(source.block.tokens.trace[token])]
-    message = (
+    raise NonFiniteError(
         f"trace {record.trace_id!r}, layer {source.layers[place]}: expected finite node features, "
         f"got {values[place, token, column]} in {names[column]} at token "
         f"{int(source.block.tokens.position[token])}\n"
         f"  Extract the trace again, or leave this block out"
     )
-    raise NonFiniteError(message)
+
+
+def to_float32(values: Shaped[np.ndarray, "*axes"]) -> Float32[np.ndarray, "*axes"]:
+    """The same numbers in single precision; numpy converts half precision several times slower."""
+    if values.dtype != np.float16:
+        return values.astype(np.float32, copy=False)
+    if not values.flags.writeable:  # torch warns of memory that it may not write to
+        values = values.copy()
+    return torch.from_numpy(values).float().numpy()

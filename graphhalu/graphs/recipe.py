@@ -1,32 +1,158 @@
-"""How a trace becomes a graph."""
+"""The recipe of a token graph: which attention becomes edges, and what nodes and edges carry."""
 
 import hashlib
 import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float
+import torch
+from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.registry import unknown_name
-from graphhalu.graphs.edges import EdgeRule, Threshold, TopK
+from graphhalu.features.block import Ragged
 from graphhalu.traces.schema import TraceRecord
 
-DEFAULT_EDGES: Final = TopK(8)
-DEFAULT_NODES: Final = ("position", "span", "sink", "instability", "self_attention", "entropy", "likelihood")
-VIEWS: Final = ("layers", "stacked", "multiplex")
-IMPORTANCES: Final = ("mean", "max", "weighted")
-CHANNELS: Final = ("heads", "mean", "max", "weighted")
-SINKS: Final = ("keep", "remove", "renormalise")
-_KINDS: Final = {
-    "view": "view of a trace",
-    "importance": "importance of a pair",
-    "channels": "edge channels",
-    "sinks": "treatment of sinks",
+CHOICES: Final = {
+    "view": ("view of a trace", ("layers", "stacked", "multiplex")),
+    "importance": ("importance of a pair", ("mean", "max", "weighted")),
+    "channels": ("edge channels", ("heads", "mean", "max", "weighted")),
+    "sinks": ("treatment of sinks", ("keep", "remove", "renormalise")),
 }
+"""For each setting that is a name: what it is called, and the known names."""
+PairValues = Float[np.ndarray, "layer pair"]
+PairMask = Bool[np.ndarray, "layer pair"]
+RowStarts = Int[np.ndarray, "row_end"]
 GRAPH_VERSION: Final = 2
 """Rises when the same recipe gives another graph."""
+
+
+class EdgeRule(ABC):
+    """Chooses edges from one importance for each pair of row and key."""
+
+    @abstractmethod
+    def choose_pairs(self, importance: PairValues, row_starts: RowStarts) -> PairMask:
+        """Which pairs become edges.
+
+        Args:
+            importance: One non-negative value a pair; a pair with 0 is never an edge. The keys
+                of a row follow one another, lowest first.
+            row_starts: Where each row starts on the pair axis, and where the last one ends.
+        """
+
+
+@dataclass(frozen=True)
+class Threshold(EdgeRule):
+    """Every pair whose importance is more than ``tau``.
+
+    Attributes:
+        tau: In [0, 1).
+        censor: Whether weights of single heads that do not pass become 0 on the edge. For a
+            recipe with the importance ``"max"``: an edge exists where any head passes.
+
+    Source:
+        Frasca et al., CHARM, with ``censor=True`` and the importance ``"max"``.
+    """
+
+    tau: float
+    censor: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuse a threshold that no attention could pass or fail.
+
+        Raises:
+            UsageError: If ``tau`` is outside [0, 1).
+        """
+        if not 0 <= self.tau < 1:
+            raise UsageError(f"Threshold(tau) must be in [0, 1), got {self.tau}")
+
+    def choose_pairs(self, importance: PairValues, row_starts: RowStarts) -> PairMask:
+        """As :meth:`EdgeRule.choose_pairs`."""
+        return importance > self.tau
+
+
+@dataclass(frozen=True)
+class TopK(EdgeRule):
+    """The ``k`` most important keys of every row; a tie goes to the lower key.
+
+    Attributes:
+        k: At least 1; a row that sees fewer other tokens keeps them all.
+    """
+
+    k: int
+
+    def __post_init__(self) -> None:
+        """Refuse a rule that keeps nothing.
+
+        Raises:
+            UsageError: If ``k`` is less than 1.
+        """
+        if self.k < 1:
+            raise UsageError(f"TopK(k) must be at least 1, got {self.k}")
+
+    def choose_pairs(self, importance: PairValues, row_starts: RowStarts) -> PairMask:
+        """As :meth:`EdgeRule.choose_pairs`."""
+        return _best_of_rows(importance, row_starts, lambda ranked: np.arange(ranked.shape[1]) < self.k)
+
+
+@dataclass(frozen=True)
+class CumulativeMass(EdgeRule):
+    """The fewest keys of every row that hold a share ``p`` of its importance to other tokens.
+
+    The most important come first; a tie goes to the lower key.
+
+    Attributes:
+        p: In (0, 1]; 1 keeps every pair that has any importance.
+    """
+
+    p: float
+
+    def __post_init__(self) -> None:
+        """Refuse a share that is none.
+
+        Raises:
+            UsageError: If ``p`` is outside (0, 1].
+        """
+        if not 0 < self.p <= 1:
+            raise UsageError(f"CumulativeMass(p) must be in (0, 1], got {self.p}")
+
+    def choose_pairs(self, importance: PairValues, row_starts: RowStarts) -> PairMask:
+        """As :meth:`EdgeRule.choose_pairs`."""
+
+        def is_needed(ranked: Float[np.ndarray, "row width"]) -> Bool[np.ndarray, "row width"]:
+            reached = np.cumsum(ranked, axis=1, dtype=np.float64)
+            before = np.pad(reached[:, :-1], ((0, 0), (1, 0)))
+            return before < self.p * reached[:, -1:]
+
+        return _best_of_rows(importance, row_starts, is_needed)
+
+
+def _best_of_rows(
+    importance: PairValues,
+    row_starts: RowStarts,
+    is_kept: Callable[[Float[np.ndarray, "row width"]], Bool[np.ndarray, "..."]],
+) -> PairMask:
+    """The pairs of each row that are kept, of equal ones the lower keys first.
+
+    Args:
+        importance: One non-negative value a pair.
+        row_starts: Where each row starts on the pair axis, and where the last one ends.
+        is_kept: Which places of the ranked values of a row are kept, largest first.
+    """
+    rows = Ragged(row_starts)
+    is_edge = np.zeros(importance.shape, dtype=bool)
+    values = torch.from_numpy(importance)
+    padded = values.new_zeros((len(rows.lengths), int(rows.lengths.max(initial=1))))
+    for layer in range(len(importance)):
+        padded[rows.trace, rows.position] = values[layer]
+        ranked, order = padded.sort(dim=1, descending=True, stable=True)
+        is_best = torch.from_numpy((ranked.numpy() > 0) & is_kept(ranked.numpy()))
+        chosen = torch.zeros_like(is_best).scatter_(1, order, is_best)
+        is_edge[layer] = chosen[rows.trace, rows.position].numpy()
+    return is_edge
 
 
 class HeadRoles:
@@ -43,23 +169,18 @@ class HeadRoles:
 
     def __init__(self, names: tuple[str, ...], values: Float[np.ndarray, "layer head *role"]) -> None:
         self.names = tuple(names)
-        self.values: Float[np.ndarray, "layer head role"] = np.array(values, dtype=np.float64)
-        if self.values.ndim == 2:  # noqa: PLR2004
-            self.values = self.values[..., None]
+        given = np.array(values, dtype=np.float64)
+        self.values: Float[np.ndarray, "layer head role"] = given if given.ndim > 2 else given[..., None]  # noqa: PLR2004
         if self.values.shape[2] != len(self.names) or not self.names:
-            message = (
+            raise UsageError(
                 f"expected weights [layer, head, role] for the roles {list(self.names)}, "
                 f"got the shape {self.values.shape}"
             )
-            raise UsageError(message)
         if not (np.isfinite(self.values).all() and (self.values >= 0).all()):
-            message = "weights of heads must be finite and not negative"
-            raise UsageError(message)
+            raise UsageError("weights of heads must be finite and not negative")
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, HeadRoles) and (
-            self.names == other.names and np.array_equal(self.values, other.values)
-        )
+        return isinstance(other, HeadRoles) and self.digest() == other.digest()
 
     def __hash__(self) -> int:
         return hash(self.digest())
@@ -77,6 +198,10 @@ class HeadRoles:
         chosen = self.values[list(layers)]
         total = chosen.sum(1, keepdims=True)
         return np.divide(chosen, total, out=np.zeros_like(chosen), where=total > 0)
+
+
+DEFAULT_EDGES: Final = TopK(8)
+DEFAULT_NODES: Final = ("position", "span", "sink", "instability", "self_attention", "entropy", "likelihood")
 
 
 @dataclass(frozen=True)
@@ -119,35 +244,24 @@ class GraphRecipe:
             UsageError: If weights of heads are missing or too many, or if single heads are to be
                 censored while the rule does not look at them.
         """
-        for kind, name, known in (
-            ("view", self.view, VIEWS),
-            ("importance", self.importance, IMPORTANCES),
-            ("channels", self.channels, CHANNELS),
-            ("sinks", self.sinks, SINKS),
-        ):
-            if name not in known:
-                raise unknown_name(_KINDS[kind], name, known)
-        self._check_roles()
-        if self.censors and self.importance != "max":
-            message = (
-                "Threshold(censor=True) sets single heads to 0 on an edge that exists where any "
-                'head passes: give importance="max" with it'
-            )
-            raise UsageError(message)
-
-    def _check_roles(self) -> None:
-        needs = "weighted" in (self.importance, self.channels) or "roles" in self.nodes
-        if needs and self.roles is None:
-            message = (
+        for field, (kind, known) in CHOICES.items():
+            if (name := getattr(self, field)) not in known:
+                raise unknown_name(kind, name, known)
+        is_weighted = "weighted" in (self.importance, self.channels) or "roles" in self.nodes
+        if is_weighted and self.roles is None:
+            raise UsageError(
                 "weighted heads and the node block 'roles' need weights: give "
                 "roles=HeadRoles(names, values[layer, head, role])"
             )
-            raise UsageError(message)
         if self.importance == "weighted" and self.roles and len(self.roles.names) != 1:
-            message = (
+            raise UsageError(
                 f'importance="weighted" needs the weights of one role, got {", ".join(self.roles.names)}'
             )
-            raise UsageError(message)
+        if self.censors and self.importance != "max":
+            raise UsageError(
+                "Threshold(censor=True) sets single heads to 0 on an edge that exists where any "
+                'head passes: give importance="max" with it'
+            )
 
     @property
     def censors(self) -> bool:
@@ -169,27 +283,17 @@ class GraphRecipe:
         is_empty = shares.sum(1) == 0
         if is_empty.any():
             place, role = np.argwhere(is_empty)[0].tolist()
-            message = (
+            raise UsageError(
                 f"no head of layer {layers[place]} has a weight in the role "
                 f"{self.roles.names[role]!r}\n  Leave this layer out, or give it a weight"
             )
-            raise UsageError(message)
         return shares
 
     def digest(self) -> str:
         """The same for equal recipes only, in every process."""
-        plain = [
-            GRAPH_VERSION,
-            type(self.edges).__qualname__,
-            repr(self.edges),
-            list(self.nodes),
-            self.prompt_edges,
-            self.importance,
-            self.view,
-            self.channels,
-            self.roles.digest() if self.roles else None,
-            self.sinks,
-        ]
+        names = [self.importance, self.view, self.channels, self.roles and self.roles.digest(), self.sinks]
+        rule = [type(self.edges).__qualname__, repr(self.edges)]
+        plain = [GRAPH_VERSION, *rule, self.nodes, self.prompt_edges, *names]
         return hashlib.sha256(json.dumps(plain).encode()).hexdigest()
 
 

@@ -56,35 +56,35 @@ class _Block(NamedTuple):
     """Graphs of some traces in contiguous tensors.
 
     Attributes:
-        data: All graphs side by side; ``None`` where no trace gave any.
-        slices: Where each graph starts, for each attribute.
         first_graph: Graphs before those of each trace; a trace without any is in ``failures``.
         question_ids: Question of each trace.
         failures: Why a trace has no graph, by its place in the block.
         names: Columns of ``x`` and of ``edge_attr``.
+        data: All graphs side by side; ``None`` where no trace gave any.
+        slices: Where each graph starts, for each attribute.
         n_bytes: Bytes in memory; 0 for a block that is mapped from a file.
-        separated: Graphs that were asked for before, as views of the tensors.
+        separated: Graphs that were asked for before, as views of the tensors; ``None`` where they are
+            mapped from a file, of which nothing stays in memory.
     """
 
-    data: Data | None
-    slices: Mapping[str, Tensor]
     first_graph: list[int]
     question_ids: list[str]
     failures: Mapping[int, GraphhaluError]
     names: Names
-    n_bytes: int
-    separated: dict[int, Data]
+    data: Data | None = None
+    slices: Mapping[str, Tensor] = {}
+    n_bytes: int = 0
+    separated: dict[int, Data] | None = None
 
     def graph(self, number: int) -> Data:
         """One graph; a copy that shares the tensors."""
-        found = self.separated.get(number)
-        if found is None:
-            found = separate(
-                cls=TokenGraphData, batch=self.data, idx=number, slice_dict=self.slices, decrement=False
-            )
-            found.edge_attr = found.edge_attr.float()
-            if self.n_bytes:  # of what lies in files nothing stays in memory
-                self.separated[number] = found
+        if self.separated is not None and number in self.separated:
+            return copy.copy(self.separated[number])
+        found = separate(TokenGraphData, self.data, idx=number, slice_dict=self.slices, decrement=False)
+        found.edge_attr = found.edge_attr.float()
+        if self.separated is None:
+            return found
+        self.separated[number] = found
         return copy.copy(found)
 
 
@@ -133,11 +133,11 @@ class GraphStorage:
                 :func:`graphhalu.graphs.build.build_graphs`.
         """
         number, within = divmod(trace_index, BLOCK_TRACES)
-        block = self._blocks.get(number)
-        if block is None:
-            block = self._blocks[number] = self._made(traces, number)
-            self.n_bytes += block.n_bytes
-            self.names = block.names if block.names[0] else self.names
+        if number not in self._blocks:
+            made = self._blocks[number] = self._made(traces, number)
+            self.n_bytes += made.n_bytes
+            self.names = made.names if made.names[0] else self.names
+        block = self._blocks[number]
         if within in block.failures:
             raise block.failures[within]
         data = block.graph(block.first_graph[within] + place)
@@ -176,11 +176,10 @@ class GraphStorage:
             trace = traces[index]
             array = next(iter(trace.arrays.values()), None)
             if not isinstance(array, LazyArray):
-                message = (
+                raise UsageError(
                     f"graphs are cached by the store that their trace lies in; trace "
                     f"{trace.trace_id!r} is in memory\n  Leave cache=… out, or open a store"
                 )
-                raise UsageError(message)
             files = sorted((name, meta["sha256"]) for name, meta in array.part.commit.files.items())
             digest.update(json.dumps([trace.trace_id, files]).encode())
         return f"{digest.hexdigest()[:32]}.safetensors"
@@ -208,22 +207,16 @@ def storage_of(
     """
     if not isinstance(traces, TraceStore):
         return GraphStorage(layers, recipe, folder=folder)
-    known = _SHARED.setdefault(traces, {})
-    key = (tuple(layers), recipe, folder)
-    if key not in known:
-        known[key] = GraphStorage(layers, recipe, folder=folder)
-    return known[key]
+    made = GraphStorage(layers, recipe, folder=folder)
+    return _SHARED.setdefault(traces, {}).setdefault((made.layers, recipe, folder), made)
 
 
 def _graph_data(graph: TokenGraph, place: int) -> TokenGraphData:
     is_answer = torch.from_numpy(graph.is_answer)
-    edge_attr = torch.from_numpy(graph.edge_attr)
-    half = edge_attr.half()
     return TokenGraphData(
         x=torch.from_numpy(graph.x),
         edge_index=torch.from_numpy(graph.edge_index),
-        # half precision where that loses nothing, as with attention that was stored so
-        edge_attr=half if torch.equal(half.float(), edge_attr) else edge_attr,
+        edge_attr=torch.from_numpy(graph.edge_attr),
         is_answer=is_answer,
         # the row of the last prompt token produces the first answer token
         is_readout=is_answer | torch.cat([is_answer[1:], is_answer.new_zeros(1)]),
@@ -245,54 +238,41 @@ def _block(traces: Sequence[Trace], members: range, layers: Sequence[int], recip
                 first_graph.append(len(graphs))
                 names = (built[0].node_feature_names, built[0].edge_feature_names)
                 data = [_graph_data(graph, place) for place, graph in enumerate(built)]
-                graphs += [_stacked(data)] if recipe.view == "stacked" else data
+                if recipe.view == "stacked":  # the layers side by side
+                    data = [collate(TokenGraphData, data, increment=True, add_batch=False)[0]]
+                graphs += data
         except GraphhaluError as error:
             # its traceback would keep the arrays of the block
             failures[len(first_graph)] = error.with_traceback(None)
             first_graph.append(len(graphs))
-    question_ids = [traces[index].record.question_id for index in members]
+    block = _Block(first_graph, [traces[index].record.question_id for index in members], failures, names)
     if not graphs:
-        return _Block(None, {}, first_graph, question_ids, failures, names, 0, {})
-    halves = all(graph.edge_attr.dtype == torch.float16 for graph in graphs)
-    for graph in graphs:
-        graph.edge_attr = graph.edge_attr if halves else graph.edge_attr.float()
+        return block
     data, slices, _ = collate(TokenGraphData, graphs, increment=False, add_batch=False)
-    n_bytes = sum(value.nbytes for value in data.to_dict().values())
-    if halves:
-        n_bytes += 2 * data.edge_attr.nbytes  # of the graphs that are asked for, in single precision
-    return _Block(data, slices, first_graph, question_ids, failures, names, n_bytes, {})
-
-
-def _stacked(layers: Sequence[TokenGraphData]) -> TokenGraphData:
-    """The graphs of all layers side by side as one graph."""
-    data, _, _ = collate(TokenGraphData, list(layers), increment=True, add_batch=False)
-    return data
+    n_bytes, half = sum(value.nbytes for value in data.to_dict().values()), data.edge_attr.half()
+    if torch.equal(half.float(), data.edge_attr):
+        # half precision where that loses nothing, as with attention that was stored so; graphs that are
+        # asked for are kept in single precision beside it
+        data.edge_attr, n_bytes = half, n_bytes + half.nbytes
+    return block._replace(data=data, slices=slices, n_bytes=n_bytes, separated={})
 
 
 def _write(path: Path, block: _Block) -> None:
     tensors = {} if block.data is None else dict(block.data.to_dict())
     tensors |= {f"slices.{name}": value for name, value in block.slices.items()}
     tensors = {name: value.contiguous() for name, value in tensors.items()}
-    about = json.dumps(
-        {
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "names": block.names,
-            "first_graph": block.first_graph,
-            "question_ids": block.question_ids,
-            "failures": [[place, str(error)] for place, error in block.failures.items()],
-        }
-    )
+    kept = {name: getattr(block, name) for name in ("names", "first_graph", "question_ids")}
+    failures = [[place, str(error)] for place, error in block.failures.items()]
+    about = json.dumps({"format": FORMAT, "format_version": FORMAT_VERSION, **kept, "failures": failures})
     metadata = {"about": about, "crc32": str(_checksum(about, tensors))}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         replace_file(path, save(tensors, metadata))
     except OSError as error:
-        message = (
+        raise UsageError(
             f"graphs cannot be kept in {path.parent}: {error.strerror}\n"
             f"  Make room there, or name another folder: cache=… or TMPDIR"
-        )
-        raise UsageError(message) from None
+        ) from None
 
 
 def _read(path: Path) -> _Block | None:
@@ -309,7 +289,7 @@ def _read(path: Path) -> _Block | None:
         failures = {int(place): GraphhaluError(reason) for place, reason in about["failures"]}
         nodes, edges = (tuple(map(str, names)) for names in about["names"])
         questions = list(map(str, about["question_ids"]))
-        return _Block(data, slices, list(about["first_graph"]), questions, failures, (nodes, edges), 0, {})
+        return _Block(list(about["first_graph"]), questions, failures, (nodes, edges), data, slices)
     except (OSError, SafetensorError, *MALFORMED):
         return None
 

@@ -4,13 +4,12 @@ Paths and components through rustworkx, the rest in arrays; every measure equals
 where it has one.
 """
 
-from collections.abc import Callable
-from typing import Final, NamedTuple
+from typing import Final
 
 import networkx as nx
 import numpy as np
 import rustworkx as rx
-from jaxtyping import Float, Int
+from jaxtyping import Float, Shaped
 
 from graphhalu.graphs.build import TokenGraph
 
@@ -27,14 +26,12 @@ def to_networkx(graph: TokenGraph) -> nx.DiGraph:
     The graph has ``layer`` (``None`` for a multiplex graph), ``layers``, ``trace_id`` and
     ``question_id``.
     """
-    about = {"layer": graph.layer, "layers": graph.layers}
-    result = nx.DiGraph(**about, trace_id=graph.trace_id, question_id=graph.question_id)
-    result.add_nodes_from(
-        (node, {"is_answer": is_answer}) for node, is_answer in enumerate(graph.is_answer.tolist())
+    result = nx.DiGraph(
+        layer=graph.layer, layers=graph.layers, trace_id=graph.trace_id, question_id=graph.question_id
     )
-    keys, queries = graph.edge_index.tolist()
-    weights = graph.edge_attr.mean(1).tolist()
-    result.add_weighted_edges_from(zip(keys, queries, weights, strict=True))
+    result.add_nodes_from(range(len(graph.x)))
+    nx.set_node_attributes(result, dict(enumerate(graph.is_answer.tolist())), "is_answer")
+    result.add_weighted_edges_from(_weighted_edges(graph))
     return result
 
 
@@ -42,10 +39,12 @@ def to_rustworkx(graph: TokenGraph) -> rx.PyDiGraph:
     """The same nodes and edges; an edge carries the mean of its channels."""
     result = rx.PyDiGraph(multigraph=False)
     result.add_nodes_from(range(len(graph.x)))
-    keys, queries = graph.edge_index.tolist()
-    weights = graph.edge_attr.mean(1).tolist()
-    result.add_edges_from(list(zip(keys, queries, weights, strict=True)))
+    result.add_edges_from(_weighted_edges(graph))
     return result
+
+
+def _weighted_edges(graph: TokenGraph) -> list[tuple[int, int, float]]:
+    return list(zip(*graph.edge_index.tolist(), graph.edge_attr.mean(1).tolist(), strict=True))
 
 
 def pagerank(graph: TokenGraph) -> Float[np.ndarray, "node"]:
@@ -54,10 +53,10 @@ def pagerank(graph: TokenGraph) -> Float[np.ndarray, "node"]:
     Edges are weighted by the mean of their channels; the values sum to 1. Reversed, a token that
     much attention goes to has a high rank.
     """
-    return _of_nodes(
-        rx.pagerank(_reversed(graph), alpha=DAMPING, weight_fn=float, tol=_TOLERANCE, max_iter=_STEPS),
-        len(graph.x),
-    )
+    drawn = to_rustworkx(graph)
+    drawn.reverse()
+    found = rx.pagerank(drawn, alpha=DAMPING, weight_fn=float, tol=_TOLERANCE, max_iter=_STEPS)
+    return _of_nodes(found, len(graph.x))
 
 
 def betweenness(graph: TokenGraph) -> Float[np.ndarray, "node"]:
@@ -79,106 +78,44 @@ def clustering(graph: TokenGraph) -> Float[np.ndarray, "node"]:
     return np.divide(closed, possible, out=np.zeros_like(closed), where=possible > 0)
 
 
-class Degree(NamedTuple):
-    """Edges at each token.
-
-    Attributes:
-        n_keys: Tokens that it attends to (in-degree).
-        n_queries: Tokens that attend to it (out-degree).
-        received: Sum of the mean of the channels over the edges that leave it.
-    """
-
-    n_keys: Int[np.ndarray, "node"]
-    n_queries: Int[np.ndarray, "node"]
-    received: Float[np.ndarray, "node"]
-
-
-def degree(graph: TokenGraph) -> Degree:
-    """Edges at each token, and the attention on those that leave it."""
-    n_nodes = len(graph.x)
+def topology(graph: TokenGraph) -> dict[str, float]:
+    """One number for each of :data:`MEASURES`; NaN where a graph has none."""
+    n_nodes, is_answer = len(graph.x), graph.is_answer
     key, query = graph.edge_index
     weights = graph.edge_attr.mean(1, dtype=np.float64)
-    return Degree(
-        np.bincount(query, minlength=n_nodes),
-        np.bincount(key, minlength=n_nodes),
-        np.bincount(key, weights=weights, minlength=n_nodes),
-    )
-
-
-def n_components(graph: TokenGraph, *, without_first: bool = False) -> int:
-    """Weakly connected components; the first token, which nearly all attend to, can be left out."""
+    rank, between, local = pagerank(graph), betweenness(graph), clustering(graph)
+    ranked = rank[rank > 0]
     drawn = to_rustworkx(graph)
-    if without_first:
-        drawn.remove_node(0)
-    return int(rx.number_weakly_connected_components(drawn))
-
-
-def topology(graph: TokenGraph) -> dict[str, float]:
-    """One number for each measure of :data:`MEASURES`; NaN where a graph has none."""
-    source = _Source(graph, pagerank(graph), betweenness(graph), clustering(graph), degree(graph))
-    return {name: float(measure(source)) for name, measure in MEASURES.items()}
-
-
-class _Source(NamedTuple):
-    graph: TokenGraph
-    rank: Float[np.ndarray, "node"]
-    betweenness: Float[np.ndarray, "node"]
-    clustering: Float[np.ndarray, "node"]
-    degree: Degree
-
-    @property
-    def n_nodes(self) -> int:
-        return len(self.rank)
-
-
-def _pagerank_entropy(source: _Source) -> float:
-    rank = source.rank[source.rank > 0]
-    return float(-(rank * np.log(rank)).sum() / np.log(source.n_nodes))
-
-
-def _degree_gini(source: _Source) -> float:
-    received = np.sort(source.degree.received)
-    total = received.sum()
-    if total <= 0:
-        return float("nan")
-    n_nodes = len(received)
-    ranks = 2 * np.arange(1, n_nodes + 1) - n_nodes - 1
-    return float((ranks * received).sum() / (n_nodes * total))
-
-
-def _answer_share(source: _Source) -> float:
-    """Attention of answer tokens on their edges that goes to answer tokens."""
-    key, query = source.graph.edge_index
-    weights = source.graph.edge_attr.mean(1, dtype=np.float64)
-    is_answer = source.graph.is_answer
-    total = weights[is_answer[query]].sum()
+    drawn.remove_node(0)  # nearly all tokens attend to the first
+    of_answer = weights[is_answer[query]].sum()
     within = weights[is_answer[query] & is_answer[key]].sum()
-    return float(within / total) if total > 0 else float("nan")
+    values = {
+        "pagerank_first": rank[0],
+        "pagerank_answer": rank[is_answer].sum(),
+        "pagerank_entropy": -(ranked * np.log(ranked)).sum() / np.log(n_nodes),
+        "betweenness_max": between.max(),
+        "betweenness_answer": between[is_answer].mean(),
+        "clustering": local.mean(),
+        "clustering_answer": local[is_answer].mean(),
+        "degree": np.bincount(query, minlength=n_nodes).mean(),
+        "degree_gini": _gini(np.bincount(key, weights=weights, minlength=n_nodes)),
+        "components": rx.number_weakly_connected_components(drawn) / n_nodes,
+        "answer_to_answer": within / of_answer if of_answer > 0 else np.nan,
+        "edge_length": (query - key).mean() / n_nodes if len(key) else np.nan,
+        "kept_mass": graph.kept_mass.mean(),
+    }
+    return {name: float(value) for name, value in values.items()}
 
 
-def _edge_length(source: _Source) -> float:
-    key, query = source.graph.edge_index
-    return float((query - key).mean() / source.n_nodes) if len(key) else float("nan")
+def _gini(received: Shaped[np.ndarray, "node"]) -> float:
+    """Inequality of what the nodes receive; NaN where none receives anything."""
+    ordered, n_nodes = np.sort(received), len(received)
+    ranks = 2 * np.arange(1, n_nodes + 1) - n_nodes - 1
+    total = ordered.sum()
+    return float((ranks * ordered).sum() / (n_nodes * total)) if total > 0 else float("nan")
 
 
-MEASURES: Final[dict[str, Callable[[_Source], float]]] = {
-    "pagerank_first": lambda source: float(source.rank[0]),
-    "pagerank_answer": lambda source: float(source.rank[source.graph.is_answer].sum()),
-    "pagerank_entropy": _pagerank_entropy,
-    "betweenness_max": lambda source: float(source.betweenness.max()),
-    "betweenness_answer": lambda source: float(source.betweenness[source.graph.is_answer].mean()),
-    "clustering": lambda source: float(source.clustering.mean()),
-    "clustering_answer": lambda source: float(source.clustering[source.graph.is_answer].mean()),
-    "degree": lambda source: float(source.degree.n_keys.mean()),
-    "degree_gini": _degree_gini,
-    "components": lambda source: n_components(source.graph, without_first=True) / source.n_nodes,
-    "answer_to_answer": _answer_share,
-    "edge_length": _edge_length,
-    "kept_mass": lambda source: float(source.graph.kept_mass.mean()),
-}
-"""Measure to the function that computes it, each with the meaning in :data:`MEANINGS`."""
-
-MEANINGS: Final[dict[str, str]] = {
+MEASURES: Final[dict[str, str]] = {
     "pagerank_first": "PageRank of the first token",
     "pagerank_answer": "PageRank of the answer tokens together",
     "pagerank_entropy": "entropy of PageRank over its largest value",
@@ -194,12 +131,6 @@ MEANINGS: Final[dict[str, str]] = {
     "kept_mass": "mean share of attention that lies on edges",
 }
 """Measure to what it says, in words."""
-
-
-def _reversed(graph: TokenGraph) -> rx.PyDiGraph:
-    drawn = to_rustworkx(graph)
-    drawn.reverse()
-    return drawn
 
 
 def _of_nodes(values: rx.CentralityMapping, n_nodes: int) -> Float[np.ndarray, "node"]:

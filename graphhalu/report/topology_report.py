@@ -8,7 +8,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from graphhalu.evaluation.topology import FALSE_DISCOVERIES, Effect, TopologyReport
-from graphhalu.graphs.topology import MEANINGS, MEASURES
+from graphhalu.graphs.topology import MEASURES
 from graphhalu.report import drawing
 from graphhalu.report.label_report import TextTable
 
@@ -18,7 +18,7 @@ def topology_table(report: TopologyReport, n_rows: int = 20) -> TextTable:
     known = [(row, row.raw, row.adjusted) for row in report.rows if row.adjusted and row.raw]
     known.sort(key=lambda each: -abs(each[2].value))
     rows = [
-        [str(row.layer), row.measure, _text(raw), _text(adjusted), MEANINGS[row.measure]]
+        [str(row.layer), row.measure, _text(raw), _text(adjusted), MEASURES[row.measure]]
         for row, raw, adjusted in known[:n_rows]
     ]
     n_counting = sum(adjusted.is_discovery for *_, adjusted in known)

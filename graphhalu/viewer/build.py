@@ -6,7 +6,7 @@ from pathlib import Path
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.features.matrix import require_level
-from graphhalu.features.spec import FeatureSpec, as_specs
+from graphhalu.features.registry import FeatureSpec, as_specs
 from graphhalu.traces.store import TraceStore
 from graphhalu.viewer.maps import MOST_AXES, default_features
 from graphhalu.viewer.page import MOST_EDGES, fitting_edges

@@ -8,8 +8,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from graphhalu.features.block import TraceBlock, block_of
-from graphhalu.features.registry import available_features
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FeatureSpec, available_features
 from graphhalu.traces.trace import Trace
 
 MOST_SHEETS: Final = 6
@@ -91,7 +90,7 @@ def _of_feature(spec: FeatureSpec, block: TraceBlock) -> list[FeatureMap | Featu
     told = (str(spec), feature.summary, feature.direction)
     if not axes:
         return [FeatureNumber(*told, float(values[0]))]
-    labels = _labels(columns.names, len(axes))
+    labels = _labels(columns.columns, len(axes))
     sizes = [len(each) for each in labels] + [1] * (2 - len(axes))
     sheets = values.reshape(*sizes[:2], -1)
     rows, names = labels[0], labels[1] if len(axes) > 1 else ("",)

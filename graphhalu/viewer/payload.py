@@ -9,7 +9,7 @@ import numpy as np
 from jaxtyping import Shaped
 
 from graphhalu.core.axes import SPAN_NAMES
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.report.theme import RISING
 from graphhalu.traces.schema import TraceRecord

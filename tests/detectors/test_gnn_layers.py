@@ -6,7 +6,7 @@ import torch
 from torch_geometric.data import Batch
 
 from graphhalu.core.axes import N_SPANS
-from graphhalu.detectors.gnn.layers import MAX_RANK, AttentionMass, Edges
+from graphhalu.detectors.gnn.networks import MAX_RANK, AttentionMass, Edges
 from graphhalu.graphs.storage import TokenGraphData
 
 CHANNELS = 5

@@ -4,10 +4,9 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.detectors.gnn.rewire import STRATA, rewired, without_edges
+from graphhalu.detectors.gnn.detectors import STRATA, rewired, without_edges
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.graphs.edges import TopK
-from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.graphs.recipe import GraphRecipe, TopK
 from graphhalu.graphs.storage import TokenGraphData
 from graphhalu.traces.schema import N_SINK_KEYS
 

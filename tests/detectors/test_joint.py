@@ -5,7 +5,7 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils.class_weight import compute_sample_weight
 
 from graphhalu.detectors import joint
-from graphhalu.detectors.joint import JointProbe
+from graphhalu.detectors.joint import learn_jointly
 from graphhalu.detectors.search import Side, folds_of
 
 MIX = {"attention": 0.5, "hidden": 0.3, "likelihood": 0.2}
@@ -59,7 +59,7 @@ def by_hand(given):
 @pytest.mark.usefixtures("one_choice")
 def test_the_joint_probe_is_a_ridge_penalised_regression_on_weighted_blocks():
     given = side()
-    learned = JointProbe().learn(given, [], None)
+    learned = learn_jointly(given, [])
     np.testing.assert_allclose(learned.model.logits(given.values), by_hand(given), atol=2e-3)
 
 
@@ -68,14 +68,12 @@ def test_labels_of_a_fold_do_not_reach_its_own_logits(monkeypatch):
     monkeypatch.setattr(joint, "STRENGTHS", (STRENGTH,))
     given = side()
     folds = folds_of(given.labels, given.groups, n_folds=3, seed=0)
-    before = JointProbe().learn(given, folds, None).out_of_fold
+    before = learn_jointly(given, folds).out_of_fold
     labels = given.labels.copy()
     one, two = (int(np.flatnonzero(labels[folds[0].held_out] == c)[0]) for c in (0, 1))
     swapped = folds[0].held_out[[one, two]]
     labels[swapped] = labels[swapped[::-1]]
-    after = (
-        JointProbe().learn(Side(given.values, given.columns, labels, given.groups), folds, None).out_of_fold
-    )
+    after = learn_jointly(Side(given.values, given.columns, labels, given.groups), folds).out_of_fold
     held_out = folds[0].held_out
     np.testing.assert_allclose(after[held_out], before[held_out], atol=1e-9)
     assert np.abs(after - before).max() > 1e-3
@@ -86,6 +84,6 @@ def test_a_family_that_traces_lack_is_left_out():
     kept = [i for i, column in enumerate(given.columns) if not column.startswith("state")]
     less = Side(given.values[:, kept], tuple(given.columns[i] for i in kept), given.labels, given.groups)
     folds = folds_of(less.labels, less.groups, n_folds=3, seed=0)
-    learned = JointProbe().learn(less, folds, None)
+    learned = learn_jointly(less, folds)
     assert learned.report["n_columns"] == len(kept)
     assert roc_auc_score(less.labels, learned.out_of_fold) > 0.6

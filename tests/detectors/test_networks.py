@@ -8,8 +8,7 @@ from torch_geometric.data import Batch
 
 from graphhalu.detectors.gnn import networks as networks_module
 from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
-from graphhalu.detectors.gnn.layers import Edges
-from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP, CHARMConv
+from graphhalu.detectors.gnn.networks import CHARM, GAT, GCN, MLP, CHARMConv, Edges
 from graphhalu.graphs.storage import TokenGraphData
 
 SIZES = {"in_channels": 5, "edge_dim": 3, "hidden_channels": 8}
@@ -212,7 +211,7 @@ def test_a_convolution_has_the_normalised_weights_done_by_hand():
     hidden = torch.randn(11, 8, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         net.rounds[0].convolution.bias.add_(0.3)
-        found = net.rounds[0](hidden, edges_of(one))
+        found = net.messages(net.rounds[0], hidden, edges_of(one))
     expected = gcn_by_hand(net.rounds[0].convolution, hidden, one)
     expected = np.where(expected > 0, expected, np.expm1(expected))
     np.testing.assert_allclose(found, expected, atol=1e-5)

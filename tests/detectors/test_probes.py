@@ -13,7 +13,7 @@ from graphhalu.detectors.haloscope import Haloscope, membership_score
 from graphhalu.detectors.linear import Scaling
 from graphhalu.detectors.probes import Lookback, SinkProbeHeads
 from graphhalu.detectors.saplma import NetworkModel, Saplma, train
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FeatureSpec
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace
 

@@ -12,8 +12,7 @@ from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, question_mass
 from graphhalu.evaluation.detector_specs import detector_spec
 from graphhalu.graphs.build import build_graph
-from graphhalu.graphs.edges import TopK
-from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.graphs.recipe import GraphRecipe, TopK
 from graphhalu.labels.groups import question_groups
 from graphhalu.testing.planted import EDGE_SIGNALS, planted_edge_traces
 

@@ -4,7 +4,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.features.beams import (
+from graphhalu.features.block import block_of
+from graphhalu.features.likelihood import (
     beam_eigenscore,
     beam_groups,
     beam_spread,
@@ -13,7 +14,6 @@ from graphhalu.features.beams import (
     eigenscore,
     middle_state,
 )
-from graphhalu.features.block import block_of
 from graphhalu.features.registry import FEATURES
 from tests.features.wholes import SHAPE, whole_trace, with_arrays, without
 

@@ -3,8 +3,7 @@
 import pytest
 
 from graphhalu.features.block import block_of
-from graphhalu.features.registry import FEATURES
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FEATURES, FeatureSpec
 from graphhalu.testing.contracts import FEATURE_CHECKS
 
 NAMES = FEATURES.names()
@@ -29,6 +28,6 @@ def test_a_registered_feature_keeps_the_contract(name, check, store):
 def test_a_feature_gives_columns_with_names_of_their_own(name, traces):
     columns = FeatureSpec.parse(name).compute(block_of(traces[:2]))
 
-    assert columns.values.shape[1] == len(columns.names) > 0
-    assert len(set(columns.names)) == len(columns.names)
-    assert all(column.partition(".")[0] == name for column in columns.names)
+    assert columns.values.shape[1] == len(columns.columns) > 0
+    assert len(set(columns.columns)) == len(columns.columns)
+    assert all(column.partition(".")[0] == name for column in columns.columns)

@@ -42,9 +42,9 @@ def test_of_equal_weights_the_earlier_keys_are_taken():
     block = block_of([whole_trace(np.random.default_rng(1), 7, 4)])
     pairs = row_pairs(block, block.is_answer_row)
 
-    top = strongest_keys(np.zeros(len(pairs.key), dtype=np.float32), pairs, 3)
-    assert np.sort(top.key, axis=1).tolist() == [[0, 1, 2]] * 4
-    assert top.is_kept.all()
+    key, _, is_kept = strongest_keys(np.zeros(len(pairs.key), dtype=np.float32), pairs, 3)
+    assert np.sort(key, axis=1).tolist() == [[0, 1, 2]] * 4
+    assert is_kept.all()
 
 
 def test_the_last_layer_and_layers_without_both_states_are_left_out():

@@ -47,7 +47,7 @@ def test_every_stream_feature_of_these_modules_has_an_oracle():
     others = {"mst_divergence", "head_agreement", "share_agreement"}
     table = {name: FEATURES._table[name].rpartition(":")[0] for name in FEATURES._table}
     ours = {name for name, module in table.items() if module.rpartition(".")[2] in modules}
-    ours -= others
+    ours = {name for name in ours - others if not name.startswith("beam_")}
 
     assert len(NAMES) > 50
     assert ours == set(NAMES)

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import UsageError
-from graphhalu.features.block import block_of
-from graphhalu.features.earlier_tokens import PreviousToken, chosen_head, rauq
-from graphhalu.features.ragged import Ragged
+from graphhalu.features.block import Ragged, block_of
+from graphhalu.features.earlier_tokens import chosen_head, rauq
 from tests.features.wholes import some_traces, square, whole_trace, with_arrays, without
 
 
@@ -60,10 +59,10 @@ def test_a_head_is_not_chosen_while_another_one_could_have_more():
     values = np.array([[0.5, 0.5], [0.3, np.nan]])
     one_trace = Ragged(np.array([0, 2]))
 
-    sure = PreviousToken(values, np.array([[0.5, 0.5], [0.3, 0.6]]))
-    in_doubt = PreviousToken(values, np.array([[0.5, 0.5], [0.3, 0.8]]))
-    assert chosen_head(sure, one_trace).tolist() == [0]
-    assert chosen_head(in_doubt, one_trace).tolist() == [-1]
+    sure = np.array([[0.5, 0.5], [0.3, 0.6]])
+    in_doubt = np.array([[0.5, 0.5], [0.3, 0.8]])
+    assert chosen_head(values, sure, one_trace).tolist() == [0]
+    assert chosen_head(values, in_doubt, one_trace).tolist() == [-1]
 
 
 def test_a_value_that_is_not_a_number_leaves_its_trace_missing():

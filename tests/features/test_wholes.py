@@ -12,12 +12,12 @@ from graphhalu.features.registry import FEATURES
 from graphhalu.traces.schema import array_spec
 from tests.features.wholes import SHAPE, some_traces, whole_trace, with_arrays
 
-MODULES = {"layer_shift", "earlier_tokens", "icr", "hidden", "beams"}
+MODULES = {"layer_shift", "earlier_tokens", "icr", "hidden"}
 ALSO = {"mst_divergence", "head_agreement", "share_agreement"}
 NAMES = [
     name
     for name, place in FEATURES._table.items()
-    if place.partition(":")[0].rpartition(".")[2] in MODULES or name in ALSO
+    if place.partition(":")[0].rpartition(".")[2] in MODULES or name in ALSO or name.startswith("beam_")
 ]
 OF_ATTENTION = [n for n in NAMES if "attention" in " ".join(FEATURES.get(n).reads)]
 WITHOUT_HEADS = [name for name in OF_ATTENTION if "head" not in FEATURES.get(name).axes]

@@ -12,8 +12,7 @@ from torch_geometric.loader import DataLoader
 from graphhalu.core.errors import NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
-from graphhalu.graphs.edges import Threshold
-from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.graphs.recipe import GraphRecipe, Threshold
 from graphhalu.labels.spans import label_tokens
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.testing.planted_tokens import planted_token_traces

@@ -7,8 +7,7 @@ import pytest
 from graphhalu.core.axes import SPAN_NAMES, Span
 from graphhalu.core.errors import NonFiniteError, UnknownNameError, UsageError
 from graphhalu.features.block import block_of
-from graphhalu.graphs.block import LayerBlock
-from graphhalu.graphs.nodes import NODE_BLOCKS, node_features
+from graphhalu.graphs.nodes import NODE_BLOCKS, LayerBlock, node_features
 from graphhalu.graphs.recipe import HeadRoles
 from graphhalu.traces.trace import Trace
 

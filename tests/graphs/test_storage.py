@@ -8,8 +8,7 @@ from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.graphs import storage as storage_module
 from graphhalu.graphs.build import build_graphs
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.graphs.edges import TopK
-from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.graphs.recipe import GraphRecipe, TopK
 from graphhalu.graphs.storage import BLOCK_TRACES, GraphStorage, storage_of
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.trace import Trace

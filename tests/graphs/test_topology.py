@@ -3,19 +3,8 @@ import numpy as np
 import pytest
 
 from graphhalu.graphs.build import build_graph
-from graphhalu.graphs.edges import Threshold, TopK
-from graphhalu.graphs.recipe import GraphRecipe
-from graphhalu.graphs.topology import (
-    MEANINGS,
-    MEASURES,
-    betweenness,
-    clustering,
-    degree,
-    n_components,
-    pagerank,
-    to_networkx,
-    topology,
-)
+from graphhalu.graphs.recipe import GraphRecipe, Threshold, TopK
+from graphhalu.graphs.topology import MEASURES, betweenness, clustering, pagerank, to_networkx, topology
 
 GRAPHS = [(TopK(3), 0), (TopK(1), 3), (Threshold(0.3), 5), (Threshold(0.9), 7)]
 
@@ -48,23 +37,24 @@ def test_clustering_is_that_of_networkx_without_directions(pair):
 
 def test_degrees_are_those_of_networkx(pair):
     graph, drawn = pair
-    found = degree(graph)
-    assert found.n_keys.tolist() == [n for _, n in drawn.in_degree()]
-    assert found.n_queries.tolist() == [n for _, n in drawn.out_degree()]
-    expected = [n for _, n in drawn.out_degree(weight="weight")]
-    np.testing.assert_allclose(found.received, expected, rtol=1e-6)
+    values = topology(graph)
+    assert values["degree"] == np.mean([n for _, n in drawn.in_degree()])
+    received = np.sort([n for _, n in drawn.out_degree(weight="weight")])
+    apart = np.abs(received[:, None] - received).mean()
+    expected = apart / (2 * received.mean()) if received.any() else np.nan
+    assert values["degree_gini"] == pytest.approx(expected, nan_ok=True)
 
 
-def test_components_are_those_of_networkx(pair):
+def test_components_are_those_of_networkx_without_the_first_token(pair):
     graph, drawn = pair
-    assert n_components(graph) == nx.number_weakly_connected_components(drawn)
     drawn.remove_node(0)
-    assert n_components(graph, without_first=True) == nx.number_weakly_connected_components(drawn)
+    expected = nx.number_weakly_connected_components(drawn) / len(graph.x)
+    assert topology(graph)["components"] == expected
 
 
 def test_every_measure_has_a_meaning_and_lies_where_it_should(pair):
     values = topology(pair[0])
-    assert list(values) == list(MEASURES) == list(MEANINGS)
+    assert list(values) == list(MEASURES)
     bounded = [value for name, value in values.items() if name != "degree"]
     assert all(np.isnan(value) or 0 <= value <= 1 + 1e-9 for value in bounded)
 

@@ -9,8 +9,7 @@ from hypothesis import strategies as st
 
 from graphhalu.core.errors import NonFiniteError, TraceNotFoundError, UsageError
 from graphhalu.graphs.build import build_graph, build_graphs, iter_graphs
-from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
-from graphhalu.graphs.recipe import GraphRecipe, HeadRoles
+from graphhalu.graphs.recipe import CumulativeMass, GraphRecipe, HeadRoles, Threshold, TopK
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace
 
@@ -155,7 +154,7 @@ def test_traces_in_memory_give_what_the_store_gives(store, one_each):
 
 def test_a_small_block_gives_the_same_graphs(store, monkeypatch):
     expected = dict(iter_graphs(store, (0, 2)))
-    monkeypatch.setattr("graphhalu.graphs.block.BLOCK_ELEMENTS", 1500)
+    monkeypatch.setattr("graphhalu.graphs.build.BLOCK_ELEMENTS", 1500)
 
     for index, graphs in iter_graphs(store, (0, 2)):
         for ours, theirs in zip(graphs, expected[index], strict=True):

@@ -95,8 +95,7 @@ def read_feature_table(path: Path) -> Any:
 def make_graphs(folder: Path) -> None:
     import numpy as np
 
-    from graphhalu.graphs.edges import TopK
-    from graphhalu.graphs.recipe import GraphRecipe
+    from graphhalu.graphs.recipe import GraphRecipe, TopK
     from graphhalu.graphs.storage import GraphStorage, _write
     from graphhalu.testing.planted import planted_trace
 

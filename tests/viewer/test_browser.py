@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.axes import Span
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.labels import Labels
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.testing.planted_tokens import planted_token_traces

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import UsageError
-from graphhalu.features.spec import FeatureSpec
+from graphhalu.features.registry import FeatureSpec
 from graphhalu.features.table import feature_table
 from graphhalu.viewer.build import ViewRequest, make_view
 from graphhalu.viewer.maps import default_features, feature_maps

@@ -6,12 +6,16 @@ from typing import Annotated, Any, Final, Literal
 from pydantic import Field, field_validator
 
 from graphhalu.core.errors import UnknownNameError
-from graphhalu.detectors.trained import TrainedConfig
-from graphhalu.graphs.edges import EdgeRule, Threshold, TopK
+from graphhalu.detectors.saved import TrainedConfig
 from graphhalu.graphs.nodes import check_blocks
-from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe
+from graphhalu.graphs.recipe import DEFAULT_NODES, EdgeRule, GraphRecipe, Threshold, TopK
 from graphhalu.traces.schema import TraceShape
 
+SEARCHED: Final = (
+    *("epochs", "patience", "learning_rate", "weight_decay", "batch_size"),
+    *("hidden_size", "n_convolutions", "dropout", "network"),
+)
+"""Settings that a search can choose; all others decide on graphs, folds or machines."""
 LOSS: Final = "validation_loss"
 """Name of the loss that decides when to stop, and between settings."""
 
@@ -43,7 +47,8 @@ class NetworkConfig(TrainedConfig):
     """Folds within the training side. A network is trained on each, stopped by the part that it
     did not see, and the score is the mean of their logits."""
     search: Mapping[str, tuple[Any, ...]] = {}
-    """Settings with the values to choose from, by the loss on the inner folds: each is trained."""
+    """Settings of networks and their training (``SEARCHED``) with the values to choose from, by the loss on
+    the inner folds: each combination is trained."""
     view: Literal["stacked", "multiplex"] = "multiplex"
     """One graph a trace: with the heads of all layers on its edges, or the graphs of the layers
     side by side."""
@@ -115,8 +120,12 @@ class NetworkConfig(TrainedConfig):
     def _are_settings(cls, search: Mapping[str, tuple[Any, ...]]) -> Mapping[str, tuple[Any, ...]]:
         for name, values in search.items():
             if name not in cls.model_fields or not values:
-                message = f"expected settings with the values to try, got {name}={list(values)}"
-                raise ValueError(message)
+                raise ValueError(f"expected settings with the values to try, got {name}={list(values)}")
+            if name not in SEARCHED:
+                raise ValueError(
+                    f"{name} cannot be searched: graphs and folds are made once for all candidates; compare "
+                    f"two detectors instead. What can be searched: {', '.join(SEARCHED)}"
+                )
         return search
 
 

@@ -31,8 +31,7 @@ def make_network(
         raise
     except Exception as error:  # whatever a user's network raises
         name = getattr(kind, "__name__", kind)
-        message = f"{name}({', '.join(arguments)}) raised {type(error).__name__}: {error}"
-        raise UsageError(message) from error
+        raise UsageError(f"{name}({', '.join(arguments)}) raised {type(error).__name__}: {error}") from error
 
 
 def check_network(network: nn.Module, batch: Batch, level: Level) -> None:
@@ -49,15 +48,13 @@ def check_network(network: nn.Module, batch: Batch, level: Level) -> None:
         with torch.no_grad():
             logits = network(batch)
     except Exception as error:  # whatever a user's network raises
-        message = f"{name}.forward(batch) raised {type(error).__name__}: {error}"
-        raise UsageError(message) from error
+        raise UsageError(f"{name}.forward(batch) raised {type(error).__name__}: {error}") from error
     shape = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
     if shape != (n_expected,):
-        message = (
+        raise UsageError(
             f"{name}.forward(batch) must give one logit a {what}, shape ({n_expected},) for a "
             f"batch of {batch.num_graphs} graphs, got {shape}"
         )
-        raise UsageError(message)
 
 
 def network_arguments(
@@ -73,6 +70,5 @@ def network_arguments(
     unknown = [name for name in given if name not in parameters]
     if unknown and not takes_all:
         name = getattr(kind, "__name__", kind)
-        message = f"{name} takes no argument {unknown[0]!r}; it takes {', '.join(parameters)}"
-        raise ConfigError(message)
+        raise ConfigError(f"{name} takes no argument {unknown[0]!r}; it takes {', '.join(parameters)}")
     return {**{n: value for n, value in sizes.items() if n in parameters}, **given}

@@ -5,16 +5,121 @@ settings; ``forward(batch)`` gives ``[graph]``, or ``[answer_token]`` for ``leve
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, final
+from typing import ClassVar, Final, final
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import elu
 from torch_geometric.data import Batch
-from torch_geometric.nn import GCNConv, MessagePassing, TransformerConv
+from torch_geometric.nn import (
+    GCNConv,
+    HeteroLinear,
+    MessagePassing,
+    MultiAggregation,
+    SumAggregation,
+    TransformerConv,
+)
 
-from graphhalu.detectors.gnn.layers import AttentionMass, Edges, Readout
+from graphhalu.core.axes import N_SPANS
 from graphhalu.labels.labels import Level
+
+MAX_RANK: Final = 16
+"""Combinations of heads that a layer keeps; all of them where a layer has no more heads."""
+
+
+class AttentionMass(nn.Module):
+    """Sums of attention over the edges of a query, which keep absolute mass.
+
+    ``m_i = W_l [sum_{j in span s} P_l e_ij]_s + b_l``: how much goes to each named span, with an
+    own ``P_l`` (low rank over heads) and ``W_l`` for each layer ``l`` of the language model, since
+    head 3 of layer 10 is not head 3 of layer 20. A softmax over the edges would divide the mass
+    away.
+
+    Args:
+        channels: Channels of node states.
+        edge_dim: Weights of an edge.
+        n_layers: Layers that have graphs of their own; 1 for multiplex graphs.
+
+    Source:
+        Our own: the sum aggregation of Xu et al. 2019, arXiv:1810.00826, by the relation of an
+        edge as in Schlichtkrull et al. 2018, arXiv:1703.06103; here the span of the key.
+    """
+
+    def __init__(self, channels: int, edge_dim: int, n_layers: int) -> None:
+        super().__init__()
+        rank = min(edge_dim, MAX_RANK)
+        self.heads = HeteroLinear(edge_dim, rank, n_layers, bias=False)
+        self.of_span = HeteroLinear(N_SPANS * rank, channels, n_layers)
+        self.sum = SumAggregation()
+
+    def forward(self, graph: "Edges") -> Tensor:
+        """What each node receives, ``[node, channel]``."""
+        key, query = graph.index
+        heads = self.heads(graph.attr, graph.layer[query])
+        n_nodes = len(graph.span)
+        mass = self.sum(heads, query * N_SPANS + graph.span[key], dim_size=n_nodes * N_SPANS)
+        return self.of_span(mass.view(n_nodes, -1), graph.layer)
+
+
+class Edges:
+    """Edges of a batch for one round, with what their ends are.
+
+    Args:
+        batch: Token graphs.
+        is_last: Whether only rows that are read out need new states.
+
+    Attributes:
+        index: Attended key and attending query of each edge.
+        attr: Attention ``[edge, channel]``.
+        span: Named span of each node.
+        layer: Place of each node's layer.
+    """
+
+    def __init__(self, batch: Batch, *, is_last: bool = False) -> None:
+        self.index, self.attr = batch.edge_index, batch.edge_attr
+        self.span, self.layer = batch.span, batch.layer_index
+        if is_last:
+            is_needed = batch.is_readout[self.index[1]]
+            self.index, self.attr = self.index[:, is_needed], self.attr[is_needed]
+
+
+class Readout(nn.Module):
+    """Logits from node states: one a graph over its answer rows, or one an answer token.
+
+    An answer is read from mean and maximum over its rows, layer by layer; a token from two rows,
+    the one that produces it and its own.
+
+    Args:
+        channels: Channels of node states.
+        n_layers: Layers that have graphs of their own.
+        dropout: Share of activations that training drops.
+        level: ``"answer"`` or ``"token"``.
+    """
+
+    def __init__(self, channels: int, n_layers: int, dropout: float, level: Level) -> None:
+        super().__init__()
+        self.n_layers, self.level = n_layers, level
+        self.pool = MultiAggregation(["mean", "max"])
+        self.head = nn.Sequential(
+            nn.Linear(2 * channels * (n_layers if level == "answer" else 1), channels),
+            nn.ReLU(),
+            nn.Dropout(dropout),
+            nn.Linear(channels, 1),
+        )
+
+    def forward(self, hidden: Tensor, batch: Batch) -> Tensor:
+        """``[graph]`` or ``[answer_token]``; higher = more likely hallucinated."""
+        if self.level == "token":
+            own = batch.is_answer.nonzero()[:, 0]
+            states = torch.cat([hidden[own - 1], hidden[own]], dim=1)
+        else:
+            place = batch.batch * self.n_layers + batch.layer_index
+            n_places = batch.num_graphs * self.n_layers
+            is_read = batch.is_readout
+            pooled = self.pool(hidden[is_read], place[is_read], dim_size=n_places)
+            states = pooled.view(batch.num_graphs, -1)
+        logits: Tensor = self.head(states)[:, 0]
+        return logits
 
 
 class TokenGraphNetwork(nn.Module, ABC):
@@ -59,8 +164,12 @@ class TokenGraphNetwork(nn.Module, ABC):
         self.readout = Readout(hidden_channels, n_layers, dropout, level)
 
     @abstractmethod
-    def make_round(self) -> nn.Module:
-        """One round: from states ``[node, channel]`` and :class:`Edges` to what is added."""
+    def make_round(self) -> nn.ModuleDict:
+        """Parts of one round."""
+
+    @abstractmethod
+    def messages(self, parts: nn.ModuleDict, hidden: Tensor, edges: Edges) -> Tensor:
+        """What a round adds to the states ``[node, channel]``."""
 
     def forward(self, batch: Batch) -> Tensor:
         """``[graph]`` or ``[answer_token]``; higher = more likely hallucinated."""
@@ -69,9 +178,8 @@ class TokenGraphNetwork(nn.Module, ABC):
             is_last = number == len(self.rounds) and not self.needs_all_edges
             edges = Edges(batch, is_last=is_last)
             # over all tokens of the batch, so that what a token receives stays comparable
-            hidden = hidden + self.dropout(norm(each(hidden, edges)))
-        logits: Tensor = self.readout(hidden, batch)
-        return logits
+            hidden = hidden + self.dropout(norm(self.messages(each, hidden, edges)))
+        return self.readout(hidden, batch)
 
 
 @final
@@ -85,19 +193,13 @@ class GCN(TokenGraphNetwork):
 
     needs_all_edges: ClassVar[bool] = True  # for the degrees of keys
 
-    def make_round(self) -> nn.Module:
+    def make_round(self) -> nn.ModuleDict:
         """A convolution."""
-        return _GCNRound(self.channels)
+        return nn.ModuleDict({"convolution": GCNConv(self.channels, self.channels)})
 
-
-class _GCNRound(nn.Module):
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.convolution = GCNConv(channels, channels)
-
-    def forward(self, hidden: Tensor, edges: Edges) -> Tensor:
-        new: Tensor = self.convolution(hidden, edges.index, edges.attr.mean(1).abs())
-        return elu(new)
+    def messages(self, parts: nn.ModuleDict, hidden: Tensor, edges: Edges) -> Tensor:
+        """Means over incoming attention."""
+        return elu(parts["convolution"](hidden, edges.index, edges.attr.mean(1).abs()))
 
 
 @final
@@ -111,25 +213,23 @@ class GAT(TokenGraphNetwork):
         of prompt tokens tell questions apart, and a few hundred questions are learnt by heart.
     """
 
-    def make_round(self) -> nn.Module:
+    def make_round(self) -> nn.ModuleDict:
         """Attention and mass."""
-        return _GATRound(self.channels, self.edge_dim, self.n_layers)
+        return _gat_round(self.channels, self.edge_dim, self.n_layers)
+
+    def messages(self, parts: nn.ModuleDict, hidden: Tensor, edges: Edges) -> Tensor:
+        """Absolute mass, and what is attended to through the gate."""
+        attended = elu(parts["attention"](hidden, edges.index, edges.attr))
+        return parts["mass"](edges) + parts.gate * attended
 
 
-class _GATRound(nn.Module):
-    def __init__(self, channels: int, edge_dim: int, n_layers: int) -> None:
-        super().__init__()
-        n_heads = next(number for number in (4, 2, 1) if channels % number == 0)
-        self.attention = TransformerConv(
-            channels, channels // n_heads, heads=n_heads, edge_dim=edge_dim, root_weight=False
-        )
-        self.gate = nn.Parameter(torch.zeros(channels))
-        self.mass = AttentionMass(channels, edge_dim, n_layers)
-
-    def forward(self, hidden: Tensor, edges: Edges) -> Tensor:
-        attended = elu(self.attention(hidden, edges.index, edges.attr))
-        new: Tensor = self.mass(edges) + self.gate * attended
-        return new
+def _gat_round(channels: int, edge_dim: int, n_layers: int) -> nn.ModuleDict:
+    n_heads = next(number for number in (4, 2, 1) if channels % number == 0)
+    sizes = {"heads": n_heads, "edge_dim": edge_dim, "root_weight": False}
+    attention = TransformerConv(channels, channels // n_heads, **sizes)
+    parts = nn.ModuleDict({"attention": attention, "mass": AttentionMass(channels, edge_dim, n_layers)})
+    parts.register_parameter("gate", nn.Parameter(torch.zeros(channels)))
+    return parts
 
 
 @final
@@ -141,22 +241,18 @@ class MLP(TokenGraphNetwork):
         matched too, so that a difference to ``gat`` can only come from the edges.
     """
 
-    def make_round(self) -> nn.Module:
+    def make_round(self) -> nn.ModuleDict:
         """A residual block of two linear maps with as many parameters as a round of the GAT."""
+        channels = self.channels
         with torch.random.fork_rng(devices=[]):  # making it draws weights
-            wanted = n_parameters(_GATRound(self.channels, self.edge_dim, self.n_layers))
-        n_inner = max(1, round((wanted - self.channels) / (2 * self.channels + 1)))
-        return _MLPRound(self.channels, n_inner)
+            wanted = n_parameters(_gat_round(channels, self.edge_dim, self.n_layers))
+        n_inner = max(1, round((wanted - channels) / (2 * channels + 1)))
+        block = nn.Sequential(nn.Linear(channels, n_inner), nn.ReLU(), nn.Linear(n_inner, channels))
+        return nn.ModuleDict({"block": block})
 
-
-class _MLPRound(nn.Module):
-    def __init__(self, channels: int, n_inner: int) -> None:
-        super().__init__()
-        self.block = nn.Sequential(nn.Linear(channels, n_inner), nn.ReLU(), nn.Linear(n_inner, channels))
-
-    def forward(self, hidden: Tensor, edges: Edges) -> Tensor:
-        new: Tensor = elu(self.block(hidden))
-        return new
+    def messages(self, parts: nn.ModuleDict, hidden: Tensor, edges: Edges) -> Tensor:
+        """No messages: what the block makes of each state."""
+        return elu(parts["block"](hidden))
 
 
 @final
@@ -207,8 +303,7 @@ class CHARM(nn.Module):
         for number, each in enumerate(self.rounds, start=1):
             edges = Edges(batch, is_last=number == len(self.rounds))
             hidden = each(hidden, edges, batch.is_readout)
-        logits: Tensor = self.readout(hidden, batch)
-        return logits
+        return self.readout(hidden, batch)
 
 
 class CHARMConv(MessagePassing):
@@ -233,13 +328,11 @@ class CHARMConv(MessagePassing):
         """New states ``[node, channel]``."""
         sent = self.of_node(hidden) + self.of_type(is_response.long())
         received = self.propagate(edges.index, sent=sent, weight=self.of_edge(edges.attr))
-        new: Tensor = self.update_state(torch.cat([hidden, self.norm_received(received)], dim=1))
-        return new
+        return self.update_state(torch.cat([hidden, self.norm_received(received)], dim=1))
 
     def message(self, sent_j: Tensor, weight: Tensor) -> Tensor:
         """``MLP([h_j, e_ij, type_ij])``; its first linear map is a sum of three."""
-        message: Tensor = self.last(sent_j + weight)
-        return message
+        return self.last(sent_j + weight)
 
 
 def n_parameters(network: nn.Module) -> int:

@@ -2,21 +2,19 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Final, Literal, final
+from typing import Annotated, ClassVar, Final, Literal, final
 
 import numpy as np
 from pydantic import Field, field_validator
 
-from graphhalu.core.config import load_config
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.detectors import Gat
 from graphhalu.detectors.joint import JointProbe
-from graphhalu.detectors.saved import read_description, require_this_edition
+from graphhalu.detectors.saved import TrainedConfig
 from graphhalu.detectors.stack import Stack
-from graphhalu.detectors.trained import TrainedConfig
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
 
@@ -34,8 +32,7 @@ class StackConfig(NetworkConfig):
     @classmethod
     def _differ(cls, parts: tuple[Part, ...]) -> tuple[Part, ...]:
         if len(set(parts)) < len(parts):
-            message = f"expected different parts, got {list(parts)}"
-            raise ValueError(message)
+            raise ValueError(f"expected different parts, got {list(parts)}")
         return parts
 
 
@@ -52,6 +49,7 @@ class Graphhalu(Stack):
     config_class: ClassVar[type[TrainedConfig]] = StackConfig
     is_exact: ClassVar[bool] = False
     least_known: ClassVar[float] = 0.0
+    new_field: ClassVar[str] = "joints"
 
     config: StackConfig
 
@@ -59,16 +57,6 @@ class Graphhalu(Stack):
         super().__init__(seed, config)
         self.log_folder: Path | None = None
         """Where Lightning's logger writes; nothing is logged without."""
-
-    @classmethod
-    def settings(cls, **values: Any) -> dict[str, Any]:
-        """Arguments of the constructor from plain values.
-
-        Raises:
-            ConfigError: If a field is unknown or a value does not validate.
-        """
-        config = load_config(StackConfig, None, values)
-        return {"seed": config.seed, "config": config}
 
     def check(self, traces: Sequence[Trace]) -> None:
         """As :meth:`NetworkDetector.check`."""
@@ -92,20 +80,8 @@ class Graphhalu(Stack):
     @classmethod
     def member_class(cls, name: str) -> type[Detector]:
         """The class of a part."""
-        members: dict[str, type[Detector]] = {"probe": JointProbe, "graph": Gat}
-        return members[name]
-
-    @classmethod
-    def load(cls, folder: Path) -> Detector:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            DataFileError: If the files do not fit each other, or are of the first edition.
-        """
-        require_this_edition(read_description(folder, cls.card.name), "joints", cls.card.name, folder)
-        return super().load(folder)
+        return {"probe": JointProbe, "graph": Gat}[name]
 
     def _graph(self) -> NetworkDetector:
         fields = self.config.model_dump(exclude={"parts"})
-        graph: NetworkDetector = Gat(config=NetworkConfig.model_validate(fields))
-        return graph
+        return Gat(config=NetworkConfig.model_validate(fields))

@@ -146,11 +146,10 @@ def train(
         trainer.fit(task, *loaders)
     loss, best_epoch, n_epochs = task.progress.tolist()
     if not math.isfinite(loss):
-        message = (
+        raise NonFiniteError(
             f"training gave no finite validation loss in {int(n_epochs)} epochs\n"
             f"  Use a smaller learning_rate (now {config.learning_rate:g})"
         )
-        raise NonFiniteError(message)
     network.cpu().eval()
     return {"n_epochs": int(n_epochs), "best_epoch": int(best_epoch), LOSS: loss}
 
@@ -187,19 +186,17 @@ def accelerator(config: NetworkConfig) -> str:
     """
     n_gpus = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if config.devices > config.batch_size:
-        message = (
+        raise UsageError(
             f"{config.devices} devices share the {config.batch_size} traces of a step, so some "
             f"would idle\n  Use fewer devices, or a larger batch_size"
         )
-        raise UsageError(message)
     if config.accelerator == "cpu" or (config.accelerator == "auto" and not n_gpus):
         return "cpu"
     if n_gpus < config.devices:
-        message = (
+        raise UsageError(
             f"{config.devices} GPUs are needed (accelerator {config.accelerator}), this machine "
             f"has {n_gpus}\n  Use fewer devices, or accelerator cpu"
         )
-        raise UsageError(message)
     return "cuda"
 
 
