@@ -125,8 +125,7 @@ def entropy_estimate(variance: Float[np.ndarray, "*head"], n_keys: int) -> Entro
         ``s^2 = log n / 2`` and 11 to 21 % low at ``log n``.
     """
     if n_keys < 2:  # noqa: PLR2004
-        message = f"attention over {n_keys} keys has no entropy"
-        raise UsageError(message)
+        raise UsageError(f"attention over {n_keys} keys has no entropy")
     limit = np.log(n_keys)
     zone = np.where(
         variance <= VALID_SHARE * limit, "valid", np.where(variance < 2 * limit, "rough", "peaked")

@@ -37,11 +37,9 @@ def open_gguf(path: Path) -> GgufFile:
     with reading(f"{path} is damaged or cut off"):
         start, version = struct.unpack("<4sI", file_bytes(path, 0, 8).tobytes())
     if start != _MAGIC:
-        message = f"{path} is no GGUF file: it starts with {start!r}, expected {_MAGIC!r}"
-        raise DataFileError(message)
+        raise DataFileError(f"{path} is no GGUF file: it starts with {start!r}, expected {_MAGIC!r}")
     if version not in _VERSIONS:
-        message = f"{path} is GGUF of version {version}; versions {_VERSIONS} are read"
-        raise DataFileError(message)
+        raise DataFileError(f"{path} is GGUF of version {version}; versions {_VERSIONS} are read")
     # sums of sizes that a damaged header makes too large must not start again at 0
     with reading(f"{path} is damaged or cut off"), np.errstate(over="raise"):
         reader = _Header(path)
@@ -79,8 +77,7 @@ def _tensor(path: Path, found: Any) -> StoredTensor:
     shape = tuple(int(size) for size in found.shape[::-1])
     n_block, block_bytes = GGML_QUANT_SIZES[kind]
     if not shape or not min(shape) or shape[-1] % n_block:
-        message = f"tensor {name[:60]!r} has the shape {str(shape)[:80]}"
-        raise ValueError(message)
+        raise ValueError(f"tensor {name[:60]!r} has the shape {str(shape)[:80]}")
     line_bytes = shape[-1] // n_block * block_bytes
     # a vector is one line, and read whole
     row_bytes = found.n_bytes // shape[0] if len(shape) > 1 else 0
@@ -101,5 +98,6 @@ def _check_apart(path: Path, tensors: Iterable[StoredTensor]) -> None:
     ordered = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes))
     for first, second in pairwise(ordered):
         if second.offset < first.offset + first.n_bytes:
-            message = f"{path} is damaged: the tensors {first.name[:60]!r} and {second.name[:60]!r} overlap"
-            raise DataFileError(message)
+            raise DataFileError(
+                f"{path} is damaged: the tensors {first.name[:60]!r} and {second.name[:60]!r} overlap"
+            )

@@ -61,8 +61,7 @@ class RiskSettings(Config):
     @classmethod
     def _weigh(cls, components: Mapping[str, RiskComponent]) -> Mapping[str, RiskComponent]:
         if not sum(component.weight for component in components.values()):
-            message = "all weights are 0: a risk curve needs a component that counts"
-            raise ValueError(message)
+            raise ValueError("all weights are 0: a risk curve needs a component that counts")
         return components
 
 
@@ -118,8 +117,7 @@ def risk_curve(profile: WeightProfile, settings: RiskSettings | None = None) -> 
         elif component.weight > 0:
             parts[name] = _shares(values if component.risky == "high" else -values)
     if not parts:
-        message = f"no component of the risk can be computed: {'; '.join(left_out.values())}"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(f"no component of the risk can be computed: {'; '.join(left_out.values())}")
     total = sum(settings.components[name].weight for name in parts)
     weights = {name: settings.components[name].weight / total for name in parts}
     return RiskCurve(

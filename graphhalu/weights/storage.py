@@ -98,8 +98,9 @@ def file_bytes(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "byte"]:
     with reading(f"{path} cannot be read"):
         found = np.fromfile(path, np.uint8, stop - start, offset=start)
     if len(found) < stop - start:
-        message = f"{path} is cut off: bytes {start} … {stop} are wanted, it has {path.stat().st_size}"
-        raise DataFileError(message)
+        raise DataFileError(
+            f"{path} is cut off: bytes {start} … {stop} are wanted, it has {path.stat().st_size}"
+        )
     return found
 
 
@@ -121,8 +122,7 @@ def _shard_paths(folder: Path) -> list[Path]:
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             hint = " (*.bin files are pickles and not read)" if any(folder.glob("*.bin")) else ""
-            message = f"{folder} holds no *.safetensors file{hint}"
-            raise DataFileError(message)
+            raise DataFileError(f"{folder} holds no *.safetensors file{hint}")
         return paths
     with reading(f"{index} is damaged: it names no weight_map"):
         # only the last part of a name: a part lies in the folder, and nowhere else
@@ -131,8 +131,9 @@ def _shard_paths(folder: Path) -> list[Path]:
     there = {path.name for path in folder.iterdir() if path.is_file()}
     missing = [name for name in names if name not in there]
     if missing:
-        message = f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
-        raise DataFileError(message)
+        raise DataFileError(
+            f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
+        )
     return [folder / name for name in names]
 
 
@@ -164,8 +165,7 @@ def _tensor(path: Path, name: str, kind: str, shape: tuple[int, ...], offset: in
 
     def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
         if kind not in _TYPES:
-            message = f"{path}: {name} is stored as {kind}, which is not known here"
-            raise DataFileError(message)
+            raise DataFileError(f"{path}: {name} is stored as {kind}, which is not known here")
         raw = file_bytes(path, offset + first * row_bytes, offset + last * row_bytes)
         values = raw.view(_TYPES[kind])
         exact = from_bfloat16_bits(values) if kind == "BF16" else values.astype(np.float32)
@@ -247,8 +247,7 @@ def _check_sizes(
         float(state["nested_offset"])
         is_whole &= tensors[f"{name}.nested_quant_map"].n_values >= 2**8
     if not is_whole:
-        message = f"the shape {list(shape)} in blocks of {blocksize} is more than is stored"
-        raise ValueError(message)
+        raise ValueError(f"the shape {list(shape)} in blocks of {blocksize} is more than is stored")
 
 
 def _absmax(
@@ -266,8 +265,7 @@ def _absmax(
 
 def _eight_bits(weight: StoredTensor, scale: StoredTensor) -> StoredTensor:
     if not weight.shape or scale.n_values != weight.shape[0]:
-        message = f"{scale.n_values} scales for the shape {list(weight.shape)}"
-        raise ValueError(message)
+        raise ValueError(f"{scale.n_values} scales for the shape {list(weight.shape)}")
 
     def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
         rows = scale.read().ravel()[first:last, None] / np.float32(_INT8)

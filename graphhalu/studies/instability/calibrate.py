@@ -141,20 +141,18 @@ def labelled_series(folder: SeriesFolder) -> tuple[list[PromptSeries], int]:
     """
     missing = folder.missing_parts()
     if missing:
-        message = (
+        raise NotEnoughDataError(
             f"{len(missing)} of {folder.n_parts} parts of {folder.path} are not measured yet\n"
             f"  Run the same  graphhalu instability gather  again: it resumes"
         )
-        raise NotEnoughDataError(message)
     every = folder.read()
     kept = [each for each in every if each.arrays and each.record.label is not None]
     n_attack = sum(each.record.label == 1 for each in kept)
     if min(n_attack, len(kept) - n_attack) < _LEAST_PROMPTS:
-        message = (
+        raise NotEnoughDataError(
             f"a calibration needs {_LEAST_PROMPTS} prompts of each class, got {n_attack} attacks "
             f"and {len(kept) - n_attack} benign prompts"
         )
-        raise NotEnoughDataError(message)
     return kept, len(every) - len(kept)
 
 
@@ -168,11 +166,10 @@ def _best_f1(fitted: Fitted, cases: Cases, settings: CalibrateSettings) -> float
     found = float(thresholds(fitted.scores, cases.labels, settings)[-1])
     if not np.isfinite(found):
         n_known = int(np.isfinite(fitted.scores).sum())
-        message = (
+        raise NotEnoughDataError(
             f"only {n_known} prompts of one class reach {fitted.choice}: answers are too short\n"
             f"  Use windows that begin earlier (--starts 1), or gather other prompts"
         )
-        raise NotEnoughDataError(message)
     return found
 
 

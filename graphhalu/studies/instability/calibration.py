@@ -203,8 +203,7 @@ class Calibration(Config):
         found = next((p.threshold for p in points if abs(p.aim - aim) < 1e-9), None)  # noqa: PLR2004
         if found is None:
             known = ", ".join(f"{point.aim:g}" for point in points)
-            message = f"the calibration has thresholds for the rates {known}, not for {aim:g}"
-            raise UsageError(message)
+            raise UsageError(f"the calibration has thresholds for the rates {known}, not for {aim:g}")
         return found
 
     def write(self, path: Path) -> Path:
@@ -220,6 +219,5 @@ def read_calibration(path: Path) -> Calibration:
         DataFileError: If it is something else.
     """
     if not path.is_file():
-        message = f"no calibration at {path}\n  {KIND.way_out}"
-        raise UsageError(message)
+        raise UsageError(f"no calibration at {path}\n  {KIND.way_out}")
     return read_document(path, Calibration, KIND)

@@ -89,8 +89,7 @@ class PromptDetector:
             UsageError: If there is no prompt, or one has no system span.
         """
         if not prompts:
-            message = "there is no prompt to score"
-            raise UsageError(message)
+            raise UsageError("there is no prompt to score")
         found: list[Verdict] = []
         size = self.measurer.settings.batch_size
         for start in range(0, len(prompts), size):
@@ -132,11 +131,10 @@ class PromptDetector:
         window = self.calibration.window.window
         needed = 1 if self.method == TRACKER else window.end + 1
         if max_new_tokens is not None and max_new_tokens < needed:
-            message = (
+            raise UsageError(
                 f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
                 f"tokens\n  Use --max-new-tokens {needed} or more"
             )
-            raise UsageError(message)
         gather = self.calibration.gather
         changes = {
             "system": gather.system if system is None else system,
@@ -153,8 +151,9 @@ class PromptDetector:
             self.calibration.identity.check(came)
         except DetectorMismatchError as error:
             told = str(error).rpartition("\n")[0]
-            message = f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
-            raise DetectorMismatchError(message) from None
+            raise DetectorMismatchError(
+                f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
+            ) from None
 
 
 def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:

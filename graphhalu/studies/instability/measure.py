@@ -109,11 +109,10 @@ class Measurer:
     def __init__(self, loaded: LoadedModel, settings: GatherSettings) -> None:
         require_system(settings.system)
         if settings.iterations > 1 and not settings.temperature:
-            message = (
+            raise UsageError(
                 f"greedy decoding gives the same answer {settings.iterations} times\n"
                 f"  Use --temperature 1, or --iterations 1"
             )
-            raise UsageError(message)
         self.loaded = loaded
         self.settings = settings
         self.is_chat = uses_chat(PromptSettings(chat=settings.chat), loaded)
@@ -125,10 +124,9 @@ class Measurer:
             max_new_tokens=settings.max_new_tokens,
         )
         if settings.temperature and self.search.fallback_reason is not None:
-            message = (
+            raise UsageError(
                 f"tokens cannot be drawn on this model: {self.search.fallback_reason}\n  Use --temperature 0"
             )
-            raise UsageError(message)
 
     def measure(self, prompts: Sequence[PromptRecord]) -> list[PromptSeries]:
         """Measure a batch of prompts, each for the iteration that it names.
@@ -256,21 +254,18 @@ def require_system(system: str) -> None:
         UsageError: If the text is empty.
     """
     if not system.strip():
-        message = (
+        raise UsageError(
             "the system prompt is empty: there is no system span to measure attention on\n"
             "  Give one:  --system FILE  or  --system-text TEXT"
         )
-        raise UsageError(message)
 
 
 def _check_prompts(prompts: Sequence[PromptRecord]) -> None:
     if not prompts:
-        message = "there is no prompt to measure"
-        raise UsageError(message)
+        raise UsageError("there is no prompt to measure")
     name, count = Counter(prompt.prompt_id for prompt in prompts).most_common(1)[0]
     if count > 1:
-        message = f"two prompts have the id {name!r}"
-        raise UsageError(message)
+        raise UsageError(f"two prompts have the id {name!r}")
 
 
 @torch.inference_mode()

@@ -92,29 +92,26 @@ def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndar
     """
     longest = int(n_steps.max(initial=0))
     if longest < 2:  # noqa: PLR2004
-        message = "no answer has a second step: there is nothing to average over"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("no answer has a second step: there is nothing to average over")
     is_auto = settings.starts == "auto", settings.lengths == "auto"
     starts = STARTS if settings.starts == "auto" else settings.starts
     lengths = LENGTHS if settings.lengths == "auto" else settings.lengths
     start, length = 1 if is_auto[0] else max(starts), 1 if is_auto[1] else max(lengths)
     if not all(is_auto) and start + length > longest:
-        message = (
+        raise UsageError(
             f"the window of steps {start} to {start + length - 1} goes beyond the longest answer: "
             f"it has {longest} steps, 0 to {longest - 1}\n"
             f"  Use smaller --starts and --lengths, or gather with more --max-new-tokens"
         )
-        raise UsageError(message)
     steps = [(start, n) for n in lengths for start in starts if start + n <= longest]
     if not steps:  # answers shorter than the shortest window of the grid
         steps = [(min(starts[0], longest - 1), 1)]
     slices = (layer_slice(n_layers, a, b) for a in settings.mid_high for b in settings.tail_cut)
     layers = list(dict.fromkeys((s.start, s.stop) for s in slices if s.start < s.stop))
     if not layers:
-        message = (
+        raise UsageError(
             f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of {n_layers} layers"
         )
-        raise UsageError(message)
     return Grid(tuple(Window(*pair, *each) for each in layers for pair in steps), *is_auto)
 
 

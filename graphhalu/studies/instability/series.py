@@ -126,8 +126,7 @@ class SeriesFolder(NamedTuple):
             differences = differing_fields(json_ready(found.configuration), asked)
             if differences:
                 listed = "\n  ".join(differences[:12])
-                message = f"{path} was gathered otherwise:\n  {listed}\n  Name another --out"
-                raise StoreMismatchError(message)
+                raise StoreMismatchError(f"{path} was gathered otherwise:\n  {listed}\n  Name another --out")
             return found
         (path / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
         meta = {"arrays": dict(DESCRIPTIONS), "configuration": asked, "provenance": provenance()}
@@ -143,14 +142,14 @@ class SeriesFolder(NamedTuple):
             DataFileError: If it is of another format or a newer version.
         """
         if not (path / META_FILE).is_file():
-            message = f"no measured prompts in {path}: {META_FILE} is missing\n  {KIND.way_out}"
-            raise StoreNotFoundError(message)
+            raise StoreNotFoundError(
+                f"no measured prompts in {path}: {META_FILE} is missing\n  {KIND.way_out}"
+            )
         meta = read_document(path / META_FILE, dict, KIND)
         with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):
             n_parts = meta["configuration"]["n_parts"]
             if type(n_parts) is not int or not 0 <= n_parts <= _MOST_PARTS:
-                message = f"it counts {str(n_parts)[:40]} parts"
-                raise ValueError(message)
+                raise ValueError(f"it counts {str(n_parts)[:40]} parts")
         return cls(path, meta["configuration"])
 
     @property
@@ -211,8 +210,7 @@ def _check_lengths(packed: Mapping[str, np.ndarray], offsets: list[int], n_promp
         is_whole &= len(packed["focus_heads"]) == n_prompts and "std" in packed
     is_whole &= all(packed[name].dtype.kind in "fiub" for name in names)
     if not is_whole:
-        message = f"{n_prompts} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps"
-        raise ValueError(message)
+        raise ValueError(f"{n_prompts} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps")
 
 
 def _packed(series: Sequence[PromptSeries]) -> dict[str, np.ndarray]:

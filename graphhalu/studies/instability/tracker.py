@@ -75,11 +75,10 @@ def important_heads(
     """
     benign, attacks = focus[labels == 0], focus[labels == 1]
     if min(len(benign), len(attacks)) < _LEAST_PROMPTS:
-        message = (
+        raise NotEnoughDataError(
             f"important heads need two prompts of each class, got {len(attacks)} attacks and "
             f"{len(benign)} benign prompts"
         )
-        raise NotEnoughDataError(message)
     gap, spread = benign.mean(0) - attacks.mean(0), benign.std(0) + attacks.std(0)
     for k in k_values:
         # NaN of a layer that does not see the system prompt is never above 0
@@ -99,11 +98,10 @@ def focus_scores(focus: Float[np.ndarray, "prompt layer head"], heads: Heads) ->
     n_layers, n_heads = focus.shape[1:]
     outside = [pair for pair in heads if not (pair[0] < n_layers and pair[1] < n_heads)]
     if outside or not heads:
-        message = (
+        raise UsageError(
             f"expected heads of a model with {n_layers} layers of {n_heads} heads, got "
             f"{list(outside[0]) if outside else 'none'}\n  Use the list of this model"
         )
-        raise UsageError(message)
     layers, places = np.array(heads).T
     return focus[:, layers, places].mean(axis=1)
 
@@ -121,12 +119,12 @@ def read_important_heads(path: Path) -> Heads:
     try:
         values: Any = read_json(path)
     except FileNotFoundError:
-        message = f"no list of heads at {path}"
-        raise UsageError(message) from None
+        raise UsageError(f"no list of heads at {path}") from None
     params = values.get("params", values) if isinstance(values, dict) else values
     listed = params.get("important_heads") if isinstance(params, dict) else params
     try:
         return _HEADS.validate_python(listed)
     except ValidationError:
-        message = f"{path}: expected important_heads as pairs [[layer, head], …], got none"
-        raise DataFileError(message) from None
+        raise DataFileError(
+            f"{path}: expected important_heads as pairs [[layer, head], …], got none"
+        ) from None

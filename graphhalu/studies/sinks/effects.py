@@ -20,8 +20,9 @@ from graphhalu.evaluation.bootstrap import (
     resample_sums,
 )
 from graphhalu.evaluation.metrics import auroc, ece, evaluate, reliability_curve
+from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Prediction, QuantileBin, Shift
+from graphhalu.studies.sinks.result import Prediction
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 N_QUANTILES: Final = 5
@@ -129,14 +130,24 @@ class Sample(NamedTuple):
         return Estimate.of(np.where(is_spread, found, np.nan))
 
 
-def shift(table: SinkTable, how: AnalyzeConfig) -> Shift:
-    """Compare the sink mass of both classes; see :class:`Shift`."""
+def shift(table: SinkTable, how: AnalyzeConfig) -> Row:
+    """H1: is the sink mass of positive records another than that of negative ones?
+
+    Returns:
+        ``mean_positive`` and ``mean_negative``; ``mean_difference`` and ``median_difference``,
+        positive minus negative; ``cohens_d`` over the pooled standard deviation (n - 1);
+        ``p_permutation``, two-sided, of the difference of means, with ``permutation`` ``free`` or
+        ``within questions`` (most questions have both classes); ``adjusted_d`` and ``adjusted_p``
+        of what a fit on the length leaves, and ``length_d`` of the length itself, which it has to
+        take away; ``length_pearson`` and ``entropy_pearson``, correlations of sink mass; and
+        ``partial_correlation`` of sink mass and label, length held fixed.
+    """
     sample, mass = Sample(table.labels, table.groups, how), table.mass
     lengths = table.length[:, None]
     adjusted = length_adjusted(mass, lengths)
     residual = length_adjusted(table.labels.astype(np.float64), lengths)
     differences, effects = sample.class_effects(mass)
-    return Shift(
+    return Row(
         mean_positive=float(mass[table.labels == 1].mean()),
         mean_negative=float(mass[table.labels == 0].mean()),
         mean_difference=Estimate.of(differences),
@@ -194,8 +205,13 @@ def prediction(
     )
 
 
-def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[QuantileBin, ...]:
-    """Share of label 0 in bins of equal size by rising sink mass; equal values are not parted."""
+def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[Row, ...]:
+    """Share of label 0 in bins of equal size by rising sink mass; equal values are not parted.
+
+    Returns:
+        Of each bin ``mean_mass``, the number of records ``n``, and ``share_negative``: the accuracy
+        where the label is the model's own output.
+    """
     _, index, counts = np.unique(table.mass, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts + 1) / 2
     bins = np.floor(middle * N_QUANTILES / len(table.mass)).astype(np.int64)[index]
@@ -204,8 +220,12 @@ def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[QuantileBin, ..
     sample = Sample(table.labels, table.groups, how)
     sizes, hits = np.split(sample.sums(columns), 2, axis=1)
     return tuple(
-        QuantileBin(float(table.mass[members].mean()), int(size[0]), Estimate.of(_ratio(hit, size)))
-        for members, size, hit in zip(is_in.T, sizes.T, hits.T, strict=True)
+        Row(
+            mean_mass=float(table.mass[of].mean()),
+            n=int(size[0]),
+            share_negative=Estimate.of(_ratio(hit, size)),
+        )
+        for of, size, hit in zip(is_in.T, sizes.T, hits.T, strict=True)
     )
 
 

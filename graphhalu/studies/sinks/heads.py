@@ -11,8 +11,9 @@ from graphhalu.core.numerics import benjamini_hochberg, length_adjusted
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.heads.statistics import mean_of_present, normal_p_value, percentile_interval, resampled_means
 from graphhalu.heads.table import HeadTable
+from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Localisation, RoleOverlap, TopHead
+from graphhalu.studies.sinks.result import Localisation
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 FALSE_DISCOVERIES: Final = 0.05
@@ -39,7 +40,7 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
     z = np.divide(difference, error, out=np.full_like(error, np.nan), where=error > 0)
     stability = _top_share(resampled, z, error, how.n_top)
     top = tuple(
-        TopHead(
+        Row(
             layer=cell // z.shape[1],
             head=cell % z.shape[1],
             difference=estimates[cell],
@@ -73,13 +74,18 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
     )
 
 
-def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) -> RoleOverlap:
+def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) -> Row:
     """Whether the heads that differ most are those with the highest score in a role.
 
     Args:
         z: Difference of each head over its standard error; NaN if unknown.
         role: Scores of the same model's heads.
         k: Heads of each kind.
+
+    Returns:
+        ``role`` and ``k``; ``n_shared`` heads of both kinds and ``n_expected`` by chance;
+        ``p_value`` of so many or more, hypergeometric; ``spearman`` of the size of a head's
+        difference with its score in the role, and ``p_spearman``, two-sided.
     """
     is_known = np.isfinite(z) & np.isfinite(role.mean)
     size, score = (np.where(is_known, each, np.nan) for each in (np.abs(z), role.mean))
@@ -88,7 +94,7 @@ def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) ->
     n_shared = len(set(_largest(size, k)) & set(_largest(score, k, is_signed=True)))
     has_order = n_known > 2 and np.ptp(score[is_known]) > 0  # noqa: PLR2004
     tested = spearmanr(size[is_known], score[is_known]) if has_order else (np.nan, np.nan)
-    return RoleOverlap(
+    return Row(
         role=role.role,
         k=k,
         n_shared=n_shared,

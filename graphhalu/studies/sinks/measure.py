@@ -147,8 +147,7 @@ def _run(
     prompts, failures = sink_prompts(questions, kind, config, loaded)
     if not prompts:
         reason = failures[0] if failures else "there is none"
-        message = f"no question of {config.dataset.name} can be measured: {reason}"
-        raise UsageError(message)
+        raise UsageError(f"no question of {config.dataset.name} can be measured: {reason}")
     asked = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
     journal = Journal(folder / f".{run_stem(config.task, name)}.journal", {**identity, **asked})
     left = [prompt for prompt in prompts if prompt.idx not in journal.done]

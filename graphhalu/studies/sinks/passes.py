@@ -270,8 +270,7 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path
     differences = differing_fields(stored, json.loads(json.dumps(asked)))
     if differences:
         listed = "\n".join(f"  {line}" for line in differences[:_MOST_SHOWN])
-        message = (
+        raise StoreMismatchError(
             f"{path} was measured with other settings:\n{listed}\n"
             f"  Ask for the same ones, or give another folder with --out"
         )
-        raise StoreMismatchError(message)

@@ -81,11 +81,10 @@ def kind_of(questions: Sequence[Question], name: str) -> Kind:
     """
     kinds = {_kind(question) for question in questions}
     if len(kinds) > 1:
-        message = (
+        raise UsageError(
             f"the questions of {name} are of several kinds ({', '.join(sorted(kinds))}), and one "
             f"run asks them all alike\n  Split the file by kind"
         )
-        raise UsageError(message)
     return kinds.pop()
 
 

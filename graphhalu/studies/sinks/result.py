@@ -11,11 +11,12 @@ from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 
 from graphhalu.evaluation.bootstrap import Estimate, OrNan
 from graphhalu.evaluation.files import FileFormat, numbers, plain_values, read_document, write_document
 from graphhalu.labels.labels import Meaning
+from graphhalu.studies.rows import Row
 
 RESULT_FILE: Final = "sinks.json"
 KIND: Final = FileFormat("graphhalu-sinks-analysis", 1, "Run:  graphhalu sinks analyze")
@@ -23,56 +24,6 @@ KIND: Final = FileFormat("graphhalu-sinks-analysis", 1, "Run:  graphhalu sinks a
 Matrix = Annotated[Float[np.ndarray, "layer head"], numbers(2)]
 """NaN where there is nothing."""
 Values = Annotated[Float[np.ndarray, "_"], numbers(1)]
-
-
-@dataclass(frozen=True)
-class Shift:
-    """H1: is the sink mass of positive records another than that of negative ones?
-
-    Attributes:
-        mean_positive: Mean sink mass of the positive class.
-        mean_negative: Mean of the negative class.
-        mean_difference: Positive minus negative.
-        median_difference: The same of medians.
-        cohens_d: Difference of means over the pooled standard deviation (n - 1).
-        p_permutation: Two-sided, of the difference of means.
-        permutation: ``free``, or ``within questions`` where most questions have both classes.
-        adjusted_d: Cohen's d of what a fit on the length leaves.
-        adjusted_p: Its permutation test.
-        length_d: Cohen's d of the length itself: what the adjustment has to take away.
-        length_pearson: Correlation of sink mass and length.
-        entropy_pearson: Correlation of sink mass and entropy.
-        partial_correlation: Of sink mass and label, length held fixed.
-    """
-
-    mean_positive: float
-    mean_negative: float
-    mean_difference: Estimate
-    median_difference: Estimate
-    cohens_d: Estimate
-    p_permutation: float
-    permutation: str
-    adjusted_d: Estimate
-    adjusted_p: float
-    length_d: Estimate
-    length_pearson: OrNan
-    entropy_pearson: OrNan
-    partial_correlation: Estimate | None
-
-
-@dataclass(frozen=True)
-class QuantileBin:
-    """Records between two quantiles of sink mass.
-
-    Attributes:
-        mean_mass: Their mean sink mass.
-        n: How many.
-        share_negative: Share with label 0: the accuracy where the label is the model's own output.
-    """
-
-    mean_mass: float
-    n: int
-    share_negative: Estimate
 
 
 @dataclass(frozen=True)
@@ -97,92 +48,11 @@ class Prediction:
     auprc_trapezoid: float
     prevalence: float
     adjusted_auroc: Estimate
-    bins: tuple[QuantileBin, ...]
+    bins: tuple[Row, ...]
     ece: float
     brier: float
     brier_of_prevalence: float
     reliability: tuple[tuple[float, float, int], ...]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A cross-fitted model; every choice was made in grouped folds within the training side.
-
-    Attributes:
-        name: What it reads, joined by ``+``.
-        n_columns: How many columns that is.
-        auroc: Mean over seeds.
-        log_loss: Mean over seeds, in nat.
-        seed_sd: Standard deviation of the AUROC over seeds.
-    """
-
-    name: str
-    n_columns: int
-    auroc: Estimate
-    log_loss: Estimate
-    seed_sd: float
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What one model adds to another, on the same resamples.
-
-    Attributes:
-        model: The larger one.
-        baseline: The smaller one.
-        auroc: AUROC of the first minus that of the second.
-        p_auroc: Two-sided, by the bootstrap.
-        log_loss: Log-loss of the second minus that of the first: positive is a gain.
-        p_log_loss: Two-sided, by the bootstrap.
-    """
-
-    model: str
-    baseline: str
-    auroc: Estimate
-    p_auroc: float
-    log_loss: Estimate
-    p_log_loss: float
-
-
-@dataclass(frozen=True)
-class TopHead:
-    """One of the heads that differ most.
-
-    Attributes:
-        z: Difference over its bootstrap standard error.
-        stability: Share of resamples in which it is among as many that differ most.
-    """
-
-    layer: int
-    head: int
-    difference: Estimate
-    z: float
-    q_value: float
-    adjusted_q_value: OrNan
-    stability: float
-
-
-@dataclass(frozen=True)
-class RoleOverlap:
-    """Whether the heads that differ are those of a role, such as induction heads.
-
-    Attributes:
-        role: The role.
-        k: Heads of each kind that are compared.
-        n_shared: How many are both.
-        n_expected: How many chance would share.
-        p_value: Of so many or more, hypergeometric.
-        spearman: Correlation of the size of a head's difference with its score in the role.
-        p_spearman: Two-sided.
-    """
-
-    role: str
-    k: int
-    n_shared: int
-    n_expected: float
-    p_value: float
-    spearman: OrNan
-    p_spearman: OrNan
 
 
 @dataclass(frozen=True)
@@ -209,11 +79,11 @@ class Localisation:
     n_heads: int
     n_significant: int
     n_significant_adjusted: int
-    top: tuple[TopHead, ...]
+    top: tuple[Row, ...]
     profile_positive: Values
     profile_negative: Values
     profile_difference: tuple[Estimate | None, ...]
-    overlaps: tuple[RoleOverlap, ...] = ()
+    overlaps: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -233,15 +103,15 @@ class Findings:
     n_positive: int
     n_negative: int
     n_groups: int
-    shift: Shift
+    shift: Row
     prediction: Prediction
-    models: tuple[Model, ...]
-    gains: tuple[Gain, ...]
+    models: tuple[Row, ...]
+    gains: tuple[Row, ...]
     localisation: Localisation
     masses_positive: Values
     masses_negative: Values
 
-    def model(self, name: str) -> Model | None:
+    def model(self, name: str) -> Row | None:
         """The model of this name."""
         return next((model for model in self.models if model.name == name), None)
 
@@ -287,19 +157,6 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class ScalingPoint:
-    """One model in the question of size."""
-
-    run: str
-    model: str
-    chat: str
-    n_parameters: float
-    cohens_d: Estimate
-    auroc: Estimate
-    probe_auroc: Estimate
-
-
-@dataclass(frozen=True)
 class Scaling:
     """Does the shift change with the size of the model?
 
@@ -311,22 +168,10 @@ class Scaling:
     """
 
     series: str
-    points: tuple[ScalingPoint, ...]
+    points: tuple[Row, ...]
     spearman: OrNan
     p_spearman: OrNan
     note: str
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """One task of a model."""
-
-    run: str
-    task: str
-    meaning: Meaning
-    cohens_d: Estimate
-    adjusted_d: Estimate
-    auroc: Estimate
 
 
 @dataclass(frozen=True)
@@ -343,45 +188,11 @@ class Tasks:
     """
 
     series: str
-    rows: tuple[TaskRow, ...]
+    rows: tuple[Row, ...]
     cochran_q: OrNan
     p_value: OrNan
     i_squared: OrNan
     n_positive_d: int
-
-
-@dataclass(frozen=True)
-class Sensitivity:
-    """Two runs that differ in one setting only, on the questions that both have.
-
-    Attributes:
-        setting: ``chat``, ``sink_tokens``, ``query_mode`` or ``quantization``.
-        first: Value of the first run.
-        second: Value of the second.
-        series: What the runs share.
-        n_both: Records of both.
-        mass_difference: Mean sink mass of the second minus that of the first.
-        mass_pearson: Correlation of the sink masses of a record in both.
-        accuracy_difference: Accuracy of the second minus that of the first.
-        share_changed: Share of records whose answer differs.
-        d_first: Cohen's d of the first.
-        d_second: Cohen's d of the second.
-        d_difference: Second minus first, on the same resamples.
-    """
-
-    setting: str
-    first: str
-    second: str
-    series: str
-    meaning: Meaning
-    n_both: int
-    mass_difference: Estimate
-    mass_pearson: OrNan
-    accuracy_difference: Estimate | None
-    share_changed: float | None
-    d_first: float
-    d_second: float
-    d_difference: Estimate
 
 
 @dataclass(frozen=True)
@@ -393,18 +204,18 @@ class SinksResult:
     runs: tuple[RunResult, ...]
     scaling: tuple[Scaling, ...]
     tasks: tuple[Tasks, ...]
-    sensitivity: tuple[Sensitivity, ...]
+    sensitivity: tuple[Row, ...]
     settings: dict[str, Any]
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return plain_values(self, KIND)
+        return plain_values(TypeAdapter(SinksResult).dump_python(self), KIND)
 
     def write(self, folder: Path) -> Path:
         """Write ``sinks.json``, whole or not at all."""
-        return write_document(folder / RESULT_FILE, self, KIND)
+        return write_document(folder / RESULT_FILE, self.values(), KIND)
 
 
 def read_sinks(path: Path) -> SinksResult:

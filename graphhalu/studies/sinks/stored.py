@@ -179,8 +179,7 @@ def _last(record: TraceRecord) -> int:
 
 def _check_ks(ks: Sequence[int]) -> None:
     if max(ks) > N_SINK_KEYS:
-        message = (
+        raise UsageError(
             f"a trace store keeps the first {N_SINK_KEYS} tokens, a sink of {max(ks)} was asked "
             f"for\n  Use --k up to {N_SINK_KEYS}, or a data set whose questions have options"
         )
-        raise UsageError(message)

@@ -208,8 +208,9 @@ def rank_correlation(
     first, second = (np.where(is_there, grid, np.nan)[kept] for grid in (first, second))
     rho = float(_spearman(first.reshape(1, -1), second.reshape(1, -1))[0])
     if not np.isfinite(rho) or is_there.sum() < LEAST_CELLS:
-        message = f"a rank correlation needs {LEAST_CELLS} cells that differ, got {int(is_there.sum())}"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(
+            f"a rank correlation needs {LEAST_CELLS} cells that differ, got {int(is_there.sum())}"
+        )
     generator = np.random.default_rng(seed)
     low, high = _interval(first, second, n_resamples, generator)
     permuted = _permuted(first, n_permutations, generator)

@@ -57,11 +57,10 @@ def head_roles(profile: WeightProfile, quantities: Sequence[str]) -> HeadRoles:
     for quantity in quantities:
         values = profile.of_heads(quantity)
         if not np.isfinite(values).all():
-            message = (
+            raise UsageError(
                 f"{quantity} is missing for {int((~np.isfinite(values)).sum())} heads: it cannot "
                 f"be a role of all of them"
             )
-            raise UsageError(message)
         shares = (rankdata(values) - 1) / max(1, values.size - 1)
         columns.append(shares.reshape(values.shape))
     return HeadRoles(tuple(f"weights_{name}" for name in quantities), np.stack(columns, axis=-1))

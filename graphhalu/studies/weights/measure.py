@@ -69,21 +69,18 @@ def measure_store(
         NotEnoughDataError: If no trace is long enough.
     """
     if not len(traces):
-        message = "there is no trace to validate against"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("there is no trace to validate against")
     shape, architecture = traces[0].shape, weights.architecture
     sizes = ("n_layers", "n_heads", "n_kv_heads", "hidden_size")
     of_store, of_model = (tuple(getattr(each, name) for name in sizes) for each in (shape, architecture))
     if of_store != of_model:
-        message = (
+        raise UsageError(
             f"the traces are of another model: layers, heads, key heads and width are {of_store} "
             f"there and {of_model} in the weights"
         )
-        raise UsageError(message)
     long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
     if not long:
-        message = f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
     n_layers, chosen = architecture.n_layers, long[:n_output_traces]
     total = len(long) + n_layers
     found = []

@@ -155,8 +155,7 @@ def validate(
     settings, store = settings or ValidateSettings(), dict(store or {})
     check_same_model(profile.model, store.get("model") or {})
     if json_ready(profile.architecture) != json_ready(weights.architecture.values()):
-        message = "the profile and the weights are of different models: profile the model again"
-        raise UsageError(message)
+        raise UsageError("the profile and the weights are of different models: profile the model again")
     measured = measure_store(
         traces[: settings.n_traces],
         weights,
@@ -200,12 +199,11 @@ def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> No
     field = "weights" if profile.get("weights") and store.get("weights") else "name"
     one, other = profile.get(field), store.get(field)
     if one and other and one != other:
-        message = (
+        raise UsageError(
             f"the traces are of another model than the profile: {field} {str(other)[:16]} "
             f"({store.get('name')}) there, {str(one)[:16]} ({profile.get('name')}) here\n"
             f"  Name the model of the traces with --model"
         )
-        raise UsageError(message)
 
 
 def paired_values(

@@ -1,0 +1,23 @@
+"""Rows of the tables of a study, as its result files hold them."""
+
+from typing import TYPE_CHECKING, Any
+
+from pydantic import BaseModel, ConfigDict
+
+from graphhalu.evaluation.bootstrap import Estimate
+
+
+class Row(BaseModel):
+    """Named numbers, estimates and words; the function that makes a row describes its names.
+
+    A number that is not finite is ``None`` after it was read from a file.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="allow")
+
+    __pydantic_extra__: dict[str, Estimate | int | float | str | None]
+
+    if TYPE_CHECKING:
+
+        def __init__(self, **values: Any) -> None: ...
+        def __getattr__(self, name: str) -> Any: ...
