@@ -22,8 +22,7 @@ from graphhalu.weights.architecture import (
     from_config,
     from_gguf,
 )
-from graphhalu.weights.gguf_files import open_gguf
-from graphhalu.weights.storage import StoredTensor, open_shards
+from graphhalu.weights.storage import StoredTensor, open_gguf, open_shards
 
 Part = Literal["q", "k", "v", "o"]
 PARTS: Final[tuple[Part, ...]] = ("q", "k", "v", "o")

@@ -34,6 +34,7 @@ HEAD_DESCRIPTIONS: Final[dict[str, str]] = _DESCRIPTIONS["heads"]
 LAYER_DESCRIPTIONS: Final[dict[str, str]] = _DESCRIPTIONS["layers"]
 MEASURED_DESCRIPTIONS: Final[dict[str, str]] = _DESCRIPTIONS["measured"]
 """What every quantity of a profile and of a validation is; the pages and files repeat it."""
+NOTES: Final[dict[str, str]] = _DESCRIPTIONS["notes"]
 
 
 @dataclass(frozen=True)

@@ -33,9 +33,7 @@ from graphhalu.studies.instability.calibration import (
     MAIN,
     TRACKER,
     Calibration,
-    Chosen,
     MethodRow,
-    OperatingPoint,
     StepPoint,
     TrackerChoice,
     WindowChoice,
@@ -55,6 +53,9 @@ from graphhalu.studies.instability.methods import (
 from graphhalu.studies.instability.series import PromptSeries, SeriesFolder, padded_steps
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
 from graphhalu.studies.instability.tracker import Heads
+from graphhalu.studies.rows import Row
+
+Flags = Bool[np.ndarray, "seed prompt"]
 
 _LEAST_PROMPTS: Final = 10
 _STEP_RESAMPLES: Final = 400
@@ -103,7 +104,8 @@ def calibrate(
     tracked = methods[TRACKER].fit_in_sample(cases)
     assert tracked.heads is not None
     tracker = TrackerChoice(
-        **tracked.heads._asdict(),
+        heads=tracked.heads[0],
+        k=tracked.heads[1],
         is_given=given_heads is not None,
         f1_threshold=_best_f1(tracked, cases, settings),
     )
@@ -190,7 +192,7 @@ def _method_row(
     hits = _hits(nested[-1], is_attack)
     drawn = resample_sums(hits, cases.groups, n_resamples=settings.n_resamples, has_sample=True)
     points = tuple(
-        OperatingPoint(
+        Row(
             aim=aim,
             threshold=float(limits[place]),
             tpr=_rate(nested[place][:, is_attack], cases.groups[is_attack], settings.level),
@@ -212,22 +214,18 @@ def _method_row(
         coverage=float(np.mean([each.coverage for each in seeds])),
         direction=1 if own.direction > 0 else -1,
         points=points,
-        choices=tuple(Chosen(text=text, n_folds=n) for text, n in choices.most_common(5)),
+        choices=tuple(Row(text=text, n_folds=n) for text, n in choices.most_common(5)),
     )
 
 
-def _rate(
-    flagged: Bool[np.ndarray, "seed prompt"], groups: Int[np.ndarray, "prompt"], level: float
-) -> Estimate:
+def _rate(flagged: Flags, groups: Int[np.ndarray, "prompt"], level: float) -> Estimate:
     """A share over prompts and seeds; the interval counts each group of prompts once."""
     values = flagged.astype(np.int64).ravel()
     interval = share_interval(values, np.tile(groups, len(flagged)), level)
     return Estimate(float(values.mean()), *interval)
 
 
-def _hits(
-    flagged: Bool[np.ndarray, "seed prompt"], is_attack: Bool[np.ndarray, "prompt"]
-) -> Float[np.ndarray, "prompt 3"]:
+def _hits(flagged: Flags, is_attack: Bool[np.ndarray, "prompt"]) -> Float[np.ndarray, "prompt 3"]:
     """Hits, false alarms and misses of each prompt, summed over seeds."""
     n_flagged, n_seeds = flagged.sum(axis=0), len(flagged)
     columns = (n_flagged * is_attack, n_flagged * ~is_attack, (n_seeds - n_flagged) * is_attack)

@@ -9,6 +9,7 @@ from graphhalu.detectors.identity import Identity
 from graphhalu.evaluation.bootstrap import Estimate, OrNan
 from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
+from graphhalu.studies.rows import Row
 
 KIND: Final = FileFormat("graphhalu-instability-calibration", 1, "Make one:  graphhalu instability calibrate")
 MAIN: Final = "instability"
@@ -40,32 +41,6 @@ class Window(NamedTuple):
         return f"steps {self.start}-{self.end}, layers {self.first_layer}-{self.stop_layer - 1}"
 
 
-class OperatingPoint(Config):
-    """One threshold and its rates."""
-
-    aim: float
-    """False-positive rate that the threshold was to keep on the side that chose it."""
-    threshold: float
-    """The one of all prompts together, for use."""
-    tpr: Estimate
-    """Share of attacks found on prompts that the choice did not see."""
-    fpr: Estimate
-    """Share of benign prompts flagged there."""
-    in_sample_tpr: float
-    """Share of attacks found where window and threshold were chosen."""
-    in_sample_fpr: float
-    """Share of benign prompts flagged there."""
-
-
-class Chosen(Config):
-    """A choice and in how many folds it was made."""
-
-    text: str
-    """The choice in words."""
-    n_folds: int
-    """Folds of all seeds."""
-
-
 class MethodRow(Config):
     """One method."""
 
@@ -89,10 +64,12 @@ class MethodRow(Config):
     """Share of prompts with a score."""
     direction: Literal[-1, 1]
     """On all prompts: 1 if attacks are higher in what is measured, -1 if lower."""
-    points: tuple[OperatingPoint, ...]
-    """Operating points."""
-    choices: tuple[Chosen, ...]
-    """Choices of the folds, the most frequent first."""
+    points: tuple[Row, ...]
+    """Operating points: the false-positive rate ``aim``; the ``threshold`` of all prompts together,
+    for use; ``tpr`` and ``fpr``, shares of attacks and of benign prompts that are flagged where the
+    choice did not see them; ``in_sample_tpr`` and ``in_sample_fpr`` where it did."""
+    choices: tuple[Row, ...]
+    """Choices of the folds of all seeds, the most frequent first: ``text`` and ``n_folds``."""
     difference: Estimate | None = None
     """Nested AUROC minus that of instability."""
     p_holm: float | None = None

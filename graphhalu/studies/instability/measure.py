@@ -41,6 +41,8 @@ from graphhalu.studies.instability.series import PromptRecord, PromptSeries, Ser
 from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings
 from graphhalu.studies.instability.tracker import focus_share
 
+SpanMass = Float[np.ndarray, "layer head step span"]
+
 _PROMPT_SPANS: Final = [span for span in Span if span is not Span.ANSWER]
 _LIKELIHOODS: Final = {"entropy": "token_entropy", "margin": "top1_margin", "logprob": "token_logprob"}
 
@@ -304,10 +306,7 @@ def drawn_answers(
 
 
 def step_measures(
-    mass: Float[np.ndarray, "layer head step span"],
-    sees_system: Visible,
-    sees_all: Visible,
-    denominator: Denominator,
+    mass: SpanMass, sees_system: Visible, sees_all: Visible, denominator: Denominator
 ) -> Mapping[str, Float[np.ndarray, "..."]]:
     """Measures of the steps of one prompt, from the attention to the named spans.
 
@@ -340,9 +339,7 @@ def step_measures(
     }
 
 
-def system_share(
-    mass: Float[np.ndarray, "layer head step span"], denominator: Denominator
-) -> Float[np.ndarray, "layer head step"]:
+def system_share(mass: SpanMass, denominator: Denominator) -> Float[np.ndarray, "layer head step"]:
     """Share of a row's attention that goes to the system prompt, in [0, 1].
 
     ``prompt`` divides by the attention to all tokens before the answer, ``everything`` by the

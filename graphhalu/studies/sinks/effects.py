@@ -25,6 +25,11 @@ from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Prediction
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
+Values = Float[np.ndarray, "trace"]
+Rows = Float[np.ndarray, "row"]
+Labels = Int[np.ndarray, "trace"]
+RowLabels = Int[np.ndarray, "row trace"]
+
 N_QUANTILES: Final = 5
 N_RELIABILITY_BINS: Final = 10
 _BLOCK: Final = 256
@@ -40,7 +45,7 @@ class Sample(NamedTuple):
         how: Numbers and seed of resamples.
     """
 
-    labels: Int[np.ndarray, "trace"]
+    labels: Labels
     groups: Shaped[np.ndarray, "trace"]
     how: AnalyzeConfig = AnalyzeConfig()
 
@@ -49,13 +54,11 @@ class Sample(NamedTuple):
         drawing = {"n_resamples": self.how.n_resamples, "seed": self.how.seed}
         return resample_sums(columns, self.groups, **drawing, has_sample=True)
 
-    def mean(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
+    def mean(self, values: Values) -> Rows:
         """Mean over the sample, then over each resample of questions."""
         return mean_rows(values, self.groups, n_resamples=self.how.n_resamples, seed=self.how.seed)
 
-    def class_effects(
-        self, values: Float[np.ndarray, "trace"]
-    ) -> tuple[Float[np.ndarray, "row"], Float[np.ndarray, "row"]]:
+    def class_effects(self, values: Values) -> tuple[Rows, Rows]:
         """Mean of label 1 minus that of label 0, and Cohen's d; NaN where a row lacks a class.
 
         Source:
@@ -75,12 +78,12 @@ class Sample(NamedTuple):
         pooled = np.sqrt(np.where(is_spread, spread / np.maximum(freedom, 1), 1.0))
         return difference, np.where(is_spread, difference / pooled, np.nan)
 
-    def cohens_d(self, values: Float[np.ndarray, "trace"]) -> Estimate:
+    def cohens_d(self, values: Values) -> Estimate:
         """Cohen's d with its interval; 0 where the values have no spread."""
         found = self.class_effects(values)[1]
         return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else Estimate.of(found)
 
-    def median_differences(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
+    def median_differences(self, values: Values) -> Rows:
         """Median of label 1 minus that of label 0 in the sample, then in each resample."""
         codes, n_groups = group_codes(self.groups)
         sides = [(values[is_in], codes[is_in]) for is_in in (self.labels == 1, self.labels == 0)]
@@ -90,7 +93,7 @@ class Sample(NamedTuple):
         positive, negative = np.array(medians).T
         return positive - negative
 
-    def permutation_p(self, values: Float[np.ndarray, "trace"]) -> float:
+    def permutation_p(self, values: Values) -> float:
         """Two-sided p-value of the difference of means under exchanged labels.
 
         One is added to both counts, so it is never 0. Where most records stand in questions with
@@ -115,9 +118,7 @@ class Sample(NamedTuple):
         is_mixed = (share > 0) & (share < 1)
         return bool(is_mixed[codes].mean() > _MIXED)
 
-    def correlation(
-        self, first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]
-    ) -> Estimate | None:
+    def correlation(self, first: Values, second: Values) -> Estimate | None:
         """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
         if np.isnan(pearson(first, second)):
             return None
@@ -164,7 +165,7 @@ def shift(table: SinkTable, how: AnalyzeConfig) -> Row:
     )
 
 
-def pearson(first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]) -> float:
+def pearson(first: Values, second: Values) -> float:
     """Pearson's correlation; NaN where one of them has no spread."""
     if len(first) < 3 or not first.std() > 0 or not second.std() > 0:  # noqa: PLR2004
         return float("nan")
@@ -187,7 +188,7 @@ def prediction(
     prevalence = float(labels.mean())
     precision, recall, _ = precision_recall_curve(labels, mass)
 
-    def estimate(metric: str, scores: Float[np.ndarray, "trace"], value: float) -> Estimate:
+    def estimate(metric: str, scores: Values, value: float) -> Estimate:
         resampled = {"n_resamples": how.n_resamples, "seed": how.seed}
         return Estimate(value, *bootstrap_interval(metric, scores, labels, table.groups, **resampled))
 
@@ -229,7 +230,7 @@ def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[Row, ...]:
     )
 
 
-def _ratio(total: Float[np.ndarray, "row"], count: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
+def _ratio(total: Rows, count: Rows) -> Rows:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -237,20 +238,14 @@ def _median(values: Float[np.ndarray, "value"]) -> float:
     return float(np.median(values)) if values.size else float("nan")
 
 
-def _difference(
-    values: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "row trace"]
-) -> Float[np.ndarray, "row"]:
+def _difference(values: Values, labels: RowLabels) -> Rows:
     n_positive = labels.sum(axis=1)
     total = labels @ values
     n_negative = len(values) - n_positive
     return total / n_positive - (values.sum() - total) / n_negative
 
 
-def _permuted(
-    labels: Int[np.ndarray, "trace"],
-    within: Int[np.ndarray, "trace"] | None,
-    keys: Float[np.ndarray, "row trace"],
-) -> Int[np.ndarray, "row trace"]:
+def _permuted(labels: Labels, within: Labels | None, keys: Float[np.ndarray, "row trace"]) -> RowLabels:
     if within is None:
         return labels[np.argsort(keys, axis=1)]
     # sorted by question and then at random: each question keeps its own labels

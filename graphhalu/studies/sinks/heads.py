@@ -16,6 +16,11 @@ from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Localisation
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
+Cells = Float[np.ndarray, "*cell"]
+TraceCells = Float[np.ndarray, "trace *cell"]
+Resampled = Float[np.ndarray, "resample *cell"]
+PerHead = Float[np.ndarray, "layer head"]
+
 FALSE_DISCOVERIES: Final = 0.05
 
 
@@ -74,7 +79,7 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
     )
 
 
-def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) -> Row:
+def role_overlap(z: PerHead, role: HeadTable, k: int) -> Row:
     """Whether the heads that differ most are those with the highest score in a role.
 
     Args:
@@ -105,23 +110,19 @@ def role_overlap(z: Float[np.ndarray, "layer head"], role: HeadTable, k: int) ->
     )
 
 
-def _by_class(
-    table: SinkTable, values: Float[np.ndarray, "trace *cell"]
-) -> list[Float[np.ndarray, "trace *cell"]]:
+def _by_class(table: SinkTable, values: TraceCells) -> list[TraceCells]:
     """Values of label 1 and those of label 0, each with NaN for the others."""
     labels = table.labels.reshape(-1, *(1 for _ in values.shape[1:]))
     return [np.where(labels == label, values, np.nan) for label in (1, 0)]
 
 
-def _difference(table: SinkTable, values: Float[np.ndarray, "trace *cell"]) -> Float[np.ndarray, "*cell"]:
+def _difference(table: SinkTable, values: TraceCells) -> Cells:
     """Mean of label 1 minus that of label 0."""
     positive, negative = map(mean_of_present, _by_class(table, values))
     return positive - negative
 
 
-def _resampled(
-    table: SinkTable, values: Float[np.ndarray, "trace *cell"], how: AnalyzeConfig
-) -> Float[np.ndarray, "resample *cell"]:
+def _resampled(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Resampled:
     """The same difference on each resample of questions."""
     positive, negative = (
         resampled_means(each, table.groups, n_resamples=how.n_resamples, seed=how.seed)
@@ -130,9 +131,7 @@ def _resampled(
     return positive - negative
 
 
-def _estimates(
-    difference: Float[np.ndarray, "*cell"], resampled: Float[np.ndarray, "resample *cell"], how: AnalyzeConfig
-) -> list[Estimate]:
+def _estimates(difference: Cells, resampled: Resampled, how: AnalyzeConfig) -> list[Estimate]:
     """The difference of each cell with its interval."""
     flat = (values.ravel().tolist() for values in (difference, *percentile_interval(resampled)))
     rows = zip(*flat, strict=True)
@@ -140,11 +139,8 @@ def _estimates(
 
 
 def _top_share(
-    resampled: Float[np.ndarray, "resample layer head"],
-    z: Float[np.ndarray, "layer head"],
-    error: Float[np.ndarray, "layer head"],
-    k: int,
-) -> Float[np.ndarray, "layer head"]:
+    resampled: Float[np.ndarray, "resample layer head"], z: PerHead, error: PerHead, k: int
+) -> PerHead:
     """Share of resamples in which a head is among the ``k`` that differ most for their spread."""
     is_known = np.isfinite(z)
     size = np.where(is_known, np.abs(resampled) / np.where(is_known, error, 1.0), -np.inf)
@@ -153,7 +149,7 @@ def _top_share(
     return np.bincount(named.ravel(), minlength=z.size).reshape(z.shape) / len(flat)
 
 
-def _largest(values: Float[np.ndarray, "layer head"], k: int, *, is_signed: bool = False) -> list[int]:
+def _largest(values: PerHead, k: int, *, is_signed: bool = False) -> list[int]:
     """The ``k`` cells with the largest values, or sizes of values; NaN comes last."""
     keys = np.nan_to_num(values if is_signed else np.abs(values), nan=-np.inf)
     return np.argsort(-keys.ravel(), kind="stable")[:k].tolist()

@@ -24,6 +24,8 @@ from graphhalu.studies.sinks.effects import Sample
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.settings import ANSWER, HEADS, NESTED, AnalyzeConfig
 
+Scores = Float[np.ndarray, "seed trace"]
+
 N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
 COMPONENTS: Final = (16, 64, ALL_COMPONENTS)
@@ -44,7 +46,7 @@ FoldScores = tuple[Float[np.ndarray, "train"], Float[np.ndarray, "test"]]
 record, and of its test side."""
 
 
-Fitted = tuple[dict[str, Float[np.ndarray, "seed trace"]], dict[str, Float[np.ndarray, "seed trace"]]]
+Fitted = tuple[dict[str, Scores], dict[str, Scores]]
 """By model: out-of-fold scores that can be pooled over folds, and probabilities calibrated within the
 training side of the fold."""
 
@@ -193,9 +195,7 @@ def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
     }
 
 
-def _aurocs(
-    scores: Float[np.ndarray, "seed trace"], table: SinkTable, how: AnalyzeConfig
-) -> Float[np.ndarray, "seed row"]:
+def _aurocs(scores: Scores, table: SinkTable, how: AnalyzeConfig) -> Float[np.ndarray, "seed row"]:
     """AUROC of the sample, then of each resample, for each seed."""
     drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
     rows = []

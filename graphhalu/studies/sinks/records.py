@@ -345,7 +345,7 @@ def _read_records(path: Path) -> tuple[SinkRecord, ...]:
                         raise ValueError(f"expected at most {len(line):,} bytes")
                     if line.strip():
                         # published records hold NaN where a measurement failed
-                        values = parse_json(line, allows_nan=True)
+                        values = dict(parse_json(line, allows_nan=True))
                         found.append(validated(SinkRecord, values, where))
     except (OSError, EOFError, zlib.error) as error:
         fault = f"{path} cannot be read after line {number}: {reason_of(error)}"

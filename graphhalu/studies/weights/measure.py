@@ -14,6 +14,9 @@ from graphhalu.weights.circuits import logit_variance, rotations
 from graphhalu.weights.read import Part, Weights, repeat_heads
 from graphhalu.weights.risk import Numbers
 
+Tokens = Float[np.ndarray, "token width"]
+PerHead = Float[np.ndarray, "layer head"]
+
 FIRST_ROW: Final = 16
 """First row whose entropy counts: earlier ones see too few keys."""
 N_SINK: Final = 4
@@ -124,9 +127,7 @@ def _row_means(trace: Trace) -> dict[str, Float[np.ndarray, "layer _"]]:
     }
 
 
-def _row_mean(
-    values: Float[np.ndarray, "layer head row"], is_counted: np.ndarray
-) -> Float[np.ndarray, "layer head"]:
+def _row_mean(values: Float[np.ndarray, "layer head row"], is_counted: np.ndarray) -> PerHead:
     count = is_counted.sum(axis=1)[:, None]
     total = np.where(is_counted[:, None], values, 0.0).sum(axis=2, dtype=np.float64)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
@@ -220,12 +221,12 @@ class LayerMap:
         self._shift = weights.norm_bias(layer, family.attention_norm)
         self._post_gain = weights.gain(layer, family.attention_post_norm)
 
-    def values(self, inputs: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "head token size"]:
+    def values(self, inputs: Tokens) -> Float[np.ndarray, "head token size"]:
         """Value vectors of inputs after the norm before attention."""
         found = np.einsum("tw,hdw->htd", inputs, self._value, optimize=True)
         return found if self._value_bias is None else found + self._value_bias[:, None]
 
-    def inputs(self, hidden: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
+    def inputs(self, hidden: Tokens) -> Tokens:
         """Hidden states after the norm before attention."""
         if self.family.attention_norm is None:
             return hidden
@@ -233,7 +234,7 @@ class LayerMap:
         normed = _root_mean_square_normed(centred) * self._gain
         return normed if self._shift is None else normed + self._shift
 
-    def written(self, added: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
+    def written(self, added: Tokens) -> Tokens:
         """The sum of heads as it reaches the residual stream."""
         total = added if self._output_bias is None else added + self._output_bias
         if self.family.attention_post_norm is None:
@@ -241,13 +242,11 @@ class LayerMap:
         return _root_mean_square_normed(total) * self._post_gain
 
 
-def _root_mean_square_normed(vectors: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
+def _root_mean_square_normed(vectors: Tokens) -> Tokens:
     return vectors / np.sqrt(np.square(vectors).mean(axis=1, keepdims=True) + _EPSILON)
 
 
-def _calibrated_variance(
-    weights: Weights, layer: int, inputs: Float[np.ndarray, "token width"]
-) -> Float[np.ndarray, "head"]:
+def _calibrated_variance(weights: Weights, layer: int, inputs: Tokens) -> Float[np.ndarray, "head"]:
     """Logit variance of a layer with the moments of inputs of texts, in place of isotropic ones.
 
     Where most of their second moment lies along one direction, as in gemma3-270m, weights alone
@@ -263,7 +262,7 @@ def _calibrated_variance(
     return logit_variance(moments[0], keys, turns, found.scaling).mean(axis=0)
 
 
-def _top_share(weights: Weights, layer: int, inputs: Float[np.ndarray, "token width"]) -> float:
+def _top_share(weights: Weights, layer: int, inputs: Tokens) -> float:
     """Share of the inputs' second moment along its first direction, in (0, 1]."""
     gain = np.abs(weights.gain(layer, weights.family.attention_norm))
     plain = inputs / np.maximum(gain, _EPSILON)
@@ -272,7 +271,7 @@ def _top_share(weights: Weights, layer: int, inputs: Float[np.ndarray, "token wi
 
 
 def _vectors(
-    weights: Weights, layer: int, part: Part, inputs: Float[np.ndarray, "token width"]
+    weights: Weights, layer: int, part: Part, inputs: Tokens
 ) -> Float[np.ndarray, "head token size"]:
     """Queries or keys before they are turned."""
     found = np.einsum("tw,hdw->htd", inputs, weights.heads(layer, part), optimize=True)

@@ -96,7 +96,7 @@ def test_nan_of_a_layer_that_can_see_makes_a_record_unusable(tmp_path):
     [
         ([], "holds no record"),
         (["{"], "line 1 is no sink record"),
-        (["[1]"], "Input should be a valid dictionary"),
+        (["[1]"], "line 1 is no sink record"),
         ([{k: v for k, v in PUBLISHED.items() if k != "entropy"}], "entropy: Field required"),
         ([{**PUBLISHED, "sink_by_layer_head": [[0.1], [0.1, 0.2]]}], "as many heads"),
         ([{**PUBLISHED, "sink_by_layer_head": "x"}], "list of layers"),
