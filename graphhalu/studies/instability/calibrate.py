@@ -34,7 +34,6 @@ from graphhalu.studies.instability.calibration import (
     TRACKER,
     Calibration,
     MethodRow,
-    StepPoint,
     TrackerChoice,
     WindowChoice,
 )
@@ -250,7 +249,7 @@ def _evaluation_set(cases: Cases, settings: CalibrateSettings) -> EvaluationSet:
 
 def _step_points(
     series: Sequence[PromptSeries], cases: Cases, choice: WindowChoice, settings: CalibrateSettings
-) -> tuple[StepPoint, ...]:
+) -> tuple[Row, ...]:
     """AUROC of each decode step over the prompts that reach it; no direction is learned.
 
     A step that fewer than 5 prompts of a class reach has none. The layers were chosen on the
@@ -269,7 +268,7 @@ def _step_points(
             with suppress(NotEnoughDataError):
                 estimate = _auroc(spread[kept, step], cases.of(kept), _STEP_RESAMPLES, settings.level)
         points.append(
-            StepPoint(
+            Row(
                 step=step,
                 n_attack=int(n_reaching[1]),
                 n_benign=int(n_reaching[0]),

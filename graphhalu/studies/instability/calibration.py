@@ -6,7 +6,7 @@ from typing import Any, Final, Literal, NamedTuple
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.bootstrap import Estimate, OrNan
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
 from graphhalu.studies.rows import Row
@@ -76,23 +76,6 @@ class MethodRow(Config):
     """Two-sided p of no difference (DeLong, grouped), after Holm over all methods."""
 
 
-class StepPoint(Config):
-    """One decode step."""
-
-    step: int
-    """Number of the step."""
-    n_attack: int
-    """Attacks that reach it."""
-    n_benign: int
-    """Benign prompts that reach it."""
-    instability: Estimate | None
-    """AUROC of the spread over heads in the chosen layers; above 0.5 if attacks have more."""
-    entropy: OrNan
-    """AUROC of the entropy of the token."""
-    focus: OrNan
-    """AUROC of the focus, mean over heads of the chosen layers."""
-
-
 class WindowChoice(Config):
     """The score of ``detect``: spread over heads, mean over layers and steps of a window."""
 
@@ -123,7 +106,7 @@ class TrackerChoice(Config):
     heads: tuple[tuple[int, int], ...]
     """Important heads."""
     k: float | None
-    """As in :class:`graphhalu.studies.instability.tracker.ChosenHeads`."""
+    """As :func:`graphhalu.studies.instability.tracker.important_heads` gives it."""
     is_given: bool
     """Whether the list was given and not chosen."""
     f1_threshold: float
@@ -155,8 +138,10 @@ class Calibration(Config):
     """The score of ``detect --method attention_tracker``."""
     rows: tuple[MethodRow, ...]
     """All methods; the first is instability."""
-    steps: tuple[StepPoint, ...]
-    """AUROC by step."""
+    steps: tuple[Row, ...]
+    """Of each decode ``step`` the numbers ``n_attack`` and ``n_benign`` that reach it, and AUROCs of
+    ``instability`` (spread over heads in the chosen layers, above 0.5 if attacks have more),
+    ``entropy`` of the token, and ``focus``, mean over heads of the chosen layers."""
     prompt_ids: tuple[str, ...]
     """Prompts in the order of the scores; with their iteration where there are several."""
     labels: tuple[int, ...]

@@ -6,11 +6,13 @@ training side only.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Final, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import inner_folds
 from graphhalu.evaluation.calibration import best_f1_threshold
@@ -29,28 +31,9 @@ LENGTHS: Final = (3, 5, 8, 10, 15, 20, 30, 40, 50, 60)
 _REACH_START: Final = 0.9
 _REACH_END: Final = 0.5
 
-_SUMMARIES: Final = {
-    "std": "standard deviation over heads of the share on the system prompt",
-    "logit": "the same of the log-odds of the share",
-    "bounded": "the same over its largest value at that mean share",
-    "share_mean": "mean share on the system prompt: is the mean enough?",
-    "focus": "focus of all heads over the window, untrained",
-    "agreement": "mean correlation of the heads' shares",
-    "entropy": "entropy of the tokens of the window",
-    "margin": "margin of the likeliest token over the window",
-    "user_length": "tokens of the user's text",
-    "answer_length": "tokens of the answer",
-    "user_perplexity": "perplexity of the user's text (its logarithm)",
-    "answer_perplexity": "perplexity of the answer (its logarithm)",
-    TRACKER: "Attention Tracker: focus of important heads on the last prompt row",
-}
-_BASELINES: Final = {
-    "system_share": "share_mean",
-    "focus_all_heads": "focus",
-    "head_agreement": "agreement",
-    "token_entropy": "entropy",
-    "top1_margin": "margin",
-}
+_FILE: Final = read_yaml(Path(__file__).with_name("descriptions.yaml"))
+_SUMMARIES: Final[dict[str, str]] = _FILE["methods"]
+_BASELINES: Final[dict[str, str]] = _FILE["baselines"]
 """Names of methods that average a measured array over the window."""
 
 

@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import TypeAdapter
 
-from graphhalu.core.config import differing_fields
+from graphhalu.core.config import differing_fields, read_yaml
 from graphhalu.core.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError
 from graphhalu.core.files import check_zip, parse_json, reading, replace_file
 from graphhalu.core.numerics import json_ready, ragged_offsets
@@ -30,19 +30,7 @@ PARTS_FOLDER: Final = "parts"
 
 _MOST_PARTS: Final = 1_000_000
 
-DESCRIPTIONS: Final[Mapping[str, str]] = {
-    "share": "[step, layer, head] share of attention on the system prompt",
-    "share_mean": "[step, layer] its mean over heads",
-    "std": "[step, layer] its population standard deviation over heads",
-    "logit": "[step, layer] standard deviation over heads of its log-odds",
-    "bounded": "[step, layer] std / sqrt(m (1 - m)), m the mean over heads",
-    "focus": "[step, layer] system / (system + user), mean over heads",
-    "agreement": "[step] mean correlation of the heads' shares over the middle layers",
-    "entropy": "[step] entropy (nat) of the distribution of the token",
-    "margin": "[step] probability of the likeliest token minus that of the second",
-    "logprob": "[step] log-probability (nat) of the token",
-    "focus_heads": "[prompt, layer, head] focus of every head in step 0",
-}
+DESCRIPTIONS: Final[dict[str, str]] = read_yaml(Path(__file__).with_name("descriptions.yaml"))["arrays"]
 STEP_ARRAYS: Final = tuple(name for name, text in DESCRIPTIONS.items() if text.startswith("[step"))
 """Arrays whose first axis is the step; ``share`` only where single heads are kept."""
 

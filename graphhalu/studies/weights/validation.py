@@ -17,8 +17,10 @@ from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.files import FileFormat, plain_values, read_document, write_document
+from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.labels.labels import Labels
 from graphhalu.studies.weights.agreement import (
+    HEAD_QUANTITIES,
     PAIRS,
     UNTESTED,
     Agreement,
@@ -265,3 +267,24 @@ def _entropy_check(profile: WeightProfile, measured: Measured) -> EntropyCheck:
         mean_estimate=float(np.nanmean(estimate)) if np.isfinite(estimate).any() else float("nan"),
         mean_measured=float(np.nanmean(found)),
     )
+
+
+def head_tables(profile: WeightProfile, quantities: Sequence[str] = HEAD_QUANTITIES) -> list[HeadTable]:
+    """One table a quantity, with the weights as its one trial: there is nothing to resample.
+
+    Raises:
+        UnknownNameError: If there is no such quantity.
+    """
+    missing = np.full((profile.n_layers, profile.n_heads), np.nan)
+    return [
+        HeadTable(
+            role=f"weights_{quantity}",
+            layers=tuple(range(profile.n_layers)),
+            trials=(Trial("weights", "weights"),),
+            scores=profile.of_heads(quantity)[None],
+            chance=missing,
+            # the identity of a loaded model says more, and tables of one model must agree
+            settings={"quantity": quantity, "model": dict(profile.model), **profile.settings},
+        )
+        for quantity in quantities
+    ]
