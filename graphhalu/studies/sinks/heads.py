@@ -7,18 +7,17 @@ import numpy as np
 from jaxtyping import Float
 from scipy.stats import hypergeom, spearmanr
 
-from graphhalu.core.numerics import benjamini_hochberg, length_adjusted
+from graphhalu.core.numerics import length_adjusted
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.heads.statistics import mean_of_present, normal_p_value, percentile_interval, resampled_means
+from graphhalu.heads.statistics import Contrast, contrast, mean_of_present, resampled_means
 from graphhalu.heads.table import HeadTable
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Localisation
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
-Cells = Float[np.ndarray, "*cell"]
 TraceCells = Float[np.ndarray, "trace *cell"]
-Resampled = Float[np.ndarray, "resample *cell"]
+Resampled = Float[np.ndarray, "resample layer head"]
 PerHead = Float[np.ndarray, "layer head"]
 
 FALSE_DISCOVERIES: Final = 0.05
@@ -31,18 +30,21 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
         table: Records with both classes.
         how: Resamples of questions, and how many heads are named.
         roles: Tables of the same model's heads, to compare the heads that differ with.
+
+    Returns:
+        ``top`` has ``layer`` and ``head``, the ``difference``, its ``z`` (over the bootstrap standard
+        error), ``q_value``, ``adjusted_q_value``, and ``stability``: the share of resamples in which
+        the head is among as many that differ most.
     """
     by_head = table.by_head
-    difference, resampled = _difference(table, by_head), _resampled(table, by_head, how)
-    q_value = benjamini_hochberg(normal_p_value(difference, resampled))
+    found, resampled = _contrast(table, by_head, how), _resampled(table, by_head, how)
     adjusted = np.full_like(by_head, np.nan)
     for layer, head in np.argwhere(np.isfinite(by_head).all(axis=0)):
         adjusted[:, layer, head] = length_adjusted(by_head[:, layer, head], table.length[:, None])
-    adjusted_p = normal_p_value(_difference(table, adjusted), _resampled(table, adjusted, how))
-    adjusted_q = benjamini_hochberg(adjusted_p)
-    estimates = _estimates(difference, resampled, how)
+    adjusted_q = _contrast(table, adjusted, how).q_value
+    estimates = _estimates(found, how)
     error = resampled.std(axis=0)
-    z = np.divide(difference, error, out=np.full_like(error, np.nan), where=error > 0)
+    z = np.divide(found.difference, error, out=np.full_like(error, np.nan), where=error > 0)
     stability = _top_share(resampled, z, error, how.n_top)
     top = tuple(
         Row(
@@ -50,7 +52,7 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
             head=cell % z.shape[1],
             difference=estimates[cell],
             z=float(z.flat[cell]),
-            q_value=float(q_value.flat[cell]),
+            q_value=float(found.q_value.flat[cell]),
             adjusted_q_value=float(adjusted_q.flat[cell]),
             stability=float(stability.flat[cell]),
         )
@@ -58,20 +60,18 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
     )
     by_layer = by_head.mean(axis=2)
     is_known = np.isfinite(by_layer).all(axis=0)
-    positive, negative = (
-        np.where(is_known, mean_of_present(each), np.nan) for each in _by_class(table, by_layer)
-    )
-    of_layers = _estimates(positive - negative, _resampled(table, by_layer, how), how)
+    profiles = [np.where(is_known, mean_of_present(by_layer[table.labels == c]), np.nan) for c in (1, 0)]
+    of_layers = _estimates(_contrast(table, by_layer, how), how)
     return Localisation(
-        difference=difference,
-        q_value=q_value,
+        difference=found.difference,
+        q_value=found.q_value,
         adjusted_q_value=adjusted_q,
-        n_heads=int(np.isfinite(q_value).sum()),
-        n_significant=int((q_value < FALSE_DISCOVERIES).sum()),
+        n_heads=int(np.isfinite(found.q_value).sum()),
+        n_significant=int((found.q_value < FALSE_DISCOVERIES).sum()),
         n_significant_adjusted=int((adjusted_q < FALSE_DISCOVERIES).sum()),
         top=top,
-        profile_positive=positive,
-        profile_negative=negative,
+        profile_positive=profiles[0],
+        profile_negative=profiles[1],
         profile_difference=tuple(
             each if known else None for each, known in zip(of_layers, is_known, strict=True)
         ),
@@ -110,37 +110,29 @@ def role_overlap(z: PerHead, role: HeadTable, k: int) -> Row:
     )
 
 
-def _by_class(table: SinkTable, values: TraceCells) -> list[TraceCells]:
-    """Values of label 1 and those of label 0, each with NaN for the others."""
-    labels = table.labels.reshape(-1, *(1 for _ in values.shape[1:]))
-    return [np.where(labels == label, values, np.nan) for label in (1, 0)]
-
-
-def _difference(table: SinkTable, values: TraceCells) -> Cells:
-    """Mean of label 1 minus that of label 0."""
-    positive, negative = map(mean_of_present, _by_class(table, values))
-    return positive - negative
+def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Contrast:
+    """Label 1 minus label 0."""
+    sides = [table.labels == label for label in (1, 0)]
+    first, second = (values[is_in] for is_in in sides)
+    groups = (table.groups[sides[0]].tolist(), table.groups[sides[1]].tolist())
+    return contrast(first, second, groups, n_resamples=how.n_resamples, seed=how.seed)
 
 
 def _resampled(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Resampled:
-    """The same difference on each resample of questions."""
-    positive, negative = (
-        resampled_means(each, table.groups, n_resamples=how.n_resamples, seed=how.seed)
-        for each in _by_class(table, values)
-    )
-    return positive - negative
+    """The difference of the classes on each resample of questions."""
+    labels = table.labels[:, None, None]
+    drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
+    means = [resampled_means(np.where(labels == c, values, np.nan), table.groups, **drawing) for c in (1, 0)]
+    return means[0] - means[1]
 
 
-def _estimates(difference: Cells, resampled: Resampled, how: AnalyzeConfig) -> list[Estimate]:
+def _estimates(found: Contrast, how: AnalyzeConfig) -> list[Estimate]:
     """The difference of each cell with its interval."""
-    flat = (values.ravel().tolist() for values in (difference, *percentile_interval(resampled)))
-    rows = zip(*flat, strict=True)
-    return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
+    flat = (values.ravel().tolist() for values in (found.difference, found.low, found.high))
+    return [Estimate(*row, how.n_resamples) for row in zip(*flat, strict=True)]
 
 
-def _top_share(
-    resampled: Float[np.ndarray, "resample layer head"], z: PerHead, error: PerHead, k: int
-) -> PerHead:
+def _top_share(resampled: Resampled, z: PerHead, error: PerHead, k: int) -> PerHead:
     """Share of resamples in which a head is among the ``k`` that differ most for their spread."""
     is_known = np.isfinite(z)
     size = np.where(is_known, np.abs(resampled) / np.where(is_known, error, 1.0), -np.inf)
