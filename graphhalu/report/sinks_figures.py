@@ -33,7 +33,7 @@ from graphhalu.report.drawing import (
 from graphhalu.report.heatmaps import text_colour
 from graphhalu.report.palette import AROUND_CHANCE, LIGHT
 from graphhalu.studies.rows import Row
-from graphhalu.studies.sinks.heads import FALSE_DISCOVERIES
+from graphhalu.studies.sinks.effects import FALSE_DISCOVERIES
 from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, SinksResult
 
 MEANING_NAMES: Final[dict[Meaning, str]] = {"hallucinated": "own output", "input": "input label"}

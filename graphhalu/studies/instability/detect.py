@@ -114,18 +114,10 @@ class PromptDetector:
                 reason = (
                     f"the answer has {series.n_steps} steps, and the window begins at step {choice.start}"
                 )
-        is_attack = None if score is None else score >= self.threshold
-        return Verdict(
-            prompt_id=series.record.prompt_id,
-            text=series.record.text,
-            score=score,
-            threshold=self.threshold,
-            is_attack=is_attack,
-            crossed_at=first if is_attack else None,
-            n_steps=series.n_steps,
-            reason=reason,
-            answer=series.record.answer,
-        )
+        record, is_attack = series.record, None if score is None else score >= self.threshold
+        crossed_at = first if is_attack else None
+        found = (score, self.threshold, is_attack, crossed_at, series.n_steps, reason)
+        return Verdict(record.prompt_id, record.text, *found, record.answer)
 
     def _settings(self, system: str | None, max_new_tokens: int | None) -> GatherSettings:
         window = self.calibration.window.window
@@ -135,14 +127,11 @@ class PromptDetector:
                 f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
                 f"tokens\n  Use --max-new-tokens {needed} or more"
             )
-        gather = self.calibration.gather
-        changes = {
-            "system": gather.system if system is None else system,
-            "max_new_tokens": max_new_tokens or needed,
-            "iterations": 1,
-            "keeps_heads": False,
-        }
-        return gather.model_copy(update=changes)
+        changes: dict[str, object] = {"iterations": 1, "keeps_heads": False}
+        changes["max_new_tokens"] = max_new_tokens or needed
+        if system is not None:
+            changes["system"] = system
+        return self.calibration.gather.model_copy(update=changes)
 
     def _check_identity(self, loaded: LoadedModel) -> None:
         recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)

@@ -24,8 +24,7 @@ from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.models.cards import MODEL_CARDS
 from graphhalu.studies.rows import Row
-from graphhalu.studies.sinks.effects import Sample, pearson, prediction, shift
-from graphhalu.studies.sinks.heads import localise
+from graphhalu.studies.sinks.effects import Sample, localise, pearson, prediction, shift
 from graphhalu.studies.sinks.probes import N_FOLDS, fit_models, models_of
 from graphhalu.studies.sinks.records import SETTINGS, SinkRecord, SinkRun, SinkTable, find_runs, read_run
 from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, SinksResult, Tasks
