@@ -6,16 +6,18 @@ from pydantic import BaseModel, ConfigDict
 
 from graphhalu.evaluation.bootstrap import Estimate
 
+Cell = Estimate | int | float | str | None
+
 
 class Row(BaseModel):
-    """Named numbers, estimates and words; the function that makes a row describes its names.
+    """Named numbers, estimates and words, or rows of them; the function that makes one describes it.
 
     A number that is not finite is ``None`` after it was read from a file.
     """
 
     model_config = ConfigDict(frozen=True, extra="allow")
 
-    __pydantic_extra__: dict[str, Estimate | int | float | str | None]
+    __pydantic_extra__: dict[str, Cell | tuple["Row", ...] | tuple[tuple[float, ...], ...]]
 
     if TYPE_CHECKING:
 

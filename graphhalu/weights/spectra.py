@@ -148,8 +148,8 @@ def spectrum(squares: Float[np.ndarray, "value"]) -> Spectrum:
         return Spectrum(0.0)
     share = squares[squares > 0] / total
     entropy_rank = float(np.exp(-(share * np.log(share)).sum()))
-    ranks = (float(np.sqrt(largest)), total / largest, entropy_rank)
-    return Spectrum(*ranks, *power_law(squares)[len(ranks) :])
+    ranks = {"sigma_max": float(np.sqrt(largest)), "stable_rank": total / largest}
+    return power_law(squares)._replace(**ranks, entropy_rank=entropy_rank)
 
 
 def power_law(eigenvalues: Float[np.ndarray, "value"]) -> Spectrum:

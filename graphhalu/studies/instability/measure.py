@@ -182,8 +182,8 @@ class Measurer:
         if limit is not None and needed > limit:
             failure = f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
         n_system, n_user = (int((encoded.span_code == s).sum()) for s in (Span.SYSTEM, Span.QUESTION))
-        sizes = {"n_prompt": n_prompt, "n_system": n_system, "n_user": n_user}
-        return PromptSeries(replace(prompt, **sizes, failure=failure), {})
+        sized = replace(prompt, n_prompt=n_prompt, n_system=n_system, n_user=n_user, failure=failure)
+        return PromptSeries(sized, {})
 
     def _answers(self, records: list[PromptRecord], encoded: list[EncodedPrompt]) -> Sequence[Candidate]:
         prompts = [each.token_ids.tolist() for each in encoded]

@@ -26,7 +26,7 @@ from graphhalu.heads.statistics import Contrast, contrast, mean_of_present, resa
 from graphhalu.heads.table import HeadTable
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Localisation, Prediction
+from graphhalu.studies.sinks.result import Localisation
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 Values = Float[np.ndarray, "trace"]
@@ -181,15 +181,20 @@ def pearson(first: Values, second: Values) -> float:
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def prediction(
-    table: SinkTable, probabilities: Float[np.ndarray, "seed trace"], how: AnalyzeConfig
-) -> Prediction:
-    """What sink mass predicts; see :class:`Prediction`.
+def prediction(table: SinkTable, probabilities: Float[np.ndarray, "seed trace"], how: AnalyzeConfig) -> Row:
+    """H2: what sink mass as it is predicts; no sign is learnt and none is flipped.
 
     Args:
         table: Records with both classes.
         probabilities: Of the cross-fitted model on sink mass alone, for the calibration.
         how: Resamples.
+
+    Returns:
+        ``auroc`` of sink mass as the score of the positive class; ``auprc``, average precision, beside
+        the published area ``auprc_trapezoid`` and the ``prevalence``, which is that of chance;
+        ``adjusted_auroc`` of what a fit on the length leaves; ``bins``, see :func:`quantile_bins`; of
+        the cross-fitted probability ``ece``, ``brier`` beside ``brier_of_prevalence``, and
+        ``reliability``: mean probability, share positive and number of each bin.
     """
     mass, labels = table.mass, table.labels
     adjusted = length_adjusted(mass, table.length[:, None])
@@ -198,10 +203,10 @@ def prediction(
     precision, recall, _ = precision_recall_curve(labels, mass)
 
     def estimate(metric: str, scores: Values, value: float) -> Estimate:
-        resampled = {"n_resamples": how.n_resamples, "seed": how.seed}
-        return Estimate(value, *bootstrap_interval(metric, scores, labels, table.groups, **resampled))
+        drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
+        return Estimate(value, *bootstrap_interval(metric, scores, labels, table.groups, **drawing))
 
-    return Prediction(
+    return Row(
         auroc=estimate("auroc", mass, auroc(mass, labels)),
         auprc=estimate("auprc", mass, evaluate(mass, labels)["auprc"]),
         auprc_trapezoid=float(auc(recall, precision)),
@@ -345,7 +350,8 @@ def _resampled(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Resa
 def _estimates(found: Contrast, how: AnalyzeConfig) -> list[Estimate]:
     """The difference of each cell with its interval."""
     flat = (values.ravel().tolist() for values in (found.difference, found.low, found.high))
-    return [Estimate(*row, how.n_resamples) for row in zip(*flat, strict=True)]
+    rows = zip(*flat, strict=True)
+    return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
 
 
 def _top_share(resampled: Resampled, z: PerHead, error: PerHead, k: int) -> PerHead:

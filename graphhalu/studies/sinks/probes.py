@@ -14,7 +14,7 @@ from jaxtyping import Float, Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Side, folds_of, search
-from graphhalu.evaluation.bootstrap import Estimate, resample_metrics, two_sided_p
+from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import auroc, log_losses
@@ -197,9 +197,7 @@ def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
 
 def _aurocs(scores: Scores, table: SinkTable, how: AnalyzeConfig) -> Float[np.ndarray, "seed row"]:
     """AUROC of the sample, then of each resample, for each seed."""
-    drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
-    rows = []
-    for row in scores:
-        drawn = resample_metrics(["auroc"], row, table.labels, table.groups, **drawing)["auroc"]
-        rows.append(np.append(auroc(row, table.labels), drawn))
-    return np.stack(rows)
+    tested = EvaluationSet(table.labels, table.groups, how.n_resamples, how.seed)
+    every = np.ones(len(table.labels), dtype=np.bool_)
+    drawn = [tested.resample(["auroc"], row, every)["auroc"] for row in scores]
+    return np.stack([np.append(auroc(row, table.labels), d) for row, d in zip(scores, drawn, strict=True)])

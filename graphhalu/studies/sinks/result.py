@@ -27,35 +27,6 @@ Values = Annotated[Float[np.ndarray, "_"], numbers(1)]
 
 
 @dataclass(frozen=True)
-class Prediction:
-    """H2: what sink mass as it is predicts; no sign is learnt and none is flipped.
-
-    Attributes:
-        auroc: Higher sink mass as the score of the positive class.
-        auprc: Average precision.
-        auprc_trapezoid: The published area under the same curve.
-        prevalence: Share of positive records: the average precision of chance.
-        adjusted_auroc: AUROC of what a fit on the length leaves.
-        bins: Records by quantile of sink mass.
-        ece: Calibration error of the cross-fitted probability.
-        brier: Brier score of the same.
-        brier_of_prevalence: That of always saying the prevalence.
-        reliability: Mean probability, share positive and number of each bin of the same.
-    """
-
-    auroc: Estimate
-    auprc: Estimate
-    auprc_trapezoid: float
-    prevalence: float
-    adjusted_auroc: Estimate
-    bins: tuple[Row, ...]
-    ece: float
-    brier: float
-    brier_of_prevalence: float
-    reliability: tuple[tuple[float, float, int], ...]
-
-
-@dataclass(frozen=True)
 class Localisation:
     """H4: which heads differ.
 
@@ -104,7 +75,7 @@ class Findings:
     n_negative: int
     n_groups: int
     shift: Row
-    prediction: Prediction
+    prediction: Row
     models: tuple[Row, ...]
     gains: tuple[Row, ...]
     localisation: Localisation

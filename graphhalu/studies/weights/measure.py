@@ -14,6 +14,7 @@ from graphhalu.weights.circuits import logit_variance, rotations
 from graphhalu.weights.read import Part, Weights, repeat_heads
 from graphhalu.weights.risk import Numbers
 
+Norms = Float[np.ndarray, "token *head"]
 Tokens = Float[np.ndarray, "token width"]
 PerHead = Float[np.ndarray, "layer head"]
 
@@ -139,10 +140,8 @@ def _outputs(
     """Outputs of heads and of layers, from weights and hidden states, and what is missing."""
     n_layers, n_heads = weights.architecture.n_layers, weights.architecture.n_heads
     heads = {name: np.full((n_layers, n_heads), np.nan) for name in ("head_output", "calibrated_variance")}
-    layers = {
-        name: np.full(n_layers, np.nan)
-        for name in ("attention_output", "mlp_output", "output_ratio", "top_share")
-    }
+    names = ("attention_output", "mlp_output", "output_ratio", "top_share")
+    layers = {name: np.full(n_layers, np.nan) for name in names}
     absent: dict[str, list[int]] = {}
     for layer in range(n_layers):
         on_layer(layer)
@@ -169,14 +168,7 @@ def _outputs(
     return heads, layers, missing
 
 
-def _output_norms(
-    trace: Trace, found: "LayerMap"
-) -> tuple[
-    Float[np.ndarray, "token head"],
-    Float[np.ndarray, "token"],
-    Float[np.ndarray, "_"],
-    Float[np.ndarray, "counted width"],
-]:
+def _output_norms(trace: Trace, found: "LayerMap") -> tuple[Norms, Norms, Norms, Tokens]:
     """Norms of what a layer's heads and blocks add and its inputs, for tokens from the fifth on."""
     layer, start = found.layer, trace.record.row_start
     hidden = trace.hidden(layer)

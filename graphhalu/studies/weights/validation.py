@@ -252,18 +252,12 @@ def _entropy_check(profile: WeightProfile, measured: Measured) -> EntropyCheck:
     found = measured.heads["entropy"]
     estimate, zones = entropy_estimate(profile.of_heads("logit_variance"), n_keys)
     estimate = estimate / np.log(n_keys)
-    errors: dict[str, float] = {}
-    shares: dict[str, float] = {}
-    for zone in ZONES:
-        here = (zones == zone) & np.isfinite(found)
-        shares[zone] = float((zones == zone).mean())
-        is_known = here & np.isfinite(estimate)
-        if is_known.any():
-            errors[zone] = float(np.abs(estimate[is_known] - found[is_known]).mean())
+    known = {zone: (zones == zone) & np.isfinite(found) & np.isfinite(estimate) for zone in ZONES}
+    distance = np.abs(estimate - found)
     return EntropyCheck(
         n_keys=n_keys,
-        shares=shares,
-        errors=errors,
+        shares={zone: float((zones == zone).mean()) for zone in ZONES},
+        errors={zone: float(distance[is_in].mean()) for zone, is_in in known.items() if is_in.any()},
         mean_estimate=float(np.nanmean(estimate)) if np.isfinite(estimate).any() else float("nan"),
         mean_measured=float(np.nanmean(found)),
     )
