@@ -29,14 +29,7 @@ from graphhalu.evaluation.maps import column_tests
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.significance import compare_to_baseline, pooled_auroc
 from graphhalu.labels.summary import share_interval
-from graphhalu.studies.instability.calibration import (
-    MAIN,
-    TRACKER,
-    Calibration,
-    MethodRow,
-    TrackerChoice,
-    WindowChoice,
-)
+from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, TrackerChoice, WindowChoice
 from graphhalu.studies.instability.methods import (
     Cases,
     ColumnMethod,
@@ -86,7 +79,7 @@ def calibrate(
     n_layers = series[0].arrays["std"].shape[1]
     grid = window_grid(settings, n_layers, np.array([each.n_steps for each in series]))
     methods = {method.name: method for method in all_methods(series, grid, settings, given_heads)}
-    rows: list[MethodRow] = []
+    rows: list[Row] = []
     nested: dict[str, list[NestedScores]] = {}
     for method in methods.values():
         nested[method.name] = [nested_scores(method, cases, settings, seed) for seed in settings.seeds]
@@ -176,7 +169,7 @@ def _best_f1(fitted: Fitted, cases: Cases, settings: CalibrateSettings) -> float
 
 def _method_row(
     method: Method, seeds: Sequence[NestedScores], cases: Cases, settings: CalibrateSettings
-) -> MethodRow:
+) -> Row:
     """Results of a method in nested folds, and in sample."""
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     best = method.fit_in_sample(cases)
@@ -201,7 +194,7 @@ def _method_row(
         )
         for place, aim in enumerate(settings.false_positive_rates)
     )
-    return MethodRow(
+    return Row(
         name=method.name,
         summary=method.summary,
         n_candidates=method.columns.shape[1] if isinstance(method, ColumnMethod) else 1,
@@ -214,6 +207,8 @@ def _method_row(
         direction=1 if own.direction > 0 else -1,
         points=points,
         choices=tuple(Row(text=text, n_folds=n) for text, n in choices.most_common(5)),
+        difference=None,
+        p_holm=None,
     )
 
 

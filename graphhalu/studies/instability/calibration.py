@@ -6,7 +6,6 @@ from typing import Any, Final, Literal, NamedTuple
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
 from graphhalu.studies.rows import Row
@@ -39,41 +38,6 @@ class Window(NamedTuple):
     def text(self) -> str:
         """In words."""
         return f"steps {self.start}-{self.end}, layers {self.first_layer}-{self.stop_layer - 1}"
-
-
-class MethodRow(Config):
-    """One method."""
-
-    name: str
-    """Its name."""
-    summary: str
-    """The method in a few words."""
-    n_candidates: int
-    """Columns that it chose among."""
-    auroc: Estimate
-    """Nested: every choice was made without the prompts that are scored."""
-    seed_sd: float | None
-    """Standard deviation of the nested AUROC over seeds."""
-    in_sample: Estimate
-    """AUROC where choices are made and judged on the same prompts; optimistic."""
-    f1: Estimate
-    """Nested F1 at the threshold that is best on the training side."""
-    in_sample_f1: float
-    """F1 at the best threshold where it was chosen."""
-    coverage: float
-    """Share of prompts with a score."""
-    direction: Literal[-1, 1]
-    """On all prompts: 1 if attacks are higher in what is measured, -1 if lower."""
-    points: tuple[Row, ...]
-    """Operating points: the false-positive rate ``aim``; the ``threshold`` of all prompts together,
-    for use; ``tpr`` and ``fpr``, shares of attacks and of benign prompts that are flagged where the
-    choice did not see them; ``in_sample_tpr`` and ``in_sample_fpr`` where it did."""
-    choices: tuple[Row, ...]
-    """Choices of the folds of all seeds, the most frequent first: ``text`` and ``n_folds``."""
-    difference: Estimate | None = None
-    """Nested AUROC minus that of instability."""
-    p_holm: float | None = None
-    """Two-sided p of no difference (DeLong, grouped), after Holm over all methods."""
 
 
 class WindowChoice(Config):
@@ -136,8 +100,22 @@ class Calibration(Config):
     """The score of ``detect``."""
     tracker: TrackerChoice
     """The score of ``detect --method attention_tracker``."""
-    rows: tuple[MethodRow, ...]
-    """All methods; the first is instability."""
+    rows: tuple[Row, ...]
+    """All methods; the first is instability.
+
+    Nested, where every choice was made without the prompts that are scored: ``auroc``, ``seed_sd``
+    over seeds, ``f1`` at the threshold that is best on the training side, ``coverage`` (share of
+    prompts with a score), the ``difference`` of the AUROC from that of instability, and ``p_holm``,
+    two-sided (DeLong, grouped), after Holm over all methods. Where choices are made and judged on the
+    same prompts, which is optimistic: ``in_sample`` (AUROC) and ``in_sample_f1``. On all prompts:
+    ``direction``, 1 if attacks are higher in what is measured, -1 if lower. ``n_candidates`` columns
+    are chosen among.
+
+    ``points`` are operating points: the false-positive rate ``aim``; the ``threshold`` of all prompts
+    together, for use; ``tpr`` and ``fpr``, shares of attacks and of benign prompts that are flagged
+    where the choice did not see them; ``in_sample_tpr`` and ``in_sample_fpr`` where it did.
+    ``choices`` of the folds of all seeds, the most frequent first, have a ``text`` and ``n_folds``.
+    """
     steps: tuple[Row, ...]
     """Of each decode ``step`` the numbers ``n_attack`` and ``n_benign`` that reach it, and AUROCs of
     ``instability`` (spread over heads in the chosen layers, above 0.5 if attacks have more),
@@ -149,7 +127,7 @@ class Calibration(Config):
     scores: dict[str, tuple[tuple[float, ...], ...]]
     """Nested scores by method: one list a seed."""
 
-    def row(self, name: str) -> MethodRow:
+    def row(self, name: str) -> Row:
         """The row of a method."""
         return next(row for row in self.rows if row.name == name)
 

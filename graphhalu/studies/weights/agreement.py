@@ -171,10 +171,9 @@ def rank_correlation(
     # a cell needs both values; the others can be permuted
     first, second = (np.where(is_there, grid, np.nan)[kept] for grid in (first, second))
     rho = float(_spearman(first.reshape(1, -1), second.reshape(1, -1))[0])
-    if not np.isfinite(rho) or is_there.sum() < LEAST_CELLS:
-        raise NotEnoughDataError(
-            f"a rank correlation needs {LEAST_CELLS} cells that differ, got {int(is_there.sum())}"
-        )
+    n = int(is_there.sum())
+    if not np.isfinite(rho) or n < LEAST_CELLS:
+        raise NotEnoughDataError(f"a rank correlation needs {LEAST_CELLS} cells that differ, got {n}")
     generator = np.random.default_rng(seed)
     low, high = _interval(first, second, n_resamples, generator)
     permuted = _permuted(first, n_permutations, generator)
@@ -182,7 +181,7 @@ def rank_correlation(
     # a permutation that leaves no correlation counts against the finding
     n_extreme = int((~(np.abs(values) < abs(rho) - 1e-12)).sum())
     return Row(
-        n=int(is_there.sum()),
+        n=n,
         rho=rho,
         low=low,
         high=high,
