@@ -148,8 +148,9 @@ def spectrum(squares: Float[np.ndarray, "value"]) -> Spectrum:
         return Spectrum(0.0)
     share = squares[squares > 0] / total
     entropy_rank = float(np.exp(-(share * np.log(share)).sum()))
-    ranks = {"sigma_max": float(np.sqrt(largest)), "stable_rank": total / largest}
-    return power_law(squares)._replace(**ranks, entropy_rank=entropy_rank)
+    sigma_max, stable_rank = float(np.sqrt(largest)), total / largest
+    tail = power_law(squares)
+    return tail._replace(sigma_max=sigma_max, stable_rank=stable_rank, entropy_rank=entropy_rank)
 
 
 def power_law(eigenvalues: Float[np.ndarray, "value"]) -> Spectrum:
