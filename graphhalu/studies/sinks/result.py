@@ -13,6 +13,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import ConfigDict, TypeAdapter
 
+from graphhalu.core.files import reading
 from graphhalu.evaluation.bootstrap import Estimate, OrNan
 from graphhalu.evaluation.files import FileFormat, numbers, plain_values, read_document, write_document
 from graphhalu.labels.labels import Meaning
@@ -37,7 +38,7 @@ class Localisation:
         n_heads: Heads with a test.
         n_significant: Those with q below 0.05.
         n_significant_adjusted: Those that stay after length adjustment.
-        top: The heads that differ most, by ``z``.
+        top: The heads that differ most, by ``z``; see :func:`graphhalu.studies.sinks.effects.localise`.
         profile_positive: Mean sink mass of each layer, positive class.
         profile_negative: The same of the negative class.
         profile_difference: Their difference with its interval; ``None`` where a layer cannot see.
@@ -66,6 +67,11 @@ class Findings:
         n_positive: Usable records with label 1.
         n_negative: Usable records with label 0.
         n_groups: Their questions.
+        shift: H1, see :func:`graphhalu.studies.sinks.effects.shift`.
+        prediction: H2, see :func:`graphhalu.studies.sinks.effects.prediction`.
+        models: H3, see :func:`graphhalu.studies.sinks.probes.models_of`.
+        gains: What one model adds to another, from there too.
+        localisation: H4.
         masses_positive: Sink mass of each, rounded, for the figures.
         masses_negative: The same of the others.
     """
@@ -133,7 +139,8 @@ class Scaling:
 
     Attributes:
         series: Task, label, window, query mode and quantisation that the models share.
-        points: By rising size.
+        points: By rising size: ``run``, ``model``, ``chat``, ``n_parameters``, and ``cohens_d``,
+            ``auroc`` of sink mass and ``probe_auroc`` of the model on all heads.
         spearman: Of size and Cohen's d; NaN below four points.
         note: What must be known to read it.
     """
@@ -151,7 +158,8 @@ class Tasks:
 
     Attributes:
         series: Model, window, query mode, chat and quantisation that the tasks share.
-        rows: One a task and label.
+        rows: One a ``task`` and ``meaning`` of the label: ``run``, ``cohens_d``, ``adjusted_d`` (length
+            taken away) and ``auroc``.
         cochran_q: Heterogeneity of Cohen's d, weights from the bootstrap; NaN for one task.
         p_value: Of no heterogeneity, chi-square.
         i_squared: Share of the variance between tasks that is more than chance, in [0, 1].
@@ -168,7 +176,19 @@ class Tasks:
 
 @dataclass(frozen=True)
 class SinksResult:
-    """An analysis of one or several runs."""
+    """An analysis of one or several runs.
+
+    Attributes:
+        runs: The files of records.
+        scaling: Comparisons of models.
+        tasks: Comparisons of tasks.
+        sensitivity: Pairs of runs that differ in one ``setting`` (``chat``, ``sink_tokens``,
+            ``query_mode`` or ``quantization``), its value in the ``first`` and the ``second`` run, the
+            ``series`` that they belong to, and the comparison of their records.
+        settings: Of the analysis.
+        provenance: Versions, machine, code state.
+        notes: What a reader must know.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
@@ -198,4 +218,7 @@ def read_sinks(path: Path) -> SinksResult:
     Raises:
         DataFileError: If there is none, or it is of another version or does not validate.
     """
-    return read_document(path / RESULT_FILE if path.is_dir() else path, SinksResult, KIND)
+    file = path / RESULT_FILE if path.is_dir() else path
+    # numbers beyond float64 are no fault that pydantic reports
+    with reading(f"{file} cannot be read as an analysis"):
+        return read_document(file, SinksResult, KIND)

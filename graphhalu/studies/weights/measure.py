@@ -15,6 +15,7 @@ from graphhalu.weights.read import Part, Weights, repeat_heads
 from graphhalu.weights.risk import Numbers
 
 Norms = Float[np.ndarray, "..."]
+Inputs = Float[np.ndarray, "counted width"]
 Tokens = Float[np.ndarray, "token width"]
 PerHead = Float[np.ndarray, "layer head"]
 
@@ -168,9 +169,7 @@ def _outputs(
     return heads, layers, missing
 
 
-def _output_norms(
-    trace: Trace, found: "LayerMap"
-) -> tuple[Norms, Norms, Norms, Float[np.ndarray, "counted width"]]:
+def _output_norms(trace: Trace, found: "LayerMap") -> tuple[Norms, Norms, Norms, Inputs]:
     """Norms of what a layer's heads and blocks add and its inputs, for tokens from the fifth on."""
     layer, start = found.layer, trace.record.row_start
     hidden = trace.hidden(layer)
