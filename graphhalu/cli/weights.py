@@ -183,7 +183,7 @@ def _profile_of(folder: Path | None, weights: "Weights") -> "tuple[WeightProfile
 
 def _made_profile(weights: "Weights", settings: "ProfileSettings", folder: Path) -> "WeightProfile":
     from graphhalu.heads.files import write_heads
-    from graphhalu.studies.weights.heads import head_tables
+    from graphhalu.studies.weights.validation import head_tables
     from graphhalu.weights.profile import profile_model
 
     with progress_line("steps") as progress:

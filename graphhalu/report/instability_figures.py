@@ -27,8 +27,9 @@ from graphhalu.report.drawing import (
     quiet_text,
 )
 from graphhalu.report.palette import AROUND_CHANCE, LIGHT
-from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, MethodRow
+from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration
 from graphhalu.studies.instability.views import Relation, StudyView
+from graphhalu.studies.rows import Row
 
 ATTACK_STYLE: Final[Style] = {"color": LIGHT["graph"], "marker": "D"}
 BENIGN_STYLE: Final[Style] = {"color": LIGHT["probe"], "marker": "o"}
@@ -206,7 +207,7 @@ def scatter_figure(view: StudyView, calibration: Calibration) -> Figure:
     return figure
 
 
-def named_rows(calibration: Calibration) -> list[MethodRow]:
+def named_rows(calibration: Calibration) -> list[Row]:
     """Instability, Attention Tracker, and the best of the others by nested AUROC."""
     first = [calibration.row(MAIN), calibration.row(TRACKER)]
     others = [row for row in calibration.rows if row not in first]

@@ -32,8 +32,9 @@ from graphhalu.report.drawing import (
 )
 from graphhalu.report.heatmaps import text_colour
 from graphhalu.report.palette import AROUND_CHANCE, LIGHT
-from graphhalu.studies.sinks.heads import FALSE_DISCOVERIES
-from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, ScalingPoint, SinksResult
+from graphhalu.studies.rows import Row
+from graphhalu.studies.sinks.effects import FALSE_DISCOVERIES
+from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, SinksResult
 
 MEANING_NAMES: Final[dict[Meaning, str]] = {"hallucinated": "own output", "input": "input label"}
 CLASS_NAMES: Final[dict[Meaning, tuple[str, str]]] = {
@@ -492,7 +493,7 @@ def _draw_sizes(
         axes.text(x, top + 0.015 * (high - low), letters.get(_point_name(point), ""), **text)
 
 
-def _point_name(point: ScalingPoint) -> str:
+def _point_name(point: Row) -> str:
     return f"{model_name(point.model)}, chat {point.chat}"
 
 

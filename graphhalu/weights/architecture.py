@@ -173,8 +173,7 @@ class Architecture:
             "width": self.hidden_size,
         }
         if min(sizes.values()) < 1 or self.n_heads % self.n_kv_heads:
-            message = f"the sizes of the model do not fit together: {sizes}"
-            raise DataFileError(message)
+            raise DataFileError(f"the sizes of the model do not fit together: {sizes}")
 
     @property
     def group_size(self) -> int:
@@ -314,8 +313,7 @@ def _first(values: Mapping[str, Any], *names: str) -> Any:
 def _need(values: Mapping[str, Any], *names: str) -> Any:
     found = _first(values, *names)
     if found is None:
-        message = f"the configuration of the model states no {names[0]}"
-        raise DataFileError(message)
+        raise DataFileError(f"the configuration of the model states no {names[0]}")
     return found
 
 
@@ -323,8 +321,7 @@ def _same(value: Any, what: str) -> int:
     """One number for all layers."""
     values = set(value) if isinstance(value, list) else {value}
     if len(values) != 1 or not isinstance(found := values.pop(), int):
-        message = f"the model does not have one {what} for all its layers ({shown(value)})"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"the model does not have one {what} for all its layers ({shown(value)})")
     return found
 
 

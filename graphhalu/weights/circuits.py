@@ -8,7 +8,7 @@ that of its normalised input.
 """
 
 from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Complex, Float, Shaped
@@ -17,6 +17,10 @@ from scipy.special import erf, expit
 from graphhalu.core.errors import UsageError
 from graphhalu.core.registry import unknown_name
 
+Matrices = Float[np.ndarray, "head size width"]
+Moments = Float[np.ndarray, "head size size"]
+PerHead = Float[np.ndarray, "head"]
+
 Zone = Literal["valid", "rough", "peaked"]
 ZONES: Final[tuple[Zone, ...]] = ("valid", "rough", "peaked")
 VALID_SHARE: Final = 0.5
@@ -24,37 +28,23 @@ VALID_SHARE: Final = 0.5
 more; measured with normal logits)."""
 
 
-class EntropyEstimate(NamedTuple):
-    """Entropy of attention over ``n`` keys, from the variance of its logits.
-
-    Attributes:
-        values: ``log n - s^2 / 2`` in nat; NaN where peaked.
-        zone: ``valid`` up to half of ``log n``; ``rough`` below ``2 log n``, where the formula
-            falls short; ``peaked`` beyond, where one key takes nearly all and the formula has
-            no meaning.
-    """
-
-    values: Float[np.ndarray, "*head"]
-    zone: Shaped[np.ndarray, "*head"]
-
-
-def triangles(factor: Float[np.ndarray, "head size width"]) -> Float[np.ndarray, "head side size"]:
+def triangles(factor: Matrices) -> Float[np.ndarray, "head side size"]:
     """``R`` of the QR decomposition of each transposed factor, in float64."""
     made = [np.linalg.qr(one.T.astype(np.float64), mode="r") for one in factor]
     return np.stack(made)
 
 
-def grams(triangle: Float[np.ndarray, "head side size"]) -> Float[np.ndarray, "head size size"]:
+def grams(triangle: Float[np.ndarray, "head side size"]) -> Moments:
     """``W W'`` of each factor, from its triangle."""
     return triangle.swapaxes(1, 2) @ triangle
 
 
-def row_products(factor: Float[np.ndarray, "head size width"]) -> Float[np.ndarray, "head size size"]:
+def row_products(factor: Matrices) -> Moments:
     """``W W'`` of each factor in its own precision, which is quick and good enough for ratios."""
     return factor @ factor.swapaxes(1, 2)
 
 
-def head_norms(factor: Float[np.ndarray, "head size width"]) -> Float[np.ndarray, "head"]:
+def head_norms(factor: Matrices) -> PerHead:
     """Frobenius norm of each factor."""
     return np.array([np.sqrt(np.square(one, dtype=np.float64).sum()) for one in factor])
 
@@ -81,10 +71,7 @@ def rotations(
 
 
 def logit_variance(
-    query: Float[np.ndarray, "head size size"],
-    key: Float[np.ndarray, "head size size"],
-    rotation: Float[np.ndarray, "offset size size"],
-    scaling: float,
+    query: Moments, key: Moments, rotation: Float[np.ndarray, "offset size size"], scaling: float
 ) -> Float[np.ndarray, "offset head"]:
     """Variance of a head's logits over keys, for inputs whose second moment is the identity.
 
@@ -104,17 +91,22 @@ def logit_variance(
     return np.stack(found)
 
 
-def self_logit(
-    query: Float[np.ndarray, "head size width"], key: Float[np.ndarray, "head size width"], scaling: float
-) -> Float[np.ndarray, "head"]:
+def self_logit(query: Matrices, key: Matrices, scaling: float) -> PerHead:
     """Mean logit of a token on itself, ``tr M``: on others the mean is 0."""
     return np.array(
         [scaling * float((q.astype(np.float64) * k).sum()) for q, k in zip(query, key, strict=True)]
     )
 
 
-def entropy_estimate(variance: Float[np.ndarray, "*head"], n_keys: int) -> EntropyEstimate:
+def entropy_estimate(
+    variance: Float[np.ndarray, "*head"], n_keys: int
+) -> tuple[Float[np.ndarray, "*head"], Shaped[np.ndarray, "*head"]]:
     """Entropy of normal logits of a variance over some keys, with how far it can be trusted.
+
+    Returns:
+        ``log n - s^2 / 2`` in nat, NaN where peaked; and a zone: ``valid`` up to half of ``log n``;
+        ``rough`` below ``2 log n``, where the formula falls short; ``peaked`` beyond, where one key
+        takes nearly all and the formula has no meaning.
 
     Raises:
         UsageError: If there are fewer than two keys.
@@ -125,19 +117,16 @@ def entropy_estimate(variance: Float[np.ndarray, "*head"], n_keys: int) -> Entro
         ``s^2 = log n / 2`` and 11 to 21 % low at ``log n``.
     """
     if n_keys < 2:  # noqa: PLR2004
-        message = f"attention over {n_keys} keys has no entropy"
-        raise UsageError(message)
+        raise UsageError(f"attention over {n_keys} keys has no entropy")
     limit = np.log(n_keys)
     zone = np.where(
         variance <= VALID_SHARE * limit, "valid", np.where(variance < 2 * limit, "rough", "peaked")
     )
-    return EntropyEstimate(np.where(zone == "peaked", np.nan, limit - variance / 2), zone)
+    return np.where(zone == "peaked", np.nan, limit - variance / 2), zone
 
 
 def copying_eigenvalues(
-    value: Float[np.ndarray, "head size width"],
-    output: Float[np.ndarray, "head size width"],
-    words: Float[np.ndarray, "width width"],
+    value: Matrices, output: Matrices, words: Float[np.ndarray, "width width"]
 ) -> Complex[np.ndarray, "head size"]:
     """Eigenvalues, other than 0, of the map from word to word through a head's OV circuit.
 
@@ -156,7 +145,7 @@ def copying_eigenvalues(
     return np.linalg.eigvals(np.stack(small).astype(np.float64)).astype(np.complex128)
 
 
-def copying_score(eigenvalues: Complex[np.ndarray, "head size"]) -> Float[np.ndarray, "head"]:
+def copying_score(eigenvalues: Complex[np.ndarray, "head size"]) -> PerHead:
     """Sum of eigenvalues over the sum of their magnitudes, in [-1, 1]; 1 copies every word."""
     magnitude = np.abs(eigenvalues).sum(axis=1)
     total = eigenvalues.real.sum(axis=1)
@@ -188,9 +177,7 @@ def composed_norm(
     return np.sqrt(np.maximum(found, 0.0))
 
 
-def normalised(
-    factor: Float[np.ndarray, "head size width"], gain: Float[np.ndarray, "_"], *, is_shared: bool
-) -> Float[np.ndarray, "head size width"]:
+def normalised(factor: Matrices, gain: Float[np.ndarray, "_"], *, is_shared: bool) -> Matrices:
     """A factor whose outputs are normalised and scaled afterwards, linearised.
 
     The root mean square of the outputs is taken at its mean over inputs with unit second moment,
@@ -235,9 +222,7 @@ def activation(name: str) -> Callable[[Vector], Vector]:
     return ACTIVATIONS[name]
 
 
-def attention_gain(
-    value: Float[np.ndarray, "kv_head size width"], output: Float[np.ndarray, "head size width"], n_keys: int
-) -> float:
+def attention_gain(value: Float[np.ndarray, "kv_head size width"], output: Matrices, n_keys: int) -> float:
     """Gain of attention that is spread evenly over ``n_keys`` independent inputs; an estimate.
 
     Exact for them: the mean of ``n`` inputs with unit second moment has ``||W_OV||_F / sqrt(n)``.

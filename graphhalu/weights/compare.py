@@ -64,11 +64,10 @@ def compare_profiles(first: WeightProfile, second: WeightProfile) -> ProfileComp
     """
     if dict(first.settings) != dict(second.settings):
         names = [key for key in first.settings if first.settings[key] != second.settings.get(key)]
-        message = (
+        raise UsageError(
             f"the profiles were made with different settings ({', '.join(names)})\n"
             f"  Profile one of them again"
         )
-        raise UsageError(message)
     is_same = (first.n_layers, first.n_heads) == (second.n_layers, second.n_heads)
     both = (first, second)
     rows = [

@@ -31,6 +31,11 @@ from graphhalu.weights.circuits import (
 from graphhalu.weights.read import PARTS, Part, Weights, repeat_heads
 from graphhalu.weights.spectra import spectrum
 
+Matrices = Float32[np.ndarray, "head size width"]
+Moments = Float32[np.ndarray, "head size size"]
+Words = Float32[np.ndarray, "width width"]
+PerHead = Float[np.ndarray, "head"]
+
 Columns = dict[str, Shaped[np.ndarray, "_"]]
 _NAN: Final = float("nan")
 
@@ -65,25 +70,18 @@ class Factor(NamedTuple):
             and not for keys, since a constant moves no attention.
     """
 
-    matrix: Float32[np.ndarray, "head size width"]
+    matrix: Matrices
     triangle: Float[np.ndarray, "head side size"]
     moment: Float[np.ndarray, "head size size"]
 
 
-class LowerLayer(NamedTuple):
-    """Value moments and OV norms of a layer below, for composition."""
-
-    layer: int
-    value_moment: Float32[np.ndarray, "head size size"]
-    ov_norm: Float[np.ndarray, "head"]
+Factors = dict[Part, Factor]
+LowerLayer = tuple[int, Moments, PerHead]
+"""Number, value moments and OV norms of a layer below, for composition."""
 
 
 def profile_layer(
-    weights: Weights,
-    layer: int,
-    words: Float32[np.ndarray, "width width"],
-    below: deque[LowerLayer],
-    settings: ProfileSettings,
+    weights: Weights, layer: int, words: Words, below: deque[LowerLayer], settings: ProfileSettings
 ) -> tuple[Columns, dict[str, Any], list[Columns]]:
     """Profile of one layer.
 
@@ -111,7 +109,7 @@ def profile_layer(
         "strength": _strength(weights, layer),
     }
     squares = np.einsum("hst,hts->h", factors["o"].moment, factors["v"].moment)
-    own = LowerLayer(layer, factors["v"].moment.astype(np.float32), np.sqrt(np.maximum(squares, 0.0)))
+    own = (layer, factors["v"].moment.astype(np.float32), np.sqrt(np.maximum(squares, 0.0)))
     pairs, best = _composition(weights, factors, below, heads["qk_norm"], own)
     if settings.composition_reach:
         below.append(own)
@@ -134,7 +132,7 @@ def profile_layer(
     return heads | best, numbers, pairs
 
 
-def attention_factors(weights: Weights, layer: int) -> dict[Part, Factor]:
+def attention_factors(weights: Weights, layer: int) -> Factors:
     """All parts of a layer's attention, with the norms around it folded in.
 
     Raises:
@@ -143,7 +141,7 @@ def attention_factors(weights: Weights, layer: int) -> dict[Part, Factor]:
     family = weights.family
     output = weights.heads(layer, "o")
     written = _written(weights, layer, output)
-    found: dict[Part, Factor] = {"o": Factor(written, triangles(output), row_products(written))}
+    found: Factors = {"o": Factor(written, triangles(output), row_products(written))}
     parts: tuple[tuple[Part, str | None], ...] = (("q", family.q_norm), ("k", family.k_norm), ("v", None))
     for part, norm in parts:
         matrix, bias = _linear_map(weights, layer, part)
@@ -162,7 +160,7 @@ def attention_factors(weights: Weights, layer: int) -> dict[Part, Factor]:
 
 def _linear_map(
     weights: Weights, layer: int, part: Part
-) -> tuple[Float32[np.ndarray, "head size width"], Float[np.ndarray, "head size"] | None]:
+) -> tuple[Matrices, Float[np.ndarray, "head size"] | None]:
     """Matrix and bias of a part, with the norm before it; keys and values once a key head."""
     family = weights.family
     stored = weights.heads(layer, part)
@@ -177,17 +175,13 @@ def _linear_map(
     return matrix, total
 
 
-def _written(
-    weights: Weights, layer: int, output: Float32[np.ndarray, "head size width"]
-) -> Float32[np.ndarray, "head size width"]:
+def _written(weights: Weights, layer: int, output: Matrices) -> Matrices:
     """Outputs of heads as they reach the stream, through the gain of a norm behind them."""
     norm = weights.family.attention_post_norm
     return output if norm is None else output * weights.gain(layer, norm)
 
 
-def _qk_columns(
-    weights: Weights, layer: int, factors: dict[Part, Factor], settings: ProfileSettings
-) -> Columns:
+def _qk_columns(weights: Weights, layer: int, factors: Factors, settings: ProfileSettings) -> Columns:
     found, window = weights.architecture, weights.architecture.windows[layer]
     query, key = factors["q"], factors["k"]
     offsets = tuple(o for o in settings.offsets if window is None or o < window)
@@ -195,7 +189,7 @@ def _qk_columns(
     variance = logit_variance(query.moment, key.moment, turns, found.scaling)
     values = found.scaling * circuit_values(query.triangle, key.triangle)
     n_keys = min(settings.n_keys, window or settings.n_keys)
-    estimate = entropy_estimate(variance.mean(axis=0), n_keys)
+    estimate, zone = entropy_estimate(variance.mean(axis=0), n_keys)
     return {
         "q_norm": _trace_norm(query.triangle),
         "k_norm": _trace_norm(key.triangle),
@@ -204,15 +198,13 @@ def _qk_columns(
         "logit_variance_near": variance[0],
         "logit_variance_far": variance[-1],
         "self_logit": self_logit(query.matrix, key.matrix, found.scaling),
-        "entropy_estimate": estimate.values,
-        "entropy_zone": estimate.zone,
+        "entropy_estimate": estimate,
+        "entropy_zone": zone,
         "logit_bound": _logit_bound(weights, layer, values[:, 0]),
     }
 
 
-def _logit_bound(
-    weights: Weights, layer: int, sigma_max: Float[np.ndarray, "head"]
-) -> Float[np.ndarray, "head"]:
+def _logit_bound(weights: Weights, layer: int, sigma_max: PerHead) -> PerHead:
     """``D sigma_max``, or from the gains where queries and keys are normalised, or the cap."""
     found, family = weights.architecture, weights.family
     bound = found.hidden_size * sigma_max
@@ -223,7 +215,7 @@ def _logit_bound(
     return bound if found.softcap is None else np.minimum(bound, found.softcap)
 
 
-def _ov_columns(factors: dict[Part, Factor], words: Float32[np.ndarray, "width width"]) -> Columns:
+def _ov_columns(factors: Factors, words: Words) -> Columns:
     value, output = factors["v"], factors["o"]
     circuit = _circuit_columns("ov", circuit_values(output.triangle, value.triangle))
     circuit.pop("ov_entropy_rank")
@@ -246,11 +238,7 @@ def _circuit_columns(name: str, values: Float[np.ndarray, "head value"]) -> Colu
 
 
 def _composition(
-    weights: Weights,
-    factors: dict[Part, Factor],
-    below: deque[LowerLayer],
-    qk_norm: Float[np.ndarray, "head"],
-    own: LowerLayer,
+    weights: Weights, factors: Factors, below: deque[LowerLayer], qk_norm: PerHead, own: LowerLayer
 ) -> tuple[list[Columns], Columns]:
     """Every pair with a head of the layers below, and the largest of each head."""
     query, key, value, output = (factors[part] for part in PARTS)
@@ -258,32 +246,30 @@ def _composition(
     sides = {
         "q": (query.matrix, key.moment, plain),
         "k": (key.matrix, query.moment, plain),
-        "v": (value.matrix, output.moment, own.ov_norm),
+        "v": (value.matrix, output.moment, own[2]),
     }
     n_heads = len(query.matrix)
     head, from_head = (index.ravel() for index in np.indices((n_heads, n_heads)))
     pairs: list[Columns] = []
     best = {kind: np.full(n_heads, _NAN) for kind in sides}
-    for lower in below:
-        earlier = _written(weights, lower.layer, weights.heads(lower.layer, "o"))
+    for from_layer, value_moment, ov_norm in below:
+        earlier = _written(weights, from_layer, weights.heads(from_layer, "o"))
         columns = {
-            "layer": np.full(len(head), own.layer),
+            "layer": np.full(len(head), own[0]),
             "head": head,
-            "from_layer": np.full(len(head), lower.layer),
+            "from_layer": np.full(len(head), from_layer),
             "from_head": from_head,
         }
         for kind, (near, far, norm) in sides.items():
-            whole = composed_norm(near, far, earlier, lower.value_moment)
-            scores = whole / np.maximum(norm[:, None] * lower.ov_norm, 1e-30)
+            whole = composed_norm(near, far, earlier, value_moment)
+            scores = whole / np.maximum(norm[:, None] * ov_norm, 1e-30)
             best[kind] = np.fmax(best[kind], scores.max(axis=1))
             columns[kind] = scores.ravel()
         pairs.append(columns)
     return pairs, {f"{kind}_composition": values for kind, values in best.items()}
 
 
-def _gains(
-    weights: Weights, layer: int, factors: dict[Part, Factor], settings: ProfileSettings
-) -> tuple[float, float]:
+def _gains(weights: Weights, layer: int, factors: Factors, settings: ProfileSettings) -> tuple[float, float]:
     """Gains of attention and of the feed-forward block; NaN where there is none."""
     family, found = weights.family, weights.architecture
     if family.attention_post_norm is not None:
@@ -318,11 +304,11 @@ def _mlp_gain(weights: Weights, layer: int, settings: ProfileSettings) -> float:
     return _NAN if down is None else output_gain(middle @ down.T)
 
 
-def _strength(weights: Weights, layer: int) -> Float[np.ndarray, "head"]:
+def _strength(weights: Weights, layer: int) -> PerHead:
     """``sqrt(|W_Q| |W_K|)`` of the stored matrices, as an earlier system computed it."""
     query, key = (head_norms(weights.heads(layer, part)) for part in PARTS[:2])
     return np.sqrt(query * repeat_heads(key, weights.architecture.group_size))
 
 
-def _trace_norm(triangle: Float[np.ndarray, "head side size"]) -> Float[np.ndarray, "head"]:
+def _trace_norm(triangle: Float[np.ndarray, "head side size"]) -> PerHead:
     return np.sqrt(np.square(triangle).sum(axis=(1, 2)))

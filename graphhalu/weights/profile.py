@@ -14,7 +14,7 @@ from graphhalu.weights.layer import Columns, LowerLayer, ProfileSettings, profil
 from graphhalu.weights.read import PARTS, Weights
 from graphhalu.weights.spectra import Spectrum, entries_of, gram, gram_of_columns, spectrum_of_gram
 from graphhalu.weights.storage import CHUNK_BYTES, StoredTensor
-from graphhalu.weights.tables import WeightProfile, table_of, table_of_rows
+from graphhalu.weights.tables import NOTES, WeightProfile, table_of, table_of_rows
 
 _CHUNKED_BYTES: Final = 4 * CHUNK_BYTES
 """Float32 bytes from which a tall matrix is never held whole."""
@@ -65,7 +65,7 @@ def profile_model(
         architecture=weights.architecture.values(),
         settings=settings.model_dump(mode="json"),
         provenance=provenance(),
-        notes=tuple(_notes(weights)),
+        notes=_notes(weights),
         tensors=table_of_rows(tensors),
         slices=table_of_rows(slices),
         heads=pa.concat_tables(map(table_of, heads)),
@@ -108,7 +108,7 @@ def _tensor_row(weights: Weights, tensor: StoredTensor, *, is_full: bool) -> dic
     else:
         whole = tensor.read()
         entries = entries_of([whole])
-        if is_matrix and not entries.n_not_finite:
+        if is_matrix and not entries["n_not_finite"]:
             products = gram(whole)
             del whole
             found = spectrum_of_gram(products, is_full=is_full)
@@ -120,7 +120,7 @@ def _tensor_row(weights: Weights, tensor: StoredTensor, *, is_full: bool) -> dic
         "shape": " x ".join(map(str, tensor.shape)),
         "n_values": tensor.n_values,
         "n_bytes": tensor.n_bytes,
-        **entries._asdict(),
+        **entries,
         **found._asdict(),
     }
 
@@ -131,7 +131,7 @@ def _slice_rows(weights: Weights, layer: int) -> list[dict[str, Any]]:
     for part in PARTS:
         for head, values in enumerate(weights.heads(layer, part)):
             known = {"layer": layer, "part": part, "head": head}
-            numbers = entries_of([values])._asdict() | spectrum_of_gram(gram(values))._asdict()
+            numbers = entries_of([values]) | spectrum_of_gram(gram(values))._asdict()
             rows.append({name: (known | numbers)[name] for name in _SLICE_COLUMNS})
     return rows
 
@@ -158,25 +158,16 @@ def _dominance(norms: Mapping[str, float]) -> float:
     return float(gate * up * down / np.sqrt(q * k))
 
 
-def _notes(weights: Weights) -> list[str]:
-    found, family, notes = weights.architecture, weights.family, []
-    if family.q_norm is not None:
-        notes.append(
-            "queries and keys are normalised: s^2 takes their norm at its mean (estimate), and "
-            "the bound on logits comes from the gains"
-        )
-    if family.attention_post_norm is not None:
-        notes.append(
-            "norms stand behind both blocks: gains are those of the norms, exact; circuits are "
-            "linearised through them"
-        )
-    if family.attention_norm is None:
-        notes.append("no norm stands before attention: value norms are for inputs of unit size")
-    if found.softcap is not None:
-        notes.append(f"logits are capped at {found.softcap:g}, which s^2 does not know")
-    kinds = sorted({rope.scaling for rope in found.ropes if not rope.is_modelled})
-    if kinds:
-        notes.append(f"RoPE is stretched by {', '.join(kinds)}: plain frequencies were used")
-    if family.up is None:
-        notes.append("the feed-forward block has experts: it has no gain here")
-    return notes
+def _notes(weights: Weights) -> tuple[str, ...]:
+    found, family = weights.architecture, weights.family
+    ropes = sorted({rope.scaling for rope in found.ropes if not rope.is_modelled})
+    holds = {
+        "q_norm": family.q_norm is not None,
+        "post_norm": family.attention_post_norm is not None,
+        "no_norm": family.attention_norm is None,
+        "softcap": found.softcap is not None,
+        "rope": bool(ropes),
+        "experts": family.up is None,
+    }
+    values = {"softcap": found.softcap, "ropes": ", ".join(ropes)}
+    return tuple(NOTES[name].format(**values) for name, is_true in holds.items() if is_true)

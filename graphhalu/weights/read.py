@@ -22,8 +22,7 @@ from graphhalu.weights.architecture import (
     from_config,
     from_gguf,
 )
-from graphhalu.weights.gguf_files import open_gguf
-from graphhalu.weights.storage import StoredTensor, open_shards
+from graphhalu.weights.storage import StoredTensor, open_gguf, open_shards
 
 Part = Literal["q", "k", "v", "o"]
 PARTS: Final[tuple[Part, ...]] = ("q", "k", "v", "o")
@@ -154,8 +153,7 @@ class Weights:
         place, wanted = {"q": (0, n_heads), "k": (1, n_kv), "v": (2, n_kv)}[part]
         total = (wanted if fused == "none" else n_heads + 2 * n_kv) * size
         if total != n_rows:
-            message = f"{self.path}: {part} of {found.family} has {n_rows} rows, expected {total}"
-            raise DataFileError(message)
+            raise DataFileError(f"{self.path}: {part} of {found.family} has {n_rows} rows, expected {total}")
         rows = np.arange(n_rows)
         if fused == "contiguous":
             rows = np.split(rows, [n_heads * size, (n_heads + n_kv) * size])[place]
@@ -187,17 +185,15 @@ class Weights:
     def _tensor(self, name: str) -> StoredTensor:
         known = self._known(name)
         if known not in self.tensors:
-            message = (
+            raise DataFileError(
                 f"{self.path} lacks the tensor {name} of {self.architecture.family} "
                 f"(it has {len(self.tensors)} tensors)"
             )
-            raise DataFileError(message)
         return self.tensors[known]
 
     def _expect(self, part: str, whole: np.ndarray, wanted: tuple[int, ...]) -> None:
         if whole.shape != wanted:
-            message = f"{self.path}: {part} has the shape {whole.shape}, expected {wanted}"
-            raise DataFileError(message)
+            raise DataFileError(f"{self.path}: {part} has the shape {whole.shape}, expected {wanted}")
 
 
 def open_weights(name: str, revision: str | None = None) -> Weights:
@@ -265,8 +261,7 @@ def _read_config(folder: Path) -> dict[str, Any]:
         # transformers writes Infinity for limits that there are not
         return read_json_object(folder / "config.json", allows_nan=True)
     except FileNotFoundError:
-        message = f"the model folder {folder} lacks config.json"
-        raise ModelUnavailableError(message) from None
+        raise ModelUnavailableError(f"the model folder {folder} lacks config.json") from None
 
 
 def repeat_heads(values: Float[np.ndarray, "head *rest"], n_repeats: int) -> Float[np.ndarray, "_ *rest"]:

@@ -45,10 +45,8 @@ class RiskComponent(Config):
         return quantity
 
 
-_DEFAULT: Final = {
-    name: RiskComponent(**entry)
-    for name, entry in read_yaml(Path(__file__).with_name("risk.yaml"))["components"].items()
-}
+_FILE: Final = read_yaml(Path(__file__).with_name("risk.yaml"))
+_DEFAULT: Final = {name: RiskComponent(**entry) for name, entry in _FILE["components"].items()}
 
 
 class RiskSettings(Config):
@@ -61,8 +59,7 @@ class RiskSettings(Config):
     @classmethod
     def _weigh(cls, components: Mapping[str, RiskComponent]) -> Mapping[str, RiskComponent]:
         if not sum(component.weight for component in components.values()):
-            message = "all weights are 0: a risk curve needs a component that counts"
-            raise ValueError(message)
+            raise ValueError("all weights are 0: a risk curve needs a component that counts")
         return components
 
 
@@ -87,18 +84,6 @@ class RiskCurve:
     mixed_types: tuple[str, ...]
 
 
-_ATTENTION: Final = ("v", "o", "qkv")
-_BLOCK: Final = ("gate", "up", "down", "up_gate")
-_READS: Final[dict[str, tuple[str, ...]]] = {
-    "logit_variance": ("q", "k", "qkv"),
-    **dict.fromkeys(("value_amplification", "value_norm"), ("v", "qkv")),
-    **dict.fromkeys(("copying", "ov_norm", "ov_rank", "attention_gain"), _ATTENTION),
-    "gain_ratio": _ATTENTION + _BLOCK,
-    "mlp_gain": _BLOCK,
-    **dict.fromkeys(("tail_alpha", "outlier"), ("q", "k", *_ATTENTION, *_BLOCK)),
-    "dominance": ("gate", "up", "down", "q", "k"),
-}
-"""Parts that each quantity of the layers depends on."""
 _GAINS: Final = ("attention_gain", "mlp_gain", "gain_ratio")
 
 
@@ -118,8 +103,7 @@ def risk_curve(profile: WeightProfile, settings: RiskSettings | None = None) -> 
         elif component.weight > 0:
             parts[name] = _shares(values if component.risky == "high" else -values)
     if not parts:
-        message = f"no component of the risk can be computed: {'; '.join(left_out.values())}"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(f"no component of the risk can be computed: {'; '.join(left_out.values())}")
     total = sum(settings.components[name].weight for name in parts)
     weights = {name: settings.components[name].weight / total for name in parts}
     return RiskCurve(
@@ -137,7 +121,7 @@ def reads_mixed(profile: WeightProfile, quantity: str) -> bool:
     if quantity in _GAINS and not any(profile.layers["is_gain_estimate"].to_pylist()):
         return False  # the norms behind the blocks fix them
     mixed = {found.part for found in profile.mixed()}
-    return bool(mixed & set(_READS.get(quantity, ())))
+    return bool(mixed & set(_FILE["reads"].get(quantity, ())))
 
 
 def _shares(values: Float[np.ndarray, "layer"]) -> Float[np.ndarray, "layer"]:

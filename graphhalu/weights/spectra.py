@@ -21,56 +21,21 @@ _PIECE: Final = 2**19
 _NAN: Final = float("nan")
 
 
-class Entries(NamedTuple):
-    """Statistics of the entries of a matrix.
-
-    Attributes:
-        frobenius: Root of the sum of squares.
-        rms: Root mean square.
-        kurtosis: Fourth moment over the square of the second, means off; 3 for a normal.
-        outlier: Largest magnitude over the root mean square.
-        zero_fraction: Share of exact zeros; it depends on the storage type.
-        n_not_finite: Entries that are NaN or infinite; they are left out of the rest.
-        row_outlier: Largest norm of a row over the median one; NaN for a vector.
-        column_outlier: The same of columns.
-    """
-
-    frobenius: float
-    rms: float
-    kurtosis: float
-    outlier: float
-    zero_fraction: float
-    n_not_finite: int
-    row_outlier: float
-    column_outlier: float
-
-
-class Tail(NamedTuple):
-    """Power law ``p(x) ~ x^-alpha`` of the eigenvalues from ``x_min`` on; NaN where not fitted.
-
-    Attributes:
-        tail_alpha: The exponent.
-        tail_sigma: Its standard error.
-        tail_distance: Kolmogorov-Smirnov distance of the tail from the law.
-        tail_x_min: Where the tail begins.
-        n_tail: Eigenvalues in it.
-    """
-
-    tail_alpha: float = _NAN
-    tail_sigma: float = _NAN
-    tail_distance: float = _NAN
-    tail_x_min: float = _NAN
-    n_tail: int = 0
-
-
 class Spectrum(NamedTuple):
-    """Ranks of a matrix from its singular values, and the tail of their squares as :class:`Tail`.
+    """Ranks of a matrix from its singular values, and the power law of the tail of their squares.
+
+    The law is ``p(x) ~ x^-alpha`` from ``x_min`` on; NaN where it is not fitted.
 
     Attributes:
         sigma_max: The largest singular value.
         stable_rank: Sum of squares over the largest square.
         entropy_rank: Exponential of the entropy of the squares; NaN if only the largest singular
             value was computed.
+        tail_alpha: The exponent.
+        tail_sigma: Its standard error.
+        tail_distance: Kolmogorov-Smirnov distance of the tail from the law.
+        tail_x_min: Where the tail begins.
+        n_tail: Eigenvalues in it.
     """
 
     sigma_max: float = _NAN
@@ -83,10 +48,17 @@ class Spectrum(NamedTuple):
     n_tail: int = 0
 
 
-def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
+def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> dict[str, float]:
     """Statistics of a tensor whose rows come in chunks.
 
     A chunk is worked on in small pieces: in float64 a whole one would take several times its size.
+
+    Returns:
+        ``frobenius`` (root of the sum of squares), ``rms`` (root mean square), ``kurtosis`` (3 for a
+        normal), ``outlier`` (largest magnitude over the root mean square), ``zero_fraction`` (of exact
+        zeros, which depend on the storage type), ``n_not_finite`` (entries that are left out of the
+        rest), ``row_outlier`` and ``column_outlier`` (largest norm over the median one; NaN for a
+        vector).
     """
     n_values = n_zeros = n_not_finite = 0
     largest, powers, rows, columns = 0.0, np.zeros(4), [np.zeros(0)], np.zeros(1)
@@ -107,16 +79,16 @@ def entries_of(chunks: Iterable[Float[np.ndarray, "..."]]) -> Entries:
     one, two, three, four = (powers / max(1, n_values)).tolist()
     variance, rms = two - one**2, float(np.sqrt(two))
     fourth = four - 4 * one * three + 6 * one**2 * two - 3 * one**4
-    return Entries(
-        frobenius=float(np.sqrt(powers[1])),
-        rms=rms,
-        kurtosis=fourth / variance**2 if variance > 1e-12 * max(two, 1e-300) else _NAN,
-        outlier=largest / rms if rms > 0 else _NAN,
-        zero_fraction=n_zeros / n_values if n_values else _NAN,
-        n_not_finite=n_not_finite,
-        row_outlier=_over_median(np.concatenate(rows)),
-        column_outlier=_over_median(columns),
-    )
+    return {
+        "frobenius": float(np.sqrt(powers[1])),
+        "rms": rms,
+        "kurtosis": fourth / variance**2 if variance > 1e-12 * max(two, 1e-300) else _NAN,
+        "outlier": largest / rms if rms > 0 else _NAN,
+        "zero_fraction": n_zeros / n_values if n_values else _NAN,
+        "n_not_finite": n_not_finite,
+        "row_outlier": _over_median(np.concatenate(rows)),
+        "column_outlier": _over_median(columns),
+    }
 
 
 def _pieces(values: Float[np.ndarray, "..."]) -> Iterator[Float[np.ndarray, "..."]]:
@@ -176,14 +148,19 @@ def spectrum(squares: Float[np.ndarray, "value"]) -> Spectrum:
         return Spectrum(0.0)
     share = squares[squares > 0] / total
     entropy_rank = float(np.exp(-(share * np.log(share)).sum()))
-    return Spectrum(float(np.sqrt(largest)), total / largest, entropy_rank, *power_law(squares))
+    sigma_max, stable_rank = float(np.sqrt(largest)), total / largest
+    tail = power_law(squares)
+    return tail._replace(sigma_max=sigma_max, stable_rank=stable_rank, entropy_rank=entropy_rank)
 
 
-def power_law(eigenvalues: Float[np.ndarray, "value"]) -> Tail:
+def power_law(eigenvalues: Float[np.ndarray, "value"]) -> Spectrum:
     """Fit a power law to the upper end of a spectrum.
 
     Args:
         eigenvalues: Not negative; fewer than :data:`MIN_EIGENVALUES` have no tail.
+
+    Returns:
+        The fields of the tail; those of the ranks are NaN.
 
     Source:
         Clauset, Shalizi & Newman 2009, arXiv:0706.1062, as WeightWatcher does: ``alpha = 1 +
@@ -193,22 +170,23 @@ def power_law(eigenvalues: Float[np.ndarray, "value"]) -> Tail:
     values = np.sort(eigenvalues[eigenvalues > 0])
     n_starts = len(values) - MIN_TAIL
     if len(values) < MIN_EIGENVALUES or values[0] == values[-1]:
-        return Tail()
+        return Spectrum()
     starts = np.unique(np.linspace(0, n_starts, min(n_starts, _MOST_STARTS)).astype(np.int64))
     found = [fit for start in starts.tolist() if (fit := _fit(values, start)).n_tail]
-    return min(found, key=lambda fit: fit.tail_distance, default=Tail())
+    return min(found, key=lambda fit: fit.tail_distance, default=Spectrum())
 
 
-def _fit(values: Float[np.ndarray, "value"], start: int) -> Tail:
+def _fit(values: Float[np.ndarray, "value"], start: int) -> Spectrum:
     tail = values[start:]
     logs = np.log(tail / tail[0])
     if logs.sum() <= 0:
-        return Tail()
+        return Spectrum()
     n_tail = len(tail)
     alpha = 1 + n_tail / float(logs.sum())
     below = 1 - np.exp((1 - alpha) * logs)
     distance = float(np.abs(below - np.arange(n_tail) / n_tail).max())
-    return Tail(alpha, (alpha - 1) / n_tail**0.5, distance, float(tail[0]), n_tail)
+    sigma = (alpha - 1) / n_tail**0.5
+    return Spectrum(_NAN, _NAN, _NAN, alpha, sigma, distance, float(tail[0]), n_tail)
 
 
 def _largest(products: Float[np.ndarray, "side side"]) -> float:

@@ -1,13 +1,20 @@
-"""Tensors of safetensors files, read when asked for; packed bitsandbytes checkpoints as weights."""
+"""Tensors of safetensors and GGUF files, read when asked for.
+
+Packed bitsandbytes checkpoints are read as weights; the library ``gguf`` dequantises GGUF tensors.
+"""
 
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping
+import struct
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+from gguf import GGML_QUANT_SIZES, GGUFReader, GGUFValueType
+from gguf.quants import dequantize
 from jaxtyping import Float32, UInt8
 from safetensors import SafetensorError, safe_open
 
@@ -32,6 +39,10 @@ _TYPES: Final = {
 _STATE: Final = ".quant_state.bitsandbytes__"
 _SCALES: Final = (".absmax", ".quant_map", ".nested_absmax", ".nested_quant_map")
 _INT8: Final = 127.0
+_MAGIC: Final = b"GGUF"
+_VERSIONS: Final = (2, 3)
+_MOST_ENTRIES: Final = 4096
+"""Longest array of the header that is kept; a vocabulary is longer, and not needed."""
 
 
 @dataclass(frozen=True)
@@ -98,8 +109,9 @@ def file_bytes(path: Path, start: int, stop: int) -> UInt8[np.ndarray, "byte"]:
     with reading(f"{path} cannot be read"):
         found = np.fromfile(path, np.uint8, stop - start, offset=start)
     if len(found) < stop - start:
-        message = f"{path} is cut off: bytes {start} … {stop} are wanted, it has {path.stat().st_size}"
-        raise DataFileError(message)
+        raise DataFileError(
+            f"{path} is cut off: bytes {start} … {stop} are wanted, it has {path.stat().st_size}"
+        )
     return found
 
 
@@ -121,8 +133,7 @@ def _shard_paths(folder: Path) -> list[Path]:
         paths = sorted(folder.glob("*.safetensors"))
         if not paths:
             hint = " (*.bin files are pickles and not read)" if any(folder.glob("*.bin")) else ""
-            message = f"{folder} holds no *.safetensors file{hint}"
-            raise DataFileError(message)
+            raise DataFileError(f"{folder} holds no *.safetensors file{hint}")
         return paths
     with reading(f"{index} is damaged: it names no weight_map"):
         # only the last part of a name: a part lies in the folder, and nowhere else
@@ -131,8 +142,9 @@ def _shard_paths(folder: Path) -> list[Path]:
     there = {path.name for path in folder.iterdir() if path.is_file()}
     missing = [name for name in names if name not in there]
     if missing:
-        message = f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
-        raise DataFileError(message)
+        raise DataFileError(
+            f"{folder} lacks {len(missing)} of {len(names)} parts, {missing[0][:80]} among them"
+        )
     return [folder / name for name in names]
 
 
@@ -164,8 +176,7 @@ def _tensor(path: Path, name: str, kind: str, shape: tuple[int, ...], offset: in
 
     def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
         if kind not in _TYPES:
-            message = f"{path}: {name} is stored as {kind}, which is not known here"
-            raise DataFileError(message)
+            raise DataFileError(f"{path}: {name} is stored as {kind}, which is not known here")
         raw = file_bytes(path, offset + first * row_bytes, offset + last * row_bytes)
         values = raw.view(_TYPES[kind])
         exact = from_bfloat16_bits(values) if kind == "BF16" else values.astype(np.float32)
@@ -247,8 +258,7 @@ def _check_sizes(
         float(state["nested_offset"])
         is_whole &= tensors[f"{name}.nested_quant_map"].n_values >= 2**8
     if not is_whole:
-        message = f"the shape {list(shape)} in blocks of {blocksize} is more than is stored"
-        raise ValueError(message)
+        raise ValueError(f"the shape {list(shape)} in blocks of {blocksize} is more than is stored")
 
 
 def _absmax(
@@ -266,8 +276,7 @@ def _absmax(
 
 def _eight_bits(weight: StoredTensor, scale: StoredTensor) -> StoredTensor:
     if not weight.shape or scale.n_values != weight.shape[0]:
-        message = f"{scale.n_values} scales for the shape {list(weight.shape)}"
-        raise ValueError(message)
+        raise ValueError(f"{scale.n_values} scales for the shape {list(weight.shape)}")
 
     def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
         rows = scale.read().ravel()[first:last, None] / np.float32(_INT8)
@@ -275,3 +284,78 @@ def _eight_bits(weight: StoredTensor, scale: StoredTensor) -> StoredTensor:
 
     n_bytes = weight.n_bytes + scale.n_bytes
     return replace(weight, storage="int8", n_bytes=n_bytes, load=load)
+
+
+def open_gguf(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
+    """The tensors of a GGUF file by name, and the metadata of its header without long arrays.
+
+    Raises:
+        DataFileError: If the file is no GGUF, of another version, damaged or cut off.
+    """
+    with reading(f"{path} is damaged or cut off"):
+        start, version = struct.unpack("<4sI", file_bytes(path, 0, 8).tobytes())
+    if start != _MAGIC:
+        raise DataFileError(f"{path} is no GGUF file: it starts with {start!r}, expected {_MAGIC!r}")
+    if version not in _VERSIONS:
+        raise DataFileError(f"{path} is GGUF of version {version}; versions {_VERSIONS} are read")
+    # sums of sizes that a damaged header makes too large must not start again at 0
+    with reading(f"{path} is damaged or cut off"), np.errstate(over="raise"):
+        reader = _Header(path)
+        fields = reader.fields.values()
+        metadata = {field.name: field.contents() for field in fields if field.data}
+        tensors = {tensor.name: _gguf_tensor(path, tensor) for tensor in reader.tensors}
+    _check_apart(path, tensors.values())
+    return tensors, metadata
+
+
+class _Header(GGUFReader):
+    """Reader that skips long arrays.
+
+    An object for every word of a vocabulary of 49,152 takes 8 s and 170 MiB; 0.3 s without.
+    """
+
+    def _get_field_parts(self, orig_offs: Any, raw_type: Any) -> Any:
+        if raw_type != GGUFValueType.ARRAY:
+            return super()._get_field_parts(orig_offs, raw_type)
+        kind, length = struct.unpack_from("<IQ", self.data, orig_offs)
+        scalar = self.gguf_scalar_to_np.get(kind)
+        if length <= _MOST_ENTRIES or (scalar is None and kind != GGUFValueType.STRING):
+            return super()._get_field_parts(orig_offs, raw_type)
+        size = 12
+        if scalar is not None:
+            size += length * np.dtype(scalar).itemsize
+        else:
+            for _ in range(length):
+                size += 8 + struct.unpack_from("<Q", self.data, orig_offs + size)[0]
+        return size, [], [], [GGUFValueType.ARRAY]
+
+
+def _gguf_tensor(path: Path, found: Any) -> StoredTensor:
+    name, kind = found.name, found.tensor_type
+    shape = tuple(int(size) for size in found.shape[::-1])
+    n_block, block_bytes = GGML_QUANT_SIZES[kind]
+    if not shape or not min(shape) or shape[-1] % n_block:
+        raise ValueError(f"tensor {name[:60]!r} has the shape {str(shape)[:80]}")
+    line_bytes = shape[-1] // n_block * block_bytes
+    # a vector is one line, and read whole
+    row_bytes = found.n_bytes // shape[0] if len(shape) > 1 else 0
+
+    def load(first: int, last: int) -> Float32[np.ndarray, "..."]:
+        ends = (first * row_bytes, last * row_bytes) if row_bytes else (0, found.n_bytes)
+        raw = file_bytes(path, found.data_offset + ends[0], found.data_offset + ends[1])
+        with reading(f"{path}: {name[:60]!r} ({kind.name}) cannot be read"):
+            values = dequantize(raw.reshape(-1, line_bytes), kind)
+        rows = last - first if row_bytes else shape[0]
+        return np.ascontiguousarray(values, dtype=np.float32).reshape((rows, *shape[1:]))
+
+    return StoredTensor(name, shape, kind.name, found.n_bytes, load, path, found.data_offset)
+
+
+def _check_apart(path: Path, tensors: Iterable[StoredTensor]) -> None:
+    """Refuse tensors that share bytes: the file says two things of them."""
+    ordered = sorted(tensors, key=lambda tensor: (tensor.offset, tensor.n_bytes))
+    for first, second in pairwise(ordered):
+        if second.offset < first.offset + first.n_bytes:
+            raise DataFileError(
+                f"{path} is damaged: the tensors {first.name[:60]!r} and {second.name[:60]!r} overlap"
+            )

@@ -34,6 +34,7 @@ HEAD_DESCRIPTIONS: Final[dict[str, str]] = _DESCRIPTIONS["heads"]
 LAYER_DESCRIPTIONS: Final[dict[str, str]] = _DESCRIPTIONS["layers"]
 MEASURED_DESCRIPTIONS: Final[dict[str, str]] = _DESCRIPTIONS["measured"]
 """What every quantity of a profile and of a validation is; the pages and files repeat it."""
+NOTES: Final[dict[str, str]] = _DESCRIPTIONS["notes"]
 
 
 @dataclass(frozen=True)
@@ -161,16 +162,14 @@ def read_profile(folder: Path) -> WeightProfile:
     files = {name: path.parent / f"{name}.parquet" for name in TABLES}
     missing = [file.name for file in (path, *files.values()) if not file.is_file()]
     if missing:
-        message = (
+        raise UsageError(
             f"no weight profile at {folder} ({missing[0]} is missing)\n"
             f"  Make one:  graphhalu weights profile MODEL"
         )
-        raise UsageError(message)
     with reading(f"{path} is no readable weight profile", also=(pa.ArrowException,)):
         values = read_json_object(path)
         if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
-            message = f"it has {told_format(values)}, expected {FORMAT!r} version {FORMAT_VERSION}"
-            raise ValueError(message)
+            raise ValueError(f"it has {told_format(values)}, expected {FORMAT!r} version {FORMAT_VERSION}")
         found = WeightProfile(
             **{name: dict(values[name]) for name in _RECORDS},
             notes=tuple(map(str, values["notes"])),
@@ -185,8 +184,7 @@ def _check_sizes(profile: WeightProfile) -> None:
     n_layers, n_heads = profile.n_layers, profile.n_heads
     found = (profile.layers.num_rows, profile.heads.num_rows)
     if min(n_layers, n_heads) < 1 or found != (n_layers, n_layers * n_heads):
-        message = f"{n_layers} layers of {n_heads} heads, with tables of {found} lines"
-        raise ValueError(message)
+        raise ValueError(f"{n_layers} layers of {n_heads} heads, with tables of {found} lines")
     for name in HEAD_DESCRIPTIONS.keys() & set(profile.heads.column_names):
         profile.heads[name].cast(pa.float64())
     for name in LAYER_DESCRIPTIONS.keys() & set(profile.layers.column_names):
@@ -196,8 +194,7 @@ def _check_sizes(profile: WeightProfile) -> None:
     profile.tensors["zero_fraction"].cast(pa.float64())
     layers = profile.tensors["layer"].cast(pa.int64()).drop_null().to_pylist()
     if layers and not (min(layers) >= 0 and max(layers) < n_layers):
-        message = f"a tensor of layer {max(layers)} in a model of {n_layers}"
-        raise ValueError(message)
+        raise ValueError(f"a tensor of layer {max(layers)} in a model of {n_layers}")
 
 
 def table_of_rows(rows: Sequence[Mapping[str, Any]]) -> pa.Table:

@@ -30,10 +30,10 @@ def make_gguf(folder: Path) -> None:
 
 
 def read_gguf(path: Path) -> Any:
-    from graphhalu.weights.gguf_files import open_gguf
+    from graphhalu.weights.storage import open_gguf
 
-    found = open_gguf(path)
-    return _shapes(found.tensors), str(found.metadata)[:2000]
+    tensors, metadata = open_gguf(path)
+    return _shapes(tensors), str(metadata)[:2000]
 
 
 def make_shards(folder: Path) -> None:

@@ -13,19 +13,22 @@ from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
 from graphhalu.extract.settings import CaptureSettings, trace_shape
-from graphhalu.graphs.build import build_graphs
-from graphhalu.graphs.recipe import GraphRecipe
 from graphhalu.heads.files import read_heads, write_heads
 from graphhalu.labels.labels import Labels
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.report.weights_figures import risk_figure
 from graphhalu.report.weights_page import comparison_page, profile_page
-from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts, with_verdicts
+from graphhalu.studies.weights.agreement import HEAD_QUANTITIES, PAIRS, Agreement, counts, with_verdicts
 from graphhalu.studies.weights.detection import layer_detection
-from graphhalu.studies.weights.heads import QUANTITIES, head_roles, head_tables
 from graphhalu.studies.weights.measure import measure_store
-from graphhalu.studies.weights.validation import ValidateSettings, check_same_model, read_validation, validate
+from graphhalu.studies.weights.validation import (
+    ValidateSettings,
+    check_same_model,
+    head_tables,
+    read_validation,
+    validate,
+)
 from graphhalu.testing.planted import planted_traces
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import TraceRecord
@@ -203,20 +206,9 @@ def test_tables_of_heads_are_written_and_read_as_others_are(tiny, tmp_path):
     profile = tiny[4]
     write_heads(tmp_path / "heads.json", head_tables(profile))
     tables = read_heads(tmp_path / "heads.json")
-    assert [table.role for table in tables] == [f"weights_{name}" for name in QUANTITIES]
+    assert [table.role for table in tables] == [f"weights_{name}" for name in HEAD_QUANTITIES]
     assert np.allclose(tables[0].mean, profile.of_heads("logit_variance"))
     assert tables[0].ranked()[0].count == 1
-
-
-def test_graphs_take_a_profile_as_roles_of_nodes(tiny):
-    profile, trace = tiny[4], tiny[2][0]
-    roles = head_roles(profile, ("logit_variance", "copying"))
-    (graph,) = build_graphs(trace, (1,), GraphRecipe(nodes=("roles",), roles=roles))
-    assert len(graph.x) == LENGTH
-    assert graph.x.shape[1] % 2 == 0
-    assert np.isfinite(graph.x).all()
-    with pytest.raises(UsageError, match="q_composition is missing for 6 heads"):
-        head_roles(profile, ("q_composition",))
 
 
 def test_the_risk_is_never_drawn_without_its_validation(tiny, found):

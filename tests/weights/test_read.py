@@ -14,9 +14,8 @@ from graphhalu.studies.weights.measure import LayerMap
 from graphhalu.testing.tiny_models import TINY_FAMILIES
 from graphhalu.weights.architecture import FAMILIES
 from graphhalu.weights.circuits import rotations
-from graphhalu.weights.gguf_files import open_gguf
 from graphhalu.weights.read import PARTS, open_weights
-from graphhalu.weights.storage import open_shards
+from graphhalu.weights.storage import open_gguf, open_shards
 from tests.models.test_gguf import write_gguf
 from tests.weights.conftest import model_of
 

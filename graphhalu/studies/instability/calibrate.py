@@ -29,17 +29,7 @@ from graphhalu.evaluation.maps import column_tests
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.significance import compare_to_baseline, pooled_auroc
 from graphhalu.labels.summary import share_interval
-from graphhalu.studies.instability.calibration import (
-    MAIN,
-    TRACKER,
-    Calibration,
-    Chosen,
-    MethodRow,
-    OperatingPoint,
-    StepPoint,
-    TrackerChoice,
-    WindowChoice,
-)
+from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, TrackerChoice, WindowChoice
 from graphhalu.studies.instability.methods import (
     Cases,
     ColumnMethod,
@@ -55,6 +45,9 @@ from graphhalu.studies.instability.methods import (
 from graphhalu.studies.instability.series import PromptSeries, SeriesFolder, padded_steps
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
 from graphhalu.studies.instability.tracker import Heads
+from graphhalu.studies.rows import Row
+
+Flags = Bool[np.ndarray, "seed prompt"]
 
 _LEAST_PROMPTS: Final = 10
 _STEP_RESAMPLES: Final = 400
@@ -86,7 +79,7 @@ def calibrate(
     n_layers = series[0].arrays["std"].shape[1]
     grid = window_grid(settings, n_layers, np.array([each.n_steps for each in series]))
     methods = {method.name: method for method in all_methods(series, grid, settings, given_heads)}
-    rows: list[MethodRow] = []
+    rows: list[Row] = []
     nested: dict[str, list[NestedScores]] = {}
     for method in methods.values():
         nested[method.name] = [nested_scores(method, cases, settings, seed) for seed in settings.seeds]
@@ -103,7 +96,8 @@ def calibrate(
     tracked = methods[TRACKER].fit_in_sample(cases)
     assert tracked.heads is not None
     tracker = TrackerChoice(
-        **tracked.heads._asdict(),
+        heads=tracked.heads[0],
+        k=tracked.heads[1],
         is_given=given_heads is not None,
         f1_threshold=_best_f1(tracked, cases, settings),
     )
@@ -141,20 +135,18 @@ def labelled_series(folder: SeriesFolder) -> tuple[list[PromptSeries], int]:
     """
     missing = folder.missing_parts()
     if missing:
-        message = (
+        raise NotEnoughDataError(
             f"{len(missing)} of {folder.n_parts} parts of {folder.path} are not measured yet\n"
             f"  Run the same  graphhalu instability gather  again: it resumes"
         )
-        raise NotEnoughDataError(message)
     every = folder.read()
     kept = [each for each in every if each.arrays and each.record.label is not None]
     n_attack = sum(each.record.label == 1 for each in kept)
     if min(n_attack, len(kept) - n_attack) < _LEAST_PROMPTS:
-        message = (
+        raise NotEnoughDataError(
             f"a calibration needs {_LEAST_PROMPTS} prompts of each class, got {n_attack} attacks "
             f"and {len(kept) - n_attack} benign prompts"
         )
-        raise NotEnoughDataError(message)
     return kept, len(every) - len(kept)
 
 
@@ -168,17 +160,16 @@ def _best_f1(fitted: Fitted, cases: Cases, settings: CalibrateSettings) -> float
     found = float(thresholds(fitted.scores, cases.labels, settings)[-1])
     if not np.isfinite(found):
         n_known = int(np.isfinite(fitted.scores).sum())
-        message = (
+        raise NotEnoughDataError(
             f"only {n_known} prompts of one class reach {fitted.choice}: answers are too short\n"
             f"  Use windows that begin earlier (--starts 1), or gather other prompts"
         )
-        raise NotEnoughDataError(message)
     return found
 
 
 def _method_row(
     method: Method, seeds: Sequence[NestedScores], cases: Cases, settings: CalibrateSettings
-) -> MethodRow:
+) -> Row:
     """Results of a method in nested folds, and in sample."""
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     best = method.fit_in_sample(cases)
@@ -193,7 +184,7 @@ def _method_row(
     hits = _hits(nested[-1], is_attack)
     drawn = resample_sums(hits, cases.groups, n_resamples=settings.n_resamples, has_sample=True)
     points = tuple(
-        OperatingPoint(
+        Row(
             aim=aim,
             threshold=float(limits[place]),
             tpr=_rate(nested[place][:, is_attack], cases.groups[is_attack], settings.level),
@@ -203,7 +194,7 @@ def _method_row(
         )
         for place, aim in enumerate(settings.false_positive_rates)
     )
-    return MethodRow(
+    return Row(
         name=method.name,
         summary=method.summary,
         n_candidates=method.columns.shape[1] if isinstance(method, ColumnMethod) else 1,
@@ -215,22 +206,20 @@ def _method_row(
         coverage=float(np.mean([each.coverage for each in seeds])),
         direction=1 if own.direction > 0 else -1,
         points=points,
-        choices=tuple(Chosen(text=text, n_folds=n) for text, n in choices.most_common(5)),
+        choices=tuple(Row(text=text, n_folds=n) for text, n in choices.most_common(5)),
+        difference=None,
+        p_holm=None,
     )
 
 
-def _rate(
-    flagged: Bool[np.ndarray, "seed prompt"], groups: Int[np.ndarray, "prompt"], level: float
-) -> Estimate:
+def _rate(flagged: Flags, groups: Int[np.ndarray, "prompt"], level: float) -> Estimate:
     """A share over prompts and seeds; the interval counts each group of prompts once."""
     values = flagged.astype(np.int64).ravel()
     interval = share_interval(values, np.tile(groups, len(flagged)), level)
     return Estimate(float(values.mean()), *interval)
 
 
-def _hits(
-    flagged: Bool[np.ndarray, "seed prompt"], is_attack: Bool[np.ndarray, "prompt"]
-) -> Float[np.ndarray, "prompt 3"]:
+def _hits(flagged: Flags, is_attack: Bool[np.ndarray, "prompt"]) -> Float[np.ndarray, "prompt 3"]:
     """Hits, false alarms and misses of each prompt, summed over seeds."""
     n_flagged, n_seeds = flagged.sum(axis=0), len(flagged)
     columns = (n_flagged * is_attack, n_flagged * ~is_attack, (n_seeds - n_flagged) * is_attack)
@@ -255,7 +244,7 @@ def _evaluation_set(cases: Cases, settings: CalibrateSettings) -> EvaluationSet:
 
 def _step_points(
     series: Sequence[PromptSeries], cases: Cases, choice: WindowChoice, settings: CalibrateSettings
-) -> tuple[StepPoint, ...]:
+) -> tuple[Row, ...]:
     """AUROC of each decode step over the prompts that reach it; no direction is learned.
 
     A step that fewer than 5 prompts of a class reach has none. The layers were chosen on the
@@ -274,7 +263,7 @@ def _step_points(
             with suppress(NotEnoughDataError):
                 estimate = _auroc(spread[kept, step], cases.of(kept), _STEP_RESAMPLES, settings.level)
         points.append(
-            StepPoint(
+            Row(
                 step=step,
                 n_attack=int(n_reaching[1]),
                 n_benign=int(n_reaching[0]),

@@ -6,9 +6,9 @@ from typing import Any, Final, Literal, NamedTuple
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.bootstrap import Estimate, OrNan
 from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
+from graphhalu.studies.rows import Row
 
 KIND: Final = FileFormat("graphhalu-instability-calibration", 1, "Make one:  graphhalu instability calibrate")
 MAIN: Final = "instability"
@@ -38,82 +38,6 @@ class Window(NamedTuple):
     def text(self) -> str:
         """In words."""
         return f"steps {self.start}-{self.end}, layers {self.first_layer}-{self.stop_layer - 1}"
-
-
-class OperatingPoint(Config):
-    """One threshold and its rates."""
-
-    aim: float
-    """False-positive rate that the threshold was to keep on the side that chose it."""
-    threshold: float
-    """The one of all prompts together, for use."""
-    tpr: Estimate
-    """Share of attacks found on prompts that the choice did not see."""
-    fpr: Estimate
-    """Share of benign prompts flagged there."""
-    in_sample_tpr: float
-    """Share of attacks found where window and threshold were chosen."""
-    in_sample_fpr: float
-    """Share of benign prompts flagged there."""
-
-
-class Chosen(Config):
-    """A choice and in how many folds it was made."""
-
-    text: str
-    """The choice in words."""
-    n_folds: int
-    """Folds of all seeds."""
-
-
-class MethodRow(Config):
-    """One method."""
-
-    name: str
-    """Its name."""
-    summary: str
-    """The method in a few words."""
-    n_candidates: int
-    """Columns that it chose among."""
-    auroc: Estimate
-    """Nested: every choice was made without the prompts that are scored."""
-    seed_sd: float | None
-    """Standard deviation of the nested AUROC over seeds."""
-    in_sample: Estimate
-    """AUROC where choices are made and judged on the same prompts; optimistic."""
-    f1: Estimate
-    """Nested F1 at the threshold that is best on the training side."""
-    in_sample_f1: float
-    """F1 at the best threshold where it was chosen."""
-    coverage: float
-    """Share of prompts with a score."""
-    direction: Literal[-1, 1]
-    """On all prompts: 1 if attacks are higher in what is measured, -1 if lower."""
-    points: tuple[OperatingPoint, ...]
-    """Operating points."""
-    choices: tuple[Chosen, ...]
-    """Choices of the folds, the most frequent first."""
-    difference: Estimate | None = None
-    """Nested AUROC minus that of instability."""
-    p_holm: float | None = None
-    """Two-sided p of no difference (DeLong, grouped), after Holm over all methods."""
-
-
-class StepPoint(Config):
-    """One decode step."""
-
-    step: int
-    """Number of the step."""
-    n_attack: int
-    """Attacks that reach it."""
-    n_benign: int
-    """Benign prompts that reach it."""
-    instability: Estimate | None
-    """AUROC of the spread over heads in the chosen layers; above 0.5 if attacks have more."""
-    entropy: OrNan
-    """AUROC of the entropy of the token."""
-    focus: OrNan
-    """AUROC of the focus, mean over heads of the chosen layers."""
 
 
 class WindowChoice(Config):
@@ -146,7 +70,7 @@ class TrackerChoice(Config):
     heads: tuple[tuple[int, int], ...]
     """Important heads."""
     k: float | None
-    """As in :class:`graphhalu.studies.instability.tracker.ChosenHeads`."""
+    """As :func:`graphhalu.studies.instability.tracker.important_heads` gives it."""
     is_given: bool
     """Whether the list was given and not chosen."""
     f1_threshold: float
@@ -176,10 +100,26 @@ class Calibration(Config):
     """The score of ``detect``."""
     tracker: TrackerChoice
     """The score of ``detect --method attention_tracker``."""
-    rows: tuple[MethodRow, ...]
-    """All methods; the first is instability."""
-    steps: tuple[StepPoint, ...]
-    """AUROC by step."""
+    rows: tuple[Row, ...]
+    """All methods; the first is instability.
+
+    Nested, where every choice was made without the prompts that are scored: ``auroc``, ``seed_sd``
+    over seeds, ``f1`` at the threshold that is best on the training side, ``coverage`` (share of
+    prompts with a score), the ``difference`` of the AUROC from that of instability, and ``p_holm``,
+    two-sided (DeLong, grouped), after Holm over all methods. Where choices are made and judged on the
+    same prompts, which is optimistic: ``in_sample`` (AUROC) and ``in_sample_f1``. On all prompts:
+    ``direction``, 1 if attacks are higher in what is measured, -1 if lower. ``n_candidates`` columns
+    are chosen among.
+
+    ``points`` are operating points: the false-positive rate ``aim``; the ``threshold`` of all prompts
+    together, for use; ``tpr`` and ``fpr``, shares of attacks and of benign prompts that are flagged
+    where the choice did not see them; ``in_sample_tpr`` and ``in_sample_fpr`` where it did.
+    ``choices`` of the folds of all seeds, the most frequent first, have a ``text`` and ``n_folds``.
+    """
+    steps: tuple[Row, ...]
+    """Of each decode ``step`` the numbers ``n_attack`` and ``n_benign`` that reach it, and AUROCs of
+    ``instability`` (spread over heads in the chosen layers, above 0.5 if attacks have more),
+    ``entropy`` of the token, and ``focus``, mean over heads of the chosen layers."""
     prompt_ids: tuple[str, ...]
     """Prompts in the order of the scores; with their iteration where there are several."""
     labels: tuple[int, ...]
@@ -187,7 +127,7 @@ class Calibration(Config):
     scores: dict[str, tuple[tuple[float, ...], ...]]
     """Nested scores by method: one list a seed."""
 
-    def row(self, name: str) -> MethodRow:
+    def row(self, name: str) -> Row:
         """The row of a method."""
         return next(row for row in self.rows if row.name == name)
 
@@ -203,8 +143,7 @@ class Calibration(Config):
         found = next((p.threshold for p in points if abs(p.aim - aim) < 1e-9), None)  # noqa: PLR2004
         if found is None:
             known = ", ".join(f"{point.aim:g}" for point in points)
-            message = f"the calibration has thresholds for the rates {known}, not for {aim:g}"
-            raise UsageError(message)
+            raise UsageError(f"the calibration has thresholds for the rates {known}, not for {aim:g}")
         return found
 
     def write(self, path: Path) -> Path:
@@ -220,6 +159,5 @@ def read_calibration(path: Path) -> Calibration:
         DataFileError: If it is something else.
     """
     if not path.is_file():
-        message = f"no calibration at {path}\n  {KIND.way_out}"
-        raise UsageError(message)
+        raise UsageError(f"no calibration at {path}\n  {KIND.way_out}")
     return read_document(path, Calibration, KIND)

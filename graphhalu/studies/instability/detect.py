@@ -89,8 +89,7 @@ class PromptDetector:
             UsageError: If there is no prompt, or one has no system span.
         """
         if not prompts:
-            message = "there is no prompt to score"
-            raise UsageError(message)
+            raise UsageError("there is no prompt to score")
         found: list[Verdict] = []
         size = self.measurer.settings.batch_size
         for start in range(0, len(prompts), size):
@@ -115,36 +114,24 @@ class PromptDetector:
                 reason = (
                     f"the answer has {series.n_steps} steps, and the window begins at step {choice.start}"
                 )
-        is_attack = None if score is None else score >= self.threshold
-        return Verdict(
-            prompt_id=series.record.prompt_id,
-            text=series.record.text,
-            score=score,
-            threshold=self.threshold,
-            is_attack=is_attack,
-            crossed_at=first if is_attack else None,
-            n_steps=series.n_steps,
-            reason=reason,
-            answer=series.record.answer,
-        )
+        record, is_attack = series.record, None if score is None else score >= self.threshold
+        crossed_at = first if is_attack else None
+        found = (score, self.threshold, is_attack, crossed_at, series.n_steps, reason)
+        return Verdict(record.prompt_id, record.text, *found, record.answer)
 
     def _settings(self, system: str | None, max_new_tokens: int | None) -> GatherSettings:
         window = self.calibration.window.window
         needed = 1 if self.method == TRACKER else window.end + 1
         if max_new_tokens is not None and max_new_tokens < needed:
-            message = (
+            raise UsageError(
                 f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
                 f"tokens\n  Use --max-new-tokens {needed} or more"
             )
-            raise UsageError(message)
-        gather = self.calibration.gather
-        changes = {
-            "system": gather.system if system is None else system,
-            "max_new_tokens": max_new_tokens or needed,
-            "iterations": 1,
-            "keeps_heads": False,
-        }
-        return gather.model_copy(update=changes)
+        changes: dict[str, object] = {"iterations": 1, "keeps_heads": False}
+        changes["max_new_tokens"] = max_new_tokens or needed
+        if system is not None:
+            changes["system"] = system
+        return self.calibration.gather.model_copy(update=changes)
 
     def _check_identity(self, loaded: LoadedModel) -> None:
         recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
@@ -153,8 +140,9 @@ class PromptDetector:
             self.calibration.identity.check(came)
         except DetectorMismatchError as error:
             told = str(error).rpartition("\n")[0]
-            message = f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
-            raise DetectorMismatchError(message) from None
+            raise DetectorMismatchError(
+                f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
+            ) from None
 
 
 def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:

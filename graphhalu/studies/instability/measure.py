@@ -41,6 +41,8 @@ from graphhalu.studies.instability.series import PromptRecord, PromptSeries, Ser
 from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings
 from graphhalu.studies.instability.tracker import focus_share
 
+SpanMass = Float[np.ndarray, "layer head step span"]
+
 _PROMPT_SPANS: Final = [span for span in Span if span is not Span.ANSWER]
 _LIKELIHOODS: Final = {"entropy": "token_entropy", "margin": "top1_margin", "logprob": "token_logprob"}
 
@@ -109,11 +111,10 @@ class Measurer:
     def __init__(self, loaded: LoadedModel, settings: GatherSettings) -> None:
         require_system(settings.system)
         if settings.iterations > 1 and not settings.temperature:
-            message = (
+            raise UsageError(
                 f"greedy decoding gives the same answer {settings.iterations} times\n"
                 f"  Use --temperature 1, or --iterations 1"
             )
-            raise UsageError(message)
         self.loaded = loaded
         self.settings = settings
         self.is_chat = uses_chat(PromptSettings(chat=settings.chat), loaded)
@@ -125,10 +126,9 @@ class Measurer:
             max_new_tokens=settings.max_new_tokens,
         )
         if settings.temperature and self.search.fallback_reason is not None:
-            message = (
+            raise UsageError(
                 f"tokens cannot be drawn on this model: {self.search.fallback_reason}\n  Use --temperature 0"
             )
-            raise UsageError(message)
 
     def measure(self, prompts: Sequence[PromptRecord]) -> list[PromptSeries]:
         """Measure a batch of prompts, each for the iteration that it names.
@@ -141,24 +141,15 @@ class Measurer:
             UsageError: If a prompt has no system span, or the template takes none.
         """
         encoded = [self.encode(prompt) for prompt in prompts]
-        asked = [
-            replace(
-                prompt,
-                n_prompt=len(each.token_ids),
-                n_system=int((each.span_code == Span.SYSTEM).sum()),
-                n_user=int((each.span_code == Span.QUESTION).sum()),
-            )
-            for prompt, each in zip(prompts, encoded, strict=True)
-        ]
-        asked = [replace(record, failure=self._too_long(record)) for record in asked]
-        fitting = [place for place, record in enumerate(asked) if record.failure is None]
-        answers = self._answers([asked[n] for n in fitting], [encoded[n] for n in fitting])
-        found = [PromptSeries(record, {}) for record in asked]
+        found = [self._unmeasured(*each) for each in zip(prompts, encoded, strict=True)]
+        fitting = [place for place, each in enumerate(found) if each.record.failure is None]
+        answers = self._answers([found[n].record for n in fitting], [encoded[n] for n in fitting])
         for place, answer in zip(fitting, answers, strict=True):
+            record = found[place].record
             try:
-                found[place] = self._series(asked[place], encoded[place], answer)
+                found[place] = self._series(record, encoded[place], answer)
             except NonFiniteError as error:
-                found[place] = PromptSeries(replace(asked[place], failure=str(error)), {})
+                found[place] = PromptSeries(replace(record, failure=str(error)), {})
         return found
 
     def encode(self, prompt: PromptRecord) -> EncodedPrompt:
@@ -184,29 +175,28 @@ class Measurer:
             raise
         return encoded
 
-    def _too_long(self, record: PromptRecord) -> str | None:
-        limit, needed = self.loaded.max_positions, record.n_prompt + self.settings.max_new_tokens
-        if limit is None or needed <= limit:
-            return None
-        return f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
+    def _unmeasured(self, prompt: PromptRecord, encoded: EncodedPrompt) -> PromptSeries:
+        """Sizes of a prompt, and whether it is too long."""
+        n_prompt, limit = len(encoded.token_ids), self.loaded.max_positions
+        needed, failure = n_prompt + self.settings.max_new_tokens, None
+        if limit is not None and needed > limit:
+            failure = f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
+        n_system, n_user = (int((encoded.span_code == s).sum()) for s in (Span.SYSTEM, Span.QUESTION))
+        sized = replace(prompt, n_prompt=n_prompt, n_system=n_system, n_user=n_user, failure=failure)
+        return PromptSeries(sized, {})
 
-    def _answers(
-        self, records: Sequence[PromptRecord], encoded: Sequence[EncodedPrompt]
-    ) -> Sequence[Candidate]:
+    def _answers(self, records: list[PromptRecord], encoded: list[EncodedPrompt]) -> Sequence[Candidate]:
         prompts = [each.token_ids.tolist() for each in encoded]
         if not prompts:
             return ()
         if not self.settings.temperature:
             return [beams[0] for beams in self.search.answer(prompts)]
-        generators = [self._generator(record) for record in records]
-        return drawn_answers(self.search, prompts, self.settings.temperature, generators)
-
-    def _generator(self, record: PromptRecord) -> torch.Generator:
         # the same prompt draws the same tokens in every batch
-        text = f"{self.settings.seed} {record.iteration} {record.prompt_id}"
+        texts = [f"{self.settings.seed} {each.iteration} {each.prompt_id}" for each in records]
         # a hash, since torch's generator looks at the lowest 32 bits only
-        seed = int(sha256(text.encode()).hexdigest()[:8], 16)
-        return torch.Generator().manual_seed(seed)
+        seeds = [int(sha256(text.encode()).hexdigest()[:8], 16) for text in texts]
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return drawn_answers(self.search, prompts, self.settings.temperature, generators)
 
     @torch.inference_mode()
     def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Candidate) -> PromptSeries:
@@ -256,29 +246,23 @@ def require_system(system: str) -> None:
         UsageError: If the text is empty.
     """
     if not system.strip():
-        message = (
+        raise UsageError(
             "the system prompt is empty: there is no system span to measure attention on\n"
             "  Give one:  --system FILE  or  --system-text TEXT"
         )
-        raise UsageError(message)
 
 
 def _check_prompts(prompts: Sequence[PromptRecord]) -> None:
     if not prompts:
-        message = "there is no prompt to measure"
-        raise UsageError(message)
+        raise UsageError("there is no prompt to measure")
     name, count = Counter(prompt.prompt_id for prompt in prompts).most_common(1)[0]
     if count > 1:
-        message = f"two prompts have the id {name!r}"
-        raise UsageError(message)
+        raise UsageError(f"two prompts have the id {name!r}")
 
 
 @torch.inference_mode()
 def drawn_answers(
-    search: BeamSearch,
-    prompts: Sequence[Sequence[int]],
-    temperature: float,
-    generators: Sequence[torch.Generator],
+    search: BeamSearch, prompts: list[list[int]], temperature: float, generators: list[torch.Generator]
 ) -> list[Candidate]:
     """Answers whose tokens are drawn from the distribution at a temperature.
 
@@ -298,9 +282,9 @@ def drawn_answers(
     for step in range(search.max_new_tokens):
         shares = torch.softmax(logits.float() / temperature, dim=-1).cpu()
         new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
-        for place, token in enumerate(new):
-            is_over[place] |= token in search.stop_ids
-            drawn[place] += [] if is_over[place] else [token]
+        is_over = [over or token in search.stop_ids for over, token in zip(is_over, new, strict=True)]
+        for tokens, over, token in zip(drawn, is_over, new, strict=True):
+            tokens.extend([] if over else [token])
         if all(is_over) or step + 1 == search.max_new_tokens:
             break
         logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
@@ -309,10 +293,7 @@ def drawn_answers(
 
 
 def step_measures(
-    mass: Float[np.ndarray, "layer head step span"],
-    sees_system: Visible,
-    sees_all: Visible,
-    denominator: Denominator,
+    mass: SpanMass, sees_system: Visible, sees_all: Visible, denominator: Denominator
 ) -> Mapping[str, Float[np.ndarray, "..."]]:
     """Measures of the steps of one prompt, from the attention to the named spans.
 
@@ -345,9 +326,7 @@ def step_measures(
     }
 
 
-def system_share(
-    mass: Float[np.ndarray, "layer head step span"], denominator: Denominator
-) -> Float[np.ndarray, "layer head step"]:
+def system_share(mass: SpanMass, denominator: Denominator) -> Float[np.ndarray, "layer head step"]:
     """Share of a row's attention that goes to the system prompt, in [0, 1].
 
     ``prompt`` divides by the attention to all tokens before the answer, ``everything`` by the

@@ -6,11 +6,13 @@ training side only.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Final, NamedTuple, SupportsFloat
+from pathlib import Path
+from typing import Final, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import inner_folds
 from graphhalu.evaluation.calibration import best_f1_threshold
@@ -21,7 +23,7 @@ from graphhalu.heads.statistics import mean_of_present
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Window
 from graphhalu.studies.instability.series import PromptSeries, padded_steps
 from graphhalu.studies.instability.settings import CalibrateSettings, Spread
-from graphhalu.studies.instability.tracker import ChosenHeads, Heads, focus_scores, important_heads
+from graphhalu.studies.instability.tracker import Heads, focus_scores, important_heads
 
 STARTS: Final = tuple(range(1, 21))
 LENGTHS: Final = (3, 5, 8, 10, 15, 20, 30, 40, 50, 60)
@@ -29,20 +31,10 @@ LENGTHS: Final = (3, 5, 8, 10, 15, 20, 30, 40, 50, 60)
 _REACH_START: Final = 0.9
 _REACH_END: Final = 0.5
 
-SPREADS: Final[dict[Spread, str]] = {
-    "std": "standard deviation over heads of the share on the system prompt",
-    "logit": "the same of the log-odds of the share",
-    "bounded": "the same over its largest value at that mean share",
-}
-_LAYERED: Final = {
-    "system_share": ("share_mean", "mean share on the system prompt: is the mean enough?"),
-    "focus_all_heads": ("focus", "focus of all heads over the window, untrained"),
-}
-_BY_STEP: Final = {
-    "head_agreement": ("agreement", "mean correlation of the heads' shares"),
-    "token_entropy": ("entropy", "entropy of the tokens of the window"),
-    "top1_margin": ("margin", "margin of the likeliest token over the window"),
-}
+_FILE: Final = read_yaml(Path(__file__).with_name("descriptions.yaml"))
+_SUMMARIES: Final[dict[str, str]] = _FILE["methods"]
+_BASELINES: Final[dict[str, str]] = _FILE["baselines"]
+"""Names of methods that average a measured array over the window."""
 
 
 class Grid(NamedTuple):
@@ -92,29 +84,26 @@ def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndar
     """
     longest = int(n_steps.max(initial=0))
     if longest < 2:  # noqa: PLR2004
-        message = "no answer has a second step: there is nothing to average over"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("no answer has a second step: there is nothing to average over")
     is_auto = settings.starts == "auto", settings.lengths == "auto"
     starts = STARTS if settings.starts == "auto" else settings.starts
     lengths = LENGTHS if settings.lengths == "auto" else settings.lengths
     start, length = 1 if is_auto[0] else max(starts), 1 if is_auto[1] else max(lengths)
     if not all(is_auto) and start + length > longest:
-        message = (
+        raise UsageError(
             f"the window of steps {start} to {start + length - 1} goes beyond the longest answer: "
             f"it has {longest} steps, 0 to {longest - 1}\n"
             f"  Use smaller --starts and --lengths, or gather with more --max-new-tokens"
         )
-        raise UsageError(message)
     steps = [(start, n) for n in lengths for start in starts if start + n <= longest]
     if not steps:  # answers shorter than the shortest window of the grid
         steps = [(min(starts[0], longest - 1), 1)]
     slices = (layer_slice(n_layers, a, b) for a in settings.mid_high for b in settings.tail_cut)
     layers = list(dict.fromkeys((s.start, s.stop) for s in slices if s.start < s.stop))
     if not layers:
-        message = (
+        raise UsageError(
             f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of {n_layers} layers"
         )
-        raise UsageError(message)
     return Grid(tuple(Window(*pair, *each) for each in layers for pair in steps), *is_auto)
 
 
@@ -141,6 +130,10 @@ def present_mean(values: Float[np.ndarray, "*row value"]) -> Float[np.ndarray, "
     return mean_of_present(np.moveaxis(values, -1, 0))
 
 
+Scores = Float[np.ndarray, "prompt"]
+Codes = Int[np.ndarray, "prompt"]
+
+
 class Cases(NamedTuple):
     """Prompts that methods are judged on.
 
@@ -149,8 +142,8 @@ class Cases(NamedTuple):
         groups: Number of the group of prompts that say the same.
     """
 
-    labels: Int[np.ndarray, "prompt"]
-    groups: Int[np.ndarray, "prompt"]
+    labels: Codes
+    groups: Codes
 
     def of(self, members: Int[np.ndarray, "member"]) -> "Cases":
         """Some of them."""
@@ -165,14 +158,19 @@ class Fitted(NamedTuple):
         choice: What was chosen, in words.
         direction: 1 if attacks are higher in what is measured, -1 if they are lower.
         column: Number of the chosen column.
-        heads: Important heads, of Attention Tracker.
+        heads: Important heads and their ``k``, of Attention Tracker.
     """
 
-    scores: Float[np.ndarray, "prompt"]
+    scores: Scores
     choice: str
     direction: int
     column: int = 0
-    heads: ChosenHeads | None = None
+    heads: tuple[Heads, float | None] | None = None
+
+
+Columns = Float[np.ndarray, "prompt column"]
+Allowed = Callable[[Int[np.ndarray, "train"]], Bool[np.ndarray, "column"]]
+"""Columns that a training side allows."""
 
 
 @dataclass(frozen=True)
@@ -190,10 +188,10 @@ class ColumnMethod:
 
     name: str
     summary: str
-    columns: Float[np.ndarray, "prompt column"]
+    columns: Columns
     texts: tuple[str, ...]
     n_inner_folds: int
-    allowed: Callable[[Int[np.ndarray, "train"]], Bool[np.ndarray, "column"]]
+    allowed: Allowed
 
     def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
         """The column with the best mean AUROC on held-out inner folds.
@@ -259,12 +257,11 @@ class TrackerMethod:
     def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
         """Important heads of the training side; a low focus means attack, always."""
         if self.given is not None:
-            chosen, text = ChosenHeads(self.given, None), "the given heads"
+            heads, k, text = self.given, None, "the given heads"
         else:
-            chosen = important_heads(self.focus[train], cases.labels[train], k_values=self.k_values)
-            rule = "all heads: none is apart" if chosen.k is None else f"k = {chosen.k:g}"
-            text = f"{len(chosen.heads)} heads, {rule}"
-        return Fitted(-focus_scores(self.focus, chosen.heads), text, -1, heads=chosen)
+            heads, k = important_heads(self.focus[train], cases.labels[train], k_values=self.k_values)
+            text = f"{len(heads)} heads, {'all heads: none is apart' if k is None else f'k = {k:g}'}"
+        return Fitted(-focus_scores(self.focus, heads), text, -1, heads=(heads, k))
 
     def fit_in_sample(self, cases: Cases) -> Fitted:
         """Important heads of all prompts."""
@@ -288,55 +285,47 @@ def all_methods(
         settings: Spread, folds, and ``k`` of Attention Tracker.
         given: A published list of heads for Attention Tracker.
     """
-    n_steps, n_inner = np.array([each.n_steps for each in series]), settings.n_inner_folds
+    n_steps = np.array([each.n_steps for each in series])
     first_layers = grid.windows[0][2:]
     single = [n for n, window in enumerate(grid.windows) if window[2:] == first_layers]
+
+    def of_columns(name: str, columns: Columns, texts: Sequence[str], allowed: Allowed) -> ColumnMethod:
+        summary = _SUMMARIES[arrays.get(name, name)]
+        return ColumnMethod(name, summary, columns, tuple(texts), settings.n_inner_folds, allowed)
 
     def reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
         return grid.reached(n_steps[train])
 
+    others = [spread for spread in get_args(Spread) if spread != settings.spread]
+    arrays = {MAIN: settings.spread, **{f"{MAIN}_{each}": each for each in others}, **_BASELINES}
     methods: list[Method] = []
-    others = [spread for spread in SPREADS if spread != settings.spread]
-    names = {MAIN: settings.spread, **{f"{MAIN}_{spread}": spread for spread in others}}
-    layered = {**{name: (spread, SPREADS[spread]) for name, spread in names.items()}, **_LAYERED}
-    for name, (array, summary) in layered.items():
-        scores = window_scores(padded_steps(series, array), grid.windows)
-        texts = tuple(window.text() for window in grid.windows)
-        methods.append(ColumnMethod(name, summary, scores, texts, n_inner, reached))
-    for name, (array, summary) in _BY_STEP.items():  # without layers, each range of steps once
+    for name, array in arrays.items():
+        values = padded_steps(series, array)
+        if values.ndim > 2:  # noqa: PLR2004
+            texts = [window.text() for window in grid.windows]
+            methods.append(of_columns(name, window_scores(values, grid.windows), texts, reached))
+            continue
+        # without layers, each range of steps once
         windows = [grid.windows[n]._replace(first_layer=0, stop_layer=1) for n in single]
-        scores = window_scores(padded_steps(series, array)[..., None], windows)
-        texts = tuple(f"steps {window.start}-{window.end}" for window in windows)
-        methods.append(ColumnMethod(name, summary, scores, texts, n_inner, lambda t: reached(t)[single]))
+        texts = [f"steps {window.start}-{window.end}" for window in windows]
+        scores = window_scores(values[..., None], windows)
+        methods.append(of_columns(name, scores, texts, lambda train: reached(train)[single]))
     focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
-    summary = "Attention Tracker: focus of important heads on the last prompt row"
-    methods.append(TrackerMethod(TRACKER, summary, focus, settings.tracker_k, given))
-    for name, (summary, values) in _constants(series).items():
-        column = np.array([np.nan if v is None else float(v) for v in values])[:, None]
-        only = ("nothing to choose",)
-        methods.append(ColumnMethod(name, summary, column, only, n_inner, lambda _: np.ones(1, dtype=bool)))
+    methods.append(TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given))
+    logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
+    constants: dict[str, list[float | None]] = {
+        "user_length": [each.record.n_user for each in series],
+        "answer_length": [each.record.n_answer for each in series],
+        "user_perplexity": [each.record.user_nll for each in series],
+        "answer_perplexity": [-float(each.mean()) if len(each) else None for each in logprobs],
+    }
+    for name, numbers in constants.items():
+        column = np.array(numbers, dtype=np.float64)[:, None]
+        methods.append(of_columns(name, column, ["nothing to choose"], lambda _: np.ones(1, dtype=bool)))
     return methods
 
 
-def _constants(series: Sequence[PromptSeries]) -> dict[str, tuple[str, list[SupportsFloat | None]]]:
-    """Measures with one value a prompt."""
-    records = [each.record for each in series]
-    logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
-    perplexity = "perplexity of the {} (its logarithm)"
-    of_answers: list[SupportsFloat | None] = [-float(p.mean()) if len(p) else None for p in logprobs]
-    return {
-        "user_length": ("tokens of the user's text", [r.n_user for r in records]),
-        "answer_length": ("tokens of the answer", [r.n_answer for r in records]),
-        "user_perplexity": (perplexity.format("user's text"), [r.user_nll for r in records]),
-        "answer_perplexity": (perplexity.format("answer"), of_answers),
-    }
-
-
-def filled_auroc(
-    columns: Float[np.ndarray, "prompt column"],
-    labels: Int[np.ndarray, "prompt"],
-    groups: Int[np.ndarray, "prompt"],
-) -> Float[np.ndarray, "column"]:
+def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.ndarray, "column"]:
     """AUROC of each column with missing values at its median; NaN where nearly all are missing.
 
     A window that many answers never reach does not look good by the few that do.
@@ -366,7 +355,7 @@ class NestedScores(NamedTuple):
         coverage: Share of prompts with a score.
     """
 
-    scores: Float[np.ndarray, "prompt"]
+    scores: Scores
     is_flagged: Bool[np.ndarray, "aim prompt"]
     choices: tuple[str, ...]
     coverage: float
@@ -390,9 +379,7 @@ def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, see
     return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
 
 
-def threshold_at(
-    scores: Float[np.ndarray, "prompt"], labels: Int[np.ndarray, "prompt"], rate: float
-) -> float:
+def threshold_at(scores: Scores, labels: Codes, rate: float) -> float:
     """The lowest threshold that flags at most a share ``rate`` of the benign prompts.
 
     Scores at or above it are flagged; a prompt without a score is not. With fewer than
@@ -412,9 +399,7 @@ def threshold_at(
     return float(np.nextafter(ordered[n_allowed], np.inf))
 
 
-def thresholds(
-    scores: Float[np.ndarray, "prompt"], labels: Int[np.ndarray, "prompt"], settings: CalibrateSettings
-) -> Float[np.ndarray, "aim"]:
+def thresholds(scores: Scores, labels: Codes, settings: CalibrateSettings) -> Float[np.ndarray, "aim"]:
     """Those of all aims, and last that of the best F1; infinite if only one class has scores."""
     limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
     known = np.isfinite(scores)

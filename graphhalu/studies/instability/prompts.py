@@ -35,11 +35,10 @@ def read_prompts(path: Path, label: int | None) -> list[PromptRecord]:
         DataFileError: If a row cannot be read, or lacks its label.
     """
     if label is None and not _is_table(path):
-        message = (
+        raise UsageError(
             f"{path} has one prompt a line and says no class\n"
             f"  Use --attacks and --benign, or a table with the columns prompt and label"
         )
-        raise UsageError(message)
     rows = _read(path)
     if label is not None:
         return numbered((text, label) for text, _ in rows)
@@ -77,8 +76,7 @@ def prompt_group(text: str) -> str:
 
 def _read(path: Path) -> list[tuple[str, Row | None]]:
     if not path.is_file():
-        message = f"no file of prompts at {path}"
-        raise UsageError(message)
+        raise UsageError(f"no file of prompts at {path}")
     found: list[tuple[str, Row | None]] = []
     if not path.read_bytes().strip():
         pass
@@ -87,10 +85,9 @@ def _read(path: Path) -> list[tuple[str, Row | None]]:
     else:
         found += [(line.strip(), None) for line in open_file(path).text().split("\n") if line.strip()]
     if not found:
-        message = (
+        raise UsageError(
             f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column 'prompt' or 'text'"
         )
-        raise UsageError(message)
     return found
 
 

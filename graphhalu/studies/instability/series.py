@@ -17,7 +17,7 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import TypeAdapter
 
-from graphhalu.core.config import differing_fields
+from graphhalu.core.config import differing_fields, read_yaml
 from graphhalu.core.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError
 from graphhalu.core.files import check_zip, parse_json, reading, replace_file
 from graphhalu.core.numerics import json_ready, ragged_offsets
@@ -30,19 +30,7 @@ PARTS_FOLDER: Final = "parts"
 
 _MOST_PARTS: Final = 1_000_000
 
-DESCRIPTIONS: Final[Mapping[str, str]] = {
-    "share": "[step, layer, head] share of attention on the system prompt",
-    "share_mean": "[step, layer] its mean over heads",
-    "std": "[step, layer] its population standard deviation over heads",
-    "logit": "[step, layer] standard deviation over heads of its log-odds",
-    "bounded": "[step, layer] std / sqrt(m (1 - m)), m the mean over heads",
-    "focus": "[step, layer] system / (system + user), mean over heads",
-    "agreement": "[step] mean correlation of the heads' shares over the middle layers",
-    "entropy": "[step] entropy (nat) of the distribution of the token",
-    "margin": "[step] probability of the likeliest token minus that of the second",
-    "logprob": "[step] log-probability (nat) of the token",
-    "focus_heads": "[prompt, layer, head] focus of every head in step 0",
-}
+DESCRIPTIONS: Final[dict[str, str]] = read_yaml(Path(__file__).with_name("descriptions.yaml"))["arrays"]
 STEP_ARRAYS: Final = tuple(name for name, text in DESCRIPTIONS.items() if text.startswith("[step"))
 """Arrays whose first axis is the step; ``share`` only where single heads are kept."""
 
@@ -126,8 +114,7 @@ class SeriesFolder(NamedTuple):
             differences = differing_fields(json_ready(found.configuration), asked)
             if differences:
                 listed = "\n  ".join(differences[:12])
-                message = f"{path} was gathered otherwise:\n  {listed}\n  Name another --out"
-                raise StoreMismatchError(message)
+                raise StoreMismatchError(f"{path} was gathered otherwise:\n  {listed}\n  Name another --out")
             return found
         (path / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
         meta = {"arrays": dict(DESCRIPTIONS), "configuration": asked, "provenance": provenance()}
@@ -143,14 +130,14 @@ class SeriesFolder(NamedTuple):
             DataFileError: If it is of another format or a newer version.
         """
         if not (path / META_FILE).is_file():
-            message = f"no measured prompts in {path}: {META_FILE} is missing\n  {KIND.way_out}"
-            raise StoreNotFoundError(message)
+            raise StoreNotFoundError(
+                f"no measured prompts in {path}: {META_FILE} is missing\n  {KIND.way_out}"
+            )
         meta = read_document(path / META_FILE, dict, KIND)
         with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):
             n_parts = meta["configuration"]["n_parts"]
             if type(n_parts) is not int or not 0 <= n_parts <= _MOST_PARTS:
-                message = f"it counts {str(n_parts)[:40]} parts"
-                raise ValueError(message)
+                raise ValueError(f"it counts {str(n_parts)[:40]} parts")
         return cls(path, meta["configuration"])
 
     @property
@@ -211,8 +198,7 @@ def _check_lengths(packed: Mapping[str, np.ndarray], offsets: list[int], n_promp
         is_whole &= len(packed["focus_heads"]) == n_prompts and "std" in packed
     is_whole &= all(packed[name].dtype.kind in "fiub" for name in names)
     if not is_whole:
-        message = f"{n_prompts} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps"
-        raise ValueError(message)
+        raise ValueError(f"{n_prompts} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps")
 
 
 def _packed(series: Sequence[PromptSeries]) -> dict[str, np.ndarray]:

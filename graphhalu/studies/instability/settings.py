@@ -76,6 +76,5 @@ class CalibrateSettings(Config):
     @classmethod
     def _are_there_once(cls, values: Any) -> Any:
         if values != "auto" and (not values or len(set(values)) < len(values)):
-            message = "expected one value or more, each once"
-            raise ValueError(message)
+            raise ValueError("expected one value or more, each once")
         return values

@@ -6,7 +6,7 @@ the data the user's text.
 """
 
 from pathlib import Path
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,6 +14,9 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.core.files import read_json
+
+Focus = Float[np.ndarray, "prompt layer head"]
+Shares = Float[np.ndarray, "*row"]
 
 FOCUS_FLOOR: Final = 1e-8
 _LEAST_PROMPTS: Final = 2
@@ -27,22 +30,7 @@ _HEADS: Final[TypeAdapter[Heads]] = TypeAdapter(
 )
 
 
-class ChosenHeads(NamedTuple):
-    """Important heads.
-
-    Attributes:
-        heads: Layer and head of each.
-        k: Standard deviations between the classes; ``None`` if no head has any, so that all
-            heads are taken, or if the heads were given.
-    """
-
-    heads: Heads
-    k: float | None
-
-
-def focus_share(
-    instruction: Float[np.ndarray, "*row"], data: Float[np.ndarray, "*row"]
-) -> Float[np.ndarray, "*row"]:
+def focus_share(instruction: Shares, data: Shares) -> Shares:
     """Attention to the instruction over that to instruction and data.
 
     Source:
@@ -54,17 +42,20 @@ def focus_share(
 
 
 def important_heads(
-    focus: Float[np.ndarray, "prompt layer head"],
+    focus: Focus,
     labels: Int[np.ndarray, "prompt"],
     *,
     k_values: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0, 0.0),
-) -> ChosenHeads:
+) -> tuple[Heads, float | None]:
     """Heads with ``(mean_N - k std_N) - (mean_A + k std_A) > 0``, N benign and A attacks.
 
     Args:
         focus: Focus of every head in step 0; NaN where a window hides the system prompt.
         labels: 1 = attack.
         k_values: Tried in this order; the first that any head reaches is taken.
+
+    Returns:
+        Layer and head of each, and ``k``: ``None`` if no head reaches any, so that all are taken.
 
     Raises:
         NotEnoughDataError: If a class has fewer than two prompts.
@@ -75,22 +66,20 @@ def important_heads(
     """
     benign, attacks = focus[labels == 0], focus[labels == 1]
     if min(len(benign), len(attacks)) < _LEAST_PROMPTS:
-        message = (
+        raise NotEnoughDataError(
             f"important heads need two prompts of each class, got {len(attacks)} attacks and "
             f"{len(benign)} benign prompts"
         )
-        raise NotEnoughDataError(message)
     gap, spread = benign.mean(0) - attacks.mean(0), benign.std(0) + attacks.std(0)
-    for k in k_values:
+    for k in (*k_values, None):
         # NaN of a layer that does not see the system prompt is never above 0
-        found = np.argwhere(gap - k * spread > 0).tolist()
-        if found:
-            return ChosenHeads(_HEADS.validate_python(found), k)
-    everywhere = np.argwhere(np.isfinite(gap)).tolist()
-    return ChosenHeads(_HEADS.validate_python(everywhere), None)
+        is_chosen = np.isfinite(gap) if k is None else gap - k * spread > 0
+        if is_chosen.any() or k is None:
+            break
+    return tuple((int(layer), int(head)) for layer, head in np.argwhere(is_chosen)), k
 
 
-def focus_scores(focus: Float[np.ndarray, "prompt layer head"], heads: Heads) -> Float[np.ndarray, "prompt"]:
+def focus_scores(focus: Focus, heads: Heads) -> Float[np.ndarray, "prompt"]:
     """Mean focus of the important heads; low where a prompt draws them away.
 
     Raises:
@@ -99,11 +88,10 @@ def focus_scores(focus: Float[np.ndarray, "prompt layer head"], heads: Heads) ->
     n_layers, n_heads = focus.shape[1:]
     outside = [pair for pair in heads if not (pair[0] < n_layers and pair[1] < n_heads)]
     if outside or not heads:
-        message = (
+        raise UsageError(
             f"expected heads of a model with {n_layers} layers of {n_heads} heads, got "
             f"{list(outside[0]) if outside else 'none'}\n  Use the list of this model"
         )
-        raise UsageError(message)
     layers, places = np.array(heads).T
     return focus[:, layers, places].mean(axis=1)
 
@@ -121,12 +109,12 @@ def read_important_heads(path: Path) -> Heads:
     try:
         values: Any = read_json(path)
     except FileNotFoundError:
-        message = f"no list of heads at {path}"
-        raise UsageError(message) from None
+        raise UsageError(f"no list of heads at {path}") from None
     params = values.get("params", values) if isinstance(values, dict) else values
     listed = params.get("important_heads") if isinstance(params, dict) else params
     try:
         return _HEADS.validate_python(listed)
     except ValidationError:
-        message = f"{path}: expected important_heads as pairs [[layer, head], …], got none"
-        raise DataFileError(message) from None
+        raise DataFileError(
+            f"{path}: expected important_heads as pairs [[layer, head], …], got none"
+        ) from None

@@ -6,11 +6,11 @@ template, window or quantisation.
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from itertools import combinations
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from scipy.stats import chi2, spearmanr
@@ -23,38 +23,29 @@ from graphhalu.heads.files import read_table
 from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.models.cards import MODEL_CARDS
-from graphhalu.studies.sinks.effects import Sample, pearson, prediction, shift
-from graphhalu.studies.sinks.heads import localise
+from graphhalu.studies.rows import Row
+from graphhalu.studies.sinks.effects import Sample, localise, pearson, prediction, shift
 from graphhalu.studies.sinks.probes import N_FOLDS, fit_models, models_of
-from graphhalu.studies.sinks.records import SinkRecord, SinkRun, SinkTable, find_runs, read_run
-from graphhalu.studies.sinks.result import (
-    Findings,
-    RunResult,
-    Scaling,
-    ScalingPoint,
-    Sensitivity,
-    SinksResult,
-    TaskRow,
-    Tasks,
-)
+from graphhalu.studies.sinks.records import SETTINGS, SinkRecord, SinkRun, SinkTable, find_runs, read_run
+from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, SinksResult, Tasks
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 LEAST_OF_CLASS: Final = 3 * N_FOLDS
 """Questions of the rarer class below which inner folds lack a class."""
 _DIGITS: Final = 6
-SETTINGS: Final = ("chat", "sink_tokens", "query_mode", "quantization")
+_VARIED: Final = ("chat", "sink_tokens", "query_mode", "quantization")
 LEAST_BOTH: Final = 10
 _LEAST_MODELS: Final = 4
 _UNITS: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _NORMAL_WIDTH: Final = 2 * 1.959963984540054
-_LABELS: Final[dict[str, Callable[[RunResult, Findings], str]]] = {
-    "model": lambda run, _: run.model,
-    "task": lambda run, _: run.task,
-    "meaning": lambda _, found: f"label: {found.meaning}",
-    "sink_tokens": lambda run, _: f"K = {run.sink_tokens}",
-    "query_mode": lambda run, _: f"queries: {run.query_mode}",
-    "chat": lambda run, _: f"chat {run.chat}",
-    "quantization": lambda run, _: f"quantisation {run.quantization}",
+_LABELS: Final = {
+    "model": "{run.model}",
+    "task": "{run.task}",
+    "meaning": "label: {found.meaning}",
+    "sink_tokens": "K = {run.sink_tokens}",
+    "query_mode": "queries: {run.query_mode}",
+    "chat": "chat {run.chat}",
+    "quantization": "quantisation {run.quantization}",
 }
 """Descriptions of the settings that runs of one series share."""
 Analysed = tuple[SinkRun, RunResult]
@@ -99,6 +90,7 @@ def analyze(
 def analyze_run(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None = None) -> RunResult:
     """One run under every label that it has; a table of another model's heads is ignored."""
     first = run.first
+    of_run = {name: getattr(first, name) for name in SETTINGS if name != "chat_mode"}
     roles = () if role is None or not _fits(role, run) else (role,)
     found: list[Findings] = []
     left_out: dict[Meaning, str] = {}
@@ -115,13 +107,9 @@ def analyze_run(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None = No
             raise
     commonest, share = run.commonest_answer() or (None, None)
     return RunResult(
+        **of_run,
         name=run.name,
-        task=first.task,
-        model=first.model,
-        sink_tokens=first.sink_tokens,
-        query_mode=first.query_mode,
         chat=first.chat_mode,
-        quantization=first.quantization,
         n_layers=first.by_head.shape[0],
         n_heads=first.by_head.shape[1],
         n_records=len(run.records),
@@ -151,12 +139,11 @@ def findings(
     """
     n_questions = [len({r.group for r in records if r.labels[meaning] == label}) for label in (1, 0)]
     if min(n_questions) < LEAST_OF_CLASS:
-        message = (
+        raise NotEnoughDataError(
             f"{len(records)} usable records with a label ({MEANINGS[meaning]}): "
             f"{n_questions[0]} questions of label 1 and {n_questions[1]} of label 0; an analysis "
             f"needs {LEAST_OF_CLASS} of each"
         )
-        raise NotEnoughDataError(message)
     table = SinkTable.of(records, meaning)
     fitted = fit_models(table, config.models, seeds=config.fold_seeds)
     models, gains = models_of(fitted, table, config)
@@ -168,7 +155,7 @@ def findings(
         n_negative=len(masses[1]),
         n_groups=len(np.unique(table.groups)),
         shift=shift(table, config),
-        prediction=prediction(table, fitted["sink"].probability, config),
+        prediction=prediction(table, fitted[1]["sink"], config),
         models=models,
         gains=gains,
         localisation=localise(table, config, roles=roles),
@@ -201,7 +188,7 @@ def scaling(analysed: Sequence[Analysed]) -> tuple[Scaling, ...]:
     found = []
     for name, members in _series(analysed, leave_out=("model", "chat")):
         points = [
-            ScalingPoint(
+            Row(
                 run=run.name,
                 model=run.model,
                 chat=run.chat,
@@ -232,7 +219,7 @@ def tasks(analysed: Sequence[Analysed]) -> tuple[Tasks, ...]:
     found = []
     for name, members in _series(analysed, leave_out=("task", "meaning")):
         rows = tuple(
-            TaskRow(
+            Row(
                 run=run.name,
                 task=run.task,
                 meaning=f.meaning,
@@ -269,10 +256,10 @@ def heterogeneity(effects: Sequence[Estimate]) -> tuple[float, float, float]:
     return q, float(chi2.sf(q, freedom)), max(0.0, (q - freedom) / q) if q > 0 else 0.0
 
 
-def sensitivities(analysed: Sequence[Analysed], how: AnalyzeConfig) -> tuple[Sensitivity, ...]:
-    """Every pair of runs that differ in one setting only."""
+def sensitivities(analysed: Sequence[Analysed], how: AnalyzeConfig) -> tuple[Row, ...]:
+    """Every pair of runs that differ in one setting only, on the questions that both have."""
     found = []
-    for setting in SETTINGS:
+    for setting in _VARIED:
         for series, members in _series(analysed, leave_out=(setting,)):
             for ((run, first), f), ((other, second), _) in combinations(members, 2):
                 values = [str(getattr(result, setting)) for result in (first, second)]
@@ -281,8 +268,9 @@ def sensitivities(analysed: Sequence[Analysed], how: AnalyzeConfig) -> tuple[Sen
                 pairs = [(record, again) for record, again in keyed if again is not None]
                 if values[0] != values[1] and len(pairs) >= LEAST_BOTH:
                     with suppress(NotEnoughDataError):
-                        between = (setting, values[0], values[1], series)
-                        found.append(_sensitivity(between, pairs, f.meaning, how))
+                        compared = _compared_pairs(pairs, f.meaning, how)
+                        between = {"setting": setting, "first": values[0], "second": values[1]}
+                        found.append(Row(**between, series=series, meaning=f.meaning, **compared))
     return tuple(found)
 
 
@@ -291,41 +279,43 @@ def _key(record: SinkRecord) -> tuple[str, int]:
     return str(record.meta.get("question_id") or record.group), int(record.meta.get("place") or 0)
 
 
-def _sensitivity(
-    between: tuple[str, str, str, str],
-    pairs: Sequence[tuple[SinkRecord, SinkRecord]],
-    meaning: Meaning,
-    how: AnalyzeConfig,
-) -> Sensitivity:
-    """Comparison of the records of two runs; ``between`` is setting, both values and series."""
+def _compared_pairs(
+    pairs: Sequence[tuple[SinkRecord, SinkRecord]], meaning: Meaning, how: AnalyzeConfig
+) -> dict[str, Any]:
+    """The same questions in two runs, second minus first where it is a difference.
+
+    Returns:
+        ``n_both`` records; ``mass_difference`` and ``mass_pearson`` of their sink masses;
+        ``accuracy_difference``; ``share_changed`` of the answers; Cohen's d of each run and
+        ``d_difference`` on the same resamples.
+    """
     a, b = (SinkTable.of(side, meaning) for side in zip(*pairs, strict=True))
     answers = [(x.pred, y.pred) for x, y in pairs if None not in (x.pred, y.pred)]
     samples = [Sample(each.labels, a.groups, how) for each in (a, b)]
     effects = [s.class_effects(t.mass)[1] for s, t in zip(samples, (a, b), strict=True)]
     wrong = np.array([[r.labels.get("hallucinated") for r in pair] for pair in pairs], dtype=np.float64)
     is_labelled = bool(np.isfinite(wrong).all())
-    return Sensitivity(
-        *between,
-        meaning=meaning,
-        n_both=len(pairs),
-        mass_difference=Estimate.of(samples[0].mean(b.mass - a.mass)),
-        mass_pearson=pearson(a.mass, b.mass),
-        accuracy_difference=Estimate.of(samples[0].mean(wrong[:, 0] - wrong[:, 1])) if is_labelled else None,
-        share_changed=float(np.mean([x != y for x, y in answers])) if answers else None,
-        d_first=float(effects[0][0]),
-        d_second=float(effects[1][0]),
-        d_difference=Estimate.of(effects[1] - effects[0]),
-    )
+    return {
+        "n_both": len(pairs),
+        "mass_difference": Estimate.of(samples[0].mean(b.mass - a.mass)),
+        "mass_pearson": pearson(a.mass, b.mass),
+        "accuracy_difference": Estimate.of(samples[0].mean(wrong[:, 0] - wrong[:, 1]))
+        if is_labelled
+        else None,
+        "share_changed": float(np.mean([x != y for x, y in answers])) if answers else None,
+        "d_first": float(effects[0][0]),
+        "d_second": float(effects[1][0]),
+        "d_difference": Estimate.of(effects[1] - effects[0]),
+    }
 
 
 def _series(
     analysed: Sequence[Analysed], *, leave_out: tuple[str, ...]
 ) -> Iterator[tuple[str, list[tuple[Analysed, Findings]]]]:
     """Runs, once for each label, that share all but some settings."""
-    shared = [label for key, label in _LABELS.items() if key not in leave_out]
+    shared = ", ".join(label for key, label in _LABELS.items() if key not in leave_out)
     groups: dict[str, list[tuple[Analysed, Findings]]] = defaultdict(list)
     for each in analysed:
         for found in each[1].findings:
-            name = ", ".join(label(each[1], found) for label in shared)
-            groups[name].append((each, found))
+            groups[shared.format(run=each[1], found=found)].append((each, found))
     yield from ((name, members) for name, members in groups.items() if len(members) > 1)

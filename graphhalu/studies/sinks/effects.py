@@ -1,13 +1,15 @@
-"""Shift of sink mass between the classes (H1), and what the scalar predicts (H2).
+"""Shift of sink mass between the classes (H1), what it predicts (H2), and heads that differ (H4).
 
 Intervals resample questions; the first row of every array of resamples is the sample itself.
 """
 
+from collections.abc import Sequence
 from itertools import chain
 from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
+from scipy.stats import hypergeom, spearmanr
 from sklearn.metrics import auc, brier_score_loss, precision_recall_curve
 
 from graphhalu.core.numerics import length_adjusted
@@ -20,10 +22,23 @@ from graphhalu.evaluation.bootstrap import (
     resample_sums,
 )
 from graphhalu.evaluation.metrics import auroc, ece, evaluate, reliability_curve
+from graphhalu.heads.statistics import Contrast, contrast, mean_of_present, resampled_means
+from graphhalu.heads.table import HeadTable
+from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Prediction, QuantileBin, Shift
+from graphhalu.studies.sinks.result import Localisation
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
+Values = Float[np.ndarray, "trace"]
+Rows = Float[np.ndarray, "row"]
+Labels = Int[np.ndarray, "trace"]
+RowLabels = Int[np.ndarray, "row trace"]
+
+TraceCells = Float[np.ndarray, "trace *cell"]
+Resampled = Float[np.ndarray, "resample layer head"]
+PerHead = Float[np.ndarray, "layer head"]
+
+FALSE_DISCOVERIES: Final = 0.05
 N_QUANTILES: Final = 5
 N_RELIABILITY_BINS: Final = 10
 _BLOCK: Final = 256
@@ -39,7 +54,7 @@ class Sample(NamedTuple):
         how: Numbers and seed of resamples.
     """
 
-    labels: Int[np.ndarray, "trace"]
+    labels: Labels
     groups: Shaped[np.ndarray, "trace"]
     how: AnalyzeConfig = AnalyzeConfig()
 
@@ -48,13 +63,11 @@ class Sample(NamedTuple):
         drawing = {"n_resamples": self.how.n_resamples, "seed": self.how.seed}
         return resample_sums(columns, self.groups, **drawing, has_sample=True)
 
-    def mean(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
+    def mean(self, values: Values) -> Rows:
         """Mean over the sample, then over each resample of questions."""
         return mean_rows(values, self.groups, n_resamples=self.how.n_resamples, seed=self.how.seed)
 
-    def class_effects(
-        self, values: Float[np.ndarray, "trace"]
-    ) -> tuple[Float[np.ndarray, "row"], Float[np.ndarray, "row"]]:
+    def class_effects(self, values: Values) -> tuple[Rows, Rows]:
         """Mean of label 1 minus that of label 0, and Cohen's d; NaN where a row lacks a class.
 
         Source:
@@ -74,12 +87,12 @@ class Sample(NamedTuple):
         pooled = np.sqrt(np.where(is_spread, spread / np.maximum(freedom, 1), 1.0))
         return difference, np.where(is_spread, difference / pooled, np.nan)
 
-    def cohens_d(self, values: Float[np.ndarray, "trace"]) -> Estimate:
+    def cohens_d(self, values: Values) -> Estimate:
         """Cohen's d with its interval; 0 where the values have no spread."""
         found = self.class_effects(values)[1]
         return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else Estimate.of(found)
 
-    def median_differences(self, values: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "row"]:
+    def median_differences(self, values: Values) -> Rows:
         """Median of label 1 minus that of label 0 in the sample, then in each resample."""
         codes, n_groups = group_codes(self.groups)
         sides = [(values[is_in], codes[is_in]) for is_in in (self.labels == 1, self.labels == 0)]
@@ -89,7 +102,7 @@ class Sample(NamedTuple):
         positive, negative = np.array(medians).T
         return positive - negative
 
-    def permutation_p(self, values: Float[np.ndarray, "trace"]) -> float:
+    def permutation_p(self, values: Values) -> float:
         """Two-sided p-value of the difference of means under exchanged labels.
 
         One is added to both counts, so it is never 0. Where most records stand in questions with
@@ -114,9 +127,7 @@ class Sample(NamedTuple):
         is_mixed = (share > 0) & (share < 1)
         return bool(is_mixed[codes].mean() > _MIXED)
 
-    def correlation(
-        self, first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]
-    ) -> Estimate | None:
+    def correlation(self, first: Values, second: Values) -> Estimate | None:
         """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
         if np.isnan(pearson(first, second)):
             return None
@@ -129,14 +140,24 @@ class Sample(NamedTuple):
         return Estimate.of(np.where(is_spread, found, np.nan))
 
 
-def shift(table: SinkTable, how: AnalyzeConfig) -> Shift:
-    """Compare the sink mass of both classes; see :class:`Shift`."""
+def shift(table: SinkTable, how: AnalyzeConfig) -> Row:
+    """H1: is the sink mass of positive records another than that of negative ones?
+
+    Returns:
+        ``mean_positive`` and ``mean_negative``; ``mean_difference`` and ``median_difference``,
+        positive minus negative; ``cohens_d`` over the pooled standard deviation (n - 1);
+        ``p_permutation``, two-sided, of the difference of means, with ``permutation`` ``free`` or
+        ``within questions`` (most questions have both classes); ``adjusted_d`` and ``adjusted_p``
+        of what a fit on the length leaves, and ``length_d`` of the length itself, which it has to
+        take away; ``length_pearson`` and ``entropy_pearson``, correlations of sink mass; and
+        ``partial_correlation`` of sink mass and label, length held fixed.
+    """
     sample, mass = Sample(table.labels, table.groups, how), table.mass
     lengths = table.length[:, None]
     adjusted = length_adjusted(mass, lengths)
     residual = length_adjusted(table.labels.astype(np.float64), lengths)
     differences, effects = sample.class_effects(mass)
-    return Shift(
+    return Row(
         mean_positive=float(mass[table.labels == 1].mean()),
         mean_negative=float(mass[table.labels == 0].mean()),
         mean_difference=Estimate.of(differences),
@@ -153,22 +174,27 @@ def shift(table: SinkTable, how: AnalyzeConfig) -> Shift:
     )
 
 
-def pearson(first: Float[np.ndarray, "trace"], second: Float[np.ndarray, "trace"]) -> float:
+def pearson(first: Values, second: Values) -> float:
     """Pearson's correlation; NaN where one of them has no spread."""
     if len(first) < 3 or not first.std() > 0 or not second.std() > 0:  # noqa: PLR2004
         return float("nan")
     return float(np.corrcoef(first, second)[0, 1])
 
 
-def prediction(
-    table: SinkTable, probabilities: Float[np.ndarray, "seed trace"], how: AnalyzeConfig
-) -> Prediction:
-    """What sink mass predicts; see :class:`Prediction`.
+def prediction(table: SinkTable, probabilities: Float[np.ndarray, "seed trace"], how: AnalyzeConfig) -> Row:
+    """H2: what sink mass as it is predicts; no sign is learnt and none is flipped.
 
     Args:
         table: Records with both classes.
         probabilities: Of the cross-fitted model on sink mass alone, for the calibration.
         how: Resamples.
+
+    Returns:
+        ``auroc`` of sink mass as the score of the positive class; ``auprc``, average precision, beside
+        the published area ``auprc_trapezoid`` and the ``prevalence``, which is that of chance;
+        ``adjusted_auroc`` of what a fit on the length leaves; ``bins``, see :func:`quantile_bins`; of
+        the cross-fitted probability ``ece``, ``brier`` beside ``brier_of_prevalence``, and
+        ``reliability``: mean probability, share positive and number of each bin.
     """
     mass, labels = table.mass, table.labels
     adjusted = length_adjusted(mass, table.length[:, None])
@@ -176,11 +202,11 @@ def prediction(
     prevalence = float(labels.mean())
     precision, recall, _ = precision_recall_curve(labels, mass)
 
-    def estimate(metric: str, scores: Float[np.ndarray, "trace"], value: float) -> Estimate:
-        resampled = {"n_resamples": how.n_resamples, "seed": how.seed}
-        return Estimate(value, *bootstrap_interval(metric, scores, labels, table.groups, **resampled))
+    def estimate(metric: str, scores: Values, value: float) -> Estimate:
+        drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
+        return Estimate(value, *bootstrap_interval(metric, scores, labels, table.groups, **drawing))
 
-    return Prediction(
+    return Row(
         auroc=estimate("auroc", mass, auroc(mass, labels)),
         auprc=estimate("auprc", mass, evaluate(mass, labels)["auprc"]),
         auprc_trapezoid=float(auc(recall, precision)),
@@ -194,8 +220,13 @@ def prediction(
     )
 
 
-def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[QuantileBin, ...]:
-    """Share of label 0 in bins of equal size by rising sink mass; equal values are not parted."""
+def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[Row, ...]:
+    """Share of label 0 in bins of equal size by rising sink mass; equal values are not parted.
+
+    Returns:
+        Of each bin ``mean_mass``, the number of records ``n``, and ``share_negative``: the accuracy
+        where the label is the model's own output.
+    """
     _, index, counts = np.unique(table.mass, return_inverse=True, return_counts=True)
     middle = np.cumsum(counts) - (counts + 1) / 2
     bins = np.floor(middle * N_QUANTILES / len(table.mass)).astype(np.int64)[index]
@@ -204,12 +235,141 @@ def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[QuantileBin, ..
     sample = Sample(table.labels, table.groups, how)
     sizes, hits = np.split(sample.sums(columns), 2, axis=1)
     return tuple(
-        QuantileBin(float(table.mass[members].mean()), int(size[0]), Estimate.of(_ratio(hit, size)))
-        for members, size, hit in zip(is_in.T, sizes.T, hits.T, strict=True)
+        Row(
+            mean_mass=float(table.mass[of].mean()),
+            n=int(size[0]),
+            share_negative=Estimate.of(_ratio(hit, size)),
+        )
+        for of, size, hit in zip(is_in.T, sizes.T, hits.T, strict=True)
     )
 
 
-def _ratio(total: Float[np.ndarray, "row"], count: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
+def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable] = ()) -> Localisation:
+    """Difference of every head between the classes; see :class:`Localisation`.
+
+    Args:
+        table: Records with both classes.
+        how: Resamples of questions, and how many heads are named.
+        roles: Tables of the same model's heads, to compare the heads that differ with.
+
+    Returns:
+        ``top`` has ``layer`` and ``head``, the ``difference``, its ``z`` (over the bootstrap standard
+        error), ``q_value``, ``adjusted_q_value``, and ``stability``: the share of resamples in which
+        the head is among as many that differ most.
+    """
+    by_head = table.by_head
+    found, resampled = _contrast(table, by_head, how), _resampled(table, by_head, how)
+    adjusted = np.full_like(by_head, np.nan)
+    for layer, head in np.argwhere(np.isfinite(by_head).all(axis=0)):
+        adjusted[:, layer, head] = length_adjusted(by_head[:, layer, head], table.length[:, None])
+    adjusted_q = _contrast(table, adjusted, how).q_value
+    estimates = _estimates(found, how)
+    error = resampled.std(axis=0)
+    z = np.divide(found.difference, error, out=np.full_like(error, np.nan), where=error > 0)
+    stability = _top_share(resampled, z, error, how.n_top)
+    top = tuple(
+        Row(
+            layer=cell // z.shape[1],
+            head=cell % z.shape[1],
+            difference=estimates[cell],
+            z=float(z.flat[cell]),
+            q_value=float(found.q_value.flat[cell]),
+            adjusted_q_value=float(adjusted_q.flat[cell]),
+            stability=float(stability.flat[cell]),
+        )
+        for cell in _largest(z, min(how.n_top, int(np.isfinite(z).sum())))
+    )
+    by_layer = by_head.mean(axis=2)
+    is_known = np.isfinite(by_layer).all(axis=0)
+    profiles = [np.where(is_known, mean_of_present(by_layer[table.labels == c]), np.nan) for c in (1, 0)]
+    of_layers = _estimates(_contrast(table, by_layer, how), how)
+    return Localisation(
+        difference=found.difference,
+        q_value=found.q_value,
+        adjusted_q_value=adjusted_q,
+        n_heads=int(np.isfinite(found.q_value).sum()),
+        n_significant=int((found.q_value < FALSE_DISCOVERIES).sum()),
+        n_significant_adjusted=int((adjusted_q < FALSE_DISCOVERIES).sum()),
+        top=top,
+        profile_positive=profiles[0],
+        profile_negative=profiles[1],
+        profile_difference=tuple(
+            each if known else None for each, known in zip(of_layers, is_known, strict=True)
+        ),
+        overlaps=tuple(role_overlap(z, role, how.n_top) for role in roles),
+    )
+
+
+def role_overlap(z: PerHead, role: HeadTable, k: int) -> Row:
+    """Whether the heads that differ most are those with the highest score in a role.
+
+    Args:
+        z: Difference of each head over its standard error; NaN if unknown.
+        role: Scores of the same model's heads.
+        k: Heads of each kind.
+
+    Returns:
+        ``role`` and ``k``; ``n_shared`` heads of both kinds and ``n_expected`` by chance;
+        ``p_value`` of so many or more, hypergeometric; ``spearman`` of the size of a head's
+        difference with its score in the role, and ``p_spearman``, two-sided.
+    """
+    is_known = np.isfinite(z) & np.isfinite(role.mean)
+    size, score = (np.where(is_known, each, np.nan) for each in (np.abs(z), role.mean))
+    n_known = int(is_known.sum())
+    k = min(k, n_known)
+    n_shared = len(set(_largest(size, k)) & set(_largest(score, k, is_signed=True)))
+    has_order = n_known > 2 and np.ptp(score[is_known]) > 0  # noqa: PLR2004
+    tested = spearmanr(size[is_known], score[is_known]) if has_order else (np.nan, np.nan)
+    return Row(
+        role=role.role,
+        k=k,
+        n_shared=n_shared,
+        n_expected=k * k / max(n_known, 1),
+        p_value=float(hypergeom.sf(n_shared - 1, n_known, k, k)),
+        spearman=float(tested[0]),
+        p_spearman=float(tested[1]),
+    )
+
+
+def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Contrast:
+    """Label 1 minus label 0."""
+    sides = [table.labels == label for label in (1, 0)]
+    first, second = (values[is_in] for is_in in sides)
+    groups = (table.groups[sides[0]].tolist(), table.groups[sides[1]].tolist())
+    return contrast(first, second, groups, n_resamples=how.n_resamples, seed=how.seed)
+
+
+def _resampled(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Resampled:
+    """The difference of the classes on each resample of questions."""
+    labels = table.labels[:, None, None]
+    drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
+    means = [resampled_means(np.where(labels == c, values, np.nan), table.groups, **drawing) for c in (1, 0)]
+    return means[0] - means[1]
+
+
+def _estimates(found: Contrast, how: AnalyzeConfig) -> list[Estimate]:
+    """The difference of each cell with its interval."""
+    flat = (values.ravel().tolist() for values in (found.difference, found.low, found.high))
+    rows = zip(*flat, strict=True)
+    return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
+
+
+def _top_share(resampled: Resampled, z: PerHead, error: PerHead, k: int) -> PerHead:
+    """Share of resamples in which a head is among the ``k`` that differ most for their spread."""
+    is_known = np.isfinite(z)
+    size = np.where(is_known, np.abs(resampled) / np.where(is_known, error, 1.0), -np.inf)
+    flat = np.nan_to_num(size.reshape(len(size), -1), nan=-np.inf)
+    named = np.argsort(-flat, axis=1)[:, : min(k, int(is_known.sum()))]
+    return np.bincount(named.ravel(), minlength=z.size).reshape(z.shape) / len(flat)
+
+
+def _largest(values: PerHead, k: int, *, is_signed: bool = False) -> list[int]:
+    """The ``k`` cells with the largest values, or sizes of values; NaN comes last."""
+    keys = np.nan_to_num(values if is_signed else np.abs(values), nan=-np.inf)
+    return np.argsort(-keys.ravel(), kind="stable")[:k].tolist()
+
+
+def _ratio(total: Rows, count: Rows) -> Rows:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
@@ -217,20 +377,14 @@ def _median(values: Float[np.ndarray, "value"]) -> float:
     return float(np.median(values)) if values.size else float("nan")
 
 
-def _difference(
-    values: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "row trace"]
-) -> Float[np.ndarray, "row"]:
+def _difference(values: Values, labels: RowLabels) -> Rows:
     n_positive = labels.sum(axis=1)
     total = labels @ values
     n_negative = len(values) - n_positive
     return total / n_positive - (values.sum() - total) / n_negative
 
 
-def _permuted(
-    labels: Int[np.ndarray, "trace"],
-    within: Int[np.ndarray, "trace"] | None,
-    keys: Float[np.ndarray, "row trace"],
-) -> Int[np.ndarray, "row trace"]:
+def _permuted(labels: Labels, within: Labels | None, keys: Float[np.ndarray, "row trace"]) -> RowLabels:
     if within is None:
         return labels[np.argsort(keys, axis=1)]
     # sorted by question and then at random: each question keeps its own labels

@@ -23,8 +23,18 @@ from graphhalu.datasets.registry import load_questions, own_path
 from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
-from graphhalu.studies.sinks.passes import Journal, Measured, measure_batches, require_same
-from graphhalu.studies.sinks.prompts import KIND_DESCRIPTIONS, Kind, SinkPrompt, kind_of, sink_prompts
+from graphhalu.studies.sinks.passes import (
+    KIND_DESCRIPTIONS,
+    Journal,
+    Kind,
+    Measured,
+    SinkPrompt,
+    kind_of,
+    measure_batches,
+    record_of,
+    require_same,
+    sink_prompts,
+)
 from graphhalu.studies.sinks.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -147,8 +157,7 @@ def _run(
     prompts, failures = sink_prompts(questions, kind, config, loaded)
     if not prompts:
         reason = failures[0] if failures else "there is none"
-        message = f"no question of {config.dataset.name} can be measured: {reason}"
-        raise UsageError(message)
+        raise UsageError(f"no question of {config.dataset.name} can be measured: {reason}")
     asked = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
     journal = Journal(folder / f".{run_stem(config.task, name)}.journal", {**identity, **asked})
     left = [prompt for prompt in prompts if prompt.idx not in journal.done]
@@ -255,21 +264,16 @@ def _record(prompt: SinkPrompt, measured: Measured, place: int, run: Mapping[str
         place: Which window and query mode.
         run: Description of the run.
     """
-    question, pred, mass = prompt.question, measured.pred, measured.cells[place]
-    return SinkRecord(
+    question, pred = prompt.question, measured.pred
+    return record_of(
+        measured.cells[place],
+        run,
         idx=prompt.idx,
         target=prompt.target,
         pred=None if pred is None else LETTERS[pred],
         labels=prompt.labels(pred),
         entropy=measured.entropy,
-        sink_mass=mass.scalar,
-        by_head=mass.values,
-        is_seen=mass.is_seen,
         seq_len=prompt.n_tokens,
-        sink_tokens=mass.k,
-        query_mode=mass.mode,
-        chat_mode=run["chat"],
-        **{name: run[name] for name in ("task", "model", "query_start", "quantization")},
         meta={
             "question_id": question.question_id,
             "group_id": question.group_id,

@@ -1,37 +1,168 @@
-"""Passes of sequences through a model that sum attention to the first tokens, and their journal.
+"""Passes of questions through a model that sum attention to the first tokens, and their journal.
+
+Three kinds of questions need no generation. With *options* the model's own choice is the likeliest
+letter. An *answer that the data set gives* is read by the model after the question; its label speaks of
+the input. A question of which the data set says whether its *premise* is false is put as a choice between
+yes and no: the model's choice and the data set's word give one label each.
 
 Every window and query mode comes from one pass, whose attention is discarded chunk by chunk. NaN is
 kept: a model that overflows gives a record that says so.
 """
 
+import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final
+from typing import Annotated, Any, Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from graphhalu.core.axes import RowRange
+from graphhalu.core.axes import RowRange, Span
 from graphhalu.core.config import differing_fields
-from graphhalu.core.errors import StoreMismatchError
+from graphhalu.core.errors import StoreMismatchError, UsageError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.core.numerics import json_ready
+from graphhalu.datasets.question import LETTERS, Question
+from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.files import numbers
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.forward import DeferredPass, body_below_head, read_likelihood
+from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
+from graphhalu.extract.prompts import PromptBuilder
+from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
-from graphhalu.studies.sinks.prompts import SinkPrompt
-from graphhalu.studies.sinks.records import QueryMode
+from graphhalu.studies.sinks.records import QueryMode, SinkRecord
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 
-DIGITS: Final = 7
 _MOST_SHOWN: Final = 12
+Codes = Integer[np.ndarray, "token"]
+Kind = Literal["choice", "given", "premise", "generated"]
+PREMISE_QUESTION: Final = "Does this question rest on a false premise?"
+KIND_DESCRIPTIONS: Final[dict[Kind, str]] = {
+    "choice": "options; the likeliest letter is the model's answer",
+    "given": "an answer of the data set follows the question; the label speaks of it",
+    "premise": "yes or no to a false premise; both labels",
+    "generated": "the model answers in words",
+}
+
+
+@dataclass(frozen=True)
+class SinkPrompt:
+    """One sequence to measure.
+
+    Attributes:
+        idx: Its number.
+        question: As it is put to the model.
+        place: Which of the given answers; 0 for all other kinds.
+        kind: Kind of the question.
+        sequence: Its tokens, and one token after them in place of the answer: the row before it
+            is the last that is measured, and no row sees later tokens.
+    """
+
+    idx: int
+    question: Question
+    place: int
+    kind: Kind
+    sequence: TokenSequence
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens that are measured."""
+        return self.sequence.prompt_length
+
+    def labels(self, pred: int | None) -> dict[Meaning, int | None]:
+        """Both labels, given the option that the model chose."""
+        if self.kind == "given":
+            stated = self.question.given[self.place].is_hallucinated
+            return {"hallucinated": None, "input": None if stated is None else int(stated)}
+        wrong = None if pred is None else int(pred not in self.question.correct_choices)
+        return {"hallucinated": wrong, "input": self.question.input_label}
+
+    @property
+    def target(self) -> str | None:
+        """Letters of the right options."""
+        if self.kind == "given":
+            return None
+        return ",".join(LETTERS[place] for place in self.question.correct_choices)
+
+
+def kind_of(questions: Sequence[Question], name: str) -> Kind:
+    """Kind of the questions of a data set.
+
+    Raises:
+        UsageError: If they are of several kinds.
+    """
+    kinds = {_kind(question) for question in questions}
+    if len(kinds) > 1:
+        raise UsageError(
+            f"the questions of {name} are of several kinds ({', '.join(sorted(kinds))}), and one "
+            f"run asks them all alike\n  Split the file by kind"
+        )
+    return kinds.pop()
+
+
+def _kind(question: Question) -> Kind:
+    if question.choices:
+        return "choice"
+    if question.given:
+        return "given"
+    return "generated" if question.input_label is None else "premise"
+
+
+def sink_prompts(
+    questions: Sequence[Question], kind: Kind, config: SinkMeasureConfig, loaded: LoadedModel
+) -> tuple[list[SinkPrompt], list[str]]:
+    """Every sequence to measure, and why a question, or a given answer of it, has none.
+
+    Raises:
+        UsageError: If the settings do not fit the data set or the model.
+    """
+    settings = config.model_copy(update={"max_new_tokens": 1})
+    builder = PromptBuilder(settings.extraction("given" if kind == "given" else "generated"), loaded)
+    prompts: list[SinkPrompt] = []
+    failures: list[str] = []
+    for question in questions:
+        shown = replace(question, examples=question.examples[: config.n_examples])
+        prompt = builder.build(as_choice(shown) if kind == "premise" else shown)
+        failures += prompt.failures
+        ids, spans = prompt.encoded.token_ids, prompt.encoded.span_code
+        if prompt.length and not prompt.given:
+            sequence = _sequence(ids, spans, prompt.option_ids)
+            prompts.append(SinkPrompt(len(prompts), prompt.question, 0, kind, sequence))
+        for answer in prompt.given:
+            whole = np.append(ids, np.array(answer.token_ids, dtype=np.int32))
+            answer_spans = np.full(len(answer.token_ids), Span.ANSWER)
+            sequence = _sequence(whole, np.append(spans, answer_spans), ())
+            prompts.append(SinkPrompt(len(prompts), prompt.question, answer.rank, kind, sequence))
+    return prompts, failures
+
+
+def as_choice(question: Question) -> Question:
+    """Yes or no to a false premise, in an order that depends on the question's id alone."""
+    digest = hashlib.sha256(f"{question.question_id}\npremise".encode()).digest()
+    choices = ("Yes", "No") if digest[0] % 2 else ("No", "Yes")
+    right = "Yes" if question.input_label else "No"
+    return replace(
+        question,
+        text=f"{question.text}\n{PREMISE_QUESTION}",
+        choices=choices,
+        correct_choices=(choices.index(right),),
+    )
+
+
+def _sequence(token_ids: Codes, span_code: Codes, option_ids: tuple[tuple[int, ...], ...]) -> TokenSequence:
+    return TokenSequence(
+        token_ids=np.append(token_ids, token_ids[-1]).astype(np.int32),
+        span_code=np.append(span_code, Span.ANSWER).astype(np.uint8),
+        prompt_length=len(token_ids),
+        row_start=len(token_ids) - 1,
+        option_ids=option_ids,
+    )
 
 
 @dataclass(frozen=True)
@@ -55,6 +186,20 @@ class SinkMass:
         """Mean over heads, then over the layers that can see the sink; NaN without such a layer."""
         by_layer = self.values.mean(axis=1)[self.is_seen]
         return float(by_layer.mean()) if by_layer.size else float("nan")
+
+
+def record_of(mass: SinkMass, run: Mapping[str, Any], **fields: Any) -> SinkRecord:
+    """The record of one sequence; the description of the run gives its settings."""
+    return SinkRecord(
+        sink_mass=mass.scalar,
+        by_head=mass.values,
+        is_seen=mass.is_seen,
+        sink_tokens=mass.k,
+        query_mode=mass.mode,
+        chat_mode=run["chat"],
+        **{name: run[name] for name in ("task", "model", "query_start", "quantization")},
+        **fields,
+    )
 
 
 class SinkObserver:
@@ -139,7 +284,7 @@ class Measured:
         cells: Sink mass by window and query mode.
     """
 
-    entropy: float
+    entropy: OrNan
     option_logprobs: tuple[float, ...]
     cells: tuple[SinkMass, ...]
 
@@ -160,13 +305,12 @@ def measure_batches(
     loaded: LoadedModel, prompts: Sequence[SinkPrompt], config: SinkMeasureConfig
 ) -> Iterator[tuple[SinkPrompt, Measured]]:
     """Measure sequences, those of about equal length together."""
-    batch: list[SinkPrompt] = []
+    batches: list[list[SinkPrompt]] = [[]]
     for prompt in sorted(prompts, key=lambda prompt: prompt.n_tokens):
-        if batch and (len(batch) + 1) * prompt.sequence.length > config.batch_tokens:
-            yield from zip(batch, run_batch(loaded, batch, config), strict=True)
-            batch = []
-        batch.append(prompt)
-    if batch:
+        if batches[-1] and (len(batches[-1]) + 1) * prompt.sequence.length > config.batch_tokens:
+            batches.append([])
+        batches[-1].append(prompt)
+    for batch in filter(None, batches):
         yield from zip(batch, run_batch(loaded, batch, config), strict=True)
 
 
@@ -237,11 +381,7 @@ class Journal:
     def add(self, measured: Iterable[tuple[int, Measured]]) -> None:
         """Append measurements, in one write."""
         found = dict(measured)
-        lines = []
-        for idx, each in found.items():
-            cells = [replace(cell, values=np.round(cell.values, DIGITS)) for cell in each.cells]
-            lines.append({"idx": idx, **asdict(replace(each, cells=tuple(cells)))})
-        self._append(lines)
+        self._append({"idx": idx, **asdict(each)} for idx, each in found.items())
         self.done |= found
 
     def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -270,8 +410,7 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path
     differences = differing_fields(stored, json.loads(json.dumps(asked)))
     if differences:
         listed = "\n".join(f"  {line}" for line in differences[:_MOST_SHOWN])
-        message = (
+        raise StoreMismatchError(
             f"{path} was measured with other settings:\n{listed}\n"
             f"  Ask for the same ones, or give another folder with --out"
         )
-        raise StoreMismatchError(message)

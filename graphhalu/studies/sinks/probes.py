@@ -7,23 +7,24 @@ record takes part in any choice, scale or calibration by which it is judged.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Side, folds_of, search
-from graphhalu.evaluation.bootstrap import Estimate, resample_metrics, two_sided_p
+from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import auroc, log_losses
 from graphhalu.evaluation.protocol import cross_fit_folds
+from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.effects import Sample
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Gain, Model
 from graphhalu.studies.sinks.settings import ANSWER, HEADS, NESTED, AnalyzeConfig
+
+Scores = Float[np.ndarray, "seed trace"]
 
 N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
@@ -45,24 +46,14 @@ FoldScores = tuple[Float[np.ndarray, "train"], Float[np.ndarray, "test"]]
 record, and of its test side."""
 
 
-@dataclass(frozen=True)
-class Fitted:
-    """Out-of-fold scores of one model.
-
-    Attributes:
-        scores: That can be pooled over folds, a row a seed.
-        probability: Calibrated within the training side of the fold.
-        n_columns: How many columns the model reads.
-    """
-
-    scores: Float[np.ndarray, "seed trace"]
-    probability: Float[np.ndarray, "seed trace"]
-    n_columns: int
+Fitted = tuple[dict[str, Scores], dict[str, Scores]]
+"""By model: out-of-fold scores that can be pooled over folds, and probabilities calibrated within the
+training side of the fold."""
 
 
 def fit_models(
     table: SinkTable, names: Sequence[str] = NESTED, *, seeds: Sequence[int] = (0, 1, 2)
-) -> dict[str, Fitted]:
+) -> Fitted:
     """Cross-fit models on the same folds.
 
     Args:
@@ -85,37 +76,46 @@ def fit_models(
                 calibration = Calibration.fit(train, table.labels[side], method="platt")
                 scores[name][row, fold.test] = standardise(test, train)
                 probability[name][row, fold.test] = calibration.probability(test)
-    n_columns = {name: sum(columns[part].shape[1] for part in name.split("+")) for name in names}
-    return {name: Fitted(scores[name], probability[name], n_columns[name]) for name in names}
+    return scores, probability
 
 
 def models_of(
-    fitted: Mapping[str, Fitted], table: SinkTable, how: AnalyzeConfig
-) -> tuple[tuple[Model, ...], tuple[Gain, ...]]:
-    """AUROC and log-loss of every model, and what one adds to another, with intervals."""
-    labels, sample = table.labels, Sample(table.labels, table.groups, how)
-    aurocs = {name: _aurocs(each, table, how) for name, each in fitted.items()}
+    fitted: Fitted, table: SinkTable, how: AnalyzeConfig
+) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+    """Metrics of every model, and what one adds to another, with intervals.
+
+    Returns:
+        Models: ``name``, ``n_columns`` that it reads, ``auroc`` and ``log_loss`` (nat), means over
+        seeds, and ``seed_sd`` of the AUROC. Gains of a ``model`` over a smaller ``baseline`` on the
+        same resamples, positive where it is better: ``auroc``, ``log_loss``, and two-sided
+        bootstrap p-values ``p_auroc`` and ``p_log_loss``.
+    """
+    scores, probability = fitted
+    columns, sample = _columns(table), Sample(table.labels, table.groups, how)
+    aurocs = {name: _aurocs(each, table, how) for name, each in scores.items()}
     losses = {
-        name: sample.mean(np.mean([log_losses(p, labels) for p in each.probability], axis=0))
-        for name, each in fitted.items()
+        name: sample.mean(np.mean([log_losses(row, table.labels) for row in each], axis=0))
+        for name, each in probability.items()
     }
     models = tuple(
-        Model(
+        Row(
             name=name,
-            n_columns=each.n_columns,
-            auroc=Estimate.of(aurocs[name].mean(axis=0)),
+            n_columns=sum(columns[part].shape[1] for part in name.split("+")),
+            auroc=Estimate.of(rows.mean(axis=0)),
             log_loss=Estimate.of(losses[name]),
-            seed_sd=float(np.std(aurocs[name][:, 0], ddof=1)) if len(each.scores) > 1 else 0.0,
+            seed_sd=float(np.std(rows[:, 0], ddof=1)) if len(rows) > 1 else 0.0,
         )
-        for name, each in fitted.items()
+        for name, rows in aurocs.items()
     )
     gains = []
     for larger, smaller in GAINS:
-        if {larger, smaller} <= fitted.keys():
+        if {larger, smaller} <= scores.keys():
+            row: dict[str, Any] = {"model": larger, "baseline": smaller}
             of_auroc = aurocs[larger].mean(axis=0) - aurocs[smaller].mean(axis=0)
             of_loss = losses[smaller] - losses[larger]
-            p_auroc, p_loss = (two_sided_p(each[1:]) for each in (of_auroc, of_loss))
-            gains.append(Gain(larger, smaller, Estimate.of(of_auroc), p_auroc, Estimate.of(of_loss), p_loss))
+            for metric, values in (("auroc", of_auroc), ("log_loss", of_loss)):
+                row |= {metric: Estimate.of(values), f"p_{metric}": two_sided_p(values[1:])}
+            gains.append(Row(**row))
     return models, tuple(gains)
 
 
@@ -166,11 +166,10 @@ def fit_columns(
     side = Side(train, names, labels, groups)
     folds = folds_of(labels, groups, n_folds=N_INNER_FOLDS, seed=seed)
     if len(folds) < N_INNER_FOLDS:
-        message = (
+        raise NotEnoughDataError(
             f"{len(labels)} records with {int(labels.sum())} of label 1 are too few for "
             f"{N_INNER_FOLDS} folds inside of {N_FOLDS}"
         )
-        raise NotEnoughDataError(message)
     if not (train.std(axis=0) > 0).any():
         return np.zeros(len(train)), np.zeros(len(test))
     grid = Grid({"all": np.arange(train.shape[1])}, components=components)
@@ -196,12 +195,9 @@ def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
     }
 
 
-def _aurocs(fitted: Fitted, table: SinkTable, how: AnalyzeConfig) -> Float[np.ndarray, "seed row"]:
+def _aurocs(scores: Scores, table: SinkTable, how: AnalyzeConfig) -> Float[np.ndarray, "seed row"]:
     """AUROC of the sample, then of each resample, for each seed."""
-    rows = []
-    for scores in fitted.scores:
-        drawn = resample_metrics(
-            ["auroc"], scores, table.labels, table.groups, n_resamples=how.n_resamples, seed=how.seed
-        )["auroc"]
-        rows.append(np.append(auroc(scores, table.labels), drawn))
-    return np.stack(rows)
+    tested = EvaluationSet(table.labels, table.groups, how.n_resamples, how.seed)
+    every = np.ones(len(table.labels), dtype=np.bool_)
+    drawn = [tested.resample(["auroc"], row, every)["auroc"] for row in scores]
+    return np.stack([np.append(auroc(row, table.labels), d) for row, d in zip(scores, drawn, strict=True)])

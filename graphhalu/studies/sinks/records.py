@@ -17,7 +17,7 @@ import json
 import re
 import zlib
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -25,10 +25,11 @@ from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import parse_json, read_json_object, reading, reason_of, replace_file, shown
+from graphhalu.evaluation.files import validated
 from graphhalu.labels.labels import Meaning
 
 FORMAT: Final = "graphhalu-sinks"
@@ -37,11 +38,7 @@ SUFFIX: Final = ".jsonl.gz"
 META_SUFFIX: Final = ".meta.json"
 QueryMode = Literal["last", "range"]
 """``last``: the last query row; ``range``: all query rows after the sink."""
-_REQUIRED: Final = (
-    *("idx", "task", "model", "correct", "hallucinated", "entropy", "sink_mass"),
-    *("sink_by_layer", "sink_by_layer_head", "seq_len", "sink_tokens", "query_mode"),
-)
-_SAME: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
+SETTINGS: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
 _TOLERANCE: Final = 1e-3
 _MAX_LINE_BYTES: Final = 2**26
 """Most bytes of a record: a small gzip file can hold a line of any length."""
@@ -62,7 +59,7 @@ class SinkRecord(BaseModel):
     """Letters of the right options, or the first gold answer."""
     pred: str | None
     """The model's answer, a letter or a text."""
-    labels: dict[Meaning, int | None]
+    labels: dict[Meaning, Literal[0, 1] | None]
     """1 or 0 by meaning; ``None`` if unknown."""
     entropy: float
     """Of the next-token distribution after the last query, in nat."""
@@ -86,6 +83,48 @@ class SinkRecord(BaseModel):
     """Of the model."""
     meta: dict[str, Any] = {}
     """More about the question; ``question_id`` and ``group_id`` name it."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_a_file(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """The fields of a line of a file, published or ours.
+
+        The first label of a published record is in ``correct``, since its ``hallucinated`` speaks
+        of the input if the data set has a label of its own.
+        """
+        if "sink_by_layer_head" not in values:
+            return values
+        rows, by_layer = values["sink_by_layer_head"], values["sink_by_layer"]
+        if not isinstance(rows, list) or len({len(row) or -1 for row in rows} - {-1}) != 1:
+            raise ValueError("sink_by_layer_head must be a list of layers with as many heads each")
+        if len(by_layer) != len(rows):
+            raise ValueError(f"sink_by_layer has {len(by_layer)} layers, sink_by_layer_head {len(rows)}")
+        labels = values.get("labels")
+        if not isinstance(labels, Mapping):
+            right = values["correct"]
+            wrong = None if right is None else not right
+            labels = {"hallucinated": wrong, "input": values.get("label_hallucinated")}
+        if any(label not in (None, 0, 1) for label in labels.values()):
+            raise ValueError(f"a label must be true, false or null, got {shown(labels)}")
+        by_head = np.array(rows, dtype=np.float64)
+        shares = np.append(by_head, float(values["sink_mass"]))
+        shares = shares[np.isfinite(shares)]
+        if shares.size and not (shares.min() >= -_TOLERANCE and shares.max() <= 1 + _TOLERANCE):
+            found = f"{shares.min():g} to {shares.max():g}"
+            raise ValueError(f"sink mass is a share of attention between 0 and 1, got {found}")
+        # published answers are letters, texts or lists of texts
+        answers = {
+            name: each if (each := values.get(name)) is None or isinstance(each, str) else json.dumps(each)
+            for name in ("target", "pred")
+        }
+        # published files may hold null where a setting plays no part
+        return {
+            **{name: value for name, value in values.items() if value is not None},
+            **answers,
+            "labels": {name: each if each is None else int(each) for name, each in labels.items()},
+            "by_head": by_head,
+            "is_seen": np.array([row[0] is not None for row in rows]),
+        }
 
     @property
     def is_usable(self) -> bool:
@@ -226,11 +265,11 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         elif path.is_file():
             found.append(path)
         else:
-            message = f"no file or folder of sink records at {path}"
-            raise UsageError(message)
+            raise UsageError(f"no file or folder of sink records at {path}")
     if not found:
-        message = f"no *{SUFFIX} in {', '.join(map(str, paths))}\n  Make some:  graphhalu sinks measure"
-        raise UsageError(message)
+        raise UsageError(
+            f"no *{SUFFIX} in {', '.join(map(str, paths))}\n  Make some:  graphhalu sinks measure"
+        )
     return list(dict.fromkeys(found))
 
 
@@ -241,20 +280,19 @@ def read_run(path: Path) -> SinkRun:
         DataFileError: If a line cannot be used, or the records do not belong together; one line
             that names the file, the record and the way out.
     """
-    records = tuple(_record(values, where) for values, where in _lines(path))
+    records = _read_records(path)
     if not records:
-        message = f"{path} holds no record\n  Measure again:  graphhalu sinks measure"
-        raise DataFileError(message)
+        raise DataFileError(f"{path} holds no record\n  Measure again:  graphhalu sinks measure")
     _check_together(records, path)
     meta_path = path.with_name(path.name.removesuffix(SUFFIX) + META_SUFFIX)
     meta = read_json_object(meta_path, allows_nan=True) if meta_path.is_file() else {}
     for name in ("model", "task", "sink_tokens", "query_mode"):
-        if name in meta and meta[name] != getattr(records[0], name):
-            message = (
+        stated = getattr(records[0], name)
+        if meta.get(name, stated) != stated:
+            raise DataFileError(
                 f"{meta_path} belongs to another run: it has {name} {shown(meta[name])}, "
-                f"the records have {shown(getattr(records[0], name))}"
+                f"the records have {shown(stated)}"
             )
-            raise DataFileError(message)
     return SinkRun(records, meta, path.name.removesuffix(SUFFIX))
 
 
@@ -265,9 +303,7 @@ def write_run(folder: Path, run: SinkRun) -> Path:
         UsageError: If there is no record.
     """
     if not run.records:
-        message = "there is no record to write: no question could be measured"
-        raise UsageError(message)
-    folder.mkdir(parents=True, exist_ok=True)
+        raise UsageError("there is no record to write: no question could be measured")
     text = "".join(json.dumps(plain_record(r), ensure_ascii=False) + "\n" for r in run.records)
     path = folder / f"{run.name}{SUFFIX}"
     # without a time in the header equal records make equal files
@@ -280,129 +316,54 @@ def write_run(folder: Path, run: SinkRun) -> Path:
 def plain_record(record: SinkRecord) -> dict[str, Any]:
     """One record in the published layout, with ``labels`` beside it."""
     wrong, misleads = (record.labels.get(name) for name in ("hallucinated", "input"))
+    by_head = np.round(record.by_head.astype(np.float64), 7).tolist()
+    by_layer = np.round(record.by_head.mean(axis=1).astype(np.float64), 7).tolist()
+    unseen = np.flatnonzero(~record.is_seen).tolist()
+    for layer in unseen:
+        by_head[layer], by_layer[layer] = [None] * len(by_head[layer]), None
     return {
         **record.model_dump(exclude={"by_head", "is_seen"}),
         "labels": {"hallucinated": wrong, "input": misleads},
         "correct": None if wrong is None else not wrong,
         "hallucinated": None if wrong is None else bool(wrong),
         "label_hallucinated": None if misleads is None else bool(misleads),
-        "sink_by_layer": _plain_rows(record.by_head.mean(axis=1), record.is_seen),
-        "sink_by_layer_head": _plain_rows(record.by_head, record.is_seen),
+        "sink_by_layer": by_layer,
+        "sink_by_layer_head": by_head,
     }
 
 
-def _plain_rows(values: Float[np.ndarray, "layer ..."], is_seen: Bool[np.ndarray, "layer"]) -> Any:
-    rounded = np.round(values.astype(np.float64), 7).tolist()
-    unseen = [None] * values.shape[1] if values.ndim > 1 else None
-    return [row if seen else unseen for row, seen in zip(rounded, is_seen.tolist(), strict=True)]
-
-
-def _lines(path: Path) -> Iterator[tuple[Mapping[str, Any], str]]:
-    """The JSON objects of a file, each with its place."""
+def _read_records(path: Path) -> tuple[SinkRecord, ...]:
+    found: list[SinkRecord] = []
     number = 0
     try:
         with gzip.open(path) as file:
             while line := file.readline(_MAX_LINE_BYTES):
                 number += 1
-                where = f"{path}, line {number}"
-                if len(line) == _MAX_LINE_BYTES:
-                    message = f"{where}: expected at most {len(line):,} bytes"
-                    raise DataFileError(message)
-                if line.strip():
-                    yield _object(line.decode("utf-8"), where), where
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        reason = reason_of(error)
-        message = f"{path} cannot be read after line {number}: {reason}; expected gzip JSON Lines"
-        raise DataFileError(message) from None
-
-
-def _object(line: str, where: str) -> Mapping[str, Any]:
-    with reading(f"{where}: no JSON"):
-        # published records hold NaN where a measurement failed
-        values = parse_json(line, allows_nan=True)
-    if not isinstance(values, dict):
-        message = f"{where}: expected an object, got {line.strip()[:60]}"
-        raise DataFileError(message)
-    missing = [name for name in _REQUIRED if name not in values]
-    if missing:
-        message = f"{where}: a sink record has no {', '.join(missing)}"
-        raise DataFileError(message)
-    return values
-
-
-def _record(values: Mapping[str, Any], where: str) -> SinkRecord:
-    by_head = _matrix(values["sink_by_layer_head"], where)
-    n_layers = len(values["sink_by_layer"]) if isinstance(values["sink_by_layer"], list) else -1
-    if n_layers != len(by_head):
-        message = f"{where}: sink_by_layer has {n_layers} layers, sink_by_layer_head {len(by_head)}"
-        raise DataFileError(message)
-    read = {
-        # published answers are letters, texts or lists of texts
-        **{name: _text(values.get(name)) for name in ("target", "pred")},
-        "labels": _labels(values, where),
-        "by_head": by_head,
-        "is_seen": np.array([row[0] is not None for row in values["sink_by_layer_head"]]),
-    }
-    # published files may hold null where a setting plays no part
-    given = {name: value for name, value in values.items() if value is not None}
-    with reading(f"{where}: a field is of the wrong type"):
-        record = SinkRecord.model_validate({**given, **read})
-    shares = np.append(record.by_head[record.is_seen].ravel(), record.sink_mass)
-    finite = shares[np.isfinite(shares)]
-    if finite.size and not (finite.min() >= -_TOLERANCE and finite.max() <= 1 + _TOLERANCE):
-        message = (
-            f"{where}: sink mass is a share of attention between 0 and 1, got "
-            f"{finite.min():g} to {finite.max():g}"
-        )
-        raise DataFileError(message)
-    return record
-
-
-def _matrix(rows: Any, where: str) -> Float[np.ndarray, "layer head"]:
-    message = f"{where}: sink_by_layer_head must be a list of layers with as many heads each"
-    if not isinstance(rows, list) or not rows or not all(isinstance(row, list) and row for row in rows):
-        raise DataFileError(message)
-    with reading(message):
-        return np.array([[np.nan if value is None else float(value) for value in row] for row in rows])
-
-
-def _labels(values: Mapping[str, Any], where: str) -> dict[Meaning, int | None]:
-    """Both labels.
-
-    The first label of a published record is in ``correct``, since its ``hallucinated`` speaks of
-    the input if the data set has a label of its own.
-    """
-    stated = values.get("labels")
-    if isinstance(stated, Mapping):
-        pair = stated.get("hallucinated"), stated.get("input")
-    else:
-        right = values["correct"]
-        pair = None if right is None else not right, values.get("label_hallucinated")
-    if any(value not in (None, 0, 1) for value in pair):
-        message = f"{where}: a label must be true, false or null, got {pair}"
-        raise DataFileError(message)
-    wrong, misleads = (None if value is None else int(value) for value in pair)
-    return {"hallucinated": wrong, "input": misleads}
-
-
-def _text(value: Any) -> str | None:
-    is_plain = value is None or isinstance(value, str)
-    return value if is_plain else json.dumps(value, ensure_ascii=False)
+                where = path.with_name(f"{path.name}, line {number}")
+                with reading(f"{where} is no sink record"):
+                    if len(line) == _MAX_LINE_BYTES:
+                        raise ValueError(f"expected at most {len(line):,} bytes")
+                    if line.strip():
+                        # published records hold NaN where a measurement failed
+                        values = dict(parse_json(line, allows_nan=True))
+                        found.append(validated(SinkRecord, values, where))
+    except (OSError, EOFError, zlib.error) as error:
+        fault = f"{path} cannot be read after line {number}: {reason_of(error)}"
+        raise DataFileError(f"{fault}; expected gzip JSON Lines") from None
+    return tuple(found)
 
 
 def _check_together(records: Sequence[SinkRecord], path: Path) -> None:
     first, seen = records[0], set[int]()
     for record in records:
-        different = [n for n in _SAME if getattr(record, n) != getattr(first, n)]
+        different = [name for name in SETTINGS if getattr(record, name) != getattr(first, name)]
         if record.by_head.shape != first.by_head.shape:
             different.append("the number of layers or heads")
         if different:
-            message = (
+            raise DataFileError(
                 f"{path}: record {record.idx} differs from record {first.idx} in "
                 f"{', '.join(different)}; one file holds one run"
             )
-            raise DataFileError(message)
         if record.idx in seen:
-            message = f"{path}: idx {record.idx} stands twice"
-            raise DataFileError(message)
+            raise DataFileError(f"{path}: idx {record.idx} stands twice")
         seen.add(record.idx)

@@ -11,11 +11,13 @@ from typing import Annotated, Any, ClassVar, Final
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import ConfigDict
+from pydantic import ConfigDict, TypeAdapter
 
+from graphhalu.core.files import reading
 from graphhalu.evaluation.bootstrap import Estimate, OrNan
 from graphhalu.evaluation.files import FileFormat, numbers, plain_values, read_document, write_document
 from graphhalu.labels.labels import Meaning
+from graphhalu.studies.rows import Row
 
 RESULT_FILE: Final = "sinks.json"
 KIND: Final = FileFormat("graphhalu-sinks-analysis", 1, "Run:  graphhalu sinks analyze")
@@ -23,166 +25,6 @@ KIND: Final = FileFormat("graphhalu-sinks-analysis", 1, "Run:  graphhalu sinks a
 Matrix = Annotated[Float[np.ndarray, "layer head"], numbers(2)]
 """NaN where there is nothing."""
 Values = Annotated[Float[np.ndarray, "_"], numbers(1)]
-
-
-@dataclass(frozen=True)
-class Shift:
-    """H1: is the sink mass of positive records another than that of negative ones?
-
-    Attributes:
-        mean_positive: Mean sink mass of the positive class.
-        mean_negative: Mean of the negative class.
-        mean_difference: Positive minus negative.
-        median_difference: The same of medians.
-        cohens_d: Difference of means over the pooled standard deviation (n - 1).
-        p_permutation: Two-sided, of the difference of means.
-        permutation: ``free``, or ``within questions`` where most questions have both classes.
-        adjusted_d: Cohen's d of what a fit on the length leaves.
-        adjusted_p: Its permutation test.
-        length_d: Cohen's d of the length itself: what the adjustment has to take away.
-        length_pearson: Correlation of sink mass and length.
-        entropy_pearson: Correlation of sink mass and entropy.
-        partial_correlation: Of sink mass and label, length held fixed.
-    """
-
-    mean_positive: float
-    mean_negative: float
-    mean_difference: Estimate
-    median_difference: Estimate
-    cohens_d: Estimate
-    p_permutation: float
-    permutation: str
-    adjusted_d: Estimate
-    adjusted_p: float
-    length_d: Estimate
-    length_pearson: OrNan
-    entropy_pearson: OrNan
-    partial_correlation: Estimate | None
-
-
-@dataclass(frozen=True)
-class QuantileBin:
-    """Records between two quantiles of sink mass.
-
-    Attributes:
-        mean_mass: Their mean sink mass.
-        n: How many.
-        share_negative: Share with label 0: the accuracy where the label is the model's own output.
-    """
-
-    mean_mass: float
-    n: int
-    share_negative: Estimate
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """H2: what sink mass as it is predicts; no sign is learnt and none is flipped.
-
-    Attributes:
-        auroc: Higher sink mass as the score of the positive class.
-        auprc: Average precision.
-        auprc_trapezoid: The published area under the same curve.
-        prevalence: Share of positive records: the average precision of chance.
-        adjusted_auroc: AUROC of what a fit on the length leaves.
-        bins: Records by quantile of sink mass.
-        ece: Calibration error of the cross-fitted probability.
-        brier: Brier score of the same.
-        brier_of_prevalence: That of always saying the prevalence.
-        reliability: Mean probability, share positive and number of each bin of the same.
-    """
-
-    auroc: Estimate
-    auprc: Estimate
-    auprc_trapezoid: float
-    prevalence: float
-    adjusted_auroc: Estimate
-    bins: tuple[QuantileBin, ...]
-    ece: float
-    brier: float
-    brier_of_prevalence: float
-    reliability: tuple[tuple[float, float, int], ...]
-
-
-@dataclass(frozen=True)
-class Model:
-    """A cross-fitted model; every choice was made in grouped folds within the training side.
-
-    Attributes:
-        name: What it reads, joined by ``+``.
-        n_columns: How many columns that is.
-        auroc: Mean over seeds.
-        log_loss: Mean over seeds, in nat.
-        seed_sd: Standard deviation of the AUROC over seeds.
-    """
-
-    name: str
-    n_columns: int
-    auroc: Estimate
-    log_loss: Estimate
-    seed_sd: float
-
-
-@dataclass(frozen=True)
-class Gain:
-    """What one model adds to another, on the same resamples.
-
-    Attributes:
-        model: The larger one.
-        baseline: The smaller one.
-        auroc: AUROC of the first minus that of the second.
-        p_auroc: Two-sided, by the bootstrap.
-        log_loss: Log-loss of the second minus that of the first: positive is a gain.
-        p_log_loss: Two-sided, by the bootstrap.
-    """
-
-    model: str
-    baseline: str
-    auroc: Estimate
-    p_auroc: float
-    log_loss: Estimate
-    p_log_loss: float
-
-
-@dataclass(frozen=True)
-class TopHead:
-    """One of the heads that differ most.
-
-    Attributes:
-        z: Difference over its bootstrap standard error.
-        stability: Share of resamples in which it is among as many that differ most.
-    """
-
-    layer: int
-    head: int
-    difference: Estimate
-    z: float
-    q_value: float
-    adjusted_q_value: OrNan
-    stability: float
-
-
-@dataclass(frozen=True)
-class RoleOverlap:
-    """Whether the heads that differ are those of a role, such as induction heads.
-
-    Attributes:
-        role: The role.
-        k: Heads of each kind that are compared.
-        n_shared: How many are both.
-        n_expected: How many chance would share.
-        p_value: Of so many or more, hypergeometric.
-        spearman: Correlation of the size of a head's difference with its score in the role.
-        p_spearman: Two-sided.
-    """
-
-    role: str
-    k: int
-    n_shared: int
-    n_expected: float
-    p_value: float
-    spearman: OrNan
-    p_spearman: OrNan
 
 
 @dataclass(frozen=True)
@@ -196,7 +38,7 @@ class Localisation:
         n_heads: Heads with a test.
         n_significant: Those with q below 0.05.
         n_significant_adjusted: Those that stay after length adjustment.
-        top: The heads that differ most, by ``z``.
+        top: The heads that differ most, by ``z``; see :func:`graphhalu.studies.sinks.effects.localise`.
         profile_positive: Mean sink mass of each layer, positive class.
         profile_negative: The same of the negative class.
         profile_difference: Their difference with its interval; ``None`` where a layer cannot see.
@@ -209,11 +51,11 @@ class Localisation:
     n_heads: int
     n_significant: int
     n_significant_adjusted: int
-    top: tuple[TopHead, ...]
+    top: tuple[Row, ...]
     profile_positive: Values
     profile_negative: Values
     profile_difference: tuple[Estimate | None, ...]
-    overlaps: tuple[RoleOverlap, ...] = ()
+    overlaps: tuple[Row, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -225,6 +67,11 @@ class Findings:
         n_positive: Usable records with label 1.
         n_negative: Usable records with label 0.
         n_groups: Their questions.
+        shift: H1, see :func:`graphhalu.studies.sinks.effects.shift`.
+        prediction: H2, see :func:`graphhalu.studies.sinks.effects.prediction`.
+        models: H3, see :func:`graphhalu.studies.sinks.probes.models_of`.
+        gains: What one model adds to another, from there too.
+        localisation: H4.
         masses_positive: Sink mass of each, rounded, for the figures.
         masses_negative: The same of the others.
     """
@@ -233,15 +80,15 @@ class Findings:
     n_positive: int
     n_negative: int
     n_groups: int
-    shift: Shift
-    prediction: Prediction
-    models: tuple[Model, ...]
-    gains: tuple[Gain, ...]
+    shift: Row
+    prediction: Row
+    models: tuple[Row, ...]
+    gains: tuple[Row, ...]
     localisation: Localisation
     masses_positive: Values
     masses_negative: Values
 
-    def model(self, name: str) -> Model | None:
+    def model(self, name: str) -> Row | None:
         """The model of this name."""
         return next((model for model in self.models if model.name == name), None)
 
@@ -287,46 +134,22 @@ class RunResult:
 
 
 @dataclass(frozen=True)
-class ScalingPoint:
-    """One model in the question of size."""
-
-    run: str
-    model: str
-    chat: str
-    n_parameters: float
-    cohens_d: Estimate
-    auroc: Estimate
-    probe_auroc: Estimate
-
-
-@dataclass(frozen=True)
 class Scaling:
     """Does the shift change with the size of the model?
 
     Attributes:
         series: Task, label, window, query mode and quantisation that the models share.
-        points: By rising size.
+        points: By rising size: ``run``, ``model``, ``chat``, ``n_parameters``, and ``cohens_d``,
+            ``auroc`` of sink mass and ``probe_auroc`` of the model on all heads.
         spearman: Of size and Cohen's d; NaN below four points.
         note: What must be known to read it.
     """
 
     series: str
-    points: tuple[ScalingPoint, ...]
+    points: tuple[Row, ...]
     spearman: OrNan
     p_spearman: OrNan
     note: str
-
-
-@dataclass(frozen=True)
-class TaskRow:
-    """One task of a model."""
-
-    run: str
-    task: str
-    meaning: Meaning
-    cohens_d: Estimate
-    adjusted_d: Estimate
-    auroc: Estimate
 
 
 @dataclass(frozen=True)
@@ -335,7 +158,8 @@ class Tasks:
 
     Attributes:
         series: Model, window, query mode, chat and quantisation that the tasks share.
-        rows: One a task and label.
+        rows: One a ``task`` and ``meaning`` of the label: ``run``, ``cohens_d``, ``adjusted_d`` (length
+            taken away) and ``auroc``.
         cochran_q: Heterogeneity of Cohen's d, weights from the bootstrap; NaN for one task.
         p_value: Of no heterogeneity, chi-square.
         i_squared: Share of the variance between tasks that is more than chance, in [0, 1].
@@ -343,7 +167,7 @@ class Tasks:
     """
 
     series: str
-    rows: tuple[TaskRow, ...]
+    rows: tuple[Row, ...]
     cochran_q: OrNan
     p_value: OrNan
     i_squared: OrNan
@@ -351,60 +175,38 @@ class Tasks:
 
 
 @dataclass(frozen=True)
-class Sensitivity:
-    """Two runs that differ in one setting only, on the questions that both have.
+class SinksResult:
+    """An analysis of one or several runs.
 
     Attributes:
-        setting: ``chat``, ``sink_tokens``, ``query_mode`` or ``quantization``.
-        first: Value of the first run.
-        second: Value of the second.
-        series: What the runs share.
-        n_both: Records of both.
-        mass_difference: Mean sink mass of the second minus that of the first.
-        mass_pearson: Correlation of the sink masses of a record in both.
-        accuracy_difference: Accuracy of the second minus that of the first.
-        share_changed: Share of records whose answer differs.
-        d_first: Cohen's d of the first.
-        d_second: Cohen's d of the second.
-        d_difference: Second minus first, on the same resamples.
+        runs: The files of records.
+        scaling: Comparisons of models.
+        tasks: Comparisons of tasks.
+        sensitivity: Pairs of runs that differ in one ``setting`` (``chat``, ``sink_tokens``,
+            ``query_mode`` or ``quantization``), its value in the ``first`` and the ``second`` run, the
+            ``series`` that they belong to, and the comparison of their records.
+        settings: Of the analysis.
+        provenance: Versions, machine, code state.
+        notes: What a reader must know.
     """
-
-    setting: str
-    first: str
-    second: str
-    series: str
-    meaning: Meaning
-    n_both: int
-    mass_difference: Estimate
-    mass_pearson: OrNan
-    accuracy_difference: Estimate | None
-    share_changed: float | None
-    d_first: float
-    d_second: float
-    d_difference: Estimate
-
-
-@dataclass(frozen=True)
-class SinksResult:
-    """An analysis of one or several runs."""
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
 
     runs: tuple[RunResult, ...]
     scaling: tuple[Scaling, ...]
     tasks: tuple[Tasks, ...]
-    sensitivity: tuple[Sensitivity, ...]
+    sensitivity: tuple[Row, ...]
     settings: dict[str, Any]
     provenance: dict[str, Any]
     notes: tuple[str, ...] = ()
 
     def values(self) -> dict[str, Any]:
         """Plain values for JSON."""
-        return plain_values(self, KIND)
+        return plain_values(TypeAdapter(SinksResult).dump_python(self), KIND)
 
     def write(self, folder: Path) -> Path:
         """Write ``sinks.json``, whole or not at all."""
-        return write_document(folder / RESULT_FILE, self, KIND)
+        return write_document(folder / RESULT_FILE, self.values(), KIND)
 
 
 def read_sinks(path: Path) -> SinksResult:
@@ -416,4 +218,7 @@ def read_sinks(path: Path) -> SinksResult:
     Raises:
         DataFileError: If there is none, or it is of another version or does not validate.
     """
-    return read_document(path / RESULT_FILE if path.is_dir() else path, SinksResult, KIND)
+    file = path / RESULT_FILE if path.is_dir() else path
+    # numbers beyond float64 are no fault that pydantic reports
+    with reading(f"{file} cannot be read as an analysis"):
+        return read_document(file, SinksResult, KIND)

@@ -63,8 +63,7 @@ class SinkMeasureConfig(Config):
     @classmethod
     def _different_sinks(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
         if min(ks) < 1 or len(set(ks)) != len(ks):
-            message = f"sinks are different numbers of tokens from 1 on, got {ks}"
-            raise ValueError(message)
+            raise ValueError(f"sinks are different numbers of tokens from 1 on, got {ks}")
         return ks
 
     @property
@@ -116,6 +115,5 @@ class AnalyzeConfig(Config):
             if name not in NESTED:
                 raise ValueError(str(unknown_name("model", name, NESTED)))
         if "sink" not in models:
-            message = "the model 'sink' must be among them: calibration is read from it"
-            raise ValueError(message)
+            raise ValueError("the model 'sink' must be among them: calibration is read from it")
         return models

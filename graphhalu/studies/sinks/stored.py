@@ -23,7 +23,7 @@ from graphhalu.features.sinks import row_sink_share
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_records, read_labels, stored_labellers
-from graphhalu.studies.sinks.passes import SinkMass
+from graphhalu.studies.sinks.passes import SinkMass, record_of
 from graphhalu.studies.sinks.records import (
     FORMAT,
     FORMAT_VERSION,
@@ -122,7 +122,6 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
 
 
 def _records(store: TraceStore, labels: Labels, run: Mapping[str, Any]) -> tuple[SinkRecord, ...]:
-    shared = {name: value for name, value in run.items() if name != "chat"}
     mode, is_output = run["query_mode"], labels.meaning == "hallucinated"
     found: dict[int, SinkRecord] = {}
     for placed in blocks(store):
@@ -135,7 +134,9 @@ def _records(store: TraceStore, labels: Labels, run: Mapping[str, Any]) -> tuple
             record, mass = block.records[within], masses[within]
             stated = record.input_label if record.given_label is None else record.given_label
             is_known = is_output and bool(labels.is_valid[index])
-            found[index] = SinkRecord(
+            found[index] = record_of(
+                mass,
+                run,
                 idx=index,
                 target=record.answers[0] if record.answers else None,
                 pred=record.answer,
@@ -144,12 +145,7 @@ def _records(store: TraceStore, labels: Labels, run: Mapping[str, Any]) -> tuple
                     "input": None if stated is None else int(stated),
                 },
                 entropy=float(entropy[within]),
-                sink_mass=mass.scalar,
-                by_head=mass.values,
-                is_seen=mass.is_seen,
                 seq_len=record.length if mode == "range" else _last(record) + 1,
-                chat_mode=run["chat"],
-                **shared,
                 meta={
                     "question_id": record.question_id,
                     "group_id": record.group_id,
@@ -179,8 +175,7 @@ def _last(record: TraceRecord) -> int:
 
 def _check_ks(ks: Sequence[int]) -> None:
     if max(ks) > N_SINK_KEYS:
-        message = (
+        raise UsageError(
             f"a trace store keeps the first {N_SINK_KEYS} tokens, a sink of {max(ks)} was asked "
             f"for\n  Use --k up to {N_SINK_KEYS}, or a data set whose questions have options"
         )
-        raise UsageError(message)

@@ -2,15 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
 from scipy.stats import rankdata
 
+from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.evaluation.bootstrap import OrNan, percentile_interval
+from graphhalu.studies.rows import Row
 
 Verdict = Literal["supported", "unsupported", "contradicted", "not tested"]
 VERDICTS: Final[tuple[Verdict, ...]] = ("supported", "unsupported", "contradicted", "not tested")
@@ -20,6 +23,8 @@ LEAST_CELLS: Final = 5
 _LEAST_WITHIN: Final = 3
 
 Grid = Float[np.ndarray, "group member"]
+Rows = Float[np.ndarray, "row cell"]
+OfLayers = Float[np.ndarray, "layer *head"]
 
 
 class Pair(NamedTuple):
@@ -40,32 +45,12 @@ class Pair(NamedTuple):
     is_control: bool = False
 
 
-PAIRS: Final = (
-    Pair("logit_variance", "entropy", "head", -1),
-    Pair("entropy_estimate", "entropy", "head", 1),
-    Pair("logit_variance", "first_share", "head", 1),
-    Pair("logit_variance", "sink_share", "head", 1),
-    Pair("qk_stable_rank", "entropy", "head", 1),
-    Pair("self_logit", "self_share", "head", 1),
-    Pair("v_norm", "value_norm", "kv_head", 1),
-    Pair("ov_norm", "head_output", "head", 1),
-    Pair("calibrated_variance", "entropy", "head", -1),
-    Pair("strength", "entropy", "head", -1, is_control=True),
-    Pair("logit_variance", "entropy", "layer", -1),
-    Pair("logit_variance", "sink_share", "layer", 1),
-    Pair("value_norm", "value_norm", "layer", 1),
-    Pair("attention_gain", "attention_output", "layer", 1),
-    Pair("mlp_gain", "mlp_output", "layer", 1),
-    Pair("gain_ratio", "output_ratio", "layer", 1),
-    Pair("dominance", "output_ratio", "layer", 1, is_control=True),
-)
+_FILE: Final = read_yaml(Path(__file__).with_name("pairs.yaml"))
+PAIRS: Final = tuple(Pair(*entry) for entry in _FILE["pairs"])
 """Pairs that are validated against a store."""
-
-UNTESTED: Final = {
-    "copying": "a trace store holds no test of copying; see graphhalu heads patterns and retrieval",
-    "composition": "a trace store holds no intervention that would test it",
-    "tail_alpha": "it is tested through the risk curve only",
-}
+UNTESTED: Final[dict[str, str]] = _FILE["untested"]
+HEAD_QUANTITIES: Final[tuple[str, ...]] = tuple(_FILE["heads"])
+"""Quantities that are handed on as tables of heads by default."""
 
 
 @dataclass(frozen=True)
@@ -110,12 +95,7 @@ class Agreement:
 
 
 def agreement(
-    pair: Pair,
-    static: Float[np.ndarray, "layer *head"],
-    measured: Float[np.ndarray, "layer *head"],
-    *,
-    is_mixed: bool = False,
-    **drawing: int,
+    pair: Pair, static: OfLayers, measured: OfLayers, *, is_mixed: bool = False, **drawing: int
 ) -> Agreement:
     """Correlate one pair; the verdict comes with the others, from :func:`with_verdicts`.
 
@@ -135,7 +115,7 @@ def agreement(
     except NotEnoughDataError as error:
         n_there = int((np.isfinite(first) & np.isfinite(second)).sum())
         return replace(known, n=n_there, reason=str(error))
-    return replace(known, **found._asdict())
+    return replace(known, **found.model_dump())
 
 
 def with_verdicts(rows: Sequence[Agreement]) -> tuple[Agreement, ...]:
@@ -160,31 +140,9 @@ def _verdict(row: Agreement, q_value: float) -> Verdict:
     return "supported" if row.rho * row.sign > 0 else "contradicted"
 
 
-class RankCorrelation(NamedTuple):
-    """Spearman's correlation over the cells of a grid.
-
-    Attributes:
-        n: Cells with both values.
-        rho: The correlation.
-        low: Low end of its 95 % bootstrap interval over groups; NaN where half of the resamples
-            have no correlation.
-        high: High end.
-        p_value: Two-sided, by permutation of groups and of members within them.
-        beyond_depth: Correlation without a trend over the groups: the mean within groups, or for
-            groups of one the partial correlation given their order.
-    """
-
-    n: int
-    rho: float
-    low: float
-    high: float
-    p_value: float
-    beyond_depth: float
-
-
 def rank_correlation(
     first: Grid, second: Grid, *, n_resamples: int = 2000, n_permutations: int = 2000, seed: int = 0
-) -> RankCorrelation:
+) -> Row:
     """Spearman's correlation of two grids, such as layers of heads.
 
     Members of a group are alike, so the bootstrap draws whole groups, and a permutation moves
@@ -199,6 +157,12 @@ def rank_correlation(
         n_permutations: Permutations of groups and members.
         seed: Seed of both.
 
+    Returns:
+        ``n`` cells with both values; ``rho``; ``low`` and ``high``, its 95 % bootstrap interval over
+        groups, NaN where half of the resamples have no correlation; a two-sided ``p_value``; and
+        ``beyond_depth``, the mean correlation within groups, or for groups of one the partial
+        correlation given their order.
+
     Raises:
         NotEnoughDataError: If fewer than 5 cells have both values, or one side is constant.
     """
@@ -207,28 +171,26 @@ def rank_correlation(
     # a cell needs both values; the others can be permuted
     first, second = (np.where(is_there, grid, np.nan)[kept] for grid in (first, second))
     rho = float(_spearman(first.reshape(1, -1), second.reshape(1, -1))[0])
-    if not np.isfinite(rho) or is_there.sum() < LEAST_CELLS:
-        message = f"a rank correlation needs {LEAST_CELLS} cells that differ, got {int(is_there.sum())}"
-        raise NotEnoughDataError(message)
+    n = int(is_there.sum())
+    if not np.isfinite(rho) or n < LEAST_CELLS:
+        raise NotEnoughDataError(f"a rank correlation needs {LEAST_CELLS} cells that differ, got {n}")
     generator = np.random.default_rng(seed)
     low, high = _interval(first, second, n_resamples, generator)
     permuted = _permuted(first, n_permutations, generator)
     values = _spearman(permuted, np.broadcast_to(second.reshape(1, -1), permuted.shape))
     # a permutation that leaves no correlation counts against the finding
     n_extreme = int((~(np.abs(values) < abs(rho) - 1e-12)).sum())
-    return RankCorrelation(
-        int(is_there.sum()),
-        rho,
-        low,
-        high,
+    return Row(
+        n=n,
+        rho=rho,
+        low=low,
+        high=high,
         p_value=(n_extreme + 1) / (n_permutations + 1),
         beyond_depth=_beyond_depth(first, second, rho),
     )
 
 
-def _spearman(
-    first: Float[np.ndarray, "row cell"], second: Float[np.ndarray, "row cell"]
-) -> Float[np.ndarray, "row"]:
+def _spearman(first: Rows, second: Rows) -> Float[np.ndarray, "row"]:
     """Correlation of each row over the cells that both sides have; NaN where there is none."""
     is_there = np.isfinite(first) & np.isfinite(second)
     ranks = []

@@ -69,11 +69,10 @@ def layer_detection(
     """
     n_of_class = [int((labels.values[labels.is_valid] == c).sum()) for c in (0, 1)]
     if min(n_of_class) < _LEAST:
-        message = (
+        raise NotEnoughDataError(
             f"detection by layer needs {_LEAST} answers of each class, got {n_of_class[1]} "
             f"hallucinated and {n_of_class[0]} correct ones"
         )
-        raise NotEnoughDataError(message)
     groups = question_groups(traces)
     folds = cross_fit_folds(labels.values, groups, labels.is_valid, seed=seed)
     found = feature_matrix(traces, list(_KINDS[inputs]))

@@ -14,6 +14,11 @@ from graphhalu.weights.circuits import logit_variance, rotations
 from graphhalu.weights.read import Part, Weights, repeat_heads
 from graphhalu.weights.risk import Numbers
 
+Norms = Float[np.ndarray, "..."]
+Inputs = Float[np.ndarray, "counted width"]
+Tokens = Float[np.ndarray, "token width"]
+PerHead = Float[np.ndarray, "layer head"]
+
 FIRST_ROW: Final = 16
 """First row whose entropy counts: earlier ones see too few keys."""
 N_SINK: Final = 4
@@ -69,21 +74,18 @@ def measure_store(
         NotEnoughDataError: If no trace is long enough.
     """
     if not len(traces):
-        message = "there is no trace to validate against"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("there is no trace to validate against")
     shape, architecture = traces[0].shape, weights.architecture
     sizes = ("n_layers", "n_heads", "n_kv_heads", "hidden_size")
     of_store, of_model = (tuple(getattr(each, name) for name in sizes) for each in (shape, architecture))
     if of_store != of_model:
-        message = (
+        raise UsageError(
             f"the traces are of another model: layers, heads, key heads and width are {of_store} "
             f"there and {of_model} in the weights"
         )
-        raise UsageError(message)
     long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
     if not long:
-        message = f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
     n_layers, chosen = architecture.n_layers, long[:n_output_traces]
     total = len(long) + n_layers
     found = []
@@ -127,9 +129,7 @@ def _row_means(trace: Trace) -> dict[str, Float[np.ndarray, "layer _"]]:
     }
 
 
-def _row_mean(
-    values: Float[np.ndarray, "layer head row"], is_counted: np.ndarray
-) -> Float[np.ndarray, "layer head"]:
+def _row_mean(values: Float[np.ndarray, "layer head row"], is_counted: np.ndarray) -> PerHead:
     count = is_counted.sum(axis=1)[:, None]
     total = np.where(is_counted[:, None], values, 0.0).sum(axis=2, dtype=np.float64)
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
@@ -141,10 +141,8 @@ def _outputs(
     """Outputs of heads and of layers, from weights and hidden states, and what is missing."""
     n_layers, n_heads = weights.architecture.n_layers, weights.architecture.n_heads
     heads = {name: np.full((n_layers, n_heads), np.nan) for name in ("head_output", "calibrated_variance")}
-    layers = {
-        name: np.full(n_layers, np.nan)
-        for name in ("attention_output", "mlp_output", "output_ratio", "top_share")
-    }
+    names = ("attention_output", "mlp_output", "output_ratio", "top_share")
+    layers = {name: np.full(n_layers, np.nan) for name in names}
     absent: dict[str, list[int]] = {}
     for layer in range(n_layers):
         on_layer(layer)
@@ -171,14 +169,7 @@ def _outputs(
     return heads, layers, missing
 
 
-def _output_norms(
-    trace: Trace, found: "LayerMap"
-) -> tuple[
-    Float[np.ndarray, "token head"],
-    Float[np.ndarray, "token"],
-    Float[np.ndarray, "_"],
-    Float[np.ndarray, "counted width"],
-]:
+def _output_norms(trace: Trace, found: "LayerMap") -> tuple[Norms, Norms, Norms, Inputs]:
     """Norms of what a layer's heads and blocks add and its inputs, for tokens from the fifth on."""
     layer, start = found.layer, trace.record.row_start
     hidden = trace.hidden(layer)
@@ -223,12 +214,12 @@ class LayerMap:
         self._shift = weights.norm_bias(layer, family.attention_norm)
         self._post_gain = weights.gain(layer, family.attention_post_norm)
 
-    def values(self, inputs: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "head token size"]:
+    def values(self, inputs: Tokens) -> Float[np.ndarray, "head token size"]:
         """Value vectors of inputs after the norm before attention."""
         found = np.einsum("tw,hdw->htd", inputs, self._value, optimize=True)
         return found if self._value_bias is None else found + self._value_bias[:, None]
 
-    def inputs(self, hidden: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
+    def inputs(self, hidden: Tokens) -> Tokens:
         """Hidden states after the norm before attention."""
         if self.family.attention_norm is None:
             return hidden
@@ -236,7 +227,7 @@ class LayerMap:
         normed = _root_mean_square_normed(centred) * self._gain
         return normed if self._shift is None else normed + self._shift
 
-    def written(self, added: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
+    def written(self, added: Tokens) -> Tokens:
         """The sum of heads as it reaches the residual stream."""
         total = added if self._output_bias is None else added + self._output_bias
         if self.family.attention_post_norm is None:
@@ -244,13 +235,11 @@ class LayerMap:
         return _root_mean_square_normed(total) * self._post_gain
 
 
-def _root_mean_square_normed(vectors: Float[np.ndarray, "token width"]) -> Float[np.ndarray, "token width"]:
+def _root_mean_square_normed(vectors: Tokens) -> Tokens:
     return vectors / np.sqrt(np.square(vectors).mean(axis=1, keepdims=True) + _EPSILON)
 
 
-def _calibrated_variance(
-    weights: Weights, layer: int, inputs: Float[np.ndarray, "token width"]
-) -> Float[np.ndarray, "head"]:
+def _calibrated_variance(weights: Weights, layer: int, inputs: Tokens) -> Float[np.ndarray, "head"]:
     """Logit variance of a layer with the moments of inputs of texts, in place of isotropic ones.
 
     Where most of their second moment lies along one direction, as in gemma3-270m, weights alone
@@ -266,7 +255,7 @@ def _calibrated_variance(
     return logit_variance(moments[0], keys, turns, found.scaling).mean(axis=0)
 
 
-def _top_share(weights: Weights, layer: int, inputs: Float[np.ndarray, "token width"]) -> float:
+def _top_share(weights: Weights, layer: int, inputs: Tokens) -> float:
     """Share of the inputs' second moment along its first direction, in (0, 1]."""
     gain = np.abs(weights.gain(layer, weights.family.attention_norm))
     plain = inputs / np.maximum(gain, _EPSILON)
@@ -275,7 +264,7 @@ def _top_share(weights: Weights, layer: int, inputs: Float[np.ndarray, "token wi
 
 
 def _vectors(
-    weights: Weights, layer: int, part: Part, inputs: Float[np.ndarray, "token width"]
+    weights: Weights, layer: int, part: Part, inputs: Tokens
 ) -> Float[np.ndarray, "head token size"]:
     """Queries or keys before they are turned."""
     found = np.einsum("tw,hdw->htd", inputs, weights.heads(layer, part), optimize=True)

@@ -17,8 +17,10 @@ from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.files import FileFormat, plain_values, read_document, write_document
+from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.labels.labels import Labels
 from graphhalu.studies.weights.agreement import (
+    HEAD_QUANTITIES,
     PAIRS,
     UNTESTED,
     Agreement,
@@ -155,8 +157,7 @@ def validate(
     settings, store = settings or ValidateSettings(), dict(store or {})
     check_same_model(profile.model, store.get("model") or {})
     if json_ready(profile.architecture) != json_ready(weights.architecture.values()):
-        message = "the profile and the weights are of different models: profile the model again"
-        raise UsageError(message)
+        raise UsageError("the profile and the weights are of different models: profile the model again")
     measured = measure_store(
         traces[: settings.n_traces],
         weights,
@@ -200,12 +201,11 @@ def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> No
     field = "weights" if profile.get("weights") and store.get("weights") else "name"
     one, other = profile.get(field), store.get(field)
     if one and other and one != other:
-        message = (
+        raise UsageError(
             f"the traces are of another model than the profile: {field} {str(other)[:16]} "
             f"({store.get('name')}) there, {str(one)[:16]} ({profile.get('name')}) here\n"
             f"  Name the model of the traces with --model"
         )
-        raise UsageError(message)
 
 
 def paired_values(
@@ -252,18 +252,33 @@ def _entropy_check(profile: WeightProfile, measured: Measured) -> EntropyCheck:
     found = measured.heads["entropy"]
     estimate, zones = entropy_estimate(profile.of_heads("logit_variance"), n_keys)
     estimate = estimate / np.log(n_keys)
-    errors: dict[str, float] = {}
-    shares: dict[str, float] = {}
-    for zone in ZONES:
-        here = (zones == zone) & np.isfinite(found)
-        shares[zone] = float((zones == zone).mean())
-        is_known = here & np.isfinite(estimate)
-        if is_known.any():
-            errors[zone] = float(np.abs(estimate[is_known] - found[is_known]).mean())
+    known = {zone: (zones == zone) & np.isfinite(found) & np.isfinite(estimate) for zone in ZONES}
+    distance = np.abs(estimate - found)
     return EntropyCheck(
         n_keys=n_keys,
-        shares=shares,
-        errors=errors,
+        shares={zone: float((zones == zone).mean()) for zone in ZONES},
+        errors={zone: float(distance[is_in].mean()) for zone, is_in in known.items() if is_in.any()},
         mean_estimate=float(np.nanmean(estimate)) if np.isfinite(estimate).any() else float("nan"),
         mean_measured=float(np.nanmean(found)),
     )
+
+
+def head_tables(profile: WeightProfile, quantities: Sequence[str] = HEAD_QUANTITIES) -> list[HeadTable]:
+    """One table a quantity, with the weights as its one trial: there is nothing to resample.
+
+    Raises:
+        UnknownNameError: If there is no such quantity.
+    """
+    missing = np.full((profile.n_layers, profile.n_heads), np.nan)
+    return [
+        HeadTable(
+            role=f"weights_{quantity}",
+            layers=tuple(range(profile.n_layers)),
+            trials=(Trial("weights", "weights"),),
+            scores=profile.of_heads(quantity)[None],
+            chance=missing,
+            # the identity of a loaded model says more, and tables of one model must agree
+            settings={"quantity": quantity, "model": dict(profile.model), **profile.settings},
+        )
+        for quantity in quantities
+    ]

@@ -32,29 +32,27 @@ def test_a_head_is_important_if_k_deviations_lie_between_the_classes():
                 low = benign.mean() - k * np.sqrt(np.mean((benign - benign.mean()) ** 2))
                 high = attacks.mean() + k * np.sqrt(np.mean((attacks - attacks.mean()) ** 2))
                 slow += [(layer, head)] if low > high else []
-        found = important_heads(focus, LABELS, k_values=(k,))
         assert slow
-        assert found.heads == tuple(slow)
-        assert found.k == k
+        assert important_heads(focus, LABELS, k_values=(k,)) == (tuple(slow), k)
 
 
 def test_a_smaller_k_is_taken_where_no_head_reaches_the_larger():
     focus = focus_of()
     focus[LABELS == 0, 4, 0] += 0.11
-    found = important_heads(focus, LABELS)
-    assert (4, 0) in found.heads
-    assert found.k is not None
-    assert found.k < 4
+    heads, k = important_heads(focus, LABELS)
+    assert (4, 0) in heads
+    assert k is not None
+    assert k < 4
 
 
 def test_all_heads_that_see_the_system_prompt_are_taken_where_none_is_apart():
     focus = focus_of()
     focus[LABELS == 0] -= 0.3
     focus[:, 1] = np.nan
-    found = important_heads(focus, LABELS)
-    assert found.k is None
-    assert len(found.heads) == 4 * 3
-    assert np.isfinite(focus_scores(focus, found.heads)).all()
+    heads, k = important_heads(focus, LABELS)
+    assert k is None
+    assert len(heads) == 4 * 3
+    assert np.isfinite(focus_scores(focus, heads)).all()
 
 
 def test_important_heads_need_two_prompts_of_each_class():

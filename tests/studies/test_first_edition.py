@@ -1,0 +1,31 @@
+"""Result files that the first edition wrote are read, and written again as they were."""
+
+import gzip
+import json
+from pathlib import Path
+
+import pytest
+
+from graphhalu.evaluation.files import plain_values
+from graphhalu.studies.instability.calibration import KIND, read_calibration
+from graphhalu.studies.sinks.result import read_sinks
+from graphhalu.studies.weights.validation import read_validation
+
+READERS = {
+    "sinks": lambda path: read_sinks(path).values(),
+    "calibration": lambda path: plain_values(read_calibration(path), KIND),
+    "validation": lambda path: read_validation(path).values(),
+}
+
+
+@pytest.mark.parametrize("name", READERS)
+def test_a_file_of_the_first_edition_is_read_and_gives_the_same_values(name):
+    path = Path(__file__).with_name("fixtures") / f"{name}.json.gz"
+    assert READERS[name](path) == json.loads(gzip.decompress(path.read_bytes()))
+
+
+def test_numbers_of_the_first_edition_have_their_intervals():
+    found = read_sinks(Path(__file__).with_name("fixtures") / "sinks.json.gz").runs[0].findings[0]
+    effect = found.shift.cohens_d
+    assert effect.low < effect.value < effect.high
+    assert sum(each.n for each in found.prediction.bins) == found.n_positive + found.n_negative
