@@ -150,9 +150,7 @@ def verify(path: str) -> Shown:
     """
     from graphhalu.traces.verify import verify_store
 
-    problems = [
-        {"part": each.part, "file": each.file, "what": each.what} for each in verify_store(path).problems
-    ]
+    problems = verify_store(path)
 
     def print_problems() -> None:
         if not problems:

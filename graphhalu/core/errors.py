@@ -14,7 +14,6 @@ The tree, with the exit code that the command line gives::
     ├── StoreError                     1
     │   ├── StoreNotFoundError         1
     │   ├── TraceNotFoundError         1
-    │   ├── StoreLockedError           1
     │   ├── CorruptStoreError          1
     │   └── StoreFullError (OSError)   1
     ├── NotEnoughDataError             1   a split, a class or a table is empty
@@ -77,10 +76,6 @@ class StoreNotFoundError(StoreError, FileNotFoundError):
 
 class TraceNotFoundError(StoreError, LookupError):
     """The store holds no such trace, or not the array asked for."""
-
-
-class StoreLockedError(StoreError, RuntimeError):
-    """Another process is writing to this store; the message names it."""
 
 
 class CorruptStoreError(StoreError, ValueError):

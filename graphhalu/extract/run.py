@@ -37,9 +37,9 @@ from graphhalu.extract.worker import (
 )
 from graphhalu.models.cards import resolve_model
 from graphhalu.traces.disk import check_fits
-from graphhalu.traces.local import LocalBackend, backend_of, check_place, is_there
+from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.storage import MAIN
-from graphhalu.traces.store import TraceStore, open_or_create
+from graphhalu.traces.store import TraceStore, open_or_create, storage_backend
 
 _ESTIMATED_TOGETHER = 1024
 """Questions whose size one worker estimates at a time."""
@@ -107,7 +107,7 @@ def extract(
         GraphhaluError: If the data set, the model, the disk or the cluster cannot be used.
     """
     resolve_model(config.model.name)  # a mistyped name is told before a data set is read
-    check_place(out)  # and what is no store, before a model is loaded
+    storage_backend(out).refuse_other_content()  # and what is no store, before a model is loaded
     dataset = config.dataset
     n_wanted, fields = config.num_samples, dataset.fields or None
     questions = load_questions(
@@ -173,7 +173,7 @@ def _start(
     # equal threads everywhere: sums of several threads round differently
     threads = config.model.threads or engine.n_threads
     model = config.model.model_copy(update={"threads": threads})
-    is_local = isinstance(backend_of(out), LocalBackend)
+    is_local = isinstance(storage_backend(out), LocalBackend)
     there = Path(out).absolute() if is_local and isinstance(out, Path) else out
     return partial(load_worker, config.model_copy(update={"model": model}), there, holder)
 
@@ -192,7 +192,7 @@ def _prepared(
             provenance={**provenance(), "config": described.config.model_dump(mode="json")},
         )
 
-    done = opened().done_question_ids() if is_there(out) else set()
+    done = opened().done_question_ids() if storage_backend(out).exists() else set()
     left = [question for question in asked if question.question_id not in done]
     if done:
         _log.info("%d questions are in the store already, %d are left", len(done), len(left))
@@ -201,9 +201,9 @@ def _prepared(
         chunks = [left[first : first + size] for first in range(0, len(left), size)]
         expected = sum(found.result() for found in workers.map(expected_bytes, chunks))
         _log.info("expected on disk: at most %s MiB", f"{expected / 2**20:,.0f}")
-        place = backend_of(out)
-        if isinstance(place, LocalBackend):
-            check_fits(place.path, expected)
+        backend = storage_backend(out)
+        if isinstance(backend, LocalBackend):
+            check_fits(backend.path, expected)
     return opened()
 
 

@@ -1,11 +1,14 @@
-"""Stored arrays of a trace: axes, number formats and units.
+"""Stored arrays of a trace: axes, number formats and units, as listed in ``arrays.yaml``.
 
 A *ragged* axis (token, row, pair) is concatenated over the traces of a part and addressed by
 offsets. ``FORMAT.md`` beside this file is the specification for readers without graphhalu.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
+
+import yaml
 
 from graphhalu.core.axes import N_SPANS
 from graphhalu.core.numerics import n_pairs
@@ -17,6 +20,8 @@ FORMAT_VERSION: Final = 2
 Ragged = Literal["token", "row", "pair"]
 N_SINK_KEYS: Final = 4
 RAGGED_AXES: Final[tuple[Ragged, ...]] = ("token", "row", "pair")
+RECORDS: Final = "records"
+"""The array of UTF-8 JSON Lines that holds the record of each trace of a part."""
 
 
 @dataclass(frozen=True)
@@ -49,97 +54,9 @@ class ArraySpec:
         return self.axes.index(self.ragged_axis)
 
 
-_LHR = ("layer", "head", "row")
-
-ARRAYS: Final[dict[str, ArraySpec]] = {
-    spec.name: spec
-    for spec in (
-        ArraySpec("token_ids", ("token",), "int32", "vocabulary index of each token"),
-        ArraySpec("span_code", ("token",), "uint8", "index into the span names"),
-        ArraySpec(
-            "token_logprob",
-            ("token",),
-            "float32",
-            "log-probability (nat) that the row before gave to this token; NaN if that row is "
-            "not stored, as for the first",
-        ),
-        ArraySpec(
-            "token_entropy",
-            ("token",),
-            "float32",
-            "entropy (nat) of the distribution that the row before gave; NaN as above",
-        ),
-        ArraySpec(
-            "top1_margin",
-            ("token",),
-            "float32",
-            "probability of the likeliest token minus that of the second, in the row before; NaN as above",
-        ),
-        ArraySpec(
-            "span_mass",
-            ("layer", "head", "row", "span"),
-            "float16",
-            "attention of a row summed over each named span; sums to 1 over spans",
-        ),
-        ArraySpec("self_attention", _LHR, "float16", "attention of a row to its own token"),
-        ArraySpec("row_entropy", _LHR, "float16", "entropy (nat) of an attention row"),
-        ArraySpec("argmax_key", _LHR, "int32", "key position of a row's largest weight"),
-        ArraySpec(
-            "sink_keys",
-            ("layer", "head", "row", "sink_key"),
-            "float16",
-            "attention of a row to each of the first four tokens of the sequence",
-        ),
-        ArraySpec(
-            "received",
-            ("layer", "head", "token"),
-            "float32",
-            "attention that a key received, summed over the stored rows",
-        ),
-        ArraySpec(
-            "value_norm", ("layer", "kv_head", "token"), "float16", "Euclidean norm of the value vector"
-        ),
-        ArraySpec(
-            "edge_key",
-            (*_LHR, "edge"),
-            "int32",
-            "keys of a row's strongest weights, its own token aside, strongest first; -1 = no further edge",
-        ),
-        ArraySpec("edge_weight", (*_LHR, "edge"), "float16", "attention of a row to each of its edge keys"),
-        ArraySpec(
-            "dropped_mass",
-            _LHR,
-            "float16",
-            "attention of a row to all other tokens that are not among its edges",
-        ),
-        ArraySpec(
-            "hidden",
-            ("hidden_layer", "token", "feature"),
-            "uint16",
-            "hidden states: index 0 embeddings, last entry after the final norm",
-            encoding="bfloat16",
-        ),
-        ArraySpec(
-            "hidden_rows",
-            ("hidden_layer", "row", "feature"),
-            "uint16",
-            "as hidden, of the stored rows only",
-            encoding="bfloat16",
-        ),
-        ArraySpec(
-            "attention",
-            ("layer", "head", "pair"),
-            "float16",
-            "causal attention, rows one after another, row i with its keys 0 … i",
-        ),
-        ArraySpec(
-            "attention_fixed",
-            ("layer", "head", "pair"),
-            "uint16",
-            "as attention, in steps of 1/65,535",
-            encoding="fixed16",
-        ),
-    )
+_TABLE: Final = yaml.safe_load(Path(__file__).with_name("arrays.yaml").read_text(encoding="utf-8"))
+ARRAYS: Final = {
+    name: ArraySpec(name, **{**fields, "axes": tuple(fields["axes"])}) for name, fields in _TABLE.items()
 }
 """Every array that a part may hold; a store lists the ones it keeps."""
 
@@ -193,7 +110,7 @@ class TraceShape:
 
 @dataclass(frozen=True)
 class TraceRecord:
-    """What is known of a trace beside its arrays; one JSON object in the store.
+    """Texts, lengths and identity of a trace; one JSON object in the store.
 
     Attributes:
         trace_id: ``question_id`` plus ``#`` and the beam's rank.

@@ -7,7 +7,7 @@ asked for is read; both look the same here.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
@@ -15,6 +15,7 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import TraceNotFoundError, UsageError
 from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, unpack_triangle
+from graphhalu.traces.part import LazyArray
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
 
 
@@ -32,18 +33,6 @@ class Edges(NamedTuple):
     dropped: Float[np.ndarray, "head row"]
 
 
-@runtime_checkable
-class StoredArray(Protocol):
-    """What a trace needs of an array: its shape, and slices along its first axis."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the axes."""
-
-    def __getitem__(self, index: "int | slice") -> np.ndarray:
-        """Entries along the first axis, read when asked for."""
-
-
 @dataclass(frozen=True, repr=False)
 class Trace:
     """Prompt and answer of one question with what the model computed on them.
@@ -56,7 +45,7 @@ class Trace:
 
     record: TraceRecord
     shape: TraceShape
-    arrays: Mapping[str, StoredArray]
+    arrays: Mapping[str, np.ndarray | LazyArray]
 
     def __repr__(self) -> str:
         """Identity, lengths, and which arrays there are."""
@@ -214,7 +203,7 @@ class Trace:
         values = self._array(name)[position]
         return values.astype(np.float32) if values.dtype == np.float16 else values
 
-    def _array(self, name: str) -> StoredArray:
+    def _array(self, name: str) -> np.ndarray | LazyArray:
         array_spec(name)
         if name not in self.arrays:
             raise TraceNotFoundError(

@@ -30,7 +30,7 @@ from graphhalu.graphs.edges import TopK
 from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe
 from graphhalu.graphs.topology import topology
 from graphhalu.testing.planted import planted_traces
-from graphhalu.traces.lazy import ChunkCache
+from graphhalu.traces.part import ChunkCache
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 
