@@ -25,7 +25,7 @@ def models() -> Shown:
     """Known model aliases; any hub id, folder or GGUF file works too."""
     from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS
 
-    plugins = MODEL_PLUGINS.load_all()
+    plugins, failures = MODEL_PLUGINS.load_all()
     columns = {
         "alias": "{alias}",
         "model": lambda card: card.hub_id or "",
@@ -34,7 +34,7 @@ def models() -> Shown:
         "chat": "{chat}",
         "gated": "{gated}",
     }
-    return _cards("models", [*MODEL_CARDS.values(), *plugins.objects.values()], columns, plugins.failures)
+    return _cards("models", [*MODEL_CARDS.values(), *plugins.values()], columns, failures)
 
 
 @command(app)
@@ -42,11 +42,11 @@ def datasets() -> Shown:
     """Data sets with task, size, licence and label rule."""
     from graphhalu.datasets.registry import DATASETS
 
-    loaded = DATASETS.load_all()
+    loaded, failures = DATASETS.load_all()
     columns = {
         name.replace("_", " "): f"{{{name}}}" for name in ("name", "task", "size", "licence", "label_rule")
     }
-    return _cards("datasets", [each.card for each in loaded.objects.values()], columns, loaded.failures)
+    return _cards("datasets", [each.card for each in loaded.values()], columns, failures)
 
 
 @command(app)
@@ -54,7 +54,7 @@ def detectors() -> Shown:
     """Detectors with what they read and where they come from."""
     from graphhalu.detectors.registry import DETECTORS
 
-    loaded = DETECTORS.load_all()
+    loaded, failures = DETECTORS.load_all()
     columns = {
         "name": "{name}",
         "level": "{level}",
@@ -63,7 +63,7 @@ def detectors() -> Shown:
         "control": "{is_control}",
         "what it is": "{summary}",
     }
-    return _cards("detectors", [each.card for each in loaded.objects.values()], columns, loaded.failures)
+    return _cards("detectors", [each.card for each in loaded.values()], columns, failures)
 
 
 @command(app)
@@ -75,8 +75,8 @@ def features(*, markdown: bool = False) -> Shown:
     """
     from graphhalu.features.registry import FEATURE_COLUMNS, FEATURES, feature_cells, markdown_table
 
-    loaded = FEATURES.load_all()
-    rows = [dict(zip(FEATURE_COLUMNS, feature_cells(each), strict=True)) for each in loaded.objects.values()]
+    loaded, failures = FEATURES.load_all()
+    rows = [dict(zip(FEATURE_COLUMNS, feature_cells(each), strict=True)) for each in loaded.values()]
     name, what, shape = (FEATURE_COLUMNS[index] for index in (0, 1, 4))
     columns = {"name": f"{{{name}}}", "what it is": f"{{{what}}}", "shape": f"{{{shape}}}"}
 
@@ -85,9 +85,9 @@ def features(*, markdown: bool = False) -> Shown:
             print(markdown_table(), end="")
             return
         print_rows(rows, columns)
-        _print_failures(loaded.failures)
+        _print_failures(failures)
 
-    return Shown({"features": rows, "failed": loaded.failures}, print_features)
+    return Shown({"features": rows, "failed": failures}, print_features)
 
 
 @command(app)

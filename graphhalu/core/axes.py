@@ -53,9 +53,8 @@ def answer_producing_rows(prompt_length: int, length: int) -> RowRange:
         ValueError: If there is no prompt token or no answer token.
     """
     if not 1 <= prompt_length < length:
-        message = (
+        raise ValueError(
             f"expected at least one prompt token and one answer token, "
             f"got prompt_length={prompt_length} and length={length}"
         )
-        raise ValueError(message)
     return RowRange(prompt_length - 1, length - 1)

@@ -18,8 +18,7 @@ The tree, with the exit code that the command line gives::
     │   └── StoreFullError (OSError)   1
     ├── NotEnoughDataError             1   a split, a class or a table is empty
     ├── DetectorMismatchError          1   a saved detector belongs to another model
-    ├── ProcessLostError               1   a process that shared the work has ended
-    ├── ClusterError                   1   a cluster cannot be reached, or has no room
+    ├── WorkerError                    1   a cluster or a process that shares the work is not there
     └── MissingExtraError (ImportError)1   an optional package is not installed
 
 A message says what was expected, what came, where, and the way out.
@@ -94,12 +93,8 @@ class DetectorMismatchError(GraphhaluError, ValueError):
     """A saved detector is asked about a model, quantisation or prompt it was not made for."""
 
 
-class ProcessLostError(GraphhaluError, RuntimeError):
-    """A process that shared the work failed or was killed; the message says which and why."""
-
-
-class ClusterError(GraphhaluError, RuntimeError):
-    """No cluster answers at this address, or it has not what is asked for."""
+class WorkerError(GraphhaluError, RuntimeError):
+    """No cluster answers or has room, or a process that shared the work was lost; says which and why."""
 
 
 class MissingExtraError(GraphhaluError, ImportError):

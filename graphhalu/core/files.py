@@ -118,8 +118,7 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            message = f"expected at most {limit:,} bytes, got {size:,}"
-            raise ValueError(message)
+            raise ValueError(f"expected at most {limit:,} bytes, got {size:,}")
         return file.read()
 
 
@@ -138,8 +137,7 @@ def unpack_gzip(content: bytes, limit: int = MAX_JSON_BYTES) -> bytes:
             pieces.append(piece)
             n_bytes += len(piece)
             if n_bytes > limit:
-                message = f"expected at most {limit:,} bytes after gzip, got more"
-                raise ValueError(message)
+                raise ValueError(f"expected at most {limit:,} bytes after gzip, got more")
     return b"".join(pieces)
 
 
@@ -163,8 +161,7 @@ def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
         if _ESCAPED_SURROGATE.search(content):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        message = "it is nested too deeply"
-        raise ValueError(message) from None
+        raise ValueError("it is nested too deeply") from None
     return value
 
 
@@ -210,8 +207,7 @@ def check_zip(path: Path, limit: int = MAX_TABLE_BYTES) -> None:
     """
     with zipfile.ZipFile(path) as file:
         if sum(member.file_size for member in file.infolist()) > limit:
-            message = f"expected at most {limit:,} bytes after unpacking, got more"
-            raise ValueError(message)
+            raise ValueError(f"expected at most {limit:,} bytes after unpacking, got more")
 
 
 @contextmanager
@@ -285,21 +281,17 @@ def check_parquet(file: Any) -> None:
     """
     said, groups = file.metadata, range(file.metadata.num_row_groups)
     if sum(said.row_group(n).total_byte_size for n in groups) > MAX_TABLE_BYTES:
-        message = f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more"
-        raise ValueError(message)
+        raise ValueError(f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more")
     if said.num_rows > MAX_TABLE_ROWS:
-        message = f"expected at most {MAX_TABLE_ROWS:,} rows, got {said.num_rows:,}"
-        raise ValueError(message)
+        raise ValueError(f"expected at most {MAX_TABLE_ROWS:,} rows, got {said.num_rows:,}")
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    message = f"{name} is no number"
-    raise ValueError(message)
+    raise ValueError(f"{name} is no number")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        message = f"{text[:40]} is too large for a number"
-        raise ValueError(message)
+        raise ValueError(f"{text[:40]} is too large for a number")
     return value

@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from graphhalu.core.errors import StoreError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
-from graphhalu.engine.executors import Executor, SerialExecutor, Workers
+from graphhalu.engine.executors import Executor, Progress, SerialExecutor, Workers, no_progress
 from graphhalu.extract.extraction import dataset_identity
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.extract.worker import (
@@ -119,7 +118,7 @@ def extract(
     start = _start(engine, config, out, holder, counter.see)
     with engine.workers(start, max(1, len(batches))) as workers:
         about = (dataset_identity(dataset), len(questions))
-        described: Described = next(workers.map(describe, [about])).result()
+        described: Described = next(workers(describe, [about])).result()
         for note in described.notes:
             _log.info(note)
         asked = [question for batch in batches for question in batch.questions]
@@ -199,7 +198,7 @@ def _prepared(
     if left:
         size = _ESTIMATED_TOGETHER
         chunks = [left[first : first + size] for first in range(0, len(left), size)]
-        expected = sum(found.result() for found in workers.map(expected_bytes, chunks))
+        expected = sum(found.result() for found in workers(expected_bytes, chunks))
         _log.info("expected on disk: at most %s MiB", f"{expected / 2**20:,.0f}")
         backend = storage_backend(out)
         if isinstance(backend, LocalBackend):
@@ -220,7 +219,7 @@ def _run(
     left = batches_left(batches, before)
     counter.begin(len(set(planned) - before))
     n_made = 0
-    with closing(workers.map(extract_batch, left)) as results:
+    with closing(workers(extract_batch, left)) as results:
         for result in results:
             if result.failure is not None:
                 quarantined |= dict.fromkeys(left[result.place].question_ids, result.failure)

@@ -190,8 +190,7 @@ def resolve_model(name: str) -> ModelSource:
             package that cannot be used.
     """
     if not name.strip():
-        message = "a model needs a name: an alias, a hub id, a folder or a .gguf file"
-        raise UsageError(message)
+        raise UsageError("a model needs a name: an alias, a hub id, a folder or a .gguf file")
     card = MODEL_CARDS.get(name)
     if card is None and name in MODEL_PLUGINS:
         card = MODEL_PLUGINS.registered(name)
@@ -203,8 +202,7 @@ def resolve_model(name: str) -> ModelSource:
     if path.suffix.lower() == ".gguf" or path.is_file():
         return _gguf(path)
     if name.startswith((".", "/", "~")):
-        message = f"no model folder or GGUF file at {name}"
-        raise UsageError(message)
+        raise UsageError(f"no model folder or GGUF file at {name}")
     if name.count("/") == 1 and all(name.split("/")):
         return ModelSource("hub", name)
     error = unknown_name("model", name, [*MODEL_CARDS, *MODEL_PLUGINS.names()])
@@ -214,9 +212,7 @@ def resolve_model(name: str) -> ModelSource:
 
 def _gguf(path: Path) -> ModelSource:
     if not path.is_file():
-        message = f"no GGUF file at {path}"
-        raise UsageError(message)
+        raise UsageError(f"no GGUF file at {path}")
     if path.suffix.lower() != ".gguf":
-        message = f"a model is a folder, a .gguf file, an alias or a hub id; {path} is none of them"
-        raise UsageError(message)
+        raise UsageError(f"a model is a folder, a .gguf file, an alias or a hub id; {path} is none of them")
     return ModelSource("gguf", str(path))

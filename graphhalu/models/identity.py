@@ -109,8 +109,7 @@ def _pieces(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 def _tensor_ends(file: BinaryIO) -> Iterator[tuple[int, int]]:
     n_header = int.from_bytes(file.read(8), "little")
     if n_header > min(MAX_JSON_BYTES, os.fstat(file.fileno()).st_size):
-        message = f"its header would have {n_header} bytes"
-        raise ValueError(message)
+        raise ValueError(f"its header would have {n_header} bytes")
     header = parse_json(file.read(n_header))
     yield 0, 8 + n_header
     for name in sorted(header.keys() - {"__metadata__"}):
@@ -133,14 +132,12 @@ def trusted_revision(source: ModelSource, spec: ModelSpec) -> str | None:
         return asked
     found = code_digest(Path(source.place)) if source.kind == "folder" else None
     if found is None:
-        message = f"{spec.name} brings no code of its own\n  Leave --trust-remote-code away"
-        raise UsageError(message)
+        raise UsageError(f"{spec.name} brings no code of its own\n  Leave --trust-remote-code away")
     if asked != found:
-        message = (
+        raise UsageError(
             f"the code in {source.place} is not the one that was asked for: expected {asked!r}, "
             f"got {found!r}\n  Read it, then:  --trust-remote-code {spec.name}@{found}"
         )
-        raise UsageError(message)
     return asked
 
 

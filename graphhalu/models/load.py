@@ -125,8 +125,7 @@ def _place(source: ModelSource, spec: ModelSpec) -> _Place:
         options |= {"revision": files.commit, "local_files_only": files.is_local}
         return _Place(source.place, options, trusted)
     if spec.revision is not None:
-        message = f"a revision belongs to a model of the hub; {spec.name} is a {source.kind}"
-        raise UsageError(message)
+        raise UsageError(f"a revision belongs to a model of the hub; {spec.name} is a {source.kind}")
     options["local_files_only"] = True
     if source.kind == "folder":
         _require_files(Path(source.place))
@@ -150,10 +149,9 @@ def _require_files(folder: Path) -> None:
     if missing:
         found = sorted(path.name for path in folder.iterdir())
         listed = ", ".join(found[:8]) + (" …" if len(found) > 8 else "")  # noqa: PLR2004
-        message = (
+        raise ModelUnavailableError(
             f"the model folder {folder} lacks {' and '.join(missing)}\n  It holds: {listed or 'nothing'}"
         )
-        raise ModelUnavailableError(message)
 
 
 def _device(name: str) -> torch.device:
@@ -164,16 +162,14 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        message = f"no device named {name!r}; expected auto, cpu, cuda, cuda:<number> or mps"
-        raise UsageError(message)
+        raise UsageError(f"no device named {name!r}; expected auto, cpu, cuda, cuda:<number> or mps")
     n_gpus, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     n_devices = {"cpu": 1, "cuda": n_gpus, "mps": int(has_mps)}[device.type]
     if (device.index or 0) >= n_devices:
-        message = (
+        raise UsageError(
             f"device {name!r} was asked for, and torch sees {n_devices} {device.type} devices\n"
             f"  Use --device cpu, or --device auto"
         )
-        raise UsageError(message)
     return device
 
 
@@ -202,12 +198,11 @@ def _read(what: str, place: _Place, spec: ModelSpec, source: ModelSource) -> Any
 def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
     tokenizer = _read("tokenizer", place, spec, source)
     if not tokenizer.is_fast:
-        message = (
+        raise ModelRefusedError(
             f"the tokenizer of {spec.name} ({type(tokenizer).__name__}) gives no character "
             f"offsets, and the named spans of a prompt come from them\n"
             f"  Use a version of the model with a tokenizer.json"
         )
-        raise ModelRefusedError(message)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
@@ -221,8 +216,7 @@ def _model(place: _Place, spec: ModelSpec, source: ModelSource, config: Any, dev
     settings |= {"use_safetensors": True}  # the older *.bin files are pickles
     is_stored_quantized = _stored(config) is not None
     if spec.quantization != "none" and is_stored_quantized:
-        message = f"{spec.name} is stored quantised and loads as it is; use --quantization none"
-        raise UsageError(message)
+        raise UsageError(f"{spec.name} is stored quantised and loads as it is; use --quantization none")
     if spec.quantization != "none":
         settings["quantization_config"] = _quantization(spec.quantization)
     if spec.quantization != "none" or is_stored_quantized or device.type != "cpu":
@@ -230,10 +224,9 @@ def _model(place: _Place, spec: ModelSpec, source: ModelSource, config: Any, dev
     try:
         model, found = AutoModelForCausalLM.from_pretrained(place.path, **settings)
     except torch.OutOfMemoryError:
-        message = (
+        raise ModelUnavailableError(
             f"{spec.name} does not fit the memory of {device}\n  Use --quantization nf4, or a smaller model"
-        )
-        raise ModelUnavailableError(message) from None
+        ) from None
     except Exception as error:
         raise _unreadable(spec, source, error, "weights") from error
     if found["missing_keys"]:
@@ -263,13 +256,12 @@ def _require_packable(model: Any, spec: ModelSpec, *, is_stored_quantized: bool)
                 if is_stored_quantized
                 else "Use --quantization none, or --quantization int8"
             )
-            message = (
+            raise ModelRefusedError(
                 f"{spec.name} cannot run in 4 bits on this processor: with AVX-512 BF16 "
                 f"bitsandbytes expects a multiple of {_PACKED_OUTPUTS} outputs and of "
                 f"{state.blocksize} inputs, and layer {name} has {n_outputs} and {n_inputs}\n"
                 f"  {way_out}"
             )
-            raise ModelRefusedError(message)
 
 
 def _attention_setting(config: Any) -> dict[str, str]:
@@ -304,11 +296,9 @@ def _stored(config: Any) -> Any:
 
 def _require_attention(config: Any, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
-        message = f"{name} is an encoder-decoder model; graphhalu reads causal language models"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{name} is an encoder-decoder model; graphhalu reads causal language models")
     if config.model_type in _NO_ATTENTION:
-        message = f"{name} ({config.model_type}) has no attention to draw graphs from"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{name} ({config.model_type}) has no attention to draw graphs from")
 
 
 def _unreadable(spec: ModelSpec, source: ModelSource, error: Exception, what: str) -> ModelUnavailableError:

@@ -31,12 +31,10 @@ class ModelSpec(Config):
             return self
         name, _, revision = self.trust_remote_code.rpartition("@")
         if name != self.name or not revision:
-            message = (
+            raise ValueError(
                 f"code from a repository may run only by name and revision: expected "
                 f"{self.name}@REVISION, got {self.trust_remote_code!r}"
             )
-            raise ValueError(message)
         if self.revision not in (None, revision):
-            message = f"the revisions differ: {self.revision!r} of the model, {revision!r} of code"
-            raise ValueError(message)
+            raise ValueError(f"the revisions differ: {self.revision!r} of the model, {revision!r} of code")
         return self

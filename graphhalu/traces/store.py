@@ -363,11 +363,10 @@ def as_traces(given: object) -> Sequence[Trace]:
         came = f"{came} of {type(given[0]).__name__}"
     elif isinstance(given, Sequence):
         return given
-    message = (
+    raise UsageError(
         f"expected traces (a TraceStore, its path, or a list of Trace), got {came}\n"
         f"  Open a store:  open_traces('data/traces/NAME.zarr')"
     )
-    raise UsageError(message)
 
 
 def open_or_create(

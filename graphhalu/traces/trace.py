@@ -247,14 +247,12 @@ def without_tokens(trace: Trace, positions: Collection[int]) -> Trace:
     taken = np.zeros(trace.length, dtype=bool)
     wrong = [position for position in positions if not 0 <= position < trace.length]
     if wrong:
-        message = f"token {wrong[0]} is not among the {trace.length} of trace {trace.trace_id!r}"
-        raise UsageError(message)
+        raise UsageError(f"token {wrong[0]} is not among the {trace.length} of trace {trace.trace_id!r}")
     taken[list(positions)] = True
     n_prompt = int((~taken[: trace.prompt_length]).sum())
     n_answer = int((~taken[trace.prompt_length :]).sum())
     if not n_prompt or not n_answer:
-        message = f"trace {trace.trace_id!r} would keep no token of its prompt or its answer"
-        raise UsageError(message)
+        raise UsageError(f"trace {trace.trace_id!r} would keep no token of its prompt or its answer")
     start = trace.record.row_start
     record = replace(
         trace.record,

@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
 
 from graphhalu.cli.main import run
-from graphhalu.core.errors import ClusterError
+from graphhalu.core.errors import WorkerError
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
@@ -89,7 +89,7 @@ def story(command, tmp_path_factory):
     try:
         with loopback_cluster(cpus=1, patience_s=float(PATIENCE_S)) as cluster:
             told = lived_through(cluster, command, folder)
-    except ClusterError as error:
+    except WorkerError as error:
         pytest.skip(f"{error}: the machine is too busy")
     whole, found = open_traces(folder / "whole.zarr"), open_traces(folder / "ray.zarr")
     return Story(found, whole, *told)

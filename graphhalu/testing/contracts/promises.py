@@ -34,7 +34,7 @@ def require_raises(kind: type[Exception], what: str, call: Callable[[], object])
     except kind:
         return
     except Exception as error:
-        message = f"{what} must raise {kind.__name__}, got {type(error).__name__}: {error}"
-        raise AssertionError(message) from error
-    message = f"{what} must raise {kind.__name__}, and nothing was raised"
-    raise AssertionError(message)
+        raise AssertionError(
+            f"{what} must raise {kind.__name__}, got {type(error).__name__}: {error}"
+        ) from error
+    raise AssertionError(f"{what} must raise {kind.__name__}, and nothing was raised")
