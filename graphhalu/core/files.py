@@ -49,9 +49,8 @@ MAX_TABLE_BYTES: Final = 2**31
 MAX_TABLE_ROWS: Final = 50_000_000
 """Most rows of a table: repeated values can make billions of a few bytes."""
 
-_AT_A_TIME: Final = 2**20
 _MOST_REASON: Final = 240
-_ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPED_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -85,8 +84,7 @@ def reading(
 
 def reason_of(fault: BaseException) -> str:
     """What an exception says, on one line of bounded length."""
-    text = " ".join(str(getattr(fault, "strerror", None) or fault).split())
-    text = shortened(text, _MOST_REASON)
+    text = shortened(" ".join(str(getattr(fault, "strerror", None) or fault).split()), _MOST_REASON)
     if isinstance(fault, KeyError):
         return f"it lacks the field {text}"
     return text or {"MemoryError": "too large for the memory"}.get(type(fault).__name__, type(fault).__name__)
@@ -131,14 +129,11 @@ def unpack_gzip(content: bytes, limit: int = MAX_JSON_BYTES) -> bytes:
         zlib.error: If it is damaged.
         ValueError: If more than ``limit`` bytes come out.
     """
-    pieces, n_bytes = [], 0
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-        while piece := stream.read(_AT_A_TIME):
-            pieces.append(piece)
-            n_bytes += len(piece)
-            if n_bytes > limit:
-                raise ValueError(f"expected at most {limit:,} bytes after gzip, got more")
-    return b"".join(pieces)
+        plain = stream.read(limit + 1)
+    if len(plain) > limit:
+        raise ValueError(f"expected at most {limit:,} bytes after gzip, got more")
+    return plain
 
 
 def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
@@ -151,14 +146,11 @@ def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
     Raises:
         ValueError: If it is anything else, or nested too deeply.
     """
-    content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    plain = content.decode("utf-8") if isinstance(text, bytes) else text
+    plain = text if isinstance(text, str) else text.decode("utf-8")
+    hooks: dict[str, Any] = {} if allows_nan else {"parse_constant": _refuse_constant, "parse_float": _finite}
     try:
-        if allows_nan:
-            value = json.loads(plain)
-        else:
-            value = json.loads(plain, parse_constant=_refuse_constant, parse_float=_finite)
-        if _ESCAPED_SURROGATE.search(content):
+        value = json.loads(plain, **hooks)
+        if _ESCAPED_SURROGATE.search(plain):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
@@ -265,25 +257,17 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
 
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            check_parquet(file)
+            metadata = file.metadata
+            groups = map(metadata.row_group, range(metadata.num_row_groups))
+            if sum(group.total_byte_size for group in groups) > MAX_TABLE_BYTES:
+                raise ValueError(f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more")
+            if metadata.num_rows > MAX_TABLE_ROWS:
+                raise ValueError(f"expected at most {MAX_TABLE_ROWS:,} rows, got {metadata.num_rows:,}")
             table = file.read(columns=columns)
         table.validate(full=True)
     except pa.ArrowException as error:
         raise ValueError(str(error)) from None
     return table
-
-
-def check_parquet(file: Any) -> None:
-    """Refuse a Parquet file that unpacks to more than a machine holds.
-
-    Raises:
-        ValueError: If it does.
-    """
-    said, groups = file.metadata, range(file.metadata.num_row_groups)
-    if sum(said.row_group(n).total_byte_size for n in groups) > MAX_TABLE_BYTES:
-        raise ValueError(f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more")
-    if said.num_rows > MAX_TABLE_ROWS:
-        raise ValueError(f"expected at most {MAX_TABLE_ROWS:,} rows, got {said.num_rows:,}")
 
 
 def _refuse_constant(name: str) -> NoReturn:

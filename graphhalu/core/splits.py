@@ -79,15 +79,10 @@ def grouped_split(
     """
     if min(fractions) < 0 or not np.isclose(sum(fractions), 1):
         raise ValueError(f"fractions must be shares that sum to 1, got {fractions}")
-    names, group_index = np.unique(groups, return_inverse=True)
-    if len(names) < 3:  # noqa: PLR2004
-        raise NotEnoughDataError(f"a split into three sides needs at least 3 questions, got {len(names)}")
-    positives = np.bincount(group_index, weights=labels) / np.bincount(group_index)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
-    order = shuffled[np.argsort(positives[shuffled], kind="stable")]
-    side_of_group = np.empty(len(names), dtype=np.int64)
-    side_of_group[order] = _deal(len(names), fractions)
-    side = side_of_group[group_index]
+    n_groups = len(np.unique(groups))
+    if n_groups < 3:  # noqa: PLR2004
+        raise NotEnoughDataError(f"a split into three sides needs at least 3 questions, got {n_groups}")
+    side = _dealt_by_label(labels, groups, _sides(n_groups, fractions), seed)
     return Split(*(np.flatnonzero(side == index) for index in range(3)))
 
 
@@ -149,19 +144,30 @@ def inner_folds(
 def _fold_numbers(
     labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], n_folds: int, seed: int
 ) -> Int[np.ndarray, "trace"]:
-    """Fold of each trace: groups are sorted by their share of ones and dealt out in turn."""
-    names, group_index = np.unique(groups, return_inverse=True)
-    if len(names) < n_folds:
-        raise NotEnoughDataError(f"{n_folds} folds need at least {n_folds} questions, got {len(names)}")
+    """Fold of each trace; groups are dealt out in turn."""
+    n_groups = len(np.unique(groups))
+    if n_groups < n_folds:
+        raise NotEnoughDataError(f"{n_folds} folds need at least {n_folds} questions, got {n_groups}")
+    return _dealt_by_label(labels, groups, np.arange(n_groups) % n_folds, seed)
+
+
+def _dealt_by_label(
+    labels: Int[np.ndarray, "trace"],
+    groups: Shaped[np.ndarray, "trace"],
+    sides: Int[np.ndarray, "group"],
+    seed: int,
+) -> Int[np.ndarray, "trace"]:
+    """Side of each trace: shuffled groups, sorted by their share of ones, take the sides in order."""
+    _, group_index = np.unique(groups, return_inverse=True)
     positives = np.bincount(group_index, weights=labels) / np.bincount(group_index)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
+    shuffled = np.random.default_rng(seed).permutation(len(sides))
     order = shuffled[np.argsort(positives[shuffled], kind="stable")]
-    fold_of_group = np.empty(len(names), dtype=np.int64)
-    fold_of_group[order] = np.arange(len(names)) % n_folds
-    return fold_of_group[group_index]
+    side_of_group = np.empty(len(sides), dtype=np.int64)
+    side_of_group[order] = sides
+    return side_of_group[group_index]
 
 
-def _deal(n_groups: int, fractions: tuple[float, float, float]) -> Int[np.ndarray, "group"]:
+def _sides(n_groups: int, fractions: tuple[float, float, float]) -> Int[np.ndarray, "group"]:
     """Side of each place in the order: the side furthest behind its share takes the next.
 
     A side that comes out empty although it has a share takes a place from the largest one.

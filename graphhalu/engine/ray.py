@@ -24,7 +24,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache, partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
 from graphhalu.core.errors import GraphhaluError, MissingExtraError, UsageError, WorkerError
@@ -32,9 +31,6 @@ from graphhalu.engine.executors import Executor, Start, TaskResult, Work, Worker
 
 LOCAL: Final = "local"
 """Starts a Ray of this machine and ends it with the run."""
-
-AUTO: Final = "auto"
-"""The cluster that this machine is a node of."""
 
 MOST_ATTEMPTS: Final = 3
 """Workers that may die on an item before it is quarantined."""
@@ -95,14 +91,13 @@ class RayExecutor(Executor):
             MissingExtraError: If Ray is not installed.
             WorkerError: If there is no such cluster, or this machine is too small.
         """
-        check_address(self.address)
         with connected(self.address) as ray, _sigterm_as_interrupt():
             n_fit = self._n_fit(ray)
+            n_actors = min(at_most, self.n_actors or max(1, n_fit))
             kind = ray.remote(_Actor).options(
                 num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_task_retries=0
             )
             hire = partial(kind.remote, start, str(Path.cwd()))
-            n_actors = min(at_most, self.n_actors or max(1, n_fit))
             actors = _ActorPool(ray, hire, n_actors, self.wait_s, partial(self._shortage, ray))
             try:
                 yield actors.map
@@ -289,7 +284,7 @@ def check_address(address: str) -> tuple[str, int] | None:
     Raises:
         UsageError: If it is none of these.
     """
-    if address in {LOCAL, AUTO}:
+    if address in {LOCAL, "auto"}:
         return None
     match = _HOST_PORT.fullmatch(address)
     if match is None or not 0 < int(match[3]) < 2**16:
@@ -323,13 +318,11 @@ def connected(address: str) -> Iterator[Any]:
             socket.create_connection(place, timeout=_REACH_S).close()
         except OSError as error:
             raise _no_cluster(f"{place[0]}:{place[1]}", error.strerror or str(error)) from None
-    options: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.CRITICAL}
-    if is_loopback:
-        options["_node_ip_address"] = "127.0.0.1"
+    options: dict[str, Any] = {"_node_ip_address": "127.0.0.1"} if is_loopback else {}
     if address == LOCAL:
         options["include_dashboard"] = False
     try:
-        ray.init(address=address, **options)
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
     except Exception as error:  # noqa: BLE001 - ray raises bare exceptions here
         raise _no_cluster(address, " ".join(str(error).split())) from None
     try:
@@ -374,12 +367,8 @@ def _sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt

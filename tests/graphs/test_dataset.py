@@ -15,8 +15,7 @@ from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import Threshold
 from graphhalu.graphs.recipe import GraphRecipe
 from graphhalu.labels.spans import label_tokens
-from graphhalu.testing.planted import PLANTED_SHAPE
-from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.testing.planted import PLANTED_SHAPE, planted_token_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.trace import Trace
 
