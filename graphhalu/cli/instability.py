@@ -14,7 +14,7 @@ from graphhalu.cli.output import Shown, cell, file_word, interval, print_rows, p
 from graphhalu.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphhalu.models.spec import ModelSpec
+    from graphhalu.models.cards import ModelSpec
     from graphhalu.studies.instability.calibration import Calibration
     from graphhalu.studies.instability.detect import Verdict
     from graphhalu.studies.instability.series import PromptRecord
@@ -41,7 +41,7 @@ _CALIBRATE = Options(
     set_wins=True,
     folds="n_folds",
 )
-_MODEL = ("graphhalu.models.spec:ModelSpec", "device", "threads")
+_MODEL = ("graphhalu.models.cards:ModelSpec", "device", "threads")
 _GATHER_MODEL = Options(*_MODEL, "quantization", model="name", overrides=False)
 _DETECT_MODEL = Options(*_MODEL, overrides=False)
 

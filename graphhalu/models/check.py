@@ -16,9 +16,9 @@ from graphhalu.core.axes import ROW_SUM_TOLERANCE
 from graphhalu.core.errors import GraphhaluError, ModelRefusedError, NonFiniteError
 from graphhalu.core.provenance import provenance
 from graphhalu.models.attention import eager_attention
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.gguf import cache_folder
 from graphhalu.models.load import LoadedModel, load_model
-from graphhalu.models.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
 

@@ -8,9 +8,8 @@ from typing import Any, BinaryIO, Final
 
 from graphhalu.core.errors import ModelUnavailableError, UsageError
 from graphhalu.core.files import MAX_JSON_BYTES, parse_json, reading
-from graphhalu.models.cards import ModelSource
+from graphhalu.models.cards import ModelSource, ModelSpec
 from graphhalu.models.gguf import source_digest
-from graphhalu.models.spec import ModelSpec
 
 _SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 _SMALL_BYTES: Final = 64 * 2**20

@@ -1,29 +1,40 @@
-"""Loading of a language model with its tokenizer and its sizes."""
+"""Loading of language models with their tokenizer and sizes; memory and CPU threads that are free."""
 
 import logging
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 
 from graphhalu.core.errors import ModelRefusedError, ModelUnavailableError, UsageError
-from graphhalu.models.attention import layer_windows, model_shape
-from graphhalu.models.cards import ModelCard, ModelSource, resolve_model
+from graphhalu.models.attention import model_shape
+from graphhalu.models.cards import ModelCard, ModelSource, ModelSpec, resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.models.hub import find_on_hub
 from graphhalu.models.identity import model_identity, refused_code, stored_method, trusted_revision
 from graphhalu.models.quiet import quiet_loading, silence_int8_casts
-from graphhalu.models.resources import default_threads
-from graphhalu.models.spec import ModelSpec
 
-__all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model", "load_tokenizer"]
+__all__ = ["LoadedModel", "ModelSpec", "default_threads", "free_memory", "load_model", "load_tokenizer"]
 
 _log = logging.getLogger(__name__)
 
+_PATH: Final = "pretrained_model_name_or_path"
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 _PACKED_OUTPUTS: Final = 32
 """Outputs that bitsandbytes packs together on a CPU with AVX-512 BF16."""
+
+_SHARE: Final = 0.5
+"""Share of the free memory that one batch may take."""
+
+_UNKNOWN: Final = 4 * 2**30
+"""Bytes that are assumed where the system does not say."""
+
+_LOADAVG: Final = Path("/proc/loadavg")
+_SAMPLES: Final = 8
+_PAUSE_S: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -55,14 +66,6 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
 
 
-class _Place(NamedTuple):
-    """Where the files are, and with which arguments transformers reads them."""
-
-    path: str
-    options: dict[str, Any]
-    trusted: str | None = None
-
-
 def load_model(spec: ModelSpec) -> LoadedModel:
     """Load a model and its tokenizer.
 
@@ -79,26 +82,27 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     torch.set_num_threads(spec.threads or default_threads())
     source = resolve_model(spec.name)
     device = _device(spec.device)
-    place = _place(source, spec)
-    if place.trusted is not None:
-        what = "WARNING: code of %s at %s runs on this machine"
-        _log.warning(what, spec.name, place.trusted)
+    trusted = trusted_revision(source, spec)
+    options = _options(source, spec, trusted)
+    if trusted is not None:
+        _log.warning("WARNING: code of %s at %s runs on this machine", spec.name, trusted)
     with quiet_loading():
-        config = _read("configuration", place, spec, source)
+        config = _read("configuration", options, spec, source)
         _require_attention(config, spec.name)
         shape = model_shape(config, spec.name)
-        tokenizer = _tokenizer(place, spec, source)
-        model = _model(place, spec, source, config, device)
+        tokenizer = _tokenizer(options, spec, source)
+        model = _model(options, spec, source, config, device)
     if spec.quantization == "int8" or stored_method(_stored(config)) == "int8":
         silence_int8_casts()
     model.eval().requires_grad_(requires_grad=False)
+    path, commit = options[_PATH], options.get("revision")
+    identity = model_identity(source, spec, model, path=path, commit=commit)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         spec=spec,
         card=source.card,
-        identity=model_identity(source, spec, model, path=place.path, commit=place.options.get("revision"))
-        | ({} if place.trusted is None else {"remote_code": place.trusted}),
+        identity=identity if trusted is None else {**identity, "remote_code": trusted},
         eos_token_ids=_eos_token_ids(model, tokenizer),
         **shape._asdict(),
     )
@@ -111,28 +115,26 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         As :func:`load_model`.
     """
     source = resolve_model(spec.name)
-    place = _place(source, spec)
+    options = _options(source, spec, trusted_revision(source, spec))
     with quiet_loading():
-        return _tokenizer(place, spec, source)
+        return _tokenizer(options, spec, source)
 
 
-def _place(source: ModelSource, spec: ModelSpec) -> _Place:
-    trusted = trusted_revision(source, spec)
-    options: dict[str, Any] = {"trust_remote_code": trusted is not None}
+def _options(source: ModelSource, spec: ModelSpec, trusted: str | None) -> dict[str, Any]:
+    """Arguments with which transformers reads the files of a model."""
+    options: dict[str, Any] = {_PATH: source.place, "trust_remote_code": trusted is not None}
     if source.kind == "hub":
-        gated = source.card is not None and source.card.gated
-        files = find_on_hub(source.place, spec.revision or trusted, is_gated=gated)
-        options |= {"revision": files.commit, "local_files_only": files.is_local}
-        return _Place(source.place, options, trusted)
+        is_gated = source.card is not None and source.card.gated
+        return options | find_on_hub(source.place, spec.revision or trusted, is_gated=is_gated)
     if spec.revision is not None:
         raise UsageError(f"a revision belongs to a model of the hub; {spec.name} is a {source.kind}")
     options["local_files_only"] = True
     if source.kind == "folder":
         _require_files(Path(source.place))
-        return _Place(source.place, options, trusted)
+        return options
     wheel = source.card.wheel if source.card is not None else None
     gguf = Path(source.place) if wheel is None else wheel_gguf(wheel)
-    return _Place(str(converted_folder(gguf)), options)
+    return options | {_PATH: str(converted_folder(gguf))}
 
 
 def _require_files(folder: Path) -> None:
@@ -183,20 +185,20 @@ def _dtype(spec: ModelSpec, config: Any, device: torch.device) -> torch.dtype | 
     return torch.float32
 
 
-def _read(what: str, place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
+def _read(what: str, options: dict[str, Any], spec: ModelSpec, source: ModelSource) -> Any:
     """The configuration or the tokenizer of a model."""
     from transformers import AutoConfig, AutoTokenizer
 
     reader: Any = {"configuration": AutoConfig, "tokenizer": AutoTokenizer}[what]
     try:
-        return reader.from_pretrained(place.path, **place.options)
+        return reader.from_pretrained(**options)
     except Exception as error:
-        refused = refused_code(source, spec, error, place.options)
+        refused = refused_code(source, spec, error, options)
         raise refused or _unreadable(spec, source, error, what) from error
 
 
-def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
-    tokenizer = _read("tokenizer", place, spec, source)
+def _tokenizer(options: dict[str, Any], spec: ModelSpec, source: ModelSource) -> Any:
+    tokenizer = _read("tokenizer", options, spec, source)
     if not tokenizer.is_fast:
         raise ModelRefusedError(
             f"the tokenizer of {spec.name} ({type(tokenizer).__name__}) gives no character "
@@ -208,10 +210,12 @@ def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
     return tokenizer
 
 
-def _model(place: _Place, spec: ModelSpec, source: ModelSource, config: Any, device: torch.device) -> Any:
+def _model(
+    options: dict[str, Any], spec: ModelSpec, source: ModelSource, config: Any, device: torch.device
+) -> Any:
     from transformers import AutoModelForCausalLM
 
-    settings = {**place.options, **_attention_setting(config), "output_loading_info": True}
+    settings = {**options, **_attention_setting(config), "output_loading_info": True}
     settings |= {"dtype": _dtype(spec, config, device)}
     settings |= {"use_safetensors": True}  # the older *.bin files are pickles
     is_stored_quantized = _stored(config) is not None
@@ -222,7 +226,7 @@ def _model(place: _Place, spec: ModelSpec, source: ModelSource, config: Any, dev
     if spec.quantization != "none" or is_stored_quantized or device.type != "cpu":
         settings["device_map"] = {"": device}
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(place.path, **settings)
+        model, found = AutoModelForCausalLM.from_pretrained(**settings)
     except torch.OutOfMemoryError:
         raise ModelUnavailableError(
             f"{spec.name} does not fit the memory of {device}\n  Use --quantization nf4, or a smaller model"
@@ -324,3 +328,46 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     ids = set(stated if isinstance(stated, list) else [stated])
     ids.add(tokenizer.eos_token_id)
     return tuple(sorted(index for index in ids if index is not None))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a batch may take on a device: half of what is free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+    return int(_free_main_memory() * _SHARE)
+
+
+def _free_main_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        return int(kibibytes) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError):
+            return _UNKNOWN
+
+
+def default_threads() -> int:
+    """Cores that are free now, at least one.
+
+    Threads of one process wait for each other: on a core that other work shares they wait most
+    of the time, and a small model then runs several times slower on two threads than on one.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, round((cores or 1) - busy_cores(_LOADAVG)))
+
+
+def busy_cores(loadavg: Path) -> float:
+    """Processes that want a core now, this one left out; 0 where the system does not tell."""
+    try:
+        running = [_n_running(loadavg) for _ in range(_SAMPLES)]
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return sum(running) / len(running) - 1
+
+
+def _n_running(loadavg: Path) -> int:
+    time.sleep(_PAUSE_S)
+    return int(loadavg.read_text(encoding="ascii").split()[3].split("/")[0])
