@@ -7,6 +7,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -171,10 +172,8 @@ def _yaml_value(text: str) -> Any:
     except (*MALFORMED, yaml.YAMLError):
         return text
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+        with suppress(ValueError):
             return float(value)
-        except ValueError:
-            return value
     return value
 
 

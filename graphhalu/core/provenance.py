@@ -1,4 +1,4 @@
-"""What an artefact was made with: versions, machine, code state, time."""
+"""Provenance of artefacts: versions, machine, code state, time."""
 
 import hashlib
 import os
@@ -7,27 +7,11 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-_PACKAGES = (
-    "graphhalu",
-    "torch",
-    "transformers",
-    "accelerate",
-    "bitsandbytes",
-    "torch-geometric",
-    "networkx",
-    "rustworkx",
-    "zarr",
-    "numcodecs",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "lightning",
-    "rouge-score",
-    "safetensors",
-    "tokenizers",
-)
+import yaml
+
+_PACKAGES: Final = yaml.safe_load(Path(__file__).with_name("packages.yaml").read_text(encoding="utf-8"))
 
 
 def provenance() -> dict[str, Any]:

@@ -125,19 +125,9 @@ class Registry(Generic[T]):
 
         Raises:
             UnknownNameError: If the name is not registered; lists the nearest names.
-            UsageError: If a plug-in or a module of the user cannot be imported, or is not what
-                it should be.
+            UsageError: If a plug-in or a module of the user cannot be imported, or is of another kind.
         """
-        if name in self._table:
-            module, _, attribute = self._table[name].partition(":")
-            found: T = getattr(import_module(module), attribute)
-            return found
-        if ":" in name:
-            return self._of_path(name)
-        plugins = self._plugins()
-        if name in plugins:
-            return self._of_plugin(plugins[name])
-        raise unknown_name(self.kind, name, self.names())
+        return self._of_path(name) if ":" in name and name not in self else self.registered(name)
 
     def registered(self, name: str) -> T:
         """The object of a registered name; a path to a module is no such name.
@@ -146,9 +136,14 @@ class Registry(Generic[T]):
             UnknownNameError: If the name is not registered; lists the nearest names.
             UsageError: If it is that of a plug-in that cannot be used.
         """
-        if name not in self:
+        if name in self._table:
+            module, _, attribute = self._table[name].partition(":")
+            found: T = getattr(import_module(module), attribute)
+            return found
+        plugins = self._plugins()
+        if name not in plugins:
             raise unknown_name(self.kind, name, self.names())
-        return self.get(name)
+        return self._of_plugin(plugins[name])
 
     def load_all(self) -> tuple[dict[str, T], dict[str, str]]:
         """Import everything that is registered.

@@ -21,7 +21,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
@@ -146,10 +146,11 @@ class _Actor:
             return "fault", " ".join(f"{type(error).__name__}: {error}".split())
 
 
+@dataclass(eq=False)
 class _ActorPool:
     """Actors at work on the items of one call of :meth:`map` at a time.
 
-    Args:
+    Attributes:
         ray: The module, connected.
         hire: Starts an actor.
         n_actors: Actors at the same time, at most.
@@ -157,19 +158,17 @@ class _ActorPool:
         shortage: Describes why none is ready.
     """
 
-    def __init__(
-        self, ray: Any, hire: Callable[[], Any], n_actors: int, wait_s: float, shortage: Callable[[], str]
-    ) -> None:
-        self.ray = ray
-        self.hire = hire
-        self.n_actors = n_actors
-        self.wait_s = wait_s
-        self.shortage = shortage
-        self.idle: list[Any] = []
-        self.starting: dict[Any, Any] = {}
-        self.running: dict[Any, tuple[Any, int]] = {}
-        self.n_false_starts = 0
-        self.waiting_since, self.has_told = time.monotonic(), False
+    ray: Any
+    hire: Callable[[], Any]
+    n_actors: int
+    wait_s: float
+    shortage: Callable[[], str]
+    idle: list[Any] = field(default_factory=list)
+    starting: dict[Any, Any] = field(default_factory=dict)
+    running: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+    n_false_starts: int = 0
+    waiting_since: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 - as of then
+    has_told: bool = False
 
     def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
         """Results of the items, as :data:`graphhalu.engine.executors.Workers` says."""

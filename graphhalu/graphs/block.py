@@ -14,10 +14,11 @@ import torch
 from jaxtyping import Float, Float32, Int, Shaped
 
 from graphhalu.core.errors import NonFiniteError
-from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, n_pairs, ragged_offsets
+from graphhalu.core.numerics import ragged_offsets
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.ragged import Ragged
 from graphhalu.graphs.recipe import HeadRoles
+from graphhalu.traces.schema import from_bfloat16_bits, from_fixed_point, n_pairs
 from graphhalu.traces.trace import Trace, layer_position
 
 BLOCK_ELEMENTS: Final = 2**23

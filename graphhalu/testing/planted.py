@@ -15,9 +15,17 @@ import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from graphhalu.core.axes import N_SPANS, Span
-from graphhalu.core.numerics import FIXED_STEPS, from_bfloat16_bits, pack_triangle, to_bfloat16_bits
 from graphhalu.labels.labels import Labels, complete_labels
-from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, TraceRecord, TraceShape
+from graphhalu.traces.schema import (
+    ARRAYS,
+    FIXED_STEPS,
+    N_SINK_KEYS,
+    TraceRecord,
+    TraceShape,
+    from_bfloat16_bits,
+    pack_triangle,
+    to_bfloat16_bits,
+)
 from graphhalu.traces.trace import Trace
 
 PLANTED_SHAPE: Final = TraceShape(

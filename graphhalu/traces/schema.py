@@ -8,14 +8,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
 import yaml
+from jaxtyping import Float, Float32, Shaped, UInt16
 
 from graphhalu.core.axes import N_SPANS
-from graphhalu.core.numerics import n_pairs
 from graphhalu.core.registry import unknown_name
 
 FORMAT: Final = "graphhalu-traces"
 FORMAT_VERSION: Final = 2
+
+FIXED_STEPS: Final = 65_535
+"""Steps from 0 to 1 of a probability in fixed point; it is off by at most half of one, 7.6e-6."""
 
 Ragged = Literal["token", "row", "pair"]
 N_SINK_KEYS: Final = 4
@@ -173,3 +177,65 @@ def ragged_length(axis: str, record: TraceRecord) -> int:
     if axis == "row":
         return record.length - record.row_start
     return n_pairs(record.length, record.row_start)
+
+
+def n_pairs(length: int, row_start: int = 0) -> int:
+    """Entries of the causal rows ``row_start … length - 1``; row ``i`` has ``i + 1`` of them."""
+    return (length * (length + 1) - row_start * (row_start + 1)) // 2
+
+
+def pack_triangle(
+    square: Shaped[np.ndarray, "*batch row key"], row_start: int = 0
+) -> Shaped[np.ndarray, "*batch pair"]:
+    """Keep what a causal row can see: entries ``key <= row``, row by row.
+
+    Args:
+        square: Rows ``row_start … key - 1`` of a causal matrix.
+        row_start: Position of the first given row.
+
+    Raises:
+        ValueError: If the rows do not end at the last key.
+    """
+    n_rows, n_keys = square.shape[-2:]
+    if row_start + n_rows != n_keys:
+        raise ValueError(f"expected rows {row_start} … {n_keys - 1}, got {n_rows} rows and {n_keys} keys")
+    rows, keys = np.tril_indices(n_rows, k=row_start, m=n_keys)
+    return square[..., rows, keys]
+
+
+def unpack_triangle(
+    packed: Shaped[np.ndarray, "*batch pair"], length: int, row_start: int = 0
+) -> Shaped[np.ndarray, "*batch row key"]:
+    """Inverse of :func:`pack_triangle`; entries above the diagonal are exactly 0."""
+    n_rows = length - row_start
+    expected = n_pairs(length, row_start)
+    if packed.shape[-1] != expected:
+        raise ValueError(
+            f"expected {expected} pairs for rows {row_start} … {length - 1}, got {packed.shape[-1]}"
+        )
+    rows, keys = np.tril_indices(n_rows, k=row_start, m=length)
+    square = np.zeros((*packed.shape[:-1], n_rows, length), dtype=packed.dtype)
+    square[..., rows, keys] = packed
+    return square
+
+
+def to_bfloat16_bits(values: Float[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
+    """Round float32 to bfloat16 (nearest, ties to even) and return the bits.
+
+    bfloat16 keeps the range of float32, so massive activations over 65,504 survive; the
+    relative error is at most 2**-8. NaN stays NaN.
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    quiet = (bits >> 16) | np.uint32(0x0040)
+    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
+
+
+def from_bfloat16_bits(bits: UInt16[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """The float32 values of bfloat16 bits, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def from_fixed_point(steps: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """The float32 probabilities that fixed point stands for."""
+    return steps.astype(np.float32) / np.float32(FIXED_STEPS)

@@ -14,9 +14,15 @@ from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import TraceNotFoundError, UsageError
-from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, unpack_triangle
 from graphhalu.traces.part import LazyArray
-from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
+from graphhalu.traces.schema import (
+    TraceRecord,
+    TraceShape,
+    array_spec,
+    from_bfloat16_bits,
+    from_fixed_point,
+    unpack_triangle,
+)
 
 
 class Edges(NamedTuple):

@@ -9,14 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from graphhalu.core.numerics import (
+from graphhalu.core.numerics import json_ready, ragged_offsets
+from graphhalu.traces.schema import (
     from_bfloat16_bits,
-    json_ready,
     n_pairs,
     pack_triangle,
-    ragged_offsets,
     to_bfloat16_bits,
-    triangle_size,
     unpack_triangle,
 )
 
@@ -93,7 +91,7 @@ def test_a_triangle_of_another_length_is_refused():
 
 
 def test_the_size_of_a_triangle_is_the_number_of_its_entries():
-    assert [triangle_size(n) for n in range(12)] == [len(np.tril_indices(n)[0]) for n in range(12)]
+    assert [n_pairs(n) for n in range(12)] == [len(np.tril_indices(n)[0]) for n in range(12)]
 
 
 def test_offsets_name_where_each_item_starts_and_the_last_one_ends():
