@@ -120,7 +120,9 @@ class ModelSource:
 
 
 def _card(alias: str, wheel: Mapping[str, Any] | None = None, **fields: Any) -> ModelCard:
-    source = wheel and WheelSource(tuple(wheel["requirements"]), tuple(map(tuple, wheel["files"])))
+    source = None
+    if wheel is not None:
+        source = WheelSource(tuple(wheel["requirements"]), tuple(map(tuple, wheel["files"])))
     return ModelCard(alias, wheel=source, **fields)
 
 
