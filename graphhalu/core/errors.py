@@ -1,10 +1,10 @@
-"""Every error that graphhalu raises on purpose.
+"""Errors that graphhalu raises on purpose.
 
 The tree, with the exit code that the command line gives::
 
     GraphhaluError                     1
     ├── UsageError (ValueError)        2   an argument cannot be used
-    │   ├── UnknownNameError           2   a name is in no table
+    │   ├── UnknownNameError           2   a name is not known
     │   ├── ConfigError                2   a configuration does not validate
     │   └── StoreMismatchError         2   a store holds another configuration
     ├── DataFileError (ValueError)     1   a file's content cannot be read
@@ -38,7 +38,7 @@ class UsageError(GraphhaluError, ValueError):
 
 
 class UnknownNameError(UsageError, LookupError):
-    """A name that stands in no table; the message lists the nearest known names."""
+    """An unknown name; the message lists the nearest known names."""
 
 
 class ConfigError(UsageError):
@@ -70,7 +70,7 @@ class StoreError(GraphhaluError):
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
-    """There is no trace store at this path."""
+    """No trace store was found at this path."""
 
 
 class TraceNotFoundError(StoreError, LookupError):

@@ -42,7 +42,7 @@ MALFORMED: Final = (
     zlib.error,
     zipfile.BadZipFile,
 )
-"""What content that is not as expected makes Python raise while it is taken apart."""
+"""Exceptions that malformed content makes Python raise while it is parsed."""
 
 MAX_TABLE_BYTES: Final = 2**31
 """Most bytes of a table after unpacking: all of it is held in memory."""
@@ -66,7 +66,7 @@ def reading(
     Args:
         what: What is read, with what is wrong of it: ``"x.json is no readable profile"``.
         error: The class that is raised.
-        also: Exceptions of libraries that stand below nothing of Python's own.
+        also: Exceptions of libraries that inherit ``Exception`` only.
         way_out: What to do, on a line of its own.
 
     Raises:
@@ -83,7 +83,7 @@ def reading(
 
 
 def reason_of(fault: BaseException) -> str:
-    """What an exception says, on one line of bounded length."""
+    """The message of an exception, on one line of bounded length."""
     text = shortened(" ".join(str(getattr(fault, "strerror", None) or fault).split()), _MOST_REASON)
     if isinstance(fault, KeyError):
         return f"it lacks the field {text}"
@@ -101,7 +101,7 @@ def shortened(text: str, limit: int = 120) -> str:
 
 
 def told_format(values: Mapping[str, Any]) -> str:
-    """What a file says of its format and version, for an error."""
+    """Format and version that a file states, for an error."""
     kind, version = values.get("format"), values.get("format_version")
     return f"format {shown(kind)} version {shown(version)}"
 
@@ -121,10 +121,10 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
 
 
 def unpack_gzip(content: bytes, limit: int = MAX_JSON_BYTES) -> bytes:
-    """What gzip packed; stops as soon as it is more than it can be.
+    """Unpack gzip; stops as soon as there are more bytes than allowed.
 
     Raises:
-        OSError: If it is no gzip.
+        OSError: If it is not gzip.
         EOFError: If it is cut off.
         zlib.error: If it is damaged.
         ValueError: If more than ``limit`` bytes come out.
@@ -141,7 +141,7 @@ def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
 
     Args:
         text: In UTF-8, if it is bytes.
-        allows_nan: Whether ``NaN``, ``Infinity`` and numbers beyond float64 may stand there.
+        allows_nan: Whether ``NaN``, ``Infinity`` and numbers beyond float64 are allowed.
 
     Raises:
         ValueError: If it is anything else, or nested too deeply.
@@ -161,7 +161,7 @@ def read_json(path: Path, *, allows_nan: bool = False, way_out: str = "") -> Any
     """The JSON value that a file holds; one whose name ends in ``.gz`` is unpacked.
 
     Raises:
-        FileNotFoundError: If there is no such file; only the caller knows what it would be.
+        FileNotFoundError: If the file does not exist; only the caller knows what it would be.
         DataFileError: If it cannot be read, is larger than it can be, or is no JSON.
     """
     with reading(f"{path} is not readable JSON", way_out=way_out):

@@ -9,7 +9,7 @@ from jaxtyping import Float, Int, Num
 
 
 def ragged_offsets(lengths: Int[np.ndarray, "item"]) -> Int[np.ndarray, "offset"]:
-    """Where each item starts in a concatenated axis, and where the last one ends."""
+    """Start of each item in a concatenated axis, with the end of the last one."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
@@ -56,7 +56,7 @@ def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray
 def length_adjusted(
     values: Float[np.ndarray, "answer"], lengths: Float[np.ndarray, "answer length"]
 ) -> Float[np.ndarray, "answer"]:
-    """What is left of a measure after a least-squares fit on the logarithms of some lengths.
+    """Residuals of a measure after a least-squares fit on the logarithms of some lengths.
 
     The fit sees no label. It has a constant, each logarithm and its square.
 

@@ -37,7 +37,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
 
 
 def class_path(found: type) -> str:
-    """Where a class is defined, as ``module:Class``."""
+    """Path of a class, as ``module:Class``."""
     return f"{found.__module__}:{found.__qualname__}"
 
 
@@ -130,7 +130,7 @@ class Registry(Generic[T]):
         return self._of_path(name) if ":" in name and name not in self else self.registered(name)
 
     def registered(self, name: str) -> T:
-        """The object of a registered name; a path to a module is no such name.
+        """The object of a registered name; a path to a module is not allowed.
 
         Raises:
             UnknownNameError: If the name is not registered; lists the nearest names.
@@ -165,7 +165,7 @@ class Registry(Generic[T]):
         return objects, failures
 
     def path(self, name: str) -> str | None:
-        """Where an object is defined, as ``module:attribute``; nothing is imported.
+        """Path of an object, as ``module:attribute``; nothing is imported.
 
         ``None`` for a name in no table, and for one of another package.
         """
@@ -197,7 +197,7 @@ class Registry(Generic[T]):
         return f"{form} {_dotted(self._base)}"
 
     def _fault(self, found: Any, name: str | None) -> str | None:
-        """What is wrong with an object of another package, or ``None``."""
+        """The fault of an object of another package, or ``None``."""
         base: Any = self._base
         is_class = isinstance(found, type) and issubclass(found, base)
         if not (isinstance(found, base) if self._holds_objects else is_class):
@@ -211,7 +211,7 @@ class Registry(Generic[T]):
         return self._name_fault(found, getattr(card or found, self._name_field, None), name)
 
     def _name_fault(self, found: object, stated: object, name: str | None) -> str | None:
-        """What is wrong with the name that an object bears, or ``None``."""
+        """The fault of the name of an object, or ``None``."""
         if not isinstance(stated, str) or not _NAME.fullmatch(stated):
             return f"expected a name of letters, digits and _ . + -, got {shown(stated)}"
         if name is not None and stated != name:

@@ -50,7 +50,7 @@ _ABANDON_S: Final = 5.0
 
 _ENVIRONMENT: Final = {
     "RAY_USAGE_STATS_ENABLED": "0",
-    # ray writes every lost node and worker to stdout, where results go; they are told here
+    # ray writes every lost node and worker to stdout, where results go; they are logged here
     "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
     # of a Ray that is started here: its workers are the run, and not something in the background
     "RAY_worker_niceness": "0",
@@ -168,7 +168,7 @@ class _ActorPool:
     running: dict[Any, tuple[Any, int]] = field(default_factory=dict)
     n_false_starts: int = 0
     waiting_since: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 - as of then
-    has_told: bool = False
+    is_logged: bool = False
 
     def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
         """Results of the items, as :data:`graphhalu.engine.executors.Workers` says."""
@@ -221,15 +221,15 @@ class _ActorPool:
         return [ref for ref in ready if ref in self.running]
 
     def _check_timeout(self) -> None:
-        """Say that there is no room on the cluster, and give up in the end."""
+        """Log that no worker finds room on the cluster, and give up after ``wait_s``."""
         now = time.monotonic()
         waited = now - self.waiting_since
         if self.running or self.idle:
-            self.waiting_since, self.has_told = now, False
+            self.waiting_since, self.is_logged = now, False
         elif waited > self.wait_s:
             raise WorkerError(f"{self.shortage()}\n  It was waited for {self.wait_s:g} s (--ray-wait)")
-        elif waited > _QUIET_S and not self.has_told:
-            self.has_told = True
+        elif waited > _QUIET_S and not self.is_logged:
+            self.is_logged = True
             _log.info("waiting: %s", self.shortage())
 
     def _started(self, ref: Any) -> None:
@@ -249,7 +249,7 @@ class _ActorPool:
             self.idle.append(actor)
 
     def _outcome(self, ref: Any, actor: Any) -> tuple[str, Any]:
-        """What a task gave; a worker that is dead or in doubt is not used again."""
+        """Outcome of a task; a worker that is dead or in doubt is not used again."""
         try:
             kind, value = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:

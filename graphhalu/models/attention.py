@@ -8,7 +8,7 @@ from graphhalu.core.errors import ModelRefusedError
 
 
 def attention_implementation(model: Any) -> str:
-    """How the model computes attention now (``sdpa``, ``eager`` …)."""
+    """Name of the attention implementation of the model now (``sdpa``, ``eager`` …)."""
     return str(model.config._attn_implementation)  # noqa: SLF001
 
 

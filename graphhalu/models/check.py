@@ -32,7 +32,7 @@ _TOLERANCES: Final = {torch.float32: ROW_SUM_TOLERANCE, torch.float16: 5e-3, tor
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What the self-check measured.
+    """Measurements of the self-check.
 
     Attributes:
         largest_future: Largest weight above the diagonal; 0 for a causal model.

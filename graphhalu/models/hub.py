@@ -11,7 +11,7 @@ from typing import Any, Final
 from graphhalu.core.errors import ModelUnavailableError
 
 ANSWER_S: Final = 10.0
-"""How long the hub may take to answer, in seconds."""
+"""Timeout of a question to the hub, in seconds."""
 
 
 def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) -> dict[str, Any]:

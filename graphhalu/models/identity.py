@@ -16,7 +16,7 @@ _SMALL_BYTES: Final = 64 * 2**20
 _EDGE_BYTES: Final = 2**15
 _STRIDE_BYTES: Final = 2**20
 _CODE_DIGITS: Final = 12
-"""Hexadecimal digits of the digest that stands for the revision of a folder."""
+"""Hexadecimal digits of the digest that is the revision of a folder."""
 
 
 def model_identity(
@@ -28,7 +28,7 @@ def model_identity(
     version of transformers and the path are not among it.
 
     Args:
-        source: What the name stands for.
+        source: The source of the model.
         spec: How it was asked for.
         model: The loaded model.
         path: Folder of its files, or its hub id.
@@ -141,7 +141,7 @@ def trusted_revision(source: ModelSource, spec: ModelSpec) -> str | None:
 
 
 def code_digest(folder: Path) -> str | None:
-    """What stands for the revision of a folder: a digest of its Python files; ``None`` for none."""
+    """The revision of a folder: a digest of its Python files; ``None`` if there are none."""
     files = sorted(folder.rglob("*.py")) if folder.is_dir() else []
     if not files:
         return None

@@ -73,7 +73,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         spec: Which model, and how.
 
     Raises:
-        UnknownNameError: If the name stands for nothing.
+        UnknownNameError: If the name is not known.
         UsageError: If the device, revision or quantisation does not go with the model.
         ModelUnavailableError: If weights or tokenizer cannot be had.
         ModelRefusedError: If the model has no attention, the tokenizer no offsets, or a layer a

@@ -46,7 +46,7 @@ SINK_SHIFT: Final = 3.0
 """Added to the logits of the first key by the signal ``sink``, and in the rows of marked tokens."""
 
 Signal = Literal["sink", "self", "lookback", "flat", "hidden", "shift", "likelihood", "text", "length"]
-"""How hallucinated traces can differ from others:
+"""Ways in which hallucinated traces can differ from others:
 
 ``sink``
     some heads attend more to the first token;

@@ -1,6 +1,6 @@
 """Local storage backend: stores in folders, and the locks of their writers.
 
-A lock file names the process that holds it. The system lets go when the process dies, however it
+A lock file names the process that holds it. The operating system releases a lock when its process
 dies.
 """
 
@@ -30,7 +30,7 @@ LOCK: Final = ".lock"
 HOLDER: Final = ".lock.json"
 
 _TIMEOUT_S: Final = 0.3
-"""A look at whether a store is locked holds it for a moment; no run fails for that."""
+"""How long a writer waits: :meth:`LocalBackend.is_locked` of another process holds a lock briefly."""
 
 
 class LocalBackend(StorageBackend):
@@ -79,13 +79,13 @@ class LocalBackend(StorageBackend):
 
     @contextmanager
     def lock(self, writer: str = MAIN) -> Iterator[None]:
-        """Hold the folder; the system lets go when the process dies."""
+        """Hold the folder; the operating system releases it when the process dies."""
         if not re.fullmatch(r"[\w-]{1,64}", writer):
             raise ValueError(f"a writer's name holds letters, digits, '_' and '-', got {writer!r}")
         own = self.path / (LOCK if writer == MAIN else f"{LOCK}-{writer}")
         with self._acquired(own):
             try:
-                # taken first, looked at the others then: of two that start at once, one sees it
+                # acquired before the others are checked: of two that start at once, one sees the other
                 for other in self._lock_files():
                     if (other.name == LOCK) != (writer == MAIN):
                         with self._acquired(other):
@@ -175,7 +175,7 @@ def _move_into_place(staged: Path, target: Path) -> bool:
             raise
         if (target / COMMIT).exists():
             return False
-        # a folder without a commit record is no part: it gives way
+        # a folder without a commit record is not a part and is replaced
         shutil.rmtree(target)
         staged.rename(target)
     sync(target.parent)

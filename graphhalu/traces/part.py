@@ -31,7 +31,7 @@ class Part:
 
     Args:
         folder: Its folder, or that of its mirror.
-        shape: What the axes mean.
+        shape: Sizes and meaning of the axes.
         backend: Storage of its store; fetches files that are not in the folder.
 
     Raises:
@@ -65,7 +65,7 @@ class Part:
 
     @cached_property
     def offsets(self) -> dict[str, Int[np.ndarray, "offset"]]:
-        """Where each trace starts on each ragged axis, and where the last one ends."""
+        """Offsets of the traces on each ragged axis, with the end of the last one."""
         found: dict[str, np.ndarray] = {axis: self._read(f"{axis}_offsets", ...) for axis in RAGGED_AXES}
         for axis, values in found.items():
             is_rising = values.shape == (len(self.commit.trace_ids) + 1,) and not values[0]
@@ -290,7 +290,7 @@ def _index(dim: int, first: slice, ragged: slice) -> tuple[slice, ...]:
 
 
 def _stamp(folder: Path) -> tuple[int, int]:
-    """What changes when another commit record takes the place of this one."""
+    """Inode and time of the commit record; they change when another one replaces it."""
     try:
         found = (folder / COMMIT).stat()
     except OSError:

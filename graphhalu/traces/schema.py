@@ -78,7 +78,7 @@ def array_spec(name: str) -> ArraySpec:
 
 @dataclass(frozen=True)
 class TraceShape:
-    """What the axes of a store's arrays mean; the same for all its traces.
+    """Sizes and meaning of the axes of a store's arrays, the same for all its traces.
 
     Attributes:
         attention_layers: Model layer of each entry of the layer axis.
@@ -131,8 +131,8 @@ class TraceRecord:
         correct_choices: Places of the right ones.
         choice_logprobs: Log-probability (nat) of each letter as the first token of the answer,
             summed over its single-token spellings; empty if there are no choices.
-        input_label: What the data set says of the question: 1 = it misleads, 0 = it does not.
-        given_label: What the data set says of a given answer: 1 = hallucinated, 0 = correct.
+        input_label: Label of the question in the data set: 1 = it misleads, 0 = it does not.
+        given_label: Label of a given answer in the data set: 1 = hallucinated, 0 = correct.
         given_spans: Hallucinated ranges of characters of a given answer, half-open.
         answer_offsets: Range of characters of ``answer`` that each answer token covers.
     """
@@ -237,5 +237,5 @@ def from_bfloat16_bits(bits: UInt16[np.ndarray, "*shape"]) -> Float[np.ndarray, 
 
 
 def from_fixed_point(steps: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """The float32 probabilities that fixed point stands for."""
+    """The float32 probabilities of fixed-point steps."""
     return steps.astype(np.float32) / np.float32(FIXED_STEPS)

@@ -73,7 +73,7 @@ class StorageBackend(ABC):
 
     @abstractmethod
     def record_of(self, part: Path) -> str:
-        """File or folder whose removal lets the next run write the part anew."""
+        """File or folder whose removal lets the next run write the part again."""
 
     @abstractmethod
     def sizes(self, part: Path, commit: Commit) -> dict[str, int]:

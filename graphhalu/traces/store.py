@@ -89,7 +89,7 @@ class TraceStore(TraceSequence):
         Args:
             path: Must not exist.
             configuration: What decides the content of the traces; plain JSON values.
-            shape: What the axes mean.
+            shape: Sizes and meaning of the axes.
             arrays: Arrays that are kept.
             provenance: What the store is made with; by default what runs now.
 
@@ -125,7 +125,7 @@ class TraceStore(TraceSequence):
 
     @cached_property
     def shape(self) -> TraceShape:
-        """What the axes mean."""
+        """Sizes and meaning of the axes."""
         plain: dict[str, Any] = self._attributes["shape"]
         axes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         return TraceShape(**axes)
@@ -177,7 +177,7 @@ class TraceStore(TraceSequence):
         return {name for part in self.parts for name in part.commit.question_ids}
 
     def n_bytes(self) -> dict[str, int]:
-        """Bytes on disk of each array; ``records`` holds all that is no trace array."""
+        """Bytes on disk of each array; ``records`` counts all other files."""
         total: dict[str, int] = dict.fromkeys(self.arrays, 0)
         total["records"] = 0
         for part in self.parts:
@@ -284,13 +284,13 @@ class TraceStore(TraceSequence):
         return TraceWriter(self, name)
 
     def refresh(self) -> None:
-        """Look again which parts there are; views keep what they had."""
+        """Read again which parts there are; views keep theirs."""
         self.backend.refresh()
         self.cache = ChunkCache()
         self.refresh_parts()
 
     def refresh_parts(self) -> None:
-        """Look again which parts there are; no label or root is looked at."""
+        """Read again which parts there are, without root and labels."""
         self.backend.refresh_parts()
         known = {part.folder: part for part in self.parts}
         self._set_parts(

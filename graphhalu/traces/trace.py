@@ -45,7 +45,7 @@ class Trace:
 
     Attributes:
         record: Identity, texts and lengths.
-        shape: What the axes mean.
+        shape: Sizes and meaning of the axes.
         arrays: Arrays in the stored number format, by name.
     """
 
@@ -119,7 +119,7 @@ class Trace:
 
     @property
     def is_answer(self) -> Bool[np.ndarray, "token"]:
-        """Which tokens belong to the answer."""
+        """Mask of the tokens of the answer."""
         return self.span_code == Span.ANSWER
 
     @property
@@ -237,18 +237,18 @@ def layer_position(layer: int, kept: tuple[int, ...], what: str) -> int:
 
 
 def without_tokens(trace: Trace, positions: Collection[int]) -> Trace:
-    """Take tokens out of what was recorded; the model does not run again.
+    """Remove tokens from a recorded trace; the model does not run again.
 
-    Rows and keys of these tokens go, all other values stay as they are: attention is not
-    renormalised, hidden states and probabilities are those with the token in place. What a key
-    received loses what the taken rows gave it, where whole attention is kept.
+    Rows and keys of these tokens are removed, all other values stay as they are: attention is not
+    renormalised, hidden states and probabilities are those with the token in place. ``received``
+    loses the attention of the removed rows, where whole attention is kept.
 
     Args:
         trace: A trace with an answer.
-        positions: Positions to take out; at least one token of prompt and answer must stay.
+        positions: Positions to remove; at least one token of prompt and answer must stay.
 
     Raises:
-        UsageError: If a position is none of the trace, or nothing of prompt or answer would stay.
+        UsageError: If a position is outside of the trace, or no token of prompt or answer would stay.
     """
     taken = np.zeros(trace.length, dtype=bool)
     wrong = [position for position in positions if not 0 <= position < trace.length]
@@ -293,13 +293,13 @@ def _kept_pairs(taken: Bool[np.ndarray, "token"], start: int) -> Bool[np.ndarray
 def _moved(
     keys: Int[np.ndarray, "layer head row edge"], taken: Bool[np.ndarray, "token"]
 ) -> Int[np.ndarray, "layer head row edge"]:
-    """Keys at their new positions; an edge to a taken token is none."""
+    """Keys at their new positions; -1 for an edge to a removed token."""
     place = np.where(taken, -1, np.cumsum(~taken) - 1)
     return np.where(keys < 0, -1, place[keys]).astype(keys.dtype)
 
 
 def _given(trace: Trace, taken: Bool[np.ndarray, "token"]) -> np.ndarray:
-    """What the taken rows gave to each key that stays."""
+    """Attention of the removed rows to each key that stays."""
     start = trace.record.row_start
     rows = [row - start for row in np.flatnonzero(taken) if row >= start]
     given = [trace.attention(layer)[:, rows].sum(1)[:, ~taken] for layer in trace.shape.attention_layers]

@@ -102,7 +102,7 @@ def _problem(part: str, file: str, what: str) -> dict[str, str]:
 
 
 def _root_problems(path: Path) -> Iterator[dict[str, str]]:
-    """The two group descriptions that no commit record covers; one has a digest of its own."""
+    """Damage of the two group descriptions that no commit record covers; one has its own digest."""
     for file in ("zarr.json", f"{PARTS}/zarr.json"):
         try:
             found = json.loads((path / file).read_text(encoding="utf-8"))
@@ -115,7 +115,7 @@ def _root_problems(path: Path) -> Iterator[dict[str, str]]:
 
 
 def _label_problems(path: Path) -> Iterator[dict[str, str]]:
-    """Labels are made anew at will, so no commit record covers them; their pages have checksums."""
+    """Damaged label files; no commit record covers labels, but their pages have checksums."""
     for file in sorted(path.glob("labels/*.parquet")):
         try:
             read_parquet(file)

@@ -142,7 +142,7 @@ def write_part(
         staged: Folder that must not exist; left as it is after a fault.
         commit: What the part covers; its files and counts are filled in here.
         traces: Traces of the part with in-memory arrays in the stored number format.
-        shape: What the axes of the store mean.
+        shape: Sizes and meaning of the axes of the store.
         arrays: Arrays that the store keeps.
 
     Raises:
@@ -286,7 +286,7 @@ def chunk_shape(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Chunk of an array of a part: some neighbouring traces, of a matrix one layer only.
 
     The ragged axis is cut into equal pieces of at most ``CHUNK_ELEMENTS``. Row statistics are
-    mostly read with all their layers, so a chunk has them all; who goes from trace to trace then
+    mostly read with all their layers, so a chunk has them all; a walk from trace to trace then
     needs few chunks at a time, however many traces the part has.
     """
     sizes = [max(1, size) for size in shape]
