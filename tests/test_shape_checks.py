@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from jaxtyping import TypeCheckError
 
-from graphhalu.core.numerics import to_bfloat16_bits
 from graphhalu.features.instability import head_std
+from graphhalu.traces.schema import to_bfloat16_bits
 
 
 def test_a_wrong_number_of_axes_is_refused():

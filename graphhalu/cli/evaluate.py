@@ -215,7 +215,7 @@ def _use_threads(threads: int | None, jobs: int = 1) -> None:
     """Use so many CPU threads in this process; by default its share of the free cores."""
     import torch
 
-    from graphhalu.models.resources import default_threads
+    from graphhalu.models.load import default_threads
 
     torch.set_num_threads(threads or max(1, default_threads() // jobs))
 

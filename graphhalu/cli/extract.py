@@ -55,7 +55,7 @@ def extract(
         shard: Do the i-th of N shares, as 3/10, beside processes that do the others.
         resume: Go on with an existing store (always done).
     """
-    from graphhalu.core.errors import ProcessLostError
+    from graphhalu.core.errors import WorkerError
     from graphhalu.extract.run import extract as run_extraction
     from graphhalu.extract.worker import Shard
 
@@ -68,7 +68,7 @@ def extract(
         f"{len(lost)} questions are not done: {'; '.join(sorted(set(lost.values())))}\n"
         f"  Run the same command again to try them, or do them with more memory a worker: {', '.join(lost)}"
     )
-    return Shown(summary_values(summary), "extract", then=ProcessLostError(message) if lost else None)
+    return Shown(summary_values(summary), "extract", then=WorkerError(message) if lost else None)
 
 
 def default_store(model: str, dataset: str) -> Path:

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
         RetrievalSettings,
     )
     from graphhalu.heads.table import HeadTable
+    from graphhalu.models.cards import ModelSpec
     from graphhalu.models.load import LoadedModel
-    from graphhalu.models.spec import ModelSpec
 
 app = typer.Typer(
     help="Roles of attention heads: retrieval, reasoning, patterns; and the model without them.",

@@ -13,7 +13,7 @@ from graphhalu.cli.output import Shown, file_word, progress_line
 from graphhalu.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphhalu.models.spec import ModelSpec
+    from graphhalu.models.cards import ModelSpec
     from graphhalu.studies.instability.series import PromptRecord
     from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
 
@@ -38,7 +38,7 @@ _CALIBRATE = Options(
     set_wins=True,
     folds="n_folds",
 )
-_MODEL = ("graphhalu.models.spec:ModelSpec", "device", "threads")
+_MODEL = ("graphhalu.models.cards:ModelSpec", "device", "threads")
 _GATHER_MODEL = Options(*_MODEL, "quantization", model="name", overrides=False)
 _DETECT_MODEL = Options(*_MODEL, overrides=False)
 

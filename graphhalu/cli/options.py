@@ -190,7 +190,7 @@ def _kind(annotation: Any) -> _Kind:
     return _Kind(list[str], element, words, metavar)
 
 
-MODEL: Final = Options("graphhalu.models.spec:ModelSpec", "device", "threads", model="name", overrides=False)
+MODEL: Final = Options("graphhalu.models.cards:ModelSpec", "device", "threads", model="name", overrides=False)
 RAY: Final = Options("graphhalu.cli.ray:RayOptions", "*", overrides=False)
 
 

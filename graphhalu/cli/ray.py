@@ -36,8 +36,7 @@ class RayOptions(Config):
                 message = "--ray-actors, --ray-cpus, --ray-gpus and --ray-wait go with --ray"
                 raise UsageError(message)
             return None
-        from graphhalu.engine.cluster import check_address
-        from graphhalu.engine.ray_actors import RayExecutor
+        from graphhalu.engine.ray import RayExecutor, check_address
 
         check_address(self.ray)
         if self.ray_gpus is not None and self.ray_gpus > 1 and self.ray_gpus != int(self.ray_gpus):

@@ -32,8 +32,8 @@ def models() -> Shown:
     """Known model aliases; any hub id, folder or GGUF file works too."""
     from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS
 
-    plugins = MODEL_PLUGINS.load_all()
-    return _cards("models", [*MODEL_CARDS.values(), *plugins.objects.values()], plugins.failures)
+    plugins, failures = MODEL_PLUGINS.load_all()
+    return _cards("models", [*MODEL_CARDS.values(), *plugins.values()], failures)
 
 
 @command(app)
@@ -41,8 +41,8 @@ def datasets() -> Shown:
     """Data sets with task, size, licence and label rule."""
     from graphhalu.datasets.registry import DATASETS
 
-    loaded = DATASETS.load_all()
-    return _cards("datasets", [each.card for each in loaded.objects.values()], loaded.failures)
+    loaded, failures = DATASETS.load_all()
+    return _cards("datasets", [each.card for each in loaded.values()], failures)
 
 
 @command(app)
@@ -50,8 +50,8 @@ def detectors() -> Shown:
     """Detectors with what they read and where they come from."""
     from graphhalu.detectors.registry import DETECTORS
 
-    loaded = DETECTORS.load_all()
-    return _cards("detectors", [each.card for each in loaded.objects.values()], loaded.failures)
+    loaded, failures = DETECTORS.load_all()
+    return _cards("detectors", [each.card for each in loaded.values()], failures)
 
 
 def _cards(kind: str, cards: Iterable[Any], failures: Mapping[str, str]) -> Shown:
@@ -70,9 +70,9 @@ def features(*, markdown: bool = False) -> Shown:
     """
     from graphhalu.features.registry import FEATURE_COLUMNS, FEATURES, feature_cells, markdown_table
 
-    loaded = FEATURES.load_all()
-    rows = [dict(zip(FEATURE_COLUMNS, feature_cells(each), strict=True)) for each in loaded.objects.values()]
-    values = {"features": rows, "failed": loaded.failures}
+    loaded, failures = FEATURES.load_all()
+    rows = [dict(zip(FEATURE_COLUMNS, feature_cells(each), strict=True)) for each in loaded.values()]
+    values = {"features": rows, "failed": failures}
     return Shown(values, "show_features", {"text": markdown_table() if markdown else None})
 
 
@@ -121,8 +121,7 @@ def verify(path: str) -> Shown:
     """
     from graphhalu.traces.verify import verify_store
 
-    found = verify_store(path).problems
-    problems = [{"part": each.part, "file": each.file, "what": each.what} for each in found]
+    problems = verify_store(path)
     values = {"path": str(path), "is_sound": not problems, "problems": problems}
     return Shown(values, "verify", then=typer.Exit(1) if problems else None)
 

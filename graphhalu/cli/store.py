@@ -19,8 +19,7 @@ graphs = typer.Typer(help="Token graphs of a store.", no_args_is_help=True)
 
 def open_store(path: Path | None) -> "TraceStore":
     """The store of this path, or the newest finished one."""
-    from graphhalu.traces.find import newest_store
-    from graphhalu.traces.store import open_traces
+    from graphhalu.traces.store import newest_store, open_traces
 
     if path is None:
         path = newest_store(Path("data/traces"), say)

@@ -1,8 +1,8 @@
-"""The conventions that every part shares, written once.
+"""Conventions of axes, rows, edges, labels and scores.
 
 Attention is ``attention[layer, head, query, key]``: float, causal, every row sums to 1.
 Hidden states are ``hidden[layer + 1, token, feature]``: index 0 holds the embeddings, the last
-entry stands after the final norm. Row ``i`` predicts token ``i + 1``. An edge of a token graph
+entry is taken after the final norm. Row ``i`` predicts token ``i + 1``. An edge of a token graph
 runs from the attended key to the attending query. Label 1 means hallucinated, and a score is
 higher when hallucination is more likely.
 """
@@ -53,9 +53,8 @@ def answer_producing_rows(prompt_length: int, length: int) -> RowRange:
         ValueError: If there is no prompt token or no answer token.
     """
     if not 1 <= prompt_length < length:
-        message = (
+        raise ValueError(
             f"expected at least one prompt token and one answer token, "
             f"got prompt_length={prompt_length} and length={length}"
         )
-        raise ValueError(message)
     return RowRange(prompt_length - 1, length - 1)

@@ -7,6 +7,7 @@
 import hashlib
 import json
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -64,8 +65,7 @@ def read_overrides(texts: Iterable[str]) -> dict[str, Any]:
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or not key:
-            message = f"an override is written key=value, got {text!r}"
-            raise ConfigError(message)
+            raise ConfigError(f"an override is written key=value, got {text!r}")
         values[key] = _yaml_value(value)
     return values
 
@@ -79,8 +79,7 @@ def validate(kind: type[C], values: Mapping[str, Any], *, source: str) -> C:
         lines = "\n".join(f"  {_complaint(kind, item)}" for item in found[:_MOST_COMPLAINTS])
         if len(found) > _MOST_COMPLAINTS:
             lines += f"\n  and {len(found) - _MOST_COMPLAINTS} more"
-        message = f"{kind.__name__} from {source} is not valid:\n{lines}"
-        raise ConfigError(message) from None
+        raise ConfigError(f"{kind.__name__} from {source} is not valid:\n{lines}") from None
 
 
 def config_hash(config: Mapping[str, Any] | BaseModel) -> str:
@@ -113,20 +112,16 @@ def read_yaml(path: Path) -> dict[str, Any]:
         values = yaml.safe_load(read_bytes(path, _MAX_BYTES).decode("utf-8"))
         _require_plain(values)
     except FileNotFoundError:
-        message = f"no configuration file at {path}"
-        raise ConfigError(message) from None
+        raise ConfigError(f"no configuration file at {path}") from None
     except yaml.MarkedYAMLError as error:
         line = "" if error.problem_mark is None else f", line {error.problem_mark.line + 1}"
-        message = f"{path}{line} is not readable YAML: {error.problem}\n  Mend it there"
-        raise ConfigError(message) from None
+        raise ConfigError(f"{path}{line} is not readable YAML: {error.problem}\n  Mend it there") from None
     except (*MALFORMED, yaml.YAMLError) as error:
-        message = f"{path} is not readable YAML: {reason_of(error)}"
-        raise ConfigError(message) from None
+        raise ConfigError(f"{path} is not readable YAML: {reason_of(error)}") from None
     if values is None:
         return {}
     if not isinstance(values, dict):
-        message = f"{path} must hold a mapping of fields, got {type(values).__name__}"
-        raise ConfigError(message)
+        raise ConfigError(f"{path} must hold a mapping of fields, got {type(values).__name__}")
     return values
 
 
@@ -142,13 +137,11 @@ def _require_plain(values: Any) -> None:
         value = left.pop()
         n_values += 1
         if n_values > _MAX_VALUES:
-            message = f"it stands for more than {_MAX_VALUES:,} values"
-            raise ValueError(message)
+            raise ValueError(f"it stands for more than {_MAX_VALUES:,} values")
         if isinstance(value, dict):
             left += [*value, *value.values()]
             if not all(isinstance(key, str) for key in value):
-                message = "a key is no text; put it into quotes"
-                raise ValueError(message)
+                raise ValueError("a key is no text; put it into quotes")
         elif isinstance(value, list):
             left += value
         elif isinstance(value, str):
@@ -179,10 +172,8 @@ def _yaml_value(text: str) -> Any:
     except (*MALFORMED, yaml.YAMLError):
         return text
     if isinstance(value, str):  # YAML 1.1 reads 1e-4 as text
-        try:
+        with suppress(ValueError):
             return float(value)
-        except ValueError:
-            return value
     return value
 
 
@@ -191,7 +182,6 @@ def _set_dotted(values: dict[str, Any], key: str, value: Any) -> None:
     for parent in parents:
         child = values.setdefault(parent, {})
         if not isinstance(child, dict):
-            message = f"the override {key} goes through {parent}, which is not a mapping"
-            raise ConfigError(message)
+            raise ConfigError(f"the override {key} goes through {parent}, which is not a mapping")
         values = child
     values[leaf] = value

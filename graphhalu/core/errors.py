@@ -1,10 +1,10 @@
-"""Every error that graphhalu raises on purpose.
+"""Errors that graphhalu raises on purpose.
 
 The tree, with the exit code that the command line gives::
 
     GraphhaluError                     1
     ├── UsageError (ValueError)        2   an argument cannot be used
-    │   ├── UnknownNameError           2   a name is in no table
+    │   ├── UnknownNameError           2   a name is not known
     │   ├── ConfigError                2   a configuration does not validate
     │   └── StoreMismatchError         2   a store holds another configuration
     ├── DataFileError (ValueError)     1   a file's content cannot be read
@@ -14,13 +14,11 @@ The tree, with the exit code that the command line gives::
     ├── StoreError                     1
     │   ├── StoreNotFoundError         1
     │   ├── TraceNotFoundError         1
-    │   ├── StoreLockedError           1
     │   ├── CorruptStoreError          1
     │   └── StoreFullError (OSError)   1
     ├── NotEnoughDataError             1   a split, a class or a table is empty
     ├── DetectorMismatchError          1   a saved detector belongs to another model
-    ├── ProcessLostError               1   a process that shared the work has ended
-    ├── ClusterError                   1   a cluster cannot be reached, or has no room
+    ├── WorkerError                    1   a cluster or a process that shares the work is not there
     └── MissingExtraError (ImportError)1   an optional package is not installed
 
 A message says what was expected, what came, where, and the way out.
@@ -40,7 +38,7 @@ class UsageError(GraphhaluError, ValueError):
 
 
 class UnknownNameError(UsageError, LookupError):
-    """A name that stands in no table; the message lists the nearest known names."""
+    """An unknown name; the message lists the nearest known names."""
 
 
 class ConfigError(UsageError):
@@ -72,15 +70,11 @@ class StoreError(GraphhaluError):
 
 
 class StoreNotFoundError(StoreError, FileNotFoundError):
-    """There is no trace store at this path."""
+    """No trace store was found at this path."""
 
 
 class TraceNotFoundError(StoreError, LookupError):
     """The store holds no such trace, or not the array asked for."""
-
-
-class StoreLockedError(StoreError, RuntimeError):
-    """Another process is writing to this store; the message names it."""
 
 
 class CorruptStoreError(StoreError, ValueError):
@@ -99,12 +93,8 @@ class DetectorMismatchError(GraphhaluError, ValueError):
     """A saved detector is asked about a model, quantisation or prompt it was not made for."""
 
 
-class ProcessLostError(GraphhaluError, RuntimeError):
-    """A process that shared the work failed or was killed; the message says which and why."""
-
-
-class ClusterError(GraphhaluError, RuntimeError):
-    """No cluster answers at this address, or it has not what is asked for."""
+class WorkerError(GraphhaluError, RuntimeError):
+    """No cluster answers or has room, or a process that shared the work was lost; says which and why."""
 
 
 class MissingExtraError(GraphhaluError, ImportError):

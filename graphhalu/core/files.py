@@ -42,16 +42,15 @@ MALFORMED: Final = (
     zlib.error,
     zipfile.BadZipFile,
 )
-"""What content that is not as expected makes Python raise while it is taken apart."""
+"""Exceptions that malformed content makes Python raise while it is parsed."""
 
 MAX_TABLE_BYTES: Final = 2**31
 """Most bytes of a table after unpacking: all of it is held in memory."""
 MAX_TABLE_ROWS: Final = 50_000_000
 """Most rows of a table: repeated values can make billions of a few bytes."""
 
-_AT_A_TIME: Final = 2**20
 _MOST_REASON: Final = 240
-_ESCAPED_SURROGATE: Final = re.compile(rb"\\u[dD][89a-fA-F]")
+_ESCAPED_SURROGATE: Final = re.compile(r"\\u[dD][89a-fA-F]")
 
 
 @contextmanager
@@ -67,7 +66,7 @@ def reading(
     Args:
         what: What is read, with what is wrong of it: ``"x.json is no readable profile"``.
         error: The class that is raised.
-        also: Exceptions of libraries that stand below nothing of Python's own.
+        also: Exceptions of libraries that inherit ``Exception`` only.
         way_out: What to do, on a line of its own.
 
     Raises:
@@ -84,9 +83,8 @@ def reading(
 
 
 def reason_of(fault: BaseException) -> str:
-    """What an exception says, on one line of bounded length."""
-    text = " ".join(str(getattr(fault, "strerror", None) or fault).split())
-    text = shortened(text, _MOST_REASON)
+    """The message of an exception, on one line of bounded length."""
+    text = shortened(" ".join(str(getattr(fault, "strerror", None) or fault).split()), _MOST_REASON)
     if isinstance(fault, KeyError):
         return f"it lacks the field {text}"
     return text or {"MemoryError": "too large for the memory"}.get(type(fault).__name__, type(fault).__name__)
@@ -103,7 +101,7 @@ def shortened(text: str, limit: int = 120) -> str:
 
 
 def told_format(values: Mapping[str, Any]) -> str:
-    """What a file says of its format and version, for an error."""
+    """Format and version that a file states, for an error."""
     kind, version = values.get("format"), values.get("format_version")
     return f"format {shown(kind)} version {shown(version)}"
 
@@ -118,29 +116,24 @@ def read_bytes(path: Path, limit: int = MAX_JSON_BYTES) -> bytes:
     with path.open("rb") as file:
         size = os.fstat(file.fileno()).st_size
         if size > limit:
-            message = f"expected at most {limit:,} bytes, got {size:,}"
-            raise ValueError(message)
+            raise ValueError(f"expected at most {limit:,} bytes, got {size:,}")
         return file.read()
 
 
 def unpack_gzip(content: bytes, limit: int = MAX_JSON_BYTES) -> bytes:
-    """What gzip packed; stops as soon as it is more than it can be.
+    """Unpack gzip; stops as soon as there are more bytes than allowed.
 
     Raises:
-        OSError: If it is no gzip.
+        OSError: If it is not gzip.
         EOFError: If it is cut off.
         zlib.error: If it is damaged.
         ValueError: If more than ``limit`` bytes come out.
     """
-    pieces, n_bytes = [], 0
     with gzip.GzipFile(fileobj=io.BytesIO(content)) as stream:
-        while piece := stream.read(_AT_A_TIME):
-            pieces.append(piece)
-            n_bytes += len(piece)
-            if n_bytes > limit:
-                message = f"expected at most {limit:,} bytes after gzip, got more"
-                raise ValueError(message)
-    return b"".join(pieces)
+        plain = stream.read(limit + 1)
+    if len(plain) > limit:
+        raise ValueError(f"expected at most {limit:,} bytes after gzip, got more")
+    return plain
 
 
 def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
@@ -148,23 +141,19 @@ def parse_json(text: str | bytes, *, allows_nan: bool = False) -> Any:
 
     Args:
         text: In UTF-8, if it is bytes.
-        allows_nan: Whether ``NaN``, ``Infinity`` and numbers beyond float64 may stand there.
+        allows_nan: Whether ``NaN``, ``Infinity`` and numbers beyond float64 are allowed.
 
     Raises:
         ValueError: If it is anything else, or nested too deeply.
     """
-    content = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
-    plain = content.decode("utf-8") if isinstance(text, bytes) else text
+    plain = text if isinstance(text, str) else text.decode("utf-8")
+    hooks: dict[str, Any] = {} if allows_nan else {"parse_constant": _refuse_constant, "parse_float": _finite}
     try:
-        if allows_nan:
-            value = json.loads(plain)
-        else:
-            value = json.loads(plain, parse_constant=_refuse_constant, parse_float=_finite)
-        if _ESCAPED_SURROGATE.search(content):
+        value = json.loads(plain, **hooks)
+        if _ESCAPED_SURROGATE.search(plain):
             json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
-        message = "it is nested too deeply"
-        raise ValueError(message) from None
+        raise ValueError("it is nested too deeply") from None
     return value
 
 
@@ -172,7 +161,7 @@ def read_json(path: Path, *, allows_nan: bool = False, way_out: str = "") -> Any
     """The JSON value that a file holds; one whose name ends in ``.gz`` is unpacked.
 
     Raises:
-        FileNotFoundError: If there is no such file; only the caller knows what it would be.
+        FileNotFoundError: If the file does not exist; only the caller knows what it would be.
         DataFileError: If it cannot be read, is larger than it can be, or is no JSON.
     """
     with reading(f"{path} is not readable JSON", way_out=way_out):
@@ -210,8 +199,7 @@ def check_zip(path: Path, limit: int = MAX_TABLE_BYTES) -> None:
     """
     with zipfile.ZipFile(path) as file:
         if sum(member.file_size for member in file.infolist()) > limit:
-            message = f"expected at most {limit:,} bytes after unpacking, got more"
-            raise ValueError(message)
+            raise ValueError(f"expected at most {limit:,} bytes after unpacking, got more")
 
 
 @contextmanager
@@ -269,7 +257,12 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
 
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            check_parquet(file)
+            metadata = file.metadata
+            groups = map(metadata.row_group, range(metadata.num_row_groups))
+            if sum(group.total_byte_size for group in groups) > MAX_TABLE_BYTES:
+                raise ValueError(f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more")
+            if metadata.num_rows > MAX_TABLE_ROWS:
+                raise ValueError(f"expected at most {MAX_TABLE_ROWS:,} rows, got {metadata.num_rows:,}")
             table = file.read(columns=columns)
         table.validate(full=True)
     except pa.ArrowException as error:
@@ -277,29 +270,12 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
     return table
 
 
-def check_parquet(file: Any) -> None:
-    """Refuse a Parquet file that unpacks to more than a machine holds.
-
-    Raises:
-        ValueError: If it does.
-    """
-    said, groups = file.metadata, range(file.metadata.num_row_groups)
-    if sum(said.row_group(n).total_byte_size for n in groups) > MAX_TABLE_BYTES:
-        message = f"expected at most {MAX_TABLE_BYTES:,} bytes after unpacking, got more"
-        raise ValueError(message)
-    if said.num_rows > MAX_TABLE_ROWS:
-        message = f"expected at most {MAX_TABLE_ROWS:,} rows, got {said.num_rows:,}"
-        raise ValueError(message)
-
-
 def _refuse_constant(name: str) -> NoReturn:
-    message = f"{name} is no number"
-    raise ValueError(message)
+    raise ValueError(f"{name} is no number")
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        message = f"{text[:40]} is too large for a number"
-        raise ValueError(message)
+        raise ValueError(f"{text[:40]} is too large for a number")
     return value

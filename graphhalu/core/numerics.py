@@ -1,99 +1,15 @@
-"""Number formats and small exact computations that several stages share."""
+"""Small exact computations that several stages share."""
 
 from collections.abc import Mapping
 from dataclasses import is_dataclass
-from typing import Any, Final, NamedTuple
+from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Float16, Float32, Int, Num, Shaped, UInt16
-
-FIXED_STEPS: Final = 65_535
-"""Steps from 0 to 1 of a probability in fixed point; it is off by at most half of one, 7.6e-6."""
-
-
-def triangle_size(n_rows: int) -> int:
-    """Entries of a lower triangle with its diagonal: ``n (n + 1) / 2``."""
-    return n_rows * (n_rows + 1) // 2
-
-
-def n_pairs(length: int, row_start: int = 0) -> int:
-    """Entries of the causal rows ``row_start … length - 1``; row ``i`` has ``i + 1`` of them."""
-    return triangle_size(length) - triangle_size(row_start)
-
-
-def pack_triangle(
-    square: Shaped[np.ndarray, "*batch row key"], row_start: int = 0
-) -> Shaped[np.ndarray, "*batch pair"]:
-    """Keep what a causal row can see: entries ``key <= row``, row by row.
-
-    Args:
-        square: Rows ``row_start … key - 1`` of a causal matrix.
-        row_start: Position of the first given row.
-
-    Raises:
-        ValueError: If the rows do not end at the last key.
-    """
-    n_rows, n_keys = square.shape[-2:]
-    if row_start + n_rows != n_keys:
-        message = f"expected rows {row_start} … {n_keys - 1}, got {n_rows} rows and {n_keys} keys"
-        raise ValueError(message)
-    rows, keys = np.tril_indices(n_rows, k=row_start, m=n_keys)
-    return square[..., rows, keys]
-
-
-def unpack_triangle(
-    packed: Shaped[np.ndarray, "*batch pair"], length: int, row_start: int = 0
-) -> Shaped[np.ndarray, "*batch row key"]:
-    """Inverse of :func:`pack_triangle`; entries above the diagonal are exactly 0."""
-    n_rows = length - row_start
-    expected = n_pairs(length, row_start)
-    if packed.shape[-1] != expected:
-        message = f"expected {expected} pairs for rows {row_start} … {length - 1}, got {packed.shape[-1]}"
-        raise ValueError(message)
-    rows, keys = np.tril_indices(n_rows, k=row_start, m=length)
-    square = np.zeros((*packed.shape[:-1], n_rows, length), dtype=packed.dtype)
-    square[..., rows, keys] = packed
-    return square
-
-
-def to_bfloat16_bits(values: Float[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
-    """Round float32 to bfloat16 (nearest, ties to even) and return the bits.
-
-    bfloat16 keeps the range of float32, so massive activations over 65,504 survive; the
-    relative error is at most 2**-8. NaN stays NaN.
-    """
-    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
-    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
-    quiet = (bits >> 16) | np.uint32(0x0040)
-    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
-
-
-def from_bfloat16_bits(bits: UInt16[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
-    """The float32 values of bfloat16 bits, exactly."""
-    return (bits.astype(np.uint32) << 16).view(np.float32)
-
-
-def from_fixed_point(steps: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
-    """The float32 probabilities that fixed point stands for."""
-    return steps.astype(np.float32) / np.float32(FIXED_STEPS)
-
-
-def to_float16(values: Float[np.ndarray, "*shape"]) -> Float16[np.ndarray, "*shape"]:
-    """Round to float16.
-
-    Raises:
-        OverflowError: If a finite value lies beyond 65,504: it would become infinite in silence.
-    """
-    with np.errstate(over="ignore"):
-        rounded = values.astype(np.float16)
-    if bool((np.isinf(rounded) & np.isfinite(values)).any()):
-        message = f"a value of {float(np.abs(values).max()):g} does not fit float16 (65,504)"
-        raise OverflowError(message)
-    return rounded
+from jaxtyping import Float, Int, Num
 
 
 def ragged_offsets(lengths: Int[np.ndarray, "item"]) -> Int[np.ndarray, "offset"]:
-    """Where each item starts in a concatenated axis, and where the last one ends."""
+    """Start of each item in a concatenated axis, with the end of the last one."""
     return np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64)
 
 
@@ -137,56 +53,10 @@ def benjamini_hochberg(p_values: Float[np.ndarray, "*cell"]) -> Float[np.ndarray
     return adjusted.reshape(p_values.shape)
 
 
-class Ranked(NamedTuple):
-    """Values of a measure, sorted once for many resamples.
-
-    Attributes:
-        order: Answers by their value, lowest first.
-        starts: Where each run of equal values starts.
-        is_positive: Class of each answer, in that order.
-    """
-
-    order: Int[np.ndarray, "answer"]
-    starts: Int[np.ndarray, "value"]
-    is_positive: Bool[np.ndarray, "answer"]
-
-
-def ranked(values: Float[np.ndarray, "answer"], is_positive: Bool[np.ndarray, "answer"]) -> Ranked:
-    """Sort the values of a measure; equal ones share a rank."""
-    order = np.argsort(values, kind="stable")
-    ordered = values[order]
-    starts = np.flatnonzero(np.r_[True, ordered[1:] != ordered[:-1]])
-    return Ranked(order, starts, is_positive[order])
-
-
-def cliffs_delta(
-    measure: Ranked, weights: Float[np.ndarray, "resample answer"]
-) -> Float[np.ndarray, "resample"]:
-    """``P(positive > negative) − P(positive < negative)``, in [−1, 1]; NaN without both classes.
-
-    Args:
-        measure: Sorted values.
-        weights: How often each answer counts, in the order of the values as they were given.
-
-    Source:
-        Cliff 1993, doi:10.1037/0033-2909.114.3.494; it is ``2 AUROC − 1``.
-    """
-    drawn = weights[:, measure.order]
-    positive = np.add.reduceat(drawn * measure.is_positive, measure.starts, axis=1)
-    negative = np.add.reduceat(drawn * ~measure.is_positive, measure.starts, axis=1)
-    n_positive, n_negative = positive.sum(1), negative.sum(1)
-    below = np.cumsum(negative, axis=1) - negative / 2
-    possible = n_positive * n_negative
-    won = np.einsum("rv,rv->r", positive, below)
-    share = np.divide(won, possible, out=np.full(len(won), np.nan), where=possible > 0)
-    delta: Float[np.ndarray, "resample"] = 2 * share - 1
-    return delta
-
-
 def length_adjusted(
     values: Float[np.ndarray, "answer"], lengths: Float[np.ndarray, "answer length"]
 ) -> Float[np.ndarray, "answer"]:
-    """What is left of a measure after a least-squares fit on the logarithms of some lengths.
+    """Residuals of a measure after a least-squares fit on the logarithms of some lengths.
 
     The fit sees no label. It has a constant, each logarithm and its square.
 

@@ -1,4 +1,4 @@
-"""What an artefact was made with: versions, machine, code state, time."""
+"""Provenance of artefacts: versions, machine, code state, time."""
 
 import hashlib
 import os
@@ -7,27 +7,11 @@ import subprocess
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-_PACKAGES = (
-    "graphhalu",
-    "torch",
-    "transformers",
-    "accelerate",
-    "bitsandbytes",
-    "torch-geometric",
-    "networkx",
-    "rustworkx",
-    "zarr",
-    "numcodecs",
-    "numpy",
-    "scipy",
-    "scikit-learn",
-    "lightning",
-    "rouge-score",
-    "safetensors",
-    "tokenizers",
-)
+import yaml
+
+_PACKAGES: Final = yaml.safe_load(Path(__file__).with_name("packages.yaml").read_text(encoding="utf-8"))
 
 
 def provenance() -> dict[str, Any]:
@@ -55,9 +39,17 @@ def git_state() -> dict[str, Any] | None:
     root = Path(__file__).resolve().parents[2]
     if not (root / ".git").exists():
         return None
-    commit = _git(root, "rev-parse", "HEAD")
-    changed = _git(root, "status", "--porcelain", "--untracked-files=no")
-    return None if commit is None else {"commit": commit, "is_changed": bool(changed)}
+
+    def git(*arguments: str) -> str:
+        command = ["git", *arguments]
+        done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=10, check=True)  # noqa: S603
+        return done.stdout.strip()
+
+    try:
+        changed = git("status", "--porcelain", "--untracked-files=no")
+        return {"commit": git("rev-parse", "HEAD"), "is_changed": bool(changed)}
+    except (OSError, subprocess.SubprocessError):
+        return None
 
 
 def file_sha256(path: Path) -> str:
@@ -68,18 +60,3 @@ def file_sha256(path: Path) -> str:
         return hashlib.sha256("".join(listed).encode()).hexdigest()
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _git(root: Path, *arguments: str) -> str | None:
-    try:
-        done = subprocess.run(  # noqa: S603
-            ["git", *arguments],  # noqa: S607
-            cwd=root,
-            capture_output=True,
-            text=True,
-            timeout=10,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return done.stdout.strip()

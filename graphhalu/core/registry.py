@@ -1,4 +1,4 @@
-"""Names to objects by one table of strings; nothing is imported until it is asked for.
+"""Registries: names to objects by one table of strings, imported when asked for.
 
 Other packages join through the entry-point groups ``graphhalu.detectors``, ``graphhalu.features``,
 ``graphhalu.datasets``, ``graphhalu.labellers`` and ``graphhalu.models``; a module of the user's own
@@ -12,7 +12,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, is_dataclass
+from dataclasses import is_dataclass
 from importlib import import_module
 from importlib.metadata import EntryPoint, entry_points
 from operator import attrgetter
@@ -29,7 +29,7 @@ _MOST_REASON: Final = 240
 
 
 def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError:
-    """The error for a name in no table: the nearest names first, then all of them."""
+    """The error for an unknown name: the nearest names first, then all of them."""
     names, name = sorted(known), name[:80]
     nearest = difflib.get_close_matches(name.lower(), names, n=3, cutoff=0.5)
     hint = f" Did you mean {' or '.join(repr(n) for n in nearest)}?" if nearest else ""
@@ -37,7 +37,7 @@ def unknown_name(kind: str, name: str, known: Iterable[str]) -> UnknownNameError
 
 
 def class_path(found: type) -> str:
-    """Where a class is defined, as ``module:Class``."""
+    """Path of a class, as ``module:Class``."""
     return f"{found.__module__}:{found.__qualname__}"
 
 
@@ -68,30 +68,16 @@ def _package(module: str | None) -> str:
 
 @contextmanager
 def _working_directory_on_path() -> Iterator[None]:
-    """Modules of the working directory can be imported, as ``python -m`` lets them be."""
+    """Let modules of the working directory be imported, as ``python -m`` does."""
     folder = str(Path.cwd())
-    if folder in (os.path.realpath(place) for place in sys.path):
-        yield
-        return
-    sys.path.insert(0, folder)
+    is_added = folder not in map(os.path.realpath, sys.path)
+    if is_added:
+        sys.path.insert(0, folder)
     try:
         yield
     finally:
-        if folder in sys.path:  # the module may have changed the path too
+        if is_added and folder in sys.path:  # the module may have changed the path too
             sys.path.remove(folder)
-
-
-@dataclass(frozen=True)
-class Loaded(Generic[T]):
-    """All of a registry.
-
-    Attributes:
-        objects: What can be used, by name.
-        failures: For each plug-in that cannot be used, the reason on one line.
-    """
-
-    objects: dict[str, T]
-    failures: dict[str, str]
 
 
 class Registry(Generic[T]):
@@ -134,38 +120,37 @@ class Registry(Generic[T]):
     def get(self, name: str) -> T:
         """Import and return the object of this name, or of ``module:Attribute``.
 
-        A module is looked for in the working directory too. Names that stand in a file go to
+        A module is looked for in the working directory too. Names read from a file go to
         :meth:`registered`: a file must not choose what is imported.
 
         Raises:
-            UnknownNameError: If the name stands in no table; lists the nearest names.
-            UsageError: If a plug-in or a module of the user cannot be imported, or is not what
-                it should be.
+            UnknownNameError: If the name is not registered; lists the nearest names.
+            UsageError: If a plug-in or a module of the user cannot be imported, or is of another kind.
         """
-        if name in self._table:
-            module, _, attribute = self._table[name].partition(":")
-            found: T = getattr(import_module(module), attribute)
-            return found
-        if ":" in name:
-            return self._of_path(name)
-        plugins = self._plugins()
-        if name in plugins:
-            return self._of_plugin(plugins[name])
-        raise unknown_name(self.kind, name, self.names())
+        return self._of_path(name) if ":" in name and name not in self else self.registered(name)
 
     def registered(self, name: str) -> T:
-        """The object of a registered name; a path to a module is no such name.
+        """The object of a registered name; a path to a module is not allowed.
 
         Raises:
             UnknownNameError: If the name is not registered; lists the nearest names.
             UsageError: If it is that of a plug-in that cannot be used.
         """
-        if name not in self:
+        if name in self._table:
+            module, _, attribute = self._table[name].partition(":")
+            found: T = getattr(import_module(module), attribute)
+            return found
+        plugins = self._plugins()
+        if name not in plugins:
             raise unknown_name(self.kind, name, self.names())
-        return self.get(name)
+        return self._of_plugin(plugins[name])
 
-    def load_all(self) -> Loaded[T]:
-        """Import everything that is registered; plug-ins that cannot be used are told apart."""
+    def load_all(self) -> tuple[dict[str, T], dict[str, str]]:
+        """Import everything that is registered.
+
+        Returns:
+            The objects by name; and for each plug-in that cannot be used, the reason on one line.
+        """
         objects = {name: self.get(name) for name in self._table}
         failures: dict[str, str] = {}
         plugins = self._plugins()
@@ -177,10 +162,10 @@ class Registry(Generic[T]):
         for point in self._points():
             if point.name in self._table or plugins[point.name].value != point.value:
                 failures[f"{point.name} ({point.value})"] = "another one has this name already"
-        return Loaded(objects, failures)
+        return objects, failures
 
     def path(self, name: str) -> str | None:
-        """Where an object is defined, as ``module:attribute``; nothing is imported.
+        """Path of an object, as ``module:attribute``; nothing is imported.
 
         ``None`` for a name in no table, and for one of another package.
         """
@@ -197,10 +182,8 @@ class Registry(Generic[T]):
         Raises:
             UsageError: Says what was expected and what came.
         """
-        fault = None if self._base is None else self._fault(found, name)
-        if fault is not None:
-            message = f"{what} cannot be used: {fault}"
-            raise UsageError(message)
+        if self._base is not None and (fault := self._fault(found, name)):
+            raise UsageError(f"{what} cannot be used: {fault}")
 
     def __contains__(self, name: object) -> bool:
         # the entry points of all installed packages take longer to find than a table
@@ -210,26 +193,25 @@ class Registry(Generic[T]):
     def _expected(self) -> str:
         if self._base is None:
             return f"a {self.kind}"
-        of = f"{self._base.__module__}.{self._base.__qualname__}"
-        return f"an object of {of}" if self._holds_objects else f"a class that inherits {of}"
+        form = "an object of" if self._holds_objects else "a class that inherits"
+        return f"{form} {_dotted(self._base)}"
 
     def _fault(self, found: Any, name: str | None) -> str | None:
-        """What is wrong with an object of another package, or nothing."""
+        """The fault of an object of another package, or ``None``."""
         base: Any = self._base
         is_class = isinstance(found, type) and issubclass(found, base)
         if not (isinstance(found, base) if self._holds_objects else is_class):
             return f"expected {self._expected}, got {shown(found)}"
         missing = sorted(getattr(found, "__abstractmethods__", ()))
         if missing:
-            return f"it lacks {', '.join(missing)} of {base.__module__}.{base.__qualname__}"
+            return f"it lacks {', '.join(missing)} of {_dotted(base)}"
         card = getattr(found, "card", None)
         if self._card is not None and not isinstance(card, self._card):
-            of = f"{self._card.__module__}.{self._card.__qualname__}"
-            return f"expected a class attribute card of {of}, got {shown(card)}"
+            return f"expected a class attribute card of {_dotted(self._card)}, got {shown(card)}"
         return self._name_fault(found, getattr(card or found, self._name_field, None), name)
 
     def _name_fault(self, found: object, stated: object, name: str | None) -> str | None:
-        """What is wrong with the name that an object bears, or nothing."""
+        """The fault of the name of an object, or ``None``."""
         if not isinstance(stated, str) or not _NAME.fullmatch(stated):
             return f"expected a name of letters, digits and _ . + -, got {shown(stated)}"
         if name is not None and stated != name:
@@ -239,48 +221,47 @@ class Registry(Generic[T]):
         return None
 
     def _of_path(self, path: str) -> T:
-        """What a user's ``module:Attribute`` names."""
+        """The object at a user's ``module:Attribute``."""
         module, _, attribute = path.partition(":")
         what = f"{self.kind} {shown(path)}"
-        try:
-            with _working_directory_on_path():
-                found: T = self.adapt(attrgetter(attribute)(import_module(module)))
-        except MemoryError:
-            raise
-        except (Exception, SystemExit) as error:
-            message = (
-                f"{what} cannot be imported: {fault_text(error)}\n"
-                f"  Expected module:Attribute, {self._expected}, in a module of the working "
-                f"directory or of an installed package"
-            )
-            raise UsageError(message) from error
+        advice = (
+            f"Expected module:Attribute, {self._expected}, in a module of the working directory "
+            f"or of an installed package"
+        )
+        with _working_directory_on_path(), _importing(what, advice):
+            found: T = self.adapt(attrgetter(attribute)(import_module(module)))
         self.check(found, what)
         return found
 
     def _of_plugin(self, point: EntryPoint) -> T:
-        """What an installed package registers."""
+        """The object that an installed package registers."""
         what = f"{self.kind} {point.name!r} of the plug-in {point.value}"
-        try:
+        with _importing(what, "Update the package that brings it, or uninstall it"):
             found: T = point.load()
-        except MemoryError:
-            raise
-        except (Exception, SystemExit) as error:
-            message = (
-                f"{what} cannot be imported: {fault_text(error)}\n"
-                f"  Update the package that brings it, or uninstall it"
-            )
-            raise UsageError(message) from error
         self.check(found, what, name=point.name)
         return found
 
     def _plugins(self) -> dict[str, EntryPoint]:
-        found: dict[str, EntryPoint] = {}
-        for point in self._points():
-            found.setdefault(point.name, point)
-        return found
+        """Entry points by name; of several of one name, the first."""
+        return {point.name: point for point in reversed(self._points())}
 
     def _points(self) -> list[EntryPoint]:
         """Of the group in the plural, and of the singular that version 0.1 asked for."""
         groups = (f"graphhalu.{self.kind}s", f"graphhalu.{self.kind}")
         points = [point for group in groups for point in entry_points(group=group)]
         return [point for point in points if ":" not in point.name]
+
+
+def _dotted(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
+
+
+@contextmanager
+def _importing(what: str, advice: str) -> Iterator[None]:
+    """Turn whatever the code of a plug-in raises into one error."""
+    try:
+        yield
+    except MemoryError:
+        raise
+    except (Exception, SystemExit) as error:
+        raise UsageError(f"{what} cannot be imported: {fault_text(error)}\n  {advice}") from error

@@ -3,7 +3,7 @@
 Evaluation builds its nested protocol on these functions, and graphs use them too.
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
@@ -25,10 +25,6 @@ class Split:
     validation: Int[np.ndarray, "validation"]
     test: Int[np.ndarray, "test"]
     groups: Shaped[np.ndarray, "trace"] | None = None
-
-    def with_groups(self, groups: Shaped[np.ndarray, "trace"]) -> "Split":
-        """The same split that knows the group of every trace."""
-        return replace(self, groups=groups)
 
 
 class InnerFold(NamedTuple):
@@ -52,11 +48,10 @@ def check_groups(split: Split, groups: Shaped[np.ndarray, "trace"]) -> Split:
             group = names[index]
             first = owner.setdefault(group, (side, index))
             if first[0] != side:
-                message = (
+                raise ValueError(
                     f"the split shares group {group!r}: trace {first[1]} is in {first[0]}, "
                     f"trace {index} is in {side}; split by question"
                 )
-                raise ValueError(message)
     return split
 
 
@@ -83,18 +78,11 @@ def grouped_split(
         NotEnoughDataError: If there are fewer than three groups.
     """
     if min(fractions) < 0 or not np.isclose(sum(fractions), 1):
-        message = f"fractions must be shares that sum to 1, got {fractions}"
-        raise ValueError(message)
-    names, group_index = np.unique(groups, return_inverse=True)
-    if len(names) < 3:  # noqa: PLR2004
-        message = f"a split into three sides needs at least 3 questions, got {len(names)}"
-        raise NotEnoughDataError(message)
-    positives = np.bincount(group_index, weights=labels) / np.bincount(group_index)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
-    order = shuffled[np.argsort(positives[shuffled], kind="stable")]
-    side_of_group = np.empty(len(names), dtype=np.int64)
-    side_of_group[order] = _deal(len(names), fractions)
-    side = side_of_group[group_index]
+        raise ValueError(f"fractions must be shares that sum to 1, got {fractions}")
+    n_groups = len(np.unique(groups))
+    if n_groups < 3:  # noqa: PLR2004
+        raise NotEnoughDataError(f"a split into three sides needs at least 3 questions, got {n_groups}")
+    side = _dealt_by_label(labels, groups, _sides(n_groups, fractions), seed)
     return Split(*(np.flatnonzero(side == index) for index in range(3)))
 
 
@@ -110,8 +98,7 @@ def grouped_folds(
         NotEnoughDataError: If there are fewer groups than folds.
     """
     if n_folds < 3:  # noqa: PLR2004
-        message = f"cross-fitting needs at least 3 folds (train, validate, test), got {n_folds}"
-        raise ValueError(message)
+        raise ValueError(f"cross-fitting needs at least 3 folds (train, validate, test), got {n_folds}")
     fold = _fold_numbers(labels, groups, n_folds, seed)
     return [
         Split(
@@ -149,8 +136,7 @@ def inner_folds(
         NotEnoughDataError: If there are fewer groups than folds.
     """
     if n_folds < 2:  # noqa: PLR2004
-        message = f"inner cross-validation needs at least 2 folds, got {n_folds}"
-        raise ValueError(message)
+        raise ValueError(f"inner cross-validation needs at least 2 folds, got {n_folds}")
     fold = _fold_numbers(labels[indices], groups[indices], n_folds, seed)
     return [InnerFold(indices[fold != k], indices[fold == k]) for k in range(n_folds)]
 
@@ -158,20 +144,30 @@ def inner_folds(
 def _fold_numbers(
     labels: Int[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], n_folds: int, seed: int
 ) -> Int[np.ndarray, "trace"]:
-    """Fold of each trace: groups are sorted by their share of ones and dealt out in turn."""
-    names, group_index = np.unique(groups, return_inverse=True)
-    if len(names) < n_folds:
-        message = f"{n_folds} folds need at least {n_folds} questions, got {len(names)}"
-        raise NotEnoughDataError(message)
+    """Fold of each trace; groups are dealt out in turn."""
+    n_groups = len(np.unique(groups))
+    if n_groups < n_folds:
+        raise NotEnoughDataError(f"{n_folds} folds need at least {n_folds} questions, got {n_groups}")
+    return _dealt_by_label(labels, groups, np.arange(n_groups) % n_folds, seed)
+
+
+def _dealt_by_label(
+    labels: Int[np.ndarray, "trace"],
+    groups: Shaped[np.ndarray, "trace"],
+    sides: Int[np.ndarray, "group"],
+    seed: int,
+) -> Int[np.ndarray, "trace"]:
+    """Side of each trace: shuffled groups, sorted by their share of ones, take the sides in order."""
+    _, group_index = np.unique(groups, return_inverse=True)
     positives = np.bincount(group_index, weights=labels) / np.bincount(group_index)
-    shuffled = np.random.default_rng(seed).permutation(len(names))
+    shuffled = np.random.default_rng(seed).permutation(len(sides))
     order = shuffled[np.argsort(positives[shuffled], kind="stable")]
-    fold_of_group = np.empty(len(names), dtype=np.int64)
-    fold_of_group[order] = np.arange(len(names)) % n_folds
-    return fold_of_group[group_index]
+    side_of_group = np.empty(len(sides), dtype=np.int64)
+    side_of_group[order] = sides
+    return side_of_group[group_index]
 
 
-def _deal(n_groups: int, fractions: tuple[float, float, float]) -> Int[np.ndarray, "group"]:
+def _sides(n_groups: int, fractions: tuple[float, float, float]) -> Int[np.ndarray, "group"]:
     """Side of each place in the order: the side furthest behind its share takes the next.
 
     A side that comes out empty although it has a share takes a place from the largest one.

@@ -15,7 +15,7 @@ from graphhalu.core.axes import Span
 from graphhalu.core.errors import DetectorMismatchError, TraceNotFoundError
 from graphhalu.core.registry import unknown_name
 from graphhalu.features.matrix import REMEMBERED, part_digest
-from graphhalu.traces.lazy import LazyArray
+from graphhalu.traces.part import LazyArray
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
 

@@ -1,8 +1,7 @@
-"""Work spread over workers that hold a state: in this process, in others, or in Ray.
+"""Executors: work on workers that hold a state, in this process, in others, or in Ray.
 
 An executor runs ``function(state, item)`` for each item. The state (a model, an open store) is made
-once a worker by ``start()``. Nothing here knows what the work is, and a result never depends on
-which worker had the item.
+once a worker by ``start()``. A result never depends on which worker had the item.
 """
 
 import multiprocessing
@@ -12,25 +11,33 @@ from concurrent.futures import Future, ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
-from functools import cache
-from typing import Any
+from functools import cache, partial
+from typing import Any, TypeAlias
 
-from graphhalu.core.errors import ProcessLostError
+from graphhalu.core.errors import WorkerError
 
-Start = Callable[[], Any]
+Start: TypeAlias = Callable[[], Any]
 """Makes the state of a worker; it can be sent to another process."""
 
-Work = Callable[[Any, Any], Any]
+Work: TypeAlias = Callable[[Any, Any], Any]
 """Gives the result of an item from the state and the item; a function of a module."""
+
+Progress: TypeAlias = Callable[..., None]
+"""Called after each step of long work with the steps done (from 1), the steps in all (0 if that is
+not known) and, where it helps, one line that describes the step."""
+
+
+def no_progress(done: int, total: int, detail: str = "") -> None:
+    """Ignore a step: the default of ``on_progress``."""
 
 
 @dataclass(frozen=True)
 class TaskResult:
-    """What became of an item.
+    """Result of one item.
 
     Attributes:
-        place: Its place among the items.
-        value: What the function gave; ``None`` if the item was quarantined.
+        place: Its position among the items.
+        value: What the function returned; ``None`` if the item was quarantined.
         failure: Why it was quarantined; ``None`` if it was not.
     """
 
@@ -39,28 +46,21 @@ class TaskResult:
     failure: str | None = None
 
     def result(self) -> Any:
-        """What the function gave.
+        """The value.
 
         Raises:
-            ProcessLostError: If the item was quarantined.
+            WorkerError: If the item was quarantined.
         """
         if self.failure is not None:
-            raise ProcessLostError(self.failure)
+            raise WorkerError(self.failure)
         return self.value
 
 
-class Workers(ABC):
-    """Workers that are there, each with its state or about to make it."""
+Workers: TypeAlias = Callable[[Work, Sequence[Any]], Generator[TaskResult, None, None]]
+"""Runs a function on each item and yields the results as soon as they are known, in any order.
 
-    @abstractmethod
-    def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
-        """What became of each item, as soon as it is known and in any order.
-
-        Whoever stops early closes the iterator; nothing runs on after that.
-
-        Raises:
-            GraphhaluError: The first such error that the function or ``start`` raises.
-        """
+Close the generator to stop early; nothing runs on after that. The first ``GraphhaluError`` that the
+function or ``start`` raises ends the run."""
 
 
 class Executor(ABC):
@@ -82,7 +82,7 @@ class Executor(ABC):
 
 
 def in_order(results: Iterable[TaskResult]) -> Generator[TaskResult, None, None]:
-    """The same in the order of the items; what comes early is kept until its turn."""
+    """The results in the order of the items."""
     early: dict[int, TaskResult] = {}
     place = 0
     for result in results:
@@ -97,17 +97,14 @@ class SerialExecutor(Executor):
 
     @contextmanager
     def workers(self, start: Start, at_most: int) -> Iterator[Workers]:
-        """The one worker."""
-        yield _SerialWorker(start)
+        """This process; it makes the state with the first item."""
+        state = cache(start)
 
+        def run(function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
+            for place, item in enumerate(items):
+                yield TaskResult(place, function(state(), item))
 
-class _SerialWorker(Workers):
-    def __init__(self, start: Start) -> None:
-        self.state = cache(start)
-
-    def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
-        for place, item in enumerate(items):
-            yield TaskResult(place, function(self.state(), item))
+        yield run
 
 
 class ProcessExecutor(Executor):
@@ -129,36 +126,33 @@ class ProcessExecutor(Executor):
             initializer=_remember,
             initargs=(start,),
         ) as pool:
-            yield _ProcessWorkers(pool)
+            yield partial(_run_in_pool, pool)
 
 
-class _ProcessWorkers(Workers):
-    def __init__(self, pool: ProcessPoolExecutor) -> None:
-        self.pool = pool
-
-    def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
-        waiting: dict[Future[Any], int] = {
-            self.pool.submit(_call, function, item): place for place, item in enumerate(items)
-        }
-        try:
-            for future in as_completed(waiting):
-                yield TaskResult(waiting[future], future.result())
-        except BrokenProcessPool:
-            message = (
-                "a worker process died, most likely for want of memory\n"
-                "  Ask for fewer processes, or for one (--jobs 1)"
-            )
-            raise ProcessLostError(message) from None
-        finally:
-            for future in waiting:
-                future.cancel()
+def _run_in_pool(
+    pool: ProcessPoolExecutor, function: Work, items: Sequence[Any]
+) -> Generator[TaskResult, None, None]:
+    waiting: dict[Future[Any], int] = {
+        pool.submit(_call, function, item): place for place, item in enumerate(items)
+    }
+    try:
+        for future in as_completed(waiting):
+            yield TaskResult(waiting[future], future.result())
+    except BrokenProcessPool:
+        raise WorkerError(
+            "a worker process died, most likely for want of memory\n"
+            "  Ask for fewer processes, or for one (--jobs 1)"
+        ) from None
+    finally:
+        for future in waiting:
+            future.cancel()
 
 
 _state: list[Callable[[], Any]] = []
 
 
 def _remember(start: Start) -> None:
-    # the state is made with the first item, so that what goes wrong there is told
+    # the state is made with the first item, so that an error there reaches the caller
     _state.append(cache(start))
 
 

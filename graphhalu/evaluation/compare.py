@@ -19,11 +19,10 @@ import threadpoolctl  # type: ignore[import-untyped]
 import torch
 
 from graphhalu.core.errors import GraphhaluError, NotEnoughDataError, UsageError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector, DetectorCard
-from graphhalu.engine.executors import Executor, ProcessExecutor
+from graphhalu.engine.executors import Executor, ProcessExecutor, Progress, no_progress
 from graphhalu.evaluation.crossfit import OutOfFold, cross_fit
 from graphhalu.evaluation.detector_metrics import (
     detector_row,
@@ -136,7 +135,7 @@ def run_detectors(
 
     Raises:
         UsageError: If other workers are asked for and a detector is not registered.
-        ProcessLostError: If the workers cannot go on.
+        WorkerError: If the workers cannot go on.
     """
     options = options or RunOptions()
     engine = options.engine or (ProcessExecutor(options.jobs) if options.jobs > 1 else None)
@@ -232,7 +231,7 @@ def _run_spread(
     sent = {name: getattr(data, name) for name in ("labels", "groups", "folds", "config")}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
     done: dict[str, dict[int, SeedOutcome]] = {spec.name: {} for spec in specs}
-    with engine.workers(start, len(items)) as workers, closing(workers.map(_run_seed, items)) as found:
+    with engine.workers(start, len(items)) as workers, closing(workers(_run_seed, items)) as found:
         for each in found:
             spec, seed = items[each.place]
             n_done += len(data.folds[seed])

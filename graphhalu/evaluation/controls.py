@@ -14,10 +14,10 @@ from jaxtyping import Float, Int
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.base import ChosenTraces, Detector
 from graphhalu.detectors.gnn.config import NetworkConfig
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.labels.groups import question_groups

@@ -11,8 +11,7 @@ from scipy.stats import norm
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc, benjamini_hochberg, length_adjusted
-from graphhalu.core.progress import Progress, no_progress
-from graphhalu.engine.executors import Executor, SerialExecutor, in_order
+from graphhalu.engine.executors import Executor, Progress, SerialExecutor, in_order, no_progress
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
 from graphhalu.evaluation.protocol import check_same_traces
 from graphhalu.features.table import opener
@@ -148,7 +147,7 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     engine, pieces = engine or SerialExecutor(), []
     with (
         engine.workers(opener(traces, engine), len(items)) as workers,
-        closing(workers.map(_measures, items)) as found,
+        closing(workers(_measures, items)) as found,
     ):
         for done in in_order(found):
             pieces.append(done.result())

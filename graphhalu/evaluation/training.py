@@ -14,11 +14,11 @@ import numpy as np
 from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.files import replace_file
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import save_detector
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.compare import failure_text, finish_detector, make_result, run_detectors
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
 from graphhalu.evaluation.detector_specs import DetectorSpec, detector_spec

@@ -19,8 +19,8 @@ from jaxtyping import Int
 from pydantic import ConfigDict
 
 from graphhalu.core.errors import GraphhaluError, UsageError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import failure_text
 from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold

@@ -15,8 +15,7 @@ from graphhalu.extract.generate import BeamSearch, Candidate
 from graphhalu.extract.prompts import Answer, Prompt, PromptBuilder, generated_answer, newline_token_ids
 from graphhalu.extract.replay import Replayed, replay
 from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_shape
-from graphhalu.models.load import LoadedModel
-from graphhalu.models.resources import free_memory
+from graphhalu.models.load import LoadedModel, free_memory
 from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace

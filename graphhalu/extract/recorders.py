@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from graphhalu.core.axes import N_SPANS, RowRange
-from graphhalu.core.numerics import FIXED_STEPS, n_pairs, triangle_size
 from graphhalu.extract.forward import TokenSequence
-from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, RAGGED_AXES, TraceShape
+from graphhalu.traces.schema import ARRAYS, FIXED_STEPS, N_SINK_KEYS, RAGGED_AXES, TraceShape, n_pairs
 
 _TINY: Final = torch.finfo(torch.float32).tiny
 _PACKED: Final = ("attention", "attention_fixed")
@@ -253,7 +252,7 @@ class AttentionRecorder:
         """Put the causal rows of every trace one after another; rows of padding are dropped."""
         for index, sequence in enumerate(self.batch.sequences):
             start = max(row_start, sequence.row_start)
-            begin = triangle_size(start) - triangle_size(sequence.row_start)
+            begin = n_pairs(start) - n_pairs(sequence.row_start)
             # one copy a row takes a seventh of the time of an index for each entry
             for row in range(start, min(row_start + stored.shape[2], sequence.length)):
                 own = stored[index, :, row - row_start, : row + 1]

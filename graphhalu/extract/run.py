@@ -16,11 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from graphhalu.core.errors import StoreError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
-from graphhalu.engine.executors import Executor, SerialExecutor, Workers
+from graphhalu.engine.executors import Executor, Progress, SerialExecutor, Workers, no_progress
 from graphhalu.extract.extraction import dataset_identity
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.extract.worker import (
@@ -37,9 +36,9 @@ from graphhalu.extract.worker import (
 )
 from graphhalu.models.cards import resolve_model
 from graphhalu.traces.disk import check_fits
-from graphhalu.traces.local import LocalBackend, backend_of, check_place, is_there
+from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.storage import MAIN
-from graphhalu.traces.store import TraceStore, open_or_create
+from graphhalu.traces.store import TraceStore, open_or_create, storage_backend
 
 _ESTIMATED_TOGETHER = 1024
 """Questions whose size one worker estimates at a time."""
@@ -107,7 +106,7 @@ def extract(
         GraphhaluError: If the data set, the model, the disk or the cluster cannot be used.
     """
     resolve_model(config.model.name)  # a mistyped name is told before a data set is read
-    check_place(out)  # and what is no store, before a model is loaded
+    storage_backend(out).refuse_other_content()  # and what is no store, before a model is loaded
     dataset = config.dataset
     n_wanted, fields = config.num_samples, dataset.fields or None
     questions = load_questions(
@@ -119,7 +118,7 @@ def extract(
     start = _start(engine, config, out, holder, counter.see)
     with engine.workers(start, max(1, len(batches))) as workers:
         about = (dataset_identity(dataset), len(questions))
-        described: Described = next(workers.map(describe, [about])).result()
+        described: Described = next(workers(describe, [about])).result()
         for note in described.notes:
             _log.info(note)
         asked = [question for batch in batches for question in batch.questions]
@@ -173,7 +172,7 @@ def _start(
     # equal threads everywhere: sums of several threads round differently
     threads = config.model.threads or engine.n_threads
     model = config.model.model_copy(update={"threads": threads})
-    is_local = isinstance(backend_of(out), LocalBackend)
+    is_local = isinstance(storage_backend(out), LocalBackend)
     there = Path(out).absolute() if is_local and isinstance(out, Path) else out
     return partial(load_worker, config.model_copy(update={"model": model}), there, holder)
 
@@ -192,18 +191,18 @@ def _prepared(
             provenance={**provenance(), "config": described.config.model_dump(mode="json")},
         )
 
-    done = opened().done_question_ids() if is_there(out) else set()
+    done = opened().done_question_ids() if storage_backend(out).exists() else set()
     left = [question for question in asked if question.question_id not in done]
     if done:
         _log.info("%d questions are in the store already, %d are left", len(done), len(left))
     if left:
         size = _ESTIMATED_TOGETHER
         chunks = [left[first : first + size] for first in range(0, len(left), size)]
-        expected = sum(found.result() for found in workers.map(expected_bytes, chunks))
+        expected = sum(found.result() for found in workers(expected_bytes, chunks))
         _log.info("expected on disk: at most %s MiB", f"{expected / 2**20:,.0f}")
-        place = backend_of(out)
-        if isinstance(place, LocalBackend):
-            check_fits(place.path, expected)
+        backend = storage_backend(out)
+        if isinstance(backend, LocalBackend):
+            check_fits(backend.path, expected)
     return opened()
 
 
@@ -220,7 +219,7 @@ def _run(
     left = batches_left(batches, before)
     counter.begin(len(set(planned) - before))
     n_made = 0
-    with closing(workers.map(extract_batch, left)) as results:
+    with closing(workers(extract_batch, left)) as results:
         for result in results:
             if result.failure is not None:
                 quarantined |= dict.fromkeys(left[result.place].question_ids, result.failure)

@@ -7,7 +7,7 @@ from pydantic import Field, model_validator
 
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
-from graphhalu.models.spec import ModelSpec
+from graphhalu.models.cards import ModelSpec
 from graphhalu.traces.schema import ARRAYS, TraceShape
 
 

@@ -23,7 +23,8 @@ from graphhalu.models.check import check_model
 from graphhalu.models.load import load_model
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.storage import MAIN
-from graphhalu.traces.store import TraceWriter, open_traces
+from graphhalu.traces.store import open_traces
+from graphhalu.traces.write import TraceWriter
 
 PART_BYTES: Final = 512 * 2**20
 """Uncompressed bytes at which a part is closed before it has all its traces."""

@@ -15,10 +15,16 @@ from jaxtyping import Bool, Float, Int, Shaped
 
 from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import TraceNotFoundError
-from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
-from graphhalu.traces.lazy import LazyArray
-from graphhalu.traces.part import Part
-from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec, ragged_length
+from graphhalu.core.numerics import ragged_offsets
+from graphhalu.traces.part import LazyArray, Part
+from graphhalu.traces.schema import (
+    TraceRecord,
+    TraceShape,
+    array_spec,
+    from_bfloat16_bits,
+    from_fixed_point,
+    ragged_length,
+)
 from graphhalu.traces.trace import Trace
 from graphhalu.traces.write import MATRICES
 

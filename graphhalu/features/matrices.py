@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, ragged_offsets
+from graphhalu.core.numerics import ragged_offsets
 from graphhalu.features.block import Ragged, TraceBlock
-from graphhalu.traces.schema import ragged_length
+from graphhalu.traces.schema import from_bfloat16_bits, from_fixed_point, ragged_length
 
 
 @dataclass(frozen=True)

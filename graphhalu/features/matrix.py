@@ -49,7 +49,7 @@ class FeatureCache:
         # torch takes seconds to import, and only detectors come here
         import torch
 
-        from graphhalu.models.resources import free_memory
+        from graphhalu.models.load import free_memory
 
         return min(MOST_BYTES, max(LEAST_BYTES, free_memory(torch.device("cpu")) // 2))
 

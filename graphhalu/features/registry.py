@@ -229,7 +229,7 @@ def available_features(
     level: Level = "token" if per_token else "trace"
     return [
         feature.name
-        for feature in FEATURES.load_all().objects.values()
+        for feature in FEATURES.load_all()[0].values()
         if feature.level == level
         and all(kept.intersection(either.split(" | ")) for either in feature.reads)
         and (with_matrices or feature.cost == "stream")
@@ -256,7 +256,7 @@ def feature_cells(feature: Feature) -> tuple[str, ...]:
 def markdown_table() -> str:
     """All features as a Markdown table, one row each."""
     lines = [f"| {' | '.join(FEATURE_COLUMNS)} |", "|" + "---|" * len(FEATURE_COLUMNS)]
-    for feature in FEATURES.load_all().objects.values():
+    for feature in FEATURES.load_all()[0].values():
         cells = (cell.replace("|", "\\|") for cell in feature_cells(feature))
         lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"

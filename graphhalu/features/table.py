@@ -255,7 +255,7 @@ def _pieces(
     items = [(tuple(specs), chosen) for chosen in of_part.values()]
     with (
         engine.workers(opener(traces, engine), len(items)) as workers,
-        closing(workers.map(_pieces_of_part, items)) as found,
+        closing(workers(_pieces_of_part, items)) as found,
     ):
         for done in in_order(found):
             chosen = np.array(items[done.place][1])

@@ -18,7 +18,7 @@ from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, EdgeRule, Grap
 from graphhalu.graphs.storage import Names, storage_of
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, as_labels
-from graphhalu.traces.lazy import ChunkCache
+from graphhalu.traces.part import ChunkCache
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.store import TraceStore, as_traces
 from graphhalu.traces.trace import Trace

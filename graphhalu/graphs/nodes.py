@@ -16,12 +16,11 @@ from jaxtyping import Bool, Float, Float32, Shaped
 
 from graphhalu.core.axes import N_SPANS, SPAN_NAMES, Span
 from graphhalu.core.errors import NonFiniteError, UsageError
-from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point
 from graphhalu.core.registry import unknown_name
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.instability import bounded_std, head_std
 from graphhalu.graphs.recipe import HeadRoles
-from graphhalu.traces.schema import N_SINK_KEYS
+from graphhalu.traces.schema import N_SINK_KEYS, from_bfloat16_bits, from_fixed_point
 from graphhalu.traces.trace import layer_position
 
 SELF_ATTENTION_FLOOR: Final = 1e-6

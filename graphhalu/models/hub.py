@@ -6,28 +6,19 @@ over 23 seconds when there is no network.
 
 import threading
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final
 
 from graphhalu.core.errors import ModelUnavailableError
 
 ANSWER_S: Final = 10.0
-"""How long the hub may take to answer, in seconds."""
+"""Timeout of a question to the hub, in seconds."""
 
 
-class HubFiles(NamedTuple):
-    """Where the files of a model come from.
-
-    Attributes:
-        commit: Which version, exactly.
-        is_local: Whether the files come from the local cache, without asking the hub.
-    """
-
-    commit: str
-    is_local: bool
-
-
-def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) -> HubFiles:
+def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) -> dict[str, Any]:
     """Ask the hub for a model; where it does not give it, fall back to the local cache.
+
+    Returns:
+        Options for ``from_pretrained``: the exact ``revision``, and whether ``local_files_only``.
 
     Raises:
         ModelUnavailableError: If the model is neither on the hub nor in the cache; says why and
@@ -35,10 +26,10 @@ def find_on_hub(hub_id: str, revision: str | None, *, is_gated: bool = False) ->
     """
     answer = _ask(hub_id, revision)
     if isinstance(answer, str):
-        return HubFiles(answer, is_local=False)
+        return {"revision": answer, "local_files_only": False}
     cached = _cached_commit(hub_id, revision)
     if cached is not None:
-        return HubFiles(cached, is_local=True)
+        return {"revision": cached, "local_files_only": True}
     raise unavailable(hub_id, _reason(answer, revision), is_gated=is_gated)
 
 

@@ -8,16 +8,15 @@ from typing import Any, BinaryIO, Final
 
 from graphhalu.core.errors import ModelUnavailableError, UsageError
 from graphhalu.core.files import MAX_JSON_BYTES, parse_json, reading
-from graphhalu.models.cards import ModelSource
+from graphhalu.models.cards import ModelSource, ModelSpec
 from graphhalu.models.gguf import source_digest
-from graphhalu.models.spec import ModelSpec
 
 _SMALL_FILES: Final = ("*.json", "*.jinja", "*.txt", "*.model")
 _SMALL_BYTES: Final = 64 * 2**20
 _EDGE_BYTES: Final = 2**15
 _STRIDE_BYTES: Final = 2**20
 _CODE_DIGITS: Final = 12
-"""Hexadecimal digits of the digest that stands for the revision of a folder."""
+"""Hexadecimal digits of the digest that is the revision of a folder."""
 
 
 def model_identity(
@@ -29,7 +28,7 @@ def model_identity(
     version of transformers and the path are not among it.
 
     Args:
-        source: What the name stands for.
+        source: The source of the model.
         spec: How it was asked for.
         model: The loaded model.
         path: Folder of its files, or its hub id.
@@ -109,8 +108,7 @@ def _pieces(path: Path, file: BinaryIO, size: int) -> Iterator[tuple[int, int]]:
 def _tensor_ends(file: BinaryIO) -> Iterator[tuple[int, int]]:
     n_header = int.from_bytes(file.read(8), "little")
     if n_header > min(MAX_JSON_BYTES, os.fstat(file.fileno()).st_size):
-        message = f"its header would have {n_header} bytes"
-        raise ValueError(message)
+        raise ValueError(f"its header would have {n_header} bytes")
     header = parse_json(file.read(n_header))
     yield 0, 8 + n_header
     for name in sorted(header.keys() - {"__metadata__"}):
@@ -133,19 +131,17 @@ def trusted_revision(source: ModelSource, spec: ModelSpec) -> str | None:
         return asked
     found = code_digest(Path(source.place)) if source.kind == "folder" else None
     if found is None:
-        message = f"{spec.name} brings no code of its own\n  Leave --trust-remote-code away"
-        raise UsageError(message)
+        raise UsageError(f"{spec.name} brings no code of its own\n  Leave --trust-remote-code away")
     if asked != found:
-        message = (
+        raise UsageError(
             f"the code in {source.place} is not the one that was asked for: expected {asked!r}, "
             f"got {found!r}\n  Read it, then:  --trust-remote-code {spec.name}@{found}"
         )
-        raise UsageError(message)
     return asked
 
 
 def code_digest(folder: Path) -> str | None:
-    """What stands for the revision of a folder: a digest of its Python files; ``None`` for none."""
+    """The revision of a folder: a digest of its Python files; ``None`` if there are none."""
     files = sorted(folder.rglob("*.py")) if folder.is_dir() else []
     if not files:
         return None

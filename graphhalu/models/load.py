@@ -1,29 +1,40 @@
-"""Loading of a language model with its tokenizer and its sizes."""
+"""Loading of language models with their tokenizer and sizes; memory and CPU threads that are free."""
 
 import logging
+import os
+import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import torch
 
 from graphhalu.core.errors import ModelRefusedError, ModelUnavailableError, UsageError
-from graphhalu.models.attention import layer_windows, model_shape
-from graphhalu.models.cards import ModelCard, ModelSource, resolve_model
+from graphhalu.models.attention import model_shape
+from graphhalu.models.cards import ModelCard, ModelSource, ModelSpec, resolve_model
 from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.models.hub import find_on_hub
 from graphhalu.models.identity import model_identity, refused_code, stored_method, trusted_revision
 from graphhalu.models.quiet import quiet_loading, silence_int8_casts
-from graphhalu.models.resources import default_threads
-from graphhalu.models.spec import ModelSpec
 
-__all__ = ["LoadedModel", "ModelSpec", "layer_windows", "load_model", "load_tokenizer"]
+__all__ = ["LoadedModel", "ModelSpec", "default_threads", "free_memory", "load_model", "load_tokenizer"]
 
 _log = logging.getLogger(__name__)
 
+_PATH: Final = "pretrained_model_name_or_path"
 _NO_ATTENTION: Final = ("mamba", "mamba2", "falcon_mamba", "rwkv", "xlstm")
 _PACKED_OUTPUTS: Final = 32
 """Outputs that bitsandbytes packs together on a CPU with AVX-512 BF16."""
+
+_SHARE: Final = 0.5
+"""Share of the free memory that one batch may take."""
+
+_UNKNOWN: Final = 4 * 2**30
+"""Bytes that are assumed where the system does not say."""
+
+_LOADAVG: Final = Path("/proc/loadavg")
+_SAMPLES: Final = 8
+_PAUSE_S: Final = 0.02
 
 
 @dataclass(frozen=True)
@@ -55,14 +66,6 @@ class LoadedModel:
     eos_token_ids: tuple[int, ...]
 
 
-class _Place(NamedTuple):
-    """Where the files are, and with which arguments transformers reads them."""
-
-    path: str
-    options: dict[str, Any]
-    trusted: str | None = None
-
-
 def load_model(spec: ModelSpec) -> LoadedModel:
     """Load a model and its tokenizer.
 
@@ -70,7 +73,7 @@ def load_model(spec: ModelSpec) -> LoadedModel:
         spec: Which model, and how.
 
     Raises:
-        UnknownNameError: If the name stands for nothing.
+        UnknownNameError: If the name is not known.
         UsageError: If the device, revision or quantisation does not go with the model.
         ModelUnavailableError: If weights or tokenizer cannot be had.
         ModelRefusedError: If the model has no attention, the tokenizer no offsets, or a layer a
@@ -79,26 +82,27 @@ def load_model(spec: ModelSpec) -> LoadedModel:
     torch.set_num_threads(spec.threads or default_threads())
     source = resolve_model(spec.name)
     device = _device(spec.device)
-    place = _place(source, spec)
-    if place.trusted is not None:
-        what = "WARNING: code of %s at %s runs on this machine"
-        _log.warning(what, spec.name, place.trusted)
+    trusted = trusted_revision(source, spec)
+    options = _options(source, spec, trusted)
+    if trusted is not None:
+        _log.warning("WARNING: code of %s at %s runs on this machine", spec.name, trusted)
     with quiet_loading():
-        config = _read("configuration", place, spec, source)
+        config = _read("configuration", options, spec, source)
         _require_attention(config, spec.name)
         shape = model_shape(config, spec.name)
-        tokenizer = _tokenizer(place, spec, source)
-        model = _model(place, spec, source, config, device)
+        tokenizer = _tokenizer(options, spec, source)
+        model = _model(options, spec, source, config, device)
     if spec.quantization == "int8" or stored_method(_stored(config)) == "int8":
         silence_int8_casts()
     model.eval().requires_grad_(requires_grad=False)
+    path, commit = options[_PATH], options.get("revision")
+    identity = model_identity(source, spec, model, path=path, commit=commit)
     return LoadedModel(
         model=model,
         tokenizer=tokenizer,
         spec=spec,
         card=source.card,
-        identity=model_identity(source, spec, model, path=place.path, commit=place.options.get("revision"))
-        | ({} if place.trusted is None else {"remote_code": place.trusted}),
+        identity=identity if trusted is None else {**identity, "remote_code": trusted},
         eos_token_ids=_eos_token_ids(model, tokenizer),
         **shape._asdict(),
     )
@@ -111,29 +115,26 @@ def load_tokenizer(spec: ModelSpec) -> Any:
         As :func:`load_model`.
     """
     source = resolve_model(spec.name)
-    place = _place(source, spec)
+    options = _options(source, spec, trusted_revision(source, spec))
     with quiet_loading():
-        return _tokenizer(place, spec, source)
+        return _tokenizer(options, spec, source)
 
 
-def _place(source: ModelSource, spec: ModelSpec) -> _Place:
-    trusted = trusted_revision(source, spec)
-    options: dict[str, Any] = {"trust_remote_code": trusted is not None}
+def _options(source: ModelSource, spec: ModelSpec, trusted: str | None) -> dict[str, Any]:
+    """Arguments with which transformers reads the files of a model."""
+    options: dict[str, Any] = {_PATH: source.place, "trust_remote_code": trusted is not None}
     if source.kind == "hub":
-        gated = source.card is not None and source.card.gated
-        files = find_on_hub(source.place, spec.revision or trusted, is_gated=gated)
-        options |= {"revision": files.commit, "local_files_only": files.is_local}
-        return _Place(source.place, options, trusted)
+        is_gated = source.card is not None and source.card.gated
+        return options | find_on_hub(source.place, spec.revision or trusted, is_gated=is_gated)
     if spec.revision is not None:
-        message = f"a revision belongs to a model of the hub; {spec.name} is a {source.kind}"
-        raise UsageError(message)
+        raise UsageError(f"a revision belongs to a model of the hub; {spec.name} is a {source.kind}")
     options["local_files_only"] = True
     if source.kind == "folder":
         _require_files(Path(source.place))
-        return _Place(source.place, options, trusted)
+        return options
     wheel = source.card.wheel if source.card is not None else None
     gguf = Path(source.place) if wheel is None else wheel_gguf(wheel)
-    return _Place(str(converted_folder(gguf)), options)
+    return options | {_PATH: str(converted_folder(gguf))}
 
 
 def _require_files(folder: Path) -> None:
@@ -150,10 +151,9 @@ def _require_files(folder: Path) -> None:
     if missing:
         found = sorted(path.name for path in folder.iterdir())
         listed = ", ".join(found[:8]) + (" …" if len(found) > 8 else "")  # noqa: PLR2004
-        message = (
+        raise ModelUnavailableError(
             f"the model folder {folder} lacks {' and '.join(missing)}\n  It holds: {listed or 'nothing'}"
         )
-        raise ModelUnavailableError(message)
 
 
 def _device(name: str) -> torch.device:
@@ -164,16 +164,14 @@ def _device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in ("cpu", "cuda", "mps"):
-        message = f"no device named {name!r}; expected auto, cpu, cuda, cuda:<number> or mps"
-        raise UsageError(message)
+        raise UsageError(f"no device named {name!r}; expected auto, cpu, cuda, cuda:<number> or mps")
     n_gpus, has_mps = torch.cuda.device_count(), torch.backends.mps.is_available()
     n_devices = {"cpu": 1, "cuda": n_gpus, "mps": int(has_mps)}[device.type]
     if (device.index or 0) >= n_devices:
-        message = (
+        raise UsageError(
             f"device {name!r} was asked for, and torch sees {n_devices} {device.type} devices\n"
             f"  Use --device cpu, or --device auto"
         )
-        raise UsageError(message)
     return device
 
 
@@ -187,53 +185,52 @@ def _dtype(spec: ModelSpec, config: Any, device: torch.device) -> torch.dtype | 
     return torch.float32
 
 
-def _read(what: str, place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
+def _read(what: str, options: dict[str, Any], spec: ModelSpec, source: ModelSource) -> Any:
     """The configuration or the tokenizer of a model."""
     from transformers import AutoConfig, AutoTokenizer
 
     reader: Any = {"configuration": AutoConfig, "tokenizer": AutoTokenizer}[what]
     try:
-        return reader.from_pretrained(place.path, **place.options)
+        return reader.from_pretrained(**options)
     except Exception as error:
-        refused = refused_code(source, spec, error, place.options)
+        refused = refused_code(source, spec, error, options)
         raise refused or _unreadable(spec, source, error, what) from error
 
 
-def _tokenizer(place: _Place, spec: ModelSpec, source: ModelSource) -> Any:
-    tokenizer = _read("tokenizer", place, spec, source)
+def _tokenizer(options: dict[str, Any], spec: ModelSpec, source: ModelSource) -> Any:
+    tokenizer = _read("tokenizer", options, spec, source)
     if not tokenizer.is_fast:
-        message = (
+        raise ModelRefusedError(
             f"the tokenizer of {spec.name} ({type(tokenizer).__name__}) gives no character "
             f"offsets, and the named spans of a prompt come from them\n"
             f"  Use a version of the model with a tokenizer.json"
         )
-        raise ModelRefusedError(message)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token
     return tokenizer
 
 
-def _model(place: _Place, spec: ModelSpec, source: ModelSource, config: Any, device: torch.device) -> Any:
+def _model(
+    options: dict[str, Any], spec: ModelSpec, source: ModelSource, config: Any, device: torch.device
+) -> Any:
     from transformers import AutoModelForCausalLM
 
-    settings = {**place.options, **_attention_setting(config), "output_loading_info": True}
+    settings = {**options, **_attention_setting(config), "output_loading_info": True}
     settings |= {"dtype": _dtype(spec, config, device)}
     settings |= {"use_safetensors": True}  # the older *.bin files are pickles
     is_stored_quantized = _stored(config) is not None
     if spec.quantization != "none" and is_stored_quantized:
-        message = f"{spec.name} is stored quantised and loads as it is; use --quantization none"
-        raise UsageError(message)
+        raise UsageError(f"{spec.name} is stored quantised and loads as it is; use --quantization none")
     if spec.quantization != "none":
         settings["quantization_config"] = _quantization(spec.quantization)
     if spec.quantization != "none" or is_stored_quantized or device.type != "cpu":
         settings["device_map"] = {"": device}
     try:
-        model, found = AutoModelForCausalLM.from_pretrained(place.path, **settings)
+        model, found = AutoModelForCausalLM.from_pretrained(**settings)
     except torch.OutOfMemoryError:
-        message = (
+        raise ModelUnavailableError(
             f"{spec.name} does not fit the memory of {device}\n  Use --quantization nf4, or a smaller model"
-        )
-        raise ModelUnavailableError(message) from None
+        ) from None
     except Exception as error:
         raise _unreadable(spec, source, error, "weights") from error
     if found["missing_keys"]:
@@ -263,13 +260,12 @@ def _require_packable(model: Any, spec: ModelSpec, *, is_stored_quantized: bool)
                 if is_stored_quantized
                 else "Use --quantization none, or --quantization int8"
             )
-            message = (
+            raise ModelRefusedError(
                 f"{spec.name} cannot run in 4 bits on this processor: with AVX-512 BF16 "
                 f"bitsandbytes expects a multiple of {_PACKED_OUTPUTS} outputs and of "
                 f"{state.blocksize} inputs, and layer {name} has {n_outputs} and {n_inputs}\n"
                 f"  {way_out}"
             )
-            raise ModelRefusedError(message)
 
 
 def _attention_setting(config: Any) -> dict[str, str]:
@@ -304,11 +300,9 @@ def _stored(config: Any) -> Any:
 
 def _require_attention(config: Any, name: str) -> None:
     if getattr(config, "is_encoder_decoder", False):
-        message = f"{name} is an encoder-decoder model; graphhalu reads causal language models"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{name} is an encoder-decoder model; graphhalu reads causal language models")
     if config.model_type in _NO_ATTENTION:
-        message = f"{name} ({config.model_type}) has no attention to draw graphs from"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{name} ({config.model_type}) has no attention to draw graphs from")
 
 
 def _unreadable(spec: ModelSpec, source: ModelSource, error: Exception, what: str) -> ModelUnavailableError:
@@ -334,3 +328,46 @@ def _eos_token_ids(model: Any, tokenizer: Any) -> tuple[int, ...]:
     ids = set(stated if isinstance(stated, list) else [stated])
     ids.add(tokenizer.eos_token_id)
     return tuple(sorted(index for index in ids if index is not None))
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that a batch may take on a device: half of what is free now."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0] * _SHARE)
+    return int(_free_main_memory() * _SHARE)
+
+
+def _free_main_memory() -> int:
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        kibibytes = next(line.split()[1] for line in lines if line.startswith("MemAvailable"))
+        return int(kibibytes) * 1024
+    except (OSError, StopIteration, ValueError, IndexError):
+        try:
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        except (OSError, ValueError):
+            return _UNKNOWN
+
+
+def default_threads() -> int:
+    """Cores that are free now, at least one.
+
+    Threads of one process wait for each other: on a core that other work shares they wait most
+    of the time, and a small model then runs several times slower on two threads than on one.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, round((cores or 1) - busy_cores(_LOADAVG)))
+
+
+def busy_cores(loadavg: Path) -> float:
+    """Processes that want a core now, this one left out; 0 where the system does not tell."""
+    try:
+        running = [_n_running(loadavg) for _ in range(_SAMPLES)]
+    except (OSError, ValueError, IndexError):
+        return 0.0
+    return sum(running) / len(running) - 1
+
+
+def _n_running(loadavg: Path) -> int:
+    time.sleep(_PAUSE_S)
+    return int(loadavg.read_text(encoding="ascii").split()[3].split("/")[0])

@@ -1,4 +1,4 @@
-"""Loading without the progress bars and warnings of the libraries below: what matters is raised."""
+"""Loading without the progress bars, warnings and logs of the libraries below."""
 
 import contextlib
 import io

@@ -1,21 +1,31 @@
 """Traces with a known answer: random causal attention, with or without a planted signal.
 
-Every array is consistent with the others: the streams are computed from the attention. In a
-store with a signal, hallucinated traces differ in what :data:`SIGNALS` names, by default in the
-attention that some heads pay to the first token; its twin has the same labels and no such
-difference, so a detector that finds anything there is wrong.
+Every array is consistent with the others: the row statistics are computed from the attention. In a
+store with a signal, hallucinated traces differ as :data:`SIGNALS` says, by default in the attention
+that some heads pay to the first token; its twin has the same labels and no such difference, so a
+detector that finds anything there is wrong.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from typing import Final, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
 
 from graphhalu.core.axes import N_SPANS, Span
-from graphhalu.core.numerics import FIXED_STEPS, from_bfloat16_bits, pack_triangle, to_bfloat16_bits
 from graphhalu.labels.labels import Labels, complete_labels
-from graphhalu.traces.schema import ARRAYS, N_SINK_KEYS, TraceRecord, TraceShape
+from graphhalu.traces.schema import (
+    ARRAYS,
+    FIXED_STEPS,
+    N_SINK_KEYS,
+    TraceRecord,
+    TraceShape,
+    from_bfloat16_bits,
+    pack_triangle,
+    to_bfloat16_bits,
+)
 from graphhalu.traces.trace import Trace
 
 PLANTED_SHAPE: Final = TraceShape(
@@ -28,13 +38,15 @@ PLANTED_SHAPE: Final = TraceShape(
     layer_windows=(None,) * 5,
     n_edges=2,
 )
-_SIGNAL_HEADS: Final = (1,)
+_SIGNAL_HEAD: Final = 1
+_SELF_HEAD: Final = 2
+_ANSWER_HEAD: Final = 0
 _SINK_LOGIT: Final = 2.0
 SINK_SHIFT: Final = 3.0
-"""What a planted signal adds to the logits of the first key, in the heads that carry it."""
+"""Added to the logits of the first key by the signal ``sink``, and in the rows of marked tokens."""
 
 Signal = Literal["sink", "self", "lookback", "flat", "hidden", "shift", "likelihood", "text", "length"]
-"""What can tell hallucinated traces from others:
+"""Ways in which hallucinated traces can differ from others:
 
 ``sink``
     some heads attend more to the first token;
@@ -56,9 +68,21 @@ Signal = Literal["sink", "self", "lookback", "flat", "hidden", "shift", "likelih
     the answer is longer.
 """
 SIGNALS: Final[tuple[Signal, ...]] = get_args(Signal)
-_SELF_HEAD: Final = 2
-_ANSWER_HEAD: Final = 0
 _WORDS: Final = (("paris", "rome", "oslo", "bern"), ("perhaps", "maybe", "probably", "somewhat"))
+
+EdgeSignal = Literal["one hop", "two hops"]
+EDGE_SIGNALS: Final[tuple[EdgeSignal, ...]] = get_args(EdgeSignal)
+_EDGE_SPANS: Final = {Span.BOS: 1, Span.SYSTEM: 3, Span.CONTEXT: 6, Span.QUESTION: 6, Span.TEMPLATE: 1}
+"""Spans of the prompt of traces whose edges hold the label, with their lengths; the first four
+tokens are sinks, and the last one produces the answer."""
+_N_HUBS: Final = 6
+_EDGE_LAYER: Final = 2
+_EDGE_LOGIT: Final = 4.0
+
+_N_MARKED: Final = 4
+"""Tokens of a hallucinated span."""
+_WORD: Final = 4
+"""Characters of a word with the space before it, which is a token of a given answer."""
 
 
 def planted_traces(
@@ -78,44 +102,42 @@ def planted_traces(
         signal: Whether hallucinated traces differ from others at all.
         shape: Sizes of the model.
         traces_a_question: Traces that share a question and its group, as beams do.
-        signals: In what they differ.
+        signals: How they differ.
     """
-    planted = signals if signal else ()
-    generator = np.random.default_rng(seed)
-    values = generator.permutation(np.arange(n_traces) % 2)
-    traces = [
-        planted_trace(
+
+    def make(index: int, generator: np.random.Generator, is_hallucinated: bool) -> Trace:
+        return planted_trace(
             index // traces_a_question,
             generator,
-            sink_shift=SINK_SHIFT * float(values[index]) if "sink" in planted else 0.0,
             shape=shape,
             beam=index % traces_a_question,
-            signals=planted,
-            is_hallucinated=bool(values[index]),
+            signals=signals if signal else (),
+            is_hallucinated=is_hallucinated,
         )
-        for index in range(n_traces)
-    ]
-    return traces, _planted_labels(traces, values, signal, seed)
+
+    return _labelled(n_traces, seed, signal, make)
 
 
-def _planted_labels(
-    traces: Sequence[Trace], values: Int[np.ndarray, "trace"], signal: object, seed: int
-) -> Labels:
-    ids, settings = (trace.trace_id for trace in traces), {"signal": signal, "seed": seed}
-    return complete_labels(ids, values, "planted", reason="planted", settings=settings)
+def _labelled(
+    n_traces: int, seed: int, signal: object, make: Callable[[int, np.random.Generator, bool], Trace]
+) -> tuple[list[Trace], Labels]:
+    generator = np.random.default_rng(seed)
+    values: Int[np.ndarray, "trace"] = generator.permutation(np.arange(n_traces) % 2)
+    traces = [make(index, generator, bool(value)) for index, value in enumerate(values.tolist())]
+    ids, settings = [trace.trace_id for trace in traces], {"signal": signal, "seed": seed}
+    return traces, complete_labels(ids, values, "planted", reason="planted", settings=settings)
 
 
 def planted_trace(
     question: int,
     generator: np.random.Generator,
     *,
-    sink_shift: float = 0.0,
     shape: TraceShape = PLANTED_SHAPE,
     beam: int = 0,
     signals: Sequence[Signal] = (),
     is_hallucinated: bool = False,
 ) -> Trace:
-    """One random trace; ``sink_shift`` is added to the logits of the first key in some heads.
+    """One random trace.
 
     Texts and lengths say nothing of the label unless ``signals`` says so. A signal changes no
     random draw but where its size does, as a longer answer.
@@ -123,7 +145,8 @@ def planted_trace(
     differs = frozenset(signals) if is_hallucinated else frozenset[Signal]()
     prompt_length = int(generator.integers(5, 11))
     length = prompt_length + int(generator.integers(3, 9)) + 9 * ("length" in differs)
-    logits = _planted_logits(_logits(generator, length, sink_shift, shape), prompt_length, differs)
+    logits = _logits(generator, length, shape)
+    _shift_logits(logits, prompt_length, differs)
     attention = _softmax(logits, shape)
     answer = "yes" if (question + beam) % 2 else "no"
     if "text" in signals:
@@ -133,13 +156,22 @@ def planted_trace(
     span_code[0] = Span.BOS
     span_code[prompt_length - 2 : prompt_length] = Span.TEMPLATE
     span_code[prompt_length:] = Span.ANSWER
-    record = _record(question, beam, answer, prompt_length, length)
     arrays = _arrays(generator, attention, span_code, shape)
     if "likelihood" in differs:
-        arrays |= _unlikely(arrays, prompt_length)
-    if {"hidden", "shift"} & set(signals):
-        arrays |= _planted_hidden(arrays, attention, prompt_length, signals, differs)
-    return Trace(record, shape, arrays)
+        is_answer = span_code == Span.ANSWER
+        arrays["token_logprob"] = arrays["token_logprob"] - 4 * is_answer.astype(np.float32)
+        arrays["token_entropy"] = arrays["token_entropy"] + 4 * is_answer.astype(np.float32)
+        arrays["top1_margin"] = arrays["top1_margin"] * np.where(is_answer, 0.3, 1).astype(np.float32)
+    hidden = from_bfloat16_bits(arrays["hidden"]).copy()
+    if "shift" in signals and "shift" not in differs:
+        mean_attention = attention.mean(axis=1).astype(np.float32)
+        for place in range(len(hidden) - 1):
+            followed = mean_attention[place] @ hidden[place]
+            hidden[place + 1] = hidden[place] + 2 * followed + 0.3 * hidden[place + 1]
+    if "hidden" in differs:
+        hidden[2:, prompt_length:, 3] += 4.0
+    arrays["hidden"] = arrays["hidden_rows"] = to_bfloat16_bits(hidden)
+    return Trace(_record(question, beam, answer, prompt_length, length), shape, arrays)
 
 
 def _record(question: int, beam: int, answer: str, prompt_length: int, length: int) -> TraceRecord:
@@ -165,15 +197,22 @@ def _arrays(
     span_code: UInt8[np.ndarray, "token"],
     shape: TraceShape,
 ) -> dict[str, np.ndarray]:
-    """Every array of a trace: what follows from the attention, the rest at random."""
+    """Every array of a trace: those that follow from the attention, and the rest at random."""
     length = len(span_code)
     arrays: dict[str, np.ndarray] = {
         "token_ids": generator.integers(0, 97, length).astype(np.int32),
         "span_code": span_code,
-        **_token_streams(generator, length),
+        "token_logprob": -generator.exponential(size=length).astype(np.float32),
+        "token_entropy": generator.exponential(size=length).astype(np.float32),
+        "top1_margin": generator.uniform(size=length).astype(np.float32),
         **attention_streams(attention, span_code, n_edges=shape.n_edges),
-        **_value_and_hidden(generator, length, shape),
     }
+    for name in ("token_logprob", "token_entropy", "top1_margin"):
+        arrays[name][0] = np.nan
+    hidden = generator.normal(size=(len(shape.hidden_layers), length, shape.hidden_size))
+    norms = generator.exponential(size=(len(shape.attention_layers), shape.n_kv_heads, length))
+    arrays["hidden"] = arrays["hidden_rows"] = to_bfloat16_bits(hidden.astype(np.float32))
+    arrays["value_norm"] = norms.astype(np.float16)
     return {name: arrays[name] for name in ARRAYS}
 
 
@@ -183,61 +222,54 @@ def attention_streams(
     *,
     n_edges: int = 0,
 ) -> dict[str, np.ndarray]:
-    """Every stored reduction of complete attention, and the packed attention itself."""
+    """Every stored row statistic of complete attention, and the packed attention itself."""
+    length = attention.shape[-1]
     is_span = np.eye(N_SPANS)[np.asarray(span_code)]
     safe = np.where(attention > 0, attention, 1.0)
-    n_sink = min(N_SINK_KEYS, attention.shape[-1])
-    sink_keys = np.zeros((*attention.shape[:3], N_SINK_KEYS))
-    sink_keys[..., :n_sink] = attention[..., :n_sink]
-    diagonal = np.diagonal(attention, axis1=2, axis2=3)
+    first_keys = attention[..., :N_SINK_KEYS]
+    sink_keys = np.pad(first_keys, ((0, 0),) * 3 + ((0, N_SINK_KEYS - first_keys.shape[-1]),))
+    others = attention * ~np.eye(length, dtype=bool)
+    padded = np.pad(others, ((0, 0),) * 3 + ((0, max(0, n_edges - length)),))
+    edge_key = np.argsort(-padded, axis=-1, kind="stable")[..., :n_edges]
+    edge_weight = np.take_along_axis(padded, edge_key, axis=-1)
+    packed = pack_triangle(attention)
     return {
         "span_mass": (attention @ is_span).astype(np.float16),
-        "self_attention": diagonal.astype(np.float16),
+        "self_attention": np.diagonal(attention, axis1=2, axis2=3).astype(np.float16),
         "row_entropy": -(attention * np.log(safe)).sum(-1).astype(np.float16),
         "argmax_key": attention.argmax(-1).astype(np.int32),
         "sink_keys": sink_keys.astype(np.float16),
         "received": attention.sum(2).astype(np.float32),
-        **_edges(attention, n_edges),
-        "attention": pack_triangle(attention).astype(np.float16),
-        "attention_fixed": np.rint(pack_triangle(attention) * FIXED_STEPS).astype(np.uint16),
-    }
-
-
-def _edges(attention: Float[np.ndarray, "layer head query key"], n_edges: int) -> dict[str, np.ndarray]:
-    others = attention * ~np.eye(attention.shape[-1], dtype=bool)
-    n_missing = max(0, n_edges - attention.shape[-1])
-    padded = np.pad(others, ((0, 0),) * 3 + ((0, n_missing),))
-    key = np.argsort(-padded, axis=-1, kind="stable")[..., :n_edges]
-    weight = np.take_along_axis(padded, key, axis=-1)
-    return {
-        "edge_key": np.where(weight > 0, key, -1).astype(np.int32),
-        "edge_weight": weight.astype(np.float16),
-        "dropped_mass": np.maximum(others.sum(-1) - weight.sum(-1), 0).astype(np.float16),
+        "edge_key": np.where(edge_weight > 0, edge_key, -1).astype(np.int32),
+        "edge_weight": edge_weight.astype(np.float16),
+        "dropped_mass": np.maximum(others.sum(-1) - edge_weight.sum(-1), 0).astype(np.float16),
+        "attention": packed.astype(np.float16),
+        "attention_fixed": np.rint(packed * FIXED_STEPS).astype(np.uint16),
     }
 
 
 def _logits(
-    generator: np.random.Generator, length: int, sink_shift: float, shape: TraceShape
+    generator: np.random.Generator, length: int, shape: TraceShape
 ) -> Float[np.ndarray, "layer head query key"]:
-    n_layers, n_heads = len(shape.attention_layers), shape.n_heads
-    logits = generator.normal(size=(n_layers, n_heads, length, length))
+    logits = generator.normal(size=(len(shape.attention_layers), shape.n_heads, length, length))
     logits[..., 0] += _SINK_LOGIT
-    logits[:, list(_SIGNAL_HEADS), :, 0] += sink_shift
     return logits
 
 
-def _planted_logits(
+def _shift_logits(
     logits: Float[np.ndarray, "layer head query key"], prompt_length: int, differs: frozenset[Signal]
-) -> Float[np.ndarray, "layer head query key"]:
+) -> None:
+    """Plant the signals of attention, in place."""
     places = np.arange(logits.shape[-1])
+    answer = logits[:, _ANSWER_HEAD, prompt_length - 1 :]
+    if "sink" in differs:
+        logits[:, _SIGNAL_HEAD, :, 0] += SINK_SHIFT
     if "self" in differs:
         logits[:, _SELF_HEAD, places, places] += 2.0
-    answer = logits[:, _ANSWER_HEAD, prompt_length - 1 :]
     if "lookback" in differs:
         answer[..., 1 : prompt_length - 2] += 3.0
     if "flat" in differs:
         answer *= 0.1
-    return logits
 
 
 def _softmax(
@@ -252,71 +284,61 @@ def _softmax(
     return normalised
 
 
-def _unlikely(arrays: dict[str, np.ndarray], prompt_length: int) -> dict[str, np.ndarray]:
-    is_answer = np.arange(len(arrays["token_logprob"])) >= prompt_length
-    return {
-        "token_logprob": arrays["token_logprob"] - 4 * is_answer.astype(np.float32),
-        "token_entropy": arrays["token_entropy"] + 4 * is_answer.astype(np.float32),
-        "top1_margin": arrays["top1_margin"] * np.where(is_answer, 0.3, 1).astype(np.float32),
-    }
+def planted_token_traces(
+    n_traces: int,
+    *,
+    seed: int = 0,
+    signal: bool = True,
+    shape: TraceShape = PLANTED_SHAPE,
+    traces_a_question: int = 2,
+) -> list[Trace]:
+    """Random given answers; in every second one some tokens running are marked as hallucinated.
+
+    In the rows that produce marked tokens one head attends more to the first token; the twin
+    (``signal=False``) has the same spans and no such difference. Spans begin anywhere and lie
+    within the answer, so that its ends are marked a little less often than its middle.
+
+    Args:
+        n_traces: How many.
+        seed: Seed of everything.
+        signal: Whether marked tokens differ from others at all.
+        shape: Sizes of the model.
+        traces_a_question: Answers that share a context and its group.
+    """
+    generator = np.random.default_rng(seed)
+    traces = []
+    for index in range(n_traces):
+        question, beam = divmod(index, traces_a_question)
+        # the signal "length" makes all answers long
+        trace = planted_trace(
+            question, generator, shape=shape, beam=beam, signals=("length",), is_hallucinated=True
+        )
+        start = int(generator.integers(0, trace.answer_length - _N_MARKED))
+        marked = start + np.arange(_N_MARKED * ((question + index) % 2))
+        traces.append(_with_marked_tokens(trace, marked, signal=signal))
+    return traces
 
 
-def _planted_hidden(
-    arrays: dict[str, np.ndarray],
-    attention: Float[np.ndarray, "layer head query key"],
-    prompt_length: int,
-    signals: Sequence[Signal],
-    differs: frozenset[Signal],
-) -> dict[str, np.ndarray]:
-    hidden = from_bfloat16_bits(arrays["hidden"]).copy()
-    if "shift" in signals and "shift" not in differs:
-        mean_attention = attention.mean(axis=1).astype(np.float32)
-        for place in range(len(hidden) - 1):
-            followed = mean_attention[place] @ hidden[place]
-            hidden[place + 1] = hidden[place] + 2 * followed + 0.3 * hidden[place + 1]
-    if "hidden" in differs:
-        hidden[2:, prompt_length:, 3] += 4.0
-    bits = to_bfloat16_bits(hidden)
-    return {"hidden": bits, "hidden_rows": bits}
-
-
-def _token_streams(generator: np.random.Generator, length: int) -> dict[str, np.ndarray]:
-    streams = {
-        "token_logprob": -generator.exponential(size=length),
-        "token_entropy": generator.exponential(size=length),
-        "top1_margin": generator.uniform(size=length),
-    }
-    for values in streams.values():
-        values[0] = np.nan
-    return {name: values.astype(np.float32) for name, values in streams.items()}
-
-
-def _value_and_hidden(
-    generator: np.random.Generator, length: int, shape: TraceShape
-) -> dict[str, np.ndarray]:
-    hidden = generator.normal(size=(len(shape.hidden_layers), length, shape.hidden_size))
-    norms = generator.exponential(size=(len(shape.attention_layers), shape.n_kv_heads, length))
-    return {
-        "value_norm": norms.astype(np.float16),
-        "hidden": to_bfloat16_bits(hidden.astype(np.float32)),
-        "hidden_rows": to_bfloat16_bits(hidden.astype(np.float32)),
-    }
-
-
-EdgeSignal = Literal["one hop", "two hops"]
-EDGE_SIGNALS: Final[tuple[EdgeSignal, ...]] = get_args(EdgeSignal)
-_EDGE_SPANS: Final = (
-    (Span.BOS, 1),
-    (Span.SYSTEM, 3),
-    (Span.CONTEXT, 6),
-    (Span.QUESTION, 6),
-    (Span.TEMPLATE, 1),
-)
-"""Spans of the prompt of traces whose edges hold the label, with their lengths; the first four
-tokens are sinks, and the last one produces the answer."""
-_N_HUBS: Final = 6
-_EDGE_LAYER: Final = 2
-_EDGE_LOGIT: Final = 4.0
+def _with_marked_tokens(trace: Trace, marked: Int[np.ndarray, "token"], *, signal: bool) -> Trace:
+    """A given answer of words of three letters with a space before each; a word is a token."""
+    attention = np.stack([trace.attention(layer) for layer in trace.shape.attention_layers])
+    if signal:
+        attention = attention.astype(np.float64)
+        attention[:, _SIGNAL_HEAD, marked + trace.prompt_length - 1, 0] *= np.exp(SINK_SHIFT)
+        attention /= attention.sum(-1, keepdims=True)
+    n_tokens = trace.answer_length
+    is_hallucinated = len(marked) > 0
+    record = replace(
+        trace.record,
+        answer=" ".join(f"w{place:02d}" for place in range(n_tokens)),
+        answer_offsets=tuple((max(0, at * _WORD - 1), at * _WORD + _WORD - 1) for at in range(n_tokens)),
+        is_on_policy=False,
+        beam_score=None,
+        given_label=int(is_hallucinated),
+        given_spans=((int(marked[0]) * _WORD, int(marked[-1] + 1) * _WORD - 1),) if is_hallucinated else (),
+    )
+    streams = attention_streams(attention, trace.span_code, n_edges=trace.shape.n_edges)
+    return Trace(record, trace.shape, {**trace.arrays, **streams})
 
 
 def planted_edge_traces(n_traces: int, signal: EdgeSignal, *, seed: int = 0) -> tuple[list[Trace], Labels]:
@@ -332,27 +354,19 @@ def planted_edge_traces(n_traces: int, signal: EdgeSignal, *, seed: int = 0) -> 
         signal: What holds the label.
         seed: Seed of everything.
     """
-    generator = np.random.default_rng(seed)
-    values = generator.permutation(np.arange(n_traces) % 2)
-    traces = [
-        _edge_trace(number, generator, signal, is_positive=bool(value))
-        for number, value in enumerate(values.tolist())
-    ]
-    return traces, _planted_labels(traces, values, signal, seed)
+    return _labelled(n_traces, seed, signal, partial(_edge_trace, signal))
 
 
-def _edge_trace(
-    number: int, generator: np.random.Generator, signal: EdgeSignal, *, is_positive: bool
-) -> Trace:
-    prompt = np.repeat([int(span) for span, _ in _EDGE_SPANS], [n for _, n in _EDGE_SPANS])
+def _edge_trace(signal: EdgeSignal, index: int, generator: np.random.Generator, is_positive: bool) -> Trace:
+    prompt = np.repeat([int(span) for span in _EDGE_SPANS], list(_EDGE_SPANS.values()))
     prompt_length, n_answer = len(prompt), _N_HUBS + int(generator.integers(5, 10))
     length = prompt_length + n_answer
     span_code = np.concatenate([prompt, np.full(n_answer, int(Span.ANSWER))]).astype(np.uint8)
-    logits = _logits(generator, length, 0.0, PLANTED_SHAPE)
-    plane = logits[_EDGE_LAYER, _SIGNAL_HEADS[0]]
+    logits = _logits(generator, length, PLANTED_SHAPE)
+    plane = logits[_EDGE_LAYER, _SIGNAL_HEAD]
     spans = [np.flatnonzero(span_code == span) for span in (Span.CONTEXT, Span.QUESTION)]
-    answer = np.arange(prompt_length - 1, length)
     if signal == "one hop":
+        answer = np.arange(prompt_length - 1, length)
         plane[np.ix_(answer, spans[int(is_positive)])] += _EDGE_LOGIT
     else:
         hubs = generator.permutation(prompt_length + np.arange(_N_HUBS))
@@ -362,5 +376,5 @@ def _edge_trace(
         others = np.arange(prompt_length + _N_HUBS, length)
         plane[np.ix_(others, kinds[int(is_positive)])] += _EDGE_LOGIT
     attention = _softmax(logits, PLANTED_SHAPE)
-    record = _record(number, 0, "yes", prompt_length, length)
+    record = _record(index, 0, "yes", prompt_length, length)
     return Trace(record, PLANTED_SHAPE, _arrays(generator, attention, span_code, PLANTED_SHAPE))

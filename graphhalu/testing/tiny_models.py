@@ -5,7 +5,8 @@ axis cannot pass. The models know nothing; they are for structure.
 """
 
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from types import SimpleNamespace
+from typing import Any, Final
 
 import torch
 import yaml
@@ -23,23 +24,12 @@ QUANTIZABLE: Final = {"hidden_size": 192, "intermediate_size": 320}
 """Sizes of a llama that NF4 takes on every processor: rows of whole blocks of 64, 32 at a time."""
 
 
-class TinyFamily(NamedTuple):
-    """How to make a tiny model of a family.
-
-    Attributes:
-        config: Name of its configuration class in transformers.
-        settings: Sizes.
-        on_interface: Whether its attention runs through transformers' attention interface.
-    """
-
-    config: str
-    settings: dict[str, Any]
-    on_interface: bool = True
-
-
 _TABLE: Final = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
-TINY_FAMILIES: Final = {name: TinyFamily(**family) for name, family in _TABLE["families"].items()}
-"""Families by their model type in transformers."""
+TINY_FAMILIES: Final = {
+    name: SimpleNamespace(**{"on_interface": True, **family}) for name, family in _TABLE["families"].items()
+}
+"""Families by their model type in transformers: ``config`` (name of the configuration class),
+``settings`` (sizes), and whether attention runs through transformers' interface, ``on_interface``."""
 
 
 def tiny_model(family: str, seed: int = 0, **sizes: int) -> tuple[Any, Any]:
@@ -78,12 +68,9 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
     from tokenizers.decoders import ByteLevel
     from transformers import PreTrainedTokenizerFast
 
-    special = ["<pad>", "<s>", "</s>", "<unk>"]
-    letters = [
-        *"abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789.,:?!'\"-<>|/_ĠĊ",
-        *"()[]{}+*=;%&@#$~",
-    ]
-    vocabulary = {token: index for index, token in enumerate([*special, *letters])}
+    table = _TABLE["tokenizer"]
+    tokens = [*table["vocabulary_start"], *table["letters"]]
+    vocabulary = {token: index for index, token in enumerate(tokens)}
     assert len(vocabulary) == VOCABULARY
     inner = Tokenizer(models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>"))  # noqa: S106
     inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -91,19 +78,9 @@ def tiny_tokenizer(*, chat: bool = True) -> Any:
     inner.post_processor = processors.TemplateProcessing(
         single="<s> $A", pair="<s> $A $B", special_tokens=[("<s>", vocabulary["<s>"])]
     )
-    tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=inner,
-        bos_token="<s>",  # noqa: S106
-        eos_token="</s>",  # noqa: S106
-        pad_token="<pad>",  # noqa: S106
-        unk_token="<unk>",  # noqa: S106
-    )
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=inner, **table["marks"])
     if chat:
-        tokenizer.chat_template = (
-            "{{ bos_token }}{% for message in messages %}<{{ message['role'] }}>"
-            "{{ message['content'] }}</{{ message['role'] }}>\n{% endfor %}"
-            "{% if add_generation_prompt %}<assistant>{% endif %}"
-        )
+        tokenizer.chat_template = table["chat_template"]
     return tokenizer
 
 

@@ -30,7 +30,7 @@ def estimate_bytes(
     """Bytes on disk of traces with these lengths.
 
     Args:
-        shape: What the axes mean.
+        shape: Sizes and meaning of the axes.
         arrays: Arrays that are kept.
         lengths: Tokens of each trace.
         row_starts: First kept row of each trace; ``None`` keeps all rows.

@@ -1,6 +1,6 @@
-"""Stores in folders: the local storage backend, its locks, and stores by path or address.
+"""Local storage backend: stores in folders, and the locks of their writers.
 
-A lock file names the process that holds it. The system lets go when the process dies, however it
+A lock file names the process that holds it. The operating system releases a lock when its process
 dies.
 """
 
@@ -10,37 +10,27 @@ import os
 import re
 import shutil
 import socket
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from datetime import UTC, datetime
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, Final
-from urllib.parse import unquote, urlparse
 
 from filelock import FileLock, Timeout
 
-from graphhalu.core.errors import StoreLockedError, UsageError
+from graphhalu.core.errors import StoreError, UsageError
 from graphhalu.core.files import MALFORMED
 from graphhalu.core.provenance import file_sha256
 from graphhalu.traces.disk import disk_error, sync
-from graphhalu.traces.metadata import (
-    COMMIT,
-    PARTS,
-    Commit,
-    create_root,
-    is_part_name,
-    no_store,
-    no_such_store,
-)
+from graphhalu.traces.metadata import COMMIT, PARTS, Commit, create_root, is_part_name, no_store
 from graphhalu.traces.storage import LEDGER, MAIN, StorageBackend, names_in
 
 LOCK: Final = ".lock"
 HOLDER: Final = ".lock.json"
 
 _TIMEOUT_S: Final = 0.3
-"""A look at whether a store is locked holds it for a moment; no run fails for that."""
-
-_SCHEME: Final = re.compile(r"(s3|gs|az|file):(?:/+|$)(.*)", re.DOTALL)
+"""How long a writer waits: :meth:`LocalBackend.is_locked` of another process holds a lock briefly."""
 
 
 class LocalBackend(StorageBackend):
@@ -53,59 +43,61 @@ class LocalBackend(StorageBackend):
         """Whether there is anything at this path."""
         return self.path.exists()
 
-    def require(self) -> None:
-        """Refuse a path with nothing there."""
-        if not self.path.exists():
-            raise no_such_store(self.path)
+    def hint(self) -> str:
+        """The stores nearby, those of similar names first."""
+        stores = sorted(found.name for found in self.path.parent.glob("*.zarr"))
+        near = get_close_matches(self.path.name, stores, n=3)
+        near += [name for name in stores if name not in near]
+        listed = ", ".join(str(self.path.parent / name) for name in near[:10])
+        return f"Stores there: {listed}" if near else "Make one:  graphhalu extract"
+
+    def refuse_other_content(self) -> None:
+        """Refuse a file, and a folder without parts."""
+        if self.path.exists() and not (self.path / PARTS).is_dir():
+            raise UsageError(f"{no_store(self.path)}\n  Give another place with --out")
 
     def create(self, attributes: Mapping[str, Any]) -> None:
         """Make an empty store beside its path and move it there."""
         create_root(self.path, attributes)
 
-    def refresh(self) -> None:
-        """Nothing: the files are here."""
-
-    def refresh_parts(self) -> None:
-        """Nothing: the files are here."""
-
-    def fetch(self, part: Path, commit: Commit, files: Sequence[str]) -> None:
-        """Nothing: the files are here, or lost."""
-
     def commit(self, staged: Path, index: int) -> bool:
         """Move the part into place; that move is the commit."""
-        is_new = moved_into_place(staged, self.part(index))
-        self._note(index)
-        return is_new
-
-    def attempt(self) -> str:
-        """Nothing: a folder is moved whole, so attempts cannot mix."""
-        return ""
-
-    def _note(self, index: int) -> None:
+        is_new = _move_into_place(staged, self.part(index))
         entry = self.path / LEDGER / f"{index:06d}"
-        if entry.exists():
-            return
-        try:
-            entry.parent.mkdir(exist_ok=True)
-            entry.touch()
-            sync(entry.parent)
-        except OSError as error:
-            raise disk_error(error, f"the ledger of {self.path}") or error from None
+        if not entry.exists():
+            try:
+                entry.parent.mkdir(exist_ok=True)
+                entry.touch()
+                sync(entry.parent)
+            except OSError as error:
+                raise disk_error(error, f"the ledger of {self.path}") or error from None
+        return is_new
 
     def ledger(self) -> list[str]:
         """Names of the entries of the ledger."""
         return sorted(name for name in names_in(self.path / LEDGER) if is_part_name(name))
 
-    def publish(self, file: Path) -> None:
-        """Nothing: the file is where the store lies."""
-
-    def lock(self, writer: str) -> AbstractContextManager[None]:
-        """Hold the folder; the system lets go when the process dies."""
-        return writer_lock(self.path, writer)
+    @contextmanager
+    def lock(self, writer: str = MAIN) -> Iterator[None]:
+        """Hold the folder; the operating system releases it when the process dies."""
+        if not re.fullmatch(r"[\w-]{1,64}", writer):
+            raise ValueError(f"a writer's name holds letters, digits, '_' and '-', got {writer!r}")
+        own = self.path / (LOCK if writer == MAIN else f"{LOCK}-{writer}")
+        with self._acquired(own):
+            try:
+                # acquired before the others are checked: of two that start at once, one sees the other
+                for other in self._lock_files():
+                    if (other.name == LOCK) != (writer == MAIN):
+                        with self._acquired(other):
+                            pass
+                self._name_holder(own)
+                yield
+            finally:
+                _holder_file(own).unlink(missing_ok=True)
 
     def is_locked(self) -> bool:
         """Whether a process of this machine, or of one that shares the folder, is writing."""
-        return is_locked(self.path)
+        return any(_is_held(file) for file in self._lock_files())
 
     def record_of(self, part: Path) -> str:
         """The folder of the part."""
@@ -120,107 +112,38 @@ class LocalBackend(StorageBackend):
         """SHA-256 of a file in the folder of a part."""
         return file_sha256(part / file)
 
+    def _lock_files(self) -> list[Path]:
+        shards = [file for file in self.path.glob(f"{LOCK}-*") if file.suffix != ".json"]
+        return [file for file in (self.path / LOCK, *sorted(shards)) if file.exists()]
 
-def backend_of(given: Path | str) -> StorageBackend:
-    """The storage backend of a path or an address.
-
-    A path keeps one slash of ``s3://`` only; it means the same.
-
-    Raises:
-        MissingExtraError: If it is in an object store and obstore is not installed.
-        UsageError: If it is no address that can be used.
-    """
-    text = os.fspath(given)
-    match = _SCHEME.match(text)
-    if match is None:
-        return LocalBackend(Path(text))
-    scheme, rest = match.groups()
-    if scheme == "file":
-        return LocalBackend(Path(unquote(urlparse(f"file:///{rest}").path)))
-    from graphhalu.traces.remote import RemoteBackend
-
-    return RemoteBackend(f"{scheme}://{rest.rstrip('/')}")
-
-
-def check_place(path: Path | str) -> None:
-    """Refuse a path with something else than a store; a path that does not exist is allowed.
-
-    Raises:
-        UsageError: If a file or another folder is there.
-    """
-    backend = backend_of(path)
-    is_local = isinstance(backend, LocalBackend)
-    if is_local and backend.exists() and not (backend.path / PARTS).is_dir():
-        raise UsageError(f"{no_store(backend.path)}\n  Give another place with --out")
-
-
-def is_there(path: Path | str) -> bool:
-    """Whether there is anything at a path or an address."""
-    return backend_of(path).exists()
-
-
-@contextmanager
-def writer_lock(store: Path, writer: str = MAIN) -> Iterator[None]:
-    """Hold a store for writing: ``main`` alone, any other writer beside others of other names.
-
-    Raises:
-        StoreLockedError: If another process holds it; names process, machine and time.
-        UsageError: If the folder cannot be written.
-        StoreFullError: If the disk is full.
-    """
-    own = _lock_file(store, writer)
-    with _acquired(own, store):
+    @contextmanager
+    def _acquired(self, file: Path) -> Iterator[None]:
+        lock = FileLock(file)
         try:
-            # taken first, looked at the others then: of two that start at once, one sees it
-            for other in _others(store, writer):
-                with _acquired(other, store):
-                    pass
-            _name_holder(own)
+            lock.acquire(timeout=_TIMEOUT_S, poll_interval=0.05)
+        except Timeout:
+            raise StoreError(
+                f"{self.path} is being written by {_holder(file)}\n"
+                f"  Wait until it is done, or stop it; one store has one writer at a time, or shards"
+            ) from None
+        except OSError as error:
+            raise disk_error(error, self.name) or error from None
+        try:
             yield
         finally:
-            _holder_file(own).unlink(missing_ok=True)
+            lock.release()
 
-
-def is_locked(store: Path) -> bool:
-    """Whether a process is writing to the store now."""
-    return any(_is_held(file) for file in _lock_files(store))
-
-
-def _lock_file(store: Path, writer: str) -> Path:
-    if not re.fullmatch(r"[\w-]{1,64}", writer):
-        raise ValueError(f"a writer's name holds letters, digits, '_' and '-', got {writer!r}")
-    return store / (LOCK if writer == MAIN else f"{LOCK}-{writer}")
+    def _name_holder(self, lock_file: Path) -> None:
+        since = datetime.now(UTC).isoformat(timespec="seconds")
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "since": since}
+        try:
+            _holder_file(lock_file).write_text(json.dumps(holder), encoding="utf-8")
+        except OSError as error:
+            raise disk_error(error, self.name) or error from None
 
 
 def _holder_file(lock_file: Path) -> Path:
     return lock_file.with_name(f"{lock_file.name}.json")
-
-
-def _lock_files(store: Path) -> list[Path]:
-    shards = [file for file in store.glob(f"{LOCK}-*") if file.suffix != ".json"]
-    return [file for file in (store / LOCK, *sorted(shards)) if file.exists()]
-
-
-def _others(store: Path, writer: str) -> list[Path]:
-    """Lock files of the writers that may not write at the same time."""
-    if writer != MAIN:
-        return [file for file in (store / LOCK,) if file.exists()]
-    return [file for file in _lock_files(store) if file.name != LOCK]
-
-
-@contextmanager
-def _acquired(file: Path, store: Path) -> Iterator[None]:
-    lock = FileLock(file)
-    try:
-        lock.acquire(timeout=_TIMEOUT_S, poll_interval=0.05)
-    except Timeout:
-        raise _locked(store, file) from None
-    except OSError as error:
-        raise disk_error(error, str(store)) or error from None
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 def _is_held(file: Path) -> bool:
@@ -235,25 +158,6 @@ def _is_held(file: Path) -> bool:
     return False
 
 
-def _name_holder(lock_file: Path) -> None:
-    holder = {
-        "pid": os.getpid(),
-        "host": socket.gethostname(),
-        "since": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-    try:
-        _holder_file(lock_file).write_text(json.dumps(holder), encoding="utf-8")
-    except OSError as error:
-        raise disk_error(error, str(lock_file.parent)) or error from None
-
-
-def _locked(store: Path, lock_file: Path) -> StoreLockedError:
-    return StoreLockedError(
-        f"{store} is being written by {_holder(lock_file)}\n"
-        f"  Wait until it is done, or stop it; one store has one writer at a time, or shards"
-    )
-
-
 def _holder(lock_file: Path) -> str:
     try:
         holder = json.loads(_holder_file(lock_file).read_text(encoding="utf-8"))
@@ -262,7 +166,7 @@ def _holder(lock_file: Path) -> str:
         return "another process"
 
 
-def moved_into_place(staged: Path, target: Path) -> bool:
+def _move_into_place(staged: Path, target: Path) -> bool:
     """Move a part to its place in one step; ``False`` if a part is committed there already."""
     try:
         staged.rename(target)
@@ -271,7 +175,7 @@ def moved_into_place(staged: Path, target: Path) -> bool:
             raise
         if (target / COMMIT).exists():
             return False
-        # a folder without a commit record is no part: it gives way
+        # a folder without a commit record is not a part and is replaced
         shutil.rmtree(target)
         staged.rename(target)
     sync(target.parent)

@@ -1,6 +1,6 @@
 """Metadata of a store: the attributes of its root, and the commit record of each part.
 
-A commit record says what a part covers, and has size and digest of each of its files.
+A commit record lists the questions and traces of a part, and size and digest of each of its files.
 """
 
 import errno
@@ -11,7 +11,6 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
-from difflib import get_close_matches
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,7 @@ import zarr
 from pydantic import TypeAdapter
 
 from graphhalu.core.axes import EDGE_CONVENTION, ROW_CONVENTION, SPAN_NAMES
-from graphhalu.core.errors import CorruptStoreError, StoreError, StoreNotFoundError, UsageError
+from graphhalu.core.errors import CorruptStoreError, StoreError, UsageError
 from graphhalu.core.files import MALFORMED, read_bytes, shown
 from graphhalu.core.provenance import file_sha256
 from graphhalu.traces.disk import disk_error, sync, sync_tree
@@ -48,7 +47,7 @@ _ATTEMPT: Final = re.compile(r"[A-Za-z0-9_-]*")
 
 @dataclass(frozen=True)
 class Commit:
-    """The commit record of a part: without it the part does not exist.
+    """The commit record of a part; a part without one does not exist.
 
     Attributes:
         part: Index of the part.
@@ -73,7 +72,7 @@ class Commit:
     def to_json(self) -> str:
         """The record with a digest of itself."""
         plain = {"format": FORMAT, "format_version": FORMAT_VERSION, **asdict(self)}
-        return json.dumps({**plain, "digest": _commit_digest(plain)}, indent=1)
+        return json.dumps({**plain, "digest": _digest(plain, ensure_ascii=False)}, indent=1)
 
 
 _COMMIT: Final = TypeAdapter(Commit)
@@ -88,7 +87,7 @@ def is_part_name(name: str) -> bool:
 def store_attributes(
     configuration: Mapping[str, Any], shape: TraceShape, arrays: Sequence[str], provenance: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """What the root says of the store, with a digest of it; plain JSON values."""
+    """The attributes of a root with their digest; plain JSON values."""
     plain = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -103,7 +102,7 @@ def store_attributes(
         "error_bounds": _ERROR_BOUNDS,
     }
     loaded: dict[str, Any] = json.loads(json.dumps(plain))
-    return {**loaded, "digest": _root_digest(loaded)}
+    return {**loaded, "digest": _digest(loaded, ensure_ascii=True)}
 
 
 def create_root(path: Path, attributes: Mapping[str, Any]) -> None:
@@ -136,12 +135,9 @@ def read_attributes(path: Path) -> dict[str, Any]:
     """The attributes of a store.
 
     Raises:
-        StoreNotFoundError: If there is nothing at ``path``; names the stores nearby.
-        StoreError: If it is no trace store, or one of a newer version.
+        StoreError: If there is no trace store at ``path``, or one of a newer version.
         CorruptStoreError: If the attributes are not what was written.
     """
-    if not path.exists():
-        raise no_such_store(path)
     try:
         attributes = dict(zarr.open_group(path, mode="r", zarr_format=3).attrs)
     except MALFORMED as error:
@@ -158,7 +154,7 @@ def read_attributes(path: Path) -> dict[str, Any]:
             f"{path} has format version {version}, this graphhalu reads up "
             f"to {FORMAT_VERSION}\n  Update it:  pip install --upgrade graphhalu"
         )
-    if attributes.get("digest") != _root_digest(attributes) or not _is_sound(attributes):
+    if attributes.get("digest") != _digest(attributes, ensure_ascii=True) or not _is_sound(attributes):
         raise _damaged_root(path)
     return attributes
 
@@ -181,7 +177,7 @@ def _is_sound(attributes: Mapping[str, Any]) -> bool:
 
 
 def no_store(path: Path) -> str:
-    """That something is no trace store, and what one is."""
+    """A sentence that says what lies at a path instead of a trace store."""
     came = "a folder without a zarr.json" if path.is_dir() else "a file"
     if (path / "zarr.json").exists():
         came = "something else in Zarr's format"
@@ -196,11 +192,6 @@ def _damaged_root(path: Path) -> CorruptStoreError:
     )
 
 
-def _root_digest(attributes: Mapping[str, Any]) -> str:
-    plain = {key: value for key, value in attributes.items() if key != "digest"}
-    return sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()
-
-
 def _not_creatable(path: Path, error: OSError) -> UsageError:
     if path.exists():
         return UsageError(
@@ -210,16 +201,6 @@ def _not_creatable(path: Path, error: OSError) -> UsageError:
     above = next(folder for folder in path.parents if folder.exists())
     reason = error.strerror if above.is_dir() else f"{above} is a file, expected a folder"
     return UsageError(f"{path} cannot be created: {reason}\n  Give another place with --out")
-
-
-def no_such_store(path: Path) -> StoreNotFoundError:
-    """The error for a path with nothing there; names the stores nearby."""
-    stores = sorted(found.name for found in path.parent.glob("*.zarr"))
-    near = get_close_matches(path.name, stores, n=3)
-    near += [name for name in stores if name not in near]
-    listed = ", ".join(str(path.parent / name) for name in near[:10])
-    hint = f"  Stores there: {listed}" if near else "  Make one:  graphhalu extract"
-    return StoreNotFoundError(f"no trace store at {path}\n{hint}")
 
 
 def sealed(commit: Commit, folder: Path, counts: Mapping[str, int]) -> Commit:
@@ -241,8 +222,7 @@ def read_commit(folder: Path) -> Commit:
     """
     try:
         plain = json.loads(read_bytes(folder / COMMIT))
-        digest = plain.pop("digest")
-        is_whole = digest == _commit_digest(plain)
+        is_whole = plain["digest"] == _digest(plain, ensure_ascii=False)
         commit = _COMMIT.validate_python({name: plain[name] for name in _FIELDS if name in plain})
         _check_files(commit)
     except MALFORMED as error:
@@ -272,7 +252,9 @@ def _damaged_commit(folder: Path, what: str) -> CorruptStoreError:
     )
 
 
-def _commit_digest(plain: Mapping[str, Any]) -> str:
-    text = json.dumps(plain, sort_keys=True, ensure_ascii=False)
+def _digest(plain: Mapping[str, Any], *, ensure_ascii: bool) -> str:
+    """SHA-256 of the canonical JSON of a record, without the digest that it holds."""
+    bare = {key: value for key, value in plain.items() if key != "digest"}
+    text = json.dumps(bare, sort_keys=True, ensure_ascii=ensure_ascii)
     # texts of a data set may hold lone surrogates, which plain UTF-8 refuses
     return sha256(text.encode("utf-8", "surrogatepass")).hexdigest()

@@ -1,22 +1,31 @@
-"""Stored arrays of a trace: axes, number formats and units.
+"""Stored arrays of a trace: axes, number formats and units, as listed in ``arrays.yaml``.
 
 A *ragged* axis (token, row, pair) is concatenated over the traces of a part and addressed by
 offsets. ``FORMAT.md`` beside this file is the specification for readers without graphhalu.
 """
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Final, Literal
 
+import numpy as np
+import yaml
+from jaxtyping import Float, Float32, Shaped, UInt16
+
 from graphhalu.core.axes import N_SPANS
-from graphhalu.core.numerics import n_pairs
 from graphhalu.core.registry import unknown_name
 
 FORMAT: Final = "graphhalu-traces"
 FORMAT_VERSION: Final = 2
 
+FIXED_STEPS: Final = 65_535
+"""Steps from 0 to 1 of a probability in fixed point; it is off by at most half of one, 7.6e-6."""
+
 Ragged = Literal["token", "row", "pair"]
 N_SINK_KEYS: Final = 4
 RAGGED_AXES: Final[tuple[Ragged, ...]] = ("token", "row", "pair")
+RECORDS: Final = "records"
+"""The array of UTF-8 JSON Lines that holds the record of each trace of a part."""
 
 
 @dataclass(frozen=True)
@@ -49,97 +58,9 @@ class ArraySpec:
         return self.axes.index(self.ragged_axis)
 
 
-_LHR = ("layer", "head", "row")
-
-ARRAYS: Final[dict[str, ArraySpec]] = {
-    spec.name: spec
-    for spec in (
-        ArraySpec("token_ids", ("token",), "int32", "vocabulary index of each token"),
-        ArraySpec("span_code", ("token",), "uint8", "index into the span names"),
-        ArraySpec(
-            "token_logprob",
-            ("token",),
-            "float32",
-            "log-probability (nat) that the row before gave to this token; NaN if that row is "
-            "not stored, as for the first",
-        ),
-        ArraySpec(
-            "token_entropy",
-            ("token",),
-            "float32",
-            "entropy (nat) of the distribution that the row before gave; NaN as above",
-        ),
-        ArraySpec(
-            "top1_margin",
-            ("token",),
-            "float32",
-            "probability of the likeliest token minus that of the second, in the row before; NaN as above",
-        ),
-        ArraySpec(
-            "span_mass",
-            ("layer", "head", "row", "span"),
-            "float16",
-            "attention of a row summed over each named span; sums to 1 over spans",
-        ),
-        ArraySpec("self_attention", _LHR, "float16", "attention of a row to its own token"),
-        ArraySpec("row_entropy", _LHR, "float16", "entropy (nat) of an attention row"),
-        ArraySpec("argmax_key", _LHR, "int32", "key position of a row's largest weight"),
-        ArraySpec(
-            "sink_keys",
-            ("layer", "head", "row", "sink_key"),
-            "float16",
-            "attention of a row to each of the first four tokens of the sequence",
-        ),
-        ArraySpec(
-            "received",
-            ("layer", "head", "token"),
-            "float32",
-            "attention that a key received, summed over the stored rows",
-        ),
-        ArraySpec(
-            "value_norm", ("layer", "kv_head", "token"), "float16", "Euclidean norm of the value vector"
-        ),
-        ArraySpec(
-            "edge_key",
-            (*_LHR, "edge"),
-            "int32",
-            "keys of a row's strongest weights, its own token aside, strongest first; -1 = no further edge",
-        ),
-        ArraySpec("edge_weight", (*_LHR, "edge"), "float16", "attention of a row to each of its edge keys"),
-        ArraySpec(
-            "dropped_mass",
-            _LHR,
-            "float16",
-            "attention of a row to all other tokens that are not among its edges",
-        ),
-        ArraySpec(
-            "hidden",
-            ("hidden_layer", "token", "feature"),
-            "uint16",
-            "hidden states: index 0 embeddings, last entry after the final norm",
-            encoding="bfloat16",
-        ),
-        ArraySpec(
-            "hidden_rows",
-            ("hidden_layer", "row", "feature"),
-            "uint16",
-            "as hidden, of the stored rows only",
-            encoding="bfloat16",
-        ),
-        ArraySpec(
-            "attention",
-            ("layer", "head", "pair"),
-            "float16",
-            "causal attention, rows one after another, row i with its keys 0 … i",
-        ),
-        ArraySpec(
-            "attention_fixed",
-            ("layer", "head", "pair"),
-            "uint16",
-            "as attention, in steps of 1/65,535",
-            encoding="fixed16",
-        ),
-    )
+_TABLE: Final = yaml.safe_load(Path(__file__).with_name("arrays.yaml").read_text(encoding="utf-8"))
+ARRAYS: Final = {
+    name: ArraySpec(name, **{**fields, "axes": tuple(fields["axes"])}) for name, fields in _TABLE.items()
 }
 """Every array that a part may hold; a store lists the ones it keeps."""
 
@@ -157,7 +78,7 @@ def array_spec(name: str) -> ArraySpec:
 
 @dataclass(frozen=True)
 class TraceShape:
-    """What the axes of a store's arrays mean; the same for all its traces.
+    """Sizes and meaning of the axes of a store's arrays, the same for all its traces.
 
     Attributes:
         attention_layers: Model layer of each entry of the layer axis.
@@ -193,7 +114,7 @@ class TraceShape:
 
 @dataclass(frozen=True)
 class TraceRecord:
-    """What is known of a trace beside its arrays; one JSON object in the store.
+    """Texts, lengths and identity of a trace; one JSON object in the store.
 
     Attributes:
         trace_id: ``question_id`` plus ``#`` and the beam's rank.
@@ -210,8 +131,8 @@ class TraceRecord:
         correct_choices: Places of the right ones.
         choice_logprobs: Log-probability (nat) of each letter as the first token of the answer,
             summed over its single-token spellings; empty if there are no choices.
-        input_label: What the data set says of the question: 1 = it misleads, 0 = it does not.
-        given_label: What the data set says of a given answer: 1 = hallucinated, 0 = correct.
+        input_label: Label of the question in the data set: 1 = it misleads, 0 = it does not.
+        given_label: Label of a given answer in the data set: 1 = hallucinated, 0 = correct.
         given_spans: Hallucinated ranges of characters of a given answer, half-open.
         answer_offsets: Range of characters of ``answer`` that each answer token covers.
     """
@@ -256,3 +177,65 @@ def ragged_length(axis: str, record: TraceRecord) -> int:
     if axis == "row":
         return record.length - record.row_start
     return n_pairs(record.length, record.row_start)
+
+
+def n_pairs(length: int, row_start: int = 0) -> int:
+    """Entries of the causal rows ``row_start … length - 1``; row ``i`` has ``i + 1`` of them."""
+    return (length * (length + 1) - row_start * (row_start + 1)) // 2
+
+
+def pack_triangle(
+    square: Shaped[np.ndarray, "*batch row key"], row_start: int = 0
+) -> Shaped[np.ndarray, "*batch pair"]:
+    """Keep what a causal row can see: entries ``key <= row``, row by row.
+
+    Args:
+        square: Rows ``row_start … key - 1`` of a causal matrix.
+        row_start: Position of the first given row.
+
+    Raises:
+        ValueError: If the rows do not end at the last key.
+    """
+    n_rows, n_keys = square.shape[-2:]
+    if row_start + n_rows != n_keys:
+        raise ValueError(f"expected rows {row_start} … {n_keys - 1}, got {n_rows} rows and {n_keys} keys")
+    rows, keys = np.tril_indices(n_rows, k=row_start, m=n_keys)
+    return square[..., rows, keys]
+
+
+def unpack_triangle(
+    packed: Shaped[np.ndarray, "*batch pair"], length: int, row_start: int = 0
+) -> Shaped[np.ndarray, "*batch row key"]:
+    """Inverse of :func:`pack_triangle`; entries above the diagonal are exactly 0."""
+    n_rows = length - row_start
+    expected = n_pairs(length, row_start)
+    if packed.shape[-1] != expected:
+        raise ValueError(
+            f"expected {expected} pairs for rows {row_start} … {length - 1}, got {packed.shape[-1]}"
+        )
+    rows, keys = np.tril_indices(n_rows, k=row_start, m=length)
+    square = np.zeros((*packed.shape[:-1], n_rows, length), dtype=packed.dtype)
+    square[..., rows, keys] = packed
+    return square
+
+
+def to_bfloat16_bits(values: Float[np.ndarray, "*shape"]) -> UInt16[np.ndarray, "*shape"]:
+    """Round float32 to bfloat16 (nearest, ties to even) and return the bits.
+
+    bfloat16 keeps the range of float32, so massive activations over 65,504 survive; the
+    relative error is at most 2**-8. NaN stays NaN.
+    """
+    bits = np.ascontiguousarray(values, dtype=np.float32).view(np.uint32)
+    rounded = (bits + np.uint32(0x7FFF) + ((bits >> 16) & np.uint32(1))) >> 16
+    quiet = (bits >> 16) | np.uint32(0x0040)
+    return np.where(np.isnan(values), quiet, rounded).astype(np.uint16)
+
+
+def from_bfloat16_bits(bits: UInt16[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+    """The float32 values of bfloat16 bits, exactly."""
+    return (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def from_fixed_point(steps: UInt16[np.ndarray, "*shape"]) -> Float32[np.ndarray, "*shape"]:
+    """The float32 probabilities of fixed-point steps."""
+    return steps.astype(np.float32) / np.float32(FIXED_STEPS)

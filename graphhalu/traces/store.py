@@ -1,38 +1,44 @@
-"""The trace store: parts under one root, read lazily, written one part at a time.
+"""Trace stores: opening, reading, resuming and extending.
 
 ``FORMAT.md`` beside this file is the specification.
 """
 
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+import os
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from functools import cached_property
 from itertools import count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, Final, overload
+from urllib.parse import unquote, urlparse
 
 import numpy as np
 from jaxtyping import Shaped
 
 from graphhalu.core.config import differing_fields
-from graphhalu.core.errors import StoreError, StoreMismatchError, TraceNotFoundError, UsageError
+from graphhalu.core.errors import StoreMismatchError, StoreNotFoundError, TraceNotFoundError, UsageError
 from graphhalu.core.provenance import provenance as current_provenance
-from graphhalu.traces.disk import disk_error
-from graphhalu.traces.lazy import ChunkCache, LazyArray
-from graphhalu.traces.local import backend_of, check_place, is_there
-from graphhalu.traces.metadata import Commit, read_attributes, store_attributes
-from graphhalu.traces.part import Part
+from graphhalu.traces.local import LocalBackend
+from graphhalu.traces.metadata import read_attributes, store_attributes
+from graphhalu.traces.part import ChunkCache, LazyArray, Part
 from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
 from graphhalu.traces.storage import MAIN, StorageBackend
 from graphhalu.traces.trace import Trace
-from graphhalu.traces.write import require_covered, write_part
+from graphhalu.traces.write import TraceWriter
 
 if TYPE_CHECKING:
     TraceSequence = Sequence[Trace]
 else:  # what checks types at run time takes an item of a Sequence[Trace], so it would read the disk
     TraceSequence = Sequence
+
+
+LEAST_ANSWERS: Final = 50
+"""A store with fewer answers is taken for a trial: too few to train on and to compare with."""
+
+_SCHEME: Final = re.compile(r"(s3|gs|az|file):(?:/+|$)(.*)", re.DOTALL)
 
 
 class TraceStore(TraceSequence):
@@ -63,7 +69,7 @@ class TraceStore(TraceSequence):
             StoreNotFoundError: If there is none; names the stores nearby.
             StoreError: If it is of a newer version, or is none of ours.
         """
-        backend = backend_of(path)
+        backend = storage_backend(path)
         backend.require()
         backend.refresh()
         return cls(backend, read_attributes(backend.path))
@@ -83,7 +89,7 @@ class TraceStore(TraceSequence):
         Args:
             path: Must not exist.
             configuration: What decides the content of the traces; plain JSON values.
-            shape: What the axes mean.
+            shape: Sizes and meaning of the axes.
             arrays: Arrays that are kept.
             provenance: What the store is made with; by default what runs now.
 
@@ -94,24 +100,22 @@ class TraceStore(TraceSequence):
         for name in arrays:
             array_spec(name)
         made_with = current_provenance() if provenance is None else provenance
-        backend_of(path).create(store_attributes(configuration, shape, arrays, made_with))
+        storage_backend(path).create(store_attributes(configuration, shape, arrays, made_with))
         return cls.open(path)
 
     def __repr__(self) -> str:
-        """Where it lies, and how much it holds."""
+        """Name, number of traces, and size of the model."""
         shape = f"{self.shape.n_layers} layers of {self.shape.n_heads} heads"
         return f"TraceStore({self.name!r}, {len(self)} traces, {shape})"
 
-    # -- what the store says of itself
-
     @property
     def configuration(self) -> dict[str, Any]:
-        """What decides the content of the traces."""
+        """Settings that decide the content of the traces."""
         return dict(self._attributes["configuration"])
 
     @property
     def provenance(self) -> dict[str, Any]:
-        """What the store was made with."""
+        """Versions, time and configuration of the run that made the store."""
         return dict(self._attributes["provenance"])
 
     @property
@@ -121,14 +125,14 @@ class TraceStore(TraceSequence):
 
     @cached_property
     def shape(self) -> TraceShape:
-        """What the axes mean."""
+        """Sizes and meaning of the axes."""
         plain: dict[str, Any] = self._attributes["shape"]
         axes: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in plain.items()}
         return TraceShape(**axes)
 
     @property
     def name(self) -> str:
-        """What it is called in messages: its path or its address."""
+        """Its path or its address, for messages."""
         return self.backend.name
 
     @property
@@ -138,11 +142,11 @@ class TraceStore(TraceSequence):
 
     @property
     def labels_folder(self) -> Path:
-        """Where labellers keep their results."""
+        """Folder of the labels."""
         return self.path / "labels"
 
     def publish(self, file: Path) -> None:
-        """Bring a file that was written beside the parts to where the store lies.
+        """Store a file that was written beside the parts, where the store is remote.
 
         Raises:
             StoreError: If an object store does not take it.
@@ -169,11 +173,11 @@ class TraceStore(TraceSequence):
         return [dict(failure) for part in self.parts for failure in part.commit.failures]
 
     def done_question_ids(self) -> set[str]:
-        """Questions that need not be asked again."""
+        """Questions that are done, with or without a trace."""
         return {name for part in self.parts for name in part.commit.question_ids}
 
     def n_bytes(self) -> dict[str, int]:
-        """Bytes on disk of each array; ``records`` holds all that is no trace array."""
+        """Bytes on disk of each array; ``records`` counts all other files."""
         total: dict[str, int] = dict.fromkeys(self.arrays, 0)
         total["records"] = 0
         for part in self.parts:
@@ -195,7 +199,7 @@ class TraceStore(TraceSequence):
 
     @cached_property
     def records(self) -> list[TraceRecord]:
-        """What is known of every trace; no array is touched."""
+        """Record of every trace; no array is read."""
         return [self.parts[index].records[place] for index, place in self.places]
 
     @cached_property
@@ -205,7 +209,7 @@ class TraceStore(TraceSequence):
 
     @property
     def groups(self) -> Shaped[np.ndarray, "trace"]:
-        """Group of every trace; traces of one group never part in a split."""
+        """Group of every trace; a split never divides a group."""
         return np.array([record.group_id for record in self.records], dtype=np.str_)
 
     def __len__(self) -> int:
@@ -254,14 +258,14 @@ class TraceStore(TraceSequence):
 
     @contextmanager
     def writer(self, name: str = MAIN) -> Iterator["TraceWriter"]:
-        """Hold the store for writing; what a killed writer left half done is swept away.
+        """Hold the store for writing; what a killed writer left half done is removed.
 
         Args:
             name: ``main`` holds the store alone; writers of other names (``shard-3-of-10``) hold
                 it beside one another.
 
         Raises:
-            StoreLockedError: If another process is writing.
+            StoreError: If another process is writing.
             UsageError: If the store cannot be written to.
         """
         with self.backend.lock(name):
@@ -280,13 +284,13 @@ class TraceStore(TraceSequence):
         return TraceWriter(self, name)
 
     def refresh(self) -> None:
-        """Look again which parts there are; views keep what they had."""
+        """Read again which parts there are; views keep theirs."""
         self.backend.refresh()
         self.cache = ChunkCache()
         self.refresh_parts()
 
     def refresh_parts(self) -> None:
-        """Look again which parts there are; no label or root is looked at."""
+        """Read again which parts there are, without root and labels."""
         self.backend.refresh_parts()
         known = {part.folder: part for part in self.parts}
         self._set_parts(
@@ -312,88 +316,25 @@ class TraceStore(TraceSequence):
         return view
 
 
-class TraceWriter:
-    """Writes parts to a store; see :meth:`TraceStore.writer`."""
+def storage_backend(path: Path | str) -> StorageBackend:
+    """The storage backend of a path or an address.
 
-    def __init__(self, store: TraceStore, name: str = MAIN) -> None:
-        # another process may have written between opening the store and holding it
-        store.refresh()
-        self.store = store
-        self.name = name
+    A path keeps one slash of ``s3://`` only; it means the same.
 
-    def next_part_index(self) -> int:
-        """The first index without a committed part."""
-        return self.store.next_part_index()
+    Raises:
+        MissingExtraError: If it is in an object store and obstore is not installed.
+        UsageError: If it is no address that can be used.
+    """
+    text = os.fspath(path)
+    match = _SCHEME.match(text)
+    if match is None:
+        return LocalBackend(Path(text))
+    scheme, rest = match.groups()
+    if scheme == "file":
+        return LocalBackend(Path(unquote(urlparse(f"file:///{rest}").path)))
+    from graphhalu.traces.remote import RemoteBackend
 
-    def write_part(
-        self,
-        index: int,
-        traces: Sequence[Trace],
-        question_ids: Sequence[str],
-        failures: Sequence[Mapping[str, str]] = (),
-    ) -> None:
-        """Commit one part; one of the same questions that is there already stays as it is.
-
-        Args:
-            index: Index of the part; where other questions have it, the next free one is taken.
-            traces: Its traces, with in-memory arrays in the stored number format.
-            question_ids: Questions that are done with this part, with or without a trace.
-            failures: ``question_id`` and ``reason`` of the questions without a trace.
-
-        Raises:
-            StoreFullError: If the disk is full; the store stays as it was.
-            StoreError: If a question is done in another part already.
-            NonFiniteError: If attention holds NaN or infinity.
-            ValueError: If the traces do not belong to the questions or to this store.
-        """
-        require_covered(traces, question_ids, failures)
-        self.store.refresh_parts()
-        if self._is_done(question_ids):
-            return
-        free = self.store.next_part_index(index)
-        commit = Commit(
-            part=free,
-            question_ids=tuple(question_ids),
-            trace_ids=tuple(trace.trace_id for trace in traces),
-            failures=tuple(dict(failure) for failure in failures),
-            attempt=self.store.backend.attempt(),
-        )
-        is_new = self._commit(commit, traces)
-        self.store.refresh_parts()
-        if not is_new and not self._is_done(question_ids):
-            # another writer took this index at this moment
-            self.write_part(free, traces, question_ids, failures)
-
-    def _is_done(self, question_ids: Sequence[str]) -> bool:
-        """Whether a part has just these questions.
-
-        Raises:
-            StoreError: If some of them are in other parts.
-        """
-        asked = set(question_ids)
-        if asked and any(set(part.commit.question_ids) == asked for part in self.store.parts):
-            return True
-        again = sorted(self.store.done_question_ids() & asked)
-        if again:
-            raise StoreError(
-                f"{len(again)} questions of this part are in {self.store.name} already (the first "
-                f"is {again[0]!r}): another run wrote them meanwhile\n"
-                f"  Run the same command again to go on"
-            )
-        return False
-
-    def _commit(self, commit: Commit, traces: Sequence[Trace]) -> bool:
-        """Write a part and commit it; ``False`` if one of its index is there."""
-        backend = self.store.backend
-        staged = backend.staging(self.name, commit.part)
-        try:
-            write_part(staged, commit, traces, shape=self.store.shape, arrays=self.store.arrays)
-            return backend.commit(staged, commit.part)
-        except OSError as error:
-            what = f"part {commit.part:06d} of {backend.name}"
-            raise disk_error(error, what) or error from None
-        finally:
-            shutil.rmtree(staged, ignore_errors=True)
+    return RemoteBackend(f"{scheme}://{rest.rstrip('/')}")
 
 
 def open_traces(path: Path | str) -> TraceStore:
@@ -422,11 +363,10 @@ def as_traces(given: object) -> Sequence[Trace]:
         came = f"{came} of {type(given[0]).__name__}"
     elif isinstance(given, Sequence):
         return given
-    message = (
+    raise UsageError(
         f"expected traces (a TraceStore, its path, or a list of Trace), got {came}\n"
         f"  Open a store:  open_traces('data/traces/NAME.zarr')"
     )
-    raise UsageError(message)
 
 
 def open_or_create(
@@ -443,16 +383,17 @@ def open_or_create(
         StoreMismatchError: If it has another one; names the fields that differ.
         UsageError: If it cannot be created, or there is something else.
     """
-    if not is_there(path):
+    backend = storage_backend(path)
+    if not backend.exists():
         try:
             return TraceStore.create(
                 path, configuration=configuration, shape=shape, arrays=arrays, provenance=provenance
             )
         except UsageError:
-            if not is_there(path):
+            if not backend.exists():
                 raise
             # another shard made it at this moment
-    check_place(path)
+    backend.refuse_other_content()
     store = TraceStore.open(path)
     asked = {"configuration": configuration, "shape": asdict(shape), "arrays": list(arrays)}
     stored = {
@@ -468,3 +409,40 @@ def open_or_create(
             f"  Ask for the same one, or give another store with --out"
         )
     return store
+
+
+def newest_store(folder: Path, on_note: Callable[[str], None] = lambda _: None) -> Path:
+    """The store below a folder whose last part is the newest and that nobody is writing.
+
+    Stores with fewer than :data:`LEAST_ANSWERS` answers are passed over, unless there is no
+    larger one. All stored answers count, whether or not a labeller could decide them: when a
+    store is looked for, no labeller has been chosen yet.
+
+    Args:
+        folder: Where stores lie side by side.
+        on_note: Told in one line which stores were passed over.
+
+    Raises:
+        StoreNotFoundError: If there is none with traces.
+    """
+    stores = {path: LocalBackend(path) for path in folder.glob("*.zarr")}
+    parts = {path: found for path, backend in stores.items() if (found := backend.part_folders())}
+    finished = {
+        path: found[-1].stat().st_mtime for path, found in parts.items() if not stores[path].is_locked()
+    }
+    if not finished:
+        busy = " (one is being written now)" if parts else ""
+        raise StoreNotFoundError(
+            f"no finished trace store below {folder}{busy}\n"
+            f"  Make one:  graphhalu extract, or name one with --traces"
+        )
+    small: dict[Path, int] = {}
+    for path in sorted(finished, key=lambda path: finished[path], reverse=True):
+        n_answers = len(open_traces(path))
+        if n_answers >= LEAST_ANSWERS:
+            if small:
+                listed = ", ".join(f"{each} ({count})" for each, count in small.items())
+                on_note(f"passed over with fewer than {LEAST_ANSWERS} answers, unless named: {listed}")
+            return path
+        small[path] = n_answers
+    return next(iter(small))

@@ -7,15 +7,22 @@ asked for is read; both look the same here.
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped, UInt8
 
 from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import TraceNotFoundError, UsageError
-from graphhalu.core.numerics import from_bfloat16_bits, from_fixed_point, unpack_triangle
-from graphhalu.traces.schema import TraceRecord, TraceShape, array_spec
+from graphhalu.traces.part import LazyArray
+from graphhalu.traces.schema import (
+    TraceRecord,
+    TraceShape,
+    array_spec,
+    from_bfloat16_bits,
+    from_fixed_point,
+    unpack_triangle,
+)
 
 
 class Edges(NamedTuple):
@@ -32,31 +39,19 @@ class Edges(NamedTuple):
     dropped: Float[np.ndarray, "head row"]
 
 
-@runtime_checkable
-class StoredArray(Protocol):
-    """What a trace needs of an array: its shape, and slices along its first axis."""
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """Sizes of the axes."""
-
-    def __getitem__(self, index: "int | slice") -> np.ndarray:
-        """Entries along the first axis, read when asked for."""
-
-
 @dataclass(frozen=True, repr=False)
 class Trace:
     """Prompt and answer of one question with what the model computed on them.
 
     Attributes:
         record: Identity, texts and lengths.
-        shape: What the axes mean.
+        shape: Sizes and meaning of the axes.
         arrays: Arrays in the stored number format, by name.
     """
 
     record: TraceRecord
     shape: TraceShape
-    arrays: Mapping[str, StoredArray]
+    arrays: Mapping[str, np.ndarray | LazyArray]
 
     def __repr__(self) -> str:
         """Identity, lengths, and which arrays there are."""
@@ -124,7 +119,7 @@ class Trace:
 
     @property
     def is_answer(self) -> Bool[np.ndarray, "token"]:
-        """Which tokens belong to the answer."""
+        """Mask of the tokens of the answer."""
         return self.span_code == Span.ANSWER
 
     @property
@@ -214,7 +209,7 @@ class Trace:
         values = self._array(name)[position]
         return values.astype(np.float32) if values.dtype == np.float16 else values
 
-    def _array(self, name: str) -> StoredArray:
+    def _array(self, name: str) -> np.ndarray | LazyArray:
         array_spec(name)
         if name not in self.arrays:
             raise TraceNotFoundError(
@@ -242,30 +237,28 @@ def layer_position(layer: int, kept: tuple[int, ...], what: str) -> int:
 
 
 def without_tokens(trace: Trace, positions: Collection[int]) -> Trace:
-    """Take tokens out of what was recorded; the model does not run again.
+    """Remove tokens from a recorded trace; the model does not run again.
 
-    Rows and keys of these tokens go, all other values stay as they are: attention is not
-    renormalised, hidden states and probabilities are those with the token in place. What a key
-    received loses what the taken rows gave it, where whole attention is kept.
+    Rows and keys of these tokens are removed, all other values stay as they are: attention is not
+    renormalised, hidden states and probabilities are those with the token in place. ``received``
+    loses the attention of the removed rows, where whole attention is kept.
 
     Args:
         trace: A trace with an answer.
-        positions: Positions to take out; at least one token of prompt and answer must stay.
+        positions: Positions to remove; at least one token of prompt and answer must stay.
 
     Raises:
-        UsageError: If a position is none of the trace, or nothing of prompt or answer would stay.
+        UsageError: If a position is outside of the trace, or no token of prompt or answer would stay.
     """
     taken = np.zeros(trace.length, dtype=bool)
     wrong = [position for position in positions if not 0 <= position < trace.length]
     if wrong:
-        message = f"token {wrong[0]} is not among the {trace.length} of trace {trace.trace_id!r}"
-        raise UsageError(message)
+        raise UsageError(f"token {wrong[0]} is not among the {trace.length} of trace {trace.trace_id!r}")
     taken[list(positions)] = True
     n_prompt = int((~taken[: trace.prompt_length]).sum())
     n_answer = int((~taken[trace.prompt_length :]).sum())
     if not n_prompt or not n_answer:
-        message = f"trace {trace.trace_id!r} would keep no token of its prompt or its answer"
-        raise UsageError(message)
+        raise UsageError(f"trace {trace.trace_id!r} would keep no token of its prompt or its answer")
     start = trace.record.row_start
     record = replace(
         trace.record,
@@ -300,13 +293,13 @@ def _kept_pairs(taken: Bool[np.ndarray, "token"], start: int) -> Bool[np.ndarray
 def _moved(
     keys: Int[np.ndarray, "layer head row edge"], taken: Bool[np.ndarray, "token"]
 ) -> Int[np.ndarray, "layer head row edge"]:
-    """Keys at their new positions; an edge to a taken token is none."""
+    """Keys at their new positions; -1 for an edge to a removed token."""
     place = np.where(taken, -1, np.cumsum(~taken) - 1)
     return np.where(keys < 0, -1, place[keys]).astype(keys.dtype)
 
 
 def _given(trace: Trace, taken: Bool[np.ndarray, "token"]) -> np.ndarray:
-    """What the taken rows gave to each key that stays."""
+    """Attention of the removed rows to each key that stays."""
     start = trace.record.row_start
     rows = [row - start for row in np.flatnonzero(taken) if row >= start]
     given = [trace.attention(layer)[:, rows].sum(1)[:, ~taken] for layer in trace.shape.attention_layers]

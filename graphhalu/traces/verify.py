@@ -3,7 +3,6 @@
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
@@ -11,50 +10,29 @@ import numpy as np
 
 from graphhalu.core.errors import CorruptStoreError
 from graphhalu.core.files import MALFORMED, read_parquet, reason_of
-from graphhalu.traces.local import backend_of
 from graphhalu.traces.metadata import COMMIT, GROUP, PARTS, Commit, is_part_name, read_attributes, read_commit
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.storage import StorageBackend
-from graphhalu.traces.store import open_traces
+from graphhalu.traces.store import open_traces, storage_backend
 
 _CHANGED: Final = "the content differs from what was written"
 
 
-@dataclass(frozen=True)
-class Problem:
-    """One thing that is not as it was committed.
-
-    Attributes:
-        part: Name of the part, or ``-`` for the store as a whole.
-        file: Path within the part.
-        what: What is wrong.
-    """
-
-    part: str
-    file: str
-    what: str
-
-
-@dataclass(frozen=True)
-class VerifyReport:
-    """What a verification found."""
-
-    n_parts: int
-    n_files: int
-    problems: tuple[Problem, ...]
-
-
-def verify_store(path: Path | str) -> VerifyReport:
+def verify_store(path: Path | str) -> list[dict[str, str]]:
     """Read every file of a store and compare size and SHA-256 with the commit records.
 
     Labels are compared with their own checksums. Finds flipped bits, truncated and missing files,
-    files that do not belong, missing parts and questions that stand in two parts.
+    files that do not belong, missing parts and questions that are in two parts.
+
+    Returns:
+        The problems, none for a sound store: ``part`` (``-`` for the store as a whole), ``file``
+        (path within the part) and ``what`` is wrong.
 
     Raises:
         StoreNotFoundError: If there is no store.
         CorruptStoreError: If the root itself is damaged.
     """
-    backend = backend_of(path)
+    backend = storage_backend(path)
     backend.require()
     backend.refresh()
     path = backend.path
@@ -65,27 +43,25 @@ def verify_store(path: Path | str) -> VerifyReport:
     problems += _missing_parts(folders, n_parts, backend.ledger())
     problems += _label_problems(path)
     seen: dict[str, str] = {}
-    n_files = 0
     for folder in folders:
         try:
             commit = read_commit(folder)
         except CorruptStoreError as error:
-            problems.append(Problem(folder.name, COMMIT, str(error)))
+            problems.append(_problem(folder.name, COMMIT, str(error)))
             continue
         if not _is_as_written(folder / COMMIT):
-            problems.append(Problem(folder.name, COMMIT, _CHANGED))
-        n_files += len(commit.files)
+            problems.append(_problem(folder.name, COMMIT, _CHANGED))
         problems += _file_problems(backend, folder, commit)
         for question in commit.question_ids:
             first = seen.setdefault(question, folder.name)
             if first != folder.name:
-                what = f"question {question!r} stands in part {first} too"
-                problems.append(Problem(folder.name, COMMIT, what))
-    return VerifyReport(len(folders), n_files, tuple(problems))
+                what = f"question {question!r} is in part {first} too"
+                problems.append(_problem(folder.name, COMMIT, what))
+    return problems
 
 
 def describe_store(path: Path | str) -> dict[str, Any]:
-    """What a store holds, as plain values; no trace array is read.
+    """Contents and settings of a store as plain values; no trace array is read.
 
     Raises:
         StoreNotFoundError: If there is none.
@@ -121,27 +97,31 @@ def describe_store(path: Path | str) -> dict[str, Any]:
     }
 
 
-def _root_problems(path: Path) -> Iterator[Problem]:
-    """The two group descriptions that no commit record covers; one has a digest of its own."""
+def _problem(part: str, file: str, what: str) -> dict[str, str]:
+    return {"part": part, "file": file, "what": what}
+
+
+def _root_problems(path: Path) -> Iterator[dict[str, str]]:
+    """Damage of the two group descriptions that no commit record covers; one has its own digest."""
     for file in ("zarr.json", f"{PARTS}/zarr.json"):
         try:
             found = json.loads((path / file).read_text(encoding="utf-8"))
             is_sound = _without_attributes(found) == GROUP and _is_as_written(path / file)
         except MALFORMED as error:
-            yield Problem("-", file, f"the file cannot be read ({type(error).__name__})")
+            yield _problem("-", file, f"the file cannot be read ({type(error).__name__})")
         else:
             if not is_sound:
-                yield Problem("-", file, _CHANGED)
+                yield _problem("-", file, _CHANGED)
 
 
-def _label_problems(path: Path) -> Iterator[Problem]:
-    """Labels are made anew at will, so no commit record covers them; their pages have checksums."""
+def _label_problems(path: Path) -> Iterator[dict[str, str]]:
+    """Damaged label files; no commit record covers labels, but their pages have checksums."""
     for file in sorted(path.glob("labels/*.parquet")):
         try:
             read_parquet(file)
         except MALFORMED as error:
             what = f"the file is damaged ({reason_of(error)}); remove it and label again"
-            yield Problem("-", f"labels/{file.name}", what)
+            yield _problem("-", f"labels/{file.name}", what)
 
 
 def _is_as_written(file: Path) -> bool:
@@ -158,31 +138,31 @@ def _without_attributes(description: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in description.items() if key not in ours}
 
 
-def _strays(names: list[str]) -> Iterator[Problem]:
+def _strays(names: list[str]) -> Iterator[dict[str, str]]:
     for name in names:
         if not is_part_name(name) and name != "zarr.json":
-            yield Problem("-", f"{PARTS}/{name}", "the file was not committed")
+            yield _problem("-", f"{PARTS}/{name}", "the file was not committed")
 
 
-def _missing_parts(folders: list[Path], n_parts: int, ledger: list[str]) -> Iterator[Problem]:
+def _missing_parts(folders: list[Path], n_parts: int, ledger: list[str]) -> Iterator[dict[str, str]]:
     """Parts that were committed once and are not there; the first format counted them."""
     known = {int(name) for name in ledger} | set(range(n_parts))
     for missing in sorted(known - {int(folder.name) for folder in folders}):
-        yield Problem(f"{missing:06d}", "-", "the part is missing")
+        yield _problem(f"{missing:06d}", "-", "the part is missing")
 
 
-def _file_problems(backend: StorageBackend, folder: Path, commit: Commit) -> Iterator[Problem]:
+def _file_problems(backend: StorageBackend, folder: Path, commit: Commit) -> Iterator[dict[str, str]]:
     found = backend.sizes(folder, commit)
     for name, expected in commit.files.items():
         if name not in found:
-            yield Problem(folder.name, name, "the file is missing")
+            yield _problem(folder.name, name, "the file is missing")
         elif found[name] != expected["bytes"]:
             what = f"{found[name]} bytes long, {expected['bytes']} were committed"
-            yield Problem(folder.name, name, what)
+            yield _problem(folder.name, name, what)
         elif backend.digest(folder, commit, name) != expected["sha256"]:
-            yield Problem(folder.name, name, "the content differs from what was committed")
+            yield _problem(folder.name, name, "the content differs from what was committed")
     for name in sorted(set(found) - set(commit.files)):
-        yield Problem(folder.name, name, "the file was not committed")
+        yield _problem(folder.name, name, "the file was not committed")
 
 
 def _axis(shape: Any, axis: str) -> str:

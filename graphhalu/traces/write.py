@@ -1,4 +1,4 @@
-"""Writing one part: all of it to a staging folder and flushed, for its storage to commit.
+"""Writing of parts: arrays and commit record go to a staging folder, which is flushed and committed.
 
 Compression was measured on answers of a real model: for the matrices, lz4 after a transposition
 of their bits writes and reads several times faster than zstd and is within 2 % of its size
@@ -8,24 +8,26 @@ bit is read back in silence.
 """
 
 import json
+import shutil
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import ceil, prod
 from pathlib import Path
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
 import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec
 
-from graphhalu.core.errors import NonFiniteError
+from graphhalu.core.errors import NonFiniteError, StoreError
 from graphhalu.core.numerics import json_ready, ragged_offsets
-from graphhalu.traces.disk import sync_tree
+from graphhalu.traces.disk import disk_error, sync_tree
 from graphhalu.traces.metadata import COMMIT, Commit, sealed
 from graphhalu.traces.schema import (
     ARRAYS,
     RAGGED_AXES,
+    RECORDS,
     ArraySpec,
     TraceRecord,
     TraceShape,
@@ -34,7 +36,9 @@ from graphhalu.traces.schema import (
 )
 from graphhalu.traces.trace import Trace
 
-RECORDS: Final = "records"
+if TYPE_CHECKING:
+    from graphhalu.traces.store import TraceStore
+
 CHUNK_ELEMENTS: Final = 2**20
 """Most elements of one chunk: a reader of one layer of one trace decodes a few megabytes."""
 
@@ -42,6 +46,91 @@ MATRICES: Final = ("attention", "attention_fixed", "hidden", "hidden_rows")
 """Arrays of which one layer is often read alone: a chunk never holds two layers of them."""
 _BYTES: Final = ArraySpec(RECORDS, ("token",), "uint8", "JSON Lines, one object a trace")
 _INFINITY_BITS: Final = 0x7C00
+
+
+class TraceWriter:
+    """Writer of parts to a store; see :meth:`graphhalu.traces.store.TraceStore.writer`.
+
+    Attributes:
+        store: The store; it knows the committed parts after each call.
+        name: Name of the writer; its staging folders begin with it.
+    """
+
+    def __init__(self, store: "TraceStore", name: str) -> None:
+        # another process may have written between opening the store and holding it
+        store.refresh()
+        self.store = store
+        self.name = name
+
+    def write_part(
+        self,
+        index: int,
+        traces: Sequence[Trace],
+        question_ids: Sequence[str],
+        failures: Sequence[Mapping[str, str]] = (),
+    ) -> None:
+        """Commit one part; one of the same questions that is there already stays as it is.
+
+        Args:
+            index: Index of the part; where other questions have it, the next free one is taken.
+            traces: Its traces, with in-memory arrays in the stored number format.
+            question_ids: Questions that are done with this part, with or without a trace.
+            failures: ``question_id`` and ``reason`` of the questions without a trace.
+
+        Raises:
+            StoreFullError: If the disk is full; the store stays as it was.
+            StoreError: If a question is done in another part already.
+            NonFiniteError: If attention holds NaN or infinity.
+            ValueError: If the traces do not belong to the questions or to this store.
+        """
+        require_covered(traces, question_ids, failures)
+        self.store.refresh_parts()
+        if self._is_done(question_ids):
+            return
+        free = self.store.next_part_index(index)
+        commit = Commit(
+            part=free,
+            question_ids=tuple(question_ids),
+            trace_ids=tuple(trace.trace_id for trace in traces),
+            failures=tuple(dict(failure) for failure in failures),
+            attempt=self.store.backend.attempt(),
+        )
+        is_new = self._commit(commit, traces)
+        self.store.refresh_parts()
+        if not is_new and not self._is_done(question_ids):
+            # another writer took this index at this moment
+            self.write_part(free, traces, question_ids, failures)
+
+    def _is_done(self, question_ids: Sequence[str]) -> bool:
+        """Whether a part has just these questions.
+
+        Raises:
+            StoreError: If some of them are in other parts.
+        """
+        asked = set(question_ids)
+        if asked and any(set(part.commit.question_ids) == asked for part in self.store.parts):
+            return True
+        again = sorted(self.store.done_question_ids() & asked)
+        if again:
+            raise StoreError(
+                f"{len(again)} questions of this part are in {self.store.name} already (the first "
+                f"is {again[0]!r}): another run wrote them meanwhile\n"
+                f"  Run the same command again to go on"
+            )
+        return False
+
+    def _commit(self, commit: Commit, traces: Sequence[Trace]) -> bool:
+        """Write a part and commit it; ``False`` if one of its index is there."""
+        backend = self.store.backend
+        staged = backend.staging(self.name, commit.part)
+        try:
+            write_part(staged, commit, traces, shape=self.store.shape, arrays=self.store.arrays)
+            return backend.commit(staged, commit.part)
+        except OSError as error:
+            what = f"part {commit.part:06d} of {backend.name}"
+            raise disk_error(error, what) or error from None
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
 
 
 def write_part(
@@ -53,7 +142,7 @@ def write_part(
         staged: Folder that must not exist; left as it is after a fault.
         commit: What the part covers; its files and counts are filled in here.
         traces: Traces of the part with in-memory arrays in the stored number format.
-        shape: What the axes of the store mean.
+        shape: Sizes and meaning of the axes of the store.
         arrays: Arrays that the store keeps.
 
     Raises:
@@ -197,7 +286,7 @@ def chunk_shape(spec: ArraySpec, shape: tuple[int, ...]) -> tuple[int, ...]:
     """Chunk of an array of a part: some neighbouring traces, of a matrix one layer only.
 
     The ragged axis is cut into equal pieces of at most ``CHUNK_ELEMENTS``. Row statistics are
-    mostly read with all their layers, so a chunk has them all; who goes from trace to trace then
+    mostly read with all their layers, so a chunk has them all; a walk from trace to trace then
     needs few chunks at a time, however many traces the part has.
     """
     sizes = [max(1, size) for size in shape]

@@ -26,8 +26,7 @@ from jaxtyping import Float, Float32, Int, UInt16
 
 from graphhalu.core.axes import N_SPANS
 from graphhalu.core.errors import UsageError
-from graphhalu.core.numerics import FIXED_STEPS
-from graphhalu.traces.schema import N_SINK_KEYS, TraceShape
+from graphhalu.traces.schema import FIXED_STEPS, N_SINK_KEYS, TraceShape
 from graphhalu.traces.trace import Trace
 
 NO_KEY: Final = 65_535

@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 from jaxtyping import Float
 
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.weights.layer import Columns, LowerLayer, ProfileSettings, profile_layer
 from graphhalu.weights.read import PARTS, Weights
 from graphhalu.weights.spectra import Spectrum, entries_of, gram, gram_of_columns, spectrum_of_gram

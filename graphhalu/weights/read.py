@@ -244,13 +244,9 @@ def _hub_folder(source: ModelSource, revision: str | None) -> Path:
     from huggingface_hub.errors import LocalEntryNotFoundError
 
     is_gated = source.card is not None and source.card.gated
-    found = find_on_hub(source.place, revision, is_gated=is_gated)
-    wanted: dict[str, Any] = {
-        "allow_patterns": ["*.safetensors", "*.json"],
-        "local_files_only": found.is_local,
-    }
+    options = find_on_hub(source.place, revision, is_gated=is_gated)
     try:
-        return Path(snapshot_download(source.place, revision=found.commit, **wanted))
+        return Path(snapshot_download(source.place, allow_patterns=["*.safetensors", "*.json"], **options))
     except (OSError, LocalEntryNotFoundError) as error:
         reason = " ".join(str(error).split())[:120]
         raise unavailable(source.place, reason, is_gated=is_gated) from None

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 
 from graphhalu.core.errors import DataFileError
 from graphhalu.core.files import parse_json, read_json, reading
-from graphhalu.core.numerics import from_bfloat16_bits
+from graphhalu.traces.schema import from_bfloat16_bits
 
 CHUNK_BYTES: Final = 2**24
 """Float32 bytes that a chunk of rows has, about."""

@@ -29,7 +29,7 @@ from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe, TopK
 from graphhalu.graphs.topology import topology
 from graphhalu.testing.planted import planted_traces
-from graphhalu.traces.lazy import ChunkCache
+from graphhalu.traces.part import ChunkCache
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 

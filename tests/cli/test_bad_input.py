@@ -21,7 +21,7 @@ from graphhalu.cli.main import run
 from graphhalu.models.cards import resolve_model
 from graphhalu.models.gguf import wheel_gguf
 from graphhalu.testing.tiny_models import save_tiny
-from graphhalu.traces.local import writer_lock
+from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
 
@@ -319,7 +319,7 @@ def test_a_cut_off_gguf_is_named_and_nothing_of_it_is_kept(workplace, tmp_path, 
 
 def test_a_store_that_is_being_written_is_left_alone(workplace, monkeypatch, capsys):
     monkeypatch.chdir(workplace)
-    with writer_lock(workplace / "made.zarr"):
+    with LocalBackend(workplace / "made.zarr").lock():
         texts = (f"being written by process {os.getpid()} on ", "Wait until it is done, or stop it")
         assert_refused(command(), 1, texts, capsys)
 
@@ -362,4 +362,4 @@ def test_a_question_too_long_for_the_model_fails_with_its_reason_and_the_run_goe
     assert failure["question_id"] == "q3"
     assert "the model's context has 128" in failure["reason"]
     assert sorted(r.question_id for r in open_traces(store).records) == ["q0", "q1", "q2", "q4", "q5", "q6"]
-    assert verify_store(store).problems == ()
+    assert verify_store(store) == []

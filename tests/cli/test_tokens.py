@@ -6,7 +6,7 @@ import pytest
 from graphhalu.cli.main import run
 from graphhalu.detectors.saved import load_detector
 from graphhalu.evaluation.calibration import read_calibration
-from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.testing.planted import planted_token_traces
 from graphhalu.traces.store import TraceStore, open_traces
 
 ARRAYS = (

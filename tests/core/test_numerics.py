@@ -9,15 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from graphhalu.core.numerics import (
+from graphhalu.core.numerics import json_ready, ragged_offsets
+from graphhalu.traces.schema import (
     from_bfloat16_bits,
-    json_ready,
     n_pairs,
     pack_triangle,
-    ragged_offsets,
     to_bfloat16_bits,
-    to_float16,
-    triangle_size,
     unpack_triangle,
 )
 
@@ -66,15 +63,6 @@ def test_massive_activations_survive_bfloat16():
     np.testing.assert_allclose(from_bfloat16_bits(to_bfloat16_bits(values)), values, rtol=2**-8)
 
 
-def test_a_value_beyond_float16_is_refused():
-    with pytest.raises(OverflowError, match="70000 does not fit float16"):
-        to_float16(np.array([1.0, 70_000.0], dtype=np.float32))
-
-
-def test_infinity_itself_stays_infinity_in_float16():
-    assert np.isinf(to_float16(np.array([np.inf], dtype=np.float32))).all()
-
-
 @pytest.mark.parametrize(("length", "row_start"), [(1, 0), (7, 0), (7, 3), (11, 10)])
 def test_a_packed_triangle_is_what_a_loop_over_rows_and_keys_gives(length, row_start):
     square = np.random.default_rng(0).normal(size=(3, length - row_start, length))
@@ -103,7 +91,7 @@ def test_a_triangle_of_another_length_is_refused():
 
 
 def test_the_size_of_a_triangle_is_the_number_of_its_entries():
-    assert [triangle_size(n) for n in range(12)] == [len(np.tril_indices(n)[0]) for n in range(12)]
+    assert [n_pairs(n) for n in range(12)] == [len(np.tril_indices(n)[0]) for n in range(12)]
 
 
 def test_offsets_name_where_each_item_starts_and_the_last_one_ends():

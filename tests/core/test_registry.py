@@ -96,9 +96,9 @@ def test_what_cannot_be_used_is_told_apart_and_the_rest_is_there(monkeypatch):
         EntryPoint("ordered", "fractions:Fraction", "graphhalu.fruits"),
         EntryPoint("fraction", "decimal:Decimal", "graphhalu.fruits"),
     ]
-    loaded = Registry("fruit", {"ordered": "collections:OrderedDict"}).load_all()
-    assert list(loaded.objects) == ["ordered", "fraction"]
-    assert loaded.failures == {
+    loaded, failures = Registry("fruit", {"ordered": "collections:OrderedDict"}).load_all()
+    assert list(loaded) == ["ordered", "fraction"]
+    assert failures == {
         "gone": "fruit 'gone' of the plug-in no_such_module:X cannot be imported: "
         "ModuleNotFoundError: No module named 'no_such_module'",
         "lost": "fruit 'lost' of the plug-in fractions:NoSuch cannot be imported: "
@@ -113,10 +113,10 @@ def test_a_plugin_that_raises_when_it_is_imported_fails_alone(code, monkeypatch,
     (tmp_path / "bad_plugin.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     offer(monkeypatch, "graphhalu.detectors", bad="bad_plugin:Bad")
-    loaded = DETECTORS.load_all()
-    assert "length" in loaded.objects
-    assert "bad" not in loaded.objects
-    assert loaded.failures["bad"].startswith("detector 'bad' of the plug-in bad_plugin:Bad cannot")
+    loaded, failures = DETECTORS.load_all()
+    assert "length" in loaded
+    assert "bad" not in loaded
+    assert failures["bad"].startswith("detector 'bad' of the plug-in bad_plugin:Bad cannot")
     with pytest.raises(UsageError, match="uninstall it"):
         DETECTORS.get("bad")
 
@@ -145,7 +145,7 @@ def test_a_plugin_of_the_wrong_kind_says_what_was_expected(code, fault, monkeypa
     expected = "length" if "its name" in fault else "mine"
     offer(monkeypatch, "graphhalu.detectors", **{expected: f"{name}:Mine"})
     if expected == "mine":
-        assert fault in DETECTORS.load_all().failures["mine"]
+        assert fault in DETECTORS.load_all()[1]["mine"]
     if "calls itself" not in fault:
         with pytest.raises(UsageError, match=fault.replace("(", r"\(")):
             DETECTORS.get(f"{name}:Mine")
@@ -191,9 +191,9 @@ def test_a_feature_is_an_object_and_bears_its_name(monkeypatch, tmp_path):
     (tmp_path / "my_feature.py").write_text(code)
     monkeypatch.syspath_prepend(tmp_path)
     offer(monkeypatch, "graphhalu.features", mine="my_feature:MINE", no="fractions:Fraction")
-    loaded = FEATURES.load_all()
-    assert loaded.objects["mine"].name == "mine"
-    assert "expected an object of graphhalu.features.base.Feature" in loaded.failures["no"]
+    loaded, failures = FEATURES.load_all()
+    assert loaded["mine"].name == "mine"
+    assert "expected an object of graphhalu.features.base.Feature" in failures["no"]
 
 
 def test_an_alias_of_another_package_names_its_model(monkeypatch, tmp_path):

@@ -154,9 +154,3 @@ def test_too_few_inner_folds_or_groups_are_refused():
         inner_folds(np.arange(9) % 2, np.arange(9), np.arange(5), n_folds=1)
     with pytest.raises(NotEnoughDataError, match="3 folds need at least 3 questions, got 2"):
         inner_folds(np.arange(9) % 2, np.arange(9), np.array([1, 2]))
-
-
-def test_a_split_can_be_told_the_groups_of_its_traces():
-    split = Split(np.array([0, 1]), np.array([2]), np.array([3]))
-    assert split.groups is None
-    assert split.with_groups(np.array(list("aabc"))).groups.tolist() == list("aabc")

@@ -5,7 +5,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.core.numerics import auroc, from_bfloat16_bits, to_bfloat16_bits
+from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces
 from graphhalu.detectors.scalars import (
@@ -22,6 +22,7 @@ from graphhalu.features.block import block_of
 from graphhalu.features.instability import head_std_sink
 from graphhalu.features.likelihood import perplexity
 from graphhalu.features.sinks import sink_mass_k4_all
+from graphhalu.traces.schema import from_bfloat16_bits, to_bfloat16_bits
 from graphhalu.traces.trace import Trace
 
 

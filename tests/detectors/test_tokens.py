@@ -23,8 +23,7 @@ from graphhalu.evaluation.protocol import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.spans import label_tokens
-from graphhalu.testing.planted import PLANTED_SHAPE
-from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.testing.planted import PLANTED_SHAPE, planted_token_traces
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FINDERS = ("token-attention", "token-probe", "token-graph")

@@ -18,17 +18,13 @@ class RemoteExecutor(Executor):
     @contextmanager
     def workers(self, start: Start, at_most: int) -> Iterator[Workers]:
         """A worker for each item."""
-        yield _RemoteExecutor(start)
 
+        def run(function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
+            for place in reversed(range(len(items))):
+                started, there, item = _sent((start, function, items[place]))
+                yield _sent(TaskResult(place, there(started(), item)))
 
-class _RemoteExecutor(Workers):
-    def __init__(self, start: Start) -> None:
-        self.start = start
-
-    def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
-        for place in reversed(range(len(items))):
-            start, there, item = _sent((self.start, function, items[place]))
-            yield _sent(TaskResult(place, there(start(), item)))
+        yield run
 
 
 def _sent(value: Any) -> Any:

@@ -7,8 +7,8 @@ import pytest
 
 from graphhalu.cli.main import run, with_address
 from graphhalu.cli.ray import RayOptions
-from graphhalu.core.errors import ClusterError, MissingExtraError, UsageError
-from graphhalu.engine.cluster import check_address, connected
+from graphhalu.core.errors import MissingExtraError, UsageError, WorkerError
+from graphhalu.engine.ray import check_address, connected
 
 
 @pytest.mark.parametrize("address", ["local", "auto"])
@@ -40,7 +40,7 @@ def test_a_port_where_nobody_answers_is_told_at_once(monkeypatch):
     fake = type(sys)("ray")
     fake.is_initialized = lambda: False
     monkeypatch.setitem(sys.modules, "ray", fake)
-    refused = pytest.raises(ClusterError, match=rf"127.0.0.1:{port}: Connection refused")
+    refused = pytest.raises(WorkerError, match=rf"127.0.0.1:{port}: Connection refused")
     with refused, connected(f"127.0.0.1:{port}"):
         pass
 
@@ -56,7 +56,7 @@ def test_a_ray_that_does_not_come_up_is_told_in_its_own_words(monkeypatch, addre
     fake = type(sys)("ray")
     fake.is_initialized, fake.init = (lambda: False), init
     monkeypatch.setitem(sys.modules, "ray", fake)
-    with pytest.raises(ClusterError, match=text), connected(address):
+    with pytest.raises(WorkerError, match=text), connected(address):
         pass
 
 

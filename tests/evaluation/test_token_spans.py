@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphhalu.evaluation.token_metrics import best_threshold, count_spans, marked_answer
-from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.testing.planted import planted_token_traces
 
 # 0123456789012345678
 # Ann met Bob in Rome

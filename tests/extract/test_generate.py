@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 import torch
 
-from graphhalu.core.numerics import unpack_triangle
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.generate import BeamSearch, left_padded, shared_decoding_fault
 from graphhalu.extract.replay import replay
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
+from graphhalu.traces.schema import unpack_triangle
 from tests.extract.test_replay import shape_of
 
 ON_INTERFACE = [name for name, family in TINY_FAMILIES.items() if family.on_interface]

@@ -8,19 +8,20 @@ import pytest
 import torch
 
 from graphhalu.core.axes import N_SPANS, ROW_SUM_TOLERANCE
-from graphhalu.core.numerics import (
-    FIXED_STEPS,
-    from_bfloat16_bits,
-    from_fixed_point,
-    pack_triangle,
-    unpack_triangle,
-)
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import TokenSequence, token_statistics
 from graphhalu.extract.replay import replay
 from graphhalu.models.attention import eager_attention, model_shape
 from graphhalu.testing.tiny_models import TINY_FAMILIES, WINDOW, tiny_model
-from graphhalu.traces.schema import ARRAYS, TraceShape
+from graphhalu.traces.schema import (
+    ARRAYS,
+    FIXED_STEPS,
+    TraceShape,
+    from_bfloat16_bits,
+    from_fixed_point,
+    pack_triangle,
+    unpack_triangle,
+)
 
 FAMILIES = list(TINY_FAMILIES)
 N_EDGES = 4

@@ -58,7 +58,7 @@ def test_every_question_becomes_one_trace_or_one_failure(config, tmp_path):
     assert summary.n_new == N_QUESTIONS
     assert summary.n_traces == len(store)
     assert progress[-1] == (N_QUESTIONS, N_QUESTIONS)
-    assert verify_store(tmp_path / "a.zarr").problems == ()
+    assert verify_store(tmp_path / "a.zarr") == []
 
 
 def test_spans_partition_prompt_and_answer(config, tmp_path):

@@ -18,7 +18,7 @@ from pathlib import Path
 from threading import Timer
 from typing import Any, Final
 
-from graphhalu.core.errors import ClusterError
+from graphhalu.core.errors import WorkerError
 
 ENVIRONMENT: Final = {
     "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # stays on loopback
@@ -82,7 +82,7 @@ def loopback_cluster(cpus: int = 1, patience_s: float = _PATIENCE_S) -> Iterator
         patience_s: After so many seconds the cluster is killed, whatever it is at.
 
     Raises:
-        ClusterError: If Ray does not start, as on a machine that is very busy.
+        WorkerError: If Ray does not start, as on a machine that is very busy.
     """
     process = subprocess.Popen(
         [sys.executable, __file__, str(cpus)],
@@ -100,7 +100,7 @@ def loopback_cluster(cpus: int = 1, patience_s: float = _PATIENCE_S) -> Iterator
         address = process.stdout.readline().strip()
         if not address:
             message = f"Ray did not start here in {_ATTEMPTS} attempts"
-            raise ClusterError(message)
+            raise WorkerError(message)
         yield LoopbackCluster(address, process)
     finally:
         last.cancel()

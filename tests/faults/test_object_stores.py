@@ -17,11 +17,10 @@ from graphhalu.core.errors import (
 )
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store, read_labels
-from graphhalu.traces import objects, remote
-from graphhalu.traces import store as store_module
-from graphhalu.traces.local import LocalBackend, backend_of, is_there
+from graphhalu.traces import remote
+from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.remote import RemoteBackend
-from graphhalu.traces.store import open_or_create, open_traces
+from graphhalu.traces.store import open_or_create, open_traces, storage_backend
 from graphhalu.traces.verify import verify_store
 from tests.faults.servers import BUCKET
 
@@ -38,7 +37,7 @@ def store(toys, url, traces):
 
 
 def problems(url):
-    return {(each.part, each.file) for each in verify_store(url).problems}
+    return {(each["part"], each["file"]) for each in verify_store(url)}
 
 
 def test_what_was_put_is_what_a_folder_would_hold(toys, store, url, traces, tmp_path):
@@ -62,10 +61,10 @@ def test_only_what_is_read_is_fetched_and_only_once(store, monkeypatch):
     shutil.rmtree(store.path)
     again = open_traces(store.name)
     fetched = []
-    read = objects.Objects.read
+    read = RemoteBackend.read_object
     monkeypatch.setattr(
-        objects.Objects,
-        "read",
+        RemoteBackend,
+        "read_object",
         lambda self, name, n_bytes=None: fetched.append(name) or read(self, name, n_bytes),
     )
     for _ in range(2):
@@ -76,8 +75,8 @@ def test_only_what_is_read_is_fetched_and_only_once(store, monkeypatch):
 
 
 def test_a_large_object_is_read_in_ranges(store, monkeypatch):
-    monkeypatch.setattr(objects, "RANGE_BYTES", 7)
-    found = store.backend.objects.read("zarr.json", len((store.path / "zarr.json").read_bytes()))
+    monkeypatch.setattr(remote, "RANGE_BYTES", 7)
+    found = store.backend.read_object("zarr.json", len((store.path / "zarr.json").read_bytes()))
     assert found == (store.path / "zarr.json").read_bytes()
 
 
@@ -87,9 +86,9 @@ def test_of_two_writers_of_one_part_one_counts_and_the_other_leaves_nothing(toys
     barrier = threading.Barrier(2, timeout=60)
     upload = RemoteBackend.commit
 
-    def both_at_once(place, aside, index):
+    def both_at_once(place, staged, index):
         barrier.wait()
-        return upload(place, aside, index)
+        return upload(place, staged, index)
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(RemoteBackend, "commit", both_at_once)
@@ -102,7 +101,7 @@ def test_of_two_writers_of_one_part_one_counts_and_the_other_leaves_nothing(toys
             thread.join()
     assert len(open_traces(url)) == 5
     assert problems(url) == set()
-    attempts = {name.split("/")[1] for name in first.backend.objects.listed("parts")}
+    attempts = {name.split("/")[1] for name in first.backend.list_objects("parts")}
     assert len(attempts - {"zarr.json"}) == 1
 
 
@@ -110,8 +109,8 @@ def test_two_that_make_the_store_at_once_share_it_if_they_agree(toys, url, monke
     made = toys.create(url)
     arguments = {"shape": made.shape, "arrays": toys.arrays, "provenance": {}}
     configuration = {"model": {"name": "tiny"}}
-    answers, really = iter([False]), store_module.is_there
-    monkeypatch.setattr(store_module, "is_there", lambda place: next(answers, really(place)))
+    answers, really = iter([False]), RemoteBackend.exists
+    monkeypatch.setattr(RemoteBackend, "exists", lambda place: next(answers, really(place)))
     again = open_or_create(url, configuration=configuration, **arguments)
     assert again.configuration == configuration
     answers = iter([False])
@@ -122,9 +121,9 @@ def test_two_that_make_the_store_at_once_share_it_if_they_agree(toys, url, monke
 
 
 def test_a_flipped_byte_is_refused_when_it_is_read_and_found_by_verify(store, url):
-    name = next(n for n in store.backend.objects.listed("parts") if "/attention/c/" in n)
-    sound = store.backend.objects.read(name)
-    store.backend.objects.write(name, bytes([sound[0] ^ 1]) + sound[1:])
+    name = next(n for n in store.backend.list_objects("parts") if "/attention/c/" in n)
+    sound = store.backend.read_object(name)
+    store.backend.put_object(name, bytes([sound[0] ^ 1]) + sound[1:])
     shutil.rmtree(store.path)
     with pytest.raises(CorruptStoreError, match=r"differs from what was committed\n +Remove s3://"):
         _ = open_traces(url)[0].arrays["attention"][:]
@@ -133,8 +132,8 @@ def test_a_flipped_byte_is_refused_when_it_is_read_and_found_by_verify(store, ur
 
 
 def test_an_object_that_is_lost_is_an_error_and_not_zeros(store, url):
-    name = next(n for n in store.backend.objects.listed("parts") if "/hidden/c/" in n)
-    store.backend.objects.remove([name])
+    name = next(n for n in store.backend.list_objects("parts") if "/hidden/c/" in n)
+    store.backend.remove_objects([name])
     shutil.rmtree(store.path)
     with pytest.raises(CorruptStoreError, match="missing"):
         _ = open_traces(url)[0].arrays["hidden"][:]
@@ -142,7 +141,7 @@ def test_an_object_that_is_lost_is_an_error_and_not_zeros(store, url):
 
 
 def test_a_part_that_is_lost_is_missed_and_done_again(toys, store, url, traces):
-    store.backend.objects.remove(["commits/000064.json"])
+    store.backend.remove_objects(["commits/000064.json"])
     assert problems(url) == {("000064", "-")}
     assert len(open_traces(url)) == 5
     toys.add(open_traces(url), 64, traces[5:])
@@ -152,8 +151,8 @@ def test_a_part_that_is_lost_is_missed_and_done_again(toys, store, url, traces):
 
 def test_a_store_that_was_made_anew_is_not_read_from_the_mirror(toys, store, url, traces):
     place = store.backend
-    place.objects.remove(list(place.objects.listed("")))
-    assert not is_there(url)
+    place.remove_objects(list(place.list_objects("")))
+    assert not storage_backend(url).exists()
     toys.add(toys.create(url), 0, traces[3:4])
     assert list(toys.content(url)) == [traces[3].trace_id]
 
@@ -201,7 +200,7 @@ def test_a_writer_that_dies_before_its_commit_leaves_no_part(toys, store, url, t
         raise Death
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(objects.Objects, "create", die)
+        patch.setattr(RemoteBackend, "put_if_absent", die)
         with pytest.raises(Death):
             toys.add(open_traces(url), 128, [_renamed(traces[0])])
     assert len(open_traces(url)) == 11
@@ -219,9 +218,9 @@ def _renamed(trace):
 
 def test_a_commit_whose_answer_was_lost_is_known_by_its_content(store):
     content = b"a record"
-    assert store.backend.objects.create("commits/x", content)
-    assert store.backend.objects.create("commits/x", content)
-    assert not store.backend.objects.create("commits/x", b"another")
+    assert store.backend.put_if_absent("commits/x", content)
+    assert store.backend.put_if_absent("commits/x", content)
+    assert not store.backend.put_if_absent("commits/x", b"another")
 
 
 def test_a_full_disk_of_the_mirror_is_told(store, url, monkeypatch):
@@ -262,7 +261,7 @@ def test_a_store_without_its_package_names_the_extra(url, monkeypatch, capsys):
 
 
 def test_file_addresses_are_folders(tmp_path):
-    place = backend_of(f"file://{tmp_path}/a%20b.zarr")
+    place = storage_backend(f"file://{tmp_path}/a%20b.zarr")
     assert isinstance(place, LocalBackend)
     assert place.path == tmp_path / "a b.zarr"
 

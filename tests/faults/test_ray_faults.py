@@ -19,7 +19,7 @@ import pytest
 pytest.importorskip("ray", reason="Ray is not installed (the extra 'ray')")
 
 from graphhalu.cli.main import run
-from graphhalu.core.errors import ClusterError
+from graphhalu.core.errors import WorkerError
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store
@@ -49,7 +49,7 @@ class Story:
     whole: object
     summary: dict
     before: dict
-    problems: tuple
+    problems: list
 
 
 @pytest.fixture(scope="module")
@@ -89,7 +89,7 @@ def story(command, tmp_path_factory):
     try:
         with loopback_cluster(cpus=1, patience_s=float(PATIENCE_S)) as cluster:
             told = lived_through(cluster, command, folder)
-    except ClusterError as error:
+    except WorkerError as error:
         pytest.skip(f"{error}: the machine is too busy")
     whole, found = open_traces(folder / "whole.zarr"), open_traces(folder / "ray.zarr")
     return Story(found, whole, *told)
@@ -104,7 +104,7 @@ def lived_through(cluster, command, folder):
     driver.kill()
     driver.communicate()
     wait_for(lambda: not workers())  # Ray ends the workers of a driver that is gone
-    before, problems = committed(store), verify_store(store).problems
+    before, problems = committed(store), verify_store(store)
     driver = started(arguments, folder / "again.log")
     try:
         go_through_faults(cluster, node, driver)
@@ -157,7 +157,7 @@ def committed(store):
 
 
 def test_a_driver_that_is_killed_leaves_whole_parts_that_are_not_done_again(story):
-    assert story.problems == ()
+    assert story.problems == []
     assert 0 < len(story.before) < N_QUESTIONS / PART_SIZE
     assert story.before.items() < committed(story.store.path).items()
 
@@ -167,7 +167,7 @@ def test_a_killed_worker_and_a_lost_node_lose_nothing_and_double_nothing(story):
     planned = [name for part in story.whole.parts for name in part.commit.question_ids]
     assert Counter(done) == dict.fromkeys(planned, 1)
     assert len(done) == N_QUESTIONS
-    assert verify_store(story.store.path).problems == ()
+    assert verify_store(story.store.path) == []
     assert story.summary["set_aside"] == {}
     assert not list(story.store.path.glob(".writing/*"))
 

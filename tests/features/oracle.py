@@ -9,9 +9,15 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphhalu.core.axes import N_SPANS, Span
-from graphhalu.core.numerics import pack_triangle, to_bfloat16_bits
 from graphhalu.testing.planted import attention_streams
-from graphhalu.traces.schema import ARRAYS, TraceRecord, TraceShape, array_spec
+from graphhalu.traces.schema import (
+    ARRAYS,
+    TraceRecord,
+    TraceShape,
+    array_spec,
+    pack_triangle,
+    to_bfloat16_bits,
+)
 from graphhalu.traces.trace import Trace
 
 SHAPE = TraceShape(

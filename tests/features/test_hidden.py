@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import TraceNotFoundError
-from graphhalu.core.numerics import to_bfloat16_bits
 from graphhalu.features import hidden
 from graphhalu.features.block import block_of
+from graphhalu.traces.schema import to_bfloat16_bits
 from tests.features.wholes import SHAPE, some_traces, whole_trace, with_arrays, without
 
 

@@ -8,9 +8,15 @@ from dataclasses import replace
 import numpy as np
 
 from graphhalu.core.axes import Span
-from graphhalu.core.numerics import pack_triangle, to_bfloat16_bits
 from graphhalu.testing.planted import attention_streams
-from graphhalu.traces.schema import ARRAYS, TraceRecord, TraceShape, array_spec
+from graphhalu.traces.schema import (
+    ARRAYS,
+    TraceRecord,
+    TraceShape,
+    array_spec,
+    pack_triangle,
+    to_bfloat16_bits,
+)
 from graphhalu.traces.trace import Trace
 
 SHAPE = TraceShape(

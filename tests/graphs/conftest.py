@@ -7,9 +7,8 @@ import numpy as np
 import pytest
 
 from graphhalu.core.axes import Span
-from graphhalu.core.numerics import to_bfloat16_bits
 from graphhalu.testing.planted import attention_streams, planted_traces
-from graphhalu.traces.schema import TraceRecord, TraceShape
+from graphhalu.traces.schema import TraceRecord, TraceShape, to_bfloat16_bits
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 

@@ -6,8 +6,8 @@ from graphhalu.core.errors import ConfigError, UsageError
 from graphhalu.labels import judge as judging
 from graphhalu.labels.judge import ModelJudge, judge_prompt, parse_verdict
 from graphhalu.labels.run import label_records
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
-from graphhalu.models.spec import ModelSpec
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import TraceRecord
 

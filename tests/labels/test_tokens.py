@@ -7,7 +7,7 @@ from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import Split
 from graphhalu.evaluation.protocol import visible_labels
 from graphhalu.labels.spans import label_tokens
-from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.testing.planted import planted_token_traces
 
 
 @pytest.fixture(scope="module")

@@ -64,10 +64,10 @@ def verify(path: Path) -> Any:
     from graphhalu.core.errors import CorruptStoreError
     from graphhalu.traces.verify import verify_store
 
-    report = verify_store(_store_of(path))
-    if report.problems:
-        raise CorruptStoreError(report.problems[0].what)
-    return report
+    problems = verify_store(_store_of(path))
+    if problems:
+        raise CorruptStoreError(problems[0]["what"])
+    return problems
 
 
 def read_store_labels(path: Path) -> Any:

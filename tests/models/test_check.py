@@ -9,9 +9,9 @@ import transformers
 from graphhalu.core.axes import ROW_SUM_TOLERANCE
 from graphhalu.core.errors import ModelRefusedError, NonFiniteError
 from graphhalu.models.attention import attention_implementation, model_shape
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel
-from graphhalu.models.spec import ModelSpec
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model, tiny_tokenizer
 
 

@@ -38,14 +38,14 @@ def test_the_commit_that_the_hub_names_is_the_revision(hub_answers):
     from types import SimpleNamespace
 
     hub_answers(SimpleNamespace(commit_hash="abc123"))
-    assert find_on_hub("some-lab/tiny", None) == ("abc123", False)
+    assert find_on_hub("some-lab/tiny", None) == {"revision": "abc123", "local_files_only": False}
 
 
 def test_a_model_in_the_cache_needs_no_hub(hub_answers, monkeypatch):
     hub_answers(ConnectionError("no route"))
     path = "hub/models--some-lab--tiny/snapshots/abc123/config.json"
     monkeypatch.setattr(huggingface_hub, "try_to_load_from_cache", lambda *_, **__: path)
-    assert find_on_hub("some-lab/tiny", "v1") == ("abc123", True)
+    assert find_on_hub("some-lab/tiny", "v1") == {"revision": "abc123", "local_files_only": True}
 
 
 @pytest.mark.parametrize(

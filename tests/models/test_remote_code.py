@@ -6,9 +6,9 @@ import re
 import pytest
 
 from graphhalu.core.errors import ConfigError, ModelUnavailableError, UsageError
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.identity import code_digest
 from graphhalu.models.load import load_model
-from graphhalu.models.spec import ModelSpec
 from graphhalu.testing.tiny_models import save_tiny
 
 CODE = """

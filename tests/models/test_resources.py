@@ -1,6 +1,6 @@
 """Threads by default: the cores that nothing else uses."""
 
-from graphhalu.models.resources import busy_cores, default_threads
+from graphhalu.models.load import busy_cores, default_threads
 
 
 def test_processes_that_run_beside_this_one_are_counted(tmp_path):
@@ -15,5 +15,5 @@ def test_a_system_that_does_not_tell_counts_as_idle(tmp_path):
 
 
 def test_there_is_at_least_one_thread(monkeypatch):
-    monkeypatch.setattr("graphhalu.models.resources.busy_cores", lambda _: 97.0)
+    monkeypatch.setattr("graphhalu.models.load.busy_cores", lambda _: 97.0)
     assert default_threads() == 1

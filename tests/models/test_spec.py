@@ -4,7 +4,7 @@ import pytest
 
 from graphhalu.core.config import load_config, validate
 from graphhalu.core.errors import ConfigError
-from graphhalu.models.spec import ModelSpec
+from graphhalu.models.cards import ModelSpec
 
 
 def test_the_embedded_model_is_the_default():

@@ -6,7 +6,7 @@ from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.spans import label_tokens
 from graphhalu.report.write import read_page
-from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.testing.planted import planted_token_traces
 
 
 def test_a_comparison_of_token_detectors_has_a_page_of_its_own(tmp_path):

@@ -7,9 +7,8 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.axes import Span
-from graphhalu.core.numerics import n_pairs
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
-from graphhalu.traces.schema import ARRAYS, TraceShape, stored_shape
+from graphhalu.traces.schema import ARRAYS, TraceShape, n_pairs, stored_shape
 
 HALF = {"rtol": 2**-10, "atol": 1e-6}
 PRIME_SHAPE = TraceShape(

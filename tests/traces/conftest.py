@@ -65,7 +65,7 @@ def add(store, traces, *, index=None, failures=()):
     questions = list(dict.fromkeys(trace.record.question_id for trace in traces))
     questions += [failure["question_id"] for failure in failures]
     with store.writer() as writer:
-        index = writer.next_part_index() if index is None else index
+        index = writer.store.next_part_index() if index is None else index
         writer.write_part(index, traces, questions, failures)
 
 

@@ -8,8 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphhalu.traces import write
-from graphhalu.traces.lazy import ChunkCache
-from graphhalu.traces.part import Part
+from graphhalu.traces.part import ChunkCache, Part
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import open_traces
 

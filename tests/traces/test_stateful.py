@@ -72,7 +72,7 @@ class StoreMachine(RuleBasedStateMachine):
         if index >= 0:
             self.toys.add(self.store, self.model[index], index=index)
 
-    @rule(step=st.sampled_from(["sync_tree", "moved_into_place"]), lengths=st.lists(st.integers(2, 5)))
+    @rule(step=st.sampled_from(["sync_tree", "_move_into_place"]), lengths=st.lists(st.integers(2, 5)))
     def crash_before_the_commit(self, step, lengths):
         with pytest.MonkeyPatch.context() as patch:
 
@@ -81,7 +81,7 @@ class StoreMachine(RuleBasedStateMachine):
                 patch.setattr(shutil, "rmtree", lambda *_, **__: None)
                 raise Crash
 
-            patch.setattr(local if step == "moved_into_place" else write, step, crash)
+            patch.setattr(local if step == "_move_into_place" else write, step, crash)
             with pytest.raises(Crash):
                 self.toys.add(self.store, self.block(lengths))
         assert list((self.path / ".writing").iterdir())
@@ -114,7 +114,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def has_no_damage_but_what_was_lost(self):
-        found = {int(problem.part) for problem in verify_store(self.path).problems}
+        found = {int(problem["part"]) for problem in verify_store(self.path)}
         assert found == self.committed - set(self.model)
 
 

@@ -162,7 +162,7 @@ def test_answer_rows_alone_are_placed_by_their_first_row(planted):
     whole = planted[0]
     start = whole.prompt_length - 1
     arrays = dict(whole.arrays)
-    from graphhalu.core.numerics import n_pairs
+    from graphhalu.traces.schema import n_pairs
 
     arrays["attention"] = whole.arrays["attention"][:, :, n_pairs(start, 0) :]
     arrays.pop("attention_fixed")

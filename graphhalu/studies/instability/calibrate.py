@@ -14,9 +14,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
 from graphhalu.detectors.identity import Identity
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import (
     Estimate,
     EvaluationSet,

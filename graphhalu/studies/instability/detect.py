@@ -8,8 +8,8 @@ import numpy as np
 from jaxtyping import Float
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.detectors.identity import Identity
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, WindowChoice
 from graphhalu.studies.instability.measure import Measurer

@@ -19,9 +19,9 @@ from torch import Tensor, nn
 from graphhalu.core.axes import N_SPANS, RowRange, Span
 from graphhalu.core.config import config_hash
 from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt, require_span
 from graphhalu.datasets.question import Question
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.decode import Decoder
 from graphhalu.extract.forward import TokenSequence, read_likelihood
 from graphhalu.extract.generate import BeamSearch, Candidate, left_padded

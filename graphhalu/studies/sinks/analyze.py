@@ -16,8 +16,8 @@ import numpy as np
 from scipy.stats import chi2, spearmanr
 
 from graphhalu.core.errors import GraphhaluError, NotEnoughDataError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.heads.files import read_table
 from graphhalu.heads.table import HeadTable

@@ -16,10 +16,10 @@ import torch
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.errors import GraphhaluError, UsageError
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import file_sha256, installed_version, provenance
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.datasets.registry import load_questions, own_path
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model

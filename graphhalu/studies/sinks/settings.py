@@ -16,7 +16,7 @@ from graphhalu.extract.settings import (
     PromptSettings,
 )
 from graphhalu.labels.labels import Meaning
-from graphhalu.models.spec import ModelSpec
+from graphhalu.models.cards import ModelSpec
 from graphhalu.studies.sinks.records import QueryMode
 
 Ablation = Literal["k", "chat", "quantization"]

@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UsageError
-from graphhalu.core.progress import Progress, no_progress
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.circuits import logit_variance, rotations
 from graphhalu.weights.read import Part, Weights, repeat_heads

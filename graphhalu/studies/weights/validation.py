@@ -13,8 +13,8 @@ from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.core.files import reading
 from graphhalu.core.numerics import json_ready
-from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.provenance import provenance
+from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.files import FileFormat, plain_values, read_document, write_document
 from graphhalu.heads.table import HeadTable, Trial

@@ -1,7 +1,7 @@
 """Promises of a detector, and the data on which they are tried."""
 
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,11 +16,10 @@ from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Input
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels, Level
+from graphhalu.labels.labels import Labels
 from graphhalu.labels.spans import label_tokens
-from graphhalu.testing.contracts.promises import require, require_known, require_raises, require_same
-from graphhalu.testing.planted import Signal, planted_traces
-from graphhalu.testing.planted_tokens import planted_token_traces
+from graphhalu.testing.contracts.inputs import require, require_known
+from graphhalu.testing.planted import planted_token_traces, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.trace import Trace
 
@@ -58,49 +57,34 @@ class PlantedData:
 
 
 def planted_data(
-    n_traces: int = 97,
-    *,
-    seed: int = 0,
-    signal: bool = True,
-    signals: Sequence[Signal] = ("sink",),
-    traces_a_question: int = 1,
-    shares: tuple[float, float, float] = _SHARES,
+    n_traces: int = 97, *, shares: tuple[float, float, float] = _SHARES, **settings: Any
 ) -> PlantedData:
-    """Planted traces, split by question; arguments as of :func:`planted_traces`.
+    """Planted traces, split by question.
 
     Args:
         n_traces: How many.
-        seed: Seed of everything.
-        signal: Whether hallucinated traces differ from others at all.
-        signals: In what they differ.
-        traces_a_question: Beams of a question.
         shares: Of training, validation and test side.
+        settings: Other arguments of :func:`graphhalu.testing.planted.planted_traces`.
     """
-    traces, labels = planted_traces(
-        n_traces, seed=seed, signal=signal, signals=signals, traces_a_question=traces_a_question
-    )
+    traces, labels = planted_traces(n_traces, **settings)
     groups = np.array([trace.record.group_id for trace in traces])
     return PlantedData(traces, labels, grouped_split(labels.values, groups, fractions=shares, seed=1))
 
 
-def planted_token_data(n_traces: int = 61, *, seed: int = 0, signal: bool = True) -> PlantedData:
+def planted_token_data(n_traces: int = 61, **settings: Any) -> PlantedData:
     """Planted answers with labels of their tokens, split by question.
 
     Args:
         n_traces: How many.
-        seed: Seed of everything.
-        signal: Whether hallucinated tokens differ from others at all.
+        settings: Other arguments of :func:`graphhalu.testing.planted.planted_token_traces`.
     """
-    traces = planted_token_traces(n_traces, seed=seed, signal=signal)
+    traces = planted_token_traces(n_traces, **settings)
     labels = label_tokens([trace.record for trace in traces])
     groups = question_groups(traces)
     return PlantedData(traces, labels, grouped_split(labels.values, groups, fractions=_SHARES, seed=1))
 
 
-PLANTED: Final[Mapping[Level, Callable[[], PlantedData]]] = {
-    "answer": planted_data,
-    "token": planted_token_data,
-}
+PLANTED: Final = {"answer": planted_data, "token": planted_token_data}
 """Data that a detector is tried on, by the level of its card."""
 
 
@@ -312,6 +296,28 @@ DETECTOR_CHECKS: Final[tuple[Callable[[DetectorCase], None], ...]] = (
 """Every promise of a detector, the cheap ones first."""
 
 
+def require_same(
+    got: Float[np.ndarray, "item"], expected: Float[np.ndarray, "item"], what: str, rounding: float = 0.0
+) -> None:
+    """Refuse scores that differ in a single bit, or by more than rounding; both may be NaN."""
+    np.testing.assert_allclose(
+        got, expected, rtol=rounding, atol=rounding, err_msg=f"{len(expected)} scores {what}"
+    )
+
+
+def require_raises(kind: type[Exception], what: str, call: Callable[[], object]) -> None:
+    """Refuse a call that raises something else, or nothing."""
+    try:
+        call()
+    except kind:
+        return
+    except Exception as error:
+        raise AssertionError(
+            f"{what} must raise {kind.__name__}, got {type(error).__name__}: {error}"
+        ) from error
+    raise AssertionError(f"{what} must raise {kind.__name__}, and nothing was raised")
+
+
 def bare(trace: Trace) -> Trace:
     """A trace with neither arrays nor text: nothing that a score could rest on but the lengths."""
     kept = {name: trace.arrays[name] for name in ("token_ids", "span_code")}
@@ -319,24 +325,24 @@ def bare(trace: Trace) -> Trace:
 
 
 def _some_invalid(data: PlantedData) -> Labels:
-    """Labels of which some that a detector learns from are not valid."""
-    is_invalid = np.zeros(len(data.traces), dtype=bool)
-    is_invalid[data.split.train[::_EACH]] = True
-    is_invalid[data.split.validation[::_EACH]] = True
-    tokens = data.labels.tokens and tuple(
-        np.zeros_like(each) if hidden else each
-        for each, hidden in zip(data.labels.tokens, is_invalid.tolist(), strict=True)
-    )
-    return replace(data.labels, is_valid=data.labels.is_valid & ~is_invalid, tokens=tokens)
+    """Labels of which some on the training and validation side are not valid."""
+    is_valid = data.labels.is_valid.copy()
+    for side in (data.split.train, data.split.validation):
+        is_valid[side[::_EACH]] = False
+    return replace(data.labels, is_valid=is_valid, tokens=_changed(data.labels, ~is_valid, np.zeros_like))
 
 
 def _turned(data: PlantedData) -> Labels:
-    """Labels of which those are the other way round that no detector must look at."""
+    """Labels that are turned round where no detector must look at them."""
     is_hidden: Bool[np.ndarray, "trace"] = ~data.labels.is_valid
     is_hidden[data.split.test] = True
-    values = data.labels.values
-    tokens = data.labels.tokens and tuple(
-        1 - each if hidden else each
-        for each, hidden in zip(data.labels.tokens, is_hidden.tolist(), strict=True)
+    values = np.where(is_hidden, 1 - data.labels.values, data.labels.values)
+    return replace(data.labels, values=values, tokens=_changed(data.labels, is_hidden, lambda each: 1 - each))
+
+
+def _changed(labels: Labels, is_chosen: Bool[np.ndarray, "trace"], change: Callable[[Any], Any]) -> Any:
+    """Labels of tokens, changed in some traces; none stay none."""
+    return labels.tokens and tuple(
+        change(each) if chosen else each
+        for each, chosen in zip(labels.tokens, is_chosen.tolist(), strict=True)
     )
-    return replace(data.labels, values=np.where(is_hidden, 1 - values, values), tokens=tokens)

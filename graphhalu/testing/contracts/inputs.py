@@ -1,4 +1,7 @@
-"""Promises of what detectors are fed with: features, labellers and data sets."""
+"""Contracts of features, labellers and data sets, and the conditions of all contract tests.
+
+A broken condition is an :class:`AssertionError` that says which.
+"""
 
 import json
 from collections.abc import Callable, Iterable, Sequence
@@ -14,10 +17,21 @@ from graphhalu.features.base import Feature
 from graphhalu.features.block import TraceBlock, block_of, blocks
 from graphhalu.labels.labels import MEANINGS
 from graphhalu.labels.registry import LabelDecision, Labeller
-from graphhalu.testing.contracts.promises import require, require_known
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.schema import ARRAYS, TraceRecord
 from graphhalu.traces.trace import Trace
+
+
+def require(is_kept: bool, broken: str) -> None:
+    """Raise an AssertionError unless a promise is kept."""
+    if not is_kept:
+        raise AssertionError(broken)
+
+
+def require_known(what: str, found: Iterable[str], known: Iterable[str]) -> None:
+    """Refuse unknown names."""
+    unknown = sorted(set(found) - set(known))
+    require(not unknown, f"{what} names {unknown}, expected some of: {', '.join(known)}")
 
 
 def check_feature(feature: Feature, traces: Sequence[Trace] | None = None) -> None:

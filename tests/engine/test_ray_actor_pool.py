@@ -9,10 +9,10 @@ from types import SimpleNamespace
 
 import pytest
 
-from graphhalu.core.errors import ClusterError, ProcessLostError, UsageError
-from graphhalu.engine import ray_actors
+from graphhalu.core.errors import UsageError, WorkerError
+from graphhalu.engine import ray as ray_module
 from graphhalu.engine.executors import in_order
-from graphhalu.engine.ray_actors import _Actor, _ActorPool, _ReadyTimeout
+from graphhalu.engine.ray import _Actor, _ActorPool
 from graphhalu.extract.worker import Shard
 
 pytestmark = pytest.mark.slow
@@ -77,8 +77,7 @@ SEVEN = partial(int, "7")
 
 
 def actors(ray, n_actors=2, start=SEVEN, wait_s=300.0):
-    timeout = _ReadyTimeout(wait_s, lambda: "no worker is ready")
-    return _ActorPool(ray, partial(ray.hire, start), n_actors, timeout)
+    return _ActorPool(ray, partial(ray.hire, start), n_actors, wait_s, lambda: "no worker is ready")
 
 
 def test_every_item_is_done_once_by_as_many_workers_as_were_asked_for():
@@ -117,7 +116,7 @@ def test_an_item_that_fails_once_is_done_by_another_worker():
 
 def test_when_nothing_was_ever_done_it_is_not_the_items():
     ray = PlayedRay(dies_of=range(20))
-    with pytest.raises(ProcessLostError, match="no worker lives long enough"):
+    with pytest.raises(WorkerError, match="no worker lives long enough"):
         list(actors(ray).map(operator.mul, list(range(20))))
 
 
@@ -147,9 +146,9 @@ def test_workers_that_never_find_room_end_the_run_with_what_they_need(monkeypatc
     caplog.set_level("INFO")
     clock = iter(range(0, 10_000, 10))
     played = SimpleNamespace(monotonic=lambda: float(next(clock)))
-    monkeypatch.setattr(ray_actors, "time", played)
+    monkeypatch.setattr(ray_module, "time", played)
     workers = actors(PlayedRay(n_ready=0), wait_s=100.0)
-    with pytest.raises(ClusterError, match=r"no worker is ready\n.*100 s"):
+    with pytest.raises(WorkerError, match=r"no worker is ready\n.*100 s"):
         list(workers.map(operator.mul, [2, 3]))
     assert caplog.messages == ["waiting: no worker is ready"]
 
@@ -162,6 +161,6 @@ def test_one_worker_that_finds_room_does_everything():
 
 def test_workers_that_cannot_be_started_are_not_started_for_ever():
     ray = PlayedRay(n_false=99)
-    with pytest.raises(ProcessLostError, match="ended before they were ready"):
+    with pytest.raises(WorkerError, match="ended before they were ready"):
         list(actors(ray).map(operator.mul, [2, 3]))
     assert len(ray.hired) < 15

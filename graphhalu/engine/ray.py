@@ -1,14 +1,19 @@
-"""Workers as Ray actors: they hold the state, and what dies is started and done again.
+"""Executor on Ray: the connection to a cluster, and workers as actors that are replaced when they die.
 
 Ray gives an actor's task at most once or at least once. Here it is at most once, and this process
 does the rest: it replaces a worker that died, gives its item to another one, and counts. So the
 count is exact, an item waits for no worker that may never come back, and one on which three
 workers died is quarantined while the rest goes on. An item may still be done twice (a machine that
 was only out of reach finishes it too): the work must bear that.
+
+Ray has no passwords by default: whoever reaches its ports runs code on every node. A Ray that is
+started here listens on loopback only and has no dashboard; for a cluster set
+``RAY_AUTH_MODE=token`` on every node.
 """
 
 import logging
 import os
+import re
 import signal
 import socket
 import threading
@@ -19,12 +24,13 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
-from types import FrameType
 from typing import Any, Final
 
-from graphhalu.core.errors import ClusterError, GraphhaluError, ProcessLostError
-from graphhalu.engine.cluster import LOCAL, check_address, connected
+from graphhalu.core.errors import GraphhaluError, MissingExtraError, UsageError, WorkerError
 from graphhalu.engine.executors import Executor, Start, TaskResult, Work, Workers
+
+LOCAL: Final = "local"
+"""Starts a Ray of this machine and ends it with the run."""
 
 MOST_ATTEMPTS: Final = 3
 """Workers that may die on an item before it is quarantined."""
@@ -35,11 +41,23 @@ _MOST_QUARANTINED: Final = 3
 _MOST_STARTS: Final = 10
 """Workers in a row that end before they are ready."""
 
-_log = logging.getLogger(__name__)
-
+_HOST_PORT: Final = re.compile(r"(?:\[([0-9a-fA-F:]+)\]|([\w.-]+)):(\d{1,5})")
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+_REACH_S: Final = 10.0
 _POLL_S: Final = 1.0
 _QUIET_S: Final = 20.0
 _ABANDON_S: Final = 5.0
+
+_ENVIRONMENT: Final = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    # ray writes every lost node and worker to stdout, where results go; they are logged here
+    "RAY_DEDUP_LOGS_SKIP_REGEX": ".",
+    # of a Ray that is started here: its workers are the run, and not something in the background
+    "RAY_worker_niceness": "0",
+}
+"""Read when ray is imported; settings of the user stay."""
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -71,20 +89,18 @@ class RayExecutor(Executor):
 
         Raises:
             MissingExtraError: If Ray is not installed.
-            ClusterError: If there is no such cluster, or this machine is too small.
+            WorkerError: If there is no such cluster, or this machine is too small.
         """
-        check_address(self.address)
-        with connected(self.address) as ray, sigterm_as_interrupt():
+        with connected(self.address) as ray, _sigterm_as_interrupt():
             n_fit = self._n_fit(ray)
+            n_actors = min(at_most, self.n_actors or max(1, n_fit))
             kind = ray.remote(_Actor).options(
                 num_cpus=self.cpus, num_gpus=self.gpus, max_restarts=0, max_task_retries=0
             )
             hire = partial(kind.remote, start, str(Path.cwd()))
-            n_actors = min(at_most, self.n_actors or max(1, n_fit))
-            timeout = _ReadyTimeout(self.wait_s, partial(self._shortage, ray))
-            actors = _ActorPool(ray, hire, n_actors, timeout)
+            actors = _ActorPool(ray, hire, n_actors, self.wait_s, partial(self._shortage, ray))
             try:
-                yield actors
+                yield actors.map
             finally:
                 actors.dismiss()
 
@@ -95,7 +111,7 @@ class RayExecutor(Executor):
         if self.gpus:
             fits.append(int(total.get("GPU", 0) // self.gpus))
         if self.address == LOCAL and not min(fits):
-            raise ClusterError(self._shortage(ray))
+            raise WorkerError(self._shortage(ray))
         return min(fits)
 
     def _shortage(self, ray: Any) -> str:
@@ -108,7 +124,7 @@ class RayExecutor(Executor):
 
 
 class _Actor:
-    """What runs in Ray: a state, made with its first item."""
+    """A worker in Ray: a state, made with its first item."""
 
     def __init__(self, start: Start, folder: str) -> None:
         self.state = cache(start)
@@ -117,7 +133,7 @@ class _Actor:
             os.chdir(folder)
 
     def ready(self) -> None:
-        """Nothing: that it comes back says that the worker is there."""
+        """Return at once: the answer shows that the worker is there."""
 
     def run(self, function: Work, item: Any) -> tuple[str, Any]:
         """``value``, ``error`` (for the user) or ``fault``, with what belongs to it."""
@@ -130,67 +146,34 @@ class _Actor:
             return "fault", " ".join(f"{type(error).__name__}: {error}".split())
 
 
-@dataclass
-class _ReadyTimeout:
-    """Waits for room on the cluster, tells that it does, and gives up in the end."""
+@dataclass(eq=False)
+class _ActorPool:
+    """Actors at work on the items of one call of :meth:`map` at a time.
 
+    Attributes:
+        ray: The module, connected.
+        hire: Starts an actor.
+        n_actors: Actors at the same time, at most.
+        wait_s: How long to wait, in seconds, while no actor is ready.
+        shortage: Describes why none is ready.
+    """
+
+    ray: Any
+    hire: Callable[[], Any]
+    n_actors: int
     wait_s: float
     shortage: Callable[[], str]
-    since: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 - as of then
-    has_told: bool = False
-
-    def check(self, *, is_at_work: bool) -> None:
-        now = time.monotonic()
-        if is_at_work:
-            self.since, self.has_told = now, False
-        elif now - self.since > self.wait_s:
-            message = f"{self.shortage()}\n  It was waited for {self.wait_s:g} s (--ray-wait)"
-            raise ClusterError(message)
-        elif now - self.since > _QUIET_S and not self.has_told:
-            self.has_told = True
-            _log.info("waiting: %s", self.shortage())
-
-
-@dataclass
-class _Attempts:
-    """Counts attempts, and says when an item is quarantined."""
-
-    by_item: Counter[int] = field(default_factory=Counter)
-    n_done: int = 0
-    n_quarantined: int = 0
-
-    def failed(self, place: int, reason: str) -> TaskResult | None:
-        """The end of an item, or ``None`` if it is tried again.
-
-        Raises:
-            ProcessLostError: If nothing was ever done, and several items have come to this.
-        """
-        self.by_item[place] += 1
-        if self.by_item[place] < MOST_ATTEMPTS:
-            return None
-        self.n_quarantined += 1
-        if not self.n_done and self.n_quarantined >= _MOST_QUARANTINED:
-            message = (
-                f"no worker lives long enough to do anything: {reason}\n"
-                f"  See its log on that machine, in the logs of its Ray session"
-            )
-            raise ProcessLostError(message)
-        return TaskResult(place, None, f"{reason} ({MOST_ATTEMPTS} attempts)")
-
-
-class _ActorPool(Workers):
-    def __init__(self, ray: Any, hire: Callable[[], Any], n_actors: int, timeout: _ReadyTimeout) -> None:
-        self.ray = ray
-        self.hire = hire
-        self.n_actors = n_actors
-        self.timeout = timeout
-        self.idle: list[Any] = []
-        self.starting: dict[Any, Any] = {}
-        self.running: dict[Any, tuple[Any, int]] = {}
-        self.n_false_starts = 0
+    idle: list[Any] = field(default_factory=list)
+    starting: dict[Any, Any] = field(default_factory=dict)
+    running: dict[Any, tuple[Any, int]] = field(default_factory=dict)
+    n_false_starts: int = 0
+    waiting_since: float = field(default_factory=lambda: time.monotonic())  # noqa: PLW0108 - as of then
+    is_logged: bool = False
 
     def map(self, function: Work, items: Sequence[Any]) -> Generator[TaskResult, None, None]:
-        waiting, attempts = deque(range(len(items))), _Attempts()
+        """Results of the items, as :data:`graphhalu.engine.executors.Workers` says."""
+        waiting, attempts = deque(range(len(items))), Counter[int]()
+        n_done = n_quarantined = 0
         try:
             while waiting or self.running:
                 self._fill(len(waiting) + len(self.running))
@@ -200,15 +183,18 @@ class _ActorPool(Workers):
                 for ref in self._finished():
                     actor, place = self.running.pop(ref)
                     kind, value = self._outcome(ref, actor)
+                    attempts[place] += 1
                     if kind == "error":
                         raise value
                     if kind == "value":
-                        attempts.n_done += 1
+                        n_done += 1
                         yield TaskResult(place, value)
-                    elif (done := attempts.failed(place, value)) is not None:
-                        yield done
-                    else:
+                    elif attempts[place] < MOST_ATTEMPTS:
                         waiting.append(place)
+                    else:
+                        n_quarantined += 1
+                        _require_some_done(n_done, n_quarantined, value)
+                        yield TaskResult(place, None, f"{value} ({MOST_ATTEMPTS} attempts)")
         finally:
             self._abandon()
 
@@ -231,8 +217,20 @@ class _ActorPool(Workers):
         for ref in ready:
             if ref in self.starting:
                 self._started(ref)
-        self.timeout.check(is_at_work=bool(self.running or self.idle))
+        self._check_timeout()
         return [ref for ref in ready if ref in self.running]
+
+    def _check_timeout(self) -> None:
+        """Log that no worker finds room on the cluster, and give up after ``wait_s``."""
+        now = time.monotonic()
+        waited = now - self.waiting_since
+        if self.running or self.idle:
+            self.waiting_since, self.is_logged = now, False
+        elif waited > self.wait_s:
+            raise WorkerError(f"{self.shortage()}\n  It was waited for {self.wait_s:g} s (--ray-wait)")
+        elif waited > _QUIET_S and not self.is_logged:
+            self.is_logged = True
+            _log.info("waiting: %s", self.shortage())
 
     def _started(self, ref: Any) -> None:
         actor = self.starting.pop(ref)
@@ -242,17 +240,16 @@ class _ActorPool(Workers):
             self.n_false_starts += 1
             if self.n_false_starts >= _MOST_STARTS and not (self.running or self.idle):
                 reason = " ".join(str(error).split())[:300]
-                message = (
+                raise WorkerError(
                     f"{self.n_false_starts} workers ended before they were ready: {reason}\n"
                     f"  Every node needs the same graphhalu, Python and Ray as this machine"
-                )
-                raise ProcessLostError(message) from None
+                ) from None
         else:
             self.n_false_starts = 0
             self.idle.append(actor)
 
     def _outcome(self, ref: Any, actor: Any) -> tuple[str, Any]:
-        """What a task gave; a worker that is dead or in doubt is not used again."""
+        """Outcome of a task; a worker that is dead or in doubt is not used again."""
         try:
             kind, value = self.ray.get(ref)
         except self.ray.exceptions.RayError as error:
@@ -272,8 +269,96 @@ class _ActorPool(Workers):
         self.running = {}
 
 
+def _require_some_done(n_done: int, n_quarantined: int, reason: str) -> None:
+    if not n_done and n_quarantined >= _MOST_QUARANTINED:
+        raise WorkerError(
+            f"no worker lives long enough to do anything: {reason}\n"
+            f"  See its log on that machine, in the logs of its Ray session"
+        )
+
+
+def check_address(address: str) -> tuple[str, int] | None:
+    """Host and port of a cluster; ``None`` for ``local`` and ``auto``.
+
+    Raises:
+        UsageError: If it is none of these.
+    """
+    if address in {LOCAL, "auto"}:
+        return None
+    match = _HOST_PORT.fullmatch(address)
+    if match is None or not 0 < int(match[3]) < 2**16:
+        raise UsageError(
+            f"a Ray cluster is given as local, auto or HOST:PORT, got {address!r}\n"
+            f"  Write --ray=HOST:PORT, or --ray alone at the end for this machine"
+        )
+    return match[1] or match[2], int(match[3])
+
+
 @contextmanager
-def sigterm_as_interrupt() -> Iterator[None]:
+def connected(address: str) -> Iterator[Any]:
+    """The module ``ray``, connected; a connection that is there already is used and kept.
+
+    Args:
+        address: ``local``, ``auto`` or ``HOST:PORT``.
+
+    Raises:
+        MissingExtraError: If Ray is not installed.
+        UsageError: If the address cannot be read.
+        WorkerError: If no cluster answers there.
+    """
+    place = check_address(address)
+    is_loopback = address == LOCAL or (place is not None and place[0] in _LOOPBACK)
+    ray = _import_ray(is_loopback=is_loopback)
+    if ray.is_initialized():
+        yield ray
+        return
+    if place is not None:
+        try:
+            socket.create_connection(place, timeout=_REACH_S).close()
+        except OSError as error:
+            raise _no_cluster(f"{place[0]}:{place[1]}", error.strerror or str(error)) from None
+    options: dict[str, Any] = {"_node_ip_address": "127.0.0.1"} if is_loopback else {}
+    if address == LOCAL:
+        options["include_dashboard"] = False
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.CRITICAL, **options)
+    except Exception as error:  # noqa: BLE001 - ray raises bare exceptions here
+        raise _no_cluster(address, " ".join(str(error).split())) from None
+    try:
+        yield ray
+    finally:
+        ray.shutdown()
+
+
+def _import_ray(*, is_loopback: bool) -> Any:
+    # without it 127.0.0.1 becomes the machine's outer address, and the connection hangs
+    loopback = {"RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0"} if is_loopback else {}
+    for name, value in {**_ENVIRONMENT, **loopback}.items():
+        os.environ.setdefault(name, value)
+    try:
+        import ray
+    except ImportError:
+        raise MissingExtraError(
+            "--ray needs Ray, which is not installed\n  pip install 'graphhalu[ray]'"
+        ) from None
+    return ray
+
+
+def _no_cluster(address: str, reason: str) -> WorkerError:
+    if address == LOCAL:
+        return WorkerError(
+            f"Ray does not start on this machine: {reason}\n"
+            f"  A busy machine can be too slow for it: try again, or leave --ray out"
+        )
+    return WorkerError(
+        f"no Ray cluster can be used at {address}: {reason}\n"
+        f"  Start one:  ray start --head --port=6379  and on every other machine  "
+        f"ray start --address=HOST:6379; this machine must be one of them"
+    )
+
+
+@contextmanager
+def _sigterm_as_interrupt() -> Iterator[None]:
     """Raise ``KeyboardInterrupt`` where SIGTERM comes, so that workers are told to stop.
 
     Only the main thread can take signals; in any other nothing changes.
@@ -281,12 +366,8 @@ def sigterm_as_interrupt() -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    before = signal.signal(signal.SIGTERM, _interrupt)
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         yield
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _interrupt(_number: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
