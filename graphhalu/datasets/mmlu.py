@@ -7,16 +7,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
+import yaml
+
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card, hub_rows
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.rows import Row, require_columns, text_field, text_id, wrong_value
-
-LAYOUTS: Final = (
-    "one of MMLU's layouts: the published table without a header (question, four options, letter), "
-    "or hub rows (question, subject, choices, answer)"
-)
 
 LETTERS: Final = "ABCD"
 N_EXAMPLES: Final = 5
@@ -25,31 +22,9 @@ _CELLS: Final = ("question", *LETTERS, "answer")
 
 CATEGORIES: Final[Mapping[str, str]] = {
     subject: category
-    for category, subjects in {
-        "STEM": """
-            abstract_algebra astronomy college_biology college_chemistry college_computer_science
-            college_mathematics college_physics computer_security conceptual_physics
-            electrical_engineering elementary_mathematics high_school_biology
-            high_school_chemistry high_school_computer_science high_school_mathematics
-            high_school_physics high_school_statistics machine_learning
-        """,
-        "humanities": """
-            formal_logic high_school_european_history high_school_us_history
-            high_school_world_history international_law jurisprudence logical_fallacies
-            moral_disputes moral_scenarios philosophy prehistory professional_law world_religions
-        """,
-        "social sciences": """
-            econometrics high_school_geography high_school_government_and_politics
-            high_school_macroeconomics high_school_microeconomics high_school_psychology
-            human_sexuality professional_psychology public_relations security_studies sociology
-            us_foreign_policy
-        """,
-        "other": """
-            anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging
-            management marketing medical_genetics miscellaneous nutrition
-            professional_accounting professional_medicine virology
-        """,
-    }.items()
+    for category, subjects in yaml.safe_load(
+        Path(__file__).with_name("mmlu_subjects.yaml").read_text()
+    ).items()
     for subject in subjects.split()
 }
 """The published four categories by subject."""
@@ -124,8 +99,9 @@ def _read(files: Iterable[Path]) -> Iterator[Question]:
 def _table_questions(file: DataFile, subject: str) -> Iterator[Question]:
     for number, cells in table_cells(file, ","):
         if len(cells) != len(_CELLS):
-            what = f"expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
-            raise file.fault(number, what)
+            raise file.fault(
+                number, f"expected {MMLU.card.layout}; got {len(cells)} cells, not {len(_CELLS)}"
+            )
         row = Row(file.where(number), dict(zip(_CELLS, cells, strict=True)))
         letter = text_field(row, "answer")
         if letter not in tuple(LETTERS):
@@ -135,7 +111,7 @@ def _table_questions(file: DataFile, subject: str) -> Iterator[Question]:
 
 
 def _hub_question(row: Row) -> Question:
-    require_columns(row, "question", "subject", "choices", "answer", expected=LAYOUTS)
+    require_columns(row, "question", "subject", "choices", "answer", expected=MMLU.card.layout)
     options, answer = row.values["choices"], row.values["answer"]
     if not isinstance(options, list | tuple) or len(options) != len(LETTERS):
         raise wrong_value(row, "choices", "a list of four texts", options)

@@ -82,8 +82,7 @@ def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None 
     token = _ACTIVE.set(_Capture(observer, row_chunk, before))
     try:
         if attention_implementation(model) != CAPTURE_NAME:
-            message = f"{type(model).__name__} does not take an attention function of its own"
-            raise ModelRefusedError(message)
+            raise ModelRefusedError(f"{type(model).__name__} does not take an attention function of its own")
         yield
     finally:
         _ACTIVE.reset(token)
@@ -174,8 +173,7 @@ def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor
     source = sys.modules[type(module).__module__]
     eager: Any = getattr(source, "eager_attention_forward", None)
     if eager is None:
-        message = f"{source.__name__} has no eager attention to capture from"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{source.__name__} has no eager attention to capture from")
     return eager
 
 
@@ -232,8 +230,7 @@ def recipe_of(mask: Tensor | None, kind: str) -> MaskRecipe:
     """
     recipe = getattr(mask, "recipe", None)
     if not isinstance(recipe, MaskRecipe):
-        message = f"{kind} changes the attention mask before it attends"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{kind} changes the attention mask before it attends")
     return recipe
 
 

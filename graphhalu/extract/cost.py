@@ -68,8 +68,7 @@ class ModelSize:
         width = (n_parameters * _ASPECT / _PLAIN) ** (1 / 3)
         hidden = round(width / 128) * 128
         if hidden < 128 or not n_parameters < 1e14:  # noqa: PLR2004
-            message = f"expected between 1e6 and 1e14 parameters, as 7e9, got {n_parameters:g}"
-            raise UsageError(message)
+            raise UsageError(f"expected between 1e6 and 1e14 parameters, as 7e9, got {n_parameters:g}")
         left = n_parameters - 2 * _VOCABULARY * hidden
         layers, heads = max(1, round(left / (_PLAIN * hidden**2))), hidden // 128
         return cls(layers, hidden, heads, heads, 128, round(hidden * 8 / 3), _VOCABULARY)
@@ -159,8 +158,7 @@ class PlanSettings(Config):
         """
         if self.parameters is not None:
             if self.model is not None:
-                message = "give a model or its parameters, not both"
-                raise UsageError(message)
+                raise UsageError("give a model or its parameters, not both")
             return f"{self.parameters / 1e9:,.3g}B parameters", ModelSize.of_parameters(self.parameters)
         name = self.model or "llama2-7b"
         if name not in SIZES:

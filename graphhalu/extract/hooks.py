@@ -87,11 +87,10 @@ def find_attention_modules(model: Any) -> AttentionModules:
     n_layers = model.config.get_text_config().num_hidden_layers
     indices = {index for _, index, _ in found.values()}
     if len(found) != n_layers or len(indices) != 1:
-        message = (
+        raise ModelRefusedError(
             f"{type(model).__name__} gives attention weights in {len(found)} places and has "
             f"{n_layers} layers; graphhalu needs those of every layer"
         )
-        raise ModelRefusedError(message)
     return AttentionModules(tuple(module for module, _, _ in found.values()), indices.pop())
 
 

@@ -9,11 +9,16 @@ import numpy as np
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import DataFileError, GraphhaluError, UsageError
-from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt
+from graphhalu.datasets.prompts import (
+    DEFAULT_TEMPLATE,
+    EncodedPrompt,
+    build_prompt,
+    encode_prompt,
+    letter_spellings,
+)
 from graphhalu.datasets.prompts import Prompt as RenderedPrompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
-from graphhalu.datasets.templates import DEFAULT_TEMPLATE, letter_spellings
 from graphhalu.extract.settings import ExtractConfig, PromptSettings
 from graphhalu.models.load import LoadedModel
 
@@ -115,11 +120,10 @@ class PromptBuilder:
     def _with_given(self, prompt: Prompt) -> Prompt:
         question, tokenizer = prompt.question, self.loaded.tokenizer
         if not question.given:
-            message = (
+            raise UsageError(
                 f"question {question.question_id!r} of {self.config.dataset.name} states no answer "
                 f"to replay\n  Leave --answers given out: the model then answers itself"
             )
-            raise UsageError(message)
         found: list[Answer] = []
         failures: list[str] = []
         for rank, stated in enumerate(question.given):
@@ -189,8 +193,7 @@ def given_answer(text: str, prompt: RenderedPrompt, encoded: EncodedPrompt, toke
     while ids and ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):
         ids, offsets = ids[:-1], offsets[:-1]
     if not ids or not text:
-        message = "the given answer is empty"
-        raise DataFileError(message)
+        raise DataFileError("the given answer is empty")
     ranges = tuple((max(0, start - lead), max(0, stop - lead)) for start, stop in offsets)
     return Answer(text, tuple(ids), ranges)
 
@@ -221,11 +224,10 @@ def uses_chat(settings: PromptSettings, loaded: LoadedModel) -> bool:
     """
     has_template = getattr(loaded.tokenizer, "chat_template", None) is not None
     if settings.chat == "on" and not has_template:
-        message = (
+        raise UsageError(
             "the model has no chat template, and --chat on asks for one\n"
             "  Use --chat off, or a chat version of the model"
         )
-        raise UsageError(message)
     return settings.chat == "on" or (settings.chat == "auto" and has_template)
 
 

@@ -234,12 +234,11 @@ def _run(
     counter.n_new = len(done.intersection(planned) - before)
     lost = [name for name in planned if name not in done and name not in quarantined]
     if lost:
-        message = (
+        raise StoreError(
             f"{len(lost)} of {len(planned)} questions are in no part of {store.name}, though all "
             f"were done (the first is {lost[0]!r}): a part was removed meanwhile\n"
             f"  Run the same command again to do them"
         )
-        raise StoreError(message)
     return {name: reason for name, reason in quarantined.items() if name not in done}
 
 

@@ -50,8 +50,7 @@ class Shard:
         """
         match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
         if match is None or not 1 <= int(match[1]) <= int(match[2]):
-            message = f"a shard is written as i/N with i from 1 to N, as 3/10; got {text!r}"
-            raise UsageError(message)
+            raise UsageError(f"a shard is written as i/N with i from 1 to N, as 3/10; got {text!r}")
         return cls(int(match[1]), int(match[2]))
 
     @property

@@ -159,8 +159,7 @@ def ablation_check(
         UsageError: If the mask does not fit, or leaves too few heads to compare with.
     """
     if n_draws < 1:
-        message = f"random heads are drawn once or more often, got --draws {n_draws}"
-        raise UsageError(message)
+        raise UsageError(f"random heads are drawn once or more often, got --draws {n_draws}")
     generator = np.random.default_rng(seed)
     drawn = [random_heads(mask, generator) for _ in range(n_draws)]
     qualities = [measure(items)]
@@ -181,12 +180,11 @@ def require_fitting(table: HeadTable, identity: dict[str, Any], n_heads: int) ->
     names = ("name", "weights", "revision", "architecture")
     differing = [n for n in names if table.model and table.model.get(n) != identity.get(n)]
     if differing or table.n_heads != n_heads:
-        message = (
+        raise UsageError(
             f"the {table.role} table belongs to {table.model.get('name', 'another model')} "
             f"({len(table.layers)} layers of {table.n_heads} heads), not to "
             f"{identity.get('name')}: {', '.join(differing) or 'the number of heads'} differ"
         )
-        raise UsageError(message)
 
 
 @contextmanager
@@ -204,11 +202,10 @@ def ablating(model: Any, mask: HeadMask) -> Iterator[None]:
     projections = output_projections(model)
     n_heads = _n_heads(model)
     if mask.is_chosen.shape[1] != n_heads or not set(mask.layers) <= set(range(len(projections))):
-        message = (
+        raise UsageError(
             f"the mask is of {len(mask.layers)} layers of {mask.is_chosen.shape[1]} heads, the "
             f"model has {len(projections)} layers of {n_heads} heads"
         )
-        raise UsageError(message)
     with ExitStack() as stack:
         for layer, chosen in zip(mask.layers, mask.is_chosen, strict=True):
             if chosen.any():
@@ -244,11 +241,10 @@ def output_projections(model: Any) -> tuple[nn.Module, ...]:
     n_heads = _n_heads(model)
     is_found = len(last) == len(modules) and all(width % n_heads == 0 for _, width in last.values())
     if not is_found:
-        message = (
+        raise ModelRefusedError(
             f"the output projection of {type(model).__name__} cannot be told apart by head: found "
             f"{len(last)} of {len(modules)} layers, {n_heads} heads"
         )
-        raise ModelRefusedError(message)
     return tuple(last[place][0] for place in range(len(modules)))
 
 
@@ -264,11 +260,10 @@ def random_heads(mask: HeadMask, generator: np.random.Generator) -> tuple[HeadMa
         UsageError: If the model has too few heads that are not chosen.
     """
     if 2 * mask.is_chosen.sum() > mask.is_chosen.size:
-        message = (
+        raise UsageError(
             f"{mask.is_chosen.sum()} of {mask.is_chosen.size} heads are chosen: there are too few "
             f"others to compare with\n  Choose fewer, with --top-k"
         )
-        raise UsageError(message)
     drawn = np.zeros_like(mask.is_chosen)
     for place, chosen in enumerate(mask.is_chosen):
         others = np.flatnonzero(~chosen)

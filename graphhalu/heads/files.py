@@ -36,8 +36,7 @@ def write_heads(path: Path, tables: Sequence[HeadTable]) -> None:
         UsageError: If there is no table.
     """
     if not tables:
-        message = "there is no table of heads to write"
-        raise UsageError(message)
+        raise UsageError("there is no table of heads to write")
     values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
@@ -58,18 +57,16 @@ def read_heads(path: Path) -> list[HeadTable]:
     if "format" not in values:
         return [_published_table(values, path)]
     if values["format"] != FORMAT or values.get("format_version") != FORMAT_VERSION:
-        message = (
+        raise DataFileError(
             f"{path} has {told_format(values)}; this graphhalu reads {FORMAT!r} version {FORMAT_VERSION}"
         )
-        raise DataFileError(message)
     with reading(f"{path} is damaged", way_out="Measure the heads again"):
         try:
             tables = [_table(item) for item in values["tables"]]
         except UsageError as error:  # parts that do not fit are no fault of an argument here
             raise ValueError(str(error)) from None
     if not tables:
-        message = f"{path} holds no table of heads"
-        raise DataFileError(message)
+        raise DataFileError(f"{path} holds no table of heads")
     return tables
 
 
@@ -84,8 +81,7 @@ def read_table(path: Path, role: str | None = None) -> HeadTable:
     found = [table for table in tables if role in (None, table.role)]
     if not found:
         there = ", ".join(table.role for table in tables)
-        message = f"{path} has no table of the role {role!r}; it has {there}"
-        raise UsageError(message)
+        raise UsageError(f"{path} has no table of the role {role!r}; it has {there}")
     return found[0]
 
 
@@ -102,11 +98,10 @@ def write_published(path: Path, table: HeadTable) -> None:
     for (place, head), count in np.ndenumerate(table.count):
         name = f"{table.layers[place]}-{head}"
         if count not in (0, n_trials):
-            message = (
+            raise UsageError(
                 f"head {name} has a score in {count} of {n_trials} trials, which the published "
                 f"layout cannot say\n  Keep our own format"
             )
-            raise UsageError(message)
         if count:
             values[name] = table.scores[:, place, head].tolist()
     _write_json(path, values)
@@ -125,8 +120,7 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
     chance = _numbers(values["chance"])
     n_resamples, seed = int(values["n_resamples"]), int(values["seed"])
     if not 1 <= n_resamples <= _MAX_RESAMPLES or seed < 0:
-        message = f"n_resamples is {n_resamples} and the seed {seed}"
-        raise ValueError(message)
+        raise ValueError(f"n_resamples is {n_resamples} and the seed {seed}")
     trials = tuple(Trial(**item) for item in values["trials"])
     return HeadTable(
         str(values["role"]),
@@ -147,30 +141,26 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
 def _numbers(values: Any) -> Float[np.ndarray, "..."]:
     found = numbers_of(values)
     if np.isinf(found).any():
-        message = "a number is infinite"
-        raise ValueError(message)
+        raise ValueError("a number is infinite")
     return found
 
 
 def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
     columns = {_place(key, path): _scores(key, scores, path) for key, scores in values.items()}
     if not columns:
-        message = f'{path} holds no head: expected entries such as "16-19": [0.9, 1.0]'
-        raise DataFileError(message)
+        raise DataFileError(f'{path} holds no head: expected entries such as "16-19": [0.9, 1.0]')
     lengths = {len(scores) for scores in columns.values()}
     if len(lengths) != 1:
-        message = (
+        raise DataFileError(
             f"{path}: heads have {min(lengths)} to {max(lengths)} scores; expected one a trial for every head"
         )
-        raise DataFileError(message)
     n_layers, n_heads = (1 + max(place[axis] for place in columns) for axis in (0, 1))
     n_scores = lengths.pop()
     if n_scores * n_layers * n_heads > _MAX_SCORES:
-        message = (
+        raise DataFileError(
             f"{path} names heads up to {n_layers - 1}-{n_heads - 1} with {n_scores} scores each; "
             f"expected at most {_MAX_SCORES:,} scores of a whole model"
         )
-        raise DataFileError(message)
     scores = np.full((n_scores, n_layers, n_heads), np.nan)
     for (layer, head), column in columns.items():
         scores[:, layer, head] = column
@@ -187,10 +177,9 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
 def _place(key: str, path: Path) -> tuple[int, int]:
     match = _KEY.fullmatch(key)
     if match is None:
-        message = (
+        raise DataFileError(
             f'{path} is no file of head scores: expected keys such as "16-19" (layer-head), got {key[:40]!r}'
         )
-        raise DataFileError(message)
     return int(match[1]), int(match[2])
 
 
@@ -200,8 +189,7 @@ def _scores(key: str, scores: Any, path: Path) -> list[Any]:
         for v in scores
     )
     if not is_numbers or not scores:
-        message = f"{path}: head {key} has no list of finite scores"
-        raise DataFileError(message)
+        raise DataFileError(f"{path}: head {key} has no list of finite scores")
     return scores
 
 
@@ -210,8 +198,7 @@ def _read_json(path: Path) -> dict[str, Any]:
         # numbers are looked at where they stand, so that the error can name the head
         return read_json_object(path, allows_nan=True)
     except FileNotFoundError:
-        message = f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval"
-        raise UsageError(message) from None
+        raise UsageError(f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval") from None
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -17,7 +17,7 @@ from jaxtyping import Int
 from graphhalu.core.axes import RowRange, Span
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import parse_json, read_bytes, reason_of
-from graphhalu.datasets.bundled import bundled_file, bundled_places
+from graphhalu.datasets.base import bundled_file, bundled_places
 from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.models.quiet import quiet_loading
@@ -69,8 +69,7 @@ def read_haystack(path: Path | None = None) -> str:
     path = path or bundled_file(bundled_places("haystack", "haystack.txt"))
     text = " ".join(_read_text(path).split())
     if not text:
-        message = f"the haystack {path} holds no text"
-        raise DataFileError(message)
+        raise DataFileError(f"the haystack {path} holds no text")
     return text
 
 
@@ -90,8 +89,7 @@ def read_needles(path: Path | None = None) -> tuple[Needle, ...]:
         if line.strip():
             found.append(_needle(line, f"{path}, line {number}"))
     if not found:
-        message = f"{path} holds no needle"
-        raise DataFileError(message)
+        raise DataFileError(f"{path} holds no needle")
     return tuple(found)
 
 
@@ -124,16 +122,14 @@ class Haystack:
             UsageError: If there is no room for the needle, or the haystack is too short.
         """
         if not 0 <= depth <= 1:
-            message = f"a depth lies between 0 (first) and 1 (last), got {depth}"
-            raise UsageError(message)
+            raise UsageError(f"a depth lies between 0 (first) and 1 (last), got {depth}")
         n_tokens = length - len(self._encode(self._prompt(needle, needle.needle))[0])
         if not 0 < n_tokens <= len(self._token_ends):
-            message = (
+            raise UsageError(
                 f"a prompt of {length} tokens needs {n_tokens} tokens of haystack, which has "
                 f"{len(self._token_ends)}\n"
                 f"  Use --lengths that fit, or a longer text with --haystack"
             )
-            raise UsageError(message)
         before, after = self._cut(n_tokens, depth)
         context = " ".join(part for part in (before, needle.needle, after) if part)
         start = len(before) + 1 if before else 0
@@ -143,8 +139,7 @@ class Haystack:
         needle_tokens = _covered(prompt.text, offsets, context_start + start, len(needle.needle))
         context_tokens = _covered(prompt.text, offsets, context_start, len(context))
         if needle_tokens is None or context_tokens is None:
-            message = f"the needle {name} is not in its prompt of {length} tokens"
-            raise UsageError(message)
+            raise UsageError(f"the needle {name} is not in its prompt of {length} tokens")
         trial_id = f"length {length}, depth {depth:.2f}, needle {name}"
         return HiddenNeedle(trial_id, needle, token_ids, needle_tokens, context_tokens)
 
@@ -185,8 +180,7 @@ def trials(
         UsageError: If there is no depth, or a prompt cannot be made.
     """
     if n_depths < 1:
-        message = f"needles are hidden at one depth or more, got {n_depths}"
-        raise UsageError(message)
+        raise UsageError(f"needles are hidden at one depth or more, got {n_depths}")
     depths = np.linspace(0, 1, n_depths) if n_depths > 1 else np.array([0.5])
     for length in sorted(lengths):
         for depth in depths.tolist():
@@ -197,8 +191,7 @@ def trials(
 def _start_of(prompt: Prompt, span: Span) -> int:
     found = next((piece for piece in prompt.pieces if piece.span == span), None)
     if found is None:
-        message = "the prompt template shows no context to hide a needle in\n  Use --template bare"
-        raise UsageError(message)
+        raise UsageError("the prompt template shows no context to hide a needle in\n  Use --template bare")
     return found.start
 
 
@@ -218,11 +211,9 @@ def _needle(line: str, where: str) -> Needle:
         values = parse_json(line)
         found = Needle(*(values[key].strip() for key in _KEYS))
     except (ValueError, KeyError, TypeError, AttributeError):
-        message = f"{where}: expected an object with texts for {', '.join(_KEYS)}"
-        raise DataFileError(message) from None
+        raise DataFileError(f"{where}: expected an object with texts for {', '.join(_KEYS)}") from None
     if not all(found):
-        message = f"{where}: {', '.join(_KEYS)} must not be empty"
-        raise DataFileError(message)
+        raise DataFileError(f"{where}: {', '.join(_KEYS)} must not be empty")
     return found
 
 
@@ -230,8 +221,6 @@ def _read_text(path: Path) -> str:
     try:
         return read_bytes(path).decode("utf-8-sig")
     except FileNotFoundError:
-        message = f"no file at {path}"
-        raise UsageError(message) from None
+        raise UsageError(f"no file at {path}") from None
     except (OSError, ValueError) as error:
-        message = f"{path} is no UTF-8 text: {reason_of(error)}"
-        raise DataFileError(message) from None
+        raise DataFileError(f"{path} is no UTF-8 text: {reason_of(error)}") from None

@@ -44,8 +44,7 @@ class RowsObserver:
         """
         exact = weights[0].float()
         if not bool(torch.isfinite(exact.sum())):
-            message = f"the attention of layer {layer} holds NaN or infinity"
-            raise NonFiniteError(message)
+            raise NonFiniteError(f"the attention of layer {layer} holds NaN or infinity")
         self.kept.setdefault(layer, []).append(self.reduce(exact).cpu())
 
     def values(self, layer: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:

@@ -136,8 +136,7 @@ def pattern_keys(n_tokens: int, pattern: str, settings: PatternSettings) -> Bool
         "local": (keys >= rows - width) & (keys < rows) & (rows > width),
     }
     if pattern not in members:
-        message = f"no pattern named {pattern!r}; known: {', '.join(PATTERNS)}"
-        raise UsageError(message)
+        raise UsageError(f"no pattern named {pattern!r}; known: {', '.join(PATTERNS)}")
     return members[pattern]
 
 
@@ -151,21 +150,19 @@ def random_sequences(loaded: LoadedModel, settings: PatternSettings) -> list[Int
     """
     length = 2 * settings.period + 1
     if loaded.max_positions is not None and length > loaded.max_positions:
-        message = (
+        raise UsageError(
             f"a period of {settings.period} makes {length} tokens, the context of "
             f"{loaded.spec.name} has {loaded.max_positions}\n  Use a smaller --period"
         )
-        raise UsageError(message)
     special = set(loaded.tokenizer.all_special_ids)
     plain = np.array([i for i in range(len(loaded.tokenizer)) if i not in special])
     n_known = loaded.model.get_input_embeddings().weight.shape[0]
     plain = plain[plain < n_known]
     if len(plain) <= settings.period:
-        message = (
+        raise UsageError(
             f"a period of {settings.period} needs {settings.period + 1} different tokens, the "
             f"vocabulary has {len(plain)}\n  Use a smaller --period"
         )
-        raise UsageError(message)
     generator = np.random.default_rng(settings.seed)
     sequences = []
     for _ in range(settings.n_sequences):

@@ -84,8 +84,7 @@ def question_items(
         token_ids = encode_prompt(prompt, loaded.tokenizer).token_ids.tolist()
         items.append(_item(loaded, question, token_ids, prompt.is_chat))
     if not items:
-        message = "none of the questions states a gold answer: there is nothing to measure by"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("none of the questions states a gold answer: there is nothing to measure by")
     return items
 
 

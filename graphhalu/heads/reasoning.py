@@ -111,8 +111,7 @@ def attention_source(arrays: Sequence[str]) -> str:
     """
     missing = sorted({"span_mass", "sink_keys"} - set(arrays))
     if missing:
-        message = f"reasoning heads need the streams {' and '.join(missing)}; extract again"
-        raise TraceNotFoundError(message)
+        raise TraceNotFoundError(f"reasoning heads need the streams {' and '.join(missing)}; extract again")
     if not {"attention", "attention_fixed"}.isdisjoint(arrays):
         return "full"
     return "edges" if "edge_key" in arrays else "streams"
@@ -344,11 +343,10 @@ def _by_labels(store: TraceStore, labeller: str) -> list[Verdict]:
     if labels is None:  # not written: a look at heads changes no store
         labels = label_records(store.records, make_labeller(labeller))
     if labels.meaning != "hallucinated":
-        message = (
+        raise UsageError(
             f"labels by {labeller!r} say what the data set says of its input, and reasoning heads "
             f"need labels of the model's own answers\n  Use --labeller match"
         )
-        raise UsageError(message)
     decided = zip(labels.values.tolist(), labels.is_valid, labels.reasons, strict=True)
     return [
         (value == 0 if is_valid else None, f"{labeller}: {reason}") for value, is_valid, reason in decided

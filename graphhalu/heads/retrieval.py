@@ -141,15 +141,13 @@ def hidden_needles(loaded: LoadedModel, settings: RetrievalSettings) -> list[Hid
         UsageError: If one does not fit the haystack or the model's context.
     """
     if not settings.lengths:
-        message = "no length of a prompt is given; use --lengths 256,512"
-        raise UsageError(message)
+        raise UsageError("no length of a prompt is given; use --lengths 256,512")
     longest = max(settings.lengths) + settings.max_new_tokens
     if loaded.max_positions is not None and longest > loaded.max_positions:
-        message = (
+        raise UsageError(
             f"prompt and answer need up to {longest} tokens, the context of "
             f"{loaded.spec.name} has {loaded.max_positions}\n  Use smaller --lengths"
         )
-        raise UsageError(message)
     template, chat = prompt_form(loaded, settings.template, settings.chat)
     text = read_haystack(settings.haystack)
     haystack = Haystack(text, loaded.tokenizer, template=template, chat=chat)
@@ -282,9 +280,8 @@ def _span_and_others(
 
 def _require_rows(is_counted: Bool[np.ndarray, "layer row"], passage: Passage) -> None:
     if not is_counted.any():
-        message = (
+        raise NotEnoughDataError(
             f"no layer sees the span of tokens {passage.span.start} … {passage.span.stop - 1} "
             f"from the rows that produce the answer ({len(passage.answer_rows)} rows from "
             f"{passage.prompt_length - 1})"
         )
-        raise NotEnoughDataError(message)

@@ -74,11 +74,9 @@ def resampled_means(
         UsageError: If there is no resample.
     """
     if n_resamples < 1:
-        message = f"a bootstrap needs at least one resample, got {n_resamples}"
-        raise UsageError(message)
+        raise UsageError(f"a bootstrap needs at least one resample, got {n_resamples}")
     if not len(values):
-        message = "there is no trial to resample: none was accepted"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("there is no trial to resample: none was accepted")
     names, group_index = np.unique(np.asarray(groups), return_inverse=True)
     generator = np.random.default_rng(seed)
     draws = group_multiplicities(len(names), n_resamples, generator).astype(np.float64)
@@ -97,8 +95,7 @@ def percentile_interval(means: Float[np.ndarray, "resample *cell"], level: float
         UsageError: If the level is not in (0, 1).
     """
     if not 0 < level < 1:
-        message = f"the level of an interval lies between 0 and 1, got {level}"
-        raise UsageError(message)
+        raise UsageError(f"the level of an interval lies between 0 and 1, got {level}")
     tails = [(1 - level) / 2, (1 + level) / 2]
     flat = means.reshape(len(means), -1)
     ends = np.full((2, flat.shape[1]), np.nan)
@@ -140,8 +137,7 @@ def contrast(
         resamples cannot be below 1 / n_resamples, which over hundreds of heads is too coarse.
     """
     if not len(first) or not len(second):
-        message = f"a contrast needs trials on both sides, got {len(first)} and {len(second)}"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(f"a contrast needs trials on both sides, got {len(first)} and {len(second)}")
     nothing = (np.full_like(first, np.nan), np.full_like(second, np.nan))
     names = np.array([*groups[0], *groups[1]], dtype=np.str_)
     means = [

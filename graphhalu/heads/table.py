@@ -92,12 +92,11 @@ class HeadTable:
         expected = (len(self.trials), len(self.layers), self.chance.shape[1])
         wrong = [name for name, v in self.columns.items() if v.shape != self.chance.shape]
         if self.scores.shape != expected or self.chance.shape != expected[1:] or wrong:
-            message = (
+            raise UsageError(
                 f"the {self.role} table does not fit together: {len(self.trials)} trials and "
                 f"{len(self.layers)} layers, scores {self.scores.shape}, chance "
                 f"{self.chance.shape}" + (f", column {wrong[0]}" if wrong else "")
             )
-            raise UsageError(message)
 
     @property
     def n_heads(self) -> int:
@@ -169,11 +168,10 @@ class HeadTable:
             return self
         reasons = [item.reason for item in self.rejected]
         listed = "; ".join(f"{reasons.count(reason)} x {reason}" for reason in dict.fromkeys(reasons[:50]))
-        message = (
+        raise NotEnoughDataError(
             f"no trial of {len(reasons)} counts for the {self.role} heads: {listed or 'none made'}"
             f"\n  Lower the gate, or make the trials easier"
         )
-        raise NotEnoughDataError(message)
 
 
 def ranked_places(values: Float[np.ndarray, "layer head"]) -> list[tuple[int, int]]:
@@ -229,8 +227,7 @@ def heads_above(table: HeadTable, threshold: float = RETRIEVAL_THRESHOLD) -> Hea
         NotEnoughDataError: If there is none.
     """
     if not np.isfinite(threshold):
-        message = f"the threshold of a mean is a number, got {threshold}"
-        raise UsageError(message)
+        raise UsageError(f"the threshold of a mean is a number, got {threshold}")
     is_chosen = np.nan_to_num(table.mean, nan=-np.inf) >= threshold
     return _checked(HeadMask(table.role, table.layers, is_chosen, f"mean >= {threshold:g}"), table)
 
@@ -245,8 +242,7 @@ def stable_heads(
         NotEnoughDataError: If there is none, or no trial.
     """
     if not 0 < min_share <= 1:
-        message = f"the share of resamples is above 0 and at most 1, got {min_share}"
-        raise UsageError(message)
+        raise UsageError(f"the share of resamples is above 0 and at most 1, got {min_share}")
     share = top_k_share(table, k, n_resamples=n_resamples, seed=seed)
     rule = f"among the {k} highest in {min_share:.0%} of {n_resamples} resamples"
     return _checked(HeadMask(table.role, table.layers, share >= min_share, rule), table)
@@ -282,29 +278,25 @@ def role_matrix(tables: Sequence[HeadTable]) -> tuple[Float[np.ndarray, "layer h
             models.
     """
     if not tables:
-        message = "there is no table of heads to put side by side"
-        raise UsageError(message)
+        raise UsageError("there is no table of heads to put side by side")
     names = tuple(table.role for table in tables)
     if len(set(names)) != len(names):
-        message = f"every role may stand there once, got {', '.join(names)}"
-        raise UsageError(message)
+        raise UsageError(f"every role may stand there once, got {', '.join(names)}")
     first = tables[0]
     for table in tables[1:]:
         is_same_model = not (table.model and first.model) or table.model == first.model
         if (table.layers, table.n_heads) != (first.layers, first.n_heads) or not is_same_model:
-            message = (
+            raise UsageError(
                 f"the tables {first.role!r} and {table.role!r} belong to different models: "
                 f"{_measures(first)} and {_measures(table)}"
             )
-            raise UsageError(message)
     return np.stack([table.mean for table in tables], axis=-1), names
 
 
 def _top(values: Float[np.ndarray, "layer head"], k: int, role: str) -> Bool[np.ndarray, "layer head"]:
     places = ranked_places(values)
     if not 1 <= k <= len(places):
-        message = f"{k} heads were asked for; the {role} table has {len(places)} heads with a score"
-        raise UsageError(message)
+        raise UsageError(f"{k} heads were asked for; the {role} table has {len(places)} heads with a score")
     is_chosen = np.zeros(values.shape, dtype=np.bool_)
     is_chosen[tuple(np.transpose(places[:k]))] = True
     return is_chosen
@@ -315,8 +307,7 @@ def _checked(mask: HeadMask, table: HeadTable) -> HeadMask:
         return mask
     best = ranked_places(table.mean)
     highest = f"the highest mean is {table.mean[best[0]]:.3g}" if best else "no head has a score"
-    message = f"no {table.role} head by the rule {mask.rule!r}: {highest}"
-    raise NotEnoughDataError(message)
+    raise NotEnoughDataError(f"no {table.role} head by the rule {mask.rule!r}: {highest}")
 
 
 def _measures(table: HeadTable) -> str:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import GraphhaluError
-from graphhalu.datasets.bundled import Worldfacts
+from graphhalu.datasets.per_row import Worldfacts
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.scalars import Perplexity
