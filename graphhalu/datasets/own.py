@@ -1,6 +1,7 @@
 """Questions of a user's own file: a table or JSON whose columns are named, or have usual names."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -34,7 +35,6 @@ FIELDS: Final[Mapping[str, list[str]]] = yaml.safe_load(
 _LISTS: Final = frozenset({"answers", "choices", "correct", "given", "label"})
 _NEEDS: Final = {"correct": "choices", "label": "given"}
 _WORDS: Final = {"tab": "\t", "newline": "\n"}
-_ENTRY: Final = re.compile(r'((?:"[^"]*"|[^",])*)(?:,|$)')
 
 _MAX_DESCRIPTION: Final = 200
 """Longest text of another column that is kept with the question, in characters."""
@@ -129,7 +129,7 @@ def _named(field: str, value: str, names: Sequence[str], path: Path) -> Column |
 def _usual(field: str, names: Sequence[str], path: Path) -> Column | None:
     """The column of the field's own name, or the only one of its usual names."""
     for known in ((field,), FIELDS[field]):
-        found = [name for name in names if _plain(name) in known]
+        found = [name for name in names if re.sub(r"[\s-]+", "_", name.strip().lower()) in known]
         if len(found) > 1:
             raise _refused(
                 f"several columns can be the field {field!r}: {', '.join(found)}", field, names, path
@@ -137,10 +137,6 @@ def _usual(field: str, names: Sequence[str], path: Path) -> Column | None:
         if found:
             return found[0], None
     return None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _refused(what: str, field: str, names: Sequence[str], path: Path) -> UsageError:
@@ -161,24 +157,37 @@ def read_fields(text: str) -> dict[str, str]:
         UsageError: If an entry has no ``=``, a field is named twice, or a quote is not closed.
         UnknownNameError: If there is no such field.
     """
-    if text.count('"') % 2:
-        raise UsageError(f"--fields has a quote that is not closed: {text}")
+    entries = shlex.shlex(text, posix=True)
+    entries.whitespace, entries.quotes, entries.escape, entries.commenters = ",", '"', "", ""
+    entries.whitespace_split = True
+    try:
+        found = [entry.strip() for entry in entries]
+    except ValueError:
+        raise UsageError(f"--fields has a quote that is not closed: {text}") from None
     fields: dict[str, str] = {}
-    for entry in (match.group(1).strip() for match in _ENTRY.finditer(text)):
-        if not entry:
-            continue
-        name, is_equal, column = (part.strip().replace('"', "") for part in entry.partition("="))
+    for entry in filter(None, found):
+        name, is_equal, column = (part.strip() for part in entry.partition("="))
         if not is_equal:
             raise UsageError(
                 f"--fields expects FIELD=COLUMN,FIELD=COLUMN, got {entry!r}\n"
                 f"  Example:  --fields question=Question,answers=Aliases:;"
             )
-        if name not in FIELDS:
-            raise unknown_name("field of a question", name, FIELDS)
         if name in fields:
             raise UsageError(f"--fields names {name!r} twice, as {fields[name]!r} and {column!r}")
         fields[name] = column
+    check_fields(fields)
     return fields
+
+
+def check_fields(fields: Iterable[str]) -> None:
+    """Refuse a name that is no field.
+
+    Raises:
+        UnknownNameError: Lists the nearest names.
+    """
+    for name in fields:
+        if name not in FIELDS:
+            raise unknown_name("field of a question", name, FIELDS)
 
 
 def read_own(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[Question]:
@@ -207,9 +216,7 @@ def read_own(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[Qu
         DataFileError: If a row cannot be read; names it.
     """
     fields = fields or {}
-    for field in fields:
-        if field not in FIELDS:
-            raise unknown_name("field of a question", field, FIELDS)
+    check_fields(fields)
     rows = list(read_rows(open_file(path)))
     if not rows:
         return iter(())

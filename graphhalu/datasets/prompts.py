@@ -106,8 +106,7 @@ def build_prompt(
         raise unknown_name("prompt template", template, PROMPT_TEMPLATES)
     body = PROMPT_TEMPLATES[template](question)
     system = question.system if system is None else system
-    if system is not None and not system.strip():
-        system = None
+    system = system if system and system.strip() else None
     if chat:
         return _chat_prompt(body, system, tokenizer)
     front = [] if system is None else [(Span.SYSTEM, system), (Span.TEMPLATE, "\n\n")]
@@ -136,7 +135,14 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Encoded
     offsets = [(int(start), int(stop)) for start, stop in encoded["offset_mapping"]]
     while token_ids and token_ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):
         token_ids, offsets = token_ids[:-1], offsets[:-1]
-    _check_beginning(token_ids, tokenizer)
+    bos = tokenizer.bos_token_id
+    if not token_ids:
+        raise ModelRefusedError("the tokenizer makes no token of the prompt")
+    if bos is not None and token_ids[:2] == [bos, bos]:
+        raise ModelRefusedError(
+            f"the prompt begins with two beginning-of-sequence tokens ({tokenizer.bos_token!r}); "
+            f"the model never saw that in training"
+        )
     spans = list(_token_spans(prompt, token_ids, offsets, set(tokenizer.all_special_ids)))
     return EncodedPrompt(np.array(token_ids, dtype=np.int32), np.array(spans, dtype=np.uint8))
 
@@ -212,17 +218,6 @@ def _first_visible(text: str, start: int, stop: int) -> int:
     # tokenizers that trim give a token of spaces an empty range behind them
     start = min(start, stop - 1)
     return next((i for i in range(start, stop) if not text[i].isspace()), start)
-
-
-def _check_beginning(token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    bos = tokenizer.bos_token_id
-    if not token_ids:
-        raise ModelRefusedError("the tokenizer makes no token of the prompt")
-    if bos is not None and token_ids[:2] == [bos, bos]:
-        raise ModelRefusedError(
-            f"the prompt begins with two beginning-of-sequence tokens ({tokenizer.bos_token!r}); "
-            f"the model never saw that in training"
-        )
 
 
 def _no_system(how: str) -> UsageError:
