@@ -20,8 +20,7 @@ from graphhalu.detectors.saved import read_arrays, write_arrays
 from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Learned, Side, choose_heads, folds_of, search
 from graphhalu.detectors.trained import TrainedConfig, TrainedDetector
 from graphhalu.features.spec import FeatureSpec
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 Views = dict[str, Int[np.ndarray, "_"]]

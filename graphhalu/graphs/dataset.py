@@ -17,8 +17,7 @@ from graphhalu.graphs.edges import EdgeRule
 from graphhalu.graphs.nodes import check_blocks
 from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, GraphRecipe, HeadRoles
 from graphhalu.graphs.storage import storage_of
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels, as_labels
+from graphhalu.labels.labels import Labels, as_labels, question_groups
 from graphhalu.traces.lazy import ChunkCache
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.store import TraceStore, as_traces

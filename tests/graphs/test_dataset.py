@@ -14,7 +14,7 @@ from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.edges import Threshold
 from graphhalu.graphs.recipe import GraphRecipe
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import PLANTED_SHAPE
 from graphhalu.testing.planted_tokens import planted_token_traces
 from graphhalu.traces.schema import ARRAYS

@@ -103,18 +103,23 @@ def test_examples_are_drawn_from_each_class_of_the_first_labeller():
     first = labels([i % 2 for i in range(31)], [i % 5 > 0 for i in range(31)])
     second = labels([1] * 31, name="given", meaning="input")
     drawn = draw_examples(records(31), [first, second], n=3, seed=7)
-    assert [each.verdict for each in drawn] == [*["hallucinated"] * 3, *["correct"] * 3, *["undecided"] * 3]
+    assert [each["verdict"] for each in drawn] == [
+        *["hallucinated"] * 3,
+        *["correct"] * 3,
+        *["undecided"] * 3,
+    ]
     found = dict(zip(first.trace_ids, verdicts(first), strict=True))
-    assert all(found[each.trace_id] == each.verdict for each in drawn)
-    assert drawn[0].said == {"match": "hallucinated (why)", "given": "input bad (why)"}
-    assert drawn[0].gold == ("a", "b", "c")
-    assert (drawn[0].n_gold, drawn[0].answer) == (5, f"A{drawn[0].trace_id[1:-2]}")
+    assert all(found[each["trace_id"]] == each["verdict"] for each in drawn)
+    assert drawn[0]["said"] == {"match": "hallucinated (why)", "given": "input bad (why)"}
+    assert drawn[0]["gold"] == ("a", "b", "c")
+    assert (drawn[0]["n_gold"], drawn[0]["answer"]) == (5, f"A{drawn[0]['trace_id'][1:-2]}")
 
 
 def test_the_seed_decides_which_examples_come():
     found = labels([1] * 31)
     one, same, other = (
-        [each.trace_id for each in draw_examples(records(31), [found], n=5, seed=seed)] for seed in (1, 1, 2)
+        [each["trace_id"] for each in draw_examples(records(31), [found], n=5, seed=seed)]
+        for seed in (1, 1, 2)
     )
     assert one == same
     assert one != other

@@ -48,8 +48,7 @@ from graphhalu.detectors.saved import (
 )
 from graphhalu.detectors.trained import ConfiguredDetector, TrainedConfig
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels, Level
+from graphhalu.labels.labels import Labels, Level, question_groups
 from graphhalu.traces.trace import Trace
 
 SCORED_AT_ONCE: Final = 32

@@ -15,9 +15,8 @@ from graphhalu.core.splits import Split, grouped_split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Input, checked_scores
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.evaluation.detector_specs import DetectorSpec
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels, Level
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.labels import Labels, Level, question_groups
+from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.contracts.promises import require, require_known, require_raises, require_same
 from graphhalu.testing.planted import Signal, planted_traces
 from graphhalu.testing.planted_tokens import planted_token_traces
