@@ -161,7 +161,7 @@ def _shown(tables: "Sequence[HeadTable]", path: Path, top: int, note: str = "") 
             "model": table.model,
             "settings": table.settings,
             "n_accepted": len(table.trials),
-            "rejected": dict(Counter(item.reason for item in table.rejected).most_common()),
+            "rejected": dict(Counter(reason for _, reason in table.rejected).most_common()),
             "heads": [_head(table, row) for row in table.ranked()[:top]],
         }
         for table in tables
@@ -200,7 +200,7 @@ def _print_ablation(result: "AblationResult", role: str) -> None:
     columns = {"metric": "{metric}", "items": "{n_items}"}
     columns |= {name: f"{{{name}:.3f}}" for name in ("whole", "ablated", "random")}
     for name in ("whole", "random"):
-        effect = "{against_X.value:.3f} ({against_X.low:.3f} … {against_X.high:.3f})"
+        effect = "{against_X[value]:.3f} ({against_X[low]:.3f} … {against_X[high]:.3f})"
         columns[f"ablated - {name}"] = effect.replace("X", name)
     title = (
         f"without {len(result.heads)} {role} heads, and {result.n_draws} draws of random heads of the "

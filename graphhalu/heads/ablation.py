@@ -17,13 +17,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from graphhalu.core.errors import ModelRefusedError, UsageError
+from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.hooks import find_attention_modules
-from graphhalu.heads.quality import METRICS, Item, answer_quality, needle_items, prompt_form, question_items
 from graphhalu.heads.retrieval import hidden_needles
+from graphhalu.heads.runs import METRICS, Item, answer_quality, known_item, prompt_form, question_items
 from graphhalu.heads.settings import AblationSettings, RetrievalSettings
-from graphhalu.heads.statistics import mean_of_present, percentile_interval, resampled_means
-from graphhalu.heads.table import HeadMask, HeadTable, heads_above, stable_heads, top_k_heads
+from graphhalu.heads.table import (
+    HeadMask,
+    HeadTable,
+    heads_above,
+    mean_of_present,
+    percentile_interval,
+    resampled_means,
+    stable_heads,
+    top_k_heads,
+)
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import LoadedModel
 
@@ -48,38 +57,6 @@ def choose_heads(table: HeadTable, settings: AblationSettings) -> HeadMask:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """A difference of means with its 95 % interval over groups of items."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class AblationRow:
-    """What leaving heads out does to one metric.
-
-    Attributes:
-        metric: Name in :data:`graphhalu.heads.quality.METRICS`.
-        n_items: Items on which all conditions have a value.
-        whole: Mean with all heads.
-        ablated: Mean without the chosen heads.
-        random: Mean without random heads of the same layers, over draws.
-        against_whole: Ablated minus whole.
-        against_random: Ablated minus random: below zero, the chosen heads are needed more.
-    """
-
-    metric: str
-    n_items: int
-    whole: float
-    ablated: float
-    random: float
-    against_whole: Effect
-    against_random: Effect
-
-
-@dataclass(frozen=True)
 class AblationResult:
     """The check of one mask.
 
@@ -88,14 +65,19 @@ class AblationResult:
         rule: How they were chosen.
         n_draws: Draws of random heads.
         n_elsewhere: Random heads, over all draws, that had to come from other layers.
-        rows: One row a metric.
+        rows: One row a metric of :data:`graphhalu.heads.runs.METRICS`: ``n_items`` on which all
+            conditions have a value; the means with all heads (``whole``), without the chosen ones
+            (``ablated``) and without random ones (``random``); the differences
+            ``against_whole`` and ``against_random`` (below zero, the chosen heads are needed
+            more), each a ``value`` with its 95 % interval over groups of items (``low``,
+            ``high``).
     """
 
     heads: tuple[str, ...]
     rule: str
     n_draws: int
     n_elsewhere: int
-    rows: tuple[AblationRow, ...]
+    rows: tuple[dict[str, Any], ...]
 
 
 def check_heads(
@@ -278,27 +260,26 @@ def random_heads(mask: HeadMask, generator: np.random.Generator) -> tuple[HeadMa
 
 def _rows(
     qualities: Float[np.ndarray, "item condition metric"], groups: Sequence[str], seed: int
-) -> Iterator[AblationRow]:
+) -> Iterator[dict[str, Any]]:
     """One row a metric, from quality with all heads, without the chosen, without random ones."""
     for place, name in enumerate(METRICS):
         columns = qualities[..., place]
         is_there = ~np.isnan(columns).any(1)
         if not is_there.any():
             continue
-        kept = columns[is_there]
+        kept, own = columns[is_there], np.asarray(groups)[is_there].tolist()
         three = np.column_stack([kept[:, 0], kept[:, 1], kept[:, 2:].mean(1)])
-        own = [group for group, there in zip(groups, is_there, strict=True) if there]
-        whole, ablated, random = mean_of_present(three).tolist()
-        against_whole, against_random = (
-            _effect(three[:, 1] - three[:, other], own, seed) for other in (0, 2)
-        )
-        means = (whole, ablated, random)
-        yield AblationRow(name, len(kept), *means, against_whole, against_random)
+        means = dict(zip(("whole", "ablated", "random"), mean_of_present(three).tolist(), strict=True))
+        effects = {
+            f"against_{base}": _effect(three[:, 1] - three[:, other], own, seed)
+            for base, other in (("whole", 0), ("random", 2))
+        }
+        yield {"metric": name, "n_items": len(kept), **means, **effects}
 
 
-def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed: int) -> Effect:
+def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed: int) -> dict[str, float]:
     low, high = percentile_interval(resampled_means(differences, groups, seed=seed))
-    return Effect(float(differences.mean()), float(low), float(high))
+    return {"value": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
 def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is_chat: bool) -> list[Item]:
@@ -310,7 +291,17 @@ def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is
             generator = np.random.default_rng(settings.seed)
             drawn = sorted(generator.choice(len(hidden), settings.num_samples, replace=False))
             hidden = [hidden[place] for place in drawn]
-        return needle_items(loaded, hidden, is_chat=is_chat)
+        asked = [
+            Question(
+                trial.trial_id,
+                trial.needle.question,
+                (trial.needle.real_needle,),
+                group_id=trial.needle.needle,
+            )
+            for trial in hidden
+        ]
+        pairs = zip(asked, hidden, strict=True)
+        return [known_item(loaded, question, each.token_ids.tolist(), is_chat) for question, each in pairs]
     questions = load_questions(
         settings.dataset, settings.data_path, num_samples=settings.num_samples, seed=settings.seed
     )

@@ -16,7 +16,7 @@ from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import read_json_object, reading, replace_file, told_format
 from graphhalu.core.numerics import json_ready, numbers_of
 from graphhalu.core.provenance import provenance
-from graphhalu.heads.table import HeadTable, Rejected, Trial
+from graphhalu.heads.table import HeadTable, Trial
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1
@@ -111,7 +111,7 @@ def _plain(table: HeadTable) -> dict[str, Any]:
     return {
         **{each.name: getattr(table, each.name) for each in fields(table)},
         "trials": [trial._asdict() for trial in table.trials],
-        "rejected": [item._asdict() for item in table.rejected],
+        "rejected": [{"trial_id": trial_id, "reason": reason} for trial_id, reason in table.rejected],
         "heads": [asdict(row) for row in table.ranked()] if table.trials else [],
     }
 
@@ -129,7 +129,7 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
         # an empty list of trials has lost its other axes
         _numbers(values["scores"]).reshape(len(trials), *chance.shape),
         chance,
-        rejected=tuple(Rejected(**item) for item in values["rejected"]),
+        rejected=tuple((str(item["trial_id"]), str(item["reason"])) for item in values["rejected"]),
         model=dict(values["model"]),
         settings=dict(values["settings"]),
         columns={name: _numbers(column) for name, column in values["columns"].items()},

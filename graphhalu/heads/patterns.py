@@ -6,7 +6,7 @@ after the same token earlier.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,23 +15,12 @@ from torch import Tensor
 
 from graphhalu.core.axes import RowRange
 from graphhalu.core.errors import UsageError
-from graphhalu.heads.observers import RowsObserver, run_observed
+from graphhalu.heads.runs import RowsObserver, run_observed
 from graphhalu.heads.settings import PatternSettings
-from graphhalu.heads.statistics import mean_of_present
-from graphhalu.heads.table import HeadTable, Trial
+from graphhalu.heads.table import HeadScores, HeadTable, Trial, mean_of_present
 from graphhalu.models.load import LoadedModel
 
 PATTERNS: Final = ("previous_token", "self", "duplicate", "induction", "sink", "local")
-
-
-class PatternScores(NamedTuple):
-    """Mean attention of each head along a pattern, and that of uniform attention.
-
-    NaN where no row of the layer can see the whole pattern.
-    """
-
-    score: Float[np.ndarray, "head"]
-    chance: float
 
 
 def find_pattern_heads(
@@ -46,7 +35,7 @@ def find_pattern_heads(
     """
     settings = settings or PatternSettings()
     sequences = random_sequences(loaded, settings)
-    scored: list[list[list[PatternScores]]] = []
+    scored: list[list[list[HeadScores]]] = []
     for done, token_ids in enumerate(sequences, start=1):
         n_tokens = len(token_ids)
         observer = RowsObserver(RowRange(0, n_tokens), partial(_padded, n_tokens))
@@ -84,7 +73,7 @@ def pattern_score(
     settings: PatternSettings,
     *,
     window: int | None = None,
-) -> PatternScores:
+) -> HeadScores:
     """Mean over rows of the attention to a row's keys in a pattern.
 
     With the period ``n`` and the first token at position 0 (the start mark):
@@ -112,11 +101,11 @@ def pattern_score(
     visible = (distance >= 0) & (distance < (window or len(keys)))
     is_row = is_member.any(1) & ~(is_member & ~visible).any(1)
     if not is_row.any():
-        return PatternScores(np.full(len(attention), np.nan), float("nan"))
+        return HeadScores(np.full(len(attention), np.nan), np.float64("nan"))
     rows = np.flatnonzero(is_row)
     mass = (attention[:, rows] * is_member[rows]).sum(-1).mean(-1)
     chance = (is_member[rows].sum(1) / visible[rows].sum(1)).mean()
-    return PatternScores(mass.astype(np.float64), float(chance))
+    return HeadScores(mass.astype(np.float64), np.float64(chance))
 
 
 def pattern_keys(n_tokens: int, pattern: str, settings: PatternSettings) -> Bool[np.ndarray, "query key"]:

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from graphhalu.heads.table import HeadTable, Rejected, Trial
+from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.models.load import ModelSpec, load_model
 from graphhalu.testing.tiny_models import save_tiny
 
@@ -19,7 +19,7 @@ def make_table(scores, role="tested", groups=None, **more):
         trials=tuple(map(Trial, names, groups or names)),
         scores=scores,
         chance=more.pop("chance", np.full((n_layers, n_heads), 0.125)),
-        rejected=(Rejected("t99", "too short"),),
+        rejected=(("t99", "too short"),),
         model=more.pop("model", {"name": "tiny"}),
         **more,
     )

@@ -35,7 +35,7 @@ from graphhalu.features.instability import (
     layer_slice,
     logit_std,
 )
-from graphhalu.heads.observers import RowsObserver, run_observed
+from graphhalu.heads.runs import RowsObserver, run_observed
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
 from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings

@@ -9,8 +9,13 @@ from scipy.stats import hypergeom, spearmanr
 
 from graphhalu.core.numerics import benjamini_hochberg, length_adjusted
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.heads.statistics import mean_of_present, normal_p_value, percentile_interval, resampled_means
-from graphhalu.heads.table import HeadTable
+from graphhalu.heads.table import (
+    HeadTable,
+    mean_of_present,
+    normal_p_value,
+    percentile_interval,
+    resampled_means,
+)
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Localisation, RoleOverlap, TopHead
 from graphhalu.studies.sinks.settings import AnalyzeConfig

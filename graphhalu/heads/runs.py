@@ -1,7 +1,7 @@
-"""Quality of a model's answers, by which an ablation is measured.
+"""Runs of a model: answers with their quality, and attention observed in one pass.
 
-Each item is a prompt with gold answers. The model answers greedily, and the log-probability of
-the first gold answer is read in one teacher-forced pass.
+Quality is what an ablation is measured by: the model answers prompts with gold answers greedily,
+and the log-probability of the first gold answer is read in one teacher-forced pass.
 """
 
 from collections.abc import Callable, Sequence
@@ -10,16 +10,19 @@ from typing import Any, Final, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int, Integer
+from torch import Tensor
 
-from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.axes import RowRange
+from graphhalu.core.errors import NonFiniteError, NotEnoughDataError
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
+from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, body_below_head
 from graphhalu.extract.generate import BeamSearch
+from graphhalu.extract.hooks import AttentionObserver
 from graphhalu.extract.prompts import generated_answer, newline_token_ids, uses_chat
 from graphhalu.extract.settings import PromptSettings
-from graphhalu.heads.haystack import HiddenNeedle
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.models.load import LoadedModel
@@ -82,20 +85,9 @@ def question_items(
             continue
         prompt = build_prompt(question, template=template, chat=chat, tokenizer=loaded.tokenizer)
         token_ids = encode_prompt(prompt, loaded.tokenizer).token_ids.tolist()
-        items.append(_item(loaded, question, token_ids, prompt.is_chat))
+        items.append(known_item(loaded, question, token_ids, prompt.is_chat))
     if not items:
         raise NotEnoughDataError("none of the questions states a gold answer: there is nothing to measure by")
-    return items
-
-
-def needle_items(loaded: LoadedModel, hidden: Sequence[HiddenNeedle], *, is_chat: bool) -> list[Item]:
-    """Hidden needles as items; each needle is a group."""
-    items = []
-    for trial in hidden:
-        needle = trial.needle
-        gold = (needle.real_needle,)
-        question = Question(trial.trial_id, needle.question, gold, group_id=needle.needle)
-        items.append(_item(loaded, question, trial.token_ids.tolist(), is_chat))
     return items
 
 
@@ -143,7 +135,8 @@ def gold_logprob(model: Any, item: Item) -> float:
     return float(chosen.mean())
 
 
-def _item(loaded: LoadedModel, question: Question, token_ids: Sequence[int], is_chat: bool) -> Item:
+def known_item(loaded: LoadedModel, question: Question, token_ids: Sequence[int], is_chat: bool) -> Item:
+    """A prompt with the first gold answer of its question."""
     gap = "" if is_chat else " "
     gold = loaded.tokenizer(gap + question.answers[0], add_special_tokens=False)["input_ids"]
     record = TraceRecord(
@@ -158,3 +151,67 @@ def _item(loaded: LoadedModel, question: Question, token_ids: Sequence[int], is_
         length=len(token_ids) + len(gold),
     )
     return Item(question.group_id, tuple(token_ids), tuple(gold), record)
+
+
+class RowsObserver:
+    """Reduces the weights of some rows of every layer, chunk by chunk.
+
+    Args:
+        rows: The query rows that are wanted.
+        reduce: Gets ``weights[head, row, key]`` in float32, and gives an array whose second
+            axis is the row.
+
+    Attributes:
+        kept: What ``reduce`` gave, by layer, chunk after chunk.
+    """
+
+    def __init__(self, rows: RowRange, reduce: Callable[[Tensor], Tensor]) -> None:
+        self.wanted = rows
+        self.reduce = reduce
+        self.kept: dict[int, list[Tensor]] = {}
+
+    def wanted_rows(self, layer: int) -> RowRange | None:
+        """The same rows of every layer."""
+        return self.wanted
+
+    def rows(self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]) -> None:
+        """Reduce a chunk of rows.
+
+        Raises:
+            NonFiniteError: If a weight is NaN or infinite.
+        """
+        exact = weights[0].float()
+        if not bool(torch.isfinite(exact.sum())):
+            raise NonFiniteError(f"the attention of layer {layer} holds NaN or infinity")
+        self.kept.setdefault(layer, []).append(self.reduce(exact).cpu())
+
+    def values(self, layer: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
+        """Value vectors play no part."""
+
+    def stacked(self) -> np.ndarray:
+        """``[layer, head, row, …]`` of all layers in order."""
+        layers = [torch.cat(self.kept[layer], dim=1).numpy() for layer in sorted(self.kept)]
+        n_rows = self.wanted.stop - self.wanted.start
+        assert all(layer.shape[1] == n_rows for layer in layers), "every row is seen once"
+        return np.stack(layers)
+
+
+def run_observed(
+    model: Any, token_ids: Integer[np.ndarray, "token"], observer: AttentionObserver
+) -> DeferredPass:
+    """One teacher-forced pass over a sequence with its attention shown to ``observer``.
+
+    Returns:
+        The pass, whose logits can be asked for.
+    """
+    device = next(model.parameters()).device
+    tokens: Int[Tensor, "1 token"] = torch.from_numpy(token_ids.astype(np.int64))[None].to(device)
+    # found by a pass of its own, whose attention must not be observed
+    body = body_below_head(model)
+    given = {
+        "input_ids": tokens,
+        "attention_mask": torch.ones_like(tokens),
+        "position_ids": torch.arange(tokens.shape[1], device=device)[None],
+    }
+    with torch.inference_mode(), capturing(model, observer):
+        return DeferredPass(model, body, **given, use_cache=False)
