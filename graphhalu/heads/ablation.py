@@ -206,7 +206,7 @@ def output_projections(model: Any) -> tuple[nn.Module, ...]:
         ModelRefusedError: If it is not so in every layer.
     """
     last: dict[int, tuple[nn.Module, int]] = {}
-    modules = find_attention_modules(model).modules
+    modules = find_attention_modules(model)[0]
     handles = [
         inner.register_forward_hook(partial(_note, last, place))
         for place, module in enumerate(modules)

@@ -13,7 +13,7 @@ from graphhalu.core.errors import ClusterError, ProcessLostError, UsageError
 from graphhalu.engine import ray_actors
 from graphhalu.engine.executors import in_order
 from graphhalu.engine.ray_actors import _Actor, _ActorPool, _ReadyTimeout
-from graphhalu.extract.worker import Shard
+from graphhalu.extract.run import Shard
 
 pytestmark = pytest.mark.slow
 

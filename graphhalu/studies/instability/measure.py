@@ -24,7 +24,7 @@ from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_promp
 from graphhalu.datasets.question import Question
 from graphhalu.extract.decode import Decoder
 from graphhalu.extract.forward import TokenSequence, read_likelihood
-from graphhalu.extract.generate import BeamSearch, Candidate, left_padded
+from graphhalu.extract.generate import Answer, BeamSearch, left_padded
 from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
@@ -190,9 +190,7 @@ class Measurer:
             return None
         return f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
 
-    def _answers(
-        self, records: Sequence[PromptRecord], encoded: Sequence[EncodedPrompt]
-    ) -> Sequence[Candidate]:
+    def _answers(self, records: Sequence[PromptRecord], encoded: Sequence[EncodedPrompt]) -> Sequence[Answer]:
         prompts = [each.token_ids.tolist() for each in encoded]
         if not prompts:
             return ()
@@ -209,7 +207,7 @@ class Measurer:
         return torch.Generator().manual_seed(seed)
 
     @torch.inference_mode()
-    def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Candidate) -> PromptSeries:
+    def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Answer) -> PromptSeries:
         # the end mark is fed too: the row before it is a decode step like the others
         end = self.loaded.eos_token_ids[:1] if answer.is_finished else ()
         new = np.array([*answer.token_ids, *end], dtype=np.int32)
@@ -227,9 +225,9 @@ class Measurer:
         user = np.flatnonzero(span_code == Span.QUESTION)
         sequence = TokenSequence(token_ids, span_code, record.n_prompt, row_start=int(user[0]) - 1)
         likely = read_likelihood(done, [sequence])[0]
-        if (failure := likely.failure()) is not None:
+        if (failure := likely.failure) is not None:
             raise NonFiniteError(failure)
-        streams = likely.arrays()
+        streams = likely.arrays
         system = np.flatnonzero(span_code == Span.SYSTEM)
         seen = visible_layers(rows, system, self.loaded.layer_windows)
         measures = step_measures(observer.stacked(), *seen, self.settings.denominator)
@@ -279,7 +277,7 @@ def drawn_answers(
     prompts: Sequence[Sequence[int]],
     temperature: float,
     generators: Sequence[torch.Generator],
-) -> list[Candidate]:
+) -> list[Answer]:
     """Answers whose tokens are drawn from the distribution at a temperature.
 
     Args:
@@ -305,7 +303,7 @@ def drawn_answers(
             break
         logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
     ended = zip(drawn, is_over, strict=True)
-    return [Candidate(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
+    return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
 
 
 def step_measures(

@@ -200,7 +200,7 @@ def run_batch(loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeas
         )
     return [
         Measured(
-            float(likely.arrays()["token_entropy"][-1]),
+            float(likely.arrays["token_entropy"][-1]),
             likely.option_logprobs,
             tuple(observer.mass(index, *cell) for cell in observer.sums),
         )
