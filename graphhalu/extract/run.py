@@ -277,7 +277,7 @@ def _prepared(
     return open_or_create(out, **told["store"])
 
 
-def _done(store: TraceStore, asked: Sequence[Question], failed: Collection[str]) -> Collection[str]:
+def _done(store: TraceStore, asked: Sequence[Question], failed: Collection[str]) -> set[str]:
     """Questions that are in the store after all batches.
 
     Raises:

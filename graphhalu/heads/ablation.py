@@ -110,18 +110,15 @@ def check_heads(
         n_done += n_items
         on_progress(n_done, n_total)
 
-    def measure(asked: Sequence[Item]) -> Float[np.ndarray, "item metric"]:
-        return answer_quality(
-            loaded,
-            asked,
-            max_new_tokens=settings.max_new_tokens,
-            stops_at_newline=not is_chat,
-            batch_size=settings.batch_size,
-            on_progress=advance,
-        )
-
-    draws = {"n_draws": settings.draws, "seed": settings.seed}
-    return ablation_check(loaded.model, mask, items, measure, **draws)
+    measure = partial(
+        answer_quality,
+        loaded,
+        max_new_tokens=settings.max_new_tokens,
+        stops_at_newline=not is_chat,
+        batch_size=settings.batch_size,
+        on_progress=advance,
+    )
+    return ablation_check(loaded.model, mask, items, measure, n_draws=settings.draws, seed=settings.seed)
 
 
 def ablation_check(

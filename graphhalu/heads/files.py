@@ -2,15 +2,14 @@
 
 import gzip
 import json
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import read_json_object, reading, replace_file, told_format
@@ -20,7 +19,13 @@ from graphhalu.heads.table import HeadTable, Trial
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1
-_KEY: Final = re.compile(r"(\d{1,5})-(\d{1,5})")
+_PUBLISHED: Final = TypeAdapter(
+    dict[
+        Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}-[0-9]{1,5}$")],
+        Annotated[list[Annotated[FiniteFloat, Field(strict=True)]], Field(min_length=1)],
+    ]
+)
+"""Scores of the published files by ``layer-head``."""
 _MAX_SCORES: Final = 20_000_000
 """Most scores of a published file: two keys could ask for a table of ten thousand million heads."""
 _MAX_RESAMPLES: Final = 1_000_000
@@ -146,7 +151,17 @@ def _numbers(values: Any) -> Float[np.ndarray, "..."]:
 
 
 def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
-    columns = {_place(key, path): _scores(key, scores, path) for key, scores in values.items()}
+    try:
+        found = _PUBLISHED.validate_python(values)
+    except ValidationError as error:
+        key, *inside = error.errors()[0]["loc"]
+        if inside[:1] == ["[key]"]:
+            raise DataFileError(
+                f'{path} is no file of head scores: expected keys such as "16-19" (layer-head), '
+                f"got {str(key)[:40]!r}"
+            ) from None
+        raise DataFileError(f"{path}: head {key} has no list of finite scores") from None
+    columns = {tuple(map(int, key.split("-"))): scores for key, scores in found.items()}
     if not columns:
         raise DataFileError(f'{path} holds no head: expected entries such as "16-19": [0.9, 1.0]')
     lengths = {len(scores) for scores in columns.values()}
@@ -172,25 +187,6 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
         chance=np.full((n_layers, n_heads), np.nan),
         settings={"source": "published scores", "file": path.name},
     )
-
-
-def _place(key: str, path: Path) -> tuple[int, int]:
-    match = _KEY.fullmatch(key)
-    if match is None:
-        raise DataFileError(
-            f'{path} is no file of head scores: expected keys such as "16-19" (layer-head), got {key[:40]!r}'
-        )
-    return int(match[1]), int(match[2])
-
-
-def _scores(key: str, scores: Any, path: Path) -> list[Any]:
-    is_numbers = isinstance(scores, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max
-        for v in scores
-    )
-    if not is_numbers or not scores:
-        raise DataFileError(f"{path}: head {key} has no list of finite scores")
-    return scores
 
 
 def _read_json(path: Path) -> dict[str, Any]:

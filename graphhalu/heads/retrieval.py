@@ -25,9 +25,9 @@ from graphhalu.datasets.base import bundled_file, bundled_places
 from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.extract.prompts import generated_answer
-from graphhalu.heads.runs import RowsObserver, greedy_search, prompt_form, run_observed
+from graphhalu.heads.runs import RowsObserver, greedy_search, measured_table, prompt_form, run_observed
 from graphhalu.heads.settings import RetrievalSettings, Rule
-from graphhalu.heads.table import HeadScores, HeadTable, Trial, mean_of_present
+from graphhalu.heads.table import HeadScores, HeadTable, Trial
 from graphhalu.labels.rouge import UnicodeTokenizer
 from graphhalu.models.load import LoadedModel
 from graphhalu.models.quiet import quiet_loading
@@ -129,20 +129,10 @@ def find_retrieval_heads(
             scored["retrieval"].append(copied_share(argmax, passage, settings.rule))
             scored["retrieval_mass"].append(mass_share(mass, passage))
         on_progress(done, len(hidden))
-    shape = (len(accepted), loaded.n_layers, loaded.n_heads)
-    tables = [
-        HeadTable(
-            role=role,
-            layers=tuple(range(loaded.n_layers)),
-            trials=tuple(accepted),
-            scores=np.array([each.score for each in found]).reshape(shape),
-            chance=mean_of_present(np.array([each.chance for each in found]).reshape(shape)),
-            rejected=tuple(rejected),
-            model=dict(loaded.identity),
-            settings=settings.model_dump(mode="json"),
-        )
+    tables = (
+        measured_table(loaded, role, accepted, found, settings=settings, rejected=rejected)
         for role, found in scored.items()
-    ]
+    )
     return [table.require_trials() for table in tables]
 
 

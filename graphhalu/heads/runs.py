@@ -14,6 +14,7 @@ from jaxtyping import Float, Int, Integer
 from torch import Tensor
 
 from graphhalu.core.axes import RowRange
+from graphhalu.core.config import Config
 from graphhalu.core.errors import NonFiniteError, NotEnoughDataError
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
@@ -23,6 +24,7 @@ from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.hooks import AttentionObserver
 from graphhalu.extract.prompts import generated_answer, newline_token_ids, uses_chat
 from graphhalu.extract.settings import PromptSettings
+from graphhalu.heads.table import HeadScores, HeadTable, Trial, mean_of_present
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.models.load import LoadedModel
@@ -215,3 +217,27 @@ def run_observed(
     }
     with torch.inference_mode(), capturing(model, observer):
         return DeferredPass(model, body, **given, use_cache=False)
+
+
+def measured_table(
+    loaded: LoadedModel,
+    role: str,
+    trials: Sequence[Trial],
+    found: Sequence[HeadScores],
+    *,
+    settings: Config,
+    rejected: Sequence[tuple[str, str]] = (),
+) -> HeadTable:
+    """The table of scores of all heads of a model, one a trial."""
+    shape = (len(trials), loaded.n_layers, loaded.n_heads)
+    scores, chance = (np.array([each[part] for each in found]).reshape(shape) for part in (0, 1))
+    return HeadTable(
+        role,
+        tuple(range(loaded.n_layers)),
+        tuple(trials),
+        scores,
+        mean_of_present(chance),
+        rejected=tuple(rejected),
+        model=dict(loaded.identity),
+        settings=settings.model_dump(mode="json"),
+    )

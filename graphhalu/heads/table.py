@@ -20,9 +20,6 @@ from graphhalu.heads.settings import RETRIEVAL_THRESHOLD
 N_RESAMPLES: Final = 2000
 LEVEL: Final = 0.95
 
-Interval = tuple[Float[np.ndarray, "*cell"], Float[np.ndarray, "*cell"]]
-"""Lower and upper end of an interval of each cell."""
-
 
 class HeadScores(NamedTuple):
     """Scores of heads, and those that heads which attend blindly would have.
@@ -138,8 +135,8 @@ class HeadTable:
         return np.fmax.reduce(self.scores, axis=0, initial=np.nan)
 
     @cached_property
-    def interval(self) -> Interval:
-        """95 % interval of the mean over resampled groups of trials."""
+    def interval(self) -> Float[np.ndarray, "end layer head"]:
+        """Both ends of the 95 % interval of the mean over resampled groups of trials."""
         return percentile_interval(self.resampled())
 
     def resampled(self) -> Float[np.ndarray, "resample layer head"]:
@@ -154,16 +151,13 @@ class HeadTable:
     def ranked(self) -> list[HeadRow]:
         """All heads with a score, best first; equal ones by layer and head."""
         low, high = self.interval if self.trials else (self.mean, self.mean)
-        grids = (self.mean, low, high, self.chance, self.std, self.max)
-        return [
-            HeadRow(
-                self.layers[place],
-                head,
-                *(float(grid[place, head]) for grid in grids),
-                int(self.count[place, head]),
-            )
-            for place, head in ranked_places(self.mean)
-        ]
+        grids = {"mean": self.mean, "low": low, "high": high, "chance": self.chance}
+        grids |= {"std": self.std, "max": self.max}
+        rows = []
+        for place, head in ranked_places(self.mean):
+            numbers = {name: float(grid[place, head]) for name, grid in grids.items()}
+            rows.append(HeadRow(self.layers[place], head, **numbers, count=int(self.count[place, head])))
+        return rows
 
     def require_trials(self) -> "HeadTable":
         """The table itself, unless no trial was accepted.
@@ -342,7 +336,9 @@ def resampled_means(
     return means.reshape(n_resamples, *values.shape[1:])
 
 
-def percentile_interval(means: Float[np.ndarray, "resample *cell"], level: float = LEVEL) -> Interval:
+def percentile_interval(
+    means: Float[np.ndarray, "resample *cell"], level: float = LEVEL
+) -> Float[np.ndarray, "end *cell"]:
     """Both ends of the middle ``level`` share of the resamples of each cell.
 
     NaN where fewer than half of the resamples have a value.
@@ -361,8 +357,7 @@ def percentile_interval(means: Float[np.ndarray, "resample *cell"], level: float
         ends[:, is_whole] = np.quantile(flat[:, is_whole], tails, axis=0)
     for cell in np.flatnonzero(~is_whole & (2 * is_there.sum(0) >= len(flat))):
         ends[:, cell] = np.quantile(flat[is_there[:, cell], cell], tails)
-    low, high = ends.reshape(2, *means.shape[1:])
-    return low, high
+    return ends.reshape(2, *means.shape[1:])
 
 
 def contrast(

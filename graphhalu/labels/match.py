@@ -22,16 +22,20 @@ from graphhalu.traces.schema import TraceRecord
 WORDS: Final[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text("utf-8"))
 """Word lists and patterns of the normal form and of the rule ``match``."""
 
+_PATTERNS: Final = {name: re.compile(pattern) for name, pattern in WORDS["patterns"].items()}
+_REFUSAL: Final = re.compile("|".join(f"(?:{phrase})" for phrase in WORDS["refusals"]))
 _POSSESSIVE = re.compile(r"(?<=\w)'s\b")
+_VARIANTS = str.maketrans({other: plain for plain, others in WORDS["variants"].items() for other in others})
+_LETTERS: Final = str.maketrans(WORDS["letters"])
 
-_APOSTROPHES: Final = "\u2018\u2019\u201a\u02bc\u0060\u00b4"
-_DASHES: Final = "\u2010\u2011\u2012\u2013\u2014\u2212"
-_VARIANTS = str.maketrans(dict.fromkeys(_APOSTROPHES, "'") | dict.fromkeys(_DASHES, "-"))
+UNSPACED: Final[str] = WORDS["unspaced"]
+"""Scripts written without spaces between words, as a range of a regular expression."""
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
-# what Unicode does not decompose; \u0131 is the dotless i, \u2044 the slash of a fraction
-_LETTERS: Final = str.maketrans("øđðł\u0131\u2044", "oddli/") | str.maketrans(
-    {"ß": "ss", "æ": "ae", "œ": "oe", "þ": "th"}
-)
+_FUNCTION_WORDS: Final = frozenset(WORDS["function_words"].split())
+_EMPTY_WORDS: Final = _FUNCTION_WORDS | frozenset(WORDS["empty_words"].split())
+_SHORTEST_PLURAL: Final = 5
+_NO_PLURAL: Final = ("ss", "is", "us")
 
 _SMALL_NUMBERS: Final = WORDS["small_numbers"].split()
 _TENS: Final = WORDS["tens"].split()
@@ -42,15 +46,7 @@ _COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[- ]({'|'.join(_SMALL_NUMBERS[1:1
 # "one of them" and "no one" do not count anything
 _NUMBER_WORD = re.compile(rf"\b(?<!no )(?!one of\b)({'|'.join(_NUMBER_WORDS)})\b")
 
-# each with the largest number of digits that may follow it: "two thousand (and) twelve"
-_SCALES: Final = (
-    ("hundred", 100, 2),
-    ("thousand", 1000, 3),
-    ("million", 10**6, 0),
-    ("billion", 10**9, 0),
-    ("trillion", 10**12, 0),
-)
-_A_SCALE = re.compile(rf"\b(?:a|an)(?= (?:{'|'.join(name for name, *_ in _SCALES)})\b)")
+_A_SCALE = re.compile(rf"\b(?:a|an)(?= (?:{'|'.join(WORDS['scales'])})\b)")
 
 _THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
 _DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2})(?![\d,])")
@@ -61,26 +57,6 @@ _BETWEEN_DIGITS = re.compile(r"(?<=\d)[-/:](?=\d)")
 # stand for the point and the minus of a number while punctuation is removed
 _POINT: Final = "\ue000"
 _SIGN: Final = "\ue001"
-
-UNSPACED: Final = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-)
-"""Scripts written without spaces between words, as a range of a regular expression:
-Thai, Lao, Burmese, Khmer, Japanese, Chinese; and Korean, which joins particles to words."""
-
-_FUNCTION_WORDS: Final = frozenset(WORDS["function_words"].split())
-_EMPTY_WORDS: Final = _FUNCTION_WORDS | frozenset(WORDS["empty_words"].split())
-
-_UNSPACED = re.compile(f"[{UNSPACED}]")
-_NEGATION_BEFORE = re.compile(WORDS["negation_before"])
-_NEGATION_AFTER = re.compile(WORDS["negation_after"])
-_CLOSED_NEGATION = re.compile(WORDS["closed_negation"], re.IGNORECASE)
-_ANY_NEGATION = re.compile(WORDS["any_negation"])
-_REFUSAL = re.compile("|".join(f"(?:{phrase})" for phrase in WORDS["refusals"]))
-_GUESS = re.compile(WORDS["guess"])
-_SHORTEST_PLURAL: Final = 5
-_NO_PLURAL: Final = ("ss", "is", "us")
 
 
 class AliasMatch(Labeller):
@@ -191,14 +167,14 @@ def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied"
     """What a text does with an alias each time it holds it."""
     if _forms(alias)[0] in _FUNCTION_WORDS and not _in_capitals(text, alias):
         return
-    forms = _forms(_CLOSED_NEGATION.sub(".", text))
+    forms = _forms(_PATTERNS["closed_negation"].sub(".", text))
     for form, wanted in zip(forms, _forms(alias), strict=True):
         start = form.find(wanted) if wanted else -1
         while start >= 0:
             stop = start + len(wanted)
             if _is_boundary(form, start) and _is_boundary(form, stop):
-                is_negated = _NEGATION_BEFORE.search(form[:start].rstrip()) is not None
-                is_denied = _NEGATION_AFTER.match(form[stop:]) is not None
+                is_negated = _PATTERNS["negation_before"].search(form[:start].rstrip()) is not None
+                is_denied = _PATTERNS["negation_after"].match(form[stop:]) is not None
                 yield "negated" if is_negated else "denied" if is_denied else "said"
             start = form.find(wanted, start + 1)
 
@@ -222,7 +198,7 @@ def is_partial(answer: str, aliases: Sequence[str], question: str) -> bool:
     them all; or if what the answer adds to the question is a part of an alias (``Obama`` for
     ``Barack Obama``). An answer with a negation is no partial match.
     """
-    if _ANY_NEGATION.search(answer.casefold().replace("\u2019", "'")):
+    if _PATTERNS["any_negation"].search(answer.casefold().replace("\u2019", "'")):
         return False
     said, asked = content_words(answer), content_words(question)
     new = said - asked
@@ -271,7 +247,7 @@ def _refusal_and_guess(text: str) -> tuple[re.Match[str] | None, re.Match[str] |
     straight = text.replace("\u2019", "'").replace("\u2018", "'")
     plain = "".join(c.lower() if len(c.lower()) == 1 else c for c in straight)
     refusal = _REFUSAL.search(plain)
-    return refusal, refusal and _GUESS.search(plain, refusal.end())
+    return refusal, refusal and _PATTERNS["guess"].search(plain, refusal.end())
 
 
 def normalise(text: str, *, punctuation: Literal["delete", "space"] = "delete") -> str:
@@ -329,13 +305,13 @@ def _digits(number: Decimal) -> str:
 def _number_words(text: str) -> str:
     text = _COMPOUND.sub(lambda m: str(_NUMBER_WORDS[m[1]] + _NUMBER_WORDS[m[2]]), text)
     text = _NUMBER_WORD.sub(lambda m: str(_NUMBER_WORDS[m[1]]), text)
-    return _scaled(text) if any(name in text for name, *_ in _SCALES) else text
+    return _scaled(text) if any(name in text for name in WORDS["scales"]) else text
 
 
 def _scaled(text: str) -> str:
     """``2 hundred and 5`` as ``205``; the smaller scales first, since larger ones count them."""
     text = _A_SCALE.sub("1", text)
-    for name, size, n_digits in _SCALES:
+    for name, (size, n_digits) in WORDS["scales"].items():
         rest = rf"(?:,?(?: and)? (\d{{1,{n_digits}}})(?![\d\w]|[.,]\d))?" if n_digits else "()"
         for found in reversed(list(re.finditer(rf"(?<![\w.,-])(\d+(?:\.\d+)?) {name}\b{rest}", text))):
             number = _digits(Decimal(found[1]) * size + int(found[2] or 0))

@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
@@ -24,53 +23,41 @@ Interval = tuple[float, float]
 """Both ends of an interval of a share."""
 
 
-@dataclass(frozen=True)
-class LabelSummary:
-    """Labels in numbers.
-
-    Attributes:
-        n_traces: All traces.
-        n_valid: Traces with a valid label.
-        coverage: Share of traces with a valid label.
-        prevalence: Share of ones among the valid labels; ``None`` without any.
-        interval: 95 % interval of the prevalence; ``None`` without a valid label.
-        reasons: How often each reason came, the most frequent first.
-    """
-
-    n_traces: int
-    n_valid: int
-    coverage: float
-    prevalence: float | None
-    interval: Interval | None
-    reasons: dict[str, int]
-
-
-def summarise(labels: Labels, groups: Shaped[np.ndarray, "trace"]) -> LabelSummary:
+def summarise(labels: Labels, groups: Shaped[np.ndarray, "trace"]) -> dict[str, Any]:
     """Labels in numbers.
 
     Args:
         labels: Labels of at least one trace.
         groups: Question group of each trace: answers to one question are alike, and the
             interval allows for it.
+
+    Returns:
+        All traces and those with a valid label (``n_traces``, ``n_valid``), their share
+        (``coverage``), the share of ones among the valid labels (``prevalence``) with its 95 %
+        ``interval``, both ``None`` without a valid label, and how often each of the ``reasons``
+        came, the most frequent first.
     """
     kept = labels.is_valid
-    return LabelSummary(
-        n_traces=len(kept),
-        n_valid=int(kept.sum()),
-        coverage=labels.coverage,
-        prevalence=labels.prevalence if kept.any() else None,
-        interval=share_interval(labels.values[kept].astype(np.int64), groups[kept]) if kept.any() else None,
-        reasons=dict(Counter(labels.reasons).most_common()),
-    )
+    values = labels.values[kept].astype(np.int64)
+    return {
+        "n_traces": len(kept),
+        "n_valid": int(kept.sum()),
+        "coverage": labels.coverage,
+        "prevalence": labels.prevalence if kept.any() else None,
+        "interval": share_interval(values, groups[kept]) if kept.any() else None,
+        "reasons": dict(Counter(labels.reasons).most_common()),
+    }
 
 
 def summarise_categories(
     labels: Labels, groups: Shaped[np.ndarray, "trace"], categories: Sequence[str | None]
-) -> dict[str, LabelSummary]:
+) -> dict[str, dict[str, Any]]:
     """The summary of each category, in alphabetical order; traces without one are left out."""
-    names = sorted({category for category in categories if category is not None})
-    places = {name: [i for i, category in enumerate(categories) if category == name] for name in names}
-    return {name: summarise(labels.select(place), groups[place]) for name, place in places.items()}
+    found = {}
+    for name in sorted({category for category in categories if category is not None}):
+        places = [index for index, category in enumerate(categories) if category == name]
+        found[name] = summarise(labels.select(places), groups[places])
+    return found
 
 
 def wilson_interval(n_ones: float, n: float, level: float = 0.95) -> Interval:

@@ -1,7 +1,7 @@
 """What the labels of a store are worth: shares, agreement, thresholds, categories, examples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
@@ -12,7 +12,6 @@ from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import LabelledStore, named_labels, stored_labellers
 from graphhalu.labels.summary import (
-    LabelSummary,
     agreement,
     draw_examples,
     summarise,
@@ -51,8 +50,8 @@ class LabelReport:
     """
 
     labels: Mapping[str, Labels]
-    summaries: Mapping[str, LabelSummary]
-    categories: Mapping[str, Mapping[str, LabelSummary]]
+    summaries: Mapping[str, dict[str, Any]]
+    categories: Mapping[str, Mapping[str, dict[str, Any]]]
     agreements: tuple[dict[str, Any], ...]
     sweeps: Mapping[str, list[dict[str, Any]]]
     examples: tuple[dict[str, Any], ...]
@@ -71,8 +70,8 @@ class LabelReport:
         return {
             "meaning": labels.meaning,
             "settings": dict(labels.settings),
-            **asdict(self.summaries[name]),
-            "categories": {category: asdict(summary) for category, summary in self.categories[name].items()},
+            **self.summaries[name],
+            "categories": dict(self.categories[name]),
         }
 
 
@@ -167,9 +166,9 @@ def _shares(report: LabelReport) -> TextTable:
     rows = [
         [
             name,
-            str(summary.n_traces),
-            str(summary.n_valid),
-            f"{summary.coverage:.1%}",
+            str(summary["n_traces"]),
+            str(summary["n_valid"]),
+            f"{summary['coverage']:.1%}",
             _prevalence(summary),
             MEANINGS[report.labels[name].meaning],
         ]
@@ -182,7 +181,7 @@ def _reasons(report: LabelReport) -> TextTable:
     rows = [
         [name, reason, str(count)]
         for name, summary in report.summaries.items()
-        for reason, count in summary.reasons.items()
+        for reason, count in summary["reasons"].items()
     ]
     return TextTable("Reasons", ["labeller", "reason", "traces"], rows)
 
@@ -209,20 +208,20 @@ def _sweep_table(name: str, rows: Sequence[dict[str, Any]]) -> TextTable:
     return TextTable(f"{name} at other thresholds", columns, cells)
 
 
-def _category_table(name: str, categories: Mapping[str, LabelSummary]) -> TextTable:
+def _category_table(name: str, categories: Mapping[str, dict[str, Any]]) -> TextTable:
     rows = [
-        [category, str(each.n_traces), str(each.n_valid), _prevalence(each)]
+        [category, str(each["n_traces"]), str(each["n_valid"]), _prevalence(each)]
         for category, each in categories.items()
     ]
     columns = ["category", "traces", "valid", "prevalence [95 %]"]
     return TextTable(f"{name} by category", columns, rows)
 
 
-def _prevalence(summary: LabelSummary) -> str:
-    if summary.prevalence is None or summary.interval is None:
+def _prevalence(summary: dict[str, Any]) -> str:
+    if summary["prevalence"] is None or summary["interval"] is None:
         return "none valid"
-    low, high = summary.interval
-    return f"{summary.prevalence:.1%} [{low:.1%}, {high:.1%}]"
+    low, high = summary["interval"]
+    return f"{summary['prevalence']:.1%} [{low:.1%}, {high:.1%}]"
 
 
 def _kappa(kappa: dict[str, Any]) -> str:

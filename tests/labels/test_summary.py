@@ -68,15 +68,15 @@ def test_answers_that_differ_within_questions_never_count_more_than_once_each():
 
 def test_a_summary_counts_valid_labels_and_reasons():
     found = summarise(labels([1, 0, 0, 1, 1], [1, 1, 0, 1, 0], ["a", "b", "c", "a", "c"]), singles(5))
-    assert (found.n_traces, found.n_valid, found.coverage) == (5, 3, pytest.approx(3 / 5))
-    assert found.prevalence == pytest.approx(2 / 3)
-    assert found.interval == pytest.approx(wilson(2, 3))
-    assert found.reasons == {"a": 2, "c": 2, "b": 1}
+    assert (found["n_traces"], found["n_valid"], found["coverage"]) == (5, 3, pytest.approx(3 / 5))
+    assert found["prevalence"] == pytest.approx(2 / 3)
+    assert found["interval"] == pytest.approx(wilson(2, 3))
+    assert found["reasons"] == {"a": 2, "c": 2, "b": 1}
 
 
 def test_without_a_valid_label_there_is_no_prevalence_and_no_interval():
     found = summarise(labels([0, 0], [0, 0]), singles(2))
-    assert (found.prevalence, found.interval, found.coverage) == (None, None, 0)
+    assert (found["prevalence"], found["interval"], found["coverage"]) == (None, None, 0)
 
 
 def test_categories_are_summed_up_each_by_itself():
@@ -84,8 +84,8 @@ def test_categories_are_summed_up_each_by_itself():
         labels([1, 0, 1, 1, 0], [1, 1, 1, 0, 1]), singles(5), ["b", "a", "b", "b", None]
     )
     assert list(found) == ["a", "b"]
-    assert (found["a"].n_traces, found["a"].prevalence) == (1, 0)
-    assert (found["b"].n_traces, found["b"].n_valid, found["b"].prevalence) == (3, 2, 1)
+    assert (found["a"]["n_traces"], found["a"]["prevalence"]) == (1, 0)
+    assert (found["b"]["n_traces"], found["b"]["n_valid"], found["b"]["prevalence"]) == (3, 2, 1)
 
 
 def test_verdicts_are_words():
