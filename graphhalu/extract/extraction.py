@@ -75,7 +75,15 @@ class Extraction:
         self.shape: TraceShape = trace_shape(loaded, config.capture)
         without_values = () if reads_values(loaded.model) else ("value_norm",)
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
-        self.search = self._search() if config.generation.answers == "generated" else None
+        settings = self.config.generation
+        self.search = None
+        if settings.answers == "generated":
+            self.search = beam_search(
+                loaded,
+                n_beams=settings.num_beams,
+                max_new_tokens=settings.max_new_tokens,
+                stops_at_newline=bool(settings.stop_at_newline),
+            )
 
     def identity(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What decides the content of the traces; batch sizes and devices are not among it.
@@ -153,17 +161,6 @@ class Extraction:
         starts = [self._row_start(prompt) for prompt, _ in traces]
         return estimate_bytes(self.shape, self.arrays, lengths, starts, is_compressed=is_compressed)
 
-    def _search(self) -> BeamSearch:
-        settings, loaded = self.config.generation, self.loaded
-        newlines = newline_token_ids(loaded.tokenizer) if settings.stop_at_newline else ()
-        return BeamSearch(
-            loaded.model,
-            layer_windows=loaded.layer_windows,
-            stop_ids=[*loaded.eos_token_ids, *newlines],
-            n_beams=settings.num_beams,
-            max_new_tokens=settings.max_new_tokens,
-        )
-
     def _row_start(self, prompt: Prompt) -> int:
         """First query row that is kept of a prompt's traces."""
         return max(0, prompt.length - 1) if self.config.capture.rows == "answer" else 0
@@ -223,6 +220,20 @@ class Extraction:
             results = replay(model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass)
             for (prompt, answer, sequence), result in zip(group, results, strict=True):
                 yield _record(prompt, answer, sequence, result), result
+
+
+def beam_search(
+    loaded: LoadedModel, *, n_beams: int = 1, max_new_tokens: int, stops_at_newline: bool
+) -> BeamSearch:
+    """Search that stops at the end mark and, as asked for, at a newline; greedy with one beam."""
+    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
+    return BeamSearch(
+        loaded.model,
+        layer_windows=loaded.layer_windows,
+        stop_ids=[*loaded.eos_token_ids, *newlines],
+        n_beams=n_beams,
+        max_new_tokens=max_new_tokens,
+    )
 
 
 def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list[T]]:

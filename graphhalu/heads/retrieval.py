@@ -24,8 +24,9 @@ from graphhalu.core.files import parse_json, read_bytes, reason_of
 from graphhalu.datasets.base import bundled_file, bundled_places
 from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
+from graphhalu.extract.extraction import beam_search
 from graphhalu.extract.prompts import generated_answer
-from graphhalu.heads.runs import RowsObserver, greedy_search, measured_table, prompt_form, run_observed
+from graphhalu.heads.runs import RowsObserver, measured_table, prompt_form, run_observed
 from graphhalu.heads.settings import RetrievalSettings, Rule
 from graphhalu.heads.table import HeadScores, HeadTable, Trial
 from graphhalu.labels.rouge import UnicodeTokenizer
@@ -107,7 +108,7 @@ def find_retrieval_heads(
     settings = settings or RetrievalSettings()
     hidden = hidden_needles(loaded, settings)
     _, is_chat = prompt_form(loaded, settings.template, settings.chat)
-    search = greedy_search(loaded, settings.max_new_tokens, stops_at_newline=not is_chat)
+    search = beam_search(loaded, max_new_tokens=settings.max_new_tokens, stops_at_newline=not is_chat)
     accepted: list[Trial] = []
     rejected: list[tuple[str, str]] = []
     scored: dict[str, list[HeadScores]] = {"retrieval": [], "retrieval_mass": []}

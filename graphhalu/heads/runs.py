@@ -19,10 +19,10 @@ from graphhalu.core.errors import NonFiniteError, NotEnoughDataError
 from graphhalu.datasets.prompts import build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.extract.capture import capturing
+from graphhalu.extract.extraction import beam_search
 from graphhalu.extract.forward import DeferredPass, body_below_head
-from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.hooks import AttentionObserver
-from graphhalu.extract.prompts import generated_answer, newline_token_ids, uses_chat
+from graphhalu.extract.prompts import generated_answer, uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.heads.table import HeadScores, HeadTable, Trial, mean_of_present
 from graphhalu.labels.match import AliasMatch
@@ -61,18 +61,6 @@ def prompt_form(
     return template or ("concise" if is_chat else "bare"), is_chat
 
 
-def greedy_search(loaded: LoadedModel, max_new_tokens: int, *, stops_at_newline: bool) -> BeamSearch:
-    """Greedy decoding that stops at the end mark and, in a plain prompt, at a newline."""
-    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
-    return BeamSearch(
-        loaded.model,
-        layer_windows=loaded.layer_windows,
-        stop_ids=[*loaded.eos_token_ids, *newlines],
-        n_beams=1,
-        max_new_tokens=max_new_tokens,
-    )
-
-
 def question_items(
     loaded: LoadedModel, questions: Sequence[Question], *, template: str, chat: bool
 ) -> list[Item]:
@@ -103,7 +91,7 @@ def answer_quality(
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Float[np.ndarray, "item metric"]:
     """Every item by every metric of ``METRICS``; NaN where a rule cannot judge."""
-    search = greedy_search(loaded, max_new_tokens, stops_at_newline=stops_at_newline)
+    search = beam_search(loaded, max_new_tokens=max_new_tokens, stops_at_newline=stops_at_newline)
     rouge, match = RougeOverlap("rouge1_recall"), AliasMatch()
     found = np.full((len(items), len(METRICS)), np.nan)
     order = sorted(range(len(items)), key=lambda index: len(items[index].token_ids))
@@ -115,11 +103,11 @@ def answer_quality(
             text = generated_answer(best.token_ids, loaded.tokenizer).text
             decision = match.label(replace(item.record, answer=text))
             # an empty answer is wrong, where the rule for labels would not say so
-            is_judged = decision.is_valid or not text
-            right = float(decision.is_valid and decision.value == 0)
+            right = (
+                float(decision.is_valid and decision.value == 0) if decision.is_valid or not text else np.nan
+            )
             recall = rouge.best_score(text, item.record.answers)
-            logprob = gold_logprob(loaded.model, item)
-            found[index] = (right if is_judged else np.nan, recall, logprob)
+            found[index] = (right, recall, gold_logprob(loaded.model, item))
         on_progress(len(batch))
     return found
 

@@ -95,16 +95,13 @@ class HeadTable:
         Raises:
             UsageError: If they do not.
         """
-        expected = (len(self.trials), len(self.layers), self.chance.shape[1])
-        shapes = {name: each.shape for name, each in {"chance": self.chance, **self.columns}.items()}
-        wrong = {name: shape for name, shape in shapes.items() if shape != expected[1:]}
-        if self.scores.shape != expected:
-            wrong = {"scores": self.scores.shape, **wrong}
-        if wrong:
+        shapes = {"scores": self.scores.shape[1:], "chance": self.chance.shape}
+        shapes |= {name: values.shape for name, values in self.columns.items()}
+        wrong = [name for name, shape in shapes.items() if shape != (len(self.layers), self.n_heads)]
+        if wrong or len(self.scores) != len(self.trials):
             raise UsageError(
                 f"the {self.role} table does not fit together: {len(self.trials)} trials and "
-                f"{len(self.layers)} layers of {self.n_heads} heads, got "
-                + ", ".join(f"{name} {shape}" for name, shape in wrong.items())
+                f"{len(self.layers)} layers of {self.n_heads} heads, got {len(self.scores)} trials and {shapes}"
             )
 
     @property
