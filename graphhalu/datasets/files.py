@@ -87,8 +87,12 @@ class DataFile:
         return DataFileError(f"{self.where(number)}: {what}")
 
 
-def open_file(path: Path) -> DataFile:
+def open_file(path: Path, option: str = "--data-path") -> DataFile:
     """Read a file whole and unpack it if it is gzipped.
+
+    Args:
+        path: The file.
+        option: How a user names another one.
 
     Raises:
         UsageError: If the path is missing, or is a folder.
@@ -96,9 +100,9 @@ def open_file(path: Path) -> DataFile:
             than a file of questions can be.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  --data-path FILE")
+        raise UsageError(f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  {option} FILE")
     if not path.is_file():
-        raise UsageError(f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE")
+        raise UsageError(f"no data file at {path}\n  Name {_EXPECTED}:  {option} FILE")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise _too_large(path, _MAX_BYTES, "bytes")
@@ -109,8 +113,7 @@ def open_file(path: Path) -> DataFile:
         content = _unpacked(content, path)
     if not content.removeprefix(BOM_UTF8).strip():
         raise DataFileError(
-            f"{path} is empty; expected questions\n"
-            f"  Copy or download it again, or name another file with --data-path"
+            f"{path} is empty; expected questions or text\n  Copy or download it again, or name another file with {option}"
         )
     file = DataFile(path, content)
     if file.layout != "parquet":

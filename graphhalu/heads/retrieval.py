@@ -20,10 +20,11 @@ from torch import Tensor
 
 from graphhalu.core.axes import RowRange, Span
 from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
-from graphhalu.core.files import parse_json, read_bytes, reason_of
 from graphhalu.datasets.base import bundled_file, bundled_places
+from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
+from graphhalu.datasets.rows import text_field
 from graphhalu.extract.extraction import beam_search
 from graphhalu.extract.prompts import generated_answer
 from graphhalu.heads.runs import RowsObserver, measured_table, prompt_form, run_observed
@@ -300,25 +301,24 @@ def read_haystack(path: Path | None = None) -> str:
         DataFileError: If it is no UTF-8 text, or holds none.
     """
     path = path or bundled_file(bundled_places("haystack", "haystack.txt"))
-    text = " ".join(_read_text(path).split())
-    if not text:
-        raise DataFileError(f"the haystack {path} holds no text")
-    return text
+    return " ".join(open_file(path, "--haystack").text().split())
 
 
 def read_needles(path: Path | None = None) -> tuple[Needle, ...]:
-    """The needles of a JSON Lines file with the published keys, by default the bundled ones.
+    """The needles of a file of JSON Lines with the published keys, by default the bundled ones.
 
     Raises:
         UsageError: If there is no such file.
-        DataFileError: If a line is no needle; names it.
+        DataFileError: If a row is no needle; names it.
 
     Source:
         nightdessert/Retrieval_Head, commit 3ac171a, ``needles.jsonl``.
     """
     path = path or bundled_file(bundled_places("haystack", "needles.jsonl"))
-    lines = enumerate(_read_text(path).splitlines(), start=1)
-    found = tuple(_needle(line, f"{path}, line {number}") for number, line in lines if line.strip())
+    found = tuple(
+        Needle(*(text_field(row, name) for name in Needle._fields))
+        for row in read_rows(open_file(path, "--needles"))
+    )
     if not found:
         raise DataFileError(f"{path} holds no needle")
     return found
@@ -438,25 +438,3 @@ def _covered(text: str, offsets: Sequence[tuple[int, int]], start: int, length: 
             found.append(index)
     # a token of nothing but space has no visible character, and may stand between them
     return RowRange(found[0], found[-1] + 1) if found else None
-
-
-def _needle(line: str, where: str) -> Needle:
-    try:
-        values = parse_json(line)
-        found = Needle(*(values[key].strip() for key in Needle._fields))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        raise DataFileError(
-            f"{where}: expected an object with texts for {', '.join(Needle._fields)}"
-        ) from None
-    if not all(found):
-        raise DataFileError(f"{where}: {', '.join(Needle._fields)} must not be empty")
-    return found
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return read_bytes(path).decode("utf-8-sig")
-    except FileNotFoundError:
-        raise UsageError(f"no file at {path}") from None
-    except (OSError, ValueError) as error:
-        raise DataFileError(f"{path} is no UTF-8 text: {reason_of(error)}") from None

@@ -101,7 +101,7 @@ class HeadTable:
         if wrong or len(self.scores) != len(self.trials):
             raise UsageError(
                 f"the {self.role} table does not fit together: {len(self.trials)} trials and "
-                f"{len(self.layers)} layers of {self.n_heads} heads, got {len(self.scores)} trials and {shapes}"
+                f"{len(self.layers)} layers of {self.n_heads} heads, got {len(self.scores)} trials, {shapes}"
             )
 
     @property

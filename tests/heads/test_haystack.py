@@ -99,14 +99,17 @@ def test_published_needles_are_read(shared_data):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("nonsense", "line 2: expected an object"),
-        ("[1]", "line 2: expected an object"),
-        (json.dumps({"needle": "a", "question": "b"}), "line 2: expected an object"),
-        (json.dumps({"needle": "a", "question": " ", "real_needle": "a"}), "must not be empty"),
-        (json.dumps({"needle": 1, "question": "b", "real_needle": "a"}), "expected an object"),
+        ("nonsense", "row 2: expected JSON, got a bad line"),
+        ("[1]", "row 2: expected an object"),
+        (json.dumps({"needle": "a", "question": "b"}), "row 2: expected the columns real_needle"),
+        (
+            json.dumps({"needle": "a", "question": " ", "real_needle": "a"}),
+            "question must be a text that is not empty",
+        ),
+        (json.dumps({"needle": 1, "question": "b", "real_needle": "a"}), "needle must be a text"),
     ],
 )
-def test_a_broken_needle_is_named_by_line(line, said, tmp_path):
+def test_a_broken_needle_is_named_by_row(line, said, tmp_path):
     path = tmp_path / "needles.jsonl"
     path.write_text(json.dumps(NEEDLE._asdict()) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(DataFileError, match=r"needles\.jsonl") as caught:
@@ -117,12 +120,12 @@ def test_a_broken_needle_is_named_by_line(line, said, tmp_path):
 def test_files_that_hold_nothing_are_refused(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n", encoding="utf-8")
-    with pytest.raises(DataFileError, match="holds no text"):
+    with pytest.raises(DataFileError, match="is empty"):
         read_haystack(empty)
-    with pytest.raises(DataFileError, match="holds no needle"):
+    with pytest.raises(DataFileError, match="is empty"):
         read_needles(empty)
-    with pytest.raises(UsageError, match="no file at"):
+    with pytest.raises(UsageError, match="no data file at"):
         read_haystack(tmp_path / "none.txt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataFileError, match="no UTF-8"):
+    with pytest.raises(DataFileError, match="expected UTF-8"):
         read_haystack(tmp_path / "bytes.txt")
