@@ -113,7 +113,8 @@ def open_file(path: Path, option: str = "--data-path") -> DataFile:
         content = _unpacked(content, path)
     if not content.removeprefix(BOM_UTF8).strip():
         raise DataFileError(
-            f"{path} is empty; expected questions or text\n  Copy or download it again, or name another file with {option}"
+            f"{path} is empty; expected questions or text\n"
+            f"  Copy or download it again, or name another file with {option}"
         )
     file = DataFile(path, content)
     if file.layout != "parquet":

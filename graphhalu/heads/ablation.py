@@ -281,24 +281,18 @@ def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed:
 
 def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is_chat: bool) -> list[Item]:
     if settings.task == "needle":
-        names = ("lengths", "haystack", "needles", "template", "chat", "max_new_tokens")
-        needles = RetrievalSettings(**{name: getattr(settings, name) for name in names})
-        hidden = hidden_needles(loaded, needles)
+        shared = settings.model_dump(include=set(RetrievalSettings.model_fields) - {"threshold"})
+        hidden = hidden_needles(loaded, RetrievalSettings(**shared))
         if settings.num_samples is not None and settings.num_samples < len(hidden):
             generator = np.random.default_rng(settings.seed)
             drawn = sorted(generator.choice(len(hidden), settings.num_samples, replace=False))
             hidden = [hidden[place] for place in drawn]
-        asked = [
-            Question(
-                trial.trial_id,
-                trial.needle.question,
-                (trial.needle.real_needle,),
-                group_id=trial.needle.needle,
-            )
-            for trial in hidden
-        ]
-        pairs = zip(asked, hidden, strict=True)
-        return [known_item(loaded, question, each.token_ids.tolist(), is_chat) for question, each in pairs]
+        items = []
+        for each in hidden:
+            needle = each.needle
+            question = Question(each.trial_id, needle.question, (needle.real_needle,), group_id=needle.needle)
+            items.append(known_item(loaded, question, each.token_ids.tolist(), is_chat))
+        return items
     questions = load_questions(
         settings.dataset, settings.data_path, num_samples=settings.num_samples, seed=settings.seed
     )

@@ -48,7 +48,8 @@ def write_heads(path: Path, tables: Sequence[HeadTable]) -> None:
         "provenance": provenance(),
         "tables": [_plain(table) for table in tables],
     }
-    _write_json(path, values)
+    content = json.dumps(json_ready(values), ensure_ascii=False, allow_nan=False).encode()
+    replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def read_heads(path: Path) -> list[HeadTable]:
@@ -90,28 +91,6 @@ def read_table(path: Path, role: str | None = None) -> HeadTable:
     return found[0]
 
 
-def write_published(path: Path, table: HeadTable) -> None:
-    """Write a table's scores as ``{"layer-head": [scores]}``; heads without a score are left out.
-
-    Raises:
-        UsageError: If a head has a score in some trials only: the layout cannot say which.
-
-    Source:
-        nightdessert/Retrieval_Head, commit 3ac171a, ``head_score/*.json``.
-    """
-    n_trials, values = len(table.trials), {}
-    for (place, head), count in np.ndenumerate(table.count):
-        name = f"{table.layers[place]}-{head}"
-        if count not in (0, n_trials):
-            raise UsageError(
-                f"head {name} has a score in {count} of {n_trials} trials, which the published "
-                f"layout cannot say\n  Keep our own format"
-            )
-        if count:
-            values[name] = table.scores[:, place, head].tolist()
-    _write_json(path, values)
-
-
 def _plain(table: HeadTable) -> dict[str, Any]:
     return {
         **{each.name: getattr(table, each.name) for each in fields(table)},
@@ -151,6 +130,11 @@ def _numbers(values: Any) -> Float[np.ndarray, "..."]:
 
 
 def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
+    """The table of scores by ``layer-head``.
+
+    Source:
+        nightdessert/Retrieval_Head, commit 3ac171a, ``head_score/*.json``.
+    """
     try:
         found = _PUBLISHED.validate_python(values)
     except ValidationError as error:
@@ -195,8 +179,3 @@ def _read_json(path: Path) -> dict[str, Any]:
         return read_json_object(path, allows_nan=True)
     except FileNotFoundError:
         raise UsageError(f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval") from None
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    content = json.dumps(json_ready(values), ensure_ascii=False, allow_nan=False).encode()
-    replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)

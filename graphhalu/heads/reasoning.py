@@ -227,12 +227,12 @@ def _table(
     shape = (-1, len(store.shape.attention_layers), store.shape.n_heads)
     scores = [np.array([known[index].score for index in side]).reshape(shape) for side in sides]
     chance = [np.array([known[index].chance for index in side]).reshape(shape) for side in sides]
-    records = store.records
+    records, accepted = store.records, set(sides[0])
     rejected = [
         # a right answer that is not among the accepted has no share
         (records[i].trace_id, "no row can see what is looked for" if is_right else reason)
         for i, (is_right, reason) in enumerate(verdicts)
-        if i not in sides[0]
+        if i not in accepted
     ]
     groups = [[records[index].group_id for index in side] for side in sides]
     return HeadTable(
@@ -267,14 +267,12 @@ def _contrast_columns(
 
 
 def _by_labels(store: TraceStore, labeller: str) -> list[Verdict]:
-    labels = None
-    if labels_path(store, labeller).is_file():
-        try:
-            labels = read_labels(store, labeller)
-        except StoreMismatchError:
-            if labeller not in LABELLERS:
-                raise
-    if labels is None:  # not written: a look at heads changes no store
+    try:
+        labels = read_labels(store, labeller)
+    except (StoreMismatchError, TraceNotFoundError):
+        if labels_path(store, labeller).is_file() and labeller not in LABELLERS:
+            raise
+        # not written: a look at heads changes no store
         labels = label_records(store.records, make_labeller(labeller))
     if labels.meaning != "hallucinated":
         raise UsageError(
