@@ -239,7 +239,7 @@ def tokens(
     from graphhalu.evaluation.detector_specs import detector_specs
     from graphhalu.evaluation.settings import CompareConfig
     from graphhalu.evaluation.training import fit_for_use, run_folder
-    from graphhalu.labels.spans import label_tokens
+    from graphhalu.labels.stated import label_tokens
 
     if save is not None:
         detector_specs([save], CompareConfig(), "token")  # refused before anything is run

@@ -56,8 +56,8 @@ def extract(
         resume: Go on with an existing store (always done).
     """
     from graphhalu.core.errors import WorkerError
+    from graphhalu.extract.run import Shard
     from graphhalu.extract.run import extract as run_extraction
-    from graphhalu.extract.worker import Shard
 
     target = out or default_store(settings.model.name, settings.dataset.name)
     share = None if shard is None else Shard.parse(shard)

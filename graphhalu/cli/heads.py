@@ -160,7 +160,7 @@ def _shown(tables: "Sequence[HeadTable]", path: Path, top: int, *, is_new: bool 
             "model": table.model,
             "settings": table.settings,
             "n_accepted": len(table.trials),
-            "rejected": dict(Counter(item.reason for item in table.rejected).most_common()),
+            "rejected": dict(Counter(reason for _, reason in table.rejected).most_common()),
             "heads": [_head(table, row) for row in table.ranked()[:top]],
         }
         for table in tables

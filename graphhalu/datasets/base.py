@@ -1,12 +1,12 @@
 """Data sets: a card, and a reader that yields questions from a file or from the hub."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, ClassVar
 
 import yaml
 
@@ -14,9 +14,6 @@ from graphhalu.core.errors import DataFileError, MissingExtraError, UsageError
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import Row, require_columns
-
-CARDS_FILE: Final = Path(__file__).with_name("cards.yaml")
-"""Cards of the data sets of this package by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +31,9 @@ class DatasetCard:
         size: How many questions that split holds.
         citation: Authors, year and number of the paper.
         label_rule: Which labeller suits it, and why.
+        layout: What to say was expected of a file in another layout.
+        columns: Columns that every row must have.
+        is_bundled: Whether its questions come with the package.
         artefacts: Known faults that a detector could learn in place of hallucination.
         template: Prompt template that suits it.
     """
@@ -48,6 +48,9 @@ class DatasetCard:
     size: int
     citation: str
     label_rule: str
+    layout: str | None = None
+    columns: tuple[str, ...] = ()
+    is_bundled: bool = False
     artefacts: tuple[str, ...] = ()
     template: str = "concise"
 
@@ -72,20 +75,14 @@ class Dataset(ABC):
         """
 
     def rows(self, path: Path | None) -> Iterator[Row]:
-        """Rows of a file, or of the hub; see :meth:`read`."""
+        """Rows of a file, of the bundled one, or of the hub; see :meth:`read`."""
+        if path is None and self.card.is_bundled:
+            path = bundled_file(bundled_places(self.card.name))
         return hub_rows(self.card) if path is None else read_rows(open_file(path))
 
 
 class RowDataset(Dataset):
-    """A data set whose every row is one question.
-
-    Attributes:
-        layout: What to say was expected where a column is missing.
-        columns: Columns that every row must have.
-    """
-
-    layout: ClassVar[str]
-    columns: ClassVar[tuple[str, ...]] = ()
+    """A data set whose every row is one question; its card names the columns."""
 
     def read(self, path: Path | None) -> Iterator[Question]:
         """Yield the questions in the order of the file; see the base class."""
@@ -100,20 +97,59 @@ class RowDataset(Dataset):
         """
 
     def _read_row(self, row: Row) -> Question:
-        require_columns(row, *self.columns, expected=self.layout)
+        require_columns(row, *self.card.columns, expected=self.card.layout)
         return self.question(row)
+
+
+def row_dataset(name: str, read_row: Callable[[Row], Question]) -> type[RowDataset]:
+    """The data set of this package whose rows a function turns into questions."""
+
+    class Described(RowDataset):
+        card: ClassVar[DatasetCard] = dataset_card(name)
+
+        def question(self, row: Row) -> Question:
+            return read_row(row)
+
+    Described.__name__ = Described.__qualname__ = name
+    Described.__doc__ = read_row.__doc__
+    return Described
 
 
 def dataset_card(name: str) -> DatasetCard:
     """The card of a data set of this package."""
     values = _cards()[name]
-    return DatasetCard(**{**values, "name": name, "artefacts": tuple(values["artefacts"])})
+    lists = {field: tuple(values.get(field, ())) for field in ("columns", "artefacts")}
+    return DatasetCard(**{**values, **lists, "name": name})
 
 
 @cache
 def _cards() -> dict[str, dict[str, Any]]:
-    cards: dict[str, dict[str, Any]] = yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
+    cards: dict[str, dict[str, Any]] = yaml.safe_load(
+        Path(__file__).with_name("cards.yaml").read_text(encoding="utf-8")
+    )
     return cards
+
+
+def bundled_places(folder: str, name: str = "questions.jsonl") -> tuple[Path, ...]:
+    """Where a file, by default questions, lies in an installed package, and in a checkout."""
+    package = Path(__file__).resolve().parents[1]
+    return (package / "_data" / folder / name, package.parent / "data" / folder / name)
+
+
+def bundled_file(places: tuple[Path, ...]) -> Path:
+    """The first of the places that holds a file.
+
+    Raises:
+        DataFileError: If none does; lists them.
+    """
+    found = next((place for place in places if place.is_file()), None)
+    if found is None:
+        listed = "\n".join(f"  looked at {place}" for place in places)
+        raise DataFileError(
+            f"a bundled file is missing: expected {places[0].name}\n{listed}\n"
+            f"  Install graphhalu again, or name a file of the same layout."
+        )
+    return found
 
 
 def hub_rows(card: DatasetCard, split: str | None = None) -> Iterator[Row]:

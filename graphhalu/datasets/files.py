@@ -8,7 +8,6 @@ hostile file ends in such an error too, and not in a machine without memory.
 import csv
 import io
 import json
-import re
 from codecs import BOM_UTF8
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -35,7 +34,6 @@ _MAX_BYTES: Final = 2 * 2**30
 _MAX_LINE_BYTES: Final = 512 * 2**20
 """Most bytes of one line: published files that are one line of JSON are smaller."""
 _MAX_PARQUET_ROWS: Final = MAX_TABLE_ROWS
-_LONE_SURROGATE: Final = re.compile("[\ud800-\udfff]")
 _LIST_KEYS: Final = ("Data", "data", "rows")
 """Keys under which a JSON object holds its rows; ``Data`` is TriviaQA's."""
 
@@ -71,8 +69,10 @@ class DataFile:
         except UnicodeDecodeError as error:
             is_utf16 = self.content.startswith(_UTF16_MARKS)
             came = "UTF-16 text" if is_utf16 else f"byte 0x{self.content[error.start]:02x}"
-            what = f"expected UTF-8 text, got {came}; save it as UTF-8"
-            raise self.fault(1 + self.content.count(b"\n", 0, error.start), what) from None
+            raise self.fault(
+                1 + self.content.count(b"\n", 0, error.start),
+                f"expected UTF-8 text, got {came}; save it as UTF-8",
+            ) from None
         if "\0" in text:
             line = text.count("\n", 0, text.index("\0")) + 1
             raise self.fault(line, "expected text, got a NUL byte; is it a data file?")
@@ -87,8 +87,12 @@ class DataFile:
         return DataFileError(f"{self.where(number)}: {what}")
 
 
-def open_file(path: Path) -> DataFile:
+def open_file(path: Path, option: str = "--data-path") -> DataFile:
     """Read a file whole and unpack it if it is gzipped.
+
+    Args:
+        path: The file.
+        option: How a user names another one.
 
     Raises:
         UsageError: If the path is missing, or is a folder.
@@ -96,9 +100,9 @@ def open_file(path: Path) -> DataFile:
             than a file of questions can be.
     """
     if path.is_dir():
-        raise UsageError(f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  --data-path FILE")
+        raise UsageError(f"{path} is a folder; expected {_EXPECTED}\n  Name a file in it:  {option} FILE")
     if not path.is_file():
-        raise UsageError(f"no data file at {path}\n  Name {_EXPECTED}:  --data-path FILE")
+        raise UsageError(f"no data file at {path}\n  Name {_EXPECTED}:  {option} FILE")
     try:
         if path.stat().st_size > _MAX_BYTES:
             raise _too_large(path, _MAX_BYTES, "bytes")
@@ -109,8 +113,8 @@ def open_file(path: Path) -> DataFile:
         content = _unpacked(content, path)
     if not content.removeprefix(BOM_UTF8).strip():
         raise DataFileError(
-            f"{path} is empty; expected questions\n"
-            f"  Copy or download it again, or name another file with --data-path"
+            f"{path} is empty; expected questions or text\n"
+            f"  Copy or download it again, or name another file with {option}"
         )
     file = DataFile(path, content)
     if file.layout != "parquet":
@@ -146,8 +150,7 @@ def table_cells(file: DataFile, delimiter: str) -> Iterator[tuple[int, list[str]
                 yield number, cells
             number = reader.line_num + 1
     except csv.Error as error:
-        what = f"expected cells quoted as CSV, got a bad line: {error}{_MEND}"
-        raise file.fault(number, what) from None
+        raise file.fault(number, f"expected cells quoted as CSV, got a bad line: {error}{_MEND}") from None
 
 
 def _unpacked(content: bytes, path: Path) -> bytes:
@@ -173,28 +176,22 @@ def _check_lines(file: DataFile) -> None:
     while len(file.content) - start > _MAX_LINE_BYTES:
         end = file.content.rfind(b"\n", start, start + _MAX_LINE_BYTES + 1)
         if end < 0:
-            what = f"expected at most {_MAX_LINE_BYTES:,} bytes a line, got more; "
-            what += "is it a file of questions?"
+            what = f"expected at most {_MAX_LINE_BYTES:,} bytes a line, got more; is it a file of questions?"
             raise file.fault(file.content.count(b"\n", 0, start) + 1, what)
         start = end + 1
 
 
 def _table_rows(file: DataFile) -> Iterator[Row]:
-    cells = table_cells(file, _delimiter(file.text().lstrip().partition("\n")[0]))
+    header = file.text().lstrip().partition("\n")[0]
+    cells = table_cells(file, next((mark for mark in ("\t", ",", ";") if mark in header), ","))
     names = [name.strip() for name in next(cells)[1]]
     listed = shortened(", ".join(names))
     if len(set(names)) < len(names):
         raise file.fault(1, f"a column name stands twice: {listed}")
     for number, values in cells:
         if len(values) != len(names):
-            what = f"expected {len(names)} cells ({listed}), got {len(values)}{_MEND}"
-            raise file.fault(number, what)
+            raise file.fault(number, f"expected {len(names)} cells ({listed}), got {len(values)}{_MEND}")
         yield Row(file.where(number), dict(zip(names, values, strict=True)))
-
-
-def _delimiter(header_line: str) -> str:
-    """The tab, the comma or the semicolon: the first of them that stands in the header."""
-    return next((mark for mark in ("\t", ",", ";") if mark in header_line), ",")
 
 
 def _json_rows(file: DataFile) -> Iterator[Row]:
@@ -204,8 +201,12 @@ def _json_rows(file: DataFile) -> Iterator[Row]:
             if line.strip():
                 yield _json_row(_parsed(line, file, first_line=number), file, number)
         return
-    for number, value in enumerate(_listed(_parsed(text, file, first_line=1)), start=1):
-        yield _json_row(value, file, number)
+    value = _parsed(text, file, first_line=1)
+    if isinstance(value, Mapping):
+        lists = (value[key] for key in _LIST_KEYS if isinstance(value.get(key), list))
+        value = next(lists, value)
+    for number, item in enumerate(value if isinstance(value, list) else [value], start=1):
+        yield _json_row(item, file, number)
 
 
 def _is_json_lines(text: str) -> bool:
@@ -226,44 +227,31 @@ def _parsed(text: str, file: DataFile, *, first_line: int) -> Any:
     except RecursionError:
         raise file.fault(first_line, _TOO_DEEP) from None
     except ValueError as error:  # a number of more digits than Python reads
-        what = f"expected JSON, got a bad value: {error}{_MEND}"
-        raise file.fault(first_line, what) from None
-
-
-def _listed(value: Any) -> list[Any]:
-    if isinstance(value, Mapping):
-        lists = (value[key] for key in _LIST_KEYS if isinstance(value.get(key), list))
-        return next(lists, [value])
-    return value if isinstance(value, list) else [value]
+        raise file.fault(first_line, f"expected JSON, got a bad value: {error}{_MEND}") from None
 
 
 def _json_row(value: Any, file: DataFile, number: int) -> Row:
     if not isinstance(value, Mapping):
-        came = type(value).__name__
-        raise file.fault(number, f"expected an object with named fields, got a {came}")
+        raise file.fault(number, f"expected an object with named fields, got a {type(value).__name__}")
     try:
-        is_broken = _has_lone_surrogate(value)
+        # escaped characters can stand for half a pair, which no encoding can write
+        json.dumps(value, ensure_ascii=False).encode()
     except RecursionError:
         raise file.fault(number, _TOO_DEEP) from None
-    if is_broken:
-        raise file.fault(number, f"expected Unicode text, got half a surrogate pair{_MEND}")
+    except UnicodeEncodeError:
+        raise file.fault(number, f"expected Unicode text, got half a surrogate pair{_MEND}") from None
     return Row(file.where(number), value)
-
-
-def _has_lone_surrogate(value: Any) -> bool:
-    """Whether a text in it is an escaped character that no encoding can write."""
-    if isinstance(value, str):
-        return _LONE_SURROGATE.search(value) is not None
-    if isinstance(value, Mapping):
-        return any(map(_has_lone_surrogate, (*value, *value.values())))
-    return isinstance(value, list) and any(map(_has_lone_surrogate, value))
 
 
 def _parquet_rows(file: DataFile) -> Iterator[Row]:
     number = 0
     try:
         table = pq.ParquetFile(pa.BufferReader(file.content))
-        _check_parquet(table, file.path)
+        groups = range(table.metadata.num_row_groups)
+        if sum(table.metadata.row_group(n).total_byte_size for n in groups) > _MAX_BYTES:
+            raise _too_large(file.path, _MAX_BYTES, "bytes after unpacking")
+        if table.metadata.num_rows > _MAX_PARQUET_ROWS:
+            raise _too_large(file.path, _MAX_PARQUET_ROWS, "rows")
         for batch in table.iter_batches(1024):
             for values in batch.to_pylist():
                 number += 1
@@ -273,11 +261,3 @@ def _parquet_rows(file: DataFile) -> Iterator[Row]:
     # Arrow finds out late that a text is not UTF-8, or a date no date
     except (pa.ArrowException, *MALFORMED) as error:
         raise DataFileError(f"{file.path}: expected Parquet, got damaged data: {reason_of(error)}") from None
-
-
-def _check_parquet(table: pq.ParquetFile, path: Path) -> None:
-    groups = range(table.metadata.num_row_groups)
-    if sum(table.metadata.row_group(n).total_byte_size for n in groups) > _MAX_BYTES:
-        raise _too_large(path, _MAX_BYTES, "bytes after unpacking")
-    if table.metadata.num_rows > _MAX_PARQUET_ROWS:
-        raise _too_large(path, _MAX_PARQUET_ROWS, "rows")

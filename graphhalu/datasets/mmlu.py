@@ -7,49 +7,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Final
 
+import yaml
+
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card, hub_rows
 from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
 from graphhalu.datasets.question import Example, Question
 from graphhalu.datasets.rows import Row, require_columns, text_field, text_id, wrong_value
 
-LAYOUTS: Final = (
-    "one of MMLU's layouts: the published table without a header (question, four options, letter), "
-    "or hub rows (question, subject, choices, answer)"
-)
-
 LETTERS: Final = "ABCD"
 N_EXAMPLES: Final = 5
 
-_CELLS: Final = ("question", *LETTERS, "answer")
-
 CATEGORIES: Final[Mapping[str, str]] = {
     subject: category
-    for category, subjects in {
-        "STEM": """
-            abstract_algebra astronomy college_biology college_chemistry college_computer_science
-            college_mathematics college_physics computer_security conceptual_physics
-            electrical_engineering elementary_mathematics high_school_biology
-            high_school_chemistry high_school_computer_science high_school_mathematics
-            high_school_physics high_school_statistics machine_learning
-        """,
-        "humanities": """
-            formal_logic high_school_european_history high_school_us_history
-            high_school_world_history international_law jurisprudence logical_fallacies
-            moral_disputes moral_scenarios philosophy prehistory professional_law world_religions
-        """,
-        "social sciences": """
-            econometrics high_school_geography high_school_government_and_politics
-            high_school_macroeconomics high_school_microeconomics high_school_psychology
-            human_sexuality professional_psychology public_relations security_studies sociology
-            us_foreign_policy
-        """,
-        "other": """
-            anatomy business_ethics clinical_knowledge college_medicine global_facts human_aging
-            management marketing medical_genetics miscellaneous nutrition
-            professional_accounting professional_medicine virology
-        """,
-    }.items()
+    for category, subjects in yaml.safe_load(
+        Path(__file__).with_name("mmlu_subjects.yaml").read_text()
+    ).items()
     for subject in subjects.split()
 }
 """The published four categories by subject."""
@@ -68,8 +41,8 @@ class MMLU(Dataset):
     def read(self, path: Path | None) -> Iterator[Question]:
         """Yield the questions subject by subject; see the base class."""
         if path is None:
-            tests = map(_hub_question, hub_rows(self.card))
-            return _with_examples(tests, map(_hub_question, hub_rows(self.card, split="dev")))
+            tests = map(_question, hub_rows(self.card))
+            return _with_examples(tests, map(_question, hub_rows(self.card, split="dev")))
         if path.is_dir():
             files = _tables(path / "test", "test")
             if not files:
@@ -115,45 +88,36 @@ def _with_examples(tests: Iterable[Question], examples: Iterable[Question]) -> I
 def _read(files: Iterable[Path]) -> Iterator[Question]:
     for path in files:
         file = open_file(path)
-        if file.layout == "table":
-            yield from _table_questions(file, _subject(path))
-        else:
-            yield from map(_hub_question, read_rows(file))
+        yield from map(
+            _question, _table_rows(file, _subject(path)) if file.layout == "table" else read_rows(file)
+        )
 
 
-def _table_questions(file: DataFile, subject: str) -> Iterator[Question]:
+def _table_rows(file: DataFile, subject: str) -> Iterator[Row]:
+    """The rows of a table in the layout of the hub, but with the letter of the answer."""
     for number, cells in table_cells(file, ","):
-        if len(cells) != len(_CELLS):
-            what = f"expected {LAYOUTS}; got {len(cells)} cells, not {len(_CELLS)}"
-            raise file.fault(number, what)
-        row = Row(file.where(number), dict(zip(_CELLS, cells, strict=True)))
-        letter = text_field(row, "answer")
+        if len(cells) != len(LETTERS) + 2:
+            raise file.fault(
+                number, f"expected {MMLU.card.layout}; got {len(cells)} cells, not {len(LETTERS) + 2}"
+            )
+        row = Row(file.where(number), {"question": cells[0], "subject": subject, "choices": cells[1:-1]})
+        letter = cells[-1].strip()
         if letter not in tuple(LETTERS):
             raise wrong_value(row, "answer", "one of the letters A, B, C, D", letter)
-        choices = _choices(row)
-        yield _question(subject, text_field(row, "question"), choices, LETTERS.index(letter))
+        yield Row(row.where, {**row.values, "answer": LETTERS.index(letter)})
 
 
-def _hub_question(row: Row) -> Question:
-    require_columns(row, "question", "subject", "choices", "answer", expected=LAYOUTS)
-    options, answer = row.values["choices"], row.values["answer"]
+def _question(row: Row) -> Question:
+    require_columns(row, "question", "subject", "choices", "answer", expected=MMLU.card.layout)
+    options, place = row.values["choices"], row.values["answer"]
     if not isinstance(options, list | tuple) or len(options) != len(LETTERS):
         raise wrong_value(row, "choices", "a list of four texts", options)
-    if not isinstance(answer, int) or answer not in range(len(LETTERS)):
-        raise wrong_value(row, "answer", "the place of the right option, 0 to 3", answer)
-    choices = _choices(Row(row.where, dict(zip(LETTERS, options, strict=True))))
-    return _question(text_field(row, "subject"), text_field(row, "question"), choices, answer)
-
-
-def _choices(row: Row) -> tuple[str, ...]:
-    return tuple(text_field(row, letter) for letter in LETTERS)
-
-
-def _question(subject: str, text: str, choices: tuple[str, ...], place: int) -> Question:
-    """A question whose right option stands at ``place``."""
-    metadata = {"subject": subject}
-    if subject in CATEGORIES:
-        metadata["category"] = CATEGORIES[subject]
+    if not isinstance(place, int) or place not in range(len(LETTERS)):
+        raise wrong_value(row, "answer", "the place of the right option, 0 to 3", place)
+    lettered = Row(row.where, dict(zip(LETTERS, options, strict=True)))
+    choices = tuple(text_field(lettered, letter) for letter in LETTERS)
+    subject, text = text_field(row, "subject"), text_field(row, "question")
+    category = {"category": CATEGORIES[subject]} if subject in CATEGORIES else {}
     return Question(
         question_id=text_id("mmlu", "\n".join([subject, text, *choices])),
         text=text,
@@ -161,5 +125,5 @@ def _question(subject: str, text: str, choices: tuple[str, ...], place: int) -> 
         incorrect_answers=tuple(option for option in choices if option != choices[place]),
         choices=choices,
         correct_choices=(place,),
-        metadata=metadata,
+        metadata={"subject": subject, **category},
     )

@@ -1,10 +1,13 @@
 """Questions of a user's own file: a table or JSON whose columns are named, or have usual names."""
 
 import re
+import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Final
+
+import yaml
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import shortened
@@ -24,48 +27,21 @@ from graphhalu.datasets.rows import (
     wrong_value,
 )
 
-FIELDS: Final[Mapping[str, tuple[str, ...]]] = {
-    "question": ("query", "prompt", "input"),
-    "answers": (
-        "answer",
-        "ideal",
-        "gold",
-        "gold_answer",
-        "gold_answers",
-        "target",
-        "targets",
-        "reference",
-        "references",
-        "best_answer",
-        "correct_answer",
-        "correct_answers",
-        "right_answer",
-    ),
-    "context": ("passage", "document", "knowledge"),
-    "id": ("question_id", "qid"),
-    "group": ("group_id",),
-    "choices": ("options",),
-    "correct": ("correct_choice", "correct_choices", "answer_index", "correct_index"),
-    "given": ("given_answer", "given_answers", "response", "responses", "model_answer"),
-    "label": ("labels", "is_hallucinated", "hallucinated", "hallucination"),
-    "system": ("system_prompt",),
-}
+FIELDS: Final[Mapping[str, list[str]]] = yaml.safe_load(
+    Path(__file__).with_name("fields.yaml").read_text(encoding="utf-8")
+)
 """Fields of a question, and the column names that stand for each beside its own."""
 
 _LISTS: Final = frozenset({"answers", "choices", "correct", "given", "label"})
 _NEEDS: Final = {"correct": "choices", "label": "given"}
 _WORDS: Final = {"tab": "\t", "newline": "\n"}
-_ENTRY: Final = re.compile(r'((?:"[^"]*"|[^",])*)(?:,|$)')
 
 _MAX_DESCRIPTION: Final = 200
 """Longest text of another column that is kept with the question, in characters."""
 
 
-class Column(NamedTuple):
-    """A column, and what stands between the items of one cell if that is stated."""
-
-    name: str
-    separator: str | None = None
+Column = tuple[str, str | None]
+"""Name of a column, and what stands between the items of one cell if that is stated."""
 
 
 @dataclass(frozen=True)
@@ -80,13 +56,9 @@ class Columns:
     by_field: Mapping[str, Column]
     others: tuple[str, ...]
 
-    def has(self, field: str) -> bool:
-        """Whether the file has this field."""
-        return field in self.by_field
-
     def text(self, row: Row, field: str) -> str | None:
         """Text of a field; ``None`` if the file lacks it or the cell is empty."""
-        return text_cell(row, self.by_field[field].name) if self.has(field) else None
+        return text_cell(row, self.by_field[field][0]) if field in self.by_field else None
 
     def required_text(self, row: Row, field: str) -> str:
         """Text of a field that the file has, and that must not be empty.
@@ -96,23 +68,13 @@ class Columns:
         """
         text = self.text(row, field)
         if text is None:
-            name = self.by_field[field].name
+            name, _ = self.by_field[field]
             raise wrong_value(row, name, "a text that is not empty", row.values.get(name))
         return text
 
     def texts(self, row: Row, field: str) -> tuple[str, ...]:
         """Texts of a field that may hold a list; none if the file lacks it."""
-        return texts_cell(row, *self.by_field[field]) if self.has(field) else ()
-
-
-def check_field(name: str) -> None:
-    """Refuse a name that is no field.
-
-    Raises:
-        UnknownNameError: Lists the nearest names.
-    """
-    if name not in FIELDS:
-        raise unknown_name("field of a question", name, FIELDS)
+        return texts_cell(row, *self.by_field[field]) if field in self.by_field else ()
 
 
 def find_columns(rows: Sequence[Row], path: Path, fields: Mapping[str, str]) -> Columns:
@@ -144,39 +106,37 @@ def find_columns(rows: Sequence[Row], path: Path, fields: Mapping[str, str]) -> 
             f"{rows[0].where}: expected a column for the question ({usual}); "
             f"found: {shortened(', '.join(names), 400)}\n  Name it:  --fields question=COLUMN"
         )
-    taken = {column.name for column in found.values()}
+    taken = {name for name, _ in found.values()}
     return Columns(found, tuple(name for name in names if name not in taken))
 
 
 def _named(field: str, value: str, names: Sequence[str], path: Path) -> Column | None:
     """The column that the user names, with its separator after a colon."""
     if not value or value in names:
-        return Column(value) if value else None
+        return (value, None) if value else None
     # the last character belongs to the separator, which may itself be a colon
     name, _, start = value[:-1].rpartition(":")
     if name not in names:
         raise _refused(f"there is no column {value!r} for the field {field!r}", field, names, path)
     if field not in _LISTS:
-        what = f"the field {field!r} holds no list, so {value!r} cannot state a separator"
-        raise _refused(what, field, names, path)
+        raise _refused(
+            f"the field {field!r} holds no list, so {value!r} cannot state a separator", field, names, path
+        )
     separator = start + value[-1]
-    return Column(name, _WORDS.get(separator, separator))
+    return name, _WORDS.get(separator, separator)
 
 
 def _usual(field: str, names: Sequence[str], path: Path) -> Column | None:
     """The column of the field's own name, or the only one of its usual names."""
     for known in ((field,), FIELDS[field]):
-        found = [name for name in names if _plain(name) in known]
+        found = [name for name in names if re.sub(r"[\s-]+", "_", name.strip().lower()) in known]
         if len(found) > 1:
-            what = f"several columns can be the field {field!r}: {', '.join(found)}"
-            raise _refused(what, field, names, path)
+            raise _refused(
+                f"several columns can be the field {field!r}: {', '.join(found)}", field, names, path
+            )
         if found:
-            return Column(found[0])
+            return found[0], None
     return None
-
-
-def _plain(name: str) -> str:
-    return re.sub(r"[\s-]+", "_", name.strip().lower())
 
 
 def _refused(what: str, field: str, names: Sequence[str], path: Path) -> UsageError:
@@ -197,23 +157,37 @@ def read_fields(text: str) -> dict[str, str]:
         UsageError: If an entry has no ``=``, a field is named twice, or a quote is not closed.
         UnknownNameError: If there is no such field.
     """
-    if text.count('"') % 2:
-        raise UsageError(f"--fields has a quote that is not closed: {text}")
+    entries = shlex.shlex(text, posix=True)
+    entries.whitespace, entries.quotes, entries.escape, entries.commenters = ",", '"', "", ""
+    entries.whitespace_split = True
+    try:
+        found = [entry.strip() for entry in entries]
+    except ValueError:
+        raise UsageError(f"--fields has a quote that is not closed: {text}") from None
     fields: dict[str, str] = {}
-    for entry in (match.group(1).strip() for match in _ENTRY.finditer(text)):
-        if not entry:
-            continue
-        name, is_equal, column = (part.strip().replace('"', "") for part in entry.partition("="))
+    for entry in filter(None, found):
+        name, is_equal, column = (part.strip() for part in entry.partition("="))
         if not is_equal:
             raise UsageError(
                 f"--fields expects FIELD=COLUMN,FIELD=COLUMN, got {entry!r}\n"
                 f"  Example:  --fields question=Question,answers=Aliases:;"
             )
-        check_field(name)
         if name in fields:
             raise UsageError(f"--fields names {name!r} twice, as {fields[name]!r} and {column!r}")
         fields[name] = column
+    check_fields(fields)
     return fields
+
+
+def check_fields(fields: Iterable[str]) -> None:
+    """Refuse a name that is no field.
+
+    Raises:
+        UnknownNameError: Lists the nearest names.
+    """
+    for name in fields:
+        if name not in FIELDS:
+            raise unknown_name("field of a question", name, FIELDS)
 
 
 def read_own(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[Question]:
@@ -242,8 +216,7 @@ def read_own(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[Qu
         DataFileError: If a row cannot be read; names it.
     """
     fields = fields or {}
-    for field in fields:
-        check_field(field)
+    check_fields(fields)
     rows = list(read_rows(open_file(path)))
     if not rows:
         return iter(())
@@ -256,13 +229,13 @@ def _question(row: Row, columns: Columns) -> Question:
     own_id = text_id("own", text if context is None else f"{text}\n{context}")
     choices, answers = _choices(row, columns), columns.texts(row, "answers")
     correct = _correct(row, columns, choices)
-    if correct and not (answers and columns.has("correct")):
+    if correct and not (answers and "correct" in columns.by_field):
         answers = tuple(choices[place] for place in correct)
-    described = {
+    metadata = {
         name: row.values[name] for name in columns.others if is_short(row.values.get(name), _MAX_DESCRIPTION)
     }
     return Question(
-        question_id=columns.required_text(row, "id") if columns.has("id") else own_id,
+        question_id=columns.required_text(row, "id") if "id" in columns.by_field else own_id,
         text=text,
         answers=without_repeats(answers),
         group_id=columns.text(row, "group") or "",
@@ -270,8 +243,8 @@ def _question(row: Row, columns: Columns) -> Question:
         system=columns.text(row, "system"),
         choices=choices,
         correct_choices=correct,
-        given=_given(row, columns, described),
-        metadata=described,
+        given=tuple(GivenAnswer(*each, metadata=dict(metadata)) for each in _given(row, columns)),
+        metadata=metadata,
     )
 
 
@@ -280,49 +253,43 @@ def _choices(row: Row, columns: Columns) -> tuple[str, ...]:
     n_different = len(set(choices))
     if n_different < len(choices) or n_different == 1 or n_different > len(LETTERS):
         expected = f"2 to {len(LETTERS)} different options, or none"
-        raise wrong_value(row, columns.by_field["choices"].name, expected, list(choices))
+        raise wrong_value(row, columns.by_field["choices"][0], expected, list(choices))
     return choices
 
 
 def _correct(row: Row, columns: Columns, choices: tuple[str, ...]) -> tuple[int, ...]:
     """Places of the right choices, from a field of their own or else from the answers."""
-    field = "correct" if columns.has("correct") else "answers"
-    if not choices or not columns.has(field):
+    field = "correct" if "correct" in columns.by_field else "answers"
+    if not choices or field not in columns.by_field:
         return ()
     name, separator = columns.by_field[field]
-    is_own = field == "correct"
-    places = places_cell(row, name, choices, separator, reads_digits=is_own)
+    places = places_cell(row, name, choices, separator, reads_digits=field == "correct")
     if len(places) == len(choices):
         raise wrong_value(row, name, "some of the choices, not all", row.values[name])
     return places
 
 
-def _given(row: Row, columns: Columns, described: Mapping[str, Any]) -> tuple[GivenAnswer, ...]:
-    texts = _given_texts(row, columns)
-    labels: list[bool | None] = [None]
-    if columns.has("label"):
-        name, separator = columns.by_field["label"]
-        labels = labels_cell(row, name, separator)
-        if labels != [None] and len(labels) != len(texts):
-            expected = f"one label for each of {len(texts)} given answers"
-            raise wrong_value(row, name, expected, row.values[name])
+def _given(row: Row, columns: Columns) -> list[tuple[str, bool | None]]:
+    """Text and label of each given answer.
+
+    Text with a single label is one answer, even in square brackets.
+    """
+    if "given" not in columns.by_field:
+        return []
+    if "label" not in columns.by_field:
+        return [(text, None) for text in columns.texts(row, "given")]
+    (given, divides), (name, separator) = columns.by_field["given"], columns.by_field["label"]
+    is_one_label = not separator and not is_list(row.values.get(name))
+    if divides is None and isinstance(row.values.get(given), str) and is_one_label:
+        texts = tuple(text for text in [columns.text(row, "given")] if text is not None)
+    else:
+        texts = columns.texts(row, "given")
+    labels = labels_cell(row, name, separator)
     if labels == [None]:
         labels *= len(texts)
-    return tuple(
-        GivenAnswer(text, label, metadata=dict(described)) for text, label in zip(texts, labels, strict=True)
-    )
-
-
-def _given_texts(row: Row, columns: Columns) -> tuple[str, ...]:
-    """Given answers; text with a single label is one answer, even in square brackets."""
-    if not columns.has("given"):
-        return ()
-    given, label = columns.by_field["given"], columns.by_field.get("label")
-    is_text = given.separator is None and isinstance(row.values.get(given.name), str)
-    if label and is_text and not label.separator and not is_list(row.values.get(label.name)):
-        text = columns.text(row, "given")
-        return () if text is None else (text,)
-    return columns.texts(row, "given")
+    if len(labels) != len(texts):
+        raise wrong_value(row, name, f"one label for each of {len(texts)} given answers", row.values[name])
+    return list(zip(texts, labels, strict=True))
 
 
 def _merged(questions: Iterable[Question]) -> list[Question]:

@@ -1,10 +1,10 @@
-"""Prompts with named spans: the text of a question as a model reads it, and its tokens.
+"""Prompts with named spans: templates, the text of a question as a model reads it, and its tokens.
 
 Spans are found while the text is made: markers stand around each piece when a chat template is
 rendered. Token spans come from the tokenizer's offsets. Nothing is ever searched for.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -15,8 +15,8 @@ from transformers import PreTrainedTokenizerBase
 
 from graphhalu.core.axes import SPAN_NAMES, Span
 from graphhalu.core.errors import ModelRefusedError, UsageError
-from graphhalu.datasets.question import Question
-from graphhalu.datasets.templates import Pieces, prompt_template
+from graphhalu.core.registry import unknown_name
+from graphhalu.datasets.question import LETTERS, Example, Question
 
 CHAT_OPTIONS: Final[Mapping[str, Any]] = {
     # templates that show today's date would make another prompt every day
@@ -27,6 +27,14 @@ CHAT_OPTIONS: Final[Mapping[str, Any]] = {
 """What every chat template is told beside the messages."""
 _FIRST_MARK: Final = 0xE000
 _LAST_MARK: Final = 0xF8FF
+
+
+Pieces = list[tuple[Span, str]]
+"""The texts of a prompt in order, each with its span."""
+
+_LEADS: Final = ("", " ", "\n", ":", ": ")
+"""What stands before a letter while its tokens are looked for: some tokenizers put a space before
+the first word of a text, so that only a word after something else comes without one."""
 
 
 class Piece(NamedTuple):
@@ -94,10 +102,11 @@ def build_prompt(
     """
     if not question.text.strip():
         raise UsageError(f"question {question.question_id!r} has no text")
-    body = prompt_template(template)(question)
+    if template not in PROMPT_TEMPLATES:
+        raise unknown_name("prompt template", template, PROMPT_TEMPLATES)
+    body = PROMPT_TEMPLATES[template](question)
     system = question.system if system is None else system
-    if system is not None and not system.strip():
-        system = None
+    system = system if system and system.strip() else None
     if chat:
         return _chat_prompt(body, system, tokenizer)
     front = [] if system is None else [(Span.SYSTEM, system), (Span.TEMPLATE, "\n\n")]
@@ -126,7 +135,14 @@ def encode_prompt(prompt: Prompt, tokenizer: PreTrainedTokenizerBase) -> Encoded
     offsets = [(int(start), int(stop)) for start, stop in encoded["offset_mapping"]]
     while token_ids and token_ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):
         token_ids, offsets = token_ids[:-1], offsets[:-1]
-    _check_beginning(token_ids, tokenizer)
+    bos = tokenizer.bos_token_id
+    if not token_ids:
+        raise ModelRefusedError("the tokenizer makes no token of the prompt")
+    if bos is not None and token_ids[:2] == [bos, bos]:
+        raise ModelRefusedError(
+            f"the prompt begins with two beginning-of-sequence tokens ({tokenizer.bos_token!r}); "
+            f"the model never saw that in training"
+        )
     spans = list(_token_spans(prompt, token_ids, offsets, set(tokenizer.all_special_ids)))
     return EncodedPrompt(np.array(token_ids, dtype=np.int32), np.array(spans, dtype=np.uint8))
 
@@ -204,17 +220,6 @@ def _first_visible(text: str, start: int, stop: int) -> int:
     return next((i for i in range(start, stop) if not text[i].isspace()), start)
 
 
-def _check_beginning(token_ids: list[int], tokenizer: PreTrainedTokenizerBase) -> None:
-    bos = tokenizer.bos_token_id
-    if not token_ids:
-        raise ModelRefusedError("the tokenizer makes no token of the prompt")
-    if bos is not None and token_ids[:2] == [bos, bos]:
-        raise ModelRefusedError(
-            f"the prompt begins with two beginning-of-sequence tokens ({tokenizer.bos_token!r}); "
-            f"the model never saw that in training"
-        )
-
-
 def _no_system(how: str) -> UsageError:
     return UsageError(
         f"the model's chat template takes no system prompt; it {how}\n"
@@ -260,8 +265,7 @@ class Marks:
             start = len(self.removed(marked.partition(first)[0]))
             stop = len(self.removed(marked.partition(last)[0]))
             if marked.count(first) != 1 or marked.count(last) != 1 or text[start:stop] != core:
-                how = f"the {SPAN_NAMES[span]} text does not stand in it once, unchanged"
-                raise rewritten_error(how)
+                raise rewritten_error(f"the {SPAN_NAMES[span]} text does not stand in it once, unchanged")
             found.append(Piece(span, start, stop))
         found.sort(key=lambda piece: piece.start)
         return Prompt(text, tuple(_partition(found, len(text))), is_chat)
@@ -287,3 +291,127 @@ def _partition(found: list[Piece], length: int) -> Iterator[Piece]:
         end = piece.stop
     if end < length:
         yield Piece(Span.TEMPLATE, end, length)
+
+
+def concise(question: Question) -> Pieces:
+    """An instruction that fits what the question holds, and the parts of ``bare``."""
+    task = "Answer the question concisely in one sentence."
+    if question.choices:
+        task = "Answer with the letter of the right option."
+    if _context(question):
+        task += " Take the answer from the context."
+    return [(Span.TEMPLATE, f"{task}\n\n"), *bare(question)]
+
+
+def bare(question: Question) -> Pieces:
+    """Solved examples, context, question with its lettered options, and ``Answer:``."""
+    context = _context(question)
+    shown = [(Span.TEMPLATE, "Context: "), (Span.CONTEXT, context), (Span.TEMPLATE, "\n")]
+    return [
+        *((Span.TEMPLATE, f"{_solved(example)}\n\n") for example in question.examples),
+        *(shown if context else []),
+        (Span.TEMPLATE, "Question: "),
+        (Span.QUESTION, _asked(question.text, question.choices)),
+        (Span.TEMPLATE, "\nAnswer:"),
+    ]
+
+
+def published(question: Question) -> Pieces:
+    """The question's text alone, for a data set whose text is the whole prompt.
+
+    A context that stands in this text once, unchanged, is its context span.
+
+    Raises:
+        UsageError: If the question has parts that its text does not show.
+    """
+    unseen = {"examples": question.examples, "choices": question.choices}
+    context = _context(question).strip()
+    if context and context not in question.text:
+        unseen["context"] = (context,)
+    missing = [name for name, parts in unseen.items() if parts]
+    if missing:
+        raise UsageError(
+            f"question {question.question_id!r} has {' and '.join(missing)}, which the prompt "
+            f"template 'published' does not show: it is the question's text alone\n"
+            f"  Use another template:  --set prompt.template=concise"
+        )
+    if not context or question.text.count(context) > 1:
+        return [(Span.QUESTION, question.text)]
+    before, _, after = question.text.partition(context)
+    return [(Span.QUESTION, before), (Span.CONTEXT, context), (Span.QUESTION, after)]
+
+
+DEFAULT_TEMPLATE: Final = "concise"
+
+PROMPT_TEMPLATES: Final[Mapping[str, Callable[[Question], Pieces]]] = {
+    "concise": concise,
+    "bare": bare,
+    "published": published,
+}
+"""Prompt templates by name; ``concise`` is the default.
+
+Examples stand in the prompt as text, also inside a chat template, and not as earlier turns: the
+prompt is the same with and without chat, and no chat template can drop or rewrite a turn.
+"""
+
+
+def _context(question: Question) -> str:
+    """The context, or an empty text if there is none worth a block."""
+    return question.context if question.context and question.context.strip() else ""
+
+
+def _asked(text: str, choices: Sequence[str]) -> str:
+    return f"{text}\n{lettered(choices)}" if choices else text
+
+
+def _solved(example: Example) -> str:
+    return f"Question: {_asked(example.question, example.choices)}\nAnswer: {example.answer}"
+
+
+def lettered(choices: Sequence[str]) -> str:
+    """The options as lines ``A. text``.
+
+    Raises:
+        UsageError: If there are more options than letters.
+    """
+    pairs = zip(_letters(len(choices)), choices, strict=True)
+    return "\n".join(f"{letter}. {text}" for letter, text in pairs)
+
+
+def letter_spellings(tokenizer: PreTrainedTokenizerBase, n_choices: int) -> tuple[tuple[int, ...], ...]:
+    """The tokens that spell each of the first letters by themselves.
+
+    A spelling is one token that the tokenizer makes and that reads as the capital letter, alone
+    or after one space: which of the two a model writes depends on what ends its prompt.
+
+    Args:
+        tokenizer: Tokenizer of the model.
+        n_choices: How many letters, from A on.
+
+    Returns:
+        For each letter its vocabulary indices in ascending order; no index stands twice.
+
+    Raises:
+        UsageError: If there are more options than letters.
+        ModelRefusedError: If a letter has no spelling of one token.
+    """
+    return tuple(_spellings(tokenizer, letter) for letter in _letters(n_choices))
+
+
+def _letters(n_choices: int) -> str:
+    if n_choices > len(LETTERS):
+        raise UsageError(f"a question has {n_choices} choices; at most {len(LETTERS)} have a letter")
+    return LETTERS[:n_choices]
+
+
+def _spellings(tokenizer: PreTrainedTokenizerBase, letter: str) -> tuple[int, ...]:
+    encoded = [tokenizer(lead + letter, add_special_tokens=False)["input_ids"] for lead in _LEADS]
+    last = {int(token_ids[-1]) for token_ids in encoded if token_ids}
+    found = {index for index in last if tokenizer.decode([index]) in {letter, f" {letter}"}}
+    if not found:
+        raise ModelRefusedError(
+            f"the tokenizer {type(tokenizer).__name__} has no single token for the letter "
+            f"{letter!r}, and the choice among options is read from such tokens\n"
+            f"  Use another model, or a data set without choices."
+        )
+    return tuple(sorted(found))

@@ -3,7 +3,7 @@
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, ClassVar, Final, NamedTuple
+from typing import Any, ClassVar, Final
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card
@@ -11,25 +11,10 @@ from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.datasets.rows import Row, objects_field, require_columns, text_field, wrong_value
 
-RESPONSE_LAYOUT: Final = (
-    "RAGTruth's layouts: response.jsonl (id, source_id, model, labels, response) or "
-    "source_info.jsonl (source_id, task_type, source_info, prompt)"
-)
-
 _RESPONSES: Final = "response.jsonl"
 _SOURCES: Final = "source_info.jsonl"
-_PACKED: Final = ".gz"
-
 _DESCRIPTIONS: Final = ("id", "model", "temperature", "quality", "split")
 _LABEL_DESCRIPTIONS: Final = ("label_type", "implicit_true", "due_to_null")
-
-
-class _Files(NamedTuple):
-    """Rows of the two published files, and what to call the second one."""
-
-    responses: list[Row]
-    sources: list[Row]
-    source_path: Path
 
 
 class RAGTruth(Dataset):
@@ -58,36 +43,30 @@ class RAGTruth(Dataset):
         """
         if path is None:
             raise _missing(f"data set {self.card.name!r} is not read from the hub")
-        files = _both(path)
-        responses = _by_source(files)
-        for row in files.sources:
-            answers = responses.get(_source_id(row))
-            if answers:
-                yield _question(row, answers)
-
-
-def _both(path: Path) -> _Files:
-    """Rows of both files, found from a folder or from one of them."""
-    if path.is_dir():
-        path = _found(path, _RESPONSES)
-    rows = _rows(path)
-    if "source_info" in rows[0].values:
-        return _Files(_rows(_found(path.parent, _RESPONSES)), rows, path)
-    _require_response(rows[0])
-    source_path = _found(path.parent, _SOURCES)
-    return _Files(rows, _rows(source_path), source_path)
+        if path.is_dir():
+            path = _found(path, _RESPONSES)
+        rows = _rows(path)
+        is_sources = "source_info" in rows[0].values
+        if not is_sources:
+            _require_response(rows[0])
+        other = _found(path.parent, _RESPONSES if is_sources else _SOURCES)
+        responses, sources = (_rows(other), rows) if is_sources else (rows, _rows(other))
+        answers = _by_source(responses, {_source_id(row) for row in sources}, path if is_sources else other)
+        for row in sources:
+            if _source_id(row) in answers:
+                yield _question(row, answers[_source_id(row)])
 
 
 def _rows(path: Path) -> list[Row]:
     rows = list(read_rows(open_file(path)))
     if not rows:
-        raise DataFileError(f"{path}: expected {RESPONSE_LAYOUT}, got no row")
+        raise DataFileError(f"{path}: expected {RAGTruth.card.layout}, got no row")
     return rows
 
 
 def _found(folder: Path, name: str) -> Path:
     """The published file of this name in a folder, or in the folder ``dataset`` inside it."""
-    places = [place / (name + end) for place in (folder, folder / "dataset") for end in ("", _PACKED)]
+    places = [place / (name + end) for place in (folder, folder / "dataset") for end in ("", ".gz")]
     found = next((place for place in places if place.is_file()), None)
     if found is None:
         raise _missing(f"no {name} in {folder}")
@@ -103,26 +82,25 @@ def _missing(what: str) -> UsageError:
 
 
 def _require_response(row: Row) -> None:
-    require_columns(row, "id", "source_id", "model", "labels", "response", expected=RESPONSE_LAYOUT)
+    require_columns(row, "id", "source_id", "model", "labels", "response", expected=RAGTruth.card.layout)
 
 
 def _source_id(row: Row) -> str:
-    require_columns(row, "source_id", expected=RESPONSE_LAYOUT)
+    require_columns(row, "source_id", expected=RAGTruth.card.layout)
     value = row.values["source_id"]
     return str(value) if type(value) is int else text_field(row, "source_id")
 
 
-def _by_source(files: _Files) -> dict[str, list[GivenAnswer]]:
+def _by_source(responses: Sequence[Row], known: set[str], source_path: Path) -> dict[str, list[GivenAnswer]]:
     """Responses of each source, in the order of the file."""
-    known = {_source_id(row) for row in files.sources}
     answers: dict[str, list[GivenAnswer]] = defaultdict(list)
-    for row in files.responses:
+    for row in responses:
         _require_response(row)
         source_id = _source_id(row)
         if source_id not in known:
             raise DataFileError(
                 f"{row.where}: the response belongs to source {source_id!r}, which is not in "
-                f"{files.source_path}: its prompt is not known\n"
+                f"{source_path}: its prompt is not known\n"
                 f"  Take the row out, or name a folder whose {_SOURCES} holds that source"
             )
         answers[source_id].append(_given(row))
@@ -130,7 +108,7 @@ def _by_source(files: _Files) -> dict[str, list[GivenAnswer]]:
 
 
 def _question(row: Row, answers: Sequence[GivenAnswer]) -> Question:
-    require_columns(row, "source_info", "prompt", "task_type", expected=RESPONSE_LAYOUT)
+    require_columns(row, "source_info", "prompt", "task_type", expected=RAGTruth.card.layout)
     prompt, task = text_field(row, "prompt"), text_field(row, "task_type")
     corpus = row.values.get("source")
     return Question(
@@ -173,7 +151,7 @@ def _labels(row: Row, response: str) -> Iterator[tuple[int, int, dict[str, Any]]
     """Start, end and description of each marked part of the published response."""
     for label in objects_field(row, "labels"):
         values = label.values
-        require_columns(label, "start", "end", "text", expected=RESPONSE_LAYOUT)
+        require_columns(label, "start", "end", "text", expected=RAGTruth.card.layout)
         start, stop = values["start"], values["end"]
         if type(start) is not int or type(stop) is not int or not 0 <= start < stop:
             raise wrong_value(label, "start and end", "a range of characters", (start, stop))

@@ -7,34 +7,32 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
-import numpy as np
-from jaxtyping import Int
-from scipy.sparse import coo_array
-from scipy.sparse.csgraph import connected_components
+from scipy.cluster.hierarchy import DisjointSet
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.registry import Registry
 from graphhalu.datasets.base import Dataset, DatasetCard
+from graphhalu.datasets.own import read_own
 from graphhalu.datasets.question import Question, question_key
 
 DATASETS: Final[Registry[type[Dataset]]] = Registry(
     "dataset",
     {
-        "worldfacts": "graphhalu.datasets.bundled:Worldfacts",
-        "probes": "graphhalu.datasets.bundled:Probes",
+        "worldfacts": "graphhalu.datasets.per_row:Worldfacts",
+        "probes": "graphhalu.datasets.per_row:Probes",
         "triviaqa": "graphhalu.datasets.triviaqa:TriviaQA",
         "truthfulqa": "graphhalu.datasets.truthfulqa:TruthfulQA",
         "truthfulqa_mc": "graphhalu.datasets.truthfulqa:TruthfulQAChoice",
         "truthfulqa_mc1": "graphhalu.datasets.truthfulqa:TruthfulQAMC1",
         "truthfulqa_mc2": "graphhalu.datasets.truthfulqa:TruthfulQAMC2",
         "mmlu": "graphhalu.datasets.mmlu:MMLU",
-        "nq_open": "graphhalu.datasets.nq_open:NQOpen",
-        "nq_open_context": "graphhalu.datasets.nq_open:NQOpenContext",
+        "nq_open": "graphhalu.datasets.per_row:NQOpen",
+        "nq_open_context": "graphhalu.datasets.per_row:NQOpenContext",
         "squad": "graphhalu.datasets.squad:SQuAD",
-        "freshqa": "graphhalu.datasets.freshqa:FreshQA",
-        "halueval_qa": "graphhalu.datasets.halueval:HaluEvalQA",
-        "halueval_qa_choice": "graphhalu.datasets.halueval:HaluEvalQAChoice",
-        "halueval_general": "graphhalu.datasets.halueval:HaluEvalGeneral",
+        "freshqa": "graphhalu.datasets.per_row:FreshQA",
+        "halueval_qa": "graphhalu.datasets.per_row:HaluEvalQA",
+        "halueval_qa_choice": "graphhalu.datasets.per_row:HaluEvalQAChoice",
+        "halueval_general": "graphhalu.datasets.per_row:HaluEvalGeneral",
         "ragtruth": "graphhalu.datasets.ragtruth:RAGTruth",
     },
     Dataset,
@@ -79,17 +77,20 @@ def load_questions(
     if num_samples is not None and num_samples < 1:
         raise UsageError(f"num_samples must be at least 1, got {num_samples}")
     own = own_path(name)
-    if own is not None:
-        questions = _checked(_own_questions(own, path, fields), str(own))
-    elif fields:
+    if own is not None and path is not None:
+        raise UsageError(
+            f"two files are named: {own} as the data set, and {path} as its file\n"
+            f"  Read your own file:  --dataset {own}\n"
+            f"  Or a published one:  --dataset NAME --data-path {path}"
+        )
+    if own is None and fields:
         raise UsageError(
             f"fields name the columns of a file of your own, and {name!r} is a data set\n"
             f"  Read your own file:  --dataset FILE --fields question=COLUMN"
         )
-    else:
-        source = f"data set {name!r}" if path is None else str(path)
-        questions = _checked(DATASETS.get(name)().read(path), source)
-    return seeded_order(share_groups(questions), seed)[:num_samples]
+    questions = read_own(own, fields) if own is not None else DATASETS.get(name)().read(path)
+    checked = _checked(questions, str(own or path or f"data set {name!r}"))
+    return seeded_order(share_groups(checked), seed)[:num_samples]
 
 
 def own_path(name: str) -> Path | None:
@@ -124,33 +125,13 @@ def share_groups(questions: Iterable[Question]) -> list[Question]:
 
 def merged_groups(groups: Sequence[str], keys: Sequence[Hashable]) -> list[str]:
     """Group of each item, where groups that share a key are one, named after the first of them."""
-    if not groups:
-        return []
-    group_codes, key_codes = _codes(groups), _codes(keys)
-    n_groups = int(group_codes.max()) + 1
-    n_nodes = n_groups + int(key_codes.max()) + 1
-    links = coo_array((np.ones(len(groups)), (group_codes, n_groups + key_codes)), shape=(n_nodes, n_nodes))
-    components = connected_components(links, directed=False)[1][group_codes].tolist()
-    first = dict(zip(reversed(components), reversed(groups), strict=True))
-    return [first[component] for component in components]
-
-
-def _codes(keys: Sequence[Hashable]) -> Int[np.ndarray, "item"]:
-    """Number equal keys alike, in the order of their first appearance."""
-    numbers: dict[Hashable, int] = {}
-    return np.array([numbers.setdefault(key, len(numbers)) for key in keys], dtype=np.int64)
-
-
-def _own_questions(own: Path, path: Path | None, fields: Mapping[str, str] | None) -> Iterable[Question]:
-    if path is not None:
-        raise UsageError(
-            f"two files are named: {own} as the data set, and {path} as its file\n"
-            f"  Read your own file:  --dataset {own}\n"
-            f"  Or a published one:  --dataset NAME --data-path {path}"
-        )
-    from graphhalu.datasets.own import read_own
-
-    return read_own(own, fields)
+    linked = DisjointSet()
+    for group, key in zip(groups, keys, strict=True):
+        for node in (("group", group), ("key", key)):
+            linked.add(node)
+        linked.merge(("group", group), ("key", key))
+    first: dict[Hashable, str] = {}
+    return [first.setdefault(linked["group", group], group) for group in groups]
 
 
 def _checked(questions: Iterable[Question], source: str) -> list[Question]:

@@ -13,28 +13,20 @@ import tokenize
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from graphhalu.core.errors import DataFileError
 from graphhalu.core.files import shortened, shown
 from graphhalu.datasets.question import LETTERS
 
+T = TypeVar("T")
+
 _LIST: Final = "a list: a real one, JSON text, Python-list text, or text with a separator that is stated"
 _LABEL: Final = "1, true, yes or hallucinated; or 0, false, no or correct"
 
-_VERDICTS: Final[Mapping[str, bool]] = {
-    "1": True,
-    "true": True,
-    "yes": True,
-    "hallucinated": True,
-    "wrong": True,
-    "incorrect": True,
-    "0": False,
-    "false": False,
-    "no": False,
-    "correct": False,
-    "right": False,
-}
+_VERDICTS: Final[Mapping[str, bool]] = dict.fromkeys(
+    ("1", "true", "yes", "hallucinated", "wrong", "incorrect"), True
+) | dict.fromkeys(("0", "false", "no", "correct", "right"), False)
 """Words of a label, in the direction of all labels: 1 = hallucinated."""
 
 
@@ -102,6 +94,19 @@ def answers_field(row: Row, name: str) -> tuple[str, ...]:
     if not answers:
         raise wrong_value(row, name, "a list with at least one answer", row.values[name])
     return answers
+
+
+def choice_field(row: Row, name: str, values: Mapping[str, T], expected: str) -> T:
+    """What one of a few words stands for; upper case and space around it play no part.
+
+    Raises:
+        DataFileError: If the column is missing, or holds another word.
+    """
+    require_columns(row, name)
+    word = str(row.values[name]).strip().lower()
+    if word not in values:
+        raise wrong_value(row, name, expected, row.values[name])
+    return values[word]
 
 
 def mapping_field(row: Row, name: str) -> Row:
@@ -173,7 +178,7 @@ def is_short(value: Any, limit: int) -> bool:
     """Whether a cell holds a number, a truth value, or a text of at most ``limit`` characters."""
     if is_missing(value) or (isinstance(value, float) and not math.isfinite(value)):
         return False
-    return isinstance(value, bool | int | float) or (isinstance(value, str) and len(value) <= limit)
+    return isinstance(value, int | float) or (isinstance(value, str) and len(value) <= limit)
 
 
 def scalar_text(value: Any) -> str | None:
@@ -217,13 +222,10 @@ def texts_cell(row: Row, column: str, separator: str | None = None) -> tuple[str
     Raises:
         DataFileError: If it holds something else, or brackets that are no list.
     """
-    texts = []
-    for item in list_cell(row, column, separator):
-        text = None if is_missing(item) else scalar_text(item)
-        if text is None and not is_missing(item):
-            raise wrong_value(row, column, _LIST, row.values.get(column))
-        texts += [text] if text else []
-    return tuple(texts)
+    texts = [scalar_text(item) for item in list_cell(row, column, separator) if not is_missing(item)]
+    if None in texts:
+        raise wrong_value(row, column, _LIST, row.values.get(column))
+    return tuple(text for text in texts if text)
 
 
 def list_cell(row: Row, column: str, separator: str | None = None) -> list[Any]:
@@ -284,8 +286,9 @@ def places_cell(
         if text and is_number and is_short and int(text) < len(choices):
             found.add(int(text))
         if len(found) != 1:
-            expected = f"the letter, the number from 0 or the text of one of {list(choices)}"
-            raise wrong_value(row, column, expected, item)
+            raise wrong_value(
+                row, column, f"the letter, the number from 0 or the text of one of {list(choices)}", item
+            )
         places |= found
     return tuple(sorted(places))
 
@@ -309,7 +312,7 @@ def literal(text: str) -> Any:
 def _label(row: Row, column: str, item: Any) -> bool | None:
     if is_missing(item):
         return None
-    word = str(item).lower() if isinstance(item, bool) else (scalar_text(item) or "").lower()
+    word = (str(item) if isinstance(item, bool) else scalar_text(item) or "").lower()
     if word not in _VERDICTS:
         raise wrong_value(row, column, _LABEL, item)
     return _VERDICTS[word]

@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Final
+from typing import ClassVar
 
 from graphhalu.datasets.base import Dataset, DatasetCard, dataset_card
 from graphhalu.datasets.question import Question
@@ -17,11 +17,6 @@ from graphhalu.datasets.rows import (
     texts_field,
     without_repeats,
     wrong_value,
-)
-
-LAYOUTS: Final = (
-    "one of SQuAD's layouts: the published JSON (data: articles with paragraphs: context, qas), "
-    "or hub rows (id, context, question, answers)"
 )
 
 
@@ -51,7 +46,7 @@ def _labelled(questions: Iterable[Question]) -> list[Question]:
 def _row_questions(row: Row) -> Iterator[Question]:
     if "paragraphs" in row.values:
         return _article_questions(row)
-    require_columns(row, "id", "context", "question", "answers", expected=LAYOUTS)
+    require_columns(row, "id", "context", "question", "answers", expected=SQuAD.card.layout)
     answers = texts_field(mapping_field(row, "answers"), "text")
     title = text_field(row, "title") if row.values.get("title") else ""
     return iter([_question(row, text_field(row, "context"), title, answers)])
@@ -72,8 +67,12 @@ def _entry_answers(entry: Row) -> tuple[str, ...]:
     answers = tuple(text_field(answer, "text") for answer in _objects(entry, "answers"))
     is_impossible = entry.values.get("is_impossible", False)
     if bool(answers) is is_impossible:
-        expected = "empty if is_impossible is true, and a list of answers otherwise"
-        raise wrong_value(entry, "answers", expected, entry.values["answers"])
+        raise wrong_value(
+            entry,
+            "answers",
+            "empty if is_impossible is true, and a list of answers otherwise",
+            entry.values["answers"],
+        )
     return answers
 
 
@@ -92,4 +91,4 @@ def _question(row: Row, context: str, title: str, answers: tuple[str, ...]) -> Q
 
 
 def _objects(row: Row, name: str) -> Iterator[Row]:
-    return objects_field(row, name, layout=LAYOUTS)
+    return objects_field(row, name, layout=SQuAD.card.layout)

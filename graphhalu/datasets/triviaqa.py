@@ -12,6 +12,7 @@ from graphhalu.datasets.files import DataFile, open_file, read_rows, table_cells
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import (
     Row,
+    answers_field,
     literal,
     mapping_field,
     require_columns,
@@ -20,11 +21,6 @@ from graphhalu.datasets.rows import (
     texts_field,
     without_repeats,
     wrong_value,
-)
-
-LAYOUTS: Final = (
-    "one of TriviaQA's layouts: hub rows (question, question_id, answer), the published JSON "
-    "(Question, QuestionId, Answer), or DPR's table (question, tab, Python list of aliases)"
 )
 
 _DPR_CELLS: Final = 2
@@ -69,20 +65,14 @@ def _question(row: Row) -> Question:
     if is_published:
         text, name, answer = "Question", "QuestionId", "Answer"
         value, aliases, more = "Value", "Aliases", "HumanAnswers"
-    require_columns(row, text, name, answer, expected=LAYOUTS)
+    require_columns(row, text, name, answer, expected=TriviaQA.card.layout)
     found = mapping_field(row, answer)
     answers = [text_field(found, value), *texts_field(found, aliases)]
     if more in found.values and (is_published or len(answers) == 1):
         answers += texts_field(found, more)
-    return Question(
-        question_id=text_field(row, name), text=_unquoted(text_field(row, text)), answers=_known(answers, row)
-    )
-
-
-def _known(answers: list[str], row: Row) -> tuple[str, ...]:
     if answers[0] == "<unk>":
         raise DataFileError(f"{row.where}: the answer is hidden: TriviaQA's test split has no gold answers")
-    return without_repeats(answers)
+    return Question(text_field(row, name), _unquoted(text_field(row, text)), without_repeats(answers))
 
 
 def _is_dpr(file: DataFile) -> bool:
@@ -95,8 +85,7 @@ def _is_dpr(file: DataFile) -> bool:
 def _dpr_questions(file: DataFile) -> Iterator[Question]:
     for number, cells in table_cells(file, "\t"):
         if len(cells) != _DPR_CELLS or not cells[0].strip():
-            what = f"expected question, tab and list of aliases, got {len(cells)} cells"
-            raise file.fault(number, what)
+            raise file.fault(number, f"expected question, tab and list of aliases, got {len(cells)} cells")
         text = _unquoted(cells[0].strip())
         answers = _aliases(file.where(number), cells[1])
         yield Question(question_id=text_id("triviaqa", text), text=text, answers=answers)
@@ -115,9 +104,5 @@ def _aliases(where: str, cell: str) -> tuple[str, ...]:
     try:
         row = Row(where, {"aliases": literal(cell)})
     except ValueError:
-        row = Row(where, {"aliases": cell})
-        raise wrong_value(row, "aliases", "a Python list of texts", cell) from None
-    aliases = texts_field(row, "aliases")
-    if not aliases:
-        raise wrong_value(row, "aliases", "a list with at least one alias", row.values["aliases"])
-    return without_repeats(aliases)
+        raise wrong_value(Row(where, {}), "aliases", "a Python list of texts", cell) from None
+    return answers_field(row, "aliases")

@@ -7,10 +7,10 @@ import hashlib
 import re
 from collections.abc import Iterable
 from dataclasses import replace
-from typing import ClassVar, Final, Literal, NamedTuple
+from typing import Final
 
 from graphhalu.core.errors import DataFileError
-from graphhalu.datasets.base import DatasetCard, RowDataset, dataset_card
+from graphhalu.datasets.base import dataset_card, row_dataset
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.datasets.rows import (
     Row,
@@ -24,95 +24,74 @@ from graphhalu.datasets.rows import (
     wrong_value,
 )
 
-LAYOUTS: Final = (
-    "one of TruthfulQA's layouts: the published CSV (Question, Best Answer, Correct Answers, "
-    "Incorrect Answers), or hub rows (question, best_answer, correct_answers, incorrect_answers)"
-)
-TARGET_LAYOUTS: Final = (
-    "one of TruthfulQA's layouts for multiple choice: the published mc_task.json (question, "
-    "mc1_targets, mc2_targets: option -> 0 or 1), or hub rows (the same with choices and labels)"
-)
-
 N_DISTRACTORS: Final = 3
 
-TargetColumn = Literal["mc1_targets", "mc2_targets"]
+Targets = tuple[tuple[str, ...], tuple[str, ...]]
+"""Right and wrong options of one question, each once and in the order of the file."""
 
 
-class TruthfulQA(RowDataset):
+def _open(row: Row) -> Question:
     """Reads the published CSV and the hub's ``generation`` rows; both give the same ids."""
+    is_csv = "Question" in row.values
+    text, best, right, wrong = "question", "best_answer", "correct_answers", "incorrect_answers"
+    if is_csv:
+        text, best, right, wrong = "Question", "Best Answer", "Correct Answers", "Incorrect Answers"
+    require_columns(row, text, best, right, wrong, expected=dataset_card("truthfulqa").layout)
+    listed = _joined_texts if is_csv else texts_field
+    correct = without_repeats([text_field(row, best), *listed(row, right)])
+    incorrect = without_repeats(listed(row, wrong))
+    both = set(correct) & set(incorrect)  # an answer that is listed as right and wrong has no label
+    names = ("Category", "Type", "Source") if is_csv else ("category", "type", "source")
+    return Question(
+        question_id=text_id("truthfulqa", text_field(row, text)),
+        text=text_field(row, text),
+        answers=correct,
+        incorrect_answers=incorrect,
+        given=tuple(
+            GivenAnswer(answer, is_hallucinated=None if answer in both else answer in incorrect)
+            for answer in without_repeats([*correct, *incorrect])
+        ),
+        metadata={name.lower(): value for name, value in described(row, names).items()},
+    )
 
-    card: ClassVar[DatasetCard] = dataset_card("truthfulqa")
-    layout: ClassVar[str] = LAYOUTS
 
-    def question(self, row: Row) -> Question:
-        """The question of a row in either layout."""
-        return _open_question(row)
-
-
-class Targets(NamedTuple):
-    """Options of one question, right and wrong, each once and in the order of the file."""
-
-    right: tuple[str, ...]
-    wrong: tuple[str, ...]
-
-
-class TruthfulQAChoice(RowDataset):
+def _four_options(row: Row) -> Question:
     """The best answer and three distractors, drawn from the incorrect answers.
 
     Reads what ``truthfulqa`` reads, and the layouts of ``truthfulqa_mc1``. Which distractors are
     drawn, and the order of the options, depend on the question's id and their texts alone:
     neither other questions nor the order of the file move them.
     """
-
-    card: ClassVar[DatasetCard] = dataset_card("truthfulqa_mc")
-    layout: ClassVar[str] = TruthfulQA.layout
-
-    def question(self, row: Row) -> Question:
-        """The question of a row with up to four options."""
-        if "mc1_targets" in row.values:
-            question = _target_question(row, "mc1_targets")
-            right = without_repeats([*question.answers, *_targets(row, "mc2_targets").right])
-            question = replace(question, answers=right)
-        else:
-            question = _open_question(row)
-        drawn = distractors(question.question_id, question.answers, question.incorrect_answers)
-        if not drawn:
-            raise DataFileError(
-                f"{row.where}: expected an incorrect answer that is not listed as correct too"
-            )
-        return with_options(question, Targets(question.answers[:1], drawn))
+    if "mc1_targets" in row.values:
+        question = _with_targets(row, "mc1_targets")
+        right = without_repeats([*question.answers, *_targets(row, "mc2_targets")[0]])
+        question = replace(question, answers=right)
+    else:
+        question = _open(row)
+    drawn = distractors(question.question_id, question.answers, question.incorrect_answers)
+    if not drawn:
+        raise DataFileError(f"{row.where}: expected an incorrect answer that is not listed as correct too")
+    return with_options(question, question.answers[:1], drawn)
 
 
-class TruthfulQAMC1(RowDataset):
+def _mc1(row: Row) -> Question:
     """The published targets with one right option."""
-
-    card: ClassVar[DatasetCard] = dataset_card("truthfulqa_mc1")
-    layout: ClassVar[str] = TARGET_LAYOUTS
-
-    def question(self, row: Row) -> Question:
-        """The question of a row with the options of ``mc1_targets``."""
-        return _target_question(row, "mc1_targets")
+    return _with_targets(row, "mc1_targets")
 
 
-class TruthfulQAMC2(RowDataset):
+def _mc2(row: Row) -> Question:
     """The published targets with one or more right options."""
-
-    card: ClassVar[DatasetCard] = dataset_card("truthfulqa_mc2")
-    layout: ClassVar[str] = TARGET_LAYOUTS
-
-    def question(self, row: Row) -> Question:
-        """The question of a row with the options of ``mc2_targets``."""
-        return _target_question(row, "mc2_targets")
+    return _with_targets(row, "mc2_targets")
 
 
-def with_options(question: Question, targets: Targets) -> Question:
+def with_options(question: Question, right: tuple[str, ...], wrong: tuple[str, ...]) -> Question:
     """The question with its options in an order that depends on its id and their texts alone."""
-    options = _shuffled([*targets.right, *targets.wrong], f"{question.question_id}\norder")
+    options = _shuffled([*right, *wrong], f"{question.question_id}\norder")
     return replace(
         question,
         choices=tuple(options),
-        correct_choices=tuple(n for n, text in enumerate(options) if text in targets.right),
-        given=tuple(GivenAnswer(text, text not in targets.right) for text in options),
+        correct_choices=tuple(n for n, text in enumerate(options) if text in right),
+        given=tuple(GivenAnswer(text, text not in right) for text in options),
     )
 
 
@@ -125,36 +104,6 @@ def distractors(question_id: str, right: Iterable[str], wrong: Iterable[str]) ->
             seen.add(_words(text))
             drawn.append(text)
     return tuple(drawn[:N_DISTRACTORS])
-
-
-def _open_question(row: Row) -> Question:
-    """The question of a row of the published CSV or of the hub."""
-    is_csv = "Question" in row.values
-    text, best, right, wrong = "question", "best_answer", "correct_answers", "incorrect_answers"
-    if is_csv:
-        text, best, right, wrong = "Question", "Best Answer", "Correct Answers", "Incorrect Answers"
-    require_columns(row, text, best, right, wrong, expected=LAYOUTS)
-    listed = _joined_texts if is_csv else texts_field
-    correct, incorrect = [text_field(row, best), *listed(row, right)], listed(row, wrong)
-    names = ("Category", "Type", "Source") if is_csv else ("category", "type", "source")
-    return Question(
-        question_id=text_id("truthfulqa", text_field(row, text)),
-        text=text_field(row, text),
-        answers=without_repeats(correct),
-        incorrect_answers=without_repeats(incorrect),
-        given=given_answers(correct, incorrect),
-        metadata={name.lower(): value for name, value in described(row, names).items()},
-    )
-
-
-def given_answers(correct: Iterable[str], incorrect: Iterable[str]) -> tuple[GivenAnswer, ...]:
-    """Right answers, then wrong ones, each once; one that is listed as both has no label."""
-    right, wrong = without_repeats(correct), without_repeats(incorrect)
-    both = set(right) & set(wrong)
-    return tuple(
-        GivenAnswer(text, is_hallucinated=None if text in both else text in wrong)
-        for text in without_repeats([*right, *wrong])
-    )
 
 
 def _joined_texts(row: Row, name: str) -> tuple[str, ...]:
@@ -173,27 +122,23 @@ def _words(text: str) -> str:
     return " ".join(re.findall(r"\w+", text.casefold())) or text
 
 
-def _target_question(row: Row, column: TargetColumn) -> Question:
-    require_columns(row, "question", "mc1_targets", "mc2_targets", expected=TARGET_LAYOUTS)
-    text, targets = text_field(row, "question"), _targets(row, column)
-    if column == "mc1_targets" and len(targets.right) > 1:
-        raise wrong_value(row, column, "options with one right one", list(targets.right))
-    question = Question(
-        question_id=text_id("truthfulqa", text),
-        text=text,
-        answers=targets.right,
-        incorrect_answers=targets.wrong,
-    )
-    return with_options(question, targets)
+def _with_targets(row: Row, column: str) -> Question:
+    expected = dataset_card("truthfulqa_mc1").layout
+    require_columns(row, "question", "mc1_targets", "mc2_targets", expected=expected)
+    text, (right, wrong) = text_field(row, "question"), _targets(row, column)
+    if column == "mc1_targets" and len(right) > 1:
+        raise wrong_value(row, column, "options with one right one", list(right))
+    question = Question(text_id("truthfulqa", text), text, right, incorrect_answers=wrong)
+    return with_options(question, right, wrong)
 
 
-def _targets(row: Row, column: TargetColumn) -> Targets:
+def _targets(row: Row, column: str) -> Targets:
     labels = _labels(mapping_field(row, column))
     right = tuple(text for text, is_right in labels.items() if is_right)
     wrong = tuple(text for text, is_right in labels.items() if not is_right)
     if not right or not wrong:
         raise wrong_value(row, column, "options, some right and some wrong", row.values[column])
-    return Targets(right, wrong)
+    return right, wrong
 
 
 def _labels(targets: Row) -> dict[str, bool]:
@@ -215,3 +160,9 @@ def _pairs(targets: Row) -> list[tuple[object, object]]:
     if not isinstance(choices, list) or not isinstance(labels, list) or len(choices) != len(labels):
         raise wrong_value(targets, "labels", "a list with a label for each of the choices", labels)
     return list(zip(choices, labels, strict=True))
+
+
+TruthfulQA = row_dataset("truthfulqa", _open)
+TruthfulQAChoice = row_dataset("truthfulqa_mc", _four_options)
+TruthfulQAMC1 = row_dataset("truthfulqa_mc1", _mc1)
+TruthfulQAMC2 = row_dataset("truthfulqa_mc2", _mc2)

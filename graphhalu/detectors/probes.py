@@ -18,8 +18,7 @@ from graphhalu.detectors.linear import LinearModel
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Learned, Side, choose_heads, folds_of, search
 from graphhalu.features.registry import FeatureSpec
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 Views = dict[str, Int[np.ndarray, "_"]]

@@ -22,8 +22,7 @@ from graphhalu.detectors.probes import ProbeConfig
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.search import folds_of, with_both_classes
 from graphhalu.detectors.token_probes import TokenConfig, training_sample
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 Documents = Sequence[str] | Int[np.ndarray, "token offset"]

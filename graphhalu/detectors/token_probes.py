@@ -21,8 +21,7 @@ from graphhalu.detectors.probes import ProbeConfig
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
 from graphhalu.detectors.search import folds_of, simplest, with_both_classes
 from graphhalu.detectors.token_features import View, expanded, view_names, view_values, views_of
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 STRENGTHS: Final = (1.0, 0.1, 0.01, 0.001)

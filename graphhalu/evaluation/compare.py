@@ -85,7 +85,7 @@ def compare(
     and validation side only. One that fails is recorded with its reason; the others go on.
     Traces without a valid score are left out of the metrics; the coverage says how many.
 
-    With labels of tokens (:func:`graphhalu.labels.spans.label_tokens`) detectors of tokens are
+    With labels of tokens (:func:`graphhalu.labels.stated.label_tokens`) detectors of tokens are
     compared, and the position control is what they are tested against.
 
     Args:

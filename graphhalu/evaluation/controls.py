@@ -20,8 +20,7 @@ from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.detector_specs import DetectorSpec
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels, complete_labels
+from graphhalu.labels.labels import Labels, complete_labels, question_groups
 from graphhalu.traces.trace import Trace
 
 FOUND: Final = 0.95

@@ -21,8 +21,7 @@ from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.evaluation.protocol import best_beams
 from graphhalu.evaluation.significance import column_influence
 from graphhalu.features.matrix import feature_matrix
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 KIND: Final = FileFormat("graphhalu-maps", 1, "Run:  graphhalu compare")

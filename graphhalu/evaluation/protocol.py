@@ -18,8 +18,7 @@ from graphhalu.datasets.question import question_key
 from graphhalu.evaluation.bootstrap import EvaluationSet
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.token_metrics import MarkedAnswer, marked_answer
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels, as_labels
+from graphhalu.labels.labels import Labels, as_labels, question_groups
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace

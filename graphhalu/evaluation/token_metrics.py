@@ -18,7 +18,7 @@ from graphhalu.evaluation.bootstrap import EvaluationSet
 from graphhalu.evaluation.result import TokenCounts
 from graphhalu.evaluation.weighted_metrics import ratio, tie_order
 from graphhalu.labels.labels import Labels
-from graphhalu.labels.spans import n_lost_spans
+from graphhalu.labels.stated import n_lost_spans
 from graphhalu.traces.schema import TraceRecord
 
 SPAN_RULE: Final = (

@@ -18,8 +18,7 @@ from graphhalu.features.table import opener
 from graphhalu.graphs.build import iter_graphs
 from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe
 from graphhalu.graphs.topology import MEASURES, topology
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 FALSE_DISCOVERIES: Final = 0.05

@@ -25,8 +25,7 @@ from graphhalu.evaluation.detector_specs import DetectorSpec, detector_spec
 from graphhalu.evaluation.protocol import ComparisonData, comparison_data, cross_fit_folds
 from graphhalu.evaluation.result import Result
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 RUNS: Final = Path("data/runs")

@@ -30,8 +30,7 @@ from graphhalu.evaluation.files import FileFormat, csv_text, parquet_bytes, writ
 from graphhalu.evaluation.protocol import ComparisonData, comparison_data
 from graphhalu.evaluation.result import MetricValue
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 TRANSFER_FILE: Final = "transfer.json"

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from math import isqrt, prod
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -32,10 +32,10 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 from graphhalu.core.axes import RowRange
 from graphhalu.core.errors import ModelRefusedError
 from graphhalu.extract.hooks import (
-    AttentionModules,
     AttentionObserver,
     attention_hooks,
     find_attention_modules,
+    values_are_read,
 )
 from graphhalu.models.attention import attention_implementation, is_on_interface
 
@@ -48,14 +48,11 @@ KEPT_MASK_BYTES: Final = 8 * 2**20
 """Masks of all chunks together are kept for the next layers if they are no larger than this."""
 
 
-class _Capture(NamedTuple):
-    observer: AttentionObserver
-    row_chunk: int | None
-    fast: str
-
+_Capture = tuple[AttentionObserver, int | None, str]
+"""Who observes, query rows at a time, and the fast attention of the model."""
 
 _ACTIVE: ContextVar[_Capture | None] = ContextVar("graphhalu_capture", default=None)
-_ATTENTION: WeakKeyDictionary[nn.Module, AttentionModules] = WeakKeyDictionary()
+_ATTENTION: WeakKeyDictionary[nn.Module, tuple[tuple[nn.Module, ...], int]] = WeakKeyDictionary()
 
 
 @contextmanager
@@ -72,18 +69,17 @@ def capturing(model: Any, observer: AttentionObserver, *, row_chunk: int | None 
         ModelRefusedError: If the attention of this model cannot be had at all.
     """
     if not is_on_interface(model):
-        with attention_hooks(model, _attention_modules(model), observer):
+        with attention_hooks(model, *_attention_modules(model), observer):
             yield
         return
     AttentionInterface.register(CAPTURE_NAME, capture_attention)
     AttentionMaskInterface.register(CAPTURE_NAME, mask_placeholder)
     before = attention_implementation(model)
     model.set_attn_implementation(CAPTURE_NAME)
-    token = _ACTIVE.set(_Capture(observer, row_chunk, before))
+    token = _ACTIVE.set((observer, row_chunk, before))
     try:
         if attention_implementation(model) != CAPTURE_NAME:
-            message = f"{type(model).__name__} does not take an attention function of its own"
-            raise ModelRefusedError(message)
+            raise ModelRefusedError(f"{type(model).__name__} does not take an attention function of its own")
         yield
     finally:
         _ACTIVE.reset(token)
@@ -107,7 +103,7 @@ def capture_note(model: Any) -> str | None:
 
 def reads_values(model: Any) -> bool:
     """Whether value vectors can be had from this model."""
-    return is_on_interface(model) or _attention_modules(model).reads_values
+    return is_on_interface(model) or values_are_read(_attention_modules(model)[0])
 
 
 def capture_attention(
@@ -174,8 +170,7 @@ def own_eager_attention(module: nn.Module) -> Callable[..., tuple[Tensor, Tensor
     source = sys.modules[type(module).__module__]
     eager: Any = getattr(source, "eager_attention_forward", None)
     if eager is None:
-        message = f"{source.__name__} has no eager attention to capture from"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{source.__name__} has no eager attention to capture from")
     return eager
 
 
@@ -232,12 +227,11 @@ def recipe_of(mask: Tensor | None, kind: str) -> MaskRecipe:
     """
     recipe = getattr(mask, "recipe", None)
     if not isinstance(recipe, MaskRecipe):
-        message = f"{kind} changes the attention mask before it attends"
-        raise ModelRefusedError(message)
+        raise ModelRefusedError(f"{kind} changes the attention mask before it attends")
     return recipe
 
 
-def _attention_modules(model: Any) -> AttentionModules:
+def _attention_modules(model: Any) -> tuple[tuple[nn.Module, ...], int]:
     if model not in _ATTENTION:
         _ATTENTION[model] = find_attention_modules(model)
     return _ATTENTION[model]

@@ -4,6 +4,7 @@ Operations, memory and bytes are arithmetic. Time is arithmetic over rates, whic
 machine: measured (``scripts/bench plan``, and COST.md beside this file), or assumed by the user.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -68,8 +69,7 @@ class ModelSize:
         width = (n_parameters * _ASPECT / _PLAIN) ** (1 / 3)
         hidden = round(width / 128) * 128
         if hidden < 128 or not n_parameters < 1e14:  # noqa: PLR2004
-            message = f"expected between 1e6 and 1e14 parameters, as 7e9, got {n_parameters:g}"
-            raise UsageError(message)
+            raise UsageError(f"expected between 1e6 and 1e14 parameters, as 7e9, got {n_parameters:g}")
         left = n_parameters - 2 * _VOCABULARY * hidden
         layers, heads = max(1, round(left / (_PLAIN * hidden**2))), hidden // 128
         return cls(layers, hidden, heads, heads, 128, round(hidden * 8 / 3), _VOCABULARY)
@@ -159,8 +159,7 @@ class PlanSettings(Config):
         """
         if self.parameters is not None:
             if self.model is not None:
-                message = "give a model or its parameters, not both"
-                raise UsageError(message)
+                raise UsageError("give a model or its parameters, not both")
             return f"{self.parameters / 1e9:,.3g}B parameters", ModelSize.of_parameters(self.parameters)
         name = self.model or "llama2-7b"
         if name not in SIZES:
@@ -199,35 +198,11 @@ class Cost(NamedTuple):
         return self.weights_bytes + max(self.cache_bytes, self.replay_bytes)
 
 
-class Rates(NamedTuple):
-    """How fast a device is at each part.
-
-    Attributes:
-        generate_flops_per_s: Operations of the search.
-        replay_flops_per_s: Operations of a pass over whole sequences.
-        pairs_per_s: Attention weights that are recorded.
-        read_bytes_per_s: Weights that are read from memory.
-        store_bytes_per_s: Bytes that are compressed and written.
-    """
-
-    generate_flops_per_s: float
-    replay_flops_per_s: float
-    pairs_per_s: float
-    read_bytes_per_s: float
-    store_bytes_per_s: float
-
-
-class Seconds(NamedTuple):
-    """Time of one question on one device, part after part."""
-
-    generate: float
-    replay: float
-    store: float
-
-    @property
-    def total(self) -> float:
-        """All of it; no part waits for another device."""
-        return self.generate + self.replay + self.store
+Rates = Mapping[str, float]
+"""How fast a device is at each part of the work, in operations or bytes a second: ``generate``
+(operations of the search), ``replay`` (operations of a pass over whole sequences), ``pairs``
+(attention weights that are recorded), ``read`` (weights read from memory, in bytes) and ``store``
+(bytes that are compressed and written)."""
 
 
 def question_cost(size: ModelSize, work: Workload) -> Cost:
@@ -273,14 +248,16 @@ def question_cost(size: ModelSize, work: Workload) -> Cost:
     )
 
 
-def question_seconds(cost: Cost, rates: Rates) -> Seconds:
-    """Time of a question at these rates; a search that waits for its weights is as slow as they."""
-    computed = cost.generate_flops / rates.generate_flops_per_s
-    return Seconds(
-        max(computed, cost.weight_reads / rates.read_bytes_per_s),
-        cost.replay_flops / rates.replay_flops_per_s + cost.pairs / rates.pairs_per_s,
-        cost.raw_bytes / rates.store_bytes_per_s,
-    )
+def question_seconds(cost: Cost, rates: Rates) -> dict[str, float]:
+    """Time of a question on one device: ``generate``, ``replay`` and ``store``, one after the other.
+
+    A search that waits for its weights is as slow as they.
+    """
+    return {
+        "generate": max(cost.generate_flops / rates["generate"], cost.weight_reads / rates["read"]),
+        "replay": cost.replay_flops / rates["replay"] + cost.pairs / rates["pairs"],
+        "store": cost.raw_bytes / rates["store"],
+    }
 
 
 def assumed_rates(flops_per_s: float, read_bytes_per_s: float, store_bytes_per_s: float) -> Rates:
@@ -288,8 +265,12 @@ def assumed_rates(flops_per_s: float, read_bytes_per_s: float, store_bytes_per_s
 
     Recording is bound by memory: each weight of attention is moved :data:`PAIR_BYTES` bytes.
     """
-    pairs_per_s = read_bytes_per_s / PAIR_BYTES
-    return Rates(flops_per_s, flops_per_s, pairs_per_s, read_bytes_per_s, store_bytes_per_s)
+    return {
+        **dict.fromkeys(("generate", "replay"), flops_per_s),
+        "pairs": read_bytes_per_s / PAIR_BYTES,
+        "read": read_bytes_per_s,
+        "store": store_bytes_per_s,
+    }
 
 
 def planned_cost(plan: PlanSettings) -> dict[str, Any]:
@@ -297,7 +278,8 @@ def planned_cost(plan: PlanSettings) -> dict[str, Any]:
     name, size = plan.size()
     cost = question_cost(size, plan.work)
     rates = assumed_rates(plan.teraflops * 1e12, plan.bandwidth * 1e9, plan.disk * 1e6)
-    seconds = question_seconds(cost, rates)
+    parts = question_seconds(cost, rates)
+    seconds = sum(parts.values())
     return {
         "model": name,
         "questions": plan.questions,
@@ -305,12 +287,12 @@ def planned_cost(plan: PlanSettings) -> dict[str, Any]:
         "parameters": size.n_parameters,
         "tokens_a_trace": plan.work.length,
         "flops_a_question": cost.generate_flops + cost.replay_flops,
-        **{f"{part}_s_a_question": value for part, value in seconds._asdict().items()},
-        "seconds_a_question": seconds.total,
+        **{f"{part}_s_a_question": value for part, value in parts.items()},
+        "seconds_a_question": seconds,
         "bytes_a_question": cost.stored_bytes,
         "memory_bytes": cost.memory_bytes,
         "weights_bytes": cost.weights_bytes,
-        "device_hours": plan.questions * seconds.total / 3600,
-        "days": plan.questions * seconds.total / 86_400 / plan.devices,
+        "device_hours": plan.questions * seconds / 3600,
+        "days": plan.questions * seconds / 86_400 / plan.devices,
         "bytes": plan.questions * cost.stored_bytes,
     }

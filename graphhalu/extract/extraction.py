@@ -1,26 +1,46 @@
-"""A model with its settings: from questions to prompts, answers and traces."""
+"""A model with its settings: from questions to prompts, answers, traces, and parts of a store."""
 
+import os
+import socket
+import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, TypeVar
 
 import numpy as np
 
 from graphhalu.core.axes import Span
 from graphhalu.core.provenance import file_sha256
+from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import own_path
 from graphhalu.extract.capture import capture_note, reads_values
-from graphhalu.extract.forward import TokenSequence
-from graphhalu.extract.generate import BeamSearch, Candidate
-from graphhalu.extract.prompts import Answer, Prompt, PromptBuilder, generated_answer, newline_token_ids
-from graphhalu.extract.replay import Replayed, replay
+from graphhalu.extract.forward import Replayed, TokenSequence
+from graphhalu.extract.generate import Answer, BeamSearch
+from graphhalu.extract.prompts import (
+    Prompt,
+    generated_answer,
+    newline_token_ids,
+    question_prompt,
+    resolved_config,
+)
+from graphhalu.extract.replay import replay
 from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_shape
-from graphhalu.models.load import LoadedModel, free_memory
+from graphhalu.models.check import check_model
+from graphhalu.models.load import LoadedModel, free_memory, load_model
 from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceRecord, TraceShape
+from graphhalu.traces.storage import MAIN
+from graphhalu.traces.store import open_traces
 from graphhalu.traces.trace import Trace
+from graphhalu.traces.write import TraceWriter
 
 T = TypeVar("T")
+
+QuestionBatch = tuple[int, tuple[Question, ...]]
+"""Questions that are answered together, done or not; first, the place of the first of them among
+all questions of the run."""
 
 _OF_QUESTION: Final = (
     *("question_id", "group_id", "answers", "context", "incorrect_answers"),
@@ -32,18 +52,8 @@ REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
 
 
-@dataclass(frozen=True)
-class Generation:
-    """A prompt with its answers, and why there are none, or fewer than there should be."""
-
-    prompt: Prompt
-    answers: tuple[Answer, ...]
-    failures: tuple[str, ...]
-
-    @property
-    def question_id(self) -> str:
-        """The question by name."""
-        return self.prompt.question.question_id
+PART_BYTES: Final = 512 * 2**20
+"""Uncompressed bytes at which a part is closed before it has all its traces."""
 
 
 class Extraction:
@@ -54,20 +64,26 @@ class Extraction:
         loaded: The model.
 
     Attributes:
-        builder: Turns questions into prompts.
         config: What to do, with what was left to the model and the data set written out.
         shape: What the axes of its traces mean.
         arrays: Names of the arrays that are kept.
     """
 
     def __init__(self, config: ExtractConfig, loaded: LoadedModel) -> None:
-        self.builder = PromptBuilder(config, loaded)
-        self.config = self.builder.config
+        self.config = resolved_config(config, loaded)
         self.loaded = loaded
         self.shape: TraceShape = trace_shape(loaded, config.capture)
         without_values = () if reads_values(loaded.model) else ("value_norm",)
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
-        self.search = self._search() if config.generation.answers == "generated" else None
+        settings = self.config.generation
+        self.search = None
+        if settings.answers == "generated":
+            self.search = beam_search(
+                loaded,
+                n_beams=settings.num_beams,
+                max_new_tokens=settings.max_new_tokens,
+                stops_at_newline=bool(settings.stop_at_newline),
+            )
 
     def identity(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What decides the content of the traces; batch sizes and devices are not among it.
@@ -95,42 +111,46 @@ class Extraction:
             notes.append(f"the data set holds {n_questions} questions, {asked} were asked for")
         return tuple(note for note in notes if note is not None)
 
+    def prompt(self, question: Question) -> Prompt:
+        """The prompt of a question; see :func:`graphhalu.extract.prompts.question_prompt`."""
+        return question_prompt(question, self.config, self.loaded)
+
     def estimate_bytes(self, prompts: Sequence[Prompt]) -> int:
         """Most bytes on disk of the traces of these prompts."""
         settings = self.config.generation
-        traces = [(each, len(answer.token_ids)) for each in prompts for answer in each.given]
+        traces = [(each, len(answer.token_ids)) for each in prompts for answer in each.answers]
         for prompt in prompts:
-            if prompt.length and not prompt.given:
+            if prompt.length and not prompt.answers:
                 traces += [(prompt, settings.max_new_tokens)] * settings.keep_beams
         return self._bytes(traces)
 
-    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Generation]:
-        """The answers of prompts, each as soon as they are found and in any order."""
+    def generate(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
+        """Prompts with their answers, each as soon as they are found and in any order."""
+        yield from (each for each in prompts if self.search is None or not each.length)
         if self.search is None:
-            yield from (Generation(each, each.given, each.failures) for each in prompts)
             return
-        yield from (Generation(each, (), each.failures) for each in prompts if not each.length)
         for batch in self._batches([each for each in prompts if each.length]):
             token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
             for index, beams in self.search.as_finished(token_ids):
-                yield self._generation(batch[index], beams)
+                yield self._with_beams(batch[index], beams)
 
-    def size(self, generation: Generation) -> int:
+    def size(self, answered: Prompt) -> int:
         """Bytes in memory of the traces of one question."""
-        traces = [(generation.prompt, len(answer.token_ids)) for answer in generation.answers]
-        return self._bytes(traces, is_compressed=False)
+        return self._bytes(
+            [(answered, len(each.token_ids)) for each in answered.answers], is_compressed=False
+        )
 
-    def traces(self, block: Sequence[Generation]) -> tuple[list[Trace], list[dict[str, str]]]:
+    def traces(self, block: Sequence[Prompt]) -> tuple[list[Trace], list[dict[str, str]]]:
         """Traces and failures of one block of questions, in the order of the questions."""
-        failures = [(each.question_id, reason) for each in block for reason in each.failures]
-        answers = [(each.prompt, answer) for each in block for answer in each.answers]
+        failures = [(each.question.question_id, reason) for each in block for reason in each.failures]
+        answers = [(each, answer) for each in block for answer in each.answers]
         traces = []
         for record, result in self._replayed(answers):
             if result.failure is None:
                 traces.append(Trace(record, self.shape, result.arrays))
             else:
                 failures.append((record.question_id, result.failure))
-        order = {each.question_id: place for place, each in enumerate(block)}
+        order = {each.question.question_id: place for place, each in enumerate(block)}
         traces.sort(key=lambda t: (order[t.record.question_id], t.record.beam_index))
         failures.sort(key=lambda failure: order[failure[0]])
         return traces, [{"question_id": name, "reason": reason} for name, reason in failures]
@@ -140,17 +160,6 @@ class Extraction:
         lengths = [prompt.length + n_tokens for prompt, n_tokens in traces]
         starts = [self._row_start(prompt) for prompt, _ in traces]
         return estimate_bytes(self.shape, self.arrays, lengths, starts, is_compressed=is_compressed)
-
-    def _search(self) -> BeamSearch:
-        settings, loaded = self.config.generation, self.loaded
-        newlines = newline_token_ids(loaded.tokenizer) if settings.stop_at_newline else ()
-        return BeamSearch(
-            loaded.model,
-            layer_windows=loaded.layer_windows,
-            stop_ids=[*loaded.eos_token_ids, *newlines],
-            n_beams=settings.num_beams,
-            max_new_tokens=settings.max_new_tokens,
-        )
 
     def _row_start(self, prompt: Prompt) -> int:
         """First query row that is kept of a prompt's traces."""
@@ -170,18 +179,22 @@ class Extraction:
 
         return grouped(sorted(prompts, key=lambda prompt: prompt.length), fits)
 
-    def _generation(self, prompt: Prompt, beams: Sequence[Candidate]) -> Generation:
+    def _with_beams(self, prompt: Prompt, beams: Sequence[Answer]) -> Prompt:
         kept = beams[: self.config.generation.keep_beams]
-        tokenizer = self.loaded.tokenizer
         answers = tuple(
-            generated_answer(
-                beam.token_ids, tokenizer, rank=rank, score=beam.score, is_finished=beam.is_finished
+            replace(
+                generated_answer(beam.token_ids, self.loaded.tokenizer),
+                rank=rank,
+                score=beam.score,
+                is_finished=beam.is_finished,
             )
             for rank, beam in enumerate(kept)
             if beam.token_ids
         )
         is_empty = not kept or not kept[0].token_ids
-        return Generation(prompt, answers, ("the model gave an empty answer",) if is_empty else ())
+        return replace(
+            prompt, answers=answers, failures=("the model gave an empty answer",) if is_empty else ()
+        )
 
     def _sequence(self, prompt: Prompt, answer: Answer) -> TokenSequence:
         """Prompt and answer as tokens."""
@@ -207,6 +220,20 @@ class Extraction:
             results = replay(model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass)
             for (prompt, answer, sequence), result in zip(group, results, strict=True):
                 yield _record(prompt, answer, sequence, result), result
+
+
+def beam_search(
+    loaded: LoadedModel, *, n_beams: int = 1, max_new_tokens: int, stops_at_newline: bool
+) -> BeamSearch:
+    """Search that stops at the end mark and, as asked for, at a newline; greedy with one beam."""
+    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
+    return BeamSearch(
+        loaded.model,
+        layer_windows=loaded.layer_windows,
+        stop_ids=[*loaded.eos_token_ids, *newlines],
+        n_beams=n_beams,
+        max_new_tokens=max_new_tokens,
+    )
 
 
 def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list[T]]:
@@ -260,3 +287,90 @@ def _record(prompt: Prompt, answer: Answer, sequence: TokenSequence, result: Rep
         metadata=metadata,
         **{name: getattr(question, name) for name in _OF_QUESTION},
     )
+
+
+@dataclass
+class Worker:
+    """A model that writes to a store.
+
+    Attributes:
+        extraction: The model with its settings.
+        out: The store; it need not be there before the first batch.
+        holder: Name under which the process that holds the store does.
+        on_answered: Called for each question of a batch that just got its answers.
+        load_seconds: Time to load and check the model.
+    """
+
+    extraction: Extraction
+    out: Path | str
+    holder: str = MAIN
+    on_answered: Callable[[], None] = lambda: None
+    load_seconds: float = 0.0
+
+    @cached_property
+    def writer(self) -> TraceWriter:
+        """Writes to the store, beside the other workers of the process that holds it."""
+        name = f"{self.holder}.{socket.gethostname()}-{os.getpid()}"
+        return open_traces(self.out).member(name)
+
+
+def load_worker(
+    config: ExtractConfig, out: Path | str, holder: str, on_answered: Callable[[], None] = lambda: None
+) -> Worker:
+    """A worker with its model loaded and checked; arguments as of :class:`Worker`.
+
+    Raises:
+        GraphhaluError: If the model cannot be had, or fails its check.
+    """
+    started = time.monotonic()
+    loaded = load_model(config.model)
+    check_model(loaded)
+    load_seconds = time.monotonic() - started
+    return Worker(Extraction(config, loaded), out, holder, on_answered, load_seconds)
+
+
+def expected_bytes(worker: Worker, questions: Sequence[Question]) -> int:
+    """Most bytes on disk of the traces of these questions.
+
+    Raises:
+        UsageError: If the settings do not fit the data set or the model.
+    """
+    return worker.extraction.estimate_bytes([worker.extraction.prompt(question) for question in questions])
+
+
+def extract_batch(worker: Worker, batch: QuestionBatch) -> int:
+    """Answer a batch, and commit what of it is not in the store; gives how many questions.
+
+    Answers are small and traces large: so many questions are answered together, which is fast,
+    and few are replayed together, which is small.
+    """
+    writer, extraction, (first, questions) = worker.writer, worker.extraction, batch
+    writer.store.refresh()
+    done = writer.store.done_question_ids()
+    found: dict[str, Prompt] = {}
+    for answered in extraction.generate([extraction.prompt(question) for question in questions]):
+        found[answered.question.question_id] = answered
+        worker.on_answered()
+    names = [question.question_id for question in questions]
+    n_new = 0
+    for block in part_blocks(extraction, [found[name] for name in names]):
+        left = [each for each in block if each.question.question_id not in done]
+        if not left:
+            continue
+        traces, failures = extraction.traces(left)
+        committed = [each.question.question_id for each in left]
+        writer.write_part(first + names.index(committed[0]), traces, committed, failures)
+        n_new += len(committed)
+    return n_new
+
+
+def part_blocks(extraction: Extraction, answered: Sequence[Prompt]) -> Iterator[list[Prompt]]:
+    """Questions of one part each: as many as make ``part_size`` traces or ``PART_BYTES``."""
+    sizes = {each.question.question_id: extraction.size(each) for each in answered}
+
+    def fits(block: list[Prompt]) -> bool:
+        n_traces = sum(max(1, len(each.answers)) for each in block)
+        n_bytes = sum(sizes[each.question.question_id] for each in block)
+        return n_traces <= extraction.config.part_size and n_bytes <= PART_BYTES
+
+    return grouped(answered, fits)

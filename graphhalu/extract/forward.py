@@ -9,7 +9,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -139,59 +139,53 @@ def _replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterato
             module.__dict__["forward"] = before
 
 
-class Likelihood:
-    """Likelihood statistics of one sequence; NaN where the row before a token is not kept.
-
-    Args:
-        sequence: The tokens.
+class Replayed(NamedTuple):
+    """What a pass gives of one sequence.
 
     Attributes:
-        option_logprobs: Log-probability of each option as the first answer token.
+        arrays: By name; in the stored number format.
+        failure: Why the sequence failed, or ``None``.
+        option_logprobs: Log-probability (nat) of each option as the first answer token, summed
+            over the tokens that stand for it.
     """
 
-    def __init__(self, sequence: TokenSequence) -> None:
-        self.sequence = sequence
-        self.option_logprobs: tuple[float, ...] = ()
-        self._statistics = np.full((3, sequence.length), np.nan, dtype=np.float32)
-
-    def rows(self, row_start: int, logits: Float[Tensor, "row vocabulary"]) -> None:
-        """Take the logits of rows ``row_start …``."""
-        start = max(row_start, self.sequence.row_start)
-        stop = min(row_start + len(logits), self.sequence.length - 1)
-        if start >= stop:
-            return
-        own = logits[start - row_start : stop - row_start]
-        next_ids = torch.from_numpy(self.sequence.token_ids[start + 1 : stop + 1].astype(np.int64))
-        statistics = token_statistics(own, next_ids.to(logits.device))
-        self._statistics[:, start + 1 : stop + 1] = statistics.cpu().numpy()
-        first_answer_row = self.sequence.prompt_length - 1
-        if self.sequence.option_ids and start <= first_answer_row < stop:
-            row = own[first_answer_row - start]
-            self.option_logprobs = option_logprobs(row, self.sequence.option_ids)
-
-    def failure(self) -> str | None:
-        """Why the sequence failed, if the logits of a kept row hold NaN."""
-        entropy = self._statistics[1, self.sequence.row_start + 1 :]
-        return "the logits hold NaN" if np.isnan(entropy).any() else None
-
-    def arrays(self) -> dict[str, Float[np.ndarray, "token"]]:
-        """The statistics by the name of their array."""
-        return dict(zip(_STATISTICS, self._statistics, strict=True))
+    arrays: dict[str, np.ndarray]
+    failure: str | None
+    option_logprobs: tuple[float, ...] = ()
 
 
-def read_likelihood(done: DeferredPass, sequences: Sequence[TokenSequence]) -> list[Likelihood]:
-    """The likelihood of a batch; only the rows that a sequence keeps are computed."""
-    found = [Likelihood(sequence) for sequence in sequences]
+def read_likelihood(done: DeferredPass, sequences: Sequence[TokenSequence]) -> list[Replayed]:
+    """Likelihood statistics of a batch; only the rows that a sequence keeps are computed.
+
+    A statistic is NaN where the row before a token is not kept; a sequence fails if the logits
+    of a kept row hold NaN.
+    """
+    found = [np.full((3, sequence.length), np.nan, dtype=np.float32) for sequence in sequences]
+    options: list[tuple[float, ...]] = [() for _ in sequences]
     start = min(sequence.row_start for sequence in sequences)
     stop = max(sequence.length for sequence in sequences) - 1
     n_rows = least = max(1, LOGIT_ROWS // len(sequences))
     while start < stop:
         logits = done.logits(start, min(start + n_rows, stop))
-        for index, likelihood in enumerate(found):
-            likelihood.rows(start, logits[index])
+        for index, sequence in enumerate(sequences):
+            first, last = max(start, sequence.row_start), min(start + logits.shape[1], sequence.length - 1)
+            if first >= last:
+                continue
+            own = logits[index, first - start : last - start]
+            next_ids = torch.from_numpy(sequence.token_ids[first + 1 : last + 1].astype(np.int64))
+            statistics = token_statistics(own, next_ids.to(logits.device))
+            found[index][:, first + 1 : last + 1] = statistics.cpu().numpy()
+            answer_row = sequence.prompt_length - 1
+            if sequence.option_ids and first <= answer_row < last:
+                options[index] = option_logprobs(own[answer_row - first], sequence.option_ids)
         start += logits.shape[1]
         n_rows = max(least, LOGIT_BYTES // (4 * logits.shape[0] * logits.shape[2]))
-    return found
+    results = []
+    for sequence, each, logprobs in zip(sequences, found, options, strict=True):
+        is_bad = np.isnan(each[1, sequence.row_start + 1 :]).any()
+        arrays = dict(zip(_STATISTICS, each, strict=True))
+        results.append(Replayed(arrays, "the logits hold NaN" if is_bad else None, logprobs))
+    return results
 
 
 def option_logprobs(

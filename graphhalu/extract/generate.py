@@ -27,18 +27,25 @@ _IMPOSSIBLE: Final = -1.0e9
 
 
 @dataclass(frozen=True)
-class Candidate:
-    """One final beam of a question.
+class Answer:
+    """An answer as tokens, and as text once it is decoded.
 
     Attributes:
-        token_ids: Tokens of the answer; the end mark is cut off.
-        score: Log-probability of all tokens, end mark included, over their number.
-        is_finished: Whether the beam ended by itself and was not cut at the limit.
+        token_ids: Its tokens; the end mark is cut off.
+        score: Log-probability of all tokens of its beam, end mark included, over their number;
+            ``None`` for an answer that the data set states.
+        is_finished: Whether it ended by itself and was not cut at the limit.
+        text: What is stored and labelled.
+        offsets: Half-open range of characters of ``text`` that each token covers.
+        rank: Rank among the beams, or place among the given answers.
     """
 
     token_ids: tuple[int, ...]
-    score: float
-    is_finished: bool
+    score: float | None = None
+    is_finished: bool = True
+    text: str = ""
+    offsets: tuple[tuple[int, int], ...] = ()
+    rank: int = 0
 
 
 @dataclass
@@ -110,7 +117,7 @@ class Beams:
         self.is_open &= (best_running > self.final_scores.min(1).values) & (not is_last)
         return parents.gather(1, kept)
 
-    def candidates(self, question: int) -> list[Candidate]:
+    def candidates(self, question: int) -> list[Answer]:
         """The final beams of one question, best first, without their end marks."""
         found = []
         for beam, score in enumerate(self.final_scores[question].tolist()):
@@ -119,7 +126,7 @@ class Beams:
             is_finished = bool(self.is_final_stopped[question, beam])
             length = int(self.final_lengths[question, beam]) - is_finished
             tokens = tuple(self.final_tokens[question, beam, :length].tolist())
-            found.append(Candidate(tokens, score, is_finished))
+            found.append(Answer(tokens, score, is_finished))
         return found
 
     def _collect(
@@ -181,13 +188,13 @@ class BeamSearch:
         self.stop_ids = tuple(sorted(set(self.stop_ids)))
         self.fallback_reason = shared_decoding_fault(self.model, self.layer_windows)
 
-    def answer(self, prompts: Sequence[Sequence[int]]) -> list[list[Candidate]]:
+    def answer(self, prompts: Sequence[Sequence[int]]) -> list[list[Answer]]:
         """Final beams of every prompt (token ids), best first."""
         found = dict(self.as_finished(prompts))
         return [found[index] for index in range(len(prompts))]
 
     @torch.inference_mode()
-    def as_finished(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Candidate]]]:
+    def as_finished(self, prompts: Sequence[Sequence[int]]) -> Iterator[tuple[int, list[Answer]]]:
         """Index and final beams, best first, of each prompt as soon as its search ends.
 
         Args:
@@ -267,7 +274,7 @@ def _shared_logits(
 
 def _plain_generate(
     search: BeamSearch, token_ids: Int[Tensor, "question token"], is_token: Bool[Tensor, "question token"]
-) -> list[list[Candidate]]:
+) -> list[list[Answer]]:
     n_beams = search.n_beams
     output: Any = search.model.generate(
         input_ids=token_ids,
@@ -287,7 +294,7 @@ def _plain_generate(
     return [cut[i : i + n_beams] for i in range(0, len(cut), n_beams)]
 
 
-def _until_stop(tokens: Sequence[int], stop_ids: Sequence[int], score: float) -> Candidate:
+def _until_stop(tokens: Sequence[int], stop_ids: Sequence[int], score: float) -> Answer:
     """The answer up to the first token that ends it."""
     end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
-    return Candidate(tuple(tokens[:end]), score, is_finished=end is not None)
+    return Answer(tuple(tokens[:end]), score, is_finished=end is not None)

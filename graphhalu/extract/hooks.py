@@ -5,9 +5,8 @@ as they come out and puts ``None`` in their place, so that one layer's are in me
 Which modules those are is found by trying, not by name.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final, Protocol, runtime_checkable
 
@@ -43,27 +42,17 @@ class AttentionObserver(Protocol):
         """Take the value vectors of one layer."""
 
 
-@dataclass(frozen=True)
-class AttentionModules:
-    """The modules of a model that give attention weights.
-
-    Attributes:
-        modules: The attention module of each layer, in order.
-        output_index: Where its output holds the weights.
-    """
-
-    modules: tuple[nn.Module, ...]
-    output_index: int
-
-    @property
-    def reads_values(self) -> bool:
-        """Whether the value vectors of these modules can be taken too."""
-        return all(type(module).__name__ in _VALUES for module in self.modules)
+def values_are_read(modules: Sequence[nn.Module]) -> bool:
+    """Whether the value vectors of these attention modules can be taken too."""
+    return all(type(module).__name__ in _VALUES for module in modules)
 
 
 @torch.inference_mode()
-def find_attention_modules(model: Any) -> AttentionModules:
+def find_attention_modules(model: Any) -> tuple[tuple[nn.Module, ...], int]:
     """Find the modules that give attention weights, by one pass over a few tokens.
+
+    Returns:
+        The attention module of each layer in order, and where their outputs hold the weights.
 
     Raises:
         ModelRefusedError: If not every layer gives weights of all heads.
@@ -87,17 +76,25 @@ def find_attention_modules(model: Any) -> AttentionModules:
     n_layers = model.config.get_text_config().num_hidden_layers
     indices = {index for _, index, _ in found.values()}
     if len(found) != n_layers or len(indices) != 1:
-        message = (
+        raise ModelRefusedError(
             f"{type(model).__name__} gives attention weights in {len(found)} places and has "
             f"{n_layers} layers; graphhalu needs those of every layer"
         )
-        raise ModelRefusedError(message)
-    return AttentionModules(tuple(module for module, _, _ in found.values()), indices.pop())
+    return tuple(module for module, _, _ in found.values()), indices.pop()
 
 
 @contextmanager
-def attention_hooks(model: Any, attention: AttentionModules, observer: AttentionObserver) -> Iterator[None]:
-    """Run the model with the weights of each layer handed to ``observer``."""
+def attention_hooks(
+    model: Any, modules: Sequence[nn.Module], output_index: int, observer: AttentionObserver
+) -> Iterator[None]:
+    """Run the model with the weights of each layer handed to ``observer``.
+
+    Args:
+        model: The model.
+        modules: The attention module of each layer.
+        output_index: Where their outputs hold the weights.
+        observer: Receives weights and, where they can be had, values.
+    """
 
     def ask_for_weights(_: nn.Module, args: Any, settings: Any) -> Any:
         return args, {**settings, "output_attentions": True}
@@ -106,10 +103,10 @@ def attention_hooks(model: Any, attention: AttentionModules, observer: Attention
         stack.enter_context(eager_attention(model))
         asking = model.register_forward_pre_hook(ask_for_weights, with_kwargs=True)
         stack.callback(asking.remove)
-        for layer, module in enumerate(attention.modules):
-            take = partial(_take_weights, layer, attention.output_index, observer)
+        for layer, module in enumerate(modules):
+            take = partial(_take_weights, layer, output_index, observer)
             stack.callback(module.register_forward_hook(take).remove)
-            if attention.reads_values:
+            if values_are_read(modules):
                 stack.enter_context(_values_shown(module, layer, observer))
         yield
 

@@ -1,4 +1,4 @@
-"""Prompts: a question as a model is shown it, and the tokens of given and generated answers."""
+"""Prompts and generations: a question as a model is shown it, and the tokens of its answers."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,11 +9,17 @@ import numpy as np
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import DataFileError, GraphhaluError, UsageError
-from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_prompt
+from graphhalu.datasets.prompts import (
+    DEFAULT_TEMPLATE,
+    EncodedPrompt,
+    build_prompt,
+    encode_prompt,
+    letter_spellings,
+)
 from graphhalu.datasets.prompts import Prompt as RenderedPrompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
-from graphhalu.datasets.templates import DEFAULT_TEMPLATE, letter_spellings
+from graphhalu.extract.generate import Answer
 from graphhalu.extract.settings import ExtractConfig, PromptSettings
 from graphhalu.models.load import LoadedModel
 
@@ -23,44 +29,23 @@ _NO_TOKENS: Final = EncodedPrompt(np.zeros(0, dtype=np.int32), np.zeros(0, dtype
 
 
 @dataclass(frozen=True)
-class Answer:
-    """An answer as text and as tokens.
-
-    Attributes:
-        text: What is stored and labelled.
-        token_ids: Its tokens; no end mark among them.
-        offsets: Half-open range of characters of ``text`` that each token covers.
-        rank: Rank among the beams, or place among the given answers.
-        score: Of the beam that it comes from; ``None`` for a given answer.
-        is_finished: Whether it ended by itself and was not cut.
-    """
-
-    text: str
-    token_ids: tuple[int, ...]
-    offsets: tuple[tuple[int, int], ...]
-    rank: int = 0
-    score: float | None = None
-    is_finished: bool = True
-
-
-@dataclass(frozen=True)
 class Prompt:
-    """A question as the model is shown it; without tokens if it cannot be asked.
+    """A question as the model is shown it, with its answers once there are some.
 
     Attributes:
         question: The question.
         rendered: Its text with spans.
-        encoded: Its tokens with spans.
+        encoded: Its tokens with spans; none if the question cannot be asked.
         option_ids: For each option of a multiple choice, the tokens that stand for its letter.
-        given: Answers of the data set to replay; empty if the model answers itself.
-        failures: Why the question, or some of its given answers, cannot be done.
+        answers: Answers of the data set to replay, or those that the model gave.
+        failures: Why the question, or some of its answers, cannot be done.
     """
 
     question: Question
     rendered: RenderedPrompt = _NO_TEXT
     encoded: EncodedPrompt = _NO_TOKENS
     option_ids: tuple[tuple[int, ...], ...] = ()
-    given: tuple[Answer, ...] = ()
+    answers: tuple[Answer, ...] = ()
     failures: tuple[str, ...] = ()
 
     @property
@@ -69,79 +54,67 @@ class Prompt:
         return len(self.encoded.token_ids)
 
 
-class PromptBuilder:
-    """Turns questions into prompts for one model.
+def question_prompt(question: Question, config: ExtractConfig, loaded: LoadedModel) -> Prompt:
+    """The prompt of a question, with given answers if they are asked for, or why it cannot be asked.
 
     Args:
-        config: What to do.
+        question: The question.
+        config: What to do, with everything written out (:func:`resolved_config`).
         loaded: The model.
 
-    Attributes:
-        config: The same, with what was left to the model and the data set written out.
+    Raises:
+        UsageError: If the settings do not fit the data set or the model.
     """
-
-    def __init__(self, config: ExtractConfig, loaded: LoadedModel) -> None:
-        self.config = resolved_config(config, loaded)
-        self.loaded = loaded
-
-    def build(self, question: Question) -> Prompt:
-        """The prompt of a question, or why it cannot be asked.
-
-        Raises:
-            UsageError: If the settings do not fit the data set or the model.
-        """
-        try:
-            prompt = self._prompt(question)
-        except UsageError:
-            raise
-        except GraphhaluError as error:
-            return Prompt(question, failures=(str(error),))
-        if self.config.generation.answers == "given":
-            return self._with_given(prompt)
-        reason = self._too_long(prompt.length + self.config.generation.max_new_tokens)
-        return prompt if reason is None else Prompt(question, failures=(reason,))
-
-    def _prompt(self, question: Question) -> Prompt:
-        settings, tokenizer = self.config.prompt, self.loaded.tokenizer
-        is_chat, system = settings.chat == "on", settings.system or question.system
+    settings, tokenizer = config.prompt, loaded.tokenizer
+    is_chat, system = settings.chat == "on", settings.system or question.system
+    try:
         rendered = build_prompt(
             question, template=settings.template, chat=is_chat, tokenizer=tokenizer, system=system
         )
         encoded = encode_prompt(rendered, tokenizer)
         n_choices = len(question.choices)
         option_ids = letter_spellings(tokenizer, n_choices) if n_choices else ()
-        return Prompt(question, rendered, encoded, option_ids)
+    except UsageError:
+        raise
+    except GraphhaluError as error:
+        return Prompt(question, failures=(str(error),))
+    prompt = Prompt(question, rendered, encoded, option_ids)
+    if config.generation.answers == "given":
+        return _with_given(prompt, config, loaded)
+    reason = _too_long(prompt.length + config.generation.max_new_tokens, loaded)
+    return prompt if reason is None else Prompt(question, failures=(reason,))
 
-    def _with_given(self, prompt: Prompt) -> Prompt:
-        question, tokenizer = prompt.question, self.loaded.tokenizer
-        if not question.given:
-            message = (
-                f"question {question.question_id!r} of {self.config.dataset.name} states no answer "
-                f"to replay\n  Leave --answers given out: the model then answers itself"
-            )
-            raise UsageError(message)
-        found: list[Answer] = []
-        failures: list[str] = []
-        for rank, stated in enumerate(question.given):
-            try:
-                answer = given_answer(stated.text, prompt.rendered, prompt.encoded, tokenizer)
-            except GraphhaluError as error:
-                failures.append(str(error))
-                continue
-            reason = self._too_long(prompt.length + len(answer.token_ids))
-            if reason is None:
-                found.append(replace(answer, rank=rank))
-            else:
-                failures.append(reason)
-        if not found:
-            return Prompt(question, failures=tuple(failures))
-        return replace(prompt, given=tuple(found), failures=tuple(failures))
 
-    def _too_long(self, length: int) -> str | None:
-        limit = self.loaded.max_positions
-        if limit is None or length <= limit:
-            return None
-        return f"prompt and answer need up to {length} tokens, the model's context has {limit}"
+def _with_given(prompt: Prompt, config: ExtractConfig, loaded: LoadedModel) -> Prompt:
+    question = prompt.question
+    if not question.given:
+        raise UsageError(
+            f"question {question.question_id!r} of {config.dataset.name} states no answer "
+            f"to replay\n  Leave --answers given out: the model then answers itself"
+        )
+    found: list[Answer] = []
+    failures: list[str] = []
+    for rank, stated in enumerate(question.given):
+        try:
+            answer = given_answer(stated.text, prompt.rendered, prompt.encoded, loaded.tokenizer)
+            reason = _too_long(prompt.length + len(answer.token_ids), loaded)
+        except GraphhaluError as error:
+            failures.append(str(error))
+            continue
+        if reason is None:
+            found.append(replace(answer, rank=rank))
+        else:
+            failures.append(reason)
+    if not found:
+        return Prompt(question, failures=tuple(failures))
+    return replace(prompt, answers=tuple(found), failures=tuple(failures))
+
+
+def _too_long(length: int, loaded: LoadedModel) -> str | None:
+    limit = loaded.max_positions
+    if limit is None or length <= limit:
+        return None
+    return f"prompt and answer need up to {length} tokens, the model's context has {limit}"
 
 
 def generated_answer(token_ids: Sequence[int], tokenizer: Any, **beam: Any) -> Answer:
@@ -163,7 +136,7 @@ def generated_answer(token_ids: Sequence[int], tokenizer: Any, **beam: Any) -> A
     ends[-1] = len(text)
     stripped, lead = text.strip(), len(text) - len(text.lstrip())
     places = [min(max(end - lead, 0), len(stripped)) for end in ends]
-    return Answer(stripped, tuple(token_ids), tuple(pairwise(places)), **beam)
+    return Answer(tuple(token_ids), text=stripped, offsets=tuple(pairwise(places)), **beam)
 
 
 def given_answer(text: str, prompt: RenderedPrompt, encoded: EncodedPrompt, tokenizer: Any) -> Answer:
@@ -189,10 +162,9 @@ def given_answer(text: str, prompt: RenderedPrompt, encoded: EncodedPrompt, toke
     while ids and ids[-1] == tokenizer.eos_token_id and offsets[-1] == (0, 0):
         ids, offsets = ids[:-1], offsets[:-1]
     if not ids or not text:
-        message = "the given answer is empty"
-        raise DataFileError(message)
+        raise DataFileError("the given answer is empty")
     ranges = tuple((max(0, start - lead), max(0, stop - lead)) for start, stop in offsets)
-    return Answer(text, tuple(ids), ranges)
+    return Answer(tuple(ids), text=text, offsets=ranges)
 
 
 def newline_token_ids(tokenizer: Any) -> tuple[int, ...]:
@@ -221,11 +193,10 @@ def uses_chat(settings: PromptSettings, loaded: LoadedModel) -> bool:
     """
     has_template = getattr(loaded.tokenizer, "chat_template", None) is not None
     if settings.chat == "on" and not has_template:
-        message = (
+        raise UsageError(
             "the model has no chat template, and --chat on asks for one\n"
             "  Use --chat off, or a chat version of the model"
         )
-        raise UsageError(message)
     return settings.chat == "on" or (settings.chat == "auto" and has_template)
 
 

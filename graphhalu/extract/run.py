@@ -2,38 +2,39 @@
 
 Whatever a killed run had not committed is done again by the next one; what it had committed is
 not. The batches run on an executor: in this process, or on the workers of a cluster.
+
+A batch is what one worker does without a stop: its questions are answered together and committed
+part by part. Batches are cut by their place in the list of questions and by nothing else, so that
+one process, many of them, and one that was killed and goes on all make the same parts.
 """
 
 import logging
+import re
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from graphhalu.core.errors import StoreError
+from graphhalu.core.errors import StoreError, UsageError
 from graphhalu.core.provenance import provenance
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.engine.executors import Executor, Progress, SerialExecutor, Workers, no_progress
-from graphhalu.extract.extraction import dataset_identity
-from graphhalu.extract.settings import ExtractConfig
-from graphhalu.extract.worker import (
-    Described,
+from graphhalu.extract.extraction import (
     QuestionBatch,
-    Shard,
     Worker,
-    batches_left,
-    describe,
+    dataset_identity,
     expected_bytes,
     extract_batch,
     load_worker,
-    question_batches,
 )
+from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.cards import resolve_model
 from graphhalu.traces.disk import check_fits
 from graphhalu.traces.local import LocalBackend
@@ -44,6 +45,36 @@ _ESTIMATED_TOGETHER = 1024
 """Questions whose size one worker estimates at a time."""
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One of several equal shares of a run.
+
+    Attributes:
+        number: Which one, from 1.
+        count: How many there are.
+    """
+
+    number: int
+    count: int
+
+    @classmethod
+    def parse(cls, text: str) -> "Shard":
+        """A share written as ``3/10``.
+
+        Raises:
+            UsageError: If it is none.
+        """
+        match = re.fullmatch(r"([0-9]{1,6})/([0-9]{1,6})", text)
+        if match is None or not 1 <= int(match[1]) <= int(match[2]):
+            raise UsageError(f"a shard is written as i/N with i from 1 to N, as 3/10; got {text!r}")
+        return cls(int(match[1]), int(match[2]))
+
+    @property
+    def writer(self) -> str:
+        """Name under which its process writes to the store."""
+        return f"shard-{self.number}-of-{self.count}"
 
 
 @dataclass(frozen=True)
@@ -82,6 +113,31 @@ class ExtractSummary:
         return sum(self.bytes_by_array.values())
 
 
+def question_batches(
+    questions: Sequence[Question], config: ExtractConfig, shard: Shard | None = None
+) -> list[QuestionBatch]:
+    """Cut the questions of a run into batches.
+
+    Args:
+        questions: All of them, in the order of the run.
+        config: Questions answered at a time, and traces of a part; a batch fills both.
+        shard: Which batches are taken: every N-th, from the i-th on. By default all.
+    """
+    size = max(config.batch_size, config.part_size)
+    batches = [(first, tuple(questions[first : first + size])) for first in range(0, len(questions), size)]
+    return batches if shard is None else batches[shard.number - 1 :: shard.count]
+
+
+def batches_left(batches: Sequence[QuestionBatch], done: Collection[str]) -> list[QuestionBatch]:
+    """Batches with a question that is not done; they stay whole.
+
+    The answers of a batch are searched for together, and with other questions beside it an
+    answer's numbers round differently. So questions that are done are answered again with the
+    rest of their batch; what is committed of them is not made again.
+    """
+    return [batch for batch in batches if not {each.question_id for each in batch[1]} <= set(done)]
+
+
 def extract(
     config: ExtractConfig,
     out: Path | str,
@@ -113,54 +169,78 @@ def extract(
         dataset.name, dataset.path, num_samples=n_wanted, seed=dataset.seed, fields=fields
     )
     batches = question_batches(questions, config, shard)
-    engine, counter = engine or SerialExecutor(), _Counter(on_progress)
+    engine = engine or SerialExecutor()
+    n_seen, n_total, started = 0, 0, time.monotonic()
+
+    def see(n_questions: int = 1) -> None:
+        nonlocal n_seen
+        # those of a batch that were done already are answered again with it
+        n_seen = min(n_seen + n_questions, n_total)
+        on_progress(n_seen, n_total)
+
     holder = MAIN if shard is None else shard.writer
-    start = _start(engine, config, out, holder, counter.see)
-    with engine.workers(start, max(1, len(batches))) as workers:
+    with engine.workers(_start(engine, config, out, holder, see), max(1, len(batches))) as workers:
         about = (dataset_identity(dataset), len(questions))
-        described: Described = next(workers(describe, [about])).result()
-        for note in described.notes:
+        told = next(workers(describe, [about])).result()
+        for note in told["notes"]:
             _log.info(note)
-        asked = [question for batch in batches for question in batch.questions]
-        store = _prepared(workers, described, out, asked)
+        asked = [question for _, questions in batches for question in questions]
+        store = _prepared(workers, told, out, asked)
         with store.writer(holder) as writer:
-            quarantined = _run(workers, writer.store, batches, counter)
-            seconds = counter.seconds
+            before = writer.store.done_question_ids()
+            left = batches_left(batches, before)
+            n_total, started = len({each.question_id for each in asked} - before), time.monotonic()
+            n_made, failed = 0, dict[str, str]()
+            with closing(workers(extract_batch, left)) as results:
+                for result in results:
+                    if result.failure is not None:
+                        names = (each.question_id for each in left[result.place][1])
+                        failed |= dict.fromkeys(names, result.failure)
+                        continue
+                    n_made += result.value
+                    if n_seen < n_made:  # no worker here has told it already
+                        see(result.value)
+            done = _done(writer.store, asked, failed)
+            seconds = time.monotonic() - started
     store = TraceStore.open(out)
     return ExtractSummary(
         store_path=store.name,
         n_asked=len(asked),
-        n_new=counter.n_new,
+        n_new=len({each.question_id for each in asked} & done - before),  # other shards may write too
         n_traces=len(store),
         failures=dict(Counter(item["reason"] for item in store.failures)),
         seconds=seconds,
-        load_seconds=described.load_seconds,
+        load_seconds=told["load_seconds"],
         bytes_by_array=store.n_bytes(),
         shapes=_typical_shapes(store),
-        notes=described.notes,
-        quarantined=quarantined,
+        notes=told["notes"],
+        quarantined={name: reason for name, reason in failed.items() if name not in done},
     )
 
 
-class _Counter:
-    """Questions done, and the time since the first batch began."""
+def describe(worker: Worker, about: tuple[Mapping[str, Any], int]) -> dict[str, Any]:
+    """What the store of a worker's traces is, and what a user should know.
 
-    def __init__(self, on_progress: Progress) -> None:
-        self.on_progress = on_progress
-        self.n_total = self.n_seen = self.n_new = 0
-        self.started = time.monotonic()
+    Args:
+        worker: The worker.
+        about: What identifies the data set, and how many questions there are.
 
-    @property
-    def seconds(self) -> float:
-        return time.monotonic() - self.started
-
-    def begin(self, n_total: int) -> None:
-        self.n_total, self.started = n_total, time.monotonic()
-
-    def see(self, n_questions: int = 1) -> None:
-        # those of a batch that were done already are answered again with it
-        self.n_seen = min(self.n_seen + n_questions, self.n_total)
-        self.on_progress(self.n_seen, self.n_total)
+    Returns:
+        The ``store``, as arguments of :func:`graphhalu.traces.store.open_or_create`, ``notes``
+        for the user, and the ``load_seconds`` of the model.
+    """
+    dataset, n_questions = about
+    found = worker.extraction
+    return {
+        "store": {
+            "configuration": found.identity(dataset),
+            "shape": found.shape,
+            "arrays": found.arrays,
+            "provenance": {**provenance(), "config": found.config.model_dump(mode="json")},
+        },
+        "notes": found.notes(n_questions),
+        "load_seconds": worker.load_seconds,
+    }
 
 
 def _start(
@@ -178,20 +258,11 @@ def _start(
 
 
 def _prepared(
-    workers: Workers, described: Described, out: Path | str, asked: Sequence[Question]
+    workers: Workers, told: Mapping[str, Any], out: Path | str, asked: Sequence[Question]
 ) -> TraceStore:
     """The store; a new one is made when all else is sound."""
-
-    def opened() -> TraceStore:
-        return open_or_create(
-            out,
-            configuration=described.identity,
-            shape=described.shape,
-            arrays=described.arrays,
-            provenance={**provenance(), "config": described.config.model_dump(mode="json")},
-        )
-
-    done = opened().done_question_ids() if storage_backend(out).exists() else set()
+    is_there = storage_backend(out).exists()
+    done = open_or_create(out, **told["store"]).done_question_ids() if is_there else set()
     left = [question for question in asked if question.question_id not in done]
     if done:
         _log.info("%d questions are in the store already, %d are left", len(done), len(left))
@@ -200,46 +271,29 @@ def _prepared(
         chunks = [left[first : first + size] for first in range(0, len(left), size)]
         expected = sum(found.result() for found in workers(expected_bytes, chunks))
         _log.info("expected on disk: at most %s MiB", f"{expected / 2**20:,.0f}")
-        backend = storage_backend(out)
-        if isinstance(backend, LocalBackend):
-            check_fits(backend.path, expected)
-    return opened()
+        place = storage_backend(out)
+        if isinstance(place, LocalBackend):
+            check_fits(place.path, expected)
+    return open_or_create(out, **told["store"])
 
 
-def _run(
-    workers: Workers, store: TraceStore, batches: Sequence[QuestionBatch], counter: _Counter
-) -> dict[str, str]:
-    """Do the batches that are left; gives the questions that were quarantined, and why.
+def _done(store: TraceStore, asked: Sequence[Question], failed: Collection[str]) -> set[str]:
+    """Questions that are in the store after all batches.
 
     Raises:
         StoreError: If a question is in no committed part though all batches are done.
     """
-    planned = [name for batch in batches for name in batch.question_ids]
-    before, quarantined = store.done_question_ids(), dict[str, str]()
-    left = batches_left(batches, before)
-    counter.begin(len(set(planned) - before))
-    n_made = 0
-    with closing(workers(extract_batch, left)) as results:
-        for result in results:
-            if result.failure is not None:
-                quarantined |= dict.fromkeys(left[result.place].question_ids, result.failure)
-                continue
-            n_made += result.value
-            if counter.n_seen < n_made:  # no worker here has told it already
-                counter.see(result.value)
     store.refresh()
     done = store.done_question_ids()
-    # other shards may write at the same time
-    counter.n_new = len(done.intersection(planned) - before)
-    lost = [name for name in planned if name not in done and name not in quarantined]
+    names = [question.question_id for question in asked]
+    lost = [name for name in names if name not in done and name not in failed]
     if lost:
-        message = (
-            f"{len(lost)} of {len(planned)} questions are in no part of {store.name}, though all "
+        raise StoreError(
+            f"{len(lost)} of {len(names)} questions are in no part of {store.name}, though all "
             f"were done (the first is {lost[0]!r}): a part was removed meanwhile\n"
             f"  Run the same command again to do them"
         )
-        raise StoreError(message)
-    return {name: reason for name, reason in quarantined.items() if name not in done}
+    return done
 
 
 def _typical_shapes(store: TraceStore) -> dict[str, str]:

@@ -52,8 +52,7 @@ class GenerationSettings(Config):
     @model_validator(mode="after")
     def _keep_what_there_is(self) -> "GenerationSettings":
         if self.keep_beams > self.num_beams:
-            message = f"a search of {self.num_beams} beams cannot keep {self.keep_beams} of them"
-            raise ValueError(message)
+            raise ValueError(f"a search of {self.num_beams} beams cannot keep {self.keep_beams} of them")
         return self
 
     def identity(self) -> dict[str, Any]:
@@ -166,8 +165,7 @@ def trace_shape(model: Any, capture: CaptureSettings) -> TraceShape:
 def _require_layers(layers: tuple[int, ...], last: int, what: str) -> None:
     wrong = [layer for layer in layers if not 0 <= layer <= last]
     if wrong or len(set(layers)) != len(layers) or list(layers) != sorted(layers):
-        message = (
+        raise UsageError(
             f"{what} must be different numbers from 0 to {last} in rising order, "
             f"got {', '.join(map(str, layers))}"
         )
-        raise UsageError(message)

@@ -16,8 +16,7 @@ from graphhalu.graphs.build import TokenGraph, build_graphs
 from graphhalu.graphs.nodes import check_blocks
 from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, EdgeRule, GraphRecipe, HeadRoles
 from graphhalu.graphs.storage import Names, storage_of
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels, as_labels
+from graphhalu.labels.labels import Labels, as_labels, question_groups
 from graphhalu.traces.part import ChunkCache
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.store import TraceStore, as_traces

@@ -17,13 +17,22 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from graphhalu.core.errors import ModelRefusedError, UsageError
+from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.extract.hooks import find_attention_modules
-from graphhalu.heads.quality import METRICS, Item, answer_quality, needle_items, prompt_form, question_items
 from graphhalu.heads.retrieval import hidden_needles
+from graphhalu.heads.runs import METRICS, Item, answer_quality, known_item, prompt_form, question_items
 from graphhalu.heads.settings import AblationSettings, RetrievalSettings
-from graphhalu.heads.statistics import mean_of_present, percentile_interval, resampled_means
-from graphhalu.heads.table import HeadMask, HeadTable, heads_above, stable_heads, top_k_heads
+from graphhalu.heads.table import (
+    HeadMask,
+    HeadTable,
+    heads_above,
+    mean_of_present,
+    percentile_interval,
+    resampled_means,
+    stable_heads,
+    top_k_heads,
+)
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import LoadedModel
 
@@ -48,38 +57,6 @@ def choose_heads(table: HeadTable, settings: AblationSettings) -> HeadMask:
 
 
 @dataclass(frozen=True)
-class Effect:
-    """A difference of means with its 95 % interval over groups of items."""
-
-    value: float
-    low: float
-    high: float
-
-
-@dataclass(frozen=True)
-class AblationRow:
-    """What leaving heads out does to one metric.
-
-    Attributes:
-        metric: Name in :data:`graphhalu.heads.quality.METRICS`.
-        n_items: Items on which all conditions have a value.
-        whole: Mean with all heads.
-        ablated: Mean without the chosen heads.
-        random: Mean without random heads of the same layers, over draws.
-        against_whole: Ablated minus whole.
-        against_random: Ablated minus random: below zero, the chosen heads are needed more.
-    """
-
-    metric: str
-    n_items: int
-    whole: float
-    ablated: float
-    random: float
-    against_whole: Effect
-    against_random: Effect
-
-
-@dataclass(frozen=True)
 class AblationResult:
     """The check of one mask.
 
@@ -88,14 +65,19 @@ class AblationResult:
         rule: How they were chosen.
         n_draws: Draws of random heads.
         n_elsewhere: Random heads, over all draws, that had to come from other layers.
-        rows: One row a metric.
+        rows: One row a metric of :data:`graphhalu.heads.runs.METRICS`: ``n_items`` on which all
+            conditions have a value; the means with all heads (``whole``), without the chosen ones
+            (``ablated``) and without random ones (``random``); the differences
+            ``against_whole`` and ``against_random`` (below zero, the chosen heads are needed
+            more), each a ``value`` with its 95 % interval over groups of items (``low``,
+            ``high``).
     """
 
     heads: tuple[str, ...]
     rule: str
     n_draws: int
     n_elsewhere: int
-    rows: tuple[AblationRow, ...]
+    rows: tuple[dict[str, Any], ...]
 
 
 def check_heads(
@@ -128,18 +110,15 @@ def check_heads(
         n_done += n_items
         on_progress(n_done, n_total)
 
-    def measure(asked: Sequence[Item]) -> Float[np.ndarray, "item metric"]:
-        return answer_quality(
-            loaded,
-            asked,
-            max_new_tokens=settings.max_new_tokens,
-            stops_at_newline=not is_chat,
-            batch_size=settings.batch_size,
-            on_progress=advance,
-        )
-
-    draws = {"n_draws": settings.draws, "seed": settings.seed}
-    return ablation_check(loaded.model, mask, items, measure, **draws)
+    measure = partial(
+        answer_quality,
+        loaded,
+        max_new_tokens=settings.max_new_tokens,
+        stops_at_newline=not is_chat,
+        batch_size=settings.batch_size,
+        on_progress=advance,
+    )
+    return ablation_check(loaded.model, mask, items, measure, n_draws=settings.draws, seed=settings.seed)
 
 
 def ablation_check(
@@ -159,8 +138,7 @@ def ablation_check(
         UsageError: If the mask does not fit, or leaves too few heads to compare with.
     """
     if n_draws < 1:
-        message = f"random heads are drawn once or more often, got --draws {n_draws}"
-        raise UsageError(message)
+        raise UsageError(f"random heads are drawn once or more often, got --draws {n_draws}")
     generator = np.random.default_rng(seed)
     drawn = [random_heads(mask, generator) for _ in range(n_draws)]
     qualities = [measure(items)]
@@ -181,12 +159,11 @@ def require_fitting(table: HeadTable, identity: dict[str, Any], n_heads: int) ->
     names = ("name", "weights", "revision", "architecture")
     differing = [n for n in names if table.model and table.model.get(n) != identity.get(n)]
     if differing or table.n_heads != n_heads:
-        message = (
+        raise UsageError(
             f"the {table.role} table belongs to {table.model.get('name', 'another model')} "
             f"({len(table.layers)} layers of {table.n_heads} heads), not to "
             f"{identity.get('name')}: {', '.join(differing) or 'the number of heads'} differ"
         )
-        raise UsageError(message)
 
 
 @contextmanager
@@ -204,11 +181,10 @@ def ablating(model: Any, mask: HeadMask) -> Iterator[None]:
     projections = output_projections(model)
     n_heads = _n_heads(model)
     if mask.is_chosen.shape[1] != n_heads or not set(mask.layers) <= set(range(len(projections))):
-        message = (
+        raise UsageError(
             f"the mask is of {len(mask.layers)} layers of {mask.is_chosen.shape[1]} heads, the "
             f"model has {len(projections)} layers of {n_heads} heads"
         )
-        raise UsageError(message)
     with ExitStack() as stack:
         for layer, chosen in zip(mask.layers, mask.is_chosen, strict=True):
             if chosen.any():
@@ -227,7 +203,7 @@ def output_projections(model: Any) -> tuple[nn.Module, ...]:
         ModelRefusedError: If it is not so in every layer.
     """
     last: dict[int, tuple[nn.Module, int]] = {}
-    modules = find_attention_modules(model).modules
+    modules = find_attention_modules(model)[0]
     handles = [
         inner.register_forward_hook(partial(_note, last, place))
         for place, module in enumerate(modules)
@@ -244,11 +220,10 @@ def output_projections(model: Any) -> tuple[nn.Module, ...]:
     n_heads = _n_heads(model)
     is_found = len(last) == len(modules) and all(width % n_heads == 0 for _, width in last.values())
     if not is_found:
-        message = (
+        raise ModelRefusedError(
             f"the output projection of {type(model).__name__} cannot be told apart by head: found "
             f"{len(last)} of {len(modules)} layers, {n_heads} heads"
         )
-        raise ModelRefusedError(message)
     return tuple(last[place][0] for place in range(len(modules)))
 
 
@@ -264,11 +239,10 @@ def random_heads(mask: HeadMask, generator: np.random.Generator) -> tuple[HeadMa
         UsageError: If the model has too few heads that are not chosen.
     """
     if 2 * mask.is_chosen.sum() > mask.is_chosen.size:
-        message = (
+        raise UsageError(
             f"{mask.is_chosen.sum()} of {mask.is_chosen.size} heads are chosen: there are too few "
             f"others to compare with\n  Choose fewer, with --top-k"
         )
-        raise UsageError(message)
     drawn = np.zeros_like(mask.is_chosen)
     for place, chosen in enumerate(mask.is_chosen):
         others = np.flatnonzero(~chosen)
@@ -283,39 +257,42 @@ def random_heads(mask: HeadMask, generator: np.random.Generator) -> tuple[HeadMa
 
 def _rows(
     qualities: Float[np.ndarray, "item condition metric"], groups: Sequence[str], seed: int
-) -> Iterator[AblationRow]:
+) -> Iterator[dict[str, Any]]:
     """One row a metric, from quality with all heads, without the chosen, without random ones."""
     for place, name in enumerate(METRICS):
         columns = qualities[..., place]
         is_there = ~np.isnan(columns).any(1)
         if not is_there.any():
             continue
-        kept = columns[is_there]
+        kept, own = columns[is_there], np.asarray(groups)[is_there].tolist()
         three = np.column_stack([kept[:, 0], kept[:, 1], kept[:, 2:].mean(1)])
-        own = [group for group, there in zip(groups, is_there, strict=True) if there]
-        whole, ablated, random = mean_of_present(three).tolist()
-        against_whole, against_random = (
-            _effect(three[:, 1] - three[:, other], own, seed) for other in (0, 2)
-        )
-        means = (whole, ablated, random)
-        yield AblationRow(name, len(kept), *means, against_whole, against_random)
+        means = dict(zip(("whole", "ablated", "random"), mean_of_present(three).tolist(), strict=True))
+        effects = {
+            f"against_{base}": _effect(three[:, 1] - three[:, other], own, seed)
+            for base, other in (("whole", 0), ("random", 2))
+        }
+        yield {"metric": name, "n_items": len(kept), **means, **effects}
 
 
-def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed: int) -> Effect:
+def _effect(differences: Float[np.ndarray, "item"], groups: Sequence[str], seed: int) -> dict[str, float]:
     low, high = percentile_interval(resampled_means(differences, groups, seed=seed))
-    return Effect(float(differences.mean()), float(low), float(high))
+    return {"value": float(differences.mean()), "low": float(low), "high": float(high)}
 
 
 def _items(loaded: LoadedModel, settings: AblationSettings, template: str, *, is_chat: bool) -> list[Item]:
     if settings.task == "needle":
-        names = ("lengths", "haystack", "needles", "template", "chat", "max_new_tokens")
-        needles = RetrievalSettings(**{name: getattr(settings, name) for name in names})
-        hidden = hidden_needles(loaded, needles)
+        shared = settings.model_dump(include=set(RetrievalSettings.model_fields) - {"threshold"})
+        hidden = hidden_needles(loaded, RetrievalSettings(**shared))
         if settings.num_samples is not None and settings.num_samples < len(hidden):
             generator = np.random.default_rng(settings.seed)
             drawn = sorted(generator.choice(len(hidden), settings.num_samples, replace=False))
             hidden = [hidden[place] for place in drawn]
-        return needle_items(loaded, hidden, is_chat=is_chat)
+        items = []
+        for each in hidden:
+            needle = each.needle
+            question = Question(each.trial_id, needle.question, (needle.real_needle,), group_id=needle.needle)
+            items.append(known_item(loaded, question, each.token_ids.tolist(), is_chat))
+        return items
     questions = load_questions(
         settings.dataset, settings.data_path, num_samples=settings.num_samples, seed=settings.seed
     )

@@ -2,25 +2,30 @@
 
 import gzip
 import json
-import re
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Annotated, Any, Final
 
 import numpy as np
 from jaxtyping import Float
+from pydantic import Field, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import read_json_object, reading, replace_file, told_format
 from graphhalu.core.numerics import json_ready, numbers_of
 from graphhalu.core.provenance import provenance
-from graphhalu.heads.table import HeadTable, Rejected, Trial
+from graphhalu.heads.table import HeadTable, Trial
 
 FORMAT: Final = "graphhalu-heads"
 FORMAT_VERSION: Final = 1
-_KEY: Final = re.compile(r"(\d{1,5})-(\d{1,5})")
+_PUBLISHED: Final = TypeAdapter(
+    dict[
+        Annotated[str, StringConstraints(pattern=r"^[0-9]{1,5}-[0-9]{1,5}$")],
+        Annotated[list[Annotated[FiniteFloat, Field(strict=True)]], Field(min_length=1)],
+    ]
+)
+"""Scores of the published files by ``layer-head``."""
 _MAX_SCORES: Final = 20_000_000
 """Most scores of a published file: two keys could ask for a table of ten thousand million heads."""
 _MAX_RESAMPLES: Final = 1_000_000
@@ -36,15 +41,15 @@ def write_heads(path: Path, tables: Sequence[HeadTable]) -> None:
         UsageError: If there is no table.
     """
     if not tables:
-        message = "there is no table of heads to write"
-        raise UsageError(message)
+        raise UsageError("there is no table of heads to write")
     values = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
         "provenance": provenance(),
         "tables": [_plain(table) for table in tables],
     }
-    _write_json(path, values)
+    content = json.dumps(json_ready(values), ensure_ascii=False, allow_nan=False).encode()
+    replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
 
 
 def read_heads(path: Path) -> list[HeadTable]:
@@ -58,18 +63,16 @@ def read_heads(path: Path) -> list[HeadTable]:
     if "format" not in values:
         return [_published_table(values, path)]
     if values["format"] != FORMAT or values.get("format_version") != FORMAT_VERSION:
-        message = (
+        raise DataFileError(
             f"{path} has {told_format(values)}; this graphhalu reads {FORMAT!r} version {FORMAT_VERSION}"
         )
-        raise DataFileError(message)
     with reading(f"{path} is damaged", way_out="Measure the heads again"):
         try:
             tables = [_table(item) for item in values["tables"]]
         except UsageError as error:  # parts that do not fit are no fault of an argument here
             raise ValueError(str(error)) from None
     if not tables:
-        message = f"{path} holds no table of heads"
-        raise DataFileError(message)
+        raise DataFileError(f"{path} holds no table of heads")
     return tables
 
 
@@ -84,39 +87,15 @@ def read_table(path: Path, role: str | None = None) -> HeadTable:
     found = [table for table in tables if role in (None, table.role)]
     if not found:
         there = ", ".join(table.role for table in tables)
-        message = f"{path} has no table of the role {role!r}; it has {there}"
-        raise UsageError(message)
+        raise UsageError(f"{path} has no table of the role {role!r}; it has {there}")
     return found[0]
-
-
-def write_published(path: Path, table: HeadTable) -> None:
-    """Write a table's scores as ``{"layer-head": [scores]}``; heads without a score are left out.
-
-    Raises:
-        UsageError: If a head has a score in some trials only: the layout cannot say which.
-
-    Source:
-        nightdessert/Retrieval_Head, commit 3ac171a, ``head_score/*.json``.
-    """
-    n_trials, values = len(table.trials), {}
-    for (place, head), count in np.ndenumerate(table.count):
-        name = f"{table.layers[place]}-{head}"
-        if count not in (0, n_trials):
-            message = (
-                f"head {name} has a score in {count} of {n_trials} trials, which the published "
-                f"layout cannot say\n  Keep our own format"
-            )
-            raise UsageError(message)
-        if count:
-            values[name] = table.scores[:, place, head].tolist()
-    _write_json(path, values)
 
 
 def _plain(table: HeadTable) -> dict[str, Any]:
     return {
         **{each.name: getattr(table, each.name) for each in fields(table)},
         "trials": [trial._asdict() for trial in table.trials],
-        "rejected": [item._asdict() for item in table.rejected],
+        "rejected": [{"trial_id": trial_id, "reason": reason} for trial_id, reason in table.rejected],
         "heads": [asdict(row) for row in table.ranked()] if table.trials else [],
     }
 
@@ -125,8 +104,7 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
     chance = _numbers(values["chance"])
     n_resamples, seed = int(values["n_resamples"]), int(values["seed"])
     if not 1 <= n_resamples <= _MAX_RESAMPLES or seed < 0:
-        message = f"n_resamples is {n_resamples} and the seed {seed}"
-        raise ValueError(message)
+        raise ValueError(f"n_resamples is {n_resamples} and the seed {seed}")
     trials = tuple(Trial(**item) for item in values["trials"])
     return HeadTable(
         str(values["role"]),
@@ -135,7 +113,7 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
         # an empty list of trials has lost its other axes
         _numbers(values["scores"]).reshape(len(trials), *chance.shape),
         chance,
-        rejected=tuple(Rejected(**item) for item in values["rejected"]),
+        rejected=tuple((str(item["trial_id"]), str(item["reason"])) for item in values["rejected"]),
         model=dict(values["model"]),
         settings=dict(values["settings"]),
         columns={name: _numbers(column) for name, column in values["columns"].items()},
@@ -147,30 +125,41 @@ def _table(values: Mapping[str, Any]) -> HeadTable:
 def _numbers(values: Any) -> Float[np.ndarray, "..."]:
     found = numbers_of(values)
     if np.isinf(found).any():
-        message = "a number is infinite"
-        raise ValueError(message)
+        raise ValueError("a number is infinite")
     return found
 
 
 def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
-    columns = {_place(key, path): _scores(key, scores, path) for key, scores in values.items()}
+    """The table of scores by ``layer-head``.
+
+    Source:
+        nightdessert/Retrieval_Head, commit 3ac171a, ``head_score/*.json``.
+    """
+    try:
+        found = _PUBLISHED.validate_python(values)
+    except ValidationError as error:
+        key, *inside = error.errors()[0]["loc"]
+        if inside[:1] == ["[key]"]:
+            raise DataFileError(
+                f'{path} is no file of head scores: expected keys such as "16-19" (layer-head), '
+                f"got {str(key)[:40]!r}"
+            ) from None
+        raise DataFileError(f"{path}: head {key} has no list of finite scores") from None
+    columns = {tuple(map(int, key.split("-"))): scores for key, scores in found.items()}
     if not columns:
-        message = f'{path} holds no head: expected entries such as "16-19": [0.9, 1.0]'
-        raise DataFileError(message)
+        raise DataFileError(f'{path} holds no head: expected entries such as "16-19": [0.9, 1.0]')
     lengths = {len(scores) for scores in columns.values()}
     if len(lengths) != 1:
-        message = (
+        raise DataFileError(
             f"{path}: heads have {min(lengths)} to {max(lengths)} scores; expected one a trial for every head"
         )
-        raise DataFileError(message)
     n_layers, n_heads = (1 + max(place[axis] for place in columns) for axis in (0, 1))
     n_scores = lengths.pop()
     if n_scores * n_layers * n_heads > _MAX_SCORES:
-        message = (
+        raise DataFileError(
             f"{path} names heads up to {n_layers - 1}-{n_heads - 1} with {n_scores} scores each; "
             f"expected at most {_MAX_SCORES:,} scores of a whole model"
         )
-        raise DataFileError(message)
     scores = np.full((n_scores, n_layers, n_heads), np.nan)
     for (layer, head), column in columns.items():
         scores[:, layer, head] = column
@@ -184,36 +173,9 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
     )
 
 
-def _place(key: str, path: Path) -> tuple[int, int]:
-    match = _KEY.fullmatch(key)
-    if match is None:
-        message = (
-            f'{path} is no file of head scores: expected keys such as "16-19" (layer-head), got {key[:40]!r}'
-        )
-        raise DataFileError(message)
-    return int(match[1]), int(match[2])
-
-
-def _scores(key: str, scores: Any, path: Path) -> list[Any]:
-    is_numbers = isinstance(scores, list) and all(
-        isinstance(v, int | float) and not isinstance(v, bool) and abs(v) <= sys.float_info.max
-        for v in scores
-    )
-    if not is_numbers or not scores:
-        message = f"{path}: head {key} has no list of finite scores"
-        raise DataFileError(message)
-    return scores
-
-
 def _read_json(path: Path) -> dict[str, Any]:
     try:
         # numbers are looked at where they stand, so that the error can name the head
         return read_json_object(path, allows_nan=True)
     except FileNotFoundError:
-        message = f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval"
-        raise UsageError(message) from None
-
-
-def _write_json(path: Path, values: Mapping[str, Any]) -> None:
-    content = json.dumps(json_ready(values), ensure_ascii=False, allow_nan=False).encode()
-    replace_file(path, gzip.compress(content, mtime=0) if path.suffix == ".gz" else content)
+        raise UsageError(f"no file of heads at {path}\n  Make one:  graphhalu heads retrieval") from None

@@ -6,7 +6,7 @@ after the same token earlier.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 import torch
@@ -15,23 +15,12 @@ from torch import Tensor
 
 from graphhalu.core.axes import RowRange
 from graphhalu.core.errors import UsageError
-from graphhalu.heads.observers import RowsObserver, run_observed
+from graphhalu.heads.runs import RowsObserver, measured_table, run_observed
 from graphhalu.heads.settings import PatternSettings
-from graphhalu.heads.statistics import mean_of_present
-from graphhalu.heads.table import HeadTable, Trial
+from graphhalu.heads.table import HeadScores, HeadTable, Trial
 from graphhalu.models.load import LoadedModel
 
 PATTERNS: Final = ("previous_token", "self", "duplicate", "induction", "sink", "local")
-
-
-class PatternScores(NamedTuple):
-    """Mean attention of each head along a pattern, and that of uniform attention.
-
-    NaN where no row of the layer can see the whole pattern.
-    """
-
-    score: Float[np.ndarray, "head"]
-    chance: float
 
 
 def find_pattern_heads(
@@ -46,36 +35,22 @@ def find_pattern_heads(
     """
     settings = settings or PatternSettings()
     sequences = random_sequences(loaded, settings)
-    scored: list[list[list[PatternScores]]] = []
+    found: dict[str, list[HeadScores]] = {name: [] for name in PATTERNS}
     for done, token_ids in enumerate(sequences, start=1):
-        n_tokens = len(token_ids)
-        observer = RowsObserver(RowRange(0, n_tokens), partial(_padded, n_tokens))
+        observer = RowsObserver(RowRange(0, len(token_ids)), partial(_padded, len(token_ids)))
         run_observed(loaded.model, token_ids, observer)
         layers = list(zip(observer.stacked(), loaded.layer_windows, strict=True))
-        scored.append(
-            [
-                [pattern_score(layer, name, settings, window=window) for layer, window in layers]
-                for name in PATTERNS
-            ]
-        )
-        on_progress(done, len(sequences))
-    names = [f"sequence {number}" for number in range(len(scored))]
-    tables = []
-    for role, each in zip(PATTERNS, zip(*scored, strict=True), strict=True):
-        scores = np.array([[layer.score for layer in trial] for trial in each])
-        chance = mean_of_present(np.array([[layer.chance for layer in trial] for trial in each]))
-        tables.append(
-            HeadTable(
-                role=role,
-                layers=tuple(range(loaded.n_layers)),
-                trials=tuple(map(Trial, names, names)),
-                scores=scores,
-                chance=np.broadcast_to(chance[:, None], scores.shape[1:]).copy(),
-                model=dict(loaded.identity),
-                settings=settings.model_dump(mode="json"),
+        for name, scores in found.items():
+            each = [pattern_score(layer, name, settings, window=window) for layer, window in layers]
+            score, chance = (
+                np.stack([layer.score for layer in each]),
+                np.array([layer.chance for layer in each]),
             )
-        )
-    return tables
+            scores.append(HeadScores(score, np.broadcast_to(chance[:, None], score.shape)))
+        on_progress(done, len(sequences))
+    names = [f"sequence {number}" for number in range(len(sequences))]
+    trials = tuple(map(Trial, names, names))
+    return [measured_table(loaded, name, trials, scores, settings=settings) for name, scores in found.items()]
 
 
 def pattern_score(
@@ -84,7 +59,7 @@ def pattern_score(
     settings: PatternSettings,
     *,
     window: int | None = None,
-) -> PatternScores:
+) -> HeadScores:
     """Mean over rows of the attention to a row's keys in a pattern.
 
     With the period ``n`` and the first token at position 0 (the start mark):
@@ -112,11 +87,11 @@ def pattern_score(
     visible = (distance >= 0) & (distance < (window or len(keys)))
     is_row = is_member.any(1) & ~(is_member & ~visible).any(1)
     if not is_row.any():
-        return PatternScores(np.full(len(attention), np.nan), float("nan"))
+        return HeadScores(np.full(len(attention), np.nan), np.array(np.nan))
     rows = np.flatnonzero(is_row)
     mass = (attention[:, rows] * is_member[rows]).sum(-1).mean(-1)
     chance = (is_member[rows].sum(1) / visible[rows].sum(1)).mean()
-    return PatternScores(mass.astype(np.float64), float(chance))
+    return HeadScores(mass.astype(np.float64), np.array(chance))
 
 
 def pattern_keys(n_tokens: int, pattern: str, settings: PatternSettings) -> Bool[np.ndarray, "query key"]:
@@ -136,8 +111,7 @@ def pattern_keys(n_tokens: int, pattern: str, settings: PatternSettings) -> Bool
         "local": (keys >= rows - width) & (keys < rows) & (rows > width),
     }
     if pattern not in members:
-        message = f"no pattern named {pattern!r}; known: {', '.join(PATTERNS)}"
-        raise UsageError(message)
+        raise UsageError(f"no pattern named {pattern!r}; known: {', '.join(PATTERNS)}")
     return members[pattern]
 
 
@@ -151,21 +125,19 @@ def random_sequences(loaded: LoadedModel, settings: PatternSettings) -> list[Int
     """
     length = 2 * settings.period + 1
     if loaded.max_positions is not None and length > loaded.max_positions:
-        message = (
+        raise UsageError(
             f"a period of {settings.period} makes {length} tokens, the context of "
             f"{loaded.spec.name} has {loaded.max_positions}\n  Use a smaller --period"
         )
-        raise UsageError(message)
     special = set(loaded.tokenizer.all_special_ids)
     plain = np.array([i for i in range(len(loaded.tokenizer)) if i not in special])
     n_known = loaded.model.get_input_embeddings().weight.shape[0]
     plain = plain[plain < n_known]
     if len(plain) <= settings.period:
-        message = (
+        raise UsageError(
             f"a period of {settings.period} needs {settings.period + 1} different tokens, the "
             f"vocabulary has {len(plain)}\n  Use a smaller --period"
         )
-        raise UsageError(message)
     generator = np.random.default_rng(settings.seed)
     sequences = []
     for _ in range(settings.n_sequences):

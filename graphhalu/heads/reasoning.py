@@ -5,16 +5,15 @@ labeller; the wrong ones are kept for the contrast.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.axes import Span, answer_producing_rows
 from graphhalu.core.errors import StoreMismatchError, TraceNotFoundError, UsageError
 from graphhalu.heads.settings import ReasoningSettings
-from graphhalu.heads.statistics import contrast, mean_of_present
-from graphhalu.heads.table import HeadTable, Rejected, Trial
+from graphhalu.heads.table import HeadScores, HeadTable, Trial, contrast, mean_of_present
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.labels.run import label_records, labels_path, read_labels
@@ -27,40 +26,6 @@ _SMALLEST_REST: Final = 0.01
 
 Verdict = tuple[bool | None, str]
 """Whether an answer is right, if that is known; and why its trace is not accepted."""
-
-
-class Shares(NamedTuple):
-    """Shares of rows, or means over rows, and those of uniform attention on the visible keys.
-
-    A share is missing (NaN) where a row cannot see all of the tokens, and where there are none:
-    no head can show anything there, and a zero would say that it had.
-    """
-
-    share: Float[np.ndarray, "*any"]
-    chance: Float[np.ndarray, "*own"]
-
-
-class Reach(NamedTuple):
-    """What rows can see, and what they are asked about.
-
-    Attributes:
-        member: Keys that are asked about.
-        visible: Keys that a row sees.
-        sink: Keys that form the sink.
-    """
-
-    member: Bool[np.ndarray, "row key"]
-    visible: Bool[np.ndarray, "row key"]
-    sink: Bool[np.ndarray, "key"]
-
-    @property
-    def chance(self) -> Float[np.ndarray, "row"]:
-        """Share of uniform attention; NaN where the row is not defined."""
-        counted = self.visible & ~self.sink
-        n_members = (self.member & ~self.sink).sum(1)
-        is_whole = ~(self.member & ~self.sink & ~self.visible).any(1) & (n_members > 0)
-        n_counted = np.maximum(counted.sum(1), 1)
-        return np.where(is_whole, n_members / n_counted, np.nan)
 
 
 def find_reasoning_heads(
@@ -111,8 +76,7 @@ def attention_source(arrays: Sequence[str]) -> str:
     """
     missing = sorted({"span_mass", "sink_keys"} - set(arrays))
     if missing:
-        message = f"reasoning heads need the streams {' and '.join(missing)}; extract again"
-        raise TraceNotFoundError(message)
+        raise TraceNotFoundError(f"reasoning heads need the streams {' and '.join(missing)}; extract again")
     if not {"attention", "attention_fixed"}.isdisjoint(arrays):
         return "full"
     return "edges" if "edge_key" in arrays else "streams"
@@ -130,7 +94,7 @@ def judge(store: TraceStore, settings: ReasoningSettings) -> list[Verdict]:
     ]
 
 
-def trace_shares(trace: Trace, settings: ReasoningSettings) -> dict[str, Shares]:
+def trace_shares(trace: Trace, settings: ReasoningSettings) -> dict[str, HeadScores]:
     """Mean shares of one trace over the rows that produce its answer, by role.
 
     Returns:
@@ -145,86 +109,87 @@ def trace_shares(trace: Trace, settings: ReasoningSettings) -> dict[str, Shares]
     ]
     found = {}
     for role in layers[0]:
-        share = np.stack([_mean_of_rows(rows[role].share) for rows in layers])
+        share = np.stack([_mean_of_rows(rows[role].score) for rows in layers])
         chance = np.array([_mean_of_rows(rows[role].chance) for rows in layers])
-        found[role] = Shares(share, np.broadcast_to(chance[:, None], share.shape))
+        found[role] = HeadScores(share, np.broadcast_to(chance[:, None], share.shape))
     return found
 
 
 def _layer_shares(
     trace: Trace, settings: ReasoningSettings, layer: int, window: int | None, source: str
-) -> dict[str, Shares]:
-    rows = np.arange(*answer_producing_rows(trace.prompt_length, trace.length))
+) -> dict[str, HeadScores]:
+    """Shares and chance levels of each row; a share is missing where its chance level is."""
+    n_sink, rows = settings.n_sink, np.arange(*answer_producing_rows(trace.prompt_length, trace.length))
     span_mass, sink_keys = (
         trace.layer_stream(name, layer)[:, trace.answer_rows].astype(np.float64)
         for name in ("span_mass", "sink_keys")
     )
-    asked = question_reach(rows, trace.span_code, n_sink=settings.n_sink, window=window)
-    question = stream_share(span_mass, sink_keys, trace.span_code, asked)
-    reach = generated_reach(
-        rows,
-        trace.length,
-        prompt_length=trace.prompt_length,
-        local_window=settings.local_window,
-        n_sink=settings.n_sink,
-        window=window,
+    total = span_mass.sum(-1) - sink_keys[..., :n_sink].sum(-1)
+    is_question = trace.span_code == Span.QUESTION
+    asked = np.broadcast_to(is_question, (len(rows), len(is_question)))
+    question_chance = uniform_share(asked, rows, n_sink=n_sink, window=window)
+    n_stored = min(n_sink, len(is_question))
+    sunk_question = (sink_keys[..., :n_stored] * is_question[:n_stored]).sum(-1)
+    part = np.maximum(span_mass[..., Span.QUESTION] - sunk_question, 0.0)
+    question = _shares(part, total, question_chance)
+    generated = generated_keys(
+        rows, trace.length, prompt_length=trace.prompt_length, local_window=settings.local_window
     )
+    chance = uniform_share(generated, rows, n_sink=n_sink, window=window)
     if source == "streams":
-        unknown = np.full_like(question.share, np.nan)
-        return {"reasoning": Shares(unknown, reach.chance), "question": question}
+        return {"reasoning": HeadScores(np.full_like(question.score, np.nan), chance), "question": question}
     attention = trace.censored_attention(layer)[:, trace.answer_rows].astype(np.float64)
-    totals = rest_of_rows(span_mass, sink_keys, settings.n_sink) if source == "edges" else None
-    return {"reasoning": attention_share(attention, reach, totals), "question": question}
+    # edges do not hold the whole of a row
+    whole = total if source == "edges" else None
+    reasoning = attention_share(attention, generated, chance, n_sink=n_sink, totals=whole)
+    return {"reasoning": reasoning, "question": question}
 
 
 def _mean_of_rows(values: Float[np.ndarray, "*head row"]) -> Float[np.ndarray, "*head"]:
     return mean_of_present(np.moveaxis(values, -1, 0).astype(np.float64))
 
 
-def generated_reach(
-    rows: Int[np.ndarray, "row"],
-    n_keys: int,
-    *,
-    prompt_length: int,
-    local_window: int,
-    n_sink: int,
-    window: int | None,
-) -> Reach:
+def generated_keys(
+    rows: Int[np.ndarray, "row"], n_keys: int, *, prompt_length: int, local_window: int
+) -> Bool[np.ndarray, "row key"]:
     """The generated tokens before a row's local window: keys ``P <= j < i - w``."""
     keys = np.arange(n_keys)
-    member = (keys >= prompt_length) & (keys < rows[:, None] - local_window)
-    return _reach(rows, member, n_sink, window)
+    return (keys >= prompt_length) & (keys < rows[:, None] - local_window)
 
 
-def question_reach(
-    rows: Int[np.ndarray, "row"], span_code: UInt8[np.ndarray, "key"], *, n_sink: int, window: int | None
-) -> Reach:
-    """The tokens of the question."""
-    member = np.broadcast_to(span_code == Span.QUESTION, (len(rows), len(span_code)))
-    return _reach(rows, member, n_sink, window)
+def uniform_share(
+    is_asked: Bool[np.ndarray, "row key"], rows: Int[np.ndarray, "row"], *, n_sink: int, window: int | None
+) -> Float[np.ndarray, "row"]:
+    """Share of uniform attention on the visible keys outside the sink that falls on asked keys.
 
-
-def _reach(
-    rows: Int[np.ndarray, "row"], member: Bool[np.ndarray, "row key"], n_sink: int, window: int | None
-) -> Reach:
-    keys = np.arange(member.shape[1])
+    NaN where a row cannot see all of the asked keys, and where there are none.
+    """
+    keys = np.arange(is_asked.shape[1])
     distance = rows[:, None] - keys
-    visible = (distance >= 0) & (distance < (window or len(keys) + 1))
-    return Reach(member, visible, keys < n_sink)
+    is_visible = (distance >= 0) & (distance < (window or len(keys) + 1))
+    is_sink = keys < n_sink
+    n_asked = (is_asked & ~is_sink).sum(1)
+    is_whole = ~(is_asked & ~is_sink & ~is_visible).any(1) & (n_asked > 0)
+    return np.where(is_whole, n_asked / np.maximum((is_visible & ~is_sink).sum(1), 1), np.nan)
 
 
 def attention_share(
     attention: Float[np.ndarray, "head row key"],
-    reach: Reach,
+    is_asked: Bool[np.ndarray, "row key"],
+    chance: Float[np.ndarray, "row"],
+    *,
+    n_sink: int,
     totals: Float[np.ndarray, "head row"] | None = None,
-) -> Shares:
+) -> HeadScores:
     """Attention to the asked keys over all attention outside the sinks, row by row.
 
-    ``sum_{j in member, not sink} A[i, j] / (sum_j A[i, j] - sum_{j in sink} A[i, j])``
+    ``sum_{j asked, not sink} A[i, j] / (sum_j A[i, j] - sum_{j in sink} A[i, j])``
 
     Args:
         attention: Weights, as far as they are kept.
-        reach: What is asked, what is seen, what is sink.
+        is_asked: Which keys each row is asked about.
+        chance: Share of uniform attention; NaN where a row does not count.
+        n_sink: Leading tokens that form the sink.
         totals: Sum of each whole row without its sink, where ``attention`` does not hold all of
             it; by default that of ``attention``.
 
@@ -233,72 +198,41 @@ def attention_share(
         its own token and the sinks among them. Here all weights count, the own token, a local
         window and the sinks do not, and the rest is normalised by what is not sunk.
     """
-    part = (attention * (reach.member & ~reach.sink)).sum(-1)
-    rest = (attention * ~reach.sink).sum(-1) if totals is None else totals
-    return _shares(part, rest, reach.chance)
-
-
-def stream_share(
-    span_mass: Float[np.ndarray, "head row span"],
-    sink_keys: Float[np.ndarray, "head row sink_key"],
-    span_code: UInt8[np.ndarray, "key"],
-    reach: Reach,
-) -> Shares:
-    """As :func:`attention_share` of the question, from the stored reductions alone.
-
-    Args:
-        span_mass: Attention to each named span.
-        sink_keys: Attention to each of the first tokens.
-        span_code: Named span of each token.
-        reach: The reach of the question; its sink lies within the stored sink keys.
-    """
-    n_sink = int(reach.sink.sum())
-    n_stored = min(n_sink, len(span_code))
-    is_question = span_code[:n_stored] == Span.QUESTION
-    sunk_question = (sink_keys[..., :n_stored] * is_question).sum(-1)
-    part = np.maximum(span_mass[..., Span.QUESTION] - sunk_question, 0.0)
-    return _shares(part, rest_of_rows(span_mass, sink_keys, n_sink), reach.chance)
-
-
-def rest_of_rows(
-    span_mass: Float[np.ndarray, "*layer head row span"],
-    sink_keys: Float[np.ndarray, "*layer head row sink_key"],
-    n_sink: int,
-) -> Float[np.ndarray, "*layer head row"]:
-    """Attention of each row outside the first ``n_sink`` tokens."""
-    return span_mass.sum(-1) - sink_keys[..., :n_sink].sum(-1)
+    is_rest = np.arange(attention.shape[-1]) >= n_sink
+    part = (attention * (is_asked & is_rest)).sum(-1)
+    return _shares(part, (attention * is_rest).sum(-1) if totals is None else totals, chance)
 
 
 def _shares(
     part: Float[np.ndarray, "head row"], rest: Float[np.ndarray, "head row"], chance: Float[np.ndarray, "row"]
-) -> Shares:
+) -> HeadScores:
     looks = rest > _SMALLEST_REST
     # a head that sinks all it has looks at nothing: a zero that counts, not a missing value
     share = np.where(looks, part / np.where(looks, rest, 1.0), 0.0)
     share = np.where(np.isnan(chance), np.nan, share)
     # half precision can bring a part just above the whole
-    return Shares(np.minimum(share, 1.0), chance)
+    return HeadScores(np.minimum(share, 1.0), chance)
 
 
 def _table(
     role: str,
     store: TraceStore,
-    found: Sequence[dict[str, Shares] | None],
+    found: Sequence[dict[str, HeadScores] | None],
     verdicts: Sequence[Verdict],
     settings: ReasoningSettings,
 ) -> HeadTable:
     shares = {index: each[role] for index, each in enumerate(found) if each is not None}
-    known = {index: each for index, each in shares.items() if not np.isnan(each.share).all()}
+    known = {index: each for index, each in shares.items() if not np.isnan(each.score).all()}
     sides = [[index for index in known if verdicts[index][0] is side] for side in (True, False)]
     shape = (-1, len(store.shape.attention_layers), store.shape.n_heads)
-    scores = [np.array([known[index].share for index in side]).reshape(shape) for side in sides]
+    scores = [np.array([known[index].score for index in side]).reshape(shape) for side in sides]
     chance = [np.array([known[index].chance for index in side]).reshape(shape) for side in sides]
-    records = store.records
+    records, accepted = store.records, set(sides[0])
     rejected = [
         # a right answer that is not among the accepted has no share
-        Rejected(records[i].trace_id, "no row can see what is looked for" if is_right else reason)
+        (records[i].trace_id, "no row can see what is looked for" if is_right else reason)
         for i, (is_right, reason) in enumerate(verdicts)
-        if i not in sides[0]
+        if i not in accepted
     ]
     groups = [[records[index].group_id for index in side] for side in sides]
     return HeadTable(
@@ -328,27 +262,23 @@ def _contrast_columns(
     excess = [score - level for score, level in zip(scores, chance, strict=True)]
     for prefix, (right, wrong) in (("contrast", scores), ("excess_contrast", excess)):
         found = contrast(right, wrong, (groups[0], groups[1]))
-        for ending, values in zip(("", "_low", "_high", "_p", "_q"), found, strict=True):
-            columns[f"{prefix}{ending}"] = values
+        columns |= {f"{prefix}{ending}": values for ending, values in found.items()}
     return columns
 
 
 def _by_labels(store: TraceStore, labeller: str) -> list[Verdict]:
-    labels = None
-    if labels_path(store, labeller).is_file():
-        try:
-            labels = read_labels(store, labeller)
-        except StoreMismatchError:
-            if labeller not in LABELLERS:
-                raise
-    if labels is None:  # not written: a look at heads changes no store
+    try:
+        labels = read_labels(store, labeller)
+    except (StoreMismatchError, TraceNotFoundError):
+        if labels_path(store, labeller).is_file() and labeller not in LABELLERS:
+            raise
+        # not written: a look at heads changes no store
         labels = label_records(store.records, make_labeller(labeller))
     if labels.meaning != "hallucinated":
-        message = (
+        raise UsageError(
             f"labels by {labeller!r} say what the data set says of its input, and reasoning heads "
             f"need labels of the model's own answers\n  Use --labeller match"
         )
-        raise UsageError(message)
     decided = zip(labels.values.tolist(), labels.is_valid, labels.reasons, strict=True)
     return [
         (value == 0 if is_valid else None, f"{labeller}: {reason}") for value, is_valid, reason in decided

@@ -1,10 +1,15 @@
 """Retrieval heads: which heads copy a needle out of a haystack into the answer.
 
-One greedy answer without attention, then one teacher-forced pass over prompt and answer that
-keeps the largest weight and the needle's mass of each row that produces the answer.
+A sentence is hidden at a given depth in a prompt of a given length, and found again by its
+characters, through the tokenizer's offsets, never by searching for its tokens. One greedy answer
+without attention follows, then one teacher-forced pass over prompt and answer that keeps the
+largest weight and the needle's mass of each row that produces the answer.
 """
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterator, Sequence
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
@@ -13,54 +18,59 @@ from jaxtyping import Bool, Float, Int, Integer
 from rouge_score.rouge_scorer import RougeScorer
 from torch import Tensor
 
-from graphhalu.core.axes import RowRange
-from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.axes import RowRange, Span
+from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.datasets.base import bundled_file, bundled_places
+from graphhalu.datasets.files import open_file, read_rows
+from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
+from graphhalu.datasets.question import Question
+from graphhalu.datasets.rows import text_field
+from graphhalu.extract.extraction import beam_search
 from graphhalu.extract.prompts import generated_answer
-from graphhalu.heads.haystack import Haystack, HiddenNeedle, read_haystack, read_needles, trials
-from graphhalu.heads.observers import RowsObserver, run_observed
-from graphhalu.heads.quality import greedy_search, prompt_form
+from graphhalu.heads.runs import RowsObserver, measured_table, prompt_form, run_observed
 from graphhalu.heads.settings import RetrievalSettings, Rule
-from graphhalu.heads.statistics import mean_of_present
-from graphhalu.heads.table import HeadTable, Rejected, Trial
+from graphhalu.heads.table import HeadScores, HeadTable, Trial
 from graphhalu.labels.rouge import UnicodeTokenizer
 from graphhalu.models.load import LoadedModel
+from graphhalu.models.quiet import quiet_loading
 
-_EMPTY: Final = "the model gave an empty answer"
+_SENTENCE_END: Final = re.compile(r"[.!?][\"')]*(?=\s|$)")
 
 
-class Scored(NamedTuple):
-    """Scores of one trial, and what a head that attends blindly would have.
+class Needle(NamedTuple):
+    """A sentence to hide.
 
-    Both are NaN in a layer none of whose rows can see the whole span.
+    Attributes:
+        needle: The sentence.
+        question: What is asked about it.
+        real_needle: The part that answers the question.
     """
 
-    score: Float[np.ndarray, "layer head"]
-    chance: Float[np.ndarray, "layer head"]
+    needle: str
+    question: str
+    real_needle: str
 
 
 class Passage(NamedTuple):
-    """Where things are in a prompt with its answer.
+    """Where things are in a prompt with a needle, and in its answer once there is one.
 
     Attributes:
         token_ids: Prompt and answer.
         prompt_length: Tokens of the prompt.
-        span: The hidden span.
-        context: The context around it, span included.
+        span: Where the needle lies among them.
+        context: Where the haystack lies, needle included.
         windows: Sliding window of each layer, itself included; ``None`` = all keys.
+        trial_id: Length, depth and needle in one word.
+        needle: What is hidden.
     """
 
     token_ids: Integer[np.ndarray, "token"]
     prompt_length: int
     span: RowRange
     context: RowRange
-    windows: tuple[int | None, ...]
-
-    @classmethod
-    def of(cls, needle: HiddenNeedle, answer: tuple[int, ...], windows: tuple[int | None, ...]) -> "Passage":
-        """A prompt with a hidden needle, and the tokens of its answer."""
-        token_ids = np.concatenate([needle.token_ids, np.array(answer, dtype=np.int32)])
-        spans = (needle.needle_tokens, needle.context_tokens)
-        return cls(token_ids, len(needle.token_ids), *spans, windows)
+    windows: tuple[int | None, ...] = ()
+    trial_id: str = ""
+    needle: Needle = Needle("", "", "")
 
     @property
     def answer_rows(self) -> Int[np.ndarray, "row"]:
@@ -70,8 +80,7 @@ class Passage(NamedTuple):
     def first_key(self) -> Int[np.ndarray, "layer row"]:
         """First key that each answer row sees."""
         windows = np.array([w or len(self.token_ids) for w in self.windows])
-        first = self.answer_rows - windows[:, None] + 1
-        return np.maximum(0, first)
+        return np.maximum(0, self.answer_rows - windows[:, None] + 1)
 
 
 def find_retrieval_heads(
@@ -100,56 +109,49 @@ def find_retrieval_heads(
     settings = settings or RetrievalSettings()
     hidden = hidden_needles(loaded, settings)
     _, is_chat = prompt_form(loaded, settings.template, settings.chat)
-    search = greedy_search(loaded, settings.max_new_tokens, stops_at_newline=not is_chat)
+    search = beam_search(loaded, max_new_tokens=settings.max_new_tokens, stops_at_newline=not is_chat)
     accepted: list[Trial] = []
-    rejected: list[Rejected] = []
-    scored: dict[str, list[Scored]] = {"retrieval": [], "retrieval_mass": []}
+    rejected: list[tuple[str, str]] = []
+    scored: dict[str, list[HeadScores]] = {"retrieval": [], "retrieval_mass": []}
     for done, needle in enumerate(hidden, start=1):
         token_ids = search.answer([needle.token_ids.tolist()])[0][0].token_ids
         answer = generated_answer(token_ids, loaded.tokenizer).text
-        reason = _rejection(answer, needle, settings.gate) if token_ids else _EMPTY
+        reason = (
+            _rejection(answer, needle.needle, settings.gate)
+            if token_ids
+            else "the model gave an empty answer"
+        )
         if reason is not None:
-            rejected.append(Rejected(needle.trial_id, reason))
+            rejected.append((needle.trial_id, reason))
         else:
-            passage = Passage.of(needle, token_ids, loaded.layer_windows)
+            both = np.append(needle.token_ids, np.array(token_ids, dtype=np.int32))
+            passage = needle._replace(token_ids=both, windows=loaded.layer_windows)
             argmax, mass = needle_rows(loaded.model, passage)
             accepted.append(Trial(needle.trial_id, needle.trial_id))
             scored["retrieval"].append(copied_share(argmax, passage, settings.rule))
             scored["retrieval_mass"].append(mass_share(mass, passage))
         on_progress(done, len(hidden))
-    shape = (len(accepted), loaded.n_layers, loaded.n_heads)
-    tables = [
-        HeadTable(
-            role=role,
-            layers=tuple(range(loaded.n_layers)),
-            trials=tuple(accepted),
-            scores=np.array([each.score for each in found]).reshape(shape),
-            chance=mean_of_present(np.array([each.chance for each in found]).reshape(shape)),
-            rejected=tuple(rejected),
-            model=dict(loaded.identity),
-            settings=settings.model_dump(mode="json"),
-        )
+    tables = (
+        measured_table(loaded, role, accepted, found, settings=settings, rejected=rejected)
         for role, found in scored.items()
-    ]
+    )
     return [table.require_trials() for table in tables]
 
 
-def hidden_needles(loaded: LoadedModel, settings: RetrievalSettings) -> list[HiddenNeedle]:
+def hidden_needles(loaded: LoadedModel, settings: RetrievalSettings) -> list[Passage]:
     """All prompts of a run, short ones first.
 
     Raises:
         UsageError: If one does not fit the haystack or the model's context.
     """
     if not settings.lengths:
-        message = "no length of a prompt is given; use --lengths 256,512"
-        raise UsageError(message)
+        raise UsageError("no length of a prompt is given; use --lengths 256,512")
     longest = max(settings.lengths) + settings.max_new_tokens
     if loaded.max_positions is not None and longest > loaded.max_positions:
-        message = (
+        raise UsageError(
             f"prompt and answer need up to {longest} tokens, the context of "
             f"{loaded.spec.name} has {loaded.max_positions}\n  Use smaller --lengths"
         )
-        raise UsageError(message)
     template, chat = prompt_form(loaded, settings.template, settings.chat)
     text = read_haystack(settings.haystack)
     haystack = Haystack(text, loaded.tokenizer, template=template, chat=chat)
@@ -179,14 +181,16 @@ def needle_rows(model: Any, passage: Passage) -> tuple[np.ndarray, Float[np.ndar
     return both[..., 0].astype(np.int64), both[..., 1]
 
 
-def _rejection(answer: str, needle: HiddenNeedle, gate: float | None) -> str | None:
-    recall = rouge1_recall(answer, needle.needle.real_needle)
+def _rejection(answer: str, needle: Needle, gate: float | None) -> str | None:
+    recall = rouge1_recall(answer, needle.real_needle)
     if gate is None or recall > gate:
         return None
     return f"ROUGE-1 recall {recall:.0f} % is not above {gate:g} %"
 
 
-def copied_share(argmax: Int[np.ndarray, "layer head row"], passage: Passage, rule: Rule = "set") -> Scored:
+def copied_share(
+    argmax: Int[np.ndarray, "layer head row"], passage: Passage, rule: Rule = "set"
+) -> HeadScores:
     """Share of a span that each head copies into the answer.
 
     A row copies a token when its largest weight lies on it and the row produces that very token.
@@ -222,10 +226,10 @@ def copied_share(argmax: Int[np.ndarray, "layer head row"], passage: Passage, ru
         hits = np.minimum(hits, 1) if rule == "set" else hits
         first = int(first_key[layer, is_counted[layer]].max())
         score[layer], chance[layer] = _span_and_others(hits, passage, first)
-    return Scored(score, chance)
+    return HeadScores(score, chance)
 
 
-def mass_share(mass: Float[np.ndarray, "layer head row"], passage: Passage) -> Scored:
+def mass_share(mass: Float[np.ndarray, "layer head row"], passage: Passage) -> HeadScores:
     """Mean attention that the rows which produce the answer pay to a span, per head.
 
     Args:
@@ -253,7 +257,7 @@ def mass_share(mass: Float[np.ndarray, "layer head row"], passage: Passage) -> S
     total = np.where(is_counted[:, None], mass, 0.0).sum(-1) / np.maximum(n_rows, 1)[:, None]
     score = np.where(is_seen[:, None], total, np.nan)
     chance = np.where(is_seen, uniform, np.nan)
-    return Scored(score, np.broadcast_to(chance[:, None], score.shape).copy())
+    return HeadScores(score, np.broadcast_to(chance[:, None], score.shape).copy())
 
 
 def _counts(
@@ -282,9 +286,155 @@ def _span_and_others(
 
 def _require_rows(is_counted: Bool[np.ndarray, "layer row"], passage: Passage) -> None:
     if not is_counted.any():
-        message = (
+        raise NotEnoughDataError(
             f"no layer sees the span of tokens {passage.span.start} … {passage.span.stop - 1} "
             f"from the rows that produce the answer ({len(passage.answer_rows)} rows from "
             f"{passage.prompt_length - 1})"
         )
-        raise NotEnoughDataError(message)
+
+
+def read_haystack(path: Path | None = None) -> str:
+    """The text of a haystack, by default the bundled one.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataFileError: If it is no UTF-8 text, or holds none.
+    """
+    path = path or bundled_file(bundled_places("haystack", "haystack.txt"))
+    return " ".join(open_file(path, "--haystack").text().split())
+
+
+def read_needles(path: Path | None = None) -> tuple[Needle, ...]:
+    """The needles of a file of JSON Lines with the published keys, by default the bundled ones.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataFileError: If a row is no needle; names it.
+
+    Source:
+        nightdessert/Retrieval_Head, commit 3ac171a, ``needles.jsonl``.
+    """
+    path = path or bundled_file(bundled_places("haystack", "needles.jsonl"))
+    found = tuple(
+        Needle(*(text_field(row, name) for name in Needle._fields))
+        for row in read_rows(open_file(path, "--needles"))
+    )
+    if not found:
+        raise DataFileError(f"{path} holds no needle")
+    return found
+
+
+class Haystack:
+    """Makes prompts of a given length with a needle at a given depth.
+
+    Args:
+        text: The haystack.
+        tokenizer: Tokenizer of the model.
+        template: Name of a prompt template that shows a context.
+        chat: Whether the model's chat template goes around the prompt.
+    """
+
+    def __init__(self, text: str, tokenizer: Any, *, template: str = "bare", chat: bool) -> None:
+        self.text = text
+        self.tokenizer = tokenizer
+        self.template = template
+        self.chat = chat
+
+    def hide(self, needle: Needle, *, length: int, depth: float, name: str) -> Passage:
+        """A prompt of about ``length`` tokens with the needle at ``depth``.
+
+        Args:
+            needle: What is hidden.
+            length: Tokens of the prompt; it may come out a few tokens shorter or longer.
+            depth: 0 = before the haystack, 1 = behind it; moved back to the end of a sentence.
+            name: Name of the needle, for the trial's identity.
+
+        Raises:
+            UsageError: If there is no room for the needle, or the haystack is too short.
+        """
+        if not 0 <= depth <= 1:
+            raise UsageError(f"a depth lies between 0 (first) and 1 (last), got {depth}")
+        n_tokens = length - len(self._encode(self._prompt(needle, needle.needle))[0])
+        if not 0 < n_tokens <= len(self._token_ends):
+            raise UsageError(
+                f"a prompt of {length} tokens needs {n_tokens} tokens of haystack, which has "
+                f"{len(self._token_ends)}\n"
+                f"  Use --lengths that fit, or a longer text with --haystack"
+            )
+        before, after = self._cut(n_tokens, depth)
+        context = " ".join(part for part in (before, needle.needle, after) if part)
+        start = len(before) + 1 if before else 0
+        prompt = self._prompt(needle, context)
+        token_ids, offsets = self._encode(prompt)
+        context_start = next((piece.start for piece in prompt.pieces if piece.span == Span.CONTEXT), None)
+        if context_start is None:
+            raise UsageError(
+                "the prompt template shows no context to hide a needle in\n  Use --template bare"
+            )
+        needle_tokens = _covered(prompt.text, offsets, context_start + start, len(needle.needle))
+        context_tokens = _covered(prompt.text, offsets, context_start, len(context))
+        if needle_tokens is None or context_tokens is None:
+            raise UsageError(f"the needle {name} is not in its prompt of {length} tokens")
+        return Passage(
+            token_ids,
+            len(token_ids),
+            needle_tokens,
+            context_tokens,
+            trial_id=f"length {length}, depth {depth:.2f}, needle {name}",
+            needle=needle,
+        )
+
+    @cached_property
+    def _token_ends(self) -> list[int]:
+        """End of each of the haystack's tokens, in characters."""
+        with quiet_loading():  # a tokenizer warns of a text longer than the model's context
+            encoded = self.tokenizer(self.text, add_special_tokens=False, return_offsets_mapping=True)
+        return [int(stop) for _, stop in encoded["offset_mapping"]]
+
+    def _cut(self, n_tokens: int, depth: float) -> tuple[str, str]:
+        """What stands before and after the needle, of so many tokens together."""
+        text = self.text[: self._token_ends[n_tokens - 1]]
+        place = self._token_ends[round(depth * n_tokens) - 1] if round(depth * n_tokens) else 0
+        ends = (match.end() for match in _SENTENCE_END.finditer(self.text[: place + 1]))
+        place = max((end for end in ends if end <= place), default=0)
+        return text[:place].strip(), text[place:].strip()
+
+    def _prompt(self, needle: Needle, context: str) -> Prompt:
+        question = Question("needle", needle.question, (needle.real_needle,), context=context)
+        return build_prompt(question, template=self.template, chat=self.chat, tokenizer=self.tokenizer)
+
+    def _encode(self, prompt: Prompt) -> tuple[Int[np.ndarray, "token"], Sequence[tuple[int, int]]]:
+        """Tokens of a prompt as the extraction makes them, with their characters."""
+        token_ids = encode_prompt(prompt, self.tokenizer).token_ids
+        encoded = self.tokenizer(
+            prompt.text, add_special_tokens=not prompt.has(Span.BOS), return_offsets_mapping=True
+        )
+        return token_ids, encoded["offset_mapping"][: len(token_ids)]
+
+
+def trials(
+    haystack: Haystack, needles: Sequence[Needle], lengths: Sequence[int], n_depths: int
+) -> Iterator[Passage]:
+    """Every needle at every depth in prompts of every length, short ones first.
+
+    Raises:
+        UsageError: If there is no depth, or a prompt cannot be made.
+    """
+    if n_depths < 1:
+        raise UsageError(f"needles are hidden at one depth or more, got {n_depths}")
+    depths = np.linspace(0, 1, n_depths) if n_depths > 1 else np.array([0.5])
+    for length in sorted(lengths):
+        for depth in depths.tolist():
+            for place, needle in enumerate(needles):
+                yield haystack.hide(needle, length=length, depth=depth, name=str(place))
+
+
+def _covered(text: str, offsets: Sequence[tuple[int, int]], start: int, length: int) -> RowRange | None:
+    """Tokens from the first to the last whose first visible character lies in a range."""
+    found = []
+    for index, (first, last) in enumerate(offsets):
+        visible = next((i for i in range(first, last) if not text[i].isspace()), None)
+        if visible is not None and start <= visible < start + length:
+            found.append(index)
+    # a token of nothing but space has no visible character, and may stand between them
+    return RowRange(found[0], found[-1] + 1) if found else None

@@ -106,6 +106,5 @@ class AblationSettings(Config):
     @model_validator(mode="after")
     def _one_rule(self) -> "AblationSettings":
         if self.threshold is not None and (self.top_k or self.stable_share):
-            message = "heads are chosen by rank or by threshold: give one of the two"
-            raise ValueError(message)
+            raise ValueError("heads are chosen by rank or by threshold: give one of the two")
         return self

@@ -1,22 +1,35 @@
-"""Tables of heads: one score a trial and head, and heads chosen by them."""
+"""Tables of heads: one score a trial and head, their statistics, and heads chosen by them.
+
+Whole groups of trials are resampled, since answers to one question are alike. A missing score (NaN)
+is left out of every mean; a head without any score has no interval.
+"""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Shaped
+from scipy.special import ndtr
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.heads.settings import RETRIEVAL_THRESHOLD
-from graphhalu.heads.statistics import (
-    N_RESAMPLES,
-    Interval,
-    mean_of_present,
-    percentile_interval,
-    resampled_means,
-)
+
+N_RESAMPLES: Final = 2000
+LEVEL: Final = 0.95
+
+
+class HeadScores(NamedTuple):
+    """Scores of heads, and those that heads which attend blindly would have.
+
+    NaN where no head can show anything: no row sees all of what is looked for. A zero would say
+    that a head had looked elsewhere.
+    """
+
+    score: Float[np.ndarray, "*any"]
+    chance: Float[np.ndarray, "*own"]
 
 
 class Trial(NamedTuple):
@@ -29,13 +42,6 @@ class Trial(NamedTuple):
 
     trial_id: str
     group: str
-
-
-class Rejected(NamedTuple):
-    """A trial that does not count, and why."""
-
-    trial_id: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -63,7 +69,7 @@ class HeadTable:
         trials: Accepted trials, in the order of ``scores``.
         scores: One score a trial and head; NaN where a layer could not see what is looked for.
         chance: Score of a head that attends blindly; NaN where it is not known.
-        rejected: Trials that do not count, with reasons.
+        rejected: Trials that do not count, each with its reason.
         model: Identity of the model; empty if it is not known.
         settings: Everything that the scores depend on; plain JSON values.
         columns: More numbers a head, by name, such as a contrast.
@@ -76,7 +82,7 @@ class HeadTable:
     trials: tuple[Trial, ...]
     scores: Float[np.ndarray, "trial layer head"]
     chance: Float[np.ndarray, "layer head"]
-    rejected: tuple[Rejected, ...] = ()
+    rejected: tuple[tuple[str, str], ...] = ()
     model: Mapping[str, Any] = field(default_factory=dict)
     settings: Mapping[str, Any] = field(default_factory=dict)
     columns: Mapping[str, Float[np.ndarray, "layer head"]] = field(default_factory=dict)
@@ -89,15 +95,14 @@ class HeadTable:
         Raises:
             UsageError: If they do not.
         """
-        expected = (len(self.trials), len(self.layers), self.chance.shape[1])
-        wrong = [name for name, v in self.columns.items() if v.shape != self.chance.shape]
-        if self.scores.shape != expected or self.chance.shape != expected[1:] or wrong:
-            message = (
+        shapes = {"scores": self.scores.shape[1:], "chance": self.chance.shape}
+        shapes |= {name: values.shape for name, values in self.columns.items()}
+        wrong = [name for name, shape in shapes.items() if shape != (len(self.layers), self.n_heads)]
+        if wrong or len(self.scores) != len(self.trials):
+            raise UsageError(
                 f"the {self.role} table does not fit together: {len(self.trials)} trials and "
-                f"{len(self.layers)} layers, scores {self.scores.shape}, chance "
-                f"{self.chance.shape}" + (f", column {wrong[0]}" if wrong else "")
+                f"{len(self.layers)} layers of {self.n_heads} heads, got {len(self.scores)} trials, {shapes}"
             )
-            raise UsageError(message)
 
     @property
     def n_heads(self) -> int:
@@ -127,37 +132,29 @@ class HeadTable:
         return np.fmax.reduce(self.scores, axis=0, initial=np.nan)
 
     @cached_property
-    def interval(self) -> Interval:
-        """95 % interval of the mean over resampled groups of trials."""
+    def interval(self) -> Float[np.ndarray, "end layer head"]:
+        """Both ends of the 95 % interval of the mean over resampled groups of trials."""
         return percentile_interval(self.resampled())
 
-    def resampled(
-        self, *, n_resamples: int | None = None, seed: int | None = None
-    ) -> Float[np.ndarray, "resample layer head"]:
+    def resampled(self) -> Float[np.ndarray, "resample layer head"]:
         """Mean of each head on each resample of groups.
 
         Raises:
             NotEnoughDataError: If there is no trial.
         """
         groups = [trial.group for trial in self.trials]
-        number = self.n_resamples if n_resamples is None else n_resamples
-        own = self.seed if seed is None else seed
-        return resampled_means(self.scores, groups, n_resamples=number, seed=own)
+        return resampled_means(self.scores, groups, n_resamples=self.n_resamples, seed=self.seed)
 
     def ranked(self) -> list[HeadRow]:
         """All heads with a score, best first; equal ones by layer and head."""
         low, high = self.interval if self.trials else (self.mean, self.mean)
         grids = {"mean": self.mean, "low": low, "high": high, "chance": self.chance}
         grids |= {"std": self.std, "max": self.max}
-        return [
-            HeadRow(
-                layer=self.layers[place],
-                head=head,
-                count=int(self.count[place, head]),
-                **{name: float(grid[place, head]) for name, grid in grids.items()},
-            )
-            for place, head in ranked_places(self.mean)
-        ]
+        rows = []
+        for place, head in ranked_places(self.mean):
+            numbers = {name: float(grid[place, head]) for name, grid in grids.items()}
+            rows.append(HeadRow(self.layers[place], head, **numbers, count=int(self.count[place, head])))
+        return rows
 
     def require_trials(self) -> "HeadTable":
         """The table itself, unless no trial was accepted.
@@ -167,13 +164,12 @@ class HeadTable:
         """
         if self.trials:
             return self
-        reasons = [item.reason for item in self.rejected]
+        reasons = [reason for _, reason in self.rejected]
         listed = "; ".join(f"{reasons.count(reason)} x {reason}" for reason in dict.fromkeys(reasons[:50]))
-        message = (
+        raise NotEnoughDataError(
             f"no trial of {len(reasons)} counts for the {self.role} heads: {listed or 'none made'}"
             f"\n  Lower the gate, or make the trials easier"
         )
-        raise NotEnoughDataError(message)
 
 
 def ranked_places(values: Float[np.ndarray, "layer head"]) -> list[tuple[int, int]]:
@@ -229,8 +225,7 @@ def heads_above(table: HeadTable, threshold: float = RETRIEVAL_THRESHOLD) -> Hea
         NotEnoughDataError: If there is none.
     """
     if not np.isfinite(threshold):
-        message = f"the threshold of a mean is a number, got {threshold}"
-        raise UsageError(message)
+        raise UsageError(f"the threshold of a mean is a number, got {threshold}")
     is_chosen = np.nan_to_num(table.mean, nan=-np.inf) >= threshold
     return _checked(HeadMask(table.role, table.layers, is_chosen, f"mean >= {threshold:g}"), table)
 
@@ -245,8 +240,7 @@ def stable_heads(
         NotEnoughDataError: If there is none, or no trial.
     """
     if not 0 < min_share <= 1:
-        message = f"the share of resamples is above 0 and at most 1, got {min_share}"
-        raise UsageError(message)
+        raise UsageError(f"the share of resamples is above 0 and at most 1, got {min_share}")
     share = top_k_share(table, k, n_resamples=n_resamples, seed=seed)
     rule = f"among the {k} highest in {min_share:.0%} of {n_resamples} resamples"
     return _checked(HeadMask(table.role, table.layers, share >= min_share, rule), table)
@@ -265,7 +259,7 @@ def top_k_share(
         NotEnoughDataError: If there is no trial.
     """
     _top(table.mean, k, table.role)
-    means = table.resampled(n_resamples=n_resamples, seed=seed).reshape(n_resamples, -1)
+    means = replace(table, n_resamples=n_resamples, seed=seed).resampled().reshape(n_resamples, -1)
     filled = np.where(np.isnan(means), -np.inf, means)
     order = np.argsort(-filled, axis=1, kind="stable")[:, :k]
     is_among = np.zeros(filled.shape, dtype=np.bool_)
@@ -274,37 +268,10 @@ def top_k_share(
     return is_among.mean(0).reshape(table.mean.shape)
 
 
-def role_matrix(tables: Sequence[HeadTable]) -> tuple[Float[np.ndarray, "layer head role"], tuple[str, ...]]:
-    """The means of several tables of one model, side by side, and their roles.
-
-    Raises:
-        UsageError: If there is no table, two have the same role, or they belong to different
-            models.
-    """
-    if not tables:
-        message = "there is no table of heads to put side by side"
-        raise UsageError(message)
-    names = tuple(table.role for table in tables)
-    if len(set(names)) != len(names):
-        message = f"every role may stand there once, got {', '.join(names)}"
-        raise UsageError(message)
-    first = tables[0]
-    for table in tables[1:]:
-        is_same_model = not (table.model and first.model) or table.model == first.model
-        if (table.layers, table.n_heads) != (first.layers, first.n_heads) or not is_same_model:
-            message = (
-                f"the tables {first.role!r} and {table.role!r} belong to different models: "
-                f"{_measures(first)} and {_measures(table)}"
-            )
-            raise UsageError(message)
-    return np.stack([table.mean for table in tables], axis=-1), names
-
-
 def _top(values: Float[np.ndarray, "layer head"], k: int, role: str) -> Bool[np.ndarray, "layer head"]:
     places = ranked_places(values)
     if not 1 <= k <= len(places):
-        message = f"{k} heads were asked for; the {role} table has {len(places)} heads with a score"
-        raise UsageError(message)
+        raise UsageError(f"{k} heads were asked for; the {role} table has {len(places)} heads with a score")
     is_chosen = np.zeros(values.shape, dtype=np.bool_)
     is_chosen[tuple(np.transpose(places[:k]))] = True
     return is_chosen
@@ -315,10 +282,135 @@ def _checked(mask: HeadMask, table: HeadTable) -> HeadMask:
         return mask
     best = ranked_places(table.mean)
     highest = f"the highest mean is {table.mean[best[0]]:.3g}" if best else "no head has a score"
-    message = f"no {table.role} head by the rule {mask.rule!r}: {highest}"
-    raise NotEnoughDataError(message)
+    raise NotEnoughDataError(f"no {table.role} head by the rule {mask.rule!r}: {highest}")
 
 
-def _measures(table: HeadTable) -> str:
-    name = table.model.get("name", "unknown model")
-    return f"{name} ({len(table.layers)} layers of {table.n_heads} heads)"
+def mean_of_present(values: Float[np.ndarray, "trial *cell"]) -> Float[np.ndarray, "*cell"]:
+    """Mean over trials of the values that are there; NaN where there is none."""
+    is_there = ~np.isnan(values)
+    count = is_there.sum(0)
+    total = np.where(is_there, values, 0.0).sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
+
+
+def resampled_means(
+    values: Float[np.ndarray, "trial *cell"],
+    groups: Sequence[str] | Shaped[np.ndarray, "trial"],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> Float[np.ndarray, "resample *cell"]:
+    """Mean over trials on each resample of whole groups.
+
+    Args:
+        values: One value for each trial; NaN = missing.
+        groups: Group of each trial.
+        n_resamples: How many resamples.
+        seed: Seed of the resamples; two calls with the same groups see the same ones.
+
+    Returns:
+        NaN where a resample holds no value.
+
+    Raises:
+        NotEnoughDataError: If there is no trial.
+        UsageError: If there is no resample.
+    """
+    if n_resamples < 1:
+        raise UsageError(f"a bootstrap needs at least one resample, got {n_resamples}")
+    if not len(values):
+        raise NotEnoughDataError("there is no trial to resample: none was accepted")
+    names, group_index = np.unique(np.asarray(groups), return_inverse=True)
+    generator = np.random.default_rng(seed)
+    draws = group_multiplicities(len(names), n_resamples, generator).astype(np.float64)
+    flat = values.reshape(len(values), -1)
+    is_there = ~np.isnan(flat)
+    # by group: sums of values, and numbers of values
+    totals, present = np.zeros((2, len(names), flat.shape[1]))
+    np.add.at(totals, group_index, np.where(is_there, flat, 0.0))
+    np.add.at(present, group_index, is_there.astype(np.float64))
+    counts = draws @ present
+    means = np.where(counts > 0, draws @ totals / np.maximum(counts, 1), np.nan)
+    return means.reshape(n_resamples, *values.shape[1:])
+
+
+def percentile_interval(
+    means: Float[np.ndarray, "resample *cell"], level: float = LEVEL
+) -> Float[np.ndarray, "end *cell"]:
+    """Both ends of the middle ``level`` share of the resamples of each cell.
+
+    NaN where fewer than half of the resamples have a value.
+
+    Raises:
+        UsageError: If the level is not in (0, 1).
+    """
+    if not 0 < level < 1:
+        raise UsageError(f"the level of an interval lies between 0 and 1, got {level}")
+    tails = [(1 - level) / 2, (1 + level) / 2]
+    flat = means.reshape(len(means), -1)
+    ends = np.full((2, flat.shape[1]), np.nan)
+    is_there = np.isfinite(flat)
+    is_whole = is_there.all(0)
+    if is_whole.any():
+        ends[:, is_whole] = np.quantile(flat[:, is_whole], tails, axis=0)
+    for cell in np.flatnonzero(~is_whole & (2 * is_there.sum(0) >= len(flat))):
+        ends[:, cell] = np.quantile(flat[is_there[:, cell], cell], tails)
+    return ends.reshape(2, *means.shape[1:])
+
+
+def contrast(
+    first: Float[np.ndarray, "first *cell"],
+    second: Float[np.ndarray, "second *cell"],
+    groups: tuple[Sequence[str], Sequence[str]],
+    *,
+    n_resamples: int = N_RESAMPLES,
+    seed: int = 0,
+) -> dict[str, Float[np.ndarray, "*cell"]]:
+    """Mean of the first trials minus that of the second, with interval and p-value a head.
+
+    Questions are drawn among all trials together, so a question with trials on both sides stays
+    whole.
+
+    Args:
+        first: Values of the first set, such as correct answers; NaN = missing.
+        second: Values of the second set.
+        groups: Group of each trial of the first and of the second set.
+        n_resamples: How many resamples.
+        seed: Seed of the resamples.
+
+    Returns:
+        The difference of means (named ``""``), the ends of its interval (``_low``, ``_high``),
+        its two-sided p-value (``_p``), and that after Benjamini and Hochberg over all heads
+        (``_q``).
+
+    Raises:
+        NotEnoughDataError: If a set is empty.
+
+    Source:
+        The p-value is that of a normal with the bootstrap's standard error: one from shares of
+        resamples cannot be below 1 / n_resamples, which over hundreds of heads is too coarse.
+    """
+    if not len(first) or not len(second):
+        raise NotEnoughDataError(f"a contrast needs trials on both sides, got {len(first)} and {len(second)}")
+    nothing = (np.full_like(first, np.nan), np.full_like(second, np.nan))
+    names = np.array([*groups[0], *groups[1]], dtype=np.str_)
+    means = [
+        resampled_means(np.concatenate(both), names, n_resamples=n_resamples, seed=seed)
+        for both in ((first, nothing[1]), (nothing[0], second))
+    ]
+    resampled = means[0] - means[1]
+    difference = mean_of_present(first) - mean_of_present(second)
+    low, high = percentile_interval(resampled)
+    p_value = normal_p_value(difference, resampled)
+    q_value = benjamini_hochberg(p_value)
+    return {"": difference, "_low": low, "_high": high, "_p": p_value, "_q": q_value}
+
+
+def normal_p_value(
+    difference: Float[np.ndarray, "*cell"], resampled: Float[np.ndarray, "resample *cell"]
+) -> Float[np.ndarray, "*cell"]:
+    """Two-sided p-value of a difference over its bootstrap standard error; NaN where that is 0."""
+    centred = resampled - mean_of_present(resampled)
+    error = np.sqrt(mean_of_present(centred**2))
+    is_certain = error == 0
+    z = np.abs(difference) / np.where(is_certain, 1.0, error)
+    return np.where(is_certain, np.nan, 2 * ndtr(-z))

@@ -1,5 +1,6 @@
 """The rule ``judge``: a language model compares an answer with the gold answers, by a rubric."""
 
+import math
 import re
 from collections.abc import Sequence
 from functools import cached_property
@@ -81,8 +82,7 @@ class ModelJudge(Labeller):
         loaded = self.__dict__.get("_loaded")
         return {
             "model": self.spec.name,
-            "revision": self.spec.revision,
-            "dtype": self.spec.dtype,
+            **{name: getattr(self.spec, name) for name in ("revision", "dtype")},
             "identity": None if loaded is None else loaded.identity,
             "rubric_sha256": file_sha256(RUBRIC_FILE),
             "n_references": N_REFERENCES,
@@ -98,20 +98,15 @@ class ModelJudge(Labeller):
         """Decide many answers, a batch at a time; the model is loaded when it is first needed."""
         decisions, prompts = [], {}
         for place, record in enumerate(records):
-            is_empty = not any(character.isalnum() for character in record.answer)
-            fault = unjudgeable(record, is_empty=is_empty)
+            fault = unjudgeable(record, is_empty=not any(map(str.isalnum, record.answer)))
             decisions.append(undecided(fault or "too long for the judge"))
             if fault is None:
                 prompts[place] = self._token_ids(judge_prompt(record))
-        limit = self._loaded.max_positions if prompts else None
-        fitting = [
-            place
-            for place, tokens in prompts.items()
-            if limit is None or len(tokens) + self.max_new_tokens <= limit
-        ]
+        limit = (self._loaded.max_positions or math.inf) - self.max_new_tokens if prompts else 0
+        fitting = [place for place, tokens in prompts.items() if len(tokens) <= limit]
         for start in range(0, len(fitting), self.batch_size):
             batch = fitting[start : start + self.batch_size]
-            replies = self._batch([prompts[place] for place in batch])
+            replies = self._replies([prompts[place] for place in batch])
             for place, reply in zip(batch, replies, strict=True):
                 decisions[place] = parse_verdict(reply)
         return decisions
@@ -130,7 +125,7 @@ class ModelJudge(Labeller):
         return list(tokenizer(text, add_special_tokens=False).input_ids)
 
     @torch.inference_mode()
-    def _batch(self, prompts: Sequence[Sequence[int]]) -> list[str]:
+    def _replies(self, prompts: Sequence[Sequence[int]]) -> list[str]:
         model, tokenizer = self._loaded.model, self._loaded.tokenizer
         token_ids, is_token = left_padded(prompts, next(model.parameters()).device)
         output = model.generate(

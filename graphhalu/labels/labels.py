@@ -6,10 +6,13 @@ from functools import cached_property
 from typing import Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Int, Shaped
 
 from graphhalu.core.axes import LABEL_CORRECT
 from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.datasets.question import question_key
+from graphhalu.datasets.registry import merged_groups
+from graphhalu.traces.trace import Trace
 
 Level = Literal["answer", "token"]
 """What is labelled and scored: whole answers, or each of their tokens."""
@@ -135,18 +138,15 @@ class Labels:
 
     def without(self, is_left_out: Bool[np.ndarray, "trace"], reason: str) -> "Labels":
         """Labels of which some become invalid, with values and reason taken away."""
-        tokens = self.tokens and tuple(
-            np.where(is_out, LABEL_CORRECT, each)
-            for each, is_out in zip(self.tokens, is_left_out, strict=True)
-        )
+        left_out = is_left_out.tolist()
+        tokens, reasons = self.tokens or (), self.reasons
         return replace(
             self,
             values=np.where(is_left_out, LABEL_CORRECT, self.values),
             is_valid=self.is_valid & ~is_left_out,
-            reasons=tuple(
-                reason if is_out else old for old, is_out in zip(self.reasons, is_left_out, strict=True)
-            ),
-            tokens=tokens,
+            reasons=tuple(reason if out else old for old, out in zip(reasons, left_out, strict=True)),
+            tokens=self.tokens
+            and tuple(np.where(out, LABEL_CORRECT, each) for each, out in zip(tokens, left_out, strict=True)),
         )
 
 
@@ -181,3 +181,15 @@ def as_labels(given: object) -> Labels:
         f"expected Labels, which name their traces, got {type(given).__name__}\n"
         f"  Read those of a store:  read_labels(store, 'match')"
     )
+
+
+def question_groups(traces: Sequence[Trace]) -> Shaped[np.ndarray, "trace"]:
+    """Group of each trace: its ``group_id``, merged where groups ask the same question.
+
+    Data sets hold some questions twice under two ids. Two groups with the same question text on
+    the same context become one, under the name of the first; case, accents, punctuation and
+    articles make no difference (:func:`graphhalu.datasets.question.question_key`).
+    """
+    records = [trace.record for trace in traces]
+    keys = [question_key(record.question, record.context) for record in records]
+    return np.array(merged_groups([record.group_id for record in records], keys))

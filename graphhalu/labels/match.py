@@ -1,36 +1,62 @@
 """The rule ``match``: an answer is right if it says one of the gold aliases.
 
-Partial matches and refusals are told apart here for the other rules too.
+Partial matches and refusals are told apart here for the other rules too, and texts that say the
+same get one form: case, accents, punctuation, articles and numbers.
 """
 
 import re
+import string
+import unicodedata
 from collections.abc import Iterator, Sequence
+from decimal import Decimal
 from functools import lru_cache
+from pathlib import Path
 from typing import Any, ClassVar, Final, Literal
 
-from graphhalu.labels.normalise import WORDS, normalise
+import yaml
+
+from graphhalu.datasets.question import without_accents, without_articles
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
 
-UNSPACED: Final = (
-    "\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3005-\u3007\u3040-\u30ff\u31f0-\u31ff"
-    "\u3400-\u4dbf\u4e00-\u9fff\uac00-\ud7af\uf900-\ufaff\U00020000-\U0003ffff"
-)
-"""Scripts written without spaces between words, as a range of a regular expression:
-Thai, Lao, Burmese, Khmer, Japanese, Chinese; and Korean, which joins particles to words."""
+WORDS: Final[dict[str, Any]] = yaml.safe_load(Path(__file__).with_name("words.yaml").read_text("utf-8"))
+"""Word lists and patterns of the normal form and of the rule ``match``."""
+
+_PATTERNS: Final = {name: re.compile(pattern) for name, pattern in WORDS["patterns"].items()}
+_REFUSAL: Final = re.compile("|".join(f"(?:{phrase})" for phrase in WORDS["refusals"]))
+_POSSESSIVE = re.compile(r"(?<=\w)'s\b")
+_VARIANTS = str.maketrans({other: plain for plain, others in WORDS["variants"].items() for other in others})
+_LETTERS: Final = str.maketrans(WORDS["letters"])
+
+UNSPACED: Final[str] = WORDS["unspaced"]
+"""Scripts written without spaces between words, as a range of a regular expression."""
+_UNSPACED = re.compile(f"[{UNSPACED}]")
 
 _FUNCTION_WORDS: Final = frozenset(WORDS["function_words"].split())
 _EMPTY_WORDS: Final = _FUNCTION_WORDS | frozenset(WORDS["empty_words"].split())
-
-_UNSPACED = re.compile(f"[{UNSPACED}]")
-_NEGATION_BEFORE = re.compile(WORDS["negation_before"])
-_NEGATION_AFTER = re.compile(WORDS["negation_after"])
-_CLOSED_NEGATION = re.compile(WORDS["closed_negation"], re.IGNORECASE)
-_ANY_NEGATION = re.compile(WORDS["any_negation"])
-_REFUSAL = re.compile("|".join(f"(?:{phrase})" for phrase in WORDS["refusals"]))
-_GUESS = re.compile(WORDS["guess"])
 _SHORTEST_PLURAL: Final = 5
 _NO_PLURAL: Final = ("ss", "is", "us")
+
+_SMALL_NUMBERS: Final = WORDS["small_numbers"].split()
+_TENS: Final = WORDS["tens"].split()
+_NUMBER_WORDS: Final = {word: n for n, word in enumerate(_SMALL_NUMBERS)} | {
+    word: 10 * n for n, word in enumerate(_TENS, start=2)
+}
+_COMPOUND = re.compile(rf"\b({'|'.join(_TENS)})[- ]({'|'.join(_SMALL_NUMBERS[1:10])})\b")
+# "one of them" and "no one" do not count anything
+_NUMBER_WORD = re.compile(rf"\b(?<!no )(?!one of\b)({'|'.join(_NUMBER_WORDS)})\b")
+
+_A_SCALE = re.compile(rf"\b(?:a|an)(?= (?:{'|'.join(WORDS['scales'])})\b)")
+
+_THOUSANDS = re.compile(r"(?<![\d,.])\d{1,3}(?:,\d{3})+(?![\d,])")
+_DECIMAL_COMMA = re.compile(r"(?<![\d,.])(\d+),(\d{1,2})(?![\d,])")
+_DECIMAL = re.compile(r"(?<![\d.])\d+\.\d+(?!\.?\d)")
+_MINUS = re.compile(r"(?<!\S)(?:-|minus )(?=\d)")
+_BETWEEN_DIGITS = re.compile(r"(?<=\d)[-/:](?=\d)")
+
+# stand for the point and the minus of a number while punctuation is removed
+_POINT: Final = "\ue000"
+_SIGN: Final = "\ue001"
 
 
 class AliasMatch(Labeller):
@@ -141,14 +167,14 @@ def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied"
     """What a text does with an alias each time it holds it."""
     if _forms(alias)[0] in _FUNCTION_WORDS and not _in_capitals(text, alias):
         return
-    forms = _forms(_CLOSED_NEGATION.sub(".", text))
+    forms = _forms(_PATTERNS["closed_negation"].sub(".", text))
     for form, wanted in zip(forms, _forms(alias), strict=True):
         start = form.find(wanted) if wanted else -1
         while start >= 0:
             stop = start + len(wanted)
             if _is_boundary(form, start) and _is_boundary(form, stop):
-                is_negated = _NEGATION_BEFORE.search(form[:start].rstrip()) is not None
-                is_denied = _NEGATION_AFTER.match(form[stop:]) is not None
+                is_negated = _PATTERNS["negation_before"].search(form[:start].rstrip()) is not None
+                is_denied = _PATTERNS["negation_after"].match(form[stop:]) is not None
                 yield "negated" if is_negated else "denied" if is_denied else "said"
             start = form.find(wanted, start + 1)
 
@@ -172,7 +198,7 @@ def is_partial(answer: str, aliases: Sequence[str], question: str) -> bool:
     them all; or if what the answer adds to the question is a part of an alias (``Obama`` for
     ``Barack Obama``). An answer with a negation is no partial match.
     """
-    if _ANY_NEGATION.search(answer.casefold().replace("\u2019", "'")):
+    if _PATTERNS["any_negation"].search(answer.casefold().replace("\u2019", "'")):
         return False
     said, asked = content_words(answer), content_words(question)
     new = said - asked
@@ -221,4 +247,73 @@ def _refusal_and_guess(text: str) -> tuple[re.Match[str] | None, re.Match[str] |
     straight = text.replace("\u2019", "'").replace("\u2018", "'")
     plain = "".join(c.lower() if len(c.lower()) == 1 else c for c in straight)
     refusal = _REFUSAL.search(plain)
-    return refusal, refusal and _GUESS.search(plain, refusal.end())
+    return refusal, refusal and _PATTERNS["guess"].search(plain, refusal.end())
+
+
+def normalise(text: str, *, punctuation: Literal["delete", "space"] = "delete") -> str:
+    """The normal form of SQuAD: lower case, no punctuation, no articles; with numbers as numbers.
+
+    ``1,000`` and ``1000`` are the same, ``3.50`` is ``3.5`` and not ``350``, ``-5`` is not
+    ``5``, number words are digits (``twenty-one``, ``two hundred and five``, ``1.5 million``),
+    and a range is two numbers. Accents are folded, and Unicode punctuation is removed too.
+
+    Args:
+        text: Any text; letters of scripts without case stay as they are.
+        punctuation: ``"delete"`` as SQuAD does (``U.S.`` is ``us``), or ``"space"`` as TriviaQA
+            does (``New York-based`` is ``new york based``); then a possessive 's goes as well.
+
+    Source:
+        Rajpurkar et al. 2016, arXiv:1606.05250, evaluation script. Equal to it on ASCII without
+        numbers.
+    """
+    folded = _numbers(_number_words(fold(text)))
+    if punctuation == "space":
+        folded = _POSSESSIVE.sub("", folded).replace("'", "")
+    fill = "" if punctuation == "delete" else " "
+    bare = "".join(fill if _is_punctuation(character) else character for character in folded)
+    return without_articles(bare).replace(_POINT, ".").replace(_SIGN, "-")
+
+
+def fold(text: str) -> str:
+    """Lower case without accents; full-width and other variants of a letter become one.
+
+    Only European accents go: the marks that tell Japanese ga from ka stay.
+    """
+    lowered = unicodedata.normalize("NFKD", text.translate(_VARIANTS)).lower()
+    return without_accents(lowered).translate(_LETTERS)
+
+
+def _is_punctuation(character: str) -> bool:
+    if character.isascii():
+        return character in string.punctuation
+    category = unicodedata.category(character)
+    return category[0] == "P" or category in {"Sc", "Sk", "Sm"}
+
+
+def _numbers(text: str) -> str:
+    text = text.replace(_POINT, "").replace(_SIGN, "")
+    text = _THOUSANDS.sub(lambda found: found[0].replace(",", ""), text)
+    text = _DECIMAL_COMMA.sub(r"\1.\2", text)
+    text = _DECIMAL.sub(lambda found: _digits(Decimal(found[0])).replace(".", _POINT), text)
+    return _BETWEEN_DIGITS.sub(" ", _MINUS.sub(_SIGN, text))
+
+
+def _digits(number: Decimal) -> str:
+    return format(number.normalize(), "f")
+
+
+def _number_words(text: str) -> str:
+    text = _COMPOUND.sub(lambda m: str(_NUMBER_WORDS[m[1]] + _NUMBER_WORDS[m[2]]), text)
+    text = _NUMBER_WORD.sub(lambda m: str(_NUMBER_WORDS[m[1]]), text)
+    return _scaled(text) if any(name in text for name in WORDS["scales"]) else text
+
+
+def _scaled(text: str) -> str:
+    """``2 hundred and 5`` as ``205``; the smaller scales first, since larger ones count them."""
+    text = _A_SCALE.sub("1", text)
+    for name, (size, n_digits) in WORDS["scales"].items():
+        rest = rf"(?:,?(?: and)? (\d{{1,{n_digits}}})(?![\d\w]|[.,]\d))?" if n_digits else "()"
+        for found in reversed(list(re.finditer(rf"(?<![\w.,-])(\d+(?:\.\d+)?) {name}\b{rest}", text))):
+            number = _digits(Decimal(found[1]) * size + int(found[2] or 0))
+            text = f"{text[: found.start()]}{number}{text[found.end() :]}"
+    return text

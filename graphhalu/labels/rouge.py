@@ -15,8 +15,7 @@ from rouge_score.tokenizers import Tokenizer
 from graphhalu.core.errors import UsageError
 from graphhalu.core.provenance import installed_version
 from graphhalu.core.registry import unknown_name
-from graphhalu.labels.match import UNSPACED, unjudgeable
-from graphhalu.labels.normalise import fold
+from graphhalu.labels.match import UNSPACED, fold, unjudgeable
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
 

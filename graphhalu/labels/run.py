@@ -37,14 +37,8 @@ from graphhalu.traces.store import open_traces
 FORMAT: Final = "graphhalu-labels"
 FORMAT_VERSION: Final = 1
 
-_SCHEMA: Final = pa.schema(
-    [
-        pa.field("trace_id", pa.string(), nullable=False),
-        pa.field("value", pa.int8(), nullable=False),
-        pa.field("is_valid", pa.bool_(), nullable=False),
-        pa.field("reason", pa.string(), nullable=False),
-    ]
-)
+_COLUMNS: Final = {"trace_id": pa.string(), "value": pa.int8(), "is_valid": pa.bool_(), "reason": pa.string()}
+_SCHEMA: Final = pa.schema([pa.field(name, kind, nullable=False) for name, kind in _COLUMNS.items()])
 
 
 @runtime_checkable
@@ -89,8 +83,7 @@ def label_store(store: LabelledStore, labeller: Labeller, name: str | None = Non
         raise UsageError(f"labels by {labeller.name!r} cannot be stored as {name!r}: another rule's name")
     labels = label_records(store.records, labeller)
     if path.stem != labeller.name:
-        settings = {"labeller": labeller.name, **labels.settings}
-        labels = replace(labels, labeller=path.stem, settings=settings)
+        labels = replace(labels, labeller=path.stem, settings={"labeller": labeller.name, **labels.settings})
     _write(labels, path)
     store.publish(path)
     return labels

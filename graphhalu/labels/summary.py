@@ -2,8 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -24,121 +23,41 @@ Interval = tuple[float, float]
 """Both ends of an interval of a share."""
 
 
-@dataclass(frozen=True)
-class LabelSummary:
-    """Labels in numbers.
-
-    Attributes:
-        n_traces: All traces.
-        n_valid: Traces with a valid label.
-        coverage: Share of traces with a valid label.
-        prevalence: Share of ones among the valid labels; ``None`` without any.
-        interval: 95 % interval of the prevalence; ``None`` without a valid label.
-        reasons: How often each reason came, the most frequent first.
-    """
-
-    n_traces: int
-    n_valid: int
-    coverage: float
-    prevalence: float | None
-    interval: Interval | None
-    reasons: dict[str, int]
-
-
-@dataclass(frozen=True)
-class LabelExample:
-    """One answer to read.
-
-    Attributes:
-        verdict: Its class by the labeller that it was drawn for.
-        gold: The first gold answers.
-        n_gold: How many there are.
-        said: What every labeller says of it, with its reason.
-    """
-
-    trace_id: str
-    verdict: str
-    question: str
-    gold: tuple[str, ...]
-    n_gold: int
-    answer: str
-    said: dict[str, str]
-
-
-@dataclass(frozen=True)
-class Kappa:
-    """Cohen's kappa, or the reason why it is not defined."""
-
-    value: float | None
-    reason: str | None = None
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """Two labellers on the traces that both could decide.
-
-    Attributes:
-        first: Name of the first labeller.
-        second: Name of the second labeller.
-        n_both: Traces with a valid label of both.
-        confusion: Counts ``[label of the first][label of the second]``.
-        share: Share of equal labels, or ``None`` without such traces.
-        kappa: Agreement beyond chance, or the reason why it is not defined.
-        is_one_meaning: Whether a 1 means the same to both.
-    """
-
-    first: str
-    second: str
-    n_both: int
-    confusion: list[list[int]]
-    share: float | None
-    kappa: Kappa
-    is_one_meaning: bool
-
-
-@dataclass(frozen=True)
-class SweepRow:
-    """What one threshold would label.
-
-    Attributes:
-        threshold: Scores below it are hallucinated.
-        prevalence: Share of hallucinated answers.
-        n_both: Answers that the reference decided too.
-        kappa: Agreement with the reference on those.
-    """
-
-    threshold: float
-    prevalence: float
-    n_both: int
-    kappa: Kappa
-
-
-def summarise(labels: Labels, groups: Shaped[np.ndarray, "trace"]) -> LabelSummary:
+def summarise(labels: Labels, groups: Shaped[np.ndarray, "trace"]) -> dict[str, Any]:
     """Labels in numbers.
 
     Args:
         labels: Labels of at least one trace.
         groups: Question group of each trace: answers to one question are alike, and the
             interval allows for it.
+
+    Returns:
+        All traces and those with a valid label (``n_traces``, ``n_valid``), their share
+        (``coverage``), the share of ones among the valid labels (``prevalence``) with its 95 %
+        ``interval``, both ``None`` without a valid label, and how often each of the ``reasons``
+        came, the most frequent first.
     """
     kept = labels.is_valid
-    return LabelSummary(
-        n_traces=len(kept),
-        n_valid=int(kept.sum()),
-        coverage=labels.coverage,
-        prevalence=labels.prevalence if kept.any() else None,
-        interval=share_interval(labels.values[kept].astype(np.int64), groups[kept]) if kept.any() else None,
-        reasons=dict(Counter(labels.reasons).most_common()),
-    )
+    values = labels.values[kept].astype(np.int64)
+    return {
+        "n_traces": len(kept),
+        "n_valid": int(kept.sum()),
+        "coverage": labels.coverage,
+        "prevalence": labels.prevalence if kept.any() else None,
+        "interval": share_interval(values, groups[kept]) if kept.any() else None,
+        "reasons": dict(Counter(labels.reasons).most_common()),
+    }
 
 
 def summarise_categories(
     labels: Labels, groups: Shaped[np.ndarray, "trace"], categories: Sequence[str | None]
-) -> dict[str, LabelSummary]:
+) -> dict[str, dict[str, Any]]:
     """The summary of each category, in alphabetical order; traces without one are left out."""
-    names = sorted({category for category in categories if category is not None})
-    places = {name: [i for i, category in enumerate(categories) if category == name] for name in names}
-    return {name: summarise(labels.select(place), groups[place]) for name, place in places.items()}
+    found = {}
+    for name in sorted({category for category in categories if category is not None}):
+        places = [index for index, category in enumerate(categories) if category == name]
+        found[name] = summarise(labels.select(places), groups[places])
+    return found
 
 
 def wilson_interval(n_ones: float, n: float, level: float = 0.95) -> Interval:
@@ -196,7 +115,7 @@ def verdicts(labels: Labels) -> list[str]:
 
 def draw_examples(
     records: Sequence[TraceRecord], labels: Sequence[Labels], *, n: int, seed: int = 0
-) -> list[LabelExample]:
+) -> list[dict[str, Any]]:
     """Random answers to read: up to ``n`` of each class of the first labeller.
 
     Args:
@@ -204,24 +123,25 @@ def draw_examples(
         labels: Labels by one or more labellers, each in the order of the traces.
         n: How many of each class.
         seed: Seed of the draw; the same store, labels and seed give the same answers.
+
+    Returns:
+        Of each answer its trace, its class by the first labeller, question, answer, the first
+        gold answers, how many there are, and what every labeller says with its reason.
     """
-    generator = np.random.default_rng(seed)
-    order = generator.permutation(len(records)).tolist()
+    order = np.random.default_rng(seed).permutation(len(records)).tolist()
     found = verdicts(labels[0])
+    drawn = [place for verdict in VERDICTS for place in [i for i in order if found[i] == verdict][:n]]
     texts = {each.labeller: _verdict_texts(each) for each in labels}
-    drawn = [
-        place for verdict in VERDICTS for place in [index for index in order if found[index] == verdict][:n]
-    ]
     return [
-        LabelExample(
-            trace_id=records[place].trace_id,
-            verdict=found[place],
-            question=records[place].question,
-            gold=records[place].answers[:3],
-            n_gold=len(records[place].answers),
-            answer=records[place].answer,
-            said={name: said[place] for name, said in texts.items()},
-        )
+        {
+            "trace_id": records[place].trace_id,
+            "verdict": found[place],
+            "question": records[place].question,
+            "gold": records[place].answers[:3],
+            "n_gold": len(records[place].answers),
+            "answer": records[place].answer,
+            "said": {name: said[place] for name, said in texts.items()},
+        }
         for place in drawn
     ]
 
@@ -237,7 +157,7 @@ def cohen_kappa(
     first: Int[np.ndarray, "trace"],
     second: Int[np.ndarray, "trace"],
     names: tuple[str, str] = ("the first", "the second"),
-) -> Kappa:
+) -> dict[str, Any]:
     """Agreement of two labellers beyond chance: 1 = full, 0 = as by chance, below 0 = worse.
 
     A labeller that gives one class only has no kappa: the formula would give 0, or divide by
@@ -248,19 +168,30 @@ def cohen_kappa(
         second: 0 or 1 for each trace.
         names: What to call them in the reason.
 
+    Returns:
+        The ``value``, or ``None`` and the ``reason`` why it is not defined.
+
     Source:
         Cohen 1960.
     """
-    if not len(first):
-        return Kappa(None, "no answer is valid for both")
-    for name, values in zip(names, (first, second), strict=True):
-        if len(np.unique(values)) == 1:
-            return Kappa(None, f"{name} gives one class only")
-    return Kappa(float(cohen_kappa_score(first, second)))
+    constant = (
+        [name for name, values in zip(names, (first, second), strict=True) if np.ptp(values) == 0]
+        if len(first)
+        else []
+    )
+    if not len(first) or constant:
+        reason = f"{constant[0]} gives one class only" if constant else "no answer is valid for both"
+        return {"value": None, "reason": reason}
+    return {"value": float(cohen_kappa_score(first, second)), "reason": None}
 
 
-def agreement(first: Labels, second: Labels) -> Agreement:
+def agreement(first: Labels, second: Labels) -> dict[str, Any]:
     """Compare two labellers on the traces that both could decide.
+
+    Returns:
+        Names of both, how many traces both could decide (``n_both``), the counts ``confusion``
+        ``[label of the first][label of the second]``, the ``share`` of equal labels, ``kappa``,
+        and ``is_one_meaning``: whether a 1 means the same to both.
 
     Raises:
         StoreMismatchError: If their traces differ, or stand in another order.
@@ -272,16 +203,15 @@ def agreement(first: Labels, second: Labels) -> Agreement:
         )
     both = first.is_valid & second.is_valid
     one, other = first.values[both].astype(np.int64), second.values[both].astype(np.int64)
-    counts = np.bincount(2 * one + other, minlength=4).reshape(2, 2).tolist()
-    return Agreement(
-        first=first.labeller,
-        second=second.labeller,
-        n_both=len(one),
-        confusion=counts,
-        share=float((one == other).mean()) if len(one) else None,
-        kappa=cohen_kappa(one, other, (first.labeller, second.labeller)),
-        is_one_meaning=first.meaning == second.meaning,
-    )
+    return {
+        "first": first.labeller,
+        "second": second.labeller,
+        "n_both": len(one),
+        "confusion": np.bincount(2 * one + other, minlength=4).reshape(2, 2).tolist(),
+        "share": float((one == other).mean()) if len(one) else None,
+        "kappa": cohen_kappa(one, other, (first.labeller, second.labeller)),
+        "is_one_meaning": first.meaning == second.meaning,
+    }
 
 
 def threshold_sweep(
@@ -289,24 +219,28 @@ def threshold_sweep(
     is_decided: Bool[np.ndarray, "trace"],
     reference: Labels,
     thresholds: Sequence[float],
-) -> list[SweepRow]:
-    """Prevalence and agreement with a reference for each threshold; empty without a score.
+) -> list[dict[str, Any]]:
+    """What each threshold would label; empty without a score.
 
     Args:
         scores: Likeness to a gold answer; below the threshold means hallucinated.
         is_decided: Which answers a threshold decides.
         reference: Labels of another rule for the same traces.
         thresholds: Thresholds to try.
+
+    Returns:
+        Of each ``threshold`` the ``prevalence`` of hallucinated answers, how many answers the
+        reference decided too (``n_both``), and ``kappa`` with it on those.
     """
-    if not is_decided.any():
-        return []
     both = is_decided & reference.is_valid
     expected = reference.values[both].astype(np.int64)
-    rows = []
-    for threshold in thresholds:
-        is_below = scores < threshold
-        names = ("the threshold", reference.labeller)
-        kappa = cohen_kappa(is_below[both].astype(np.int64), expected, names)
-        prevalence = float(is_below[is_decided].mean())
-        rows.append(SweepRow(float(threshold), prevalence, int(both.sum()), kappa))
-    return rows
+    names = ("the threshold", reference.labeller)
+    return [
+        {
+            "threshold": float(threshold),
+            "prevalence": float((scores < threshold)[is_decided].mean()),
+            "n_both": int(both.sum()),
+            "kappa": cohen_kappa((scores < threshold)[both].astype(np.int64), expected, names),
+        }
+        for threshold in (thresholds if is_decided.any() else ())
+    ]

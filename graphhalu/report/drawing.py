@@ -23,7 +23,7 @@ from matplotlib.figure import Figure
 
 from graphhalu.core.errors import UsageError
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.report.palette import LIGHT
+from graphhalu.report.theme import LIGHT
 
 Style = Mapping[str, Any]
 """Arguments of a line, a mark or a text."""

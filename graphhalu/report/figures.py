@@ -19,7 +19,8 @@ from graphhalu.evaluation.metrics import N_BINS
 from graphhalu.evaluation.result import DetectorRow, Result
 from graphhalu.report.curves import Curve, precision_recall, reliability, risk_coverage, roc
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
-from graphhalu.report.palette import FAMILIES, FAMILY_TITLES, LIGHT, Line, family, line
+from graphhalu.report.palette import FAMILIES, FAMILY_TITLES, Line, family, line
+from graphhalu.report.theme import LIGHT
 
 N_NAMED: Final = 3
 _WIDTH_IN: Final = 9.0

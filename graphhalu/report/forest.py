@@ -8,7 +8,8 @@ from matplotlib.figure import Figure
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.result import Comparison, Result
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
-from graphhalu.report.palette import FAMILIES, FAMILY_MARKERS, FAMILY_NAMES, LIGHT, family
+from graphhalu.report.palette import FAMILIES, FAMILY_MARKERS, FAMILY_NAMES, family
+from graphhalu.report.theme import LIGHT
 
 _WIDTH_IN, _ROW_IN = 9.0, 0.25
 _LONGEST: Final = 24

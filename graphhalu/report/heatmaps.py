@@ -18,7 +18,8 @@ from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.maps import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.evaluation.transfer import TransferCell
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
-from graphhalu.report.palette import AROUND_CHANCE, LIGHT
+from graphhalu.report.palette import AROUND_CHANCE
+from graphhalu.report.theme import LIGHT
 
 MAP_TITLES: Final = {
     "sink_mass_k4": "attention to the first 4 tokens (sink)",

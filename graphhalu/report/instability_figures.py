@@ -26,7 +26,8 @@ from graphhalu.report.drawing import (
     prepare,
     quiet_text,
 )
-from graphhalu.report.palette import AROUND_CHANCE, LIGHT
+from graphhalu.report.palette import AROUND_CHANCE
+from graphhalu.report.theme import LIGHT
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration
 from graphhalu.studies.instability.views import Relation, StudyView
 from graphhalu.studies.rows import Row

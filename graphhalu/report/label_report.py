@@ -1,7 +1,7 @@
 """What the labels of a store are worth: shares, agreement, thresholds, categories, examples."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import combinations
 from typing import Any, Final, NamedTuple
 
@@ -12,11 +12,6 @@ from graphhalu.labels.labels import MEANINGS, Labels
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import LabelledStore, named_labels, stored_labellers
 from graphhalu.labels.summary import (
-    Agreement,
-    Kappa,
-    LabelExample,
-    LabelSummary,
-    SweepRow,
     agreement,
     draw_examples,
     summarise,
@@ -55,19 +50,19 @@ class LabelReport:
     """
 
     labels: Mapping[str, Labels]
-    summaries: Mapping[str, LabelSummary]
-    categories: Mapping[str, Mapping[str, LabelSummary]]
-    agreements: tuple[Agreement, ...]
-    sweeps: Mapping[str, list[SweepRow]]
-    examples: tuple[LabelExample, ...]
+    summaries: Mapping[str, dict[str, Any]]
+    categories: Mapping[str, Mapping[str, dict[str, Any]]]
+    agreements: tuple[dict[str, Any], ...]
+    sweeps: Mapping[str, list[dict[str, Any]]]
+    examples: tuple[dict[str, Any], ...]
 
     def values(self) -> dict[str, Any]:
         """The report as plain values."""
         return {
             "labellers": {name: self._values_of(name) for name in self.labels},
-            "agreement": [asdict(each) for each in self.agreements],
-            "sweeps": {name: [asdict(row) for row in rows] for name, rows in self.sweeps.items()},
-            "examples": [asdict(example) for example in self.examples],
+            "agreement": list(self.agreements),
+            "sweeps": dict(self.sweeps),
+            "examples": list(self.examples),
         }
 
     def _values_of(self, name: str) -> dict[str, Any]:
@@ -75,8 +70,8 @@ class LabelReport:
         return {
             "meaning": labels.meaning,
             "settings": dict(labels.settings),
-            **asdict(self.summaries[name]),
-            "categories": {category: asdict(summary) for category, summary in self.categories[name].items()},
+            **self.summaries[name],
+            "categories": dict(self.categories[name]),
         }
 
 
@@ -120,19 +115,19 @@ def tables(report: LabelReport) -> list[TextTable]:
     return made
 
 
-def example_text(example: LabelExample) -> str:
+def example_text(example: dict[str, Any]) -> str:
     """One answer to read, on a few lines."""
-    more = example.n_gold - len(example.gold)
-    gold = "; ".join(example.gold) + (f" (and {more} more)" if more > 0 else "")
-    said = "; ".join(f"{name}: {text}" for name, text in example.said.items())
+    more = example["n_gold"] - len(example["gold"])
+    gold = "; ".join(example["gold"]) + (f" (and {more} more)" if more > 0 else "")
+    said = "; ".join(f"{name}: {text}" for name, text in example["said"].items())
     lines = {
-        "question": example.question,
+        "question": example["question"],
         "gold": gold or "none",
-        "answer": example.answer or "(empty)",
+        "answer": example["answer"] or "(empty)",
         "labels": said,
     }
     body = "\n".join(f"  {name:<9} {' '.join(text.split())}" for name, text in lines.items())
-    return f"{example.verdict}  {example.trace_id}\n{body}"
+    return f"{example['verdict']}  {example['trace_id']}\n{body}"
 
 
 def _stored(store: LabelledStore) -> list[str]:
@@ -151,7 +146,7 @@ def _category(record: TraceRecord) -> str | None:
     return None if value is None else str(value)
 
 
-def _sweeps(records: Sequence[TraceRecord], found: Sequence[Labels]) -> dict[str, list[SweepRow]]:
+def _sweeps(records: Sequence[TraceRecord], found: Sequence[Labels]) -> dict[str, list[dict[str, Any]]]:
     reference = next((each for each in found if each.labeller == REFERENCE), None)
     if reference is None:
         return {}
@@ -171,9 +166,9 @@ def _shares(report: LabelReport) -> TextTable:
     rows = [
         [
             name,
-            str(summary.n_traces),
-            str(summary.n_valid),
-            f"{summary.coverage:.1%}",
+            str(summary["n_traces"]),
+            str(summary["n_valid"]),
+            f"{summary['coverage']:.1%}",
             _prevalence(summary),
             MEANINGS[report.labels[name].meaning],
         ]
@@ -186,45 +181,48 @@ def _reasons(report: LabelReport) -> TextTable:
     rows = [
         [name, reason, str(count)]
         for name, summary in report.summaries.items()
-        for reason, count in summary.reasons.items()
+        for reason, count in summary["reasons"].items()
     ]
     return TextTable("Reasons", ["labeller", "reason", "traces"], rows)
 
 
-def _agreement_table(agreements: Sequence[Agreement]) -> TextTable:
+def _agreement_table(agreements: Sequence[dict[str, Any]]) -> TextTable:
     columns = ["first", "second", "both valid", "0/0", "0/1", "1/0", "1/1", "equal", "kappa"]
     rows = []
     for each in agreements:
-        mark = "" if each.is_one_meaning else " (two meanings)"
-        counts = [str(count) for row in each.confusion for count in row]
-        share = _ABSENT if each.share is None else f"{each.share:.1%}"
-        rows.append([each.first, each.second, str(each.n_both), *counts, share, _kappa(each.kappa) + mark])
+        mark = "" if each["is_one_meaning"] else " (two meanings)"
+        counts = [str(count) for row in each["confusion"] for count in row]
+        share = _ABSENT if each["share"] is None else f"{each['share']:.1%}"
+        rows.append(
+            [each["first"], each["second"], str(each["n_both"]), *counts, share, _kappa(each["kappa"]) + mark]
+        )
     return TextTable("Agreement; 0/1 = the first says 0, the second 1", columns, rows)
 
 
-def _sweep_table(name: str, rows: Sequence[SweepRow]) -> TextTable:
+def _sweep_table(name: str, rows: Sequence[dict[str, Any]]) -> TextTable:
     cells = [
-        [f"{row.threshold:.1f}", f"{row.prevalence:.1%}", str(row.n_both), _kappa(row.kappa)] for row in rows
+        [f"{row['threshold']:.1f}", f"{row['prevalence']:.1%}", str(row["n_both"]), _kappa(row["kappa"])]
+        for row in rows
     ]
     columns = ["threshold", "prevalence", "both valid", f"kappa with {REFERENCE}"]
     return TextTable(f"{name} at other thresholds", columns, cells)
 
 
-def _category_table(name: str, categories: Mapping[str, LabelSummary]) -> TextTable:
+def _category_table(name: str, categories: Mapping[str, dict[str, Any]]) -> TextTable:
     rows = [
-        [category, str(each.n_traces), str(each.n_valid), _prevalence(each)]
+        [category, str(each["n_traces"]), str(each["n_valid"]), _prevalence(each)]
         for category, each in categories.items()
     ]
     columns = ["category", "traces", "valid", "prevalence [95 %]"]
     return TextTable(f"{name} by category", columns, rows)
 
 
-def _prevalence(summary: LabelSummary) -> str:
-    if summary.prevalence is None or summary.interval is None:
+def _prevalence(summary: dict[str, Any]) -> str:
+    if summary["prevalence"] is None or summary["interval"] is None:
         return "none valid"
-    low, high = summary.interval
-    return f"{summary.prevalence:.1%} [{low:.1%}, {high:.1%}]"
+    low, high = summary["interval"]
+    return f"{summary['prevalence']:.1%} [{low:.1%}, {high:.1%}]"
 
 
-def _kappa(kappa: Kappa) -> str:
-    return f"none: {kappa.reason}" if kappa.value is None else f"{kappa.value:.3f}"
+def _kappa(kappa: dict[str, Any]) -> str:
+    return f"none: {kappa['reason']}" if kappa["value"] is None else f"{kappa['value']:.3f}"

@@ -31,7 +31,8 @@ from graphhalu.report.drawing import (
     quiet_text,
 )
 from graphhalu.report.heatmaps import text_colour
-from graphhalu.report.palette import AROUND_CHANCE, LIGHT
+from graphhalu.report.palette import AROUND_CHANCE
+from graphhalu.report.theme import LIGHT
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.effects import FALSE_DISCOVERIES
 from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, SinksResult

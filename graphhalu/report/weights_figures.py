@@ -12,7 +12,8 @@ from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocato
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.report.drawing import FONT_SIZE, legend, new_figure, prepare, quiet_text
-from graphhalu.report.palette import AROUND_CHANCE, LIGHT
+from graphhalu.report.palette import AROUND_CHANCE
+from graphhalu.report.theme import LIGHT
 from graphhalu.studies.weights.agreement import PAIRS, Agreement, Pair
 from graphhalu.studies.weights.validation import Validation, paired_values
 from graphhalu.weights.risk import reads_mixed

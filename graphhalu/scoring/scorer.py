@@ -243,6 +243,6 @@ def _numbered(question: Question, place: int) -> Question:
 
 def _prompt(extraction: Extraction, question: Question) -> Prompt:
     try:
-        return extraction.builder.build(question)
+        return extraction.prompt(question)
     except GraphhaluError as error:
         return Prompt(question, failures=(str(error),))

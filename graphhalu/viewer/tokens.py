@@ -23,7 +23,8 @@ def store_tokenizer(
     Raises:
         GraphhaluError: If a tokenizer is named and cannot be had.
     """
-    from graphhalu.models.load import ModelSpec, load_tokenizer
+    from graphhalu.models.cards import ModelSpec
+    from graphhalu.models.load import load_tokenizer
 
     model = configuration.get("model") or {}
     wanted = name or model.get("name")

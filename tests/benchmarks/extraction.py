@@ -23,11 +23,12 @@ from numcodecs.zstd import Zstd
 
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
-from graphhalu.extract.extraction import Extraction
+from graphhalu.extract.extraction import Extraction, Worker, extract_batch
 from graphhalu.extract.generate import left_padded
+from graphhalu.extract.run import question_batches
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig
-from graphhalu.extract.worker import Worker, extract_batch, question_batches
-from graphhalu.models.load import LoadedModel, ModelSpec, load_model
+from graphhalu.models.cards import ModelSpec
+from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.traces.store import TraceStore
 
 BATCH = 16
@@ -76,7 +77,7 @@ def _questions(extraction: Extraction, n_questions: int, n_tokens: int) -> list[
 
 
 def _compare(extraction: Extraction, questions: list[Question], name: str) -> dict[str, Any]:
-    asked = [extraction.builder.build(question) for question in questions]
+    asked = [extraction.prompt(question) for question in questions]
     asked.sort(key=lambda item: item.length)
     prompts = [item.encoded.token_ids.tolist() for item in asked]
     plain_s, plain = _timed(lambda: _plain(extraction, prompts))
@@ -169,7 +170,7 @@ def _extracted(extraction: Extraction, asked: list[Any], folder: Path) -> TraceS
 def _against_the_usual_way(loaded: LoadedModel, n_questions: int) -> dict[str, Any]:
     """The usual way takes one question at a time; ours its default batch."""
     extraction = Extraction(ExtractConfig(model=loaded.spec), loaded)
-    asked = [extraction.builder.build(each) for each in _questions(extraction, n_questions, 0)]
+    asked = [extraction.prompt(each) for each in _questions(extraction, n_questions, 0)]
     with _Folder() as folder:
         usual_s, n_bytes = _timed(lambda: _usual(extraction, asked))
         ours_s, _ = _timed(lambda: _extracted(extraction, asked, folder))
@@ -228,7 +229,7 @@ def _sizes(loaded: LoadedModel, questions: list[Question], name: str, *, quick: 
     found: dict[str, Any] = {}
     for way, capture in list(ways.items())[: 1 if quick else None]:
         extraction = _extraction(loaded, **capture)
-        asked = [extraction.builder.build(question) for question in questions]
+        asked = [extraction.prompt(question) for question in questions]
         with _Folder() as folder:
             store = _extracted(extraction, asked, folder)
             n_bytes, shape = store.n_bytes(), store.shape

@@ -21,7 +21,8 @@ from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
 from graphhalu.extract.settings import CaptureSettings, ExtractConfig
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.cards import ModelSpec
+from graphhalu.models.load import load_model
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.store import TraceStore
 
@@ -45,7 +46,7 @@ def figures(quick: bool) -> dict[str, Any]:
     smollm2 = _extraction("smollm2")
     short, long = (_measure(smollm2, n_questions, n) for n in (0, 250))
     rates = _rates(short, long)
-    found = {f"rate_{name}": value for name, value in rates._asdict().items()}
+    found = {f"rate_{name}": value for name, value in rates.items()}
     runs = {"smollm2_p0": short, "smollm2_p250": long}
     if not quick:
         runs["smollm2_p120"] = _measure(smollm2, n_questions, 120)
@@ -65,7 +66,7 @@ def _extraction(name: str) -> Extraction:
 
 def _measure(extraction: Extraction, n_questions: int, context_tokens: int) -> Measured:
     questions = _questions(extraction, n_questions, context_tokens)
-    prompts = [extraction.builder.build(question) for question in questions]
+    prompts = [extraction.prompt(question) for question in questions]
     generate_s, answered = _timed(lambda: list(extraction.generate(prompts)))
     answered = [each for each in answered if each.answers]
     replay_s, (traces, _) = _timed(lambda: extraction.traces(answered))
@@ -102,25 +103,25 @@ def _rates(short: Measured, long: Measured) -> Rates:
     per_flop, per_pair = np.linalg.solve(table, seconds)
     if min(per_flop, per_pair) <= 0:  # noise: charge everything to operations
         per_flop, per_pair = seconds.sum() / table[:, 0].sum(), 1e-12
-    return Rates(
-        sum(run.cost.generate_flops for run in runs) / parts["generate"],
-        1 / per_flop,
-        1 / per_pair,
-        1e12,
-        sum(run.cost.raw_bytes for run in runs) / parts["store"],
-    )
+    return {
+        "generate": sum(run.cost.generate_flops for run in runs) / parts["generate"],
+        "replay": 1 / per_flop,
+        "pairs": 1 / per_pair,
+        "read": 1e12,
+        "store": sum(run.cost.raw_bytes for run in runs) / parts["store"],
+    }
 
 
 def _compared(name: str, run: Measured, rates: Rates) -> dict[str, float]:
-    foreseen = question_seconds(run.cost, rates)
+    foreseen = sum(question_seconds(run.cost, rates).values())
     total = sum(run.seconds.values())
     return {
         f"{name}_prompt_tokens": run.work.prompt_tokens,
         f"{name}_answer_tokens": run.work.answer_tokens,
         **{f"{name}_{part}_cpu_s": seconds for part, seconds in run.seconds.items()},
         f"{name}_cpu_s": total,
-        f"{name}_foreseen_s": foreseen.total,
-        f"{name}_foreseen_over_measured": foreseen.total / total,
+        f"{name}_foreseen_s": foreseen,
+        f"{name}_foreseen_over_measured": foreseen / total,
         f"{name}_bytes": run.stored_bytes,
         f"{name}_foreseen_over_measured_bytes": run.cost.stored_bytes / run.stored_bytes,
     }
@@ -145,7 +146,7 @@ def _layer(n_tokens: int, rates: Rates) -> dict[str, float]:
     seconds, (done,) = _timed(lambda: replay(model, [sequence], shape=shape, arrays=arrays))
     assert done.failure is None
     cost = question_cost(LAYER, Workload(prompt_tokens=n_tokens - 8, answer_tokens=8, weight_bytes=4))
-    foreseen = question_seconds(cost, rates).replay
+    foreseen = question_seconds(cost, rates)["replay"]
     name = f"llama_layer_{n_tokens}"
     return {
         f"{name}_replay_cpu_s": seconds,

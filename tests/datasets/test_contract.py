@@ -11,7 +11,8 @@ import pytest
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions
-from graphhalu.testing.contracts import check_dataset, check_dataset_card, check_questions
+from graphhalu.testing.contracts import check_questions
+from graphhalu.testing.contracts.inputs import check_dataset, check_dataset_card
 
 NAMES = DATASETS.names()
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from graphhalu.core.errors import DataFileError, UsageError
-from graphhalu.datasets.freshqa import FreshQA
+from graphhalu.datasets.per_row import FreshQA
 from graphhalu.datasets.question import Question
 
 COLUMNS = (

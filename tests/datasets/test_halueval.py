@@ -9,7 +9,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.errors import DataFileError
-from graphhalu.datasets.halueval import HaluEvalGeneral, HaluEvalQA, HaluEvalQAChoice, located
+from graphhalu.datasets.per_row import HaluEvalGeneral, HaluEvalQA, HaluEvalQAChoice, spans_of
 from graphhalu.datasets.question import GivenAnswer, Question
 
 QA = {
@@ -128,10 +128,10 @@ def test_a_part_that_is_absent_or_stands_twice_leaves_all_spans_out(parts: list[
 
 
 def test_places_of_parts_are_found_once_and_in_order() -> None:
-    assert located(("defg", "ab"), "abcdefg") == ((0, 2), (3, 7))
-    assert located(("ab", "x"), "abcdefg") == ()
-    assert located(("ana",), "banana") == ()
-    assert located((), "abc") == ()
+    assert spans_of(("defg", "ab"), "abcdefg") == ((0, 2), (3, 7))
+    assert spans_of(("ab", "x"), "abcdefg") == ()
+    assert spans_of(("ana",), "banana") == ()
+    assert spans_of((), "abc") == ()
 
 
 def test_a_response_called_right_has_no_part(tmp_path: Path) -> None:

@@ -5,8 +5,8 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from graphhalu.core.errors import ModelRefusedError, ModelUnavailableError, UsageError
+from graphhalu.datasets.prompts import letter_spellings, lettered
 from graphhalu.datasets.question import LETTERS
-from graphhalu.datasets.templates import letter_spellings, lettered
 from graphhalu.models.cards import MODEL_CARDS
 from graphhalu.models.gguf import converted_folder, wheel_gguf
 from graphhalu.testing.tiny_models import tiny_tokenizer

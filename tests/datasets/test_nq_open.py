@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from graphhalu.core.errors import DataFileError, UsageError
-from graphhalu.datasets.nq_open import NQOpen, NQOpenContext
+from graphhalu.datasets.per_row import NQOpen, NQOpenContext
 from graphhalu.datasets.question import Question
 
 GOLD = {"title": "Moon", "text": " Bob Lee walked. ", "hasanswer": True, "isgold": True}

@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 
 from graphhalu.core.errors import DataFileError
-from graphhalu.datasets.bundled import Probes, bundled_file, bundled_places
+from graphhalu.datasets.base import bundled_file, bundled_places
+from graphhalu.datasets.per_row import Probes
 from graphhalu.datasets.question import Question, question_key
 from graphhalu.datasets.registry import DATASETS, load_questions
-from graphhalu.labels.match import AliasMatch
-from graphhalu.labels.normalise import normalise
+from graphhalu.labels.match import AliasMatch, normalise
 from graphhalu.labels.registry import LabelDecision
 from graphhalu.traces.schema import TraceRecord
 

@@ -12,9 +12,15 @@ from transformers import PreTrainedTokenizerFast
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import ModelRefusedError, UnknownNameError, UsageError
-from graphhalu.datasets.prompts import EncodedPrompt, Prompt, build_prompt, encode_prompt, require_span
+from graphhalu.datasets.prompts import (
+    PROMPT_TEMPLATES,
+    EncodedPrompt,
+    Prompt,
+    build_prompt,
+    encode_prompt,
+    require_span,
+)
 from graphhalu.datasets.question import Example, Question
-from graphhalu.datasets.templates import PROMPT_TEMPLATES
 
 CHAT = (
     "{{ bos_token }}{% for m in messages %}[{{ m['role'] }}]\n{{ m['content'] | trim }}[end]\n"

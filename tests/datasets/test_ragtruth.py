@@ -9,9 +9,9 @@ import pytest
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import DataFileError, UsageError
+from graphhalu.datasets.prompts import published
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.ragtruth import RAGTruth
-from graphhalu.datasets.templates import published
 
 Rows = Sequence[dict[str, Any]]
 

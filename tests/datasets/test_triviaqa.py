@@ -96,7 +96,7 @@ def test_ids_made_from_the_text_do_not_depend_on_the_place(tmp_path: Path) -> No
         ("[1, 2]", "row 2: aliases must be a list of texts"),
         ("['x'", "row 2: aliases must be a Python list of texts"),
         ("[open('x')]", "row 2: aliases must be a Python list of texts"),
-        ("[]", "row 2: aliases must be a list with at least one alias"),
+        ("[]", "row 2: aliases must be a list with at least one answer"),
         ("['x']\tmore", "row 2: expected question, tab and list of aliases, got 3 cells"),
     ],
 )

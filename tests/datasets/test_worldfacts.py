@@ -6,10 +6,11 @@ from typing import Final
 import pytest
 
 from graphhalu.core.errors import DataFileError, UsageError
-from graphhalu.datasets.bundled import Worldfacts, bundled_file, bundled_places
+from graphhalu.datasets.base import bundled_file, bundled_places
+from graphhalu.datasets.per_row import Worldfacts
 from graphhalu.datasets.question import Question, question_key
 from graphhalu.datasets.registry import DATASETS, load_questions
-from graphhalu.labels.normalise import normalise
+from graphhalu.labels.match import normalise
 
 ROW = {
     "id": "capital-france",

@@ -9,7 +9,7 @@ import torch
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.own import Graphhalu
 from graphhalu.detectors.registry import DETECTORS, detector_names
-from graphhalu.testing.contracts import planted_data
+from graphhalu.testing.contracts.detectors import planted_data
 
 with warnings.catch_warnings():
     # PyG calls torch.jit.script at import, which torch deprecates

@@ -21,8 +21,8 @@ from graphhalu.detectors.token_features import View, averaged, family_columns, v
 from graphhalu.detectors.token_probes import ridge_path, sample_tokens
 from graphhalu.evaluation.protocol import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.labels import question_groups
+from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_token_traces
 
 FIXTURES = Path(__file__).parent / "fixtures"

@@ -9,7 +9,7 @@ import pytest
 
 from graphhalu.core.errors import UsageError, WorkerError
 from graphhalu.engine.executors import ProcessExecutor, SerialExecutor, TaskResult, in_order
-from graphhalu.extract.worker import Shard
+from graphhalu.extract.run import Shard
 
 NO_START = partial(Shard.parse, "x")
 

@@ -13,7 +13,7 @@ from graphhalu.core.errors import UsageError, WorkerError
 from graphhalu.engine import ray as ray_module
 from graphhalu.engine.executors import in_order
 from graphhalu.engine.ray import _Actor, _ActorPool
-from graphhalu.extract.worker import Shard
+from graphhalu.extract.run import Shard
 
 pytestmark = pytest.mark.slow
 

@@ -25,7 +25,7 @@ from graphhalu.evaluation.result_files import read_result
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.token_metrics import TOKEN_METRICS, best_threshold, count_spans, marked_answer
 from graphhalu.evaluation.training import CALIBRATION_FILE, fit_for_use
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import planted_token_traces
 
 

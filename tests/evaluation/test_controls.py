@@ -13,7 +13,7 @@ from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, questi
 from graphhalu.evaluation.detector_specs import detector_spec
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.recipe import GraphRecipe, TopK
-from graphhalu.labels.groups import question_groups
+from graphhalu.labels.labels import question_groups
 from graphhalu.testing.planted import EDGE_SIGNALS, planted_edge_traces
 
 # graph networks of PyG are made of layers that torch deprecates at import

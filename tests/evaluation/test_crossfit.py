@@ -8,7 +8,7 @@ from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import cross_fit, fit_fold, standardise
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.protocol import cross_fit_folds
-from graphhalu.labels.groups import question_groups
+from graphhalu.labels.labels import question_groups
 
 
 @pytest.fixture

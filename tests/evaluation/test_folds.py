@@ -4,7 +4,7 @@ import pytest
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split
 from graphhalu.evaluation.protocol import check_questions, cross_fit_folds, visible_labels
-from graphhalu.labels.groups import question_groups
+from graphhalu.labels.labels import question_groups
 
 
 @pytest.fixture

@@ -4,8 +4,8 @@ import pytest
 
 from graphhalu.core.errors import UsageError
 from graphhalu.datasets.question import Question
+from graphhalu.extract.run import Shard, batches_left, question_batches
 from graphhalu.extract.settings import ExtractConfig
-from graphhalu.extract.worker import Shard, batches_left, question_batches
 
 QUESTIONS = [Question(f"q{place:02d}", f"What is {place}?", (f"{place}",)) for place in range(23)]
 CONFIG = ExtractConfig(batch_size=3, part_size=5)
@@ -13,16 +13,16 @@ NAMES = [question.question_id for question in QUESTIONS]
 
 
 def names(batches):
-    return [name for batch in batches for name in batch.question_ids]
+    return [name for _, questions in batches for name in (question.question_id for question in questions)]
 
 
 def test_batches_fill_what_is_answered_together_and_a_part_and_begin_at_multiples_of_that():
     batches = question_batches(QUESTIONS, CONFIG)
-    assert [batch.first for batch in batches] == [0, 5, 10, 15, 20]
-    assert [len(batch.questions) for batch in batches] == [5, 5, 5, 5, 3]
+    assert [first for first, _ in batches] == [0, 5, 10, 15, 20]
+    assert [len(questions) for _, questions in batches] == [5, 5, 5, 5, 3]
     assert names(batches) == NAMES
     wide = ExtractConfig(batch_size=7, part_size=5)
-    assert question_batches(QUESTIONS, wide)[1].first == 7
+    assert question_batches(QUESTIONS, wide)[1][0] == 7
 
 
 def test_a_batch_with_one_question_left_stays_whole_and_where_it_is():
@@ -42,7 +42,7 @@ def test_shards_share_the_batches_out_without_a_rest(count):
     shards = [Shard(number, count) for number in range(1, count + 1)]
     shares = [question_batches(QUESTIONS, CONFIG, shard) for shard in shards]
     batches = [batch for share in shares for batch in share]
-    assert sorted(batches, key=lambda batch: batch.first) == question_batches(QUESTIONS, CONFIG)
+    assert sorted(batches, key=lambda batch: batch[0]) == question_batches(QUESTIONS, CONFIG)
     sizes = [len(share) for share in shares]
     assert max(sizes) - min(sizes) <= 1
     assert len({shard.writer for shard in shards}) == count

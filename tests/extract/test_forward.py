@@ -68,7 +68,7 @@ def test_likelihoods_are_the_same_in_chunks_of_any_size(monkeypatch, n_rows, n_b
         done = DeferredPass(model, body_below_head(model), input_ids=tokens, use_cache=False)
         found = forward.read_likelihood(done, sequences)
     for sequence, log_probabilities, each in zip(sequences, plain, found, strict=True):
-        arrays, first = each.arrays(), sequence.row_start + 1
+        arrays, first = each.arrays, sequence.row_start + 1
         assert all(np.isnan(values[:first]).all() for values in arrays.values())
         own = log_probabilities[first - 1 : -1]
         top = own.exp().topk(2).values

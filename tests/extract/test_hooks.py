@@ -15,9 +15,9 @@ OFF_INTERFACE = [name for name, family in TINY_FAMILIES.items() if not family.on
 @pytest.mark.parametrize("family", OFF_INTERFACE)
 def test_one_module_a_layer_gives_the_weights_and_the_user_is_told(family):
     model, config = tiny_model(family)
-    attention = find_attention_modules(model)
-    assert len(attention.modules) == config.num_hidden_layers
-    assert len({type(module) for module in attention.modules}) == 1
+    modules, _ = find_attention_modules(model)
+    assert len(modules) == config.num_hidden_layers
+    assert len({type(module) for module in modules}) == 1
     assert reads_values(model)
     assert "is not on transformers' attention interface" in capture_note(model)
 

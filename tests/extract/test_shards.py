@@ -7,9 +7,8 @@ from pathlib import Path
 import pytest
 
 from graphhalu.engine.executors import ProcessExecutor
-from graphhalu.extract.run import extract
+from graphhalu.extract.run import Shard, extract
 from graphhalu.extract.settings import ExtractConfig
-from graphhalu.extract.worker import Shard
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 from graphhalu.traces.verify import verify_store

@@ -4,7 +4,7 @@ import pytest
 
 from graphhalu.features.block import block_of
 from graphhalu.features.registry import FEATURES, FeatureSpec
-from graphhalu.testing.contracts import FEATURE_CHECKS
+from graphhalu.testing.contracts.inputs import FEATURE_CHECKS
 
 NAMES = FEATURES.names()
 

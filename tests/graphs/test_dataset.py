@@ -13,7 +13,7 @@ from graphhalu.core.errors import NotEnoughDataError, UnknownNameError, UsageErr
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.recipe import GraphRecipe, Threshold
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_token_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.trace import Trace

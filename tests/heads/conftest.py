@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
-from graphhalu.heads.table import HeadTable, Rejected, Trial
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.heads.table import HeadTable, Trial
+from graphhalu.models.cards import ModelSpec
+from graphhalu.models.load import load_model
 from graphhalu.testing.tiny_models import save_tiny
 
 N_TRIALS, N_LAYERS, N_HEADS = 11, 5, 3
@@ -19,7 +20,7 @@ def make_table(scores, role="tested", groups=None, **more):
         trials=tuple(map(Trial, names, groups or names)),
         scores=scores,
         chance=more.pop("chance", np.full((n_layers, n_heads), 0.125)),
-        rejected=(Rejected("t99", "too short"),),
+        rejected=(("t99", "too short"),),
         model=more.pop("model", {"name": "tiny"}),
         **more,
     )

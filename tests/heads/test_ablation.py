@@ -8,14 +8,9 @@ import torch
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.datasets.question import Question
-from graphhalu.heads.ablation import (
-    AblationSettings,
-    ablation_check,
-    check_heads,
-    choose_heads,
-    require_fitting,
-)
-from graphhalu.heads.quality import METRICS, answer_quality, gold_logprob, question_items
+from graphhalu.heads.ablation import ablation_check, check_heads, choose_heads, require_fitting
+from graphhalu.heads.runs import METRICS, answer_quality, gold_logprob, question_items
+from graphhalu.heads.settings import AblationSettings
 from graphhalu.heads.table import top_k_heads
 from tests.heads.conftest import make_table
 
@@ -80,27 +75,31 @@ def test_effects_are_differences_of_means_over_the_same_items(tiny, tiny_table, 
     assert seen == [0, *[n_layers] * 4]
     assert result.heads == mask.names
     match, recall, _ = result.rows
-    assert (match.n_items, recall.n_items) == (6, 7)
+    assert (match["n_items"], recall["n_items"]) == (6, 7)
     there = [i for i in range(7) if i != 2]
-    assert match.whole == pytest.approx(values[0, there, 0].mean())
-    assert recall.ablated == pytest.approx(values[1, :, 1].mean())
-    assert recall.random == pytest.approx(values[2:, :, 1].mean())
-    assert recall.against_random.value == pytest.approx(recall.ablated - recall.random)
-    assert recall.against_whole.value == pytest.approx(recall.ablated - recall.whole)
-    assert recall.against_random.low <= recall.against_random.value <= recall.against_random.high
+    assert match["whole"] == pytest.approx(values[0, there, 0].mean())
+    assert recall["ablated"] == pytest.approx(values[1, :, 1].mean())
+    assert recall["random"] == pytest.approx(values[2:, :, 1].mean())
+    assert recall["against_random"]["value"] == pytest.approx(recall["ablated"] - recall["random"])
+    assert recall["against_whole"]["value"] == pytest.approx(recall["ablated"] - recall["whole"])
+    assert (
+        recall["against_random"]["low"]
+        <= recall["against_random"]["value"]
+        <= recall["against_random"]["high"]
+    )
 
 
 def test_a_whole_check_runs_on_bundled_questions_and_on_needles(tiny, tiny_table, tmp_path):
     settings = AblationSettings(top_k=2, num_samples=2, draws=1, max_new_tokens=3, chat="off")
     result = check_heads(tiny, tiny_table, settings)
-    assert {row.metric for row in result.rows} <= set(METRICS)
+    assert {row["metric"] for row in result.rows} <= set(METRICS)
     hay = tmp_path / "hay.txt"
     hay.write_text("A mill is old. It has a wheel. " * 9, encoding="utf-8")
     needle = settings.model_copy(update={"task": "needle", "haystack": hay, "lengths": (124,)})
     needles = tmp_path / "needles.jsonl"
     needles.write_text('{"needle": "A fox ran.", "question": "Who?", "real_needle": "A fox"}')
     needle = needle.model_copy(update={"needles": needles})
-    assert check_heads(tiny, tiny_table, needle).rows[-1].n_items == 2
+    assert check_heads(tiny, tiny_table, needle).rows[-1]["n_items"] == 2
 
 
 def test_heads_are_chosen_as_the_settings_say(tiny_table):

@@ -7,7 +7,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from graphhalu.core.errors import DataFileError, UsageError
-from graphhalu.heads.haystack import Haystack, Needle, read_haystack, read_needles, trials
+from graphhalu.heads.retrieval import Haystack, Needle, read_haystack, read_needles, trials
 from graphhalu.testing.tiny_models import tiny_tokenizer
 
 TEXT = "The mill is old. It has a wheel. Nobody turns it now. The water is clear. " * 9
@@ -15,7 +15,7 @@ NEEDLE = Needle("A red fox hid the key.", "Who hid the key?", "A red fox")
 
 
 def tokens_text(tokenizer, hidden):
-    return tokenizer.decode(hidden.token_ids[slice(*hidden.needle_tokens)])
+    return tokenizer.decode(hidden.token_ids[slice(*hidden.span)])
 
 
 @given(depth=st.floats(0, 1), length=st.integers(90, 300), chat=st.booleans())
@@ -28,7 +28,7 @@ def test_the_needle_tokens_spell_the_needle_at_every_length_and_depth(depth, len
     hidden = haystack.hide(NEEDLE, length=length, depth=depth, name="0")
     assert tokens_text(tokenizer, hidden).strip() == NEEDLE.needle
     assert abs(len(hidden.token_ids) - length) <= 3
-    context, needle = hidden.context_tokens, hidden.needle_tokens
+    context, needle = hidden.context, hidden.span
     assert context.start <= needle.start < needle.stop <= context.stop
 
 
@@ -38,18 +38,18 @@ def test_a_needle_stands_between_whole_sentences():
     starts = []
     for depth in (0.0, 0.3, 0.6, 1.0):
         hidden = haystack.hide(NEEDLE, length=250, depth=depth, name="0")
-        before = tokenizer.decode(hidden.token_ids[hidden.context_tokens.start : hidden.needle_tokens.start])
+        before = tokenizer.decode(hidden.token_ids[hidden.context.start : hidden.span.start])
         assert not before.strip() or before.strip().endswith(".")
-        starts.append(hidden.needle_tokens.start)
+        starts.append(hidden.span.start)
     assert starts == sorted(set(starts))
-    assert starts[0] == hidden.context_tokens.start
+    assert starts[0] == hidden.context.start
 
 
 def test_a_needle_that_also_stands_in_the_haystack_is_found_where_it_was_hidden():
     tokenizer = tiny_tokenizer(chat=False)
     haystack = Haystack((NEEDLE.needle + " " + TEXT).strip(), tokenizer, chat=False)
     hidden = haystack.hide(NEEDLE, length=250, depth=0.5, name="0")
-    assert hidden.needle_tokens.start > hidden.context_tokens.start + 20
+    assert hidden.span.start > hidden.context.start + 20
     assert tokens_text(tokenizer, hidden).strip() == NEEDLE.needle
 
 
@@ -99,14 +99,17 @@ def test_published_needles_are_read(shared_data):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("nonsense", "line 2: expected an object"),
-        ("[1]", "line 2: expected an object"),
-        (json.dumps({"needle": "a", "question": "b"}), "line 2: expected an object"),
-        (json.dumps({"needle": "a", "question": " ", "real_needle": "a"}), "must not be empty"),
-        (json.dumps({"needle": 1, "question": "b", "real_needle": "a"}), "expected an object"),
+        ("nonsense", "row 2: expected JSON, got a bad line"),
+        ("[1]", "row 2: expected an object"),
+        (json.dumps({"needle": "a", "question": "b"}), "row 2: expected the columns real_needle"),
+        (
+            json.dumps({"needle": "a", "question": " ", "real_needle": "a"}),
+            "question must be a text that is not empty",
+        ),
+        (json.dumps({"needle": 1, "question": "b", "real_needle": "a"}), "needle must be a text"),
     ],
 )
-def test_a_broken_needle_is_named_by_line(line, said, tmp_path):
+def test_a_broken_needle_is_named_by_row(line, said, tmp_path):
     path = tmp_path / "needles.jsonl"
     path.write_text(json.dumps(NEEDLE._asdict()) + "\n" + line + "\n", encoding="utf-8")
     with pytest.raises(DataFileError, match=r"needles\.jsonl") as caught:
@@ -117,12 +120,12 @@ def test_a_broken_needle_is_named_by_line(line, said, tmp_path):
 def test_files_that_hold_nothing_are_refused(tmp_path):
     empty = tmp_path / "empty.txt"
     empty.write_text("\n \n", encoding="utf-8")
-    with pytest.raises(DataFileError, match="holds no text"):
+    with pytest.raises(DataFileError, match="is empty"):
         read_haystack(empty)
-    with pytest.raises(DataFileError, match="holds no needle"):
+    with pytest.raises(DataFileError, match="is empty"):
         read_needles(empty)
-    with pytest.raises(UsageError, match="no file at"):
+    with pytest.raises(UsageError, match="no data file at"):
         read_haystack(tmp_path / "none.txt")
     (tmp_path / "bytes.txt").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataFileError, match="no UTF-8"):
+    with pytest.raises(DataFileError, match="expected UTF-8"):
         read_haystack(tmp_path / "bytes.txt")

@@ -4,13 +4,8 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import UsageError
-from graphhalu.heads.patterns import (
-    PATTERNS,
-    PatternSettings,
-    find_pattern_heads,
-    pattern_score,
-    random_sequences,
-)
+from graphhalu.heads.patterns import PATTERNS, find_pattern_heads, pattern_score, random_sequences
+from graphhalu.heads.settings import PatternSettings
 
 PERIOD, N_TOKENS = 7, 15
 SETTINGS = PatternSettings(period=PERIOD, local_window=2, n_sequences=3)

@@ -8,13 +8,13 @@ import pytest
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UnknownNameError, UsageError
 from graphhalu.heads.reasoning import (
-    ReasoningSettings,
     attention_share,
     find_reasoning_heads,
-    generated_reach,
-    question_reach,
+    generated_keys,
     trace_shares,
+    uniform_share,
 )
+from graphhalu.heads.settings import ReasoningSettings
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore
@@ -52,7 +52,7 @@ def test_shares_of_a_trace_equal_a_slow_loop(window):
         for layer, width in enumerate(shape.layer_windows):
             for role, shares in found.items():
                 expected = slow_shares(trace, layer, role, width)
-                np.testing.assert_allclose(shares.share[layer], expected, atol=5e-3)
+                np.testing.assert_allclose(shares.score[layer], expected, atol=5e-3)
 
 
 def test_a_head_that_attends_evenly_has_the_chance_level():
@@ -63,32 +63,35 @@ def test_a_head_that_attends_evenly_has_the_chance_level():
     span_code = np.full(n_keys, Span.QUESTION, dtype=np.uint8)
     span_code[9:] = Span.ANSWER
     span_code[:6] = Span.TEMPLATE
-    reaches = (
-        generated_reach(rows, n_keys, prompt_length=9, local_window=1, n_sink=2, window=9),
-        question_reach(rows, span_code, n_sink=2, window=9),
+    asked = (
+        generated_keys(rows, n_keys, prompt_length=9, local_window=1),
+        np.broadcast_to(span_code == Span.QUESTION, (len(rows), n_keys)),
     )
-    for reach in reaches:
-        share, chance = attention_share(attention, reach)
+    chances = [uniform_share(each, rows, n_sink=2, window=9) for each in asked]
+    for is_asked, level in zip(asked, chances, strict=True):
+        share, chance = attention_share(attention, is_asked, level, n_sink=2)
         np.testing.assert_allclose(share[0], chance)
     # of rows 8 … 12, those from 11 on have a token before their local window; all see 6, 7, 8
-    assert np.isnan(reaches[0].chance).tolist() == [True, True, True, False, False]
-    assert not np.isnan(reaches[1].chance).any()
+    assert np.isnan(chances[0]).tolist() == [True, True, True, False, False]
+    assert not np.isnan(chances[1]).any()
 
 
 def test_the_own_token_the_window_and_the_sink_do_not_count():
     rows = np.array([9])
-    reach = generated_reach(rows, 10, prompt_length=5, local_window=2, n_sink=1, window=None)
-    assert np.flatnonzero(reach.member[0]).tolist() == [5, 6]
+    is_asked = generated_keys(rows, 10, prompt_length=5, local_window=2)
+    assert np.flatnonzero(is_asked[0]).tolist() == [5, 6]
+    chance = uniform_share(is_asked, rows, n_sink=1, window=None)
     attention = np.zeros((1, 1, 10))
     attention[0, 0, [0, 5, 6, 7, 8, 9]] = [0.5, 0.1, 0.05, 0.1, 0.05, 0.2]
-    np.testing.assert_allclose(attention_share(attention, reach).share, 0.15 / 0.5)
+    np.testing.assert_allclose(attention_share(attention, is_asked, chance, n_sink=1).score, 0.15 / 0.5)
 
 
 def test_a_head_that_sinks_everything_counts_as_a_zero():
-    reach = generated_reach(np.array([9]), 10, prompt_length=5, local_window=2, n_sink=1, window=None)
+    is_asked = generated_keys(np.array([9]), 10, prompt_length=5, local_window=2)
+    chance = uniform_share(is_asked, np.array([9]), n_sink=1, window=None)
     attention = np.zeros((1, 1, 10))
     attention[0, 0, [0, 5]] = [0.999, 0.001]
-    assert attention_share(attention, reach).share.tolist() == [[0.0]]
+    assert attention_share(attention, is_asked, chance, n_sink=1).score.tolist() == [[0.0]]
 
 
 def kept(trace, left_out):
@@ -101,11 +104,11 @@ def test_edges_give_a_lower_bound_and_streams_the_question_only():
     full = trace_shares(trace, SETTINGS)
     edges = trace_shares(Trace(trace.record, shape, kept(trace, FULL)), SETTINGS)
     streams = trace_shares(Trace(trace.record, shape, kept(trace, FULL + EDGES)), SETTINGS)
-    assert (edges["reasoning"].share <= full["reasoning"].share + 2e-3).all()
-    assert edges["reasoning"].share.max() > 0
-    np.testing.assert_array_equal(edges["question"].share, full["question"].share)
-    np.testing.assert_array_equal(streams["question"].share, full["question"].share)
-    assert np.isnan(streams["reasoning"].share).all()
+    assert (edges["reasoning"].score <= full["reasoning"].score + 2e-3).all()
+    assert edges["reasoning"].score.max() > 0
+    np.testing.assert_array_equal(edges["question"].score, full["question"].score)
+    np.testing.assert_array_equal(streams["question"].score, full["question"].score)
+    assert np.isnan(streams["reasoning"].score).all()
 
 
 @pytest.fixture
@@ -135,10 +138,10 @@ def test_right_answers_are_accepted_and_the_others_give_the_contrast(make_store)
     assert (reasoning.role, question.role) == ("reasoning", "question")
     assert seen[-1] == (29, 29)
     assert [trial.trial_id for trial in question.trials] == [t.trace_id for t in right]
-    assert {item.reason for item in question.rejected} == {"ROUGE-1 recall is not above 50 %"}
+    assert {reason for _, reason in question.rejected} == {"ROUGE-1 recall is not above 50 %"}
     assert len(question.rejected) == 29 - len(right)
     assert question.model == {"name": "planted"}
-    means = [trace_shares(trace, SETTINGS)["question"].share for trace in traces]
+    means = [trace_shares(trace, SETTINGS)["question"].score for trace in traces]
     is_right = np.array([trace.record.answer == "yes" for trace in traces])
     difference = np.mean(np.stack(means)[is_right], 0) - np.mean(np.stack(means)[~is_right], 0)
     np.testing.assert_allclose(question.columns["contrast"], difference, atol=1e-6)
@@ -168,7 +171,7 @@ def test_a_labeller_takes_the_place_of_the_gate_and_nothing_is_written(make_stor
     store = make_store(traces)
     by_label = find_reasoning_heads(store, ReasoningSettings(n_sink=0, local_window=1, labeller="match"))[1]
     assert not store.labels_folder.exists()
-    assert {item.reason for item in by_label.rejected} == {"match: no alias"}
+    assert {reason for _, reason in by_label.rejected} == {"match: no alias"}
     with pytest.raises(UnknownNameError, match="no labeller named 'mach'"):
         find_reasoning_heads(store, ReasoningSettings(labeller="mach"))
     given = [Trace(replace(t.record, given_label=1), t.shape, t.arrays) for t in traces]

@@ -10,12 +10,12 @@ from graphhalu.core.axes import RowRange
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.heads.retrieval import (
     Passage,
-    RetrievalSettings,
     find_retrieval_heads,
     hidden_needles,
     needle_rows,
     rouge1_recall,
 )
+from graphhalu.heads.settings import RetrievalSettings
 from tests.heads.test_patterns import own_attention
 
 

@@ -1,11 +1,11 @@
-"""Choosing heads: by rank, threshold and stability; roles side by side."""
+"""Choosing heads: by rank, threshold and stability."""
 
 import numpy as np
 import pytest
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.numerics import group_multiplicities
-from graphhalu.heads.table import heads_above, role_matrix, stable_heads, top_k_heads, top_k_share
+from graphhalu.heads.table import heads_above, stable_heads, top_k_heads, top_k_share
 from tests.heads.conftest import make_table
 
 
@@ -80,24 +80,3 @@ def test_no_stable_head_is_said(scores):
     noise = scores - scores.mean(0)
     with pytest.raises(NotEnoughDataError, match="no tested head by the rule"):
         stable_heads(make_table(noise), 1, min_share=1.0)
-
-
-def test_roles_stand_side_by_side(scores):
-    scores[:, 0, 0] = np.nan
-    tables = [make_table(scores, "sink"), make_table(scores**2, "local")]
-    values, names = role_matrix(tables)
-    assert names == ("sink", "local")
-    assert values.shape == (5, 3, 2)
-    np.testing.assert_array_equal(values[..., 1], tables[1].mean)
-    assert np.isnan(values[0, 0]).all()
-
-
-def test_tables_that_do_not_belong_together_are_refused(scores):
-    first = make_table(scores, "sink")
-    with pytest.raises(UsageError, match="no table"):
-        role_matrix([])
-    with pytest.raises(UsageError, match="once, got sink, sink"):
-        role_matrix([first, first])
-    for other in (make_table(scores[:, :4], "local"), make_table(scores, "local", model={"name": "other"})):
-        with pytest.raises(UsageError, match="belong to different models"):
-            role_matrix([first, other])

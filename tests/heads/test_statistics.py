@@ -6,7 +6,7 @@ from scipy.stats import false_discovery_control
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
-from graphhalu.heads.statistics import contrast, mean_of_present, percentile_interval, resampled_means
+from graphhalu.heads.table import contrast, mean_of_present, percentile_interval, resampled_means
 
 GROUPS = ["a", "b", "a", "c", "b", "d", "d"]
 
@@ -62,10 +62,10 @@ def test_a_contrast_finds_the_head_that_differs_and_no_other():
     first[:, 1, 2] += 2
     groups = ([f"r{i}" for i in range(53)], [f"w{i}" for i in range(47)])
     found = contrast(first, second, groups)
-    assert np.argwhere(found.q_value < 0.001).tolist() == [[1, 2]]
-    np.testing.assert_allclose(found.difference, first.mean(0) - second.mean(0))
-    assert (found.low < found.difference).all()
-    assert (found.difference < found.high).all()
+    assert np.argwhere(found["_q"] < 0.001).tolist() == [[1, 2]]
+    np.testing.assert_allclose(found[""], first.mean(0) - second.mean(0))
+    assert (found["_low"] < found[""]).all()
+    assert (found[""] < found["_high"]).all()
 
 
 def test_a_contrast_keeps_the_two_sides_of_a_question_in_one_draw():
@@ -76,7 +76,7 @@ def test_a_contrast_keeps_the_two_sides_of_a_question_in_one_draw():
     names = [str(i) for i in range(31)]
     paired = contrast(first, second, (names, names))
     unpaired = contrast(first, second, (names, [f"x{n}" for n in names]))
-    assert (paired.high - paired.low)[0] < 0.5 * (unpaired.high - unpaired.low)[0]
+    assert (paired["_high"] - paired["_low"])[0] < 0.5 * (unpaired["_high"] - unpaired["_low"])[0]
 
 
 def test_false_discovery_control_equals_that_of_scipy_and_skips_missing_values():

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
-from graphhalu.heads.table import HeadTable, Rejected
+from graphhalu.heads.table import HeadTable
 from tests.heads.conftest import make_table
 
 
@@ -46,7 +46,7 @@ def test_intervals_draw_whole_groups(scores):
     alike = np.repeat(scores[:4], 5, axis=0)
     apart = make_table(alike)
     together = make_table(alike, groups=[f"q{i // 5}" for i in range(20)])
-    widths = [(t.interval.high - t.interval.low).mean() for t in (apart, together)]
+    widths = [(t.interval[1] - t.interval[0]).mean() for t in (apart, together)]
     assert widths[1] > 1.5 * widths[0]
 
 
@@ -57,7 +57,7 @@ def test_a_table_without_trials_says_why():
         (),
         np.zeros((0, 1, 2)),
         np.zeros((1, 2)),
-        rejected=(Rejected("a", "empty answer"), Rejected("b", "empty answer")),
+        rejected=(("a", "empty answer"), ("b", "empty answer")),
     )
     with pytest.raises(NotEnoughDataError, match=r"no trial of 2 counts.*2 x empty answer"):
         table.require_trials()

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from graphhalu.datasets.question import without_articles
-from graphhalu.labels.normalise import fold
+from graphhalu.labels.match import fold
 from graphhalu.labels.registry import LabelDecision, make_labeller
 from graphhalu.traces.schema import TraceRecord
 

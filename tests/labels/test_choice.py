@@ -3,8 +3,8 @@ from math import inf, nan
 import pytest
 
 from graphhalu.core.errors import UsageError
-from graphhalu.labels.choice import LetterChoice, read_letter
 from graphhalu.labels.registry import LabelDecision, make_labeller
+from graphhalu.labels.stated import LetterChoice, read_letter
 from graphhalu.traces.schema import TraceRecord
 
 RIGHT = LabelDecision(0, is_valid=True, reason="right choice")

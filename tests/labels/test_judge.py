@@ -38,7 +38,7 @@ class Scripted(ModelJudge):
     def _token_ids(self, prompt):
         return list(range(len(prompt)))
 
-    def _batch(self, prompts):
+    def _replies(self, prompts):
         self.batches.append([len(prompt) for prompt in prompts])
         return [self.reply] * len(prompts)
 
@@ -133,12 +133,12 @@ def test_a_model_that_knows_nothing_gives_no_verdict(tmp_path, chat, monkeypatch
     assert labels.settings["identity"]["architecture"] == "LlamaForCausalLM"
 
 
-def test_a_reply_is_the_greedy_continuation_whatever_the_batch(tmp_path):
+def test_a_reply_is_the_greedy_continuation_whatever_the_replies(tmp_path):
     folder = save_tiny(tmp_path / "tiny", "llama")
     judge = ModelJudge(str(folder), device="cpu", max_new_tokens=7)
     loaded = load_model(ModelSpec(name=str(folder), device="cpu"))
     prompts = [loaded.tokenizer(text).input_ids for text in ("Hello", "Is it so, or not", "x")]
-    replies = judge._batch(prompts)
+    replies = judge._replies(prompts)
     for prompt, reply in zip(prompts, replies, strict=True):
         tokens = list(prompt)
         for _ in range(7):

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphhalu.labels.normalise import fold, normalise
+from graphhalu.labels.match import fold, normalise
 
 # without digits, and without three letters of which every number word holds one
 ASCII = st.text(

@@ -25,8 +25,8 @@ from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.rouge import RougeOverlap
 from graphhalu.labels.run import label_records, label_store, named_labels, read_labels, stored_labellers
-from graphhalu.labels.spans import GivenLabel
-from graphhalu.testing.contracts import check_labeller
+from graphhalu.labels.stated import GivenLabel
+from graphhalu.testing.contracts.inputs import check_labeller
 from graphhalu.traces.schema import TraceRecord
 
 ANSWERS = ("Paris", "Lyon", "", "It is Paris.", "I don't know")

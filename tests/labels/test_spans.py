@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from graphhalu.core.errors import UsageError
 from graphhalu.labels.registry import LabelDecision
-from graphhalu.labels.spans import SpanLabel, n_lost_spans, token_labels
+from graphhalu.labels.stated import SpanLabel, n_lost_spans, token_labels
 from graphhalu.traces.schema import TraceRecord
 
 # characters:  0123456789012345678

@@ -3,7 +3,7 @@
 import pytest
 
 from graphhalu.labels.registry import LabelDecision
-from graphhalu.labels.spans import GivenLabel, PremiseLabel
+from graphhalu.labels.stated import GivenLabel, PremiseLabel
 from graphhalu.traces.schema import TraceRecord
 
 

@@ -68,15 +68,15 @@ def test_answers_that_differ_within_questions_never_count_more_than_once_each():
 
 def test_a_summary_counts_valid_labels_and_reasons():
     found = summarise(labels([1, 0, 0, 1, 1], [1, 1, 0, 1, 0], ["a", "b", "c", "a", "c"]), singles(5))
-    assert (found.n_traces, found.n_valid, found.coverage) == (5, 3, pytest.approx(3 / 5))
-    assert found.prevalence == pytest.approx(2 / 3)
-    assert found.interval == pytest.approx(wilson(2, 3))
-    assert found.reasons == {"a": 2, "c": 2, "b": 1}
+    assert (found["n_traces"], found["n_valid"], found["coverage"]) == (5, 3, pytest.approx(3 / 5))
+    assert found["prevalence"] == pytest.approx(2 / 3)
+    assert found["interval"] == pytest.approx(wilson(2, 3))
+    assert found["reasons"] == {"a": 2, "c": 2, "b": 1}
 
 
 def test_without_a_valid_label_there_is_no_prevalence_and_no_interval():
     found = summarise(labels([0, 0], [0, 0]), singles(2))
-    assert (found.prevalence, found.interval, found.coverage) == (None, None, 0)
+    assert (found["prevalence"], found["interval"], found["coverage"]) == (None, None, 0)
 
 
 def test_categories_are_summed_up_each_by_itself():
@@ -84,8 +84,8 @@ def test_categories_are_summed_up_each_by_itself():
         labels([1, 0, 1, 1, 0], [1, 1, 1, 0, 1]), singles(5), ["b", "a", "b", "b", None]
     )
     assert list(found) == ["a", "b"]
-    assert (found["a"].n_traces, found["a"].prevalence) == (1, 0)
-    assert (found["b"].n_traces, found["b"].n_valid, found["b"].prevalence) == (3, 2, 1)
+    assert (found["a"]["n_traces"], found["a"]["prevalence"]) == (1, 0)
+    assert (found["b"]["n_traces"], found["b"]["n_valid"], found["b"]["prevalence"]) == (3, 2, 1)
 
 
 def test_verdicts_are_words():
@@ -103,18 +103,23 @@ def test_examples_are_drawn_from_each_class_of_the_first_labeller():
     first = labels([i % 2 for i in range(31)], [i % 5 > 0 for i in range(31)])
     second = labels([1] * 31, name="given", meaning="input")
     drawn = draw_examples(records(31), [first, second], n=3, seed=7)
-    assert [each.verdict for each in drawn] == [*["hallucinated"] * 3, *["correct"] * 3, *["undecided"] * 3]
+    assert [each["verdict"] for each in drawn] == [
+        *["hallucinated"] * 3,
+        *["correct"] * 3,
+        *["undecided"] * 3,
+    ]
     found = dict(zip(first.trace_ids, verdicts(first), strict=True))
-    assert all(found[each.trace_id] == each.verdict for each in drawn)
-    assert drawn[0].said == {"match": "hallucinated (why)", "given": "input bad (why)"}
-    assert drawn[0].gold == ("a", "b", "c")
-    assert (drawn[0].n_gold, drawn[0].answer) == (5, f"A{drawn[0].trace_id[1:-2]}")
+    assert all(found[each["trace_id"]] == each["verdict"] for each in drawn)
+    assert drawn[0]["said"] == {"match": "hallucinated (why)", "given": "input bad (why)"}
+    assert drawn[0]["gold"] == ("a", "b", "c")
+    assert (drawn[0]["n_gold"], drawn[0]["answer"]) == (5, f"A{drawn[0]['trace_id'][1:-2]}")
 
 
 def test_the_seed_decides_which_examples_come():
     found = labels([1] * 31)
     one, same, other = (
-        [each.trace_id for each in draw_examples(records(31), [found], n=5, seed=seed)] for seed in (1, 1, 2)
+        [each["trace_id"] for each in draw_examples(records(31), [found], n=5, seed=seed)]
+        for seed in (1, 1, 2)
     )
     assert one == same
     assert one != other

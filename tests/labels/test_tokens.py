@@ -6,7 +6,7 @@ import pytest
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import Split
 from graphhalu.evaluation.protocol import visible_labels
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import planted_token_traces
 
 

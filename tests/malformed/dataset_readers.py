@@ -308,13 +308,13 @@ def _texts(path: Path) -> Any:
 
 
 def _haystack(path: Path) -> Any:
-    from graphhalu.heads.haystack import read_haystack
+    from graphhalu.heads.retrieval import read_haystack
 
     return read_haystack(path)
 
 
 def _needles(path: Path) -> Any:
-    from graphhalu.heads.haystack import read_needles
+    from graphhalu.heads.retrieval import read_needles
 
     return read_needles(path)
 

@@ -99,7 +99,7 @@ def make_tokens(folder: Path) -> None:
 def make_heads(folder: Path) -> None:
     import numpy as np
 
-    from graphhalu.heads.files import write_heads, write_published
+    from graphhalu.heads.files import write_heads
     from graphhalu.heads.table import HeadTable, Trial
 
     scores = np.random.default_rng(0).random((3, 2, 5))
@@ -115,7 +115,8 @@ def make_heads(folder: Path) -> None:
     )
     write_heads(folder / "heads.json", [table])
     write_heads(folder / "heads.json.gz", [table])
-    write_published(folder / "published.json", table)
+    published = {f"{layer}-{head}": scores[:, layer, head].tolist() for layer, head in np.ndindex(2, 5)}
+    (folder / "published.json").write_text(json.dumps(published))
 
 
 def read_head_tables(path: Path) -> Any:

@@ -5,8 +5,9 @@ import importlib.util
 import pytest
 import torch
 
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.check import check_model
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.load import load_model
 
 pytestmark = pytest.mark.slow
 

@@ -11,10 +11,10 @@ import torch
 
 from graphhalu.core.errors import ModelUnavailableError
 from graphhalu.models import gguf
-from graphhalu.models.cards import WheelSource
+from graphhalu.models.cards import ModelSpec, WheelSource
 from graphhalu.models.check import check_model
 from graphhalu.models.gguf import cache_folder, converted_folder, wheel_gguf
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.load import load_model
 from graphhalu.testing.tiny_models import tiny_model, tiny_tokenizer
 
 TOKENS = torch.arange(3, 16)[None]

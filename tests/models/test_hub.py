@@ -9,8 +9,9 @@ from huggingface_hub import errors
 
 from graphhalu.core.errors import ModelUnavailableError
 from graphhalu.models import hub
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.hub import find_on_hub
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.load import load_model
 
 
 @pytest.fixture

@@ -12,8 +12,9 @@ from safetensors.torch import load_file, save_file
 
 from graphhalu.core.errors import ModelRefusedError, ModelUnavailableError, UsageError
 from graphhalu.models.attention import attention_implementation
+from graphhalu.models.cards import ModelSpec
 from graphhalu.models.check import check_model
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.load import load_model
 from graphhalu.testing.tiny_models import (
     POSITIONS,
     QUANTIZABLE,

@@ -105,14 +105,14 @@ def test_the_numbers_are_those_of_the_labels(store: Store) -> None:
 
 def test_every_pair_of_labellers_is_compared(store: Store) -> None:
     report = label_report(store, ["match", "rouge", "given"])
-    pairs = {(each.first, each.second): each for each in report.agreements}
+    pairs = {(each["first"], each["second"]): each for each in report.agreements}
     assert set(pairs) == {("match", "rouge"), ("match", "given"), ("rouge", "given")}
     match, rouge = (report.labels[name] for name in ("match", "rouge"))
     both = match.is_valid & rouge.is_valid
     expected = cohen_kappa_score(match.values[both], rouge.values[both])
-    assert pairs["match", "rouge"].kappa.value == pytest.approx(expected)
+    assert pairs["match", "rouge"]["kappa"]["value"] == pytest.approx(expected)
     undefined = pairs["match", "given"]
-    assert (undefined.kappa.value, undefined.is_one_meaning) == (None, False)
+    assert (undefined["kappa"]["value"], undefined["is_one_meaning"]) == (None, False)
 
 
 def test_the_sweep_goes_through_the_stored_threshold_as_the_labels_do(store: Store) -> None:
@@ -120,11 +120,11 @@ def test_the_sweep_goes_through_the_stored_threshold_as_the_labels_do(store: Sto
     report = label_report(store, ["match", "rouge", "recall"])
     assert list(report.sweeps) == ["rouge", "recall"]
     for name, threshold in (("rouge", 0.3), ("recall", 0.7)):
-        (row,) = [row for row in report.sweeps[name] if row.threshold == threshold]
-        assert row.prevalence == pytest.approx(report.labels[name].prevalence)
-        pair = next(a for a in report.agreements if (a.first, a.second) == ("match", name))
-        assert row.kappa == pair.kappa
-    assert [row.threshold for row in report.sweeps["rouge"]] == list(THRESHOLDS)
+        (row,) = [row for row in report.sweeps[name] if row["threshold"] == threshold]
+        assert row["prevalence"] == pytest.approx(report.labels[name].prevalence)
+        pair = next(a for a in report.agreements if (a["first"], a["second"]) == ("match", name))
+        assert row["kappa"] == pair["kappa"]
+    assert [row["threshold"] for row in report.sweeps["rouge"]] == list(THRESHOLDS)
 
 
 def test_without_the_reference_there_is_no_sweep(store: Store) -> None:
@@ -161,7 +161,7 @@ def test_without_categories_there_is_no_table_of_them(tmp_path: Path) -> None:
 
 def test_an_example_shows_question_gold_answer_and_every_verdict(store: Store) -> None:
     report = label_report(store, ["match", "rouge"], n_examples=1, seed=3)
-    assert [example.verdict for example in report.examples] == ["hallucinated", "correct", "undecided"]
+    assert [example["verdict"] for example in report.examples] == ["hallucinated", "correct", "undecided"]
     lines = example_text(report.examples[-1]).splitlines()
     assert lines[0].startswith("undecided  q")
     assert lines[1] == "  question  What is the capital?"

@@ -12,7 +12,8 @@ from graphhalu.evaluation.transfer import TransferCell
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.forest import difference_text, forest_figure, p_text
 from graphhalu.report.heatmaps import maps_figure, n_marked, transfer_figure
-from graphhalu.report.palette import AROUND_CHANCE, LIGHT
+from graphhalu.report.palette import AROUND_CHANCE
+from graphhalu.report.theme import LIGHT
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3, "other": 1.0}
 

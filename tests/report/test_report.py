@@ -21,7 +21,7 @@ from graphhalu.report.frame import small_class_warning
 from graphhalu.report.headline import headline
 from graphhalu.report.html import report_html
 from graphhalu.report.markdown import markdown_cell, markdown_text, report_markdown
-from graphhalu.report.palette import DARK, LIGHT
+from graphhalu.report.theme import DARK, LIGHT
 from graphhalu.report.transfer_page import read_transfer, transfer_page
 from graphhalu.report.write import write_report
 

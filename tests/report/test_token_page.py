@@ -4,7 +4,7 @@ from pathlib import Path
 
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.stated import label_tokens
 from graphhalu.report.write import read_page
 from graphhalu.testing.planted import planted_token_traces
 

@@ -16,7 +16,8 @@ from graphhalu.extract.settings import CaptureSettings, trace_shape
 from graphhalu.heads.files import read_heads, write_heads
 from graphhalu.labels.labels import Labels
 from graphhalu.models.attention import eager_attention
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.cards import ModelSpec
+from graphhalu.models.load import load_model
 from graphhalu.report.weights_figures import risk_figure
 from graphhalu.report.weights_page import comparison_page, profile_page
 from graphhalu.studies.weights.agreement import HEAD_QUANTITIES, PAIRS, Agreement, counts, with_verdicts

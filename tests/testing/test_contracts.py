@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import GraphhaluError
-from graphhalu.datasets.bundled import Worldfacts
+from graphhalu.datasets.per_row import Worldfacts
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.scalars import Perplexity
@@ -15,15 +15,9 @@ from graphhalu.features.likelihood import answer_length
 from graphhalu.labels.labels import Level
 from graphhalu.labels.match import AliasMatch
 from graphhalu.labels.registry import LabelDecision
-from graphhalu.testing.contracts import (
-    check_dataset,
-    check_detector,
-    check_feature,
-    check_labeller,
-    planted_data,
-    planted_token_data,
-)
-from graphhalu.testing.contracts.detectors import PLANTED
+from graphhalu.testing.contracts import check_detector
+from graphhalu.testing.contracts.detectors import PLANTED, planted_data, planted_token_data
+from graphhalu.testing.contracts.inputs import check_dataset, check_feature, check_labeller
 
 
 class Sound(Perplexity):

@@ -10,7 +10,7 @@ import pytest
 
 from graphhalu.core.errors import CorruptStoreError, GraphhaluError, StoreError
 from graphhalu.labels.run import label_store
-from graphhalu.labels.spans import GivenLabel
+from graphhalu.labels.stated import GivenLabel
 from graphhalu.traces import part as part_module
 from graphhalu.traces.metadata import read_attributes
 from graphhalu.traces.part import ChunkCache, LazyArray, Part

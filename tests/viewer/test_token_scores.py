@@ -9,7 +9,7 @@ from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.training import fit_for_use
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import planted_token_traces
 from graphhalu.traces.store import TraceStore
 from graphhalu.viewer.build import ViewRequest, make_view

@@ -14,7 +14,8 @@ from graphhalu.detectors.saved import save_detector
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.training import CALIBRATION_FILE
 from graphhalu.labels.labels import Labels
-from graphhalu.labels.run import label_store, make_labeller
+from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.run import label_store
 from graphhalu.viewer.build import ViewRequest, make_view
 from graphhalu.viewer.verdicts import detector_scores, shown_labels
 

@@ -33,8 +33,7 @@ from graphhalu.detectors.gnn.networks import n_parameters
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_weights, write_weights
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 SCORED_AT_ONCE: Final = 32

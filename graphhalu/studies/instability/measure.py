@@ -24,7 +24,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.decode import Decoder
 from graphhalu.extract.forward import TokenSequence, read_likelihood
-from graphhalu.extract.generate import BeamSearch, Candidate, left_padded
+from graphhalu.extract.generate import Answer, BeamSearch, left_padded
 from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
@@ -35,7 +35,7 @@ from graphhalu.features.instability import (
     layer_slice,
     logit_std,
 )
-from graphhalu.heads.observers import RowsObserver, run_observed
+from graphhalu.heads.runs import RowsObserver, run_observed
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
 from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings
@@ -185,7 +185,7 @@ class Measurer:
         sized = replace(prompt, n_prompt=n_prompt, n_system=n_system, n_user=n_user, failure=failure)
         return PromptSeries(sized, {})
 
-    def _answers(self, records: list[PromptRecord], encoded: list[EncodedPrompt]) -> Sequence[Candidate]:
+    def _answers(self, records: Sequence[PromptRecord], encoded: Sequence[EncodedPrompt]) -> Sequence[Answer]:
         prompts = [each.token_ids.tolist() for each in encoded]
         if not prompts:
             return ()
@@ -199,7 +199,7 @@ class Measurer:
         return drawn_answers(self.search, prompts, self.settings.temperature, generators)
 
     @torch.inference_mode()
-    def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Candidate) -> PromptSeries:
+    def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Answer) -> PromptSeries:
         # the end mark is fed too: the row before it is a decode step like the others
         end = self.loaded.eos_token_ids[:1] if answer.is_finished else ()
         new = np.array([*answer.token_ids, *end], dtype=np.int32)
@@ -217,9 +217,9 @@ class Measurer:
         user = np.flatnonzero(span_code == Span.QUESTION)
         sequence = TokenSequence(token_ids, span_code, record.n_prompt, row_start=int(user[0]) - 1)
         likely = read_likelihood(done, [sequence])[0]
-        if (failure := likely.failure()) is not None:
+        if (failure := likely.failure) is not None:
             raise NonFiniteError(failure)
-        streams = likely.arrays()
+        streams = likely.arrays
         system = np.flatnonzero(span_code == Span.SYSTEM)
         seen = visible_layers(rows, system, self.loaded.layer_windows)
         measures = step_measures(observer.stacked(), *seen, self.settings.denominator)
@@ -262,8 +262,11 @@ def _check_prompts(prompts: Sequence[PromptRecord]) -> None:
 
 @torch.inference_mode()
 def drawn_answers(
-    search: BeamSearch, prompts: list[list[int]], temperature: float, generators: list[torch.Generator]
-) -> list[Candidate]:
+    search: BeamSearch,
+    prompts: Sequence[Sequence[int]],
+    temperature: float,
+    generators: Sequence[torch.Generator],
+) -> list[Answer]:
     """Answers whose tokens are drawn from the distribution at a temperature.
 
     Args:
@@ -289,7 +292,7 @@ def drawn_answers(
             break
         logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
     ended = zip(drawn, is_over, strict=True)
-    return [Candidate(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
+    return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
 
 
 def step_measures(

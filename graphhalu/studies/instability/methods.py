@@ -19,7 +19,7 @@ from graphhalu.evaluation.calibration import best_f1_threshold
 from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.maps import column_tests
 from graphhalu.features.instability import layer_slice
-from graphhalu.heads.statistics import mean_of_present
+from graphhalu.heads.table import mean_of_present
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Window
 from graphhalu.studies.instability.series import PromptSeries, padded_steps
 from graphhalu.studies.instability.settings import CalibrateSettings, Spread

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from scipy.stats import rankdata
 
 from graphhalu.evaluation.bootstrap import Estimate, group_codes
-from graphhalu.heads.statistics import mean_of_present
+from graphhalu.heads.table import mean_of_present
 from graphhalu.studies.instability.calibration import Calibration
 from graphhalu.studies.instability.methods import present_mean, window_scores
 from graphhalu.studies.instability.series import PromptSeries, padded_steps

@@ -3,9 +3,9 @@
 Intervals resample questions; the first row of every array of resamples is the sample itself.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
@@ -22,8 +22,7 @@ from graphhalu.evaluation.bootstrap import (
     resample_sums,
 )
 from graphhalu.evaluation.metrics import auroc, ece, evaluate, reliability_curve
-from graphhalu.heads.statistics import Contrast, contrast, mean_of_present, resampled_means
-from graphhalu.heads.table import HeadTable
+from graphhalu.heads.table import HeadTable, contrast, mean_of_present, resampled_means
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.result import Localisation
@@ -262,10 +261,10 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
     adjusted = np.full_like(by_head, np.nan)
     for layer, head in np.argwhere(np.isfinite(by_head).all(axis=0)):
         adjusted[:, layer, head] = length_adjusted(by_head[:, layer, head], table.length[:, None])
-    adjusted_q = _contrast(table, adjusted, how).q_value
+    adjusted_q = _contrast(table, adjusted, how)["_q"]
     estimates = _estimates(found, how)
     error = resampled.std(axis=0)
-    z = np.divide(found.difference, error, out=np.full_like(error, np.nan), where=error > 0)
+    z = np.divide(found[""], error, out=np.full_like(error, np.nan), where=error > 0)
     stability = _top_share(resampled, z, error, how.n_top)
     top = tuple(
         Row(
@@ -273,7 +272,7 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
             head=cell % z.shape[1],
             difference=estimates[cell],
             z=float(z.flat[cell]),
-            q_value=float(found.q_value.flat[cell]),
+            q_value=float(found["_q"].flat[cell]),
             adjusted_q_value=float(adjusted_q.flat[cell]),
             stability=float(stability.flat[cell]),
         )
@@ -284,11 +283,11 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
     profiles = [np.where(is_known, mean_of_present(by_layer[table.labels == c]), np.nan) for c in (1, 0)]
     of_layers = _estimates(_contrast(table, by_layer, how), how)
     return Localisation(
-        difference=found.difference,
-        q_value=found.q_value,
+        difference=found[""],
+        q_value=found["_q"],
         adjusted_q_value=adjusted_q,
-        n_heads=int(np.isfinite(found.q_value).sum()),
-        n_significant=int((found.q_value < FALSE_DISCOVERIES).sum()),
+        n_heads=int(np.isfinite(found["_q"]).sum()),
+        n_significant=int((found["_q"] < FALSE_DISCOVERIES).sum()),
         n_significant_adjusted=int((adjusted_q < FALSE_DISCOVERIES).sum()),
         top=top,
         profile_positive=profiles[0],
@@ -331,7 +330,7 @@ def role_overlap(z: PerHead, role: HeadTable, k: int) -> Row:
     )
 
 
-def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Contrast:
+def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[str, Any]:
     """Label 1 minus label 0."""
     sides = [table.labels == label for label in (1, 0)]
     first, second = (values[is_in] for is_in in sides)
@@ -347,9 +346,9 @@ def _resampled(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Resa
     return means[0] - means[1]
 
 
-def _estimates(found: Contrast, how: AnalyzeConfig) -> list[Estimate]:
+def _estimates(found: Mapping[str, Any], how: AnalyzeConfig) -> list[Estimate]:
     """The difference of each cell with its interval."""
-    flat = (values.ravel().tolist() for values in (found.difference, found.low, found.high))
+    flat = (found[name].ravel().tolist() for name in ("", "_low", "_high"))
     rows = zip(*flat, strict=True)
     return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
 

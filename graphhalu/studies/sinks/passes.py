@@ -33,7 +33,7 @@ from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.evaluation.files import numbers
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
-from graphhalu.extract.prompts import PromptBuilder
+from graphhalu.extract.prompts import question_prompt, resolved_config
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.sinks.records import QueryMode, SinkRecord
@@ -123,18 +123,18 @@ def sink_prompts(
         UsageError: If the settings do not fit the data set or the model.
     """
     settings = config.model_copy(update={"max_new_tokens": 1})
-    builder = PromptBuilder(settings.extraction("given" if kind == "given" else "generated"), loaded)
+    extraction = resolved_config(settings.extraction("given" if kind == "given" else "generated"), loaded)
     prompts: list[SinkPrompt] = []
     failures: list[str] = []
     for question in questions:
         shown = replace(question, examples=question.examples[: config.n_examples])
-        prompt = builder.build(as_choice(shown) if kind == "premise" else shown)
+        prompt = question_prompt(as_choice(shown) if kind == "premise" else shown, extraction, loaded)
         failures += prompt.failures
         ids, spans = prompt.encoded.token_ids, prompt.encoded.span_code
-        if prompt.length and not prompt.given:
+        if prompt.length and not prompt.answers:
             sequence = _sequence(ids, spans, prompt.option_ids)
             prompts.append(SinkPrompt(len(prompts), prompt.question, 0, kind, sequence))
-        for answer in prompt.given:
+        for answer in prompt.answers:
             whole = np.append(ids, np.array(answer.token_ids, dtype=np.int32))
             answer_spans = np.full(len(answer.token_ids), Span.ANSWER)
             sequence = _sequence(whole, np.append(spans, answer_spans), ())
@@ -344,7 +344,7 @@ def run_batch(loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeas
         )
     return [
         Measured(
-            float(likely.arrays()["token_entropy"][-1]),
+            float(likely.arrays["token_entropy"][-1]),
             likely.option_logprobs,
             tuple(observer.mass(index, *cell) for cell in observer.sums),
         )

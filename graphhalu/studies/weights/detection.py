@@ -17,8 +17,7 @@ from graphhalu.evaluation.maps import FEATURES
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.protocol import cross_fit_folds
 from graphhalu.features.matrix import feature_matrix
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.risk import Numbers
 

@@ -15,9 +15,8 @@ from graphhalu.core.splits import Split, grouped_split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Input, checked_scores
 from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.evaluation.detector_specs import DetectorSpec
-from graphhalu.labels.groups import question_groups
-from graphhalu.labels.labels import Labels
-from graphhalu.labels.spans import label_tokens
+from graphhalu.labels.labels import Labels, question_groups
+from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.contracts.inputs import require, require_known
 from graphhalu.testing.planted import planted_token_traces, planted_traces
 from graphhalu.traces.schema import ARRAYS

@@ -15,7 +15,8 @@ import torch
 from graphhalu.extract.forward import TokenSequence
 from graphhalu.extract.replay import replay
 from graphhalu.extract.settings import CaptureSettings, trace_shape
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.cards import ModelSpec
+from graphhalu.models.load import load_model
 
 N_ANSWER = 64
 

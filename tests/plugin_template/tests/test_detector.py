@@ -4,7 +4,7 @@ import pytest
 from graphhalu_template.detector import SinkNetwork
 from sklearn.metrics import roc_auc_score
 
-from graphhalu.testing.contracts import DETECTOR_CHECKS, DetectorCase, planted_data
+from graphhalu.testing.contracts.detectors import DETECTOR_CHECKS, DetectorCase, planted_data
 
 CASE = DetectorCase(SinkNetwork, epochs=20)
 

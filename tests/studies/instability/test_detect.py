@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.cards import ModelSpec
+from graphhalu.models.load import load_model
 from graphhalu.studies.instability.calibrate import calibrate
 from graphhalu.studies.instability.calibration import WindowChoice
 from graphhalu.studies.instability.detect import PromptDetector, running_score

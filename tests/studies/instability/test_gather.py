@@ -9,7 +9,8 @@ import torch
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError, UsageError
 from graphhalu.models.attention import eager_attention
-from graphhalu.models.load import ModelSpec, load_model
+from graphhalu.models.cards import ModelSpec
+from graphhalu.models.load import load_model
 from graphhalu.studies.instability.measure import Measurer, gather
 from graphhalu.studies.instability.prompts import numbered
 from graphhalu.studies.instability.series import PromptRecord, SeriesFolder
