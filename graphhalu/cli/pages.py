@@ -41,8 +41,8 @@ def report(
 
 
 def _write_maps(run: Path, store_path: Path, labeller: str) -> None:
-    from graphhalu.evaluation.maps import head_maps
-    from graphhalu.evaluation.result_files import read_result
+    from graphhalu.evaluation.result import read_result
+    from graphhalu.evaluation.univariate import head_maps
     from graphhalu.labels.run import named_labels
 
     beams = read_result(run).config.get("beams", "best")

@@ -169,8 +169,8 @@ def compare(
         rows: Rows of the table; the JSON has all.
         out: Folder of figure and JSON; by default data/runs/topology-<time>.
     """
-    from graphhalu.evaluation.topology import compare_topology
     from graphhalu.evaluation.training import new_run_folder
+    from graphhalu.evaluation.univariate import compare_topology
     from graphhalu.graphs.edges import TopK
     from graphhalu.graphs.recipe import GraphRecipe
     from graphhalu.labels.run import named_labels

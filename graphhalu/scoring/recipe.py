@@ -9,8 +9,7 @@ from graphhalu.core.errors import UsageError
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import load_detector
-from graphhalu.evaluation.calibration import Calibration, read_calibration
-from graphhalu.evaluation.training import CALIBRATION_FILE
+from graphhalu.evaluation.calibration import CALIBRATION_FILE, Calibration, read_calibration
 from graphhalu.extract.settings import ExtractConfig
 
 Answers = Literal["generated", "given"]

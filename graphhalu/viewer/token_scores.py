@@ -11,8 +11,7 @@ import pyarrow.compute as pc
 from jaxtyping import Float, Float32
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
-from graphhalu.evaluation.result import Result
-from graphhalu.evaluation.result_files import read_result
+from graphhalu.evaluation.result import Result, read_result
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 

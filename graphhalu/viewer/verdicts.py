@@ -11,8 +11,7 @@ from graphhalu.core.errors import StoreMismatchError
 from graphhalu.core.files import read_parquet, reading
 from graphhalu.detectors.base import Scores, checked_scores
 from graphhalu.detectors.saved import DESCRIPTION_FILE, load_detector
-from graphhalu.evaluation.calibration import read_calibration
-from graphhalu.evaluation.training import CALIBRATION_FILE
+from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.run import label_records, labels_path, read_labels

@@ -22,7 +22,7 @@ def test_a_question_of_the_store_gets_the_score_of_its_trace(trained, scorer):
 
 def test_the_probability_and_the_verdict_are_those_of_the_saved_calibration(trained, scorer):
     path = trained.run / "detector" / "calibration.json"
-    calibration = Calibration.from_json(json.loads(path.read_text()))
+    calibration = Calibration.model_validate_json(path.read_text())
     found = scorer.score("What is 3 plus 4?")
     assert found.probability == calibration.probability(np.array([found.score]))[0]
     assert found.threshold == calibration.threshold

@@ -11,8 +11,7 @@ from graphhalu.core.errors import TraceNotFoundError, UnknownNameError, UsageErr
 from graphhalu.core.splits import Split
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import save_detector
-from graphhalu.evaluation.calibration import Calibration
-from graphhalu.evaluation.training import CALIBRATION_FILE
+from graphhalu.evaluation.calibration import CALIBRATION_FILE, Calibration
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.run import label_store, make_labeller
 from graphhalu.viewer.build import ViewRequest, make_view
@@ -48,7 +47,7 @@ def run(tmp_path_factory, stores):
     folder = tmp_path_factory.mktemp("runs") / "sink-mass-1"
     fitted(store, folder / "detector")
     values = np.array([0.1, 0.4, 0.3, 0.9])
-    calibration = Calibration.fit(values, np.array([0, 0, 1, 1])).to_json()
+    calibration = Calibration.fit(values, np.array([0, 0, 1, 1])).model_dump(mode="json")
     (folder / "detector" / CALIBRATION_FILE).write_text(json.dumps(calibration))
     rows = {"detector": ["sink-mass", "length"], "trace_id": list(store.trace_ids[-2:])}
     pq.write_table(pa.table(rows), folder / "scores.parquet")

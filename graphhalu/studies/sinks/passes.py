@@ -19,10 +19,10 @@ from torch.nn.utils.rnn import pad_sequence
 
 from graphhalu.core.axes import RowRange
 from graphhalu.core.config import differing_fields
+from graphhalu.core.documents import numbers
 from graphhalu.core.errors import StoreMismatchError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.core.numerics import json_ready
-from graphhalu.evaluation.files import numbers
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, body_below_head, read_likelihood
 from graphhalu.models.load import LoadedModel

@@ -13,8 +13,8 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import ConfigDict
 
+from graphhalu.core.documents import FileFormat, numbers, plain_values, read_document, write_document
 from graphhalu.evaluation.bootstrap import Estimate, OrNan
-from graphhalu.evaluation.files import FileFormat, numbers, plain_values, read_document, write_document
 from graphhalu.labels.labels import Meaning
 
 RESULT_FILE: Final = "sinks.json"
