@@ -122,7 +122,7 @@ def newest_run() -> Path:
 
 
 def _print_score(scorer: "AnswerScorer", found: "AnswerScore", reasons: "Explanation | None") -> None:
-    name = scorer.recipe.detector.card.name
+    name = scorer.detector.card.name
     verdict = {
         True: "hallucinated",
         False: "not hallucinated",
