@@ -84,9 +84,9 @@ def view(
         port: With --serve; 0 takes a free one.
     """
     from graphhalu.features.spec import split_text
-    from graphhalu.viewer.build import ViewRequest, make_view
     from graphhalu.viewer.page import write_view
     from graphhalu.viewer.serve import serve as serve_view
+    from graphhalu.viewer.view import ViewRequest, make_view
 
     store = open_store(traces)
     request = ViewRequest(
@@ -107,14 +107,10 @@ def view(
     if serve:
         serve_view(shown, port, lambda url: say(f"serving {url} to this machine; Ctrl-C stops it"))
         return None
-    written = write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
-    values = {
-        "html": str(written.path),
-        "n_traces": written.n_traces,
-        "edges_a_row": written.n_edges,
-        "bytes": written.n_bytes,
-    }
-    left = len(store) - written.n_traces
+    html = write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
+    n_traces, n_bytes = len(shown.store), html.stat().st_size
+    values = {"html": str(html), "n_traces": n_traces, "edges_a_row": shown.n_edges, "bytes": n_bytes}
+    left = len(store) - n_traces
     more = f"; {left:,} more with --trace, --limit or --serve" if left else ""
-    note = f"{written.n_traces} answers, {written.n_edges} edges a row, {megabytes(written.n_bytes)}{more}"
-    return Shown(values, lambda: print(written.path), note)
+    note = f"{n_traces} answers, {shown.n_edges} edges a row, {megabytes(n_bytes)}{more}"
+    return Shown(values, lambda: print(html), note)

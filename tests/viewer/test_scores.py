@@ -14,15 +14,15 @@ from graphhalu.detectors.saved import save_detector
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, Calibration
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.run import label_store, make_labeller
-from graphhalu.viewer.build import ViewRequest, make_view
-from graphhalu.viewer.verdicts import detector_scores, shown_labels
+from graphhalu.viewer.scores import detector_scores, shown_labels
+from graphhalu.viewer.view import ViewRequest, make_view
 
 
 def test_labels_that_are_not_stored_are_made_and_not_written(stores):
     store = stores["full"]
-    found = shown_labels(store, "match")
-    assert not found.is_stored
-    assert found.labels.trace_ids == store.trace_ids
+    labels, is_stored = shown_labels(store, "match")
+    assert not is_stored
+    assert labels.trace_ids == store.trace_ids
     assert not store.labels_folder.exists()
 
 
@@ -30,9 +30,9 @@ def test_stored_labels_are_taken_and_follow_the_chosen_traces(stores):
     store = stores["streams"]
     label_store(store, make_labeller("match"))
     chosen = store.select([4, 1])
-    found = shown_labels(chosen, "match")
-    assert found.is_stored
-    assert found.labels.trace_ids == chosen.trace_ids
+    labels, is_stored = shown_labels(chosen, "match")
+    assert is_stored
+    assert labels.trace_ids == chosen.trace_ids
 
 
 def test_a_name_that_is_no_labeller_is_refused(stores):
