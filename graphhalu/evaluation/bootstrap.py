@@ -14,13 +14,23 @@ from functools import lru_cache
 from typing import Annotated, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer, Shaped
+from jaxtyping import Float, Integer
 from pydantic import AllowInfNan, BeforeValidator
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import group_multiplicities
 from graphhalu.core.registry import unknown_name
-from graphhalu.evaluation.metrics import METRICS, check_scores, sorted_counts, tie_order
+from graphhalu.evaluation.metrics import (
+    METRICS,
+    Floats,
+    Groups,
+    Ints,
+    Mask,
+    Resampled,
+    check_scores,
+    sorted_counts,
+    tie_order,
+)
 
 _BLOCK_ELEMENTS: Final = 32_768
 """Weights held at a time: 256 KiB for each temporary array."""
@@ -93,18 +103,15 @@ class EvaluationSet:
         level: Coverage of the intervals.
     """
 
-    labels: Int[np.ndarray, "item"]
-    groups: Shaped[np.ndarray, "item"]
+    labels: Ints
+    groups: Groups
     n_resamples: int = 2000
     seed: int = 0
     level: float = 0.95
 
     def resample(
-        self,
-        metrics: Sequence[str],
-        scores: Float[np.ndarray, "item"],
-        is_valid: Bool[np.ndarray, "item"] | None = None,
-    ) -> dict[str, Float[np.ndarray, "resample"]]:
+        self, metrics: Sequence[str], scores: Floats, is_valid: Mask | None = None
+    ) -> dict[str, Resampled]:
         """Each metric on each resample; NaN where a resample lacks a class.
 
         Groups are drawn among all items, also those without a valid score: two detectors see the
@@ -144,13 +151,7 @@ class EvaluationSet:
 
 
 def bootstrap_interval(
-    metric: str,
-    scores: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    *,
-    level: float = 0.95,
-    **draws: int,
+    metric: str, scores: Floats, labels: Ints, groups: Groups, *, level: float = 0.95, **draws: int
 ) -> Interval:
     """Percentile interval of a metric over resampled groups.
 
@@ -173,40 +174,38 @@ def bootstrap_interval(
 
 def resample_metrics(
     metrics: Sequence[str],
-    scores: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
+    scores: Floats,
+    labels: Ints,
+    groups: Groups,
     *,
-    is_valid: Bool[np.ndarray, "trace"] | None = None,
+    is_valid: Mask | None = None,
     **draws: int,
-) -> dict[str, Float[np.ndarray, "resample"]]:
+) -> dict[str, Resampled]:
     """:meth:`EvaluationSet.resample` of labels and groups; ``draws``: ``n_resamples`` and ``seed``."""
     return EvaluationSet(labels, groups, **draws).resample(metrics, scores, is_valid)
 
 
-def mean_rows(
-    values: Float[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"], **draws: int
-) -> Float[np.ndarray, "row"]:
+def mean_rows(values: Floats, groups: Groups, **draws: int) -> Float[np.ndarray, "row"]:
     """Mean over the traces, then over each resample of groups: rows of :meth:`Estimate.of`."""
     sums = resample_sums(np.stack([values, np.ones(len(values))], axis=1), groups, **draws)
     return sums[:, 0] / sums[:, 1]
 
 
 def resample_sums(
-    columns: Float[np.ndarray, "trace column"], groups: Shaped[np.ndarray, "trace"], **draws: int
+    columns: Float[np.ndarray, "trace column"], groups: Groups, **draws: int
 ) -> Float[np.ndarray, "row column"]:
     """:meth:`EvaluationSet.sums` by group; ``draws``: ``n_resamples`` and ``seed``."""
     return EvaluationSet(np.zeros(len(groups), dtype=np.int64), groups, **draws).sums(columns)
 
 
-def two_sided_p(differences: Float[np.ndarray, "resample"]) -> float:
+def two_sided_p(differences: Resampled) -> float:
     """Twice the smaller share of resamples on either side of zero, one added to both counts."""
     used = differences[np.isfinite(differences)]
     smaller = min(int((used <= 0).sum()), int((used >= 0).sum()))
     return min(1.0, 2 * (smaller + 1) / (len(used) + 1))
 
 
-def percentile_interval(values: Float[np.ndarray, "resample"], level: float) -> Interval:
+def percentile_interval(values: Resampled, level: float) -> Interval:
     """The middle ``level`` share of the resamples that have a value.
 
     Raises:
@@ -225,7 +224,7 @@ def percentile_interval(values: Float[np.ndarray, "resample"], level: float) -> 
     return float(low), float(high), len(used)
 
 
-def group_codes(groups: Shaped[np.ndarray, "trace"]) -> tuple[Int[np.ndarray, "trace"], int]:
+def group_codes(groups: Groups) -> tuple[Ints, int]:
     """Number of each trace's group, and how many groups there are."""
     group_index = np.unique(groups, return_inverse=True)[1]
     return group_index, int(group_index.max()) + 1

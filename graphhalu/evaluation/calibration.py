@@ -23,7 +23,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from graphhalu.core.config import Config, validate
 from graphhalu.core.files import read_json_object
-from graphhalu.evaluation.metrics import check_scores, roc_counts, tie_order
+from graphhalu.evaluation.metrics import Floats, Ints, Mask, check_scores, roc_counts, tie_order
 from graphhalu.traces.schema import TraceRecord
 
 CALIBRATION_FILE: Final = "calibration.json"
@@ -71,12 +71,7 @@ class Calibration(Config):
 
     @classmethod
     def fit(
-        cls,
-        scores: Float[np.ndarray, "trace"],
-        labels: Int[np.ndarray, "trace"],
-        *,
-        method: Method | None = None,
-        threshold: float | None = None,
+        cls, scores: Floats, labels: Ints, *, method: Method | None = None, threshold: float | None = None
     ) -> "Calibration":
         """Fit on traces, or tokens, that the detector was not trained on.
 
@@ -98,14 +93,14 @@ class Calibration(Config):
         threshold = best_f1_threshold(scores, labels) if threshold is None else threshold
         return cls(method=method, threshold=threshold, **counts, **curve)
 
-    def probability(self, scores: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
+    def probability(self, scores: Floats) -> Floats:
         """Probability of being hallucinated, as common as on the validation side; NaN of NaN."""
         if self.method == "isotonic":
             return np.interp(scores, self.scores, self.probabilities)
         distance = np.clip(scores - self.centre, -self.reach, self.reach)
         return expit(self.slope * distance + self.intercept)
 
-    def is_predicted_positive(self, scores: Float[np.ndarray, "trace"]) -> Bool[np.ndarray, "trace"]:
+    def is_predicted_positive(self, scores: Floats) -> Mask:
         """Which scores reach the threshold; NaN does not."""
         return scores >= self.threshold
 
@@ -124,7 +119,7 @@ def read_calibration(path: Path) -> Calibration | None:
     return validate(Calibration, values, source="a saved calibration")
 
 
-def best_f1_threshold(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
+def best_f1_threshold(scores: Floats, labels: Ints) -> float:
     """The score at or above which predicting hallucinated gives the best F1; the highest of equals.
 
     Where nine of ten answers are hallucinated this may well be the lowest score: to call every
@@ -204,7 +199,7 @@ def best_character_threshold(
     return float(scores[is_known][order][best])
 
 
-def _platt(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> dict[str, float]:
+def _platt(scores: Floats, labels: Ints) -> dict[str, float]:
     """The likeliest logistic curve that does not fall.
 
     Source:
@@ -236,16 +231,14 @@ def _platt(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"])
     return {**curve, "reach": _REACH * float(scale)}
 
 
-def _isotonic(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> dict[str, tuple[float, ...]]:
+def _isotonic(scores: Floats, labels: Ints) -> dict[str, tuple[float, ...]]:
     """The closest curve that does not fall, kept off 0 and 1 as far as Platt's targets are."""
     fitted = IsotonicRegression(out_of_bounds="clip").fit(scores, labels.astype(np.float64))
     heights = np.clip(fitted.y_thresholds_, *_certainty(labels))
     return {"scores": tuple(fitted.X_thresholds_.tolist()), "probabilities": tuple(heights.tolist())}
 
 
-def _certainty(labels: Int[np.ndarray, "trace"]) -> tuple[float, float]:
+def _certainty(labels: Ints) -> tuple[float, float]:
     """The lowest and the highest probability that a finite sample can claim."""
     n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
     return 1 / (n_negative + 2), (n_positive + 1) / (n_positive + 2)

@@ -188,7 +188,9 @@ def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[int,
     n_tested = sum(len(np.unique(labels.owner[fit.is_tested])) for fit in found)
     metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
     choices = tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
-    aurocs = [auroc(fit.median_filled[fit.is_tested], labels.items[fit.is_tested]) for fit in found]
+    samples = sample_table(data, spec.name, fits)
+    filled = median_filled_scores(data, samples)[spec.name]
+    aurocs = [auroc(s[np.isfinite(s)], data.kept_items.labels[np.isfinite(s)]) for s in filled]
     row = replace(
         _row(data, spec, card, None),
         metrics=metrics,
@@ -200,7 +202,7 @@ def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[int,
         choices=choices if card.level == "token" else (),
         trace_bytes=_trace_bytes(card, data),
     )
-    return row, sample_table(data, spec.name, fits)
+    return row, samples
 
 
 def coverage(fits: Sequence[OutOfFold]) -> float:

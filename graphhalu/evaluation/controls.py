@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
@@ -18,6 +18,7 @@ from graphhalu.core.progress import Progress, no_progress
 from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.base import ChosenTraces
 from graphhalu.detectors.gnn.config import NetworkConfig
+from graphhalu.evaluation.metrics import Floats, Ints
 from graphhalu.evaluation.settings import DetectorSpec
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.labels.groups import question_groups
@@ -125,9 +126,7 @@ def control_rows(
     return found
 
 
-def question_mass(
-    traces: Sequence[Trace], config: NetworkConfig
-) -> Iterator[tuple[Labels, Float[np.ndarray, "trace"]]]:
+def question_mass(traces: Sequence[Trace], config: NetworkConfig) -> Iterator[tuple[Labels, Floats]]:
     """Labels of each head (above the median of its attention to the question), and its edges' sum.
 
     The attention is that of all keys, the sum that of the edges to the question that the graphs of
@@ -147,7 +146,7 @@ def question_mass(
         of_heads = np.array([_mass(trace, layer) for trace in traces])
         for head in heads.tolist():
             whole = of_heads[:, head]
-            values: Int[np.ndarray, "trace"] = (whole > np.median(whole)).astype(np.int64)
+            values: Ints = (whole > np.median(whole)).astype(np.int64)
             ids, settings = (trace.trace_id for trace in traces), {"layer": layer, "head": head}
             labels = complete_labels(ids, values, "question-mass", reason="median split", settings=settings)
             yield labels, on_edges[:, place, head]
@@ -160,9 +159,7 @@ def _mass(trace: Trace, layer: int) -> Float[np.ndarray, "head"]:
     return mean
 
 
-def _auroc(
-    scorer: DetectorSpec | Float[np.ndarray, "trace"], traces: Sequence[Trace], labels: Labels, seed: int
-) -> float:
+def _auroc(scorer: DetectorSpec | Floats, traces: Sequence[Trace], labels: Labels, seed: int) -> float:
     """AUROC of a fresh detector, or of given values, on the test side of a grouped split."""
     split = grouped_split(labels.values, question_groups(traces), seed=seed)
     if isinstance(scorer, DetectorSpec):

@@ -6,14 +6,14 @@ kind (whole categories held out, say) is a list of :class:`Split` that passes :f
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Shaped
+from jaxtyping import Float, Int
 
 from graphhalu.core.config import config_hash
 from graphhalu.core.errors import GraphhaluError, NotEnoughDataError, UsageError
@@ -30,6 +30,7 @@ from graphhalu.evaluation.calibration import (
     best_character_threshold,
     marked_answer,
 )
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, Mask
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.groups import question_groups
 from graphhalu.labels.labels import Labels, as_labels
@@ -43,12 +44,12 @@ class ComparisonData:
 
     traces: Sequence[Trace]
     labels: Labels
-    groups: Shaped[np.ndarray, "trace"]
+    groups: Groups
     folds: Mapping[int, list[Split]]
     config: CompareConfig
 
     @cached_property
-    def is_kept(self) -> Bool[np.ndarray, "item"]:
+    def is_kept(self) -> Mask:
         """Items of traces with a valid label."""
         return self.labels.is_valid[self.labels.owner]
 
@@ -129,7 +130,7 @@ def check_same_traces(traces: Sequence[Trace], labels: Labels) -> None:
         )
 
 
-def best_beams(traces: Sequence[Trace]) -> Bool[np.ndarray, "trace"]:
+def best_beams(traces: Sequence[Trace]) -> Mask:
     """Which traces are the best beam of their question; given answers all count.
 
     The best beam is decided before labels are looked at: a question whose best beam has no
@@ -146,12 +147,7 @@ def best_beams(traces: Sequence[Trace]) -> Bool[np.ndarray, "trace"]:
 
 
 def cross_fit_folds(
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    is_valid: Bool[np.ndarray, "trace"],
-    *,
-    n_folds: int | None = 5,
-    seed: int = 0,
+    labels: Ints, groups: Groups, is_valid: Mask, *, n_folds: int | None = 5, seed: int = 0
 ) -> list[Split]:
     """Grouped, stratified folds over the valid traces; indices point into all traces.
 
@@ -250,11 +246,11 @@ class FoldModel:
     fit_s: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class OutOfFold:
     """Scores of one detector and seed, each from a model that never saw the trace's question.
 
-    The items are those of the labels: traces, or the answer tokens of all traces.
+    It is filled fold by fold. The items are those of the labels: traces, or the answer tokens of all traces.
 
     Attributes:
         values: Scores that can be pooled over folds; NaN where not valid.
@@ -270,47 +266,41 @@ class OutOfFold:
         choices: For each fit its fold, its threshold, and what the detector says of its training.
     """
 
-    values: Float[np.ndarray, "item"]
-    raw: Float[np.ndarray, "item"]
-    probability: Float[np.ndarray, "item"]
-    is_predicted_positive: Bool[np.ndarray, "item"]
-    fold: Int[np.ndarray, "item"]
-    fit_s: tuple[float, ...] = ()
+    values: Floats
+    raw: Floats
+    probability: Floats
+    is_predicted_positive: Mask
+    fold: Ints
+    fit_s: list[float] = field(default_factory=list)
     score_s: float = 0.0
     n_parameters: int | None = None
-    choices: tuple[Mapping[str, Any], ...] = ()
+    choices: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, n_items: int) -> "OutOfFold":
-        """Nothing tested yet; the arrays are filled fold by fold."""
+        """Nothing tested yet."""
         values, raw, probability = (np.full(n_items, np.nan) for _ in range(3))
         return cls(values, raw, probability, np.zeros(n_items, dtype=bool), np.full(n_items, -1))
 
     @property
-    def is_valid(self) -> Bool[np.ndarray, "item"]:
+    def is_valid(self) -> Mask:
         """Whether the item was tested and has a score."""
         return np.isfinite(self.raw)
 
     @property
-    def is_tested(self) -> Bool[np.ndarray, "item"]:
+    def is_tested(self) -> Mask:
         """Whether the item was tested."""
         return self.fold >= 0
 
-    @property
-    def median_filled(self) -> Float[np.ndarray, "item"]:
-        """The values, with their median for tested items without one; NaN where not tested."""
-        is_missing = self.is_tested & ~self.is_valid
-        return np.where(is_missing, np.median(self.values[self.is_valid]), self.values)
-
-    def with_fold(
+    def add_fold(
         self,
         number: int,
         model: FoldModel,
         traces: Sequence[Trace],
         indices: Int[np.ndarray, "tested"],
-        items: Int[np.ndarray, "item"],
-    ) -> "OutOfFold":
-        """The same with the scores that the model of one fold gives some traces.
+        items: Ints,
+    ) -> None:
+        """Add the scores that the model of one fold gives some traces.
 
         Args:
             number: Number of the fold.
@@ -324,22 +314,18 @@ class OutOfFold:
         """
         started = perf_counter()
         raw = _values(model.detector, traces, indices)
-        score_s = perf_counter() - started
+        self.score_s += perf_counter() - started
         self.values[items], self.raw[items] = standardise(raw, model.reference), raw
         self.fold[items] = number
         threshold = None
         if model.calibration is not None:
             threshold = model.calibration.threshold
             self.probability[items] = model.calibration.probability(raw)
-            self.is_predicted_positive[items] = raw >= threshold
+            self.is_predicted_positive[items] = model.calibration.is_predicted_positive(raw)
+        self.fit_s.append(model.fit_s)
+        self.n_parameters = model.detector.n_parameters
         report: Mapping[str, Any] = getattr(model.detector, "training_report", {})
-        return replace(
-            self,
-            fit_s=(*self.fit_s, model.fit_s),
-            score_s=self.score_s + score_s,
-            n_parameters=model.detector.n_parameters,
-            choices=(*self.choices, {"fold": number, "threshold": threshold, **report}),
-        )
+        self.choices.append({"fold": number, "threshold": threshold, **report})
 
 
 def cross_fit(
@@ -371,7 +357,7 @@ def cross_fit(
     for number, fold in enumerate(folds):
         with noted(f"in fold {number}"):
             model = fit_fold(make, traces, labels, fold)
-            done = done.with_fold(number, model, traces, fold.test, labels.places(fold.test))
+            done.add_fold(number, model, traces, fold.test, labels.places(fold.test))
         on_fold(number)
     return done
 
@@ -438,9 +424,7 @@ def noted(where: str) -> Iterator[None]:
         raise
 
 
-def _values(
-    detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]
-) -> Float[np.ndarray, "item"]:
+def _values(detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]) -> Floats:
     """Scores as float64, NaN where invalid; refuses scores that do not fit the traces."""
     chosen = ChosenTraces(traces, tuple(indices.tolist()))
     return checked_scores(detector, detector.score(chosen), chosen).values

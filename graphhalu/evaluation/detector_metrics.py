@@ -19,18 +19,14 @@ from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
 from graphhalu.evaluation.calibration import MarkedAnswer
 from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold
-from graphhalu.evaluation.metrics import METRICS, auroc, ece, evaluate, ratio
-from graphhalu.evaluation.result import SAMPLE_SCHEMA, MetricValue, Subgroup, TokenCounts
+from graphhalu.evaluation.metrics import METRICS, Floats, Mask, auroc, ece, evaluate, ratio
+from graphhalu.evaluation.result import SAMPLE_SCHEMA, TEXTS, MetricValue, Subgroup, TokenCounts
 from graphhalu.labels.spans import n_lost_spans
 
 RANK_METRICS: Final = {"answer": tuple(METRICS), "token": ("auroc", "auprc")}
 """Rank metrics at each level; of tokens nobody rejects some and keeps the others."""
-SPAN_RULE: Final = (
-    "a marked span is found if tokens predicted positive cover at least half of its characters; a "
-    "predicted span (such tokens in a row) is right if at least half of its characters are marked"
-)
-"""Definition of the metrics of spans; the half is :data:`HALF`."""
 HALF: Final = 0.5
+"""Share of characters from which on a span is found, or right."""
 _MOST_SUBGROUPS: Final = 60
 """A field with more values than this is no category."""
 
@@ -58,10 +54,7 @@ def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[st
 
 
 def _rank_rows(
-    items: EvaluationSet,
-    names: Sequence[str],
-    scores: Float[np.ndarray, "item"],
-    is_valid: Bool[np.ndarray, "item"],
+    items: EvaluationSet, names: Sequence[str], scores: Floats, is_valid: Mask
 ) -> dict[str, Float[np.ndarray, "row"]]:
     """Rank metrics of one seed over the items that count.
 
@@ -126,9 +119,7 @@ def _fold_means(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[str, fl
     return {name: float(np.mean([f[name] for f in found])) for name in METRICS} if found else {}
 
 
-def subgroups(
-    data: ComparisonData, scores: Mapping[str, Sequence[Float[np.ndarray, "item"]]]
-) -> tuple[Subgroup, ...]:
+def subgroups(data: ComparisonData, scores: Mapping[str, Sequence[Floats]]) -> tuple[Subgroup, ...]:
     """AUROC and AUPRC of every detector within each category; none without categories.
 
     Args:
@@ -178,7 +169,7 @@ class SpanCounts(NamedTuple):
 
 
 def count_spans(answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]) -> SpanCounts:
-    """Characters and spans of one answer; see :data:`SPAN_RULE`.
+    """Characters and spans of one answer; a span counts from :data:`HALF` of its characters on.
 
     Tokens of white space alone neither make a span nor part one.
     """
@@ -280,19 +271,9 @@ def token_counts(data: ComparisonData, n_groups: int) -> TokenCounts:
 def token_notes(counts: TokenCounts) -> tuple[str, ...]:
     """Caveats that a reader must know before trusting a number."""
     n_others = counts.n_traces - counts.n_on_policy
-    notes = [f"Spans: {SPAN_RULE}."]
-    if n_others:
-        notes.append(
-            f"Off-policy: {n_others} of {counts.n_traces} answers were written by others, and the "
-            "replaying model only read them. Its attention and likelihood say how it reads such "
-            "a text, not how the writer came to it."
-        )
-    if len(counts.writers) > 1:
-        notes.append(
-            "Writers hallucinate at different rates, so telling them apart by style already "
-            "ranks answers; within_auroc compares the tokens of one answer only."
-        )
-    return tuple(notes)
+    is_told = {"spans": True, "off_policy": n_others > 0, "writers": len(counts.writers) > 1}
+    numbers = {"n_others": n_others, "n_traces": counts.n_traces}
+    return tuple(TEXTS[name].format(**numbers) for name, told in is_told.items() if told)
 
 
 def sample_table(data: ComparisonData, name: str, fits: Mapping[int, OutOfFold]) -> pa.Table:
@@ -320,9 +301,7 @@ def sample_table(data: ComparisonData, name: str, fits: Mapping[int, OutOfFold])
     return pa.concat_tables(tables)
 
 
-def median_filled_scores(
-    data: ComparisonData, samples: pa.Table
-) -> dict[str, list[Float[np.ndarray, "item"]]]:
+def median_filled_scores(data: ComparisonData, samples: pa.Table) -> dict[str, list[Floats]]:
     """Scores of all kept items by detector and seed, with the median where there is no valid score.
 
     NaN where an item was not tested. It reads nothing but the table of samples, so that detectors
@@ -331,7 +310,7 @@ def median_filled_scores(
     labels = data.labels
     starts = labels.owner.searchsorted(np.arange(len(labels.values)))
     first = np.append(0, data.is_kept.cumsum())[starts]
-    found: dict[str, list[Float[np.ndarray, "item"]]] = {}
+    found: dict[str, list[Floats]] = {}
     for name in pc.unique(samples["detector"]).to_pylist():
         mine = samples.filter(pc.field("detector") == name)
         seeds, known = mine["seed"].to_numpy(), mine["score"].to_numpy().astype(np.float64)

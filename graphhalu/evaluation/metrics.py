@@ -17,11 +17,18 @@ from functools import cached_property, lru_cache, partial
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Num
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from graphhalu.core import numerics
 from graphhalu.core.axes import LABEL_CORRECT, LABEL_HALLUCINATED
 from graphhalu.core.errors import NotEnoughDataError
+
+Floats = Float[np.ndarray, "item"]
+"""One number an item: a trace, or a token."""
+Ints = Int[np.ndarray, "item"]
+Mask = Bool[np.ndarray, "item"]
+Groups = Shaped[np.ndarray, "item"]
+Resampled = Float[np.ndarray, "resample"]
 
 MAX_REJECTION: Final = 0.5
 """Rejection goes up to this share of the traces in the prediction-rejection ratio."""
@@ -36,12 +43,12 @@ class RocCounts:
     false_positives: Float[np.ndarray, "resample threshold"]
 
     @property
-    def n_correct(self) -> Float[np.ndarray, "resample"]:
+    def n_correct(self) -> Resampled:
         """Correct traces."""
         return self.false_positives[:, -1]
 
     @property
-    def n_all(self) -> Float[np.ndarray, "resample"]:
+    def n_all(self) -> Resampled:
         """All traces."""
         return self.true_positives[:, -1] + self.n_correct
 
@@ -72,9 +79,7 @@ def harmonic_numbers(n_terms: int) -> Float[np.ndarray, "term"]:
 
 
 def roc_counts(
-    scores: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    weights: Num[np.ndarray, "resample trace"] | None = None,
+    scores: Floats, labels: Ints, weights: Num[np.ndarray, "resample trace"] | None = None
 ) -> RocCounts:
     """Count both classes at or above each distinct score, once for each row of weights.
 
@@ -88,18 +93,14 @@ def roc_counts(
     return sorted_counts(rows[:, order], labels[order], last_of_tie)
 
 
-def tie_order(
-    scores: Float[np.ndarray, "trace"],
-) -> tuple[Int[np.ndarray, "trace"], Int[np.ndarray, "threshold"]]:
+def tie_order(scores: Floats) -> tuple[Ints, Int[np.ndarray, "threshold"]]:
     """Order of falling scores, and the place in it where each distinct score ends."""
     order = np.argsort(-scores, kind="stable")
     return order, np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
 
 
 def sorted_counts(
-    weights: Num[np.ndarray, "resample trace"],
-    labels: Int[np.ndarray, "trace"],
-    last_of_tie: Int[np.ndarray, "threshold"],
+    weights: Num[np.ndarray, "resample trace"], labels: Ints, last_of_tie: Int[np.ndarray, "threshold"]
 ) -> RocCounts:
     """:func:`roc_counts` of weights and labels that :func:`tie_order` has sorted."""
     # summed in place: a fifth faster than through new arrays
@@ -113,7 +114,7 @@ def sorted_counts(
     return RocCounts(hits[:, last_of_tie], alarms[:, last_of_tie])
 
 
-def check_scores(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> None:
+def check_scores(scores: Floats, labels: Ints) -> None:
     """Refuse scores and labels that no metric is defined for.
 
     Raises:
@@ -133,7 +134,7 @@ def check_scores(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "tr
         )
 
 
-def auroc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
+def auroc(scores: Floats, labels: Ints) -> float:
     """Chance that a hallucinated trace scores above a correct one; a tie counts one half.
 
     Raises:
@@ -144,7 +145,7 @@ def auroc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) 
     return numerics.auroc(scores, labels)
 
 
-def evaluate(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> dict[str, float]:
+def evaluate(scores: Floats, labels: Ints) -> dict[str, float]:
     """Every metric of :data:`METRICS`.
 
     Raises:
@@ -164,7 +165,7 @@ def ratio(
         return np.where(denominator > 0, numerator / denominator, np.nan)
 
 
-def counted_auroc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
+def counted_auroc(counts: RocCounts) -> Resampled:
     """AUROC of each resample; NaN where a resample lacks a class."""
     hits, alarms = counts.true_positives, counts.false_positives
     # trapezoids: twice the mean height times the width, the first one from the origin
@@ -173,7 +174,7 @@ def counted_auroc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
     return ratio(area, hits[:, -1] * alarms[:, -1])
 
 
-def counted_auprc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
+def counted_auprc(counts: RocCounts) -> Resampled:
     """Average precision of each resample; NaN where a resample lacks a class."""
     hits, alarms = counts.true_positives, counts.false_positives
     flagged = hits + alarms
@@ -184,7 +185,7 @@ def counted_auprc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
     return np.where(alarms[:, -1] > 0, value, np.nan)
 
 
-def counted_tpr_at_fpr(counts: RocCounts, *, max_fpr: float) -> Float[np.ndarray, "resample"]:
+def counted_tpr_at_fpr(counts: RocCounts, *, max_fpr: float) -> Resampled:
     """Largest true-positive rate of a threshold whose false-positive rate is within the bound.
 
     One value for each resample; NaN where it lacks a class. Only the achievable points of the ROC
@@ -201,7 +202,7 @@ def counted_tpr_at_fpr(counts: RocCounts, *, max_fpr: float) -> Float[np.ndarray
     return np.where(n_correct > 0, value, np.nan)
 
 
-def counted_prr(counts: RocCounts, *, max_rejection: float = MAX_REJECTION) -> Float[np.ndarray, "resample"]:
+def counted_prr(counts: RocCounts, *, max_rejection: float = MAX_REJECTION) -> Resampled:
     """Prediction-rejection ratio: 1 = as good as an oracle, 0 = as random rejection.
 
     The quality of a trace is 1 minus its label. With ``R = floor(max_rejection * n)`` the area
@@ -226,7 +227,7 @@ def counted_prr(counts: RocCounts, *, max_rejection: float = MAX_REJECTION) -> F
     return ratio(_kept_quality(counts, fewest) - random, _oracle_quality(counts, fewest) - random)
 
 
-def counted_aurc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
+def counted_aurc(counts: RocCounts) -> Resampled:
     """Area under the risk-coverage curve: mean risk over all numbers of kept traces; low is good.
 
     One value for each resample; NaN where it lacks a class.
@@ -238,7 +239,7 @@ def counted_aurc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
     return np.where((counts.n_correct > 0) & (counts.n_correct < counts.n_all), area, np.nan)
 
 
-def counted_excess_aurc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
+def counted_excess_aurc(counts: RocCounts) -> Resampled:
     """E-AURC: :func:`counted_aurc` minus that of an oracle with as many hallucinated traces.
 
     One value for each resample, low is good; NaN where it lacks a class.
@@ -250,7 +251,7 @@ def counted_excess_aurc(counts: RocCounts) -> Float[np.ndarray, "resample"]:
     return counted_aurc(counts) - best
 
 
-def _kept_quality(counts: RocCounts, fewest: Float[np.ndarray, "resample"]) -> Float[np.ndarray, "resample"]:
+def _kept_quality(counts: RocCounts, fewest: Resampled) -> Resampled:
     """Sum of ``C(k) / k`` over ``k = fewest + 1 … n``: whole ties, and a part of the last one."""
     terms, kept, levels, slopes = counts.kept_ties
     is_whole = kept >= fewest[:, None]
@@ -265,9 +266,7 @@ def _kept_quality(counts: RocCounts, fewest: Float[np.ndarray, "resample"]) -> F
     return np.where(upper > fewest, whole + level * steps + slope * (upper - fewest), whole)
 
 
-def _oracle_quality(
-    counts: RocCounts, fewest: Float[np.ndarray, "resample"]
-) -> Float[np.ndarray, "resample"]:
+def _oracle_quality(counts: RocCounts, fewest: Resampled) -> Resampled:
     """The same sum when every hallucinated trace is rejected before any correct one."""
     harmonic = harmonic_numbers(int(counts.n_all.max(initial=0)))
     turn = np.maximum(counts.n_correct, fewest)
@@ -284,7 +283,7 @@ class Metric(NamedTuple):
         is_error: Whether less is better.
     """
 
-    function: Callable[[RocCounts], Float[np.ndarray, "resample"]]
+    function: Callable[[RocCounts], Resampled]
     description: str
     is_error: bool = False
 
@@ -304,7 +303,7 @@ LOWER_IS_BETTER: Final = {name for name, metric in METRICS.items() if metric.is_
 
 
 def risk_coverage_curve(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
+    scores: Floats, labels: Ints
 ) -> tuple[Float[np.ndarray, "kept"], Float[np.ndarray, "kept"]]:
     """Coverage ``1/n … 1``, the lowest scores kept first, and the risk at each: its mean is the AURC.
 
@@ -337,9 +336,7 @@ class Reliability(NamedTuple):
     n_traces: Int[np.ndarray, "bin"]
 
 
-def reliability_curve(
-    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], *, n_bins: int = N_BINS
-) -> Reliability:
+def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> Reliability:
     """Mean probability and share of hallucinated traces in bins of equal mass.
 
     Equal probabilities are never parted, so that the order of a file changes nothing: a bin
@@ -361,9 +358,7 @@ def reliability_curve(
     return Reliability(*means, n_traces)
 
 
-def ece(
-    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], *, n_bins: int = N_BINS
-) -> float:
+def ece(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> float:
     """Expected calibration error: mean distance of probability and share over the bins' traces.
 
     Raises:
@@ -377,9 +372,7 @@ def ece(
     return float(np.average(np.abs(curve.probability - curve.share), weights=curve.n_traces))
 
 
-def log_losses(
-    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> Float[np.ndarray, "trace"]:
+def log_losses(probability: Floats, labels: Ints) -> Floats:
     """Negative log-probability (nat) that was given to each label; infinite for a sure mistake.
 
     Raises:
@@ -388,11 +381,11 @@ def log_losses(
     """
     _check_probabilities(probability)
     with np.errstate(divide="ignore"):
-        losses: Float[np.ndarray, "trace"] = -np.log(np.where(labels == 1, probability, 1 - probability))
+        losses: Floats = -np.log(np.where(labels == 1, probability, 1 - probability))
     return losses
 
 
-def _check_probabilities(probability: Float[np.ndarray, "trace"]) -> None:
+def _check_probabilities(probability: Floats) -> None:
     if not len(probability):
         raise NotEnoughDataError("no trace has a probability")
     if not ((probability >= 0) & (probability <= 1)).all():

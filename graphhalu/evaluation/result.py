@@ -13,6 +13,7 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 from pydantic import ConfigDict
 
+from graphhalu.core.config import read_yaml
 from graphhalu.core.documents import (
     FileFormat,
     csv_text,
@@ -33,9 +34,8 @@ KIND: Final = FileFormat("graphhalu-result", 3, "Run:  graphhalu compare, or gra
 RESULT_FILE: Final = "result.json"
 TABLE_FILE: Final = "table.csv"
 SCORES_FILE: Final = "scores.parquet"
-POSITION_RULE: Final = (
-    "the place of a token alone, which finds hallucinated ones and which every detector must beat"
-)
+TEXTS: Final = read_yaml(Path(__file__).with_name("texts.yaml"))
+"""Rules and caveats that results quote."""
 
 _TOKENS_BEFORE: Final = FileFormat("graphhalu-token-result", 1, KIND.way_out)
 _TOKEN_FILES: Final = ("tokens.json", "tokens.parquet")
@@ -449,7 +449,7 @@ def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
         "n_groups": counts["n_groups"],
         "prevalence": counts["n_hallucinated_tokens"] / counts["n_tokens"],
         "coverage": counts["n_traces"] / (counts["n_traces"] + n_left_out),
-        "baseline": {"detector": POSITION_CONTROL, "rule": POSITION_RULE},
+        "baseline": {"detector": POSITION_CONTROL, "rule": TEXTS["rules"]["position"]},
         "comparisons": [
             _of_token_test(row, found) for row, found in differences if found and found["low"] is not None
         ],

@@ -18,23 +18,18 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.detectors.registry import POSITION_CONTROL
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, two_sided_p
-from graphhalu.evaluation.metrics import auroc, check_scores
-from graphhalu.evaluation.result import POSITION_RULE, Baseline, Comparison, DetectorRow
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, Resampled, auroc, check_scores
+from graphhalu.evaluation.result import TEXTS, Baseline, Comparison, DetectorRow
 from graphhalu.evaluation.settings import MARGIN
 from graphhalu.labels.labels import Level
 
-RULE: Final = (
-    "highest AUROC (traces without a score at the median) among controls and all detectors that "
-    "are no graph network; chosen on the same test scores, which favours the baseline"
-)
-NAMED_RULE: Final = "named before the comparison"
 LEAST_OF_CLASS: Final = 5
 """Answers of a class below which single features are not tested."""
 
@@ -43,8 +38,8 @@ class PooledAuroc(NamedTuple):
     """AUROC of a detector, its influences, and its value on each resample; means over seeds."""
 
     auroc: float
-    influence: Float[np.ndarray, "item"]
-    resampled: Float[np.ndarray, "resample"]
+    influence: Floats
+    resampled: Resampled
 
 
 class ColumnTests(NamedTuple):
@@ -61,21 +56,18 @@ def choose_baseline(
 
     Of token detectors it is the position control, where that was run.
     """
+    rules = TEXTS["rules"]
     if against is not None:
-        return Baseline(against, NAMED_RULE)
+        return Baseline(against, rules["named"])
     if level == "token" and any(row.detector == POSITION_CONTROL for row in rows):
-        return Baseline(POSITION_CONTROL, POSITION_RULE)
+        return Baseline(POSITION_CONTROL, rules["position"])
     candidates = [row for row in rows if row.failure is None and (row.is_control or not row.is_graph)]
     best = max(candidates, key=lambda row: row.auroc_invalid_at_median or 0.0, default=None)
-    return None if best is None else Baseline(best.detector, RULE)
+    return None if best is None else Baseline(best.detector, rules["strongest"])
 
 
 def compare_to_baseline(
-    scores: Mapping[str, Sequence[Float[np.ndarray, "item"]]],
-    baseline: str,
-    tested: EvaluationSet,
-    *,
-    margin: float = MARGIN,
+    scores: Mapping[str, Sequence[Floats]], baseline: str, tested: EvaluationSet, *, margin: float = MARGIN
 ) -> list[Comparison]:
     """Test every detector against the baseline, with Holm's correction over all of them.
 
@@ -102,7 +94,7 @@ def compare_to_baseline(
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
 
 
-def pooled_auroc(seeds: Sequence[Float[np.ndarray, "item"]], tested: EvaluationSet) -> PooledAuroc:
+def pooled_auroc(seeds: Sequence[Floats], tested: EvaluationSet) -> PooledAuroc:
     """AUROC of a detector over all tested items, mean over seeds, and what its tests need.
 
     Args:
@@ -174,9 +166,7 @@ def tost(difference: float, standard_error: float, margin: float = MARGIN) -> tu
     )
 
 
-def auroc_influence(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> Float[np.ndarray, "trace"]:
+def auroc_influence(scores: Floats, labels: Ints) -> Floats:
     """What each trace adds to the error of the AUROC; the squares sum to DeLong's variance.
 
     Raises:
@@ -194,7 +184,7 @@ def auroc_influence(
 
 
 def column_influence(
-    columns: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"]
+    columns: Float[np.ndarray, "trace column"], labels: Ints
 ) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "trace column"]]:
     """AUROC of each column, and what each trace adds to its error; two of each class or more.
 
@@ -216,9 +206,7 @@ def column_influence(
     return auroc, influence
 
 
-def grouped_delong_test(
-    difference: float, influence: Float[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"]
-) -> tuple[float, float]:
+def grouped_delong_test(difference: float, influence: Floats, groups: Groups) -> tuple[float, float]:
     """Test a difference of AUROCs whose traces come in independent groups.
 
     Args:
@@ -249,11 +237,7 @@ def grouped_delong_test(
     )
 
 
-def column_tests(
-    columns: Float[np.ndarray, "trace column"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Int[np.ndarray, "trace"],
-) -> ColumnTests:
+def column_tests(columns: Float[np.ndarray, "trace column"], labels: Ints, groups: Ints) -> ColumnTests:
     """AUROC of each column and its p-value of being 0.5, with questions as groups.
 
     Missing values do not count; a column with fewer than 5 answers of a class has neither.

@@ -15,7 +15,6 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
 from pydantic import ConfigDict
 
 from graphhalu.core.documents import FileFormat, csv_text, parquet_bytes, write_document
@@ -26,6 +25,7 @@ from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import attempted, coverage, failure_text
 from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, fit_fold
 from graphhalu.evaluation.detector_metrics import detector_metrics, sample_table
+from graphhalu.evaluation.metrics import Ints
 from graphhalu.evaluation.result import MetricValue
 from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, GivenDetectors, detector_specs
 from graphhalu.labels.groups import question_groups
@@ -165,7 +165,7 @@ def source_names(paths: Sequence[Path]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)]
 
 
-def folds_that_test(train: ComparisonData, seed: int, test: ComparisonData) -> Int[np.ndarray, "trace"]:
+def folds_that_test(train: ComparisonData, seed: int, test: ComparisonData) -> Ints:
     """The fold of ``train`` that tests each trace of ``test``; -1 where each has seen it.
 
     Questions are the same if they share a group, or their text, as near-duplicates do; a group
@@ -208,11 +208,8 @@ def _train_on(
             for name in [each for each in data if each not in failures]:
                 chosen = np.flatnonzero(tested_by[name] == number)
                 scored = (number, model, data[name].traces, chosen, chosen)
-                found = attempted(where, fits[name][seed].with_fold, *scored) if len(chosen) else None
-                if isinstance(found, str):
-                    failures[name] = found
-                elif found is not None:
-                    fits[name][seed] = found
+                failure = attempted(where, fits[name][seed].add_fold, *scored) if len(chosen) else None
+                failures |= {} if failure is None else {name: failure}
             on_fit(f"{spec.name} on {train}, seed {seed}, fold {number}")
     return [
         _cell((spec.name, train, name), other, fits[name], n_dropped[name], failures.get(name))
