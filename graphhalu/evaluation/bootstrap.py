@@ -169,7 +169,9 @@ def bootstrap_interval(
         NotEnoughDataError: If a class is missing, or more than half of the resamples lack one.
     """
     check_scores(scores, labels)
-    return percentile_interval(resample_metrics([metric], scores, labels, groups, **draws)[metric], level)
+    return percentile_interval(
+        EvaluationSet(labels, groups, **draws).resample([metric], scores)[metric], level
+    )
 
 
 def resample_metrics(

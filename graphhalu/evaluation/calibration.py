@@ -87,7 +87,7 @@ class Calibration(Config):
             NotEnoughDataError: If one class is missing.
         """
         check_scores(scores, labels)
-        counts = {"n_hallucinated": int(labels.sum()), "n_correct": int((1 - labels).sum())}
+        counts: dict[str, Any] = {"n_hallucinated": int(labels.sum()), "n_correct": int((1 - labels).sum())}
         method = method or ("isotonic" if min(counts.values()) >= ISOTONIC_MINIMUM else "platt")
         curve: dict[str, Any] = (_isotonic if method == "isotonic" else _platt)(scores, labels)
         threshold = best_f1_threshold(scores, labels) if threshold is None else threshold
@@ -170,8 +170,8 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
     size, marked, *of_spans = (
         np.bincount(owner[row & (owner >= 0)], minlength=n_tokens) for row in (is_text, is_marked, *spans)
     )
-    of_spans = np.array(of_spans, dtype=np.int64).reshape(len(spans), n_tokens)
-    return MarkedAnswer(size, marked, of_spans, spans.sum(axis=1), int(is_marked.sum()))
+    by_token = np.array(of_spans, dtype=np.int64).reshape(len(spans), n_tokens)
+    return MarkedAnswer(size, marked, by_token, spans.sum(axis=1), int(is_marked.sum()))
 
 
 def best_character_threshold(

@@ -36,7 +36,7 @@ from graphhalu.core.provenance import provenance
 from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.engine.executors import Executor, ProcessExecutor
-from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, cross_fit, noted
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, cross_fit
 from graphhalu.evaluation.detector_metrics import (
     detector_metrics,
     median_filled_scores,
@@ -331,9 +331,9 @@ def _run_seed(
 def attempted(where: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
     """What a function gives, or the text of the error that the detector in it raises."""
     try:
-        with noted(where):
-            return function(*arguments, **options)
+        return function(*arguments, **options)
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
+        error.add_note(where)
         return failure_text(error)
 
 

@@ -113,7 +113,7 @@ def control_rows(
             value = _auroc(trained, its_traces, labels, seed)
             passes = value <= NOT_FOUND if is_control else value > FOUND
             yield ControlRow(signal, spec.name, value, None, n_answers, passes)
-        splits = list(question_mass(chosen, config if is_network else NetworkConfig()))
+        splits = list(question_mass(chosen, config if isinstance(config, NetworkConfig) else NetworkConfig()))
         reference = float(np.mean([_auroc(on_edges, chosen, labels, seed) for labels, on_edges in splits]))
         value = float(np.mean([_auroc(spec, chosen, labels, seed) for labels, _ in splits]))
         passes = is_control or value >= reference - TOLERANCE

@@ -4,8 +4,7 @@ The folds are grouped by question and checked against the traces themselves. A s
 kind (whole categories held out, say) is a list of :class:`Split` that passes :func:`check_questions`.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -140,8 +139,7 @@ def best_beams(traces: Sequence[Trace]) -> Mask:
     best: dict[str, int] = {}
     for record in records:
         if record.is_on_policy:
-            first = best.setdefault(record.question_id, record.beam_index)
-            best[record.question_id] = min(first, record.beam_index)
+            best[record.question_id] = min(record.beam_index, best.get(record.question_id, record.beam_index))
     is_best = [not r.is_on_policy or r.beam_index == best[r.question_id] for r in records]
     return np.array(is_best, dtype=bool)
 
@@ -355,9 +353,12 @@ def cross_fit(
     """
     done = OutOfFold.empty(len(labels.items))
     for number, fold in enumerate(folds):
-        with noted(f"in fold {number}"):
+        try:
             model = fit_fold(make, traces, labels, fold)
             done.add_fold(number, model, traces, fold.test, labels.places(fold.test))
+        except Exception as error:
+            error.add_note(f"in fold {number}")
+            raise
         on_fold(number)
     return done
 
@@ -412,16 +413,6 @@ def standardise(
     # a spread below rounding would be blown up by the division
     spreads = (each.std() for each in (clipped, known) if each.std() > 1e-9 * np.abs(each).max())
     return (scores - clipped.mean()) / next(spreads, 1.0)
-
-
-@contextmanager
-def noted(where: str) -> Iterator[None]:
-    """Adds to an exception where it was raised."""
-    try:
-        yield
-    except Exception as error:
-        error.add_note(where)
-        raise
 
 
 def _values(detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]) -> Floats:

@@ -126,11 +126,11 @@ def subgroups(data: ComparisonData, scores: Mapping[str, Sequence[Floats]]) -> t
         data: The data of the comparison.
         scores: What :func:`median_filled_scores` gives.
     """
-    field, items, found = data.config.subgroups, data.kept_items, []
+    field, items, found = data.config.subgroups or "", data.kept_items, []
     of_trace = np.array([str(trace.record.metadata.get(field, "")) for trace in data.traces])
     categories = of_trace[data.labels.owner][data.is_kept]
     names = [name for name in np.unique(categories).tolist() if name]
-    if field is None or not 1 < len(names) <= _MOST_SUBGROUPS:
+    if not field or not 1 < len(names) <= _MOST_SUBGROUPS:
         return ()
     for detector, seeds in scores.items():
         for name in names:

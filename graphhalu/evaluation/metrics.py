@@ -354,8 +354,8 @@ def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS
     bin_of_value = np.floor(middle * n_bins / len(probability)).astype(np.int64)
     bins = np.unique(bin_of_value, return_inverse=True)[1][value_index]  # empty bins are dropped
     n_traces = np.bincount(bins)
-    means = (np.bincount(bins, weights=each) / n_traces for each in (probability, labels))
-    return Reliability(*means, n_traces)
+    probability, share = (np.bincount(bins, weights=each) / n_traces for each in (probability, labels))
+    return Reliability(probability, share, n_traces)
 
 
 def ece(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> float:

@@ -87,9 +87,9 @@ class MetricValue:
     value: float
     low: float | None
     high: float | None
-    n_resamples_used: int
-    seed_sd: float | None
-    fold_mean: float | None
+    n_resamples_used: int = 0
+    seed_sd: float | None = None
+    fold_mean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -440,33 +440,25 @@ def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
     counts, rows = values["counts"], values["rows"]
     n_left_out = sum(counts["n_left_out"].values())
     differences = [(row, row["differences"].get("token_auroc")) for row in rows]
+    tested = [(row, found) for row, found in differences if found and found["low"] is not None]
     return {
         **values,
+        **{name: counts[name] for name in ("n_traces", "n_groups")},
         "rows": [_of_token_row(row) for row in rows],
         "labeller": {"name": "spans", "meaning": "input", "settings": {}},
-        "n_traces": counts["n_traces"],
         "n_left_out": n_left_out,
-        "n_groups": counts["n_groups"],
         "prevalence": counts["n_hallucinated_tokens"] / counts["n_tokens"],
         "coverage": counts["n_traces"] / (counts["n_traces"] + n_left_out),
         "baseline": {"detector": POSITION_CONTROL, "rule": TEXTS["rules"]["position"]},
-        "comparisons": [
-            _of_token_test(row, found) for row, found in differences if found and found["low"] is not None
-        ],
+        "comparisons": [_of_token_test(row, found) for row, found in tested],
         "level": "token",
     }
 
 
 def _of_token_row(values: Mapping[str, Any]) -> dict[str, Any]:
-    added = {"n_resamples_used": 0, "fold_mean": None}
-    metrics = {
-        _TOKEN_NAMES.get(name, name): {k: metric[k] for k in ("value", "low", "high", "seed_sd")} | added
-        for name, metric in values["metrics"].items()
-    }
-    left_out = ("summary", "differences", "p_holm")
-    row = {name: value for name, value in values.items() if name not in left_out}
+    metrics = {_TOKEN_NAMES.get(name, name): metric for name, metric in values["metrics"].items()}
     auroc = metrics["auroc"]["value"] if "auroc" in metrics else None
-    return row | {"metrics": metrics, "is_supervised": None, "auroc_invalid_at_median": auroc}
+    return {**values, "metrics": metrics, "is_supervised": None, "auroc_invalid_at_median": auroc}
 
 
 def _of_token_test(row: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:

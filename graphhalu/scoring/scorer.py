@@ -27,6 +27,9 @@ from graphhalu.traces.trace import Trace
 
 Answers = Literal["generated", "given"]
 
+_Found = tuple[Trace | None, float, Any]
+"""A trace, its score, and those of its tokens where tokens are scored."""
+
 _LOADABLE: Final = ("none", "int8", "nf4")
 _DTYPES: Final = ("float32", "bfloat16", "float16")
 _OF_ANOTHER_MACHINE: Final = {"device", "threads", "trust_remote_code"}
@@ -198,18 +201,13 @@ class AnswerScorer:
         reasons = {each["question_id"]: each["reason"] for each in failures}
         scores = self._values(traces) if traces else Scores.of(np.zeros(0))
         tokens = scores.by_trace() if self.detector.card.level == "token" else [None] * len(traces)
-        best: dict[str, tuple[Trace, float, Any]] = {}
+        best: dict[str, _Found] = {}
         for found in zip(traces, scores.highest().values.tolist(), tokens, strict=True):
             best.setdefault(found[0].record.question_id, found)  # beams come best first
-        nothing = (None, np.nan, None)
-        return [
-            self._answer_score(
-                each,
-                *best.get(each.question_id, nothing),
-                reasons.get(each.question_id, "the detector has no score for this answer"),
-            )
-            for each in questions
-        ]
+        unknown = "the detector has no score for this answer"
+        names = [each.question_id for each in questions]
+        pairs = [(best.get(name, (None, np.nan, None)), reasons.get(name, unknown)) for name in names]
+        return [self._answer_score(each, *pair) for each, pair in zip(questions, pairs, strict=True)]
 
     def _values(self, traces: Sequence[Trace]) -> Scores:
         """Scores, NaN where there is none; what the code of a detector raises is one text."""
@@ -222,9 +220,8 @@ class AnswerScorer:
             raise GraphhaluError(message) from error
         return checked_scores(self.detector, scores, traces)
 
-    def _answer_score(
-        self, question: Question, trace: Trace | None, score: float, tokens: Any, reason: str
-    ) -> AnswerScore:
+    def _answer_score(self, question: Question, found: _Found, reason: str) -> AnswerScore:
+        trace, score, tokens = found
         is_known, calibration, chance = bool(np.isfinite(score)), self.calibration, None
         threshold = None if calibration is None else calibration.threshold
         if is_known and calibration is not None and tokens is None:
