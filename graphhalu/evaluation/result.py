@@ -456,9 +456,14 @@ def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_token_row(values: Mapping[str, Any]) -> dict[str, Any]:
-    metrics = {_TOKEN_NAMES.get(name, name): metric for name, metric in values["metrics"].items()}
+    dropped = ("summary", "differences", "p_holm")
+    metrics = {
+        _TOKEN_NAMES.get(name, name): {part: value for part, value in metric.items() if part != "p_value"}
+        for name, metric in values["metrics"].items()
+    }
+    row = {name: value for name, value in values.items() if name not in dropped} | {"metrics": metrics}
     auroc = metrics["auroc"]["value"] if "auroc" in metrics else None
-    return {**values, "metrics": metrics, "is_supervised": None, "auroc_invalid_at_median": auroc}
+    return {**row, "is_supervised": None, "auroc_invalid_at_median": auroc}
 
 
 def _of_token_test(row: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
