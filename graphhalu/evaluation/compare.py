@@ -13,8 +13,9 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 from urllib.parse import quote
@@ -164,17 +165,25 @@ def run_detectors(
         outcomes = _run_here(data, specs, on_progress)
     else:
         outcomes = _run_spread(data, specs, engine, on_progress)
-    for spec, seeds in outcomes:
-        failure = next((each for each in seeds.values() if isinstance(each, str)), None)
-        card: DetectorCard | None = None
-        finished: Finished | None = None
-        try:
-            card = spec.card()
-            if failure is None:
-                finished = finish_detector(data, spec, seeds)
-        except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
-            failure = failure or failure_text(error)
-        yield finished or (_row(data, spec, card, failure), SAMPLE_SCHEMA.empty_table())
+    done: dict[str, dict[int, SeedOutcome]] = {spec.name: {} for spec in specs}
+    for spec, seed, outcome in outcomes:
+        done[spec.name][seed] = outcome
+        if len(done[spec.name]) == len(data.folds):
+            seeds = {seed: done[spec.name][seed] for seed in data.folds}
+            yield _finished(data, spec, seeds)
+
+
+def _finished(data: ComparisonData, spec: DetectorSpec, seeds: Mapping[int, SeedOutcome]) -> Finished:
+    """The row and the per-sample scores of one detector; a failure is a row too."""
+    failure = next((each for each in seeds.values() if isinstance(each, str)), None)
+    card: DetectorCard | None = None
+    try:
+        card = spec.card()
+        if failure is None:
+            return finish_detector(data, spec, seeds)
+    except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
+        failure = failure or failure_text(error)
+    return _row(data, spec, card, failure=failure), SAMPLE_SCHEMA.empty_table()
 
 
 def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[int, Any]) -> Finished:
@@ -184,15 +193,17 @@ def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[int,
         NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
         UnknownNameError: If the card names an array that does not exist.
     """
-    found, labels, card = list(fits.values()), data.labels, spec.card()
-    n_tested = sum(len(np.unique(labels.owner[fit.is_tested])) for fit in found)
+    found, owner, card = list(fits.values()), data.labels.owner, spec.card()
     metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
-    choices = tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
     samples = sample_table(data, spec.name, fits)
     filled = median_filled_scores(data, samples)[spec.name]
     aurocs = [auroc(s[np.isfinite(s)], data.kept_items.labels[np.isfinite(s)]) for s in filled]
-    row = replace(
-        _row(data, spec, card, None),
+    n_tested = sum(len(np.unique(owner[fit.is_tested])) for fit in found)
+    choices = tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
+    row = _row(
+        data,
+        spec,
+        card,
         metrics=metrics,
         coverage=coverage(found),
         auroc_invalid_at_median=float(np.mean(aurocs)),
@@ -210,17 +221,14 @@ def coverage(fits: Sequence[OutOfFold]) -> float:
     return float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in fits]))
 
 
-def _row(
-    data: ComparisonData, spec: DetectorSpec, card: DetectorCard | None, failure: str | None
-) -> DetectorRow:
-    """The row of a detector without metrics; its card may be unknown."""
+def _row(data: ComparisonData, spec: DetectorSpec, card: DetectorCard | None, **found: Any) -> DetectorRow:
+    """The row of a detector, whose card may be unknown: with its metrics, or with its failure."""
     fields: dict[str, Any] = {"inputs": (), "is_supervised": None, "is_control": False}
     if card is not None:
         fields = {field: getattr(card, field) for field in _CARD_FIELDS}
+    fields |= {"failure": None, "metrics": {}, **found}
     key = data.key(spec.name, spec.settings)
-    return DetectorRow(
-        spec.name, failure=failure, metrics={}, settings=dict(spec.settings), key=key, **fields
-    )
+    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, **fields)
 
 
 def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
@@ -261,20 +269,17 @@ def failure_text(error: Exception) -> str:
 
 def _run_here(
     data: ComparisonData, specs: Sequence[DetectorSpec], on_progress: Progress
-) -> Iterator[tuple[DetectorSpec, dict[int, SeedOutcome]]]:
-    """Each detector with its seeds, in this process; after a failure its other seeds are not run."""
-    n_fits = sum(len(folds) for folds in data.folds.values())
-    for number, spec in enumerate(specs):
-        outcomes: dict[int, SeedOutcome] = {}
-        n_done = number * n_fits  # also after a detector failed half-way
-        for seed, folds in data.folds.items():
-            detail = f"{spec.name}, seed {seed}"
-            report = partial(_report_fold, on_progress, detail, n_done, n_fits * len(specs))
-            outcomes[seed] = _run_seed(data, (spec, seed), report)
-            n_done += len(folds)
-            if isinstance(outcomes[seed], str):
-                break
-        yield spec, outcomes
+) -> Iterator[tuple[DetectorSpec, int, SeedOutcome]]:
+    """Each detector and seed, in this process; after a failure the other seeds are not run."""
+    n_total = len(specs) * sum(len(folds) for folds in data.folds.values())
+    n_done, failures = 0, dict[str, str]()
+    for spec, seed in product(specs, data.folds):
+        report = partial(_report_fold, on_progress, f"{spec.name}, seed {seed}", n_done, n_total)
+        outcome = failures.get(spec.name) or _run_seed(data, (spec, seed), report)
+        if isinstance(outcome, str):
+            failures[spec.name] = outcome
+        n_done += len(data.folds[seed])
+        yield spec, seed, outcome
 
 
 def _report_fold(on_progress: Progress, detail: str, n_before: int, n_total: int, fold: int) -> None:
@@ -283,29 +288,26 @@ def _report_fold(on_progress: Progress, detail: str, n_before: int, n_total: int
 
 def _run_spread(
     data: ComparisonData, specs: Sequence[DetectorSpec], engine: Executor, on_progress: Progress
-) -> Iterator[tuple[DetectorSpec, dict[int, SeedOutcome]]]:
-    """Each detector with its seeds as soon as the workers have done all of them."""
+) -> Iterator[tuple[DetectorSpec, int, SeedOutcome]]:
+    """Each detector and seed, as soon as a worker has done it."""
     for spec in specs:
         if spec.factory is not None:
             raise UsageError(
                 f"{spec.name} is not registered and cannot run in another process; use 1 job, "
                 f"or name its class as module:Class"
             )
-    items = [(spec, seed) for spec in specs for seed in data.folds]
-    n_total, n_done = len(specs) * sum(len(folds) for folds in data.folds.values()), 0
+    items = list(product(specs, data.folds))
+    n_total, n_done = sum(len(data.folds[seed]) for _, seed in items), 0
     sent = {name: getattr(data, name) for name in ("labels", "groups", "folds", "config")}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
-    done: dict[str, dict[int, SeedOutcome]] = {spec.name: {} for spec in specs}
     with engine.workers(start, len(items)) as workers, closing(workers.map(_run_seed, items)) as found:
         for each in found:
             spec, seed = items[each.place]
             n_done += len(data.folds[seed])
             on_progress(n_done, n_total, f"{spec.name}, seed {seed}")
-            outcomes = done[spec.name]
             # workers that died of a detector are its failure
-            outcomes[seed] = each.value if each.failure is None else f"of seed {seed}: {each.failure}"
-            if len(outcomes) == len(data.folds):
-                yield spec, {seed: outcomes[seed] for seed in data.folds}
+            failure = f"of seed {seed}: {each.failure}"
+            yield spec, seed, each.value if each.failure is None else failure
 
 
 def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_threads: int) -> ComparisonData:
