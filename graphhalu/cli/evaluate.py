@@ -71,11 +71,11 @@ def train(
     labels = labels_of(store, labeller)
     about = store_identity(store)
     with progress_line("fits") as progress:
-        run = train_detector(
+        folder, result = train_detector(
             name, store, labels, settings=settings, store=about, runs=runs, on_progress=progress
         )
-    values = {"run": str(run.folder), **result_values(run.result)}
-    return Shown(values, "train", {"result_table": terminal_table(run.result)})
+    values = {"run": str(folder), **result_values(result)}
+    return Shown(values, "train", {"result_table": terminal_table(result)})
 
 
 @command(app, settings=_COMPARE, ray=RAY)
@@ -134,7 +134,7 @@ def compare(
 
 def _controls(store: "TraceStore", settings: "CompareConfig") -> Shown:
     from graphhalu.evaluation.controls import DEFAULT_DETECTORS, control_rows
-    from graphhalu.evaluation.detector_specs import detector_spec
+    from graphhalu.evaluation.settings import detector_spec
 
     specs = [detector_spec(name) for name in settings.detectors or DEFAULT_DETECTORS]
     with progress_line("controls") as progress:
@@ -143,9 +143,9 @@ def _controls(store: "TraceStore", settings: "CompareConfig") -> Shown:
 
 
 def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", options: Any) -> Shown:
+    from graphhalu.evaluation.compare import clear_checkpoints
     from graphhalu.evaluation.compare import compare as run_comparison
-    from graphhalu.evaluation.maps import head_maps
-    from graphhalu.evaluation.result_files import clear_checkpoints
+    from graphhalu.evaluation.univariate import head_maps
     from graphhalu.report.tables import terminal_table
     from graphhalu.report.write import write_report
 
@@ -236,8 +236,7 @@ def tokens(
         out: Folder of the result; by default data/runs/tokens-<time>.
     """
     from graphhalu.evaluation.compare import compare as run_comparison
-    from graphhalu.evaluation.detector_specs import detector_specs
-    from graphhalu.evaluation.settings import CompareConfig
+    from graphhalu.evaluation.settings import CompareConfig, detector_specs
     from graphhalu.evaluation.training import fit_for_use, run_folder
     from graphhalu.labels.stated import label_tokens
 

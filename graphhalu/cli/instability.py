@@ -95,7 +95,7 @@ def calibrate(
         heads: Published heads for Attention Tracker (JSON).
         out: JSON file; by default calibration.json in the folder.
     """
-    from graphhalu.evaluation.files import plain_values
+    from graphhalu.core.documents import plain_values
     from graphhalu.studies.instability.calibrate import calibrate as choose
     from graphhalu.studies.instability.calibration import KIND
     from graphhalu.studies.instability.series import SeriesFolder

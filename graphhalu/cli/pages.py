@@ -39,8 +39,8 @@ def report(
 
 
 def _write_maps(run: Path, store_path: Path, labeller: str) -> None:
-    from graphhalu.evaluation.maps import head_maps
-    from graphhalu.evaluation.result_files import read_result
+    from graphhalu.evaluation.result import read_result
+    from graphhalu.evaluation.univariate import head_maps
     from graphhalu.labels.run import named_labels
 
     beams = read_result(run).config.get("beams", "best")
@@ -82,9 +82,9 @@ def view(
         port: With --serve; 0 takes a free one.
     """
     from graphhalu.features.registry import split_text
-    from graphhalu.viewer.build import ViewRequest, make_view
     from graphhalu.viewer.page import write_view
     from graphhalu.viewer.serve import serve as serve_view
+    from graphhalu.viewer.view import ViewRequest, make_view
 
     store = open_store(traces)
     request = ViewRequest(
@@ -105,11 +105,7 @@ def view(
     if serve:
         serve_view(shown, port, lambda url: say(f"serving {url} to this machine; Ctrl-C stops it"))
         return None
-    written = write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
-    values = {
-        "html": str(written.path),
-        "n_traces": written.n_traces,
-        "edges_a_row": written.n_edges,
-        "bytes": written.n_bytes,
-    }
-    return Shown(values, "view", {"n_more": len(store) - written.n_traces})
+    html = write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
+    n_traces, n_bytes = len(shown.store), html.stat().st_size
+    values = {"html": str(html), "n_traces": n_traces, "edges_a_row": shown.n_edges, "bytes": n_bytes}
+    return Shown(values, "view", {"n_more": len(store) - n_traces})

@@ -68,7 +68,7 @@ def score(
         explained = {} if reasons is None else {"explanation": reasons.to_json()}
         values = {"detector": str(run), **found.to_json(), **explained}
         then = _exit_above(fail_above, [found.probability])
-        more = {"found": found, "name": scorer.recipe.detector.card.name, "reasons": reasons}
+        more = {"found": found, "name": scorer.detector.card.name, "reasons": reasons}
         if reasons is not None:
             more |= {"coloured": _coloured(reasons), "strongest": reasons.strongest()}
         return Shown(values, "score", more, then)

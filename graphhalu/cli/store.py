@@ -149,8 +149,8 @@ def compare(
         rows: Rows of the table; the JSON has all.
         out: Folder of figure and JSON; by default data/runs/topology-<time>.
     """
-    from graphhalu.evaluation.topology import compare_topology
     from graphhalu.evaluation.training import new_run_folder
+    from graphhalu.evaluation.univariate import compare_topology
     from graphhalu.graphs.recipe import GraphRecipe, TopK
     from graphhalu.labels.run import named_labels
     from graphhalu.report.topology_report import save_figure, topology_figure, topology_table

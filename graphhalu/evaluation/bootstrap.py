@@ -4,34 +4,45 @@ Answers to one question are alike, so resampling them one by one would promise t
 interval. Each resample is a row of multiplicities, and the metrics evaluate blocks of rows at
 once; a loop runs over blocks only. Blocks are so small that their temporary arrays stay in the
 cache of a core, and the draws are made once for all detectors.
+
+An interval holds the fitted detectors fixed: it describes these scorers, not the methods.
 """
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Annotated, Any, Final, NamedTuple
+from typing import Annotated, Final
 
 import numpy as np
-from jaxtyping import Bool, Float, Int, Integer, Shaped
+from jaxtyping import Float, Integer
 from pydantic import AllowInfNan, BeforeValidator
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import group_multiplicities
 from graphhalu.core.registry import unknown_name
-from graphhalu.evaluation.weighted_metrics import METRICS, check_scores, sorted_counts, tie_order
+from graphhalu.evaluation.metrics import (
+    METRICS,
+    Floats,
+    Groups,
+    Ints,
+    Mask,
+    Resampled,
+    check_scores,
+    sorted_counts,
+    tie_order,
+)
 
 _BLOCK_ELEMENTS: Final = 32_768
 """Weights held at a time: 256 KiB for each temporary array."""
 _CACHED_DRAWS: Final = 50_000_000
 """Draws that are kept for the next detector: 100 MB at most."""
 
-
-def _nan_of_null(value: Any) -> Any:
-    return float("nan") if value is None else value
-
-
-OrNan = Annotated[float, AllowInfNan(True), BeforeValidator(_nan_of_null)]
+OrNan = Annotated[
+    float, AllowInfNan(True), BeforeValidator(lambda value: float("nan") if value is None else value)
+]
 """A number of a result file; NaN, which the file holds as ``null``, where there is none."""
+Interval = tuple[float, float, int]
+"""Low and high end, and the resamples that they are made of: those that hold both classes."""
 
 
 @dataclass(frozen=True)
@@ -80,115 +91,6 @@ class Estimate:
         return f"{self.value:{form}} {self.interval(form)}".strip()
 
 
-class Interval(NamedTuple):
-    """Percentile interval; a resample that lost a class has no metric and is not used."""
-
-    low: float
-    high: float
-    n_resamples_used: int
-
-
-def bootstrap_interval(
-    metric: str,
-    scores: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    *,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    level: float = 0.95,
-) -> Interval:
-    """Percentile interval of a metric over resampled groups.
-
-    Args:
-        metric: Name in :data:`graphhalu.evaluation.weighted_metrics.METRICS`.
-        scores: Higher means more likely hallucinated.
-        labels: 1 = hallucinated, 0 = correct.
-        groups: Question group of each trace; groups are drawn with replacement, whole.
-        n_resamples: How many resamples; 2,000 or more for a published interval.
-        seed: Seed of the resamples.
-        level: Coverage of the interval, in (0, 1).
-
-    Raises:
-        UnknownNameError: If no metric has this name.
-        ValueError: If a score is not finite.
-        NotEnoughDataError: If a class is missing, or more than half of the resamples lack one.
-    """
-    check_scores(scores, labels)
-    values = resample_metrics([metric], scores, labels, groups, n_resamples=n_resamples, seed=seed)
-    return percentile_interval(values[metric], level)
-
-
-def two_sided_p(differences: Float[np.ndarray, "resample"]) -> float:
-    """Twice the smaller share of resamples on either side of zero, one added to both counts."""
-    used = differences[np.isfinite(differences)]
-    smaller = min(int((used <= 0).sum()), int((used >= 0).sum()))
-    return min(1.0, 2 * (smaller + 1) / (len(used) + 1))
-
-
-def resample_metrics(
-    metrics: Sequence[str],
-    scores: Float[np.ndarray, "trace"],
-    labels: Int[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
-    *,
-    is_valid: Bool[np.ndarray, "trace"] | None = None,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> dict[str, Float[np.ndarray, "resample"]]:
-    """Each metric on each resample; NaN where a resample lacks a class.
-
-    Groups are drawn among all traces, also those without a valid score: two calls with the
-    same groups and seed see the same resamples and can be subtracted or averaged.
-
-    Args:
-        metrics: Names in :data:`graphhalu.evaluation.weighted_metrics.METRICS`.
-        scores: Higher means more likely hallucinated; finite where ``is_valid`` is true.
-        labels: 1 = hallucinated, 0 = correct.
-        groups: Question group of each trace.
-        n_resamples: How many resamples.
-        seed: Seed of the resamples.
-        is_valid: Which traces count in the metrics; all by default.
-    """
-    for name in metrics:
-        if name not in METRICS:
-            raise unknown_name("metric", name, METRICS)
-    kept = np.flatnonzero(np.ones(len(scores), dtype=bool) if is_valid is None else is_valid)
-    order, last_of_tie = tie_order(scores[kept])
-    chosen = kept[order]
-    group_index, n_groups = group_codes(groups)
-    columns, sorted_labels = group_index[chosen], labels[chosen]
-    values: dict[str, list[Float[np.ndarray, "block"]]] = {name: [] for name in metrics}
-    for drawn in drawn_blocks(n_groups, n_resamples, seed):
-        step = max(1, _BLOCK_ELEMENTS // max(1, len(chosen)))
-        for start in range(0, len(drawn), step):
-            weights = np.take(drawn[start : start + step], columns, axis=1)
-            counts = sorted_counts(weights, sorted_labels, last_of_tie)
-            for name, found in values.items():
-                found.append(METRICS[name](counts))
-    return {name: np.concatenate(blocks) for name, blocks in values.items()}
-
-
-def resample_sums(
-    columns: Float[np.ndarray, "trace column"],
-    groups: Shaped[np.ndarray, "trace"],
-    *,
-    n_resamples: int = 2000,
-    seed: int = 0,
-    has_sample: bool = False,
-) -> Float[np.ndarray, "resample column"]:
-    """Sum of each column over the traces of each resample, the same ones as for the metrics.
-
-    With ``has_sample`` the first row is the sum over the sample itself.
-    """
-    group_index, n_groups = group_codes(groups)
-    of_group = np.zeros((n_groups, columns.shape[1]))
-    np.add.at(of_group, group_index, columns)
-    blocks = drawn_blocks(n_groups, n_resamples, seed)
-    rows = [columns.sum(axis=0, keepdims=True)] if has_sample else []
-    return np.concatenate([*rows, *(drawn.astype(np.float64) @ of_group for drawn in blocks)])
-
-
 @dataclass(frozen=True)
 class EvaluationSet:
     """Labelled items that all detectors are evaluated on, and how their groups are resampled.
@@ -201,39 +103,130 @@ class EvaluationSet:
         level: Coverage of the intervals.
     """
 
-    labels: Int[np.ndarray, "item"]
-    groups: Shaped[np.ndarray, "item"]
+    labels: Ints
+    groups: Groups
     n_resamples: int = 2000
     seed: int = 0
     level: float = 0.95
 
     def resample(
-        self, metrics: Sequence[str], scores: Float[np.ndarray, "item"], is_valid: Bool[np.ndarray, "item"]
-    ) -> dict[str, Float[np.ndarray, "resample"]]:
-        """Each metric on each resample, over the valid scores; NaN where one lacks a class."""
-        draws = {"n_resamples": self.n_resamples, "seed": self.seed}
-        return resample_metrics(metrics, scores, self.labels, self.groups, is_valid=is_valid, **draws)
+        self, metrics: Sequence[str], scores: Floats, is_valid: Mask | None = None
+    ) -> dict[str, Resampled]:
+        """Each metric on each resample; NaN where a resample lacks a class.
+
+        Groups are drawn among all items, also those without a valid score: two detectors see the
+        same resamples and can be subtracted or averaged.
+
+        Args:
+            metrics: Names in :data:`graphhalu.evaluation.metrics.METRICS`.
+            scores: Higher means more likely hallucinated; finite where ``is_valid`` is true.
+            is_valid: Which items count in the metrics; all by default.
+        """
+        for name in metrics:
+            if name not in METRICS:
+                raise unknown_name("metric", name, METRICS)
+        kept = np.flatnonzero(np.ones(len(scores), dtype=bool) if is_valid is None else is_valid)
+        order, last_of_tie = tie_order(scores[kept])
+        chosen = kept[order]
+        group_index, n_groups = group_codes(self.groups)
+        columns, sorted_labels = group_index[chosen], self.labels[chosen]
+        step = max(1, _BLOCK_ELEMENTS // max(1, len(chosen)))
+        values: dict[str, list[Float[np.ndarray, "block"]]] = {name: [] for name in metrics}
+        for drawn in drawn_blocks(n_groups, self.n_resamples, self.seed):
+            for start in range(0, len(drawn), step):
+                weights = np.take(drawn[start : start + step], columns, axis=1)
+                counts = sorted_counts(weights, sorted_labels, last_of_tie)
+                for name, found in values.items():
+                    found.append(METRICS[name].function(counts))
+        return {name: np.concatenate(blocks) for name, blocks in values.items()}
 
     def sums(self, columns: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "row column"]:
         """Sums of columns over all items in the first row, over each resample in the others."""
-        draws = {"n_resamples": self.n_resamples, "seed": self.seed}
-        return resample_sums(columns, self.groups, has_sample=True, **draws)
+        group_index, n_groups = group_codes(self.groups)
+        of_group = np.zeros((n_groups, columns.shape[1]))
+        np.add.at(of_group, group_index, columns)
+        blocks = drawn_blocks(n_groups, self.n_resamples, self.seed)
+        resampled = [drawn.astype(np.float64) @ of_group for drawn in blocks]
+        return np.concatenate([columns.sum(axis=0, keepdims=True), *resampled])
 
 
-def mean_rows(
-    values: Float[np.ndarray, "trace"],
-    groups: Shaped[np.ndarray, "trace"],
+def bootstrap_interval(
+    metric: str, scores: Floats, labels: Ints, groups: Groups, *, level: float = 0.95, **draws: int
+) -> Interval:
+    """Percentile interval of a metric over resampled groups.
+
+    Args:
+        metric: Name in :data:`graphhalu.evaluation.metrics.METRICS`.
+        scores: Higher means more likely hallucinated.
+        labels: 1 = hallucinated, 0 = correct.
+        groups: Question group of each trace; groups are drawn with replacement, whole.
+        level: Coverage of the interval, in (0, 1).
+        draws: ``n_resamples`` and ``seed``, as of :class:`EvaluationSet`.
+
+    Raises:
+        UnknownNameError: If no metric has this name.
+        ValueError: If a score is not finite.
+        NotEnoughDataError: If a class is missing, or more than half of the resamples lack one.
+    """
+    check_scores(scores, labels)
+    return percentile_interval(
+        EvaluationSet(labels, groups, **draws).resample([metric], scores)[metric], level
+    )
+
+
+def resample_metrics(
+    metrics: Sequence[str],
+    scores: Floats,
+    labels: Ints,
+    groups: Groups,
     *,
-    n_resamples: int = 2000,
-    seed: int = 0,
-) -> Float[np.ndarray, "row"]:
+    is_valid: Mask | None = None,
+    **draws: int,
+) -> dict[str, Resampled]:
+    """:meth:`EvaluationSet.resample` of labels and groups; ``draws``: ``n_resamples`` and ``seed``."""
+    return EvaluationSet(labels, groups, **draws).resample(metrics, scores, is_valid)
+
+
+def mean_rows(values: Floats, groups: Groups, **draws: int) -> Float[np.ndarray, "row"]:
     """Mean over the traces, then over each resample of groups: rows of :meth:`Estimate.of`."""
-    columns = np.stack([values, np.ones(len(values))], axis=1)
-    sums = resample_sums(columns, groups, n_resamples=n_resamples, seed=seed, has_sample=True)
+    sums = resample_sums(np.stack([values, np.ones(len(values))], axis=1), groups, **draws)
     return sums[:, 0] / sums[:, 1]
 
 
-def group_codes(groups: Shaped[np.ndarray, "trace"]) -> tuple[Int[np.ndarray, "trace"], int]:
+def resample_sums(
+    columns: Float[np.ndarray, "trace column"], groups: Groups, **draws: int
+) -> Float[np.ndarray, "row column"]:
+    """:meth:`EvaluationSet.sums` by group; ``draws``: ``n_resamples`` and ``seed``."""
+    return EvaluationSet(np.zeros(len(groups), dtype=np.int64), groups, **draws).sums(columns)
+
+
+def two_sided_p(differences: Resampled) -> float:
+    """Twice the smaller share of resamples on either side of zero, one added to both counts."""
+    used = differences[np.isfinite(differences)]
+    smaller = min(int((used <= 0).sum()), int((used >= 0).sum()))
+    return min(1.0, 2 * (smaller + 1) / (len(used) + 1))
+
+
+def percentile_interval(values: Resampled, level: float) -> Interval:
+    """The middle ``level`` share of the resamples that have a value.
+
+    Raises:
+        ValueError: If the level is not in (0, 1).
+        NotEnoughDataError: If more than half of the resamples lack a class.
+    """
+    if not 0 < level < 1:
+        raise ValueError(f"level must be in (0, 1), got {level}")
+    used = values[np.isfinite(values)]
+    if 2 * len(used) < len(values) or not len(used):
+        raise NotEnoughDataError(
+            f"only {len(used)} of {len(values)} resamples hold both classes: "
+            f"an interval needs more questions of the rarer class"
+        )
+    low, high = np.quantile(used, [(1 - level) / 2, 1 - (1 - level) / 2])
+    return float(low), float(high), len(used)
+
+
+def group_codes(groups: Groups) -> tuple[Ints, int]:
     """Number of each trace's group, and how many groups there are."""
     group_index = np.unique(groups, return_inverse=True)[1]
     return group_index, int(group_index.max()) + 1
@@ -243,18 +236,15 @@ def drawn_blocks(n_groups: int, n_resamples: int, seed: int) -> Iterator[Integer
     """The multiplicities of all resamples, some rows at a time; small ones are drawn only once."""
     if n_groups * n_resamples <= _CACHED_DRAWS:
         yield _cached_draws(n_groups, n_resamples, seed)
-        return
-    yield from _draws(n_groups, n_resamples, seed, _CACHED_DRAWS // (8 * n_groups))
+    else:
+        yield from _draws(n_groups, n_resamples, seed, _CACHED_DRAWS // (8 * n_groups))
 
 
 @lru_cache(maxsize=1)
 def _cached_draws(n_groups: int, n_resamples: int, seed: int) -> Integer[np.ndarray, "resample group"]:
-    # a group is drawn n_groups times at most
-    kind = np.min_scalar_type(n_groups)
     blocks = _draws(n_groups, n_resamples, seed, _BLOCK_ELEMENTS // n_groups)
-    narrow = np.concatenate([drawn.astype(kind) for drawn in blocks])
-    narrow.flags.writeable = False
-    return narrow
+    # a group is drawn n_groups times at most
+    return np.concatenate([drawn.astype(np.min_scalar_type(n_groups)) for drawn in blocks])
 
 
 def _draws(
@@ -263,25 +253,3 @@ def _draws(
     generator, step = np.random.default_rng(seed), max(1, n_rows)
     for start in range(0, n_resamples, step):
         yield group_multiplicities(n_groups, min(step, n_resamples - start), generator)
-
-
-def percentile_interval(values: Float[np.ndarray, "resample"], level: float) -> Interval:
-    """The middle ``level`` share of the resamples that have a value.
-
-    Raises:
-        ValueError: If the level is not in (0, 1).
-        NotEnoughDataError: If more than half of the resamples lack a class.
-    """
-    if not 0 < level < 1:
-        message = f"level must be in (0, 1), got {level}"
-        raise ValueError(message)
-    used = values[np.isfinite(values)]
-    if 2 * len(used) < len(values) or not len(used):
-        message = (
-            f"only {len(used)} of {len(values)} resamples hold both classes: "
-            f"an interval needs more questions of the rarer class"
-        )
-        raise NotEnoughDataError(message)
-    tail = (1 - level) / 2
-    low, high = np.quantile(used, [tail, 1 - tail])
-    return Interval(float(low), float(high), len(used))

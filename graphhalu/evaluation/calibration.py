@@ -1,11 +1,16 @@
-"""From scores to probabilities, and the threshold of a call: both from the validation side.
+"""From scores to probabilities and decisions: both are chosen on the validation side.
 
 The rule: isotonic regression where each class has 200 validation traces or more, since it fits
 any rising curve and needs many points for that; Platt's logistic curve below. Both never fall,
 so a score is never flipped and no order is turned round.
+
+The threshold of answers has the best F1 of answers, that of tokens the best F1 of characters in
+marked spans. White space counts nowhere: tokenizers put it before a word and people mark around it.
+Every other character belongs to the first token that covers it, so characters add up over tokens.
 """
 
-from collections.abc import Mapping
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Literal
 
@@ -18,8 +23,11 @@ from sklearn.isotonic import IsotonicRegression
 
 from graphhalu.core.config import Config, validate
 from graphhalu.core.files import read_json_object
-from graphhalu.evaluation.weighted_metrics import check_scores, roc_counts
+from graphhalu.evaluation.metrics import Floats, Ints, Mask, check_scores, roc_counts, tie_order
+from graphhalu.traces.schema import TraceRecord
 
+CALIBRATION_FILE: Final = "calibration.json"
+"""Beside a saved detector."""
 ISOTONIC_MINIMUM: Final = 200
 """Validation traces of the rarer class from which on isotonic regression is taken."""
 
@@ -29,12 +37,12 @@ Method = Literal["platt", "isotonic"]
 
 
 class Calibration(Config):
-    """Turns scores of one fitted detector into probabilities and calls."""
+    """Turns scores of one fitted detector into probabilities and decisions."""
 
     method: Method
     """Which of the two curves."""
     threshold: float
-    """Scores at or above it are called hallucinated; by default that of the best F1."""
+    """Scores at or above it are predicted positive; by default that of the best F1."""
     n_hallucinated: int
     """Hallucinated traces that it was fitted on."""
     n_correct: int
@@ -54,23 +62,16 @@ class Calibration(Config):
 
     @model_validator(mode="after")
     def _is_a_curve(self) -> "Calibration":
-        points = len(self.scores), len(self.probabilities)
-        if points[0] != points[1] or (self.method == "isotonic" and not points[0]):
-            message = f"{points[0]} scores with {points[1]} probabilities"
-            raise ValueError(message)
+        n_scores, n_probabilities = len(self.scores), len(self.probabilities)
+        if n_scores != n_probabilities or (self.method == "isotonic" and not n_scores):
+            raise ValueError(f"{n_scores} scores with {n_probabilities} probabilities")
         if any(list(points) != sorted(points) for points in (self.scores, self.probabilities)):
-            message = "a curve that falls"
-            raise ValueError(message)
+            raise ValueError("a curve that falls")
         return self
 
     @classmethod
     def fit(
-        cls,
-        scores: Float[np.ndarray, "trace"],
-        labels: Int[np.ndarray, "trace"],
-        *,
-        method: Method | None = None,
-        threshold: float | None = None,
+        cls, scores: Floats, labels: Ints, *, method: Method | None = None, threshold: float | None = None
     ) -> "Calibration":
         """Fit on traces, or tokens, that the detector was not trained on.
 
@@ -78,7 +79,7 @@ class Calibration(Config):
             scores: Scores of one fitted detector; finite, higher means more likely hallucinated.
             labels: 1 = hallucinated, 0 = correct.
             method: The curve; by default the rule of this module decides.
-            threshold: From which on scores are called hallucinated; by default that of the best
+            threshold: From which on scores are predicted positive; by default that of the best
                 F1 of these traces.
 
         Raises:
@@ -86,58 +87,40 @@ class Calibration(Config):
             NotEnoughDataError: If one class is missing.
         """
         check_scores(scores, labels)
-        n_hallucinated = int(labels.sum())
-        rarer = min(n_hallucinated, len(labels) - n_hallucinated)
-        chosen = method or ("isotonic" if rarer >= ISOTONIC_MINIMUM else "platt")
-        curve = _isotonic(scores, labels) if chosen == "isotonic" else _platt(scores, labels)
-        head: dict[str, Any] = {
-            "method": chosen,
-            "threshold": best_f1_threshold(scores, labels) if threshold is None else threshold,
-            "n_hallucinated": n_hallucinated,
-            "n_correct": len(labels) - n_hallucinated,
-        }
-        return cls(**head, **curve)
+        counts: dict[str, Any] = {"n_hallucinated": int(labels.sum()), "n_correct": int((1 - labels).sum())}
+        method = method or ("isotonic" if min(counts.values()) >= ISOTONIC_MINIMUM else "platt")
+        curve: dict[str, Any] = (_isotonic if method == "isotonic" else _platt)(scores, labels)
+        threshold = best_f1_threshold(scores, labels) if threshold is None else threshold
+        return cls(method=method, threshold=threshold, **counts, **curve)
 
-    def probability(self, scores: Float[np.ndarray, "trace"]) -> Float[np.ndarray, "trace"]:
+    def probability(self, scores: Floats) -> Floats:
         """Probability of being hallucinated, as common as on the validation side; NaN of NaN."""
         if self.method == "isotonic":
             return np.interp(scores, self.scores, self.probabilities)
         distance = np.clip(scores - self.centre, -self.reach, self.reach)
         return expit(self.slope * distance + self.intercept)
 
-    def calls(self, scores: Float[np.ndarray, "trace"]) -> Bool[np.ndarray, "trace"]:
-        """Which scores are called hallucinated; NaN is not."""
+    def is_predicted_positive(self, scores: Floats) -> Mask:
+        """Which scores reach the threshold; NaN does not."""
         return scores >= self.threshold
-
-    def to_json(self) -> dict[str, Any]:
-        """Plain values that :meth:`from_json` reads."""
-        return self.model_dump(mode="json")
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> "Calibration":
-        """What :meth:`to_json` gave.
-
-        Raises:
-            ConfigError: If a field is missing, unknown or of another type.
-        """
-        return validate(cls, values, source="a saved calibration")
 
 
 def read_calibration(path: Path) -> Calibration | None:
-    """The calibration that lies beside a saved detector, or ``None`` if there is none.
+    """The calibration that lies beside a saved detector, or ``None`` if there is no such file.
 
     Raises:
         DataFileError: If the file cannot be read.
         ConfigError: If a field is missing, unknown or of another type.
     """
     try:
-        return Calibration.from_json(read_json_object(path, way_out="Train the detector again"))
+        values = read_json_object(path, way_out="Train the detector again")
     except FileNotFoundError:
         return None
+    return validate(Calibration, values, source="a saved calibration")
 
 
-def best_f1_threshold(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
-    """The score at or above which calling hallucinated gives the best F1; the highest of equals.
+def best_f1_threshold(scores: Floats, labels: Ints) -> float:
+    """The score at or above which predicting hallucinated gives the best F1; the highest of equals.
 
     Where nine of ten answers are hallucinated this may well be the lowest score: to call every
     answer so then has the best F1.
@@ -153,17 +136,81 @@ def best_f1_threshold(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray
     return float(np.unique(scores)[::-1][best])
 
 
-def _platt(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> dict[str, float]:
+@dataclass(frozen=True)
+class MarkedAnswer:
+    """Characters of an answer, token by token, and its marked spans.
+
+    Attributes:
+        size: Characters of each token.
+        marked: Of them those in a marked span.
+        spans: Of them those in each span.
+        span_size: Characters of each span, also those that no token covers.
+        n_marked: Characters in any span, also those that no token covers.
+    """
+
+    size: Int[np.ndarray, "token"]
+    marked: Int[np.ndarray, "token"]
+    spans: Int[np.ndarray, "span token"]
+    span_size: Int[np.ndarray, "span"]
+    n_marked: int
+
+
+def marked_answer(record: TraceRecord) -> MarkedAnswer:
+    """The characters of a given answer."""
+    n_tokens = len(record.answer_offsets)
+    owner = np.full(len(record.answer), -1)
+    for place in reversed(range(n_tokens)):
+        start, stop = record.answer_offsets[place]
+        owner[start:stop] = place
+    is_text = np.array([not character.isspace() for character in record.answer], dtype=np.bool_)
+    spans = np.zeros((len(record.given_spans), len(record.answer)), dtype=np.bool_)
+    for number, (start, stop) in enumerate(record.given_spans):
+        spans[number, start:stop] = is_text[start:stop]
+    is_marked: Bool[np.ndarray, "character"] = spans.sum(axis=0) > 0
+    size, marked, *of_spans = (
+        np.bincount(owner[row & (owner >= 0)], minlength=n_tokens) for row in (is_text, is_marked, *spans)
+    )
+    by_token = np.array(of_spans, dtype=np.int64).reshape(len(spans), n_tokens)
+    return MarkedAnswer(size, marked, by_token, spans.sum(axis=1), int(is_marked.sum()))
+
+
+def best_character_threshold(
+    scores: Float[np.ndarray, "token"], answers: Sequence[MarkedAnswer]
+) -> float | None:
+    """The lowest score to predict positive so that the F1 of characters is highest.
+
+    Args:
+        scores: Of the tokens of all answers, answer after answer; tokens without a score are
+            never predicted positive.
+        answers: The same answers.
+
+    Returns:
+        ``None`` if nothing is marked, or no token has a score.
+    """
+    is_known = np.isfinite(scores)
+    size = np.concatenate([np.zeros(0), *(answer.size for answer in answers)])[is_known]
+    marked = np.concatenate([np.zeros(0), *(answer.marked for answer in answers)])[is_known]
+    n_marked = sum(answer.n_marked for answer in answers)
+    if not n_marked or not is_known.any():
+        return None
+    order, last_of_tie = tie_order(scores[is_known])
+    f1 = 2 * marked[order].cumsum() / (size[order].cumsum() + n_marked)
+    best = last_of_tie[int(np.argmax(f1[last_of_tie]))]
+    return float(scores[is_known][order][best])
+
+
+def _platt(scores: Floats, labels: Ints) -> dict[str, float]:
     """The likeliest logistic curve that does not fall.
 
     Source:
         Platt 1999: targets ``(n1 + 1) / (n1 + 2)`` and ``1 / (n0 + 2)`` in place of 1 and 0, so
-        that no finite sample claims certainty. Here the slope must not be negative, and scores
-        more than ten standard deviations off (of those between the 5th and 95th percentile)
-        count as ten: one answer with a huge perplexity would otherwise flatten the whole curve.
+        that no finite sample claims certainty. Here the slope must not be negative, which no
+        calibrator of scikit-learn can promise, and scores more than ten standard deviations off
+        (of those between the 5th and 95th percentile) count as ten: one answer with a huge
+        perplexity would otherwise flatten the whole curve.
     """
-    n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
-    targets = np.where(labels == 1, (n_positive + 1) / (n_positive + 2), 1 / (n_negative + 2))
+    lowest, highest = _certainty(labels)
+    targets = np.where(labels == 1, highest, lowest)
     clipped = np.clip(scores, *np.quantile(scores, [0.05, 0.95]))
     scale = next((s.std() for s in (clipped, scores) if s.std() > 0), 1.0)
     centre = float(clipped.mean())
@@ -175,7 +222,7 @@ def _platt(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"])
         error = (expit(logits) - targets) / len(targets)
         return float(value), np.array([error @ scaled, error.sum()])
 
-    start = np.array([0.0, np.log((n_positive + 1) / (n_negative + 1))])
+    start = np.array([0.0, np.log((labels.sum() + 1) / ((1 - labels).sum() + 1))])
     options = {"maxiter": 1000, "ftol": 1e-15, "gtol": 1e-10}
     bounds = [(0.0, None), (None, None)]
     found = minimize(loss, start, jac=True, method="L-BFGS-B", bounds=bounds, options=options)
@@ -184,11 +231,14 @@ def _platt(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"])
     return {**curve, "reach": _REACH * float(scale)}
 
 
-def _isotonic(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> dict[str, tuple[float, ...]]:
+def _isotonic(scores: Floats, labels: Ints) -> dict[str, tuple[float, ...]]:
     """The closest curve that does not fall, kept off 0 and 1 as far as Platt's targets are."""
     fitted = IsotonicRegression(out_of_bounds="clip").fit(scores, labels.astype(np.float64))
-    n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
-    heights = np.clip(fitted.y_thresholds_, 1 / (n_negative + 2), (n_positive + 1) / (n_positive + 2))
+    heights = np.clip(fitted.y_thresholds_, *_certainty(labels))
     return {"scores": tuple(fitted.X_thresholds_.tolist()), "probabilities": tuple(heights.tolist())}
+
+
+def _certainty(labels: Ints) -> tuple[float, float]:
+    """The lowest and the highest probability that a finite sample can claim."""
+    n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
+    return 1 / (n_negative + 2), (n_positive + 1) / (n_positive + 2)

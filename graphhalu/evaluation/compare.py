@@ -3,52 +3,73 @@
 The unit of work is one detector with one seed. It runs here, or in workers that open the store
 themselves and give back scores; the result is the same for any number of them. Equal figures need
 an equal number of threads in each worker, since sums in parallel round differently.
+
+A checkpoint is a finished detector of a comparison that is still running: a Parquet file of its
+per-sample scores with its row in the metadata. When the result is written the checkpoints go.
 """
 
 import hashlib
+import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
+from urllib.parse import quote
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import threadpoolctl  # type: ignore[import-untyped]
 import torch
+from pydantic import TypeAdapter
 
+from graphhalu.core.config import differing_fields
+from graphhalu.core.documents import parquet_bytes
 from graphhalu.core.errors import GraphhaluError, NotEnoughDataError, UsageError
+from graphhalu.core.files import MALFORMED, read_parquet, replace_file
+from graphhalu.core.numerics import json_ready
 from graphhalu.core.provenance import provenance
 from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.engine.executors import Executor, ProcessExecutor, Progress, no_progress
-from graphhalu.evaluation.crossfit import OutOfFold, cross_fit
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, cross_fit
 from graphhalu.evaluation.detector_metrics import (
-    detector_row,
-    failed_row,
+    detector_metrics,
     median_filled_scores,
     sample_table,
     subgroups,
+    token_counts,
+    token_notes,
 )
-from graphhalu.evaluation.detector_specs import DetectorSpec, GivenDetectors, detector_specs
-from graphhalu.evaluation.protocol import ComparisonData, comparison_data
-from graphhalu.evaluation.result import SAMPLE_SCHEMA, Comparison, Result
-from graphhalu.evaluation.result_files import (
-    FinishedDetector,
-    clear_checkpoints,
-    finished_detectors,
-    save_checkpoint,
+from graphhalu.evaluation.metrics import auroc
+from graphhalu.evaluation.result import (
+    RESULT_FILE,
+    SAMPLE_SCHEMA,
+    Comparison,
+    DetectorRow,
+    Result,
+    read_result,
+    upgraded_samples,
 )
-from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, GivenDetectors, detector_specs
 from graphhalu.evaluation.significance import choose_baseline, compare_to_baseline
-from graphhalu.evaluation.token_metrics import token_counts, token_notes
 from graphhalu.features.table import opener
 from graphhalu.labels.labels import Labels, as_labels
+from graphhalu.traces.schema import array_spec, stored_shape
 from graphhalu.traces.trace import Trace
+
+CHECKPOINT_FOLDER: Final = "parts"
+_ROW: Final = b"graphhalu-row"
+_CARD_FIELDS: Final = ("inputs", "is_supervised", "is_control", "is_graph", "source", "reads")
 
 SeedOutcome = OutOfFold | str
 """Scores of one detector with one seed, or why there are none."""
+Finished = tuple[DetectorRow, pa.Table]
+"""A detector's row and its per-sample scores."""
 
 
 @dataclass(frozen=True)
@@ -109,18 +130,18 @@ def compare(
     config, options = config or CompareConfig(), options or RunOptions()
     specs = detector_specs(detectors, config, as_labels(labels).level)
     data = comparison_data(traces, labels, config)
-    done: dict[str, FinishedDetector] = {}
+    done: dict[str, Finished] = {}
     if options.folder is not None and options.is_resumed:
-        for each in finished_detectors(options.folder, data.identity):
-            if each.row.key == data.key(each.row.detector, each.row.settings):
-                done.setdefault(each.row.detector, each)
+        for row, samples in finished_detectors(options.folder, data.identity):
+            if row.key == data.key(row.detector, row.settings):
+                done.setdefault(row.detector, (row, samples))
     elif options.folder is not None:
         clear_checkpoints(options.folder)
-    todo = [s for s in specs if s.name not in done or done[s.name].row.key != data.key(s.name, s.settings)]
-    for each in run_detectors(data, todo, options, on_progress):
-        done[each.row.detector] = each
+    todo = [s for s in specs if s.name not in done or done[s.name][0].key != data.key(s.name, s.settings)]
+    for row, samples in run_detectors(data, todo, options, on_progress):
+        done[row.detector] = row, samples
         if options.folder is not None:
-            save_checkpoint(options.folder, each)
+            save_checkpoint(options.folder, row, samples)
     order = dict.fromkeys([*(spec.name for spec in specs), *done])
     return make_result(data, labels, [done[name] for name in order], store or {})
 
@@ -130,7 +151,7 @@ def run_detectors(
     specs: Sequence[DetectorSpec],
     options: RunOptions | None = None,
     on_progress: Progress = no_progress,
-) -> Iterator[FinishedDetector]:
+) -> Iterator[Finished]:
     """Each detector as soon as all its seeds are done; a failure is a row too.
 
     Raises:
@@ -143,36 +164,89 @@ def run_detectors(
         outcomes = _run_here(data, specs, on_progress)
     else:
         outcomes = _run_spread(data, specs, engine, on_progress)
-    for spec, seeds in outcomes:
-        yield _finish(data, spec, seeds)
+    done: dict[str, dict[int, SeedOutcome]] = {spec.name: {} for spec in specs}
+    for spec, seed, outcome in outcomes:
+        done[spec.name][seed] = outcome
+        if len(done[spec.name]) == len(data.folds):
+            seeds = {seed: done[spec.name][seed] for seed in data.folds}
+            yield _finished(data, spec, seeds)
 
 
-def finish_detector(
-    data: ComparisonData, spec: DetectorSpec, fits: Mapping[int, OutOfFold]
-) -> FinishedDetector:
+def _finished(data: ComparisonData, spec: DetectorSpec, seeds: Mapping[int, SeedOutcome]) -> Finished:
+    """The row and the per-sample scores of one detector; a failure is a row too."""
+    failure = next((each for each in seeds.values() if isinstance(each, str)), None)
+    card: DetectorCard | None = None
+    try:
+        card = spec.card()
+        if failure is None:
+            return finish_detector(data, spec, seeds)
+    except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
+        failure = failure or failure_text(error)
+    return _row(data, spec, card, failure=failure), SAMPLE_SCHEMA.empty_table()
+
+
+def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[int, Any]) -> Finished:
     """The row and the per-sample scores of one detector from its scores of every seed.
 
     Raises:
         NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
         UnknownNameError: If the card names an array that does not exist.
     """
-    row = detector_row(data, spec.name, spec.card(), fits, spec.settings)
-    return FinishedDetector(row, sample_table(data, spec.name, fits))
+    found, owner, card = list(fits.values()), data.labels.owner, spec.card()
+    metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
+    samples = sample_table(data, spec.name, fits)
+    filled = median_filled_scores(data, samples)[spec.name]
+    aurocs = [auroc(s[np.isfinite(s)], data.kept_items.labels[np.isfinite(s)]) for s in filled]
+    n_tested = sum(len(np.unique(owner[fit.is_tested])) for fit in found)
+    choices = tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
+    row = _row(
+        data,
+        spec,
+        card,
+        metrics=metrics,
+        coverage=coverage(found),
+        auroc_invalid_at_median=float(np.mean(aurocs)),
+        fit_s=float(np.mean([seconds for fit in found for seconds in fit.fit_s])),
+        score_ms=1000 * sum(fit.score_s for fit in found) / n_tested,
+        n_parameters=found[-1].n_parameters,
+        choices=choices if card.level == "token" else (),
+        trace_bytes=_trace_bytes(card, data),
+    )
+    return row, samples
 
 
-def _finish(data: ComparisonData, spec: DetectorSpec, seeds: Mapping[int, SeedOutcome]) -> FinishedDetector:
-    """The row and the per-sample scores of one detector; a failure is a row too."""
-    card: DetectorCard | None = None
-    failure = next((each for each in seeds.values() if isinstance(each, str)), None)
-    try:
-        card = spec.card()
-        if failure is None:
-            fits = {seed: fit for seed, fit in seeds.items() if not isinstance(fit, str)}
-            return finish_detector(data, spec, fits)
-    except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
-        failure = failure or failure_text(error)
-    row = failed_row(data, spec.name, card, failure, spec.settings)
-    return FinishedDetector(row, SAMPLE_SCHEMA.empty_table())
+def coverage(fits: Sequence[OutOfFold]) -> float:
+    """Share of tested items with a valid score, mean over seeds."""
+    return float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in fits]))
+
+
+def _row(data: ComparisonData, spec: DetectorSpec, card: DetectorCard | None, **found: Any) -> DetectorRow:
+    """The row of a detector, whose card may be unknown: with its metrics, or with its failure."""
+    fields: dict[str, Any] = {"inputs": (), "is_supervised": None, "is_control": False}
+    if card is not None:
+        fields = {field: getattr(card, field) for field in _CARD_FIELDS}
+    fields |= {"failure": None, "metrics": {}, **found}
+    key = data.key(spec.name, spec.settings)
+    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, **fields)
+
+
+def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
+    """Bytes that a detector needs of one trace, mean: arrays as stored, before compression.
+
+    0 for a detector of text or length alone; ``None`` for one that does not say what it reads.
+
+    Raises:
+        UnknownNameError: If the card names an array that does not exist.
+    """
+    if not card.reads:
+        return 0.0 if set(card.inputs) <= {"text", "length"} else None
+    kept = np.flatnonzero(data.labels.is_valid).tolist()
+    sizes = [
+        np.dtype(spec.dtype).itemsize * np.prod(stored_shape(spec, trace.shape, trace.record))
+        for trace in (data.traces[index] for index in kept)
+        for spec in map(array_spec, card.reads)
+    ]
+    return float(np.sum(sizes) / len(kept))
 
 
 def failure_text(error: Exception) -> str:
@@ -194,43 +268,37 @@ def failure_text(error: Exception) -> str:
 
 def _run_here(
     data: ComparisonData, specs: Sequence[DetectorSpec], on_progress: Progress
-) -> Iterator[tuple[DetectorSpec, dict[int, SeedOutcome]]]:
-    """Each detector with its seeds, in this process; after a failure its other seeds are not run."""
-    n_fits = sum(len(folds) for folds in data.folds.values())
-    for number, spec in enumerate(specs):
-        outcomes: dict[int, SeedOutcome] = {}
-        done = number * n_fits  # also after a detector failed half-way
-        for seed, folds in data.folds.items():
-            report = partial(
-                _report_fold, on_progress, f"{spec.name}, seed {seed}", done, n_fits * len(specs)
-            )
-            outcomes[seed] = _run_seed(data, (spec, seed), report)
-            done += len(folds)
-            if isinstance(outcomes[seed], str):
-                break
-        yield spec, outcomes
+) -> Iterator[tuple[DetectorSpec, int, SeedOutcome]]:
+    """Each detector and seed, in this process; after a failure the other seeds are not run."""
+    n_total = len(specs) * sum(len(folds) for folds in data.folds.values())
+    n_done, failures = 0, dict[str, str]()
+    for spec, seed in product(specs, data.folds):
+        report = partial(_report_fold, on_progress, f"{spec.name}, seed {seed}", n_done, n_total)
+        outcome = failures.get(spec.name) or _run_seed(data, (spec, seed), report)
+        if isinstance(outcome, str):
+            failures[spec.name] = outcome
+        n_done += len(data.folds[seed])
+        yield spec, seed, outcome
 
 
-def _report_fold(on_progress: Progress, what: str, n_before: int, n_total: int, fold: int) -> None:
-    on_progress(n_before + fold + 1, n_total, f"{what}, fold {fold}")
+def _report_fold(on_progress: Progress, detail: str, n_before: int, n_total: int, fold: int) -> None:
+    on_progress(n_before + fold + 1, n_total, f"{detail}, fold {fold}")
 
 
 def _run_spread(
     data: ComparisonData, specs: Sequence[DetectorSpec], engine: Executor, on_progress: Progress
-) -> Iterator[tuple[DetectorSpec, dict[int, SeedOutcome]]]:
-    """Each detector with its seeds as soon as the workers have done all of them."""
+) -> Iterator[tuple[DetectorSpec, int, SeedOutcome]]:
+    """Each detector and seed, as soon as a worker has done it."""
     for spec in specs:
         if spec.factory is not None:
-            message = (
+            raise UsageError(
                 f"{spec.name} is not registered and cannot run in another process; use 1 job, "
                 f"or name its class as module:Class"
             )
-            raise UsageError(message)
-    items = [(spec, seed) for spec in specs for seed in data.folds]
-    n_total, n_done = len(specs) * sum(len(folds) for folds in data.folds.values()), 0
+    items = list(product(specs, data.folds))
+    n_total, n_done = sum(len(data.folds[seed]) for _, seed in items), 0
     sent = {name: getattr(data, name) for name in ("labels", "groups", "folds", "config")}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
-    done: dict[str, dict[int, SeedOutcome]] = {spec.name: {} for spec in specs}
     with engine.workers(start, len(items)) as workers, closing(workers(_run_seed, items)) as found:
         for each in found:
             spec, seed = items[each.place]
@@ -238,10 +306,7 @@ def _run_spread(
             on_progress(n_done, n_total, f"{spec.name}, seed {seed}")
             # workers that died of a detector are its failure
             failure = f"of seed {seed}: {each.failure}"
-            outcomes = done[spec.name]
-            outcomes[seed] = each.value if each.failure is None else failure
-            if len(outcomes) == len(data.folds):
-                yield spec, {seed: outcomes[seed] for seed in data.folds}
+            yield spec, seed, each.value if each.failure is None else failure
 
 
 def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_threads: int) -> ComparisonData:
@@ -260,17 +325,21 @@ def _run_seed(
         MemoryError: If the machine has no memory left, which concerns all detectors.
     """
     spec, seed = item
+    make, folds = partial(spec.make, seed), data.folds[seed]
+    return attempted(f"of seed {seed}", cross_fit, make, data.traces, data.labels, folds, on_fold=on_fold)
+
+
+def attempted(where: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What a function gives, or the text of the error that the detector in it raises."""
     try:
-        return cross_fit(
-            partial(spec.make, seed), data.traces, data.labels, data.folds[seed], on_fold=on_fold
-        )
+        return function(*arguments, **options)
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
-        error.add_note(f"of seed {seed}")
+        error.add_note(where)
         return failure_text(error)
 
 
 def make_result(
-    data: ComparisonData, given: Labels, done: Sequence[FinishedDetector], store: Mapping[str, Any]
+    data: ComparisonData, given: Labels, done: Sequence[Finished], store: Mapping[str, Any]
 ) -> Result:
     """The whole result: the tests against the baseline and the subgroups come last.
 
@@ -282,8 +351,7 @@ def make_result(
         done: The detectors in the order of the result.
         store: Identity of the traces, for the record.
     """
-    rows = tuple(each.row for each in done)
-    samples = pa.concat_tables([each.samples for each in done])
+    rows, samples = tuple(row for row, _ in done), pa.concat_tables([table for _, table in done])
     scores = median_filled_scores(data, samples)
     labels, config, kept = data.labels, data.config, data.labels.is_valid
     baseline = choose_baseline(rows, config.against, level=labels.level)
@@ -291,16 +359,17 @@ def make_result(
     if baseline is not None and baseline.detector in scores:
         with suppress(NotEnoughDataError):
             tests = compare_to_baseline(scores, baseline.detector, data.kept_items, margin=config.margin)
+    n_groups = len(np.unique(data.groups[kept]))
+    counts = token_counts(data, n_groups) if labels.level == "token" else None
     digest = hashlib.sha256("\n".join(labels.trace_ids).encode()).hexdigest()
-    labeller = {"name": labels.labeller, "meaning": labels.meaning}
-    result = Result(
+    return Result(
         config={**config.model_dump(mode="json"), "detectors": [row.detector for row in rows]},
         provenance=provenance(),
         store={**store, "trace_ids_sha256": digest},
-        labeller={**labeller, "settings": dict(labels.settings)},
+        labeller={"name": labels.labeller, "meaning": labels.meaning, "settings": dict(labels.settings)},
         n_traces=int(kept.sum()),
         n_left_out=int((~given.is_valid).sum()),
-        n_groups=len(np.unique(data.groups[kept])),
+        n_groups=n_groups,
         prevalence=float(data.kept_items.labels.mean()),
         coverage=given.coverage,
         rows=rows,
@@ -311,9 +380,52 @@ def make_result(
         subgroups=subgroups(data, scores),
         identity=data.identity,
         level=labels.level,
+        counts=counts,
+        notes=() if counts is None else token_notes(counts),
     )
-    if labels.level == "token":
-        records = [trace.record for trace in data.traces]
-        counts = token_counts(records, labels, data.marked, result.n_groups)
-        return replace(result, counts=counts, notes=token_notes(counts))
-    return result
+
+
+def save_checkpoint(folder: Path, row: DetectorRow, samples: pa.Table) -> None:
+    """Keep one finished detector in the folder of a running comparison, whole or not at all."""
+    text = json.dumps(json_ready(row), allow_nan=False)
+    table = samples.replace_schema_metadata({_ROW: text.encode()})
+    name = quote(row.detector, safe="")
+    replace_file(folder / CHECKPOINT_FOLDER / f"{name}.parquet", parquet_bytes(table))
+
+
+def clear_checkpoints(folder: Path) -> None:
+    """Remove the checkpoints of a comparison whose result is written, or that starts anew."""
+    shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
+
+
+def finished_detectors(folder: Path, identity: Mapping[str, Any]) -> list[Finished]:
+    """Detectors that did not fail: those of a written result first, then those of checkpoints.
+
+    Raises:
+        UsageError: If the folder holds the result of other traces, labels or settings.
+        DataFileError: If the result there cannot be read.
+    """
+    found: list[Finished | None] = []
+    if (folder / RESULT_FILE).exists():
+        result = read_result(folder)
+        differing = differing_fields(result.identity, json_ready(identity))
+        if differing:
+            listed = "\n  ".join(differing[:5])
+            raise UsageError(
+                f"{folder} holds a comparison of other traces, labels or settings:\n  {listed}\n"
+                f"  Give another --out, or leave --resume away to replace it"
+            )
+        found += [(row, result.samples.filter(pc.field("detector") == row.detector)) for row in result.rows]
+    found += [_read_checkpoint(path) for path in sorted((folder / CHECKPOINT_FOLDER).glob("*.parquet"))]
+    return [each for each in found if each is not None and each[0].failure is None]
+
+
+def _read_checkpoint(path: Path) -> Finished | None:
+    """The checkpoint, or ``None`` if it is of another version and the detector must run again."""
+    try:
+        table = read_parquet(path)
+        metadata: Mapping[bytes, bytes] = table.schema.metadata or {}
+        row = TypeAdapter(DetectorRow).validate_json(metadata[_ROW])
+        return row, upgraded_samples(table.replace_schema_metadata(None))
+    except MALFORMED:
+        return None

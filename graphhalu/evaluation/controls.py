@@ -9,16 +9,17 @@ from dataclasses import dataclass, replace
 from typing import Final
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Float
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import grouped_split
-from graphhalu.detectors.base import ChosenTraces, Detector
+from graphhalu.detectors.base import ChosenTraces
 from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.engine.executors import Progress, no_progress
-from graphhalu.evaluation.detector_specs import DetectorSpec
+from graphhalu.evaluation.metrics import Floats, Ints
+from graphhalu.evaluation.settings import DetectorSpec
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.labels.labels import Labels, complete_labels, question_groups
 from graphhalu.traces.trace import Trace
@@ -97,37 +98,34 @@ def control_rows(
 
     chosen = ChosenTraces(traces, tuple(range(min(n_answers, len(traces)))))
     if len(chosen) < 30:  # noqa: PLR2004
-        message = f"the control on real attention needs at least 30 answers, got {len(chosen)}"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(
+            f"the control on real attention needs at least 30 answers, got {len(chosen)}"
+        )
     # every detector meets the same traces, so that graphs are built once
     planted = {signal: planted_edge_traces(n_answers, signal, seed=seed) for signal in EDGE_SIGNALS}
 
     def rows(spec: DetectorSpec) -> Iterator[ControlRow]:
-        config, is_control = _network_config(spec), spec.card().is_control
-        planted_spec = (
-            spec if config is None else replace(spec, settings={**PLANTED_TRAINING, **spec.settings})
-        )
+        config, is_control = getattr(spec.make(0), "config", None), spec.card().is_control
+        is_network = isinstance(config, NetworkConfig)
+        trained = replace(spec, settings={**PLANTED_TRAINING, **spec.settings}) if is_network else spec
         for signal, (its_traces, labels) in planted.items():
-            value = _auroc(planted_spec, its_traces, labels, seed)
+            value = _auroc(trained, its_traces, labels, seed)
             passes = value <= NOT_FOUND if is_control else value > FOUND
             yield ControlRow(signal, spec.name, value, None, n_answers, passes)
-        splits = list(question_mass(chosen, config or NetworkConfig()))
-        reference = float(np.mean([_test_auroc(chosen, *split, seed) for split in splits]))
+        splits = list(question_mass(chosen, config if isinstance(config, NetworkConfig) else NetworkConfig()))
+        reference = float(np.mean([_auroc(on_edges, chosen, labels, seed) for labels, on_edges in splits]))
         value = float(np.mean([_auroc(spec, chosen, labels, seed) for labels, _ in splits]))
         passes = is_control or value >= reference - TOLERANCE
         yield ControlRow("question mass", spec.name, value, reference, len(chosen), passes)
 
     found: list[ControlRow] = []
-    for spec in specs:
-        for row in rows(spec):
-            found.append(row)
-            on_progress(len(found), 3 * len(specs), f"{row.detector}, {row.control}")
+    for row in (row for spec in specs for row in rows(spec)):
+        found.append(row)
+        on_progress(len(found), 3 * len(specs), f"{row.detector}, {row.control}")
     return found
 
 
-def question_mass(
-    traces: Sequence[Trace], config: NetworkConfig
-) -> Iterator[tuple[Labels, Float[np.ndarray, "trace"]]]:
+def question_mass(traces: Sequence[Trace], config: NetworkConfig) -> Iterator[tuple[Labels, Floats]]:
     """Labels of each head (above the median of its attention to the question), and its edges' sum.
 
     The attention is that of all keys, the sum that of the edges to the question that the graphs of
@@ -137,51 +135,35 @@ def question_mass(
     layers, n_heads = default_layers(shape), shape.n_heads
     heads = np.unique(np.linspace(0, n_heads - 1, min(HEADS, n_heads)).round().astype(int))
     recipe = replace(config.recipe(layers, shape), view="layers", nodes=("span",))
-    graphs = AttentionGraphs.of_recipe(traces, layers, recipe)
     on_edges = np.zeros((len(traces), len(layers), n_heads))
-    for data in graphs:
-        cell = data.trace_index, layers.index(data.layer)
+    for data in AttentionGraphs.of_recipe(traces, layers, recipe):
         key, query = data.edge_index
         is_chosen = (data.span[key] == int(Span.QUESTION)) & data.is_readout[query]
-        on_edges[cell] = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
+        mass = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
+        on_edges[data.trace_index, layers.index(data.layer)] = mass
     for place, layer in enumerate(layers):
         of_heads = np.array([_mass(trace, layer) for trace in traces])
         for head in heads.tolist():
             whole = of_heads[:, head]
-            values: Int[np.ndarray, "trace"] = (whole > np.median(whole)).astype(np.int64)
-            yield _labels(traces, values, layer, head), on_edges[:, place, head]
+            values: Ints = (whole > np.median(whole)).astype(np.int64)
+            ids, settings = (trace.trace_id for trace in traces), {"layer": layer, "head": head}
+            labels = complete_labels(ids, values, "question-mass", reason="median split", settings=settings)
+            yield labels, on_edges[:, place, head]
 
 
 def _mass(trace: Trace, layer: int) -> Float[np.ndarray, "head"]:
     """Mean attention of each head to the question, over the rows of the answer."""
     rows = trace.layer_stream("span_mass", layer)[:, :, int(Span.QUESTION)]
-    first = trace.prompt_length - 1 - trace.record.row_start
-    mean: Float[np.ndarray, "head"] = rows[:, first:].mean(axis=1)
+    mean: Float[np.ndarray, "head"] = rows[:, trace.prompt_length - 1 - trace.record.row_start :].mean(axis=1)
     return mean
 
 
-def _labels(traces: Sequence[Trace], values: Int[np.ndarray, "trace"], layer: int, head: int) -> Labels:
-    ids, settings = (trace.trace_id for trace in traces), {"layer": layer, "head": head}
-    return complete_labels(ids, values, "question-mass", reason="median split", settings=settings)
-
-
-def _network_config(spec: DetectorSpec) -> NetworkConfig | None:
-    """The settings of a detector that trains networks; ``None`` for others."""
-    config = getattr(spec.make(0), "config", None)
-    return config if isinstance(config, NetworkConfig) else None
-
-
-def _auroc(spec: DetectorSpec, traces: Sequence[Trace], labels: Labels, seed: int) -> float:
-    """AUROC of a fresh detector on the test side of a grouped split."""
+def _auroc(scorer: DetectorSpec | Floats, traces: Sequence[Trace], labels: Labels, seed: int) -> float:
+    """AUROC of a fresh detector, or of given values, on the test side of a grouped split."""
     split = grouped_split(labels.values, question_groups(traces), seed=seed)
-    detector: Detector = spec.make(seed).fit(traces, labels, split)
-    test = ChosenTraces(traces, tuple(split.test.tolist()))
-    return auroc(detector.score(test).values, labels.values[split.test])
-
-
-def _test_auroc(
-    traces: Sequence[Trace], labels: Labels, values: Float[np.ndarray, "trace"], seed: int
-) -> float:
-    """AUROC of given values on the same test side."""
-    test = grouped_split(labels.values, question_groups(traces), seed=seed).test
-    return auroc(values[test], labels.values[test])
+    if isinstance(scorer, DetectorSpec):
+        detector = scorer.make(seed).fit(traces, labels, split)
+        return auroc(
+            detector.score(ChosenTraces(traces, tuple(split.test.tolist()))).values, labels.values[split.test]
+        )
+    return auroc(scorer[split.test], labels.values[split.test])

@@ -1,22 +1,229 @@
-"""Out-of-fold scores of one detector: each from a model that was fitted without its question."""
+"""Cross-fitting: every trace is scored by a model that was fitted without its question.
+
+The folds are grouped by question and checked against the traces themselves. A split of another
+kind (whole categories held out, say) is a list of :class:`Split` that passes :func:`check_questions`.
+"""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from time import perf_counter
 from typing import Any
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from graphhalu.core.errors import GraphhaluError, NotEnoughDataError
+from graphhalu.core.config import config_hash
+from graphhalu.core.errors import GraphhaluError, NotEnoughDataError, UsageError
 from graphhalu.core.files import shown
-from graphhalu.core.splits import Split
+from graphhalu.core.numerics import json_ready
+from graphhalu.core.provenance import installed_version
+from graphhalu.core.splits import Split, grouped_folds, grouped_split
+from graphhalu.datasets.question import question_key
 from graphhalu.detectors.base import ChosenTraces, Detector, checked_scores
-from graphhalu.evaluation.calibration import Calibration
-from graphhalu.evaluation.protocol import visible_labels
-from graphhalu.evaluation.token_metrics import best_threshold, marked_answer
-from graphhalu.labels.labels import Labels
+from graphhalu.evaluation.bootstrap import EvaluationSet
+from graphhalu.evaluation.calibration import (
+    Calibration,
+    MarkedAnswer,
+    best_character_threshold,
+    marked_answer,
+)
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, Mask
+from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.labels.labels import Labels, as_labels, question_groups
+from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
+
+
+@dataclass(frozen=True)
+class ComparisonData:
+    """The data that all detectors of a comparison share; folds are by seed, groups by trace."""
+
+    traces: Sequence[Trace]
+    labels: Labels
+    groups: Groups
+    folds: Mapping[int, list[Split]]
+    config: CompareConfig
+
+    @cached_property
+    def is_kept(self) -> Mask:
+        """Items of traces with a valid label."""
+        return self.labels.is_valid[self.labels.owner]
+
+    @cached_property
+    def kept_items(self) -> EvaluationSet:
+        """The items of traces with a valid label, on which all detectors are evaluated."""
+        labels, groups = self.labels.items[self.is_kept], self.groups[self.labels.owner][self.is_kept]
+        return EvaluationSet(
+            labels, groups, self.config.n_resamples, self.config.bootstrap_seed, self.config.level
+        )
+
+    @cached_property
+    def answers(self) -> EvaluationSet:
+        """All traces, for metrics of token detectors by answer."""
+        return replace(self.kept_items, labels=self.labels.values, groups=self.groups)
+
+    @cached_property
+    def marked(self) -> list[MarkedAnswer]:
+        """Characters of the answers, for detectors of tokens."""
+        return [marked_answer(trace.record) for trace in self.traces]
+
+    @cached_property
+    def identity(self) -> dict[str, Any]:
+        """Everything that decides the figures of a detector beside its own code and settings."""
+        labels = [self.labels.items.tolist(), self.labels.is_valid.tolist()]
+        return {
+            "graphhalu": installed_version("graphhalu"),
+            "config": {**self.config.deciding(), "seeds": list(self.config.seeds)},
+            "traces": config_hash({"ids": self.labels.trace_ids}),
+            "labels": config_hash({"labels": labels}),
+            "groups": config_hash({"groups": self.groups.tolist()}),
+        }
+
+    def key(self, name: str, settings: Mapping[str, Any]) -> str:
+        """Identity of one finished detector."""
+        return config_hash({**self.identity, "detector": name, "settings": json_ready(settings)})
+
+
+def comparison_data(
+    traces: Sequence[Trace] | Path | str, labels: Labels, config: CompareConfig
+) -> ComparisonData:
+    """Groups, beams and checked folds of a comparison.
+
+    Raises:
+        UsageError: If these are no traces or no labels, labels belong to other traces, or a
+            question would be on two sides.
+        NotEnoughDataError: If there are too few questions, or one class only.
+    """
+    traces, labels = as_traces(traces), as_labels(labels)
+    check_same_traces(traces, labels)
+    if config.beams == "best":
+        labels = labels.without(~best_beams(traces), "another beam of the question")
+    groups = question_groups(traces)
+    n_folds = None if config.quick else config.n_folds
+    folds = {
+        seed: cross_fit_folds(labels.values, groups, labels.is_valid, n_folds=n_folds, seed=seed)
+        for seed in config.seeds
+    }
+    for made in folds.values():
+        check_questions(made, traces)
+    return ComparisonData(traces, labels, groups, folds, config)
+
+
+def check_same_traces(traces: Sequence[Trace], labels: Labels) -> None:
+    """Refuse labels of other traces, or in another order.
+
+    Raises:
+        UsageError: Names the first trace that differs.
+    """
+    ids = [trace.trace_id for trace in traces]
+    if tuple(ids) != labels.trace_ids:
+        pairs = zip(ids, labels.trace_ids, strict=False)
+        first = next((pair for pair in pairs if pair[0] != pair[1]), None)
+        where = f"trace {first[0]!r} meets the label of {first[1]!r}" if first else "one is longer"
+        raise UsageError(
+            f"{len(ids)} traces and {len(labels.trace_ids)} labels do not belong together: "
+            f"{where}\n  Label these traces again:  graphhalu label"
+        )
+
+
+def best_beams(traces: Sequence[Trace]) -> Mask:
+    """Which traces are the best beam of their question; given answers all count.
+
+    The best beam is decided before labels are looked at: a question whose best beam has no
+    valid label is left out, not replaced by another beam.
+    """
+    records = [trace.record for trace in traces]
+    best: dict[str, int] = {}
+    for record in records:
+        if record.is_on_policy:
+            best[record.question_id] = min(record.beam_index, best.get(record.question_id, record.beam_index))
+    is_best = [not r.is_on_policy or r.beam_index == best[r.question_id] for r in records]
+    return np.array(is_best, dtype=bool)
+
+
+def cross_fit_folds(
+    labels: Ints, groups: Groups, is_valid: Mask, *, n_folds: int | None = 5, seed: int = 0
+) -> list[Split]:
+    """Grouped, stratified folds over the valid traces; indices point into all traces.
+
+    Fold ``k`` is tested, the next one validates, the rest trains. Without a number of folds it is
+    one grouped split, 60 / 20 / 20: quick, but it tests a fifth only.
+
+    Raises:
+        NotEnoughDataError: If there are fewer groups than folds, or a class is missing.
+    """
+    kept = np.flatnonzero(is_valid)
+    n_hallucinated = int(labels[kept].sum())
+    if n_hallucinated in (0, len(kept)):
+        raise NotEnoughDataError(
+            f"a comparison needs both classes, got {n_hallucinated} hallucinated and "
+            f"{len(kept) - n_hallucinated} correct among {len(kept)} valid labels\n"
+            f"  Extract more questions, or choose another labeller"
+        )
+    if n_folds is None:
+        folds = [grouped_split(labels[kept], groups[kept], seed=seed)]
+    else:
+        folds = grouped_folds(labels[kept], groups[kept], n_folds=n_folds, seed=seed)
+    return [Split(kept[f.train], kept[f.validation], kept[f.test], groups) for f in folds]
+
+
+def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> None:
+    """Refuse folds of which two sides share a question.
+
+    It looks at the traces themselves, so that folds made in any way can be checked: two sides of
+    a fold, and the test sides of two folds, may share no group and no question text. Near
+    duplicates count as the same text, under whatever group ids they stand.
+
+    Raises:
+        UsageError: Names the two traces with their questions and groups.
+    """
+    records = [trace.record for trace in traces]
+    keys: dict[str, list[str]] = {
+        "belong to one group": [record.group_id for record in records],
+        "ask the same question": [question_key(record.question, record.context) for record in records],
+        "are linked through other traces": question_groups(traces).tolist(),
+    }
+    apart = [
+        {f"the {side} side of fold {number}": getattr(fold, side) for side in ("train", "validation", "test")}
+        for number, fold in enumerate(folds)
+    ]
+    tests = {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}
+    for reason, names in keys.items():
+        for sides in (*apart, tests):
+            _refuse_shared(sides, names, traces, reason)
+
+
+def _refuse_shared(
+    sides: Mapping[str, Int[np.ndarray, "member"]], names: Sequence[str], traces: Sequence[Trace], reason: str
+) -> None:
+    """Refuse sides that hold traces of one name, and describe the first such pair."""
+    owner: dict[str, tuple[str, int]] = {}
+    for side, indices in sides.items():
+        for index in indices.tolist():
+            first = owner.setdefault(names[index], (side, index))
+            if first[0] != side:
+                pair = [(traces[place].record, where) for where, place in (first, (side, index))]
+                described = "\n  ".join(
+                    f"trace {r.trace_id!r} (group {r.group_id!r}): {r.question!r} is in {where}"
+                    for r, where in pair
+                )
+                raise UsageError(
+                    f"a question leaks between two sides of a split; these two {reason}:\n  {described}\n"
+                    f"  Split by question:  cross_fit_folds with question_groups"
+                )
+
+
+def visible_labels(labels: Labels, split: Split) -> Labels:
+    """The labels that a detector may see: those of training and validation.
+
+    The others become invalid, with values and reason taken away, so that a detector cannot
+    look at the test side, not even by mistake.
+    """
+    is_hidden = np.ones(len(labels.values), dtype=bool)
+    is_hidden[np.concatenate([split.train, split.validation])] = False
+    return labels.without(is_hidden, "held out")
 
 
 @dataclass(frozen=True)
@@ -36,11 +243,11 @@ class FoldModel:
     fit_s: float
 
 
-@dataclass(frozen=True)
+@dataclass
 class OutOfFold:
     """Scores of one detector and seed, each from a model that never saw the trace's question.
 
-    The items are those of the labels: traces, or the answer tokens of all traces.
+    It is filled fold by fold. The items are those of the labels: traces, or the answer tokens of all traces.
 
     Attributes:
         values: Scores that can be pooled over folds; NaN where not valid.
@@ -56,47 +263,41 @@ class OutOfFold:
         choices: For each fit its fold, its threshold, and what the detector says of its training.
     """
 
-    values: Float[np.ndarray, "item"]
-    raw: Float[np.ndarray, "item"]
-    probability: Float[np.ndarray, "item"]
-    is_predicted_positive: Bool[np.ndarray, "item"]
-    fold: Int[np.ndarray, "item"]
-    fit_s: tuple[float, ...] = ()
+    values: Floats
+    raw: Floats
+    probability: Floats
+    is_predicted_positive: Mask
+    fold: Ints
+    fit_s: list[float] = field(default_factory=list)
     score_s: float = 0.0
     n_parameters: int | None = None
-    choices: tuple[Mapping[str, Any], ...] = ()
+    choices: list[dict[str, Any]] = field(default_factory=list)
 
     @classmethod
     def empty(cls, n_items: int) -> "OutOfFold":
-        """Nothing tested yet; the arrays are filled fold by fold."""
+        """Nothing tested yet."""
         values, raw, probability = (np.full(n_items, np.nan) for _ in range(3))
         return cls(values, raw, probability, np.zeros(n_items, dtype=bool), np.full(n_items, -1))
 
     @property
-    def is_valid(self) -> Bool[np.ndarray, "item"]:
+    def is_valid(self) -> Mask:
         """Whether the item was tested and has a score."""
         return np.isfinite(self.raw)
 
     @property
-    def is_tested(self) -> Bool[np.ndarray, "item"]:
+    def is_tested(self) -> Mask:
         """Whether the item was tested."""
         return self.fold >= 0
 
-    @property
-    def median_filled(self) -> Float[np.ndarray, "item"]:
-        """The values, with their median for tested items without one; NaN where not tested."""
-        is_missing = self.is_tested & ~self.is_valid
-        return np.where(is_missing, np.median(self.values[self.is_valid]), self.values)
-
-    def with_fold(
+    def add_fold(
         self,
         number: int,
         model: FoldModel,
         traces: Sequence[Trace],
         indices: Int[np.ndarray, "tested"],
-        items: Int[np.ndarray, "item"],
-    ) -> "OutOfFold":
-        """The same with the scores that the model of one fold gives some traces.
+        items: Ints,
+    ) -> None:
+        """Add the scores that the model of one fold gives some traces.
 
         Args:
             number: Number of the fold.
@@ -110,50 +311,18 @@ class OutOfFold:
         """
         started = perf_counter()
         raw = _values(model.detector, traces, indices)
-        score_s = perf_counter() - started
+        self.score_s += perf_counter() - started
         self.values[items], self.raw[items] = standardise(raw, model.reference), raw
         self.fold[items] = number
-        if model.calibration is not None:
-            self.probability[items] = model.calibration.probability(raw)
-            self.is_predicted_positive[items] = raw >= model.calibration.threshold
-        threshold = None if model.calibration is None else model.calibration.threshold
-        report: Mapping[str, Any] = getattr(model.detector, "training_report", {})
-        return replace(
-            self,
-            fit_s=(*self.fit_s, model.fit_s),
-            score_s=self.score_s + score_s,
-            n_parameters=model.detector.n_parameters,
-            choices=(*self.choices, {"fold": number, "threshold": threshold, **report}),
-        )
-
-
-def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labels, fold: Split) -> FoldModel:
-    """Fit a fresh detector on a fold, then calibrate it on the validation side.
-
-    The threshold is that of the best F1 there: of answers, or at token level of the characters
-    of marked spans (:func:`graphhalu.evaluation.token_metrics.best_threshold`).
-
-    Raises:
-        GraphhaluError: What the detector raised.
-    """
-    started = perf_counter()
-    detector: object = make().fit(traces, visible_labels(labels, fold), fold)
-    if not isinstance(detector, Detector):
-        message = f"fit must return the detector, got {shown(detector)}"
-        raise GraphhaluError(message)
-    fit_s = perf_counter() - started
-    reference = _values(detector, traces, fold.validation)
-    items = labels.places(fold.validation)
-    known = np.isfinite(reference) & labels.is_valid[labels.owner[items]]
-    truth = labels.items[items][known]
-    calibration = None
-    if len(np.unique(truth)) == 2:  # noqa: PLR2004
         threshold = None
-        if labels.level == "token":
-            marked = [marked_answer(traces[index].record) for index in fold.validation.tolist()]
-            threshold = best_threshold(reference, marked)
-        calibration = Calibration.fit(reference[known], truth, threshold=threshold)
-    return FoldModel(detector, reference, calibration, fit_s)
+        if model.calibration is not None:
+            threshold = model.calibration.threshold
+            self.probability[items] = model.calibration.probability(raw)
+            self.is_predicted_positive[items] = model.calibration.is_predicted_positive(raw)
+        self.fit_s.append(model.fit_s)
+        self.n_parameters = model.detector.n_parameters
+        report: Mapping[str, Any] = getattr(model.detector, "training_report", {})
+        self.choices.append({"fold": number, "threshold": threshold, **report})
 
 
 def cross_fit(
@@ -175,7 +344,7 @@ def cross_fit(
         make: Gives a fresh detector for each fold.
         traces: All traces; indices of the folds point into them.
         labels: Labels of the same traces in the same order.
-        folds: Checked folds; see :func:`graphhalu.evaluation.protocol.check_questions`.
+        folds: Checked folds; see :func:`check_questions`.
         on_fold: Called with the fold's number when it is done.
 
     Raises:
@@ -185,12 +354,39 @@ def cross_fit(
     for number, fold in enumerate(folds):
         try:
             model = fit_fold(make, traces, labels, fold)
-            done = done.with_fold(number, model, traces, fold.test, labels.places(fold.test))
+            done.add_fold(number, model, traces, fold.test, labels.places(fold.test))
         except Exception as error:
             error.add_note(f"in fold {number}")
             raise
         on_fold(number)
     return done
+
+
+def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labels, fold: Split) -> FoldModel:
+    """Fit a fresh detector on a fold, then calibrate it on the validation side.
+
+    The threshold is that of the best F1 there: of answers, or at token level of the characters
+    of marked spans (:func:`graphhalu.evaluation.calibration.best_character_threshold`).
+
+    Raises:
+        GraphhaluError: What the detector raised.
+    """
+    started = perf_counter()
+    detector: object = make().fit(traces, visible_labels(labels, fold), fold)
+    if not isinstance(detector, Detector):
+        raise GraphhaluError(f"fit must return the detector, got {shown(detector)}")
+    fit_s = perf_counter() - started
+    reference = _values(detector, traces, fold.validation)
+    items = labels.places(fold.validation)
+    known = np.isfinite(reference) & labels.is_valid[labels.owner[items]]
+    truth = labels.items[items][known]
+    calibration = threshold = None
+    if len(np.unique(truth)) == 2:  # noqa: PLR2004
+        if labels.level == "token":
+            marked = [marked_answer(traces[index].record) for index in fold.validation.tolist()]
+            threshold = best_character_threshold(reference, marked)
+        calibration = Calibration.fit(reference[known], truth, threshold=threshold)
+    return FoldModel(detector, reference, calibration, fit_s)
 
 
 def standardise(
@@ -211,21 +407,14 @@ def standardise(
     if not len(known):
         if not np.isfinite(scores).any():
             return scores
-        message = "no valid score on the validation side: scores of folds cannot be pooled"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("no valid score on the validation side: scores of folds cannot be pooled")
     clipped = np.clip(known, *np.quantile(known, [0.05, 0.95]))
-    spread = next((s.std() for s in (clipped, known) if _is_spread(s)), 1.0)
-    return (scores - clipped.mean()) / spread
+    # a spread below rounding would be blown up by the division
+    spreads = (each.std() for each in (clipped, known) if each.std() > 1e-9 * np.abs(each).max())
+    return (scores - clipped.mean()) / next(spreads, 1.0)
 
 
-def _is_spread(values: Float[np.ndarray, "validation"]) -> bool:
-    """Whether values differ by more than rounding, which division would blow up."""
-    return bool(values.std() > 1e-9 * np.abs(values).max())
-
-
-def _values(
-    detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]
-) -> Float[np.ndarray, "item"]:
+def _values(detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]) -> Floats:
     """Scores as float64, NaN where invalid; refuses scores that do not fit the traces."""
     chosen = ChosenTraces(traces, tuple(indices.tolist()))
     return checked_scores(detector, detector.score(chosen), chosen).values

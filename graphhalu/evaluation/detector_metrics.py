@@ -1,9 +1,14 @@
-"""Metrics of one detector, with intervals over questions: from its out-of-fold scores to its row."""
+"""Metrics of one detector, with intervals over questions: from its out-of-fold scores to its row.
 
+At token level predicted tokens are also held against the spans that people marked, by character,
+span and answer.
+"""
+
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -11,95 +16,22 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.detectors.base import DetectorCard
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
-from graphhalu.evaluation.crossfit import OutOfFold
-from graphhalu.evaluation.metrics import auroc, ece, evaluate
-from graphhalu.evaluation.protocol import ComparisonData
-from graphhalu.evaluation.result import SAMPLE_SCHEMA, DetectorRow, MetricValue, Subgroup
-from graphhalu.evaluation.token_metrics import token_metrics
-from graphhalu.evaluation.weighted_metrics import METRICS, ratio
-from graphhalu.traces.schema import array_spec, stored_shape
+from graphhalu.evaluation.calibration import MarkedAnswer
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold
+from graphhalu.evaluation.metrics import METRICS, Floats, Mask, auroc, ece, evaluate, ratio
+from graphhalu.evaluation.result import SAMPLE_SCHEMA, TEXTS, MetricValue, Subgroup, TokenCounts
+from graphhalu.labels.stated import n_lost_spans
 
 RANK_METRICS: Final = {"answer": tuple(METRICS), "token": ("auroc", "auprc")}
 """Rank metrics at each level; of tokens nobody rejects some and keeps the others."""
-_SUBGROUP_METRICS: Final = ("auroc", "auprc")
+HALF: Final = 0.5
+"""Share of characters from which on a span is found, or right."""
 _MOST_SUBGROUPS: Final = 60
 """A field with more values than this is no category."""
-_CARD_FIELDS: Final = ("inputs", "is_supervised", "is_control", "is_graph", "source", "reads")
 
 Rows = Mapping[str, Float[np.ndarray, "row"]]
 """Metrics by name: the value of one seed first, and behind it the same on each resample."""
-
-
-def failed_row(
-    data: ComparisonData,
-    name: str,
-    card: DetectorCard | None,
-    failure: str | None,
-    settings: Mapping[str, Any],
-) -> DetectorRow:
-    """The row of a detector without metrics; its card may be unknown."""
-    fields: dict[str, Any] = {"inputs": (), "is_supervised": None, "is_control": False}
-    if card is not None:
-        fields = {field: getattr(card, field) for field in _CARD_FIELDS}
-    fields |= {"metrics": {}, "settings": dict(settings), "key": data.key(name, settings)}
-    return DetectorRow(detector=name, failure=failure, **fields)
-
-
-def detector_row(
-    data: ComparisonData,
-    name: str,
-    card: DetectorCard,
-    fits: Mapping[int, OutOfFold],
-    settings: Mapping[str, Any],
-) -> DetectorRow:
-    """The row of a detector from its scores of every seed.
-
-    Raises:
-        NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
-        UnknownNameError: If the card names an array that does not exist.
-    """
-    found, labels = list(fits.values()), data.labels
-    n_tested = sum(len(np.unique(labels.owner[fit.is_tested])) for fit in found)
-    metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
-    choices = tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
-    aurocs = [auroc(fit.median_filled[fit.is_tested], labels.items[fit.is_tested]) for fit in found]
-    return replace(
-        failed_row(data, name, card, None, settings),
-        metrics=metrics,
-        coverage=coverage(found),
-        auroc_invalid_at_median=float(np.mean(aurocs)),
-        fit_s=float(np.mean([seconds for fit in found for seconds in fit.fit_s])),
-        score_ms=1000 * sum(fit.score_s for fit in found) / n_tested,
-        n_parameters=found[-1].n_parameters,
-        choices=choices if card.level == "token" else (),
-        trace_bytes=_trace_bytes(card, data),
-    )
-
-
-def coverage(fits: Sequence[OutOfFold]) -> float:
-    """Share of tested items with a valid score, mean over seeds."""
-    return float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in fits]))
-
-
-def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
-    """Bytes that a detector needs of one trace, mean: arrays as stored, before compression.
-
-    0 for a detector of text or length alone; ``None`` for one that does not say what it reads.
-
-    Raises:
-        UnknownNameError: If the card names an array that does not exist.
-    """
-    if not card.reads:
-        return 0.0 if set(card.inputs) <= {"text", "length"} else None
-    kept = np.flatnonzero(data.labels.is_valid).tolist()
-    sizes = [
-        np.dtype(spec.dtype).itemsize * np.prod(stored_shape(spec, trace.shape, trace.record))
-        for trace in (data.traces[index] for index in kept)
-        for spec in map(array_spec, card.reads)
-    ]
-    return float(np.sum(sizes) / len(kept))
 
 
 def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:
@@ -114,24 +46,15 @@ def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[st
     seeds: list[Rows] = []
     for fit in fits:
         scores, is_valid = fit.values[data.is_kept], fit.is_valid[data.is_kept]
-        found = _rank_rows(data.kept_items, names, scores, is_valid)
-        found |= _probability_rows(data, fit)
-        if data.labels.level == "token":
-            tested = np.unique(data.labels.owner[fit.is_tested]).tolist()
-            marked = {index: data.marked[index] for index in tested}
-            positive = fit.is_predicted_positive
-            found |= token_metrics(fit.values, positive, data.labels, marked, data.answers)
-        seeds.append(found)
+        found = _rank_rows(data.kept_items, names, scores, is_valid) | _probability_rows(data, fit)
+        seeds.append(found | (_token_rows(data, fit) if data.labels.level == "token" else {}))
     within = _fold_means(data, fits)
     metrics = _mean_metrics(seeds, data.config.level)
     return {n: replace(m, fold_mean=within.get(n)) if n in names else m for n, m in metrics.items()}
 
 
 def _rank_rows(
-    items: EvaluationSet,
-    names: Sequence[str],
-    scores: Float[np.ndarray, "item"],
-    is_valid: Bool[np.ndarray, "item"],
+    items: EvaluationSet, names: Sequence[str], scores: Floats, is_valid: Mask
 ) -> dict[str, Float[np.ndarray, "row"]]:
     """Rank metrics of one seed over the items that count.
 
@@ -143,7 +66,7 @@ def _rank_rows(
     return {name: np.append(found[name], drawn[name]) for name in names}
 
 
-def _probability_rows(data: ComparisonData, fit: OutOfFold) -> Rows:
+def _probability_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Float[np.ndarray, "row"]]:
     """F1, Brier score and calibration error of the items with a probability, if there are any."""
     known, labels = fit.is_valid & np.isfinite(fit.probability), data.labels.items
     if not known.any():
@@ -196,48 +119,161 @@ def _fold_means(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[str, fl
     return {name: float(np.mean([f[name] for f in found])) for name in METRICS} if found else {}
 
 
-def subgroups(
-    data: ComparisonData, scores: Mapping[str, Sequence[Float[np.ndarray, "item"]]]
-) -> tuple[Subgroup, ...]:
+def subgroups(data: ComparisonData, scores: Mapping[str, Sequence[Floats]]) -> tuple[Subgroup, ...]:
     """AUROC and AUPRC of every detector within each category; none without categories.
 
     Args:
         data: The data of the comparison.
         scores: What :func:`median_filled_scores` gives.
     """
-    field = data.config.subgroups
-    if field is None:
-        return ()
+    field, items, found = data.config.subgroups or "", data.kept_items, []
     of_trace = np.array([str(trace.record.metadata.get(field, "")) for trace in data.traces])
-    names = of_trace[data.labels.owner][data.is_kept]
-    found = [name for name in np.unique(names).tolist() if name]
-    if not 1 < len(found) <= _MOST_SUBGROUPS:
+    categories = of_trace[data.labels.owner][data.is_kept]
+    names = [name for name in np.unique(categories).tolist() if name]
+    if not field or not 1 < len(names) <= _MOST_SUBGROUPS:
         return ()
-    return tuple(
-        _subgroup(data.kept_items, seeds, names == name, detector=detector, field=field, name=name)
-        for detector, seeds in scores.items()
-        for name in found
+    for detector, seeds in scores.items():
+        for name in names:
+            members = [np.isfinite(each) & (categories == name) for each in seeds]
+            metrics: dict[str, MetricValue] = {}
+            with suppress(NotEnoughDataError):
+                pairs = zip(seeds, members, strict=True)
+                rows = [_rank_rows(items, ("auroc", "auprc"), each, here) for each, here in pairs]
+                metrics = _mean_metrics(rows, items.level)
+            n_traces = float(np.mean([here.sum() for here in members]))
+            shares = [items.labels[here].mean() if here.any() else 0.0 for here in members]
+            found.append(Subgroup(detector, field, name, n_traces, float(np.mean(shares)), metrics))
+    return tuple(found)
+
+
+class SpanCounts(NamedTuple):
+    """Characters and spans of one answer, or of many together.
+
+    Attributes:
+        right: Characters predicted positive that are marked.
+        predicted: Characters predicted positive.
+        marked: Marked characters.
+        right_spans: Predicted spans that are right.
+        predicted_spans: Predicted spans.
+        found_spans: Marked spans that are found.
+        marked_spans: Marked spans.
+    """
+
+    right: int
+    predicted: int
+    marked: int
+    right_spans: int
+    predicted_spans: int
+    found_spans: int
+    marked_spans: int
+
+
+def count_spans(answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]) -> SpanCounts:
+    """Characters and spans of one answer; a span counts from :data:`HALF` of its characters on.
+
+    Tokens of white space alone neither make a span nor part one.
+    """
+    of_token = np.flatnonzero(answer.size > 0)
+    is_positive = is_predicted_positive[of_token]
+    edges = np.diff(is_positive.astype(np.int8), prepend=0, append=0)
+    starts, stops = np.flatnonzero(edges == 1), np.flatnonzero(edges == -1)
+    size, marked = (np.append(0, each[of_token].cumsum()) for each in (answer.size, answer.marked))
+    is_right = marked[stops] - marked[starts] >= HALF * (size[stops] - size[starts])
+    covered = answer.spans[:, is_predicted_positive].sum(axis=1)
+    is_found = (covered >= HALF * answer.span_size) & (answer.span_size > 0)
+    return SpanCounts(
+        right=int(answer.marked[is_predicted_positive].sum()),
+        predicted=int(answer.size[is_predicted_positive].sum()),
+        marked=answer.n_marked,
+        right_spans=int(is_right.sum()),
+        predicted_spans=len(starts),
+        found_spans=int(is_found.sum()),
+        marked_spans=len(answer.span_size),
     )
 
 
-def _subgroup(
-    items: EvaluationSet,
-    seeds: Sequence[Float[np.ndarray, "item"]],
-    is_member: Bool[np.ndarray, "item"],
-    **names: str,
-) -> Subgroup:
-    members = [np.isfinite(scores) & is_member for scores in seeds]
-    metrics: dict[str, MetricValue] = {}
-    with suppress(NotEnoughDataError):
-        pairs = zip(seeds, members, strict=True)
-        rows = [_rank_rows(items, _SUBGROUP_METRICS, scores, here) for scores, here in pairs]
-        metrics = _mean_metrics(rows, items.level)
-    return Subgroup(
-        **names,
-        n_traces=float(np.mean([here.sum() for here in members])),
-        prevalence=float(np.mean([items.labels[here].mean() if here.any() else 0.0 for here in members])),
-        metrics=metrics,
+def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Float[np.ndarray, "row"]]:
+    """Metrics that only token scores have, over the answers that one seed tested.
+
+    Returns:
+        The metric, NaN where it is not defined, and behind it the same on each resample.
+    """
+    labels, tested = data.labels, np.unique(data.labels.owner[fit.is_tested])
+    answers = replace(data.answers, labels=data.answers.labels[tested], groups=data.answers.groups[tested])
+    within, counts, known = np.zeros((len(tested), 2)), [], []
+    for row, index in enumerate(tested.tolist()):
+        own = labels.places(tested[row : row + 1])
+        counts.append(count_spans(data.marked[index], fit.is_predicted_positive[own]))
+        own = own[np.isfinite(fit.values[own])]
+        known.append(fit.values[own])
+        # the tokens of one hallucinated answer, whatever other answers score
+        if 0 < labels.items[own].sum() < len(own):
+            within[row] = auroc(fit.values[own], labels.items[own]), 1.0
+    found = {"within_auroc": ratio(*answers.sums(within).T), **_span_rows(counts, answers)}
+    for name, reduce in (("max", np.max), ("mean", np.mean)):
+        values = np.array([reduce(each) if len(each) else np.nan for each in known])
+        rows = {"auroc": np.full(1 + answers.n_resamples, np.nan)}
+        with suppress(NotEnoughDataError):
+            rows = _rank_rows(answers, ["auroc"], values, np.isfinite(values))
+        found[f"answer_auroc_{name}"] = rows["auroc"]
+    return found
+
+
+def _span_rows(counts: Sequence[SpanCounts], answers: EvaluationSet) -> dict[str, Float[np.ndarray, "row"]]:
+    """Precision, recall and F1 of characters and spans, summed over answers."""
+    sums: Any = SpanCounts(*answers.sums(np.array(counts, dtype=np.float64)).T)
+    precision = ratio(sums.right_spans, sums.predicted_spans)
+    recall = ratio(sums.found_spans, sums.marked_spans)
+    # without a predicted span there is no precision, and F1 is 0 as long as anything is marked
+    known = np.nan_to_num(precision)
+    both = known + recall
+    return {
+        "char_precision": ratio(sums.right, sums.predicted),
+        "char_recall": ratio(sums.right, sums.marked),
+        "char_f1": ratio(2 * sums.right, sums.predicted + sums.marked),
+        "span_precision": precision,
+        "span_recall": recall,
+        "span_f1": np.where(both == 0, both, ratio(2 * known * recall, both)),
+    }
+
+
+def token_counts(data: ComparisonData, n_groups: int) -> TokenCounts:
+    """Answers, tokens and spans of a comparison of token detectors.
+
+    Args:
+        data: Answers without a valid label are left out.
+        n_groups: Contexts of the answers with a valid label.
+    """
+    labels, kept = data.labels, np.flatnonzero(data.labels.is_valid).tolist()
+    records, truth = [data.traces[index].record for index in kept], labels.values[kept]
+    by_writer: dict[str, list[int]] = {}
+    for record, value in zip(records, truth.tolist(), strict=True):
+        given = record.metadata.get("given")
+        source = given.get("source") if isinstance(given, Mapping) else None
+        by_writer.setdefault(str(source or "unknown"), []).append(value)
+    writers = sorted(by_writer.items(), key=lambda item: -len(item[1]))
+    n_characters = sum(len("".join(record.answer.split())) for record in records)
+    return TokenCounts(
+        n_traces=len(kept),
+        n_left_out=dict(Counter(np.array(labels.reasons, dtype=object)[~labels.is_valid].tolist())),
+        n_groups=n_groups,
+        n_hallucinated=int(truth.sum()),
+        n_tokens=int(data.is_kept.sum()),
+        n_hallucinated_tokens=int(labels.items[data.is_kept].sum()),
+        n_spans=sum(len(record.given_spans) for record in records),
+        n_lost_spans=sum(map(n_lost_spans, records)),
+        character_share=sum(data.marked[index].n_marked for index in kept) / max(n_characters, 1),
+        n_on_policy=sum(record.is_on_policy for record in records),
+        writers={name: (len(values), float(np.mean(values))) for name, values in writers},
     )
+
+
+def token_notes(counts: TokenCounts) -> tuple[str, ...]:
+    """Caveats that a reader must know before trusting a number."""
+    n_others = counts.n_traces - counts.n_on_policy
+    is_told = {"spans": True, "off_policy": n_others > 0, "writers": len(counts.writers) > 1}
+    numbers = {"n_others": n_others, "n_traces": counts.n_traces}
+    return tuple(TEXTS[name].format(**numbers) for name, told in is_told.items() if told)
 
 
 def sample_table(data: ComparisonData, name: str, fits: Mapping[int, OutOfFold]) -> pa.Table:
@@ -265,9 +301,7 @@ def sample_table(data: ComparisonData, name: str, fits: Mapping[int, OutOfFold])
     return pa.concat_tables(tables)
 
 
-def median_filled_scores(
-    data: ComparisonData, samples: pa.Table
-) -> dict[str, list[Float[np.ndarray, "item"]]]:
+def median_filled_scores(data: ComparisonData, samples: pa.Table) -> dict[str, list[Floats]]:
     """Scores of all kept items by detector and seed, with the median where there is no valid score.
 
     NaN where an item was not tested. It reads nothing but the table of samples, so that detectors
@@ -276,7 +310,7 @@ def median_filled_scores(
     labels = data.labels
     starts = labels.owner.searchsorted(np.arange(len(labels.values)))
     first = np.append(0, data.is_kept.cumsum())[starts]
-    found: dict[str, list[Float[np.ndarray, "item"]]] = {}
+    found: dict[str, list[Floats]] = {}
     for name in pc.unique(samples["detector"]).to_pylist():
         mine = samples.filter(pc.field("detector") == name)
         seeds, known = mine["seed"].to_numpy(), mine["score"].to_numpy().astype(np.float64)

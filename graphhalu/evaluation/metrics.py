@@ -1,23 +1,140 @@
-"""Metrics of scores and probabilities; hallucinated (1) is the positive class everywhere.
+"""Metrics of scores and probabilities; hallucinated (1) is the positive class, and no score is flipped.
 
-No metric ever flips a score.
+Every rank metric is arithmetic on one table of counts: how many hallucinated and correct traces
+score at or above each distinct score. A bootstrap gives one row of weights a resample, so that a
+metric of all resamples is one vectorised function.
+
+The metrics of rejection keep the ``k`` traces with the lowest scores. Traces of equal score are
+rejected in random order, and the expectation over that order counts, so a result never depends on
+the order of a file. With ``C(k)`` correct traces expected among the kept ones they are arithmetic
+on ``sum of C(k) / k``; within one tie ``C`` is linear in ``k``, so that each tie is one term with
+harmonic numbers.
 """
 
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property, lru_cache, partial
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from graphhalu.core import numerics
+from graphhalu.core.axes import LABEL_CORRECT, LABEL_HALLUCINATED
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.weighted_metrics import METRICS, check_scores, checked_counts
 
+Floats = Float[np.ndarray, "item"]
+"""One number an item: a trace, or a token."""
+Ints = Int[np.ndarray, "item"]
+Mask = Bool[np.ndarray, "item"]
+Groups = Shaped[np.ndarray, "item"]
+Resampled = Float[np.ndarray, "resample"]
+
+MAX_REJECTION: Final = 0.5
+"""Rejection goes up to this share of the traces in the prediction-rejection ratio."""
 N_BINS: Final = 15
-LOWER_IS_BETTER: Final = frozenset({"aurc", "e_aurc", "ece", "brier"})
-"""Metrics that measure an error; of all others more is better."""
 
 
-def auroc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> float:
+@dataclass(frozen=True)
+class RocCounts:
+    """Weighted counts at or above each distinct score, from the highest score down."""
+
+    true_positives: Float[np.ndarray, "resample threshold"]
+    false_positives: Float[np.ndarray, "resample threshold"]
+
+    @property
+    def n_correct(self) -> Resampled:
+        """Correct traces."""
+        return self.false_positives[:, -1]
+
+    @property
+    def n_all(self) -> Resampled:
+        """All traces."""
+        return self.true_positives[:, -1] + self.n_correct
+
+    @cached_property
+    def kept_ties(self) -> tuple[Float[np.ndarray, "resample threshold"], ...]:
+        """The terms of ``sum of C(k) / k``, one a tie; weights must be whole numbers.
+
+        Returns:
+            The sum over all ``k`` that end within the tie; traces below the tie; ``C(k)`` of the
+            tie, extended to ``k = 0``, in which it is linear; share of correct traces in the tie.
+        """
+        alarms, n_all = self.false_positives, self.n_all[:, None]
+        flagged = self.true_positives + alarms
+        kept = n_all - flagged
+        in_tie, correct = np.diff(flagged, prepend=0), np.diff(alarms, prepend=0)
+        slope = correct / np.maximum(in_tie, 1.0)
+        level = (alarms[:, -1:] - alarms) - slope * kept
+        harmonic = harmonic_numbers(int(n_all.max(initial=0)))
+        up_to = np.empty((len(kept), kept.shape[1] + 1))
+        up_to[:, :1], up_to[:, 1:] = harmonic[n_all.astype(np.int64)], harmonic[kept.astype(int)]
+        return level * (up_to[:, :-1] - up_to[:, 1:]) + correct, kept, level, slope
+
+
+@lru_cache(maxsize=8)
+def harmonic_numbers(n_terms: int) -> Float[np.ndarray, "term"]:
+    """``1 + 1/2 + … + 1/n`` for ``n = 0 … n_terms``."""
+    return np.append(0.0, np.cumsum(1 / np.arange(1, n_terms + 1)))
+
+
+def roc_counts(
+    scores: Floats, labels: Ints, weights: Num[np.ndarray, "resample trace"] | None = None
+) -> RocCounts:
+    """Count both classes at or above each distinct score, once for each row of weights.
+
+    Args:
+        scores: Higher means more likely hallucinated; finite.
+        labels: 1 = hallucinated, 0 = correct.
+        weights: How often each trace counts in each resample; once, in one row, by default.
+    """
+    order, last_of_tie = tie_order(scores)
+    rows = np.ones((1, len(scores))) if weights is None else weights
+    return sorted_counts(rows[:, order], labels[order], last_of_tie)
+
+
+def tie_order(scores: Floats) -> tuple[Ints, Int[np.ndarray, "threshold"]]:
+    """Order of falling scores, and the place in it where each distinct score ends."""
+    order = np.argsort(-scores, kind="stable")
+    return order, np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
+
+
+def sorted_counts(
+    weights: Num[np.ndarray, "resample trace"], labels: Ints, last_of_tie: Int[np.ndarray, "threshold"]
+) -> RocCounts:
+    """:func:`roc_counts` of weights and labels that :func:`tie_order` has sorted."""
+    # summed in place: a fifth faster than through new arrays
+    alarms = weights.astype(np.float64)
+    hits = alarms * labels
+    np.cumsum(hits, axis=1, out=hits)
+    np.cumsum(alarms, axis=1, out=alarms)
+    alarms -= hits
+    if len(last_of_tie) == len(labels):
+        return RocCounts(hits, alarms)
+    return RocCounts(hits[:, last_of_tie], alarms[:, last_of_tie])
+
+
+def check_scores(scores: Floats, labels: Ints) -> None:
+    """Refuse scores and labels that no metric is defined for.
+
+    Raises:
+        ValueError: If a score is not finite, or a label is neither 0 nor 1.
+        NotEnoughDataError: If one class is missing.
+    """
+    n_bad = int((~np.isfinite(scores)).sum())
+    if n_bad:
+        raise ValueError(f"{n_bad} of {len(scores)} scores are not finite; leave invalid scores out first")
+    if not np.isin(labels, (LABEL_CORRECT, LABEL_HALLUCINATED)).all():
+        raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5].tolist()}")
+    n_hallucinated = int(labels.sum())
+    if n_hallucinated in (0, len(labels)):
+        raise NotEnoughDataError(
+            f"a metric needs both classes, got {n_hallucinated} hallucinated "
+            f"and {len(labels) - n_hallucinated} correct traces"
+        )
+
+
+def auroc(scores: Floats, labels: Ints) -> float:
     """Chance that a hallucinated trace scores above a correct one; a tie counts one half.
 
     Raises:
@@ -28,19 +145,165 @@ def auroc(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) 
     return numerics.auroc(scores, labels)
 
 
-def evaluate(scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]) -> dict[str, float]:
+def evaluate(scores: Floats, labels: Ints) -> dict[str, float]:
     """Every metric of :data:`METRICS`.
 
     Raises:
         ValueError: If a score is not finite, or a label is neither 0 nor 1.
         NotEnoughDataError: If one class is missing.
     """
-    counts = checked_counts(scores, labels)
-    return {name: float(metric(counts)[0]) for name, metric in METRICS.items()}
+    check_scores(scores, labels)
+    counts = roc_counts(scores, labels)
+    return {name: float(metric.function(counts)[0]) for name, metric in METRICS.items()}
+
+
+def ratio(
+    numerator: Float[np.ndarray, "*shape"], denominator: Float[np.ndarray, "*any"]
+) -> Float[np.ndarray, "*shape"]:
+    """Division that gives NaN, without a warning, where there is nothing to divide by."""
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.where(denominator > 0, numerator / denominator, np.nan)
+
+
+def counted_auroc(counts: RocCounts) -> Resampled:
+    """AUROC of each resample; NaN where a resample lacks a class."""
+    hits, alarms = counts.true_positives, counts.false_positives
+    # trapezoids: twice the mean height times the width, the first one from the origin
+    twice = np.einsum("rt,rt->r", alarms[:, 1:] - alarms[:, :-1], hits[:, 1:] + hits[:, :-1])
+    area = (twice + alarms[:, 0] * hits[:, 0]) / 2
+    return ratio(area, hits[:, -1] * alarms[:, -1])
+
+
+def counted_auprc(counts: RocCounts) -> Resampled:
+    """Average precision of each resample; NaN where a resample lacks a class."""
+    hits, alarms = counts.true_positives, counts.false_positives
+    flagged = hits + alarms
+    # nothing flagged means no hits either, and 0 / 1 is the 0 that is wanted there
+    precision = hits / np.maximum(flagged, 1.0, out=flagged)
+    gained = np.einsum("rt,rt->r", hits[:, 1:] - hits[:, :-1], precision[:, 1:])
+    value = ratio(gained + hits[:, 0] * precision[:, 0], hits[:, -1])
+    return np.where(alarms[:, -1] > 0, value, np.nan)
+
+
+def counted_tpr_at_fpr(counts: RocCounts, *, max_fpr: float) -> Resampled:
+    """Largest true-positive rate of a threshold whose false-positive rate is within the bound.
+
+    One value for each resample; NaN where it lacks a class. Only the achievable points of the ROC
+    count: tied scores are flagged together, and nothing is interpolated between points, since no
+    threshold reaches a point in between. A point on the bound counts.
+    """
+    hits, alarms, n_correct = counts.true_positives, counts.false_positives, counts.n_correct
+    guess = np.floor(max_fpr * n_correct) + 1
+    most_alarms = np.where(ratio(guess, n_correct) <= max_fpr, guess, guess - 1)
+    # the counts only rise, so the last threshold within the bound is found by counting
+    n_within = (alarms <= most_alarms[:, None]).sum(axis=1)
+    last = np.take_along_axis(hits, np.maximum(n_within - 1, 0)[:, None], axis=1)[:, 0]
+    value = ratio(np.where(n_within > 0, last, 0.0), hits[:, -1])
+    return np.where(n_correct > 0, value, np.nan)
+
+
+def counted_prr(counts: RocCounts, *, max_rejection: float = MAX_REJECTION) -> Resampled:
+    """Prediction-rejection ratio: 1 = as good as an oracle, 0 = as random rejection.
+
+    The quality of a trace is 1 minus its label. With ``R = floor(max_rejection * n)`` the area
+    is the mean quality of what is kept, averaged over rejecting 0 … ``R - 1`` traces, and the
+    ratio is ``(area - random) / (oracle - random)``. Random rejection keeps the mean quality.
+
+    Args:
+        counts: Counts of whole numbers of traces.
+        max_rejection: Largest share that is rejected, in (0, 1].
+
+    Returns:
+        One value for each resample; NaN where it lacks a class or rejects none.
+
+    Source:
+        Malinin and Gales 2021; area and limit as ``PredictionRejectionArea(max_rejection)`` of
+        lm-polygraph (Vashurin et al. 2025, TACL). There the random curve is a mean over 1,000
+        shuffles and ties fall as the sort leaves them; here both are exact expectations.
+    """
+    n_rejected = np.floor(max_rejection * counts.n_all)
+    fewest = counts.n_all - n_rejected
+    random = n_rejected * ratio(counts.n_correct, counts.n_all)
+    return ratio(_kept_quality(counts, fewest) - random, _oracle_quality(counts, fewest) - random)
+
+
+def counted_aurc(counts: RocCounts) -> Resampled:
+    """Area under the risk-coverage curve: mean risk over all numbers of kept traces; low is good.
+
+    One value for each resample; NaN where it lacks a class.
+
+    Source:
+        Geifman and El-Yaniv 2017; ties as expectations.
+    """
+    area = 1 - ratio(counts.kept_ties[0].sum(axis=1), counts.n_all)
+    return np.where((counts.n_correct > 0) & (counts.n_correct < counts.n_all), area, np.nan)
+
+
+def counted_excess_aurc(counts: RocCounts) -> Resampled:
+    """E-AURC: :func:`counted_aurc` minus that of an oracle with as many hallucinated traces.
+
+    One value for each resample, low is good; NaN where it lacks a class.
+
+    Source:
+        Geifman, Uziel and El-Yaniv 2019; the oracle's area is exact, not the approximation.
+    """
+    best = 1 - ratio(_oracle_quality(counts, np.zeros_like(counts.n_all)), counts.n_all)
+    return counted_aurc(counts) - best
+
+
+def _kept_quality(counts: RocCounts, fewest: Resampled) -> Resampled:
+    """Sum of ``C(k) / k`` over ``k = fewest + 1 … n``: whole ties, and a part of the last one."""
+    terms, kept, levels, slopes = counts.kept_ties
+    is_whole = kept >= fewest[:, None]
+    whole = np.einsum("rt,rt->r", terms, is_whole)
+    place = is_whole.sum(axis=1)[:, None]
+    above = np.append(counts.n_all[:, None], kept, axis=1)
+    upper = np.take_along_axis(above, place, axis=1)[:, 0]
+    inside = np.minimum(place, kept.shape[1] - 1)
+    level, slope = (np.take_along_axis(each, inside, axis=1)[:, 0] for each in (levels, slopes))
+    harmonic = harmonic_numbers(int(counts.n_all.max(initial=0)))
+    steps = harmonic[upper.astype(np.int64)] - harmonic[fewest.astype(np.int64)]
+    return np.where(upper > fewest, whole + level * steps + slope * (upper - fewest), whole)
+
+
+def _oracle_quality(counts: RocCounts, fewest: Resampled) -> Resampled:
+    """The same sum when every hallucinated trace is rejected before any correct one."""
+    harmonic = harmonic_numbers(int(counts.n_all.max(initial=0)))
+    turn = np.maximum(counts.n_correct, fewest)
+    tail = harmonic[counts.n_all.astype(np.int64)] - harmonic[turn.astype(np.int64)]
+    return np.maximum(counts.n_correct - fewest, 0.0) + counts.n_correct * tail
+
+
+class Metric(NamedTuple):
+    """A rank metric of a comparison.
+
+    Attributes:
+        function: From the counts of each resample to its value; NaN where it has none.
+        description: What the value is.
+        is_error: Whether less is better.
+    """
+
+    function: Callable[[RocCounts], Resampled]
+    description: str
+    is_error: bool = False
+
+
+METRICS: Final = {
+    "auroc": Metric(counted_auroc, "chance that a hallucinated item scores above a correct one"),
+    "auprc": Metric(counted_auprc, "average precision"),
+    "tpr_at_5_fpr": Metric(partial(counted_tpr_at_fpr, max_fpr=0.05), "recall at 5 % false alarms"),
+    "tpr_at_1_fpr": Metric(partial(counted_tpr_at_fpr, max_fpr=0.01), "recall at 1 % false alarms"),
+    "prr_50": Metric(counted_prr, "prediction-rejection ratio, up to half rejected"),
+    "aurc": Metric(counted_aurc, "area under the risk-coverage curve", is_error=True),
+    "e_aurc": Metric(counted_excess_aurc, "the same above that of an oracle", is_error=True),
+}
+"""The rank metrics of a comparison by name."""
+LOWER_IS_BETTER: Final = {name for name, metric in METRICS.items() if metric.is_error} | {"ece", "brier"}
+"""Metrics that measure an error; of all others more is better."""
 
 
 def risk_coverage_curve(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
+    scores: Floats, labels: Ints
 ) -> tuple[Float[np.ndarray, "kept"], Float[np.ndarray, "kept"]]:
     """Coverage ``1/n … 1``, the lowest scores kept first, and the risk at each: its mean is the AURC.
 
@@ -50,7 +313,8 @@ def risk_coverage_curve(
         ValueError: If a score is not finite, or a label is neither 0 nor 1.
         NotEnoughDataError: If one class is missing.
     """
-    counts = checked_counts(scores, labels)
+    check_scores(scores, labels)
+    counts = roc_counts(scores, labels)
     hits, alarms = counts.true_positives[0], counts.false_positives[0]
     kept = np.arange(1, len(scores) + 1)
     # all hallucinated traces are kept but those of the rejected ones
@@ -72,9 +336,7 @@ class Reliability(NamedTuple):
     n_traces: Int[np.ndarray, "bin"]
 
 
-def reliability_curve(
-    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], *, n_bins: int = N_BINS
-) -> Reliability:
+def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> Reliability:
     """Mean probability and share of hallucinated traces in bins of equal mass.
 
     Equal probabilities are never parted, so that the order of a file changes nothing: a bin
@@ -84,18 +346,19 @@ def reliability_curve(
         ValueError: If a probability is not in [0, 1] or no bin is asked for.
         NotEnoughDataError: If there is no trace.
     """
-    bins = _bins_of_equal_mass(probability, n_bins)
+    _check_probabilities(probability)
+    if n_bins < 1:
+        raise ValueError(f"n_bins must be 1 or more, got {n_bins}")
+    _, value_index, counts = np.unique(probability, return_inverse=True, return_counts=True)
+    middle = np.cumsum(counts) - (counts + 1) / 2
+    bin_of_value = np.floor(middle * n_bins / len(probability)).astype(np.int64)
+    bins = np.unique(bin_of_value, return_inverse=True)[1][value_index]  # empty bins are dropped
     n_traces = np.bincount(bins)
-    return Reliability(
-        np.bincount(bins, weights=probability) / n_traces,
-        np.bincount(bins, weights=labels) / n_traces,
-        n_traces,
-    )
+    probability, share = (np.bincount(bins, weights=each) / n_traces for each in (probability, labels))
+    return Reliability(probability, share, n_traces)
 
 
-def ece(
-    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"], *, n_bins: int = N_BINS
-) -> float:
+def ece(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> float:
     """Expected calibration error: mean distance of probability and share over the bins' traces.
 
     Raises:
@@ -109,9 +372,7 @@ def ece(
     return float(np.average(np.abs(curve.probability - curve.share), weights=curve.n_traces))
 
 
-def log_losses(
-    probability: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> Float[np.ndarray, "trace"]:
+def log_losses(probability: Floats, labels: Ints) -> Floats:
     """Negative log-probability (nat) that was given to each label; infinite for a sure mistake.
 
     Raises:
@@ -119,30 +380,14 @@ def log_losses(
         NotEnoughDataError: If there is no trace.
     """
     _check_probabilities(probability)
-    given = np.where(labels == 1, probability, 1 - probability)
     with np.errstate(divide="ignore"):
-        losses: Float[np.ndarray, "trace"] = -np.log(given)
+        losses: Floats = -np.log(np.where(labels == 1, probability, 1 - probability))
     return losses
 
 
-def _bins_of_equal_mass(probability: Float[np.ndarray, "trace"], n_bins: int) -> Int[np.ndarray, "trace"]:
-    """Bin of each trace by the mean rank of its probability; empty bins are dropped."""
-    _check_probabilities(probability)
-    if n_bins < 1:
-        message = f"n_bins must be 1 or more, got {n_bins}"
-        raise ValueError(message)
-    _, value_index, counts = np.unique(probability, return_inverse=True, return_counts=True)
-    middle = np.cumsum(counts) - (counts + 1) / 2
-    bin_of_value = np.floor(middle * n_bins / len(probability)).astype(np.int64)
-    return np.unique(bin_of_value, return_inverse=True)[1][value_index]
-
-
-def _check_probabilities(probability: Float[np.ndarray, "trace"]) -> None:
+def _check_probabilities(probability: Floats) -> None:
     if not len(probability):
-        message = "no trace has a probability"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("no trace has a probability")
     if not ((probability >= 0) & (probability <= 1)).all():
-        message = (
-            f"probabilities must be in [0, 1], got {np.nanmin(probability):g} to {np.nanmax(probability):g}"
-        )
-        raise ValueError(message)
+        lowest, highest = np.nanmin(probability), np.nanmax(probability)
+        raise ValueError(f"probabilities must be in [0, 1], got {lowest:g} to {highest:g}")

@@ -1,6 +1,11 @@
-"""Result of a comparison: one row a detector, its tests and the scores of every sample."""
+"""Result of a comparison: one row a detector, its tests and the scores of every sample.
 
-from collections.abc import Mapping, Sequence
+``result.json`` holds the checksums of the files beside it. Version 2 added probabilities, tests
+against a baseline, subgroups and what detectors read; version 3 comparisons of token detectors,
+which were ``tokens.json`` and ``tokens.parquet`` before. Files of all versions are read.
+"""
+
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -8,15 +13,33 @@ from typing import Any, ClassVar, Final
 import pyarrow as pa
 from pydantic import ConfigDict
 
-from graphhalu.core.errors import MissingExtraError
-from graphhalu.core.numerics import json_ready
-from graphhalu.evaluation.files import FileFormat, csv_text, parquet_bytes, write_document
+from graphhalu.core.config import read_yaml
+from graphhalu.core.documents import (
+    FileFormat,
+    csv_text,
+    parquet_bytes,
+    plain_values,
+    read_object,
+    validated,
+    write_document,
+)
+from graphhalu.core.errors import CorruptStoreError, DataFileError, MissingExtraError
+from graphhalu.core.files import read_parquet, reading, shown
+from graphhalu.core.provenance import file_sha256
+from graphhalu.detectors.registry import POSITION_CONTROL
+from graphhalu.evaluation.settings import MARGIN
 from graphhalu.labels.labels import Level
 
 KIND: Final = FileFormat("graphhalu-result", 3, "Run:  graphhalu compare, or graphhalu tokens")
 RESULT_FILE: Final = "result.json"
 TABLE_FILE: Final = "table.csv"
 SCORES_FILE: Final = "scores.parquet"
+TEXTS: Final = read_yaml(Path(__file__).with_name("texts.yaml"))
+"""Rules and caveats that results quote."""
+
+_TOKENS_BEFORE: Final = FileFormat("graphhalu-token-result", 1, KIND.way_out)
+_TOKEN_FILES: Final = ("tokens.json", "tokens.parquet")
+_TOKEN_NAMES: Final = {"token_auroc": "auroc", "token_auprc": "auprc"}
 
 SAMPLE_SCHEMA: Final = pa.schema(
     [
@@ -64,9 +87,9 @@ class MetricValue:
     value: float
     low: float | None
     high: float | None
-    n_resamples_used: int
-    seed_sd: float | None
-    fold_mean: float | None
+    n_resamples_used: int = 0
+    seed_sd: float | None = None
+    fold_mean: float | None = None
 
 
 @dataclass(frozen=True)
@@ -290,16 +313,15 @@ class Result:
         try:
             import pandas as pd
         except ImportError:
-            message = (
+            raise MissingExtraError(
                 "a table of a result needs the package pandas\n  Install it:  pip install 'graphhalu[report]'"
-            )
-            raise MissingExtraError(message) from None
-        columns, rows = _table(self.rows, self.comparisons)
+            ) from None
+        columns, rows = self._table()
         return pd.DataFrame(rows, columns=columns)
 
     def to_csv(self) -> str:
         """The table of :meth:`to_frame` as CSV."""
-        return csv_text(*_table(self.rows, self.comparisons))
+        return csv_text(*self._table())
 
     def ranked(self) -> list[DetectorRow]:
         """Rows by falling AUROC, failed ones last; ties keep their order.
@@ -309,8 +331,7 @@ class Result:
         """
 
         def auroc(row: DetectorRow) -> float:
-            value = row.auroc_invalid_at_median
-            return -1.0 if value is None else value
+            return -1.0 if row.auroc_invalid_at_median is None else row.auroc_invalid_at_median
 
         return sorted(self.rows, key=auroc, reverse=True)
 
@@ -324,9 +345,7 @@ class Result:
 
     def plain(self) -> dict[str, Any]:
         """Everything but the scores, as plain JSON values."""
-        fields = {name: value for name, value in vars(self).items() if name != "samples"}
-        ready: dict[str, Any] = json_ready({**fields, "format": KIND.name, "format_version": KIND.version})
-        return ready
+        return plain_values({name: value for name, value in vars(self).items() if name != "samples"}, KIND)
 
     def write(self, folder: Path) -> None:
         """Write ``result.json``, ``table.csv`` and ``scores.parquet``, each complete or not at all.
@@ -337,29 +356,125 @@ class Result:
         beside = {SCORES_FILE: parquet_bytes(self.samples), TABLE_FILE: self.to_csv().encode()}
         write_document(folder / RESULT_FILE, self.plain(), KIND, beside=beside)
 
-
-def _table(
-    rows: Sequence[DetectorRow], comparisons: Sequence[Comparison]
-) -> tuple[list[str], list[dict[str, Any]]]:
-    """Names of the columns in reading order, and the cells of each row that has some."""
-    tests = {comparison.detector: comparison for comparison in comparisons}
-    flat = [_cells(row, tests.get(row.detector)) for row in rows]
-    columns = max(flat, key=len, default={})  # a failed row has no metrics
-    # a row with metrics and no test, as that of the baseline, comes before the last column
-    names = [name for cells in (columns, *flat) for name in cells if name != "failure"]
-    return [*dict.fromkeys(names), *(["failure"] if flat else [])], flat
+    def _table(self) -> tuple[list[str], list[dict[str, Any]]]:
+        """Names of the columns in reading order, and the cells of each row that has some."""
+        flat = [_cells(row, self.comparison(row.detector)) for row in self.rows]
+        columns = max(flat, key=len, default={})  # a failed row has no metrics
+        # a row with metrics and no test, as that of the baseline, comes before the last column
+        names = [name for cells in (columns, *flat) for name in cells if name != "failure"]
+        return [*dict.fromkeys(names), *(["failure"] if flat else [])], flat
 
 
 def _cells(row: DetectorRow, test: Comparison | None) -> dict[str, Any]:
     """Columns in reading order: what the detector is, its metrics, its test, its costs."""
     card = ("detector", "inputs", "is_supervised", "is_control", "is_graph")
-    costs = ("coverage", "auroc_invalid_at_median", "fit_s", "score_ms", "trace_bytes")
+    costs = ("coverage", "auroc_invalid_at_median", "fit_s", "score_ms", "trace_bytes", "n_parameters")
     cells = {name: getattr(row, name) for name in card} | {"inputs": " ".join(row.inputs)}
     for name, metric in row.metrics.items():
         parts = vars(metric).items()
         cells |= {name if part == "value" else f"{name}_{part}": value for part, value in parts}
-    if test is not None:
-        renamed = {"low": "difference_low", "high": "difference_high"}
-        found = {renamed.get(name, name): value for name, value in vars(test).items()}
-        cells |= {name: value for name, value in found.items() if name != "detector"}
-    return cells | {name: getattr(row, name) for name in (*costs, "n_parameters", "failure")}
+    renamed = {"low": "difference_low", "high": "difference_high"}
+    tests = {} if test is None else vars(test)
+    cells |= {renamed.get(name, name): value for name, value in tests.items() if name != "detector"}
+    return cells | {name: getattr(row, name) for name in (*costs, "failure")}
+
+
+def has_result(folder: Path) -> bool:
+    """Whether a folder holds a comparison, also one that an earlier version wrote."""
+    return any((folder / name).exists() for name in (RESULT_FILE, _TOKEN_FILES[0]))
+
+
+def read_result(folder: Path) -> Result:
+    """Read what :meth:`Result.write` wrote, in this version or an earlier one.
+
+    Raises:
+        DataFileError: If there is no result, or it is of a newer version or does not validate.
+        CorruptStoreError: If the scores are not those that the result was written with.
+    """
+    is_tokens = not (folder / RESULT_FILE).exists() and has_result(folder)
+    kind, names = (_TOKENS_BEFORE, _TOKEN_FILES) if is_tokens else (KIND, (RESULT_FILE, SCORES_FILE))
+    path, scores = (folder / name for name in names)
+    values = read_object(path, way_out=kind.way_out)
+    name, version = values.pop("format", None), values.pop("format_version", None)
+    if name != kind.name:
+        raise DataFileError(f"{path} is no {kind.name} file: its format is {shown(name)}")
+    if not isinstance(version, int) or version > kind.version:
+        raise DataFileError(
+            f"{path} has format version {shown(version)}, this graphhalu reads up to {kind.version}\n"
+            f"  Update it:  pip install --upgrade graphhalu"
+        )
+    files = values.pop("files", None)
+    samples = _read_samples(scores, path.name, files if isinstance(files, dict) else {})
+    with reading(f"{path} does not validate"):
+        known = _of_tokens(values) if is_tokens else values
+    return validated(Result, known | {"samples": samples}, path)
+
+
+def _read_samples(path: Path, result_name: str, checksums: Mapping[str, str]) -> pa.Table:
+    if not path.is_file():
+        raise DataFileError(f"{path.parent} holds {result_name} but no {path.name}: copy the whole folder")
+    if file_sha256(path) != checksums.get(path.name):
+        message = f"{path} is not the file that {result_name} was written with; compare again"
+        raise CorruptStoreError(message)
+    with reading(f"{path} is no table of scores", also=(pa.ArrowException,)):
+        return upgraded_samples(read_parquet(path))
+
+
+def upgraded_samples(samples: pa.Table) -> pa.Table:
+    """Samples of any version in the columns of :data:`SAMPLE_SCHEMA`; columns they lack are null.
+
+    Raises:
+        ArrowException: If a column is missing or of another type.
+    """
+    earlier = {"is_called": "is_predicted_positive"}
+    samples = samples.rename_columns([earlier.get(name, name) for name in samples.column_names])
+    for name in ("probability", "is_predicted_positive", "token", "group"):
+        if name not in samples.column_names:
+            kind = SAMPLE_SCHEMA.field(name)
+            samples = samples.append_column(kind, pa.nulls(len(samples), kind.type))
+    return samples.select(SAMPLE_SCHEMA.names).cast(SAMPLE_SCHEMA)
+
+
+def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a comparison of token detectors as the first version wrote it."""
+    counts, rows = values["counts"], values["rows"]
+    n_left_out = sum(counts["n_left_out"].values())
+    differences = [(row, row["differences"].get("token_auroc")) for row in rows]
+    tested = [(row, found) for row, found in differences if found and found["low"] is not None]
+    return {
+        **values,
+        **{name: counts[name] for name in ("n_traces", "n_groups")},
+        "rows": [_of_token_row(row) for row in rows],
+        "labeller": {"name": "spans", "meaning": "input", "settings": {}},
+        "n_left_out": n_left_out,
+        "prevalence": counts["n_hallucinated_tokens"] / counts["n_tokens"],
+        "coverage": counts["n_traces"] / (counts["n_traces"] + n_left_out),
+        "baseline": {"detector": POSITION_CONTROL, "rule": TEXTS["rules"]["position"]},
+        "comparisons": [_of_token_test(row, found) for row, found in tested],
+        "level": "token",
+    }
+
+
+def _of_token_row(values: Mapping[str, Any]) -> dict[str, Any]:
+    dropped = ("summary", "differences", "p_holm")
+    metrics = {
+        _TOKEN_NAMES.get(name, name): {part: value for part, value in metric.items() if part != "p_value"}
+        for name, metric in values["metrics"].items()
+    }
+    row = {name: value for name, value in values.items() if name not in dropped} | {"metrics": metrics}
+    auroc = metrics["auroc"]["value"] if "auroc" in metrics else None
+    return {**row, "is_supervised": None, "auroc_invalid_at_median": auroc}
+
+
+def _of_token_test(row: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
+    """The difference from the position control, which was tested by the bootstrap alone."""
+    unknown = ("standard_error", "p_delong", "p_equivalent", "p_not_worse")
+    bootstrapped = {"difference": "value", "low": "low", "high": "high", "p_bootstrap": "p_value"}
+    return {
+        **dict.fromkeys(unknown),
+        **{name: difference[before] for name, before in bootstrapped.items()},
+        "detector": row["detector"],
+        "baseline": POSITION_CONTROL,
+        "p_holm": row["p_holm"],
+        "margin": MARGIN,
+    }

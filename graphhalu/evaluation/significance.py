@@ -1,12 +1,15 @@
-"""Tests of differences: every detector against the strongest baseline.
+"""Tests of AUROCs and of their differences: bootstrap, DeLong, Holm, equivalence.
 
-Four statements are made of each difference of AUROC. The interval and the first p-value come
-from the question-level bootstrap, the second p-value from DeLong's test with questions as
+Four statements are made of each difference from the baseline. The interval and the first p-value
+come from the question-level bootstrap, the second p-value from DeLong's test with questions as
 groups. Holm's correction over all detectors is applied to the second, since the first cannot
 be smaller than 2 / (resamples + 1). Equivalence is tested by two one-sided tests (TOST).
 
 A trace without a valid score gets the median of the detector's other scores, so that both
 detectors of a pair are judged on the same traces; this is also what a comparison ranks by.
+
+All of them hold the fitted detectors fixed: they are statements about these scorers. A statement
+about methods needs a standard error over repeated fits; :func:`tost` and :func:`holm` take any.
 """
 
 from collections.abc import Mapping, Sequence
@@ -15,35 +18,35 @@ from dataclasses import replace
 from typing import Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float
 from scipy.special import ndtr
 from scipy.stats import rankdata
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.detectors.registry import POSITION_CONTROL
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, two_sided_p
-from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.result import Baseline, Comparison, DetectorRow
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, Resampled, auroc, check_scores
+from graphhalu.evaluation.result import TEXTS, Baseline, Comparison, DetectorRow
 from graphhalu.evaluation.settings import MARGIN
-from graphhalu.evaluation.weighted_metrics import check_scores
 from graphhalu.labels.labels import Level
 
-RULE: Final = (
-    "highest AUROC (traces without a score at the median) among controls and all detectors that "
-    "are no graph network; chosen on the same test scores, which favours the baseline"
-)
-NAMED_RULE: Final = "named before the comparison"
-POSITION_RULE: Final = (
-    "the place of a token alone, which finds hallucinated ones and which every detector must beat"
-)
+LEAST_OF_CLASS: Final = 5
+"""Answers of a class below which single features are not tested."""
 
 
 class PooledAuroc(NamedTuple):
     """AUROC of a detector, its influences, and its value on each resample; means over seeds."""
 
     auroc: float
-    influence: Float[np.ndarray, "item"]
-    resampled: Float[np.ndarray, "resample"]
+    influence: Floats
+    resampled: Resampled
+
+
+class ColumnTests(NamedTuple):
+    """AUROC of each column, and its p-value of being 0.5."""
+
+    auroc: Float[np.ndarray, "column"]
+    p_value: Float[np.ndarray, "column"]
 
 
 def choose_baseline(
@@ -53,23 +56,18 @@ def choose_baseline(
 
     Of token detectors it is the position control, where that was run.
     """
+    rules = TEXTS["rules"]
     if against is not None:
-        return Baseline(against, NAMED_RULE)
+        return Baseline(against, rules["named"])
     if level == "token" and any(row.detector == POSITION_CONTROL for row in rows):
-        return Baseline(POSITION_CONTROL, POSITION_RULE)
+        return Baseline(POSITION_CONTROL, rules["position"])
     candidates = [row for row in rows if row.failure is None and (row.is_control or not row.is_graph)]
-    if not candidates:
-        return None
-    best = max(candidates, key=lambda row: row.auroc_invalid_at_median or 0.0)
-    return Baseline(best.detector, RULE)
+    best = max(candidates, key=lambda row: row.auroc_invalid_at_median or 0.0, default=None)
+    return None if best is None else Baseline(best.detector, rules["strongest"])
 
 
 def compare_to_baseline(
-    scores: Mapping[str, Sequence[Float[np.ndarray, "item"]]],
-    baseline: str,
-    tested: EvaluationSet,
-    *,
-    margin: float = MARGIN,
+    scores: Mapping[str, Sequence[Floats]], baseline: str, tested: EvaluationSet, *, margin: float = MARGIN
 ) -> list[Comparison]:
     """Test every detector against the baseline, with Holm's correction over all of them.
 
@@ -85,17 +83,18 @@ def compare_to_baseline(
         NotEnoughDataError: If a class has fewer than two traces.
     """
     if baseline not in scores:
-        message = f"the baseline {baseline!r} is none of {', '.join(scores)}, or it failed"
-        raise UsageError(message)
+        raise UsageError(f"the baseline {baseline!r} is none of {', '.join(scores)}, or it failed")
     pooled = {name: pooled_auroc(seeds, tested) for name, seeds in scores.items()}
     found = [
-        _comparison(name, pooled, baseline, tested, margin=margin) for name in scores if name != baseline
+        _comparison((name, pooled[name]), (baseline, pooled[baseline]), tested, margin)
+        for name in scores
+        if name != baseline
     ]
     adjusted = iter(holm([c.p_delong for c in found if c.p_delong is not None]))
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
 
 
-def pooled_auroc(seeds: Sequence[Float[np.ndarray, "item"]], tested: EvaluationSet) -> PooledAuroc:
+def pooled_auroc(seeds: Sequence[Floats], tested: EvaluationSet) -> PooledAuroc:
     """AUROC of a detector over all tested items, mean over seeds, and what its tests need.
 
     Args:
@@ -116,9 +115,9 @@ def pooled_auroc(seeds: Sequence[Float[np.ndarray, "item"]], tested: EvaluationS
 
 
 def _comparison(
-    name: str, pooled: Mapping[str, PooledAuroc], baseline: str, tested: EvaluationSet, *, margin: float
+    detector: tuple[str, PooledAuroc], baseline: tuple[str, PooledAuroc], tested: EvaluationSet, margin: float
 ) -> Comparison:
-    first, second = pooled[name], pooled[baseline]
+    (name, first), (other, second) = detector, baseline
     resampled = first.resampled - second.resampled
     low, high, _ = percentile_interval(resampled, tested.level)
     difference, influence = first.auroc - second.auroc, first.influence - second.influence
@@ -128,20 +127,8 @@ def _comparison(
     if error:
         p_not_worse, p_not_better = tost(difference, error, margin)
         p_equivalent = max(p_not_worse, p_not_better)
-    return Comparison(
-        name,
-        baseline,
-        difference,
-        low,
-        high,
-        standard_error=error,
-        p_bootstrap=two_sided_p(resampled),
-        p_delong=p_delong,
-        p_holm=None,
-        p_equivalent=p_equivalent,
-        p_not_worse=p_not_worse,
-        margin=margin,
-    )
+    p_values = (two_sided_p(resampled), p_delong, None, p_equivalent, p_not_worse)
+    return Comparison(name, other, difference, low, high, error, *p_values, margin)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -172,17 +159,14 @@ def tost(difference: float, standard_error: float, margin: float = MARGIN) -> tu
         Schuirmann 1987.
     """
     if margin <= 0 or standard_error <= 0:
-        message = f"margin and error must be positive, got {margin:g} and {standard_error:g}"
-        raise ValueError(message)
+        raise ValueError(f"margin and error must be positive, got {margin:g} and {standard_error:g}")
     return (
         float(ndtr(-(difference + margin) / standard_error)),
         float(ndtr((difference - margin) / standard_error)),
     )
 
 
-def auroc_influence(
-    scores: Float[np.ndarray, "trace"], labels: Int[np.ndarray, "trace"]
-) -> Float[np.ndarray, "trace"]:
+def auroc_influence(scores: Floats, labels: Ints) -> Floats:
     """What each trace adds to the error of the AUROC; the squares sum to DeLong's variance.
 
     Raises:
@@ -192,16 +176,15 @@ def auroc_influence(
     check_scores(scores, labels)
     n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
     if min(n_positive, n_negative) < 2:  # noqa: PLR2004
-        message = (
+        raise NotEnoughDataError(
             f"a variance needs two traces of each class, got {n_positive} hallucinated "
             f"and {n_negative} correct"
         )
-        raise NotEnoughDataError(message)
     return column_influence(scores[:, None], labels)[1][:, 0]
 
 
 def column_influence(
-    columns: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"]
+    columns: Float[np.ndarray, "trace column"], labels: Ints
 ) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "trace column"]]:
     """AUROC of each column, and what each trace adds to its error; two of each class or more.
 
@@ -223,9 +206,7 @@ def column_influence(
     return auroc, influence
 
 
-def grouped_delong_test(
-    difference: float, influence: Float[np.ndarray, "trace"], groups: Shaped[np.ndarray, "trace"]
-) -> tuple[float, float]:
+def grouped_delong_test(difference: float, influence: Floats, groups: Groups) -> tuple[float, float]:
     """Test a difference of AUROCs whose traces come in independent groups.
 
     Args:
@@ -250,8 +231,39 @@ def grouped_delong_test(
         return error, float(2 * ndtr(-abs(difference) / error))
     if difference == 0:
         return 0.0, 1.0
-    message = (
+    raise NotEnoughDataError(
         f"the AUROCs differ by {difference:g} with the same difference on every one of "
         f"{len(influence)} traces: there is no spread to test against"
     )
-    raise NotEnoughDataError(message)
+
+
+def column_tests(columns: Float[np.ndarray, "trace column"], labels: Ints, groups: Ints) -> ColumnTests:
+    """AUROC of each column and its p-value of being 0.5, with questions as groups.
+
+    Missing values do not count; a column with fewer than 5 answers of a class has neither.
+
+    Args:
+        columns: One value a trace; NaN where it is missing.
+        labels: 1 = hallucinated.
+        groups: Number of the question of each trace.
+
+    Source:
+        DeLong et al. 1988 against the constant 0.5, influences summed by group (Obuchowski
+        1997), all columns that miss the same traces at once.
+    """
+    auroc, p_value = np.full((2, columns.shape[1]), np.nan)
+    patterns, members = np.unique(np.isfinite(columns), axis=1, return_inverse=True)
+    for number, is_there in enumerate(patterns.T):
+        here = np.flatnonzero(members.ravel() == number)
+        n_positive = int(labels[is_there].sum())
+        if min(n_positive, int(is_there.sum()) - n_positive) < LEAST_OF_CLASS:
+            continue
+        auroc[here], influence = column_influence(columns[np.ix_(is_there, here)], labels[is_there])
+        of_group = np.zeros((int(groups.max()) + 1, len(here)))
+        np.add.at(of_group, groups[is_there], influence)
+        error = np.sqrt(np.square(of_group).sum(axis=0))
+        # without spread there is nothing to test: all values are equal, or the classes are apart
+        distance = np.abs(auroc[here] - 0.5)
+        z = np.divide(distance, error, out=np.where(distance > 0, np.inf, 0.0), where=error > 0)
+        p_value[here] = 2 * ndtr(-z)
+    return ColumnTests(auroc, p_value)

@@ -1,8 +1,8 @@
 """Train one detector for use: fit it on a grouped split, score it beside simpler ones, save it."""
 
 import shutil
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
@@ -11,7 +11,6 @@ from typing import Any, Final
 
 import numpy as np
 
-from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.files import replace_file
 from graphhalu.core.splits import Split
@@ -19,33 +18,26 @@ from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.saved import save_detector
 from graphhalu.engine.executors import Progress, no_progress
+from graphhalu.evaluation.calibration import CALIBRATION_FILE
 from graphhalu.evaluation.compare import failure_text, finish_detector, make_result, run_detectors
-from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
-from graphhalu.evaluation.detector_specs import DetectorSpec, detector_spec
-from graphhalu.evaluation.protocol import ComparisonData, comparison_data, cross_fit_folds
+from graphhalu.evaluation.crossfit import (
+    ComparisonData,
+    FoldModel,
+    OutOfFold,
+    comparison_data,
+    cross_fit_folds,
+    fit_fold,
+)
 from graphhalu.evaluation.result import Result
-from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, detector_spec
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 RUNS: Final = Path("data/runs")
-CALIBRATION_FILE: Final = "calibration.json"
+DETECTOR_FOLDER: Final = "detector"
+"""Of a run: weights, settings, and the calibration with the threshold of a decision."""
 BASELINES: Final = ("sink-mass", "head-std", "perplexity", "length")
 """Simple detectors that every training is scored beside, on the same test questions."""
-
-
-@dataclass(frozen=True)
-class TrainedRun:
-    """A trained detector and what it was worth.
-
-    Attributes:
-        folder: Holds ``detector/`` (weights, settings, and ``calibration.json`` with the
-            threshold of a call) and the result of the comparison.
-        result: The detector and simpler ones on the test side of the split.
-    """
-
-    folder: Path
-    result: Result
 
 
 def train_detector(
@@ -57,7 +49,7 @@ def train_detector(
     store: Mapping[str, Any] | None = None,
     runs: Path = RUNS,
     on_progress: Progress = no_progress,
-) -> TrainedRun:
+) -> tuple[Path, Result]:
     """Fit a detector on a 60 / 20 / 20 split by question and save it.
 
     If the fit fails, no run is made; a simple detector beside it that fails is a row of the result.
@@ -73,6 +65,10 @@ def train_detector(
         runs: Folder of all runs; this one gets a folder of its own.
         on_progress: Called after each fit.
 
+    Returns:
+        The folder, which holds ``detector/`` and the result, and the result itself: the detector
+        and simpler ones on the test side of the split.
+
     Raises:
         UnknownNameError: If no detector has this name.
         ConfigError: If a setting does not validate.
@@ -80,44 +76,48 @@ def train_detector(
         NotEnoughDataError: If there are too few questions, or one class only.
         GraphhaluError: What the detector raised.
     """
-    spec, seed = _checked_spec(name, traces, settings)
+    spec, seed = check_detector(name, traces, settings)
     baselines = [detector_spec(other) for other in BASELINES if other != spec.name]
     config = CompareConfig(quick=True, seeds=(seed,), settings={spec.name: spec.settings})
     data = comparison_data(traces, labels, config)
     (fold,) = data.folds[seed]
+
+    def after_first(done: int, total: int, detail: str = "") -> None:
+        on_progress(done + 1, total + 1, detail)
+
     with TemporaryDirectory(prefix="graphhalu-logs-") as logs:
-        model = _fitted(partial(_logging, partial(spec.make, seed), Path(logs)), data, fold)
+        model = _fitted(spec, data, fold, Path(logs))
         fit = OutOfFold.empty(len(data.labels.items))
-        fit = fit.with_fold(0, model, data.traces, fold.test, data.labels.places(fold.test))
+        fit.add_fold(0, model, data.traces, fold.test, data.labels.places(fold.test))
         finished = [finish_detector(data, spec, {seed: fit})]
-        on_progress(1, 1 + len(baselines), f"{spec.name}, seed {seed}, fold 0")
-
-        def after_first(done: int, total: int, detail: str = "") -> None:
-            on_progress(done + 1, total + 1, detail)
-
+        after_first(0, len(baselines), f"{spec.name}, seed {seed}, fold 0")
         finished += run_detectors(data, baselines, on_progress=after_first)
         result = make_result(data, labels, finished, store or {})
-        folder = _write_run(runs, spec.name, result, model, Identity.of_traces(traces))
+        folder = new_run_folder(runs, spec.name)
+        try:
+            result.write(folder)
+            save_model(model, folder / DETECTOR_FOLDER, Identity.of_traces(traces))
+        except BaseException:
+            shutil.rmtree(folder, ignore_errors=True)
+            raise
         if any(Path(logs).iterdir()):
             shutil.copytree(logs, folder / "logs")
-    return TrainedRun(folder, result)
+    return folder, result
 
 
-def check_detector(name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None = None) -> None:
+def check_detector(
+    name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None = None
+) -> tuple[DetectorSpec, int]:
     """Refuse settings, devices and layers that cannot be before anything is built or labelled.
+
+    Returns:
+        The detector with its settings, and the seed that is among them.
 
     Raises:
         UnknownNameError: If no detector has this name.
         UsageError: If a setting does not go with the detector, the traces or this machine.
         NotEnoughDataError: If there is no trace.
     """
-    _checked_spec(name, traces, settings)
-
-
-def _checked_spec(
-    name: str, traces: Sequence[Trace], settings: Mapping[str, Any] | None
-) -> tuple[DetectorSpec, int]:
-    """The detector with its settings, and the seed that is among them."""
     given = dict(settings or {})
     seed = int(given.pop("seed", 0))
     spec = replace(detector_spec(name), settings=given)
@@ -125,34 +125,21 @@ def _checked_spec(
     return spec, seed
 
 
-def _logging(make: Callable[[], Detector], folder: Path) -> Detector:
-    """A fresh detector; one that trains a network logs into the folder."""
-    detector: Any = make()
-    if hasattr(detector, "log_folder"):
-        detector.log_folder = folder
-    trained: Detector = detector
-    return trained
+def _fitted(spec: DetectorSpec, data: ComparisonData, fold: Split, logs: Path) -> FoldModel:
+    """The detector fitted on the split; one that trains a network logs into the folder."""
 
+    def make() -> Detector:
+        detector = spec.make(data.config.seeds[0])
+        if hasattr(detector, "log_folder"):
+            detector.log_folder = logs
+        return detector
 
-def _fitted(make: Callable[[], Detector], data: ComparisonData, fold: Split) -> FoldModel:
     try:
         return fit_fold(make, data.traces, data.labels, fold)
     except (GraphhaluError, MemoryError):
         raise
     except Exception as error:  # of a detector of another package or of the user
         raise GraphhaluError(failure_text(error)) from error
-
-
-def _write_run(runs: Path, name: str, result: Result, model: FoldModel, identity: Identity | None) -> Path:
-    """Write result and model in a new folder, which goes again if either cannot be written."""
-    folder = new_run_folder(runs, name)
-    try:
-        result.write(folder)
-        save_model(model, folder / "detector", identity)
-    except BaseException:
-        shutil.rmtree(folder, ignore_errors=True)
-        raise
-    return folder
 
 
 def save_model(model: FoldModel, folder: Path, identity: Identity | None = None) -> None:
@@ -196,15 +183,6 @@ def fit_for_use(
     return model
 
 
-def read_settings(path: Path | None) -> dict[str, Any]:
-    """Settings of a detector from a YAML file; empty without one.
-
-    Raises:
-        ConfigError: If the file cannot be read.
-    """
-    return read_yaml(path) if path is not None else {}
-
-
 def new_run_folder(runs: Path, name: str) -> Path:
     """A new folder below ``runs``, named after the detector and the time in UTC."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
@@ -215,22 +193,20 @@ def new_run_folder(runs: Path, name: str) -> Path:
         except FileExistsError:
             continue
         return folder
-    message = f"no free folder name for {name} in {runs}"
-    raise FileExistsError(message)
+    raise FileExistsError(f"no free folder name for {name} in {runs}")
 
 
 def run_folder(kind: str, out: Path | None, *, is_resumed: bool, runs: Path = RUNS) -> Path:
-    """The folder of a comparison: the one given, a new one, or the newest one to go on in.
+    """The folder of a comparison: the one given, a new one, or the newest one if it is resumed.
 
     Raises:
-        UsageError: If there is nothing to go on with.
+        UsageError: If there is nothing to resume.
     """
     if out is not None:
         return out
     if not is_resumed:
         return new_run_folder(runs, kind)
-    earlier = sorted(runs.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime)
-    if not earlier:
-        message = f"nothing to resume: no {kind}-… in {runs}\n  Name it with --out"
-        raise UsageError(message)
-    return earlier[-1]
+    earlier = max(runs.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime, default=None)
+    if earlier is None:
+        raise UsageError(f"nothing to resume: no {kind}-… in {runs}\n  Name it with --out")
+    return earlier

@@ -15,21 +15,19 @@ from typing import Any, ClassVar, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Int
 from pydantic import ConfigDict
 
+from graphhalu.core.documents import FileFormat, csv_text, parquet_bytes, write_document
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.provenance import provenance
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import group_codes
-from graphhalu.evaluation.compare import failure_text
-from graphhalu.evaluation.crossfit import FoldModel, OutOfFold, fit_fold
-from graphhalu.evaluation.detector_metrics import coverage, detector_metrics, sample_table
-from graphhalu.evaluation.detector_specs import DetectorSpec, GivenDetectors, detector_specs
-from graphhalu.evaluation.files import FileFormat, csv_text, parquet_bytes, write_document
-from graphhalu.evaluation.protocol import ComparisonData, comparison_data
+from graphhalu.evaluation.compare import attempted, coverage, failure_text
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, fit_fold
+from graphhalu.evaluation.detector_metrics import detector_metrics, sample_table
+from graphhalu.evaluation.metrics import Ints
 from graphhalu.evaluation.result import MetricValue
-from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, GivenDetectors, detector_specs
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
@@ -99,8 +97,7 @@ class TransferResult:
         for cell in self.cells:
             if (cell.detector, cell.train, cell.test) == (detector, train, test):
                 return cell
-        message = f"no transfer of {detector!r} from {train!r} to {test!r}"
-        raise UsageError(message)
+        raise UsageError(f"no transfer of {detector!r} from {train!r} to {test!r}")
 
     def cell_text(self, detector: str, train: str, test: str) -> str:
         """AUROC with its interval, or that it failed."""
@@ -141,8 +138,7 @@ def transfer(
     """
     names = [source.name for source in sources]
     if len(set(names)) < max(2, len(names)):
-        message = f"transfer needs two stores or more with different names, got {names}"
-        raise UsageError(message)
+        raise UsageError(f"transfer needs two stores or more with different names, got {names}")
     config = config or CompareConfig()
     specs = detector_specs(detectors, config)
     data = {s.name: comparison_data(s.traces, s.labels, config) for s in sources}
@@ -168,7 +164,7 @@ def source_names(paths: Sequence[Path]) -> list[str]:
     return [stem if stems.count(stem) == 1 else f"{stem}-{number}" for number, stem in enumerate(stems)]
 
 
-def folds_that_test(train: ComparisonData, seed: int, test: ComparisonData) -> Int[np.ndarray, "trace"]:
+def folds_that_test(train: ComparisonData, seed: int, test: ComparisonData) -> Ints:
     """The fold of ``train`` that tests each trace of ``test``; -1 where each has seen it.
 
     Questions are the same if they share a group, or their text, as near-duplicates do; a group
@@ -186,86 +182,68 @@ def folds_that_test(train: ComparisonData, seed: int, test: ComparisonData) -> I
     return np.where(n_free > 0, chosen, _NO_FOLD)
 
 
-class _Target:
-    """The traces of one store, as the folds of another have scored them so far."""
-
-    def __init__(self, data: ComparisonData) -> None:
-        self.data = data
-        self.fits: dict[int, OutOfFold] = {}
-        self.n_dropped: list[int] = []
-        self.failure: str | None = None
-
-    def score(self, model: FoldModel, seed: int, fold: int, chosen: Int[np.ndarray, "trace"]) -> None:
-        """Add the scores of one fold, or the reason of a failure, after which none count.
-
-        Args:
-            model: Of the fold.
-            seed: Of the folds.
-            fold: Number of the fold.
-            chosen: The fold that tests each trace.
-        """
-        traces = np.flatnonzero(self.data.labels.is_valid & (chosen == fold))
-        if self.failure is not None or not len(traces):
-            return
-        try:
-            self.fits[seed] = self.fits[seed].with_fold(fold, model, self.data.traces, traces, traces)
-        except Exception as error:  # noqa: BLE001 - of another's code
-            self.failure = failure_text(error)
-
-    def cell(self, detector: str, train: str, test: str) -> tuple[TransferCell, pa.Table]:
-        """The metrics, and the scores with the names of both stores."""
-        fits, metrics, share = list(self.fits.values()), {}, None
-        if self.failure is None:
-            try:
-                metrics, share = detector_metrics(self.data, fits), coverage(fits)
-            except GraphhaluError as error:
-                self.failure = failure_text(error)
-        n_traces = float(np.mean([fit.is_tested.sum() for fit in fits]))
-        sizes = n_traces, float(np.mean(self.n_dropped))
-        table = sample_table(self.data, detector, {} if self.failure else self.fits)
-        for name, store in (("train", train), ("test", test)):
-            table = table.append_column(name, pa.array([store] * len(table), pa.string()))
-        return TransferCell(detector, train, test, *sizes, share, metrics, self.failure), table
-
-
 def _train_on(
     spec: DetectorSpec, train: str, data: Mapping[str, ComparisonData], on_fit: Callable[[str], None]
 ) -> list[tuple[TransferCell, pa.Table]]:
-    """One detector trained on one store: a cell for every store it is tested on."""
-    home, targets = data[train], {name: _Target(other) for name, other in data.items()}
+    """One detector trained on one store: a cell, and scores, for every store it is tested on."""
+    home, failures = data[train], dict[str, str]()
+    fits: dict[str, dict[int, OutOfFold]] = {name: {} for name in data}
+    n_dropped: dict[str, list[int]] = {name: [] for name in data}
     for seed, folds in home.folds.items():
-        if all(target.failure for target in targets.values()):
+        if len(failures) == len(data):
             break
-        chosen = {name: folds_that_test(home, seed, other) for name, other in data.items()}
-        for name, target in targets.items():
-            is_valid = target.data.labels.is_valid
-            target.fits[seed] = OutOfFold.empty(len(is_valid))
-            target.n_dropped.append(int((is_valid & (chosen[name] == _NO_FOLD)).sum()))
+        tested_by = {}
+        for name, other in data.items():
+            is_valid = other.labels.is_valid
+            tested_by[name] = np.where(is_valid, folds_that_test(home, seed, other), len(folds))
+            fits[name][seed] = OutOfFold.empty(len(is_valid))
+            n_dropped[name].append(int((tested_by[name] == _NO_FOLD).sum()))
         for number, fold in enumerate(folds):
-            try:
-                model = fit_fold(partial(spec.make, seed), home.traces, home.labels, fold)
-            except Exception as error:  # noqa: BLE001 - of another's code
-                error.add_note(f"in fold {number} of seed {seed}")
-                text = f"training failed, {failure_text(error)}"
-                for target in targets.values():
-                    target.failure = target.failure or text
+            where = f"in fold {number} of seed {seed}"
+            model = attempted(where, fit_fold, partial(spec.make, seed), home.traces, home.labels, fold)
+            if isinstance(model, str):
+                failures = dict.fromkeys(data, f"training failed, {model}") | failures
                 break
-            for name, target in targets.items():
-                target.score(model, seed, number, chosen[name])
+            for name in [each for each in data if each not in failures]:
+                chosen = np.flatnonzero(tested_by[name] == number)
+                scored = (number, model, data[name].traces, chosen, chosen)
+                failure = attempted(where, fits[name][seed].add_fold, *scored) if len(chosen) else None
+                failures |= {} if failure is None else {name: failure}
             on_fit(f"{spec.name} on {train}, seed {seed}, fold {number}")
-    return [target.cell(spec.name, train, name) for name, target in targets.items()]
+    return [
+        _cell((spec.name, train, name), other, fits[name], n_dropped[name], failures.get(name))
+        for name, other in data.items()
+    ]
+
+
+def _cell(
+    names: tuple[str, str, str],
+    data: ComparisonData,
+    fits: Mapping[int, OutOfFold],
+    n_dropped: Sequence[int],
+    failure: str | None,
+) -> tuple[TransferCell, pa.Table]:
+    """The metrics, and the scores with the names of both stores."""
+    found, metrics, share = list(fits.values()), {}, None
+    if failure is None:
+        try:
+            metrics, share = detector_metrics(data, found), coverage(found)
+        except GraphhaluError as error:
+            failure = failure_text(error)
+    sizes = float(np.mean([fit.is_tested.sum() for fit in found])), float(np.mean(n_dropped))
+    table = sample_table(data, names[0], {} if failure else fits)
+    for column, store in zip(("train", "test"), names[1:], strict=True):
+        table = table.append_column(column, pa.array([store] * len(table), pa.string()))
+    return TransferCell(*names, *sizes, share, metrics, failure), table
 
 
 def _csv(cells: Sequence[TransferCell]) -> str:
     head = ("detector", "train", "test", "n_traces", "n_dropped", "coverage")
     parts = {"": "value", "_low": "low", "_high": "high"}
     names = dict.fromkeys(name for cell in cells for name in cell.metrics)
-    rows = []
-    for cell in cells:
-        metrics = {
-            name + end: getattr(metric, part)
-            for name, metric in cell.metrics.items()
-            for end, part in parts.items()
-        }
-        rows.append({**{name: getattr(cell, name) for name in (*head, "failure")}, **metrics})
+    rows = [
+        {name: getattr(cell, name) for name in (*head, "failure")}
+        | {n + end: getattr(m, part) for n, m in cell.metrics.items() for end, part in parts.items()}
+        for cell in cells
+    ]
     return csv_text([*head, *(name + end for name in names for end in parts), "failure"], rows)

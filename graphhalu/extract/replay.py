@@ -248,7 +248,7 @@ class AttentionRecorder:
         """Put the causal rows of every trace one after another; rows of padding are dropped."""
         for index, sequence in enumerate(self.sequences):
             start = max(row_start, sequence.row_start)
-            begin = n_pairs(start) - triangle_size(sequence.row_start)
+            begin = n_pairs(start) - n_pairs(sequence.row_start)
             # one copy a row takes a seventh of the time of an index for each entry
             for row in range(start, min(row_start + stored.shape[2], sequence.length)):
                 own = stored[index, :, row - row_start, : row + 1]

@@ -6,9 +6,9 @@ from typing import Any, Final
 import pyarrow.compute as pc
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.maps import HeadMaps
 from graphhalu.evaluation.metrics import LOWER_IS_BETTER
 from graphhalu.evaluation.result import DetectorRow, Result
+from graphhalu.evaluation.univariate import HeadMaps
 from graphhalu.report.figures import KINDS, curve_figure, metric_title_of, named_rows
 from graphhalu.report.forest import difference_text, forest_figure, ordered_tests, p_text
 from graphhalu.report.frame import facts, frame_sections, page_title, small_class_warning

@@ -10,8 +10,7 @@ from jaxtyping import Float, Int
 from sklearn.metrics import precision_recall_curve, roc_curve
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.metrics import reliability_curve, risk_coverage_curve
-from graphhalu.evaluation.weighted_metrics import check_scores
+from graphhalu.evaluation.metrics import check_scores, reliability_curve, risk_coverage_curve
 
 _GRID: Final = np.linspace(0, 1, 501)
 

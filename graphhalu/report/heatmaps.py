@@ -15,8 +15,8 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.maps import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.evaluation.transfer import TransferCell
+from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.report.drawing import FONT_SIZE, new_figure, prepare, quiet_text
 from graphhalu.report.palette import AROUND_CHANCE
 from graphhalu.report.theme import LIGHT

@@ -9,8 +9,8 @@ from typing import Final, NamedTuple
 from matplotlib.colors import LinearSegmentedColormap
 
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.evaluation.detector_specs import registered_name
 from graphhalu.evaluation.result import DetectorRow
+from graphhalu.evaluation.settings import registered_name
 from graphhalu.report.theme import DARK, LIGHT, RISING
 
 __all__ = [

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from graphhalu.evaluation.topology import FALSE_DISCOVERIES, Effect, TopologyReport
+from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, Effect, TopologyReport
 from graphhalu.graphs.topology import MEASURES
 from graphhalu.report import drawing
 from graphhalu.report.label_report import TextTable

@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
+from graphhalu.core.documents import read_document
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.files import read_document
 from graphhalu.evaluation.transfer import KIND, TRANSFER_FILE, TransferCell, TransferResult
 from graphhalu.report.frame import data, frame_sections, protocol_text
 from graphhalu.report.heatmaps import transfer_figure

@@ -6,10 +6,9 @@ from typing import Final
 
 from graphhalu.core.errors import DataFileError
 from graphhalu.core.files import replace_file
-from graphhalu.evaluation.maps import read_maps
-from graphhalu.evaluation.result import RESULT_FILE
-from graphhalu.evaluation.result_files import has_result, read_result
+from graphhalu.evaluation.result import RESULT_FILE, has_result, read_result
 from graphhalu.evaluation.transfer import TRANSFER_FILE
+from graphhalu.evaluation.univariate import read_maps
 from graphhalu.report.content import comparison_page
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.html import report_html

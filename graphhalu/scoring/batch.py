@@ -1,69 +1,45 @@
-"""Many answers from a file into a file, which a stopped run goes on with."""
+"""Scores of many answers, from a file into a file; a stopped run is resumed."""
 
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.files import open_file, read_rows
+from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import Row, text_field, wrong_value
-from graphhalu.scoring.scorer import AnswerScore, AnswerScorer, asked_question
+from graphhalu.scoring.scorer import AnswerScorer, asked_question
 
 BATCH: Final = 32
 """Answers that are scored together and written at once."""
 
 
-class Asking(NamedTuple):
-    """One row of the input.
-
-    Attributes:
-        row: Its number, from 0.
-        question: The question.
-        answer: The answer to judge; without, the model answers.
-        context: A passage that the prompt shows.
-        id: What the input calls it, if anything.
-    """
-
-    row: int
-    question: str
-    answer: str | None
-    context: str | None
-    id: str | None
-
-    def as_json(self) -> dict[str, Any]:
-        """What the output says of where a score belongs."""
-        return {"row": self.row, "id": self.id}
-
-
-def read_asked(path: Path) -> list[Asking]:
+def read_asked(path: Path) -> list[Question]:
     """Rows with ``question``, and if wanted ``answer``, ``context`` and ``id``.
 
     Args:
         path: A jsonl, json, csv, tsv or parquet file, also gzipped.
 
     Raises:
-        UsageError: If there is no such file.
+        UsageError: If there is no such file, or an answer is empty.
         DataFileError: If a row has no question, or a field is no text; names the row.
     """
-    return [
-        Asking(
-            number,
-            text_field(row, "question"),
-            _optional(row, "answer"),
-            _optional(row, "context"),
-            _optional(row, "id"),
-        )
-        for number, row in enumerate(read_rows(open_file(path)))
-    ]
+    asked = []
+    for row in read_rows(open_file(path)):
+        name, answer, context = (_optional(row, field) for field in ("id", "answer", "context"))
+        question = asked_question(text_field(row, "question"), answer, context)
+        asked.append(replace(question, question_id=name or ""))
+    return asked
 
 
 def score_file(
     scorer: AnswerScorer,
-    asked: Sequence[Asking],
+    asked: Sequence[Question],
     output: Path,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> list[dict[str, Any]]:
@@ -74,7 +50,7 @@ def score_file(
 
     Args:
         scorer: The detector.
-        asked: The input.
+        asked: The input; an empty ``question_id`` is written as ``null``.
         output: Is made, or gone on with.
         on_progress: Called with the rows that are done, and all rows.
 
@@ -86,12 +62,17 @@ def score_file(
         DataFileError: If the output cannot be read or written.
     """
     done = _earlier(output, asked, scorer)
-    with _appending(output) as file:
+    with reading(f"{output} cannot be written"):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        file = output.open("a", encoding="utf-8")
+    with file:
         for start in range(len(done), len(asked), BATCH):
             chosen = asked[start : start + BATCH]
-            questions = [asked_question(each.question, each.answer, each.context) for each in chosen]
-            scores = scorer.score_many(questions)
-            rows = [_row(each, score) for each, score in zip(chosen, scores, strict=True)]
+            numbered = enumerate(zip(chosen, scorer.score_many(chosen), strict=True), start)
+            rows = [
+                json_ready({"row": row, "id": each.question_id or None, **score.to_json()})
+                for row, (each, score) in numbered
+            ]
             file.write("".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             file.flush()
             os.fsync(file.fileno())
@@ -117,33 +98,17 @@ def finished_rows(path: Path) -> list[dict[str, Any]]:
     return list(_rows(path, whole))
 
 
-def _row(asked: Asking, score: AnswerScore) -> dict[str, Any]:
-    found: dict[str, Any] = json_ready({**asked.as_json(), **score.to_json()})
-    return found
-
-
-def _appending(path: Path) -> Any:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        return path.open("a", encoding="utf-8")
-    except OSError as error:
-        message = f"{path} cannot be written: {error.strerror}"
-        raise DataFileError(message) from None
-
-
-def _earlier(path: Path, asked: Sequence[Asking], scorer: AnswerScorer) -> list[dict[str, Any]]:
+def _earlier(path: Path, asked: Sequence[Question], scorer: AnswerScorer) -> list[dict[str, Any]]:
     """Rows that an earlier run wrote of the same input."""
     rows = finished_rows(path)
-    calibration = scorer.recipe.calibration
-    threshold = None if calibration is None else calibration.threshold
+    threshold = None if scorer.calibration is None else scorer.calibration.threshold
     for place, row in enumerate(rows):
-        is_same = place < len(asked) and row.get("question") == asked[place].question
+        is_same = place < len(asked) and row.get("question") == asked[place].text
         if not is_same or row.get("threshold") != threshold:
-            message = (
+            raise UsageError(
                 f"{path}, line {place + 1} holds a score of another question or detector\n"
                 f"  Name another --output, or remove that file"
             )
-            raise UsageError(message)
     return rows
 
 
@@ -152,8 +117,7 @@ def _rows(path: Path, content: bytes) -> Iterator[dict[str, Any]]:
         with reading(f"{path}, line {number} is not readable JSON"):
             row = parse_json(line)
         if not isinstance(row, dict):
-            message = f"{path}, line {number}: expected an object, got {type(row).__name__}"
-            raise DataFileError(message)
+            raise DataFileError(f"{path}, line {number}: expected an object, got {type(row).__name__}")
         yield row
 
 

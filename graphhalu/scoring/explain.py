@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 
 from graphhalu.core.errors import NonFiniteError
-from graphhalu.detectors.base import Attribution, Detector
+from graphhalu.detectors.base import Attribution, Detector, EdgeEffect
 from graphhalu.traces.trace import Trace, without_tokens
 
 SHARE: Final = 0.2
@@ -33,8 +33,7 @@ class Fidelity:
     @property
     def rank(self) -> float:
         """Share of random choices that change the score less; 0.5 is chance."""
-        below = (self.random < self.change).mean() + (self.random == self.change).mean() / 2
-        return float(below)
+        return float((self.random < self.change).mean() + (self.random == self.change).mean() / 2)
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
@@ -68,38 +67,34 @@ class Explanation:
 
     def strongest(self, n: int = 5) -> dict[str, list[str]]:
         """What weighs most, each with its number, by kind."""
-        tokens = {
-            f"{text.strip()!r}": float(value)
-            for text, value in zip(self.texts, self.tokens, strict=True)
-            if np.isfinite(value)
-        }
-        found = {"tokens": _largest(tokens, n)}
+        pairs = zip(self.texts, self.tokens, strict=True)
+        kinds = {"tokens": {f"{text.strip()!r}": float(value) for text, value in pairs if np.isfinite(value)}}
         if self.parts is not None:
             places = np.argwhere(self.parts.heads != 0).tolist()
-            heads = {f"L{i}H{j}": float(self.parts.heads[i, j]) for i, j in places}
-            edges = {
-                f"{'' if e.layer is None else f'L{e.layer} '}{e.key}->{e.query}": e.effect
-                for e in self.parts.edges
-            }
-            found |= {"heads": _largest(heads, n), "features": _largest(self.parts.features, n)}
-            found |= {"edges": _largest(edges, n)} if edges else {}
-        return found
+            kinds["heads"] = {f"L{i}H{j}": float(self.parts.heads[i, j]) for i, j in places}
+            kinds["features"] = self.parts.features
+            if self.parts.edges:
+                kinds["edges"] = {_edge_name(edge): edge.effect for edge in self.parts.edges}
+        return {kind: _largest(values, n) for kind, values in kinds.items()}
 
     def to_json(self) -> dict[str, Any]:
         """Plain values."""
-        parts = self.parts
+        pairs = zip(self.texts, self.tokens.tolist(), strict=True)
+        names = ("heads", "features", "rest", "is_exact", "edges")
+        parts: dict[str, Any] = dict.fromkeys(names)
+        if self.parts is not None:
+            parts = {name: getattr(self.parts, name) for name in names}
+            parts["heads"] = self.parts.heads.tolist()
+            parts["edges"] = [edge._asdict() for edge in self.parts.edges[:100]]
         return {
-            "tokens": [
-                {"text": text, "contribution": value}
-                for text, value in zip(self.texts, self.tokens.tolist(), strict=True)
-            ],
+            "tokens": [{"text": text, "contribution": value} for text, value in pairs],
             "fidelity": None if self.fidelity is None else self.fidelity.to_json(),
-            "heads": None if parts is None else parts.heads.tolist(),
-            "features": None if parts is None else parts.features,
-            "rest": None if parts is None else parts.rest,
-            "is_exact": None if parts is None else parts.is_exact,
-            "edges": None if parts is None else [edge._asdict() for edge in parts.edges[:100]],
+            **parts,
         }
+
+
+def _edge_name(edge: EdgeEffect) -> str:
+    return f"{'' if edge.layer is None else f'L{edge.layer} '}{edge.key}->{edge.query}"
 
 
 def _largest(values: dict[str, float], n: int) -> list[str]:
@@ -124,8 +119,7 @@ def explain(detector: Detector, trace: Trace, *, seed: int = 0) -> Explanation:
     """
     score = float(detector.score([trace]).highest().values[0])
     if not np.isfinite(score):
-        message = f"{detector.card.name} has no score for trace {trace.trace_id!r} to explain"
-        raise NonFiniteError(message)
+        raise NonFiniteError(f"{detector.card.name} has no score for trace {trace.trace_id!r} to explain")
     answer, texts = list(range(trace.prompt_length, trace.length)), _texts(trace)
     parts = detector.attribute(trace)
     if len(answer) == 1:
@@ -156,8 +150,7 @@ def _fidelity(
     strongest = known[np.argsort(-np.abs(tokens[known]), kind="stable")[:n_taken]]
     generator = np.random.default_rng(seed)
     draws = [generator.choice(known, n_taken, replace=False) for _ in range(N_RANDOM)]
-    masked = [
-        without_tokens(trace, (trace.prompt_length + chosen).tolist()) for chosen in (strongest, *draws)
-    ]
+    positions = (trace.prompt_length + chosen for chosen in (strongest, *draws))
+    masked = [without_tokens(trace, each.tolist()) for each in positions]
     changes = np.abs(score - detector.score(masked).highest().values)
     return Fidelity(n_taken, float(changes[0]), changes[1:][np.isfinite(changes[1:])])

@@ -3,24 +3,37 @@
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Final, Literal
 
 import numpy as np
-from jaxtyping import Float
 
+from graphhalu.core.config import validate
 from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.core.numerics import json_ready
 from graphhalu.core.registry import fault_text
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
+from graphhalu.detectors.saved import load_detector as load_saved_detector
+from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
+from graphhalu.evaluation.training import DETECTOR_FOLDER
 from graphhalu.extract.extraction import Extraction
 from graphhalu.extract.prompts import Prompt
+from graphhalu.extract.settings import ExtractConfig
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.scoring.explain import Explanation, explain
-from graphhalu.scoring.recipe import Answers, ScoringRecipe
 from graphhalu.traces.trace import Trace
+
+Answers = Literal["generated", "given"]
+
+_Found = tuple[Trace | None, float, Any]
+"""A trace, its score, and those of its tokens where tokens are scored."""
+
+_LOADABLE: Final = ("none", "int8", "nf4")
+_DTYPES: Final = ("float32", "bfloat16", "float16")
+_OF_ANOTHER_MACHINE: Final = {"device", "threads", "trust_remote_code"}
+"""Settings of a model that are not taken from a file: where it ran, and which code may run."""
 
 
 @dataclass(frozen=True)
@@ -64,10 +77,15 @@ class AnswerScorer:
     """A trained detector together with its language model, which is loaded at the first answer.
 
     Args:
-        run: What ``graphhalu train`` saved.
+        run: What ``graphhalu train`` saved: the folder of the run, or its folder ``detector``.
+        detector_class: Class of a detector that is not registered, or ``module:Class``.
         model: Fields of the model's settings that differ from the training: ``name``, ``device``,
             ``threads``.
-        detector_class: Class of a detector that is not registered, or ``module:Class``.
+
+    Attributes:
+        detector: The detector itself, which scores traces.
+        calibration: From scores to probabilities; ``None`` if the validation side of its training
+            held one class only.
 
     Raises:
         UsageError: If ``run`` holds no detector that knows its model.
@@ -77,15 +95,20 @@ class AnswerScorer:
     def __init__(
         self, run: Path | str, *, detector_class: type[Detector] | str | None = None, **model: Any
     ) -> None:
-        self.recipe = ScoringRecipe.read(Path(run), detector_class)
+        self.folder = Path(run)
+        if (self.folder / DETECTOR_FOLDER).is_dir():
+            self.folder /= DETECTOR_FOLDER
+        self.detector = load_saved_detector(self.folder, detector_class=detector_class)
+        if self.detector.identity is None:
+            raise UsageError(
+                f"the detector in {self.folder} does not say which model it belongs to: it was fitted "
+                f"on traces in memory\n  Train it on a store:  graphhalu train"
+            )
+        self.identity = self.detector.identity
+        self.calibration = read_calibration(self.folder / CALIBRATION_FILE)
         self._model_settings = {name: value for name, value in model.items() if value is not None}
         self._loaded: LoadedModel | None = None
         self._extractions: dict[Answers, Extraction] = {}
-
-    @property
-    def detector(self) -> Detector:
-        """The detector itself, which scores traces."""
-        return self.recipe.detector
 
     def score(
         self, question: str | Question, answer: str | None = None, *, context: str | None = None
@@ -104,8 +127,7 @@ class AnswerScorer:
         """
         found = self.score_many([asked_question(question, answer, context)])[0]
         if found.failure is not None:
-            kind = NonFiniteError if found.trace is not None else UsageError
-            raise kind(found.failure)
+            raise (NonFiniteError if found.trace is not None else UsageError)(found.failure)
         return found
 
     def explain(self, scored: AnswerScore) -> Explanation:
@@ -115,8 +137,7 @@ class AnswerScorer:
             UsageError: If the answer has no score.
         """
         if scored.trace is None or scored.failure is not None:
-            message = f"there is no score to explain: {scored.failure}"
-            raise UsageError(message)
+            raise UsageError(f"there is no score to explain: {scored.failure}")
         return explain(self.detector, scored.trace)
 
     def score_many(self, questions: Sequence[Question]) -> list[AnswerScore]:
@@ -128,24 +149,49 @@ class AnswerScorer:
         Raises:
             DetectorMismatchError: If the model is not the one of the training.
         """
-        found: dict[int, AnswerScore] = {}
+        # the same question may be asked twice, with other answers
+        asked = [replace(q, question_id=str(i), group_id=str(i)) for i, q in enumerate(questions)]
+        found: dict[str, AnswerScore] = {}
         for answers in ("generated", "given"):
-            places = [i for i, q in enumerate(questions) if bool(q.given) == (answers == "given")]
-            if places:
-                numbered = [_numbered(questions[place], place) for place in places]
-                scores = self._scores(self._extraction(answers), numbered)
-                found |= dict(zip(places, scores, strict=True))
-        return [found[place] for place in range(len(questions))]
+            chosen = [each for each in asked if bool(each.given) == (answers == "given")]
+            if chosen:
+                scores = self._scores(self._extraction(answers), chosen)
+                found |= {each.question_id: score for each, score in zip(chosen, scores, strict=True)}
+        return [found[each.question_id] for each in asked]
+
+    def config(self, answers: Answers, **model: Any) -> ExtractConfig:
+        """How answers are made and captured, as in training.
+
+        Args:
+            answers: Whether the model answers, or answers are given to it.
+            model: Fields of the model's settings that differ: name, device, threads.
+
+        Raises:
+            ConfigError: If the saved settings do not validate.
+        """
+        source = f"the settings saved in {self.folder}"
+        config = validate(ExtractConfig, self.identity.config or _first_edition(self.identity), source=source)
+        spec = config.model.model_dump(exclude=_OF_ANOTHER_MACHINE)
+        # whole attention only where this detector reads it
+        reads, keep = set(self.detector.card.reads), config.capture.keep
+        if reads and "attention" not in reads and keep == "full":
+            keep = "streams"
+        changed = {
+            "model": {**spec, **model},
+            "generation": {**config.generation.model_dump(), "answers": answers},
+            "capture": {**config.capture.model_dump(), "keep": keep},
+        }
+        return validate(ExtractConfig, {**config.model_dump(), **changed}, source=source)
 
     def _extraction(self, answers: Answers) -> Extraction:
         """The model with the settings of the training, checked to be the same model."""
         if answers not in self._extractions:
-            config = self.recipe.config(answers, **self._model_settings)
+            config = self.config(answers, **self._model_settings)
             if self._loaded is None:
                 self._loaded = load_model(config.model)
                 check_model(self._loaded)
             extraction = Extraction(config, self._loaded)
-            self.recipe.identity.check(Identity.of(extraction.identity()))
+            self.identity.check(Identity.of(extraction.identity()))
             self._extractions[answers] = extraction
         return self._extractions[answers]
 
@@ -154,10 +200,14 @@ class AnswerScorer:
         traces, failures = extraction.traces(list(extraction.generate(prompts)))
         reasons = {each["question_id"]: each["reason"] for each in failures}
         scores = self._values(traces) if traces else Scores.of(np.zeros(0))
-        best: dict[str, _Scored] = {}
-        for found in map(_Scored, traces, scores.highest().values.tolist(), scores.by_trace()):
-            best.setdefault(found.trace.record.question_id, found)  # beams come best first
-        return [self._told(question, best, reasons) for question in questions]
+        tokens = scores.by_trace() if self.detector.card.level == "token" else [None] * len(traces)
+        best: dict[str, _Found] = {}
+        for found in zip(traces, scores.highest().values.tolist(), tokens, strict=True):
+            best.setdefault(found[0].record.question_id, found)  # beams come best first
+        unknown = "the detector has no score for this answer"
+        names = [each.question_id for each in questions]
+        pairs = [(best.get(name, (None, np.nan, None)), reasons.get(name, unknown)) for name in names]
+        return [self._answer_score(each, *pair) for each, pair in zip(questions, pairs, strict=True)]
 
     def _values(self, traces: Sequence[Trace]) -> Scores:
         """Scores, NaN where there is none; what the code of a detector raises is one text."""
@@ -170,42 +220,25 @@ class AnswerScorer:
             raise GraphhaluError(message) from error
         return checked_scores(self.detector, scores, traces)
 
-    def _told(self, question: Question, best: dict[str, "_Scored"], reasons: dict[str, str]) -> AnswerScore:
-        given = question.given[0].text if question.given else None
-        calibration = self.recipe.calibration
+    def _answer_score(self, question: Question, found: _Found, reason: str) -> AnswerScore:
+        trace, score, tokens = found
+        is_known, calibration, chance = bool(np.isfinite(score)), self.calibration, None
         threshold = None if calibration is None else calibration.threshold
-        found = best.get(question.question_id)
-        if found is None or not np.isfinite(found.score):
-            trace = found.trace if found else None
-            reason = reasons.get(question.question_id, "the detector has no score for this answer")
-            answer = trace.record.answer if trace else given
-            return AnswerScore(
-                question.text, answer, None, None, None, threshold, given is not None, reason, trace
-            )
-        trace, score, parts = found
-        is_of_tokens = self.detector.card.level == "token"
-        chance = None
-        if calibration is not None and not is_of_tokens:
-            chance = calibration.probability(np.array([score]))[0]
+        if is_known and calibration is not None and tokens is None:
+            chance = float(calibration.probability(np.array([score]))[0])
+        given = question.given[0].text if question.given else None
         return AnswerScore(
             question=question.text,
-            answer=trace.record.answer,
-            score=score,
-            probability=None if chance is None else float(chance),
-            is_hallucinated=None if threshold is None else score >= threshold,
+            answer=trace.record.answer if trace else given,
+            score=score if is_known else None,
+            probability=chance,
+            is_hallucinated=score >= threshold if is_known and threshold is not None else None,
             threshold=threshold,
             is_given=given is not None,
+            failure=None if is_known else reason,
             trace=trace,
-            tokens=tuple(json_ready(parts.tolist())) if is_of_tokens else None,
+            tokens=tuple(json_ready(tokens.tolist())) if is_known and tokens is not None else None,
         )
-
-
-class _Scored(NamedTuple):
-    """A trace with its score, and those of its tokens."""
-
-    trace: Trace
-    score: float
-    parts: Float[np.ndarray, "_"]
 
 
 def load_detector(run: Path | str, **model: Any) -> AnswerScorer:
@@ -228,17 +261,11 @@ def asked_question(
     """
     if isinstance(question, Question):
         return question
-    for what, text in (("question", question), ("answer", answer)):
+    for what, text in (("a question", question), ("an answer", answer)):
         if text is not None and not text.strip():
-            message = f"expected a {what}, got an empty text"
-            raise UsageError(message)
+            raise UsageError(f"expected {what}, got an empty text")
     given = () if answer is None else (GivenAnswer(answer),)
     return Question("asked", question, (), context=context or None, given=given)
-
-
-def _numbered(question: Question, place: int) -> Question:
-    """Under an id of its own: the same question may be asked twice, with other answers."""
-    return replace(question, question_id=str(place), group_id=str(place))
 
 
 def _prompt(extraction: Extraction, question: Question) -> Prompt:
@@ -246,3 +273,23 @@ def _prompt(extraction: Extraction, question: Question) -> Prompt:
         return extraction.prompt(question)
     except GraphhaluError as error:
         return Prompt(question, failures=(str(error),))
+
+
+def _first_edition(identity: Identity) -> dict[str, Any]:
+    """The configuration of a detector that was saved without it, from its identity."""
+    prompt = identity.prompt
+    return {
+        "model": {
+            "name": identity.model,
+            "revision": identity.revision,
+            "quantization": identity.quantization if identity.quantization in _LOADABLE else "none",
+            "dtype": identity.dtype if identity.dtype in _DTYPES else "auto",
+        },
+        "prompt": {
+            "template": prompt.get("template") or "auto",
+            "chat": "on" if prompt.get("chat") else "off",
+            "system": prompt.get("system"),
+        },
+        "generation": {k: value for k, value in identity.generation.items() if k != "answers"},
+        "capture": identity.capture,
+    }

@@ -81,7 +81,7 @@ class Trace:
         A trace keeps where each answer token ends in the answer, and nothing of the kind for the
         prompt: a token of the prompt is ``#`` and its number in the vocabulary. So is one of the
         answer in a trace without ``answer_offsets``, as older stores have them. With a tokenizer,
-        :func:`graphhalu.viewer.tokens.token_texts` gives all texts.
+        :func:`graphhalu.viewer.text.token_texts` gives all texts.
         """
         numbers = [f"#{index}" for index in self.token_ids.tolist()]
         if len(self.record.answer_offsets) != self.answer_length:

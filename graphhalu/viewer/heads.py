@@ -18,7 +18,7 @@ by what is left.
 """
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -26,12 +26,16 @@ from jaxtyping import Float, Float32, Int, UInt16
 
 from graphhalu.core.axes import N_SPANS
 from graphhalu.core.errors import UsageError
-from graphhalu.traces.schema import FIXED_STEPS, N_SINK_KEYS, TraceShape
+from graphhalu.traces.schema import FIXED_STEPS, N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
 
 NO_KEY: Final = 65_535
 MEAN_STEPS: Final = 65_534
 NO_MEAN: Final = 65_535
+PAGE_BYTES: Final = 40 * 2**20
+"""What the weights of a page should take, with the edges of a row that are kept by default."""
+FEWEST_EDGES: Final = 4
+MOST_EDGES: Final = 16
 HIDDEN_SINKS: Final = (0, 1, N_SINK_KEYS)
 """How many first tokens can be hidden."""
 
@@ -80,6 +84,14 @@ def packed_bytes(shape: TraceShape, n_rows: int, n_edges: int) -> int:
     return n_heads * n_rows * (14 + 4 * n_edges) * 4 // 3
 
 
+def fitting_edges(shape: TraceShape, records: Iterable[TraceRecord]) -> int:
+    """Edges of a row with which these traces make a page of a good size; 4 to 16."""
+    n_rows = sum(record.length - record.row_start for record in records)
+    choices = range(FEWEST_EDGES, MOST_EDGES + 1)
+    fitting = [n_edges for n_edges in choices if packed_bytes(shape, n_rows, n_edges) <= PAGE_BYTES]
+    return max(fitting, default=FEWEST_EDGES)
+
+
 def layer_text(trace: Trace, layer: int, n_edges: int, starts: Sequence[int]) -> str:
     """A layer as one line of base64 a head.
 
@@ -94,8 +106,7 @@ def layer_text(trace: Trace, layer: int, n_edges: int, starts: Sequence[int]) ->
         TraceNotFoundError: If the store keeps no attention of this layer.
     """
     if trace.length >= NO_KEY:
-        message = f"trace {trace.trace_id!r} has {trace.length:,} tokens; shown are up to 65,534"
-        raise UsageError(message)
+        raise UsageError(f"trace {trace.trace_id!r} has {trace.length:,} tokens; shown are up to 65,534")
     rows = layer_rows(trace, layer, n_edges, starts)
     kind = weight_format(tuple(trace.arrays))
     packed = (_packed(rows, head, kind) for head in range(trace.shape.n_heads))

@@ -1,8 +1,7 @@
 """Features of one answer as maps of layers and heads, and as plain numbers."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Final, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float32
@@ -17,40 +16,7 @@ MOST_SHEETS: Final = 6
 MOST_AXES: Final = 3
 
 Picks = Literal["head", "kv_head", "layer", "nothing"]
-
-
-@dataclass(frozen=True)
-class FeatureMap:
-    """One feature of one answer over two axes.
-
-    Attributes:
-        name: The feature, and behind a point the entry of its third axis.
-        summary: What it measures.
-        direction: What a higher value means.
-        rows: Name of each row, as ``l03``.
-        columns: Name of each column, as ``h05``; one column without a name where there is no
-            second axis.
-        values: Missing ones are NaN.
-        picks: What a cell chooses: its head, the heads that share its keys, its layer, nothing.
-    """
-
-    name: str
-    summary: str
-    direction: str
-    rows: tuple[str, ...]
-    columns: tuple[str, ...]
-    values: Float32[np.ndarray, "row column"]
-    picks: Picks
-
-
-@dataclass(frozen=True)
-class FeatureNumber:
-    """A feature of one answer that is one number."""
-
-    name: str
-    summary: str
-    direction: str
-    value: float
+"""What a cell of a map chooses: its head, the heads that share its keys, its layer, nothing."""
 
 
 def default_features(arrays: Sequence[str]) -> tuple[FeatureSpec, ...]:
@@ -63,47 +29,45 @@ def default_features(arrays: Sequence[str]) -> tuple[FeatureSpec, ...]:
     return tuple(spec for spec in specs if len(spec.feature.axes) <= MOST_AXES)
 
 
-def feature_maps(trace: Trace, specs: Sequence[FeatureSpec]) -> tuple[list[FeatureMap], list[FeatureNumber]]:
-    """The features of one answer; those without any value are left out.
+def feature_maps(
+    trace: Trace, specs: Sequence[FeatureSpec]
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The features of one answer, as a page gets them; those without any value are left out.
+
+    Returns:
+        Maps over two axes: ``name`` (behind a point the entry of a third axis), ``summary``,
+        ``direction``, the names of ``rows`` and ``columns``, ``values`` with NaN for missing ones,
+        and what a cell ``picks``. And features that are one number: ``name``, ``summary``, ``value``.
 
     Raises:
         UsageError: If a feature has one value a row of attention.
         TraceNotFoundError: If the trace does not keep what a feature reads.
     """
     block = block_of([trace])
-    maps: list[FeatureMap] = []
-    numbers: list[FeatureNumber] = []
-    for spec in specs:
-        found = _of_feature(spec, block)
-        numbers += [each for each in found if isinstance(each, FeatureNumber)]
-        maps += [each for each in found if isinstance(each, FeatureMap)]
-    return maps, numbers
+    found = [each for spec in specs for each in _of_feature(spec, block)]
+    return [each for each in found if "rows" in each], [each for each in found if "value" in each]
 
 
-def _of_feature(spec: FeatureSpec, block: TraceBlock) -> list[FeatureMap | FeatureNumber]:
-    feature = spec.feature
-    columns = spec.compute(block)
+def _of_feature(spec: FeatureSpec, block: TraceBlock) -> list[dict[str, Any]]:
+    feature, columns = spec.feature, spec.compute(block)
     axes = [axis for axis in feature.axes if axis not in spec.reduction]
     values = columns.values[0]
     if not np.isfinite(values).any():
         return []
-    told = (str(spec), feature.summary, feature.direction)
     if not axes:
-        return [FeatureNumber(*told, float(values[0]))]
-    labels = _labels(columns.columns, len(axes))
-    sizes = [len(each) for each in labels] + [1] * (2 - len(axes))
-    sheets = values.reshape(*sizes[:2], -1)
-    rows, names = labels[0], labels[1] if len(axes) > 1 else ("",)
-    others = labels[2] if len(axes) > 2 else ("",)  # noqa: PLR2004
+        return [{"name": str(spec), "summary": feature.summary, "value": float(values[0])}]
+    # names of the entries of each axis, in order, from those of the columns
+    parts = [name.split(".")[-len(axes) :] for name in columns.names]
+    rows, names, others = [*(list(dict.fromkeys(axis)) for axis in zip(*parts, strict=True)), [""], [""]][:3]
+    sheets = values.reshape(len(rows), len(names), -1)
+    told = {"summary": feature.summary, "direction": feature.direction, "rows": rows, "columns": names}
     return [
-        FeatureMap(
-            f"{told[0]}.{other}" if other else told[0],
-            *told[1:],
-            rows,
-            names,
-            np.ascontiguousarray(sheets[..., place]),
-            _picks(axes),
-        )
+        {
+            "name": f"{spec}.{other}" if other else str(spec),
+            **told,
+            "picks": _picks(axes),
+            "values": np.ascontiguousarray(sheets[..., place]),
+        }
         for place, other in enumerate(others[:MOST_SHEETS])
         if _says_something(sheets[..., place], is_entry=bool(other))
     ]
@@ -113,12 +77,6 @@ def _says_something(sheet: Float32[np.ndarray, "row column"], *, is_entry: bool)
     """Whether there is a value; an entry that is 0 throughout, as an absent span, has none."""
     there = sheet[np.isfinite(sheet)]
     return bool(there.any() if is_entry else there.size)
-
-
-def _labels(names: Sequence[str], n_axes: int) -> list[tuple[str, ...]]:
-    """Names of the entries of each axis, in order, from those of the columns."""
-    parts = [name.split(".")[-n_axes:] for name in names]
-    return [tuple(dict.fromkeys(part[axis] for part in parts)) for axis in range(n_axes)]
 
 
 def _picks(axes: Sequence[str]) -> Picks:

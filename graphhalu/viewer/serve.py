@@ -18,7 +18,7 @@ from typing import Any, ClassVar, Final
 from graphhalu.core.errors import GraphhaluError
 from graphhalu.core.numerics import json_ready
 from graphhalu.viewer.page import served_page
-from graphhalu.viewer.payload import View
+from graphhalu.viewer.view import View
 
 HOST: Final = "127.0.0.1"
 KEPT_LAYERS: Final = 64

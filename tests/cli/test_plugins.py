@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.evaluation.detector_specs import detector_specs
-from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.evaluation.settings import CompareConfig, detector_specs
 from graphhalu.labels.run import read_labels
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS

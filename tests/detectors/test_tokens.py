@@ -19,7 +19,7 @@ from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.text import neighbours
 from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
 from graphhalu.detectors.token_probes import ridge_path, sample_tokens
-from graphhalu.evaluation.protocol import visible_labels
+from graphhalu.evaluation.crossfit import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.labels import question_groups
 from graphhalu.labels.stated import label_tokens

@@ -7,7 +7,7 @@ import pytest
 
 from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.topology import compare_topology
+from graphhalu.evaluation.univariate import compare_topology
 from graphhalu.features.table import feature_table, read_features, write_features
 from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.store import TraceStore

@@ -8,7 +8,12 @@ from sklearn.frozen import FrozenEstimator
 from sklearn.metrics import f1_score
 
 from graphhalu.core.errors import ConfigError, NotEnoughDataError
-from graphhalu.evaluation.calibration import ISOTONIC_MINIMUM, Calibration, best_f1_threshold
+from graphhalu.evaluation.calibration import (
+    ISOTONIC_MINIMUM,
+    Calibration,
+    best_f1_threshold,
+    read_calibration,
+)
 from graphhalu.evaluation.metrics import ece
 
 
@@ -95,10 +100,12 @@ def test_a_constant_score_gives_the_prevalence():
 def test_plain_json_gives_the_same_calibration_back(method):
     scores, labels = make(97)
     calibration = Calibration.fit(scores, labels, method=method)
-    again = Calibration.from_json(json.loads(json.dumps(calibration.to_json())))
+    again = Calibration.model_validate_json(calibration.model_dump_json())
     assert again == calibration
     np.testing.assert_array_equal(again.probability(scores), calibration.probability(scores))
-    np.testing.assert_array_equal(again.calls(scores), calibration.calls(scores))
+    np.testing.assert_array_equal(
+        again.is_predicted_positive(scores), calibration.is_predicted_positive(scores)
+    )
 
 
 def test_the_threshold_has_the_best_f1_of_all():
@@ -112,7 +119,7 @@ def test_the_threshold_has_the_best_f1_of_all():
 def test_an_invalid_score_has_no_probability_and_is_not_called():
     calibration = Calibration.fit(*make(53))
     assert np.isnan(calibration.probability(np.array([np.nan]))[0])
-    assert not calibration.calls(np.array([np.nan]))[0]
+    assert not calibration.is_predicted_positive(np.array([np.nan]))[0]
 
 
 def test_one_class_is_refused():
@@ -120,7 +127,9 @@ def test_one_class_is_refused():
         Calibration.fit(np.arange(3.0), np.ones(3, dtype=np.int64))
 
 
-def test_a_saved_calibration_with_an_unknown_field_is_refused():
-    values = Calibration.fit(*make(53)).to_json()
+def test_a_saved_calibration_with_an_unknown_field_is_refused(tmp_path):
+    values = Calibration.fit(*make(53)).model_dump(mode="json")
+    path = tmp_path / "calibration.json"
+    path.write_text(json.dumps({**values, "colour": 1}))
     with pytest.raises(ConfigError, match="a saved calibration"):
-        Calibration.from_json({**values, "colour": 1})
+        read_calibration(path)

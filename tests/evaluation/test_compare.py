@@ -8,9 +8,8 @@ from graphhalu.core.errors import ConfigError, MissingExtraError, NotEnoughDataE
 from graphhalu.detectors.base import Detector, DetectorCard, Scores
 from graphhalu.detectors.scalars import Length
 from graphhalu.evaluation.compare import compare
-from graphhalu.evaluation.metrics import auroc, evaluate
+from graphhalu.evaluation.metrics import METRICS, auroc, evaluate
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.weighted_metrics import METRICS
 
 SMALL = CompareConfig(seeds=(3, 5), n_resamples=200)
 

@@ -15,18 +15,33 @@ from graphhalu.core.numerics import auroc
 from graphhalu.detectors.base import Scores
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
 from graphhalu.detectors.saved import load_detector
-from graphhalu.evaluation.calibration import Calibration, read_calibration
+from graphhalu.evaluation.calibration import (
+    CALIBRATION_FILE,
+    Calibration,
+    best_character_threshold,
+    marked_answer,
+    read_calibration,
+)
 from graphhalu.evaluation.compare import RunOptions, compare
-from graphhalu.evaluation.crossfit import cross_fit, fit_fold
-from graphhalu.evaluation.detector_specs import detector_specs
-from graphhalu.evaluation.protocol import cross_fit_folds
-from graphhalu.evaluation.result import SAMPLE_SCHEMA, SCORES_FILE
-from graphhalu.evaluation.result_files import read_result
-from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.token_metrics import TOKEN_METRICS, best_threshold, count_spans, marked_answer
-from graphhalu.evaluation.training import CALIBRATION_FILE, fit_for_use
+from graphhalu.evaluation.crossfit import cross_fit, cross_fit_folds, fit_fold
+from graphhalu.evaluation.detector_metrics import count_spans
+from graphhalu.evaluation.result import SAMPLE_SCHEMA, SCORES_FILE, read_result
+from graphhalu.evaluation.settings import CompareConfig, detector_specs
+from graphhalu.evaluation.training import fit_for_use
 from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import planted_token_traces
+
+TOKEN_METRICS = (
+    "within_auroc",
+    "char_precision",
+    "char_recall",
+    "char_f1",
+    "span_precision",
+    "span_recall",
+    "span_f1",
+    "answer_auroc_max",
+    "answer_auroc_mean",
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +153,7 @@ def test_a_threshold_makes_the_f1_of_characters_highest_and_chances_come_from_th
     for fold in folds:
         model = fit_fold(kind, traces, labels, fold)
         marked = [marked_answer(traces[index].record) for index in fold.validation]
-        assert model.calibration.threshold == best_threshold(model.reference, marked)
+        assert model.calibration.threshold == best_character_threshold(model.reference, marked)
         held_out = np.concatenate([labels.tokens[index] for index in fold.validation])
         own = Calibration.fit(model.reference, held_out)
         tested = labels.places(fold.test)
@@ -166,7 +181,7 @@ def test_every_token_is_tested_once_a_seed_by_a_fold_that_never_saw_its_context(
 
 def test_folds_that_part_a_context_are_refused(traces, monkeypatch):
     names = np.array([trace.trace_id for trace in traces])
-    monkeypatch.setattr("graphhalu.evaluation.protocol.question_groups", lambda _: names)
+    monkeypatch.setattr("graphhalu.evaluation.crossfit.question_groups", lambda _: names)
     with pytest.raises(UsageError, match="a question leaks"):
         compare_tokens(traces, CompareConfig(detectors=(POSITION_CONTROL,), seeds=(0,)))
 

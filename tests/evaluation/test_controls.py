@@ -10,7 +10,7 @@ from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.gnn.config import CHARMConfig, NetworkConfig
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, question_mass
-from graphhalu.evaluation.detector_specs import detector_spec
+from graphhalu.evaluation.settings import detector_spec
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.recipe import GraphRecipe, TopK
 from graphhalu.labels.labels import question_groups

@@ -5,9 +5,8 @@ from graphhalu.core.errors import GraphhaluError, NonFiniteError, NotEnoughDataE
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces, Scores
 from graphhalu.evaluation.calibration import Calibration
-from graphhalu.evaluation.crossfit import cross_fit, fit_fold, standardise
+from graphhalu.evaluation.crossfit import cross_fit, cross_fit_folds, fit_fold, standardise
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.protocol import cross_fit_folds
 from graphhalu.labels.labels import question_groups
 
 

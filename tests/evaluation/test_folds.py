@@ -3,7 +3,7 @@ import pytest
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split
-from graphhalu.evaluation.protocol import check_questions, cross_fit_folds, visible_labels
+from graphhalu.evaluation.crossfit import check_questions, cross_fit_folds, visible_labels
 from graphhalu.labels.labels import question_groups
 
 

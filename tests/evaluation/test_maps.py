@@ -6,9 +6,9 @@ import pytest
 
 from graphhalu.core.errors import DataFileError, NotEnoughDataError
 from graphhalu.core.numerics import benjamini_hochberg
-from graphhalu.evaluation.maps import FEATURES, MAPS_FILE, column_tests, head_maps, read_maps
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.significance import auroc_influence, grouped_delong_test
+from graphhalu.evaluation.significance import auroc_influence, column_tests, grouped_delong_test
+from graphhalu.evaluation.univariate import FEATURES, MAPS_FILE, head_maps, read_maps
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 

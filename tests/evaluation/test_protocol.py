@@ -8,9 +8,9 @@ import pytest
 
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.detectors.base import ChosenTraces, DetectorCard, Scores, sibling_traces
-from graphhalu.evaluation.compare import RunOptions, compare
-from graphhalu.evaluation.protocol import best_beams
-from graphhalu.evaluation.result_files import CHECKPOINT_FOLDER, clear_checkpoints, read_result
+from graphhalu.evaluation.compare import CHECKPOINT_FOLDER, RunOptions, clear_checkpoints, compare
+from graphhalu.evaluation.crossfit import best_beams
+from graphhalu.evaluation.result import read_result
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels
 from graphhalu.testing.planted import planted_traces

@@ -6,26 +6,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.metrics import risk_coverage_curve
-from graphhalu.evaluation.weighted_metrics import (
-    checked_counts,
+from graphhalu.evaluation.metrics import (
     counted_aurc,
     counted_excess_aurc,
     counted_prr,
+    risk_coverage_curve,
     roc_counts,
 )
 
 
 def prr(scores, labels, **options):
-    return counted_prr(checked_counts(scores, labels), **options)[0]
+    return counted_prr(roc_counts(scores, labels), **options)[0]
 
 
 def aurc(scores, labels):
-    return counted_aurc(checked_counts(scores, labels))[0]
+    return counted_aurc(roc_counts(scores, labels))[0]
 
 
 def excess_aurc(scores, labels):
-    return counted_excess_aurc(checked_counts(scores, labels))[0]
+    return counted_excess_aurc(roc_counts(scores, labels))[0]
 
 
 def lm_polygraph_prr(uncertainty, quality, max_rejection=0.5):

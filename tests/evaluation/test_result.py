@@ -10,8 +10,7 @@ import pytest
 
 from graphhalu.core.errors import CorruptStoreError, DataFileError, MissingExtraError
 from graphhalu.evaluation.compare import compare
-from graphhalu.evaluation.result import SAMPLE_SCHEMA
-from graphhalu.evaluation.result_files import read_result
+from graphhalu.evaluation.result import SAMPLE_SCHEMA, read_result
 from graphhalu.evaluation.settings import CompareConfig
 
 

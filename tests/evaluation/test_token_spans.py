@@ -5,7 +5,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.evaluation.token_metrics import best_threshold, count_spans, marked_answer
+from graphhalu.evaluation.calibration import best_character_threshold, marked_answer
+from graphhalu.evaluation.detector_metrics import count_spans
 from graphhalu.testing.planted import planted_token_traces
 
 # 0123456789012345678
@@ -118,10 +119,10 @@ def test_the_threshold_is_the_best_of_all(record):
 
     every = np.unique(np.concatenate(scores))
     every = every[np.isfinite(every)]
-    assert f1(best_threshold(np.concatenate(scores), answers)) == max(f1(each) for each in every)
+    assert f1(best_character_threshold(np.concatenate(scores), answers)) == max(f1(each) for each in every)
 
 
 def test_nothing_is_called_where_nothing_is_marked(record):
     plain = marked_answer(replace(record, given_spans=()))
-    assert best_threshold(np.arange(5.0), [plain]) is None
-    assert best_threshold(np.full(5, np.nan), [marked_answer(record)]) is None
+    assert best_character_threshold(np.arange(5.0), [plain]) is None
+    assert best_character_threshold(np.full(5, np.nan), [marked_answer(record)]) is None

@@ -9,10 +9,10 @@ from graphhalu.core.errors import (
     UsageError,
 )
 from graphhalu.detectors.scalars import Length
-from graphhalu.evaluation.calibration import read_calibration
+from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.training import CALIBRATION_FILE, run_folder, train_detector
+from graphhalu.evaluation.training import run_folder, train_detector
 from graphhalu.testing.planted import planted_traces
 
 
@@ -20,10 +20,10 @@ def test_a_trained_run_keeps_the_detector_with_its_calibration_and_threshold(tmp
     from graphhalu.detectors.saved import load_detector
 
     traces, labels = planted_traces(61)
-    run = train_detector("sink-mass", traces, labels, runs=tmp_path)
-    folder = run.folder / "detector"
+    run, result = train_detector("sink-mass", traces, labels, runs=tmp_path)
+    folder = run / "detector"
     calibration = read_calibration(folder / CALIBRATION_FILE)
-    lines = [line for line in run.result.samples.to_pylist() if line["detector"] == "sink-mass"]
+    lines = [line for line in result.samples.to_pylist() if line["detector"] == "sink-mass"]
     by_id = {trace.trace_id: trace for trace in traces}
     raw = load_detector(folder).score([by_id[line["trace_id"]] for line in lines]).values
     np.testing.assert_allclose(raw, [line["raw_score"] for line in lines])
@@ -40,8 +40,8 @@ def test_a_trained_run_belongs_to_the_model_of_its_store(tmp_path):
     traces, labels = planted_traces(61)
     store = Store(traces)
     store.configuration = {"model": {"name": "a", "weights": "01"}, "prompt": {"chat": False}}
-    run = train_detector("length", store, labels, runs=tmp_path)
-    loaded = load_detector(run.folder / "detector", store)
+    run, _result = train_detector("length", store, labels, runs=tmp_path)
+    loaded = load_detector(run / "detector", store)
     assert loaded.identity.weights == "01"
     store.configuration = {"model": {"name": "b", "weights": "02"}, "prompt": {"chat": False}}
     with pytest.raises(DetectorMismatchError, match="weights: '01', got '02'"):
@@ -50,9 +50,9 @@ def test_a_trained_run_belongs_to_the_model_of_its_store(tmp_path):
 
 def test_settings_reach_the_detector_and_the_record_of_the_run(tmp_path):
     traces, labels = planted_traces(61)
-    run = train_detector("length", traces, labels, settings={"seed": 3}, runs=tmp_path)
-    assert run.result.config["seeds"] == [3]
-    assert run.result.rows[0].detector == "length"
+    _run, result = train_detector("length", traces, labels, settings={"seed": 3}, runs=tmp_path)
+    assert result.config["seeds"] == [3]
+    assert result.rows[0].detector == "length"
 
 
 def test_an_unknown_detector_is_refused_before_any_work(tmp_path):
@@ -91,11 +91,11 @@ def test_a_detector_that_fails_is_an_error_and_leaves_no_run(tmp_path, monkeypat
 
 def test_a_simple_detector_beside_it_that_fails_is_a_row_of_the_result(tmp_path, monkeypatch):
     monkeypatch.setattr(Length, "fit", failing)
-    run = train_detector("sink-mass", *planted_traces(61), runs=tmp_path)
-    failures = {row.detector: row.failure for row in run.result.rows}
+    run, result = train_detector("sink-mass", *planted_traces(61), runs=tmp_path)
+    failures = {row.detector: row.failure for row in result.rows}
     assert "this detector needs more" in failures.pop("length")
     assert set(failures.values()) == {None}
-    assert (run.folder / "detector" / "detector.json").is_file()
+    assert (run / "detector" / "detector.json").is_file()
 
 
 def test_a_run_that_cannot_be_written_goes_again(tmp_path, monkeypatch):
@@ -113,19 +113,19 @@ def test_the_trained_detector_is_fitted_once_and_its_row_is_that_of_a_comparison
     monkeypatch.setattr(Length, "fit", lambda self, *given: fitted.append(self) or fit(self, *given))
     traces, labels = planted_traces(61)
     steps = []
-    run = train_detector(
+    _run, result = train_detector(
         "length", traces, labels, runs=tmp_path, on_progress=lambda *step: steps.append(step)
     )
     assert len(fitted) == 1
     names = ["length", "sink-mass", "head-std", "perplexity"]
     assert steps == [(place, 4, f"{name}, seed 0, fold 0") for place, name in enumerate(names, 1)]
     compared = compare(traces, labels, names, config=CompareConfig(quick=True, seeds=(0,)))
-    assert run.result.samples.equals(compared.samples)
-    assert run.result.comparisons == compared.comparisons
-    assert run.result.identity == compared.identity
-    for row, other in zip(run.result.rows, compared.rows, strict=True):
+    assert result.samples.equals(compared.samples)
+    assert result.comparisons == compared.comparisons
+    assert result.identity == compared.identity
+    for row, other in zip(result.rows, compared.rows, strict=True):
         assert (row.detector, row.metrics, row.key) == (other.detector, other.metrics, other.key)
-    assert run.result.rows[0].fit_s > 0
+    assert result.rows[0].fit_s > 0
 
 
 def test_resuming_goes_on_in_the_newest_folder_of_its_kind(tmp_path):

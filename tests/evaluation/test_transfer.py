@@ -7,7 +7,7 @@ import pytest
 from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.detectors.base import Scores
 from graphhalu.evaluation.compare import compare
-from graphhalu.evaluation.protocol import comparison_data
+from graphhalu.evaluation.crossfit import comparison_data
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.transfer import Source, folds_that_test, source_names, transfer
 

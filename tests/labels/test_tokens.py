@@ -5,7 +5,7 @@ import pytest
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import Split
-from graphhalu.evaluation.protocol import visible_labels
+from graphhalu.evaluation.crossfit import visible_labels
 from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import planted_token_traces
 

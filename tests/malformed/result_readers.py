@@ -11,10 +11,10 @@ from tests.malformed.table import Reader, Target
 def make_result(folder: Path) -> None:
     import pyarrow as pa
 
-    from graphhalu.evaluation.maps import HeadMap, HeadMaps
+    from graphhalu.evaluation.compare import save_checkpoint
     from graphhalu.evaluation.result import SAMPLE_SCHEMA, DetectorRow, Result
-    from graphhalu.evaluation.result_files import FinishedDetector, save_checkpoint
     from graphhalu.evaluation.transfer import TransferCell, TransferResult
+    from graphhalu.evaluation.univariate import HeadMap, HeadMaps
 
     samples = pa.Table.from_pylist(
         [
@@ -39,7 +39,7 @@ def make_result(folder: Path) -> None:
     row = sample(DetectorRow, failure=None, metrics={"auroc": sample(_metric())})
     result = sample(Result, samples=samples, rows=(row,))
     result.write(folder)
-    save_checkpoint(folder, FinishedDetector(row, samples))
+    save_checkpoint(folder, row, samples)
     sample(HeadMaps, maps=(sample(HeadMap),)).write(folder)
     cell = sample(TransferCell, failure=None, metrics={"auroc": sample(_metric())})
     sample(TransferResult, cells=(cell,), samples=samples).write(folder)
@@ -52,7 +52,7 @@ def _metric() -> Any:
 
 
 def read_whole_result(path: Path) -> Any:
-    from graphhalu.evaluation.result_files import read_result
+    from graphhalu.evaluation.result import read_result
 
     found = read_result(path.parent)
     return str(found.rows), found.samples.to_pylist()
@@ -71,7 +71,7 @@ def read_report(path: Path) -> Any:
 
 
 def read_head_maps(path: Path) -> Any:
-    from graphhalu.evaluation.maps import read_maps
+    from graphhalu.evaluation.univariate import read_maps
 
     return read_maps(path.parent)
 
@@ -83,7 +83,7 @@ def read_transfers(path: Path) -> Any:
 
 
 def read_finished(path: Path) -> Any:
-    from graphhalu.evaluation.result_files import _read_checkpoint
+    from graphhalu.evaluation.compare import _read_checkpoint
 
     return str(_read_checkpoint(path))
 
@@ -278,14 +278,13 @@ def make_configs(folder: Path) -> None:
 
 def read_config(path: Path) -> Any:
     """A configuration as its command takes it, and as an artefact stores it."""
-    from graphhalu.core.config import load_config
+    from graphhalu.core.config import load_config, read_yaml
     from graphhalu.detectors.gnn.detectors import Gat
     from graphhalu.evaluation.settings import CompareConfig
-    from graphhalu.evaluation.training import read_settings
     from graphhalu.extract.settings import ExtractConfig
 
     if path.stem == "train":
-        return str(Gat.settings(**read_settings(path)))
+        return str(Gat.settings(**read_yaml(path)))
     kind = ExtractConfig if path.stem == "extract" else CompareConfig
     return json.dumps(load_config(kind, path).model_dump(mode="json"), allow_nan=False).encode()
 
@@ -294,7 +293,7 @@ def make_calibration(folder: Path) -> None:
     from graphhalu.evaluation.calibration import Calibration
 
     values = sample(Calibration, scores=(0.1, 0.4), probabilities=(0.2, 0.9))
-    (folder / "calibration.json").write_text(json.dumps(values.to_json()))
+    (folder / "calibration.json").write_text(values.model_dump_json())
 
 
 def read_detector_calibration(path: Path) -> Any:

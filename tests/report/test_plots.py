@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.maps import HeadMap, HeadMaps
 from graphhalu.evaluation.result import MetricValue
 from graphhalu.evaluation.transfer import TransferCell
+from graphhalu.evaluation.univariate import HeadMap, HeadMaps
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.forest import difference_text, forest_figure, p_text
 from graphhalu.report.heatmaps import maps_figure, n_marked, transfer_figure

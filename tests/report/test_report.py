@@ -11,10 +11,9 @@ from pathlib import Path
 import pytest
 
 from graphhalu.core.errors import DataFileError
-from graphhalu.evaluation.maps import HeadMap, HeadMaps
-from graphhalu.evaluation.result import MetricValue, Subgroup
-from graphhalu.evaluation.result_files import read_result
+from graphhalu.evaluation.result import MetricValue, Subgroup, read_result
 from graphhalu.evaluation.transfer import TransferCell, TransferResult
+from graphhalu.evaluation.univariate import HeadMap, HeadMaps
 from graphhalu.report import theme
 from graphhalu.report.content import comparison_page
 from graphhalu.report.frame import small_class_warning

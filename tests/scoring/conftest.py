@@ -50,8 +50,8 @@ def trained(tmp_path_factory):
         reasons=("made up",) * len(store),
         labeller="parity",
     )
-    run = train_detector("sink-probe-heads", store, labels, runs=folder / "runs")
-    return Trained(run.folder, store, model)
+    run, _ = train_detector("sink-probe-heads", store, labels, runs=folder / "runs")
+    return Trained(run, store, model)
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,12 @@ import pytest
 
 from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.calibration import Calibration
-from graphhalu.scoring.recipe import ScoringRecipe
 from graphhalu.scoring.scorer import AnswerScorer, asked_question
 from graphhalu.testing.tiny_models import save_tiny
 
 
 def test_a_question_of_the_store_gets_the_score_of_its_trace(trained, scorer):
-    detector = scorer.recipe.detector
+    detector = scorer.detector
     for trace in [trained.store[place] for place in (0, 2, 6)]:
         assert trace.record.beam_index == 0
         found = scorer.score(trace.record.question)
@@ -22,7 +21,7 @@ def test_a_question_of_the_store_gets_the_score_of_its_trace(trained, scorer):
 
 def test_the_probability_and_the_verdict_are_those_of_the_saved_calibration(trained, scorer):
     path = trained.run / "detector" / "calibration.json"
-    calibration = Calibration.from_json(json.loads(path.read_text()))
+    calibration = Calibration.model_validate_json(path.read_text())
     found = scorer.score("What is 3 plus 4?")
     assert found.probability == calibration.probability(np.array([found.score]))[0]
     assert found.threshold == calibration.threshold
@@ -77,13 +76,13 @@ def test_one_answer_that_fails_stops_no_other(scorer):
 
 def test_whole_attention_is_not_captured_for_a_detector_that_never_reads_it(trained, scorer):
     assert trained.store.configuration["capture"]["keep"] == "full"
-    assert "attention" not in scorer.recipe.detector.card.reads
-    assert scorer.recipe.config("generated").capture.keep == "streams"
+    assert "attention" not in scorer.detector.card.reads
+    assert scorer.config("generated").capture.keep == "streams"
     assert "attention" not in scorer.score("What is 3 plus 4?").trace.arrays
 
 
 def test_the_search_and_the_prompt_are_those_of_the_training(trained, scorer):
-    config = scorer.recipe.config("generated")
+    config = scorer.config("generated")
     stored = trained.store.configuration
     assert config.generation.num_beams == stored["generation"]["num_beams"] == 2
     assert config.generation.max_new_tokens == stored["generation"]["max_new_tokens"]
@@ -100,7 +99,7 @@ def test_a_run_without_its_identity_cannot_score_new_answers(trained, tmp_path):
     del values["identity"]
     (folder / "detector.json").write_text(json.dumps(values))
     with pytest.raises(UsageError, match="does not say which model"):
-        ScoringRecipe.read(tmp_path)
+        AnswerScorer(tmp_path)
 
 
 def test_a_run_without_a_calibration_gives_a_score_and_no_verdict(trained, tmp_path):
@@ -131,7 +130,7 @@ def test_a_detector_of_the_first_edition_makes_answers_as_one_of_today(trained, 
     old = AnswerScorer(first_edition, name=str(trained.model), threads=1)
     model = {"name": str(trained.model), "threads": 1}
     for answers in ("generated", "given"):
-        ours, theirs = (each.recipe.config(answers, **model) for each in (scorer, old))
+        ours, theirs = (each.config(answers, **model) for each in (scorer, old))
         assert ours.model == theirs.model
         assert ours.prompt == theirs.prompt
         assert ours.generation == theirs.generation
@@ -146,6 +145,6 @@ def test_a_saved_configuration_runs_no_code_and_names_no_device(trained, first_e
     model = {"name": "a/b", "trust_remote_code": "a/b@c", "device": "cuda:7", "threads": 31}
     values["identity"]["config"] = {"model": model}
     path.write_text(json.dumps(values))
-    found = ScoringRecipe.read(first_edition).config("generated").model
+    found = AnswerScorer(first_edition).config("generated").model
     assert found.name == "a/b"
     assert (found.trust_remote_code, found.device, found.threads) == (None, "auto", None)

@@ -8,7 +8,7 @@ import pytest
 from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore
-from graphhalu.viewer.payload import View
+from graphhalu.viewer.view import View
 
 HOSTILE = "<img src=x onerror=alert(1)>"
 ALL = tuple(ARRAYS)

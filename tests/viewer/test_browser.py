@@ -19,12 +19,11 @@ from graphhalu.testing.planted import PLANTED_SHAPE, planted_token_traces
 from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
-from graphhalu.viewer.build import ViewRequest, make_view
-from graphhalu.viewer.page import fitting_edges, write_view
-from graphhalu.viewer.payload import View
+from graphhalu.viewer.heads import fitting_edges
+from graphhalu.viewer.page import write_view
+from graphhalu.viewer.scores import ShownTokenScores
 from graphhalu.viewer.serve import ViewServer
-from graphhalu.viewer.token_scores import ShownTokenScores
-from graphhalu.viewer.verdicts import StoredLabels
+from graphhalu.viewer.view import View, ViewRequest, make_view
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 
@@ -85,7 +84,7 @@ def written(stores, tmp_path_factory):
     )
     features = ("sink_mass_k4", "head_std_sink", "answer_length")
     view = make_view(store, ViewRequest(labeller=None, limit=n, features=features))
-    view = replace(view, labels=StoredLabels(labels, is_stored=True), notes=(NOTE,))
+    view = replace(view, labels=(labels, True), notes=(NOTE,))
     path = tmp_path_factory.mktemp("browser") / "page.html"
     write_view(view, path)
     return path.as_uri()

@@ -7,8 +7,7 @@ import pytest
 
 from graphhalu.core.errors import GraphhaluError
 from graphhalu.testing.tiny_models import tiny_tokenizer
-from graphhalu.viewer.pieces import piece_starts
-from graphhalu.viewer.tokens import hallucinated_tokens, store_tokenizer, token_texts
+from graphhalu.viewer.text import hallucinated_tokens, piece_starts, store_tokenizer, token_texts
 
 
 def spoken(trace, prompt, tokenizer, answer_ids=()):

@@ -12,9 +12,8 @@ from graphhalu.evaluation.training import fit_for_use
 from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.planted import planted_token_traces
 from graphhalu.traces.store import TraceStore
-from graphhalu.viewer.build import ViewRequest, make_view
-from graphhalu.viewer.token_scores import ShownTokenScores, shown_token_scores
-from graphhalu.viewer.verdicts import detector_scores
+from graphhalu.viewer.scores import ShownTokenScores, detector_scores, shown_token_scores
+from graphhalu.viewer.view import ViewRequest, make_view
 
 ARRAYS = (
     "token_ids",

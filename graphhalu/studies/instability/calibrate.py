@@ -25,9 +25,8 @@ from graphhalu.evaluation.bootstrap import (
     percentile_interval,
     resample_sums,
 )
-from graphhalu.evaluation.maps import column_tests
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.significance import compare_to_baseline, pooled_auroc
+from graphhalu.evaluation.significance import column_tests, compare_to_baseline, pooled_auroc
 from graphhalu.labels.summary import share_interval
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, TrackerChoice, WindowChoice
 from graphhalu.studies.instability.methods import (
@@ -182,7 +181,7 @@ def _method_row(
     nested = np.stack([each.is_flagged for each in seeds], axis=1)
     filled = np.where(np.isfinite(best.scores), best.scores, np.nanmedian(best.scores))
     hits = _hits(nested[-1], is_attack)
-    drawn = resample_sums(hits, cases.groups, n_resamples=settings.n_resamples, has_sample=True)
+    drawn = resample_sums(hits, cases.groups, n_resamples=settings.n_resamples)
     points = tuple(
         Row(
             aim=aim,

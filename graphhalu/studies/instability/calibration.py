@@ -4,9 +4,9 @@ from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 from graphhalu.core.config import Config
+from graphhalu.core.documents import FileFormat, read_document, write_document
 from graphhalu.core.errors import UsageError
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.files import FileFormat, read_document, write_document
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, Spread
 from graphhalu.studies.rows import Row
 

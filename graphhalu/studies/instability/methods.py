@@ -17,7 +17,7 @@ from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import inner_folds
 from graphhalu.evaluation.calibration import best_f1_threshold
 from graphhalu.evaluation.crossfit import standardise
-from graphhalu.evaluation.maps import column_tests
+from graphhalu.evaluation.significance import column_tests
 from graphhalu.features.instability import layer_slice
 from graphhalu.heads.table import mean_of_present
 from graphhalu.studies.instability.calibration import MAIN, TRACKER, Window

@@ -18,11 +18,11 @@ from jaxtyping import Float
 from pydantic import TypeAdapter
 
 from graphhalu.core.config import differing_fields, read_yaml
+from graphhalu.core.documents import FileFormat, read_document, write_document
 from graphhalu.core.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError
 from graphhalu.core.files import check_zip, parse_json, reading, replace_file
 from graphhalu.core.numerics import json_ready, ragged_offsets
 from graphhalu.core.provenance import provenance
-from graphhalu.evaluation.files import FileFormat, read_document, write_document
 
 KIND: Final = FileFormat("graphhalu-instability", 1, "Measure prompts:  graphhalu instability gather")
 META_FILE: Final = "meta.json"

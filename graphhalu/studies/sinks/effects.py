@@ -60,7 +60,7 @@ class Sample(NamedTuple):
     def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
         """Sum of each column over the sample, then over each resample of questions."""
         drawing = {"n_resamples": self.how.n_resamples, "seed": self.how.seed}
-        return resample_sums(columns, self.groups, **drawing, has_sample=True)
+        return resample_sums(columns, self.groups, **drawing)
 
     def mean(self, values: Values) -> Rows:
         """Mean over the sample, then over each resample of questions."""

@@ -25,12 +25,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 from graphhalu.core.axes import RowRange, Span
 from graphhalu.core.config import differing_fields
+from graphhalu.core.documents import numbers
 from graphhalu.core.errors import StoreMismatchError, UsageError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.evaluation.bootstrap import OrNan
-from graphhalu.evaluation.files import numbers
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.prompts import question_prompt, resolved_config

@@ -16,9 +16,8 @@ from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Side, folds_of, search
 from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
-from graphhalu.evaluation.crossfit import standardise
+from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
 from graphhalu.evaluation.metrics import auroc, log_losses
-from graphhalu.evaluation.protocol import cross_fit_folds
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.effects import Sample
 from graphhalu.studies.sinks.records import SinkTable

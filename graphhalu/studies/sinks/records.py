@@ -27,9 +27,9 @@ import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
 from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
 
+from graphhalu.core.documents import validated
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import parse_json, read_json_object, reading, reason_of, replace_file, shown
-from graphhalu.evaluation.files import validated
 from graphhalu.labels.labels import Meaning
 
 FORMAT: Final = "graphhalu-sinks"

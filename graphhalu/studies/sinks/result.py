@@ -13,9 +13,9 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import ConfigDict, TypeAdapter
 
+from graphhalu.core.documents import FileFormat, numbers, plain_values, read_document, write_document
 from graphhalu.core.files import reading
 from graphhalu.evaluation.bootstrap import Estimate, OrNan
-from graphhalu.evaluation.files import FileFormat, numbers, plain_values, read_document, write_document
 from graphhalu.labels.labels import Meaning
 from graphhalu.studies.rows import Row
 

@@ -12,10 +12,9 @@ from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError
 from graphhalu.core.splits import Split
 from graphhalu.detectors.linear import Rotation, Scaling, l2_path
 from graphhalu.evaluation.bootstrap import bootstrap_interval
-from graphhalu.evaluation.crossfit import standardise
-from graphhalu.evaluation.maps import FEATURES
+from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.protocol import cross_fit_folds
+from graphhalu.evaluation.univariate import FEATURES
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
@@ -85,7 +84,7 @@ def layer_detection(
         interval = bootstrap_interval(
             "auroc", scores, truth, groups[kept], n_resamples=n_resamples, seed=seed
         )
-        values[:, layer] = auroc(scores, truth), interval.low, interval.high
+        values[:, layer] = auroc(scores, truth), *interval[:2]
     area, low, high = values
     return LayerDetection(inputs, area, low, high, len(kept), labels.prevalence)
 

@@ -10,13 +10,13 @@ from jaxtyping import Float
 from pydantic import Field
 
 from graphhalu.core.config import Config
+from graphhalu.core.documents import FileFormat, plain_values, read_document, write_document
 from graphhalu.core.errors import UsageError
 from graphhalu.core.files import reading
 from graphhalu.core.numerics import json_ready
 from graphhalu.core.provenance import provenance
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import OrNan
-from graphhalu.evaluation.files import FileFormat, plain_values, read_document, write_document
 from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.labels.labels import Labels
 from graphhalu.studies.weights.agreement import (

@@ -14,7 +14,7 @@ from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split, grouped_split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Input, checked_scores
 from graphhalu.detectors.saved import load_detector, save_detector
-from graphhalu.evaluation.detector_specs import DetectorSpec
+from graphhalu.evaluation.settings import DetectorSpec
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.contracts.inputs import require, require_known

@@ -7,9 +7,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
+from graphhalu.core.documents import FileFormat, read_document, write_document
 from graphhalu.core.errors import DataFileError
 from graphhalu.evaluation.bootstrap import Estimate, mean_rows
-from graphhalu.evaluation.files import FileFormat, read_document, write_document
 
 KIND = FileFormat("graphhalu-example", 2, "Run:  graphhalu example")
 

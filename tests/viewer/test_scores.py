@@ -11,20 +11,19 @@ from graphhalu.core.errors import TraceNotFoundError, UnknownNameError, UsageErr
 from graphhalu.core.splits import Split
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import save_detector
-from graphhalu.evaluation.calibration import Calibration
-from graphhalu.evaluation.training import CALIBRATION_FILE
+from graphhalu.evaluation.calibration import CALIBRATION_FILE, Calibration
 from graphhalu.labels.labels import Labels
 from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_store
-from graphhalu.viewer.build import ViewRequest, make_view
-from graphhalu.viewer.verdicts import detector_scores, shown_labels
+from graphhalu.viewer.scores import detector_scores, shown_labels
+from graphhalu.viewer.view import ViewRequest, make_view
 
 
 def test_labels_that_are_not_stored_are_made_and_not_written(stores):
     store = stores["full"]
-    found = shown_labels(store, "match")
-    assert not found.is_stored
-    assert found.labels.trace_ids == store.trace_ids
+    labels, is_stored = shown_labels(store, "match")
+    assert not is_stored
+    assert labels.trace_ids == store.trace_ids
     assert not store.labels_folder.exists()
 
 
@@ -32,9 +31,9 @@ def test_stored_labels_are_taken_and_follow_the_chosen_traces(stores):
     store = stores["streams"]
     label_store(store, make_labeller("match"))
     chosen = store.select([4, 1])
-    found = shown_labels(chosen, "match")
-    assert found.is_stored
-    assert found.labels.trace_ids == chosen.trace_ids
+    labels, is_stored = shown_labels(chosen, "match")
+    assert is_stored
+    assert labels.trace_ids == chosen.trace_ids
 
 
 def test_a_name_that_is_no_labeller_is_refused(stores):
@@ -49,7 +48,7 @@ def run(tmp_path_factory, stores):
     folder = tmp_path_factory.mktemp("runs") / "sink-mass-1"
     fitted(store, folder / "detector")
     values = np.array([0.1, 0.4, 0.3, 0.9])
-    calibration = Calibration.fit(values, np.array([0, 0, 1, 1])).to_json()
+    calibration = Calibration.fit(values, np.array([0, 0, 1, 1])).model_dump(mode="json")
     (folder / "detector" / CALIBRATION_FILE).write_text(json.dumps(calibration))
     rows = {"detector": ["sink-mass", "length"], "trace_id": list(store.trace_ids[-2:])}
     pq.write_table(pa.table(rows), folder / "scores.parquet")

@@ -26,19 +26,6 @@ T = TypeVar("T")
 _FORMULA_STARTS: Final = ("=", "+", "-", "@", "\t", "\r", "\n")
 
 
-def numbers(n_axes: int, dtype: Any = np.float64) -> PlainValidator:
-    """Annotation of an array field that a file holds as nested lists; ``null`` becomes NaN."""
-
-    def read(values: Any) -> np.ndarray:
-        found = np.asarray(values, dtype=dtype)
-        if found.ndim != n_axes:
-            message = f"expected numbers with {n_axes} axes, got {found.ndim}"
-            raise ValueError(message)
-        return found
-
-    return PlainValidator(read)
-
-
 class FileFormat(NamedTuple):
     """Kind of a result file.
 
@@ -51,6 +38,18 @@ class FileFormat(NamedTuple):
     name: str
     version: int
     way_out: str
+
+
+def numbers(n_axes: int, dtype: Any = np.float64) -> PlainValidator:
+    """Annotation of an array field that a file holds as nested lists; ``null`` becomes NaN."""
+
+    def read(values: Any) -> np.ndarray:
+        found = np.asarray(values, dtype=dtype)
+        if found.ndim != n_axes:
+            raise ValueError(f"expected numbers with {n_axes} axes, got {found.ndim}")
+        return found
+
+    return PlainValidator(read)
 
 
 def plain_values(record: Any, kind: FileFormat) -> dict[str, Any]:
@@ -91,30 +90,6 @@ def write_document(
     return path
 
 
-def parquet_bytes(table: pa.Table) -> bytes:
-    """A table as the content of a Parquet file."""
-    stream = io.BytesIO()
-    write_parquet(table, stream)
-    return stream.getvalue()
-
-
-def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows as CSV under these columns; what a row lacks is empty.
-
-    Text that a spreadsheet would run as a formula is quoted with ``'``.
-    """
-    stream = io.StringIO(newline="")  # a carriage return in a cell stays what it is
-    writer = csv.DictWriter(stream, names, restval="")
-    writer.writeheader()
-    writer.writerows({name: _spreadsheet_cell(value) for name, value in row.items()} for row in rows)
-    return stream.getvalue()
-
-
-def _spreadsheet_cell(value: object) -> object:
-    is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
-    return f"'{value}" if is_formula else value
-
-
 def read_document(path: Path, record: type[T], kind: FileFormat) -> T:
     """Read what :func:`write_document` wrote.
 
@@ -130,11 +105,10 @@ def read_document(path: Path, record: type[T], kind: FileFormat) -> T:
     values = read_object(path, way_out=kind.way_out)
     name, version = values.pop("format", None), values.pop("format_version", None)
     if name != kind.name or version != kind.version:
-        message = (
+        raise DataFileError(
             f"{path}: expected {kind.name} of version {kind.version}, got {shown(name)} of "
             f"version {shown(version)}\n  {kind.way_out}"
         )
-        raise DataFileError(message)
     return validated(record, values, path, way_out=kind.way_out)
 
 
@@ -164,6 +138,30 @@ def read_object(path: Path, *, way_out: str) -> dict[str, Any]:
     except FileNotFoundError:
         message = f"no result in {path.parent}: {path.name} is missing\n  {way_out}"
         raise DataFileError(message) from None
+
+
+def parquet_bytes(table: pa.Table) -> bytes:
+    """A table as the content of a Parquet file."""
+    stream = io.BytesIO()
+    write_parquet(table, stream)
+    return stream.getvalue()
+
+
+def csv_text(names: Sequence[str], rows: Sequence[Mapping[str, Any]]) -> str:
+    """Rows as CSV under these columns; what a row lacks is empty.
+
+    Text that a spreadsheet would run as a formula is quoted with ``'``.
+    """
+    stream = io.StringIO(newline="")  # a carriage return in a cell stays what it is
+    writer = csv.DictWriter(stream, names, restval="")
+    writer.writeheader()
+    writer.writerows({name: _spreadsheet_cell(value) for name, value in row.items()} for row in rows)
+    return stream.getvalue()
+
+
+def _spreadsheet_cell(value: object) -> object:
+    is_formula = isinstance(value, str) and value.startswith(_FORMULA_STARTS)
+    return f"'{value}" if is_formula else value
 
 
 def _fields(record: Any) -> Mapping[str, Any]:

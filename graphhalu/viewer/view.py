@@ -1,0 +1,281 @@
+"""A store as it is shown: what a user asks to see, as plain JSON values and lines of base64."""
+
+import base64
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from jaxtyping import Shaped
+
+from graphhalu.core.axes import SPAN_NAMES
+from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.features.matrix import require_level
+from graphhalu.features.registry import FeatureSpec, as_specs
+from graphhalu.labels.labels import MEANINGS
+from graphhalu.report.theme import RISING
+from graphhalu.traces.store import TraceStore
+from graphhalu.traces.trace import Trace
+from graphhalu.viewer.heads import HIDDEN_SINKS, fitting_edges, layer_text, most_edges, weight_format
+from graphhalu.viewer.maps import MOST_AXES, default_features, feature_maps
+from graphhalu.viewer.scores import (
+    DetectorScores,
+    ShownTokenScores,
+    StoredLabels,
+    detector_scores,
+    shown_labels,
+    shown_token_scores,
+)
+from graphhalu.viewer.text import hallucinated_tokens, piece_starts, store_tokenizer, token_texts
+
+FORMAT: Final = "graphhalu-view"
+FORMAT_VERSION: Final = 1
+
+_SHORT: Final = 160
+_STREAMS: Final = {
+    "log-probability": "token_logprob",
+    "entropy": "token_entropy",
+    "top-1 margin": "top1_margin",
+}
+
+
+@dataclass(frozen=True)
+class ViewRequest:
+    """What is asked for.
+
+    Attributes:
+        trace_ids: Traces, or questions, whose best beam is meant; empty for the first ones.
+        limit: How many are taken where none is named; ``None`` for all.
+        labeller: Whose labels are shown; ``None`` for none.
+        run: Folder of a trained detector; ``None`` for no scores.
+        token_scores: Folder of a comparison of token detectors, whose out-of-fold scores colour
+            the answer; ``None`` for none.
+        features: What is mapped; ``None`` for all that the store gives without whole matrices.
+        n_edges: Edges of a row; ``None`` for as many as make a page of a good size.
+        tokenizer: Alias, hub id or folder, where the store's model cannot be had by its name.
+        detector_class: ``module:Class`` of a detector that is not registered.
+    """
+
+    trace_ids: tuple[str, ...] = ()
+    limit: int | None = None
+    labeller: str | None = "match"
+    run: Path | None = None
+    token_scores: Path | None = None
+    features: tuple[str, ...] | None = None
+    n_edges: int | None = None
+    tokenizer: str | None = None
+    detector_class: str | None = None
+
+
+@dataclass(frozen=True)
+class View:
+    """A store as it is shown.
+
+    Attributes:
+        store: All traces that the page lists.
+        features: What is mapped.
+        n_edges: Edges of a row, first tokens and own token aside.
+        tokenizer: Of the model, or ``None`` where it cannot be had.
+        labels: In the order of the store, and whether they are stored; ``None`` for no labels.
+        detector: Scores in the order of the store; ``None`` for no detector.
+        token_scores: Of the answer tokens; ``None`` for no token detector.
+        notes: What a reader should know, one sentence each.
+    """
+
+    store: TraceStore
+    features: tuple[FeatureSpec, ...]
+    n_edges: int
+    tokenizer: Any | None = None
+    labels: StoredLabels | None = None
+    detector: DetectorScores | None = None
+    token_scores: ShownTokenScores | None = None
+    notes: tuple[str, ...] = ()
+
+    @property
+    def title(self) -> str:
+        """Model and data set, as far as the store says them."""
+        configuration = self.store.configuration
+        names = [(configuration.get(part) or {}).get("name") for part in ("model", "dataset")]
+        said = " on ".join(str(name) for name in names if name)
+        return f"{said}: answers" if said else "Answers"
+
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """Model layers whose attention the store keeps."""
+        return self.store.shape.attention_layers
+
+    def overview(self, *, is_served: bool) -> dict[str, Any]:
+        """What the page knows from the start.
+
+        Args:
+            is_served: Whether the page asks for each answer when it is chosen.
+        """
+        shape, labeller, detector, tokens = self.store.shape, None, self.detector, self.token_scores
+        if self.labels is not None:
+            labels, is_stored = self.labels
+            labeller = {"name": labels.labeller, "meaning": labels.meaning, "is_stored": is_stored}
+            labeller["words"] = MEANINGS[labels.meaning]
+        return {
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "is_served": is_served,
+            "title": self.title,
+            "notes": list(self.notes),
+            "layers": list(self.layers),
+            "n_heads": shape.n_heads,
+            "n_kv_heads": shape.n_kv_heads,
+            "windows": list(shape.layer_windows),
+            "weights": weight_format(self.store.arrays),
+            "keeps": _keeps(self.store.arrays),
+            "hidden_sinks": list(HIDDEN_SINKS),
+            "span_names": list(SPAN_NAMES),
+            "rising": list(RISING),
+            "labeller": labeller,
+            "detector": detector
+            and {"name": detector.name, "run": detector.run, "threshold": detector.threshold},
+            "token_scores": tokens
+            and {"run": tokens.run, "scales": {name: list(ends) for name, ends in tokens.scales.items()}},
+            "answers": [self._entry(index) for index in range(len(self.store))],
+        }
+
+    def trace(self, index: int) -> dict[str, Any]:
+        """Everything of one answer but the weights."""
+        trace = self.store[index]
+        record, texts = trace.record, token_texts(trace, self.tokenizer)
+        maps, numbers = feature_maps(trace, self.features)
+        is_hallucinated = hallucinated_tokens(trace)
+        streams = {shown: trace.stream(name) for shown, name in _STREAMS.items() if name in trace.arrays}
+        streams |= self.token_scores.of(trace) if self.token_scores is not None else {}
+        return {
+            "texts": list(texts),
+            "spans": _packed(trace.span_code),
+            "prompt_length": record.prompt_length,
+            "row_start": record.row_start,
+            "n_edges": min(self.n_edges, most_edges(trace)),
+            "pieces": list(_pieces(trace, texts)),
+            "question": record.question,
+            "gold": list(record.answers),
+            "answer": record.answer,
+            "is_on_policy": record.is_on_policy,
+            "is_finished": record.is_finished,
+            "streams": {name: _packed(values.astype("<f4")) for name, values in streams.items()},
+            "hallucinated": None if is_hallucinated is None else _packed(is_hallucinated),
+            "maps": [{**each, "values": _packed(each["values"].astype("<f4"))} for each in maps],
+            "numbers": numbers,
+        }
+
+    def layer(self, index: int, layer: int) -> str:
+        """The weights of one model layer of an answer, one line of base64 a head."""
+        trace = self.store[index]
+        return layer_text(trace, layer, self.n_edges, _pieces(trace, token_texts(trace, self.tokenizer)))
+
+    def _entry(self, index: int) -> dict[str, Any]:
+        record, detector = self.store.records[index], self.detector
+        entry: dict[str, Any] = {
+            "id": record.trace_id,
+            "question": _short(record.question),
+            "answer": _short(record.answer),
+            "length": record.length,
+            "label": None,
+            "reason": "",
+            "score": None,
+            "probability": None,
+            "is_tested": None,
+        }
+        if self.labels is not None:
+            labels = self.labels[0]
+            entry["label"] = int(labels.values[index]) if labels.is_valid[index] else None
+            entry["reason"] = labels.reasons[index]
+        if detector is not None:
+            if detector.scores.is_valid[index]:
+                entry["score"] = float(detector.scores.values[index])
+                if detector.probabilities is not None:
+                    entry["probability"] = float(detector.probabilities[index])
+            entry["is_tested"] = None if detector.tested is None else record.trace_id in detector.tested
+        return entry
+
+
+def make_view(
+    store: TraceStore, request: ViewRequest, on_note: Callable[[str], None] = lambda _: None
+) -> View:
+    """Everything that a page of a store needs.
+
+    Args:
+        store: The traces.
+        request: What is asked for.
+        on_note: Told what could not be had, in one line each.
+
+    Raises:
+        NotEnoughDataError: If the store is empty.
+        TraceNotFoundError: If a trace is named that is not there.
+        UsageError: If a feature or the number of edges cannot be used.
+        DetectorMismatchError: If the detector belongs to another model or prompt.
+    """
+    chosen, notes = _chosen(store, request), list[str]()
+    features = _features(store, request.features)
+    n_edges = _n_edges(chosen, request)
+    tokenizer = store_tokenizer(store.configuration, request.tokenizer, notes.append)
+    for text in notes:
+        on_note(text)
+    labels = detector = tokens = None
+    if request.labeller is not None:
+        labels = shown_labels(chosen, request.labeller)
+    if request.run is not None:
+        detector = detector_scores(request.run, chosen, request.detector_class)
+    if request.token_scores is not None:
+        tokens = shown_token_scores(request.token_scores, chosen)
+    return View(chosen, features, n_edges, tokenizer, labels, detector, tokens, tuple(notes))
+
+
+def _chosen(store: TraceStore, request: ViewRequest) -> TraceStore:
+    if len(store) == 0:
+        raise NotEnoughDataError(f"there is no trace to show in {store.name}\n  Extract some first")
+    if request.trace_ids:
+        index = {trace_id: place for place, trace_id in enumerate(store.trace_ids)}
+        wanted = dict.fromkeys(store.trace(name).trace_id for name in request.trace_ids)
+        return store.select([index[name] for name in wanted])
+    return store if request.limit is None else store[: request.limit]
+
+
+def _features(store: TraceStore, names: Sequence[str] | None) -> tuple[FeatureSpec, ...]:
+    if names is None:
+        return default_features(store.arrays)
+    specs = require_level(as_specs(names), "trace")
+    for spec in specs:
+        axes = [axis for axis in spec.feature.axes if axis not in spec.reduction]
+        if len(axes) > MOST_AXES:
+            raise UsageError(
+                f"feature {str(spec)!r} has the axes {', '.join(axes)}; a map shows up to "
+                f"{MOST_AXES}\n  Reduce one, as {spec.name}[{axes[-1]}=mean]"
+            )
+    return specs
+
+
+def _n_edges(store: TraceStore, request: ViewRequest) -> int:
+    if request.n_edges is not None:
+        if request.n_edges < 1:
+            raise UsageError(f"expected at least one edge a row, got {request.n_edges}")
+        return request.n_edges
+    # a server sends one layer at a time
+    is_page = request.trace_ids or request.limit is not None
+    return fitting_edges(store.shape, store.records if is_page else ())
+
+
+def _pieces(trace: Trace, texts: Sequence[str]) -> tuple[int, ...]:
+    return piece_starts(texts, trace.span_code) if trace.has_attention else ()
+
+
+def _keeps(arrays: Sequence[str]) -> str:
+    """How much of the attention a store with these arrays keeps."""
+    if not {"attention", "attention_fixed"}.isdisjoint(arrays):
+        return "full"
+    return "edges" if "edge_key" in arrays else "streams"
+
+
+def _packed(values: Shaped[np.ndarray, "..."]) -> str:
+    return base64.b64encode(np.ascontiguousarray(values).tobytes()).decode()
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= _SHORT else f"{text[: _SHORT - 1]}…"
