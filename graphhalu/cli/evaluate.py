@@ -228,7 +228,7 @@ def result_values(result: "Result") -> dict[str, Any]:
 def _print_result(result: "Result") -> None:
     from rich.console import Console
 
-    from graphhalu.report.tables import terminal_table
+    from graphhalu.report.comparison import terminal_table
 
     Console().print(terminal_table(result))  # failed detectors are below it, with the reason
 

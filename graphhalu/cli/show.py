@@ -126,7 +126,7 @@ def labels(
         examples: Answers to read of each class of the first labeller.
         seed: Seed of the examples.
     """
-    from graphhalu.report.label_report import example_text, label_report, tables
+    from graphhalu.report.labels import example_text, label_report, tables
 
     store = open_store(traces)
     names = [name.strip() for name in labellers.split(",")] if labellers else []
@@ -134,7 +134,7 @@ def labels(
 
     def print_report() -> None:
         for table in tables(report):
-            print_table(table.columns, table.rows, title=table.title)
+            print_table(table.heads, table.texts, title=table.title)
         for example in report.examples:
             print(clean(f"{example_text(example)}\n"))
 

@@ -174,7 +174,7 @@ def compare(
     from graphhalu.graphs.edges import TopK
     from graphhalu.graphs.recipe import GraphRecipe
     from graphhalu.labels.run import named_labels
-    from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
+    from graphhalu.report.topology import save_figure, topology_figure, topology_table
 
     engine, store = ray.engine(), open_store(traces)
     kept = None if layers is None else tuple(read_list("--layers", layers))
@@ -196,5 +196,5 @@ def compare(
     (folder / "topology.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
     table = topology_table(report, rows)
     note = f"delta: Cliff's delta with its 95 % interval over questions; * q < 0.05. {figure}"
-    text = partial(print_table, table.columns, table.rows, title=table.title)
+    text = partial(print_table, table.heads, table.texts, title=table.title)
     return Shown({**values, "folder": str(folder)}, text, note)

@@ -1,102 +1,206 @@
-"""Names of metrics and words for numbers, the same in every report."""
+"""Labels of a store in numbers: shares, agreement, thresholds, categories, examples."""
 
-from typing import Final, NamedTuple
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from itertools import combinations
+from typing import Any, Final
 
+import numpy as np
 
-class MetricName(NamedTuple):
-    """How a metric is called, and what it says."""
+from graphhalu.core.errors import TraceNotFoundError
+from graphhalu.labels.labels import MEANINGS, Labels
+from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.run import LabelledStore, named_labels, stored_labellers
+from graphhalu.labels.summary import (
+    Agreement,
+    Kappa,
+    LabelExample,
+    LabelSummary,
+    SweepRow,
+    agreement,
+    draw_examples,
+    summarise,
+    summarise_categories,
+    threshold_sweep,
+)
+from graphhalu.report.page import read_text
+from graphhalu.report.tables import Row, Table, make_table
+from graphhalu.traces.schema import TraceRecord
 
-    title: str
-    meaning: str
-
-
-METRIC_NAMES: Final = {
-    "auroc": MetricName(
-        "AUROC", "Chance that a hallucinated answer scores above a correct one; 0.5 is chance."
-    ),
-    "auprc": MetricName(
-        "AUPRC",
-        "Average precision with hallucinated answers as the positive class; chance is the "
-        "prevalence, so it says little where nearly all answers are hallucinated.",
-    ),
-    "prr_50": MetricName(
-        "PRR 50 %",
-        "How much of the ideal gain in quality is reached by rejecting up to half of the answers; "
-        "0 is random, 1 an oracle.",
-    ),
-    "tpr_at_5_fpr": MetricName(
-        "TPR at 5 % FPR",
-        "Share of hallucinations found while at most 5 % of the correct answers are flagged.",
-    ),
-    "tpr_at_1_fpr": MetricName(
-        "TPR at 1 % FPR", "The same while at most 1 % of the correct answers are flagged."
-    ),
-    "f1": MetricName("F1", "F1 of the calls at the threshold that the validation side chose."),
-    "brier": MetricName("Brier", "Mean squared error of the calibrated probability; low is good."),
-    "ece": MetricName(
-        "ECE",
-        "Mean distance of calibrated probability and share of hallucinated answers in 15 bins of "
-        "equal mass; low is good. It has no interval, which resampling would only enlarge.",
-    ),
-    "aurc": MetricName(
-        "AURC",
-        "Share of hallucinated answers among the kept ones, averaged over all shares that can be "
-        "kept; low is good.",
-    ),
-    "e_aurc": MetricName("E-AURC", "AURC above that of an oracle; low is good."),
-    "within_auroc": MetricName(
-        "AUROC in answer", "AUROC over the tokens of one hallucinated answer, mean over these answers."
-    ),
-    "char_f1": MetricName(
-        "char F1",
-        "F1 of the characters of predicted tokens against those of marked spans, white space "
-        "aside, as RAGTruth measures it.",
-    ),
-    "char_precision": MetricName("char P", "Share of predicted characters that are marked."),
-    "char_recall": MetricName("char R", "Share of marked characters that are predicted."),
-    "span_f1": MetricName("span F1", "F1 of predicted spans against marked ones."),
-    "span_precision": MetricName("span P", "Share of predicted spans that are right."),
-    "span_recall": MetricName("span R", "Share of marked spans that are found."),
-    "answer_auroc_max": MetricName(
-        "answers, highest token", "AUROC over answers by their highest token score."
-    ),
-    "answer_auroc_mean": MetricName("answers, mean token", "AUROC over answers by their mean token score."),
-}
-"""In the order of a table."""
-
-_KILO: Final = 1024
-_SHORT: Final = 10
-_SMALL: Final = 0.01
+THRESHOLDS: Final = tuple(step / 10 for step in range(1, 11))
+REFERENCE: Final = "match"
+"""Labeller that a sweep of thresholds is held against."""
 
 
-def metric_names(found: set[str]) -> list[str]:
-    """Metrics in the order of a table; those without a name of their own come last."""
-    known = [name for name in METRIC_NAMES if name in found]
-    return known + sorted(found - METRIC_NAMES.keys())
+@dataclass(frozen=True)
+class LabelReport:
+    """Everything about the labels of a store.
+
+    Attributes:
+        labels: The labels, by name.
+        summaries: Their numbers, by name.
+        categories: Their numbers by name and category; empty where traces have no category.
+        agreements: Every pair of labellers.
+        sweeps: What other thresholds would label, by the name of a ROUGE labeller; empty where
+            there are no labels by the reference, or a threshold decides nothing.
+        examples: Random answers to read.
+    """
+
+    labels: Mapping[str, Labels]
+    summaries: Mapping[str, LabelSummary]
+    categories: Mapping[str, Mapping[str, LabelSummary]]
+    agreements: tuple[Agreement, ...]
+    sweeps: Mapping[str, list[SweepRow]]
+    examples: tuple[LabelExample, ...]
+
+    def values(self) -> dict[str, Any]:
+        """The report as plain values."""
+        return {
+            "labellers": {name: self._values_of(name) for name in self.labels},
+            "agreement": [asdict(each) for each in self.agreements],
+            "sweeps": {name: [asdict(row) for row in rows] for name, rows in self.sweeps.items()},
+            "examples": [asdict(example) for example in self.examples],
+        }
+
+    def _values_of(self, name: str) -> dict[str, Any]:
+        labels = self.labels[name]
+        return {
+            "meaning": labels.meaning,
+            "settings": dict(labels.settings),
+            **asdict(self.summaries[name]),
+            "categories": {category: asdict(summary) for category, summary in self.categories[name].items()},
+        }
 
 
-def metric_title(name: str) -> str:
-    """How a metric is called."""
-    return METRIC_NAMES[name].title if name in METRIC_NAMES else name
+def label_report(
+    store: LabelledStore, names: Sequence[str] = (), *, n_examples: int = 20, seed: int = 0
+) -> LabelReport:
+    """Look at the labels of a store.
+
+    Args:
+        store: The traces.
+        names: Labellers; those of the registry are made where there are none. By default all
+            labels that are there.
+        n_examples: Answers of each class of the first labeller.
+        seed: Seed of the examples.
+
+    Raises:
+        TraceNotFoundError: If no name is given and there are no labels.
+        UnknownNameError: If there are no labels of a name, and no such labeller.
+    """
+    found = [named_labels(store, name) for name in dict.fromkeys(names or _stored(store))]
+    records = list(store.records)
+    groups = np.array([record.group_id for record in records])
+    categories = [_category(record) for record in records]
+    return LabelReport(
+        labels={each.labeller: each for each in found},
+        summaries={each.labeller: summarise(each, groups) for each in found},
+        categories={each.labeller: summarise_categories(each, groups, categories) for each in found},
+        agreements=tuple(agreement(first, second) for first, second in combinations(found, 2)),
+        sweeps=_sweeps(records, found),
+        examples=tuple(draw_examples(records, found, n=n_examples, seed=seed)),
+    )
 
 
-def size_text(n_bytes: float) -> str:
-    """Bytes as KiB or MiB."""
-    if n_bytes < _KILO:
-        return f"{n_bytes:.0f} B"
-    if n_bytes < _KILO**2:
-        return f"{n_bytes / _KILO:,.1f} KiB"
-    return f"{n_bytes / _KILO**2:,.1f} MiB"
+def tables(report: LabelReport) -> list[Table]:
+    """The report as tables, without the examples."""
+    texts = read_text("labels")["tables"]
+    shares = [
+        {
+            "name": name,
+            "summary": summary,
+            "prevalence": _prevalence(summary),
+            "meaning": MEANINGS[report.labels[name].meaning],
+        }
+        for name, summary in report.summaries.items()
+    ]
+    reasons = [
+        {"name": name, "reason": reason, "count": count}
+        for name, summary in report.summaries.items()
+        for reason, count in summary.reasons.items()
+    ]
+    made = [make_table("shares", texts["shares"], shares), make_table("reasons", texts["reasons"], reasons)]
+    if report.agreements:
+        made.append(
+            make_table("agreement", texts["agreement"], [_pair_row(each) for each in report.agreements])
+        )
+    for name, sweep in report.sweeps.items():
+        rows = [{"row": row, "kappa": _kappa(row.kappa)} for row in sweep]
+        made.append(make_table("sweep", texts["sweep"], rows, name=name))
+    for name, found in report.categories.items():
+        categories = [
+            {"category": category, "summary": each, "prevalence": _prevalence(each)}
+            for category, each in found.items()
+        ]
+        if categories:
+            made.append(make_table("categories", texts["categories"], categories, name=name))
+    return made
 
 
-def short_text(value: float) -> str:
-    """Two digits after the point below 10, none above; never the exponent form."""
-    if value < _SMALL:
-        return "<0.01"
-    return f"{value:.2f}" if value < _SHORT else f"{value:,.0f}"
+def example_text(example: LabelExample) -> str:
+    """One answer to read, on a few lines."""
+    more = example.n_gold - len(example.gold)
+    gold = "; ".join(example.gold) + (f" (and {more} more)" if more > 0 else "")
+    said = "; ".join(f"{name}: {text}" for name, text in example.said.items())
+    lines = {
+        "question": example.question,
+        "gold": gold or "none",
+        "answer": example.answer or "(empty)",
+        "labels": said,
+    }
+    body = "\n".join(f"  {name:<9} {' '.join(text.split())}" for name, text in lines.items())
+    return f"{example.verdict}  {example.trace_id}\n{body}"
 
 
-def few(names: list[str], most: int = 6) -> str:
-    """Names with commas; of many the first few and how many more."""
-    listed = ", ".join(names[:most])
-    return listed + (f" and {len(names) - most} more" if len(names) > most else "")
+def _stored(store: LabelledStore) -> list[str]:
+    names = stored_labellers(store)
+    if not names:
+        folder = store.labels_folder.parent
+        message = f"no labels in {folder}\n"
+        message += f"  Make some:  graphhalu labels {folder} --labellers match,rouge"
+        raise TraceNotFoundError(message)
+    # the reference first: examples are drawn for the classes of the first labeller
+    return sorted(names, key=lambda name: name != REFERENCE)
+
+
+def _category(record: TraceRecord) -> str | None:
+    value = record.metadata.get("category")
+    return None if value is None else str(value)
+
+
+def _sweeps(records: Sequence[TraceRecord], found: Sequence[Labels]) -> dict[str, list[SweepRow]]:
+    reference = next((each for each in found if each.labeller == REFERENCE), None)
+    if reference is None:
+        return {}
+    swept = {}
+    for each in found:
+        if each.settings.get("labeller", each.labeller) == "rouge":
+            # labels from before there were two metrics do not name theirs
+            rouge: Any = make_labeller("rouge", metric=each.settings.get("metric", "rougeL_f1"))
+            scores, is_decided = rouge.best_scores(records)
+            rows = threshold_sweep(scores, is_decided, reference, THRESHOLDS)
+            swept.update({each.labeller: rows} if rows else {})
+    return swept
+
+
+def _pair_row(each: Agreement) -> Row:
+    (both_correct, second_only), (first_only, both_wrong) = each.confusion
+    mark = "" if each.is_one_meaning else " (two meanings)"
+    counts = {
+        "both_correct": both_correct,
+        "second_only": second_only,
+        "first_only": first_only,
+        "both_wrong": both_wrong,
+    }
+    return {"pair": each, "kappa": _kappa(each.kappa) + mark, **counts}
+
+
+def _prevalence(summary: LabelSummary) -> str:
+    if summary.prevalence is None or summary.interval is None:
+        return "none valid"
+    low, high = summary.interval
+    return f"{summary.prevalence:.1%} [{low:.1%}, {high:.1%}]"
+
+
+def _kappa(kappa: Kappa) -> str:
+    return f"none: {kappa.reason}" if kappa.value is None else f"{kappa.value:.3f}"

@@ -5,9 +5,9 @@ import matplotlib.image
 import pytest
 
 from graphhalu.core.errors import UsageError
+from graphhalu.report.comparison import curve_figure
 from graphhalu.report.drawing import inline_svg, save_figure
-from graphhalu.report.figures import curve_figure
-from graphhalu.report.palette import DARK, LIGHT
+from graphhalu.report.theme import DARK, LIGHT
 
 NOISES = {"words": 9.0, "sink_mass": 3.0, "gat": 0.3}
 HOSTILE = r'$\frac{1$<script>x</script>"&'

@@ -8,11 +8,13 @@ import pytest
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.maps import HeadMap, HeadMaps
 from graphhalu.evaluation.result import MetricValue
-from graphhalu.evaluation.transfer import TransferCell
+from graphhalu.evaluation.transfer import TransferCell, TransferResult
+from graphhalu.report.comparison import forest_figure, maps_figure, n_marked
 from graphhalu.report.drawing import save_figure
-from graphhalu.report.forest import difference_text, forest_figure, p_text
-from graphhalu.report.heatmaps import maps_figure, n_marked, transfer_figure
-from graphhalu.report.palette import AROUND_CHANCE, LIGHT
+from graphhalu.report.plots import AROUND_CHANCE
+from graphhalu.report.tables import p_text
+from graphhalu.report.theme import LIGHT
+from graphhalu.report.transfer import transfer_figure
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3, "other": 1.0}
 
@@ -48,7 +50,7 @@ def test_each_difference_has_its_interval_its_name_and_its_numbers(make, against
         (mark,) = [line for line in left.get_lines() if line.get_gid() == test.detector]
         assert mark.get_xydata().tolist() == [[test.difference, place]]
         label = right.get_yticklabels()[place].get_text().replace("\N{MINUS SIGN}", "-")
-        assert label.startswith(difference_text(test))
+        assert label.startswith(f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]")
         assert label.endswith(p_text(test.p_holm))
     ends = [line.get_xdata() for line in left.get_lines() if len(line.get_xdata()) == 2]
     assert [ordered[0].low, ordered[0].high] in [list(pair) for pair in ends]
@@ -78,11 +80,11 @@ def test_a_map_shows_layers_across_and_heads_down_and_marks_what_counts(tmp_path
     figure = maps_figure(found)
     panels = figure.axes[:2]
     for axes, each in zip(panels, found.maps, strict=True):
-        shown = np.asarray(axes.images[0].get_array())
-        np.testing.assert_allclose(shown, np.array(each.auroc).T)
+        shown = np.asarray(axes.collections[0].get_array())
+        np.testing.assert_allclose(shown[: len(each.auroc[0])], np.array(each.auroc).T)
         assert marks(axes) == n_marked(each) > 0
         assert f"{n_marked(each)} of 15 heads" in axes.get_title(loc="left")
-    low, high = panels[0].images[0].get_clim()
+    low, high = panels[0].collections[0].get_clim()
     assert low + high == pytest.approx(1)
     assert panels[-1].get_xlabel() == "layer"
     assert save_figure(figure, tmp_path / "maps.png").exists()
@@ -90,7 +92,7 @@ def test_a_map_shows_layers_across_and_heads_down_and_marks_what_counts(tmp_path
 
 def test_a_missing_mean_is_blank_and_not_a_number():
     axes = maps_figure(found_maps()).axes[0]
-    means = axes.images[1].get_array()
+    means = axes.collections[0].get_array()[-1]
     assert np.ma.getmaskarray(means).ravel().tolist() == [False] * 4 + [True]
 
 
@@ -123,11 +125,12 @@ def test_a_transfer_matrix_has_its_numbers_and_its_failures(tmp_path):
         for train in names
         for test in names
     ]
-    figure = transfer_figure(cells, ["gat", "charm", "mlp"])
+    found = TransferResult(config={}, provenance={}, stores=dict.fromkeys(names), cells=tuple(cells))
+    figure = transfer_figure(found, ["gat", "charm", "mlp"])
     panels = [axes for axes in figure.axes if axes.get_visible() and axes.texts]
     assert len(panels) == 3
     words = [text.get_text() for text in panels[0].texts]
     assert words.count("failed") == 1
     assert words.count("0.710") == 8
-    assert np.ma.getmaskarray(panels[0].images[0].get_array())[0].tolist() == [False, True, False]
+    assert np.ma.getmaskarray(panels[0].collections[0].get_array())[0].tolist() == [False, True, False]
     assert save_figure(figure, tmp_path / "t.png").exists()

@@ -16,13 +16,11 @@ from graphhalu.evaluation.result import MetricValue, Subgroup
 from graphhalu.evaluation.result_files import read_result
 from graphhalu.evaluation.transfer import TransferCell, TransferResult
 from graphhalu.report import theme
-from graphhalu.report.content import comparison_page
-from graphhalu.report.frame import small_class_warning
-from graphhalu.report.headline import headline
-from graphhalu.report.html import report_html
-from graphhalu.report.markdown import markdown_cell, markdown_text, report_markdown
-from graphhalu.report.palette import DARK, LIGHT
-from graphhalu.report.transfer_page import read_transfer, transfer_page
+from graphhalu.report.comparison import comparison_page, headline, small_class_warning
+from graphhalu.report.page import report_html, report_markdown
+from graphhalu.report.tables import markdown_cell, markdown_text
+from graphhalu.report.theme import DARK, LIGHT
+from graphhalu.report.transfer import read_transfer, transfer_page
 from graphhalu.report.write import write_report
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3}
@@ -405,7 +403,7 @@ def test_a_run_folder_gets_html_markdown_and_figures(full, tmp_path):
     assert files.html == tmp_path / "run" / "report.html"
     names = {path.name for path in (tmp_path / "run").iterdir()}
     assert {"report.md", "roc.png", "forest.png", "maps.png"} <= names
-    assert "What single heads say" in files.html.read_text()
+    assert "Single heads" in files.html.read_text()
 
 
 def test_a_report_elsewhere_takes_its_figures_along_under_its_name(full, tmp_path):

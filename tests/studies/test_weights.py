@@ -19,8 +19,7 @@ from graphhalu.heads.files import read_heads, write_heads
 from graphhalu.labels.labels import Labels
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.load import ModelSpec, load_model
-from graphhalu.report.weights_figures import risk_figure
-from graphhalu.report.weights_page import comparison_page, profile_page
+from graphhalu.report.weights import comparison_page, profile_page, risk_figure
 from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts, with_verdicts
 from graphhalu.studies.weights.detection import layer_detection
 from graphhalu.studies.weights.heads import QUANTITIES, head_roles, head_tables
