@@ -1,6 +1,6 @@
 """The report of a comparison of detectors: page, figures, and the table of the terminal."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any, Final
 
@@ -18,49 +18,15 @@ from graphhalu.evaluation.detector_specs import registered_name
 from graphhalu.evaluation.maps import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.evaluation.result import Comparison, DetectorRow, Result
 from graphhalu.labels.labels import MEANINGS
-from graphhalu.report.frame import data, frame, metric_meanings, metric_titles, named, protocol_text
-from graphhalu.report.page import Page, Section, read_text, sections
+from graphhalu.report.frame import data, frame, metric_cells, metric_meanings, named, protocol_text
+from graphhalu.report.page import Page, Section, figure_words, make_page, read_text, say
 from graphhalu.report.plots import DASHES, FAINT, REFERENCE, WIDTH_IN, heat_maps, intervals, lines
 from graphhalu.report.tables import ABSENT, CONTROL_MARK, Cell, Row, cell, cut, make_table, p_text
 from graphhalu.report.tables import terminal_table as shown_in_terminal
 from graphhalu.report.theme import LIGHT
 
-BASELINE_MARK: Final = "†"
-FAMILIES: Final = {
-    "graph": ("graph network", "graph", "D"),
-    "probe": ("trained probe", "probe", "o"),
-    "scalar": ("single score", "scalar", "s"),
-    "control": ("control", "control", "v"),
-}
-"""Label, colour and marker of each kind of detector."""
-KINDS: Final[Mapping[str, Mapping[str, str]]] = {
-    "roc": {"metric": "auroc", "x": "correct answers flagged", "y": "hallucinations found", "line": "chance"},
-    "precision-recall": {
-        "metric": "auprc",
-        "x": "hallucinations found (recall)",
-        "y": "precision",
-        "line": "prevalence",
-    },
-    "calibration": {
-        "metric": "ece",
-        "x": "calibrated probability",
-        "y": "share hallucinated",
-        "line": "perfect",
-    },
-    "risk-coverage": {
-        "metric": "aurc",
-        "x": "share of answers kept",
-        "y": "share hallucinated",
-        "line": "all answers",
-    },
-}
-"""Figures of curves: the metric beside a name, labels of the axes, the name of the line of comparison."""
-MAP_TITLES: Final = {
-    "sink_mass_k4": "attention to the first 4 tokens (sink)",
-    "self_attention_log": "attention to itself, log",
-    "lookback_ratio": "share of attention that looks back at the prompt",
-    "attention_entropy_mean": "entropy of attention",
-}
+CURVES: Final = ("roc", "precision-recall", "calibration", "risk-coverage")
+FAMILIES: Final = ("graph", "probe", "scalar", "control")
 _TITLES: Final = {"answer": "detectors of hallucinations", "token": "detectors of hallucinated tokens"}
 _INPUT_LETTERS: Final = {"attention": "A", "hidden": "H", "likelihood": "P", "text": "T", "length": "N"}
 """Letters of inputs in the terminal; likelihood is P as in probability, length N."""
@@ -69,6 +35,7 @@ _N_MISTAKES: Final = 5
 _SMALL_CLASS: Final = 30
 """Tested answers of a class below which a report warns."""
 _SIGNIFICANT: Final = 0.05
+_say = partial(say, "comparison")
 
 
 def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence[Section] = ()) -> Page:
@@ -79,138 +46,100 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
         maps: AUROC of single heads, if they were computed.
         more: Sections of a transfer that was run with it.
     """
-    tests, warning = ordered_tests(result), small_class_warning(result)
-    figures = {kind: partial(curve_figure, result, kind) for kind in KINDS if _done(result)}
+    tests, done, warning = ordered_tests(result), _done(result), small_class_warning(result)
+    figures = {kind: partial(curve_figure, result, kind) for kind in CURVES if done}
     if tests:
         figures["forest"] = partial(forest_figure, result)
     if maps is not None and maps.maps:
         figures["maps"] = partial(maps_figure, maps)
-    worst, found = worst_mistakes(result), {name for row in result.rows for name in row.metrics}
-    made = sections(
+    tables = {
+        "metrics": _metric_rows(result),
+        "tests": [{"test": test, "difference": _difference(test)} for test in tests],
+        "by-group": _subgroup_rows(result),
+        "cost": [_cost_row(result, row) for row in result.ranked()],
+        "worst": worst_mistakes(result),
+        "failures": [{"row": row} for row in result.rows if row.failure is not None],
+        "metric-words": metric_meanings(row.metrics for row in result.rows),
+    }
+    baseline = [_say("baseline")] if result.baseline else []
+    return make_page(
         "comparison",
+        headline(result),
         figures=figures,
-        tables={
-            "metrics": _metric_rows(result),
-            "tests": [{"test": test, "difference": _difference(test)} for test in tests],
-            "by-group": _subgroup_rows(result),
-            "cost": [_cost_row(result, row) for row in result.ranked()],
-            "worst": worst,
-            "failures": [{"row": row} for row in result.rows if row.failure is not None],
-            "metric-words": metric_meanings(found),
-        },
+        tables=tables,
         paragraphs={"results": [*([warning] if warning else []), *result.notes], "heads": _map_words(maps)},
         ready={
             "transfer": more,
             "data": [data(result.store)],
             **frame(result.config, result.provenance, result.store),
         },
-        notes=_notes(result),
+        notes="\n".join(_notes(result) + baseline),
         margin=tests[0].margin if tests else 0,
         marked="; ".join(map(_map_title, maps.maps)) if maps else "",
         field=result.subgroups[0].field if result.subgroups else "",
         level=result.level.capitalize(),
-        best=_done(result)[0].detector if worst else "",
+        best=done[0].detector if done else "",
+        result=result,
+        **_facts(result),
     )
-    model, dataset = named(result.store, "model"), named(result.store, "dataset")
-    what = _TITLES[result.level]
-    title = f"{model} on {dataset}: {what}" if model and dataset else f"Comparison of {what}"
-    return Page(title, headline(result), facts(result), made)
 
 
 def terminal_table(result: Result) -> RichTable:
     """The comparison for a terminal of 80 columns, best first; failed detectors come last."""
-    rows = [
-        {
-            "row": row,
-            "name": f"{row.detector} {CONTROL_MARK}" if row.is_control else row.detector,
-            "letters": "".join(_INPUT_LETTERS.get(name, "?") for name in row.inputs) or ABSENT,
-            **{
-                name: _narrow(cell(row.metrics.get(metric)))
-                for name, metric in (("auroc", "auroc"), ("auprc", "auprc"), ("tpr", "tpr_at_5_fpr"))
-            },
-            **({"auroc": Cell("failed")} if row.failure else {}),
+    rows = []
+    for row in result.ranked():
+        metrics = {name: cell(row.metrics.get(name)) for name in ("auroc", "auprc", "tpr_at_5_fpr")}
+        narrow = {
+            name: each._replace(detail=each.detail.replace(", ", ",")) for name, each in metrics.items()
         }
-        for row in result.ranked()
-    ]
+        letters = "".join(_INPUT_LETTERS.get(name, "?") for name in row.inputs) or ABSENT
+        failed = {"auroc": Cell("failed")} if row.failure else {}
+        name = f"{row.detector} {CONTROL_MARK}" if row.is_control else row.detector
+        rows.append({"row": row, "name": name, "letters": letters, **narrow, **failed})
+    values = {**vars(result), "labels": result.labeller.get("name", ABSENT)}
+    notes = [_say("size", **values), *_notes(result)]
+    notes.append("in: " + ", ".join(f"{letter} {name}" for name, letter in _INPUT_LETTERS.items()))
+    notes += [f"{row.detector} failed: {row.failure}" for row in result.rows if row.failure]
     described = read_text("comparison")["tables"]["terminal"]
-    return shown_in_terminal(make_table("terminal", described, rows, notes=caption(result)))
-
-
-def caption(result: Result) -> str:
-    """What the numbers mean, and why a detector has none; one line each."""
-    level, seeds = result.config.get("level", 0.95), result.config.get("seeds", [])
-    found = [
-        (
-            f"{result.n_traces:,} traces of {result.n_groups:,} questions, labels "
-            f"{result.labeller.get('name', ABSENT)!r} ({result.n_left_out:,} without a valid one "
-            f"left out), prevalence {result.prevalence:.1%} = AUPRC of chance"
-        ),
-        f"[low, high]: {level:.0%} bootstrap over questions; means over {len(seeds)} seed(s)",
-        "in: " + ", ".join(f"{letter} {name}" for name, letter in _INPUT_LETTERS.items()),
-    ]
-    if any(row.is_control for row in result.rows):
-        found.append(f"{CONTROL_MARK} control: a detector proves nothing unless it beats these")
-    found += [
-        f"{row.detector}: AUROC {row.auroc_invalid_at_median:.3f} over all traces, those without "
-        f"a score at the median; its rank follows this number"
-        for row in _incomplete(result)
-    ]
-    return "\n".join(found + [f"{row.detector} failed: {row.failure}" for row in result.rows if row.failure])
+    return shown_in_terminal(make_table("terminal", described, rows, notes="\n".join(notes)))
 
 
 def headline(result: Result) -> tuple[str, str]:
     """What won, by how much and against which baseline; and how that baseline was chosen."""
-    done = _done(result)
+    done, tests = _done(result), ordered_tests(result)
     if not done:
-        return ("No detector has a score: all of them failed.", "Their reasons are below.")
-    if result.baseline is None or not result.comparisons:
-        return (
-            f"The highest AUROC is {_auroc(result, done[0].detector)}, of {_marked(result, done[0].detector)}.",
-            "No difference was tested against a baseline, so this says nothing of chance.",
-        )
-    tests = ordered_tests(result)
-    rule = f"The baseline is {result.baseline.detector}: {result.baseline.rule}."
+        return _say("failed"), _say("reasons")
+    if result.baseline is None or not tests:
+        return _say("untested", **_about(result, "best", done[0].detector)), _say("chance")
     better = [test for test in tests if test.low > 0]
-    if not better:
-        best = tests[0]
-        return (
-            f"No detector beats the baseline by an interval that excludes zero: {best.baseline} has "
-            f"AUROC {_auroc(result, best.baseline)}, the best of the others is "
-            f"{_marked(result, best.detector)}, with a difference of {_difference(best):+.3f}.",
-            rule,
-        )
-    best, others = better[0], len(better) - 1
-    also = f", and {others} more {'does' if others == 1 else 'do'} so too" if others else ""
-    if best.p_holm is None or best.p_holm >= _SIGNIFICANT:
-        also += f"; after Holm's correction over {len(tests)} tests it is not significant"
+    test, n_others = (better or tests)[0], len(better) - 1
+    also = _say("others", n_others=n_others, verb="does" if n_others == 1 else "do") if n_others > 0 else ""
+    if test.p_holm is None or test.p_holm >= _SIGNIFICANT:
+        also += _say("uncertain", n_tests=len(tests))
+    values = {**_about(result, "best", test.detector), **_about(result, "baseline", test.baseline)}
+    first = "won" if better else "lost"
     return (
-        f"{_marked(result, best.detector)} beats the baseline {best.baseline} by an interval that "
-        f"excludes zero: AUROC {_auroc(result, best.detector)} against {_auroc(result, best.baseline)}, "
-        f"a difference of {_difference(best):+.3f} (Holm p {p_text(best.p_holm)}){also}.",
-        rule,
+        _say(first, difference=_difference(test), p_holm=p_text(test.p_holm), also=also, **values),
+        _say("rule", baseline=result.baseline.detector, rule=result.baseline.rule),
     )
 
 
-def facts(result: Result) -> dict[str, str]:
-    """The numbers that frame a comparison."""
-    meaning = result.labeller.get("meaning", "hallucinated")
-    left_out = f"{result.n_left_out:,} without a valid label"
-    if result.n_siblings:
-        left_out += f", {result.n_siblings:,} other beams"
+def _facts(result: Result) -> dict[str, Any]:
+    """Title and numbers that frame a comparison; empty where there is nothing to say."""
+    model, dataset = named(result.store, "model"), named(result.store, "dataset")
+    counts, meaning = class_counts(result), result.labeller.get("meaning", "hallucinated")
     n_failed = sum(row.failure is not None for row in result.rows)
-    found = {"answers": f"{result.n_traces:,} to {result.n_groups:,} questions"}
-    if (tokens := result.counts) is not None:
-        found["tokens"] = (
-            f"{tokens.n_tokens:,}, of them {tokens.n_hallucinated_tokens:,} in {tokens.n_spans:,} marked spans"
-        )
-    if (counts := class_counts(result)) is not None:
-        found["tested in a seed"] = f"{counts[0]:,} hallucinated, {counts[1]:,} correct"
-    ones = "hallucinated" if meaning == "hallucinated" else "labelled 1"
-    return found | {
-        "left out": left_out,
-        "prevalence": f"{result.prevalence:.1%} {ones}",
-        "labels": f"{result.labeller.get('name', ABSENT)}; 1 means: {MEANINGS.get(meaning, ABSENT)}",
-        "detectors": f"{len(result.rows)}" + (f" ({n_failed} failed)" if n_failed else ""),
+    return {
+        "about": f"{model} on {dataset}: " if model and dataset else "Comparison of ",
+        "what": _TITLES[result.level],
+        "tokens": _say("tokens", of=result.counts) if result.counts else "",
+        "tested": _say("tested", hallucinated=counts[0], correct=counts[1]) if counts else "",
+        "siblings": f", {result.n_siblings:,} other beams" if result.n_siblings else "",
+        "ones": "hallucinated" if meaning == "hallucinated" else "labelled 1",
+        "labels": result.labeller.get("name", ABSENT),
+        "meaning": MEANINGS.get(meaning, ABSENT),
+        "n_detectors": len(result.rows),
+        "failed": f" ({n_failed} failed)" if n_failed else "",
         "protocol": protocol_text(result.config),
     }
 
@@ -220,11 +149,10 @@ def class_counts(result: Result) -> tuple[int, int] | None:
     samples = result.samples
     if not len(samples):
         return None
-    first = samples.filter(
-        (pc.field("detector") == samples["detector"][0]) & (pc.field("seed") == samples["seed"][0])
-    )
-    n_hallucinated = int(pc.sum(first["label"]).as_py())
-    return n_hallucinated, len(first) - n_hallucinated
+    for name in ("detector", "seed"):
+        samples = samples.filter(pc.field(name) == samples[name][0])
+    n_hallucinated = int(pc.sum(samples["label"]).as_py())
+    return n_hallucinated, len(samples) - n_hallucinated
 
 
 def small_class_warning(result: Result) -> str | None:
@@ -232,12 +160,8 @@ def small_class_warning(result: Result) -> str | None:
     counts = class_counts(result)
     if counts is None or min(counts) >= _SMALL_CLASS:
         return None
-    kind = "hallucinated" if counts[0] < counts[1] else "correct"
-    return (
-        f"Only {min(counts)} {kind} {result.level}s are tested in a seed: each of them moves every "
-        f"curve by {1 / max(1, min(counts)):.0%} of its height or width, and small differences "
-        "mean nothing."
-    )
+    least, kind = min(counts), "hallucinated" if counts[0] < counts[1] else "correct"
+    return _say("few", least=least, kind=kind, level=result.level, step=1 / max(1, least))
 
 
 def ordered_tests(result: Result) -> list[Comparison]:
@@ -250,10 +174,8 @@ def family(row: DetectorRow) -> str:
 
     Single scores learn a sign at most; one of another package counts as such if it learns nothing.
     """
-    if row.is_control:
-        return "control"
-    if row.is_graph:
-        return "graph"
+    if row.is_control or row.is_graph:
+        return "control" if row.is_control else "graph"
     path = DETECTORS.path(registered_name(row.detector)) or ""
     return "scalar" if ".scalars:" in path or row.is_supervised is False else "probe"
 
@@ -269,40 +191,34 @@ def curve_figure(result: Result, kind: str) -> Figure:
 
     Args:
         result: A comparison.
-        kind: One of :data:`KINDS`.
+        kind: One of :data:`CURVES`.
 
     Raises:
         NotEnoughDataError: If no detector has what is to be drawn.
     """
-    words, curves = KINDS[kind], _curves(result, kind)
-    is_calibration = kind == "calibration"
-    panels = []
+    words, curves, panels = figure_words("comparison", kind), _curves(result, kind), []
+    is_calibration, families = kind == "calibration", read_text("comparison")["families"]
+    # other bins would hide the few that are named
+    faint = {} if is_calibration else curves
     for name, rows in named_rows(result).items():
         shown = [row for row in rows if row.detector in curves][: 1 if is_calibration else _N_NAMED]
         if not shown:
             continue
-        title = f"{FAMILIES[name][0]}s"
-        own = [_curve(row, rank, name, kind, curves[row.detector]) for rank, row in enumerate(shown)]
-        # other bins would hide the few that are named
-        names = {row.detector for row in shown} | (curves.keys() if is_calibration else set())
-        others = [
-            {"x": curve.x, "y": curve.y, "gid": detector, **FAINT}
-            for detector, curve in curves.items()
-            if detector not in names
-        ]
-        panels.append(
-            {"lines": [*own, *_reference(result, kind), *others], "title": title, "color": LIGHT[name]}
-        )
+        own = {row.detector: _named_curve(row, rank, words["metric"]) for rank, row in enumerate(shown)}
+        marker = {"marker": families[name][1], "markersize": 4.5} if is_calibration else {}
+        drawn = [{"x": curves[d].x, "y": curves[d].y, **style, **marker} for d, style in own.items()]
+        others = [{"x": c.x, "y": c.y, "gid": d, **FAINT} for d, c in faint.items() if d not in own]
+        panel = {"lines": [*drawn, *_reference(result, kind, words), *others], "color": LIGHT[name]}
+        panels.append({**panel, "title": f"{families[name][0]}s"})
     if not panels:
         message = f"no detector has a {kind} curve to draw"
         raise NotEnoughDataError(message)
-    limits = _limits(
-        result,
-        kind,
-        [curves[r.detector] for rows in named_rows(result).values() for r in rows if r.detector in curves],
-    )
-    panels = [{**panel, **limits} for panel in panels]
+    named_curves = [
+        curves[row.detector] for rows in named_rows(result).values() for row in rows if row.detector in curves
+    ]
+    limits = {"xlim": (-0.02, 1.02), "ylim": _limits(result, kind, named_curves)}
     width = WIDTH_IN if len(panels) > 1 else 0.6 * WIDTH_IN
+    panels = [{**panel, **limits} for panel in panels]
     return lines(panels, size_in=(width, 3.9), key="above", shared=(words["x"], words["y"]))
 
 
@@ -320,30 +236,14 @@ def forest_figure(result: Result) -> Figure:
         message = "no detector was tested against a baseline: there is no difference to draw"
         raise NotEnoughDataError(message)
     kinds = {row.detector: family(row) for row in result.rows}
-    marks = [
-        {
-            "row": place,
-            "estimate": _difference(test),
-            "series": kinds.get(test.detector, "scalar"),
-            "is_open": not _difference(test).excludes_zero,
-            "gid": test.detector,
-        }
-        for place, test in enumerate(tests)
-    ]
-    panel = {
-        "xlabel": f"AUROC minus that of {tests[0].baseline}",
-        "zero": 0.0,
-        "band": tests[0].margin,
-        "marks": marks,
-    }
+    rows = []
+    for test in tests:
+        # one of the series has a value
+        values = {**dict.fromkeys(FAMILIES), kinds.get(test.detector, "scalar"): _difference(test)}
+        rows.append({"name": cut(test.detector, 24), **values})
+    words = figure_words("comparison", "forest") | {"xlabel": f"AUROC minus that of {tests[0].baseline}"}
     texts = [f"{_difference(test):+.3f}   {p_text(test.p_holm)}" for test in tests]
-    return intervals(
-        [cut(test.detector, 24) for test in tests],
-        [panel],
-        FAMILIES,
-        texts=[text.replace("-", "\N{MINUS SIGN}") for text in texts],
-        text_title="difference [interval]   Holm p",
-    )
+    return intervals(rows, words, texts=texts, band=tests[0].margin)
 
 
 def maps_figure(found: HeadMaps) -> Figure:
@@ -355,17 +255,16 @@ def maps_figure(found: HeadMaps) -> Figure:
         NotEnoughDataError: If there is no map, or no head has an AUROC.
     """
     grids = [_with_means(each.auroc, each.layer_auroc) for each in found.maps]
-    norm = around_chance(grids)
     n_heads = len(found.maps[0].auroc[0])
+    shared = {"norm": around_chance(grids), "bar": "AUROC of one head alone (0.5 = chance)"}
+    shared |= {"rows": [*range(n_heads), "", "mean"]}
     panels = [
         {
             "values": values,
             "title": _map_title(each),
-            "norm": norm,
-            "bar": "AUROC of one head alone (0.5 = chance)",
             "columns": each.layers,
-            "rows": [*range(n_heads), "", "mean"],
             "dots": _with_means(each.q_value, each.layer_q_value) < FALSE_DISCOVERIES,
+            **shared,
         }
         for each, values in zip(found.maps, grids, strict=True)
     ]
@@ -393,13 +292,11 @@ def n_marked(found: HeadMap) -> int:
 
 def worst_mistakes(result: Result) -> list[Row]:
     """The answers or tokens that the best detector ranks most wrongly, in the first seed."""
-    done = _done(result)
-    mine = result.samples.filter(pc.field("is_valid"))
-    mine = mine.filter(pc.field("detector") == (done[0].detector if done else ""))
+    best = next((row.detector for row in _done(result)), "")
+    mine = result.samples.filter((pc.field("detector") == best) & pc.field("is_valid"))
     if not len(mine):
         return []
-    mine = mine.filter(pc.field("seed") == mine["seed"][0].as_py())
-    rows: list[Row] = []
+    mine, rows = mine.filter(pc.field("seed") == mine["seed"][0]), list[Row]()
     for label, order, what in ((0, "descending", "correct"), (1, "ascending", "hallucinated")):
         worst = mine.filter(pc.field("label") == label).sort_by([("score", order)]).slice(0, _N_MISTAKES)
         for sample in worst.to_pylist():
@@ -409,84 +306,54 @@ def worst_mistakes(result: Result) -> list[Row]:
 
 
 def _metric_rows(result: Result) -> list[Row]:
-    titles = metric_titles(name for row in result.rows for name in row.metrics)
     rows = []
-    for row in result.ranked():
-        metrics = {title: cell(row.metrics.get(name)) for name, title in titles.items()}
-        if row.failure is not None and metrics:
-            metrics[next(iter(metrics))] = Cell("failed")
-        rows.append(
-            {
-                "detector": _marked_name(result, row),
-                **metrics,
-                "coverage": cell(row.coverage, ".0%"),
-                "inputs": row.inputs,
-            }
-        )
+    for row, metrics in zip(result.ranked(), metric_cells(result.ranked()), strict=True):
+        more = {"coverage": cell(row.coverage, ".0%"), "inputs": row.inputs}
+        rows.append({"detector": _marked_name(result, row), **metrics, **more})
     return rows
 
 
 def _cost_row(result: Result, row: DetectorRow) -> Row:
-    return {
-        "row": row,
-        "name": _marked_name(result, row),
-        "kind": FAMILIES[family(row)][0],
-        "settings": ", ".join(f"{name} = {value}" for name, value in row.settings.items()) or "default",
-    }
+    settings = ", ".join(f"{name} = {value}" for name, value in row.settings.items()) or "default"
+    kind = read_text("comparison")["families"][family(row)][0]
+    return {"row": row, "name": _marked_name(result, row), "kind": kind, "settings": settings}
 
 
 def _subgroup_rows(result: Result) -> list[Row]:
-    found = {(group.name, group.detector): group for group in result.subgroups}
     shown = [row.detector for rows in named_rows(result).values() for row in rows[:2]]
-    rows = []
-    for name in dict.fromkeys(name for name, _ in found):
-        some = next(group for key, group in found.items() if key[0] == name)
-        metrics = {d: found[name, d].metrics if (name, d) in found else {} for d in shown}
-        rows.append(
-            {
-                some.field: name,
-                "answers": cell(some.n_traces, ",.0f"),
-                "hallucinated": cell(some.prevalence, ".0%"),
-                **{f"AUROC of {d}": cell(of_detector.get("auroc")) for d, of_detector in metrics.items()},
-            }
-        )
-    return rows
+    rows: dict[str, dict[str, Any]] = {}
+    for group in result.subgroups:
+        sizes = {"answers": cell(group.n_traces, ",.0f"), "hallucinated": cell(group.prevalence, ".0%")}
+        empty = dict.fromkeys((f"AUROC of {name}" for name in shown))
+        row = rows.setdefault(group.name, {group.field: group.name, **sizes, **empty})
+        if group.detector in shown:
+            row[f"AUROC of {group.detector}"] = group.metrics.get("auroc")
+    return list(rows.values())
 
 
-def _notes(result: Result) -> str:
-    level, seeds = result.config.get("level", 0.95), result.config.get("seeds", [])
-    notes = [
-        f"In brackets the {level:.0%} interval of a bootstrap over questions; values are means "
-        f"over {len(seeds)} seed{'' if len(seeds) == 1 else 's'}. The spread over seeds and "
-        "the mean within folds are in result.json and table.csv."
+def _notes(result: Result) -> list[str]:
+    level, n_seeds = result.config.get("level", 0.95), len(result.config.get("seeds", []))
+    notes = [_say("intervals", coverage=level, n_seeds=n_seeds)]
+    notes += [_say("control")] * any(row.is_control for row in result.rows)
+    incomplete = [row for row in result.ranked() if row.coverage is not None and row.coverage < 1]
+    return notes + [
+        _say("incomplete", name=row.detector, auroc=row.auroc_invalid_at_median)
+        for row in incomplete
+        if row.auroc_invalid_at_median is not None
     ]
-    if any(row.is_control for row in result.rows):
-        notes.append(f"{CONTROL_MARK} control: a detector proves nothing unless it beats these.")
-    if result.baseline is not None:
-        notes.append(f"{BASELINE_MARK} baseline, which all others are tested against.")
-    notes += [
-        f"{row.detector} has no score for some answers: AUROC {row.auroc_invalid_at_median:.3f} "
-        "over all of them, with those at the median. Detectors are ranked by this number."
-        for row in _incomplete(result)
-    ]
-    return "\n".join(notes)
 
 
 def _map_words(maps: HeadMaps | None) -> list[str]:
     if maps is None:
         return []
-    lead = (
-        f"One feature of one head alone, over all {maps.n_traces:,} labelled answers to "
-        f"{maps.n_groups:,} questions. This describes the store; no choice is made from it, and no "
-        "detector sees it. Above 0.5 hallucinated answers have more of the feature, below 0.5 less."
-    )
-    return [lead, *(f"{name} is not shown: {reason}" for name, reason in maps.missing.items())]
+    missing = [f"{name} is not shown: {reason}" for name, reason in maps.missing.items()]
+    return [_say("maps", n_traces=maps.n_traces, n_groups=maps.n_groups), *missing]
 
 
 def _map_title(each: HeadMap) -> str:
-    limit = f"{FALSE_DISCOVERIES}".replace("0.", ".")
+    limit, title = f"{FALSE_DISCOVERIES}".replace("0.", "."), figure_words("comparison", "maps")
     count = f"{n_marked(each)} of {sum(map(len, each.auroc))} heads with q < {limit}"
-    return f"{MAP_TITLES.get(each.feature, each.feature)}: {count}"
+    return f"{title.get(each.feature, each.feature)}: {count}"
 
 
 def _with_means(heads: Any, means: Any) -> Any:
@@ -506,46 +373,33 @@ def _curves(result: Result, kind: str) -> dict[str, Curve]:
     return drawn
 
 
-def _curve(row: DetectorRow, rank: int, name: str, kind: str, curve: Curve) -> dict[str, Any]:
-    value = row.metric(KINDS[kind]["metric"])
+def _named_curve(row: DetectorRow, rank: int, metric: str) -> dict[str, Any]:
+    value = row.metric(metric)
     number = "" if value is None else f" {value:.3f}".replace("0.", ".", 1)
-    return {
-        "x": curve.x,
-        "y": curve.y,
-        "gid": row.detector,
-        "label": f"{cut(row.detector, 32)}{number}",
-        "color": LIGHT[name],
-        "linestyle": DASHES[rank],
-        "marker": FAMILIES[name][2] if kind == "calibration" else "",
-        "markersize": 4.5,
-        "zorder": 4 - 0.1 * rank,
-    }
+    look = {"color": LIGHT[family(row)], "linestyle": DASHES[rank], "zorder": 4 - 0.1 * rank}
+    return {"gid": row.detector, "label": f"{cut(row.detector, 32)}{number}", **look}
 
 
-def _reference(result: Result, kind: str) -> list[dict[str, Any]]:
+def _reference(result: Result, kind: str, words: dict[str, str]) -> list[dict[str, Any]]:
     """The line of comparison, and where calibrated bins lie by chance."""
-    if kind in {"roc", "calibration"}:
-        line = {"x": [0, 1], "y": [0, 1], "label": KINDS[kind]["line"], **REFERENCE}
-    else:
-        label = f"{KINDS[kind]['line']} {result.prevalence:.0%}"
-        line = {"x": [0, 1], "y": [result.prevalence] * 2, "label": label, **REFERENCE}
+    height = [0, 1] if kind in {"roc", "calibration"} else [result.prevalence] * 2
+    label = words["line"].format(prevalence=result.prevalence)
+    line = {"x": [0, 1], "y": height, "label": label, **REFERENCE}
     if kind != "calibration":
         return [line]
     (low, high), share = calibration_band(result.samples)
     return [{"x": share, "low": low, "high": high, "color": LIGHT["grid"]}, line]
 
 
-def _limits(result: Result, kind: str, curves: Sequence[Curve]) -> dict[str, tuple[float, float]]:
-    """Limits of the axes: the whole square, or as much of its height as the named curves need."""
-    whole = (-0.02, 1.02)
+def _limits(result: Result, kind: str, curves: Sequence[Curve]) -> tuple[float, float]:
+    """Limits of the vertical axis: the whole, or as much of it as the named curves need."""
     if kind in {"roc", "calibration"}:
-        return {"xlim": whole, "ylim": whole}
+        return -0.02, 1.02
     # the first few answers decide the left end, and swing widely
     settled = np.concatenate([curve.y[curve.x >= 0.05] for curve in curves])  # noqa: PLR2004
-    values = np.append(settled, result.prevalence)
-    low, high = float(values.min()), float(values.max())
+    low, high = (float(end(np.append(settled, result.prevalence))) for end in (np.min, np.max))
     pad = 0.12 * max(high - low, 0.05)
-    return {"xlim": whole, "ylim": (max(low - pad, -0.02), min(high + pad, 1.02))}
+    return max(low - pad, -0.02), min(high + pad, 1.02)
 
 
 def _difference(test: Comparison) -> Estimate:
@@ -556,32 +410,14 @@ def _done(result: Result) -> list[DetectorRow]:
     return [row for row in result.ranked() if row.failure is None]
 
 
-def _incomplete(result: Result) -> list[DetectorRow]:
-    """Detectors without a score for some answers."""
-    return [
-        row
-        for row in result.ranked()
-        if row.coverage is not None and row.coverage < 1 and row.auroc_invalid_at_median is not None
-    ]
-
-
-def _auroc(result: Result, detector: str) -> str:
-    """The value that detectors are ranked by: traces without a score at the median."""
-    value = next(row for row in result.rows if row.detector == detector).auroc_invalid_at_median
-    return ABSENT if value is None else f"{value:.3f}"
-
-
-def _marked(result: Result, detector: str) -> str:
-    is_control = any(row.detector == detector and row.is_control for row in result.rows)
-    return f"{detector} (a control)" if is_control else detector
+def _about(result: Result, role: str, detector: str) -> dict[str, str]:
+    """Name of a detector, and the AUROC that it is ranked by: traces without a score at the median."""
+    row = next(row for row in result.rows if row.detector == detector)
+    value = row.auroc_invalid_at_median
+    name = f"{detector} (a control)" if row.is_control and role == "best" else detector
+    return {role: name, f"{role}_auroc": ABSENT if value is None else f"{value:.3f}"}
 
 
 def _marked_name(result: Result, row: DetectorRow) -> str:
-    marks = CONTROL_MARK if row.is_control else ""
-    if result.baseline is not None and result.baseline.detector == row.detector:
-        marks += BASELINE_MARK
-    return f"{row.detector} {marks}".strip()
-
-
-def _narrow(metric: Cell) -> Cell:
-    return metric._replace(detail=metric.detail.replace(", ", ","))
+    is_baseline = result.baseline is not None and result.baseline.detector == row.detector
+    return f"{row.detector} {CONTROL_MARK * row.is_control}{'†' * is_baseline}".strip()

@@ -18,7 +18,7 @@ from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
 from graphhalu.core.errors import UsageError
-from graphhalu.report.theme import LIGHT
+from graphhalu.report.theme import LIGHT, TEMPLATES
 
 FONT_SIZE: Final = 12
 PAGE_SCALE: Final = 1.36
@@ -26,42 +26,10 @@ PAGE_SCALE: Final = 1.36
 their smallest text is still as large as that of a footnote."""
 SUFFIXES: Final = (".png", ".svg")
 _DPI: Final = 120
-_TICKS: Final = {"labelsize": FONT_SIZE - 1, "color": LIGHT["muted"], "labelcolor": LIGHT["ink"]}
 _SVG: Final = "http://www.w3.org/2000/svg"
 _XLINK: Final = "http://www.w3.org/1999/xlink"
-STYLE: Final = {
-    # without this an SVG would differ from run to run
-    "svg.hashsalt": "graphhalu",
-    # text stays text: small, sharp, and readable for everybody
-    "svg.fonttype": "none",
-    # many words come from users: no formulas in them
-    "text.parse_math": False,
-    "text.color": LIGHT["ink"],
-    "font.size": FONT_SIZE,
-    "figure.facecolor": "none",
-    "axes.facecolor": "none",
-    "axes.edgecolor": LIGHT["muted"],
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.axisbelow": True,
-    "axes.grid": True,
-    "axes.labelsize": FONT_SIZE,
-    "axes.labelcolor": LIGHT["ink"],
-    "axes.titlesize": FONT_SIZE,
-    "axes.titlecolor": LIGHT["ink"],
-    "axes.titlelocation": "left",
-    "grid.color": LIGHT["grid"],
-    "grid.linewidth": 0.8,
-    **{f"{axis}tick.{name}": value for axis in "xy" for name, value in _TICKS.items()},
-    "legend.frameon": False,
-    "legend.fontsize": FONT_SIZE - 1,
-    "legend.title_fontsize": FONT_SIZE - 1,
-    "legend.labelcolor": LIGHT["ink"],
-    "legend.handlelength": 2.4,
-    "legend.columnspacing": 1.4,
-    "lines.linewidth": 2.0,
-}
-"""The theme of figures: few lines, quiet colours."""
+STYLE: Final = TEMPLATES / "figures.mplstyle"
+"""The theme of figures."""
 _KEPT_STYLES: Final = frozenset(
     "fill fill-opacity font-size font-weight image-rendering opacity stroke stroke-dasharray"
     " stroke-dashoffset stroke-linecap stroke-linejoin stroke-opacity stroke-width text-anchor".split()
@@ -139,7 +107,7 @@ _PROPERTIES: Final = {colour: f"var(--{name})" for name, colour in LIGHT.items()
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    with mpl.rc_context(STYLE), warnings.catch_warnings():
+    with mpl.rc_context(fname=STYLE), warnings.catch_warnings():
         # a name in a script that the font lacks is drawn as boxes in the PNG, and as text in SVG
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield

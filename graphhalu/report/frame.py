@@ -1,14 +1,16 @@
 """Sections around every page: protocol, data set, provenance, and the names of metrics."""
 
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import PurePosixPath, PureWindowsPath
 from typing import Any
 
 from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.registry import DATASETS
+from graphhalu.evaluation.result import DetectorRow
+from graphhalu.evaluation.transfer import TransferCell
 from graphhalu.report.page import Section, read_text
-from graphhalu.report.tables import Row, Table, make_table
+from graphhalu.report.tables import Cell, Row, Table, cell, make_table
 
 _MOST: int = 60
 """Items of a list that a setting shows."""
@@ -21,9 +23,29 @@ def metric_titles(found: Iterable[str]) -> dict[str, str]:
     return titles | {name: name for name in sorted(names - known.keys())}
 
 
-def metric_meanings(found: Iterable[str]) -> list[Row]:
-    """What metrics say, a row each."""
-    known, names = read_text("frame")["metrics"], set(found)
+def metric_cells(rows: Sequence[DetectorRow] | Sequence[TransferCell]) -> list[dict[str, Cell]]:
+    """Metrics of each row by their titles; a failed one says so in the first column."""
+    titles = metric_titles(name for row in rows for name in row.metrics)
+    made = []
+    for row in rows:
+        cells = {title: cell(row.metrics.get(name)) for name, title in titles.items()}
+        is_failed = row.failure is not None
+        made.append(
+            {
+                title: Cell("failed") if is_failed and n == 0 else each
+                for n, (title, each) in enumerate(cells.items())
+            }
+        )
+    return made
+
+
+def metric_meanings(found: Iterable[Iterable[str]]) -> list[Row]:
+    """What metrics say, a row each.
+
+    Args:
+        found: Names of metrics, one collection a detector.
+    """
+    known, names = read_text("frame")["metrics"], {name for each in found for name in each}
     return [{"title": title, "meaning": said} for name, (title, said) in known.items() if name in names]
 
 

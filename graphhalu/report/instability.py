@@ -11,16 +11,16 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.curves import mean_curve
 from graphhalu.report.frame import frame
-from graphhalu.report.page import Page, sections
+from graphhalu.report.page import Page, figure_words, make_page, say
 from graphhalu.report.plots import (
     DOTS,
     FAINT,
     REFERENCE,
     WIDTH_IN,
     distributions,
+    estimate_line,
     heat_maps,
     intervals,
     lines,
@@ -34,16 +34,13 @@ from graphhalu.studies.instability.series import SeriesFolder
 from graphhalu.studies.instability.views import LEAST_PROMPTS, Relation, StudyView, study_view
 
 PAGE_FILE: Final = "instability.html"
-SPREAD_NAMES: Final = {
-    "std": "standard deviation over heads",
-    "logit": "standard deviation of log-odds over heads",
-    "bounded": "standard deviation over its bound",
-}
 _CLASSES: Final = {
     "attack": {"color": LIGHT["graph"], "marker": "D"},
     "benign": {"color": LIGHT["probe"], "marker": "o"},
 }
 _N_NAMED: Final = 4
+_say = partial(say, "instability")
+_words = partial(figure_words, "instability")
 
 
 def write_study(folder: SeriesFolder, calibration: Calibration, out: Path) -> ReportFiles:
@@ -63,129 +60,84 @@ def write_study(folder: SeriesFolder, calibration: Calibration, out: Path) -> Re
 
 def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
     """The page; arguments and errors as those of :func:`write_study`."""
-    identity, n_benign = calibration.identity, calibration.n_benign
+    identity, rows = calibration.identity, calibration.rows
     identity.check(Identity.of(folder.configuration))
     view = study_view(labelled_series(folder)[0], calibration)
-    settings = {
-        **calibration.settings.model_dump(mode="json"),
-        "gather": calibration.gather.model_dump(mode="json"),
+    gather = {"gather": calibration.gather.model_dump(mode="json")}
+    settings = calibration.settings.model_dump(mode="json") | gather
+    figures = {
+        "methods": partial(methods_figure, calibration),
+        "roc": partial(roc_figure, calibration),
+        "violin": partial(violin_figure, view, calibration),
+        "stepwise": partial(stepwise_figure, calibration),
+        "maps": partial(map_figure, view, calibration),
+        "scatter": partial(scatter_figure, view, calibration),
     }
-    names = {row.name: words(row.name) for row in calibration.rows}
     n_folds = calibration.settings.n_folds * len(calibration.settings.seeds)
-    ways = {1: "higher", -1: "lower"}
+    with_choice = [row for row in rows if row.n_candidates > 1 or row.name == TRACKER]
+    judged = [row for row in rows if row.name in {MAIN, TRACKER}]
+    tables = {
+        "methods-table": [{"row": row, "way": "higher" if row.direction == 1 else "lower"} for row in rows],
+        "points": [{"row": row, "point": point} for row in judged for point in row.points],
+        "choices-table": [
+            {"row": row, "chosen": each, "n_folds": n_folds} for row in with_choice for each in row.choices
+        ],
+    }
     level = "" if calibration.tracker.k is None else f" at k = {calibration.tracker.k:g}"
-    made = sections(
+    listed = [
+        f"{words(row.name)} {row.auroc.value:.3f} and {row.in_sample.value:.3f}" for row in _by_auroc(rows)
+    ]
+    related = [f"{each.name}: {correlation_text(each)}".replace("\n", ", ") for each in view.relations]
+    return make_page(
         "instability",
-        figures={
-            "methods": partial(methods_figure, calibration),
-            "roc": partial(roc_figure, calibration),
-            "violin": partial(violin_figure, view, calibration),
-            "stepwise": partial(stepwise_figure, calibration),
-            "maps": partial(map_figure, view, calibration),
-            "scatter": partial(scatter_figure, view, calibration),
-        },
-        tables={
-            "methods-table": [
-                {"row": row, "name": names[row.name], "way": ways[row.direction]} for row in calibration.rows
-            ],
-            "points": [
-                {"name": names[name], "point": point}
-                for name in (MAIN, TRACKER)
-                for point in calibration.row(name).points
-            ],
-            "choices-table": [
-                {"name": names[row.name], "chosen": each, "folds": f"{each.n_folds} of {n_folds}"}
-                for row in calibration.rows
-                if row.n_candidates > 1 or row.name == TRACKER
-                for each in row.choices
-            ],
-        },
+        headline(calibration),
+        figures=figures,
+        tables=tables,
         ready=frame(settings, calibration.provenance, {"prompt": dict(identity.prompt)}),
+        calibration=calibration,
+        quantization=identity.quantization or "none",
         window=calibration.window.window.text(),
         least=LEAST_PROMPTS,
-        n_benign=n_benign,
-        least_rate=1 / n_benign,
+        least_rate=1 / calibration.n_benign,
         heads=f"{len(calibration.tracker.heads)} heads on all prompts{level}",
-        listed="; ".join(
-            f"{names[row.name]} {row.auroc.value:.3f} and {row.in_sample.value:.3f}"
-            for row in _by_auroc(calibration.rows)
-        ),
-        correlations="; ".join(
-            f"{relation.name}: {correlation_text(relation)}".replace("\n", ", ")
-            for relation in view.relations
-        ),
-    )
-    facts = {
-        "model": f"{identity.model} ({identity.quantization or 'none'})",
-        "attacks": str(calibration.n_attack),
-        "benign prompts": str(n_benign),
-        "groups": str(calibration.n_groups),
-        "left out": str(calibration.n_left_out),
-        "longest answer": f"{calibration.gather.max_new_tokens} tokens",
-    }
-    return Page(
-        f"Inter-head instability of {identity.model} under attack", headline(calibration), facts, made
+        listed="; ".join(listed),
+        correlations="; ".join(related),
     )
 
 
 def headline(calibration: Calibration) -> tuple[str, str]:
     """What instability is worth, and what it has to beat."""
     main = calibration.row(MAIN)
-    gap = main.in_sample.value - main.auroc.value
-    first = (
-        f"Instability tells attacks from benign prompts with a nested AUROC of "
-        f"{main.auroc:.3f}; chosen and judged on the same prompts it would be "
-        f"{main.in_sample.value:.3f} ({gap:+.3f})."
-    )
+    first = _say("nested", main=main, gap=main.in_sample.value - main.auroc.value)
     others = [row for row in calibration.rows if not row.name.startswith(MAIN)]
     best = max(others, key=lambda row: row.auroc.value)
-    name = words(best.name)
     if best.difference is None or not best.difference.has_interval:
-        return first, f"The strongest other score is {name}."
+        return first, _say("strongest", name=words(best.name))
     relation = "is better" if best.difference.value > 0 else "is worse"
     if not best.difference.excludes_zero:
         relation = "is not told apart from it"
-    second = (
-        f"The strongest other score, {name}, has {best.auroc:.3f}: it {relation} "
-        f"(difference {best.difference:+.3f})."
-    )
-    return first, second
+    return first, _say("compared", name=words(best.name), best=best, relation=relation)
 
 
 def methods_figure(calibration: Calibration) -> Figure:
     """Nested AUROC of every method with its interval, and the in-sample one beside it."""
-    rows = _by_auroc(calibration.rows)
-    marks: list[dict[str, Any]] = []
-    for place, row in enumerate(rows):
-        own = {"row": place, "color": LIGHT["graph" if row.name == MAIN else "probe"]}
-        marks.append({**own, "estimate": row.auroc, "series": "nested"})
-        in_sample = {"estimate": Estimate(row.in_sample.value), "gid": f"in-sample-{row.name}"}
-        marks.append({**own, **in_sample, "series": "in sample", "is_open": True})
-    styles = {"nested": ("nested", "probe", "o"), "in sample": ("in sample", "probe", "D")}
-    return intervals(
-        [words(row.name) for row in rows], [{"xlabel": "AUROC", "zero": 0.5, "marks": marks}], styles, gap=0.3
-    )
+    rows = [{"name": words(row.name), "row": row} for row in _by_auroc(calibration.rows)]
+    return intervals(rows, _words("methods"))
 
 
 def roc_figure(calibration: Calibration) -> Figure:
     """Nested ROC, mean over seeds: instability, Attention Tracker, and the best of the others."""
-    samples = _samples(calibration)
-    curves = {row.name: mean_curve(samples, row.name, "roc") for row in calibration.rows}
-    drawn: dict[str, dict[str, Any]] = {
-        name: {"x": c.x, "y": c.y, "gid": name, **FAINT} for name, c in curves.items()
-    }
-    for rank, row in enumerate(named_rows(calibration)):
-        label = f"{words(row.name)} {row.auroc.value:.3f}"
-        drawn[row.name] |= {**look(rank), "marker": "", "linewidth": 2.2, "label": label}
-    limits = (-0.01, 1.01)
-    panel = {
-        "lines": [*drawn.values(), {"x": [0, 1], "y": [0, 1], "label": "chance", **REFERENCE}],
-        "title": "nested AUROC",
-        "xlabel": "benign prompts flagged",
-        "ylabel": "attacks found",
-        "xlim": limits,
-        "ylim": limits,
-    }
+    samples, named = _samples(calibration), named_rows(calibration)
+    drawn: list[dict[str, Any]] = []
+    for row in [*named, *(row for row in calibration.rows if row not in named)]:
+        curve = mean_curve(samples, row.name, "roc")
+        style: dict[str, Any] = dict(FAINT)
+        if row in named:
+            label = f"{words(row.name)} {row.auroc.value:.3f}"
+            style = {**look(len(drawn)), "marker": "", "linewidth": 2.2, "label": label, "zorder": 3}
+        drawn.append({"x": curve.x, "y": curve.y, "gid": row.name, **style})
+    drawn.append({"x": [0, 1], "y": [0, 1], "label": "chance", **REFERENCE})
+    panel = {"lines": drawn, "xlim": (-0.01, 1.01), "ylim": (-0.01, 1.01), **_words("roc")}
     return lines([panel], size_in=(0.72 * WIDTH_IN, 5.2), key="above")
 
 
@@ -199,65 +151,50 @@ def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
     aims = sorted(point.aim for point in calibration.rows[0].points)
     aim = aims[len(aims) // 2]
     level = choice.direction * calibration.threshold(MAIN, aim), f"threshold at {aim:.0%} FPR"
-    return distributions({"": classes}, xlabel=SPREAD_NAMES[choice.spread], level=level, has_points=True)
+    return distributions({"": classes}, xlabel=_words("violin")[choice.spread], level=level, has_points=True)
 
 
 def stepwise_figure(calibration: Calibration) -> Figure:
     """AUROC of each decode step, and below it how many prompts reach that step."""
     points = [point for point in calibration.steps if point.instability is not None]
-    found = [point.instability for point in points if point.instability is not None]
     steps, window = [point.step for point in points], calibration.window.window
-    values = {
-        "instability": [each.value for each in found],
-        "token entropy": [point.entropy for point in points],
-        "focus, all heads": [point.focus for point in points],
-    }
-    drawn: list[dict[str, Any]] = [
-        {"x": steps, "y": y, "label": name, **look(rank), "marker": ""}
-        for rank, (name, y) in enumerate(values.items())
+    found = [point.instability for point in points if point.instability is not None]
+    drawn = [
+        estimate_line(steps, found, label="instability", **look(0)),
+        {"x": steps, "y": [point.entropy for point in points], "label": "token entropy", **look(1)},
+        {"x": steps, "y": [point.focus for point in points], "label": "focus, all heads", **look(2)},
     ]
-    drawn[0] |= {"low": [each.low for each in found], "high": [each.high for each in found]}
-    counts = [
-        {
-            "x": range(len(calibration.steps)),
-            "y": [getattr(point, f"n_{name}") for point in calibration.steps],
-            "label": name,
-            "color": _CLASSES[name]["color"],
-            "linestyle": dashes,
-        }
-        for name, dashes in (("attack", "-"), ("benign", (0, (5, 1.8))))
-    ]
-    span = (window.start - 0.5, window.end + 0.5)
-    above = {
-        "lines": drawn,
-        "level": 0.5,
-        "span": span,
-        "ylim": (-0.02, 1.02),
-        "ylabel": "AUROC, attack above",
-    }
-    below = {"lines": counts, "ylim": (0, None), "ylabel": "prompts", "xlabel": "decode step"}
-    return lines([above, below], n_columns=1, heights=(3, 1), size_in=(WIDTH_IN, 2.8), key="right")
+    counts = []
+    for name, dashes in (("attack", "-"), ("benign", (0, (5, 1.8)))):
+        values = [getattr(point, f"n_{name}") for point in calibration.steps]
+        style = {"label": name, "color": _CLASSES[name]["color"], "linestyle": dashes}
+        counts.append({"x": range(len(values)), "y": values, **style})
+    panels, span = _words("stepwise"), (window.start - 0.5, window.end + 0.5)
+    above = {"lines": [{**line, "marker": ""} for line in drawn], "span": span, **panels["above"]}
+    below = {"lines": counts, **panels["below"]}
+    return lines([above, below], n_columns=1, heights=(3.0, 1.0), size_in=(WIDTH_IN, 2.8), key="right")
 
 
 def map_figure(view: StudyView, calibration: Calibration) -> Figure:
     """Mean spread over heads by step and layer: attacks, benign prompts, and the difference."""
     both, difference = np.stack([view.attack, view.benign]), view.attack - view.benign
-    is_there = np.isfinite(both).any(axis=(0, 2))
-    n_steps = int(np.flatnonzero(is_there).max()) + 1
+    n_steps = int(np.flatnonzero(np.isfinite(both).any(axis=(0, 2))).max()) + 1
     reach = max(float(np.nanmax(np.abs(difference), initial=0.0)), 1e-9)
     shared = {"norm": Normalize(float(np.nanmin(both)), float(np.nanmax(both))), "cmap": "cividis"}
+    shared |= {"bar": "mean spread over heads"}
     window = calibration.window.window
-    size = window.length, window.stop_layer - window.first_layer
-    maps = {
-        "attack": (view.attack, {**shared, "bar": "mean spread over heads"}),
-        "benign": (view.benign, {**shared, "bar": "mean spread over heads"}),
-        "attack minus benign": (difference, {"norm": Normalize(-reach, reach), "bar": "difference"}),
-    }
-    frame_of = (window.start, window.first_layer, *size)
+    box = (window.start, window.first_layer, window.length, window.stop_layer - window.first_layer)
     panels = [
-        {"values": values[:n_steps].T, "title": title, "frame": frame_of, **style}
-        for title, (values, style) in maps.items()
+        {"values": view.attack, "title": "attack", **shared},
+        {"values": view.benign, "title": "benign", **shared},
+        {
+            "values": difference,
+            "title": "attack minus benign",
+            "norm": Normalize(-reach, reach),
+            "bar": "difference",
+        },
     ]
+    panels = [{**panel, "values": panel["values"][:n_steps].T, "frame": box} for panel in panels]
     n_layers = view.attack.shape[1]
     return heat_maps(panels, cell_in=max(0.06, 1.6 / n_layers), labels=("decode step", "layer"))
 
@@ -266,21 +203,13 @@ def scatter_figure(view: StudyView, calibration: Calibration) -> Figure:
     """Instability against entropy and against head agreement, with correlations."""
     panels = []
     for relation in view.relations:
-        marks = [
-            {
-                "x": relation.values[members],
-                "y": view.score[members],
-                "label": name,
-                "markersize": 5.5,
-                "alpha": 0.75,
-                **DOTS,
-                **_CLASSES[name],
-            }
-            for name, members in (("attack", view.is_attack), ("benign", ~view.is_attack))
-        ]
+        marks = []
+        for name, members in (("attack", view.is_attack), ("benign", ~view.is_attack)):
+            style = {"label": name, "markersize": 5.5, "alpha": 0.75, **DOTS, **_CLASSES[name]}
+            marks.append({"x": relation.values[members], "y": view.score[members], **style})
         panels.append({"lines": marks, "title": correlation_text(relation), "xlabel": relation.name})
-    panels[0]["ylabel"] = SPREAD_NAMES[calibration.window.spread]
-    return lines(panels, size_in=(WIDTH_IN, 4.2), key="figure")
+    panels[0]["ylabel"] = _words("violin")[calibration.window.spread]
+    return lines(panels, size_in=(WIDTH_IN, 4.2))
 
 
 def named_rows(calibration: Calibration) -> list[MethodRow]:
@@ -307,11 +236,10 @@ def _by_auroc(rows: Sequence[MethodRow]) -> list[MethodRow]:
 
 def _samples(calibration: Calibration) -> pa.Table:
     """Nested scores in the layout that curves are drawn from."""
-    columns: dict[str, list[Any]] = {"detector": [], "seed": [], "label": [], "score": []}
-    for name, seeds in calibration.scores.items():
-        for seed, scores in enumerate(seeds):
-            columns["detector"] += [name] * len(scores)
-            columns["seed"] += [seed] * len(scores)
-            columns["label"] += calibration.labels
-            columns["score"] += scores
-    return pa.table({**columns, "is_valid": [True] * len(columns["seed"])})
+    rows = [
+        {"detector": name, "seed": seed, "label": label, "score": score, "is_valid": True}
+        for name, seeds in calibration.scores.items()
+        for seed, scores in enumerate(seeds)
+        for label, score in zip(calibration.labels, scores, strict=True)
+    ]
+    return pa.Table.from_pylist(rows)

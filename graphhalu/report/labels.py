@@ -91,7 +91,8 @@ def label_report(
     found = [named_labels(store, name) for name in dict.fromkeys(names or _stored(store))]
     records = list(store.records)
     groups = np.array([record.group_id for record in records])
-    categories = [_category(record) for record in records]
+    given = [record.metadata.get("category") for record in records]
+    categories = [None if category is None else str(category) for category in given]
     return LabelReport(
         labels={each.labeller: each for each in found},
         summaries={each.labeller: summarise(each, groups) for each in found},
@@ -105,36 +106,20 @@ def label_report(
 def tables(report: LabelReport) -> list[Table]:
     """The report as tables, without the examples."""
     texts = read_text("labels")["tables"]
-    shares = [
-        {
-            "name": name,
-            "summary": summary,
-            "prevalence": _prevalence(summary),
-            "meaning": MEANINGS[report.labels[name].meaning],
-        }
-        for name, summary in report.summaries.items()
-    ]
+    summaries = [_summary_row(summary, labeller=name) for name, summary in report.summaries.items()]
+    shares = [{**row, "meaning": MEANINGS[report.labels[row["labeller"]].meaning]} for row in summaries]
     reasons = [
-        {"name": name, "reason": reason, "count": count}
-        for name, summary in report.summaries.items()
-        for reason, count in summary.reasons.items()
+        {**row, "reason": reason, "count": count}
+        for row in summaries
+        for reason, count in row["summary"].reasons.items()
     ]
-    made = [make_table("shares", texts["shares"], shares), make_table("reasons", texts["reasons"], reasons)]
-    if report.agreements:
-        made.append(
-            make_table("agreement", texts["agreement"], [_pair_row(each) for each in report.agreements])
-        )
+    made = [("shares", shares, ""), ("reasons", reasons, "")]
+    made += [("agreement", [_pair_row(each) for each in report.agreements], "")]
     for name, sweep in report.sweeps.items():
-        rows = [{"row": row, "kappa": _kappa(row.kappa)} for row in sweep]
-        made.append(make_table("sweep", texts["sweep"], rows, name=name))
+        made.append(("sweep", [{"row": row, "kappa": _kappa(row.kappa)} for row in sweep], name))
     for name, found in report.categories.items():
-        categories = [
-            {"category": category, "summary": each, "prevalence": _prevalence(each)}
-            for category, each in found.items()
-        ]
-        if categories:
-            made.append(make_table("categories", texts["categories"], categories, name=name))
-    return made
+        made.append(("categories", [_summary_row(each, category=key) for key, each in found.items()], name))
+    return [make_table(key, texts[key], rows, name=name) for key, rows, name in made if rows]
 
 
 def example_text(example: LabelExample) -> str:
@@ -163,11 +148,6 @@ def _stored(store: LabelledStore) -> list[str]:
     return sorted(names, key=lambda name: name != REFERENCE)
 
 
-def _category(record: TraceRecord) -> str | None:
-    value = record.metadata.get("category")
-    return None if value is None else str(value)
-
-
 def _sweeps(records: Sequence[TraceRecord], found: Sequence[Labels]) -> dict[str, list[SweepRow]]:
     reference = next((each for each in found if each.labeller == REFERENCE), None)
     if reference is None:
@@ -184,22 +164,16 @@ def _sweeps(records: Sequence[TraceRecord], found: Sequence[Labels]) -> dict[str
 
 
 def _pair_row(each: Agreement) -> Row:
-    (both_correct, second_only), (first_only, both_wrong) = each.confusion
     mark = "" if each.is_one_meaning else " (two meanings)"
-    counts = {
-        "both_correct": both_correct,
-        "second_only": second_only,
-        "first_only": first_only,
-        "both_wrong": both_wrong,
-    }
-    return {"pair": each, "kappa": _kappa(each.kappa) + mark, **counts}
+    return {"pair": each, "kappa": f"{_kappa(each.kappa)}{mark}"}
 
 
-def _prevalence(summary: LabelSummary) -> str:
-    if summary.prevalence is None or summary.interval is None:
-        return "none valid"
-    low, high = summary.interval
-    return f"{summary.prevalence:.1%} [{low:.1%}, {high:.1%}]"
+def _summary_row(summary: LabelSummary, **names: str) -> dict[str, Any]:
+    prevalence = "none valid"
+    if summary.prevalence is not None and summary.interval is not None:
+        low, high = summary.interval
+        prevalence = f"{summary.prevalence:.1%} [{low:.1%}, {high:.1%}]"
+    return {"summary": summary, "prevalence": prevalence, **names}
 
 
 def _kappa(kappa: Kappa) -> str:

@@ -84,12 +84,37 @@ class Page:
 
 
 def read_text(name: str) -> dict[str, Any]:
-    """The texts of a page: ``sections``, ``figures`` and ``tables`` by name."""
+    """The texts of a page: ``sections``, ``figures``, ``tables`` and ``sentences`` by name."""
     return read_yaml(TEXT / f"{name}.yaml")
+
+
+def say(name: str, key: str, /, **values: Any) -> str:
+    """A sentence of a page, its braces filled with values."""
+    return filled(read_text(name)["sentences"][key], values)
+
+
+def figure_words(name: str, figure: str) -> dict[str, Any]:
+    """Labels of a figure, which are behind its title and its caption."""
+    words: dict[str, Any] = read_text(name)["figures"][figure][2]
+    return words
+
+
+def make_page(name: str, headline: tuple[str, str], /, **content: Any) -> Page:
+    """A page with the ``title`` and the ``facts`` of its texts; facts without words are left out.
+
+    Args:
+        name: Of the page.
+        headline: Two plain sentences that say the result.
+        **content: As those of :func:`sections`.
+    """
+    text = read_text(name)
+    facts = {fact: said for fact, words in text["facts"].items() if (said := filled(words, content))}
+    return Page(filled(text["title"], content), headline, facts, sections(name, **content))
 
 
 def sections(
     name: str,
+    /,
     *,
     figures: Mapping[str, Callable[[], Figure]] = _NOTHING,
     tables: Mapping[str, Sequence[Row]] = _NOTHING,
@@ -101,8 +126,8 @@ def sections(
 
     A section in ``text/<name>.yaml`` is a title, or has a ``title``, ``paragraphs``, a ``lead`` that
     is shown with its figures and tables only, and the names of its ``figures`` and ``tables``. An
-    empty one takes the finished sections of its name. A figure is a title with a caption, a table
-    what :func:`graphhalu.report.tables.make_table` reads.
+    empty one takes the finished sections of its name. A figure is a title with a caption and, as
+    wanted, its labels, a table what :func:`graphhalu.report.tables.make_table` reads.
 
     Args:
         name: Of the page.
@@ -143,7 +168,7 @@ def _drawn(
     for name in names:
         if name not in figures:
             continue
-        title, caption = text["figures"][name]
+        title, caption, *_ = text["figures"][name]
         try:
             drawn.append(PageFigure(name, title, filled(caption, values), figures[name]()))
         except NotEnoughDataError as error:

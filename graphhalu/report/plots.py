@@ -20,7 +20,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.drawing import FONT_SIZE, STYLE
+from graphhalu.report.tables import Row, value_at
 from graphhalu.report.theme import LIGHT, RISING
 
 WIDTH_IN: Final = 9.0
@@ -35,23 +37,16 @@ DOTS: Final = {"linestyle": "none", "markeredgewidth": 0}
 """Style of marks without a line."""
 _COLOURS: Final = ("graph", "scalar", "probe", "control", "ink", "muted")
 _MARKERS: Final = "Dso^vX"
-_DOT: Final = {
-    "marker": "o",
-    "markersize": 3.6,
-    "color": "#0a0a0a",
-    "markeredgecolor": "#fdfdfd",
-    "markeredgewidth": 0.6,
-    "linestyle": "none",
-    "gid": "mark",
-}
-"""A dot that is seen on dark and on light cells."""
+_DOT: Final = DOTS | {"marker": "o", "markersize": 3.6, "color": "#0a0a0a", "gid": "mark"}
+_RIM: Final = {"markeredgecolor": "#fdfdfd", "markeredgewidth": 0.6}
+"""With a dot in it, what is seen on dark and on light cells."""
 _WIDE_RANGE: Final = 300
 """Ratio of both ends of a logarithmic axis above which powers of ten are enough."""
 
 Style = Mapping[str, Any]
 """Arguments of a line or a mark."""
-Key = Literal["inside", "above", "right", "figure", "none"]
-"""Where the key stands: in each panel, above it with the title, right of it, above all panels once."""
+Key = Literal["above", "right", "figure"]
+"""Where the key is: above each panel with its title, right of it, or once above all panels."""
 
 
 def look(rank: int) -> dict[str, Any]:
@@ -63,14 +58,14 @@ def look(rank: int) -> dict[str, Any]:
     }
 
 
-@mpl.rc_context(STYLE)
+@mpl.rc_context(fname=STYLE)
 def lines(
     panels: Sequence[Mapping[str, Any]],
     *,
     size_in: tuple[float, float] = (WIDTH_IN, 2.9),
     n_columns: int = 2,
     heights: Sequence[float] | None = None,
-    key: Key = "inside",
+    key: Key = "figure",
     shared: tuple[str, str] | None = None,
 ) -> Figure:
     """Panels of lines, bands and marks.
@@ -98,71 +93,77 @@ def lines(
     if shared is not None:
         figure.supxlabel(shared[0], fontsize=FONT_SIZE, color=LIGHT["ink"])
         figure.supylabel(shared[1], fontsize=FONT_SIZE, color=LIGHT["ink"])
-    if key == "figure":
-        found = dict(
-            pair for axes in grid for pair in zip(*axes.get_legend_handles_labels()[::-1], strict=True)
-        )
-        _key_above(figure, found)
+    handles = dict[str, Any]()
+    for axes in grid:
+        handles |= dict(zip(*axes.get_legend_handles_labels()[::-1], strict=True))
+    if key == "figure" and handles:
+        _key_above(figure, handles)
     return figure
 
 
-@mpl.rc_context(STYLE)
+def estimate_line(x: Any, estimates: Sequence[Estimate], **style: Any) -> dict[str, Any]:
+    """A line of estimates with the ends of their intervals, for :func:`lines`."""
+    ends = {end: [getattr(each, end) for each in estimates] for end in ("low", "high")}
+    return {"x": x, "y": [each.value for each in estimates], **ends, **style}
+
+
+@mpl.rc_context(fname=STYLE)
 def intervals(
-    rows: Sequence[str],
-    panels: Sequence[Mapping[str, Any]],
-    styles: Mapping[str, tuple[str, str, str]],
-    *,
-    texts: Sequence[str] = (),
-    text_title: str = "",
-    gap: float = 0.0,
+    rows: Sequence[Row], words: Mapping[str, Any], *, texts: Sequence[str] = (), band: float = 0.0
 ) -> Figure:
     """Rows of values with their intervals (a forest plot).
 
     Args:
-        rows: Names of the rows, from above.
-        panels: Of each panel ``xlabel``, ``zero`` (where a value says nothing), ``marks``, and as
-            ``band`` a distance from zero that does not matter. A mark has the ``row``, the
-            ``estimate``, the ``series``, and as wanted ``is_open`` (an outline), ``color`` and ``gid``.
-        styles: Label, colour and marker of each series.
+        rows: From above; the ``name`` of each, and the values that the paths lead to.
+        words: ``styles``, the colour and the marker of each series by its label; ``panels``, each with
+            ``xlabel``, ``zero`` (where a value says nothing) and ``series``, the path of an estimate by
+            the label; as wanted ``open`` (series drawn as outlines), in a panel ``is_tested`` (a mark
+            whose interval does not exclude zero is an outline) and its ``width``, ``gap`` (distance of
+            the series of a row), and ``texts``, the head of the texts.
         texts: A text at the right of each row.
-        text_title: Head of these.
-        gap: Distance of the series of a row, as a share of the row.
+        band: Distance from zero that does not matter.
     """
-    n_lines = 1.0 if gap == 0 else 1.7
-    figure = Figure((WIDTH_IN, 1.5 + 0.27 * n_lines * len(rows)), layout="constrained")
-    widths = [panel.get("width", 1) for panel in panels]
-    grid = figure.subplots(1, len(panels), sharey=True, squeeze=False, width_ratios=widths)[0]
-    for axes, panel in zip(grid, panels, strict=True):
-        zero, reach = panel["zero"], panel.get("band", 0.0)
+    gap, styles = words.get("gap", 0.0), words["styles"]
+    figure = Figure((WIDTH_IN, 1.5 + (0.46 if gap else 0.27) * len(rows)), layout="constrained")
+    widths = [panel.get("width", 1) for panel in words["panels"]]
+    grid = figure.subplots(1, len(widths), sharey=True, squeeze=False, width_ratios=widths)[0]
+    used = dict[str, Line2D]()
+    for axes, panel in zip(grid, words["panels"], strict=True):
+        zero, series = panel["zero"], panel["series"]
         axes.grid(visible=False, axis="y")
-        axes.axvspan(zero - reach, zero + reach, color=LIGHT["grid"], linewidth=0, zorder=0, gid="margin")
+        axes.axvspan(zero - band, zero + band, color=LIGHT["grid"], linewidth=0, zorder=0, gid="margin")
         axes.axvline(zero, color=LIGHT["ink"], linewidth=1.1, zorder=1, gid="zero")
-        names = list(dict.fromkeys(mark["series"] for mark in panel["marks"]))
-        for mark in panel["marks"]:
-            shift = gap * (names.index(mark["series"]) - (len(names) - 1) / 2)
-            _interval(axes, mark["row"] + shift, mark, styles[mark["series"]])
-        axes.set_xlabel(panel["xlabel"])
+        for place, row in enumerate(rows):
+            for rank, (label, path) in enumerate(series.items()):
+                if (found := value_at(row, path)) is None:
+                    continue
+                estimate = found if isinstance(found, Estimate) else Estimate(found)
+                is_open = label in words.get("open", ()) or (
+                    panel.get("is_tested") and not estimate.excludes_zero
+                )
+                y, colour = place + gap * (rank - (len(series) - 1) / 2), LIGHT[styles[label][0]]
+                if estimate.has_interval:
+                    axes.plot([estimate.low, estimate.high], [y, y], color=colour, zorder=2)
+                mark: Style = {"color": colour, "marker": styles[label][1], "markersize": 7}
+                face = {"markerfacecolor": LIGHT["paper"] if is_open else colour, "markeredgewidth": 1.6}
+                axes.plot(estimate.value, y, gid=f"{label}: {row['name']}", zorder=3, **mark, **face)
+                used[label] = Line2D([], [], **mark)
+        axes.set_xlabel(words["xlabel"] if "xlabel" in words else panel["xlabel"])
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
-    grid[0].set_yticks(range(len(rows)), rows)
+    grid[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
     grid[0].set_ylim(len(rows) - 0.4, -0.6)
     if texts:
-        _texts_right(grid[-1], texts, text_title)
-    used = dict.fromkeys(mark["series"] for panel in panels for mark in panel["marks"])
-    marks = {
-        styles[name][0]: Line2D([], [], color=LIGHT[styles[name][1]], marker=styles[name][2], markersize=7)
-        for name in styles
-        if name in used
-    }
-    _key_above(figure, marks)
+        _texts_right(grid[-1], texts, words.get("texts", ""))
+    _key_above(figure, {label: used[label] for label in styles if label in used})
     return figure
 
 
-@mpl.rc_context(STYLE)
+@mpl.rc_context(fname=STYLE)
 def heat_maps(
     panels: Sequence[Mapping[str, Any]],
     *,
-    cell_in: tuple[float, float] | float,
+    cell_in: float,
     n_columns: int = 1,
     labels: tuple[str, str] = ("layer", "head"),
 ) -> Figure:
@@ -172,7 +173,8 @@ def heat_maps(
         panels: Of each panel ``values``, ``title``, ``norm`` and ``bar`` (what the colours say; panels
             with the same one share a bar); as wanted ``rows`` and ``columns`` (names), ``cmap``,
             ``dots`` (cells that are marked), ``texts`` (written into the cells), ``frame`` (first
-            column, first row, columns and rows of a rectangle) and ``ticks`` of the bar by place.
+            column, first row, columns and rows of a rectangle) and ``ticks`` of the bar (pairs of
+            place and text).
         cell_in: Height of a row of cells.
         n_columns: Panels in a row.
         labels: Of both axes.
@@ -195,9 +197,9 @@ def heat_maps(
     return figure
 
 
-@mpl.rc_context(STYLE)
+@mpl.rc_context(fname=STYLE)
 def distributions(
-    panels: Mapping[str, Mapping[str, Float[np.ndarray, "value"]]],
+    panels: Mapping[str, Mapping[str, Float[np.ndarray, "_"]]],
     *,
     xlabel: str,
     n_columns: int = 2,
@@ -221,32 +223,44 @@ def distributions(
     above, below = list(grid[::2].flat), list(grid[1::2].flat)
     for axes in (*above[len(panels) :], *below[len(panels) :]):
         axes.remove()
-    looks = [
-        {"color": LIGHT["graph"], "linestyle": "-"},
-        {"color": LIGHT["probe"], "linestyle": (0, (4, 1.6))},
-    ]
+    solid, dashed = {"color": LIGHT["graph"]}, {"color": LIGHT["probe"], "linestyle": (0, (4, 1.6))}
+    mark: Style = {"color": LIGHT["ink"], "linewidth": 1.3, "linestyle": (0, (5, 2))}
+    violin: Style = {
+        "orient": "h",
+        "inner": "quart",
+        "density_norm": "width",
+        "linewidth": 1.2,
+        "alpha": 0.25,
+    }
+    jitter = np.random.default_rng(0)
     for top, low, (title, classes) in zip(above, below, panels.items(), strict=False):
         low.sharex(top)
-        for style, values in zip(looks, classes.values(), strict=False):
-            for fill in ({"fill": True, "alpha": 0.13, "linewidth": 0}, {"linewidth": 2}):
-                # equal values have no density
-                sns.kdeplot(x=values, ax=top, warn_singular=False, **style, **fill)
-        _violins(low, list(classes.values()), looks, has_points=has_points)
+        for place, (values, style) in enumerate(zip(classes.values(), (solid, dashed), strict=True)):
+            colour, heights = style["color"], np.full(len(values), float(place))
+            # equal values have no density
+            sns.kdeplot(
+                x=values, ax=top, fill=True, alpha=0.13, linewidth=0, color=colour, warn_singular=False
+            )
+            sns.kdeplot(x=values, ax=top, warn_singular=False, **style)
+            sns.violinplot(
+                x=values, y=heights, ax=low, native_scale=True, color=colour, linecolor=colour, **violin
+            )
+            if has_points:
+                heights += jitter.uniform(-0.08, 0.08, len(values))
+                low.plot(values, heights, marker="Do"[place], markersize=3.5, alpha=0.7, color=colour, **DOTS)
         for axes in (top, low):
             axes.set(yticks=[], xlabel="", ylabel="")
             axes.spines["left"].set_visible(False)
             axes.xaxis.set_major_locator(MaxNLocator(5))
             if level is not None:
-                axes.axvline(level[0], color=LIGHT["ink"], linewidth=1.3, linestyle=(0, (5, 2)))
+                axes.axvline(level[0], **mark)
         top.tick_params(labelbottom=False)
+        top.set_title(title)
         low.invert_yaxis()
         low.set_xlabel(xlabel)
-        top.set_title(title)
-    names = next(iter(panels.values()))
-    keys = {name: Line2D([], [], **style) for name, style in zip(names, looks, strict=False)}
-    if level is not None:
-        keys[level[1]] = Line2D([], [], color=LIGHT["ink"], linewidth=1.3, linestyle=(0, (5, 2)))
-    _key_above(figure, keys)
+    styles = zip(next(iter(panels.values())), (solid, dashed), strict=True)
+    named = [*styles, *([(level[1], mark)] if level else [])]
+    _key_above(figure, {name: Line2D([], [], **style) for name, style in named})
     return figure
 
 
@@ -297,40 +311,27 @@ def _label(axes: Axes, panel: Mapping[str, Any], key: Key) -> None:
     axes.set(**{name: value for name, value in panel.items() if name not in known})
     for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
         if axis.get_scale() == "log":
-            low, high = getattr(axes, f"get_{name}lim")()
-            _plain_logarithm(axis, is_wide=bool(high > _WIDE_RANGE * low), is_given=f"{name}ticks" in panel)
+            _plain_logarithm(axis, has_ticks=f"{name}ticks" in panel)
     if panel.get("xlabel") in {"layer", "decode step"}:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    title = panel.get("title", "")
-    place: dict[str, Any] = {
-        "inside": {"loc": "best"},
-        "above": {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0},
-        "right": {"loc": "center left", "bbox_to_anchor": (1, 0.5)},
-    }.get(key, {})
-    if key != "above":
-        axes.set_title(title, color=panel.get("color", LIGHT["ink"]))
-    if place and axes.get_legend_handles_labels()[0]:
-        made = axes.legend(**place, alignment="left")
-        if key == "above":
-            made.set_title(title, {"size": FONT_SIZE + 1, "weight": "bold"})
-            made.get_title().set_color(panel.get("color", LIGHT["ink"]))
+    title, style = panel.get("title", ""), {"color": panel.get("color", LIGHT["ink"])}
+    if key == "above":
+        corner: Style = {"loc": "lower left", "bbox_to_anchor": (0, 1), "borderaxespad": 0.2, "borderpad": 0}
+        made = axes.legend(title=title, alignment="left", **corner)
+        made.get_title().set(size=FONT_SIZE + 1, weight="bold", **style)
+    else:
+        axes.set_title(title, **style)
+    if key == "right":
+        axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _plain_logarithm(axis: Any, *, is_wide: bool, is_given: bool = False) -> None:
+def _plain_logarithm(axis: Any, *, has_ticks: bool = False) -> None:
     """Plain numbers on a logarithmic axis, few of them, also where it spans less than a decade."""
-    if not is_given:
-        axis.set_major_locator(LogLocator(subs=(1.0,) if is_wide else (1.0, 2.0, 5.0)))
-        axis.set_major_formatter("{x:g}")
     axis.set_minor_locator(NullLocator())
-
-
-def _interval(axes: Axes, y: float, mark: Mapping[str, Any], style: tuple[str, str, str]) -> None:
-    estimate, colour = mark["estimate"], mark.get("color", LIGHT[style[1]])
-    if estimate.has_interval:
-        axes.plot([estimate.low, estimate.high], [y, y], color=colour, zorder=2)
-    face = LIGHT["paper"] if mark.get("is_open") else colour
-    drawn: Style = {"markersize": 7, "markeredgewidth": 1.6, "markerfacecolor": face, "zorder": 3}
-    axes.plot(estimate.value, y, color=colour, marker=style[2], gid=mark.get("gid", mark["series"]), **drawn)
+    if not has_ticks:
+        low, high = axis.get_view_interval()
+        axis.set_major_locator(LogLocator(subs=(1.0,) if high > _WIDE_RANGE * low else (1.0, 2.0, 5.0)))
+        axis.set_major_formatter("{x:g}")
 
 
 def _texts_right(axes: Axes, texts: Sequence[str], title: str) -> None:
@@ -366,7 +367,7 @@ def _heat_map(axes: Axes, panel: Mapping[str, Any]) -> None:
             axes.text(column + 0.5, row + 0.5, panel["texts"][row][column], **style)
     row, column = np.nonzero(panel.get("dots", np.zeros_like(values, dtype=bool)))
     if len(row):
-        axes.plot(column + 0.5, row + 0.5, **_DOT)
+        axes.plot(column + 0.5, row + 0.5, **{**_DOT, **_RIM})
     _name_cells(axes.xaxis, panel.get("columns", range(values.shape[1])), 15)
     _name_cells(axes.yaxis, panel.get("rows", range(len(values))), 6)
     axes.tick_params(axis="both", rotation=0)
@@ -391,23 +392,7 @@ def _bar(figure: Figure, panels: Sequence[Axes], panel: Mapping[str, Any], shape
     bar.set_label(panel["bar"])
     bar.outline.set_visible(False)
     if "ticks" in panel:
-        bar.set_ticks(list(panel["ticks"]), labels=list(panel["ticks"].values()))
+        places, labels = zip(*panel["ticks"], strict=True)
+        bar.set_ticks(places, labels=labels)
     elif isinstance(panel["norm"], LogNorm):
-        _plain_logarithm(bar.long_axis, is_wide=bool(panel["norm"].vmax > _WIDE_RANGE * panel["norm"].vmin))
-
-
-def _violins(
-    axes: Axes, classes: Sequence[Float[np.ndarray, "value"]], looks: Sequence[Style], *, has_points: bool
-) -> None:
-    jitter = np.random.default_rng(0)
-    for place, (values, style) in enumerate(zip(classes, looks, strict=False)):
-        if has_points:
-            heights = place + jitter.uniform(-0.08, 0.08, len(values))
-            axes.plot(
-                values, heights, marker="Do"[place], markersize=3.5, alpha=0.7, color=style["color"], **DOTS
-            )
-        drawn: Style = {"orient": "h", "inner": "quart", "density_norm": "width", "linewidth": 1.2}
-        colours: Style = {"color": style["color"], "linecolor": style["color"], "alpha": 0.25}
-        sns.violinplot(
-            x=values, y=np.full(len(values), place), ax=axes, native_scale=True, **drawn, **colours
-        )
+        _plain_logarithm(bar.long_axis)

@@ -16,9 +16,18 @@ from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.report.frame import frame
-from graphhalu.report.page import Page, sections
-from graphhalu.report.plots import WIDTH_IN, distributions, heat_maps, intervals, lines, look
-from graphhalu.report.tables import ABSENT, Cell, Row, cell, cut, p_text
+from graphhalu.report.page import Page, figure_words, make_page, say
+from graphhalu.report.plots import (
+    FAINT,
+    WIDTH_IN,
+    distributions,
+    estimate_line,
+    heat_maps,
+    intervals,
+    lines,
+    look,
+)
+from graphhalu.report.tables import ABSENT, Cell, Row, count_text, cut, model_name, p_text
 from graphhalu.report.theme import LIGHT
 from graphhalu.report.write import ReportFiles, write_page
 from graphhalu.studies.sinks.heads import FALSE_DISCOVERIES
@@ -26,31 +35,12 @@ from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, Scaling
 
 PAGE_FILE: Final = "sinks.html"
 MEANING_NAMES: Final[dict[Meaning, str]] = {"hallucinated": "own output", "input": "input label"}
-CLASS_NAMES: Final[dict[Meaning, tuple[str, str]]] = {
-    "hallucinated": ("hallucinated", "correct"),
-    "input": ("input bad", "input good"),
-}
-"""Names of the records with label 1 and of those with label 0."""
 _CLIP: Final = 0.99
 _LEAST_REACH: Final = 0.01
 _LONGEST: Final = 80
 _LINE: Final = 30
-_MODELS: Final = {
-    "sink": ("sink mass", "scalar", "s"),
-    "entropy": ("entropy", "control", "v"),
-    "entropy+sink": ("entropy + sink mass", "graph", "D"),
-    "heads": ("every head", "probe", "o"),
-}
-_EFFECTS: Final = {
-    "as measured": ("as measured", "graph", "D"),
-    "adjusted": ("length taken away", "control", "o"),
-}
-_SIZES: Final = {
-    "cohens_d": ("Cohen's d", "graph", "D"),
-    "auroc": ("sink mass", "scalar", "s"),
-    "probe_auroc": ("every head", "probe", "o"),
-}
-"""Label, colour and marker of each quantity."""
+_say = partial(say, "sinks")
+_words = partial(figure_words, "sinks")
 
 
 class Shown(NamedTuple):
@@ -104,8 +94,7 @@ def shown_findings(
     columns = list(zip(*(_parts(*pair) for pair in pairs), strict=True))
     varying = [column for column in columns if len(set(column)) > 1] or [columns[1]]
     names = [", ".join(filter(None, parts)) for parts in zip(*varying, strict=True)]
-    short = [name if len(name) <= _LONGEST else f"{name[: _LONGEST - 1]}…" for name in names]
-    return [Shown(*pair, name) for pair, name in zip(pairs, short, strict=True)]
+    return [Shown(*pair, cut(name, _LONGEST)) for pair, name in zip(pairs, names, strict=True)]
 
 
 def write_sinks_report(
@@ -130,8 +119,9 @@ def write_sinks_report(
 def sinks_page(result: SinksResult, *, sink_tokens: int | None = None, query_mode: str | None = None) -> Page:
     """The page; arguments as those of :func:`write_sinks_report`."""
     shown = shown_findings(result, sink_tokens=sink_tokens, query_mode=query_mode)
-    rows = _rows(result)
-    drawn = {
+    rows = [_row(run, found) for run in result.runs for found in run.findings]
+    of_shown = [{"shown": each, "where": each.found.localisation} for each in shown]
+    figures = {
         "shift": shift_figure,
         "effects": effects_figure,
         "accuracy": accuracy_figure,
@@ -139,174 +129,108 @@ def sinks_page(result: SinksResult, *, sink_tokens: int | None = None, query_mod
         "heads": heads_figure,
         "depth": depth_figure,
     }
-    made = sections(
+    tables = {
+        **dict.fromkeys(("shift", "prediction", "calibration"), rows),
+        "gains": [
+            {**r, "gain": g, "larger": r["found"].model(g.model)} for r in rows for g in r["found"].gains
+        ],
+        "heads": [{**row, "head": head} for row in of_shown for head in row["where"].top[:5]],
+        "overlap": [{**row, "overlap": each} for row in of_shown for each in row["where"].overlaps],
+        "scaling": [{"each": each, "point": point} for each in result.scaling for point in each.points],
+        "tasks": _task_rows(result),
+        "sensitivity": [{"pair": pair} for pair in result.sensitivity],
+        "runs": _run_rows(result),
+    }
+    runs, settings = result.runs, result.settings
+    return make_page(
         "sinks",
+        headline(shown),
         figures={
-            **{f"sinks-{name}": partial(draw, shown) for name, draw in drawn.items()},
+            **{f"sinks-{name}": partial(draw, shown) for name, draw in figures.items()},
             "sinks-scaling": partial(scaling_figure, result.scaling),
         },
-        tables={
-            **dict.fromkeys(("table-shift", "table-prediction", "table-calibration"), rows),
-            "table-gains": [
-                {**row, "gain": gain, "larger": row["found"].model(gain.model)}
-                for row in rows
-                for gain in row["found"].gains
-            ],
-            "table-heads": _head_rows(shown),
-            "table-overlap": [
-                {"shown": each, "overlap": overlap}
-                for each in shown
-                for overlap in each.found.localisation.overlaps
-            ],
-            "table-scaling": _scaling_rows(result),
-            "table-tasks": _task_rows(result),
-            "table-sensitivity": [{"pair": pair} for pair in result.sensitivity],
-            "table-runs": _run_rows(result),
-        },
+        tables={f"table-{name}": found for name, found in tables.items()},
         paragraphs={"runs": result.notes},
-        ready={"provenance": frame({}, result.provenance, {"settings": result.settings})["provenance"]},
+        ready=frame({}, result.provenance, {"settings": settings}),
         scaling=_scaling_notes(result),
+        first=shown[0].run,
+        n_runs=len(runs),
+        n_shown=len(shown),
+        n_models=len({run.model for run in runs}),
+        n_tasks=len({run.task for run in runs}),
+        n_records=sum(run.n_records for run in runs),
+        n_nan=sum(run.n_records - run.n_usable for run in runs),
+        n_seeds=len(settings.get("fold_seeds", [])),
+        n_resamples=settings.get("n_resamples", 0),
+        ones="; or ".join(MEANINGS[meaning] for meaning in dict.fromkeys(_meanings(shown))),
     )
-    return Page("Sink mass against hallucination", headline(shown), _facts(result, shown), made)
 
 
 def headline(shown: Sequence[Shown]) -> tuple[str, str]:
     """Two sentences: what the scalar says, and what single heads say."""
     effects = [each.found.shift.cohens_d for each in shown]
-    n_clear = sum(effect.excludes_zero for effect in effects)
-    largest = max(abs(effect.value) for effect in effects)
-    n_positive = sum(effect.value > 0 for effect in effects)
-    signs = (
-        "its sign is the same in all"
-        if n_positive in (0, len(effects))
-        else f"its sign is positive in {n_positive} and negative in {len(effects) - n_positive}"
-    )
+    n_positive, n = sum(effect.value > 0 for effect in effects), len(effects)
+    signs = _say("two_signs", n_positive=n_positive, n_negative=n - n_positive)
+    if n_positive in {0, n}:
+        signs = _say("one_sign")
+    n_clear, largest = sum(e.excludes_zero for e in effects), max(abs(e.value) for e in effects)
     gains = [g for s in shown for g in s.found.gains if g.model == "entropy+sink"]
-    n_gains = sum(gain.auroc.low > 0 for gain in gains)
     aurocs = [m.auroc for s in shown if (m := s.found.model("heads")) is not None]
-    n_probes = sum(auroc.low > 0.5 for auroc in aurocs)  # noqa: PLR2004
-    first = (
-        f"The interval of Cohen's d of the scalar sink mass excludes zero in {n_clear} of "
-        f"{len(effects)} comparisons; the largest size is {largest:.2f}, and {signs}."
-    )
-    second = f"Sink mass adds to entropy in {n_gains} of {len(gains)} comparisons"
+    probes = ""
     if aurocs:
-        second += (
-            f"; a probe on every head is above chance in {n_probes} of {len(aurocs)}, with AUROC "
-            f"from {min(a.value for a in aurocs):.2f} to {max(a.value for a in aurocs):.2f}"
-        )
-    return first, f"{second}."
-
-
-def _facts(result: SinksResult, shown: Sequence[Shown]) -> dict[str, str]:
-    first = shown[0].run
-    n_nan = sum(run.n_records - run.n_usable for run in result.runs)
-    meanings = dict.fromkeys(each.found.meaning for each in shown)
-    settings = result.settings
-    n_models, n_tasks = len({r.model for r in result.runs}), len({r.task for r in result.runs})
-    n_seeds = len(settings.get("fold_seeds", []))
-    n_records = sum(run.n_records for run in result.runs)
-    return {
-        "runs": f"{len(result.runs)}: {n_models} models on {n_tasks} tasks",
-        "shown in the figures": f"{len(shown)}: K = {first.sink_tokens}, {first.query_mode}",
-        "records": f"{n_records:,}, {n_nan:,} left out for NaN",
-        "a label of 1 means": "; or ".join(MEANINGS[meaning] for meaning in meanings),
-        "intervals": f"95 %, {settings.get('n_resamples', 0):,} resamples of questions",
-        "cross-fitting": f"5 grouped folds, 3 inside of each; {n_seeds} seeds",
-    }
+        n_above, values = sum(a.low > 0.5 for a in aurocs), [a.value for a in aurocs]  # noqa: PLR2004
+        ends = {"low": min(values), "high": max(values)}
+        probes = _say("probes", n_above=n_above, n_probes=len(aurocs), **ends)
+    n_gains = sum(gain.auroc.low > 0 for gain in gains)
+    return (
+        _say("effects", n_clear=n_clear, n_effects=n, largest=largest, signs=signs),
+        _say("gains", n_gains=n_gains, n_compared=len(gains), probes=probes),
+    )
 
 
 def shift_figure(shown: Sequence[Shown]) -> Figure:
     """Density and violin of sink mass for both classes of every run, with Cohen's d."""
-    meanings = dict.fromkeys(each.found.meaning for each in shown)
-    ones, zeros = (" or ".join(CLASS_NAMES[meaning][side] for meaning in meanings) for side in (0, 1))
-    panels = {
-        f"{each.lines}\nd = {_signed(each.found.shift.cohens_d)}": {
-            ones: each.found.masses_positive,
-            zeros: each.found.masses_negative,
-        }
-        for each in shown
-    }
+    names = [_words("sinks-shift")["classes"][meaning] for meaning in dict.fromkeys(_meanings(shown))]
+    ones, zeros = (" or ".join(each) for each in zip(*names, strict=True))
+    panels = {}
+    for each in shown:
+        classes = {ones: each.found.masses_positive, zeros: each.found.masses_negative}
+        panels[f"{each.lines}\nd = {_signed(each.found.shift.cohens_d)}"] = classes
     return distributions(panels, xlabel="sink mass")
 
 
 def effects_figure(shown: Sequence[Shown]) -> Figure:
     """Cohen's d of every run, as measured and with the length taken away."""
-    effects = [
-        {"row": row, "estimate": estimate, "series": name, "is_open": not estimate.excludes_zero}
-        for row, each in enumerate(shown)
-        for name, estimate in (
-            ("as measured", each.found.shift.cohens_d),
-            ("adjusted", each.found.shift.adjusted_d),
-        )
-    ]
-    xlabel = "Cohen's d of sink mass (right: hallucinated, or bad input, has more)"
-    panel = {"xlabel": xlabel, "zero": 0.0, "marks": effects}
     texts = [_signed(each.found.shift.cohens_d) for each in shown]
-    return intervals([each.lines for each in shown], [panel], _EFFECTS, texts=texts, gap=0.34)
+    rows = [{"name": each.lines, "found": each.found} for each in shown]
+    return intervals(rows, _words("sinks-effects"), texts=texts)
 
 
 def accuracy_figure(shown: Sequence[Shown]) -> Figure:
     """Share of label 0 by quantile of sink mass; the line is the share over all records."""
-    panels = []
-    meanings = {each.found.meaning for each in shown}
-    words = {"hallucinated": "accuracy", "input": "share of good inputs"}
+    panels, words, meanings = [], _words("sinks-accuracy"), set(_meanings(shown))
+    label = words[min(meanings) if len(meanings) == 1 else "both"]
+    style = {"color": LIGHT["probe"], "marker": "o", "linewidth": 1.4, "bars": True}
     for place, each in enumerate(shown):
-        bins = each.found.prediction.bins
-        shares = [b.share_negative for b in bins]
-        masses = [b.mean_mass for b in bins]
-        overall = each.found.n_negative / (each.found.n_negative + each.found.n_positive)
-        line = {
-            "x": masses,
-            "y": [share.value for share in shares],
-            "low": [share.low for share in shares],
-            "high": [share.high for share in shares],
-            "bars": True,
-            "gid": f"accuracy-{place}",
-            "color": LIGHT["probe"],
-            "marker": "o",
-            "linewidth": 1.4,
-        }
-        ends = {
-            "x": [min(masses), max(masses)],
-            "y": [overall] * 2,
-            "color": LIGHT["faint"],
-            "linewidth": 1.4,
-        }
+        bins, found = each.found.prediction.bins, each.found
+        masses = [each.mean_mass for each in bins]
+        line = estimate_line(masses, [each.share_negative for each in bins], gid=f"accuracy-{place}", **style)
+        overall = found.n_negative / (found.n_negative + found.n_positive)
+        ends = {"x": [min(masses), max(masses)], "y": [overall] * 2, **FAINT}
         # three panels a row leave room for half a name on a line
-        panels.append({"lines": [ends, line], "title": each.name.replace(", ", "\n", 1)})
-    label = words[min(meanings)] if len(meanings) == 1 else "share right, or good"
-    for panel in panels:
-        panel |= {"ylim": (-0.03, 1.03), "xlabel": "sink mass"}
-    for panel in panels[::3]:
-        panel["ylabel"] = label
-    return lines(panels, n_columns=3, size_in=(WIDTH_IN, 2.5), key="none")
+        panel = {"lines": [ends, line], "title": each.name.replace(", ", "\n", 1), "ylim": (-0.03, 1.03)}
+        panels.append({**panel, "xlabel": "sink mass", "ylabel": "" if place % 3 else label})
+    return lines(panels, n_columns=3, size_in=(WIDTH_IN, 2.5))
 
 
 def models_figure(shown: Sequence[Shown]) -> Figure:
     """AUROC of cross-fitted models, and what sink mass adds to entropy."""
-    models = [
-        {"row": row, "estimate": model.auroc, "series": name}
-        for row, each in enumerate(shown)
-        for name in _MODELS
-        if (model := each.found.model(name)) is not None
-    ]
-    gains = [
-        {
-            "row": row,
-            "estimate": gain.auroc,
-            "series": gain.model.replace("entropy+heads", "heads"),
-            "is_open": not gain.auroc.excludes_zero,
-        }
-        for row, each in enumerate(shown)
-        for gain in each.found.gains
-        if gain.baseline == "entropy" and gain.model in {"entropy+sink", "entropy+heads"}
-    ]
-    panels = [
-        {"xlabel": "AUROC, cross-fitted", "zero": 0.5, "marks": models, "width": 3},
-        {"xlabel": "AUROC added to entropy", "zero": 0.0, "marks": gains, "width": 2},
-    ]
-    return intervals([each.lines for each in shown], panels, _MODELS, gap=0.18)
+    rows = []
+    for each in shown:
+        gains = {gain.model: gain for gain in each.found.gains if gain.baseline == "entropy"}
+        added = {"sink_gain": gains.get("entropy+sink"), "heads_gain": gains.get("entropy+heads")}
+        rows.append({"name": each.lines, **_row(each.run, each.found), **added})
+    return intervals(rows, _words("sinks-models"))
 
 
 def heads_figure(shown: Sequence[Shown]) -> Figure:
@@ -315,54 +239,42 @@ def heads_figure(shown: Sequence[Shown]) -> Figure:
     Each panel has a scale of its own, named in its title: differences of one task can be ten
     times those of another.
     """
-    limit = f"{FALSE_DISCOVERIES}".replace("0.", ".")
-    panels = []
+    limit, panels = f"{FALSE_DISCOVERIES}".replace("0.", "."), []
     for each in shown:
         where = each.found.localisation
         sizes = np.abs(where.difference[np.isfinite(where.difference)])
         # the few largest values share the end of the scale
         reach = max(float(np.quantile(sizes, _CLIP)) if sizes.size else 0.0, _LEAST_REACH)
         dots = where.q_value.T < FALSE_DISCOVERIES
-        panels.append(
-            {
-                "values": np.clip(where.difference.T / reach, -1, 1),
-                "title": f"{each.lines}\n{dots.sum()} of {where.n_heads} heads q < {limit}, scale {reach:.3f}",
-                "norm": Normalize(-1, 1),
-                "bar": "sink mass: hallucinated (or bad input) minus correct",
-                "ticks": {-1: "\N{MINUS SIGN}scale", 0: "0", 1: "+scale"},
-                "dots": dots,
-            }
-        )
+        count = f"{dots.sum()} of {where.n_heads} heads q < {limit}, scale {reach:.3f}"
+        panel = {"values": where.difference.T / reach, "title": f"{each.lines}\n{count}", "dots": dots}
+        panels.append({**panel, "norm": Normalize(-1, 1), **_words("sinks-heads")})
     n_heads = max(each.run.n_heads for each in shown)
     return heat_maps(panels, cell_in=0.13 if n_heads <= 16 else 0.085, n_columns=2)  # noqa: PLR2004
 
 
 def depth_figure(shown: Sequence[Shown]) -> Figure:
     """Sink mass by relative depth (left) and its difference between the classes (right)."""
-    names = list(dict.fromkeys(each.line_name for each in shown))
-    panels = []
+    names, panels = list(dict.fromkeys(each.line_name for each in shown)), []
     for (task, meaning), members in groupby(shown, lambda each: (each.run.task, each.found.meaning)):
         means, differences = [], []
         for each in members:
             where, found = each.found.localisation, each.found
             classes = np.stack([where.profile_positive, where.profile_negative])
             mean = np.average(classes, axis=0, weights=(found.n_positive, found.n_negative))
-            rows = [estimate or Estimate(float("nan")) for estimate in where.profile_difference]
-            style = {
-                **look(names.index(each.line_name)),
-                "markevery": max(1, len(mean) // 8),
-                "markersize": 5,
-            }
-            line = {"x": np.linspace(0, 1, max(2, len(mean)))[: len(mean)], "label": each.line_name, **style}
-            means.append({**line, "y": mean, "gid": f"depth {each.name}"})
-            ends = {"low": [row.low for row in rows], "high": [row.high for row in rows]}
-            differences.append({**line, "y": [row.value for row in rows], **ends})
-        shared = {"xlim": (-0.02, 1.02), "xlabel": "relative depth (0 first layer, 1 last)"}
+            depth = np.arange(len(mean)) / max(1, len(mean) - 1)
+            style = look(names.index(each.line_name)) | {"markevery": max(1, len(mean) // 8), "markersize": 5}
+            means.append(
+                {"x": depth, "y": mean, "label": each.line_name, "gid": f"depth {each.name}", **style}
+            )
+            unseen = Estimate(float("nan"))
+            known = [estimate or unseen for estimate in where.profile_difference]
+            differences.append(estimate_line(depth, known, label=each.line_name, **style))
         which = "hallucinated minus correct" if meaning == "hallucinated" else "bad minus good"
-        title = f"{task}, {MEANING_NAMES[meaning]}"
+        title, shared = f"{task}, {MEANING_NAMES[meaning]}", _words("sinks-depth")
         panels.append({"lines": means, "title": title, "ylabel": "sink mass", "ylim": (0, None), **shared})
         panels.append({"lines": differences, "title": which, "level": 0, **shared})
-    return lines(panels, key="figure")
+    return lines(panels)
 
 
 def scaling_figure(scaling: Sequence[Scaling]) -> Figure:
@@ -377,113 +289,55 @@ def scaling_figure(scaling: Sequence[Scaling]) -> Figure:
         message = "a question of size needs two models or more on one task"
         raise NotEnoughDataError(message)
     models = dict.fromkeys(_point_name(point) for each in scaling for point in each.points)
-    letters = dict(zip(models, string.ascii_lowercase, strict=False))
-    panels = []
+    letters, panels = dict(zip(models, string.ascii_lowercase, strict=False)), []
     for each in scaling:
-        sizes = [point.n_parameters for point in each.points]
-        for fields, level, ylabel in (
-            (("cohens_d",), 0, "Cohen's d"),
-            (("auroc", "probe_auroc"), 0.5, "AUROC"),
-        ):
-            panels.append(
-                {
-                    "lines": _size_lines(each, fields, letters),
-                    "title": each.series.partition(", quantisation")[0] if level == 0 else "",
-                    "level": level,
-                    "xscale": "log",
-                    "xlabel": "parameters",
-                    "ylabel": ylabel,
-                    "xlim": (min(sizes) / 1.9, max(sizes) * 1.9),
-                    "xticks": sorted(set(sizes)),
-                    "xticklabels": [parameters_text(size) for size in sorted(set(sizes))],
-                }
-            )
-    return lines(panels, size_in=(WIDTH_IN, 3.1), key="figure")
+        sizes = sorted({point.n_parameters for point in each.points})
+        ticks = {"xticks": sizes, "xticklabels": [count_text(size) for size in sizes]}
+        shared = {"xscale": "log", "xlabel": "parameters", "xlim": (sizes[0] / 1.9, sizes[-1] * 1.9), **ticks}
+        for panel in _words("sinks-scaling")["panels"]:
+            drawn = _size_lines(each, panel.pop("fields"), letters)
+            title = each.series.partition(", quantisation")[0] if panel["level"] == 0 else ""
+            panels.append({"lines": drawn, "title": title, **panel, **shared})
+    return lines(panels, size_in=(WIDTH_IN, 3.1))
 
 
 def _size_lines(scaling: Scaling, fields: Sequence[str], letters: Mapping[str, str]) -> list[dict[str, Any]]:
     """Estimates of models by their size, and above each the letter of its model."""
-    sizes = [point.n_parameters for point in scaling.points]
+    sizes, styles = [point.n_parameters for point in scaling.points], _words("sinks-scaling")["series"]
     # models of one size are moved a little apart
     places = [size * 1.16 ** sizes[:rank].count(size) for rank, size in enumerate(sizes)]
-    drawn: list[dict[str, Any]] = []
+    drawn = []
     for field in fields:
-        label, colour, marker = _SIZES[field]
+        label, colour, marker = styles[field]
+        style = {"color": LIGHT[colour], "marker": marker, "markersize": 7, "linestyle": "none", "bars": True}
         estimates = [getattr(point, field) for point in scaling.points]
-        style = {"color": LIGHT[colour], "marker": marker, "markersize": 7, "linestyle": "none"}
-        ends = {"low": [e.low for e in estimates], "high": [e.high for e in estimates], "bars": True}
-        drawn.append(
-            {"x": places, "y": [e.value for e in estimates], "label": label, "gid": field, **ends, **style}
-        )
-    tops = [max(getattr(point, field).high for field in fields) for point in scaling.points]
-    room = 0.08 * (max(tops) - min(min(line["low"]) for line in drawn))
-    for place, top, point in zip(places, tops, scaling.points, strict=True):
-        name = _point_name(point)
+        drawn.append(estimate_line(places, estimates, label=label, gid=field, **style))
+    for place, point in zip(places, scaling.points, strict=True):
+        name, top = _point_name(point), max(getattr(point, field).high for field in fields)
         letter = letters.get(name, "")
         drawn.append(
-            {
-                "x": [place],
-                "y": [top + room / 4],
-                "label": f"{letter}: {name}",
-                "text": letter,
-                "linestyle": "",
-            }
+            {"x": [place], "y": [top], "label": f"{letter}: {name}", "text": letter, "linestyle": ""}
         )
     return drawn
 
 
-def model_name(name: str) -> str:
-    """A model without its organisation."""
-    return name.rsplit("/", maxsplit=1)[-1]
+def _meanings(shown: Sequence[Shown]) -> list[Meaning]:
+    return [each.found.meaning for each in shown]
 
 
-def parameters_text(n_parameters: float) -> str:
-    """Parameters as 135M or 7B."""
-    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
-        if n_parameters >= unit:
-            return f"{n_parameters / unit:.3g}{name}"
-    return f"{n_parameters:.0f}"
-
-
-def _rows(result: SinksResult) -> list[dict[str, Any]]:
-    """Every run under every label."""
-    return [
-        {
-            "run": run,
-            "found": found,
-            "label": MEANING_NAMES[found.meaning],
-            "model": model_name(run.model),
-            "chat": run.chat if run.quantization == "none" else f"{run.chat}, {run.quantization}",
-            **{name: found.model(name) for name in ("sink", "heads", "answer")},
-        }
-        for run in result.runs
-        for found in run.findings
-    ]
-
-
-def _head_rows(shown: Sequence[Shown]) -> list[dict[str, Any]]:
-    """The heads that differ most, of the runs in the figures."""
-    rows = []
-    for each in shown:
-        where = each.found.localisation
-        count = Cell(
-            f"{where.n_significant} of {where.n_heads}", f"{where.n_significant_adjusted} without length"
-        )
-        rows += [{"shown": each, "head": head, "count": count} for head in where.top[:5]]
-    return rows
-
-
-def _scaling_rows(result: SinksResult) -> list[dict[str, Any]]:
-    return [
-        {
-            "each": each,
-            "point": point,
-            "model": model_name(point.model),
-            "parameters": Cell(parameters_text(point.n_parameters), value=point.n_parameters),
-        }
-        for each in result.scaling
-        for point in each.points
-    ]
+def _row(run: RunResult, found: Findings) -> dict[str, Any]:
+    """A run under a label, with its models by name."""
+    chat = run.chat if run.quantization == "none" else f"{run.chat}, {run.quantization}"
+    models = {name: found.model(name) for name in ("sink", "entropy", "heads", "answer")}
+    both = found.model("entropy+sink")
+    return {
+        "run": run,
+        "found": found,
+        "label": MEANING_NAMES[found.meaning],
+        "chat": chat,
+        "both": both,
+        **models,
+    }
 
 
 def _scaling_notes(result: SinksResult) -> str:
@@ -495,7 +349,7 @@ def _scaling_notes(result: SinksResult) -> str:
     return "\n".join(notes)
 
 
-def _task_rows(result: SinksResult) -> list[dict[str, Any]]:
+def _task_rows(result: SinksResult) -> list[Row]:
     rows = []
     for each in result.tasks:
         test = Cell(
@@ -510,13 +364,11 @@ def _task_rows(result: SinksResult) -> list[dict[str, Any]]:
     return rows
 
 
-def _run_rows(result: SinksResult) -> list[dict[str, Any]]:
+def _run_rows(result: SinksResult) -> list[Row]:
     """Every file of records, also those that could not be analysed."""
     return [
         {
             "run": run,
-            "model": model_name(run.model),
-            "shape": f"{run.n_layers} x {run.n_heads}",
             "commonest": None
             if run.commonest_share is None
             else f"{run.commonest_answer}, {run.commonest_share:.0%}",

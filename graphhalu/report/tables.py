@@ -78,14 +78,15 @@ class Table:
         return [[f"{cell.text} {cell.detail}".strip() for cell in row] for row in self.rows]
 
 
-def make_table(name: str, described: Mapping[str, Any], rows: Sequence[Row], **values: Any) -> Table:
+def make_table(name: str, described: Mapping[str, Any], rows: Sequence[Row], /, **values: Any) -> Table:
     """A table from its description.
 
     Args:
         name: A word of letters, digits and hyphens.
         described: ``title``, ``notes``, ``columns``, and as ``low`` the columns in which a low value
             is good. A column is a head with the path of its value in a row, and the format of
-            numbers behind it: ``AUROC: found.prediction.auroc .3f``. Without ``columns`` the rows
+            numbers behind it: ``AUROC: found.prediction.auroc .3f``; or a text with paths in braces, and
+            behind a bar that of its detail: ``heads: "{n_found} of {n_heads} | {n_known} known"``. Without ``columns`` the rows
             are shown as they are, with their names as heads.
         rows: At least one: what the first name of a column's path stands for.
         **values: What braces in title and notes are filled with; a value of several lines makes as
@@ -93,8 +94,7 @@ def make_table(name: str, described: Mapping[str, Any], rows: Sequence[Row], **v
     """
     columns, low = described.get("columns", rows[0]), described.get("low", ())
     if "columns" in described:
-        paths = [path.partition(" ") for path in columns.values()]
-        cells = [tuple(cell(_value(row, path), form) for path, _, form in paths) for row in rows]
+        cells = [tuple(_described_cell(row, path) for path in columns.values()) for row in rows]
     else:
         cells = [tuple(cell(row[head]) for head in columns) for row in rows]
     made = tuple(
@@ -116,14 +116,17 @@ def cell(value: Any, form: str = "") -> Cell:  # noqa: PLR0911 - one return a ki
     Args:
         value: Also a finished cell.
         form: Format of numbers: a format specification, ``p`` for a p-value, ``short`` for a
-            duration, ``bytes`` for a size.
+            duration, ``bytes`` for a size, ``count`` for a large number, ``model`` for a model without
+            its organisation, ``words`` for a name with blanks.
     """
     if isinstance(value, Cell):
         return value
-    if isinstance(value, str):
-        return Cell(value)
-    if value is None or isinstance(value, bool):
-        return Cell({None: ABSENT, True: "yes", False: "no"}[value])
+    if value is None or (isinstance(value, float) and not isfinite(value)):
+        return Cell(ABSENT)
+    if form in _FORMATS:
+        return Cell(_FORMATS[form](value), value=None if isinstance(value, str) else value)
+    if isinstance(value, str | bool):
+        return Cell({True: "yes", False: "no"}[value] if isinstance(value, bool) else value)
     if isinstance(value, tuple | list):
         return Cell(", ".join(value) or ABSENT)
     if isinstance(value, MetricValue):
@@ -132,10 +135,7 @@ def cell(value: Any, form: str = "") -> Cell:  # noqa: PLR0911 - one return a ki
         return Cell(f"{value.value:.3f}", re.sub(r"\b0\.", ".", interval), value.value)
     if isinstance(value, Estimate):
         return Cell(f"{value.value:{form}}", value.interval(form), value.value)
-    if not isfinite(value):
-        return Cell(ABSENT)
-    form = form or ("d" if isinstance(value, int) else ".3f")
-    return Cell(_FORMATS[form](value) if form in _FORMATS else f"{value:{form}}", value=value)
+    return Cell(f"{value:{form or ('d' if isinstance(value, int) else '.3f')}}", value=value)
 
 
 def p_text(value: float | None) -> str:
@@ -159,7 +159,27 @@ def size_text(n_bytes: float) -> str:
     return f"{n_bytes / _KILO:,.1f} KiB" if n_bytes < _KILO**2 else f"{n_bytes / _KILO**2:,.1f} MiB"
 
 
-_FORMATS: Final[Mapping[str, Callable[[float], str]]] = {"p": p_text, "short": short_text, "bytes": size_text}
+def count_text(number: float) -> str:
+    """A large number as 135M or 7B."""
+    for unit, name in ((1e9, "B"), (1e6, "M"), (1e3, "K")):
+        if number >= unit:
+            return f"{number / unit:.3g}{name}"
+    return f"{number:.0f}"
+
+
+def model_name(name: str) -> str:
+    """A model without its organisation."""
+    return name.rsplit("/", maxsplit=1)[-1]
+
+
+_FORMATS: Final[Mapping[str, Callable[[Any], str]]] = {
+    "p": p_text,
+    "short": short_text,
+    "bytes": size_text,
+    "count": count_text,
+    "model": model_name,
+    "words": lambda name: name.replace("_", " "),
+}
 
 
 def cut(text: str, most: int) -> str:
@@ -201,7 +221,14 @@ def markdown_text(text: str) -> str:
     return re.sub(r"^(\d+)([.)]\s)", r"\1\\\2", re.sub(r"^([#>+=~-])", r"\\\1", escaped))
 
 
-def _value(row: Row, path: str) -> Any:
+def _described_cell(row: Row, path: str) -> Cell:
+    if "{" in path:
+        return Cell(*path.format(**row).split(" | "))
+    path, _, form = path.partition(" ")
+    return cell(value_at(row, path), form)
+
+
+def value_at(row: Row, path: str) -> Any:
     """The value at a dotted path; ``None`` where a part of it is ``None``."""
     first, *rest = path.split(".")
     value = row[first]

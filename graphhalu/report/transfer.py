@@ -10,12 +10,13 @@ from matplotlib.figure import Figure
 from graphhalu.evaluation.files import read_document
 from graphhalu.evaluation.transfer import KIND, TRANSFER_FILE, TransferResult
 from graphhalu.report.comparison import around_chance
-from graphhalu.report.frame import data, frame, metric_meanings, metric_titles, protocol_text
-from graphhalu.report.page import Page, Section, sections
+from graphhalu.report.frame import data, frame, metric_cells, metric_meanings, protocol_text
+from graphhalu.report.page import Page, Section, make_page, say, sections
 from graphhalu.report.plots import heat_maps
-from graphhalu.report.tables import ABSENT, Cell, Row, cell, cut
+from graphhalu.report.tables import ABSENT, Row, cell, cut
 
 _MOST_PANELS: Final = 6
+_say = partial(say, "transfer")
 
 
 def read_transfer(folder: Path) -> TransferResult | None:
@@ -40,16 +41,18 @@ def transfer_page(found: TransferResult) -> Page:
         card.tables[0].title if card.tables else str(card.paragraphs): card for card in reversed(cards)
     }
     ready = {"data": list(reversed(different.values())), **frame(found.config, found.provenance, {})}
-    names = {name for each in found.cells for name in each.metrics}
     content = _content(found)
-    content["tables"]["metric-words"] = metric_meanings(names)
-    made = sections("transfer", ready=ready, **content)
-    facts = {
-        "stores": ", ".join(found.stores) or ABSENT,
-        "detectors": str(len(found.detectors())),
-        "protocol": protocol_text(found.config),
-    }
-    return Page(f"Transfer between {len(found.stores)} stores", headline(found), facts, made)
+    content["tables"]["metric-words"] = metric_meanings(each.metrics for each in found.cells)
+    return make_page(
+        "transfer",
+        headline(found),
+        ready=ready,
+        n_stores=len(found.stores),
+        stores=", ".join(found.stores) or ABSENT,
+        n_detectors=len(found.detectors()),
+        protocol=protocol_text(found.config),
+        **content,
+    )
 
 
 def transfer_sections(found: TransferResult) -> tuple[Section, ...]:
@@ -62,13 +65,10 @@ def headline(found: TransferResult) -> tuple[str, str]:
     means = {name: _mean_auroc(found, name, is_home=False) for name in detectors_by_transfer(found)}
     best = next((name for name, value in means.items() if value is not None), None)
     if best is None:
-        return "No detector could be tested on another store.", "The reasons are below."
+        return _say("nothing"), _say("reasons")
     home = _mean_auroc(found, best, is_home=True)
     at_home = "has no AUROC at home" if home is None else f"{home:.3f} at home"
-    return (
-        f"The best transfer is that of {best}: mean AUROC {means[best]:.3f} on other stores, {at_home}.",
-        "Intervals of single cells are below; a mean over cells has none, since they share questions and models.",
-    )
+    return _say("best", best=best, away=means[best], at_home=at_home), _say("means")
 
 
 def detectors_by_transfer(found: TransferResult) -> list[str]:
@@ -114,12 +114,9 @@ def _content(found: TransferResult) -> dict[str, Any]:
     """Figures and tables by name."""
     detectors = detectors_by_transfer(found)
     shown = [name for name in detectors if _mean_auroc(found, name, is_home=None) is not None]
-    titles = metric_titles(name for each in found.cells for name in each.metrics)
+    ordered = [each for name in detectors for each in found.cells if each.detector == name]
     rows: list[Row] = []
-    for each in (each for name in detectors for each in found.cells if each.detector == name):
-        metrics = {title: cell(each.metrics.get(name)) for name, title in titles.items()}
-        if each.failure is not None and metrics:
-            metrics[next(iter(metrics))] = Cell("failed")
+    for each, metrics in zip(ordered, metric_cells(ordered), strict=True):
         sizes = {
             "answers": cell(each.n_traces, ",.0f"),
             "dropped": cell(each.n_dropped, ",.0f"),

@@ -12,9 +12,9 @@ from matplotlib.figure import Figure
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.report.frame import frame
-from graphhalu.report.page import Page, Section, sections
+from graphhalu.report.page import Page, Section, figure_words, make_page, say
 from graphhalu.report.plots import DOTS, REFERENCE, WIDTH_IN, heat_maps, lines, look
-from graphhalu.report.tables import ABSENT, Cell, Row, cell
+from graphhalu.report.tables import Cell, Row, cell
 from graphhalu.report.theme import LIGHT
 from graphhalu.studies.weights.agreement import PAIRS, Agreement, counts
 from graphhalu.studies.weights.validation import Validation, paired_values
@@ -31,29 +31,8 @@ _SHOWN: Final = (
     *("logit_variance", "valid_share", "peaked_share", "value_norm", "value_amplification"),
     *("ov_norm", "copying", "attention_gain", "mlp_gain", "gain_ratio", "tail_alpha"),
 )
-_CURVES: Final = {
-    "logit_variance": "logit variance s², mean of heads",
-    "value_norm": "expected norm of values",
-    "copying": "copying score, mean of heads",
-    "gain_ratio": "gain: feed-forward / attention",
-}
-"""Curves over depth; all but the copying score are logarithmic."""
-_MAPS: Final = {
-    "logit_variance": "logit variance s²; a dot: peaked, no estimate of entropy",
-    "copying": "copying score",
-    "ov_norm": "norm of the OV circuit",
-}
-_ZONE_MARKS: Final = {"valid": ("o", "probe"), "rough": ("s", "scalar"), "peaked": ("^", "graph")}
-_S2: Final = "s² of the head"
-_NORMS: Final = ("expected norm of values", "measured norm of values")
-_RATIOS: Final = ("gain ratio of the layer (estimate)", "measured ratio of outputs")
-_SCATTERS: Final = {
-    ("logit_variance", "entropy", "head"): (_S2, "measured entropy / log n", "x"),
-    ("logit_variance", "sink_share", "head"): (_S2, "measured sink share", "x"),
-    ("v_norm", "value_norm", "kv_head"): (*_NORMS, "xy"),
-    ("gain_ratio", "output_ratio", "layer"): (*_RATIOS, "xy"),
-}
-"""Pairs that are drawn: labels of both axes, and which of them are logarithmic."""
+_say = partial(say, "weights")
+_words = partial(figure_words, "weights")
 
 
 def profile_page(profile: WeightProfile, found: Validation | None) -> Page:
@@ -65,8 +44,7 @@ def profile_page(profile: WeightProfile, found: Validation | None) -> Page:
         "layers": _layers(profile),
         "meanings": [{"quantity": name, "meaning": said} for name, said in descriptions.items()],
     }
-    measured: list[str] = []
-    traces = "nothing"
+    measured, sizes = list[str](), profile.architecture
     if found is not None:
         missing = {**found.missing, **found.untested}
         tables["verdicts"] = [_verdict_row(row) for row in found.rows]
@@ -75,59 +53,44 @@ def profile_page(profile: WeightProfile, found: Validation | None) -> Page:
         figures["scatter"] = partial(scatter_figure, profile, found)
         figures["risk"] = partial(risk_figure, found)
         measured = _measured(found)
-        traces = f"{found.measured.n_traces} traces of {found.store.get('name', 'a store')}"
-    made = sections(
+    of = "" if found is None else f"{found.measured.n_traces} traces of {found.store.get('name', 'a store')}"
+    return make_page(
         "weights",
+        _headline(profile, found),
         figures=figures,
         tables=tables,
         paragraphs={"storage": profile.notes, "scatter-section": measured},
-        ready={"provenance": _made_with(profile, found)},
+        ready=_made_with(profile, found),
         depth="by layer",
+        title=_say("one", profile=profile),
+        family=sizes["family"],
+        size=_say("size", **sizes),
+        stored=_types(profile),
+        validated=of or "nothing",
+        first="",
+        second="",
     )
-    sizes = profile.architecture
-    facts = {
-        "family": str(sizes["family"]),
-        "size": (
-            f"{sizes['n_layers']} layers of {sizes['n_heads']} heads, "
-            f"{sizes['n_kv_heads']} key heads of {sizes['head_dim']}"
-        ),
-        "stored as": _types(profile),
-        "validated on": traces,
-    }
-    return Page(f"{profile.name}: its weights and its attention", _headline(profile, found), facts, made)
 
 
 def comparison_page(first: WeightProfile, second: WeightProfile, found: ProfileComparison) -> Page:
     """Two profiles side by side."""
-    # two ways of storing one model have one name
-    one, other = (f"{name} ({which})" for name, which in zip(found.names, "12", strict=True))
-    compared: list[Row] = [
-        {
-            "quantity": row.quantity,
-            "of": row.level,
-            one: cell(row.first, ".3g"),
-            other: cell(row.second, ".3g"),
-            "rank correlation": cell(row.correlation, "+.3f"),
-            "median change": cell(row.change, ".1%"),
-        }
-        for row in found.rows
-    ]
     zeros: list[Row] = [
-        {"part": part, one: f"{share:.2%}", other: f"{second_share:.2%}"}
-        for part, (share, second_share) in found.zeros.items()
+        {"part": part, "first": f"{one:.2%}", "second": f"{other:.2%}"}
+        for part, (one, other) in found.zeros.items()
     ]
-    zeros += [{"part": part, one: "refused", other: why} for part, why in found.refused.items()]
-    made = sections(
+    zeros += [{"part": part, "first": "refused", "second": why} for part, why in found.refused.items()]
+    return make_page(
         "weights",
+        _compared_headline(found),
         figures={"depth": partial(depth_figure, [first, second])},
-        tables={"compared": compared, "zeros": zeros},
+        tables={"compared": [{"row": row} for row in found.rows], "zeros": zeros},
         paragraphs={"types": found.warnings},
         ready=frame({}, first.provenance, {}),
         depth="over depth",
-    )
-    facts = {"first": _types(first), "second": _types(second)}
-    return Page(
-        f"{found.names[0]} and {found.names[1]}: weights side by side", _compared_headline(found), facts, made
+        title=_say("two", names=found.names),
+        first=f"{found.names[0]}: {_types(first)}",
+        second=f"{found.names[1]}: {_types(second)}",
+        **dict.fromkeys(("family", "size", "stored", "validated"), ""),
     )
 
 
@@ -136,24 +99,21 @@ def depth_figure(profiles: list[WeightProfile]) -> Figure:
 
     An open mark stands where the quantity reads parts that are stored in more than one way.
     """
-    is_shared = len(profiles) > 1
-    panels = []
-    for quantity, title in _CURVES.items():
-        drawn = [
-            _depth_line(profile, quantity, rank, is_shared=is_shared) for rank, profile in enumerate(profiles)
-        ]
-        values = np.concatenate([line["y"] for line in drawn])
-        known = values[np.isfinite(values)]
-        is_log = quantity != "copying" and known.size and (known > 0).all()
-        panels.append(
-            {
-                "lines": drawn,
-                "title": title,
-                "yscale": "log" if is_log else "linear",
-                "xlabel": "depth (first to last layer)" if is_shared else "layer",
-            }
-        )
-    return lines(panels, key="figure" if is_shared else "none")
+    is_shared, panels = len(profiles) > 1, []
+    for quantity, title in _words("depth").items():
+        drawn = []
+        for rank, profile in enumerate(profiles):
+            values, style = profile.of_layers(quantity), look(rank)
+            face = LIGHT["paper"] if reads_mixed(profile, quantity) else style["color"]
+            layers = np.arange(len(values)) / (max(1, len(values) - 1) if is_shared else 1)
+            style |= {"label": profile.name if is_shared else "", "markersize": 4.5, "markerfacecolor": face}
+            drawn.append({"x": layers, "y": values, **style})
+        known = np.concatenate([line["y"] for line in drawn])
+        is_log = quantity != "copying" and np.nanmin(known, initial=np.inf) > 0
+        scale = {"yscale": "log"} if is_log and np.isfinite(known).any() else {}
+        xlabel = "depth (first to last layer)" if is_shared else "layer"
+        panels.append({"lines": drawn, "title": title, "xlabel": xlabel, **scale})
+    return lines(panels)
 
 
 def heads_figure(profile: WeightProfile) -> Figure:
@@ -163,7 +123,7 @@ def heads_figure(profile: WeightProfile) -> Figure:
         NotEnoughDataError: If no head has a number.
     """
     panels = []
-    for quantity, title in _MAPS.items():
+    for quantity, title in _words("heads").items():
         values = profile.of_heads(quantity).T
         there = values[np.isfinite(values)]
         if not there.size:
@@ -185,36 +145,29 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
     Raises:
         NotEnoughDataError: If nothing was measured.
     """
-    panels = []
-    for pair in (pair for pair in PAIRS if pair[:3] in _SCATTERS):
+    words, panels = _words("scatter"), []
+    for pair in PAIRS:
+        axes = words["pairs"].get(" ".join(pair[:3]))
         static, measured = paired_values(pair, profile, found.measured)
-        zones = _zones(profile) if pair.level == "head" else np.full(static.shape, "")
         both = np.isfinite(static) & np.isfinite(measured)
-        if not both.any():
+        if axes is None or not both.any():
             continue
-        marks = [
-            {
-                "x": static[here],
-                "y": measured[here],
-                "label": f"estimate of entropy: {zone}" if pair.level == "head" else "",
-                "marker": marker,
-                "color": LIGHT[colour],
-                "markersize": 4,
-                "alpha": 0.75,
-                **DOTS,
-            }
-            for zone, (marker, colour) in _ZONE_MARKS.items()
-            if (here := both & ((zones == zone) | ((zones == "") & (zone == "valid")))).any()
-        ]
-        xlabel, ylabel, logarithmic = _SCATTERS[pair[:3]]
+        zones = _zones(profile) if pair.level == "head" else np.full(static.shape, "valid")
+        marks = []
+        for zone, (marker, colour) in words["marks"].items():
+            here = both & (zones == zone)
+            style = {"marker": marker, "color": LIGHT[colour], "markersize": 4, "alpha": 0.75, **DOTS}
+            label = f"estimate of entropy: {zone}" if pair.level == "head" else ""
+            marks.append({"x": static[here], "y": measured[here], "label": label, **style})
+        logarithmic, xlabel, ylabel = axes
         rows = [row for row in found.rows if (row.static, row.measured, row.level) == pair[:3]]
-        scales = {f"{axis}scale": "log" for axis in logarithmic}
         title = "".join(f"{_rho(row)}: {row.verdict}" for row in rows[:1])
-        panels.append({"lines": marks, "title": title, "xlabel": xlabel, "ylabel": ylabel, **scales})
+        labels = {"title": title, "xlabel": xlabel, "ylabel": ylabel}
+        panels.append({"lines": marks, **labels, **{f"{axis}scale": "log" for axis in logarithmic}})
     if not panels:
         message = "no quantity was measured: there is nothing to draw"
         raise NotEnoughDataError(message)
-    return lines(panels, size_in=(WIDTH_IN, 3.3), key="figure")
+    return lines(panels, size_in=(WIDTH_IN, 3.3))
 
 
 def risk_figure(found: Validation) -> Figure:
@@ -224,62 +177,25 @@ def risk_figure(found: Validation) -> Figure:
         NotEnoughDataError: If it was not validated: it is never shown alone.
     """
     if not found.detection:
-        message = (
-            "the risk curve has no validation, and is never shown alone "
-            f"({found.missing.get('detection by layer') or '; '.join(found.missing.values())})"
-        )
-        raise NotEnoughDataError(message)
-    layers = np.arange(len(found.risk.values))
-    risk = [
-        {
-            "x": layers,
-            "y": values,
-            "label": name.replace("_", " "),
-            **look(rank),
-            "marker": "",
-            "linewidth": 1.1,
-        }
-        for rank, (name, values) in enumerate(found.risk.components.items(), start=1)
-    ]
-    risk.append(
-        {"x": layers, "y": found.risk.values, "label": "risk", "color": LIGHT["graph"], "linewidth": 2.6}
-    )
+        reason = found.missing.get("detection by layer") or "; ".join(found.missing.values())
+        raise NotEnoughDataError(_say("unvalidated", reason=reason))
+    layers, words = np.arange(len(found.risk.values)), _words("risk")
+    risk = []
+    for rank, (name, values) in enumerate(found.risk.components.items(), start=1):
+        style = {**look(rank), "marker": "", "linewidth": 1.1}
+        risk.append({"x": layers, "y": values, "label": name.replace("_", " "), **style})
+    style = {"label": "risk", "color": LIGHT["graph"], "linewidth": 2.6}
+    risk.append({"x": layers, "y": found.risk.values, **style})
     verdicts = {row.measured: f"{_rho(row)}\n{row.verdict}" for row in found.rows if row.static == "risk"}
-    detected = [
-        {
-            "x": layers + 0.12 * (2 * place - len(found.detection) + 1),
-            "y": each.auroc,
-            "low": each.low,
-            "high": each.high,
-            "bars": True,
-            "label": f"by {each.inputs}\n{verdicts.get(f'AUROC by {each.inputs}', '')}",
-            "linewidth": 1.4,
-            "markersize": 4.5,
-            **look(2 - place % 2),
-        }
-        for place, each in enumerate(found.detection)
-    ]
+    detected = []
+    for rank, each in enumerate(found.detection):
+        shifted = layers + 0.12 * (2 * rank - len(found.detection) + 1)
+        label = f"by {each.inputs}\n{verdicts.get(f'AUROC by {each.inputs}', '')}"
+        style = {**look(2 - rank % 2), "label": label, "linewidth": 1.4, "markersize": 4.5, "bars": True}
+        detected.append({"x": shifted, "y": each.auroc, "low": each.low, "high": each.high, **style})
     detected.append({"x": layers[[0, -1]], "y": [0.5, 0.5], **REFERENCE})
-    above = {"title": "a hypothesis: risk from weights alone", "ylabel": "share of layers below"}
-    below = {"title": "its validation: what each layer alone detects", "ylabel": "AUROC of one layer alone"}
-    panels = [
-        {**above, "lines": risk, "ylim": (-0.03, 1.03)},
-        {**below, "lines": detected, "xlabel": "layer"},
-    ]
+    panels = [{"lines": risk, **words["above"]}, {"lines": detected, **words["below"]}]
     return lines(panels, n_columns=1, size_in=(WIDTH_IN, 3.2), key="right")
-
-
-def _depth_line(profile: WeightProfile, quantity: str, rank: int, *, is_shared: bool) -> dict[str, Any]:
-    values = profile.of_layers(quantity)
-    layers, style = np.arange(len(values)), look(rank)
-    return {
-        "x": layers / max(1, len(values) - 1) if is_shared else layers,
-        "y": values,
-        "label": profile.name,
-        "markersize": 4.5,
-        "markerfacecolor": LIGHT["paper"] if reads_mixed(profile, quantity) else style["color"],
-        **style,
-    }
 
 
 def _zones(profile: WeightProfile) -> Any:
@@ -293,34 +209,20 @@ def _rho(row: Agreement) -> str:
 
 def _headline(profile: WeightProfile, found: Validation | None) -> tuple[str, str]:
     mixed = profile.mixed()
-    warning = "Every part is stored in one type."
-    if mixed:
-        warning = (
-            f"{len(mixed)} parts are stored in more than one type: differences between their "
-            "layers may be those of the types."
-        )
+    warning = _say("mixed", n_mixed=len(mixed)) if mixed else _say("unmixed")
     if found is None:
-        return "Nothing here was held against the running model: these are hypotheses.", warning
-    verdicts = counts(found.rows)
-    claims = (
-        f"Of {len(found.rows)} claims that the weights make, the running model supports "
-        f"{verdicts['supported']} and contradicts {verdicts['contradicted']}; "
-        f"{verdicts['unsupported']} are unsupported, {verdicts['not tested']} not tested."
-    )
-    return claims, warning
+        return _say("hypotheses"), warning
+    verdicts = dict(counts(found.rows))
+    return _say("verdicts", n_claims=len(found.rows), untested=verdicts["not tested"], **verdicts), warning
 
 
 def _compared_headline(found: ProfileComparison) -> tuple[str, str]:
-    kind = "Heads and layers correspond." if found.is_same_shape else "The shapes differ."
-    known = [r for r in found.rows if r.level == "head" and np.isfinite(r.correlation)]
+    kind = _say("same" if found.is_same_shape else "different")
+    known = [row for row in found.rows if row.level == "head" and np.isfinite(row.correlation)]
     if not known:
-        return kind, "Only medians and depth can be compared."
+        return kind, _say("medians")
     least = min(known, key=lambda row: row.correlation)
-    agreed = (
-        f"{kind} Head by head, {len(known)} quantities agree with a rank correlation of "
-        f"{least.correlation:+.3f} or more."
-    )
-    return agreed, f"The least agreement is that of {least.quantity}."
+    return _say("agreed", kind=kind, n_known=len(known), least=least), _say("least", least=least)
 
 
 def _mixed(profile: WeightProfile) -> list[Row]:
@@ -334,13 +236,11 @@ def _mixed(profile: WeightProfile) -> list[Row]:
 def _layers(profile: WeightProfile) -> list[Row]:
     values = {name: profile.of_layers(name) for name in _SHOWN}
     known = {name: column for name, column in values.items() if np.isfinite(column).any()}
-    return [
-        {
-            "layer": cell(layer, "d"),
-            **{name: cell(float(column[layer]), ".3g") for name, column in known.items()},
-        }
-        for layer in range(profile.n_layers)
-    ]
+    rows = []
+    for layer in range(profile.n_layers):
+        numbers = {name: cell(float(column[layer]), ".3g") for name, column in known.items()}
+        rows.append({"layer": layer, **numbers})
+    return rows
 
 
 def _components(found: Validation) -> list[Row]:
@@ -370,28 +270,20 @@ def _measured(found: Validation) -> list[str]:
     entropy = found.entropy
     zones = ", ".join(f"{share:.0%} {zone}" for zone, share in entropy.shares.items())
     errors = ", ".join(f"{error:.2f} where {zone}" for zone, error in entropy.errors.items())
-    entropy_text = (
-        f"Entropy estimate at {entropy.n_keys} keys: {zones}. Mean of the estimate "
-        f"{entropy.mean_estimate:.2f}, measured {entropy.mean_measured:.2f}, both over log n; "
-        f"mean distance head by head {errors}."
-    )
-    paragraphs = [entropy_text]
+    said = [_say("entropy", entropy=entropy, zones=zones, errors=errors)]
     share = found.measured.layers.get("top_share", np.zeros(0))
     there = share[np.isfinite(share)]
     if there.size:
-        paragraphs.append(
-            f"All of it supposes isotropic inputs. In {there.size} layers they were looked at: one "
-            f"direction holds {there.min():.0%} to {there.max():.0%} of their second moment."
-        )
-    return paragraphs
+        said.append(_say("isotropy", n_layers=there.size, low=there.min(), high=there.max()))
+    return said
 
 
-def _made_with(profile: WeightProfile, found: Validation | None) -> list[Section]:
+def _made_with(profile: WeightProfile, found: Validation | None) -> dict[str, list[Section]]:
     said = {"model": profile.model, "profile": profile.settings}
     if found is not None:
         said |= {"validation": found.settings, "store": found.store}
     texts = {name: json.dumps(dict(value), ensure_ascii=False) for name, value in said.items()}
-    return frame({}, {**profile.provenance, **texts}, {})["provenance"]
+    return frame({}, {**profile.provenance, **texts}, {})
 
 
 def _types(profile: WeightProfile) -> str:

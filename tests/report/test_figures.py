@@ -7,7 +7,8 @@ import pytest
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.curves import mean_curve
 from graphhalu.evaluation.metrics import risk_coverage_curve
-from graphhalu.report.comparison import KINDS, curve_figure, family, named_rows
+from graphhalu.report.comparison import CURVES, curve_figure, family, named_rows
+from graphhalu.report.page import figure_words
 
 NOISES = {"words": 9.0, "sink_mass": 3.0, "gat": 0.3}
 
@@ -79,11 +80,11 @@ def test_without_probabilities_there_is_no_calibration(make):
         curve_figure(make(NOISES), "calibration")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CURVES)
 def test_every_figure_has_labels_and_no_number_that_does_not_exist(make_calibrated, kind):
     figure = curve_figure(make_calibrated(NOISES, seeds=(0, 1)), kind)
     words = [text.get_text() for text in figure.texts]
-    assert {KINDS[kind]["x"], KINDS[kind]["y"]} <= set(words)
+    assert {figure_words("comparison", kind)[axis] for axis in "xy"} <= set(words)
     for axes in panels(figure):
         assert axes.get_legend().get_title().get_text()
         assert lines(axes, "reference")
@@ -140,7 +141,7 @@ def test_invalid_scores_are_not_drawn(make):
     assert len(mean_curve(table, "gat", "roc").x) == n_valid + 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CURVES)
 def test_nothing_to_draw_is_refused(make, failed_row, kind):
     with pytest.raises(NotEnoughDataError, match="no detector has"):
         curve_figure(make({}, rows=[failed_row("topology")]), kind)

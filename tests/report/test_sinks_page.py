@@ -8,7 +8,8 @@ import pytest
 
 from graphhalu.cli.main import run
 from graphhalu.core.errors import NotEnoughDataError, UsageError
-from graphhalu.report.sinks import parameters_text, scaling_figure, shown_findings, sinks_page
+from graphhalu.report.sinks import scaling_figure, shown_findings, sinks_page
+from graphhalu.report.tables import count_text
 from graphhalu.studies.sinks.analyze import analyze
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name, write_run
 from graphhalu.studies.sinks.settings import AnalyzeConfig
@@ -114,4 +115,4 @@ def test_what_cannot_be_drawn_is_an_error_that_says_why(folder):
 
 
 def test_sizes_are_written_as_people_write_them():
-    assert [parameters_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == ["135M", "1.1B", "7B", "900"]
+    assert [count_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == ["135M", "1.1B", "7B", "900"]
