@@ -216,10 +216,9 @@ def curve_figure(result: Result, kind: str) -> Figure:
     named_curves = [
         curves[row.detector] for rows in named_rows(result).values() for row in rows if row.detector in curves
     ]
-    limits = {"xlim": (-0.02, 1.02), "ylim": _limits(result, kind, named_curves)}
-    width = WIDTH_IN if len(panels) > 1 else 0.6 * WIDTH_IN
-    panels = [{**panel, **limits} for panel in panels]
-    return lines(panels, size_in=(width, 3.9), key="above", shared=(words["x"], words["y"]))
+    ylim, width = _limits(result, kind, named_curves), WIDTH_IN if len(panels) > 1 else 0.6 * WIDTH_IN
+    labels = (words["x"], words["y"])
+    return lines(panels, size_in=(width, 3.9), key="above", shared=labels, xlim=(-0.02, 1.02), ylim=ylim)
 
 
 def forest_figure(result: Result) -> Figure:
@@ -256,19 +255,14 @@ def maps_figure(found: HeadMaps) -> Figure:
     """
     grids = [_with_means(each.auroc, each.layer_auroc) for each in found.maps]
     n_heads = len(found.maps[0].auroc[0])
-    shared = {"norm": around_chance(grids), "bar": "AUROC of one head alone (0.5 = chance)"}
-    shared |= {"rows": [*range(n_heads), "", "mean"]}
-    panels = [
-        {
-            "values": values,
-            "title": _map_title(each),
-            "columns": each.layers,
-            "dots": _with_means(each.q_value, each.layer_q_value) < FALSE_DISCOVERIES,
-            **shared,
-        }
-        for each, values in zip(found.maps, grids, strict=True)
-    ]
-    return heat_maps(panels, cell_in=0.17 if n_heads <= 16 else 0.1)  # noqa: PLR2004
+    panels = []
+    for each, values in zip(found.maps, grids, strict=True):
+        dots = _with_means(each.q_value, each.layer_q_value) < FALSE_DISCOVERIES
+        panel = {"values": values, "title": _map_title(each), "dots": dots}
+        panels.append({**panel, "columns": each.layers, "rows": [*range(n_heads), "", "mean"]})
+    bar = "AUROC of one head alone (0.5 = chance)"
+    cell_in = 0.17 if n_heads <= 16 else 0.1  # noqa: PLR2004
+    return heat_maps(panels, cell_in=cell_in, norm=around_chance(grids), bar=bar)
 
 
 def around_chance(grids: Iterable[Any]) -> Normalize:
@@ -306,11 +300,9 @@ def worst_mistakes(result: Result) -> list[Row]:
 
 
 def _metric_rows(result: Result) -> list[Row]:
-    rows = []
-    for row, metrics in zip(result.ranked(), metric_cells(result.ranked()), strict=True):
-        more = {"coverage": cell(row.coverage, ".0%"), "inputs": row.inputs}
-        rows.append({"detector": _marked_name(result, row), **metrics, **more})
-    return rows
+    rows = result.ranked()
+    pairs = zip(rows, metric_cells(rows), strict=True)
+    return [{"row": row, "name": _marked_name(result, row), "metrics": metrics} for row, metrics in pairs]
 
 
 def _cost_row(result: Result, row: DetectorRow) -> Row:
@@ -324,7 +316,7 @@ def _subgroup_rows(result: Result) -> list[Row]:
     rows: dict[str, dict[str, Any]] = {}
     for group in result.subgroups:
         sizes = {"answers": cell(group.n_traces, ",.0f"), "hallucinated": cell(group.prevalence, ".0%")}
-        empty = dict.fromkeys((f"AUROC of {name}" for name in shown))
+        empty = dict.fromkeys(f"AUROC of {name}" for name in shown)
         row = rows.setdefault(group.name, {group.field: group.name, **sizes, **empty})
         if group.detector in shown:
             row[f"AUROC of {group.detector}"] = group.metrics.get("auroc")

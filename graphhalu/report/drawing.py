@@ -30,9 +30,9 @@ _SVG: Final = "http://www.w3.org/2000/svg"
 _XLINK: Final = "http://www.w3.org/1999/xlink"
 STYLE: Final = TEMPLATES / "figures.mplstyle"
 """The theme of figures."""
-_KEPT_STYLES: Final = frozenset(
-    "fill fill-opacity font-size font-weight image-rendering opacity stroke stroke-dasharray"
-    " stroke-dashoffset stroke-linecap stroke-linejoin stroke-opacity stroke-width text-anchor".split()
+_KEPT_STYLES: Final = re.compile(
+    r"(fill|stroke)(-opacity)?|stroke-(dash(array|offset)|line(cap|join)|width)"
+    r"|font-(size|weight)|image-rendering|opacity|text-anchor"
 )
 _DROPPED: Final = ("metadata", "style")
 
@@ -76,6 +76,7 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
     stream = io.StringIO()
     with _drawing():
         _lay_out(figure)
+        figure.set_dpi(2 * _DPI)  # of the heat maps in it
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     root = ET.fromstring(stream.getvalue())  # noqa: S314  # drawn here, a moment ago
     _clean(root, name)
@@ -140,7 +141,7 @@ def _attributes(style: str) -> dict[str, str]:
             weight = re.search(r"\b(bold|[1-9]00)\b", value)
             found |= {"font-size": size[0]} if size else {}
             found |= {"font-weight": weight[0]} if weight else {}
-        elif key in _KEPT_STYLES:
+        elif _KEPT_STYLES.fullmatch(key):
             found[key] = _PROPERTIES.get(value.lower(), value)
     return found
 

@@ -23,19 +23,13 @@ def metric_titles(found: Iterable[str]) -> dict[str, str]:
     return titles | {name: name for name in sorted(names - known.keys())}
 
 
-def metric_cells(rows: Sequence[DetectorRow] | Sequence[TransferCell]) -> list[dict[str, Cell]]:
+def metric_cells(rows: Sequence[DetectorRow | TransferCell]) -> list[dict[str, Cell]]:
     """Metrics of each row by their titles; a failed one says so in the first column."""
     titles = metric_titles(name for row in rows for name in row.metrics)
-    made = []
-    for row in rows:
-        cells = {title: cell(row.metrics.get(name)) for name, title in titles.items()}
-        is_failed = row.failure is not None
-        made.append(
-            {
-                title: Cell("failed") if is_failed and n == 0 else each
-                for n, (title, each) in enumerate(cells.items())
-            }
-        )
+    made = [{title: cell(row.metrics.get(name)) for name, title in titles.items()} for row in rows]
+    for row, cells in zip(rows, made, strict=True):
+        if row.failure is not None and cells:
+            cells[next(iter(cells))] = Cell("failed")
     return made
 
 
@@ -75,7 +69,9 @@ def frame(
     packages = said.get("packages")
     if isinstance(packages, Mapping):
         said["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
-    whole = {name: file_name(str(value)) if name == "path" else value for name, value in store.items()}
+    whole: dict[str, Any] = {
+        name: file_name(str(value)) if name == "path" else value for name, value in store.items()
+    }
     made_from = {name: value for name, value in whole.items() if name != "configuration"}
     made_from |= whole.get("configuration") or {}
     tables = (*_table("made-with", said), *_table("made-from", made_from))

@@ -25,6 +25,8 @@ from graphhalu.report.drawing import FONT_SIZE, STYLE
 from graphhalu.report.tables import Row, value_at
 from graphhalu.report.theme import LIGHT, RISING
 
+Style = Mapping[str, Any]
+"""Arguments of a line or a mark."""
 WIDTH_IN: Final = 9.0
 AROUND_CHANCE: Final = LinearSegmentedColormap.from_list("around_chance", RISING)
 """Blue below the middle, grey on it, yellow above; it also rises from dark to light, so that a
@@ -33,18 +35,16 @@ DASHES: Final = ("-", (0, (5, 1.8)), (0, (1.2, 1.3)), (0, (6, 1.6, 1.2, 1.6)))
 REFERENCE: Final = {"color": LIGHT["muted"], "linewidth": 1.1, "linestyle": (0, (2, 2)), "gid": "reference"}
 """Style of a line of comparison, such as chance."""
 FAINT: Final = {"color": LIGHT["faint"], "linewidth": 0.8}
-DOTS: Final = {"linestyle": "none", "markeredgewidth": 0}
+DOTS: Final[Style] = {"linestyle": "none", "markeredgewidth": 0}
 """Style of marks without a line."""
 _COLOURS: Final = ("graph", "scalar", "probe", "control", "ink", "muted")
 _MARKERS: Final = "Dso^vX"
-_DOT: Final = DOTS | {"marker": "o", "markersize": 3.6, "color": "#0a0a0a", "gid": "mark"}
+_DOT: Final[Style] = dict(DOTS) | {"marker": "o", "markersize": 3.6, "color": "#0a0a0a", "gid": "mark"}
 _RIM: Final = {"markeredgecolor": "#fdfdfd", "markeredgewidth": 0.6}
 """With a dot in it, what is seen on dark and on light cells."""
 _WIDE_RANGE: Final = 300
 """Ratio of both ends of a logarithmic axis above which powers of ten are enough."""
 
-Style = Mapping[str, Any]
-"""Arguments of a line or a mark."""
 Key = Literal["above", "right", "figure"]
 """Where the key is: above each panel with its title, right of it, or once above all panels."""
 
@@ -67,6 +67,7 @@ def lines(
     heights: Sequence[float] | None = None,
     key: Key = "figure",
     shared: tuple[str, str] | None = None,
+    **same: Any,
 ) -> Figure:
     """Panels of lines, bands and marks.
 
@@ -80,9 +81,11 @@ def lines(
         heights: Ratios of the heights of the rows.
         key: Where the key stands.
         shared: Labels of both axes where all panels share them.
+        **same: What is the same in all panels.
     """
     figure, grid = _grid(len(panels), n_columns, size_in, heights=heights, is_shared=shared is not None)
-    for axes, panel in zip(grid, panels, strict=True):
+    for axes, given in zip(grid, panels, strict=True):
+        panel = {**same, **given}
         for line in panel["lines"]:
             _line(axes, line)
         if "level" in panel:
@@ -166,6 +169,7 @@ def heat_maps(
     cell_in: float,
     n_columns: int = 1,
     labels: tuple[str, str] = ("layer", "head"),
+    **same: Any,
 ) -> Figure:
     """Heat maps, each distinct scale with a bar of its own.
 
@@ -178,7 +182,9 @@ def heat_maps(
         cell_in: Height of a row of cells.
         n_columns: Panels in a row.
         labels: Of both axes.
+        **same: What is the same in all panels.
     """
+    panels = [{**same, **panel} for panel in panels]
     n_cells = max(len(panel["values"]) for panel in panels)
     bars = dict.fromkeys(panel["bar"] for panel in panels)
     size = (WIDTH_IN, 0.95 + cell_in * n_cells)
@@ -223,7 +229,8 @@ def distributions(
     above, below = list(grid[::2].flat), list(grid[1::2].flat)
     for axes in (*above[len(panels) :], *below[len(panels) :]):
         axes.remove()
-    solid, dashed = {"color": LIGHT["graph"]}, {"color": LIGHT["probe"], "linestyle": (0, (4, 1.6))}
+    solid: dict[str, Any] = {"color": LIGHT["graph"]}
+    dashed: dict[str, Any] = {"color": LIGHT["probe"], "linestyle": (0, (4, 1.6))}
     mark: Style = {"color": LIGHT["ink"], "linewidth": 1.3, "linestyle": (0, (5, 2))}
     violin: Style = {
         "orient": "h",
@@ -278,7 +285,7 @@ def _grid(
     n_rows = -(-n_panels // columns)
     width, height = size_in
     figure = Figure((width, n_rows * height + extra_in), layout="constrained")
-    share = True if is_shared else ("col" if columns == 1 else False)
+    share: Any = True if is_shared else ("col" if columns == 1 else False)
     made: Any = figure.subplots(
         n_rows, columns, squeeze=False, sharex=share, sharey=is_shared, height_ratios=heights
     )
@@ -299,8 +306,6 @@ def _line(axes: Axes, line: Mapping[str, Any]) -> None:
     elif low is not None:
         alpha = 1.0 if y is None else 0.18
         axes.fill_between(x, low, high, color=style["color"], alpha=alpha, linewidth=0, zorder=1)
-    if "text" in style:
-        axes.annotate(style.pop("text"), (x[0], y[0]), ha="center", va="bottom", fontsize=FONT_SIZE - 1)
     if y is not None:
         axes.plot(x, y, **style)
 
@@ -309,9 +314,9 @@ def _label(axes: Axes, panel: Mapping[str, Any], key: Key) -> None:
     """Titles, scales, ticks and the key of a panel."""
     known = {"lines", "title", "color", "level", "span"}
     axes.set(**{name: value for name, value in panel.items() if name not in known})
-    for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+    for axis in (axes.xaxis, axes.yaxis):
         if axis.get_scale() == "log":
-            _plain_logarithm(axis, has_ticks=f"{name}ticks" in panel)
+            _plain_logarithm(axis)
     if panel.get("xlabel") in {"layer", "decode step"}:
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     title, style = panel.get("title", ""), {"color": panel.get("color", LIGHT["ink"])}
@@ -325,13 +330,12 @@ def _label(axes: Axes, panel: Mapping[str, Any], key: Key) -> None:
         axes.legend(loc="center left", bbox_to_anchor=(1, 0.5))
 
 
-def _plain_logarithm(axis: Any, *, has_ticks: bool = False) -> None:
+def _plain_logarithm(axis: Any) -> None:
     """Plain numbers on a logarithmic axis, few of them, also where it spans less than a decade."""
     axis.set_minor_locator(NullLocator())
-    if not has_ticks:
-        low, high = axis.get_view_interval()
-        axis.set_major_locator(LogLocator(subs=(1.0,) if high > _WIDE_RANGE * low else (1.0, 2.0, 5.0)))
-        axis.set_major_formatter("{x:g}")
+    low, high = axis.get_view_interval()
+    axis.set_major_locator(LogLocator(subs=(1.0,) if high > _WIDE_RANGE * low else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter("{x:g}")
 
 
 def _texts_right(axes: Axes, texts: Sequence[str], title: str) -> None:

@@ -1,7 +1,6 @@
 """The page of the study of sink mass: results, figures, and the numbers behind them."""
 
-import string
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
 from itertools import groupby
 from math import isfinite
@@ -31,7 +30,7 @@ from graphhalu.report.tables import ABSENT, Cell, Row, count_text, cut, model_na
 from graphhalu.report.theme import LIGHT
 from graphhalu.report.write import ReportFiles, write_page
 from graphhalu.studies.sinks.heads import FALSE_DISCOVERIES
-from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, ScalingPoint, SinksResult
+from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, SinksResult
 
 PAGE_FILE: Final = "sinks.html"
 MEANING_NAMES: Final[dict[Meaning, str]] = {"hallucinated": "own output", "input": "input label"}
@@ -120,7 +119,7 @@ def sinks_page(result: SinksResult, *, sink_tokens: int | None = None, query_mod
     """The page; arguments as those of :func:`write_sinks_report`."""
     shown = shown_findings(result, sink_tokens=sink_tokens, query_mode=query_mode)
     rows = [_row(run, found) for run in result.runs for found in run.findings]
-    of_shown = [{"shown": each, "where": each.found.localisation} for each in shown]
+    of_shown: list[dict[str, Any]] = [{"shown": each, "where": each.found.localisation} for each in shown]
     figures = {
         "shift": shift_figure,
         "effects": effects_figure,
@@ -169,19 +168,18 @@ def sinks_page(result: SinksResult, *, sink_tokens: int | None = None, query_mod
 def headline(shown: Sequence[Shown]) -> tuple[str, str]:
     """Two sentences: what the scalar says, and what single heads say."""
     effects = [each.found.shift.cohens_d for each in shown]
-    n_positive, n = sum(effect.value > 0 for effect in effects), len(effects)
-    signs = _say("two_signs", n_positive=n_positive, n_negative=n - n_positive)
-    if n_positive in {0, n}:
-        signs = _say("one_sign")
+    n, n_positive = len(effects), sum(effect.value > 0 for effect in effects)
+    signs = "one_sign" if n_positive in {0, n} else "two_signs"
+    signs = _say(signs, n_positive=n_positive, n_negative=n - n_positive)
     n_clear, largest = sum(e.excludes_zero for e in effects), max(abs(e.value) for e in effects)
     gains = [g for s in shown for g in s.found.gains if g.model == "entropy+sink"]
     aurocs = [m.auroc for s in shown if (m := s.found.model("heads")) is not None]
-    probes = ""
-    if aurocs:
-        n_above, values = sum(a.low > 0.5 for a in aurocs), [a.value for a in aurocs]  # noqa: PLR2004
-        ends = {"low": min(values), "high": max(values)}
-        probes = _say("probes", n_above=n_above, n_probes=len(aurocs), **ends)
-    n_gains = sum(gain.auroc.low > 0 for gain in gains)
+    n_gains, n_above = sum(g.auroc.low > 0 for g in gains), sum(a.low > 0.5 for a in aurocs)  # noqa: PLR2004
+    ends = {
+        "low": min((a.value for a in aurocs), default=0),
+        "high": max((a.value for a in aurocs), default=0),
+    }
+    probes = _say("probes", n_above=n_above, n_probes=len(aurocs), **ends) if aurocs else ""
     return (
         _say("effects", n_clear=n_clear, n_effects=n, largest=largest, signs=signs),
         _say("gains", n_gains=n_gains, n_compared=len(gains), probes=probes),
@@ -278,9 +276,7 @@ def depth_figure(shown: Sequence[Shown]) -> Figure:
 
 
 def scaling_figure(scaling: Sequence[Scaling]) -> Figure:
-    """Cohen's d (left), AUROC of sink mass and of the per-head probe (right), by model size.
-
-    Letters name the models.
+    """Cohen's d (left), AUROC of sink mass and of the per-head probe (right), by rising model size.
 
     Raises:
         NotEnoughDataError: If there are no two models to compare.
@@ -288,37 +284,15 @@ def scaling_figure(scaling: Sequence[Scaling]) -> Figure:
     if not scaling:
         message = "a question of size needs two models or more on one task"
         raise NotEnoughDataError(message)
-    models = dict.fromkeys(_point_name(point) for each in scaling for point in each.points)
-    letters, panels = dict(zip(models, string.ascii_lowercase, strict=False)), []
+    rows = []
     for each in scaling:
-        sizes = sorted({point.n_parameters for point in each.points})
-        ticks = {"xticks": sizes, "xticklabels": [count_text(size) for size in sizes]}
-        shared = {"xscale": "log", "xlabel": "parameters", "xlim": (sizes[0] / 1.9, sizes[-1] * 1.9), **ticks}
-        for panel in _words("sinks-scaling")["panels"]:
-            drawn = _size_lines(each, panel.pop("fields"), letters)
-            title = each.series.partition(", quantisation")[0] if panel["level"] == 0 else ""
-            panels.append({"lines": drawn, "title": title, **panel, **shared})
-    return lines(panels, size_in=(WIDTH_IN, 3.1))
-
-
-def _size_lines(scaling: Scaling, fields: Sequence[str], letters: Mapping[str, str]) -> list[dict[str, Any]]:
-    """Estimates of models by their size, and above each the letter of its model."""
-    sizes, styles = [point.n_parameters for point in scaling.points], _words("sinks-scaling")["series"]
-    # models of one size are moved a little apart
-    places = [size * 1.16 ** sizes[:rank].count(size) for rank, size in enumerate(sizes)]
-    drawn = []
-    for field in fields:
-        label, colour, marker = styles[field]
-        style = {"color": LIGHT[colour], "marker": marker, "markersize": 7, "linestyle": "none", "bars": True}
-        estimates = [getattr(point, field) for point in scaling.points]
-        drawn.append(estimate_line(places, estimates, label=label, gid=field, **style))
-    for place, point in zip(places, scaling.points, strict=True):
-        name, top = _point_name(point), max(getattr(point, field).high for field in fields)
-        letter = letters.get(name, "")
-        drawn.append(
-            {"x": [place], "y": [top], "label": f"{letter}: {name}", "text": letter, "linestyle": ""}
-        )
-    return drawn
+        for point in each.points:
+            model = f"{model_name(point.model)}, chat {point.chat}"
+            task = f"{each.series.partition(',')[0]}, " if len(scaling) > 1 else ""
+            rows.append(
+                {"name": f"{task}{count_text(point.n_parameters)}\n{cut(model, _LINE)}", "point": point}
+            )
+    return intervals(rows, _words("sinks-scaling"))
 
 
 def _meanings(shown: Sequence[Shown]) -> list[Meaning]:
@@ -350,7 +324,7 @@ def _scaling_notes(result: SinksResult) -> str:
 
 
 def _task_rows(result: SinksResult) -> list[Row]:
-    rows = []
+    rows: list[Row] = []
     for each in result.tasks:
         test = Cell(
             f"Q = {each.cochran_q:.1f}, I2 = {each.i_squared:.0%}",
@@ -381,10 +355,6 @@ def _run_rows(result: SinksResult) -> list[Row]:
 def _signed(estimate: Estimate) -> str:
     """With a minus sign that is as wide as a plus."""
     return f"{estimate:+.2f}".replace("-", "\N{MINUS SIGN}")
-
-
-def _point_name(point: ScalingPoint) -> str:
-    return f"{model_name(point.model)}, chat {point.chat}"
 
 
 def _parts(run: RunResult, found: Findings) -> tuple[str, ...]:

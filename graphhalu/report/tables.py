@@ -86,23 +86,28 @@ def make_table(name: str, described: Mapping[str, Any], rows: Sequence[Row], /, 
         described: ``title``, ``notes``, ``columns``, and as ``low`` the columns in which a low value
             is good. A column is a head with the path of its value in a row, and the format of
             numbers behind it: ``AUROC: found.prediction.auroc .3f``; or a text with paths in braces, and
-            behind a bar that of its detail: ``heads: "{n_found} of {n_heads} | {n_known} known"``. Without ``columns`` the rows
-            are shown as they are, with their names as heads.
+            behind a bar that of its detail: ``heads: "{n_found} of {n_heads} | {n_known} known"``. The
+            head ``*`` is that of all values of a mapping. Without ``columns`` the rows are shown as
+            they are, with their names as heads.
         rows: At least one: what the first name of a column's path stands for.
         **values: What braces in title and notes are filled with; a value of several lines makes as
             many notes.
     """
-    columns, low = described.get("columns", rows[0]), described.get("low", ())
-    if "columns" in described:
-        cells = [tuple(_described_cell(row, path) for path in columns.values()) for row in rows]
-    else:
-        cells = [tuple(cell(row[head]) for head in columns) for row in rows]
-    made = tuple(
-        Column(head, any(row[place].value is not None for row in cells), head in low)
-        for place, head in enumerate(columns)
+    low, shown = described.get("low", ()), list[dict[str, Cell]]()
+    for row in rows:
+        cells = dict[str, Cell]()
+        for head, path in described.get("columns", {"*": ""}).items():
+            if head == "*":
+                cells |= {each: cell(value) for each, value in (row[path] if path else row).items()}
+            else:
+                cells[head] = _described_cell(row, path)
+        shown.append(cells)
+    columns = tuple(
+        Column(head, any(cells[head].value is not None for cells in shown), head in low) for head in shown[0]
     )
     notes = "\n".join(filled(note, values) for note in described.get("notes", ())).splitlines()
-    return Table(name, filled(described["title"], values), made, tuple(cells), tuple(notes))
+    rows_of_cells = tuple(tuple(cells.values()) for cells in shown)
+    return Table(name, filled(described["title"], values), columns, rows_of_cells, tuple(notes))
 
 
 def filled(text: str, values: Mapping[str, Any]) -> str:
@@ -124,7 +129,8 @@ def cell(value: Any, form: str = "") -> Cell:  # noqa: PLR0911 - one return a ki
     if value is None or (isinstance(value, float) and not isfinite(value)):
         return Cell(ABSENT)
     if form in _FORMATS:
-        return Cell(_FORMATS[form](value), value=None if isinstance(value, str) else value)
+        number = None if isinstance(value, str) else float(value)
+        return Cell(_FORMATS[form](value if number is None else number), value=number)
     if isinstance(value, str | bool):
         return Cell({True: "yes", False: "no"}[value] if isinstance(value, bool) else value)
     if isinstance(value, tuple | list):
@@ -223,7 +229,8 @@ def markdown_text(text: str) -> str:
 
 def _described_cell(row: Row, path: str) -> Cell:
     if "{" in path:
-        return Cell(*path.format(**row).split(" | "))
+        text, _, detail = path.format(**row).partition(" | ")
+        return Cell(text, detail)
     path, _, form = path.partition(" ")
     return cell(value_at(row, path), form)
 

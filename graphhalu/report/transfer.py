@@ -5,15 +5,16 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
+import pandas as pd
 from matplotlib.figure import Figure
 
 from graphhalu.evaluation.files import read_document
 from graphhalu.evaluation.transfer import KIND, TRANSFER_FILE, TransferResult
 from graphhalu.report.comparison import around_chance
-from graphhalu.report.frame import data, frame, metric_cells, metric_meanings, protocol_text
+from graphhalu.report.frame import data, frame, metric_cells, metric_meanings, named, protocol_text
 from graphhalu.report.page import Page, Section, make_page, say, sections
 from graphhalu.report.plots import heat_maps
-from graphhalu.report.tables import ABSENT, Row, cell, cut
+from graphhalu.report.tables import ABSENT, cut
 
 _MOST_PANELS: Final = 6
 _say = partial(say, "transfer")
@@ -31,16 +32,11 @@ def read_transfer(folder: Path) -> TransferResult | None:
 
 def transfer_page(found: TransferResult) -> Page:
     """The report of a transfer alone."""
-    cards = [
-        data(store, f"data-{number}")
-        for number, store in enumerate(found.stores.values())
-        if isinstance(store, Mapping)
-    ]
+    stores = [store for store in found.stores.values() if isinstance(store, Mapping)]
     # two stores of one data set need its card once
-    different = {
-        card.tables[0].title if card.tables else str(card.paragraphs): card for card in reversed(cards)
-    }
-    ready = {"data": list(reversed(different.values())), **frame(found.config, found.provenance, {})}
+    cards = {named(store, "dataset"): store for store in reversed(stores)}
+    ready = frame(found.config, found.provenance, {})
+    ready["data"] = [data(each, f"data-{n}") for n, each in enumerate(reversed(cards.values()))]
     content = _content(found)
     content["tables"]["metric-words"] = metric_meanings(each.metrics for each in found.cells)
     return make_page(
@@ -62,19 +58,14 @@ def transfer_sections(found: TransferResult) -> tuple[Section, ...]:
 
 def headline(found: TransferResult) -> tuple[str, str]:
     """Which detector transfers best, and what transfer costs it."""
-    means = {name: _mean_auroc(found, name, is_home=False) for name in detectors_by_transfer(found)}
-    best = next((name for name, value in means.items() if value is not None), None)
-    if best is None:
+    aurocs = _aurocs(found)
+    away = aurocs[aurocs.train != aurocs.test].groupby("detector").auroc.mean()
+    if away.empty:
         return _say("nothing"), _say("reasons")
-    home = _mean_auroc(found, best, is_home=True)
-    at_home = "has no AUROC at home" if home is None else f"{home:.3f} at home"
-    return _say("best", best=best, away=means[best], at_home=at_home), _say("means")
-
-
-def detectors_by_transfer(found: TransferResult) -> list[str]:
-    """Detectors by falling mean AUROC on stores that they were not trained on."""
-    means = {name: _mean_auroc(found, name, is_home=False) for name in found.detectors()}
-    return sorted(means, key=lambda name: -(means[name] or 0.0))
+    best = str(away.idxmax())
+    home = aurocs[(aurocs.train == aurocs.test) & (aurocs.detector == best)].auroc.mean()
+    at_home = "has no AUROC at home" if home != home else f"{home:.3f} at home"  # noqa: PLR0124
+    return _say("best", best=best, away=away[best], at_home=at_home), _say("means")
 
 
 def transfer_figure(found: TransferResult, detectors: list[str]) -> Figure:
@@ -83,62 +74,41 @@ def transfer_figure(found: TransferResult, detectors: list[str]) -> Figure:
     Raises:
         NotEnoughDataError: If no cell of them has an AUROC.
     """
-    names = list(dict.fromkeys(each.train for each in found.cells))
-    aurocs = {
-        (each.detector, each.train, each.test): each.metrics["auroc"].value
-        for each in found.cells
-        if "auroc" in each.metrics
-    }
-    short = [cut(name, 14) for name in names]
-    panels: list[dict[str, Any]] = []
+    stores, panels = list(dict.fromkeys(each.train for each in found.cells)), []
+    aurocs = _aurocs(found).set_index(["detector", "train", "test"]).auroc
     for detector in detectors:
-        values = [[aurocs.get((detector, a, b), float("nan")) for b in names] for a in names]
-        panels.append(
-            {
-                "values": values,
-                "title": cut(detector, 32),
-                "bar": "AUROC (0.5 = chance)",
-                "columns": short,
-                "rows": short,
-                "texts": [
-                    ["failed" if value != value else f"{value:.3f}" for value in row] for row in values
-                ],
-            }
-        )
-    norm = around_chance([panel["values"] for panel in panels])
+        values = aurocs[detector].unstack().reindex(index=stores, columns=stores)
+        texts = values.map("{:.3f}".format).where(values.notna(), "failed").to_numpy()
+        panels.append({"values": values.to_numpy(), "title": cut(detector, 32), "texts": texts})
+    same = {"norm": around_chance(panel["values"] for panel in panels), "bar": "AUROC (0.5 = chance)"}
+    names = [cut(store, 14) for store in stores]
     labels = ("tested on", "trained on")
-    return heat_maps([{**panel, "norm": norm} for panel in panels], cell_in=0.62, n_columns=2, labels=labels)
+    return heat_maps(panels, cell_in=0.62, n_columns=2, labels=labels, rows=names, columns=names, **same)
 
 
 def _content(found: TransferResult) -> dict[str, Any]:
-    """Figures and tables by name."""
-    detectors = detectors_by_transfer(found)
-    shown = [name for name in detectors if _mean_auroc(found, name, is_home=None) is not None]
+    """Figures and tables by name, detectors by falling mean AUROC on other stores."""
+    aurocs = _aurocs(found)
+    away = aurocs[aurocs.train != aurocs.test].groupby("detector").auroc.mean()
+    detectors = sorted(found.detectors(), key=lambda name: -away.get(name, 0.0))
+    shown = [name for name in detectors if name in set(aurocs.detector)]
     ordered = [each for name in detectors for each in found.cells if each.detector == name]
-    rows: list[Row] = []
-    for each, metrics in zip(ordered, metric_cells(ordered), strict=True):
-        sizes = {
-            "answers": cell(each.n_traces, ",.0f"),
-            "dropped": cell(each.n_dropped, ",.0f"),
-            "coverage": cell(each.coverage, ".0%"),
-        }
-        rows.append(
-            {"detector": each.detector, "trained on": each.train, "tested on": each.test, **metrics, **sizes}
-        )
+    pairs = zip(ordered, metric_cells(ordered), strict=True)
     failures = [{"cell": each} for each in found.cells if each.failure is not None]
     return {
         "figures": {"transfer": partial(transfer_figure, found, shown[:_MOST_PANELS])} if shown else {},
-        "tables": {"transfer-table": rows, "transfer-failures": failures},
+        "tables": {
+            "transfer-table": [{"cell": each, "metrics": metrics} for each, metrics in pairs],
+            "transfer-failures": failures,
+        },
     }
 
 
-def _mean_auroc(found: TransferResult, detector: str, *, is_home: bool | None) -> float | None:
-    """Mean over cells at home or away; over all of them if ``is_home`` is ``None``."""
-    values = [
-        each.metrics["auroc"].value
+def _aurocs(found: TransferResult) -> pd.DataFrame:
+    """AUROC by detector and both stores, without failed cells."""
+    rows = [
+        (each.detector, each.train, each.test, each.metrics["auroc"].value)
         for each in found.cells
-        if each.detector == detector
-        and "auroc" in each.metrics
-        and is_home in {None, each.train == each.test}
+        if "auroc" in each.metrics
     ]
-    return sum(values) / len(values) if values else None
+    return pd.DataFrame(rows, columns=["detector", "train", "test", "auroc"])

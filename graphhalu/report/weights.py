@@ -236,7 +236,7 @@ def _mixed(profile: WeightProfile) -> list[Row]:
 def _layers(profile: WeightProfile) -> list[Row]:
     values = {name: profile.of_layers(name) for name in _SHOWN}
     known = {name: column for name, column in values.items() if np.isfinite(column).any()}
-    rows = []
+    rows: list[Row] = []
     for layer in range(profile.n_layers):
         numbers = {name: cell(float(column[layer]), ".3g") for name, column in known.items()}
         rows.append({"layer": layer, **numbers})

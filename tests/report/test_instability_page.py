@@ -16,6 +16,7 @@ from graphhalu.report.instability import (
     scatter_figure,
     stepwise_figure,
     violin_figure,
+    words,
     write_study,
 )
 from graphhalu.studies.instability.calibrate import calibrate, labelled_series
@@ -111,7 +112,7 @@ def test_marks_of_the_methods_stand_at_their_values(study):
     axes = methods_figure(study.calibration).axes[0]
     lines = {line.get_gid(): line.get_xdata()[0] for line in axes.lines if line.get_gid()}
     for row in study.calibration.rows:
-        assert lines[f"in-sample-{row.name}"] == pytest.approx(row.in_sample.value)
+        assert lines[f"in sample: {words(row.name)}"] == pytest.approx(row.in_sample.value)
 
 
 def test_the_violin_shows_every_prompt(study):

@@ -7,8 +7,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from graphhalu.core.errors import TraceNotFoundError, UnknownNameError
 from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.report import THRESHOLDS, label_report
 from graphhalu.labels.run import label_store, stored_labellers
-from graphhalu.report.labels import THRESHOLDS, example_text, label_report, tables
+from graphhalu.report.labels import example_text, tables
 from graphhalu.traces.schema import TraceRecord
 
 ANSWERS = (

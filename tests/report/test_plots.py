@@ -47,7 +47,7 @@ def test_each_difference_has_its_interval_its_name_and_its_numbers(make, against
     ordered = sorted(result.comparisons, key=lambda t: -t.difference)
     assert [t.get_text() for t in left.get_yticklabels()] == [t.detector for t in ordered]
     for place, test in enumerate(ordered):
-        (mark,) = [line for line in left.get_lines() if line.get_gid() == test.detector]
+        (mark,) = [line for line in left.get_lines() if str(line.get_gid()).endswith(f": {test.detector}")]
         assert mark.get_xydata().tolist() == [[test.difference, place]]
         label = right.get_yticklabels()[place].get_text().replace("\N{MINUS SIGN}", "-")
         assert label.startswith(f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]")
@@ -61,7 +61,7 @@ def test_a_mark_is_filled_only_where_the_interval_excludes_zero(make, against):
     first = replace(result.comparisons[0], low=0.01, high=0.02, difference=0.015)
     second = replace(result.comparisons[1], low=-0.01, high=0.02, difference=0.005)
     axes = forest_figure(replace(result, comparisons=(first, second))).axes[0]
-    fill = {line.get_gid(): line.get_markerfacecolor() for line in axes.get_lines()}
+    fill = {str(line.get_gid()).split(": ")[-1]: line.get_markerfacecolor() for line in axes.get_lines()}
     assert fill[first.detector] != LIGHT["paper"]
     assert fill[second.detector] == LIGHT["paper"]
 

@@ -19,7 +19,7 @@ from graphhalu.report import theme
 from graphhalu.report.comparison import comparison_page, headline, small_class_warning
 from graphhalu.report.page import report_html, report_markdown
 from graphhalu.report.tables import markdown_cell, markdown_text
-from graphhalu.report.theme import DARK, LIGHT
+from graphhalu.report.theme import LIGHT
 from graphhalu.report.transfer import read_transfer, transfer_page
 from graphhalu.report.write import write_report
 
@@ -386,8 +386,11 @@ def test_markdown_of_a_hostile_text_stays_one_cell_and_one_paragraph():
 def test_the_style_has_the_colours_of_the_figures_in_light_dark_and_print():
     css = (theme.TEMPLATES / "page.css").read_text()
     light, dark, printed = re.split(r"@media \(prefers-color-scheme: dark\)|@media print", css)
-    for part, colours in ((light, LIGHT), (dark, DARK), (printed, LIGHT)):
-        assert colours.items() <= dict(re.findall(r"--(\w+): (#\w{6});", part)).items()
+    for part in (light, printed):
+        assert LIGHT.items() <= dict(re.findall(r"--(\w+): (#\w{6});", part)).items()
+    assert LIGHT.keys() <= dict(re.findall(r"--(\w+): (#\w{6});", dark)).keys()
+    style = (theme.TEMPLATES / "figures.mplstyle").read_text()
+    assert {f"#{colour}" for colour in re.findall(r": (\w{6})$", style, re.MULTILINE)} <= set(LIGHT.values())
 
 
 def test_results_of_version_1_are_reported():
