@@ -342,7 +342,8 @@ def _texts_right(axes: Axes, texts: Sequence[str], title: str) -> None:
     """A second column of tick labels, so that the layout leaves room for them."""
     right = axes.twinx()
     right.set_ylim(axes.get_ylim())
-    right.set_yticks(range(len(texts)), texts)
+    # a minus sign is as wide as a plus
+    right.set_yticks(range(len(texts)), [text.replace("-", "\N{MINUS SIGN}") for text in texts])
     right.tick_params(axis="y", length=0)
     right.spines[:].set_visible(False)
     right.grid(visible=False)
