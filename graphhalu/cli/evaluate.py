@@ -54,7 +54,7 @@ def train(
         network: PyG network of your own, module:Class; --set network.KEY=VALUE.
     """
     from graphhalu.evaluation.training import check_detector, train_detector
-    from graphhalu.report.tables import terminal_table
+    from graphhalu.report.comparison import terminal_table
 
     name = detector or network
     if name is None or (detector is not None and network is not None):
@@ -146,7 +146,7 @@ def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", o
     from graphhalu.evaluation.compare import clear_checkpoints
     from graphhalu.evaluation.compare import compare as run_comparison
     from graphhalu.evaluation.univariate import head_maps
-    from graphhalu.report.tables import terminal_table
+    from graphhalu.report.comparison import terminal_table
     from graphhalu.report.write import write_report
 
     folder, about = options.folder, store_identity(store)

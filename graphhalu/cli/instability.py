@@ -178,7 +178,7 @@ def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = No
         calibration: File of calibrate; by default calibration.json in the folder.
         out: Folder of page and figures; by default report in the folder.
     """
-    from graphhalu.report.instability_page import write_study
+    from graphhalu.report.instability import write_study
     from graphhalu.studies.instability.calibration import read_calibration
     from graphhalu.studies.instability.series import SeriesFolder
 

@@ -103,7 +103,8 @@ def labels(
         examples: Answers to read of each class of the first labeller.
         seed: Seed of the examples.
     """
-    from graphhalu.report.label_report import example_text, label_report, tables
+    from graphhalu.labels.report import label_report
+    from graphhalu.report.labels import example_text, tables
 
     store = open_store(traces)
     names = [name.strip() for name in labellers.split(",")] if labellers else []

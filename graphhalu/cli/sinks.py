@@ -109,7 +109,7 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
         queries: Query mode of the runs to draw; by default last.
         out: Folder of figures and page; by default beside the result.
     """
-    from graphhalu.report.sinks_page import write_sinks_report
+    from graphhalu.report.sinks import write_sinks_report
     from graphhalu.studies.sinks.result import read_sinks
 
     found = read_sinks(result)

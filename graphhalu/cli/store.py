@@ -153,7 +153,7 @@ def compare(
     from graphhalu.evaluation.univariate import compare_topology
     from graphhalu.graphs.recipe import GraphRecipe, TopK
     from graphhalu.labels.run import named_labels
-    from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
+    from graphhalu.report.topology import save_figure, topology_figure, topology_table
 
     engine, store = ray.engine(), open_store(traces)
     kept = None if layers is None else tuple(read_list("--layers", layers))

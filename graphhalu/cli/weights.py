@@ -90,7 +90,7 @@ def validate(
         out: Folder of the result; by default that of the profile.
     """
     from graphhalu.core.config import load_config, read_yaml
-    from graphhalu.report.weights_page import profile_page
+    from graphhalu.report.weights import profile_page
     from graphhalu.report.write import REPORT_FILE, write_page
     from graphhalu.studies.weights.validation import ValidateSettings
     from graphhalu.studies.weights.validation import validate as run_validation
@@ -126,7 +126,7 @@ def plot(
         validation: Folder of its validation; by default the same.
         out: Folder; by default that of the profile.
     """
-    from graphhalu.report.weights_page import profile_page
+    from graphhalu.report.weights import profile_page
     from graphhalu.report.write import REPORT_FILE, write_page
     from graphhalu.studies.weights.validation import VALIDATION_FILE, read_validation
     from graphhalu.weights.tables import read_profile
@@ -148,7 +148,7 @@ def compare(first: Path, second: Path, *, out: Path | None = None) -> Shown:
         second: Folder of another one.
         out: Folder of page and figures; by default none.
     """
-    from graphhalu.report.weights_page import comparison_page
+    from graphhalu.report.weights import comparison_page
     from graphhalu.report.write import REPORT_FILE, write_page
     from graphhalu.weights.compare import compare_profiles
     from graphhalu.weights.tables import read_profile

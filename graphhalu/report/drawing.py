@@ -1,4 +1,4 @@
-"""From a drawn figure to files, and to SVG that stands inside a page and follows its colours.
+"""Figures as files, and as SVG inside a page, whose colours it follows.
 
 Figures are made without pyplot: no global state, no display.
 """
@@ -7,26 +7,18 @@ import io
 import re
 import warnings
 import xml.etree.ElementTree as ET
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Final
 
 import matplotlib as mpl
-from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.cm import ScalarMappable
-from matplotlib.colorbar import Colorbar
-from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from graphhalu.core.errors import UsageError
-from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.report.theme import LIGHT
-
-Style = Mapping[str, Any]
-"""Arguments of a line, a mark or a text."""
+from graphhalu.report.theme import LIGHT, TEMPLATES
 
 FONT_SIZE: Final = 12
 PAGE_SCALE: Final = 1.36
@@ -36,51 +28,13 @@ SUFFIXES: Final = (".png", ".svg")
 _DPI: Final = 120
 _SVG: Final = "http://www.w3.org/2000/svg"
 _XLINK: Final = "http://www.w3.org/1999/xlink"
-_SETTINGS: Final = {
-    # without this an SVG would differ from run to run
-    "svg.hashsalt": "graphhalu",
-    # text stays text: small, sharp, and readable for everybody
-    "svg.fonttype": "none",
-}
-_KEPT_STYLES: Final = frozenset(
-    {
-        "fill",
-        "fill-opacity",
-        "font-size",
-        "font-weight",
-        "image-rendering",
-        "opacity",
-        "stroke",
-        "stroke-dasharray",
-        "stroke-dashoffset",
-        "stroke-linecap",
-        "stroke-linejoin",
-        "stroke-opacity",
-        "stroke-width",
-        "text-anchor",
-    }
+STYLE: Final = TEMPLATES / "figures.mplstyle"
+"""The theme of figures."""
+_KEPT_STYLES: Final = re.compile(
+    r"(fill|stroke)(-opacity)?|stroke-(dash(array|offset)|line(cap|join)|width)"
+    r"|font-(size|weight)|image-rendering|opacity|text-anchor"
 )
 _DROPPED: Final = ("metadata", "style")
-
-
-def new_figure(width_in: float, height_in: float, *, is_laid_out: bool = True) -> Figure:
-    """An empty figure with a transparent ground, by default laid out so that nothing overlaps."""
-    layout: Literal["constrained"] | None = "constrained" if is_laid_out else None
-    return Figure(figsize=(width_in, height_in), layout=layout, facecolor="none")
-
-
-def prepare(axes: Axes, *, grid: bool = True) -> None:
-    """House look of axes: few lines, quiet colours."""
-    axes.set_facecolor("none")
-    axes.spines[["top", "right"]].set_visible(False)
-    for spine in axes.spines.values():
-        spine.set_color(LIGHT["muted"])
-    axes.tick_params(labelsize=FONT_SIZE - 1, colors=LIGHT["muted"], labelcolor=LIGHT["ink"])
-    axes.xaxis.label.set(size=FONT_SIZE, color=LIGHT["ink"])
-    axes.yaxis.label.set(size=FONT_SIZE, color=LIGHT["ink"])
-    if grid:
-        axes.grid(color=LIGHT["grid"], linewidth=0.8)
-        axes.set_axisbelow(True)
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -122,6 +76,7 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
     stream = io.StringIO()
     with _drawing():
         _lay_out(figure)
+        figure.set_dpi(2 * _DPI)  # of the heat maps in it
         FigureCanvasSVG(figure).print_svg(stream, metadata={"Date": None})
     root = ET.fromstring(stream.getvalue())  # noqa: S314  # drawn here, a moment ago
     _clean(root, name)
@@ -153,7 +108,7 @@ _PROPERTIES: Final = {colour: f"var(--{name})" for name, colour in LIGHT.items()
 
 @contextmanager
 def _drawing() -> Iterator[None]:
-    with mpl.rc_context(_SETTINGS), warnings.catch_warnings():
+    with mpl.rc_context(fname=STYLE), warnings.catch_warnings():
         # a name in a script that the font lacks is drawn as boxes in the PNG, and as text in SVG
         warnings.filterwarnings("ignore", message="Glyph .* missing from font")
         yield
@@ -186,7 +141,7 @@ def _attributes(style: str) -> dict[str, str]:
             weight = re.search(r"\b(bold|[1-9]00)\b", value)
             found |= {"font-size": size[0]} if size else {}
             found |= {"font-weight": weight[0]} if weight else {}
-        elif key in _KEPT_STYLES:
+        elif _KEPT_STYLES.fullmatch(key):
             found[key] = _PROPERTIES.get(value.lower(), value)
     return found
 
@@ -207,52 +162,3 @@ def _unprefixed(text: str) -> str:
     """Without the prefixes that the XML writer invents, which HTML does not understand."""
     text = re.sub(r"(</?)ns\d+:", r"\1", text)
     return re.sub(r'\sxmlns:ns\d+="[^"]*"', "", text)
-
-
-def legend(axes: Axes, **more: Any) -> None:
-    """A key inside of axes, without a frame."""
-    axes.legend(
-        frameon=False, fontsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], title_fontsize=FONT_SIZE - 1, **more
-    )
-
-
-def interval_mark(
-    axes: Axes,
-    y: float | int,  # noqa: PYI041 - checked at run time
-    estimate: Estimate,
-    *,
-    colour: str,
-    is_open: bool = False,
-    **mark: Any,
-) -> None:
-    """A value with its interval on a horizontal axis.
-
-    Args:
-        axes: Where it is drawn.
-        y: Height of it.
-        estimate: A value, with or without an interval.
-        colour: Of the house.
-        is_open: Whether the mark is an outline.
-        **mark: As ``marker`` and ``gid``.
-    """
-    if estimate.has_interval:
-        axes.plot([estimate.low, estimate.high], [y, y], color=colour, linewidth=2, zorder=2)
-    face = LIGHT["paper"] if is_open else colour
-    style: Style = {"markersize": 7, "markeredgewidth": 1.6, "markerfacecolor": face, "zorder": 3}
-    axes.plot(estimate.value, y, color=colour, **{**style, **mark})
-
-
-def colour_bar(
-    figure: Figure, panels: Sequence[Axes], norm: Normalize, cmap: Any, label: str, **place: Any
-) -> Colorbar:
-    """A scale for panels that share their colours."""
-    bar = figure.colorbar(ScalarMappable(norm, cmap), ax=panels, **place)
-    bar.set_label(label, fontsize=FONT_SIZE, color=LIGHT["ink"])
-    bar.ax.tick_params(labelsize=FONT_SIZE - 1, labelcolor=LIGHT["ink"], color=LIGHT["muted"])
-    bar.outline.set_visible(False)
-    return bar
-
-
-def quiet_text(**more: Any) -> dict[str, Any]:
-    """Arguments of a text on a figure whose words come from a user: no formulas in it."""
-    return {"fontsize": FONT_SIZE, "color": LIGHT["ink"], "parse_math": False, **more}

@@ -1,72 +1,34 @@
-"""Page of a report, before it is HTML or Markdown: sections of text, tables and figures."""
+"""Pages: sections of text, figures and tables, written as one self-contained HTML file and as Markdown.
 
-import re
-from collections.abc import Mapping, Sequence
+Texts and columns are those of ``text/<name>.yaml``; the module of a page gives figures, rows and
+values. The only markup that is passed to the template is that of the figures.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from math import isfinite
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
+from markupsafe import Markup
 from matplotlib.figure import Figure
 
 from graphhalu.core.config import read_yaml
-from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.evaluation.result import MetricValue
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.report.drawing import inline_svg
+from graphhalu.report.tables import (
+    Row,
+    Table,
+    filled,
+    make_table,
+    markdown_cell,
+    markdown_table,
+    markdown_text,
+)
+from graphhalu.report.theme import TEMPLATES, render
 
-ABSENT: Final = "-"
 TEXT: Final = Path(__file__).parent / "text"
-SMALLEST_P: Final = 0.001
-
-
-class Cell(NamedTuple):
-    """One cell of a table.
-
-    Attributes:
-        text: What it says.
-        detail: Smaller text below, as an interval.
-        value: What a column is sorted by; ``None`` sorts last.
-    """
-
-    text: str
-    detail: str = ""
-    value: float | None = None
-
-
-class Column(NamedTuple):
-    """One column.
-
-    Attributes:
-        name: Its head.
-        is_number: Whether it is set to the right and sorted by value.
-        is_better_low: Whether a low value is good.
-    """
-
-    name: str
-    is_number: bool = False
-    is_better_low: bool = False
-
-
-Row = Mapping[str, Any]
-"""Values of a row of a table by name."""
-
-
-@dataclass(frozen=True)
-class PageTable:
-    """A table with notes below it.
-
-    Attributes:
-        name: A word of letters, digits and hyphens.
-        title: What it is.
-        rows: Cells in the order of the columns.
-        notes: One paragraph each.
-    """
-
-    name: str
-    title: str
-    columns: tuple[Column, ...]
-    rows: tuple[tuple[Cell, ...], ...]
-    notes: tuple[str, ...] = ()
+_NOTHING: Final[Mapping[str, Any]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -75,8 +37,8 @@ class PageFigure:
 
     Attributes:
         name: A word of letters, digits and hyphens; also the name of its files.
-        title: What it is.
-        caption: What it shows and how to read it, also for those who do not see it.
+        title: Its title.
+        caption: What is shown and how to read it, also for those who do not see it.
         figure: The drawing.
     """
 
@@ -88,31 +50,31 @@ class PageFigure:
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a report."""
+    """A part of a page."""
 
     name: str
     title: str
     paragraphs: tuple[str, ...] = ()
     figures: tuple[PageFigure, ...] = ()
-    tables: tuple[PageTable, ...] = ()
+    tables: tuple[Table, ...] = ()
     folded: tuple[tuple[str, str], ...] = ()
     """Long texts for those who ask, on the HTML page only: what each is, and its lines."""
 
 
 @dataclass(frozen=True)
 class Page:
-    """A report.
+    """A page.
 
     Attributes:
-        title: What was compared.
-        headline: Two plain sentences that say what came of it.
+        title: What was compared or studied.
+        headline: Two plain sentences that say the result.
         facts: The numbers that frame it, by name.
         sections: In reading order.
     """
 
     title: str
     headline: tuple[str, str]
-    facts: tuple[tuple[str, str], ...]
+    facts: Mapping[str, str]
     sections: tuple[Section, ...]
 
     @property
@@ -121,115 +83,126 @@ class Page:
         return tuple(figure for section in self.sections for figure in section.figures)
 
 
-def number(value: float | int | None, form: str = ".3f") -> Cell:  # noqa: PYI041 - checked at run time
-    """A number as a cell; none where it is NaN."""
-    is_there = value is not None and isfinite(value)
-    return Cell(f"{value:{form}}", value=value) if is_there else Cell(ABSENT)
+def read_text(name: str) -> dict[str, Any]:
+    """The texts of a page: ``sections``, ``figures``, ``tables`` and ``sentences`` by name."""
+    return read_yaml(TEXT / f"{name}.yaml")
 
 
-def metric_cell(metric: MetricValue | None) -> Cell:
-    """A metric with its interval."""
-    if metric is None:
-        return Cell(ABSENT)
-    has_interval = metric.low is not None and metric.high is not None
-    interval = f"[{metric.low:.3f}, {metric.high:.3f}]" if has_interval else ""
-    # without leading zeros, so that intervals of many metrics stand side by side in a size to read
-    return Cell(f"{metric.value:.3f}", re.sub(r"\b0\.", ".", interval), metric.value)
+def say(name: str, key: str, /, **values: Any) -> str:
+    """A sentence of a page, its braces filled with values."""
+    return filled(read_text(name)["sentences"][key], values)
 
 
-def cell(value: Any, form: str = "") -> Cell:
-    """A value as a cell: a text, a number or an estimate; nothing where it is ``None`` or NaN.
-
-    Args:
-        value: Also a finished cell.
-        form: Format of numbers; ``p`` is that of a p-value.
-    """
-    if isinstance(value, Cell):
-        return value
-    if isinstance(value, str):
-        return Cell(value)
-    if isinstance(value, Estimate):
-        return Cell(f"{value.value:{form}}", value.interval(form), value.value)
-    if form == "p":
-        is_small = value is not None and value < SMALLEST_P
-        return Cell(f"<{SMALLEST_P}", value=value) if is_small else number(value)
-    return number(value, form)
+def figure_words(name: str, figure: str) -> dict[str, Any]:
+    """Labels of a figure, which are behind its title and its caption."""
+    words: dict[str, Any] = read_text(name)["figures"][figure][2]
+    return words
 
 
-class PageText:
-    """Words and tables of a page, from ``text/<name>.yaml``.
-
-    The file holds by name ``sections`` (a title, or a title with ``paragraphs``), ``figures``
-    (title and caption) and ``tables``: title, ``notes``, ``columns``, and as ``low`` the columns
-    in which a low value is good. A column is a head with the path of its value in a row, and the
-    format of numbers behind it: ``AUROC: found.prediction.auroc .3f``. A table without
-    ``columns`` shows its rows as they are. Braces in texts are filled with values of the page.
+def make_page(name: str, headline: tuple[str, str], /, **content: Any) -> Page:
+    """A page with the ``title`` and the ``facts`` of its texts; facts without words are left out.
 
     Args:
         name: Of the page.
-        **values: What the braces stand for.
+        headline: Two plain sentences that say the result.
+        **content: As those of :func:`sections`.
     """
+    text = read_text(name)
+    facts = {fact: said for fact, words in text["facts"].items() if (said := filled(words, content))}
+    return Page(filled(text["title"], content), headline, facts, sections(name, **content))
 
-    def __init__(self, name: str, **values: Any) -> None:
-        self._text = read_yaml(TEXT / f"{name}.yaml")
-        self._values = values
 
-    def section(
-        self,
-        name: str,
-        *,
-        figures: Mapping[str, Figure] = MappingProxyType({}),
-        tables: Mapping[str, Sequence[Row]] = MappingProxyType({}),
-        paragraphs: Sequence[str] = (),
-    ) -> Section:
-        """A section with its figures and tables by name; a table without rows is left out.
+def sections(
+    name: str,
+    /,
+    *,
+    figures: Mapping[str, Callable[[], Figure]] = _NOTHING,
+    tables: Mapping[str, Sequence[Row]] = _NOTHING,
+    paragraphs: Mapping[str, Sequence[str]] = _NOTHING,
+    ready: Mapping[str, Sequence[Section]] = _NOTHING,
+    **values: Any,
+) -> tuple[Section, ...]:
+    """The sections of a page in the order of its texts; those without content are left out.
 
-        Args:
-            name: Of the section.
-            figures: Drawings.
-            tables: Rows: what the first name of a column's path stands for, or the cells by the
-                head of their column.
-            paragraphs: They come behind those of the file.
-        """
-        said = self._text["sections"][name]
-        words = {"title": said} if isinstance(said, str) else said
-        drawn = []
-        for key, figure in figures.items():
-            title, caption = map(self._filled, self._text["figures"][key])
-            drawn.append(PageFigure(key, title, caption, figure))
-        shown = tuple(self._table(key, rows) for key, rows in tables.items() if rows)
-        whole = (*map(self._filled, words.get("paragraphs", ())), *paragraphs)
-        return Section(name, words["title"], whole, tuple(drawn), shown)
+    A section in ``text/<name>.yaml`` is a title, or has a ``title``, ``paragraphs``, a ``lead`` that
+    is shown with its figures and tables only, and the names of its ``figures`` and ``tables``. An
+    empty one takes the finished sections of its name. A figure is a title with a caption and, as
+    wanted, its labels, a table what :func:`graphhalu.report.tables.make_table` reads.
 
-    def _table(self, name: str, rows: Sequence[Row]) -> PageTable:
-        words = self._text["tables"][name]
-        heads, low = words.get("columns", rows[0]), words.get("low", ())
-        if "columns" in words:
-            paths = [path.partition(" ") for path in heads.values()]
-            cells = [[cell(_value(row, path), form) for path, _, form in paths] for row in rows]
-        else:
-            cells = [[cell(row[head]) for head in heads] for row in rows]
-        columns = tuple(
-            Column(head, any(row[place].value is not None for row in cells), head in low)
-            for place, head in enumerate(heads)
+    Args:
+        name: Of the page.
+        figures: What draws each figure. Where that raises ``NotEnoughDataError`` the section says so.
+        tables: Rows; a table without any is left out.
+        paragraphs: By section; they come after those of the file.
+        ready: Finished sections.
+        **values: What braces in the texts are filled with.
+    """
+    text, made = read_text(name), list[Section]()
+    for key, given in text["sections"].items():
+        if given is None:
+            made += ready.get(key, ())
+            continue
+        words = {"title": given} if isinstance(given, str) else given
+        drawn, reasons = _drawn(words.get("figures", ()), figures, text, values)
+        shown = [
+            make_table(each, text["tables"][each], tables[each], **values)
+            for each in words.get("tables", ())
+            if tables.get(each)
+        ]
+        lead = words.get("lead", ()) if drawn or shown else ()
+        said = [filled(each, values) for each in (*lead, *words.get("paragraphs", ()))]
+        said += [*paragraphs.get(key, ()), *reasons]
+        if said or drawn or shown:
+            made.append(Section(key, words["title"], tuple(said), tuple(drawn), tuple(shown)))
+    return tuple(made)
+
+
+def _drawn(
+    names: Sequence[str],
+    figures: Mapping[str, Callable[[], Figure]],
+    text: Mapping[str, Any],
+    values: Mapping[str, Any],
+) -> tuple[list[PageFigure], list[str]]:
+    """Figures of a section, and why others are missing."""
+    drawn, reasons = [], []
+    for name in names:
+        if name not in figures:
+            continue
+        title, caption, *_ = text["figures"][name]
+        try:
+            drawn.append(PageFigure(name, title, filled(caption, values), figures[name]()))
+        except NotEnoughDataError as error:
+            reasons.append(f"{title} is not shown: {error}.")
+    return drawn, reasons
+
+
+def report_html(page: Page) -> str:
+    """A page as HTML; its only script sorts tables."""
+    drawn = {
+        figure.name: Markup(  # noqa: S704  # drawn here, every text in it escaped
+            inline_svg(figure.figure, f"fig-{figure.name}", title=figure.title, description=figure.caption)
         )
-        # a value of several lines is as many notes
-        notes = "\n".join(map(self._filled, words.get("notes", ()))).splitlines()
-        return PageTable(name, words["title"], columns, tuple(map(tuple, cells)), tuple(notes))
-
-    def _filled(self, text: str) -> str:
-        return " ".join(text.split()).format(**self._values)
+        for figure in page.figures
+    }
+    script = (TEMPLATES / "page.js").read_text(encoding="utf-8")
+    return render("report.html", TEMPLATES, script=script, page=page, drawn=drawn)
 
 
-def _value(row: Row, path: str) -> Any:
-    """The value at a dotted path; ``None`` where a part of it is ``None``."""
-    first, *rest = path.split(".")
-    value = row[first]
-    for part in rest:
-        value = None if value is None else getattr(value, part)
-    return value
+def report_markdown(page: Page, pictures: Mapping[str, str]) -> str:
+    """A page as Markdown.
 
-
-def text_rows(rows: Sequence[Sequence[str]]) -> tuple[tuple[Cell, ...], ...]:
-    """Rows of plain texts."""
-    return tuple(tuple(Cell(text) for text in row) for row in rows)
+    Args:
+        page: The page.
+        pictures: File of each figure, by its name.
+    """
+    blocks = [f"# {markdown_text(page.title)}", *map(markdown_text, page.headline)]
+    blocks.append("\n".join(f"- **{name}**: {markdown_text(value)}" for name, value in page.facts.items()))
+    for section in page.sections:
+        blocks += [f"## {markdown_text(section.title)}", *map(markdown_text, section.paragraphs)]
+        for figure in section.figures:
+            blocks.append(f"![{markdown_cell(figure.title)}]({pictures[figure.name]})")
+            blocks.append(markdown_text(figure.caption))
+        for table in section.tables:
+            blocks += [f"### {markdown_text(table.title)}", markdown_table(table)]
+            blocks += map(markdown_text, table.notes)
+    return "\n\n".join(blocks) + "\n"

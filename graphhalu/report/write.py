@@ -1,4 +1,4 @@
-"""Write the report of a run: ``report.html``, ``report.md``, and figures beside them."""
+"""Files of a page: HTML, Markdown, and figures beside them."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,12 +9,10 @@ from graphhalu.core.files import replace_file
 from graphhalu.evaluation.result import RESULT_FILE, has_result, read_result
 from graphhalu.evaluation.transfer import TRANSFER_FILE
 from graphhalu.evaluation.univariate import read_maps
-from graphhalu.report.content import comparison_page
+from graphhalu.report.comparison import comparison_page
 from graphhalu.report.drawing import save_figure
-from graphhalu.report.html import report_html
-from graphhalu.report.markdown import report_markdown
-from graphhalu.report.page import Page
-from graphhalu.report.transfer_page import read_transfer, transfer_page, transfer_sections
+from graphhalu.report.page import Page, report_html, report_markdown
+from graphhalu.report.transfer import read_transfer, transfer_page, transfer_sections
 
 REPORT_FILE: Final = "report.html"
 
@@ -29,13 +27,13 @@ class ReportFiles:
 
 
 def write_report(folder: Path, out: Path | None = None, *, has_svg: bool = False) -> ReportFiles:
-    """Write the report of a comparison, a transfer, or both, from what its folder holds.
+    """Write the report of a comparison, a transfer, or both, from the files of its folder.
 
     Args:
         folder: Folder of the run.
-        out: The HTML file; Markdown and figures go beside it. By default ``report.html`` in
-            the folder. Another name than ``report`` stands before the figures' names.
-        has_svg: Whether figures are written as SVG files, too.
+        out: The HTML file; Markdown and figures are written beside it. By default ``report.html``
+            in the folder. Another name than ``report`` is put before the figures' names.
+        has_svg: Whether figures are also written as SVG files.
 
     Raises:
         DataFileError: If the folder holds no result, or one that cannot be read.
@@ -51,10 +49,10 @@ def write_page(page: Page, target: Path, *, has_svg: bool = False, prefix: str =
     """Write a page as HTML, as Markdown, and its figures beside them.
 
     Args:
-        page: What it says.
+        page: The page.
         target: The HTML file; its folder is made if it is missing.
-        has_svg: Whether figures are written as SVG files, too.
-        prefix: What stands before the names of the figures' files.
+        has_svg: Whether figures are also written as SVG files.
+        prefix: Put before the names of the figures' files.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     suffixes = (".png", ".svg") if has_svg else (".png",)
@@ -71,7 +69,7 @@ def write_page(page: Page, target: Path, *, has_svg: bool = False, prefix: str =
 
 
 def read_page(folder: Path) -> Page:
-    """What the report of a run says.
+    """The report of a run.
 
     Raises:
         DataFileError: If the folder holds no result, or one that cannot be read.

@@ -135,7 +135,7 @@ def test_the_study_is_drawn_into_the_folder_that_is_named(capsys, monkeypatch):
         asked.append((folder.path, calibration.identity.model, out))
         return ReportFiles(out / "i.html", out / "i.md", (out / "roc.png",))
 
-    monkeypatch.setattr("graphhalu.report.instability_page.write_study", write)
+    monkeypatch.setattr("graphhalu.report.instability.write_study", write)
     values = json.loads(said(capsys, ["plot", "s", "--out", "drawn", "--json"]).out)
     assert values == {"html": "drawn/i.html", "figures": ["drawn/roc.png"]}
     assert said(capsys, ["plot", "s"]).out.split() == ["s/report/i.html", "s/report/roc.png"]

@@ -60,8 +60,7 @@ def read_whole_result(path: Path) -> Any:
 
 def read_report(path: Path) -> Any:
     """The report itself, with its figures drawn in memory."""
-    from graphhalu.report.html import report_html
-    from graphhalu.report.markdown import report_markdown
+    from graphhalu.report.page import report_html, report_markdown
     from graphhalu.report.write import read_page
 
     page = read_page(path.parent)
@@ -77,7 +76,7 @@ def read_head_maps(path: Path) -> Any:
 
 
 def read_transfers(path: Path) -> Any:
-    from graphhalu.report.transfer_page import read_transfer
+    from graphhalu.report.transfer import read_transfer
 
     return read_transfer(path.parent)
 

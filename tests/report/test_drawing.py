@@ -5,9 +5,9 @@ import matplotlib.image
 import pytest
 
 from graphhalu.core.errors import UsageError
+from graphhalu.report.comparison import curve_figure
 from graphhalu.report.drawing import inline_svg, save_figure
-from graphhalu.report.figures import curve_figure
-from graphhalu.report.theme import DARK, LIGHT
+from graphhalu.report.theme import TEMPLATES
 
 NOISES = {"words": 9.0, "sink_mass": 3.0, "gat": 0.3}
 HOSTILE = r'$\frac{1$<script>x</script>"&'
@@ -78,8 +78,11 @@ def test_a_name_in_a_script_without_a_glyph_is_no_fault(make, tmp_path):
     assert save_figure(curve_figure(make({"\u5e7b\u89c9": 0.5}), "roc"), tmp_path / "a.png").exists()
 
 
-@pytest.mark.parametrize("colours", [LIGHT, DARK])
-def test_every_text_colour_stands_out_from_its_ground(colours):
+@pytest.mark.parametrize("place", [0, 1], ids=["light", "dark"])
+def test_every_text_colour_stands_out_from_its_ground(place):
+    css = (TEMPLATES / "page.css").read_text().split("@media (prefers-color-scheme: dark)")
+    colours = dict(re.findall(r"--(\w+): (#\w{6});", css[place].partition("@media")[0]))
+
     def luminance(colour):
         parts = [int(colour[n : n + 2], 16) / 255 for n in (1, 3, 5)]
         linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in parts]

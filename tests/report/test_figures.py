@@ -5,10 +5,10 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.evaluation.curves import mean_curve
 from graphhalu.evaluation.metrics import risk_coverage_curve
-from graphhalu.report.curves import precision_recall, reliability, risk_coverage, roc
-from graphhalu.report.figures import KINDS, curve_figure, named_rows
-from graphhalu.report.palette import family
+from graphhalu.report.comparison import CURVES, curve_figure, family, named_rows
+from graphhalu.report.page import figure_words
 
 NOISES = {"words": 9.0, "sink_mass": 3.0, "gat": 0.3}
 
@@ -22,7 +22,7 @@ def lines(axes, name):
 
 
 def texts(figure):
-    return [text.get_text() for axes in panels(figure) for text in axes.texts]
+    return [text.get_text() for axes in panels(figure) for text in axes.get_legend().get_texts()]
 
 
 def of_detector(result, name, seed=0):
@@ -34,7 +34,7 @@ def test_the_roc_of_one_seed_is_the_exact_curve(make):
     result = make(NOISES)
     scores, labels = of_detector(result, "gat")
     called = [scores >= threshold for threshold in [np.inf, *np.unique(scores)[::-1]]]
-    found = roc(result.samples, "gat")
+    found = mean_curve(result.samples, "gat", "roc")
     np.testing.assert_array_equal(found.x, [each[labels == 0].mean() for each in called])
     np.testing.assert_array_equal(found.y, [each[labels == 1].mean() for each in called])
 
@@ -42,7 +42,7 @@ def test_the_roc_of_one_seed_is_the_exact_curve(make):
 def test_the_area_under_a_mean_roc_is_the_mean_auroc(make):
     result = make(NOISES, seeds=(0, 1, 2))
     for row in result.rows:
-        x, y = roc(result.samples, row.detector)
+        x, y = mean_curve(result.samples, row.detector, "roc")
         area = float((np.diff(x) * (y[1:] + y[:-1]) / 2).sum())
         assert area == pytest.approx(row.metric("auroc"), abs=0.01)
         assert (x[0], y[0], x[-1], y[-1]) == (0, 0, 1, 1)
@@ -52,7 +52,7 @@ def test_precision_is_that_of_the_first_threshold_that_reaches_a_recall(make):
     result = make(NOISES)
     scores, labels = of_detector(result, "sink_mass")
     called = [scores >= threshold for threshold in np.unique(scores)[::-1]]
-    found = precision_recall(result.samples, "sink_mass")
+    found = mean_curve(result.samples, "sink_mass", "precision-recall")
     for recall, precision in zip(found.x[::37], found.y[::37], strict=True):
         first = next(each for each in called if each[labels == 1].mean() >= recall - 1e-12)
         assert precision == labels[first].mean()
@@ -61,31 +61,32 @@ def test_precision_is_that_of_the_first_threshold_that_reaches_a_recall(make):
 def test_risk_ends_at_the_prevalence_and_its_mean_is_the_area(make):
     result = make(NOISES)
     exact = risk_coverage_curve(*of_detector(result, "gat"))
-    found = risk_coverage(result.samples, "gat")
+    found = mean_curve(result.samples, "gat", "risk-coverage")
     np.testing.assert_array_equal(found.y, exact[1])
     assert found.y[-1] == pytest.approx(result.prevalence)
 
 
 def test_reliability_has_fifteen_bins_and_keeps_the_mean(make_calibrated):
     result = make_calibrated(NOISES)
-    found = reliability(result.samples, "gat")
+    found = mean_curve(result.samples, "gat", "calibration")
     assert len(found.x) == 15
     assert np.all(np.diff(found.x) > 0)
 
 
 def test_without_probabilities_there_is_no_calibration(make):
-    assert reliability(make(NOISES).samples, "gat") is None
-    with pytest.raises(NotEnoughDataError, match="no detector has a Calibration curve"):
+    with pytest.raises(NotEnoughDataError, match="gat has no valid probability"):
+        mean_curve(make(NOISES).samples, "gat", "calibration")
+    with pytest.raises(NotEnoughDataError, match="no detector has a calibration curve"):
         curve_figure(make(NOISES), "calibration")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CURVES)
 def test_every_figure_has_labels_and_no_number_that_does_not_exist(make_calibrated, kind):
     figure = curve_figure(make_calibrated(NOISES, seeds=(0, 1)), kind)
     words = [text.get_text() for text in figure.texts]
-    assert {KINDS[kind].x, KINDS[kind].y} <= set(words)
+    assert {figure_words("comparison", kind)[axis] for axis in "xy"} <= set(words)
     for axes in panels(figure):
-        assert axes.get_title(loc="left")
+        assert axes.get_legend().get_title().get_text()
         assert lines(axes, "reference")
         assert np.isfinite([*axes.get_xlim(), *axes.get_ylim()]).all()
         for line in axes.get_lines():
@@ -137,10 +138,10 @@ def test_invalid_scores_are_not_drawn(make):
     is_valid = np.arange(len(result.samples)) % 3 != 0
     table = result.samples.set_column(8, result.samples.schema.field(8), [is_valid])
     n_valid = int(is_valid[2 * 97 :].sum())
-    assert len(roc(table, "gat").x) == n_valid + 1
+    assert len(mean_curve(table, "gat", "roc").x) == n_valid + 1
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", CURVES)
 def test_nothing_to_draw_is_refused(make, failed_row, kind):
     with pytest.raises(NotEnoughDataError, match="no detector has"):
         curve_figure(make({}, rows=[failed_row("topology")]), kind)

@@ -9,14 +9,16 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import DetectorMismatchError
-from graphhalu.report.instability_figures import (
+from graphhalu.report.instability import (
+    headline,
     map_figure,
     methods_figure,
     scatter_figure,
     stepwise_figure,
     violin_figure,
+    words,
+    write_study,
 )
-from graphhalu.report.instability_page import headline, write_study
 from graphhalu.studies.instability.calibrate import calibrate, labelled_series
 from graphhalu.studies.instability.calibration import MAIN
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
@@ -110,14 +112,14 @@ def test_marks_of_the_methods_stand_at_their_values(study):
     axes = methods_figure(study.calibration).axes[0]
     lines = {line.get_gid(): line.get_xdata()[0] for line in axes.lines if line.get_gid()}
     for row in study.calibration.rows:
-        assert lines[f"in-sample-{row.name}"] == pytest.approx(row.in_sample.value)
+        assert lines[f"in sample: {words(row.name)}"] == pytest.approx(row.in_sample.value)
 
 
 def test_the_violin_shows_every_prompt(study):
-    axes = violin_figure(study.view, study.calibration).axes[0]
+    axes = violin_figure(study.view, study.calibration).axes[1]
     marks = [line for line in axes.lines if line.get_marker() in {"D", "o"}]
-    assert sorted(len(line.get_ydata()) for line in marks) == [30, 30]
-    shown = np.sort(np.concatenate([line.get_ydata() for line in marks]))
+    assert sorted(len(line.get_xdata()) for line in marks) == [30, 30]
+    shown = np.sort(np.concatenate([line.get_xdata() for line in marks]))
     np.testing.assert_allclose(shown, np.sort(study.view.score))
 
 
@@ -134,7 +136,7 @@ def test_maps_are_means_over_the_prompts_that_reach_a_step(study):
     expected = np.mean([values[8] for values in attacks if len(values) > 8], axis=0)
     np.testing.assert_allclose(study.view.attack[8], expected, rtol=1e-5)
     axes = map_figure(study.view, study.calibration).axes[2]
-    shown = np.asarray(axes.images[0].get_array())
+    shown = np.asarray(axes.collections[0].get_array())
     difference = study.view.attack[3] - study.view.benign[3]
     np.testing.assert_allclose(shown[:, 3], difference, rtol=1e-5)
 

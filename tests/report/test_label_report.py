@@ -7,8 +7,9 @@ from sklearn.metrics import cohen_kappa_score
 
 from graphhalu.core.errors import TraceNotFoundError, UnknownNameError
 from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.report import THRESHOLDS, label_report
 from graphhalu.labels.run import label_store, stored_labellers
-from graphhalu.report.label_report import THRESHOLDS, example_text, label_report, tables
+from graphhalu.report.labels import example_text, tables
 from graphhalu.traces.schema import TraceRecord
 
 ANSWERS = (
@@ -141,13 +142,13 @@ def test_the_values_are_plain_json_without_a_number_that_does_not_exist(store: S
 
 def test_the_tables_hold_every_labeller_and_say_what_a_1_means(store: Store) -> None:
     made = {table.title: table for table in tables(label_report(store, ["match", "given"]))}
-    assert [row[0] for row in made["Labels"].rows] == ["match", "given"]
-    assert [row[-1] for row in made["Labels"].rows] == [
+    assert [row[0] for row in made["Labels"].texts] == ["match", "given"]
+    assert [row[-1] for row in made["Labels"].texts] == [
         "the model's own output is wrong",
         "what the data set says of its input",
     ]
     assert "match by category" in made
-    (agreement,) = made["Agreement; 0/1 = the first says 0, the second 1"].rows
+    (agreement,) = made["Agreement; 0/1 = the first says 0, the second 1"].texts
     assert agreement[-1] == "none: match gives one class only (two meanings)"
     for table in made.values():
         assert table.rows

@@ -7,13 +7,14 @@ import pytest
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.result import MetricValue
-from graphhalu.evaluation.transfer import TransferCell
+from graphhalu.evaluation.transfer import TransferCell, TransferResult
 from graphhalu.evaluation.univariate import HeadMap, HeadMaps
+from graphhalu.report.comparison import forest_figure, maps_figure, n_marked
 from graphhalu.report.drawing import save_figure
-from graphhalu.report.forest import difference_text, forest_figure, p_text
-from graphhalu.report.heatmaps import maps_figure, n_marked, transfer_figure
-from graphhalu.report.palette import AROUND_CHANCE
+from graphhalu.report.plots import AROUND_CHANCE
+from graphhalu.report.tables import p_text
 from graphhalu.report.theme import LIGHT
+from graphhalu.report.transfer import transfer_figure
 
 NOISES = {"words": 9.0, "sinks": 3.0, "gat": 0.3, "other": 1.0}
 
@@ -46,10 +47,10 @@ def test_each_difference_has_its_interval_its_name_and_its_numbers(make, against
     ordered = sorted(result.comparisons, key=lambda t: -t.difference)
     assert [t.get_text() for t in left.get_yticklabels()] == [t.detector for t in ordered]
     for place, test in enumerate(ordered):
-        (mark,) = [line for line in left.get_lines() if line.get_gid() == test.detector]
+        (mark,) = [line for line in left.get_lines() if str(line.get_gid()).endswith(f": {test.detector}")]
         assert mark.get_xydata().tolist() == [[test.difference, place]]
         label = right.get_yticklabels()[place].get_text().replace("\N{MINUS SIGN}", "-")
-        assert label.startswith(difference_text(test))
+        assert label.startswith(f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]")
         assert label.endswith(p_text(test.p_holm))
     ends = [line.get_xdata() for line in left.get_lines() if len(line.get_xdata()) == 2]
     assert [ordered[0].low, ordered[0].high] in [list(pair) for pair in ends]
@@ -60,7 +61,7 @@ def test_a_mark_is_filled_only_where_the_interval_excludes_zero(make, against):
     first = replace(result.comparisons[0], low=0.01, high=0.02, difference=0.015)
     second = replace(result.comparisons[1], low=-0.01, high=0.02, difference=0.005)
     axes = forest_figure(replace(result, comparisons=(first, second))).axes[0]
-    fill = {line.get_gid(): line.get_markerfacecolor() for line in axes.get_lines()}
+    fill = {str(line.get_gid()).split(": ")[-1]: line.get_markerfacecolor() for line in axes.get_lines()}
     assert fill[first.detector] != LIGHT["paper"]
     assert fill[second.detector] == LIGHT["paper"]
 
@@ -79,11 +80,11 @@ def test_a_map_shows_layers_across_and_heads_down_and_marks_what_counts(tmp_path
     figure = maps_figure(found)
     panels = figure.axes[:2]
     for axes, each in zip(panels, found.maps, strict=True):
-        shown = np.asarray(axes.images[0].get_array())
-        np.testing.assert_allclose(shown, np.array(each.auroc).T)
+        shown = np.asarray(axes.collections[0].get_array())
+        np.testing.assert_allclose(shown[: len(each.auroc[0])], np.array(each.auroc).T)
         assert marks(axes) == n_marked(each) > 0
         assert f"{n_marked(each)} of 15 heads" in axes.get_title(loc="left")
-    low, high = panels[0].images[0].get_clim()
+    low, high = panels[0].collections[0].get_clim()
     assert low + high == pytest.approx(1)
     assert panels[-1].get_xlabel() == "layer"
     assert save_figure(figure, tmp_path / "maps.png").exists()
@@ -91,7 +92,7 @@ def test_a_map_shows_layers_across_and_heads_down_and_marks_what_counts(tmp_path
 
 def test_a_missing_mean_is_blank_and_not_a_number():
     axes = maps_figure(found_maps()).axes[0]
-    means = axes.images[1].get_array()
+    means = axes.collections[0].get_array()[-1]
     assert np.ma.getmaskarray(means).ravel().tolist() == [False] * 4 + [True]
 
 
@@ -124,11 +125,12 @@ def test_a_transfer_matrix_has_its_numbers_and_its_failures(tmp_path):
         for train in names
         for test in names
     ]
-    figure = transfer_figure(cells, ["gat", "charm", "mlp"])
+    found = TransferResult(config={}, provenance={}, stores=dict.fromkeys(names), cells=tuple(cells))
+    figure = transfer_figure(found, ["gat", "charm", "mlp"])
     panels = [axes for axes in figure.axes if axes.get_visible() and axes.texts]
     assert len(panels) == 3
     words = [text.get_text() for text in panels[0].texts]
     assert words.count("failed") == 1
     assert words.count("0.710") == 8
-    assert np.ma.getmaskarray(panels[0].images[0].get_array())[0].tolist() == [False, True, False]
+    assert np.ma.getmaskarray(panels[0].collections[0].get_array())[0].tolist() == [False, True, False]
     assert save_figure(figure, tmp_path / "t.png").exists()

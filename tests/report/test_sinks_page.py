@@ -8,8 +8,8 @@ import pytest
 
 from graphhalu.cli.main import run
 from graphhalu.core.errors import NotEnoughDataError, UsageError
-from graphhalu.report.sinks_figures import density, parameters_text, scaling_figure, shown_findings
-from graphhalu.report.sinks_page import sinks_page
+from graphhalu.report.sinks import scaling_figure, shown_findings, sinks_page
+from graphhalu.report.tables import count_text
 from graphhalu.studies.sinks.analyze import analyze
 from graphhalu.studies.sinks.records import SinkRecord, SinkRun, run_name, write_run
 from graphhalu.studies.sinks.settings import AnalyzeConfig
@@ -114,12 +114,5 @@ def test_what_cannot_be_drawn_is_an_error_that_says_why(folder):
         shown_findings(nothing)
 
 
-def test_the_density_of_equal_values_is_one_peak_and_integrates_to_about_one_else():
-    grid = np.linspace(0, 1, 501)
-    assert grid[density(np.full(9, 0.3), grid).argmax()] == pytest.approx(0.3)
-    values = np.random.default_rng(0).normal(0.5, 0.05, size=97)
-    assert np.trapezoid(density(values, grid), grid) == pytest.approx(1, abs=0.01)
-
-
 def test_sizes_are_written_as_people_write_them():
-    assert [parameters_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == ["135M", "1.1B", "7B", "900"]
+    assert [count_text(n) for n in (134_515_008.0, 1.1e9, 7e9, 900.0)] == ["135M", "1.1B", "7B", "900"]

@@ -7,7 +7,7 @@ from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.numerics import json_ready
 from graphhalu.evaluation.univariate import compare_topology
 from graphhalu.graphs.topology import MEASURES
-from graphhalu.report.topology_report import save_figure, topology_figure, topology_table
+from graphhalu.report.topology import save_figure, topology_figure, topology_table
 from graphhalu.testing.planted import planted_traces
 
 pytestmark = pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")

@@ -18,8 +18,7 @@ from graphhalu.labels.labels import Labels
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
-from graphhalu.report.weights_figures import risk_figure
-from graphhalu.report.weights_page import comparison_page, profile_page
+from graphhalu.report.weights import comparison_page, profile_page, risk_figure
 from graphhalu.studies.weights.agreement import HEAD_QUANTITIES, PAIRS, Agreement, counts, with_verdicts
 from graphhalu.studies.weights.detection import layer_detection
 from graphhalu.studies.weights.measure import measure_store
