@@ -149,8 +149,7 @@ def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 @cache
 def _cards() -> dict[str, dict[str, Any]]:
-    cards: dict[str, dict[str, Any]] = yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
-    return cards
+    return yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
 
 
 def class_name(name: str) -> str:

@@ -273,19 +273,13 @@ def l1_path(
     weight, bias = np.zeros(values.shape[1]), 0.0
     gradient = np.abs(values.T @ (share * (labels - 0.5)))  # at 0 every trace has the odds 1/2
     limit = float(gradient.max(initial=0.0))
-    settings = {
-        "l1_ratio": 1,
-        "solver": "liblinear",
-        "intercept_scaling": 10.0,
-        "max_iter": 1000,
-        "random_state": 0,
-    }
+    settings = {"l1_ratio": 1, "solver": "liblinear", "intercept_scaling": 10.0, "max_iter": 1000}
     found = []
     for penalty in (limit * relative for relative in penalties):
         is_wrong, is_active = gradient > penalty, weight != 0
         while is_wrong.any():
             is_active |= is_wrong
-            model = LogisticRegression(C=1 / penalty, **settings)
+            model = LogisticRegression(C=1 / penalty, random_state=0, **settings)
             model.fit(values[:, is_active], labels, share)
             weight[is_active], bias = model.coef_[0], float(model.intercept_[0])
             odds = expit(values[:, is_active] @ weight[is_active] + bias)

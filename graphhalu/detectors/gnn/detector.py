@@ -188,7 +188,7 @@ class NetworkDetector(TrainedDetector):
     def write(self, folder: Path) -> dict[str, Any]:
         """Write weights with standardisation; describe the graphs."""
         schema = self._fitted()
-        modules = enumerate([self.scaler, *self.networks])
+        modules = enumerate([self.fitted(self.scaler), *self.networks])
         states = {number: module.state_dict() for number, module in modules}
         write_weights(folder, {f"{n}.{name}": v for n, state in states.items() for name, v in state.items()})
         return {"graphs": schema.model_dump(mode="json"), "n_networks": len(self.networks)}
