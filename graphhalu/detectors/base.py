@@ -134,15 +134,22 @@ class DetectorCard:
     @classmethod
     def of(cls, name: str) -> "DetectorCard":
         """The card of a trained detector of this package, read from ``cards.yaml``."""
-        fields = _cards()[name].items()
-        values: dict[str, Any] = {field: tuple(v) if isinstance(v, list) else v for field, v in fields}
-        return cls(name=name, is_supervised=True, **values)
+        values = {field: value for field, value in _cards()[name].items() if field != "attributes"}
+        return cls(name=name, is_supervised=True, **_with_tuples(values))
+
+
+def card_attributes(name: str) -> dict[str, Any]:
+    """Class attributes of a detector of this package, such as its features, read from ``cards.yaml``."""
+    return _with_tuples(_cards()[name].get("attributes", {}))
+
+
+def _with_tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
 
 
 @cache
 def _cards() -> dict[str, dict[str, Any]]:
-    cards: dict[str, dict[str, Any]] = yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
-    return cards
+    return yaml.safe_load(CARDS_FILE.read_text(encoding="utf-8"))
 
 
 def class_name(name: str) -> str:
@@ -168,10 +175,11 @@ class Detector(ABC):
         Args:
             name: Registered name; the class must be assigned to its :func:`class_name`.
             module: Where it is assigned; by default the module of this class.
-            attributes: Class attributes; a function is not bound to the detector.
+            attributes: Class attributes beside those of the card; a function is not bound to the detector.
         """
         card = DetectorCard.of(name)
         fields = {"__module__": module or cls.__module__, "__doc__": card.summary, "card": card}
+        fields |= card_attributes(name)
         for attribute, value in attributes.items():
             fields[attribute] = staticmethod(value) if isfunction(value) else value
         made: type[D] = new_class(class_name(name), (cls,), exec_body=lambda body: body.update(fields))
@@ -259,10 +267,10 @@ def checked_scores(detector: Detector, scores: object, traces: Sequence[Trace]) 
         )
     values, is_valid = np.asarray(scores.values), np.asarray(scores.is_valid)
     if values.shape != (n_items,) or is_valid.shape != (n_items,):
-        message = f"{name}: expected {n_items} scores, got {values.shape[0] if values.ndim else 1}"
-        if values.ndim != 1 or is_valid.shape != values.shape:
-            message += f", of shape {values.shape}, and is_valid of shape {is_valid.shape}"
-        raise GraphhaluError(message)
+        raise GraphhaluError(
+            f"{name}: expected {n_items} scores, got {values.shape[0] if values.ndim else 1}, of shape "
+            f"{values.shape}, and is_valid of shape {is_valid.shape}"
+        )
     if values.dtype.kind not in "fiub" or is_valid.dtype != np.bool_:
         raise GraphhaluError(
             f"{name}: expected numbers and booleans, got {values.dtype} and {is_valid.dtype}"

@@ -17,12 +17,8 @@ from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.trace import Trace
 
 COMPARED_FIELDS: Final = (
-    "n_layers",
-    "n_heads",
-    "n_kv_heads",
-    "hidden_size",
-    "attention_layers",
-    "hidden_layers",
+    *("n_layers", "n_heads", "n_kv_heads", "hidden_size"),
+    *("attention_layers", "hidden_layers"),
 )
 """What must agree between the traces that a detector was fitted on and those that it scores."""
 

@@ -48,9 +48,7 @@ def learn_pseudo_labels(side: Side, _: Sequence[InnerFold]) -> Learned:
     return Learned(model, np.full(len(side.labels), np.nan), report)
 
 
-Haloscope: Final = ProbeDetector.variant(
-    "haloscope", __name__, features=("state_last_answer",), learn=learn_pseudo_labels
-)
+Haloscope: Final = ProbeDetector.variant("haloscope", __name__, learn=learn_pseudo_labels)
 
 
 class Subspace(NamedTuple):

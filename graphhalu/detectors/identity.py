@@ -98,6 +98,5 @@ def check_identity(fitted: Identity | None, traces: Sequence[Trace]) -> None:
     Raises:
         DetectorMismatchError: Names every field that differs.
     """
-    came = Identity.of_traces(traces) if fitted is not None else None
-    if fitted is not None and came is not None:
+    if fitted is not None and (came := Identity.of_traces(traces)) is not None:
         fitted.check(came)

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Final
 
 import numpy as np
@@ -9,25 +10,12 @@ from jaxtyping import Float
 from scipy.linalg import cholesky, solve_triangular
 
 from graphhalu.core.splits import InnerFold
+from graphhalu.detectors.base import card_attributes
 from graphhalu.detectors.linear import Scaling, l2_path
-from graphhalu.detectors.probes import LIKELIHOOD, STATES, ProbeDetector
+from graphhalu.detectors.probes import ProbeDetector
 from graphhalu.detectors.search import Learned, Side, first_of_the_best
 
-ATTENTION: Final = (
-    "sink_mass_k4",
-    "self_attention_log",
-    "attention_entropy_mean",
-    "lookback_ratio",
-    "span_mass",
-    "received_top",
-    "lapeig_top",
-)
-"""Node and edge statistics of the attention graph of every layer and head."""
-FAMILIES: Final[dict[str, tuple[str, ...]]] = {
-    "attention": ATTENTION,
-    "hidden": STATES,
-    "likelihood": LIKELIHOOD,
-}
+FAMILIES: Final[dict[str, list[str]]] = card_attributes("joint-probe")["families"]
 """Features of each family; the features of the last one are single numbers and count as one."""
 MIXES: Final[tuple[dict[str, float], ...]] = (
     {"attention": 0.5, "hidden": 0.5, "likelihood": 0.1},
@@ -72,10 +60,7 @@ def learn_jointly(side: Side, folds: Sequence[InnerFold]) -> Learned:
 
 
 JointProbe: Final = ProbeDetector.variant(
-    "joint-probe",
-    __name__,
-    features=tuple(name for names in FAMILIES.values() for name in names),
-    learn=learn_jointly,
+    "joint-probe", __name__, features=tuple(chain(*FAMILIES.values())), learn=learn_jointly
 )
 
 

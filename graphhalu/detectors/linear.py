@@ -148,11 +148,11 @@ class LinearModel:
             KeyError: If one is missing.
             ValueError: If they do not fit each other.
         """
-        shapes = {name: arrays[name].shape for name in ("median", "mean", "weight", "is_used")}
-        if set(shapes.values()) != {(arrays["weight"].size,)}:
+        parts = {name: arrays[name] for name in ("median", "mean", "weight", "is_used")}
+        shapes = {name: part.shape for name, part in parts.items()}
+        if set(shapes.values()) != {(parts["weight"].size,)}:
             raise ValueError(f"arrays of one length expected, got {shapes}")
-        median, mean, weight = (arrays[name] for name in ("median", "mean", "weight"))
-        return cls(median, mean, weight, arrays["is_used"], float(arrays["bias"][0]))
+        return cls(**parts, bias=float(arrays["bias"][0]))
 
     def logits(self, values: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "trace"]:
         """One logit a trace, NaN where every column that is read is missing.
@@ -273,19 +273,13 @@ def l1_path(
     weight, bias = np.zeros(values.shape[1]), 0.0
     gradient = np.abs(values.T @ (share * (labels - 0.5)))  # at 0 every trace has the odds 1/2
     limit = float(gradient.max(initial=0.0))
+    settings = {"l1_ratio": 1, "solver": "liblinear", "intercept_scaling": 10.0, "max_iter": 1000}
     found = []
     for penalty in (limit * relative for relative in penalties):
         is_wrong, is_active = gradient > penalty, weight != 0
         while is_wrong.any():
             is_active |= is_wrong
-            model = LogisticRegression(
-                C=1 / penalty,
-                l1_ratio=1,
-                solver="liblinear",
-                intercept_scaling=10.0,
-                max_iter=1000,
-                random_state=0,
-            )
+            model = LogisticRegression(C=1 / penalty, random_state=0, **settings)
             model.fit(values[:, is_active], labels, share)
             weight[is_active], bias = model.coef_[0], float(model.intercept_[0])
             odds = expit(values[:, is_active] @ weight[is_active] + bias)

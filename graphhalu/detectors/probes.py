@@ -22,20 +22,6 @@ from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
 Views = dict[str, Int[np.ndarray, "_"]]
-LIKELIHOOD: Final = (
-    "logprob_mean",
-    "logprob_min",
-    "logprob_sum",
-    "logprob_std",
-    "output_entropy_mean",
-    "output_entropy_max",
-    "output_entropy_std",
-    "margin_mean",
-    "margin_min",
-)
-"""Features of the output distributions."""
-STATES: Final = ("state_last_prompt", "state_last_answer", "state_mean_answer")
-"""Positions whose hidden state a probe can read."""
 _HEAD: Final = re.compile(r"\.l(\d+)\.h(\d+)")
 
 
@@ -228,44 +214,21 @@ def learn_one_layer(side: Side, folds: Sequence[InnerFold]) -> Learned:
     return search(side, grid, folds)
 
 
-_SINKS: Final = ("sink_mass_k1", "sink_mass_k4")
-_INSTABILITY: Final = tuple(
-    f"{form}_{span}"
-    for form in ("head_std", "head_logit_std", "head_bounded_std")
-    for span in ("sink", "context", "question", "answer")
-)
-_ENTROPY: Final = ("attention_entropy_mean", "attention_entropy_std")
-_SHIFTS: Final = (
-    "hallushift_hidden_distance",
-    "hallushift_hidden_cosine",
-    "hallushift_attention_distance",
-    "hallushift_attention_cosine",
-)
-_SUMMARIES: Final = ("rauq", "hidden_norm", "hidden_score", "hidden_effective_rank")
-
-SinkProbeHeads: Final = ProbeDetector.variant("sink-probe-heads", features=_SINKS, learn=learn_pca)
-Sinkprobe: Final = ProbeDetector.variant("sinkprobe", features=("received_top[k=25]",), learn=learn_sparse)
-Lapeigvals: Final = ProbeDetector.variant("lapeigvals", features=("lapeig_top[k=50]",), learn=learn_ranked)
-Attneigvals: Final = ProbeDetector.variant("attneigvals", features=("attneig_top[k=50]",), learn=learn_ranked)
-AttnLogdetHeads: Final = ProbeDetector.variant(
-    "attn-logdet-heads", features=("self_attention_log",), learn=learn_pca
-)
-Lookback: Final = ProbeDetector.variant("lookback", features=("lookback_ratio",), learn=learn_plain)
-InstabilityProbe: Final = ProbeDetector.variant(
-    "instability-probe", features=(*_INSTABILITY, "layer_std_sink"), learn=learn_pca
-)
-EntropyHeads: Final = ProbeDetector.variant("entropy-heads", features=_ENTROPY, learn=learn_pca)
-LikelihoodProbe: Final = ProbeDetector.variant("likelihood-probe", features=LIKELIHOOD, learn=learn_plain)
-HiddenProbe: Final = ProbeDetector.variant("hidden-probe", features=STATES, learn=learn_one_layer)
-Hallushift: Final = ProbeDetector.variant("hallushift", features=(*_SHIFTS, *LIKELIHOOD), learn=learn_pca)
-Icr: Final = ProbeDetector.variant("icr", features=("icr",), learn=learn_pca)
-Summaries: Final = ProbeDetector.variant("summaries", features=_SUMMARIES, learn=learn_plain)
-
-
-Toha: Final = ProbeDetector.variant("toha", features=("mst_divergence",), learn=choose_heads)
-ShuffledLabels: Final = ProbeDetector.variant(
-    "shuffled-labels", features=_SINKS, learn=learn_pca, is_shuffled=True
-)
+SinkProbeHeads: Final = ProbeDetector.variant("sink-probe-heads", learn=learn_pca)
+Sinkprobe: Final = ProbeDetector.variant("sinkprobe", learn=learn_sparse)
+Lapeigvals: Final = ProbeDetector.variant("lapeigvals", learn=learn_ranked)
+Attneigvals: Final = ProbeDetector.variant("attneigvals", learn=learn_ranked)
+AttnLogdetHeads: Final = ProbeDetector.variant("attn-logdet-heads", learn=learn_pca)
+Lookback: Final = ProbeDetector.variant("lookback", learn=learn_plain)
+InstabilityProbe: Final = ProbeDetector.variant("instability-probe", learn=learn_pca)
+EntropyHeads: Final = ProbeDetector.variant("entropy-heads", learn=learn_pca)
+LikelihoodProbe: Final = ProbeDetector.variant("likelihood-probe", learn=learn_plain)
+HiddenProbe: Final = ProbeDetector.variant("hidden-probe", learn=learn_one_layer)
+Hallushift: Final = ProbeDetector.variant("hallushift", learn=learn_pca)
+Icr: Final = ProbeDetector.variant("icr", learn=learn_pca)
+Summaries: Final = ProbeDetector.variant("summaries", learn=learn_plain)
+Toha: Final = ProbeDetector.variant("toha", learn=choose_heads)
+ShuffledLabels: Final = ProbeDetector.variant("shuffled-labels", learn=learn_pca, is_shuffled=True)
 
 
 def shuffled_by_group(

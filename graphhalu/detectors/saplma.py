@@ -96,12 +96,7 @@ def learn_network(side: Side, _: Sequence[InnerFold]) -> Learned:
 
 
 Saplma: Final = ProbeDetector.variant(
-    "saplma",
-    __name__,
-    features=("state_last_answer",),
-    learn=learn_network,
-    model_class=NetworkModel,
-    stops_by_validation=True,
+    "saplma", __name__, learn=learn_network, model_class=NetworkModel, stops_by_validation=True
 )
 
 

@@ -85,18 +85,18 @@ class ScalarDetector(TrainedDetector):
         self.sign, self.train_auroc = int(values["sign"]), values.get("train_auroc")
 
 
-SinkMass: Final = ScalarDetector.variant("sink-mass", feature="sink_mass_k4_all")
-SinkMassK1: Final = ScalarDetector.variant("sink-mass-k1", feature="sink_mass_k1_all")
-HeadStd: Final = ScalarDetector.variant("head-std", feature="head_std_sink")
-HeadStdLogit: Final = ScalarDetector.variant("head-std-logit", feature="head_logit_std_sink")
-AttentionLogdet: Final = ScalarDetector.variant("attention-logdet", feature="self_attention_log")
-Rauq: Final = ScalarDetector.variant("rauq", feature="rauq")
-Perplexity: Final = ScalarDetector.variant("perplexity", feature="perplexity")
-MinLogprob: Final = ScalarDetector.variant("min-logprob", feature="logprob_min")
-Entropy: Final = ScalarDetector.variant("entropy", feature="output_entropy_mean")
-Likelihood: Final = ScalarDetector.variant("likelihood", feature="logprob_sum")
-Length: Final = ScalarDetector.variant("length", feature="answer_length")
-HiddenScore: Final = ScalarDetector.variant("hidden-score", feature="hidden_score")
+SinkMass: Final = ScalarDetector.variant("sink-mass")
+SinkMassK1: Final = ScalarDetector.variant("sink-mass-k1")
+HeadStd: Final = ScalarDetector.variant("head-std")
+HeadStdLogit: Final = ScalarDetector.variant("head-std-logit")
+AttentionLogdet: Final = ScalarDetector.variant("attention-logdet")
+Rauq: Final = ScalarDetector.variant("rauq")
+Perplexity: Final = ScalarDetector.variant("perplexity")
+MinLogprob: Final = ScalarDetector.variant("min-logprob")
+Entropy: Final = ScalarDetector.variant("entropy")
+Likelihood: Final = ScalarDetector.variant("likelihood")
+Length: Final = ScalarDetector.variant("length")
+HiddenScore: Final = ScalarDetector.variant("hidden-score")
 
 
 class Focus(ScalarDetector):

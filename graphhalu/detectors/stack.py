@@ -22,6 +22,7 @@ from graphhalu.detectors.base import (
     DetectorCard,
     EdgeEffect,
     Scores,
+    card_attributes,
     check_classes,
 )
 from graphhalu.detectors.identity import check_identity
@@ -29,22 +30,6 @@ from graphhalu.detectors.probes import ProbeConfig, ProbeDetector, Summaries
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.trace import Trace
-
-BLOCKS: Final = (
-    "sink-probe-heads",
-    "sinkprobe",
-    "lapeigvals",
-    "attn-logdet-heads",
-    "lookback",
-    "instability-probe",
-    "entropy-heads",
-    "hidden-probe",
-    "hallushift",
-    "icr",
-    "likelihood-probe",
-    "summaries",
-)
-"""Probes that are joined; a text control is not among them."""
 
 RIDGE: Final = 0.05
 """Penalty on the squared weights of the joined logits, a trace."""
@@ -111,7 +96,7 @@ class Stack(TrainedDetector, ABC):
 
         NaN where members with too little of the weight are known.
         """
-        self._check_fitted()
+        self.fitted(self.members or None)
         check_identity(self.identity, traces)
         total, known = np.full(len(traces), self.bias), np.zeros(len(traces))
         all_weights = sum(joint.weight + _FLOOR for joint in self.joints.values())
@@ -126,7 +111,7 @@ class Stack(TrainedDetector, ABC):
 
     def attribute(self, trace: Trace) -> Attribution | None:
         """Parts of the members, weighed as they are joined; one that is missing adds nothing."""
-        self._check_fitted()
+        self.fitted(self.members or None)
         heads = np.zeros((trace.shape.n_layers, trace.shape.n_heads))
         features, rest = {}, self.bias
         edges: tuple[EdgeEffect, ...] = ()
@@ -154,7 +139,7 @@ class Stack(TrainedDetector, ABC):
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write each member into a folder of its own; describe how they are joined."""
-        self._check_fitted()
+        self.fitted(self.members or None)
         for name, member in self.members.items():
             member.save(folder / self.folder_of_members / name)
         return {"bias": self.bias, "joints": {name: joint._asdict() for name, joint in self.joints.items()}}
@@ -167,15 +152,11 @@ class Stack(TrainedDetector, ABC):
             name: self.member_class(name).load(folder / self.folder_of_members / name) for name in self.joints
         }
 
-    def _check_fitted(self) -> None:
-        if not self.members:
-            raise self.unfitted()
-
 
 class EnsembleConfig(ProbeConfig):
     """Settings of the ensemble."""
 
-    blocks: Annotated[tuple[str, ...], Field(min_length=1)] = BLOCKS
+    blocks: Annotated[tuple[str, ...], Field(min_length=1)] = card_attributes("all-features")["blocks"]
     """Names of probes; one that cannot be fitted on the traces is left out and reported."""
 
 

@@ -58,14 +58,8 @@ class TextDetector(TrainedDetector, ABC):
         terms = self.terms(documents)
         settings = {"class_weight": "balanced", **self.regression}
         if folds:
-            model = LogisticRegressionCV(
-                Cs=self.strengths,
-                cv=folds,
-                scoring="roc_auc",
-                l1_ratios=(0,),
-                use_legacy_attributes=False,
-                **settings,
-            ).fit(terms, labels)
+            chosen = {"scoring": "roc_auc", "l1_ratios": (0,), "use_legacy_attributes": False}
+            model = LogisticRegressionCV(Cs=self.strengths, cv=folds, **chosen, **settings).fit(terms, labels)
             strength, inner_auroc = float(model.C_), float(model.scores_.mean(axis=0).max())
         else:
             strength, inner_auroc = self.strengths[0], None
@@ -99,13 +93,18 @@ class TextDetector(TrainedDetector, ABC):
                 f"no term is in {n_least} of the {len(documents)} training {self.card.level}s"
             )
 
-    def restore_weights(self, arrays: Mapping[str, np.ndarray], n_terms: int) -> None:
-        """Take over weights that fit a vocabulary.
+    def weights(self) -> dict[str, np.ndarray]:
+        """Weights and bias as arrays."""
+        return {"weight": self.fitted(self.weight), "bias": np.array([self.bias])}
+
+    def restore_weights(self, arrays: Mapping[str, np.ndarray]) -> None:
+        """Take over weights that fit the vocabularies.
 
         Raises:
             ValueError: If they do not.
         """
         self.weight, self.bias = arrays["weight"], float(arrays["bias"][0])
+        n_terms = sum(len(each.vocabulary) for each in self.vectorisers.values())
         if len(self.weight) != n_terms:
             raise ValueError(f"{len(self.weight)} weights for {n_terms} terms")
 
@@ -154,8 +153,7 @@ class Tfidf(TextDetector):
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write weights and inverse frequencies; describe the vocabulary."""
-        weights = {"weight": self.fitted(self.weight), "bias": np.array([self.bias])}
-        write_arrays(folder, {f"idf_{kind}": v.idf_ for kind, v in self.vectorisers.items()} | weights)
+        write_arrays(folder, {f"idf_{kind}": v.idf_ for kind, v in self.vectorisers.items()} | self.weights())
         return {"vocabulary": {kind: list(v.get_feature_names_out()) for kind, v in self.vectorisers.items()}}
 
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
@@ -164,7 +162,7 @@ class Tfidf(TextDetector):
         for kind, terms in vocabulary.items():
             self.vectorisers[kind] = _vectoriser(kind, vocabulary=terms)
             self.vectorisers[kind].idf_ = arrays[f"idf_{kind}"]
-        self.restore_weights(arrays, sum(len(terms) for terms in vocabulary.values()))
+        self.restore_weights(arrays)
 
     def _text(self, trace: Trace) -> str:
         """What is read of a trace; empty if it has no answer."""
@@ -215,11 +213,9 @@ class TokenText(TextDetector):
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Write place and vocabulary index of the known tokens, and their weights."""
-        weight = self.fitted(self.weight)
-        terms = self.vectorisers["token"].get_feature_names_out()
-        known = np.array([term.split() for term in terms], dtype=np.int64)
-        known[:, 1] += _NOTHING
-        write_arrays(folder, {"known": known, "weight": weight, "bias": np.array([self.bias])})
+        weights, terms = self.weights(), self.vectorisers["token"].get_feature_names_out()
+        known = np.array([(place, int(index) + _NOTHING) for place, index in map(str.split, terms)], np.int64)
+        write_arrays(folder, {"known": known, **weights})
         return {}
 
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
@@ -227,7 +223,7 @@ class TokenText(TextDetector):
         arrays = read_arrays(folder)
         terms = [_term(place, index) for place, index in arrays["known"].tolist()]
         self.vectorisers = {"token": _token_vectoriser(vocabulary=terms)}
-        self.restore_weights(arrays, len(terms))
+        self.restore_weights(arrays)
 
 
 def neighbours(trace: Trace) -> Int[np.ndarray, "token offset"]:

@@ -6,6 +6,7 @@ too. So each token has two rows: the one that produces it and the one that has r
 """
 
 from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Final, Literal, NamedTuple
 
 import numpy as np
@@ -56,11 +57,8 @@ def family_columns(trace: Trace, family: str) -> TokenColumns:
 
 def expanded(families: Sequence[str], shape: TraceShape) -> tuple[str, ...]:
     """The families with ``hidden`` replaced by one of each kept layer."""
-    found: list[str] = []
-    for family in families:
-        layers = [f"{HIDDEN}.{layer}" for layer in shape.hidden_layers]
-        found += layers if family == HIDDEN else [family]
-    return tuple(found)
+    hidden = tuple(f"{HIDDEN}.{layer}" for layer in shape.hidden_layers)
+    return tuple(chain(*(hidden if family == HIDDEN else (family,) for family in families)))
 
 
 class View(NamedTuple):
@@ -95,9 +93,7 @@ def view_names(trace: Trace, view: View) -> tuple[str, ...]:
 
 def views_of(trace: Trace, family: str, windows: Sequence[int]) -> Iterator[View]:
     """Every view of a family."""
-    places: tuple[Place, ...] = ("before", "own")
-    if not _columns(trace, family).is_of_rows:
-        places = ("token",)
+    places: tuple[Place, ...] = ("before", "own") if _columns(trace, family).is_of_rows else ("token",)
     for place in places:
         for window in windows:
             yield View(family, place, window)

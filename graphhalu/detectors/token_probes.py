@@ -326,14 +326,10 @@ def _names(trace: Trace, views: Views) -> tuple[str, ...]:
     return tuple(name for view in views for name in view_names(trace, view))
 
 
-TokenAttention: Final = LinearTokenDetector.variant("token-attention", families=("attention",))
-TokenHidden: Final = LinearTokenDetector.variant("token-hidden", families=("hidden",))
-TokenProbe: Final = LinearTokenDetector.variant(
-    "token-probe", families=("attention", "hidden", "likelihood"), is_joint=True
-)
-TokenPosition: Final = LinearTokenDetector.variant("token-position", families=("position",))
-TokenLikelihood: Final = LinearTokenDetector.variant("token-likelihood", families=("likelihood",))
-TokenOverlap: Final = LinearTokenDetector.variant("token-overlap", families=("overlap",))
-TokenShuffled: Final = LinearTokenDetector.variant(
-    "token-shuffled", families=("attention",), is_shuffled=True
-)
+TokenAttention: Final = LinearTokenDetector.variant("token-attention")
+TokenHidden: Final = LinearTokenDetector.variant("token-hidden")
+TokenProbe: Final = LinearTokenDetector.variant("token-probe", is_joint=True)
+TokenPosition: Final = LinearTokenDetector.variant("token-position")
+TokenLikelihood: Final = LinearTokenDetector.variant("token-likelihood")
+TokenOverlap: Final = LinearTokenDetector.variant("token-overlap")
+TokenShuffled: Final = LinearTokenDetector.variant("token-shuffled", is_shuffled=True)

@@ -212,8 +212,8 @@ def summarise(table: FeatureTable) -> list[FeatureSummary]:
 def _summary(name: str, values: np.ndarray) -> FeatureSummary:
     there = values[~np.isnan(values)].astype(np.float64)
     statistics = (np.mean, np.std, np.min, np.max)
-    numbers = [float(of(there)) if there.size else float("nan") for of in statistics]
-    return FeatureSummary(name, values.shape[1], *numbers, missing=1 - there.size / values.size)
+    mean, std, least, most = (float(of(there)) if there.size else float("nan") for of in statistics)
+    return FeatureSummary(name, values.shape[1], mean, std, least, most, 1 - there.size / values.size)
 
 
 def opener(traces: Sequence[Trace], engine: Executor) -> Callable[[], Sequence[Trace]]:

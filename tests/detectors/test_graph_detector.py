@@ -68,6 +68,8 @@ def test_settings_read_plain_values():
         ("sinks", "drop"),
         ("search", {"epoch": [1]}),
         ("search", {"epochs": []}),
+        ("search", {"edges_per_row": [4, 8]}),
+        ("search", {"nodes": [["sink"]]}),
         ("epochs", 0),
         ("learning_rate", "fast"),
         ("dropout", 1.0),
@@ -194,6 +196,17 @@ def test_a_search_keeps_what_has_the_lowest_loss_on_the_inner_folds(few, make_de
     assert detector.training_report["chosen"] == {"learning_rate": 0.01, "hidden_size": 4}
     assert losses[0.01] < losses[1e-8]
     assert detector.config.learning_rate == 0.01
+
+
+@pytest.mark.parametrize("field", ["sinks", "layers", "n_components", "n_folds", "seed"])
+def test_a_search_over_what_graphs_and_folds_are_made_of_is_refused(field):
+    with pytest.raises(ConfigError, match=f"{field} cannot be searched: graphs and folds are made once"):
+        Gcn.settings(search={field: [1, 2]})
+
+
+def test_a_search_refuses_a_value_that_the_setting_cannot_have(few, make_detector):
+    with pytest.raises(ConfigError, match="hidden_size"):
+        make_detector("gcn", search={"hidden_size": [8, 3]}).fit(few.traces, few.labels, few.split)
 
 
 def test_a_second_fit_reads_the_layers_of_its_own_traces(few, make_detector):

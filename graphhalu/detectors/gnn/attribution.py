@@ -87,8 +87,8 @@ def _logits(logits_of: Callable[[Batch], Tensor], graphs: Sequence[Data]) -> Flo
     found: list[float] = []
     for start in range(0, len(graphs), _BATCH):
         batch = Batch.from_data_list(list(graphs[start : start + _BATCH]))
-        logits = logits_of(batch)
-        parts = logits.view(batch.num_graphs, -1)  # the same graph each time: as many tokens
+        # the same graph each time: as many tokens
+        parts = logits_of(batch).view(batch.num_graphs, -1)
         found += parts.amax(1).double().tolist()
     return np.array(found)
 

@@ -177,8 +177,7 @@ class NetworkDetector(TrainedDetector):
         except GraphhaluError:
             return None
         shape = (trace.shape.n_layers, trace.shape.n_heads)
-        channels = schema.edge_feature_names
-        return attribute_graph(self._mean_logits, data, schema.layers, channels, shape)
+        return attribute_graph(self._mean_logits, data, schema.layers, schema.edge_feature_names, shape)
 
     @property
     def n_parameters(self) -> int | None:
@@ -188,14 +187,9 @@ class NetworkDetector(TrainedDetector):
     def write(self, folder: Path) -> dict[str, Any]:
         """Write weights with standardisation; describe the graphs."""
         schema = self._fitted()
-        write_weights(
-            folder,
-            {
-                f"{number}.{name}": value
-                for number, module in enumerate([self.scaler, *self.networks])
-                for name, value in module.state_dict().items()
-            },
-        )
+        modules = enumerate([self.fitted(self.scaler), *self.networks])
+        states = {number: module.state_dict() for number, module in modules}
+        write_weights(folder, {f"{n}.{name}": v for n, state in states.items() for name, v in state.items()})
         return {"graphs": schema.model_dump(mode="json"), "n_networks": len(self.networks)}
 
     def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
@@ -292,11 +286,9 @@ class NetworkDetector(TrainedDetector):
     ) -> list[InnerFold]:
         """Grouped folds of the used traces; all of them as one fold if there are few questions."""
         groups = question_groups([traces[int(index)] for index in used])
-        every, settings = np.arange(len(used)), self.config
+        every, sizes = np.arange(len(used)), {"n_folds": self.config.n_folds, "seed": self.config.seed}
         try:
-            folds = inner_folds(
-                labels.values[used], groups, every, n_folds=settings.n_folds, seed=settings.seed
-            )
+            folds = inner_folds(labels.values[used], groups, every, **sizes)
         except NotEnoughDataError:
             folds = []
         has_both = [len(np.unique(_items(labels, used[fold.train]))) > 1 for fold in folds]

@@ -71,8 +71,7 @@ class InputScaler(nn.Module):
             graphs: Each with ``x``, ``edge_attr`` and ``layer_index``.
             seed: Of the principal components.
         """
-        shape = (len(self.mean), 3)
-        nodes = torch.zeros(*shape, self.mean.shape[1], dtype=torch.float64)
+        nodes = torch.zeros(len(self.mean), 3, self.mean.shape[1], dtype=torch.float64)
         edges = torch.zeros(len(self.mean), 2, self.edge_scale.shape[1], dtype=torch.float64)
         largest = torch.zeros_like(self.mean, dtype=torch.float64)
         hidden, n_kept = [], 0

@@ -5,7 +5,7 @@ settings; ``forward(batch)`` gives ``[graph]``, or ``[answer_token]`` for ``leve
 """
 
 from abc import ABC, abstractmethod
-from typing import ClassVar, Final, final
+from typing import Any, ClassVar, Final, final
 
 import torch
 from torch import Tensor, nn
@@ -168,8 +168,8 @@ class TokenGraphNetwork(nn.Module, ABC):
         """Parts of one round."""
 
     @abstractmethod
-    def messages(self, parts: nn.ModuleDict, hidden: Tensor, edges: Edges) -> Tensor:
-        """What a round adds to the states ``[node, channel]``."""
+    def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
+        """What a round with these parts adds to the states ``[node, channel]``."""
 
     def forward(self, batch: Batch) -> Tensor:
         """``[graph]`` or ``[answer_token]``; higher = more likely hallucinated."""
@@ -197,7 +197,7 @@ class GCN(TokenGraphNetwork):
         """A convolution."""
         return nn.ModuleDict({"convolution": GCNConv(self.channels, self.channels)})
 
-    def messages(self, parts: nn.ModuleDict, hidden: Tensor, edges: Edges) -> Tensor:
+    def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
         """Means over incoming attention."""
         return elu(parts["convolution"](hidden, edges.index, edges.attr.mean(1).abs()))
 
@@ -217,7 +217,7 @@ class GAT(TokenGraphNetwork):
         """Attention and mass."""
         return _gat_round(self.channels, self.edge_dim, self.n_layers)
 
-    def messages(self, parts: nn.ModuleDict, hidden: Tensor, edges: Edges) -> Tensor:
+    def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
         """Absolute mass, and what is attended to through the gate."""
         attended = elu(parts["attention"](hidden, edges.index, edges.attr))
         return parts["mass"](edges) + parts.gate * attended
@@ -250,7 +250,7 @@ class MLP(TokenGraphNetwork):
         block = nn.Sequential(nn.Linear(channels, n_inner), nn.ReLU(), nn.Linear(n_inner, channels))
         return nn.ModuleDict({"block": block})
 
-    def messages(self, parts: nn.ModuleDict, hidden: Tensor, edges: Edges) -> Tensor:
+    def messages(self, parts: Any, hidden: Tensor, edges: Edges) -> Tensor:
         """No messages: what the block makes of each state."""
         return elu(parts["block"](hidden))
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, ClassVar, Final, Literal, final
+from typing import Annotated, Any, ClassVar, Final, Literal, final
 
 import numpy as np
 from pydantic import Field, field_validator
@@ -65,7 +65,7 @@ class Graphhalu(Stack):
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
         """Fit both parts on the training side, then join them; validation takes no part."""
         kept = np.array(ChosenTraces.labelled(traces, labels, split.train).indices, dtype=np.int64)
-        members: dict[str, Detector] = {}
+        members: dict[str, Any] = {}
         if "probe" in self.config.parts:
             members["probe"] = JointProbe(seed=self.config.seed).fit(traces, labels, split)
         if "graph" in self.config.parts:
@@ -73,7 +73,7 @@ class Graphhalu(Stack):
             graph.log_folder = self.log_folder
             members["graph"] = graph.fit(traces, labels, split)
         self.join_members(members, labels, kept)
-        reports = {n: getattr(member, "training_report", {}) for n, member in members.items()}
+        reports = {name: member.training_report for name, member in members.items()}
         self.training_report = {"n_train": len(kept), **reports, "weights": self.weights()}
         return self
 
