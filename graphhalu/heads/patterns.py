@@ -48,8 +48,7 @@ def find_pattern_heads(
             )
             scores.append(HeadScores(score, np.broadcast_to(chance[:, None], score.shape)))
         on_progress(done, len(sequences))
-    names = [f"sequence {number}" for number in range(len(sequences))]
-    trials = tuple(map(Trial, names, names))
+    trials = [Trial(name, name) for name in (f"sequence {number}" for number in range(len(sequences)))]
     return [measured_table(loaded, name, trials, scores, settings=settings) for name, scores in found.items()]
 
 

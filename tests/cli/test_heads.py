@@ -126,7 +126,7 @@ def test_ablation_prints_both_differences(capsys):
         (["retrieval", "--rule", "mean"], 2, "rule"),
         (["retrieval", "--gate", "101"], 2, "gate"),
         (["retrieval", "--set", "depth=3"], 2, "depth"),
-        (["retrieval", *TINY, "--haystack", "none.txt", *SHORT], 2, "no file at none.txt"),
+        (["retrieval", *TINY, "--haystack", "none.txt", *SHORT], 2, "no data file at none.txt"),
         (["retrieval", *TINY, *TEXTS, "--lengths", "9999"], 2, "the context of"),
         (["retrieval", *TINY, *TEXTS, *SHORT], 1, "no trial of 2 counts"),
         (["reasoning", "none.zarr"], 1, "no trace store"),
