@@ -106,7 +106,8 @@ def depth_figure(profiles: list[WeightProfile]) -> Figure:
             values, style = profile.of_layers(quantity), look(rank)
             face = LIGHT["paper"] if reads_mixed(profile, quantity) else style["color"]
             layers = np.arange(len(values)) / (max(1, len(values) - 1) if is_shared else 1)
-            style |= {"label": profile.name if is_shared else "", "markersize": 4.5, "markerfacecolor": face}
+            label = f"{profile.name} ({rank + 1})" if is_shared else ""
+            style |= {"label": label, "markersize": 4.5, "markerfacecolor": face}
             drawn.append({"x": layers, "y": values, **style})
         known = np.concatenate([line["y"] for line in drawn])
         is_log = quantity != "copying" and np.nanmin(known, initial=np.inf) > 0
