@@ -42,8 +42,7 @@ __all__ = sorted([*_EXPORTS, "__version__"])  # noqa: PLE0605
 
 def __getattr__(name: str) -> Any:
     if name not in _EXPORTS:
-        message = f"module 'graphhalu' has no attribute {name!r}"
-        raise AttributeError(message)
+        raise AttributeError(f"module 'graphhalu' has no attribute {name!r}")
     return getattr(import_module(_EXPORTS[name]), name)
 
 

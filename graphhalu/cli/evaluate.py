@@ -58,11 +58,10 @@ def train(
 
     name = detector or network
     if name is None or (detector is not None and network is not None):
-        message = (
+        raise UsageError(
             "name one detector, or one network:\n"
             "  graphhalu train gat   or   graphhalu train --network my_module:MyGNN"
         )
-        raise UsageError(message)
     _use_threads(threads)
     trained_on = {"devices": devices, "accelerator": accelerator}
     settings = {"seed": seed, **given, **{key: value for key, value in trained_on.items() if value}}
@@ -111,15 +110,12 @@ def compare(
     engine = ray.engine()
     _use_threads(threads if engine is None else threads or engine.n_threads, jobs)
     if transfer and engine is not None:
-        message = "--ray spreads the comparison of one store; leave it out with --transfer"
-        raise UsageError(message)
+        raise UsageError("--ray spreads the comparison of one store; leave it out with --transfer")
     paths = [*(stores or []), *([traces] if traces is not None else [])]
     if transfer and len(paths) < 2:  # noqa: PLR2004
-        message = f"transfer needs two stores or more, got {len(paths)}: --transfer A.zarr B.zarr"
-        raise UsageError(message)
+        raise UsageError(f"transfer needs two stores or more, got {len(paths)}: --transfer A.zarr B.zarr")
     if not transfer and len(paths) > 1:
-        message = f"one store is compared at a time, got {len(paths)}; or add --transfer"
-        raise UsageError(message)
+        raise UsageError(f"one store is compared at a time, got {len(paths)}; or add --transfer")
     opened = [open_store(path) for path in paths] or [open_store(None)]
     if controls:
         return _controls(opened[0], settings)

@@ -144,8 +144,7 @@ def detect(
 
     aim = None if fpr == "f1" else read_list("--fpr", fpr, float)[0]
     if system is not None and system_text is not None:
-        message = "--system and --system-text both name a system prompt; use one of them"
-        raise UsageError(message)
+        raise UsageError("--system and --system-text both name a system prompt; use one of them")
     asked = _asked(prompt, file)
     known = read_calibration(calibration)
     known.threshold(method, aim)
@@ -194,8 +193,7 @@ def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "l
     if both is not None and attacks is None and benign is None:
         return read_prompts(both, None)
     if both is not None or attacks is None or benign is None:
-        message = "expected --attacks FILE and --benign FILE, or --prompts FILE with a column label"
-        raise UsageError(message)
+        raise UsageError("expected --attacks FILE and --benign FILE, or --prompts FILE with a column label")
     return [*read_prompts(attacks, ATTACK), *read_prompts(benign, BENIGN)]
 
 
@@ -204,13 +202,11 @@ def _asked(prompt: str | None, file: Path | None) -> "list[PromptRecord]":
     from graphhalu.studies.instability.prompts import numbered, read_texts
 
     if (prompt is None) == (file is None):
-        message = "expected a prompt, or --file FILE, or - to read prompts from stdin"
-        raise UsageError(message)
+        raise UsageError("expected a prompt, or --file FILE, or - to read prompts from stdin")
     if file is not None:
         return numbered((text, None) for text in read_texts(file))
     texts = sys.stdin.read().split("\n") if prompt == "-" else [prompt or ""]
     found = [text.strip() for text in texts if text.strip()]
     if not found:
-        message = "the prompt is empty" if prompt != "-" else "stdin holds no prompt"
-        raise UsageError(message)
+        raise UsageError("the prompt is empty" if prompt != "-" else "stdin holds no prompt")
     return numbered((text, None) for text in found)

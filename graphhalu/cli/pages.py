@@ -99,8 +99,7 @@ def view(
         tokenizer=tokenizer,
     )
     if serve and out is not None:
-        message = "--serve writes no page; leave out --out"
-        raise UsageError(message)
+        raise UsageError("--serve writes no page; leave out --out")
     shown = make_view(store, request, on_note=say)
     if serve:
         serve_view(shown, port, lambda url: say(f"serving {url} to this machine; Ctrl-C stops it"))

@@ -33,13 +33,11 @@ class RayOptions(Config):
         settings = {k: v for k, v in {**given, "wait_s": self.ray_wait}.items() if v is not None}
         if self.ray is None:
             if settings:
-                message = "--ray-actors, --ray-cpus, --ray-gpus and --ray-wait go with --ray"
-                raise UsageError(message)
+                raise UsageError("--ray-actors, --ray-cpus, --ray-gpus and --ray-wait go with --ray")
             return None
         from graphhalu.engine.ray import RayExecutor, check_address
 
         check_address(self.ray)
         if self.ray_gpus is not None and self.ray_gpus > 1 and self.ray_gpus != int(self.ray_gpus):
-            message = f"a worker has a share of one GPU or whole ones, got {self.ray_gpus:g}"
-            raise UsageError(message)
+            raise UsageError(f"a worker has a share of one GPU or whole ones, got {self.ray_gpus:g}")
         return RayExecutor(address=self.ray, **settings)

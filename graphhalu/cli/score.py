@@ -52,14 +52,12 @@ def score(
     from graphhalu.scoring.scorer import AnswerScorer
 
     if (question is None) == (input_ is None):
-        message = (
+        raise UsageError(
             "give one question, or a file of them:\n"
             '  graphhalu score "Who wrote Emma?"   or   graphhalu score --input FILE --output FILE'
         )
-        raise UsageError(message)
     if (input_ is None) != (output is None):
-        message = "--input and --output go together: one score a row is written"
-        raise UsageError(message)
+        raise UsageError("--input and --output go together: one score a row is written")
     run = detector if detector is not None else newest_run()
     scorer = AnswerScorer(run, detector_class=detector_class, name=model, device=device, threads=threads)
     if question is not None:
@@ -109,11 +107,10 @@ def newest_run() -> Path:
             say(f"passed over {run}, which cannot be read: {reason}")
         else:
             return run
-    message = (
+    raise UsageError(
         f"no trained detector in {RUNS}{' that can be read' if found else ''}\n"
         f"  Train one:  graphhalu train gat   or name one:  --detector RUN"
     )
-    raise UsageError(message)
 
 
 def _coloured(reasons: "Explanation") -> Rendered:

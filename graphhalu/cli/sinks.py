@@ -149,8 +149,7 @@ def _ablations(text: str | None) -> list[Any]:
 def _only_a_store(ablated: list[Any]) -> None:
     wrong = [name for name in ablated if name != "k"]
     if wrong:
-        message = (
+        raise UsageError(
             f"--ablate {','.join(wrong)} runs a model, and --traces reads what one gave before\n"
             f"  Leave one of them out"
         )
-        raise UsageError(message)

@@ -163,8 +163,7 @@ def compare(first: Path, second: Path, *, out: Path | None = None) -> Shown:
 def _model_of(model: str | None, identity: dict[str, Any]) -> str:
     name = model or identity.get("name")
     if not name:
-        message = "the store does not say of which model it is\n  Name it with --model"
-        raise UsageError(message)
+        raise UsageError("the store does not say of which model it is\n  Name it with --model")
     return str(name)
 
 

@@ -136,8 +136,7 @@ def read_object(path: Path, *, way_out: str) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except FileNotFoundError:
-        message = f"no result in {path.parent}: {path.name} is missing\n  {way_out}"
-        raise DataFileError(message) from None
+        raise DataFileError(f"no result in {path.parent}: {path.name} is missing\n  {way_out}") from None
 
 
 def parquet_bytes(table: pa.Table) -> bytes:

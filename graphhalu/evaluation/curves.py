@@ -43,8 +43,7 @@ def mean_curve(samples: pa.Table, detector: str, kind: str) -> Curve:
     seeds = [mine] if kind == "calibration" and len(mine) else _by_seed(mine)
     curves = [_KINDS[kind](*(_column(seed, name) for name in (needed, "label"))) for seed in seeds]
     if not curves:
-        message = f"{detector} has no valid {needed} to draw"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(f"{detector} has no valid {needed} to draw")
     if len(curves) == 1:
         return curves[0]
     # before the first point of a curve there is nothing, so the grid starts where all have begun

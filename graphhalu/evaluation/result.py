@@ -414,8 +414,7 @@ def _read_samples(path: Path, result_name: str, checksums: Mapping[str, str]) ->
     if not path.is_file():
         raise DataFileError(f"{path.parent} holds {result_name} but no {path.name}: copy the whole folder")
     if file_sha256(path) != checksums.get(path.name):
-        message = f"{path} is not the file that {result_name} was written with; compare again"
-        raise CorruptStoreError(message)
+        raise CorruptStoreError(f"{path} is not the file that {result_name} was written with; compare again")
     with reading(f"{path} is no table of scores", also=(pa.ArrowException,)):
         return upgraded_samples(read_parquet(path))
 

@@ -93,8 +93,9 @@ def _stored(store: LabelledStore) -> list[str]:
     names = stored_labellers(store)
     if not names:
         folder = store.labels_folder.parent
-        message = f"no labels in {folder}\n  Make some:  graphhalu labels {folder} --labellers match,rouge"
-        raise TraceNotFoundError(message)
+        raise TraceNotFoundError(
+            f"no labels in {folder}\n  Make some:  graphhalu labels {folder} --labellers match,rouge"
+        )
     # the reference first: examples are drawn for the classes of the first labeller
     return sorted(names, key=lambda name: name != REFERENCE)
 

@@ -211,8 +211,7 @@ def curve_figure(result: Result, kind: str) -> Figure:
         panel = {"lines": [*drawn, *_reference(result, kind, words), *others], "color": LIGHT[name]}
         panels.append({**panel, "title": f"{families[name][0]}s"})
     if not panels:
-        message = f"no detector has a {kind} curve to draw"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(f"no detector has a {kind} curve to draw")
     named_curves = [
         curves[row.detector] for rows in named_rows(result).values() for row in rows if row.detector in curves
     ]
@@ -232,8 +231,7 @@ def forest_figure(result: Result) -> Figure:
     """
     tests = ordered_tests(result)
     if not tests:
-        message = "no detector was tested against a baseline: there is no difference to draw"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("no detector was tested against a baseline: there is no difference to draw")
     kinds = {row.detector: family(row) for row in result.rows}
     rows = []
     for test in tests:
@@ -273,8 +271,7 @@ def around_chance(grids: Iterable[Any]) -> Normalize:
     """
     distances = np.concatenate([np.abs(np.ravel(grid) - 0.5) for grid in grids])
     if not np.isfinite(distances).any():
-        message = "no cell has an AUROC: there is nothing to draw"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("no cell has an AUROC: there is nothing to draw")
     reach = float(np.clip(np.ceil(np.nanmax(distances) * 20) / 20, 0.05, 0.5))
     return Normalize(0.5 - reach, 0.5 + reach)
 

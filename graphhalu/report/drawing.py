@@ -45,8 +45,7 @@ def save_figure(figure: Figure, path: Path) -> Path:
     """
     suffix = path.suffix.lower()
     if suffix not in SUFFIXES:
-        message = f"a figure is written as {' or '.join(SUFFIXES)}, got {path.name!r}"
-        raise UsageError(message)
+        raise UsageError(f"a figure is written as {' or '.join(SUFFIXES)}, got {path.name!r}")
     path.parent.mkdir(parents=True, exist_ok=True)
     with _drawing():
         _lay_out(figure)

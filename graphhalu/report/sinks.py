@@ -77,8 +77,7 @@ def shown_findings(
     runs = [run for run in result.runs if run.findings]
     if not runs:
         reasons = {reason for run in result.runs for reason in run.left_out.values()}
-        message = f"no run could be analysed: {'; '.join(sorted(reasons)) or 'there is none'}"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError(f"no run could be analysed: {'; '.join(sorted(reasons)) or 'there is none'}")
     modes = {run.query_mode for run in runs}
     mode = query_mode or ("last" if "last" in modes else min(modes))
     sizes = {run.sink_tokens for run in runs if run.query_mode == mode}
@@ -86,8 +85,7 @@ def shown_findings(
     chosen = [run for run in runs if (run.query_mode, run.sink_tokens) == (mode, size)]
     if not chosen:
         there = ", ".join(sorted({f"K {r.sink_tokens} {r.query_mode}" for r in runs}))
-        message = f"no run with K {size} and queries {mode!r}; there are {there}"
-        raise UsageError(message)
+        raise UsageError(f"no run with K {size} and queries {mode!r}; there are {there}")
     pairs = [(run, found) for run in chosen for found in run.findings]
     pairs.sort(key=lambda p: (p[0].task, p[1].meaning, p[0].n_parameters or 0, p[0].model, p[0].chat))
     columns = list(zip(*(_parts(*pair) for pair in pairs), strict=True))
@@ -282,8 +280,7 @@ def scaling_figure(scaling: Sequence[Scaling]) -> Figure:
         NotEnoughDataError: If there are no two models to compare.
     """
     if not scaling:
-        message = "a question of size needs two models or more on one task"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("a question of size needs two models or more on one task")
     rows = []
     for each in scaling:
         for point in each.points:

@@ -128,8 +128,7 @@ def heads_figure(profile: WeightProfile) -> Figure:
         values = profile.of_heads(quantity).T
         there = values[np.isfinite(values)]
         if not there.size:
-            message = "no head has a number: there is nothing to draw"
-            raise NotEnoughDataError(message)
+            raise NotEnoughDataError("no head has a number: there is nothing to draw")
         positive = there[there > 0]
         reach = max(float(np.abs(there).max()), 1e-9)
         norm: Normalize = Normalize(-reach, reach)
@@ -166,8 +165,7 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
         labels = {"title": title, "xlabel": xlabel, "ylabel": ylabel}
         panels.append({"lines": marks, **labels, **{f"{axis}scale": "log" for axis in logarithmic}})
     if not panels:
-        message = "no quantity was measured: there is nothing to draw"
-        raise NotEnoughDataError(message)
+        raise NotEnoughDataError("no quantity was measured: there is nothing to draw")
     return lines(panels, size_in=(WIDTH_IN, 3.3))
 
 

@@ -80,9 +80,8 @@ def read_page(folder: Path) -> Page:
         more = transfer_sections(transfer) if transfer is not None else ()
         return comparison_page(read_result(folder), read_maps(folder), more)
     if transfer is None:
-        message = (
+        raise DataFileError(
             f"no result in {folder}: neither {RESULT_FILE} nor {TRANSFER_FILE} is there\n"
             f"  Run:  graphhalu compare"
         )
-        raise DataFileError(message)
     return transfer_page(transfer)

@@ -216,8 +216,9 @@ class AnswerScorer:
         except (GraphhaluError, MemoryError):
             raise
         except Exception as error:
-            message = f"{self.detector.card.name} failed: {fault_text(error, Detector)}"
-            raise GraphhaluError(message) from error
+            raise GraphhaluError(
+                f"{self.detector.card.name} failed: {fault_text(error, Detector)}"
+            ) from error
         return checked_scores(self.detector, scores, traces)
 
     def _answer_score(self, question: Question, found: _Found, reason: str) -> AnswerScore:
