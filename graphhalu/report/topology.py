@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, Effect, TopologyReport
 from graphhalu.graphs.topology import MEASURES
-from graphhalu.labels.labels import MEANINGS
 from graphhalu.report import drawing
 from graphhalu.report.page import read_text
 from graphhalu.report.plots import heat_maps
@@ -23,7 +22,7 @@ def topology_table(report: TopologyReport, n_rows: int = 20) -> Table:
     rows = []
     for row, raw, adjusted in known[:n_rows]:
         effects = {"raw": _text(raw), "adjusted": _text(adjusted)}
-        rows.append({"layer": str(row.layer), "row": row, "meaning": MEANINGS[row.measure], **effects})
+        rows.append({"layer": str(row.layer), "row": row, "meaning": MEASURES[row.measure], **effects})
     described = read_text("topology")["tables"]["topology"]
     n_counting = sum(adjusted.is_discovery for *_, adjusted in known)
     return make_table(

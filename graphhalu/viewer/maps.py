@@ -57,7 +57,7 @@ def _of_feature(spec: FeatureSpec, block: TraceBlock) -> list[dict[str, Any]]:
     if not axes:
         return [{"name": str(spec), "summary": feature.summary, "value": float(values[0])}]
     # names of the entries of each axis, in order, from those of the columns
-    parts = [name.split(".")[-len(axes) :] for name in columns.names]
+    parts = [name.split(".")[-len(axes) :] for name in columns.columns]
     rows, names, others = [*(list(dict.fromkeys(axis)) for axis in zip(*parts, strict=True)), [""], [""]][:3]
     sheets = values.reshape(len(rows), len(names), -1)
     told = {"summary": feature.summary, "direction": feature.direction, "rows": rows, "columns": names}
