@@ -47,7 +47,7 @@ class RocCounts:
         """Correct traces."""
         return self.false_positives[:, -1]
 
-    @property
+    @cached_property
     def n_all(self) -> Resampled:
         """All traces."""
         return self.true_positives[:, -1] + self.n_correct
