@@ -31,7 +31,7 @@ def work(tmp_path_factory):
 
 def test_a_comparison_writes_its_report_with_the_maps_of_heads(work):
     text = (work / "run" / "report.html").read_text()
-    assert "What single heads say" in text
+    assert "AUROC of single heads" in text
     names = {path.name for path in (work / "run").iterdir()}
     assert {"report.md", "maps.json", "roc.png", "forest.png", "maps.png"} <= names
 
