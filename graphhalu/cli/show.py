@@ -103,14 +103,14 @@ def labels(
         examples: Answers to read of each class of the first labeller.
         seed: Seed of the examples.
     """
-    from graphhalu.labels.report import label_report
+    from graphhalu.labels.summary import label_report
     from graphhalu.report.labels import example_text, tables
 
     store = open_store(traces)
     names = [name.strip() for name in labellers.split(",")] if labellers else []
     report = label_report(store, names, n_examples=examples, seed=seed)
-    more = {"tables": tables(report), "texts": [example_text(each) for each in report.examples]}
-    return Shown({"store": store.name, **report.values()}, "show_labels", more)
+    more = {"tables": tables(report), "texts": [example_text(each) for each in report["examples"]]}
+    return Shown({"store": store.name, **report}, "show_labels", more)
 
 
 @command(checks)

@@ -1,7 +1,8 @@
-"""Summaries of labels: shares with intervals, reasons, examples, and how far two rules agree."""
+"""Summaries of labels: shares, reasons, agreement, thresholds, categories and examples."""
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import combinations
 from typing import Any, Final
 
 import numpy as np
@@ -9,15 +10,20 @@ from jaxtyping import Bool, Float, Int, Shaped
 from scipy.stats import norm
 from sklearn.metrics import cohen_kappa_score
 
-from graphhalu.core.errors import StoreMismatchError
+from graphhalu.core.errors import StoreMismatchError, TraceNotFoundError
+from graphhalu.core.numerics import json_ready
 from graphhalu.labels.labels import Labels
+from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.run import LabelledStore, named_labels, stored_labellers
 from graphhalu.traces.schema import TraceRecord
 
 VERDICTS: Final = ("hallucinated", "correct", "undecided")
 """The classes of a label, in the order in which examples are shown."""
 
+THRESHOLDS: Final = tuple(step / 10 for step in range(1, 11))
+REFERENCE: Final = "match"
+"""Labeller that a sweep of thresholds is held against."""
 _INPUT_VERDICTS: Final = {"hallucinated": "input bad", "correct": "input good"}
-
 
 Interval = tuple[float, float]
 """Both ends of an interval of a share."""
@@ -244,3 +250,76 @@ def threshold_sweep(
         }
         for threshold in (thresholds if is_decided.any() else ())
     ]
+
+
+def label_report(
+    store: LabelledStore, names: Sequence[str] = (), *, n_examples: int = 20, seed: int = 0
+) -> dict[str, Any]:
+    """Everything about the labels of a store, as plain values.
+
+    Args:
+        store: The traces.
+        names: Labellers; those of the registry are made where there are none. By default all
+            labels that are there.
+        n_examples: Answers of each class of the first labeller.
+        seed: Seed of the examples.
+
+    Returns:
+        ``labellers`` by name, each with its meaning, settings, summary and ``categories`` (empty where
+        traces have none); the ``agreement`` of every pair; what other thresholds of a ROUGE labeller
+        would label (``sweeps``, empty where there are no labels by the reference, or a threshold
+        decides nothing); random ``examples`` to read.
+
+    Raises:
+        TraceNotFoundError: If no name is given and there are no labels.
+        UnknownNameError: If there are no labels of a name, and no such labeller.
+    """
+    found = [named_labels(store, name) for name in dict.fromkeys(names or _stored(store))]
+    records = list(store.records)
+    groups = np.array([record.group_id for record in records])
+    given = [record.metadata.get("category") for record in records]
+    categories = [None if category is None else str(category) for category in given]
+    labellers = {
+        each.labeller: {
+            "meaning": each.meaning,
+            "settings": dict(each.settings),
+            **summarise(each, groups),
+            "categories": summarise_categories(each, groups, categories),
+        }
+        for each in found
+    }
+    plain: dict[str, Any] = json_ready(
+        {
+            "labellers": labellers,
+            "agreement": [agreement(first, second) for first, second in combinations(found, 2)],
+            "sweeps": _sweeps(records, found),
+            "examples": draw_examples(records, found, n=n_examples, seed=seed),
+        }
+    )
+    return plain
+
+
+def _stored(store: LabelledStore) -> list[str]:
+    names = stored_labellers(store)
+    if not names:
+        folder = store.labels_folder.parent
+        raise TraceNotFoundError(
+            f"no labels in {folder}\n  Make some:  graphhalu labels {folder} --labellers match,rouge"
+        )
+    # the reference first: examples are drawn for the classes of the first labeller
+    return sorted(names, key=lambda name: name != REFERENCE)
+
+
+def _sweeps(records: Sequence[TraceRecord], found: Sequence[Labels]) -> dict[str, list[dict[str, Any]]]:
+    reference = next((each for each in found if each.labeller == REFERENCE), None)
+    if reference is None:
+        return {}
+    swept = {}
+    for each in found:
+        if each.settings.get("labeller", each.labeller) == "rouge":
+            # labels from before there were two metrics do not name theirs
+            rouge: Any = make_labeller("rouge", metric=each.settings.get("metric", "rougeL_f1"))
+            scores, is_decided = rouge.best_scores(records)
+            rows = threshold_sweep(scores, is_decided, reference, THRESHOLDS)
+            swept.update({each.labeller: rows} if rows else {})
+    return swept

@@ -4,27 +4,23 @@ from collections.abc import Mapping
 from typing import Any
 
 from graphhalu.labels.labels import MEANINGS
-from graphhalu.labels.report import LabelReport
 from graphhalu.report.page import read_text
 from graphhalu.report.tables import Table, make_table
 
 
-def tables(report: LabelReport) -> list[Table]:
-    """The report as tables, without the examples."""
+def tables(report: Mapping[str, Any]) -> list[Table]:
+    """What :func:`graphhalu.labels.summary.label_report` gives, as tables without the examples."""
     texts = read_text("labels")["tables"]
-    summaries = [_summary_row(summary, labeller=name) for name, summary in report.summaries.items()]
-    shares = [{**row, "meaning": MEANINGS[report.labels[row["labeller"]].meaning]} for row in summaries]
-    reasons = [
-        {**row, "reason": reason, "count": count}
-        for row in summaries
-        for reason, count in row["reasons"].items()
-    ]
+    summaries = [_summary_row(summary, labeller=name) for name, summary in report["labellers"].items()]
+    shares = [{**row, "meaning": MEANINGS[row["meaning"]]} for row in summaries]
+    reasons = [{**row, "reason": why, "count": n} for row in summaries for why, n in row["reasons"].items()]
     made = [("shares", shares, ""), ("reasons", reasons, "")]
-    made += [("agreement", [_pair_row(each) for each in report.agreements], "")]
-    for name, sweep in report.sweeps.items():
+    made += [("agreement", [_pair_row(each) for each in report["agreement"]], "")]
+    for name, sweep in report["sweeps"].items():
         made.append(("sweep", [{**row, "kappa": _kappa(row["kappa"])} for row in sweep], name))
-    for name, found in report.categories.items():
-        made.append(("categories", [_summary_row(each, category=key) for key, each in found.items()], name))
+    for row in summaries:
+        found = [_summary_row(each, category=key) for key, each in row["categories"].items()]
+        made.append(("categories", found, row["labeller"]))
     return [make_table(key, texts[key], rows, name=name) for key, rows, name in made if rows]
 
 

@@ -7,8 +7,8 @@ from sklearn.metrics import cohen_kappa_score
 
 from graphhalu.core.errors import TraceNotFoundError, UnknownNameError
 from graphhalu.labels.registry import make_labeller
-from graphhalu.labels.report import THRESHOLDS, label_report
-from graphhalu.labels.run import label_store, stored_labellers
+from graphhalu.labels.run import label_store, read_labels, stored_labellers
+from graphhalu.labels.summary import THRESHOLDS, label_report
 from graphhalu.report.labels import example_text, tables
 from graphhalu.traces.schema import TraceRecord
 
@@ -73,7 +73,7 @@ def store(tmp_path: Path) -> Store:
 
 def test_missing_labels_of_known_rules_are_made_and_no_others(store: Store) -> None:
     report = label_report(store, ["match", "rouge"])
-    assert list(report.labels) == ["match", "rouge"]
+    assert list(report["labellers"]) == ["match", "rouge"]
     assert stored_labellers(store) == ["match", "rouge"]
     with pytest.raises(UnknownNameError, match="no labeller named 'match9'"):
         label_report(store, ["match9"])
@@ -82,7 +82,7 @@ def test_missing_labels_of_known_rules_are_made_and_no_others(store: Store) -> N
 def test_without_names_all_labels_are_looked_at_the_reference_first(store: Store) -> None:
     for name in ("given", "match", "choice"):
         label_store(store, make_labeller(name))
-    assert list(label_report(store).labels) == ["match", "choice", "given"]
+    assert list(label_report(store)["labellers"]) == ["match", "choice", "given"]
 
 
 def test_a_store_without_labels_names_the_command_that_makes_them(store: Store) -> None:
@@ -92,7 +92,7 @@ def test_a_store_without_labels_names_the_command_that_makes_them(store: Store) 
 
 def test_the_numbers_are_those_of_the_labels(store: Store) -> None:
     report = label_report(store, ["match", "rouge", "given"])
-    match = report.values()["labellers"]["match"]
+    match = report["labellers"]["match"]
     assert (match["n_traces"], match["n_valid"]) == (11, 9)
     assert match["coverage"] == pytest.approx(9 / 11)
     assert match["prevalence"] == pytest.approx(5 / 9)
@@ -100,15 +100,15 @@ def test_the_numbers_are_those_of_the_labels(store: Store) -> None:
     assert match["reasons"]["refusal"] == 1
     assert set(match["categories"]) == {"even", "odd"}
     assert match["categories"]["odd"]["n_traces"] == 5
-    given = report.values()["labellers"]["given"]
+    given = report["labellers"]["given"]
     assert (given["meaning"], given["n_valid"], given["prevalence"]) == ("input", 1, 1)
 
 
 def test_every_pair_of_labellers_is_compared(store: Store) -> None:
     report = label_report(store, ["match", "rouge", "given"])
-    pairs = {(each["first"], each["second"]): each for each in report.agreements}
+    pairs = {(each["first"], each["second"]): each for each in report["agreement"]}
     assert set(pairs) == {("match", "rouge"), ("match", "given"), ("rouge", "given")}
-    match, rouge = (report.labels[name] for name in ("match", "rouge"))
+    match, rouge = (read_labels(store, name) for name in ("match", "rouge"))
     both = match.is_valid & rouge.is_valid
     expected = cohen_kappa_score(match.values[both], rouge.values[both])
     assert pairs["match", "rouge"]["kappa"]["value"] == pytest.approx(expected)
@@ -119,21 +119,21 @@ def test_every_pair_of_labellers_is_compared(store: Store) -> None:
 def test_the_sweep_goes_through_the_stored_threshold_as_the_labels_do(store: Store) -> None:
     label_store(store, make_labeller("rouge", metric="rouge1_recall"), "recall")
     report = label_report(store, ["match", "rouge", "recall"])
-    assert list(report.sweeps) == ["rouge", "recall"]
+    assert list(report["sweeps"]) == ["rouge", "recall"]
     for name, threshold in (("rouge", 0.3), ("recall", 0.7)):
-        (row,) = [row for row in report.sweeps[name] if row["threshold"] == threshold]
-        assert row["prevalence"] == pytest.approx(report.labels[name].prevalence)
-        pair = next(a for a in report.agreements if (a["first"], a["second"]) == ("match", name))
+        (row,) = [row for row in report["sweeps"][name] if row["threshold"] == threshold]
+        assert row["prevalence"] == pytest.approx(report["labellers"][name]["prevalence"])
+        pair = next(a for a in report["agreement"] if (a["first"], a["second"]) == ("match", name))
         assert row["kappa"] == pair["kappa"]
-    assert [row["threshold"] for row in report.sweeps["rouge"]] == list(THRESHOLDS)
+    assert [row["threshold"] for row in report["sweeps"]["rouge"]] == list(THRESHOLDS)
 
 
 def test_without_the_reference_there_is_no_sweep(store: Store) -> None:
-    assert label_report(store, ["rouge"]).sweeps == {}
+    assert label_report(store, ["rouge"])["sweeps"] == {}
 
 
 def test_the_values_are_plain_json_without_a_number_that_does_not_exist(store: Store) -> None:
-    values = label_report(store, ["match", "rouge", "choice"]).values()
+    values = label_report(store, ["match", "rouge", "choice"])
     text = json.dumps(values, allow_nan=False)
     assert json.loads(text)["labellers"]["choice"]["prevalence"] is None
     (pair,) = [a for a in values["agreement"] if (a["first"], a["second"]) == ("match", "choice")]
@@ -162,8 +162,8 @@ def test_without_categories_there_is_no_table_of_them(tmp_path: Path) -> None:
 
 def test_an_example_shows_question_gold_answer_and_every_verdict(store: Store) -> None:
     report = label_report(store, ["match", "rouge"], n_examples=1, seed=3)
-    assert [example["verdict"] for example in report.examples] == ["hallucinated", "correct", "undecided"]
-    lines = example_text(report.examples[-1]).splitlines()
+    assert [example["verdict"] for example in report["examples"]] == ["hallucinated", "correct", "undecided"]
+    lines = example_text(report["examples"][-1]).splitlines()
     assert lines[0].startswith("undecided  q")
     assert lines[1] == "  question  What is the capital?"
     assert lines[2] == "  gold      Paris; b; c (and 1 more)"
