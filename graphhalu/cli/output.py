@@ -23,7 +23,7 @@ _LEAST_P = 0.001
 _N_WORDS = 3
 """Words of a cell that has one for ``None``, too."""
 _PLAIN_SECONDS = 15.0
-"""How often progress is printed when stderr is no terminal."""
+"""How often progress is printed when stderr is not a terminal."""
 
 
 def say(text: str) -> None:
@@ -235,7 +235,7 @@ class ProgressLine:
 
     Args:
         what: What is counted, in the plural.
-        bar: A bar of rich, or ``None`` where stderr is no terminal.
+        bar: A bar of rich, or ``None`` where stderr is not a terminal.
     """
 
     def __init__(self, what: str, bar: Any) -> None:

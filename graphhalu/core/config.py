@@ -141,7 +141,7 @@ def _require_plain(values: Any) -> None:
         if isinstance(value, dict):
             left += [*value, *value.values()]
             if not all(isinstance(key, str) for key in value):
-                raise ValueError("a key is no text; put it into quotes")
+                raise ValueError("a key is not text; put it into quotes")
         elif isinstance(value, list):
             left += value
         elif isinstance(value, str):

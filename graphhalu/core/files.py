@@ -64,7 +64,7 @@ def reading(
     """Turn whatever malformed content raises into one error; errors of graphhalu pass.
 
     Args:
-        what: What is read, with what is wrong of it: ``"x.json is no readable profile"``.
+        what: What is read, with what is wrong of it: ``"x.json is not a readable profile"``.
         error: The class that is raised.
         also: Exceptions of libraries that inherit ``Exception`` only.
         way_out: What to do, on a line of its own.
@@ -162,7 +162,7 @@ def read_json(path: Path, *, allows_nan: bool = False, way_out: str = "") -> Any
 
     Raises:
         FileNotFoundError: If the file does not exist; only the caller knows what it would be.
-        DataFileError: If it cannot be read, is larger than it can be, or is no JSON.
+        DataFileError: If it cannot be read, is larger than it can be, or is not JSON.
     """
     with reading(f"{path} is not readable JSON", way_out=way_out):
         try:
@@ -271,7 +271,7 @@ def read_parquet(path: Path, columns: list[str] | None = None) -> Any:
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _finite(text: str) -> float:

@@ -180,7 +180,7 @@ def read_fields(text: str) -> dict[str, str]:
 
 
 def check_fields(fields: Iterable[str]) -> None:
-    """Refuse a name that is no field.
+    """Refuse a name that is not a field.
 
     Raises:
         UnknownNameError: Lists the nearest names.
@@ -201,7 +201,7 @@ def read_own(path: Path, fields: Mapping[str, str] | None = None) -> Iterator[Qu
       JSON and Parquet, JSON text, Python-list text, or text with a separator, which stands
       behind the column: ``answers=Aliases:;`` (``tab`` and ``newline`` by name).
     - ``correct`` names the right choices by letter, by number from 0, or by text. Without it,
-      ``answers`` does, where a number in a text is no place.
+      ``answers`` does, where a number in a text is not a place.
     - ``label`` says of each given answer whether it is hallucinated: 1, true, yes or
       hallucinated; or 0, false, no or correct.
     - Rows that differ in their given answers alone are one question.

@@ -214,7 +214,7 @@ def _token_spans(
 
 
 def _first_visible(text: str, start: int, stop: int) -> int:
-    """First character of a token that is no space, or its first character."""
+    """First character of a token that is not a space, or its first character."""
     # tokenizers that trim give a token of spaces an empty range behind them
     start = min(start, stop - 1)
     return next((i for i in range(start, stop) if not text[i].isspace()), start)

@@ -94,7 +94,7 @@ def load_questions(
 
 
 def own_path(name: str) -> Path | None:
-    """The user's own file that a data set's name means, or ``None`` if it is no path.
+    """The user's own file that a data set's name means, or ``None`` if it is not a path.
 
     A path is what exists as a file, holds a slash, or ends like a data file; names in the
     registry come first.

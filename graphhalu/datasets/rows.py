@@ -220,7 +220,7 @@ def texts_cell(row: Row, column: str, separator: str | None = None) -> tuple[str
             is read as JSON or as a Python list, and any other text is one item.
 
     Raises:
-        DataFileError: If it holds something else, or brackets that are no list.
+        DataFileError: If it holds something else, or brackets that are not a list.
     """
     texts = [scalar_text(item) for item in list_cell(row, column, separator) if not is_missing(item)]
     if None in texts:
@@ -254,7 +254,7 @@ def labels_cell(row: Row, column: str, separator: str | None = None) -> list[boo
     """Labels of a cell, ``True`` = hallucinated; an empty one is ``None``.
 
     Raises:
-        DataFileError: If an item is no label.
+        DataFileError: If an item is not a label.
     """
     items = list_cell(row, column, separator) or [None]
     return [_label(row, column, item) for item in items]
@@ -301,7 +301,7 @@ def literal(text: str) -> Any:
     """
     try:
         with warnings.catch_warnings():
-            # a backslash in an answer is no fault
+            # a backslash in an answer is not a fault
             warnings.simplefilter("ignore", SyntaxWarning)
             warnings.simplefilter("ignore", DeprecationWarning)
             return ast.literal_eval(text)

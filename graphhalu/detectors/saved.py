@@ -242,7 +242,7 @@ def read_description(folder: Path, name: str | None = None) -> dict[str, Any]:
 
     Raises:
         UsageError: If there is no such file, or it holds another detector.
-        DataFileError: If it is no description of a detector, or one of a later version.
+        DataFileError: If it is not a description of a detector, or one of a later version.
     """
     path = folder / DESCRIPTION_FILE
     values = _read_json(path)

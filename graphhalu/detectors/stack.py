@@ -182,7 +182,7 @@ class AllFeatures(Stack):
 
         Raises:
             ConfigError: If a field is unknown or a value does not validate.
-            UnknownNameError: If a block is no probe.
+            UnknownNameError: If a block is not a probe.
         """
         settings = super().settings(**values)
         for name in settings["config"].blocks:
@@ -195,13 +195,13 @@ class AllFeatures(Stack):
 
         Raises:
             UnknownNameError: If there is no such detector.
-            UsageError: If it is no probe.
+            UsageError: If it is not a probe.
         """
         from graphhalu.detectors.registry import DETECTORS
 
         found: Any = Summaries if name == "summaries" else DETECTORS.registered(name)
         if not issubclass(found, ProbeDetector):
-            raise UsageError(f"{name!r} is no probe, so it gives no logits out of fold\n  Leave it out")
+            raise UsageError(f"{name!r} is not a probe, so it gives no logits out of fold\n  Leave it out")
         return found
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:

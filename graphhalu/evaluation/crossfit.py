@@ -92,7 +92,7 @@ def comparison_data(
     """Groups, beams and checked folds of a comparison.
 
     Raises:
-        UsageError: If these are no traces or no labels, labels belong to other traces, or a
+        UsageError: If these are not traces or no labels, labels belong to other traces, or a
             question would be on two sides.
         NotEnoughDataError: If there are too few questions, or one class only.
     """

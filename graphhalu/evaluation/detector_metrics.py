@@ -28,7 +28,7 @@ RANK_METRICS: Final = {"answer": tuple(METRICS), "token": ("auroc", "auprc")}
 HALF: Final = 0.5
 """Share of characters from which on a span is found, or right."""
 _MOST_SUBGROUPS: Final = 60
-"""A field with more values than this is no category."""
+"""A field with more values than this is not a category."""
 
 Rows = Mapping[str, Float[np.ndarray, "row"]]
 """Metrics by name: the value of one seed first, and behind it the same on each resample."""

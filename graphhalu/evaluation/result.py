@@ -415,7 +415,7 @@ def _read_samples(path: Path, result_name: str, checksums: Mapping[str, str]) ->
         raise DataFileError(f"{path.parent} holds {result_name} but no {path.name}: copy the whole folder")
     if file_sha256(path) != checksums.get(path.name):
         raise CorruptStoreError(f"{path} is not the file that {result_name} was written with; compare again")
-    with reading(f"{path} is no table of scores", also=(pa.ArrowException,)):
+    with reading(f"{path} is not a table of scores", also=(pa.ArrowException,)):
         return upgraded_samples(read_parquet(path))
 
 

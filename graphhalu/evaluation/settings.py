@@ -137,7 +137,7 @@ def detector_specs(
 
     Raises:
         UsageError: If there is none, one comes twice, one is of another level, settings are given
-            for another, or one is no detector or cannot be imported.
+            for another, or one is not a detector or cannot be imported.
         UnknownNameError: If no detector has such a name.
     """
     if isinstance(detectors, Mapping):
@@ -174,7 +174,7 @@ def detector_spec(given: str | Detector | type[Detector]) -> DetectorSpec:
             class; or a detector that is not fitted, which is copied whenever one is needed.
 
     Raises:
-        UsageError: If it is no detector, or cannot be imported.
+        UsageError: If it is not a detector, or cannot be imported.
         UnknownNameError: If no detector has such a name.
     """
     if not isinstance(given, str):

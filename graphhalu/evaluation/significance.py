@@ -52,7 +52,7 @@ class ColumnTests(NamedTuple):
 def choose_baseline(
     rows: Sequence[DetectorRow], against: str | None = None, *, level: Level = "answer"
 ) -> Baseline | None:
-    """The named detector, or the strongest control or detector that is no graph network.
+    """The named detector, or the strongest control or detector that is not a graph network.
 
     Of token detectors it is the position control, where that was run.
     """

@@ -19,7 +19,7 @@ from graphhalu.core.errors import ModelRefusedError
 from graphhalu.models.attention import eager_attention
 
 _N_PROBE: Final = 5
-"""Tokens of the trial; a prime that is no number of heads in use."""
+"""Tokens of the trial; a prime that is not a number of heads in use."""
 
 _WEIGHT_DIMS: Final = 4
 

@@ -162,7 +162,7 @@ def extract(
         GraphhaluError: If the data set, the model, the disk or the cluster cannot be used.
     """
     resolve_model(config.model.name)  # a mistyped name is told before a data set is read
-    storage_backend(out).refuse_other_content()  # and what is no store, before a model is loaded
+    storage_backend(out).refuse_other_content()  # and what is not a store, before a model is loaded
     dataset = config.dataset
     n_wanted, fields = config.num_samples, dataset.fields or None
     questions = load_questions(

@@ -299,11 +299,11 @@ def beam_spread(
 
     Args:
         values: A feature; a beam whose value is NaN is left out.
-        group: Question of each trace; below 0 for what is no beam.
+        group: Question of each trace; below 0 for what is not a beam.
 
     Returns:
         The same value for all beams of a question, from 0 up; NaN where fewer than two beams
-        have a value, and for what is no beam.
+        have a value, and for what is not a beam.
     """
     is_beam = group >= 0
     n_groups = int(group.max(initial=-1)) + 1
@@ -320,7 +320,7 @@ def beam_spread(
 def _group_sum(
     values: np.ndarray, group: Int[np.ndarray, "trace"], n_groups: int
 ) -> Float[np.ndarray, "group *axes"]:
-    # the last place takes what is no beam
+    # the last place takes what is not a beam
     total = np.zeros((n_groups + 1, *values.shape[1:]))
     np.add.at(total, group, values)
     return total

@@ -233,7 +233,7 @@ def mst_divergence(block: TraceBlock) -> Float[np.ndarray, "trace layer head"]:
 
     Source:
         TOHA, ACL 2026. All heads are given; the paper picks up to ten on labelled data. Keys out of
-        a sliding window are no edges, which changes no tree: they would be 1 long, and each token
+        a sliding window are not edges, which changes no tree: they would be 1 long, and each token
         sees the one before it.
     """
     n_tokens = block.of_record("length") - block.of_record("prompt_length")

@@ -80,8 +80,8 @@ def build_graphs(
 ) -> list[TokenGraph]:
     """The graphs of some layers of a trace: one a layer, or a single multiplex graph.
 
-    The diagonal is no edge: a token's attention to itself is a node feature. Pairs without
-    attention are no edges either. From a store of edges (``--keep edges``) the rule chooses
+    The diagonal is not an edge: a token's attention to itself is a node feature. Pairs without
+    attention are not edges either. From a store of edges (``--keep edges``) the rule chooses
     among those that are kept of any head.
 
     Args:
@@ -209,7 +209,7 @@ def _all_pairs(source: LayerBlock) -> Pairs:
     mean = _mean(weights)
     diagonal = rows.offsets[1:] - 1
     own = mean[:, diagonal]
-    # NaN must be seen by who checks, although a token is no neighbour of itself
+    # NaN must be seen by who checks, although a token is not a neighbour of itself
     mean[:, diagonal] = np.where(np.isfinite(own), 0.0, own)
     dropped = np.zeros((len(source.layers), len(n_keys)))
     return Pairs(weights, mean, rows.position, rows.trace, rows.offsets, dropped)
@@ -321,7 +321,7 @@ def _edges(source: LayerBlock, recipe: GraphRecipe) -> list[_Edges]:
     block, n_layers = source.block, len(source.layers)
     pairs = candidate_pairs(source)
     if recipe.sinks != "keep":
-        pairs.mean[:, pairs.key < N_SINK_KEYS] = 0  # what has no mass is no edge
+        pairs.mean[:, pairs.key < N_SINK_KEYS] = 0  # what has no mass is not an edge
     is_edge = _is_edge(source, pairs, recipe)
     others = Ragged(pairs.row_starts).sum(pairs.mean).T + pairs.dropped
     n_rows = others.shape[1]

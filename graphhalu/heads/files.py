@@ -69,7 +69,7 @@ def read_heads(path: Path) -> list[HeadTable]:
     with reading(f"{path} is damaged", way_out="Measure the heads again"):
         try:
             tables = [_table(item) for item in values["tables"]]
-        except UsageError as error:  # parts that do not fit are no fault of an argument here
+        except UsageError as error:  # parts that do not fit are not the fault of an argument here
             raise ValueError(str(error)) from None
     if not tables:
         raise DataFileError(f"{path} holds no table of heads")
@@ -141,7 +141,7 @@ def _published_table(values: Mapping[str, Any], path: Path) -> HeadTable:
         key, *inside = error.errors()[0]["loc"]
         if inside[:1] == ["[key]"]:
             raise DataFileError(
-                f'{path} is no file of head scores: expected keys such as "16-19" (layer-head), '
+                f'{path} is not a file of head scores: expected keys such as "16-19" (layer-head), '
                 f"got {str(key)[:40]!r}"
             ) from None
         raise DataFileError(f"{path}: head {key} has no list of finite scores") from None

@@ -298,7 +298,7 @@ def read_haystack(path: Path | None = None) -> str:
 
     Raises:
         UsageError: If there is no such file.
-        DataFileError: If it is no UTF-8 text, or holds none.
+        DataFileError: If it is not UTF-8 text, or holds none.
     """
     path = path or bundled_file(bundled_places("haystack", "haystack.txt"))
     return " ".join(open_file(path, "--haystack").text().split())
@@ -309,7 +309,7 @@ def read_needles(path: Path | None = None) -> tuple[Needle, ...]:
 
     Raises:
         UsageError: If there is no such file.
-        DataFileError: If a row is no needle; names it.
+        DataFileError: If a row is not a needle; names it.
 
     Source:
         nightdessert/Retrieval_Head, commit 3ac171a, ``needles.jsonl``.

@@ -107,7 +107,7 @@ class AliasMatch(Labeller):
 
 
 def _by_content(record: TraceRecord) -> LabelDecision:
-    """Decide an answer that is no alias itself."""
+    """Decide an answer that is not an alias itself."""
     claimed = claims(record.answer)
     uses = {alias: {use for text in claimed for use in _uses(text, alias)} for alias in record.answers}
     said = [alias for alias, found in uses.items() if "said" in found]
@@ -196,7 +196,7 @@ def is_partial(answer: str, aliases: Sequence[str], question: str) -> bool:
     That is so if all content words of an alias stand in the answer, in another order, apart from
     each other or in another number (``bananas`` for ``banana``), and the question does not hold
     them all; or if what the answer adds to the question is a part of an alias (``Obama`` for
-    ``Barack Obama``). An answer with a negation is no partial match.
+    ``Barack Obama``). An answer with a negation is not a partial match.
     """
     if _PATTERNS["any_negation"].search(answer.casefold().replace("\u2019", "'")):
         return False

@@ -47,7 +47,7 @@ class RougeOverlap(Labeller):
     the data set states incorrect answers (TruthfulQA), the threshold plays no part: the answer
     is hallucinated if its best score with an incorrect answer is at least that with a correct
     one, so an answer that resembles neither is hallucinated. An empty answer, and a refusal that
-    is no gold answer itself, are not valid.
+    is not a gold answer itself, are not valid.
 
     ROUGE-L F1 punishes a sentence for every word beside the gold answer. ROUGE-1 recall does
     not, and gives an answer for free that lists everything.

@@ -132,7 +132,7 @@ def read_labels(store: LabelledStore | Path | str, labeller: str) -> Labels:
         labeller: Name under which the labels were stored.
 
     Raises:
-        UsageError: If it is no store; traces in memory have no labels beside them.
+        UsageError: If it is not a store; traces in memory have no labels beside them.
         TraceNotFoundError: If there are none; names the command that makes them.
         StoreMismatchError: If a trace has none, as after the store has grown.
         CorruptStoreError: If the file is damaged, or of a newer format.

@@ -98,7 +98,7 @@ def _likeliest(record: TraceRecord) -> int | str:
     """Place of the likeliest letter, or why there is none."""
     logprobs = np.array(record.choice_logprobs)
     if np.isnan(logprobs).any() or np.isneginf(logprobs).all() or np.isposinf(logprobs).any():
-        return "letter probabilities are no numbers"
+        return "letter probabilities are not numbers"
     best = np.flatnonzero(logprobs == logprobs.max())
     return "tied letters" if len(best) > 1 else int(best[0])
 

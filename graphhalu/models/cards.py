@@ -138,7 +138,7 @@ def resolve_model(name: str) -> ModelSource:
     """The source that a model name stands for: an alias, a path, or a hub id.
 
     Raises:
-        UnknownNameError: If it is no alias, no path and no ``organisation/name``.
+        UnknownNameError: If it is neither an alias, nor a path, nor ``organisation/name``.
         UsageError: If it looks like a path and nothing is there, or is an alias of another
             package that cannot be used.
     """

@@ -62,7 +62,7 @@ def converted_folder(gguf: Path) -> Path:
         gguf: The file.
 
     Raises:
-        ModelUnavailableError: If the file is no GGUF, is cut off, or of a family that
+        ModelUnavailableError: If the file is not GGUF, is cut off, or of a family that
             transformers cannot read; or if the cache cannot be written.
     """
     _require_magic(gguf)
@@ -137,7 +137,9 @@ def _require_magic(gguf: Path) -> None:
     with gguf.open("rb") as file:
         start = file.read(4)
     if start != _MAGIC:
-        raise ModelUnavailableError(f"{gguf} is no GGUF file: it starts with {start!r}, expected {_MAGIC!r}")
+        raise ModelUnavailableError(
+            f"{gguf} is not a GGUF file: it starts with {start!r}, expected {_MAGIC!r}"
+        )
 
 
 def _convert(gguf: Path, folder: Path, digest: str) -> None:

@@ -92,7 +92,7 @@ def _reason(error: Exception | None, revision: str | None) -> str:
         (errors.RepositoryNotFoundError, "the hub has no such model, or it is private"),
         (errors.RevisionNotFoundError, f"it has no revision {revision!r}"),
         (errors.EntryNotFoundError, "it has no config.json"),
-        (errors.HFValidationError, "that is no valid name on the hub"),
+        (errors.HFValidationError, "that is not a valid name on the hub"),
     )
     for kind, text in known:
         if isinstance(error, kind):

@@ -27,7 +27,7 @@ def read_asked(path: Path) -> list[Question]:
 
     Raises:
         UsageError: If there is no such file, or an answer is empty.
-        DataFileError: If a row has no question, or a field is no text; names the row.
+        DataFileError: If a row has no question, or a field is not text; names the row.
     """
     asked = []
     for row in read_rows(open_file(path)):

@@ -181,7 +181,7 @@ def no_store(path: Path) -> str:
     came = "a folder without a zarr.json" if path.is_dir() else "a file"
     if (path / "zarr.json").exists():
         came = "something else in Zarr's format"
-    return f"{path} is no trace store, but {came}; expected a folder that graphhalu extract made"
+    return f"{path} is not a trace store, but {came}; expected a folder that graphhalu extract made"
 
 
 def _damaged_root(path: Path) -> CorruptStoreError:

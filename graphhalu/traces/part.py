@@ -70,7 +70,7 @@ class Part:
         for axis, values in found.items():
             is_rising = values.shape == (len(self.commit.trace_ids) + 1,) and not values[0]
             if values.dtype != np.int64 or not is_rising or (np.diff(values) < 0).any():
-                raise self._corrupt(f"{axis}_offsets", "its numbers are no offsets of the traces")
+                raise self._corrupt(f"{axis}_offsets", "its numbers are not offsets of the traces")
         return found
 
     def read(self, name: str, first: int | slice | None = None, ragged: slice | None = None) -> np.ndarray:

@@ -349,7 +349,7 @@ def _connected(url: str) -> Any:
         return from_url(url, client_options=client, retry_config=retries)
     except (BaseError, ValueError) as error:
         raise UsageError(
-            f"{url} is no address of an object store: {_first_line(str(error))}\n"
+            f"{url} is not an address of an object store: {_first_line(str(error))}\n"
             f"  Expected s3://BUCKET/NAME.zarr, gs://BUCKET/NAME.zarr or az://CONTAINER/NAME.zarr"
         ) from None
 

@@ -323,7 +323,7 @@ def storage_backend(path: Path | str) -> StorageBackend:
 
     Raises:
         MissingExtraError: If it is in an object store and obstore is not installed.
-        UsageError: If it is no address that can be used.
+        UsageError: If it is not an address that can be used.
     """
     text = os.fspath(path)
     match = _SCHEME.match(text)

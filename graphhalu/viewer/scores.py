@@ -181,7 +181,7 @@ def shown_token_scores(folder: Path, store: TraceStore) -> ShownTokenScores:
 
 
 def _best_first(result: Result) -> list[str]:
-    """Detectors with scores: those that are no control before controls, by falling AUROC."""
+    """Detectors with scores: controls last, by falling AUROC."""
     rows = [row for row in result.rows if row.failure is None and "auroc" in row.metrics]
     rows.sort(key=lambda row: (row.is_control, -row.metrics["auroc"].value))
     return [row.detector for row in rows]

@@ -79,7 +79,7 @@ def _prompt_texts(trace: Trace, ids: list[int], tokenizer: Any) -> tuple[str, ..
     text = trace.record.prompt
     for has_special in (True, False):
         encoded = tokenizer(text, add_special_tokens=has_special, return_offsets_mapping=True)
-        # an end mark that the tokenizer appends is no part of the prompt
+        # an end mark that the tokenizer appends is not part of the prompt
         if list(encoded["input_ids"])[: len(ids)] == ids:
             return _cut(text, encoded["offset_mapping"][: len(ids)], ids, tokenizer)
     return _decoded(ids, tokenizer)

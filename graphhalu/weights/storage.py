@@ -150,7 +150,7 @@ def _shard_paths(folder: Path) -> list[Path]:
 
 def _open_file(path: Path) -> dict[str, StoredTensor]:
     """The tensors of one file, whose header the library checks against its size."""
-    fault = f"{path} is no safetensors file, or cut off"
+    fault = f"{path} is not a safetensors file, or cut off"
     with reading(fault, also=(SafetensorError,)), safe_open(path, framework="np") as file:
         slices = {name: file.get_slice(name) for name in file.offset_keys()}
         entries = {name: (each.get_dtype(), tuple(each.get_shape())) for name, each in slices.items()}
@@ -290,12 +290,12 @@ def open_gguf(path: Path) -> tuple[dict[str, StoredTensor], dict[str, Any]]:
     """The tensors of a GGUF file by name, and the metadata of its header without long arrays.
 
     Raises:
-        DataFileError: If the file is no GGUF, of another version, damaged or cut off.
+        DataFileError: If the file is not GGUF, of another version, damaged or cut off.
     """
     with reading(f"{path} is damaged or cut off"):
         start, version = struct.unpack("<4sI", file_bytes(path, 0, 8).tobytes())
     if start != _MAGIC:
-        raise DataFileError(f"{path} is no GGUF file: it starts with {start!r}, expected {_MAGIC!r}")
+        raise DataFileError(f"{path} is not a GGUF file: it starts with {start!r}, expected {_MAGIC!r}")
     if version not in _VERSIONS:
         raise DataFileError(f"{path} is GGUF of version {version}; versions {_VERSIONS} are read")
     # sums of sizes that a damaged header makes too large must not start again at 0

@@ -166,7 +166,7 @@ def read_profile(folder: Path) -> WeightProfile:
             f"no weight profile at {folder} ({missing[0]} is missing)\n"
             f"  Make one:  graphhalu weights profile MODEL"
         )
-    with reading(f"{path} is no readable weight profile", also=(pa.ArrowException,)):
+    with reading(f"{path} is not a readable weight profile", also=(pa.ArrowException,)):
         values = read_json_object(path)
         if values.get("format") != FORMAT or values.get("format_version") != FORMAT_VERSION:
             raise ValueError(f"it has {told_format(values)}, expected {FORMAT!r} version {FORMAT_VERSION}")

@@ -120,7 +120,7 @@ CASES = [
         "no GGUF",
         {"model": "./none.gguf"},
         1,
-        (r"none.gguf is no GGUF file: it starts with b'PK\x03\x04', expected b'GGUF'",),
+        (r"none.gguf is not a GGUF file: it starts with b'PK\x03\x04', expected b'GGUF'",),
     ),
     Case(
         "a data file as model",
@@ -133,7 +133,7 @@ CASES = [
         {"out": "good.jsonl"},
         2,
         (
-            "good.jsonl is no trace store, but a file",
+            "good.jsonl is not a trace store, but a file",
             "expected a folder that graphhalu extract made",
             "Give another place with --out",
         ),
@@ -142,7 +142,7 @@ CASES = [
         "a folder of something else where the store should be",
         {"out": "folder"},
         2,
-        ("folder is no trace store, but a folder without a zarr.json", "Give another place with --out"),
+        ("folder is not a trace store, but a folder without a zarr.json", "Give another place with --out"),
     ),
     Case(
         "a file where the folder of the store should be",
@@ -179,7 +179,7 @@ CASES = [
         ("attention layers must be different numbers from 0 to 2 in rising order, got 99",),
     ),
     Case(
-        "hidden layers that are no numbers",
+        "hidden layers that are not numbers",
         {"hidden-layers": "x"},
         2,
         ("--hidden-layers takes numbers with commas (3,5,8) or all or none, got 'x'",),

@@ -142,7 +142,7 @@ def test_the_replay_equals_stitching_the_steps_of_generate_through_beam_indices(
         for layer, attention in enumerate(output.attentions[step]):
             steps = attention[beam].numpy()
             rows = slice(0, n_seen) if step == 0 else slice(n_seen - 1, n_seen)
-            # a sliding layer's cache holds the last keys only: its columns are no positions
+            # a sliding layer's cache holds the last keys only: its columns are not positions
             first_key = n_seen - steps.shape[-1]
             n_windowed += first_key > 0
             own = stored[layer][:, rows, :n_seen]

@@ -196,7 +196,7 @@ def test_two_at_once_convert_once(tiny_gguf, monkeypatch):
 def test_a_file_that_is_no_gguf_is_named(tmp_path):
     path = tmp_path / "model.gguf"
     path.write_bytes(b"PK\x03\x04")
-    with pytest.raises(ModelUnavailableError, match=r"model\.gguf is no GGUF file: it starts with"):
+    with pytest.raises(ModelUnavailableError, match=r"model\.gguf is not a GGUF file: it starts with"):
         load_model(ModelSpec(name=str(path)))
 
 

@@ -67,7 +67,7 @@ def test_the_reason_is_in_the_error(hub_answers, error, reason):
 
 
 def test_a_name_that_the_hub_cannot_have_is_said_to_be_none():
-    with pytest.raises(ModelUnavailableError, match="that is no valid name on the hub"):
+    with pytest.raises(ModelUnavailableError, match="that is not a valid name on the hub"):
         find_on_hub("some lab/tiny model", None)
 
 

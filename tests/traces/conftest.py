@@ -70,7 +70,7 @@ def add(store, traces, *, index=None, failures=()):
 
 
 def assert_same(found, expected, names=tuple(ARRAYS)):
-    """Records and all bits of the arrays agree; bits, since NaN is no number."""
+    """Records and all bits of the arrays agree; bits, since NaN is not a number."""
     assert found.record == expected.record
     assert set(found.arrays) == set(names)
     for name in names:

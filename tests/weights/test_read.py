@@ -175,7 +175,7 @@ def test_a_safetensors_file_that_is_cut_off_gives_one_line(tiny_folder, tmp_path
 
 def test_files_of_another_kind_are_named(tmp_path):
     (tmp_path / "a.gguf").write_bytes(b"PK\x03\x04" + bytes(99))
-    with pytest.raises(DataFileError, match="is no GGUF file: it starts with"):
+    with pytest.raises(DataFileError, match="is not a GGUF file: it starts with"):
         open_gguf(tmp_path / "a.gguf")
     (tmp_path / "b.gguf").write_bytes(b"GGUF" + struct.pack("<I", 9) + bytes(99))
     with pytest.raises(DataFileError, match="GGUF of version 9"):

@@ -366,7 +366,7 @@ class Journal:
 
     Raises:
         StoreMismatchError: If the file belongs to another run; names the fields.
-        DataFileError: If it is no journal, or cannot be read.
+        DataFileError: If it is not a journal, or cannot be read.
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -390,7 +390,7 @@ class Journal:
             file.write(text)
 
     def _read(self, identity: Mapping[str, Any]) -> None:
-        with reading(f"{self.path} is no journal of a measurement", way_out="Delete it"):
+        with reading(f"{self.path} is not a journal of a measurement", way_out="Delete it"):
             lines = read_bytes(self.path, MAX_TABLE_BYTES).decode("utf-8").splitlines(keepends=True)
             # a line without an end was being written when the run was killed
             whole = [line for line in lines if line.endswith("\n")]

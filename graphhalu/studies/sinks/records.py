@@ -340,7 +340,7 @@ def _read_records(path: Path) -> tuple[SinkRecord, ...]:
             while line := file.readline(_MAX_LINE_BYTES):
                 number += 1
                 where = path.with_name(f"{path.name}, line {number}")
-                with reading(f"{where} is no sink record"):
+                with reading(f"{where} is not a sink record"):
                     if len(line) == _MAX_LINE_BYTES:
                         raise ValueError(f"expected at most {len(line):,} bytes")
                     if line.strip():

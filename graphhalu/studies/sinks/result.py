@@ -163,7 +163,7 @@ class Tasks:
         cochran_q: Heterogeneity of Cohen's d, weights from the bootstrap; NaN for one task.
         p_value: Of no heterogeneity, chi-square.
         i_squared: Share of the variance between tasks that is more than chance, in [0, 1].
-        n_positive_d: Tasks with a positive d: a sign that changes is no rule.
+        n_positive_d: Tasks with a positive d: a sign that changes is not a rule.
     """
 
     series: str
@@ -219,6 +219,6 @@ def read_sinks(path: Path) -> SinksResult:
         DataFileError: If there is none, or it is of another version or does not validate.
     """
     file = path / RESULT_FILE if path.is_dir() else path
-    # numbers beyond float64 are no fault that pydantic reports
+    # pydantic does not report numbers beyond float64
     with reading(f"{file} cannot be read as an analysis"):
         return read_document(file, SinksResult, KIND)

@@ -124,7 +124,7 @@ def read_validation(folder: Path) -> Validation:
         DataFileError: If there is none, or it is damaged or of another version.
     """
     path = folder / VALIDATION_FILE if folder.is_dir() else folder
-    # numbers beyond float64 are no fault that pydantic reports
+    # pydantic does not report numbers beyond float64
     with reading(f"{path} cannot be read as a validation"):
         return read_document(path, Validation, FORMAT)
 

@@ -186,7 +186,7 @@ def every_trace_gets_a_score(case: DetectorCase) -> None:
 
 
 def no_traces_give_no_scores(case: DetectorCase) -> None:
-    """An empty list of traces is no error."""
+    """An empty list of traces is not an error."""
     require(case.scores(case.fitted, []).shape == (0,), "expected no scores of no traces")
 
 

@@ -95,8 +95,8 @@ def test_nan_of_a_layer_that_can_see_makes_a_record_unusable(tmp_path):
     ("records", "text"),
     [
         ([], "holds no record"),
-        (["{"], "line 1 is no sink record"),
-        (["[1]"], "line 1 is no sink record"),
+        (["{"], "line 1 is not a sink record"),
+        (["[1]"], "line 1 is not a sink record"),
         ([{k: v for k, v in PUBLISHED.items() if k != "entropy"}], "entropy: Field required"),
         ([{**PUBLISHED, "sink_by_layer_head": [[0.1], [0.1, 0.2]]}], "as many heads"),
         ([{**PUBLISHED, "sink_by_layer_head": "x"}], "list of layers"),
