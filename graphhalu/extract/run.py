@@ -161,7 +161,7 @@ def extract(
         StoreMismatchError: If the store holds another configuration; names the fields.
         GraphhaluError: If the data set, the model, the disk or the cluster cannot be used.
     """
-    resolve_model(config.model.name)  # a mistyped name is told before a data set is read
+    resolve_model(config.model.name)  # a mistyped name is refused before a data set is read
     storage_backend(out).refuse_other_content()  # and what is not a store, before a model is loaded
     dataset = config.dataset
     n_wanted, fields = config.num_samples, dataset.fields or None
@@ -172,24 +172,24 @@ def extract(
     engine = engine or SerialExecutor()
     n_seen, n_total, started = 0, 0, time.monotonic()
 
-    def see(n_questions: int = 1) -> None:
+    def count(n_questions: int = 1) -> None:
         nonlocal n_seen
         # those of a batch that were done already are answered again with it
         n_seen = min(n_seen + n_questions, n_total)
         on_progress(n_seen, n_total)
 
     holder = MAIN if shard is None else shard.writer
-    with engine.workers(_start(engine, config, out, holder, see), max(1, len(batches))) as workers:
+    with engine.workers(_start(engine, config, out, holder, count), max(1, len(batches))) as workers:
         about = (dataset_identity(dataset), len(questions))
-        told = next(workers(describe, [about])).result()
-        for note in told["notes"]:
+        description = next(workers(describe, [about])).result()
+        for note in description["notes"]:
             _log.info(note)
-        asked = [question for _, questions in batches for question in questions]
-        store = _prepared(workers, told, out, asked)
+        wanted = [question for _, questions in batches for question in questions]
+        store = _prepared(workers, description, out, wanted)
         with store.writer(holder) as writer:
             before = writer.store.done_question_ids()
             left = batches_left(batches, before)
-            n_total, started = len({each.question_id for each in asked} - before), time.monotonic()
+            n_total, started = len({each.question_id for each in wanted} - before), time.monotonic()
             n_made, failed = 0, dict[str, str]()
             with closing(workers(extract_batch, left)) as results:
                 for result in results:
@@ -198,22 +198,22 @@ def extract(
                         failed |= dict.fromkeys(names, result.failure)
                         continue
                     n_made += result.value
-                    if n_seen < n_made:  # no worker here has told it already
-                        see(result.value)
-            done = _done(writer.store, asked, failed)
+                    if n_seen < n_made:  # no worker here has counted it already
+                        count(result.value)
+            done = _done(writer.store, wanted, failed)
             seconds = time.monotonic() - started
     store = TraceStore.open(out)
     return ExtractSummary(
         store_path=store.name,
-        n_asked=len(asked),
-        n_new=len({each.question_id for each in asked} & done - before),  # other shards may write too
+        n_asked=len(wanted),
+        n_new=len({each.question_id for each in wanted} & done - before),  # other shards may write too
         n_traces=len(store),
         failures=dict(Counter(item["reason"] for item in store.failures)),
         seconds=seconds,
-        load_seconds=told["load_seconds"],
+        load_seconds=description["load_seconds"],
         bytes_by_array=store.n_bytes(),
         shapes=_typical_shapes(store),
-        notes=told["notes"],
+        notes=description["notes"],
         quarantined={name: reason for name, reason in failed.items() if name not in done},
     )
 
@@ -258,12 +258,12 @@ def _start(
 
 
 def _prepared(
-    workers: Workers, told: Mapping[str, Any], out: Path | str, asked: Sequence[Question]
+    workers: Workers, description: Mapping[str, Any], out: Path | str, wanted: Sequence[Question]
 ) -> TraceStore:
     """The store; a new one is made when all else is sound."""
     is_there = storage_backend(out).exists()
-    done = open_or_create(out, **told["store"]).done_question_ids() if is_there else set()
-    left = [question for question in asked if question.question_id not in done]
+    done = open_or_create(out, **description["store"]).done_question_ids() if is_there else set()
+    left = [question for question in wanted if question.question_id not in done]
     if done:
         _log.info("%d questions are in the store already, %d are left", len(done), len(left))
     if left:
@@ -274,10 +274,10 @@ def _prepared(
         place = storage_backend(out)
         if isinstance(place, LocalBackend):
             check_fits(place.path, expected)
-    return open_or_create(out, **told["store"])
+    return open_or_create(out, **description["store"])
 
 
-def _done(store: TraceStore, asked: Sequence[Question], failed: Collection[str]) -> set[str]:
+def _done(store: TraceStore, wanted: Sequence[Question], failed: Collection[str]) -> set[str]:
     """Questions that are in the store after all batches.
 
     Raises:
@@ -285,7 +285,7 @@ def _done(store: TraceStore, asked: Sequence[Question], failed: Collection[str])
     """
     store.refresh()
     done = store.done_question_ids()
-    names = [question.question_id for question in asked]
+    names = [question.question_id for question in wanted]
     lost = [name for name in names if name not in done and name not in failed]
     if lost:
         raise StoreError(

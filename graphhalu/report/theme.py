@@ -40,12 +40,12 @@ light, so that a greyscale print keeps the order."""
 def render(
     template: str, folder: Path, *, css: str = "", script: str = "", has_server: bool = False, **values: Any
 ) -> str:
-    """A page in the house style, with a policy that allows nothing but its own parts.
+    """A page in the style of the package, with a policy that allows nothing but its own parts.
 
     Args:
         template: File in ``folder``; it extends ``base.html``.
         folder: Where the template lies.
-        css: Style of this page behind the house style.
+        css: Style of this page behind that of the package.
         script: The only code that the page may run.
         has_server: Whether the page may read from the server that it comes from.
         **values: What the template shows; all of it is escaped but ``Markup``.

@@ -395,13 +395,13 @@ def open_or_create(
             # another shard made it at this moment
     backend.refuse_other_content()
     store = TraceStore.open(path)
-    asked = {"configuration": configuration, "shape": asdict(shape), "arrays": list(arrays)}
+    wanted = {"configuration": configuration, "shape": asdict(shape), "arrays": list(arrays)}
     stored = {
         "configuration": store.configuration,
         "shape": asdict(store.shape),
         "arrays": list(store.arrays),
     }
-    differences = differing_fields(*(json.loads(json.dumps(plain)) for plain in (stored, asked)))
+    differences = differing_fields(*(json.loads(json.dumps(plain)) for plain in (stored, wanted)))
     if differences:
         listed = "\n".join(f"  {line.removeprefix('configuration.')}" for line in differences)
         raise StoreMismatchError(
