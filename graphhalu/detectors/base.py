@@ -1,7 +1,7 @@
 """The one contract of all detectors: fit on labelled traces, score traces, save, load."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from inspect import isfunction
@@ -165,6 +165,8 @@ class Detector(ABC):
     """
 
     card: ClassVar[DetectorCard]
+    quick_settings: ClassVar[Mapping[str, Any]] = {}
+    """Settings of a quick comparison, where others are not given."""
     identity: Identity | None = None
     """Of the traces that a saved detector was fitted on; ``None`` for one fitted just now."""
 

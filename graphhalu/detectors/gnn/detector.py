@@ -26,7 +26,7 @@ from graphhalu.core.registry import class_path
 from graphhalu.core.splits import InnerFold, Split, inner_folds
 from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.columns import check_shape, describe_shape
-from graphhalu.detectors.gnn.config import LOSS, NetworkConfig
+from graphhalu.detectors.gnn.config import LOSS, QUICK, NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, ScaledGraphs, hidden_columns
 from graphhalu.detectors.gnn.modules import check_network, make_network, network_arguments
 from graphhalu.detectors.gnn.networks import n_parameters
@@ -67,6 +67,7 @@ class NetworkDetector(TrainedDetector):
     """
 
     config_class: ClassVar[type[TrainedConfig]] = NetworkConfig
+    quick_settings: ClassVar[Mapping[str, Any]] = QUICK
     saved_fields: ClassVar[tuple[str, ...]] = ("config", "graphs")
     new_field: ClassVar[str] = "n_networks"
     network_class: ClassVar[type[nn.Module]]

@@ -1,6 +1,6 @@
 """graphhalu's own detector: a stack of the joint probe and the graph network."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Final, Literal, final
 
@@ -9,7 +9,7 @@ from pydantic import Field, field_validator
 
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard
-from graphhalu.detectors.gnn.config import NetworkConfig
+from graphhalu.detectors.gnn.config import QUICK, NetworkConfig
 from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.detectors import Gat
 from graphhalu.detectors.joint import JointProbe
@@ -47,6 +47,7 @@ class Graphhalu(Stack):
 
     card: ClassVar[DetectorCard] = DetectorCard.of("graphhalu")
     config_class: ClassVar[type[TrainedConfig]] = StackConfig
+    quick_settings: ClassVar[Mapping[str, Any]] = QUICK
     is_exact: ClassVar[bool] = False
     least_known: ClassVar[float] = 0.0
     new_field: ClassVar[str] = "joints"
