@@ -37,9 +37,9 @@ from graphhalu.features.instability import (
 )
 from graphhalu.heads.runs import RowsObserver, run_observed
 from graphhalu.models.load import LoadedModel
+from graphhalu.studies.instability.methods import focus_share
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
 from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings
-from graphhalu.studies.instability.tracker import focus_share
 
 SpanMass = Float[np.ndarray, "layer head step span"]
 

@@ -5,9 +5,8 @@ import pytest
 
 from graphhalu.core.config import load_config
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
-from graphhalu.studies.instability.calibration import Window
 from graphhalu.studies.instability.methods import LENGTHS, STARTS, window_grid, window_scores
-from graphhalu.studies.instability.settings import CalibrateSettings
+from graphhalu.studies.instability.settings import CalibrateSettings, Window
 
 
 def grid(n_steps, n_layers=30, **settings):
