@@ -267,8 +267,8 @@ def _verdict_row(row: Agreement) -> Row:
 
 def _measured(found: Validation) -> list[str]:
     entropy = found.entropy
-    zones = ", ".join(f"{share:.0%} {zone}" for zone, share in entropy.shares.items())
-    errors = ", ".join(f"{error:.2f} where {zone}" for zone, error in entropy.errors.items())
+    zones = ", ".join(f"{share:.0%} {zone}" for zone, share in entropy.shares.model_dump().items())
+    errors = ", ".join(f"{error:.2f} where {zone}" for zone, error in entropy.errors.model_dump().items())
     said = [_say("entropy", entropy=entropy, zones=zones, errors=errors)]
     share = found.measured.layers.get("top_share", np.zeros(0))
     there = share[np.isfinite(share)]

@@ -129,7 +129,7 @@ def make_sinks(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.studies.sinks.analyze import SinksResult
-    from graphhalu.studies.sinks.passes import Journal, Measured, SinkMass
+    from graphhalu.studies.sinks.passes import Journal
     from graphhalu.studies.sinks.records import SinkRecord, SinkRun, write_run
 
     rng = np.random.default_rng(0)
@@ -156,8 +156,7 @@ def make_sinks(folder: Path) -> None:
         )
     write_run(folder, SinkRun(tuple(records), {"model": "some/model", "task": "quiz"}, "run"))
     journal = Journal(folder / "run.journal", {"model": "m"})
-    mass = SinkMass(4, "last", np.full((2, 3), 0.25), np.ones(2, dtype=bool))
-    journal.add((n, Measured(0.5, (0.1, 0.2), (mass,))) for n in range(3))
+    journal.add([record] for record in records)
     sample(SinksResult, settings={}, provenance={}).write(folder)
 
 

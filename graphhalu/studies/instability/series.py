@@ -19,15 +19,9 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import TypeAdapter
 
-from graphhalu.core.config import differing_fields, read_yaml
+from graphhalu.core.config import read_yaml
 from graphhalu.core.documents import FileFormat, read_document, write_document
-from graphhalu.core.errors import (
-    CorruptStoreError,
-    DataFileError,
-    StoreMismatchError,
-    StoreNotFoundError,
-    UsageError,
-)
+from graphhalu.core.errors import CorruptStoreError, DataFileError, StoreNotFoundError, UsageError
 from graphhalu.core.files import check_zip, parse_json, reading, replace_file
 from graphhalu.core.numerics import json_ready, ragged_offsets
 from graphhalu.core.provenance import provenance
@@ -35,6 +29,7 @@ from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import question_key
 from graphhalu.datasets.rows import Row as TableRow
 from graphhalu.datasets.rows import require_columns, text_field, wrong_value
+from graphhalu.studies.rows import require_same
 
 KIND: Final = FileFormat("graphhalu-instability", 1, "Measure prompts:  graphhalu instability gather")
 META_FILE: Final = "meta.json"
@@ -123,10 +118,7 @@ class SeriesFolder(NamedTuple):
         asked: dict[str, Any] = json_ready(configuration)
         if (path / META_FILE).exists():
             found = cls.open(path)
-            differences = differing_fields(json_ready(found.configuration), asked)
-            if differences:
-                listed = "\n  ".join(differences[:12])
-                raise StoreMismatchError(f"{path} was gathered otherwise:\n  {listed}\n  Name another --out")
+            require_same(found.configuration, asked, path)
             return found
         (path / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
         meta = {"arrays": dict(DESCRIPTIONS), "configuration": asked, "provenance": provenance()}

@@ -24,7 +24,7 @@ from jaxtyping import Bool
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.provenance import file_sha256, installed_version, provenance
-from graphhalu.datasets.question import LETTERS, Question
+from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions, own_path
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.prompts import prompt_template_name, uses_chat
@@ -36,17 +36,16 @@ from graphhalu.labels.registry import make_labeller
 from graphhalu.labels.run import label_records, read_labels, stored_labellers
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.passes import (
     KIND_DESCRIPTIONS,
     Journal,
     Kind,
-    Measured,
     SinkMass,
     SinkPrompt,
     kind_of,
     measure_batches,
     record_of,
-    require_same,
     sink_prompts,
 )
 from graphhalu.studies.sinks.records import (
@@ -67,7 +66,6 @@ from graphhalu.traces.store import TraceStore, open_traces
 
 WAVE: Final = 96
 """Sequences that are measured between two writes to the journal."""
-_META_FIELDS: Final = ("category", "subject", "subset")
 DEFAULT_RULE: Final = "match"
 _RULES: Final = ("match", "choice", "given", "premise", "rouge")
 _LOG: Final = logging.getLogger(__name__)
@@ -175,24 +173,22 @@ def _run(
     if not prompts:
         reason = failures[0] if failures else "there is none"
         raise UsageError(f"no question of {config.dataset.name} can be measured: {reason}")
+    common = {**_description(config, loaded, kind), "configuration": identity}
     asked = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
     journal = Journal(folder / f".{run_stem(config.task, name)}.journal", {**identity, **asked})
     left = [prompt for prompt in prompts if prompt.idx not in journal.done]
     on_progress(len(journal.done), len(prompts))
     for start in range(0, len(left), WAVE):
-        measured = measure_batches(loaded, left[start : start + WAVE], config)
-        journal.add((prompt.idx, each) for prompt, each in measured)
+        journal.add(measure_batches(loaded, left[start : start + WAVE], config, common))
         on_progress(len(journal.done), len(prompts))
-    common = {
-        **_description(config, loaded, kind),
-        "configuration": identity,
+    common |= {
         "n_failed": dict(Counter(failures)),
         "cpu_s": round(time.process_time() - started, 1),
         "n_records": len(prompts),
     }
     runs = []
     for place, (path, (k, mode)) in enumerate(zip(paths, cells, strict=True)):
-        records = tuple(_record(prompt, journal.done[prompt.idx], place, common) for prompt in prompts)
+        records = tuple(journal.done[prompt.idx][place] for prompt in prompts)
         meta = {**common, "sink_tokens": k, "query_mode": mode, "sink_spans": _spans(prompts, k)}
         runs.append(written(SinkRun(records, meta, path.name.removesuffix(SUFFIX)), folder))
     journal.path.unlink(missing_ok=True)
@@ -272,36 +268,6 @@ def _spans(prompts: Sequence[SinkPrompt], k: int) -> list[dict[str, float]]:
         {SPAN_NAMES[int(code)]: round(float((column == code).mean()), 4) for code in np.unique(column)}
         for column in codes.T
     ]
-
-
-def _record(prompt: SinkPrompt, measured: Measured, place: int, run: Mapping[str, Any]) -> SinkRecord:
-    """One record.
-
-    Args:
-        prompt: The measured sequence.
-        measured: Its measurement.
-        place: Which window and query mode.
-        run: Description of the run.
-    """
-    question, pred = prompt.question, measured.pred
-    return record_of(
-        measured.cells[place],
-        run,
-        idx=prompt.idx,
-        target=prompt.target,
-        pred=None if pred is None else LETTERS[pred],
-        labels=prompt.labels(pred),
-        entropy=measured.entropy,
-        seq_len=prompt.n_tokens,
-        meta={
-            "question_id": question.question_id,
-            "group_id": question.group_id,
-            "source": run["dataset"],
-            "pose": prompt.kind,
-            "place": prompt.place,
-            **{key: question.metadata[key] for key in _META_FIELDS if key in question.metadata},
-        },
-    )
 
 
 def measure_generated(config: SinkMeasureConfig, folder: Path) -> list[SinkRun]:
