@@ -101,14 +101,8 @@ def test_what_cannot_be_drawn_is_an_error_that_says_why(folder):
     result = folder[1]
     with pytest.raises(NotEnoughDataError, match="two models"):
         scaling_figure(())
-    nothing = type(result)(
-        tuple(type(r)(**{**vars(r), "findings": (), "left_out": {"input": "too few"}}) for r in result.runs),
-        (),
-        (),
-        (),
-        {},
-        {},
-    )
+    changes = {"findings": (), "left_out": {"input": "too few"}}
+    nothing = result.model_copy(update={"runs": tuple(run.model_copy(update=changes) for run in result.runs)})
     with pytest.raises(NotEnoughDataError, match="too few"):
         shown_findings(nothing)
 

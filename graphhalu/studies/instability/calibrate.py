@@ -254,17 +254,16 @@ def _method_row(
     filled = np.where(np.isfinite(best.scores), best.scores, np.nanmedian(best.scores))
     hits = _hits(nested[-1], is_attack)
     drawn = resample_sums(hits, cases.groups, n_resamples=settings.n_resamples)
-    points = tuple(
-        Row(
-            aim=aim,
-            threshold=float(limits[place]),
-            tpr=_rate(nested[place][:, is_attack], cases.groups[is_attack], settings.level),
-            fpr=_rate(nested[place][:, ~is_attack], cases.groups[~is_attack], settings.level),
-            in_sample_tpr=float(in_sample[place, is_attack].mean()),
-            in_sample_fpr=float(in_sample[place, ~is_attack].mean()),
-        )
-        for place, aim in enumerate(settings.false_positive_rates)
-    )
+    points = []
+    for place, aim in enumerate(settings.false_positive_rates):
+        rates: dict[str, Estimate | float] = {}
+        for rate, is_in in (("tpr", is_attack), ("fpr", ~is_attack)):
+            flags = nested[place][:, is_in].astype(np.int64).ravel()
+            # over prompts and seeds; the interval counts each group of prompts once
+            interval = share_interval(flags, np.tile(cases.groups[is_in], len(seeds)), settings.level)
+            rates[rate] = Estimate(float(flags.mean()), *interval)
+            rates[f"in_sample_{rate}"] = float(in_sample[place, is_in].mean())
+        points.append(Row(aim=aim, threshold=float(limits[place]), **rates))
     return Row(
         name=method.name,
         summary=method.summary,
@@ -277,17 +276,10 @@ def _method_row(
         coverage=float(np.mean([each.coverage for each in seeds])),
         direction=1 if own.direction > 0 else -1,
         points=points,
-        choices=tuple(Row(text=text, n_folds=n) for text, n in choices.most_common(5)),
+        choices=[Row(text=text, n_folds=n) for text, n in choices.most_common(5)],
         difference=None,
         p_holm=None,
     )
-
-
-def _rate(flagged: Flags, groups: Int[np.ndarray, "prompt"], level: float) -> Estimate:
-    """A share over prompts and seeds; the interval counts each group of prompts once."""
-    values = flagged.astype(np.int64).ravel()
-    interval = share_interval(values, np.tile(groups, len(flagged)), level)
-    return Estimate(float(values.mean()), *interval)
 
 
 def _hits(flagged: Flags, is_attack: Bool[np.ndarray, "prompt"]) -> Float[np.ndarray, "prompt 3"]:

@@ -1,7 +1,7 @@
 """Detection with a calibration: score, verdict, and the step at which a prompt crossed."""
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -13,7 +13,7 @@ from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.measure import Measurer
 from graphhalu.studies.instability.methods import focus_scores, present_mean
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries
-from graphhalu.studies.instability.settings import MAIN, TRACKER, Calibration, GatherSettings, WindowChoice
+from graphhalu.studies.instability.settings import TRACKER, Calibration, WindowChoice
 from graphhalu.studies.rows import Row
 
 DetectMethod = Literal["instability", "attention_tracker"]
@@ -45,12 +45,26 @@ class PromptDetector:
         system: str | None = None,
         max_new_tokens: int | None = None,
     ) -> None:
-        self.calibration = calibration
-        self.method = method
-        self.threshold = calibration.threshold(TRACKER if method == TRACKER else MAIN, aim)
-        settings = self._settings(system, max_new_tokens)
-        self.measurer = Measurer(loaded, settings)
-        self._check_identity(loaded)
+        window = calibration.window.window
+        needed = 1 if method == TRACKER else window.end + 1
+        if max_new_tokens is not None and max_new_tokens < needed:
+            raise UsageError(
+                f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
+                f"tokens\n  Use --max-new-tokens {needed} or more"
+            )
+        changes: dict[str, Any] = {} if system is None else {"system": system}
+        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": max_new_tokens or needed}
+        self.calibration, self.method = calibration, method
+        self.threshold = calibration.threshold(method, aim)
+        self.measurer = Measurer(loaded, calibration.gather.model_copy(update=changes))
+        recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
+        try:
+            calibration.identity.check(Identity.of({"model": dict(loaded.identity), "prompt": recipe}))
+        except DetectorMismatchError as error:
+            told = str(error).rpartition("\n")[0]
+            raise DetectorMismatchError(
+                f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
+            ) from None
 
     def score(self, prompts: Sequence[PromptRecord], on_progress: Progress = no_progress) -> list[Row]:
         """A verdict on each prompt.
@@ -104,31 +118,6 @@ class PromptDetector:
             reason=reason,
             answer=series.record.answer,
         )
-
-    def _settings(self, system: str | None, max_new_tokens: int | None) -> GatherSettings:
-        window = self.calibration.window.window
-        needed = 1 if self.method == TRACKER else window.end + 1
-        if max_new_tokens is not None and max_new_tokens < needed:
-            raise UsageError(
-                f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
-                f"tokens\n  Use --max-new-tokens {needed} or more"
-            )
-        changes: dict[str, object] = {"iterations": 1, "keeps_heads": False}
-        changes["max_new_tokens"] = max_new_tokens or needed
-        if system is not None:
-            changes["system"] = system
-        return self.calibration.gather.model_copy(update=changes)
-
-    def _check_identity(self, loaded: LoadedModel) -> None:
-        recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
-        came = Identity.of({"model": dict(loaded.identity), "prompt": recipe})
-        try:
-            self.calibration.identity.check(came)
-        except DetectorMismatchError as error:
-            told = str(error).rpartition("\n")[0]
-            raise DetectorMismatchError(
-                f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
-            ) from None
 
 
 def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:

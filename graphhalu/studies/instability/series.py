@@ -8,6 +8,7 @@ is complete, so a killed run resumes with the next one. The steps of its prompts
 
 import io
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from hashlib import sha256
@@ -261,15 +262,13 @@ def read_prompts(path: Path, label: int | None) -> list[PromptRecord]:
         UsageError: If there is no such file, no prompt in it, or nothing says their class.
         DataFileError: If a row cannot be read, or lacks its label.
     """
-    if label is None and not _is_table(path):
+    rows = _read(path)
+    if label is None and any(row is None for _, row in rows):
         raise UsageError(
             f"{path} has one prompt a line and says no class\n"
             f"  Use --attacks and --benign, or a table with the columns prompt and label"
         )
-    rows = _read(path)
-    if label is not None:
-        return numbered((text, label) for text, _ in rows)
-    return numbered((text, _label(row)) for text, row in rows if row is not None)
+    return numbered((text, _label(row) if label is None and row else label) for text, row in rows)
 
 
 def read_texts(path: Path) -> list[str]:
@@ -287,10 +286,9 @@ def read_texts(path: Path) -> list[str]:
 
 def numbered(pairs: Iterable[tuple[str, int | None]]) -> list[PromptRecord]:
     """Prompts with ids that count within each class, and groups of prompts that say the same."""
-    counts: dict[int | None, int] = {}
-    found = []
+    counts, found = Counter[int | None](), []
     for text, label in pairs:
-        counts[label] = counts.get(label, 0) + 1
+        counts[label] += 1
         kind = "prompt" if label is None else CLASS_NAMES[label]
         found.append(PromptRecord(f"{kind}-{counts[label]:04d}", 0, label, prompt_group(text), text))
     return found
@@ -302,30 +300,23 @@ def prompt_group(text: str) -> str:
 
 
 def _read(path: Path) -> list[tuple[str, TableRow | None]]:
+    """Texts, and the rows that they are from if the file is a table."""
     if not path.is_file():
         raise UsageError(f"no file of prompts at {path}")
     found: list[tuple[str, TableRow | None]] = []
-    if not path.read_bytes().strip():
-        pass
-    elif _is_table(path):
-        found += [(_text(row), row) for row in read_rows(open_file(path))]
-    else:
+    is_empty = not path.read_bytes().strip()
+    if not is_empty and any(suffix.lower() in _TABLES for suffix in path.suffixes):
+        for row in read_rows(open_file(path)):
+            name = next((name for name in _TEXT_FIELDS if name in row.values), _TEXT_FIELDS[0])
+            require_columns(row, name, expected="a column 'prompt' or 'text'")
+            found.append((text_field(row, name), row))
+    elif not is_empty:
         found += [(line.strip(), None) for line in open_file(path).text().split("\n") if line.strip()]
     if not found:
         raise UsageError(
             f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column 'prompt' or 'text'"
         )
     return found
-
-
-def _is_table(path: Path) -> bool:
-    return any(suffix.lower() in _TABLES for suffix in path.suffixes)
-
-
-def _text(row: TableRow) -> str:
-    name = next((name for name in _TEXT_FIELDS if name in row.values), _TEXT_FIELDS[0])
-    require_columns(row, name, expected="a column 'prompt' or 'text'")
-    return text_field(row, name)
 
 
 def _label(row: TableRow) -> int:

@@ -117,8 +117,7 @@ def measure(
         for chat in ["off", "on"] if "chat" in ablate else [config.prompt.chat]:
             prompt = config.prompt.model_copy(update={"chat": chat})
             variant = config.model_copy(update={"model": model, "prompt": prompt})
-            parts = [f"chat-{chat}"] if "chat" in ablate else []
-            parts += [quantization] if "quantization" in ablate else []
+            parts = [f"chat-{chat}"] * ("chat" in ablate) + [quantization] * ("quantization" in ablate)
             folder = out / ("_".join(parts) or ".")
             if loaded is None:
                 found += measure_generated(variant, folder)
@@ -138,12 +137,11 @@ def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation]) -> lis
     if "quantization" not in ablate:
         return [config.model.quantization]
     missing = None if torch.cuda.is_available() else "there is no GPU"
-    if installed_version("bitsandbytes") is None:
-        missing = "bitsandbytes is not installed"
-    if missing is not None:
-        _LOG.info("quantisation int8 and nf4 skipped: %s", missing)
-        return ["none"]
-    return ["none", "int8", "nf4"]
+    missing = "bitsandbytes is not installed" if installed_version("bitsandbytes") is None else missing
+    if missing is None:
+        return ["none", "int8", "nf4"]
+    _LOG.info("quantisation int8 and nf4 skipped: %s", missing)
+    return ["none"]
 
 
 def _log_skipped(name: str, error: GraphhaluError) -> None:
@@ -323,60 +321,56 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
         "model": str(model.get("name") or "unknown"),
         "chat": "on" if prompt.get("chat") else "off",
         "quantization": str(model.get("quantization") or "none"),
+        "query_start": config.query_start,
     }
-    for k in config.ks:
-        for mode in config.modes:
-            cell = {"sink_tokens": k, "query_mode": mode, "query_start": config.query_start}
-            records = _records(store, labels, {**source, **cell})
-            meta = {
-                **source,
-                **cell,
-                "dataset": source["task"],
-                "format": FORMAT,
-                "format_version": FORMAT_VERSION,
-                "pose": "generated",
-                "configuration": dict(configuration),
-                "provenance": provenance(),
-                "labeller": labels.labeller,
-                "n_records": len(records),
-                "n_failed": dict(Counter(item["reason"] for item in store.failures)),
-            }
-            yield SinkRun(records, meta, run_name(source["task"], source["model"], k, mode))
-
-
-def _records(store: TraceStore, labels: Labels, run: Mapping[str, Any]) -> tuple[SinkRecord, ...]:
-    mode, is_output = run["query_mode"], labels.meaning == "hallucinated"
-    found: dict[int, SinkRecord] = {}
+    cells: dict[tuple[int, QueryMode], dict[int, SinkRecord]]
+    cells = {(k, mode): {} for k in config.ks for mode in config.modes}
+    is_output = labels.meaning == "hallucinated"
     for placed in blocks(store):
         block = placed.block
-        masses = block_mass(block, run["sink_tokens"], mode, run["query_start"])
         # of the distribution that gave the first token of an own answer, or the last of a given one
         rows = np.array([r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records])
         entropy = block.stream("token_entropy")[block.tokens.offsets[:-1] + rows]
-        for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
-            record, mass = block.records[within], masses[within]
-            stated = record.input_label if record.given_label is None else record.given_label
-            is_known = is_output and bool(labels.is_valid[index])
-            found[index] = record_of(
-                mass,
-                run,
-                idx=index,
-                target=record.answers[0] if record.answers else None,
-                pred=record.answer,
-                labels={
-                    "hallucinated": int(labels.values[index]) if is_known else None,
-                    "input": None if stated is None else int(stated),
-                },
-                entropy=float(entropy[within]),
-                seq_len=record.length if mode == "range" else _last(record) + 1,
-                meta={
-                    "question_id": record.question_id,
-                    "group_id": record.group_id,
-                    "source": run["task"],
-                    "trace_id": record.trace_id,
-                },
-            )
-    return tuple(found[index] for index in sorted(found))
+        for (k, mode), found in cells.items():
+            masses = block_mass(block, k, mode, config.query_start)
+            for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
+                record = block.records[within]
+                stated = record.input_label if record.given_label is None else record.given_label
+                is_known = is_output and bool(labels.is_valid[index])
+                found[index] = record_of(
+                    masses[within],
+                    source,
+                    idx=index,
+                    target=record.answers[0] if record.answers else None,
+                    pred=record.answer,
+                    labels={
+                        "hallucinated": int(labels.values[index]) if is_known else None,
+                        "input": None if stated is None else int(stated),
+                    },
+                    entropy=float(entropy[within]),
+                    seq_len=record.length if mode == "range" else _last(record) + 1,
+                    meta={
+                        **{name: getattr(record, name) for name in ("question_id", "group_id", "trace_id")},
+                        "source": source["task"],
+                    },
+                )
+    for (k, mode), found in cells.items():
+        meta = {
+            **source,
+            "sink_tokens": k,
+            "query_mode": mode,
+            "dataset": source["task"],
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "pose": "generated",
+            "configuration": dict(configuration),
+            "provenance": provenance(),
+            "labeller": labels.labeller,
+            "n_records": len(found),
+            "n_failed": dict(Counter(item["reason"] for item in store.failures)),
+        }
+        records = tuple(found[index] for index in sorted(found))
+        yield SinkRun(records, meta, run_name(source["task"], source["model"], k, mode))
 
 
 def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:

@@ -6,7 +6,7 @@ records that they did not see set the scale on which folds are pooled, and the c
 record takes part in any choice, scale or calibration by which it is judged.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 import numpy as np
@@ -67,12 +67,24 @@ def fit_models(
     shape = (len(seeds), len(table.labels))
     scores, probability = ({name: np.full(shape, np.nan) for name in names} for _ in range(2))
     is_valid = np.ones(shape[1], dtype=np.bool_)
+    needs_heads = any(HEADS in name.split("+") for name in names)
     for row, seed in enumerate(seeds):
-        folds = cross_fit_folds(table.labels, table.groups, is_valid, n_folds=N_FOLDS, seed=seed)
-        for fold in folds:
+        for fold in cross_fit_folds(table.labels, table.groups, is_valid, n_folds=N_FOLDS, seed=seed):
             side = np.sort(np.concatenate([fold.train, fold.validation]))
-            for name, (train, test) in _fit_fold(names, columns, table, (side, fold.test), seed).items():
-                calibration = Calibration.fit(train, table.labels[side], method="platt")
+            truth = table.labels[side], table.groups[side]
+            parts = {name: (each[side], each[fold.test]) for name, each in columns.items()}
+            found: dict[str, FoldScores] = {}
+            if needs_heads:
+                found[HEADS] = fit_columns(parts[HEADS], *truth, seed=seed, components=COMPONENTS)
+                # of the heads a second-level model reads one logit, in training that of an inner fold
+                parts[HEADS] = found[HEADS][0][:, None], found[HEADS][1][:, None]
+            for name in names:
+                if name != HEADS:
+                    chosen = zip(*(parts[part] for part in name.split("+")), strict=True)
+                    both = [np.concatenate(each, axis=1) for each in chosen]
+                    found[name] = fit_columns(both, *truth, seed=seed)
+                train, test = found[name]
+                calibration = Calibration.fit(train, truth[0], method="platt")
                 scores[name][row, fold.test] = standardise(test, train)
                 probability[name][row, fold.test] = calibration.probability(test)
     return scores, probability
@@ -111,28 +123,6 @@ def models_of(fitted: Fitted, table: SinkTable, how: AnalyzeConfig) -> tuple[lis
             p_values = {"p_auroc": two_sided_p(better[0][1:]), "p_log_loss": two_sided_p(better[1][1:])}
             gains.append(Row(model=larger, baseline=smaller, **estimates, **p_values))
     return models, gains
-
-
-def _fit_fold(
-    names: Sequence[str],
-    columns: Mapping[str, Float[np.ndarray, "trace _"]],
-    table: SinkTable,
-    sides: tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]],
-    seed: int,
-) -> dict[str, FoldScores]:
-    labels, groups = table.labels[sides[0]], table.groups[sides[0]]
-    parts = {name: [each[side] for side in sides] for name, each in columns.items()}
-    found: dict[str, FoldScores] = {}
-    if any(HEADS in name.split("+") for name in names):
-        found[HEADS] = fit_columns(parts[HEADS], labels, groups, seed=seed, components=COMPONENTS)
-        # of the heads a second-level model reads one logit, in training that of an inner fold
-        parts[HEADS] = [logits[:, None] for logits in found[HEADS]]
-    for name in names:
-        if name != HEADS:
-            chosen = zip(*(parts[part] for part in name.split("+")), strict=True)
-            both = [np.concatenate(side, axis=1) for side in chosen]
-            found[name] = fit_columns(both, labels, groups, seed=seed)
-    return {name: found[name] for name in names}
 
 
 def fit_columns(

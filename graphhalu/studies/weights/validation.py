@@ -32,7 +32,6 @@ from graphhalu.studies.weights.agreement import (
     PAIRS,
     UNTESTED,
     Agreement,
-    Pair,
     agreement,
     counts,
     with_verdicts,
@@ -224,7 +223,7 @@ def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> No
 
 
 def paired_values(
-    pair: Pair, profile: WeightProfile, measured: Measured
+    pair: Agreement, profile: WeightProfile, measured: Measured
 ) -> tuple[Float[np.ndarray, "layer *head"], Float[np.ndarray, "layer *head"]]:
     """Both sides of a pair: heads, key heads or layers, in the same order."""
     if pair.level == "layer":
@@ -239,7 +238,9 @@ def paired_values(
     return static[:, ::n_repeats], measured.kv_heads[pair.measured]
 
 
-def _paired(pair: Pair, profile: WeightProfile, measured: Measured, drawing: Mapping[str, int]) -> Agreement:
+def _paired(
+    pair: Agreement, profile: WeightProfile, measured: Measured, drawing: Mapping[str, int]
+) -> Agreement:
     if pair.level == "layer":
         is_mixed = reads_mixed(profile, pair.static)
     else:
@@ -256,7 +257,7 @@ def _risk_rows(curve: RiskCurve, detection: LayerDetection, drawing: Mapping[str
     for name, values in curve.components.items():
         curves[f"risk: {name}"] = (values, name in curve.mixed_types)
     return [
-        agreement(Pair(name, against, "layer", 1), values, detection.auroc, is_mixed=is_mixed, **drawing)
+        agreement(Agreement(name, against, "layer", 1), values, detection.auroc, is_mixed=is_mixed, **drawing)
         for name, (values, is_mixed) in curves.items()
     ]
 
