@@ -96,7 +96,7 @@ def calibrate(
     fitted = methods[MAIN].fit(cases, everyone, settings.seeds[0])
     window = WindowChoice(
         spread=settings.spread,
-        **grid.windows[fitted.column]._asdict(),
+        **grid[fitted.column]._asdict(),
         direction=1 if fitted.direction > 0 else -1,
         f1_threshold=_best_f1(fitted, cases, settings),
     )

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -155,7 +155,7 @@ class Measurer:
             if limit is None or needed <= limit:
                 fitting.append(place)
             n_system, n_user = (int((codes == span).sum()) for span in (Span.SYSTEM, Span.QUESTION))
-            sizes = {"n_prompt": len(codes), "n_system": n_system, "n_user": n_user}
+            sizes: dict[str, Any] = {"n_prompt": len(codes), "n_system": n_system, "n_user": n_user}
             failed = None if place in fitting else failure
             found.append(PromptSeries(replace(prompt, **sizes, failure=failed), {}))
         answers = self._answers([found[n].record for n in fitting], [encoded[n] for n in fitting])

@@ -43,41 +43,31 @@ Heads = tuple[tuple[int, int], ...]
 """Important heads, each as layer and head."""
 
 
-class Grid(NamedTuple):
-    """All windows that a choice is made from.
+def reached(
+    windows: Sequence[Window], settings: CalibrateSettings, n_steps: Int[np.ndarray, "prompt"]
+) -> Bool[np.ndarray, "window"]:
+    """Windows that the given prompts allow; of automatic grids, those that most reach.
 
-    Attributes:
-        windows: Of several equally good ones the first is taken.
-        is_start_auto: Whether starts are limited to steps that most prompts reach.
-        is_length_auto: Whether ends are.
+    An automatic start is a step that 90 % of the prompts reach, an automatic end one that
+    half of them reach. If none is left, the shortest of the earliest windows is.
     """
-
-    windows: tuple[Window, ...]
-    is_start_auto: bool
-    is_length_auto: bool
-
-    def reached(self, n_steps: Int[np.ndarray, "prompt"]) -> Bool[np.ndarray, "window"]:
-        """Windows that the given prompts allow; of automatic grids, those that most reach.
-
-        An automatic start is a step that 90 % of the prompts reach, an automatic end one that
-        half of them reach. If none is left, the shortest of the earliest windows is.
-        """
-        starts = np.array([window.start for window in self.windows])
-        ends = np.array([window.end for window in self.windows])
-        reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
-        found = np.ones(len(starts), dtype=bool)
-        if self.is_start_auto:
-            found &= reach[starts] >= _REACH_START
-        if self.is_length_auto:
-            found &= reach[ends] >= _REACH_END
-        if not found.any():
-            earliest = starts == starts.min()
-            found = earliest & (ends == ends[earliest].min())
-        return found
+    starts, ends = (np.array(each) for each in zip(*((w.start, w.end) for w in windows), strict=True))
+    reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
+    found = np.ones(len(starts), dtype=bool)
+    if settings.starts == "auto":
+        found &= reach[starts] >= _REACH_START
+    if settings.lengths == "auto":
+        found &= reach[ends] >= _REACH_END
+    if not found.any():
+        earliest = starts == starts.min()
+        found = earliest & (ends == ends[earliest].min())
+    return found
 
 
-def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]) -> Grid:
-    """All windows of the settings.
+def window_grid(
+    settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]
+) -> tuple[Window, ...]:
+    """All windows of the settings; of several equally good ones the first is to be taken.
 
     Args:
         settings: Starts, lengths and layer fractions.
@@ -110,7 +100,7 @@ def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndar
         raise UsageError(
             f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of {n_layers} layers"
         )
-    return Grid(tuple(Window(*pair, *each) for each in layers for pair in steps), *is_auto)
+    return tuple(Window(*pair, *each) for each in layers for pair in steps)
 
 
 def window_scores(
@@ -381,7 +371,10 @@ Method = ColumnMethod | TrackerMethod
 
 
 def all_methods(
-    series: Sequence[PromptSeries], grid: Grid, settings: CalibrateSettings, given: Heads | None = None
+    series: Sequence[PromptSeries],
+    grid: Sequence[Window],
+    settings: CalibrateSettings,
+    given: Heads | None = None,
 ) -> list[Method]:
     """Every method that is judged; the first is the instability that ``detect`` computes.
 
@@ -391,19 +384,19 @@ def all_methods(
     Args:
         series: Prompts with a class.
         grid: Windows to choose from.
-        settings: Spread, folds, and ``k`` of Attention Tracker.
+        settings: Spread, windows, folds, and ``k`` of Attention Tracker.
         given: A published list of heads for Attention Tracker.
     """
     n_steps = np.array([each.n_steps for each in series])
-    first_layers = grid.windows[0][2:]
-    single = [n for n, window in enumerate(grid.windows) if window[2:] == first_layers]
+    first_layers = grid[0][2:]
+    single = [n for n, window in enumerate(grid) if window[2:] == first_layers]
 
     def of_columns(name: str, columns: Columns, texts: Sequence[str], allowed: Allowed) -> ColumnMethod:
         summary = _SUMMARIES[arrays.get(name, name)]
         return ColumnMethod(name, summary, columns, tuple(texts), settings.n_inner_folds, allowed)
 
-    def reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
-        return grid.reached(n_steps[train])
+    def are_reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
+        return reached(grid, settings, n_steps[train])
 
     others = [spread for spread in get_args(Spread) if spread != settings.spread]
     arrays = {MAIN: settings.spread, **{f"{MAIN}_{each}": each for each in others}, **_BASELINES}
@@ -411,14 +404,14 @@ def all_methods(
     for name, array in arrays.items():
         values = padded_steps(series, array)
         if values.ndim > 2:  # noqa: PLR2004
-            texts = [window.text() for window in grid.windows]
-            methods.append(of_columns(name, window_scores(values, grid.windows), texts, reached))
+            texts = [window.text() for window in grid]
+            methods.append(of_columns(name, window_scores(values, grid), texts, are_reached))
             continue
         # without layers, each range of steps once
-        windows = [grid.windows[n]._replace(first_layer=0, stop_layer=1) for n in single]
+        windows = [grid[n]._replace(first_layer=0, stop_layer=1) for n in single]
         texts = [f"steps {window.start}-{window.end}" for window in windows]
         scores = window_scores(values[..., None], windows)
-        methods.append(of_columns(name, scores, texts, lambda train: reached(train)[single]))
+        methods.append(of_columns(name, scores, texts, lambda train: are_reached(train)[single]))
     focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
     methods.append(TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given))
     logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]

@@ -174,21 +174,19 @@ def analyze_run(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None = No
             error.add_note(f"in {run.name}")
             raise
     commonest, share = run.commonest_answer() or (None, None)
-    return RunResult(
-        **{name: getattr(first, name) for name in SETTINGS if name != "chat_mode"},
-        name=run.name,
-        chat=first.chat_mode,
-        n_layers=first.by_head.shape[0],
-        n_heads=first.by_head.shape[1],
-        n_records=len(run.records),
-        n_usable=len(run.usable),
-        accuracy=run.accuracy(),
-        n_parameters=model_size(first.model, run.meta.get("n_parameters")),
-        commonest_answer=commonest,
-        commonest_share=share,
-        findings=tuple(found),
-        left_out=left_out,
-    )
+    values: dict[str, Any] = {name: getattr(first, name) for name in SETTINGS if name != "chat_mode"}
+    values |= {
+        "chat": first.chat_mode,
+        "n_layers": first.by_head.shape[0],
+        "n_heads": first.by_head.shape[1],
+        "n_records": len(run.records),
+        "n_usable": len(run.usable),
+        "accuracy": run.accuracy(),
+        "n_parameters": model_size(first.model, run.meta.get("n_parameters")),
+        "commonest_answer": commonest,
+        "commonest_share": share,
+    }
+    return RunResult(name=run.name, findings=tuple(found), left_out=left_out, **values)
 
 
 def findings(

@@ -316,7 +316,7 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
     configuration = store.configuration
     model, prompt = configuration.get("model", {}), configuration.get("prompt", {})
     name = str(configuration.get("dataset", {}).get("name") or store.path.stem)
-    source = {
+    source: dict[str, Any] = {
         "task": name.split(".", maxsplit=1)[0],
         "model": str(model.get("name") or "unknown"),
         "chat": "on" if prompt.get("chat") else "off",

@@ -211,10 +211,11 @@ class SinkTable(NamedTuple):
         """The arrays of usable records with a label of this meaning."""
         words = [(r.group, r.pred or "") for r in records]
         rows = [(r.sink_mass, r.entropy, r.seq_len, r.by_head) for r in records]
-        numbers = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+        columns = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+        mass, entropy, length, by_head = columns
         labels = np.array([r.labels[meaning] for r in records], dtype=np.int64)
         groups, answers = (np.array(names) for names in zip(*words, strict=True))
-        return cls(*numbers, labels, groups, answers)
+        return cls(mass, entropy, length, by_head, labels, groups, answers)
 
 
 def run_stem(task: str, model: str) -> str:

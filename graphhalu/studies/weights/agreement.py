@@ -69,7 +69,10 @@ class Agreement:
 
 
 _FILE: Final = read_yaml(Path(__file__).with_name("pairs.yaml"))
-PAIRS: Final = tuple(Agreement(*entry[:4], is_control=len(entry) > 4) for entry in _FILE["pairs"])  # noqa: PLR2004
+PAIRS: Final = tuple(
+    Agreement(static, measured, level, sign, is_control=is_control)
+    for static, measured, level, sign, is_control in _FILE["pairs"]
+)
 """Pairs that are validated against a store, not tested yet."""
 UNTESTED: Final[dict[str, str]] = _FILE["untested"]
 HEAD_QUANTITIES: Final[tuple[str, ...]] = tuple(_FILE["heads"])

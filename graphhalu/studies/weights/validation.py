@@ -2,13 +2,13 @@
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int
-from pydantic import Field
+from pydantic import Field, TypeAdapter
 
 from graphhalu.core.config import Config
 from graphhalu.core.documents import FileFormat, plain_values, read_document, write_document
@@ -124,7 +124,7 @@ class Validation:
     def values(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""
         more = {"verdicts": counts(self.rows), "meanings": MEASURED_DESCRIPTIONS}
-        return plain_values({**asdict(self), **more}, FORMAT)
+        return plain_values({**TypeAdapter(Validation).dump_python(self), **more}, FORMAT)
 
     def write(self, folder: Path) -> Path:
         """Write ``validation.json`` and ``validation.parquet``; gives the JSON file."""
@@ -339,7 +339,8 @@ def layer_detection(
         scores = _cross_fitted(found.values[:, columns], labels.values, folds)[kept]
         interval = bootstrap_interval("auroc", scores, truth, groups[kept], **drawing)
         values[:, layer] = auroc(scores, truth), *interval[:2]
-    return LayerDetection(inputs, *values, len(kept), labels.prevalence)
+    area, low, high = values
+    return LayerDetection(inputs, area, low, high, len(kept), labels.prevalence)
 
 
 def available_detection(
