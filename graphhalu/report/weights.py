@@ -270,7 +270,8 @@ def _measured(found: Validation) -> list[str]:
     entropy = found.entropy
     zones = ", ".join(f"{share:.0%} {zone}" for zone, share in entropy.shares.model_dump().items())
     errors = ", ".join(f"{error:.2f} where {zone}" for zone, error in entropy.errors.model_dump().items())
-    means = {n: np.float64(getattr(entropy, n) or np.nan) for n in ("mean_estimate", "mean_measured")}
+    # a number that there is not is None after it was read
+    means = {name: np.float64(getattr(entropy, name)) for name in ("mean_estimate", "mean_measured")}
     said = [_say("entropy", entropy=entropy, zones=zones, errors=errors, **means)]
     share = found.measured.layers.get("top_share", np.zeros(0))
     there = share[np.isfinite(share)]
