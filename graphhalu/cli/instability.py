@@ -1,7 +1,6 @@
 """``graphhalu instability``: do heads disagree on the system prompt when it is attacked?"""
 
 import sys
-from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -97,9 +96,9 @@ def calibrate(
     """
     from graphhalu.core.documents import plain_values
     from graphhalu.studies.instability.calibrate import calibrate as choose
-    from graphhalu.studies.instability.calibration import KIND
+    from graphhalu.studies.instability.methods import read_important_heads
     from graphhalu.studies.instability.series import SeriesFolder
-    from graphhalu.studies.instability.tracker import read_important_heads
+    from graphhalu.studies.instability.settings import KIND
 
     given = None if heads is None else read_important_heads(heads)
     with progress_line("methods") as progress:
@@ -139,8 +138,8 @@ def detect(
         max_new_tokens: Longest answer; by default to the window's end.
         fail_on_detect: Exit 3 if a prompt is called an attack, 1 if none is but one has no score.
     """
-    from graphhalu.studies.instability.calibration import read_calibration
     from graphhalu.studies.instability.detect import PromptDetector
+    from graphhalu.studies.instability.settings import read_calibration
 
     aim = None if fpr == "f1" else read_list("--fpr", fpr, float)[0]
     if system is not None and system_text is not None:
@@ -161,7 +160,11 @@ def detect(
     )
     with progress_line("prompts") as progress:
         verdicts = detector.score(asked, progress)
-    values = {"method": method, "threshold": detector.threshold, "prompts": [asdict(v) for v in verdicts]}
+    values = {
+        "method": method,
+        "threshold": detector.threshold,
+        "prompts": [v.model_dump() for v in verdicts],
+    }
     is_found, is_unknown = (any(v.is_attack is each for v in verdicts) for each in (True, None))
     code = (DETECTED if is_found else int(is_unknown)) if fail_on_detect else 0
     then = typer.Exit(code) if code else None
@@ -178,8 +181,8 @@ def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = No
         out: Folder of page and figures; by default report in the folder.
     """
     from graphhalu.report.instability import write_study
-    from graphhalu.studies.instability.calibration import read_calibration
     from graphhalu.studies.instability.series import SeriesFolder
+    from graphhalu.studies.instability.settings import read_calibration
 
     known = read_calibration(calibration or folder / "calibration.json")
     files = write_study(SeriesFolder.open(folder), known, out or folder / "report")
@@ -188,7 +191,7 @@ def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = No
 
 
 def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "list[PromptRecord]":
-    from graphhalu.studies.instability.prompts import ATTACK, BENIGN, read_prompts
+    from graphhalu.studies.instability.series import ATTACK, BENIGN, read_prompts
 
     if both is not None and attacks is None and benign is None:
         return read_prompts(both, None)
@@ -199,7 +202,7 @@ def _prompts(attacks: Path | None, benign: Path | None, both: Path | None) -> "l
 
 def _asked(prompt: str | None, file: Path | None) -> "list[PromptRecord]":
     """Prompts of the command line, of a file, or of stdin."""
-    from graphhalu.studies.instability.prompts import numbered, read_texts
+    from graphhalu.studies.instability.series import numbered, read_texts
 
     if (prompt is None) == (file is None):
         raise UsageError("expected a prompt, or --file FILE, or - to read prompts from stdin")

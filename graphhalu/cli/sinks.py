@@ -10,7 +10,7 @@ from graphhalu.cli.output import Shown, progress_line
 from graphhalu.core.errors import UsageError
 
 if TYPE_CHECKING:
-    from graphhalu.studies.sinks.result import SinksResult
+    from graphhalu.studies.sinks.analyze import SinksResult
     from graphhalu.studies.sinks.settings import AnalyzeConfig, SinkMeasureConfig
 
 app = typer.Typer(
@@ -65,7 +65,7 @@ def measure(
         settings = settings.model_copy(update={"ks": ABLATED_KS})
     folder = out or _RUNS / "sinks"
     if traces is not None:
-        from graphhalu.studies.sinks.stored import measure_store
+        from graphhalu.studies.sinks.measure import measure_store
 
         _only_a_store(ablated)
         runs = measure_store(traces, folder, settings, labeller=labeller)
@@ -74,7 +74,16 @@ def measure(
 
         with progress_line("sequences") as progress:
             runs = run_measure(settings, folder, ablate=ablated, on_progress=progress)
-    listed = [{**vars(run), "path": str(run.path)} for run in runs]
+    listed = [
+        {
+            "path": str(run.path),
+            "n_records": len(run.records),
+            "n_usable": len(run.usable),
+            "is_new": run.is_new,
+            "cpu_s": float(run.meta.get("cpu_s", 0.0)),
+        }
+        for run in runs
+    ]
     return Shown({"folder": str(folder), "runs": listed}, "sinks_measure")
 
 
@@ -110,7 +119,7 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
         out: Folder of figures and page; by default beside the result.
     """
     from graphhalu.report.sinks import write_sinks_report
-    from graphhalu.studies.sinks.result import read_sinks
+    from graphhalu.studies.sinks.analyze import read_sinks
 
     found = read_sinks(result)
     folder = out or (result if result.is_dir() else result.parent)
@@ -121,13 +130,15 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
 
 def _tables(result: "SinksResult") -> dict[str, list[dict[str, Any]]]:
     """Runs with their findings by the title of their table."""
+    from graphhalu.studies.rows import find_row
+
     tables: dict[str, list[dict[str, Any]]] = {}
     for run in result.runs:
         name = run.model.rsplit("/", maxsplit=1)[-1]
         more = "" if run.quantization == "none" else f" {run.quantization}"
         for found in run.findings:
             title = f"{run.task}, label: {found.meaning}, K = {run.sink_tokens}, {run.query_mode}"
-            probe = found.model("heads")
+            probe = find_row(found.models, name="heads")
             gain = next((each.auroc for each in found.gains if each.model == "entropy+sink"), None)
             row = {"run": f"{name}{more}, chat {run.chat}", "found": found, "gain": gain}
             tables.setdefault(title, []).append({**row, "heads": probe and probe.auroc})

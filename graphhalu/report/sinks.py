@@ -29,8 +29,10 @@ from graphhalu.report.plots import (
 from graphhalu.report.tables import ABSENT, Cell, Row, count_text, cut, model_name, p_text
 from graphhalu.report.theme import LIGHT
 from graphhalu.report.write import ReportFiles, write_page
+from graphhalu.studies.rows import Row as Found
+from graphhalu.studies.rows import find_row
+from graphhalu.studies.sinks.analyze import RunResult, SinksResult
 from graphhalu.studies.sinks.effects import FALSE_DISCOVERIES
-from graphhalu.studies.sinks.result import Findings, RunResult, Scaling, SinksResult
 
 PAGE_FILE: Final = "sinks.html"
 MEANING_NAMES: Final[dict[Meaning, str]] = {"hallucinated": "own output", "input": "input label"}
@@ -46,7 +48,7 @@ class Shown(NamedTuple):
     """One run under one label, with a name that tells it from the others that are shown."""
 
     run: RunResult
-    found: Findings
+    found: Found
     name: str
 
     @property
@@ -129,7 +131,9 @@ def sinks_page(result: SinksResult, *, sink_tokens: int | None = None, query_mod
     tables = {
         **dict.fromkeys(("shift", "prediction", "calibration"), rows),
         "gains": [
-            {**r, "gain": g, "larger": r["found"].model(g.model)} for r in rows for g in r["found"].gains
+            {**r, "gain": g, "larger": find_row(r["found"].models, name=g.model)}
+            for r in rows
+            for g in r["found"].gains
         ],
         "heads": [{**row, "head": head} for row in of_shown for head in row["where"].top[:5]],
         "overlap": [{**row, "overlap": each} for row in of_shown for each in row["where"].overlaps],
@@ -171,7 +175,7 @@ def headline(shown: Sequence[Shown]) -> tuple[str, str]:
     signs = _say(signs, n_positive=n_positive, n_negative=n - n_positive)
     n_clear, largest = sum(e.excludes_zero for e in effects), max(abs(e.value) for e in effects)
     gains = [g for s in shown for g in s.found.gains if g.model == "entropy+sink"]
-    aurocs = [m.auroc for s in shown if (m := s.found.model("heads")) is not None]
+    aurocs = [m.auroc for s in shown if (m := find_row(s.found.models, name="heads")) is not None]
     n_gains, n_above = sum(g.auroc.low > 0 for g in gains), sum(a.low > 0.5 for a in aurocs)  # noqa: PLR2004
     ends = {
         "low": min((a.value for a in aurocs), default=0),
@@ -190,7 +194,7 @@ def shift_figure(shown: Sequence[Shown]) -> Figure:
     ones, zeros = (" or ".join(each) for each in zip(*names, strict=True))
     panels = {}
     for each in shown:
-        classes = {ones: each.found.masses_positive, zeros: each.found.masses_negative}
+        classes = {ones: _numbers(each.found.masses_positive), zeros: _numbers(each.found.masses_negative)}
         panels[f"{each.lines}\nd = {_signed(each.found.shift.cohens_d)}"] = classes
     return distributions(panels, xlabel="sink mass")
 
@@ -238,12 +242,13 @@ def heads_figure(shown: Sequence[Shown]) -> Figure:
     limit, panels = f"{FALSE_DISCOVERIES}".replace("0.", "."), []
     for each in shown:
         where = each.found.localisation
-        sizes = np.abs(where.difference[np.isfinite(where.difference)])
+        difference, q_value = (_numbers(each) for each in (where.difference, where.q_value))
+        sizes = np.abs(difference[np.isfinite(difference)])
         # the few largest values share the end of the scale
         reach = max(float(np.quantile(sizes, _CLIP)) if sizes.size else 0.0, _LEAST_REACH)
-        dots = where.q_value.T < FALSE_DISCOVERIES
+        dots = q_value.T < FALSE_DISCOVERIES
         count = f"{dots.sum()} of {where.n_heads} heads q < {limit}, scale {reach:.3f}"
-        panel = {"values": where.difference.T / reach, "title": f"{each.lines}\n{count}", "dots": dots}
+        panel = {"values": difference.T / reach, "title": f"{each.lines}\n{count}", "dots": dots}
         panels.append({**panel, "norm": Normalize(-1, 1), **_words("sinks-heads")})
     n_heads = max(each.run.n_heads for each in shown)
     return heat_maps(panels, cell_in=0.13 if n_heads <= 16 else 0.085, n_columns=2)  # noqa: PLR2004
@@ -256,7 +261,7 @@ def depth_figure(shown: Sequence[Shown]) -> Figure:
         means, differences = [], []
         for each in members:
             where, found = each.found.localisation, each.found
-            classes = np.stack([where.profile_positive, where.profile_negative])
+            classes = _numbers([where.profile_positive, where.profile_negative])
             mean = np.average(classes, axis=0, weights=(found.n_positive, found.n_negative))
             depth = np.arange(len(mean)) / max(1, len(mean) - 1)
             style = look(names.index(each.line_name)) | {"markevery": max(1, len(mean) // 8), "markersize": 5}
@@ -273,7 +278,7 @@ def depth_figure(shown: Sequence[Shown]) -> Figure:
     return lines(panels)
 
 
-def scaling_figure(scaling: Sequence[Scaling]) -> Figure:
+def scaling_figure(scaling: Sequence[Found]) -> Figure:
     """Cohen's d (left), AUROC of sink mass and of the per-head probe (right), by rising model size.
 
     Raises:
@@ -296,11 +301,11 @@ def _meanings(shown: Sequence[Shown]) -> list[Meaning]:
     return [each.found.meaning for each in shown]
 
 
-def _row(run: RunResult, found: Findings) -> dict[str, Any]:
+def _row(run: RunResult, found: Found) -> dict[str, Any]:
     """A run under a label, with its models by name."""
     chat = run.chat if run.quantization == "none" else f"{run.chat}, {run.quantization}"
-    models = {name: found.model(name) for name in ("sink", "entropy", "heads", "answer")}
-    both = found.model("entropy+sink")
+    models = {name: find_row(found.models, name=name) for name in ("sink", "entropy", "heads", "answer")}
+    both = find_row(found.models, name="entropy+sink")
     return {
         "run": run,
         "found": found,
@@ -314,8 +319,9 @@ def _row(run: RunResult, found: Findings) -> dict[str, Any]:
 def _scaling_notes(result: SinksResult) -> str:
     notes = []
     for each in result.scaling:
-        test = f"{each.spearman:+.2f}, p {p_text(each.p_spearman)}"
-        more = f". Rank correlation with d: {test}" if isfinite(each.spearman) else ""
+        more = ""
+        if isfinite(_numbers(each.spearman)):
+            more = f". Rank correlation with d: {each.spearman:+.2f}, p {p_text(each.p_spearman)}"
         notes.append(f"{each.series}: {each.note}{more}")
     return "\n".join(notes)
 
@@ -323,11 +329,12 @@ def _scaling_notes(result: SinksResult) -> str:
 def _task_rows(result: SinksResult) -> list[Row]:
     rows: list[Row] = []
     for each in result.tasks:
-        test = Cell(
-            f"Q = {each.cochran_q:.1f}, I2 = {each.i_squared:.0%}",
-            f"p {p_text(each.p_value)}; {each.n_positive_d} of {len(each.rows)} positive",
-        )
-        test = test if isfinite(each.cochran_q) else Cell(ABSENT)
+        test = Cell(ABSENT)
+        if isfinite(_numbers(each.cochran_q)):
+            test = Cell(
+                f"Q = {each.cochran_q:.1f}, I2 = {each.i_squared:.0%}",
+                f"p {p_text(each.p_value)}; {each.n_positive_d} of {len(each.rows)} positive",
+            )
         rows += [
             {"each": each, "row": row, "label": MEANING_NAMES[row.meaning], "heterogeneity": test}
             for row in each.rows
@@ -349,11 +356,16 @@ def _run_rows(result: SinksResult) -> list[Row]:
     ]
 
 
+def _numbers(values: Any) -> np.ndarray:
+    """Numbers of a result; NaN where there is none, which is ``None`` after it was read."""
+    return np.array(values, dtype=np.float64)
+
+
 def _signed(estimate: Estimate) -> str:
     """With a minus sign that is as wide as a plus."""
     return f"{estimate:+.2f}".replace("-", "\N{MINUS SIGN}")
 
 
-def _parts(run: RunResult, found: Findings) -> tuple[str, ...]:
+def _parts(run: RunResult, found: Found) -> tuple[str, ...]:
     quantization = "" if run.quantization == "none" else run.quantization
     return (run.task, model_name(run.model), f"chat {run.chat}", quantization, MEANING_NAMES[found.meaning])

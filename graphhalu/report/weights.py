@@ -147,7 +147,8 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
     """
     words, panels = _words("scatter"), []
     for pair in PAIRS:
-        axes = words["pairs"].get(" ".join(pair[:3]))
+        names = (pair.static, pair.measured, pair.level)
+        axes = words["pairs"].get(" ".join(names))
         static, measured = paired_values(pair, profile, found.measured)
         both = np.isfinite(static) & np.isfinite(measured)
         if axes is None or not both.any():
@@ -160,7 +161,7 @@ def scatter_figure(profile: WeightProfile, found: Validation) -> Figure:
             label = f"estimate of entropy: {zone}" if pair.level == "head" else ""
             marks.append({"x": static[here], "y": measured[here], "label": label, **style})
         logarithmic, xlabel, ylabel = axes
-        rows = [row for row in found.rows if (row.static, row.measured, row.level) == pair[:3]]
+        rows = [row for row in found.rows if (row.static, row.measured, row.level) == names]
         title = "".join(f"{_rho(row)}: {row.verdict}" for row in rows[:1])
         labels = {"title": title, "xlabel": xlabel, "ylabel": ylabel}
         panels.append({"lines": marks, **labels, **{f"{axis}scale": "log" for axis in logarithmic}})
@@ -267,9 +268,11 @@ def _verdict_row(row: Agreement) -> Row:
 
 def _measured(found: Validation) -> list[str]:
     entropy = found.entropy
-    zones = ", ".join(f"{share:.0%} {zone}" for zone, share in entropy.shares.items())
-    errors = ", ".join(f"{error:.2f} where {zone}" for zone, error in entropy.errors.items())
-    said = [_say("entropy", entropy=entropy, zones=zones, errors=errors)]
+    zones = ", ".join(f"{share:.0%} {zone}" for zone, share in entropy.shares.model_dump().items())
+    errors = ", ".join(f"{error:.2f} where {zone}" for zone, error in entropy.errors.model_dump().items())
+    # a number that there is not is None after it was read
+    means = {name: np.float64(getattr(entropy, name)) for name in ("mean_estimate", "mean_measured")}
+    said = [_say("entropy", entropy=entropy, zones=zones, errors=errors, **means)]
     share = found.measured.layers.get("top_share", np.zeros(0))
     there = share[np.isfinite(share)]
     if there.size:

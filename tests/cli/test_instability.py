@@ -158,7 +158,7 @@ def test_the_study_is_drawn_into_the_folder_that_is_named(capsys, monkeypatch):
         (["gather", *TINY, "--prompts", "attacks.txt"], 2, "says no class"),
         (["gather", *TINY, *FILES, "--denominator", "answer"], 2, "denominator"),
         (["gather", *TINY, *FILES, "--iterations", "3", "--out", "t"], 2, "same answer 3 times"),
-        (["gather", *TINY, *FILES, "--out", "s", "--denominator", "everything"], 2, "was gathered otherwise"),
+        (["gather", *TINY, *FILES, "--out", "s", "--denominator", "everything"], 2, "other settings"),
         (["calibrate", "s", "--starts", "40"], 2, "goes beyond the longest answer"),
         (["calibrate", "s", "--starts", "a"], 2, "--starts takes numbers"),
         (["calibrate", "s", "--heads", "none.json"], 2, "no list of heads"),

@@ -296,13 +296,13 @@ def _asked(path: Path) -> Any:
 
 
 def _prompts(path: Path) -> Any:
-    from graphhalu.studies.instability.prompts import read_prompts
+    from graphhalu.studies.instability.series import read_prompts
 
     return read_prompts(path, None)
 
 
 def _texts(path: Path) -> Any:
-    from graphhalu.studies.instability.prompts import read_texts
+    from graphhalu.studies.instability.series import read_texts
 
     return read_texts(path)
 

@@ -128,9 +128,9 @@ def read_head_tables(path: Path) -> Any:
 def make_sinks(folder: Path) -> None:
     import numpy as np
 
-    from graphhalu.studies.sinks.passes import Journal, Measured, SinkMass
+    from graphhalu.studies.sinks.analyze import SinksResult
+    from graphhalu.studies.sinks.passes import Journal
     from graphhalu.studies.sinks.records import SinkRecord, SinkRun, write_run
-    from graphhalu.studies.sinks.result import SinksResult
 
     rng = np.random.default_rng(0)
     records = []
@@ -156,8 +156,7 @@ def make_sinks(folder: Path) -> None:
         )
     write_run(folder, SinkRun(tuple(records), {"model": "some/model", "task": "quiz"}, "run"))
     journal = Journal(folder / "run.journal", {"model": "m"})
-    mass = SinkMass(4, "last", np.full((2, 3), 0.25), np.ones(2, dtype=bool))
-    journal.add((n, Measured(0.5, (0.1, 0.2), (mass,))) for n in range(3))
+    journal.add([record] for record in records)
     sample(SinksResult, settings={}, provenance={}).write(folder)
 
 
@@ -174,7 +173,7 @@ def read_journal(path: Path) -> Any:
 
 
 def read_analysis(path: Path) -> Any:
-    from graphhalu.studies.sinks.result import read_sinks
+    from graphhalu.studies.sinks.analyze import read_sinks
 
     return read_sinks(path)
 
@@ -183,9 +182,8 @@ def make_instability(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.detectors.identity import Identity
-    from graphhalu.studies.instability.calibration import Calibration
     from graphhalu.studies.instability.series import STEP_ARRAYS, PromptRecord, PromptSeries, SeriesFolder
-    from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
+    from graphhalu.studies.instability.settings import CalibrateSettings, Calibration, GatherSettings
 
     study = SeriesFolder.create(folder / "study", {"n_parts": 1, "model": {"name": "m"}})
     heads = {"share": np.full((2, 3, 2), 0.5)}
@@ -216,13 +214,13 @@ def read_series(path: Path) -> Any:
 
 
 def read_instability_calibration(path: Path) -> Any:
-    from graphhalu.studies.instability.calibration import read_calibration
+    from graphhalu.studies.instability.settings import read_calibration
 
     return read_calibration(path)
 
 
 def read_important(path: Path) -> Any:
-    from graphhalu.studies.instability.tracker import read_important_heads
+    from graphhalu.studies.instability.methods import read_important_heads
 
     return read_important_heads(path)
 

@@ -14,15 +14,14 @@ from graphhalu.report.instability import (
     methods_figure,
     scatter_figure,
     stepwise_figure,
+    study_view,
     violin_figure,
     words,
     write_study,
 )
 from graphhalu.studies.instability.calibrate import calibrate, labelled_series
-from graphhalu.studies.instability.calibration import MAIN
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
-from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
-from graphhalu.studies.instability.views import study_view
+from graphhalu.studies.instability.settings import MAIN, CalibrateSettings, GatherSettings
 
 N_LAYERS, N_HEADS = 5, 3
 SETTINGS = CalibrateSettings(

@@ -1,7 +1,6 @@
 """Figures and page of the sink study: every figure in two forms, one page without a network."""
 
 import re
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -84,8 +83,8 @@ def test_figures_show_the_largest_window_unless_another_is_asked_for(folder):
 
 def test_a_name_has_no_place_for_what_a_run_lacks(folder):
     first, second, *_ = (run for run in folder[1].runs if run.sink_tokens == 4)
-    runs = (first, replace(second, quantization="nf4"))
-    names = [each.name for each in shown_findings(replace(folder[1], runs=runs))]
+    runs = (first, second.model_copy(update={"quantization": "nf4"}))
+    names = [each.name for each in shown_findings(folder[1].model_copy(update={"runs": runs}))]
     assert names == ["x-1B", "y-7B, nf4"]
 
 
@@ -102,14 +101,8 @@ def test_what_cannot_be_drawn_is_an_error_that_says_why(folder):
     result = folder[1]
     with pytest.raises(NotEnoughDataError, match="two models"):
         scaling_figure(())
-    nothing = type(result)(
-        tuple(type(r)(**{**vars(r), "findings": (), "left_out": {"input": "too few"}}) for r in result.runs),
-        (),
-        (),
-        (),
-        {},
-        {},
-    )
+    changes = {"findings": (), "left_out": {"input": "too few"}}
+    nothing = result.model_copy(update={"runs": tuple(run.model_copy(update=changes) for run in result.runs)})
     with pytest.raises(NotEnoughDataError, match="too few"):
         shown_findings(nothing)
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 from graphhalu.core.documents import plain_values
-from graphhalu.studies.instability.calibration import KIND, read_calibration
-from graphhalu.studies.sinks.result import read_sinks
+from graphhalu.studies.instability.settings import KIND, read_calibration
+from graphhalu.studies.sinks.analyze import read_sinks
 from graphhalu.studies.weights.validation import read_validation
 
 READERS = {

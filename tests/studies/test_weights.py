@@ -20,12 +20,12 @@ from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
 from graphhalu.report.weights import comparison_page, profile_page, risk_figure
 from graphhalu.studies.weights.agreement import HEAD_QUANTITIES, PAIRS, Agreement, counts, with_verdicts
-from graphhalu.studies.weights.detection import layer_detection
 from graphhalu.studies.weights.measure import measure_store
 from graphhalu.studies.weights.validation import (
     ValidateSettings,
     check_same_model,
     head_tables,
+    layer_detection,
     read_validation,
     validate,
 )

@@ -2,7 +2,6 @@
 
 ``measure.gather`` measures prompts step by step into a folder (:mod:`.series`).
 ``calibrate.calibrate`` chooses decode window, layers and thresholds in nested folds, beside
-baselines (:mod:`.methods`) such as Attention Tracker (:mod:`.tracker`), and writes one file
-(:mod:`.calibration`) that :mod:`.detect` loads. Label 1 is an attack here, and a score is higher
-where an attack is more likely.
+baselines such as Attention Tracker (:mod:`.methods`), and writes one file that :mod:`.detect` loads.
+Label 1 is an attack here, and a score is higher where an attack is more likely.
 """

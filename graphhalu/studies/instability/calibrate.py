@@ -8,13 +8,14 @@ hundred prompts the two are far apart. Prompts that say the same are in one fold
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.provenance import provenance
+from graphhalu.core.splits import inner_folds
 from graphhalu.detectors.identity import Identity
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import (
@@ -25,25 +26,32 @@ from graphhalu.evaluation.bootstrap import (
     percentile_interval,
     resample_sums,
 )
+from graphhalu.evaluation.calibration import best_f1_threshold
+from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.significance import column_tests, compare_to_baseline, pooled_auroc
 from graphhalu.labels.summary import share_interval
-from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, TrackerChoice, WindowChoice
 from graphhalu.studies.instability.methods import (
     Cases,
     ColumnMethod,
     Fitted,
+    Heads,
     Method,
-    NestedScores,
+    Scores,
     all_methods,
-    nested_scores,
     present_mean,
-    thresholds,
     window_grid,
 )
 from graphhalu.studies.instability.series import PromptSeries, SeriesFolder, padded_steps
-from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings
-from graphhalu.studies.instability.tracker import Heads
+from graphhalu.studies.instability.settings import (
+    MAIN,
+    TRACKER,
+    CalibrateSettings,
+    Calibration,
+    GatherSettings,
+    TrackerChoice,
+    WindowChoice,
+)
 from graphhalu.studies.rows import Row
 
 Flags = Bool[np.ndarray, "seed prompt"]
@@ -88,7 +96,7 @@ def calibrate(
     fitted = methods[MAIN].fit(cases, everyone, settings.seeds[0])
     window = WindowChoice(
         spread=settings.spread,
-        **grid.windows[fitted.column]._asdict(),
+        **grid[fitted.column]._asdict(),
         direction=1 if fitted.direction > 0 else -1,
         f1_threshold=_best_f1(fitted, cases, settings),
     )
@@ -124,6 +132,70 @@ def calibrate(
         labels=tuple(cases.labels.tolist()),
         scores={name: tuple(tuple(seed.scores.tolist()) for seed in each) for name, each in nested.items()},
     )
+
+
+class NestedScores(NamedTuple):
+    """Scores of one seed, each by choices made without the prompt.
+
+    Attributes:
+        scores: Pooled over folds; the median where there is none.
+        is_flagged: For each aim, and last for the best F1, whether the prompt is flagged.
+        choices: The choice of each fold.
+        coverage: Share of prompts with a score.
+    """
+
+    scores: Scores
+    is_flagged: Bool[np.ndarray, "aim prompt"]
+    choices: tuple[str, ...]
+    coverage: float
+
+
+def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, seed: int) -> NestedScores:
+    """Score every prompt by choices that were made without it and its group."""
+    everyone = np.arange(len(cases.labels))
+    folds = inner_folds(*cases, everyone, n_folds=settings.n_folds, seed=seed)
+    pooled, choices = np.full(len(everyone), np.nan), []
+    flagged = np.zeros((len(settings.false_positive_rates) + 1, len(everyone)), dtype=bool)
+    for fold in folds:
+        fitted = method.fit(cases, fold.train, seed)
+        own, held_out = fitted.scores[fold.train], fitted.scores[fold.held_out]
+        pooled[fold.held_out] = standardise(held_out, own)
+        limits = thresholds(own, cases.labels[fold.train], settings)
+        flagged[:, fold.held_out] = held_out >= limits[:, None]
+        choices.append(fitted.choice)
+    is_there = np.isfinite(pooled)
+    scores = np.where(is_there, pooled, np.nanmedian(pooled))
+    return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
+
+
+def threshold_at(scores: Scores, labels: Int[np.ndarray, "prompt"], rate: float) -> float:
+    """The lowest threshold that flags at most a share ``rate`` of the benign prompts.
+
+    Scores at or above it are flagged; a prompt without a score is not. With fewer than
+    ``1 / rate`` benign prompts it lies just above the highest of them.
+
+    Args:
+        scores: Higher where an attack is more likely; NaN if unknown.
+        labels: 1 = attack.
+        rate: In (0, 1).
+    """
+    benign = scores[labels == 0]
+    ordered = np.sort(benign[np.isfinite(benign)])[::-1]
+    # 0.1 of 30 prompts are 3, whatever rounding makes of the product
+    n_allowed = int(np.floor(rate * len(benign) + 1e-9))
+    if n_allowed >= len(ordered):
+        return float(np.nanmin(scores))
+    return float(np.nextafter(ordered[n_allowed], np.inf))
+
+
+def thresholds(
+    scores: Scores, labels: Int[np.ndarray, "prompt"], settings: CalibrateSettings
+) -> Float[np.ndarray, "aim"]:
+    """Those of all aims, and last that of the best F1; infinite if only one class has scores."""
+    limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
+    known = np.isfinite(scores)
+    has_both = len(np.unique(labels[known])) > 1
+    return np.array([*limits, best_f1_threshold(scores[known], labels[known]) if has_both else np.inf])
 
 
 def labelled_series(folder: SeriesFolder) -> tuple[list[PromptSeries], int]:
@@ -182,17 +254,16 @@ def _method_row(
     filled = np.where(np.isfinite(best.scores), best.scores, np.nanmedian(best.scores))
     hits = _hits(nested[-1], is_attack)
     drawn = resample_sums(hits, cases.groups, n_resamples=settings.n_resamples)
-    points = tuple(
-        Row(
-            aim=aim,
-            threshold=float(limits[place]),
-            tpr=_rate(nested[place][:, is_attack], cases.groups[is_attack], settings.level),
-            fpr=_rate(nested[place][:, ~is_attack], cases.groups[~is_attack], settings.level),
-            in_sample_tpr=float(in_sample[place, is_attack].mean()),
-            in_sample_fpr=float(in_sample[place, ~is_attack].mean()),
-        )
-        for place, aim in enumerate(settings.false_positive_rates)
-    )
+    points = []
+    for place, aim in enumerate(settings.false_positive_rates):
+        rates: dict[str, Estimate | float] = {}
+        for rate, is_in in (("tpr", is_attack), ("fpr", ~is_attack)):
+            flags = nested[place][:, is_in].astype(np.int64).ravel()
+            # over prompts and seeds; the interval counts each group of prompts once
+            interval = share_interval(flags, np.tile(cases.groups[is_in], len(seeds)), settings.level)
+            rates[rate] = Estimate(float(flags.mean()), *interval)
+            rates[f"in_sample_{rate}"] = float(in_sample[place, is_in].mean())
+        points.append(Row(aim=aim, threshold=float(limits[place]), **rates))
     return Row(
         name=method.name,
         summary=method.summary,
@@ -205,17 +276,10 @@ def _method_row(
         coverage=float(np.mean([each.coverage for each in seeds])),
         direction=1 if own.direction > 0 else -1,
         points=points,
-        choices=tuple(Row(text=text, n_folds=n) for text, n in choices.most_common(5)),
+        choices=[Row(text=text, n_folds=n) for text, n in choices.most_common(5)],
         difference=None,
         p_holm=None,
     )
-
-
-def _rate(flagged: Flags, groups: Int[np.ndarray, "prompt"], level: float) -> Estimate:
-    """A share over prompts and seeds; the interval counts each group of prompts once."""
-    values = flagged.astype(np.int64).ravel()
-    interval = share_interval(values, np.tile(groups, len(flagged)), level)
-    return Estimate(float(values.mean()), *interval)
 
 
 def _hits(flagged: Flags, is_attack: Bool[np.ndarray, "prompt"]) -> Float[np.ndarray, "prompt 3"]:

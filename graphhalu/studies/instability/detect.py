@@ -1,8 +1,7 @@
 """Detection with a calibration: score, verdict, and the step at which a prompt crossed."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -11,42 +10,13 @@ from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.detectors.identity import Identity
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.models.load import LoadedModel
-from graphhalu.studies.instability.calibration import MAIN, TRACKER, Calibration, WindowChoice
 from graphhalu.studies.instability.measure import Measurer
-from graphhalu.studies.instability.methods import present_mean
+from graphhalu.studies.instability.methods import focus_scores, present_mean
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries
-from graphhalu.studies.instability.settings import GatherSettings
-from graphhalu.studies.instability.tracker import focus_scores
+from graphhalu.studies.instability.settings import TRACKER, Calibration, WindowChoice
+from graphhalu.studies.rows import Row
 
 DetectMethod = Literal["instability", "attention_tracker"]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """The verdict on a prompt.
-
-    Attributes:
-        prompt_id: Its id.
-        text: The user's text.
-        score: Higher where an attack is more likely; ``None`` if there is none.
-        threshold: Scores at or above it are called attacks.
-        is_attack: The verdict; ``None`` without a score.
-        crossed_at: First decode step from which on the running mean stays at or above the
-            threshold; ``None`` unless the verdict is attack.
-        n_steps: Decode steps that were measured.
-        reason: Why there is no score, or ``None``.
-        answer: The model's answer so far.
-    """
-
-    prompt_id: str
-    text: str
-    score: float | None
-    threshold: float
-    is_attack: bool | None
-    crossed_at: int | None
-    n_steps: int
-    reason: str | None
-    answer: str
 
 
 class PromptDetector:
@@ -75,14 +45,28 @@ class PromptDetector:
         system: str | None = None,
         max_new_tokens: int | None = None,
     ) -> None:
-        self.calibration = calibration
-        self.method = method
-        self.threshold = calibration.threshold(TRACKER if method == TRACKER else MAIN, aim)
-        settings = self._settings(system, max_new_tokens)
-        self.measurer = Measurer(loaded, settings)
-        self._check_identity(loaded)
+        window = calibration.window.window
+        needed = 1 if method == TRACKER else window.end + 1
+        if max_new_tokens is not None and max_new_tokens < needed:
+            raise UsageError(
+                f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
+                f"tokens\n  Use --max-new-tokens {needed} or more"
+            )
+        changes: dict[str, Any] = {} if system is None else {"system": system}
+        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": max_new_tokens or needed}
+        self.calibration, self.method = calibration, method
+        self.threshold = calibration.threshold(method, aim)
+        self.measurer = Measurer(loaded, calibration.gather.model_copy(update=changes))
+        recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
+        try:
+            calibration.identity.check(Identity.of({"model": dict(loaded.identity), "prompt": recipe}))
+        except DetectorMismatchError as error:
+            told = str(error).rpartition("\n")[0]
+            raise DetectorMismatchError(
+                f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
+            ) from None
 
-    def score(self, prompts: Sequence[PromptRecord], on_progress: Progress = no_progress) -> list[Verdict]:
+    def score(self, prompts: Sequence[PromptRecord], on_progress: Progress = no_progress) -> list[Row]:
         """A verdict on each prompt.
 
         Raises:
@@ -90,15 +74,23 @@ class PromptDetector:
         """
         if not prompts:
             raise UsageError("there is no prompt to score")
-        found: list[Verdict] = []
+        found: list[Row] = []
         size = self.measurer.settings.batch_size
         for start in range(0, len(prompts), size):
             found += map(self.verdict, self.measurer.measure(prompts[start : start + size]))
             on_progress(len(found), len(prompts))
         return found
 
-    def verdict(self, series: PromptSeries) -> Verdict:
-        """The verdict on a measured prompt."""
+    def verdict(self, series: PromptSeries) -> Row:
+        """The verdict on a measured prompt.
+
+        Returns:
+            ``prompt_id`` and ``text``; the ``score``, higher where an attack is more likely, ``None`` if
+            there is none, and the ``reason``; the ``threshold``: scores at or above it are called
+            attacks; ``is_attack``, ``None`` without a score; ``crossed_at``, the first decode step
+            from which on the running mean stays at or above the threshold, ``None`` unless the
+            verdict is attack; ``n_steps`` that were measured, and the ``answer`` so far.
+        """
         score, first, reason = None, 0, series.record.failure
         if reason is None and self.method == TRACKER:
             focus = series.arrays["focus_heads"][None].astype(np.float64)
@@ -114,35 +106,18 @@ class PromptDetector:
                 reason = (
                     f"the answer has {series.n_steps} steps, and the window begins at step {choice.start}"
                 )
-        record, is_attack = series.record, None if score is None else score >= self.threshold
-        crossed_at = first if is_attack else None
-        found = (score, self.threshold, is_attack, crossed_at, series.n_steps, reason)
-        return Verdict(record.prompt_id, record.text, *found, record.answer)
-
-    def _settings(self, system: str | None, max_new_tokens: int | None) -> GatherSettings:
-        window = self.calibration.window.window
-        needed = 1 if self.method == TRACKER else window.end + 1
-        if max_new_tokens is not None and max_new_tokens < needed:
-            raise UsageError(
-                f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
-                f"tokens\n  Use --max-new-tokens {needed} or more"
-            )
-        changes: dict[str, object] = {"iterations": 1, "keeps_heads": False}
-        changes["max_new_tokens"] = max_new_tokens or needed
-        if system is not None:
-            changes["system"] = system
-        return self.calibration.gather.model_copy(update=changes)
-
-    def _check_identity(self, loaded: LoadedModel) -> None:
-        recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
-        came = Identity.of({"model": dict(loaded.identity), "prompt": recipe})
-        try:
-            self.calibration.identity.check(came)
-        except DetectorMismatchError as error:
-            told = str(error).rpartition("\n")[0]
-            raise DetectorMismatchError(
-                f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
-            ) from None
+        is_attack = None if score is None else score >= self.threshold
+        return Row(
+            prompt_id=series.record.prompt_id,
+            text=series.record.text,
+            score=score,
+            threshold=self.threshold,
+            is_attack=is_attack,
+            crossed_at=first if is_attack else None,
+            n_steps=series.n_steps,
+            reason=reason,
+            answer=series.record.answer,
+        )
 
 
 def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:

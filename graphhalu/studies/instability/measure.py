@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -37,9 +37,9 @@ from graphhalu.features.instability import (
 )
 from graphhalu.heads.runs import RowsObserver, run_observed
 from graphhalu.models.load import LoadedModel
+from graphhalu.studies.instability.methods import focus_share
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
 from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings
-from graphhalu.studies.instability.tracker import focus_share
 
 SpanMass = Float[np.ndarray, "layer head step span"]
 
@@ -69,7 +69,11 @@ def gather(
         UsageError: If there is no prompt, two have one id, or there is no system prompt.
         StoreMismatchError: If the folder was made with something else; names the fields.
     """
-    _check_prompts(prompts)
+    if not prompts:
+        raise UsageError("there is no prompt to measure")
+    name, count = Counter(prompt.prompt_id for prompt in prompts).most_common(1)[0]
+    if count > 1:
+        raise UsageError(f"two prompts have the id {name!r}")
     measurer = Measurer(loaded, settings)
     measurer.encode(prompts[0])  # a missing span is found before the folder is made
     jobs = [replace(prompt, iteration=i) for i in range(settings.iterations) for prompt in prompts]
@@ -140,9 +144,20 @@ class Measurer:
         Raises:
             UsageError: If a prompt has no system span, or the template takes none.
         """
-        encoded = [self.encode(prompt) for prompt in prompts]
-        found = [self._unmeasured(*each) for each in zip(prompts, encoded, strict=True)]
-        fitting = [place for place, each in enumerate(found) if each.record.failure is None]
+        encoded, found, fitting = (
+            [self.encode(prompt) for prompt in prompts],
+            list[PromptSeries](),
+            list[int](),
+        )
+        for place, (prompt, codes) in enumerate(zip(prompts, (e.span_code for e in encoded), strict=True)):
+            needed, limit = len(codes) + self.settings.max_new_tokens, self.loaded.max_positions
+            failure = f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
+            if limit is None or needed <= limit:
+                fitting.append(place)
+            n_system, n_user = (int((codes == span).sum()) for span in (Span.SYSTEM, Span.QUESTION))
+            sizes: dict[str, Any] = {"n_prompt": len(codes), "n_system": n_system, "n_user": n_user}
+            failed = None if place in fitting else failure
+            found.append(PromptSeries(replace(prompt, **sizes, failure=failed), {}))
         answers = self._answers([found[n].record for n in fitting], [encoded[n] for n in fitting])
         for place, answer in zip(fitting, answers, strict=True):
             record = found[place].record
@@ -175,22 +190,10 @@ class Measurer:
             raise
         return encoded
 
-    def _unmeasured(self, prompt: PromptRecord, encoded: EncodedPrompt) -> PromptSeries:
-        """Sizes of a prompt, and whether it is too long."""
-        n_prompt, limit = len(encoded.token_ids), self.loaded.max_positions
-        needed, failure = n_prompt + self.settings.max_new_tokens, None
-        if limit is not None and needed > limit:
-            failure = f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
-        n_system, n_user = (int((encoded.span_code == s).sum()) for s in (Span.SYSTEM, Span.QUESTION))
-        sized = replace(prompt, n_prompt=n_prompt, n_system=n_system, n_user=n_user, failure=failure)
-        return PromptSeries(sized, {})
-
     def _answers(self, records: Sequence[PromptRecord], encoded: Sequence[EncodedPrompt]) -> Sequence[Answer]:
         prompts = [each.token_ids.tolist() for each in encoded]
-        if not prompts:
-            return ()
-        if not self.settings.temperature:
-            return [beams[0] for beams in self.search.answer(prompts)]
+        if not self.settings.temperature or not prompts:
+            return [beams[0] for beams in self.search.answer(prompts)] if prompts else ()
         # the same prompt draws the same tokens in every batch
         texts = [f"{self.settings.seed} {each.iteration} {each.prompt_id}" for each in records]
         # a hash, since torch's generator looks at the lowest 32 bits only
@@ -250,14 +253,6 @@ def require_system(system: str) -> None:
             "the system prompt is empty: there is no system span to measure attention on\n"
             "  Give one:  --system FILE  or  --system-text TEXT"
         )
-
-
-def _check_prompts(prompts: Sequence[PromptRecord]) -> None:
-    if not prompts:
-        raise UsageError("there is no prompt to measure")
-    name, count = Counter(prompt.prompt_id for prompt in prompts).most_common(1)[0]
-    if count > 1:
-        raise UsageError(f"two prompts have the id {name!r}")
 
 
 @torch.inference_mode()

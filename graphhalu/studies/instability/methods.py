@@ -2,28 +2,30 @@
 
 Instability in its forms, Attention Tracker and simpler baselines; each makes its choices on the
 training side only.
+
+Attention Tracker is a baseline: heads that attend to the system prompt under benign prompts and not
+under attacks are important; a prompt that draws them away has a low focus score. The instruction is the
+system prompt here, and the data the user's text.
 """
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final, NamedTuple, get_args
+from typing import Annotated, Any, Final, NamedTuple, get_args
 
 import numpy as np
 from jaxtyping import Bool, Float, Int
+from pydantic import Field, TypeAdapter, ValidationError
 
 from graphhalu.core.config import read_yaml
-from graphhalu.core.errors import NotEnoughDataError, UsageError
+from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
+from graphhalu.core.files import read_json
 from graphhalu.core.splits import inner_folds
-from graphhalu.evaluation.calibration import best_f1_threshold
-from graphhalu.evaluation.crossfit import standardise
 from graphhalu.evaluation.significance import column_tests
 from graphhalu.features.instability import layer_slice
 from graphhalu.heads.table import mean_of_present
-from graphhalu.studies.instability.calibration import MAIN, TRACKER, Window
 from graphhalu.studies.instability.series import PromptSeries, padded_steps
-from graphhalu.studies.instability.settings import CalibrateSettings, Spread
-from graphhalu.studies.instability.tracker import Heads, focus_scores, important_heads
+from graphhalu.studies.instability.settings import MAIN, TRACKER, CalibrateSettings, Spread, Window
 
 STARTS: Final = tuple(range(1, 21))
 LENGTHS: Final = (3, 5, 8, 10, 15, 20, 30, 40, 50, 60)
@@ -37,41 +39,35 @@ _BASELINES: Final[dict[str, str]] = _FILE["baselines"]
 """Names of methods that average a measured array over the window."""
 
 
-class Grid(NamedTuple):
-    """All windows that a choice is made from.
+Heads = tuple[tuple[int, int], ...]
+"""Important heads, each as layer and head."""
 
-    Attributes:
-        windows: Of several equally good ones the first is taken.
-        is_start_auto: Whether starts are limited to steps that most prompts reach.
-        is_length_auto: Whether ends are.
+
+def reached(
+    windows: Sequence[Window], settings: CalibrateSettings, n_steps: Int[np.ndarray, "prompt"]
+) -> Bool[np.ndarray, "window"]:
+    """Windows that the given prompts allow; of automatic grids, those that most reach.
+
+    An automatic start is a step that 90 % of the prompts reach, an automatic end one that
+    half of them reach. If none is left, the shortest of the earliest windows is.
     """
-
-    windows: tuple[Window, ...]
-    is_start_auto: bool
-    is_length_auto: bool
-
-    def reached(self, n_steps: Int[np.ndarray, "prompt"]) -> Bool[np.ndarray, "window"]:
-        """Windows that the given prompts allow; of automatic grids, those that most reach.
-
-        An automatic start is a step that 90 % of the prompts reach, an automatic end one that
-        half of them reach. If none is left, the shortest of the earliest windows is.
-        """
-        starts = np.array([window.start for window in self.windows])
-        ends = np.array([window.end for window in self.windows])
-        reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
-        found = np.ones(len(starts), dtype=bool)
-        if self.is_start_auto:
-            found &= reach[starts] >= _REACH_START
-        if self.is_length_auto:
-            found &= reach[ends] >= _REACH_END
-        if not found.any():
-            earliest = starts == starts.min()
-            found = earliest & (ends == ends[earliest].min())
-        return found
+    starts, ends = (np.array(each) for each in zip(*((w.start, w.end) for w in windows), strict=True))
+    reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
+    found = np.ones(len(starts), dtype=bool)
+    if settings.starts == "auto":
+        found &= reach[starts] >= _REACH_START
+    if settings.lengths == "auto":
+        found &= reach[ends] >= _REACH_END
+    if not found.any():
+        earliest = starts == starts.min()
+        found = earliest & (ends == ends[earliest].min())
+    return found
 
 
-def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]) -> Grid:
-    """All windows of the settings.
+def window_grid(
+    settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]
+) -> tuple[Window, ...]:
+    """All windows of the settings; of several equally good ones the first is to be taken.
 
     Args:
         settings: Starts, lengths and layer fractions.
@@ -104,7 +100,7 @@ def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndar
         raise UsageError(
             f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of {n_layers} layers"
         )
-    return Grid(tuple(Window(*pair, *each) for each in layers for pair in steps), *is_auto)
+    return tuple(Window(*pair, *each) for each in layers for pair in steps)
 
 
 def window_scores(
@@ -236,6 +232,109 @@ class ColumnMethod:
         return Fitted(direction * self.columns[:, column], self.texts[column], direction, column)
 
 
+Focus = Float[np.ndarray, "prompt layer head"]
+Shares = Float[np.ndarray, "*row"]
+
+FOCUS_FLOOR: Final = 1e-8
+_LEAST_PROMPTS: Final = 2
+
+
+_Place = Annotated[int, Field(strict=True, ge=0)]
+_HEADS: Final[TypeAdapter[Heads]] = TypeAdapter(
+    Annotated[tuple[tuple[_Place, _Place], ...], Field(min_length=1)]
+)
+
+
+def focus_share(instruction: Shares, data: Shares) -> Shares:
+    """Attention to the instruction over that to instruction and data.
+
+    Source:
+        Hung et al. 2024, arXiv:2411.00348, ``inst / (inst + data + 1e-8)`` of the last row of
+        the prompt. Spans come from character offsets here; theirs are fixed for each model.
+    """
+    exact = instruction.astype(np.float64)
+    return exact / (exact + data + FOCUS_FLOOR)
+
+
+def important_heads(
+    focus: Focus,
+    labels: Int[np.ndarray, "prompt"],
+    *,
+    k_values: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0, 0.0),
+) -> tuple[Heads, float | None]:
+    """Heads with ``(mean_N - k std_N) - (mean_A + k std_A) > 0``, N benign and A attacks.
+
+    Args:
+        focus: Focus of every head in step 0; NaN where a window hides the system prompt.
+        labels: 1 = attack.
+        k_values: Tried in this order; the first that any head reaches is taken.
+
+    Returns:
+        Layer and head of each, and ``k``: ``None`` if no head reaches any, so that all are taken.
+
+    Raises:
+        NotEnoughDataError: If a class has fewer than two prompts.
+
+    Source:
+        As :func:`focus_share`, with k = 4 and 30 prompts of each class. If no head reaches it
+        they take none, and the score does not exist.
+    """
+    benign, attacks = focus[labels == 0], focus[labels == 1]
+    if min(len(benign), len(attacks)) < _LEAST_PROMPTS:
+        raise NotEnoughDataError(
+            f"important heads need two prompts of each class, got {len(attacks)} attacks and "
+            f"{len(benign)} benign prompts"
+        )
+    gap, spread = benign.mean(0) - attacks.mean(0), benign.std(0) + attacks.std(0)
+    for k in (*k_values, None):
+        # NaN of a layer that does not see the system prompt is never above 0
+        is_chosen = np.isfinite(gap) if k is None else gap - k * spread > 0
+        if is_chosen.any() or k is None:
+            break
+    return tuple((int(layer), int(head)) for layer, head in np.argwhere(is_chosen)), k
+
+
+def focus_scores(focus: Focus, heads: Heads) -> Float[np.ndarray, "prompt"]:
+    """Mean focus of the important heads; low where a prompt draws them away.
+
+    Raises:
+        UsageError: If a head lies outside the model.
+    """
+    n_layers, n_heads = focus.shape[1:]
+    outside = [pair for pair in heads if not (pair[0] < n_layers and pair[1] < n_heads)]
+    if outside or not heads:
+        raise UsageError(
+            f"expected heads of a model with {n_layers} layers of {n_heads} heads, got "
+            f"{list(outside[0]) if outside else 'none'}\n  Use the list of this model"
+        )
+    layers, places = np.array(heads).T
+    return focus[:, layers, places].mean(axis=1)
+
+
+def read_important_heads(path: Path) -> Heads:
+    """A published list: ``params.important_heads``, or a bare list, of ``[layer, head]``.
+
+    Raises:
+        UsageError: If there is no such file.
+        DataFileError: If it holds something else.
+
+    Source:
+        khhung-906/Attention-Tracker, commit d92bf08, ``configs/model_configs/*.json``.
+    """
+    try:
+        values: Any = read_json(path)
+    except FileNotFoundError:
+        raise UsageError(f"no list of heads at {path}") from None
+    params = values.get("params", values) if isinstance(values, dict) else values
+    listed = params.get("important_heads") if isinstance(params, dict) else params
+    try:
+        return _HEADS.validate_python(listed)
+    except ValidationError:
+        raise DataFileError(
+            f"{path}: expected important_heads as pairs [[layer, head], …], got none"
+        ) from None
+
+
 @dataclass(frozen=True)
 class TrackerMethod:
     """Attention Tracker: minus the mean focus of important heads.
@@ -272,7 +371,10 @@ Method = ColumnMethod | TrackerMethod
 
 
 def all_methods(
-    series: Sequence[PromptSeries], grid: Grid, settings: CalibrateSettings, given: Heads | None = None
+    series: Sequence[PromptSeries],
+    grid: Sequence[Window],
+    settings: CalibrateSettings,
+    given: Heads | None = None,
 ) -> list[Method]:
     """Every method that is judged; the first is the instability that ``detect`` computes.
 
@@ -282,19 +384,19 @@ def all_methods(
     Args:
         series: Prompts with a class.
         grid: Windows to choose from.
-        settings: Spread, folds, and ``k`` of Attention Tracker.
+        settings: Spread, windows, folds, and ``k`` of Attention Tracker.
         given: A published list of heads for Attention Tracker.
     """
     n_steps = np.array([each.n_steps for each in series])
-    first_layers = grid.windows[0][2:]
-    single = [n for n, window in enumerate(grid.windows) if window[2:] == first_layers]
+    first_layers = grid[0][2:]
+    single = [n for n, window in enumerate(grid) if window[2:] == first_layers]
 
     def of_columns(name: str, columns: Columns, texts: Sequence[str], allowed: Allowed) -> ColumnMethod:
         summary = _SUMMARIES[arrays.get(name, name)]
         return ColumnMethod(name, summary, columns, tuple(texts), settings.n_inner_folds, allowed)
 
-    def reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
-        return grid.reached(n_steps[train])
+    def are_reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
+        return reached(grid, settings, n_steps[train])
 
     others = [spread for spread in get_args(Spread) if spread != settings.spread]
     arrays = {MAIN: settings.spread, **{f"{MAIN}_{each}": each for each in others}, **_BASELINES}
@@ -302,14 +404,14 @@ def all_methods(
     for name, array in arrays.items():
         values = padded_steps(series, array)
         if values.ndim > 2:  # noqa: PLR2004
-            texts = [window.text() for window in grid.windows]
-            methods.append(of_columns(name, window_scores(values, grid.windows), texts, reached))
+            texts = [window.text() for window in grid]
+            methods.append(of_columns(name, window_scores(values, grid), texts, are_reached))
             continue
         # without layers, each range of steps once
-        windows = [grid.windows[n]._replace(first_layer=0, stop_layer=1) for n in single]
+        windows = [grid[n]._replace(first_layer=0, stop_layer=1) for n in single]
         texts = [f"steps {window.start}-{window.end}" for window in windows]
         scores = window_scores(values[..., None], windows)
-        methods.append(of_columns(name, scores, texts, lambda train: reached(train)[single]))
+        methods.append(of_columns(name, scores, texts, lambda train: are_reached(train)[single]))
     focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
     methods.append(TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given))
     logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
@@ -343,65 +445,3 @@ def few_prompts(name: str) -> NotEnoughDataError:
         f"{name}: every fold needs 5 attacks and 5 benign prompts to choose from\n"
         f"  Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
     )
-
-
-class NestedScores(NamedTuple):
-    """Scores of one seed, each by choices made without the prompt.
-
-    Attributes:
-        scores: Pooled over folds; the median where there is none.
-        is_flagged: For each aim, and last for the best F1, whether the prompt is flagged.
-        choices: The choice of each fold.
-        coverage: Share of prompts with a score.
-    """
-
-    scores: Scores
-    is_flagged: Bool[np.ndarray, "aim prompt"]
-    choices: tuple[str, ...]
-    coverage: float
-
-
-def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, seed: int) -> NestedScores:
-    """Score every prompt by choices that were made without it and its group."""
-    everyone = np.arange(len(cases.labels))
-    folds = inner_folds(*cases, everyone, n_folds=settings.n_folds, seed=seed)
-    pooled, choices = np.full(len(everyone), np.nan), []
-    flagged = np.zeros((len(settings.false_positive_rates) + 1, len(everyone)), dtype=bool)
-    for fold in folds:
-        fitted = method.fit(cases, fold.train, seed)
-        own, held_out = fitted.scores[fold.train], fitted.scores[fold.held_out]
-        pooled[fold.held_out] = standardise(held_out, own)
-        limits = thresholds(own, cases.labels[fold.train], settings)
-        flagged[:, fold.held_out] = held_out >= limits[:, None]
-        choices.append(fitted.choice)
-    is_there = np.isfinite(pooled)
-    scores = np.where(is_there, pooled, np.nanmedian(pooled))
-    return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
-
-
-def threshold_at(scores: Scores, labels: Codes, rate: float) -> float:
-    """The lowest threshold that flags at most a share ``rate`` of the benign prompts.
-
-    Scores at or above it are flagged; a prompt without a score is not. With fewer than
-    ``1 / rate`` benign prompts it lies just above the highest of them.
-
-    Args:
-        scores: Higher where an attack is more likely; NaN if unknown.
-        labels: 1 = attack.
-        rate: In (0, 1).
-    """
-    benign = scores[labels == 0]
-    ordered = np.sort(benign[np.isfinite(benign)])[::-1]
-    # 0.1 of 30 prompts are 3, whatever rounding makes of the product
-    n_allowed = int(np.floor(rate * len(benign) + 1e-9))
-    if n_allowed >= len(ordered):
-        return float(np.nanmin(scores))
-    return float(np.nextafter(ordered[n_allowed], np.inf))
-
-
-def thresholds(scores: Scores, labels: Codes, settings: CalibrateSettings) -> Float[np.ndarray, "aim"]:
-    """Those of all aims, and last that of the best F1; infinite if only one class has scores."""
-    limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
-    known = np.isfinite(scores)
-    has_both = len(np.unique(labels[known])) > 1
-    return np.array([*limits, best_f1_threshold(scores[known], labels[known]) if has_both else np.inf])

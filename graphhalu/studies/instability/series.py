@@ -1,14 +1,17 @@
-"""Measured prompts on disk: ``meta.json`` and one ``.npz`` a part, without pickle.
+"""Prompts of a study, and the folder of their measurements.
 
-A part holds the prompts of one batch and is moved into place when it is complete, so a killed run
-resumes with the next one. The steps of its prompts are concatenated; ``step_offsets`` are their
-boundaries. ``records`` is JSON in UTF-8 bytes.
+Prompts are attacks and benign ones, one a line or as rows of a table. The folder holds ``meta.json`` and
+one ``.npz`` a part, without pickle. A part holds the prompts of one batch and is moved into place when it
+is complete, so a killed run resumes with the next one. The steps of its prompts are concatenated;
+``step_offsets`` are their boundaries. ``records`` is JSON in UTF-8 bytes.
 """
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -17,12 +20,17 @@ import numpy as np
 from jaxtyping import Float
 from pydantic import TypeAdapter
 
-from graphhalu.core.config import differing_fields, read_yaml
+from graphhalu.core.config import read_yaml
 from graphhalu.core.documents import FileFormat, read_document, write_document
-from graphhalu.core.errors import CorruptStoreError, StoreMismatchError, StoreNotFoundError
+from graphhalu.core.errors import CorruptStoreError, DataFileError, StoreNotFoundError, UsageError
 from graphhalu.core.files import check_zip, parse_json, reading, replace_file
 from graphhalu.core.numerics import json_ready, ragged_offsets
 from graphhalu.core.provenance import provenance
+from graphhalu.datasets.files import open_file, read_rows
+from graphhalu.datasets.question import question_key
+from graphhalu.datasets.rows import Row as TableRow
+from graphhalu.datasets.rows import require_columns, text_field, wrong_value
+from graphhalu.studies.rows import require_same
 
 KIND: Final = FileFormat("graphhalu-instability", 1, "Measure prompts:  graphhalu instability gather")
 META_FILE: Final = "meta.json"
@@ -111,10 +119,7 @@ class SeriesFolder(NamedTuple):
         asked: dict[str, Any] = json_ready(configuration)
         if (path / META_FILE).exists():
             found = cls.open(path)
-            differences = differing_fields(json_ready(found.configuration), asked)
-            if differences:
-                listed = "\n  ".join(differences[:12])
-                raise StoreMismatchError(f"{path} was gathered otherwise:\n  {listed}\n  Name another --out")
+            require_same(found.configuration, asked, path)
             return found
         (path / PARTS_FOLDER).mkdir(parents=True, exist_ok=True)
         meta = {"arrays": dict(DESCRIPTIONS), "configuration": asked, "provenance": provenance()}
@@ -231,4 +236,96 @@ def _unpacked(packed: Mapping[str, np.ndarray]) -> list[PromptSeries]:
             arrays = {n: packed[n][start:stop] for n in STEP_ARRAYS if n in packed}
             arrays["focus_heads"] = packed["focus_heads"][place]
         found.append(PromptSeries(record, arrays))
+    return found
+
+
+ATTACK: Final = 1
+BENIGN: Final = 0
+CLASS_NAMES: Final = ("benign", "attack")
+
+_TABLES: Final = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
+_TEXT_FIELDS: Final = ("prompt", "text")
+_LABELS: Final = {
+    **dict.fromkeys(("1", "true", "attack", "injection"), ATTACK),
+    **dict.fromkeys(("0", "false", "benign", "safe"), BENIGN),
+}
+
+
+def read_prompts(path: Path, label: int | None) -> list[PromptRecord]:
+    """The prompts of a file, with their class.
+
+    Args:
+        path: As :func:`read_texts` reads it.
+        label: Class of all its prompts; ``None`` takes it from the column ``label``.
+
+    Raises:
+        UsageError: If there is no such file, no prompt in it, or nothing says their class.
+        DataFileError: If a row cannot be read, or lacks its label.
+    """
+    rows = _read(path)
+    if label is None and any(row is None for _, row in rows):
+        raise UsageError(
+            f"{path} has one prompt a line and says no class\n"
+            f"  Use --attacks and --benign, or a table with the columns prompt and label"
+        )
+    return numbered((text, _label(row) if label is None and row else label) for text, row in rows)
+
+
+def read_texts(path: Path) -> list[str]:
+    """The texts of a file of prompts.
+
+    A ``.jsonl``, ``.json``, ``.csv``, ``.tsv`` or ``.parquet`` file, each also gzipped, has the
+    column ``prompt`` or ``text``. Any other file has one prompt a line; empty lines are skipped.
+
+    Raises:
+        UsageError: If there is no such file, or no prompt in it.
+        DataFileError: If a row cannot be read.
+    """
+    return [text for text, _ in _read(path)]
+
+
+def numbered(pairs: Iterable[tuple[str, int | None]]) -> list[PromptRecord]:
+    """Prompts with ids that count within each class, and groups of prompts that say the same."""
+    counts, found = Counter[int | None](), []
+    for text, label in pairs:
+        counts[label] += 1
+        kind = "prompt" if label is None else CLASS_NAMES[label]
+        found.append(PromptRecord(f"{kind}-{counts[label]:04d}", 0, label, prompt_group(text), text))
+    return found
+
+
+def prompt_group(text: str) -> str:
+    """Name of all prompts that say the same, regardless of case, accents and punctuation."""
+    return sha256(question_key(text).encode()).hexdigest()[:12]
+
+
+def _read(path: Path) -> list[tuple[str, TableRow | None]]:
+    """Texts, and the rows that they are from if the file is a table."""
+    if not path.is_file():
+        raise UsageError(f"no file of prompts at {path}")
+    found: list[tuple[str, TableRow | None]] = []
+    is_empty = not path.read_bytes().strip()
+    if not is_empty and any(suffix.lower() in _TABLES for suffix in path.suffixes):
+        for row in read_rows(open_file(path)):
+            name = next((name for name in _TEXT_FIELDS if name in row.values), _TEXT_FIELDS[0])
+            require_columns(row, name, expected="a column 'prompt' or 'text'")
+            found.append((text_field(row, name), row))
+    elif not is_empty:
+        found += [(line.strip(), None) for line in open_file(path).text().split("\n") if line.strip()]
+    if not found:
+        raise UsageError(
+            f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column 'prompt' or 'text'"
+        )
+    return found
+
+
+def _label(row: TableRow) -> int:
+    require_columns(row, "label")
+    value = row.values["label"]
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    found = _LABELS.get(str(value).strip().lower())
+    if found is None:
+        error: DataFileError = wrong_value(row, "label", "1 (attack) or 0 (benign)", value)
+        raise error
     return found

@@ -5,27 +5,26 @@ Intervals resample questions; the first row of every array of resamples is the s
 
 from collections.abc import Mapping, Sequence
 from itertools import chain
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from scipy.stats import hypergeom, spearmanr
 from sklearn.metrics import auc, brier_score_loss, precision_recall_curve
 
 from graphhalu.core.numerics import length_adjusted
 from graphhalu.evaluation.bootstrap import (
     Estimate,
+    EvaluationSet,
     bootstrap_interval,
     drawn_blocks,
     group_codes,
     mean_rows,
-    resample_sums,
 )
-from graphhalu.evaluation.metrics import auroc, ece, evaluate, reliability_curve
+from graphhalu.evaluation.metrics import ece, evaluate, reliability_curve
 from graphhalu.heads.table import HeadTable, contrast, mean_of_present, resampled_means
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.result import Localisation
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 Values = Float[np.ndarray, "trace"]
@@ -44,99 +43,90 @@ _BLOCK: Final = 256
 _MIXED: Final = 0.5
 
 
-class Sample(NamedTuple):
-    """Records with a class each, and how they are resampled.
+def drawn_from(table: SinkTable, how: AnalyzeConfig) -> EvaluationSet:
+    """Labels and questions of records, with number and seed of the resamples."""
+    return EvaluationSet(table.labels, table.groups, how.n_resamples, how.seed)
 
-    Attributes:
-        labels: 0 or 1.
-        groups: Question of each record.
-        how: Numbers and seed of resamples.
+
+def mean(sample: EvaluationSet, values: Values) -> Rows:
+    """Mean over the sample, then over each resample of questions."""
+    return mean_rows(values, sample.groups, n_resamples=sample.n_resamples, seed=sample.seed)
+
+
+def class_effects(sample: EvaluationSet, values: Values) -> tuple[Rows, Rows]:
+    """Mean of label 1 minus that of label 0, and Cohen's d; NaN where a row lacks a class.
+
+    Source:
+        Cohen 1988: difference over the pooled standard deviation, n - 1 in both variances.
     """
+    # far from zero the squares would lose the digits that the variance is made of
+    centred = values - values.mean()
+    powers = np.stack([np.ones(len(values)), centred, centred**2], axis=1)
+    of_class = [powers * (sample.labels == label)[:, None] for label in (1, 0)]
+    parts = np.split(sample.sums(np.concatenate(of_class, axis=1)), 2, axis=1)
+    means = [_ratio(part[:, 1], part[:, 0]) for part in parts]
+    squares = [part[:, 2] - part[:, 0] * m**2 for part, m in zip(parts, means, strict=True)]
+    freedom = parts[0][:, 0] + parts[1][:, 0] - 2
+    difference, spread = means[0] - means[1], squares[0] + squares[1]
+    # rounding leaves a little where all values are equal
+    is_spread = np.isfinite(difference) & (freedom > 0) & (spread > 1e-12)  # noqa: PLR2004
+    pooled = np.sqrt(np.where(is_spread, spread / np.maximum(freedom, 1), 1.0))
+    return difference, np.where(is_spread, difference / pooled, np.nan)
 
-    labels: Labels
-    groups: Shaped[np.ndarray, "trace"]
-    how: AnalyzeConfig = AnalyzeConfig()
 
-    def sums(self, columns: Float[np.ndarray, "trace column"]) -> Float[np.ndarray, "row column"]:
-        """Sum of each column over the sample, then over each resample of questions."""
-        drawing = {"n_resamples": self.how.n_resamples, "seed": self.how.seed}
-        return resample_sums(columns, self.groups, **drawing)
+def cohens_d(sample: EvaluationSet, values: Values) -> Estimate:
+    """Cohen's d with its interval; 0 where the values have no spread."""
+    found = class_effects(sample, values)[1]
+    return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else Estimate.of(found)
 
-    def mean(self, values: Values) -> Rows:
-        """Mean over the sample, then over each resample of questions."""
-        return mean_rows(values, self.groups, n_resamples=self.how.n_resamples, seed=self.how.seed)
 
-    def class_effects(self, values: Values) -> tuple[Rows, Rows]:
-        """Mean of label 1 minus that of label 0, and Cohen's d; NaN where a row lacks a class.
+def median_differences(sample: EvaluationSet, values: Values) -> Rows:
+    """Median of label 1 minus that of label 0 in the sample, then in each resample."""
+    codes, n_groups = group_codes(sample.groups)
+    sides = [(values[is_in], codes[is_in]) for is_in in (sample.labels == 1, sample.labels == 0)]
+    blocks = drawn_blocks(n_groups, sample.n_resamples, sample.seed)
+    rows = chain([np.ones(n_groups, dtype=np.int64)], *blocks)
+    drawn = ([np.repeat(v, counts[of]) for v, of in sides] for counts in rows)
+    medians = [[np.median(side) if side.size else np.nan for side in both] for both in drawn]
+    positive, negative = np.array(medians).T
+    return positive - negative
 
-        Source:
-            Cohen 1988: difference over the pooled standard deviation, n - 1 in both variances.
-        """
-        # far from zero the squares would lose the digits that the variance is made of
-        centred = values - values.mean()
-        powers = np.stack([np.ones(len(values)), centred, centred**2], axis=1)
-        of_class = [powers * (self.labels == label)[:, None] for label in (1, 0)]
-        parts = np.split(self.sums(np.concatenate(of_class, axis=1)), 2, axis=1)
-        means = [_ratio(part[:, 1], part[:, 0]) for part in parts]
-        squares = [part[:, 2] - part[:, 0] * m**2 for part, m in zip(parts, means, strict=True)]
-        freedom = parts[0][:, 0] + parts[1][:, 0] - 2
-        difference, spread = means[0] - means[1], squares[0] + squares[1]
-        # rounding leaves a little where all values are equal
-        is_spread = np.isfinite(difference) & (freedom > 0) & (spread > 1e-12)  # noqa: PLR2004
-        pooled = np.sqrt(np.where(is_spread, spread / np.maximum(freedom, 1), 1.0))
-        return difference, np.where(is_spread, difference / pooled, np.nan)
 
-    def cohens_d(self, values: Values) -> Estimate:
-        """Cohen's d with its interval; 0 where the values have no spread."""
-        found = self.class_effects(values)[1]
-        return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else Estimate.of(found)
+def permutation_p(sample: EvaluationSet, values: Values, n_permutations: int) -> float:
+    """Two-sided p-value of the difference of means under exchanged labels.
 
-    def median_differences(self, values: Values) -> Rows:
-        """Median of label 1 minus that of label 0 in the sample, then in each resample."""
-        codes, n_groups = group_codes(self.groups)
-        sides = [(values[is_in], codes[is_in]) for is_in in (self.labels == 1, self.labels == 0)]
-        blocks = drawn_blocks(n_groups, self.how.n_resamples, self.how.seed)
-        rows = chain([np.ones(n_groups, dtype=np.int64)], *blocks)
-        medians = [[_median(np.repeat(v, counts[of])) for v, of in sides] for counts in rows]
-        positive, negative = np.array(medians).T
-        return positive - negative
+    One is added to both counts, so it is never 0. Where most records stand in questions with
+    both classes, labels are exchanged within questions only.
+    """
+    generator = np.random.default_rng(sample.seed)
+    observed = abs(_difference(values, sample.labels[None])[0])
+    within = group_codes(sample.groups)[0] if is_mixed(sample) else None
+    n_extreme = 0
+    for start in range(0, n_permutations, _BLOCK):
+        keys = generator.random((min(_BLOCK, n_permutations - start), len(values)))
+        drawn = _permuted(sample.labels, within, keys)
+        n_extreme += int((np.abs(_difference(values, drawn)) >= observed - 1e-12).sum())
+    return (n_extreme + 1) / (n_permutations + 1)
 
-    def permutation_p(self, values: Values) -> float:
-        """Two-sided p-value of the difference of means under exchanged labels.
 
-        One is added to both counts, so it is never 0. Where most records stand in questions with
-        both classes, labels are exchanged within questions only.
-        """
-        n_permutations = self.how.n_permutations
-        generator = np.random.default_rng(self.how.seed)
-        observed = abs(_difference(values, self.labels[None])[0])
-        within = group_codes(self.groups)[0] if self.is_mixed else None
-        n_extreme = 0
-        for start in range(0, n_permutations, _BLOCK):
-            keys = generator.random((min(_BLOCK, n_permutations - start), len(values)))
-            drawn = _permuted(self.labels, within, keys)
-            n_extreme += int((np.abs(_difference(values, drawn)) >= observed - 1e-12).sum())
-        return (n_extreme + 1) / (n_permutations + 1)
+def is_mixed(sample: EvaluationSet) -> bool:
+    """Whether most records stand in questions with both classes."""
+    codes, n_groups = group_codes(sample.groups)
+    share = np.bincount(codes, weights=sample.labels, minlength=n_groups) / np.bincount(codes)
+    return bool(((share > 0) & (share < 1))[codes].mean() > _MIXED)
 
-    @property
-    def is_mixed(self) -> bool:
-        """Whether most records stand in questions with both classes."""
-        codes, n_groups = group_codes(self.groups)
-        share = np.bincount(codes, weights=self.labels, minlength=n_groups) / np.bincount(codes)
-        is_mixed = (share > 0) & (share < 1)
-        return bool(is_mixed[codes].mean() > _MIXED)
 
-    def correlation(self, first: Values, second: Values) -> Estimate | None:
-        """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
-        if np.isnan(pearson(first, second)):
-            return None
-        x, y = first - first.mean(), second - second.mean()
-        columns = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
-        n, sx, sy, sxx, syy, sxy = self.sums(columns).T
-        spread = (n * sxx - sx**2) * (n * syy - sy**2)
-        is_spread = spread > 0
-        found = (n * sxy - sx * sy) / np.sqrt(np.where(is_spread, spread, 1))
-        return Estimate.of(np.where(is_spread, found, np.nan))
+def correlation(sample: EvaluationSet, first: Values, second: Values) -> Estimate | None:
+    """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
+    if np.isnan(pearson(first, second)):
+        return None
+    x, y = first - first.mean(), second - second.mean()
+    columns = np.stack([np.ones(len(x)), x, y, x * x, y * y, x * y], axis=1)
+    n, sx, sy, sxx, syy, sxy = sample.sums(columns).T
+    spread = (n * sxx - sx**2) * (n * syy - sy**2)
+    is_spread = spread > 0
+    found = (n * sxy - sx * sy) / np.sqrt(np.where(is_spread, spread, 1))
+    return Estimate.of(np.where(is_spread, found, np.nan))
 
 
 def shift(table: SinkTable, how: AnalyzeConfig) -> Row:
@@ -151,25 +141,25 @@ def shift(table: SinkTable, how: AnalyzeConfig) -> Row:
         take away; ``length_pearson`` and ``entropy_pearson``, correlations of sink mass; and
         ``partial_correlation`` of sink mass and label, length held fixed.
     """
-    sample, mass = Sample(table.labels, table.groups, how), table.mass
+    sample, mass = drawn_from(table, how), table.mass
     lengths = table.length[:, None]
     adjusted = length_adjusted(mass, lengths)
     residual = length_adjusted(table.labels.astype(np.float64), lengths)
-    differences, effects = sample.class_effects(mass)
+    differences, effects = class_effects(sample, mass)
     return Row(
         mean_positive=float(mass[table.labels == 1].mean()),
         mean_negative=float(mass[table.labels == 0].mean()),
         mean_difference=Estimate.of(differences),
-        median_difference=Estimate.of(sample.median_differences(mass)),
+        median_difference=Estimate.of(median_differences(sample, mass)),
         cohens_d=Estimate.of(effects),
-        p_permutation=sample.permutation_p(mass),
-        permutation="within questions" if sample.is_mixed else "free",
-        adjusted_d=sample.cohens_d(adjusted),
-        adjusted_p=sample.permutation_p(adjusted),
-        length_d=sample.cohens_d(table.length),
+        p_permutation=permutation_p(sample, mass, how.n_permutations),
+        permutation="within questions" if is_mixed(sample) else "free",
+        adjusted_d=cohens_d(sample, adjusted),
+        adjusted_p=permutation_p(sample, adjusted, how.n_permutations),
+        length_d=cohens_d(sample, table.length),
         length_pearson=pearson(mass, table.length),
         entropy_pearson=pearson(mass, table.entropy),
-        partial_correlation=sample.correlation(adjusted, residual),
+        partial_correlation=correlation(sample, adjusted, residual),
     )
 
 
@@ -201,21 +191,22 @@ def prediction(table: SinkTable, probabilities: Float[np.ndarray, "seed trace"],
     prevalence = float(labels.mean())
     precision, recall, _ = precision_recall_curve(labels, mass)
 
-    def estimate(metric: str, scores: Values, value: float) -> Estimate:
+    def estimate(metric: str, scores: Values) -> Estimate:
         drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
+        value = evaluate(scores, labels)[metric]
         return Estimate(value, *bootstrap_interval(metric, scores, labels, table.groups, **drawing))
 
     return Row(
-        auroc=estimate("auroc", mass, auroc(mass, labels)),
-        auprc=estimate("auprc", mass, evaluate(mass, labels)["auprc"]),
+        auroc=estimate("auroc", mass),
+        auprc=estimate("auprc", mass),
         auprc_trapezoid=float(auc(recall, precision)),
         prevalence=prevalence,
-        adjusted_auroc=estimate("auroc", adjusted, auroc(adjusted, labels)),
+        adjusted_auroc=estimate("auroc", adjusted),
         bins=quantile_bins(table, how),
         ece=float(np.mean([ece(row, labels) for row in probabilities])),
         brier=float(np.mean([brier_score_loss(labels, row) for row in probabilities])),
         brier_of_prevalence=prevalence * (1 - prevalence),
-        reliability=tuple((float(p), float(share), int(n)) for p, share, n in zip(*curve, strict=True)),
+        reliability=[(float(p), float(share), int(n)) for p, share, n in zip(*curve, strict=True)],
     )
 
 
@@ -231,8 +222,7 @@ def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[Row, ...]:
     bins = np.floor(middle * N_QUANTILES / len(table.mass)).astype(np.int64)[index]
     is_in = bins[:, None] == np.unique(bins)[None]
     columns = np.concatenate([is_in, is_in & (table.labels == 0)[:, None]], axis=1).astype(float)
-    sample = Sample(table.labels, table.groups, how)
-    sizes, hits = np.split(sample.sums(columns), 2, axis=1)
+    sizes, hits = np.split(drawn_from(table, how).sums(columns), 2, axis=1)
     return tuple(
         Row(
             mean_mass=float(table.mass[of].mean()),
@@ -243,8 +233,8 @@ def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[Row, ...]:
     )
 
 
-def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable] = ()) -> Localisation:
-    """Difference of every head between the classes; see :class:`Localisation`.
+def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable] = ()) -> Row:
+    """H4: difference of every head between the classes, positive minus negative.
 
     Args:
         table: Records with both classes.
@@ -252,50 +242,51 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
         roles: Tables of the same model's heads, to compare the heads that differ with.
 
     Returns:
-        ``top`` has ``layer`` and ``head``, the ``difference``, its ``z`` (over the bootstrap standard
-        error), ``q_value``, ``adjusted_q_value``, and ``stability``: the share of resamples in which
-        the head is among as many that differ most.
+        By layer and head ``difference``, ``q_value`` (Benjamini and Hochberg over all heads) and
+        ``adjusted_q_value`` of what a fit on the length leaves; ``n_heads`` with a test,
+        ``n_significant`` with q below 0.05, and ``n_significant_adjusted``; ``overlaps`` with roles,
+        see :func:`role_overlap`. By layer the mean sink mass ``profile_positive`` and
+        ``profile_negative``, and ``profile_difference``, ``None`` where a layer cannot see the sink.
+        ``top``, the heads that differ most, have ``layer`` and ``head``, the ``difference``, its ``z``
+        (over the bootstrap standard error), ``q_value``, ``adjusted_q_value``, and ``stability``: the
+        share of resamples in which the head is among as many that differ most.
     """
-    by_head = table.by_head
-    found, resampled = _contrast(table, by_head, how), _resampled(table, by_head, how)
+    by_head, labels = table.by_head, table.labels[:, None, None]
+    drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
+    means = [resampled_means(np.where(labels == c, by_head, np.nan), table.groups, **drawing) for c in (1, 0)]
+    resampled, found = means[0] - means[1], _contrast(table, by_head, how)
     adjusted = np.full_like(by_head, np.nan)
     for layer, head in np.argwhere(np.isfinite(by_head).all(axis=0)):
         adjusted[:, layer, head] = length_adjusted(by_head[:, layer, head], table.length[:, None])
-    adjusted_q = _contrast(table, adjusted, how)["_q"]
-    estimates = _estimates(found, how)
+    q_values = {"q_value": found["_q"], "adjusted_q_value": _contrast(table, adjusted, how)["_q"]}
     error = resampled.std(axis=0)
     z = np.divide(found[""], error, out=np.full_like(error, np.nan), where=error > 0)
-    stability = _top_share(resampled, z, error, how.n_top)
-    top = tuple(
+    cells = {"z": z, **q_values, "stability": _top_share(resampled, z, error, how.n_top)}
+    estimates = _estimates(found, how)
+    top = [
         Row(
             layer=cell // z.shape[1],
             head=cell % z.shape[1],
             difference=estimates[cell],
-            z=float(z.flat[cell]),
-            q_value=float(found["_q"].flat[cell]),
-            adjusted_q_value=float(adjusted_q.flat[cell]),
-            stability=float(stability.flat[cell]),
+            **{name: float(values.flat[cell]) for name, values in cells.items()},
         )
         for cell in _largest(z, min(how.n_top, int(np.isfinite(z).sum())))
-    )
+    ]
     by_layer = by_head.mean(axis=2)
     is_known = np.isfinite(by_layer).all(axis=0)
     profiles = [np.where(is_known, mean_of_present(by_layer[table.labels == c]), np.nan) for c in (1, 0)]
     of_layers = _estimates(_contrast(table, by_layer, how), how)
-    return Localisation(
-        difference=found[""],
-        q_value=found["_q"],
-        adjusted_q_value=adjusted_q,
+    return Row(
+        difference=found[""].tolist(),
+        **{name: values.tolist() for name, values in q_values.items()},
         n_heads=int(np.isfinite(found["_q"]).sum()),
         n_significant=int((found["_q"] < FALSE_DISCOVERIES).sum()),
-        n_significant_adjusted=int((adjusted_q < FALSE_DISCOVERIES).sum()),
+        n_significant_adjusted=int((q_values["adjusted_q_value"] < FALSE_DISCOVERIES).sum()),
         top=top,
-        profile_positive=profiles[0],
-        profile_negative=profiles[1],
-        profile_difference=tuple(
-            each if known else None for each, known in zip(of_layers, is_known, strict=True)
-        ),
-        overlaps=tuple(role_overlap(z, role, how.n_top) for role in roles),
+        profile_positive=profiles[0].tolist(),
+        profile_negative=profiles[1].tolist(),
+        profile_difference=[each if known else None for each, known in zip(of_layers, is_known, strict=True)],
+        overlaps=[role_overlap(z, role, how.n_top) for role in roles],
     )
 
 
@@ -338,14 +329,6 @@ def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[
     return contrast(first, second, groups, n_resamples=how.n_resamples, seed=how.seed)
 
 
-def _resampled(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> Resampled:
-    """The difference of the classes on each resample of questions."""
-    labels = table.labels[:, None, None]
-    drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
-    means = [resampled_means(np.where(labels == c, values, np.nan), table.groups, **drawing) for c in (1, 0)]
-    return means[0] - means[1]
-
-
 def _estimates(found: Mapping[str, Any], how: AnalyzeConfig) -> list[Estimate]:
     """The difference of each cell with its interval."""
     flat = (found[name].ravel().tolist() for name in ("", "_low", "_high"))
@@ -370,10 +353,6 @@ def _largest(values: PerHead, k: int, *, is_signed: bool = False) -> list[int]:
 
 def _ratio(total: Rows, count: Rows) -> Rows:
     return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _median(values: Float[np.ndarray, "value"]) -> float:
-    return float(np.median(values)) if values.size else float("nan")
 
 
 def _difference(values: Values, labels: RowLabels) -> Rows:

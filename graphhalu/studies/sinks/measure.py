@@ -2,44 +2,57 @@
 
 Windows and query modes come from one pass over each sequence. The chat template doubles the work,
 and each quantisation loads the model again. A killed run resumes.
+
+From a trace store no model is run again. There an answer of the model's own is measured at the row
+that begins it (mode ``last``), the last row that the model saw before it answered, or over all stored
+rows after the sink (mode ``range``). A given answer, whose label speaks of it, is measured after its
+last token.
 """
 
 import logging
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import torch
+from jaxtyping import Bool
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.provenance import file_sha256, installed_version, provenance
-from graphhalu.datasets.question import LETTERS, Question
-from graphhalu.datasets.registry import load_questions, own_path
+from graphhalu.datasets.question import Question
+from graphhalu.datasets.registry import DATASETS, load_questions, own_path
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.prompts import prompt_template_name, uses_chat
+from graphhalu.extract.run import extract
+from graphhalu.features.block import TraceBlock, blocks
+from graphhalu.features.sinks import row_sink_share
+from graphhalu.labels.labels import Labels
+from graphhalu.labels.registry import make_labeller
+from graphhalu.labels.run import label_records, read_labels, stored_labellers
 from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.passes import (
     KIND_DESCRIPTIONS,
     Journal,
     Kind,
-    Measured,
+    SinkMass,
     SinkPrompt,
     kind_of,
     measure_batches,
     record_of,
-    require_same,
     sink_prompts,
 )
 from graphhalu.studies.sinks.records import (
     FORMAT,
     FORMAT_VERSION,
     SUFFIX,
-    MeasuredRun,
+    QueryMode,
     SinkRecord,
     SinkRun,
     read_run,
@@ -48,11 +61,13 @@ from graphhalu.studies.sinks.records import (
     write_run,
 )
 from graphhalu.studies.sinks.settings import Ablation, SinkMeasureConfig
-from graphhalu.studies.sinks.stored import measure_generated
+from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
+from graphhalu.traces.store import TraceStore, open_traces
 
 WAVE: Final = 96
 """Sequences that are measured between two writes to the journal."""
-_META_FIELDS: Final = ("category", "subject", "subset")
+DEFAULT_RULE: Final = "match"
+_RULES: Final = ("match", "choice", "given", "premise", "rouge")
 _LOG: Final = logging.getLogger(__name__)
 
 
@@ -62,7 +77,7 @@ def measure(
     *,
     ablate: Sequence[Ablation] = (),
     on_progress: Progress = no_progress,
-) -> list[MeasuredRun]:
+) -> list[SinkRun]:
     """Measure, and write one file of records for each window, query mode and variant.
 
     Args:
@@ -86,7 +101,7 @@ def measure(
         fields=dataset.fields or None,
     )
     kind = kind_of(questions, dataset.name)
-    found: list[MeasuredRun] = []
+    found: list[SinkRun] = []
     for quantization in _quantizations(config, ablate):
         model = config.model.model_copy(update={"quantization": quantization})
         loaded = None
@@ -102,8 +117,7 @@ def measure(
         for chat in ["off", "on"] if "chat" in ablate else [config.prompt.chat]:
             prompt = config.prompt.model_copy(update={"chat": chat})
             variant = config.model_copy(update={"model": model, "prompt": prompt})
-            parts = [f"chat-{chat}"] if "chat" in ablate else []
-            parts += [quantization] if "quantization" in ablate else []
+            parts = [f"chat-{chat}"] * ("chat" in ablate) + [quantization] * ("quantization" in ablate)
             folder = out / ("_".join(parts) or ".")
             if loaded is None:
                 found += measure_generated(variant, folder)
@@ -123,12 +137,11 @@ def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation]) -> lis
     if "quantization" not in ablate:
         return [config.model.quantization]
     missing = None if torch.cuda.is_available() else "there is no GPU"
-    if installed_version("bitsandbytes") is None:
-        missing = "bitsandbytes is not installed"
-    if missing is not None:
-        _LOG.info("quantisation int8 and nf4 skipped: %s", missing)
-        return ["none"]
-    return ["none", "int8", "nf4"]
+    missing = "bitsandbytes is not installed" if installed_version("bitsandbytes") is None else missing
+    if missing is None:
+        return ["none", "int8", "nf4"]
+    _LOG.info("quantisation int8 and nf4 skipped: %s", missing)
+    return ["none"]
 
 
 def _log_skipped(name: str, error: GraphhaluError) -> None:
@@ -143,7 +156,7 @@ def _run(
     folder: Path,
     *,
     on_progress: Progress,
-) -> list[MeasuredRun]:
+) -> list[SinkRun]:
     """Measure a variant, or take its files of an earlier call."""
     name = loaded.identity["name"]
     cells = [(k, mode) for k in config.ks for mode in config.modes]
@@ -158,38 +171,38 @@ def _run(
     if not prompts:
         reason = failures[0] if failures else "there is none"
         raise UsageError(f"no question of {config.dataset.name} can be measured: {reason}")
+    common = {**_description(config, loaded, kind), "configuration": identity}
     asked = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
     journal = Journal(folder / f".{run_stem(config.task, name)}.journal", {**identity, **asked})
     left = [prompt for prompt in prompts if prompt.idx not in journal.done]
     on_progress(len(journal.done), len(prompts))
     for start in range(0, len(left), WAVE):
-        measured = measure_batches(loaded, left[start : start + WAVE], config)
-        journal.add((prompt.idx, each) for prompt, each in measured)
+        journal.add(measure_batches(loaded, left[start : start + WAVE], config, common))
         on_progress(len(journal.done), len(prompts))
-    cpu_s = time.process_time() - started
-    common = {
-        **_description(config, loaded, kind),
-        "configuration": identity,
+    common |= {
         "n_failed": dict(Counter(failures)),
-        "cpu_s": round(cpu_s, 1),
+        "cpu_s": round(time.process_time() - started, 1),
         "n_records": len(prompts),
     }
     runs = []
     for place, (path, (k, mode)) in enumerate(zip(paths, cells, strict=True)):
-        records = tuple(_record(prompt, journal.done[prompt.idx], place, common) for prompt in prompts)
+        records = tuple(journal.done[prompt.idx][place] for prompt in prompts)
         meta = {**common, "sink_tokens": k, "query_mode": mode, "sink_spans": _spans(prompts, k)}
-        run = SinkRun(records, meta, path.name.removesuffix(SUFFIX))
-        write_run(folder, run)
-        runs.append(MeasuredRun.of(path, run, is_new=True, cpu_s=cpu_s))
+        runs.append(written(SinkRun(records, meta, path.name.removesuffix(SUFFIX)), folder))
     journal.path.unlink(missing_ok=True)
     return runs
 
 
-def _earlier(path: Path, identity: dict[str, Any]) -> MeasuredRun:
+def written(run: SinkRun, folder: Path) -> SinkRun:
+    """Write a run that was just measured; gives it with its path."""
+    return replace(run, path=write_run(folder, run), is_new=True)
+
+
+def _earlier(path: Path, identity: Mapping[str, Any]) -> SinkRun:
     """A file of an earlier call with the same settings."""
     run = read_run(path)
     require_same(run.meta.get("configuration", {}), identity, path)
-    return MeasuredRun.of(path, run, is_new=False, cpu_s=float(run.meta.get("cpu_s", 0.0)))
+    return run
 
 
 def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, Any]:
@@ -255,31 +268,131 @@ def _spans(prompts: Sequence[SinkPrompt], k: int) -> list[dict[str, float]]:
     ]
 
 
-def _record(prompt: SinkPrompt, measured: Measured, place: int, run: Mapping[str, Any]) -> SinkRecord:
-    """One record.
+def measure_generated(config: SinkMeasureConfig, folder: Path) -> list[SinkRun]:
+    """Let the model answer in words into a trace store of row statistics, and read the store.
+
+    Raises:
+        UsageError: If a window is larger than a store keeps.
+        GraphhaluError: From the extraction.
+    """
+    _check_ks(config.ks)
+    path = folder / f"{run_stem(config.task, Path(config.model.name).name)}.zarr"
+    _LOG.info("the model answers in words: traces go to %s", path)
+    extract(config.extraction(), path)
+    return measure_store(path, folder, config)
+
+
+def measure_store(
+    path: Path, folder: Path, config: SinkMeasureConfig, *, labeller: str | None = None
+) -> list[SinkRun]:
+    """Write the records of a trace store, one file for each window and query mode.
 
     Args:
-        prompt: The measured sequence.
-        measured: Its measurement.
-        place: Which window and query mode.
-        run: Description of the run.
+        path: The store; it keeps ``sink_keys`` and ``token_entropy``.
+        folder: Folder of the files.
+        config: Windows and query modes; settings of the model play no part.
+        labeller: Rule of the label of the model's own output; by default that of the data set.
+
+    Raises:
+        UsageError: If a window is larger than a store keeps.
+        StoreError: If there is no such store.
+        TraceNotFoundError: If it keeps no sinks.
     """
-    question, pred = prompt.question, measured.pred
-    return record_of(
-        measured.cells[place],
-        run,
-        idx=prompt.idx,
-        target=prompt.target,
-        pred=None if pred is None else LETTERS[pred],
-        labels=prompt.labels(pred),
-        entropy=measured.entropy,
-        seq_len=prompt.n_tokens,
-        meta={
-            "question_id": question.question_id,
-            "group_id": question.group_id,
-            "source": run["dataset"],
-            "pose": prompt.kind,
-            "place": prompt.place,
-            **{key: question.metadata[key] for key in _META_FIELDS if key in question.metadata},
-        },
-    )
+    _check_ks(config.ks)
+    store = open_traces(path)
+    if labeller is None:
+        name = str(store.configuration.get("dataset", {}).get("name", ""))
+        rule = DATASETS.get(name).card.label_rule if name in DATASETS else DEFAULT_RULE
+        labeller = rule if rule in _RULES else DEFAULT_RULE
+    if labeller in stored_labellers(store):
+        labels = read_labels(store, labeller)
+    else:
+        labels = label_records(store.records, make_labeller(labeller))
+    return [written(run, folder) for run in store_runs(store, labels, config)]
+
+
+def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> Iterator[SinkRun]:
+    """The runs of a store in memory."""
+    configuration = store.configuration
+    model, prompt = configuration.get("model", {}), configuration.get("prompt", {})
+    name = str(configuration.get("dataset", {}).get("name") or store.path.stem)
+    source: dict[str, Any] = {
+        "task": name.split(".", maxsplit=1)[0],
+        "model": str(model.get("name") or "unknown"),
+        "chat": "on" if prompt.get("chat") else "off",
+        "quantization": str(model.get("quantization") or "none"),
+        "query_start": config.query_start,
+    }
+    cells: dict[tuple[int, QueryMode], dict[int, SinkRecord]]
+    cells = {(k, mode): {} for k in config.ks for mode in config.modes}
+    is_output = labels.meaning == "hallucinated"
+    for placed in blocks(store):
+        block = placed.block
+        # of the distribution that gave the first token of an own answer, or the last of a given one
+        rows = np.array([r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records])
+        entropy = block.stream("token_entropy")[block.tokens.offsets[:-1] + rows]
+        for (k, mode), found in cells.items():
+            masses = block_mass(block, k, mode, config.query_start)
+            for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
+                record = block.records[within]
+                stated = record.input_label if record.given_label is None else record.given_label
+                is_known = is_output and bool(labels.is_valid[index])
+                found[index] = record_of(
+                    masses[within],
+                    source,
+                    idx=index,
+                    target=record.answers[0] if record.answers else None,
+                    pred=record.answer,
+                    labels={
+                        "hallucinated": int(labels.values[index]) if is_known else None,
+                        "input": None if stated is None else int(stated),
+                    },
+                    entropy=float(entropy[within]),
+                    seq_len=record.length if mode == "range" else _last(record) + 1,
+                    meta={
+                        **{name: getattr(record, name) for name in ("question_id", "group_id", "trace_id")},
+                        "source": source["task"],
+                    },
+                )
+    for (k, mode), found in cells.items():
+        meta = {
+            **source,
+            "sink_tokens": k,
+            "query_mode": mode,
+            "dataset": source["task"],
+            "format": FORMAT,
+            "format_version": FORMAT_VERSION,
+            "pose": "generated",
+            "configuration": dict(configuration),
+            "provenance": provenance(),
+            "labeller": labels.labeller,
+            "n_records": len(found),
+            "n_failed": dict(Counter(item["reason"] for item in store.failures)),
+        }
+        records = tuple(found[index] for index in sorted(found))
+        yield SinkRun(records, meta, run_name(source["task"], source["model"], k, mode))
+
+
+def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:
+    """Sink mass of every trace of a block."""
+    rows = block.all_rows
+    share = row_sink_share(rows, k)
+    last = np.array([_last(record) for record in block.records], dtype=np.int64)
+    chosen = rows.token == last[rows.ragged.trace] if mode == "last" else rows.token >= query_start
+    counts: Bool[np.ndarray, "layer row"] = share.is_defined & chosen
+    mass = rows.ragged.mean(share.values, counts[:, None])
+    is_seen = rows.ragged.sum(counts) > 0
+    return [SinkMass(k, mode, values, seen) for values, seen in zip(mass, is_seen, strict=True)]
+
+
+def _last(record: TraceRecord) -> int:
+    """The row of the mode ``last``."""
+    return record.prompt_length - 1 if record.is_on_policy else record.length - 1
+
+
+def _check_ks(ks: Sequence[int]) -> None:
+    if max(ks) > N_SINK_KEYS:
+        raise UsageError(
+            f"a trace store keeps the first {N_SINK_KEYS} tokens, a sink of {max(ks)} was asked "
+            f"for\n  Use --k up to {N_SINK_KEYS}, or a data set whose questions have options"
+        )

@@ -12,34 +12,30 @@ kept: a model that overflows gives a record that says so.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated, Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int, Integer
-from pydantic import TypeAdapter
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from graphhalu.core.axes import RowRange, Span
-from graphhalu.core.config import differing_fields
-from graphhalu.core.documents import numbers
-from graphhalu.core.errors import StoreMismatchError, UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
-from graphhalu.core.numerics import json_ready
 from graphhalu.datasets.question import LETTERS, Question
-from graphhalu.evaluation.bootstrap import OrNan
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.prompts import question_prompt, resolved_config
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
-from graphhalu.studies.sinks.records import QueryMode, SinkRecord
+from graphhalu.studies.rows import require_same
+from graphhalu.studies.sinks.records import QueryMode, SinkRecord, plain_record
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 
-_MOST_SHOWN: Final = 12
+_META_FIELDS: Final = ("category", "subject", "subset")
 Codes = Integer[np.ndarray, "token"]
 Kind = Literal["choice", "given", "premise", "generated"]
 PREMISE_QUESTION: Final = "Does this question rest on a false premise?"
@@ -97,21 +93,16 @@ def kind_of(questions: Sequence[Question], name: str) -> Kind:
     Raises:
         UsageError: If they are of several kinds.
     """
-    kinds = {_kind(question) for question in questions}
+    kinds: set[Kind] = set()
+    for question in questions:
+        premise: Kind = "generated" if question.input_label is None else "premise"
+        kinds.add("choice" if question.choices else "given" if question.given else premise)
     if len(kinds) > 1:
         raise UsageError(
             f"the questions of {name} are of several kinds ({', '.join(sorted(kinds))}), and one "
             f"run asks them all alike\n  Split the file by kind"
         )
     return kinds.pop()
-
-
-def _kind(question: Question) -> Kind:
-    if question.choices:
-        return "choice"
-    if question.given:
-        return "given"
-    return "generated" if question.input_label is None else "premise"
 
 
 def sink_prompts(
@@ -165,8 +156,7 @@ def _sequence(token_ids: Codes, span_code: Codes, option_ids: tuple[tuple[int, .
     )
 
 
-@dataclass(frozen=True)
-class SinkMass:
+class SinkMass(NamedTuple):
     """Mean attention of the counted rows of one sequence to the first tokens.
 
     Attributes:
@@ -178,8 +168,8 @@ class SinkMass:
 
     k: int
     mode: QueryMode
-    values: Annotated[Float[np.ndarray, "layer head"], numbers(2)]
-    is_seen: Annotated[Bool[np.ndarray, "layer"], numbers(1, np.bool_)]
+    values: Float[np.ndarray, "layer head"]
+    is_seen: Bool[np.ndarray, "layer"]
 
     @property
     def scalar(self) -> float:
@@ -274,48 +264,23 @@ class SinkObserver:
         return sees_sink & (position >= self.start) & (position <= self.last[:, None])
 
 
-@dataclass(frozen=True)
-class Measured:
-    """Measurement of one sequence.
-
-    Attributes:
-        entropy: Of the next-token distribution after the last token, in nat.
-        option_logprobs: Log-probability of each option's letter; empty without options.
-        cells: Sink mass by window and query mode.
-    """
-
-    entropy: OrNan
-    option_logprobs: tuple[float, ...]
-    cells: tuple[SinkMass, ...]
-
-    @property
-    def pred(self) -> int | None:
-        """The likeliest option; ``None`` without options, in a tie, and with NaN."""
-        values = np.array(self.option_logprobs)
-        if not values.size or np.isnan(values).any():
-            return None
-        best = np.flatnonzero(values == values.max())
-        return int(best[0]) if len(best) == 1 else None
-
-
-_MEASURED: Final = TypeAdapter(Measured)
-
-
 def measure_batches(
-    loaded: LoadedModel, prompts: Sequence[SinkPrompt], config: SinkMeasureConfig
-) -> Iterator[tuple[SinkPrompt, Measured]]:
-    """Measure sequences, those of about equal length together."""
+    loaded: LoadedModel, prompts: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
+) -> Iterator[list[SinkRecord]]:
+    """Records of each sequence, one a window and query mode; those of about equal length go together."""
     batches: list[list[SinkPrompt]] = [[]]
     for prompt in sorted(prompts, key=lambda prompt: prompt.n_tokens):
         if batches[-1] and (len(batches[-1]) + 1) * prompt.sequence.length > config.batch_tokens:
             batches.append([])
         batches[-1].append(prompt)
     for batch in filter(None, batches):
-        yield from zip(batch, run_batch(loaded, batch, config), strict=True)
+        yield from run_batch(loaded, batch, config, run)
 
 
 @torch.inference_mode()
-def run_batch(loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeasureConfig) -> list[Measured]:
+def run_batch(
+    loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
+) -> Iterator[list[SinkRecord]]:
     """One pass over a batch that is padded on the right."""
     observer = SinkObserver(
         [prompt.n_tokens - 1 for prompt in batch],
@@ -342,27 +307,45 @@ def run_batch(loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeas
             position_ids=position.expand(len(batch), -1),
             use_cache=False,
         )
-    return [
-        Measured(
-            float(likely.arrays["token_entropy"][-1]),
-            likely.option_logprobs,
-            tuple(observer.mass(index, *cell) for cell in observer.sums),
-        )
-        for index, likely in enumerate(read_likelihood(done, sequences))
-    ]
+    for index, (prompt, likely) in enumerate(zip(batch, read_likelihood(done, sequences), strict=True)):
+        pred, question = likeliest(likely.option_logprobs), prompt.question
+        fields = {
+            "idx": prompt.idx,
+            "target": prompt.target,
+            "pred": None if pred is None else LETTERS[pred],
+            "labels": prompt.labels(pred),
+            "entropy": float(likely.arrays["token_entropy"][-1]),
+            "seq_len": prompt.n_tokens,
+            "meta": {
+                "question_id": question.question_id,
+                "group_id": question.group_id,
+                "source": run["dataset"],
+                "pose": prompt.kind,
+                "place": prompt.place,
+                **{key: question.metadata[key] for key in _META_FIELDS if key in question.metadata},
+            },
+        }
+        yield [record_of(observer.mass(index, *cell), run, **fields) for cell in observer.sums]
+
+
+def likeliest(option_logprobs: Sequence[float]) -> int | None:
+    """The likeliest option; ``None`` without options, in a tie, and with NaN."""
+    values = np.array(option_logprobs)
+    best = np.flatnonzero(values == values.max(initial=-np.inf))
+    return int(best[0]) if len(best) == 1 and not np.isnan(values).any() else None
 
 
 class Journal:
-    """Measurements so far, from which a killed run resumes.
+    """Records so far, from which a killed run resumes.
 
-    A file of JSON lines: the identity of the run, then one measurement a line.
+    A file of JSON lines: the identity of the run, then all records of one sequence a line.
 
     Args:
         path: The file; it is made if it is not there.
         identity: Model, data and settings of the run; plain JSON values.
 
     Attributes:
-        done: Measurements by number of the sequence.
+        done: Records by number of the sequence.
 
     Raises:
         StoreMismatchError: If the file belongs to another run; names the fields.
@@ -371,46 +354,30 @@ class Journal:
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
         self.path = path
-        self.done: dict[int, Measured] = {}
-        if path.exists():
-            self._read(identity)
-        else:
+        self.done: dict[int, list[SinkRecord]] = {}
+        if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append([identity])
-
-    def add(self, measured: Iterable[tuple[int, Measured]]) -> None:
-        """Append measurements, in one write."""
-        found = dict(measured)
-        self._append({"idx": idx, **asdict(each)} for idx, each in found.items())
-        self.done |= found
-
-    def _append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        text = "".join(json.dumps(json_ready(line)) + "\n" for line in lines)
-        with reading(f"{self.path} cannot be written"), self.path.open("a", encoding="utf-8") as file:
-            file.write(text)
-
-    def _read(self, identity: Mapping[str, Any]) -> None:
-        with reading(f"{self.path} is not a journal of a measurement", way_out="Delete it"):
-            lines = read_bytes(self.path, MAX_TABLE_BYTES).decode("utf-8").splitlines(keepends=True)
+            return
+        with reading(f"{path} is not a journal of a measurement", way_out="Delete it"):
+            lines = read_bytes(path, MAX_TABLE_BYTES).decode("utf-8").splitlines(keepends=True)
             # a line without an end was being written when the run was killed
             whole = [line for line in lines if line.endswith("\n")]
             head, *rows = (parse_json(line, allows_nan=True) for line in whole)
-            self.done = {int(row["idx"]): _MEASURED.validate_python(row) for row in rows}
-            require_same(dict(head), identity, self.path)
+            require_same(dict(head), identity, path)
+            for row in rows:
+                records = [SinkRecord.model_validate(values) for values in row]
+                self.done[records[0].idx] = records
         if len(whole) < len(lines):
-            self.path.write_text("".join(whole), encoding="utf-8")
+            path.write_text("".join(whole), encoding="utf-8")
 
+    def add(self, measured: Iterable[list[SinkRecord]]) -> None:
+        """Append the records of sequences, in one write."""
+        found = list(measured)
+        self._append([plain_record(record) for record in records] for records in found)
+        self.done |= {records[0].idx: records for records in found}
 
-def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
-    """Refuse to resume another run's file.
-
-    Raises:
-        StoreMismatchError: Names the fields that differ.
-    """
-    differences = differing_fields(stored, json.loads(json.dumps(asked)))
-    if differences:
-        listed = "\n".join(f"  {line}" for line in differences[:_MOST_SHOWN])
-        raise StoreMismatchError(
-            f"{path} was measured with other settings:\n{listed}\n"
-            f"  Ask for the same ones, or give another folder with --out"
-        )
+    def _append(self, lines: Iterable[Any]) -> None:
+        text = "".join(json.dumps(line) + "\n" for line in lines)
+        with reading(f"{self.path} cannot be written"), self.path.open("a", encoding="utf-8") as file:
+            file.write(text)

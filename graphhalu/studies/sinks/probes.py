@@ -6,20 +6,20 @@ records that they did not see set the scale on which folds are pooled, and the c
 record takes part in any choice, scale or calibration by which it is judged.
 """
 
-from collections.abc import Mapping, Sequence
-from typing import Any, Final
+from collections.abc import Sequence
+from typing import Final
 
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Side, folds_of, search
-from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet, two_sided_p
+from graphhalu.evaluation.bootstrap import Estimate, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
 from graphhalu.evaluation.metrics import auroc, log_losses
 from graphhalu.studies.rows import Row
-from graphhalu.studies.sinks.effects import Sample
+from graphhalu.studies.sinks.effects import drawn_from, mean
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.settings import ANSWER, HEADS, NESTED, AnalyzeConfig
 
@@ -67,20 +67,30 @@ def fit_models(
     shape = (len(seeds), len(table.labels))
     scores, probability = ({name: np.full(shape, np.nan) for name in names} for _ in range(2))
     is_valid = np.ones(shape[1], dtype=np.bool_)
+    needs_heads = any(HEADS in name.split("+") for name in names)
     for row, seed in enumerate(seeds):
-        folds = cross_fit_folds(table.labels, table.groups, is_valid, n_folds=N_FOLDS, seed=seed)
-        for fold in folds:
+        for fold in cross_fit_folds(table.labels, table.groups, is_valid, n_folds=N_FOLDS, seed=seed):
             side = np.sort(np.concatenate([fold.train, fold.validation]))
-            for name, (train, test) in _fit_fold(names, columns, table, (side, fold.test), seed).items():
-                calibration = Calibration.fit(train, table.labels[side], method="platt")
+            truth = table.labels[side], table.groups[side]
+            parts = {name: (each[side], each[fold.test]) for name, each in columns.items()}
+            found: dict[str, FoldScores] = {}
+            if needs_heads:
+                found[HEADS] = fit_columns(parts[HEADS], *truth, seed=seed, components=COMPONENTS)
+                # of the heads a second-level model reads one logit, in training that of an inner fold
+                parts[HEADS] = found[HEADS][0][:, None], found[HEADS][1][:, None]
+            for name in names:
+                if name != HEADS:
+                    chosen = zip(*(parts[part] for part in name.split("+")), strict=True)
+                    both = [np.concatenate(each, axis=1) for each in chosen]
+                    found[name] = fit_columns(both, *truth, seed=seed)
+                train, test = found[name]
+                calibration = Calibration.fit(train, truth[0], method="platt")
                 scores[name][row, fold.test] = standardise(test, train)
                 probability[name][row, fold.test] = calibration.probability(test)
     return scores, probability
 
 
-def models_of(
-    fitted: Fitted, table: SinkTable, how: AnalyzeConfig
-) -> tuple[tuple[Row, ...], tuple[Row, ...]]:
+def models_of(fitted: Fitted, table: SinkTable, how: AnalyzeConfig) -> tuple[list[Row], list[Row]]:
     """Metrics of every model, and what one adds to another, with intervals.
 
     Returns:
@@ -89,55 +99,30 @@ def models_of(
         same resamples, positive where it is better: ``auroc``, ``log_loss``, and two-sided
         bootstrap p-values ``p_auroc`` and ``p_log_loss``.
     """
-    scores, probability = fitted
-    columns, sample = _columns(table), Sample(table.labels, table.groups, how)
-    aurocs = {name: _aurocs(each, table, how) for name, each in scores.items()}
-    losses = {
-        name: sample.mean(np.mean([log_losses(row, table.labels) for row in each], axis=0))
-        for name, each in probability.items()
-    }
-    models = tuple(
-        Row(
-            name=name,
-            n_columns=sum(columns[part].shape[1] for part in name.split("+")),
-            auroc=Estimate.of(rows.mean(axis=0)),
-            log_loss=Estimate.of(losses[name]),
-            seed_sd=float(np.std(rows[:, 0], ddof=1)) if len(rows) > 1 else 0.0,
+    columns, sample = _columns(table), drawn_from(table, how)
+    models, aurocs, losses = [], {}, {}
+    for name, scores in fitted[0].items():
+        drawn = [np.append(auroc(s, table.labels), sample.resample(["auroc"], s)["auroc"]) for s in scores]
+        rows = np.stack(drawn)
+        aurocs[name] = rows.mean(axis=0)
+        losses[name] = mean(sample, np.mean([log_losses(p, table.labels) for p in fitted[1][name]], axis=0))
+        models.append(
+            Row(
+                name=name,
+                n_columns=sum(columns[part].shape[1] for part in name.split("+")),
+                auroc=Estimate.of(aurocs[name]),
+                log_loss=Estimate.of(losses[name]),
+                seed_sd=float(np.std(rows[:, 0], ddof=1)) if len(rows) > 1 else 0.0,
+            )
         )
-        for name, rows in aurocs.items()
-    )
     gains = []
     for larger, smaller in GAINS:
-        if {larger, smaller} <= scores.keys():
-            row: dict[str, Any] = {"model": larger, "baseline": smaller}
-            of_auroc = aurocs[larger].mean(axis=0) - aurocs[smaller].mean(axis=0)
-            of_loss = losses[smaller] - losses[larger]
-            for metric, values in (("auroc", of_auroc), ("log_loss", of_loss)):
-                row |= {metric: Estimate.of(values), f"p_{metric}": two_sided_p(values[1:])}
-            gains.append(Row(**row))
-    return models, tuple(gains)
-
-
-def _fit_fold(
-    names: Sequence[str],
-    columns: Mapping[str, Float[np.ndarray, "trace _"]],
-    table: SinkTable,
-    sides: tuple[Int[np.ndarray, "train"], Int[np.ndarray, "test"]],
-    seed: int,
-) -> dict[str, FoldScores]:
-    labels, groups = table.labels[sides[0]], table.groups[sides[0]]
-    parts = {name: [each[side] for side in sides] for name, each in columns.items()}
-    found: dict[str, FoldScores] = {}
-    if any(HEADS in name.split("+") for name in names):
-        found[HEADS] = fit_columns(parts[HEADS], labels, groups, seed=seed, components=COMPONENTS)
-        # of the heads a second-level model reads one logit, in training that of an inner fold
-        parts[HEADS] = [logits[:, None] for logits in found[HEADS]]
-    for name in names:
-        if name != HEADS:
-            chosen = zip(*(parts[part] for part in name.split("+")), strict=True)
-            both = [np.concatenate(side, axis=1) for side in chosen]
-            found[name] = fit_columns(both, labels, groups, seed=seed)
-    return {name: found[name] for name in names}
+        if {larger, smaller} <= aurocs.keys():
+            better = aurocs[larger] - aurocs[smaller], losses[smaller] - losses[larger]
+            estimates = {"auroc": Estimate.of(better[0]), "log_loss": Estimate.of(better[1])}
+            p_values = {"p_auroc": two_sided_p(better[0][1:]), "p_log_loss": two_sided_p(better[1][1:])}
+            gains.append(Row(model=larger, baseline=smaller, **estimates, **p_values))
+    return models, gains
 
 
 def fit_columns(
@@ -192,11 +177,3 @@ def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
         ANSWER: answer,
         HEADS: heads[:, np.isfinite(heads).all(axis=0)],
     }
-
-
-def _aurocs(scores: Scores, table: SinkTable, how: AnalyzeConfig) -> Float[np.ndarray, "seed row"]:
-    """AUROC of the sample, then of each resample, for each seed."""
-    tested = EvaluationSet(table.labels, table.groups, how.n_resamples, how.seed)
-    every = np.ones(len(table.labels), dtype=np.bool_)
-    drawn = [tested.resample(["auroc"], row, every)["auroc"] for row in scores]
-    return np.stack([np.append(auroc(row, table.labels), d) for row, d in zip(scores, drawn, strict=True)])

@@ -21,7 +21,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
@@ -147,11 +147,15 @@ class SinkRun:
         records: All of them, including those with NaN.
         meta: Description of the run; empty if it has no such file.
         name: Name of its file without the ending.
+        path: The file; ``None`` if it was not written.
+        is_new: Whether it was measured by this call and not by an earlier one.
     """
 
     records: tuple[SinkRecord, ...]
     meta: Mapping[str, Any]
     name: str
+    path: Path | None = None
+    is_new: bool = False
 
     @property
     def first(self) -> SinkRecord:
@@ -181,8 +185,7 @@ class SinkRun:
         return letter, count / len(letters)
 
 
-@dataclass(frozen=True)
-class SinkTable:
+class SinkTable(NamedTuple):
     """Records as arrays, one entry a record.
 
     Attributes:
@@ -206,39 +209,13 @@ class SinkTable:
     @classmethod
     def of(cls, records: Sequence[SinkRecord], meaning: Meaning) -> "SinkTable":
         """The arrays of usable records with a label of this meaning."""
-        return cls(
-            mass=np.array([r.sink_mass for r in records], dtype=np.float64),
-            entropy=np.array([r.entropy for r in records], dtype=np.float64),
-            length=np.array([r.seq_len for r in records], dtype=np.float64),
-            by_head=np.stack([r.by_head for r in records]).astype(np.float64),
-            labels=np.array([r.labels[meaning] for r in records], dtype=np.int64),
-            groups=np.array([r.group for r in records]),
-            answers=np.array([r.pred or "" for r in records]),
-        )
-
-
-@dataclass(frozen=True)
-class MeasuredRun:
-    """One file of records.
-
-    Attributes:
-        path: The file.
-        n_records: Records in it.
-        n_usable: Those without NaN.
-        is_new: Whether it was measured by this call and not by an earlier one.
-        cpu_s: Processor seconds of all files that came from the same passes.
-    """
-
-    path: Path
-    n_records: int
-    n_usable: int
-    is_new: bool
-    cpu_s: float
-
-    @classmethod
-    def of(cls, path: Path, run: SinkRun, *, is_new: bool, cpu_s: float) -> "MeasuredRun":
-        """Count the records of a file."""
-        return cls(path, len(run.records), len(run.usable), is_new, cpu_s)
+        words = [(r.group, r.pred or "") for r in records]
+        rows = [(r.sink_mass, r.entropy, r.seq_len, r.by_head) for r in records]
+        columns = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
+        mass, entropy, length, by_head = columns
+        labels = np.array([r.labels[meaning] for r in records], dtype=np.int64)
+        groups, answers = (np.array(names) for names in zip(*words, strict=True))
+        return cls(mass, entropy, length, by_head, labels, groups, answers)
 
 
 def run_stem(task: str, model: str) -> str:
@@ -293,7 +270,7 @@ def read_run(path: Path) -> SinkRun:
                 f"{meta_path} belongs to another run: it has {name} {shown(meta[name])}, "
                 f"the records have {shown(stated)}"
             )
-    return SinkRun(records, meta, path.name.removesuffix(SUFFIX))
+    return SinkRun(records, meta, path.name.removesuffix(SUFFIX), path)
 
 
 def write_run(folder: Path, run: SinkRun) -> Path:

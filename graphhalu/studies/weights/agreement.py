@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal, NamedTuple
+from typing import Final, Literal
 
 import numpy as np
 from jaxtyping import Float
@@ -27,32 +27,6 @@ Rows = Float[np.ndarray, "row cell"]
 OfLayers = Float[np.ndarray, "layer *head"]
 
 
-class Pair(NamedTuple):
-    """A static quantity with its run-time counterpart.
-
-    Attributes:
-        static: Quantity of the profile.
-        measured: Quantity of the traces.
-        level: ``head``, ``kv_head`` or ``layer``.
-        sign: The direction that the theory gives.
-        is_control: Whether it is a published quantity that theory does not back.
-    """
-
-    static: str
-    measured: str
-    level: Literal["head", "kv_head", "layer"]
-    sign: Literal[-1, 1]
-    is_control: bool = False
-
-
-_FILE: Final = read_yaml(Path(__file__).with_name("pairs.yaml"))
-PAIRS: Final = tuple(Pair(*entry) for entry in _FILE["pairs"])
-"""Pairs that are validated against a store."""
-UNTESTED: Final[dict[str, str]] = _FILE["untested"]
-HEAD_QUANTITIES: Final[tuple[str, ...]] = tuple(_FILE["heads"])
-"""Quantities that are handed on as tables of heads by default."""
-
-
 @dataclass(frozen=True)
 class Agreement:
     """One static quantity against one measured one.
@@ -72,7 +46,7 @@ class Agreement:
             the partial correlation given their place.
         verdict: ``supported`` where q < 0.05 with the expected sign, ``contradicted`` where it
             has the other one, ``unsupported`` else.
-        is_control: Whether theory does not back it.
+        is_control: Whether it is a published quantity that theory does not back.
         is_mixed: Whether it reads parts stored in more than one way.
         reason: Why it was not tested.
     """
@@ -94,8 +68,19 @@ class Agreement:
     reason: str = ""
 
 
+_FILE: Final = read_yaml(Path(__file__).with_name("pairs.yaml"))
+PAIRS: Final = tuple(
+    Agreement(static, measured, level, sign, is_control=is_control)
+    for static, measured, level, sign, is_control in _FILE["pairs"]
+)
+"""Pairs that are validated against a store, not tested yet."""
+UNTESTED: Final[dict[str, str]] = _FILE["untested"]
+HEAD_QUANTITIES: Final[tuple[str, ...]] = tuple(_FILE["heads"])
+"""Quantities that are handed on as tables of heads by default."""
+
+
 def agreement(
-    pair: Pair, static: OfLayers, measured: OfLayers, *, is_mixed: bool = False, **drawing: int
+    pair: Agreement, static: OfLayers, measured: OfLayers, *, is_mixed: bool = False, **drawing: int
 ) -> Agreement:
     """Correlate one pair; the verdict comes with the others, from :func:`with_verdicts`.
 
@@ -106,9 +91,7 @@ def agreement(
         is_mixed: Whether the static one reads parts stored in more than one way.
         **drawing: Resamples, permutations and seed of :func:`rank_correlation`.
     """
-    known = Agreement(
-        pair.static, pair.measured, pair.level, pair.sign, is_control=pair.is_control, is_mixed=is_mixed
-    )
+    known = replace(pair, is_mixed=is_mixed)
     first, second = (values.reshape(len(values), -1).astype(np.float64) for values in (static, measured))
     try:
         found = rank_correlation(first, second, **drawing)
@@ -120,24 +103,19 @@ def agreement(
 
 def with_verdicts(rows: Sequence[Agreement]) -> tuple[Agreement, ...]:
     """The same with false discoveries controlled over all of them, and a verdict each."""
-    q_values = benjamini_hochberg(np.array([row.p_value for row in rows], dtype=np.float64))
-    return tuple(
-        replace(row, q_value=q, verdict=_verdict(row, q))
-        for row, q in zip(rows, q_values.tolist(), strict=True)
-    )
+    q_values = benjamini_hochberg(np.array([row.p_value for row in rows], dtype=np.float64)).tolist()
+    found = []
+    for row, q_value in zip(rows, q_values, strict=True):
+        verdict: Verdict = "supported" if row.rho * row.sign > 0 else "contradicted"
+        if not q_value < FALSE_DISCOVERIES:
+            verdict = "unsupported" if np.isfinite(row.rho) else "not tested"
+        found.append(replace(row, q_value=q_value, verdict=verdict))
+    return tuple(found)
 
 
 def counts(rows: Sequence[Agreement]) -> Mapping[str, int]:
     """How often each verdict was given."""
     return {name: sum(row.verdict == name for row in rows) for name in VERDICTS}
-
-
-def _verdict(row: Agreement, q_value: float) -> Verdict:
-    if not np.isfinite(row.rho):
-        return "not tested"
-    if not q_value < FALSE_DISCOVERIES:
-        return "unsupported"
-    return "supported" if row.rho * row.sign > 0 else "contradicted"
 
 
 def rank_correlation(

@@ -1,44 +1,55 @@
-"""Validation of a weight profile against the traces of the same model."""
+"""Validation of a weight profile against the traces of the same model, and detection by each layer alone."""
 
+import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
-from jaxtyping import Float
-from pydantic import Field
+from jaxtyping import Float, Int
+from pydantic import Field, TypeAdapter
 
 from graphhalu.core.config import Config
 from graphhalu.core.documents import FileFormat, plain_values, read_document, write_document
-from graphhalu.core.errors import UsageError
+from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UsageError
 from graphhalu.core.files import reading
 from graphhalu.core.numerics import json_ready
 from graphhalu.core.provenance import provenance
+from graphhalu.core.splits import Split
+from graphhalu.detectors.linear import Rotation, Scaling, l2_path
 from graphhalu.engine.executors import Progress, no_progress
-from graphhalu.evaluation.bootstrap import OrNan
+from graphhalu.evaluation.bootstrap import bootstrap_interval
+from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
+from graphhalu.evaluation.metrics import auroc
+from graphhalu.evaluation.univariate import FEATURES
+from graphhalu.features.matrix import feature_matrix
 from graphhalu.heads.table import HeadTable, Trial
-from graphhalu.labels.labels import Labels
+from graphhalu.labels.labels import Labels, question_groups
+from graphhalu.studies.rows import Row
 from graphhalu.studies.weights.agreement import (
     HEAD_QUANTITIES,
     PAIRS,
     UNTESTED,
     Agreement,
-    Pair,
     agreement,
     counts,
     with_verdicts,
 )
-from graphhalu.studies.weights.detection import LayerDetection, available_detection
 from graphhalu.studies.weights.measure import Measured, measure_store
 from graphhalu.traces.trace import Trace
 from graphhalu.weights.circuits import ZONES, entropy_estimate
 from graphhalu.weights.read import Weights
-from graphhalu.weights.risk import RiskCurve, RiskSettings, reads_mixed, risk_curve
+from graphhalu.weights.risk import Numbers, RiskCurve, RiskSettings, reads_mixed, risk_curve
 from graphhalu.weights.tables import MEASURED_DESCRIPTIONS, WeightProfile
 
 FORMAT: Final = FileFormat("graphhalu-weights-validation", 1, "Make one:  graphhalu weights validate TRACES")
 VALIDATION_FILE: Final = "validation.json"
+N_COMPONENTS: Final = 32
+STRENGTH: Final = 1.0
+"""Of the L2 penalty; fixed, so that layers differ in what they hold and not in what was tuned."""
+_KINDS: Final = {"attention": FEATURES, "hidden": ("state_last_answer",)}
+_LEAST: Final = 20
 
 
 class ValidateSettings(Config):
@@ -59,22 +70,25 @@ class ValidateSettings(Config):
 
 
 @dataclass(frozen=True)
-class EntropyCheck:
-    """The entropy estimate against measurement, both as a share of the log of the keys.
+class LayerDetection:
+    """AUROC of a probe on each layer alone.
 
     Attributes:
-        n_keys: Keys that the estimate is for: as many as a counted row sees on average.
-        shares: Share of heads in each zone of the estimate.
-        errors: Mean distance of estimate and measurement in each zone that has an estimate.
-        mean_estimate: Over heads with an estimate.
-        mean_measured: Over all heads.
+        inputs: ``attention`` (sink, self-attention, lookback and entropy of the layer's heads)
+            or ``hidden`` (the state of the last answer token at the layer's output).
+        auroc: One a layer; NaN where the store keeps nothing of it.
+        low: Low end of the 95 % interval over questions.
+        high: High end.
+        n_traces: Labelled answers.
+        prevalence: Share of hallucinated ones.
     """
 
-    n_keys: int
-    shares: Mapping[str, float]
-    errors: Mapping[str, float]
-    mean_estimate: OrNan
-    mean_measured: OrNan
+    inputs: str
+    auroc: Numbers
+    low: Numbers
+    high: Numbers
+    n_traces: int
+    prevalence: float
 
 
 @dataclass(frozen=True)
@@ -89,7 +103,7 @@ class Validation:
         missing: Quantities that could not be measured, with the reason.
         untested: Quantities of the profile without a counterpart in a store.
         rows: Every static quantity with its verdict.
-        entropy: The entropy estimate in numbers.
+        entropy: The entropy estimate against measurement, see :func:`_entropy_check`.
         risk: The risk curve.
         detection: Detection by layer, one entry a kind of input.
         measured: Run-time quantities.
@@ -102,7 +116,7 @@ class Validation:
     missing: Mapping[str, str]
     untested: Mapping[str, str]
     rows: tuple[Agreement, ...]
-    entropy: EntropyCheck
+    entropy: Row
     risk: RiskCurve
     detection: tuple[LayerDetection, ...]
     measured: Measured
@@ -110,7 +124,7 @@ class Validation:
     def values(self) -> dict[str, Any]:
         """Everything as plain values for JSON."""
         more = {"verdicts": counts(self.rows), "meanings": MEASURED_DESCRIPTIONS}
-        return plain_values({**asdict(self), **more}, FORMAT)
+        return plain_values({**TypeAdapter(Validation).dump_python(self), **more}, FORMAT)
 
     def write(self, folder: Path) -> Path:
         """Write ``validation.json`` and ``validation.parquet``; gives the JSON file."""
@@ -209,7 +223,7 @@ def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> No
 
 
 def paired_values(
-    pair: Pair, profile: WeightProfile, measured: Measured
+    pair: Agreement, profile: WeightProfile, measured: Measured
 ) -> tuple[Float[np.ndarray, "layer *head"], Float[np.ndarray, "layer *head"]]:
     """Both sides of a pair: heads, key heads or layers, in the same order."""
     if pair.level == "layer":
@@ -224,7 +238,9 @@ def paired_values(
     return static[:, ::n_repeats], measured.kv_heads[pair.measured]
 
 
-def _paired(pair: Pair, profile: WeightProfile, measured: Measured, drawing: Mapping[str, int]) -> Agreement:
+def _paired(
+    pair: Agreement, profile: WeightProfile, measured: Measured, drawing: Mapping[str, int]
+) -> Agreement:
     if pair.level == "layer":
         is_mixed = reads_mixed(profile, pair.static)
     else:
@@ -241,24 +257,31 @@ def _risk_rows(curve: RiskCurve, detection: LayerDetection, drawing: Mapping[str
     for name, values in curve.components.items():
         curves[f"risk: {name}"] = (values, name in curve.mixed_types)
     return [
-        agreement(Pair(name, against, "layer", 1), values, detection.auroc, is_mixed=is_mixed, **drawing)
+        agreement(Agreement(name, against, "layer", 1), values, detection.auroc, is_mixed=is_mixed, **drawing)
         for name, (values, is_mixed) in curves.items()
     ]
 
 
-def _entropy_check(profile: WeightProfile, measured: Measured) -> EntropyCheck:
-    """The estimate as a share of ``log n``, against what was measured."""
+def _entropy_check(profile: WeightProfile, measured: Measured) -> Row:
+    """The entropy estimate against measurement, both as a share of the log of the keys.
+
+    Returns:
+        ``n_keys`` that the estimate is for: as many as a counted row sees on average; ``shares`` of
+        heads in each zone of the estimate; ``errors``, the mean distance of estimate and measurement
+        in each zone that has an estimate; ``mean_estimate`` over heads with one, ``mean_measured``
+        over all heads.
+    """
     n_keys = max(2, round(measured.n_keys))
     found = measured.heads["entropy"]
     estimate, zones = entropy_estimate(profile.of_heads("logit_variance"), n_keys)
     estimate = estimate / np.log(n_keys)
     known = {zone: (zones == zone) & np.isfinite(found) & np.isfinite(estimate) for zone in ZONES}
     distance = np.abs(estimate - found)
-    return EntropyCheck(
+    return Row(
         n_keys=n_keys,
         shares={zone: float((zones == zone).mean()) for zone in ZONES},
         errors={zone: float(distance[is_in].mean()) for zone, is_in in known.items() if is_in.any()},
-        mean_estimate=float(np.nanmean(estimate)) if np.isfinite(estimate).any() else float("nan"),
+        mean_estimate=float(np.nanmean(estimate)) if np.isfinite(estimate).any() else None,
         mean_measured=float(np.nanmean(found)),
     )
 
@@ -282,3 +305,81 @@ def head_tables(profile: WeightProfile, quantities: Sequence[str] = HEAD_QUANTIT
         )
         for quantity in quantities
     ]
+
+
+def layer_detection(
+    traces: Sequence[Trace], labels: Labels, inputs: str, *, n_resamples: int = 1000, seed: int = 0
+) -> LayerDetection:
+    """Cross-fit a logistic probe on each layer, folds by question.
+
+    Args:
+        traces: Traces in the order of the labels.
+        labels: Those without a valid label are left out.
+        inputs: ``attention`` or ``hidden``.
+        n_resamples: Resamples of questions.
+        seed: Seed of folds and resamples.
+
+    Raises:
+        NotEnoughDataError: If a class has fewer than 20 answers.
+        TraceNotFoundError: If the traces do not keep the inputs.
+    """
+    kept = np.flatnonzero(labels.is_valid)
+    truth, groups = labels.values[kept], question_groups(traces)
+    n_correct, n_hallucinated = np.bincount(truth, minlength=2).tolist()
+    if min(n_correct, n_hallucinated) < _LEAST:
+        raise NotEnoughDataError(
+            f"detection by layer needs {_LEAST} answers of each class, got {n_hallucinated} "
+            f"hallucinated and {n_correct} correct ones"
+        )
+    folds = cross_fit_folds(labels.values, groups, labels.is_valid, seed=seed)
+    found = feature_matrix(traces, list(_KINDS[inputs]))
+    values = np.full((3, traces[0].shape.n_layers), np.nan)
+    drawing = {"n_resamples": n_resamples, "seed": seed}
+    for layer, columns in _by_layer(found.columns, inputs).items():
+        scores = _cross_fitted(found.values[:, columns], labels.values, folds)[kept]
+        interval = bootstrap_interval("auroc", scores, truth, groups[kept], **drawing)
+        values[:, layer] = auroc(scores, truth), *interval[:2]
+    area, low, high = values
+    return LayerDetection(inputs, area, low, high, len(kept), labels.prevalence)
+
+
+def available_detection(
+    traces: Sequence[Trace], labels: Labels, *, n_resamples: int = 1000, seed: int = 0
+) -> tuple[tuple[LayerDetection, ...], dict[str, str]]:
+    """Detection by every kind of input that the store keeps, and why others are missing."""
+    found, missing = [], {}
+    for inputs in _KINDS:
+        try:
+            found.append(layer_detection(traces, labels, inputs, n_resamples=n_resamples, seed=seed))
+        except (NotEnoughDataError, TraceNotFoundError) as error:
+            missing[f"detection by {inputs}"] = str(error).splitlines()[0]
+    return tuple(found), missing
+
+
+def _cross_fitted(
+    values: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"], folds: list[Split]
+) -> Float[np.ndarray, "trace"]:
+    """Out-of-fold logits, standardised by the validation side so that folds can be pooled."""
+    scores = np.full(len(values), np.nan)
+    for fold in folds:
+        scaling = Scaling.of(values[fold.train])
+        rotated = Rotation.of(scaling.apply(values[fold.train]), N_COMPONENTS)
+        (solution,) = l2_path(rotated.scores, labels[fold.train], (STRENGTH,))
+        weight = rotated.columns(solution.weight)
+        logits = [
+            scaling.apply(values[side]) @ weight + solution.bias for side in (fold.validation, fold.test)
+        ]
+        scores[fold.test] = standardise(logits[1], logits[0])
+    return scores
+
+
+def _by_layer(columns: Sequence[str], inputs: str) -> Mapping[int, Int[np.ndarray, "column"]]:
+    """Places of the columns of each model layer; a hidden state belongs to the layer before it."""
+    pattern = re.compile(r"\.l(\d+)\b" if inputs == "attention" else r"\.n(\d+)\b")
+    found: dict[int, list[int]] = {}
+    for place, name in enumerate(columns):
+        match = pattern.search(name)
+        layer = int(match[1]) - (inputs == "hidden") if match else -1
+        if layer >= 0:
+            found.setdefault(layer, []).append(place)
+    return {layer: np.array(places) for layer, places in sorted(found.items())}

@@ -7,9 +7,9 @@ import pytest
 
 from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.studies.instability.calibrate import calibrate, cases_of, labelled_series
-from graphhalu.studies.instability.calibration import MAIN, TRACKER, read_calibration
 from graphhalu.studies.instability.methods import all_methods, window_grid
 from graphhalu.studies.instability.series import SeriesFolder
+from graphhalu.studies.instability.settings import MAIN, TRACKER, read_calibration
 
 
 @pytest.fixture(scope="module")

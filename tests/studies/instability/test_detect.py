@@ -7,12 +7,10 @@ from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
 from graphhalu.studies.instability.calibrate import calibrate
-from graphhalu.studies.instability.calibration import WindowChoice
 from graphhalu.studies.instability.detect import PromptDetector, running_score
 from graphhalu.studies.instability.measure import gather
-from graphhalu.studies.instability.prompts import numbered
-from graphhalu.studies.instability.series import PromptSeries
-from graphhalu.studies.instability.settings import GatherSettings
+from graphhalu.studies.instability.series import PromptSeries, numbered
+from graphhalu.studies.instability.settings import GatherSettings, WindowChoice
 from graphhalu.testing.tiny_models import save_tiny
 
 TEXTS = [

@@ -12,8 +12,7 @@ from graphhalu.models.attention import eager_attention
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
 from graphhalu.studies.instability.measure import Measurer, gather
-from graphhalu.studies.instability.prompts import numbered
-from graphhalu.studies.instability.series import PromptRecord, SeriesFolder
+from graphhalu.studies.instability.series import PromptRecord, SeriesFolder, numbered
 from graphhalu.studies.instability.settings import GatherSettings
 from graphhalu.testing.tiny_models import save_tiny
 

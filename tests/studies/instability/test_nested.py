@@ -5,14 +5,8 @@ import pytest
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.studies.instability.methods import (
-    Cases,
-    ColumnMethod,
-    Fitted,
-    filled_auroc,
-    nested_scores,
-    threshold_at,
-)
+from graphhalu.studies.instability.calibrate import nested_scores, threshold_at
+from graphhalu.studies.instability.methods import Cases, ColumnMethod, Fitted, filled_auroc
 from graphhalu.studies.instability.settings import CalibrateSettings
 
 SETTINGS = CalibrateSettings(n_folds=3, n_inner_folds=2, false_positive_rates=(0.05, 0.2))

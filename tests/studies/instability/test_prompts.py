@@ -5,7 +5,7 @@ import json
 import pytest
 
 from graphhalu.core.errors import DataFileError, UsageError
-from graphhalu.studies.instability.prompts import prompt_group, read_prompts, read_texts
+from graphhalu.studies.instability.series import prompt_group, read_prompts, read_texts
 
 
 def written(tmp_path, name, text):

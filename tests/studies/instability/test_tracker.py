@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
-from graphhalu.studies.instability.tracker import (
+from graphhalu.studies.instability.methods import (
     focus_scores,
     focus_share,
     important_heads,

@@ -5,9 +5,8 @@ import pytest
 
 from graphhalu.core.config import load_config
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
-from graphhalu.studies.instability.calibration import Window
-from graphhalu.studies.instability.methods import LENGTHS, STARTS, window_grid, window_scores
-from graphhalu.studies.instability.settings import CalibrateSettings
+from graphhalu.studies.instability.methods import LENGTHS, STARTS, reached, window_grid, window_scores
+from graphhalu.studies.instability.settings import CalibrateSettings, Window
 
 
 def grid(n_steps, n_layers=30, **settings):
@@ -16,14 +15,14 @@ def grid(n_steps, n_layers=30, **settings):
 
 def test_layers_are_cut_as_the_study_cuts_them():
     found = grid([160] * 7, n_layers=32, mid_high=[0.25, 0.33], tail_cut=[0.05, 0.10])
-    layers = {window[2:] for window in found.windows}
+    layers = {window[2:] for window in found}
     assert layers == {(8, 30), (8, 28), (10, 30), (10, 28)}
 
 
 def test_the_published_grid_is_whole_where_answers_are_long_enough():
     found = grid([160] * 7)
-    assert len({window[:2] for window in found.windows}) == len(STARTS) * len(LENGTHS)
-    assert found.reached(np.array([160] * 5)).all()
+    assert len({window[:2] for window in found}) == len(STARTS) * len(LENGTHS)
+    assert reached(found, CalibrateSettings(), np.array([160] * 5)).all()
 
 
 def test_scores_are_means_over_layers_and_the_steps_that_an_answer_has():
@@ -55,17 +54,19 @@ def test_layers_that_do_not_see_the_system_prompt_are_left_out_of_the_mean():
 def test_automatic_windows_begin_where_most_and_end_where_half_of_the_prompts_are():
     n_steps = np.array([6, 12, 12, 12, 12, 12, 12, 12, 12, 80])
     found = window_grid(CalibrateSettings(), 30, n_steps)
-    allowed = [w for w, is_in in zip(found.windows, found.reached(n_steps), strict=True) if is_in]
+    allowed = [
+        w for w, is_in in zip(found, reached(found, CalibrateSettings(), n_steps), strict=True) if is_in
+    ]
     # nine of ten reach step 11, all reach step 5
     assert max(window.start for window in allowed) == 9  # no window of the grid is shorter than 3
     assert max(window.end for window in allowed) == 11
-    assert max(window.end for window in found.windows) > 11
+    assert max(window.end for window in found) > 11
 
 
 def test_where_answers_are_shorter_than_any_window_the_shortest_is_left():
     found = window_grid(CalibrateSettings(), 30, np.array([2, 2, 3]))
-    assert {window[:2] for window in found.windows} == {(1, 1)}
-    assert found.reached(np.array([2, 2, 3])).all()
+    assert {window[:2] for window in found} == {(1, 1)}
+    assert reached(found, CalibrateSettings(), np.array([2, 2, 3])).all()
 
 
 def test_answers_without_a_second_step_have_no_window():
@@ -80,7 +81,7 @@ def test_a_window_beyond_the_longest_answer_is_refused(settings):
 
 
 def test_the_last_window_that_fits_is_taken():
-    assert grid([5, 13], starts=[1], lengths=[12]).windows[0].end == 12
+    assert grid([5, 13], starts=[1], lengths=[12])[0].end == 12
 
 
 def test_fractions_that_leave_no_layer_are_refused():

@@ -10,9 +10,9 @@ from graphhalu.core.config import load_config
 from graphhalu.core.errors import ConfigError, DataFileError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.heads.table import HeadTable, Trial
-from graphhalu.studies.sinks.analyze import analyze, analyze_run, heterogeneity, model_size
+from graphhalu.studies.rows import find_row
+from graphhalu.studies.sinks.analyze import analyze, analyze_run, heterogeneity, model_size, read_sinks
 from graphhalu.studies.sinks.records import write_run
-from graphhalu.studies.sinks.result import read_sinks
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
 QUICK = AnalyzeConfig(n_resamples=100, n_permutations=100, fold_seeds=(0,), n_top=2)
@@ -36,9 +36,9 @@ def test_a_signal_in_one_head_is_found_by_the_probe_and_by_localisation(make_run
     scores[SIGNAL] = 1.0
     result = analyze_run(make_run(signal=0.5, n_nan=3), QUICK, role_table(scores))
     assert (result.n_records, result.n_usable) == (90, 87)
-    found = result.of("hallucinated")
+    found = result.findings[0]
     assert found.n_positive + found.n_negative == 87
-    assert found.model("heads").auroc.low > 0.9
+    assert find_row(found.models, name="heads").auroc.low > 0.9
     top = found.localisation.top[0]
     assert (top.layer, top.head) == SIGNAL
     assert top.q_value < 0.001
@@ -55,9 +55,9 @@ def test_a_signal_in_one_head_is_found_by_the_probe_and_by_localisation(make_run
 
 def test_without_a_signal_nothing_is_found(make_run):
     config = QUICK.model_copy(update={"models": ("sink", "heads", "entropy", "entropy+heads")})
-    found = analyze_run(make_run(seed=3), config).of("hallucinated")
+    found = analyze_run(make_run(seed=3), config).findings[0]
     assert found.localisation.n_significant <= 1
-    assert found.model("heads").auroc.low < 0.5
+    assert find_row(found.models, name="heads").auroc.low < 0.5
     assert found.shift.p_permutation > 0.05
     assert all(gain.log_loss.low < 0.02 for gain in found.gains)
     bins = found.prediction.bins
@@ -68,8 +68,8 @@ def test_without_a_signal_nothing_is_found(make_run):
 def test_a_control_that_knows_the_letter_is_seen_through(make_run):
     run = make_run()
     told = [type(r)(**{**vars(r), "pred": "B" if r.labels["hallucinated"] else "A"}) for r in run.records]
-    found = analyze_run(type(run)(tuple(told), {}, run.name), FEW).of("hallucinated")
-    assert found.model("answer").auroc.value > 0.99
+    found = analyze_run(type(run)(tuple(told), {}, run.name), FEW).findings[0]
+    assert find_row(found.models, name="answer").auroc.value > 0.99
 
 
 def test_the_commonest_letter_of_a_run_is_counted(make_run):
