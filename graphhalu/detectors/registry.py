@@ -1,5 +1,6 @@
 """Detectors by name."""
 
+from importlib import import_module
 from typing import Any, Final
 
 from graphhalu.core.errors import GraphhaluError
@@ -13,9 +14,8 @@ def _adapted(found: Any) -> Any:
     from torch import nn
 
     if isinstance(found, type) and issubclass(found, nn.Module):
-        from graphhalu.detectors.gnn.detector import network_detector
-
-        return network_detector(found)
+        # by its name, like every detector below
+        return import_module("graphhalu.detectors.gnn.detector").network_detector(found)
     return found
 
 

@@ -94,7 +94,7 @@ def control_rows(
         NotEnoughDataError: If the traces are fewer than 30.
         GraphhaluError: What a detector raised.
     """
-    from graphhalu.testing.planted import EDGE_SIGNALS, planted_edge_traces
+    from graphhalu.labels.planted import EDGE_SIGNALS, planted_edge_traces
 
     chosen = ChosenTraces(traces, tuple(range(min(n_answers, len(traces)))))
     if len(chosen) < 30:  # noqa: PLR2004

@@ -16,7 +16,7 @@ from graphhalu.core.files import replace_file
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity
-from graphhalu.detectors.saved import save_detector
+from graphhalu.detectors.load import save_detector
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.calibration import CALIBRATION_FILE
 from graphhalu.evaluation.compare import failure_text, finish_detector, make_result, run_detectors

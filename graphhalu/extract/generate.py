@@ -15,9 +15,9 @@ from typing import Any, Final
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 from graphhalu.extract.decode import Decoder
+from graphhalu.models.load import left_padded
 
 _AGREEMENT: Final = 1e-3
 """Largest relative difference of logits at which shared decoding counts as the model's own."""
@@ -223,18 +223,6 @@ class BeamSearch:
                 decoder.keep(still_open)
                 beams, parents = beams.select(still_open), parents[still_open]
             logits = decoder.step(parents, beams.running_tokens[:, :, step])
-
-
-def left_padded(
-    prompts: Sequence[Sequence[int]], device: torch.device
-) -> tuple[Int[Tensor, "question token"], Bool[Tensor, "question token"]]:
-    """Prompts as one tensor, padded on the left, and which positions are tokens."""
-    rows = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
-    masks = [torch.ones_like(row, dtype=torch.bool) for row in rows]
-    token_ids, is_token = (
-        pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, masks)
-    )
-    return token_ids.to(device), is_token.to(device)
 
 
 @torch.inference_mode()

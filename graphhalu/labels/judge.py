@@ -14,11 +14,10 @@ from graphhalu.core.config import validate
 from graphhalu.core.errors import UsageError
 from graphhalu.core.provenance import file_sha256
 from graphhalu.datasets.prompts import CHAT_OPTIONS
-from graphhalu.extract.generate import left_padded
 from graphhalu.labels.match import unjudgeable
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.models.cards import ModelSpec
-from graphhalu.models.load import LoadedModel, load_model
+from graphhalu.models.load import LoadedModel, left_padded, load_model
 from graphhalu.traces.schema import TraceRecord
 
 RUBRIC_FILE: Final = Path(__file__).with_name("judge_rubric.txt")

@@ -1,13 +1,17 @@
-"""Loading of language models with their tokenizer and sizes; memory and CPU threads that are free."""
+"""Loading of language models with their tokenizer and sizes, padding of prompts, free memory and threads."""
 
 import logging
 import os
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from graphhalu.core.errors import ModelRefusedError, ModelUnavailableError, UsageError
 from graphhalu.models.attention import model_shape
@@ -17,7 +21,15 @@ from graphhalu.models.hub import find_on_hub
 from graphhalu.models.identity import model_identity, refused_code, stored_method, trusted_revision
 from graphhalu.models.quiet import quiet_loading, silence_int8_casts
 
-__all__ = ["LoadedModel", "ModelSpec", "default_threads", "free_memory", "load_model", "load_tokenizer"]
+__all__ = [
+    "LoadedModel",
+    "ModelSpec",
+    "default_threads",
+    "free_memory",
+    "left_padded",
+    "load_model",
+    "load_tokenizer",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -371,3 +383,15 @@ def busy_cores(loadavg: Path) -> float:
 def _n_running(loadavg: Path) -> int:
     time.sleep(_PAUSE_S)
     return int(loadavg.read_text(encoding="ascii").split()[3].split("/")[0])
+
+
+def left_padded(
+    prompts: Sequence[Sequence[int]], device: torch.device
+) -> tuple[Int[Tensor, "question token"], Bool[Tensor, "question token"]]:
+    """Prompts as one tensor, padded on the left, and which positions are tokens."""
+    rows = [torch.as_tensor(prompt, dtype=torch.long) for prompt in prompts]
+    masks = [torch.ones_like(row, dtype=torch.bool) for row in rows]
+    token_ids, is_token = (
+        pad_sequence(each, batch_first=True, padding_side="left") for each in (rows, masks)
+    )
+    return token_ids.to(device), is_token.to(device)

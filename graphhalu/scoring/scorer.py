@@ -14,7 +14,7 @@ from graphhalu.core.registry import fault_text
 from graphhalu.datasets.question import GivenAnswer, Question
 from graphhalu.detectors.base import Detector, Scores, checked_scores
 from graphhalu.detectors.identity import Identity
-from graphhalu.detectors.saved import load_detector as load_saved_detector
+from graphhalu.detectors.load import load_detector as load_saved_detector
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.training import DETECTOR_FOLDER
 from graphhalu.extract.extraction import Extraction

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from math import ceil, prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import numpy as np
 import zarr
@@ -36,9 +36,6 @@ from graphhalu.traces.schema import (
 )
 from graphhalu.traces.trace import Trace
 
-if TYPE_CHECKING:
-    from graphhalu.traces.store import TraceStore
-
 CHUNK_ELEMENTS: Final = 2**20
 """Most elements of one chunk: a reader of one layer of one trace decodes a few megabytes."""
 
@@ -56,7 +53,7 @@ class TraceWriter:
         name: Name of the writer; its staging folders begin with it.
     """
 
-    def __init__(self, store: "TraceStore", name: str) -> None:
+    def __init__(self, store: Any, name: str) -> None:  # a TraceStore, whose module imports this one
         # another process may have written between opening the store and holding it
         store.refresh()
         self.store = store

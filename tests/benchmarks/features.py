@@ -17,7 +17,7 @@ import numpy as np
 from graphhalu.core.axes import Span
 from graphhalu.features.matrix import FeatureCache, feature_matrix
 from graphhalu.features.table import feature_table, write_features
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.schema import TraceShape
 from graphhalu.traces.store import TraceStore, open_traces
 from graphhalu.traces.trace import Trace

@@ -28,7 +28,7 @@ from graphhalu.graphs.build import iter_graphs
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe, TopK
 from graphhalu.graphs.topology import topology
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.part import ChunkCache
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.store import TraceStore
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "scripts" / "graph_example.py"

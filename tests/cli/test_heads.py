@@ -8,7 +8,7 @@ import pytest
 
 from graphhalu.cli.main import run
 from graphhalu.heads.files import read_heads
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore
 

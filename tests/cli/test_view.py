@@ -5,7 +5,7 @@ import json
 import pytest
 
 from graphhalu.cli.main import run
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore
 

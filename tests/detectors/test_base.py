@@ -6,7 +6,7 @@ import pytest
 from graphhalu.core.errors import GraphhaluError, NonFiniteError
 from graphhalu.detectors.base import Scores, checked_scores
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.testing.planted import planted_token_traces
+from graphhalu.labels.planted import planted_token_traces
 
 
 def test_scores_of_tokens_are_flat_with_the_length_of_each_answer():

@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from graphhalu.detectors.saved import load_detector
-from graphhalu.testing.planted import planted_traces
+from graphhalu.detectors.load import load_detector
+from graphhalu.labels.planted import planted_traces
 
 FOLDER = Path(__file__).parent / "fixtures" / "first-edition"
 SCORES = json.loads((FOLDER / "scores.json").read_text(encoding="utf-8"))

@@ -18,7 +18,7 @@ from graphhalu.detectors.gnn.detectors import Charm, Gat, Gcn
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.graphs import storage as storage_module
 from graphhalu.graphs.build import build_graphs
-from graphhalu.testing.planted import PLANTED_SHAPE
+from graphhalu.labels.planted import PLANTED_SHAPE
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 

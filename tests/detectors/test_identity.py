@@ -8,7 +8,7 @@ import pytest
 from graphhalu.core.errors import DataFileError, DetectorMismatchError
 from graphhalu.detectors.base import ChosenTraces
 from graphhalu.detectors.identity import Identity
-from graphhalu.detectors.saved import load_detector, save_detector
+from graphhalu.detectors.load import load_detector, save_detector
 
 CONFIGURATION = {
     "model": {

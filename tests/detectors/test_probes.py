@@ -14,7 +14,7 @@ from graphhalu.detectors.linear import Scaling
 from graphhalu.detectors.probes import Lookback, SinkProbeHeads
 from graphhalu.detectors.saplma import NetworkModel, Saplma, train
 from graphhalu.features.registry import FeatureSpec
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace
 
 

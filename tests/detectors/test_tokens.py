@@ -14,16 +14,16 @@ from graphhalu.core.splits import grouped_split
 from graphhalu.detectors.base import DetectorCard
 from graphhalu.detectors.gnn.config import TokenNetworkConfig
 from graphhalu.detectors.linear import Scaling
+from graphhalu.detectors.load import load_detector, save_detector
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
-from graphhalu.detectors.saved import load_detector, save_detector
 from graphhalu.detectors.text import neighbours
 from graphhalu.detectors.token_features import View, averaged, family_columns, view_values
 from graphhalu.detectors.token_probes import ridge_path, sample_tokens
 from graphhalu.evaluation.crossfit import visible_labels
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.labels import question_groups
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_token_traces
 from graphhalu.labels.stated import label_tokens
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_token_traces
 
 FIXTURES = Path(__file__).parent / "fixtures"
 FINDERS = ("token-attention", "token-probe", "token-graph")

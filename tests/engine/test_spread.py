@@ -9,7 +9,7 @@ from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.univariate import compare_topology
 from graphhalu.features.table import feature_table, read_features, write_features
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.store import TraceStore
 from tests.engine.remote_executor import RemoteExecutor
 

@@ -13,8 +13,8 @@ from sklearn.metrics import average_precision_score
 from graphhalu.core.errors import CorruptStoreError, DataFileError, UsageError
 from graphhalu.core.numerics import auroc
 from graphhalu.detectors.base import Scores
+from graphhalu.detectors.load import load_detector
 from graphhalu.detectors.registry import DETECTORS, POSITION_CONTROL, detector_names
-from graphhalu.detectors.saved import load_detector
 from graphhalu.evaluation.calibration import (
     CALIBRATION_FILE,
     Calibration,
@@ -28,8 +28,8 @@ from graphhalu.evaluation.detector_metrics import count_spans
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, SCORES_FILE, read_result
 from graphhalu.evaluation.settings import CompareConfig, detector_specs
 from graphhalu.evaluation.training import fit_for_use
+from graphhalu.labels.planted import planted_token_traces
 from graphhalu.labels.stated import label_tokens
-from graphhalu.testing.planted import planted_token_traces
 
 TOKEN_METRICS = (
     "within_auroc",

@@ -14,7 +14,7 @@ from graphhalu.evaluation.settings import detector_spec
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.recipe import GraphRecipe, TopK
 from graphhalu.labels.labels import question_groups
-from graphhalu.testing.planted import EDGE_SIGNALS, planted_edge_traces
+from graphhalu.labels.planted import EDGE_SIGNALS, planted_edge_traces
 
 # graph networks of PyG are made of layers that torch deprecates at import
 pytestmark = pytest.mark.slow

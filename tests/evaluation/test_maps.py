@@ -10,7 +10,7 @@ from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.significance import auroc_influence, column_tests, grouped_delong_test
 from graphhalu.evaluation.univariate import FEATURES, MAPS_FILE, head_maps, read_maps
 from graphhalu.features.matrix import feature_matrix
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 
 N_LAYERS, N_HEADS = PLANTED_SHAPE.n_layers, PLANTED_SHAPE.n_heads
 

@@ -13,7 +13,7 @@ from graphhalu.evaluation.crossfit import best_beams
 from graphhalu.evaluation.result import read_result
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore
 

@@ -7,7 +7,7 @@ import pytest
 
 from graphhalu.evaluation.calibration import best_character_threshold, marked_answer
 from graphhalu.evaluation.detector_metrics import count_spans
-from graphhalu.testing.planted import planted_token_traces
+from graphhalu.labels.planted import planted_token_traces
 
 # 0123456789012345678
 # Ann met Bob in Rome

@@ -13,11 +13,11 @@ from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.training import run_folder, train_detector
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 
 
 def test_a_trained_run_keeps_the_detector_with_its_calibration_and_threshold(tmp_path):
-    from graphhalu.detectors.saved import load_detector
+    from graphhalu.detectors.load import load_detector
 
     traces, labels = planted_traces(61)
     run, result = train_detector("sink-mass", traces, labels, runs=tmp_path)
@@ -32,7 +32,7 @@ def test_a_trained_run_keeps_the_detector_with_its_calibration_and_threshold(tmp
 
 
 def test_a_trained_run_belongs_to_the_model_of_its_store(tmp_path):
-    from graphhalu.detectors.saved import load_detector
+    from graphhalu.detectors.load import load_detector
 
     class Store(list):
         configuration: dict

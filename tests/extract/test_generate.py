@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from graphhalu.extract.forward import TokenSequence
-from graphhalu.extract.generate import BeamSearch, left_padded, shared_decoding_fault
+from graphhalu.extract.generate import BeamSearch, shared_decoding_fault
 from graphhalu.extract.replay import replay
+from graphhalu.models.load import left_padded
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
 from graphhalu.traces.schema import unpack_triangle
 from tests.extract.test_replay import shape_of

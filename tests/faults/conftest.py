@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.store import TraceStore, open_traces
 from tests.faults.servers import BUCKET, ENVIRONMENT, Wire, s3_server
 

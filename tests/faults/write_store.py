@@ -5,7 +5,7 @@ Usage: write_store.py PLACE N_PARTS [SHARD]
 
 import sys
 
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.store import open_or_create
 
 ARRAYS = ("token_ids", "span_code", "attention", "row_entropy", "hidden")

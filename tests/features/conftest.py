@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace
 from tests.features.oracle import random_case

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from graphhalu.core.axes import N_SPANS, Span
-from graphhalu.testing.planted import attention_streams
+from graphhalu.labels.planted import attention_streams
 from graphhalu.traces.schema import (
     ARRAYS,
     TraceRecord,

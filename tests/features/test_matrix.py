@@ -9,7 +9,7 @@ from graphhalu.features import block as block_module
 from graphhalu.features.matrix import FeatureCache, feature_matrix
 from graphhalu.features.registry import FeatureSpec, as_specs, reduce, split_text
 from graphhalu.features.table import feature_table
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.part import Part
 
 NAMES = ["sink_mass_k4", "lookback_ratio", "received_top", "logprob_mean"]

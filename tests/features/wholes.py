@@ -8,7 +8,7 @@ from dataclasses import replace
 import numpy as np
 
 from graphhalu.core.axes import Span
-from graphhalu.testing.planted import attention_streams
+from graphhalu.labels.planted import attention_streams
 from graphhalu.traces.schema import (
     ARRAYS,
     TraceRecord,

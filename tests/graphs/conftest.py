@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.axes import Span
-from graphhalu.testing.planted import attention_streams, planted_traces
+from graphhalu.labels.planted import attention_streams, planted_traces
 from graphhalu.traces.schema import TraceRecord, TraceShape, to_bfloat16_bits
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

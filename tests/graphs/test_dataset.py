@@ -13,8 +13,8 @@ from graphhalu.core.errors import NotEnoughDataError, UnknownNameError, UsageErr
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
 from graphhalu.graphs.recipe import GraphRecipe, Threshold
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_token_traces
 from graphhalu.labels.stated import label_tokens
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_token_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.trace import Trace
 
@@ -317,7 +317,7 @@ def test_a_data_set_is_named_in_one_short_line(graphs):
 WRONG_TYPES = """
 from graphhalu.core.errors import UsageError
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 
 traces, labels = planted_traces(2)
 for given in ((7,), (["a"],), ({"a": 1},), (traces, labels.values)):

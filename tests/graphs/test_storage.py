@@ -10,7 +10,7 @@ from graphhalu.graphs.build import build_graphs
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.graphs.recipe import GraphRecipe, TopK
 from graphhalu.graphs.storage import BLOCK_TRACES, GraphStorage, storage_of
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.trace import Trace
 
 LAYERS = (3, 1)

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from graphhalu.core.errors import NonFiniteError, TraceNotFoundError, UsageError
 from graphhalu.graphs.build import build_graph, build_graphs, iter_graphs
 from graphhalu.graphs.recipe import CumulativeMass, GraphRecipe, HeadRoles, Threshold, TopK
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace
 
 ROLES = HeadRoles(("first", "rest"), np.array([[[3, 0], [0, 1], [1, 1]]] * 5, dtype=float))

@@ -15,7 +15,7 @@ from graphhalu.heads.reasoning import (
     uniform_share,
 )
 from graphhalu.heads.settings import ReasoningSettings
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

@@ -6,8 +6,8 @@ import pytest
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import Split
 from graphhalu.evaluation.crossfit import visible_labels
+from graphhalu.labels.planted import planted_token_traces
 from graphhalu.labels.stated import label_tokens
-from graphhalu.testing.planted import planted_token_traces
 
 
 @pytest.fixture(scope="module")

@@ -18,9 +18,9 @@ def make_store(folder: Path) -> None:
     import numpy as np
 
     from graphhalu.features.table import write_features
+    from graphhalu.labels.planted import PLANTED_SHAPE, planted_trace
     from graphhalu.labels.registry import make_labeller
     from graphhalu.labels.run import label_store
-    from graphhalu.testing.planted import PLANTED_SHAPE, planted_trace
     from graphhalu.traces.store import TraceStore
 
     generator = np.random.default_rng(0)
@@ -97,7 +97,7 @@ def make_graphs(folder: Path) -> None:
 
     from graphhalu.graphs.recipe import GraphRecipe, TopK
     from graphhalu.graphs.storage import GraphStorage, _write
-    from graphhalu.testing.planted import planted_trace
+    from graphhalu.labels.planted import planted_trace
 
     storage = GraphStorage((0, 2), GraphRecipe(edges=TopK(2)))
     storage.get([planted_trace(0, np.random.default_rng(0))], 0)

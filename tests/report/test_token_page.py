@@ -4,9 +4,9 @@ from pathlib import Path
 
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
+from graphhalu.labels.planted import planted_token_traces
 from graphhalu.labels.stated import label_tokens
 from graphhalu.report.write import read_page
-from graphhalu.testing.planted import planted_token_traces
 
 
 def test_a_comparison_of_token_detectors_has_a_page_of_its_own(tmp_path):

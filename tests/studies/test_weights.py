@@ -15,6 +15,7 @@ from graphhalu.extract.replay import replay
 from graphhalu.extract.settings import CaptureSettings, trace_shape
 from graphhalu.heads.files import read_heads, write_heads
 from graphhalu.labels.labels import Labels
+from graphhalu.labels.planted import planted_traces
 from graphhalu.models.attention import eager_attention
 from graphhalu.models.cards import ModelSpec
 from graphhalu.models.load import load_model
@@ -29,7 +30,6 @@ from graphhalu.studies.weights.validation import (
     read_validation,
     validate,
 )
-from graphhalu.testing.planted import planted_traces
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import TraceStore

@@ -7,7 +7,7 @@ import pytest
 from sklearn.metrics import roc_auc_score
 
 from graphhalu.core.axes import Span
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS, TraceShape, n_pairs, stored_shape
 
 HALF = {"rtol": 2**-10, "atol": 1e-6}

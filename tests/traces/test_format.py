@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 
 import graphhalu.traces
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS, FORMAT, FORMAT_VERSION
 from graphhalu.traces.store import TraceStore
 

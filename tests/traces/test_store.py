@@ -26,7 +26,7 @@ from graphhalu.core.errors import (
     TraceNotFoundError,
     UsageError,
 )
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.disk import check_fits
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore, as_traces, newest_store, open_or_create, open_traces
@@ -332,7 +332,7 @@ def test_what_is_no_traces_is_refused_with_what_came(given, came):
 CALLS = """
 import graphhalu
 from graphhalu.core.errors import UsageError
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 traces, labels = planted_traces(11)
 for call in (
     lambda: graphhalu.compare(traces, [0, 1], ["length"]),

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from graphhalu.core.errors import UsageError
-from graphhalu.testing.planted import planted_traces
+from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.schema import array_spec, stored_shape
 from graphhalu.traces.trace import without_tokens
 

@@ -15,7 +15,7 @@ import pytest
 from graphhalu.core.axes import Span
 from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.labels import Labels
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_token_traces
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_token_traces
 from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord, TraceShape
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

@@ -9,8 +9,8 @@ from graphhalu.core.errors import DetectorMismatchError, UsageError
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.evaluation.training import fit_for_use
+from graphhalu.labels.planted import planted_token_traces
 from graphhalu.labels.stated import label_tokens
-from graphhalu.testing.planted import planted_token_traces
 from graphhalu.traces.store import TraceStore
 from graphhalu.viewer.scores import ShownTokenScores, detector_scores, shown_token_scores
 from graphhalu.viewer.view import ViewRequest, make_view

@@ -24,7 +24,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.decode import Decoder
 from graphhalu.extract.forward import TokenSequence, read_likelihood
-from graphhalu.extract.generate import Answer, BeamSearch, left_padded
+from graphhalu.extract.generate import Answer, BeamSearch
 from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
@@ -36,7 +36,7 @@ from graphhalu.features.instability import (
     logit_std,
 )
 from graphhalu.heads.runs import RowsObserver, run_observed
-from graphhalu.models.load import LoadedModel
+from graphhalu.models.load import LoadedModel, left_padded
 from graphhalu.studies.instability.methods import focus_share
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries, SeriesFolder
 from graphhalu.studies.instability.settings import TEMPLATE, Denominator, GatherSettings

@@ -13,12 +13,12 @@ from jaxtyping import Bool, Float, Int
 from graphhalu.core.errors import ConfigError, NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split, grouped_split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Input, checked_scores
-from graphhalu.detectors.saved import load_detector, save_detector
+from graphhalu.detectors.load import load_detector, save_detector
 from graphhalu.evaluation.settings import DetectorSpec
 from graphhalu.labels.labels import Labels, question_groups
+from graphhalu.labels.planted import planted_token_traces, planted_traces
 from graphhalu.labels.stated import label_tokens
 from graphhalu.testing.contracts.inputs import require, require_known
-from graphhalu.testing.planted import planted_token_traces, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.trace import Trace
 
@@ -63,7 +63,7 @@ def planted_data(
     Args:
         n_traces: How many.
         shares: Of training, validation and test side.
-        settings: Other arguments of :func:`graphhalu.testing.planted.planted_traces`.
+        settings: Other arguments of :func:`graphhalu.labels.planted.planted_traces`.
     """
     traces, labels = planted_traces(n_traces, **settings)
     groups = np.array([trace.record.group_id for trace in traces])
@@ -75,7 +75,7 @@ def planted_token_data(n_traces: int = 61, **settings: Any) -> PlantedData:
 
     Args:
         n_traces: How many.
-        settings: Other arguments of :func:`graphhalu.testing.planted.planted_token_traces`.
+        settings: Other arguments of :func:`graphhalu.labels.planted.planted_token_traces`.
     """
     traces = planted_token_traces(n_traces, **settings)
     labels = label_tokens([trace.record for trace in traces])

@@ -16,8 +16,8 @@ from graphhalu.datasets.question import Question
 from graphhalu.features.base import Feature
 from graphhalu.features.block import TraceBlock, block_of, blocks
 from graphhalu.labels.labels import MEANINGS
+from graphhalu.labels.planted import planted_traces
 from graphhalu.labels.registry import LabelDecision, Labeller
-from graphhalu.testing.planted import planted_traces
 from graphhalu.traces.schema import ARRAYS, TraceRecord
 from graphhalu.traces.trace import Trace
 

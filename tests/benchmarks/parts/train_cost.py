@@ -25,7 +25,7 @@ from graphhalu.detectors.gnn.networks import GAT
 from graphhalu.detectors.gnn.task import seeded, train
 from graphhalu.graphs.dataset import AttentionGraphs
 from graphhalu.labels.labels import Labels
-from graphhalu.testing.planted import attention_streams
+from graphhalu.labels.planted import attention_streams
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.trace import Trace
 

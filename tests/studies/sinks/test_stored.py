@@ -6,10 +6,10 @@ import pytest
 from graphhalu.features.block import block_of
 from graphhalu.features.sinks import mean_sink_mass
 from graphhalu.labels.labels import Labels
+from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.studies.sinks.measure import block_mass, measure_store, store_runs
 from graphhalu.studies.sinks.records import read_run
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
-from graphhalu.testing.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.schema import ARRAYS
 from graphhalu.traces.store import TraceStore
 
