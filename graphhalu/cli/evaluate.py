@@ -135,7 +135,7 @@ def _controls(store: "TraceStore", settings: "CompareConfig") -> Shown:
     specs = [detector_spec(name) for name in settings.detectors or DEFAULT_DETECTORS]
     with progress_line("controls") as progress:
         rows = control_rows(specs, store, seed=settings.seeds[0], on_progress=progress)
-    return Shown({"store": store.name, "controls": [vars(row) for row in rows]}, "controls")
+    return Shown({"store": store.name, "controls": rows}, "controls")
 
 
 def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", options: Any) -> Shown:

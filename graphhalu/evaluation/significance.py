@@ -42,13 +42,6 @@ class PooledAuroc(NamedTuple):
     resampled: Resampled
 
 
-class ColumnTests(NamedTuple):
-    """AUROC of each column, and its p-value of being 0.5."""
-
-    auroc: Float[np.ndarray, "column"]
-    p_value: Float[np.ndarray, "column"]
-
-
 def choose_baseline(
     rows: Sequence[DetectorRow], against: str | None = None, *, level: Level = "answer"
 ) -> Baseline | None:
@@ -237,7 +230,9 @@ def grouped_delong_test(difference: float, influence: Floats, groups: Groups) ->
     )
 
 
-def column_tests(columns: Float[np.ndarray, "trace column"], labels: Ints, groups: Ints) -> ColumnTests:
+def column_tests(
+    columns: Float[np.ndarray, "trace column"], labels: Ints, groups: Ints
+) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "column"]]:
     """AUROC of each column and its p-value of being 0.5, with questions as groups.
 
     Missing values do not count; a column with fewer than 5 answers of a class has neither.
@@ -266,4 +261,4 @@ def column_tests(columns: Float[np.ndarray, "trace column"], labels: Ints, group
         distance = np.abs(auroc[here] - 0.5)
         z = np.divide(distance, error, out=np.where(distance > 0, np.inf, 0.0), where=error > 0)
         p_value[here] = 2 * ndtr(-z)
-    return ColumnTests(auroc, p_value)
+    return auroc, p_value

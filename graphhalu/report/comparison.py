@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.evaluation.curves import Curve, calibration_band, mean_curve
+from graphhalu.evaluation.metrics import Curve, calibration_band, mean_curve
 from graphhalu.evaluation.result import Comparison, DetectorRow, Result
 from graphhalu.evaluation.settings import registered_name
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps

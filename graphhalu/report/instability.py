@@ -11,7 +11,7 @@ from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.curves import mean_curve
+from graphhalu.evaluation.metrics import mean_curve
 from graphhalu.report.frame import frame
 from graphhalu.report.page import Page, figure_words, make_page, say
 from graphhalu.report.plots import (
