@@ -174,19 +174,6 @@ def bootstrap_interval(
     )
 
 
-def resample_metrics(
-    metrics: Sequence[str],
-    scores: Floats,
-    labels: Ints,
-    groups: Groups,
-    *,
-    is_valid: Mask | None = None,
-    **draws: int,
-) -> dict[str, Resampled]:
-    """:meth:`EvaluationSet.resample` of labels and groups; ``draws``: ``n_resamples`` and ``seed``."""
-    return EvaluationSet(labels, groups, **draws).resample(metrics, scores, is_valid)
-
-
 def mean_rows(values: Floats, groups: Groups, **draws: int) -> Float[np.ndarray, "row"]:
     """Mean over the traces, then over each resample of groups: rows of :meth:`Estimate.of`."""
     sums = resample_sums(np.stack([values, np.ones(len(values))], axis=1), groups, **draws)

@@ -222,12 +222,9 @@ def coverage(fits: Sequence[OutOfFold]) -> float:
 
 def _row(data: ComparisonData, spec: DetectorSpec, card: DetectorCard | None, **found: Any) -> DetectorRow:
     """The row of a detector, whose card may be unknown: with its metrics, or with its failure."""
-    fields: dict[str, Any] = {"inputs": (), "is_supervised": None, "is_control": False}
-    if card is not None:
-        fields = {field: getattr(card, field) for field in _CARD_FIELDS}
-    fields |= {"failure": None, "metrics": {}, **found}
+    fields = {} if card is None else {name: getattr(card, name) for name in _CARD_FIELDS}
     key = data.key(spec.name, spec.settings)
-    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, **fields)
+    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, **fields, **found)
 
 
 def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
@@ -273,16 +270,15 @@ def _run_here(
     n_total = len(specs) * sum(len(folds) for folds in data.folds.values())
     n_done, failures = 0, dict[str, str]()
     for spec, seed in product(specs, data.folds):
-        report = partial(_report_fold, on_progress, f"{spec.name}, seed {seed}", n_done, n_total)
-        outcome = failures.get(spec.name) or _run_seed(data, (spec, seed), report)
+
+        def on_fold(fold: int, n_before: int = n_done, detail: str = f"{spec.name}, seed {seed}") -> None:
+            on_progress(n_before + fold + 1, n_total, f"{detail}, fold {fold}")
+
+        outcome = failures.get(spec.name) or _run_seed(data, (spec, seed), on_fold)
         if isinstance(outcome, str):
             failures[spec.name] = outcome
         n_done += len(data.folds[seed])
         yield spec, seed, outcome
-
-
-def _report_fold(on_progress: Progress, detail: str, n_before: int, n_total: int, fold: int) -> None:
-    on_progress(n_before + fold + 1, n_total, f"{detail}, fold {fold}")
 
 
 def _run_spread(

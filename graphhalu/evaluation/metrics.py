@@ -1,4 +1,6 @@
-"""Metrics and curves of scores and probabilities; hallucinated (1) is the positive class, and no score is flipped.
+"""Metrics and curves of scores and probabilities.
+
+Hallucinated (1) is the positive class, and no score is flipped.
 
 Every rank metric is arithmetic on one table of counts: how many hallucinated and correct traces
 score at or above each distinct score. A bootstrap gives one row of weights a resample, so that a
