@@ -137,7 +137,7 @@ class EvaluationSet:
                 weights = np.take(drawn[start : start + step], columns, axis=1)
                 counts = sorted_counts(weights, sorted_labels, last_of_tie)
                 for name, found in values.items():
-                    found.append(METRICS[name].function(counts))
+                    found.append(METRICS[name](counts))
         return {name: np.concatenate(blocks) for name, blocks in values.items()}
 
     def sums(self, columns: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "row column"]:

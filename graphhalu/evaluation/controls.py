@@ -9,7 +9,6 @@ from dataclasses import replace
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
@@ -128,20 +127,16 @@ def question_mass(traces: Sequence[Trace], config: NetworkConfig) -> Iterator[tu
         mass = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
         on_edges[data.trace_index, layers.index(data.layer)] = mass
     for place, layer in enumerate(layers):
-        of_heads = np.array([_mass(trace, layer) for trace in traces])
+        rows = (
+            t.layer_stream("span_mass", layer)[:, t.prompt_length - 1 - t.record.row_start :] for t in traces
+        )
+        of_heads = np.array([each[:, :, int(Span.QUESTION)].mean(axis=1) for each in rows])
         for head in heads.tolist():
             whole = of_heads[:, head]
             values: Ints = (whole > np.median(whole)).astype(np.int64)
             ids, settings = (trace.trace_id for trace in traces), {"layer": layer, "head": head}
             labels = complete_labels(ids, values, "question-mass", reason="median split", settings=settings)
             yield labels, on_edges[:, place, head]
-
-
-def _mass(trace: Trace, layer: int) -> Float[np.ndarray, "head"]:
-    """Mean attention of each head to the question, over the rows of the answer."""
-    rows = trace.layer_stream("span_mass", layer)[:, :, int(Span.QUESTION)]
-    mean: Float[np.ndarray, "head"] = rows[:, trace.prompt_length - 1 - trace.record.row_start :].mean(axis=1)
-    return mean
 
 
 def _auroc(scorer: DetectorSpec | Floats, traces: Sequence[Trace], labels: Labels, seed: int) -> float:

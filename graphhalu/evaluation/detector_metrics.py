@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import product
 from typing import Final
 
 import numpy as np
@@ -109,11 +110,10 @@ def _mean_metrics(seeds: Sequence[Mapping[str, Rows]], level: float) -> dict[str
 def _fold_means(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[str, float]:
     """Mean of each metric over the folds that hold both classes; empty if none does."""
     found = []
-    for fit in fits:
-        for fold in range(int(fit.fold.max()) + 1):
-            here = fit.is_valid & (fit.fold == fold)
-            with suppress(NotEnoughDataError):
-                found.append(evaluate(fit.raw[here], data.labels.items[here]))
+    for fit, fold in product(fits, range(max(int(fit.fold.max()) for fit in fits) + 1)):
+        here = fit.is_valid & (fit.fold == fold)
+        with suppress(NotEnoughDataError):
+            found.append(evaluate(fit.raw[here], data.labels.items[here]))
     return {name: float(np.mean([f[name] for f in found])) for name in METRICS} if found else {}
 
 

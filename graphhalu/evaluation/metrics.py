@@ -159,7 +159,7 @@ def evaluate(scores: Floats, labels: Ints) -> dict[str, float]:
     """
     check_scores(scores, labels)
     counts = roc_counts(scores, labels)
-    return {name: float(metric.function(counts)[0]) for name, metric in METRICS.items()}
+    return {name: float(metric(counts)[0]) for name, metric in METRICS.items()}
 
 
 def ratio(
@@ -279,32 +279,16 @@ def _oracle_quality(counts: RocCounts, fewest: Resampled) -> Resampled:
     return np.maximum(counts.n_correct - fewest, 0.0) + counts.n_correct * tail
 
 
-class Metric(NamedTuple):
-    """A rank metric of a comparison.
-
-    Attributes:
-        function: From the counts of each resample to its value; NaN where it has none.
-        description: What the value is.
-        is_error: Whether less is better.
-    """
-
-    function: Callable[[RocCounts], Resampled]
-    description: str
-    is_error: bool = False
-
-
-METRICS: Final = {
-    "auroc": Metric(counted_auroc, "chance that a hallucinated item scores above a correct one"),
-    "auprc": Metric(counted_auprc, "average precision"),
-    "tpr_at_5_fpr": Metric(partial(counted_tpr_at_fpr, max_fpr=0.05), "recall at 5 % false alarms"),
-    "tpr_at_1_fpr": Metric(partial(counted_tpr_at_fpr, max_fpr=0.01), "recall at 1 % false alarms"),
-    "prr_50": Metric(counted_prr, "prediction-rejection ratio, up to half rejected"),
-    "aurc": Metric(counted_aurc, "area under the risk-coverage curve", is_error=True),
-    "e_aurc": Metric(counted_excess_aurc, "the same above that of an oracle", is_error=True),
+METRICS: Final[Mapping[str, Callable[[RocCounts], Resampled]]] = {
+    "auroc": counted_auroc,
+    "auprc": counted_auprc,
+    "tpr_at_5_fpr": partial(counted_tpr_at_fpr, max_fpr=0.05),
+    "tpr_at_1_fpr": partial(counted_tpr_at_fpr, max_fpr=0.01),
+    "prr_50": counted_prr,
+    "aurc": counted_aurc,
+    "e_aurc": counted_excess_aurc,
 }
-"""The rank metrics of a comparison by name."""
-LOWER_IS_BETTER: Final = {name for name, metric in METRICS.items() if metric.is_error} | {"ece", "brier"}
-"""Metrics that measure an error; of all others more is better."""
+"""The rank metrics of a comparison by name: from the counts of each resample to its value."""
 
 
 class Curve(NamedTuple):
@@ -357,15 +341,11 @@ def risk_coverage_curve(scores: Floats, labels: Ints) -> Curve:
     return Curve(kept / len(scores), (hits[-1] - rejected_hits) / kept)
 
 
-def _calibration_curve(probability: Floats, labels: Ints) -> Curve:
-    return Curve(*reliability_curve(probability, labels)[:2])
-
-
 _CURVES: Final[Mapping[str, Callable[[Floats, Ints], Curve]]] = {
     "roc": _roc_curve,
     "precision-recall": _precision_recall_curve,
     "risk-coverage": risk_coverage_curve,
-    "calibration": _calibration_curve,
+    "calibration": lambda probability, labels: Curve(*reliability_curve(probability, labels)[:2]),
 }
 
 

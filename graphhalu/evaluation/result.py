@@ -418,19 +418,15 @@ def read_result(folder: Path) -> Result:
             f"  Update it:  pip install --upgrade graphhalu"
         )
     files = values.pop("files", None)
-    samples = _read_samples(scores, path.name, files if isinstance(files, dict) else {})
+    if not scores.is_file():
+        raise DataFileError(f"{folder} holds {path.name} but no {scores.name}: copy the whole folder")
+    if not isinstance(files, dict) or file_sha256(scores) != files.get(scores.name):
+        raise CorruptStoreError(f"{scores} is not the file that {path.name} was written with; compare again")
+    with reading(f"{scores} is no table of scores", also=(pa.ArrowException,)):
+        samples = upgraded_samples(read_parquet(scores))
     with reading(f"{path} does not validate"):
         known = _of_tokens(values) if is_tokens else values
     return validated(Result, known | {"samples": samples}, path)
-
-
-def _read_samples(path: Path, result_name: str, checksums: Mapping[str, str]) -> pa.Table:
-    if not path.is_file():
-        raise DataFileError(f"{path.parent} holds {result_name} but no {path.name}: copy the whole folder")
-    if file_sha256(path) != checksums.get(path.name):
-        raise CorruptStoreError(f"{path} is not the file that {result_name} was written with; compare again")
-    with reading(f"{path} is no table of scores", also=(pa.ArrowException,)):
-        return upgraded_samples(read_parquet(path))
 
 
 def upgraded_samples(samples: pa.Table) -> pa.Table:

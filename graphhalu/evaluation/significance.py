@@ -78,11 +78,21 @@ def compare_to_baseline(
     if baseline not in scores:
         raise UsageError(f"the baseline {baseline!r} is none of {', '.join(scores)}, or it failed")
     pooled = {name: pooled_auroc(seeds, tested) for name, seeds in scores.items()}
-    found = [
-        _comparison((name, pooled[name]), (baseline, pooled[baseline]), tested, margin)
-        for name in scores
-        if name != baseline
-    ]
+    other, found = pooled[baseline], []
+    for name, own in pooled.items():
+        if name == baseline:
+            continue
+        resampled = own.resampled - other.resampled
+        low, high, _ = percentile_interval(resampled, tested.level)
+        difference, influence = own.auroc - other.auroc, own.influence - other.influence
+        error = p_delong = p_not_worse = p_equivalent = None
+        with suppress(NotEnoughDataError):  # there may be no spread to test against
+            error, p_delong = grouped_delong_test(difference, influence, tested.groups)
+        if error:
+            p_not_worse, p_not_better = tost(difference, error, margin)
+            p_equivalent = max(p_not_worse, p_not_better)
+        p_values = (two_sided_p(resampled), p_delong, None, p_equivalent, p_not_worse)
+        found.append(Comparison(name, baseline, difference, low, high, error, *p_values, margin))
     adjusted = iter(holm([c.p_delong for c in found if c.p_delong is not None]))
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
 
@@ -105,23 +115,6 @@ def pooled_auroc(seeds: Sequence[Floats], tested: EvaluationSet) -> PooledAuroc:
         influence[is_tested] += auroc_influence(known, labels) / len(seeds)
         resampled.append(tested.resample(["auroc"], scores, is_tested)["auroc"])
     return PooledAuroc(float(np.mean(aurocs)), influence, np.mean(resampled, axis=0))
-
-
-def _comparison(
-    detector: tuple[str, PooledAuroc], baseline: tuple[str, PooledAuroc], tested: EvaluationSet, margin: float
-) -> Comparison:
-    (name, first), (other, second) = detector, baseline
-    resampled = first.resampled - second.resampled
-    low, high, _ = percentile_interval(resampled, tested.level)
-    difference, influence = first.auroc - second.auroc, first.influence - second.influence
-    error = p_delong = p_not_worse = p_equivalent = None
-    with suppress(NotEnoughDataError):  # there may be no spread to test against
-        error, p_delong = grouped_delong_test(difference, influence, tested.groups)
-    if error:
-        p_not_worse, p_not_better = tost(difference, error, margin)
-        p_equivalent = max(p_not_worse, p_not_better)
-    p_values = (two_sided_p(resampled), p_delong, None, p_equivalent, p_not_worse)
-    return Comparison(name, other, difference, low, high, error, *p_values, margin)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

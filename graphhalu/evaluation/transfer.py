@@ -191,7 +191,7 @@ def _train_on(
         for name, other in data.items():
             is_valid = other.labels.is_valid
             tested_by[name] = np.where(is_valid, folds_that_test(home, seed, other), len(folds))
-            fits[name][seed] = OutOfFold.empty(len(is_valid))
+            fits[name][seed] = OutOfFold(len(is_valid))
             n_dropped[name].append(int((tested_by[name] == _NO_FOLD).sum()))
         for number, fold in enumerate(folds):
             where = f"in fold {number} of seed {seed}"
@@ -201,7 +201,7 @@ def _train_on(
                 break
             for name in [each for each in data if each not in failures]:
                 chosen = np.flatnonzero(tested_by[name] == number)
-                scored = (number, model, data[name].traces, chosen, chosen)
+                scored = (number, model, data[name].traces, data[name].labels, chosen)
                 failure = attempted(where, fits[name][seed].add_fold, *scored) if len(chosen) else None
                 failures |= {} if failure is None else {name: failure}
             on_fit(f"{spec.name} on {train}, seed {seed}, fold {number}")

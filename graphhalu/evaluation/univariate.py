@@ -243,31 +243,26 @@ def _effects(
     lengths: Float[np.ndarray, "answer length"] | None,
 ) -> list[dict[str, float] | None]:
     """The effect of each measure; ``None`` where a class has too few answers with it."""
-    found = [_effect(values, sample, lengths) for values in measured]
-    p_values = np.array([np.nan if each is None else each["p_value"] for each in found])
+    found, p_values = list[dict[str, float] | None](), np.full(len(measured), np.nan)
+    for place, values in enumerate(measured):
+        is_there = np.isfinite(values)
+        known, labels = values[is_there], sample.labels[is_there]
+        if min(labels.sum(), (1 - labels).sum()) < LEAST_OF_CLASS:
+            found.append(None)
+            continue
+        if lengths is not None:
+            known = length_adjusted(known, lengths[is_there])
+        # Cliff's delta is 2 AUROC - 1 (Cliff 1993, doi:10.1037/0033-2909.114.3.494)
+        value = 2 * auroc(known, labels) - 1
+        scores = np.full(len(values), np.nan)
+        scores[is_there] = known
+        deltas = 2 * sample.resample(["auroc"], scores, is_there)["auroc"] - 1
+        low, high, _ = percentile_interval(deltas, sample.level)
+        error = float(np.nanstd(deltas))
+        # without spread (one value for all answers) there is nothing to test
+        p_values[place] = 2 * norm.sf(abs(value) / error) if error > 0 else 1.0
+        found.append({"value": value, "low": low, "high": high, "p_value": float(p_values[place])})
     for effect, q_value in zip(found, benjamini_hochberg(p_values).tolist(), strict=True):
         if effect is not None:
             effect["q_value"] = q_value
     return found
-
-
-def _effect(
-    values: Float[np.ndarray, "answer"],
-    sample: EvaluationSet,
-    lengths: Float[np.ndarray, "answer length"] | None,
-) -> dict[str, float] | None:
-    """Cliff's delta, which is ``2 AUROC - 1`` (Cliff 1993, doi:10.1037/0033-2909.114.3.494)."""
-    is_there = np.isfinite(values)
-    labels = sample.labels[is_there]
-    if min(labels.sum(), (1 - labels).sum()) < LEAST_OF_CLASS:
-        return None
-    if lengths is not None:
-        values = values.copy()
-        values[is_there] = length_adjusted(values[is_there], lengths[is_there])
-    value = 2 * auroc(values[is_there], labels) - 1
-    deltas = 2 * sample.resample(["auroc"], values, is_there)["auroc"] - 1
-    low, high, _ = percentile_interval(deltas, sample.level)
-    error = float(np.nanstd(deltas))
-    # without spread (one value for all answers) there is nothing to test
-    p_value = float(2 * norm.sf(abs(value) / error)) if error > 0 else 1.0
-    return {"value": value, "low": low, "high": high, "p_value": p_value}

@@ -52,11 +52,16 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
         figures["forest"] = partial(forest_figure, result)
     if maps is not None and maps.maps:
         figures["maps"] = partial(maps_figure, maps)
+    ranked = result.ranked()
+    metrics = [
+        {"row": row, "name": _marked_name(result, row), "metrics": cells}
+        for row, cells in zip(ranked, metric_cells(ranked), strict=True)
+    ]
     tables = {
-        "metrics": _metric_rows(result),
+        "metrics": metrics,
         "tests": [{"test": test, "difference": _difference(test)} for test in tests],
         "by-group": _subgroup_rows(result),
-        "cost": [_cost_row(result, row) for row in result.ranked()],
+        "cost": [_cost_row(result, row) for row in ranked],
         "worst": worst_mistakes(result),
         "failures": [{"row": row} for row in result.rows if row.failure is not None],
         "metric-words": metric_meanings(row.metrics for row in result.rows),
@@ -149,10 +154,9 @@ def class_counts(result: Result) -> tuple[int, int] | None:
     samples = result.samples
     if not len(samples):
         return None
-    for name in ("detector", "seed"):
-        samples = samples.filter(pc.field(name) == samples[name][0])
-    n_hallucinated = int(pc.sum(samples["label"]).as_py())
-    return n_hallucinated, len(samples) - n_hallucinated
+    first = (pc.field(name) == samples[name][0] for name in ("detector", "seed"))
+    labels = samples.filter(next(first) & next(first))["label"].to_numpy()
+    return int(labels.sum()), int((1 - labels).sum())
 
 
 def small_class_warning(result: Result) -> str | None:
@@ -276,11 +280,6 @@ def around_chance(grids: Iterable[Any]) -> Normalize:
     return Normalize(0.5 - reach, 0.5 + reach)
 
 
-def n_marked(found: HeadMap) -> int:
-    """Heads that count after false-discovery control."""
-    return sum(q is not None and q < FALSE_DISCOVERIES for row in found.q_value for q in row)
-
-
 def worst_mistakes(result: Result) -> list[Row]:
     """The answers or tokens that the best detector ranks most wrongly, in the first seed."""
     best = next((row.detector for row in _done(result)), "")
@@ -294,12 +293,6 @@ def worst_mistakes(result: Result) -> list[Row]:
             token = "" if sample["token"] is None else f", token {sample['token']}"
             rows.append({**sample, "place": f"{sample['trace_id']}{token}", "label": what})
     return rows
-
-
-def _metric_rows(result: Result) -> list[Row]:
-    rows = result.ranked()
-    pairs = zip(rows, metric_cells(rows), strict=True)
-    return [{"row": row, "name": _marked_name(result, row), "metrics": metrics} for row, metrics in pairs]
 
 
 def _cost_row(result: Result, row: DetectorRow) -> Row:
@@ -341,7 +334,8 @@ def _map_words(maps: HeadMaps | None) -> list[str]:
 
 def _map_title(each: HeadMap) -> str:
     limit, title = f"{FALSE_DISCOVERIES}".replace("0.", "."), figure_words("comparison", "maps")
-    count = f"{n_marked(each)} of {sum(map(len, each.auroc))} heads with q < {limit}"
+    marked = [q is not None and q < FALSE_DISCOVERIES for row in each.q_value for q in row]
+    count = f"{sum(marked)} of {len(marked)} heads with q < {limit}"
     return f"{title.get(each.feature, each.feature)}: {count}"
 
 

@@ -27,15 +27,10 @@ def topology_table(report: Mapping[str, Any], n_rows: int = 20) -> Table:
     """
     known = [row for row in report["rows"] if row["adjusted"] and row["raw"]]
     known.sort(key=lambda row: -abs(row["adjusted"]["value"]))
-    rows = [
-        {
-            **row,
-            "layer": str(row["layer"]),
-            "meaning": MEASURES[row["measure"]],
-            **{kind: _text(row[kind]) for kind in KINDS},
-        }
-        for row in known[:n_rows]
-    ]
+    rows = []
+    for row in known[:n_rows]:
+        effects = {kind: _text(row[kind]) for kind in KINDS}
+        rows.append({**row, **effects, "layer": str(row["layer"]), "meaning": MEASURES[row["measure"]]})
     described = read_text("topology")["tables"]["topology"]
     counts = {"n_counting": sum(_counts(row["adjusted"]) for row in known), "n_all": len(report["rows"])}
     return make_table("topology", described, rows, limit=FALSE_DISCOVERIES, report=report, **counts)
@@ -46,18 +41,15 @@ def topology_figure(report: Mapping[str, Any]) -> Figure:
 
     A dot marks an effect that counts after false-discovery control.
     """
-    shape, panels = (len(report["layers"]), len(MEASURES)), []
+    shape, panels = (len(report["layers"]), len(MEASURES)), list[dict[str, Any]]()
     for kind, title in KINDS.items():
         effects = [row[kind] for row in report["rows"]]
         values = np.array([np.nan if e is None else e["value"] for e in effects]).reshape(shape)
         dots = np.array([_counts(e) for e in effects]).reshape(shape)
         panels.append({"values": values.T, "title": title, "dots": dots.T})
     largest = max(0.1, *(float(np.nanmax(np.abs(panel["values"]), initial=0.0)) for panel in panels))
-    same: dict[str, Any] = {
-        "norm": Normalize(-largest, largest),
-        "bar": "Cliff's delta (yellow: hallucinated answers have more)",
-    }
-    same |= {"rows": list(MEASURES), "columns": report["layers"]}
+    same: dict[str, Any] = {"norm": Normalize(-largest, largest), "rows": list(MEASURES)}
+    same |= {"bar": "Cliff's delta (yellow: hallucinated answers have more)", "columns": report["layers"]}
     return heat_maps(panels, cell_in=0.3, n_columns=2, labels=("layer", ""), **same)
 
 

@@ -30,7 +30,7 @@ def test_weights_equal_literal_resampling_with_the_same_multiplicities(case):
     scores, labels, _ = case
     weights = np.random.default_rng(0).integers(0, 4, size=(29, 53))
     counts = roc_counts(scores, labels, weights)
-    found = {name: metric.function(counts) for name, metric in METRICS.items()}
+    found = {name: metric(counts) for name, metric in METRICS.items()}
     for row, weight in enumerate(weights):
         literal = evaluate(np.repeat(scores, weight), np.repeat(labels, weight))
         assert {n: v[row] for n, v in found.items()} == pytest.approx(literal, abs=1e-12)
