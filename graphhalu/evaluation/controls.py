@@ -33,13 +33,7 @@ N_ANSWERS: Final = 600
 """Answers of each control."""
 HEADS: Final = 3
 """Heads of each of three layers whose attention to the question is to be found."""
-PLANTED_TRAINING: Final = {
-    "epochs": 100,
-    "patience": 100,
-    "batch_size": 16,
-    "hidden_size": 64,
-    "dropout": 0.0,
-}
+TRAINING: Final = {"epochs": 100, "patience": 100, "batch_size": 16, "hidden_size": 64, "dropout": 0.0}
 """Training of networks on planted signals: they have no noise, and the loss of two hops is flat until
 the first is learnt."""
 DEFAULT_DETECTORS: Final = ("gat", "charm", "mlp")
@@ -98,7 +92,7 @@ def control_rows(
     for spec in specs:
         config, is_control = getattr(spec.make(0), "config", None), spec.card().is_control
         is_network = isinstance(config, NetworkConfig)
-        trained = replace(spec, settings={**PLANTED_TRAINING, **spec.settings}) if is_network else spec
+        trained = replace(spec, settings={**TRAINING, **spec.settings}) if is_network else spec
         for signal, (its_traces, labels) in planted.items():
             value = _auroc(trained, its_traces, labels, seed)
             add(signal, spec, value, value <= NOT_FOUND if is_control else value > FOUND)

@@ -56,9 +56,8 @@ class ComparisonData:
     def kept_items(self) -> EvaluationSet:
         """The items of traces with a valid label, on which all detectors are evaluated."""
         labels, groups = self.labels.items[self.is_kept], self.groups[self.labels.owner][self.is_kept]
-        return EvaluationSet(
-            labels, groups, self.config.n_resamples, self.config.bootstrap_seed, self.config.level
-        )
+        how = (self.config.n_resamples, self.config.bootstrap_seed, self.config.level)
+        return EvaluationSet(labels, groups, *how)
 
     @cached_property
     def answers(self) -> EvaluationSet:

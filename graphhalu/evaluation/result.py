@@ -46,26 +46,25 @@ _COST_COLUMNS: Final = (
     "score_ms",
     "trace_bytes",
     "n_parameters",
-    "failure",
 )
 _TOKENS_BEFORE: Final = FileFormat("graphhalu-token-result", 1, KIND.way_out)
 _TOKEN_FILES: Final = ("tokens.json", "tokens.parquet")
 
 SAMPLE_SCHEMA: Final = pa.schema(
-    [
-        ("detector", pa.string()),
-        ("seed", pa.int64()),
-        ("fold", pa.int64()),
-        ("trace_id", pa.string()),
-        ("group", pa.string()),
-        ("label", pa.int8()),
-        ("score", pa.float64()),
-        ("raw_score", pa.float64()),
-        ("is_valid", pa.bool_()),
-        ("probability", pa.float64()),
-        ("is_predicted_positive", pa.bool_()),
-        ("token", pa.int64()),
-    ]
+    {
+        "detector": pa.string(),
+        "seed": pa.int64(),
+        "fold": pa.int64(),
+        "trace_id": pa.string(),
+        "group": pa.string(),
+        "label": pa.int8(),
+        "score": pa.float64(),
+        "raw_score": pa.float64(),
+        "is_valid": pa.bool_(),
+        "probability": pa.float64(),
+        "is_predicted_positive": pa.bool_(),
+        "token": pa.int64(),
+    }
 )
 """One row a detector, seed and tested trace or token.
 
@@ -381,7 +380,7 @@ class Result:
             cells |= {
                 _TEST_COLUMNS.get(name, name): value for name, value in test.items() if name != "detector"
             }
-            found.append(cells | {name: getattr(row, name) for name in _COST_COLUMNS})
+            found.append(cells | {name: getattr(row, name) for name in (*_COST_COLUMNS, "failure")})
         return found
 
 

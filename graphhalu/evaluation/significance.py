@@ -146,10 +146,9 @@ def tost(difference: float, standard_error: float, margin: float = MARGIN) -> tu
     """
     if margin <= 0 or standard_error <= 0:
         raise ValueError(f"margin and error must be positive, got {margin:g} and {standard_error:g}")
-    return (
-        float(ndtr(-(difference + margin) / standard_error)),
-        float(ndtr((difference - margin) / standard_error)),
-    )
+    distances = (-(difference + margin), difference - margin)
+    below, above = (float(ndtr(each / standard_error)) for each in distances)
+    return below, above
 
 
 def auroc_influence(scores: Floats, labels: Ints) -> Floats:

@@ -90,7 +90,7 @@ def train_detector(
         fit = OutOfFold(len(data.labels.items))
         fit.add_fold(0, model, data.traces, data.labels, fold.test)
         finished = [finish_detector(data, spec, {seed: fit})]
-        after_first(0, len(baselines), f"{spec.name}, seed {seed}, fold 0")
+        on_progress(1, len(baselines) + 1, f"{spec.name}, seed {seed}, fold 0")
         finished += run_detectors(data, baselines, on_progress=after_first)
         result = make_result(data, labels, finished, store or {})
         folder = new_run_folder(runs, spec.name)

@@ -9,7 +9,7 @@ counted. So two models can be compared on the same questions, too.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -103,7 +103,18 @@ class TransferResult:
 
     def write(self, folder: Path) -> None:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""
-        beside = {"transfer.parquet": parquet_bytes(self.samples), "transfer.csv": _csv(self.cells).encode()}
+        parts, rows = {"": "value", "_low": "low", "_high": "high"}, []
+        for cell in self.cells:
+            pairs = [
+                (name + end, getattr(m, part))
+                for name, m in cell.metrics.items()
+                for end, part in parts.items()
+            ]
+            rows.append(
+                {name: value for name, value in vars(cell).items() if name != "metrics"} | dict(pairs)
+            )
+        table = csv_text(column_names(rows), rows).encode()
+        beside = {"transfer.parquet": parquet_bytes(self.samples), "transfer.csv": table}
         values = {name: value for name, value in vars(self).items() if name != "samples"}
         write_document(folder / TRANSFER_FILE, values, KIND, beside=beside)
 
@@ -138,12 +149,9 @@ def transfer(
     data = {name: comparison_data(traces, labels, config) for name, traces, labels, _ in sources}
     n_fits = len(specs) * sum(len(folds) for each in data.values() for folds in each.folds.values())
     steps = count(1)
-    done = [
-        cell
-        for spec in specs
-        for train in names
-        for cell in _train_on(spec, train, data, lambda detail: on_progress(next(steps), n_fits, detail))
-    ]
+    done = list[tuple[TransferCell, pa.Table]]()
+    for spec, train in product(specs, names):
+        done += _train_on(spec, train, data, lambda detail: on_progress(next(steps), n_fits, detail))
     return TransferResult(
         config=config.model_dump(mode="json"),
         provenance=provenance(),
@@ -230,13 +238,3 @@ def _cell(
     for column, store in zip(("train", "test"), names[1:], strict=True):
         table = table.append_column(column, pa.array([store] * len(table), pa.string()))
     return TransferCell(*names, *sizes, share, metrics, failure), table
-
-
-def _csv(cells: Sequence[TransferCell]) -> str:
-    parts, rows = {"": "value", "_low": "low", "_high": "high"}, []
-    for cell in cells:
-        pairs = [
-            (name + end, getattr(m, part)) for name, m in cell.metrics.items() for end, part in parts.items()
-        ]
-        rows.append({name: value for name, value in vars(cell).items() if name != "metrics"} | dict(pairs))
-    return csv_text(column_names(rows), rows)

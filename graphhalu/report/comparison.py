@@ -67,17 +67,14 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
         "metric-words": metric_meanings(row.metrics for row in result.rows),
     }
     baseline = [_say("baseline")] if result.baseline else []
+    framed = frame(result.config, result.provenance, result.store)
     return make_page(
         "comparison",
         headline(result),
         figures=figures,
         tables=tables,
         paragraphs={"results": [*([warning] if warning else []), *result.notes], "heads": _map_words(maps)},
-        ready={
-            "transfer": more,
-            "data": [data(result.store)],
-            **frame(result.config, result.provenance, result.store),
-        },
+        ready={"transfer": more, "data": [data(result.store)], **framed},
         notes="\n".join(_notes(result) + baseline),
         margin=tests[0].margin if tests else 0,
         marked="; ".join(map(_map_title, maps.maps)) if maps else "",
@@ -317,12 +314,10 @@ def _notes(result: Result) -> list[str]:
     level, n_seeds = result.config.get("level", 0.95), len(result.config.get("seeds", []))
     notes = [_say("intervals", coverage=level, n_seeds=n_seeds)]
     notes += [_say("control")] * any(row.is_control for row in result.rows)
-    incomplete = [row for row in result.ranked() if row.coverage is not None and row.coverage < 1]
-    return notes + [
-        _say("incomplete", name=row.detector, auroc=row.auroc_invalid_at_median)
-        for row in incomplete
-        if row.auroc_invalid_at_median is not None
-    ]
+    for row in result.ranked():
+        if row.coverage is not None and row.coverage < 1 and row.auroc_invalid_at_median is not None:
+            notes.append(_say("incomplete", name=row.detector, auroc=row.auroc_invalid_at_median))
+    return notes
 
 
 def _map_words(maps: HeadMaps | None) -> list[str]:

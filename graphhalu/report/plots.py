@@ -51,11 +51,9 @@ Key = Literal["above", "right", "figure"]
 
 def look(rank: int) -> dict[str, Any]:
     """Colour, dashes and marker of the line of this rank."""
-    return {
-        "color": LIGHT[_COLOURS[rank % len(_COLOURS)]],
-        "linestyle": DASHES[rank % len(DASHES)],
-        "marker": _MARKERS[rank % len(_MARKERS)],
-    }
+    kinds: Sequence[Sequence[Any]] = (_COLOURS, DASHES, _MARKERS)
+    colour, dashes, marker = (each[rank % len(each)] for each in kinds)
+    return {"color": LIGHT[colour], "linestyle": dashes, "marker": marker}
 
 
 @mpl.rc_context(fname=STYLE)
