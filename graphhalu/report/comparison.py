@@ -151,8 +151,8 @@ def class_counts(result: Result) -> tuple[int, int] | None:
     samples = result.samples
     if not len(samples):
         return None
-    first = (pc.field(name) == samples[name][0] for name in ("detector", "seed"))
-    labels = samples.filter(next(first) & next(first))["label"].to_numpy()
+    first = (pc.field("detector") == samples["detector"][0]) & (pc.field("seed") == samples["seed"][0])
+    labels = samples.filter(first)["label"].to_numpy()
     return int(labels.sum()), int((1 - labels).sum())
 
 

@@ -1,7 +1,6 @@
 """The page of a planted study: its words and figures hold the values of the calibration."""
 
 import re
-from dataclasses import replace
 from html import unescape
 from types import SimpleNamespace
 
@@ -150,7 +149,7 @@ def test_correlations_are_those_of_the_marks(study):
 
 
 def test_a_calibration_of_another_model_is_refused(study, tmp_path):
-    other = replace(study.calibration.identity, weights="1")
+    other = study.calibration.identity.model_copy(update={"weights": "1"})
     calibration = study.calibration.model_copy(update={"identity": other})
     with pytest.raises(DetectorMismatchError, match="weights"):
         write_study(study.folder, calibration, tmp_path)
