@@ -160,13 +160,11 @@ def run_detectors(
     """
     options = options or RunOptions()
     engine = options.engine or (ProcessExecutor(options.jobs) if options.jobs > 1 else None)
-    outcomes = _outcomes(data, specs, engine if specs else None, on_progress)
     done: dict[str, dict[int, SeedOutcome]] = {spec.name: {} for spec in specs}
-    for spec, seed, outcome in outcomes:
+    for spec, seed, outcome in _outcomes(data, specs, engine if specs else None, on_progress):
         done[spec.name][seed] = outcome
         if len(done[spec.name]) == len(data.folds):
-            seeds = {seed: done[spec.name][seed] for seed in data.folds}
-            yield _finished(data, spec, seeds)
+            yield _finished(data, spec, {seed: done[spec.name][seed] for seed in data.folds})
 
 
 def _finished(data: ComparisonData, spec: DetectorSpec, seeds: Mapping[int, SeedOutcome]) -> Finished:
