@@ -135,7 +135,7 @@ def _controls(store: "TraceStore", settings: "CompareConfig") -> Shown:
     specs = [detector_spec(name) for name in settings.detectors or DEFAULT_DETECTORS]
     with progress_line("controls") as progress:
         rows = control_rows(specs, store, seed=settings.seeds[0], on_progress=progress)
-    return Shown({"store": store.name, "controls": [vars(row) for row in rows]}, "controls")
+    return Shown({"store": store.name, "controls": rows}, "controls")
 
 
 def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", options: Any) -> Shown:
@@ -165,13 +165,13 @@ def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", o
 def _transfer(
     stores: "list[TraceStore]", labels: "list[Labels]", settings: "CompareConfig", folder: Path
 ) -> Shown:
-    from graphhalu.evaluation.transfer import Source, source_names
+    from graphhalu.evaluation.transfer import source_names
     from graphhalu.evaluation.transfer import transfer as run_transfer
     from graphhalu.report.write import write_report
 
     names = source_names([store.path for store in stores])
     sources = [
-        Source(name, store, of_store, store_identity(store))
+        (name, store, of_store, store_identity(store))
         for name, store, of_store in zip(names, stores, labels, strict=True)
     ]
     with progress_line("fits") as progress:

@@ -171,7 +171,7 @@ def compare(
         )
     folder = out or new_run_folder(Path("data/runs"), "topology")
     figure = save_figure(topology_figure(report), folder)[0]
-    values = {"store": store.name, **report.values()}
+    values = {"store": store.name, **report}
     (folder / "topology.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
     more = {"found": topology_table(report, rows), "figure": figure}
     return Shown({**values, "folder": str(folder)}, "topology", more)

@@ -137,7 +137,7 @@ class EvaluationSet:
                 weights = np.take(drawn[start : start + step], columns, axis=1)
                 counts = sorted_counts(weights, sorted_labels, last_of_tie)
                 for name, found in values.items():
-                    found.append(METRICS[name].function(counts))
+                    found.append(METRICS[name](counts))
         return {name: np.concatenate(blocks) for name, blocks in values.items()}
 
     def sums(self, columns: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "row column"]:
@@ -172,19 +172,6 @@ def bootstrap_interval(
     return percentile_interval(
         EvaluationSet(labels, groups, **draws).resample([metric], scores)[metric], level
     )
-
-
-def resample_metrics(
-    metrics: Sequence[str],
-    scores: Floats,
-    labels: Ints,
-    groups: Groups,
-    *,
-    is_valid: Mask | None = None,
-    **draws: int,
-) -> dict[str, Resampled]:
-    """:meth:`EvaluationSet.resample` of labels and groups; ``draws``: ``n_resamples`` and ``seed``."""
-    return EvaluationSet(labels, groups, **draws).resample(metrics, scores, is_valid)
 
 
 def mean_rows(values: Floats, groups: Groups, **draws: int) -> Float[np.ndarray, "row"]:

@@ -23,7 +23,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from graphhalu.core.config import Config, validate
 from graphhalu.core.files import read_json_object
-from graphhalu.evaluation.metrics import Floats, Ints, Mask, check_scores, roc_counts, tie_order
+from graphhalu.evaluation.metrics import Floats, Ints, Mask, check_scores, class_counts, tie_order
 from graphhalu.traces.schema import TraceRecord
 
 CALIBRATION_FILE: Final = "calibration.json"
@@ -129,9 +129,7 @@ def best_f1_threshold(scores: Floats, labels: Ints) -> float:
         ValueError: If a score is not finite, or a label is neither 0 nor 1.
         NotEnoughDataError: If one class is missing.
     """
-    check_scores(scores, labels)
-    counts = roc_counts(scores, labels)
-    hits, alarms = counts.true_positives[0], counts.false_positives[0]
+    hits, alarms = class_counts(scores, labels)
     best = int(np.argmax(hits / (hits[-1] + hits + alarms)))
     return float(np.unique(scores)[::-1][best])
 

@@ -160,16 +160,11 @@ def run_detectors(
     """
     options = options or RunOptions()
     engine = options.engine or (ProcessExecutor(options.jobs) if options.jobs > 1 else None)
-    if engine is None or not specs:
-        outcomes = _run_here(data, specs, on_progress)
-    else:
-        outcomes = _run_spread(data, specs, engine, on_progress)
     done: dict[str, dict[int, SeedOutcome]] = {spec.name: {} for spec in specs}
-    for spec, seed, outcome in outcomes:
+    for spec, seed, outcome in _outcomes(data, specs, engine if specs else None, on_progress):
         done[spec.name][seed] = outcome
         if len(done[spec.name]) == len(data.folds):
-            seeds = {seed: done[spec.name][seed] for seed in data.folds}
-            yield _finished(data, spec, seeds)
+            yield _finished(data, spec, {seed: done[spec.name][seed] for seed in data.folds})
 
 
 def _finished(data: ComparisonData, spec: DetectorSpec, seeds: Mapping[int, SeedOutcome]) -> Finished:
@@ -222,12 +217,9 @@ def coverage(fits: Sequence[OutOfFold]) -> float:
 
 def _row(data: ComparisonData, spec: DetectorSpec, card: DetectorCard | None, **found: Any) -> DetectorRow:
     """The row of a detector, whose card may be unknown: with its metrics, or with its failure."""
-    fields: dict[str, Any] = {"inputs": (), "is_supervised": None, "is_control": False}
-    if card is not None:
-        fields = {field: getattr(card, field) for field in _CARD_FIELDS}
-    fields |= {"failure": None, "metrics": {}, **found}
+    fields = {} if card is None else {name: getattr(card, name) for name in _CARD_FIELDS}
     key = data.key(spec.name, spec.settings)
-    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, **fields)
+    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, **fields, **found)
 
 
 def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
@@ -266,37 +258,33 @@ def failure_text(error: Exception) -> str:
     return name + notes + fault_text(error, Detector).removeprefix(name)
 
 
-def _run_here(
-    data: ComparisonData, specs: Sequence[DetectorSpec], on_progress: Progress
+def _outcomes(
+    data: ComparisonData, specs: Sequence[DetectorSpec], engine: Executor | None, on_progress: Progress
 ) -> Iterator[tuple[DetectorSpec, int, SeedOutcome]]:
-    """Each detector and seed, in this process; after a failure the other seeds are not run."""
-    n_total = len(specs) * sum(len(folds) for folds in data.folds.values())
-    n_done, failures = 0, dict[str, str]()
-    for spec, seed in product(specs, data.folds):
-        report = partial(_report_fold, on_progress, f"{spec.name}, seed {seed}", n_done, n_total)
-        outcome = failures.get(spec.name) or _run_seed(data, (spec, seed), report)
+    """Each detector and seed as soon as it is done, in this process or by the workers of an engine.
+
+    After a failure in this process the other seeds of the detector are not run.
+    """
+    items = list(product(specs, data.folds))
+    n_total, n_done, failures = sum(len(data.folds[seed]) for _, seed in items), 0, dict[str, str]()
+    for spec, seed in items if engine is None else ():
+
+        def on_fold(fold: int, n_before: int = n_done, detail: str = f"{spec.name}, seed {seed}") -> None:
+            on_progress(n_before + fold + 1, n_total, f"{detail}, fold {fold}")
+
+        outcome = failures.get(spec.name) or _run_seed(data, (spec, seed), on_fold)
         if isinstance(outcome, str):
             failures[spec.name] = outcome
         n_done += len(data.folds[seed])
         yield spec, seed, outcome
-
-
-def _report_fold(on_progress: Progress, detail: str, n_before: int, n_total: int, fold: int) -> None:
-    on_progress(n_before + fold + 1, n_total, f"{detail}, fold {fold}")
-
-
-def _run_spread(
-    data: ComparisonData, specs: Sequence[DetectorSpec], engine: Executor, on_progress: Progress
-) -> Iterator[tuple[DetectorSpec, int, SeedOutcome]]:
-    """Each detector and seed, as soon as a worker has done it."""
+    if engine is None:
+        return
     for spec in specs:
         if spec.factory is not None:
             raise UsageError(
                 f"{spec.name} is not registered and cannot run in another process; use 1 job, "
                 f"or name its class as module:Class"
             )
-    items = list(product(specs, data.folds))
-    n_total, n_done = sum(len(data.folds[seed]) for _, seed in items), 0
     sent = {name: getattr(data, name) for name in ("labels", "groups", "folds", "config")}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
     with engine.workers(start, len(items)) as workers, closing(workers(_run_seed, items)) as found:

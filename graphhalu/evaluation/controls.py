@@ -5,11 +5,10 @@ and one on the attention of a real store.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import NotEnoughDataError
@@ -34,37 +33,10 @@ N_ANSWERS: Final = 600
 """Answers of each control."""
 HEADS: Final = 3
 """Heads of each of three layers whose attention to the question is to be found."""
-PLANTED_TRAINING: Final = {
-    "epochs": 100,
-    "patience": 100,
-    "batch_size": 16,
-    "hidden_size": 64,
-    "dropout": 0.0,
-}
+TRAINING: Final = {"epochs": 100, "patience": 100, "batch_size": 16, "hidden_size": 64, "dropout": 0.0}
 """Training of networks on planted signals: they have no noise, and the loss of two hops is flat until
 the first is learnt."""
 DEFAULT_DETECTORS: Final = ("gat", "charm", "mlp")
-
-
-@dataclass(frozen=True)
-class ControlRow:
-    """One detector on one control.
-
-    Attributes:
-        control: ``"one hop"``, ``"two hops"`` or ``"question mass"``.
-        detector: Its name.
-        auroc: On the test side; the mean over heads for question mass.
-        reference: AUROC of arithmetic on the same edges; ``None`` for planted signals.
-        n_answers: Answers of all three sides.
-        passes: Whether a graph network found the signal, or a control did not.
-    """
-
-    control: str
-    detector: str
-    auroc: float
-    reference: float | None
-    n_answers: int
-    passes: bool
 
 
 def control_rows(
@@ -74,7 +46,7 @@ def control_rows(
     seed: int = 0,
     n_answers: int = N_ANSWERS,
     on_progress: Progress = no_progress,
-) -> list[ControlRow]:
+) -> list[dict[str, Any]]:
     """Every detector on every control.
 
     ``one hop``: the label is which of two spans one head attends to in the rows of the answer.
@@ -90,6 +62,12 @@ def control_rows(
         n_answers: How many answers each control has.
         on_progress: Called after each row.
 
+    Returns:
+        Of each row ``control``, ``detector``, its ``auroc`` on the test side (for question mass the
+        mean over heads), ``reference`` (that of arithmetic on the same edges; ``None`` for planted
+        signals), ``n_answers`` of all three sides, and whether it ``passes``: a graph network found
+        the signal, or a control did not.
+
     Raises:
         NotEnoughDataError: If the traces are fewer than 30.
         GraphhaluError: What a detector raised.
@@ -104,24 +82,25 @@ def control_rows(
     # every detector meets the same traces, so that graphs are built once
     planted = {signal: planted_edge_traces(n_answers, signal, seed=seed) for signal in EDGE_SIGNALS}
 
-    def rows(spec: DetectorSpec) -> Iterator[ControlRow]:
+    found: list[dict[str, Any]] = []
+
+    def add(control: str, spec: DetectorSpec, auroc: float, passes: bool, **more: Any) -> None:
+        row = {"control": control, "detector": spec.name, "auroc": auroc, "reference": None}
+        found.append({**row, "n_answers": n_answers, "passes": passes, **more})
+        on_progress(len(found), 3 * len(specs), f"{spec.name}, {control}")
+
+    for spec in specs:
         config, is_control = getattr(spec.make(0), "config", None), spec.card().is_control
         is_network = isinstance(config, NetworkConfig)
-        trained = replace(spec, settings={**PLANTED_TRAINING, **spec.settings}) if is_network else spec
+        trained = replace(spec, settings={**TRAINING, **spec.settings}) if is_network else spec
         for signal, (its_traces, labels) in planted.items():
             value = _auroc(trained, its_traces, labels, seed)
-            passes = value <= NOT_FOUND if is_control else value > FOUND
-            yield ControlRow(signal, spec.name, value, None, n_answers, passes)
+            add(signal, spec, value, value <= NOT_FOUND if is_control else value > FOUND)
         splits = list(question_mass(chosen, config if isinstance(config, NetworkConfig) else NetworkConfig()))
         reference = float(np.mean([_auroc(on_edges, chosen, labels, seed) for labels, on_edges in splits]))
         value = float(np.mean([_auroc(spec, chosen, labels, seed) for labels, _ in splits]))
         passes = is_control or value >= reference - TOLERANCE
-        yield ControlRow("question mass", spec.name, value, reference, len(chosen), passes)
-
-    found: list[ControlRow] = []
-    for row in (row for spec in specs for row in rows(spec)):
-        found.append(row)
-        on_progress(len(found), 3 * len(specs), f"{row.detector}, {row.control}")
+        add("question mass", spec, value, passes, reference=reference, n_answers=len(chosen))
     return found
 
 
@@ -142,7 +121,10 @@ def question_mass(traces: Sequence[Trace], config: NetworkConfig) -> Iterator[tu
         mass = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
         on_edges[data.trace_index, layers.index(data.layer)] = mass
     for place, layer in enumerate(layers):
-        of_heads = np.array([_mass(trace, layer) for trace in traces])
+        rows = (
+            t.layer_stream("span_mass", layer)[:, t.prompt_length - 1 - t.record.row_start :] for t in traces
+        )
+        of_heads = np.array([each[:, :, int(Span.QUESTION)].mean(axis=1) for each in rows])
         for head in heads.tolist():
             whole = of_heads[:, head]
             values: Ints = (whole > np.median(whole)).astype(np.int64)
@@ -151,19 +133,12 @@ def question_mass(traces: Sequence[Trace], config: NetworkConfig) -> Iterator[tu
             yield labels, on_edges[:, place, head]
 
 
-def _mass(trace: Trace, layer: int) -> Float[np.ndarray, "head"]:
-    """Mean attention of each head to the question, over the rows of the answer."""
-    rows = trace.layer_stream("span_mass", layer)[:, :, int(Span.QUESTION)]
-    mean: Float[np.ndarray, "head"] = rows[:, trace.prompt_length - 1 - trace.record.row_start :].mean(axis=1)
-    return mean
-
-
 def _auroc(scorer: DetectorSpec | Floats, traces: Sequence[Trace], labels: Labels, seed: int) -> float:
     """AUROC of a fresh detector, or of given values, on the test side of a grouped split."""
     split = grouped_split(labels.values, question_groups(traces), seed=seed)
     if isinstance(scorer, DetectorSpec):
-        detector = scorer.make(seed).fit(traces, labels, split)
-        return auroc(
-            detector.score(ChosenTraces(traces, tuple(split.test.tolist()))).values, labels.values[split.test]
-        )
-    return auroc(scorer[split.test], labels.values[split.test])
+        tested = ChosenTraces(traces, tuple(split.test.tolist()))
+        scores = scorer.make(seed).fit(traces, labels, split).score(tested).values
+    else:
+        scores = scorer[split.test]
+    return auroc(scores, labels.values[split.test])

@@ -5,8 +5,9 @@ kind (whole categories held out, say) is a list of :class:`Split` that passes :f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -55,9 +56,8 @@ class ComparisonData:
     def kept_items(self) -> EvaluationSet:
         """The items of traces with a valid label, on which all detectors are evaluated."""
         labels, groups = self.labels.items[self.is_kept], self.groups[self.labels.owner][self.is_kept]
-        return EvaluationSet(
-            labels, groups, self.config.n_resamples, self.config.bootstrap_seed, self.config.level
-        )
+        how = (self.config.n_resamples, self.config.bootstrap_seed, self.config.level)
+        return EvaluationSet(labels, groups, *how)
 
     @cached_property
     def answers(self) -> EvaluationSet:
@@ -190,24 +190,15 @@ def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> None:
         for number, fold in enumerate(folds)
     ]
     tests = {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}
-    for reason, names in keys.items():
-        for sides in (*apart, tests):
-            _refuse_shared(sides, names, traces, reason)
-
-
-def _refuse_shared(
-    sides: Mapping[str, Int[np.ndarray, "member"]], names: Sequence[str], traces: Sequence[Trace], reason: str
-) -> None:
-    """Refuse sides that hold traces of one name, and describe the first such pair."""
-    owner: dict[str, tuple[str, int]] = {}
-    for side, indices in sides.items():
-        for index in indices.tolist():
-            first = owner.setdefault(names[index], (side, index))
-            if first[0] != side:
-                pair = [(traces[place].record, where) for where, place in (first, (side, index))]
+    for (reason, names), sides in product(keys.items(), (*apart, tests)):
+        owner: dict[str, tuple[int, str]] = {}
+        for where, place in ((side, place) for side, places in sides.items() for place in places.tolist()):
+            first = owner.setdefault(names[place], (place, where))
+            if first[1] != where:
                 described = "\n  ".join(
-                    f"trace {r.trace_id!r} (group {r.group_id!r}): {r.question!r} is in {where}"
-                    for r, where in pair
+                    f"trace {records[n].trace_id!r} (group {records[n].group_id!r}): "
+                    f"{records[n].question!r} is in {side}"
+                    for n, side in (first, (place, where))
                 )
                 raise UsageError(
                     f"a question leaks between two sides of a split; these two {reason}:\n  {described}\n"
@@ -243,11 +234,13 @@ class FoldModel:
     fit_s: float
 
 
-@dataclass
 class OutOfFold:
     """Scores of one detector and seed, each from a model that never saw the trace's question.
 
     It is filled fold by fold. The items are those of the labels: traces, or the answer tokens of all traces.
+
+    Args:
+        n_items: How many there are; none is tested yet.
 
     Attributes:
         values: Scores that can be pooled over folds; NaN where not valid.
@@ -263,21 +256,12 @@ class OutOfFold:
         choices: For each fit its fold, its threshold, and what the detector says of its training.
     """
 
-    values: Floats
-    raw: Floats
-    probability: Floats
-    is_predicted_positive: Mask
-    fold: Ints
-    fit_s: list[float] = field(default_factory=list)
-    score_s: float = 0.0
-    n_parameters: int | None = None
-    choices: list[dict[str, Any]] = field(default_factory=list)
-
-    @classmethod
-    def empty(cls, n_items: int) -> "OutOfFold":
-        """Nothing tested yet."""
-        values, raw, probability = (np.full(n_items, np.nan) for _ in range(3))
-        return cls(values, raw, probability, np.zeros(n_items, dtype=bool), np.full(n_items, -1))
+    def __init__(self, n_items: int) -> None:
+        self.values, self.raw, self.probability = (np.full(n_items, np.nan) for _ in range(3))
+        self.is_predicted_positive, self.fold = np.zeros(n_items, dtype=bool), np.full(n_items, -1)
+        self.fit_s, self.score_s = list[float](), 0.0
+        self.n_parameters: int | None = None
+        self.choices: list[dict[str, Any]] = []
 
     @property
     def is_valid(self) -> Mask:
@@ -290,12 +274,7 @@ class OutOfFold:
         return self.fold >= 0
 
     def add_fold(
-        self,
-        number: int,
-        model: FoldModel,
-        traces: Sequence[Trace],
-        indices: Int[np.ndarray, "tested"],
-        items: Ints,
+        self, number: int, model: FoldModel, traces: Sequence[Trace], labels: Labels, places: Ints
     ) -> None:
         """Add the scores that the model of one fold gives some traces.
 
@@ -303,14 +282,14 @@ class OutOfFold:
             number: Number of the fold.
             model: Its model.
             traces: Traces, which need not be those that it was fitted among.
-            indices: Places of the traces to score.
-            items: Places of their items.
+            labels: Labels of these traces.
+            places: Those of the traces to score.
 
         Raises:
             GraphhaluError: What the detector raised.
         """
-        started = perf_counter()
-        raw = _values(model.detector, traces, indices)
+        items, started = labels.places(places), perf_counter()
+        raw = _values(model.detector, traces, places)
         self.score_s += perf_counter() - started
         self.values[items], self.raw[items] = standardise(raw, model.reference), raw
         self.fold[items] = number
@@ -350,11 +329,11 @@ def cross_fit(
     Raises:
         Exception: What the detector raised, with the fold in a note.
     """
-    done = OutOfFold.empty(len(labels.items))
+    done = OutOfFold(len(labels.items))
     for number, fold in enumerate(folds):
         try:
             model = fit_fold(make, traces, labels, fold)
-            done.add_fold(number, model, traces, fold.test, labels.places(fold.test))
+            done.add_fold(number, model, traces, labels, fold.test)
         except Exception as error:
             error.add_note(f"in fold {number}")
             raise

@@ -8,7 +8,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from typing import Any, Final, NamedTuple
+from itertools import product
+from typing import Final
 
 import numpy as np
 import pyarrow as pa
@@ -30,8 +31,8 @@ HALF: Final = 0.5
 _MOST_SUBGROUPS: Final = 60
 """A field with more values than this is not a category."""
 
-Rows = Mapping[str, Float[np.ndarray, "row"]]
-"""Metrics by name: the value of one seed first, and behind it the same on each resample."""
+Rows = Float[np.ndarray, "row"]
+"""A metric: the value of one seed first, and behind it the same on each resample."""
 
 
 def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:
@@ -43,7 +44,7 @@ def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[st
         NotEnoughDataError: If the items with a valid score lack a class, or nearly so.
     """
     names = RANK_METRICS[data.labels.level]
-    seeds: list[Rows] = []
+    seeds: list[dict[str, Rows]] = []
     for fit in fits:
         scores, is_valid = fit.values[data.is_kept], fit.is_valid[data.is_kept]
         found = _rank_rows(data.kept_items, names, scores, is_valid) | _probability_rows(data, fit)
@@ -53,9 +54,7 @@ def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[st
     return {n: replace(m, fold_mean=within.get(n)) if n in names else m for n, m in metrics.items()}
 
 
-def _rank_rows(
-    items: EvaluationSet, names: Sequence[str], scores: Floats, is_valid: Mask
-) -> dict[str, Float[np.ndarray, "row"]]:
+def _rank_rows(items: EvaluationSet, names: Sequence[str], scores: Floats, is_valid: Mask) -> dict[str, Rows]:
     """Rank metrics of one seed over the items that count.
 
     Raises:
@@ -66,7 +65,7 @@ def _rank_rows(
     return {name: np.append(found[name], drawn[name]) for name in names}
 
 
-def _probability_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Float[np.ndarray, "row"]]:
+def _probability_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
     """F1, Brier score and calibration error of the items with a probability, if there are any."""
     known, labels = fit.is_valid & np.isfinite(fit.probability), data.labels.items
     if not known.any():
@@ -84,38 +83,37 @@ def _probability_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Float[n
     }
 
 
-def _mean_metrics(seeds: Sequence[Rows], level: float) -> dict[str, MetricValue]:
+def _mean_metrics(seeds: Sequence[Mapping[str, Rows]], level: float) -> dict[str, MetricValue]:
     """Means over seeds of the metrics that are defined in every one.
 
     Raises:
         NotEnoughDataError: If more than half of the resamples lack a class.
     """
-    names = [n for n in seeds[0] if all(n in seed and np.isfinite(seed[n][0]) for seed in seeds)]
-    return {name: _mean_metric(name, [seed[name] for seed in seeds], level) for name in names}
-
-
-def _mean_metric(name: str, rows: Sequence[Float[np.ndarray, "row"]], level: float) -> MetricValue:
-    of_seed, resampled = [float(row[0]) for row in rows], np.mean(rows, axis=0)[1:]
-    low, high, n_used = None, None, 0
-    if len(resampled):
+    found = {}
+    for name in seeds[0]:
+        if not all(name in seed and np.isfinite(seed[name][0]) for seed in seeds):
+            continue
+        rows, low, high, n_used = [seed[name] for seed in seeds], None, None, 0
+        of_seed, resampled = [float(row[0]) for row in rows], np.mean(rows, axis=0)[1:]
         try:
-            low, high, n_used = percentile_interval(resampled, level)
+            if len(resampled):
+                low, high, n_used = percentile_interval(resampled, level)
         except NotEnoughDataError:
             if name in METRICS:
                 raise
             # too few resamples have it: a value without an interval
-    sd = float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None
-    return MetricValue(float(np.mean(of_seed)), low, high, n_used, sd, None)
+        sd = float(np.std(of_seed, ddof=1)) if len(of_seed) > 1 else None
+        found[name] = MetricValue(float(np.mean(of_seed)), low, high, n_used, sd)
+    return found
 
 
 def _fold_means(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[str, float]:
     """Mean of each metric over the folds that hold both classes; empty if none does."""
     found = []
-    for fit in fits:
-        for fold in range(int(fit.fold.max()) + 1):
-            here = fit.is_valid & (fit.fold == fold)
-            with suppress(NotEnoughDataError):
-                found.append(evaluate(fit.raw[here], data.labels.items[here]))
+    for fit, fold in product(fits, range(max(int(fit.fold.max()) for fit in fits) + 1)):
+        here = fit.is_valid & (fit.fold == fold)
+        with suppress(NotEnoughDataError):
+            found.append(evaluate(fit.raw[here], data.labels.items[here]))
     return {name: float(np.mean([f[name] for f in found])) for name in METRICS} if found else {}
 
 
@@ -146,32 +144,17 @@ def subgroups(data: ComparisonData, scores: Mapping[str, Sequence[Floats]]) -> t
     return tuple(found)
 
 
-class SpanCounts(NamedTuple):
-    """Characters and spans of one answer, or of many together.
-
-    Attributes:
-        right: Characters predicted positive that are marked.
-        predicted: Characters predicted positive.
-        marked: Marked characters.
-        right_spans: Predicted spans that are right.
-        predicted_spans: Predicted spans.
-        found_spans: Marked spans that are found.
-        marked_spans: Marked spans.
-    """
-
-    right: int
-    predicted: int
-    marked: int
-    right_spans: int
-    predicted_spans: int
-    found_spans: int
-    marked_spans: int
-
-
-def count_spans(answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]) -> SpanCounts:
+def count_spans(
+    answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]
+) -> tuple[int, int, int, int, int, int, int]:
     """Characters and spans of one answer; a span counts from :data:`HALF` of its characters on.
 
     Tokens of white space alone neither make a span nor part one.
+
+    Returns:
+        Characters predicted positive that are marked, characters predicted positive, marked
+        characters; predicted spans that are right, predicted spans; marked spans that are found,
+        marked spans.
     """
     of_token = np.flatnonzero(answer.size > 0)
     is_positive = is_predicted_positive[of_token]
@@ -181,18 +164,12 @@ def count_spans(answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "t
     is_right = marked[stops] - marked[starts] >= HALF * (size[stops] - size[starts])
     covered = answer.spans[:, is_predicted_positive].sum(axis=1)
     is_found = (covered >= HALF * answer.span_size) & (answer.span_size > 0)
-    return SpanCounts(
-        right=int(answer.marked[is_predicted_positive].sum()),
-        predicted=int(answer.size[is_predicted_positive].sum()),
-        marked=answer.n_marked,
-        right_spans=int(is_right.sum()),
-        predicted_spans=len(starts),
-        found_spans=int(is_found.sum()),
-        marked_spans=len(answer.span_size),
-    )
+    right, predicted = (int(each[is_predicted_positive].sum()) for each in (answer.marked, answer.size))
+    n_right, n_found = int(is_right.sum()), int(is_found.sum())
+    return right, predicted, answer.n_marked, n_right, len(starts), n_found, len(answer.span_size)
 
 
-def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Float[np.ndarray, "row"]]:
+def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
     """Metrics that only token scores have, over the answers that one seed tested.
 
     Returns:
@@ -212,25 +189,26 @@ def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Float[np.ndar
     found = {"within_auroc": ratio(*answers.sums(within).T), **_span_rows(counts, answers)}
     for name, reduce in (("max", np.max), ("mean", np.mean)):
         values = np.array([reduce(each) if len(each) else np.nan for each in known])
-        rows = {"auroc": np.full(1 + answers.n_resamples, np.nan)}
+        found[f"answer_auroc_{name}"] = np.full(1 + answers.n_resamples, np.nan)
         with suppress(NotEnoughDataError):
             rows = _rank_rows(answers, ["auroc"], values, np.isfinite(values))
-        found[f"answer_auroc_{name}"] = rows["auroc"]
+            found[f"answer_auroc_{name}"] = rows["auroc"]
     return found
 
 
-def _span_rows(counts: Sequence[SpanCounts], answers: EvaluationSet) -> dict[str, Float[np.ndarray, "row"]]:
+def _span_rows(counts: Sequence[Sequence[int]], answers: EvaluationSet) -> dict[str, Rows]:
     """Precision, recall and F1 of characters and spans, summed over answers."""
-    sums: Any = SpanCounts(*answers.sums(np.array(counts, dtype=np.float64)).T)
-    precision = ratio(sums.right_spans, sums.predicted_spans)
-    recall = ratio(sums.found_spans, sums.marked_spans)
+    right, predicted, marked, right_spans, predicted_spans, found_spans, marked_spans = answers.sums(
+        np.array(counts, dtype=np.float64)
+    ).T
+    precision, recall = ratio(right_spans, predicted_spans), ratio(found_spans, marked_spans)
     # without a predicted span there is no precision, and F1 is 0 as long as anything is marked
     known = np.nan_to_num(precision)
     both = known + recall
     return {
-        "char_precision": ratio(sums.right, sums.predicted),
-        "char_recall": ratio(sums.right, sums.marked),
-        "char_f1": ratio(2 * sums.right, sums.predicted + sums.marked),
+        "char_precision": ratio(right, predicted),
+        "char_recall": ratio(right, marked),
+        "char_f1": ratio(2 * right, predicted + marked),
         "span_precision": precision,
         "span_recall": recall,
         "span_f1": np.where(both == 0, both, ratio(2 * known * recall, both)),

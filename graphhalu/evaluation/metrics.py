@@ -1,4 +1,6 @@
-"""Metrics of scores and probabilities; hallucinated (1) is the positive class, and no score is flipped.
+"""Metrics and curves of scores and probabilities.
+
+Hallucinated (1) is the positive class, and no score is flipped.
 
 Every rank metric is arithmetic on one table of counts: how many hallucinated and correct traces
 score at or above each distinct score. A bootstrap gives one row of weights a resample, so that a
@@ -11,12 +13,14 @@ on ``sum of C(k) / k``; within one tie ``C`` is linear in ``k``, so that each ti
 harmonic numbers.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property, lru_cache, partial
 from typing import Final, NamedTuple
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from graphhalu.core import numerics
@@ -33,6 +37,7 @@ Resampled = Float[np.ndarray, "resample"]
 MAX_REJECTION: Final = 0.5
 """Rejection goes up to this share of the traces in the prediction-rejection ratio."""
 N_BINS: Final = 15
+_GRID: Final = np.linspace(0, 1, 501)
 
 
 @dataclass(frozen=True)
@@ -154,7 +159,7 @@ def evaluate(scores: Floats, labels: Ints) -> dict[str, float]:
     """
     check_scores(scores, labels)
     counts = roc_counts(scores, labels)
-    return {name: float(metric.function(counts)[0]) for name, metric in METRICS.items()}
+    return {name: float(metric(counts)[0]) for name, metric in METRICS.items()}
 
 
 def ratio(
@@ -274,37 +279,53 @@ def _oracle_quality(counts: RocCounts, fewest: Resampled) -> Resampled:
     return np.maximum(counts.n_correct - fewest, 0.0) + counts.n_correct * tail
 
 
-class Metric(NamedTuple):
-    """A rank metric of a comparison.
-
-    Attributes:
-        function: From the counts of each resample to its value; NaN where it has none.
-        description: What the value is.
-        is_error: Whether less is better.
-    """
-
-    function: Callable[[RocCounts], Resampled]
-    description: str
-    is_error: bool = False
-
-
-METRICS: Final = {
-    "auroc": Metric(counted_auroc, "chance that a hallucinated item scores above a correct one"),
-    "auprc": Metric(counted_auprc, "average precision"),
-    "tpr_at_5_fpr": Metric(partial(counted_tpr_at_fpr, max_fpr=0.05), "recall at 5 % false alarms"),
-    "tpr_at_1_fpr": Metric(partial(counted_tpr_at_fpr, max_fpr=0.01), "recall at 1 % false alarms"),
-    "prr_50": Metric(counted_prr, "prediction-rejection ratio, up to half rejected"),
-    "aurc": Metric(counted_aurc, "area under the risk-coverage curve", is_error=True),
-    "e_aurc": Metric(counted_excess_aurc, "the same above that of an oracle", is_error=True),
+METRICS: Final[Mapping[str, Callable[[RocCounts], Resampled]]] = {
+    "auroc": counted_auroc,
+    "auprc": counted_auprc,
+    "tpr_at_5_fpr": partial(counted_tpr_at_fpr, max_fpr=0.05),
+    "tpr_at_1_fpr": partial(counted_tpr_at_fpr, max_fpr=0.01),
+    "prr_50": counted_prr,
+    "aurc": counted_aurc,
+    "e_aurc": counted_excess_aurc,
 }
-"""The rank metrics of a comparison by name."""
-LOWER_IS_BETTER: Final = {name for name, metric in METRICS.items() if metric.is_error} | {"ece", "brier"}
-"""Metrics that measure an error; of all others more is better."""
+"""The rank metrics of a comparison by name: from the counts of each resample to its value."""
 
 
-def risk_coverage_curve(
+class Curve(NamedTuple):
+    """Points of a line, from left to right."""
+
+    x: Float[np.ndarray, "point"]
+    y: Float[np.ndarray, "point"]
+
+
+def class_counts(
     scores: Floats, labels: Ints
-) -> tuple[Float[np.ndarray, "kept"], Float[np.ndarray, "kept"]]:
+) -> tuple[Float[np.ndarray, "threshold"], Float[np.ndarray, "threshold"]]:
+    """Hallucinated and correct items at or above each distinct score, from the highest score down.
+
+    Raises:
+        ValueError: If a score is not finite, or a label is neither 0 nor 1.
+        NotEnoughDataError: If one class is missing.
+    """
+    check_scores(scores, labels)
+    counts = roc_counts(scores, labels)
+    return counts.true_positives[0], counts.false_positives[0]
+
+
+def _roc_curve(scores: Floats, labels: Ints) -> Curve:
+    hits, alarms = class_counts(scores, labels)
+    return Curve(np.append(0.0, alarms / alarms[-1]), np.append(0.0, hits / hits[-1]))
+
+
+def _precision_recall_curve(scores: Floats, labels: Ints) -> Curve:
+    """On a grid of recall, since nothing lies on the straight line between two thresholds."""
+    hits, alarms = class_counts(scores, labels)
+    # rounding must not make the last threshold miss a recall of 1
+    reached = np.searchsorted(hits / hits[-1], _GRID[1:] - 1e-12)
+    return Curve(_GRID[1:], (hits / (hits + alarms))[reached])
+
+
+def risk_coverage_curve(scores: Floats, labels: Ints) -> Curve:
     """Coverage ``1/n … 1``, the lowest scores kept first, and the risk at each: its mean is the AURC.
 
     The risk is the share of hallucinated traces among the kept ones.
@@ -313,34 +334,73 @@ def risk_coverage_curve(
         ValueError: If a score is not finite, or a label is neither 0 nor 1.
         NotEnoughDataError: If one class is missing.
     """
-    check_scores(scores, labels)
-    counts = roc_counts(scores, labels)
-    hits, alarms = counts.true_positives[0], counts.false_positives[0]
+    hits, alarms = class_counts(scores, labels)
     kept = np.arange(1, len(scores) + 1)
     # all hallucinated traces are kept but those of the rejected ones
     rejected_hits = np.interp(len(scores) - kept, np.append(0.0, hits + alarms), np.append(0.0, hits))
-    return kept / len(scores), (hits[-1] - rejected_hits) / kept
+    return Curve(kept / len(scores), (hits[-1] - rejected_hits) / kept)
 
 
-class Reliability(NamedTuple):
-    """Bins of about equal size by rising probability, for a calibration figure.
+_CURVES: Final[Mapping[str, Callable[[Floats, Ints], Curve]]] = {
+    "roc": _roc_curve,
+    "precision-recall": _precision_recall_curve,
+    "risk-coverage": risk_coverage_curve,
+    "calibration": lambda probability, labels: Curve(*reliability_curve(probability, labels)[:2]),
+}
 
-    Attributes:
-        probability: Mean probability in each bin.
-        share: Share of hallucinated traces in each bin.
-        n_traces: Traces in each bin.
+
+def mean_curve(samples: pa.Table, detector: str, kind: str) -> Curve:
+    """A curve of a detector from its per-sample scores; the mean over seeds, exact for one seed.
+
+    Args:
+        samples: Scores as in a result.
+        detector: Its name.
+        kind: ``roc`` (hallucinations found against false alarms), ``precision-recall`` (as steps:
+            the precision of the first threshold that reaches a recall), ``risk-coverage`` (share of
+            hallucinated answers among the kept ones against the share that is kept), or
+            ``calibration`` (share of hallucinated answers against probability in 15 bins of equal
+            mass, seeds pooled).
+
+    Raises:
+        NotEnoughDataError: If there is no valid score or probability, or those of one class only.
     """
+    needed = "probability" if kind == "calibration" else "score"
+    mine = samples.filter((pc.field("detector") == detector) & pc.field("is_valid"))
+    mine = mine.filter(pc.field(needed).is_valid())
+    if not len(mine):
+        raise NotEnoughDataError(f"{detector} has no valid {needed} to draw")
+    values, labels = mine[needed].to_numpy().astype(np.float64), mine["label"].to_numpy().astype(np.int64)
+    seeds = np.zeros(len(mine)) if kind == "calibration" else mine["seed"].to_numpy()
+    curves = [
+        _CURVES[kind](values[seeds == seed], labels[seeds == seed]) for seed in dict.fromkeys(seeds.tolist())
+    ]
+    if len(curves) == 1:
+        return curves[0]
+    # before the first point of a curve there is nothing, so the grid starts where all have begun
+    start = max(float(curve.x[0]) for curve in curves)
+    grid = np.append(start, _GRID[start < _GRID])
+    heights = np.mean([np.interp(grid, *curve) for curve in curves], axis=0)
+    if all(curve.x[0] == curve.y[0] == 0 for curve in curves):
+        return Curve(np.append(0.0, grid), np.append(0.0, heights))
+    return Curve(grid, heights)
 
-    probability: Float[np.ndarray, "bin"]
-    share: Float[np.ndarray, "bin"]
-    n_traces: Int[np.ndarray, "bin"]
+
+def calibration_band(samples: pa.Table) -> tuple[Float[np.ndarray, "end point"], Float[np.ndarray, "point"]]:
+    """Ends between which 95 % of the bins lie by chance if the probabilities are right, and where."""
+    n_tested = len(pc.unique(samples["trace_id"]))
+    share = np.linspace(0, 1, 101)
+    reach = 1.96 * np.sqrt(share * (1 - share) * N_BINS / max(n_tested, N_BINS))
+    return np.stack([np.maximum(share - reach, 0), np.minimum(share + reach, 1)]), share
 
 
-def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> Reliability:
-    """Mean probability and share of hallucinated traces in bins of equal mass.
+def reliability_curve(
+    probability: Floats, labels: Ints, *, n_bins: int = N_BINS
+) -> tuple[Float[np.ndarray, "bin"], Float[np.ndarray, "bin"], Int[np.ndarray, "bin"]]:
+    """Mean probability, share of hallucinated traces and number of traces in bins of equal mass.
 
-    Equal probabilities are never parted, so that the order of a file changes nothing: a bin
-    takes all traces of the probability at its edge, and there may be fewer bins than asked for.
+    The bins rise with the probability. Equal probabilities are never parted, so that the order of a
+    file changes nothing: a bin takes all traces of the probability at its edge, and there may be
+    fewer bins than asked for.
 
     Raises:
         ValueError: If a probability is not in [0, 1] or no bin is asked for.
@@ -354,8 +414,8 @@ def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS
     bin_of_value = np.floor(middle * n_bins / len(probability)).astype(np.int64)
     bins = np.unique(bin_of_value, return_inverse=True)[1][value_index]  # empty bins are dropped
     n_traces = np.bincount(bins)
-    probability, share = (np.bincount(bins, weights=each) / n_traces for each in (probability, labels))
-    return Reliability(probability, share, n_traces)
+    mean, share = (np.bincount(bins, weights=each) / n_traces for each in (probability, labels))
+    return mean, share, n_traces
 
 
 def ece(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> float:
@@ -368,8 +428,8 @@ def ece(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> float:
     Source:
         Naeini et al. 2015, with bins of equal mass in place of equal width.
     """
-    curve = reliability_curve(probability, labels, n_bins=n_bins)
-    return float(np.average(np.abs(curve.probability - curve.share), weights=curve.n_traces))
+    mean, share, n_traces = reliability_curve(probability, labels, n_bins=n_bins)
+    return float(np.average(np.abs(mean - share), weights=n_traces))
 
 
 def log_losses(probability: Floats, labels: Ints) -> Floats:

@@ -5,7 +5,7 @@ against a baseline, subgroups and what detectors read; version 3 comparisons of 
 which were ``tokens.json`` and ``tokens.parquet`` before. Files of all versions are read.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Final
@@ -37,25 +37,34 @@ SCORES_FILE: Final = "scores.parquet"
 TEXTS: Final = read_yaml(Path(__file__).with_name("texts.yaml"))
 """Rules and caveats that results quote."""
 
+_CARD_COLUMNS: Final = ("detector", "inputs", "is_supervised", "is_control", "is_graph")
+_TEST_COLUMNS: Final = {"low": "difference_low", "high": "difference_high"}
+_COST_COLUMNS: Final = (
+    "coverage",
+    "auroc_invalid_at_median",
+    "fit_s",
+    "score_ms",
+    "trace_bytes",
+    "n_parameters",
+)
 _TOKENS_BEFORE: Final = FileFormat("graphhalu-token-result", 1, KIND.way_out)
 _TOKEN_FILES: Final = ("tokens.json", "tokens.parquet")
-_TOKEN_NAMES: Final = {"token_auroc": "auroc", "token_auprc": "auprc"}
 
 SAMPLE_SCHEMA: Final = pa.schema(
-    [
-        ("detector", pa.string()),
-        ("seed", pa.int64()),
-        ("fold", pa.int64()),
-        ("trace_id", pa.string()),
-        ("group", pa.string()),
-        ("label", pa.int8()),
-        ("score", pa.float64()),
-        ("raw_score", pa.float64()),
-        ("is_valid", pa.bool_()),
-        ("probability", pa.float64()),
-        ("is_predicted_positive", pa.bool_()),
-        ("token", pa.int64()),
-    ]
+    {
+        "detector": pa.string(),
+        "seed": pa.int64(),
+        "fold": pa.int64(),
+        "trace_id": pa.string(),
+        "group": pa.string(),
+        "label": pa.int8(),
+        "score": pa.float64(),
+        "raw_score": pa.float64(),
+        "is_valid": pa.bool_(),
+        "probability": pa.float64(),
+        "is_predicted_positive": pa.bool_(),
+        "token": pa.int64(),
+    }
 )
 """One row a detector, seed and tested trace or token.
 
@@ -116,11 +125,11 @@ class DetectorRow:
     """
 
     detector: str
-    inputs: tuple[str, ...]
-    is_supervised: bool | None
-    is_control: bool
-    failure: str | None
-    metrics: Mapping[str, MetricValue]
+    inputs: tuple[str, ...] = ()
+    is_supervised: bool | None = None
+    is_control: bool = False
+    failure: str | None = None
+    metrics: Mapping[str, MetricValue] = field(default_factory=dict)
     coverage: float | None = None
     auroc_invalid_at_median: float | None = None
     fit_s: float | None = None
@@ -316,12 +325,13 @@ class Result:
             raise MissingExtraError(
                 "a table of a result needs the package pandas\n  Install it:  pip install 'graphhalu[report]'"
             ) from None
-        columns, rows = self._table()
-        return pd.DataFrame(rows, columns=columns)
+        rows = self._cells()
+        return pd.DataFrame(rows, columns=column_names(rows))
 
     def to_csv(self) -> str:
         """The table of :meth:`to_frame` as CSV."""
-        return csv_text(*self._table())
+        rows = self._cells()
+        return csv_text(column_names(rows), rows)
 
     def ranked(self) -> list[DetectorRow]:
         """Rows by falling AUROC, failed ones last; ties keep their order.
@@ -329,11 +339,11 @@ class Result:
         The AUROC is the one over all tested traces, with those without a score at the median:
         a detector does not rise by being silent on hard answers.
         """
-
-        def auroc(row: DetectorRow) -> float:
-            return -1.0 if row.auroc_invalid_at_median is None else row.auroc_invalid_at_median
-
-        return sorted(self.rows, key=auroc, reverse=True)
+        # a failed detector has none, and an AUROC may be 0
+        aurocs = [
+            -1.0 if row.auroc_invalid_at_median is None else row.auroc_invalid_at_median for row in self.rows
+        ]
+        return [self.rows[place] for place in sorted(range(len(aurocs)), key=lambda place: -aurocs[place])]
 
     def row(self, detector: str) -> DetectorRow | None:
         """The row of a detector, if there is one."""
@@ -356,27 +366,30 @@ class Result:
         beside = {SCORES_FILE: parquet_bytes(self.samples), TABLE_FILE: self.to_csv().encode()}
         write_document(folder / RESULT_FILE, self.plain(), KIND, beside=beside)
 
-    def _table(self) -> tuple[list[str], list[dict[str, Any]]]:
-        """Names of the columns in reading order, and the cells of each row that has some."""
-        flat = [_cells(row, self.comparison(row.detector)) for row in self.rows]
-        columns = max(flat, key=len, default={})  # a failed row has no metrics
-        # a row with metrics and no test, as that of the baseline, comes before the last column
-        names = [name for cells in (columns, *flat) for name in cells if name != "failure"]
-        return [*dict.fromkeys(names), *(["failure"] if flat else [])], flat
+    def _cells(self) -> list[dict[str, Any]]:
+        """Of each row what the detector is, its metrics, its test and its costs, by column."""
+        found = []
+        for row in self.rows:
+            test = {} if (made := self.comparison(row.detector)) is None else vars(made)
+            cells = {name: getattr(row, name) for name in _CARD_COLUMNS} | {"inputs": " ".join(row.inputs)}
+            for name, metric in row.metrics.items():
+                cells |= {
+                    name if part == "value" else f"{name}_{part}": value
+                    for part, value in vars(metric).items()
+                }
+            cells |= {
+                _TEST_COLUMNS.get(name, name): value for name, value in test.items() if name != "detector"
+            }
+            found.append(cells | {name: getattr(row, name) for name in (*_COST_COLUMNS, "failure")})
+        return found
 
 
-def _cells(row: DetectorRow, test: Comparison | None) -> dict[str, Any]:
-    """Columns in reading order: what the detector is, its metrics, its test, its costs."""
-    card = ("detector", "inputs", "is_supervised", "is_control", "is_graph")
-    costs = ("coverage", "auroc_invalid_at_median", "fit_s", "score_ms", "trace_bytes", "n_parameters")
-    cells = {name: getattr(row, name) for name in card} | {"inputs": " ".join(row.inputs)}
-    for name, metric in row.metrics.items():
-        parts = vars(metric).items()
-        cells |= {name if part == "value" else f"{name}_{part}": value for part, value in parts}
-    renamed = {"low": "difference_low", "high": "difference_high"}
-    tests = {} if test is None else vars(test)
-    cells |= {renamed.get(name, name): value for name, value in tests.items() if name != "detector"}
-    return cells | {name: getattr(row, name) for name in (*costs, "failure")}
+def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Names of columns in reading order; a row that failed has no metrics, and ``failure`` is last."""
+    # a row with metrics and no test, as that of the baseline, comes before the last column
+    ordered = [max(rows, key=len, default={}), *rows]
+    names = dict.fromkeys(name for cells in ordered for name in cells if name != "failure")
+    return [*names, *(["failure"] if rows else [])]
 
 
 def has_result(folder: Path) -> bool:
@@ -404,19 +417,15 @@ def read_result(folder: Path) -> Result:
             f"  Update it:  pip install --upgrade graphhalu"
         )
     files = values.pop("files", None)
-    samples = _read_samples(scores, path.name, files if isinstance(files, dict) else {})
+    if not scores.is_file():
+        raise DataFileError(f"{folder} holds {path.name} but no {scores.name}: copy the whole folder")
+    if not isinstance(files, dict) or file_sha256(scores) != files.get(scores.name):
+        raise CorruptStoreError(f"{scores} is not the file that {path.name} was written with; compare again")
+    with reading(f"{scores} is not a table of scores", also=(pa.ArrowException,)):
+        samples = upgraded_samples(read_parquet(scores))
     with reading(f"{path} does not validate"):
         known = _of_tokens(values) if is_tokens else values
     return validated(Result, known | {"samples": samples}, path)
-
-
-def _read_samples(path: Path, result_name: str, checksums: Mapping[str, str]) -> pa.Table:
-    if not path.is_file():
-        raise DataFileError(f"{path.parent} holds {result_name} but no {path.name}: copy the whole folder")
-    if file_sha256(path) != checksums.get(path.name):
-        raise CorruptStoreError(f"{path} is not the file that {result_name} was written with; compare again")
-    with reading(f"{path} is not a table of scores", also=(pa.ArrowException,)):
-        return upgraded_samples(read_parquet(path))
 
 
 def upgraded_samples(samples: pa.Table) -> pa.Table:
@@ -436,44 +445,41 @@ def upgraded_samples(samples: pa.Table) -> pa.Table:
 
 def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a comparison of token detectors as the first version wrote it."""
-    counts, rows = values["counts"], values["rows"]
+    counts = values["counts"]
     n_left_out = sum(counts["n_left_out"].values())
-    differences = [(row, row["differences"].get("token_auroc")) for row in rows]
-    tested = [(row, found) for row, found in differences if found and found["low"] is not None]
+    tests = [_of_token_test(row, row["differences"].get("token_auroc")) for row in values["rows"]]
     return {
         **values,
         **{name: counts[name] for name in ("n_traces", "n_groups")},
-        "rows": [_of_token_row(row) for row in rows],
+        "rows": [_of_token_row(row) for row in values["rows"]],
         "labeller": {"name": "spans", "meaning": "input", "settings": {}},
         "n_left_out": n_left_out,
         "prevalence": counts["n_hallucinated_tokens"] / counts["n_tokens"],
         "coverage": counts["n_traces"] / (counts["n_traces"] + n_left_out),
         "baseline": {"detector": POSITION_CONTROL, "rule": TEXTS["rules"]["position"]},
-        "comparisons": [_of_token_test(row, found) for row, found in tested],
+        "comparisons": [test for test in tests if test is not None],
         "level": "token",
     }
 
 
 def _of_token_row(values: Mapping[str, Any]) -> dict[str, Any]:
-    dropped = ("summary", "differences", "p_holm")
-    metrics = {
-        _TOKEN_NAMES.get(name, name): {part: value for part, value in metric.items() if part != "p_value"}
+    row = {name: value for name, value in values.items() if name not in {"summary", "differences", "p_holm"}}
+    row["metrics"] = {
+        {"token_auroc": "auroc", "token_auprc": "auprc"}.get(name, name): {
+            part: value for part, value in metric.items() if part != "p_value"
+        }
         for name, metric in values["metrics"].items()
     }
-    row = {name: value for name, value in values.items() if name not in dropped} | {"metrics": metrics}
-    auroc = metrics["auroc"]["value"] if "auroc" in metrics else None
+    auroc = row["metrics"].get("auroc", {}).get("value")
     return {**row, "is_supervised": None, "auroc_invalid_at_median": auroc}
 
 
-def _of_token_test(row: Mapping[str, Any], difference: Mapping[str, Any]) -> dict[str, Any]:
+def _of_token_test(row: Mapping[str, Any], difference: Mapping[str, Any] | None) -> dict[str, Any] | None:
     """The difference from the position control, which was tested by the bootstrap alone."""
-    unknown = ("standard_error", "p_delong", "p_equivalent", "p_not_worse")
-    bootstrapped = {"difference": "value", "low": "low", "high": "high", "p_bootstrap": "p_value"}
-    return {
-        **dict.fromkeys(unknown),
-        **{name: difference[before] for name, before in bootstrapped.items()},
-        "detector": row["detector"],
-        "baseline": POSITION_CONTROL,
-        "p_holm": row["p_holm"],
-        "margin": MARGIN,
-    }
+    if not difference or difference["low"] is None:
+        return None
+    names = {"difference": "value", "low": "low", "high": "high", "p_bootstrap": "p_value"}
+    known = {name: difference[before] for name, before in names.items()}
+    unknown = dict.fromkeys(("standard_error", "p_delong", "p_equivalent", "p_not_worse"))
+    about = {"detector": row["detector"], "baseline": POSITION_CONTROL, "p_holm": row["p_holm"]}
+    return {**unknown, **known, **about, "margin": MARGIN}

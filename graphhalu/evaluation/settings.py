@@ -113,13 +113,11 @@ class DetectorSpec:
             given = factory.settings(**{**self.settings, "seed": seed})
         elif "seed" in inspect.signature(factory).parameters:
             given = {"seed": seed}
-        made: Detector = factory(**given)
-        return made
+        return factory(**given)
 
     def card(self) -> DetectorCard:
         """What the detector says of itself."""
-        card: DetectorCard | None = getattr(self.find(), "card", None)
-        return card or self.make(0).card
+        return getattr(self.find(), "card", None) or self.make(0).card
 
 
 def registered_name(name: str) -> str:
@@ -159,7 +157,14 @@ def detector_specs(
             f"  Two of one class get names of their own in a mapping, or as name@variant"
         )
     for spec in specs:
-        _check_level(spec, level)
+        card: DetectorCard | None = None
+        with suppress(GraphhaluError):  # its own row tells why
+            card = getattr(spec.find(), "card", None)
+        if card is not None and card.level != level:
+            raise UsageError(
+                f"{spec.name} scores {card.level}s, and the labels are of {level}s: a comparison is "
+                f"of one level\n  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
+            )
     for name in config.settings:
         if name not in names:
             raise unknown_name("compared detector with settings", name, names)
@@ -209,16 +214,3 @@ def _copier(detector: Any) -> DetectorFactory:
             f"\n  Give its class, or a detector with the same settings that is not fitted"
         )
     return partial(deepcopy, detector)
-
-
-def _check_level(spec: DetectorSpec, level: Level) -> None:
-    """Refuse a detector that scores something else than what is labelled."""
-    try:
-        card: DetectorCard | None = getattr(spec.find(), "card", None)
-    except GraphhaluError:  # its own row tells why
-        return
-    if card is not None and card.level != level:
-        raise UsageError(
-            f"{spec.name} scores {card.level}s, and the labels are of {level}s: a comparison is "
-            f"of one level\n  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
-        )

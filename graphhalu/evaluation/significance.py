@@ -42,13 +42,6 @@ class PooledAuroc(NamedTuple):
     resampled: Resampled
 
 
-class ColumnTests(NamedTuple):
-    """AUROC of each column, and its p-value of being 0.5."""
-
-    auroc: Float[np.ndarray, "column"]
-    p_value: Float[np.ndarray, "column"]
-
-
 def choose_baseline(
     rows: Sequence[DetectorRow], against: str | None = None, *, level: Level = "answer"
 ) -> Baseline | None:
@@ -85,11 +78,21 @@ def compare_to_baseline(
     if baseline not in scores:
         raise UsageError(f"the baseline {baseline!r} is none of {', '.join(scores)}, or it failed")
     pooled = {name: pooled_auroc(seeds, tested) for name, seeds in scores.items()}
-    found = [
-        _comparison((name, pooled[name]), (baseline, pooled[baseline]), tested, margin)
-        for name in scores
-        if name != baseline
-    ]
+    other, found = pooled[baseline], []
+    for name, own in pooled.items():
+        if name == baseline:
+            continue
+        resampled = own.resampled - other.resampled
+        low, high, _ = percentile_interval(resampled, tested.level)
+        difference, influence = own.auroc - other.auroc, own.influence - other.influence
+        error = p_delong = p_not_worse = p_equivalent = None
+        with suppress(NotEnoughDataError):  # there may be no spread to test against
+            error, p_delong = grouped_delong_test(difference, influence, tested.groups)
+        if error:
+            p_not_worse, p_not_better = tost(difference, error, margin)
+            p_equivalent = max(p_not_worse, p_not_better)
+        p_values = (two_sided_p(resampled), p_delong, None, p_equivalent, p_not_worse)
+        found.append(Comparison(name, baseline, difference, low, high, error, *p_values, margin))
     adjusted = iter(holm([c.p_delong for c in found if c.p_delong is not None]))
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
 
@@ -112,23 +115,6 @@ def pooled_auroc(seeds: Sequence[Floats], tested: EvaluationSet) -> PooledAuroc:
         influence[is_tested] += auroc_influence(known, labels) / len(seeds)
         resampled.append(tested.resample(["auroc"], scores, is_tested)["auroc"])
     return PooledAuroc(float(np.mean(aurocs)), influence, np.mean(resampled, axis=0))
-
-
-def _comparison(
-    detector: tuple[str, PooledAuroc], baseline: tuple[str, PooledAuroc], tested: EvaluationSet, margin: float
-) -> Comparison:
-    (name, first), (other, second) = detector, baseline
-    resampled = first.resampled - second.resampled
-    low, high, _ = percentile_interval(resampled, tested.level)
-    difference, influence = first.auroc - second.auroc, first.influence - second.influence
-    error = p_delong = p_not_worse = p_equivalent = None
-    with suppress(NotEnoughDataError):  # there may be no spread to test against
-        error, p_delong = grouped_delong_test(difference, influence, tested.groups)
-    if error:
-        p_not_worse, p_not_better = tost(difference, error, margin)
-        p_equivalent = max(p_not_worse, p_not_better)
-    p_values = (two_sided_p(resampled), p_delong, None, p_equivalent, p_not_worse)
-    return Comparison(name, other, difference, low, high, error, *p_values, margin)
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -160,10 +146,9 @@ def tost(difference: float, standard_error: float, margin: float = MARGIN) -> tu
     """
     if margin <= 0 or standard_error <= 0:
         raise ValueError(f"margin and error must be positive, got {margin:g} and {standard_error:g}")
-    return (
-        float(ndtr(-(difference + margin) / standard_error)),
-        float(ndtr((difference - margin) / standard_error)),
-    )
+    distances = (-(difference + margin), difference - margin)
+    below, above = (float(ndtr(each / standard_error)) for each in distances)
+    return below, above
 
 
 def auroc_influence(scores: Floats, labels: Ints) -> Floats:
@@ -237,7 +222,9 @@ def grouped_delong_test(difference: float, influence: Floats, groups: Groups) ->
     )
 
 
-def column_tests(columns: Float[np.ndarray, "trace column"], labels: Ints, groups: Ints) -> ColumnTests:
+def column_tests(
+    columns: Float[np.ndarray, "trace column"], labels: Ints, groups: Ints
+) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "column"]]:
     """AUROC of each column and its p-value of being 0.5, with questions as groups.
 
     Missing values do not count; a column with fewer than 5 answers of a class has neither.
@@ -266,4 +253,4 @@ def column_tests(columns: Float[np.ndarray, "trace column"], labels: Ints, group
         distance = np.abs(auroc[here] - 0.5)
         z = np.divide(distance, error, out=np.where(distance > 0, np.inf, 0.0), where=error > 0)
         p_value[here] = 2 * ndtr(-z)
-    return ColumnTests(auroc, p_value)
+    return auroc, p_value

@@ -87,10 +87,10 @@ def train_detector(
 
     with TemporaryDirectory(prefix="graphhalu-logs-") as logs:
         model = _fitted(spec, data, fold, Path(logs))
-        fit = OutOfFold.empty(len(data.labels.items))
-        fit.add_fold(0, model, data.traces, fold.test, data.labels.places(fold.test))
+        fit = OutOfFold(len(data.labels.items))
+        fit.add_fold(0, model, data.traces, data.labels, fold.test)
         finished = [finish_detector(data, spec, {seed: fit})]
-        after_first(0, len(baselines), f"{spec.name}, seed {seed}, fold 0")
+        on_progress(1, len(baselines) + 1, f"{spec.name}, seed {seed}, fold 0")
         finished += run_detectors(data, baselines, on_progress=after_first)
         result = make_result(data, labels, finished, store or {})
         folder = new_run_folder(runs, spec.name)

@@ -9,7 +9,7 @@ counted. So two models can be compared on the same questions, too.
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
@@ -26,7 +26,7 @@ from graphhalu.evaluation.compare import attempted, coverage, failure_text
 from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, fit_fold
 from graphhalu.evaluation.detector_metrics import detector_metrics, sample_table
 from graphhalu.evaluation.metrics import Ints
-from graphhalu.evaluation.result import MetricValue
+from graphhalu.evaluation.result import MetricValue, column_names
 from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, GivenDetectors, detector_specs
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
@@ -36,14 +36,8 @@ KIND: Final = FileFormat("graphhalu-transfer", 1, "Run:  graphhalu compare --tra
 _NO_FOLD: Final = -1
 
 
-@dataclass(frozen=True)
-class Source:
-    """One store with its labels, under a name of its own."""
-
-    name: str
-    traces: Sequence[Trace]
-    labels: Labels
-    identity: Mapping[str, Any]
+Source = tuple[str, Sequence[Trace], Labels, Mapping[str, Any]]
+"""One store: a name of its own, its traces, their labels, and its identity for the record."""
 
 
 @dataclass(frozen=True)
@@ -109,7 +103,18 @@ class TransferResult:
 
     def write(self, folder: Path) -> None:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""
-        beside = {"transfer.parquet": parquet_bytes(self.samples), "transfer.csv": _csv(self.cells).encode()}
+        parts, rows = {"": "value", "_low": "low", "_high": "high"}, []
+        for cell in self.cells:
+            pairs = [
+                (name + end, getattr(m, part))
+                for name, m in cell.metrics.items()
+                for end, part in parts.items()
+            ]
+            rows.append(
+                {name: value for name, value in vars(cell).items() if name != "metrics"} | dict(pairs)
+            )
+        table = csv_text(column_names(rows), rows).encode()
+        beside = {"transfer.parquet": parquet_bytes(self.samples), "transfer.csv": table}
         values = {name: value for name, value in vars(self).items() if name != "samples"}
         write_document(folder / TRANSFER_FILE, values, KIND, beside=beside)
 
@@ -136,23 +141,21 @@ def transfer(
         UsageError: If there are fewer than two stores, or two of one name.
         NotEnoughDataError: If a store has too few questions, or one class only.
     """
-    names = [source.name for source in sources]
+    names = [name for name, *_ in sources]
     if len(set(names)) < max(2, len(names)):
         raise UsageError(f"transfer needs two stores or more with different names, got {names}")
     config = config or CompareConfig()
     specs = detector_specs(detectors, config)
-    data = {s.name: comparison_data(s.traces, s.labels, config) for s in sources}
+    data = {name: comparison_data(traces, labels, config) for name, traces, labels, _ in sources}
     n_fits = len(specs) * sum(len(folds) for each in data.values() for folds in each.folds.values())
     steps = count(1)
-
-    def on_fit(detail: str) -> None:
-        on_progress(next(steps), n_fits, detail)
-
-    done = [cell for spec in specs for train in names for cell in _train_on(spec, train, data, on_fit)]
+    done = list[tuple[TransferCell, pa.Table]]()
+    for spec, train in product(specs, names):
+        done += _train_on(spec, train, data, lambda detail: on_progress(next(steps), n_fits, detail))
     return TransferResult(
         config=config.model_dump(mode="json"),
         provenance=provenance(),
-        stores={source.name: dict(source.identity) for source in sources},
+        stores={name: dict(identity) for name, _, _, identity in sources},
         cells=tuple(cell for cell, _ in done),
         samples=pa.concat_tables([table for _, table in done]),
     )
@@ -196,7 +199,7 @@ def _train_on(
         for name, other in data.items():
             is_valid = other.labels.is_valid
             tested_by[name] = np.where(is_valid, folds_that_test(home, seed, other), len(folds))
-            fits[name][seed] = OutOfFold.empty(len(is_valid))
+            fits[name][seed] = OutOfFold(len(is_valid))
             n_dropped[name].append(int((tested_by[name] == _NO_FOLD).sum()))
         for number, fold in enumerate(folds):
             where = f"in fold {number} of seed {seed}"
@@ -206,7 +209,7 @@ def _train_on(
                 break
             for name in [each for each in data if each not in failures]:
                 chosen = np.flatnonzero(tested_by[name] == number)
-                scored = (number, model, data[name].traces, chosen, chosen)
+                scored = (number, model, data[name].traces, data[name].labels, chosen)
                 failure = attempted(where, fits[name][seed].add_fold, *scored) if len(chosen) else None
                 failures |= {} if failure is None else {name: failure}
             on_fit(f"{spec.name} on {train}, seed {seed}, fold {number}")
@@ -235,15 +238,3 @@ def _cell(
     for column, store in zip(("train", "test"), names[1:], strict=True):
         table = table.append_column(column, pa.array([store] * len(table), pa.string()))
     return TransferCell(*names, *sizes, share, metrics, failure), table
-
-
-def _csv(cells: Sequence[TransferCell]) -> str:
-    head = ("detector", "train", "test", "n_traces", "n_dropped", "coverage")
-    parts = {"": "value", "_low": "low", "_high": "high"}
-    names = dict.fromkeys(name for cell in cells for name in cell.metrics)
-    rows = [
-        {name: getattr(cell, name) for name in (*head, "failure")}
-        | {n + end: getattr(m, part) for n, m in cell.metrics.items() for end, part in parts.items()}
-        for cell in cells
-    ]
-    return csv_text([*head, *(name + end for name in names for end in parts), "failure"], rows)

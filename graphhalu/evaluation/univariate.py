@@ -6,13 +6,14 @@ and no detector sees which heads stand out here: each makes its choices inside i
 
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import asdict, dataclass, replace
+from itertools import product
 from pathlib import Path
-from typing import Any, ClassVar, Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int
 from pydantic import ConfigDict
+from pydantic.dataclasses import dataclass
 from scipy.stats import norm
 
 from graphhalu.core.documents import FileFormat, read_document, write_document
@@ -62,7 +63,7 @@ class HeadMap:
     layer_q_value: tuple[float | None, ...]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, config=ConfigDict(extra="forbid"))
 class HeadMaps:
     """Maps of several features over the same traces.
 
@@ -75,8 +76,6 @@ class HeadMaps:
         labeller: Name of the labels.
     """
 
-    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(extra="forbid")
-
     maps: tuple[HeadMap, ...]
     missing: dict[str, str]
     n_traces: int
@@ -87,78 +86,6 @@ class HeadMaps:
     def write(self, folder: Path) -> Path:
         """Write ``maps.json``, whole or not at all."""
         return write_document(folder / MAPS_FILE, self, KIND)
-
-
-@dataclass(frozen=True)
-class Effect:
-    """Cliff's delta, positive where hallucinated answers have more.
-
-    Attributes:
-        value: In [-1, 1].
-        low: Low end of the 95 % bootstrap interval over questions.
-        high: Its high end.
-        p_value: Two-sided, normal, with the bootstrap's standard error.
-        q_value: The same after Benjamini and Hochberg over all layers and measures.
-    """
-
-    value: float
-    low: float
-    high: float
-    p_value: float
-    q_value: float
-
-    @property
-    def is_discovery(self) -> bool:
-        """Whether it counts after false-discovery control."""
-        return self.q_value < FALSE_DISCOVERIES
-
-
-@dataclass(frozen=True)
-class TopologyRow:
-    """One measure of one layer.
-
-    Attributes:
-        n_hallucinated: Hallucinated answers that have the measure.
-        n_correct: Correct ones.
-        raw: Effect of the measure as it is; ``None`` where too few answers have it.
-        adjusted: Effect of what a fit on the lengths of prompt and answer leaves.
-    """
-
-    layer: int
-    measure: str
-    n_hallucinated: int
-    n_correct: int
-    raw: Effect | None
-    adjusted: Effect | None
-
-
-@dataclass(frozen=True)
-class TopologyReport:
-    """Effects of all layers and measures.
-
-    Attributes:
-        rows: Layer by layer, measures in the order of ``MEASURES``.
-        layers: Model layers.
-        n_traces: Answers with a valid label.
-        n_groups: Their questions.
-        prevalence: Share of hallucinated ones.
-        labeller: Name of the labels.
-        recipe: How the graphs were built, in words.
-        n_resamples: Bootstrap resamples of questions.
-    """
-
-    rows: tuple[TopologyRow, ...]
-    layers: tuple[int, ...]
-    n_traces: int
-    n_groups: int
-    prevalence: float
-    labeller: str
-    recipe: str
-    n_resamples: int
-
-    def values(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
-        return {**asdict(self), "measures": MEASURES}
 
 
 def head_maps(
@@ -183,8 +110,7 @@ def head_maps(
     values = labels.values[kept].astype(np.int64)
     _check_classes(values, "maps of heads need")
     groups = group_codes(question_groups(traces)[kept])[0]
-    shape, found, missing = traces[0].shape, {}, {}
-    sizes = (len(kept), len(shape.attention_layers), shape.n_heads)
+    layers, found, missing = traces[0].shape.attention_layers, {}, {}
     for name in features:
         try:
             # of the whole store, whose parts are read at once and remembered for detectors
@@ -192,15 +118,16 @@ def head_maps(
         except TraceNotFoundError as error:
             missing[name] = str(error).splitlines()[0]
             continue
-        columns = np.concatenate([heads, heads.reshape(sizes).mean(axis=2)], axis=1)
-        found[name] = column_tests(columns, values, groups)
-    q_values = benjamini_hochberg(np.array([tests.p_value for tests in found.values()]))
-    layers = tuple(shape.attention_layers)
-    maps = tuple(
-        HeadMap(name, layers, *_grids(sizes, tests.auroc, q_value), *_means(sizes, tests.auroc, q_value))
-        for (name, tests), q_value in zip(found.items(), q_values, strict=True)
-    )
-    return HeadMaps(maps, missing, len(kept), int(groups.max()) + 1, float(values.mean()), labels.labeller)
+        means = heads.reshape(len(kept), len(layers), -1).mean(axis=2)
+        found[name] = column_tests(np.concatenate([heads, means], axis=1), values, groups)
+    q_values = benjamini_hochberg(np.array([p_value for _, p_value in found.values()]))
+    maps = []
+    for (name, (auroc_values, _)), q_value in zip(found.items(), q_values, strict=True):
+        heads_and_means = [np.split(each, [-len(layers)]) for each in (auroc_values, q_value)]
+        grids = [json_ready(heads.reshape(len(layers), -1)) for heads, _ in heads_and_means]
+        maps.append(HeadMap(name, layers, *grids, *(json_ready(means) for _, means in heads_and_means)))
+    n_groups = int(groups.max()) + 1
+    return HeadMaps(tuple(maps), missing, len(kept), n_groups, float(values.mean()), labels.labeller)
 
 
 def read_maps(folder: Path) -> HeadMaps | None:
@@ -211,16 +138,6 @@ def read_maps(folder: Path) -> HeadMaps | None:
     """
     path = folder / MAPS_FILE
     return read_document(path, HeadMaps, KIND) if path.exists() else None
-
-
-def _grids(sizes: tuple[int, int, int], *columns: Float[np.ndarray, "column"]) -> list[Any]:
-    """The columns of the heads, as rows of layers; NaN as ``None``."""
-    return [tuple(map(tuple, json_ready(each[: -sizes[1]].reshape(sizes[1:])))) for each in columns]
-
-
-def _means(sizes: tuple[int, int, int], *columns: Float[np.ndarray, "column"]) -> list[Any]:
-    """The columns of the means over heads, which stand behind those of the heads."""
-    return [tuple(json_ready(each[-sizes[1] :])) for each in columns]
 
 
 def _check_classes(values: Int[np.ndarray, "answer"], what: str) -> None:
@@ -242,8 +159,10 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     seed: int = 0,
     on_progress: Progress = no_progress,
     engine: Executor | None = None,
-) -> TopologyReport:
+) -> dict[str, Any]:
     """Effect size of every measure in every layer, with intervals and false-discovery control.
+
+    The effect is Cliff's delta: in [-1, 1], positive where hallucinated answers have more.
 
     Args:
         traces: Traces in the order of the labels.
@@ -254,6 +173,17 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
         seed: Seed of the resamples.
         on_progress: Called when some traces are done.
         engine: Where graphs are built and measured; by default here.
+
+    Returns:
+        ``rows``, layer by layer: of each ``layer`` and ``measure`` the answers that have it
+        (``n_hallucinated`` and ``n_correct``), its effect ``raw``, and ``adjusted``, that of what a
+        fit on the lengths of prompt and answer leaves. An effect is ``None`` where too few answers
+        have the measure, else its ``value``, the ends ``low`` and ``high`` of the 95 % bootstrap
+        interval over questions, the two-sided ``p_value`` (normal, with the bootstrap's standard
+        error), and ``q_value``, the same after Benjamini and Hochberg over all layers and measures.
+        Beside the rows: ``layers``, ``n_traces`` with a valid label, ``n_groups`` (their questions),
+        ``prevalence`` of hallucinated ones, ``labeller``, ``recipe`` of the graphs in words,
+        ``n_resamples``, and what ``measures`` say.
 
     Raises:
         UsageError: If labels belong to other traces, or the graphs would be multiplex.
@@ -280,22 +210,23 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     lengths = np.array([[t.prompt_length, t.answer_length] for t in chosen], dtype=np.float64)
     sample = EvaluationSet(values, question_groups(chosen), n_resamples, seed)
     is_there = np.isfinite(measured)
-    columns = zip(
-        [(layer, name) for layer in wanted for name in MEASURES],
+    names = ("layer", "measure", "n_hallucinated", "n_correct", "raw", "adjusted")
+    columns = (
+        *zip(*product(wanted, MEASURES), strict=True),
         *((is_there & (values == label)).sum(axis=1).tolist() for label in (1, 0)),
         *(_effects(measured, sample, fitted) for fitted in (None, lengths)),
-        strict=True,
     )
-    return TopologyReport(
-        rows=tuple(TopologyRow(*cell, *others) for cell, *others in columns),
-        layers=wanted,
-        n_traces=len(kept),
-        n_groups=len(np.unique(sample.groups)),
-        prevalence=labels.prevalence,
-        labeller=labels.labeller,
-        recipe=f"{recipe.edges}, importance {recipe.importance}",
-        n_resamples=n_resamples,
-    )
+    return {
+        "rows": [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)],
+        "layers": wanted,
+        "n_traces": len(kept),
+        "n_groups": len(np.unique(sample.groups)),
+        "prevalence": labels.prevalence,
+        "labeller": labels.labeller,
+        "recipe": f"{recipe.edges}, importance {recipe.importance}",
+        "n_resamples": n_resamples,
+        "measures": MEASURES,
+    }
 
 
 def _measures(
@@ -310,31 +241,28 @@ def _effects(
     measured: Float[np.ndarray, "measure answer"],
     sample: EvaluationSet,
     lengths: Float[np.ndarray, "answer length"] | None,
-) -> list[Effect | None]:
+) -> list[dict[str, float] | None]:
     """The effect of each measure; ``None`` where a class has too few answers with it."""
-    found = [_effect(values, sample, lengths) for values in measured]
-    q_values = benjamini_hochberg(np.array([np.nan if each is None else each.p_value for each in found]))
-    pairs = zip(found, q_values.tolist(), strict=True)
-    return [None if effect is None else replace(effect, q_value=q_value) for effect, q_value in pairs]
-
-
-def _effect(
-    values: Float[np.ndarray, "answer"],
-    sample: EvaluationSet,
-    lengths: Float[np.ndarray, "answer length"] | None,
-) -> Effect | None:
-    """Cliff's delta, which is ``2 AUROC - 1`` (Cliff 1993, doi:10.1037/0033-2909.114.3.494)."""
-    is_there = np.isfinite(values)
-    labels = sample.labels[is_there]
-    if min(labels.sum(), (1 - labels).sum()) < LEAST_OF_CLASS:
-        return None
-    if lengths is not None:
-        values = values.copy()
-        values[is_there] = length_adjusted(values[is_there], lengths[is_there])
-    value = 2 * auroc(values[is_there], labels) - 1
-    deltas = 2 * sample.resample(["auroc"], values, is_there)["auroc"] - 1
-    low, high, _ = percentile_interval(deltas, sample.level)
-    error = float(np.nanstd(deltas))
-    # without spread (one value for all answers) there is nothing to test
-    p_value = float(2 * norm.sf(abs(value) / error)) if error > 0 else 1.0
-    return Effect(value, low, high, p_value, float("nan"))
+    found, p_values = list[dict[str, float] | None](), np.full(len(measured), np.nan)
+    for place, values in enumerate(measured):
+        is_there = np.isfinite(values)
+        known, labels = values[is_there], sample.labels[is_there]
+        if min(labels.sum(), (1 - labels).sum()) < LEAST_OF_CLASS:
+            found.append(None)
+            continue
+        if lengths is not None:
+            known = length_adjusted(known, lengths[is_there])
+        # Cliff's delta is 2 AUROC - 1 (Cliff 1993, doi:10.1037/0033-2909.114.3.494)
+        value = 2 * auroc(known, labels) - 1
+        scores = np.full(len(values), np.nan)
+        scores[is_there] = known
+        deltas = 2 * sample.resample(["auroc"], scores, is_there)["auroc"] - 1
+        low, high, _ = percentile_interval(deltas, sample.level)
+        error = float(np.nanstd(deltas))
+        # without spread (one value for all answers) there is nothing to test
+        p_values[place] = 2 * norm.sf(abs(value) / error) if error > 0 else 1.0
+        found.append({"value": value, "low": low, "high": high, "p_value": float(p_values[place])})
+    for effect, q_value in zip(found, benjamini_hochberg(p_values).tolist(), strict=True):
+        if effect is not None:
+            effect["q_value"] = q_value
+    return found

@@ -13,7 +13,7 @@ from rich.table import Table as RichTable
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.bootstrap import Estimate
-from graphhalu.evaluation.curves import Curve, calibration_band, mean_curve
+from graphhalu.evaluation.metrics import Curve, calibration_band, mean_curve
 from graphhalu.evaluation.result import Comparison, DetectorRow, Result
 from graphhalu.evaluation.settings import registered_name
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps
@@ -52,27 +52,29 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
         figures["forest"] = partial(forest_figure, result)
     if maps is not None and maps.maps:
         figures["maps"] = partial(maps_figure, maps)
+    ranked = result.ranked()
+    metrics = [
+        {"row": row, "name": _marked_name(result, row), "metrics": cells}
+        for row, cells in zip(ranked, metric_cells(ranked), strict=True)
+    ]
     tables = {
-        "metrics": _metric_rows(result),
+        "metrics": metrics,
         "tests": [{"test": test, "difference": _difference(test)} for test in tests],
         "by-group": _subgroup_rows(result),
-        "cost": [_cost_row(result, row) for row in result.ranked()],
+        "cost": [_cost_row(result, row) for row in ranked],
         "worst": worst_mistakes(result),
         "failures": [{"row": row} for row in result.rows if row.failure is not None],
         "metric-words": metric_meanings(row.metrics for row in result.rows),
     }
     baseline = [_say("baseline")] if result.baseline else []
+    framed = frame(result.config, result.provenance, result.store)
     return make_page(
         "comparison",
         headline(result),
         figures=figures,
         tables=tables,
         paragraphs={"results": [*([warning] if warning else []), *result.notes], "heads": _map_words(maps)},
-        ready={
-            "transfer": more,
-            "data": [data(result.store)],
-            **frame(result.config, result.provenance, result.store),
-        },
+        ready={"transfer": more, "data": [data(result.store)], **framed},
         notes="\n".join(_notes(result) + baseline),
         margin=tests[0].margin if tests else 0,
         marked="; ".join(map(_map_title, maps.maps)) if maps else "",
@@ -149,10 +151,9 @@ def class_counts(result: Result) -> tuple[int, int] | None:
     samples = result.samples
     if not len(samples):
         return None
-    for name in ("detector", "seed"):
-        samples = samples.filter(pc.field(name) == samples[name][0])
-    n_hallucinated = int(pc.sum(samples["label"]).as_py())
-    return n_hallucinated, len(samples) - n_hallucinated
+    first = (pc.field("detector") == samples["detector"][0]) & (pc.field("seed") == samples["seed"][0])
+    labels = samples.filter(first)["label"].to_numpy()
+    return int(labels.sum()), int((1 - labels).sum())
 
 
 def small_class_warning(result: Result) -> str | None:
@@ -276,11 +277,6 @@ def around_chance(grids: Iterable[Any]) -> Normalize:
     return Normalize(0.5 - reach, 0.5 + reach)
 
 
-def n_marked(found: HeadMap) -> int:
-    """Heads that count after false-discovery control."""
-    return sum(q is not None and q < FALSE_DISCOVERIES for row in found.q_value for q in row)
-
-
 def worst_mistakes(result: Result) -> list[Row]:
     """The answers or tokens that the best detector ranks most wrongly, in the first seed."""
     best = next((row.detector for row in _done(result)), "")
@@ -294,12 +290,6 @@ def worst_mistakes(result: Result) -> list[Row]:
             token = "" if sample["token"] is None else f", token {sample['token']}"
             rows.append({**sample, "place": f"{sample['trace_id']}{token}", "label": what})
     return rows
-
-
-def _metric_rows(result: Result) -> list[Row]:
-    rows = result.ranked()
-    pairs = zip(rows, metric_cells(rows), strict=True)
-    return [{"row": row, "name": _marked_name(result, row), "metrics": metrics} for row, metrics in pairs]
 
 
 def _cost_row(result: Result, row: DetectorRow) -> Row:
@@ -324,12 +314,10 @@ def _notes(result: Result) -> list[str]:
     level, n_seeds = result.config.get("level", 0.95), len(result.config.get("seeds", []))
     notes = [_say("intervals", coverage=level, n_seeds=n_seeds)]
     notes += [_say("control")] * any(row.is_control for row in result.rows)
-    incomplete = [row for row in result.ranked() if row.coverage is not None and row.coverage < 1]
-    return notes + [
-        _say("incomplete", name=row.detector, auroc=row.auroc_invalid_at_median)
-        for row in incomplete
-        if row.auroc_invalid_at_median is not None
-    ]
+    for row in result.ranked():
+        if row.coverage is not None and row.coverage < 1 and row.auroc_invalid_at_median is not None:
+            notes.append(_say("incomplete", name=row.detector, auroc=row.auroc_invalid_at_median))
+    return notes
 
 
 def _map_words(maps: HeadMaps | None) -> list[str]:
@@ -341,7 +329,8 @@ def _map_words(maps: HeadMaps | None) -> list[str]:
 
 def _map_title(each: HeadMap) -> str:
     limit, title = f"{FALSE_DISCOVERIES}".replace("0.", "."), figure_words("comparison", "maps")
-    count = f"{n_marked(each)} of {sum(map(len, each.auroc))} heads with q < {limit}"
+    marked = [q is not None and q < FALSE_DISCOVERIES for row in each.q_value for q in row]
+    count = f"{sum(marked)} of {len(marked)} heads with q < {limit}"
     return f"{title.get(each.feature, each.feature)}: {count}"
 
 

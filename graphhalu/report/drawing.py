@@ -34,7 +34,6 @@ _KEPT_STYLES: Final = re.compile(
     r"(fill|stroke)(-opacity)?|stroke-(dash(array|offset)|line(cap|join)|width)"
     r"|font-(size|weight)|image-rendering|opacity|text-anchor"
 )
-_DROPPED: Final = ("metadata", "style")
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
@@ -83,12 +82,14 @@ def inline_svg(figure: Figure, name: str, *, title: str, description: str) -> st
         element = ET.Element(f"{{{_SVG}}}{tag}", {"id": f"{name}-{tag}"})
         element.text = text
         root.insert(place, element)
-    width, height = (float(root.attrib.pop(side).removesuffix("pt")) for side in _SIDES)
+    width, height = (float(root.attrib.pop(side).removesuffix("pt")) for side in ("width", "height"))
     root.set("role", "img")
     root.set("aria-labelledby", f"{name}-title {name}-desc")
     root.set("width", f"{width * 96 / 72 * PAGE_SCALE:.0f}")
     root.set("height", f"{height * 96 / 72 * PAGE_SCALE:.0f}")
-    return _unprefixed(ET.tostring(root, encoding="unicode"))
+    # without the prefixes that the XML writer invents, which HTML does not understand
+    text = re.sub(r"(</?)ns\d+:", r"\1", ET.tostring(root, encoding="unicode"))
+    return re.sub(r'\sxmlns:ns\d+="[^"]*"', "", text)
 
 
 def _lay_out(figure: Figure) -> None:
@@ -101,7 +102,6 @@ def _lay_out(figure: Figure) -> None:
         figure.set_layout_engine("none")
 
 
-_SIDES: Final = ("width", "height")
 _PROPERTIES: Final = {colour: f"var(--{name})" for name, colour in LIGHT.items()}
 
 
@@ -116,7 +116,7 @@ def _drawing() -> Iterator[None]:
 def _clean(root: ET.Element, name: str) -> None:
     for parent in list(root.iter()):
         for child in list(parent):
-            if child.tag.rpartition("}")[2] in _DROPPED:
+            if child.tag.rpartition("}")[2] in {"metadata", "style"}:
                 parent.remove(child)
     used = set(re.findall(r'"#([^"]+)"|url\(#([^)]+)\)', ET.tostring(root, encoding="unicode")))
     referenced = {one or other for one, other in used}
@@ -155,9 +155,3 @@ def _renamed(key: str, value: str, name: str) -> str:
     if value.startswith("data:"):
         return "".join(value.split())
     return re.sub(r"url\(#([^)]*)\)", rf"url(#{name}-\1)", value)
-
-
-def _unprefixed(text: str) -> str:
-    """Without the prefixes that the XML writer invents, which HTML does not understand."""
-    text = re.sub(r"(</?)ns\d+:", r"\1", text)
-    return re.sub(r'\sxmlns:ns\d+="[^"]*"', "", text)

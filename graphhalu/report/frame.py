@@ -16,16 +16,14 @@ _MOST: int = 60
 """Items of a list that a setting shows."""
 
 
-def metric_titles(found: Iterable[str]) -> dict[str, str]:
-    """Titles of metrics, in the order of a table; those without a title of their own come last."""
-    known, names = read_text("frame")["metrics"], set(found)
-    titles = {name: title for name, (title, _) in known.items() if name in names}
-    return titles | {name: name for name in sorted(names - known.keys())}
-
-
 def metric_cells(rows: Sequence[DetectorRow | TransferCell]) -> list[dict[str, Cell]]:
-    """Metrics of each row by their titles; a failed one says so in the first column."""
-    titles = metric_titles(name for row in rows for name in row.metrics)
+    """Metrics of each row by their titles, in the order of a table; a failed one says so first.
+
+    Metrics without a title of their own come last.
+    """
+    known, names = read_text("frame")["metrics"], {name for row in rows for name in row.metrics}
+    titles = {name: title for name, (title, _) in known.items() if name in names}
+    titles |= {name: name for name in sorted(names - known.keys())}
     made = [{title: cell(row.metrics.get(name)) for name, title in titles.items()} for row in rows]
     for row, cells in zip(rows, made, strict=True):
         if row.failure is not None and cells:
@@ -66,8 +64,7 @@ def frame(
     settings = _table("settings", {names.get(field, field): value for field, value in config.items()})
     protocol = [Section("protocol", "Protocol", tables=settings)] if settings else []
     said = {name: value for name, value in provenance.items() if value not in ({}, [], None)}
-    packages = said.get("packages")
-    if isinstance(packages, Mapping):
+    if isinstance(packages := said.get("packages"), Mapping):
         said["packages"] = ", ".join(f"{name} {version}" for name, version in packages.items())
     whole: dict[str, Any] = {
         name: file_name(str(value)) if name == "path" else value for name, value in store.items()
@@ -76,8 +73,7 @@ def frame(
     made_from |= whole.get("configuration") or {}
     tables = (*_table("made-with", said), *_table("made-from", made_from))
     text = json.dumps(json_ready({"provenance": provenance, "store": whole}), ensure_ascii=False, indent=1)
-    folded = (("The same as JSON", text),) if tables else ()
-    made = Section("provenance", "Provenance", tables=tables, folded=folded)
+    made = Section("provenance", "Provenance", tables=tables, folded=(("The same as JSON", text),))
     return {"protocol": protocol, "provenance": [made] if tables else []}
 
 

@@ -15,7 +15,7 @@ from scipy.stats import rankdata
 
 from graphhalu.detectors.identity import Identity
 from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet, group_codes
-from graphhalu.evaluation.curves import mean_curve
+from graphhalu.evaluation.metrics import mean_curve
 from graphhalu.heads.table import mean_of_present
 from graphhalu.report.frame import frame
 from graphhalu.report.page import Page, figure_words, make_page, say

@@ -14,8 +14,11 @@ def tables(report: Mapping[str, Any]) -> list[Table]:
     summaries = [_summary_row(summary, labeller=name) for name, summary in report["labellers"].items()]
     shares = [{**row, "meaning": MEANINGS[row["meaning"]]} for row in summaries]
     reasons = [{**row, "reason": why, "count": n} for row in summaries for why, n in row["reasons"].items()]
-    made = [("shares", shares, ""), ("reasons", reasons, "")]
-    made += [("agreement", [_pair_row(each) for each in report["agreement"]], "")]
+    pairs = [
+        {**pair, "kappa": _kappa(pair["kappa"]) + ("" if pair["is_one_meaning"] else " (two meanings)")}
+        for pair in report["agreement"]
+    ]
+    made = [("shares", shares, ""), ("reasons", reasons, ""), ("agreement", pairs, "")]
     for name, sweep in report["sweeps"].items():
         made.append(("sweep", [{**row, "kappa": _kappa(row["kappa"])} for row in sweep], name))
     for row in summaries:
@@ -33,11 +36,6 @@ def example_text(example: Mapping[str, Any]) -> str:
     lines = {"question": example["question"], "gold": gold or "none", "answer": answer, "labels": said}
     body = "\n".join(f"  {name:<9} {' '.join(text.split())}" for name, text in lines.items())
     return f"{example['verdict']}  {example['trace_id']}\n{body}"
-
-
-def _pair_row(pair: Mapping[str, Any]) -> dict[str, Any]:
-    mark = "" if pair["is_one_meaning"] else " (two meanings)"
-    return {**pair, "kappa": f"{_kappa(pair['kappa'])}{mark}"}
 
 
 def _summary_row(summary: Mapping[str, Any], **names: str) -> dict[str, Any]:

@@ -143,37 +143,21 @@ def sections(
             made += ready.get(key, ())
             continue
         words = {"title": given} if isinstance(given, str) else given
-        drawn, reasons = _drawn(words.get("figures", ()), figures, text, values)
-        shown = [
-            make_table(each, text["tables"][each], tables[each], **values)
-            for each in words.get("tables", ())
-            if tables.get(each)
-        ]
+        drawn, reasons = list[PageFigure](), list[str]()
+        for each in (name for name in words.get("figures", ()) if name in figures):
+            figure_title, caption, *_ = text["figures"][each]
+            try:
+                drawn.append(PageFigure(each, figure_title, filled(caption, values), figures[each]()))
+            except NotEnoughDataError as error:
+                reasons.append(f"{figure_title} is not shown: {error}.")
+        with_rows = (each for each in words.get("tables", ()) if tables.get(each))
+        shown = [make_table(each, text["tables"][each], tables[each], **values) for each in with_rows]
         lead = words.get("lead", ()) if drawn or shown else ()
         said = [filled(each, values) for each in (*lead, *words.get("paragraphs", ()))]
         said += [*paragraphs.get(key, ()), *reasons]
         if said or drawn or shown:
             made.append(Section(key, words["title"], tuple(said), tuple(drawn), tuple(shown)))
     return tuple(made)
-
-
-def _drawn(
-    names: Sequence[str],
-    figures: Mapping[str, Callable[[], Figure]],
-    text: Mapping[str, Any],
-    values: Mapping[str, Any],
-) -> tuple[list[PageFigure], list[str]]:
-    """Figures of a section, and why others are missing."""
-    drawn, reasons = [], []
-    for name in names:
-        if name not in figures:
-            continue
-        title, caption, *_ = text["figures"][name]
-        try:
-            drawn.append(PageFigure(name, title, filled(caption, values), figures[name]()))
-        except NotEnoughDataError as error:
-            reasons.append(f"{title} is not shown: {error}.")
-    return drawn, reasons
 
 
 def report_html(page: Page) -> str:

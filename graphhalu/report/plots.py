@@ -51,11 +51,9 @@ Key = Literal["above", "right", "figure"]
 
 def look(rank: int) -> dict[str, Any]:
     """Colour, dashes and marker of the line of this rank."""
-    return {
-        "color": LIGHT[_COLOURS[rank % len(_COLOURS)]],
-        "linestyle": DASHES[rank % len(DASHES)],
-        "marker": _MARKERS[rank % len(_MARKERS)],
-    }
+    kinds: Sequence[Sequence[Any]] = (_COLOURS, DASHES, _MARKERS)
+    colour, dashes, marker = (each[rank % len(each)] for each in kinds)
+    return {"color": LIGHT[colour], "linestyle": dashes, "marker": marker}
 
 
 @mpl.rc_context(fname=STYLE)
@@ -232,26 +230,18 @@ def distributions(
     solid: dict[str, Any] = {"color": LIGHT["graph"]}
     dashed: dict[str, Any] = {"color": LIGHT["probe"], "linestyle": (0, (4, 1.6))}
     mark: Style = {"color": LIGHT["ink"], "linewidth": 1.3, "linestyle": (0, (5, 2))}
-    violin: Style = {
-        "orient": "h",
-        "inner": "quart",
-        "density_norm": "width",
-        "linewidth": 1.2,
-        "alpha": 0.25,
-    }
+    violin: Style = {"orient": "h", "inner": "quart", "density_norm": "width"}
+    violin = {**violin, "native_scale": True, "linewidth": 1.2, "alpha": 0.25}
     jitter = np.random.default_rng(0)
     for top, low, (title, classes) in zip(above, below, panels.items(), strict=False):
         low.sharex(top)
         for place, (values, style) in enumerate(zip(classes.values(), (solid, dashed), strict=True)):
             colour, heights = style["color"], np.full(len(values), float(place))
             # equal values have no density
-            sns.kdeplot(
-                x=values, ax=top, fill=True, alpha=0.13, linewidth=0, color=colour, warn_singular=False
-            )
-            sns.kdeplot(x=values, ax=top, warn_singular=False, **style)
-            sns.violinplot(
-                x=values, y=heights, ax=low, native_scale=True, color=colour, linecolor=colour, **violin
-            )
+            density: Style = {"x": values, "ax": top, "warn_singular": False}
+            sns.kdeplot(fill=True, alpha=0.13, linewidth=0, color=colour, **density)
+            sns.kdeplot(**density, **style)
+            sns.violinplot(x=values, y=heights, ax=low, color=colour, linecolor=colour, **violin)
             if has_points:
                 heights += jitter.uniform(-0.08, 0.08, len(values))
                 low.plot(values, heights, marker="Do"[place], markersize=3.5, alpha=0.7, color=colour, **DOTS)

@@ -1,14 +1,14 @@
 """Theme of every page of the project: colours, frame, style and security policy.
 
 A page is one self-contained file: no network, and no code but a hashed script.
-``templates/base.html`` and ``templates/page.css`` are its frame and its style. Pages get the
-colours as custom properties from the style; figures and canvases take them from here, and a test
-keeps both the same. Everything that is not markup of ours is escaped.
+``templates/base.html`` and ``templates/page.css`` are its frame and its style. The style names the
+colours of pages, of figures and of canvases. Everything that is not markup of ours is escaped.
 """
 
 import base64
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -19,17 +19,8 @@ from graphhalu.core.numerics import json_ready
 
 TEMPLATES: Final = Path(__file__).parent / "templates"
 
-LIGHT: Final = {
-    "ink": "#1c2128",
-    "muted": "#5b6470",
-    "grid": "#e2e5e9",
-    "faint": "#b9bfc7",
-    "paper": "#ffffff",
-    "graph": "#c04f00",
-    "probe": "#0063a3",
-    "scalar": "#00785a",
-    "control": "#6b5b73",
-}
+_CSS: Final = (TEMPLATES / "page.css").read_text(encoding="utf-8")
+LIGHT: Final[dict[str, str]] = dict(re.findall(r"--(?!raised)(\w+): (#\w{6});", _CSS.partition("}")[0]))
 """Colours by their part, on light ground; the hues of Okabe and Ito, darkened for text."""
 
 RISING: Final = ("#0b2f6b", "#3d6aa8", "#8f9399", "#d9b24a", "#ffe27a")
@@ -50,16 +41,12 @@ def render(
         has_server: Whether the page may read from the server that it comes from.
         **values: What the template shows; all of it is escaped but ``Markup``.
     """
-    style = (TEMPLATES / "page.css").read_text(encoding="utf-8") + css
+    style = _CSS + css
     # these two are files of this package
     trusted = {"css": Markup(style), "script": Markup(script)}  # noqa: S704
-    environment = Environment(
-        loader=FileSystemLoader([folder, TEMPLATES]),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
+    blocks: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True}
+    loader = FileSystemLoader([folder, TEMPLATES])
+    environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, **blocks)
     policy = content_security_policy(style, script, has_server=has_server)
     return environment.get_template(template).render(policy=policy, **trusted, **values)
 

@@ -94,21 +94,14 @@ def _content(found: TransferResult) -> dict[str, Any]:
     shown = [name for name in detectors if name in set(aurocs.detector)]
     ordered = [each for name in detectors for each in found.cells if each.detector == name]
     pairs = zip(ordered, metric_cells(ordered), strict=True)
-    failures = [{"cell": each} for each in found.cells if each.failure is not None]
-    return {
-        "figures": {"transfer": partial(transfer_figure, found, shown[:_MOST_PANELS])} if shown else {},
-        "tables": {
-            "transfer-table": [{"cell": each, "metrics": metrics} for each, metrics in pairs],
-            "transfer-failures": failures,
-        },
-    }
+    tables = {"transfer-table": [{"cell": each, "metrics": metrics} for each, metrics in pairs]}
+    tables["transfer-failures"] = [{"cell": each} for each in found.cells if each.failure is not None]
+    figures = {"transfer": partial(transfer_figure, found, shown[:_MOST_PANELS])} if shown else {}
+    return {"figures": figures, "tables": tables}
 
 
 def _aurocs(found: TransferResult) -> pd.DataFrame:
     """AUROC by detector and both stores, without failed cells."""
-    rows = [
-        (each.detector, each.train, each.test, each.metrics["auroc"].value)
-        for each in found.cells
-        if "auroc" in each.metrics
-    ]
+    known = [each for each in found.cells if "auroc" in each.metrics]
+    rows = [(each.detector, each.train, each.test, each.metrics["auroc"].value) for each in known]
     return pd.DataFrame(rows, columns=["detector", "train", "test", "auroc"])

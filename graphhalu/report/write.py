@@ -55,12 +55,10 @@ def write_page(page: Page, target: Path, *, has_svg: bool = False, prefix: str =
         prefix: Put before the names of the figures' files.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    suffixes = (".png", ".svg") if has_svg else (".png",)
-    figures = [
-        save_figure(figure.figure, target.parent / f"{prefix}{figure.name}{suffix}")
-        for figure in page.figures
-        for suffix in suffixes
-    ]
+    kinds, figures = (".png", ".svg") if has_svg else (".png",), list[Path]()
+    for figure in page.figures:
+        stem = f"{prefix}{figure.name}"
+        figures += [save_figure(figure.figure, target.parent / f"{stem}{kind}") for kind in kinds]
     replace_file(target, report_html(page).encode())
     pictures = {figure.name: f"{prefix}{figure.name}.png" for figure in page.figures}
     markdown = target.with_suffix(".md")

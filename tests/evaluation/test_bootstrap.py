@@ -5,12 +5,7 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from graphhalu.core.errors import NotEnoughDataError, UnknownNameError
 from graphhalu.core.numerics import group_multiplicities
 from graphhalu.evaluation import bootstrap
-from graphhalu.evaluation.bootstrap import (
-    EvaluationSet,
-    bootstrap_interval,
-    percentile_interval,
-    resample_metrics,
-)
+from graphhalu.evaluation.bootstrap import EvaluationSet, bootstrap_interval, percentile_interval
 from graphhalu.evaluation.metrics import METRICS, evaluate, roc_counts
 from graphhalu.evaluation.significance import compare_to_baseline
 
@@ -35,7 +30,7 @@ def test_weights_equal_literal_resampling_with_the_same_multiplicities(case):
     scores, labels, _ = case
     weights = np.random.default_rng(0).integers(0, 4, size=(29, 53))
     counts = roc_counts(scores, labels, weights)
-    found = {name: metric.function(counts) for name, metric in METRICS.items()}
+    found = {name: metric(counts) for name, metric in METRICS.items()}
     for row, weight in enumerate(weights):
         literal = evaluate(np.repeat(scores, weight), np.repeat(labels, weight))
         assert {n: v[row] for n, v in found.items()} == pytest.approx(literal, abs=1e-12)
@@ -43,7 +38,7 @@ def test_weights_equal_literal_resampling_with_the_same_multiplicities(case):
 
 def test_resampled_metrics_equal_sklearn_on_drawn_groups(case):
     scores, labels, groups = case
-    found = resample_metrics(["auroc", "auprc"], scores, labels, groups, n_resamples=31, seed=11)
+    found = EvaluationSet(labels, groups, 31, 11).resample(["auroc", "auprc"], scores)
     names = np.unique(groups)
     drawn = group_multiplicities(len(names), 31, np.random.default_rng(11))
     for row, multiplicity in enumerate(drawn):
@@ -65,9 +60,9 @@ def test_multiplicities_draw_as_many_groups_as_there_are():
 
 
 def test_the_block_size_does_not_change_the_resamples(case, monkeypatch):
-    expected = resample_metrics(["auroc"], *case, n_resamples=101, seed=3)
+    expected = EvaluationSet(*case[1:], 101, 3).resample(["auroc"], case[0])
     monkeypatch.setattr(bootstrap, "_BLOCK_ELEMENTS", 7 * 53)
-    found = resample_metrics(["auroc"], *case, n_resamples=101, seed=3)
+    found = EvaluationSet(*case[1:], 101, 3).resample(["auroc"], case[0])
     np.testing.assert_array_equal(found["auroc"], expected["auroc"])
 
 
@@ -76,7 +71,7 @@ def test_invalid_traces_take_no_part_but_keep_the_resamples_in_step(case):
     # a whole question without scores must still be drawn like any other
     is_valid = (np.arange(53) % 5 != 0) & (groups != np.unique(groups)[3])
     broken = np.where(is_valid, scores, np.nan)
-    found = resample_metrics(["auroc"], broken, labels, groups, is_valid=is_valid, n_resamples=37, seed=2)
+    found = EvaluationSet(labels, groups, 37, 2).resample(["auroc"], broken, is_valid)
     drawn = group_multiplicities(len(np.unique(groups)), 37, np.random.default_rng(2))
     index = np.unique(groups, return_inverse=True)[1]
     for row in range(37):

@@ -92,10 +92,10 @@ def test_a_row_says_whether_the_control_passes():
     rows = control_rows(
         [detector_spec("length")], traces, n_answers=61, on_progress=lambda *step: seen.append(step[:2])
     )
-    assert [row.control for row in rows] == [*EDGE_SIGNALS, "question mass"]
+    assert [row["control"] for row in rows] == [*EDGE_SIGNALS, "question mass"]
     assert seen == [(1, 3), (2, 3), (3, 3)]
-    assert rows[2].reference > 0.8
-    assert all(row.detector == "length" for row in rows)
+    assert rows[2]["reference"] > 0.8
+    assert all(row["detector"] == "length" for row in rows)
 
 
 def test_a_few_answers_are_not_enough():

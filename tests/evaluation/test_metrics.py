@@ -126,4 +126,4 @@ def test_a_resample_without_a_class_is_nan_in_every_metric():
     counts = roc_counts(scores, labels, weights)
     assert METRICS
     for metric in METRICS.values():
-        assert np.isnan(metric.function(counts)).tolist() == [True, True, False]
+        assert np.isnan(metric(counts)).tolist() == [True, True, False]

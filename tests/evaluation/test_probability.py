@@ -43,8 +43,8 @@ def test_ece_by_hand():
 def test_equal_probabilities_are_never_parted_whatever_their_order():
     probability = np.repeat([0.2, 0.6], [40, 3])
     labels = np.arange(43) % 2
-    curve = reliability_curve(probability, labels)
-    assert curve.n_traces.tolist() == [40, 3]
+    _, _, n_traces = reliability_curve(probability, labels)
+    assert n_traces.tolist() == [40, 3]
     order = np.random.default_rng(0).permutation(43)
     assert ece(probability[order], labels[order]) == pytest.approx(ece(probability, labels))
 

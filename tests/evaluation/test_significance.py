@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy.stats import norm
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
-from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, resample_metrics, two_sided_p
+from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, two_sided_p
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.significance import (
     auroc_influence,
@@ -88,7 +88,7 @@ def test_every_other_detector_is_tested_against_the_baseline(case):
     scores = {"poor": [poor], "good": [good], "same": [3 * poor - 1]}
     found = compare_to_baseline(scores, "poor", tested)
     assert [(c.detector, c.baseline) for c in found] == [("good", "poor"), ("same", "poor")]
-    drawn = [resample_metrics(["auroc"], s, labels, groups, n_resamples=300)["auroc"] for s in (good, poor)]
+    drawn = [EvaluationSet(labels, groups, 300).resample(["auroc"], s)["auroc"] for s in (good, poor)]
     low, high, _ = percentile_interval(drawn[0] - drawn[1], 0.95)
     assert found[0].difference == pytest.approx(auroc(good, labels) - auroc(poor, labels))
     assert (found[0].low, found[0].high) == pytest.approx((low, high))

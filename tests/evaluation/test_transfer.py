@@ -9,7 +9,7 @@ from graphhalu.detectors.base import Scores
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.crossfit import comparison_data
 from graphhalu.evaluation.settings import CompareConfig
-from graphhalu.evaluation.transfer import Source, folds_that_test, source_names, transfer
+from graphhalu.evaluation.transfer import folds_that_test, source_names, transfer
 
 SMALL = CompareConfig(seeds=(3,), n_resamples=100, n_folds=3)
 
@@ -26,7 +26,7 @@ def stores(toys):
             )
             for i, trace in enumerate(traces)
         ]
-        return Source(name, renamed, labels, {"path": f"{name}.zarr"})
+        return name, renamed, labels, {"path": f"{name}.zarr"}
 
     groups = np.random.default_rng(0).integers(31, size=97)
     return [
@@ -40,17 +40,17 @@ def test_the_matrix_has_a_cell_for_each_pair_and_the_diagonal_is_the_cross_fit(s
     result = transfer(stores[:2], {"toy": toys.Toy}, config=SMALL)
     places = [(cell.train, cell.test) for cell in result.cells]
     assert places == [("first", "first"), ("first", "second"), ("second", "first"), ("second", "second")]
-    for source in stores[:2]:
-        alone = compare(source.traces, source.labels, {"toy": toys.Toy}, config=SMALL)
-        cell = result.cell("toy", source.name, source.name)
+    for name, traces, labels, _ in stores[:2]:
+        alone = compare(traces, labels, {"toy": toys.Toy}, config=SMALL)
+        cell = result.cell("toy", name, name)
         assert cell.metrics["auroc"] == alone.rows[0].metrics["auroc"]
-        assert cell.n_traces == len(source.traces)
+        assert cell.n_traces == len(traces)
     assert all(cell.n_dropped == 0 for cell in result.cells)
     assert result.cell("toy", "first", "second").metrics["auroc"].value > 0.75
 
 
 def test_a_question_of_both_stores_is_only_tested_by_a_fold_that_never_saw_it(stores):
-    first, again = (comparison_data(s.traces, s.labels, SMALL) for s in (stores[0], stores[2]))
+    first, again = (comparison_data(*store[1:3], SMALL) for store in (stores[0], stores[2]))
     chosen = folds_that_test(first, 3, again)
     # trace i of both stores asks the same question
     for number, fold in enumerate(first.folds[3]):
@@ -72,7 +72,7 @@ def test_memory_of_questions_does_not_travel_between_stores_that_share_them(stor
             return Scores.of(np.array([float(self.known.get(t.record.question, 0.5)) for t in traces]))
 
     first, _, again = stores
-    same = Source("again", again.traces, first.labels, {})
+    same = ("again", again[1], first[2], {})
     cell = transfer([first, same], {"memory": Remembering}, config=SMALL).cell("memory", "first", "again")
     # every question was new to the model that scored it
     assert cell.metrics["auroc"].fold_mean == 0.5

@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.curves import mean_curve
-from graphhalu.evaluation.metrics import risk_coverage_curve
+from graphhalu.evaluation.metrics import mean_curve, risk_coverage_curve
 from graphhalu.report.comparison import CURVES, curve_figure, family, named_rows
 from graphhalu.report.page import figure_words
 

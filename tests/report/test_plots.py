@@ -8,8 +8,8 @@ import pytest
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.evaluation.result import MetricValue
 from graphhalu.evaluation.transfer import TransferCell, TransferResult
-from graphhalu.evaluation.univariate import HeadMap, HeadMaps
-from graphhalu.report.comparison import forest_figure, maps_figure, n_marked
+from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps
+from graphhalu.report.comparison import forest_figure, maps_figure
 from graphhalu.report.drawing import save_figure
 from graphhalu.report.plots import AROUND_CHANCE
 from graphhalu.report.tables import p_text
@@ -82,8 +82,9 @@ def test_a_map_shows_layers_across_and_heads_down_and_marks_what_counts(tmp_path
     for axes, each in zip(panels, found.maps, strict=True):
         shown = np.asarray(axes.collections[0].get_array())
         np.testing.assert_allclose(shown[: len(each.auroc[0])], np.array(each.auroc).T)
-        assert marks(axes) == n_marked(each) > 0
-        assert f"{n_marked(each)} of 15 heads" in axes.get_title(loc="left")
+        n_marked = sum(q is not None and q < FALSE_DISCOVERIES for row in each.q_value for q in row)
+        assert marks(axes) == n_marked > 0
+        assert f"{n_marked} of 15 heads" in axes.get_title(loc="left")
     low, high = panels[0].collections[0].get_clim()
     assert low + high == pytest.approx(1)
     assert panels[-1].get_xlabel() == "layer"

@@ -20,36 +20,36 @@ def report():
 
 
 def test_a_planted_sink_is_found_in_the_topology(report):
-    by_name = {(row.layer, row.measure): row for row in report.rows}
+    by_name = {(row["layer"], row["measure"]): row for row in report["rows"]}
     for layer in (1, 3):
-        effect = by_name[layer, "pagerank_first"].adjusted
-        assert effect.low > 0.3
-        assert effect.q_value < 0.05
+        effect = by_name[layer, "pagerank_first"]["adjusted"]
+        assert effect["low"] > 0.3
+        assert effect["q_value"] < 0.05
 
 
 def test_without_a_signal_next_to_nothing_counts():
     traces, labels = planted_traces(60, seed=4, signal=False)
     found = compare_topology(traces, labels, layers=(0, 2), n_resamples=200)
-    counting = [row for row in found.rows if row.adjusted and row.adjusted.q_value < 0.05]
+    counting = [row for row in found["rows"] if row["adjusted"] and row["adjusted"]["q_value"] < 0.05]
     assert len(counting) <= 1
 
 
 def test_every_layer_and_measure_has_a_row_and_its_interval_holds_the_value(report):
-    assert [(row.layer, row.measure) for row in report.rows] == [
+    assert [(row["layer"], row["measure"]) for row in report["rows"]] == [
         (layer, name) for layer in (1, 3) for name in MEASURES
     ]
-    for row in report.rows:
-        for effect in (row.raw, row.adjusted):
+    for row in report["rows"]:
+        for effect in (row["raw"], row["adjusted"]):
             assert effect is not None
-            assert -1 <= effect.low <= effect.value <= effect.high <= 1
-            assert effect.p_value <= effect.q_value <= 1
+            assert -1 <= effect["low"] <= effect["value"] <= effect["high"] <= 1
+            assert effect["p_value"] <= effect["q_value"] <= 1
 
 
 def test_table_json_and_figures_are_written(report, tmp_path):
     table = topology_table(report, n_rows=5)
     assert len(table.rows) == 5
     assert f"of {2 * len(MEASURES)} effects count" in table.title
-    plain = json.loads(json.dumps(json_ready(report.values()), allow_nan=False))
+    plain = json.loads(json.dumps(json_ready(report), allow_nan=False))
     assert len(plain["rows"]) == 2 * len(MEASURES)
     png, svg = save_figure(topology_figure(report), tmp_path)
     assert png.read_bytes()[:4] == b"\x89PNG"
@@ -76,5 +76,5 @@ def test_answers_without_a_label_do_not_count():
     found = compare_topology(
         traces, labels.__class__(**{**vars(labels), "is_valid": is_valid}), layers=(1,), n_resamples=100
     )
-    assert found.n_traces == 20
-    assert all(row.n_hallucinated + row.n_correct == 20 for row in found.rows)
+    assert found["n_traces"] == 20
+    assert all(row["n_hallucinated"] + row["n_correct"] == 20 for row in found["rows"])

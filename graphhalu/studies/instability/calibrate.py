@@ -316,7 +316,7 @@ def _step_points(
     layers = slice(choice.first_layer, choice.stop_layer)
     entropy = padded_steps(series, "entropy")
     spread, focus = (present_mean(padded_steps(series, n)[..., layers]) for n in (choice.spread, "focus"))
-    aurocs = [column_tests(values, *cases).auroc for values in (spread, entropy, focus)]
+    aurocs = [column_tests(values, *cases)[0] for values in (spread, entropy, focus)]
     points = []
     for step, values in enumerate(np.stack(aurocs, axis=1).tolist()):
         n_reaching = np.bincount(cases.labels[np.isfinite(entropy[:, step])], minlength=2)

@@ -436,7 +436,7 @@ def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.nda
     has_any = is_there.any(axis=0)
     medians = np.full(columns.shape[1], np.nan)
     medians[has_any] = np.nanmedian(columns[:, has_any], axis=0)
-    return column_tests(np.where(is_there, columns, medians), labels, groups).auroc
+    return column_tests(np.where(is_there, columns, medians), labels, groups)[0]
 
 
 def few_prompts(name: str) -> NotEnoughDataError:

@@ -111,7 +111,7 @@ def read_sinks(path: Path) -> SinksResult:
         DataFileError: If there is none, or it is of another version or does not validate.
     """
     file = path / RESULT_FILE if path.is_dir() else path
-    # numbers beyond float64 are no fault that pydantic reports
+    # numbers beyond float64 are not fault that pydantic reports
     with reading(f"{file} cannot be read as an analysis"):
         return read_document(file, SinksResult, KIND)
 
@@ -295,7 +295,7 @@ def tasks(analysed: Sequence[Analysed]) -> tuple[Row, ...]:
         Of each ``series`` its ``rows``, one a ``task`` and ``meaning`` of the label (``run``,
         ``cohens_d``, ``adjusted_d`` with the length taken away, ``auroc``); the ``cochran_q`` of
         Cohen's d, its ``p_value`` and ``i_squared``, see :func:`heterogeneity`; and ``n_positive_d``
-        tasks with a positive d: a sign that changes is no rule.
+        tasks with a positive d: a sign that changes is not a rule.
     """
     found = []
     for name, members in _series(analysed, leave_out=("task", "meaning")):
