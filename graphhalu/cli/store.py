@@ -151,7 +151,7 @@ def compare(
     """
     from graphhalu.evaluation.training import new_run_folder
     from graphhalu.evaluation.univariate import compare_topology
-    from graphhalu.graphs.recipe import GraphRecipe, TopK
+    from graphhalu.graphs.edges import GraphRecipe, TopK
     from graphhalu.labels.run import named_labels
     from graphhalu.report.topology import save_figure, topology_figure, topology_table
 

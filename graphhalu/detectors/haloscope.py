@@ -9,9 +9,9 @@ from jaxtyping import Float, Int
 
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import InnerFold
+from graphhalu.detectors.inner_search import Learned, Side
 from graphhalu.detectors.linear import Rotation, Scaling, l2_path
 from graphhalu.detectors.probes import ProbeDetector, by_layer
-from graphhalu.detectors.search import Learned, Side
 
 N_COMPONENTS: Final = (1, 2, 4, 8)
 QUANTILES: Final = (0.3, 0.5, 0.7, 0.85)

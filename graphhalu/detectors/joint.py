@@ -11,9 +11,9 @@ from scipy.linalg import cholesky, solve_triangular
 
 from graphhalu.core.splits import InnerFold
 from graphhalu.detectors.base import card_attributes
+from graphhalu.detectors.inner_search import Learned, Side, first_of_the_best
 from graphhalu.detectors.linear import Scaling, l2_path
 from graphhalu.detectors.probes import ProbeDetector
-from graphhalu.detectors.search import Learned, Side, first_of_the_best
 
 FAMILIES: Final[dict[str, list[str]]] = card_attributes("joint-probe")["families"]
 """Features of each family; the features of the last one are single numbers and count as one."""

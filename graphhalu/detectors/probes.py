@@ -14,9 +14,17 @@ from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, Scores, check_classes
 from graphhalu.detectors.columns import Layout, check_shape, columns_of, describe_shape, one_shape
 from graphhalu.detectors.identity import check_identity
+from graphhalu.detectors.inner_search import (
+    ALL_COMPONENTS,
+    Grid,
+    Learned,
+    Side,
+    choose_heads,
+    folds_of,
+    search,
+)
 from graphhalu.detectors.linear import LinearModel
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
-from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Learned, Side, choose_heads, folds_of, search
 from graphhalu.features.registry import FeatureSpec
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace

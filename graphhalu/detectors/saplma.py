@@ -13,9 +13,9 @@ from torch import nn
 
 from graphhalu.core.numerics import auroc
 from graphhalu.core.splits import InnerFold
+from graphhalu.detectors.inner_search import Learned, Side
 from graphhalu.detectors.linear import Scaling
 from graphhalu.detectors.probes import ProbeDetector, by_layer
-from graphhalu.detectors.search import Learned, Side
 
 WIDTHS: Final = (256, 128, 64, 1)
 """Outputs of each layer."""

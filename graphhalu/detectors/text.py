@@ -18,9 +18,9 @@ from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.identity import check_identity
+from graphhalu.detectors.inner_search import folds_of, with_both_classes
 from graphhalu.detectors.probes import ProbeConfig
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
-from graphhalu.detectors.search import folds_of, with_both_classes
 from graphhalu.detectors.token_probes import TokenConfig, training_sample
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace

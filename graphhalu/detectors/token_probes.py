@@ -16,10 +16,10 @@ from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import Detector, DetectorCard, Scores, check_classes
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.identity import check_identity
+from graphhalu.detectors.inner_search import folds_of, simplest, with_both_classes
 from graphhalu.detectors.linear import LinearModel, Scaling, Solution
 from graphhalu.detectors.probes import ProbeConfig
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_arrays, write_arrays
-from graphhalu.detectors.search import folds_of, simplest, with_both_classes
 from graphhalu.detectors.token_features import View, expanded, view_names, view_values, views_of
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace

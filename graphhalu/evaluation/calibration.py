@@ -1,4 +1,6 @@
-"""From scores to probabilities and decisions: both are chosen on the validation side.
+"""Calibration: probabilities of scores, and the threshold above which an answer is called hallucinated.
+
+Both are chosen on the validation side.
 
 The rule: isotonic regression where each class has 200 validation traces or more, since it fits
 any rising curve and needs many points for that; Platt's logistic curve below. Both never fall,

@@ -26,7 +26,7 @@ from graphhalu.evaluation.significance import LEAST_OF_CLASS, column_tests
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.features.table import opener
 from graphhalu.graphs.build import iter_graphs
-from graphhalu.graphs.recipe import DEFAULT_EDGES, GraphRecipe
+from graphhalu.graphs.edges import DEFAULT_EDGES, GraphRecipe
 from graphhalu.graphs.topology import MEASURES, topology
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace

@@ -91,7 +91,10 @@ class Beams:
         log_probabilities: Float[Tensor, "question beam vocabulary"],
         is_stop: Bool[Tensor, "vocabulary"],
     ) -> Int[Tensor, "question beam"]:
-        """Extend every running beam by one token.
+        """Extend every running beam by one token; close questions that no running beam can improve.
+
+        That is the stop rule: a question ends when its best running beam scores no higher than its worst
+        finished one, or at the last step.
 
         Args:
             step: Tokens that the running beams have so far.

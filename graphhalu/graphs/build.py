@@ -15,8 +15,8 @@ from jaxtyping import Bool, Float, Float32, Int, Int64, Shaped, UInt8
 from graphhalu.core.errors import GraphhaluError, NonFiniteError, UsageError
 from graphhalu.core.numerics import ragged_offsets
 from graphhalu.features.block import Ragged, block_of
+from graphhalu.graphs.edges import DEFAULT_RECIPE, GraphRecipe
 from graphhalu.graphs.nodes import LayerBlock, node_features, to_float32
-from graphhalu.graphs.recipe import DEFAULT_RECIPE, GraphRecipe
 from graphhalu.traces.schema import N_SINK_KEYS, n_pairs
 from graphhalu.traces.trace import Trace
 

@@ -13,8 +13,8 @@ from torch_geometric.data import Data, Dataset
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.core.splits import Split, check_groups, grouped_split
 from graphhalu.graphs.build import TokenGraph, build_graphs
+from graphhalu.graphs.edges import DEFAULT_EDGES, DEFAULT_NODES, EdgeRule, GraphRecipe, HeadRoles
 from graphhalu.graphs.nodes import check_blocks
-from graphhalu.graphs.recipe import DEFAULT_EDGES, DEFAULT_NODES, EdgeRule, GraphRecipe, HeadRoles
 from graphhalu.graphs.storage import Names, storage_of
 from graphhalu.labels.labels import Labels, as_labels, question_groups
 from graphhalu.traces.part import ChunkCache

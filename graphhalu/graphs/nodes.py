@@ -19,7 +19,7 @@ from graphhalu.core.errors import NonFiniteError, UsageError
 from graphhalu.core.registry import unknown_name
 from graphhalu.features.block import TraceBlock
 from graphhalu.features.instability import bounded_std, head_std
-from graphhalu.graphs.recipe import HeadRoles
+from graphhalu.graphs.edges import HeadRoles
 from graphhalu.traces.schema import N_SINK_KEYS, from_bfloat16_bits, from_fixed_point
 from graphhalu.traces.trace import layer_position
 

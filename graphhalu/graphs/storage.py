@@ -27,7 +27,7 @@ from torch_geometric.data.separate import separate
 from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.core.files import MALFORMED, parse_json, replace_file
 from graphhalu.graphs.build import TokenGraph, iter_graphs
-from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.graphs.edges import GraphRecipe
 from graphhalu.traces.part import LazyArray
 from graphhalu.traces.store import TraceStore
 from graphhalu.traces.trace import Trace

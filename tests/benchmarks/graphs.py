@@ -26,7 +26,7 @@ from torch_geometric.utils import dense_to_sparse
 from graphhalu.core.axes import N_SPANS
 from graphhalu.graphs.build import iter_graphs
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
-from graphhalu.graphs.recipe import DEFAULT_NODES, GraphRecipe, TopK
+from graphhalu.graphs.edges import DEFAULT_NODES, GraphRecipe, TopK
 from graphhalu.graphs.topology import topology
 from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.part import ChunkCache

@@ -6,7 +6,7 @@ import torch
 
 from graphhalu.detectors.gnn.detectors import STRATA, rewired, without_edges
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.graphs.recipe import GraphRecipe, TopK
+from graphhalu.graphs.edges import GraphRecipe, TopK
 from graphhalu.graphs.storage import TokenGraphData
 from graphhalu.traces.schema import N_SINK_KEYS
 

@@ -5,8 +5,8 @@ from sklearn.metrics import roc_auc_score
 from sklearn.utils.class_weight import compute_sample_weight
 
 from graphhalu.detectors import joint
+from graphhalu.detectors.inner_search import Side, folds_of
 from graphhalu.detectors.joint import learn_jointly
-from graphhalu.detectors.search import Side, folds_of
 
 MIX = {"attention": 0.5, "hidden": 0.3, "likelihood": 0.2}
 STRENGTH = 3.0

@@ -6,8 +6,16 @@ from sklearn.decomposition import PCA
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 
+from graphhalu.detectors.inner_search import (
+    Candidate,
+    Grid,
+    Side,
+    choose_heads,
+    fit_candidate,
+    folds_of,
+    search,
+)
 from graphhalu.detectors.probes import all_columns, by_layer, by_rank
-from graphhalu.detectors.search import Candidate, Grid, Side, choose_heads, fit_candidate, folds_of, search
 
 N_TRACES = 97
 

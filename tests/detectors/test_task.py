@@ -14,7 +14,7 @@ from graphhalu.detectors.gnn.config import NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, hidden_columns
 from graphhalu.detectors.gnn.networks import GCN
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.graphs.recipe import GraphRecipe
+from graphhalu.graphs.edges import GraphRecipe
 
 LAYERS = (2,)
 RECIPE = GraphRecipe(nodes=("sink",), view="multiplex")

@@ -12,7 +12,7 @@ from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.controls import FOUND, NOT_FOUND, control_rows, question_mass
 from graphhalu.evaluation.settings import detector_spec
 from graphhalu.graphs.build import build_graph
-from graphhalu.graphs.recipe import GraphRecipe, TopK
+from graphhalu.graphs.edges import GraphRecipe, TopK
 from graphhalu.labels.labels import question_groups
 from graphhalu.labels.planted import EDGE_SIGNALS, planted_edge_traces
 

@@ -7,7 +7,7 @@ from graphhalu.core.errors import TraceNotFoundError, UsageError
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
 from graphhalu.graphs.build import build_graph
-from graphhalu.graphs.recipe import GraphRecipe, TopK
+from graphhalu.graphs.edges import GraphRecipe, TopK
 from graphhalu.testing.tiny_models import save_tiny
 from graphhalu.traces.store import open_traces
 

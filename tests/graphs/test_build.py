@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from graphhalu.core.errors import NonFiniteError, TraceNotFoundError, UnknownNameError, UsageError
 from graphhalu.graphs.build import build_graph, build_graphs
-from graphhalu.graphs.recipe import CumulativeMass, GraphRecipe, Threshold, TopK
+from graphhalu.graphs.edges import CumulativeMass, GraphRecipe, Threshold, TopK
 from graphhalu.traces.trace import Trace
 
 # Row sums are 1; every value is exact in half precision.

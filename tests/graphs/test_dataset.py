@@ -12,7 +12,7 @@ from torch_geometric.loader import DataLoader
 from graphhalu.core.errors import NotEnoughDataError, UnknownNameError, UsageError
 from graphhalu.graphs.build import build_graph
 from graphhalu.graphs.dataset import AttentionGraphs, default_layers
-from graphhalu.graphs.recipe import GraphRecipe, Threshold
+from graphhalu.graphs.edges import GraphRecipe, Threshold
 from graphhalu.labels.planted import PLANTED_SHAPE, planted_token_traces
 from graphhalu.labels.stated import label_tokens
 from graphhalu.traces.schema import ARRAYS

@@ -3,7 +3,7 @@ import pytest
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.numerics import ragged_offsets
-from graphhalu.graphs.recipe import CumulativeMass, Threshold, TopK
+from graphhalu.graphs.edges import CumulativeMass, Threshold, TopK
 
 
 def chosen_of(rule, importance, row_start=0):

@@ -4,7 +4,7 @@ import pytest
 from torch_geometric.utils import to_networkx as pyg_to_networkx
 
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.graphs.recipe import TopK
+from graphhalu.graphs.edges import TopK
 from graphhalu.graphs.topology import to_networkx
 
 

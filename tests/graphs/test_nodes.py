@@ -7,8 +7,8 @@ import pytest
 from graphhalu.core.axes import SPAN_NAMES, Span
 from graphhalu.core.errors import NonFiniteError, UnknownNameError, UsageError
 from graphhalu.features.block import block_of
+from graphhalu.graphs.edges import HeadRoles
 from graphhalu.graphs.nodes import NODE_BLOCKS, LayerBlock, node_features
-from graphhalu.graphs.recipe import HeadRoles
 from graphhalu.traces.trace import Trace
 
 LENGTH, PROMPT, HEADS = 13, 7, 3

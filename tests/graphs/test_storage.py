@@ -8,7 +8,7 @@ from graphhalu.core.errors import GraphhaluError, UsageError
 from graphhalu.graphs import storage as storage_module
 from graphhalu.graphs.build import build_graphs
 from graphhalu.graphs.dataset import AttentionGraphs
-from graphhalu.graphs.recipe import GraphRecipe, TopK
+from graphhalu.graphs.edges import GraphRecipe, TopK
 from graphhalu.graphs.storage import BLOCK_TRACES, GraphStorage, storage_of
 from graphhalu.labels.planted import planted_traces
 from graphhalu.traces.trace import Trace

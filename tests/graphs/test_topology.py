@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 
 from graphhalu.graphs.build import build_graph
-from graphhalu.graphs.recipe import GraphRecipe, Threshold, TopK
+from graphhalu.graphs.edges import GraphRecipe, Threshold, TopK
 from graphhalu.graphs.topology import MEASURES, betweenness, clustering, pagerank, to_networkx, topology
 
 GRAPHS = [(TopK(3), 0), (TopK(1), 3), (Threshold(0.3), 5), (Threshold(0.9), 7)]

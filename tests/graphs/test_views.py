@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from graphhalu.core.errors import NonFiniteError, TraceNotFoundError, UsageError
 from graphhalu.graphs.build import build_graph, build_graphs, iter_graphs
-from graphhalu.graphs.recipe import CumulativeMass, GraphRecipe, HeadRoles, Threshold, TopK
+from graphhalu.graphs.edges import CumulativeMass, GraphRecipe, HeadRoles, Threshold, TopK
 from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.traces.trace import Trace
 

@@ -95,7 +95,7 @@ def read_feature_table(path: Path) -> Any:
 def make_graphs(folder: Path) -> None:
     import numpy as np
 
-    from graphhalu.graphs.recipe import GraphRecipe, TopK
+    from graphhalu.graphs.edges import GraphRecipe, TopK
     from graphhalu.graphs.storage import GraphStorage, _write
     from graphhalu.labels.planted import planted_trace
 

@@ -7,8 +7,8 @@ from pydantic import Field, field_validator
 
 from graphhalu.core.errors import UnknownNameError
 from graphhalu.detectors.saved import TrainedConfig
+from graphhalu.graphs.edges import DEFAULT_NODES, EdgeRule, GraphRecipe, Threshold, TopK
 from graphhalu.graphs.nodes import check_blocks
-from graphhalu.graphs.recipe import DEFAULT_NODES, EdgeRule, GraphRecipe, Threshold, TopK
 from graphhalu.traces.schema import TraceShape
 
 SEARCHED: Final = (

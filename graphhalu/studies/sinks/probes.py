@@ -13,7 +13,7 @@ import numpy as np
 from jaxtyping import Float, Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.detectors.search import ALL_COMPONENTS, Grid, Side, folds_of, search
+from graphhalu.detectors.inner_search import ALL_COMPONENTS, Grid, Side, folds_of, search
 from graphhalu.evaluation.bootstrap import Estimate, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import cross_fit_folds, standardise

@@ -1,4 +1,4 @@
-"""The recipe of a token graph: which attention becomes edges, and what nodes and edges carry."""
+"""Edges of a token graph: the rules that choose them (top-k, threshold), and the recipe of a graph."""
 
 import hashlib
 import json
