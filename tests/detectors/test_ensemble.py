@@ -77,5 +77,5 @@ def test_a_trace_that_lacks_what_weighs_most_has_no_score(with_signal):
 
 
 def test_what_is_no_probe_cannot_be_a_block():
-    with pytest.raises(UsageError, match="no probe"):
+    with pytest.raises(UsageError, match="not a probe"):
         AllFeatures.settings(blocks=("sink-mass",))

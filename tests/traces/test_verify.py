@@ -293,9 +293,9 @@ def test_a_zarr_group_of_someone_else_is_refused(store):
 
 def test_a_file_and_a_folder_of_something_else_are_no_store(tmp_path):
     (tmp_path / "a.zarr").write_text("x")
-    with pytest.raises(StoreError, match=r"no trace store, but a file; expected a folder that"):
+    with pytest.raises(StoreError, match=r"not a trace store, but a file; expected a folder that"):
         open_traces(tmp_path / "a.zarr")
-    with pytest.raises(StoreError, match=r"no trace store, but a folder without a zarr\.json"):
+    with pytest.raises(StoreError, match=r"not a trace store, but a folder without a zarr\.json"):
         open_traces(tmp_path)
 
 

@@ -201,7 +201,7 @@ def test_what_is_there_is_not_measured_again_and_other_settings_are_refused(fold
 
 def test_a_journal_of_something_else_is_refused(folder, tmp_path):
     (tmp_path / ".truthfulqa_mc__tiny.journal").write_text("nonsense\n")
-    with pytest.raises(DataFileError, match="no journal"):
+    with pytest.raises(DataFileError, match="not a journal"):
         measure(config(folder), tmp_path)
 
 
