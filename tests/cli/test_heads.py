@@ -129,7 +129,7 @@ def test_ablation_prints_both_differences(capsys):
         (["retrieval", *TINY, "--haystack", "none.txt", *SHORT], 2, "no data file at none.txt"),
         (["retrieval", *TINY, *TEXTS, "--lengths", "9999"], 2, "the context of"),
         (["retrieval", *TINY, *TEXTS, *SHORT], 1, "no trial of 2 counts"),
-        (["reasoning", "none.zarr"], 1, "not a trace store"),
+        (["reasoning", "none.zarr"], 1, "no trace store"),
         (["reasoning", "s.zarr", "--labeller", "mach"], 2, "Did you mean 'match'"),
         (["patterns", *TINY, "--period", "500"], 2, "Use a smaller --period"),
         (["ablate", "published.json", *TINY, "--top-k", "99"], 2, "99 heads were asked for"),

@@ -84,7 +84,7 @@ def test_a_text_of_a_model_cannot_move_the_cursor(tmp_path, monkeypatch, capsys,
     [
         (["labels"], 1, "--labellers match,rouge"),
         (["labels", "--labellers", "mach"], 2, "Did you mean 'match'"),
-        (["labels", "missing.zarr"], 1, "not a trace store"),
+        (["labels", "missing.zarr"], 1, "no trace store"),
         (["labels", "--labellers", "match", "--examples", "-1"], 2, "examples"),
         (["label", "--labeller", "rouge", "--as", "match"], 2, "another rule's name"),
         (["label", "--labeller", "rouge", "--set", "metric=bleu"], 2, "metric of rouge"),

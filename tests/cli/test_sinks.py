@@ -34,7 +34,7 @@ def _here(folder, monkeypatch):
         (["measure", "--queries", "first"], 2, "modes"),
         (["measure", "--traces", "s.zarr", "--ablate", "chat"], 2, "Leave one of them out"),
         (["measure", "--traces", "s.zarr", "--k", "7"], 2, "first 4 tokens"),
-        (["measure", "--traces", "none.zarr"], 1, "not a trace store"),
+        (["measure", "--traces", "none.zarr"], 1, "no trace store"),
         (["analyze", "nothing"], 2, "no file or folder"),
         (["analyze"], 2, "data/runs/sinks"),
         (["analyze", ".", "--label", "wrong"], 2, "meanings"),

@@ -238,10 +238,10 @@ def test_a_full_disk_of_the_mirror_is_told(store, url, monkeypatch):
 @pytest.mark.parametrize(
     ("address", "variables", "match"),
     [
-        ("s3://no-such-bucket/a.zarr", {}, "not a trace store at s3://no-such-bucket"),
+        ("s3://no-such-bucket/a.zarr", {}, "no trace store at s3://no-such-bucket"),
         ("s3://", {}, "not an address of an object store"),
         ("az://container/a.zarr", {}, "not an address of an object store"),
-        ("s3:/" + BUCKET + "/nothing.zarr", {}, f"not a trace store at s3://{BUCKET}/nothing.zarr"),
+        ("s3:/" + BUCKET + "/nothing.zarr", {}, f"no trace store at s3://{BUCKET}/nothing.zarr"),
         ("s3://b/a.zarr", {"GRAPHHALU_STORE_PATIENCE_S": "soon"}, "must be a time in seconds"),
     ],
 )

@@ -274,7 +274,7 @@ def test_the_commands_profile_validate_plot_and_compare(tiny, tmp_path, capsys, 
     [
         (["profile", "smolm2"], 2, "Did you mean 'smollm2'"),
         (["profile", "smollm2", "--spectra", "half"], 2, "spectra"),
-        (["validate", "missing.zarr"], 1, "not a trace store at missing.zarr"),
+        (["validate", "missing.zarr"], 1, "no trace store at missing.zarr"),
         (["plot", "nothing"], 2, "no weight profile at nothing"),
         (["compare", "nothing", "nothing"], 2, "no weight profile at nothing"),
     ],
