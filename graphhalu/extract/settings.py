@@ -8,7 +8,6 @@ from pydantic import Field, model_validator
 from graphhalu.core.config import Config
 from graphhalu.core.errors import UsageError
 from graphhalu.models.cards import ModelSpec
-from graphhalu.traces.schema import ARRAYS, TraceShape
 
 
 class DatasetSettings(Config):
@@ -92,6 +91,8 @@ class CaptureSettings(Config):
 
     def arrays(self) -> tuple[str, ...]:
         """Names of the arrays that a store with these settings holds."""
+        from graphhalu.traces.schema import ARRAYS  # numpy would take as long as a wrong option to be told
+
         kept = {"float16": "attention", "fixed16": "attention_fixed"}[self.attention_format]
         left_out = {"attention", "attention_fixed"} - ({kept} if self.keep == "full" else set())
         if self.keep != "edges":
@@ -134,8 +135,8 @@ class ExtractConfig(Config):
     """Traces of one part, the unit that is committed."""
 
 
-def trace_shape(model: Any, capture: CaptureSettings) -> TraceShape:
-    """What the axes of a model's traces mean.
+def trace_shape(model: Any, capture: CaptureSettings) -> Any:
+    """The :class:`graphhalu.traces.schema.TraceShape` of a model's traces: what their axes mean.
 
     Args:
         model: A loaded model, or anything else with its sizes.
@@ -144,6 +145,8 @@ def trace_shape(model: Any, capture: CaptureSettings) -> TraceShape:
     Raises:
         UsageError: If a layer is asked for that the model does not have.
     """
+    from graphhalu.traces.schema import TraceShape
+
     n_layers, named = model.n_layers, {"all": tuple(range(model.n_layers + 1)), "none": ()}
     layers = tuple(range(n_layers)) if capture.layers is None else capture.layers
     kept = capture.hidden_layers
