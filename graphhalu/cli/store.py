@@ -175,3 +175,48 @@ def compare(
     (folder / "topology.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
     more = {"found": topology_table(report, rows), "figure": figure}
     return Shown({**values, "folder": str(folder)}, "topology", more)
+
+
+@command(app)
+def audit(
+    traces: Path | None = None,
+    *,
+    labeller: str = "match",
+    category: str | None = None,
+    resamples: Annotated[int, typer.Option(min=100)] = 2000,
+    seed: int = 0,
+    out: Path | None = None,
+) -> Shown:
+    """Find what ranks the answers of a store without a detector, and what it can show.
+
+    Args:
+        category: Metadata field that names a question's category, or words for clusters of words; by
+            default category, relation, subject, title or source.
+        resamples: Resamples of questions for the intervals.
+        seed: Seed of resamples, folds and simulated scores.
+        out: Folder of page and JSON; by default data/runs/audit-<time>.
+    """
+    from graphhalu.core.documents import plain_values, write_document
+    from graphhalu.evaluation.audit import AUDIT_FILE, KIND
+    from graphhalu.evaluation.audit import audit as run_audit
+    from graphhalu.evaluation.training import new_run_folder
+    from graphhalu.labels.labels import question_groups
+    from graphhalu.report.audit import audit_page
+    from graphhalu.report.write import REPORT_FILE, write_page
+
+    store = open_store(traces)
+    labels = labels_of(store, labeller)
+    found = run_audit(
+        store.records,
+        labels,
+        question_groups(store),
+        store=store_identity(store),
+        category=category,
+        n_resamples=resamples,
+        seed=seed,
+    )
+    folder = out or new_run_folder(Path("data/runs"), "audit")
+    write_document(folder / AUDIT_FILE, found, KIND)
+    files = write_page(audit_page(found), folder / REPORT_FILE)
+    values = {"folder": str(folder), **plain_values(found, KIND)}
+    return Shown(values, "audit", {"found": found, "html": files.html})

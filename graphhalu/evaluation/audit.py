@@ -1,0 +1,343 @@
+"""Audit of a labelled store: what ranks its answers without any detector, and what it can show.
+
+Each signal is a number a trace that needs no look into the model: how long an answer is, how much of
+it the prompt says already, how often its category is wrong. A detector that does no better than the
+best of them has not been shown to detect hallucination.
+"""
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, NamedTuple
+
+import numpy as np
+from scipy.stats import norm
+from sklearn.feature_extraction.text import TfidfVectorizer
+
+from graphhalu.core.documents import FileFormat
+from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.core.splits import grouped_folds
+from graphhalu.datasets.question import question_key
+from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet
+from graphhalu.evaluation.categories import Categories, cross_fitted_rate, question_categories
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc
+from graphhalu.evaluation.result import TEXTS
+from graphhalu.evaluation.significance import auroc_influence
+from graphhalu.labels.labels import Labels
+from graphhalu.traces.schema import TraceRecord
+
+KIND: Final = FileFormat("graphhalu-audit", 1, "Run:  graphhalu audit STORE")
+AUDIT_FILE: Final = "audit.json"
+SIMILAR: Final = 0.8
+"""TF-IDF cosine from which two questions count as paraphrases of each other."""
+METHOD_FACTOR: Final = 1.4
+"""How much larger a difference between methods must be than one between fitted scorers: the ratio of
+their standard errors in simulations of two learners of equal quality."""
+_ASSUMED_AUROC: Final = 0.75
+_ASSUMED_CORRELATION: Final = 0.8
+_POWER: Final = 0.8
+_LEVEL: Final = 0.95
+_N_DRAWS: Final = 20
+_WORD: Final = re.compile(r"\w+")
+
+
+@dataclass(frozen=True)
+class Signal:
+    """How well one number ranks the answers.
+
+    Attributes:
+        name: Of the signal.
+        meaning: What a high value says.
+        auroc: Of the number as a score of hallucination, over questions; below 0.5 where low values
+            are hallucinated more often.
+        advice: What to do about it, in a sentence.
+    """
+
+    name: str
+    meaning: str
+    auroc: Estimate
+    advice: str
+
+    @property
+    def distance(self) -> float:
+        """How far the AUROC is from chance, in either direction."""
+        return abs(self.auroc.value - 0.5)
+
+    @property
+    def is_clear(self) -> bool:
+        """Whether the interval excludes chance."""
+        return not self.auroc.low <= 0.5 <= self.auroc.high  # noqa: PLR2004 - chance
+
+
+@dataclass(frozen=True)
+class Audit:
+    """An audit of a store.
+
+    Attributes:
+        store: Where the traces are from.
+        labeller: Name and settings of the rule that labelled them.
+        n_traces: All traces.
+        n_valid: Those with a valid label, which the signals are about.
+        n_groups: Their question groups.
+        n_hallucinated: Hallucinated ones among them.
+        kinds: How often each kind of answer came, by the reason of its label.
+        signals: The farthest from chance first.
+        categories: Where categories come from, and how many there are; ``None`` where nothing names one.
+        duplicates: Pairs of similar questions in different groups, and the share of questions with one.
+        overlap: Share of tested questions with a similar one on the training side, in five grouped folds.
+        smallest: Smallest difference of AUROC that the store can show at 80 % power, between fitted
+            ``scorers`` and between ``methods``.
+    """
+
+    store: Mapping[str, Any]
+    labeller: Mapping[str, Any]
+    n_traces: int
+    n_valid: int
+    n_groups: int
+    n_hallucinated: int
+    kinds: Mapping[str, int]
+    signals: tuple[Signal, ...]
+    categories: Mapping[str, Any] | None
+    duplicates: Mapping[str, float]
+    overlap: float | None
+    smallest: Mapping[str, float] | None
+
+    @property
+    def prevalence(self) -> float:
+        """Share of hallucinated answers among those with a valid label."""
+        return self.n_hallucinated / self.n_valid
+
+
+class _Data(NamedTuple):
+    records: Sequence[TraceRecord]
+    labels: Ints
+    groups: Groups
+    categories: Categories | None
+
+
+def audit(
+    records: Sequence[TraceRecord],
+    labels: Labels,
+    groups: Groups,
+    *,
+    store: Mapping[str, Any],
+    category: str | None = None,
+    n_resamples: int = 2000,
+    seed: int = 0,
+) -> Audit:
+    """Look for what ranks the answers of a store without a detector.
+
+    Args:
+        records: Records of the traces, in the order of the labels.
+        labels: Of the answers.
+        groups: Question group of each trace.
+        store: Where the traces are from, for the record.
+        category: Field of the metadata that names the category of a question; ``"words"`` for
+            clusters of words; by default the first that serves.
+        n_resamples: Resamples of questions for the intervals.
+        seed: Seed of resamples, folds and simulated scores.
+
+    Raises:
+        NotEnoughDataError: If the valid labels lack a class.
+        UsageError: If the records have no such field.
+    """
+    kept = np.flatnonzero(labels.is_valid)
+    values = labels.values[kept].astype(np.int64)
+    if len(np.unique(values)) < 2:  # noqa: PLR2004
+        raise NotEnoughDataError(
+            f"an audit needs right and hallucinated answers, got {int(values.sum())} hallucinated of "
+            f"{len(values)} with a valid label"
+        )
+    chosen = [records[index] for index in kept.tolist()]
+    data = _Data(chosen, values, groups[kept], question_categories(chosen, groups[kept], category))
+    tested = EvaluationSet(values, data.groups, n_resamples, seed)
+    similar = similar_questions(chosen, data.groups)
+    categories = data.categories and {"rule": data.categories.rule, "n": data.categories.n}
+    return Audit(
+        store=store,
+        labeller={"name": labels.labeller, "settings": dict(labels.settings), "meaning": labels.meaning},
+        n_traces=len(records),
+        n_valid=len(kept),
+        n_groups=len(np.unique(data.groups)),
+        n_hallucinated=int(values.sum()),
+        kinds=dict(Counter(labels.reasons).most_common()),
+        signals=_signals(data, tested),
+        categories=categories,
+        duplicates={"threshold": SIMILAR, "n_pairs": len(similar), "share": _share_in(similar, data.groups)},
+        overlap=_overlap(data, similar, seed),
+        smallest=_smallest(values, data.groups, seed),
+    )
+
+
+def _signals(data: _Data, tested: EvaluationSet) -> tuple[Signal, ...]:
+    """Signals that the records have, the farthest from chance first."""
+    texts, found = TEXTS["audit"], list[Signal]()
+    for name, function in SIGNALS.items():
+        try:
+            values = function(data)
+        except NotEnoughDataError:  # too few questions for folds
+            values = None
+        if values is None or len(np.unique(values)) < 2:  # noqa: PLR2004 - equal values rank nothing
+            continue
+        rows = np.append(auroc(values, data.labels), tested.resample(["auroc"], values)["auroc"])
+        try:
+            estimate = Estimate.of(rows, _LEVEL)
+        except NotEnoughDataError:
+            estimate = Estimate(float(rows[0]))
+        meaning, advice = texts["signals"][name]
+        signal = Signal(name, meaning, estimate, advice)
+        found.append(signal if signal.is_clear else Signal(name, meaning, estimate, texts["fine"]))
+    return tuple(sorted(found, key=lambda each: -each.distance))
+
+
+def _words(text: str) -> list[str]:
+    return _WORD.findall(text.casefold())
+
+
+def _answer_length(data: _Data) -> Floats:
+    return np.array([float(record.length - record.prompt_length) for record in data.records])
+
+
+def _prompt_length(data: _Data) -> Floats:
+    return np.array([float(record.prompt_length) for record in data.records])
+
+
+def _place(data: _Data) -> Floats:
+    return np.arange(len(data.records), dtype=np.float64)
+
+
+def _shown(record: TraceRecord) -> str:
+    """What the prompt says that differs between questions."""
+    return f"{record.context or ''} {record.question}"
+
+
+def _overlap_with_prompt(data: _Data) -> Floats:
+    shares = []
+    for record in data.records:
+        words, shown = _words(record.answer), set(_words(_shown(record)))
+        shares.append(sum(word in shown for word in words) / len(words) if words else 0.0)
+    return np.array(shares)
+
+
+def _likeness_to_prompt(data: _Data) -> Floats | None:
+    prompts, answers = (
+        [_shown(record) for record in data.records],
+        [record.answer for record in data.records],
+    )
+    try:
+        vectoriser = TfidfVectorizer(sublinear_tf=True).fit([*prompts, *answers])
+    except ValueError:  # no words at all
+        return None
+    products = vectoriser.transform(prompts).multiply(vectoriser.transform(answers))
+    return np.asarray(products.sum(axis=1), dtype=np.float64).ravel()
+
+
+def _category_prior(data: _Data) -> Floats | None:
+    return data.categories and cross_fitted_rate(data.labels, data.categories.names, data.groups)
+
+
+def _answer_prior(data: _Data) -> Floats:
+    texts = np.array([question_key(record.answer) for record in data.records])
+    return cross_fitted_rate(data.labels, texts, data.groups)
+
+
+SIGNALS: Final[Mapping[str, Callable[[_Data], Floats | None]]] = {
+    "answer length": _answer_length,
+    "prompt length": _prompt_length,
+    "position in the data set": _place,
+    "overlap with the prompt": _overlap_with_prompt,
+    "likeness to the prompt": _likeness_to_prompt,
+    "category prior": _category_prior,
+    "same answer elsewhere": _answer_prior,
+}
+"""What could rank answers without a detector; ``None`` where the records do not say."""
+
+
+def similar_questions(
+    records: Sequence[TraceRecord], groups: Groups, threshold: float = SIMILAR
+) -> list[tuple[int, int]]:
+    """Pairs of traces in different groups whose questions are near-duplicates or paraphrases.
+
+    Args:
+        records: The traces; of each group the first counts.
+        groups: Question group of each.
+        threshold: Cosine of TF-IDF vectors of characters (3 to 5 within words) from which two
+            questions are similar.
+
+    Returns:
+        Places of both traces, the first before the second.
+    """
+    first = np.sort(np.unique(groups, return_index=True)[1])
+    texts = [_shown(records[index]) for index in first.tolist()]
+    vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True).fit_transform(texts)
+    pairs, step = [], 512
+    for start in range(0, len(first), step):
+        block = (vectors[start : start + step] @ vectors.T).tocoo()
+        is_pair = (block.data >= threshold) & (block.col > block.row + start)
+        places = zip((block.row[is_pair] + start).tolist(), block.col[is_pair].tolist(), strict=True)
+        pairs += [(int(first[one]), int(first[other])) for one, other in places]
+    return sorted(pairs)
+
+
+def _share_in(pairs: Sequence[tuple[int, int]], groups: Groups) -> float:
+    """Share of question groups that are in a pair."""
+    return len({index for pair in pairs for index in pair}) / len(np.unique(groups))
+
+
+def _overlap(data: _Data, pairs: Sequence[tuple[int, int]], seed: int) -> float | None:
+    try:
+        folds = grouped_folds(data.labels, data.groups, seed=seed)
+    except NotEnoughDataError:
+        return None
+    fold = np.zeros(len(data.labels), dtype=np.int64)
+    for number, split in enumerate(folds):
+        fold[split.test] = number
+    n_folds, found = len(folds), set[int]()
+    for one, other in pairs:
+        for tested, near in ((one, other), (other, one)):
+            # the fold after the tested one validates
+            if fold[near] not in {fold[tested], (fold[tested] + 1) % n_folds}:
+                found.add(tested)
+    return len(found) / len(np.unique(data.groups))
+
+
+def _smallest(labels: Ints, groups: Groups, seed: int) -> dict[str, float] | None:
+    if min(labels.sum(), (1 - labels).sum()) < 2:  # noqa: PLR2004 - a variance needs two of each
+        return None
+    scorers = smallest_difference(labels, groups, seed=seed)
+    return {
+        "scorers": scorers,
+        "methods": METHOD_FACTOR * scorers,
+        "auroc": _ASSUMED_AUROC,
+        "correlation": _ASSUMED_CORRELATION,
+        "power": _POWER,
+    }
+
+
+def smallest_difference(labels: Ints, groups: Groups, *, seed: int = 0) -> float:
+    """The smallest difference of AUROC between two scorers that a test on these answers can show.
+
+    At a level of .05 and a power of .8, for scorers with an AUROC of .75 whose scores correlate by .8
+    within a class, which is about as much as those of two probes of one model do.
+
+    Args:
+        labels: 1 = hallucinated; two of each class or more.
+        groups: Question group of each answer.
+        seed: Seed of the simulated scores.
+
+    Source:
+        Sum of the normal quantiles of level and power times the standard error of DeLong et al. 1988,
+        influences summed by group (Obuchowski 1997); mean over 20 draws of binormal scores.
+    """
+    generator, errors = np.random.default_rng(seed), []
+    shift = float(np.sqrt(2) * norm.ppf(_ASSUMED_AUROC))
+    group = np.unique(groups, return_inverse=True)[1]
+    for _ in range(_N_DRAWS):
+        shared, own = generator.normal(size=len(labels)), generator.normal(size=(2, len(labels)))
+        noise = np.sqrt(_ASSUMED_CORRELATION) * shared + np.sqrt(1 - _ASSUMED_CORRELATION) * own
+        first, second = (auroc_influence(each + shift * labels, labels) for each in noise)
+        of_group = np.bincount(group, weights=first - second)
+        errors.append(float(np.sqrt(of_group @ of_group)))
+    quantiles = float(norm.ppf(1 - (1 - _LEVEL) / 2) + norm.ppf(_POWER))
+    return quantiles * float(np.mean(errors))
