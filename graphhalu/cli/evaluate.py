@@ -203,6 +203,7 @@ def result_values(result: "Result") -> dict[str, Any]:
         "detectors": [asdict(row) for row in result.ranked()],
         "baseline": asdict(result.baseline) if result.baseline else None,
         "comparisons": [asdict(test) for test in result.comparisons],
+        "methods": [{**asdict(test), "verdict": test.verdict()} for test in result.methods],
         "subgroups": [asdict(group) for group in result.subgroups],
     }
 

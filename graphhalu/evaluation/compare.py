@@ -45,12 +45,14 @@ from graphhalu.evaluation.detector_metrics import (
     token_counts,
     token_notes,
 )
+from graphhalu.evaluation.methods import method_tests
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.result import (
     RESULT_FILE,
     SAMPLE_SCHEMA,
     Comparison,
     DetectorRow,
+    MethodTest,
     Result,
     read_result,
     upgraded_samples,
@@ -344,9 +346,11 @@ def make_result(
     labels, config, kept = data.labels, data.config, data.labels.is_valid
     baseline = choose_baseline(rows, config.against, level=labels.level)
     tests: Sequence[Comparison] = ()
+    methods: tuple[MethodTest, ...] = ()
     if baseline is not None and baseline.detector in scores:
         with suppress(NotEnoughDataError):
             tests = compare_to_baseline(scores, baseline.detector, data.kept_items, margin=config.margin)
+            methods = method_tests(samples, baseline.detector, vars(config))
     n_groups = len(np.unique(data.groups[kept]))
     counts = token_counts(data, n_groups) if labels.level == "token" else None
     digest = hashlib.sha256("\n".join(labels.trace_ids).encode()).hexdigest()
@@ -365,6 +369,7 @@ def make_result(
         n_siblings=int((given.is_valid & ~kept).sum()),
         baseline=baseline,
         comparisons=tuple(tests),
+        methods=methods,
         subgroups=subgroups(data, scores),
         identity=data.identity,
         level=labels.level,

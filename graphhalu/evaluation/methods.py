@@ -5,8 +5,8 @@ scorers fixed. Here every fold of every seed is one fit, and the spread between 
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
-from typing import Final
+from dataclasses import replace
+from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
@@ -15,50 +15,13 @@ from scipy.stats import t as student
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
+from graphhalu.evaluation.result import MethodTest, Result
 from graphhalu.evaluation.significance import MARGIN, holm
 
 Fits = Mapping[tuple[int, int], float]
 """AUROC of each fit, by seed and fold."""
+LEVEL: Final = 0.95
 _LEAST_FITS: Final = 2
-
-
-@dataclass(frozen=True)
-class MethodTest:
-    """AUROC of a detector minus that of another, as methods: over repeated training.
-
-    Attributes:
-        detector: The detector.
-        baseline: What it is compared with.
-        difference: Mean over all fits of the difference within a tested fold.
-        low: Lower end of the interval.
-        high: Upper end.
-        standard_error: Corrected for the training answers that fits share.
-        p_value: Two-sided, of no difference.
-        p_holm: After Holm's correction over the compared detectors.
-        p_equivalent: Of a difference of ``margin`` or more in either direction (TOST).
-        p_not_worse: Of being worse by ``margin`` or more.
-        margin: The difference that would matter.
-        n_fits: Fits of each of both.
-    """
-
-    detector: str
-    baseline: str
-    difference: float
-    low: float
-    high: float
-    standard_error: float
-    p_value: float
-    p_holm: float | None
-    p_equivalent: float
-    p_not_worse: float
-    margin: float
-    n_fits: int
-
-    def verdict(self, level: float = 0.05) -> str:
-        """What may be said of both methods: ``better``, ``worse``, ``no worse``, or ``not decided``."""
-        if self.p_holm is not None and self.p_holm < level:
-            return "better" if self.difference > 0 else "worse"
-        return "no worse" if self.p_not_worse < level else "not decided"
 
 
 def fit_aurocs(samples: pa.Table) -> dict[str, dict[tuple[int, int], float]]:
@@ -83,7 +46,12 @@ def fit_aurocs(samples: pa.Table) -> dict[str, dict[tuple[int, int], float]]:
 
 
 def compare_methods(
-    fits: Mapping[str, Fits], baseline: str, *, test_ratio: float, level: float = 0.95, margin: float = MARGIN
+    fits: Mapping[str, Fits],
+    baseline: str,
+    *,
+    test_ratio: float,
+    level: float = LEVEL,
+    margin: float = MARGIN,
 ) -> list[MethodTest]:
     """Test every method against the baseline, with Holm's correction over all of them.
 
@@ -116,7 +84,7 @@ def corrected_test(
     test_ratio: float,
     *,
     names: tuple[str, str] = ("", ""),
-    level: float = 0.95,
+    level: float = LEVEL,
     margin: float = MARGIN,
 ) -> MethodTest:
     """The corrected resampled t-test of a mean difference.
@@ -167,9 +135,45 @@ def corrected_test(
     )
 
 
-def overlap_ratio(config: Mapping[str, object]) -> float:
+def overlap_ratio(config: Mapping[str, Any]) -> float:
     """Tested over training answers of a fit, of the settings of a comparison."""
     if config.get("quick"):
         return 1 / 3  # 60 / 20 / 20
-    n_folds = int(str(config.get("n_folds", 5)))
+    n_folds = int(config.get("n_folds", 5))
     return 1 / (n_folds - 2)
+
+
+def method_tests(samples: pa.Table, baseline: str, config: Mapping[str, Any]) -> tuple[MethodTest, ...]:
+    """Every detector of a comparison against its baseline, as methods.
+
+    Args:
+        samples: Scores of every sample; see :func:`fit_aurocs`.
+        baseline: One of the detectors.
+        config: Settings of the comparison.
+    """
+    level, margin = config.get("level", LEVEL), config.get("margin", MARGIN)
+    fits = fit_aurocs(samples)
+    found = compare_methods(fits, baseline, test_ratio=overlap_ratio(config), level=level, margin=margin)
+    return tuple(found)
+
+
+def claims_together(results: Mapping[str, Result], level: float = 0.05) -> list[dict[str, Any]]:
+    """The tests of methods of several comparisons, corrected as one family.
+
+    Args:
+        results: Comparisons by a name each; those without tests of methods add nothing.
+        level: Below it, a corrected p-value is a finding.
+
+    Returns:
+        A row a test, the smallest p-value first: ``comparison``, the fields of the test with ``p_holm``
+        corrected over all rows, ``p_holm_within`` its own comparison, and the ``verdict``.
+    """
+    tests = [(name, test) for name, result in results.items() for test in result.methods]
+    corrected = holm([test.p_value for _, test in tests])
+    rows = []
+    for (name, test), p_holm in zip(tests, corrected, strict=True):
+        found = replace(test, p_holm=p_holm)
+        rows.append(
+            {"comparison": name, **vars(found), "p_holm_within": test.p_holm, "verdict": found.verdict(level)}
+        )
+    return sorted(rows, key=lambda row: row["p_value"])

@@ -2,7 +2,8 @@
 
 ``result.json`` holds the checksums of the files beside it. Version 2 added probabilities, tests
 against a baseline, subgroups and what detectors read; version 3 comparisons of token detectors,
-which were ``tokens.json`` and ``tokens.parquet`` before. Files of all versions are read.
+which were ``tokens.json`` and ``tokens.parquet`` before; version 4 tests of methods beside those of
+fitted scorers. Files of all versions are read.
 """
 
 from collections.abc import Mapping, Sequence
@@ -30,7 +31,7 @@ from graphhalu.detectors.registry import POSITION_CONTROL
 from graphhalu.evaluation.settings import MARGIN
 from graphhalu.labels.labels import Level
 
-KIND: Final = FileFormat("graphhalu-result", 3, "Run:  graphhalu compare, or graphhalu tokens")
+KIND: Final = FileFormat("graphhalu-result", 4, "Run:  graphhalu compare, or graphhalu tokens")
 RESULT_FILE: Final = "result.json"
 TABLE_FILE: Final = "table.csv"
 SCORES_FILE: Final = "scores.parquet"
@@ -194,6 +195,45 @@ class Comparison:
 
 
 @dataclass(frozen=True)
+class MethodTest:
+    """AUROC of a detector minus that of another, as methods: over repeated training.
+
+    Attributes:
+        detector: The detector.
+        baseline: What it is compared with.
+        difference: Mean over all fits of the difference within a tested fold.
+        low: Lower end of the interval.
+        high: Upper end.
+        standard_error: Corrected for the training answers that fits share.
+        p_value: Two-sided, of no difference.
+        p_holm: After Holm's correction over the compared detectors.
+        p_equivalent: Of a difference of ``margin`` or more in either direction (TOST).
+        p_not_worse: Of being worse by ``margin`` or more.
+        margin: The difference that would matter.
+        n_fits: Fits of each of both.
+    """
+
+    detector: str
+    baseline: str
+    difference: float
+    low: float
+    high: float
+    standard_error: float
+    p_value: float
+    p_holm: float | None
+    p_equivalent: float
+    p_not_worse: float
+    margin: float
+    n_fits: int
+
+    def verdict(self, level: float = 0.05) -> str:
+        """What may be said of both methods: ``better``, ``worse``, ``no worse``, or ``not decided``."""
+        if self.p_holm is not None and self.p_holm < level:
+            return "better" if self.difference > 0 else "worse"
+        return "no worse" if self.p_not_worse < level else "not decided"
+
+
+@dataclass(frozen=True)
 class TokenCounts:
     """Answers, tokens and spans of a comparison of token detectors.
 
@@ -272,7 +312,8 @@ class Result:
         samples: Table of per-sample scores; see :data:`SAMPLE_SCHEMA`.
         n_siblings: Traces left out because they are not the best beam of their question.
         baseline: The detector that all others are tested against; ``None`` if there is none.
-        comparisons: The tests, one a detector but the baseline.
+        comparisons: The tests of these fitted scorers, one a detector but the baseline.
+        methods: The same differences as statements about methods: over repeated training.
         subgroups: Metrics by category, where questions have one.
         identity: Decides whether a finished detector may be taken over from this result.
         level: Whether answers were scored, or each of their tokens.
@@ -296,6 +337,7 @@ class Result:
     n_siblings: int = 0
     baseline: Baseline | None = None
     comparisons: tuple[Comparison, ...] = ()
+    methods: tuple[MethodTest, ...] = ()
     subgroups: tuple[Subgroup, ...] = ()
     identity: Mapping[str, Any] = field(default_factory=dict)
     level: Level = "answer"
@@ -348,6 +390,10 @@ class Result:
     def row(self, detector: str) -> DetectorRow | None:
         """The row of a detector, if there is one."""
         return next((row for row in self.rows if row.detector == detector), None)
+
+    def method(self, detector: str) -> MethodTest | None:
+        """The test of a detector against the baseline as methods, if there is one."""
+        return next((test for test in self.methods if test.detector == detector), None)
 
     def comparison(self, detector: str) -> Comparison | None:
         """The test of a detector against the baseline, if there is one."""

@@ -14,7 +14,7 @@ from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.metrics import Curve, calibration_band, mean_curve
-from graphhalu.evaluation.result import Comparison, DetectorRow, Result
+from graphhalu.evaluation.result import Comparison, DetectorRow, MethodTest, Result
 from graphhalu.evaluation.settings import registered_name
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.labels.labels import MEANINGS
@@ -34,7 +34,6 @@ _N_NAMED: Final = 3
 _N_MISTAKES: Final = 5
 _SMALL_CLASS: Final = 30
 """Tested answers of a class below which a report warns."""
-_SIGNIFICANT: Final = 0.05
 _say = partial(say, "comparison")
 
 
@@ -60,6 +59,7 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
     tables = {
         "metrics": metrics,
         "tests": [{"test": test, "difference": _difference(test)} for test in tests],
+        "methods": [{"method": each, "verdict": each.verdict()} for each in _ordered_methods(result)],
         "by-group": _subgroup_rows(result),
         "cost": [_cost_row(result, row) for row in ranked],
         "worst": worst_mistakes(result),
@@ -113,17 +113,20 @@ def headline(result: Result) -> tuple[str, str]:
         return _say("failed"), _say("reasons")
     if result.baseline is None or not tests:
         return _say("untested", **_about(result, "best", done[0].detector)), _say("chance")
-    better = [test for test in tests if test.low > 0]
-    test, n_others = (better or tests)[0], len(better) - 1
-    also = _say("others", n_others=n_others, verb="does" if n_others == 1 else "do") if n_others > 0 else ""
-    if test.p_holm is None or test.p_holm >= _SIGNIFICANT:
-        also += _say("uncertain", n_tests=len(tests))
-    values = {**_about(result, "best", test.detector), **_about(result, "baseline", test.baseline)}
-    first = "won" if better else "lost"
-    return (
-        _say(first, difference=_difference(test), p_holm=p_text(test.p_holm), also=also, **values),
-        _say("rule", baseline=result.baseline.detector, rule=result.baseline.rule),
-    )
+    fitted = [test for test in tests if test.low > 0]
+    baseline = result.baseline.detector
+    rule = _say("rule", baseline=baseline, rule=result.baseline.rule, n_better=len(fitted), n_all=len(tests))
+    if not result.methods:
+        test = (fitted or tests)[0]
+        about = {**_about(result, "best", test.detector), **_about(result, "baseline", baseline)}
+        return _say("fitted", difference=_difference(test), **about), rule
+    methods = _ordered_methods(result)
+    better = [each for each in methods if each.verdict() == "better"]
+    first, n_others = (better or methods)[0], len(better) - 1
+    also = _say("others", n_others=n_others, verb="is" if n_others == 1 else "are") if n_others > 0 else ""
+    about = {**_about(result, "best", first.detector), **_about(result, "baseline", baseline)}
+    said = _say("won" if better else "lost", method=first, p_holm=p_text(first.p_holm), also=also, **about)
+    return said, rule
 
 
 def _facts(result: Result) -> dict[str, Any]:
@@ -168,6 +171,15 @@ def small_class_warning(result: Result) -> str | None:
 def ordered_tests(result: Result) -> list[Comparison]:
     """The tests, the largest difference first."""
     return sorted(result.comparisons, key=lambda test: -test.difference)
+
+
+def _ordered_methods(result: Result) -> list[MethodTest]:
+    return sorted(result.methods, key=lambda each: -each.difference)
+
+
+def _holm_of_methods(result: Result, test: Comparison) -> float | None:
+    method = result.method(test.detector)
+    return None if method is None else method.p_holm
 
 
 def family(row: DetectorRow) -> str:
@@ -224,8 +236,8 @@ def curve_figure(result: Result, kind: str) -> Figure:
 def forest_figure(result: Result) -> Figure:
     """Differences of AUROC from the baseline, largest first.
 
-    Filled marks are differences whose interval excludes zero, the band is the margin within which
-    a difference counts as none; the numbers are beside each row.
+    Left these fitted scorers, right the methods. Filled marks are differences whose interval excludes
+    zero, the band is the margin within which a difference counts as none; the numbers are beside each row.
 
     Raises:
         NotEnoughDataError: If nothing was tested against a baseline.
@@ -237,10 +249,15 @@ def forest_figure(result: Result) -> Figure:
     rows = []
     for test in tests:
         # one of the series has a value
-        values = {**dict.fromkeys(FAMILIES), kinds.get(test.detector, "scalar"): _difference(test)}
+        kind, method = kinds.get(test.detector, "scalar"), result.method(test.detector)
+        values = {**dict.fromkeys(FAMILIES), kind: _difference(test)}
+        estimate = method and Estimate(method.difference, method.low, method.high, method.n_fits)
+        values |= {f"{name}_method": estimate if name == kind else None for name in FAMILIES}
         rows.append({"name": cut(test.detector, 24), **values})
     words = figure_words("comparison", "forest") | {"xlabel": f"AUROC minus that of {tests[0].baseline}"}
-    texts = [f"{_difference(test):+.3f}   {p_text(test.p_holm)}" for test in tests]
+    if not result.methods:
+        words = {**words, "panels": words["panels"][:1]}
+    texts = [f"{_difference(test):+.3f}   {p_text(_holm_of_methods(result, test))}" for test in tests]
     return intervals(rows, words, texts=texts, band=tests[0].margin)
 
 

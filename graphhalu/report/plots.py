@@ -118,8 +118,8 @@ def intervals(
         rows: From above; the ``name`` of each, and the values that the paths lead to.
         words: ``styles``, the colour and the marker of each series by its label; ``panels``, each with
             ``xlabel``, ``zero`` (where a value says nothing) and ``series``, the path of an estimate by
-            the label; as wanted ``open`` (series drawn as outlines), in a panel ``is_tested`` (a mark
-            whose interval does not exclude zero is an outline) and its ``width``, ``gap`` (distance of
+            the label; as wanted ``open`` (series drawn as outlines), in a panel its ``title``, ``is_tested``
+            (a mark whose interval does not exclude zero is an outline) and its ``width``, ``gap`` (distance of
             the series of a row), and ``texts``, the head of the texts.
         texts: A text at the right of each row.
         band: Distance from zero that does not matter.
@@ -150,6 +150,7 @@ def intervals(
                 axes.plot(estimate.value, y, gid=f"{label}: {row['name']}", zorder=3, **mark, **face)
                 used[label] = Line2D([], [], **mark)
         axes.set_xlabel(words["xlabel"] if "xlabel" in words else panel["xlabel"])
+        axes.set_title(panel.get("title", ""), loc="left")
         axes.tick_params(axis="y", length=0)
         axes.spines["left"].set_visible(False)
     grid[0].set_yticks(range(len(rows)), [row["name"] for row in rows])
