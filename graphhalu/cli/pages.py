@@ -15,27 +15,51 @@ app = typer.Typer()
 
 @command(app)
 def report(
-    run: Path,
+    run: list[Path],
     *,
     out: Path | None = None,
     svg: bool = False,
     maps: Path | None = None,
     labeller: str = "match",
+    together: bool = False,
 ) -> Shown:
     """Write the report of a run: one HTML page, Markdown, and figures beside them.
 
     Args:
-        run: Folder of a comparison or a transfer.
+        run: Folder of a comparison or a transfer; with --together several comparisons.
         out: The HTML file; by default report.html in the folder.
         maps: Store whose single heads are shown if maps.json is missing.
+        together: Correct the claims of all comparisons as one family; writes claims.json, too.
     """
     from graphhalu.report.write import write_report
 
+    if together:
+        return _together(run, out)
+    if len(run) > 1:
+        raise UsageError(f"a report is of one run, got {len(run)}; or add --together")
     if maps is not None:
-        _write_maps(run, maps, labeller)
-    files = write_report(run, out, has_svg=svg)
+        _write_maps(run[0], maps, labeller)
+    files = write_report(run[0], out, has_svg=svg)
     figures = [str(path) for path in files.figures]
     return Shown({"html": str(files.html), "markdown": str(files.markdown), "figures": figures}, "report")
+
+
+def _together(runs: list[Path], out: Path | None) -> Shown:
+    from graphhalu.core.documents import write_document
+    from graphhalu.evaluation.methods import CLAIMS, CLAIMS_FILE, claims_together
+    from graphhalu.evaluation.result import read_result
+    from graphhalu.evaluation.training import new_run_folder
+    from graphhalu.report.together import together_page
+    from graphhalu.report.write import REPORT_FILE, write_page
+
+    results = {run.name: read_result(run) for run in runs}
+    if len(results) < max(2, len(runs)):
+        raise UsageError(f"--together takes two comparisons or more of different names, got {len(runs)}")
+    claims = claims_together(results)
+    target = out or new_run_folder(Path("data/runs"), "together") / REPORT_FILE
+    write_document(target.with_name(CLAIMS_FILE), {"claims": claims}, CLAIMS)
+    files = write_page(together_page(results, claims), target)
+    return Shown({"html": str(files.html), "claims": claims}, "together")
 
 
 def _write_maps(run: Path, store_path: Path, labeller: str) -> None:

@@ -13,6 +13,7 @@ import pyarrow as pa
 from jaxtyping import Float
 from scipy.stats import t as student
 
+from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
 from graphhalu.evaluation.result import MethodTest, Result
@@ -22,6 +23,8 @@ Fits = Mapping[tuple[int, int], float]
 """AUROC of each fit, by seed and fold."""
 LEVEL: Final = 0.95
 _LEAST_FITS: Final = 2
+CLAIMS: Final = FileFormat("graphhalu-claims", 1, "Run:  graphhalu report RUN RUN --together")
+CLAIMS_FILE: Final = "claims.json"
 
 
 def fit_aurocs(samples: pa.Table) -> dict[str, dict[tuple[int, int], float]]:
@@ -157,18 +160,25 @@ def method_tests(samples: pa.Table, baseline: str, config: Mapping[str, Any]) ->
     return tuple(found)
 
 
+def with_methods(result: Result) -> Result:
+    """A result with tests of methods, made from its scores where an earlier version left them out."""
+    if result.methods or result.baseline is None:
+        return result
+    return replace(result, methods=method_tests(result.samples, result.baseline.detector, result.config))
+
+
 def claims_together(results: Mapping[str, Result], level: float = 0.05) -> list[dict[str, Any]]:
     """The tests of methods of several comparisons, corrected as one family.
 
     Args:
-        results: Comparisons by a name each; those without tests of methods add nothing.
+        results: Comparisons by a name each; those without a baseline add nothing.
         level: Below it, a corrected p-value is a finding.
 
     Returns:
         A row a test, the smallest p-value first: ``comparison``, the fields of the test with ``p_holm``
         corrected over all rows, ``p_holm_within`` its own comparison, and the ``verdict``.
     """
-    tests = [(name, test) for name, result in results.items() for test in result.methods]
+    tests = [(name, test) for name, result in results.items() for test in with_methods(result).methods]
     corrected = holm([test.p_value for _, test in tests])
     rows = []
     for (name, test), p_holm in zip(tests, corrected, strict=True):

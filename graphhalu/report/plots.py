@@ -119,8 +119,8 @@ def intervals(
         words: ``styles``, the colour and the marker of each series by its label; ``panels``, each with
             ``xlabel``, ``zero`` (where a value says nothing) and ``series``, the path of an estimate by
             the label; as wanted ``open`` (series drawn as outlines), in a panel its ``title``, ``is_tested``
-            (a mark whose interval does not exclude zero is an outline) and its ``width``, ``gap`` (distance of
-            the series of a row), and ``texts``, the head of the texts.
+            (a mark whose interval does not exclude zero is an outline) and its ``width``, ``gap`` (distance
+            of the series of a row), and ``texts``, the head of the texts.
         texts: A text at the right of each row.
         band: Distance from zero that does not matter.
     """

@@ -6,6 +6,7 @@ from typing import Final
 
 from graphhalu.core.errors import DataFileError
 from graphhalu.core.files import replace_file
+from graphhalu.evaluation.methods import with_methods
 from graphhalu.evaluation.result import RESULT_FILE, has_result, read_result
 from graphhalu.evaluation.transfer import TRANSFER_FILE
 from graphhalu.evaluation.univariate import read_maps
@@ -76,7 +77,7 @@ def read_page(folder: Path) -> Page:
     transfer = read_transfer(folder)
     if has_result(folder):
         more = transfer_sections(transfer) if transfer is not None else ()
-        return comparison_page(read_result(folder), read_maps(folder), more)
+        return comparison_page(with_methods(read_result(folder)), read_maps(folder), more)
     if transfer is None:
         raise DataFileError(
             f"no result in {folder}: neither {RESULT_FILE} nor {TRANSFER_FILE} is there\n"

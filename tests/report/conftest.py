@@ -6,6 +6,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
+from graphhalu.evaluation.methods import method_tests
 from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, Baseline, Comparison, DetectorRow, MetricValue, Result
 
@@ -117,7 +118,10 @@ def tested_against(result, baseline):
         for n, name in enumerate(name for name in values if name != baseline)
     ]
     return replace(
-        result, baseline=Baseline(baseline, "named before the comparison"), comparisons=tuple(tests)
+        result,
+        baseline=Baseline(baseline, "named before the comparison"),
+        methods=method_tests(result.samples, baseline, result.config),
+        comparisons=tuple(tests),
     )
 
 

@@ -43,7 +43,7 @@ def marks(axes):
 def test_each_difference_has_its_interval_its_name_and_its_numbers(make, against):
     result = against(make(NOISES), "sinks")
     figure = forest_figure(result)
-    left, right = figure.axes
+    left, middle, right = figure.axes
     ordered = sorted(result.comparisons, key=lambda t: -t.difference)
     assert [t.get_text() for t in left.get_yticklabels()] == [t.detector for t in ordered]
     for place, test in enumerate(ordered):
@@ -51,7 +51,10 @@ def test_each_difference_has_its_interval_its_name_and_its_numbers(make, against
         assert mark.get_xydata().tolist() == [[test.difference, place]]
         label = right.get_yticklabels()[place].get_text().replace("\N{MINUS SIGN}", "-")
         assert label.startswith(f"{test.difference:+.3f} [{test.low:+.3f}, {test.high:+.3f}]")
-        assert label.endswith(p_text(test.p_holm))
+        method = result.method(test.detector)
+        assert label.endswith(p_text(method.p_holm))
+        (mark,) = [line for line in middle.get_lines() if str(line.get_gid()).endswith(f": {test.detector}")]
+        assert mark.get_xydata().tolist() == [[method.difference, place]]
     ends = [line.get_xdata() for line in left.get_lines() if len(line.get_xdata()) == 2]
     assert [ordered[0].low, ordered[0].high] in [list(pair) for pair in ends]
 

@@ -317,25 +317,38 @@ def test_the_worst_mistakes_are_the_highest_correct_and_the_lowest_hallucinated(
     assert (rows[5][0].text, rows[5][1].text) == (missed["trace_id"], "hallucinated")
 
 
-def test_a_win_is_told_with_its_interval_its_baseline_and_its_rule(full):
-    test = full.comparison("gat")
-    won = replace(full, comparisons=(replace(test, low=0.01),))
+def with_method(result, **changes):
+    method = replace(result.method("gat"), difference=0.05, low=0.01, high=0.09, p_holm=0.01)
+    return replace(result, methods=(replace(method, **changes),))
+
+
+def test_only_a_method_is_said_to_win_with_its_interval_its_baseline_and_its_rule(full):
+    won = with_method(full)
     first, second = headline(won)
-    assert first.startswith("gat beats the baseline sinks by an interval that excludes zero")
-    assert f"{test.difference:+.3f} [+0.010, {test.high:+.3f}]" in first
-    assert second == "The baseline is sinks: named before the comparison."
+    assert first.startswith("gat beats the baseline sinks as a method")
+    assert "over 10 fits a mean difference of +0.050 [+0.010, +0.090] (Holm p 0.010)" in first
+    assert second.startswith("The baseline is sinks: named before the comparison.")
 
 
-def test_a_win_that_many_tests_explain_is_told_as_such(full):
-    test = replace(full.comparison("gat"), low=0.01, p_holm=0.2)
-    first, _ = headline(replace(full, comparisons=(test,)))
-    assert "not significant" in first
+def test_fitted_scorers_are_counted_apart_and_win_nothing(full):
+    test = replace(full.comparison("gat"), low=0.01)
+    first, second = headline(replace(with_method(full, p_holm=0.2), comparisons=(test,)))
+    assert first.startswith("No detector is shown to beat the baseline sinks as a method")
+    assert "Of these fitted scorers, 1 of 1 have a higher AUROC" in second
 
 
-def test_where_nothing_beats_the_baseline_that_is_the_headline(full):
-    tests = tuple(replace(t, low=-0.1) for t in full.comparisons)
-    first, _ = headline(replace(full, comparisons=tests))
-    assert first.startswith("No detector beats the baseline by an interval that excludes zero")
+def test_one_fit_a_detector_says_nothing_of_methods(full):
+    first, _ = headline(replace(full, methods=()))
+    assert first.startswith("One fit a detector says nothing of methods")
+    assert "beat" not in first
+
+
+def test_the_tests_of_methods_come_first_with_their_verdict(page, full):
+    rows = table(page, "methods").rows
+    assert [row[0].text for row in rows] == [
+        each.detector for each in sorted(full.methods, key=lambda each: -each.difference)
+    ]
+    assert {row[-1].text for row in rows} <= {"better", "worse", "no worse", "not decided"}
 
 
 def test_without_a_baseline_nothing_is_said_to_win(make):
