@@ -17,7 +17,8 @@ from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
 from graphhalu.evaluation.result import MethodTest, Result
-from graphhalu.evaluation.significance import MARGIN, holm
+from graphhalu.evaluation.settings import MARGIN
+from graphhalu.evaluation.significance import holm
 
 Fits = Mapping[tuple[int, int], float]
 """AUROC of each fit, by seed and fold."""

@@ -39,7 +39,7 @@ def test_the_files_are_plain_json_csv_and_parquet(result, tmp_path):
     result.write(tmp_path)
     assert {p.name for p in tmp_path.iterdir()} == {"result.json", "table.csv", "scores.parquet"}
     values = json.loads((tmp_path / "result.json").read_text())
-    assert (values["format"], values["format_version"]) == ("graphhalu-result", 3)
+    assert (values["format"], values["format_version"]) == ("graphhalu-result", 4)
     assert values["labeller"] == {"name": "alias", "settings": {"threshold": 0.5}, "meaning": "hallucinated"}
     assert values["store"]["path"] == "x.zarr"
     assert values["rows"][0]["metrics"]["auroc"]["seed_sd"] is None
@@ -142,8 +142,8 @@ def change(folder, **values):
 
 def test_a_newer_version_is_refused_with_a_way_out(result, tmp_path):
     result.write(tmp_path)
-    change(tmp_path, format_version=4)
-    with pytest.raises(DataFileError, match=r"format version 4.*reads up to 3\n.*--upgrade"):
+    change(tmp_path, format_version=5)
+    with pytest.raises(DataFileError, match=r"format version 5.*reads up to 4\n.*--upgrade"):
         read_result(tmp_path)
 
 
@@ -214,9 +214,9 @@ def test_a_result_of_version_2_is_read_whole():
     assert old.samples["token"].null_count == len(old.samples)
 
 
-@pytest.mark.parametrize("version", [1, 2])
-def test_a_result_of_an_earlier_version_is_written_again_as_version_3(tmp_path, version):
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_a_result_of_an_earlier_version_is_written_again_as_version_4(tmp_path, version):
     folder = VERSION_1.with_name(f"result_v{version}")
     read_result(folder).write(tmp_path)
-    assert json.loads((tmp_path / "result.json").read_text())["format_version"] == 3
+    assert json.loads((tmp_path / "result.json").read_text())["format_version"] == 4
     assert read_result(tmp_path).rows == read_result(folder).rows
