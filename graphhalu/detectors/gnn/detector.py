@@ -28,8 +28,7 @@ from graphhalu.detectors.base import Attribution, ChosenTraces, Detector, Detect
 from graphhalu.detectors.columns import check_shape, describe_shape
 from graphhalu.detectors.gnn.config import LOSS, QUICK, NetworkConfig
 from graphhalu.detectors.gnn.inputs import InputScaler, ScaledGraphs, hidden_columns
-from graphhalu.detectors.gnn.modules import check_network, make_network, network_arguments
-from graphhalu.detectors.gnn.networks import n_parameters
+from graphhalu.detectors.gnn.networks import check_network, make_network, n_parameters, network_arguments
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_weights, write_weights
 from graphhalu.graphs.dataset import AttentionGraphs
@@ -71,7 +70,7 @@ class NetworkDetector(TrainedDetector):
     saved_fields: ClassVar[tuple[str, ...]] = ("config", "graphs")
     new_field: ClassVar[str] = "n_networks"
     network_class: ClassVar[type[nn.Module]]
-    """A PyG module; see :func:`~graphhalu.detectors.gnn.modules.make_network` for its arguments."""
+    """A PyG module; see :func:`~graphhalu.detectors.gnn.networks.make_network` for its arguments."""
     transform: ClassVar[Callable[[Data], Data] | None] = None
     """Changes every graph before it is read, as a control does."""
 
@@ -344,7 +343,7 @@ def network_detector(network_class: type[nn.Module]) -> type[NetworkDetector]:
 
     Args:
         network_class: ``forward(batch)`` gives one logit a graph, ``[graph]``; it is
-            made with the arguments of :func:`~graphhalu.detectors.gnn.modules.make_network`.
+            made with the arguments of :func:`~graphhalu.detectors.gnn.networks.make_network`.
     """
     name = network_class.__name__
     summary = next(iter((network_class.__doc__ or "").strip().splitlines()), "")
