@@ -43,7 +43,7 @@ class CompareConfig(Config):
     """Seeds of the folds and of detectors; metrics are means over seeds."""
     quick: bool = False
     """One grouped 60 / 20 / 20 split a seed in place of folds: a fifth of the traces is tested. Networks
-    are trained on two inner folds in place of three."""
+    are trained on two inner folds in place of three, and stopped earlier."""
     beams: Literal["best", "all"] = "best"
     """Whether the best beam of each question is compared, or every beam by itself."""
     n_resamples: Annotated[int, Field(ge=100, le=1_000_000)] = 2000
