@@ -149,7 +149,7 @@ class _Kind(NamedTuple):
 
     Attributes:
         option: Type of the option.
-        element: Type of the values of a list; ``None`` for a single value.
+        element: Type of the values of a list, ``dict`` for columns by field; ``None`` for a single value.
         words: Words that may stand for the list, with what they mean.
         metavar: Placeholder of the value in the help.
     """
@@ -163,12 +163,16 @@ class _Kind(NamedTuple):
         """The value of the field."""
         if self.element is None:
             return value
+        if self.element is dict:
+            from graphhalu.datasets.own import read_fields
+
+            return read_fields(value)
         text = ",".join(value)
         return self.words[text] if text in self.words else read_list(flag, text, self.element, self.words)
 
     def shown(self, default: Any) -> Any:
         """The default of the option, which the help shows."""
-        if self.element is None:
+        if self.element in (None, dict):
             return default or None if isinstance(default, dict) else default
         return [default if isinstance(default, str) else ",".join(map(str, default))] if default else None
 
@@ -179,6 +183,8 @@ def _kind(annotation: Any) -> _Kind:
     lists = [member for member in members if get_origin(member) is tuple]
     if not lists:
         (single, *more) = [member for member in members if member is not NoneType]
+        if get_origin(single) is dict:
+            return _Kind(str, dict, metavar="FIELD=COLUMN,FIELD=COLUMN")
         is_known = single in (bool, int, float, Path) or get_origin(single) is Literal
         return _Kind(single if is_known and not more else str)
     element = get_args(lists[0])[0]
