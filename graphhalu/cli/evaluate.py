@@ -157,9 +157,8 @@ def _compare(store: "TraceStore", labels: "Labels", settings: "CompareConfig", o
     except GraphhaluError as error:  # a report without maps is better than none
         say(f"no maps of single heads: {error}")
     write_report(folder)
-    tests = sorted(result.comparisons, key=lambda test: -test.difference)
     values = {"folder": str(folder), **result_values(result)}
-    return Shown(values, "compare", {"result_table": terminal_table(result), "tests": tests})
+    return Shown(values, "compare", {"result_table": terminal_table(result)})
 
 
 def _transfer(

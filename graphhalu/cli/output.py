@@ -20,6 +20,8 @@ from string import Formatter
 from typing import Any, NamedTuple, SupportsFloat
 
 _LEAST_P = 0.001
+_NOTES_BELOW = "\0"
+"""Stands for the line ``---`` of a template; no inserted text can hold it, since those are cleaned."""
 _N_WORDS = 3
 """Words of a cell that has one for ``None``, too."""
 _PLAIN_SECONDS = 15.0
@@ -75,7 +77,9 @@ class Shown(NamedTuple):
         if as_json:
             print(json_text(self.values))
         else:
-            text, _, notes = _template(self.template).render({**self.values, **self.more}).partition("---\n")
+            text, _, notes = (
+                _template(self.template).render({**self.values, **self.more}).partition(_NOTES_BELOW)
+            )
             print(text, end="")
             if notes.strip():
                 print(notes.rstrip("\n"), file=sys.stderr, flush=True)
@@ -92,10 +96,14 @@ class Rendered(str):
 @cache
 def _template(name: str) -> Any:
     """A template of the folder ``text``; what it inserts loses its control characters."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+    from jinja2 import Environment, FunctionLoader, StrictUndefined
+
+    def source(file: str) -> str:
+        text = (Path(__file__).parent / "text" / file).read_text(encoding="utf-8")
+        return re.sub(r"^---\n", _NOTES_BELOW, text, flags=re.MULTILINE)
 
     environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent / "text"),
+        loader=FunctionLoader(source),
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,

@@ -12,7 +12,7 @@ from graphhalu.core.registry import class_path, unknown_name
 from graphhalu.detectors.base import Detector
 from graphhalu.detectors.identity import Identity, check_identity
 from graphhalu.detectors.registry import DETECTORS
-from graphhalu.detectors.saved import DESCRIPTION_FILE, damaged, read_description, read_json, write_json
+from graphhalu.detectors.saved import add_to_description, damaged, read_description
 from graphhalu.traces.trace import Trace
 
 
@@ -33,8 +33,7 @@ def save_detector(detector: Detector, folder: Path, identity: Identity | None = 
     if identity is not None:
         added["identity"] = identity.model_dump()
     if added:
-        description = folder / DESCRIPTION_FILE
-        write_json(description, {**read_json(description), **added})
+        add_to_description(folder, added)
 
 
 def load_detector(

@@ -147,7 +147,13 @@ def write_description(folder: Path, name: str, values: Mapping[str, Any]) -> Non
     """Write ``detector.json``: format, name, what the detector says of itself, provenance."""
     folder.mkdir(parents=True, exist_ok=True)
     head = {"format": FORMAT, "format_version": FORMAT_VERSION, "name": name}
-    write_json(folder / DESCRIPTION_FILE, {**head, **values, "provenance": provenance()})
+    _write_json(folder / DESCRIPTION_FILE, {**head, **values, "provenance": provenance()})
+
+
+def add_to_description(folder: Path, added: Mapping[str, Any]) -> None:
+    """Add fields to the description that is in a folder."""
+    path = folder / DESCRIPTION_FILE
+    _write_json(path, {**_read_json(path), **added})
 
 
 def read_description(folder: Path, name: str | None = None) -> dict[str, Any]:
@@ -162,7 +168,7 @@ def read_description(folder: Path, name: str | None = None) -> dict[str, Any]:
         DataFileError: If it is not a description of a detector, or one of a later version.
     """
     path = folder / DESCRIPTION_FILE
-    values = read_json(path)
+    values = _read_json(path)
     if values.get("format") != FORMAT or not isinstance(values.get("name"), str):
         raise DataFileError(f"{path} does not describe a detector: format {shown(values.get('format'))}")
     version = values.get("format_version")
@@ -227,18 +233,12 @@ def damaged(folder: Path, error: Exception) -> GraphhaluError:
     return DataFileError(f"the detector in {folder} does not fit its own description: {reason_of(error)}")
 
 
-def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write plain values as JSON."""
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
     text = json.dumps(json_ready(values), indent=2, allow_nan=False)
     path.write_text(text + "\n", encoding="utf-8")
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """The JSON object of a file of a saved detector.
-
-    Raises:
-        UsageError: If there is no such file.
-    """
+def _read_json(path: Path) -> dict[str, Any]:
     try:
         return read_json_object(path)
     except FileNotFoundError:

@@ -8,6 +8,7 @@ best of them has not been shown to detect hallucination.
 import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Final, NamedTuple
 
@@ -19,7 +20,7 @@ from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.splits import grouped_folds
 from graphhalu.datasets.question import question_key
-from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet
+from graphhalu.evaluation.bootstrap import Estimate, bootstrap_interval
 from graphhalu.evaluation.categories import Categories, cross_fitted_rate, question_categories
 from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc
 from graphhalu.evaluation.result import TEXTS
@@ -67,7 +68,7 @@ class Signal:
     @property
     def is_clear(self) -> bool:
         """Whether the interval excludes chance."""
-        return not self.auroc.low <= 0.5 <= self.auroc.high  # noqa: PLR2004 - chance
+        return self.auroc.excludes(0.5)
 
 
 @dataclass(frozen=True)
@@ -151,7 +152,6 @@ def audit(
         )
     chosen = [records[index] for index in kept.tolist()]
     data = _Data(chosen, values, groups[kept], question_categories(chosen, groups[kept], category))
-    tested = EvaluationSet(values, data.groups, n_resamples, seed)
     similar = similar_questions(chosen, data.groups)
     categories = data.categories and {"rule": data.categories.rule, "n": data.categories.n}
     return Audit(
@@ -162,7 +162,7 @@ def audit(
         n_groups=len(np.unique(data.groups)),
         n_hallucinated=int(values.sum()),
         kinds=dict(Counter(labels.reasons).most_common()),
-        signals=_signals(data, tested),
+        signals=_signals(data, n_resamples=n_resamples, seed=seed),
         categories=categories,
         duplicates={"threshold": SIMILAR, "n_pairs": len(similar), "share": _share_in(similar, data.groups)},
         overlap=_overlap(data, similar, seed),
@@ -170,7 +170,7 @@ def audit(
     )
 
 
-def _signals(data: _Data, tested: EvaluationSet) -> tuple[Signal, ...]:
+def _signals(data: _Data, **draws: int) -> tuple[Signal, ...]:
     """Signals that the records have, the farthest from chance first."""
     texts, found = TEXTS["audit"], list[Signal]()
     for name, function in SIGNALS.items():
@@ -180,14 +180,12 @@ def _signals(data: _Data, tested: EvaluationSet) -> tuple[Signal, ...]:
             values = None
         if values is None or len(np.unique(values)) < 2:  # noqa: PLR2004 - equal values rank nothing
             continue
-        rows = np.append(auroc(values, data.labels), tested.resample(["auroc"], values)["auroc"])
-        try:
-            estimate = Estimate.of(rows, _LEVEL)
-        except NotEnoughDataError:
-            estimate = Estimate(float(rows[0]))
+        estimate = Estimate(auroc(values, data.labels))
+        with suppress(NotEnoughDataError):  # an interval needs more questions of the rarer class
+            interval = bootstrap_interval("auroc", values, data.labels, data.groups, level=_LEVEL, **draws)
+            estimate = Estimate(estimate.value, *interval)
         meaning, advice = texts["signals"][name]
-        signal = Signal(name, meaning, estimate, advice)
-        found.append(signal if signal.is_clear else Signal(name, meaning, estimate, texts["fine"]))
+        found.append(Signal(name, meaning, estimate, advice if estimate.excludes(0.5) else texts["fine"]))
     return tuple(sorted(found, key=lambda each: -each.distance))
 
 

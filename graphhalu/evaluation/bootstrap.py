@@ -77,10 +77,14 @@ class Estimate:
         """Whether both ends are known."""
         return bool(np.isfinite(self.low) and np.isfinite(self.high))
 
+    def excludes(self, value: float) -> bool:
+        """Whether the whole interval lies on one side of a value; false where there is none."""
+        return self.low > value or self.high < value
+
     @property
     def excludes_zero(self) -> bool:
         """Whether the whole interval lies on one side of zero."""
-        return self.low > 0 or self.high < 0
+        return self.excludes(0.0)
 
     def interval(self, form: str = ".3f") -> str:
         """The interval in brackets; empty where there is none."""

@@ -177,14 +177,13 @@ def claims_together(results: Mapping[str, Result], level: float = 0.05) -> list[
 
     Returns:
         A row a test, the smallest p-value first: ``comparison``, the fields of the test with ``p_holm``
-        corrected over all rows, ``p_holm_within`` its own comparison, and the ``verdict``.
+        corrected over all rows, and the ``verdict``; both also ``_within`` its own comparison.
     """
     tests = [(name, test) for name, result in results.items() for test in with_methods(result).methods]
     corrected = holm([test.p_value for _, test in tests])
     rows = []
     for (name, test), p_holm in zip(tests, corrected, strict=True):
         found = replace(test, p_holm=p_holm)
-        rows.append(
-            {"comparison": name, **vars(found), "p_holm_within": test.p_holm, "verdict": found.verdict(level)}
-        )
+        within = {"p_holm_within": test.p_holm, "verdict_within": test.verdict(level)}
+        rows.append({"comparison": name, **vars(found), **within, "verdict": found.verdict(level)})
     return sorted(rows, key=lambda row: row["p_value"])

@@ -119,8 +119,8 @@ def intervals(
         words: ``styles``, the colour and the marker of each series by its label; ``panels``, each with
             ``xlabel``, ``zero`` (where a value says nothing) and ``series``, the path of an estimate by
             the label; as wanted ``open`` (series drawn as outlines), in a panel its ``title``, ``is_tested``
-            (a mark whose interval does not exclude zero is an outline) and its ``width``, ``gap`` (distance
-            of the series of a row), and ``texts``, the head of the texts.
+            (a mark whose interval does not exclude that value is an outline) and its ``width``, ``gap``
+            (distance of the series of a row), and ``texts``, the head of the texts.
         texts: A text at the right of each row.
         band: Distance from zero that does not matter.
     """
@@ -140,7 +140,7 @@ def intervals(
                     continue
                 estimate = found if isinstance(found, Estimate) else Estimate(found)
                 is_open = label in words.get("open", ()) or (
-                    panel.get("is_tested") and not estimate.excludes_zero
+                    panel.get("is_tested") and not estimate.excludes(float(zero))
                 )
                 y, colour = place + gap * (rank - (len(series) - 1) / 2), LIGHT[styles[label][0]]
                 if estimate.has_interval:

@@ -2,12 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from graphhalu.evaluation.result import Result
 from graphhalu.report.frame import named, protocol_text
 from graphhalu.report.page import Page, make_page, say
 
+_DIFFERENT: Final = ("better", "worse")
 _say = partial(say, "together")
 
 
@@ -29,8 +30,8 @@ def together_page(results: Mapping[str, Result], claims: Sequence[Mapping[str, A
         }
         for name, result in results.items()
     ]
-    found = [claim for claim in claims if claim["verdict"] in {"better", "worse"}]
-    lost = [c for c in claims if (c["p_holm_within"] or 1) < 0.05 and c not in found]  # noqa: PLR2004
+    found = [claim for claim in claims if claim["verdict"] in _DIFFERENT]
+    lost = [c for c in claims if c["verdict_within"] in _DIFFERENT and c not in found]
     values = {"n_claims": len(claims), "n_found": len(found), "n_lost": len(lost), "n_results": len(results)}
     return make_page(
         "together",

@@ -13,10 +13,12 @@ from graphhalu.evaluation.audit import (
     KIND,
     SIGNALS,
     Audit,
+    Signal,
     audit,
     similar_questions,
     smallest_difference,
 )
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.categories import cross_fitted_rate, question_categories
 from graphhalu.evaluation.result import TEXTS
 from graphhalu.evaluation.significance import auroc_influence
@@ -176,6 +178,13 @@ def test_labels_that_are_not_valid_take_no_part():
 def test_one_class_is_refused_in_one_line():
     with pytest.raises(NotEnoughDataError, match="needs right and hallucinated answers, got 0 hallucinated"):
         run([record(index) for index in range(20)], np.zeros(20, dtype=int))
+
+
+def test_a_signal_without_an_interval_is_not_beyond_chance():
+    assert not Signal("a", "", Estimate(0.9), "").is_clear
+    assert not Signal("a", "", Estimate(0.6, 0.45, 0.7, 200), "").is_clear
+    assert Signal("a", "", Estimate(0.6, 0.55, 0.7, 200), "").is_clear
+    assert Signal("a", "", Estimate(0.3, 0.2, 0.4, 200), "").is_clear
 
 
 def test_every_signal_has_a_meaning_and_advice():

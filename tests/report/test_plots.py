@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 
 from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.evaluation.result import MetricValue
 from graphhalu.evaluation.transfer import TransferCell, TransferResult
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES, HeadMap, HeadMaps
 from graphhalu.report.comparison import forest_figure, maps_figure
 from graphhalu.report.drawing import save_figure
-from graphhalu.report.plots import AROUND_CHANCE
+from graphhalu.report.plots import AROUND_CHANCE, intervals
 from graphhalu.report.tables import p_text
 from graphhalu.report.theme import LIGHT
 from graphhalu.report.transfer import transfer_figure
@@ -67,6 +68,15 @@ def test_a_mark_is_filled_only_where_the_interval_excludes_zero(make, against):
     fill = {str(line.get_gid()).split(": ")[-1]: line.get_markerfacecolor() for line in axes.get_lines()}
     assert fill[first.detector] != LIGHT["paper"]
     assert fill[second.detector] == LIGHT["paper"]
+
+
+def test_a_mark_is_filled_where_the_interval_excludes_the_zero_of_its_panel():
+    rows = [{"name": n, "signal": Estimate(0.6, low, 0.7)} for n, low in (("in", 0.45), ("out", 0.55))]
+    panel = {"xlabel": "AUROC", "zero": 0.5, "series": {"signal": "signal"}, "is_tested": True}
+    axes = intervals(rows, {"styles": {"signal": ("probe", "o")}, "panels": [panel]}).axes[0]
+    fill = {str(line.get_gid()).split(": ")[-1]: line.get_markerfacecolor() for line in axes.get_lines()}
+    assert fill["out"] != LIGHT["paper"]
+    assert fill["in"] == LIGHT["paper"]
 
 
 def test_without_tests_there_is_no_forest(make):
