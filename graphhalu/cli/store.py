@@ -182,7 +182,7 @@ def audit(
     traces: Path | None = None,
     *,
     labeller: str = "match",
-    category: str | None = None,
+    category: str = "auto",
     resamples: Annotated[int, typer.Option(min=100)] = 2000,
     seed: int = 0,
     out: Path | None = None,
@@ -190,8 +190,8 @@ def audit(
     """Find what ranks the answers of a store without a detector, and what it can show.
 
     Args:
-        category: Metadata field that names a question's category, or words for clusters of words; by
-            default category, relation, subject, title or source.
+        category: Metadata field that names a question's category; words for clusters of words; auto takes
+            category, relation, subject, title or source.
         resamples: Resamples of questions for the intervals.
         seed: Seed of resamples, folds and simulated scores.
         out: Folder of page and JSON; by default data/runs/audit-<time>.

@@ -234,6 +234,8 @@ def _question(row: Row, columns: Columns) -> Question:
     metadata = {
         name: row.values[name] for name in columns.others if is_short(row.values.get(name), _MAX_DESCRIPTION)
     }
+    category = columns.text(row, "category")
+    metadata |= {"category": category} if category else {}
     return Question(
         question_id=columns.required_text(row, "id") if "id" in columns.by_field else own_id,
         text=text,

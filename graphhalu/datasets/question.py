@@ -10,6 +10,9 @@ from typing import Any, Final
 LETTERS: Final = string.ascii_uppercase
 """Letters of the options of a multiple choice, in the order in which a prompt shows them."""
 
+CATEGORY_FIELDS: Final = ("category", "relation", "subject", "title", "source")
+"""Fields of the metadata that name the category of a question; the first that is there counts."""
+
 _ACCENT: Final = re.compile("[\u0300-\u036f]")
 _ARTICLE: Final = re.compile(r"\b(?:a|an|the)\b")
 
@@ -81,6 +84,16 @@ class Question:
         """Make the question its own group where no other is given."""
         if not self.group_id:
             object.__setattr__(self, "group_id", self.question_id)
+
+    @property
+    def category(self) -> str | None:
+        """What the data set says the question is about; ``None`` where it says nothing."""
+        return category_of(self.metadata)
+
+
+def category_of(metadata: Mapping[str, Any]) -> str | None:
+    """The first of :data:`CATEGORY_FIELDS` in the metadata of a question or of its trace."""
+    return next((str(metadata[name]) for name in CATEGORY_FIELDS if name in metadata), None)
 
 
 def question_key(text: str, context: str | None = None) -> str:

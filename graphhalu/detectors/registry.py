@@ -30,6 +30,7 @@ _MODULES: Final = (
     ("joint", "joint-probe"),
     ("stack", "all-features"),
     ("text", "tfidf"),
+    ("category", "category-prior"),
     ("probes", "shuffled-labels"),
     ("gnn.detectors", "gcn gat charm"),
     ("gnn.own", "graphhalu"),
@@ -55,6 +56,8 @@ DETECTORS: Final[Registry[type[Detector]]] = Registry(
 )
 """Every class also has ``settings(**values)``: plain values to the arguments of its constructor."""
 
+CATEGORY_CONTROL: Final = "category-prior"
+"""How far the category of the question alone ranks answers."""
 POSITION_CONTROL: Final = "token-position"
 """What token detectors are tested against: the place of a token alone finds hallucinated ones."""
 

@@ -123,7 +123,7 @@ def audit(
     groups: Groups,
     *,
     store: Mapping[str, Any],
-    category: str | None = None,
+    category: str = "auto",
     n_resamples: int = 2000,
     seed: int = 0,
 ) -> Audit:
@@ -134,8 +134,7 @@ def audit(
         labels: Of the answers.
         groups: Question group of each trace.
         store: Where the traces are from, for the record.
-        category: Field of the metadata that names the category of a question; ``"words"`` for
-            clusters of words; by default the first that serves.
+        category: As of :func:`graphhalu.evaluation.categories.question_categories`.
         n_resamples: Resamples of questions for the intervals.
         seed: Seed of resamples, folds and simulated scores.
 

@@ -11,10 +11,11 @@ An interval holds the fitted detectors fixed: it describes these scorers, not th
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 from typing import Annotated, Final
 
 import numpy as np
-from jaxtyping import Float, Integer
+from jaxtyping import Float, Integer, Shaped
 from pydantic import AllowInfNan, BeforeValidator
 
 from graphhalu.core.errors import NotEnoughDataError
@@ -28,6 +29,7 @@ from graphhalu.evaluation.metrics import (
     Mask,
     Resampled,
     check_scores,
+    ratio,
     sorted_counts,
     tie_order,
 )
@@ -144,6 +146,30 @@ class EvaluationSet:
                     found.append(METRICS[name](counts))
         return {name: np.concatenate(blocks) for name, blocks in values.items()}
 
+    def stratified_auroc(
+        self, scores: Floats, strata: Shaped[np.ndarray, "item"], is_valid: Mask
+    ) -> Float[np.ndarray, "row"]:
+        """Share of pairs within one stratum in the right order, of all items first, then of each resample.
+
+        A pair is a hallucinated and a correct item; equal scores count half. NaN where there is no pair.
+
+        Args:
+            scores: Higher means more likely hallucinated; finite where ``is_valid`` is true.
+            strata: Only items of one stratum are compared.
+            is_valid: Which items count.
+        """
+        group_index, n_groups = group_codes(self.groups)
+        cells = []
+        for name in np.unique(strata[is_valid]).tolist():
+            here = is_valid & (strata == name)
+            high, low = (np.flatnonzero(here & (self.labels == label)) for label in (1, 0))
+            if len(high) and len(low):
+                difference = np.sign(scores[high][:, None] - scores[low])
+                cells.append((group_index[high], group_index[low], (difference + 1) / 2))
+        once = np.ones((1, n_groups), dtype=np.uint8)
+        blocks = chain([once], drawn_blocks(n_groups, self.n_resamples, self.seed))
+        return np.concatenate([_ordered_share(drawn, cells) for drawn in blocks])
+
     def sums(self, columns: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "row column"]:
         """Sums of columns over all items in the first row, over each resample in the others."""
         group_index, n_groups = group_codes(self.groups)
@@ -152,6 +178,22 @@ class EvaluationSet:
         blocks = drawn_blocks(n_groups, self.n_resamples, self.seed)
         resampled = [drawn.astype(np.float64) @ of_group for drawn in blocks]
         return np.concatenate([columns.sum(axis=0, keepdims=True), *resampled])
+
+
+def _ordered_share(
+    drawn: Integer[np.ndarray, "row group"], cells: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
+) -> Float[np.ndarray, "row"]:
+    """Share of ordered pairs for each row of weights of groups.
+
+    A cell holds the groups of its hallucinated items, those of its correct ones, and for each pair 1
+    if it is ordered, or 1/2 if its scores are equal.
+    """
+    right, pairs = np.zeros((2, len(drawn)))
+    for high, low, is_ordered in cells:
+        of_high, of_low = drawn[:, high].astype(np.float64), drawn[:, low].astype(np.float64)
+        right += ((of_high @ is_ordered) * of_low).sum(axis=1)
+        pairs += of_high.sum(axis=1) * of_low.sum(axis=1)
+    return ratio(right, pairs)
 
 
 def bootstrap_interval(

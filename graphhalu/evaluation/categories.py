@@ -5,19 +5,16 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
-from sklearn.cluster import KMeans
-from sklearn.feature_extraction.text import TfidfVectorizer
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.splits import grouped_folds
+from graphhalu.detectors.category import N_CLUSTERS, WordClusters
 from graphhalu.evaluation.metrics import Floats, Groups, Ints
+from graphhalu.labels.labels import Labels
 from graphhalu.traces.schema import TraceRecord
 
-CATEGORY_FIELDS: Final = ("category", "relation", "subject", "title", "source")
-"""Fields of the questions' metadata that name a category, the first that serves is taken."""
 WORDS: Final = "words"
 """Name that asks for clusters of the words of the questions."""
-N_CLUSTERS: Final = 20
 _N_FOLDS: Final = 10
 LEAST_CATEGORIES: Final = 8
 """With fewer, whole categories cannot be held out."""
@@ -39,47 +36,49 @@ class Categories(NamedTuple):
         """How many there are."""
         return len(np.unique(self.names))
 
+    def n_among(self, labels: Labels) -> int:
+        """How many there are among the traces with a valid label."""
+        return len(np.unique(self.names[labels.is_valid]))
+
 
 def question_categories(
-    records: Sequence[TraceRecord], groups: Groups, field: str | None = None
+    records: Sequence[TraceRecord], groups: Groups, field: str = "auto"
 ) -> Categories | None:
     """The category of each question, or ``None`` where nothing names one.
-
-    By default the first of :data:`CATEGORY_FIELDS` that every record has, with at least
-    :data:`LEAST_CATEGORIES` values, and half as many values as there are groups at most: a field with
-    a value a question, such as a title, tells nothing that the question does not.
 
     Args:
         records: The traces.
         groups: Question group of each: the category of a group is that of most of its traces, so that
             a group is never divided.
-        field: Field of the metadata, or ``"words"`` for clusters of the questions' words.
+        field: Field of the metadata; ``"words"`` for clusters of the questions' words; ``"auto"`` for
+            what the data set says (:attr:`TraceRecord.category`), if it says so of every question and
+            there are at least two questions a category; ``"none"``.
 
     Raises:
         UsageError: If not every record has the field.
     """
+    if field == "none":
+        return None
     if field == WORDS:
-        return Categories(_one_a_group(_word_clusters(records), groups), _CLUSTER_RULE)
-    if field is not None:
-        n_without = sum(field not in record.metadata for record in records)
-        if n_without:
-            known = sorted({name for record in records for name in record.metadata})
-            raise UsageError(
-                f"{n_without} of {len(records)} traces have no field {field!r}; "
-                f"there are {', '.join(known) or 'none'}, or {WORDS!r} for clusters of words"
-            )
-        return Categories(_one_a_group(_values(records, field), groups), f"field {field!r}")
-    most = len(np.unique(groups)) / 2
-    for name in CATEGORY_FIELDS:
-        if all(name in record.metadata for record in records):
-            found = Categories(_one_a_group(_values(records, name), groups), f"field {name!r}")
-            if LEAST_CATEGORIES <= found.n <= most:
-                return found
-    return None
+        texts = [record.question for record in records]
+        return Categories(_one_a_group(WordClusters.fit(texts).names(texts), groups), _CLUSTER_RULE)
+    if field == "auto":
+        named = [record.category for record in records if record.category is not None]
+        found = Categories(_one_a_group(named, groups), "the data set") if len(named) == len(groups) else None
+        return found if found is not None and 1 < found.n <= len(np.unique(groups)) / 2 else None
+    n_without = sum(field not in record.metadata for record in records)
+    if n_without:
+        known = sorted({name for record in records for name in record.metadata})
+        raise UsageError(
+            f"{n_without} of {len(records)} traces have no field {field!r}; "
+            f"there are {', '.join(known) or 'none'}, or {WORDS!r} for clusters of words"
+        )
+    values = [str(record.metadata[field]) for record in records]
+    return Categories(_one_a_group(values, groups), f"field {field!r}")
 
 
 _CLUSTER_RULE: Final = (
-    f"{N_CLUSTERS} clusters of the questions' words (k-means on TF-IDF, seed 0), since no field names one"
+    f"{N_CLUSTERS} clusters of the questions' words (k-means, seed 0), since no field names one"
 )
 
 
@@ -111,17 +110,6 @@ def cross_fitted_rate(labels: Ints, categories: Groups, groups: Groups, *, seed:
         ones = np.bincount(category[known], weights=labels[known], minlength=category.max() + 1)
         rates[fold.test] = ((ones + overall) / (n + 1))[category[fold.test]]
     return rates
-
-
-def _values(records: Sequence[TraceRecord], field: str) -> list[str]:
-    return [str(record.metadata[field]) for record in records]
-
-
-def _word_clusters(records: Sequence[TraceRecord]) -> list[str]:
-    words = TfidfVectorizer(sublinear_tf=True, min_df=2).fit_transform(r.question for r in records)
-    n_clusters = min(N_CLUSTERS, len({record.question for record in records}))
-    found = KMeans(n_clusters, n_init=3, random_state=0).fit_predict(words)
-    return [f"cluster {index}" for index in found.tolist()]
 
 
 def _one_a_group(values: Sequence[str], groups: Groups) -> Groups:

@@ -13,7 +13,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from itertools import product
 from pathlib import Path
@@ -36,8 +36,9 @@ from graphhalu.core.provenance import provenance
 from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.engine.executors import Executor, ProcessExecutor, Progress, no_progress
-from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, cross_fit
+from graphhalu.evaluation.crossfit import ComparisonData, HeldOut, OutOfFold, comparison_data, cross_fit
 from graphhalu.evaluation.detector_metrics import (
+    category_notes,
     detector_metrics,
     median_filled_scores,
     sample_table,
@@ -68,6 +69,8 @@ CHECKPOINT_FOLDER: Final = "parts"
 _ROW: Final = b"graphhalu-row"
 _CARD_FIELDS: Final = ("inputs", "is_supervised", "is_control", "is_graph", "source", "reads")
 
+SplitKey = tuple[HeldOut, int]
+"""What is held out, and the seed of the folds."""
 SeedOutcome = OutOfFold | str
 """Scores of one detector with one seed, or why there are none."""
 Finished = tuple[DetectorRow, pa.Table]
@@ -162,28 +165,43 @@ def run_detectors(
     """
     options = options or RunOptions()
     engine = options.engine or (ProcessExecutor(options.jobs) if options.jobs > 1 else None)
-    done: dict[str, dict[int, SeedOutcome]] = {spec.name: {} for spec in specs}
-    for spec, seed, outcome in _outcomes(data, specs, engine if specs else None, on_progress):
-        done[spec.name][seed] = outcome
-        if len(done[spec.name]) == len(data.folds):
-            yield _finished(data, spec, {seed: done[spec.name][seed] for seed in data.folds})
+    done: dict[str, dict[SplitKey, SeedOutcome]] = {spec.name: {} for spec in specs}
+    for spec, key, outcome in _outcomes(data, specs, engine if specs else None, on_progress):
+        done[spec.name][key] = outcome
+        if len(done[spec.name]) == len(data.splits):
+            yield _finished(data, spec, {key: done[spec.name][key] for key in data.splits})
 
 
-def _finished(data: ComparisonData, spec: DetectorSpec, seeds: Mapping[int, SeedOutcome]) -> Finished:
+def _finished(data: ComparisonData, spec: DetectorSpec, found: Mapping[SplitKey, SeedOutcome]) -> Finished:
     """The row and the per-sample scores of one detector; a failure is a row too."""
-    failure = next((each for each in seeds.values() if isinstance(each, str)), None)
+    failure = next((each for each in found.values() if isinstance(each, str)), None)
     card: DetectorCard | None = None
     try:
         card = spec.card()
         if failure is None:
-            return finish_detector(data, spec, seeds)
+            question, category = (
+                {seed: fit for (what, seed), fit in found.items() if what == held_out}
+                for held_out in ("question", "category")
+            )
+            return finish_detector(data, spec, question, category)
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         failure = failure or failure_text(error)
     return _row(data, spec, card, failure=failure), SAMPLE_SCHEMA.empty_table()
 
 
-def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[int, Any]) -> Finished:
+def finish_detector(
+    data: ComparisonData,
+    spec: DetectorSpec,
+    fits: Mapping[int, Any],
+    by_category: Mapping[int, Any] | None = None,
+) -> Finished:
     """The row and the per-sample scores of one detector from its scores of every seed.
+
+    Args:
+        data: The data of the comparison.
+        spec: The detector.
+        fits: Its scores with questions held out, by seed.
+        by_category: The same with whole categories held out; there may be none.
 
     Raises:
         NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
@@ -192,6 +210,8 @@ def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[int,
     found, owner, card = list(fits.values()), data.labels.owner, spec.card()
     metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
     samples = sample_table(data, spec.name, fits)
+    if by_category:
+        metrics["category_auroc"] = detector_metrics(data, list(by_category.values()))["auroc"]
     filled = median_filled_scores(data, samples)[spec.name]
     aurocs = [auroc(s[np.isfinite(s)], data.kept_items.labels[np.isfinite(s)]) for s in filled]
     n_tested = sum(len(np.unique(owner[fit.is_tested])) for fit in found)
@@ -209,7 +229,8 @@ def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[int,
         choices=choices if card.level == "token" else (),
         trace_bytes=_trace_bytes(card, data),
     )
-    return row, samples
+    apart = sample_table(data, spec.name, by_category or {}, held_out="category")
+    return row, pa.concat_tables([samples, apart])
 
 
 def coverage(fits: Sequence[OutOfFold]) -> float:
@@ -262,23 +283,23 @@ def failure_text(error: Exception) -> str:
 
 def _outcomes(
     data: ComparisonData, specs: Sequence[DetectorSpec], engine: Executor | None, on_progress: Progress
-) -> Iterator[tuple[DetectorSpec, int, SeedOutcome]]:
+) -> Iterator[tuple[DetectorSpec, SplitKey, SeedOutcome]]:
     """Each detector and seed as soon as it is done, in this process or by the workers of an engine.
 
     After a failure in this process the other seeds of the detector are not run.
     """
-    items = list(product(specs, data.folds))
-    n_total, n_done, failures = sum(len(data.folds[seed]) for _, seed in items), 0, dict[str, str]()
-    for spec, seed in items if engine is None else ():
+    items = list(product(specs, data.splits))
+    n_total, n_done, failures = sum(len(data.splits[key]) for _, key in items), 0, dict[str, str]()
+    for spec, key in items if engine is None else ():
 
-        def on_fold(fold: int, n_before: int = n_done, detail: str = f"{spec.name}, seed {seed}") -> None:
+        def on_fold(fold: int, n_before: int = n_done, detail: str = f"{spec.name}, {_named(key)}") -> None:
             on_progress(n_before + fold + 1, n_total, f"{detail}, fold {fold}")
 
-        outcome = failures.get(spec.name) or _run_seed(data, (spec, seed), on_fold)
+        outcome = failures.get(spec.name) or _run_seed(data, (spec, key), on_fold)
         if isinstance(outcome, str):
             failures[spec.name] = outcome
-        n_done += len(data.folds[seed])
-        yield spec, seed, outcome
+        n_done += len(data.splits[key])
+        yield spec, key, outcome
     if engine is None:
         return
     for spec in specs:
@@ -287,16 +308,21 @@ def _outcomes(
                 f"{spec.name} is not registered and cannot run in another process; use 1 job, "
                 f"or name its class as module:Class"
             )
-    sent = {name: getattr(data, name) for name in ("labels", "groups", "folds", "config")}
+    sent = {each.name: getattr(data, each.name) for each in fields(data) if each.name != "traces"}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
     with engine.workers(start, len(items)) as workers, closing(workers(_run_seed, items)) as found:
         for each in found:
-            spec, seed = items[each.place]
-            n_done += len(data.folds[seed])
-            on_progress(n_done, n_total, f"{spec.name}, seed {seed}")
+            spec, key = items[each.place]
+            n_done += len(data.splits[key])
+            on_progress(n_done, n_total, f"{spec.name}, {_named(key)}")
             # workers that died of a detector are its failure
-            failure = f"of seed {seed}: {each.failure}"
-            yield spec, seed, each.value if each.failure is None else failure
+            failure = f"of {_named(key)}: {each.failure}"
+            yield spec, key, each.value if each.failure is None else failure
+
+
+def _named(key: SplitKey) -> str:
+    held_out, seed = key
+    return f"seed {seed}" if held_out == "question" else f"seed {seed} with categories held out"
 
 
 def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_threads: int) -> ComparisonData:
@@ -307,16 +333,16 @@ def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_thr
 
 
 def _run_seed(
-    data: ComparisonData, item: tuple[DetectorSpec, int], on_fold: Callable[[int], None] = lambda _: None
+    data: ComparisonData, item: tuple[DetectorSpec, SplitKey], on_fold: Callable[[int], None] = lambda _: None
 ) -> SeedOutcome:
     """Cross-fit one detector with one seed; an error that it raises is its outcome.
 
     Raises:
         MemoryError: If the machine has no memory left, which concerns all detectors.
     """
-    spec, seed = item
-    make, folds = partial(spec.make, seed), data.folds[seed]
-    return attempted(f"of seed {seed}", cross_fit, make, data.traces, data.labels, folds, on_fold=on_fold)
+    spec, key = item
+    make, folds = partial(spec.make, key[1]), data.splits[key]
+    return attempted(f"of {_named(key)}", cross_fit, make, data.traces, data.labels, folds, on_fold=on_fold)
 
 
 def attempted(where: str, function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
@@ -341,16 +367,21 @@ def make_result(
         done: The detectors in the order of the result.
         store: Identity of the traces, for the record.
     """
-    rows, samples = tuple(row for row, _ in done), pa.concat_tables([table for _, table in done])
+    rows, tables = tuple(row for row, _ in done), pa.concat_tables([table for _, table in done])
+    samples, apart = (
+        tables.filter(pc.field("held_out") == held_out) for held_out in ("question", "category")
+    )
     scores = median_filled_scores(data, samples)
     labels, config, kept = data.labels, data.config, data.labels.is_valid
     baseline = choose_baseline(rows, config.against, level=labels.level)
     tests: Sequence[Comparison] = ()
     methods: tuple[MethodTest, ...] = ()
+    category_methods: tuple[MethodTest, ...] = ()
     if baseline is not None and baseline.detector in scores:
         with suppress(NotEnoughDataError):
             tests = compare_to_baseline(scores, baseline.detector, data.kept_items, margin=config.margin)
             methods = method_tests(samples, baseline.detector, vars(config))
+            category_methods = method_tests(apart, baseline.detector, vars(config))
     n_groups = len(np.unique(data.groups[kept]))
     counts = token_counts(data, n_groups) if labels.level == "token" else None
     digest = hashlib.sha256("\n".join(labels.trace_ids).encode()).hexdigest()
@@ -370,11 +401,14 @@ def make_result(
         baseline=baseline,
         comparisons=tuple(tests),
         methods=methods,
+        category_samples=apart,
+        category_methods=category_methods,
+        categories=data.categories and {"rule": data.categories.rule, "n": data.categories.n_among(labels)},
         subgroups=subgroups(data, scores),
         identity=data.identity,
         level=labels.level,
         counts=counts,
-        notes=() if counts is None else token_notes(counts),
+        notes=category_notes(rows) if counts is None else token_notes(counts),
     )
 
 
@@ -408,7 +442,8 @@ def finished_detectors(folder: Path, identity: Mapping[str, Any]) -> list[Finish
                 f"{folder} holds a comparison of other traces, labels or settings:\n  {listed}\n"
                 f"  Give another --out, or leave --resume away to replace it"
             )
-        found += [(row, result.samples.filter(pc.field("detector") == row.detector)) for row in result.rows]
+        tables = pa.concat_tables([result.samples, result.category_samples])
+        found += [(row, tables.filter(pc.field("detector") == row.detector)) for row in result.rows]
     found += [_read_checkpoint(path) for path in sorted((folder / CHECKPOINT_FOLDER).glob("*.parquet"))]
     return [each for each in found if each is not None and each[0].failure is None]
 

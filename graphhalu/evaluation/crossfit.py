@@ -5,12 +5,12 @@ kind (whole categories held out, say) is a list of :class:`Split` that passes :f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -30,22 +30,39 @@ from graphhalu.evaluation.calibration import (
     best_character_threshold,
     marked_answer,
 )
+from graphhalu.evaluation.categories import LEAST_CATEGORIES, Categories, question_categories
 from graphhalu.evaluation.metrics import Floats, Groups, Ints, Mask
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels, as_labels, question_groups
 from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
 
+HeldOut = Literal["question", "category"]
+"""What no two sides of a fold share: a question, or a whole category of them."""
+
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """The data that all detectors of a comparison share; folds are by seed, groups by trace."""
+    """The data that all detectors of a comparison share; folds are by seed, groups by trace.
+
+    ``category_folds`` hold whole categories out; there are none where there are too few categories.
+    """
 
     traces: Sequence[Trace]
     labels: Labels
     groups: Groups
     folds: Mapping[int, list[Split]]
     config: CompareConfig
+    categories: Categories | None = None
+    category_folds: Mapping[int, list[Split]] = field(default_factory=dict)
+
+    @cached_property
+    def splits(self) -> dict[tuple[HeldOut, int], list[Split]]:
+        """All folds, by what they hold out and the seed; those by question come first."""
+        by_question: dict[tuple[HeldOut, int], list[Split]] = {
+            ("question", s): f for s, f in self.folds.items()
+        }
+        return by_question | {("category", seed): folds for seed, folds in self.category_folds.items()}
 
     @cached_property
     def is_kept(self) -> Mask:
@@ -106,9 +123,19 @@ def comparison_data(
         seed: cross_fit_folds(labels.values, groups, labels.is_valid, n_folds=n_folds, seed=seed)
         for seed in config.seeds
     }
-    for made in folds.values():
+    categories, by_category = None, dict[int, list[Split]]()
+    if labels.level == "answer":
+        categories = question_categories([trace.record for trace in traces], groups, config.categories)
+    if categories is not None and not config.quick and categories.n_among(labels) >= LEAST_CATEGORIES:
+        by_category = {
+            seed: cross_fit_folds(
+                labels.values, categories.names, labels.is_valid, n_folds=config.n_folds, seed=seed
+            )
+            for seed in config.seeds[: config.category_seeds]
+        }
+    for made in (*folds.values(), *by_category.values()):
         check_questions(made, traces)
-    return ComparisonData(traces, labels, groups, folds, config)
+    return ComparisonData(traces, labels, groups, folds, config, categories, by_category)
 
 
 def check_same_traces(traces: Sequence[Trace], labels: Labels) -> None:
@@ -389,8 +416,9 @@ def standardise(
         raise NotEnoughDataError("no valid score on the validation side: scores of folds cannot be pooled")
     clipped = np.clip(known, *np.quantile(known, [0.05, 0.95]))
     # a spread below rounding would be blown up by the division
-    spreads = (each.std() for each in (clipped, known) if each.std() > 1e-9 * np.abs(each).max())
-    return (scores - clipped.mean()) / next(spreads, 1.0)
+    spreads = [each.std() for each in (clipped, known) if each.std() > 1e-9 * np.abs(each).max()]
+    # the mean of equal scores may differ from them by rounding, which would then rank folds
+    return (scores - clipped.mean()) / spreads[0] if spreads else scores - np.median(known)
 
 
 def _values(detector: Detector, traces: Sequence[Trace], indices: Int[np.ndarray, "side"]) -> Floats:

@@ -17,11 +17,23 @@ import pyarrow.compute as pc
 from jaxtyping import Bool, Float
 
 from graphhalu.core.errors import NotEnoughDataError
+from graphhalu.detectors.registry import CATEGORY_CONTROL
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
 from graphhalu.evaluation.calibration import MarkedAnswer
-from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold
-from graphhalu.evaluation.metrics import METRICS, Floats, Mask, auroc, ece, evaluate, ratio
-from graphhalu.evaluation.result import SAMPLE_SCHEMA, TEXTS, MetricValue, Subgroup, TokenCounts
+from graphhalu.evaluation.categories import Categories
+from graphhalu.evaluation.crossfit import ComparisonData, HeldOut, OutOfFold
+from graphhalu.evaluation.metrics import (
+    METRICS,
+    Floats,
+    Groups,
+    Mask,
+    auroc,
+    ece,
+    evaluate,
+    ratio,
+    recalibration,
+)
+from graphhalu.evaluation.result import SAMPLE_SCHEMA, TEXTS, DetectorRow, MetricValue, Subgroup, TokenCounts
 from graphhalu.labels.stated import n_lost_spans
 
 RANK_METRICS: Final = {"answer": tuple(METRICS), "token": ("auroc", "auprc")}
@@ -48,10 +60,23 @@ def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[st
     for fit in fits:
         scores, is_valid = fit.values[data.is_kept], fit.is_valid[data.is_kept]
         found = _rank_rows(data.kept_items, names, scores, is_valid) | _probability_rows(data, fit)
+        if data.categories is not None:
+            found["within_category_auroc"] = data.kept_items.stratified_auroc(
+                scores, _strata(data.categories, fit)[data.is_kept], is_valid
+            )
         seeds.append(found | (_token_rows(data, fit) if data.labels.level == "token" else {}))
     within = _fold_means(data, fits)
     metrics = _mean_metrics(seeds, data.config.level)
     return {n: replace(m, fold_mean=within.get(n)) if n in names else m for n, m in metrics.items()}
+
+
+def _strata(categories: Categories, fit: OutOfFold) -> Groups:
+    """Category and fold of each item: scores of two folds are of two models.
+
+    A model of one fold has not seen the labels that the other has, so that pairs across folds would
+    count a category's own share against it.
+    """
+    return np.unique(categories.names, return_inverse=True)[1] + len(categories.names) * fit.fold
 
 
 def _rank_rows(items: EvaluationSet, names: Sequence[str], scores: Floats, is_valid: Mask) -> dict[str, Rows]:
@@ -80,6 +105,10 @@ def _probability_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
         "brier": ratio(squared, n_items),
         # resampling would only enlarge it, so it has no interval
         "ece": np.array([ece(fit.probability[known], labels[known])]),
+        **{
+            f"calibration_{name}": np.array([value])
+            for name, value in recalibration(fit.probability[known], labels[known])._asdict().items()
+        },
     }
 
 
@@ -254,7 +283,26 @@ def token_notes(counts: TokenCounts) -> tuple[str, ...]:
     return tuple(TEXTS[name].format(**numbers) for name, told in is_told.items() if told)
 
 
-def sample_table(data: ComparisonData, name: str, fits: Mapping[int, OutOfFold]) -> pa.Table:
+def category_notes(rows: Sequence[DetectorRow]) -> tuple[str, ...]:
+    """How much of the best detector's score is the category of the question, in one line."""
+    known = [row for row in rows if "within_category_auroc" in row.metrics]
+    prior = next((row.metric("auroc") for row in known if row.detector == CATEGORY_CONTROL), None)
+    others = [row for row in known if not row.is_control]
+    if not others:
+        return ()
+    best = max(others, key=lambda row: row.metric("auroc") or 0.0)
+    shown = {"overall": "auroc", "within": "within_category_auroc", "held_out": "category_auroc"}
+    found = {name: _shown(best.metric(metric)) for name, metric in shown.items()}
+    return (TEXTS["categories"].format(prior=_shown(prior), detector=best.detector, **found),)
+
+
+def _shown(value: float | None) -> str:
+    return "unknown" if value is None else f"{value:.3f}"
+
+
+def sample_table(
+    data: ComparisonData, name: str, fits: Mapping[int, OutOfFold], *, held_out: HeldOut = "question"
+) -> pa.Table:
     """One row a seed and tested item; a score that is not valid is null."""
     labels, tables = data.labels, [SAMPLE_SCHEMA.empty_table()]
     for seed, fit in fits.items():
@@ -274,6 +322,7 @@ def sample_table(data: ComparisonData, name: str, fits: Mapping[int, OutOfFold])
             "probability": pa.array(probability, from_pandas=True),
             "is_predicted_positive": pa.array(fit.is_predicted_positive[tested], mask=np.isnan(probability)),
             "token": labels.place_in_trace[tested] if is_token else pa.nulls(len(tested), pa.int64()),
+            "held_out": [held_out] * len(tested),
         }
         tables.append(pa.table(columns, schema=SAMPLE_SCHEMA))
     return pa.concat_tables(tables)

@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float, Int, Num, Shaped
+from scipy.special import logit
+from sklearn.linear_model import LogisticRegression
 
 from graphhalu.core import numerics
 from graphhalu.core.axes import LABEL_CORRECT, LABEL_HALLUCINATED
@@ -430,6 +432,39 @@ def ece(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> float:
     """
     mean, share, n_traces = reliability_curve(probability, labels, n_bins=n_bins)
     return float(np.average(np.abs(mean - share), weights=n_traces))
+
+
+class Recalibration(NamedTuple):
+    """Logistic curve from the logit of a probability to that of the label; 1 and 0 if it is right.
+
+    Attributes:
+        slope: Below 1 where probabilities are too far from the base rate, as after overfitting.
+        intercept: Above 0 where probabilities are too low on the whole.
+    """
+
+    slope: float
+    intercept: float
+
+
+def recalibration(probability: Floats, labels: Ints) -> Recalibration:
+    """Calibration slope and intercept; NaN where a class is missing or all probabilities are equal.
+
+    Probabilities are kept within half an item of 0 and 1, since an isotonic curve reaches both.
+
+    Raises:
+        ValueError: If a probability is not in [0, 1].
+        NotEnoughDataError: If there is no trace.
+
+    Source:
+        Cox 1958; both by maximum likelihood in one curve, the intercept where the logit is 0.
+    """
+    _check_probabilities(probability)
+    edge = 0.5 / len(probability)
+    logits = logit(np.clip(probability, edge, 1 - edge))
+    if len(np.unique(labels)) < 2 or np.ptp(logits) == 0:  # noqa: PLR2004
+        return Recalibration(np.nan, np.nan)
+    model = LogisticRegression(C=np.inf, max_iter=1000).fit(logits[:, None], labels)
+    return Recalibration(float(model.coef_[0, 0]), float(model.intercept_[0]))
 
 
 def log_losses(probability: Floats, labels: Ints) -> Floats:

@@ -35,6 +35,7 @@ KIND: Final = FileFormat("graphhalu-result", 4, "Run:  graphhalu compare, or gra
 RESULT_FILE: Final = "result.json"
 TABLE_FILE: Final = "table.csv"
 SCORES_FILE: Final = "scores.parquet"
+CATEGORY_SCORES_FILE: Final = "category_scores.parquet"
 TEXTS: Final = read_yaml(Path(__file__).with_name("texts.yaml"))
 """Rules and caveats that results quote."""
 
@@ -65,6 +66,7 @@ SAMPLE_SCHEMA: Final = pa.schema(
         "probability": pa.float64(),
         "is_predicted_positive": pa.bool_(),
         "token": pa.int64(),
+        "held_out": pa.string(),
     }
 )
 """One row a detector, seed and tested trace or token.
@@ -72,7 +74,8 @@ SAMPLE_SCHEMA: Final = pa.schema(
 ``score`` is pooled over folds; ``probability`` is calibrated and ``is_predicted_positive`` decided
 on the validation side of the fold. All three are null where there is no valid score, the last two
 also where that side lacks a class and in files of version 1. ``token`` is the place in the answer,
-from 0; null where answers are scored.
+from 0; null where answers are scored. ``held_out`` says what no two sides of a fold share: ``question``,
+or ``category`` in the file of its own.
 """
 
 
@@ -319,6 +322,9 @@ class Result:
         level: Whether answers were scored, or each of their tokens.
         counts: Answers, tokens and spans of a comparison of token detectors.
         notes: Caveats that a reader must know before trusting a number.
+        categories: Where categories come from, and how many were compared; ``None`` without them.
+        category_samples: Scores with whole categories held out; empty where none were.
+        category_methods: The tests of methods on them.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(arbitrary_types_allowed=True, extra="forbid")
@@ -343,6 +349,9 @@ class Result:
     level: Level = "answer"
     counts: TokenCounts | None = None
     notes: tuple[str, ...] = ()
+    categories: Mapping[str, Any] | None = None
+    category_samples: pa.Table = field(default_factory=SAMPLE_SCHEMA.empty_table)
+    category_methods: tuple[MethodTest, ...] = ()
 
     def __repr__(self) -> str:
         """How much was compared, and the best detector."""
@@ -401,7 +410,8 @@ class Result:
 
     def plain(self) -> dict[str, Any]:
         """Everything but the scores, as plain JSON values."""
-        return plain_values({name: value for name, value in vars(self).items() if name != "samples"}, KIND)
+        tables = {"samples", "category_samples"}
+        return plain_values({name: each for name, each in vars(self).items() if name not in tables}, KIND)
 
     def write(self, folder: Path) -> None:
         """Write ``result.json``, ``table.csv`` and ``scores.parquet``, each complete or not at all.
@@ -410,6 +420,8 @@ class Result:
         of the folder stay.
         """
         beside = {SCORES_FILE: parquet_bytes(self.samples), TABLE_FILE: self.to_csv().encode()}
+        if len(self.category_samples):
+            beside[CATEGORY_SCORES_FILE] = parquet_bytes(self.category_samples)
         write_document(folder / RESULT_FILE, self.plain(), KIND, beside=beside)
 
     def _cells(self) -> list[dict[str, Any]]:
@@ -463,15 +475,23 @@ def read_result(folder: Path) -> Result:
             f"  Update it:  pip install --upgrade graphhalu"
         )
     files = values.pop("files", None)
-    if not scores.is_file():
-        raise DataFileError(f"{folder} holds {path.name} but no {scores.name}: copy the whole folder")
-    if not isinstance(files, dict) or file_sha256(scores) != files.get(scores.name):
-        raise CorruptStoreError(f"{scores} is not the file that {path.name} was written with; compare again")
-    with reading(f"{scores} is not a table of scores", also=(pa.ArrowException,)):
-        samples = upgraded_samples(read_parquet(scores))
+    files = files if isinstance(files, dict) else {}
+    tables = {"samples": _read_scores(path, scores, files)}
+    if CATEGORY_SCORES_FILE in files:
+        tables["category_samples"] = _read_scores(path, folder / CATEGORY_SCORES_FILE, files)
     with reading(f"{path} does not validate"):
         known = _of_tokens(values) if is_tokens else values
-    return validated(Result, known | {"samples": samples}, path)
+    return validated(Result, known | tables, path)
+
+
+def _read_scores(path: Path, scores: Path, checksums: Mapping[str, Any]) -> pa.Table:
+    """A table of scores that belongs to the result in a file."""
+    if not scores.is_file():
+        raise DataFileError(f"{path.parent} holds {path.name} but no {scores.name}: copy the whole folder")
+    if file_sha256(scores) != checksums.get(scores.name):
+        raise CorruptStoreError(f"{scores} is not the file that {path.name} was written with; compare again")
+    with reading(f"{scores} is not a table of scores", also=(pa.ArrowException,)):
+        return upgraded_samples(read_parquet(scores))
 
 
 def upgraded_samples(samples: pa.Table) -> pa.Table:
@@ -486,6 +506,8 @@ def upgraded_samples(samples: pa.Table) -> pa.Table:
         if name not in samples.column_names:
             kind = SAMPLE_SCHEMA.field(name)
             samples = samples.append_column(kind, pa.nulls(len(samples), kind.type))
+    if "held_out" not in samples.column_names:
+        samples = samples.append_column("held_out", pa.array(["question"] * len(samples), pa.string()))
     return samples.select(SAMPLE_SCHEMA.names).cast(SAMPLE_SCHEMA)
 
 

@@ -56,6 +56,11 @@ class CompareConfig(Config):
     """Detector that all others are tested against; by default the strongest baseline."""
     margin: Annotated[float, Field(gt=0, lt=1)] = MARGIN
     """Difference of AUROC that would matter, for the test of equivalence."""
+    categories: str = "auto"
+    """What is held out whole beside the questions, if there are 8 or more: auto = the categories that the
+    data set states, words = clusters of the questions' words, a field of the metadata, or none."""
+    category_seeds: Annotated[int, Field(ge=0)] = 1
+    """Seeds for which categories are held out; none in a quick comparison."""
     subgroups: str | None = "category"
     """Field of the questions' metadata by which metrics are given apart, where there is one."""
 

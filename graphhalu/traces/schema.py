@@ -14,6 +14,7 @@ from jaxtyping import Float, Float32, Shaped, UInt16
 
 from graphhalu.core.axes import N_SPANS
 from graphhalu.core.registry import unknown_name
+from graphhalu.datasets.question import category_of
 
 FORMAT: Final = "graphhalu-traces"
 FORMAT_VERSION: Final = 2
@@ -161,6 +162,11 @@ class TraceRecord:
     given_spans: tuple[tuple[int, int], ...] = ()
     answer_offsets: tuple[tuple[int, int], ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def category(self) -> str | None:
+        """What the data set says the question is about; ``None`` where it says nothing."""
+        return category_of(self.metadata)
 
 
 def stored_shape(spec: ArraySpec, shape: TraceShape, record: TraceRecord) -> tuple[int, ...]:

@@ -82,7 +82,7 @@ def test_a_planted_category_is_named_first():
     found = run(records, values)
     assert found.signals[0].name == "category prior"
     assert found.signals[0].auroc.value > 0.75
-    assert found.categories == {"rule": "field 'relation'", "n": 13}
+    assert found.categories == {"rule": "the data set", "n": 13}
 
 
 def test_the_rate_of_a_category_never_sees_the_traces_own_fold():
@@ -115,12 +115,13 @@ def test_the_first_field_that_serves_names_the_categories():
         return question_categories(records, groups_of(len(records)), **more)
 
     n = 40
-    titles = [{"title": f"t{i}", "relation": f"r{i % 9}"} for i in range(n)]
-    assert of(titles).rule == "field 'relation'"
+    titles = [{"title": f"t{i}", "relation": f"r{i % 7}"} for i in range(n)]
+    assert of(titles).names[0] == "r0"
+    assert of(titles).n == 7
     assert of(titles, field="title").n == n
     assert of([{"title": f"t{i}"} for i in range(n)]) is None  # a title a question
-    assert of([{"relation": f"r{i % 7}"} for i in range(n)]) is None  # too few
-    assert of([{} for _ in range(n)]) is None
+    assert of([{}, *titles[1:]]) is None  # one says nothing
+    assert of(titles, field="none") is None
     clusters = of([{} for _ in range(n)], field="words")
     assert 1 < clusters.n <= 20
     assert "clusters" in clusters.rule

@@ -5,7 +5,13 @@ from sklearn.metrics import average_precision_score, roc_auc_score
 from graphhalu.core.errors import NotEnoughDataError, UnknownNameError
 from graphhalu.core.numerics import group_multiplicities
 from graphhalu.evaluation import bootstrap
-from graphhalu.evaluation.bootstrap import EvaluationSet, bootstrap_interval, percentile_interval
+from graphhalu.evaluation.bootstrap import (
+    EvaluationSet,
+    bootstrap_interval,
+    drawn_blocks,
+    group_codes,
+    percentile_interval,
+)
 from graphhalu.evaluation.metrics import METRICS, evaluate, roc_counts
 from graphhalu.evaluation.significance import compare_to_baseline
 
@@ -175,3 +181,21 @@ def test_a_paired_difference_is_tighter_than_two_separate_intervals():
     found = difference(base, near, labels, np.arange(200), seed=4)
     alone = bootstrap_interval("auroc", base, labels, np.arange(200), seed=4)
     assert found.high - found.low < 0.3 * (alone[1] - alone[0])
+
+
+def test_stratified_auroc_equals_a_loop_over_pairs_on_every_resample():
+    rng = np.random.default_rng(4)
+    labels, groups, strata = rng.integers(0, 2, 53), rng.integers(0, 23, 53), rng.integers(0, 3, 53)
+    scores, is_valid = rng.integers(0, 7, 53).astype(float), rng.random(53) < 0.9
+    items = EvaluationSet(labels, groups, n_resamples=5, seed=3)
+    found = items.stratified_auroc(np.where(is_valid, scores, np.nan), strata, is_valid)
+    codes, n_groups = group_codes(groups)
+    drawn = np.concatenate([np.ones((1, n_groups)), *drawn_blocks(n_groups, 5, 3)])
+    for row, weights in enumerate(drawn):
+        right = pairs = 0.0
+        for i in np.flatnonzero(is_valid & (labels == 1)):
+            for j in np.flatnonzero(is_valid & (labels == 0) & (strata == strata[i])):
+                weight = weights[codes[i]] * weights[codes[j]]
+                pairs += weight
+                right += weight * ((scores[i] > scores[j]) + 0.5 * (scores[i] == scores[j]))
+        assert found[row] == pytest.approx(right / pairs)

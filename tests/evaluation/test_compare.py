@@ -32,12 +32,13 @@ def test_every_detector_gets_a_row_with_every_metric_in_the_order_asked_for(case
     result = compare(*case, {"toy": toys.Toy, "constant": toys.Constant}, config=SMALL)
     assert [row.detector for row in result.rows] == ["toy", "constant"]
     for row in result.rows:
-        assert set(row.metrics) == {*METRICS, "f1", "brier", "ece"}
+        curve = {"calibration_slope", "calibration_intercept"}
+        assert set(row.metrics) == {*METRICS, "f1", "brier", "ece", *curve}
         assert row.failure is None
         assert row.coverage == 1.0
         assert row.fit_s >= 0 < row.score_ms
         for name, metric in row.metrics.items():
-            if name == "ece":
+            if name in {"ece", *curve}:
                 assert metric.low is metric.high is None
             else:
                 assert metric.low - 1e-12 <= metric.value <= metric.high + 1e-12

@@ -2,10 +2,11 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from scipy.special import expit
 from sklearn.metrics import log_loss
 
 from graphhalu.core.errors import NotEnoughDataError
-from graphhalu.evaluation.metrics import ece, log_losses, reliability_curve
+from graphhalu.evaluation.metrics import ece, log_losses, recalibration, reliability_curve
 
 
 @pytest.fixture
@@ -68,3 +69,20 @@ def test_the_mean_of_log_losses_is_that_of_sklearn_and_a_sure_mistake_costs_all(
     assert log_losses(*case).mean() == pytest.approx(log_loss(case[1], case[0]))
     found = log_losses(np.array([0.0, 1.0]), np.array([1, 1]))
     assert found.tolist() == [np.inf, 0.0]
+
+
+def test_right_probabilities_have_slope_one_and_intercept_zero_and_sharpened_ones_less():
+    rng = np.random.default_rng(5)
+    logits = rng.normal(scale=2, size=40_009)
+    labels = (rng.random(len(logits)) < expit(logits)).astype(np.int64)
+    slope, intercept = recalibration(expit(logits), labels)
+    assert slope == pytest.approx(1, abs=0.04)
+    assert intercept == pytest.approx(0, abs=0.04)
+    slope, intercept = recalibration(expit(2 * logits + 1), labels)
+    assert slope == pytest.approx(0.5, abs=0.02)
+    assert intercept == pytest.approx(-0.5, abs=0.04)
+
+
+def test_one_class_or_equal_probabilities_have_no_calibration_curve():
+    assert np.isnan(recalibration(np.full(5, 0.3), np.array([0, 1, 0, 1, 1]))).all()
+    assert np.isnan(recalibration(np.linspace(0, 1, 5), np.ones(5, dtype=np.int64))).all()

@@ -1,0 +1,116 @@
+"""Control that reads the category of a question: how often its other answers are hallucinated."""
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final
+
+import numpy as np
+from jaxtyping import Float
+from scipy.sparse import csr_matrix
+from sklearn.cluster import KMeans
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.feature_extraction.text import HashingVectorizer
+
+from graphhalu.core.splits import Split
+from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Scores, check_classes
+from graphhalu.detectors.identity import check_identity
+from graphhalu.detectors.saved import TrainedDetector, read_arrays, write_arrays
+from graphhalu.labels.labels import Labels
+from graphhalu.traces.trace import Trace
+
+N_CLUSTERS: Final = 20
+"""Clusters of the questions' words that stand for categories where no field names one."""
+_N_TERMS: Final = 4096
+
+
+class WordClusters:
+    """Clusters of texts by their words: k-means on hashed word counts in logs, seed 0.
+
+    Args:
+        centres: One a cluster, over the hashed words.
+    """
+
+    def __init__(self, centres: Float[np.ndarray, "cluster term"]) -> None:
+        self.centres = centres
+
+    @classmethod
+    def fit(cls, texts: Sequence[str]) -> "WordClusters":
+        """Clusters of these texts, :data:`N_CLUSTERS` of them or as many as there are different texts."""
+        n_clusters = min(N_CLUSTERS, len(set(texts)))
+        with warnings.catch_warnings():
+            # texts that differ in case alone leave fewer clusters than were asked for
+            warnings.simplefilter("ignore", ConvergenceWarning)
+            return cls(KMeans(n_clusters, n_init=3, random_state=0).fit(_terms(texts)).cluster_centers_)
+
+    def names(self, texts: Sequence[str]) -> list[str]:
+        """The cluster of each text."""
+        # rows have unit length: the nearest centre has the largest of these
+        nearness = 2 * (_terms(texts) @ self.centres.T) - np.square(self.centres).sum(axis=1)
+        return [f"cluster {index}" for index in nearness.argmax(axis=1).tolist()]
+
+
+def _terms(texts: Sequence[str]) -> csr_matrix:
+    vectoriser = HashingVectorizer(n_features=_N_TERMS, alternate_sign=False, norm=None)
+    counts = vectoriser.transform(texts)
+    counts.data = 1 + np.log(counts.data)
+    lengths = np.sqrt(counts.multiply(counts).sum(axis=1)).A1
+    return csr_matrix(counts.multiply(1 / np.maximum(lengths, 1e-12)[:, None]))
+
+
+class CategoryPrior(TrainedDetector):
+    """Share of hallucinated training answers in the category of the question; see the card."""
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("category-prior")
+    saved_fields: ClassVar[tuple[str, ...]] = ("config", "shares", "overall")
+
+    def __init__(self, seed: int | None = None, config: Any = None) -> None:
+        super().__init__(seed, config)
+        self.shares: dict[str, float] | None = None
+        self.overall = 0.0
+        self.clusters: WordClusters | None = None
+
+    @property
+    def n_parameters(self) -> int:
+        """One share a category."""
+        return len(self.fitted(self.shares))
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Count on the valid labels of ``split.train``; validation takes no part."""
+        chosen = ChosenTraces.labelled(traces, labels, split.train)
+        values = labels.values[np.array(chosen.indices, dtype=np.int64)]
+        check_classes(values, self.card)
+        self.clusters = None
+        if any(trace.record.category is None for trace in chosen):
+            self.clusters = WordClusters.fit([trace.record.question for trace in chosen])
+        names, place = np.unique(self._categories(chosen), return_inverse=True)
+        self.overall = float(values.mean())
+        shares = (np.bincount(place, weights=values) + self.overall) / (np.bincount(place) + 1)
+        self.shares = dict(zip(names.tolist(), shares.tolist(), strict=True))
+        self.training_report = {"n_train": len(values), "n_categories": len(names)}
+        return self
+
+    def score(self, traces: Sequence[Trace]) -> Scores:
+        """The share of each trace's category; that of all answers for one without training answers."""
+        shares = self.fitted(self.shares)
+        check_identity(self.identity, traces)
+        return Scores.of(np.array([shares.get(name, self.overall) for name in self._categories(traces)]))
+
+    def _categories(self, traces: Sequence[Trace]) -> list[str]:
+        if self.clusters is None:
+            return [str(trace.record.category) for trace in traces]
+        return self.clusters.names([trace.record.question for trace in traces]) if len(traces) else []
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Describe the shares; write the clusters, if there are any."""
+        if self.clusters is not None:
+            write_arrays(folder, {"centres": self.clusters.centres})
+        names = ("shares", "overall")
+        return {"has_clusters": self.clusters is not None} | {name: getattr(self, name) for name in names}
+
+    def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
+        """Take over the shares and the clusters of a saved control."""
+        self.shares = {str(name): float(share) for name, share in values["shares"].items()}
+        self.overall = float(values["overall"])
+        if values.get("has_clusters"):
+            self.clusters = WordClusters(read_arrays(folder)["centres"])
