@@ -34,7 +34,7 @@ CLEARLY: Final = 1e-3
 
 @dataclass(frozen=True)
 class Side:
-    """Columns and labels of the training or the validation traces.
+    """Columns and labels of the training traces.
 
     Attributes:
         values: Features; NaN where missing.
@@ -42,7 +42,6 @@ class Side:
         labels: 1 = hallucinated.
         groups: Question group of each trace.
         seed: Of what is random in a method.
-        validation: Of the validation traces, for a network that stops by them; ``None`` for all others.
     """
 
     values: Float[np.ndarray, "trace column"]
@@ -50,7 +49,6 @@ class Side:
     labels: Int[np.ndarray, "trace"]
     groups: Shaped[np.ndarray, "trace"]
     seed: int = 0
-    validation: "Side | None" = None
 
 
 @dataclass(frozen=True)

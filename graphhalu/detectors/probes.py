@@ -62,8 +62,6 @@ class ProbeDetector(TrainedDetector):
     """Whether labels are shuffled among questions, as a control."""
     model_class: ClassVar[Any] = LinearModel
     """What is learnt; of the same methods as a :class:`LinearModel`, without its parts."""
-    stops_by_validation: ClassVar[bool] = False
-    """Whether the validation traces decide when training stops."""
 
     config: ProbeConfig
 
@@ -80,10 +78,7 @@ class ProbeDetector(TrainedDetector):
         return tuple(map(FeatureSpec.parse, cls.features))
 
     def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
-        """Choose and fit on the valid labels of ``split.train``.
-
-        The validation side takes no part, except that a network stops by it.
-        """
+        """Choose and fit on the valid labels of ``split.train``; validation takes no part."""
         chosen = ChosenTraces.labelled(traces, labels, split.train)
         kept = np.array(chosen.indices, dtype=np.int64)
         check_classes(labels.values[kept], self.card)
@@ -92,10 +87,6 @@ class ProbeDetector(TrainedDetector):
         seed = self.config.seed
         if self.is_shuffled:
             side = replace(side, labels=shuffled_by_group(side.labels, side.groups, seed=seed))
-        others = ChosenTraces.labelled(traces, labels, split.validation)
-        if self.stops_by_validation and len(others):
-            held_out = labels.values[np.array(others.indices, dtype=np.int64)]
-            side = replace(side, validation=self._side(others, held_out, layout)[0])
         folds = folds_of(side.labels, side.groups, n_folds=self.config.n_folds, seed=seed)
         learned = type(self).learn(side, folds)
         self.model, self.layout = learned.model, layout

@@ -78,58 +78,61 @@ class NetworkModel(NamedTuple):
         return cls(scaling, network)
 
 
-def learn_network(side: Side, _: Sequence[InnerFold]) -> Learned:
-    """Train on the side; the epoch is that of the best AUROC on the validation traces."""
+def learn_network(side: Side, folds: Sequence[InnerFold]) -> Learned:
+    """Train on all of the side for as many epochs as were best on the held-out part of its first fold."""
     views = by_layer(side.columns)
     layer = list(views)[len(views) // 2]
     scaling = Scaling.of(side.values[:, views[layer]]).widened(views[layer], side.values.shape[1])
-    held_out = side.validation
-    if held_out is None or len(np.unique(held_out.labels)) < 2:  # noqa: PLR2004
-        held_out = side
-    network, report = train(
-        (scaling.apply(side.values), side.labels),
-        (scaling.apply(held_out.values), held_out.labels),
-        seed=side.seed,
-    )
+    inputs, report = scaling.apply(side.values), dict[str, Any]()
+    for learnt_from, held_out in folds[:1]:
+        tested = inputs[held_out], side.labels[held_out]
+        _, report = train((inputs[learnt_from], side.labels[learnt_from]), tested, seed=side.seed)
+    network, _ = train((inputs, side.labels), n_epochs=report.get("epoch", EPOCHS), seed=side.seed)
     model = NetworkModel(scaling, network)
     return Learned(model, np.full(len(side.labels), np.nan), {"layer": layer, **report})
 
 
-Saplma: Final = ProbeDetector.variant(
-    "saplma", __name__, learn=learn_network, model_class=NetworkModel, stops_by_validation=True
-)
+Saplma: Final = ProbeDetector.variant("saplma", __name__, learn=learn_network, model_class=NetworkModel)
 
 
 def train(
     side: tuple[Float[np.ndarray, "trace kept"], Int[np.ndarray, "trace"]],
-    held_out: tuple[Float[np.ndarray, "other kept"], Int[np.ndarray, "other"]],
+    held_out: tuple[Float[np.ndarray, "other kept"], Int[np.ndarray, "other"]] | None = None,
     *,
+    n_epochs: int = EPOCHS,
     seed: int,
 ) -> tuple[nn.Sequential, dict[str, Any]]:
-    """Train by Adam on balanced cross-entropy; return the network of the best epoch in float64."""
+    """Train by Adam on balanced cross-entropy; return the network in float64.
+
+    It is that of the epoch with the best AUROC on held-out traces, or of the last epoch without them.
+    """
     inputs, labels = torch.from_numpy(side[0]).float(), torch.from_numpy(side[1]).float()
     weights = torch.from_numpy(compute_sample_weight("balanced", side[1])).float()
-    tested = torch.from_numpy(held_out[0]).float()
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         network = _network(inputs.shape[1])
     optimiser = torch.optim.AdamW(network.parameters(), lr=LEARNING_RATE, weight_decay=1e-2)
     best, best_epoch, kept = -1.0, 0, deepcopy(network)
-    for epoch in range(1, EPOCHS + 1):
+    for epoch in range(1, n_epochs + 1):
         for batch in torch.split(torch.randperm(len(inputs), generator=order), BATCH):
             optimiser.zero_grad()
             logits = network(inputs[batch])[:, 0]
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[batch], weights[batch])
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
+        if held_out is None:
+            continue
         with torch.inference_mode():
-            reached = auroc(network(tested)[:, 0].numpy().astype(np.float64), held_out[1])
+            tested = network(torch.from_numpy(held_out[0]).float())[:, 0]
+        reached = auroc(tested.numpy().astype(np.float64), held_out[1])
         if reached > best:
             best, best_epoch, kept = reached, epoch, deepcopy(network)
         if epoch - best_epoch >= PATIENCE:
             break
-    return kept.double(), {"epoch": best_epoch, "validation_auroc": best}
+    if held_out is None:
+        return network.double(), {}
+    return kept.double(), {"epoch": best_epoch, "inner_auroc": best}
 
 
 def _network(n_inputs: int, widths: Sequence[int] = WIDTHS) -> nn.Sequential:

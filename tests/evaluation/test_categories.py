@@ -40,7 +40,7 @@ def test_no_category_is_on_two_sides_of_a_fold_that_holds_categories_out():
     assert len(folds) == 4
     for fold in folds:
         sides = [set(category[side].tolist()) for side in (fold.train, fold.validation, fold.test)]
-        assert not (sides[0] & sides[1] or sides[0] & sides[2] or sides[1] & sides[2])
+        assert len(set.union(*sides)) == sum(map(len, sides))
     assert sorted(np.concatenate([fold.test for fold in folds]).tolist()) == list(range(len(traces)))
 
 
@@ -60,7 +60,7 @@ def test_settings_decide_for_how_many_seeds_categories_are_held_out(changes, n):
 
 
 def test_fewer_than_eight_categories_are_not_held_out_but_compared_within():
-    traces, labels, category = planted()
+    _, labels, category = planted()
     few = [make_trace(i, relation=f"r{c % 7}", signal=0.1 * i) for i, c in enumerate(category.tolist())]
     result = compare(few, labels, {"toy": Toy}, config=CONFIG)
     assert not len(result.category_samples)
@@ -69,7 +69,7 @@ def test_fewer_than_eight_categories_are_not_held_out_but_compared_within():
 
 
 def test_a_signal_that_only_knows_the_category_ranks_nothing_within_one(tmp_path):
-    traces, labels, category = planted()
+    traces, labels, _ = planted()
     result = compare(traces, labels, {"toy": Toy, "category-prior": CategoryPrior}, config=CONFIG)
     for name in ("toy", "category-prior"):
         row = row_of(result, name)
@@ -100,18 +100,15 @@ def test_auroc_within_categories_is_the_share_of_pairs_of_one_category_and_fold_
         make_trace(i, relation=f"r{c}", signal=float(s)) for i, (c, s) in enumerate(zip(category, signal))
     ]
     result = compare(traces, labels, {"toy": Toy}, config=CONFIG.model_copy(update={"category_seeds": 0}))
-    samples = result.samples.to_pydict()
+    lines = result.samples.to_pylist()
     expected = []
     for seed in CONFIG.seeds:
         right = pairs = 0.0
         for name in range(N_CATEGORIES):
             mine = [
-                (score, label, fold)
-                for score, label, fold, s, trace_id in zip(
-                    *(samples[column] for column in ("score", "label", "fold", "seed", "trace_id")),
-                    strict=True,
-                )
-                if s == seed and category[int(trace_id[1:-2])] == name
+                (line["score"], line["label"], line["fold"])
+                for line in lines
+                if line["seed"] == seed and category[int(line["trace_id"][1:-2])] == name
             ]
             for score, label, fold in mine:
                 for other, other_label, other_fold in mine:
