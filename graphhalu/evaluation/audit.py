@@ -26,6 +26,7 @@ from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc
 from graphhalu.evaluation.result import TEXTS
 from graphhalu.evaluation.significance import auroc_influence
 from graphhalu.labels.labels import Labels
+from graphhalu.labels.match import kind_of
 from graphhalu.traces.schema import TraceRecord
 
 KIND: Final = FileFormat("graphhalu-audit", 1, "Run:  graphhalu audit STORE")
@@ -82,7 +83,7 @@ class Audit:
         n_valid: Those with a valid label, which the signals are about.
         n_groups: Their question groups.
         n_hallucinated: Hallucinated ones among them.
-        kinds: How often each kind of answer came, by the reason of its label.
+        kinds: How often each kind of answer came; see :data:`graphhalu.labels.match.KINDS`.
         signals: The farthest from chance first.
         categories: Where categories come from, and how many there are; ``None`` where nothing names one.
         duplicates: Pairs of similar questions in different groups, and the share of questions with one.
@@ -160,7 +161,7 @@ def audit(
         n_valid=len(kept),
         n_groups=len(np.unique(data.groups)),
         n_hallucinated=int(values.sum()),
-        kinds=dict(Counter(labels.reasons).most_common()),
+        kinds=dict(Counter(map(kind_of, labels.reasons)).most_common()),
         signals=_signals(data, n_resamples=n_resamples, seed=seed),
         categories=categories,
         duplicates={"threshold": SIMILAR, "n_pairs": len(similar), "share": _share_in(similar, data.groups)},

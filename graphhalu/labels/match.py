@@ -7,7 +7,7 @@ same get one form: case, accents, punctuation, articles and numbers.
 import re
 import string
 import unicodedata
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from decimal import Decimal
 from functools import lru_cache
 from pathlib import Path
@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Final, Literal
 
 import yaml
 
+from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.question import without_accents, without_articles
 from graphhalu.labels.registry import LabelDecision, Labeller, correct, hallucinated, undecided
 from graphhalu.traces.schema import TraceRecord
@@ -59,6 +60,16 @@ _POINT: Final = "\ue000"
 _SIGN: Final = "\ue001"
 
 
+KINDS: Final[Mapping[str, tuple[str, ...]]] = WORDS["kinds"]
+"""Kinds of answers, and the reasons of ``match`` that each has."""
+_LEFT_OUT: Final = tuple(kind for kind in KINDS if kind not in {"right", "wrong"})
+
+
+def kind_of(reason: str) -> str:
+    """The kind of an answer, by the reason of its label; the reason itself for other rules."""
+    return next((kind for kind, reasons in KINDS.items() if reason in reasons), reason)
+
+
 class AliasMatch(Labeller):
     """Compares an answer with every alias, in SQuAD's normal form with numbers as numbers.
 
@@ -77,11 +88,21 @@ class AliasMatch(Labeller):
        the question holds too, with something else beside it (``Saturn is larger than Jupiter``
        to *Which is larger, Saturn or Jupiter?*), and an alias right before a negation
        (``Paris is not …``).
-    6. A refusal (``I don't know``) without an alias before it, or in a guess after it
-       (``but I think …``), is not valid; with a wrong guess it is hallucinated. Where the data
-       set expects a refusal (``metadata["expected"] == "refusal"``), it is correct.
-    7. A partial match (:func:`is_partial`) is not valid.
-    8. Everything else is hallucinated.
+    6. An alias right behind a word that makes another name of it (``North``, ``New``,
+       ``Democratic People's``) does not count; an answer without another alias is hallucinated.
+    7. A refusal (``I don't know``, ``… is unknown``, ``not mentioned in the passage``) without an
+       alias before it, or in a guess after it (``but I think …``), is not valid; with a wrong guess
+       it is hallucinated. Where the data set expects a refusal
+       (``metadata["expected"] == "refusal"``), it is correct.
+    8. Not valid: an answer that the token limit cut before it said an alias; a partial match
+       (:func:`is_partial`); an echo, all of whose content words the question holds
+       (:func:`is_echo`).
+    9. Everything else is hallucinated.
+
+    Each answer is thus of one kind (:data:`KINDS`), and only right and wrong ones carry a label.
+
+    Args:
+        as_wrong: Other kinds that count as hallucinated too, as ``("refusal", "echo")``.
 
     Source:
         Rajpurkar et al. 2016, arXiv:1606.05250 (normal form); Joshi et al. 2017,
@@ -91,12 +112,24 @@ class AliasMatch(Labeller):
 
     name: ClassVar[str] = "match"
 
+    def __init__(self, as_wrong: str | Sequence[str] = ()) -> None:
+        listed = as_wrong.split(",") if isinstance(as_wrong, str) else as_wrong
+        self.as_wrong = tuple(sorted({kind.strip() for kind in listed} - {""}))
+        for kind in self.as_wrong:
+            if kind not in _LEFT_OUT:
+                raise unknown_name("other kind of answer", kind, _LEFT_OUT)
+
     def settings(self) -> dict[str, Any]:
-        """The rule has no choices; the version changes with its text."""
-        return {"rule": "alias equal or inside on word boundaries", "version": 3}
+        """Kinds of answers that count as wrong beside wrong ones; the version changes with the rule."""
+        rule = {"rule": "alias equal or inside on word boundaries", "version": 4}
+        return rule | ({"as_wrong": list(self.as_wrong)} if self.as_wrong else {})
 
     def label(self, record: TraceRecord) -> LabelDecision:
         """Decide one answer; see the class."""
+        found = self._decide(record)
+        return hallucinated(found.reason) if kind_of(found.reason) in self.as_wrong else found
+
+    def _decide(self, record: TraceRecord) -> LabelDecision:
         if not record.answers:
             return undecided("no gold answer")
         if equals_alias(record.answer, record.answers):
@@ -114,14 +147,26 @@ def _by_content(record: TraceRecord) -> LabelDecision:
     if said:
         is_claimed = any(_adds_to_question(record, alias) for alias in said)
         return correct("alias inside") if is_claimed else undecided("alias of the question")
+    if any("inside" in found for found in uses.values()):
+        return hallucinated("alias inside another name")
     if any(uses.values()):
         is_denied = any("denied" in found for found in uses.values())
         return undecided("negation after the alias") if is_denied else hallucinated("negated alias")
     if is_refusal(record.answer):
         is_expected = record.metadata.get("expected") == "refusal"
         return correct("refusal as expected") if is_expected else undecided("refusal")
-    is_part = is_partial(" ".join(claimed), record.answers, record.question)
-    return undecided("partial match") if is_part else hallucinated("no alias")
+    return _without_alias(record, " ".join(claimed))
+
+
+def _without_alias(record: TraceRecord, claim: str) -> LabelDecision:
+    """Decide an answer that says no alias and does not refuse."""
+    if not record.is_finished:
+        return undecided("cut by the token limit")
+    if is_partial(claim, record.answers, record.question):
+        return undecided("partial match")
+    if is_echo(claim, record.answers, record.question):
+        return undecided("echo of the question")
+    return hallucinated("no alias")
 
 
 def unjudgeable(record: TraceRecord, *, is_empty: bool) -> str | None:
@@ -130,9 +175,11 @@ def unjudgeable(record: TraceRecord, *, is_empty: bool) -> str | None:
         return "no gold answer"
     if is_empty:
         return "empty answer"
-    if is_refusal(record.answer) and not equals_alias(record.answer, record.answers):
+    if equals_alias(record.answer, record.answers):
+        return None
+    if is_refusal(record.answer):
         return "refusal"
-    return None
+    return None if record.is_finished else "cut by the token limit"
 
 
 def equals_alias(answer: str, aliases: Sequence[str]) -> bool:
@@ -163,7 +210,7 @@ def _adds_to_question(record: TraceRecord, alias: str) -> bool:
     return bool(words) and words <= content_words(alias)
 
 
-def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied"]]:
+def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied", "inside"]]:
     """What a text does with an alias each time it holds it."""
     if _forms(alias)[0] in _FUNCTION_WORDS and not _in_capitals(text, alias):
         return
@@ -175,7 +222,9 @@ def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied"
             if _is_boundary(form, start) and _is_boundary(form, stop):
                 is_negated = _PATTERNS["negation_before"].search(form[:start].rstrip()) is not None
                 is_denied = _PATTERNS["negation_after"].match(form[stop:]) is not None
-                yield "negated" if is_negated else "denied" if is_denied else "said"
+                is_inside = _PATTERNS["other_name_before"].search(form[:start].rstrip()) is not None
+                is_plain = "inside" if is_inside else "said"
+                yield "negated" if is_negated else "denied" if is_denied else is_plain
             start = form.find(wanted, start + 1)
 
 
@@ -210,10 +259,29 @@ def is_partial(answer: str, aliases: Sequence[str], question: str) -> bool:
     return False
 
 
+def is_echo(answer: str, aliases: Sequence[str], question: str) -> bool:
+    """Whether an answer says nothing but words of the question, which names no alias itself.
+
+    Where the question names one, as in *Which is larger, Saturn or Jupiter?*, its words are a choice.
+    Where a number is asked for, one that the question holds is an answer too.
+    """
+    said, asked = _claiming_words(answer), _claiming_words(question)
+    is_choice = any(words and words <= asked for words in map(_claiming_words, aliases))
+    is_number = _has_digit(answer) and any(map(_has_digit, aliases))
+    return bool(said) and said <= asked and not is_choice and not is_number
+
+
+def _has_digit(text: str) -> bool:
+    return any(map(str.isdigit, text))
+
+
 def content_words(text: str) -> frozenset[str]:
     """The words of a text that claim something, normalised and in the singular."""
-    words = normalise(text, punctuation="space").split()
-    return frozenset(_singular(word) for word in words if word not in _EMPTY_WORDS)
+    return frozenset(map(_singular, _claiming_words(text)))
+
+
+def _claiming_words(text: str) -> frozenset[str]:
+    return frozenset(normalise(text, punctuation="space").split()) - _EMPTY_WORDS
 
 
 def _singular(word: str) -> str:

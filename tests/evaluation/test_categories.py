@@ -96,9 +96,8 @@ def test_a_signal_that_only_knows_the_category_ranks_nothing_within_one(tmp_path
 def test_auroc_within_categories_is_the_share_of_pairs_of_one_category_and_fold_in_the_right_order():
     traces, labels, category = planted()
     signal = np.random.default_rng(2).normal(size=len(traces)) + labels.values
-    traces = [
-        make_trace(i, relation=f"r{c}", signal=float(s)) for i, (c, s) in enumerate(zip(category, signal))
-    ]
+    pairs = enumerate(zip(category.tolist(), signal.tolist(), strict=True))
+    traces = [make_trace(i, relation=f"r{c}", signal=s) for i, (c, s) in pairs]
     result = compare(traces, labels, {"toy": Toy}, config=CONFIG.model_copy(update={"category_seeds": 0}))
     lines = result.samples.to_pylist()
     expected = []

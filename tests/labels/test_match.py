@@ -4,8 +4,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from graphhalu.labels.match import AliasMatch, claims, content_words, is_partial, is_refusal
-from graphhalu.labels.registry import LabelDecision
+from graphhalu.core.errors import UnknownNameError
+from graphhalu.labels.match import AliasMatch, claims, content_words, is_partial, is_refusal, kind_of
+from graphhalu.labels.registry import LabelDecision, make_labeller
 from graphhalu.traces.schema import TraceRecord
 
 RIGHT = LabelDecision(0, is_valid=True, reason="alias")
@@ -246,3 +247,50 @@ def test_where_the_data_set_expects_a_refusal_it_is_right(answer, expected):
     asked = replace(record(answer, ["nobody knows"]), metadata={"expected": "refusal"})
     decision = AliasMatch().label(asked)
     assert (decision.reason, decision.is_valid, decision.value) == expected
+
+
+@pytest.mark.parametrize(
+    ("question", "answer", "aliases", "kind"),
+    [
+        ("Who was it?", "The author of this book is unknown.", ["Ann Bell"], "refusal"),
+        ("What is it?", "That is not explicitly mentioned in the passage.", ["iron"], "refusal"),
+        ("What is it?", "The passage does not explicitly state what it is.", ["iron"], "refusal"),
+        ("What is it?", "There is no information about it.", ["iron"], "refusal"),
+        ("What is it?", "It is unknown, but I think it is iron.", ["iron"], "right"),
+        ("Where is Busan?", "In the Democratic People's Republic of Korea.", ["Republic of Korea"], "wrong"),
+        ("Where is Busan?", "In North Korea.", ["Korea", "South Korea"], "wrong"),
+        ("Where is Busan?", "In South Korea.", ["Korea", "South Korea"], "right"),
+        ("Where is Busan?", "In Korea, not in North Korea.", ["Korea"], "right"),
+        ("Where is Lae?", "Lae is in Papua New Guinea.", ["Guinea"], "wrong"),
+        ("What is the young of a seal called?", "The young of a seal is a young seal.", ["pup"], "echo"),
+        ("Which is larger, Saturn or Jupiter?", "Saturn", ["Jupiter"], "wrong"),
+        ("What is the past tense of 'make'?", "The past tense of 'make' is 'makes'.", ["made"], "wrong"),
+        ("How much is 12 divided by 3?", "12 / 3 = 3", ["4", "four"], "wrong"),
+        ("Is iron a metal?", "No", ["yes"], "wrong"),
+        ("Who wrote it?", "Barack", ["Barack Obama"], "partial"),
+        ("Who wrote it?", "...", ["Barack Obama"], "empty"),
+    ],
+)
+def test_every_answer_is_of_one_kind(question: str, answer: str, aliases: list[str], kind: str) -> None:
+    found = AliasMatch().label(record(answer, aliases, question))
+    assert kind_of(found.reason) == kind
+    assert found.is_valid == (kind in {"right", "wrong"})
+
+
+def test_an_answer_that_was_cut_is_right_where_it_said_an_alias_before_and_undecided_else() -> None:
+    cut = replace(record("The chemist who found it was the famous", ["Marie Curie"]), is_finished=False)
+    assert AliasMatch().label(cut) == LabelDecision(0, False, "cut by the token limit")
+    said = replace(cut, answer="Marie Curie, who was born in the city of")
+    assert kind_of(AliasMatch().label(said).reason) == "right"
+    for rule in ("rouge", "judge"):
+        assert make_labeller(rule).label(cut) == LabelDecision(0, False, "cut by the token limit")
+
+
+def test_other_kinds_count_as_wrong_where_asked_for() -> None:
+    rule = AliasMatch("refusal, echo")
+    assert rule.settings()["as_wrong"] == ["echo", "refusal"]
+    assert rule.label(record("I don't know.", ["x"])) == LabelDecision(1, True, "refusal")
+    assert not rule.label(record("...", ["x"])).is_valid
+    assert AliasMatch(["cut"]).settings() != AliasMatch().settings()
+    with pytest.raises(UnknownNameError, match="no other kind of answer named 'wrong'"):
+        AliasMatch("wrong")

@@ -97,7 +97,7 @@ def test_a_setting_reaches_its_labeller() -> None:
 def test_an_unknown_setting_lists_the_known_ones() -> None:
     with pytest.raises(UsageError, match="no setting treshold; it has metric, threshold"):
         make_labeller("rouge", treshold=0.7)
-    with pytest.raises(UsageError, match="no setting threshold; it has none"):
+    with pytest.raises(UsageError, match="no setting threshold; it has as_wrong"):
         make_labeller("match", threshold=0.7)
 
 
