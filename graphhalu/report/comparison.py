@@ -31,6 +31,8 @@ _TITLES: Final = {"answer": "detectors of hallucinations", "token": "detectors o
 _INPUT_LETTERS: Final = {"attention": "A", "hidden": "H", "likelihood": "P", "text": "T", "length": "N"}
 """Letters of inputs in the terminal; likelihood is P as in probability, length N."""
 _N_NAMED: Final = 3
+_N_BEST: Final = 5
+"""Detectors on the first screen, beside the controls."""
 _N_MISTAKES: Final = 5
 _SMALL_CLASS: Final = 30
 """Tested answers of a class below which a report warns."""
@@ -47,8 +49,10 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
     """
     tests, done, warning = ordered_tests(result), _done(result), small_class_warning(result)
     figures = {kind: partial(curve_figure, result, kind) for kind in CURVES if done}
+    first = _first_rows(result)
     if tests:
-        figures["forest"] = partial(forest_figure, result)
+        figures["forest"] = partial(forest_figure, result, [row.detector for row in first])
+        figures["forest-all"] = partial(forest_figure, result)
     if maps is not None and maps.maps:
         figures["maps"] = partial(maps_figure, maps)
     ranked = result.ranked()
@@ -57,6 +61,7 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
         for row, cells in zip(ranked, metric_cells(ranked), strict=True)
     ]
     tables = {
+        "best": [_best_row(result, row) for row in first],
         "metrics": metrics,
         "tests": [{"test": test, "difference": _difference(test)} for test in tests],
         "methods": [{"method": each, "verdict": each.verdict()} for each in _ordered_methods(result)],
@@ -73,7 +78,11 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
         headline(result),
         figures=figures,
         tables=tables,
-        paragraphs={"results": [*([warning] if warning else []), *result.notes], "heads": _map_words(maps)},
+        paragraphs={
+            "glance": [_say("covers", result=result, held_out=_held_out(result)), *result.notes],
+            "results": [warning] if warning else [],
+            "heads": _map_words(maps),
+        },
         ready={"transfer": more, "data": [data(result.store)], **framed},
         notes="\n".join(_notes(result) + baseline),
         margin=tests[0].margin if tests else 0,
@@ -81,9 +90,36 @@ def comparison_page(result: Result, maps: HeadMaps | None = None, more: Sequence
         field=result.subgroups[0].field if result.subgroups else "",
         level=result.level.capitalize(),
         best=done[0].detector if done else "",
+        baseline=result.baseline.detector if result.baseline else "",
         result=result,
         **_facts(result),
     )
+
+
+def _first_rows(result: Result) -> list[DetectorRow]:
+    """The five best detectors, then the controls."""
+    done = _done(result)
+    return [row for row in done if not row.is_control][:_N_BEST] + [row for row in done if row.is_control]
+
+
+def _best_row(result: Result, row: DetectorRow) -> Row:
+    method, metrics = result.method(row.detector), row.metrics
+    is_baseline = result.baseline is not None and result.baseline.detector == row.detector
+    return {
+        "name": _marked_name(result, row),
+        "auroc": metrics.get("auroc"),
+        "within": metrics.get("within_category_auroc"),
+        "held_out": metrics.get("category_auroc"),
+        "verdict": "baseline" if is_baseline else method and method.verdict(),
+        "p_holm": method and method.p_holm,
+    }
+
+
+def _held_out(result: Result) -> str:
+    """What was held out, in words."""
+    if not len(result.category_samples) or result.categories is None:
+        return _say("by_question")
+    return _say("by_category", **result.categories)
 
 
 def terminal_table(result: Result) -> RichTable:
@@ -233,8 +269,8 @@ def curve_figure(result: Result, kind: str) -> Figure:
     return lines(panels, size_in=(width, 3.9), key="above", shared=labels, xlim=(-0.02, 1.02), ylim=ylim)
 
 
-def forest_figure(result: Result) -> Figure:
-    """Differences of AUROC from the baseline, largest first.
+def forest_figure(result: Result, names: Sequence[str] | None = None) -> Figure:
+    """Differences of AUROC from the baseline, largest first; of all detectors, or of those named.
 
     Left these fitted scorers, right the methods. Filled marks are differences whose interval excludes
     zero, the band is the margin within which a difference counts as none; the numbers are beside each row.
@@ -242,7 +278,7 @@ def forest_figure(result: Result) -> Figure:
     Raises:
         NotEnoughDataError: If nothing was tested against a baseline.
     """
-    tests = ordered_tests(result)
+    tests = [test for test in ordered_tests(result) if names is None or test.detector in names]
     if not tests:
         raise NotEnoughDataError("no detector was tested against a baseline: there is no difference to draw")
     kinds = {row.detector: family(row) for row in result.rows}
@@ -254,7 +290,7 @@ def forest_figure(result: Result) -> Figure:
         estimate = method and Estimate(method.difference, method.low, method.high, method.n_fits)
         values |= {f"{name}_method": estimate if name == kind else None for name in FAMILIES}
         rows.append({"name": cut(test.detector, 24), **values})
-    words = figure_words("comparison", "forest") | {"xlabel": f"AUROC minus that of {tests[0].baseline}"}
+    words = figure_words("comparison", "forest") | {"xlabel": "difference of AUROC"}
     if not result.methods:
         words = {**words, "panels": words["panels"][:1]}
     texts = [f"{_difference(test):+.3f}   {p_text(_holm_of_methods(result, test))}" for test in tests]

@@ -14,7 +14,7 @@ from graphhalu.core.errors import DetectorMismatchError, StoreMismatchError, Usa
 from graphhalu.core.files import read_parquet, reading
 from graphhalu.detectors.base import Scores, checked_scores
 from graphhalu.detectors.load import load_detector
-from graphhalu.detectors.saved import DESCRIPTION_FILE
+from graphhalu.detectors.saved import DESCRIPTION_FILE, read_description
 from graphhalu.evaluation.calibration import CALIBRATION_FILE, read_calibration
 from graphhalu.evaluation.result import SCORES_FILE, Result, read_result
 from graphhalu.evaluation.training import DETECTOR_FOLDER
@@ -86,8 +86,7 @@ def detector_scores(run: Path, traces: TraceStore, detector_class: str | None = 
         DetectorMismatchError: If it belongs to another model, quantisation or prompt.
         DataFileError: If a file of the run cannot be read.
     """
-    is_run = not (run / DESCRIPTION_FILE).exists() and (run / DETECTOR_FOLDER).is_dir()
-    folder = run / DETECTOR_FOLDER if is_run else run
+    folder = _detector_folder(run)
     detector = load_detector(folder, traces, detector_class=detector_class)
     scores = checked_scores(detector, detector.score(traces), traces).highest()
     calibration = read_calibration(folder / CALIBRATION_FILE)
@@ -97,12 +96,31 @@ def detector_scores(run: Path, traces: TraceStore, detector_class: str | None = 
         probabilities = calibration.probability(scores.values)
     return DetectorScores(
         name=name,
-        run=(run if is_run else run.parent).resolve().name,
+        run=folder.parent.resolve().name,
         scores=scores,
         probabilities=probabilities,
         threshold=None if calibration is None else calibration.threshold,
         tested=_tested(folder.parent / SCORES_FILE, name),
     )
+
+
+def held_out_traces(run: Path) -> frozenset[str] | None:
+    """Traces that a run tested and did not train on; ``None`` if it does not say.
+
+    Args:
+        run: As of :func:`detector_scores`.
+
+    Raises:
+        UsageError: If there is no saved detector.
+        DataFileError: If a file of the run cannot be read.
+    """
+    folder = _detector_folder(run)
+    return _tested(folder.parent / SCORES_FILE, read_description(folder)["name"])
+
+
+def _detector_folder(run: Path) -> Path:
+    is_run = not (run / DESCRIPTION_FILE).exists() and (run / DETECTOR_FOLDER).is_dir()
+    return run / DETECTOR_FOLDER if is_run else run
 
 
 def _tested(path: Path, detector: str) -> frozenset[str] | None:

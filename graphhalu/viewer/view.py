@@ -24,6 +24,7 @@ from graphhalu.viewer.scores import (
     ShownTokenScores,
     StoredLabels,
     detector_scores,
+    held_out_traces,
     shown_labels,
     shown_token_scores,
 )
@@ -45,7 +46,8 @@ class ViewRequest:
     """What is asked for.
 
     Attributes:
-        trace_ids: Traces, or questions, whose best beam is meant; empty for the first ones.
+        trace_ids: Traces, or questions, whose best beam is meant; empty for the first ones, with a
+            detector those that it was not trained on first.
         limit: How many are taken where none is named; ``None`` for all.
         labeller: Whose labels are shown; ``None`` for none.
         run: Folder of a trained detector; ``None`` for no scores.
@@ -235,6 +237,9 @@ def _chosen(store: TraceStore, request: ViewRequest) -> TraceStore:
         index = {trace_id: place for place, trace_id in enumerate(store.trace_ids)}
         wanted = dict.fromkeys(store.trace(name).trace_id for name in request.trace_ids)
         return store.select([index[name] for name in wanted])
+    if request.run is not None and (held_out := held_out_traces(request.run)):
+        order = sorted(range(len(store)), key=lambda place: store.trace_ids[place] not in held_out)
+        store = store.select(order)
     return store if request.limit is None else store[: request.limit]
 
 

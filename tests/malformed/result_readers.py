@@ -31,6 +31,7 @@ def make_result(folder: Path) -> None:
                 "probability": n / 7,
                 "is_predicted_positive": n > 3,
                 "token": None,
+                "held_out": "question",
             }
             for n in range(7)
         ],

@@ -68,6 +68,7 @@ def make_result(noises, *, seeds=(0,), rows=None):
                 "probability": [None] * N,
                 "is_predicted_positive": [None] * N,
                 "token": [None] * N,
+                "held_out": ["question"] * N,
             }
             samples.append(pa.table(columns, schema=SAMPLE_SCHEMA))
     return Result(

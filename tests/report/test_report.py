@@ -230,6 +230,8 @@ def test_markdown_holds_the_same_sections_and_shows_every_figure(page, markdown)
 
 def test_a_full_report_has_every_section_and_figure(page):
     assert names_of(page) == [
+        "glance",
+        "forest",
         "results",
         "differences",
         "curves",
@@ -245,6 +247,7 @@ def test_a_full_report_has_every_section_and_figure(page):
     ]
     assert [figure.name for figure in page.figures] == [
         "forest",
+        "forest-all",
         "roc",
         "precision-recall",
         "calibration",
@@ -285,7 +288,8 @@ def test_a_class_of_few_answers_is_warned_of(full, page):
     n_hallucinated = round(97 * full.prevalence)
     counts = f"{n_hallucinated} hallucinated, {97 - n_hallucinated} correct"
     assert dict(page.facts)["tested in a seed"] == counts
-    assert page.sections[0].paragraphs == ()
+    (results,) = (section for section in page.sections if section.name == "results")
+    assert results.paragraphs == ()
     rows = full.samples.to_pylist()
     kept = [r for r in rows if r["label"] == 1 or int(r["trace_id"][1:-2]) < 20]
     n_correct = len({r["trace_id"] for r in kept if r["label"] == 0})
@@ -334,7 +338,7 @@ def test_fitted_scorers_are_counted_apart_and_win_nothing(full):
     test = replace(full.comparison("gat"), low=0.01)
     first, second = headline(replace(with_method(full, p_holm=0.2), comparisons=(test,)))
     assert first.startswith("No detector is shown to beat the baseline sinks as a method")
-    assert "Of these fitted scorers, 1 of 1 have a higher AUROC" in second
+    assert "As fitted scorers, 1 of 1 are above it on these answers" in second
 
 
 def test_one_fit_a_detector_says_nothing_of_methods(full):
@@ -488,3 +492,14 @@ def test_a_transfer_of_another_format_is_refused(tmp_path, changes):
     write_transfer(tmp_path, stored_transfer(), **changes)
     with pytest.raises(DataFileError, match=r"transfer\.json"):
         read_transfer(tmp_path)
+
+
+def test_the_first_section_shows_the_five_best_and_every_control_and_says_what_is_covered(page, full):
+    first = page.sections[0]
+    (table,) = first.tables
+    done = [row for row in full.ranked() if row.failure is None]
+    expected = [row.detector for row in done if not row.is_control][:5]
+    expected += [row.detector for row in done if row.is_control]
+    assert [row[0].text.rstrip(" °†") for row in table.rows] == expected
+    assert f"{full.n_traces} answers of one model to {full.n_groups} questions" in first.paragraphs[0]
+    assert "as a method" in table.heads

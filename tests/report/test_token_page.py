@@ -18,7 +18,7 @@ def test_a_comparison_of_token_detectors_has_a_page_of_its_own(tmp_path):
     assert page.title.endswith("detectors of hallucinated tokens")
     assert "2" in dict(page.facts)["tokens"]
     by_name = {section.name: section for section in page.sections}
-    assert any(text.startswith("Off-policy") for text in by_name["results"].paragraphs)
+    assert any(text.startswith("Off-policy") for text in by_name["glance"].paragraphs)
     (table,) = by_name["results"].tables
     names = [column.name for column in table.columns]
     assert {"AUROC", "AUROC in answer", "char F1", "span F1"} <= set(names)
