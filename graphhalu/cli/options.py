@@ -8,7 +8,8 @@ imported when its command runs or explains itself, so that ``graphhalu --help`` 
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, wraps
+from contextlib import closing
+from functools import cached_property, reduce
 from importlib import import_module
 from pathlib import Path
 from types import NoneType, UnionType
@@ -17,13 +18,14 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, g
 import typer
 from typer.core import TyperCommand
 
+from graphhalu.cli import library
+from graphhalu.cli.output import ProgressLine
 from graphhalu.core.errors import UsageError
 
 Count = Annotated[int, typer.Option(min=1)]
 Size = Annotated[int, typer.Option(min=0)]
 
 F = TypeVar("F", bound=Callable[..., Any])
-_CONFIGS: Final = "graphhalu.configs"
 _LIMITS: Final = {"ge": "min", "gt": "min", "min": "min", "le": "max", "lt": "max", "max": "max"}
 _SHARED: Final = {
     "traces": "The store; by default the newest finished one.",
@@ -34,6 +36,7 @@ _SHARED: Final = {
     "svg": "Write figures as SVG files, too.",
     "config": "YAML file with settings; options given here win over it.",
     "set_": "Any setting, as KEY=VALUE; can be repeated.",
+    "json": "Print the result as JSON.",
 }
 """Help of the parameters that mean the same to all commands."""
 
@@ -78,15 +81,17 @@ class Options:
     @cached_property
     def fields(self) -> dict[str, str]:
         """The fields, dotted, by the names of their options."""
-        found: dict[str, str] = {}
+        found = dict(self.renamed)  # what has a name of its own is what people look for first
         for name in self.names:
-            parent, _, leaf = name.rpartition(".")
-            inside = self._owner(name)[0].model_fields if leaf == "*" else {}
-            flat = [each for each, field in inside.items() if not hasattr(field.annotation, "model_fields")]
-            made = {each: f"{parent}.{each}".lstrip(".") for each in flat or [leaf]}
-            renamed = set(self.renamed.values()) if flat else set()
-            found |= {each: field for each, field in made.items() if field not in renamed}
-        return self.renamed | found  # what has a name of its own is what people look for first
+            leaf = name.rpartition(".")[2]
+            if leaf != "*":
+                found[leaf] = name
+                continue
+            inside = type(self._owner(name)).model_fields.items()
+            flat = [each for each, field in inside if not hasattr(field.annotation, "model_fields")]
+            made = {each: name.removesuffix("*") + each for each in flat}
+            found |= {each: field for each, field in made.items() if field not in self.renamed.values()}
+        return found
 
     def parameters(self, texts: Mapping[str, str]) -> list[inspect.Parameter]:
         """The options as parameters that typer understands; their help is that of the field, or a text."""
@@ -100,47 +105,39 @@ class Options:
             ConfigError: If a value is not valid.
             UsageError: If numbers or a file cannot be read, or two options set one field.
         """
-        from graphhalu.core.config import load_config, read_overrides, read_yaml
-
         options: dict[str, Any] = {}
         for name, target in self.fields.items():
-            field, _, file = target.partition("@")
             if name not in given:
                 continue
+            field, _, file = target.partition("@")
             read = read_text if file else self._kind(field).read
             value = read(_flag(name), given[name])
             if field in options and not isinstance(value, list):
                 raise UsageError(f"{_flag(name)} and another option both set {field}; use one of them")
             options[field] = options[field] + value if field in options else value
         others = {name: given.get(name) for name in self.others}
-        overrides = read_overrides(others.get("set_") or ())
-        merged = {**options, **overrides} if self.set_wins else {**overrides, **options}
+        path, overrides = others.get("config"), library.read_overrides(others.get("set_") or ())
         if self.path is None:
-            path: Any = others.get("config")
-            return {**(read_yaml(path) if path else {}), **overrides}
-        return load_config(self.model, others.get("config"), merged)
+            return {**(library.read_yaml(path) if path else {}), **overrides}
+        merged = {**options, **overrides} if self.set_wins else {**overrides, **options}
+        return library.load_config(self.model, path, merged)
 
-    def _owner(self, dotted: str) -> tuple[Any, Any]:
-        """The class that has a field, and the default configuration around it, if it is nested."""
-        model, around = self.model, None
-        for parent in dotted.split(".")[:-1]:
-            around = getattr(around, parent) if around else model.model_fields[parent].get_default()
-            model = type(around)
-        return model, around
+    def _owner(self, dotted: str) -> Any:
+        """The default configuration that has a field, without a check of its values."""
+        return reduce(getattr, dotted.split(".")[:-1], self.model.model_construct())
 
     def _kind(self, dotted: str) -> "_Kind":
-        return _kind(self._owner(dotted)[0].model_fields[dotted.rpartition(".")[2]].annotation)
+        return _kind(type(self._owner(dotted)).model_fields[dotted.rpartition(".")[2]].annotation)
 
     def _parameter(self, name: str, target: str, text: str | None) -> inspect.Parameter:
         dotted, _, file = target.partition("@")
-        (model, around), leaf = self._owner(dotted), dotted.rpartition(".")[2]
-        field = model.model_fields[leaf]
+        owner, leaf = self._owner(dotted), dotted.rpartition(".")[2]
+        field = type(owner).model_fields[leaf]
         text = text or (field.description or "").replace("``", "")
         if file:
             return _option(name, Path, None, f"File: {text}")
-        default = getattr(around, leaf) if around else field.get_default(call_default_factory=True)
         kind = _kind(field.annotation)
-        shown = kind.shown(default)
+        shown = kind.shown(getattr(owner, leaf))
         return _option(name, kind.option, shown, text, metavar=kind.metavar, metadata=field.metadata)
 
 
@@ -164,9 +161,7 @@ class _Kind(NamedTuple):
         if self.element is None:
             return value
         if self.element is dict:
-            from graphhalu.datasets.own import read_fields
-
-            return read_fields(value)
+            return library.read_fields(value)
         text = ",".join(value)
         return self.words[text] if text in self.words else read_list(flag, text, self.element, self.words)
 
@@ -201,70 +196,66 @@ RAY: Final = Options("graphhalu.cli.ray:RayOptions", "*", overrides=False)
 
 
 class ConfigCommand(TyperCommand):
-    """A command that makes the options of its configurations when they are first needed."""
+    """A command that makes its options when they are first needed, and prints what its function returns."""
 
     @cached_property
-    def made(self) -> list[Any]:
-        """The options of all configurations."""
+    def made(self) -> Any:
+        """A command of typer with the options of all configurations, and this command's own."""
 
-        def command() -> None: ...
+        def command(**values: Any) -> dict[str, Any]:
+            return values
 
         run: Any = self.callback
-        configs: Mapping[str, Options] = run.configs
-        parameters = [each for options in configs.values() for each in options.parameters(run.texts)]
+        _, _, arguments = (inspect.getdoc(run.function) or "").partition("\n\nArgs:\n")
+        texts = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", arguments, flags=re.MULTILINE))
+        parameters = [each for options in run.configs.values() for each in options.parameters(texts)]
+        parameters += [
+            _own_parameter(each, texts.get(each.name) or _SHARED[each.name]) for each in run.own.values()
+        ]
+        parameters.append(_option("json", bool, False, _SHARED["json"]))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         app = typer.Typer(add_completion=False)
         app.command()(command)
-        return [each for each in typer.main.get_command(app).params if each.name != "help"]
+        return typer.main.get_command(app)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The options of the configurations, and the command's own."""
-        return [*self.made, *super().get_params(ctx)]
+        """The options, and ``--help``."""
+        return [*self.made.params, *super().get_params(ctx)]
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the configurations and call the command with them."""
-        values = {each.name: ctx.params.pop(each.name) for each in self.made}
-        given = {
-            name: value
-            for name, value in values.items()
-            if ctx.get_parameter_source(name).name == "COMMANDLINE"
-        }
-        configs: Mapping[str, Options] = self.callback.configs  # type: ignore[union-attr]
-        ctx.meta[_CONFIGS] = {name: options.load(given) for name, options in configs.items()}
-        return super().invoke(ctx)
+        """Read the configurations, call the function with them, and print."""
+        run: Any = self.callback
+        values = self.made.callback(**ctx.params)
+        is_given = {name: ctx.get_parameter_source(name).name == "COMMANDLINE" for name in values}
+        given = {name: value for name, value in values.items() if is_given[name]}
+        arguments = {name: options.load(given) for name, options in run.configs.items()}
+        arguments |= {name: values[name] for name in run.own}
+        with closing(ProgressLine(run.unit)) as progress:
+            shown = run.function(**arguments, **({"progress": progress} if run.unit else {}))
+        if shown is not None:
+            shown.show(as_json=values["json"])
 
 
 def command(
-    app: typer.Typer, name: str | None = None, *, hidden: bool = False, **configs: Options
+    app: typer.Typer, name: str | None = None, *, hidden: bool = False, unit: str = "", **configs: Options
 ) -> Callable[[F], F]:
     """Register a function as a command that prints what it returns, a :class:`Shown` or nothing.
 
-    Its parameters named here are configurations, made of options; the others that may be
-    positional are arguments, and those that are keyword-only are options of their own. Their help
-    is the section ``Args`` of the docstring.
+    Its parameters named here are configurations, made of options; ``progress`` shows how many of
+    the ``unit`` are done. The others that may be positional are arguments, and those that are
+    keyword-only are options of their own. Their help is the section ``Args`` of the docstring.
     """
 
     def register(function: F) -> F:
-        @wraps(function)
-        def run(_context: Any, **given: Any) -> None:
-            as_json = given.pop("json")
-            shown = function(**_context.meta[_CONFIGS], **given)
-            if shown is not None:
-                shown.show(as_json=as_json)
+        def run() -> None: ...
 
-        summary, _, arguments = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
-        texts = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", arguments, flags=re.MULTILINE))
-        own = [
-            _own_parameter(each, texts.get(each.name) or _SHARED[each.name])
-            for each in inspect.signature(function).parameters.values()
-            if each.name not in configs
-        ]
-        context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        json = _option("json", bool, False, "Print the result as JSON.")
-        run.__signature__ = inspect.Signature([context, *own, json])  # type: ignore[attr-defined]
-        run.__annotations__ = {}
-        run.configs, run.texts = configs, texts  # type: ignore[attr-defined]
-        app.command(name, cls=ConfigCommand, help=summary, hidden=hidden)(run)
+        called: Any = run
+        own = inspect.signature(function).parameters
+        called.own = {each: own[each] for each in own if each not in (*configs, "progress")}
+        called.function, called.configs, called.unit = function, configs, unit
+        summary = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
+        made = app.command(name or function.__name__, cls=ConfigCommand, help=summary, hidden=hidden)
+        made(run)
         return function
 
     return register

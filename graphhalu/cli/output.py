@@ -12,12 +12,13 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple, SupportsFloat
+
+from graphhalu.cli import library
 
 _LEAST_P = 0.001
 _NOTES_BELOW = "\0"
@@ -52,9 +53,8 @@ def show_notes() -> None:
 
 def json_text(value: Mapping[str, Any], indent: int = 2) -> str:
     """An object as JSON; numbers that are not finite become null."""
-    from graphhalu.core.numerics import json_ready
-
-    return json.dumps(json_ready(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    plain = library.json_ready(value)
+    return json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
 
 
 class Shown(NamedTuple):
@@ -243,12 +243,11 @@ class ProgressLine:
 
     Args:
         what: What is counted, in the plural.
-        bar: A bar of rich, or ``None`` where stderr is not a terminal.
     """
 
-    def __init__(self, what: str, bar: Any) -> None:
-        self.what, self.bar = what, bar
-        self.task: Any = None
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.bar: Any = None
         self.first: tuple[int, float] | None = None
         self.last_seconds = 0.0
 
@@ -264,25 +263,26 @@ class ProgressLine:
         rate = n_new / seconds if seconds > 0 else 0.0
         left = duration((total - done) / rate) if rate > 0 else "?"
         text = f"{rate:.2f} {self.what}/s, {left} left"
-        if self.bar is not None:
-            if self.task is None:
-                self.task = self.bar.add_task(self.what, total=total, text="")
-            self.bar.update(self.task, completed=done, total=total, text=text)
+        if sys.stderr.isatty():
+            self.bar = self.bar or _bar(self.what)
+            self.bar.update(self.bar.task_ids[0], completed=done, total=total, text=text)
         elif seconds - self.last_seconds >= _PLAIN_SECONDS or done == total:
             self.last_seconds = seconds
             say(f"{done}/{total} {self.what}, {text}")
 
+    def close(self) -> None:
+        """Take the bar down."""
+        if self.bar is not None:
+            self.bar.stop()
 
-@contextmanager
-def progress_line(what: str) -> Iterator[ProgressLine]:
-    """A progress display that is taken down at the end, also after an error."""
-    if not sys.stderr.isatty():
-        yield ProgressLine(what, None)
-        return
+
+def _bar(what: str) -> Any:
+    """A bar of rich on stderr, with a text behind it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    texts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bar(*texts, TextColumn("{task.fields[text]}"), console=Console(stderr=True)) as bar:
-        yield ProgressLine(what, bar)
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True))
+    bar.add_task(what, text="")
+    bar.start()
+    return bar

@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 
-from graphhalu.core.errors import StoreError, UsageError
+from graphhalu.core.errors import StoreError, UsageError, WorkerError
 from graphhalu.core.provenance import provenance
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
@@ -41,6 +41,7 @@ from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.storage import MAIN
 from graphhalu.traces.store import TraceStore, open_or_create, storage_backend
 
+_FILE_ENDING = re.compile(r"(?:\.(?:gguf|jsonl?|csv|tsv|parquet|txt))?(?:\.gz)?$", re.IGNORECASE)
 _ESTIMATED_TOGETHER = 1024
 """Questions whose size one worker estimates at a time."""
 
@@ -112,6 +113,29 @@ class ExtractSummary:
         """Bytes on disk."""
         return sum(self.bytes_by_array.values())
 
+    @property
+    def failure(self) -> WorkerError | None:
+        """What to raise because questions are not done, if so."""
+        lost = self.quarantined
+        message = (
+            f"{len(lost)} questions are not done: {'; '.join(sorted(set(lost.values())))}\n  Run the same "
+            f"command again to try them, or do them with more memory a worker: {', '.join(lost)}"
+        )
+        return WorkerError(message) if lost else None
+
+    def values(self) -> dict[str, Any]:
+        """Everything as plain values, with sizes and times of one trace."""
+        values = vars(self) | {"store": self.store_path, "set_aside": self.quarantined, "bytes": self.n_bytes}
+        values["seconds_a_question"] = self.seconds / self.n_new if self.n_new else None
+        values["bytes_a_trace"] = self.n_bytes / self.n_traces if self.n_traces else None
+        return {name: values[name] for name in values if name not in ("store_path", "quarantined")}
+
+
+def default_store(config: ExtractConfig) -> Path:
+    """Where the traces of a model and a data set go when nothing is said."""
+    names = [name.strip("/").rpartition("/")[2] for name in (config.model.name, config.dataset.name)]
+    return Path("data/traces") / f"{'_'.join(_FILE_ENDING.sub('', name) for name in names)}.zarr"
+
 
 def question_batches(
     questions: Sequence[Question], config: ExtractConfig, shard: Shard | None = None
@@ -140,7 +164,7 @@ def batches_left(batches: Sequence[QuestionBatch], done: Collection[str]) -> lis
 
 def extract(
     config: ExtractConfig,
-    out: Path | str,
+    out: Path | str | None = None,
     *,
     engine: Executor | None = None,
     shard: Shard | None = None,
@@ -152,7 +176,8 @@ def extract(
 
     Args:
         config: What to do.
-        out: The store; an existing one is resumed or extended if it has the same configuration.
+        out: The store; an existing one is resumed or extended if it has the same configuration. By
+            default ``data/traces/<model>_<dataset>.zarr``.
         engine: Where the work runs; by default in this process.
         shard: The share of the questions that is done; by default all.
         on_progress: Called after every question; with remote workers, after every batch.
@@ -162,6 +187,7 @@ def extract(
         GraphhaluError: If the data set, the model, the disk or the cluster cannot be used.
     """
     resolve_model(config.model.name)  # a mistyped name is refused before a data set is read
+    out = out or default_store(config)
     storage_backend(out).refuse_other_content()  # and what is not a store, before a model is loaded
     dataset = config.dataset
     n_wanted, fields = config.num_samples, dataset.fields or None
