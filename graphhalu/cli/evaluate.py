@@ -3,15 +3,12 @@
 from pathlib import Path
 from typing import Any, Literal
 
-import typer
-
 from graphhalu.cli import library
 from graphhalu.cli.options import RAY, Count, Options, command
 from graphhalu.cli.output import ProgressLine, Shown, say
 from graphhalu.cli.store import identity_of, labels_of, open_store
 from graphhalu.core.errors import GraphhaluError, UsageError
 
-app = typer.Typer()
 _COMPARE = Options(
     "graphhalu.evaluation.settings:CompareConfig",
     *("detectors", "quick", "seeds", "against", "beams"),
@@ -22,7 +19,7 @@ _COMPARE = Options(
 _TOKENS = Options("graphhalu.evaluation.settings:CompareConfig", "detectors", "seeds", "quick", file=True)
 
 
-@command(app, given=Options(file=True), unit="fits")
+@command("train", given=Options(file=True), unit="fits")
 def train(
     given: dict[str, Any],
     progress: ProgressLine,
@@ -66,7 +63,7 @@ def train(
     return Shown({"run": folder, **_values(result)}, "train", more)
 
 
-@command(app, settings=_COMPARE, ray=RAY, unit="fits")
+@command("compare", settings=_COMPARE, ray=RAY, unit="fits")
 def compare(
     settings: "library.CompareConfig",
     ray: "library.RayOptions",
@@ -163,7 +160,7 @@ def _use_threads(threads: int | None, jobs: int = 1) -> None:
     library.set_num_threads(threads or max(1, library.default_threads() // jobs))
 
 
-@command(app, settings=_TOKENS, unit="fits")
+@command("tokens", settings=_TOKENS, unit="fits")
 def tokens(
     settings: "library.CompareConfig",
     progress: ProgressLine,

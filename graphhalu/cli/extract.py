@@ -2,13 +2,10 @@
 
 from pathlib import Path
 
-import typer
-
 from graphhalu.cli import library
 from graphhalu.cli.options import RAY, Options, command
 from graphhalu.cli.output import ProgressLine, Shown
 
-app = typer.Typer()
 _EXTRACT = Options(
     "graphhalu.extract.settings:ExtractConfig",
     *("model.*", "dataset.fields", "dataset.seed", "prompt.*", "generation.*", "capture.*"),
@@ -28,7 +25,7 @@ _PLAN = Options(
 )
 
 
-@command(app, config=_EXTRACT, ray=RAY, unit="questions")
+@command("extract", config=_EXTRACT, ray=RAY, unit="questions")
 def extract(
     config: "library.ExtractConfig",
     ray: "library.RayOptions",
@@ -54,7 +51,7 @@ def extract(
     return Shown(summary.values(), "extract", then=summary.failure)
 
 
-@command(app, settings=_PLAN)
+@command("plan", settings=_PLAN)
 def plan(settings: "library.PlanSettings") -> Shown:
     """Time, memory and disk of an extraction: arithmetic, at rates that you state."""
     return Shown(library.planned_cost(settings), "plan", {"rates": settings})

@@ -4,18 +4,10 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from graphhalu.cli import library
 from graphhalu.cli.options import MODEL, Count, Options, command
 from graphhalu.cli.output import ProgressLine, Shown, file_word
 from graphhalu.cli.store import open_store
-
-app = typer.Typer(
-    name="heads",
-    help="Roles of attention heads: retrieval, reasoning, patterns; and the model without them.",
-    no_args_is_help=True,
-)
 
 _SETTINGS = "graphhalu.heads.settings"
 _RETRIEVAL = Options(f"{_SETTINGS}:RetrievalSettings", "*", depths="n_depths", set_wins=True)
@@ -24,7 +16,7 @@ _PATTERNS = Options(f"{_SETTINGS}:PatternSettings", "period", "seed", sequences=
 _ABLATION = Options(f"{_SETTINGS}:AblationSettings", "*", set_wins=True)
 
 
-@command(app, settings=_RETRIEVAL, spec=MODEL, unit="trials")
+@command("heads retrieval", settings=_RETRIEVAL, spec=MODEL, unit="trials")
 def retrieval(
     settings: "library.RetrievalSettings",
     spec: "library.ModelSpec",
@@ -44,7 +36,7 @@ def retrieval(
     return _write(tables, "retrieval", out, loaded.identity["name"], top)
 
 
-@command(app, settings=_REASONING, unit="traces")
+@command("heads reasoning", settings=_REASONING, unit="traces")
 def reasoning(
     settings: "library.ReasoningSettings",
     progress: ProgressLine,
@@ -66,7 +58,7 @@ def reasoning(
     return _write(tables, "reasoning", out, name, top)
 
 
-@command(app, settings=_PATTERNS, spec=MODEL, unit="sequences")
+@command("heads patterns", settings=_PATTERNS, spec=MODEL, unit="sequences")
 def patterns(
     settings: "library.PatternSettings",
     spec: "library.ModelSpec",
@@ -86,7 +78,7 @@ def patterns(
     return _write(tables, "patterns", out, loaded.identity["name"], top)
 
 
-@command(app)
+@command("heads show")
 def show(file: Path, *, role: str | None = None, top: Count = 20) -> Shown:
     """Show the best heads of a file with interval and chance level.
 
@@ -99,7 +91,7 @@ def show(file: Path, *, role: str | None = None, top: Count = 20) -> Shown:
     return _shown([table.require_trials() for table in tables], file, top)
 
 
-@command(app, settings=_ABLATION, spec=MODEL, unit="answers")
+@command("heads ablate", settings=_ABLATION, spec=MODEL, unit="answers")
 def ablate(
     settings: "library.AblationSettings",
     spec: "library.ModelSpec",

@@ -11,12 +11,6 @@ from graphhalu.cli.options import Count, Options, command, read_list, read_text
 from graphhalu.cli.output import ProgressLine, Shown, file_word
 from graphhalu.core.errors import UsageError
 
-app = typer.Typer(
-    name="instability",
-    help="Inter-head instability: do heads disagree on the system prompt under attack?",
-    no_args_is_help=True,
-)
-
 DETECTED = 3
 """Exit code of ``detect --fail-on-detect`` when a prompt is called an attack."""
 
@@ -39,7 +33,7 @@ _GATHER_MODEL = Options(*_MODEL, "quantization", model="name", overrides=False)
 _DETECT_MODEL = Options(*_MODEL, overrides=False)
 
 
-@command(app, settings=_GATHER, spec=_GATHER_MODEL, unit="prompts")
+@command("instability gather", settings=_GATHER, spec=_GATHER_MODEL, unit="prompts")
 def gather(
     settings: "library.GatherSettings",
     spec: "library.ModelSpec",
@@ -76,7 +70,7 @@ def gather(
     return Shown(counts, "instability_gather", {"counts": counts, "failures": failures})
 
 
-@command(app, settings=_CALIBRATE, unit="methods")
+@command("instability calibrate", settings=_CALIBRATE, unit="methods")
 def calibrate(
     settings: "library.CalibrateSettings",
     progress: ProgressLine,
@@ -102,7 +96,7 @@ def calibrate(
     return Shown(values, "instability_calibrate", {"found": found})
 
 
-@command(app, spec=_DETECT_MODEL, unit="prompts")
+@command("instability detect", spec=_DETECT_MODEL, unit="prompts")
 def detect(
     spec: "library.ModelSpec",
     progress: ProgressLine,
@@ -156,7 +150,7 @@ def detect(
     return Shown(values, "instability_detect", then=typer.Exit(code) if code else None)
 
 
-@command(app)
+@command("instability plot")
 def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = None) -> Shown:
     """Draw the study: one page, and its figures as PNG and SVG.
 

@@ -6,13 +6,13 @@ what a command needs comes from :mod:`graphhalu.cli.library` when it runs.
 
 import sys
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Annotated, Any
 
 import typer
 
 from graphhalu import __version__
-from graphhalu.cli import evaluate, extract, heads, instability, pages, score, show, sinks, store, weights
-from graphhalu.cli.options import command
+from graphhalu.cli.options import APPS
 from graphhalu.cli.output import say, show_notes
 from graphhalu.core.errors import GraphhaluError, UsageError
 
@@ -48,11 +48,12 @@ def _before_commands(
     """Take the options that stand before any command."""
 
 
-for _group in (extract.app, store.app, evaluate.app, score.app, pages.app, show.checks):
+for _module in ("extract", "store", "evaluate", "score", "pages", "show"):  # the order of the help
+    import_module(f"graphhalu.cli.{_module}")
+for _module in ("heads", "weights", "instability", "sinks"):
+    import_module(f"graphhalu.cli.{_module}")
+for _group in APPS.values():
     app.add_typer(_group)
-for _group in (heads.app, show.app, store.graphs, weights.app, instability.app, sinks.app):
-    app.add_typer(_group)
-command(app, hidden=True)(show.labels)  # the name of 0.1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -41,6 +41,22 @@ _SHARED: Final = {
 """Help of the parameters that mean the same to all commands."""
 
 
+GROUPS: Final = {
+    "": None,
+    "heads": "Roles of attention heads: retrieval, reasoning, patterns; and the model without them.",
+    "show": "Show models, data sets, detectors, features, a trace store or its labels.",
+    "graphs": "Token graphs of a store.",
+    "weights": "Weights of a model: profile, validation against traces, comparison.",
+    "instability": "Inter-head instability: do heads disagree on the system prompt under attack?",
+    "sinks": "Sink mass against hallucination: measure it, analyse it, draw it.",
+}
+"""Commands of two words by their first one, with help; and those of one word."""
+APPS: Final = {
+    group: typer.Typer(name=group or None, help=text, no_args_is_help=bool(group))
+    for group, text in GROUPS.items()
+}
+
+
 class Options:
     """Options that set fields of a configuration.
 
@@ -236,9 +252,7 @@ class ConfigCommand(TyperCommand):
             shown.show(as_json=values["json"])
 
 
-def command(
-    app: typer.Typer, name: str | None = None, *, hidden: bool = False, unit: str = "", **configs: Options
-) -> Callable[[F], F]:
+def command(words: str, *, hidden: bool = False, unit: str = "", **configs: Options) -> Callable[[F], F]:
     """Register a function as a command that prints what it returns, a :class:`Shown` or nothing.
 
     Its parameters named here are configurations, made of options; ``progress`` shows how many of
@@ -254,8 +268,8 @@ def command(
         called.own = {each: own[each] for each in own if each not in (*configs, "progress")}
         called.function, called.configs, called.unit = function, configs, unit
         summary = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
-        made = app.command(name or function.__name__, cls=ConfigCommand, help=summary, hidden=hidden)
-        made(run)
+        group, _, name = words.rpartition(" ")
+        APPS[group].command(name, cls=ConfigCommand, help=summary, hidden=hidden)(run)
         return function
 
     return register

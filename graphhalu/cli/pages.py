@@ -11,10 +11,8 @@ from graphhalu.cli.output import Shown, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
 
-app = typer.Typer()
 
-
-@command(app)
+@command("report")
 def report(
     run: list[Path],
     *,
@@ -55,7 +53,7 @@ def _together(runs: list[Path], out: Path | None) -> Shown:
     return Shown({"html": files.html, "claims": claims}, "together")
 
 
-@command(app)
+@command("view")
 def view(
     traces: Path | None = None,
     *,

@@ -10,12 +10,11 @@ from graphhalu.cli.options import command
 from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
 from graphhalu.core.errors import GraphhaluError, UsageError
 
-app = typer.Typer()
 _MOST_SHOWN = 3
 """Rows without a score that are named."""
 
 
-@command(app, unit="answers")
+@command("score", unit="answers")
 def score(
     progress: ProgressLine,
     question: str | None = None,

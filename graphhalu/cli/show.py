@@ -11,14 +11,6 @@ from graphhalu.cli.options import Size, command
 from graphhalu.cli.output import Shown
 from graphhalu.cli.store import open_store
 
-app = typer.Typer(
-    name="show",
-    help="Show models, data sets, detectors, features, a trace store or its labels.",
-    no_args_is_help=True,
-)
-checks = typer.Typer()
-
-
 _COLUMNS = {
     "models": {"alias": "alias", "model": "hub_id", "size": "n_parameters"}
     | {name: name for name in ("licence", "chat", "gated")},
@@ -29,21 +21,21 @@ _COLUMNS = {
 """Fields of cards by the columns that show them."""
 
 
-@command(app)
+@command("show models")
 def models() -> Shown:
     """Known model aliases; any hub id, folder or GGUF file works too."""
     plugins, failures = library.MODEL_PLUGINS.load_all()
     return _cards("models", library.MODEL_CARDS | plugins, failures)
 
 
-@command(app)
+@command("show datasets")
 def datasets() -> Shown:
     """Data sets with task, size, licence and label rule."""
     loaded, failures = library.DATASETS.load_all()
     return _cards("datasets", {name: each.card for name, each in loaded.items()}, failures)
 
 
-@command(app)
+@command("show detectors")
 def detectors() -> Shown:
     """Detectors with what they read and where they come from."""
     loaded, failures = library.DETECTORS.load_all()
@@ -57,7 +49,7 @@ def _cards(kind: str, cards: Mapping[str, Any], failures: Mapping[str, str]) -> 
     return Shown({kind: listed, "failed": failures}, "cards", {"cards": listed, "columns": columns})
 
 
-@command(app)
+@command("show features")
 def features(*, markdown: bool = False) -> Shown:
     """Features with formula, shape, what they read and where they come from.
 
@@ -71,7 +63,7 @@ def features(*, markdown: bool = False) -> Shown:
     return Shown(values, "show_features", {"text": library.markdown_table() if markdown else None})
 
 
-@command(app)
+@command("show traces")
 def traces(path: str) -> Shown:
     """Shapes, sizes, counts and configuration of a trace store.
 
@@ -81,7 +73,8 @@ def traces(path: str) -> Shown:
     return Shown(library.describe_store(path), "show_traces")
 
 
-@command(app)
+@command("labels", hidden=True)  # the name of 0.1
+@command("show labels")
 def labels(
     traces: Path | None = None, *, labellers: str | None = None, examples: Size = 20, seed: int = 0
 ) -> Shown:
@@ -100,7 +93,7 @@ def labels(
     return Shown({"store": store.name, **report}, "show_labels", more)
 
 
-@command(checks)
+@command("verify")
 def verify(path: str) -> Shown:
     """Read every stored byte and compare it with what was committed.
 
@@ -112,7 +105,7 @@ def verify(path: str) -> Shown:
     return Shown(values, "verify", then=typer.Exit(1) if problems else None)
 
 
-@command(checks)
+@command("doctor")
 def doctor(*, model: str | None = None) -> Shown:
     """Versions, devices, cache, and a self-check of the embedded model.
 

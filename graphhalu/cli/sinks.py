@@ -3,18 +3,10 @@
 from pathlib import Path
 from typing import Any, get_args
 
-import typer
-
 from graphhalu.cli import library
 from graphhalu.cli.options import Options, command
 from graphhalu.cli.output import ProgressLine, Shown
 from graphhalu.core.errors import UsageError
-
-app = typer.Typer(
-    name="sinks",
-    help="Sink mass against hallucination: measure it, analyse it, draw it.",
-    no_args_is_help=True,
-)
 
 _RECORDS = Path("data/runs/sinks")
 _MEASURE = Options(
@@ -38,7 +30,7 @@ _ANALYZE = Options(
 )
 
 
-@command(app, settings=_MEASURE, unit="sequences")
+@command("sinks measure", settings=_MEASURE, unit="sequences")
 def measure(
     settings: "library.SinkMeasureConfig",
     progress: ProgressLine,
@@ -88,7 +80,7 @@ def measure(
     return Shown({"folder": folder, "runs": listed}, "sinks_measure")
 
 
-@command(app, settings=_ANALYZE, unit="runs")
+@command("sinks analyze", settings=_ANALYZE, unit="runs")
 def analyze(
     settings: "library.AnalyzeConfig",
     progress: ProgressLine,
@@ -109,7 +101,7 @@ def analyze(
     return Shown({"file": path, **result.values()}, "sinks_analyze", more)
 
 
-@command(app)
+@command("sinks plot")
 def plot(result: Path, *, k: int | None = None, queries: str | None = None, out: Path | None = None) -> Shown:
     """Draw the figures as PNG and SVG, and one HTML page with tables.
 

@@ -10,10 +10,6 @@ from graphhalu.cli import library
 from graphhalu.cli.options import RAY, Count, Options, Size, command, read_list
 from graphhalu.cli.output import ProgressLine, Shown, json_text, say
 
-app = typer.Typer()
-graphs = typer.Typer(name="graphs", help="Token graphs of a store.", no_args_is_help=True)
-
-
 Resamples = Annotated[int, typer.Option(min=100)]
 
 
@@ -58,7 +54,7 @@ def label_values(labels: "library.Labels") -> dict[str, Any]:
     }
 
 
-@command(app, given=Options())
+@command("label", given=Options())
 def label(
     given: dict[str, Any], traces: Path | None = None, *, labeller: str = "match", as_: str | None = None
 ) -> Shown:
@@ -77,7 +73,7 @@ def _ones(labels: "library.Labels") -> str:
     return "hallucinated" if labels.meaning == "hallucinated" else "input bad"
 
 
-@command(app, ray=RAY)
+@command("features", ray=RAY)
 def features(
     ray: "library.RayOptions",
     traces: Path | None = None,
@@ -108,12 +104,7 @@ def features(
     return Shown(values, "features", more)
 
 
-@graphs.callback()
-def _graphs() -> None:
-    """Token graphs of a store."""
-
-
-@command(graphs, ray=RAY, unit="traces")
+@command("graphs compare", ray=RAY, unit="traces")
 def compare(
     ray: "library.RayOptions",
     progress: ProgressLine,
@@ -157,7 +148,7 @@ def compare(
     return Shown({**values, "folder": folder}, "topology", more)
 
 
-@command(app)
+@command("audit")
 def audit(
     traces: Path | None = None,
     *,

@@ -3,19 +3,11 @@
 from pathlib import Path
 from typing import Any
 
-import typer
-
 from graphhalu.cli import library
 from graphhalu.cli.options import Options, Size, command
 from graphhalu.cli.output import ProgressLine, Shown, file_word, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
-
-app = typer.Typer(
-    name="weights",
-    help="Weights of a model: profile, validation against traces, comparison.",
-    no_args_is_help=True,
-)
 
 _PROFILE = Options("graphhalu.weights.layer:ProfileSettings", "spectra", set_wins=True)
 _SHOWN = {
@@ -29,7 +21,7 @@ _SHOWN = {
 }
 
 
-@command(app, settings=_PROFILE, unit="steps")
+@command("weights profile", settings=_PROFILE, unit="steps")
 def profile(
     settings: "library.ProfileSettings",
     progress: ProgressLine,
@@ -63,7 +55,7 @@ def profile(
     return Shown(values, "weights_profile", {**more, "name": found.name, "mixed": found.mixed()})
 
 
-@command(app, given=Options(), unit="steps")
+@command("weights validate", given=Options(), unit="steps")
 def validate(
     given: dict[str, Any],
     progress: ProgressLine,
@@ -111,7 +103,7 @@ def validate(
     return Shown(values, "weights_validate", {"result": result, "rows": rows})
 
 
-@command(app)
+@command("weights plot")
 def plot(
     folder: Path, *, validation: Path | None = None, out: Path | None = None, svg: bool = False
 ) -> Shown:
@@ -131,7 +123,7 @@ def plot(
     return Shown(values, "weights_plot", {"is_validated": is_validated})
 
 
-@command(app)
+@command("weights compare")
 def compare(first: Path, second: Path, *, out: Path | None = None) -> Shown:
     """Compare two models, or two quantisations of one model.
 
