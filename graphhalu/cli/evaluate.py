@@ -139,12 +139,8 @@ def _transfer(
     result = library.run_transfer(list(sources), config=settings, on_progress=progress)
     result.write(folder)
     library.write_report(folder)
-    tables = {
-        detector: [[name, *(result.cell_text(detector, name, test) for test in names)] for name in names]
-        for detector in result.detectors()
-    }
     values = {"folder": folder, "stores": list(names), "cells": result.cells}
-    return Shown(values, "transfer", {"tables": tables})
+    return Shown(values, "transfer", {"result": result})
 
 
 def _values(result: "library.Result") -> dict[str, Any]:
@@ -187,10 +183,5 @@ def tokens(
     result.write(folder)
     if save is not None:
         library.fit_for_use(save, store, labels, settings, folder / "detector")
-    rows = [
-        {"name": row.detector + "*" * row.is_control, "row": row, "test": result.comparison(row.detector)}
-        for row in result.ranked()
-        if row.failure is None
-    ]
-    more = {"rows": rows, "result": result, "counts": result.counts, "path": store.path}
+    more = {"result": result, "counts": result.counts, "path": store.path}
     return Shown({"folder": folder, **result.plain()}, "tokens", more)

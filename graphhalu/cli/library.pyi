@@ -82,7 +82,7 @@ from graphhalu.studies.instability.series import (
 )
 from graphhalu.studies.instability.settings import KIND as CALIBRATION
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, read_calibration
-from graphhalu.studies.rows import find_row
+
 from graphhalu.studies.sinks.analyze import SinksResult, read_sinks
 from graphhalu.studies.sinks.analyze import analyze as analyze_sinks
 from graphhalu.studies.sinks.measure import measure as measure_sinks
@@ -184,7 +184,6 @@ __all__ = [
     "find_pattern_heads",
     "find_reasoning_heads",
     "find_retrieval_heads",
-    "find_row",
     "fit_for_use",
     "gather",
     "head_maps",

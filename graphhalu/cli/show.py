@@ -11,15 +11,6 @@ from graphhalu.cli.options import Size, command
 from graphhalu.cli.output import Shown
 from graphhalu.cli.store import open_store
 
-_COLUMNS = {
-    "models": {"alias": "alias", "model": "hub_id", "size": "n_parameters"}
-    | {name: name for name in ("licence", "chat", "gated")},
-    "datasets": {name.replace("_", " "): name for name in ("name", "task", "size", "licence", "label_rule")},
-    "detectors": {"name": "name", "level": "level", "reads": "inputs", "trained": "is_supervised"}
-    | {"control": "is_control", "what it is": "summary"},
-}
-"""Fields of cards by the columns that show them."""
-
 
 @command("show models")
 def models() -> Shown:
@@ -44,9 +35,8 @@ def detectors() -> Shown:
 
 def _cards(kind: str, cards: Mapping[str, Any], failures: Mapping[str, str]) -> Shown:
     """Cards of a registry as a table, and the plug-ins that cannot be used."""
-    columns = {column: f"{{{field}}}" for column, field in _COLUMNS[kind].items()}
     listed = list(cards.values())
-    return Shown({kind: listed, "failed": failures}, "cards", {"cards": listed, "columns": columns})
+    return Shown({kind: listed, "failed": failures}, "cards", {"kind": kind, "cards": listed})
 
 
 @command("show features")

@@ -97,7 +97,7 @@ def analyze(
     result = library.analyze_sinks(records or [_RECORDS], settings, on_progress=progress)
     folder = library.run_folder("sinks", out, is_resumed=False)
     path = result.write(folder)
-    more = {"tables": _tables(result), "result": result, "folder": folder}
+    more = {"result": result, "folder": folder}
     return Shown({"file": path, **result.values()}, "sinks_analyze", more)
 
 
@@ -115,18 +115,3 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
     folder = out or (result if result.is_dir() else result.parent)
     written = library.write_sinks_report(found, folder, sink_tokens=k, query_mode=queries)
     return Shown({"page": written.html, "figures": written.figures}, "figures", {"html": written.html})
-
-
-def _tables(result: "library.SinksResult") -> dict[str, list[dict[str, Any]]]:
-    """Runs with their findings by the title of their table."""
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for run in result.runs:
-        name = run.model.rsplit("/", maxsplit=1)[-1]
-        more = "" if run.quantization == "none" else f" {run.quantization}"
-        for found in run.findings:
-            title = f"{run.task}, label: {found.meaning}, K = {run.sink_tokens}, {run.query_mode}"
-            probe = library.find_row(found.models, name="heads")
-            gain = next((each.auroc for each in found.gains if each.model == "entropy+sink"), None)
-            row = {"run": f"{name}{more}, chat {run.chat}", "found": found, "gain": gain}
-            tables.setdefault(title, []).append({**row, "heads": probe and probe.auroc})
-    return tables

@@ -10,15 +10,6 @@ from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
 
 _PROFILE = Options("graphhalu.weights.layer:ProfileSettings", "spectra", set_wins=True)
-_SHOWN = {
-    "s²": "logit_variance",
-    "peaked": "peaked_share",
-    "values": "value_norm",
-    "copying": "copying",
-    "attn gain": "attention_gain",
-    "mlp gain": "mlp_gain",
-    "alpha": "tail_alpha",
-}
 
 
 @command("weights profile", settings=_PROFILE, unit="steps")
@@ -49,10 +40,7 @@ def profile(
         "mixed_types": [{"part": mixed.part, "types": mixed.types} for mixed in found.mixed()],
         "layers": found.layers.to_pylist(),
     }
-    columns = [found.of_layers(column)[:rows] for column in _SHOWN.values()]
-    listed = [dict(zip(_SHOWN, each, strict=True)) for each in zip(*columns, strict=True)]
-    more = {"rows": [{"layer": layer, **each} for layer, each in enumerate(listed)], "names": list(_SHOWN)}
-    return Shown(values, "weights_profile", {**more, "name": found.name, "mixed": found.mixed()})
+    return Shown(values, "weights_profile", {"found": found, "n_shown": rows})
 
 
 @command("weights validate", given=Options(), unit="steps")
@@ -99,8 +87,7 @@ def validate(
     result.write(target)
     files = library.write_page(library.profile_page(found, result), target / library.REPORT_FILE)
     values = {"folder": target, "report": files.html, **result.values()}
-    rows = [{**vars(row), "is_tested": row.verdict != "not tested"} for row in result.rows]
-    return Shown(values, "weights_validate", {"result": result, "rows": rows})
+    return Shown(values, "weights_validate", {"result": result})
 
 
 @command("weights plot")
