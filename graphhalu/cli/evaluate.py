@@ -19,10 +19,9 @@ _COMPARE = Options(
 _TOKENS = Options("graphhalu.evaluation.settings:CompareConfig", "detectors", "seeds", "quick", file=True)
 
 
-@command("train", given=Options(file=True), unit="fits")
+@command("train", given=Options(file=True))
 def train(
     given: dict[str, Any],
-    progress: ProgressLine,
     detector: str | None = None,
     *,
     traces: Path | None = None,
@@ -44,7 +43,7 @@ def train(
         accelerator: What a network is trained on.
         network: PyG network of your own, module:Class; --set network.KEY=VALUE.
     """
-    name = detector or network
+    name, fits = detector or network, ProgressLine("fits")
     if name is None or (detector is not None and network is not None):
         raise UsageError(
             "name one detector, or one network:\n"
@@ -57,17 +56,16 @@ def train(
     library.check_detector(name, store, settings)
     labels = labels_of(store, labeller)
     folder, result = library.train_detector(
-        name, store, labels, settings=settings, store=identity_of(store), runs=runs, on_progress=progress
+        name, store, labels, settings=settings, store=identity_of(store), runs=runs, on_progress=fits
     )
     more = {"result_table": library.terminal_table(result)}
     return Shown({"run": folder, **_values(result)}, "train", more)
 
 
-@command("compare", settings=_COMPARE, ray=RAY, unit="fits")
+@command("compare", settings=_COMPARE, engine=RAY)
 def compare(
     settings: "library.CompareConfig",
-    ray: "library.RayOptions",
-    progress: ProgressLine,
+    engine: "library.Executor | None",
     stores: list[Path] | None = None,
     *,
     traces: Path | None = None,
@@ -91,7 +89,6 @@ def compare(
         resume: Go on in --out: finished detectors are kept.
         jobs: Processes to spread detectors over.
     """
-    engine = ray.engine()
     _use_threads(threads if engine is None else threads or engine.n_threads, jobs)
     if transfer and engine is not None:
         raise UsageError("--ray spreads the comparison of one store; leave it out with --transfer")
@@ -102,19 +99,19 @@ def compare(
         raise UsageError(f"one store is compared at a time, got {len(paths)}; or add --transfer")
     opened = [open_store(path) for path in paths] or [open_store(None)]
     if controls:
-        progress.what = "controls"
         specs = [library.detector_spec(name) for name in settings.detectors or library.DEFAULT_DETECTORS]
-        rows = library.control_rows(specs, opened[0], seed=settings.seeds[0], on_progress=progress)
+        shown, seed = ProgressLine("controls"), settings.seeds[0]
+        rows = library.control_rows(specs, opened[0], seed=seed, on_progress=shown)
         return Shown({"store": opened[0].name, "controls": rows}, "controls")
     labels = [labels_of(store, labeller) for store in opened]
     folder = library.run_folder("transfer" if transfer else "compare", out, is_resumed=resume)
     say(f"the result goes to {folder}")
     if transfer:
-        return _transfer(opened, labels, settings, folder, progress)
+        return _transfer(opened, labels, settings, folder)
     store, about = opened[0], identity_of(opened[0])
     options = library.RunOptions(jobs=jobs, folder=folder, is_resumed=resume, engine=engine)
     result = library.run_comparison(
-        store, labels[0], config=settings, store=about, options=options, on_progress=progress
+        store, labels[0], config=settings, store=about, options=options, on_progress=ProgressLine("fits")
     )
     result.write(folder)
     library.clear_checkpoints(folder)
@@ -132,11 +129,10 @@ def _transfer(
     labels: "list[library.Labels]",
     settings: "library.CompareConfig",
     folder: Path,
-    progress: ProgressLine,
 ) -> Shown:
     names = library.source_names([store.path for store in stores])
     sources = zip(names, stores, labels, map(identity_of, stores), strict=True)
-    result = library.run_transfer(list(sources), config=settings, on_progress=progress)
+    result = library.run_transfer(list(sources), config=settings, on_progress=ProgressLine("fits"))
     result.write(folder)
     library.write_report(folder)
     values = {"folder": folder, "stores": list(names), "cells": result.cells}
@@ -156,10 +152,9 @@ def _use_threads(threads: int | None, jobs: int = 1) -> None:
     library.set_num_threads(threads or max(1, library.default_threads() // jobs))
 
 
-@command("tokens", settings=_TOKENS, unit="fits")
+@command("tokens", settings=_TOKENS)
 def tokens(
     settings: "library.CompareConfig",
-    progress: ProgressLine,
     traces: Path | None = None,
     *,
     save: str | None = None,
@@ -176,10 +171,10 @@ def tokens(
         library.detector_specs([save], library.CompareConfig(), "token")
     _use_threads(threads)
     store = open_store(traces)
-    labels, about = library.label_tokens(store.records), identity_of(store)
+    labels, about, fits = library.label_tokens(store.records), identity_of(store), ProgressLine("fits")
     folder = library.run_folder("tokens", out, is_resumed=False)
     say(f"the result goes to {folder}")
-    result = library.run_comparison(store, labels, config=settings, store=about, on_progress=progress)
+    result = library.run_comparison(store, labels, config=settings, store=about, on_progress=fits)
     result.write(folder)
     if save is not None:
         library.fit_for_use(save, store, labels, settings, folder / "detector")

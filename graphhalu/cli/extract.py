@@ -25,11 +25,10 @@ _PLAN = Options(
 )
 
 
-@command("extract", config=_EXTRACT, ray=RAY, unit="questions")
+@command("extract", config=_EXTRACT, engine=RAY)
 def extract(
     config: "library.ExtractConfig",
-    ray: "library.RayOptions",
-    progress: ProgressLine,
+    engine: "library.Executor | None",
     *,
     out: Path | None = None,
     shard: str | None = None,
@@ -47,7 +46,7 @@ def extract(
     from graphhalu.extract import run
 
     share = None if shard is None else run.Shard.parse(shard)
-    summary = run.extract(config, out, engine=ray.engine(), shard=share, on_progress=progress)
+    summary = run.extract(config, out, engine=engine, shard=share, on_progress=ProgressLine("questions"))
     return Shown(summary.values(), "extract", then=summary.failure)
 
 

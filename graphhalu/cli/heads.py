@@ -16,11 +16,10 @@ _PATTERNS = Options(f"{_SETTINGS}:PatternSettings", "period", "seed", sequences=
 _ABLATION = Options(f"{_SETTINGS}:AblationSettings", "*", set_wins=True)
 
 
-@command("heads retrieval", settings=_RETRIEVAL, spec=MODEL, unit="trials")
+@command("heads retrieval", settings=_RETRIEVAL, spec=MODEL)
 def retrieval(
     settings: "library.RetrievalSettings",
     spec: "library.ModelSpec",
-    progress: ProgressLine,
     *,
     out: Path | None = None,
     top: Count = 10,
@@ -32,14 +31,13 @@ def retrieval(
         top: Heads to show of each role.
     """
     loaded = library.load_checked(spec)
-    tables = library.find_retrieval_heads(loaded, settings, progress)
+    tables = library.find_retrieval_heads(loaded, settings, ProgressLine("trials"))
     return _write(tables, "retrieval", out, loaded.identity["name"], top)
 
 
-@command("heads reasoning", settings=_REASONING, unit="traces")
+@command("heads reasoning", settings=_REASONING)
 def reasoning(
     settings: "library.ReasoningSettings",
-    progress: ProgressLine,
     traces: Path | None = None,
     *,
     num_traces: int | None = None,
@@ -53,19 +51,14 @@ def reasoning(
         top: Heads to show of each role.
     """
     store = open_store(traces)
-    tables = library.find_reasoning_heads(store[:num_traces], settings, progress)
+    tables = library.find_reasoning_heads(store[:num_traces], settings, ProgressLine("traces"))
     name = store.configuration.get("model", {}).get("name") or store.path.stem
     return _write(tables, "reasoning", out, name, top)
 
 
-@command("heads patterns", settings=_PATTERNS, spec=MODEL, unit="sequences")
+@command("heads patterns", settings=_PATTERNS, spec=MODEL)
 def patterns(
-    settings: "library.PatternSettings",
-    spec: "library.ModelSpec",
-    progress: ProgressLine,
-    *,
-    out: Path | None = None,
-    top: Count = 5,
+    settings: "library.PatternSettings", spec: "library.ModelSpec", *, out: Path | None = None, top: Count = 5
 ) -> Shown:
     """Find previous-token, self, duplicate, induction, sink and local heads.
 
@@ -74,7 +67,7 @@ def patterns(
         top: Heads to show of each role.
     """
     loaded = library.load_checked(spec)
-    tables = library.find_pattern_heads(loaded, settings, progress)
+    tables = library.find_pattern_heads(loaded, settings, ProgressLine("sequences"))
     return _write(tables, "patterns", out, loaded.identity["name"], top)
 
 
@@ -91,14 +84,9 @@ def show(file: Path, *, role: str | None = None, top: Count = 20) -> Shown:
     return _shown([table.require_trials() for table in tables], file, top)
 
 
-@command("heads ablate", settings=_ABLATION, spec=MODEL, unit="answers")
+@command("heads ablate", settings=_ABLATION, spec=MODEL)
 def ablate(
-    settings: "library.AblationSettings",
-    spec: "library.ModelSpec",
-    progress: ProgressLine,
-    file: Path,
-    *,
-    role: str | None = None,
+    settings: "library.AblationSettings", spec: "library.ModelSpec", file: Path, *, role: str | None = None
 ) -> Shown:
     """Answer without the chosen heads, and without random heads of the same layers.
 
@@ -109,7 +97,7 @@ def ablate(
     table = library.read_table(file, role).require_trials()
     if "task" not in settings.model_fields_set and table.role.startswith("retrieval"):
         settings = settings.model_copy(update={"task": "needle"})
-    result = library.check_heads(library.load_checked(spec), table, settings, progress)
+    result = library.check_heads(library.load_checked(spec), table, settings, ProgressLine("answers"))
     return Shown(vars(result), "heads_ablate", {"result": result, "role": table.role})
 
 

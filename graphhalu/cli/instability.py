@@ -33,11 +33,10 @@ _GATHER_MODEL = Options(*_MODEL, "quantization", model="name", overrides=False)
 _DETECT_MODEL = Options(*_MODEL, overrides=False)
 
 
-@command("instability gather", settings=_GATHER, spec=_GATHER_MODEL, unit="prompts")
+@command("instability gather", settings=_GATHER, spec=_GATHER_MODEL)
 def gather(
     settings: "library.GatherSettings",
     spec: "library.ModelSpec",
-    progress: ProgressLine,
     *,
     attacks: Path | None = None,
     benign: Path | None = None,
@@ -56,7 +55,8 @@ def gather(
     asked = _prompts(attacks, benign, prompts)
     loaded = library.load_checked(spec)
     folder = out or Path("data/instability") / file_word(str(loaded.identity["name"]))
-    records = [each.record for each in library.gather(loaded, settings, asked, folder, progress).read()]
+    measured = library.gather(loaded, settings, asked, folder, ProgressLine("prompts"))
+    records = [each.record for each in measured.read()]
     counts = {
         "folder": folder,
         "n_prompts": len(records),
@@ -70,14 +70,9 @@ def gather(
     return Shown(counts, "instability_gather", {"counts": counts, "failures": failures})
 
 
-@command("instability calibrate", settings=_CALIBRATE, unit="methods")
+@command("instability calibrate", settings=_CALIBRATE)
 def calibrate(
-    settings: "library.CalibrateSettings",
-    progress: ProgressLine,
-    folder: Path,
-    *,
-    heads: Path | None = None,
-    out: Path | None = None,
+    settings: "library.CalibrateSettings", folder: Path, *, heads: Path | None = None, out: Path | None = None
 ) -> Shown:
     """Choose window, layers and thresholds in nested folds, beside simpler baselines.
 
@@ -88,7 +83,7 @@ def calibrate(
     """
     given = None if heads is None else library.read_important_heads(heads)
     measured = library.SeriesFolder.open(folder)
-    found = library.calibrate(measured, settings, given_heads=given, on_progress=progress)
+    found = library.calibrate(measured, settings, given_heads=given, on_progress=ProgressLine("methods"))
     path = found.write(out or folder / "calibration.json")
     values = {"file": path, **library.plain_values(found, library.CALIBRATION)}
     for name in ("scores", "prompt_ids", "labels"):
@@ -96,10 +91,9 @@ def calibrate(
     return Shown(values, "instability_calibrate", {"found": found})
 
 
-@command("instability detect", spec=_DETECT_MODEL, unit="prompts")
+@command("instability detect", spec=_DETECT_MODEL)
 def detect(
     spec: "library.ModelSpec",
-    progress: ProgressLine,
     prompt: str | None = None,
     *,
     file: Path | None = None,
@@ -143,7 +137,7 @@ def detect(
         system=system_text if system is None else read_text("--system", system),
         max_new_tokens=max_new_tokens,
     )
-    verdicts = [verdict.model_dump() for verdict in detector.score(asked, progress)]
+    verdicts = [verdict.model_dump() for verdict in detector.score(asked, ProgressLine("prompts"))]
     values = {"method": method, "threshold": detector.threshold, "prompts": verdicts}
     is_found, is_unknown = (any(each["is_attack"] is kind for each in verdicts) for kind in (True, None))
     code = (DETECTED if is_found else int(is_unknown)) if fail_on_detect else 0

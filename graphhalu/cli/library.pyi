@@ -1,6 +1,5 @@
 from torch import set_num_threads
 
-from graphhalu.cli.ray import RayOptions
 from graphhalu.core.config import load_config, read_overrides, read_yaml
 from graphhalu.core.documents import plain_values, write_document
 from graphhalu.core.numerics import json_ready
@@ -9,6 +8,7 @@ from graphhalu.datasets.own import read_fields
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import read_description
+from graphhalu.engine.executors import Executor
 from graphhalu.evaluation.audit import AUDIT_FILE, audit
 from graphhalu.evaluation.audit import KIND as AUDIT
 from graphhalu.evaluation.compare import RunOptions, clear_checkpoints
@@ -82,7 +82,6 @@ from graphhalu.studies.instability.series import (
 )
 from graphhalu.studies.instability.settings import KIND as CALIBRATION
 from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, read_calibration
-
 from graphhalu.studies.sinks.analyze import SinksResult, read_sinks
 from graphhalu.studies.sinks.analyze import analyze as analyze_sinks
 from graphhalu.studies.sinks.measure import measure as measure_sinks
@@ -133,6 +132,7 @@ __all__ = [
     "AnswerScorer",
     "CalibrateSettings",
     "CompareConfig",
+    "Executor",
     "Explanation",
     "ExtractConfig",
     "GatherSettings",
@@ -146,7 +146,6 @@ __all__ = [
     "ProfileSettings",
     "PromptDetector",
     "PromptRecord",
-    "RayOptions",
     "ReasoningSettings",
     "Result",
     "RetrievalSettings",

@@ -7,6 +7,7 @@ what a command needs comes from :mod:`graphhalu.cli.library` when it runs.
 import sys
 from collections.abc import Sequence
 from importlib import import_module
+from itertools import pairwise
 from typing import Annotated, Any
 
 import typer
@@ -31,21 +32,14 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_asked: bool) -> bool:
-    if is_asked:
-        print(f"graphhalu {__version__}")
-        raise typer.Exit
-    return is_asked
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _before_commands(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Take the options that stand before any command."""
+    if version:
+        print(f"graphhalu {__version__}")
+        raise typer.Exit
 
 
 for _module in ("extract", "store", "evaluate", "score", "pages", "show"):  # the order of the help
@@ -80,10 +74,9 @@ def run(arguments: Sequence[str]) -> int:
 
 def with_address(arguments: Sequence[str]) -> list[str]:
     """The same with ``--ray local`` for a ``--ray`` without an address."""
-    following = [*arguments[1:], "-"]
     return [
         "--ray=local" if word == "--ray" and after.startswith("-") else word
-        for word, after in zip(arguments, following, strict=True)
+        for word, after in pairwise([*arguments, "-"])
     ]
 
 

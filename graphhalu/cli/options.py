@@ -8,7 +8,6 @@ imported when its command runs or explains itself, so that ``graphhalu --help`` 
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import closing
 from functools import cached_property, reduce
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +18,7 @@ import typer
 from typer.core import TyperCommand
 
 from graphhalu.cli import library
-from graphhalu.cli.output import ProgressLine
+from graphhalu.cli.output import BARS
 from graphhalu.core.errors import UsageError
 
 Count = Annotated[int, typer.Option(min=1)]
@@ -207,8 +206,16 @@ def _kind(annotation: Any) -> _Kind:
     return _Kind(list[str], element, words, metavar)
 
 
+class RayEngine(Options):
+    """Options of a Ray cluster, which make the executor that spreads work over it, or ``None``."""
+
+    def load(self, given: Mapping[str, Any]) -> Any:
+        """The executor that is asked for."""
+        return super().load(given).engine()
+
+
 MODEL: Final = Options("graphhalu.models.cards:ModelSpec", "device", "threads", model="name", overrides=False)
-RAY: Final = Options("graphhalu.cli.ray:RayOptions", "*", overrides=False)
+RAY: Final = RayEngine("graphhalu.cli.ray:RayOptions", "*", overrides=False)
 
 
 class ConfigCommand(TyperCommand):
@@ -246,18 +253,18 @@ class ConfigCommand(TyperCommand):
         given = {name: value for name, value in values.items() if is_given[name]}
         arguments = {name: options.load(given) for name, options in run.configs.items()}
         arguments |= {name: values[name] for name in run.own}
-        with closing(ProgressLine(run.unit)) as progress:
-            shown = run.function(**arguments, **({"progress": progress} if run.unit else {}))
+        with BARS:
+            shown = run.function(**arguments)
         if shown is not None:
             shown.show(as_json=values["json"])
 
 
-def command(words: str, *, hidden: bool = False, unit: str = "", **configs: Options) -> Callable[[F], F]:
+def command(words: str, *, hidden: bool = False, **configs: Options) -> Callable[[F], F]:
     """Register a function as a command that prints what it returns, a :class:`Shown` or nothing.
 
-    Its parameters named here are configurations, made of options; ``progress`` shows how many of
-    the ``unit`` are done. The others that may be positional are arguments, and those that are
-    keyword-only are options of their own. Their help is the section ``Args`` of the docstring.
+    Its parameters named here are configurations, made of options; the others that may be
+    positional are arguments, and those that are keyword-only are options of their own. Their help
+    is the section ``Args`` of the docstring.
     """
 
     def register(function: F) -> F:
@@ -265,8 +272,8 @@ def command(words: str, *, hidden: bool = False, unit: str = "", **configs: Opti
 
         called: Any = run
         own = inspect.signature(function).parameters
-        called.own = {each: own[each] for each in own if each not in (*configs, "progress")}
-        called.function, called.configs, called.unit = function, configs, unit
+        called.own = {name: own[name] for name in own if name not in configs}
+        called.function, called.configs = function, configs
         summary = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
         group, _, name = words.rpartition(" ")
         APPS[group].command(name, cls=ConfigCommand, help=summary, hidden=hidden)(run)

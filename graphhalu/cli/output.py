@@ -13,6 +13,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from string import Formatter
@@ -25,6 +26,8 @@ _NOTES_BELOW = "\0"
 """Stands for the line ``---`` of a template; no inserted text can hold it, since those are cleaned."""
 _N_WORDS = 3
 """Words of a cell that has one for ``None``, too."""
+BARS = ExitStack()
+"""Takes down the progress bars of a command when it ends, also after an error."""
 _PLAIN_SECONDS = 15.0
 """How often progress is printed when stderr is not a terminal."""
 
@@ -270,19 +273,16 @@ class ProgressLine:
             self.last_seconds = seconds
             say(f"{done}/{total} {self.what}, {text}")
 
-    def close(self) -> None:
-        """Take the bar down."""
-        if self.bar is not None:
-            self.bar.stop()
-
 
 def _bar(what: str) -> Any:
     """A bar of rich on stderr, with a text behind it."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
+    BARS.close()  # rich shows one at a time
     columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
     bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True))
     bar.add_task(what, text="")
     bar.start()
+    BARS.callback(bar.stop)
     return bar

@@ -14,9 +14,8 @@ _MOST_SHOWN = 3
 """Rows without a score that are named."""
 
 
-@command("score", unit="answers")
+@command("score")
 def score(
-    progress: ProgressLine,
     question: str | None = None,
     *,
     detector: Path | None = None,
@@ -57,7 +56,7 @@ def score(
         run, detector_class=detector_class, name=model, device=device, threads=threads
     )
     if input_ is not None and output is not None:
-        rows = library.score_file(scorer, library.read_asked(input_), output, progress)
+        rows = library.score_file(scorer, library.read_asked(input_), output, ProgressLine("answers"))
         failed = [row for row in rows if row["score"] is None]
         called = sum(bool(row["is_hallucinated"]) for row in rows)
         values = {"output": output, "n": len(rows), "n_called": called, "n_failed": len(failed)}

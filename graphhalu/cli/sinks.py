@@ -30,10 +30,9 @@ _ANALYZE = Options(
 )
 
 
-@command("sinks measure", settings=_MEASURE, unit="sequences")
+@command("sinks measure", settings=_MEASURE)
 def measure(
     settings: "library.SinkMeasureConfig",
-    progress: ProgressLine,
     *,
     traces: Path | None = None,
     labeller: str | None = None,
@@ -59,7 +58,7 @@ def measure(
         settings = settings.model_copy(update={"ks": library.ABLATED_KS})
     folder, of_model = out or _RECORDS, [name for name in ablated if name != "k"]
     if traces is None:
-        runs = library.measure_sinks(settings, folder, ablate=ablated, on_progress=progress)
+        runs = library.measure_sinks(settings, folder, ablate=ablated, on_progress=ProgressLine("sequences"))
     elif of_model:
         raise UsageError(
             f"--ablate {','.join(of_model)} runs a model, and --traces reads what one gave before\n"
@@ -80,13 +79,9 @@ def measure(
     return Shown({"folder": folder, "runs": listed}, "sinks_measure")
 
 
-@command("sinks analyze", settings=_ANALYZE, unit="runs")
+@command("sinks analyze", settings=_ANALYZE)
 def analyze(
-    settings: "library.AnalyzeConfig",
-    progress: ProgressLine,
-    records: list[Path] | None = None,
-    *,
-    out: Path | None = None,
+    settings: "library.AnalyzeConfig", records: list[Path] | None = None, *, out: Path | None = None
 ) -> Shown:
     """Test the hypotheses: shift, prediction, beyond entropy, localisation; size, task, chat.
 
@@ -94,7 +89,7 @@ def analyze(
         records: Files of records, or folders of them; by default data/runs/sinks.
         out: Folder of sinks.json; by default data/runs/sinks-<time>.
     """
-    result = library.analyze_sinks(records or [_RECORDS], settings, on_progress=progress)
+    result = library.analyze_sinks(records or [_RECORDS], settings, on_progress=ProgressLine("runs"))
     folder = library.run_folder("sinks", out, is_resumed=False)
     path = result.write(folder)
     more = {"result": result, "folder": folder}

@@ -73,9 +73,9 @@ def _ones(labels: "library.Labels") -> str:
     return "hallucinated" if labels.meaning == "hallucinated" else "input bad"
 
 
-@command("features", ray=RAY)
+@command("features", engine=RAY)
 def features(
-    ray: "library.RayOptions",
+    engine: "library.Executor | None",
     traces: Path | None = None,
     *,
     features: str | None = None,
@@ -90,7 +90,7 @@ def features(
         per_token: One row a token instead of one a trace.
         out: Parquet file for the table.
     """
-    engine, store = ray.engine(), open_store(traces)
+    store = open_store(traces)
     wanted = library.split_text(features or "")
     wanted = wanted or library.available_features(store.arrays, per_token=per_token)
     if out is not None:
@@ -104,10 +104,9 @@ def features(
     return Shown(values, "features", more)
 
 
-@command("graphs compare", ray=RAY, unit="traces")
+@command("graphs compare", engine=RAY)
 def compare(
-    ray: "library.RayOptions",
-    progress: ProgressLine,
+    engine: "library.Executor | None",
     traces: Path | None = None,
     *,
     labeller: str = "match",
@@ -128,7 +127,7 @@ def compare(
         rows: Rows of the table; the JSON has all.
         out: Folder of figure and JSON; by default data/runs/topology-<time>.
     """
-    engine, store = ray.engine(), open_store(traces)
+    store = open_store(traces)
     kept = None if layers is None else tuple(read_list("--layers", layers))
     report = library.compare_topology(
         store,
@@ -138,7 +137,7 @@ def compare(
         n_resamples=resamples,
         seed=seed,
         engine=engine,
-        on_progress=progress,
+        on_progress=ProgressLine("traces"),
     )
     folder = library.run_folder("topology", out, is_resumed=False)
     figure = library.save_figure(library.topology_figure(report), folder)[0]

@@ -12,10 +12,9 @@ from graphhalu.core.errors import UsageError
 _PROFILE = Options("graphhalu.weights.layer:ProfileSettings", "spectra", set_wins=True)
 
 
-@command("weights profile", settings=_PROFILE, unit="steps")
+@command("weights profile", settings=_PROFILE)
 def profile(
     settings: "library.ProfileSettings",
-    progress: ProgressLine,
     model: str = "smollm2",
     *,
     revision: str | None = None,
@@ -32,7 +31,7 @@ def profile(
     """
     weights = library.open_weights(model, revision)
     folder = out or _folder(weights)
-    found = _made_profile(weights, settings, folder, progress)
+    found = _made_profile(weights, settings, folder)
     values = {
         "folder": folder,
         "model": found.model,
@@ -43,10 +42,9 @@ def profile(
     return Shown(values, "weights_profile", {"found": found, "n_shown": rows})
 
 
-@command("weights validate", given=Options(), unit="steps")
+@command("weights validate", given=Options())
 def validate(
     given: dict[str, Any],
-    progress: ProgressLine,
     traces: Path | None = None,
     *,
     model: str | None = None,
@@ -77,11 +75,11 @@ def validate(
         found = library.read_profile(folder)
     else:
         say(f"profiling {weights.identity['name']}, which takes a minute or more; kept in {folder}")
-        found = _made_profile(weights, library.ProfileSettings(), folder, progress)
+        found = _made_profile(weights, library.ProfileSettings(), folder)
     labels = _labels(store, labeller)
     about = {"name": store.path.name, "n_traces": len(store), "model": identity}
     result = library.validate_profile(
-        found, weights, store, labels, store=about, settings=settings, on_progress=progress
+        found, weights, store, labels, store=about, settings=settings, on_progress=ProgressLine("steps")
     )
     target = out or folder
     result.write(target)
@@ -127,9 +125,9 @@ def compare(first: Path, second: Path, *, out: Path | None = None) -> Shown:
 
 
 def _made_profile(
-    weights: "library.Weights", settings: "library.ProfileSettings", folder: Path, progress: ProgressLine
+    weights: "library.Weights", settings: "library.ProfileSettings", folder: Path
 ) -> "library.WeightProfile":
-    found = library.profile_model(weights, settings, progress)
+    found = library.profile_model(weights, settings, ProgressLine("steps"))
     found.write(folder)
     library.write_heads(folder / "heads.json", library.head_tables(found))
     return found

@@ -22,14 +22,13 @@ from typing import Any
 import numpy as np
 
 from graphhalu.core.errors import StoreError, UsageError, WorkerError
-from graphhalu.core.provenance import provenance
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.engine.executors import Executor, Progress, SerialExecutor, Workers, no_progress
 from graphhalu.extract.extraction import (
     QuestionBatch,
     Worker,
-    dataset_identity,
+    describe,
     expected_bytes,
     extract_batch,
     load_worker,
@@ -206,7 +205,7 @@ def extract(
 
     holder = MAIN if shard is None else shard.writer
     with engine.workers(_start(engine, config, out, holder, count), max(1, len(batches))) as workers:
-        about = (dataset_identity(dataset), len(questions))
+        about = (dataset.identity(), len(questions))
         description = next(workers(describe, [about])).result()
         for note in description["notes"]:
             _log.info(note)
@@ -242,31 +241,6 @@ def extract(
         notes=description["notes"],
         quarantined={name: reason for name, reason in failed.items() if name not in done},
     )
-
-
-def describe(worker: Worker, about: tuple[Mapping[str, Any], int]) -> dict[str, Any]:
-    """What the store of a worker's traces is, and what a user should know.
-
-    Args:
-        worker: The worker.
-        about: What identifies the data set, and how many questions there are.
-
-    Returns:
-        The ``store``, as arguments of :func:`graphhalu.traces.store.open_or_create`, ``notes``
-        for the user, and the ``load_seconds`` of the model.
-    """
-    dataset, n_questions = about
-    found = worker.extraction
-    return {
-        "store": {
-            "configuration": found.identity(dataset),
-            "shape": found.shape,
-            "arrays": found.arrays,
-            "provenance": {**provenance(), "config": found.config.model_dump(mode="json")},
-        },
-        "notes": found.notes(n_questions),
-        "load_seconds": worker.load_seconds,
-    }
 
 
 def _start(
