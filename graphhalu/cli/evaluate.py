@@ -10,13 +10,9 @@ from graphhalu.cli.store import identity_of, labels_of, open_store
 from graphhalu.core.errors import GraphhaluError, UsageError
 
 _COMPARE = Options(
-    "graphhalu.evaluation.settings:CompareConfig",
-    *("detectors", "quick", "seeds", "against", "beams"),
-    file=True,
-    detector="detectors",
-    network="detectors",
+    "CompareConfig", "detector=detectors network=detectors detectors quick seeds against beams", file=True
 )
-_TOKENS = Options("graphhalu.evaluation.settings:CompareConfig", "detectors", "seeds", "quick", file=True)
+_TOKENS = Options("CompareConfig", "detectors seeds quick", file=True)
 
 
 @command("train", given=Options(file=True))

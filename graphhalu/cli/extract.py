@@ -7,21 +7,14 @@ from graphhalu.cli.options import RAY, Options, command
 from graphhalu.cli.output import ProgressLine, Shown
 
 _EXTRACT = Options(
-    "graphhalu.extract.settings:ExtractConfig",
-    *("model.*", "dataset.fields", "dataset.seed", "prompt.*", "generation.*", "capture.*"),
-    *("num_samples", "batch_size"),
+    "ExtractConfig",
+    "model=model.name dataset=dataset.name data_path=dataset.path beams=generation.num_beams",
+    "system_file=prompt.system@file model.* dataset.fields dataset.seed prompt.* generation.* capture.*",
+    "num_samples batch_size",
     file=True,
-    model="model.name",
-    dataset="dataset.name",
-    data_path="dataset.path",
-    beams="generation.num_beams",
-    system_file="prompt.system@file",
 )
 _PLAN = Options(
-    "graphhalu.extract.cost:PlanSettings",
-    *("*", "work.*", "work.capture.keep", "work.capture.rows"),
-    overrides=False,
-    keep_beams="work.kept_beams",
+    "PlanSettings", "keep_beams=work.kept_beams * work.* work.capture.keep work.capture.rows", overrides=False
 )
 
 

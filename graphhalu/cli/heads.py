@@ -9,11 +9,10 @@ from graphhalu.cli.options import MODEL, Count, Options, command
 from graphhalu.cli.output import ProgressLine, Shown, file_word
 from graphhalu.cli.store import open_store
 
-_SETTINGS = "graphhalu.heads.settings"
-_RETRIEVAL = Options(f"{_SETTINGS}:RetrievalSettings", "*", depths="n_depths", set_wins=True)
-_REASONING = Options(f"{_SETTINGS}:ReasoningSettings", "gate", "labeller", set_wins=True)
-_PATTERNS = Options(f"{_SETTINGS}:PatternSettings", "period", "seed", sequences="n_sequences", set_wins=True)
-_ABLATION = Options(f"{_SETTINGS}:AblationSettings", "*", set_wins=True)
+_RETRIEVAL = Options("RetrievalSettings", "depths=n_depths *", set_wins=True)
+_REASONING = Options("ReasoningSettings", "gate labeller", set_wins=True)
+_PATTERNS = Options("PatternSettings", "sequences=n_sequences period seed", set_wins=True)
+_ABLATION = Options("AblationSettings", "*", set_wins=True)
 
 
 @command("heads retrieval", settings=_RETRIEVAL, spec=MODEL)

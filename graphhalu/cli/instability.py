@@ -14,23 +14,16 @@ from graphhalu.core.errors import UsageError
 DETECTED = 3
 """Exit code of ``detect --fail-on-detect`` when a prompt is called an attack."""
 
-_SETTINGS = "graphhalu.studies.instability.settings"
 _GATHER = Options(
-    f"{_SETTINGS}:GatherSettings",
-    *("denominator", "max_new_tokens", "iterations", "temperature", "chat"),
+    "GatherSettings",
+    "system=system@file system_text=system denominator max_new_tokens iterations temperature chat",
     set_wins=True,
-    system="system@file",
-    system_text="system",
 )
 _CALIBRATE = Options(
-    f"{_SETTINGS}:CalibrateSettings",
-    *("spread", "starts", "lengths", "mid_high", "tail_cut", "seeds"),
-    set_wins=True,
-    folds="n_folds",
+    "CalibrateSettings", "folds=n_folds spread starts lengths mid_high tail_cut seeds", set_wins=True
 )
-_MODEL = ("graphhalu.models.cards:ModelSpec", "device", "threads")
-_GATHER_MODEL = Options(*_MODEL, "quantization", model="name", overrides=False)
-_DETECT_MODEL = Options(*_MODEL, overrides=False)
+_GATHER_MODEL = Options("ModelSpec", "model=name device threads quantization", overrides=False)
+_DETECT_MODEL = Options("ModelSpec", "device threads", overrides=False)
 
 
 @command("instability gather", settings=_GATHER, spec=_GATHER_MODEL)

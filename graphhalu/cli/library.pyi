@@ -1,5 +1,6 @@
 from torch import set_num_threads
 
+from graphhalu.cli.ray import RayOptions
 from graphhalu.core.config import load_config, read_overrides, read_yaml
 from graphhalu.core.documents import plain_values, write_document
 from graphhalu.core.numerics import json_ready
@@ -146,6 +147,7 @@ __all__ = [
     "ProfileSettings",
     "PromptDetector",
     "PromptRecord",
+    "RayOptions",
     "ReasoningSettings",
     "Result",
     "RetrievalSettings",

@@ -8,11 +8,10 @@ imported when its command runs or explains itself, so that ``graphhalu --help`` 
 import inspect
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, reduce
-from importlib import import_module
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
@@ -63,54 +62,48 @@ class Options:
     by repeating its option.
 
     Args:
-        path: ``module:Class`` of the configuration; without one, the settings are a plain mapping.
-        names: Fields whose options have their names, dotted where they are nested; ``model.*`` are
-            all fields of a nested configuration.
+        config: Name of the configuration in the library; without one, settings are a plain mapping.
+        fields: Fields, dotted where they are nested, with spaces between them; an option has the name of
+            its field, or another one as in ``data_path=dataset.path``. ``model.*`` are all fields of
+            a nested configuration that have no other option. ``system=prompt.system@file`` is read
+            from the file that the option names; several options of one list are joined.
         file: Whether there is ``--config FILE``.
         overrides: Whether there is ``--set KEY=VALUE``.
         set_wins: Whether ``--set`` wins over the other options.
-        fields: Fields by the names of their options. ``"prompt.system@file"`` is read from the file
-            that the option names; several options of one list are joined.
     """
 
     def __init__(
         self,
-        path: str | None = None,
-        /,
-        *names: str,
+        config: str | None = None,
+        *fields: str,
         file: bool = False,
         overrides: bool = True,
         set_wins: bool = False,
-        **fields: str,
     ) -> None:
-        self.path, self.names, self.renamed, self.set_wins = path, names, fields, set_wins
+        self.config, self.names, self.set_wins = config, " ".join(fields).split(), set_wins
         self.others: dict[str, Any] = {"config": Path} if file else {}
         self.others |= {"set_": list[str]} if overrides else {}
 
     @cached_property
-    def model(self) -> Any:
-        """The configuration class."""
-        module, _, name = str(self.path).partition(":")
-        return getattr(import_module(module), name)
-
-    @cached_property
-    def fields(self) -> dict[str, str]:
-        """The fields, dotted, by the names of their options."""
-        found = dict(self.renamed)  # what has a name of its own is what people look for first
+    def fields(self) -> dict[str, "_Field"]:
+        """The fields by the names of their options."""
+        default = getattr(library, self.config).model_construct() if self.config else None
+        renamed = dict(name.split("=") for name in self.names if "=" in name)
+        found = {name: _Field(target, default) for name, target in renamed.items()}
         for name in self.names:
-            leaf = name.rpartition(".")[2]
-            if leaf != "*":
-                found[leaf] = name
-                continue
-            inside = type(self._owner(name)).model_fields.items()
-            flat = [each for each, field in inside if not hasattr(field.annotation, "model_fields")]
-            made = {each: name.removesuffix("*") + each for each in flat}
-            found |= {each: field for each, field in made.items() if field not in self.renamed.values()}
+            if name.endswith("*"):
+                inside = type(_owner(name, default)).model_fields.items()
+                flat = [leaf for leaf, info in inside if not hasattr(info.annotation, "model_fields")]
+                targets = {leaf: name.removesuffix("*") + leaf for leaf in flat}
+                shown = {leaf: each for leaf, each in targets.items() if each not in renamed.values()}
+                found |= {leaf: _Field(each, default) for leaf, each in shown.items()}
+            elif "=" not in name:
+                found[name.rpartition(".")[2]] = _Field(name, default)
         return found
 
     def parameters(self, texts: Mapping[str, str]) -> list[inspect.Parameter]:
         """The options as parameters that typer understands; their help is that of the field, or a text."""
-        made = [self._parameter(name, target, texts.get(name)) for name, target in self.fields.items()]
+        made = [field.parameter(name, texts.get(name)) for name, field in self.fields.items()]
         return made + [_option(name, kind, None, _SHARED[name]) for name, kind in self.others.items()]
 
     def load(self, given: Mapping[str, Any]) -> Any:
@@ -121,89 +114,19 @@ class Options:
             UsageError: If numbers or a file cannot be read, or two options set one field.
         """
         options: dict[str, Any] = {}
-        for name, target in self.fields.items():
+        for name, field in self.fields.items():
             if name not in given:
                 continue
-            field, _, file = target.partition("@")
-            read = read_text if file else self._kind(field).read
-            value = read(_flag(name), given[name])
-            if field in options and not isinstance(value, list):
-                raise UsageError(f"{_flag(name)} and another option both set {field}; use one of them")
-            options[field] = options[field] + value if field in options else value
+            value, before = field.read(_flag(name), given[name]), options.get(field.name)
+            if before is not None and not isinstance(value, list):
+                raise UsageError(f"{_flag(name)} and another option both set {field.name}; use one of them")
+            options[field.name] = value if before is None else before + value
         others = {name: given.get(name) for name in self.others}
         path, overrides = others.get("config"), library.read_overrides(others.get("set_") or ())
-        if self.path is None:
+        if self.config is None:
             return {**(library.read_yaml(path) if path else {}), **overrides}
         merged = {**options, **overrides} if self.set_wins else {**overrides, **options}
-        return library.load_config(self.model, path, merged)
-
-    def _owner(self, dotted: str) -> Any:
-        """The default configuration that has a field, without a check of its values."""
-        return reduce(getattr, dotted.split(".")[:-1], self.model.model_construct())
-
-    def _kind(self, dotted: str) -> "_Kind":
-        return _kind(type(self._owner(dotted)).model_fields[dotted.rpartition(".")[2]].annotation)
-
-    def _parameter(self, name: str, target: str, text: str | None) -> inspect.Parameter:
-        dotted, _, file = target.partition("@")
-        owner, leaf = self._owner(dotted), dotted.rpartition(".")[2]
-        field = type(owner).model_fields[leaf]
-        text = text or (field.description or "").replace("``", "")
-        if file:
-            return _option(name, Path, None, f"File: {text}")
-        kind = _kind(field.annotation)
-        shown = kind.shown(getattr(owner, leaf))
-        return _option(name, kind.option, shown, text, metavar=kind.metavar, metadata=field.metadata)
-
-
-class _Kind(NamedTuple):
-    """How the command line takes the values of a field.
-
-    Attributes:
-        option: Type of the option.
-        element: Type of the values of a list, ``dict`` for columns by field; ``None`` for a single value.
-        words: Words that may stand for the list, with what they mean.
-        metavar: Placeholder of the value in the help.
-    """
-
-    option: Any
-    element: Any = None
-    words: Mapping[str, Any] = {}
-    metavar: str | None = None
-
-    def read(self, flag: str, value: Any) -> Any:
-        """The value of the field."""
-        if self.element is None:
-            return value
-        if self.element is dict:
-            return library.read_fields(value)
-        text = ",".join(value)
-        return self.words[text] if text in self.words else read_list(flag, text, self.element, self.words)
-
-    def shown(self, default: Any) -> Any:
-        """The default of the option, which the help shows."""
-        if self.element in (None, dict):
-            return default or None if isinstance(default, dict) else default
-        return [default if isinstance(default, str) else ",".join(map(str, default))] if default else None
-
-
-def _kind(annotation: Any) -> _Kind:
-    is_union = get_origin(annotation) in (Union, UnionType)
-    members = get_args(annotation) if is_union else (annotation,)
-    lists = [member for member in members if get_origin(member) is tuple]
-    if not lists:
-        (single, *more) = [member for member in members if member is not NoneType]
-        if get_origin(single) is dict:
-            return _Kind(str, dict, metavar="FIELD=COLUMN,FIELD=COLUMN")
-        is_known = single in (bool, int, float, Path) or get_origin(single) is Literal
-        return _Kind(single if is_known and not more else str)
-    element = get_args(lists[0])[0]
-    if get_origin(element) is Annotated:
-        element = get_args(element)[0]
-    words: dict[str, Any] = {"all": None} if NoneType in members else {}
-    words |= {word: word for member in members if get_origin(member) is Literal for word in get_args(member)}
-    metavar = "|".join(["N,N" if element in (int, float) else "NAME,NAME", *words])
-    return _Kind(list[str], element, words, metavar)
+        return library.load_config(getattr(library, self.config), path, merged)
 
 
 class RayEngine(Options):
@@ -214,12 +137,93 @@ class RayEngine(Options):
         return super().load(given).engine()
 
 
-MODEL: Final = Options("graphhalu.models.cards:ModelSpec", "device", "threads", model="name", overrides=False)
-RAY: Final = RayEngine("graphhalu.cli.ray:RayOptions", "*", overrides=False)
+MODEL: Final = Options("ModelSpec", "model=name device threads", overrides=False)
+RAY: Final = RayEngine("RayOptions", "*", overrides=False)
+
+
+def _owner(dotted: str, default: Any) -> Any:
+    """The part of a default configuration that has a field."""
+    return reduce(getattr, dotted.split(".")[:-1], default)
+
+
+class _Field:
+    """A field of a configuration, and how the command line takes its values.
+
+    Args:
+        target: The field, dotted; with ``@file`` its text is read from a file.
+        default: The default configuration.
+
+    Attributes:
+        element: Type of the values of a list, ``dict`` for columns by field; ``None`` for a single value.
+        words: Words that may stand for the list, with what they mean.
+    """
+
+    def __init__(self, target: str, default: Any) -> None:
+        self.name, _, file = target.partition("@")
+        self.is_file = bool(file)
+        owner, leaf = _owner(self.name, default), self.name.rpartition(".")[2]
+        self.info, self.default = type(owner).model_fields[leaf], getattr(owner, leaf)
+        self.kind: Any = str
+        self.element: Any = None
+        self.metavar: str | None = None
+        self.words: dict[str, Any] = {}
+        annotation = self.info.annotation
+        is_union = get_origin(annotation) in (Union, UnionType)
+        members = get_args(annotation) if is_union else (annotation,)
+        (single, *more) = [each for each in members if each is not NoneType]
+        if lists := [each for each in members if get_origin(each) is tuple]:
+            self.kind, self.element = list[str], get_args(lists[0])[0]
+            if get_origin(self.element) is Annotated:
+                self.element = get_args(self.element)[0]
+            words = [word for each in members if get_origin(each) is Literal for word in get_args(each)]
+            self.words = {"all": None} if NoneType in members else {}
+            self.words |= {word: word for word in words}
+            metavar = "N,N" if self.element in (int, float) else "NAME,NAME"
+            self.metavar = "|".join([metavar, *self.words])
+        elif get_origin(single) is dict:
+            self.element, self.metavar = dict, "FIELD=COLUMN,FIELD=COLUMN"
+        elif not more and (single in (bool, int, float, Path) or get_origin(single) is Literal):
+            self.kind = single
+
+    def parameter(self, name: str, text: str | None) -> inspect.Parameter:
+        """The option of this field, which shows its default."""
+        text = text or (self.info.description or "").replace("``", "")
+        if self.is_file:
+            return _option(name, Path, None, f"File: {text}")
+        shown = self.default
+        if self.element is not None:
+            joined = shown if isinstance(shown, str) else ",".join(map(str, shown or ()))
+            shown = [joined] if joined else None
+        return _option(name, self.kind, shown, text, metavar=self.metavar, metadata=self.info.metadata)
+
+    def read(self, flag: str, value: Any) -> Any:
+        """The value of the field that an option asks for."""
+        if self.is_file:
+            return read_text(flag, value)
+        if self.element is None:
+            return value
+        if self.element is dict:
+            return library.read_fields(value)
+        text = ",".join(value)
+        return self.words[text] if text in self.words else read_list(flag, text, self.element, self.words)
 
 
 class ConfigCommand(TyperCommand):
-    """A command that makes its options when they are first needed, and prints what its function returns."""
+    """A command that makes its options when they are first needed, and prints what its function returns.
+
+    Args:
+        function: What is run.
+        configs: The options of those of its parameters that are configurations.
+        settings: Of typer.
+    """
+
+    def __init__(
+        self, *, function: Callable[..., Any], configs: Mapping[str, Options], **settings: Any
+    ) -> None:
+        super().__init__(**settings)
+        self.function, self.configs = function, configs
+        parameters = inspect.signature(function).parameters
+        self.own = {name: parameters[name] for name in parameters if name not in configs}
 
     @cached_property
     def made(self) -> Any:
@@ -228,13 +232,10 @@ class ConfigCommand(TyperCommand):
         def command(**values: Any) -> dict[str, Any]:
             return values
 
-        run: Any = self.callback
-        _, _, arguments = (inspect.getdoc(run.function) or "").partition("\n\nArgs:\n")
+        _, _, arguments = (inspect.getdoc(self.function) or "").partition("\n\nArgs:\n")
         texts = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", arguments, flags=re.MULTILINE))
-        parameters = [each for options in run.configs.values() for each in options.parameters(texts)]
-        parameters += [
-            _own_parameter(each, texts.get(each.name) or _SHARED[each.name]) for each in run.own.values()
-        ]
+        parameters = [each for options in self.configs.values() for each in options.parameters(texts)]
+        parameters += [_own_parameter(own, {**_SHARED, **texts}[name]) for name, own in self.own.items()]
         parameters.append(_option("json", bool, False, _SHARED["json"]))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         app = typer.Typer(add_completion=False)
@@ -247,14 +248,12 @@ class ConfigCommand(TyperCommand):
 
     def invoke(self, ctx: Any) -> Any:
         """Read the configurations, call the function with them, and print."""
-        run: Any = self.callback
         values = self.made.callback(**ctx.params)
         is_given = {name: ctx.get_parameter_source(name).name == "COMMANDLINE" for name in values}
         given = {name: value for name, value in values.items() if is_given[name]}
-        arguments = {name: options.load(given) for name, options in run.configs.items()}
-        arguments |= {name: values[name] for name in run.own}
+        arguments = {name: options.load(given) for name, options in self.configs.items()}
         with BARS:
-            shown = run.function(**arguments)
+            shown = self.function(**arguments, **{name: values[name] for name in self.own})
         if shown is not None:
             shown.show(as_json=values["json"])
 
@@ -268,15 +267,10 @@ def command(words: str, *, hidden: bool = False, **configs: Options) -> Callable
     """
 
     def register(function: F) -> F:
-        def run() -> None: ...
-
-        called: Any = run
-        own = inspect.signature(function).parameters
-        called.own = {name: own[name] for name in own if name not in configs}
-        called.function, called.configs = function, configs
-        summary = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
         group, _, name = words.rpartition(" ")
-        APPS[group].command(name, cls=ConfigCommand, help=summary, hidden=hidden)(run)
+        summary = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
+        made: Any = partial(ConfigCommand, function=function, configs=configs)
+        APPS[group].command(name, cls=made, help=summary, hidden=hidden)(lambda: None)
         return function
 
     return register

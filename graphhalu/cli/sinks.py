@@ -10,24 +10,12 @@ from graphhalu.core.errors import UsageError
 
 _RECORDS = Path("data/runs/sinks")
 _MEASURE = Options(
-    "graphhalu.studies.sinks.settings:SinkMeasureConfig",
-    *("model.quantization", "model.dtype", "model.device", "model.threads"),
-    *("prompt.*", "num_samples", "query_start"),
+    "SinkMeasureConfig",
+    "model=model.name dataset=dataset.name data_path=dataset.path k=ks queries=modes examples=n_examples",
+    "model.quantization model.dtype model.device model.threads prompt.* num_samples query_start",
     file=True,
-    model="model.name",
-    dataset="dataset.name",
-    data_path="dataset.path",
-    k="ks",
-    queries="modes",
-    examples="n_examples",
 )
-_ANALYZE = Options(
-    "graphhalu.studies.sinks.settings:AnalyzeConfig",
-    *("heads", "role"),
-    label="meanings",
-    resamples="n_resamples",
-    seeds="fold_seeds",
-)
+_ANALYZE = Options("AnalyzeConfig", "label=meanings resamples=n_resamples seeds=fold_seeds heads role")
 
 
 @command("sinks measure", settings=_MEASURE)

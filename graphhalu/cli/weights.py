@@ -9,7 +9,7 @@ from graphhalu.cli.output import ProgressLine, Shown, file_word, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
 
-_PROFILE = Options("graphhalu.weights.layer:ProfileSettings", "spectra", set_wins=True)
+_PROFILE = Options("ProfileSettings", "spectra", set_wins=True)
 
 
 @command("weights profile", settings=_PROFILE)
