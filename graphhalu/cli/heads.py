@@ -1,4 +1,4 @@
-"""Commands ``graphhalu heads``: roles of attention heads, and a model without them."""
+"""Roles of attention heads: retrieval, reasoning, patterns; and the model without them."""
 
 from collections import Counter
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""``graphhalu instability``: do heads disagree on the system prompt when it is attacked?"""
+"""Inter-head instability: do heads disagree on the system prompt under attack?"""
 
 import sys
 from pathlib import Path
@@ -59,8 +59,7 @@ def gather(
         "n_finished": sum(record.is_finished for record in records),
         "mean_answer_tokens": sum(record.n_answer for record in records) / len(records),
     }
-    failures = list(dict.fromkeys(record.failure for record in records if record.failure))
-    return Shown(counts, "instability_gather", {"counts": counts, "failures": failures})
+    return Shown(counts, "instability_gather", {"records": records})
 
 
 @command("instability calibrate", settings=_CALIBRATE)

@@ -42,9 +42,8 @@ def _before_commands(
         raise typer.Exit
 
 
-for _module in ("extract", "store", "evaluate", "score", "pages", "show"):  # the order of the help
-    import_module(f"graphhalu.cli.{_module}")
-for _module in ("heads", "weights", "instability", "sinks"):
+_MODULES = "extract store evaluate score pages heads show graphs weights instability sinks"
+for _module in _MODULES.split():  # the order of the help
     import_module(f"graphhalu.cli.{_module}")
 for _group in APPS.values():
     app.add_typer(_group)

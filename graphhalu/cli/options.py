@@ -7,6 +7,7 @@ imported when its command runs or explains itself, so that ``graphhalu --help`` 
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property, partial, reduce
 from pathlib import Path
@@ -22,6 +23,7 @@ from graphhalu.core.errors import UsageError
 
 Count = Annotated[int, typer.Option(min=1)]
 Size = Annotated[int, typer.Option(min=0)]
+Resamples = Annotated[int, typer.Option(min=100)]
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LIMITS: Final = {"ge": "min", "gt": "min", "min": "min", "le": "max", "lt": "max", "max": "max"}
@@ -39,20 +41,8 @@ _SHARED: Final = {
 """Help of the parameters that mean the same to all commands."""
 
 
-GROUPS: Final = {
-    "": None,
-    "heads": "Roles of attention heads: retrieval, reasoning, patterns; and the model without them.",
-    "show": "Show models, data sets, detectors, features, a trace store or its labels.",
-    "graphs": "Token graphs of a store.",
-    "weights": "Weights of a model: profile, validation against traces, comparison.",
-    "instability": "Inter-head instability: do heads disagree on the system prompt under attack?",
-    "sinks": "Sink mass against hallucination: measure it, analyse it, draw it.",
-}
-"""Commands of two words by their first one, with help; and those of one word."""
-APPS: Final = {
-    group: typer.Typer(name=group or None, help=text, no_args_is_help=bool(group))
-    for group, text in GROUPS.items()
-}
+APPS: Final = {"": typer.Typer()}
+"""Commands of two words by their first one; and those of one word."""
 
 
 class Options:
@@ -263,12 +253,15 @@ def command(words: str, *, hidden: bool = False, **configs: Options) -> Callable
 
     Its parameters named here are configurations, made of options; the others that may be
     positional are arguments, and those that are keyword-only are options of their own. Their help
-    is the section ``Args`` of the docstring.
+    is the section ``Args`` of the docstring; that of a group of commands is the docstring of their module.
     """
 
     def register(function: F) -> F:
         group, _, name = words.rpartition(" ")
         summary = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
+        if group not in APPS:
+            about = sys.modules[function.__module__].__doc__
+            APPS[group] = typer.Typer(name=group, help=about, no_args_is_help=True)
         made: Any = partial(ConfigCommand, function=function, configs=configs)
         APPS[group].command(name, cls=made, help=summary, hidden=hidden)(lambda: None)
         return function

@@ -80,9 +80,8 @@ class Shown(NamedTuple):
         if as_json:
             print(json_text(self.values))
         else:
-            text, _, notes = (
-                _template(self.template).render({**self.values, **self.more}).partition(_NOTES_BELOW)
-            )
+            shown = _template(self.template).render({"values": self.values, **self.values, **self.more})
+            text, _, notes = shown.partition(_NOTES_BELOW)
             print(text, end="")
             if notes.strip():
                 print(notes.rstrip("\n"), file=sys.stderr, flush=True)
@@ -115,7 +114,13 @@ def _template(name: str) -> Any:
         autoescape=False,  # noqa: S701 - the result is text for a terminal
     )
     environment.globals |= {"table": table, "grid": grid, "render": render, "interval": interval}
-    environment.filters |= {"bytes": megabytes, "duration": duration, "number": _number, "cell": _cell_of}
+    environment.filters |= {
+        "bytes": megabytes,
+        "duration": duration,
+        "number": lambda value, spec=".4g": "none" if value is None else format(value, spec),
+        "quoted": repr,
+        "cell": lambda row, template: cell(template, row, is_short=True),
+    }
     return environment.get_template(f"{name}.txt")
 
 
@@ -201,15 +206,6 @@ def cell(template: str, row: Any, *, is_short: bool = False) -> str:
     if not formatter.n_known:
         return "-"
     return re.sub(r"(?<![\d.])0\.", ".", text) if is_short else text
-
-
-def _cell_of(row: Any, template: str) -> str:
-    """The filter of :func:`cell`, for numbers without the zero before the point."""
-    return cell(template, row, is_short=True)
-
-
-def _number(value: float | None, spec: str = ".4g") -> str:
-    return "none" if value is None else format(value, spec)
 
 
 def interval(field: str, form: str = ".3f", *, ends: str = "") -> str:

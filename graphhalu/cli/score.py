@@ -58,24 +58,21 @@ def score(
     if input_ is not None and output is not None:
         rows = library.score_file(scorer, library.read_asked(input_), output, ProgressLine("answers"))
         failed = [row for row in rows if row["score"] is None]
+        probabilities = [row["probability"] for row in rows]
         called = sum(bool(row["is_hallucinated"]) for row in rows)
         values = {"output": output, "n": len(rows), "n_called": called, "n_failed": len(failed)}
-        then = _exit_above(fail_above, [row["probability"] for row in rows])
-        return Shown(values, "score_file", {"failed": failed[:_MOST_SHOWN]}, then)
-    found = scorer.score(question or "", answer, context=context)
-    values = {"detector": run, **found.to_json()}
-    more = {"found": found, "name": scorer.detector.card.name, "reasons": None}
-    if explain:
-        reasons = scorer.explain(found)
-        values["explanation"] = reasons.to_json()
-        more |= {"reasons": reasons, "coloured": _coloured(reasons), "strongest": reasons.strongest()}
-    return Shown(values, "score", more, _exit_above(fail_above, [found.probability]))
-
-
-def _exit_above(limit: float | None, probabilities: list[float | None]) -> Exception | None:
-    """The exit code 1 if a probability is above the limit, or missing."""
-    is_above = limit is not None and any(p is None or p > limit for p in probabilities)
-    return typer.Exit(1) if is_above else None
+        shown = Shown(values, "score_file", {"failed": failed[:_MOST_SHOWN]})
+    else:
+        found = scorer.score(question or "", answer, context=context)
+        values, probabilities = {"detector": run, **found.to_json()}, [found.probability]
+        more = {"found": found, "name": scorer.detector.card.name, "reasons": None}
+        if explain:
+            reasons = scorer.explain(found)
+            values["explanation"] = reasons.to_json()
+            more |= {"reasons": reasons, "coloured": _coloured(reasons), "strongest": reasons.strongest()}
+        shown = Shown(values, "score", more)
+    is_above = fail_above is not None and any(p is None or p > fail_above for p in probabilities)
+    return shown._replace(then=typer.Exit(1)) if is_above else shown
 
 
 def newest_run() -> Path:

@@ -1,6 +1,6 @@
-"""``graphhalu show``, ``verify`` and ``doctor``: registries, stores and labels, and their soundness."""
+"""Show models, data sets, detectors, features, a trace store or its labels."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,27 +16,26 @@ from graphhalu.cli.store import open_store
 def models() -> Shown:
     """Known model aliases; any hub id, folder or GGUF file works too."""
     plugins, failures = library.MODEL_PLUGINS.load_all()
-    return _cards("models", library.MODEL_CARDS | plugins, failures)
+    return _cards("models", [*library.MODEL_CARDS.values(), *plugins.values()], failures)
 
 
 @command("show datasets")
 def datasets() -> Shown:
     """Data sets with task, size, licence and label rule."""
     loaded, failures = library.DATASETS.load_all()
-    return _cards("datasets", {name: each.card for name, each in loaded.items()}, failures)
+    return _cards("datasets", [each.card for each in loaded.values()], failures)
 
 
 @command("show detectors")
 def detectors() -> Shown:
     """Detectors with what they read and where they come from."""
     loaded, failures = library.DETECTORS.load_all()
-    return _cards("detectors", {name: each.card for name, each in loaded.items()}, failures)
+    return _cards("detectors", [each.card for each in loaded.values()], failures)
 
 
-def _cards(kind: str, cards: Mapping[str, Any], failures: Mapping[str, str]) -> Shown:
+def _cards(kind: str, cards: Sequence[Any], failures: Mapping[str, str]) -> Shown:
     """Cards of a registry as a table, and the plug-ins that cannot be used."""
-    listed = list(cards.values())
-    return Shown({kind: listed, "failed": failures}, "cards", {"kind": kind, "cards": listed})
+    return Shown({kind: cards, "failed": failures}, "cards", {"kind": kind})
 
 
 @command("show features")
@@ -104,4 +103,4 @@ def doctor(*, model: str | None = None) -> Shown:
     """
     report = library.examine(model or "smollm2")
     then = None if report["is_healthy"] else typer.Exit(1)
-    return Shown(report, "doctor", {"report": report}, then)
+    return Shown(report, "doctor", then=then)

@@ -1,4 +1,4 @@
-"""``graphhalu sinks``: does attention to the first tokens tell wrong answers from right ones?"""
+"""Sink mass against hallucination: measure it, analyse it, draw it."""
 
 from pathlib import Path
 from typing import Any, get_args

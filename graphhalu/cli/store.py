@@ -1,16 +1,12 @@
-"""Commands that read a store: ``label``, ``features`` and ``graphs compare``."""
+"""Commands that read a store: ``label``, ``features`` and ``audit``."""
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
-
-import typer
+from typing import Any
 
 from graphhalu.cli import library
-from graphhalu.cli.options import RAY, Count, Options, Size, command, read_list
-from graphhalu.cli.output import ProgressLine, Shown, json_text, say
-
-Resamples = Annotated[int, typer.Option(min=100)]
+from graphhalu.cli.options import RAY, Options, Resamples, command
+from graphhalu.cli.output import Shown, say
 
 
 def open_store(path: Path | None) -> "library.TraceStore":
@@ -29,12 +25,7 @@ def identity_of(store: "library.TraceStore") -> dict[str, Any]:
 def labels_of(store: "library.TraceStore", labeller: str) -> "library.Labels":
     """The labels of a store by a rule; says how many there are and what a 1 means."""
     labels = library.named_labels(store, labeller)
-    values = label_values(labels)
-    share = "none" if values["prevalence"] is None else f"{100 * values['prevalence']:.1f} %"
-    counts = f"{values['n_valid']} of {values['n_traces']} answers labelled by {labels.labeller!r}"
-    say(f"{counts}, {share} {_ones(labels)}")
-    if labels.meaning != "hallucinated":
-        say(f"these labels do not judge the model: 1 means {values['a_1_means']}")
+    Shown(label_values(labels), "labels").show(as_json=False)
     return labels
 
 
@@ -65,12 +56,7 @@ def label(
     """
     store = open_store(traces)
     labels = library.label_store(store, library.make_labeller(labeller, **given), as_)
-    return Shown({"store": store.name, **label_values(labels)}, "label", {"ones": _ones(labels)})
-
-
-def _ones(labels: "library.Labels") -> str:
-    """Name of the traces with label 1."""
-    return "hallucinated" if labels.meaning == "hallucinated" else "input bad"
+    return Shown({"store": store.name, **label_values(labels)}, "label")
 
 
 @command("features", engine=RAY)
@@ -98,53 +84,9 @@ def features(
         return Shown({"path": out, "n_rows": n_rows, "n_columns": n_columns}, "features")
     table = library.feature_table(store, wanted, per_token=per_token, engine=engine)
     rows = library.summarise(table)
-    values = {"store": store.name, "n_rows": len(table)}
-    values["features"] = {row.feature: row._asdict() for row in rows}
-    more = {"rows": [row.cells() for row in rows], "unit": "tokens" if per_token else "traces"}
-    return Shown(values, "features", more)
-
-
-@command("graphs compare", engine=RAY)
-def compare(
-    engine: "library.Executor | None",
-    traces: Path | None = None,
-    *,
-    labeller: str = "match",
-    layers: str | None = None,
-    edges_per_row: Count = 8,
-    resamples: Resamples = 1000,
-    seed: int = 0,
-    rows: Size = 20,
-    out: Path | None = None,
-) -> Shown:
-    """Compare the topology of hallucinated with that of correct answers, layer by layer.
-
-    Args:
-        layers: Layers with commas; by default all that are kept.
-        edges_per_row: Strongest keys of each query that become edges.
-        resamples: Resamples of questions for the intervals.
-        seed: Seed of the resamples.
-        rows: Rows of the table; the JSON has all.
-        out: Folder of figure and JSON; by default data/runs/topology-<time>.
-    """
-    store = open_store(traces)
-    kept = None if layers is None else tuple(read_list("--layers", layers))
-    report = library.compare_topology(
-        store,
-        library.named_labels(store, labeller),
-        layers=kept,
-        recipe=library.GraphRecipe(library.TopK(edges_per_row), ("span",), channels="mean"),
-        n_resamples=resamples,
-        seed=seed,
-        engine=engine,
-        on_progress=ProgressLine("traces"),
-    )
-    folder = library.run_folder("topology", out, is_resumed=False)
-    figure = library.save_figure(library.topology_figure(report), folder)[0]
-    values = {"store": store.name, **report}
-    (folder / "topology.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
-    more = {"found": library.topology_table(report, rows), "figure": figure}
-    return Shown({**values, "folder": folder}, "topology", more)
+    found = {row.feature: row._asdict() for row in rows}
+    values = {"store": store.name, "n_rows": len(table), "features": found}
+    return Shown(values, "features", {"rows": rows, "unit": "tokens" if per_token else "traces"})
 
 
 @command("audit")

@@ -1,4 +1,4 @@
-"""Commands ``graphhalu weights``: profiles of weights, validated against traces."""
+"""Weights of a model: profile, validation against traces, comparison."""
 
 from pathlib import Path
 from typing import Any
