@@ -121,13 +121,10 @@ def detect(
     stored = known.identity.quantization
     quantization = "none" if stored is None or stored.startswith("stored") else stored
     update = {"name": model or known.identity.model, "quantization": quantization}
+    loaded = library.load_checked(spec.model_copy(update=update))
+    text = system_text if system is None else read_text("--system", system)
     detector = library.PromptDetector(
-        library.load_checked(spec.model_copy(update=update)),
-        known,
-        method=method,
-        aim=aim,
-        system=system_text if system is None else read_text("--system", system),
-        max_new_tokens=max_new_tokens,
+        loaded, known, method=method, aim=aim, system=text, max_new_tokens=max_new_tokens
     )
     verdicts = [verdict.model_dump() for verdict in detector.score(asked, ProgressLine("prompts"))]
     values = {"method": method, "threshold": detector.threshold, "prompts": verdicts}

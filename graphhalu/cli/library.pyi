@@ -10,6 +10,7 @@ from graphhalu.datasets.registry import DATASETS
 from graphhalu.detectors.registry import DETECTORS
 from graphhalu.detectors.saved import read_description
 from graphhalu.engine.executors import Executor
+from graphhalu.engine.ray import RayExecutor, check_address
 from graphhalu.evaluation.audit import AUDIT_FILE, audit
 from graphhalu.evaluation.audit import KIND as AUDIT
 from graphhalu.evaluation.compare import RunOptions, clear_checkpoints
@@ -147,6 +148,7 @@ __all__ = [
     "ProfileSettings",
     "PromptDetector",
     "PromptRecord",
+    "RayExecutor",
     "RayOptions",
     "ReasoningSettings",
     "Result",
@@ -166,6 +168,7 @@ __all__ = [
     "audit_page",
     "available_features",
     "calibrate",
+    "check_address",
     "check_detector",
     "check_heads",
     "claims_together",

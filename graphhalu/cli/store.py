@@ -109,14 +109,9 @@ def audit(
         out: Folder of page and JSON; by default data/runs/audit-<time>.
     """
     store = open_store(traces)
+    labels, groups, about = labels_of(store, labeller), library.question_groups(store), identity_of(store)
     found = library.audit(
-        store.records,
-        labels_of(store, labeller),
-        library.question_groups(store),
-        store=identity_of(store),
-        category=category,
-        n_resamples=resamples,
-        seed=seed,
+        store.records, labels, groups, store=about, category=category, n_resamples=resamples, seed=seed
     )
     folder = library.run_folder("audit", out, is_resumed=False)
     library.write_document(folder / library.AUDIT_FILE, found, library.AUDIT)
