@@ -8,8 +8,8 @@ from graphhalu.cli.output import ProgressLine, Shown
 
 _EXTRACT = Options(
     "ExtractConfig",
-    "model=model.name dataset=dataset.name data_path=dataset.path beams=generation.num_beams",
-    "system_file=prompt.system@file model.* dataset.fields dataset.seed prompt.* generation.* capture.*",
+    "model=model.name dataset=dataset.name data_path=dataset.path beams=generation.num_beams "
+    "system_file=prompt.system@file model.* dataset.fields dataset.seed prompt.* generation.* capture.* "
     "num_samples batch_size",
     file=True,
 )

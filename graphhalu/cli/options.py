@@ -9,6 +9,7 @@ import inspect
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property, partial, reduce
 from pathlib import Path
 from types import NoneType, UnionType
@@ -45,6 +46,7 @@ APPS: Final = {"": typer.Typer()}
 """Commands of two words by their first one; and those of one word."""
 
 
+@dataclass(frozen=True)
 class Options:
     """Options that set fields of a configuration.
 
@@ -53,7 +55,7 @@ class Options:
 
     Args:
         config: Name of the configuration in the library; without one, settings are a plain mapping.
-        fields: Fields, dotted where they are nested, with spaces between them; an option has the name of
+        names: Fields, dotted where they are nested, with spaces between them; an option has the name of
             its field, or another one as in ``data_path=dataset.path``. ``model.*`` are all fields of
             a nested configuration that have no other option. ``system=prompt.system@file`` is read
             from the file that the option names; several options of one list are joined.
@@ -62,25 +64,19 @@ class Options:
         set_wins: Whether ``--set`` wins over the other options.
     """
 
-    def __init__(
-        self,
-        config: str | None = None,
-        *fields: str,
-        file: bool = False,
-        overrides: bool = True,
-        set_wins: bool = False,
-    ) -> None:
-        self.config, self.names, self.set_wins = config, " ".join(fields).split(), set_wins
-        self.others: dict[str, Any] = {"config": Path} if file else {}
-        self.others |= {"set_": list[str]} if overrides else {}
+    config: str | None = None
+    names: str = ""
+    file: bool = False
+    overrides: bool = True
+    set_wins: bool = False
 
     @cached_property
     def fields(self) -> dict[str, "_Field"]:
         """The fields by the names of their options."""
         default = getattr(library, self.config).model_construct() if self.config else None
-        renamed = dict(name.split("=") for name in self.names if "=" in name)
+        renamed = dict(name.split("=") for name in self.names.split() if "=" in name)
         found = {name: _Field(target, default) for name, target in renamed.items()}
-        for name in self.names:
+        for name in self.names.split():
             if name.endswith("*"):
                 inside = type(_owner(name, default)).model_fields.items()
                 flat = [leaf for leaf, info in inside if not hasattr(info.annotation, "model_fields")]
@@ -94,7 +90,8 @@ class Options:
     def parameters(self, texts: Mapping[str, str]) -> list[inspect.Parameter]:
         """The options as parameters that typer understands; their help is that of the field, or a text."""
         made = [field.parameter(name, texts.get(name)) for name, field in self.fields.items()]
-        return made + [_option(name, kind, None, _SHARED[name]) for name, kind in self.others.items()]
+        made += [_option("config", Path, None, _SHARED["config"])] if self.file else []
+        return made + ([_option("set_", list[str], None, _SHARED["set_"])] if self.overrides else [])
 
     def load(self, given: Mapping[str, Any]) -> Any:
         """The configuration that the given options ask for.
@@ -111,8 +108,8 @@ class Options:
             if before is not None and not isinstance(value, list):
                 raise UsageError(f"{_flag(name)} and another option both set {field.name}; use one of them")
             options[field.name] = value if before is None else before + value
-        others = {name: given.get(name) for name in self.others}
-        path, overrides = others.get("config"), library.read_overrides(others.get("set_") or ())
+        path = given.get("config") if self.file else None
+        overrides = library.read_overrides(given.get("set_", ()) if self.overrides else ())
         if self.config is None:
             return {**(library.read_yaml(path) if path else {}), **overrides}
         merged = {**options, **overrides} if self.set_wins else {**overrides, **options}
@@ -207,9 +204,7 @@ class ConfigCommand(TyperCommand):
         settings: Of typer.
     """
 
-    def __init__(
-        self, *, function: Callable[..., Any], configs: Mapping[str, Options], **settings: Any
-    ) -> None:
+    def __init__(self, *, function: Any, configs: Mapping[str, Options], **settings: Any) -> None:
         super().__init__(**settings)
         self.function, self.configs = function, configs
         parameters = inspect.signature(function).parameters

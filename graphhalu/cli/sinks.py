@@ -11,7 +11,7 @@ from graphhalu.core.errors import UsageError
 _RECORDS = Path("data/runs/sinks")
 _MEASURE = Options(
     "SinkMeasureConfig",
-    "model=model.name dataset=dataset.name data_path=dataset.path k=ks queries=modes examples=n_examples",
+    "model=model.name dataset=dataset.name data_path=dataset.path k=ks queries=modes examples=n_examples "
     "model.quantization model.dtype model.device model.threads prompt.* num_samples query_start",
     file=True,
 )
