@@ -53,6 +53,7 @@ from graphhalu.labels.registry import LABELLERS, make_labeller
 from graphhalu.labels.run import label_records, label_store, named_labels, read_labels, stored_labellers
 from graphhalu.labels.stated import label_tokens
 from graphhalu.labels.summary import label_report
+from graphhalu.labels.summary import summarise as summarise_labels
 from graphhalu.models.cards import MODEL_CARDS, MODEL_PLUGINS, ModelSpec
 from graphhalu.models.check import examine, load_checked
 from graphhalu.models.load import default_threads
@@ -244,6 +245,7 @@ __all__ = [
     "split_text",
     "stored_labellers",
     "summarise",
+    "summarise_labels",
     "terminal_table",
     "together_page",
     "topology_figure",

@@ -66,6 +66,8 @@ def run(arguments: Sequence[str]) -> int:
         return _report(type(error).__name__, error, error.exit_code)
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return _report("Error", f"{error.strerror}: {error.filename}", UsageError.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        code = _STOPPED
     if code == _STOPPED:
         say("Stopped. Run the same command again to go on.")
     return code

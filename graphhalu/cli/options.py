@@ -104,10 +104,10 @@ class Options:
         for name, field in self.fields.items():
             if name not in given:
                 continue
-            value, before = field.read(_flag(name), given[name]), options.get(field.name)
-            if before is not None and not isinstance(value, list):
+            value = field.read(_flag(name), given[name])
+            if field.name in options and not isinstance(value, list):
                 raise UsageError(f"{_flag(name)} and another option both set {field.name}; use one of them")
-            options[field.name] = value if before is None else before + value
+            options[field.name] = options[field.name] + value if field.name in options else value
         path = given.get("config") if self.file else None
         overrides = library.read_overrides(given.get("set_", ()) if self.overrides else ())
         if self.config is None:

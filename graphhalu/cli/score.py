@@ -10,9 +10,6 @@ from graphhalu.cli.options import command
 from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
 from graphhalu.core.errors import GraphhaluError, UsageError
 
-_MOST_SHOWN = 3
-"""Rows without a score that are named."""
-
 
 @command("score")
 def score(
@@ -61,7 +58,7 @@ def score(
         probabilities = [row["probability"] for row in rows]
         called = sum(bool(row["is_hallucinated"]) for row in rows)
         values = {"output": output, "n": len(rows), "n_called": called, "n_failed": len(failed)}
-        shown = Shown(values, "score_file", {"failed": failed[:_MOST_SHOWN]})
+        shown = Shown(values, "score_file", {"failed": failed})
     else:
         found = scorer.score(question or "", answer, context=context)
         values, probabilities = {"detector": run, **found.to_json()}, [found.probability]

@@ -1,6 +1,5 @@
 """Commands that read a store: ``label``, ``features`` and ``audit``."""
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -25,24 +24,16 @@ def identity_of(store: "library.TraceStore") -> dict[str, Any]:
 def labels_of(store: "library.TraceStore", labeller: str) -> "library.Labels":
     """The labels of a store by a rule; says how many there are and what a 1 means."""
     labels = library.named_labels(store, labeller)
-    Shown(label_values(labels), "labels").show(as_json=False)
+    Shown(label_values(store, labels), "labels").show(as_json=False)
     return labels
 
 
-def label_values(labels: "library.Labels") -> dict[str, Any]:
+def label_values(store: "library.TraceStore", labels: "library.Labels") -> dict[str, Any]:
     """Labels in numbers: coverage, prevalence, how often each reason came."""
-    n_valid = int(labels.is_valid.sum())
-    return {
-        "labeller": labels.labeller,
-        "meaning": labels.meaning,
-        "a_1_means": library.MEANINGS[labels.meaning],
-        "settings": labels.settings,
-        "n_traces": len(labels.values),
-        "n_valid": n_valid,
-        "coverage": labels.coverage,
-        "prevalence": labels.prevalence if n_valid else None,
-        "reasons": dict(Counter(labels.reasons).most_common()),
-    }
+    values = library.summarise_labels(labels, library.question_groups(store))
+    values |= {"labeller": labels.labeller, "meaning": labels.meaning, "settings": labels.settings}
+    values["a_1_means"] = library.MEANINGS[labels.meaning]
+    return {name: value for name, value in values.items() if name != "interval"}
 
 
 @command("label", given=Options())
@@ -56,7 +47,7 @@ def label(
     """
     store = open_store(traces)
     labels = library.label_store(store, library.make_labeller(labeller, **given), as_)
-    return Shown({"store": store.name, **label_values(labels)}, "label")
+    return Shown({"store": store.name, **label_values(store, labels)}, "label")
 
 
 @command("features", engine=RAY)
