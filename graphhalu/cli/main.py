@@ -1,20 +1,26 @@
 """Entry point: commands by name, errors as one clear text with an exit code.
 
-Nothing heavy is imported here or in the command modules: each command imports what it needs
-inside its body, so that ``graphhalu --help`` is instant.
+Nothing heavy is imported here or in the command modules, so that ``graphhalu --help`` is instant:
+what a command needs comes from :mod:`graphhalu.cli.library` when it runs.
 """
 
 import sys
 from collections.abc import Sequence
-from typing import Annotated
+from importlib import import_module
+from itertools import pairwise
+from typing import Annotated, Any
 
 import typer
 
 from graphhalu import __version__
-from graphhalu.cli import evaluate, extract, heads, instability, pages, score, show, sinks, store, weights
-from graphhalu.cli.options import command
+from graphhalu.cli.options import APPS
 from graphhalu.cli.output import say, show_notes
 from graphhalu.core.errors import GraphhaluError, UsageError
+
+_STOPPED = 130
+"""Exit code after Ctrl-C."""
+_ArgumentError: Any = typer.BadParameter.mro()[2]
+"""What typer raises for options and arguments that cannot be used: click's own base of errors."""
 
 app = typer.Typer(
     name="graphhalu",
@@ -26,32 +32,21 @@ app = typer.Typer(
 )
 
 
-def _print_version(is_asked: bool) -> bool:
-    if is_asked:
-        print(f"graphhalu {__version__}")
-        raise typer.Exit
-    return is_asked
-
-
-@app.callback()
+@app.callback(invoke_without_command=True)
 def _before_commands(
-    version: Annotated[
-        bool,
-        typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit."),
-    ] = False,
+    version: Annotated[bool, typer.Option("--version", help="Print the version and exit.")] = False,
 ) -> None:
     """Take the options that stand before any command."""
+    if version:
+        print(f"graphhalu {__version__}")
+        raise typer.Exit
 
 
-for _group in (extract.app, store.app, evaluate.app, score.app, pages.app, show.checks):
+_MODULES = "extract store evaluate score pages heads show graphs weights instability sinks"
+for _module in _MODULES.split():  # the order of the help
+    import_module(f"graphhalu.cli.{_module}")
+for _group in APPS.values():
     app.add_typer(_group)
-app.add_typer(heads.app, name="heads")
-app.add_typer(show.app, name="show")
-app.add_typer(store.graphs, name="graphs")
-app.add_typer(weights.app, name="weights")
-app.add_typer(instability.app, name="instability")
-app.add_typer(sinks.app, name="sinks")
-command(app, hidden=True)(show.labels)  # the name of 0.1
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -63,25 +58,26 @@ def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code; faults of a user give no traceback."""
     show_notes()
     try:
-        app(args=with_address(arguments))
-    except SystemExit as stop:  # typer reports its own faults, and ends every command this way
-        return stop.code if isinstance(stop.code, int) else int(bool(stop.code))
+        code: int = app(args=with_address(arguments), standalone_mode=False) or 0
+    except _ArgumentError as error:  # as plain text: what draws help takes half of the time to load
+        error.show()
+        return int(error.exit_code)
     except GraphhaluError as error:
         return _report(type(error).__name__, error, error.exit_code)
-    except KeyboardInterrupt:
-        typer.echo("Stopped. Run the same command again to go on.", err=True)
-        return 130
     except (PermissionError, IsADirectoryError, NotADirectoryError) as error:
         return _report("Error", f"{error.strerror}: {error.filename}", UsageError.exit_code)
-    return 0
+    except (KeyboardInterrupt, typer.Abort):
+        code = _STOPPED
+    if code == _STOPPED:
+        say("Stopped. Run the same command again to go on.")
+    return code
 
 
 def with_address(arguments: Sequence[str]) -> list[str]:
     """The same with ``--ray local`` for a ``--ray`` without an address."""
-    following = [*arguments[1:], "-"]
     return [
         "--ray=local" if word == "--ray" and after.startswith("-") else word
-        for word, after in zip(arguments, following, strict=True)
+        for word, after in pairwise([*arguments, "-"])
     ]
 
 

@@ -7,23 +7,26 @@ imported when its command runs or explains itself, so that ``graphhalu --help`` 
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property, wraps
-from importlib import import_module
+from dataclasses import dataclass
+from functools import cached_property, partial, reduce
 from pathlib import Path
 from types import NoneType, UnionType
-from typing import Annotated, Any, Final, Literal, NamedTuple, TypeVar, Union, get_args, get_origin
+from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
 
 import typer
 from typer.core import TyperCommand
 
+from graphhalu.cli import library
+from graphhalu.cli.output import BARS
 from graphhalu.core.errors import UsageError
 
 Count = Annotated[int, typer.Option(min=1)]
 Size = Annotated[int, typer.Option(min=0)]
+Resamples = Annotated[int, typer.Option(min=100)]
 
 F = TypeVar("F", bound=Callable[..., Any])
-_CONFIGS: Final = "graphhalu.configs"
 _LIMITS: Final = {"ge": "min", "gt": "min", "min": "min", "le": "max", "lt": "max", "max": "max"}
 _SHARED: Final = {
     "traces": "The store; by default the newest finished one.",
@@ -34,10 +37,16 @@ _SHARED: Final = {
     "svg": "Write figures as SVG files, too.",
     "config": "YAML file with settings; options given here win over it.",
     "set_": "Any setting, as KEY=VALUE; can be repeated.",
+    "json": "Print the result as JSON.",
 }
 """Help of the parameters that mean the same to all commands."""
 
 
+APPS: Final = {"": typer.Typer()}
+"""Commands of two words by their first one; and those of one word."""
+
+
+@dataclass(frozen=True)
 class Options:
     """Options that set fields of a configuration.
 
@@ -45,53 +54,44 @@ class Options:
     by repeating its option.
 
     Args:
-        path: ``module:Class`` of the configuration; without one, the settings are a plain mapping.
-        names: Fields whose options have their names, dotted where they are nested; ``model.*`` are
-            all fields of a nested configuration.
+        config: Name of the configuration in the library; without one, settings are a plain mapping.
+        names: Fields, dotted where they are nested, with spaces between them; an option has the name of
+            its field, or another one as in ``data_path=dataset.path``. ``model.*`` are all fields of
+            a nested configuration that have no other option. ``system=prompt.system@file`` is read
+            from the file that the option names; several options of one list are joined.
         file: Whether there is ``--config FILE``.
         overrides: Whether there is ``--set KEY=VALUE``.
         set_wins: Whether ``--set`` wins over the other options.
-        fields: Fields by the names of their options. ``"prompt.system@file"`` is read from the file
-            that the option names; several options of one list are joined.
     """
 
-    def __init__(
-        self,
-        path: str | None = None,
-        /,
-        *names: str,
-        file: bool = False,
-        overrides: bool = True,
-        set_wins: bool = False,
-        **fields: str,
-    ) -> None:
-        self.path, self.names, self.renamed, self.set_wins = path, names, fields, set_wins
-        self.others: dict[str, Any] = {"config": Path} if file else {}
-        self.others |= {"set_": list[str]} if overrides else {}
+    config: str | None = None
+    names: str = ""
+    file: bool = False
+    overrides: bool = True
+    set_wins: bool = False
 
     @cached_property
-    def model(self) -> Any:
-        """The configuration class."""
-        module, _, name = str(self.path).partition(":")
-        return getattr(import_module(module), name)
-
-    @cached_property
-    def fields(self) -> dict[str, str]:
-        """The fields, dotted, by the names of their options."""
-        found: dict[str, str] = {}
-        for name in self.names:
-            parent, _, leaf = name.rpartition(".")
-            inside = self._owner(name)[0].model_fields if leaf == "*" else {}
-            flat = [each for each, field in inside.items() if not hasattr(field.annotation, "model_fields")]
-            made = {each: f"{parent}.{each}".lstrip(".") for each in flat or [leaf]}
-            renamed = set(self.renamed.values()) if flat else set()
-            found |= {each: field for each, field in made.items() if field not in renamed}
-        return self.renamed | found  # what has a name of its own is what people look for first
+    def fields(self) -> dict[str, "_Field"]:
+        """The fields by the names of their options."""
+        default = getattr(library, self.config).model_construct() if self.config else None
+        renamed = dict(name.split("=") for name in self.names.split() if "=" in name)
+        found = {name: _Field(target, default) for name, target in renamed.items()}
+        for name in self.names.split():
+            if name.endswith("*"):
+                inside = type(_owner(name, default)).model_fields.items()
+                flat = [leaf for leaf, info in inside if not hasattr(info.annotation, "model_fields")]
+                targets = {leaf: name.removesuffix("*") + leaf for leaf in flat}
+                shown = {leaf: each for leaf, each in targets.items() if each not in renamed.values()}
+                found |= {leaf: _Field(each, default) for leaf, each in shown.items()}
+            elif "=" not in name:
+                found[name.rpartition(".")[2]] = _Field(name, default)
+        return found
 
     def parameters(self, texts: Mapping[str, str]) -> list[inspect.Parameter]:
         """The options as parameters that typer understands; their help is that of the field, or a text."""
-        made = [self._parameter(name, target, texts.get(name)) for name, target in self.fields.items()]
-        return made + [_option(name, kind, None, _SHARED[name]) for name, kind in self.others.items()]
+        made = [field.parameter(name, texts.get(name)) for name, field in self.fields.items()]
+        made += [_option("config", Path, None, _SHARED["config"])] if self.file else []
+        return made + ([_option("set_", list[str], None, _SHARED["set_"])] if self.overrides else [])
 
     def load(self, given: Mapping[str, Any]) -> Any:
         """The configuration that the given options ask for.
@@ -100,171 +100,165 @@ class Options:
             ConfigError: If a value is not valid.
             UsageError: If numbers or a file cannot be read, or two options set one field.
         """
-        from graphhalu.core.config import load_config, read_overrides, read_yaml
-
         options: dict[str, Any] = {}
-        for name, target in self.fields.items():
-            field, _, file = target.partition("@")
+        for name, field in self.fields.items():
             if name not in given:
                 continue
-            read = read_text if file else self._kind(field).read
-            value = read(_flag(name), given[name])
-            if field in options and not isinstance(value, list):
-                raise UsageError(f"{_flag(name)} and another option both set {field}; use one of them")
-            options[field] = options[field] + value if field in options else value
-        others = {name: given.get(name) for name in self.others}
-        overrides = read_overrides(others.get("set_") or ())
+            value = field.read(_flag(name), given[name])
+            if field.name in options and not isinstance(value, list):
+                raise UsageError(f"{_flag(name)} and another option both set {field.name}; use one of them")
+            options[field.name] = options[field.name] + value if field.name in options else value
+        path = given.get("config") if self.file else None
+        overrides = library.read_overrides(given.get("set_", ()) if self.overrides else ())
+        if self.config is None:
+            return {**(library.read_yaml(path) if path else {}), **overrides}
         merged = {**options, **overrides} if self.set_wins else {**overrides, **options}
-        if self.path is None:
-            path: Any = others.get("config")
-            return {**(read_yaml(path) if path else {}), **overrides}
-        return load_config(self.model, others.get("config"), merged)
-
-    def _owner(self, dotted: str) -> tuple[Any, Any]:
-        """The class that has a field, and the default configuration around it, if it is nested."""
-        model, around = self.model, None
-        for parent in dotted.split(".")[:-1]:
-            around = getattr(around, parent) if around else model.model_fields[parent].get_default()
-            model = type(around)
-        return model, around
-
-    def _kind(self, dotted: str) -> "_Kind":
-        return _kind(self._owner(dotted)[0].model_fields[dotted.rpartition(".")[2]].annotation)
-
-    def _parameter(self, name: str, target: str, text: str | None) -> inspect.Parameter:
-        dotted, _, file = target.partition("@")
-        (model, around), leaf = self._owner(dotted), dotted.rpartition(".")[2]
-        field = model.model_fields[leaf]
-        text = text or (field.description or "").replace("``", "")
-        if file:
-            return _option(name, Path, None, f"File: {text}")
-        default = getattr(around, leaf) if around else field.get_default(call_default_factory=True)
-        kind = _kind(field.annotation)
-        shown = kind.shown(default)
-        return _option(name, kind.option, shown, text, metavar=kind.metavar, metadata=field.metadata)
+        return library.load_config(getattr(library, self.config), path, merged)
 
 
-class _Kind(NamedTuple):
-    """How the command line takes the values of a field.
+class RayEngine(Options):
+    """Options of a Ray cluster, which make the executor that spreads work over it, or ``None``."""
+
+    def load(self, given: Mapping[str, Any]) -> Any:
+        """The executor that is asked for."""
+        return super().load(given).engine()
+
+
+MODEL: Final = Options("ModelSpec", "model=name device threads", overrides=False)
+RAY: Final = RayEngine("RayOptions", "*", overrides=False)
+
+
+def _owner(dotted: str, default: Any) -> Any:
+    """The part of a default configuration that has a field."""
+    return reduce(getattr, dotted.split(".")[:-1], default)
+
+
+class _Field:
+    """A field of a configuration, and how the command line takes its values.
+
+    Args:
+        target: The field, dotted; with ``@file`` its text is read from a file.
+        default: The default configuration.
 
     Attributes:
-        option: Type of the option.
         element: Type of the values of a list, ``dict`` for columns by field; ``None`` for a single value.
         words: Words that may stand for the list, with what they mean.
-        metavar: Placeholder of the value in the help.
     """
 
-    option: Any
-    element: Any = None
-    words: Mapping[str, Any] = {}
-    metavar: str | None = None
+    def __init__(self, target: str, default: Any) -> None:
+        self.name, _, file = target.partition("@")
+        self.is_file = bool(file)
+        owner, leaf = _owner(self.name, default), self.name.rpartition(".")[2]
+        self.info, self.default = type(owner).model_fields[leaf], getattr(owner, leaf)
+        self.kind: Any = str
+        self.element: Any = None
+        self.metavar: str | None = None
+        self.words: dict[str, Any] = {}
+        annotation = self.info.annotation
+        is_union = get_origin(annotation) in (Union, UnionType)
+        members = get_args(annotation) if is_union else (annotation,)
+        (single, *more) = [each for each in members if each is not NoneType]
+        if lists := [each for each in members if get_origin(each) is tuple]:
+            self.kind, self.element = list[str], get_args(lists[0])[0]
+            if get_origin(self.element) is Annotated:
+                self.element = get_args(self.element)[0]
+            words = [word for each in members if get_origin(each) is Literal for word in get_args(each)]
+            self.words = {"all": None} if NoneType in members else {}
+            self.words |= {word: word for word in words}
+            metavar = "N,N" if self.element in (int, float) else "NAME,NAME"
+            self.metavar = "|".join([metavar, *self.words])
+        elif get_origin(single) is dict:
+            self.element, self.metavar = dict, "FIELD=COLUMN,FIELD=COLUMN"
+        elif not more and (single in (bool, int, float, Path) or get_origin(single) is Literal):
+            self.kind = single
+
+    def parameter(self, name: str, text: str | None) -> inspect.Parameter:
+        """The option of this field, which shows its default."""
+        text = text or (self.info.description or "").replace("``", "")
+        if self.is_file:
+            return _option(name, Path, None, f"File: {text}")
+        shown = self.default
+        if self.element is not None:
+            joined = shown if isinstance(shown, str) else ",".join(map(str, shown or ()))
+            shown = [joined] if joined else None
+        return _option(name, self.kind, shown, text, metavar=self.metavar, metadata=self.info.metadata)
 
     def read(self, flag: str, value: Any) -> Any:
-        """The value of the field."""
+        """The value of the field that an option asks for."""
+        if self.is_file:
+            return read_text(flag, value)
         if self.element is None:
             return value
         if self.element is dict:
-            from graphhalu.datasets.own import read_fields
-
-            return read_fields(value)
+            return library.read_fields(value)
         text = ",".join(value)
         return self.words[text] if text in self.words else read_list(flag, text, self.element, self.words)
 
-    def shown(self, default: Any) -> Any:
-        """The default of the option, which the help shows."""
-        if self.element in (None, dict):
-            return default or None if isinstance(default, dict) else default
-        return [default if isinstance(default, str) else ",".join(map(str, default))] if default else None
-
-
-def _kind(annotation: Any) -> _Kind:
-    is_union = get_origin(annotation) in (Union, UnionType)
-    members = get_args(annotation) if is_union else (annotation,)
-    lists = [member for member in members if get_origin(member) is tuple]
-    if not lists:
-        (single, *more) = [member for member in members if member is not NoneType]
-        if get_origin(single) is dict:
-            return _Kind(str, dict, metavar="FIELD=COLUMN,FIELD=COLUMN")
-        is_known = single in (bool, int, float, Path) or get_origin(single) is Literal
-        return _Kind(single if is_known and not more else str)
-    element = get_args(lists[0])[0]
-    if get_origin(element) is Annotated:
-        element = get_args(element)[0]
-    words: dict[str, Any] = {"all": None} if NoneType in members else {}
-    words |= {word: word for member in members if get_origin(member) is Literal for word in get_args(member)}
-    metavar = "|".join(["N,N" if element in (int, float) else "NAME,NAME", *words])
-    return _Kind(list[str], element, words, metavar)
-
-
-MODEL: Final = Options("graphhalu.models.cards:ModelSpec", "device", "threads", model="name", overrides=False)
-RAY: Final = Options("graphhalu.cli.ray:RayOptions", "*", overrides=False)
-
 
 class ConfigCommand(TyperCommand):
-    """A command that makes the options of its configurations when they are first needed."""
+    """A command that makes its options when they are first needed, and prints what its function returns.
+
+    Args:
+        function: What is run.
+        configs: The options of those of its parameters that are configurations.
+        settings: Of typer.
+    """
+
+    def __init__(self, *, function: Any, configs: Mapping[str, Options], **settings: Any) -> None:
+        super().__init__(**settings)
+        self.function, self.configs = function, configs
+        parameters = inspect.signature(function).parameters
+        self.own = {name: parameters[name] for name in parameters if name not in configs}
 
     @cached_property
-    def made(self) -> list[Any]:
-        """The options of all configurations."""
+    def made(self) -> Any:
+        """A command of typer with the options of all configurations, and this command's own."""
 
-        def command() -> None: ...
+        def command(**values: Any) -> dict[str, Any]:
+            return values
 
-        run: Any = self.callback
-        configs: Mapping[str, Options] = run.configs
-        parameters = [each for options in configs.values() for each in options.parameters(run.texts)]
+        _, _, arguments = (inspect.getdoc(self.function) or "").partition("\n\nArgs:\n")
+        texts = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", arguments, flags=re.MULTILINE))
+        parameters = [each for options in self.configs.values() for each in options.parameters(texts)]
+        parameters += [_own_parameter(own, {**_SHARED, **texts}[name]) for name, own in self.own.items()]
+        parameters.append(_option("json", bool, False, _SHARED["json"]))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         app = typer.Typer(add_completion=False)
         app.command()(command)
-        return [each for each in typer.main.get_command(app).params if each.name != "help"]
+        return typer.main.get_command(app)
 
     def get_params(self, ctx: Any) -> list[Any]:
-        """The options of the configurations, and the command's own."""
-        return [*self.made, *super().get_params(ctx)]
+        """The options, and ``--help``."""
+        return [*self.made.params, *super().get_params(ctx)]
 
     def invoke(self, ctx: Any) -> Any:
-        """Read the configurations and call the command with them."""
-        values = {each.name: ctx.params.pop(each.name) for each in self.made}
-        given = {
-            name: value
-            for name, value in values.items()
-            if ctx.get_parameter_source(name).name == "COMMANDLINE"
-        }
-        configs: Mapping[str, Options] = self.callback.configs  # type: ignore[union-attr]
-        ctx.meta[_CONFIGS] = {name: options.load(given) for name, options in configs.items()}
-        return super().invoke(ctx)
+        """Read the configurations, call the function with them, and print."""
+        values = self.made.callback(**ctx.params)
+        is_given = {name: ctx.get_parameter_source(name).name == "COMMANDLINE" for name in values}
+        given = {name: value for name, value in values.items() if is_given[name]}
+        arguments = {name: options.load(given) for name, options in self.configs.items()}
+        with BARS:
+            shown = self.function(**arguments, **{name: values[name] for name in self.own})
+        if shown is not None:
+            shown.show(as_json=values["json"])
 
 
-def command(
-    app: typer.Typer, name: str | None = None, *, hidden: bool = False, **configs: Options
-) -> Callable[[F], F]:
+def command(words: str, *, hidden: bool = False, **configs: Options) -> Callable[[F], F]:
     """Register a function as a command that prints what it returns, a :class:`Shown` or nothing.
 
     Its parameters named here are configurations, made of options; the others that may be
     positional are arguments, and those that are keyword-only are options of their own. Their help
-    is the section ``Args`` of the docstring.
+    is the section ``Args`` of the docstring; that of a group of commands is the docstring of their module.
     """
 
     def register(function: F) -> F:
-        @wraps(function)
-        def run(_context: Any, **given: Any) -> None:
-            as_json = given.pop("json")
-            shown = function(**_context.meta[_CONFIGS], **given)
-            if shown is not None:
-                shown.show(as_json=as_json)
-
-        summary, _, arguments = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")
-        texts = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", arguments, flags=re.MULTILINE))
-        own = [
-            _own_parameter(each, texts.get(each.name) or _SHARED[each.name])
-            for each in inspect.signature(function).parameters.values()
-            if each.name not in configs
-        ]
-        context = inspect.Parameter("_context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
-        json = _option("json", bool, False, "Print the result as JSON.")
-        run.__signature__ = inspect.Signature([context, *own, json])  # type: ignore[attr-defined]
-        run.__annotations__ = {}
-        run.configs, run.texts = configs, texts  # type: ignore[attr-defined]
-        app.command(name, cls=ConfigCommand, help=summary, hidden=hidden)(run)
+        group, _, name = words.rpartition(" ")
+        summary = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
+        if group not in APPS:
+            about = sys.modules[function.__module__].__doc__
+            APPS[group] = typer.Typer(name=group, help=about, no_args_is_help=True)
+        made: Any = partial(ConfigCommand, function=function, configs=configs)
+        APPS[group].command(name, cls=made, help=summary, hidden=hidden)(lambda: None)
         return function
 
     return register

@@ -12,18 +12,22 @@ import re
 import sys
 import textwrap
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from functools import cache
 from pathlib import Path
 from string import Formatter
 from typing import Any, NamedTuple, SupportsFloat
+
+from graphhalu.cli import library
 
 _LEAST_P = 0.001
 _NOTES_BELOW = "\0"
 """Stands for the line ``---`` of a template; no inserted text can hold it, since those are cleaned."""
 _N_WORDS = 3
 """Words of a cell that has one for ``None``, too."""
+BARS = ExitStack()
+"""Takes down the progress bars of a command when it ends, also after an error."""
 _PLAIN_SECONDS = 15.0
 """How often progress is printed when stderr is not a terminal."""
 
@@ -52,9 +56,8 @@ def show_notes() -> None:
 
 def json_text(value: Mapping[str, Any], indent: int = 2) -> str:
     """An object as JSON; numbers that are not finite become null."""
-    from graphhalu.core.numerics import json_ready
-
-    return json.dumps(json_ready(value), indent=indent, ensure_ascii=False, allow_nan=False)
+    plain = library.json_ready(value)
+    return json.dumps(plain, indent=indent, ensure_ascii=False, allow_nan=False, default=str)
 
 
 class Shown(NamedTuple):
@@ -77,9 +80,8 @@ class Shown(NamedTuple):
         if as_json:
             print(json_text(self.values))
         else:
-            text, _, notes = (
-                _template(self.template).render({**self.values, **self.more}).partition(_NOTES_BELOW)
-            )
+            shown = _template(self.template).render({"values": self.values, **self.values, **self.more})
+            text, _, notes = shown.partition(_NOTES_BELOW)
             print(text, end="")
             if notes.strip():
                 print(notes.rstrip("\n"), file=sys.stderr, flush=True)
@@ -112,7 +114,13 @@ def _template(name: str) -> Any:
         autoescape=False,  # noqa: S701 - the result is text for a terminal
     )
     environment.globals |= {"table": table, "grid": grid, "render": render, "interval": interval}
-    environment.filters |= {"bytes": megabytes, "duration": duration, "number": _number, "cell": _cell_of}
+    environment.filters |= {
+        "bytes": megabytes,
+        "duration": duration,
+        "number": lambda value, spec=".4g": "none" if value is None else format(value, spec),
+        "quoted": repr,
+        "cell": lambda row, template: cell(template, row, is_short=True),
+    }
     return environment.get_template(f"{name}.txt")
 
 
@@ -200,15 +208,6 @@ def cell(template: str, row: Any, *, is_short: bool = False) -> str:
     return re.sub(r"(?<![\d.])0\.", ".", text) if is_short else text
 
 
-def _cell_of(row: Any, template: str) -> str:
-    """The filter of :func:`cell`, for numbers without the zero before the point."""
-    return cell(template, row, is_short=True)
-
-
-def _number(value: float | None, spec: str = ".4g") -> str:
-    return "none" if value is None else format(value, spec)
-
-
 def interval(field: str, form: str = ".3f", *, ends: str = "") -> str:
     """The template of an estimate with its interval, as ``.712 [.654,.771]``."""
     ends = ends or form
@@ -243,12 +242,11 @@ class ProgressLine:
 
     Args:
         what: What is counted, in the plural.
-        bar: A bar of rich, or ``None`` where stderr is not a terminal.
     """
 
-    def __init__(self, what: str, bar: Any) -> None:
-        self.what, self.bar = what, bar
-        self.task: Any = None
+    def __init__(self, what: str) -> None:
+        self.what = what
+        self.bar: Any = None
         self.first: tuple[int, float] | None = None
         self.last_seconds = 0.0
 
@@ -264,25 +262,23 @@ class ProgressLine:
         rate = n_new / seconds if seconds > 0 else 0.0
         left = duration((total - done) / rate) if rate > 0 else "?"
         text = f"{rate:.2f} {self.what}/s, {left} left"
-        if self.bar is not None:
-            if self.task is None:
-                self.task = self.bar.add_task(self.what, total=total, text="")
-            self.bar.update(self.task, completed=done, total=total, text=text)
+        if sys.stderr.isatty():
+            self.bar = self.bar or _bar(self.what)
+            self.bar.update(self.bar.task_ids[0], completed=done, total=total, text=text)
         elif seconds - self.last_seconds >= _PLAIN_SECONDS or done == total:
             self.last_seconds = seconds
             say(f"{done}/{total} {self.what}, {text}")
 
 
-@contextmanager
-def progress_line(what: str) -> Iterator[ProgressLine]:
-    """A progress display that is taken down at the end, also after an error."""
-    if not sys.stderr.isatty():
-        yield ProgressLine(what, None)
-        return
+def _bar(what: str) -> Any:
+    """A bar of rich on stderr, with a text behind it."""
     from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn
-    from rich.progress import Progress as Bar
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
-    texts = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    with Bar(*texts, TextColumn("{task.fields[text]}"), console=Console(stderr=True)) as bar:
-        yield ProgressLine(what, bar)
+    BARS.close()  # rich shows one at a time
+    columns = TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn()
+    bar = Progress(*columns, TextColumn("{task.fields[text]}"), console=Console(stderr=True))
+    bar.add_task(what, text="")
+    bar.start()
+    BARS.callback(bar.stop)
+    return bar

@@ -5,15 +5,14 @@ from typing import Annotated
 
 import typer
 
+from graphhalu.cli import library
 from graphhalu.cli.options import Count, command
 from graphhalu.cli.output import Shown, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
 
-app = typer.Typer()
 
-
-@command(app)
+@command("report")
 def report(
     run: list[Path],
     *,
@@ -31,49 +30,30 @@ def report(
         maps: Store whose single heads are shown if maps.json is missing.
         together: Correct the claims of all comparisons as one family; writes claims.json, too.
     """
-    from graphhalu.report.write import write_report
-
     if together:
         return _together(run, out)
     if len(run) > 1:
         raise UsageError(f"a report is of one run, got {len(run)}; or add --together")
     if maps is not None:
-        _write_maps(run[0], maps, labeller)
-    files = write_report(run[0], out, has_svg=svg)
-    figures = [str(path) for path in files.figures]
-    return Shown({"html": str(files.html), "markdown": str(files.markdown), "figures": figures}, "report")
+        beams, store = library.read_result(run[0]).config.get("beams", "best"), open_store(maps)
+        labels = library.named_labels(store, labeller)
+        library.head_maps(store, labels, is_best_beam_only=beams == "best").write(run[0])
+    files = library.write_report(run[0], out, has_svg=svg)
+    return Shown({**vars(files), "markdown": str(files.markdown)}, "report")
 
 
 def _together(runs: list[Path], out: Path | None) -> Shown:
-    from graphhalu.core.documents import write_document
-    from graphhalu.evaluation.methods import CLAIMS, CLAIMS_FILE, claims_together
-    from graphhalu.evaluation.result import read_result
-    from graphhalu.evaluation.training import new_run_folder
-    from graphhalu.report.together import together_page
-    from graphhalu.report.write import REPORT_FILE, write_page
-
-    results = {run.name: read_result(run) for run in runs}
+    results = {run.name: library.read_result(run) for run in runs}
     if len(results) < max(2, len(runs)):
         raise UsageError(f"--together takes two comparisons or more of different names, got {len(runs)}")
-    claims = claims_together(results)
-    target = out or new_run_folder(Path("data/runs"), "together") / REPORT_FILE
-    write_document(target.with_name(CLAIMS_FILE), {"claims": claims}, CLAIMS)
-    files = write_page(together_page(results, claims), target)
-    return Shown({"html": str(files.html), "claims": claims}, "together")
+    claims = library.claims_together(results)
+    target = out or library.new_run_folder(Path("data/runs"), "together") / library.REPORT_FILE
+    library.write_document(target.with_name(library.CLAIMS_FILE), {"claims": claims}, library.CLAIMS)
+    files = library.write_page(library.together_page(results, claims), target)
+    return Shown({"html": files.html, "claims": claims}, "together")
 
 
-def _write_maps(run: Path, store_path: Path, labeller: str) -> None:
-    from graphhalu.evaluation.result import read_result
-    from graphhalu.evaluation.univariate import head_maps
-    from graphhalu.labels.run import named_labels
-
-    beams = read_result(run).config.get("beams", "best")
-    store = open_store(store_path)
-    labels = named_labels(store, labeller)
-    head_maps(store, labels, is_best_beam_only=beams == "best").write(run)
-
-
-@command(app)
+@command("view")
 def view(
     traces: Path | None = None,
     *,
@@ -105,30 +85,25 @@ def view(
         serve: Serve the whole store to this machine instead.
         port: With --serve; 0 takes a free one.
     """
-    from graphhalu.features.registry import split_text
-    from graphhalu.viewer.page import write_view
-    from graphhalu.viewer.serve import serve as serve_view
-    from graphhalu.viewer.view import ViewRequest, make_view
-
     store = open_store(traces)
-    request = ViewRequest(
+    request = library.ViewRequest(
         trace_ids=tuple(trace or ()),
         limit=None if serve else limit,
         labeller=None if labeller == "none" else labeller,
         run=detector,
         detector_class=detector_class,
         token_scores=token_scores,
-        features=None if features is None else tuple(split_text(features)),
+        features=None if features is None else tuple(library.split_text(features)),
         n_edges=edges,
         tokenizer=tokenizer,
     )
     if serve and out is not None:
         raise UsageError("--serve writes no page; leave out --out")
-    shown = make_view(store, request, on_note=say)
+    shown = library.make_view(store, request, on_note=say)
     if serve:
-        serve_view(shown, port, lambda url: say(f"serving {url} to this machine; Ctrl-C stops it"))
+        library.serve_view(shown, port, lambda url: say(f"serving {url} to this machine; Ctrl-C stops it"))
         return None
-    html = write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
+    html = library.write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
     n_traces, n_bytes = len(shown.store), html.stat().st_size
-    values = {"html": str(html), "n_traces": n_traces, "edges_a_row": shown.n_edges, "bytes": n_bytes}
+    values = {"html": html, "n_traces": n_traces, "edges_a_row": shown.n_edges, "bytes": n_bytes}
     return Shown(values, "view", {"n_more": len(store) - n_traces})

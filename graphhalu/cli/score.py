@@ -1,24 +1,17 @@
 """``graphhalu score``: how likely an answer is hallucinated."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
+from graphhalu.cli import library
 from graphhalu.cli.options import command
-from graphhalu.cli.output import Rendered, Shown, clean, progress_line, render, say
+from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
 from graphhalu.core.errors import GraphhaluError, UsageError
 
-if TYPE_CHECKING:
-    from graphhalu.scoring.explain import Explanation
 
-
-app = typer.Typer()
-_MOST_SHOWN = 3
-"""Rows without a score that are named."""
-
-
-@command(app)
+@command("score")
 def score(
     question: str | None = None,
     *,
@@ -48,9 +41,6 @@ def score(
         device: auto, cpu, cuda …
         explain: Explain the score of a single answer.
     """
-    from graphhalu.scoring.batch import read_asked, score_file
-    from graphhalu.scoring.scorer import AnswerScorer
-
     if (question is None) == (input_ is None):
         raise UsageError(
             "give one question, or a file of them:\n"
@@ -59,33 +49,27 @@ def score(
     if (input_ is None) != (output is None):
         raise UsageError("--input and --output go together: one score a row is written")
     run = detector if detector is not None else newest_run()
-    scorer = AnswerScorer(run, detector_class=detector_class, name=model, device=device, threads=threads)
-    if question is not None:
-        found = scorer.score(question, answer, context=context)
-        reasons = scorer.explain(found) if explain else None
-        explained = {} if reasons is None else {"explanation": reasons.to_json()}
-        values = {"detector": str(run), **found.to_json(), **explained}
-        then = _exit_above(fail_above, [found.probability])
-        more = {"found": found, "name": scorer.detector.card.name, "reasons": reasons}
-        if reasons is not None:
-            more |= {"coloured": _coloured(reasons), "strongest": reasons.strongest()}
-        return Shown(values, "score", more, then)
-    assert input_ is not None
-    assert output is not None
-    asked = read_asked(input_)
-    with progress_line("answers") as progress:
-        rows = score_file(scorer, asked, output, progress)
-    failed = [row for row in rows if row["score"] is None]
-    called = sum(bool(row["is_hallucinated"]) for row in rows)
-    values = {"output": str(output), "n": len(rows), "n_called": called, "n_failed": len(failed)}
-    then = _exit_above(fail_above, [row["probability"] for row in rows])
-    return Shown(values, "score_file", {"failed": failed[:_MOST_SHOWN]}, then)
-
-
-def _exit_above(limit: float | None, probabilities: list[float | None]) -> Exception | None:
-    """The exit code 1 if a probability is above the limit, or missing."""
-    is_above = limit is not None and any(p is None or p > limit for p in probabilities)
-    return typer.Exit(1) if is_above else None
+    scorer = library.AnswerScorer(
+        run, detector_class=detector_class, name=model, device=device, threads=threads
+    )
+    if input_ is not None and output is not None:
+        rows = library.score_file(scorer, library.read_asked(input_), output, ProgressLine("answers"))
+        failed = [row for row in rows if row["score"] is None]
+        probabilities = [row["probability"] for row in rows]
+        called = sum(bool(row["is_hallucinated"]) for row in rows)
+        values = {"output": output, "n": len(rows), "n_called": called, "n_failed": len(failed)}
+        shown = Shown(values, "score_file", {"failed": failed})
+    else:
+        found = scorer.score(question or "", answer, context=context)
+        values, probabilities = {"detector": run, **found.to_json()}, [found.probability]
+        more = {"found": found, "name": scorer.detector.card.name, "reasons": None}
+        if explain:
+            reasons = scorer.explain(found)
+            values["explanation"] = reasons.to_json()
+            more |= {"reasons": reasons, "coloured": _coloured(reasons), "strongest": reasons.strongest()}
+        shown = Shown(values, "score", more)
+    is_above = fail_above is not None and any(p is None or p > fail_above for p in probabilities)
+    return shown._replace(then=typer.Exit(1)) if is_above else shown
 
 
 def newest_run() -> Path:
@@ -94,26 +78,24 @@ def newest_run() -> Path:
     Raises:
         UsageError: If there is none.
     """
-    from graphhalu.detectors.saved import read_description
-    from graphhalu.evaluation.training import RUNS
-
-    found = sorted(RUNS.glob("*/detector/detector.json"), key=lambda path: path.stat().st_mtime)
+    runs = Path("data/runs")
+    found = sorted(runs.glob("*/detector/detector.json"), key=lambda path: path.stat().st_mtime)
     for path in reversed(found):
         run = path.parent.parent
         try:
-            read_description(path.parent)
+            library.read_description(path.parent)
         except GraphhaluError as error:
             reason = str(error).splitlines()[0]
             say(f"passed over {run}, which cannot be read: {reason}")
         else:
             return run
     raise UsageError(
-        f"no trained detector in {RUNS}{' that can be read' if found else ''}\n"
+        f"no trained detector in {runs}{' that can be read' if found else ''}\n"
         f"  Train one:  graphhalu train gat   or name one:  --detector RUN"
     )
 
 
-def _coloured(reasons: "Explanation") -> Rendered:
+def _coloured(reasons: "library.Explanation") -> Rendered:
     """The tokens of the answer, coloured by their contributions."""
     import numpy as np
     from rich.text import Text

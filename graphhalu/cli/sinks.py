@@ -1,47 +1,26 @@
-"""``graphhalu sinks``: does attention to the first tokens tell wrong answers from right ones?"""
+"""Sink mass against hallucination: measure it, analyse it, draw it."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any, get_args
 
-import typer
-
+from graphhalu.cli import library
 from graphhalu.cli.options import Options, command
-from graphhalu.cli.output import Shown, progress_line
+from graphhalu.cli.output import ProgressLine, Shown
 from graphhalu.core.errors import UsageError
 
-if TYPE_CHECKING:
-    from graphhalu.studies.sinks.analyze import SinksResult
-    from graphhalu.studies.sinks.settings import AnalyzeConfig, SinkMeasureConfig
-
-app = typer.Typer(
-    help="Sink mass against hallucination: measure it, analyse it, draw it.", no_args_is_help=True
-)
-
-_RUNS = Path("data/runs")
+_RECORDS = Path("data/runs/sinks")
 _MEASURE = Options(
-    "graphhalu.studies.sinks.settings:SinkMeasureConfig",
-    *("model.quantization", "model.dtype", "model.device", "model.threads"),
-    *("prompt.*", "num_samples", "query_start"),
+    "SinkMeasureConfig",
+    "model=model.name dataset=dataset.name data_path=dataset.path k=ks queries=modes examples=n_examples "
+    "model.quantization model.dtype model.device model.threads prompt.* num_samples query_start",
     file=True,
-    model="model.name",
-    dataset="dataset.name",
-    data_path="dataset.path",
-    k="ks",
-    queries="modes",
-    examples="n_examples",
 )
-_ANALYZE = Options(
-    "graphhalu.studies.sinks.settings:AnalyzeConfig",
-    *("heads", "role"),
-    label="meanings",
-    resamples="n_resamples",
-    seeds="fold_seeds",
-)
+_ANALYZE = Options("AnalyzeConfig", "label=meanings resamples=n_resamples seeds=fold_seeds heads role")
 
 
-@command(app, settings=_MEASURE)
+@command("sinks measure", settings=_MEASURE)
 def measure(
-    settings: "SinkMeasureConfig",
+    settings: "library.SinkMeasureConfig",
     *,
     traces: Path | None = None,
     labeller: str | None = None,
@@ -58,25 +37,26 @@ def measure(
         ablate: Any of k, chat, quantization, with commas.
         out: Folder of the records; by default data/runs/sinks.
     """
-    from graphhalu.studies.sinks.settings import ABLATED_KS
-
-    ablated = _ablations(ablate)
+    ablated: list[Any] = [part.strip() for part in ablate.split(",")] if ablate else []
+    known = get_args(library.Ablation)
+    for name in ablated:
+        if name not in known:
+            raise library.unknown_name("ablation", name, known)
     if "k" in ablated and "ks" not in settings.model_fields_set:
-        settings = settings.model_copy(update={"ks": ABLATED_KS})
-    folder = out or _RUNS / "sinks"
-    if traces is not None:
-        from graphhalu.studies.sinks.measure import measure_store
-
-        _only_a_store(ablated)
-        runs = measure_store(traces, folder, settings, labeller=labeller)
+        settings = settings.model_copy(update={"ks": library.ABLATED_KS})
+    folder, of_model = out or _RECORDS, [name for name in ablated if name != "k"]
+    if traces is None:
+        runs = library.measure_sinks(settings, folder, ablate=ablated, on_progress=ProgressLine("sequences"))
+    elif of_model:
+        raise UsageError(
+            f"--ablate {','.join(of_model)} runs a model, and --traces reads what one gave before\n"
+            f"  Leave one of them out"
+        )
     else:
-        from graphhalu.studies.sinks.measure import measure as run_measure
-
-        with progress_line("sequences") as progress:
-            runs = run_measure(settings, folder, ablate=ablated, on_progress=progress)
+        runs = library.measure_store(traces, folder, settings, labeller=labeller)
     listed = [
         {
-            "path": str(run.path),
+            "path": run.path,
             "n_records": len(run.records),
             "n_usable": len(run.usable),
             "is_new": run.is_new,
@@ -84,12 +64,12 @@ def measure(
         }
         for run in runs
     ]
-    return Shown({"folder": str(folder), "runs": listed}, "sinks_measure")
+    return Shown({"folder": folder, "runs": listed}, "sinks_measure")
 
 
-@command(app, settings=_ANALYZE)
+@command("sinks analyze", settings=_ANALYZE)
 def analyze(
-    settings: "AnalyzeConfig", records: list[Path] | None = None, *, out: Path | None = None
+    settings: "library.AnalyzeConfig", records: list[Path] | None = None, *, out: Path | None = None
 ) -> Shown:
     """Test the hypotheses: shift, prediction, beyond entropy, localisation; size, task, chat.
 
@@ -97,18 +77,14 @@ def analyze(
         records: Files of records, or folders of them; by default data/runs/sinks.
         out: Folder of sinks.json; by default data/runs/sinks-<time>.
     """
-    from graphhalu.evaluation.training import new_run_folder
-    from graphhalu.studies.sinks.analyze import analyze as run_analysis
-
-    with progress_line("runs") as progress:
-        result = run_analysis(records or [_RUNS / "sinks"], settings, on_progress=progress)
-    folder = out or new_run_folder(_RUNS, "sinks")
+    result = library.analyze_sinks(records or [_RECORDS], settings, on_progress=ProgressLine("runs"))
+    folder = library.run_folder("sinks", out, is_resumed=False)
     path = result.write(folder)
-    more = {"tables": _tables(result), "result": result, "folder": folder}
-    return Shown({"file": str(path), **result.values()}, "sinks_analyze", more)
+    more = {"result": result, "folder": folder}
+    return Shown({"file": path, **result.values()}, "sinks_analyze", more)
 
 
-@command(app)
+@command("sinks plot")
 def plot(result: Path, *, k: int | None = None, queries: str | None = None, out: Path | None = None) -> Shown:
     """Draw the figures as PNG and SVG, and one HTML page with tables.
 
@@ -118,49 +94,7 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
         queries: Query mode of the runs to draw; by default last.
         out: Folder of figures and page; by default beside the result.
     """
-    from graphhalu.report.sinks import write_sinks_report
-    from graphhalu.studies.sinks.analyze import read_sinks
-
-    found = read_sinks(result)
+    found = library.read_sinks(result)
     folder = out or (result if result.is_dir() else result.parent)
-    written = write_sinks_report(found, folder, sink_tokens=k, query_mode=queries)
-    figures = [str(path) for path in written.figures]
-    return Shown({"page": str(written.html), "figures": figures}, "figures", {"html": written.html})
-
-
-def _tables(result: "SinksResult") -> dict[str, list[dict[str, Any]]]:
-    """Runs with their findings by the title of their table."""
-    from graphhalu.studies.rows import find_row
-
-    tables: dict[str, list[dict[str, Any]]] = {}
-    for run in result.runs:
-        name = run.model.rsplit("/", maxsplit=1)[-1]
-        more = "" if run.quantization == "none" else f" {run.quantization}"
-        for found in run.findings:
-            title = f"{run.task}, label: {found.meaning}, K = {run.sink_tokens}, {run.query_mode}"
-            probe = find_row(found.models, name="heads")
-            gain = next((each.auroc for each in found.gains if each.model == "entropy+sink"), None)
-            row = {"run": f"{name}{more}, chat {run.chat}", "found": found, "gain": gain}
-            tables.setdefault(title, []).append({**row, "heads": probe and probe.auroc})
-    return tables
-
-
-def _ablations(text: str | None) -> list[Any]:
-    from graphhalu.core.registry import unknown_name
-    from graphhalu.studies.sinks.settings import Ablation
-
-    names = [part.strip() for part in text.split(",")] if text else []
-    known = get_args(Ablation)
-    for name in names:
-        if name not in known:
-            raise unknown_name("ablation", name, known)
-    return names
-
-
-def _only_a_store(ablated: list[Any]) -> None:
-    wrong = [name for name in ablated if name != "k"]
-    if wrong:
-        raise UsageError(
-            f"--ablate {','.join(wrong)} runs a model, and --traces reads what one gave before\n"
-            f"  Leave one of them out"
-        )
+    written = library.write_sinks_report(found, folder, sink_tokens=k, query_mode=queries)
+    return Shown({"page": written.html, "figures": written.figures}, "figures", {"html": written.html})

@@ -12,23 +12,19 @@ from typing import Any, Final, TypeVar
 import numpy as np
 
 from graphhalu.core.axes import Span
-from graphhalu.core.provenance import file_sha256
+from graphhalu.core.errors import UsageError
+from graphhalu.core.provenance import provenance
+from graphhalu.datasets.prompts import DEFAULT_TEMPLATE
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import own_path
+from graphhalu.datasets.registry import DATASETS
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.forward import Replayed, TokenSequence
-from graphhalu.extract.generate import Answer, BeamSearch
-from graphhalu.extract.prompts import (
-    Prompt,
-    generated_answer,
-    newline_token_ids,
-    question_prompt,
-    resolved_config,
-)
+from graphhalu.extract.generate import Answer, beam_search
+from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, trace_record
 from graphhalu.extract.replay import replay
-from graphhalu.extract.settings import DatasetSettings, ExtractConfig, trace_shape
-from graphhalu.models.check import check_model
-from graphhalu.models.load import LoadedModel, free_memory, load_model
+from graphhalu.extract.settings import ExtractConfig, PromptSettings, trace_shape
+from graphhalu.models.check import load_checked
+from graphhalu.models.load import LoadedModel, free_memory
 from graphhalu.traces.disk import estimate_bytes
 from graphhalu.traces.schema import TraceRecord, TraceShape
 from graphhalu.traces.storage import MAIN
@@ -42,12 +38,7 @@ QuestionBatch = tuple[int, tuple[Question, ...]]
 """Questions that are answered together, done or not; first, the place of the first of them among
 all questions of the run."""
 
-_OF_QUESTION: Final = (
-    *("question_id", "group_id", "answers", "context", "incorrect_answers"),
-    *("choices", "correct_choices", "input_label"),
-)
-"""Fields of a question that a trace has under the same names."""
-
+_DTYPES: Final = ("float32", "bfloat16", "float16")
 REPLAY_TOKENS: Final = 2048
 """Tokens of one replay batch, padding included, unless a single sequence is longer."""
 
@@ -94,7 +85,7 @@ class Extraction:
         config = self.config
         return {
             "model": dict(self.loaded.identity),
-            "dataset": dict(dataset_identity(config.dataset) if dataset is None else dataset),
+            "dataset": dict(config.dataset.identity() if dataset is None else dataset),
             "prompt": {**config.prompt.model_dump(mode="json"), "chat": config.prompt.chat == "on"},
             "generation": config.generation.identity(),
             "capture": config.capture.identity(),
@@ -219,21 +210,7 @@ class Extraction:
             sequences = [sequence for _, _, sequence in group]
             results = replay(model, sequences, shape=self.shape, arrays=self.arrays, edge_mass=edge_mass)
             for (prompt, answer, sequence), result in zip(group, results, strict=True):
-                yield _record(prompt, answer, sequence, result), result
-
-
-def beam_search(
-    loaded: LoadedModel, *, n_beams: int = 1, max_new_tokens: int, stops_at_newline: bool
-) -> BeamSearch:
-    """Search that stops at the end mark and, as asked for, at a newline; greedy with one beam."""
-    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
-    return BeamSearch(
-        loaded.model,
-        layer_windows=loaded.layer_windows,
-        stop_ids=[*loaded.eos_token_ids, *newlines],
-        n_beams=n_beams,
-        max_new_tokens=max_new_tokens,
-    )
+                yield trace_record(prompt, answer, sequence, result), result
 
 
 def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[list[T]]:
@@ -248,45 +225,43 @@ def grouped(items: Iterable[T], fits: Callable[[list[T]], bool]) -> Iterator[lis
         yield group
 
 
-def dataset_identity(settings: DatasetSettings) -> dict[str, Any]:
-    """What decides which questions there are; reads the file that they come from."""
-    own = own_path(settings.name)
-    path = own or settings.path
-    return {
-        "name": own.name if own is not None else settings.name,
-        "seed": settings.seed,
-        "file_sha256": file_sha256(path) if path is not None else None,
-        **({"fields": dict(settings.fields)} if settings.fields else {}),
+def prompt_template_name(config: ExtractConfig) -> str:
+    """The prompt template that is asked for, or the one that suits the data set."""
+    if config.prompt.template != "auto":
+        return config.prompt.template
+    name = config.dataset.name
+    return DATASETS.get(name).card.template if name in DATASETS else DEFAULT_TEMPLATE
+
+
+def uses_chat(settings: PromptSettings, loaded: LoadedModel) -> bool:
+    """Whether the model's chat template goes around the prompt.
+
+    Raises:
+        UsageError: If it is asked for and there is none.
+    """
+    has_template = getattr(loaded.tokenizer, "chat_template", None) is not None
+    if settings.chat == "on" and not has_template:
+        raise UsageError(
+            "the model has no chat template, and --chat on asks for one\n"
+            "  Use --chat off, or a chat version of the model"
+        )
+    return settings.chat == "on" or (settings.chat == "auto" and has_template)
+
+
+def resolved_config(config: ExtractConfig, loaded: LoadedModel) -> ExtractConfig:
+    """The same with what was left to the model and the data set written out."""
+    is_chat, stop = uses_chat(config.prompt, loaded), config.generation.stop_at_newline
+    model = {"revision": loaded.identity["revision"], "dtype": loaded.identity["dtype"]}
+    if model["dtype"] not in _DTYPES:
+        del model["dtype"]
+    prompt = {"template": prompt_template_name(config), "chat": "on" if is_chat else "off"}
+    generation = {"stop_at_newline": not is_chat if stop is None else stop}
+    changes = {
+        "model": config.model.model_copy(update=model),
+        "prompt": config.prompt.model_copy(update=prompt),
+        "generation": config.generation.model_copy(update=generation),
     }
-
-
-def _record(prompt: Prompt, answer: Answer, sequence: TokenSequence, result: Replayed) -> TraceRecord:
-    """What is known of a trace beside its arrays."""
-    question, label, metadata = prompt.question, None, dict(prompt.question.metadata)
-    stated = question.given[answer.rank] if answer.score is None else None
-    if stated is not None:
-        label = None if stated.is_hallucinated is None else int(stated.is_hallucinated)
-        given = {**({"source": stated.source} if stated.source else {}), **stated.metadata}
-        metadata |= {"given": given} if given else {}
-    return TraceRecord(
-        trace_id=f"{question.question_id}#{answer.rank}",
-        question=question.text,
-        answer=answer.text,
-        prompt=prompt.rendered.text,
-        prompt_length=prompt.length,
-        length=sequence.length,
-        row_start=sequence.row_start,
-        is_finished=answer.is_finished,
-        is_on_policy=stated is None,
-        beam_index=answer.rank,
-        beam_score=answer.score,
-        choice_logprobs=result.option_logprobs,
-        given_label=label,
-        given_spans=() if stated is None else stated.spans,
-        answer_offsets=answer.offsets,
-        metadata=metadata,
-        **{name: getattr(question, name) for name in _OF_QUESTION},
-    )
+    return config.model_copy(update=changes)
 
 
 @dataclass
@@ -323,10 +298,34 @@ def load_worker(
         GraphhaluError: If the model cannot be had, or fails its check.
     """
     started = time.monotonic()
-    loaded = load_model(config.model)
-    check_model(loaded)
+    loaded = load_checked(config.model)
     load_seconds = time.monotonic() - started
     return Worker(Extraction(config, loaded), out, holder, on_answered, load_seconds)
+
+
+def describe(worker: Worker, about: tuple[Mapping[str, Any], int]) -> dict[str, Any]:
+    """What the store of a worker's traces is, and what a user should know.
+
+    Args:
+        worker: The worker.
+        about: What identifies the data set, and how many questions there are.
+
+    Returns:
+        The ``store``, as arguments of :func:`graphhalu.traces.store.open_or_create`, ``notes``
+        for the user, and the ``load_seconds`` of the model.
+    """
+    dataset, n_questions = about
+    found = worker.extraction
+    return {
+        "store": {
+            "configuration": found.identity(dataset),
+            "shape": found.shape,
+            "arrays": found.arrays,
+            "provenance": {**provenance(), "config": found.config.model_dump(mode="json")},
+        },
+        "notes": found.notes(n_questions),
+        "load_seconds": worker.load_seconds,
+    }
 
 
 def expected_bytes(worker: Worker, questions: Sequence[Question]) -> int:

@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from graphhalu.extract.decode import Decoder
-from graphhalu.models.load import left_padded
+from graphhalu.models.load import LoadedModel, left_padded
 
 _AGREEMENT: Final = 1e-3
 """Largest relative difference of logits at which shared decoding counts as the model's own."""
@@ -289,3 +289,27 @@ def _until_stop(tokens: Sequence[int], stop_ids: Sequence[int], score: float) ->
     """The answer up to the first token that ends it."""
     end = next((place for place, token in enumerate(tokens) if token in stop_ids), None)
     return Answer(tuple(tokens[:end]), score, is_finished=end is not None)
+
+
+def beam_search(
+    loaded: LoadedModel, *, n_beams: int = 1, max_new_tokens: int, stops_at_newline: bool
+) -> BeamSearch:
+    """Search that stops at the end mark and, as asked for, at a newline; greedy with one beam."""
+    newlines = newline_token_ids(loaded.tokenizer) if stops_at_newline else ()
+    return BeamSearch(
+        loaded.model,
+        layer_windows=loaded.layer_windows,
+        stop_ids=[*loaded.eos_token_ids, *newlines],
+        n_beams=n_beams,
+        max_new_tokens=max_new_tokens,
+    )
+
+
+def newline_token_ids(tokenizer: Any) -> tuple[int, ...]:
+    """Tokens whose text holds a newline."""
+    suspects = [
+        index
+        for token, index in tokenizer.get_vocab().items()
+        if "\n" in token or "Ċ" in token or token == "<0x0A>"  # noqa: S105
+    ]
+    return tuple(sorted(index for index in suspects if "\n" in tokenizer.decode([index])))

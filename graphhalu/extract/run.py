@@ -21,15 +21,14 @@ from typing import Any
 
 import numpy as np
 
-from graphhalu.core.errors import StoreError, UsageError
-from graphhalu.core.provenance import provenance
+from graphhalu.core.errors import StoreError, UsageError, WorkerError
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import load_questions
 from graphhalu.engine.executors import Executor, Progress, SerialExecutor, Workers, no_progress
 from graphhalu.extract.extraction import (
     QuestionBatch,
     Worker,
-    dataset_identity,
+    describe,
     expected_bytes,
     extract_batch,
     load_worker,
@@ -41,6 +40,7 @@ from graphhalu.traces.local import LocalBackend
 from graphhalu.traces.storage import MAIN
 from graphhalu.traces.store import TraceStore, open_or_create, storage_backend
 
+_FILE_ENDING = re.compile(r"(?:\.(?:gguf|jsonl?|csv|tsv|parquet|txt))?(?:\.gz)?$", re.IGNORECASE)
 _ESTIMATED_TOGETHER = 1024
 """Questions whose size one worker estimates at a time."""
 
@@ -112,6 +112,29 @@ class ExtractSummary:
         """Bytes on disk."""
         return sum(self.bytes_by_array.values())
 
+    @property
+    def failure(self) -> WorkerError | None:
+        """What to raise because questions are not done, if so."""
+        lost = self.quarantined
+        message = (
+            f"{len(lost)} questions are not done: {'; '.join(sorted(set(lost.values())))}\n  Run the same "
+            f"command again to try them, or do them with more memory a worker: {', '.join(lost)}"
+        )
+        return WorkerError(message) if lost else None
+
+    def values(self) -> dict[str, Any]:
+        """Everything as plain values, with sizes and times of one trace."""
+        values = vars(self) | {"store": self.store_path, "set_aside": self.quarantined, "bytes": self.n_bytes}
+        values["seconds_a_question"] = self.seconds / self.n_new if self.n_new else None
+        values["bytes_a_trace"] = self.n_bytes / self.n_traces if self.n_traces else None
+        return {name: values[name] for name in values if name not in ("store_path", "quarantined")}
+
+
+def default_store(config: ExtractConfig) -> Path:
+    """Where the traces of a model and a data set go when nothing is said."""
+    names = [name.strip("/").rpartition("/")[2] for name in (config.model.name, config.dataset.name)]
+    return Path("data/traces") / f"{'_'.join(_FILE_ENDING.sub('', name) for name in names)}.zarr"
+
 
 def question_batches(
     questions: Sequence[Question], config: ExtractConfig, shard: Shard | None = None
@@ -140,7 +163,7 @@ def batches_left(batches: Sequence[QuestionBatch], done: Collection[str]) -> lis
 
 def extract(
     config: ExtractConfig,
-    out: Path | str,
+    out: Path | str | None = None,
     *,
     engine: Executor | None = None,
     shard: Shard | None = None,
@@ -152,7 +175,8 @@ def extract(
 
     Args:
         config: What to do.
-        out: The store; an existing one is resumed or extended if it has the same configuration.
+        out: The store; an existing one is resumed or extended if it has the same configuration. By
+            default ``data/traces/<model>_<dataset>.zarr``.
         engine: Where the work runs; by default in this process.
         shard: The share of the questions that is done; by default all.
         on_progress: Called after every question; with remote workers, after every batch.
@@ -162,6 +186,7 @@ def extract(
         GraphhaluError: If the data set, the model, the disk or the cluster cannot be used.
     """
     resolve_model(config.model.name)  # a mistyped name is refused before a data set is read
+    out = out or default_store(config)
     storage_backend(out).refuse_other_content()  # and what is not a store, before a model is loaded
     dataset = config.dataset
     n_wanted, fields = config.num_samples, dataset.fields or None
@@ -180,7 +205,7 @@ def extract(
 
     holder = MAIN if shard is None else shard.writer
     with engine.workers(_start(engine, config, out, holder, count), max(1, len(batches))) as workers:
-        about = (dataset_identity(dataset), len(questions))
+        about = (dataset.identity(), len(questions))
         description = next(workers(describe, [about])).result()
         for note in description["notes"]:
             _log.info(note)
@@ -216,31 +241,6 @@ def extract(
         notes=description["notes"],
         quarantined={name: reason for name, reason in failed.items() if name not in done},
     )
-
-
-def describe(worker: Worker, about: tuple[Mapping[str, Any], int]) -> dict[str, Any]:
-    """What the store of a worker's traces is, and what a user should know.
-
-    Args:
-        worker: The worker.
-        about: What identifies the data set, and how many questions there are.
-
-    Returns:
-        The ``store``, as arguments of :func:`graphhalu.traces.store.open_or_create`, ``notes``
-        for the user, and the ``load_seconds`` of the model.
-    """
-    dataset, n_questions = about
-    found = worker.extraction
-    return {
-        "store": {
-            "configuration": found.identity(dataset),
-            "shape": found.shape,
-            "arrays": found.arrays,
-            "provenance": {**provenance(), "config": found.config.model_dump(mode="json")},
-        },
-        "notes": found.notes(n_questions),
-        "load_seconds": worker.load_seconds,
-    }
 
 
 def _start(

@@ -22,6 +22,17 @@ class DatasetSettings(Config):
     fields: dict[str, str] = Field(default_factory=dict)
     """Which columns of the user's own file hold question, answers, context …"""
 
+    def identity(self) -> dict[str, Any]:
+        """What decides which questions there are; reads the file that they come from."""
+        from graphhalu.core.provenance import file_sha256
+        from graphhalu.datasets.registry import own_path
+
+        own = own_path(self.name)
+        path = own or self.path
+        found = {"name": own.name if own is not None else self.name, "seed": self.seed}
+        found["file_sha256"] = file_sha256(path) if path is not None else None
+        return found | ({"fields": dict(self.fields)} if self.fields else {})
+
 
 class PromptSettings(Config):
     """How a question becomes a prompt."""

@@ -25,7 +25,7 @@ from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.prompts import Prompt, build_prompt, encode_prompt
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.rows import text_field
-from graphhalu.extract.extraction import beam_search
+from graphhalu.extract.generate import beam_search
 from graphhalu.extract.prompts import generated_answer
 from graphhalu.heads.runs import RowsObserver, measured_table, prompt_form, run_observed
 from graphhalu.heads.settings import RetrievalSettings, Rule

@@ -49,6 +49,13 @@ class ModelCheck:
 
 
 @torch.inference_mode()
+def load_checked(spec: ModelSpec) -> LoadedModel:
+    """Load a model and check its attention; raises what :func:`load_model` and :func:`check_model` do."""
+    loaded = load_model(spec)
+    check_model(loaded)
+    return loaded
+
+
 def check_model(loaded: LoadedModel) -> ModelCheck:
     """Check on a short text that attention is causal, sums to 1, and matters.
 

@@ -2,13 +2,16 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
 import graphhalu
+from graphhalu.cli import library
 from graphhalu.cli.main import run
 from graphhalu.labels.planted import PLANTED_SHAPE, planted_traces
 from graphhalu.testing.tiny_models import save_tiny
@@ -32,6 +35,44 @@ def test_help_is_quick_and_imports_nothing_heavy():
     # half a second on a quiet machine; the bound leaves room for a busy one
     assert float(seconds) < 2.5
     assert "extract" in done.stdout
+
+
+def test_a_wrong_option_is_told_without_anything_heavy():
+    code = (
+        "import sys\n"
+        "from graphhalu.cli.main import run\n"
+        "assert run(['extract', '--wrong']) == 2\n"
+        f"print([m for m in {(*HEAVY, 'rich', 'jinja2')} if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+    assert "No such option: --wrong" in done.stderr
+
+
+def test_without_arguments_the_help_is_shown(capsys):
+    assert run([]) == 2
+    assert "Find hallucinations of language models" in capsys.readouterr().out
+
+
+def test_a_command_that_is_stopped_says_how_to_go_on(capsys, monkeypatch):
+    def stop(_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("graphhalu.traces.verify.verify_store", stop)
+    assert run(["verify", "a.zarr"]) == 130
+    assert "Run the same command again to go on" in capsys.readouterr().err
+
+
+def test_every_name_of_the_library_that_commands_use_is_there():
+    names = {
+        name
+        for path in Path(library.__file__).parent.glob("*.py")
+        for name in re.findall(r"\blibrary\.(\w+)", path.read_text(encoding="utf-8"))
+    } - {"pyi"}
+    assert len(names) > 100
+    assert all(getattr(library, name) is not None for name in names)
+    with pytest.raises(AttributeError, match="no_such_name"):
+        library.no_such_name  # noqa: B018
 
 
 def test_the_version_is_printed_on_a_line(capsys):

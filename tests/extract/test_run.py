@@ -129,7 +129,7 @@ def test_a_prompt_that_cannot_be_made_leaves_no_store(config, tmp_path):
 
 
 def test_what_is_no_store_is_told_before_a_model_is_loaded(config, tmp_path, monkeypatch):
-    monkeypatch.setattr("graphhalu.extract.extraction.load_model", lambda *_: pytest.fail("loaded"))
+    monkeypatch.setattr("graphhalu.extract.extraction.load_checked", lambda *_: pytest.fail("loaded"))
     (tmp_path / "a.zarr").mkdir()
     with pytest.raises(UsageError, match="another place with --out"):
         extract(config(), tmp_path / "a.zarr")

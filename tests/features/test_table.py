@@ -190,9 +190,9 @@ def test_without_a_file_the_command_prints_a_summary_of_all_streams(store, run, 
 
 
 def test_show_lists_every_feature():
-    from graphhalu.cli.show import app
+    from graphhalu.cli.main import app
 
-    found = json.loads(CliRunner().invoke(app, ["features", "--json"]).stdout)["features"]
+    found = json.loads(CliRunner().invoke(app, ["show", "features", "--json"]).stdout)["features"]
     assert [row["name"] for row in found] == FEATURES.names()
-    assert CliRunner().invoke(app, ["features", "--markdown"]).stdout == markdown_table()
-    assert CliRunner().invoke(app, ["features"]).exit_code == 0
+    assert CliRunner().invoke(app, ["show", "features", "--markdown"]).stdout == markdown_table()
+    assert CliRunner().invoke(app, ["show", "features"]).exit_code == 0

@@ -27,7 +27,7 @@ from graphhalu.core.provenance import file_sha256, installed_version, provenance
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions, own_path
 from graphhalu.engine.executors import Progress, no_progress
-from graphhalu.extract.prompts import prompt_template_name, uses_chat
+from graphhalu.extract.extraction import prompt_template_name, uses_chat
 from graphhalu.extract.run import extract
 from graphhalu.features.block import TraceBlock, blocks
 from graphhalu.features.sinks import row_sink_share
