@@ -94,18 +94,16 @@ def calibrate(
         heads: Published heads for Attention Tracker (JSON).
         out: JSON file; by default calibration.json in the folder.
     """
-    from graphhalu.core.documents import plain_values
     from graphhalu.studies.instability.calibrate import calibrate as choose
     from graphhalu.studies.instability.methods import read_important_heads
     from graphhalu.studies.instability.series import SeriesFolder
-    from graphhalu.studies.instability.settings import KIND
 
     given = None if heads is None else read_important_heads(heads)
     with progress_line("methods") as progress:
         found = choose(SeriesFolder.open(folder), settings, given_heads=given, on_progress=progress)
     path = found.write(out or folder / "calibration.json")
     left_out = {"scores", "prompt_ids", "labels"}
-    values = {name: value for name, value in plain_values(found, KIND).items() if name not in left_out}
+    values = {name: value for name, value in found.values().items() if name not in left_out}
     return Shown({"file": str(path), **values}, "instability_calibrate", {"found": found})
 
 
@@ -139,13 +137,13 @@ def detect(
         fail_on_detect: Exit 3 if a prompt is called an attack, 1 if none is but one has no score.
     """
     from graphhalu.studies.instability.detect import PromptDetector
-    from graphhalu.studies.instability.settings import read_calibration
+    from graphhalu.studies.instability.settings import Calibration
 
     aim = None if fpr == "f1" else read_list("--fpr", fpr, float)[0]
     if system is not None and system_text is not None:
         raise UsageError("--system and --system-text both name a system prompt; use one of them")
     asked = _asked(prompt, file)
-    known = read_calibration(calibration)
+    known = Calibration.read(calibration)
     known.threshold(method, aim)
     stored = known.identity.quantization
     quantization = "none" if stored is None or stored.startswith("stored") else stored
@@ -182,9 +180,9 @@ def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = No
     """
     from graphhalu.report.instability import write_study
     from graphhalu.studies.instability.series import SeriesFolder
-    from graphhalu.studies.instability.settings import read_calibration
+    from graphhalu.studies.instability.settings import Calibration
 
-    known = read_calibration(calibration or folder / "calibration.json")
+    known = Calibration.read(calibration or folder / "calibration.json")
     files = write_study(SeriesFolder.open(folder), known, out or folder / "report")
     values = {"html": str(files.html), "figures": [str(path) for path in files.figures]}
     return Shown(values, "figures")

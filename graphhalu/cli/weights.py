@@ -128,12 +128,12 @@ def plot(
     """
     from graphhalu.report.weights import profile_page
     from graphhalu.report.write import REPORT_FILE, write_page
-    from graphhalu.studies.weights.validation import VALIDATION_FILE, read_validation
+    from graphhalu.studies.weights.validation import VALIDATION_FILE, Validation
     from graphhalu.weights.tables import read_profile
 
     found = read_profile(folder)
     is_validated = validation is not None or (folder / VALIDATION_FILE).is_file()
-    checked = read_validation(validation or folder) if is_validated else None
+    checked = Validation.read(validation or folder) if is_validated else None
     files = write_page(profile_page(found, checked), (out or folder) / REPORT_FILE, has_svg=svg)
     values = {"html": str(files.html), "figures": [str(path) for path in files.figures]}
     return Shown(values, "weights_plot", {"is_validated": is_validated})

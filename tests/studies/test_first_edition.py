@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.core.documents import plain_values
-from graphhalu.studies.instability.settings import KIND, read_calibration
+from graphhalu.studies.instability.settings import Calibration
 from graphhalu.studies.sinks.analyze import read_sinks
-from graphhalu.studies.weights.validation import read_validation
+from graphhalu.studies.weights.validation import Validation
 
 READERS = {
     "sinks": lambda path: read_sinks(path).values(),
-    "calibration": lambda path: plain_values(read_calibration(path), KIND),
-    "validation": lambda path: read_validation(path).values(),
+    "calibration": lambda path: Calibration.read(path).values(),
+    "validation": lambda path: Validation.read(path).values(),
 }
 
 

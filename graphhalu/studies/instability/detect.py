@@ -91,33 +91,25 @@ class PromptDetector:
             from which on the running mean stays at or above the threshold, ``None`` unless the
             verdict is attack; ``n_steps`` that were measured, and the ``answer`` so far.
         """
-        score, first, reason = None, 0, series.record.failure
+        record, choice = series.record, self.calibration.window
+        score, first, reason = None, 0, record.failure
         if reason is None and self.method == TRACKER:
             focus = series.arrays["focus_heads"][None].astype(np.float64)
             score = -float(focus_scores(focus, self.calibration.tracker.heads)[0])
         elif reason is None:
-            choice = self.calibration.window
             means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
             if np.isfinite(means).any():
                 score = float(means[-1])
                 below = np.flatnonzero(~(means >= self.threshold))
                 first = choice.start + (int(below[-1]) + 1 if len(below) else 0)
             else:
-                reason = (
-                    f"the answer has {series.n_steps} steps, and the window begins at step {choice.start}"
-                )
+                steps = f"{series.n_steps} steps, and the window begins at step {choice.start}"
+                reason = f"the answer has {steps}"
         is_attack = None if score is None else score >= self.threshold
-        return Row(
-            prompt_id=series.record.prompt_id,
-            text=series.record.text,
-            score=score,
-            threshold=self.threshold,
-            is_attack=is_attack,
-            crossed_at=first if is_attack else None,
-            n_steps=series.n_steps,
-            reason=reason,
-            answer=series.record.answer,
-        )
+        more = {"crossed_at": first if is_attack else None, "n_steps": series.n_steps, "reason": reason}
+        named = {"prompt_id": record.prompt_id, "text": record.text, "score": score}
+        decided = {"threshold": self.threshold, "is_attack": is_attack}
+        return Row(**named, **decided, **more, answer=record.answer)
 
 
 def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:
@@ -126,10 +118,8 @@ def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice)
     The last value is the score. Steps without a value are skipped; NaN before the first value.
     Empty if the answer ends before the window.
     """
-    window = choice.window
-    layers = slice(window.first_layer, window.stop_layer)
-    values = present_mean(spread[window.start : window.end + 1, layers])
+    steps = slice(choice.start, choice.start + choice.length)
+    values = present_mean(spread[steps, choice.first_layer : choice.stop_layer])
     is_there = np.isfinite(values)
-    count = np.cumsum(is_there)
-    total = np.cumsum(np.where(is_there, values, 0.0))
+    count, total = np.cumsum(is_there), np.cumsum(np.where(is_there, values, 0.0))
     return choice.direction * np.where(count > 0, total / np.maximum(count, 1), np.nan)

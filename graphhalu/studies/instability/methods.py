@@ -51,17 +51,13 @@ def reached(
     An automatic start is a step that 90 % of the prompts reach, an automatic end one that
     half of them reach. If none is left, the shortest of the earliest windows is.
     """
-    starts, ends = (np.array(each) for each in zip(*((w.start, w.end) for w in windows), strict=True))
+    starts, ends = np.array([[w.start, w.end] for w in windows]).T
     reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
-    found = np.ones(len(starts), dtype=bool)
-    if settings.starts == "auto":
-        found &= reach[starts] >= _REACH_START
-    if settings.lengths == "auto":
-        found &= reach[ends] >= _REACH_END
-    if not found.any():
-        earliest = starts == starts.min()
-        found = earliest & (ends == ends[earliest].min())
-    return found
+    is_open = np.ones(len(starts), dtype=bool)
+    is_open &= (reach[starts] >= _REACH_START) | (settings.starts != "auto")
+    is_open &= (reach[ends] >= _REACH_END) | (settings.lengths != "auto")
+    earliest = starts == starts.min()
+    return is_open if is_open.any() else earliest & (ends == ends[earliest].min())
 
 
 def window_grid(
@@ -81,11 +77,11 @@ def window_grid(
     longest = int(n_steps.max(initial=0))
     if longest < 2:  # noqa: PLR2004
         raise NotEnoughDataError("no answer has a second step: there is nothing to average over")
-    is_auto = settings.starts == "auto", settings.lengths == "auto"
-    starts = STARTS if settings.starts == "auto" else settings.starts
-    lengths = LENGTHS if settings.lengths == "auto" else settings.lengths
-    start, length = 1 if is_auto[0] else max(starts), 1 if is_auto[1] else max(lengths)
-    if not all(is_auto) and start + length > longest:
+    starts, start = (STARTS, 1) if settings.starts == "auto" else (settings.starts, max(settings.starts))
+    lengths, length = (
+        (LENGTHS, 1) if settings.lengths == "auto" else (settings.lengths, max(settings.lengths))
+    )
+    if (settings.starts, settings.lengths) != ("auto", "auto") and start + length > longest:
         raise UsageError(
             f"the window of steps {start} to {start + length - 1} goes beyond the longest answer: "
             f"it has {longest} steps, 0 to {longest - 1}\n"
@@ -257,10 +253,7 @@ def focus_share(instruction: Shares, data: Shares) -> Shares:
 
 
 def important_heads(
-    focus: Focus,
-    labels: Int[np.ndarray, "prompt"],
-    *,
-    k_values: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0, 0.0),
+    focus: Focus, labels: Codes, *, k_values: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0, 0.0)
 ) -> tuple[Heads, float | None]:
     """Heads with ``(mean_N - k std_N) - (mean_A + k std_A) > 0``, N benign and A attacks.
 
@@ -321,18 +314,16 @@ def read_important_heads(path: Path) -> Heads:
     Source:
         khhung-906/Attention-Tracker, commit d92bf08, ``configs/model_configs/*.json``.
     """
-    try:
-        values: Any = read_json(path)
-    except FileNotFoundError:
-        raise UsageError(f"no list of heads at {path}") from None
+    if not path.is_file():
+        raise UsageError(f"no list of heads at {path}")
+    values: Any = read_json(path)
     params = values.get("params", values) if isinstance(values, dict) else values
     listed = params.get("important_heads") if isinstance(params, dict) else params
     try:
         return _HEADS.validate_python(listed)
     except ValidationError:
-        raise DataFileError(
-            f"{path}: expected important_heads as pairs [[layer, head], …], got none"
-        ) from None
+        expected = "expected important_heads as pairs [[layer, head], …], got none"
+        raise DataFileError(f"{path}: {expected}") from None
 
 
 @dataclass(frozen=True)
@@ -388,32 +379,23 @@ def all_methods(
         given: A published list of heads for Attention Tracker.
     """
     n_steps = np.array([each.n_steps for each in series])
-    first_layers = grid[0][2:]
-    single = [n for n, window in enumerate(grid) if window[2:] == first_layers]
-
-    def of_columns(name: str, columns: Columns, texts: Sequence[str], allowed: Allowed) -> ColumnMethod:
-        summary = _SUMMARIES[arrays.get(name, name)]
-        return ColumnMethod(name, summary, columns, tuple(texts), settings.n_inner_folds, allowed)
+    single = [n for n, window in enumerate(grid) if window[2:] == grid[0][2:]]
 
     def are_reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
         return reached(grid, settings, n_steps[train])
 
     others = [spread for spread in get_args(Spread) if spread != settings.spread]
     arrays = {MAIN: settings.spread, **{f"{MAIN}_{each}": each for each in others}, **_BASELINES}
-    methods: list[Method] = []
+    found: dict[str, tuple[Columns, list[str], Allowed]] = {}
     for name, array in arrays.items():
         values = padded_steps(series, array)
         if values.ndim > 2:  # noqa: PLR2004
-            texts = [window.text() for window in grid]
-            methods.append(of_columns(name, window_scores(values, grid), texts, are_reached))
+            found[name] = window_scores(values, grid), [window.text() for window in grid], are_reached
             continue
         # without layers, each range of steps once
         windows = [grid[n]._replace(first_layer=0, stop_layer=1) for n in single]
         texts = [f"steps {window.start}-{window.end}" for window in windows]
-        scores = window_scores(values[..., None], windows)
-        methods.append(of_columns(name, scores, texts, lambda train: are_reached(train)[single]))
-    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
-    methods.append(TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given))
+        found[name] = window_scores(values[..., None], windows), texts, lambda t: are_reached(t)[single]
     logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
     constants: dict[str, list[float | None]] = {
         "user_length": [each.record.n_user for each in series],
@@ -423,8 +405,16 @@ def all_methods(
     }
     for name, numbers in constants.items():
         column = np.array(numbers, dtype=np.float64)[:, None]
-        methods.append(of_columns(name, column, ["nothing to choose"], lambda _: np.ones(1, dtype=bool)))
-    return methods
+        found[name] = column, ["nothing to choose"], lambda _: np.ones(1, dtype=bool)
+    methods: list[Method] = [
+        ColumnMethod(
+            name, _SUMMARIES[arrays.get(name, name)], columns, tuple(texts), settings.n_inner_folds, allowed
+        )
+        for name, (columns, texts, allowed) in found.items()
+    ]
+    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
+    tracker = TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given)
+    return [*methods[: len(arrays)], tracker, *methods[len(arrays) :]]
 
 
 def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.ndarray, "column"]:

@@ -156,9 +156,8 @@ class SeriesFolder(NamedTuple):
 
     def write_part(self, number: int, series: Sequence[PromptSeries]) -> None:
         """Write a part, whole or not at all."""
-        buffer = io.BytesIO()
         arrays: dict[str, Any] = _packed(series)
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer := io.BytesIO(), **arrays)
         replace_file(self._part(number), buffer.getvalue())
 
     def read(self) -> list[PromptSeries]:
@@ -193,47 +192,38 @@ def padded_steps(series: Sequence[PromptSeries], name: str) -> Float[np.ndarray,
     return found
 
 
-def _check_lengths(packed: Mapping[str, np.ndarray], offsets: list[int], n_prompts: int) -> None:
-    """Refuse arrays that are shorter than their prompts, whose slices would be empty."""
-    names = [name for name in STEP_ARRAYS if name in packed]
-    lengths = {len(packed[name]) for name in names} or {0}
-    is_whole = len(offsets) == n_prompts + 1 and lengths == {offsets[-1]} and offsets[0] == 0
-    is_whole &= all(start <= stop for start, stop in pairwise(offsets))
-    if offsets[-1:] != [0]:
-        is_whole &= len(packed["focus_heads"]) == n_prompts and "std" in packed
-    is_whole &= all(packed[name].dtype.kind in "fiub" for name in names)
-    if not is_whole:
-        raise ValueError(f"{n_prompts} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps")
-
-
 def _packed(series: Sequence[PromptSeries]) -> dict[str, np.ndarray]:
-    measured = [each for each in series if each.arrays]
+    measured = [each.arrays for each in series if each.arrays]
     text = json.dumps([asdict(each.record) for each in series], ensure_ascii=False)
     packed: dict[str, np.ndarray] = {
         "records": np.frombuffer(text.encode(), dtype=np.uint8),
         "step_offsets": ragged_offsets(np.array([each.n_steps for each in series], dtype=np.int64)),
     }
-    if not measured:
-        return packed
-    for name in STEP_ARRAYS:
-        if name in measured[0].arrays:
-            packed[name] = np.concatenate([each.arrays[name] for each in measured])
-    # one row a prompt, so that the axes of a part agree
-    nothing = np.full_like(measured[0].arrays["focus_heads"], np.nan)
-    packed["focus_heads"] = np.stack([each.arrays.get("focus_heads", nothing) for each in series])
+    if measured:
+        names = [name for name in STEP_ARRAYS if name in measured[0]]
+        packed |= {name: np.concatenate([arrays[name] for arrays in measured]) for name in names}
+        # one row a prompt, so that the axes of a part agree
+        nothing = np.full_like(measured[0]["focus_heads"], np.nan)
+        packed["focus_heads"] = np.stack([each.arrays.get("focus_heads", nothing) for each in series])
     return packed
 
 
 def _unpacked(packed: Mapping[str, np.ndarray]) -> list[PromptSeries]:
     records = _RECORDS.validate_python(parse_json(packed["records"].tobytes()))
-    offsets = packed["step_offsets"].tolist()
-    _check_lengths(packed, offsets, len(records))
+    offsets, names = packed["step_offsets"].tolist(), [name for name in STEP_ARRAYS if name in packed]
+    # arrays that are shorter than their prompts would have empty slices
+    lengths = {len(packed[name]) for name in names} or {0}
+    is_whole = len(offsets) == len(records) + 1 and lengths == {offsets[-1]} and offsets[0] == 0
+    is_whole &= sorted(offsets) == offsets and all(packed[name].dtype.kind in "fiub" for name in names)
+    if offsets[-1:] != [0]:
+        is_whole &= len(packed["focus_heads"]) == len(records) and "std" in packed
+    if not is_whole:
+        raise ValueError(f"{len(records)} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps")
     found = []
-    for place, record in enumerate(records):
-        start, stop = offsets[place], offsets[place + 1]
+    for place, (record, bounds) in enumerate(zip(records, pairwise(offsets), strict=True)):
         arrays: dict[str, np.ndarray] = {}
-        if start < stop:
-            arrays = {n: packed[n][start:stop] for n in STEP_ARRAYS if n in packed}
+        if bounds[0] < bounds[1]:
+            arrays = {name: packed[name][slice(*bounds)] for name in names}
             arrays["focus_heads"] = packed["focus_heads"][place]
         found.append(PromptSeries(record, arrays))
     return found
@@ -305,12 +295,12 @@ def _read(path: Path) -> list[tuple[str, TableRow | None]]:
         raise UsageError(f"no file of prompts at {path}")
     found: list[tuple[str, TableRow | None]] = []
     is_empty = not path.read_bytes().strip()
-    if not is_empty and any(suffix.lower() in _TABLES for suffix in path.suffixes):
-        for row in read_rows(open_file(path)):
-            name = next((name for name in _TEXT_FIELDS if name in row.values), _TEXT_FIELDS[0])
-            require_columns(row, name, expected="a column 'prompt' or 'text'")
-            found.append((text_field(row, name), row))
-    elif not is_empty:
+    is_table = any(suffix.lower() in _TABLES for suffix in path.suffixes)
+    for row in read_rows(open_file(path)) if is_table and not is_empty else ():
+        name = next((name for name in _TEXT_FIELDS if name in row.values), _TEXT_FIELDS[0])
+        require_columns(row, name, expected="a column 'prompt' or 'text'")
+        found.append((text_field(row, name), row))
+    if not is_table and not is_empty:
         found += [(line.strip(), None) for line in open_file(path).text().split("\n") if line.strip()]
     if not found:
         raise UsageError(
@@ -322,10 +312,9 @@ def _read(path: Path) -> list[tuple[str, TableRow | None]]:
 def _label(row: TableRow) -> int:
     require_columns(row, "label")
     value = row.values["label"]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    found = _LABELS.get(str(value).strip().lower())
+    plain = int(value) if isinstance(value, float) and value.is_integer() else value
+    found = _LABELS.get(str(plain).strip().lower())
     if found is None:
-        error: DataFileError = wrong_value(row, "label", "1 (attack) or 0 (benign)", value)
+        error: DataFileError = wrong_value(row, "label", "1 (attack) or 0 (benign)", plain)
         raise error
     return found

@@ -14,6 +14,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -23,12 +24,13 @@ from jaxtyping import Bool
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.errors import GraphhaluError, UsageError
-from graphhalu.core.provenance import file_sha256, installed_version, provenance
+from graphhalu.core.provenance import file_sha256, installed_version
 from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS, load_questions, own_path
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.extract.run import extract
+from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.block import TraceBlock, blocks
 from graphhalu.features.sinks import row_sink_share
 from graphhalu.labels.labels import Labels
@@ -49,10 +51,9 @@ from graphhalu.studies.sinks.passes import (
     sink_prompts,
 )
 from graphhalu.studies.sinks.records import (
-    FORMAT,
-    FORMAT_VERSION,
     SUFFIX,
     QueryMode,
+    SinkCell,
     SinkRecord,
     SinkRun,
     read_run,
@@ -114,22 +115,15 @@ def measure(
                     raise
                 _log_skipped(f"quantisation {quantization}", error)
                 continue
-        for chat in ["off", "on"] if "chat" in ablate else [config.prompt.chat]:
+        for chat in _chats(config, ablate, loaded):
             prompt = config.prompt.model_copy(update={"chat": chat})
             variant = config.model_copy(update={"model": model, "prompt": prompt})
             parts = [f"chat-{chat}"] * ("chat" in ablate) + [quantization] * ("quantization" in ablate)
             folder = out / ("_".join(parts) or ".")
             if loaded is None:
                 found += measure_generated(variant, folder)
-                continue
-            try:
-                uses_chat(prompt, loaded)
-            except UsageError as error:
-                if "chat" not in ablate:
-                    raise
-                _log_skipped("chat on", error)
-                continue
-            found += _run(variant, loaded, questions, kind, folder, on_progress=on_progress)
+            else:
+                found += _run(variant, loaded, questions, kind, folder, on_progress)
     return found
 
 
@@ -144,6 +138,18 @@ def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation]) -> lis
     return ["none"]
 
 
+def _chats(config: SinkMeasureConfig, ablate: Sequence[Ablation], loaded: LoadedModel | None) -> list[str]:
+    if "chat" not in ablate:
+        return [config.prompt.chat]
+    try:
+        if loaded is not None:
+            uses_chat(PromptSettings(chat="on"), loaded)
+    except UsageError as error:
+        _log_skipped("chat on", error)
+        return ["off"]
+    return ["off", "on"]
+
+
 def _log_skipped(name: str, error: GraphhaluError) -> None:
     _LOG.info("%s skipped: %s", name, str(error).splitlines()[0])
 
@@ -154,15 +160,15 @@ def _run(
     questions: Sequence[Question],
     kind: Kind,
     folder: Path,
-    *,
     on_progress: Progress,
 ) -> list[SinkRun]:
     """Measure a variant, or take its files of an earlier call."""
-    name = loaded.identity["name"]
-    cells = [(k, mode) for k in config.ks for mode in config.modes]
-    paths = [folder / f"{run_name(config.task, name, *cell)}{SUFFIX}" for cell in cells]
-    identity = run_identity(config, loaded)
-    there = [_earlier(path, identity) for path in paths if path.exists()]
+    task, name = config.task, str(loaded.identity["name"])
+    cells, identity = list(product(config.ks, config.modes)), run_identity(config, loaded)
+    paths = [folder / f"{run_name(task, name, *cell)}{SUFFIX}" for cell in cells]
+    there = [read_run(path) for path in paths if path.exists()]
+    for run in there:
+        require_same(run.meta.get("configuration", {}), identity, run.path or folder)
     if len(there) == len(paths):
         _LOG.info("%d files are in %s already", len(there), folder)
         return there
@@ -171,38 +177,36 @@ def _run(
     if not prompts:
         reason = failures[0] if failures else "there is none"
         raise UsageError(f"no question of {config.dataset.name} can be measured: {reason}")
-    common = {**_description(config, loaded, kind), "configuration": identity}
+    meta = {**_description(config, loaded, kind), "configuration": identity}
     asked = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
-    journal = Journal(folder / f".{run_stem(config.task, name)}.journal", {**identity, **asked})
+    journal = Journal(folder / f".{run_stem(task, name)}.journal", {**identity, **asked})
     left = [prompt for prompt in prompts if prompt.idx not in journal.done]
     on_progress(len(journal.done), len(prompts))
     for start in range(0, len(left), WAVE):
-        journal.add(measure_batches(loaded, left[start : start + WAVE], config, common))
+        journal.add(measure_batches(loaded, left[start : start + WAVE], config, meta))
         on_progress(len(journal.done), len(prompts))
-    common |= {
-        "n_failed": dict(Counter(failures)),
-        "cpu_s": round(time.process_time() - started, 1),
-        "n_records": len(prompts),
-    }
-    runs = []
-    for place, (path, (k, mode)) in enumerate(zip(paths, cells, strict=True)):
-        records = tuple(journal.done[prompt.idx][place] for prompt in prompts)
-        meta = {**common, "sink_tokens": k, "query_mode": mode, "sink_spans": _spans(prompts, k)}
-        runs.append(written(SinkRun(records, meta, path.name.removesuffix(SUFFIX)), folder))
+    meta |= {"n_failed": dict(Counter(failures)), "n_records": len(prompts)}
+    meta["cpu_s"] = round(time.process_time() - started, 1)
+    columns = zip(*(journal.done[prompt.idx] for prompt in prompts), strict=True)
+    found = [
+        _written(run, folder, sink_spans=_spans(prompts, run.meta["sink_tokens"]))
+        for run in _runs(meta, dict(zip(cells, columns, strict=True)))
+    ]
     journal.path.unlink(missing_ok=True)
-    return runs
+    return found
 
 
-def written(run: SinkRun, folder: Path) -> SinkRun:
+def _runs(meta: Mapping[str, Any], cells: Mapping[SinkCell, Sequence[SinkRecord]]) -> Iterator[SinkRun]:
+    """The records of each window and query mode as a run."""
+    for (k, mode), records in cells.items():
+        name = run_name(meta["task"], meta["model"], k, mode)
+        yield SinkRun(tuple(records), {**meta, "sink_tokens": k, "query_mode": mode}, name)
+
+
+def _written(run: SinkRun, folder: Path, **meta: Any) -> SinkRun:
     """Write a run that was just measured; gives it with its path."""
+    run = replace(run, meta={**run.meta, **meta})
     return replace(run, path=write_run(folder, run), is_new=True)
-
-
-def _earlier(path: Path, identity: Mapping[str, Any]) -> SinkRun:
-    """A file of an earlier call with the same settings."""
-    run = read_run(path)
-    require_same(run.meta.get("configuration", {}), identity, path)
-    return run
 
 
 def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, Any]:
@@ -229,11 +233,11 @@ def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, An
 
 def _description(config: SinkMeasureConfig, loaded: LoadedModel, kind: Kind) -> dict[str, Any]:
     """The published fields of a description, and some more."""
+    versions = {f"{name}_version": installed_version(name) for name in ("transformers", "torch")}
     return {
         "task": config.task,
         "dataset": config.dataset.name,
-        "subset": None,
-        "split": None,
+        **dict.fromkeys(("subset", "split")),
         "model": str(loaded.identity["name"]),
         "revision": config.model.revision,
         "samples": config.num_samples,
@@ -242,17 +246,12 @@ def _description(config: SinkMeasureConfig, loaded: LoadedModel, kind: Kind) -> 
         "chat": "on" if uses_chat(config.prompt, loaded) else "off",
         "quantization": config.model.quantization,
         "device": str(loaded.model.device),
-        "transformers_version": installed_version("transformers"),
-        "torch_version": installed_version("torch"),
+        **versions,
         "timestamp": time.time(),
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
         "pose": kind,
         "pose_means": KIND_DESCRIPTIONS[kind],
         "n_parameters": int(loaded.model.num_parameters()),
-        "n_layers": loaded.n_layers,
-        "n_heads": loaded.n_heads,
-        "provenance": provenance(),
+        **{name: getattr(loaded, name) for name in ("n_layers", "n_heads")},
     }
 
 
@@ -308,7 +307,7 @@ def measure_store(
         labels = read_labels(store, labeller)
     else:
         labels = label_records(store.records, make_labeller(labeller))
-    return [written(run, folder) for run in store_runs(store, labels, config)]
+    return [_written(run, folder) for run in store_runs(store, labels, config)]
 
 
 def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> Iterator[SinkRun]:
@@ -323,54 +322,44 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
         "quantization": str(model.get("quantization") or "none"),
         "query_start": config.query_start,
     }
-    cells: dict[tuple[int, QueryMode], dict[int, SinkRecord]]
-    cells = {(k, mode): {} for k in config.ks for mode in config.modes}
+    cells: dict[SinkCell, dict[int, SinkRecord]] = {cell: {} for cell in product(config.ks, config.modes)}
     is_output = labels.meaning == "hallucinated"
     for placed in blocks(store):
         block = placed.block
         # of the distribution that gave the first token of an own answer, or the last of a given one
         rows = np.array([r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records])
         entropy = block.stream("token_entropy")[block.tokens.offsets[:-1] + rows]
-        for (k, mode), found in cells.items():
-            masses = block_mass(block, k, mode, config.query_start)
-            for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
-                record = block.records[within]
-                stated = record.input_label if record.given_label is None else record.given_label
-                is_known = is_output and bool(labels.is_valid[index])
-                found[index] = record_of(
-                    masses[within],
-                    source,
-                    idx=index,
-                    target=record.answers[0] if record.answers else None,
-                    pred=record.answer,
-                    labels={
-                        "hallucinated": int(labels.values[index]) if is_known else None,
-                        "input": None if stated is None else int(stated),
-                    },
-                    entropy=float(entropy[within]),
-                    seq_len=record.length if mode == "range" else _last(record) + 1,
-                    meta={
-                        **{name: getattr(record, name) for name in ("question_id", "group_id", "trace_id")},
-                        "source": source["task"],
-                    },
-                )
-    for (k, mode), found in cells.items():
-        meta = {
-            **source,
-            "sink_tokens": k,
-            "query_mode": mode,
-            "dataset": source["task"],
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "pose": "generated",
-            "configuration": dict(configuration),
-            "provenance": provenance(),
-            "labeller": labels.labeller,
-            "n_records": len(found),
-            "n_failed": dict(Counter(item["reason"] for item in store.failures)),
-        }
-        records = tuple(found[index] for index in sorted(found))
-        yield SinkRun(records, meta, run_name(source["task"], source["model"], k, mode))
+        masses = {cell: block_mass(block, *cell, config.query_start) for cell in cells}
+        for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
+            record = block.records[within]
+            stated = record.input_label if record.given_label is None else record.given_label
+            is_known = is_output and bool(labels.is_valid[index])
+            names = {name: getattr(record, name) for name in ("question_id", "group_id", "trace_id")}
+            fields: dict[str, Any] = {
+                "idx": index,
+                "target": record.answers[0] if record.answers else None,
+                "pred": record.answer,
+                "labels": {
+                    "hallucinated": int(labels.values[index]) if is_known else None,
+                    "input": None if stated is None else int(stated),
+                },
+                "entropy": float(entropy[within]),
+                "meta": {**names, "source": source["task"]},
+            }
+            for (k, mode), found in cells.items():
+                seq_len = record.length if mode == "range" else _last(record) + 1
+                mass = masses[k, mode][within]
+                found[index] = record_of(mass, source, seq_len=seq_len, **fields)
+    meta = {
+        **source,
+        "dataset": source["task"],
+        "pose": "generated",
+        "configuration": dict(configuration),
+        "labeller": labels.labeller,
+        "n_records": len(next(iter(cells.values()))),
+        "n_failed": dict(Counter(item["reason"] for item in store.failures)),
+    }
+    yield from _runs(meta, {cell: [found[index] for index in sorted(found)] for cell, found in cells.items()})
 
 
 def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:

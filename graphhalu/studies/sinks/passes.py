@@ -13,12 +13,13 @@ import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -27,16 +28,16 @@ from graphhalu.core.errors import UsageError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.extract.capture import capturing
+from graphhalu.extract.extraction import grouped
 from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.prompts import question_prompt, resolved_config
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.rows import require_same
-from graphhalu.studies.sinks.records import QueryMode, SinkRecord, plain_record
+from graphhalu.studies.sinks.records import QueryMode, SinkCell, SinkRecord, plain_record
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 
 _META_FIELDS: Final = ("category", "subject", "subset")
-Codes = Integer[np.ndarray, "token"]
 Kind = Literal["choice", "given", "premise", "generated"]
 PREMISE_QUESTION: Final = "Does this question rest on a false premise?"
 KIND_DESCRIPTIONS: Final[dict[Kind, str]] = {
@@ -81,10 +82,9 @@ class SinkPrompt:
 
     @property
     def target(self) -> str | None:
-        """Letters of the right options."""
-        if self.kind == "given":
-            return None
-        return ",".join(LETTERS[place] for place in self.question.correct_choices)
+        """Letters of the right options; ``None`` for a given answer."""
+        letters = ",".join(LETTERS[place] for place in self.question.correct_choices)
+        return None if self.kind == "given" else letters
 
 
 def kind_of(questions: Sequence[Question], name: str) -> Kind:
@@ -93,7 +93,7 @@ def kind_of(questions: Sequence[Question], name: str) -> Kind:
     Raises:
         UsageError: If they are of several kinds.
     """
-    kinds: set[Kind] = set()
+    kinds = set[Kind]()
     for question in questions:
         premise: Kind = "generated" if question.input_label is None else "premise"
         kinds.add("choice" if question.choices else "given" if question.given else premise)
@@ -115,21 +115,23 @@ def sink_prompts(
     """
     settings = config.model_copy(update={"max_new_tokens": 1})
     extraction = resolved_config(settings.extraction("given" if kind == "given" else "generated"), loaded)
-    prompts: list[SinkPrompt] = []
-    failures: list[str] = []
+    prompts, failures = list[SinkPrompt](), list[str]()
     for question in questions:
         shown = replace(question, examples=question.examples[: config.n_examples])
         prompt = question_prompt(as_choice(shown) if kind == "premise" else shown, extraction, loaded)
         failures += prompt.failures
-        ids, spans = prompt.encoded.token_ids, prompt.encoded.span_code
-        if prompt.length and not prompt.answers:
-            sequence = _sequence(ids, spans, prompt.option_ids)
-            prompts.append(SinkPrompt(len(prompts), prompt.question, 0, kind, sequence))
-        for answer in prompt.answers:
-            whole = np.append(ids, np.array(answer.token_ids, dtype=np.int32))
-            answer_spans = np.full(len(answer.token_ids), Span.ANSWER)
-            sequence = _sequence(whole, np.append(spans, answer_spans), ())
-            prompts.append(SinkPrompt(len(prompts), prompt.question, answer.rank, kind, sequence))
+        answers = [(each.rank, each.token_ids) for each in prompt.answers]
+        for place, answer in answers or [(0, ())] * bool(prompt.length):
+            token_ids = np.array([*prompt.encoded.token_ids, *answer], dtype=np.int32)
+            is_answer = np.full(len(answer) + 1, Span.ANSWER, dtype=np.uint8)
+            sequence = TokenSequence(
+                token_ids=np.append(token_ids, token_ids[-1]),
+                span_code=np.append(prompt.encoded.span_code, is_answer),
+                prompt_length=len(token_ids),
+                row_start=len(token_ids) - 1,
+                option_ids=prompt.option_ids,
+            )
+            prompts.append(SinkPrompt(len(prompts), prompt.question, place, kind, sequence))
     return prompts, failures
 
 
@@ -143,16 +145,6 @@ def as_choice(question: Question) -> Question:
         text=f"{question.text}\n{PREMISE_QUESTION}",
         choices=choices,
         correct_choices=(choices.index(right),),
-    )
-
-
-def _sequence(token_ids: Codes, span_code: Codes, option_ids: tuple[tuple[int, ...], ...]) -> TokenSequence:
-    return TokenSequence(
-        token_ids=np.append(token_ids, token_ids[-1]).astype(np.int32),
-        span_code=np.append(span_code, Span.ANSWER).astype(np.uint8),
-        prompt_length=len(token_ids),
-        row_start=len(token_ids) - 1,
-        option_ids=option_ids,
     )
 
 
@@ -218,16 +210,12 @@ class SinkObserver:
         layer_windows: Sequence[int | None],
         n_heads: int,
     ) -> None:
-        self.last = torch.tensor(last)
-        self.start = start
-        self.layer_windows = tuple(layer_windows)
-        first = min(start, *last) if "range" in modes else min(last)
-        self.wanted = RowRange(first, max(last) + 1)
+        self.last, self.start, self.layer_windows = torch.tensor(last), start, tuple(layer_windows)
+        self.wanted = RowRange(min(start, *last) if "range" in modes else min(last), max(last) + 1)
         size = (len(self.layer_windows), len(last), n_heads)
-        self.sums: dict[tuple[int, QueryMode], tuple[Tensor, Tensor]] = {
-            (k, mode): (torch.zeros(size, dtype=torch.float64), torch.zeros(size[:2]))
-            for k in ks
-            for mode in modes
+        self.sums: dict[SinkCell, tuple[Tensor, Tensor]] = {
+            cell: (torch.zeros(size, dtype=torch.float64), torch.zeros(size[:2]))
+            for cell in product(ks, modes)
         }
 
     def wanted_rows(self, layer: int) -> RowRange | None:
@@ -236,9 +224,12 @@ class SinkObserver:
 
     def rows(self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]) -> None:
         """Add a chunk of rows."""
-        position = torch.arange(row_start, row_start + weights.shape[2])
+        stop = row_start + weights.shape[2]
+        position, last = torch.arange(row_start, stop), self.last[:, None]
+        is_asked = {"last": position == last, "range": (position >= self.start) & (position <= last)}
         for (k, mode), (total, count) in self.sums.items():
-            counts = self._counts(layer, position, k, mode)
+            sees_sink = (position >= k) & (position < (self.layer_windows[layer] or stop))
+            counts = is_asked[mode] & sees_sink
             if bool(counts.any()):
                 share = weights[..., :k].float().sum(-1).cpu()
                 kept = torch.where(counts[:, None], share, torch.zeros(()))
@@ -254,26 +245,16 @@ class SinkObserver:
         mean = total / count.clamp_min(1)[:, None]
         return SinkMass(k, mode, mean.numpy(), (count > 0).numpy())
 
-    def _counts(
-        self, layer: int, position: Int[Tensor, "row"], k: int, mode: QueryMode
-    ) -> Bool[Tensor, "trace row"]:
-        window = self.layer_windows[layer]
-        sees_sink = (position >= k) & (position < (window or position.max() + 1))
-        if mode == "last":
-            return sees_sink & (position == self.last[:, None])
-        return sees_sink & (position >= self.start) & (position <= self.last[:, None])
-
 
 def measure_batches(
     loaded: LoadedModel, prompts: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
 ) -> Iterator[list[SinkRecord]]:
     """Records of each sequence, one a window and query mode; those of about equal length go together."""
-    batches: list[list[SinkPrompt]] = [[]]
-    for prompt in sorted(prompts, key=lambda prompt: prompt.n_tokens):
-        if batches[-1] and (len(batches[-1]) + 1) * prompt.sequence.length > config.batch_tokens:
-            batches.append([])
-        batches[-1].append(prompt)
-    for batch in filter(None, batches):
+
+    def fits(batch: list[SinkPrompt]) -> bool:
+        return len(batch) * batch[-1].sequence.length <= config.batch_tokens
+
+    for batch in grouped(sorted(prompts, key=lambda prompt: prompt.n_tokens), fits):
         yield from run_batch(loaded, batch, config, run)
 
 
@@ -282,14 +263,9 @@ def run_batch(
     loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
 ) -> Iterator[list[SinkRecord]]:
     """One pass over a batch that is padded on the right."""
-    observer = SinkObserver(
-        [prompt.n_tokens - 1 for prompt in batch],
-        start=config.query_start,
-        ks=config.ks,
-        modes=config.modes,
-        layer_windows=loaded.layer_windows,
-        n_heads=loaded.n_heads,
-    )
+    last, windows = [prompt.n_tokens - 1 for prompt in batch], loaded.layer_windows
+    asked: dict[str, Any] = {"start": config.query_start, "ks": config.ks, "modes": config.modes}
+    observer = SinkObserver(last, layer_windows=windows, n_heads=loaded.n_heads, **asked)
     device = next(loaded.model.parameters()).device
     sequences = [prompt.sequence for prompt in batch]
     tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
@@ -298,15 +274,13 @@ def run_batch(
     lengths = torch.tensor([each.length for each in sequences], device=device)
     # found by a pass of its own, whose attention must not be observed
     body = body_below_head(loaded.model)
+    inputs = {
+        "input_ids": token_ids,
+        "attention_mask": (position < lengths[:, None]).long(),
+        "position_ids": position.expand(len(batch), -1),
+    }
     with capturing(loaded.model, observer):
-        done = DeferredPass(
-            loaded.model,
-            body,
-            input_ids=token_ids,
-            attention_mask=(position < lengths[:, None]).long(),
-            position_ids=position.expand(len(batch), -1),
-            use_cache=False,
-        )
+        done = DeferredPass(loaded.model, body, **inputs, use_cache=False)
     for index, (prompt, likely) in enumerate(zip(batch, read_likelihood(done, sequences), strict=True)):
         pred, question = likeliest(likely.option_logprobs), prompt.question
         fields = {
@@ -353,8 +327,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path = path
-        self.done: dict[int, list[SinkRecord]] = {}
+        self.path, self.done = path, dict[int, list[SinkRecord]]()
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append([identity])
@@ -365,9 +338,8 @@ class Journal:
             whole = [line for line in lines if line.endswith("\n")]
             head, *rows = (parse_json(line, allows_nan=True) for line in whole)
             require_same(dict(head), identity, path)
-            for row in rows:
-                records = [SinkRecord.model_validate(values) for values in row]
-                self.done[records[0].idx] = records
+            found = [[SinkRecord.model_validate(values) for values in row] for row in rows]
+            self.done = {records[0].idx: records for records in found}
         if len(whole) < len(lines):
             path.write_text("".join(whole), encoding="utf-8")
 

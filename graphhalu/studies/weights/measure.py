@@ -1,8 +1,9 @@
 """Run-time quantities of heads and layers, taken from a trace store."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -17,12 +18,15 @@ from graphhalu.weights.risk import Numbers
 Norms = Float[np.ndarray, "..."]
 Inputs = Float[np.ndarray, "counted width"]
 Tokens = Float[np.ndarray, "token width"]
+Matrices = Float[np.ndarray, "head size width"]
 PerHead = Float[np.ndarray, "layer head"]
 
 FIRST_ROW: Final = 16
 """First row whose entropy counts: earlier ones see too few keys."""
 N_SINK: Final = 4
 """Tokens at the start that are left out of norms, and rows after which sinks count."""
+_OF_HEADS: Final = ("head_output", "calibrated_variance")
+_OF_LAYERS: Final = ("attention_output", "mlp_output", "output_ratio", "top_share")
 _OFFSETS: Final = (0, 1, 4, 16)
 _EPSILON: Final = 1e-6
 
@@ -75,7 +79,7 @@ def measure_store(
     """
     if not len(traces):
         raise NotEnoughDataError("there is no trace to validate against")
-    shape, architecture = traces[0].shape, weights.architecture
+    shape, architecture, n_layers = traces[0].shape, weights.architecture, weights.architecture.n_layers
     sizes = ("n_layers", "n_heads", "n_kv_heads", "hidden_size")
     of_store, of_model = (tuple(getattr(each, name) for name in sizes) for each in (shape, architecture))
     if of_store != of_model:
@@ -86,19 +90,37 @@ def measure_store(
     long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
     if not long:
         raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
-    n_layers, chosen = architecture.n_layers, long[:n_output_traces]
-    total = len(long) + n_layers
-    found = []
+    chosen, found = long[:n_output_traces], list[dict[str, PerHead]]()
     for place, trace in enumerate(long):
-        on_progress(place, total)
+        on_progress(place, len(long) + n_layers)
         found.append(_row_means(trace))
-    heads = {}
+    heads = dict[str, Numbers]()
     for name in found[0]:
         mean = np.mean([one[name] for one in found], axis=0)
         heads[name] = np.full((n_layers, mean.shape[1]), np.nan)
         heads[name][list(shape.attention_layers)] = mean
-    kv_heads = {"value_norm": heads.pop("value_norm")}
-    outputs, layers, missing = _outputs(chosen, weights, lambda done: on_progress(len(long) + done, total))
+    kv_heads, missing = {"value_norm": heads.pop("value_norm")}, defaultdict[str, list[int]](list)
+    outputs = {name: np.full((n_layers, architecture.n_heads), np.nan) for name in _OF_HEADS}
+    layers = {name: np.full(n_layers, np.nan) for name in _OF_LAYERS}
+    for layer in range(n_layers):
+        on_progress(len(long) + layer, len(long) + n_layers)
+        try:
+            # whether the traces keep what is needed shows before weights are read
+            chosen[0].hidden(layer)
+            parts = zip(*_layer_outputs(chosen, weights, layer), strict=True)
+        except TraceNotFoundError:
+            missing["outputs (hidden states or attention are not kept)"].append(layer)
+            continue
+        of_heads, attention, mlp, inputs = map(np.concatenate, parts)
+        outputs["head_output"][layer] = np.median(of_heads, axis=0)
+        outputs["calibrated_variance"][layer] = _calibrated_variance(weights, layer, inputs)
+        layers["top_share"][layer] = _top_share(weights, layer, inputs)
+        layers["attention_output"][layer] = np.median(attention)
+        if not mlp.size:
+            missing["feed-forward outputs (the states after the layer are not kept)"].append(layer)
+            continue
+        layers["mlp_output"][layer] = np.median(mlp)
+        layers["output_ratio"][layer] = np.median(mlp / np.maximum(attention, 1e-12))
     return Measured(
         heads=heads | outputs,
         kv_heads=kv_heads,
@@ -106,7 +128,7 @@ def measure_store(
         n_traces=len(long),
         n_output_traces=len(chosen) if np.isfinite(outputs["head_output"]).any() else 0,
         n_keys=float(np.mean([(FIRST_ROW + 1 + trace.length) / 2 for trace in long])),
-        missing=missing,
+        missing={what: f"layers {', '.join(map(str, where))}" for what, where in missing.items()},
     )
 
 
@@ -135,108 +157,52 @@ def _row_mean(values: Float[np.ndarray, "layer head row"], is_counted: np.ndarra
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _outputs(
-    traces: Sequence[Trace], weights: Weights, on_layer: Callable[[int], None]
-) -> tuple[dict[str, Numbers], dict[str, Numbers], dict[str, str]]:
-    """Outputs of heads and of layers, from weights and hidden states, and what is missing."""
-    n_layers, n_heads = weights.architecture.n_layers, weights.architecture.n_heads
-    heads = {name: np.full((n_layers, n_heads), np.nan) for name in ("head_output", "calibrated_variance")}
-    names = ("attention_output", "mlp_output", "output_ratio", "top_share")
-    layers = {name: np.full(n_layers, np.nan) for name in names}
-    absent: dict[str, list[int]] = {}
-    for layer in range(n_layers):
-        on_layer(layer)
-        try:
-            # whether the traces keep what is needed shows before weights are read
-            traces[0].hidden(layer)
-            found = LayerMap(weights, layer)
-            parts = [_output_norms(trace, found) for trace in traces]
-        except TraceNotFoundError:
-            absent.setdefault("outputs (hidden states or attention are not kept)", []).append(layer)
-            continue
-        of_heads, attention, mlp, inputs = map(np.concatenate, zip(*parts, strict=True))
-        heads["head_output"][layer] = np.median(of_heads, axis=0)
-        heads["calibrated_variance"][layer] = _calibrated_variance(weights, layer, inputs)
-        layers["top_share"][layer] = _top_share(weights, layer, inputs)
-        layers["attention_output"][layer] = np.median(attention)
-        if not mlp.size:
-            name = "feed-forward outputs (the states after the layer are not kept)"
-            absent.setdefault(name, []).append(layer)
-            continue
-        layers["mlp_output"][layer] = np.median(mlp)
-        layers["output_ratio"][layer] = np.median(mlp / np.maximum(attention, 1e-12))
-    missing = {what: f"layers {', '.join(map(str, where))}" for what, where in absent.items()}
-    return heads, layers, missing
-
-
-def _output_norms(trace: Trace, found: "LayerMap") -> tuple[Norms, Norms, Norms, Inputs]:
-    """Norms of what a layer's heads and blocks add and its inputs, for tokens from the fifth on."""
-    layer, start = found.layer, trace.record.row_start
-    hidden = trace.hidden(layer)
-    tokens = slice(max(N_SINK - start, 0), None)
-    attention = trace.attention(layer)[:, tokens]
-    inputs = found.inputs(hidden)
-    mixed = np.einsum("hqk,hkd->hqd", attention, found.values(inputs), optimize=True)
-    added = np.einsum("hqd,hdw->hqw", mixed, found.output, optimize=True)
-    total = found.written(added.sum(axis=0))
-    mlp = np.zeros(0)
-    is_last = layer == trace.shape.n_layers - 1
-    if not is_last and layer + 1 in trace.shape.hidden_layers:
-        rows: Int[np.ndarray, "row"] = np.arange(start, trace.length)[tokens]
-        mlp = _norms(trace.hidden(layer + 1)[rows] - hidden[rows] - total)
-    return _norms(added).T, _norms(total), mlp, inputs[N_SINK:]
+def _layer_outputs(
+    traces: Sequence[Trace], weights: Weights, layer: int
+) -> Iterator[tuple[Norms, Norms, Norms, Inputs]]:
+    """Of each trace the norms of what a layer's heads and blocks add, and its inputs; from the fifth token on."""
+    family, n_repeats = weights.family, weights.architecture.group_size
+    output, output_bias = weights.heads(layer, "o"), weights.norm_bias(layer, family.o)
+    value, bias = repeat_heads(weights.heads(layer, "v"), n_repeats), weights.bias(layer, "v")
+    value_bias = None if bias is None else repeat_heads(bias, n_repeats)
+    for trace in traces:
+        hidden, start = trace.hidden(layer), trace.record.row_start
+        tokens = slice(max(N_SINK - start, 0), None)
+        inputs = hidden
+        if family.attention_norm is not None:
+            is_centred, shift = family.is_centred, weights.norm_bias(layer, family.attention_norm)
+            centred = hidden - hidden.mean(axis=1, keepdims=True) if is_centred else hidden
+            inputs = _normed(centred) * weights.gain(layer, family.attention_norm) + _or_zero(shift)
+        values = _of_heads(inputs, value, value_bias)
+        mixed = np.einsum("hqk,hkd->hqd", trace.attention(layer)[:, tokens], values, optimize=True)
+        added = np.einsum("hqd,hdw->hqw", mixed, output, optimize=True)
+        total, mlp = added.sum(axis=0) + _or_zero(output_bias), np.zeros(0)
+        if family.attention_post_norm is not None:
+            total = _normed(total) * weights.gain(layer, family.attention_post_norm)
+        if layer < trace.shape.n_layers - 1 and layer + 1 in trace.shape.hidden_layers:
+            rows: Int[np.ndarray, "row"] = np.arange(start, trace.length)[tokens]
+            mlp = _norms(trace.hidden(layer + 1)[rows] - hidden[rows] - total)
+        yield _norms(added).T, _norms(total), mlp, inputs[N_SINK:]
 
 
 def _norms(vectors: Float[np.ndarray, "*any width"]) -> Float[np.ndarray, "*any"]:
     return np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=-1))
 
 
-class LayerMap:
-    """The linear parts of a layer's attention, for the outputs of heads.
-
-    Args:
-        weights: The model.
-        layer: Which layer.
-
-    Attributes:
-        output: Transposed columns of ``W_O``, one a query head.
-    """
-
-    def __init__(self, weights: Weights, layer: int) -> None:
-        family, n_repeats = weights.family, weights.architecture.group_size
-        self.family, self.layer = family, layer
-        self.output = weights.heads(layer, "o")
-        self._value = repeat_heads(weights.heads(layer, "v"), n_repeats)
-        bias = weights.bias(layer, "v")
-        self._value_bias = None if bias is None else repeat_heads(bias, n_repeats)
-        self._output_bias = weights.norm_bias(layer, family.o)
-        self._gain = weights.gain(layer, family.attention_norm)
-        self._shift = weights.norm_bias(layer, family.attention_norm)
-        self._post_gain = weights.gain(layer, family.attention_post_norm)
-
-    def values(self, inputs: Tokens) -> Float[np.ndarray, "head token size"]:
-        """Value vectors of inputs after the norm before attention."""
-        found = np.einsum("tw,hdw->htd", inputs, self._value, optimize=True)
-        return found if self._value_bias is None else found + self._value_bias[:, None]
-
-    def inputs(self, hidden: Tokens) -> Tokens:
-        """Hidden states after the norm before attention."""
-        if self.family.attention_norm is None:
-            return hidden
-        centred = hidden - hidden.mean(axis=1, keepdims=True) if self.family.is_centred else hidden
-        normed = _root_mean_square_normed(centred) * self._gain
-        return normed if self._shift is None else normed + self._shift
-
-    def written(self, added: Tokens) -> Tokens:
-        """The sum of heads as it reaches the residual stream."""
-        total = added if self._output_bias is None else added + self._output_bias
-        if self.family.attention_post_norm is None:
-            return total
-        return _root_mean_square_normed(total) * self._post_gain
-
-
-def _root_mean_square_normed(vectors: Tokens) -> Tokens:
+def _normed(vectors: Tokens) -> Tokens:
     return vectors / np.sqrt(np.square(vectors).mean(axis=1, keepdims=True) + _EPSILON)
+
+
+def _or_zero(bias: np.ndarray | None) -> Any:
+    return 0.0 if bias is None else bias
+
+
+def _of_heads(
+    inputs: Tokens, matrix: Matrices, bias: np.ndarray | None
+) -> Float[np.ndarray, "head token size"]:
+    """Queries, keys or values of each head."""
+    found = np.einsum("tw,hdw->htd", inputs, matrix, optimize=True)
+    return found if bias is None else found + bias[:, None]
 
 
 def _calibrated_variance(weights: Weights, layer: int, inputs: Tokens) -> Float[np.ndarray, "head"]:
@@ -267,15 +233,11 @@ def _vectors(
     weights: Weights, layer: int, part: Part, inputs: Tokens
 ) -> Float[np.ndarray, "head token size"]:
     """Queries or keys before they are turned."""
-    found = np.einsum("tw,hdw->htd", inputs, weights.heads(layer, part), optimize=True)
-    bias = weights.bias(layer, part)
-    found = found if bias is None else found + bias[:, None]
     family = weights.family
+    found = _of_heads(inputs, weights.heads(layer, part), weights.bias(layer, part)).astype(np.float64)
     gain = weights.head_gain(layer, family.q_norm if part == "q" else family.k_norm)
-    wide = found.astype(np.float64)
     if gain is None:
-        return wide
+        return found
     is_shared = gain.size != found.shape[2]
-    square = np.square(wide).mean(axis=(0, 2) if is_shared else 2, keepdims=True)
-    scale = gain.reshape(-1, 1, found.shape[2])
-    return wide / np.sqrt(square + _EPSILON) * scale
+    square = np.square(found).mean(axis=(0, 2) if is_shared else 2, keepdims=True)
+    return found / np.sqrt(square + _EPSILON) * gain.reshape(-1, 1, found.shape[2])
