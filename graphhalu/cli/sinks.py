@@ -119,9 +119,9 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
         out: Folder of figures and page; by default beside the result.
     """
     from graphhalu.report.sinks import write_sinks_report
-    from graphhalu.studies.sinks.analyze import read_sinks
+    from graphhalu.studies.sinks.analyze import SinksResult
 
-    found = read_sinks(result)
+    found = SinksResult.read(result)
     folder = out or (result if result.is_dir() else result.parent)
     written = write_sinks_report(found, folder, sink_tokens=k, query_mode=queries)
     figures = [str(path) for path in written.figures]

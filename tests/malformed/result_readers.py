@@ -173,9 +173,9 @@ def read_journal(path: Path) -> Any:
 
 
 def read_analysis(path: Path) -> Any:
-    from graphhalu.studies.sinks.analyze import read_sinks
+    from graphhalu.studies.sinks.analyze import SinksResult
 
-    return read_sinks(path)
+    return SinksResult.read(path)
 
 
 def make_instability(folder: Path) -> None:

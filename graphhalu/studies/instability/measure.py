@@ -23,8 +23,8 @@ from graphhalu.datasets.prompts import EncodedPrompt, build_prompt, encode_promp
 from graphhalu.datasets.question import Question
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.decode import Decoder
-from graphhalu.extract.forward import TokenSequence, read_likelihood
 from graphhalu.extract.extraction import beam_search
+from graphhalu.extract.forward import TokenSequence, read_likelihood
 from graphhalu.extract.generate import Answer, BeamSearch
 from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings

@@ -14,7 +14,6 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
-from itertools import product
 from pathlib import Path
 from typing import Any, Final
 
@@ -40,7 +39,6 @@ from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.passes import (
-    KIND_DESCRIPTIONS,
     Journal,
     Kind,
     SinkMass,
@@ -61,7 +59,7 @@ from graphhalu.studies.sinks.records import (
     run_stem,
     write_run,
 )
-from graphhalu.studies.sinks.settings import Ablation, SinkMeasureConfig
+from graphhalu.studies.sinks.settings import KINDS, Ablation, SinkMeasureConfig
 from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
 from graphhalu.traces.store import TraceStore, open_traces
 
@@ -123,7 +121,7 @@ def measure(
             if loaded is None:
                 found += measure_generated(variant, folder)
             else:
-                found += _run(variant, loaded, questions, kind, folder, on_progress)
+                found += _run(variant, loaded, questions, kind, folder, on_progress=on_progress)
     return found
 
 
@@ -160,11 +158,12 @@ def _run(
     questions: Sequence[Question],
     kind: Kind,
     folder: Path,
+    *,
     on_progress: Progress,
 ) -> list[SinkRun]:
     """Measure a variant, or take its files of an earlier call."""
     task, name = config.task, str(loaded.identity["name"])
-    cells, identity = list(product(config.ks, config.modes)), run_identity(config, loaded)
+    cells, identity = config.cells, run_identity(config, loaded)
     paths = [folder / f"{run_name(task, name, *cell)}{SUFFIX}" for cell in cells]
     there = [read_run(path) for path in paths if path.exists()]
     for run in there:
@@ -249,7 +248,7 @@ def _description(config: SinkMeasureConfig, loaded: LoadedModel, kind: Kind) -> 
         **versions,
         "timestamp": time.time(),
         "pose": kind,
-        "pose_means": KIND_DESCRIPTIONS[kind],
+        "pose_means": KINDS[kind],
         "n_parameters": int(loaded.model.num_parameters()),
         **{name: getattr(loaded, name) for name in ("n_layers", "n_heads")},
     }
@@ -321,8 +320,14 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
         "chat": "on" if prompt.get("chat") else "off",
         "quantization": str(model.get("quantization") or "none"),
         "query_start": config.query_start,
+        "dataset": name.split(".", maxsplit=1)[0],
+        "pose": "generated",
+        "configuration": dict(configuration),
+        "labeller": labels.labeller,
+        "n_records": len(store),
+        "n_failed": dict(Counter(item["reason"] for item in store.failures)),
     }
-    cells: dict[SinkCell, dict[int, SinkRecord]] = {cell: {} for cell in product(config.ks, config.modes)}
+    cells: dict[SinkCell, dict[int, SinkRecord]] = {cell: {} for cell in config.cells}
     is_output = labels.meaning == "hallucinated"
     for placed in blocks(store):
         block = placed.block
@@ -350,22 +355,13 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
                 seq_len = record.length if mode == "range" else _last(record) + 1
                 mass = masses[k, mode][within]
                 found[index] = record_of(mass, source, seq_len=seq_len, **fields)
-    meta = {
-        **source,
-        "dataset": source["task"],
-        "pose": "generated",
-        "configuration": dict(configuration),
-        "labeller": labels.labeller,
-        "n_records": len(next(iter(cells.values()))),
-        "n_failed": dict(Counter(item["reason"] for item in store.failures)),
-    }
-    yield from _runs(meta, {cell: [found[index] for index in sorted(found)] for cell, found in cells.items()})
+    ordered = {cell: [found[index] for index in sorted(found)] for cell, found in cells.items()}
+    yield from _runs(source, ordered)
 
 
 def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:
     """Sink mass of every trace of a block."""
-    rows = block.all_rows
-    share = row_sink_share(rows, k)
+    rows, share = block.all_rows, row_sink_share(block.all_rows, k)
     last = np.array([_last(record) for record in block.records], dtype=np.int64)
     chosen = rows.token == last[rows.ragged.trace] if mode == "last" else rows.token >= query_start
     counts: Bool[np.ndarray, "layer row"] = share.is_defined & chosen

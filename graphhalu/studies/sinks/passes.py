@@ -12,8 +12,7 @@ kept: a model that overflows gives a record that says so.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from itertools import product
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
@@ -31,25 +30,18 @@ from graphhalu.extract.capture import capturing
 from graphhalu.extract.extraction import grouped
 from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.prompts import question_prompt, resolved_config
-from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.records import QueryMode, SinkCell, SinkRecord, plain_record
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 
+Windows = Sequence[int | None]
 _META_FIELDS: Final = ("category", "subject", "subset")
 Kind = Literal["choice", "given", "premise", "generated"]
 PREMISE_QUESTION: Final = "Does this question rest on a false premise?"
-KIND_DESCRIPTIONS: Final[dict[Kind, str]] = {
-    "choice": "options; the likeliest letter is the model's answer",
-    "given": "an answer of the data set follows the question; the label speaks of it",
-    "premise": "yes or no to a false premise; both labels",
-    "generated": "the model answers in words",
-}
 
 
-@dataclass(frozen=True)
-class SinkPrompt:
+class SinkPrompt(NamedTuple):
     """One sequence to measure.
 
     Attributes:
@@ -66,25 +58,6 @@ class SinkPrompt:
     place: int
     kind: Kind
     sequence: TokenSequence
-
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that are measured."""
-        return self.sequence.prompt_length
-
-    def labels(self, pred: int | None) -> dict[Meaning, int | None]:
-        """Both labels, given the option that the model chose."""
-        if self.kind == "given":
-            stated = self.question.given[self.place].is_hallucinated
-            return {"hallucinated": None, "input": None if stated is None else int(stated)}
-        wrong = None if pred is None else int(pred not in self.question.correct_choices)
-        return {"hallucinated": wrong, "input": self.question.input_label}
-
-    @property
-    def target(self) -> str | None:
-        """Letters of the right options; ``None`` for a given answer."""
-        letters = ",".join(LETTERS[place] for place in self.question.correct_choices)
-        return None if self.kind == "given" else letters
 
 
 def kind_of(questions: Sequence[Question], name: str) -> Kind:
@@ -139,13 +112,9 @@ def as_choice(question: Question) -> Question:
     """Yes or no to a false premise, in an order that depends on the question's id alone."""
     digest = hashlib.sha256(f"{question.question_id}\npremise".encode()).digest()
     choices = ("Yes", "No") if digest[0] % 2 else ("No", "Yes")
-    right = "Yes" if question.input_label else "No"
-    return replace(
-        question,
-        text=f"{question.text}\n{PREMISE_QUESTION}",
-        choices=choices,
-        correct_choices=(choices.index(right),),
-    )
+    right = choices.index("Yes" if question.input_label else "No")
+    text = f"{question.text}\n{PREMISE_QUESTION}"
+    return replace(question, text=text, choices=choices, correct_choices=(right,))
 
 
 class SinkMass(NamedTuple):
@@ -193,30 +162,20 @@ class SinkObserver:
     Args:
         last: The last row of each sequence, which the mode ``last`` counts; padding is on the
             right.
+        cells: Sinks with query modes, several at once.
         start: First row that may count in the mode ``range``.
-        ks: Leading tokens that form the sink, several at once.
-        modes: Query modes, one or both.
-        layer_windows: Sliding window of each layer, or ``None``.
+        windows: Sliding window of each layer, or ``None``.
         n_heads: Heads of a layer.
     """
 
     def __init__(
-        self,
-        last: Sequence[int],
-        *,
-        start: int,
-        ks: Sequence[int],
-        modes: Sequence[QueryMode],
-        layer_windows: Sequence[int | None],
-        n_heads: int,
+        self, last: Sequence[int], cells: Sequence[SinkCell], *, start: int, windows: Windows, n_heads: int
     ) -> None:
-        self.last, self.start, self.layer_windows = torch.tensor(last), start, tuple(layer_windows)
-        self.wanted = RowRange(min(start, *last) if "range" in modes else min(last), max(last) + 1)
-        size = (len(self.layer_windows), len(last), n_heads)
-        self.sums: dict[SinkCell, tuple[Tensor, Tensor]] = {
-            cell: (torch.zeros(size, dtype=torch.float64), torch.zeros(size[:2]))
-            for cell in product(ks, modes)
-        }
+        self.last, self.start, self.windows = torch.tensor(last), start, tuple(windows)
+        has_range = any(mode == "range" for _, mode in cells)
+        self.wanted = RowRange(min(start, *last) if has_range else min(last), max(last) + 1)
+        size = (len(self.windows), len(last), n_heads)
+        self.sums = {c: (torch.zeros(size, dtype=torch.float64), torch.zeros(size[:2])) for c in cells}
 
     def wanted_rows(self, layer: int) -> RowRange | None:
         """From the first row that counts anywhere to the last."""
@@ -228,7 +187,7 @@ class SinkObserver:
         position, last = torch.arange(row_start, stop), self.last[:, None]
         is_asked = {"last": position == last, "range": (position >= self.start) & (position <= last)}
         for (k, mode), (total, count) in self.sums.items():
-            sees_sink = (position >= k) & (position < (self.layer_windows[layer] or stop))
+            sees_sink = (position >= k) & (position < (self.windows[layer] or stop))
             counts = is_asked[mode] & sees_sink
             if bool(counts.any()):
                 share = weights[..., :k].float().sum(-1).cpu()
@@ -254,7 +213,7 @@ def measure_batches(
     def fits(batch: list[SinkPrompt]) -> bool:
         return len(batch) * batch[-1].sequence.length <= config.batch_tokens
 
-    for batch in grouped(sorted(prompts, key=lambda prompt: prompt.n_tokens), fits):
+    for batch in grouped(sorted(prompts, key=lambda prompt: prompt.sequence.length), fits):
         yield from run_batch(loaded, batch, config, run)
 
 
@@ -263,11 +222,11 @@ def run_batch(
     loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
 ) -> Iterator[list[SinkRecord]]:
     """One pass over a batch that is padded on the right."""
-    last, windows = [prompt.n_tokens - 1 for prompt in batch], loaded.layer_windows
-    asked: dict[str, Any] = {"start": config.query_start, "ks": config.ks, "modes": config.modes}
-    observer = SinkObserver(last, layer_windows=windows, n_heads=loaded.n_heads, **asked)
-    device = next(loaded.model.parameters()).device
     sequences = [prompt.sequence for prompt in batch]
+    last, sizes = [each.length - 2 for each in sequences], {"n_heads": loaded.n_heads}
+    windows = loaded.layer_windows
+    observer = SinkObserver(last, config.cells, start=config.query_start, windows=windows, **sizes)
+    device = next(loaded.model.parameters()).device
     tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
     token_ids = pad_sequence(tokens, batch_first=True).to(device)
     position = torch.arange(token_ids.shape[1], device=device)
@@ -283,21 +242,21 @@ def run_batch(
         done = DeferredPass(loaded.model, body, **inputs, use_cache=False)
     for index, (prompt, likely) in enumerate(zip(batch, read_likelihood(done, sequences), strict=True)):
         pred, question = likeliest(likely.option_logprobs), prompt.question
+        is_given, right = prompt.kind == "given", question.correct_choices
+        stated = question.given[prompt.place].is_hallucinated if is_given else question.input_label
+        known = {key: question.metadata[key] for key in _META_FIELDS if key in question.metadata}
+        names = {"question_id": question.question_id, "group_id": question.group_id}
         fields = {
             "idx": prompt.idx,
-            "target": prompt.target,
+            "target": None if is_given else ",".join(LETTERS[place] for place in right),
             "pred": None if pred is None else LETTERS[pred],
-            "labels": prompt.labels(pred),
-            "entropy": float(likely.arrays["token_entropy"][-1]),
-            "seq_len": prompt.n_tokens,
-            "meta": {
-                "question_id": question.question_id,
-                "group_id": question.group_id,
-                "source": run["dataset"],
-                "pose": prompt.kind,
-                "place": prompt.place,
-                **{key: question.metadata[key] for key in _META_FIELDS if key in question.metadata},
+            "labels": {
+                "hallucinated": None if pred is None else int(pred not in right),
+                "input": None if stated is None else int(stated),
             },
+            "entropy": float(likely.arrays["token_entropy"][-1]),
+            "seq_len": prompt.sequence.prompt_length,
+            "meta": {**names, "source": run["dataset"], "pose": prompt.kind, "place": prompt.place, **known},
         }
         yield [record_of(observer.mass(index, *cell), run, **fields) for cell in observer.sums]
 

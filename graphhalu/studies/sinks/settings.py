@@ -1,11 +1,12 @@
 """Settings of a measurement of sinks, and of its analysis."""
 
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
 from pydantic import Field, field_validator
 
-from graphhalu.core.config import Config
+from graphhalu.core.config import Config, read_yaml
 from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.registry import own_path
 from graphhalu.extract.settings import (
@@ -17,7 +18,7 @@ from graphhalu.extract.settings import (
 )
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.cards import ModelSpec
-from graphhalu.studies.sinks.records import QueryMode
+from graphhalu.studies.sinks.records import QueryMode, SinkCell
 
 Ablation = Literal["k", "chat", "quantization"]
 ABLATED_KS: Final = (1, 4)
@@ -26,11 +27,15 @@ HEADS: Final = "heads"
 ANSWER: Final = "answer"
 """Which of a few letters the model chose: a control, since a model is wrong more often with some of
 them, and heads that look at the options know the letter."""
-NESTED: Final = (
-    *("length", ANSWER, "entropy", "sink", HEADS, "entropy+length", "entropy+sink"),
-    *("entropy+length+sink", f"entropy+{HEADS}", f"entropy+length+{HEADS}"),
-)
+_FILE: Final = read_yaml(Path(__file__).with_name("sinks.yaml"))
+KINDS: Final[dict[str, str]] = _FILE["kinds"]
+NESTED: Final[tuple[str, ...]] = tuple(_FILE["models"])
 """Every model that is fitted; what it reads is joined by ``+``."""
+GAINS: Final[list[list[str]]] = _FILE["gains"]
+"""Larger and smaller model of each comparison."""
+SERIES: Final[dict[str, str]] = _FILE["series"]
+"""Descriptions of the settings that runs of one series share."""
+VARIED: Final[list[str]] = _FILE["varied"]
 
 
 class SinkMeasureConfig(Config):
@@ -65,6 +70,11 @@ class SinkMeasureConfig(Config):
         if min(ks) < 1 or len(set(ks)) != len(ks):
             raise ValueError(f"sinks are different numbers of tokens from 1 on, got {ks}")
         return ks
+
+    @property
+    def cells(self) -> list[SinkCell]:
+        """Every sink with every query mode."""
+        return list(product(self.ks, self.modes))
 
     @property
     def task(self) -> str:

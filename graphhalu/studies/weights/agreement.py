@@ -13,13 +13,12 @@ from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
 from graphhalu.evaluation.bootstrap import OrNan
+from graphhalu.evaluation.univariate import FALSE_DISCOVERIES
 from graphhalu.heads.table import percentile_interval
 from graphhalu.studies.rows import Row
 
 Verdict = Literal["supported", "unsupported", "contradicted", "not tested"]
 VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
-FALSE_DISCOVERIES: Final = 0.05
-"""Share of false discoveries that is allowed among the verdicts."""
 LEAST_CELLS: Final = 5
 _LEAST_WITHIN: Final = 3
 

@@ -160,7 +160,7 @@ def _row_mean(values: Float[np.ndarray, "layer head row"], is_counted: np.ndarra
 def _layer_outputs(
     traces: Sequence[Trace], weights: Weights, layer: int
 ) -> Iterator[tuple[Norms, Norms, Norms, Inputs]]:
-    """Of each trace the norms of what a layer's heads and blocks add, and its inputs; from the fifth token on."""
+    """Norms of what a layer's heads and blocks add to each trace, and its inputs, from the fifth token on."""
     family, n_repeats = weights.family, weights.architecture.group_size
     output, output_bias = weights.heads(layer, "o"), weights.norm_bias(layer, family.o)
     value, bias = repeat_heads(weights.heads(layer, "v"), n_repeats), weights.bias(layer, "v")

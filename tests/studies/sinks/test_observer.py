@@ -1,5 +1,7 @@
 """Sums of attention to the first tokens equal a slow loop, chunk by chunk and with padding."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,8 @@ def attention(seed):
 
 def observed(layers, *, ks=(1, 3), modes=("last", "range"), start=2, chunk=4):
     last = [length - 1 for length in LENGTHS]
-    observer = SinkObserver(last, start=start, ks=ks, modes=modes, layer_windows=WINDOWS, n_heads=N_HEADS)
+    cells = list(product(ks, modes))
+    observer = SinkObserver(last, cells, start=start, windows=WINDOWS, n_heads=N_HEADS)
     for layer, weights in enumerate(layers):
         first, stop = observer.wanted_rows(layer)
         for row in range(first, stop, chunk):
