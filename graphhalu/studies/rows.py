@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Optional, Self, TypeVar, Union
+from typing import TYPE_CHECKING, Any, ClassVar, Optional, TypeVar, Union
 
 from pydantic import BaseModel, ConfigDict
 
@@ -64,7 +64,7 @@ class StudyResult(Config):
         return write_document(path / self.file, self.values(), self.kind)
 
     @classmethod
-    def read(cls, path: Path) -> Self:
+    def read(cls: type[R], path: Path) -> R:  # noqa: PYI019 - beartype refuses Self
         """Read what :meth:`write` wrote.
 
         Args:

@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.provenance import provenance
@@ -33,6 +33,7 @@ from graphhalu.evaluation.significance import column_tests, compare_to_baseline,
 from graphhalu.labels.summary import share_interval
 from graphhalu.studies.instability.methods import (
     Cases,
+    Codes,
     ColumnMethod,
     Fitted,
     Heads,
@@ -54,8 +55,7 @@ from graphhalu.studies.instability.settings import (
 )
 from graphhalu.studies.rows import Row
 
-Flags = Bool[np.ndarray, "seed prompt"]
-
+Mask = Bool[np.ndarray, "prompt"]
 _LEAST_PROMPTS: Final = 10
 _STEP_RESAMPLES: Final = 400
 """Intervals of single steps are drawn as a band, where more resamples would not show."""
@@ -100,12 +100,12 @@ def calibrate(
         f1_threshold=_best_f1(fitted, cases, settings),
     )
     tracked = methods[TRACKER].fit_in_sample(cases)
-    assert tracked.heads is not None
-    heads, k = tracked.heads
+    heads, k = tracked.heads or ((), None)
     limit = _best_f1(tracked, cases, settings)
+    sample = EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
     tests = {
         test.detector: {"difference": Estimate(test.difference, test.low, test.high), "p_holm": test.p_holm}
-        for test in compare_to_baseline(seeds, MAIN, _evaluation_set(cases, settings))
+        for test in compare_to_baseline(seeds, MAIN, sample)
     }
     has_several = folder.configuration["gather"]["iterations"] > 1
     return Calibration(
@@ -161,7 +161,7 @@ def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, see
     return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
 
 
-def threshold_at(scores: Scores, labels: Int[np.ndarray, "prompt"], rate: float) -> float:
+def threshold_at(scores: Scores, labels: Codes, rate: float) -> float:
     """The lowest threshold that flags at most a share ``rate`` of the benign prompts.
 
     Scores at or above it are flagged; a prompt without a score is not. With fewer than
@@ -181,9 +181,7 @@ def threshold_at(scores: Scores, labels: Int[np.ndarray, "prompt"], rate: float)
     return float(np.nextafter(ordered[n_allowed], np.inf))
 
 
-def thresholds(
-    scores: Scores, labels: Int[np.ndarray, "prompt"], settings: CalibrateSettings
-) -> Float[np.ndarray, "aim"]:
+def thresholds(scores: Scores, labels: Codes, settings: CalibrateSettings) -> Float[np.ndarray, "aim"]:
     """Those of all aims, and last that of the best F1; infinite if only one class has scores."""
     limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
     known = np.isfinite(scores)
@@ -237,7 +235,8 @@ def _method_row(
     """Results of a method in nested folds, and in sample."""
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     best, is_attack = method.fit_in_sample(cases), cases.labels == 1
-    pooled = pooled_auroc([each.scores for each in seeds], _evaluation_set(cases, settings))
+    sample = EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
+    pooled = pooled_auroc([each.scores for each in seeds], sample)
     aurocs = [auroc(each.scores, cases.labels) for each in seeds]
     choices = Counter(choice for each in seeds for choice in each.choices).most_common(5)
     in_sample = best.scores >= thresholds(best.scores, cases.labels, settings)[:, None]
@@ -270,7 +269,9 @@ def _method_row(
     )
 
 
-def _hits(flagged: Flags, is_attack: Bool[np.ndarray, "prompt"]) -> Float[np.ndarray, "prompt 3"]:
+def _hits(
+    flagged: Bool[np.ndarray, "seed prompt"], is_attack: Bool[np.ndarray, "prompt"]
+) -> Float[np.ndarray, "prompt 3"]:
     """Hits, false alarms and misses of each prompt, summed over seeds."""
     n_flagged, n_seeds = flagged.sum(axis=0), len(flagged)
     columns = (n_flagged * is_attack, n_flagged * ~is_attack, (n_seeds - n_flagged) * is_attack)
@@ -289,10 +290,6 @@ def _auroc(scores: Float[np.ndarray, "prompt"], cases: Cases, n_resamples: int, 
     return Estimate(auroc(scores, cases.labels), *interval)
 
 
-def _evaluation_set(cases: Cases, settings: CalibrateSettings) -> EvaluationSet:
-    return EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
-
-
 def _step_points(
     series: Sequence[PromptSeries], cases: Cases, choice: WindowChoice, settings: CalibrateSettings
 ) -> tuple[Row, ...]:
@@ -305,14 +302,11 @@ def _step_points(
     entropy = padded_steps(series, "entropy")
     spread, focus = (present_mean(padded_steps(series, n)[..., layers]) for n in (choice.spread, "focus"))
     aurocs = [column_tests(values, *cases)[0] for values in (spread, entropy, focus)]
-    estimates: list[Estimate | None] = []
-    for step, value in enumerate(aurocs[0].tolist()):
+    estimates = [None if np.isnan(value) else Estimate(value) for value in aurocs[0].tolist()]
+    for step in np.flatnonzero(np.isfinite(aurocs[0])):
         kept = np.flatnonzero(np.isfinite(spread[:, step]))
-        estimates.append(None if np.isnan(value) else Estimate(value))
-        if estimates[step] is not None:
-            with suppress(NotEnoughDataError):
-                known = cases.of(kept)
-                estimates[step] = _auroc(spread[kept, step], known, _STEP_RESAMPLES, settings.level)
+        with suppress(NotEnoughDataError):
+            estimates[step] = _auroc(spread[kept, step], cases.of(kept), _STEP_RESAMPLES, settings.level)
     n_attack, n_benign = (np.isfinite(entropy[cases.labels == c]).sum(axis=0).tolist() for c in (1, 0))
     columns = {"step": range(len(estimates)), "n_attack": n_attack, "n_benign": n_benign}
     numbers = {"entropy": aurocs[1].tolist(), "focus": aurocs[2].tolist()}

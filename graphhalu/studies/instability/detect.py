@@ -45,26 +45,25 @@ class PromptDetector:
         system: str | None = None,
         max_new_tokens: int | None = None,
     ) -> None:
-        window = calibration.window.window
-        needed = 1 if method == TRACKER else window.end + 1
-        if max_new_tokens is not None and max_new_tokens < needed:
-            raise UsageError(
-                f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
-                f"tokens\n  Use --max-new-tokens {needed} or more"
-            )
+        end = 0 if method == TRACKER else calibration.window.window.end
+        if max_new_tokens is not None and max_new_tokens <= end:
+            beyond = f"the window goes to step {end}, beyond an answer of {max_new_tokens} tokens"
+            raise UsageError(f"{beyond}\n  Use --max-new-tokens {end + 1} or more")
         changes: dict[str, Any] = {} if system is None else {"system": system}
-        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": max_new_tokens or needed}
-        self.calibration, self.method = calibration, method
-        self.threshold = calibration.threshold(method, aim)
+        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": max_new_tokens or end + 1}
+        self.calibration, self.method, self.threshold = (
+            calibration,
+            method,
+            calibration.threshold(method, aim),
+        )
         self.measurer = Measurer(loaded, calibration.gather.model_copy(update=changes))
         recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
         try:
             calibration.identity.check(Identity.of({"model": dict(loaded.identity), "prompt": recipe}))
         except DetectorMismatchError as error:
-            told = str(error).rpartition("\n")[0]
-            raise DetectorMismatchError(
-                f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
-            ) from None
+            told, _, _ = str(error).rpartition("\n")
+            way_out = "Calibrate on prompts like these:  graphhalu instability gather"
+            raise DetectorMismatchError(f"{told}\n  {way_out}") from None
 
     def score(self, prompts: Sequence[PromptRecord], on_progress: Progress = no_progress) -> list[Row]:
         """A verdict on each prompt.
@@ -74,8 +73,7 @@ class PromptDetector:
         """
         if not prompts:
             raise UsageError("there is no prompt to score")
-        found: list[Row] = []
-        size = self.measurer.settings.batch_size
+        found, size = list[Row](), self.measurer.settings.batch_size
         for start in range(0, len(prompts), size):
             found += map(self.verdict, self.measurer.measure(prompts[start : start + size]))
             on_progress(len(found), len(prompts))

@@ -259,14 +259,13 @@ def drawn_answers(
     decoder = Decoder(search.model, search.layer_windows, 1)
     logits = decoder.prefill(token_ids, is_token)
     parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
-    drawn: list[list[int]] = [[] for _ in prompts]
-    is_over = [False] * len(prompts)
+    drawn, is_over = [list[int]() for _ in prompts], [False] * len(prompts)
     for step in range(search.max_new_tokens):
         shares = torch.softmax(logits.float() / temperature, dim=-1).cpu()
         new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
-        is_over = [over or token in search.stop_ids for over, token in zip(is_over, new, strict=True)]
-        for tokens, over, token in zip(drawn, is_over, new, strict=True):
-            tokens.extend([] if over else [token])
+        for place, token in enumerate(new):
+            is_over[place] |= token in search.stop_ids
+            drawn[place] += [] if is_over[place] else [token]
         if all(is_over) or step + 1 == search.max_new_tokens:
             break
         logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]

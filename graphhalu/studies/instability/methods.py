@@ -39,12 +39,14 @@ _BASELINES: Final[dict[str, str]] = _FILE["baselines"]
 """Names of methods that average a measured array over the window."""
 
 
+Scores = Float[np.ndarray, "prompt"]
+Codes = Int[np.ndarray, "prompt"]
 Heads = tuple[tuple[int, int], ...]
 """Important heads, each as layer and head."""
 
 
 def reached(
-    windows: Sequence[Window], settings: CalibrateSettings, n_steps: Int[np.ndarray, "prompt"]
+    windows: Sequence[Window], settings: CalibrateSettings, n_steps: Codes
 ) -> Bool[np.ndarray, "window"]:
     """Windows that the given prompts allow; of automatic grids, those that most reach.
 
@@ -60,9 +62,7 @@ def reached(
     return is_open if is_open.any() else earliest & (ends == ends[earliest].min())
 
 
-def window_grid(
-    settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]
-) -> tuple[Window, ...]:
+def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Codes) -> tuple[Window, ...]:
     """All windows of the settings; of several equally good ones the first is to be taken.
 
     Args:
@@ -77,16 +77,15 @@ def window_grid(
     longest = int(n_steps.max(initial=0))
     if longest < 2:  # noqa: PLR2004
         raise NotEnoughDataError("no answer has a second step: there is nothing to average over")
-    starts, start = (STARTS, 1) if settings.starts == "auto" else (settings.starts, max(settings.starts))
-    lengths, length = (
-        (LENGTHS, 1) if settings.lengths == "auto" else (settings.lengths, max(settings.lengths))
-    )
-    if (settings.starts, settings.lengths) != ("auto", "auto") and start + length > longest:
+    starts, lengths = settings.starts, settings.lengths
+    start, length = (1 if each == "auto" else max(each) for each in (starts, lengths))
+    if (starts, lengths) != ("auto", "auto") and start + length > longest:
         raise UsageError(
             f"the window of steps {start} to {start + length - 1} goes beyond the longest answer: "
             f"it has {longest} steps, 0 to {longest - 1}\n"
             f"  Use smaller --starts and --lengths, or gather with more --max-new-tokens"
         )
+    starts, lengths = STARTS if starts == "auto" else starts, LENGTHS if lengths == "auto" else lengths
     steps = [(start, n) for n in lengths for start in starts if start + n <= longest]
     if not steps:  # answers shorter than the shortest window of the grid
         steps = [(min(starts[0], longest - 1), 1)]
@@ -120,10 +119,6 @@ def window_scores(
 def present_mean(values: Float[np.ndarray, "*row value"]) -> Float[np.ndarray, "*row"]:
     """Mean over the last axis, leaving out NaN; NaN if nothing else is there."""
     return mean_of_present(np.moveaxis(values, -1, 0))
-
-
-Scores = Float[np.ndarray, "prompt"]
-Codes = Int[np.ndarray, "prompt"]
 
 
 class Cases(NamedTuple):
@@ -192,38 +187,31 @@ class ColumnMethod:
             NotEnoughDataError: If no inner fold holds 5 prompts of each class.
         """
         columns = np.flatnonzero(self.allowed(train))
-        if len(columns) > 1:
-            worth = self._held_out_auroc(cases, train, columns, seed)
-            columns = columns[[int(np.argmax(np.where(np.isnan(worth), -1.0, worth)))]]
-        column = int(columns[0])
-        auroc = float(filled_auroc(self.columns[train][:, [column]], *cases.of(train))[0])
-        return self._fitted(column, auroc)
+        folds = inner_folds(*cases, train, n_folds=self.n_inner_folds, seed=seed) if len(columns) > 1 else []
+        worth = np.zeros(len(columns))
+        for fold in folds:
+            chosen, held_out = (
+                filled_auroc(self.columns[np.ix_(side, columns)], *cases.of(side)) for side in fold
+            )
+            worth += np.where(chosen >= 0.5, held_out, 1 - held_out)  # noqa: PLR2004
+        mean = np.where(np.isnan(worth), -1.0, worth / max(1, len(folds)))
+        column = int(columns[np.argmax(mean)])
+        auroc = filled_auroc(self.columns[train][:, [column]], *cases.of(train))[0]
+        return self._fitted(column, np.nan if np.isnan(worth).all() else auroc)
 
     def fit_in_sample(self, cases: Cases) -> Fitted:
         """The column and direction with the best AUROC on the same prompts; optimistic."""
         auroc = filled_auroc(self.columns, *cases)
         distance = np.where(self.allowed(np.arange(len(cases.labels))), np.abs(auroc - 0.5), -1.0)
         column = int(np.argmax(np.where(np.isnan(distance), -1.0, distance)))
-        return self._fitted(column, float(auroc[column]))
-
-    def _held_out_auroc(
-        self, cases: Cases, train: Int[np.ndarray, "train"], columns: Int[np.ndarray, "column"], seed: int
-    ) -> Float[np.ndarray, "column"]:
-        folds = inner_folds(*cases, train, n_folds=self.n_inner_folds, seed=seed)
-        total = np.zeros(len(columns))
-        for fold in folds:
-            fitted, held_out = (
-                filled_auroc(self.columns[np.ix_(side, columns)], *cases.of(side))
-                for side in (fold.train, fold.held_out)
-            )
-            total += np.where(fitted >= 0.5, held_out, 1 - held_out)  # noqa: PLR2004
-        if np.isnan(total).all():
-            raise few_prompts(self.name)
-        return total / len(folds)
+        return self._fitted(column, auroc[column])
 
     def _fitted(self, column: int, auroc: float) -> Fitted:
         if np.isnan(auroc):
-            raise few_prompts(self.name)
+            raise NotEnoughDataError(
+                f"{self.name}: every fold needs 5 attacks and 5 benign prompts to choose from\n"
+                f"  Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
+            )
         direction = 1 if auroc >= 0.5 else -1  # noqa: PLR2004
         return Fitted(direction * self.columns[:, column], self.texts[column], direction, column)
 
@@ -235,10 +223,8 @@ FOCUS_FLOOR: Final = 1e-8
 _LEAST_PROMPTS: Final = 2
 
 
-_Place = Annotated[int, Field(strict=True, ge=0)]
-_HEADS: Final[TypeAdapter[Heads]] = TypeAdapter(
-    Annotated[tuple[tuple[_Place, _Place], ...], Field(min_length=1)]
-)
+_Pair = tuple[Annotated[int, Field(strict=True, ge=0)], Annotated[int, Field(strict=True, ge=0)]]
+_HEADS: Final[TypeAdapter[Heads]] = TypeAdapter(Annotated[tuple[_Pair, ...], Field(min_length=1)])
 
 
 def focus_share(instruction: Shares, data: Shares) -> Shares:
@@ -427,11 +413,3 @@ def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.nda
     medians = np.full(columns.shape[1], np.nan)
     medians[has_any] = np.nanmedian(columns[:, has_any], axis=0)
     return column_tests(np.where(is_there, columns, medians), labels, groups)[0]
-
-
-def few_prompts(name: str) -> NotEnoughDataError:
-    """The error for a choice without enough prompts of a class."""
-    return NotEnoughDataError(
-        f"{name}: every fold needs 5 attacks and 5 benign prompts to choose from\n"
-        f"  Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
-    )

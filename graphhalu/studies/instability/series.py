@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from graphhalu.core.config import read_yaml
 from graphhalu.core.documents import FileFormat, read_document, write_document
@@ -36,7 +36,7 @@ KIND: Final = FileFormat("graphhalu-instability", 1, "Measure prompts:  graphhal
 META_FILE: Final = "meta.json"
 PARTS_FOLDER: Final = "parts"
 
-_MOST_PARTS: Final = 1_000_000
+_N_PARTS: Final = TypeAdapter(Annotated[int, Field(strict=True, ge=0, le=1_000_000)])
 
 DESCRIPTIONS: Final[dict[str, str]] = read_yaml(Path(__file__).with_name("descriptions.yaml"))["arrays"]
 STEP_ARRAYS: Final = tuple(name for name, text in DESCRIPTIONS.items() if text.startswith("[step"))
@@ -135,14 +135,11 @@ class SeriesFolder(NamedTuple):
             DataFileError: If it is of another format or a newer version.
         """
         if not (path / META_FILE).is_file():
-            raise StoreNotFoundError(
-                f"no measured prompts in {path}: {META_FILE} is missing\n  {KIND.way_out}"
-            )
+            fault = f"no measured prompts in {path}: {META_FILE} is missing"
+            raise StoreNotFoundError(f"{fault}\n  {KIND.way_out}")
         meta = read_document(path / META_FILE, dict, KIND)
         with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):
-            n_parts = meta["configuration"]["n_parts"]
-            if type(n_parts) is not int or not 0 <= n_parts <= _MOST_PARTS:
-                raise ValueError(f"it counts {str(n_parts)[:40]} parts")
+            _N_PARTS.validate_python(meta["configuration"]["n_parts"])
         return cls(path, meta["configuration"])
 
     @property
