@@ -23,10 +23,11 @@ from jaxtyping import Bool
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.errors import GraphhaluError, UsageError
-from graphhalu.core.provenance import file_sha256, installed_version
+from graphhalu.core.provenance import installed_version
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import DATASETS, load_questions, own_path
+from graphhalu.datasets.registry import DATASETS, load_questions
 from graphhalu.engine.executors import Progress, no_progress
+from graphhalu.extract.extraction import dataset_identity
 from graphhalu.extract.prompts import prompt_template_name, uses_chat
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import PromptSettings
@@ -92,13 +93,8 @@ def measure(
         GraphhaluError: If the data set or the model cannot be used.
     """
     dataset = config.dataset
-    questions = load_questions(
-        dataset.name,
-        dataset.path,
-        num_samples=config.num_samples,
-        seed=dataset.seed,
-        fields=dataset.fields or None,
-    )
+    chosen: dict[str, Any] = {"num_samples": config.num_samples, "seed": dataset.seed}
+    questions = load_questions(dataset.name, dataset.path, fields=dataset.fields or None, **chosen)
     kind = kind_of(questions, dataset.name)
     found: list[SinkRun] = []
     for quantization in _quantizations(config, ablate):
@@ -186,20 +182,21 @@ def _run(
         on_progress(len(journal.done), len(prompts))
     meta |= {"n_failed": dict(Counter(failures)), "n_records": len(prompts)}
     meta["cpu_s"] = round(time.process_time() - started, 1)
-    columns = zip(*(journal.done[prompt.idx] for prompt in prompts), strict=True)
     found = [
         _written(run, folder, sink_spans=_spans(prompts, run.meta["sink_tokens"]))
-        for run in _runs(meta, dict(zip(cells, columns, strict=True)))
+        for run in _runs(meta, cells, [journal.done[prompt.idx] for prompt in prompts])
     ]
     journal.path.unlink(missing_ok=True)
     return found
 
 
-def _runs(meta: Mapping[str, Any], cells: Mapping[SinkCell, Sequence[SinkRecord]]) -> Iterator[SinkRun]:
-    """The records of each window and query mode as a run."""
-    for (k, mode), records in cells.items():
+def _runs(
+    meta: Mapping[str, Any], cells: Sequence[SinkCell], rows: Sequence[list[SinkRecord]]
+) -> Iterator[SinkRun]:
+    """A run of each sink and query mode; rows are sequences with a record of each."""
+    for (k, mode), records in zip(cells, zip(*rows, strict=True), strict=True):
         name = run_name(meta["task"], meta["model"], k, mode)
-        yield SinkRun(tuple(records), {**meta, "sink_tokens": k, "query_mode": mode}, name)
+        yield SinkRun(records, {**meta, "sink_tokens": k, "query_mode": mode}, name)
 
 
 def _written(run: SinkRun, folder: Path, **meta: Any) -> SinkRun:
@@ -210,16 +207,10 @@ def _written(run: SinkRun, folder: Path, **meta: Any) -> SinkRun:
 
 def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, Any]:
     """Everything that decides the numbers of a run, except window and query mode."""
-    path = own_path(config.dataset.name) or config.dataset.path
+    asked = {"name": config.task, "num_samples": config.num_samples, "fields": dict(config.dataset.fields)}
     return {
         "model": dict(loaded.identity),
-        "dataset": {
-            "name": config.task,
-            "seed": config.dataset.seed,
-            "num_samples": config.num_samples,
-            "fields": dict(config.dataset.fields),
-            "file_sha256": None if path is None else file_sha256(path),
-        },
+        "dataset": {**dataset_identity(config.dataset), **asked},
         "prompt": {
             "chat": uses_chat(config.prompt, loaded),
             "system": config.prompt.system,
@@ -259,7 +250,7 @@ def _spans(prompts: Sequence[SinkPrompt], k: int) -> list[dict[str, float]]:
 
     With a chat template the window covers other tokens than without.
     """
-    codes = np.stack([each.sequence.span_code[:k] for each in prompts if each.n_tokens > k])
+    codes = np.stack([each.sequence.span_code[:k] for each in prompts if each.sequence.prompt_length > k])
     return [
         {SPAN_NAMES[int(code)]: round(float((column == code).mean()), 4) for code in np.unique(column)}
         for column in codes.T
@@ -298,10 +289,9 @@ def measure_store(
     """
     _check_ks(config.ks)
     store = open_traces(path)
-    if labeller is None:
-        name = str(store.configuration.get("dataset", {}).get("name", ""))
-        rule = DATASETS.get(name).card.label_rule if name in DATASETS else DEFAULT_RULE
-        labeller = rule if rule in _RULES else DEFAULT_RULE
+    name = str(store.configuration.get("dataset", {}).get("name", ""))
+    rule = DATASETS.get(name).card.label_rule if name in DATASETS else DEFAULT_RULE
+    labeller = labeller or (rule if rule in _RULES else DEFAULT_RULE)
     if labeller in stored_labellers(store):
         labels = read_labels(store, labeller)
     else:
@@ -327,14 +317,13 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
         "n_records": len(store),
         "n_failed": dict(Counter(item["reason"] for item in store.failures)),
     }
-    cells: dict[SinkCell, dict[int, SinkRecord]] = {cell: {} for cell in config.cells}
-    is_output = labels.meaning == "hallucinated"
+    is_output, found = labels.meaning == "hallucinated", dict[int, list[SinkRecord]]()
     for placed in blocks(store):
         block = placed.block
         # of the distribution that gave the first token of an own answer, or the last of a given one
         rows = np.array([r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records])
         entropy = block.stream("token_entropy")[block.tokens.offsets[:-1] + rows]
-        masses = {cell: block_mass(block, *cell, config.query_start) for cell in cells}
+        masses = [block_mass(block, *cell, config.query_start) for cell in config.cells]
         for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
             record = block.records[within]
             stated = record.input_label if record.given_label is None else record.given_label
@@ -351,12 +340,10 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
                 "entropy": float(entropy[within]),
                 "meta": {**names, "source": source["task"]},
             }
-            for (k, mode), found in cells.items():
-                seq_len = record.length if mode == "range" else _last(record) + 1
-                mass = masses[k, mode][within]
-                found[index] = record_of(mass, source, seq_len=seq_len, **fields)
-    ordered = {cell: [found[index] for index in sorted(found)] for cell, found in cells.items()}
-    yield from _runs(source, ordered)
+            lengths = {"range": record.length, "last": _last(record) + 1}
+            of_cells = [each[within] for each in masses]
+            found[index] = [record_of(m, source, seq_len=lengths[m.mode], **fields) for m in of_cells]
+    yield from _runs(source, config.cells, [found[index] for index in sorted(found)])
 
 
 def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:

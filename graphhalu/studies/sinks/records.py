@@ -110,7 +110,8 @@ class SinkRecord(BaseModel):
             raise ValueError(f"a label must be true, false or null, got {shown(labels)}")
         by_head = np.array(rows, dtype=np.float64)
         shares = np.append(by_head, float(values["sink_mass"]))
-        low, high = np.nanmin(shares, initial=0.0), np.nanmax(shares, initial=0.0)
+        shares = shares[np.isfinite(shares)]
+        low, high = shares.min(initial=0.0), shares.max(initial=0.0)
         if low < -_TOLERANCE or high > 1 + _TOLERANCE:
             raise ValueError(f"sink mass is a share of attention between 0 and 1, got {low:g} to {high:g}")
         # published files may hold null where a setting plays no part
