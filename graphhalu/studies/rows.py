@@ -38,9 +38,8 @@ class Row(BaseModel):
     @classmethod
     def table(cls, **columns: Iterable[Any]) -> tuple["Row", ...]:
         """Rows from their columns, which have the same length."""
-        return tuple(
-            cls(**dict(zip(columns, cells, strict=True))) for cells in zip(*columns.values(), strict=True)
-        )
+        rows = zip(*columns.values(), strict=True)
+        return tuple(cls(**dict(zip(columns, cells, strict=True))) for cells in rows)
 
 
 def find_row(rows: Iterable[Row], **values: Any) -> Row | None:
@@ -77,6 +76,13 @@ class StudyResult(Config):
         # pydantic does not report numbers beyond float64
         with reading(f"{file} cannot be read as {cls.kind.name}"):
             return read_document(file, cls, cls.kind)
+
+
+def check_different(values: Any) -> Any:
+    """Numbers of a setting of which each stands once, and at least one; or a word."""
+    if not isinstance(values, str) and (not values or len(set(values)) < len(values)):
+        raise ValueError(f"expected different numbers, at least one, got {values}")
+    return values
 
 
 def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:

@@ -28,7 +28,7 @@ from graphhalu.evaluation.bootstrap import (
 )
 from graphhalu.evaluation.calibration import best_f1_threshold
 from graphhalu.evaluation.crossfit import standardise
-from graphhalu.evaluation.metrics import auroc
+from graphhalu.evaluation.metrics import Mask, auroc
 from graphhalu.evaluation.significance import column_tests, compare_to_baseline, pooled_auroc
 from graphhalu.labels.summary import share_interval
 from graphhalu.studies.instability.methods import (
@@ -55,7 +55,6 @@ from graphhalu.studies.instability.settings import (
 )
 from graphhalu.studies.rows import Row
 
-Mask = Bool[np.ndarray, "prompt"]
 _LEAST_PROMPTS: Final = 10
 _STEP_RESAMPLES: Final = 400
 """Intervals of single steps are drawn as a band, where more resamples would not show."""
@@ -195,11 +194,10 @@ def labelled_series(folder: SeriesFolder) -> tuple[list[PromptSeries], int]:
     Raises:
         NotEnoughDataError: If parts are missing, or a class has fewer than 10 prompts.
     """
-    missing = folder.missing_parts()
-    if missing:
+    if missing := folder.missing_parts():
         raise NotEnoughDataError(
-            f"{len(missing)} of {folder.n_parts} parts of {folder.path} are not measured yet\n"
-            f"  Run the same  graphhalu instability gather  again: it resumes"
+            f"{len(missing)} of {folder.configuration['n_parts']} parts of {folder.path} are not measured "
+            f"yet\n  Run the same  graphhalu instability gather  again: it resumes"
         )
     every = folder.read()
     kept = [each for each in every if each.arrays and each.record.label is not None]
@@ -229,9 +227,7 @@ def _best_f1(fitted: Fitted, cases: Cases, settings: CalibrateSettings) -> float
     return found
 
 
-def _method_row(
-    method: Method, seeds: Sequence[NestedScores], cases: Cases, settings: CalibrateSettings
-) -> Row:
+def _method_row(method: Method, seeds: list[NestedScores], cases: Cases, settings: CalibrateSettings) -> Row:
     """Results of a method in nested folds, and in sample."""
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
     best, is_attack = method.fit_in_sample(cases), cases.labels == 1
@@ -269,9 +265,7 @@ def _method_row(
     )
 
 
-def _hits(
-    flagged: Bool[np.ndarray, "seed prompt"], is_attack: Bool[np.ndarray, "prompt"]
-) -> Float[np.ndarray, "prompt 3"]:
+def _hits(flagged: Bool[np.ndarray, "seed prompt"], is_attack: Mask) -> Float[np.ndarray, "prompt 3"]:
     """Hits, false alarms and misses of each prompt, summed over seeds."""
     n_flagged, n_seeds = flagged.sum(axis=0), len(flagged)
     columns = (n_flagged * is_attack, n_flagged * ~is_attack, (n_seeds - n_flagged) * is_attack)

@@ -1,6 +1,7 @@
 """Detection with a calibration: score, verdict, and the step at which a prompt crossed."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from graphhalu.studies.rows import Row
 DetectMethod = Literal["instability", "attention_tracker"]
 
 
+@dataclass
 class PromptDetector:
     """A calibration with its model, ready to score prompts.
 
@@ -35,31 +37,27 @@ class PromptDetector:
         UsageError: If there is no threshold for the aim, or the window goes beyond the answer.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        calibration: Calibration,
-        *,
-        method: DetectMethod = "instability",
-        aim: float | None = 0.05,
-        system: str | None = None,
-        max_new_tokens: int | None = None,
-    ) -> None:
-        end = 0 if method == TRACKER else calibration.window.window.end
-        if max_new_tokens is not None and max_new_tokens <= end:
-            beyond = f"the window goes to step {end}, beyond an answer of {max_new_tokens} tokens"
+    loaded: LoadedModel
+    calibration: Calibration
+    _: KW_ONLY
+    method: DetectMethod = "instability"
+    aim: float | None = 0.05
+    system: str | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        end = 0 if self.method == TRACKER else self.calibration.window.window.end
+        if self.max_new_tokens is not None and self.max_new_tokens <= end:
+            beyond = f"the window goes to step {end}, beyond an answer of {self.max_new_tokens} tokens"
             raise UsageError(f"{beyond}\n  Use --max-new-tokens {end + 1} or more")
-        changes: dict[str, Any] = {} if system is None else {"system": system}
-        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": max_new_tokens or end + 1}
-        self.calibration, self.method, self.threshold = (
-            calibration,
-            method,
-            calibration.threshold(method, aim),
-        )
-        self.measurer = Measurer(loaded, calibration.gather.model_copy(update=changes))
+        changes: dict[str, Any] = {} if self.system is None else {"system": self.system}
+        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": self.max_new_tokens or end + 1}
+        self.threshold = self.calibration.threshold(self.method, self.aim)
+        self.measurer = Measurer(self.loaded, self.calibration.gather.model_copy(update=changes))
         recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
+        asked = Identity.of({"model": dict(self.loaded.identity), "prompt": recipe})
         try:
-            calibration.identity.check(Identity.of({"model": dict(loaded.identity), "prompt": recipe}))
+            self.calibration.identity.check(asked)
         except DetectorMismatchError as error:
             told, _, _ = str(error).rpartition("\n")
             way_out = "Calibrate on prompts like these:  graphhalu instability gather"

@@ -78,9 +78,8 @@ def gather(
     measurer = Measurer(loaded, settings)
     measurer.encode(prompts[0])  # a missing span is found before the folder is made
     jobs = [replace(prompt, iteration=i) for i in range(settings.iterations) for prompt in prompts]
-    batches = [
-        jobs[start : start + settings.batch_size] for start in range(0, len(jobs), settings.batch_size)
-    ]
+    size = settings.batch_size
+    batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     fields = ("prompt_id", "text", "label", "group")
     configuration = {
         "model": dict(loaded.identity),
@@ -125,9 +124,8 @@ class Measurer:
         longest = settings.max_new_tokens
         self.search = beam_search(loaded, max_new_tokens=longest, stops_at_newline=False)
         if settings.temperature and self.search.fallback_reason is not None:
-            raise UsageError(
-                f"tokens cannot be drawn on this model: {self.search.fallback_reason}\n  Use --temperature 0"
-            )
+            fault = f"tokens cannot be drawn on this model: {self.search.fallback_reason}"
+            raise UsageError(f"{fault}\n  Use --temperature 0")
 
     def measure(self, prompts: Sequence[PromptRecord]) -> list[PromptSeries]:
         """Measure a batch of prompts, each for the iteration that it names.

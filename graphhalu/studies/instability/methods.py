@@ -21,6 +21,7 @@ from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.core.files import read_json
 from graphhalu.core.splits import inner_folds
+from graphhalu.evaluation.metrics import Mask
 from graphhalu.evaluation.significance import column_tests
 from graphhalu.features.instability import layer_slice
 from graphhalu.heads.table import mean_of_present
@@ -45,9 +46,7 @@ Heads = tuple[tuple[int, int], ...]
 """Important heads, each as layer and head."""
 
 
-def reached(
-    windows: Sequence[Window], settings: CalibrateSettings, n_steps: Codes
-) -> Bool[np.ndarray, "window"]:
+def reached(windows: Sequence[Window], settings: CalibrateSettings, n_steps: Codes) -> Mask:
     """Windows that the given prompts allow; of automatic grids, those that most reach.
 
     An automatic start is a step that 90 % of the prompts reach, an automatic end one that
@@ -169,16 +168,16 @@ class ColumnMethod:
         summary: What it is.
         columns: One value a prompt; NaN if unknown.
         texts: Each column in words.
-        n_inner_folds: Folds in which a column is chosen.
         allowed: Columns that the training side allows.
+        n_inner_folds: Folds in which a column is chosen.
     """
 
     name: str
     summary: str
     columns: Columns
     texts: tuple[str, ...]
-    n_inner_folds: int
     allowed: Allowed
+    n_inner_folds: int
 
     def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
         """The column with the best mean AUROC on held-out inner folds.
@@ -188,15 +187,13 @@ class ColumnMethod:
         """
         columns = np.flatnonzero(self.allowed(train))
         folds = inner_folds(*cases, train, n_folds=self.n_inner_folds, seed=seed) if len(columns) > 1 else []
-        worth = np.zeros(len(columns))
+        worth, values = np.zeros(len(columns)), self.columns
         for fold in folds:
-            chosen, held_out = (
-                filled_auroc(self.columns[np.ix_(side, columns)], *cases.of(side)) for side in fold
-            )
+            chosen, held_out = (filled_auroc(values[np.ix_(each, columns)], *cases.of(each)) for each in fold)
             worth += np.where(chosen >= 0.5, held_out, 1 - held_out)  # noqa: PLR2004
         mean = np.where(np.isnan(worth), -1.0, worth / max(1, len(folds)))
         column = int(columns[np.argmax(mean)])
-        auroc = filled_auroc(self.columns[train][:, [column]], *cases.of(train))[0]
+        auroc = filled_auroc(values[train][:, [column]], *cases.of(train))[0]
         return self._fitted(column, np.nan if np.isnan(worth).all() else auroc)
 
     def fit_in_sample(self, cases: Cases) -> Fitted:
@@ -367,20 +364,20 @@ def all_methods(
     n_steps = np.array([each.n_steps for each in series])
     single = [n for n, window in enumerate(grid) if window[2:] == grid[0][2:]]
 
-    def are_reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
+    def are_reached(train: Int[np.ndarray, "train"]) -> Mask:
         return reached(grid, settings, n_steps[train])
 
     others = [spread for spread in get_args(Spread) if spread != settings.spread]
     arrays = {MAIN: settings.spread, **{f"{MAIN}_{each}": each for each in others}, **_BASELINES}
-    found: dict[str, tuple[Columns, list[str], Allowed]] = {}
+    found: dict[str, tuple[Columns, tuple[str, ...], Allowed]] = {}
     for name, array in arrays.items():
         values = padded_steps(series, array)
         if values.ndim > 2:  # noqa: PLR2004
-            found[name] = window_scores(values, grid), [window.text() for window in grid], are_reached
+            found[name] = window_scores(values, grid), tuple(w.text() for w in grid), are_reached
             continue
         # without layers, each range of steps once
         windows = [grid[n]._replace(first_layer=0, stop_layer=1) for n in single]
-        texts = [f"steps {window.start}-{window.end}" for window in windows]
+        texts = tuple(f"steps {window.start}-{window.end}" for window in windows)
         found[name] = window_scores(values[..., None], windows), texts, lambda t: are_reached(t)[single]
     logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
     constants: dict[str, list[float | None]] = {
@@ -391,12 +388,10 @@ def all_methods(
     }
     for name, numbers in constants.items():
         column = np.array(numbers, dtype=np.float64)[:, None]
-        found[name] = column, ["nothing to choose"], lambda _: np.ones(1, dtype=bool)
+        found[name] = column, ("nothing to choose",), lambda _: np.ones(1, dtype=bool)
     methods: list[Method] = [
-        ColumnMethod(
-            name, _SUMMARIES[arrays.get(name, name)], columns, tuple(texts), settings.n_inner_folds, allowed
-        )
-        for name, (columns, texts, allowed) in found.items()
+        ColumnMethod(name, _SUMMARIES[arrays.get(name, name)], *parts, settings.n_inner_folds)
+        for name, parts in found.items()
     ]
     focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
     tracker = TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given)

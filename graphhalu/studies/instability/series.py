@@ -142,14 +142,10 @@ class SeriesFolder(NamedTuple):
             _N_PARTS.validate_python(meta["configuration"]["n_parts"])
         return cls(path, meta["configuration"])
 
-    @property
-    def n_parts(self) -> int:
-        """Parts of the whole study."""
-        return int(self.configuration["n_parts"])
-
     def missing_parts(self) -> list[int]:
         """Parts that are not measured yet."""
-        return [number for number in range(self.n_parts) if not self._part(number).exists()]
+        parts = range(self.configuration["n_parts"])
+        return [number for number in parts if not self._part(number).exists()]
 
     def write_part(self, number: int, series: Sequence[PromptSeries]) -> None:
         """Write a part, whole or not at all."""
@@ -163,7 +159,7 @@ class SeriesFolder(NamedTuple):
         Raises:
             CorruptStoreError: If a part cannot be read.
         """
-        paths = [self._part(number) for number in range(self.n_parts)]
+        paths = map(self._part, range(self.configuration["n_parts"]))
         return [series for path in paths if path.exists() for series in _read_part(path)]
 
     def _part(self, number: int) -> Path:
@@ -300,9 +296,8 @@ def _read(path: Path) -> list[tuple[str, TableRow | None]]:
     if not is_table and not is_empty:
         found += [(line.strip(), None) for line in open_file(path).text().split("\n") if line.strip()]
     if not found:
-        raise UsageError(
-            f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column 'prompt' or 'text'"
-        )
+        expected = "Expected one prompt a line, or rows with a column 'prompt' or 'text'"
+        raise UsageError(f"{path} holds no prompt\n  {expected}")
     return found
 
 

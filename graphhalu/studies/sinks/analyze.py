@@ -350,9 +350,7 @@ def _compared_pairs(
     }
 
 
-def _series(
-    analysed: Sequence[Analysed], *leave_out: str
-) -> Iterator[tuple[str, list[tuple[Analysed, Row]]]]:
+def _series(analysed: Sequence[Analysed], *leave_out: str) -> Iterator[tuple[str, list[Found]]]:
     """Runs, once for each label, that share all but some settings."""
     shared = ", ".join(label for key, label in SERIES.items() if key not in leave_out)
     groups = defaultdict[str, list[Found]](list)

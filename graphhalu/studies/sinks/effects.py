@@ -321,9 +321,7 @@ def _estimates(found: Mapping[str, Any], how: AnalyzeConfig) -> list[Estimate]:
     return [Estimate(*each, how.n_resamples) for each in zip(*flat, strict=True)]
 
 
-def _top_share(
-    resampled: Float[np.ndarray, "resample layer head"], z: PerHead, error: PerHead, k: int
-) -> PerHead:
+def _top_share(resampled: Float[np.ndarray, "resample *cell"], z: PerHead, error: PerHead, k: int) -> PerHead:
     """Share of resamples in which a head is among the ``k`` that differ most for their spread."""
     is_known = np.isfinite(z)
     size = np.where(is_known, np.abs(resampled) / np.where(is_known, error, 1.0), -np.inf)

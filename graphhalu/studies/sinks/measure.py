@@ -12,9 +12,11 @@ last token.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -42,11 +44,10 @@ from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.passes import (
     Journal,
     Kind,
-    SinkMass,
     SinkPrompt,
     kind_of,
     measure_batches,
-    record_of,
+    sink_fields,
     sink_prompts,
 )
 from graphhalu.studies.sinks.records import (
@@ -60,7 +61,7 @@ from graphhalu.studies.sinks.records import (
     run_stem,
     write_run,
 )
-from graphhalu.studies.sinks.settings import KINDS, Ablation, SinkMeasureConfig
+from graphhalu.studies.sinks.settings import DESCRIBED, KINDS, Ablation, SinkMeasureConfig
 from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
 from graphhalu.traces.store import TraceStore, open_traces
 
@@ -190,9 +191,7 @@ def _run(
     return found
 
 
-def _runs(
-    meta: Mapping[str, Any], cells: Sequence[SinkCell], rows: Sequence[list[SinkRecord]]
-) -> Iterator[SinkRun]:
+def _runs(meta: dict[str, Any], cells: list[SinkCell], rows: list[list[SinkRecord]]) -> Iterator[SinkRun]:
     """A run of each sink and query mode; rows are sequences with a record of each."""
     for (k, mode), records in zip(cells, zip(*rows, strict=True), strict=True):
         name = run_name(meta["task"], meta["model"], k, mode)
@@ -223,25 +222,19 @@ def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, An
 
 def _description(config: SinkMeasureConfig, loaded: LoadedModel, kind: Kind) -> dict[str, Any]:
     """The published fields of a description, and some more."""
+    sources = SimpleNamespace(config=config, loaded=loaded)
     versions = {f"{name}_version": installed_version(name) for name in ("transformers", "torch")}
     return {
-        "task": config.task,
-        "dataset": config.dataset.name,
+        **{name: attrgetter(path)(sources) for name, path in DESCRIBED.items()},
         **dict.fromkeys(("subset", "split")),
-        "model": str(loaded.identity["name"]),
-        "revision": config.model.revision,
-        "samples": config.num_samples,
-        "seed": config.dataset.seed,
-        "query_start": config.query_start,
-        "chat": "on" if uses_chat(config.prompt, loaded) else "off",
-        "quantization": config.model.quantization,
-        "device": str(loaded.model.device),
         **versions,
+        "model": str(loaded.identity["name"]),
+        "chat": "on" if uses_chat(config.prompt, loaded) else "off",
+        "device": str(loaded.model.device),
         "timestamp": time.time(),
         "pose": kind,
         "pose_means": KINDS[kind],
         "n_parameters": int(loaded.model.num_parameters()),
-        **{name: getattr(loaded, name) for name in ("n_layers", "n_heads")},
     }
 
 
@@ -327,34 +320,31 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
         for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
             record = block.records[within]
             stated = record.input_label if record.given_label is None else record.given_label
-            is_known = is_output and bool(labels.is_valid[index])
+            wrong = labels.values[index] if is_output and labels.is_valid[index] else None
             names = {name: getattr(record, name) for name in ("question_id", "group_id", "trace_id")}
             fields: dict[str, Any] = {
                 "idx": index,
                 "target": record.answers[0] if record.answers else None,
                 "pred": record.answer,
-                "labels": {
-                    "hallucinated": int(labels.values[index]) if is_known else None,
-                    "input": None if stated is None else int(stated),
-                },
+                "labels": {"hallucinated": wrong, "input": stated},
                 "entropy": float(entropy[within]),
                 "meta": {**names, "source": source["task"]},
             }
-            lengths = {"range": record.length, "last": _last(record) + 1}
-            of_cells = [each[within] for each in masses]
-            found[index] = [record_of(m, source, seq_len=lengths[m.mode], **fields) for m in of_cells]
+            found[index] = [SinkRecord.of(source, **each[within], **fields) for each in masses]
     yield from _runs(source, config.cells, [found[index] for index in sorted(found)])
 
 
-def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:
-    """Sink mass of every trace of a block."""
+def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[dict[str, Any]]:
+    """Sink mass of every trace of a block, and the tokens up to its last counted row."""
     rows, share = block.all_rows, row_sink_share(block.all_rows, k)
     last = np.array([_last(record) for record in block.records], dtype=np.int64)
     chosen = rows.token == last[rows.ragged.trace] if mode == "last" else rows.token >= query_start
     counts: Bool[np.ndarray, "layer row"] = share.is_defined & chosen
     mass = rows.ragged.mean(share.values, counts[:, None])
     is_seen = rows.ragged.sum(counts) > 0
-    return [SinkMass(k, mode, values, seen) for values, seen in zip(mass, is_seen, strict=True)]
+    sizes = [record.length for record in block.records] if mode == "range" else (last + 1).tolist()
+    found = zip(mass, is_seen, sizes, strict=True)
+    return [sink_fields(k, mode, values, seen) | {"seq_len": size} for values, seen, size in found]
 
 
 def _last(record: TraceRecord) -> int:

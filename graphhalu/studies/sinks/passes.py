@@ -117,40 +117,25 @@ def as_choice(question: Question) -> Question:
     return replace(question, text=text, choices=choices, correct_choices=(right,))
 
 
-class SinkMass(NamedTuple):
-    """Mean attention of the counted rows of one sequence to the first tokens.
+def sink_fields(
+    k: int, mode: QueryMode, values: Float[np.ndarray, "layer head"], is_seen: Bool[np.ndarray, "layer"]
+) -> dict[str, Any]:
+    """Sink mass of one sequence as fields of its record.
 
-    Attributes:
+    Args:
         k: Leading tokens that form the sink.
         mode: Which rows count.
-        values: In [0, 1]; NaN where the model gave NaN, 0 where no row counts.
+        values: Mean attention of these rows to the sink, in [0, 1]; NaN where the model gave NaN,
+            0 where no row counts.
         is_seen: Layers in which at least one row counts.
+
+    Returns:
+        Beside them ``sink_mass``, the mean over heads, then over the layers that can see the sink;
+        NaN without such a layer.
     """
-
-    k: int
-    mode: QueryMode
-    values: Float[np.ndarray, "layer head"]
-    is_seen: Bool[np.ndarray, "layer"]
-
-    @property
-    def scalar(self) -> float:
-        """Mean over heads, then over the layers that can see the sink; NaN without such a layer."""
-        by_layer = self.values.mean(axis=1)[self.is_seen]
-        return float(by_layer.mean()) if by_layer.size else float("nan")
-
-
-def record_of(mass: SinkMass, run: Mapping[str, Any], **fields: Any) -> SinkRecord:
-    """The record of one sequence; the description of the run gives its settings."""
-    return SinkRecord(
-        sink_mass=mass.scalar,
-        by_head=mass.values,
-        is_seen=mass.is_seen,
-        sink_tokens=mass.k,
-        query_mode=mass.mode,
-        chat_mode=run["chat"],
-        **{name: run[name] for name in ("task", "model", "query_start", "quantization")},
-        **fields,
-    )
+    by_layer = values.mean(axis=1)[is_seen]
+    mass = float(by_layer.mean()) if by_layer.size else float("nan")
+    return {"sink_tokens": k, "query_mode": mode, "by_head": values, "is_seen": is_seen, "sink_mass": mass}
 
 
 class SinkObserver:
@@ -198,11 +183,11 @@ class SinkObserver:
     def values(self, layer: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
         """Value vectors play no part."""
 
-    def mass(self, index: int, k: int, mode: QueryMode) -> SinkMass:
-        """The sink mass of one sequence."""
+    def mass(self, index: int, k: int, mode: QueryMode) -> dict[str, Any]:
+        """The sink mass of one sequence, as :func:`sink_fields` gives it."""
         total, count = (part[:, index] for part in self.sums[k, mode])
         mean = total / count.clamp_min(1)[:, None]
-        return SinkMass(k, mode, mean.numpy(), (count > 0).numpy())
+        return sink_fields(k, mode, mean.numpy(), (count > 0).numpy())
 
 
 def measure_batches(
@@ -250,15 +235,12 @@ def run_batch(
             "idx": prompt.idx,
             "target": None if is_given else ",".join(LETTERS[place] for place in right),
             "pred": None if pred is None else LETTERS[pred],
-            "labels": {
-                "hallucinated": None if pred is None else int(pred not in right),
-                "input": None if stated is None else int(stated),
-            },
+            "labels": {"hallucinated": None if pred is None else pred not in right, "input": stated},
             "entropy": float(likely.arrays["token_entropy"][-1]),
             "seq_len": prompt.sequence.prompt_length,
             "meta": {**names, "source": run["dataset"], "pose": prompt.kind, "place": prompt.place, **known},
         }
-        yield [record_of(observer.mass(index, *cell), run, **fields) for cell in observer.sums]
+        yield [SinkRecord.of(run, **observer.mass(index, *cell), **fields) for cell in observer.sums]
 
 
 def likeliest(option_logprobs: Sequence[float]) -> int | None:

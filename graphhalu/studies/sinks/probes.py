@@ -21,7 +21,7 @@ from graphhalu.evaluation.metrics import auroc, log_losses
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.effects import drawn_from, mean
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.settings import ANSWER, GAINS, HEADS, NESTED, AnalyzeConfig
+from graphhalu.studies.sinks.settings import ANSWER, GAINS, HEADS, AnalyzeConfig
 
 Scores = Float[np.ndarray, "seed trace"]
 
@@ -37,14 +37,12 @@ Fitted = tuple[dict[str, Scores], dict[str, Scores]]
 training side of the fold."""
 
 
-def fit_models(
-    table: SinkTable, names: Sequence[str] = NESTED, *, seeds: Sequence[int] = (0, 1, 2)
-) -> Fitted:
+def fit_models(table: SinkTable, names: Sequence[str], *, seeds: Sequence[int] = (0, 1, 2)) -> Fitted:
     """Cross-fit models on the same folds.
 
     Args:
         table: Records with both classes.
-        names: Some of :data:`NESTED`.
+        names: Some of :data:`graphhalu.studies.sinks.settings.NESTED`.
         seeds: Seeds of the folds.
 
     Raises:

@@ -21,11 +21,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, model_validator
 
 from graphhalu.core.documents import validated
 from graphhalu.core.errors import DataFileError, UsageError
@@ -39,6 +39,7 @@ SUFFIX: Final = ".jsonl.gz"
 META_SUFFIX: Final = ".meta.json"
 QueryMode = Literal["last", "range"]
 """``last``: the last query row; ``range``: all query rows after the sink."""
+Label = Annotated[Literal[0, 1] | None, BeforeValidator(lambda value: None if value is None else int(value))]
 SinkCell = tuple[int, QueryMode]
 """Leading tokens that form the sink, and the query rows that count."""
 SETTINGS: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
@@ -62,7 +63,7 @@ class SinkRecord(BaseModel):
     """Letters of the right options, or the first gold answer."""
     pred: str | None
     """The model's answer, a letter or a text."""
-    labels: dict[Meaning, Literal[0, 1] | None]
+    labels: dict[Meaning, Label]
     """1 or 0 by meaning; ``None`` if unknown."""
     entropy: float
     """Of the next-token distribution after the last query, in nat."""
@@ -86,6 +87,12 @@ class SinkRecord(BaseModel):
     """Of the model."""
     meta: dict[str, Any] = {}
     """More about the question; ``question_id`` and ``group_id`` name it."""
+
+    @classmethod
+    def of(cls, run: Mapping[str, Any], **fields: Any) -> "SinkRecord":
+        """A record with the settings that the description of its run gives."""
+        settings = {name: run[name] for name in ("task", "model", "query_start", "quantization")}
+        return cls(**settings, chat_mode=run["chat"], **fields)
 
     @model_validator(mode="before")
     @classmethod
@@ -119,7 +126,7 @@ class SinkRecord(BaseModel):
         for name in ("target", "pred"):  # published answers are letters, texts or lists of texts
             answer = values.get(name)
             found[name] = answer if answer is None or isinstance(answer, str) else json.dumps(answer)
-        found["labels"] = {name: each if each is None else int(each) for name, each in labels.items()}
+        found["labels"] = labels
         return found | {"by_head": by_head, "is_seen": np.array([row[0] is not None for row in rows])}
 
     @property
@@ -208,9 +215,8 @@ class SinkTable(NamedTuple):
         numbers = ((r.sink_mass, r.entropy, r.seq_len, r.by_head) for r in records)
         mass, entropy, length, by_head = (np.array(c, dtype=np.float64) for c in zip(*numbers, strict=True))
         labels = np.array([r.labels[meaning] for r in records], dtype=np.int64)
-        groups, answers = (
-            np.array([*c]) for c in zip(*((r.group, r.pred or "") for r in records), strict=True)
-        )
+        words = zip(*((r.group, r.pred or "") for r in records), strict=True)
+        groups, answers = map(np.array, words)
         return cls(mass, entropy, length, by_head, labels, groups, answers)
 
 
@@ -234,9 +240,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.exists():
             raise UsageError(f"no file or folder of sink records at {path}")
-    found = [
-        file for path in paths for file in (sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path])
-    ]
+    found = [f for path in paths for f in (sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path])]
     if not found:
         raise UsageError(
             f"no *{SUFFIX} in {', '.join(map(str, paths))}\n  Make some:  graphhalu sinks measure"
@@ -298,18 +302,16 @@ def plain_record(record: SinkRecord) -> dict[str, Any]:
     """One record in the published layout, with ``labels`` beside it."""
     wrong, misleads = (record.labels.get(name) for name in ("hallucinated", "input"))
     heads = record.by_head.astype(np.float64)
-    rows = zip(np.round(heads, 7).tolist(), record.is_seen.tolist(), strict=True)
-    means = zip(
-        np.round(record.by_head.mean(axis=1).astype(np.float64), 7).tolist(), record.is_seen, strict=True
-    )
+    rows, seen = np.round(heads, 7).tolist(), record.is_seen.tolist()
+    means = np.round(record.by_head.mean(axis=1).astype(np.float64), 7).tolist()
     return {
         **record.model_dump(exclude={"by_head", "is_seen"}),
         "labels": {"hallucinated": wrong, "input": misleads},
         "correct": None if wrong is None else not wrong,
         "hallucinated": None if wrong is None else bool(wrong),
         "label_hallucinated": None if misleads is None else bool(misleads),
-        "sink_by_layer": [mean if is_seen else None for mean, is_seen in means],
-        "sink_by_layer_head": [row if is_seen else [None] * len(row) for row, is_seen in rows],
+        "sink_by_layer": [mean if seen[n] else None for n, mean in enumerate(means)],
+        "sink_by_layer_head": [row if seen[n] else [None] * len(row) for n, row in enumerate(rows)],
     }
 
 

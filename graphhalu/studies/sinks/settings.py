@@ -4,7 +4,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, PositiveInt, field_validator
 
 from graphhalu.core.config import Config, read_yaml
 from graphhalu.core.registry import unknown_name
@@ -18,6 +18,7 @@ from graphhalu.extract.settings import (
 )
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.cards import ModelSpec
+from graphhalu.studies.rows import check_different
 from graphhalu.studies.sinks.records import QueryMode, SinkCell
 
 Ablation = Literal["k", "chat", "quantization"]
@@ -29,6 +30,8 @@ ANSWER: Final = "answer"
 them, and heads that look at the options know the letter."""
 _FILE: Final = read_yaml(Path(__file__).with_name("sinks.yaml"))
 KINDS: Final[dict[str, str]] = _FILE["kinds"]
+DESCRIBED: Final[dict[str, str]] = _FILE["described"]
+"""Fields of the description of a run, and where they are from."""
 NESTED: Final[tuple[str, ...]] = tuple(_FILE["models"])
 """Every model that is fitted; what it reads is joined by ``+``."""
 GAINS: Final[list[list[str]]] = _FILE["gains"]
@@ -51,7 +54,7 @@ class SinkMeasureConfig(Config):
     """How many questions; by default all."""
     n_examples: int | None = Field(default=None, ge=0)
     """At most so many solved examples before a question; by default all that it has."""
-    ks: Annotated[tuple[int, ...], Field(min_length=1)] = DEFAULT_KS
+    ks: tuple[PositiveInt, ...] = DEFAULT_KS
     """Leading tokens that form the sink; several are measured in one pass."""
     modes: Annotated[tuple[QueryMode, ...], Field(min_length=1)] = ("last",)
     """Query rows: the last, or all after the sink; both are measured in one pass."""
@@ -64,12 +67,7 @@ class SinkMeasureConfig(Config):
     num_beams: int = Field(default=5, ge=1)
     """Beams of the search there."""
 
-    @field_validator("ks")
-    @classmethod
-    def _different_sinks(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
-        if min(ks) < 1 or len(set(ks)) != len(ks):
-            raise ValueError(f"sinks are different numbers of tokens from 1 on, got {ks}")
-        return ks
+    _are_different = field_validator("ks")(check_different)
 
     @property
     def cells(self) -> list[SinkCell]:
@@ -84,16 +82,11 @@ class SinkMeasureConfig(Config):
 
     def extraction(self, answers: Literal["generated", "given"] = "generated") -> ExtractConfig:
         """The same as an extraction of streams, without hidden states."""
-        return ExtractConfig(
-            model=self.model,
-            dataset=self.dataset,
-            prompt=self.prompt,
-            generation=GenerationSettings(
-                answers=answers, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens
-            ),
-            capture=CaptureSettings(keep="streams", hidden_layers="none"),
-            num_samples=self.num_samples,
-        )
+        shared = {name: getattr(self, name) for name in ("model", "dataset", "prompt", "num_samples")}
+        limits = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        generation = GenerationSettings(answers=answers, **limits)
+        capture = CaptureSettings(keep="streams", hidden_layers="none")
+        return ExtractConfig(**shared, generation=generation, capture=capture)
 
 
 class AnalyzeConfig(Config):

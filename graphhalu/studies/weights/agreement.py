@@ -181,9 +181,7 @@ def _spearman(first: Rows, second: Rows) -> Float[np.ndarray, "row"]:
     return np.divide(product, norm, out=np.full(len(first), np.nan), where=norm > 0)
 
 
-def _permuted(
-    values: Grid, n_permutations: int, generator: np.random.Generator
-) -> Float[np.ndarray, "permutation cell"]:
+def _permuted(values: Grid, n_permutations: int, generator: np.random.Generator) -> Rows:
     n_groups, n_members = values.shape
     groups = np.argsort(generator.random((n_permutations, n_groups)), axis=1)
     members = np.argsort(generator.random((n_permutations, n_groups, n_members)), axis=2)

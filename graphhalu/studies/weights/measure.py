@@ -1,7 +1,7 @@
 """Run-time quantities of heads and layers, taken from a trace store."""
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -15,8 +15,8 @@ from graphhalu.weights.circuits import logit_variance, rotations
 from graphhalu.weights.read import Part, Weights, repeat_heads
 from graphhalu.weights.risk import Numbers
 
-Norms = Float[np.ndarray, "..."]
 Inputs = Float[np.ndarray, "counted width"]
+Outputs = tuple[np.ndarray, np.ndarray, np.ndarray, Inputs]
 Tokens = Float[np.ndarray, "token width"]
 Matrices = Float[np.ndarray, "head size width"]
 PerHead = Float[np.ndarray, "layer head"]
@@ -90,37 +90,17 @@ def measure_store(
     long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
     if not long:
         raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
-    chosen, found = long[:n_output_traces], list[dict[str, PerHead]]()
+    chosen, total, found = long[:n_output_traces], len(long) + n_layers, list[dict[str, PerHead]]()
     for place, trace in enumerate(long):
-        on_progress(place, len(long) + n_layers)
+        on_progress(place, total)
         found.append(_row_means(trace))
     heads = dict[str, Numbers]()
     for name in found[0]:
         mean = np.mean([one[name] for one in found], axis=0)
         heads[name] = np.full((n_layers, mean.shape[1]), np.nan)
         heads[name][list(shape.attention_layers)] = mean
-    kv_heads, missing = {"value_norm": heads.pop("value_norm")}, defaultdict[str, list[int]](list)
-    outputs = {name: np.full((n_layers, architecture.n_heads), np.nan) for name in _OF_HEADS}
-    layers = {name: np.full(n_layers, np.nan) for name in _OF_LAYERS}
-    for layer in range(n_layers):
-        on_progress(len(long) + layer, len(long) + n_layers)
-        try:
-            # whether the traces keep what is needed shows before weights are read
-            chosen[0].hidden(layer)
-            parts = zip(*_layer_outputs(chosen, weights, layer), strict=True)
-        except TraceNotFoundError:
-            missing["outputs (hidden states or attention are not kept)"].append(layer)
-            continue
-        of_heads, attention, mlp, inputs = map(np.concatenate, parts)
-        outputs["head_output"][layer] = np.median(of_heads, axis=0)
-        outputs["calibrated_variance"][layer] = _calibrated_variance(weights, layer, inputs)
-        layers["top_share"][layer] = _top_share(weights, layer, inputs)
-        layers["attention_output"][layer] = np.median(attention)
-        if not mlp.size:
-            missing["feed-forward outputs (the states after the layer are not kept)"].append(layer)
-            continue
-        layers["mlp_output"][layer] = np.median(mlp)
-        layers["output_ratio"][layer] = np.median(mlp / np.maximum(attention, 1e-12))
+    kv_heads = {"value_norm": heads.pop("value_norm")}
+    outputs, layers, missing = _outputs(chosen, weights, lambda n: on_progress(len(long) + n, total))
     return Measured(
         heads=heads | outputs,
         kv_heads=kv_heads,
@@ -128,7 +108,7 @@ def measure_store(
         n_traces=len(long),
         n_output_traces=len(chosen) if np.isfinite(outputs["head_output"]).any() else 0,
         n_keys=float(np.mean([(FIRST_ROW + 1 + trace.length) / 2 for trace in long])),
-        missing={what: f"layers {', '.join(map(str, where))}" for what, where in missing.items()},
+        missing=missing,
     )
 
 
@@ -157,9 +137,36 @@ def _row_mean(values: Float[np.ndarray, "layer head row"], is_counted: np.ndarra
     return np.divide(total, count, out=np.full(total.shape, np.nan), where=count > 0)
 
 
-def _layer_outputs(
-    traces: Sequence[Trace], weights: Weights, layer: int
-) -> Iterator[tuple[Norms, Norms, Norms, Inputs]]:
+def _outputs(
+    traces: Sequence[Trace], weights: Weights, on_layer: Callable[[int], None]
+) -> tuple[dict[str, Numbers], dict[str, Numbers], dict[str, str]]:
+    """Outputs of heads and of layers, and what is missing."""
+    missing, n_layers = defaultdict[str, list[int]](list), weights.architecture.n_layers
+    found: list[dict[str, Any]] = [{} for _ in range(n_layers)]
+    for layer, row in enumerate(found):
+        on_layer(layer)
+        try:
+            # whether the traces keep what is needed shows before weights are read
+            traces[0].hidden(layer)
+            parts = zip(*_layer_outputs(traces, weights, layer), strict=True)
+        except TraceNotFoundError:
+            missing["outputs (hidden states or attention are not kept)"].append(layer)
+            continue
+        of_heads, attention, mlp, inputs = map(np.concatenate, parts)
+        row["head_output"], row["attention_output"] = np.median(of_heads, axis=0), np.median(attention)
+        row["calibrated_variance"] = _calibrated_variance(weights, layer, inputs)
+        row["top_share"] = _top_share(weights, layer, inputs)
+        if not mlp.size:
+            missing["feed-forward outputs (the states after the layer are not kept)"].append(layer)
+            continue
+        row["mlp_output"], row["output_ratio"] = np.median(mlp), np.median(mlp / np.maximum(attention, 1e-12))
+    absent = np.full(weights.architecture.n_heads, np.nan)
+    heads = {name: np.array([row.get(name, absent) for row in found]) for name in _OF_HEADS}
+    layers = {name: np.array([row.get(name, np.nan) for row in found]) for name in _OF_LAYERS}
+    return heads, layers, {what: f"layers {', '.join(map(str, where))}" for what, where in missing.items()}
+
+
+def _layer_outputs(traces: Sequence[Trace], weights: Weights, layer: int) -> Iterator[Outputs]:
     """Norms of what a layer's heads and blocks add to each trace, and its inputs, from the fifth token on."""
     family, n_repeats = weights.family, weights.architecture.group_size
     output, output_bias = weights.heads(layer, "o"), weights.norm_bias(layer, family.o)
@@ -173,7 +180,7 @@ def _layer_outputs(
             is_centred, shift = family.is_centred, weights.norm_bias(layer, family.attention_norm)
             centred = hidden - hidden.mean(axis=1, keepdims=True) if is_centred else hidden
             inputs = _normed(centred) * weights.gain(layer, family.attention_norm) + _or_zero(shift)
-        values = _of_heads(inputs, value, value_bias)
+        values = _by_head(inputs, value, value_bias)
         mixed = np.einsum("hqk,hkd->hqd", trace.attention(layer)[:, tokens], values, optimize=True)
         added = np.einsum("hqd,hdw->hqw", mixed, output, optimize=True)
         total, mlp = added.sum(axis=0) + _or_zero(output_bias), np.zeros(0)
@@ -197,7 +204,7 @@ def _or_zero(bias: np.ndarray | None) -> Any:
     return 0.0 if bias is None else bias
 
 
-def _of_heads(
+def _by_head(
     inputs: Tokens, matrix: Matrices, bias: np.ndarray | None
 ) -> Float[np.ndarray, "head token size"]:
     """Queries, keys or values of each head."""
@@ -213,7 +220,7 @@ def _calibrated_variance(weights: Weights, layer: int, inputs: Tokens) -> Float[
     common to all keys moves no attention.
     """
     found = weights.architecture
-    query, key = (_vectors(weights, layer, part, inputs) for part in ("q", "k"))
+    query, key = (_qk(weights, layer, part, inputs) for part in ("q", "k"))
     centred = key - key.mean(axis=1, keepdims=True)
     moments = [one.swapaxes(1, 2) @ one / one.shape[1] for one in (query, centred)]
     turns = rotations(weights.frequencies(layer), _OFFSETS, found.head_dim)
@@ -229,12 +236,10 @@ def _top_share(weights: Weights, layer: int, inputs: Tokens) -> float:
     return float(values[-1] / values.sum())
 
 
-def _vectors(
-    weights: Weights, layer: int, part: Part, inputs: Tokens
-) -> Float[np.ndarray, "head token size"]:
+def _qk(weights: Weights, layer: int, part: Part, inputs: Tokens) -> Float[np.ndarray, "head token size"]:
     """Queries or keys before they are turned."""
     family = weights.family
-    found = _of_heads(inputs, weights.heads(layer, part), weights.bias(layer, part)).astype(np.float64)
+    found = _by_head(inputs, weights.heads(layer, part), weights.bias(layer, part)).astype(np.float64)
     gain = weights.head_gain(layer, family.q_norm if part == "q" else family.k_norm)
     if gain is None:
         return found

@@ -171,11 +171,12 @@ def validate(
     curve = risk_curve(profile, settings.risk)
     missing, detection = dict(measured.missing), list[LayerDetection]()
     drawing = settings.model_dump(include={"n_resamples", "n_permutations", "seed"})
+    draws = {name: drawing[name] for name in ("n_resamples", "seed")}
     if labels is None:
         missing["detection by layer"] = "there are no labels"
     for inputs in _INPUTS if labels is not None else ():
         try:
-            detection.append(layer_detection(traces, labels, inputs, settings.n_resamples, settings.seed))
+            detection.append(layer_detection(traces, labels, inputs, **draws))
         except (NotEnoughDataError, TraceNotFoundError) as error:
             missing[f"detection by {inputs}"] = str(error).splitlines()[0]
     pairs = [replace(pair, is_mixed=_is_mixed(pair, profile)) for pair in PAIRS]
@@ -272,32 +273,25 @@ def head_tables(profile: WeightProfile, quantities: Sequence[str] = HEAD_QUANTIT
     Raises:
         UnknownNameError: If there is no such quantity.
     """
-    missing = np.full((profile.n_layers, profile.n_heads), np.nan)
+    layers, trials = tuple(range(profile.n_layers)), (Trial("weights", "weights"),)
+    chance = np.full((profile.n_layers, profile.n_heads), np.nan)
+    # the identity of a loaded model says more, and tables of one model must agree
+    about = {"model": dict(profile.model), **profile.settings}
+    scores = {name: profile.of_heads(name)[None] for name in quantities}
     return [
-        HeadTable(
-            role=f"weights_{quantity}",
-            layers=tuple(range(profile.n_layers)),
-            trials=(Trial("weights", "weights"),),
-            scores=profile.of_heads(quantity)[None],
-            chance=missing,
-            # the identity of a loaded model says more, and tables of one model must agree
-            settings={"quantity": quantity, "model": dict(profile.model), **profile.settings},
-        )
-        for quantity in quantities
+        HeadTable(f"weights_{name}", layers, trials, each, chance, settings={"quantity": name, **about})
+        for name, each in scores.items()
     ]
 
 
-def layer_detection(
-    traces: Sequence[Trace], labels: Labels, inputs: str, n_resamples: int = 1000, seed: int = 0
-) -> LayerDetection:
+def layer_detection(traces: Sequence[Trace], labels: Labels, inputs: str, **draws: int) -> LayerDetection:
     """Cross-fit a logistic probe on each layer, folds by question.
 
     Args:
         traces: Traces in the order of the labels.
         labels: Those without a valid label are left out.
         inputs: ``attention`` or ``hidden``.
-        n_resamples: Resamples of questions.
-        seed: Seed of folds and resamples.
+        **draws: ``n_resamples`` of questions, and the ``seed`` of folds and resamples.
 
     Raises:
         NotEnoughDataError: If a class has fewer than 20 answers.
@@ -311,16 +305,14 @@ def layer_detection(
             f"detection by layer needs {_LEAST} answers of each class, got {n_hallucinated} "
             f"hallucinated and {n_correct} correct ones"
         )
-    folds = cross_fit_folds(labels.values, groups, labels.is_valid, seed=seed)
+    folds = cross_fit_folds(labels.values, groups, labels.is_valid, seed=draws.get("seed", 0))
     features, pattern, first = _INPUTS[inputs]
     found = feature_matrix(traces, list(features))
     layers = pd.Series(found.columns).str.extract(pattern)[0].astype(float).to_numpy() - first
     values = np.full((3, traces[0].shape.n_layers), np.nan)
     for layer in np.unique(layers[layers >= 0]).astype(int):
         scores = _cross_fitted(found.values[:, layers == layer], labels.values, folds)[kept]
-        interval = bootstrap_interval(
-            "auroc", scores, truth, groups[kept], n_resamples=n_resamples, seed=seed
-        )
+        interval = bootstrap_interval("auroc", scores, truth, groups[kept], **draws)
         values[:, layer] = auroc(scores, truth), *interval[:2]
     return LayerDetection(inputs, *values, len(kept), labels.prevalence)
 
