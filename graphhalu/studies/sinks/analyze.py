@@ -141,12 +141,12 @@ def analyze_run(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None = No
             raise
     commonest, share = run.commonest_answer() or (None, None)
     n_layers, n_heads = first.by_head.shape
-    values = {name: getattr(first, name) for name in SETTINGS if name != "chat_mode"}
+    values: dict[str, Any] = {name: getattr(first, name) for name in SETTINGS if name != "chat_mode"}
     values |= {"n_layers": n_layers, "n_heads": n_heads, "chat": first.chat_mode}
     values |= {"n_records": len(run.records), "n_usable": len(run.usable), "accuracy": run.accuracy()}
     values |= {"commonest_answer": commonest, "commonest_share": share}
-    size = model_size(first.model, run.meta.get("n_parameters"))
-    return RunResult(name=run.name, findings=found, left_out=left_out, n_parameters=size, **values)
+    values["n_parameters"] = model_size(first.model, run.meta.get("n_parameters"))
+    return RunResult(name=run.name, findings=tuple(found), left_out=left_out, **values)
 
 
 def findings(

@@ -297,15 +297,10 @@ def role_overlap(z: PerHead, role: HeadTable, k: int) -> Row:
     n_shared = len(set(_largest(size, k)) & set(_largest(score, k, is_signed=True)))
     has_order = n_known > 2 and np.ptp(score[is_known]) > 0  # noqa: PLR2004
     tested = spearmanr(size[is_known], score[is_known]) if has_order else (np.nan, np.nan)
-    return Row(
-        role=role.role,
-        k=k,
-        n_shared=n_shared,
-        n_expected=k * k / max(n_known, 1),
-        p_value=float(hypergeom.sf(n_shared - 1, n_known, k, k)),
-        spearman=float(tested[0]),
-        p_spearman=float(tested[1]),
-    )
+    shared = {"n_shared": n_shared, "n_expected": k * k / max(n_known, 1)}
+    p_value = float(hypergeom.sf(n_shared - 1, n_known, k, k))
+    order = {"spearman": float(tested[0]), "p_spearman": float(tested[1])}
+    return Row(role=role.role, k=k, **shared, p_value=p_value, **order)
 
 
 def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[str, Any]:
@@ -318,7 +313,8 @@ def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[
 def _estimates(found: Mapping[str, Any], how: AnalyzeConfig) -> list[Estimate]:
     """The difference of each cell with its interval."""
     flat = (found[name].ravel().tolist() for name in ("", "_low", "_high"))
-    return [Estimate(*each, how.n_resamples) for each in zip(*flat, strict=True)]
+    rows = zip(*flat, strict=True)
+    return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
 
 
 def _top_share(resampled: Float[np.ndarray, "resample *cell"], z: PerHead, error: PerHead, k: int) -> PerHead:

@@ -2,7 +2,7 @@
 
 from itertools import product
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, PositiveInt, field_validator
 
@@ -83,7 +83,7 @@ class SinkMeasureConfig(Config):
     def extraction(self, answers: Literal["generated", "given"] = "generated") -> ExtractConfig:
         """The same as an extraction of streams, without hidden states."""
         shared = {name: getattr(self, name) for name in ("model", "dataset", "prompt", "num_samples")}
-        limits = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        limits: dict[str, Any] = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
         generation = GenerationSettings(answers=answers, **limits)
         capture = CaptureSettings(keep="streams", hidden_layers="none")
         return ExtractConfig(**shared, generation=generation, capture=capture)

@@ -174,9 +174,9 @@ def validate(
     draws = {name: drawing[name] for name in ("n_resamples", "seed")}
     if labels is None:
         missing["detection by layer"] = "there are no labels"
-    for inputs in _INPUTS if labels is not None else ():
+    for inputs, known in [] if labels is None else [(inputs, labels) for inputs in _INPUTS]:
         try:
-            detection.append(layer_detection(traces, labels, inputs, **draws))
+            detection.append(layer_detection(traces, known, inputs, **draws))
         except (NotEnoughDataError, TraceNotFoundError) as error:
             missing[f"detection by {inputs}"] = str(error).splitlines()[0]
     pairs = [replace(pair, is_mixed=_is_mixed(pair, profile)) for pair in PAIRS]
@@ -314,7 +314,8 @@ def layer_detection(traces: Sequence[Trace], labels: Labels, inputs: str, **draw
         scores = _cross_fitted(found.values[:, layers == layer], labels.values, folds)[kept]
         interval = bootstrap_interval("auroc", scores, truth, groups[kept], **draws)
         values[:, layer] = auroc(scores, truth), *interval[:2]
-    return LayerDetection(inputs, *values, len(kept), labels.prevalence)
+    area, low, high = values
+    return LayerDetection(inputs, area, low, high, len(kept), labels.prevalence)
 
 
 def _cross_fitted(
