@@ -25,7 +25,7 @@ from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.decode import Decoder
 from graphhalu.extract.extraction import beam_search
 from graphhalu.extract.forward import TokenSequence, read_likelihood
-from graphhalu.extract.generate import Answer, BeamSearch
+from graphhalu.extract.generate import Answer
 from graphhalu.extract.prompts import uses_chat
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
@@ -81,11 +81,12 @@ def gather(
     size = settings.batch_size
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     fields = ("prompt_id", "text", "label", "group")
+    asked = [{name: getattr(prompt, name) for name in fields} for prompt in prompts]
     configuration = {
         "model": dict(loaded.identity),
         "prompt": settings.prompt_recipe(is_chat=measurer.is_chat),
         "gather": settings.model_dump(mode="json"),
-        "prompts": config_hash({"prompts": [{name: getattr(p, name) for name in fields} for p in prompts]}),
+        "prompts": config_hash({"prompts": asked}),
         "n_prompts": len(prompts),
         "n_parts": len(batches),
         **{name: getattr(loaded, name) for name in ("n_layers", "n_heads")},
@@ -184,8 +185,28 @@ class Measurer:
         texts = [f"{self.settings.seed} {each.iteration} {each.prompt_id}" for each in records]
         # a hash, since torch's generator looks at the lowest 32 bits only
         seeds = [int(sha256(text.encode()).hexdigest()[:8], 16) for text in texts]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return drawn_answers(self.search, prompts, self.settings.temperature, generators)
+        return self._drawn(prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+    @torch.inference_mode()
+    def _drawn(self, prompts: list[list[int]], generators: list[torch.Generator]) -> list[Answer]:
+        """Answers whose tokens are drawn, each by a generator of its own: no batch changes them."""
+        search, device = self.search, next(self.loaded.model.parameters()).device
+        token_ids, is_token = left_padded(prompts, device)
+        decoder = Decoder(search.model, search.layer_windows, 1)
+        logits = decoder.prefill(token_ids, is_token)
+        parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
+        drawn, is_over = [list[int]() for _ in prompts], [False] * len(prompts)
+        for step in range(search.max_new_tokens):
+            shares = torch.softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
+            new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
+            for place, token in enumerate(new):
+                is_over[place] |= token in search.stop_ids
+                drawn[place] += [] if is_over[place] else [token]
+            if all(is_over) or step + 1 == search.max_new_tokens:
+                break
+            logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
+        ended = zip(drawn, is_over, strict=True)
+        return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
 
     @torch.inference_mode()
     def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Answer) -> PromptSeries:
@@ -235,40 +256,6 @@ def require_system(system: str) -> None:
             "the system prompt is empty: there is no system span to measure attention on\n"
             "  Give one:  --system FILE  or  --system-text TEXT"
         )
-
-
-@torch.inference_mode()
-def drawn_answers(
-    search: BeamSearch,
-    prompts: Sequence[Sequence[int]],
-    temperature: float,
-    generators: Sequence[torch.Generator],
-) -> list[Answer]:
-    """Answers whose tokens are drawn from the distribution at a temperature.
-
-    Args:
-        search: Model, stop tokens and longest answer.
-        prompts: Token ids of each prompt.
-        temperature: Logits are divided by it; above 0.
-        generators: One a prompt, so that its answer does not depend on its batch.
-    """
-    device = next(search.model.parameters()).device
-    token_ids, is_token = left_padded(prompts, device)
-    decoder = Decoder(search.model, search.layer_windows, 1)
-    logits = decoder.prefill(token_ids, is_token)
-    parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
-    drawn, is_over = [list[int]() for _ in prompts], [False] * len(prompts)
-    for step in range(search.max_new_tokens):
-        shares = torch.softmax(logits.float() / temperature, dim=-1).cpu()
-        new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
-        for place, token in enumerate(new):
-            is_over[place] |= token in search.stop_ids
-            drawn[place] += [] if is_over[place] else [token]
-        if all(is_over) or step + 1 == search.max_new_tokens:
-            break
-        logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
-    ended = zip(drawn, is_over, strict=True)
-    return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
 
 
 def step_measures(

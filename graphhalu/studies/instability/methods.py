@@ -262,11 +262,9 @@ def important_heads(
             f"{len(benign)} benign prompts"
         )
     gap, spread = benign.mean(0) - attacks.mean(0), benign.std(0) + attacks.std(0)
-    for k in (*k_values, None):
-        # NaN of a layer that does not see the system prompt is never above 0
-        is_chosen = np.isfinite(gap) if k is None else gap - k * spread > 0
-        if is_chosen.any() or k is None:
-            break
+    # NaN of a layer that does not see the system prompt is never above 0
+    k = next((k for k in k_values if (gap - k * spread > 0).any()), None)
+    is_chosen = np.isfinite(gap) if k is None else gap - k * spread > 0
     return tuple((int(layer), int(head)) for layer, head in np.argwhere(is_chosen)), k
 
 
