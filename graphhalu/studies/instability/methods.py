@@ -343,10 +343,7 @@ Method = ColumnMethod | TrackerMethod
 
 
 def all_methods(
-    series: Sequence[PromptSeries],
-    grid: Sequence[Window],
-    settings: CalibrateSettings,
-    given: Heads | None = None,
+    series: Sequence[PromptSeries], grid: Sequence[Window], settings: CalibrateSettings, given: Heads | None
 ) -> list[Method]:
     """Every method that is judged; the first is the instability that ``detect`` computes.
 

@@ -61,7 +61,7 @@ from graphhalu.studies.sinks.records import (
     run_stem,
     write_run,
 )
-from graphhalu.studies.sinks.settings import DESCRIBED, KINDS, Ablation, SinkMeasureConfig
+from graphhalu.studies.sinks.settings import DESCRIBED, KINDS, Ablations, SinkMeasureConfig
 from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
 from graphhalu.traces.store import TraceStore, open_traces
 
@@ -73,11 +73,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 def measure(
-    config: SinkMeasureConfig,
-    out: Path,
-    *,
-    ablate: Sequence[Ablation] = (),
-    on_progress: Progress = no_progress,
+    config: SinkMeasureConfig, out: Path, *, ablate: Ablations = (), on_progress: Progress = no_progress
 ) -> list[SinkRun]:
     """Measure, and write one file of records for each window, query mode and variant.
 
@@ -122,7 +118,7 @@ def measure(
     return found
 
 
-def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation]) -> list[str]:
+def _quantizations(config: SinkMeasureConfig, ablate: Ablations) -> list[str]:
     if "quantization" not in ablate:
         return [config.model.quantization]
     missing = None if torch.cuda.is_available() else "there is no GPU"
@@ -133,7 +129,7 @@ def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation]) -> lis
     return ["none"]
 
 
-def _chats(config: SinkMeasureConfig, ablate: Sequence[Ablation], loaded: LoadedModel | None) -> list[str]:
+def _chats(config: SinkMeasureConfig, ablate: Ablations, loaded: LoadedModel | None) -> list[str]:
     if "chat" not in ablate:
         return [config.prompt.chat]
     try:

@@ -1,5 +1,6 @@
 """Settings of a measurement of sinks, and of its analysis."""
 
+from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
@@ -22,6 +23,7 @@ from graphhalu.studies.rows import check_different
 from graphhalu.studies.sinks.records import QueryMode, SinkCell
 
 Ablation = Literal["k", "chat", "quantization"]
+Ablations = Sequence[Ablation]
 ABLATED_KS: Final = (1, 4)
 DEFAULT_KS: Final = (4,)
 HEADS: Final = "heads"

@@ -55,11 +55,7 @@ class Measured:
 
 
 def measure_store(
-    traces: Sequence[Trace],
-    weights: Weights,
-    *,
-    n_output_traces: int = 64,
-    on_progress: Progress = no_progress,
+    traces: Sequence[Trace], weights: Weights, *, n_outputs: int = 64, on_progress: Progress = no_progress
 ) -> Measured:
     """Measure attention and values of all traces, and outputs of heads and blocks of some.
 
@@ -70,7 +66,7 @@ def measure_store(
     Args:
         traces: Traces of the same model.
         weights: Its weights.
-        n_output_traces: Number of traces whose outputs are computed.
+        n_outputs: Number of traces whose outputs are computed.
         on_progress: Called with the number of steps done, and of all.
 
     Raises:
@@ -90,7 +86,7 @@ def measure_store(
     long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
     if not long:
         raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
-    chosen, total, found = long[:n_output_traces], len(long) + n_layers, list[dict[str, PerHead]]()
+    chosen, total, found = long[:n_outputs], len(long) + n_layers, list[dict[str, PerHead]]()
     for place, trace in enumerate(long):
         on_progress(place, total)
         found.append(_row_means(trace))

@@ -1,7 +1,8 @@
 """Validation of a weight profile against the traces of the same model, and detection by each layer alone."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final
 
@@ -31,6 +32,7 @@ from graphhalu.studies.weights.agreement import (
     PAIRS,
     UNTESTED,
     Agreement,
+    OfLayers,
     agreement,
     counts,
     with_verdicts,
@@ -53,6 +55,8 @@ _INPUTS: Final = {
 """Features of each kind of inputs, where their names say the layer, and the number of the first one:
 a hidden state belongs to the layer before it."""
 _LEAST: Final = 20
+Compared = tuple[Agreement, OfLayers, OfLayers]
+"""A pair with its static and its measured values."""
 
 
 class ValidateSettings(Config):
@@ -162,12 +166,8 @@ def validate(
     check_same_model(profile.model, store.get("model") or {})
     if json_ready(profile.architecture) != json_ready(weights.architecture.values()):
         raise UsageError("the profile and the weights are of different models: profile the model again")
-    measured = measure_store(
-        traces[: settings.n_traces],
-        weights,
-        n_output_traces=settings.n_output_traces,
-        on_progress=on_progress,
-    )
+    chosen, n_outputs = traces[: settings.n_traces], settings.n_output_traces
+    measured = measure_store(chosen, weights, n_outputs=n_outputs, on_progress=on_progress)
     curve = risk_curve(profile, settings.risk)
     missing, detection = dict(measured.missing), list[LayerDetection]()
     drawing = settings.model_dump(include={"n_resamples", "n_permutations", "seed"})
@@ -181,13 +181,7 @@ def validate(
             missing[f"detection by {inputs}"] = str(error).splitlines()[0]
     pairs = [replace(pair, is_mixed=_is_mixed(pair, profile)) for pair in PAIRS]
     compared = [(pair, *paired_values(pair, profile, measured)) for pair in pairs]
-    curves = {"risk": (curve.values, bool(curve.mixed_types))}
-    for name, values in curve.components.items():
-        curves[f"risk: {name}"] = (values, name in curve.mixed_types)
-    for found in detection:
-        for name, (values, is_mixed) in curves.items():
-            pair = Agreement(name, f"AUROC by {found.inputs}", "layer", 1, is_mixed=is_mixed)
-            compared.append((pair, values, found.auroc))
+    compared += _risk_pairs(curve, detection)
     return Validation(
         model=dict(profile.model),
         store=store,
@@ -201,6 +195,16 @@ def validate(
         detection=tuple(detection),
         measured=measured,
     )
+
+
+def _risk_pairs(curve: RiskCurve, detection: Sequence[LayerDetection]) -> Iterator[Compared]:
+    """The whole risk curve and each of its components against detection by layer."""
+    is_mixed = {"risk": bool(curve.mixed_types)}
+    is_mixed |= {f"risk: {name}": name in curve.mixed_types for name in curve.components}
+    curves = [curve.values, *curve.components.values()]
+    for found, (name, values) in product(detection, zip(is_mixed, curves, strict=True)):
+        against = f"AUROC by {found.inputs}"
+        yield Agreement(name, against, "layer", 1, is_mixed=is_mixed[name]), values, found.auroc
 
 
 def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> None:
@@ -219,9 +223,7 @@ def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> No
         )
 
 
-def paired_values(
-    pair: Agreement, profile: WeightProfile, measured: Measured
-) -> tuple[Float[np.ndarray, "layer *head"], Float[np.ndarray, "layer *head"]]:
+def paired_values(pair: Agreement, profile: WeightProfile, measured: Measured) -> tuple[OfLayers, OfLayers]:
     """Both sides of a pair: heads, key heads or layers, in the same order."""
     if pair.level == "layer":
         name, heads = pair.measured, {**measured.kv_heads, **measured.heads}
