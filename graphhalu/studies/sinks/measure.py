@@ -62,7 +62,7 @@ from graphhalu.studies.sinks.records import (
     write_run,
 )
 from graphhalu.studies.sinks.settings import DESCRIBED, KINDS, Ablations, SinkMeasureConfig
-from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
+from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.store import TraceStore, open_traces
 
 WAVE: Final = 96
@@ -333,19 +333,15 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
 def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[dict[str, Any]]:
     """Sink mass of every trace of a block, and the tokens up to its last counted row."""
     rows, share = block.all_rows, row_sink_share(block.all_rows, k)
-    last = np.array([_last(record) for record in block.records], dtype=np.int64)
+    ends = [r.prompt_length if r.is_on_policy else r.length for r in block.records]
+    last = np.array(ends, dtype=np.int64) - 1
     chosen = rows.token == last[rows.ragged.trace] if mode == "last" else rows.token >= query_start
     counts: Bool[np.ndarray, "layer row"] = share.is_defined & chosen
     mass = rows.ragged.mean(share.values, counts[:, None])
     is_seen = rows.ragged.sum(counts) > 0
-    sizes = [record.length for record in block.records] if mode == "range" else (last + 1).tolist()
+    sizes = ends if mode == "last" else [record.length for record in block.records]
     found = zip(mass, is_seen, sizes, strict=True)
     return [sink_fields(k, mode, values, seen) | {"seq_len": size} for values, seen, size in found]
-
-
-def _last(record: TraceRecord) -> int:
-    """The row of the mode ``last``."""
-    return record.prompt_length - 1 if record.is_on_policy else record.length - 1
 
 
 def _check_ks(ks: Sequence[int]) -> None:

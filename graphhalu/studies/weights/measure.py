@@ -164,28 +164,45 @@ def _outputs(
 
 def _layer_outputs(traces: Sequence[Trace], weights: Weights, layer: int) -> Iterator[Outputs]:
     """Norms of what a layer's heads and blocks add to each trace, and its inputs, from the fifth token on."""
-    family, n_repeats = weights.family, weights.architecture.group_size
-    output, output_bias = weights.heads(layer, "o"), weights.norm_bias(layer, family.o)
-    value, bias = repeat_heads(weights.heads(layer, "v"), n_repeats), weights.bias(layer, "v")
-    value_bias = None if bias is None else repeat_heads(bias, n_repeats)
+    block = attention_block(weights, layer)
     for trace in traces:
         hidden, start = trace.hidden(layer), trace.record.row_start
-        tokens = slice(max(N_SINK - start, 0), None)
-        inputs = hidden
-        if family.attention_norm is not None:
-            is_centred, shift = family.is_centred, weights.norm_bias(layer, family.attention_norm)
-            centred = hidden - hidden.mean(axis=1, keepdims=True) if is_centred else hidden
-            inputs = _normed(centred) * weights.gain(layer, family.attention_norm) + _or_zero(shift)
-        values = _by_head(inputs, value, value_bias)
-        mixed = np.einsum("hqk,hkd->hqd", trace.attention(layer)[:, tokens], values, optimize=True)
-        added = np.einsum("hqd,hdw->hqw", mixed, output, optimize=True)
-        total, mlp = added.sum(axis=0) + _or_zero(output_bias), np.zeros(0)
-        if family.attention_post_norm is not None:
-            total = _normed(total) * weights.gain(layer, family.attention_post_norm)
+        tokens, mlp = slice(max(N_SINK - start, 0), None), np.zeros(0)
+        inputs, added, total = block(hidden, trace.attention(layer)[:, tokens])
         if layer < trace.shape.n_layers - 1 and layer + 1 in trace.shape.hidden_layers:
             rows: Int[np.ndarray, "row"] = np.arange(start, trace.length)[tokens]
             mlp = _norms(trace.hidden(layer + 1)[rows] - hidden[rows] - total)
         yield _norms(added).T, _norms(total), mlp, inputs[N_SINK:]
+
+
+def attention_block(
+    weights: Weights, layer: int
+) -> Callable[[Tokens, np.ndarray], tuple[Tokens, Matrices, Tokens]]:
+    """The attention block of a layer, its weights read once.
+
+    Returns:
+        A function of hidden states and ``attention[head, query, key]``. It gives the inputs after the
+        norm before attention, what each head adds to each query, and the sum of heads as it
+        reaches the residual stream.
+    """
+    family, n_repeats = weights.family, weights.architecture.group_size
+    output, output_bias = weights.heads(layer, "o"), weights.norm_bias(layer, family.o)
+    value, bias = repeat_heads(weights.heads(layer, "v"), n_repeats), weights.bias(layer, "v")
+    value_bias = None if bias is None else repeat_heads(bias, n_repeats)
+    gain, shift = (read(layer, family.attention_norm) for read in (weights.gain, weights.norm_bias))
+    post_gain = weights.gain(layer, family.attention_post_norm)
+
+    def added_by_heads(hidden: Tokens, attention: np.ndarray) -> tuple[Tokens, Matrices, Tokens]:
+        inputs = hidden
+        if family.attention_norm is not None:
+            centred = hidden - hidden.mean(axis=1, keepdims=True) if family.is_centred else hidden
+            inputs = _normed(centred) * gain + _or_zero(shift)
+        mixed = np.einsum("hqk,hkd->hqd", attention, _by_head(inputs, value, value_bias), optimize=True)
+        added = np.einsum("hqd,hdw->hqw", mixed, output, optimize=True)
+        total = added.sum(axis=0) + _or_zero(output_bias)
+        return inputs, added, total if family.attention_post_norm is None else _normed(total) * post_gain
+
+    return added_by_heads
 
 
 def _norms(vectors: Float[np.ndarray, "*any width"]) -> Float[np.ndarray, "*any"]:
