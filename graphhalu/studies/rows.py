@@ -78,13 +78,6 @@ class StudyResult(Config):
             return read_document(file, cls, cls.kind)
 
 
-def check_different(values: Any) -> Any:
-    """Numbers of a setting of which each stands once, and at least one; or a word."""
-    if not isinstance(values, str) and (not values or len(set(values)) < len(values)):
-        raise ValueError(f"expected different numbers, at least one, got {values}")
-    return values
-
-
 def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path) -> None:
     """Refuse to resume a measurement of something else.
 

@@ -12,7 +12,7 @@ from graphhalu.core.config import Config
 from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import UsageError
 from graphhalu.detectors.identity import Identity
-from graphhalu.studies.rows import Row, StudyResult, check_different
+from graphhalu.studies.rows import Row, StudyResult
 
 Denominator = Literal["prompt", "everything"]
 Spread = Literal["std", "logit", "bounded"]
@@ -68,7 +68,7 @@ class CalibrateSettings(Config):
     """Outer folds: each is tested once by what the others chose."""
     n_inner_folds: int = Field(default=3, ge=2, le=50)
     """Inner folds, in which window, layers and direction are chosen."""
-    seeds: tuple[Annotated[int, Field(ge=0)], ...] = (0, 1, 2, 3, 4)
+    seeds: Annotated[tuple[Annotated[int, Field(ge=0)], ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     """Seeds of the folds; results are means over them."""
     n_resamples: int = Field(default=2000, ge=100)
     """Resamples of groups of prompts for intervals."""
@@ -78,9 +78,14 @@ class CalibrateSettings(Config):
     """Attention Tracker: standard deviations that must lie between the classes for a head to be
     important; the first of these that any head reaches."""
 
-    _are_different = field_validator(
-        *("starts", "lengths", "mid_high", "tail_cut", "seeds", "tracker_k", "false_positive_rates")
-    )(check_different)
+    @field_validator(
+        *("starts", "lengths", "mid_high", "tail_cut"), *("seeds", "tracker_k", "false_positive_rates")
+    )
+    @classmethod
+    def _are_there_once(cls, values: Any) -> Any:
+        if values != "auto" and (not values or len(set(values)) < len(values)):
+            raise ValueError("expected one value or more, each once")
+        return values
 
 
 MAIN: Final = "instability"

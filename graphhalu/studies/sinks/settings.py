@@ -5,7 +5,7 @@ from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final, Literal
 
-from pydantic import Field, PositiveInt, field_validator
+from pydantic import Field, field_validator
 
 from graphhalu.core.config import Config, read_yaml
 from graphhalu.core.registry import unknown_name
@@ -19,7 +19,6 @@ from graphhalu.extract.settings import (
 )
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.cards import ModelSpec
-from graphhalu.studies.rows import check_different
 from graphhalu.studies.sinks.records import QueryMode, SinkCell
 
 Ablation = Literal["k", "chat", "quantization"]
@@ -56,7 +55,7 @@ class SinkMeasureConfig(Config):
     """How many questions; by default all."""
     n_examples: int | None = Field(default=None, ge=0)
     """At most so many solved examples before a question; by default all that it has."""
-    ks: tuple[PositiveInt, ...] = DEFAULT_KS
+    ks: Annotated[tuple[int, ...], Field(min_length=1)] = DEFAULT_KS
     """Leading tokens that form the sink; several are measured in one pass."""
     modes: Annotated[tuple[QueryMode, ...], Field(min_length=1)] = ("last",)
     """Query rows: the last, or all after the sink; both are measured in one pass."""
@@ -69,7 +68,12 @@ class SinkMeasureConfig(Config):
     num_beams: int = Field(default=5, ge=1)
     """Beams of the search there."""
 
-    _are_different = field_validator("ks")(check_different)
+    @field_validator("ks")
+    @classmethod
+    def _different_sinks(cls, ks: tuple[int, ...]) -> tuple[int, ...]:
+        if min(ks) < 1 or len(set(ks)) != len(ks):
+            raise ValueError(f"sinks are different numbers of tokens from 1 on, got {ks}")
+        return ks
 
     @property
     def cells(self) -> list[SinkCell]:

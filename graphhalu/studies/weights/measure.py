@@ -19,6 +19,8 @@ Inputs = Float[np.ndarray, "counted width"]
 Outputs = tuple[np.ndarray, np.ndarray, np.ndarray, Inputs]
 Tokens = Float[np.ndarray, "token width"]
 Matrices = Float[np.ndarray, "head size width"]
+Attention = Float[np.ndarray, "head query token"]
+Added = tuple[Tokens, Float[np.ndarray, "head query width"], Float[np.ndarray, "query width"]]
 PerHead = Float[np.ndarray, "layer head"]
 
 FIRST_ROW: Final = 16
@@ -175,9 +177,7 @@ def _layer_outputs(traces: Sequence[Trace], weights: Weights, layer: int) -> Ite
         yield _norms(added).T, _norms(total), mlp, inputs[N_SINK:]
 
 
-def attention_block(
-    weights: Weights, layer: int
-) -> Callable[[Tokens, np.ndarray], tuple[Tokens, Matrices, Tokens]]:
+def attention_block(weights: Weights, layer: int) -> Callable[[Tokens, Attention], Added]:
     """The attention block of a layer, its weights read once.
 
     Returns:
@@ -192,7 +192,7 @@ def attention_block(
     gain, shift = (read(layer, family.attention_norm) for read in (weights.gain, weights.norm_bias))
     post_gain = weights.gain(layer, family.attention_post_norm)
 
-    def added_by_heads(hidden: Tokens, attention: np.ndarray) -> tuple[Tokens, Matrices, Tokens]:
+    def added_by_heads(hidden: Tokens, attention: Attention) -> Added:
         inputs = hidden
         if family.attention_norm is not None:
             centred = hidden - hidden.mean(axis=1, keepdims=True) if family.is_centred else hidden
