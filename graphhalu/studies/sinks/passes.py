@@ -208,9 +208,8 @@ def run_batch(
 ) -> Iterator[list[SinkRecord]]:
     """One pass over a batch that is padded on the right."""
     sequences = [prompt.sequence for prompt in batch]
-    last, sizes = [each.length - 2 for each in sequences], {"n_heads": loaded.n_heads}
-    windows = loaded.layer_windows
-    observer = SinkObserver(last, config.cells, start=config.query_start, windows=windows, **sizes)
+    last, windows, n_heads = [each.length - 2 for each in sequences], loaded.layer_windows, loaded.n_heads
+    observer = SinkObserver(last, config.cells, start=config.query_start, windows=windows, n_heads=n_heads)
     device = next(loaded.model.parameters()).device
     tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
     token_ids = pad_sequence(tokens, batch_first=True).to(device)
