@@ -77,10 +77,9 @@ def calibrate(
     measured = library.SeriesFolder.open(folder)
     found = library.calibrate(measured, settings, given_heads=given, on_progress=ProgressLine("methods"))
     path = found.write(out or folder / "calibration.json")
-    values = {"file": path, **library.plain_values(found, library.CALIBRATION)}
-    for name in ("scores", "prompt_ids", "labels"):
-        del values[name]
-    return Shown(values, "instability_calibrate", {"found": found})
+    left_out = {"scores", "prompt_ids", "labels"}
+    values = {name: value for name, value in found.values().items() if name not in left_out}
+    return Shown({"file": path, **values}, "instability_calibrate", {"found": found})
 
 
 @command("instability detect", spec=_DETECT_MODEL)
@@ -116,7 +115,7 @@ def detect(
     if system is not None and system_text is not None:
         raise UsageError("--system and --system-text both name a system prompt; use one of them")
     asked = _asked(prompt, file)
-    known = library.read_calibration(calibration)
+    known = library.Calibration.read(calibration)
     known.threshold(method, aim)
     stored = known.identity.quantization
     quantization = "none" if stored is None or stored.startswith("stored") else stored
@@ -142,7 +141,7 @@ def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = No
         calibration: File of calibrate; by default calibration.json in the folder.
         out: Folder of page and figures; by default report in the folder.
     """
-    known = library.read_calibration(calibration or folder / "calibration.json")
+    known = library.Calibration.read(calibration or folder / "calibration.json")
     files = library.write_study(library.SeriesFolder.open(folder), known, out or folder / "report")
     return Shown({"html": files.html, "figures": files.figures}, "figures")
 

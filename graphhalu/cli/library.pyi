@@ -83,19 +83,13 @@ from graphhalu.studies.instability.series import (
     read_prompts,
     read_texts,
 )
-from graphhalu.studies.instability.settings import KIND as CALIBRATION
-from graphhalu.studies.instability.settings import CalibrateSettings, GatherSettings, read_calibration
-from graphhalu.studies.sinks.analyze import SinksResult, read_sinks
+from graphhalu.studies.instability.settings import CalibrateSettings, Calibration, GatherSettings
+from graphhalu.studies.sinks.analyze import SinksResult
 from graphhalu.studies.sinks.analyze import analyze as analyze_sinks
 from graphhalu.studies.sinks.measure import measure as measure_sinks
 from graphhalu.studies.sinks.measure import measure_store
 from graphhalu.studies.sinks.settings import ABLATED_KS, Ablation, AnalyzeConfig, SinkMeasureConfig
-from graphhalu.studies.weights.validation import (
-    VALIDATION_FILE,
-    ValidateSettings,
-    head_tables,
-    read_validation,
-)
+from graphhalu.studies.weights.validation import VALIDATION_FILE, ValidateSettings, Validation, head_tables
 from graphhalu.studies.weights.validation import validate as validate_profile
 from graphhalu.traces.store import TraceStore, newest_store, open_traces
 from graphhalu.traces.verify import describe_store, verify_store
@@ -114,7 +108,6 @@ __all__ = [
     "AUDIT",
     "AUDIT_FILE",
     "BENIGN",
-    "CALIBRATION",
     "CLAIMS",
     "CLAIMS_FILE",
     "DATASETS",
@@ -134,6 +127,7 @@ __all__ = [
     "AnalyzeConfig",
     "AnswerScorer",
     "CalibrateSettings",
+    "Calibration",
     "CompareConfig",
     "Executor",
     "Explanation",
@@ -161,6 +155,7 @@ __all__ = [
     "TopK",
     "TraceStore",
     "ValidateSettings",
+    "Validation",
     "ViewRequest",
     "WeightProfile",
     "Weights",
@@ -218,7 +213,6 @@ __all__ = [
     "profile_page",
     "question_groups",
     "read_asked",
-    "read_calibration",
     "read_description",
     "read_fields",
     "read_heads",
@@ -228,10 +222,8 @@ __all__ = [
     "read_profile",
     "read_prompts",
     "read_result",
-    "read_sinks",
     "read_table",
     "read_texts",
-    "read_validation",
     "read_yaml",
     "require_system",
     "run_comparison",

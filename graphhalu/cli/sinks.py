@@ -94,7 +94,7 @@ def plot(result: Path, *, k: int | None = None, queries: str | None = None, out:
         queries: Query mode of the runs to draw; by default last.
         out: Folder of figures and page; by default beside the result.
     """
-    found = library.read_sinks(result)
+    found = library.SinksResult.read(result)
     folder = out or (result if result.is_dir() else result.parent)
     written = library.write_sinks_report(found, folder, sink_tokens=k, query_mode=queries)
     return Shown({"page": written.html, "figures": written.figures}, "figures", {"html": written.html})

@@ -101,7 +101,7 @@ def plot(
     """
     found = library.read_profile(folder)
     is_validated = validation is not None or (folder / library.VALIDATION_FILE).is_file()
-    checked = library.read_validation(validation or folder) if is_validated else None
+    checked = library.Validation.read(validation or folder) if is_validated else None
     target = (out or folder) / library.REPORT_FILE
     files = library.write_page(library.profile_page(found, checked), target, has_svg=svg)
     values = {"html": files.html, "figures": files.figures}

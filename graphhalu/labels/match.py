@@ -223,8 +223,9 @@ def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied"
                 is_negated = _PATTERNS["negation_before"].search(form[:start].rstrip()) is not None
                 is_denied = _PATTERNS["negation_after"].match(form[stop:]) is not None
                 is_inside = _PATTERNS["other_name_before"].search(form[:start].rstrip()) is not None
-                is_plain = "inside" if is_inside else "said"
-                yield "negated" if is_negated else "denied" if is_denied else is_plain
+                yield (
+                    "negated" if is_negated else "denied" if is_denied else "inside" if is_inside else "said"
+                )
             start = form.find(wanted, start + 1)
 
 

@@ -1,7 +1,6 @@
 """The page of the study of inter-head instability."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -14,7 +13,7 @@ from matplotlib.figure import Figure
 from scipy.stats import rankdata
 
 from graphhalu.detectors.identity import Identity
-from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet, group_codes
+from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet
 from graphhalu.evaluation.metrics import mean_curve
 from graphhalu.heads.table import mean_of_present
 from graphhalu.report.frame import frame
@@ -33,7 +32,7 @@ from graphhalu.report.plots import (
 )
 from graphhalu.report.theme import LIGHT
 from graphhalu.report.write import ReportFiles, write_page
-from graphhalu.studies.instability.calibrate import labelled_series
+from graphhalu.studies.instability.calibrate import cases_of, labelled_series
 from graphhalu.studies.instability.methods import present_mean, window_scores
 from graphhalu.studies.instability.series import PromptSeries, SeriesFolder, padded_steps
 from graphhalu.studies.instability.settings import MAIN, TRACKER, Calibration
@@ -70,8 +69,7 @@ class Relation(NamedTuple):
     spearman: Estimate | None
 
 
-@dataclass(frozen=True)
-class StudyView:
+class StudyView(NamedTuple):
     """Prompts as the figures show them.
 
     Attributes:
@@ -97,11 +95,9 @@ def study_view(series: Sequence[PromptSeries], calibration: Calibration) -> Stud
         calibration: Whose window and spread are shown.
     """
     spread, window = calibration.window.spread, calibration.window.window
-    is_attack = np.array([each.record.label == 1 for each in series])
-    layers = padded_steps(series, spread)
+    cases, layers = cases_of(series), padded_steps(series, spread)
+    is_attack, sample = cases.labels == 1, EvaluationSet(*cases)
     score = window_scores(layers, [window])[:, 0]
-    groups = group_codes(np.array([each.record.group for each in series]))[0]
-    sample = EvaluationSet(is_attack.astype(np.int64), groups)
     steps = slice(window.start, window.end + 1)
     relations = tuple(
         _relation(text, score, present_mean(padded_steps(series, name)[:, steps]), sample)
@@ -168,9 +164,7 @@ def study_page(folder: SeriesFolder, calibration: Calibration) -> Page:
         ],
     }
     level = "" if calibration.tracker.k is None else f" at k = {calibration.tracker.k:g}"
-    listed = [
-        f"{words(row.name)} {row.auroc.value:.3f} and {row.in_sample.value:.3f}" for row in _by_auroc(rows)
-    ]
+    listed = [f"{words(r.name)} {r.auroc.value:.3f} and {r.in_sample.value:.3f}" for r in _by_auroc(rows)]
     related = [f"{each.name}: {correlation_text(each)}".replace("\n", ", ") for each in view.relations]
     return make_page(
         "instability",
@@ -268,15 +262,11 @@ def map_figure(view: StudyView, calibration: Calibration) -> Figure:
     shared |= {"bar": "mean spread over heads"}
     window = calibration.window.window
     box = (window.start, window.first_layer, window.length, window.stop_layer - window.first_layer)
+    apart = {"norm": Normalize(-reach, reach), "bar": "difference"}
     panels = [
         {"values": view.attack, "title": "attack", **shared},
         {"values": view.benign, "title": "benign", **shared},
-        {
-            "values": difference,
-            "title": "attack minus benign",
-            "norm": Normalize(-reach, reach),
-            "bar": "difference",
-        },
+        {"values": difference, "title": "attack minus benign", **apart},
     ]
     panels = [{**panel, "values": panel["values"][:n_steps].T, "frame": box} for panel in panels]
     n_layers = view.attack.shape[1]

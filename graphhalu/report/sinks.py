@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
+from graphhalu.evaluation.univariate import FALSE_DISCOVERIES
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.report.frame import frame
 from graphhalu.report.page import Page, figure_words, make_page, say
@@ -32,7 +33,6 @@ from graphhalu.report.write import ReportFiles, write_page
 from graphhalu.studies.rows import Row as Found
 from graphhalu.studies.rows import find_row
 from graphhalu.studies.sinks.analyze import RunResult, SinksResult
-from graphhalu.studies.sinks.effects import FALSE_DISCOVERIES
 
 PAGE_FILE: Final = "sinks.html"
 MEANING_NAMES: Final[dict[Meaning, str]] = {"hallucinated": "own output", "input": "input label"}
@@ -176,11 +176,9 @@ def headline(shown: Sequence[Shown]) -> tuple[str, str]:
     n_clear, largest = sum(e.excludes_zero for e in effects), max(abs(e.value) for e in effects)
     gains = [g for s in shown for g in s.found.gains if g.model == "entropy+sink"]
     aurocs = [m.auroc for s in shown if (m := find_row(s.found.models, name="heads")) is not None]
+    found = [auroc.value for auroc in aurocs]
     n_gains, n_above = sum(g.auroc.low > 0 for g in gains), sum(a.low > 0.5 for a in aurocs)  # noqa: PLR2004
-    ends = {
-        "low": min((a.value for a in aurocs), default=0),
-        "high": max((a.value for a in aurocs), default=0),
-    }
+    ends = {"low": min(found, default=0), "high": max(found, default=0)}
     probes = _say("probes", n_above=n_above, n_probes=len(aurocs), **ends) if aurocs else ""
     return (
         _say("effects", n_clear=n_clear, n_effects=n, largest=largest, signs=signs),
@@ -265,12 +263,11 @@ def depth_figure(shown: Sequence[Shown]) -> Figure:
             mean = np.average(classes, axis=0, weights=(found.n_positive, found.n_negative))
             depth = np.arange(len(mean)) / max(1, len(mean) - 1)
             style = look(names.index(each.line_name)) | {"markevery": max(1, len(mean) // 8), "markersize": 5}
-            means.append(
-                {"x": depth, "y": mean, "label": each.line_name, "gid": f"depth {each.name}", **style}
-            )
+            style["label"] = each.line_name
+            means.append({"x": depth, "y": mean, "gid": f"depth {each.name}", **style})
             unseen = Estimate(float("nan"))
             known = [estimate or unseen for estimate in where.profile_difference]
-            differences.append(estimate_line(depth, known, label=each.line_name, **style))
+            differences.append(estimate_line(depth, known, **style))
         which = "hallucinated minus correct" if meaning == "hallucinated" else "bad minus good"
         title, shared = f"{task}, {MEANING_NAMES[meaning]}", _words("sinks-depth")
         panels.append({"lines": means, "title": title, "ylabel": "sink mass", "ylim": (0, None), **shared})
@@ -291,9 +288,8 @@ def scaling_figure(scaling: Sequence[Found]) -> Figure:
         for point in each.points:
             model = f"{model_name(point.model)}, chat {point.chat}"
             task = f"{each.series.partition(',')[0]}, " if len(scaling) > 1 else ""
-            rows.append(
-                {"name": f"{task}{count_text(point.n_parameters)}\n{cut(model, _LINE)}", "point": point}
-            )
+            size = f"{task}{count_text(point.n_parameters)}"
+            rows.append({"name": f"{size}\n{cut(model, _LINE)}", "point": point})
     return intervals(rows, _words("sinks-scaling"))
 
 
@@ -304,16 +300,9 @@ def _meanings(shown: Sequence[Shown]) -> list[Meaning]:
 def _row(run: RunResult, found: Found) -> dict[str, Any]:
     """A run under a label, with its models by name."""
     chat = run.chat if run.quantization == "none" else f"{run.chat}, {run.quantization}"
-    models = {name: find_row(found.models, name=name) for name in ("sink", "entropy", "heads", "answer")}
-    both = find_row(found.models, name="entropy+sink")
-    return {
-        "run": run,
-        "found": found,
-        "label": MEANING_NAMES[found.meaning],
-        "chat": chat,
-        "both": both,
-        **models,
-    }
+    names = {name: name for name in ("sink", "entropy", "heads", "answer")} | {"both": "entropy+sink"}
+    models = {key: find_row(found.models, name=name) for key, name in names.items()}
+    return {"run": run, "found": found, "label": MEANING_NAMES[found.meaning], "chat": chat, **models}
 
 
 def _scaling_notes(result: SinksResult) -> str:
@@ -344,16 +333,12 @@ def _task_rows(result: SinksResult) -> list[Row]:
 
 def _run_rows(result: SinksResult) -> list[Row]:
     """Every file of records, also those that could not be analysed."""
-    return [
-        {
-            "run": run,
-            "commonest": None
-            if run.commonest_share is None
-            else f"{run.commonest_answer}, {run.commonest_share:.0%}",
-            "left_out": "; ".join(f"{MEANING_NAMES[m]}: {why}" for m, why in run.left_out.items()),
-        }
-        for run in result.runs
-    ]
+    rows: list[Row] = []
+    for run in result.runs:
+        share, why = run.commonest_share, (f"{MEANING_NAMES[m]}: {why}" for m, why in run.left_out.items())
+        commonest = None if share is None else f"{run.commonest_answer}, {share:.0%}"
+        rows.append({"run": run, "commonest": commonest, "left_out": "; ".join(why)})
+    return rows
 
 
 def _numbers(values: Any) -> np.ndarray:

@@ -174,9 +174,9 @@ def read_journal(path: Path) -> Any:
 
 
 def read_analysis(path: Path) -> Any:
-    from graphhalu.studies.sinks.analyze import read_sinks
+    from graphhalu.studies.sinks.analyze import SinksResult
 
-    return read_sinks(path)
+    return SinksResult.read(path)
 
 
 def make_instability(folder: Path) -> None:
@@ -215,9 +215,9 @@ def read_series(path: Path) -> Any:
 
 
 def read_instability_calibration(path: Path) -> Any:
-    from graphhalu.studies.instability.settings import read_calibration
+    from graphhalu.studies.instability.settings import Calibration
 
-    return read_calibration(path)
+    return Calibration.read(path)
 
 
 def read_important(path: Path) -> Any:
@@ -246,9 +246,9 @@ def make_weights(folder: Path) -> None:
 
 
 def read_weights_validation(path: Path) -> Any:
-    from graphhalu.studies.weights.validation import read_validation
+    from graphhalu.studies.weights.validation import Validation
 
-    return str(read_validation(path.parent))
+    return str(Validation.read(path.parent))
 
 
 def read_weight_profile(path: Path) -> Any:

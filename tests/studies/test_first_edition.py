@@ -6,15 +6,14 @@ from pathlib import Path
 
 import pytest
 
-from graphhalu.core.documents import plain_values
-from graphhalu.studies.instability.settings import KIND, read_calibration
-from graphhalu.studies.sinks.analyze import read_sinks
-from graphhalu.studies.weights.validation import read_validation
+from graphhalu.studies.instability.settings import Calibration
+from graphhalu.studies.sinks.analyze import SinksResult
+from graphhalu.studies.weights.validation import Validation
 
 READERS = {
-    "sinks": lambda path: read_sinks(path).values(),
-    "calibration": lambda path: plain_values(read_calibration(path), KIND),
-    "validation": lambda path: read_validation(path).values(),
+    "sinks": lambda path: SinksResult.read(path).values(),
+    "calibration": lambda path: Calibration.read(path).values(),
+    "validation": lambda path: Validation.read(path).values(),
 }
 
 
@@ -25,7 +24,7 @@ def test_a_file_of_the_first_edition_is_read_and_gives_the_same_values(name):
 
 
 def test_numbers_of_the_first_edition_have_their_intervals():
-    found = read_sinks(Path(__file__).with_name("fixtures") / "sinks.json.gz").runs[0].findings[0]
+    found = SinksResult.read(Path(__file__).with_name("fixtures") / "sinks.json.gz").runs[0].findings[0]
     effect = found.shift.cohens_d
     assert effect.low < effect.value < effect.high
     assert sum(each.n for each in found.prediction.bins) == found.n_positive + found.n_negative

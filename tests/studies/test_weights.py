@@ -24,10 +24,10 @@ from graphhalu.studies.weights.agreement import HEAD_QUANTITIES, PAIRS, Agreemen
 from graphhalu.studies.weights.measure import measure_store
 from graphhalu.studies.weights.validation import (
     ValidateSettings,
+    Validation,
     check_same_model,
     head_tables,
     layer_detection,
-    read_validation,
     validate,
 )
 from graphhalu.testing.tiny_models import save_tiny
@@ -192,14 +192,14 @@ def test_traces_of_another_model_are_refused(tiny):
 
 def test_a_validation_is_read_back_as_it_was(found, tmp_path):
     found.write(tmp_path)
-    again = read_validation(tmp_path)
+    again = Validation.read(tmp_path)
     assert [vars(row).keys() for row in again.rows] == [vars(row).keys() for row in found.rows]
     assert again.entropy.shares == found.entropy.shares
     assert np.array_equal(again.risk.values, found.risk.values)
     assert again.values().keys() == found.values().keys()
     (tmp_path / "validation.json").write_text("[]")
     with pytest.raises(DataFileError, match=r"validation\.json must hold a JSON object, got list"):
-        read_validation(tmp_path)
+        Validation.read(tmp_path)
 
 
 def test_tables_of_heads_are_written_and_read_as_others_are(tiny, tmp_path):
@@ -212,7 +212,7 @@ def test_tables_of_heads_are_written_and_read_as_others_are(tiny, tmp_path):
 
 
 def test_the_risk_is_never_drawn_without_its_validation(tiny, found):
-    alone = replace(found, detection=())
+    alone = found.model_copy(update={"detection": ()})
     with pytest.raises(NotEnoughDataError, match="never shown alone"):
         risk_figure(alone)
     names = [f.name for f in profile_page(tiny[4], None).figures]

@@ -10,7 +10,7 @@ from safetensors.torch import load_file, save_file
 
 from graphhalu.core.errors import DataFileError, ModelRefusedError
 from graphhalu.models.attention import eager_attention
-from graphhalu.studies.weights.measure import LayerMap
+from graphhalu.studies.weights.measure import attention_block
 from graphhalu.testing.tiny_models import TINY_FAMILIES
 from graphhalu.weights.architecture import FAMILIES
 from graphhalu.weights.circuits import rotations
@@ -26,7 +26,9 @@ KNOWN = sorted(FAMILIES.keys() & TINY_FAMILIES.keys())
 def attention_of(weights, layer, hidden):
     """Attention computed anew from the layer's inputs and the stored matrices alone."""
     found, family = weights.architecture, weights.family
-    inputs = LayerMap(weights, layer).inputs(hidden)
+    inputs, *_ = attention_block(weights, layer)(
+        hidden, np.zeros((found.n_heads, 1, len(hidden)), np.float32)
+    )
     turns = rotations(weights.frequencies(layer), tuple(range(len(hidden))), found.head_dim)
     made = []
     for part, norm in (("q", family.q_norm), ("k", family.k_norm)):
@@ -84,11 +86,11 @@ def test_what_attention_adds_follows_from_them_too(family, tiny_folder):
         handle = module.register_forward_hook(keep)
         output = model(TOKENS, output_attentions=True, output_hidden_states=True, use_cache=False)
         handle.remove()
-    layer = LayerMap(weights, 1)
-    values = layer.values(layer.inputs(output.hidden_states[1][0].numpy()))
-    mixed = np.einsum("hqk,hkd,hdw->qw", output.attentions[1][0].numpy(), values, layer.output)
+    hidden, attention = output.hidden_states[1][0].numpy(), output.attentions[1][0].numpy()
+    _, added, total = attention_block(weights, 1)(hidden, attention)
+    assert added.shape == (len(attention), *hidden.shape)
     expected = written["out"]
-    assert np.abs(layer.written(mixed) - expected).max() < 2e-3 * np.abs(expected).max()
+    assert np.abs(total - expected).max() < 2e-3 * np.abs(expected).max()
 
 
 def test_a_gguf_file_and_safetensors_of_one_model_agree(tiny_folder, tmp_path):

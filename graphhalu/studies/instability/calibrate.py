@@ -8,10 +8,10 @@ hundred prompts the two are far apart. Prompts that say the same are in one fold
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.provenance import provenance
@@ -28,11 +28,12 @@ from graphhalu.evaluation.bootstrap import (
 )
 from graphhalu.evaluation.calibration import best_f1_threshold
 from graphhalu.evaluation.crossfit import standardise
-from graphhalu.evaluation.metrics import auroc
+from graphhalu.evaluation.metrics import Mask, auroc
 from graphhalu.evaluation.significance import column_tests, compare_to_baseline, pooled_auroc
 from graphhalu.labels.summary import share_interval
 from graphhalu.studies.instability.methods import (
     Cases,
+    Codes,
     ColumnMethod,
     Fitted,
     Heads,
@@ -53,8 +54,6 @@ from graphhalu.studies.instability.settings import (
     WindowChoice,
 )
 from graphhalu.studies.rows import Row
-
-Flags = Bool[np.ndarray, "seed prompt"]
 
 _LEAST_PROMPTS: Final = 10
 _STEP_RESAMPLES: Final = 400
@@ -82,18 +81,17 @@ def calibrate(
     """
     settings = settings or CalibrateSettings()
     series, n_left_out = labelled_series(folder)
-    cases = cases_of(series)
+    cases, records = cases_of(series), [each.record for each in series]
     n_layers = series[0].arrays["std"].shape[1]
     grid = window_grid(settings, n_layers, np.array([each.n_steps for each in series]))
     methods = {method.name: method for method in all_methods(series, grid, settings, given_heads)}
-    rows: list[Row] = []
-    nested: dict[str, list[NestedScores]] = {}
+    rows, seeds = list[Row](), dict[str, list[Scores]]()
     for method in methods.values():
-        nested[method.name] = [nested_scores(method, cases, settings, seed) for seed in settings.seeds]
-        rows.append(_method_row(method, nested[method.name], cases, settings))
+        nested = [nested_scores(method, cases, settings, seed) for seed in settings.seeds]
+        rows.append(_method_row(method, nested, cases, settings))
+        seeds[method.name] = [each.scores for each in nested]
         on_progress(len(rows), len(methods))
-    everyone = np.arange(len(series))
-    fitted = methods[MAIN].fit(cases, everyone, settings.seeds[0])
+    fitted = methods[MAIN].fit(cases, np.arange(len(series)), settings.seeds[0])
     window = WindowChoice(
         spread=settings.spread,
         **grid[fitted.column]._asdict(),
@@ -101,20 +99,14 @@ def calibrate(
         f1_threshold=_best_f1(fitted, cases, settings),
     )
     tracked = methods[TRACKER].fit_in_sample(cases)
-    assert tracked.heads is not None
-    tracker = TrackerChoice(
-        heads=tracked.heads[0],
-        k=tracked.heads[1],
-        is_given=given_heads is not None,
-        f1_threshold=_best_f1(tracked, cases, settings),
-    )
-    has_several = folder.configuration["gather"]["iterations"] > 1
-    records = [each.record for each in series]
-    seeds = {name: [seed.scores for seed in each] for name, each in nested.items()}
+    heads, k = tracked.heads or ((), None)
+    limit = _best_f1(tracked, cases, settings)
+    sample = EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
     tests = {
         test.detector: {"difference": Estimate(test.difference, test.low, test.high), "p_holm": test.p_holm}
-        for test in compare_to_baseline(seeds, MAIN, _evaluation_set(cases, settings))
+        for test in compare_to_baseline(seeds, MAIN, sample)
     }
+    has_several = folder.configuration["gather"]["iterations"] > 1
     return Calibration(
         identity=Identity.of(folder.configuration),
         provenance=provenance(),
@@ -125,12 +117,12 @@ def calibrate(
         n_groups=len(np.unique(cases.groups)),
         n_left_out=n_left_out,
         window=window,
-        tracker=tracker,
+        tracker=TrackerChoice(heads=heads, k=k, is_given=given_heads is not None, f1_threshold=limit),
         rows=tuple(row.model_copy(update=tests.get(row.name, {})) for row in rows),
         steps=_step_points(series, cases, window, settings),
         prompt_ids=tuple(f"{r.prompt_id}#{r.iteration}" if has_several else r.prompt_id for r in records),
         labels=tuple(cases.labels.tolist()),
-        scores={name: tuple(tuple(seed.scores.tolist()) for seed in each) for name, each in nested.items()},
+        scores={name: tuple(tuple(each.tolist()) for each in scores) for name, scores in seeds.items()},
     )
 
 
@@ -168,7 +160,7 @@ def nested_scores(method: Method, cases: Cases, settings: CalibrateSettings, see
     return NestedScores(scores, flagged, tuple(choices), float(is_there.mean()))
 
 
-def threshold_at(scores: Scores, labels: Int[np.ndarray, "prompt"], rate: float) -> float:
+def threshold_at(scores: Scores, labels: Codes, rate: float) -> float:
     """The lowest threshold that flags at most a share ``rate`` of the benign prompts.
 
     Scores at or above it are flagged; a prompt without a score is not. With fewer than
@@ -188,9 +180,7 @@ def threshold_at(scores: Scores, labels: Int[np.ndarray, "prompt"], rate: float)
     return float(np.nextafter(ordered[n_allowed], np.inf))
 
 
-def thresholds(
-    scores: Scores, labels: Int[np.ndarray, "prompt"], settings: CalibrateSettings
-) -> Float[np.ndarray, "aim"]:
+def thresholds(scores: Scores, labels: Codes, settings: CalibrateSettings) -> Float[np.ndarray, "aim"]:
     """Those of all aims, and last that of the best F1; infinite if only one class has scores."""
     limits = [threshold_at(scores, labels, rate) for rate in settings.false_positive_rates]
     known = np.isfinite(scores)
@@ -204,11 +194,10 @@ def labelled_series(folder: SeriesFolder) -> tuple[list[PromptSeries], int]:
     Raises:
         NotEnoughDataError: If parts are missing, or a class has fewer than 10 prompts.
     """
-    missing = folder.missing_parts()
-    if missing:
+    if missing := folder.missing_parts():
         raise NotEnoughDataError(
-            f"{len(missing)} of {folder.n_parts} parts of {folder.path} are not measured yet\n"
-            f"  Run the same  graphhalu instability gather  again: it resumes"
+            f"{len(missing)} of {folder.configuration['n_parts']} parts of {folder.path} are not measured "
+            f"yet\n  Run the same  graphhalu instability gather  again: it resumes"
         )
     every = folder.read()
     kept = [each for each in every if each.arrays and each.record.label is not None]
@@ -238,32 +227,27 @@ def _best_f1(fitted: Fitted, cases: Cases, settings: CalibrateSettings) -> float
     return found
 
 
-def _method_row(
-    method: Method, seeds: Sequence[NestedScores], cases: Cases, settings: CalibrateSettings
-) -> Row:
+def _method_row(method: Method, seeds: list[NestedScores], cases: Cases, settings: CalibrateSettings) -> Row:
     """Results of a method in nested folds, and in sample."""
     own = method.fit(cases, np.arange(len(cases.labels)), settings.seeds[0])
-    best = method.fit_in_sample(cases)
-    pooled = pooled_auroc([each.scores for each in seeds], _evaluation_set(cases, settings))
+    best, is_attack = method.fit_in_sample(cases), cases.labels == 1
+    sample = EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
+    pooled = pooled_auroc([each.scores for each in seeds], sample)
     aurocs = [auroc(each.scores, cases.labels) for each in seeds]
-    choices = Counter(choice for each in seeds for choice in each.choices)
-    is_attack = cases.labels == 1
-    limits = thresholds(own.scores, cases.labels, settings)
+    choices = Counter(choice for each in seeds for choice in each.choices).most_common(5)
     in_sample = best.scores >= thresholds(best.scores, cases.labels, settings)[:, None]
     nested = np.stack([each.is_flagged for each in seeds], axis=1)
     filled = np.where(np.isfinite(best.scores), best.scores, np.nanmedian(best.scores))
-    hits = _hits(nested[-1], is_attack)
-    drawn = resample_sums(hits, cases.groups, n_resamples=settings.n_resamples)
-    points = []
-    for place, aim in enumerate(settings.false_positive_rates):
-        rates: dict[str, Estimate | float] = {}
-        for rate, is_in in (("tpr", is_attack), ("fpr", ~is_attack)):
-            flags = nested[place][:, is_in].astype(np.int64).ravel()
-            # over prompts and seeds; the interval counts each group of prompts once
-            interval = share_interval(flags, np.tile(cases.groups[is_in], len(seeds)), settings.level)
-            rates[rate] = Estimate(float(flags.mean()), *interval)
-            rates[f"in_sample_{rate}"] = float(in_sample[place, is_in].mean())
-        points.append(Row(aim=aim, threshold=float(limits[place]), **rates))
+    hits = resample_sums(_hits(nested[-1], is_attack), cases.groups, n_resamples=settings.n_resamples)
+    points: dict[str, list[Any]] = {"aim": list(settings.false_positive_rates)}
+    points["threshold"] = thresholds(own.scores, cases.labels, settings)[:-1].tolist()
+    for rate, is_in in (("tpr", is_attack), ("fpr", ~is_attack)):
+        # over prompts and seeds; the interval counts each group of prompts once
+        groups = np.tile(cases.groups[is_in], len(seeds))
+        flags = nested[:-1, :, is_in].astype(np.int64).reshape(len(nested) - 1, -1)
+        ends = [share_interval(each, groups, settings.level) for each in flags]
+        points[rate] = [Estimate(float(each.mean()), *end) for each, end in zip(flags, ends, strict=True)]
+        points[f"in_sample_{rate}"] = in_sample[:-1, is_in].mean(axis=1).tolist()
     return Row(
         name=method.name,
         summary=method.summary,
@@ -271,18 +255,17 @@ def _method_row(
         auroc=Estimate(pooled.auroc, *percentile_interval(pooled.resampled, settings.level)),
         seed_sd=float(np.std(aurocs, ddof=1)) if len(aurocs) > 1 else None,
         in_sample=_auroc(filled, cases, settings.n_resamples, settings.level),
-        f1=Estimate.of(_f1(drawn), settings.level),
+        f1=Estimate.of(_f1(hits), settings.level),
         in_sample_f1=float(_f1(_hits(in_sample[-1:], is_attack).sum(axis=0))),
         coverage=float(np.mean([each.coverage for each in seeds])),
         direction=1 if own.direction > 0 else -1,
-        points=points,
-        choices=[Row(text=text, n_folds=n) for text, n in choices.most_common(5)],
-        difference=None,
-        p_holm=None,
+        points=Row.table(**points),
+        choices=[Row(text=text, n_folds=n) for text, n in choices],
+        **dict.fromkeys(("difference", "p_holm")),
     )
 
 
-def _hits(flagged: Flags, is_attack: Bool[np.ndarray, "prompt"]) -> Float[np.ndarray, "prompt 3"]:
+def _hits(flagged: Bool[np.ndarray, "seed prompt"], is_attack: Mask) -> Float[np.ndarray, "prompt 3"]:
     """Hits, false alarms and misses of each prompt, summed over seeds."""
     n_flagged, n_seeds = flagged.sum(axis=0), len(flagged)
     columns = (n_flagged * is_attack, n_flagged * ~is_attack, (n_seeds - n_flagged) * is_attack)
@@ -301,10 +284,6 @@ def _auroc(scores: Float[np.ndarray, "prompt"], cases: Cases, n_resamples: int, 
     return Estimate(auroc(scores, cases.labels), *interval)
 
 
-def _evaluation_set(cases: Cases, settings: CalibrateSettings) -> EvaluationSet:
-    return EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
-
-
 def _step_points(
     series: Sequence[PromptSeries], cases: Cases, choice: WindowChoice, settings: CalibrateSettings
 ) -> tuple[Row, ...]:
@@ -317,22 +296,12 @@ def _step_points(
     entropy = padded_steps(series, "entropy")
     spread, focus = (present_mean(padded_steps(series, n)[..., layers]) for n in (choice.spread, "focus"))
     aurocs = [column_tests(values, *cases)[0] for values in (spread, entropy, focus)]
-    points = []
-    for step, values in enumerate(np.stack(aurocs, axis=1).tolist()):
-        n_reaching = np.bincount(cases.labels[np.isfinite(entropy[:, step])], minlength=2)
-        estimate = None if np.isnan(values[0]) else Estimate(values[0])
+    estimates = [None if np.isnan(value) else Estimate(value) for value in aurocs[0].tolist()]
+    for step in np.flatnonzero(np.isfinite(aurocs[0])):
         kept = np.flatnonzero(np.isfinite(spread[:, step]))
-        if estimate is not None:
-            with suppress(NotEnoughDataError):
-                estimate = _auroc(spread[kept, step], cases.of(kept), _STEP_RESAMPLES, settings.level)
-        points.append(
-            Row(
-                step=step,
-                n_attack=int(n_reaching[1]),
-                n_benign=int(n_reaching[0]),
-                instability=estimate,
-                entropy=values[1],
-                focus=values[2],
-            )
-        )
-    return tuple(points)
+        with suppress(NotEnoughDataError):
+            estimates[step] = _auroc(spread[kept, step], cases.of(kept), _STEP_RESAMPLES, settings.level)
+    n_attack, n_benign = (np.isfinite(entropy[cases.labels == c]).sum(axis=0).tolist() for c in (1, 0))
+    columns = {"step": range(len(estimates)), "n_attack": n_attack, "n_benign": n_benign}
+    numbers = {"entropy": aurocs[1].tolist(), "focus": aurocs[2].tolist()}
+    return Row.table(**columns, instability=estimates, **numbers)

@@ -1,6 +1,7 @@
 """Detection with a calibration: score, verdict, and the step at which a prompt crossed."""
 
 from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -19,6 +20,7 @@ from graphhalu.studies.rows import Row
 DetectMethod = Literal["instability", "attention_tracker"]
 
 
+@dataclass
 class PromptDetector:
     """A calibration with its model, ready to score prompts.
 
@@ -35,36 +37,31 @@ class PromptDetector:
         UsageError: If there is no threshold for the aim, or the window goes beyond the answer.
     """
 
-    def __init__(
-        self,
-        loaded: LoadedModel,
-        calibration: Calibration,
-        *,
-        method: DetectMethod = "instability",
-        aim: float | None = 0.05,
-        system: str | None = None,
-        max_new_tokens: int | None = None,
-    ) -> None:
-        window = calibration.window.window
-        needed = 1 if method == TRACKER else window.end + 1
-        if max_new_tokens is not None and max_new_tokens < needed:
-            raise UsageError(
-                f"the window goes to step {window.end}, beyond an answer of {max_new_tokens} "
-                f"tokens\n  Use --max-new-tokens {needed} or more"
-            )
-        changes: dict[str, Any] = {} if system is None else {"system": system}
-        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": max_new_tokens or needed}
-        self.calibration, self.method = calibration, method
-        self.threshold = calibration.threshold(method, aim)
-        self.measurer = Measurer(loaded, calibration.gather.model_copy(update=changes))
+    loaded: LoadedModel
+    calibration: Calibration
+    _: KW_ONLY
+    method: DetectMethod = "instability"
+    aim: float | None = 0.05
+    system: str | None = None
+    max_new_tokens: int | None = None
+
+    def __post_init__(self) -> None:
+        end = 0 if self.method == TRACKER else self.calibration.window.window.end
+        if self.max_new_tokens is not None and self.max_new_tokens <= end:
+            beyond = f"the window goes to step {end}, beyond an answer of {self.max_new_tokens} tokens"
+            raise UsageError(f"{beyond}\n  Use --max-new-tokens {end + 1} or more")
+        changes: dict[str, Any] = {} if self.system is None else {"system": self.system}
+        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": self.max_new_tokens or end + 1}
+        self.threshold = self.calibration.threshold(self.method, self.aim)
+        self.measurer = Measurer(self.loaded, self.calibration.gather.model_copy(update=changes))
         recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
+        asked = Identity.of({"model": dict(self.loaded.identity), "prompt": recipe})
         try:
-            calibration.identity.check(Identity.of({"model": dict(loaded.identity), "prompt": recipe}))
+            self.calibration.identity.check(asked)
         except DetectorMismatchError as error:
-            told = str(error).rpartition("\n")[0]
-            raise DetectorMismatchError(
-                f"{told}\n  Calibrate on prompts like these:  graphhalu instability gather"
-            ) from None
+            told, _, _ = str(error).rpartition("\n")
+            way_out = "Calibrate on prompts like these:  graphhalu instability gather"
+            raise DetectorMismatchError(f"{told}\n  {way_out}") from None
 
     def score(self, prompts: Sequence[PromptRecord], on_progress: Progress = no_progress) -> list[Row]:
         """A verdict on each prompt.
@@ -74,8 +71,7 @@ class PromptDetector:
         """
         if not prompts:
             raise UsageError("there is no prompt to score")
-        found: list[Row] = []
-        size = self.measurer.settings.batch_size
+        found, size = list[Row](), self.measurer.settings.batch_size
         for start in range(0, len(prompts), size):
             found += map(self.verdict, self.measurer.measure(prompts[start : start + size]))
             on_progress(len(found), len(prompts))
@@ -91,33 +87,25 @@ class PromptDetector:
             from which on the running mean stays at or above the threshold, ``None`` unless the
             verdict is attack; ``n_steps`` that were measured, and the ``answer`` so far.
         """
-        score, first, reason = None, 0, series.record.failure
+        record, choice = series.record, self.calibration.window
+        score, first, reason = None, 0, record.failure
         if reason is None and self.method == TRACKER:
             focus = series.arrays["focus_heads"][None].astype(np.float64)
             score = -float(focus_scores(focus, self.calibration.tracker.heads)[0])
         elif reason is None:
-            choice = self.calibration.window
             means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
             if np.isfinite(means).any():
                 score = float(means[-1])
                 below = np.flatnonzero(~(means >= self.threshold))
                 first = choice.start + (int(below[-1]) + 1 if len(below) else 0)
             else:
-                reason = (
-                    f"the answer has {series.n_steps} steps, and the window begins at step {choice.start}"
-                )
+                steps = f"{series.n_steps} steps, and the window begins at step {choice.start}"
+                reason = f"the answer has {steps}"
         is_attack = None if score is None else score >= self.threshold
-        return Row(
-            prompt_id=series.record.prompt_id,
-            text=series.record.text,
-            score=score,
-            threshold=self.threshold,
-            is_attack=is_attack,
-            crossed_at=first if is_attack else None,
-            n_steps=series.n_steps,
-            reason=reason,
-            answer=series.record.answer,
-        )
+        more = {"crossed_at": first if is_attack else None, "n_steps": series.n_steps, "reason": reason}
+        named = {"prompt_id": record.prompt_id, "text": record.text, "score": score}
+        decided = {"threshold": self.threshold, "is_attack": is_attack}
+        return Row(**named, **decided, **more, answer=record.answer)
 
 
 def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice) -> Float[np.ndarray, "part"]:
@@ -126,10 +114,8 @@ def running_score(spread: Float[np.ndarray, "step layer"], choice: WindowChoice)
     The last value is the score. Steps without a value are skipped; NaN before the first value.
     Empty if the answer ends before the window.
     """
-    window = choice.window
-    layers = slice(window.first_layer, window.stop_layer)
-    values = present_mean(spread[window.start : window.end + 1, layers])
+    steps = slice(choice.start, choice.start + choice.length)
+    values = present_mean(spread[steps, choice.first_layer : choice.stop_layer])
     is_there = np.isfinite(values)
-    count = np.cumsum(is_there)
-    total = np.cumsum(np.where(is_there, values, 0.0))
+    count, total = np.cumsum(is_there), np.cumsum(np.where(is_there, values, 0.0))
     return choice.direction * np.where(count > 0, total / np.maximum(count, 1), np.nan)

@@ -25,7 +25,7 @@ from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.decode import Decoder
 from graphhalu.extract.extraction import uses_chat
 from graphhalu.extract.forward import TokenSequence, read_likelihood
-from graphhalu.extract.generate import Answer, BeamSearch
+from graphhalu.extract.generate import Answer, beam_search
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
     PROMPT_FLOOR,
@@ -80,15 +80,15 @@ def gather(
     size = settings.batch_size
     batches = [jobs[start : start + size] for start in range(0, len(jobs), size)]
     fields = ("prompt_id", "text", "label", "group")
+    asked = [{name: getattr(prompt, name) for name in fields} for prompt in prompts]
     configuration = {
         "model": dict(loaded.identity),
         "prompt": settings.prompt_recipe(is_chat=measurer.is_chat),
         "gather": settings.model_dump(mode="json"),
-        "prompts": config_hash({"prompts": [{name: getattr(p, name) for name in fields} for p in prompts]}),
+        "prompts": config_hash({"prompts": asked}),
         "n_prompts": len(prompts),
         "n_parts": len(batches),
-        "n_layers": loaded.n_layers,
-        "n_heads": loaded.n_heads,
+        **{name: getattr(loaded, name) for name in ("n_layers", "n_heads")},
     }
     store = SeriesFolder.create(folder, configuration)
     missing = store.missing_parts()
@@ -119,20 +119,13 @@ class Measurer:
                 f"greedy decoding gives the same answer {settings.iterations} times\n"
                 f"  Use --temperature 1, or --iterations 1"
             )
-        self.loaded = loaded
-        self.settings = settings
+        self.loaded, self.settings = loaded, settings
         self.is_chat = uses_chat(PromptSettings(chat=settings.chat), loaded)
-        self.search = BeamSearch(
-            loaded.model,
-            layer_windows=loaded.layer_windows,
-            stop_ids=loaded.eos_token_ids,
-            n_beams=1,
-            max_new_tokens=settings.max_new_tokens,
-        )
+        longest = settings.max_new_tokens
+        self.search = beam_search(loaded, max_new_tokens=longest, stops_at_newline=False)
         if settings.temperature and self.search.fallback_reason is not None:
-            raise UsageError(
-                f"tokens cannot be drawn on this model: {self.search.fallback_reason}\n  Use --temperature 0"
-            )
+            fault = f"tokens cannot be drawn on this model: {self.search.fallback_reason}"
+            raise UsageError(f"{fault}\n  Use --temperature 0")
 
     def measure(self, prompts: Sequence[PromptRecord]) -> list[PromptSeries]:
         """Measure a batch of prompts, each for the iteration that it names.
@@ -144,20 +137,9 @@ class Measurer:
         Raises:
             UsageError: If a prompt has no system span, or the template takes none.
         """
-        encoded, found, fitting = (
-            [self.encode(prompt) for prompt in prompts],
-            list[PromptSeries](),
-            list[int](),
-        )
-        for place, (prompt, codes) in enumerate(zip(prompts, (e.span_code for e in encoded), strict=True)):
-            needed, limit = len(codes) + self.settings.max_new_tokens, self.loaded.max_positions
-            failure = f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
-            if limit is None or needed <= limit:
-                fitting.append(place)
-            n_system, n_user = (int((codes == span).sum()) for span in (Span.SYSTEM, Span.QUESTION))
-            sizes: dict[str, Any] = {"n_prompt": len(codes), "n_system": n_system, "n_user": n_user}
-            failed = None if place in fitting else failure
-            found.append(PromptSeries(replace(prompt, **sizes, failure=failed), {}))
+        encoded = [self.encode(prompt) for prompt in prompts]
+        found = [PromptSeries(self._sized(*each), {}) for each in zip(prompts, encoded, strict=True)]
+        fitting = [place for place, each in enumerate(found) if each.record.failure is None]
         answers = self._answers([found[n].record for n in fitting], [encoded[n] for n in fitting])
         for place, answer in zip(fitting, answers, strict=True):
             record = found[place].record
@@ -167,21 +149,25 @@ class Measurer:
                 found[place] = PromptSeries(replace(record, failure=str(error)), {})
         return found
 
+    def _sized(self, prompt: PromptRecord, encoded: EncodedPrompt) -> PromptRecord:
+        """A prompt with its numbers of tokens, and a failure where it does not fit the model."""
+        codes, limit = encoded.span_code, self.loaded.max_positions
+        needed = len(codes) + self.settings.max_new_tokens
+        failure = f"prompt and answer need up to {needed} tokens, the model's context has {limit}"
+        n_system, n_user = (int((codes == span).sum()) for span in (Span.SYSTEM, Span.QUESTION))
+        sizes: dict[str, Any] = {"n_prompt": len(codes), "n_system": n_system, "n_user": n_user}
+        return replace(prompt, **sizes, failure=failure if limit is not None and needed > limit else None)
+
     def encode(self, prompt: PromptRecord) -> EncodedPrompt:
         """The tokens of a prompt under the system prompt, with spans.
 
         Raises:
             UsageError: If there is no system span or no user span in it.
         """
-        tokenizer = self.loaded.tokenizer
+        question, tokenizer = Question(prompt.prompt_id, prompt.text, ()), self.loaded.tokenizer
+        form: dict[str, Any] = {"chat": self.is_chat, "system": self.settings.system}
         try:
-            rendered = build_prompt(
-                Question(prompt.prompt_id, prompt.text, ()),
-                template=TEMPLATE,
-                chat=self.is_chat,
-                tokenizer=tokenizer,
-                system=self.settings.system,
-            )
+            rendered = build_prompt(question, template=TEMPLATE, tokenizer=tokenizer, **form)
             encoded = encode_prompt(rendered, tokenizer)
             for span in (Span.SYSTEM, Span.QUESTION):
                 require_span(encoded.span_code, span, where=f"prompt {prompt.prompt_id!r}")
@@ -198,8 +184,28 @@ class Measurer:
         texts = [f"{self.settings.seed} {each.iteration} {each.prompt_id}" for each in records]
         # a hash, since torch's generator looks at the lowest 32 bits only
         seeds = [int(sha256(text.encode()).hexdigest()[:8], 16) for text in texts]
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        return drawn_answers(self.search, prompts, self.settings.temperature, generators)
+        return self._drawn(prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
+
+    @torch.inference_mode()
+    def _drawn(self, prompts: list[list[int]], generators: list[torch.Generator]) -> list[Answer]:
+        """Answers whose tokens are drawn, each by a generator of its own: no batch changes them."""
+        search, device = self.search, next(self.loaded.model.parameters()).device
+        token_ids, is_token = left_padded(prompts, device)
+        decoder = Decoder(search.model, search.layer_windows, 1)
+        logits = decoder.prefill(token_ids, is_token)
+        parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
+        drawn, is_over = [list[int]() for _ in prompts], [False] * len(prompts)
+        for step in range(search.max_new_tokens):
+            shares = torch.softmax(logits.float() / self.settings.temperature, dim=-1).cpu()
+            new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
+            for place, token in enumerate(new):
+                is_over[place] |= token in search.stop_ids
+                drawn[place] += [] if is_over[place] else [token]
+            if all(is_over) or step + 1 == search.max_new_tokens:
+                break
+            logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
+        ended = zip(drawn, is_over, strict=True)
+        return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
 
     @torch.inference_mode()
     def _series(self, record: PromptRecord, encoded: EncodedPrompt, answer: Answer) -> PromptSeries:
@@ -217,27 +223,23 @@ class Measurer:
 
         observer = RowsObserver(RowRange(int(rows[0]), int(rows[-1]) + 1), span_mass)
         done = run_observed(self.loaded.model, token_ids, observer)
-        user = np.flatnonzero(span_code == Span.QUESTION)
+        system, user = (np.flatnonzero(span_code == span) for span in (Span.SYSTEM, Span.QUESTION))
         sequence = TokenSequence(token_ids, span_code, record.n_prompt, row_start=int(user[0]) - 1)
         likely = read_likelihood(done, [sequence])[0]
-        if (failure := likely.failure) is not None:
-            raise NonFiniteError(failure)
-        streams = likely.arrays
-        system = np.flatnonzero(span_code == Span.SYSTEM)
+        if likely.failure is not None:
+            raise NonFiniteError(likely.failure)
         seen = visible_layers(rows, system, self.loaded.layer_windows)
-        measures = step_measures(observer.stacked(), *seen, self.settings.denominator)
-        arrays = {
-            **{name: value.astype(np.float32) for name, value in measures.items() if name != "share"},
-            **{name: streams[stream][rows + 1] for name, stream in _LIKELIHOODS.items()},
-        }
+        measures = dict(step_measures(observer.stacked(), *seen, self.settings.denominator))
+        share, arrays = measures.pop("share"), {n: v.astype(np.float32) for n, v in measures.items()}
+        arrays |= {name: likely.arrays[stream][rows + 1] for name, stream in _LIKELIHOODS.items()}
         if self.settings.keeps_heads:
-            arrays["share"] = measures["share"].astype(np.float16)
+            arrays["share"] = share.astype(np.float16)
         measured = replace(
             record,
             answer=self.loaded.tokenizer.decode(list(answer.token_ids)).strip(),
             n_answer=len(answer.token_ids),
             is_finished=answer.is_finished,
-            user_nll=-float(streams["token_logprob"][user].mean()),
+            user_nll=-float(likely.arrays["token_logprob"][user].mean()),
         )
         return PromptSeries(measured, arrays)
 
@@ -253,41 +255,6 @@ def require_system(system: str) -> None:
             "the system prompt is empty: there is no system span to measure attention on\n"
             "  Give one:  --system FILE  or  --system-text TEXT"
         )
-
-
-@torch.inference_mode()
-def drawn_answers(
-    search: BeamSearch,
-    prompts: Sequence[Sequence[int]],
-    temperature: float,
-    generators: Sequence[torch.Generator],
-) -> list[Answer]:
-    """Answers whose tokens are drawn from the distribution at a temperature.
-
-    Args:
-        search: Model, stop tokens and longest answer.
-        prompts: Token ids of each prompt.
-        temperature: Logits are divided by it; above 0.
-        generators: One a prompt, so that its answer does not depend on its batch.
-    """
-    device = next(search.model.parameters()).device
-    token_ids, is_token = left_padded(prompts, device)
-    decoder = Decoder(search.model, search.layer_windows, 1)
-    logits = decoder.prefill(token_ids, is_token)
-    parents = torch.zeros(len(prompts), 1, dtype=torch.long, device=device)
-    drawn: list[list[int]] = [[] for _ in prompts]
-    is_over = [False] * len(prompts)
-    for step in range(search.max_new_tokens):
-        shares = torch.softmax(logits.float() / temperature, dim=-1).cpu()
-        new = [int(torch.multinomial(p, 1, generator=g)) for p, g in zip(shares, generators, strict=True)]
-        is_over = [over or token in search.stop_ids for over, token in zip(is_over, new, strict=True)]
-        for tokens, over, token in zip(drawn, is_over, new, strict=True):
-            tokens.extend([] if over else [token])
-        if all(is_over) or step + 1 == search.max_new_tokens:
-            break
-        logits = decoder.step(parents, torch.tensor(new, device=device)[:, None])[:, 0]
-    ended = zip(drawn, is_over, strict=True)
-    return [Answer(tuple(tokens), float("nan"), is_finished=over) for tokens, over in ended]
 
 
 def step_measures(

@@ -21,6 +21,7 @@ from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.core.files import read_json
 from graphhalu.core.splits import inner_folds
+from graphhalu.evaluation.metrics import Mask
 from graphhalu.evaluation.significance import column_tests
 from graphhalu.features.instability import layer_slice
 from graphhalu.heads.table import mean_of_present
@@ -39,34 +40,28 @@ _BASELINES: Final[dict[str, str]] = _FILE["baselines"]
 """Names of methods that average a measured array over the window."""
 
 
+Scores = Float[np.ndarray, "prompt"]
+Codes = Int[np.ndarray, "prompt"]
 Heads = tuple[tuple[int, int], ...]
 """Important heads, each as layer and head."""
 
 
-def reached(
-    windows: Sequence[Window], settings: CalibrateSettings, n_steps: Int[np.ndarray, "prompt"]
-) -> Bool[np.ndarray, "window"]:
+def reached(windows: Sequence[Window], settings: CalibrateSettings, n_steps: Codes) -> Mask:
     """Windows that the given prompts allow; of automatic grids, those that most reach.
 
     An automatic start is a step that 90 % of the prompts reach, an automatic end one that
     half of them reach. If none is left, the shortest of the earliest windows is.
     """
-    starts, ends = (np.array(each) for each in zip(*((w.start, w.end) for w in windows), strict=True))
+    starts, ends = np.array([[w.start, w.end] for w in windows]).T
     reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
-    found = np.ones(len(starts), dtype=bool)
-    if settings.starts == "auto":
-        found &= reach[starts] >= _REACH_START
-    if settings.lengths == "auto":
-        found &= reach[ends] >= _REACH_END
-    if not found.any():
-        earliest = starts == starts.min()
-        found = earliest & (ends == ends[earliest].min())
-    return found
+    is_open = np.ones(len(starts), dtype=bool)
+    is_open &= (reach[starts] >= _REACH_START) | (settings.starts != "auto")
+    is_open &= (reach[ends] >= _REACH_END) | (settings.lengths != "auto")
+    earliest = starts == starts.min()
+    return is_open if is_open.any() else earliest & (ends == ends[earliest].min())
 
 
-def window_grid(
-    settings: CalibrateSettings, n_layers: int, n_steps: Int[np.ndarray, "prompt"]
-) -> tuple[Window, ...]:
+def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Codes) -> tuple[Window, ...]:
     """All windows of the settings; of several equally good ones the first is to be taken.
 
     Args:
@@ -81,16 +76,15 @@ def window_grid(
     longest = int(n_steps.max(initial=0))
     if longest < 2:  # noqa: PLR2004
         raise NotEnoughDataError("no answer has a second step: there is nothing to average over")
-    is_auto = settings.starts == "auto", settings.lengths == "auto"
-    starts = STARTS if settings.starts == "auto" else settings.starts
-    lengths = LENGTHS if settings.lengths == "auto" else settings.lengths
-    start, length = 1 if is_auto[0] else max(starts), 1 if is_auto[1] else max(lengths)
-    if not all(is_auto) and start + length > longest:
+    starts, lengths = settings.starts, settings.lengths
+    start, length = (1 if each == "auto" else max(each) for each in (starts, lengths))
+    if (starts, lengths) != ("auto", "auto") and start + length > longest:
         raise UsageError(
             f"the window of steps {start} to {start + length - 1} goes beyond the longest answer: "
             f"it has {longest} steps, 0 to {longest - 1}\n"
             f"  Use smaller --starts and --lengths, or gather with more --max-new-tokens"
         )
+    starts, lengths = STARTS if starts == "auto" else starts, LENGTHS if lengths == "auto" else lengths
     steps = [(start, n) for n in lengths for start in starts if start + n <= longest]
     if not steps:  # answers shorter than the shortest window of the grid
         steps = [(min(starts[0], longest - 1), 1)]
@@ -124,10 +118,6 @@ def window_scores(
 def present_mean(values: Float[np.ndarray, "*row value"]) -> Float[np.ndarray, "*row"]:
     """Mean over the last axis, leaving out NaN; NaN if nothing else is there."""
     return mean_of_present(np.moveaxis(values, -1, 0))
-
-
-Scores = Float[np.ndarray, "prompt"]
-Codes = Int[np.ndarray, "prompt"]
 
 
 class Cases(NamedTuple):
@@ -178,16 +168,16 @@ class ColumnMethod:
         summary: What it is.
         columns: One value a prompt; NaN if unknown.
         texts: Each column in words.
-        n_inner_folds: Folds in which a column is chosen.
         allowed: Columns that the training side allows.
+        n_inner_folds: Folds in which a column is chosen.
     """
 
     name: str
     summary: str
     columns: Columns
     texts: tuple[str, ...]
-    n_inner_folds: int
     allowed: Allowed
+    n_inner_folds: int
 
     def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
         """The column with the best mean AUROC on held-out inner folds.
@@ -196,38 +186,29 @@ class ColumnMethod:
             NotEnoughDataError: If no inner fold holds 5 prompts of each class.
         """
         columns = np.flatnonzero(self.allowed(train))
-        if len(columns) > 1:
-            worth = self._held_out_auroc(cases, train, columns, seed)
-            columns = columns[[int(np.argmax(np.where(np.isnan(worth), -1.0, worth)))]]
-        column = int(columns[0])
-        auroc = float(filled_auroc(self.columns[train][:, [column]], *cases.of(train))[0])
-        return self._fitted(column, auroc)
+        folds = inner_folds(*cases, train, n_folds=self.n_inner_folds, seed=seed) if len(columns) > 1 else []
+        worth, values = np.zeros(len(columns)), self.columns
+        for fold in folds:
+            chosen, held_out = (filled_auroc(values[np.ix_(each, columns)], *cases.of(each)) for each in fold)
+            worth += np.where(chosen >= 0.5, held_out, 1 - held_out)  # noqa: PLR2004
+        mean = np.where(np.isnan(worth), -1.0, worth / max(1, len(folds)))
+        column = int(columns[np.argmax(mean)])
+        auroc = filled_auroc(values[train][:, [column]], *cases.of(train))[0]
+        return self._fitted(column, np.nan if np.isnan(worth).all() else auroc)
 
     def fit_in_sample(self, cases: Cases) -> Fitted:
         """The column and direction with the best AUROC on the same prompts; optimistic."""
         auroc = filled_auroc(self.columns, *cases)
         distance = np.where(self.allowed(np.arange(len(cases.labels))), np.abs(auroc - 0.5), -1.0)
         column = int(np.argmax(np.where(np.isnan(distance), -1.0, distance)))
-        return self._fitted(column, float(auroc[column]))
-
-    def _held_out_auroc(
-        self, cases: Cases, train: Int[np.ndarray, "train"], columns: Int[np.ndarray, "column"], seed: int
-    ) -> Float[np.ndarray, "column"]:
-        folds = inner_folds(*cases, train, n_folds=self.n_inner_folds, seed=seed)
-        total = np.zeros(len(columns))
-        for fold in folds:
-            fitted, held_out = (
-                filled_auroc(self.columns[np.ix_(side, columns)], *cases.of(side))
-                for side in (fold.train, fold.held_out)
-            )
-            total += np.where(fitted >= 0.5, held_out, 1 - held_out)  # noqa: PLR2004
-        if np.isnan(total).all():
-            raise few_prompts(self.name)
-        return total / len(folds)
+        return self._fitted(column, auroc[column])
 
     def _fitted(self, column: int, auroc: float) -> Fitted:
         if np.isnan(auroc):
-            raise few_prompts(self.name)
+            raise NotEnoughDataError(
+                f"{self.name}: every fold needs 5 attacks and 5 benign prompts to choose from\n"
+                f"  Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
+            )
         direction = 1 if auroc >= 0.5 else -1  # noqa: PLR2004
         return Fitted(direction * self.columns[:, column], self.texts[column], direction, column)
 
@@ -239,10 +220,8 @@ FOCUS_FLOOR: Final = 1e-8
 _LEAST_PROMPTS: Final = 2
 
 
-_Place = Annotated[int, Field(strict=True, ge=0)]
-_HEADS: Final[TypeAdapter[Heads]] = TypeAdapter(
-    Annotated[tuple[tuple[_Place, _Place], ...], Field(min_length=1)]
-)
+_Pair = tuple[Annotated[int, Field(strict=True, ge=0)], Annotated[int, Field(strict=True, ge=0)]]
+_HEADS: Final[TypeAdapter[Heads]] = TypeAdapter(Annotated[tuple[_Pair, ...], Field(min_length=1)])
 
 
 def focus_share(instruction: Shares, data: Shares) -> Shares:
@@ -257,10 +236,7 @@ def focus_share(instruction: Shares, data: Shares) -> Shares:
 
 
 def important_heads(
-    focus: Focus,
-    labels: Int[np.ndarray, "prompt"],
-    *,
-    k_values: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0, 0.0),
+    focus: Focus, labels: Codes, *, k_values: tuple[float, ...] = (4.0, 3.0, 2.0, 1.0, 0.0)
 ) -> tuple[Heads, float | None]:
     """Heads with ``(mean_N - k std_N) - (mean_A + k std_A) > 0``, N benign and A attacks.
 
@@ -286,11 +262,9 @@ def important_heads(
             f"{len(benign)} benign prompts"
         )
     gap, spread = benign.mean(0) - attacks.mean(0), benign.std(0) + attacks.std(0)
-    for k in (*k_values, None):
-        # NaN of a layer that does not see the system prompt is never above 0
-        is_chosen = np.isfinite(gap) if k is None else gap - k * spread > 0
-        if is_chosen.any() or k is None:
-            break
+    # NaN of a layer that does not see the system prompt is never above 0
+    k = next((k for k in k_values if (gap - k * spread > 0).any()), None)
+    is_chosen = np.isfinite(gap) if k is None else gap - k * spread > 0
     return tuple((int(layer), int(head)) for layer, head in np.argwhere(is_chosen)), k
 
 
@@ -321,18 +295,16 @@ def read_important_heads(path: Path) -> Heads:
     Source:
         khhung-906/Attention-Tracker, commit d92bf08, ``configs/model_configs/*.json``.
     """
-    try:
-        values: Any = read_json(path)
-    except FileNotFoundError:
-        raise UsageError(f"no list of heads at {path}") from None
+    if not path.is_file():
+        raise UsageError(f"no list of heads at {path}")
+    values: Any = read_json(path)
     params = values.get("params", values) if isinstance(values, dict) else values
     listed = params.get("important_heads") if isinstance(params, dict) else params
     try:
         return _HEADS.validate_python(listed)
     except ValidationError:
-        raise DataFileError(
-            f"{path}: expected important_heads as pairs [[layer, head], …], got none"
-        ) from None
+        expected = "expected important_heads as pairs [[layer, head], …], got none"
+        raise DataFileError(f"{path}: {expected}") from None
 
 
 @dataclass(frozen=True)
@@ -371,10 +343,7 @@ Method = ColumnMethod | TrackerMethod
 
 
 def all_methods(
-    series: Sequence[PromptSeries],
-    grid: Sequence[Window],
-    settings: CalibrateSettings,
-    given: Heads | None = None,
+    series: Sequence[PromptSeries], grid: Sequence[Window], settings: CalibrateSettings, given: Heads | None
 ) -> list[Method]:
     """Every method that is judged; the first is the instability that ``detect`` computes.
 
@@ -388,32 +357,23 @@ def all_methods(
         given: A published list of heads for Attention Tracker.
     """
     n_steps = np.array([each.n_steps for each in series])
-    first_layers = grid[0][2:]
-    single = [n for n, window in enumerate(grid) if window[2:] == first_layers]
+    single = [n for n, window in enumerate(grid) if window[2:] == grid[0][2:]]
 
-    def of_columns(name: str, columns: Columns, texts: Sequence[str], allowed: Allowed) -> ColumnMethod:
-        summary = _SUMMARIES[arrays.get(name, name)]
-        return ColumnMethod(name, summary, columns, tuple(texts), settings.n_inner_folds, allowed)
-
-    def are_reached(train: Int[np.ndarray, "train"]) -> Bool[np.ndarray, "window"]:
+    def are_reached(train: Int[np.ndarray, "train"]) -> Mask:
         return reached(grid, settings, n_steps[train])
 
     others = [spread for spread in get_args(Spread) if spread != settings.spread]
     arrays = {MAIN: settings.spread, **{f"{MAIN}_{each}": each for each in others}, **_BASELINES}
-    methods: list[Method] = []
+    found: dict[str, tuple[Columns, tuple[str, ...], Allowed]] = {}
     for name, array in arrays.items():
         values = padded_steps(series, array)
         if values.ndim > 2:  # noqa: PLR2004
-            texts = [window.text() for window in grid]
-            methods.append(of_columns(name, window_scores(values, grid), texts, are_reached))
+            found[name] = window_scores(values, grid), tuple(w.text() for w in grid), are_reached
             continue
         # without layers, each range of steps once
         windows = [grid[n]._replace(first_layer=0, stop_layer=1) for n in single]
-        texts = [f"steps {window.start}-{window.end}" for window in windows]
-        scores = window_scores(values[..., None], windows)
-        methods.append(of_columns(name, scores, texts, lambda train: are_reached(train)[single]))
-    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
-    methods.append(TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given))
+        texts = tuple(f"steps {window.start}-{window.end}" for window in windows)
+        found[name] = window_scores(values[..., None], windows), texts, lambda t: are_reached(t)[single]
     logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
     constants: dict[str, list[float | None]] = {
         "user_length": [each.record.n_user for each in series],
@@ -423,8 +383,14 @@ def all_methods(
     }
     for name, numbers in constants.items():
         column = np.array(numbers, dtype=np.float64)[:, None]
-        methods.append(of_columns(name, column, ["nothing to choose"], lambda _: np.ones(1, dtype=bool)))
-    return methods
+        found[name] = column, ("nothing to choose",), lambda _: np.ones(1, dtype=bool)
+    methods: list[Method] = [
+        ColumnMethod(name, _SUMMARIES[arrays.get(name, name)], *parts, settings.n_inner_folds)
+        for name, parts in found.items()
+    ]
+    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
+    tracker = TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given)
+    return [*methods[: len(arrays)], tracker, *methods[len(arrays) :]]
 
 
 def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.ndarray, "column"]:
@@ -437,11 +403,3 @@ def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.nda
     medians = np.full(columns.shape[1], np.nan)
     medians[has_any] = np.nanmedian(columns[:, has_any], axis=0)
     return column_tests(np.where(is_there, columns, medians), labels, groups)[0]
-
-
-def few_prompts(name: str) -> NotEnoughDataError:
-    """The error for a choice without enough prompts of a class."""
-    return NotEnoughDataError(
-        f"{name}: every fold needs 5 attacks and 5 benign prompts to choose from\n"
-        f"  Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
-    )

@@ -14,11 +14,11 @@ from dataclasses import asdict, dataclass
 from hashlib import sha256
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Annotated, Any, Final, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
-from pydantic import TypeAdapter
+from pydantic import Field, TypeAdapter
 
 from graphhalu.core.config import read_yaml
 from graphhalu.core.documents import FileFormat, read_document, write_document
@@ -36,7 +36,7 @@ KIND: Final = FileFormat("graphhalu-instability", 1, "Measure prompts:  graphhal
 META_FILE: Final = "meta.json"
 PARTS_FOLDER: Final = "parts"
 
-_MOST_PARTS: Final = 1_000_000
+_N_PARTS: Final = TypeAdapter(Annotated[int, Field(strict=True, ge=0, le=1_000_000)])
 
 DESCRIPTIONS: Final[dict[str, str]] = read_yaml(Path(__file__).with_name("descriptions.yaml"))["arrays"]
 STEP_ARRAYS: Final = tuple(name for name, text in DESCRIPTIONS.items() if text.startswith("[step"))
@@ -135,30 +135,22 @@ class SeriesFolder(NamedTuple):
             DataFileError: If it is of another format or a newer version.
         """
         if not (path / META_FILE).is_file():
-            raise StoreNotFoundError(
-                f"no measured prompts in {path}: {META_FILE} is missing\n  {KIND.way_out}"
-            )
+            fault = f"no measured prompts in {path}: {META_FILE} is missing"
+            raise StoreNotFoundError(f"{fault}\n  {KIND.way_out}")
         meta = read_document(path / META_FILE, dict, KIND)
         with reading(f"{path / META_FILE} is damaged", way_out="Gather again"):
-            n_parts = meta["configuration"]["n_parts"]
-            if type(n_parts) is not int or not 0 <= n_parts <= _MOST_PARTS:
-                raise ValueError(f"it counts {str(n_parts)[:40]} parts")
+            _N_PARTS.validate_python(meta["configuration"]["n_parts"])
         return cls(path, meta["configuration"])
-
-    @property
-    def n_parts(self) -> int:
-        """Parts of the whole study."""
-        return int(self.configuration["n_parts"])
 
     def missing_parts(self) -> list[int]:
         """Parts that are not measured yet."""
-        return [number for number in range(self.n_parts) if not self._part(number).exists()]
+        parts = range(self.configuration["n_parts"])
+        return [number for number in parts if not self._part(number).exists()]
 
     def write_part(self, number: int, series: Sequence[PromptSeries]) -> None:
         """Write a part, whole or not at all."""
-        buffer = io.BytesIO()
         arrays: dict[str, Any] = _packed(series)
-        np.savez_compressed(buffer, **arrays)
+        np.savez_compressed(buffer := io.BytesIO(), **arrays)
         replace_file(self._part(number), buffer.getvalue())
 
     def read(self) -> list[PromptSeries]:
@@ -167,7 +159,7 @@ class SeriesFolder(NamedTuple):
         Raises:
             CorruptStoreError: If a part cannot be read.
         """
-        paths = [self._part(number) for number in range(self.n_parts)]
+        paths = map(self._part, range(self.configuration["n_parts"]))
         return [series for path in paths if path.exists() for series in _read_part(path)]
 
     def _part(self, number: int) -> Path:
@@ -193,47 +185,38 @@ def padded_steps(series: Sequence[PromptSeries], name: str) -> Float[np.ndarray,
     return found
 
 
-def _check_lengths(packed: Mapping[str, np.ndarray], offsets: list[int], n_prompts: int) -> None:
-    """Refuse arrays that are shorter than their prompts, whose slices would be empty."""
-    names = [name for name in STEP_ARRAYS if name in packed]
-    lengths = {len(packed[name]) for name in names} or {0}
-    is_whole = len(offsets) == n_prompts + 1 and lengths == {offsets[-1]} and offsets[0] == 0
-    is_whole &= all(start <= stop for start, stop in pairwise(offsets))
-    if offsets[-1:] != [0]:
-        is_whole &= len(packed["focus_heads"]) == n_prompts and "std" in packed
-    is_whole &= all(packed[name].dtype.kind in "fiub" for name in names)
-    if not is_whole:
-        raise ValueError(f"{n_prompts} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps")
-
-
 def _packed(series: Sequence[PromptSeries]) -> dict[str, np.ndarray]:
-    measured = [each for each in series if each.arrays]
+    measured = [each.arrays for each in series if each.arrays]
     text = json.dumps([asdict(each.record) for each in series], ensure_ascii=False)
     packed: dict[str, np.ndarray] = {
         "records": np.frombuffer(text.encode(), dtype=np.uint8),
         "step_offsets": ragged_offsets(np.array([each.n_steps for each in series], dtype=np.int64)),
     }
-    if not measured:
-        return packed
-    for name in STEP_ARRAYS:
-        if name in measured[0].arrays:
-            packed[name] = np.concatenate([each.arrays[name] for each in measured])
-    # one row a prompt, so that the axes of a part agree
-    nothing = np.full_like(measured[0].arrays["focus_heads"], np.nan)
-    packed["focus_heads"] = np.stack([each.arrays.get("focus_heads", nothing) for each in series])
+    if measured:
+        names = [name for name in STEP_ARRAYS if name in measured[0]]
+        packed |= {name: np.concatenate([arrays[name] for arrays in measured]) for name in names}
+        # one row a prompt, so that the axes of a part agree
+        nothing = np.full_like(measured[0]["focus_heads"], np.nan)
+        packed["focus_heads"] = np.stack([each.arrays.get("focus_heads", nothing) for each in series])
     return packed
 
 
 def _unpacked(packed: Mapping[str, np.ndarray]) -> list[PromptSeries]:
     records = _RECORDS.validate_python(parse_json(packed["records"].tobytes()))
-    offsets = packed["step_offsets"].tolist()
-    _check_lengths(packed, offsets, len(records))
+    offsets, names = packed["step_offsets"].tolist(), [name for name in STEP_ARRAYS if name in packed]
+    # arrays that are shorter than their prompts would have empty slices
+    lengths = {len(packed[name]) for name in names} or {0}
+    is_whole = len(offsets) == len(records) + 1 and lengths == {offsets[-1]} and offsets[0] == 0
+    is_whole &= sorted(offsets) == offsets and all(packed[name].dtype.kind in "fiub" for name in names)
+    if offsets[-1:] != [0]:
+        is_whole &= len(packed["focus_heads"]) == len(records) and "std" in packed
+    if not is_whole:
+        raise ValueError(f"{len(records)} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps")
     found = []
-    for place, record in enumerate(records):
-        start, stop = offsets[place], offsets[place + 1]
+    for place, (record, bounds) in enumerate(zip(records, pairwise(offsets), strict=True)):
         arrays: dict[str, np.ndarray] = {}
-        if start < stop:
-            arrays = {n: packed[n][start:stop] for n in STEP_ARRAYS if n in packed}
+        if bounds[0] < bounds[1]:
+            arrays = {name: packed[name][slice(*bounds)] for name in names}
             arrays["focus_heads"] = packed["focus_heads"][place]
         found.append(PromptSeries(record, arrays))
     return found
@@ -305,27 +288,25 @@ def _read(path: Path) -> list[tuple[str, TableRow | None]]:
         raise UsageError(f"no file of prompts at {path}")
     found: list[tuple[str, TableRow | None]] = []
     is_empty = not path.read_bytes().strip()
-    if not is_empty and any(suffix.lower() in _TABLES for suffix in path.suffixes):
-        for row in read_rows(open_file(path)):
-            name = next((name for name in _TEXT_FIELDS if name in row.values), _TEXT_FIELDS[0])
-            require_columns(row, name, expected="a column 'prompt' or 'text'")
-            found.append((text_field(row, name), row))
-    elif not is_empty:
+    is_table = any(suffix.lower() in _TABLES for suffix in path.suffixes)
+    for row in read_rows(open_file(path)) if is_table and not is_empty else ():
+        name = next((name for name in _TEXT_FIELDS if name in row.values), _TEXT_FIELDS[0])
+        require_columns(row, name, expected="a column 'prompt' or 'text'")
+        found.append((text_field(row, name), row))
+    if not is_table and not is_empty:
         found += [(line.strip(), None) for line in open_file(path).text().split("\n") if line.strip()]
     if not found:
-        raise UsageError(
-            f"{path} holds no prompt\n  Expected one prompt a line, or rows with a column 'prompt' or 'text'"
-        )
+        expected = "Expected one prompt a line, or rows with a column 'prompt' or 'text'"
+        raise UsageError(f"{path} holds no prompt\n  {expected}")
     return found
 
 
 def _label(row: TableRow) -> int:
     require_columns(row, "label")
     value = row.values["label"]
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    found = _LABELS.get(str(value).strip().lower())
+    plain = int(value) if isinstance(value, float) and value.is_integer() else value
+    found = _LABELS.get(str(plain).strip().lower())
     if found is None:
-        error: DataFileError = wrong_value(row, "label", "1 (attack) or 0 (benign)", value)
+        error: DataFileError = wrong_value(row, "label", "1 (attack) or 0 (benign)", plain)
         raise error
     return found

@@ -9,10 +9,10 @@ from typing import Annotated, Any, Final, Literal, NamedTuple
 from pydantic import Field, field_validator
 
 from graphhalu.core.config import Config
-from graphhalu.core.documents import FileFormat, read_document, write_document
+from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import UsageError
 from graphhalu.detectors.identity import Identity
-from graphhalu.studies.rows import Row
+from graphhalu.studies.rows import Row, StudyResult
 
 Denominator = Literal["prompt", "everything"]
 Spread = Literal["std", "logit", "bounded"]
@@ -88,7 +88,6 @@ class CalibrateSettings(Config):
         return values
 
 
-KIND: Final = FileFormat("graphhalu-instability-calibration", 1, "Make one:  graphhalu instability calibrate")
 MAIN: Final = "instability"
 TRACKER: Final = "attention_tracker"
 
@@ -155,8 +154,10 @@ class TrackerChoice(Config):
     """Threshold of minus the focus with the best F1 on all prompts."""
 
 
-class Calibration(Config):
+class Calibration(StudyResult):
     """Choices on all prompts, and their results in nested folds."""
+
+    kind = FileFormat("graphhalu-instability-calibration", 1, "Make one:  graphhalu instability calibrate")
 
     identity: Identity
     """Model and prompt recipe that it belongs to."""
@@ -224,18 +225,14 @@ class Calibration(Config):
             raise UsageError(f"the calibration has thresholds for the rates {known}, not for {aim:g}")
         return found
 
-    def write(self, path: Path) -> Path:
-        """Write the file, whole or not at all."""
-        return write_document(path, self, KIND)
+    @classmethod
+    def read(cls, path: Path) -> "Calibration":
+        """Read what :meth:`write` wrote.
 
-
-def read_calibration(path: Path) -> Calibration:
-    """Read what :meth:`Calibration.write` wrote.
-
-    Raises:
-        UsageError: If there is no such file.
-        DataFileError: If it is something else.
-    """
-    if not path.is_file():
-        raise UsageError(f"no calibration at {path}\n  {KIND.way_out}")
-    return read_document(path, Calibration, KIND)
+        Raises:
+            UsageError: If there is no such file.
+            DataFileError: If it is something else.
+        """
+        if not path.is_file():
+            raise UsageError(f"no calibration at {path}\n  {cls.kind.way_out}")
+        return super().read(path)

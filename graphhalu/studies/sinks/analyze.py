@@ -16,10 +16,8 @@ from typing import Any, Final
 import numpy as np
 from scipy.stats import chi2, spearmanr
 
-from graphhalu.core.config import Config
-from graphhalu.core.documents import FileFormat, plain_values, read_document, write_document
+from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import GraphhaluError, NotEnoughDataError
-from graphhalu.core.files import reading
 from graphhalu.core.provenance import provenance
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import Estimate, EvaluationSet
@@ -27,32 +25,19 @@ from graphhalu.heads.files import read_table
 from graphhalu.heads.table import HeadTable
 from graphhalu.labels.labels import MEANINGS, Meaning
 from graphhalu.models.cards import MODEL_CARDS
-from graphhalu.studies.rows import Row, find_row
+from graphhalu.studies.rows import Row, StudyResult, find_row
 from graphhalu.studies.sinks.effects import class_effects, localise, mean, pearson, prediction, shift
 from graphhalu.studies.sinks.probes import N_FOLDS, fit_models, models_of
 from graphhalu.studies.sinks.records import SETTINGS, SinkRecord, SinkRun, SinkTable, find_runs, read_run
-from graphhalu.studies.sinks.settings import AnalyzeConfig
+from graphhalu.studies.sinks.settings import SERIES, VARIED, AnalyzeConfig
 
-RESULT_FILE: Final = "sinks.json"
-KIND: Final = FileFormat("graphhalu-sinks-analysis", 1, "Run:  graphhalu sinks analyze")
 LEAST_OF_CLASS: Final = 3 * N_FOLDS
 """Questions of the rarer class below which inner folds lack a class."""
 _DIGITS: Final = 6
-_VARIED: Final = ("chat", "sink_tokens", "query_mode", "quantization")
 LEAST_BOTH: Final = 10
 _LEAST_MODELS: Final = 4
 _UNITS: Final = {"k": 1e3, "m": 1e6, "b": 1e9, "t": 1e12}
 _NORMAL_WIDTH: Final = 2 * 1.959963984540054
-_LABELS: Final = {
-    "model": "{run.model}",
-    "task": "{run.task}",
-    "meaning": "label: {found.meaning}",
-    "sink_tokens": "K = {run.sink_tokens}",
-    "query_mode": "queries: {run.query_mode}",
-    "chat": "chat {run.chat}",
-    "quantization": "quantisation {run.quantization}",
-}
-"""Descriptions of the settings that runs of one series share."""
 
 
 class RunResult(Row):
@@ -66,12 +51,15 @@ class RunResult(Row):
     """Meaning of a label to the reason why it could not."""
 
 
-class SinksResult(Config):
+class SinksResult(StudyResult):
     """An analysis of one or several runs, as one JSON file that the figures are drawn from.
 
     Positive is the class with label 1: hallucinated answers, or inputs that the data set calls bad.
     A difference is positive minus negative.
     """
+
+    kind = FileFormat("graphhalu-sinks-analysis", 1, "Run:  graphhalu sinks analyze")
+    file = "sinks.json"
 
     runs: tuple[RunResult, ...]
     """The files of records."""
@@ -88,32 +76,11 @@ class SinksResult(Config):
     notes: tuple[str, ...] = ()
     """What a reader must know."""
 
-    def values(self) -> dict[str, Any]:
-        """Plain values for JSON."""
-        return plain_values(self, KIND)
-
-    def write(self, folder: Path) -> Path:
-        """Write ``sinks.json``, whole or not at all."""
-        return write_document(folder / RESULT_FILE, self, KIND)
-
 
 Analysed = tuple[SinkRun, RunResult]
 """A run with its results."""
-
-
-def read_sinks(path: Path) -> SinksResult:
-    """Read what :meth:`SinksResult.write` wrote.
-
-    Args:
-        path: The file, or its folder.
-
-    Raises:
-        DataFileError: If there is none, or it is of another version or does not validate.
-    """
-    file = path / RESULT_FILE if path.is_dir() else path
-    # numbers beyond float64 are not fault that pydantic reports
-    with reading(f"{file} cannot be read as an analysis"):
-        return read_document(file, SinksResult, KIND)
+Found = tuple[Analysed, Row]
+"""One of its findings beside it."""
 
 
 def analyze(
@@ -128,15 +95,14 @@ def analyze(
     config = config or AnalyzeConfig()
     files = find_runs(paths)
     role = None if config.heads is None else read_table(config.heads, config.role)
-    notes: dict[str, None] = {}
-    analysed: list[Analysed] = []
+    notes, analysed = dict[str, None](), list[Analysed]()
     for path in files:
         on_progress(len(analysed), len(files))
         run = read_run(path)
         if role is not None and not _fits(role, run):
-            named = role.model.get("name") or "an unknown model"
+            owner = role.model.get("name") or "an unknown model"
             other = f"were not compared with {run.first.model}: another model"
-            notes[f"the {role.role} heads of {named} {other}"] = None
+            notes[f"the {role.role} heads of {owner} {other}"] = None
         analysed.append((run, analyze_run(run, config, role)))
     on_progress(len(files), len(files))
     return SinksResult(
@@ -174,18 +140,12 @@ def analyze_run(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None = No
             error.add_note(f"in {run.name}")
             raise
     commonest, share = run.commonest_answer() or (None, None)
+    n_layers, n_heads = first.by_head.shape
     values: dict[str, Any] = {name: getattr(first, name) for name in SETTINGS if name != "chat_mode"}
-    values |= {
-        "chat": first.chat_mode,
-        "n_layers": first.by_head.shape[0],
-        "n_heads": first.by_head.shape[1],
-        "n_records": len(run.records),
-        "n_usable": len(run.usable),
-        "accuracy": run.accuracy(),
-        "n_parameters": model_size(first.model, run.meta.get("n_parameters")),
-        "commonest_answer": commonest,
-        "commonest_share": share,
-    }
+    values |= {"n_layers": n_layers, "n_heads": n_heads, "chat": first.chat_mode}
+    values |= {"n_records": len(run.records), "n_usable": len(run.usable), "accuracy": run.accuracy()}
+    values |= {"commonest_answer": commonest, "commonest_share": share}
+    values["n_parameters"] = model_size(first.model, run.meta.get("n_parameters"))
     return RunResult(name=run.name, findings=tuple(found), left_out=left_out, **values)
 
 
@@ -263,25 +223,21 @@ def scaling(analysed: Sequence[Analysed]) -> tuple[Row, ...]:
         and a ``note`` that must be known to read it.
     """
     found = []
-    for name, members in _series(analysed, leave_out=("model", "chat")):
+    for name, members in _series(analysed, "model", "chat"):
+        probes = [find_row(f.models, name="heads") for _, f in members]
         points = [
-            Row(
-                **_of_run(run, "model", "chat", "n_parameters"),
-                cohens_d=f.shift.cohens_d,
-                auroc=f.prediction.auroc,
-                probe_auroc=probe.auroc,
-            )
-            for (_, run), f in members
-            if run.n_parameters is not None and (probe := find_row(f.models, name="heads")) is not None
+            Row(**_effects(run, f, "model", "chat", "n_parameters"), probe_auroc=probe.auroc)
+            for ((_, run), f), probe in zip(members, probes, strict=True)
+            if run.n_parameters is not None and probe is not None
         ]
         if len({point.model for point in points}) < 2:  # noqa: PLR2004
             continue
         points.sort(key=lambda point: point.n_parameters)
         note = f"{len(points)} models of different families, not one family in several sizes"
-        value, p_value = float("nan"), float("nan")
+        value = p_value = float("nan")
         if len(points) >= _LEAST_MODELS:
-            sizes, effects = zip(*((p.n_parameters, p.cohens_d.value) for p in points), strict=True)
-            value, p_value = map(float, spearmanr(sizes, effects))
+            effects = [point.cohens_d.value for point in points]
+            value, p_value = map(float, spearmanr([point.n_parameters for point in points], effects))
         if np.isnan(value):
             note += f"; a correlation needs {_LEAST_MODELS}"
         found.append(Row(series=name, points=points, spearman=value, p_spearman=p_value, note=note))
@@ -298,15 +254,9 @@ def tasks(analysed: Sequence[Analysed]) -> tuple[Row, ...]:
         tasks with a positive d: a sign that changes is not a rule.
     """
     found = []
-    for name, members in _series(analysed, leave_out=("task", "meaning")):
+    for name, members in _series(analysed, "task", "meaning"):
         rows = [
-            Row(
-                **_of_run(run, "task"),
-                meaning=f.meaning,
-                cohens_d=f.shift.cohens_d,
-                adjusted_d=f.shift.adjusted_d,
-                auroc=f.prediction.auroc,
-            )
+            Row(**_effects(run, f, "task"), meaning=f.meaning, adjusted_d=f.shift.adjusted_d)
             for (_, run), f in members
         ]
         if len({(row.task, row.meaning) for row in rows}) > 1:
@@ -317,8 +267,10 @@ def tasks(analysed: Sequence[Analysed]) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def _of_run(run: RunResult, *names: str) -> dict[str, Any]:
-    return {"run": run.name, **{name: getattr(run, name) for name in names}}
+def _effects(run: RunResult, found: Row, *names: str) -> dict[str, Any]:
+    """The name of a run, some of its settings, and its effects."""
+    effects = {"cohens_d": found.shift.cohens_d, "auroc": found.prediction.auroc}
+    return {"run": run.name, **{name: getattr(run, name) for name in names}, **effects}
 
 
 def heterogeneity(effects: Sequence[Estimate]) -> tuple[float, float, float]:
@@ -333,11 +285,10 @@ def heterogeneity(effects: Sequence[Estimate]) -> tuple[float, float, float]:
     values = np.array([each.value for each in effects])
     errors = np.array([(each.high - each.low) / _NORMAL_WIDTH for each in effects])
     if len(values) < 2 or not (errors > 0).all():  # noqa: PLR2004
-        return float("nan"), float("nan"), float("nan")
-    weights = 1 / errors**2
+        return (float("nan"),) * 3
+    weights, freedom = 1 / errors**2, len(values) - 1
     centre = (weights * values).sum() / weights.sum()
     q = float((weights * (values - centre) ** 2).sum())
-    freedom = len(values) - 1
     return q, float(chi2.sf(q, freedom)), max(0.0, (q - freedom) / q) if q > 0 else 0.0
 
 
@@ -350,18 +301,18 @@ def sensitivities(analysed: Sequence[Analysed], how: AnalyzeConfig) -> tuple[Row
         :func:`_compared_pairs` gives.
     """
     found = []
-    for setting in _VARIED:
-        for series, members in _series(analysed, leave_out=(setting,)):
+    for setting in VARIED:
+        for series, members in _series(analysed, setting):
             for ((run, first), f), ((other, second), _) in combinations(members, 2):
                 values = [str(getattr(result, setting)) for result in (first, second)]
                 in_other = {_key(record): record for record in other.labelled(f.meaning)}
                 keyed = [(record, in_other.get(_key(record))) for record in run.labelled(f.meaning)]
                 pairs = [(record, again) for record, again in keyed if again is not None]
-                if values[0] != values[1] and len(pairs) >= LEAST_BOTH:
-                    with suppress(NotEnoughDataError):
-                        compared = _compared_pairs(pairs, f.meaning, how)
-                        between = {"setting": setting, "first": values[0], "second": values[1]}
-                        found.append(Row(**between, series=series, meaning=f.meaning, **compared))
+                if values[0] == values[1] or len(pairs) < LEAST_BOTH:
+                    continue
+                about = {"setting": setting, "first": values[0], "second": values[1], "series": series}
+                with suppress(NotEnoughDataError):
+                    found.append(Row(**about, meaning=f.meaning, **_compared_pairs(pairs, f.meaning, how)))
     return tuple(found)
 
 
@@ -383,8 +334,8 @@ def _compared_pairs(
     a, b = (SinkTable.of(side, meaning) for side in zip(*pairs, strict=True))
     answers = [(x.pred, y.pred) for x, y in pairs if None not in (x.pred, y.pred)]
     sample = EvaluationSet(a.labels, a.groups, how.n_resamples, how.seed)
-    both = ((sample, a), (replace(sample, labels=b.labels), b))
-    effects = [class_effects(each, table.mass)[1] for each, table in both]
+    again = replace(sample, labels=b.labels)
+    first, second = class_effects(sample, a.mass)[1], class_effects(again, b.mass)[1]
     wrong = np.array([[r.labels.get("hallucinated") for r in pair] for pair in pairs], dtype=np.float64)
     accuracy = Estimate.of(mean(sample, wrong[:, 0] - wrong[:, 1])) if np.isfinite(wrong).all() else None
     return {
@@ -393,18 +344,16 @@ def _compared_pairs(
         "mass_pearson": pearson(a.mass, b.mass),
         "accuracy_difference": accuracy,
         "share_changed": float(np.mean([x != y for x, y in answers])) if answers else None,
-        "d_first": float(effects[0][0]),
-        "d_second": float(effects[1][0]),
-        "d_difference": Estimate.of(effects[1] - effects[0]),
+        "d_first": float(first[0]),
+        "d_second": float(second[0]),
+        "d_difference": Estimate.of(second - first),
     }
 
 
-def _series(
-    analysed: Sequence[Analysed], *, leave_out: tuple[str, ...]
-) -> Iterator[tuple[str, list[tuple[Analysed, Row]]]]:
+def _series(analysed: Sequence[Analysed], *leave_out: str) -> Iterator[tuple[str, list[Found]]]:
     """Runs, once for each label, that share all but some settings."""
-    shared = ", ".join(label for key, label in _LABELS.items() if key not in leave_out)
-    groups: dict[str, list[tuple[Analysed, Row]]] = defaultdict(list)
+    shared = ", ".join(label for key, label in SERIES.items() if key not in leave_out)
+    groups = defaultdict[str, list[Found]](list)
     for each in analysed:
         for found in each[1].findings:
             groups[shared.format(run=each[1], found=found)].append((each, found))

@@ -21,22 +21,16 @@ from graphhalu.evaluation.bootstrap import (
     group_codes,
     mean_rows,
 )
-from graphhalu.evaluation.metrics import ece, evaluate, reliability_curve
+from graphhalu.evaluation.metrics import Floats, Resampled, ece, evaluate, ratio, reliability_curve
+from graphhalu.evaluation.univariate import FALSE_DISCOVERIES
 from graphhalu.heads.table import HeadTable, contrast, mean_of_present, resampled_means
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
-Values = Float[np.ndarray, "trace"]
-Rows = Float[np.ndarray, "row"]
-Labels = Int[np.ndarray, "trace"]
-RowLabels = Int[np.ndarray, "row trace"]
-
 TraceCells = Float[np.ndarray, "trace *cell"]
-Resampled = Float[np.ndarray, "resample layer head"]
 PerHead = Float[np.ndarray, "layer head"]
 
-FALSE_DISCOVERIES: Final = 0.05
 N_QUANTILES: Final = 5
 N_RELIABILITY_BINS: Final = 10
 _BLOCK: Final = 256
@@ -44,16 +38,16 @@ _MIXED: Final = 0.5
 
 
 def drawn_from(table: SinkTable, how: AnalyzeConfig) -> EvaluationSet:
-    """Labels and questions of records, with number and seed of the resamples."""
+    """Ints and questions of records, with number and seed of the resamples."""
     return EvaluationSet(table.labels, table.groups, how.n_resamples, how.seed)
 
 
-def mean(sample: EvaluationSet, values: Values) -> Rows:
+def mean(sample: EvaluationSet, values: Floats) -> Resampled:
     """Mean over the sample, then over each resample of questions."""
     return mean_rows(values, sample.groups, n_resamples=sample.n_resamples, seed=sample.seed)
 
 
-def class_effects(sample: EvaluationSet, values: Values) -> tuple[Rows, Rows]:
+def class_effects(sample: EvaluationSet, values: Floats) -> tuple[Resampled, Resampled]:
     """Mean of label 1 minus that of label 0, and Cohen's d; NaN where a row lacks a class.
 
     Source:
@@ -64,7 +58,7 @@ def class_effects(sample: EvaluationSet, values: Values) -> tuple[Rows, Rows]:
     powers = np.stack([np.ones(len(values)), centred, centred**2], axis=1)
     of_class = [powers * (sample.labels == label)[:, None] for label in (1, 0)]
     parts = np.split(sample.sums(np.concatenate(of_class, axis=1)), 2, axis=1)
-    means = [_ratio(part[:, 1], part[:, 0]) for part in parts]
+    means = [ratio(part[:, 1], part[:, 0]) for part in parts]
     squares = [part[:, 2] - part[:, 0] * m**2 for part, m in zip(parts, means, strict=True)]
     freedom = parts[0][:, 0] + parts[1][:, 0] - 2
     difference, spread = means[0] - means[1], squares[0] + squares[1]
@@ -74,13 +68,13 @@ def class_effects(sample: EvaluationSet, values: Values) -> tuple[Rows, Rows]:
     return difference, np.where(is_spread, difference / pooled, np.nan)
 
 
-def cohens_d(sample: EvaluationSet, values: Values) -> Estimate:
+def cohens_d(sample: EvaluationSet, values: Floats) -> Estimate:
     """Cohen's d with its interval; 0 where the values have no spread."""
     found = class_effects(sample, values)[1]
     return Estimate(0.0, 0.0, 0.0) if np.isnan(found[0]) else Estimate.of(found)
 
 
-def median_differences(sample: EvaluationSet, values: Values) -> Rows:
+def median_differences(sample: EvaluationSet, values: Floats) -> Resampled:
     """Median of label 1 minus that of label 0 in the sample, then in each resample."""
     codes, n_groups = group_codes(sample.groups)
     sides = [(values[is_in], codes[is_in]) for is_in in (sample.labels == 1, sample.labels == 0)]
@@ -92,19 +86,22 @@ def median_differences(sample: EvaluationSet, values: Values) -> Rows:
     return positive - negative
 
 
-def permutation_p(sample: EvaluationSet, values: Values, n_permutations: int) -> float:
+def permutation_p(sample: EvaluationSet, values: Floats, n_permutations: int) -> float:
     """Two-sided p-value of the difference of means under exchanged labels.
 
     One is added to both counts, so it is never 0. Where most records stand in questions with
     both classes, labels are exchanged within questions only.
     """
-    generator = np.random.default_rng(sample.seed)
-    observed = abs(_difference(values, sample.labels[None])[0])
-    within = group_codes(sample.groups)[0] if is_mixed(sample) else None
-    n_extreme = 0
+    generator, labels = np.random.default_rng(sample.seed), sample.labels
+    observed, n_extreme = abs(_difference(values, labels[None])[0]), 0
+    within = group_codes(sample.groups)[0]
+    by_group = labels[np.argsort(within, kind="stable")]
     for start in range(0, n_permutations, _BLOCK):
         keys = generator.random((min(_BLOCK, n_permutations - start), len(values)))
-        drawn = _permuted(sample.labels, within, keys)
+        drawn = labels[np.argsort(keys, axis=1)]
+        if is_mixed(sample):
+            # sorted by question and then at random: each question keeps its own labels
+            np.put_along_axis(drawn, np.argsort(within + keys, axis=1), by_group[None], axis=1)
         n_extreme += int((np.abs(_difference(values, drawn)) >= observed - 1e-12).sum())
     return (n_extreme + 1) / (n_permutations + 1)
 
@@ -116,7 +113,7 @@ def is_mixed(sample: EvaluationSet) -> bool:
     return bool(((share > 0) & (share < 1))[codes].mean() > _MIXED)
 
 
-def correlation(sample: EvaluationSet, first: Values, second: Values) -> Estimate | None:
+def correlation(sample: EvaluationSet, first: Floats, second: Floats) -> Estimate | None:
     """Pearson's correlation with its interval; ``None`` where one of them has no spread."""
     if np.isnan(pearson(first, second)):
         return None
@@ -163,7 +160,7 @@ def shift(table: SinkTable, how: AnalyzeConfig) -> Row:
     )
 
 
-def pearson(first: Values, second: Values) -> float:
+def pearson(first: Floats, second: Floats) -> float:
     """Pearson's correlation; NaN where one of them has no spread."""
     if len(first) < 3 or not first.std() > 0 or not second.std() > 0:  # noqa: PLR2004
         return float("nan")
@@ -187,14 +184,13 @@ def prediction(table: SinkTable, probabilities: Float[np.ndarray, "seed trace"],
     """
     mass, labels = table.mass, table.labels
     adjusted = length_adjusted(mass, table.length[:, None])
-    curve = reliability_curve(probabilities[0], labels, n_bins=N_RELIABILITY_BINS)
-    prevalence = float(labels.mean())
-    precision, recall, _ = precision_recall_curve(labels, mass)
+    curve = zip(*reliability_curve(probabilities[0], labels, n_bins=N_RELIABILITY_BINS), strict=True)
+    prevalence, (precision, recall, _) = float(labels.mean()), precision_recall_curve(labels, mass)
 
-    def estimate(metric: str, scores: Values) -> Estimate:
+    def estimate(metric: str, scores: Floats) -> Estimate:
         drawing = {"n_resamples": how.n_resamples, "seed": how.seed}
-        value = evaluate(scores, labels)[metric]
-        return Estimate(value, *bootstrap_interval(metric, scores, labels, table.groups, **drawing))
+        interval = bootstrap_interval(metric, scores, labels, table.groups, **drawing)
+        return Estimate(evaluate(scores, labels)[metric], *interval)
 
     return Row(
         auroc=estimate("auroc", mass),
@@ -206,7 +202,7 @@ def prediction(table: SinkTable, probabilities: Float[np.ndarray, "seed trace"],
         ece=float(np.mean([ece(row, labels) for row in probabilities])),
         brier=float(np.mean([brier_score_loss(labels, row) for row in probabilities])),
         brier_of_prevalence=prevalence * (1 - prevalence),
-        reliability=[(float(p), float(share), int(n)) for p, share, n in zip(*curve, strict=True)],
+        reliability=[(float(p), float(share), int(n)) for p, share, n in curve],
     )
 
 
@@ -223,13 +219,10 @@ def quantile_bins(table: SinkTable, how: AnalyzeConfig) -> tuple[Row, ...]:
     is_in = bins[:, None] == np.unique(bins)[None]
     columns = np.concatenate([is_in, is_in & (table.labels == 0)[:, None]], axis=1).astype(float)
     sizes, hits = np.split(drawn_from(table, how).sums(columns), 2, axis=1)
-    return tuple(
-        Row(
-            mean_mass=float(table.mass[of].mean()),
-            n=int(size[0]),
-            share_negative=Estimate.of(_ratio(hit, size)),
-        )
-        for of, size, hit in zip(is_in.T, sizes.T, hits.T, strict=True)
+    return Row.table(
+        mean_mass=[float(table.mass[of].mean()) for of in is_in.T],
+        n=sizes[0].astype(int).tolist(),
+        share_negative=[Estimate.of(rows) for rows in ratio(hits, sizes).T],
     )
 
 
@@ -262,30 +255,24 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
     error = resampled.std(axis=0)
     z = np.divide(found[""], error, out=np.full_like(error, np.nan), where=error > 0)
     cells = {"z": z, **q_values, "stability": _top_share(resampled, z, error, how.n_top)}
-    estimates = _estimates(found, how)
-    top = [
-        Row(
-            layer=cell // z.shape[1],
-            head=cell % z.shape[1],
-            difference=estimates[cell],
-            **{name: float(values.flat[cell]) for name, values in cells.items()},
-        )
-        for cell in _largest(z, min(how.n_top, int(np.isfinite(z).sum())))
-    ]
+    estimates, largest = _estimates(found, how), _largest(z, min(how.n_top, int(np.isfinite(z).sum())))
+    layers, heads = (each.tolist() for each in np.unravel_index(largest, z.shape))
+    numbers = {name: values.ravel()[largest].tolist() for name, values in cells.items()}
     by_layer = by_head.mean(axis=2)
     is_known = np.isfinite(by_layer).all(axis=0)
     profiles = [np.where(is_known, mean_of_present(by_layer[table.labels == c]), np.nan) for c in (1, 0)]
-    of_layers = _estimates(_contrast(table, by_layer, how), how)
+    of_layers = zip(_estimates(_contrast(table, by_layer, how), how), is_known, strict=True)
+    is_significant = {name: int((values < FALSE_DISCOVERIES).sum()) for name, values in q_values.items()}
     return Row(
         difference=found[""].tolist(),
         **{name: values.tolist() for name, values in q_values.items()},
         n_heads=int(np.isfinite(found["_q"]).sum()),
-        n_significant=int((found["_q"] < FALSE_DISCOVERIES).sum()),
-        n_significant_adjusted=int((q_values["adjusted_q_value"] < FALSE_DISCOVERIES).sum()),
-        top=top,
+        n_significant=is_significant["q_value"],
+        n_significant_adjusted=is_significant["adjusted_q_value"],
+        top=Row.table(layer=layers, head=heads, difference=[estimates[each] for each in largest], **numbers),
         profile_positive=profiles[0].tolist(),
         profile_negative=profiles[1].tolist(),
-        profile_difference=[each if known else None for each, known in zip(of_layers, is_known, strict=True)],
+        profile_difference=[each if known else None for each, known in of_layers],
         overlaps=[role_overlap(z, role, how.n_top) for role in roles],
     )
 
@@ -310,23 +297,17 @@ def role_overlap(z: PerHead, role: HeadTable, k: int) -> Row:
     n_shared = len(set(_largest(size, k)) & set(_largest(score, k, is_signed=True)))
     has_order = n_known > 2 and np.ptp(score[is_known]) > 0  # noqa: PLR2004
     tested = spearmanr(size[is_known], score[is_known]) if has_order else (np.nan, np.nan)
-    return Row(
-        role=role.role,
-        k=k,
-        n_shared=n_shared,
-        n_expected=k * k / max(n_known, 1),
-        p_value=float(hypergeom.sf(n_shared - 1, n_known, k, k)),
-        spearman=float(tested[0]),
-        p_spearman=float(tested[1]),
-    )
+    shared = {"n_shared": n_shared, "n_expected": k * k / max(n_known, 1)}
+    p_value = float(hypergeom.sf(n_shared - 1, n_known, k, k))
+    order = {"spearman": float(tested[0]), "p_spearman": float(tested[1])}
+    return Row(role=role.role, k=k, **shared, p_value=p_value, **order)
 
 
 def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[str, Any]:
     """Label 1 minus label 0."""
-    sides = [table.labels == label for label in (1, 0)]
-    first, second = (values[is_in] for is_in in sides)
-    groups = (table.groups[sides[0]].tolist(), table.groups[sides[1]].tolist())
-    return contrast(first, second, groups, n_resamples=how.n_resamples, seed=how.seed)
+    first, second = (table.labels == label for label in (1, 0))
+    groups = table.groups[first].tolist(), table.groups[second].tolist()
+    return contrast(values[first], values[second], groups, n_resamples=how.n_resamples, seed=how.seed)
 
 
 def _estimates(found: Mapping[str, Any], how: AnalyzeConfig) -> list[Estimate]:
@@ -336,7 +317,7 @@ def _estimates(found: Mapping[str, Any], how: AnalyzeConfig) -> list[Estimate]:
     return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
 
 
-def _top_share(resampled: Resampled, z: PerHead, error: PerHead, k: int) -> PerHead:
+def _top_share(resampled: Float[np.ndarray, "resample *cell"], z: PerHead, error: PerHead, k: int) -> PerHead:
     """Share of resamples in which a head is among the ``k`` that differ most for their spread."""
     is_known = np.isfinite(z)
     size = np.where(is_known, np.abs(resampled) / np.where(is_known, error, 1.0), -np.inf)
@@ -351,22 +332,7 @@ def _largest(values: PerHead, k: int, *, is_signed: bool = False) -> list[int]:
     return np.argsort(-keys.ravel(), kind="stable")[:k].tolist()
 
 
-def _ratio(total: Rows, count: Rows) -> Rows:
-    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
-
-
-def _difference(values: Values, labels: RowLabels) -> Rows:
-    n_positive = labels.sum(axis=1)
-    total = labels @ values
-    n_negative = len(values) - n_positive
-    return total / n_positive - (values.sum() - total) / n_negative
-
-
-def _permuted(labels: Labels, within: Labels | None, keys: Float[np.ndarray, "row trace"]) -> RowLabels:
-    if within is None:
-        return labels[np.argsort(keys, axis=1)]
-    # sorted by question and then at random: each question keeps its own labels
-    by_group = np.argsort(within, kind="stable")
-    drawn = np.empty(keys.shape, dtype=labels.dtype)
-    np.put_along_axis(drawn, np.argsort(within + keys, axis=1), labels[by_group][None], axis=1)
-    return drawn
+def _difference(values: Floats, labels: Int[np.ndarray, "row item"]) -> Float[np.ndarray, "row"]:
+    """Mean of label 1 minus that of label 0 under each row of labels."""
+    n_positive, total = labels.sum(axis=1), labels @ values
+    return total / n_positive - (values.sum() - total) / (len(values) - n_positive)

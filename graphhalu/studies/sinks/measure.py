@@ -12,9 +12,11 @@ last token.
 import logging
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, Final
 
 import numpy as np
@@ -23,12 +25,13 @@ from jaxtyping import Bool
 
 from graphhalu.core.axes import SPAN_NAMES
 from graphhalu.core.errors import GraphhaluError, UsageError
-from graphhalu.core.provenance import file_sha256, installed_version, provenance
+from graphhalu.core.provenance import installed_version
 from graphhalu.datasets.question import Question
-from graphhalu.datasets.registry import DATASETS, load_questions, own_path
+from graphhalu.datasets.registry import DATASETS, load_questions
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.extraction import prompt_template_name, uses_chat
 from graphhalu.extract.run import extract
+from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.block import TraceBlock, blocks
 from graphhalu.features.sinks import row_sink_share
 from graphhalu.labels.labels import Labels
@@ -38,21 +41,18 @@ from graphhalu.models.check import check_model
 from graphhalu.models.load import LoadedModel, load_model
 from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.passes import (
-    KIND_DESCRIPTIONS,
     Journal,
     Kind,
-    SinkMass,
     SinkPrompt,
     kind_of,
     measure_batches,
-    record_of,
+    sink_fields,
     sink_prompts,
 )
 from graphhalu.studies.sinks.records import (
-    FORMAT,
-    FORMAT_VERSION,
     SUFFIX,
     QueryMode,
+    SinkCell,
     SinkRecord,
     SinkRun,
     read_run,
@@ -60,8 +60,8 @@ from graphhalu.studies.sinks.records import (
     run_stem,
     write_run,
 )
-from graphhalu.studies.sinks.settings import Ablation, SinkMeasureConfig
-from graphhalu.traces.schema import N_SINK_KEYS, TraceRecord
+from graphhalu.studies.sinks.settings import DESCRIBED, KINDS, Ablations, SinkMeasureConfig
+from graphhalu.traces.schema import N_SINK_KEYS
 from graphhalu.traces.store import TraceStore, open_traces
 
 WAVE: Final = 96
@@ -72,11 +72,7 @@ _LOG: Final = logging.getLogger(__name__)
 
 
 def measure(
-    config: SinkMeasureConfig,
-    out: Path,
-    *,
-    ablate: Sequence[Ablation] = (),
-    on_progress: Progress = no_progress,
+    config: SinkMeasureConfig, out: Path, *, ablate: Ablations = (), on_progress: Progress = no_progress
 ) -> list[SinkRun]:
     """Measure, and write one file of records for each window, query mode and variant.
 
@@ -93,13 +89,8 @@ def measure(
         GraphhaluError: If the data set or the model cannot be used.
     """
     dataset = config.dataset
-    questions = load_questions(
-        dataset.name,
-        dataset.path,
-        num_samples=config.num_samples,
-        seed=dataset.seed,
-        fields=dataset.fields or None,
-    )
+    chosen: dict[str, Any] = {"num_samples": config.num_samples, "seed": dataset.seed}
+    questions = load_questions(dataset.name, dataset.path, fields=dataset.fields or None, **chosen)
     kind = kind_of(questions, dataset.name)
     found: list[SinkRun] = []
     for quantization in _quantizations(config, ablate):
@@ -114,26 +105,19 @@ def measure(
                     raise
                 _log_skipped(f"quantisation {quantization}", error)
                 continue
-        for chat in ["off", "on"] if "chat" in ablate else [config.prompt.chat]:
+        for chat in _chats(config, ablate, loaded):
             prompt = config.prompt.model_copy(update={"chat": chat})
             variant = config.model_copy(update={"model": model, "prompt": prompt})
             parts = [f"chat-{chat}"] * ("chat" in ablate) + [quantization] * ("quantization" in ablate)
             folder = out / ("_".join(parts) or ".")
             if loaded is None:
                 found += measure_generated(variant, folder)
-                continue
-            try:
-                uses_chat(prompt, loaded)
-            except UsageError as error:
-                if "chat" not in ablate:
-                    raise
-                _log_skipped("chat on", error)
-                continue
-            found += _run(variant, loaded, questions, kind, folder, on_progress=on_progress)
+            else:
+                found += _run(variant, loaded, questions, kind, folder, on_progress=on_progress)
     return found
 
 
-def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation]) -> list[str]:
+def _quantizations(config: SinkMeasureConfig, ablate: Ablations) -> list[str]:
     if "quantization" not in ablate:
         return [config.model.quantization]
     missing = None if torch.cuda.is_available() else "there is no GPU"
@@ -142,6 +126,18 @@ def _quantizations(config: SinkMeasureConfig, ablate: Sequence[Ablation]) -> lis
         return ["none", "int8", "nf4"]
     _LOG.info("quantisation int8 and nf4 skipped: %s", missing)
     return ["none"]
+
+
+def _chats(config: SinkMeasureConfig, ablate: Ablations, loaded: LoadedModel | None) -> list[str]:
+    if "chat" not in ablate:
+        return [config.prompt.chat]
+    try:
+        if loaded is not None:
+            uses_chat(PromptSettings(chat="on"), loaded)
+    except UsageError as error:
+        _log_skipped("chat on", error)
+        return ["off"]
+    return ["off", "on"]
 
 
 def _log_skipped(name: str, error: GraphhaluError) -> None:
@@ -158,11 +154,12 @@ def _run(
     on_progress: Progress,
 ) -> list[SinkRun]:
     """Measure a variant, or take its files of an earlier call."""
-    name = loaded.identity["name"]
-    cells = [(k, mode) for k in config.ks for mode in config.modes]
-    paths = [folder / f"{run_name(config.task, name, *cell)}{SUFFIX}" for cell in cells]
-    identity = run_identity(config, loaded)
-    there = [_earlier(path, identity) for path in paths if path.exists()]
+    task, name = config.task, str(loaded.identity["name"])
+    cells, identity = config.cells, run_identity(config, loaded)
+    paths = [folder / f"{run_name(task, name, *cell)}{SUFFIX}" for cell in cells]
+    there = [read_run(path) for path in paths if path.exists()]
+    for run in there:
+        require_same(run.meta.get("configuration", {}), identity, run.path or folder)
     if len(there) == len(paths):
         _LOG.info("%d files are in %s already", len(there), folder)
         return there
@@ -171,52 +168,43 @@ def _run(
     if not prompts:
         reason = failures[0] if failures else "there is none"
         raise UsageError(f"no question of {config.dataset.name} can be measured: {reason}")
-    common = {**_description(config, loaded, kind), "configuration": identity}
+    meta = {**_description(config, loaded, kind), "configuration": identity}
     asked = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
-    journal = Journal(folder / f".{run_stem(config.task, name)}.journal", {**identity, **asked})
+    journal = Journal(folder / f".{run_stem(task, name)}.journal", {**identity, **asked})
     left = [prompt for prompt in prompts if prompt.idx not in journal.done]
     on_progress(len(journal.done), len(prompts))
     for start in range(0, len(left), WAVE):
-        journal.add(measure_batches(loaded, left[start : start + WAVE], config, common))
+        journal.add(measure_batches(loaded, left[start : start + WAVE], config, meta))
         on_progress(len(journal.done), len(prompts))
-    common |= {
-        "n_failed": dict(Counter(failures)),
-        "cpu_s": round(time.process_time() - started, 1),
-        "n_records": len(prompts),
-    }
-    runs = []
-    for place, (path, (k, mode)) in enumerate(zip(paths, cells, strict=True)):
-        records = tuple(journal.done[prompt.idx][place] for prompt in prompts)
-        meta = {**common, "sink_tokens": k, "query_mode": mode, "sink_spans": _spans(prompts, k)}
-        runs.append(written(SinkRun(records, meta, path.name.removesuffix(SUFFIX)), folder))
+    meta |= {"n_failed": dict(Counter(failures)), "n_records": len(prompts)}
+    meta["cpu_s"] = round(time.process_time() - started, 1)
+    found = [
+        _written(run, folder, sink_spans=_spans(prompts, run.meta["sink_tokens"]))
+        for run in _runs(meta, cells, [journal.done[prompt.idx] for prompt in prompts])
+    ]
     journal.path.unlink(missing_ok=True)
-    return runs
+    return found
 
 
-def written(run: SinkRun, folder: Path) -> SinkRun:
+def _runs(meta: dict[str, Any], cells: list[SinkCell], rows: list[list[SinkRecord]]) -> Iterator[SinkRun]:
+    """A run of each sink and query mode; rows are sequences with a record of each."""
+    for (k, mode), records in zip(cells, zip(*rows, strict=True), strict=True):
+        name = run_name(meta["task"], meta["model"], k, mode)
+        yield SinkRun(records, {**meta, "sink_tokens": k, "query_mode": mode}, name)
+
+
+def _written(run: SinkRun, folder: Path, **meta: Any) -> SinkRun:
     """Write a run that was just measured; gives it with its path."""
+    run = replace(run, meta={**run.meta, **meta})
     return replace(run, path=write_run(folder, run), is_new=True)
-
-
-def _earlier(path: Path, identity: Mapping[str, Any]) -> SinkRun:
-    """A file of an earlier call with the same settings."""
-    run = read_run(path)
-    require_same(run.meta.get("configuration", {}), identity, path)
-    return run
 
 
 def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, Any]:
     """Everything that decides the numbers of a run, except window and query mode."""
-    path = own_path(config.dataset.name) or config.dataset.path
+    asked = {"name": config.task, "num_samples": config.num_samples, "fields": dict(config.dataset.fields)}
     return {
         "model": dict(loaded.identity),
-        "dataset": {
-            "name": config.task,
-            "seed": config.dataset.seed,
-            "num_samples": config.num_samples,
-            "fields": dict(config.dataset.fields),
-            "file_sha256": None if path is None else file_sha256(path),
-        },
+        "dataset": {**config.dataset.identity(), **asked},
         "prompt": {
             "chat": uses_chat(config.prompt, loaded),
             "system": config.prompt.system,
@@ -229,30 +217,19 @@ def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, An
 
 def _description(config: SinkMeasureConfig, loaded: LoadedModel, kind: Kind) -> dict[str, Any]:
     """The published fields of a description, and some more."""
+    sources = SimpleNamespace(config=config, loaded=loaded)
+    versions = {f"{name}_version": installed_version(name) for name in ("transformers", "torch")}
     return {
-        "task": config.task,
-        "dataset": config.dataset.name,
-        "subset": None,
-        "split": None,
+        **{name: attrgetter(path)(sources) for name, path in DESCRIBED.items()},
+        **dict.fromkeys(("subset", "split")),
+        **versions,
         "model": str(loaded.identity["name"]),
-        "revision": config.model.revision,
-        "samples": config.num_samples,
-        "seed": config.dataset.seed,
-        "query_start": config.query_start,
         "chat": "on" if uses_chat(config.prompt, loaded) else "off",
-        "quantization": config.model.quantization,
         "device": str(loaded.model.device),
-        "transformers_version": installed_version("transformers"),
-        "torch_version": installed_version("torch"),
         "timestamp": time.time(),
-        "format": FORMAT,
-        "format_version": FORMAT_VERSION,
         "pose": kind,
-        "pose_means": KIND_DESCRIPTIONS[kind],
+        "pose_means": KINDS[kind],
         "n_parameters": int(loaded.model.num_parameters()),
-        "n_layers": loaded.n_layers,
-        "n_heads": loaded.n_heads,
-        "provenance": provenance(),
     }
 
 
@@ -261,7 +238,7 @@ def _spans(prompts: Sequence[SinkPrompt], k: int) -> list[dict[str, float]]:
 
     With a chat template the window covers other tokens than without.
     """
-    codes = np.stack([each.sequence.span_code[:k] for each in prompts if each.n_tokens > k])
+    codes = np.stack([each.sequence.span_code[:k] for each in prompts if each.sequence.prompt_length > k])
     return [
         {SPAN_NAMES[int(code)]: round(float((column == code).mean()), 4) for code in np.unique(column)}
         for column in codes.T
@@ -300,15 +277,14 @@ def measure_store(
     """
     _check_ks(config.ks)
     store = open_traces(path)
-    if labeller is None:
-        name = str(store.configuration.get("dataset", {}).get("name", ""))
-        rule = DATASETS.get(name).card.label_rule if name in DATASETS else DEFAULT_RULE
-        labeller = rule if rule in _RULES else DEFAULT_RULE
+    name = str(store.configuration.get("dataset", {}).get("name", ""))
+    rule = DATASETS.get(name).card.label_rule if name in DATASETS else DEFAULT_RULE
+    labeller = labeller or (rule if rule in _RULES else DEFAULT_RULE)
     if labeller in stored_labellers(store):
         labels = read_labels(store, labeller)
     else:
         labels = label_records(store.records, make_labeller(labeller))
-    return [written(run, folder) for run in store_runs(store, labels, config)]
+    return [_written(run, folder) for run in store_runs(store, labels, config)]
 
 
 def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> Iterator[SinkRun]:
@@ -322,72 +298,49 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
         "chat": "on" if prompt.get("chat") else "off",
         "quantization": str(model.get("quantization") or "none"),
         "query_start": config.query_start,
+        "dataset": name.split(".", maxsplit=1)[0],
+        "pose": "generated",
+        "configuration": dict(configuration),
+        "labeller": labels.labeller,
+        "n_records": len(store),
+        "n_failed": dict(Counter(item["reason"] for item in store.failures)),
     }
-    cells: dict[tuple[int, QueryMode], dict[int, SinkRecord]]
-    cells = {(k, mode): {} for k in config.ks for mode in config.modes}
-    is_output = labels.meaning == "hallucinated"
+    is_output, found = labels.meaning == "hallucinated", dict[int, list[SinkRecord]]()
     for placed in blocks(store):
         block = placed.block
         # of the distribution that gave the first token of an own answer, or the last of a given one
         rows = np.array([r.prompt_length if r.is_on_policy else r.length - 1 for r in block.records])
         entropy = block.stream("token_entropy")[block.tokens.offsets[:-1] + rows]
-        for (k, mode), found in cells.items():
-            masses = block_mass(block, k, mode, config.query_start)
-            for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
-                record = block.records[within]
-                stated = record.input_label if record.given_label is None else record.given_label
-                is_known = is_output and bool(labels.is_valid[index])
-                found[index] = record_of(
-                    masses[within],
-                    source,
-                    idx=index,
-                    target=record.answers[0] if record.answers else None,
-                    pred=record.answer,
-                    labels={
-                        "hallucinated": int(labels.values[index]) if is_known else None,
-                        "input": None if stated is None else int(stated),
-                    },
-                    entropy=float(entropy[within]),
-                    seq_len=record.length if mode == "range" else _last(record) + 1,
-                    meta={
-                        **{name: getattr(record, name) for name in ("question_id", "group_id", "trace_id")},
-                        "source": source["task"],
-                    },
-                )
-    for (k, mode), found in cells.items():
-        meta = {
-            **source,
-            "sink_tokens": k,
-            "query_mode": mode,
-            "dataset": source["task"],
-            "format": FORMAT,
-            "format_version": FORMAT_VERSION,
-            "pose": "generated",
-            "configuration": dict(configuration),
-            "provenance": provenance(),
-            "labeller": labels.labeller,
-            "n_records": len(found),
-            "n_failed": dict(Counter(item["reason"] for item in store.failures)),
-        }
-        records = tuple(found[index] for index in sorted(found))
-        yield SinkRun(records, meta, run_name(source["task"], source["model"], k, mode))
+        masses = [block_mass(block, *cell, config.query_start) for cell in config.cells]
+        for index, within in zip(placed.indices.tolist(), placed.within.tolist(), strict=True):
+            record = block.records[within]
+            stated = record.input_label if record.given_label is None else record.given_label
+            wrong = labels.values[index] if is_output and labels.is_valid[index] else None
+            names = {name: getattr(record, name) for name in ("question_id", "group_id", "trace_id")}
+            fields: dict[str, Any] = {
+                "idx": index,
+                "target": record.answers[0] if record.answers else None,
+                "pred": record.answer,
+                "labels": {"hallucinated": wrong, "input": stated},
+                "entropy": float(entropy[within]),
+                "meta": {**names, "source": source["task"]},
+            }
+            found[index] = [SinkRecord.of(source, **each[within], **fields) for each in masses]
+    yield from _runs(source, config.cells, [found[index] for index in sorted(found)])
 
 
-def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[SinkMass]:
-    """Sink mass of every trace of a block."""
-    rows = block.all_rows
-    share = row_sink_share(rows, k)
-    last = np.array([_last(record) for record in block.records], dtype=np.int64)
+def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0) -> list[dict[str, Any]]:
+    """Sink mass of every trace of a block, and the tokens up to its last counted row."""
+    rows, share = block.all_rows, row_sink_share(block.all_rows, k)
+    ends = [r.prompt_length if r.is_on_policy else r.length for r in block.records]
+    last = np.array(ends, dtype=np.int64) - 1
     chosen = rows.token == last[rows.ragged.trace] if mode == "last" else rows.token >= query_start
     counts: Bool[np.ndarray, "layer row"] = share.is_defined & chosen
     mass = rows.ragged.mean(share.values, counts[:, None])
     is_seen = rows.ragged.sum(counts) > 0
-    return [SinkMass(k, mode, values, seen) for values, seen in zip(mass, is_seen, strict=True)]
-
-
-def _last(record: TraceRecord) -> int:
-    """The row of the mode ``last``."""
-    return record.prompt_length - 1 if record.is_on_policy else record.length - 1
+    sizes = ends if mode == "last" else [record.length for record in block.records]
+    found = zip(mass, is_seen, sizes, strict=True)
+    return [sink_fields(k, mode, values, seen) | {"seq_len": size} for values, seen, size in found]
 
 
 def _check_ks(ks: Sequence[int]) -> None:

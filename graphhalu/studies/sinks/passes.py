@@ -12,13 +12,13 @@ kept: a model that overflows gives a record that says so.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Final, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int, Integer
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
@@ -27,29 +27,21 @@ from graphhalu.core.errors import UsageError
 from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, reading
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.extract.capture import capturing
-from graphhalu.extract.extraction import resolved_config
+from graphhalu.extract.extraction import grouped, resolved_config
 from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.prompts import question_prompt
-from graphhalu.labels.labels import Meaning
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.rows import require_same
-from graphhalu.studies.sinks.records import QueryMode, SinkRecord, plain_record
+from graphhalu.studies.sinks.records import QueryMode, SinkCell, SinkRecord, plain_record
 from graphhalu.studies.sinks.settings import SinkMeasureConfig
 
+Windows = Sequence[int | None]
 _META_FIELDS: Final = ("category", "subject", "subset")
-Codes = Integer[np.ndarray, "token"]
 Kind = Literal["choice", "given", "premise", "generated"]
 PREMISE_QUESTION: Final = "Does this question rest on a false premise?"
-KIND_DESCRIPTIONS: Final[dict[Kind, str]] = {
-    "choice": "options; the likeliest letter is the model's answer",
-    "given": "an answer of the data set follows the question; the label speaks of it",
-    "premise": "yes or no to a false premise; both labels",
-    "generated": "the model answers in words",
-}
 
 
-@dataclass(frozen=True)
-class SinkPrompt:
+class SinkPrompt(NamedTuple):
     """One sequence to measure.
 
     Attributes:
@@ -67,26 +59,6 @@ class SinkPrompt:
     kind: Kind
     sequence: TokenSequence
 
-    @property
-    def n_tokens(self) -> int:
-        """Tokens that are measured."""
-        return self.sequence.prompt_length
-
-    def labels(self, pred: int | None) -> dict[Meaning, int | None]:
-        """Both labels, given the option that the model chose."""
-        if self.kind == "given":
-            stated = self.question.given[self.place].is_hallucinated
-            return {"hallucinated": None, "input": None if stated is None else int(stated)}
-        wrong = None if pred is None else int(pred not in self.question.correct_choices)
-        return {"hallucinated": wrong, "input": self.question.input_label}
-
-    @property
-    def target(self) -> str | None:
-        """Letters of the right options."""
-        if self.kind == "given":
-            return None
-        return ",".join(LETTERS[place] for place in self.question.correct_choices)
-
 
 def kind_of(questions: Sequence[Question], name: str) -> Kind:
     """Kind of the questions of a data set.
@@ -94,7 +66,7 @@ def kind_of(questions: Sequence[Question], name: str) -> Kind:
     Raises:
         UsageError: If they are of several kinds.
     """
-    kinds: set[Kind] = set()
+    kinds = set[Kind]()
     for question in questions:
         premise: Kind = "generated" if question.input_label is None else "premise"
         kinds.add("choice" if question.choices else "given" if question.given else premise)
@@ -116,21 +88,23 @@ def sink_prompts(
     """
     settings = config.model_copy(update={"max_new_tokens": 1})
     extraction = resolved_config(settings.extraction("given" if kind == "given" else "generated"), loaded)
-    prompts: list[SinkPrompt] = []
-    failures: list[str] = []
+    prompts, failures = list[SinkPrompt](), list[str]()
     for question in questions:
         shown = replace(question, examples=question.examples[: config.n_examples])
         prompt = question_prompt(as_choice(shown) if kind == "premise" else shown, extraction, loaded)
         failures += prompt.failures
-        ids, spans = prompt.encoded.token_ids, prompt.encoded.span_code
-        if prompt.length and not prompt.answers:
-            sequence = _sequence(ids, spans, prompt.option_ids)
-            prompts.append(SinkPrompt(len(prompts), prompt.question, 0, kind, sequence))
-        for answer in prompt.answers:
-            whole = np.append(ids, np.array(answer.token_ids, dtype=np.int32))
-            answer_spans = np.full(len(answer.token_ids), Span.ANSWER)
-            sequence = _sequence(whole, np.append(spans, answer_spans), ())
-            prompts.append(SinkPrompt(len(prompts), prompt.question, answer.rank, kind, sequence))
+        answers = [(each.rank, each.token_ids) for each in prompt.answers]
+        for place, answer in answers or [(0, ())] * bool(prompt.length):
+            token_ids = np.array([*prompt.encoded.token_ids, *answer], dtype=np.int32)
+            is_answer = np.full(len(answer) + 1, Span.ANSWER, dtype=np.uint8)
+            sequence = TokenSequence(
+                token_ids=np.append(token_ids, token_ids[-1]),
+                span_code=np.append(prompt.encoded.span_code, is_answer),
+                prompt_length=len(token_ids),
+                row_start=len(token_ids) - 1,
+                option_ids=prompt.option_ids,
+            )
+            prompts.append(SinkPrompt(len(prompts), prompt.question, place, kind, sequence))
     return prompts, failures
 
 
@@ -138,59 +112,30 @@ def as_choice(question: Question) -> Question:
     """Yes or no to a false premise, in an order that depends on the question's id alone."""
     digest = hashlib.sha256(f"{question.question_id}\npremise".encode()).digest()
     choices = ("Yes", "No") if digest[0] % 2 else ("No", "Yes")
-    right = "Yes" if question.input_label else "No"
-    return replace(
-        question,
-        text=f"{question.text}\n{PREMISE_QUESTION}",
-        choices=choices,
-        correct_choices=(choices.index(right),),
-    )
+    right = choices.index("Yes" if question.input_label else "No")
+    text = f"{question.text}\n{PREMISE_QUESTION}"
+    return replace(question, text=text, choices=choices, correct_choices=(right,))
 
 
-def _sequence(token_ids: Codes, span_code: Codes, option_ids: tuple[tuple[int, ...], ...]) -> TokenSequence:
-    return TokenSequence(
-        token_ids=np.append(token_ids, token_ids[-1]).astype(np.int32),
-        span_code=np.append(span_code, Span.ANSWER).astype(np.uint8),
-        prompt_length=len(token_ids),
-        row_start=len(token_ids) - 1,
-        option_ids=option_ids,
-    )
+def sink_fields(
+    k: int, mode: QueryMode, values: Float[np.ndarray, "layer head"], is_seen: Bool[np.ndarray, "layer"]
+) -> dict[str, Any]:
+    """Sink mass of one sequence as fields of its record.
 
-
-class SinkMass(NamedTuple):
-    """Mean attention of the counted rows of one sequence to the first tokens.
-
-    Attributes:
+    Args:
         k: Leading tokens that form the sink.
         mode: Which rows count.
-        values: In [0, 1]; NaN where the model gave NaN, 0 where no row counts.
+        values: Mean attention of these rows to the sink, in [0, 1]; NaN where the model gave NaN,
+            0 where no row counts.
         is_seen: Layers in which at least one row counts.
+
+    Returns:
+        Beside them ``sink_mass``, the mean over heads, then over the layers that can see the sink;
+        NaN without such a layer.
     """
-
-    k: int
-    mode: QueryMode
-    values: Float[np.ndarray, "layer head"]
-    is_seen: Bool[np.ndarray, "layer"]
-
-    @property
-    def scalar(self) -> float:
-        """Mean over heads, then over the layers that can see the sink; NaN without such a layer."""
-        by_layer = self.values.mean(axis=1)[self.is_seen]
-        return float(by_layer.mean()) if by_layer.size else float("nan")
-
-
-def record_of(mass: SinkMass, run: Mapping[str, Any], **fields: Any) -> SinkRecord:
-    """The record of one sequence; the description of the run gives its settings."""
-    return SinkRecord(
-        sink_mass=mass.scalar,
-        by_head=mass.values,
-        is_seen=mass.is_seen,
-        sink_tokens=mass.k,
-        query_mode=mass.mode,
-        chat_mode=run["chat"],
-        **{name: run[name] for name in ("task", "model", "query_start", "quantization")},
-        **fields,
-    )
+    by_layer = values.mean(axis=1)[is_seen]
+    mass = float(by_layer.mean()) if by_layer.size else float("nan")
+    return {"sink_tokens": k, "query_mode": mode, "by_head": values, "is_seen": is_seen, "sink_mass": mass}
 
 
 class SinkObserver:
@@ -202,34 +147,20 @@ class SinkObserver:
     Args:
         last: The last row of each sequence, which the mode ``last`` counts; padding is on the
             right.
+        cells: Sinks with query modes, several at once.
         start: First row that may count in the mode ``range``.
-        ks: Leading tokens that form the sink, several at once.
-        modes: Query modes, one or both.
-        layer_windows: Sliding window of each layer, or ``None``.
+        windows: Sliding window of each layer, or ``None``.
         n_heads: Heads of a layer.
     """
 
     def __init__(
-        self,
-        last: Sequence[int],
-        *,
-        start: int,
-        ks: Sequence[int],
-        modes: Sequence[QueryMode],
-        layer_windows: Sequence[int | None],
-        n_heads: int,
+        self, last: Sequence[int], cells: Sequence[SinkCell], *, start: int, windows: Windows, n_heads: int
     ) -> None:
-        self.last = torch.tensor(last)
-        self.start = start
-        self.layer_windows = tuple(layer_windows)
-        first = min(start, *last) if "range" in modes else min(last)
-        self.wanted = RowRange(first, max(last) + 1)
-        size = (len(self.layer_windows), len(last), n_heads)
-        self.sums: dict[tuple[int, QueryMode], tuple[Tensor, Tensor]] = {
-            (k, mode): (torch.zeros(size, dtype=torch.float64), torch.zeros(size[:2]))
-            for k in ks
-            for mode in modes
-        }
+        self.last, self.start, self.windows = torch.tensor(last), start, tuple(windows)
+        has_range = any(mode == "range" for _, mode in cells)
+        self.wanted = RowRange(min(start, *last) if has_range else min(last), max(last) + 1)
+        size = (len(self.windows), len(last), n_heads)
+        self.sums = {c: (torch.zeros(size, dtype=torch.float64), torch.zeros(size[:2])) for c in cells}
 
     def wanted_rows(self, layer: int) -> RowRange | None:
         """From the first row that counts anywhere to the last."""
@@ -237,9 +168,12 @@ class SinkObserver:
 
     def rows(self, layer: int, row_start: int, weights: Float[Tensor, "trace head row key"]) -> None:
         """Add a chunk of rows."""
-        position = torch.arange(row_start, row_start + weights.shape[2])
+        stop = row_start + weights.shape[2]
+        position, last = torch.arange(row_start, stop), self.last[:, None]
+        is_asked = {"last": position == last, "range": (position >= self.start) & (position <= last)}
         for (k, mode), (total, count) in self.sums.items():
-            counts = self._counts(layer, position, k, mode)
+            sees_sink = (position >= k) & (position < (self.windows[layer] or stop))
+            counts = is_asked[mode] & sees_sink
             if bool(counts.any()):
                 share = weights[..., :k].float().sum(-1).cpu()
                 kept = torch.where(counts[:, None], share, torch.zeros(()))
@@ -249,32 +183,22 @@ class SinkObserver:
     def values(self, layer: int, value: Float[Tensor, "trace kv_head key channel"]) -> None:
         """Value vectors play no part."""
 
-    def mass(self, index: int, k: int, mode: QueryMode) -> SinkMass:
-        """The sink mass of one sequence."""
+    def mass(self, index: int, k: int, mode: QueryMode) -> dict[str, Any]:
+        """The sink mass of one sequence, as :func:`sink_fields` gives it."""
         total, count = (part[:, index] for part in self.sums[k, mode])
         mean = total / count.clamp_min(1)[:, None]
-        return SinkMass(k, mode, mean.numpy(), (count > 0).numpy())
-
-    def _counts(
-        self, layer: int, position: Int[Tensor, "row"], k: int, mode: QueryMode
-    ) -> Bool[Tensor, "trace row"]:
-        window = self.layer_windows[layer]
-        sees_sink = (position >= k) & (position < (window or position.max() + 1))
-        if mode == "last":
-            return sees_sink & (position == self.last[:, None])
-        return sees_sink & (position >= self.start) & (position <= self.last[:, None])
+        return sink_fields(k, mode, mean.numpy(), (count > 0).numpy())
 
 
 def measure_batches(
     loaded: LoadedModel, prompts: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
 ) -> Iterator[list[SinkRecord]]:
     """Records of each sequence, one a window and query mode; those of about equal length go together."""
-    batches: list[list[SinkPrompt]] = [[]]
-    for prompt in sorted(prompts, key=lambda prompt: prompt.n_tokens):
-        if batches[-1] and (len(batches[-1]) + 1) * prompt.sequence.length > config.batch_tokens:
-            batches.append([])
-        batches[-1].append(prompt)
-    for batch in filter(None, batches):
+
+    def fits(batch: list[SinkPrompt]) -> bool:
+        return len(batch) * batch[-1].sequence.length <= config.batch_tokens
+
+    for batch in grouped(sorted(prompts, key=lambda prompt: prompt.sequence.length), fits):
         yield from run_batch(loaded, batch, config, run)
 
 
@@ -283,50 +207,39 @@ def run_batch(
     loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
 ) -> Iterator[list[SinkRecord]]:
     """One pass over a batch that is padded on the right."""
-    observer = SinkObserver(
-        [prompt.n_tokens - 1 for prompt in batch],
-        start=config.query_start,
-        ks=config.ks,
-        modes=config.modes,
-        layer_windows=loaded.layer_windows,
-        n_heads=loaded.n_heads,
-    )
-    device = next(loaded.model.parameters()).device
     sequences = [prompt.sequence for prompt in batch]
+    last, windows, n_heads = [each.length - 2 for each in sequences], loaded.layer_windows, loaded.n_heads
+    observer = SinkObserver(last, config.cells, start=config.query_start, windows=windows, n_heads=n_heads)
+    device = next(loaded.model.parameters()).device
     tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
     token_ids = pad_sequence(tokens, batch_first=True).to(device)
     position = torch.arange(token_ids.shape[1], device=device)
     lengths = torch.tensor([each.length for each in sequences], device=device)
     # found by a pass of its own, whose attention must not be observed
     body = body_below_head(loaded.model)
+    inputs = {
+        "input_ids": token_ids,
+        "attention_mask": (position < lengths[:, None]).long(),
+        "position_ids": position.expand(len(batch), -1),
+    }
     with capturing(loaded.model, observer):
-        done = DeferredPass(
-            loaded.model,
-            body,
-            input_ids=token_ids,
-            attention_mask=(position < lengths[:, None]).long(),
-            position_ids=position.expand(len(batch), -1),
-            use_cache=False,
-        )
+        done = DeferredPass(loaded.model, body, **inputs, use_cache=False)
     for index, (prompt, likely) in enumerate(zip(batch, read_likelihood(done, sequences), strict=True)):
         pred, question = likeliest(likely.option_logprobs), prompt.question
+        is_given, right = prompt.kind == "given", question.correct_choices
+        stated = question.given[prompt.place].is_hallucinated if is_given else question.input_label
+        known = {key: question.metadata[key] for key in _META_FIELDS if key in question.metadata}
+        names = {"question_id": question.question_id, "group_id": question.group_id}
         fields = {
             "idx": prompt.idx,
-            "target": prompt.target,
+            "target": None if is_given else ",".join(LETTERS[place] for place in right),
             "pred": None if pred is None else LETTERS[pred],
-            "labels": prompt.labels(pred),
+            "labels": {"hallucinated": None if pred is None else pred not in right, "input": stated},
             "entropy": float(likely.arrays["token_entropy"][-1]),
-            "seq_len": prompt.n_tokens,
-            "meta": {
-                "question_id": question.question_id,
-                "group_id": question.group_id,
-                "source": run["dataset"],
-                "pose": prompt.kind,
-                "place": prompt.place,
-                **{key: question.metadata[key] for key in _META_FIELDS if key in question.metadata},
-            },
+            "seq_len": prompt.sequence.prompt_length,
+            "meta": {**names, "source": run["dataset"], "pose": prompt.kind, "place": prompt.place, **known},
         }
-        yield [record_of(observer.mass(index, *cell), run, **fields) for cell in observer.sums]
+        yield [SinkRecord.of(run, **observer.mass(index, *cell), **fields) for cell in observer.sums]
 
 
 def likeliest(option_logprobs: Sequence[float]) -> int | None:
@@ -354,8 +267,7 @@ class Journal:
     """
 
     def __init__(self, path: Path, identity: Mapping[str, Any]) -> None:
-        self.path = path
-        self.done: dict[int, list[SinkRecord]] = {}
+        self.path, self.done = path, dict[int, list[SinkRecord]]()
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             self._append([identity])
@@ -366,9 +278,8 @@ class Journal:
             whole = [line for line in lines if line.endswith("\n")]
             head, *rows = (parse_json(line, allows_nan=True) for line in whole)
             require_same(dict(head), identity, path)
-            for row in rows:
-                records = [SinkRecord.model_validate(values) for values in row]
-                self.done[records[0].idx] = records
+            found = [[SinkRecord.model_validate(values) for values in row] for row in rows]
+            self.done = {records[0].idx: records for records in found}
         if len(whole) < len(lines):
             path.write_text("".join(whole), encoding="utf-8")
 

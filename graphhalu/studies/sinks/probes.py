@@ -21,7 +21,7 @@ from graphhalu.evaluation.metrics import auroc, log_losses
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.effects import drawn_from, mean
 from graphhalu.studies.sinks.records import SinkTable
-from graphhalu.studies.sinks.settings import ANSWER, HEADS, NESTED, AnalyzeConfig
+from graphhalu.studies.sinks.settings import ANSWER, GAINS, HEADS, AnalyzeConfig
 
 Scores = Float[np.ndarray, "seed trace"]
 
@@ -29,64 +29,48 @@ N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
 COMPONENTS: Final = (16, 64, ALL_COMPONENTS)
 MAX_LETTERS: Final = 26
-GAINS: Final = (
-    (HEADS, "sink"),
-    (HEADS, ANSWER),
-    ("entropy+sink", "entropy"),
-    ("entropy+length+sink", "entropy+length"),
-    (f"entropy+{HEADS}", "entropy"),
-    (f"entropy+length+{HEADS}", "entropy+length"),
-)
-"""Larger and smaller model of each comparison."""
-
-
 FoldScores = tuple[Float[np.ndarray, "train"], Float[np.ndarray, "test"]]
 """Logits of one outer fold: of its training side, each from an inner fold that did not see the
 record, and of its test side."""
-
-
 Fitted = tuple[dict[str, Scores], dict[str, Scores]]
 """By model: out-of-fold scores that can be pooled over folds, and probabilities calibrated within the
 training side of the fold."""
 
 
-def fit_models(
-    table: SinkTable, names: Sequence[str] = NESTED, *, seeds: Sequence[int] = (0, 1, 2)
-) -> Fitted:
+def fit_models(table: SinkTable, names: Sequence[str], *, seeds: Sequence[int] = (0, 1, 2)) -> Fitted:
     """Cross-fit models on the same folds.
 
     Args:
         table: Records with both classes.
-        names: Some of :data:`NESTED`.
+        names: Some of :data:`graphhalu.studies.sinks.settings.NESTED`.
         seeds: Seeds of the folds.
 
     Raises:
         NotEnoughDataError: If a class has too few questions for the folds.
     """
-    columns = _columns(table)
-    shape = (len(seeds), len(table.labels))
+    columns, shape = _columns(table), (len(seeds), len(table.labels))
     scores, probability = ({name: np.full(shape, np.nan) for name in names} for _ in range(2))
     is_valid = np.ones(shape[1], dtype=np.bool_)
-    needs_heads = any(HEADS in name.split("+") for name in names)
+    # of the heads a second-level model reads one logit, in training that of an inner fold
+    ordered = [HEADS] if any(HEADS in name.split("+") for name in names) else []
+    ordered += [name for name in names if name != HEADS]
     for row, seed in enumerate(seeds):
         for fold in cross_fit_folds(table.labels, table.groups, is_valid, n_folds=N_FOLDS, seed=seed):
             side = np.sort(np.concatenate([fold.train, fold.validation]))
             truth = table.labels[side], table.groups[side]
             parts = {name: (each[side], each[fold.test]) for name, each in columns.items()}
-            found: dict[str, FoldScores] = {}
-            if needs_heads:
-                found[HEADS] = fit_columns(parts[HEADS], *truth, seed=seed, components=COMPONENTS)
-                # of the heads a second-level model reads one logit, in training that of an inner fold
-                parts[HEADS] = found[HEADS][0][:, None], found[HEADS][1][:, None]
-            for name in names:
-                if name != HEADS:
+            for name in ordered:
+                if name == HEADS:
+                    train, test = fit_columns(parts[HEADS], *truth, seed=seed, components=COMPONENTS)
+                    parts[HEADS] = train[:, None], test[:, None]
+                else:
                     chosen = zip(*(parts[part] for part in name.split("+")), strict=True)
                     both = [np.concatenate(each, axis=1) for each in chosen]
-                    found[name] = fit_columns(both, *truth, seed=seed)
-                train, test = found[name]
-                calibration = Calibration.fit(train, truth[0], method="platt")
-                scores[name][row, fold.test] = standardise(test, train)
-                probability[name][row, fold.test] = calibration.probability(test)
+                    train, test = fit_columns(both, *truth, seed=seed)
+                if name in scores:
+                    calibration = Calibration.fit(train, truth[0], method="platt")
+                    scores[name][row, fold.test] = standardise(test, train)
+                    probability[name][row, fold.test] = calibration.probability(test)
     return scores, probability
 
 
@@ -103,24 +87,18 @@ def models_of(fitted: Fitted, table: SinkTable, how: AnalyzeConfig) -> tuple[lis
     models, aurocs, losses = [], {}, {}
     for name, scores in fitted[0].items():
         drawn = [np.append(auroc(s, table.labels), sample.resample(["auroc"], s)["auroc"]) for s in scores]
-        rows = np.stack(drawn)
-        aurocs[name] = rows.mean(axis=0)
+        aurocs[name] = np.stack(drawn).mean(axis=0)
         losses[name] = mean(sample, np.mean([log_losses(p, table.labels) for p in fitted[1][name]], axis=0))
-        models.append(
-            Row(
-                name=name,
-                n_columns=sum(columns[part].shape[1] for part in name.split("+")),
-                auroc=Estimate.of(aurocs[name]),
-                log_loss=Estimate.of(losses[name]),
-                seed_sd=float(np.std(rows[:, 0], ddof=1)) if len(rows) > 1 else 0.0,
-            )
-        )
+        metrics = {"auroc": Estimate.of(aurocs[name]), "log_loss": Estimate.of(losses[name])}
+        seed_sd = float(np.std([each[0] for each in drawn], ddof=1)) if len(drawn) > 1 else 0.0
+        n_columns = sum(columns[part].shape[1] for part in name.split("+"))
+        models.append(Row(name=name, n_columns=n_columns, **metrics, seed_sd=seed_sd))
     gains = []
     for larger, smaller in GAINS:
         if {larger, smaller} <= aurocs.keys():
-            better = aurocs[larger] - aurocs[smaller], losses[smaller] - losses[larger]
-            estimates = {"auroc": Estimate.of(better[0]), "log_loss": Estimate.of(better[1])}
-            p_values = {"p_auroc": two_sided_p(better[0][1:]), "p_log_loss": two_sided_p(better[1][1:])}
+            pair = {"auroc": aurocs[larger] - aurocs[smaller], "log_loss": losses[smaller] - losses[larger]}
+            p_values = {f"p_{metric}": two_sided_p(rows[1:]) for metric, rows in pair.items()}
+            estimates = {metric: Estimate.of(rows) for metric, rows in pair.items()}
             gains.append(Row(model=larger, baseline=smaller, **estimates, **p_values))
     return models, gains
 
@@ -166,14 +144,12 @@ def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
     """Columns of each part by name; of the heads those that every record has, none is imputed."""
     heads = table.by_head.reshape(len(table.labels), -1)
     letters = np.unique(table.answers)
-    if len(letters) <= MAX_LETTERS:
-        answer = (table.answers[:, None] == letters[None]).astype(np.float64)
-    else:  # answers in words, not letters
-        answer = np.zeros((len(heads), 1))
+    # answers in words are not letters
+    is_letter = np.zeros((len(heads), 1)) if len(letters) > MAX_LETTERS else table.answers[:, None] == letters
     return {
         "length": np.log(table.length)[:, None],
         "entropy": table.entropy[:, None],
         "sink": table.mass[:, None],
-        ANSWER: answer,
+        ANSWER: is_letter.astype(np.float64),
         HEADS: heads[:, np.isfinite(heads).all(axis=0)],
     }

@@ -21,15 +21,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple
+from typing import Annotated, Any, Final, Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float, Int, Shaped
-from pydantic import BaseModel, ConfigDict, PositiveInt, model_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, PositiveInt, model_validator
 
 from graphhalu.core.documents import validated
 from graphhalu.core.errors import DataFileError, UsageError
 from graphhalu.core.files import parse_json, read_json_object, reading, reason_of, replace_file, shown
+from graphhalu.core.provenance import provenance
 from graphhalu.labels.labels import Meaning
 
 FORMAT: Final = "graphhalu-sinks"
@@ -38,6 +39,9 @@ SUFFIX: Final = ".jsonl.gz"
 META_SUFFIX: Final = ".meta.json"
 QueryMode = Literal["last", "range"]
 """``last``: the last query row; ``range``: all query rows after the sink."""
+Label = Annotated[Literal[0, 1] | None, BeforeValidator(lambda value: None if value is None else int(value))]
+SinkCell = tuple[int, QueryMode]
+"""Leading tokens that form the sink, and the query rows that count."""
 SETTINGS: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
 _TOLERANCE: Final = 1e-3
 _MAX_LINE_BYTES: Final = 2**26
@@ -59,7 +63,7 @@ class SinkRecord(BaseModel):
     """Letters of the right options, or the first gold answer."""
     pred: str | None
     """The model's answer, a letter or a text."""
-    labels: dict[Meaning, Literal[0, 1] | None]
+    labels: dict[Meaning, Label]
     """1 or 0 by meaning; ``None`` if unknown."""
     entropy: float
     """Of the next-token distribution after the last query, in nat."""
@@ -84,6 +88,12 @@ class SinkRecord(BaseModel):
     meta: dict[str, Any] = {}
     """More about the question; ``question_id`` and ``group_id`` name it."""
 
+    @classmethod
+    def of(cls, run: Mapping[str, Any], **fields: Any) -> "SinkRecord":
+        """A record with the settings that the description of its run gives."""
+        settings = {name: run[name] for name in ("task", "model", "query_start", "quantization")}
+        return cls(**settings, chat_mode=run["chat"], **fields)
+
     @model_validator(mode="before")
     @classmethod
     def _of_a_file(cls, values: dict[str, Any]) -> dict[str, Any]:
@@ -99,32 +109,25 @@ class SinkRecord(BaseModel):
             raise ValueError("sink_by_layer_head must be a list of layers with as many heads each")
         if len(by_layer) != len(rows):
             raise ValueError(f"sink_by_layer has {len(by_layer)} layers, sink_by_layer_head {len(rows)}")
-        labels = values.get("labels")
+        labels, right = values.get("labels"), values.get("correct")
         if not isinstance(labels, Mapping):
-            right = values["correct"]
-            wrong = None if right is None else not right
+            wrong = None if values["correct"] is None else not right
             labels = {"hallucinated": wrong, "input": values.get("label_hallucinated")}
         if any(label not in (None, 0, 1) for label in labels.values()):
             raise ValueError(f"a label must be true, false or null, got {shown(labels)}")
         by_head = np.array(rows, dtype=np.float64)
         shares = np.append(by_head, float(values["sink_mass"]))
         shares = shares[np.isfinite(shares)]
-        if shares.size and not (shares.min() >= -_TOLERANCE and shares.max() <= 1 + _TOLERANCE):
-            found = f"{shares.min():g} to {shares.max():g}"
-            raise ValueError(f"sink mass is a share of attention between 0 and 1, got {found}")
-        # published answers are letters, texts or lists of texts
-        answers = {
-            name: each if (each := values.get(name)) is None or isinstance(each, str) else json.dumps(each)
-            for name in ("target", "pred")
-        }
+        low, high = shares.min(initial=0.0), shares.max(initial=0.0)
+        if low < -_TOLERANCE or high > 1 + _TOLERANCE:
+            raise ValueError(f"sink mass is a share of attention between 0 and 1, got {low:g} to {high:g}")
         # published files may hold null where a setting plays no part
-        return {
-            **{name: value for name, value in values.items() if value is not None},
-            **answers,
-            "labels": {name: each if each is None else int(each) for name, each in labels.items()},
-            "by_head": by_head,
-            "is_seen": np.array([row[0] is not None for row in rows]),
-        }
+        found = {name: value for name, value in values.items() if value is not None}
+        for name in ("target", "pred"):  # published answers are letters, texts or lists of texts
+            answer = values.get(name)
+            found[name] = answer if answer is None or isinstance(answer, str) else json.dumps(answer)
+        found["labels"] = labels
+        return found | {"by_head": by_head, "is_seen": np.array([row[0] is not None for row in rows])}
 
     @property
     def is_usable(self) -> bool:
@@ -209,12 +212,11 @@ class SinkTable(NamedTuple):
     @classmethod
     def of(cls, records: Sequence[SinkRecord], meaning: Meaning) -> "SinkTable":
         """The arrays of usable records with a label of this meaning."""
-        words = [(r.group, r.pred or "") for r in records]
-        rows = [(r.sink_mass, r.entropy, r.seq_len, r.by_head) for r in records]
-        columns = (np.array(column, dtype=np.float64) for column in zip(*rows, strict=True))
-        mass, entropy, length, by_head = columns
+        numbers = ((r.sink_mass, r.entropy, r.seq_len, r.by_head) for r in records)
+        mass, entropy, length, by_head = (np.array(c, dtype=np.float64) for c in zip(*numbers, strict=True))
         labels = np.array([r.labels[meaning] for r in records], dtype=np.int64)
-        groups, answers = (np.array(names) for names in zip(*words, strict=True))
+        words = zip(*((r.group, r.pred or "") for r in records), strict=True)
+        groups, answers = map(np.array, words)
         return cls(mass, entropy, length, by_head, labels, groups, answers)
 
 
@@ -235,14 +237,10 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UsageError: If a path does not exist, or there is no file of records.
     """
-    found: list[Path] = []
     for path in paths:
-        if path.is_dir():
-            found += sorted(path.rglob(f"*{SUFFIX}"))
-        elif path.is_file():
-            found.append(path)
-        else:
+        if not path.exists():
             raise UsageError(f"no file or folder of sink records at {path}")
+    found = [f for path in paths for f in (sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path])]
     if not found:
         raise UsageError(
             f"no *{SUFFIX} in {', '.join(map(str, paths))}\n  Make some:  graphhalu sinks measure"
@@ -260,17 +258,26 @@ def read_run(path: Path) -> SinkRun:
     records = _read_records(path)
     if not records:
         raise DataFileError(f"{path} holds no record\n  Measure again:  graphhalu sinks measure")
-    _check_together(records, path)
-    meta_path = path.with_name(path.name.removesuffix(SUFFIX) + META_SUFFIX)
+    first, seen = records[0], set[int]()
+    for record in records:
+        different = [name for name in SETTINGS if getattr(record, name) != getattr(first, name)]
+        if record.by_head.shape != first.by_head.shape:
+            different.append("the number of layers or heads")
+        if different:
+            differs = f"record {record.idx} differs from record {first.idx} in {', '.join(different)}"
+            raise DataFileError(f"{path}: {differs}; one file holds one run")
+        if record.idx in seen:
+            raise DataFileError(f"{path}: idx {record.idx} stands twice")
+        seen.add(record.idx)
+    name = path.name.removesuffix(SUFFIX)
+    meta_path = path.with_name(name + META_SUFFIX)
     meta = read_json_object(meta_path, allows_nan=True) if meta_path.is_file() else {}
-    for name in ("model", "task", "sink_tokens", "query_mode"):
-        stated = getattr(records[0], name)
-        if meta.get(name, stated) != stated:
-            raise DataFileError(
-                f"{meta_path} belongs to another run: it has {name} {shown(meta[name])}, "
-                f"the records have {shown(stated)}"
-            )
-    return SinkRun(records, meta, path.name.removesuffix(SUFFIX), path)
+    for field in ("model", "task", "sink_tokens", "query_mode"):
+        stated, known = meta.get(field), getattr(first, field)
+        if field in meta and stated != known:
+            fault = f"it has {field} {shown(stated)}, the records have {shown(known)}"
+            raise DataFileError(f"{meta_path} belongs to another run: {fault}")
+    return SinkRun(records, meta, name, path)
 
 
 def write_run(folder: Path, run: SinkRun) -> Path:
@@ -285,33 +292,31 @@ def write_run(folder: Path, run: SinkRun) -> Path:
     path = folder / f"{run.name}{SUFFIX}"
     # without a time in the header equal records make equal files
     replace_file(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))
-    meta = json.dumps(dict(run.meta), indent=2, ensure_ascii=False)
-    replace_file(folder / f"{run.name}{META_SUFFIX}", meta.encode())
+    meta = {**run.meta, "format": FORMAT, "format_version": FORMAT_VERSION, "provenance": provenance()}
+    text = json.dumps(meta, indent=2, ensure_ascii=False)
+    replace_file(folder / f"{run.name}{META_SUFFIX}", text.encode())
     return path
 
 
 def plain_record(record: SinkRecord) -> dict[str, Any]:
     """One record in the published layout, with ``labels`` beside it."""
     wrong, misleads = (record.labels.get(name) for name in ("hallucinated", "input"))
-    by_head = np.round(record.by_head.astype(np.float64), 7).tolist()
-    by_layer = np.round(record.by_head.mean(axis=1).astype(np.float64), 7).tolist()
-    unseen = np.flatnonzero(~record.is_seen).tolist()
-    for layer in unseen:
-        by_head[layer], by_layer[layer] = [None] * len(by_head[layer]), None
+    heads = record.by_head.astype(np.float64)
+    rows, seen = np.round(heads, 7).tolist(), record.is_seen.tolist()
+    means = np.round(record.by_head.mean(axis=1).astype(np.float64), 7).tolist()
     return {
         **record.model_dump(exclude={"by_head", "is_seen"}),
         "labels": {"hallucinated": wrong, "input": misleads},
         "correct": None if wrong is None else not wrong,
         "hallucinated": None if wrong is None else bool(wrong),
         "label_hallucinated": None if misleads is None else bool(misleads),
-        "sink_by_layer": by_layer,
-        "sink_by_layer_head": by_head,
+        "sink_by_layer": [mean if seen[n] else None for n, mean in enumerate(means)],
+        "sink_by_layer_head": [row if seen[n] else [None] * len(row) for n, row in enumerate(rows)],
     }
 
 
 def _read_records(path: Path) -> tuple[SinkRecord, ...]:
-    found: list[SinkRecord] = []
-    number = 0
+    found, number = list[SinkRecord](), 0
     try:
         with gzip.open(path) as file:
             while line := file.readline(_MAX_LINE_BYTES):
@@ -328,19 +333,3 @@ def _read_records(path: Path) -> tuple[SinkRecord, ...]:
         fault = f"{path} cannot be read after line {number}: {reason_of(error)}"
         raise DataFileError(f"{fault}; expected gzip JSON Lines") from None
     return tuple(found)
-
-
-def _check_together(records: Sequence[SinkRecord], path: Path) -> None:
-    first, seen = records[0], set[int]()
-    for record in records:
-        different = [name for name in SETTINGS if getattr(record, name) != getattr(first, name)]
-        if record.by_head.shape != first.by_head.shape:
-            different.append("the number of layers or heads")
-        if different:
-            raise DataFileError(
-                f"{path}: record {record.idx} differs from record {first.idx} in "
-                f"{', '.join(different)}; one file holds one run"
-            )
-        if record.idx in seen:
-            raise DataFileError(f"{path}: idx {record.idx} stands twice")
-        seen.add(record.idx)

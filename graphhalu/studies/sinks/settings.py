@@ -1,11 +1,13 @@
 """Settings of a measurement of sinks, and of its analysis."""
 
+from collections.abc import Sequence
+from itertools import product
 from pathlib import Path
-from typing import Annotated, Final, Literal
+from typing import Annotated, Any, Final, Literal
 
 from pydantic import Field, field_validator
 
-from graphhalu.core.config import Config
+from graphhalu.core.config import Config, read_yaml
 from graphhalu.core.registry import unknown_name
 from graphhalu.datasets.registry import own_path
 from graphhalu.extract.settings import (
@@ -17,20 +19,27 @@ from graphhalu.extract.settings import (
 )
 from graphhalu.labels.labels import Meaning
 from graphhalu.models.cards import ModelSpec
-from graphhalu.studies.sinks.records import QueryMode
+from graphhalu.studies.sinks.records import QueryMode, SinkCell
 
 Ablation = Literal["k", "chat", "quantization"]
+Ablations = Sequence[Ablation]
 ABLATED_KS: Final = (1, 4)
 DEFAULT_KS: Final = (4,)
 HEADS: Final = "heads"
 ANSWER: Final = "answer"
 """Which of a few letters the model chose: a control, since a model is wrong more often with some of
 them, and heads that look at the options know the letter."""
-NESTED: Final = (
-    *("length", ANSWER, "entropy", "sink", HEADS, "entropy+length", "entropy+sink"),
-    *("entropy+length+sink", f"entropy+{HEADS}", f"entropy+length+{HEADS}"),
-)
+_FILE: Final = read_yaml(Path(__file__).with_name("sinks.yaml"))
+KINDS: Final[dict[str, str]] = _FILE["kinds"]
+DESCRIBED: Final[dict[str, str]] = _FILE["described"]
+"""Fields of the description of a run, and where they are from."""
+NESTED: Final[tuple[str, ...]] = tuple(_FILE["models"])
 """Every model that is fitted; what it reads is joined by ``+``."""
+GAINS: Final[list[list[str]]] = _FILE["gains"]
+"""Larger and smaller model of each comparison."""
+SERIES: Final[dict[str, str]] = _FILE["series"]
+"""Descriptions of the settings that runs of one series share."""
+VARIED: Final[list[str]] = _FILE["varied"]
 
 
 class SinkMeasureConfig(Config):
@@ -67,6 +76,11 @@ class SinkMeasureConfig(Config):
         return ks
 
     @property
+    def cells(self) -> list[SinkCell]:
+        """Every sink with every query mode."""
+        return list(product(self.ks, self.modes))
+
+    @property
     def task(self) -> str:
         """Name of the data set, or of one's own file."""
         own = own_path(self.dataset.name)
@@ -74,16 +88,11 @@ class SinkMeasureConfig(Config):
 
     def extraction(self, answers: Literal["generated", "given"] = "generated") -> ExtractConfig:
         """The same as an extraction of streams, without hidden states."""
-        return ExtractConfig(
-            model=self.model,
-            dataset=self.dataset,
-            prompt=self.prompt,
-            generation=GenerationSettings(
-                answers=answers, num_beams=self.num_beams, max_new_tokens=self.max_new_tokens
-            ),
-            capture=CaptureSettings(keep="streams", hidden_layers="none"),
-            num_samples=self.num_samples,
-        )
+        shared = {name: getattr(self, name) for name in ("model", "dataset", "prompt", "num_samples")}
+        limits: dict[str, Any] = {"num_beams": self.num_beams, "max_new_tokens": self.max_new_tokens}
+        generation = GenerationSettings(answers=answers, **limits)
+        capture = CaptureSettings(keep="streams", hidden_layers="none")
+        return ExtractConfig(**shared, generation=generation, capture=capture)
 
 
 class AnalyzeConfig(Config):

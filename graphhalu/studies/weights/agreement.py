@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float
@@ -12,13 +12,13 @@ from scipy.stats import rankdata
 from graphhalu.core.config import read_yaml
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import benjamini_hochberg, group_multiplicities
-from graphhalu.evaluation.bootstrap import OrNan, percentile_interval
+from graphhalu.evaluation.bootstrap import OrNan
+from graphhalu.evaluation.univariate import FALSE_DISCOVERIES
+from graphhalu.heads.table import percentile_interval
 from graphhalu.studies.rows import Row
 
 Verdict = Literal["supported", "unsupported", "contradicted", "not tested"]
-VERDICTS: Final[tuple[Verdict, ...]] = ("supported", "unsupported", "contradicted", "not tested")
-FALSE_DISCOVERIES: Final = 0.05
-"""Share of false discoveries that is allowed among the verdicts."""
+VERDICTS: Final[tuple[Verdict, ...]] = get_args(Verdict)
 LEAST_CELLS: Final = 5
 _LEAST_WITHIN: Final = 3
 
@@ -79,26 +79,22 @@ HEAD_QUANTITIES: Final[tuple[str, ...]] = tuple(_FILE["heads"])
 """Quantities that are handed on as tables of heads by default."""
 
 
-def agreement(
-    pair: Agreement, static: OfLayers, measured: OfLayers, *, is_mixed: bool = False, **drawing: int
-) -> Agreement:
+def agreement(pair: Agreement, static: OfLayers, measured: OfLayers, **drawing: int) -> Agreement:
     """Correlate one pair; the verdict comes with the others, from :func:`with_verdicts`.
 
     Args:
         pair: What is compared.
         static: From the weights.
         measured: From the traces.
-        is_mixed: Whether the static one reads parts stored in more than one way.
         **drawing: Resamples, permutations and seed of :func:`rank_correlation`.
     """
-    known = replace(pair, is_mixed=is_mixed)
     first, second = (values.reshape(len(values), -1).astype(np.float64) for values in (static, measured))
     try:
         found = rank_correlation(first, second, **drawing)
     except NotEnoughDataError as error:
         n_there = int((np.isfinite(first) & np.isfinite(second)).sum())
-        return replace(known, n=n_there, reason=str(error))
-    return replace(known, **found.model_dump())
+        return replace(pair, n=n_there, reason=str(error))
+    return replace(pair, **found.model_dump())
 
 
 def with_verdicts(rows: Sequence[Agreement]) -> tuple[Agreement, ...]:
@@ -153,7 +149,10 @@ def rank_correlation(
     if not np.isfinite(rho) or n < LEAST_CELLS:
         raise NotEnoughDataError(f"a rank correlation needs {LEAST_CELLS} cells that differ, got {n}")
     generator = np.random.default_rng(seed)
-    low, high = _interval(first, second, n_resamples, generator)
+    counts = group_multiplicities(len(first), n_resamples, generator)
+    drawn = np.stack([np.repeat(np.arange(len(first)), each) for each in counts])
+    resampled = _spearman(*(grid[drawn].reshape(n_resamples, -1) for grid in (first, second)))
+    low, high = percentile_interval(resampled[:, None])[:, 0].tolist()
     permuted = _permuted(first, n_permutations, generator)
     values = _spearman(permuted, np.broadcast_to(second.reshape(1, -1), permuted.shape))
     # a permutation that leaves no correlation counts against the finding
@@ -182,22 +181,7 @@ def _spearman(first: Rows, second: Rows) -> Float[np.ndarray, "row"]:
     return np.divide(product, norm, out=np.full(len(first), np.nan), where=norm > 0)
 
 
-def _interval(
-    first: Grid, second: Grid, n_resamples: int, generator: np.random.Generator
-) -> tuple[float, float]:
-    counts = group_multiplicities(len(first), n_resamples, generator)
-    rows = np.stack([np.repeat(np.arange(len(first)), drawn) for drawn in counts])
-    values = _spearman(first[rows].reshape(n_resamples, -1), second[rows].reshape(n_resamples, -1))
-    try:
-        low, high, _ = percentile_interval(values, 0.95)
-    except NotEnoughDataError:
-        return float("nan"), float("nan")
-    return low, high
-
-
-def _permuted(
-    values: Grid, n_permutations: int, generator: np.random.Generator
-) -> Float[np.ndarray, "permutation cell"]:
+def _permuted(values: Grid, n_permutations: int, generator: np.random.Generator) -> Rows:
     n_groups, n_members = values.shape
     groups = np.argsort(generator.random((n_permutations, n_groups)), axis=1)
     members = np.argsort(generator.random((n_permutations, n_groups, n_members)), axis=2)

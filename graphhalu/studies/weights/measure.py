@@ -1,8 +1,9 @@
 """Run-time quantities of heads and layers, taken from a trace store."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -14,15 +15,20 @@ from graphhalu.weights.circuits import logit_variance, rotations
 from graphhalu.weights.read import Part, Weights, repeat_heads
 from graphhalu.weights.risk import Numbers
 
-Norms = Float[np.ndarray, "..."]
 Inputs = Float[np.ndarray, "counted width"]
+Outputs = tuple[np.ndarray, np.ndarray, np.ndarray, Inputs]
 Tokens = Float[np.ndarray, "token width"]
+Matrices = Float[np.ndarray, "head size width"]
+Attention = Float[np.ndarray, "head query token"]
+Added = tuple[Tokens, Float[np.ndarray, "head query width"], Float[np.ndarray, "query width"]]
 PerHead = Float[np.ndarray, "layer head"]
 
 FIRST_ROW: Final = 16
 """First row whose entropy counts: earlier ones see too few keys."""
 N_SINK: Final = 4
 """Tokens at the start that are left out of norms, and rows after which sinks count."""
+_OF_HEADS: Final = ("head_output", "calibrated_variance")
+_OF_LAYERS: Final = ("attention_output", "mlp_output", "output_ratio", "top_share")
 _OFFSETS: Final = (0, 1, 4, 16)
 _EPSILON: Final = 1e-6
 
@@ -51,11 +57,7 @@ class Measured:
 
 
 def measure_store(
-    traces: Sequence[Trace],
-    weights: Weights,
-    *,
-    n_output_traces: int = 64,
-    on_progress: Progress = no_progress,
+    traces: Sequence[Trace], weights: Weights, *, n_outputs: int = 64, on_progress: Progress = no_progress
 ) -> Measured:
     """Measure attention and values of all traces, and outputs of heads and blocks of some.
 
@@ -66,7 +68,7 @@ def measure_store(
     Args:
         traces: Traces of the same model.
         weights: Its weights.
-        n_output_traces: Number of traces whose outputs are computed.
+        n_outputs: Number of traces whose outputs are computed.
         on_progress: Called with the number of steps done, and of all.
 
     Raises:
@@ -75,7 +77,7 @@ def measure_store(
     """
     if not len(traces):
         raise NotEnoughDataError("there is no trace to validate against")
-    shape, architecture = traces[0].shape, weights.architecture
+    shape, architecture, n_layers = traces[0].shape, weights.architecture, weights.architecture.n_layers
     sizes = ("n_layers", "n_heads", "n_kv_heads", "hidden_size")
     of_store, of_model = (tuple(getattr(each, name) for name in sizes) for each in (shape, architecture))
     if of_store != of_model:
@@ -86,19 +88,17 @@ def measure_store(
     long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
     if not long:
         raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
-    n_layers, chosen = architecture.n_layers, long[:n_output_traces]
-    total = len(long) + n_layers
-    found = []
+    chosen, total, found = long[:n_outputs], len(long) + n_layers, list[dict[str, PerHead]]()
     for place, trace in enumerate(long):
         on_progress(place, total)
         found.append(_row_means(trace))
-    heads = {}
+    heads = dict[str, Numbers]()
     for name in found[0]:
         mean = np.mean([one[name] for one in found], axis=0)
         heads[name] = np.full((n_layers, mean.shape[1]), np.nan)
         heads[name][list(shape.attention_layers)] = mean
     kv_heads = {"value_norm": heads.pop("value_norm")}
-    outputs, layers, missing = _outputs(chosen, weights, lambda done: on_progress(len(long) + done, total))
+    outputs, layers, missing = _outputs(chosen, weights, lambda n: on_progress(len(long) + n, total))
     return Measured(
         heads=heads | outputs,
         kv_heads=kv_heads,
@@ -138,105 +138,91 @@ def _row_mean(values: Float[np.ndarray, "layer head row"], is_counted: np.ndarra
 def _outputs(
     traces: Sequence[Trace], weights: Weights, on_layer: Callable[[int], None]
 ) -> tuple[dict[str, Numbers], dict[str, Numbers], dict[str, str]]:
-    """Outputs of heads and of layers, from weights and hidden states, and what is missing."""
-    n_layers, n_heads = weights.architecture.n_layers, weights.architecture.n_heads
-    heads = {name: np.full((n_layers, n_heads), np.nan) for name in ("head_output", "calibrated_variance")}
-    names = ("attention_output", "mlp_output", "output_ratio", "top_share")
-    layers = {name: np.full(n_layers, np.nan) for name in names}
-    absent: dict[str, list[int]] = {}
-    for layer in range(n_layers):
+    """Outputs of heads and of layers, and what is missing."""
+    missing, n_layers = defaultdict[str, list[int]](list), weights.architecture.n_layers
+    found: list[dict[str, Any]] = [{} for _ in range(n_layers)]
+    for layer, row in enumerate(found):
         on_layer(layer)
         try:
             # whether the traces keep what is needed shows before weights are read
             traces[0].hidden(layer)
-            found = LayerMap(weights, layer)
-            parts = [_output_norms(trace, found) for trace in traces]
+            parts = zip(*_layer_outputs(traces, weights, layer), strict=True)
         except TraceNotFoundError:
-            absent.setdefault("outputs (hidden states or attention are not kept)", []).append(layer)
+            missing["outputs (hidden states or attention are not kept)"].append(layer)
             continue
-        of_heads, attention, mlp, inputs = map(np.concatenate, zip(*parts, strict=True))
-        heads["head_output"][layer] = np.median(of_heads, axis=0)
-        heads["calibrated_variance"][layer] = _calibrated_variance(weights, layer, inputs)
-        layers["top_share"][layer] = _top_share(weights, layer, inputs)
-        layers["attention_output"][layer] = np.median(attention)
+        of_heads, attention, mlp, inputs = map(np.concatenate, parts)
+        row["head_output"], row["attention_output"] = np.median(of_heads, axis=0), np.median(attention)
+        row["calibrated_variance"] = _calibrated_variance(weights, layer, inputs)
+        row["top_share"] = _top_share(weights, layer, inputs)
         if not mlp.size:
-            name = "feed-forward outputs (the states after the layer are not kept)"
-            absent.setdefault(name, []).append(layer)
+            missing["feed-forward outputs (the states after the layer are not kept)"].append(layer)
             continue
-        layers["mlp_output"][layer] = np.median(mlp)
-        layers["output_ratio"][layer] = np.median(mlp / np.maximum(attention, 1e-12))
-    missing = {what: f"layers {', '.join(map(str, where))}" for what, where in absent.items()}
-    return heads, layers, missing
+        row["mlp_output"], row["output_ratio"] = np.median(mlp), np.median(mlp / np.maximum(attention, 1e-12))
+    absent = np.full(weights.architecture.n_heads, np.nan)
+    heads = {name: np.array([row.get(name, absent) for row in found]) for name in _OF_HEADS}
+    layers = {name: np.array([row.get(name, np.nan) for row in found]) for name in _OF_LAYERS}
+    return heads, layers, {what: f"layers {', '.join(map(str, where))}" for what, where in missing.items()}
 
 
-def _output_norms(trace: Trace, found: "LayerMap") -> tuple[Norms, Norms, Norms, Inputs]:
-    """Norms of what a layer's heads and blocks add and its inputs, for tokens from the fifth on."""
-    layer, start = found.layer, trace.record.row_start
-    hidden = trace.hidden(layer)
-    tokens = slice(max(N_SINK - start, 0), None)
-    attention = trace.attention(layer)[:, tokens]
-    inputs = found.inputs(hidden)
-    mixed = np.einsum("hqk,hkd->hqd", attention, found.values(inputs), optimize=True)
-    added = np.einsum("hqd,hdw->hqw", mixed, found.output, optimize=True)
-    total = found.written(added.sum(axis=0))
-    mlp = np.zeros(0)
-    is_last = layer == trace.shape.n_layers - 1
-    if not is_last and layer + 1 in trace.shape.hidden_layers:
-        rows: Int[np.ndarray, "row"] = np.arange(start, trace.length)[tokens]
-        mlp = _norms(trace.hidden(layer + 1)[rows] - hidden[rows] - total)
-    return _norms(added).T, _norms(total), mlp, inputs[N_SINK:]
+def _layer_outputs(traces: Sequence[Trace], weights: Weights, layer: int) -> Iterator[Outputs]:
+    """Norms of what a layer's heads and blocks add to each trace, and its inputs, from the fifth token on."""
+    block = attention_block(weights, layer)
+    for trace in traces:
+        hidden, start = trace.hidden(layer), trace.record.row_start
+        tokens, mlp = slice(max(N_SINK - start, 0), None), np.zeros(0)
+        inputs, added, total = block(hidden, trace.attention(layer)[:, tokens])
+        if layer < trace.shape.n_layers - 1 and layer + 1 in trace.shape.hidden_layers:
+            rows: Int[np.ndarray, "row"] = np.arange(start, trace.length)[tokens]
+            mlp = _norms(trace.hidden(layer + 1)[rows] - hidden[rows] - total)
+        yield _norms(added).T, _norms(total), mlp, inputs[N_SINK:]
+
+
+def attention_block(weights: Weights, layer: int) -> Callable[[Tokens, Attention], Added]:
+    """The attention block of a layer, its weights read once.
+
+    Returns:
+        A function of hidden states and ``attention[head, query, key]``. It gives the inputs after the
+        norm before attention, what each head adds to each query, and the sum of heads as it
+        reaches the residual stream.
+    """
+    family, n_repeats = weights.family, weights.architecture.group_size
+    output, output_bias = weights.heads(layer, "o"), weights.norm_bias(layer, family.o)
+    value, bias = repeat_heads(weights.heads(layer, "v"), n_repeats), weights.bias(layer, "v")
+    value_bias = None if bias is None else repeat_heads(bias, n_repeats)
+    gain, shift = (read(layer, family.attention_norm) for read in (weights.gain, weights.norm_bias))
+    post_gain = weights.gain(layer, family.attention_post_norm)
+
+    def added_by_heads(hidden: Tokens, attention: Attention) -> Added:
+        inputs = hidden
+        if family.attention_norm is not None:
+            centred = hidden - hidden.mean(axis=1, keepdims=True) if family.is_centred else hidden
+            inputs = _normed(centred) * gain + _or_zero(shift)
+        mixed = np.einsum("hqk,hkd->hqd", attention, _by_head(inputs, value, value_bias), optimize=True)
+        added = np.einsum("hqd,hdw->hqw", mixed, output, optimize=True)
+        total = added.sum(axis=0) + _or_zero(output_bias)
+        return inputs, added, total if family.attention_post_norm is None else _normed(total) * post_gain
+
+    return added_by_heads
 
 
 def _norms(vectors: Float[np.ndarray, "*any width"]) -> Float[np.ndarray, "*any"]:
     return np.sqrt(np.square(vectors, dtype=np.float64).sum(axis=-1))
 
 
-class LayerMap:
-    """The linear parts of a layer's attention, for the outputs of heads.
-
-    Args:
-        weights: The model.
-        layer: Which layer.
-
-    Attributes:
-        output: Transposed columns of ``W_O``, one a query head.
-    """
-
-    def __init__(self, weights: Weights, layer: int) -> None:
-        family, n_repeats = weights.family, weights.architecture.group_size
-        self.family, self.layer = family, layer
-        self.output = weights.heads(layer, "o")
-        self._value = repeat_heads(weights.heads(layer, "v"), n_repeats)
-        bias = weights.bias(layer, "v")
-        self._value_bias = None if bias is None else repeat_heads(bias, n_repeats)
-        self._output_bias = weights.norm_bias(layer, family.o)
-        self._gain = weights.gain(layer, family.attention_norm)
-        self._shift = weights.norm_bias(layer, family.attention_norm)
-        self._post_gain = weights.gain(layer, family.attention_post_norm)
-
-    def values(self, inputs: Tokens) -> Float[np.ndarray, "head token size"]:
-        """Value vectors of inputs after the norm before attention."""
-        found = np.einsum("tw,hdw->htd", inputs, self._value, optimize=True)
-        return found if self._value_bias is None else found + self._value_bias[:, None]
-
-    def inputs(self, hidden: Tokens) -> Tokens:
-        """Hidden states after the norm before attention."""
-        if self.family.attention_norm is None:
-            return hidden
-        centred = hidden - hidden.mean(axis=1, keepdims=True) if self.family.is_centred else hidden
-        normed = _root_mean_square_normed(centred) * self._gain
-        return normed if self._shift is None else normed + self._shift
-
-    def written(self, added: Tokens) -> Tokens:
-        """The sum of heads as it reaches the residual stream."""
-        total = added if self._output_bias is None else added + self._output_bias
-        if self.family.attention_post_norm is None:
-            return total
-        return _root_mean_square_normed(total) * self._post_gain
-
-
-def _root_mean_square_normed(vectors: Tokens) -> Tokens:
+def _normed(vectors: Tokens) -> Tokens:
     return vectors / np.sqrt(np.square(vectors).mean(axis=1, keepdims=True) + _EPSILON)
+
+
+def _or_zero(bias: np.ndarray | None) -> Any:
+    return 0.0 if bias is None else bias
+
+
+def _by_head(
+    inputs: Tokens, matrix: Matrices, bias: np.ndarray | None
+) -> Float[np.ndarray, "head token size"]:
+    """Queries, keys or values of each head."""
+    found = np.einsum("tw,hdw->htd", inputs, matrix, optimize=True)
+    return found if bias is None else found + bias[:, None]
 
 
 def _calibrated_variance(weights: Weights, layer: int, inputs: Tokens) -> Float[np.ndarray, "head"]:
@@ -247,7 +233,7 @@ def _calibrated_variance(weights: Weights, layer: int, inputs: Tokens) -> Float[
     common to all keys moves no attention.
     """
     found = weights.architecture
-    query, key = (_vectors(weights, layer, part, inputs) for part in ("q", "k"))
+    query, key = (_qk(weights, layer, part, inputs) for part in ("q", "k"))
     centred = key - key.mean(axis=1, keepdims=True)
     moments = [one.swapaxes(1, 2) @ one / one.shape[1] for one in (query, centred)]
     turns = rotations(weights.frequencies(layer), _OFFSETS, found.head_dim)
@@ -263,19 +249,13 @@ def _top_share(weights: Weights, layer: int, inputs: Tokens) -> float:
     return float(values[-1] / values.sum())
 
 
-def _vectors(
-    weights: Weights, layer: int, part: Part, inputs: Tokens
-) -> Float[np.ndarray, "head token size"]:
+def _qk(weights: Weights, layer: int, part: Part, inputs: Tokens) -> Float[np.ndarray, "head token size"]:
     """Queries or keys before they are turned."""
-    found = np.einsum("tw,hdw->htd", inputs, weights.heads(layer, part), optimize=True)
-    bias = weights.bias(layer, part)
-    found = found if bias is None else found + bias[:, None]
     family = weights.family
+    found = _by_head(inputs, weights.heads(layer, part), weights.bias(layer, part)).astype(np.float64)
     gain = weights.head_gain(layer, family.q_norm if part == "q" else family.k_norm)
-    wide = found.astype(np.float64)
     if gain is None:
-        return wide
+        return found
     is_shared = gain.size != found.shape[2]
-    square = np.square(wide).mean(axis=(0, 2) if is_shared else 2, keepdims=True)
-    scale = gain.reshape(-1, 1, found.shape[2])
-    return wide / np.sqrt(square + _EPSILON) * scale
+    square = np.square(found).mean(axis=(0, 2) if is_shared else 2, keepdims=True)
+    return found / np.sqrt(square + _EPSILON) * gain.reshape(-1, 1, found.shape[2])

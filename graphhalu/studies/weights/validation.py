@@ -1,19 +1,19 @@
 """Validation of a weight profile against the traces of the same model, and detection by each layer alone."""
 
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
 from pathlib import Path
 from typing import Annotated, Any, Final
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
-from pydantic import Field, TypeAdapter
+from pydantic import ConfigDict, Field
 
 from graphhalu.core.config import Config
-from graphhalu.core.documents import FileFormat, plain_values, read_document, write_document
+from graphhalu.core.documents import FileFormat, write_document
 from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError, UsageError
-from graphhalu.core.files import reading
 from graphhalu.core.numerics import json_ready
 from graphhalu.core.provenance import provenance
 from graphhalu.core.splits import Split
@@ -26,12 +26,13 @@ from graphhalu.evaluation.univariate import FEATURES
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.labels.labels import Labels, question_groups
-from graphhalu.studies.rows import Row
+from graphhalu.studies.rows import Row, StudyResult
 from graphhalu.studies.weights.agreement import (
     HEAD_QUANTITIES,
     PAIRS,
     UNTESTED,
     Agreement,
+    OfLayers,
     agreement,
     counts,
     with_verdicts,
@@ -43,13 +44,19 @@ from graphhalu.weights.read import Weights
 from graphhalu.weights.risk import Numbers, RiskCurve, RiskSettings, reads_mixed, risk_curve
 from graphhalu.weights.tables import MEASURED_DESCRIPTIONS, WeightProfile
 
-FORMAT: Final = FileFormat("graphhalu-weights-validation", 1, "Make one:  graphhalu weights validate TRACES")
 VALIDATION_FILE: Final = "validation.json"
 N_COMPONENTS: Final = 32
 STRENGTH: Final = 1.0
 """Of the L2 penalty; fixed, so that layers differ in what they hold and not in what was tuned."""
-_KINDS: Final = {"attention": FEATURES, "hidden": ("state_last_answer",)}
+_INPUTS: Final = {
+    "attention": (FEATURES, r"\.l(\d+)\b", 0),
+    "hidden": (("state_last_answer",), r"\.n(\d+)\b", 1),
+}
+"""Features of each kind of inputs, where their names say the layer, and the number of the first one:
+a hidden state belongs to the layer before it."""
 _LEAST: Final = 20
+Compared = tuple[Agreement, OfLayers, OfLayers]
+"""A pair with its static and its measured values."""
 
 
 class ValidateSettings(Config):
@@ -91,56 +98,43 @@ class LayerDetection:
     prevalence: float
 
 
-@dataclass(frozen=True)
-class Validation:
-    """A profile held against the traces of its model.
+class Validation(StudyResult):
+    """A profile held against the traces of its model."""
 
-    Attributes:
-        model: Which model.
-        store: Which traces.
-        settings: How it was measured.
-        provenance: Versions, machine, code state.
-        missing: Quantities that could not be measured, with the reason.
-        untested: Quantities of the profile without a counterpart in a store.
-        rows: Every static quantity with its verdict.
-        entropy: The entropy estimate against measurement, see :func:`_entropy_check`.
-        risk: The risk curve.
-        detection: Detection by layer, one entry a kind of input.
-        measured: Run-time quantities.
-    """
+    model_config = ConfigDict(extra="ignore", allow_inf_nan=True, protected_namespaces=())
+    kind = FileFormat("graphhalu-weights-validation", 1, "Make one:  graphhalu weights validate TRACES")
+    file = VALIDATION_FILE
 
     model: Mapping[str, Any]
+    """Which model."""
     store: Mapping[str, Any]
+    """Which traces."""
     settings: Mapping[str, Any]
+    """How it was measured."""
     provenance: Mapping[str, Any]
+    """Versions, machine, code state."""
     missing: Mapping[str, str]
+    """Quantities that could not be measured, with the reason."""
     untested: Mapping[str, str]
+    """Quantities of the profile without a counterpart in a store."""
     rows: tuple[Agreement, ...]
+    """Every static quantity with its verdict."""
     entropy: Row
+    """The entropy estimate against measurement, see :func:`_entropy_check`."""
     risk: RiskCurve
+    """The risk curve."""
     detection: tuple[LayerDetection, ...]
+    """Detection by layer, one entry a kind of input."""
     measured: Measured
+    """Run-time quantities."""
 
     def values(self) -> dict[str, Any]:
-        """Everything as plain values for JSON."""
-        more = {"verdicts": counts(self.rows), "meanings": MEASURED_DESCRIPTIONS}
-        return plain_values({**TypeAdapter(Validation).dump_python(self), **more}, FORMAT)
+        """Everything as plain values for JSON, with the number of each verdict."""
+        return super().values() | {"verdicts": counts(self.rows), "meanings": MEASURED_DESCRIPTIONS}
 
-    def write(self, folder: Path) -> Path:
-        """Write ``validation.json`` and ``validation.parquet``; gives the JSON file."""
-        return write_document(folder / VALIDATION_FILE, self.values(), FORMAT, rows=self.rows)
-
-
-def read_validation(folder: Path) -> Validation:
-    """What :meth:`Validation.write` wrote.
-
-    Raises:
-        DataFileError: If there is none, or it is damaged or of another version.
-    """
-    path = folder / VALIDATION_FILE if folder.is_dir() else folder
-    # pydantic does not report numbers beyond float64
-    with reading(f"{path} cannot be read as a validation"):
-        return read_document(path, Validation, FORMAT)
+    def write(self, path: Path) -> Path:
+        """Write ``validation.json`` and ``validation.parquet`` into a folder; gives the JSON file."""
+        return write_document(path / self.file, self.values(), self.kind, rows=self.rows)
 
 
 def validate(
@@ -172,25 +166,22 @@ def validate(
     check_same_model(profile.model, store.get("model") or {})
     if json_ready(profile.architecture) != json_ready(weights.architecture.values()):
         raise UsageError("the profile and the weights are of different models: profile the model again")
-    measured = measure_store(
-        traces[: settings.n_traces],
-        weights,
-        n_output_traces=settings.n_output_traces,
-        on_progress=on_progress,
-    )
+    chosen, n_outputs = traces[: settings.n_traces], settings.n_output_traces
+    measured = measure_store(chosen, weights, n_outputs=n_outputs, on_progress=on_progress)
     curve = risk_curve(profile, settings.risk)
-    missing = dict(measured.missing)
-    detection: tuple[LayerDetection, ...] = ()
+    missing, detection = dict(measured.missing), list[LayerDetection]()
+    drawing = settings.model_dump(include={"n_resamples", "n_permutations", "seed"})
+    draws = {name: drawing[name] for name in ("n_resamples", "seed")}
     if labels is None:
         missing["detection by layer"] = "there are no labels"
-    else:
-        detection, absent = available_detection(
-            traces, labels, n_resamples=settings.n_resamples, seed=settings.seed
-        )
-        missing |= absent
-    drawing = settings.model_dump(include={"n_resamples", "n_permutations", "seed"})
-    rows = [_paired(pair, profile, measured, drawing) for pair in PAIRS]
-    rows += [row for found in detection for row in _risk_rows(curve, found, drawing)]
+    for inputs, known in [] if labels is None else [(inputs, labels) for inputs in _INPUTS]:
+        try:
+            detection.append(layer_detection(traces, known, inputs, **draws))
+        except (NotEnoughDataError, TraceNotFoundError) as error:
+            missing[f"detection by {inputs}"] = str(error).splitlines()[0]
+    pairs = [replace(pair, is_mixed=_is_mixed(pair, profile)) for pair in PAIRS]
+    compared = [(pair, *paired_values(pair, profile, measured)) for pair in pairs]
+    compared += _risk_pairs(curve, detection)
     return Validation(
         model=dict(profile.model),
         store=store,
@@ -198,12 +189,22 @@ def validate(
         provenance=provenance(),
         missing=missing,
         untested=UNTESTED,
-        rows=with_verdicts(rows),
+        rows=with_verdicts([agreement(*each, **drawing) for each in compared]),
         entropy=_entropy_check(profile, measured),
         risk=curve,
-        detection=detection,
+        detection=tuple(detection),
         measured=measured,
     )
+
+
+def _risk_pairs(curve: RiskCurve, detection: Sequence[LayerDetection]) -> Iterator[Compared]:
+    """The whole risk curve and each of its components against detection by layer."""
+    is_mixed = {"risk": bool(curve.mixed_types)}
+    is_mixed |= {f"risk: {name}": name in curve.mixed_types for name in curve.components}
+    curves = [curve.values, *curve.components.values()]
+    for found, (name, values) in product(detection, zip(is_mixed, curves, strict=True)):
+        against = f"AUROC by {found.inputs}"
+        yield Agreement(name, against, "layer", 1, is_mixed=is_mixed[name]), values, found.auroc
 
 
 def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> None:
@@ -222,9 +223,7 @@ def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> No
         )
 
 
-def paired_values(
-    pair: Agreement, profile: WeightProfile, measured: Measured
-) -> tuple[Float[np.ndarray, "layer *head"], Float[np.ndarray, "layer *head"]]:
+def paired_values(pair: Agreement, profile: WeightProfile, measured: Measured) -> tuple[OfLayers, OfLayers]:
     """Both sides of a pair: heads, key heads or layers, in the same order."""
     if pair.level == "layer":
         name, heads = pair.measured, {**measured.kv_heads, **measured.heads}
@@ -238,28 +237,12 @@ def paired_values(
     return static[:, ::n_repeats], measured.kv_heads[pair.measured]
 
 
-def _paired(
-    pair: Agreement, profile: WeightProfile, measured: Measured, drawing: Mapping[str, int]
-) -> Agreement:
+def _is_mixed(pair: Agreement, profile: WeightProfile) -> bool:
+    """Whether the static side reads parts that are stored in more than one way."""
     if pair.level == "layer":
-        is_mixed = reads_mixed(profile, pair.static)
-    else:
-        parts = {"v", "o", "qkv"} if pair.static.startswith(("v_", "ov_")) else {"q", "k", "qkv"}
-        is_mixed = any(mixed.part in parts for mixed in profile.mixed())
-    static, found = paired_values(pair, profile, measured)
-    return agreement(pair, static, found, is_mixed=is_mixed, **drawing)
-
-
-def _risk_rows(curve: RiskCurve, detection: LayerDetection, drawing: Mapping[str, int]) -> list[Agreement]:
-    """The whole risk curve and each of its components against detection by layer."""
-    against = f"AUROC by {detection.inputs}"
-    curves = {"risk": (curve.values, bool(curve.mixed_types))}
-    for name, values in curve.components.items():
-        curves[f"risk: {name}"] = (values, name in curve.mixed_types)
-    return [
-        agreement(Agreement(name, against, "layer", 1), values, detection.auroc, is_mixed=is_mixed, **drawing)
-        for name, (values, is_mixed) in curves.items()
-    ]
+        return reads_mixed(profile, pair.static)
+    parts = {"v", "o", "qkv"} if pair.static.startswith(("v_", "ov_")) else {"q", "k", "qkv"}
+    return any(mixed.part in parts for mixed in profile.mixed())
 
 
 def _entropy_check(profile: WeightProfile, measured: Measured) -> Row:
@@ -292,32 +275,25 @@ def head_tables(profile: WeightProfile, quantities: Sequence[str] = HEAD_QUANTIT
     Raises:
         UnknownNameError: If there is no such quantity.
     """
-    missing = np.full((profile.n_layers, profile.n_heads), np.nan)
+    layers, trials = tuple(range(profile.n_layers)), (Trial("weights", "weights"),)
+    chance = np.full((profile.n_layers, profile.n_heads), np.nan)
+    # the identity of a loaded model says more, and tables of one model must agree
+    about = {"model": dict(profile.model), **profile.settings}
+    scores = {name: profile.of_heads(name)[None] for name in quantities}
     return [
-        HeadTable(
-            role=f"weights_{quantity}",
-            layers=tuple(range(profile.n_layers)),
-            trials=(Trial("weights", "weights"),),
-            scores=profile.of_heads(quantity)[None],
-            chance=missing,
-            # the identity of a loaded model says more, and tables of one model must agree
-            settings={"quantity": quantity, "model": dict(profile.model), **profile.settings},
-        )
-        for quantity in quantities
+        HeadTable(f"weights_{name}", layers, trials, each, chance, settings={"quantity": name, **about})
+        for name, each in scores.items()
     ]
 
 
-def layer_detection(
-    traces: Sequence[Trace], labels: Labels, inputs: str, *, n_resamples: int = 1000, seed: int = 0
-) -> LayerDetection:
+def layer_detection(traces: Sequence[Trace], labels: Labels, inputs: str, **draws: int) -> LayerDetection:
     """Cross-fit a logistic probe on each layer, folds by question.
 
     Args:
         traces: Traces in the order of the labels.
         labels: Those without a valid label are left out.
         inputs: ``attention`` or ``hidden``.
-        n_resamples: Resamples of questions.
-        seed: Seed of folds and resamples.
+        **draws: ``n_resamples`` of questions, and the ``seed`` of folds and resamples.
 
     Raises:
         NotEnoughDataError: If a class has fewer than 20 answers.
@@ -331,29 +307,17 @@ def layer_detection(
             f"detection by layer needs {_LEAST} answers of each class, got {n_hallucinated} "
             f"hallucinated and {n_correct} correct ones"
         )
-    folds = cross_fit_folds(labels.values, groups, labels.is_valid, seed=seed)
-    found = feature_matrix(traces, list(_KINDS[inputs]))
+    folds = cross_fit_folds(labels.values, groups, labels.is_valid, seed=draws.get("seed", 0))
+    features, pattern, first = _INPUTS[inputs]
+    found = feature_matrix(traces, list(features))
+    layers = pd.Series(found.columns).str.extract(pattern)[0].astype(float).to_numpy() - first
     values = np.full((3, traces[0].shape.n_layers), np.nan)
-    drawing = {"n_resamples": n_resamples, "seed": seed}
-    for layer, columns in _by_layer(found.columns, inputs).items():
-        scores = _cross_fitted(found.values[:, columns], labels.values, folds)[kept]
-        interval = bootstrap_interval("auroc", scores, truth, groups[kept], **drawing)
+    for layer in np.unique(layers[layers >= 0]).astype(int):
+        scores = _cross_fitted(found.values[:, layers == layer], labels.values, folds)[kept]
+        interval = bootstrap_interval("auroc", scores, truth, groups[kept], **draws)
         values[:, layer] = auroc(scores, truth), *interval[:2]
     area, low, high = values
     return LayerDetection(inputs, area, low, high, len(kept), labels.prevalence)
-
-
-def available_detection(
-    traces: Sequence[Trace], labels: Labels, *, n_resamples: int = 1000, seed: int = 0
-) -> tuple[tuple[LayerDetection, ...], dict[str, str]]:
-    """Detection by every kind of input that the store keeps, and why others are missing."""
-    found, missing = [], {}
-    for inputs in _KINDS:
-        try:
-            found.append(layer_detection(traces, labels, inputs, n_resamples=n_resamples, seed=seed))
-        except (NotEnoughDataError, TraceNotFoundError) as error:
-            missing[f"detection by {inputs}"] = str(error).splitlines()[0]
-    return tuple(found), missing
 
 
 def _cross_fitted(
@@ -365,21 +329,6 @@ def _cross_fitted(
         scaling = Scaling.of(values[fold.train])
         rotated = Rotation.of(scaling.apply(values[fold.train]), N_COMPONENTS)
         (solution,) = l2_path(rotated.scores, labels[fold.train], (STRENGTH,))
-        weight = rotated.columns(solution.weight)
-        logits = [
-            scaling.apply(values[side]) @ weight + solution.bias for side in (fold.validation, fold.test)
-        ]
-        scores[fold.test] = standardise(logits[1], logits[0])
+        weight, sides = rotated.columns(solution.weight), (fold.test, fold.validation)
+        scores[fold.test] = standardise(*(scaling.apply(values[s]) @ weight + solution.bias for s in sides))
     return scores
-
-
-def _by_layer(columns: Sequence[str], inputs: str) -> Mapping[int, Int[np.ndarray, "column"]]:
-    """Places of the columns of each model layer; a hidden state belongs to the layer before it."""
-    pattern = re.compile(r"\.l(\d+)\b" if inputs == "attention" else r"\.n(\d+)\b")
-    found: dict[int, list[int]] = {}
-    for place, name in enumerate(columns):
-        match = pattern.search(name)
-        layer = int(match[1]) - (inputs == "hidden") if match else -1
-        if layer >= 0:
-            found.setdefault(layer, []).append(place)
-    return {layer: np.array(places) for layer, places in sorted(found.items())}

@@ -9,7 +9,7 @@ from graphhalu.core.errors import DataFileError, NotEnoughDataError, UsageError
 from graphhalu.studies.instability.calibrate import calibrate, cases_of, labelled_series
 from graphhalu.studies.instability.methods import all_methods, window_grid
 from graphhalu.studies.instability.series import SeriesFolder
-from graphhalu.studies.instability.settings import MAIN, TRACKER, read_calibration
+from graphhalu.studies.instability.settings import MAIN, TRACKER, Calibration
 
 
 @pytest.fixture(scope="module")
@@ -74,19 +74,19 @@ def test_the_auroc_of_each_step_counts_the_prompts_that_reach_it(found, series):
 
 def test_a_calibration_is_read_back_as_it_was_written(found, tmp_path):
     path = found.write(tmp_path / "new" / "c.json")
-    assert read_calibration(path) == found
+    assert Calibration.read(path) == found
 
 
 def test_a_file_that_is_no_calibration_is_refused(found, tmp_path):
     with pytest.raises(UsageError, match="no calibration at"):
-        read_calibration(tmp_path / "none.json")
+        Calibration.read(tmp_path / "none.json")
     path = found.write(tmp_path / "c.json")
     values = json.loads(path.read_text(encoding="utf-8"))
     changes = ({"format": "x"}, {"format_version": 2}, {"rows": "x"}, {"identity": {}})
     for text in ("nonsense", "[]", *(json.dumps(values | change) for change in changes)):
         path.write_text(text, encoding="utf-8")
         with pytest.raises(DataFileError):
-            read_calibration(path)
+            Calibration.read(path)
 
 
 def test_a_rate_without_a_threshold_is_named_with_those_that_have_one(found):

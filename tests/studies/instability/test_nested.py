@@ -26,8 +26,8 @@ def columns_method(columns):
         "columns",
         columns,
         tuple(map(str, range(columns.shape[1]))),
-        2,
         lambda _: np.ones(columns.shape[1], dtype=bool),
+        2,
     )
 
 
@@ -65,7 +65,7 @@ def test_no_prompt_is_scored_by_a_choice_that_saw_its_like():
     SEEN.clear()
     cases = cases_of(60, n_twins=10)
     columns = np.random.default_rng(2).normal(size=(60, 1))
-    method = Watching("w", "w", columns, ("0",), 2, lambda _: np.ones(1, dtype=bool))
+    method = Watching("w", "w", columns, ("0",), lambda _: np.ones(1, dtype=bool), 2)
     nested_scores(method, cases, SETTINGS, 0)
     assert len(SEEN) == 3
     for train in SEEN:

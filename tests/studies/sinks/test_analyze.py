@@ -11,7 +11,7 @@ from graphhalu.core.errors import ConfigError, DataFileError, UsageError
 from graphhalu.evaluation.bootstrap import Estimate
 from graphhalu.heads.table import HeadTable, Trial
 from graphhalu.studies.rows import find_row
-from graphhalu.studies.sinks.analyze import analyze, analyze_run, heterogeneity, model_size, read_sinks
+from graphhalu.studies.sinks.analyze import SinksResult, analyze, analyze_run, heterogeneity, model_size
 from graphhalu.studies.sinks.records import write_run
 from graphhalu.studies.sinks.settings import AnalyzeConfig
 
@@ -100,10 +100,10 @@ def test_runs_are_laid_side_by_side_and_the_result_is_read_again(tmp_path, make_
     pair = next(each for each in result.sensitivity if each.setting == "chat")
     assert (pair.first, pair.second, pair.n_both) == ("off", "on", 60)
     assert pair.accuracy_difference.value == 0
-    assert read_sinks(result.write(tmp_path)).values() == result.values()
+    assert SinksResult.read(result.write(tmp_path)).values() == result.values()
     with pytest.raises(DataFileError, match="graphhalu-sinks-analysis"):
         (tmp_path / "x.json").write_text("{}")
-        read_sinks(tmp_path / "x.json")
+        SinksResult.read(tmp_path / "x.json")
 
 
 def test_a_table_of_another_models_heads_is_left_out_with_a_note(tmp_path, make_run):

@@ -1,5 +1,7 @@
 """Sums of attention to the first tokens equal a slow loop, chunk by chunk and with padding."""
 
+from itertools import product
+
 import numpy as np
 import pytest
 import torch
@@ -18,7 +20,8 @@ def attention(seed):
 
 def observed(layers, *, ks=(1, 3), modes=("last", "range"), start=2, chunk=4):
     last = [length - 1 for length in LENGTHS]
-    observer = SinkObserver(last, start=start, ks=ks, modes=modes, layer_windows=WINDOWS, n_heads=N_HEADS)
+    cells = list(product(ks, modes))
+    observer = SinkObserver(last, cells, start=start, windows=WINDOWS, n_heads=N_HEADS)
     for layer, weights in enumerate(layers):
         first, stop = observer.wanted_rows(layer)
         for row in range(first, stop, chunk):
@@ -45,23 +48,23 @@ def test_every_window_and_mode_of_one_pass_equals_a_slow_loop(k, mode):
         mass = observer.mass(trace, k, mode)
         for layer, window in enumerate(WINDOWS):
             expected = slow(layers[layer], trace, k, mode, window)
-            assert bool(mass.is_seen[layer]) == (expected is not None)
+            assert bool(mass["is_seen"][layer]) == (expected is not None)
             if expected is not None:
-                np.testing.assert_allclose(mass.values[layer], expected, atol=1e-6)
+                np.testing.assert_allclose(mass["by_head"][layer], expected, atol=1e-6)
 
 
 def test_the_scalar_is_the_mean_over_heads_and_then_over_layers_that_see_the_sink():
     mass = observed([attention(0), attention(1)]).mass(0, 3, "last")
-    assert mass.is_seen.tolist() == [True, False]
-    assert mass.scalar == pytest.approx(mass.values[0].mean())
+    assert mass["is_seen"].tolist() == [True, False]
+    assert mass["sink_mass"] == pytest.approx(mass["by_head"][0].mean())
 
 
 def test_nan_is_kept_and_that_of_padding_does_not_count():
     layers = [attention(0), attention(1)]
     layers[0][1, :, LENGTHS[1] :] = torch.nan
-    assert np.isfinite(observed(layers).mass(1, 1, "range").values).all()
+    assert np.isfinite(observed(layers).mass(1, 1, "range")["by_head"]).all()
     layers[0][1, 2, 4] = torch.nan
-    found = observed(layers).mass(1, 1, "range").values
+    found = observed(layers).mass(1, 1, "range")["by_head"]
     assert np.isnan(found[0]).tolist() == [False, False, True]
 
 
@@ -72,5 +75,5 @@ def test_the_last_row_alone_asks_for_few_rows():
 
 def test_a_sequence_shorter_than_the_sink_has_no_sink_mass():
     mass = observed([attention(0), attention(1)], ks=(12,)).mass(0, 12, "last")
-    assert not mass.is_seen.any()
-    assert np.isnan(mass.scalar)
+    assert not mass["is_seen"].any()
+    assert np.isnan(mass["sink_mass"])

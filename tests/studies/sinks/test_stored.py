@@ -71,4 +71,4 @@ def test_query_start_leaves_out_the_rows_before_it(store):
     trace = store[0][0]
     late = block_mass(block_of([trace]), 1, "range", trace.length - 1)[0]
     expected = trace.attention(0)[:, -1, 0]
-    np.testing.assert_allclose(late.values[0], expected, atol=1e-3)
+    np.testing.assert_allclose(late["by_head"][0], expected, atol=1e-3)
