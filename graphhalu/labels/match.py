@@ -210,7 +210,11 @@ def _adds_to_question(record: TraceRecord, alias: str) -> bool:
     return bool(words) and words <= content_words(alias)
 
 
-def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied", "inside"]]:
+Use = Literal["said", "negated", "denied", "inside"]
+"""What a text does with an alias: says it, denies it before or after it, or names something else by it."""
+
+
+def _uses(text: str, alias: str) -> Iterator[Use]:
     """What a text does with an alias each time it holds it."""
     if _forms(alias)[0] in _FUNCTION_WORDS and not _in_capitals(text, alias):
         return
@@ -220,13 +224,17 @@ def _uses(text: str, alias: str) -> Iterator[Literal["said", "negated", "denied"
         while start >= 0:
             stop = start + len(wanted)
             if _is_boundary(form, start) and _is_boundary(form, stop):
-                is_negated = _PATTERNS["negation_before"].search(form[:start].rstrip()) is not None
-                is_denied = _PATTERNS["negation_after"].match(form[stop:]) is not None
-                is_inside = _PATTERNS["other_name_before"].search(form[:start].rstrip()) is not None
-                yield (
-                    "negated" if is_negated else "denied" if is_denied else "inside" if is_inside else "said"
-                )
+                yield _use(form[:start].rstrip(), form[stop:])
             start = form.find(wanted, start + 1)
+
+
+def _use(before: str, after: str) -> Use:
+    """What a text does with the alias between two of its parts, in a normal form."""
+    if _PATTERNS["negation_before"].search(before):
+        return "negated"
+    if _PATTERNS["negation_after"].match(after):
+        return "denied"
+    return "inside" if _PATTERNS["other_name_before"].search(before) else "said"
 
 
 def _is_boundary(text: str, place: int) -> bool:
