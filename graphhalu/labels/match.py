@@ -269,15 +269,16 @@ def is_partial(answer: str, aliases: Sequence[str], question: str) -> bool:
 
 
 def is_echo(answer: str, aliases: Sequence[str], question: str) -> bool:
-    """Whether an answer says nothing but words of the question, which names no alias itself.
+    """Whether an answer says nothing but words of the question, at least half of its content words.
 
-    Where the question names one, as in *Which is larger, Saturn or Jupiter?*, its words are a choice.
+    Where the question names an alias, as in *Which is larger, Saturn or Jupiter?*, its words are a choice.
     Where a number is asked for, one that the question holds is an answer too.
     """
     said, asked = _claiming_words(answer), _claiming_words(question)
     is_choice = any(words and words <= asked for words in map(_claiming_words, aliases))
     is_number = _has_digit(answer) and any(map(_has_digit, aliases))
-    return bool(said) and said <= asked and not is_choice and not is_number
+    is_repeated = bool(said) and said <= asked and len(asked) <= 2 * len(said)
+    return is_repeated and not is_choice and not is_number
 
 
 def _has_digit(text: str) -> bool:
