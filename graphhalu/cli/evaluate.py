@@ -10,7 +10,9 @@ from graphhalu.cli.store import identity_of, labels_of, open_store
 from graphhalu.core.errors import GraphhaluError, UsageError
 
 _COMPARE = Options(
-    "CompareConfig", "detector=detectors network=detectors detectors quick seeds against beams", file=True
+    "CompareConfig",
+    "detector=detectors network=detectors detectors quick seeds against beams categories",
+    file=True,
 )
 _TOKENS = Options("CompareConfig", "detectors seeds quick", file=True)
 
