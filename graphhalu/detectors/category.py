@@ -91,10 +91,15 @@ class CategoryPrior(TrainedDetector):
         return self
 
     def score(self, traces: Sequence[Trace]) -> Scores:
-        """The share of each trace's category; that of all answers for one without training answers."""
+        """The share of each trace's category; that of all answers for one without training answers.
+
+        A trace without an answer has no score.
+        """
         shares = self.fitted(self.shares)
         check_identity(self.identity, traces)
-        return Scores.of(np.array([shares.get(name, self.overall) for name in self._categories(traces)]))
+        found = [shares.get(name, self.overall) for name in self._categories(traces)]
+        has_answer = [bool(trace.record.answer.strip()) for trace in traces]
+        return Scores.of(np.where(np.array(has_answer, dtype=bool), np.array(found), np.nan))
 
     def _categories(self, traces: Sequence[Trace]) -> list[str]:
         if self.clusters is None:
@@ -103,6 +108,7 @@ class CategoryPrior(TrainedDetector):
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Describe the shares; write the clusters, if there are any."""
+        self.fitted(self.shares)
         if self.clusters is not None:
             write_arrays(folder, {"centres": self.clusters.centres})
         names = ("shares", "overall")

@@ -39,6 +39,7 @@ _MODULES: Final = (
     ("text", "token-text"),
     ("token_probes", "token-overlap token-shuffled token-attention token-hidden token-probe"),
     ("gnn.detectors", "token-graph token-no-edges"),
+    ("smoothing", "token-smoothed token-hidden-smoothed"),
 )
 """Modules and the detectors in them, those of answers first, in the order in which they are shown."""
 

@@ -53,8 +53,9 @@ SEEN = {
     "graphhalu": "hidden",
 }
 """What each detector must find. Of the others: shuffled labels and rewired graphs are controls
-that shall find nothing or little, EigenScore and HaloScope have tests of their own."""
-UNSEEN = {"shuffled-labels", "gat-rewired", "eigenscore", "haloscope"}
+that shall find nothing or little; no category is planted here; EigenScore and HaloScope have tests of
+their own."""
+UNSEEN = {"shuffled-labels", "gat-rewired", "eigenscore", "haloscope", "category-prior"}
 every_detector = pytest.mark.parametrize("name", NAMES)
 
 

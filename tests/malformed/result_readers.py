@@ -38,7 +38,7 @@ def make_result(folder: Path) -> None:
         schema=SAMPLE_SCHEMA,
     )
     row = sample(DetectorRow, failure=None, metrics={"auroc": sample(_metric())})
-    result = sample(Result, samples=samples, rows=(row,))
+    result = sample(Result, samples=samples, category_samples=samples, rows=(row,))
     result.write(folder)
     save_checkpoint(folder, row, samples)
     sample(HeadMaps, maps=(sample(HeadMap),)).write(folder)
