@@ -51,6 +51,7 @@ from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.result import (
     RESULT_FILE,
     SAMPLE_SCHEMA,
+    CategoryCount,
     Comparison,
     DetectorRow,
     MethodTest,
@@ -403,7 +404,7 @@ def make_result(
         methods=methods,
         category_samples=apart,
         category_methods=category_methods,
-        categories=data.categories and {"rule": data.categories.rule, "n": data.categories.n_among(labels)},
+        categories=data.categories and CategoryCount(data.categories.rule, data.categories.n_among(labels)),
         subgroups=subgroups(data, scores),
         identity=data.identity,
         level=labels.level,

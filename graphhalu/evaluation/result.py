@@ -278,6 +278,19 @@ class TokenCounts:
 
 
 @dataclass(frozen=True)
+class CategoryCount:
+    """Categories of the compared questions.
+
+    Attributes:
+        rule: Where they come from.
+        n: How many there are.
+    """
+
+    rule: str
+    n: int
+
+
+@dataclass(frozen=True)
 class Subgroup:
     """Rank metrics of one detector among the tested traces of one category.
 
@@ -349,7 +362,7 @@ class Result:
     level: Level = "answer"
     counts: TokenCounts | None = None
     notes: tuple[str, ...] = ()
-    categories: Mapping[str, Any] | None = None
+    categories: CategoryCount | None = None
     category_samples: pa.Table = field(default_factory=SAMPLE_SCHEMA.empty_table)
     category_methods: tuple[MethodTest, ...] = ()
 

@@ -119,7 +119,7 @@ def _held_out(result: Result) -> str:
     """What was held out, in words."""
     if not len(result.category_samples) or result.categories is None:
         return _say("by_question")
-    return _say("by_category", **result.categories)
+    return _say("by_category", n=result.categories.n, rule=result.categories.rule)
 
 
 def terminal_table(result: Result) -> RichTable:

@@ -7,7 +7,7 @@ from graphhalu.detectors.category import CategoryPrior, WordClusters
 from graphhalu.evaluation.compare import RunOptions, compare
 from graphhalu.evaluation.crossfit import comparison_data
 from graphhalu.evaluation.metrics import auroc
-from graphhalu.evaluation.result import read_result
+from graphhalu.evaluation.result import CategoryCount, read_result
 from graphhalu.evaluation.settings import CompareConfig
 from tests.evaluation.conftest import Toy, make_labels, make_trace
 
@@ -64,7 +64,7 @@ def test_fewer_than_eight_categories_are_not_held_out_but_compared_within():
     few = [make_trace(i, relation=f"r{c % 7}", signal=0.1 * i) for i, c in enumerate(category.tolist())]
     result = compare(few, labels, {"toy": Toy}, config=CONFIG)
     assert not len(result.category_samples)
-    assert result.categories == {"rule": "the data set", "n": 7}
+    assert result.categories == CategoryCount("the data set", 7)
     assert "within_category_auroc" in row_of(result, "toy").metrics
 
 
