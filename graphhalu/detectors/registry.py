@@ -26,6 +26,7 @@ _MODULES: Final = (
     ("probes", "instability-probe entropy-heads toha likelihood-probe hidden-probe"),
     ("saplma", "saplma"),
     ("haloscope", "haloscope"),
+    ("samples", "semantic-entropy lexical-similarity eigv deg sample-agreement"),
     ("probes", "hallushift icr"),
     ("joint", "joint-probe"),
     ("stack", "all-features"),

@@ -136,6 +136,9 @@ def compare(
     config, options = config or CompareConfig(), options or RunOptions()
     specs = detector_specs(detectors, config, as_labels(labels).level)
     data = comparison_data(traces, labels, config)
+    is_named = detectors is not None or bool(config.detectors)
+    if not is_named and not any(trace.record.is_sample for trace in data.traces):
+        specs = [spec for spec in specs if not spec.reads_samples]
     done: dict[str, Finished] = {}
     if options.folder is not None and options.is_resumed:
         for row, samples in finished_detectors(options.folder, data.identity):

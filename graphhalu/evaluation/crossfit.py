@@ -158,15 +158,17 @@ def check_same_traces(traces: Sequence[Trace], labels: Labels) -> None:
 def best_beams(traces: Sequence[Trace]) -> Mask:
     """Which traces are the best beam of their question; given answers all count.
 
-    The best beam is decided before labels are looked at: a question whose best beam has no
-    valid label is left out, not replaced by another beam.
+    Samples are never among them. The best beam is decided before labels are looked at: a question
+    whose best beam has no valid label is left out, not replaced by another beam.
     """
     records = [trace.record for trace in traces]
     best: dict[str, int] = {}
     for record in records:
-        if record.is_on_policy:
+        if record.is_on_policy and not record.is_sample:
             best[record.question_id] = min(record.beam_index, best.get(record.question_id, record.beam_index))
-    is_best = [not r.is_on_policy or r.beam_index == best[r.question_id] for r in records]
+    is_best = [
+        not r.is_on_policy or (not r.is_sample and r.beam_index == best[r.question_id]) for r in records
+    ]
     return np.array(is_best, dtype=bool)
 
 

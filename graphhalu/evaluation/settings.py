@@ -120,6 +120,13 @@ class DetectorSpec:
             given = {"seed": seed}
         return factory(**given)
 
+    @property
+    def reads_samples(self) -> bool:
+        """Whether it compares sampled answers, as far as its card can be had."""
+        with suppress(GraphhaluError):  # its own row tells why
+            return getattr(getattr(self.find(), "card", None), "reads_samples", False)
+        return False
+
     def card(self) -> DetectorCard:
         """What the detector says of itself."""
         return getattr(self.find(), "card", None) or self.make(0).card

@@ -19,7 +19,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.datasets.registry import DATASETS
 from graphhalu.extract.capture import capture_note, reads_values
 from graphhalu.extract.forward import Replayed, TokenSequence
-from graphhalu.extract.generate import Answer, beam_search
+from graphhalu.extract.generate import Answer, beam_search, sample_draws
 from graphhalu.extract.prompts import Prompt, generated_answer, question_prompt, trace_record
 from graphhalu.extract.replay import replay
 from graphhalu.extract.settings import ExtractConfig, PromptSettings, trace_shape
@@ -68,6 +68,8 @@ class Extraction:
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
         settings = self.config.generation
         self.search = None
+        if settings.samples and settings.answers == "given":
+            raise UsageError("answers of the data set are replayed, and none can be sampled beside them")
         if settings.answers == "generated":
             self.search = beam_search(
                 loaded,
@@ -75,6 +77,11 @@ class Extraction:
                 max_new_tokens=settings.max_new_tokens,
                 stops_at_newline=bool(settings.stop_at_newline),
             )
+            if settings.samples and self.search.fallback_reason is not None:
+                raise UsageError(
+                    f"answers of this model cannot be sampled: {self.search.fallback_reason}\n"
+                    f"  Leave --samples out"
+                )
 
     def identity(self, dataset: Mapping[str, Any] | None = None) -> dict[str, Any]:
         """What decides the content of the traces; batch sizes and devices are not among it.
@@ -112,7 +119,7 @@ class Extraction:
         traces = [(each, len(answer.token_ids)) for each in prompts for answer in each.answers]
         for prompt in prompts:
             if prompt.length and not prompt.answers:
-                traces += [(prompt, settings.max_new_tokens)] * settings.keep_beams
+                traces += [(prompt, settings.max_new_tokens)] * (settings.keep_beams + settings.samples)
         return self._bytes(traces)
 
     def generate(self, prompts: Sequence[Prompt]) -> Iterator[Prompt]:
@@ -122,8 +129,9 @@ class Extraction:
             return
         for batch in self._batches([each for each in prompts if each.length]):
             token_ids = [prompt.encoded.token_ids.tolist() for prompt in batch]
+            samples = self._samples(batch, token_ids)
             for index, beams in self.search.as_finished(token_ids):
-                yield self._with_beams(batch[index], beams)
+                yield self._with_answers(batch[index], beams, samples[index])
 
     def size(self, answered: Prompt) -> int:
         """Bytes in memory of the traces of one question."""
@@ -170,17 +178,28 @@ class Extraction:
 
         return grouped(sorted(prompts, key=lambda prompt: prompt.length), fits)
 
-    def _with_beams(self, prompt: Prompt, beams: Sequence[Answer]) -> Prompt:
+    def _samples(self, batch: Sequence[Prompt], token_ids: Sequence[Sequence[int]]) -> list[list[Answer]]:
+        """Sampled answers of each prompt; none where none are asked for."""
+        settings = self.config.generation
+        if self.search is None or not settings.samples:
+            return [[] for _ in batch]
+        shape = (settings.samples, settings.max_new_tokens)
+        ids = [prompt.question.question_id for prompt in batch]
+        draws = sample_draws(ids, shape, seed=self.config.dataset.seed)
+        return self.search.sample(token_ids, draws, temperature=settings.temperature)
+
+    def _with_answers(self, prompt: Prompt, beams: Sequence[Answer], samples: Sequence[Answer]) -> Prompt:
         kept = beams[: self.config.generation.keep_beams]
         answers = tuple(
             replace(
-                generated_answer(beam.token_ids, self.loaded.tokenizer),
+                generated_answer(each.token_ids, self.loaded.tokenizer),
                 rank=rank,
-                score=beam.score,
-                is_finished=beam.is_finished,
+                score=each.score,
+                is_finished=each.is_finished,
+                is_sample=each.is_sample,
             )
-            for rank, beam in enumerate(kept)
-            if beam.token_ids
+            for rank, each in enumerate([*kept, *samples])
+            if each.token_ids
         )
         is_empty = not kept or not kept[0].token_ids
         return replace(

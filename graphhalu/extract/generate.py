@@ -8,12 +8,13 @@ that end become candidates with a length-normalised score, the likeliest others 
 question is done when no running beam can beat its worst candidate any more.
 """
 
+import hashlib
 from collections.abc import Iterator, Sequence
-from dataclasses import KW_ONLY, dataclass, field
+from dataclasses import KW_ONLY, dataclass, field, replace
 from typing import Any, Final
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from graphhalu.extract.decode import Decoder
@@ -37,7 +38,8 @@ class Answer:
         is_finished: Whether it ended by itself and was not cut at the limit.
         text: What is stored and labelled.
         offsets: Half-open range of characters of ``text`` that each token covers.
-        rank: Rank among the beams, or place among the given answers.
+        rank: Rank among the beams, or place among the given answers; samples come after the beams.
+        is_sample: Whether it was sampled.
     """
 
     token_ids: tuple[int, ...]
@@ -46,6 +48,7 @@ class Answer:
     text: str = ""
     offsets: tuple[tuple[int, int], ...] = ()
     rank: int = 0
+    is_sample: bool = False
 
 
 @dataclass
@@ -226,6 +229,72 @@ class BeamSearch:
                 decoder.keep(still_open)
                 beams, parents = beams.select(still_open), parents[still_open]
             logits = decoder.step(parents, beams.running_tokens[:, :, step])
+
+    @torch.inference_mode()
+    def sample(
+        self,
+        prompts: Sequence[Sequence[int]],
+        draws: Float64[Tensor, "question sample step"],
+        *,
+        temperature: float = 1.0,
+    ) -> list[list[Answer]]:
+        """Sampled answers of every prompt.
+
+        Args:
+            prompts: Token ids of each prompt.
+            draws: A number in [0, 1) for each token: it takes the first whose cumulated probability is
+                above it, so that an answer depends on its own draws alone.
+            temperature: Divides the logits.
+
+        Returns:
+            Answers by prompt and sample, without tokens where the end mark came first. Their score is the
+            mean log-probability (nat) of their tokens, end mark included, at temperature 1.
+        """
+        device = next(self.model.parameters()).device
+        n_questions, n_samples, n_steps = draws.shape
+        decoder = Decoder(self.model, self.layer_windows, n_samples)
+        logits = decoder.prefill(*left_padded(prompts, device))[:, None].expand(-1, n_samples, -1)
+        own = torch.arange(n_samples, device=device).expand(n_questions, -1)
+        stops, draws = torch.tensor(self.stop_ids, device=device), draws.to(device)
+        tokens = torch.zeros(n_questions, n_samples, n_steps, dtype=torch.long, device=device)
+        lengths, scores = torch.zeros_like(tokens[..., 0]), torch.zeros_like(draws[..., 0])
+        is_open = torch.ones_like(lengths, dtype=torch.bool)
+        for step in range(n_steps):
+            cumulated = torch.softmax(logits.double() / temperature, dim=-1).cumsum(dim=-1)
+            chosen = (cumulated <= draws[:, :, step, None]).sum(dim=-1).clamp(max=logits.shape[-1] - 1)
+            log_p = torch.log_softmax(logits.double(), dim=-1).gather(-1, chosen[..., None])[..., 0]
+            tokens[:, :, step], scores = chosen, scores + log_p * is_open
+            lengths += is_open
+            is_open = is_open & ~torch.isin(chosen, stops)
+            if not is_open.any():
+                break
+            if step + 1 < n_steps:
+                logits = decoder.step(own, chosen)
+        return [
+            [
+                replace(_until_stop(row[:length], self.stop_ids, score / length), is_sample=True)
+                for row, length, score in zip(*of_question, strict=True)
+            ]
+            for of_question in zip(tokens.tolist(), lengths.tolist(), scores.tolist(), strict=True)
+        ]
+
+
+def sample_draws(
+    question_ids: Sequence[str], shape: tuple[int, int], *, seed: int
+) -> Float64[Tensor, "question sample step"]:
+    """Uniform draws of each question, whatever the others are.
+
+    Args:
+        question_ids: The questions.
+        shape: Samples and steps.
+        seed: Seed of all of them.
+    """
+    found = []
+    for question_id in question_ids:
+        digest = hashlib.sha256(f"{seed}\n{question_id}".encode()).digest()
+        generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+        found.append(torch.rand(shape, dtype=torch.float64, generator=generator))
+    return torch.stack(found)
 
 
 @torch.inference_mode()

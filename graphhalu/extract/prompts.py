@@ -187,6 +187,7 @@ def trace_record(prompt: Prompt, answer: Answer, sequence: TokenSequence, result
         is_on_policy=stated is None,
         beam_index=answer.rank,
         beam_score=answer.score,
+        is_sample=answer.is_sample,
         choice_logprobs=result.option_logprobs,
         given_label=label,
         given_spans=() if stated is None else stated.spans,

@@ -54,6 +54,10 @@ class GenerationSettings(Config):
     """Longest answer, in tokens."""
     keep_beams: int = Field(default=1, ge=1)
     """How many final beams of a question become traces."""
+    samples: int = Field(default=0, ge=0)
+    """Sampled answers of a question that become traces beside its beams."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Of the sampled answers; the seed of the data set decides the draws."""
     stop_at_newline: bool | None = None
     """Whether a newline ends an answer; by default for plain prompts and not for chat."""
     answers: Literal["generated", "given"] = "generated"
@@ -69,7 +73,8 @@ class GenerationSettings(Config):
         """The settings that decide what answers there are."""
         if self.answers == "given":
             return {"answers": "given", "stop_at_newline": self.stop_at_newline}
-        return self.model_dump(mode="json", exclude={"answers"})
+        unused = {"answers"} if self.samples else {"answers", "samples", "temperature"}
+        return self.model_dump(mode="json", exclude=unused)
 
 
 class CaptureSettings(Config):

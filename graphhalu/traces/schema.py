@@ -126,7 +126,8 @@ class TraceRecord:
         is_finished: Whether the answer ended by itself (end mark or newline) and was not cut.
         is_on_policy: Whether the model itself produced the answer.
         beam_index: Rank of the beam among the final beams, 0 = best; for given answers the
-            place among them.
+            place among them; samples come after the beams.
+        is_sample: Whether the answer was sampled.
         beam_score: Length-normalised log-probability of the beam, or ``None`` for given answers.
         choices: Options that the prompt shows, lettered A, B, C …
         correct_choices: Places of the right ones.
@@ -162,6 +163,7 @@ class TraceRecord:
     given_spans: tuple[tuple[int, int], ...] = ()
     answer_offsets: tuple[tuple[int, int], ...] = ()
     metadata: dict[str, Any] = field(default_factory=dict)
+    is_sample: bool = False
 
     @property
     def category(self) -> str | None:

@@ -200,7 +200,10 @@ def _write_arrays(
 
 
 def _line(record: TraceRecord) -> bytes:
-    return json.dumps(json_ready(asdict(record)), allow_nan=False).encode() + b"\n"
+    values = asdict(record)
+    if not record.is_sample:
+        del values["is_sample"]  # stores without samples are as those of earlier versions
+    return json.dumps(json_ready(values), allow_nan=False).encode() + b"\n"
 
 
 def _write_ragged(group: Any, spec: ArraySpec, pieces: Sequence[np.ndarray], shape: TraceShape) -> None:

@@ -3,6 +3,7 @@
 import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from graphhalu.detectors.gnn.detector import NetworkDetector
 from graphhalu.detectors.gnn.own import Graphhalu
 from graphhalu.detectors.registry import DETECTORS, detector_names
 from graphhalu.testing.contracts.detectors import planted_data
+from graphhalu.traces.trace import Trace
 
 with warnings.catch_warnings():
     # PyG calls torch.jit.script at import, which torch deprecates
@@ -68,10 +70,47 @@ def few_beams():
     return fewer(planted(False, seed=0, traces_a_question=2))
 
 
+OF_SAMPLES = frozenset({"semantic-entropy", "lexical-similarity", "eigv", "deg", "sample-agreement"})
+"""Detectors that compare sampled answers."""
+
+
+def with_samples(data, *, share=1.0, n_samples=4, seed=0):
+    """The same traces, with samples behind them that agree where the answer is right.
+
+    Where it is hallucinated, this share of them says something else each.
+    """
+    rng = np.random.default_rng(seed)
+    samples = []
+    for trace, value in zip(data.traces, data.labels.values.tolist(), strict=True):
+        for place in range(1, n_samples + 1):
+            is_other = value == 1 and rng.random() < share
+            claim = f"thing{rng.integers(0, 97)}" if is_other else trace.record.answer
+            answer = f"it is {claim} indeed"
+            name = f"{trace.record.question_id}#{place}"
+            named = {"trace_id": name, "beam_index": place, "is_sample": True}
+            samples.append(Trace(replace(trace.record, answer=answer, **named), trace.shape, trace.arrays))
+    n = len(samples)
+    labels = replace(
+        data.labels,
+        trace_ids=data.labels.trace_ids + tuple(trace.trace_id for trace in samples),
+        values=np.append(data.labels.values, np.zeros(n, dtype=np.int64)),
+        is_valid=np.append(data.labels.is_valid, np.zeros(n, dtype=bool)),
+        reasons=data.labels.reasons + ("a sample",) * n,
+    )
+    return replace(data, traces=[*data.traces, *samples], labels=labels)
+
+
 @pytest.fixture(scope="session")
-def data_of(few, few_beams):
+def few_samples(few):
+    """Samples of each question that disagree where the answer is hallucinated."""
+    return with_samples(few)
+
+
+@pytest.fixture(scope="session")
+def data_of(few, few_beams, few_samples):
     """Traces that a detector can be fitted on."""
-    return lambda name: few_beams if name == "eigenscore" else few
+    special = {"eigenscore": few_beams, **dict.fromkeys(OF_SAMPLES, few_samples)}
+    return lambda name: special.get(name, few)
 
 
 @pytest.fixture(scope="session")

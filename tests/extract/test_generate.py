@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from graphhalu.extract.forward import TokenSequence
-from graphhalu.extract.generate import BeamSearch, shared_decoding_fault
+from graphhalu.extract.generate import BeamSearch, sample_draws, shared_decoding_fault
 from graphhalu.extract.replay import replay
 from graphhalu.models.load import left_padded
 from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model
@@ -151,3 +151,61 @@ def test_the_replay_equals_stitching_the_steps_of_generate_through_beam_indices(
             assert (own[:, -1, :first_key] == 0).all()
     assert n_steps > 1
     assert (n_windowed > 0) == any(shape_of(config).layer_windows)
+
+
+def sampled(model, prompt, draws, temperature):
+    """One sample, token by token, each with a pass over everything before it."""
+    tokens, total = list(prompt), 0.0
+    for draw in draws.tolist():
+        with torch.inference_mode():
+            logits = model(input_ids=torch.tensor([tokens])).logits[0, -1].double()
+        cumulated, chosen = 0.0, 0
+        for place, probability in enumerate(torch.softmax(logits / temperature, -1).tolist()):
+            cumulated += probability
+            chosen = place
+            if cumulated > draw:
+                break
+        tokens.append(chosen)
+        total += torch.log_softmax(logits, -1)[chosen].item()
+        if chosen in STOP_IDS:
+            break
+    new = tokens[len(prompt) :]
+    is_finished = new[-1] in STOP_IDS
+    return tuple(new[:-1] if is_finished else new), total / len(new), is_finished
+
+
+@pytest.mark.parametrize("family", ON_INTERFACE)
+def test_samples_of_a_batch_are_those_of_a_loop_over_tokens(family):
+    model, config = tiny_model(family)
+    search, prompts = search_of(model, config), prompts_of(config)
+    draws = sample_draws(["a", "b", "c"], (5, MAX_NEW_TOKENS), seed=3)
+    for prompt, answers, own in zip(
+        prompts, search.sample(prompts, draws, temperature=0.7), draws, strict=True
+    ):
+        assert len(answers) == 5
+        for answer, numbers in zip(answers, own, strict=True):
+            tokens, score, is_finished = sampled(model, prompt, numbers, 0.7)
+            assert answer.token_ids == tokens
+            assert answer.score == pytest.approx(score, abs=1e-4)
+            assert answer.is_finished == is_finished
+            assert answer.is_sample
+
+
+def test_draws_of_a_question_are_its_own_and_follow_the_seed():
+    together = sample_draws(["a", "b"], (3, 7), seed=1)
+    assert torch.equal(together[1], sample_draws(["b"], (3, 7), seed=1)[0])
+    assert not torch.equal(together[0], together[1])
+    assert not torch.equal(together[0], sample_draws(["a"], (3, 7), seed=2)[0])
+
+
+def test_a_low_temperature_samples_the_likeliest_tokens():
+    model, config = tiny_model("llama")
+    search, prompts = search_of(model, config), prompts_of(config)
+    draws = sample_draws(["a", "b", "c"], (2, MAX_NEW_TOKENS), seed=0)
+    greedy = BeamSearch(
+        model, layer_windows=windows_of(config), stop_ids=STOP_IDS, n_beams=1, max_new_tokens=MAX_NEW_TOKENS
+    )
+    for answers, (best, *_) in zip(
+        search.sample(prompts, draws, temperature=1e-4), greedy.answer(prompts), strict=True
+    ):
+        assert {answer.token_ids for answer in answers} == {best.token_ids}

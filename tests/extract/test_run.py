@@ -7,6 +7,7 @@ from pydantic import ValidationError
 
 from graphhalu.core.axes import Span
 from graphhalu.core.errors import StoreMismatchError, UsageError
+from graphhalu.evaluation.crossfit import best_beams
 from graphhalu.extract.generate import BeamSearch
 from graphhalu.extract.run import extract
 from graphhalu.extract.settings import ExtractConfig
@@ -215,3 +216,39 @@ def test_a_store_without_its_whole_configuration_is_extended(config, tmp_path):
     )
     assert "config" not in open_traces(tmp_path / "a.zarr").provenance
     assert extract(config(num_samples=3), tmp_path / "a.zarr").n_new == 3
+
+
+def test_samples_are_traces_of_the_question_beside_its_beam(config, tmp_path):
+    sampling = {"num_beams": 3, "max_new_tokens": 5, "samples": 4, "temperature": 0.9}
+    extract(config(generation=sampling, num_samples=7), tmp_path / "a.zarr")
+    store = open_traces(tmp_path / "a.zarr")
+    assert verify_store(tmp_path / "a.zarr") == []
+    by_question = {}
+    for record in store.records:
+        by_question.setdefault(record.question_id, []).append(record)
+    assert len(by_question) >= 5
+    for records in by_question.values():
+        assert [record.is_sample for record in records] == [record.beam_index > 0 for record in records]
+        assert all(record.is_on_policy for record in records)
+        assert len({record.group_id for record in records}) == 1
+    best = best_beams(store)
+    assert [not record.is_sample for record in store.records] == best.tolist()
+
+
+def test_samples_do_not_depend_on_the_batch_and_a_store_without_any_is_as_before(config, tmp_path):
+    sampling = {"num_beams": 3, "max_new_tokens": 5, "samples": 3}
+    for size in (1, 5):
+        extract(config(generation=sampling, num_samples=7, batch_size=size), tmp_path / f"{size}.zarr")
+    one, five = (open_traces(tmp_path / f"{size}.zarr").records for size in (1, 5))
+    assert [(r.trace_id, r.answer) for r in one] == [(r.trace_id, r.answer) for r in five]
+    extract(config(num_samples=7), tmp_path / "plain.zarr")
+    plain = open_traces(tmp_path / "plain.zarr")
+    assert {(r.trace_id, r.answer) for r in plain.records} <= {(r.trace_id, r.answer) for r in one}
+    assert "samples" not in plain.configuration["generation"]
+    with pytest.raises(StoreMismatchError, match="samples"):
+        extract(config(generation=sampling, num_samples=7), tmp_path / "plain.zarr")
+
+
+def test_given_answers_cannot_be_sampled_beside(config, tmp_path):
+    with pytest.raises(UsageError, match="none can be sampled"):
+        extract(config(generation={"answers": "given", "samples": 2}, num_samples=3), tmp_path / "a.zarr")

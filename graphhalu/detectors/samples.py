@@ -1,0 +1,211 @@
+"""Agreement of the sampled answers of a question, with each other and with the answer itself.
+
+Answers mean the same where they claim the same words: content words that the question does not hold,
+after the normal form of the rule ``match``. No other model is asked.
+"""
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar, Final, NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+from rouge_score.rouge_scorer import RougeScorer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from graphhalu.core.splits import Split
+from graphhalu.detectors.base import (
+    ChosenTraces,
+    Detector,
+    DetectorCard,
+    Scores,
+    check_classes,
+    sibling_traces,
+)
+from graphhalu.detectors.identity import check_identity
+from graphhalu.detectors.saved import TrainedDetector, read_arrays, write_arrays
+from graphhalu.detectors.scalars import ScalarDetector
+from graphhalu.labels.labels import Labels
+from graphhalu.labels.match import content_words
+from graphhalu.labels.rouge import UnicodeTokenizer
+from graphhalu.traces.schema import TraceRecord
+from graphhalu.traces.trace import Trace
+
+LEAST_SAMPLES: Final = 2
+"""With fewer samples there is no agreement."""
+WAY_OUT: Final = "It compares sampled answers: extract with --samples 10"
+_ROUGE: Final = RougeScorer(["rougeL"], tokenizer=UnicodeTokenizer())
+
+
+class Answers(NamedTuple):
+    """An answer and the samples of its question.
+
+    Attributes:
+        own: The answer.
+        samples: The samples; at least :data:`LEAST_SAMPLES`.
+    """
+
+    own: TraceRecord
+    samples: Sequence[TraceRecord]
+
+    @property
+    def claims(self) -> list[frozenset[str]]:
+        """What each sample claims."""
+        return [claimed_words(each) for each in self.samples]
+
+
+def claimed_words(record: TraceRecord) -> frozenset[str]:
+    """Content words of an answer that its question does not hold."""
+    return content_words(record.answer) - content_words(record.question)
+
+
+def likeness(claims: Sequence[frozenset[str]]) -> Float[np.ndarray, "answer answer"]:
+    """Share of the words of two answers that both claim (Jaccard); 1 for two that claim nothing."""
+    return np.array([[len(a & b) / len(a | b) if a | b else 1.0 for b in claims] for a in claims])
+
+
+def semantic_entropy(answers: Answers) -> float:
+    """Entropy (nat) of the meanings of the samples, each as likely as it is frequent."""
+    shares = np.array(list(Counter(answers.claims).values())) / len(answers.samples)
+    return float(-(shares * np.log(shares)).sum())
+
+
+def lexical_dissimilarity(answers: Answers) -> float:
+    """One minus the mean ROUGE-L F1 of two samples."""
+    texts = [each.answer for each in answers.samples]
+    pairs = [(a, b) for place, a in enumerate(texts) for b in texts[:place]]
+    return 1 - float(np.mean([_ROUGE.score(a, b)["rougeL"].fmeasure for a, b in pairs]))
+
+
+def eigenvalue_sum(answers: Answers) -> float:
+    """Sum of ``max(0, 1 - eigenvalue)`` of the normalised Laplacian of the samples' likeness.
+
+    It is the number of meanings where samples mean either the same or nothing alike.
+    """
+    weight = likeness(answers.claims)
+    scale = 1 / np.sqrt(weight.sum(axis=1))
+    return float(np.maximum(0.0, np.linalg.eigvalsh(scale[:, None] * weight * scale)).sum())
+
+
+def mean_distance(answers: Answers) -> float:
+    """One minus the mean likeness of two samples, each with itself among them."""
+    return 1 - float(likeness(answers.claims).mean())
+
+
+def share_against(answers: Answers) -> float:
+    """Share of the samples that do not claim what the answer does."""
+    own = claimed_words(answers.own)
+    return float(np.mean([each != own for each in answers.claims]))
+
+
+def distance_to_answer(answers: Answers) -> float:
+    """One minus the mean likeness of a sample and the answer."""
+    return 1 - float(likeness([claimed_words(answers.own), *answers.claims])[0, 1:].mean())
+
+
+def _score_mean(answers: Answers) -> float:
+    return float(np.mean([each.beam_score or 0.0 for each in answers.samples]))
+
+
+def _score_spread(answers: Answers) -> float:
+    return float(np.std([each.beam_score or 0.0 for each in answers.samples]))
+
+
+def _length_spread(answers: Answers) -> float:
+    return float(np.std([each.length for each in answers.samples]))
+
+
+MEASURES: Final[Mapping[str, Callable[[Answers], float]]] = {
+    "semantic-entropy": semantic_entropy,
+    "lexical-similarity": lexical_dissimilarity,
+    "eigenvalue-sum": eigenvalue_sum,
+    "mean-distance": mean_distance,
+    "share-against": share_against,
+    "distance-to-answer": distance_to_answer,
+    "score-mean": _score_mean,
+    "score-spread": _score_spread,
+    "length-spread": _length_spread,
+}
+"""Numbers of an answer and its samples, by name."""
+
+
+def measured(traces: Sequence[Trace], names: Sequence[str]) -> Float[np.ndarray, "trace measure"]:
+    """Numbers of each trace; NaN where its question has too few samples, or the trace no answer."""
+    found = np.full((len(traces), len(names)), np.nan)
+    for place, (trace, siblings) in enumerate(zip(traces, sibling_traces(traces), strict=True)):
+        own = trace.record
+        samples = [each.record for each in siblings if each.record.is_sample and each.record != own]
+        if len(samples) >= LEAST_SAMPLES and own.answer.strip():
+            found[place] = [MEASURES[name](Answers(own, samples)) for name in names]
+    return found
+
+
+class SampleScalar(ScalarDetector):
+    """One number of the sampled answers of a question."""
+
+    way_out: ClassVar[str] = WAY_OUT
+    measure: ClassVar[str]
+    """Name in :data:`MEASURES`."""
+
+    def values(self, traces: Sequence[Trace]) -> Float[np.ndarray, "trace"]:
+        """The number of each trace; NaN where its question has too few samples."""
+        return measured(traces, (type(self).measure,))[:, 0]
+
+
+SemanticEntropy: Final = SampleScalar.variant("semantic-entropy")
+LexicalSimilarity: Final = SampleScalar.variant("lexical-similarity")
+Eigv: Final = SampleScalar.variant("eigv")
+Deg: Final = SampleScalar.variant("deg")
+
+
+class SampleAgreement(TrainedDetector):
+    """Logistic regression on all numbers of :data:`MEASURES`, standardised, classes balanced."""
+
+    card: ClassVar[DetectorCard] = DetectorCard.of("sample-agreement")
+
+    def __init__(self, seed: int | None = None, config: Any = None) -> None:
+        super().__init__(seed, config)
+        self.weights: dict[str, np.ndarray] | None = None
+
+    @property
+    def n_parameters(self) -> int:
+        """A weight a number, and the bias."""
+        return len(MEASURES) + 1
+
+    def fit(self, traces: Sequence[Trace], labels: Labels, split: Split) -> Detector:
+        """Fit on the valid labels of ``split.train``; validation takes no part."""
+        chosen = ChosenTraces.labelled(traces, labels, split.train)
+        values = measured(chosen, tuple(MEASURES)) if len(chosen) else np.zeros((0, len(MEASURES)))
+        known = np.isfinite(values).all(axis=1)
+        targets = labels.values[np.array(chosen.indices, dtype=np.int64)[known]]
+        check_classes(targets, self.card, n_without=int((~known).sum()), way_out=WAY_OUT)
+        regression = LogisticRegression(class_weight="balanced", max_iter=1000)
+        scaler, model = make_pipeline(StandardScaler(), regression).fit(values[known], targets).steps
+        weight = model[1].coef_[0] / scaler[1].scale_
+        bias = model[1].intercept_ - weight @ scaler[1].mean_
+        self.weights = {"weight": weight, "bias": bias}
+        self.training_report = {"n_train": len(targets), "n_without_samples": int((~known).sum())}
+        return self
+
+    def score(self, traces: Sequence[Trace]) -> Scores:
+        """Logit of each trace whose question has samples."""
+        weights = self.fitted(self.weights)
+        check_identity(self.identity, traces)
+        values = measured(traces, tuple(MEASURES))
+        # row by row, so that none depends on the others
+        return Scores.of((values * weights["weight"]).sum(axis=1) + weights["bias"][0])
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the weights; name what they belong to."""
+        write_arrays(folder, self.fitted(self.weights))
+        return {"measures": list(MEASURES)}
+
+    def restore(self, folder: Path, values: Mapping[str, Any]) -> None:
+        """Take over saved weights of the same numbers."""
+        arrays = read_arrays(folder)
+        if list(values.get("measures", ())) != list(MEASURES) or len(arrays["weight"]) != len(MEASURES):
+            raise ValueError(f"weights of {values.get('measures')}, expected those of {list(MEASURES)}")
+        self.weights = {name: arrays[name].astype(np.float64) for name in ("weight", "bias")}
