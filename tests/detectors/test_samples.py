@@ -137,9 +137,7 @@ def test_words_beside_a_question_do_not_change_with_its_case():
     assert claimed_words(upper) == {"paris"}
 
 
-def test_a_comparison_of_all_detectors_leaves_them_out_where_there_are_no_samples(
-    few, few_samples, monkeypatch
-):
+def test_a_comparison_of_all_leaves_them_out_where_there_are_no_samples(few, few_samples, monkeypatch):
     names = ["length", "semantic-entropy"]
     monkeypatch.setattr("graphhalu.evaluation.settings.detector_names", lambda level: names)
     config = CompareConfig(quick=True, seeds=(0,), n_resamples=100)
