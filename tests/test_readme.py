@@ -94,3 +94,13 @@ def test_every_folder_of_the_package_has_its_line_in_the_tree():
     folders = {path.parent.name for path in (ROOT / "graphhalu").glob("*/__init__.py")}
     assert folders
     assert folders == set(re.findall(r"^  ([a-z]+)/ ", README, flags=re.MULTILINE))
+
+
+def test_every_figure_in_the_text_stands_in_the_measured_figures():
+    text = re.sub(r"```.*?```|Python \d\.\d+", "", README, flags=re.DOTALL)
+    figures = set(re.findall(r"(?<![\w.\d])\d?\.\d{2,3}(?![\d.])", text))
+    assert len(figures) >= 5
+    measured = (ROOT / "tests/benchmarks/RESULTS.md").read_text(encoding="utf-8")
+    known = {number.removeprefix("0") for number in re.findall(r"\d?\.\d{2,3}", measured)}
+    rounded = {f"{float(number):.2f}".removeprefix("0") for number in known}
+    assert {f.removeprefix("0") for f in figures} <= known | rounded
