@@ -36,7 +36,7 @@ from graphhalu.core.provenance import provenance
 from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.engine.executors import Executor, ProcessExecutor, Progress, no_progress
-from graphhalu.evaluation.crossfit import ComparisonData, HeldOut, OutOfFold, comparison_data, cross_fit
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey, comparison_data, cross_fit
 from graphhalu.evaluation.detector_metrics import (
     category_notes,
     detector_metrics,
@@ -51,9 +51,7 @@ from graphhalu.evaluation.metrics import auroc
 from graphhalu.evaluation.result import (
     RESULT_FILE,
     SAMPLE_SCHEMA,
-    Comparison,
     DetectorRow,
-    MethodTest,
     Result,
     read_result,
     upgraded_samples,
@@ -69,9 +67,7 @@ CHECKPOINT_FOLDER: Final = "parts"
 _ROW: Final = b"graphhalu-row"
 _CARD_FIELDS: Final = ("inputs", "is_supervised", "is_control", "is_graph", "source", "reads")
 
-SplitKey = tuple[HeldOut, int]
-"""What is held out, and the seed of the folds."""
-SeedOutcome = OutOfFold | str
+Outcome = OutOfFold | str
 """Scores of one detector with one seed, or why there are none."""
 Finished = tuple[DetectorRow, pa.Table]
 """A detector's row and its per-sample scores."""
@@ -163,65 +159,56 @@ def run_detectors(
         UsageError: If other workers are asked for and a detector is not registered.
         WorkerError: If the workers cannot go on.
     """
-    options = options or RunOptions()
+    options, items = options or RunOptions(), list(product(specs, data.splits))
     engine = options.engine or (ProcessExecutor(options.jobs) if options.jobs > 1 else None)
-    done: dict[str, dict[SplitKey, SeedOutcome]] = {spec.name: {} for spec in specs}
-    for spec, key, outcome in _outcomes(data, specs, engine if specs else None, on_progress):
-        done[spec.name][key] = outcome
-        if len(done[spec.name]) == len(data.splits):
-            yield _finished(data, spec, {key: done[spec.name][key] for key in data.splits})
+    done: dict[str, dict[SplitKey, Outcome]] = {spec.name: {} for spec in specs}
+    run = _outcomes_here if engine is None or not items else partial(_outcomes_of_workers, engine)
+    for (spec, key), outcome in run(data, items, on_progress):
+        found = done[spec.name]
+        found[key] = outcome
+        if len(found) == len(data.splits):
+            yield finished_detector(data, spec, {key: found[key] for key in data.splits})
 
 
-def _finished(data: ComparisonData, spec: DetectorSpec, found: Mapping[SplitKey, SeedOutcome]) -> Finished:
+def finished_detector(
+    data: ComparisonData, spec: DetectorSpec, outcomes: Mapping[SplitKey, Outcome]
+) -> Finished:
     """The row and the per-sample scores of one detector; a failure is a row too."""
-    failure = next((each for each in found.values() if isinstance(each, str)), None)
+    failure = next((each for each in outcomes.values() if isinstance(each, str)), None)
     card: DetectorCard | None = None
     try:
         card = spec.card()
         if failure is None:
-            question, category = (
-                {seed: fit for (what, seed), fit in found.items() if what == held_out}
-                for held_out in ("question", "category")
-            )
-            return finish_detector(data, spec, question, category)
+            return finish_detector(data, spec, outcomes)  # type: ignore[arg-type]
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         failure = failure or failure_text(error)
     return _row(data, spec, card, failure=failure), SAMPLE_SCHEMA.empty_table()
 
 
-def finish_detector(
-    data: ComparisonData,
-    spec: DetectorSpec,
-    fits: Mapping[int, Any],
-    by_category: Mapping[int, Any] | None = None,
-) -> Finished:
-    """The row and the per-sample scores of one detector from its scores of every seed.
-
-    Args:
-        data: The data of the comparison.
-        spec: The detector.
-        fits: Its scores with questions held out, by seed.
-        by_category: The same with whole categories held out; there may be none.
+def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[SplitKey, OutOfFold]) -> Finished:
+    """The row and the per-sample scores of one detector from its scores of every split.
 
     Raises:
         NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
         UnknownNameError: If the card names an array that does not exist.
     """
-    found, owner, card = list(fits.values()), data.labels.owner, spec.card()
+    by_question = {seed: fit for (held_out, seed), fit in fits.items() if held_out == "question"}
+    by_category = [fit for (held_out, _), fit in fits.items() if held_out == "category"]
+    found, owner, card = list(by_question.values()), data.labels.owner, spec.card()
     metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
-    samples = sample_table(data, spec.name, fits)
     if by_category:
-        metrics["category_auroc"] = detector_metrics(data, list(by_category.values()))["auroc"]
+        metrics["category_auroc"] = detector_metrics(data, by_category)["auroc"]
+    samples = sample_table(data, spec.name, fits)
     filled = median_filled_scores(data, samples)[spec.name]
     aurocs = [auroc(s[np.isfinite(s)], data.kept_items.labels[np.isfinite(s)]) for s in filled]
     n_tested = sum(len(np.unique(owner[fit.is_tested])) for fit in found)
-    choices = tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
+    choices = tuple({"seed": seed, **each} for seed, fit in by_question.items() for each in fit.choices)
     row = _row(
         data,
         spec,
         card,
         metrics=metrics,
-        coverage=coverage(found),
+        coverage=float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in found])),
         auroc_invalid_at_median=float(np.mean(aurocs)),
         fit_s=float(np.mean([seconds for fit in found for seconds in fit.fit_s])),
         score_ms=1000 * sum(fit.score_s for fit in found) / n_tested,
@@ -229,13 +216,7 @@ def finish_detector(
         choices=choices if card.level == "token" else (),
         trace_bytes=_trace_bytes(card, data),
     )
-    apart = sample_table(data, spec.name, by_category or {}, held_out="category")
-    return row, pa.concat_tables([samples, apart])
-
-
-def coverage(fits: Sequence[OutOfFold]) -> float:
-    """Share of tested items with a valid score, mean over seeds."""
-    return float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in fits]))
+    return row, samples
 
 
 def _row(data: ComparisonData, spec: DetectorSpec, card: DetectorCard | None, **found: Any) -> DetectorRow:
@@ -281,43 +262,46 @@ def failure_text(error: Exception) -> str:
     return name + notes + fault_text(error, Detector).removeprefix(name)
 
 
-def _outcomes(
-    data: ComparisonData, specs: Sequence[DetectorSpec], engine: Executor | None, on_progress: Progress
-) -> Iterator[tuple[DetectorSpec, SplitKey, SeedOutcome]]:
-    """Each detector and seed as soon as it is done, in this process or by the workers of an engine.
+Item = tuple[DetectorSpec, SplitKey]
 
-    After a failure in this process the other seeds of the detector are not run.
-    """
-    items = list(product(specs, data.splits))
-    n_total, n_done, failures = sum(len(data.splits[key]) for _, key in items), 0, dict[str, str]()
-    for spec, key in items if engine is None else ():
 
-        def on_fold(fold: int, n_before: int = n_done, detail: str = f"{spec.name}, {_named(key)}") -> None:
-            on_progress(n_before + fold + 1, n_total, f"{detail}, fold {fold}")
+def _outcomes_here(
+    data: ComparisonData, items: Sequence[Item], on_progress: Progress
+) -> Iterator[tuple[Item, Outcome]]:
+    """Each detector and seed in this process; after a failure its other seeds are not run."""
+    steps = [len(data.splits[key]) for _, key in items]
+    failures, n_before = dict[str, str](), 0
+    for (spec, key), n_folds in zip(items, steps, strict=True):
+
+        def on_fold(fold: int, n_before: int = n_before, detail: str = f"{spec.name}, {_named(key)}") -> None:
+            on_progress(n_before + fold + 1, sum(steps), f"{detail}, fold {fold}")
 
         outcome = failures.get(spec.name) or _run_seed(data, (spec, key), on_fold)
         if isinstance(outcome, str):
             failures[spec.name] = outcome
-        n_done += len(data.splits[key])
-        yield spec, key, outcome
-    if engine is None:
-        return
-    for spec in specs:
-        if spec.factory is not None:
-            raise UsageError(
-                f"{spec.name} is not registered and cannot run in another process; use 1 job, "
-                f"or name its class as module:Class"
-            )
+        n_before += n_folds
+        yield (spec, key), outcome
+
+
+def _outcomes_of_workers(
+    engine: Executor, data: ComparisonData, items: Sequence[Item], on_progress: Progress
+) -> Iterator[tuple[Item, Outcome]]:
+    """Each detector and seed as soon as a worker has run it."""
+    if given := [spec.name for spec, _ in items if spec.factory is not None]:
+        raise UsageError(
+            f"{given[0]} is not registered and cannot run in another process; use 1 job, "
+            f"or name its class as module:Class"
+        )
     sent = {each.name: getattr(data, each.name) for each in fields(data) if each.name != "traces"}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
+    steps, n_done = [len(data.splits[key]) for _, key in items], 0
     with engine.workers(start, len(items)) as workers, closing(workers(_run_seed, items)) as found:
         for each in found:
             spec, key = items[each.place]
-            n_done += len(data.splits[key])
-            on_progress(n_done, n_total, f"{spec.name}, {_named(key)}")
+            n_done += steps[each.place]
+            on_progress(n_done, sum(steps), f"{spec.name}, {_named(key)}")
             # workers that died of a detector are its failure
-            failure = f"of {_named(key)}: {each.failure}"
-            yield spec, key, each.value if each.failure is None else failure
+            yield (spec, key), each.value if each.failure is None else f"of {_named(key)}: {each.failure}"
 
 
 def _named(key: SplitKey) -> str:
@@ -332,9 +316,7 @@ def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_thr
     return ComparisonData(traces=opened(), **sent)
 
 
-def _run_seed(
-    data: ComparisonData, item: tuple[DetectorSpec, SplitKey], on_fold: Callable[[int], None] = lambda _: None
-) -> SeedOutcome:
+def _run_seed(data: ComparisonData, item: Item, on_fold: Callable[[int], None] = lambda _: None) -> Outcome:
     """Cross-fit one detector with one seed; an error that it raises is its outcome.
 
     Raises:
@@ -368,20 +350,16 @@ def make_result(
         store: Identity of the traces, for the record.
     """
     rows, tables = tuple(row for row, _ in done), pa.concat_tables([table for _, table in done])
-    samples, apart = (
-        tables.filter(pc.field("held_out") == held_out) for held_out in ("question", "category")
-    )
-    scores = median_filled_scores(data, samples)
+    samples, apart = (tables.filter(pc.field("held_out") == each) for each in ("question", "category"))
+    scores = median_filled_scores(data, tables)
     labels, config, kept = data.labels, data.config, data.labels.is_valid
-    baseline = choose_baseline(rows, config.against, level=labels.level)
-    tests: Sequence[Comparison] = ()
-    methods: tuple[MethodTest, ...] = ()
-    category_methods: tuple[MethodTest, ...] = ()
+    baseline, tests = choose_baseline(rows, config.against, level=labels.level), dict[str, Any]()
     if baseline is not None and baseline.detector in scores:
+        name = baseline.detector
         with suppress(NotEnoughDataError):
-            tests = compare_to_baseline(scores, baseline.detector, data.kept_items, margin=config.margin)
-            methods = method_tests(samples, baseline.detector, vars(config))
-            category_methods = method_tests(apart, baseline.detector, vars(config))
+            compared = compare_to_baseline(scores, name, data.kept_items, margin=config.margin)
+            methods, by_category = (method_tests(each, name, vars(config)) for each in (samples, apart))
+            tests = {"comparisons": tuple(compared), "methods": methods, "category_methods": by_category}
     n_groups = len(np.unique(data.groups[kept]))
     counts = token_counts(data, n_groups) if labels.level == "token" else None
     digest = hashlib.sha256("\n".join(labels.trace_ids).encode()).hexdigest()
@@ -399,16 +377,14 @@ def make_result(
         samples=samples,
         n_siblings=int((given.is_valid & ~kept).sum()),
         baseline=baseline,
-        comparisons=tuple(tests),
-        methods=methods,
         category_samples=apart,
-        category_methods=category_methods,
         categories=data.categories and {"rule": data.categories.rule, "n": data.categories.n_among(labels)},
         subgroups=subgroups(data, scores),
         identity=data.identity,
         level=labels.level,
         counts=counts,
         notes=category_notes(rows) if counts is None else token_notes(counts),
+        **tests,
     )
 
 

@@ -5,7 +5,7 @@ kind (whole categories held out, say) is a list of :class:`Split` that passes :f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
@@ -39,30 +39,28 @@ from graphhalu.traces.trace import Trace
 
 HeldOut = Literal["question", "category"]
 """What no two sides of a fold share: a question, or a whole category of them."""
+SplitKey = tuple[HeldOut, int]
+"""What is held out, and the seed of the folds."""
 
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """The data that all detectors of a comparison share; folds are by seed, groups by trace.
+    """The data that all detectors of a comparison share; groups are by trace.
 
-    ``category_folds`` hold whole categories out; there are none where there are too few categories.
+    Of ``splits`` those by question come first; none hold categories out where there are too few.
     """
 
     traces: Sequence[Trace]
     labels: Labels
     groups: Groups
-    folds: Mapping[int, list[Split]]
+    splits: Mapping[SplitKey, list[Split]]
     config: CompareConfig
     categories: Categories | None = None
-    category_folds: Mapping[int, list[Split]] = field(default_factory=dict)
 
     @cached_property
-    def splits(self) -> dict[tuple[HeldOut, int], list[Split]]:
-        """All folds, by what they hold out and the seed; those by question come first."""
-        by_question: dict[tuple[HeldOut, int], list[Split]] = {
-            ("question", s): f for s, f in self.folds.items()
-        }
-        return by_question | {("category", seed): folds for seed, folds in self.category_folds.items()}
+    def folds(self) -> dict[int, list[Split]]:
+        """Folds by question, by seed."""
+        return {seed: folds for (held_out, seed), folds in self.splits.items() if held_out == "question"}
 
     @cached_property
     def is_kept(self) -> Mask:
@@ -118,24 +116,20 @@ def comparison_data(
     if config.beams == "best":
         labels = labels.without(~best_beams(traces), "another beam of the question")
     groups = question_groups(traces)
-    n_folds = None if config.quick else config.n_folds
-    folds = {
-        seed: cross_fit_folds(labels.values, groups, labels.is_valid, n_folds=n_folds, seed=seed)
-        for seed in config.seeds
-    }
-    categories, by_category = None, dict[int, list[Split]]()
+    undivided: dict[SplitKey, Groups] = {("question", seed): groups for seed in config.seeds}
+    n_folds, categories = None if config.quick else config.n_folds, None
     if labels.level == "answer":
         categories = question_categories([trace.record for trace in traces], groups, config.categories)
     if categories is not None and not config.quick and categories.n_among(labels) >= LEAST_CATEGORIES:
-        by_category = {
-            seed: cross_fit_folds(
-                labels.values, categories.names, labels.is_valid, n_folds=config.n_folds, seed=seed
-            )
-            for seed in config.seeds[: config.category_seeds]
-        }
-    for made in (*folds.values(), *by_category.values()):
-        check_questions(made, traces)
-    return ComparisonData(traces, labels, groups, folds, config, categories, by_category)
+        seeds = config.seeds[: config.category_seeds]
+        undivided |= {("category", seed): categories.names for seed in seeds}
+    splits = {
+        key: cross_fit_folds(labels.values, names, labels.is_valid, n_folds=n_folds, seed=key[1])
+        for key, names in undivided.items()
+    }
+    for folds in splits.values():
+        check_questions(folds, traces)
+    return ComparisonData(traces, labels, groups, splits, config, categories)
 
 
 def check_same_traces(traces: Sequence[Trace], labels: Labels) -> None:
@@ -162,10 +156,9 @@ def best_beams(traces: Sequence[Trace]) -> Mask:
     valid label is left out, not replaced by another beam.
     """
     records = [trace.record for trace in traces]
-    best: dict[str, int] = {}
-    for record in records:
-        if record.is_on_policy:
-            best[record.question_id] = min(record.beam_index, best.get(record.question_id, record.beam_index))
+    # of the beams of a question the last one in this order remains
+    ordered = sorted(records, key=lambda record: -record.beam_index)
+    best = {record.question_id: record.beam_index for record in ordered if record.is_on_policy}
     is_best = [not r.is_on_policy or r.beam_index == best[r.question_id] for r in records]
     return np.array(is_best, dtype=bool)
 
@@ -182,7 +175,8 @@ def cross_fit_folds(
         NotEnoughDataError: If there are fewer groups than folds, or a class is missing.
     """
     kept = np.flatnonzero(is_valid)
-    n_hallucinated = int(labels[kept].sum())
+    values, known = labels[kept], groups[kept]
+    n_hallucinated = int(values.sum())
     if n_hallucinated in (0, len(kept)):
         raise NotEnoughDataError(
             f"a comparison needs both classes, got {n_hallucinated} hallucinated and "
@@ -190,9 +184,9 @@ def cross_fit_folds(
             f"  Extract more questions, or choose another labeller"
         )
     if n_folds is None:
-        folds = [grouped_split(labels[kept], groups[kept], seed=seed)]
+        folds = [grouped_split(values, known, seed=seed)]
     else:
-        folds = grouped_folds(labels[kept], groups[kept], n_folds=n_folds, seed=seed)
+        folds = grouped_folds(values, known, n_folds=n_folds, seed=seed)
     return [Split(kept[f.train], kept[f.validation], kept[f.test], groups) for f in folds]
 
 

@@ -21,7 +21,7 @@ from graphhalu.detectors.registry import CATEGORY_CONTROL
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
 from graphhalu.evaluation.calibration import MarkedAnswer
 from graphhalu.evaluation.categories import Categories
-from graphhalu.evaluation.crossfit import ComparisonData, HeldOut, OutOfFold
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey
 from graphhalu.evaluation.metrics import (
     METRICS,
     Floats,
@@ -300,20 +300,17 @@ def _shown(value: float | None) -> str:
     return "unknown" if value is None else f"{value:.3f}"
 
 
-def sample_table(
-    data: ComparisonData, name: str, fits: Mapping[int, OutOfFold], *, held_out: HeldOut = "question"
-) -> pa.Table:
-    """One row a seed and tested item; a score that is not valid is null."""
+def sample_table(data: ComparisonData, name: str, fits: Mapping[SplitKey, OutOfFold]) -> pa.Table:
+    """One row a split and tested item; a score that is not valid is null."""
     labels, tables = data.labels, [SAMPLE_SCHEMA.empty_table()]
-    for seed, fit in fits.items():
+    for (held_out, seed), fit in fits.items():
         tested = np.flatnonzero(fit.is_tested)
         owner, probability = labels.owner[tested], fit.probability[tested]
-        is_token = labels.level == "token"
         columns = {
             "detector": [name] * len(tested),
             "seed": [seed] * len(tested),
             "fold": fit.fold[tested],
-            "trace_id": [labels.trace_ids[index] for index in owner.tolist()],
+            "trace_id": np.array(labels.trace_ids)[owner],
             "group": data.groups[owner],
             "label": labels.items[tested],
             "score": pa.array(fit.values[tested], from_pandas=True),
@@ -321,7 +318,7 @@ def sample_table(
             "is_valid": fit.is_valid[tested],
             "probability": pa.array(probability, from_pandas=True),
             "is_predicted_positive": pa.array(fit.is_predicted_positive[tested], mask=np.isnan(probability)),
-            "token": labels.place_in_trace[tested] if is_token else pa.nulls(len(tested), pa.int64()),
+            "token": labels.place_in_trace[tested] if labels.level == "token" else [None] * len(tested),
             "held_out": [held_out] * len(tested),
         }
         tables.append(pa.table(columns, schema=SAMPLE_SCHEMA))
@@ -331,9 +328,10 @@ def sample_table(
 def median_filled_scores(data: ComparisonData, samples: pa.Table) -> dict[str, list[Floats]]:
     """Scores of all kept items by detector and seed, with the median where there is no valid score.
 
-    NaN where an item was not tested. It reads nothing but the table of samples, so that detectors
-    taken over from an earlier run are judged together with new ones.
+    NaN where an item was not tested; only samples with questions held out count. It reads nothing
+    but the table, so that detectors taken over from an earlier run are judged together with new ones.
     """
+    samples = samples.filter(pc.field("held_out") == "question")
     labels = data.labels
     starts = labels.owner.searchsorted(np.arange(len(labels.values)))
     first = np.append(0, data.is_kept.cumsum())[starts]

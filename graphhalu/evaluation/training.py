@@ -89,7 +89,7 @@ def train_detector(
         model = _fitted(spec, data, fold, Path(logs))
         fit = OutOfFold(len(data.labels.items))
         fit.add_fold(0, model, data.traces, data.labels, fold.test)
-        finished = [finish_detector(data, spec, {seed: fit})]
+        finished = [finish_detector(data, spec, {("question", seed): fit})]
         on_progress(1, len(baselines) + 1, f"{spec.name}, seed {seed}, fold 0")
         finished += run_detectors(data, baselines, on_progress=after_first)
         result = make_result(data, labels, finished, store or {})

@@ -18,13 +18,12 @@ import pyarrow as pa
 from pydantic import ConfigDict
 
 from graphhalu.core.documents import FileFormat, csv_text, parquet_bytes, write_document
-from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.core.provenance import provenance
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import group_codes
-from graphhalu.evaluation.compare import attempted, coverage, failure_text
-from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, fit_fold
-from graphhalu.evaluation.detector_metrics import detector_metrics, sample_table
+from graphhalu.evaluation.compare import attempted, finished_detector
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey, comparison_data, fit_fold
 from graphhalu.evaluation.metrics import Ints
 from graphhalu.evaluation.result import MetricValue, column_names
 from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, GivenDetectors, detector_specs
@@ -190,51 +189,36 @@ def _train_on(
 ) -> list[tuple[TransferCell, pa.Table]]:
     """One detector trained on one store: a cell, and scores, for every store it is tested on."""
     home, failures = data[train], dict[str, str]()
-    fits: dict[str, dict[int, OutOfFold]] = {name: {} for name in data}
+    fits: dict[str, dict[SplitKey, OutOfFold]] = {name: {} for name in data}
     n_dropped: dict[str, list[int]] = {name: [] for name in data}
     for seed, folds in home.folds.items():
         if len(failures) == len(data):
             break
-        tested_by = {}
+        tested_by = {name: folds_that_test(home, seed, other) for name, other in data.items()}
         for name, other in data.items():
-            is_valid = other.labels.is_valid
-            tested_by[name] = np.where(is_valid, folds_that_test(home, seed, other), len(folds))
-            fits[name][seed] = OutOfFold(len(is_valid))
-            n_dropped[name].append(int((tested_by[name] == _NO_FOLD).sum()))
+            fits[name]["question", seed] = OutOfFold(len(other.traces))
+            n_dropped[name].append(int((tested_by[name][other.labels.is_valid] == _NO_FOLD).sum()))
         for number, fold in enumerate(folds):
             where = f"in fold {number} of seed {seed}"
             model = attempted(where, fit_fold, partial(spec.make, seed), home.traces, home.labels, fold)
             if isinstance(model, str):
                 failures = dict.fromkeys(data, f"training failed, {model}") | failures
                 break
-            for name in [each for each in data if each not in failures]:
-                chosen = np.flatnonzero(tested_by[name] == number)
-                scored = (number, model, data[name].traces, data[name].labels, chosen)
-                failure = attempted(where, fits[name][seed].add_fold, *scored) if len(chosen) else None
-                failures |= {} if failure is None else {name: failure}
+            for name, other in data.items():
+                chosen = np.flatnonzero(other.labels.is_valid & (tested_by[name] == number))
+                if len(chosen) and name not in failures:
+                    add, scored = fits[name]["question", seed].add_fold, (other.traces, other.labels, chosen)
+                    failure = attempted(where, add, number, model, *scored)
+                    failures |= {} if failure is None else {name: failure}
             on_fit(f"{spec.name} on {train}, seed {seed}, fold {number}")
-    return [
-        _cell((spec.name, train, name), other, fits[name], n_dropped[name], failures.get(name))
-        for name, other in data.items()
-    ]
-
-
-def _cell(
-    names: tuple[str, str, str],
-    data: ComparisonData,
-    fits: Mapping[int, OutOfFold],
-    n_dropped: Sequence[int],
-    failure: str | None,
-) -> tuple[TransferCell, pa.Table]:
-    """The metrics, and the scores with the names of both stores."""
-    found, metrics, share = list(fits.values()), {}, None
-    if failure is None:
-        try:
-            metrics, share = detector_metrics(data, found), coverage(found)
-        except GraphhaluError as error:
-            failure = failure_text(error)
-    sizes = float(np.mean([fit.is_tested.sum() for fit in found])), float(np.mean(n_dropped))
-    table = sample_table(data, names[0], {} if failure else fits)
-    for column, store in zip(("train", "test"), names[1:], strict=True):
-        table = table.append_column(column, pa.array([store] * len(table), pa.string()))
-    return TransferCell(*names, *sizes, share, metrics, failure), table
+    cells = []
+    for name, other in data.items():
+        found = {("question", -1): failures[name]} if name in failures else fits[name]
+        row, table = finished_detector(other, spec, found)
+        n_tested = float(np.mean([fit.is_tested.sum() for fit in fits[name].values()]))
+        sizes = n_tested, float(np.mean(n_dropped[name]))
+        for column, store in (("train", train), ("test", name)):
+            table = table.append_column(column, pa.array([store] * len(table), pa.string()))
+        cell = TransferCell(spec.name, train, name, *sizes, row.coverage, row.metrics, row.failure)
+        cells.append((cell, table))
+    return cells
