@@ -20,19 +20,8 @@ from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.registry import CATEGORY_CONTROL
 from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
 from graphhalu.evaluation.calibration import MarkedAnswer
-from graphhalu.evaluation.categories import Categories
 from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey
-from graphhalu.evaluation.metrics import (
-    METRICS,
-    Floats,
-    Groups,
-    Mask,
-    auroc,
-    ece,
-    evaluate,
-    ratio,
-    recalibration,
-)
+from graphhalu.evaluation.metrics import METRICS, Floats, Mask, auroc, ece, evaluate, ratio, recalibration
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, TEXTS, DetectorRow, MetricValue, Subgroup, TokenCounts
 from graphhalu.labels.stated import n_lost_spans
 
@@ -61,22 +50,15 @@ def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[st
         scores, is_valid = fit.values[data.is_kept], fit.is_valid[data.is_kept]
         found = _rank_rows(data.kept_items, names, scores, is_valid) | _probability_rows(data, fit)
         if data.categories is not None:
-            found["within_category_auroc"] = data.kept_items.stratified_auroc(
-                scores, _strata(data.categories, fit)[data.is_kept], is_valid
-            )
+            category = np.unique(data.categories.names, return_inverse=True)[1]
+            # a model of another fold has seen other labels: pairs across folds would count a
+            # category's own share against it
+            strata = (category + len(category) * fit.fold)[data.is_kept]
+            found["within_category_auroc"] = data.kept_items.stratified_auroc(scores, strata, is_valid)
         seeds.append(found | (_token_rows(data, fit) if data.labels.level == "token" else {}))
     within = _fold_means(data, fits)
     metrics = _mean_metrics(seeds, data.config.level)
     return {n: replace(m, fold_mean=within.get(n)) if n in names else m for n, m in metrics.items()}
-
-
-def _strata(categories: Categories, fit: OutOfFold) -> Groups:
-    """Category and fold of each item: scores of two folds are of two models.
-
-    A model of one fold has not seen the labels that the other has, so that pairs across folds would
-    count a category's own share against it.
-    """
-    return np.unique(categories.names, return_inverse=True)[1] + len(categories.names) * fit.fold
 
 
 def _rank_rows(items: EvaluationSet, names: Sequence[str], scores: Floats, is_valid: Mask) -> dict[str, Rows]:
@@ -100,16 +82,12 @@ def _probability_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
     columns = [2.0 * (is_positive & (labels == 1)), is_positive + labels, error**2, np.ones(len(labels))]
     stacked = np.stack(columns, axis=1) * known[:, None]
     twice_hits, positive_or_true, squared, n_items = data.kept_items.sums(stacked[data.is_kept]).T
-    return {
-        "f1": ratio(twice_hits, positive_or_true),
-        "brier": ratio(squared, n_items),
-        # resampling would only enlarge it, so it has no interval
-        "ece": np.array([ece(fit.probability[known], labels[known])]),
-        **{
-            f"calibration_{name}": np.array([value])
-            for name, value in recalibration(fit.probability[known], labels[known])._asdict().items()
-        },
-    }
+    probability, truth = fit.probability[known], labels[known]
+    slope, intercept = recalibration(probability, truth)
+    # resampling would only enlarge the calibration error, so it has no interval
+    alone = {"ece": ece(probability, truth), "calibration_slope": slope, "calibration_intercept": intercept}
+    found = {"f1": ratio(twice_hits, positive_or_true), "brier": ratio(squared, n_items)}
+    return found | {name: np.array([value]) for name, value in alone.items()}
 
 
 def _mean_metrics(seeds: Sequence[Mapping[str, Rows]], level: float) -> dict[str, MetricValue]:
@@ -253,11 +231,9 @@ def token_counts(data: ComparisonData, n_groups: int) -> TokenCounts:
     """
     labels, kept = data.labels, np.flatnonzero(data.labels.is_valid).tolist()
     records, truth = [data.traces[index].record for index in kept], labels.values[kept]
-    by_writer: dict[str, list[int]] = {}
-    for record, value in zip(records, truth.tolist(), strict=True):
-        given = record.metadata.get("given")
-        source = given.get("source") if isinstance(given, Mapping) else None
-        by_writer.setdefault(str(source or "unknown"), []).append(value)
+    given = [record.metadata.get("given") for record in records]
+    sources = [str((isinstance(each, Mapping) and each.get("source")) or "unknown") for each in given]
+    by_writer = {name: truth[np.array(sources) == name] for name in dict.fromkeys(sources)}
     writers = sorted(by_writer.items(), key=lambda item: -len(item[1]))
     n_characters = sum(len("".join(record.answer.split())) for record in records)
     return TokenCounts(

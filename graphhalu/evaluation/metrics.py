@@ -434,21 +434,12 @@ def ece(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> float:
     return float(np.average(np.abs(mean - share), weights=n_traces))
 
 
-class Recalibration(NamedTuple):
-    """Logistic curve from the logit of a probability to that of the label; 1 and 0 if it is right.
+def recalibration(probability: Floats, labels: Ints) -> tuple[float, float]:
+    """Slope and intercept of the logistic curve from the logit of a probability to that of the label.
 
-    Attributes:
-        slope: Below 1 where probabilities are too far from the base rate, as after overfitting.
-        intercept: Above 0 where probabilities are too low on the whole.
-    """
-
-    slope: float
-    intercept: float
-
-
-def recalibration(probability: Floats, labels: Ints) -> Recalibration:
-    """Calibration slope and intercept; NaN where a class is missing or all probabilities are equal.
-
+    Right probabilities have 1 and 0. The slope is below 1 where they are too far from the base rate, as
+    after overfitting, the intercept above 0 where they are too low on the whole. Both are NaN where
+    a class is missing or all probabilities are equal.
     Probabilities are kept within half an item of 0 and 1, since an isotonic curve reaches both.
 
     Raises:
@@ -462,9 +453,9 @@ def recalibration(probability: Floats, labels: Ints) -> Recalibration:
     edge = 0.5 / len(probability)
     logits = logit(np.clip(probability, edge, 1 - edge))
     if len(np.unique(labels)) < 2 or np.ptp(logits) == 0:  # noqa: PLR2004
-        return Recalibration(np.nan, np.nan)
+        return np.nan, np.nan
     model = LogisticRegression(C=np.inf, max_iter=1000).fit(logits[:, None], labels)
-    return Recalibration(float(model.coef_[0, 0]), float(model.intercept_[0]))
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
 def log_losses(probability: Floats, labels: Ints) -> Floats:

@@ -25,7 +25,7 @@ from graphhalu.evaluation.bootstrap import group_codes
 from graphhalu.evaluation.compare import attempted, finished_detector
 from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey, comparison_data, fit_fold
 from graphhalu.evaluation.metrics import Ints
-from graphhalu.evaluation.result import MetricValue, column_names
+from graphhalu.evaluation.result import MetricValue, column_names, metric_columns
 from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, GivenDetectors, detector_specs
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
@@ -102,16 +102,11 @@ class TransferResult:
 
     def write(self, folder: Path) -> None:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""
-        parts, rows = {"": "value", "_low": "low", "_high": "high"}, []
-        for cell in self.cells:
-            pairs = [
-                (name + end, getattr(m, part))
-                for name, m in cell.metrics.items()
-                for end, part in parts.items()
-            ]
-            rows.append(
-                {name: value for name, value in vars(cell).items() if name != "metrics"} | dict(pairs)
-            )
+        rows = [
+            {name: value for name, value in vars(cell).items() if name != "metrics"}
+            | metric_columns(cell.metrics, ("value", "low", "high"))
+            for cell in self.cells
+        ]
         table = csv_text(column_names(rows), rows).encode()
         beside = {"transfer.parquet": parquet_bytes(self.samples), "transfer.csv": table}
         values = {name: value for name, value in vars(self).items() if name != "samples"}
