@@ -305,8 +305,7 @@ def _outcomes_of_workers(
 
 
 def _named(key: SplitKey) -> str:
-    held_out, seed = key
-    return f"seed {seed}" if held_out == "question" else f"seed {seed} with categories held out"
+    return f"seed {key[1]}" if key[0] == "question" else f"seed {key[1]} with categories held out"
 
 
 def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_threads: int) -> ComparisonData:
