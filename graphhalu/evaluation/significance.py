@@ -30,6 +30,8 @@ from graphhalu.evaluation.result import TEXTS, Baseline, Comparison, DetectorRow
 from graphhalu.evaluation.settings import MARGIN
 from graphhalu.labels.labels import Level
 
+Columns = Float[np.ndarray, "trace column"]
+ByColumn = Float[np.ndarray, "column"]
 LEAST_OF_CLASS: Final = 5
 """Answers of a class below which single features are not tested."""
 
@@ -85,13 +87,11 @@ def compare_to_baseline(
         resampled = own.resampled - other.resampled
         low, high, _ = percentile_interval(resampled, tested.level)
         difference, influence = own.auroc - other.auroc, own.influence - other.influence
-        error = p_delong = p_not_worse = p_equivalent = None
+        error = p_delong = None
         with suppress(NotEnoughDataError):  # there may be no spread to test against
             error, p_delong = grouped_delong_test(difference, influence, tested.groups)
-        if error:
-            p_not_worse, p_not_better = tost(difference, error, margin)
-            p_equivalent = max(p_not_worse, p_not_better)
-        p_values = (two_sided_p(resampled), p_delong, None, p_equivalent, p_not_worse)
+        one_sided = tost(difference, error, margin) if error else (None,)
+        p_values = (two_sided_p(resampled), p_delong, None, max(one_sided), one_sided[0])
         found.append(Comparison(name, baseline, difference, low, high, error, *p_values, margin))
     adjusted = iter(holm([c.p_delong for c in found if c.p_delong is not None]))
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
@@ -123,10 +123,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source:
         Holm 1979: the smallest times their number, the next times one less, never falling.
     """
-    values, n_tests = np.asarray(p_values, dtype=np.float64), len(p_values)
-    order = np.argsort(values, kind="stable")
-    adjusted = np.empty(n_tests)
-    stepped = np.maximum.accumulate(values[order] * (n_tests - np.arange(n_tests)))
+    values = np.asarray(p_values, dtype=np.float64)
+    order, adjusted = np.argsort(values, kind="stable"), np.empty(len(values))
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted.tolist()
 
@@ -146,8 +145,8 @@ def tost(difference: float, standard_error: float, margin: float = MARGIN) -> tu
     """
     if margin <= 0 or standard_error <= 0:
         raise ValueError(f"margin and error must be positive, got {margin:g} and {standard_error:g}")
-    distances = (-(difference + margin), difference - margin)
-    below, above = (float(ndtr(each / standard_error)) for each in distances)
+    distances = np.array([-(difference + margin), difference - margin])
+    below, above = ndtr(distances / standard_error).tolist()
     return below, above
 
 
@@ -168,25 +167,19 @@ def auroc_influence(scores: Floats, labels: Ints) -> Floats:
     return column_influence(scores[:, None], labels)[1][:, 0]
 
 
-def column_influence(
-    columns: Float[np.ndarray, "trace column"], labels: Ints
-) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "trace column"]]:
+def column_influence(columns: Columns, labels: Ints) -> tuple[ByColumn, Columns]:
     """AUROC of each column, and what each trace adds to its error; two of each class or more.
 
     Source:
         DeLong et al. 1988; mid-ranks as in Sun and Xu 2014, so the cost is that of a sort.
     """
-    ranks = rankdata(columns, axis=0)
-    influence = np.empty(columns.shape)
-    for label in (1, 0):
-        here = labels == label
+    ranks, influence, auroc = rankdata(columns, axis=0), np.empty(columns.shape), None
+    for here in (labels == 1, labels == 0):
         n_here = int(here.sum())
         # the share of the other class below each trace
         below = (ranks[here] - rankdata(columns[here], axis=0)) / (len(labels) - n_here)
-        if label:
-            auroc, share = below.mean(axis=0), below
-        else:
-            share = 1 - below
+        share = below if auroc is None else 1 - below
+        auroc = below.mean(axis=0) if auroc is None else auroc
         influence[here] = (share - auroc) / np.sqrt(n_here * (n_here - 1))
     return auroc, influence
 
@@ -222,9 +215,7 @@ def grouped_delong_test(difference: float, influence: Floats, groups: Groups) ->
     )
 
 
-def column_tests(
-    columns: Float[np.ndarray, "trace column"], labels: Ints, groups: Ints
-) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "column"]]:
+def column_tests(columns: Columns, labels: Ints, groups: Ints) -> tuple[ByColumn, ByColumn]:
     """AUROC of each column and its p-value of being 0.5, with questions as groups.
 
     Missing values do not count; a column with fewer than 5 answers of a class has neither.

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -186,13 +187,11 @@ def fit_for_use(
 def new_run_folder(runs: Path, name: str) -> Path:
     """A new folder below ``runs``, named after the detector and the time in UTC."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1000):
-        folder = runs / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
-        try:
+    for number in range(1000):
+        folder = runs / (f"{name}-{stamp}-{number}" if number else f"{name}-{stamp}")
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
+            return folder
     raise FileExistsError(f"no free folder name for {name} in {runs}")
 
 
@@ -202,10 +201,8 @@ def run_folder(kind: str, out: Path | None, *, is_resumed: bool, runs: Path = RU
     Raises:
         UsageError: If there is nothing to resume.
     """
-    if out is not None:
-        return out
-    if not is_resumed:
-        return new_run_folder(runs, kind)
+    if out is not None or not is_resumed:
+        return out or new_run_folder(runs, kind)
     earlier = max(runs.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime, default=None)
     if earlier is None:
         raise UsageError(f"nothing to resume: no {kind}-… in {runs}\n  Name it with --out")

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
+import pandas as pd
 from jaxtyping import Float, Int
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
@@ -122,10 +123,10 @@ def head_maps(
         found[name] = column_tests(np.concatenate([heads, means], axis=1), values, groups)
     q_values = benjamini_hochberg(np.array([p_value for _, p_value in found.values()]))
     maps = []
-    for (name, (auroc_values, _)), q_value in zip(found.items(), q_values, strict=True):
-        heads_and_means = [np.split(each, [-len(layers)]) for each in (auroc_values, q_value)]
-        grids = [json_ready(heads.reshape(len(layers), -1)) for heads, _ in heads_and_means]
-        maps.append(HeadMap(name, layers, *grids, *(json_ready(means) for _, means in heads_and_means)))
+    for (name, (aurocs, _)), q_value in zip(found.items(), q_values, strict=True):
+        heads, means = zip(*(np.split(each, [-len(layers)]) for each in (aurocs, q_value)), strict=True)
+        grids = [each.reshape(len(layers), -1) for each in heads]
+        maps.append(HeadMap(name, layers, *json_ready([*grids, *means])))
     n_groups = int(groups.max()) + 1
     return HeadMaps(tuple(maps), missing, len(kept), n_groups, float(values.mean()), labels.labeller)
 
@@ -141,7 +142,7 @@ def read_maps(folder: Path) -> HeadMaps | None:
 
 
 def _check_classes(values: Int[np.ndarray, "answer"], what: str) -> None:
-    n_hallucinated, n_correct = int(values.sum()), int((1 - values).sum())
+    n_correct, n_hallucinated = np.bincount(values, minlength=2).tolist()
     if min(n_hallucinated, n_correct) < LEAST_OF_CLASS:
         raise NotEnoughDataError(
             f"{what} at least {LEAST_OF_CLASS} answers of each class, got "
@@ -210,14 +211,13 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     lengths = np.array([[t.prompt_length, t.answer_length] for t in chosen], dtype=np.float64)
     sample = EvaluationSet(values, question_groups(chosen), n_resamples, seed)
     is_there = np.isfinite(measured)
-    names = ("layer", "measure", "n_hallucinated", "n_correct", "raw", "adjusted")
-    columns = (
-        *zip(*product(wanted, MEASURES), strict=True),
-        *((is_there & (values == label)).sum(axis=1).tolist() for label in (1, 0)),
-        *(_effects(measured, sample, fitted) for fitted in (None, lengths)),
-    )
+    rows = pd.DataFrame(list(product(wanted, MEASURES)), columns=["layer", "measure"])
+    for name, label in (("n_hallucinated", 1), ("n_correct", 0)):
+        rows[name] = (is_there & (values == label)).sum(axis=1)
+    for name, fitted in (("raw", None), ("adjusted", lengths)):
+        rows[name] = _effects(measured, sample, fitted)
     return {
-        "rows": [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)],
+        "rows": rows.to_dict("records"),
         "layers": wanted,
         "n_traces": len(kept),
         "n_groups": len(np.unique(sample.groups)),
@@ -243,12 +243,11 @@ def _effects(
     lengths: Float[np.ndarray, "answer length"] | None,
 ) -> list[dict[str, float] | None]:
     """The effect of each measure; ``None`` where a class has too few answers with it."""
-    found, p_values = list[dict[str, float] | None](), np.full(len(measured), np.nan)
+    found: list[dict[str, float] | None] = [None] * len(measured)
     for place, values in enumerate(measured):
         is_there = np.isfinite(values)
         known, labels = values[is_there], sample.labels[is_there]
-        if min(labels.sum(), (1 - labels).sum()) < LEAST_OF_CLASS:
-            found.append(None)
+        if np.bincount(labels, minlength=2).min() < LEAST_OF_CLASS:
             continue
         if lengths is not None:
             known = length_adjusted(known, lengths[is_there])
@@ -260,9 +259,10 @@ def _effects(
         low, high, _ = percentile_interval(deltas, sample.level)
         error = float(np.nanstd(deltas))
         # without spread (one value for all answers) there is nothing to test
-        p_values[place] = 2 * norm.sf(abs(value) / error) if error > 0 else 1.0
-        found.append({"value": value, "low": low, "high": high, "p_value": float(p_values[place])})
-    for effect, q_value in zip(found, benjamini_hochberg(p_values).tolist(), strict=True):
-        if effect is not None:
-            effect["q_value"] = q_value
+        p_value = float(2 * norm.sf(abs(value) / error)) if error > 0 else 1.0
+        found[place] = {"value": value, "low": low, "high": high, "p_value": p_value}
+    known_effects = [each for each in found if each is not None]
+    q_values = benjamini_hochberg(np.array([each["p_value"] for each in known_effects]))
+    for effect, q_value in zip(known_effects, q_values.tolist(), strict=True):
+        effect["q_value"] = q_value
     return found
