@@ -22,7 +22,7 @@ from graphhalu.core.splits import grouped_folds
 from graphhalu.datasets.question import question_key
 from graphhalu.evaluation.bootstrap import Estimate, bootstrap_interval
 from graphhalu.evaluation.categories import Categories, cross_fitted_rate, question_categories
-from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc, check_classes
 from graphhalu.evaluation.result import TEXTS
 from graphhalu.evaluation.significance import auroc_influence
 from graphhalu.labels.labels import Labels
@@ -144,11 +144,7 @@ def audit(
     """
     kept = np.flatnonzero(labels.is_valid)
     values = labels.values[kept].astype(np.int64)
-    if len(np.unique(values)) < 2:  # noqa: PLR2004
-        raise NotEnoughDataError(
-            f"an audit needs right and hallucinated answers, got {int(values.sum())} hallucinated of "
-            f"{len(values)} with a valid label"
-        )
+    check_classes(values, "an audit needs right and hallucinated answers")
     chosen = [records[index] for index in kept.tolist()]
     data = _Data(chosen, values, groups[kept], question_categories(chosen, groups[kept], category))
     similar = similar_questions(chosen, data.groups)
@@ -222,9 +218,7 @@ def _answer_prior(data: _Data) -> Floats:
 
 
 SIGNALS: Final[Mapping[str, Callable[[_Data], Floats | None]]] = {
-    "answer length": lambda data: np.array(
-        [float(each.length - each.prompt_length) for each in data.records]
-    ),
+    "answer length": lambda data: np.array([float(r.length - r.prompt_length) for r in data.records]),
     "prompt length": lambda data: np.array([float(each.prompt_length) for each in data.records]),
     "position in the data set": lambda data: np.arange(len(data.records), dtype=np.float64),
     "overlap with the prompt": _overlap_with_prompt,

@@ -236,13 +236,11 @@ def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
     """
     if not card.reads:
         return 0.0 if set(card.inputs) <= {"text", "length"} else None
-    kept = np.flatnonzero(data.labels.is_valid).tolist()
-    sizes = [
-        np.dtype(spec.dtype).itemsize * np.prod(stored_shape(spec, trace.shape, trace.record))
-        for trace in (data.traces[index] for index in kept)
-        for spec in map(array_spec, card.reads)
+    kept, specs = np.flatnonzero(data.labels.is_valid).tolist(), [array_spec(name) for name in card.reads]
+    shapes = [
+        (s, stored_shape(s, t.shape, t.record)) for t in map(data.traces.__getitem__, kept) for s in specs
     ]
-    return float(np.sum(sizes) / len(kept))
+    return float(np.sum([np.dtype(s.dtype).itemsize * np.prod(shape) for s, shape in shapes]) / len(kept))
 
 
 def failure_text(error: Exception) -> str:
@@ -410,8 +408,7 @@ def finished_detectors(folder: Path, identity: Mapping[str, Any]) -> list[Finish
     found: list[Finished | None] = []
     if (folder / RESULT_FILE).exists():
         result = read_result(folder)
-        differing = differing_fields(result.identity, json_ready(identity))
-        if differing:
+        if differing := differing_fields(result.identity, json_ready(identity)):
             listed = "\n  ".join(differing[:5])
             raise UsageError(
                 f"{folder} holds a comparison of other traces, labels or settings:\n  {listed}\n"

@@ -31,14 +31,17 @@ from graphhalu.evaluation.calibration import (
     marked_answer,
 )
 from graphhalu.evaluation.categories import LEAST_CATEGORIES, Categories, question_categories
-from graphhalu.evaluation.metrics import Floats, Groups, Ints, Mask
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, Mask, check_classes
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels, as_labels, question_groups
+from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
 
 HeldOut = Literal["question", "category"]
 """What no two sides of a fold share: a question, or a whole category of them."""
+OfTest = Float[np.ndarray, "test"]
+OfValidation = Float[np.ndarray, "validation"]
 SplitKey = tuple[HeldOut, int]
 """What is held out, and the seed of the folds."""
 
@@ -138,14 +141,13 @@ def check_same_traces(traces: Sequence[Trace], labels: Labels) -> None:
     Raises:
         UsageError: Names the first trace that differs.
     """
-    ids = [trace.trace_id for trace in traces]
-    if tuple(ids) != labels.trace_ids:
-        pairs = zip(ids, labels.trace_ids, strict=False)
-        first = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        where = f"trace {first[0]!r} meets the label of {first[1]!r}" if first else "one is longer"
+    ids = tuple(trace.trace_id for trace in traces)
+    if ids != labels.trace_ids:
+        pairs = [pair for pair in zip(ids, labels.trace_ids, strict=False) if pair[0] != pair[1]]
+        where = "trace {!r} meets the label of {!r}".format(*pairs[0]) if pairs else "one is longer"
         raise UsageError(
-            f"{len(ids)} traces and {len(labels.trace_ids)} labels do not belong together: "
-            f"{where}\n  Label these traces again:  graphhalu label"
+            f"{len(ids)} traces and {len(labels.trace_ids)} labels do not belong together: {where}\n"
+            f"  Label these traces again:  graphhalu label"
         )
 
 
@@ -176,13 +178,8 @@ def cross_fit_folds(
     """
     kept = np.flatnonzero(is_valid)
     values, known = labels[kept], groups[kept]
-    n_hallucinated = int(values.sum())
-    if n_hallucinated in (0, len(kept)):
-        raise NotEnoughDataError(
-            f"a comparison needs both classes, got {n_hallucinated} hallucinated and "
-            f"{len(kept) - n_hallucinated} correct among {len(kept)} valid labels\n"
-            f"  Extract more questions, or choose another labeller"
-        )
+    needed = f"a comparison needs both classes among {len(kept)} valid labels"
+    check_classes(values, needed, way_out="\n  Extract more questions, or choose another labeller")
     if n_folds is None:
         folds = [grouped_split(values, known, seed=seed)]
     else:
@@ -206,23 +203,22 @@ def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> None:
         "ask the same question": [question_key(record.question, record.context) for record in records],
         "are linked through other traces": question_groups(traces).tolist(),
     }
-    apart = [
+    sides = [
         {f"the {side} side of fold {number}": getattr(fold, side) for side in ("train", "validation", "test")}
         for number, fold in enumerate(folds)
     ]
-    tests = {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}
-    for (reason, names), sides in product(keys.items(), (*apart, tests)):
-        owner: dict[str, tuple[int, str]] = {}
-        for where, place in ((side, place) for side, places in sides.items() for place in places.tolist()):
-            first = owner.setdefault(names[place], (place, where))
-            if first[1] != where:
-                described = "\n  ".join(
-                    f"trace {records[n].trace_id!r} (group {records[n].group_id!r}): "
-                    f"{records[n].question!r} is in {side}"
-                    for n, side in (first, (place, where))
+    sides.append({f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)})
+    for (reason, names), each in product(keys.items(), sides):
+        owner: dict[str, tuple[TraceRecord, str]] = {}
+        for where, place in ((side, place) for side, places in each.items() for place in places.tolist()):
+            found = [owner.setdefault(names[place], (records[place], where)), (records[place], where)]
+            if found[0][1] != where:
+                described = [f"trace {r.trace_id!r} (group {r.group_id!r}): {r.question!r}" for r, _ in found]
+                listed = "".join(
+                    f"\n  {d} is in {side}" for d, (_, side) in zip(described, found, strict=True)
                 )
                 raise UsageError(
-                    f"a question leaks between two sides of a split; these two {reason}:\n  {described}\n"
+                    f"a question leaks between two sides of a split; these two {reason}:{listed}\n"
                     f"  Split by question:  cross_fit_folds with question_groups"
                 )
 
@@ -250,7 +246,7 @@ class FoldModel:
     """
 
     detector: Detector
-    reference: Float[np.ndarray, "validation"]
+    reference: OfValidation
     calibration: Calibration | None
     fit_s: float
 
@@ -389,9 +385,7 @@ def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labe
     return FoldModel(detector, reference, calibration, fit_s)
 
 
-def standardise(
-    scores: Float[np.ndarray, "test"], reference: Float[np.ndarray, "validation"]
-) -> Float[np.ndarray, "test"]:
+def standardise(scores: OfTest, reference: OfValidation) -> OfTest:
     """Scores minus the mean of the reference, divided by its standard deviation.
 
     Both are winsorised: reference scores beyond the 5th and 95th percentile count as these

@@ -12,6 +12,7 @@ from itertools import product
 from typing import Final
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
 from jaxtyping import Bool, Float
@@ -268,12 +269,9 @@ def category_notes(rows: Sequence[DetectorRow]) -> tuple[str, ...]:
         return ()
     best = max(others, key=lambda row: row.metric("auroc") or 0.0)
     shown = {"overall": "auroc", "within": "within_category_auroc", "held_out": "category_auroc"}
-    found = {name: _shown(best.metric(metric)) for name, metric in shown.items()}
-    return (TEXTS["categories"].format(prior=_shown(prior), detector=best.detector, **found),)
-
-
-def _shown(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
+    found = {"prior": prior} | {name: best.metric(metric) for name, metric in shown.items()}
+    texts = {name: "unknown" if value is None else f"{value:.3f}" for name, value in found.items()}
+    return (TEXTS["categories"].format(detector=best.detector, **texts),)
 
 
 def sample_table(data: ComparisonData, name: str, fits: Mapping[SplitKey, OutOfFold]) -> pa.Table:
@@ -307,20 +305,18 @@ def median_filled_scores(data: ComparisonData, samples: pa.Table) -> dict[str, l
     NaN where an item was not tested; only samples with questions held out count. It reads nothing
     but the table, so that detectors taken over from an earlier run are judged together with new ones.
     """
+    labels, found = data.labels, dict[str, list[Floats]]()
+    first = np.append(0, data.is_kept.cumsum())[labels.owner.searchsorted(np.arange(len(labels.values)))]
+    place_of_trace = pd.Series(first, index=labels.trace_ids)
     samples = samples.filter(pc.field("held_out") == "question")
-    labels = data.labels
-    starts = labels.owner.searchsorted(np.arange(len(labels.values)))
-    first = np.append(0, data.is_kept.cumsum())[starts]
-    found: dict[str, list[Floats]] = {}
     for name in pc.unique(samples["detector"]).to_pylist():
-        mine = samples.filter(pc.field("detector") == name)
-        seeds, known = mine["seed"].to_numpy(), mine["score"].to_numpy().astype(np.float64)
-        trace = pc.index_in(mine["trace_id"], pa.array(labels.trace_ids)).to_numpy()
-        places = first[trace] + pc.fill_null(mine["token"], 0).to_numpy()
-        found[name] = []
-        for seed in dict.fromkeys(seeds.tolist()):
-            here, scores = seeds == seed, np.full(len(data.kept_items.labels), np.nan)
-            median = np.median(known[here & np.isfinite(known)])
-            scores[places[here]] = np.where(np.isfinite(known[here]), known[here], median)
-            found[name].append(scores)
+        mine = samples.filter(pc.field("detector") == name).select(["seed", "trace_id", "token", "score"])
+        for _, frame in mine.to_pandas().groupby("seed", sort=False):
+            known, scores = frame["score"].to_numpy(np.float64), np.full(len(data.kept_items.labels), np.nan)
+            places = place_of_trace[frame["trace_id"]].to_numpy() + frame["token"].fillna(0).to_numpy(
+                np.int64
+            )
+            median = np.median(known[np.isfinite(known)])
+            scores[places] = np.where(np.isfinite(known), known, median)
+            found.setdefault(name, []).append(scores)
     return found

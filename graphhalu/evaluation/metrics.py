@@ -137,11 +137,25 @@ def check_scores(scores: Floats, labels: Ints) -> None:
         raise ValueError(f"{n_bad} of {len(scores)} scores are not finite; leave invalid scores out first")
     if not np.isin(labels, (LABEL_CORRECT, LABEL_HALLUCINATED)).all():
         raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5].tolist()}")
-    n_hallucinated = int(labels.sum())
-    if n_hallucinated in (0, len(labels)):
+    check_classes(labels, "a metric needs both classes")
+
+
+def check_classes(labels: Ints, needed: str, *, least: int = 1, way_out: str = "") -> None:
+    """Refuse labels with too few of a class.
+
+    Args:
+        labels: 0 or 1.
+        needed: Begins the message, as "a metric needs both classes".
+        least: Items of each class that are needed.
+        way_out: Ends the message.
+
+    Raises:
+        NotEnoughDataError: Says how many of each class there are.
+    """
+    n_correct, n_hallucinated = np.bincount(labels, minlength=2).tolist()
+    if min(n_correct, n_hallucinated) < least:
         raise NotEnoughDataError(
-            f"a metric needs both classes, got {n_hallucinated} hallucinated "
-            f"and {len(labels) - n_hallucinated} correct traces"
+            f"{needed}, got {n_hallucinated} hallucinated and {n_correct} correct{way_out}"
         )
 
 
@@ -375,10 +389,8 @@ def mean_curve(samples: pa.Table, detector: str, kind: str) -> Curve:
     if not len(mine):
         raise NotEnoughDataError(f"{detector} has no valid {needed} to draw")
     frame = mine.to_pandas().astype({needed: np.float64, "label": np.int64})
-    by_seed = (
-        [frame] if kind == "calibration" else [of_seed for _, of_seed in frame.groupby("seed", sort=False)]
-    )
-    curves = [_CURVES[kind](each[needed].to_numpy(), each["label"].to_numpy()) for each in by_seed]
+    by_seed = frame.groupby(frame["seed"] * (kind != "calibration"), sort=False)
+    curves = [_CURVES[kind](each[needed].to_numpy(), each["label"].to_numpy()) for _, each in by_seed]
     if len(curves) == 1:
         return curves[0]
     # before the first point of a curve there is nothing, so the grid starts where all have begun
@@ -470,8 +482,7 @@ def log_losses(probability: Floats, labels: Ints) -> Floats:
     """
     _check_probabilities(probability)
     with np.errstate(divide="ignore"):
-        losses: Floats = -np.log(np.where(labels == 1, probability, 1 - probability))
-    return losses
+        return -np.log(np.where(labels == 1, probability, 1 - probability))
 
 
 def _check_probabilities(probability: Floats) -> None:

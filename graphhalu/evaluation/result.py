@@ -424,12 +424,9 @@ class Result:
 
     def _cells(self) -> list[dict[str, Any]]:
         """Of each row what the detector is, its metrics, its test and its costs, by column."""
-        found = []
+        found, tests = [], {each.detector: vars(each) for each in self.comparisons}
         for row in self.rows:
-            test = self.comparison(row.detector)
-            of_test = (
-                {} if test is None else {_TEST_COLUMNS.get(n, n): each for n, each in vars(test).items()}
-            )
+            of_test = {_TEST_COLUMNS.get(n, n): each for n, each in tests.get(row.detector, {}).items()}
             cells = {name: getattr(row, name) for name in _CARD_COLUMNS} | {"inputs": " ".join(row.inputs)}
             cells |= metric_columns(row.metrics) | of_test | {"detector": row.detector}
             found.append(cells | {name: getattr(row, name) for name in (*_COSTS, "failure")})

@@ -24,13 +24,12 @@ from scipy.stats import rankdata
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.detectors.registry import POSITION_CONTROL
-from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, two_sided_p
-from graphhalu.evaluation.metrics import Floats, Groups, Ints, Resampled, auroc, check_scores
+from graphhalu.evaluation.bootstrap import Columns, EvaluationSet, percentile_interval, two_sided_p
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, Resampled, auroc, check_classes, check_scores
 from graphhalu.evaluation.result import TEXTS, Baseline, Comparison, DetectorRow
 from graphhalu.evaluation.settings import MARGIN
 from graphhalu.labels.labels import Level
 
-Columns = Float[np.ndarray, "trace column"]
 ByColumn = Float[np.ndarray, "column"]
 LEAST_OF_CLASS: Final = 5
 """Answers of a class below which single features are not tested."""
@@ -158,12 +157,7 @@ def auroc_influence(scores: Floats, labels: Ints) -> Floats:
         NotEnoughDataError: If a class has fewer than two traces.
     """
     check_scores(scores, labels)
-    n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
-    if min(n_positive, n_negative) < 2:  # noqa: PLR2004
-        raise NotEnoughDataError(
-            f"a variance needs two traces of each class, got {n_positive} hallucinated "
-            f"and {n_negative} correct"
-        )
+    check_classes(labels, "a variance needs two traces of each class", least=2)
     return column_influence(scores[:, None], labels)[1][:, 0]
 
 

@@ -83,16 +83,15 @@ def train_detector(
     data = comparison_data(traces, labels, config)
     (fold,) = data.folds[seed]
 
-    def after_first(done: int, total: int, detail: str = "") -> None:
-        on_progress(done + 1, total + 1, detail)
-
     with TemporaryDirectory(prefix="graphhalu-logs-") as logs:
         model = _fitted(spec, data, fold, Path(logs))
         fit = OutOfFold(len(data.labels.items))
         fit.add_fold(0, model, data.traces, data.labels, fold.test)
         finished = [finish_detector(data, spec, {("question", seed): fit})]
         on_progress(1, len(baselines) + 1, f"{spec.name}, seed {seed}, fold 0")
-        finished += run_detectors(data, baselines, on_progress=after_first)
+        finished += run_detectors(
+            data, baselines, on_progress=lambda done, total, detail: on_progress(done + 1, total + 1, detail)
+        )
         result = make_result(data, labels, finished, store or {})
         folder = new_run_folder(runs, spec.name)
         try:

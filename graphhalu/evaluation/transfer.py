@@ -94,11 +94,8 @@ class TransferResult:
 
     def cell_text(self, detector: str, train: str, test: str) -> str:
         """AUROC with its interval, or that it failed."""
-        cell = self.cell(detector, train, test)
-        if cell.failure is not None:
-            return "failed"
-        metric = cell.metrics["auroc"]
-        return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+        auroc = self.cell(detector, train, test).metrics.get("auroc")
+        return f"{auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" if auroc else "failed"
 
     def write(self, folder: Path) -> None:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""

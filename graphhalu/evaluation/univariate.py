@@ -12,17 +12,18 @@ from typing import Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from scipy.stats import norm
 
 from graphhalu.core.documents import FileFormat, read_document, write_document
-from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError
+from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.core.numerics import auroc, benjamini_hochberg, json_ready, length_adjusted
 from graphhalu.engine.executors import Executor, Progress, SerialExecutor, in_order, no_progress
 from graphhalu.evaluation.bootstrap import EvaluationSet, group_codes, percentile_interval
 from graphhalu.evaluation.crossfit import best_beams, check_same_traces
+from graphhalu.evaluation.metrics import check_classes
 from graphhalu.evaluation.significance import LEAST_OF_CLASS, column_tests
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.features.table import opener
@@ -38,6 +39,7 @@ MAPS_FILE: Final = "maps.json"
 FEATURES: Final = ("sink_mass_k4", "self_attention_log", "lookback_ratio", "attention_entropy_mean")
 FALSE_DISCOVERIES: Final = 0.05
 """Share of false discoveries that is allowed among the marked heads and effects."""
+_CLASSES: Final = f"at least {LEAST_OF_CLASS} answers of each class"
 _TOGETHER: Final = 16
 """Answers whose graphs one worker builds at a time."""
 
@@ -109,7 +111,7 @@ def head_maps(
     """
     kept = np.flatnonzero(labels.is_valid & (best_beams(traces) if is_best_beam_only else True))
     values = labels.values[kept].astype(np.int64)
-    _check_classes(values, "maps of heads need")
+    check_classes(values, f"maps of heads need {_CLASSES}", least=LEAST_OF_CLASS)
     groups = group_codes(question_groups(traces)[kept])[0]
     layers, found, missing = traces[0].shape.attention_layers, {}, {}
     for name in features:
@@ -139,15 +141,6 @@ def read_maps(folder: Path) -> HeadMaps | None:
     """
     path = folder / MAPS_FILE
     return read_document(path, HeadMaps, KIND) if path.exists() else None
-
-
-def _check_classes(values: Int[np.ndarray, "answer"], what: str) -> None:
-    n_correct, n_hallucinated = np.bincount(values, minlength=2).tolist()
-    if min(n_hallucinated, n_correct) < LEAST_OF_CLASS:
-        raise NotEnoughDataError(
-            f"{what} at least {LEAST_OF_CLASS} answers of each class, got "
-            f"{n_hallucinated} hallucinated and {n_correct} correct ones"
-        )
 
 
 def compare_topology(  # noqa: PLR0913 - one keyword a setting
@@ -193,16 +186,13 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     check_same_traces(traces, labels)
     kept = np.flatnonzero(labels.is_valid)
     values = labels.values[kept]
-    _check_classes(values, "a comparison needs")
+    check_classes(values, f"a comparison needs {_CLASSES}", least=LEAST_OF_CLASS)
     # the measures read no node features, and one block must be named
     recipe = recipe or GraphRecipe(DEFAULT_EDGES, ("span",), channels="mean")
     wanted = tuple(traces[0].shape.attention_layers if layers is None else layers)
     items = [(kept[at : at + _TOGETHER].tolist(), wanted, recipe) for at in range(0, len(kept), _TOGETHER)]
     engine, pieces = engine or SerialExecutor(), []
-    with (
-        engine.workers(opener(traces, engine), len(items)) as workers,
-        closing(workers(_measures, items)) as found,
-    ):
+    with engine.workers(opener(traces, engine), len(items)) as run, closing(run(_measures, items)) as found:
         for done in in_order(found):
             pieces.append(done.result())
             on_progress(sum(map(len, pieces)), len(kept))

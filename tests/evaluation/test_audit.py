@@ -173,7 +173,7 @@ def test_labels_that_are_not_valid_take_no_part():
     labels = labels_of(values, is_valid)
     found = audit(records, labels, groups_of(100), store={}, n_resamples=100)
     assert (found.n_traces, found.n_valid, found.n_groups, found.n_hallucinated) == (100, 80, 80, 40)
-    assert found.kinds == {"alias": 50, "no alias": 50}
+    assert found.kinds == {"right": 50, "wrong": 50}
 
 
 def test_one_class_is_refused_in_one_line():
