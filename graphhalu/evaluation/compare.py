@@ -133,9 +133,7 @@ def compare(
     data = comparison_data(traces, labels, config)
     done: dict[str, Finished] = {}
     if options.folder is not None and options.is_resumed:
-        for row, samples in finished_detectors(options.folder, data.identity):
-            if row.key == data.key(row.detector, row.settings):
-                done.setdefault(row.detector, (row, samples))
+        done = finished_detectors(options.folder, data)
     elif options.folder is not None:
         clear_checkpoints(options.folder)
     todo = [s for s in specs if s.name not in done or done[s.name][0].key != data.key(s.name, s.settings)]
@@ -167,26 +165,39 @@ def run_detectors(
         found = done[spec.name]
         found[key] = outcome
         if len(found) == len(data.splits):
-            yield finished_detector(data, spec, {key: found[key] for key in data.splits})
+            ordered = {key: found[key] for key in data.splits}
+            failure = next((each for each in ordered.values() if isinstance(each, str)), None)
+            yield finished_detector(data, spec, failure or ordered)
 
 
 def finished_detector(
-    data: ComparisonData, spec: DetectorSpec, outcomes: Mapping[SplitKey, Outcome]
+    data: ComparisonData, spec: DetectorSpec, fits: Mapping[SplitKey, Any] | str
 ) -> Finished:
-    """The row and the per-sample scores of one detector; a failure is a row too."""
-    failure = next((each for each in outcomes.values() if isinstance(each, str)), None)
-    card: DetectorCard | None = None
+    """The row and the per-sample scores of one detector; a failure is a row too.
+
+    Args:
+        data: The data that it was run on.
+        spec: The detector.
+        fits: Its scores of every split, or why there are none.
+    """
+    failure, samples = fits if isinstance(fits, str) else None, SAMPLE_SCHEMA.empty_table()
+    about: dict[str, Any] = {}
     try:
         card = spec.card()
-        if failure is None:
-            return finish_detector(data, spec, outcomes)  # type: ignore[arg-type]
+        about = {name: getattr(card, name) for name in _CARD_FIELDS}
+        if not isinstance(fits, str):
+            figures, samples = _figures(data, spec.name, card, fits)
+            about |= figures
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
         failure = failure or failure_text(error)
-    return _row(data, spec, card, failure=failure), SAMPLE_SCHEMA.empty_table()
+    key = data.key(spec.name, spec.settings)
+    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, failure=failure, **about), samples
 
 
-def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[SplitKey, OutOfFold]) -> Finished:
-    """The row and the per-sample scores of one detector from its scores of every split.
+def _figures(
+    data: ComparisonData, name: str, card: DetectorCard, fits: Mapping[SplitKey, OutOfFold]
+) -> tuple[dict[str, Any], pa.Table]:
+    """What the row of a detector says of its scores, and the scores.
 
     Raises:
         NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
@@ -194,36 +205,26 @@ def finish_detector(data: ComparisonData, spec: DetectorSpec, fits: Mapping[Spli
     """
     by_question = {seed: fit for (held_out, seed), fit in fits.items() if held_out == "question"}
     by_category = [fit for (held_out, _), fit in fits.items() if held_out == "category"]
-    found, owner, card = list(by_question.values()), data.labels.owner, spec.card()
+    found, owner = list(by_question.values()), data.labels.owner
     metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
     if by_category:
         metrics["category_auroc"] = detector_metrics(data, by_category)["auroc"]
-    samples = sample_table(data, spec.name, fits)
-    filled = median_filled_scores(data, samples)[spec.name]
+    samples = sample_table(data, name, fits)
+    filled = median_filled_scores(data, samples)[name]
     aurocs = [auroc(s[np.isfinite(s)], data.kept_items.labels[np.isfinite(s)]) for s in filled]
     n_tested = sum(len(np.unique(owner[fit.is_tested])) for fit in found)
     choices = tuple({"seed": seed, **each} for seed, fit in by_question.items() for each in fit.choices)
-    row = _row(
-        data,
-        spec,
-        card,
-        metrics=metrics,
-        coverage=float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in found])),
-        auroc_invalid_at_median=float(np.mean(aurocs)),
-        fit_s=float(np.mean([seconds for fit in found for seconds in fit.fit_s])),
-        score_ms=1000 * sum(fit.score_s for fit in found) / n_tested,
-        n_parameters=found[-1].n_parameters,
-        choices=choices if card.level == "token" else (),
-        trace_bytes=_trace_bytes(card, data),
-    )
-    return row, samples
-
-
-def _row(data: ComparisonData, spec: DetectorSpec, card: DetectorCard | None, **found: Any) -> DetectorRow:
-    """The row of a detector, whose card may be unknown: with its metrics, or with its failure."""
-    fields = {} if card is None else {name: getattr(card, name) for name in _CARD_FIELDS}
-    key = data.key(spec.name, spec.settings)
-    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, **fields, **found)
+    figures = {
+        "metrics": metrics,
+        "coverage": float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in found])),
+        "auroc_invalid_at_median": float(np.mean(aurocs)),
+        "fit_s": float(np.mean([seconds for fit in found for seconds in fit.fit_s])),
+        "score_ms": 1000 * sum(fit.score_s for fit in found) / n_tested,
+        "n_parameters": found[-1].n_parameters,
+        "choices": choices if card.level == "token" else (),
+        "trace_bytes": _trace_bytes(card, data),
+    }
+    return figures, samples
 
 
 def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
@@ -398,17 +399,17 @@ def clear_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
 
 
-def finished_detectors(folder: Path, identity: Mapping[str, Any]) -> list[Finished]:
-    """Detectors that did not fail: those of a written result first, then those of checkpoints.
+def finished_detectors(folder: Path, data: ComparisonData) -> dict[str, Finished]:
+    """Detectors of the same data that did not fail: of a written result first, then of checkpoints.
 
     Raises:
         UsageError: If the folder holds the result of other traces, labels or settings.
         DataFileError: If the result there cannot be read.
     """
-    found: list[Finished | None] = []
+    found = list[Finished | None]()
     if (folder / RESULT_FILE).exists():
         result = read_result(folder)
-        if differing := differing_fields(result.identity, json_ready(identity)):
+        if differing := differing_fields(result.identity, json_ready(data.identity)):
             listed = "\n  ".join(differing[:5])
             raise UsageError(
                 f"{folder} holds a comparison of other traces, labels or settings:\n  {listed}\n"
@@ -417,7 +418,11 @@ def finished_detectors(folder: Path, identity: Mapping[str, Any]) -> list[Finish
         tables = pa.concat_tables([result.samples, result.category_samples])
         found += [(row, tables.filter(pc.field("detector") == row.detector)) for row in result.rows]
     found += [_read_checkpoint(path) for path in sorted((folder / CHECKPOINT_FOLDER).glob("*.parquet"))]
-    return [each for each in found if each is not None and each[0].failure is None]
+    done = dict[str, Finished]()
+    for row, samples in filter(None, found):
+        if row.failure is None and row.key == data.key(row.detector, row.settings):
+            done.setdefault(row.detector, (row, samples))
+    return done
 
 
 def _read_checkpoint(path: Path) -> Finished | None:

@@ -115,8 +115,9 @@ def corrected_test(
         return float(student.sf(distance / error, freedom))
 
     p_not_worse, p_not_better = p_above(mean + margin), p_above(margin - mean)
-    p_values = (min(1.0, 2 * p_above(abs(mean))), None, max(p_not_worse, p_not_better), p_not_worse)
-    return MethodTest(*names, mean, mean - half, mean + half, error, *p_values, margin, n_fits)
+    p_value, p_equivalent = min(1.0, 2 * p_above(abs(mean))), max(p_not_worse, p_not_better)
+    estimate = (mean, mean - half, mean + half, error)
+    return MethodTest(*names, *estimate, p_value, None, p_equivalent, p_not_worse, margin, n_fits)
 
 
 def overlap_ratio(config: Mapping[str, Any]) -> float:

@@ -47,37 +47,10 @@ _TEST_COLUMNS: Final = {"low": "difference_low", "high": "difference_high"}
 _COSTS: Final = ("coverage", "auroc_invalid_at_median", "fit_s", "score_ms", "trace_bytes", "n_parameters")
 _TOKENS_BEFORE: Final = FileFormat("graphhalu-token-result", 1, KIND.way_out)
 _TOKEN_FILES: Final = ("tokens.json", "tokens.parquet")
-_RENAMED: Final = {
-    "is_called": "is_predicted_positive",
-    "token_auroc": "auroc",
-    "token_auprc": "auprc",
-    "p_value": "p_bootstrap",
-    "value": "difference",
-}
-"""Names of columns, metrics and parts of tests in earlier versions, and the present ones."""
-_ADDED: Final = {
-    **dict.fromkeys(("probability", "is_predicted_positive", "token", "group")),
-    "held_out": "question",
-}
-"""Columns of samples that earlier versions lack, with the value that all their samples have."""
+_RENAMED: Final[Mapping[str, str]] = TEXTS["earlier"]["renamed"]
+_ADDED: Final[Mapping[str, str | None]] = TEXTS["earlier"]["added"]
 
-SAMPLE_SCHEMA: Final = pa.schema(
-    {
-        "detector": pa.string(),
-        "seed": pa.int64(),
-        "fold": pa.int64(),
-        "trace_id": pa.string(),
-        "group": pa.string(),
-        "label": pa.int8(),
-        "score": pa.float64(),
-        "raw_score": pa.float64(),
-        "is_valid": pa.bool_(),
-        "probability": pa.float64(),
-        "is_predicted_positive": pa.bool_(),
-        "token": pa.int64(),
-        "held_out": pa.string(),
-    }
-)
+SAMPLE_SCHEMA: Final = pa.schema([(n, pa.type_for_alias(kind)) for n, kind in TEXTS["samples"].items()])
 """One row a detector, seed and tested trace or token.
 
 ``score`` is pooled over folds; ``probability`` is calibrated and ``is_predicted_positive`` decided
@@ -539,5 +512,5 @@ def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
 def _known(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
     """The values that are fields of a record, some of them under another name before."""
     fields = inspect.signature(record).parameters
-    names = {name: name if name in fields else _RENAMED.get(name) for name in values}
+    names = {name: name if name in fields else _RENAMED.get(name, name) for name in values}
     return {name: values[before] for before, name in names.items() if name in fields}

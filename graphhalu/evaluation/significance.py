@@ -89,8 +89,9 @@ def compare_to_baseline(
         error = p_delong = None
         with suppress(NotEnoughDataError):  # there may be no spread to test against
             error, p_delong = grouped_delong_test(difference, influence, tested.groups)
-        one_sided = tost(difference, error, margin) if error else (None,)
-        p_values = (two_sided_p(resampled), p_delong, None, max(one_sided), one_sided[0])
+        one_sided = tost(difference, error, margin) if error else ()
+        equivalence = (max(one_sided, default=None), next(iter(one_sided), None))
+        p_values = (two_sided_p(resampled), p_delong, None, *equivalence)
         found.append(Comparison(name, baseline, difference, low, high, error, *p_values, margin))
     adjusted = iter(holm([c.p_delong for c in found if c.p_delong is not None]))
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
@@ -167,14 +168,15 @@ def column_influence(columns: Columns, labels: Ints) -> tuple[ByColumn, Columns]
     Source:
         DeLong et al. 1988; mid-ranks as in Sun and Xu 2014, so the cost is that of a sort.
     """
-    ranks, influence, auroc = rankdata(columns, axis=0), np.empty(columns.shape), None
-    for here in (labels == 1, labels == 0):
-        n_here = int(here.sum())
-        # the share of the other class below each trace
-        below = (ranks[here] - rankdata(columns[here], axis=0)) / (len(labels) - n_here)
-        share = below if auroc is None else 1 - below
-        auroc = below.mean(axis=0) if auroc is None else auroc
-        influence[here] = (share - auroc) / np.sqrt(n_here * (n_here - 1))
+    ranks, influence, is_positive = rankdata(columns, axis=0), np.empty(columns.shape), labels == 1
+    # the share of the other class below each trace
+    below = [
+        (ranks[here] - rankdata(columns[here], axis=0)) / int((~here).sum())
+        for here in (is_positive, ~is_positive)
+    ]
+    auroc = below[0].mean(axis=0)
+    for here, share in ((is_positive, below[0]), (~is_positive, 1 - below[1])):
+        influence[here] = (share - auroc) / np.sqrt(len(share) * (len(share) - 1))
     return auroc, influence
 
 

@@ -20,7 +20,7 @@ from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.load import save_detector
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.calibration import CALIBRATION_FILE
-from graphhalu.evaluation.compare import failure_text, finish_detector, make_result, run_detectors
+from graphhalu.evaluation.compare import failure_text, finished_detector, make_result, run_detectors
 from graphhalu.evaluation.crossfit import (
     ComparisonData,
     FoldModel,
@@ -87,7 +87,9 @@ def train_detector(
         model = _fitted(spec, data, fold, Path(logs))
         fit = OutOfFold(len(data.labels.items))
         fit.add_fold(0, model, data.traces, data.labels, fold.test)
-        finished = [finish_detector(data, spec, {("question", seed): fit})]
+        finished = [finished_detector(data, spec, {("question", seed): fit})]
+        if (failure := finished[0][0].failure) is not None:
+            raise GraphhaluError(failure)
         on_progress(1, len(baselines) + 1, f"{spec.name}, seed {seed}, fold 0")
         finished += run_detectors(
             data, baselines, on_progress=lambda done, total, detail: on_progress(done + 1, total + 1, detail)

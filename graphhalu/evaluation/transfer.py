@@ -205,8 +205,7 @@ def _train_on(
             on_fit(f"{spec.name} on {train}, seed {seed}, fold {number}")
     cells = []
     for name, other in data.items():
-        found = {("question", -1): failures[name]} if name in failures else fits[name]
-        row, table = finished_detector(other, spec, found)
+        row, table = finished_detector(other, spec, failures.get(name) or fits[name])
         n_tested = float(np.mean([fit.is_tested.sum() for fit in fits[name].values()]))
         sizes = n_tested, float(np.mean(n_dropped[name]))
         for column, store in (("train", train), ("test", name)):
