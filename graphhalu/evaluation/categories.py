@@ -17,9 +17,7 @@ from graphhalu.traces.schema import TraceRecord
 WORDS: Final = "words"
 """Name that asks for clusters of the words of the questions."""
 _N_FOLDS: Final = 10
-_CLUSTER_RULE: Final = (
-    f"{N_CLUSTERS} clusters of the questions' words (k-means, seed 0), since no field names one"
-)
+_RULE: Final = f"{N_CLUSTERS} clusters of the questions' words (k-means, seed 0), since no field names one"
 LEAST_CATEGORIES: Final = 8
 """With fewer, whole categories cannot be held out."""
 
@@ -65,12 +63,10 @@ def question_categories(
         return None
     if field == WORDS:
         texts = [record.question for record in records]
-        values, rule = WordClusters.fit(texts).names(texts), _CLUSTER_RULE
+        values, rule = WordClusters.fit(texts).names(texts), _RULE
     elif field == "auto":
-        values, rule = (
-            [str(record.category) for record in records if record.category is not None],
-            "the data set",
-        )
+        values = [str(record.category) for record in records if record.category is not None]
+        rule = "the data set"
         if len(values) < len(records):
             return None
     else:

@@ -238,9 +238,8 @@ def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
     if not card.reads:
         return 0.0 if set(card.inputs) <= {"text", "length"} else None
     kept, specs = np.flatnonzero(data.labels.is_valid).tolist(), [array_spec(name) for name in card.reads]
-    shapes = [
-        (s, stored_shape(s, t.shape, t.record)) for t in map(data.traces.__getitem__, kept) for s in specs
-    ]
+    traces = (data.traces[index] for index in kept)
+    shapes = ((spec, stored_shape(spec, t.shape, t.record)) for t in traces for spec in specs)
     return float(np.sum([np.dtype(s.dtype).itemsize * np.prod(shape) for s, shape in shapes]) / len(kept))
 
 
@@ -262,11 +261,10 @@ def failure_text(error: Exception) -> str:
 
 
 Item = tuple[DetectorSpec, SplitKey]
+Outcomes = Iterator[tuple[Item, Outcome]]
 
 
-def _outcomes_here(
-    data: ComparisonData, items: Sequence[Item], on_progress: Progress
-) -> Iterator[tuple[Item, Outcome]]:
+def _outcomes_here(data: ComparisonData, items: Sequence[Item], on_progress: Progress) -> Outcomes:
     """Each detector and seed in this process; after a failure its other seeds are not run."""
     steps = [len(data.splits[key]) for _, key in items]
     failures, n_before = dict[str, str](), 0
@@ -284,13 +282,10 @@ def _outcomes_here(
 
 def _outcomes_of_workers(
     engine: Executor, data: ComparisonData, items: Sequence[Item], on_progress: Progress
-) -> Iterator[tuple[Item, Outcome]]:
+) -> Outcomes:
     """Each detector and seed as soon as a worker has run it."""
     if given := [spec.name for spec, _ in items if spec.factory is not None]:
-        raise UsageError(
-            f"{given[0]} is not registered and cannot run in another process; use 1 job, "
-            f"or name its class as module:Class"
-        )
+        raise UsageError(f"no other process can make {given[0]}: use 1 job, or name it as module:Class")
     sent = {each.name: getattr(data, each.name) for each in fields(data) if each.name != "traces"}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
     steps, n_done = [len(data.splits[key]) for _, key in items], 0

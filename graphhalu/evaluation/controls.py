@@ -119,10 +119,9 @@ def question_mass(traces: Sequence[Trace], config: NetworkConfig) -> Iterator[tu
         mass = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
         on_edges[data.trace_index, layers.index(data.layer)] = mass
     for place, layer in enumerate(layers):
-        rows = (
-            (t.layer_stream("span_mass", layer), t.prompt_length - 1 - t.record.row_start) for t in traces
-        )
-        of_heads = np.array([mass[:, first:, int(Span.QUESTION)].mean(axis=1) for mass, first in rows])
+        masses = (trace.layer_stream("span_mass", layer)[:, :, int(Span.QUESTION)] for trace in traces)
+        starts = (trace.prompt_length - 1 - trace.record.row_start for trace in traces)
+        of_heads = np.array([m[:, start:].mean(axis=1) for m, start in zip(masses, starts, strict=True)])
         for head in heads.tolist():
             whole = of_heads[:, head]
             values: Ints = (whole > np.median(whole)).astype(np.int64)

@@ -6,11 +6,11 @@ kind (whole categories held out, say) is a list of :class:`Split` that passes :f
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -40,6 +40,8 @@ from graphhalu.traces.trace import Trace
 
 HeldOut = Literal["question", "category"]
 """What no two sides of a fold share: a question, or a whole category of them."""
+_SIDES: Final = ("train", "validation", "test")
+_LEAK: Final = "\n  trace {0.trace_id!r} (group {0.group_id!r}): {0.question!r} is in {1}"
 OfTest = Float[np.ndarray, "test"]
 OfValidation = Float[np.ndarray, "validation"]
 SplitKey = tuple[HeldOut, int]
@@ -126,10 +128,8 @@ def comparison_data(
     if categories is not None and not config.quick and categories.n_among(labels) >= LEAST_CATEGORIES:
         seeds = config.seeds[: config.category_seeds]
         undivided |= {("category", seed): categories.names for seed in seeds}
-    splits = {
-        key: cross_fit_folds(labels.values, names, labels.is_valid, n_folds=n_folds, seed=key[1])
-        for key, names in undivided.items()
-    }
+    folds_of = partial(cross_fit_folds, labels.values, is_valid=labels.is_valid, n_folds=n_folds)
+    splits = {key: folds_of(names, seed=key[1]) for key, names in undivided.items()}
     for folds in splits.values():
         check_questions(folds, traces)
     return ComparisonData(traces, labels, groups, splits, config, categories)
@@ -203,20 +203,14 @@ def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> None:
         "ask the same question": [question_key(record.question, record.context) for record in records],
         "are linked through other traces": question_groups(traces).tolist(),
     }
-    sides = [
-        {f"the {side} side of fold {number}": getattr(fold, side) for side in ("train", "validation", "test")}
-        for number, fold in enumerate(folds)
-    ]
-    sides.append({f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)})
+    named = [{f"the {s} side of fold {n}": getattr(f, s) for s in _SIDES} for n, f in enumerate(folds)]
+    sides = [*named, {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}]
     for (reason, names), each in product(keys.items(), sides):
         owner: dict[str, tuple[TraceRecord, str]] = {}
         for where, place in ((side, place) for side, places in each.items() for place in places.tolist()):
             found = [owner.setdefault(names[place], (records[place], where)), (records[place], where)]
             if found[0][1] != where:
-                described = [f"trace {r.trace_id!r} (group {r.group_id!r}): {r.question!r}" for r, _ in found]
-                listed = "".join(
-                    f"\n  {d} is in {side}" for d, (_, side) in zip(described, found, strict=True)
-                )
+                listed = "".join(_LEAK.format(*each) for each in found)
                 raise UsageError(
                     f"a question leaks between two sides of a split; these two {reason}:{listed}\n"
                     f"  Split by question:  cross_fit_folds with question_groups"

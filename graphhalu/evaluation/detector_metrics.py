@@ -152,9 +152,7 @@ def subgroups(data: ComparisonData, scores: Mapping[str, Sequence[Floats]]) -> t
     return tuple(found)
 
 
-def count_spans(
-    answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]
-) -> tuple[int, int, int, int, int, int, int]:
+def count_spans(answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]) -> tuple[int, ...]:
     """Characters and spans of one answer; a span counts from :data:`HALF` of its characters on.
 
     Tokens of white space alone neither make a span nor part one.
@@ -206,9 +204,8 @@ def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
 
 def _span_rows(counts: Sequence[Sequence[int]], answers: EvaluationSet) -> dict[str, Rows]:
     """Precision, recall and F1 of characters and spans, summed over answers."""
-    right, predicted, marked, right_spans, predicted_spans, found_spans, marked_spans = answers.sums(
-        np.array(counts, dtype=np.float64)
-    ).T
+    sums = answers.sums(np.array(counts, dtype=np.float64)).T
+    right, predicted, marked, right_spans, predicted_spans, found_spans, marked_spans = sums
     precision, recall = ratio(right_spans, predicted_spans), ratio(found_spans, marked_spans)
     # without a predicted span there is no precision, and F1 is 0 as long as anything is marked
     known = np.nan_to_num(precision)
@@ -313,10 +310,8 @@ def median_filled_scores(data: ComparisonData, samples: pa.Table) -> dict[str, l
         mine = samples.filter(pc.field("detector") == name).select(["seed", "trace_id", "token", "score"])
         for _, frame in mine.to_pandas().groupby("seed", sort=False):
             known, scores = frame["score"].to_numpy(np.float64), np.full(len(data.kept_items.labels), np.nan)
-            places = place_of_trace[frame["trace_id"]].to_numpy() + frame["token"].fillna(0).to_numpy(
-                np.int64
-            )
-            median = np.median(known[np.isfinite(known)])
-            scores[places] = np.where(np.isfinite(known), known, median)
+            place_in_trace = frame["token"].fillna(0).to_numpy(np.int64)
+            places = place_of_trace[frame["trace_id"]].to_numpy() + place_in_trace
+            scores[places] = np.where(np.isfinite(known), known, np.median(known[np.isfinite(known)]))
             found.setdefault(name, []).append(scores)
     return found

@@ -152,11 +152,9 @@ def check_classes(labels: Ints, needed: str, *, least: int = 1, way_out: str = "
     Raises:
         NotEnoughDataError: Says how many of each class there are.
     """
-    n_correct, n_hallucinated = np.bincount(labels, minlength=2).tolist()
-    if min(n_correct, n_hallucinated) < least:
-        raise NotEnoughDataError(
-            f"{needed}, got {n_hallucinated} hallucinated and {n_correct} correct{way_out}"
-        )
+    n_correct, n_positive = np.bincount(labels, minlength=2).tolist()
+    if min(n_correct, n_positive) < least:
+        raise NotEnoughDataError(f"{needed}, got {n_positive} hallucinated and {n_correct} correct{way_out}")
 
 
 def auroc(scores: Floats, labels: Ints) -> float:
@@ -410,9 +408,10 @@ def calibration_band(samples: pa.Table) -> tuple[Float[np.ndarray, "end point"],
     return np.stack([np.maximum(share - reach, 0), np.minimum(share + reach, 1)]), share
 
 
-def reliability_curve(
-    probability: Floats, labels: Ints, *, n_bins: int = N_BINS
-) -> tuple[Float[np.ndarray, "bin"], Float[np.ndarray, "bin"], Int[np.ndarray, "bin"]]:
+Bins = tuple[Float[np.ndarray, "bin"], Float[np.ndarray, "bin"], Int[np.ndarray, "bin"]]
+
+
+def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> Bins:
     """Mean probability, share of hallucinated traces and number of traces in bins of equal mass.
 
     The bins rise with the probability. Equal probabilities are never parted, so that the order of a

@@ -219,9 +219,10 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     }
 
 
-def _measures(
-    traces: Sequence[Trace], item: tuple[list[int], tuple[int, ...], GraphRecipe]
-) -> Float[np.ndarray, "answer layer measure"]:
+_Item = tuple[list[int], tuple[int, ...], GraphRecipe]
+
+
+def _measures(traces: Sequence[Trace], item: _Item) -> Float[np.ndarray, "answer layer measure"]:
     chosen, layers, recipe = item
     answers = iter_graphs(traces, layers, recipe, chosen)
     return np.array([[list(topology(g).values()) for g in graphs] for _, graphs in answers], dtype=np.float64)
