@@ -247,10 +247,8 @@ def percentile_interval(values: Resampled, level: float) -> Interval:
         raise ValueError(f"level must be in (0, 1), got {level}")
     used = values[np.isfinite(values)]
     if 2 * len(used) < len(values) or not len(used):
-        raise NotEnoughDataError(
-            f"only {len(used)} of {len(values)} resamples hold both classes: "
-            f"an interval needs more questions of the rarer class"
-        )
+        share = f"{len(used)} of {len(values)} resamples hold both classes"
+        raise NotEnoughDataError(f"only {share}: an interval needs more questions of the rarer class")
     low, high = np.quantile(used, [(1 - level) / 2, 1 - (1 - level) / 2])
     return float(low), float(high), len(used)
 

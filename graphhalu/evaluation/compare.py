@@ -36,7 +36,14 @@ from graphhalu.core.provenance import provenance
 from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.engine.executors import Executor, ProcessExecutor, Progress, no_progress
-from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey, comparison_data, cross_fit
+from graphhalu.evaluation.crossfit import (
+    ComparisonData,
+    OnFold,
+    OutOfFold,
+    SplitKey,
+    comparison_data,
+    cross_fit,
+)
 from graphhalu.evaluation.detector_metrics import (
     category_notes,
     detector_metrics,
@@ -285,7 +292,7 @@ def _outcomes_of_workers(
 ) -> Outcomes:
     """Each detector and seed as soon as a worker has run it."""
     if given := [spec.name for spec, _ in items if spec.factory is not None]:
-        raise UsageError(f"no other process can make {given[0]}: use 1 job, or name it as module:Class")
+        raise UsageError(f"{given[0]} is not registered: use 1 job, or name its class as module:Class")
     sent = {each.name: getattr(data, each.name) for each in fields(data) if each.name != "traces"}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
     steps, n_done = [len(data.splits[key]) for _, key in items], 0
@@ -309,7 +316,7 @@ def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_thr
     return ComparisonData(traces=opened(), **sent)
 
 
-def _run_seed(data: ComparisonData, item: Item, on_fold: Callable[[int], None] = lambda _: None) -> Outcome:
+def _run_seed(data: ComparisonData, item: Item, on_fold: OnFold | None = None) -> Outcome:
     """Cross-fit one detector with one seed; an error that it raises is its outcome.
 
     Raises:
@@ -383,8 +390,7 @@ def make_result(
 
 def save_checkpoint(folder: Path, row: DetectorRow, samples: pa.Table) -> None:
     """Keep one finished detector in the folder of a running comparison, whole or not at all."""
-    text = json.dumps(json_ready(row), allow_nan=False)
-    table = samples.replace_schema_metadata({_ROW: text.encode()})
+    table = samples.replace_schema_metadata({_ROW: json.dumps(json_ready(row), allow_nan=False).encode()})
     name = quote(row.detector, safe="")
     replace_file(folder / CHECKPOINT_FOLDER / f"{name}.parquet", parquet_bytes(table))
 

@@ -42,6 +42,9 @@ HeldOut = Literal["question", "category"]
 """What no two sides of a fold share: a question, or a whole category of them."""
 _SIDES: Final = ("train", "validation", "test")
 _LEAK: Final = "\n  trace {0.trace_id!r} (group {0.group_id!r}): {0.question!r} is in {1}"
+Traces = Sequence[Trace]
+Make = Callable[[], Detector]
+OnFold = Callable[[int], None]
 OfTest = Float[np.ndarray, "test"]
 OfValidation = Float[np.ndarray, "validation"]
 SplitKey = tuple[HeldOut, int]
@@ -284,9 +287,7 @@ class OutOfFold:
         """Whether the item was tested."""
         return self.fold >= 0
 
-    def add_fold(
-        self, number: int, model: FoldModel, traces: Sequence[Trace], labels: Labels, places: Ints
-    ) -> None:
+    def add_fold(self, number: int, model: FoldModel, traces: Traces, labels: Labels, places: Ints) -> None:
         """Add the scores that the model of one fold gives some traces.
 
         Args:
@@ -316,12 +317,7 @@ class OutOfFold:
 
 
 def cross_fit(
-    make: Callable[[], Detector],
-    traces: Sequence[Trace],
-    labels: Labels,
-    folds: Sequence[Split],
-    *,
-    on_fold: Callable[[int], None] = lambda _: None,
+    make: Make, traces: Traces, labels: Labels, folds: Sequence[Split], *, on_fold: OnFold | None = None
 ) -> OutOfFold:
     """Fit on each fold, score the items of its test side, and pool the scores.
 
@@ -348,11 +344,12 @@ def cross_fit(
         except Exception as error:
             error.add_note(f"in fold {number}")
             raise
-        on_fold(number)
+        if on_fold is not None:
+            on_fold(number)
     return done
 
 
-def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labels, fold: Split) -> FoldModel:
+def fit_fold(make: Make, traces: Traces, labels: Labels, fold: Split) -> FoldModel:
     """Fit a fresh detector on a fold, then calibrate it on the validation side.
 
     The threshold is that of the best F1 there: of answers, or at token level of the characters

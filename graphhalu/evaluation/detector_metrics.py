@@ -30,6 +30,7 @@ RANK_METRICS: Final = {"answer": tuple(METRICS), "token": ("auroc", "auprc")}
 """Rank metrics at each level; of tokens nobody rejects some and keeps the others."""
 HALF: Final = 0.5
 """Share of characters from which on a span is found, or right."""
+_OF_SUBGROUPS: Final = ("auroc", "auprc")
 _MOST_SUBGROUPS: Final = 60
 """A field with more values than this is not a category."""
 
@@ -138,17 +139,15 @@ def subgroups(data: ComparisonData, scores: Mapping[str, Sequence[Floats]]) -> t
     names = [name for name in np.unique(categories).tolist() if name]
     if not field or not 1 < len(names) <= _MOST_SUBGROUPS:
         return ()
-    for detector, seeds in scores.items():
-        for name in names:
-            members = [np.isfinite(each) & (categories == name) for each in seeds]
-            metrics: dict[str, MetricValue] = {}
-            with suppress(NotEnoughDataError):
-                pairs = zip(seeds, members, strict=True)
-                rows = [_rank_rows(items, ("auroc", "auprc"), each, here) for each, here in pairs]
-                metrics = _mean_metrics(rows, items.level)
-            n_traces = float(np.mean([here.sum() for here in members]))
-            shares = [items.labels[here].mean() if here.any() else 0.0 for here in members]
-            found.append(Subgroup(detector, field, name, n_traces, float(np.mean(shares)), metrics))
+    for detector, name in product(scores, names):
+        members = [(seed, np.isfinite(seed) & (categories == name)) for seed in scores[detector]]
+        metrics: dict[str, MetricValue] = {}
+        with suppress(NotEnoughDataError):
+            rows = [_rank_rows(items, _OF_SUBGROUPS, *member) for member in members]
+            metrics = _mean_metrics(rows, items.level)
+        n_traces = float(np.mean([here.sum() for _, here in members]))
+        shares = [items.labels[here].mean() if here.any() else 0.0 for _, here in members]
+        found.append(Subgroup(detector, field, name, n_traces, float(np.mean(shares)), metrics))
     return tuple(found)
 
 

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
 from scipy.stats import t as student
 
 from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
+from graphhalu.evaluation.metrics import Floats
 from graphhalu.evaluation.result import MethodTest, Result
 from graphhalu.evaluation.settings import MARGIN
 from graphhalu.evaluation.significance import holm
@@ -69,25 +69,20 @@ def compare_methods(
         shared = [key for key in fits[detector] if key in fits.get(baseline, {})]
         if detector != baseline and len(shared) >= _LEAST_FITS:
             differences = np.array([fits[detector][key] - fits[baseline][key] for key in shared])
-            found.append(corrected_test(differences, test_ratio, names=(detector, baseline), **how))
+            test = corrected_test(differences, test_ratio, **how)
+            found.append(replace(test, detector=detector, baseline=baseline))
     corrected = holm([each.p_value for each in found])
     return [replace(each, p_holm=p_holm) for each, p_holm in zip(found, corrected, strict=True)]
 
 
 def corrected_test(
-    differences: Float[np.ndarray, "fit"],
-    test_ratio: float,
-    *,
-    names: tuple[str, str] = ("", ""),
-    level: float = LEVEL,
-    margin: float = MARGIN,
+    differences: Floats, test_ratio: float, *, level: float = LEVEL, margin: float = MARGIN
 ) -> MethodTest:
-    """The corrected resampled t-test of a mean difference.
+    """The corrected resampled t-test of a mean difference; it names no detectors.
 
     Args:
         differences: One a fit.
         test_ratio: Tested answers of a fit over those that it was trained on.
-        names: Detector and baseline.
         level: Coverage of the interval.
         margin: Margin of the test of equivalence.
 
@@ -117,7 +112,7 @@ def corrected_test(
     p_not_worse, p_not_better = p_above(mean + margin), p_above(margin - mean)
     p_value, p_equivalent = min(1.0, 2 * p_above(abs(mean))), max(p_not_worse, p_not_better)
     estimate = (mean, mean - half, mean + half, error)
-    return MethodTest(*names, *estimate, p_value, None, p_equivalent, p_not_worse, margin, n_fits)
+    return MethodTest("", "", *estimate, p_value, None, p_equivalent, p_not_worse, margin, n_fits)
 
 
 def overlap_ratio(config: Mapping[str, Any]) -> float:

@@ -25,6 +25,7 @@ from graphhalu.evaluation.crossfit import (
     ComparisonData,
     FoldModel,
     OutOfFold,
+    Traces,
     comparison_data,
     cross_fit_folds,
     fit_fold,
@@ -157,9 +158,7 @@ def save_model(model: FoldModel, folder: Path, identity: Identity | None = None)
         replace_file(folder / CALIBRATION_FILE, model.calibration.model_dump_json(indent=1).encode())
 
 
-def fit_for_use(
-    name: str, traces: Sequence[Trace], labels: Labels, config: CompareConfig, folder: Path
-) -> FoldModel:
+def fit_for_use(name: str, traces: Traces, labels: Labels, config: CompareConfig, folder: Path) -> FoldModel:
     """Fit a detector on all answers but those that choose its threshold, and save it.
 
     Nothing is left to test it on; a comparison says what it is worth.

@@ -22,7 +22,7 @@ from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.core.numerics import auroc, benjamini_hochberg, json_ready, length_adjusted
 from graphhalu.engine.executors import Executor, Progress, SerialExecutor, in_order, no_progress
 from graphhalu.evaluation.bootstrap import EvaluationSet, group_codes, percentile_interval
-from graphhalu.evaluation.crossfit import best_beams, check_same_traces
+from graphhalu.evaluation.crossfit import Traces, best_beams, check_same_traces
 from graphhalu.evaluation.metrics import check_classes
 from graphhalu.evaluation.significance import LEAST_OF_CLASS, column_tests
 from graphhalu.features.matrix import feature_matrix
@@ -92,11 +92,7 @@ class HeadMaps:
 
 
 def head_maps(
-    traces: Sequence[Trace],
-    labels: Labels,
-    features: Sequence[str] = FEATURES,
-    *,
-    is_best_beam_only: bool = True,
+    traces: Traces, labels: Labels, features: Sequence[str] = FEATURES, *, is_best_beam_only: bool = True
 ) -> HeadMaps:
     """AUROC of single heads over all labelled traces, with false discoveries controlled.
 
@@ -219,6 +215,9 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     }
 
 
+Measured = Float[np.ndarray, "measure answer"]
+Lengths = Float[np.ndarray, "answer length"]
+Effect = dict[str, float]
 _Item = tuple[list[int], tuple[int, ...], GraphRecipe]
 
 
@@ -228,13 +227,9 @@ def _measures(traces: Sequence[Trace], item: _Item) -> Float[np.ndarray, "answer
     return np.array([[list(topology(g).values()) for g in graphs] for _, graphs in answers], dtype=np.float64)
 
 
-def _effects(
-    measured: Float[np.ndarray, "measure answer"],
-    sample: EvaluationSet,
-    lengths: Float[np.ndarray, "answer length"] | None,
-) -> list[dict[str, float] | None]:
+def _effects(measured: Measured, sample: EvaluationSet, lengths: Lengths | None) -> list[Effect | None]:
     """The effect of each measure; ``None`` where a class has too few answers with it."""
-    found: list[dict[str, float] | None] = [None] * len(measured)
+    found: list[Effect | None] = [None] * len(measured)
     for place, values in enumerate(measured):
         is_there = np.isfinite(values)
         known, labels = values[is_there], sample.labels[is_there]
