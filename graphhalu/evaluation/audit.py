@@ -174,11 +174,10 @@ def _signals(data: _Data, **draws: int) -> tuple[Signal, ...]:
     """Signals that the records have, the farthest from chance first."""
     texts, found = TEXTS["audit"], list[Signal]()
     for name, function in SIGNALS.items():
-        try:
+        values = None
+        with suppress(NotEnoughDataError):  # too few questions for folds
             values = function(data)
-        except NotEnoughDataError:  # too few questions for folds
-            values = None
-        if values is None or len(np.unique(values)) < 2:  # noqa: PLR2004 - equal values rank nothing
+        if values is None or np.ptp(values) == 0:  # equal values rank nothing
             continue
         estimate = Estimate(auroc(values, data.labels))
         with suppress(NotEnoughDataError):  # an interval needs more questions of the rarer class
@@ -204,12 +203,11 @@ def _overlap_with_prompt(data: _Data) -> Floats:
 
 def _likeness_to_prompt(data: _Data) -> Floats | None:
     texts = [*map(_shown, data.records), *(record.answer for record in data.records)]
-    try:
+    with suppress(ValueError):  # no words at all
         vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
-    except ValueError:  # no words at all
-        return None
-    prompts, answers = vectors[: len(data.records)], vectors[len(data.records) :]
-    return np.asarray(prompts.multiply(answers).sum(axis=1), dtype=np.float64).ravel()
+        prompts, answers = vectors[: len(data.records)], vectors[len(data.records) :]
+        return np.asarray(prompts.multiply(answers).sum(axis=1), dtype=np.float64).ravel()
+    return None
 
 
 def _answer_prior(data: _Data) -> Floats:
@@ -257,13 +255,12 @@ def similar_questions(
 
 
 def _overlap(data: _Data, pairs: Sequence[tuple[int, int]], seed: int) -> float | None:
-    try:
+    with suppress(NotEnoughDataError):
         folds = grouped_folds(data.labels, data.groups, seed=seed)
-    except NotEnoughDataError:
-        return None
-    seen = {tested: split.train for split in folds for tested in split.test.tolist()}
-    found = {tested for pair in pairs for tested, near in (pair, pair[::-1]) if near in seen[tested]}
-    return len(found) / len(np.unique(data.groups))
+        seen = {tested: split.train for split in folds for tested in split.test.tolist()}
+        found = {tested for pair in pairs for tested, near in (pair, pair[::-1]) if near in seen[tested]}
+        return len(found) / len(np.unique(data.groups))
+    return None
 
 
 def smallest_difference(labels: Ints, groups: Groups, *, seed: int = 0) -> float:

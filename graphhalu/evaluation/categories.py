@@ -70,8 +70,7 @@ def question_categories(
         if len(values) < len(records):
             return None
     else:
-        n_without = sum(field not in record.metadata for record in records)
-        if n_without:
+        if n_without := sum(field not in record.metadata for record in records):
             known = sorted({name for record in records for name in record.metadata})
             raise UsageError(
                 f"{n_without} of {len(records)} traces have no field {field!r}; "

@@ -80,7 +80,7 @@ def control_rows(
     # every detector meets the same traces, so that graphs are built once
     planted = {signal: planted_edge_traces(n_answers, signal, seed=seed) for signal in EDGE_SIGNALS}
 
-    found: list[dict[str, Any]] = []
+    found = list[dict[str, Any]]()
 
     def add(control: str, spec: DetectorSpec, auroc: float, passes: bool, **more: Any) -> None:
         row = {"control": control, "detector": spec.name, "auroc": auroc, "reference": None}

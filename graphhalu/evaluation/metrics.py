@@ -132,8 +132,7 @@ def check_scores(scores: Floats, labels: Ints) -> None:
         ValueError: If a score is not finite, or a label is neither 0 nor 1.
         NotEnoughDataError: If one class is missing.
     """
-    n_bad = int((~np.isfinite(scores)).sum())
-    if n_bad:
+    if n_bad := int((~np.isfinite(scores)).sum()):
         raise ValueError(f"{n_bad} of {len(scores)} scores are not finite; leave invalid scores out first")
     if not np.isin(labels, (LABEL_CORRECT, LABEL_HALLUCINATED)).all():
         raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5].tolist()}")
@@ -395,9 +394,8 @@ def mean_curve(samples: pa.Table, detector: str, kind: str) -> Curve:
     start = max(float(curve.x[0]) for curve in curves)
     grid = np.append(start, _GRID[start < _GRID])
     heights = np.mean([np.interp(grid, *curve) for curve in curves], axis=0)
-    if all(curve.x[0] == curve.y[0] == 0 for curve in curves):
-        return Curve(np.append(0.0, grid), np.append(0.0, heights))
-    return Curve(grid, heights)
+    origin = [0.0] if all(curve.x[0] == curve.y[0] == 0 for curve in curves) else []
+    return Curve(np.append(origin, grid), np.append(origin, heights))
 
 
 def calibration_band(samples: pa.Table) -> tuple[Float[np.ndarray, "end point"], Float[np.ndarray, "point"]]:

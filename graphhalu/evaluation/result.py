@@ -337,9 +337,8 @@ class Result:
 
     def __repr__(self) -> str:
         """How much was compared, and the best detector."""
-        best = self.ranked()[0] if self.rows else None
-        auroc = None if best is None else best.auroc_invalid_at_median
-        found = "" if best is None or auroc is None else f", best {best.detector!r} {auroc:.3f}"
+        known = [(row.detector, row.auroc_invalid_at_median) for row in self.ranked()[:1]]
+        found = "".join(f", best {name!r} {auroc:.3f}" for name, auroc in known if auroc is not None)
         return f"Result({len(self.rows)} detectors on {self.n_traces} traces{found})"
 
     def to_frame(self) -> pd.DataFrame:

@@ -87,10 +87,10 @@ class TransferResult:
         Raises:
             UsageError: If there is none.
         """
-        for cell in self.cells:
-            if (cell.detector, cell.train, cell.test) == (detector, train, test):
-                return cell
-        raise UsageError(f"no transfer of {detector!r} from {train!r} to {test!r}")
+        cells = {(cell.detector, cell.train, cell.test): cell for cell in self.cells}
+        if (detector, train, test) not in cells:
+            raise UsageError(f"no transfer of {detector!r} from {train!r} to {test!r}")
+        return cells[detector, train, test]
 
     def cell_text(self, detector: str, train: str, test: str) -> str:
         """AUROC with its interval, or that it failed."""
@@ -99,11 +99,9 @@ class TransferResult:
 
     def write(self, folder: Path) -> None:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""
-        rows = [
-            {name: value for name, value in vars(cell).items() if name != "metrics"}
-            | metric_columns(cell.metrics, ("value", "low", "high"))
-            for cell in self.cells
-        ]
+        rows = [vars(cell) | metric_columns(cell.metrics, ("value", "low", "high")) for cell in self.cells]
+        for row in rows:
+            del row["metrics"]
         table = csv_text(column_names(rows), rows).encode()
         beside = {"transfer.parquet": parquet_bytes(self.samples), "transfer.csv": table}
         values = {name: value for name, value in vars(self).items() if name != "samples"}
@@ -136,11 +134,9 @@ def transfer(
     if len(set(names)) < max(2, len(names)):
         raise UsageError(f"transfer needs two stores or more with different names, got {names}")
     config = config or CompareConfig()
-    specs = detector_specs(detectors, config)
+    specs, steps, done = detector_specs(detectors, config), count(1), list[tuple[TransferCell, pa.Table]]()
     data = {name: comparison_data(traces, labels, config) for name, traces, labels, _ in sources}
     n_fits = len(specs) * sum(len(folds) for each in data.values() for folds in each.folds.values())
-    steps = count(1)
-    done = list[tuple[TransferCell, pa.Table]]()
     for spec, train in product(specs, names):
         done += _train_on(spec, train, data, lambda detail: on_progress(next(steps), n_fits, detail))
     return TransferResult(
