@@ -131,9 +131,8 @@ class EvaluationSet:
             scores: Higher means more likely hallucinated; finite where ``is_valid`` is true.
             is_valid: Which items count in the metrics; all by default.
         """
-        for name in metrics:
-            if name not in METRICS:
-                raise unknown_name("metric", name, METRICS)
+        if unknown := [name for name in metrics if name not in METRICS]:
+            raise unknown_name("metric", unknown[0], METRICS)
         kept = np.flatnonzero(np.ones(len(scores), dtype=bool) if is_valid is None else is_valid)
         order, last_of_tie = tie_order(scores[kept])
         chosen = kept[order]

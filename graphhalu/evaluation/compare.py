@@ -391,8 +391,8 @@ def make_result(
 def save_checkpoint(folder: Path, row: DetectorRow, samples: pa.Table) -> None:
     """Keep one finished detector in the folder of a running comparison, whole or not at all."""
     table = samples.replace_schema_metadata({_ROW: json.dumps(json_ready(row), allow_nan=False).encode()})
-    name = quote(row.detector, safe="")
-    replace_file(folder / CHECKPOINT_FOLDER / f"{name}.parquet", parquet_bytes(table))
+    path = folder / CHECKPOINT_FOLDER / f"{quote(row.detector, safe='')}.parquet"
+    replace_file(path, parquet_bytes(table))
 
 
 def clear_checkpoints(folder: Path) -> None:

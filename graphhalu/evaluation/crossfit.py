@@ -5,7 +5,7 @@ kind (whole categories held out, say) is a list of :class:`Split` that passes :f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
@@ -83,11 +83,6 @@ class ComparisonData:
         return EvaluationSet(labels, groups, *how)
 
     @cached_property
-    def answers(self) -> EvaluationSet:
-        """All traces, for metrics of token detectors by answer."""
-        return replace(self.kept_items, labels=self.labels.values, groups=self.groups)
-
-    @cached_property
     def marked(self) -> list[MarkedAnswer]:
         """Characters of the answers, for detectors of tokens."""
         return [marked_answer(trace.record) for trace in self.traces]
@@ -162,10 +157,9 @@ def best_beams(traces: Sequence[Trace]) -> Mask:
     """
     records = [trace.record for trace in traces]
     # of the beams of a question the last one in this order remains
-    ordered = sorted(records, key=lambda record: -record.beam_index)
-    best = {record.question_id: record.beam_index for record in ordered if record.is_on_policy}
-    is_best = [not r.is_on_policy or r.beam_index == best[r.question_id] for r in records]
-    return np.array(is_best, dtype=bool)
+    ordered = sorted((r for r in records if r.is_on_policy), key=lambda record: -record.beam_index)
+    best = {record.question_id: record.beam_index for record in ordered}
+    return np.array([not r.is_on_policy or r.beam_index == best[r.question_id] for r in records], dtype=bool)
 
 
 def cross_fit_folds(

@@ -79,8 +79,7 @@ def _probability_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
     known, labels = fit.is_valid & np.isfinite(fit.probability), data.labels.items
     if not known.any():
         return {}
-    error = np.where(known, fit.probability, 0.0) - labels
-    is_positive = fit.is_predicted_positive
+    error, is_positive = np.where(known, fit.probability, 0.0) - labels, fit.is_predicted_positive
     columns = [2.0 * (is_positive & (labels == 1)), is_positive + labels, error**2, np.ones(len(labels))]
     stacked = np.stack(columns, axis=1) * known[:, None]
     twice_hits, positive_or_true, squared, n_items = data.kept_items.sums(stacked[data.is_kept]).T
@@ -181,7 +180,7 @@ def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
         The metric, NaN where it is not defined, and behind it the same on each resample.
     """
     labels, tested = data.labels, np.unique(data.labels.owner[fit.is_tested])
-    answers = replace(data.answers, labels=data.answers.labels[tested], groups=data.answers.groups[tested])
+    answers = replace(data.kept_items, labels=labels.values[tested], groups=data.groups[tested])
     within, counts, known = np.zeros((len(tested), 2)), [], []
     for row, index in enumerate(tested.tolist()):
         own = labels.places(tested[row : row + 1])
@@ -196,8 +195,9 @@ def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
         values = np.array([reduce(each) if len(each) else np.nan for each in known])
         found[f"answer_auroc_{name}"] = np.full(1 + answers.n_resamples, np.nan)
         with suppress(NotEnoughDataError):
-            rows = _rank_rows(answers, ["auroc"], values, np.isfinite(values))
-            found[f"answer_auroc_{name}"] = rows["auroc"]
+            found[f"answer_auroc_{name}"] = _rank_rows(answers, ["auroc"], values, np.isfinite(values))[
+                "auroc"
+            ]
     return found
 
 
@@ -230,8 +230,8 @@ def token_counts(data: ComparisonData, n_groups: int) -> TokenCounts:
     records, truth = [data.traces[index].record for index in kept], labels.values[kept]
     given = [record.metadata.get("given") for record in records]
     sources = [str((isinstance(each, Mapping) and each.get("source")) or "unknown") for each in given]
-    by_writer = {name: truth[np.array(sources) == name] for name in dict.fromkeys(sources)}
-    writers = sorted(by_writer.items(), key=lambda item: -len(item[1]))
+    by_writer = pd.Series(truth).groupby(np.array(sources), sort=False).agg(["size", "mean"])
+    by_writer = by_writer.sort_values("size", ascending=False, kind="stable")
     n_characters = sum(len("".join(record.answer.split())) for record in records)
     return TokenCounts(
         n_traces=len(kept),
@@ -244,7 +244,7 @@ def token_counts(data: ComparisonData, n_groups: int) -> TokenCounts:
         n_lost_spans=sum(map(n_lost_spans, records)),
         character_share=sum(data.marked[index].n_marked for index in kept) / max(n_characters, 1),
         n_on_policy=sum(record.is_on_policy for record in records),
-        writers={name: (len(values), float(np.mean(values))) for name, values in writers},
+        writers={name: (int(n), float(share)) for name, n, share in by_writer.itertuples()},
     )
 
 

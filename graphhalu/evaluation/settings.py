@@ -69,8 +69,7 @@ class CompareConfig(Config):
     def _differ(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
             raise ValueError(
-                "seeds must differ, since the same one twice would hide how results scatter, and "
-                "variants of a detector need names of their own, as gat@wide"
+                "values must differ; variants of a detector have names of their own, as gat@wide"
             )
         return values
 
@@ -160,10 +159,8 @@ def detector_specs(
         specs = [detector_spec(each) for each in chosen]
     names = [spec.name for spec in specs]
     if not names or len(set(names)) < len(names):
-        raise UsageError(
-            f"expected the names of different detectors, got {names}\n"
-            f"  Two of one class get names of their own in a mapping, or as name@variant"
-        )
+        advice = "Two of one class get names of their own in a mapping, or as name@variant"
+        raise UsageError(f"expected the names of different detectors, got {names}\n  {advice}")
     for spec in specs:
         card = spec.says("card")
         if card is not None and card.level != level:
@@ -208,8 +205,6 @@ def detector_spec(given: str | Detector | type[Detector]) -> DetectorSpec:
 def _copier(detector: Any) -> DetectorFactory:
     """Gives copies of a detector; one that was read from a folder would be fitted over."""
     if detector.identity is not None:
-        raise UsageError(
-            f"{detector.card.name} was fitted and saved, and a comparison fits each detector anew"
-            f"\n  Give its class, or a detector with the same settings that is not fitted"
-        )
+        name = detector.card.name
+        raise UsageError(f"{name} was fitted and saved\n  Give its class, or a detector that is not fitted")
     return partial(deepcopy, detector)

@@ -79,10 +79,8 @@ def compare_to_baseline(
     if baseline not in scores:
         raise UsageError(f"the baseline {baseline!r} is none of {', '.join(scores)}, or it failed")
     pooled = {name: pooled_auroc(seeds, tested) for name, seeds in scores.items()}
-    other, found = pooled[baseline], []
+    other, found = pooled.pop(baseline), []
     for name, own in pooled.items():
-        if name == baseline:
-            continue
         resampled = own.resampled - other.resampled
         low, high, _ = percentile_interval(resampled, tested.level)
         difference, influence = own.auroc - other.auroc, own.influence - other.influence
@@ -205,10 +203,8 @@ def grouped_delong_test(difference: float, influence: Floats, groups: Groups) ->
         return error, float(2 * ndtr(-abs(difference) / error))
     if difference == 0:
         return 0.0, 1.0
-    raise NotEnoughDataError(
-        f"the AUROCs differ by {difference:g} with the same difference on every one of "
-        f"{len(influence)} traces: there is no spread to test against"
-    )
+    same = f"AUROCs that differ by {difference:g}, and by the same on each of {len(influence)} traces"
+    raise NotEnoughDataError(f"{same}: there is no spread to test against")
 
 
 def column_tests(columns: Columns, labels: Ints, groups: Ints) -> tuple[ByColumn, ByColumn]:

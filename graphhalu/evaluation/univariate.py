@@ -108,7 +108,7 @@ def head_maps(
     kept = np.flatnonzero(labels.is_valid & (best_beams(traces) if is_best_beam_only else True))
     values = labels.values[kept].astype(np.int64)
     check_classes(values, f"maps of heads need {_CLASSES}", least=LEAST_OF_CLASS)
-    groups = group_codes(question_groups(traces)[kept])[0]
+    groups, n_groups = group_codes(question_groups(traces)[kept])
     layers, found, missing = traces[0].shape.attention_layers, {}, {}
     for name in features:
         try:
@@ -125,7 +125,6 @@ def head_maps(
         heads, means = zip(*(np.split(each, [-len(layers)]) for each in (aurocs, q_value)), strict=True)
         grids = [each.reshape(len(layers), -1) for each in heads]
         maps.append(HeadMap(name, layers, *json_ready([*grids, *means])))
-    n_groups = int(groups.max()) + 1
     return HeadMaps(tuple(maps), missing, len(kept), n_groups, float(values.mean()), labels.labeller)
 
 
