@@ -113,10 +113,9 @@ def read_calibration(path: Path) -> Calibration | None:
         DataFileError: If the file cannot be read.
         ConfigError: If a field is missing, unknown or of another type.
     """
-    try:
-        values = read_json_object(path, way_out="Train the detector again")
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    values = read_json_object(path, way_out="Train the detector again")
     return validate(Calibration, values, source="a saved calibration")
 
 

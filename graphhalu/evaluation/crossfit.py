@@ -90,12 +90,11 @@ class ComparisonData:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the figures of a detector beside its own code and settings."""
-        labels = [self.labels.items.tolist(), self.labels.is_valid.tolist()]
         return {
             "graphhalu": installed_version("graphhalu"),
             "config": {**self.config.deciding(), "seeds": list(self.config.seeds)},
             "traces": config_hash({"ids": self.labels.trace_ids}),
-            "labels": config_hash({"labels": labels}),
+            "labels": config_hash({"labels": [self.labels.items.tolist(), self.labels.is_valid.tolist()]}),
             "groups": config_hash({"groups": self.groups.tolist()}),
         }
 
@@ -104,9 +103,7 @@ class ComparisonData:
         return config_hash({**self.identity, "detector": name, "settings": json_ready(settings)})
 
 
-def comparison_data(
-    traces: Sequence[Trace] | Path | str, labels: Labels, config: CompareConfig
-) -> ComparisonData:
+def comparison_data(traces: Traces | Path | str, labels: Labels, config: CompareConfig) -> ComparisonData:
     """Groups, beams and checked folds of a comparison.
 
     Raises:
@@ -202,9 +199,9 @@ def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> None:
     }
     named = [{f"the {s} side of fold {n}": getattr(f, s) for s in _SIDES} for n, f in enumerate(folds)]
     sides = [*named, {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}]
-    for (reason, names), each in product(keys.items(), sides):
+    for (reason, names), apart in product(keys.items(), sides):
         owner: dict[str, tuple[TraceRecord, str]] = {}
-        for where, place in ((side, place) for side, places in each.items() for place in places.tolist()):
+        for where, place in ((side, place) for side, places in apart.items() for place in places.tolist()):
             found = [owner.setdefault(names[place], (records[place], where)), (records[place], where)]
             if found[0][1] != where:
                 listed = "".join(_LEAK.format(*each) for each in found)

@@ -15,11 +15,11 @@ import numpy as np
 import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.registry import CATEGORY_CONTROL
-from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
+from graphhalu.evaluation.bootstrap import EvaluationSet, Rows, percentile_interval
 from graphhalu.evaluation.calibration import MarkedAnswer
 from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey
 from graphhalu.evaluation.metrics import METRICS, Floats, Mask, auroc, ece, evaluate, ratio, recalibration
@@ -33,9 +33,6 @@ HALF: Final = 0.5
 _OF_SUBGROUPS: Final = ("auroc", "auprc")
 _MOST_SUBGROUPS: Final = 60
 """A field with more values than this is not a category."""
-
-Rows = Float[np.ndarray, "row"]
-"""A metric: the value of one seed first, and behind it the same on each resample."""
 
 
 def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:
