@@ -178,7 +178,7 @@ def run_detectors(
 
 
 def finished_detector(
-    data: ComparisonData, spec: DetectorSpec, fits: Mapping[SplitKey, Any] | str
+    data: ComparisonData, spec: DetectorSpec, fits: Mapping[SplitKey, Any] | str, *, raises: bool = False
 ) -> Finished:
     """The row and the per-sample scores of one detector; a failure is a row too.
 
@@ -186,6 +186,10 @@ def finished_detector(
         data: The data that it was run on.
         spec: The detector.
         fits: Its scores of every split, or why there are none.
+        raises: Whether scores without metrics are an error and no row.
+
+    Raises:
+        NotEnoughDataError: If the traces with a valid score lack a class, and that is an error.
     """
     failure, samples = fits if isinstance(fits, str) else None, SAMPLE_SCHEMA.empty_table()
     about: dict[str, Any] = {}
@@ -196,6 +200,8 @@ def finished_detector(
             figures, samples = _figures(data, spec.name, card, fits)
             about |= figures
     except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
+        if raises:
+            raise
         failure = failure or failure_text(error)
     key = data.key(spec.name, spec.settings)
     return DetectorRow(spec.name, settings=dict(spec.settings), key=key, failure=failure, **about), samples

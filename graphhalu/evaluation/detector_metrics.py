@@ -192,9 +192,8 @@ def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
         values = np.array([reduce(each) if len(each) else np.nan for each in known])
         found[f"answer_auroc_{name}"] = np.full(1 + answers.n_resamples, np.nan)
         with suppress(NotEnoughDataError):
-            found[f"answer_auroc_{name}"] = _rank_rows(answers, ["auroc"], values, np.isfinite(values))[
-                "auroc"
-            ]
+            rows = _rank_rows(answers, ["auroc"], values, np.isfinite(values))
+            found[f"answer_auroc_{name}"] = rows["auroc"]
     return found
 
 

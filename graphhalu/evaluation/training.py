@@ -88,9 +88,7 @@ def train_detector(
         model = _fitted(spec, data, fold, Path(logs))
         fit = OutOfFold(len(data.labels.items))
         fit.add_fold(0, model, data.traces, data.labels, fold.test)
-        finished = [finished_detector(data, spec, {("question", seed): fit})]
-        if (failure := finished[0][0].failure) is not None:
-            raise GraphhaluError(failure)
+        finished = [finished_detector(data, spec, {("question", seed): fit}, raises=True)]
         on_progress(1, len(baselines) + 1, f"{spec.name}, seed {seed}, fold 0")
         finished += run_detectors(
             data, baselines, on_progress=lambda done, total, detail: on_progress(done + 1, total + 1, detail)
