@@ -199,7 +199,7 @@ def finished_detector(
         if not isinstance(fits, str):
             figures, samples = _figures(data, spec.name, card, fits)
             about |= figures
-    except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
+    except Exception as error:  # of another's code, which must not stop the rest
         if raises:
             raise
         failure = failure or failure_text(error)
