@@ -355,7 +355,7 @@ def make_result(
         done: The detectors in the order of the result.
         store: Identity of the traces, for the record.
     """
-    rows, tables = tuple(row for row, _ in done), pa.concat_tables([table for _, table in done])
+    rows, tables = tuple(row for row, _ in done), pa.concat_tables(table for _, table in done)
     samples, apart = (tables.filter(pc.field("held_out") == each) for each in ("question", "category"))
     scores = median_filled_scores(data, tables)
     labels, config, kept = data.labels, data.config, data.labels.is_valid

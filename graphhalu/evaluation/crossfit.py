@@ -66,11 +66,6 @@ class ComparisonData:
     categories: Categories | None = None
 
     @cached_property
-    def folds(self) -> dict[int, list[Split]]:
-        """Folds by question, by seed."""
-        return {seed: folds for (held_out, seed), folds in self.splits.items() if held_out == "question"}
-
-    @cached_property
     def is_kept(self) -> Mask:
         """Items of traces with a valid label."""
         return self.labels.is_valid[self.labels.owner]

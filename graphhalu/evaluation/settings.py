@@ -116,7 +116,7 @@ class DetectorSpec:
             raise UsageError(f"{self.name} takes no settings, got {dict(self.settings)}")
         return factory(**factory.settings(**{**self.settings, "seed": seed}))
 
-    def says(self, name: str, default: Any = None) -> Any:
+    def attribute(self, name: str, default: Any = None) -> Any:
         """An attribute of the detector; the default where it lacks it or cannot be imported."""
         with suppress(GraphhaluError):  # its own row tells why
             return getattr(self.find(), name, default)
@@ -162,8 +162,7 @@ def detector_specs(
         advice = "Two of one class get names of their own in a mapping, or as name@variant"
         raise UsageError(f"expected the names of different detectors, got {names}\n  {advice}")
     for spec in specs:
-        card = spec.says("card")
-        if card is not None and card.level != level:
+        if (card := spec.attribute("card")) is not None and card.level != level:
             raise UsageError(
                 f"{spec.name} scores {card.level}s, and the labels are of {level}s: a comparison is "
                 f"of one level\n  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
@@ -174,7 +173,7 @@ def detector_specs(
             if name not in names:
                 raise unknown_name(f"compared detector {what}", name, names)
     # in a quick comparison also what makes a detector quick
-    quick = {spec.name: spec.says("quick_settings", {}) if config.quick else {} for spec in specs}
+    quick = {spec.name: spec.attribute("quick_settings", {}) if config.quick else {} for spec in specs}
     return [replace(s, settings={**quick[s.name], **config.settings.get(s.name, {})}) for s in specs]
 
 

@@ -82,7 +82,7 @@ def train_detector(
     baselines = [detector_spec(other) for other in BASELINES if other != spec.name]
     config = CompareConfig(quick=True, seeds=(seed,), settings={spec.name: spec.settings})
     data = comparison_data(traces, labels, config)
-    (fold,) = data.folds[seed]
+    (fold,) = data.splits["question", seed]
 
     with TemporaryDirectory(prefix="graphhalu-logs-") as logs:
         model = _fitted(spec, data, fold, Path(logs))

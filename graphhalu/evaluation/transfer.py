@@ -136,7 +136,8 @@ def transfer(
     config = config or CompareConfig()
     specs, steps, done = detector_specs(detectors, config), count(1), list[tuple[TransferCell, pa.Table]]()
     data = {name: comparison_data(traces, labels, config) for name, traces, labels, _ in sources}
-    n_fits = len(specs) * sum(len(folds) for each in data.values() for folds in each.folds.values())
+    places = product(data.values(), config.seeds)
+    n_fits = len(specs) * sum(len(each.splits["question", seed]) for each, seed in places)
     for spec, train in product(specs, names):
         done += _train_on(spec, train, data, lambda detail: on_progress(next(steps), n_fits, detail))
     return TransferResult(
@@ -162,8 +163,9 @@ def folds_that_test(train: ComparisonData, seed: int, test: ComparisonData) -> I
     choice goes round. Of a store itself it is the fold that tests the trace.
     """
     groups = question_groups([*train.traces, *test.traces])
+    folds = train.splits["question", seed]
     of_train, of_test = groups[: len(train.traces)], groups[len(train.traces) :]
-    seen = [of_train[np.concatenate([fold.train, fold.validation])] for fold in train.folds[seed]]
+    seen = [of_train[np.concatenate([fold.train, fold.validation])] for fold in folds]
     is_free = np.array([~np.isin(of_test, each) for each in seen])
     n_free = is_free.sum(axis=0)
     # traces of one group get the same of their free folds
@@ -179,14 +181,14 @@ def _train_on(
     home, failures = data[train], dict[str, str]()
     fits: dict[str, dict[SplitKey, OutOfFold]] = {name: {} for name in data}
     n_dropped: dict[str, list[int]] = {name: [] for name in data}
-    for seed, folds in home.folds.items():
+    for seed in home.config.seeds:
         if len(failures) == len(data):
             break
         tested_by = {name: folds_that_test(home, seed, other) for name, other in data.items()}
         for name, other in data.items():
             fits[name]["question", seed] = OutOfFold(len(other.traces))
             n_dropped[name].append(int((tested_by[name][other.labels.is_valid] == _NO_FOLD).sum()))
-        for number, fold in enumerate(folds):
+        for number, fold in enumerate(home.splits["question", seed]):
             where = f"in fold {number} of seed {seed}"
             model = attempted(where, fit_fold, partial(spec.make, seed), home.traces, home.labels, fold)
             if isinstance(model, str):

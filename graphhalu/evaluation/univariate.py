@@ -195,10 +195,9 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     chosen = [traces[int(index)] for index in kept]
     lengths = np.array([[t.prompt_length, t.answer_length] for t in chosen], dtype=np.float64)
     sample = EvaluationSet(values, question_groups(chosen), n_resamples, seed)
-    is_there = np.isfinite(measured)
     rows = pd.DataFrame(list(product(wanted, MEASURES)), columns=["layer", "measure"])
     for name, label in (("n_hallucinated", 1), ("n_correct", 0)):
-        rows[name] = (is_there & (values == label)).sum(axis=1)
+        rows[name] = (np.isfinite(measured) & (values == label)).sum(axis=1)
     for name, fitted in (("raw", None), ("adjusted", lengths)):
         rows[name] = _effects(measured, sample, fitted)
     return {
