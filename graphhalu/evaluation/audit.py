@@ -22,7 +22,7 @@ from graphhalu.core.splits import grouped_folds
 from graphhalu.datasets.question import question_key
 from graphhalu.evaluation.bootstrap import Estimate, bootstrap_interval
 from graphhalu.evaluation.categories import Categories, cross_fitted_rate, question_categories
-from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, auroc, check_classes
 from graphhalu.evaluation.result import TEXTS
 from graphhalu.evaluation.significance import auroc_influence
 from graphhalu.labels.labels import Labels
@@ -36,11 +36,10 @@ SIMILAR: Final = 0.8
 METHOD_FACTOR: Final = 1.4
 """How much larger a difference between methods must be than one between fitted scorers: the ratio of
 their standard errors in simulations of two learners of equal quality."""
-_ASSUMED_AUROC: Final = 0.75
-_ASSUMED_CORRELATION: Final = 0.8
-_POWER: Final = 0.8
+_ASSUMED: Final = {"auroc": 0.75, "correlation": 0.8, "power": 0.8}
 _LEVEL: Final = 0.95
 _N_DRAWS: Final = 20
+_BLOCK: Final = 512
 _WORD: Final = re.compile(r"\w+")
 
 
@@ -145,28 +144,29 @@ def audit(
     """
     kept = np.flatnonzero(labels.is_valid)
     values = labels.values[kept].astype(np.int64)
-    if len(np.unique(values)) < 2:  # noqa: PLR2004
-        raise NotEnoughDataError(
-            f"an audit needs right and hallucinated answers, got {int(values.sum())} hallucinated of "
-            f"{len(values)} with a valid label"
-        )
+    check_classes(values, "an audit needs right and hallucinated answers")
     chosen = [records[index] for index in kept.tolist()]
     data = _Data(chosen, values, groups[kept], question_categories(chosen, groups[kept], category))
     similar = similar_questions(chosen, data.groups)
+    in_pair, n_groups = {index for pair in similar for index in pair}, len(np.unique(data.groups))
     categories = data.categories and {"rule": data.categories.rule, "n": data.categories.n}
+    smallest = None
+    if np.bincount(values).min() > 1:  # a variance needs two of each
+        scorers = smallest_difference(values, data.groups, seed=seed)
+        smallest = {"scorers": scorers, "methods": METHOD_FACTOR * scorers, **_ASSUMED}
     return Audit(
         store=store,
         labeller={"name": labels.labeller, "settings": dict(labels.settings), "meaning": labels.meaning},
         n_traces=len(records),
         n_valid=len(kept),
-        n_groups=len(np.unique(data.groups)),
+        n_groups=n_groups,
         n_hallucinated=int(values.sum()),
         kinds=dict(Counter(map(kind_of, labels.reasons)).most_common()),
         signals=_signals(data, n_resamples=n_resamples, seed=seed),
         categories=categories,
-        duplicates={"threshold": SIMILAR, "n_pairs": len(similar), "share": _share_in(similar, data.groups)},
+        duplicates={"threshold": SIMILAR, "n_pairs": len(similar), "share": len(in_pair) / n_groups},
         overlap=_overlap(data, similar, seed),
-        smallest=_smallest(values, data.groups, seed),
+        smallest=smallest,
     )
 
 
@@ -174,11 +174,10 @@ def _signals(data: _Data, **draws: int) -> tuple[Signal, ...]:
     """Signals that the records have, the farthest from chance first."""
     texts, found = TEXTS["audit"], list[Signal]()
     for name, function in SIGNALS.items():
-        try:
+        values = None
+        with suppress(NotEnoughDataError):  # too few questions for folds
             values = function(data)
-        except NotEnoughDataError:  # too few questions for folds
-            values = None
-        if values is None or len(np.unique(values)) < 2:  # noqa: PLR2004 - equal values rank nothing
+        if values is None or np.ptp(values) == 0:  # equal values rank nothing
             continue
         estimate = Estimate(auroc(values, data.labels))
         with suppress(NotEnoughDataError):  # an interval needs more questions of the rarer class
@@ -189,22 +188,6 @@ def _signals(data: _Data, **draws: int) -> tuple[Signal, ...]:
     return tuple(sorted(found, key=lambda each: -each.distance))
 
 
-def _words(text: str) -> list[str]:
-    return _WORD.findall(text.casefold())
-
-
-def _answer_length(data: _Data) -> Floats:
-    return np.array([float(record.length - record.prompt_length) for record in data.records])
-
-
-def _prompt_length(data: _Data) -> Floats:
-    return np.array([float(record.prompt_length) for record in data.records])
-
-
-def _place(data: _Data) -> Floats:
-    return np.arange(len(data.records), dtype=np.float64)
-
-
 def _shown(record: TraceRecord) -> str:
     """What the prompt says that differs between questions."""
     return f"{record.context or ''} {record.question}"
@@ -213,26 +196,18 @@ def _shown(record: TraceRecord) -> str:
 def _overlap_with_prompt(data: _Data) -> Floats:
     shares = []
     for record in data.records:
-        words, shown = _words(record.answer), set(_words(_shown(record)))
-        shares.append(sum(word in shown for word in words) / len(words) if words else 0.0)
+        words, shown = _WORD.findall(record.answer.casefold()), _WORD.findall(_shown(record).casefold())
+        shares.append(float(np.isin(words, shown).sum()) / max(len(words), 1))
     return np.array(shares)
 
 
 def _likeness_to_prompt(data: _Data) -> Floats | None:
-    prompts, answers = (
-        [_shown(record) for record in data.records],
-        [record.answer for record in data.records],
-    )
-    try:
-        vectoriser = TfidfVectorizer(sublinear_tf=True).fit([*prompts, *answers])
-    except ValueError:  # no words at all
-        return None
-    products = vectoriser.transform(prompts).multiply(vectoriser.transform(answers))
-    return np.asarray(products.sum(axis=1), dtype=np.float64).ravel()
-
-
-def _category_prior(data: _Data) -> Floats | None:
-    return data.categories and cross_fitted_rate(data.labels, data.categories.names, data.groups)
+    texts = [*map(_shown, data.records), *(record.answer for record in data.records)]
+    with suppress(ValueError):  # no words at all
+        vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
+        prompts, answers = vectors[: len(data.records)], vectors[len(data.records) :]
+        return np.asarray(prompts.multiply(answers).sum(axis=1), dtype=np.float64).ravel()
+    return None
 
 
 def _answer_prior(data: _Data) -> Floats:
@@ -241,12 +216,14 @@ def _answer_prior(data: _Data) -> Floats:
 
 
 SIGNALS: Final[Mapping[str, Callable[[_Data], Floats | None]]] = {
-    "answer length": _answer_length,
-    "prompt length": _prompt_length,
-    "position in the data set": _place,
+    "answer length": lambda data: np.array([float(r.length - r.prompt_length) for r in data.records]),
+    "prompt length": lambda data: np.array([float(each.prompt_length) for each in data.records]),
+    "position in the data set": lambda data: np.arange(len(data.records), dtype=np.float64),
     "overlap with the prompt": _overlap_with_prompt,
     "likeness to the prompt": _likeness_to_prompt,
-    "category prior": _category_prior,
+    "category prior": lambda data: (
+        data.categories and cross_fitted_rate(data.labels, data.categories.names, data.groups)
+    ),
     "same answer elsewhere": _answer_prior,
 }
 """What could rank answers without a detector; ``None`` where the records do not say."""
@@ -269,48 +246,21 @@ def similar_questions(
     first = np.sort(np.unique(groups, return_index=True)[1])
     texts = [_shown(records[index]) for index in first.tolist()]
     vectors = TfidfVectorizer(analyzer="char_wb", ngram_range=(3, 5), sublinear_tf=True).fit_transform(texts)
-    pairs, step = [], 512
-    for start in range(0, len(first), step):
-        block = (vectors[start : start + step] @ vectors.T).tocoo()
-        is_pair = (block.data >= threshold) & (block.col > block.row + start)
-        places = zip((block.row[is_pair] + start).tolist(), block.col[is_pair].tolist(), strict=True)
-        pairs += [(int(first[one]), int(first[other])) for one, other in places]
-    return sorted(pairs)
-
-
-def _share_in(pairs: Sequence[tuple[int, int]], groups: Groups) -> float:
-    """Share of question groups that are in a pair."""
-    return len({index for pair in pairs for index in pair}) / len(np.unique(groups))
+    found = []
+    for start in range(0, len(first), _BLOCK):
+        block = (vectors[start : start + _BLOCK] @ vectors.T).tocoo()
+        found.append(np.stack([block.row + start, block.col], axis=1)[block.data >= threshold])
+    pairs = first[np.concatenate(found)]
+    return sorted((one, other) for one, other in pairs.tolist() if one < other)
 
 
 def _overlap(data: _Data, pairs: Sequence[tuple[int, int]], seed: int) -> float | None:
-    try:
+    with suppress(NotEnoughDataError):
         folds = grouped_folds(data.labels, data.groups, seed=seed)
-    except NotEnoughDataError:
-        return None
-    fold = np.zeros(len(data.labels), dtype=np.int64)
-    for number, split in enumerate(folds):
-        fold[split.test] = number
-    n_folds, found = len(folds), set[int]()
-    for one, other in pairs:
-        for tested, near in ((one, other), (other, one)):
-            # the fold after the tested one validates
-            if fold[near] not in {fold[tested], (fold[tested] + 1) % n_folds}:
-                found.add(tested)
-    return len(found) / len(np.unique(data.groups))
-
-
-def _smallest(labels: Ints, groups: Groups, seed: int) -> dict[str, float] | None:
-    if min(labels.sum(), (1 - labels).sum()) < 2:  # noqa: PLR2004 - a variance needs two of each
-        return None
-    scorers = smallest_difference(labels, groups, seed=seed)
-    return {
-        "scorers": scorers,
-        "methods": METHOD_FACTOR * scorers,
-        "auroc": _ASSUMED_AUROC,
-        "correlation": _ASSUMED_CORRELATION,
-        "power": _POWER,
-    }
+        seen = {tested: split.train for split in folds for tested in split.test.tolist()}
+        found = {tested for pair in pairs for tested, near in (pair, pair[::-1]) if near in seen[tested]}
+        return len(found) / len(np.unique(data.groups))
+    return None
 
 
 def smallest_difference(labels: Ints, groups: Groups, *, seed: int = 0) -> float:
@@ -329,13 +279,13 @@ def smallest_difference(labels: Ints, groups: Groups, *, seed: int = 0) -> float
         influences summed by group (Obuchowski 1997); mean over 20 draws of binormal scores.
     """
     generator, errors = np.random.default_rng(seed), []
-    shift = float(np.sqrt(2) * norm.ppf(_ASSUMED_AUROC))
+    shift, correlation = float(np.sqrt(2) * norm.ppf(_ASSUMED["auroc"])), _ASSUMED["correlation"]
     group = np.unique(groups, return_inverse=True)[1]
     for _ in range(_N_DRAWS):
         shared, own = generator.normal(size=len(labels)), generator.normal(size=(2, len(labels)))
-        noise = np.sqrt(_ASSUMED_CORRELATION) * shared + np.sqrt(1 - _ASSUMED_CORRELATION) * own
+        noise = np.sqrt(correlation) * shared + np.sqrt(1 - correlation) * own
         first, second = (auroc_influence(each + shift * labels, labels) for each in noise)
         of_group = np.bincount(group, weights=first - second)
         errors.append(float(np.sqrt(of_group @ of_group)))
-    quantiles = float(norm.ppf(1 - (1 - _LEVEL) / 2) + norm.ppf(_POWER))
+    quantiles = float(norm.ppf(1 - (1 - _LEVEL) / 2) + norm.ppf(_ASSUMED["power"]))
     return quantiles * float(np.mean(errors))

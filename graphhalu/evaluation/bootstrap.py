@@ -15,7 +15,7 @@ from itertools import chain
 from typing import Annotated, Final
 
 import numpy as np
-from jaxtyping import Float, Integer, Shaped
+from jaxtyping import Float, Integer
 from pydantic import AllowInfNan, BeforeValidator
 
 from graphhalu.core.errors import NotEnoughDataError
@@ -39,10 +39,13 @@ _BLOCK_ELEMENTS: Final = 32_768
 _CACHED_DRAWS: Final = 50_000_000
 """Draws that are kept for the next detector: 100 MB at most."""
 
-OrNan = Annotated[
-    float, AllowInfNan(True), BeforeValidator(lambda value: float("nan") if value is None else value)
-]
+OrNan = Annotated[float, AllowInfNan(True), BeforeValidator(lambda value: np.nan if value is None else value)]
 """A number of a result file; NaN, which the file holds as ``null``, where there is none."""
+Rows = Float[np.ndarray, "row"]
+"""A number of the sample, and behind it the same of each resample."""
+Columns = Float[np.ndarray, "item column"]
+Drawn = Integer[np.ndarray, "row group"]
+"""How often each group is drawn in each resample."""
 Interval = tuple[float, float, int]
 """Low and high end, and the resamples that they are made of: those that hold both classes."""
 
@@ -66,7 +69,7 @@ class Estimate:
     n: int | None = None
 
     @classmethod
-    def of(cls, rows: Float[np.ndarray, "row"], level: float = 0.95) -> "Estimate":
+    def of(cls, rows: Rows, level: float = 0.95) -> "Estimate":
         """From the value of the sample, first, and those of its resamples.
 
         Raises:
@@ -128,9 +131,8 @@ class EvaluationSet:
             scores: Higher means more likely hallucinated; finite where ``is_valid`` is true.
             is_valid: Which items count in the metrics; all by default.
         """
-        for name in metrics:
-            if name not in METRICS:
-                raise unknown_name("metric", name, METRICS)
+        if unknown := [name for name in metrics if name not in METRICS]:
+            raise unknown_name("metric", unknown[0], METRICS)
         kept = np.flatnonzero(np.ones(len(scores), dtype=bool) if is_valid is None else is_valid)
         order, last_of_tie = tie_order(scores[kept])
         chosen = kept[order]
@@ -146,9 +148,7 @@ class EvaluationSet:
                     found.append(METRICS[name](counts))
         return {name: np.concatenate(blocks) for name, blocks in values.items()}
 
-    def stratified_auroc(
-        self, scores: Floats, strata: Shaped[np.ndarray, "item"], is_valid: Mask
-    ) -> Float[np.ndarray, "row"]:
+    def stratified_auroc(self, scores: Floats, strata: Groups, is_valid: Mask) -> Rows:
         """Share of pairs within one stratum in the right order, of all items first, then of each resample.
 
         A pair is a hallucinated and a correct item; equal scores count half. NaN where there is no pair.
@@ -170,7 +170,7 @@ class EvaluationSet:
         blocks = chain([once], drawn_blocks(n_groups, self.n_resamples, self.seed))
         return np.concatenate([_ordered_share(drawn, cells) for drawn in blocks])
 
-    def sums(self, columns: Float[np.ndarray, "item column"]) -> Float[np.ndarray, "row column"]:
+    def sums(self, columns: Columns) -> Float[np.ndarray, "row column"]:
         """Sums of columns over all items in the first row, over each resample in the others."""
         group_index, n_groups = group_codes(self.groups)
         of_group = np.zeros((n_groups, columns.shape[1]))
@@ -180,9 +180,7 @@ class EvaluationSet:
         return np.concatenate([columns.sum(axis=0, keepdims=True), *resampled])
 
 
-def _ordered_share(
-    drawn: Integer[np.ndarray, "row group"], cells: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]
-) -> Float[np.ndarray, "row"]:
+def _ordered_share(drawn: Drawn, cells: Sequence[tuple[np.ndarray, ...]]) -> Rows:
     """Share of ordered pairs for each row of weights of groups.
 
     A cell holds the groups of its hallucinated items, those of its correct ones, and for each pair 1
@@ -215,20 +213,17 @@ def bootstrap_interval(
         NotEnoughDataError: If a class is missing, or more than half of the resamples lack one.
     """
     check_scores(scores, labels)
-    return percentile_interval(
-        EvaluationSet(labels, groups, **draws).resample([metric], scores)[metric], level
-    )
+    sample = EvaluationSet(labels, groups, **draws)
+    return percentile_interval(sample.resample([metric], scores)[metric], level)
 
 
-def mean_rows(values: Floats, groups: Groups, **draws: int) -> Float[np.ndarray, "row"]:
+def mean_rows(values: Floats, groups: Groups, **draws: int) -> Rows:
     """Mean over the traces, then over each resample of groups: rows of :meth:`Estimate.of`."""
     sums = resample_sums(np.stack([values, np.ones(len(values))], axis=1), groups, **draws)
     return sums[:, 0] / sums[:, 1]
 
 
-def resample_sums(
-    columns: Float[np.ndarray, "trace column"], groups: Groups, **draws: int
-) -> Float[np.ndarray, "row column"]:
+def resample_sums(columns: Columns, groups: Groups, **draws: int) -> Float[np.ndarray, "row column"]:
     """:meth:`EvaluationSet.sums` by group; ``draws``: ``n_resamples`` and ``seed``."""
     return EvaluationSet(np.zeros(len(groups), dtype=np.int64), groups, **draws).sums(columns)
 
@@ -251,10 +246,8 @@ def percentile_interval(values: Resampled, level: float) -> Interval:
         raise ValueError(f"level must be in (0, 1), got {level}")
     used = values[np.isfinite(values)]
     if 2 * len(used) < len(values) or not len(used):
-        raise NotEnoughDataError(
-            f"only {len(used)} of {len(values)} resamples hold both classes: "
-            f"an interval needs more questions of the rarer class"
-        )
+        share = f"{len(used)} of {len(values)} resamples hold both classes"
+        raise NotEnoughDataError(f"only {share}: an interval needs more questions of the rarer class")
     low, high = np.quantile(used, [(1 - level) / 2, 1 - (1 - level) / 2])
     return float(low), float(high), len(used)
 
@@ -265,7 +258,7 @@ def group_codes(groups: Groups) -> tuple[Ints, int]:
     return group_index, int(group_index.max()) + 1
 
 
-def drawn_blocks(n_groups: int, n_resamples: int, seed: int) -> Iterator[Integer[np.ndarray, "block group"]]:
+def drawn_blocks(n_groups: int, n_resamples: int, seed: int) -> Iterator[Drawn]:
     """The multiplicities of all resamples, some rows at a time; small ones are drawn only once."""
     if n_groups * n_resamples <= _CACHED_DRAWS:
         yield _cached_draws(n_groups, n_resamples, seed)
@@ -274,15 +267,13 @@ def drawn_blocks(n_groups: int, n_resamples: int, seed: int) -> Iterator[Integer
 
 
 @lru_cache(maxsize=1)
-def _cached_draws(n_groups: int, n_resamples: int, seed: int) -> Integer[np.ndarray, "resample group"]:
+def _cached_draws(n_groups: int, n_resamples: int, seed: int) -> Drawn:
     blocks = _draws(n_groups, n_resamples, seed, _BLOCK_ELEMENTS // n_groups)
     # a group is drawn n_groups times at most
     return np.concatenate([drawn.astype(np.min_scalar_type(n_groups)) for drawn in blocks])
 
 
-def _draws(
-    n_groups: int, n_resamples: int, seed: int, n_rows: int
-) -> Iterator[Integer[np.ndarray, "block group"]]:
+def _draws(n_groups: int, n_resamples: int, seed: int, n_rows: int) -> Iterator[Drawn]:
     generator, step = np.random.default_rng(seed), max(1, n_rows)
     for start in range(0, n_resamples, step):
         yield group_multiplicities(n_groups, min(step, n_resamples - start), generator)

@@ -64,9 +64,8 @@ class Calibration(Config):
 
     @model_validator(mode="after")
     def _is_a_curve(self) -> "Calibration":
-        n_scores, n_probabilities = len(self.scores), len(self.probabilities)
-        if n_scores != n_probabilities or (self.method == "isotonic" and not n_scores):
-            raise ValueError(f"{n_scores} scores with {n_probabilities} probabilities")
+        if len(self.scores) != len(self.probabilities) or (self.method == "isotonic" and not self.scores):
+            raise ValueError(f"{len(self.scores)} scores with {len(self.probabilities)} probabilities")
         if any(list(points) != sorted(points) for points in (self.scores, self.probabilities)):
             raise ValueError("a curve that falls")
         return self
@@ -114,10 +113,9 @@ def read_calibration(path: Path) -> Calibration | None:
         DataFileError: If the file cannot be read.
         ConfigError: If a field is missing, unknown or of another type.
     """
-    try:
-        values = read_json_object(path, way_out="Train the detector again")
-    except FileNotFoundError:
+    if not path.exists():
         return None
+    values = read_json_object(path, way_out="Train the detector again")
     return validate(Calibration, values, source="a saved calibration")
 
 
@@ -174,9 +172,7 @@ def marked_answer(record: TraceRecord) -> MarkedAnswer:
     return MarkedAnswer(size, marked, by_token, spans.sum(axis=1), int(is_marked.sum()))
 
 
-def best_character_threshold(
-    scores: Float[np.ndarray, "token"], answers: Sequence[MarkedAnswer]
-) -> float | None:
+def best_character_threshold(scores: Floats, answers: Sequence[MarkedAnswer]) -> float | None:
     """The lowest score to predict positive so that the F1 of characters is highest.
 
     Args:
@@ -188,9 +184,9 @@ def best_character_threshold(
         ``None`` if nothing is marked, or no token has a score.
     """
     is_known = np.isfinite(scores)
-    size = np.concatenate([np.zeros(0), *(answer.size for answer in answers)])[is_known]
-    marked = np.concatenate([np.zeros(0), *(answer.marked for answer in answers)])[is_known]
-    n_marked = sum(answer.n_marked for answer in answers)
+    empty, n_marked = np.zeros(0), sum(answer.n_marked for answer in answers)
+    size = np.concatenate([empty, *(answer.size for answer in answers)])[is_known]
+    marked = np.concatenate([empty, *(answer.marked for answer in answers)])[is_known]
     if not n_marked or not is_known.any():
         return None
     order, last_of_tie = tie_order(scores[is_known])

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 import numpy as np
+import pandas as pd
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.splits import grouped_folds
@@ -16,6 +17,7 @@ from graphhalu.traces.schema import TraceRecord
 WORDS: Final = "words"
 """Name that asks for clusters of the words of the questions."""
 _N_FOLDS: Final = 10
+_RULE: Final = f"{N_CLUSTERS} clusters of the questions' words (k-means, seed 0), since no field names one"
 LEAST_CATEGORIES: Final = 8
 """With fewer, whole categories cannot be held out."""
 
@@ -61,25 +63,24 @@ def question_categories(
         return None
     if field == WORDS:
         texts = [record.question for record in records]
-        return Categories(_one_a_group(WordClusters.fit(texts).names(texts), groups), _CLUSTER_RULE)
-    if field == "auto":
-        named = [record.category for record in records if record.category is not None]
-        found = Categories(_one_a_group(named, groups), "the data set") if len(named) == len(groups) else None
-        return found if found is not None and 1 < found.n <= len(np.unique(groups)) / 2 else None
-    n_without = sum(field not in record.metadata for record in records)
-    if n_without:
-        known = sorted({name for record in records for name in record.metadata})
-        raise UsageError(
-            f"{n_without} of {len(records)} traces have no field {field!r}; "
-            f"there are {', '.join(known) or 'none'}, or {WORDS!r} for clusters of words"
-        )
-    values = [str(record.metadata[field]) for record in records]
-    return Categories(_one_a_group(values, groups), f"field {field!r}")
-
-
-_CLUSTER_RULE: Final = (
-    f"{N_CLUSTERS} clusters of the questions' words (k-means, seed 0), since no field names one"
-)
+        values, rule = WordClusters.fit(texts).names(texts), _RULE
+    elif field == "auto":
+        values = [str(record.category) for record in records if record.category is not None]
+        rule = "the data set"
+        if len(values) < len(records):
+            return None
+    else:
+        if n_without := sum(field not in record.metadata for record in records):
+            known = sorted({name for record in records for name in record.metadata})
+            raise UsageError(
+                f"{n_without} of {len(records)} traces have no field {field!r}; "
+                f"there are {', '.join(known) or 'none'}, or {WORDS!r} for clusters of words"
+            )
+        values, rule = [str(record.metadata[field]) for record in records], f"field {field!r}"
+    # the most frequent value of a group, of equally frequent ones the first
+    by_group = pd.Series(list(values)).groupby(groups).agg(lambda each: Counter(each).most_common(1)[0][0])
+    found = Categories(np.array(by_group.loc[groups].tolist()), rule)
+    return found if field != "auto" or 1 < found.n <= len(by_group) / 2 else None
 
 
 def cross_fitted_rate(labels: Ints, categories: Groups, groups: Groups, *, seed: int = 0) -> Floats:
@@ -110,12 +111,3 @@ def cross_fitted_rate(labels: Ints, categories: Groups, groups: Groups, *, seed:
         ones = np.bincount(category[known], weights=labels[known], minlength=category.max() + 1)
         rates[fold.test] = ((ones + overall) / (n + 1))[category[fold.test]]
     return rates
-
-
-def _one_a_group(values: Sequence[str], groups: Groups) -> Groups:
-    """The most frequent value of each trace's group; of equally frequent ones the first."""
-    by_group: dict[object, list[str]] = {}
-    for group, value in zip(groups.tolist(), values, strict=True):
-        by_group.setdefault(group, []).append(value)
-    chosen = {group: Counter(found).most_common(1)[0][0] for group, found in by_group.items()}
-    return np.array([chosen[group] for group in groups.tolist()])

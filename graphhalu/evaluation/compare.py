@@ -36,7 +36,14 @@ from graphhalu.core.provenance import provenance
 from graphhalu.core.registry import fault_text
 from graphhalu.detectors.base import Detector, DetectorCard
 from graphhalu.engine.executors import Executor, ProcessExecutor, Progress, no_progress
-from graphhalu.evaluation.crossfit import ComparisonData, HeldOut, OutOfFold, comparison_data, cross_fit
+from graphhalu.evaluation.crossfit import (
+    ComparisonData,
+    OnFold,
+    OutOfFold,
+    SplitKey,
+    comparison_data,
+    cross_fit,
+)
 from graphhalu.evaluation.detector_metrics import (
     category_notes,
     detector_metrics,
@@ -52,9 +59,7 @@ from graphhalu.evaluation.result import (
     RESULT_FILE,
     SAMPLE_SCHEMA,
     CategoryCount,
-    Comparison,
     DetectorRow,
-    MethodTest,
     Result,
     read_result,
     upgraded_samples,
@@ -70,9 +75,7 @@ CHECKPOINT_FOLDER: Final = "parts"
 _ROW: Final = b"graphhalu-row"
 _CARD_FIELDS: Final = ("inputs", "is_supervised", "is_control", "is_graph", "source", "reads")
 
-SplitKey = tuple[HeldOut, int]
-"""What is held out, and the seed of the folds."""
-SeedOutcome = OutOfFold | str
+Outcome = OutOfFold | str
 """Scores of one detector with one seed, or why there are none."""
 Finished = tuple[DetectorRow, pa.Table]
 """A detector's row and its per-sample scores."""
@@ -141,9 +144,7 @@ def compare(
         specs = [spec for spec in specs if not spec.reads_samples]
     done: dict[str, Finished] = {}
     if options.folder is not None and options.is_resumed:
-        for row, samples in finished_detectors(options.folder, data.identity):
-            if row.key == data.key(row.detector, row.settings):
-                done.setdefault(row.detector, (row, samples))
+        done = finished_detectors(options.folder, data)
     elif options.folder is not None:
         clear_checkpoints(options.folder)
     todo = [s for s in specs if s.name not in done or done[s.name][0].key != data.key(s.name, s.settings)]
@@ -167,86 +168,80 @@ def run_detectors(
         UsageError: If other workers are asked for and a detector is not registered.
         WorkerError: If the workers cannot go on.
     """
-    options = options or RunOptions()
+    options, items = options or RunOptions(), list(product(specs, data.splits))
     engine = options.engine or (ProcessExecutor(options.jobs) if options.jobs > 1 else None)
-    done: dict[str, dict[SplitKey, SeedOutcome]] = {spec.name: {} for spec in specs}
-    for spec, key, outcome in _outcomes(data, specs, engine if specs else None, on_progress):
-        done[spec.name][key] = outcome
-        if len(done[spec.name]) == len(data.splits):
-            yield _finished(data, spec, {key: done[spec.name][key] for key in data.splits})
+    done: dict[str, dict[SplitKey, Outcome]] = {spec.name: {} for spec in specs}
+    run = _outcomes_here if engine is None or not items else partial(_outcomes_of_workers, engine)
+    for (spec, key), outcome in run(data, items, on_progress):
+        found = done[spec.name]
+        found[key] = outcome
+        if len(found) == len(data.splits):
+            ordered = {key: found[key] for key in data.splits}
+            failure = next((each for each in ordered.values() if isinstance(each, str)), None)
+            yield finished_detector(data, spec, failure or ordered)
 
 
-def _finished(data: ComparisonData, spec: DetectorSpec, found: Mapping[SplitKey, SeedOutcome]) -> Finished:
-    """The row and the per-sample scores of one detector; a failure is a row too."""
-    failure = next((each for each in found.values() if isinstance(each, str)), None)
-    card: DetectorCard | None = None
-    try:
-        card = spec.card()
-        if failure is None:
-            question, category = (
-                {seed: fit for (what, seed), fit in found.items() if what == held_out}
-                for held_out in ("question", "category")
-            )
-            return finish_detector(data, spec, question, category)
-    except Exception as error:  # noqa: BLE001 - of another's code that must not stop the rest
-        failure = failure or failure_text(error)
-    return _row(data, spec, card, failure=failure), SAMPLE_SCHEMA.empty_table()
-
-
-def finish_detector(
-    data: ComparisonData,
-    spec: DetectorSpec,
-    fits: Mapping[int, Any],
-    by_category: Mapping[int, Any] | None = None,
+def finished_detector(
+    data: ComparisonData, spec: DetectorSpec, fits: Mapping[SplitKey, Any] | str, *, raises: bool = False
 ) -> Finished:
-    """The row and the per-sample scores of one detector from its scores of every seed.
+    """The row and the per-sample scores of one detector; a failure is a row too.
 
     Args:
-        data: The data of the comparison.
+        data: The data that it was run on.
         spec: The detector.
-        fits: Its scores with questions held out, by seed.
-        by_category: The same with whole categories held out; there may be none.
+        fits: Its scores of every split, or why there are none.
+        raises: Whether scores without metrics are an error and no row.
+
+    Raises:
+        NotEnoughDataError: If the traces with a valid score lack a class, and that is an error.
+    """
+    failure, samples = fits if isinstance(fits, str) else None, SAMPLE_SCHEMA.empty_table()
+    about: dict[str, Any] = {}
+    try:
+        card = spec.card()
+        about = {name: getattr(card, name) for name in _CARD_FIELDS}
+        if not isinstance(fits, str):
+            figures, samples = _figures(data, spec.name, card, fits)
+            about |= figures
+    except Exception as error:  # of another's code, which must not stop the rest
+        if raises:
+            raise
+        failure = failure or failure_text(error)
+    key = data.key(spec.name, spec.settings)
+    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, failure=failure, **about), samples
+
+
+def _figures(
+    data: ComparisonData, name: str, card: DetectorCard, fits: Mapping[SplitKey, OutOfFold]
+) -> tuple[dict[str, Any], pa.Table]:
+    """What the row of a detector says of its scores, and the scores.
 
     Raises:
         NotEnoughDataError: If the traces with a valid score lack a class, or nearly so.
         UnknownNameError: If the card names an array that does not exist.
     """
-    found, owner, card = list(fits.values()), data.labels.owner, spec.card()
+    by_question = {seed: fit for (held_out, seed), fit in fits.items() if held_out == "question"}
+    by_category = [fit for (held_out, _), fit in fits.items() if held_out == "category"]
+    found, owner = list(by_question.values()), data.labels.owner
     metrics = detector_metrics(data, found)  # first: it refuses scores without both classes
-    samples = sample_table(data, spec.name, fits)
     if by_category:
-        metrics["category_auroc"] = detector_metrics(data, list(by_category.values()))["auroc"]
-    filled = median_filled_scores(data, samples)[spec.name]
+        metrics["category_auroc"] = detector_metrics(data, by_category)["auroc"]
+    samples = sample_table(data, name, fits)
+    filled = median_filled_scores(data, samples)[name]
     aurocs = [auroc(s[np.isfinite(s)], data.kept_items.labels[np.isfinite(s)]) for s in filled]
     n_tested = sum(len(np.unique(owner[fit.is_tested])) for fit in found)
-    choices = tuple({"seed": seed, **each} for seed, fit in fits.items() for each in fit.choices)
-    row = _row(
-        data,
-        spec,
-        card,
-        metrics=metrics,
-        coverage=coverage(found),
-        auroc_invalid_at_median=float(np.mean(aurocs)),
-        fit_s=float(np.mean([seconds for fit in found for seconds in fit.fit_s])),
-        score_ms=1000 * sum(fit.score_s for fit in found) / n_tested,
-        n_parameters=found[-1].n_parameters,
-        choices=choices if card.level == "token" else (),
-        trace_bytes=_trace_bytes(card, data),
-    )
-    apart = sample_table(data, spec.name, by_category or {}, held_out="category")
-    return row, pa.concat_tables([samples, apart])
-
-
-def coverage(fits: Sequence[OutOfFold]) -> float:
-    """Share of tested items with a valid score, mean over seeds."""
-    return float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in fits]))
-
-
-def _row(data: ComparisonData, spec: DetectorSpec, card: DetectorCard | None, **found: Any) -> DetectorRow:
-    """The row of a detector, whose card may be unknown: with its metrics, or with its failure."""
-    fields = {} if card is None else {name: getattr(card, name) for name in _CARD_FIELDS}
-    key = data.key(spec.name, spec.settings)
-    return DetectorRow(spec.name, settings=dict(spec.settings), key=key, **fields, **found)
+    choices = tuple({"seed": seed, **each} for seed, fit in by_question.items() for each in fit.choices)
+    figures = {
+        "metrics": metrics,
+        "coverage": float(np.mean([fit.is_valid.sum() / fit.is_tested.sum() for fit in found])),
+        "auroc_invalid_at_median": float(np.mean(aurocs)),
+        "fit_s": float(np.mean([seconds for fit in found for seconds in fit.fit_s])),
+        "score_ms": 1000 * sum(fit.score_s for fit in found) / n_tested,
+        "n_parameters": found[-1].n_parameters,
+        "choices": choices if card.level == "token" else (),
+        "trace_bytes": _trace_bytes(card, data),
+    }
+    return figures, samples
 
 
 def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
@@ -259,13 +254,10 @@ def _trace_bytes(card: DetectorCard, data: ComparisonData) -> float | None:
     """
     if not card.reads:
         return 0.0 if set(card.inputs) <= {"text", "length"} else None
-    kept = np.flatnonzero(data.labels.is_valid).tolist()
-    sizes = [
-        np.dtype(spec.dtype).itemsize * np.prod(stored_shape(spec, trace.shape, trace.record))
-        for trace in (data.traces[index] for index in kept)
-        for spec in map(array_spec, card.reads)
-    ]
-    return float(np.sum(sizes) / len(kept))
+    kept, specs = np.flatnonzero(data.labels.is_valid).tolist(), [array_spec(name) for name in card.reads]
+    traces = (data.traces[index] for index in kept)
+    shapes = ((spec, stored_shape(spec, t.shape, t.record)) for t in traces for spec in specs)
+    return float(np.sum([np.dtype(s.dtype).itemsize * np.prod(shape) for s, shape in shapes]) / len(kept))
 
 
 def failure_text(error: Exception) -> str:
@@ -285,48 +277,46 @@ def failure_text(error: Exception) -> str:
     return name + notes + fault_text(error, Detector).removeprefix(name)
 
 
-def _outcomes(
-    data: ComparisonData, specs: Sequence[DetectorSpec], engine: Executor | None, on_progress: Progress
-) -> Iterator[tuple[DetectorSpec, SplitKey, SeedOutcome]]:
-    """Each detector and seed as soon as it is done, in this process or by the workers of an engine.
+Item = tuple[DetectorSpec, SplitKey]
+Outcomes = Iterator[tuple[Item, Outcome]]
 
-    After a failure in this process the other seeds of the detector are not run.
-    """
-    items = list(product(specs, data.splits))
-    n_total, n_done, failures = sum(len(data.splits[key]) for _, key in items), 0, dict[str, str]()
-    for spec, key in items if engine is None else ():
 
-        def on_fold(fold: int, n_before: int = n_done, detail: str = f"{spec.name}, {_named(key)}") -> None:
-            on_progress(n_before + fold + 1, n_total, f"{detail}, fold {fold}")
+def _outcomes_here(data: ComparisonData, items: Sequence[Item], on_progress: Progress) -> Outcomes:
+    """Each detector and seed in this process; after a failure its other seeds are not run."""
+    steps = [len(data.splits[key]) for _, key in items]
+    failures, n_before = dict[str, str](), 0
+    for (spec, key), n_folds in zip(items, steps, strict=True):
+
+        def on_fold(fold: int, n_before: int = n_before, detail: str = f"{spec.name}, {_named(key)}") -> None:
+            on_progress(n_before + fold + 1, sum(steps), f"{detail}, fold {fold}")
 
         outcome = failures.get(spec.name) or _run_seed(data, (spec, key), on_fold)
         if isinstance(outcome, str):
             failures[spec.name] = outcome
-        n_done += len(data.splits[key])
-        yield spec, key, outcome
-    if engine is None:
-        return
-    for spec in specs:
-        if spec.factory is not None:
-            raise UsageError(
-                f"{spec.name} is not registered and cannot run in another process; use 1 job, "
-                f"or name its class as module:Class"
-            )
+        n_before += n_folds
+        yield (spec, key), outcome
+
+
+def _outcomes_of_workers(
+    engine: Executor, data: ComparisonData, items: Sequence[Item], on_progress: Progress
+) -> Outcomes:
+    """Each detector and seed as soon as a worker has run it."""
+    if given := [spec.name for spec, _ in items if spec.factory is not None]:
+        raise UsageError(f"{given[0]} is not registered: use 1 job, or name its class as module:Class")
     sent = {each.name: getattr(data, each.name) for each in fields(data) if each.name != "traces"}
     start = partial(_start, opener(data.traces, engine), sent, torch.get_num_threads())
+    steps, n_done = [len(data.splits[key]) for _, key in items], 0
     with engine.workers(start, len(items)) as workers, closing(workers(_run_seed, items)) as found:
         for each in found:
             spec, key = items[each.place]
-            n_done += len(data.splits[key])
-            on_progress(n_done, n_total, f"{spec.name}, {_named(key)}")
+            n_done += steps[each.place]
+            on_progress(n_done, sum(steps), f"{spec.name}, {_named(key)}")
             # workers that died of a detector are its failure
-            failure = f"of {_named(key)}: {each.failure}"
-            yield spec, key, each.value if each.failure is None else failure
+            yield (spec, key), each.value if each.failure is None else f"of {_named(key)}: {each.failure}"
 
 
 def _named(key: SplitKey) -> str:
-    held_out, seed = key
-    return f"seed {seed}" if held_out == "question" else f"seed {seed} with categories held out"
+    return f"seed {key[1]}" if key[0] == "question" else f"seed {key[1]} with categories held out"
 
 
 def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_threads: int) -> ComparisonData:
@@ -336,9 +326,7 @@ def _start(opened: Callable[[], Sequence[Trace]], sent: Mapping[str, Any], n_thr
     return ComparisonData(traces=opened(), **sent)
 
 
-def _run_seed(
-    data: ComparisonData, item: tuple[DetectorSpec, SplitKey], on_fold: Callable[[int], None] = lambda _: None
-) -> SeedOutcome:
+def _run_seed(data: ComparisonData, item: Item, on_fold: OnFold | None = None) -> Outcome:
     """Cross-fit one detector with one seed; an error that it raises is its outcome.
 
     Raises:
@@ -371,21 +359,17 @@ def make_result(
         done: The detectors in the order of the result.
         store: Identity of the traces, for the record.
     """
-    rows, tables = tuple(row for row, _ in done), pa.concat_tables([table for _, table in done])
-    samples, apart = (
-        tables.filter(pc.field("held_out") == held_out) for held_out in ("question", "category")
-    )
-    scores = median_filled_scores(data, samples)
+    rows, tables = tuple(row for row, _ in done), pa.concat_tables(table for _, table in done)
+    samples, apart = (tables.filter(pc.field("held_out") == each) for each in ("question", "category"))
+    scores = median_filled_scores(data, tables)
     labels, config, kept = data.labels, data.config, data.labels.is_valid
-    baseline = choose_baseline(rows, config.against, level=labels.level)
-    tests: Sequence[Comparison] = ()
-    methods: tuple[MethodTest, ...] = ()
-    category_methods: tuple[MethodTest, ...] = ()
+    baseline, tests = choose_baseline(rows, config.against, level=labels.level), dict[str, Any]()
     if baseline is not None and baseline.detector in scores:
+        name = baseline.detector
         with suppress(NotEnoughDataError):
-            tests = compare_to_baseline(scores, baseline.detector, data.kept_items, margin=config.margin)
-            methods = method_tests(samples, baseline.detector, vars(config))
-            category_methods = method_tests(apart, baseline.detector, vars(config))
+            compared = compare_to_baseline(scores, name, data.kept_items, margin=config.margin)
+            methods, by_category = (method_tests(each, name, vars(config)) for each in (samples, apart))
+            tests = {"comparisons": tuple(compared), "methods": methods, "category_methods": by_category}
     n_groups = len(np.unique(data.groups[kept]))
     counts = token_counts(data, n_groups) if labels.level == "token" else None
     digest = hashlib.sha256("\n".join(labels.trace_ids).encode()).hexdigest()
@@ -403,25 +387,22 @@ def make_result(
         samples=samples,
         n_siblings=int((given.is_valid & ~kept).sum()),
         baseline=baseline,
-        comparisons=tuple(tests),
-        methods=methods,
         category_samples=apart,
-        category_methods=category_methods,
         categories=data.categories and CategoryCount(data.categories.rule, data.categories.n_among(labels)),
         subgroups=subgroups(data, scores),
         identity=data.identity,
         level=labels.level,
         counts=counts,
         notes=category_notes(rows) if counts is None else token_notes(counts),
+        **tests,
     )
 
 
 def save_checkpoint(folder: Path, row: DetectorRow, samples: pa.Table) -> None:
     """Keep one finished detector in the folder of a running comparison, whole or not at all."""
-    text = json.dumps(json_ready(row), allow_nan=False)
-    table = samples.replace_schema_metadata({_ROW: text.encode()})
-    name = quote(row.detector, safe="")
-    replace_file(folder / CHECKPOINT_FOLDER / f"{name}.parquet", parquet_bytes(table))
+    table = samples.replace_schema_metadata({_ROW: json.dumps(json_ready(row), allow_nan=False).encode()})
+    path = folder / CHECKPOINT_FOLDER / f"{quote(row.detector, safe='')}.parquet"
+    replace_file(path, parquet_bytes(table))
 
 
 def clear_checkpoints(folder: Path) -> None:
@@ -429,18 +410,17 @@ def clear_checkpoints(folder: Path) -> None:
     shutil.rmtree(folder / CHECKPOINT_FOLDER, ignore_errors=True)
 
 
-def finished_detectors(folder: Path, identity: Mapping[str, Any]) -> list[Finished]:
-    """Detectors that did not fail: those of a written result first, then those of checkpoints.
+def finished_detectors(folder: Path, data: ComparisonData) -> dict[str, Finished]:
+    """Detectors of the same data that did not fail: of a written result first, then of checkpoints.
 
     Raises:
         UsageError: If the folder holds the result of other traces, labels or settings.
         DataFileError: If the result there cannot be read.
     """
-    found: list[Finished | None] = []
+    found = list[Finished | None]()
     if (folder / RESULT_FILE).exists():
         result = read_result(folder)
-        differing = differing_fields(result.identity, json_ready(identity))
-        if differing:
+        if differing := differing_fields(result.identity, json_ready(data.identity)):
             listed = "\n  ".join(differing[:5])
             raise UsageError(
                 f"{folder} holds a comparison of other traces, labels or settings:\n  {listed}\n"
@@ -449,7 +429,11 @@ def finished_detectors(folder: Path, identity: Mapping[str, Any]) -> list[Finish
         tables = pa.concat_tables([result.samples, result.category_samples])
         found += [(row, tables.filter(pc.field("detector") == row.detector)) for row in result.rows]
     found += [_read_checkpoint(path) for path in sorted((folder / CHECKPOINT_FOLDER).glob("*.parquet"))]
-    return [each for each in found if each is not None and each[0].failure is None]
+    done = dict[str, Finished]()
+    for row, samples in filter(None, found):
+        if row.failure is None and row.key == data.key(row.detector, row.settings):
+            done.setdefault(row.detector, (row, samples))
+    return done
 
 
 def _read_checkpoint(path: Path) -> Finished | None:

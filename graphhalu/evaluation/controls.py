@@ -76,13 +76,11 @@ def control_rows(
 
     chosen = ChosenTraces(traces, tuple(range(min(n_answers, len(traces)))))
     if len(chosen) < 30:  # noqa: PLR2004
-        raise NotEnoughDataError(
-            f"the control on real attention needs at least 30 answers, got {len(chosen)}"
-        )
+        raise NotEnoughDataError(f"a control on real attention needs 30 answers or more, got {len(chosen)}")
     # every detector meets the same traces, so that graphs are built once
     planted = {signal: planted_edge_traces(n_answers, signal, seed=seed) for signal in EDGE_SIGNALS}
 
-    found: list[dict[str, Any]] = []
+    found = list[dict[str, Any]]()
 
     def add(control: str, spec: DetectorSpec, auroc: float, passes: bool, **more: Any) -> None:
         row = {"control": control, "detector": spec.name, "auroc": auroc, "reference": None}
@@ -91,12 +89,12 @@ def control_rows(
 
     for spec in specs:
         config, is_control = getattr(spec.make(0), "config", None), spec.card().is_control
-        is_network = isinstance(config, NetworkConfig)
-        trained = replace(spec, settings={**TRAINING, **spec.settings}) if is_network else spec
+        network = config if isinstance(config, NetworkConfig) else None
+        trained = replace(spec, settings={**TRAINING, **spec.settings}) if network else spec
         for signal, (its_traces, labels) in planted.items():
             value = _auroc(trained, its_traces, labels, seed)
             add(signal, spec, value, value <= NOT_FOUND if is_control else value > FOUND)
-        splits = list(question_mass(chosen, config if isinstance(config, NetworkConfig) else NetworkConfig()))
+        splits = list(question_mass(chosen, network or NetworkConfig()))
         reference = float(np.mean([_auroc(on_edges, chosen, labels, seed) for labels, on_edges in splits]))
         value = float(np.mean([_auroc(spec, chosen, labels, seed) for labels, _ in splits]))
         passes = is_control or value >= reference - TOLERANCE
@@ -121,10 +119,9 @@ def question_mass(traces: Sequence[Trace], config: NetworkConfig) -> Iterator[tu
         mass = data.edge_attr[is_chosen].sum(0).numpy() / int(data.is_readout.sum())
         on_edges[data.trace_index, layers.index(data.layer)] = mass
     for place, layer in enumerate(layers):
-        rows = (
-            t.layer_stream("span_mass", layer)[:, t.prompt_length - 1 - t.record.row_start :] for t in traces
-        )
-        of_heads = np.array([each[:, :, int(Span.QUESTION)].mean(axis=1) for each in rows])
+        masses = (trace.layer_stream("span_mass", layer)[:, :, int(Span.QUESTION)] for trace in traces)
+        starts = (trace.prompt_length - 1 - trace.record.row_start for trace in traces)
+        of_heads = np.array([m[:, start:].mean(axis=1) for m, start in zip(masses, starts, strict=True)])
         for head in heads.tolist():
             whole = of_heads[:, head]
             values: Ints = (whole > np.median(whole)).astype(np.int64)

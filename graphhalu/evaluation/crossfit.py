@@ -5,12 +5,12 @@ kind (whole categories held out, say) is a list of :class:`Split` that passes :f
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import product
 from pathlib import Path
 from time import perf_counter
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -31,38 +31,39 @@ from graphhalu.evaluation.calibration import (
     marked_answer,
 )
 from graphhalu.evaluation.categories import LEAST_CATEGORIES, Categories, question_categories
-from graphhalu.evaluation.metrics import Floats, Groups, Ints, Mask
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, Mask, check_classes
 from graphhalu.evaluation.settings import CompareConfig
 from graphhalu.labels.labels import Labels, as_labels, question_groups
+from graphhalu.traces.schema import TraceRecord
 from graphhalu.traces.store import as_traces
 from graphhalu.traces.trace import Trace
 
 HeldOut = Literal["question", "category"]
 """What no two sides of a fold share: a question, or a whole category of them."""
+_SIDES: Final = ("train", "validation", "test")
+_LEAK: Final = "\n  trace {0.trace_id!r} (group {0.group_id!r}): {0.question!r} is in {1}"
+Traces = Sequence[Trace]
+Make = Callable[[], Detector]
+OnFold = Callable[[int], None]
+OfTest = Float[np.ndarray, "test"]
+OfValidation = Float[np.ndarray, "validation"]
+SplitKey = tuple[HeldOut, int]
+"""What is held out, and the seed of the folds."""
 
 
 @dataclass(frozen=True)
 class ComparisonData:
-    """The data that all detectors of a comparison share; folds are by seed, groups by trace.
+    """The data that all detectors of a comparison share; groups are by trace.
 
-    ``category_folds`` hold whole categories out; there are none where there are too few categories.
+    Of ``splits`` those by question come first; none hold categories out where there are too few.
     """
 
     traces: Sequence[Trace]
     labels: Labels
     groups: Groups
-    folds: Mapping[int, list[Split]]
+    splits: Mapping[SplitKey, list[Split]]
     config: CompareConfig
     categories: Categories | None = None
-    category_folds: Mapping[int, list[Split]] = field(default_factory=dict)
-
-    @cached_property
-    def splits(self) -> dict[tuple[HeldOut, int], list[Split]]:
-        """All folds, by what they hold out and the seed; those by question come first."""
-        by_question: dict[tuple[HeldOut, int], list[Split]] = {
-            ("question", s): f for s, f in self.folds.items()
-        }
-        return by_question | {("category", seed): folds for seed, folds in self.category_folds.items()}
 
     @cached_property
     def is_kept(self) -> Mask:
@@ -77,11 +78,6 @@ class ComparisonData:
         return EvaluationSet(labels, groups, *how)
 
     @cached_property
-    def answers(self) -> EvaluationSet:
-        """All traces, for metrics of token detectors by answer."""
-        return replace(self.kept_items, labels=self.labels.values, groups=self.groups)
-
-    @cached_property
     def marked(self) -> list[MarkedAnswer]:
         """Characters of the answers, for detectors of tokens."""
         return [marked_answer(trace.record) for trace in self.traces]
@@ -89,12 +85,11 @@ class ComparisonData:
     @cached_property
     def identity(self) -> dict[str, Any]:
         """Everything that decides the figures of a detector beside its own code and settings."""
-        labels = [self.labels.items.tolist(), self.labels.is_valid.tolist()]
         return {
             "graphhalu": installed_version("graphhalu"),
             "config": {**self.config.deciding(), "seeds": list(self.config.seeds)},
             "traces": config_hash({"ids": self.labels.trace_ids}),
-            "labels": config_hash({"labels": labels}),
+            "labels": config_hash({"labels": [self.labels.items.tolist(), self.labels.is_valid.tolist()]}),
             "groups": config_hash({"groups": self.groups.tolist()}),
         }
 
@@ -103,9 +98,7 @@ class ComparisonData:
         return config_hash({**self.identity, "detector": name, "settings": json_ready(settings)})
 
 
-def comparison_data(
-    traces: Sequence[Trace] | Path | str, labels: Labels, config: CompareConfig
-) -> ComparisonData:
+def comparison_data(traces: Traces | Path | str, labels: Labels, config: CompareConfig) -> ComparisonData:
     """Groups, beams and checked folds of a comparison.
 
     Raises:
@@ -118,24 +111,18 @@ def comparison_data(
     if config.beams == "best":
         labels = labels.without(~best_beams(traces), "another beam of the question")
     groups = question_groups(traces)
-    n_folds = None if config.quick else config.n_folds
-    folds = {
-        seed: cross_fit_folds(labels.values, groups, labels.is_valid, n_folds=n_folds, seed=seed)
-        for seed in config.seeds
-    }
-    categories, by_category = None, dict[int, list[Split]]()
+    undivided: dict[SplitKey, Groups] = {("question", seed): groups for seed in config.seeds}
+    n_folds, categories = None if config.quick else config.n_folds, None
     if labels.level == "answer":
         categories = question_categories([trace.record for trace in traces], groups, config.categories)
     if categories is not None and not config.quick and categories.n_among(labels) >= LEAST_CATEGORIES:
-        by_category = {
-            seed: cross_fit_folds(
-                labels.values, categories.names, labels.is_valid, n_folds=config.n_folds, seed=seed
-            )
-            for seed in config.seeds[: config.category_seeds]
-        }
-    for made in (*folds.values(), *by_category.values()):
-        check_questions(made, traces)
-    return ComparisonData(traces, labels, groups, folds, config, categories, by_category)
+        seeds = config.seeds[: config.category_seeds]
+        undivided |= {("category", seed): categories.names for seed in seeds}
+    folds_of = partial(cross_fit_folds, labels.values, is_valid=labels.is_valid, n_folds=n_folds)
+    splits = {key: folds_of(names, seed=key[1]) for key, names in undivided.items()}
+    for folds in splits.values():
+        check_questions(folds, traces)
+    return ComparisonData(traces, labels, groups, splits, config, categories)
 
 
 def check_same_traces(traces: Sequence[Trace], labels: Labels) -> None:
@@ -144,14 +131,13 @@ def check_same_traces(traces: Sequence[Trace], labels: Labels) -> None:
     Raises:
         UsageError: Names the first trace that differs.
     """
-    ids = [trace.trace_id for trace in traces]
-    if tuple(ids) != labels.trace_ids:
-        pairs = zip(ids, labels.trace_ids, strict=False)
-        first = next((pair for pair in pairs if pair[0] != pair[1]), None)
-        where = f"trace {first[0]!r} meets the label of {first[1]!r}" if first else "one is longer"
+    ids = tuple(trace.trace_id for trace in traces)
+    if ids != labels.trace_ids:
+        pairs = [pair for pair in zip(ids, labels.trace_ids, strict=False) if pair[0] != pair[1]]
+        where = "trace {!r} meets the label of {!r}".format(*pairs[0]) if pairs else "one is longer"
         raise UsageError(
-            f"{len(ids)} traces and {len(labels.trace_ids)} labels do not belong together: "
-            f"{where}\n  Label these traces again:  graphhalu label"
+            f"{len(ids)} traces and {len(labels.trace_ids)} labels do not belong together: {where}\n"
+            f"  Label these traces again:  graphhalu label"
         )
 
 
@@ -162,10 +148,10 @@ def best_beams(traces: Sequence[Trace]) -> Mask:
     whose best beam has no valid label is left out, not replaced by another beam.
     """
     records = [trace.record for trace in traces]
-    best: dict[str, int] = {}
-    for record in records:
-        if record.is_on_policy and not record.is_sample:
-            best[record.question_id] = min(record.beam_index, best.get(record.question_id, record.beam_index))
+    # of the beams of a question the last one in this order remains
+    beams = [r for r in records if r.is_on_policy and not r.is_sample]
+    ordered = sorted(beams, key=lambda record: -record.beam_index)
+    best = {record.question_id: record.beam_index for record in ordered}
     is_best = [
         not r.is_on_policy or (not r.is_sample and r.beam_index == best[r.question_id]) for r in records
     ]
@@ -184,17 +170,13 @@ def cross_fit_folds(
         NotEnoughDataError: If there are fewer groups than folds, or a class is missing.
     """
     kept = np.flatnonzero(is_valid)
-    n_hallucinated = int(labels[kept].sum())
-    if n_hallucinated in (0, len(kept)):
-        raise NotEnoughDataError(
-            f"a comparison needs both classes, got {n_hallucinated} hallucinated and "
-            f"{len(kept) - n_hallucinated} correct among {len(kept)} valid labels\n"
-            f"  Extract more questions, or choose another labeller"
-        )
+    values, known = labels[kept], groups[kept]
+    needed = f"a comparison needs both classes among {len(kept)} valid labels"
+    check_classes(values, needed, way_out="\n  Extract more questions, or choose another labeller")
     if n_folds is None:
-        folds = [grouped_split(labels[kept], groups[kept], seed=seed)]
+        folds = [grouped_split(values, known, seed=seed)]
     else:
-        folds = grouped_folds(labels[kept], groups[kept], n_folds=n_folds, seed=seed)
+        folds = grouped_folds(values, known, n_folds=n_folds, seed=seed)
     return [Split(kept[f.train], kept[f.validation], kept[f.test], groups) for f in folds]
 
 
@@ -214,23 +196,16 @@ def check_questions(folds: Sequence[Split], traces: Sequence[Trace]) -> None:
         "ask the same question": [question_key(record.question, record.context) for record in records],
         "are linked through other traces": question_groups(traces).tolist(),
     }
-    apart = [
-        {f"the {side} side of fold {number}": getattr(fold, side) for side in ("train", "validation", "test")}
-        for number, fold in enumerate(folds)
-    ]
-    tests = {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}
-    for (reason, names), sides in product(keys.items(), (*apart, tests)):
-        owner: dict[str, tuple[int, str]] = {}
-        for where, place in ((side, place) for side, places in sides.items() for place in places.tolist()):
-            first = owner.setdefault(names[place], (place, where))
-            if first[1] != where:
-                described = "\n  ".join(
-                    f"trace {records[n].trace_id!r} (group {records[n].group_id!r}): "
-                    f"{records[n].question!r} is in {side}"
-                    for n, side in (first, (place, where))
-                )
+    named = [{f"the {s} side of fold {n}": getattr(f, s) for s in _SIDES} for n, f in enumerate(folds)]
+    sides = [*named, {f"the test side of fold {number}": fold.test for number, fold in enumerate(folds)}]
+    for (reason, names), apart in product(keys.items(), sides):
+        owner: dict[str, tuple[TraceRecord, str]] = {}
+        for where, place in ((side, place) for side, places in apart.items() for place in places.tolist()):
+            found = [owner.setdefault(names[place], (records[place], where)), (records[place], where)]
+            if found[0][1] != where:
+                listed = "".join(_LEAK.format(*each) for each in found)
                 raise UsageError(
-                    f"a question leaks between two sides of a split; these two {reason}:\n  {described}\n"
+                    f"a question leaks between two sides of a split; these two {reason}:{listed}\n"
                     f"  Split by question:  cross_fit_folds with question_groups"
                 )
 
@@ -258,7 +233,7 @@ class FoldModel:
     """
 
     detector: Detector
-    reference: Float[np.ndarray, "validation"]
+    reference: OfValidation
     calibration: Calibration | None
     fit_s: float
 
@@ -302,9 +277,7 @@ class OutOfFold:
         """Whether the item was tested."""
         return self.fold >= 0
 
-    def add_fold(
-        self, number: int, model: FoldModel, traces: Sequence[Trace], labels: Labels, places: Ints
-    ) -> None:
+    def add_fold(self, number: int, model: FoldModel, traces: Traces, labels: Labels, places: Ints) -> None:
         """Add the scores that the model of one fold gives some traces.
 
         Args:
@@ -334,12 +307,7 @@ class OutOfFold:
 
 
 def cross_fit(
-    make: Callable[[], Detector],
-    traces: Sequence[Trace],
-    labels: Labels,
-    folds: Sequence[Split],
-    *,
-    on_fold: Callable[[int], None] = lambda _: None,
+    make: Make, traces: Traces, labels: Labels, folds: Sequence[Split], *, on_fold: OnFold | None = None
 ) -> OutOfFold:
     """Fit on each fold, score the items of its test side, and pool the scores.
 
@@ -366,11 +334,12 @@ def cross_fit(
         except Exception as error:
             error.add_note(f"in fold {number}")
             raise
-        on_fold(number)
+        if on_fold is not None:
+            on_fold(number)
     return done
 
 
-def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labels, fold: Split) -> FoldModel:
+def fit_fold(make: Make, traces: Traces, labels: Labels, fold: Split) -> FoldModel:
     """Fit a fresh detector on a fold, then calibrate it on the validation side.
 
     The threshold is that of the best F1 there: of answers, or at token level of the characters
@@ -397,9 +366,7 @@ def fit_fold(make: Callable[[], Detector], traces: Sequence[Trace], labels: Labe
     return FoldModel(detector, reference, calibration, fit_s)
 
 
-def standardise(
-    scores: Float[np.ndarray, "test"], reference: Float[np.ndarray, "validation"]
-) -> Float[np.ndarray, "test"]:
+def standardise(scores: OfTest, reference: OfValidation) -> OfTest:
     """Scores minus the mean of the reference, divided by its standard deviation.
 
     Both are winsorised: reference scores beyond the 5th and 95th percentile count as these

@@ -12,27 +12,17 @@ from itertools import product
 from typing import Final
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.compute as pc
-from jaxtyping import Bool, Float
+from jaxtyping import Bool
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.registry import CATEGORY_CONTROL
-from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval
+from graphhalu.evaluation.bootstrap import EvaluationSet, Rows, percentile_interval
 from graphhalu.evaluation.calibration import MarkedAnswer
-from graphhalu.evaluation.categories import Categories
-from graphhalu.evaluation.crossfit import ComparisonData, HeldOut, OutOfFold
-from graphhalu.evaluation.metrics import (
-    METRICS,
-    Floats,
-    Groups,
-    Mask,
-    auroc,
-    ece,
-    evaluate,
-    ratio,
-    recalibration,
-)
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey
+from graphhalu.evaluation.metrics import METRICS, Floats, Mask, auroc, ece, evaluate, ratio, recalibration
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, TEXTS, DetectorRow, MetricValue, Subgroup, TokenCounts
 from graphhalu.labels.stated import n_lost_spans
 
@@ -40,11 +30,9 @@ RANK_METRICS: Final = {"answer": tuple(METRICS), "token": ("auroc", "auprc")}
 """Rank metrics at each level; of tokens nobody rejects some and keeps the others."""
 HALF: Final = 0.5
 """Share of characters from which on a span is found, or right."""
+_OF_SUBGROUPS: Final = ("auroc", "auprc")
 _MOST_SUBGROUPS: Final = 60
 """A field with more values than this is not a category."""
-
-Rows = Float[np.ndarray, "row"]
-"""A metric: the value of one seed first, and behind it the same on each resample."""
 
 
 def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[str, MetricValue]:
@@ -61,22 +49,15 @@ def detector_metrics(data: ComparisonData, fits: Sequence[OutOfFold]) -> dict[st
         scores, is_valid = fit.values[data.is_kept], fit.is_valid[data.is_kept]
         found = _rank_rows(data.kept_items, names, scores, is_valid) | _probability_rows(data, fit)
         if data.categories is not None:
-            found["within_category_auroc"] = data.kept_items.stratified_auroc(
-                scores, _strata(data.categories, fit)[data.is_kept], is_valid
-            )
+            category = np.unique(data.categories.names, return_inverse=True)[1]
+            # a model of another fold has seen other labels: pairs across folds would count a
+            # category's own share against it
+            strata = (category + len(category) * fit.fold)[data.is_kept]
+            found["within_category_auroc"] = data.kept_items.stratified_auroc(scores, strata, is_valid)
         seeds.append(found | (_token_rows(data, fit) if data.labels.level == "token" else {}))
     within = _fold_means(data, fits)
     metrics = _mean_metrics(seeds, data.config.level)
     return {n: replace(m, fold_mean=within.get(n)) if n in names else m for n, m in metrics.items()}
-
-
-def _strata(categories: Categories, fit: OutOfFold) -> Groups:
-    """Category and fold of each item: scores of two folds are of two models.
-
-    A model of one fold has not seen the labels that the other has, so that pairs across folds would
-    count a category's own share against it.
-    """
-    return np.unique(categories.names, return_inverse=True)[1] + len(categories.names) * fit.fold
 
 
 def _rank_rows(items: EvaluationSet, names: Sequence[str], scores: Floats, is_valid: Mask) -> dict[str, Rows]:
@@ -95,21 +76,16 @@ def _probability_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
     known, labels = fit.is_valid & np.isfinite(fit.probability), data.labels.items
     if not known.any():
         return {}
-    error = np.where(known, fit.probability, 0.0) - labels
-    is_positive = fit.is_predicted_positive
+    error, is_positive = np.where(known, fit.probability, 0.0) - labels, fit.is_predicted_positive
     columns = [2.0 * (is_positive & (labels == 1)), is_positive + labels, error**2, np.ones(len(labels))]
     stacked = np.stack(columns, axis=1) * known[:, None]
     twice_hits, positive_or_true, squared, n_items = data.kept_items.sums(stacked[data.is_kept]).T
-    return {
-        "f1": ratio(twice_hits, positive_or_true),
-        "brier": ratio(squared, n_items),
-        # resampling would only enlarge it, so it has no interval
-        "ece": np.array([ece(fit.probability[known], labels[known])]),
-        **{
-            f"calibration_{name}": np.array([value])
-            for name, value in recalibration(fit.probability[known], labels[known])._asdict().items()
-        },
-    }
+    probability, truth = fit.probability[known], labels[known]
+    slope, intercept = recalibration(probability, truth)
+    # resampling would only enlarge the calibration error, so it has no interval
+    alone = {"ece": ece(probability, truth), "calibration_slope": slope, "calibration_intercept": intercept}
+    found = {"f1": ratio(twice_hits, positive_or_true), "brier": ratio(squared, n_items)}
+    return found | {name: np.array([value]) for name, value in alone.items()}
 
 
 def _mean_metrics(seeds: Sequence[Mapping[str, Rows]], level: float) -> dict[str, MetricValue]:
@@ -159,23 +135,19 @@ def subgroups(data: ComparisonData, scores: Mapping[str, Sequence[Floats]]) -> t
     names = [name for name in np.unique(categories).tolist() if name]
     if not field or not 1 < len(names) <= _MOST_SUBGROUPS:
         return ()
-    for detector, seeds in scores.items():
-        for name in names:
-            members = [np.isfinite(each) & (categories == name) for each in seeds]
-            metrics: dict[str, MetricValue] = {}
-            with suppress(NotEnoughDataError):
-                pairs = zip(seeds, members, strict=True)
-                rows = [_rank_rows(items, ("auroc", "auprc"), each, here) for each, here in pairs]
-                metrics = _mean_metrics(rows, items.level)
-            n_traces = float(np.mean([here.sum() for here in members]))
-            shares = [items.labels[here].mean() if here.any() else 0.0 for here in members]
-            found.append(Subgroup(detector, field, name, n_traces, float(np.mean(shares)), metrics))
+    for detector, name in product(scores, names):
+        members = [(seed, np.isfinite(seed) & (categories == name)) for seed in scores[detector]]
+        metrics: dict[str, MetricValue] = {}
+        with suppress(NotEnoughDataError):
+            rows = [_rank_rows(items, _OF_SUBGROUPS, *member) for member in members]
+            metrics = _mean_metrics(rows, items.level)
+        n_traces = float(np.mean([here.sum() for _, here in members]))
+        shares = [items.labels[here].mean() if here.any() else 0.0 for _, here in members]
+        found.append(Subgroup(detector, field, name, n_traces, float(np.mean(shares)), metrics))
     return tuple(found)
 
 
-def count_spans(
-    answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]
-) -> tuple[int, int, int, int, int, int, int]:
+def count_spans(answer: MarkedAnswer, is_predicted_positive: Bool[np.ndarray, "token"]) -> tuple[int, ...]:
     """Characters and spans of one answer; a span counts from :data:`HALF` of its characters on.
 
     Tokens of white space alone neither make a span nor part one.
@@ -205,7 +177,7 @@ def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
         The metric, NaN where it is not defined, and behind it the same on each resample.
     """
     labels, tested = data.labels, np.unique(data.labels.owner[fit.is_tested])
-    answers = replace(data.answers, labels=data.answers.labels[tested], groups=data.answers.groups[tested])
+    answers = replace(data.kept_items, labels=labels.values[tested], groups=data.groups[tested])
     within, counts, known = np.zeros((len(tested), 2)), [], []
     for row, index in enumerate(tested.tolist()):
         own = labels.places(tested[row : row + 1])
@@ -227,9 +199,8 @@ def _token_rows(data: ComparisonData, fit: OutOfFold) -> dict[str, Rows]:
 
 def _span_rows(counts: Sequence[Sequence[int]], answers: EvaluationSet) -> dict[str, Rows]:
     """Precision, recall and F1 of characters and spans, summed over answers."""
-    right, predicted, marked, right_spans, predicted_spans, found_spans, marked_spans = answers.sums(
-        np.array(counts, dtype=np.float64)
-    ).T
+    sums = answers.sums(np.array(counts, dtype=np.float64)).T
+    right, predicted, marked, right_spans, predicted_spans, found_spans, marked_spans = sums
     precision, recall = ratio(right_spans, predicted_spans), ratio(found_spans, marked_spans)
     # without a predicted span there is no precision, and F1 is 0 as long as anything is marked
     known = np.nan_to_num(precision)
@@ -253,12 +224,10 @@ def token_counts(data: ComparisonData, n_groups: int) -> TokenCounts:
     """
     labels, kept = data.labels, np.flatnonzero(data.labels.is_valid).tolist()
     records, truth = [data.traces[index].record for index in kept], labels.values[kept]
-    by_writer: dict[str, list[int]] = {}
-    for record, value in zip(records, truth.tolist(), strict=True):
-        given = record.metadata.get("given")
-        source = given.get("source") if isinstance(given, Mapping) else None
-        by_writer.setdefault(str(source or "unknown"), []).append(value)
-    writers = sorted(by_writer.items(), key=lambda item: -len(item[1]))
+    given = [record.metadata.get("given") for record in records]
+    sources = [str((isinstance(each, Mapping) and each.get("source")) or "unknown") for each in given]
+    by_writer = pd.Series(truth).groupby(np.array(sources), sort=False).agg(["size", "mean"])
+    by_writer = by_writer.sort_values("size", ascending=False, kind="stable")
     n_characters = sum(len("".join(record.answer.split())) for record in records)
     return TokenCounts(
         n_traces=len(kept),
@@ -271,7 +240,7 @@ def token_counts(data: ComparisonData, n_groups: int) -> TokenCounts:
         n_lost_spans=sum(map(n_lost_spans, records)),
         character_share=sum(data.marked[index].n_marked for index in kept) / max(n_characters, 1),
         n_on_policy=sum(record.is_on_policy for record in records),
-        writers={name: (len(values), float(np.mean(values))) for name, values in writers},
+        writers={name: (int(n), float(share)) for name, n, share in by_writer.itertuples()},
     )
 
 
@@ -292,28 +261,22 @@ def category_notes(rows: Sequence[DetectorRow]) -> tuple[str, ...]:
         return ()
     best = max(others, key=lambda row: row.metric("auroc") or 0.0)
     shown = {"overall": "auroc", "within": "within_category_auroc", "held_out": "category_auroc"}
-    found = {name: _shown(best.metric(metric)) for name, metric in shown.items()}
-    return (TEXTS["categories"].format(prior=_shown(prior), detector=best.detector, **found),)
+    found = {"prior": prior} | {name: best.metric(metric) for name, metric in shown.items()}
+    texts = {name: "unknown" if value is None else f"{value:.3f}" for name, value in found.items()}
+    return (TEXTS["categories"].format(detector=best.detector, **texts),)
 
 
-def _shown(value: float | None) -> str:
-    return "unknown" if value is None else f"{value:.3f}"
-
-
-def sample_table(
-    data: ComparisonData, name: str, fits: Mapping[int, OutOfFold], *, held_out: HeldOut = "question"
-) -> pa.Table:
-    """One row a seed and tested item; a score that is not valid is null."""
+def sample_table(data: ComparisonData, name: str, fits: Mapping[SplitKey, OutOfFold]) -> pa.Table:
+    """One row a split and tested item; a score that is not valid is null."""
     labels, tables = data.labels, [SAMPLE_SCHEMA.empty_table()]
-    for seed, fit in fits.items():
+    for (held_out, seed), fit in fits.items():
         tested = np.flatnonzero(fit.is_tested)
         owner, probability = labels.owner[tested], fit.probability[tested]
-        is_token = labels.level == "token"
         columns = {
             "detector": [name] * len(tested),
             "seed": [seed] * len(tested),
             "fold": fit.fold[tested],
-            "trace_id": [labels.trace_ids[index] for index in owner.tolist()],
+            "trace_id": np.array(labels.trace_ids)[owner],
             "group": data.groups[owner],
             "label": labels.items[tested],
             "score": pa.array(fit.values[tested], from_pandas=True),
@@ -321,7 +284,7 @@ def sample_table(
             "is_valid": fit.is_valid[tested],
             "probability": pa.array(probability, from_pandas=True),
             "is_predicted_positive": pa.array(fit.is_predicted_positive[tested], mask=np.isnan(probability)),
-            "token": labels.place_in_trace[tested] if is_token else pa.nulls(len(tested), pa.int64()),
+            "token": labels.place_in_trace[tested] if labels.level == "token" else [None] * len(tested),
             "held_out": [held_out] * len(tested),
         }
         tables.append(pa.table(columns, schema=SAMPLE_SCHEMA))
@@ -331,22 +294,19 @@ def sample_table(
 def median_filled_scores(data: ComparisonData, samples: pa.Table) -> dict[str, list[Floats]]:
     """Scores of all kept items by detector and seed, with the median where there is no valid score.
 
-    NaN where an item was not tested. It reads nothing but the table of samples, so that detectors
-    taken over from an earlier run are judged together with new ones.
+    NaN where an item was not tested; only samples with questions held out count. It reads nothing
+    but the table, so that detectors taken over from an earlier run are judged together with new ones.
     """
-    labels = data.labels
-    starts = labels.owner.searchsorted(np.arange(len(labels.values)))
-    first = np.append(0, data.is_kept.cumsum())[starts]
-    found: dict[str, list[Floats]] = {}
+    labels, found = data.labels, dict[str, list[Floats]]()
+    first = np.append(0, data.is_kept.cumsum())[labels.owner.searchsorted(np.arange(len(labels.values)))]
+    place_of_trace = pd.Series(first, index=labels.trace_ids)
+    samples = samples.filter(pc.field("held_out") == "question")
     for name in pc.unique(samples["detector"]).to_pylist():
-        mine = samples.filter(pc.field("detector") == name)
-        seeds, known = mine["seed"].to_numpy(), mine["score"].to_numpy().astype(np.float64)
-        trace = pc.index_in(mine["trace_id"], pa.array(labels.trace_ids)).to_numpy()
-        places = first[trace] + pc.fill_null(mine["token"], 0).to_numpy()
-        found[name] = []
-        for seed in dict.fromkeys(seeds.tolist()):
-            here, scores = seeds == seed, np.full(len(data.kept_items.labels), np.nan)
-            median = np.median(known[here & np.isfinite(known)])
-            scores[places[here]] = np.where(np.isfinite(known[here]), known[here], median)
-            found[name].append(scores)
+        mine = samples.filter(pc.field("detector") == name).select(["seed", "trace_id", "token", "score"])
+        for _, frame in mine.to_pandas().groupby("seed", sort=False):
+            known, scores = frame["score"].to_numpy(np.float64), np.full(len(data.kept_items.labels), np.nan)
+            place_in_trace = frame["token"].fillna(0).to_numpy(np.int64)
+            places = place_of_trace[frame["trace_id"]].to_numpy() + place_in_trace
+            scores[places] = np.where(np.isfinite(known), known, np.median(known[np.isfinite(known)]))
+            found.setdefault(name, []).append(scores)
     return found

@@ -10,12 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 import pyarrow as pa
-from jaxtyping import Float
 from scipy.stats import t as student
 
 from graphhalu.core.documents import FileFormat
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.core.numerics import auroc
+from graphhalu.evaluation.metrics import Floats
 from graphhalu.evaluation.result import MethodTest, Result
 from graphhalu.evaluation.settings import MARGIN
 from graphhalu.evaluation.significance import holm
@@ -50,12 +50,7 @@ def fit_aurocs(samples: pa.Table) -> dict[str, dict[tuple[int, int], float]]:
 
 
 def compare_methods(
-    fits: Mapping[str, Fits],
-    baseline: str,
-    *,
-    test_ratio: float,
-    level: float = LEVEL,
-    margin: float = MARGIN,
+    fits: Mapping[str, Fits], baseline: str, *, test_ratio: float, **how: float
 ) -> list[MethodTest]:
     """Test every method against the baseline, with Holm's correction over all of them.
 
@@ -64,8 +59,7 @@ def compare_methods(
         baseline: One of the detectors.
         test_ratio: Tested answers of a fit over those that it was trained on: 1/3 for five folds of which
             one tests and one validates.
-        level: Coverage of the intervals.
-        margin: Margin of the test of equivalence.
+        how: ``level`` and ``margin`` of :func:`corrected_test`.
 
     Returns:
         One test a detector but the baseline; none of those with fewer than two fits in common.
@@ -73,30 +67,22 @@ def compare_methods(
     found = []
     for detector in fits:
         shared = [key for key in fits[detector] if key in fits.get(baseline, {})]
-        if detector == baseline or len(shared) < _LEAST_FITS:
-            continue
-        differences = np.array([fits[detector][key] - fits[baseline][key] for key in shared])
-        found.append(
-            corrected_test(differences, test_ratio, names=(detector, baseline), level=level, margin=margin)
-        )
+        if detector != baseline and len(shared) >= _LEAST_FITS:
+            differences = np.array([fits[detector][key] - fits[baseline][key] for key in shared])
+            test = corrected_test(differences, test_ratio, **how)
+            found.append(replace(test, detector=detector, baseline=baseline))
     corrected = holm([each.p_value for each in found])
     return [replace(each, p_holm=p_holm) for each, p_holm in zip(found, corrected, strict=True)]
 
 
 def corrected_test(
-    differences: Float[np.ndarray, "fit"],
-    test_ratio: float,
-    *,
-    names: tuple[str, str] = ("", ""),
-    level: float = LEVEL,
-    margin: float = MARGIN,
+    differences: Floats, test_ratio: float, *, level: float = LEVEL, margin: float = MARGIN
 ) -> MethodTest:
-    """The corrected resampled t-test of a mean difference.
+    """The corrected resampled t-test of a mean difference; it names no detectors.
 
     Args:
         differences: One a fit.
         test_ratio: Tested answers of a fit over those that it was trained on.
-        names: Detector and baseline.
         level: Coverage of the interval.
         margin: Margin of the test of equivalence.
 
@@ -124,27 +110,15 @@ def corrected_test(
         return float(student.sf(distance / error, freedom))
 
     p_not_worse, p_not_better = p_above(mean + margin), p_above(margin - mean)
-    return MethodTest(
-        *names,
-        difference=mean,
-        low=mean - half,
-        high=mean + half,
-        standard_error=error,
-        p_value=min(1.0, 2 * p_above(abs(mean))),
-        p_holm=None,
-        p_equivalent=max(p_not_worse, p_not_better),
-        p_not_worse=p_not_worse,
-        margin=margin,
-        n_fits=n_fits,
-    )
+    p_value, p_equivalent = min(1.0, 2 * p_above(abs(mean))), max(p_not_worse, p_not_better)
+    estimate = (mean, mean - half, mean + half, error)
+    return MethodTest("", "", *estimate, p_value, None, p_equivalent, p_not_worse, margin, n_fits)
 
 
 def overlap_ratio(config: Mapping[str, Any]) -> float:
     """Tested over training answers of a fit, of the settings of a comparison."""
-    if config.get("quick"):
-        return 1 / 3  # 60 / 20 / 20
-    n_folds = int(config.get("n_folds", 5))
-    return 1 / (n_folds - 2)
+    # a quick comparison has one split, 60 / 20 / 20
+    return 1 / 3 if config.get("quick") else 1 / (int(config.get("n_folds", 5)) - 2)
 
 
 def method_tests(samples: pa.Table, baseline: str, config: Mapping[str, Any]) -> tuple[MethodTest, ...]:
@@ -155,10 +129,8 @@ def method_tests(samples: pa.Table, baseline: str, config: Mapping[str, Any]) ->
         baseline: One of the detectors.
         config: Settings of the comparison.
     """
-    level, margin = config.get("level", LEVEL), config.get("margin", MARGIN)
-    fits = fit_aurocs(samples)
-    found = compare_methods(fits, baseline, test_ratio=overlap_ratio(config), level=level, margin=margin)
-    return tuple(found)
+    how = {name: config[name] for name in ("level", "margin") if name in config}
+    return tuple(compare_methods(fit_aurocs(samples), baseline, test_ratio=overlap_ratio(config), **how))
 
 
 def with_methods(result: Result) -> Result:

@@ -35,6 +35,9 @@ Ints = Int[np.ndarray, "item"]
 Mask = Bool[np.ndarray, "item"]
 Groups = Shaped[np.ndarray, "item"]
 Resampled = Float[np.ndarray, "resample"]
+Counts = Float[np.ndarray, "resample threshold"]
+Weights = Num[np.ndarray, "resample item"]
+Places = Int[np.ndarray, "threshold"]
 
 MAX_REJECTION: Final = 0.5
 """Rejection goes up to this share of the traces in the prediction-rejection ratio."""
@@ -44,50 +47,54 @@ _GRID: Final = np.linspace(0, 1, 501)
 
 @dataclass(frozen=True)
 class RocCounts:
-    """Weighted counts at or above each distinct score, from the highest score down."""
+    """Weighted counts at or above each distinct score, from the highest score down.
 
-    true_positives: Float[np.ndarray, "resample threshold"]
-    false_positives: Float[np.ndarray, "resample threshold"]
+    Attributes:
+        hits: Hallucinated items.
+        alarms: Correct items.
+    """
+
+    hits: Counts
+    alarms: Counts
 
     @property
     def n_correct(self) -> Resampled:
-        """Correct traces."""
-        return self.false_positives[:, -1]
+        """Correct items."""
+        return self.alarms[:, -1]
 
     @cached_property
     def n_all(self) -> Resampled:
-        """All traces."""
-        return self.true_positives[:, -1] + self.n_correct
+        """All items."""
+        return self.hits[:, -1] + self.n_correct
 
     @cached_property
-    def kept_ties(self) -> tuple[Float[np.ndarray, "resample threshold"], ...]:
+    def kept_ties(self) -> tuple[Counts, ...]:
         """The terms of ``sum of C(k) / k``, one a tie; weights must be whole numbers.
 
         Returns:
             The sum over all ``k`` that end within the tie; traces below the tie; ``C(k)`` of the
             tie, extended to ``k = 0``, in which it is linear; share of correct traces in the tie.
         """
-        alarms, n_all = self.false_positives, self.n_all[:, None]
-        flagged = self.true_positives + alarms
-        kept = n_all - flagged
-        in_tie, correct = np.diff(flagged, prepend=0), np.diff(alarms, prepend=0)
+        flagged = self.hits + self.alarms
+        kept = self.n_all[:, None] - flagged
+        in_tie, correct = np.diff(flagged, prepend=0), np.diff(self.alarms, prepend=0)
         slope = correct / np.maximum(in_tie, 1.0)
-        level = (alarms[:, -1:] - alarms) - slope * kept
-        harmonic = harmonic_numbers(int(n_all.max(initial=0)))
-        up_to = np.empty((len(kept), kept.shape[1] + 1))
-        up_to[:, :1], up_to[:, 1:] = harmonic[n_all.astype(np.int64)], harmonic[kept.astype(int)]
+        level = (self.alarms[:, -1:] - self.alarms) - slope * kept
+        # row by row in memory, since the rounding of sums depends on the layout
+        up_to = np.ascontiguousarray(self.harmonic(np.append(self.n_all[:, None], kept, axis=1)))
         return level * (up_to[:, :-1] - up_to[:, 1:]) + correct, kept, level, slope
+
+    def harmonic(self, n_terms: Float[np.ndarray, "*shape"]) -> Float[np.ndarray, "*shape"]:
+        """``1 + 1/2 + … + 1/n`` for whole numbers up to that of all items."""
+        return _harmonic_numbers(int(self.n_all.max(initial=0)))[n_terms.astype(np.int64)]
 
 
 @lru_cache(maxsize=8)
-def harmonic_numbers(n_terms: int) -> Float[np.ndarray, "term"]:
-    """``1 + 1/2 + … + 1/n`` for ``n = 0 … n_terms``."""
-    return np.append(0.0, np.cumsum(1 / np.arange(1, n_terms + 1)))
+def _harmonic_numbers(largest: int) -> Float[np.ndarray, "term"]:
+    return np.append(0.0, np.cumsum(1 / np.arange(1, largest + 1)))
 
 
-def roc_counts(
-    scores: Floats, labels: Ints, weights: Num[np.ndarray, "resample trace"] | None = None
-) -> RocCounts:
+def roc_counts(scores: Floats, labels: Ints, weights: Weights | None = None) -> RocCounts:
     """Count both classes at or above each distinct score, once for each row of weights.
 
     Args:
@@ -100,15 +107,13 @@ def roc_counts(
     return sorted_counts(rows[:, order], labels[order], last_of_tie)
 
 
-def tie_order(scores: Floats) -> tuple[Ints, Int[np.ndarray, "threshold"]]:
+def tie_order(scores: Floats) -> tuple[Ints, Places]:
     """Order of falling scores, and the place in it where each distinct score ends."""
     order = np.argsort(-scores, kind="stable")
     return order, np.flatnonzero(np.append(np.diff(scores[order]) != 0, True))
 
 
-def sorted_counts(
-    weights: Num[np.ndarray, "resample trace"], labels: Ints, last_of_tie: Int[np.ndarray, "threshold"]
-) -> RocCounts:
+def sorted_counts(weights: Weights, labels: Ints, last_of_tie: Places) -> RocCounts:
     """:func:`roc_counts` of weights and labels that :func:`tie_order` has sorted."""
     # summed in place: a fifth faster than through new arrays
     alarms = weights.astype(np.float64)
@@ -116,9 +121,8 @@ def sorted_counts(
     np.cumsum(hits, axis=1, out=hits)
     np.cumsum(alarms, axis=1, out=alarms)
     alarms -= hits
-    if len(last_of_tie) == len(labels):
-        return RocCounts(hits, alarms)
-    return RocCounts(hits[:, last_of_tie], alarms[:, last_of_tie])
+    ends = slice(None) if len(last_of_tie) == len(labels) else last_of_tie
+    return RocCounts(hits[:, ends], alarms[:, ends])
 
 
 def check_scores(scores: Floats, labels: Ints) -> None:
@@ -128,17 +132,28 @@ def check_scores(scores: Floats, labels: Ints) -> None:
         ValueError: If a score is not finite, or a label is neither 0 nor 1.
         NotEnoughDataError: If one class is missing.
     """
-    n_bad = int((~np.isfinite(scores)).sum())
-    if n_bad:
+    if n_bad := int((~np.isfinite(scores)).sum()):
         raise ValueError(f"{n_bad} of {len(scores)} scores are not finite; leave invalid scores out first")
     if not np.isin(labels, (LABEL_CORRECT, LABEL_HALLUCINATED)).all():
         raise ValueError(f"labels must be 0 or 1, got {np.unique(labels)[:5].tolist()}")
-    n_hallucinated = int(labels.sum())
-    if n_hallucinated in (0, len(labels)):
-        raise NotEnoughDataError(
-            f"a metric needs both classes, got {n_hallucinated} hallucinated "
-            f"and {len(labels) - n_hallucinated} correct traces"
-        )
+    check_classes(labels, "a metric needs both classes")
+
+
+def check_classes(labels: Ints, needed: str, *, least: int = 1, way_out: str = "") -> None:
+    """Refuse labels with too few of a class.
+
+    Args:
+        labels: 0 or 1.
+        needed: Begins the message, as "a metric needs both classes".
+        least: Items of each class that are needed.
+        way_out: Ends the message.
+
+    Raises:
+        NotEnoughDataError: Says how many of each class there are.
+    """
+    n_correct, n_positive = np.bincount(labels, minlength=2).tolist()
+    if min(n_correct, n_positive) < least:
+        raise NotEnoughDataError(f"{needed}, got {n_positive} hallucinated and {n_correct} correct{way_out}")
 
 
 def auroc(scores: Floats, labels: Ints) -> float:
@@ -164,9 +179,10 @@ def evaluate(scores: Floats, labels: Ints) -> dict[str, float]:
     return {name: float(metric(counts)[0]) for name, metric in METRICS.items()}
 
 
-def ratio(
-    numerator: Float[np.ndarray, "*shape"], denominator: Float[np.ndarray, "*any"]
-) -> Float[np.ndarray, "*shape"]:
+AnyShape = Float[np.ndarray, "*shape"]
+
+
+def ratio(numerator: AnyShape, denominator: Float[np.ndarray, "*any"]) -> AnyShape:
     """Division that gives NaN, without a warning, where there is nothing to divide by."""
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.where(denominator > 0, numerator / denominator, np.nan)
@@ -174,7 +190,7 @@ def ratio(
 
 def counted_auroc(counts: RocCounts) -> Resampled:
     """AUROC of each resample; NaN where a resample lacks a class."""
-    hits, alarms = counts.true_positives, counts.false_positives
+    hits, alarms = counts.hits, counts.alarms
     # trapezoids: twice the mean height times the width, the first one from the origin
     twice = np.einsum("rt,rt->r", alarms[:, 1:] - alarms[:, :-1], hits[:, 1:] + hits[:, :-1])
     area = (twice + alarms[:, 0] * hits[:, 0]) / 2
@@ -183,7 +199,7 @@ def counted_auroc(counts: RocCounts) -> Resampled:
 
 def counted_auprc(counts: RocCounts) -> Resampled:
     """Average precision of each resample; NaN where a resample lacks a class."""
-    hits, alarms = counts.true_positives, counts.false_positives
+    hits, alarms = counts.hits, counts.alarms
     flagged = hits + alarms
     # nothing flagged means no hits either, and 0 / 1 is the 0 that is wanted there
     precision = hits / np.maximum(flagged, 1.0, out=flagged)
@@ -199,13 +215,13 @@ def counted_tpr_at_fpr(counts: RocCounts, *, max_fpr: float) -> Resampled:
     count: tied scores are flagged together, and nothing is interpolated between points, since no
     threshold reaches a point in between. A point on the bound counts.
     """
-    hits, alarms, n_correct = counts.true_positives, counts.false_positives, counts.n_correct
+    n_correct = counts.n_correct
     guess = np.floor(max_fpr * n_correct) + 1
     most_alarms = np.where(ratio(guess, n_correct) <= max_fpr, guess, guess - 1)
     # the counts only rise, so the last threshold within the bound is found by counting
-    n_within = (alarms <= most_alarms[:, None]).sum(axis=1)
-    last = np.take_along_axis(hits, np.maximum(n_within - 1, 0)[:, None], axis=1)[:, 0]
-    value = ratio(np.where(n_within > 0, last, 0.0), hits[:, -1])
+    n_within = (counts.alarms <= most_alarms[:, None]).sum(axis=1)
+    last = np.take_along_axis(counts.hits, np.maximum(n_within - 1, 0)[:, None], axis=1)[:, 0]
+    value = ratio(np.where(n_within > 0, last, 0.0), counts.hits[:, -1])
     return np.where(n_correct > 0, value, np.nan)
 
 
@@ -268,16 +284,13 @@ def _kept_quality(counts: RocCounts, fewest: Resampled) -> Resampled:
     upper = np.take_along_axis(above, place, axis=1)[:, 0]
     inside = np.minimum(place, kept.shape[1] - 1)
     level, slope = (np.take_along_axis(each, inside, axis=1)[:, 0] for each in (levels, slopes))
-    harmonic = harmonic_numbers(int(counts.n_all.max(initial=0)))
-    steps = harmonic[upper.astype(np.int64)] - harmonic[fewest.astype(np.int64)]
+    steps = counts.harmonic(upper) - counts.harmonic(fewest)
     return np.where(upper > fewest, whole + level * steps + slope * (upper - fewest), whole)
 
 
 def _oracle_quality(counts: RocCounts, fewest: Resampled) -> Resampled:
     """The same sum when every hallucinated trace is rejected before any correct one."""
-    harmonic = harmonic_numbers(int(counts.n_all.max(initial=0)))
-    turn = np.maximum(counts.n_correct, fewest)
-    tail = harmonic[counts.n_all.astype(np.int64)] - harmonic[turn.astype(np.int64)]
+    tail = counts.harmonic(counts.n_all) - counts.harmonic(np.maximum(counts.n_correct, fewest))
     return np.maximum(counts.n_correct - fewest, 0.0) + counts.n_correct * tail
 
 
@@ -293,6 +306,9 @@ METRICS: Final[Mapping[str, Callable[[RocCounts], Resampled]]] = {
 """The rank metrics of a comparison by name: from the counts of each resample to its value."""
 
 
+ByThreshold = Float[np.ndarray, "threshold"]
+
+
 class Curve(NamedTuple):
     """Points of a line, from left to right."""
 
@@ -300,9 +316,7 @@ class Curve(NamedTuple):
     y: Float[np.ndarray, "point"]
 
 
-def class_counts(
-    scores: Floats, labels: Ints
-) -> tuple[Float[np.ndarray, "threshold"], Float[np.ndarray, "threshold"]]:
+def class_counts(scores: Floats, labels: Ints) -> tuple[ByThreshold, ByThreshold]:
     """Hallucinated and correct items at or above each distinct score, from the highest score down.
 
     Raises:
@@ -311,7 +325,7 @@ def class_counts(
     """
     check_scores(scores, labels)
     counts = roc_counts(scores, labels)
-    return counts.true_positives[0], counts.false_positives[0]
+    return counts.hits[0], counts.alarms[0]
 
 
 def _roc_curve(scores: Floats, labels: Ints) -> Curve:
@@ -371,20 +385,17 @@ def mean_curve(samples: pa.Table, detector: str, kind: str) -> Curve:
     mine = mine.filter(pc.field(needed).is_valid())
     if not len(mine):
         raise NotEnoughDataError(f"{detector} has no valid {needed} to draw")
-    values, labels = mine[needed].to_numpy().astype(np.float64), mine["label"].to_numpy().astype(np.int64)
-    seeds = np.zeros(len(mine)) if kind == "calibration" else mine["seed"].to_numpy()
-    curves = [
-        _CURVES[kind](values[seeds == seed], labels[seeds == seed]) for seed in dict.fromkeys(seeds.tolist())
-    ]
+    frame = mine.to_pandas().astype({needed: np.float64, "label": np.int64})
+    by_seed = frame.groupby(frame["seed"] * (kind != "calibration"), sort=False)
+    curves = [_CURVES[kind](each[needed].to_numpy(), each["label"].to_numpy()) for _, each in by_seed]
     if len(curves) == 1:
         return curves[0]
     # before the first point of a curve there is nothing, so the grid starts where all have begun
     start = max(float(curve.x[0]) for curve in curves)
     grid = np.append(start, _GRID[start < _GRID])
     heights = np.mean([np.interp(grid, *curve) for curve in curves], axis=0)
-    if all(curve.x[0] == curve.y[0] == 0 for curve in curves):
-        return Curve(np.append(0.0, grid), np.append(0.0, heights))
-    return Curve(grid, heights)
+    origin = [0.0] if all(curve.x[0] == curve.y[0] == 0 for curve in curves) else []
+    return Curve(np.append(origin, grid), np.append(origin, heights))
 
 
 def calibration_band(samples: pa.Table) -> tuple[Float[np.ndarray, "end point"], Float[np.ndarray, "point"]]:
@@ -395,9 +406,10 @@ def calibration_band(samples: pa.Table) -> tuple[Float[np.ndarray, "end point"],
     return np.stack([np.maximum(share - reach, 0), np.minimum(share + reach, 1)]), share
 
 
-def reliability_curve(
-    probability: Floats, labels: Ints, *, n_bins: int = N_BINS
-) -> tuple[Float[np.ndarray, "bin"], Float[np.ndarray, "bin"], Int[np.ndarray, "bin"]]:
+Bins = tuple[Float[np.ndarray, "bin"], Float[np.ndarray, "bin"], Int[np.ndarray, "bin"]]
+
+
+def reliability_curve(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> Bins:
     """Mean probability, share of hallucinated traces and number of traces in bins of equal mass.
 
     The bins rise with the probability. Equal probabilities are never parted, so that the order of a
@@ -434,21 +446,12 @@ def ece(probability: Floats, labels: Ints, *, n_bins: int = N_BINS) -> float:
     return float(np.average(np.abs(mean - share), weights=n_traces))
 
 
-class Recalibration(NamedTuple):
-    """Logistic curve from the logit of a probability to that of the label; 1 and 0 if it is right.
+def recalibration(probability: Floats, labels: Ints) -> tuple[float, float]:
+    """Slope and intercept of the logistic curve from the logit of a probability to that of the label.
 
-    Attributes:
-        slope: Below 1 where probabilities are too far from the base rate, as after overfitting.
-        intercept: Above 0 where probabilities are too low on the whole.
-    """
-
-    slope: float
-    intercept: float
-
-
-def recalibration(probability: Floats, labels: Ints) -> Recalibration:
-    """Calibration slope and intercept; NaN where a class is missing or all probabilities are equal.
-
+    Right probabilities have 1 and 0. The slope is below 1 where they are too far from the base rate, as
+    after overfitting, the intercept above 0 where they are too low on the whole. Both are NaN where
+    a class is missing or all probabilities are equal.
     Probabilities are kept within half an item of 0 and 1, since an isotonic curve reaches both.
 
     Raises:
@@ -462,9 +465,9 @@ def recalibration(probability: Floats, labels: Ints) -> Recalibration:
     edge = 0.5 / len(probability)
     logits = logit(np.clip(probability, edge, 1 - edge))
     if len(np.unique(labels)) < 2 or np.ptp(logits) == 0:  # noqa: PLR2004
-        return Recalibration(np.nan, np.nan)
+        return np.nan, np.nan
     model = LogisticRegression(C=np.inf, max_iter=1000).fit(logits[:, None], labels)
-    return Recalibration(float(model.coef_[0, 0]), float(model.intercept_[0]))
+    return float(model.coef_[0, 0]), float(model.intercept_[0])
 
 
 def log_losses(probability: Floats, labels: Ints) -> Floats:
@@ -476,8 +479,7 @@ def log_losses(probability: Floats, labels: Ints) -> Floats:
     """
     _check_probabilities(probability)
     with np.errstate(divide="ignore"):
-        losses: Floats = -np.log(np.where(labels == 1, probability, 1 - probability))
-    return losses
+        return -np.log(np.where(labels == 1, probability, 1 - probability))
 
 
 def _check_probabilities(probability: Floats) -> None:

@@ -6,11 +6,14 @@ which were ``tokens.json`` and ``tokens.parquet`` before; version 4 tests of met
 fitted scorers. Files of all versions are read.
 """
 
-from collections.abc import Mapping, Sequence
+import inspect
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar, Final
 
+import pandas as pd
 import pyarrow as pa
 from pydantic import ConfigDict
 
@@ -24,7 +27,7 @@ from graphhalu.core.documents import (
     validated,
     write_document,
 )
-from graphhalu.core.errors import CorruptStoreError, DataFileError, MissingExtraError
+from graphhalu.core.errors import CorruptStoreError, DataFileError
 from graphhalu.core.files import read_parquet, reading, shown
 from graphhalu.core.provenance import file_sha256
 from graphhalu.detectors.registry import POSITION_CONTROL
@@ -41,34 +44,13 @@ TEXTS: Final = read_yaml(Path(__file__).with_name("texts.yaml"))
 
 _CARD_COLUMNS: Final = ("detector", "inputs", "is_supervised", "is_control", "is_graph")
 _TEST_COLUMNS: Final = {"low": "difference_low", "high": "difference_high"}
-_COST_COLUMNS: Final = (
-    "coverage",
-    "auroc_invalid_at_median",
-    "fit_s",
-    "score_ms",
-    "trace_bytes",
-    "n_parameters",
-)
+_COSTS: Final = ("coverage", "auroc_invalid_at_median", "fit_s", "score_ms", "trace_bytes", "n_parameters")
 _TOKENS_BEFORE: Final = FileFormat("graphhalu-token-result", 1, KIND.way_out)
 _TOKEN_FILES: Final = ("tokens.json", "tokens.parquet")
+_RENAMED: Final[Mapping[str, str]] = TEXTS["earlier"]["renamed"]
+_ADDED: Final[Mapping[str, str | None]] = TEXTS["earlier"]["added"]
 
-SAMPLE_SCHEMA: Final = pa.schema(
-    {
-        "detector": pa.string(),
-        "seed": pa.int64(),
-        "fold": pa.int64(),
-        "trace_id": pa.string(),
-        "group": pa.string(),
-        "label": pa.int8(),
-        "score": pa.float64(),
-        "raw_score": pa.float64(),
-        "is_valid": pa.bool_(),
-        "probability": pa.float64(),
-        "is_predicted_positive": pa.bool_(),
-        "token": pa.int64(),
-        "held_out": pa.string(),
-    }
-)
+SAMPLE_SCHEMA: Final = pa.schema([(n, pa.type_for_alias(kind)) for n, kind in TEXTS["samples"].items()])
 """One row a detector, seed and tested trace or token.
 
 ``score`` is pooled over folds; ``probability`` is calibrated and ``is_predicted_positive`` decided
@@ -368,27 +350,17 @@ class Result:
 
     def __repr__(self) -> str:
         """How much was compared, and the best detector."""
-        best = self.ranked()[0] if self.rows else None
-        auroc = None if best is None else best.auroc_invalid_at_median
-        found = "" if best is None or auroc is None else f", best {best.detector!r} {auroc:.3f}"
+        known = [(row.detector, row.auroc_invalid_at_median) for row in self.ranked()[:1]]
+        found = "".join(f", best {name!r} {auroc:.3f}" for name, auroc in known if auroc is not None)
         return f"Result({len(self.rows)} detectors on {self.n_traces} traces{found})"
 
-    def to_frame(self) -> Any:
+    def to_frame(self) -> pd.DataFrame:
         """The rows as a pandas ``DataFrame``: one a detector, in the order asked for.
 
         The columns are those of ``table.csv``: what the detector is, each metric with ``_low`` and
         ``_high``, its test against the baseline, coverage, costs, and ``failure``. What a failed
         detector lacks is NaN.
-
-        Raises:
-            MissingExtraError: If pandas is not installed.
         """
-        try:
-            import pandas as pd
-        except ImportError:
-            raise MissingExtraError(
-                "a table of a result needs the package pandas\n  Install it:  pip install 'graphhalu[report]'"
-            ) from None
         rows = self._cells()
         return pd.DataFrame(rows, columns=column_names(rows))
 
@@ -403,11 +375,9 @@ class Result:
         The AUROC is the one over all tested traces, with those without a score at the median:
         a detector does not rise by being silent on hard answers.
         """
-        # a failed detector has none, and an AUROC may be 0
-        aurocs = [
-            -1.0 if row.auroc_invalid_at_median is None else row.auroc_invalid_at_median for row in self.rows
-        ]
-        return [self.rows[place] for place in sorted(range(len(aurocs)), key=lambda place: -aurocs[place])]
+        # a failed detector has none and comes last, and an AUROC may be 0
+        aurocs = {row.detector: row.auroc_invalid_at_median for row in self.rows}
+        return sorted(self.rows, key=lambda row: 1.0 if (each := aurocs[row.detector]) is None else -each)
 
     def row(self, detector: str) -> DetectorRow | None:
         """The row of a detector, if there is one."""
@@ -439,20 +409,21 @@ class Result:
 
     def _cells(self) -> list[dict[str, Any]]:
         """Of each row what the detector is, its metrics, its test and its costs, by column."""
-        found = []
+        found, tests = [], {each.detector: vars(each) for each in self.comparisons}
         for row in self.rows:
-            test = {} if (made := self.comparison(row.detector)) is None else vars(made)
+            of_test = {_TEST_COLUMNS.get(n, n): each for n, each in tests.get(row.detector, {}).items()}
             cells = {name: getattr(row, name) for name in _CARD_COLUMNS} | {"inputs": " ".join(row.inputs)}
-            for name, metric in row.metrics.items():
-                cells |= {
-                    name if part == "value" else f"{name}_{part}": value
-                    for part, value in vars(metric).items()
-                }
-            cells |= {
-                _TEST_COLUMNS.get(name, name): value for name, value in test.items() if name != "detector"
-            }
-            found.append(cells | {name: getattr(row, name) for name in (*_COST_COLUMNS, "failure")})
+            cells |= metric_columns(row.metrics) | of_test | {"detector": row.detector}
+            found.append(cells | {name: getattr(row, name) for name in (*_COSTS, "failure")})
         return found
+
+
+def metric_columns(
+    metrics: Mapping[str, MetricValue], parts: Iterable[str] = MetricValue.__dataclass_fields__
+) -> dict[str, Any]:
+    """Parts of each metric by the name of their column, which is that of the metric for its value."""
+    pairs = product(metrics.items(), parts)
+    return {n if part == "value" else f"{n}_{part}": getattr(each, part) for (n, each), part in pairs}
 
 
 def column_names(rows: Sequence[Mapping[str, Any]]) -> list[str]:
@@ -508,59 +479,50 @@ def _read_scores(path: Path, scores: Path, checksums: Mapping[str, Any]) -> pa.T
 
 
 def upgraded_samples(samples: pa.Table) -> pa.Table:
-    """Samples of any version in the columns of :data:`SAMPLE_SCHEMA`; columns they lack are null.
+    """Samples of any version in the columns of :data:`SAMPLE_SCHEMA`.
 
     Raises:
         ArrowException: If a column is missing or of another type.
     """
-    earlier = {"is_called": "is_predicted_positive"}
-    samples = samples.rename_columns([earlier.get(name, name) for name in samples.column_names])
-    for name in ("probability", "is_predicted_positive", "token", "group"):
+    samples = samples.rename_columns([_RENAMED.get(name, name) for name in samples.column_names])
+    for name, value in _ADDED.items():
         if name not in samples.column_names:
             kind = SAMPLE_SCHEMA.field(name)
-            samples = samples.append_column(kind, pa.nulls(len(samples), kind.type))
-    if "held_out" not in samples.column_names:
-        samples = samples.append_column("held_out", pa.array(["question"] * len(samples), pa.string()))
+            samples = samples.append_column(kind, pa.array([value] * len(samples), kind.type))
     return samples.select(SAMPLE_SCHEMA.names).cast(SAMPLE_SCHEMA)
 
 
 def _of_tokens(values: Mapping[str, Any]) -> dict[str, Any]:
     """The fields of a comparison of token detectors as the first version wrote it."""
-    counts = values["counts"]
-    n_left_out = sum(counts["n_left_out"].values())
-    tests = [_of_token_test(row, row["differences"].get("token_auroc")) for row in values["rows"]]
+    counts, rows, tests = values["counts"], [], []
+    n_traces, n_left_out = counts["n_traces"], sum(counts["n_left_out"].values())
+    for row in values["rows"]:
+        metrics = {_RENAMED.get(n, n): _known(MetricValue, metric) for n, metric in row["metrics"].items()}
+        more = {"is_supervised": None, "auroc_invalid_at_median": metrics.get("auroc", {}).get("value")}
+        rows.append({**_known(DetectorRow, row), "metrics": metrics, **more})
+        test = row["differences"].get("token_auroc")
+        if test and test["low"] is not None:
+            # the difference from the position control was tested by the bootstrap alone
+            unknown = dict.fromkeys(("standard_error", "p_delong", "p_equivalent", "p_not_worse"))
+            about = {"detector": row["detector"], "baseline": POSITION_CONTROL, "p_holm": row["p_holm"]}
+            tests.append({**unknown, **_known(Comparison, test), **about, "margin": MARGIN})
     return {
         **values,
-        **{name: counts[name] for name in ("n_traces", "n_groups")},
-        "rows": [_of_token_row(row) for row in values["rows"]],
+        "rows": rows,
         "labeller": {"name": "spans", "meaning": "input", "settings": {}},
+        "n_traces": n_traces,
+        "n_groups": counts["n_groups"],
         "n_left_out": n_left_out,
         "prevalence": counts["n_hallucinated_tokens"] / counts["n_tokens"],
-        "coverage": counts["n_traces"] / (counts["n_traces"] + n_left_out),
+        "coverage": n_traces / (n_traces + n_left_out),
         "baseline": {"detector": POSITION_CONTROL, "rule": TEXTS["rules"]["position"]},
-        "comparisons": [test for test in tests if test is not None],
+        "comparisons": tests,
         "level": "token",
     }
 
 
-def _of_token_row(values: Mapping[str, Any]) -> dict[str, Any]:
-    row = {name: value for name, value in values.items() if name not in {"summary", "differences", "p_holm"}}
-    row["metrics"] = {
-        {"token_auroc": "auroc", "token_auprc": "auprc"}.get(name, name): {
-            part: value for part, value in metric.items() if part != "p_value"
-        }
-        for name, metric in values["metrics"].items()
-    }
-    auroc = row["metrics"].get("auroc", {}).get("value")
-    return {**row, "is_supervised": None, "auroc_invalid_at_median": auroc}
-
-
-def _of_token_test(row: Mapping[str, Any], difference: Mapping[str, Any] | None) -> dict[str, Any] | None:
-    """The difference from the position control, which was tested by the bootstrap alone."""
-    if not difference or difference["low"] is None:
-        return None
-    names = {"difference": "value", "low": "low", "high": "high", "p_bootstrap": "p_value"}
-    known = {name: difference[before] for name, before in names.items()}
-    unknown = dict.fromkeys(("standard_error", "p_delong", "p_equivalent", "p_not_worse"))
-    about = {"detector": row["detector"], "baseline": POSITION_CONTROL, "p_holm": row["p_holm"]}
-    return {**unknown, **known, **about, "margin": MARGIN}
+def _known(record: type, values: Mapping[str, Any]) -> dict[str, Any]:
+    """The values that are fields of a record, some of them under another name before."""
+    fields = inspect.signature(record).parameters
+    names = {name: name if name in fields else _RENAMED.get(name, name) for name in values}
+    return {name: values[before] for before, name in names.items() if name in fields}

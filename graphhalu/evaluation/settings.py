@@ -69,8 +69,7 @@ class CompareConfig(Config):
     def _differ(cls, values: tuple[Any, ...]) -> tuple[Any, ...]:
         if len(set(values)) < len(values):
             raise ValueError(
-                "seeds must differ, since the same one twice would hide how results scatter, and "
-                "variants of a detector need names of their own, as gat@wide"
+                "values must differ; variants of a detector have names of their own, as gat@wide"
             )
         return values
 
@@ -111,21 +110,22 @@ class DetectorSpec:
             UsageError: If the detector takes no settings and some are given.
         """
         factory: Any = self.find()
-        given: dict[str, Any] = {}
-        if self.settings:
-            if not hasattr(factory, "settings"):
-                raise UsageError(f"{self.name} takes no settings, got {dict(self.settings)}")
-            given = factory.settings(**{**self.settings, "seed": seed})
-        elif "seed" in inspect.signature(factory).parameters:
-            given = {"seed": seed}
-        return factory(**given)
+        if not self.settings:
+            return factory(**({"seed": seed} if "seed" in inspect.signature(factory).parameters else {}))
+        if not hasattr(factory, "settings"):
+            raise UsageError(f"{self.name} takes no settings, got {dict(self.settings)}")
+        return factory(**factory.settings(**{**self.settings, "seed": seed}))
+
+    def attribute(self, name: str, default: Any = None) -> Any:
+        """An attribute of the detector; the default where it lacks it or cannot be imported."""
+        with suppress(GraphhaluError):  # its own row tells why
+            return getattr(self.find(), name, default)
+        return default
 
     @property
     def reads_samples(self) -> bool:
         """Whether it compares sampled answers, as far as its card can be had."""
-        with suppress(GraphhaluError):  # its own row tells why
-            return getattr(getattr(self.find(), "card", None), "reads_samples", False)
-        return False
+        return getattr(self.attribute("card"), "reads_samples", False)
 
     def card(self) -> DetectorCard:
         """What the detector says of itself."""
@@ -153,10 +153,10 @@ def detector_specs(
         UnknownNameError: If no detector has such a name.
     """
     if isinstance(detectors, Mapping):
-        factories = {
-            n: _copier(each) if isinstance(each, Detector) else each for n, each in detectors.items()
-        }
-        specs = [DetectorSpec(name, factory=factory) for name, factory in factories.items()]
+        specs = [
+            DetectorSpec(name, factory=_copier(each) if isinstance(each, Detector) else each)
+            for name, each in detectors.items()
+        ]
     else:
         chosen = detectors or config.detectors or (detector_names(level) if detectors is None else ())
         if level == "token" and POSITION_CONTROL not in chosen:
@@ -164,34 +164,22 @@ def detector_specs(
         specs = [detector_spec(each) for each in chosen]
     names = [spec.name for spec in specs]
     if not names or len(set(names)) < len(names):
-        raise UsageError(
-            f"expected the names of different detectors, got {names}\n"
-            f"  Two of one class get names of their own in a mapping, or as name@variant"
-        )
+        advice = "Two of one class get names of their own in a mapping, or as name@variant"
+        raise UsageError(f"expected the names of different detectors, got {names}\n  {advice}")
     for spec in specs:
-        card: DetectorCard | None = None
-        with suppress(GraphhaluError):  # its own row tells why
-            card = getattr(spec.find(), "card", None)
-        if card is not None and card.level != level:
+        if (card := spec.attribute("card")) is not None and card.level != level:
             raise UsageError(
                 f"{spec.name} scores {card.level}s, and the labels are of {level}s: a comparison is "
                 f"of one level\n  Compare answers:  graphhalu compare, tokens:  graphhalu tokens"
             )
-    for name in config.settings:
-        if name not in names:
-            raise unknown_name("compared detector with settings", name, names)
-    if config.against is not None and config.against not in names:
-        raise unknown_name("compared detector to test against", config.against, names)
-    return [replace(spec, settings=_settings(spec, config)) for spec in specs]
-
-
-def _settings(spec: DetectorSpec, config: CompareConfig) -> dict[str, Any]:
-    """What differs from the defaults of a detector, in a quick comparison also what makes it quick."""
-    quick: Mapping[str, Any] = {}
-    if config.quick:
-        with suppress(GraphhaluError):  # its own row tells why it cannot be imported
-            quick = getattr(spec.find(), "quick_settings", {})
-    return {**quick, **config.settings.get(spec.name, {})}
+    against = [] if config.against is None else [config.against]
+    for what, asked in (("with settings", config.settings), ("to test against", against)):
+        for name in asked:
+            if name not in names:
+                raise unknown_name(f"compared detector {what}", name, names)
+    # in a quick comparison also what makes a detector quick
+    quick = {spec.name: spec.attribute("quick_settings", {}) if config.quick else {} for spec in specs}
+    return [replace(s, settings={**quick[s.name], **config.settings.get(s.name, {})}) for s in specs]
 
 
 def detector_spec(given: str | Detector | type[Detector]) -> DetectorSpec:
@@ -221,8 +209,6 @@ def detector_spec(given: str | Detector | type[Detector]) -> DetectorSpec:
 def _copier(detector: Any) -> DetectorFactory:
     """Gives copies of a detector; one that was read from a folder would be fitted over."""
     if detector.identity is not None:
-        raise UsageError(
-            f"{detector.card.name} was fitted and saved, and a comparison fits each detector anew"
-            f"\n  Give its class, or a detector with the same settings that is not fitted"
-        )
+        name = detector.card.name
+        raise UsageError(f"{name} was fitted and saved\n  Give its class, or a detector that is not fitted")
     return partial(deepcopy, detector)

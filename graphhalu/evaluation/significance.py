@@ -24,12 +24,13 @@ from scipy.stats import rankdata
 
 from graphhalu.core.errors import NotEnoughDataError, UsageError
 from graphhalu.detectors.registry import POSITION_CONTROL
-from graphhalu.evaluation.bootstrap import EvaluationSet, percentile_interval, two_sided_p
-from graphhalu.evaluation.metrics import Floats, Groups, Ints, Resampled, auroc, check_scores
+from graphhalu.evaluation.bootstrap import Columns, EvaluationSet, percentile_interval, two_sided_p
+from graphhalu.evaluation.metrics import Floats, Groups, Ints, Resampled, auroc, check_classes, check_scores
 from graphhalu.evaluation.result import TEXTS, Baseline, Comparison, DetectorRow
 from graphhalu.evaluation.settings import MARGIN
 from graphhalu.labels.labels import Level
 
+ByColumn = Float[np.ndarray, "column"]
 LEAST_OF_CLASS: Final = 5
 """Answers of a class below which single features are not tested."""
 
@@ -78,20 +79,17 @@ def compare_to_baseline(
     if baseline not in scores:
         raise UsageError(f"the baseline {baseline!r} is none of {', '.join(scores)}, or it failed")
     pooled = {name: pooled_auroc(seeds, tested) for name, seeds in scores.items()}
-    other, found = pooled[baseline], []
+    other, found = pooled.pop(baseline), []
     for name, own in pooled.items():
-        if name == baseline:
-            continue
         resampled = own.resampled - other.resampled
         low, high, _ = percentile_interval(resampled, tested.level)
         difference, influence = own.auroc - other.auroc, own.influence - other.influence
-        error = p_delong = p_not_worse = p_equivalent = None
+        error = p_delong = None
         with suppress(NotEnoughDataError):  # there may be no spread to test against
             error, p_delong = grouped_delong_test(difference, influence, tested.groups)
-        if error:
-            p_not_worse, p_not_better = tost(difference, error, margin)
-            p_equivalent = max(p_not_worse, p_not_better)
-        p_values = (two_sided_p(resampled), p_delong, None, p_equivalent, p_not_worse)
+        one_sided = tost(difference, error, margin) if error else ()
+        equivalence = (max(one_sided, default=None), next(iter(one_sided), None))
+        p_values = (two_sided_p(resampled), p_delong, None, *equivalence)
         found.append(Comparison(name, baseline, difference, low, high, error, *p_values, margin))
     adjusted = iter(holm([c.p_delong for c in found if c.p_delong is not None]))
     return [c if c.p_delong is None else replace(c, p_holm=next(adjusted)) for c in found]
@@ -123,10 +121,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
     Source:
         Holm 1979: the smallest times their number, the next times one less, never falling.
     """
-    values, n_tests = np.asarray(p_values, dtype=np.float64), len(p_values)
-    order = np.argsort(values, kind="stable")
-    adjusted = np.empty(n_tests)
-    stepped = np.maximum.accumulate(values[order] * (n_tests - np.arange(n_tests)))
+    values = np.asarray(p_values, dtype=np.float64)
+    order, adjusted = np.argsort(values, kind="stable"), np.empty(len(values))
+    stepped = np.maximum.accumulate(values[order] * np.arange(len(values), 0, -1))
     adjusted[order] = np.minimum(stepped, 1.0)
     return adjusted.tolist()
 
@@ -146,8 +143,8 @@ def tost(difference: float, standard_error: float, margin: float = MARGIN) -> tu
     """
     if margin <= 0 or standard_error <= 0:
         raise ValueError(f"margin and error must be positive, got {margin:g} and {standard_error:g}")
-    distances = (-(difference + margin), difference - margin)
-    below, above = (float(ndtr(each / standard_error)) for each in distances)
+    distances = np.array([-(difference + margin), difference - margin])
+    below, above = ndtr(distances / standard_error).tolist()
     return below, above
 
 
@@ -159,35 +156,25 @@ def auroc_influence(scores: Floats, labels: Ints) -> Floats:
         NotEnoughDataError: If a class has fewer than two traces.
     """
     check_scores(scores, labels)
-    n_positive, n_negative = int(labels.sum()), int((1 - labels).sum())
-    if min(n_positive, n_negative) < 2:  # noqa: PLR2004
-        raise NotEnoughDataError(
-            f"a variance needs two traces of each class, got {n_positive} hallucinated "
-            f"and {n_negative} correct"
-        )
+    check_classes(labels, "a variance needs two traces of each class", least=2)
     return column_influence(scores[:, None], labels)[1][:, 0]
 
 
-def column_influence(
-    columns: Float[np.ndarray, "trace column"], labels: Ints
-) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "trace column"]]:
+def column_influence(columns: Columns, labels: Ints) -> tuple[ByColumn, Columns]:
     """AUROC of each column, and what each trace adds to its error; two of each class or more.
 
     Source:
         DeLong et al. 1988; mid-ranks as in Sun and Xu 2014, so the cost is that of a sort.
     """
-    ranks = rankdata(columns, axis=0)
-    influence = np.empty(columns.shape)
-    for label in (1, 0):
-        here = labels == label
-        n_here = int(here.sum())
-        # the share of the other class below each trace
-        below = (ranks[here] - rankdata(columns[here], axis=0)) / (len(labels) - n_here)
-        if label:
-            auroc, share = below.mean(axis=0), below
-        else:
-            share = 1 - below
-        influence[here] = (share - auroc) / np.sqrt(n_here * (n_here - 1))
+    ranks, influence, is_positive = rankdata(columns, axis=0), np.empty(columns.shape), labels == 1
+    # the share of the other class below each trace
+    below = [
+        (ranks[here] - rankdata(columns[here], axis=0)) / int((~here).sum())
+        for here in (is_positive, ~is_positive)
+    ]
+    auroc = below[0].mean(axis=0)
+    for here, share in ((is_positive, below[0]), (~is_positive, 1 - below[1])):
+        influence[here] = (share - auroc) / np.sqrt(len(share) * (len(share) - 1))
     return auroc, influence
 
 
@@ -216,15 +203,11 @@ def grouped_delong_test(difference: float, influence: Floats, groups: Groups) ->
         return error, float(2 * ndtr(-abs(difference) / error))
     if difference == 0:
         return 0.0, 1.0
-    raise NotEnoughDataError(
-        f"the AUROCs differ by {difference:g} with the same difference on every one of "
-        f"{len(influence)} traces: there is no spread to test against"
-    )
+    same = f"AUROCs that differ by {difference:g}, and by the same on each of {len(influence)} traces"
+    raise NotEnoughDataError(f"{same}: there is no spread to test against")
 
 
-def column_tests(
-    columns: Float[np.ndarray, "trace column"], labels: Ints, groups: Ints
-) -> tuple[Float[np.ndarray, "column"], Float[np.ndarray, "column"]]:
+def column_tests(columns: Columns, labels: Ints, groups: Ints) -> tuple[ByColumn, ByColumn]:
     """AUROC of each column and its p-value of being 0.5, with questions as groups.
 
     Missing values do not count; a column with fewer than 5 answers of a class has neither.

@@ -2,6 +2,7 @@
 
 import shutil
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime
 from functools import partial
@@ -19,11 +20,12 @@ from graphhalu.detectors.identity import Identity
 from graphhalu.detectors.load import save_detector
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.calibration import CALIBRATION_FILE
-from graphhalu.evaluation.compare import failure_text, finish_detector, make_result, run_detectors
+from graphhalu.evaluation.compare import failure_text, finished_detector, make_result, run_detectors
 from graphhalu.evaluation.crossfit import (
     ComparisonData,
     FoldModel,
     OutOfFold,
+    Traces,
     comparison_data,
     cross_fit_folds,
     fit_fold,
@@ -80,18 +82,17 @@ def train_detector(
     baselines = [detector_spec(other) for other in BASELINES if other != spec.name]
     config = CompareConfig(quick=True, seeds=(seed,), settings={spec.name: spec.settings})
     data = comparison_data(traces, labels, config)
-    (fold,) = data.folds[seed]
-
-    def after_first(done: int, total: int, detail: str = "") -> None:
-        on_progress(done + 1, total + 1, detail)
+    (fold,) = data.splits["question", seed]
 
     with TemporaryDirectory(prefix="graphhalu-logs-") as logs:
         model = _fitted(spec, data, fold, Path(logs))
         fit = OutOfFold(len(data.labels.items))
         fit.add_fold(0, model, data.traces, data.labels, fold.test)
-        finished = [finish_detector(data, spec, {seed: fit})]
+        finished = [finished_detector(data, spec, {("question", seed): fit}, raises=True)]
         on_progress(1, len(baselines) + 1, f"{spec.name}, seed {seed}, fold 0")
-        finished += run_detectors(data, baselines, on_progress=after_first)
+        finished += run_detectors(
+            data, baselines, on_progress=lambda done, total, detail: on_progress(done + 1, total + 1, detail)
+        )
         result = make_result(data, labels, finished, store or {})
         folder = new_run_folder(runs, spec.name)
         try:
@@ -155,9 +156,7 @@ def save_model(model: FoldModel, folder: Path, identity: Identity | None = None)
         replace_file(folder / CALIBRATION_FILE, model.calibration.model_dump_json(indent=1).encode())
 
 
-def fit_for_use(
-    name: str, traces: Sequence[Trace], labels: Labels, config: CompareConfig, folder: Path
-) -> FoldModel:
+def fit_for_use(name: str, traces: Traces, labels: Labels, config: CompareConfig, folder: Path) -> FoldModel:
     """Fit a detector on all answers but those that choose its threshold, and save it.
 
     Nothing is left to test it on; a comparison says what it is worth.
@@ -186,13 +185,11 @@ def fit_for_use(
 def new_run_folder(runs: Path, name: str) -> Path:
     """A new folder below ``runs``, named after the detector and the time in UTC."""
     stamp = datetime.now(UTC).strftime("%Y%m%d-%H%M%S")
-    for attempt in range(1000):
-        folder = runs / (f"{name}-{stamp}" + (f"-{attempt}" if attempt else ""))
-        try:
+    for number in range(1000):
+        folder = runs / (f"{name}-{stamp}-{number}" if number else f"{name}-{stamp}")
+        with suppress(FileExistsError):
             folder.mkdir(parents=True)
-        except FileExistsError:
-            continue
-        return folder
+            return folder
     raise FileExistsError(f"no free folder name for {name} in {runs}")
 
 
@@ -202,10 +199,8 @@ def run_folder(kind: str, out: Path | None, *, is_resumed: bool, runs: Path = RU
     Raises:
         UsageError: If there is nothing to resume.
     """
-    if out is not None:
-        return out
-    if not is_resumed:
-        return new_run_folder(runs, kind)
+    if out is not None or not is_resumed:
+        return out or new_run_folder(runs, kind)
     earlier = max(runs.glob(f"{kind}-*"), key=lambda path: path.stat().st_mtime, default=None)
     if earlier is None:
         raise UsageError(f"nothing to resume: no {kind}-… in {runs}\n  Name it with --out")

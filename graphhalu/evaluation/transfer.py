@@ -18,15 +18,14 @@ import pyarrow as pa
 from pydantic import ConfigDict
 
 from graphhalu.core.documents import FileFormat, csv_text, parquet_bytes, write_document
-from graphhalu.core.errors import GraphhaluError, UsageError
+from graphhalu.core.errors import UsageError
 from graphhalu.core.provenance import provenance
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import group_codes
-from graphhalu.evaluation.compare import attempted, coverage, failure_text
-from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, comparison_data, fit_fold
-from graphhalu.evaluation.detector_metrics import detector_metrics, sample_table
+from graphhalu.evaluation.compare import attempted, finished_detector
+from graphhalu.evaluation.crossfit import ComparisonData, OutOfFold, SplitKey, comparison_data, fit_fold
 from graphhalu.evaluation.metrics import Ints
-from graphhalu.evaluation.result import MetricValue, column_names
+from graphhalu.evaluation.result import MetricValue, column_names, metric_columns
 from graphhalu.evaluation.settings import CompareConfig, DetectorSpec, GivenDetectors, detector_specs
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
@@ -88,31 +87,21 @@ class TransferResult:
         Raises:
             UsageError: If there is none.
         """
-        for cell in self.cells:
-            if (cell.detector, cell.train, cell.test) == (detector, train, test):
-                return cell
-        raise UsageError(f"no transfer of {detector!r} from {train!r} to {test!r}")
+        cells = {(cell.detector, cell.train, cell.test): cell for cell in self.cells}
+        if (detector, train, test) not in cells:
+            raise UsageError(f"no transfer of {detector!r} from {train!r} to {test!r}")
+        return cells[detector, train, test]
 
     def cell_text(self, detector: str, train: str, test: str) -> str:
         """AUROC with its interval, or that it failed."""
-        cell = self.cell(detector, train, test)
-        if cell.failure is not None:
-            return "failed"
-        metric = cell.metrics["auroc"]
-        return f"{metric.value:.3f} [{metric.low:.3f}, {metric.high:.3f}]"
+        auroc = self.cell(detector, train, test).metrics.get("auroc")
+        return f"{auroc.value:.3f} [{auroc.low:.3f}, {auroc.high:.3f}]" if auroc else "failed"
 
     def write(self, folder: Path) -> None:
         """Write ``transfer.parquet``, ``transfer.csv`` and, last, ``transfer.json``."""
-        parts, rows = {"": "value", "_low": "low", "_high": "high"}, []
-        for cell in self.cells:
-            pairs = [
-                (name + end, getattr(m, part))
-                for name, m in cell.metrics.items()
-                for end, part in parts.items()
-            ]
-            rows.append(
-                {name: value for name, value in vars(cell).items() if name != "metrics"} | dict(pairs)
-            )
+        rows = [vars(cell) | metric_columns(cell.metrics, ("value", "low", "high")) for cell in self.cells]
+        for row in rows:
+            del row["metrics"]
         table = csv_text(column_names(rows), rows).encode()
         beside = {"transfer.parquet": parquet_bytes(self.samples), "transfer.csv": table}
         values = {name: value for name, value in vars(self).items() if name != "samples"}
@@ -145,11 +134,10 @@ def transfer(
     if len(set(names)) < max(2, len(names)):
         raise UsageError(f"transfer needs two stores or more with different names, got {names}")
     config = config or CompareConfig()
-    specs = detector_specs(detectors, config)
+    specs, steps, done = detector_specs(detectors, config), count(1), list[tuple[TransferCell, pa.Table]]()
     data = {name: comparison_data(traces, labels, config) for name, traces, labels, _ in sources}
-    n_fits = len(specs) * sum(len(folds) for each in data.values() for folds in each.folds.values())
-    steps = count(1)
-    done = list[tuple[TransferCell, pa.Table]]()
+    places = product(data.values(), config.seeds)
+    n_fits = len(specs) * sum(len(each.splits["question", seed]) for each, seed in places)
     for spec, train in product(specs, names):
         done += _train_on(spec, train, data, lambda detail: on_progress(next(steps), n_fits, detail))
     return TransferResult(
@@ -175,8 +163,9 @@ def folds_that_test(train: ComparisonData, seed: int, test: ComparisonData) -> I
     choice goes round. Of a store itself it is the fold that tests the trace.
     """
     groups = question_groups([*train.traces, *test.traces])
+    folds = train.splits["question", seed]
     of_train, of_test = groups[: len(train.traces)], groups[len(train.traces) :]
-    seen = [of_train[np.concatenate([fold.train, fold.validation])] for fold in train.folds[seed]]
+    seen = [of_train[np.concatenate([fold.train, fold.validation])] for fold in folds]
     is_free = np.array([~np.isin(of_test, each) for each in seen])
     n_free = is_free.sum(axis=0)
     # traces of one group get the same of their free folds
@@ -190,51 +179,35 @@ def _train_on(
 ) -> list[tuple[TransferCell, pa.Table]]:
     """One detector trained on one store: a cell, and scores, for every store it is tested on."""
     home, failures = data[train], dict[str, str]()
-    fits: dict[str, dict[int, OutOfFold]] = {name: {} for name in data}
+    fits: dict[str, dict[SplitKey, OutOfFold]] = {name: {} for name in data}
     n_dropped: dict[str, list[int]] = {name: [] for name in data}
-    for seed, folds in home.folds.items():
+    for seed in home.config.seeds:
         if len(failures) == len(data):
             break
-        tested_by = {}
+        tested_by = {name: folds_that_test(home, seed, other) for name, other in data.items()}
         for name, other in data.items():
-            is_valid = other.labels.is_valid
-            tested_by[name] = np.where(is_valid, folds_that_test(home, seed, other), len(folds))
-            fits[name][seed] = OutOfFold(len(is_valid))
-            n_dropped[name].append(int((tested_by[name] == _NO_FOLD).sum()))
-        for number, fold in enumerate(folds):
+            fits[name]["question", seed] = OutOfFold(len(other.traces))
+            n_dropped[name].append(int((tested_by[name][other.labels.is_valid] == _NO_FOLD).sum()))
+        for number, fold in enumerate(home.splits["question", seed]):
             where = f"in fold {number} of seed {seed}"
             model = attempted(where, fit_fold, partial(spec.make, seed), home.traces, home.labels, fold)
             if isinstance(model, str):
                 failures = dict.fromkeys(data, f"training failed, {model}") | failures
                 break
-            for name in [each for each in data if each not in failures]:
-                chosen = np.flatnonzero(tested_by[name] == number)
-                scored = (number, model, data[name].traces, data[name].labels, chosen)
-                failure = attempted(where, fits[name][seed].add_fold, *scored) if len(chosen) else None
-                failures |= {} if failure is None else {name: failure}
+            for name, other in data.items():
+                chosen = np.flatnonzero(other.labels.is_valid & (tested_by[name] == number))
+                if len(chosen) and name not in failures:
+                    add, scored = fits[name]["question", seed].add_fold, (other.traces, other.labels, chosen)
+                    failure = attempted(where, add, number, model, *scored)
+                    failures |= {} if failure is None else {name: failure}
             on_fit(f"{spec.name} on {train}, seed {seed}, fold {number}")
-    return [
-        _cell((spec.name, train, name), other, fits[name], n_dropped[name], failures.get(name))
-        for name, other in data.items()
-    ]
-
-
-def _cell(
-    names: tuple[str, str, str],
-    data: ComparisonData,
-    fits: Mapping[int, OutOfFold],
-    n_dropped: Sequence[int],
-    failure: str | None,
-) -> tuple[TransferCell, pa.Table]:
-    """The metrics, and the scores with the names of both stores."""
-    found, metrics, share = list(fits.values()), {}, None
-    if failure is None:
-        try:
-            metrics, share = detector_metrics(data, found), coverage(found)
-        except GraphhaluError as error:
-            failure = failure_text(error)
-    sizes = float(np.mean([fit.is_tested.sum() for fit in found])), float(np.mean(n_dropped))
-    table = sample_table(data, names[0], {} if failure else fits)
-    for column, store in zip(("train", "test"), names[1:], strict=True):
-        table = table.append_column(column, pa.array([store] * len(table), pa.string()))
-    return TransferCell(*names, *sizes, share, metrics, failure), table
+    cells = []
+    for name, other in data.items():
+        row, table = finished_detector(other, spec, failures.get(name) or fits[name])
+        n_tested = float(np.mean([fit.is_tested.sum() for fit in fits[name].values()]))
+        sizes = n_tested, float(np.mean(n_dropped[name]))
+        for column, store in (("train", train), ("test", name)):
+            table = table.append_column(column, pa.array([store] * len(table), pa.string()))
+        cell = TransferCell(spec.name, train, name, *sizes, row.coverage, row.metrics, row.failure)
+        cells.append((cell, table))
+    return cells

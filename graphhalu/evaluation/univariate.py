@@ -11,17 +11,19 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-from jaxtyping import Float, Int
+import pandas as pd
+from jaxtyping import Float
 from pydantic import ConfigDict
 from pydantic.dataclasses import dataclass
 from scipy.stats import norm
 
 from graphhalu.core.documents import FileFormat, read_document, write_document
-from graphhalu.core.errors import NotEnoughDataError, TraceNotFoundError
+from graphhalu.core.errors import TraceNotFoundError
 from graphhalu.core.numerics import auroc, benjamini_hochberg, json_ready, length_adjusted
 from graphhalu.engine.executors import Executor, Progress, SerialExecutor, in_order, no_progress
 from graphhalu.evaluation.bootstrap import EvaluationSet, group_codes, percentile_interval
-from graphhalu.evaluation.crossfit import best_beams, check_same_traces
+from graphhalu.evaluation.crossfit import Traces, best_beams, check_same_traces
+from graphhalu.evaluation.metrics import check_classes
 from graphhalu.evaluation.significance import LEAST_OF_CLASS, column_tests
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.features.table import opener
@@ -37,6 +39,7 @@ MAPS_FILE: Final = "maps.json"
 FEATURES: Final = ("sink_mass_k4", "self_attention_log", "lookback_ratio", "attention_entropy_mean")
 FALSE_DISCOVERIES: Final = 0.05
 """Share of false discoveries that is allowed among the marked heads and effects."""
+_CLASSES: Final = f"at least {LEAST_OF_CLASS} answers of each class"
 _TOGETHER: Final = 16
 """Answers whose graphs one worker builds at a time."""
 
@@ -89,11 +92,7 @@ class HeadMaps:
 
 
 def head_maps(
-    traces: Sequence[Trace],
-    labels: Labels,
-    features: Sequence[str] = FEATURES,
-    *,
-    is_best_beam_only: bool = True,
+    traces: Traces, labels: Labels, features: Sequence[str] = FEATURES, *, is_best_beam_only: bool = True
 ) -> HeadMaps:
     """AUROC of single heads over all labelled traces, with false discoveries controlled.
 
@@ -108,8 +107,8 @@ def head_maps(
     """
     kept = np.flatnonzero(labels.is_valid & (best_beams(traces) if is_best_beam_only else True))
     values = labels.values[kept].astype(np.int64)
-    _check_classes(values, "maps of heads need")
-    groups = group_codes(question_groups(traces)[kept])[0]
+    check_classes(values, f"maps of heads need {_CLASSES}", least=LEAST_OF_CLASS)
+    groups, n_groups = group_codes(question_groups(traces)[kept])
     layers, found, missing = traces[0].shape.attention_layers, {}, {}
     for name in features:
         try:
@@ -122,11 +121,10 @@ def head_maps(
         found[name] = column_tests(np.concatenate([heads, means], axis=1), values, groups)
     q_values = benjamini_hochberg(np.array([p_value for _, p_value in found.values()]))
     maps = []
-    for (name, (auroc_values, _)), q_value in zip(found.items(), q_values, strict=True):
-        heads_and_means = [np.split(each, [-len(layers)]) for each in (auroc_values, q_value)]
-        grids = [json_ready(heads.reshape(len(layers), -1)) for heads, _ in heads_and_means]
-        maps.append(HeadMap(name, layers, *grids, *(json_ready(means) for _, means in heads_and_means)))
-    n_groups = int(groups.max()) + 1
+    for (name, (aurocs, _)), q_value in zip(found.items(), q_values, strict=True):
+        heads, means = zip(*(np.split(each, [-len(layers)]) for each in (aurocs, q_value)), strict=True)
+        grids = [each.reshape(len(layers), -1) for each in heads]
+        maps.append(HeadMap(name, layers, *json_ready([*grids, *means])))
     return HeadMaps(tuple(maps), missing, len(kept), n_groups, float(values.mean()), labels.labeller)
 
 
@@ -138,15 +136,6 @@ def read_maps(folder: Path) -> HeadMaps | None:
     """
     path = folder / MAPS_FILE
     return read_document(path, HeadMaps, KIND) if path.exists() else None
-
-
-def _check_classes(values: Int[np.ndarray, "answer"], what: str) -> None:
-    n_hallucinated, n_correct = int(values.sum()), int((1 - values).sum())
-    if min(n_hallucinated, n_correct) < LEAST_OF_CLASS:
-        raise NotEnoughDataError(
-            f"{what} at least {LEAST_OF_CLASS} answers of each class, got "
-            f"{n_hallucinated} hallucinated and {n_correct} correct ones"
-        )
 
 
 def compare_topology(  # noqa: PLR0913 - one keyword a setting
@@ -192,16 +181,13 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     check_same_traces(traces, labels)
     kept = np.flatnonzero(labels.is_valid)
     values = labels.values[kept]
-    _check_classes(values, "a comparison needs")
+    check_classes(values, f"a comparison needs {_CLASSES}", least=LEAST_OF_CLASS)
     # the measures read no node features, and one block must be named
     recipe = recipe or GraphRecipe(DEFAULT_EDGES, ("span",), channels="mean")
     wanted = tuple(traces[0].shape.attention_layers if layers is None else layers)
     items = [(kept[at : at + _TOGETHER].tolist(), wanted, recipe) for at in range(0, len(kept), _TOGETHER)]
     engine, pieces = engine or SerialExecutor(), []
-    with (
-        engine.workers(opener(traces, engine), len(items)) as workers,
-        closing(workers(_measures, items)) as found,
-    ):
+    with engine.workers(opener(traces, engine), len(items)) as run, closing(run(_measures, items)) as found:
         for done in in_order(found):
             pieces.append(done.result())
             on_progress(sum(map(len, pieces)), len(kept))
@@ -209,15 +195,13 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     chosen = [traces[int(index)] for index in kept]
     lengths = np.array([[t.prompt_length, t.answer_length] for t in chosen], dtype=np.float64)
     sample = EvaluationSet(values, question_groups(chosen), n_resamples, seed)
-    is_there = np.isfinite(measured)
-    names = ("layer", "measure", "n_hallucinated", "n_correct", "raw", "adjusted")
-    columns = (
-        *zip(*product(wanted, MEASURES), strict=True),
-        *((is_there & (values == label)).sum(axis=1).tolist() for label in (1, 0)),
-        *(_effects(measured, sample, fitted) for fitted in (None, lengths)),
-    )
+    rows = pd.DataFrame(list(product(wanted, MEASURES)), columns=["layer", "measure"])
+    for name, label in (("n_hallucinated", 1), ("n_correct", 0)):
+        rows[name] = (np.isfinite(measured) & (values == label)).sum(axis=1)
+    for name, fitted in (("raw", None), ("adjusted", lengths)):
+        rows[name] = _effects(measured, sample, fitted)
     return {
-        "rows": [dict(zip(names, cells, strict=True)) for cells in zip(*columns, strict=True)],
+        "rows": rows.to_dict("records"),
         "layers": wanted,
         "n_traces": len(kept),
         "n_groups": len(np.unique(sample.groups)),
@@ -229,26 +213,25 @@ def compare_topology(  # noqa: PLR0913 - one keyword a setting
     }
 
 
-def _measures(
-    traces: Sequence[Trace], item: tuple[list[int], tuple[int, ...], GraphRecipe]
-) -> Float[np.ndarray, "answer layer measure"]:
+Measured = Float[np.ndarray, "measure answer"]
+Lengths = Float[np.ndarray, "answer length"]
+Effect = dict[str, float]
+_Item = tuple[list[int], tuple[int, ...], GraphRecipe]
+
+
+def _measures(traces: Sequence[Trace], item: _Item) -> Float[np.ndarray, "answer layer measure"]:
     chosen, layers, recipe = item
     answers = iter_graphs(traces, layers, recipe, chosen)
     return np.array([[list(topology(g).values()) for g in graphs] for _, graphs in answers], dtype=np.float64)
 
 
-def _effects(
-    measured: Float[np.ndarray, "measure answer"],
-    sample: EvaluationSet,
-    lengths: Float[np.ndarray, "answer length"] | None,
-) -> list[dict[str, float] | None]:
+def _effects(measured: Measured, sample: EvaluationSet, lengths: Lengths | None) -> list[Effect | None]:
     """The effect of each measure; ``None`` where a class has too few answers with it."""
-    found, p_values = list[dict[str, float] | None](), np.full(len(measured), np.nan)
+    found: list[Effect | None] = [None] * len(measured)
     for place, values in enumerate(measured):
         is_there = np.isfinite(values)
         known, labels = values[is_there], sample.labels[is_there]
-        if min(labels.sum(), (1 - labels).sum()) < LEAST_OF_CLASS:
-            found.append(None)
+        if np.bincount(labels, minlength=2).min() < LEAST_OF_CLASS:
             continue
         if lengths is not None:
             known = length_adjusted(known, lengths[is_there])
@@ -260,9 +243,10 @@ def _effects(
         low, high, _ = percentile_interval(deltas, sample.level)
         error = float(np.nanstd(deltas))
         # without spread (one value for all answers) there is nothing to test
-        p_values[place] = 2 * norm.sf(abs(value) / error) if error > 0 else 1.0
-        found.append({"value": value, "low": low, "high": high, "p_value": float(p_values[place])})
-    for effect, q_value in zip(found, benjamini_hochberg(p_values).tolist(), strict=True):
-        if effect is not None:
-            effect["q_value"] = q_value
+        p_value = float(2 * norm.sf(abs(value) / error)) if error > 0 else 1.0
+        found[place] = {"value": value, "low": low, "high": high, "p_value": p_value}
+    known_effects = [each for each in found if each is not None]
+    q_values = benjamini_hochberg(np.array([each["p_value"] for each in known_effects]))
+    for effect, q_value in zip(known_effects, q_values.tolist(), strict=True):
+        effect["q_value"] = q_value
     return found

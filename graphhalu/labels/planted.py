@@ -9,7 +9,7 @@ detector that finds anything there is wrong.
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Final, Literal, get_args
+from typing import Any, Final, Literal, get_args
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -38,9 +38,9 @@ PLANTED_SHAPE: Final = TraceShape(
     layer_windows=(None,) * 5,
     n_edges=2,
 )
-_SIGNAL_HEAD: Final = 1
-_SELF_HEAD: Final = 2
-_ANSWER_HEAD: Final = 0
+Attention = Float[np.ndarray, "layer head query key"]
+SpanCode = UInt8[np.ndarray, "token"]
+_ANSWER_HEAD, _SIGNAL_HEAD, _SELF_HEAD = range(3)
 _SINK_LOGIT: Final = 2.0
 SINK_SHIFT: Final = 3.0
 """Added to the logits of the first key by the signal ``sink``, and in the rows of marked tokens."""
@@ -104,16 +104,11 @@ def planted_traces(
         traces_a_question: Traces that share a question and its group, as beams do.
         signals: How they differ.
     """
+    how: dict[str, Any] = {"shape": shape, "signals": signals if signal else ()}
 
     def make(index: int, generator: np.random.Generator, is_hallucinated: bool) -> Trace:
-        return planted_trace(
-            index // traces_a_question,
-            generator,
-            shape=shape,
-            beam=index % traces_a_question,
-            signals=signals if signal else (),
-            is_hallucinated=is_hallucinated,
-        )
+        question, beam = divmod(index, traces_a_question)
+        return planted_trace(question, generator, beam=beam, is_hallucinated=is_hallucinated, **how)
 
     return _labelled(n_traces, seed, signal, make)
 
@@ -146,7 +141,15 @@ def planted_trace(
     prompt_length = int(generator.integers(5, 11))
     length = prompt_length + int(generator.integers(3, 9)) + 9 * ("length" in differs)
     logits = _logits(generator, length, shape)
-    _shift_logits(logits, prompt_length, differs)
+    places, rows = np.arange(length), logits[:, _ANSWER_HEAD, prompt_length - 1 :]
+    if "sink" in differs:
+        logits[:, _SIGNAL_HEAD, :, 0] += SINK_SHIFT
+    if "self" in differs:
+        logits[:, _SELF_HEAD, places, places] += 2.0
+    if "lookback" in differs:
+        rows[..., 1 : prompt_length - 2] += 3.0
+    if "flat" in differs:
+        rows *= 0.1
     attention = _softmax(logits, shape)
     answer = "yes" if (question + beam) % 2 else "no"
     if "text" in signals:
@@ -158,9 +161,9 @@ def planted_trace(
     span_code[prompt_length:] = Span.ANSWER
     arrays = _arrays(generator, attention, span_code, shape)
     if "likelihood" in differs:
-        is_answer = span_code == Span.ANSWER
-        arrays["token_logprob"] = arrays["token_logprob"] - 4 * is_answer.astype(np.float32)
-        arrays["token_entropy"] = arrays["token_entropy"] + 4 * is_answer.astype(np.float32)
+        is_answer = (span_code == Span.ANSWER).astype(np.float32)
+        arrays["token_logprob"] = arrays["token_logprob"] - 4 * is_answer
+        arrays["token_entropy"] = arrays["token_entropy"] + 4 * is_answer
         arrays["top1_margin"] = arrays["top1_margin"] * np.where(is_answer, 0.3, 1).astype(np.float32)
     hidden = from_bfloat16_bits(arrays["hidden"]).copy()
     if "shift" in signals and "shift" not in differs:
@@ -192,10 +195,7 @@ def _record(question: int, beam: int, answer: str, prompt_length: int, length: i
 
 
 def _arrays(
-    generator: np.random.Generator,
-    attention: Float[np.ndarray, "layer head query key"],
-    span_code: UInt8[np.ndarray, "token"],
-    shape: TraceShape,
+    generator: np.random.Generator, attention: Attention, span_code: SpanCode, shape: TraceShape
 ) -> dict[str, np.ndarray]:
     """Every array of a trace: those that follow from the attention, and the rest at random."""
     length = len(span_code)
@@ -217,10 +217,7 @@ def _arrays(
 
 
 def attention_streams(
-    attention: Float[np.ndarray, "layer head query key"],
-    span_code: Sequence[int] | np.ndarray,
-    *,
-    n_edges: int = 0,
+    attention: Attention, span_code: Sequence[int] | np.ndarray, *, n_edges: int = 0
 ) -> dict[str, np.ndarray]:
     """Every stored row statistic of complete attention, and the packed attention itself."""
     length = attention.shape[-1]
@@ -248,40 +245,19 @@ def attention_streams(
     }
 
 
-def _logits(
-    generator: np.random.Generator, length: int, shape: TraceShape
-) -> Float[np.ndarray, "layer head query key"]:
+def _logits(generator: np.random.Generator, length: int, shape: TraceShape) -> Attention:
     logits = generator.normal(size=(len(shape.attention_layers), shape.n_heads, length, length))
     logits[..., 0] += _SINK_LOGIT
     return logits
 
 
-def _shift_logits(
-    logits: Float[np.ndarray, "layer head query key"], prompt_length: int, differs: frozenset[Signal]
-) -> None:
-    """Plant the signals of attention, in place."""
-    places = np.arange(logits.shape[-1])
-    answer = logits[:, _ANSWER_HEAD, prompt_length - 1 :]
-    if "sink" in differs:
-        logits[:, _SIGNAL_HEAD, :, 0] += SINK_SHIFT
-    if "self" in differs:
-        logits[:, _SELF_HEAD, places, places] += 2.0
-    if "lookback" in differs:
-        answer[..., 1 : prompt_length - 2] += 3.0
-    if "flat" in differs:
-        answer *= 0.1
-
-
-def _softmax(
-    logits: Float[np.ndarray, "layer head query key"], shape: TraceShape
-) -> Float[np.ndarray, "layer head query key"]:
+def _softmax(logits: Attention, shape: TraceShape) -> Attention:
     length = logits.shape[-1]
     distance = np.arange(length)[:, None] - np.arange(length)
     windows = [length if window is None else window for window in shape.layer_windows]
     is_seen = (distance >= 0) & (distance < np.reshape(windows, (-1, 1, 1)))
     weights = np.where(is_seen[:, None], np.exp(logits), 0.0)
-    normalised: Float[np.ndarray, "layer head query key"] = weights / weights.sum(-1, keepdims=True)
-    return normalised
+    return np.divide(weights, weights.sum(-1, keepdims=True))
 
 
 def planted_token_traces(
@@ -305,14 +281,12 @@ def planted_token_traces(
         shape: Sizes of the model.
         traces_a_question: Answers that share a context and its group.
     """
-    generator = np.random.default_rng(seed)
-    traces = []
+    generator, traces = np.random.default_rng(seed), []
+    # the signal "length" makes all answers long
+    how: dict[str, Any] = {"shape": shape, "signals": ("length",), "is_hallucinated": True}
     for index in range(n_traces):
         question, beam = divmod(index, traces_a_question)
-        # the signal "length" makes all answers long
-        trace = planted_trace(
-            question, generator, shape=shape, beam=beam, signals=("length",), is_hallucinated=True
-        )
+        trace = planted_trace(question, generator, beam=beam, **how)
         start = int(generator.integers(0, trace.answer_length - _N_MARKED))
         marked = start + np.arange(_N_MARKED * ((question + index) % 2))
         traces.append(_with_marked_tokens(trace, marked, signal=signal))

@@ -56,7 +56,7 @@ def test_no_category_is_on_two_sides_of_a_fold_that_holds_categories_out():
 def test_settings_decide_for_how_many_seeds_categories_are_held_out(changes, n):
     traces, labels, _ = planted()
     data = comparison_data(traces, labels, CONFIG.model_copy(update=changes))
-    assert len(data.category_folds) == n
+    assert sum(held_out == "category" for held_out, _ in data.splits) == n
 
 
 def test_fewer_than_eight_categories_are_not_held_out_but_compared_within():
@@ -130,7 +130,7 @@ def test_a_resumed_comparison_keeps_scores_of_held_out_categories(tmp_path):
 
 def test_the_prior_of_a_category_is_its_share_drawn_to_that_of_all(tmp_path):
     traces, labels, category = planted()
-    fold = comparison_data(traces, labels, CONFIG).folds[3][0]
+    fold = comparison_data(traces, labels, CONFIG).splits["question", 3][0]
     control = CategoryPrior().fit(traces, labels, fold)
     overall = labels.values[fold.train].mean()
     for index in fold.test[:17].tolist():
@@ -150,7 +150,7 @@ def test_questions_without_a_category_are_clustered_by_their_words(tmp_path):
     traces = [make_trace(i, question=f"{words[k]} number{i}?") for i, k in enumerate(kinds.tolist())]
     values = (rng.random(211) < np.array([0.2, 0.8])[kinds]).astype(np.int64)
     labels = make_labels(values)
-    fold = comparison_data(traces, labels, CONFIG).folds[3][0]
+    fold = comparison_data(traces, labels, CONFIG).splits["question", 3][0]
     control = CategoryPrior().fit(traces, labels, fold)
     assert auroc(control.score(traces).values[fold.test], values[fold.test]) > 0.65
     control.save(tmp_path)

@@ -1,14 +1,13 @@
 import csv
 import io
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 
-from graphhalu.core.errors import CorruptStoreError, DataFileError, MissingExtraError
+from graphhalu.core.errors import CorruptStoreError, DataFileError
 from graphhalu.evaluation.compare import compare
 from graphhalu.evaluation.result import SAMPLE_SCHEMA, read_result
 from graphhalu.evaluation.settings import CompareConfig
@@ -56,12 +55,6 @@ def test_a_result_is_a_table_of_pandas_with_one_row_a_detector(result):
     assert frame["coverage"].tolist()[:3] == [row.coverage for row in result.rows[:3]]
     assert frame["auroc"].isna().tolist() == [False, False, False, True]
     assert "one class" in frame.loc[3, "failure"]
-
-
-def test_without_pandas_the_table_says_how_to_install_it(result, monkeypatch):
-    monkeypatch.setitem(sys.modules, "pandas", None)
-    with pytest.raises(MissingExtraError, match=r"pip install 'graphhalu\[report\]'"):
-        result.to_frame()
 
 
 def test_a_result_shows_itself_in_one_line(result):

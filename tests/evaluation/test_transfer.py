@@ -53,7 +53,7 @@ def test_a_question_of_both_stores_is_only_tested_by_a_fold_that_never_saw_it(st
     first, again = (comparison_data(*store[1:3], SMALL) for store in (stores[0], stores[2]))
     chosen = folds_that_test(first, 3, again)
     # trace i of both stores asks the same question
-    for number, fold in enumerate(first.folds[3]):
+    for number, fold in enumerate(first.splits["question", 3]):
         assert set(np.flatnonzero(chosen == number)) <= set(fold.test)
     assert (chosen >= 0).any()
 
