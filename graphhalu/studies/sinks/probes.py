@@ -6,6 +6,7 @@ records that they did not see set the scale on which folds are pooled, and the c
 record takes part in any choice, scale or calibration by which it is judged.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.inner_search import ALL_COMPONENTS, Grid, Side, folds_of, search
+from graphhalu.detectors.linear import Scaling
 from graphhalu.evaluation.bootstrap import Estimate, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
@@ -29,6 +31,7 @@ N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
 COMPONENTS: Final = (16, 64, ALL_COMPONENTS)
 MAX_LETTERS: Final = 26
+_LOG: Final = logging.getLogger(__name__)
 FoldScores = tuple[Float[np.ndarray, "train"], Float[np.ndarray, "test"]]
 """Logits of one outer fold: of its training side, each from an inner fold that did not see the
 record, and of its test side."""
@@ -51,6 +54,10 @@ def fit_models(table: SinkTable, names: Sequence[str], *, seeds: Sequence[int] =
     columns, shape = _columns(table), (len(seeds), len(table.labels))
     scores, probability = ({name: np.full(shape, np.nan) for name in names} for _ in range(2))
     is_valid = np.ones(shape[1], dtype=np.bool_)
+    for name in sorted({part for name in names for part in name.split("+")} - {ANSWER}):
+        if not _varies(columns[name]):
+            told = f"{name} is the same in all {shape[1]} records"
+            _LOG.info("%s: a model that reads nothing else ranks no record above another", told)
     # of the heads a second-level model reads one logit, in training that of an inner fold
     ordered = [HEADS] if any(HEADS in name.split("+") for name in names) else []
     ordered += [name for name in names if name != HEADS]
@@ -132,12 +139,17 @@ def fit_columns(
             f"{len(labels)} records with {int(labels.sum())} of label 1 are too few for "
             f"{N_INNER_FOLDS} folds inside of {N_FOLDS}"
         )
-    if not (train.std(axis=0) > 0).any():
+    if not _varies(train):
         return np.zeros(len(train)), np.zeros(len(test))
     grid = Grid({"all": np.arange(train.shape[1])}, components=components)
     learned = search(side, grid, folds)
     logits: Float[np.ndarray, test] = learned.model.logits(test)
     return learned.out_of_fold, logits
+
+
+def _varies(columns: Float[np.ndarray, "trace _"]) -> bool:
+    """Whether a model uses any of the columns: rounding alone is no spread."""
+    return bool(Scaling.of(columns).is_used.any())
 
 
 def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:
