@@ -195,18 +195,15 @@ def labelled_series(folder: SeriesFolder) -> tuple[list[PromptSeries], int]:
         NotEnoughDataError: If parts are missing, or a class has fewer than 10 prompts.
     """
     if missing := folder.missing_parts():
-        raise NotEnoughDataError(
-            f"{len(missing)} of {folder.configuration['n_parts']} parts of {folder.path} are not measured "
-            f"yet\n  Run the same  graphhalu instability gather  again: it resumes"
-        )
+        n_missing = f"{len(missing)} of {folder.configuration['n_parts']} parts of {folder.path}"
+        way_out = "Run the same  graphhalu instability gather  again: it resumes"
+        raise NotEnoughDataError(f"{n_missing} are not measured yet\n  {way_out}")
     every = folder.read()
     kept = [each for each in every if each.arrays and each.record.label is not None]
     n_attack = sum(each.record.label == 1 for each in kept)
     if min(n_attack, len(kept) - n_attack) < _LEAST_PROMPTS:
-        raise NotEnoughDataError(
-            f"a calibration needs {_LEAST_PROMPTS} prompts of each class, got {n_attack} attacks "
-            f"and {len(kept) - n_attack} benign prompts"
-        )
+        counted = f"{n_attack} attacks and {len(kept) - n_attack} benign prompts"
+        raise NotEnoughDataError(f"a calibration needs {_LEAST_PROMPTS} prompts of each class, got {counted}")
     return kept, len(every) - len(kept)
 
 
@@ -220,10 +217,9 @@ def _best_f1(fitted: Fitted, cases: Cases, settings: CalibrateSettings) -> float
     found = float(thresholds(fitted.scores, cases.labels, settings)[-1])
     if not np.isfinite(found):
         n_known = int(np.isfinite(fitted.scores).sum())
-        raise NotEnoughDataError(
-            f"only {n_known} prompts of one class reach {fitted.choice}: answers are too short\n"
-            f"  Use windows that begin earlier (--starts 1), or gather other prompts"
-        )
+        fault = f"only {n_known} prompts of one class reach {fitted.choice}: answers are too short"
+        way_out = "Use windows that begin earlier (--starts 1), or gather other prompts"
+        raise NotEnoughDataError(f"{fault}\n  {way_out}")
     return found
 
 

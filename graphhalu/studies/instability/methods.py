@@ -79,21 +79,17 @@ def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Codes) -> t
     starts, lengths = settings.starts, settings.lengths
     start, length = (1 if each == "auto" else max(each) for each in (starts, lengths))
     if (starts, lengths) != ("auto", "auto") and start + length > longest:
-        raise UsageError(
-            f"the window of steps {start} to {start + length - 1} goes beyond the longest answer: "
-            f"it has {longest} steps, 0 to {longest - 1}\n"
-            f"  Use smaller --starts and --lengths, or gather with more --max-new-tokens"
-        )
+        fault = f"the window of steps {start} to {start + length - 1} goes beyond the longest answer"
+        way_out = "Use smaller --starts and --lengths, or gather with more --max-new-tokens"
+        raise UsageError(f"{fault}: it has {longest} steps, 0 to {longest - 1}\n  {way_out}")
     starts, lengths = STARTS if starts == "auto" else starts, LENGTHS if lengths == "auto" else lengths
     steps = [(start, n) for n in lengths for start in starts if start + n <= longest]
-    if not steps:  # answers shorter than the shortest window of the grid
-        steps = [(min(starts[0], longest - 1), 1)]
+    steps = steps or [(min(starts[0], longest - 1), 1)]  # answers shorter than all windows of the grid
     slices = (layer_slice(n_layers, a, b) for a in settings.mid_high for b in settings.tail_cut)
     layers = list(dict.fromkeys((s.start, s.stop) for s in slices if s.start < s.stop))
     if not layers:
-        raise UsageError(
-            f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of {n_layers} layers"
-        )
+        cuts = f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut}"
+        raise UsageError(f"{cuts} leave none of {n_layers} layers")
     return tuple(Window(*pair, *each) for each in layers for pair in steps)
 
 
@@ -155,7 +151,8 @@ class Fitted(NamedTuple):
 
 
 Columns = Float[np.ndarray, "prompt column"]
-Allowed = Callable[[Int[np.ndarray, "train"]], Bool[np.ndarray, "column"]]
+Train = Int[np.ndarray, "train"]
+Allowed = Callable[[Train], Bool[np.ndarray, "column"]]
 """Columns that a training side allows."""
 
 
@@ -179,7 +176,7 @@ class ColumnMethod:
     allowed: Allowed
     n_inner_folds: int
 
-    def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
+    def fit(self, cases: Cases, train: Train, seed: int) -> Fitted:
         """The column with the best mean AUROC on held-out inner folds.
 
         Raises:
@@ -205,10 +202,9 @@ class ColumnMethod:
 
     def _fitted(self, column: int, auroc: float) -> Fitted:
         if np.isnan(auroc):
-            raise NotEnoughDataError(
-                f"{self.name}: every fold needs 5 attacks and 5 benign prompts to choose from\n"
-                f"  Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
-            )
+            way_out = "Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
+            fault = f"{self.name}: every fold needs 5 attacks and 5 benign prompts to choose from"
+            raise NotEnoughDataError(f"{fault}\n  {way_out}")
         direction = 1 if auroc >= 0.5 else -1  # noqa: PLR2004
         return Fitted(direction * self.columns[:, column], self.texts[column], direction, column)
 
@@ -257,10 +253,8 @@ def important_heads(
     """
     benign, attacks = focus[labels == 0], focus[labels == 1]
     if min(len(benign), len(attacks)) < _LEAST_PROMPTS:
-        raise NotEnoughDataError(
-            f"important heads need two prompts of each class, got {len(attacks)} attacks and "
-            f"{len(benign)} benign prompts"
-        )
+        counted = f"{len(attacks)} attacks and {len(benign)} benign prompts"
+        raise NotEnoughDataError(f"important heads need two prompts of each class, got {counted}")
     gap, spread = benign.mean(0) - attacks.mean(0), benign.std(0) + attacks.std(0)
     # NaN of a layer that does not see the system prompt is never above 0
     k = next((k for k in k_values if (gap - k * spread > 0).any()), None)
@@ -277,10 +271,9 @@ def focus_scores(focus: Focus, heads: Heads) -> Float[np.ndarray, "prompt"]:
     n_layers, n_heads = focus.shape[1:]
     outside = [pair for pair in heads if not (pair[0] < n_layers and pair[1] < n_heads)]
     if outside or not heads:
-        raise UsageError(
-            f"expected heads of a model with {n_layers} layers of {n_heads} heads, got "
-            f"{list(outside[0]) if outside else 'none'}\n  Use the list of this model"
-        )
+        fault = f"expected heads of a model with {n_layers} layers of {n_heads} heads"
+        came = list(outside[0]) if outside else "none"
+        raise UsageError(f"{fault}, got {came}\n  Use the list of this model")
     layers, places = np.array(heads).T
     return focus[:, layers, places].mean(axis=1)
 
@@ -297,9 +290,9 @@ def read_important_heads(path: Path) -> Heads:
     """
     if not path.is_file():
         raise UsageError(f"no list of heads at {path}")
-    values: Any = read_json(path)
-    params = values.get("params", values) if isinstance(values, dict) else values
-    listed = params.get("important_heads") if isinstance(params, dict) else params
+    listed: Any = read_json(path)
+    for name in ("params", "important_heads"):
+        listed = listed.get(name, listed) if isinstance(listed, dict) else listed
     try:
         return _HEADS.validate_python(listed)
     except ValidationError:
@@ -325,7 +318,7 @@ class TrackerMethod:
     k_values: tuple[float, ...]
     given: Heads | None = None
 
-    def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
+    def fit(self, cases: Cases, train: Train, seed: int) -> Fitted:
         """Important heads of the training side; a low focus means attack, always."""
         if self.given is not None:
             heads, k, text = self.given, None, "the given heads"
@@ -359,21 +352,28 @@ def all_methods(
     n_steps = np.array([each.n_steps for each in series])
     single = [n for n, window in enumerate(grid) if window[2:] == grid[0][2:]]
 
-    def are_reached(train: Int[np.ndarray, "train"]) -> Mask:
+    def are_reached(train: Train) -> Mask:
         return reached(grid, settings, n_steps[train])
+
+    def are_single_reached(train: Train) -> Mask:
+        return are_reached(train)[single]
 
     others = [spread for spread in get_args(Spread) if spread != settings.spread]
     arrays = {MAIN: settings.spread, **{f"{MAIN}_{each}": each for each in others}, **_BASELINES}
-    found: dict[str, tuple[Columns, tuple[str, ...], Allowed]] = {}
+    methods, n_inner = list[Method](), settings.n_inner_folds
     for name, array in arrays.items():
-        values = padded_steps(series, array)
-        if values.ndim > 2:  # noqa: PLR2004
-            found[name] = window_scores(values, grid), tuple(w.text() for w in grid), are_reached
-            continue
-        # without layers, each range of steps once
-        windows = [grid[n]._replace(first_layer=0, stop_layer=1) for n in single]
-        texts = tuple(f"steps {window.start}-{window.end}" for window in windows)
-        found[name] = window_scores(values[..., None], windows), texts, lambda t: are_reached(t)[single]
+        values, windows, allowed = padded_steps(series, array), list(grid), are_reached
+        texts = tuple(window.text() for window in grid)
+        if values.ndim == 2:  # noqa: PLR2004 - without layers, each range of steps once
+            values, windows = (
+                values[..., None],
+                [grid[n]._replace(first_layer=0, stop_layer=1) for n in single],
+            )
+            texts, allowed = tuple(f"steps {w.start}-{w.end}" for w in windows), are_single_reached
+        scores = window_scores(values, windows)
+        methods.append(ColumnMethod(name, _SUMMARIES[array], scores, texts, allowed, n_inner))
+    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
+    methods.append(TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given))
     logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
     constants: dict[str, list[float | None]] = {
         "user_length": [each.record.n_user for each in series],
@@ -382,15 +382,13 @@ def all_methods(
         "answer_perplexity": [-float(each.mean()) if len(each) else None for each in logprobs],
     }
     for name, numbers in constants.items():
-        column = np.array(numbers, dtype=np.float64)[:, None]
-        found[name] = column, ("nothing to choose",), lambda _: np.ones(1, dtype=bool)
-    methods: list[Method] = [
-        ColumnMethod(name, _SUMMARIES[arrays.get(name, name)], *parts, settings.n_inner_folds)
-        for name, parts in found.items()
-    ]
-    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
-    tracker = TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given)
-    return [*methods[: len(arrays)], tracker, *methods[len(arrays) :]]
+        column, texts = np.array(numbers, dtype=np.float64)[:, None], ("nothing to choose",)
+        methods.append(ColumnMethod(name, _SUMMARIES[name], column, texts, _any_column, n_inner))
+    return methods
+
+
+def _any_column(_: Train) -> Mask:
+    return np.ones(1, dtype=bool)
 
 
 def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.ndarray, "column"]:

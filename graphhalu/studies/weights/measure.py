@@ -17,6 +17,7 @@ from graphhalu.weights.risk import Numbers
 
 Inputs = Float[np.ndarray, "counted width"]
 Outputs = tuple[np.ndarray, np.ndarray, np.ndarray, Inputs]
+ByName = dict[str, Numbers]
 Tokens = Float[np.ndarray, "token width"]
 Matrices = Float[np.ndarray, "head size width"]
 Attention = Float[np.ndarray, "head query token"]
@@ -75,19 +76,15 @@ def measure_store(
         UsageError: If the traces are of a model of another shape.
         NotEnoughDataError: If no trace is long enough.
     """
-    if not len(traces):
-        raise NotEnoughDataError("there is no trace to validate against")
+    long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
+    if not long:
+        raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
     shape, architecture, n_layers = traces[0].shape, weights.architecture, weights.architecture.n_layers
     sizes = ("n_layers", "n_heads", "n_kv_heads", "hidden_size")
     of_store, of_model = (tuple(getattr(each, name) for name in sizes) for each in (shape, architecture))
     if of_store != of_model:
-        raise UsageError(
-            f"the traces are of another model: layers, heads, key heads and width are {of_store} "
-            f"there and {of_model} in the weights"
-        )
-    long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
-    if not long:
-        raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
+        told = f"layers, heads, key heads and width are {of_store} there and {of_model} in the weights"
+        raise UsageError(f"the traces are of another model: {told}")
     chosen, total, found = long[:n_outputs], len(long) + n_layers, list[dict[str, PerHead]]()
     for place, trace in enumerate(long):
         on_progress(place, total)
@@ -137,7 +134,7 @@ def _row_mean(values: Float[np.ndarray, "layer head row"], is_counted: np.ndarra
 
 def _outputs(
     traces: Sequence[Trace], weights: Weights, on_layer: Callable[[int], None]
-) -> tuple[dict[str, Numbers], dict[str, Numbers], dict[str, str]]:
+) -> tuple[ByName, ByName, dict[str, str]]:
     """Outputs of heads and of layers, and what is missing."""
     missing, n_layers = defaultdict[str, list[int]](list), weights.architecture.n_layers
     found: list[dict[str, Any]] = [{} for _ in range(n_layers)]
