@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphhalu.cli import library
-from graphhalu.cli.options import RAY, Count, Options, command
+from graphhalu.cli.options import RAY, Count, Options, Place, command
 from graphhalu.cli.output import ProgressLine, Shown, say
 from graphhalu.cli.store import identity_of, labels_of, open_store
 from graphhalu.core.errors import GraphhaluError, UsageError
@@ -20,7 +20,7 @@ def train(
     given: dict[str, Any],
     detector: str | None = None,
     *,
-    traces: Path | None = None,
+    traces: Place = None,
     labeller: str = "match",
     seed: int = 0,
     runs: Path = Path("data/runs"),
@@ -64,11 +64,11 @@ def compare(
     engine: "library.Executor | None",
     stores: list[Path] | None = None,
     *,
-    traces: Path | None = None,
+    traces: Place = None,
     controls: bool = False,
     labeller: str = "match",
     transfer: bool = False,
-    out: Path | None = None,
+    out: Place = None,
     resume: bool = False,
     jobs: Count = 1,
     threads: int | None = None,
@@ -151,10 +151,10 @@ def _use_threads(threads: int | None, jobs: int = 1) -> None:
 @command("tokens", settings=_TOKENS)
 def tokens(
     settings: "library.CompareConfig",
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     save: str | None = None,
-    out: Path | None = None,
+    out: Place = None,
     threads: int | None = None,
 ) -> Shown:
     """Find hallucinated tokens in given answers with marked spans, and measure how well.

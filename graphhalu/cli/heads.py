@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from graphhalu.cli import library
-from graphhalu.cli.options import MODEL, Count, Options, command
+from graphhalu.cli.options import MODEL, Count, Options, Place, command
 from graphhalu.cli.output import ProgressLine, Shown, file_word
 from graphhalu.cli.store import open_store
 
@@ -17,11 +17,7 @@ _ABLATION = Options("AblationSettings", "*", set_wins=True)
 
 @command("heads retrieval", settings=_RETRIEVAL, spec=MODEL)
 def retrieval(
-    settings: "library.RetrievalSettings",
-    spec: "library.ModelSpec",
-    *,
-    out: Path | None = None,
-    top: Count = 10,
+    settings: "library.RetrievalSettings", spec: "library.ModelSpec", *, out: Place = None, top: Count = 10
 ) -> Shown:
     """Find the heads that copy a needle out of a haystack into the answer.
 
@@ -37,10 +33,10 @@ def retrieval(
 @command("heads reasoning", settings=_REASONING)
 def reasoning(
     settings: "library.ReasoningSettings",
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     num_traces: int | None = None,
-    out: Path | None = None,
+    out: Place = None,
     top: Count = 10,
 ) -> Shown:
     """Find the heads that look back at generated tokens and at the question, on stored traces.
@@ -57,7 +53,7 @@ def reasoning(
 
 @command("heads patterns", settings=_PATTERNS, spec=MODEL)
 def patterns(
-    settings: "library.PatternSettings", spec: "library.ModelSpec", *, out: Path | None = None, top: Count = 5
+    settings: "library.PatternSettings", spec: "library.ModelSpec", *, out: Place = None, top: Count = 5
 ) -> Shown:
     """Find previous-token, self, duplicate, induction, sink and local heads.
 

@@ -7,7 +7,7 @@ from typing import Literal
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Count, Options, command, read_list, read_text
+from graphhalu.cli.options import Count, Options, Place, command, read_list, read_text
 from graphhalu.cli.output import ProgressLine, Shown, file_word
 from graphhalu.core.errors import UsageError
 
@@ -31,10 +31,10 @@ def gather(
     settings: "library.GatherSettings",
     spec: "library.ModelSpec",
     *,
-    attacks: Path | None = None,
-    benign: Path | None = None,
-    prompts: Path | None = None,
-    out: Path | None = None,
+    attacks: Place = None,
+    benign: Place = None,
+    prompts: Place = None,
+    out: Place = None,
 ) -> Shown:
     """Measure attacks and benign prompts step by step; run it again to go on.
 
@@ -64,7 +64,7 @@ def gather(
 
 @command("instability calibrate", settings=_CALIBRATE)
 def calibrate(
-    settings: "library.CalibrateSettings", folder: Path, *, heads: Path | None = None, out: Path | None = None
+    settings: "library.CalibrateSettings", folder: Path, *, heads: Place = None, out: Place = None
 ) -> Shown:
     """Choose window, layers and thresholds in nested folds, beside simpler baselines.
 
@@ -87,12 +87,12 @@ def detect(
     spec: "library.ModelSpec",
     prompt: str | None = None,
     *,
-    file: Path | None = None,
+    file: Place = None,
     calibration: Path = Path("calibration.json"),
     method: Literal["instability", "attention_tracker"] = "instability",
     fpr: str = "0.05",
     model: str | None = None,
-    system: Path | None = None,
+    system: Place = None,
     system_text: str | None = None,
     max_new_tokens: Count | None = None,
     fail_on_detect: bool = False,
@@ -133,7 +133,7 @@ def detect(
 
 
 @command("instability plot")
-def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = None) -> Shown:
+def plot(folder: Path, *, calibration: Place = None, out: Place = None) -> Shown:
     """Draw the study: one page, and its figures as PNG and SVG.
 
     Args:

@@ -42,7 +42,7 @@ def _before_commands(
         raise typer.Exit
 
 
-_MODULES = "extract store evaluate score pages heads show graphs weights instability sinks"
+_MODULES = "store evaluate score pages heads show weights instability sinks"
 for _module in _MODULES.split():  # the order of the help
     import_module(f"graphhalu.cli.{_module}")
 for _group in APPS.values():

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Count, command
+from graphhalu.cli.options import Count, Place, command
 from graphhalu.cli.output import Shown, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
@@ -16,9 +16,9 @@ from graphhalu.core.errors import UsageError
 def report(
     run: list[Path],
     *,
-    out: Path | None = None,
+    out: Place = None,
     svg: bool = False,
-    maps: Path | None = None,
+    maps: Place = None,
     labeller: str = "match",
     together: bool = False,
 ) -> Shown:
@@ -55,13 +55,13 @@ def _together(runs: list[Path], out: Path | None) -> Shown:
 
 @command("view")
 def view(
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     trace: list[str] | None = None,
-    detector: Path | None = None,
+    detector: Place = None,
     detector_class: str | None = None,
-    token_scores: Path | None = None,
-    out: Path | None = None,
+    token_scores: Place = None,
+    out: Place = None,
     limit: Count = 8,
     labeller: str = "match",
     features: str | None = None,

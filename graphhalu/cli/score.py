@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import command
+from graphhalu.cli.options import Place, command
 from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
 from graphhalu.core.errors import GraphhaluError, UsageError
 
@@ -15,12 +15,12 @@ from graphhalu.core.errors import GraphhaluError, UsageError
 def score(
     question: str | None = None,
     *,
-    detector: Path | None = None,
+    detector: Place = None,
     detector_class: str | None = None,
     answer: str | None = None,
     context: str | None = None,
-    input_: Path | None = None,
-    output: Path | None = None,
+    input_: Place = None,
+    output: Place = None,
     fail_above: Annotated[float, typer.Option(min=0, max=1)] | None = None,
     model: str | None = None,
     device: str | None = None,

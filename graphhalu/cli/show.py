@@ -1,13 +1,12 @@
 """Show models, data sets, detectors, features, a trace store or its labels."""
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Size, command
+from graphhalu.cli.options import Place, Size, command
 from graphhalu.cli.output import Shown
 from graphhalu.cli.store import open_store
 
@@ -65,7 +64,7 @@ def traces(path: str) -> Shown:
 @command("labels", hidden=True)  # the name of 0.1
 @command("show labels")
 def labels(
-    traces: Path | None = None, *, labellers: str | None = None, examples: Size = 20, seed: int = 0
+    traces: Place = None, *, labellers: str | None = None, examples: Size = 20, seed: int = 0
 ) -> Shown:
     """Prevalence, coverage, agreement and thresholds of the labels of a store, with examples.
 

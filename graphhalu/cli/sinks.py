@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Options, command
+from graphhalu.cli.options import Options, Place, command
 from graphhalu.cli.output import ProgressLine, Shown
 from graphhalu.core.errors import UsageError
 
@@ -22,10 +22,10 @@ _ANALYZE = Options("AnalyzeConfig", "label=meanings resamples=n_resamples seeds=
 def measure(
     settings: "library.SinkMeasureConfig",
     *,
-    traces: Path | None = None,
+    traces: Place = None,
     labeller: str | None = None,
     ablate: str | None = None,
-    out: Path | None = None,
+    out: Place = None,
 ) -> Shown:
     """Measure sink mass, and write records in the published layout.
 
@@ -69,7 +69,7 @@ def measure(
 
 @command("sinks analyze", settings=_ANALYZE)
 def analyze(
-    settings: "library.AnalyzeConfig", records: list[Path] | None = None, *, out: Path | None = None
+    settings: "library.AnalyzeConfig", records: list[Path] | None = None, *, out: Place = None
 ) -> Shown:
     """Test the hypotheses: shift, prediction, beyond entropy, localisation; size, task, chat.
 
@@ -85,7 +85,7 @@ def analyze(
 
 
 @command("sinks plot")
-def plot(result: Path, *, k: int | None = None, queries: str | None = None, out: Path | None = None) -> Shown:
+def plot(result: Path, *, k: int | None = None, queries: str | None = None, out: Place = None) -> Shown:
     """Draw the figures as PNG and SVG, and one HTML page with tables.
 
     Args:

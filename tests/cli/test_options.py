@@ -2,7 +2,7 @@
 
 import pytest
 
-from graphhalu.cli.extract import _EXTRACT
+from graphhalu.cli.store import _EXTRACT
 from graphhalu.cli.main import run
 
 
