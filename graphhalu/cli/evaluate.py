@@ -41,21 +41,18 @@ def train(
     """
     name, fits = detector or network, ProgressLine("fits")
     if name is None or (detector is not None and network is not None):
-        raise UsageError(
-            "name one detector, or one network:\n"
-            "  graphhalu train gat   or   graphhalu train --network my_module:MyGNN"
-        )
+        examples = "graphhalu train gat   or   graphhalu train --network my_module:MyGNN"
+        raise UsageError(f"name one detector, or one network:\n  {examples}")
     _use_threads(threads)
     trained_on = {"devices": devices, "accelerator": accelerator}
     settings = {"seed": seed, **given, **{key: value for key, value in trained_on.items() if value}}
     store = open_store(traces)
     library.check_detector(name, store, settings)
-    labels = labels_of(store, labeller)
-    folder, result = library.train_detector(
-        name, store, labels, settings=settings, store=identity_of(store), runs=runs, on_progress=fits
+    labels, where = labels_of(store, labeller), {"store": identity_of(store), "runs": runs}
+    folder, result = library.train_detector(name, store, labels, settings=settings, **where, on_progress=fits)
+    return Shown(
+        {"run": folder, **_values(result)}, "train", {"result_table": library.terminal_table(result)}
     )
-    more = {"result_table": library.terminal_table(result)}
-    return Shown({"run": folder, **_values(result)}, "train", more)
 
 
 @command("compare", settings=_COMPARE, engine=RAY)
@@ -120,12 +117,7 @@ def compare(
     return Shown({"folder": folder, **_values(result)}, "compare", more)
 
 
-def _transfer(
-    stores: "list[library.TraceStore]",
-    labels: "list[library.Labels]",
-    settings: "library.CompareConfig",
-    folder: Path,
-) -> Shown:
+def _transfer(stores: list[Any], labels: list[Any], settings: Any, folder: Path) -> Shown:
     names = library.source_names([store.path for store in stores])
     sources = zip(names, stores, labels, map(identity_of, stores), strict=True)
     result = library.run_transfer(list(sources), config=settings, on_progress=ProgressLine("fits"))

@@ -104,21 +104,16 @@ def _write(tables: "list[library.HeadTable]", role: str, out: Path | None, model
 
 
 def _shown(tables: "list[library.HeadTable]", path: Path, top: int, *, is_new: bool = False) -> Shown:
-    described = [
-        {
-            "role": table.role,
-            "model": table.model,
-            "settings": table.settings,
-            "n_accepted": len(table.trials),
-            "rejected": dict(Counter(reason for _, reason in table.rejected).most_common()),
-            "heads": [_head(table, row) for row in table.ranked()[:top]],
-        }
-        for table in tables
-    ]
+    described = [_described(table, top) for table in tables]
     return Shown({"file": path, "tables": described}, "heads", {"is_new": is_new})
 
 
-def _head(table: "library.HeadTable", row: "library.HeadRow") -> dict[str, Any]:
-    """A head with its statistics, and the further columns of its table."""
-    index = table.layers.index(row.layer)
-    return vars(row) | {name: float(values[index, row.head]) for name, values in table.columns.items()}
+def _described(table: "library.HeadTable", top: int) -> dict[str, Any]:
+    """A table with its best heads, their statistics and the further columns."""
+    values: dict[str, Any] = {name: getattr(table, name) for name in ("role", "model", "settings")}
+    rejected, heads = Counter(reason for _, reason in table.rejected), []
+    for row in table.ranked()[:top]:
+        place = table.layers.index(row.layer), row.head
+        heads.append(vars(row) | {name: float(grid[place]) for name, grid in table.columns.items()})
+    values |= {"n_accepted": len(table.trials), "rejected": dict(rejected.most_common())}
+    return values | {"heads": heads}

@@ -176,17 +176,11 @@ def compare_graphs(
         rows: Rows of the table; the JSON has all.
         out: Folder of figure and JSON; by default data/runs/topology-<time>.
     """
-    store = open_store(traces)
-    kept = None if layers is None else tuple(read_list("--layers", layers))
+    store, how = open_store(traces), {"n_resamples": resamples, "seed": seed, "engine": engine}
+    labels, kept = library.named_labels(store, labeller), read_list("--layers", layers) if layers else None
+    recipe = library.GraphRecipe(library.TopK(edges_per_row), ("span",), channels="mean")
     report = library.compare_topology(
-        store,
-        library.named_labels(store, labeller),
-        layers=kept,
-        recipe=library.GraphRecipe(library.TopK(edges_per_row), ("span",), channels="mean"),
-        n_resamples=resamples,
-        seed=seed,
-        engine=engine,
-        on_progress=ProgressLine("traces"),
+        store, labels, layers=kept, recipe=recipe, **how, on_progress=ProgressLine("traces")
     )
     folder = library.run_folder("topology", out, is_resumed=False)
     figure = library.save_figure(library.topology_figure(report), folder)[0]

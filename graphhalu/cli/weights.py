@@ -32,13 +32,9 @@ def profile(
     weights = library.open_weights(model, revision)
     folder = out or _folder(weights)
     found = _made_profile(weights, settings, folder)
-    values = {
-        "folder": folder,
-        "model": found.model,
-        "notes": found.notes,
-        "mixed_types": [{"part": mixed.part, "types": mixed.types} for mixed in found.mixed()],
-        "layers": found.layers.to_pylist(),
-    }
+    mixed = [{"part": each.part, "types": each.types} for each in found.mixed()]
+    values = {"folder": folder, "model": found.model, "notes": found.notes, "mixed_types": mixed}
+    values["layers"] = found.layers.to_pylist()
     return Shown(values, "weights_profile", {"found": found, "n_shown": rows})
 
 
@@ -81,8 +77,7 @@ def validate(
     result = library.validate_profile(
         found, weights, store, labels, store=about, settings=settings, on_progress=ProgressLine("steps")
     )
-    target = out or folder
-    result.write(target)
+    target = result.write(out or folder).parent
     files = library.write_page(library.profile_page(found, result), target / library.REPORT_FILE)
     values = {"folder": target, "report": files.html, **result.values()}
     return Shown(values, "weights_validate", {"result": result})

@@ -266,19 +266,12 @@ def step_measures(
     middle = layer_slice(len(share))
     correlation, is_defined = layer_correlation(share[middle], sees_all[middle])
     focus = focus_share(mass[..., Span.SYSTEM], mass[..., Span.QUESTION])
-    by_layer = {
-        "share_mean": share.mean(axis=1),
-        "std": head_std(share),
-        "logit": logit_std(share),
-        "bounded": bounded_std(share),
-        "focus": focus.mean(axis=1),
-    }
-    return {
-        "share": np.moveaxis(np.where(sees_system[:, None], share, np.nan), 2, 0),
-        **{name: np.where(sees_system, values, np.nan).T for name, values in by_layer.items()},
-        "agreement": np.where(is_defined, correlation, np.nan),
-        "focus_heads": np.where(sees_system[:, :1], focus[:, :, 0], np.nan),
-    }
+    by_layer = {"share_mean": share.mean(axis=1), "std": head_std(share), "logit": logit_std(share)}
+    by_layer |= {"bounded": bounded_std(share), "focus": focus.mean(axis=1)}
+    found = {name: np.where(sees_system, values, np.nan).T for name, values in by_layer.items()}
+    found["share"] = np.moveaxis(np.where(sees_system[:, None], share, np.nan), 2, 0)
+    found["agreement"] = np.where(is_defined, correlation, np.nan)
+    return found | {"focus_heads": np.where(sees_system[:, :1], focus[:, :, 0], np.nan)}
 
 
 def system_share(mass: SpanMass, denominator: Denominator) -> Float[np.ndarray, "layer head step"]:

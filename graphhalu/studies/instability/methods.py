@@ -316,13 +316,13 @@ class TrackerMethod:
     summary: str
     focus: Float[np.ndarray, "prompt layer head"]
     k_values: tuple[float, ...]
-    given: Heads | None = None
+    given: Heads = ()
 
     def fit(self, cases: Cases, train: Train, seed: int) -> Fitted:
         """Important heads of the training side; a low focus means attack, always."""
-        if self.given is not None:
-            heads, k, text = self.given, None, "the given heads"
-        else:
+        k: float | None = None
+        heads, text = self.given, "the given heads"
+        if not heads:
             heads, k = important_heads(self.focus[train], cases.labels[train], k_values=self.k_values)
             text = f"{len(heads)} heads, {'all heads: none is apart' if k is None else f'k = {k:g}'}"
         return Fitted(-focus_scores(self.focus, heads), text, -1, heads=(heads, k))
@@ -336,7 +336,7 @@ Method = ColumnMethod | TrackerMethod
 
 
 def all_methods(
-    series: Sequence[PromptSeries], grid: Sequence[Window], settings: CalibrateSettings, given: Heads | None
+    series: Sequence[PromptSeries], grid: Sequence[Window], settings: CalibrateSettings, given: Heads
 ) -> list[Method]:
     """Every method that is judged; the first is the instability that ``detect`` computes.
 

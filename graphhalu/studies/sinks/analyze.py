@@ -219,11 +219,10 @@ def scaling(analysed: Sequence[Analysed]) -> tuple[Row, ...]:
     """
     found = []
     for name, members in _series(analysed, "model", "chat"):
-        probes = [find_row(f.models, name="heads") for _, f in members]
         points = [
             _effects(run, f, "model", "chat", "n_parameters", probe_auroc=probe.auroc)
-            for ((_, run), f), probe in zip(members, probes, strict=True)
-            if run.n_parameters is not None and probe is not None
+            for (_, run), f in members
+            if run.n_parameters is not None and (probe := find_row(f.models, name="heads")) is not None
         ]
         if len({point.model for point in points}) < 2:  # noqa: PLR2004
             continue

@@ -253,6 +253,5 @@ def _qk(weights: Weights, layer: int, part: Part, inputs: Tokens) -> Float[np.nd
     gain = weights.head_gain(layer, family.q_norm if part == "q" else family.k_norm)
     if gain is None:
         return found
-    is_shared = gain.size != found.shape[2]
-    square = np.square(found).mean(axis=(0, 2) if is_shared else 2, keepdims=True)
+    square = np.square(found).mean(axis=2 if gain.size == found.shape[2] else (0, 2), keepdims=True)
     return found / np.sqrt(square + _EPSILON) * gain.reshape(-1, 1, found.shape[2])
