@@ -50,9 +50,8 @@ def train(
     library.check_detector(name, store, settings)
     labels, where = labels_of(store, labeller), {"store": identity_of(store), "runs": runs}
     folder, result = library.train_detector(name, store, labels, settings=settings, **where, on_progress=fits)
-    return Shown(
-        {"run": folder, **_values(result)}, "train", {"result_table": library.terminal_table(result)}
-    )
+    more = {"result_table": library.terminal_table(result)}
+    return Shown({"run": folder, **_values(result)}, "train", more)
 
 
 @command("compare", settings=_COMPARE, engine=RAY)

@@ -54,8 +54,7 @@ def reached(windows: Sequence[Window], settings: CalibrateSettings, n_steps: Cod
     """
     starts, ends = np.array([[w.start, w.end] for w in windows]).T
     reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
-    is_open = np.ones(len(starts), dtype=bool)
-    is_open &= (reach[starts] >= _REACH_START) | (settings.starts != "auto")
+    is_open = (reach[starts] >= _REACH_START) | (settings.starts != "auto")
     is_open &= (reach[ends] >= _REACH_END) | (settings.lengths != "auto")
     earliest = starts == starts.min()
     return is_open if is_open.any() else earliest & (ends == ends[earliest].min())

@@ -212,13 +212,12 @@ def _unpacked(packed: Mapping[str, np.ndarray]) -> list[PromptSeries]:
         is_whole &= len(packed["focus_heads"]) == len(records) and "std" in packed
     if not is_whole:
         raise ValueError(f"{len(records)} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps")
-    found = []
-    for place, (record, bounds) in enumerate(zip(records, pairwise(offsets), strict=True)):
-        arrays: dict[str, np.ndarray] = {}
-        if bounds[0] < bounds[1]:
-            arrays = {name: packed[name][slice(*bounds)] for name in names}
+    found = [PromptSeries(record, {}) for record in records]
+    for place, (first, stop) in enumerate(pairwise(offsets)):
+        if first < stop:
+            arrays = {name: packed[name][first:stop] for name in names}
             arrays["focus_heads"] = packed["focus_heads"][place]
-        found.append(PromptSeries(record, arrays))
+            found[place] = PromptSeries(records[place], arrays)
     return found
 
 

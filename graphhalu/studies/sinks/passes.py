@@ -210,7 +210,7 @@ class SinkPasses(NamedTuple):
         model, sequences = self.loaded.model, [prompt.sequence for prompt in batch]
         device = next(model.parameters()).device
         lengths = torch.tensor([each.length for each in sequences], device=device)
-        how = {"start": self.config.query_start, "windows": self.loaded.layer_windows}
+        how: dict[str, Any] = {"start": self.config.query_start, "windows": self.loaded.layer_windows}
         last = (lengths - 2).tolist()
         observer = SinkObserver(last, self.config.cells, **how, n_heads=self.loaded.n_heads)
         tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
@@ -232,7 +232,7 @@ class SinkPasses(NamedTuple):
         question, right = prompt.question, prompt.question.correct_choices
         pred, is_given = likeliest(likely.option_logprobs), self.run["pose"] == "given"
         stated = question.given[prompt.place].is_hallucinated if is_given else question.input_label
-        meta = {"question_id": question.question_id, "group_id": question.group_id}
+        meta: dict[str, Any] = {"question_id": question.question_id, "group_id": question.group_id}
         meta |= {"source": self.run["dataset"], "pose": self.run["pose"], "place": prompt.place}
         known = {key: question.metadata[key] for key in _META_FIELDS if key in question.metadata}
         return {

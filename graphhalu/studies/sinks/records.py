@@ -44,6 +44,7 @@ SinkCell = tuple[int, QueryMode]
 """Leading tokens that form the sink, and the query rows that count."""
 SETTINGS: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
 _TOLERANCE: Final = 1e-3
+_UNSEEN: Final = np.array(None, dtype=object)
 _MAX_LINE_BYTES: Final = 2**26
 """Most bytes of a record: a small gzip file can hold a line of any length."""
 
@@ -209,12 +210,11 @@ class SinkTable(NamedTuple):
     @classmethod
     def of(cls, records: Sequence[SinkRecord], meaning: Meaning) -> "SinkTable":
         """The arrays of usable records with a label of this meaning."""
-        numbers = ((r.sink_mass, r.entropy, r.seq_len, r.by_head) for r in records)
-        mass, entropy, length, by_head = (np.array(c, dtype=np.float64) for c in zip(*numbers, strict=True))
+        names = ("sink_mass", "entropy", "seq_len", "by_head")
+        numbers = (np.array([getattr(r, name) for r in records], dtype=np.float64) for name in names)
         labels = np.array([r.labels[meaning] for r in records], dtype=np.int64)
-        words = zip(*((r.group, r.pred or "") for r in records), strict=True)
-        groups, answers = map(np.array, words)
-        return cls(mass, entropy, length, by_head, labels, groups, answers)
+        words = ([r.group for r in records], [r.pred or "" for r in records])
+        return cls(*numbers, labels, *map(np.array, words))
 
 
 def run_stem(task: str, model: str) -> str:
@@ -296,7 +296,7 @@ def plain_record(record: SinkRecord) -> dict[str, Any]:
     """One record in the published layout, with ``labels`` beside it."""
     wrong, misleads = (record.labels.get(name) for name in ("hallucinated", "input"))
     by_layer, by_head = (
-        np.where(record.is_seen, np.round(values.astype(np.float64), 7).T, None).T.tolist()
+        np.where(record.is_seen, np.round(values.astype(np.float64), 7).T, _UNSEEN).T.tolist()
         for values in (record.by_head.mean(axis=1), record.by_head)
     )
     return {

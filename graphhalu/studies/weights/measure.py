@@ -136,8 +136,8 @@ def _outputs(
     traces: Sequence[Trace], weights: Weights, on_layer: Callable[[int], None]
 ) -> tuple[ByName, ByName, dict[str, str]]:
     """Outputs of heads and of layers, and what is missing."""
-    missing, n_layers = defaultdict[str, list[int]](list), weights.architecture.n_layers
-    found: list[dict[str, Any]] = [{} for _ in range(n_layers)]
+    missing = defaultdict[str, list[int]](list)
+    found: list[dict[str, Any]] = [{} for _ in range(weights.architecture.n_layers)]
     for layer, row in enumerate(found):
         on_layer(layer)
         try:
