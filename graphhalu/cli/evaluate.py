@@ -48,7 +48,8 @@ def train(
     settings = {"seed": seed, **given, **{key: value for key, value in trained_on.items() if value}}
     store = open_store(traces)
     library.check_detector(name, store, settings)
-    labels, where = labels_of(store, labeller), {"store": identity_of(store), "runs": runs}
+    labels = labels_of(store, labeller)
+    where: dict[str, Any] = {"store": identity_of(store), "runs": runs}
     folder, result = library.train_detector(name, store, labels, settings=settings, **where, on_progress=fits)
     more = {"result_table": library.terminal_table(result)}
     return Shown({"run": folder, **_values(result)}, "train", more)

@@ -1,6 +1,6 @@
 """Show models, data sets, detectors, features, a trace store or its labels."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable
 from typing import Any
 
 import typer
@@ -14,26 +14,25 @@ from graphhalu.cli.store import open_store
 @command("show models")
 def models() -> Shown:
     """Known model aliases; any hub id, folder or GGUF file works too."""
-    plugins, failures = library.MODEL_PLUGINS.load_all()
-    return _cards("models", [*library.MODEL_CARDS.values(), *plugins.values()], failures)
+    return _cards("models", library.MODEL_PLUGINS, library.MODEL_CARDS.values())
 
 
 @command("show datasets")
 def datasets() -> Shown:
     """Data sets with task, size, licence and label rule."""
-    loaded, failures = library.DATASETS.load_all()
-    return _cards("datasets", [each.card for each in loaded.values()], failures)
+    return _cards("datasets", library.DATASETS)
 
 
 @command("show detectors")
 def detectors() -> Shown:
     """Detectors with what they read and where they come from."""
-    loaded, failures = library.DETECTORS.load_all()
-    return _cards("detectors", [each.card for each in loaded.values()], failures)
+    return _cards("detectors", library.DETECTORS)
 
 
-def _cards(kind: str, cards: Sequence[Any], failures: Mapping[str, str]) -> Shown:
-    """Cards of a registry as a table, and the plug-ins that cannot be used."""
+def _cards(kind: str, registry: Any, known: Iterable[Any] = ()) -> Shown:
+    """Known cards and those of a registry as a table, and the plug-ins that cannot be used."""
+    loaded, failures = registry.load_all()
+    cards = [*known, *(getattr(each, "card", each) for each in loaded.values())]
     return Shown({kind: cards, "failed": failures}, "cards", {"kind": kind})
 
 

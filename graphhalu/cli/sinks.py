@@ -73,8 +73,7 @@ def analyze(
     result = library.analyze_sinks(records or [_RECORDS], settings, on_progress=ProgressLine("runs"))
     folder = library.run_folder("sinks", out, is_resumed=False)
     path = result.write(folder)
-    more = {"result": result, "folder": folder}
-    return Shown({"file": path, **result.values()}, "sinks_analyze", more)
+    return Shown({"file": path, **result.values()}, "sinks_analyze", {"result": result, "folder": folder})
 
 
 @command("sinks plot")

@@ -117,8 +117,7 @@ def features(
         return Shown({"path": out, "n_rows": n_rows, "n_columns": n_columns}, "features")
     table = library.feature_table(store, wanted, per_token=per_token, engine=engine)
     rows = library.summarise(table)
-    found = {row.feature: row._asdict() for row in rows}
-    values = {"store": store.name, "n_rows": len(table), "features": found}
+    values = {"store": store.name, "n_rows": len(table), "features": {r.feature: r._asdict() for r in rows}}
     return Shown(values, "features", {"rows": rows, "unit": "tokens" if per_token else "traces"})
 
 
@@ -176,12 +175,12 @@ def compare_graphs(
         rows: Rows of the table; the JSON has all.
         out: Folder of figure and JSON; by default data/runs/topology-<time>.
     """
-    store, how = open_store(traces), {"n_resamples": resamples, "seed": seed, "engine": engine}
-    labels, kept = library.named_labels(store, labeller), read_list("--layers", layers) if layers else None
-    recipe = library.GraphRecipe(library.TopK(edges_per_row), ("span",), channels="mean")
-    report = library.compare_topology(
-        store, labels, layers=kept, recipe=recipe, **how, on_progress=ProgressLine("traces")
-    )
+    kept = None if layers is None else read_list("--layers", layers)
+    how: dict[str, Any] = {"layers": kept, "n_resamples": resamples, "seed": seed, "engine": engine}
+    how["recipe"] = library.GraphRecipe(library.TopK(edges_per_row), ("span",), channels="mean")
+    store = open_store(traces)
+    labels = library.named_labels(store, labeller)
+    report = library.compare_topology(store, labels, **how, on_progress=ProgressLine("traces"))
     folder = library.run_folder("topology", out, is_resumed=False)
     figure = library.save_figure(library.topology_figure(report), folder)[0]
     values = {"store": store.name, **report}

@@ -314,7 +314,7 @@ def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[
 def _estimates(found: Mapping[str, Any], how: AnalyzeConfig) -> list[Estimate]:
     """The difference of each cell with its interval."""
     rows = zip(*(found[name].ravel().tolist() for name in ("", "_low", "_high")), strict=True)
-    return [Estimate(*row, how.n_resamples) for row in rows]
+    return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
 
 
 def _top_share(resampled: Float[np.ndarray, "resample *cell"], z: PerHead, error: PerHead, k: int) -> PerHead:

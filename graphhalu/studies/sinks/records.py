@@ -212,9 +212,10 @@ class SinkTable(NamedTuple):
         """The arrays of usable records with a label of this meaning."""
         names = ("sink_mass", "entropy", "seq_len", "by_head")
         numbers = (np.array([getattr(r, name) for r in records], dtype=np.float64) for name in names)
+        mass, entropy, length, by_head = numbers
         labels = np.array([r.labels[meaning] for r in records], dtype=np.int64)
-        words = ([r.group for r in records], [r.pred or "" for r in records])
-        return cls(*numbers, labels, *map(np.array, words))
+        groups, answers = np.array([r.group for r in records]), np.array([r.pred or "" for r in records])
+        return cls(mass, entropy, length, by_head, labels, groups, answers)
 
 
 def run_stem(task: str, model: str) -> str:

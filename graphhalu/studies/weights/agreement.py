@@ -69,7 +69,8 @@ class Agreement:
 
 
 _FILE: Final = read_yaml(Path(__file__).with_name("pairs.yaml"))
-PAIRS: Final = tuple(Agreement(*pair, is_control=is_control) for *pair, is_control in _FILE["pairs"])
+_NAMES: Final = ("static", "measured", "level", "sign", "is_control")
+PAIRS: Final = tuple(Agreement(**dict(zip(_NAMES, pair, strict=True))) for pair in _FILE["pairs"])
 """Pairs that are validated against a store, not tested yet."""
 UNTESTED: Final[dict[str, str]] = _FILE["untested"]
 HEAD_QUANTITIES: Final[tuple[str, ...]] = tuple(_FILE["heads"])
