@@ -81,13 +81,11 @@ class PromptDetector:
             score = -float(focus_scores(focus, self.calibration.tracker.heads)[0])
         elif reason is None:
             means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
-            if np.isfinite(means).any():
-                score = float(means[-1])
-                below = np.flatnonzero(~(means >= self.threshold))
+            steps = f"{series.n_steps} steps, and the window begins at step {choice.start}"
+            reason = None if np.isfinite(means).any() else f"the answer has {steps}"
+            if reason is None:
+                score, below = float(means[-1]), np.flatnonzero(~(means >= self.threshold))
                 first = choice.start + (int(below[-1]) + 1 if len(below) else 0)
-            else:
-                steps = f"{series.n_steps} steps, and the window begins at step {choice.start}"
-                reason = f"the answer has {steps}"
         is_attack = None if score is None else score >= self.threshold
         more = {"crossed_at": first if is_attack else None, "n_steps": series.n_steps, "reason": reason}
         named = {"prompt_id": record.prompt_id, "text": record.text, "score": score}

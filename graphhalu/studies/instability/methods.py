@@ -42,6 +42,7 @@ _BASELINES: Final[dict[str, str]] = _FILE["baselines"]
 
 Scores = Float[np.ndarray, "prompt"]
 Codes = Int[np.ndarray, "prompt"]
+Columns = Float[np.ndarray, "prompt column"]
 Heads = tuple[tuple[int, int], ...]
 """Important heads, each as layer and head."""
 
@@ -92,9 +93,7 @@ def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Codes) -> t
     return tuple(Window(*pair, *each) for each in layers for pair in steps)
 
 
-def window_scores(
-    values: Float[np.ndarray, "prompt step layer"], windows: Sequence[Window]
-) -> Float[np.ndarray, "prompt window"]:
+def window_scores(values: Float[np.ndarray, "prompt step layer"], windows: Sequence[Window]) -> Columns:
     """Mean over the layers and steps of each window.
 
     An answer that ends inside a window is averaged over the steps that it has; one that ends
@@ -149,7 +148,6 @@ class Fitted(NamedTuple):
     heads: tuple[Heads, float | None] | None = None
 
 
-Columns = Float[np.ndarray, "prompt column"]
 Train = Int[np.ndarray, "train"]
 Allowed = Callable[[Train], Bool[np.ndarray, "column"]]
 """Columns that a training side allows."""

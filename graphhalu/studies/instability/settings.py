@@ -231,12 +231,11 @@ class Calibration(StudyResult):
         """
         if aim == "f1":
             return self.tracker.f1_threshold if name == TRACKER else self.window.f1_threshold
-        points = self.row(name).points
-        found = next((p.threshold for p in points if abs(p.aim - aim) < 1e-9), None)  # noqa: PLR2004
-        if found is None:
-            known = ", ".join(f"{point.aim:g}" for point in points)
+        thresholds = {round(point.aim, 9): point.threshold for point in self.row(name).points}
+        if round(aim, 9) not in thresholds:
+            known = ", ".join(f"{each:g}" for each in thresholds)
             raise UsageError(f"the calibration has thresholds for the rates {known}, not for {aim:g}")
-        return found
+        return thresholds[round(aim, 9)]
 
     @classmethod
     def read(cls, path: Path) -> "Calibration":

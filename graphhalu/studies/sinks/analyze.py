@@ -79,6 +79,7 @@ class SinksResult(StudyResult):
 
 Analysed = tuple[SinkRun, RunResult]
 """A run with its results."""
+Pair = tuple[SinkRecord, SinkRecord]
 Found = tuple[Analysed, Row]
 """One of its findings beside it."""
 
@@ -299,9 +300,8 @@ def sensitivities(analysed: Sequence[Analysed], how: AnalyzeConfig) -> tuple[Row
         for series, members in _series(analysed, setting):
             for ((run, first), f), ((other, second), _) in combinations(members, 2):
                 values = [str(getattr(result, setting)) for result in (first, second)]
-                in_other = {_key(record): record for record in other.labelled(f.meaning)}
-                keyed = [(record, in_other.get(_key(record))) for record in run.labelled(f.meaning)]
-                pairs = [(record, again) for record, again in keyed if again is not None]
+                there = {_key(record): record for record in other.labelled(f.meaning)}
+                pairs = [(r, there[_key(r)]) for r in run.labelled(f.meaning) if _key(r) in there]
                 if values[0] == values[1] or len(pairs) < LEAST_BOTH:
                     continue
                 about = {"setting": setting, "first": values[0], "second": values[1], "series": series}
@@ -315,9 +315,7 @@ def _key(record: SinkRecord) -> tuple[str, int]:
     return str(record.meta.get("question_id") or record.group), int(record.meta.get("place") or 0)
 
 
-def _compared_pairs(
-    pairs: Sequence[tuple[SinkRecord, SinkRecord]], meaning: Meaning, how: AnalyzeConfig
-) -> dict[str, Any]:
+def _compared_pairs(pairs: Sequence[Pair], meaning: Meaning, how: AnalyzeConfig) -> dict[str, Any]:
     """The same questions in two runs, second minus first where it is a difference.
 
     Returns:

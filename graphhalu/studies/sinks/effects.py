@@ -108,8 +108,8 @@ def permutation_p(sample: EvaluationSet, values: Floats, n_permutations: int) ->
 
 def is_mixed(sample: EvaluationSet) -> bool:
     """Whether most records stand in questions with both classes."""
-    codes, n_groups = group_codes(sample.groups)
-    share = np.bincount(codes, weights=sample.labels, minlength=n_groups) / np.bincount(codes)
+    codes = group_codes(sample.groups)[0]
+    share = np.bincount(codes, weights=sample.labels) / np.bincount(codes)
     return bool(((share > 0) & (share < 1))[codes].mean() > _MIXED)
 
 
@@ -296,12 +296,11 @@ def role_overlap(z: PerHead, role: HeadTable, k: int) -> Row:
     n_known = int(is_known.sum())
     k = min(k, n_known)
     n_shared = len({*ranked_places(size)[:k]} & {*ranked_places(score)[:k]})
+    shared = {"n_shared": n_shared, "n_expected": k * k / max(n_known, 1)}
+    shared["p_value"] = float(hypergeom.sf(n_shared - 1, n_known, k, k))
     has_order = n_known > 2 and np.ptp(score[is_known]) > 0  # noqa: PLR2004
     tested = spearmanr(size[is_known], score[is_known]) if has_order else (np.nan, np.nan)
-    shared = {"n_shared": n_shared, "n_expected": k * k / max(n_known, 1)}
-    p_value = float(hypergeom.sf(n_shared - 1, n_known, k, k))
-    order = {"spearman": float(tested[0]), "p_spearman": float(tested[1])}
-    return Row(role=role.role, k=k, **shared, p_value=p_value, **order)
+    return Row(role=role.role, k=k, **shared, spearman=float(tested[0]), p_spearman=float(tested[1]))
 
 
 def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[str, Any]:

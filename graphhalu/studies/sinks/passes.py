@@ -91,11 +91,10 @@ def sink_prompts(
         failures += prompt.failures
         answers = [(each.rank, each.token_ids) for each in prompt.answers]
         for place, answer in answers or [(0, ())] * bool(prompt.length):
-            token_ids = np.array([*prompt.encoded.token_ids, *answer], dtype=np.int32)
-            after = np.full(len(answer) + 1, Span.ANSWER, dtype=np.uint8)
-            codes, length = np.append(prompt.encoded.span_code, after), len(token_ids)
-            ids, options = np.append(token_ids, token_ids[-1]), prompt.option_ids
-            sequence = TokenSequence(ids, codes, length, row_start=length - 1, option_ids=options)
+            ids = np.array([*prompt.encoded.token_ids, *answer], dtype=np.int32)
+            after, n = np.full(len(answer) + 1, Span.ANSWER, dtype=np.uint8), len(ids)
+            codes = np.append(prompt.encoded.span_code, after)
+            sequence = TokenSequence(np.append(ids, ids[-1]), codes, n, n - 1, prompt.option_ids)
             prompts.append(SinkPrompt(len(prompts), prompt.question, place, sequence))
     return prompts, failures
 

@@ -214,9 +214,7 @@ def _or_zero(bias: np.ndarray | None) -> Any:
     return 0.0 if bias is None else bias
 
 
-def _by_head(
-    inputs: Tokens, matrix: Matrices, bias: np.ndarray | None
-) -> Float[np.ndarray, "head token size"]:
+def _by_head(inputs: Tokens, matrix: Matrices, bias: Any) -> Float[np.ndarray, "head token size"]:
     """Queries, keys or values of each head."""
     found = np.einsum("tw,hdw->htd", inputs, matrix, optimize=True)
     return found if bias is None else found + bias[:, None]

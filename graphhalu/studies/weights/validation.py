@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import ConfigDict, Field
 
 from graphhalu.core.config import Config
@@ -21,7 +21,7 @@ from graphhalu.detectors.linear import Rotation, Scaling, l2_path
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import bootstrap_interval
 from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
-from graphhalu.evaluation.metrics import auroc
+from graphhalu.evaluation.metrics import Floats, Ints, auroc
 from graphhalu.evaluation.univariate import FEATURES
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.heads.table import HeadTable, Trial
@@ -313,9 +313,7 @@ def layer_detection(traces: Sequence[Trace], labels: Labels, inputs: str, **draw
     return LayerDetection(inputs, area, low, high, len(kept), labels.prevalence)
 
 
-def _cross_fitted(
-    values: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"], folds: list[Split]
-) -> Float[np.ndarray, "trace"]:
+def _cross_fitted(values: Float[np.ndarray, "item column"], labels: Ints, folds: list[Split]) -> Floats:
     """Out-of-fold logits, standardised by the validation side so that folds can be pooled."""
     scores = np.full(len(values), np.nan)
     for fold in folds:
