@@ -244,7 +244,7 @@ def _layers(profile: WeightProfile) -> list[Row]:
 
 def _components(found: Validation) -> list[Row]:
     curve, nothing = found.risk, {"weight": None, "mixed": None}
-    known = [
+    known: list[Row] = [
         {"name": name, "weight": weight, "reason": curve.reasons[name], "mixed": name in curve.mixed_types}
         for name, weight in curve.weights.items()
     ]

@@ -76,15 +76,17 @@ def measure_store(
         UsageError: If the traces are of a model of another shape.
         NotEnoughDataError: If no trace is long enough.
     """
-    long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
-    if not long:
-        raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
+    if not len(traces):
+        raise NotEnoughDataError("there is no trace to validate against")
     shape, architecture, n_layers = traces[0].shape, weights.architecture, weights.architecture.n_layers
     sizes = ("n_layers", "n_heads", "n_kv_heads", "hidden_size")
     of_store, of_model = (tuple(getattr(each, name) for name in sizes) for each in (shape, architecture))
     if of_store != of_model:
         told = f"layers, heads, key heads and width are {of_store} there and {of_model} in the weights"
         raise UsageError(f"the traces are of another model: {told}")
+    long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
+    if not long:
+        raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
     chosen, total, found = long[:n_outputs], len(long) + n_layers, list[dict[str, PerHead]]()
     for place, trace in enumerate(long):
         on_progress(place, total)
