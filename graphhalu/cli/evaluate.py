@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from graphhalu.cli import library
-from graphhalu.cli.options import RAY, Count, Options, command
+from graphhalu.cli.options import RAY, Count, Options, Place, command
 from graphhalu.cli.output import ProgressLine, Shown, say
 from graphhalu.cli.store import identity_of, labels_of, open_store
 from graphhalu.core.errors import GraphhaluError, UsageError
@@ -22,7 +22,7 @@ def train(
     given: dict[str, Any],
     detector: str | None = None,
     *,
-    traces: Path | None = None,
+    traces: Place = None,
     labeller: str = "match",
     seed: int = 0,
     runs: Path = Path("data/runs"),
@@ -43,19 +43,16 @@ def train(
     """
     name, fits = detector or network, ProgressLine("fits")
     if name is None or (detector is not None and network is not None):
-        raise UsageError(
-            "name one detector, or one network:\n"
-            "  graphhalu train gat   or   graphhalu train --network my_module:MyGNN"
-        )
+        examples = "graphhalu train gat   or   graphhalu train --network my_module:MyGNN"
+        raise UsageError(f"name one detector, or one network:\n  {examples}")
     _use_threads(threads)
     trained_on = {"devices": devices, "accelerator": accelerator}
     settings = {"seed": seed, **given, **{key: value for key, value in trained_on.items() if value}}
     store = open_store(traces)
     library.check_detector(name, store, settings)
     labels = labels_of(store, labeller)
-    folder, result = library.train_detector(
-        name, store, labels, settings=settings, store=identity_of(store), runs=runs, on_progress=fits
-    )
+    where: dict[str, Any] = {"store": identity_of(store), "runs": runs}
+    folder, result = library.train_detector(name, store, labels, settings=settings, **where, on_progress=fits)
     more = {"result_table": library.terminal_table(result)}
     return Shown({"run": folder, **_values(result)}, "train", more)
 
@@ -66,11 +63,11 @@ def compare(
     engine: "library.Executor | None",
     stores: list[Path] | None = None,
     *,
-    traces: Path | None = None,
+    traces: Place = None,
     controls: bool = False,
     labeller: str = "match",
     transfer: bool = False,
-    out: Path | None = None,
+    out: Place = None,
     resume: bool = False,
     jobs: Count = 1,
     threads: int | None = None,
@@ -122,12 +119,7 @@ def compare(
     return Shown({"folder": folder, **_values(result)}, "compare", more)
 
 
-def _transfer(
-    stores: "list[library.TraceStore]",
-    labels: "list[library.Labels]",
-    settings: "library.CompareConfig",
-    folder: Path,
-) -> Shown:
+def _transfer(stores: list[Any], labels: list[Any], settings: Any, folder: Path) -> Shown:
     names = library.source_names([store.path for store in stores])
     sources = zip(names, stores, labels, map(identity_of, stores), strict=True)
     result = library.run_transfer(list(sources), config=settings, on_progress=ProgressLine("fits"))
@@ -153,10 +145,10 @@ def _use_threads(threads: int | None, jobs: int = 1) -> None:
 @command("tokens", settings=_TOKENS)
 def tokens(
     settings: "library.CompareConfig",
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     save: str | None = None,
-    out: Path | None = None,
+    out: Place = None,
     threads: int | None = None,
 ) -> Shown:
     """Find hallucinated tokens in given answers with marked spans, and measure how well.

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from graphhalu.cli import library
-from graphhalu.cli.options import MODEL, Count, Options, command
+from graphhalu.cli.options import MODEL, Count, Options, Place, command
 from graphhalu.cli.output import ProgressLine, Shown, file_word
 from graphhalu.cli.store import open_store
 
@@ -17,11 +17,7 @@ _ABLATION = Options("AblationSettings", "*", set_wins=True)
 
 @command("heads retrieval", settings=_RETRIEVAL, spec=MODEL)
 def retrieval(
-    settings: "library.RetrievalSettings",
-    spec: "library.ModelSpec",
-    *,
-    out: Path | None = None,
-    top: Count = 10,
+    settings: "library.RetrievalSettings", spec: "library.ModelSpec", *, out: Place = None, top: Count = 10
 ) -> Shown:
     """Find the heads that copy a needle out of a haystack into the answer.
 
@@ -37,10 +33,10 @@ def retrieval(
 @command("heads reasoning", settings=_REASONING)
 def reasoning(
     settings: "library.ReasoningSettings",
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     num_traces: int | None = None,
-    out: Path | None = None,
+    out: Place = None,
     top: Count = 10,
 ) -> Shown:
     """Find the heads that look back at generated tokens and at the question, on stored traces.
@@ -57,7 +53,7 @@ def reasoning(
 
 @command("heads patterns", settings=_PATTERNS, spec=MODEL)
 def patterns(
-    settings: "library.PatternSettings", spec: "library.ModelSpec", *, out: Path | None = None, top: Count = 5
+    settings: "library.PatternSettings", spec: "library.ModelSpec", *, out: Place = None, top: Count = 5
 ) -> Shown:
     """Find previous-token, self, duplicate, induction, sink and local heads.
 
@@ -108,21 +104,16 @@ def _write(tables: "list[library.HeadTable]", role: str, out: Path | None, model
 
 
 def _shown(tables: "list[library.HeadTable]", path: Path, top: int, *, is_new: bool = False) -> Shown:
-    described = [
-        {
-            "role": table.role,
-            "model": table.model,
-            "settings": table.settings,
-            "n_accepted": len(table.trials),
-            "rejected": dict(Counter(reason for _, reason in table.rejected).most_common()),
-            "heads": [_head(table, row) for row in table.ranked()[:top]],
-        }
-        for table in tables
-    ]
+    described = [_described(table, top) for table in tables]
     return Shown({"file": path, "tables": described}, "heads", {"is_new": is_new})
 
 
-def _head(table: "library.HeadTable", row: "library.HeadRow") -> dict[str, Any]:
-    """A head with its statistics, and the further columns of its table."""
-    index = table.layers.index(row.layer)
-    return vars(row) | {name: float(values[index, row.head]) for name, values in table.columns.items()}
+def _described(table: "library.HeadTable", top: int) -> dict[str, Any]:
+    """A table with its best heads, their statistics and the further columns."""
+    values: dict[str, Any] = {name: getattr(table, name) for name in ("role", "model", "settings")}
+    rejected, heads = Counter(reason for _, reason in table.rejected), []
+    for row in table.ranked()[:top]:
+        place = table.layers.index(row.layer), row.head
+        heads.append(vars(row) | {name: float(grid[place]) for name, grid in table.columns.items()})
+    values |= {"n_accepted": len(table.trials), "rejected": dict(rejected.most_common())}
+    return values | {"heads": heads}

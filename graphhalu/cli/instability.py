@@ -1,13 +1,13 @@
 """Inter-head instability: do heads disagree on the system prompt under attack?"""
 
 import sys
+from collections import Counter
 from pathlib import Path
-from typing import Literal
 
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Count, Options, command, read_list, read_text
+from graphhalu.cli.options import Options, Place, command
 from graphhalu.cli.output import ProgressLine, Shown, file_word
 from graphhalu.core.errors import UsageError
 
@@ -24,6 +24,9 @@ _CALIBRATE = Options(
 )
 _GATHER_MODEL = Options("ModelSpec", "model=name device threads quantization", overrides=False)
 _DETECT_MODEL = Options("ModelSpec", "device threads", overrides=False)
+_DETECT = Options(
+    "DetectSettings", "method fpr system=system@file system_text=system max_new_tokens", overrides=False
+)
 
 
 @command("instability gather", settings=_GATHER, spec=_GATHER_MODEL)
@@ -31,10 +34,10 @@ def gather(
     settings: "library.GatherSettings",
     spec: "library.ModelSpec",
     *,
-    attacks: Path | None = None,
-    benign: Path | None = None,
-    prompts: Path | None = None,
-    out: Path | None = None,
+    attacks: Place = None,
+    benign: Place = None,
+    prompts: Place = None,
+    out: Place = None,
 ) -> Shown:
     """Measure attacks and benign prompts step by step; run it again to go on.
 
@@ -50,21 +53,17 @@ def gather(
     folder = out or Path("data/instability") / file_word(str(loaded.identity["name"]))
     measured = library.gather(loaded, settings, asked, folder, ProgressLine("prompts"))
     records = [each.record for each in measured.read()]
-    counts = {
-        "folder": folder,
-        "n_prompts": len(records),
-        "n_attack": sum(record.label == 1 for record in records),
-        "n_benign": sum(record.label == 0 for record in records),
-        "n_failed": sum(record.failure is not None for record in records),
-        "n_finished": sum(record.is_finished for record in records),
-        "mean_answer_tokens": sum(record.n_answer for record in records) / len(records),
-    }
-    return Shown(counts, "instability_gather", {"records": records})
+    n, labels = len(records), Counter(record.label for record in records)
+    values = {"folder": folder, "n_prompts": n, "n_attack": labels[1], "n_benign": labels[0]}
+    values["n_failed"] = sum(record.failure is not None for record in records)
+    values["n_finished"] = sum(record.is_finished for record in records)
+    values["mean_answer_tokens"] = sum(record.n_answer for record in records) / n
+    return Shown(values, "instability_gather", {"records": records})
 
 
 @command("instability calibrate", settings=_CALIBRATE)
 def calibrate(
-    settings: "library.CalibrateSettings", folder: Path, *, heads: Path | None = None, out: Path | None = None
+    settings: "library.CalibrateSettings", folder: Path, *, heads: Place = None, out: Place = None
 ) -> Shown:
     """Choose window, layers and thresholds in nested folds, beside simpler baselines.
 
@@ -73,28 +72,24 @@ def calibrate(
         heads: Published heads for Attention Tracker (JSON).
         out: JSON file; by default calibration.json in the folder.
     """
-    given = None if heads is None else library.read_important_heads(heads)
+    given = () if heads is None else library.read_important_heads(heads)
     measured = library.SeriesFolder.open(folder)
-    found = library.calibrate(measured, settings, given_heads=given, on_progress=ProgressLine("methods"))
+    found = library.calibrate(measured, settings, given=given, on_progress=ProgressLine("methods"))
     path = found.write(out or folder / "calibration.json")
     left_out = {"scores", "prompt_ids", "labels"}
     values = {name: value for name, value in found.values().items() if name not in left_out}
     return Shown({"file": path, **values}, "instability_calibrate", {"found": found})
 
 
-@command("instability detect", spec=_DETECT_MODEL)
+@command("instability detect", spec=_DETECT_MODEL, settings=_DETECT)
 def detect(
     spec: "library.ModelSpec",
+    settings: "library.DetectSettings",
     prompt: str | None = None,
     *,
-    file: Path | None = None,
+    file: Place = None,
     calibration: Path = Path("calibration.json"),
-    method: Literal["instability", "attention_tracker"] = "instability",
-    fpr: str = "0.05",
     model: str | None = None,
-    system: Path | None = None,
-    system_text: str | None = None,
-    max_new_tokens: Count | None = None,
     fail_on_detect: bool = False,
 ) -> Shown:
     """Score prompts with a calibration: score, verdict, step at which it crossed.
@@ -103,37 +98,26 @@ def detect(
         prompt: The prompt; - reads one a line from stdin.
         file: Prompts: one a line, or rows with a column prompt.
         calibration: File that calibrate wrote.
-        method: The score.
-        fpr: Rate of false alarms of the threshold, or f1.
         model: The model; by default that of the calibration.
-        system: File with the system prompt.
-        system_text: The system prompt itself.
-        max_new_tokens: Longest answer; by default to the window's end.
         fail_on_detect: Exit 3 if a prompt is called an attack, 1 if none is but one has no score.
     """
-    aim = None if fpr == "f1" else read_list("--fpr", fpr, float)[0]
-    if system is not None and system_text is not None:
-        raise UsageError("--system and --system-text both name a system prompt; use one of them")
     asked = _asked(prompt, file)
     known = library.Calibration.read(calibration)
-    known.threshold(method, aim)
+    known.threshold(settings.method, settings.fpr)
     stored = known.identity.quantization
     quantization = "none" if stored is None or stored.startswith("stored") else stored
     update = {"name": model or known.identity.model, "quantization": quantization}
     loaded = library.load_checked(spec.model_copy(update=update))
-    text = system_text if system is None else read_text("--system", system)
-    detector = library.PromptDetector(
-        loaded, known, method=method, aim=aim, system=text, max_new_tokens=max_new_tokens
-    )
+    detector = library.PromptDetector(loaded, known, settings)
     verdicts = [verdict.model_dump() for verdict in detector.score(asked, ProgressLine("prompts"))]
-    values = {"method": method, "threshold": detector.threshold, "prompts": verdicts}
+    values = {"method": settings.method, "threshold": detector.threshold, "prompts": verdicts}
     is_found, is_unknown = (any(each["is_attack"] is kind for each in verdicts) for kind in (True, None))
     code = (DETECTED if is_found else int(is_unknown)) if fail_on_detect else 0
     return Shown(values, "instability_detect", then=typer.Exit(code) if code else None)
 
 
 @command("instability plot")
-def plot(folder: Path, *, calibration: Path | None = None, out: Path | None = None) -> Shown:
+def plot(folder: Path, *, calibration: Place = None, out: Place = None) -> Shown:
     """Draw the study: one page, and its figures as PNG and SVG.
 
     Args:

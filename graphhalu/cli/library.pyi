@@ -83,7 +83,12 @@ from graphhalu.studies.instability.series import (
     read_prompts,
     read_texts,
 )
-from graphhalu.studies.instability.settings import CalibrateSettings, Calibration, GatherSettings
+from graphhalu.studies.instability.settings import (
+    CalibrateSettings,
+    Calibration,
+    DetectSettings,
+    GatherSettings,
+)
 from graphhalu.studies.sinks.analyze import SinksResult
 from graphhalu.studies.sinks.analyze import analyze as analyze_sinks
 from graphhalu.studies.sinks.measure import measure as measure_sinks
@@ -129,6 +134,7 @@ __all__ = [
     "CalibrateSettings",
     "Calibration",
     "CompareConfig",
+    "DetectSettings",
     "Executor",
     "Explanation",
     "ExtractConfig",

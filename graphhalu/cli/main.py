@@ -42,8 +42,8 @@ def _before_commands(
         raise typer.Exit
 
 
-_MODULES = "extract store evaluate score pages heads show graphs weights instability sinks"
-for _module in _MODULES.split():  # the order of the help
+# in the order of the help
+for _module in ("store", "evaluate", "score", "pages", "heads", "show", "weights", "instability", "sinks"):
     import_module(f"graphhalu.cli.{_module}")
 for _group in APPS.values():
     app.add_typer(_group)

@@ -10,7 +10,7 @@ import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial, reduce
+from functools import cache, cached_property, partial, reduce
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Annotated, Any, Final, Literal, TypeVar, Union, get_args, get_origin
@@ -25,21 +25,17 @@ from graphhalu.core.errors import UsageError
 Count = Annotated[int, typer.Option(min=1)]
 Size = Annotated[int, typer.Option(min=0)]
 Resamples = Annotated[int, typer.Option(min=100)]
+Place = Path | None
+"""A file or a folder; ``None`` where the command finds or makes one."""
 
 F = TypeVar("F", bound=Callable[..., Any])
 _LIMITS: Final = {"ge": "min", "gt": "min", "min": "min", "le": "max", "lt": "max", "max": "max"}
-_SHARED: Final = {
-    "traces": "The store; by default the newest finished one.",
-    "labeller": "Rule that decides what is hallucinated.",
-    "num_traces": "Only the first traces.",
-    "detector_class": "module:Class of a saved detector that no package registers.",
-    "threads": "CPU threads; by default the free cores.",
-    "svg": "Write figures as SVG files, too.",
-    "config": "YAML file with settings; options given here win over it.",
-    "set_": "Any setting, as KEY=VALUE; can be repeated.",
-    "json": "Print the result as JSON.",
-}
-"""Help of the parameters that mean the same to all commands."""
+
+
+@cache
+def _shared() -> dict[str, str]:
+    """Help of the parameters that mean the same to all commands."""
+    return dict(library.read_yaml(Path(__file__).with_name("options.yaml")))
 
 
 APPS: Final = {"": typer.Typer()}
@@ -90,8 +86,8 @@ class Options:
     def parameters(self, texts: Mapping[str, str]) -> list[inspect.Parameter]:
         """The options as parameters that typer understands; their help is that of the field, or a text."""
         made = [field.parameter(name, texts.get(name)) for name, field in self.fields.items()]
-        made += [_option("config", Path, None, _SHARED["config"])] if self.file else []
-        return made + ([_option("set_", list[str], None, _SHARED["set_"])] if self.overrides else [])
+        made += [_option("config", Path, None, _shared()["config"])] if self.file else []
+        return made + ([_option("set_", list[str], None, _shared()["set_"])] if self.overrides else [])
 
     def load(self, given: Mapping[str, Any]) -> Any:
         """The configuration that the given options ask for.
@@ -220,8 +216,8 @@ class ConfigCommand(TyperCommand):
         _, _, arguments = (inspect.getdoc(self.function) or "").partition("\n\nArgs:\n")
         texts = dict(re.findall(r"^    (\w+): (.+(?:\n {8}.+)*)", arguments, flags=re.MULTILINE))
         parameters = [each for options in self.configs.values() for each in options.parameters(texts)]
-        parameters += [_own_parameter(own, {**_SHARED, **texts}[name]) for name, own in self.own.items()]
-        parameters.append(_option("json", bool, False, _SHARED["json"]))
+        parameters += [_own_parameter(own, {**_shared(), **texts}[name]) for name, own in self.own.items()]
+        parameters.append(_option("json", bool, False, _shared()["json"]))
         command.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
         app = typer.Typer(add_completion=False)
         app.command()(command)
@@ -243,20 +239,21 @@ class ConfigCommand(TyperCommand):
             shown.show(as_json=values["json"])
 
 
-def command(words: str, *, hidden: bool = False, **configs: Options) -> Callable[[F], F]:
+def command(words: str, *, hidden: bool = False, about: str = "", **configs: Options) -> Callable[[F], F]:
     """Register a function as a command that prints what it returns, a :class:`Shown` or nothing.
 
     Its parameters named here are configurations, made of options; the others that may be
     positional are arguments, and those that are keyword-only are options of their own. Their help
-    is the section ``Args`` of the docstring; that of a group of commands is the docstring of their module.
+    is the section ``Args`` of the docstring; that of a group of commands is the docstring of their
+    module, or what the first of them says it is ``about``.
     """
 
     def register(function: F) -> F:
         group, _, name = words.rpartition(" ")
         summary = (inspect.getdoc(function) or "").partition("\n\nArgs:\n")[0]
         if group not in APPS:
-            about = sys.modules[function.__module__].__doc__
-            APPS[group] = typer.Typer(name=group, help=about, no_args_is_help=True)
+            text = about or sys.modules[function.__module__].__doc__
+            APPS[group] = typer.Typer(name=group, help=text, no_args_is_help=True)
         made: Any = partial(ConfigCommand, function=function, configs=configs)
         APPS[group].command(name, cls=made, help=summary, hidden=hidden)(lambda: None)
         return function

@@ -1,12 +1,12 @@
 """Commands ``graphhalu report`` and ``graphhalu view``: pages of a run and of a store."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Count, command
+from graphhalu.cli.options import Count, Place, command
 from graphhalu.cli.output import Shown, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
@@ -16,9 +16,9 @@ from graphhalu.core.errors import UsageError
 def report(
     run: list[Path],
     *,
-    out: Path | None = None,
+    out: Place = None,
     svg: bool = False,
-    maps: Path | None = None,
+    maps: Place = None,
     labeller: str = "match",
     together: bool = False,
 ) -> Shown:
@@ -55,13 +55,13 @@ def _together(runs: list[Path], out: Path | None) -> Shown:
 
 @command("view")
 def view(
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     trace: list[str] | None = None,
-    detector: Path | None = None,
+    detector: Place = None,
     detector_class: str | None = None,
-    token_scores: Path | None = None,
-    out: Path | None = None,
+    token_scores: Place = None,
+    out: Place = None,
     limit: Count = 8,
     labeller: str = "match",
     features: str | None = None,
@@ -86,24 +86,16 @@ def view(
         port: With --serve; 0 takes a free one.
     """
     store = open_store(traces)
-    request = library.ViewRequest(
-        trace_ids=tuple(trace or ()),
-        limit=None if serve else limit,
-        labeller=None if labeller == "none" else labeller,
-        run=detector,
-        detector_class=detector_class,
-        token_scores=token_scores,
-        features=None if features is None else tuple(library.split_text(features)),
-        n_edges=edges,
-        tokenizer=tokenizer,
-    )
     if serve and out is not None:
         raise UsageError("--serve writes no page; leave out --out")
-    shown = library.make_view(store, request, on_note=say)
+    asked: dict[str, Any] = {"trace_ids": tuple(trace or ()), "limit": None if serve else limit}
+    asked |= {"labeller": None if labeller == "none" else labeller, "token_scores": token_scores}
+    asked |= {"run": detector, "detector_class": detector_class, "tokenizer": tokenizer, "n_edges": edges}
+    asked["features"] = None if features is None else tuple(library.split_text(features))
+    shown = library.make_view(store, library.ViewRequest(**asked), on_note=say)
     if serve:
         library.serve_view(shown, port, lambda url: say(f"serving {url} to this machine; Ctrl-C stops it"))
         return None
     html = library.write_view(shown, out or store.path.with_name(f"{store.path.stem}-view.html"))
-    n_traces, n_bytes = len(shown.store), html.stat().st_size
-    values = {"html": html, "n_traces": n_traces, "edges_a_row": shown.n_edges, "bytes": n_bytes}
-    return Shown(values, "view", {"n_more": len(store) - n_traces})
+    sizes = {"n_traces": len(shown.store), "edges_a_row": shown.n_edges, "bytes": html.stat().st_size}
+    return Shown({"html": html, **sizes}, "view", {"n_more": len(store) - len(shown.store)})

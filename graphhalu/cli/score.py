@@ -1,12 +1,13 @@
 """``graphhalu score``: how likely an answer is hallucinated."""
 
+from math import isfinite
 from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import command
+from graphhalu.cli.options import Place, command
 from graphhalu.cli.output import ProgressLine, Rendered, Shown, clean, render, say
 from graphhalu.core.errors import GraphhaluError, UsageError
 
@@ -15,12 +16,12 @@ from graphhalu.core.errors import GraphhaluError, UsageError
 def score(
     question: str | None = None,
     *,
-    detector: Path | None = None,
+    detector: Place = None,
     detector_class: str | None = None,
     answer: str | None = None,
     context: str | None = None,
-    input_: Path | None = None,
-    output: Path | None = None,
+    input_: Place = None,
+    output: Place = None,
     fail_above: Annotated[float, typer.Option(min=0, max=1)] | None = None,
     model: str | None = None,
     device: str | None = None,
@@ -42,16 +43,12 @@ def score(
         explain: Explain the score of a single answer.
     """
     if (question is None) == (input_ is None):
-        raise UsageError(
-            "give one question, or a file of them:\n"
-            '  graphhalu score "Who wrote Emma?"   or   graphhalu score --input FILE --output FILE'
-        )
+        examples = 'graphhalu score "Who wrote Emma?"   or   graphhalu score --input FILE --output FILE'
+        raise UsageError(f"give one question, or a file of them:\n  {examples}")
     if (input_ is None) != (output is None):
         raise UsageError("--input and --output go together: one score a row is written")
-    run = detector if detector is not None else newest_run()
-    scorer = library.AnswerScorer(
-        run, detector_class=detector_class, name=model, device=device, threads=threads
-    )
+    run, where = detector or newest_run(), {"name": model, "device": device, "threads": threads}
+    scorer = library.AnswerScorer(run, detector_class=detector_class, **where)
     if input_ is not None and output is not None:
         rows = library.score_file(scorer, library.read_asked(input_), output, ProgressLine("answers"))
         failed = [row for row in rows if row["score"] is None]
@@ -85,31 +82,21 @@ def newest_run() -> Path:
         try:
             library.read_description(path.parent)
         except GraphhaluError as error:
-            reason = str(error).splitlines()[0]
-            say(f"passed over {run}, which cannot be read: {reason}")
+            say(f"passed over {run}, which cannot be read: {str(error).splitlines()[0]}")
         else:
             return run
-    raise UsageError(
-        f"no trained detector in {runs}{' that can be read' if found else ''}\n"
-        f"  Train one:  graphhalu train gat   or name one:  --detector RUN"
-    )
+    fault = f"no trained detector in {runs}{' that can be read' if found else ''}"
+    raise UsageError(f"{fault}\n  Train one:  graphhalu train gat   or name one:  --detector RUN")
 
 
 def _coloured(reasons: "library.Explanation") -> Rendered:
     """The tokens of the answer, coloured by their contributions."""
-    import numpy as np
     from rich.text import Text
 
-    largest = float(np.nanmax(np.abs(reasons.tokens))) if np.isfinite(reasons.tokens).any() else 0.0
-    line = Text()
-    for text, value in zip(reasons.texts, reasons.tokens.tolist(), strict=True):
-        line.append(clean(text), style=_shade(value, largest))
+    values = [value if isfinite(value) else 0.0 for value in reasons.tokens.tolist()]
+    largest, line = max(map(abs, values), default=0.0), Text()
+    for text, value in zip(reasons.texts, values, strict=True):
+        # red raises the score, blue lowers it; bold where it is more than half the largest
+        style = ("bold " if abs(value) > largest / 2 else "") + ("red" if value > 0 else "blue")
+        line.append(clean(text), style=style if abs(value) >= largest / 8 > 0 else "")
     return render(line, is_wrapped=False)
-
-
-def _shade(value: float, largest: float) -> str:
-    """Red raises the score, blue lowers it; bold where it is more than half the largest."""
-    if not largest or value != value or abs(value) < largest / 8:  # noqa: PLR0124 - NaN
-        return ""
-    strength = "bold " if abs(value) > largest / 2 else ""
-    return strength + ("red" if value > 0 else "blue")

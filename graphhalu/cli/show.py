@@ -1,13 +1,12 @@
 """Show models, data sets, detectors, features, a trace store or its labels."""
 
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any
 
 import typer
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Size, command
+from graphhalu.cli.options import Place, Size, command
 from graphhalu.cli.output import Shown
 from graphhalu.cli.store import open_store
 
@@ -15,26 +14,25 @@ from graphhalu.cli.store import open_store
 @command("show models")
 def models() -> Shown:
     """Known model aliases; any hub id, folder or GGUF file works too."""
-    plugins, failures = library.MODEL_PLUGINS.load_all()
-    return _cards("models", [*library.MODEL_CARDS.values(), *plugins.values()], failures)
+    return _cards("models", library.MODEL_PLUGINS, library.MODEL_CARDS.values())
 
 
 @command("show datasets")
 def datasets() -> Shown:
     """Data sets with task, size, licence and label rule."""
-    loaded, failures = library.DATASETS.load_all()
-    return _cards("datasets", [each.card for each in loaded.values()], failures)
+    return _cards("datasets", library.DATASETS)
 
 
 @command("show detectors")
 def detectors() -> Shown:
     """Detectors with what they read and where they come from."""
-    loaded, failures = library.DETECTORS.load_all()
-    return _cards("detectors", [each.card for each in loaded.values()], failures)
+    return _cards("detectors", library.DETECTORS)
 
 
-def _cards(kind: str, cards: Sequence[Any], failures: Mapping[str, str]) -> Shown:
-    """Cards of a registry as a table, and the plug-ins that cannot be used."""
+def _cards(kind: str, registry: Any, known: Iterable[Any] = ()) -> Shown:
+    """Known cards and those of a registry as a table, and the plug-ins that cannot be used."""
+    loaded, failures = registry.load_all()
+    cards = [*known, *(getattr(each, "card", each) for each in loaded.values())]
     return Shown({kind: cards, "failed": failures}, "cards", {"kind": kind})
 
 
@@ -65,7 +63,7 @@ def traces(path: str) -> Shown:
 @command("labels", hidden=True)  # the name of 0.1
 @command("show labels")
 def labels(
-    traces: Path | None = None, *, labellers: str | None = None, examples: Size = 20, seed: int = 0
+    traces: Place = None, *, labellers: str | None = None, examples: Size = 20, seed: int = 0
 ) -> Shown:
     """Prevalence, coverage, agreement and thresholds of the labels of a store, with examples.
 

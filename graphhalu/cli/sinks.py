@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any, get_args
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Options, command
+from graphhalu.cli.options import Options, Place, command, read_list
 from graphhalu.cli.output import ProgressLine, Shown
 from graphhalu.core.errors import UsageError
 
@@ -22,10 +22,10 @@ _ANALYZE = Options("AnalyzeConfig", "label=meanings resamples=n_resamples seeds=
 def measure(
     settings: "library.SinkMeasureConfig",
     *,
-    traces: Path | None = None,
+    traces: Place = None,
     labeller: str | None = None,
     ablate: str | None = None,
-    out: Path | None = None,
+    out: Place = None,
 ) -> Shown:
     """Measure sink mass, and write records in the published layout.
 
@@ -37,7 +37,7 @@ def measure(
         ablate: Any of k, chat, quantization, with commas.
         out: Folder of the records; by default data/runs/sinks.
     """
-    ablated: list[Any] = [part.strip() for part in ablate.split(",")] if ablate else []
+    ablated: list[Any] = read_list("--ablate", ablate, str) if ablate else []
     known = get_args(library.Ablation)
     for name in ablated:
         if name not in known:
@@ -48,28 +48,21 @@ def measure(
     if traces is None:
         runs = library.measure_sinks(settings, folder, ablate=ablated, on_progress=ProgressLine("sequences"))
     elif of_model:
-        raise UsageError(
-            f"--ablate {','.join(of_model)} runs a model, and --traces reads what one gave before\n"
-            f"  Leave one of them out"
-        )
+        fault = f"--ablate {','.join(of_model)} runs a model, and --traces reads what one gave before"
+        raise UsageError(f"{fault}\n  Leave one of them out")
     else:
         runs = library.measure_store(traces, folder, settings, labeller=labeller)
-    listed = [
-        {
-            "path": run.path,
-            "n_records": len(run.records),
-            "n_usable": len(run.usable),
-            "is_new": run.is_new,
-            "cpu_s": float(run.meta.get("cpu_s", 0.0)),
-        }
-        for run in runs
-    ]
+    listed = []
+    for run in runs:
+        sizes = {"n_records": len(run.records), "n_usable": len(run.usable)}
+        seconds = float(run.meta.get("cpu_s", 0.0))
+        listed.append({"path": run.path, **sizes, "is_new": run.is_new, "cpu_s": seconds})
     return Shown({"folder": folder, "runs": listed}, "sinks_measure")
 
 
 @command("sinks analyze", settings=_ANALYZE)
 def analyze(
-    settings: "library.AnalyzeConfig", records: list[Path] | None = None, *, out: Path | None = None
+    settings: "library.AnalyzeConfig", records: list[Path] | None = None, *, out: Place = None
 ) -> Shown:
     """Test the hypotheses: shift, prediction, beyond entropy, localisation; size, task, chat.
 
@@ -80,12 +73,11 @@ def analyze(
     result = library.analyze_sinks(records or [_RECORDS], settings, on_progress=ProgressLine("runs"))
     folder = library.run_folder("sinks", out, is_resumed=False)
     path = result.write(folder)
-    more = {"result": result, "folder": folder}
-    return Shown({"file": path, **result.values()}, "sinks_analyze", more)
+    return Shown({"file": path, **result.values()}, "sinks_analyze", {"result": result, "folder": folder})
 
 
 @command("sinks plot")
-def plot(result: Path, *, k: int | None = None, queries: str | None = None, out: Path | None = None) -> Shown:
+def plot(result: Path, *, k: int | None = None, queries: str | None = None, out: Place = None) -> Shown:
     """Draw the figures as PNG and SVG, and one HTML page with tables.
 
     Args:

@@ -1,11 +1,22 @@
-"""Commands that read a store: ``label``, ``features`` and ``audit``."""
+"""Commands that fill a store, read it and label it; graphs of a store."""
 
 from pathlib import Path
 from typing import Any
 
 from graphhalu.cli import library
-from graphhalu.cli.options import RAY, Options, Resamples, command
-from graphhalu.cli.output import Shown, say
+from graphhalu.cli.options import RAY, Count, Options, Place, Resamples, Size, command, read_list
+from graphhalu.cli.output import ProgressLine, Shown, json_text, say
+
+_EXTRACT = Options(
+    "ExtractConfig",
+    "model=model.name dataset=dataset.name data_path=dataset.path beams=generation.num_beams "
+    "system_file=prompt.system@file model.* dataset.fields dataset.seed prompt.* generation.* capture.* "
+    "num_samples batch_size",
+    file=True,
+)
+_PLAN = Options(
+    "PlanSettings", "keep_beams=work.kept_beams * work.* work.capture.keep work.capture.rows", overrides=False
+)
 
 
 def open_store(path: Path | None) -> "library.TraceStore":
@@ -36,9 +47,40 @@ def label_values(store: "library.TraceStore", labels: "library.Labels") -> dict[
     return {name: value for name, value in values.items() if name != "interval"}
 
 
+@command("extract", config=_EXTRACT, engine=RAY)
+def extract(
+    config: "library.ExtractConfig",
+    engine: "library.Executor | None",
+    *,
+    out: Place = None,
+    shard: str | None = None,
+    resume: bool = False,  # noqa: ARG001 - always so; the option lets a script say it
+) -> Shown:
+    """Answer questions by beam search and store attention and hidden states.
+
+    An interrupted run goes on where it stopped when the same command is run again.
+
+    Args:
+        out: The store; by default data/traces/<model>_<dataset>.zarr.
+        shard: Do the i-th of N shares, as 3/10, beside processes that do the others.
+        resume: Go on with an existing store (always done).
+    """
+    from graphhalu.extract import run
+
+    share = None if shard is None else run.Shard.parse(shard)
+    summary = run.extract(config, out, engine=engine, shard=share, on_progress=ProgressLine("questions"))
+    return Shown(summary.values(), "extract", then=summary.failure)
+
+
+@command("plan", settings=_PLAN)
+def plan(settings: "library.PlanSettings") -> Shown:
+    """Time, memory and disk of an extraction: arithmetic, at rates that you state."""
+    return Shown(library.planned_cost(settings), "plan", {"rates": settings})
+
+
 @command("label", given=Options())
 def label(
-    given: dict[str, Any], traces: Path | None = None, *, labeller: str = "match", as_: str | None = None
+    given: dict[str, Any], traces: Place = None, *, labeller: str = "match", as_: str | None = None
 ) -> Shown:
     """Label the answers of a store; traces are not touched, labellers live side by side.
 
@@ -53,11 +95,11 @@ def label(
 @command("features", engine=RAY)
 def features(
     engine: "library.Executor | None",
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     features: str | None = None,
     per_token: bool = False,
-    out: Path | None = None,
+    out: Place = None,
 ) -> Shown:
     r"""Compute features of every trace; without --out only a summary is printed.
 
@@ -75,20 +117,19 @@ def features(
         return Shown({"path": out, "n_rows": n_rows, "n_columns": n_columns}, "features")
     table = library.feature_table(store, wanted, per_token=per_token, engine=engine)
     rows = library.summarise(table)
-    found = {row.feature: row._asdict() for row in rows}
-    values = {"store": store.name, "n_rows": len(table), "features": found}
+    values = {"store": store.name, "n_rows": len(table), "features": {r.feature: r._asdict() for r in rows}}
     return Shown(values, "features", {"rows": rows, "unit": "tokens" if per_token else "traces"})
 
 
 @command("audit")
 def audit(
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     labeller: str = "match",
     category: str = "auto",
     resamples: Resamples = 2000,
     seed: int = 0,
-    out: Path | None = None,
+    out: Place = None,
 ) -> Shown:
     """Find what ranks the answers of a store without a detector, and what it can show.
 
@@ -109,3 +150,40 @@ def audit(
     files = library.write_page(library.audit_page(found), folder / library.REPORT_FILE)
     values = {"folder": folder, **library.plain_values(found, library.AUDIT)}
     return Shown(values, "audit", {"found": found, "html": files.html})
+
+
+@command("graphs compare", about="Token graphs of a store.", engine=RAY)
+def compare_graphs(
+    engine: "library.Executor | None",
+    traces: Place = None,
+    *,
+    labeller: str = "match",
+    layers: str | None = None,
+    edges_per_row: Count = 8,
+    resamples: Resamples = 1000,
+    seed: int = 0,
+    rows: Size = 20,
+    out: Place = None,
+) -> Shown:
+    """Compare the topology of hallucinated with that of correct answers, layer by layer.
+
+    Args:
+        layers: Layers with commas; by default all that are kept.
+        edges_per_row: Strongest keys of each query that become edges.
+        resamples: Resamples of questions for the intervals.
+        seed: Seed of the resamples.
+        rows: Rows of the table; the JSON has all.
+        out: Folder of figure and JSON; by default data/runs/topology-<time>.
+    """
+    kept = None if layers is None else read_list("--layers", layers)
+    how: dict[str, Any] = {"layers": kept, "n_resamples": resamples, "seed": seed, "engine": engine}
+    how["recipe"] = library.GraphRecipe(library.TopK(edges_per_row), ("span",), channels="mean")
+    store = open_store(traces)
+    labels = library.named_labels(store, labeller)
+    report = library.compare_topology(store, labels, **how, on_progress=ProgressLine("traces"))
+    folder = library.run_folder("topology", out, is_resumed=False)
+    figure = library.save_figure(library.topology_figure(report), folder)[0]
+    values = {"store": store.name, **report}
+    (folder / "topology.json").write_text(json_text(values, indent=1) + "\n", encoding="utf-8")
+    more = {"found": library.topology_table(report, rows), "figure": figure}
+    return Shown({**values, "folder": folder}, "topology", more)

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from graphhalu.cli import library
-from graphhalu.cli.options import Options, Size, command
+from graphhalu.cli.options import Options, Place, Size, command
 from graphhalu.cli.output import ProgressLine, Shown, file_word, say
 from graphhalu.cli.store import open_store
 from graphhalu.core.errors import UsageError
@@ -18,7 +18,7 @@ def profile(
     model: str = "smollm2",
     *,
     revision: str | None = None,
-    out: Path | None = None,
+    out: Place = None,
     rows: Size = 40,
 ) -> Shown:
     """Compute norms, spectra and circuits of every head from the weights, without running it.
@@ -32,27 +32,23 @@ def profile(
     weights = library.open_weights(model, revision)
     folder = out or _folder(weights)
     found = _made_profile(weights, settings, folder)
-    values = {
-        "folder": folder,
-        "model": found.model,
-        "notes": found.notes,
-        "mixed_types": [{"part": mixed.part, "types": mixed.types} for mixed in found.mixed()],
-        "layers": found.layers.to_pylist(),
-    }
+    mixed = [{"part": each.part, "types": each.types} for each in found.mixed()]
+    values = {"folder": folder, "model": found.model, "notes": found.notes, "mixed_types": mixed}
+    values["layers"] = found.layers.to_pylist()
     return Shown(values, "weights_profile", {"found": found, "n_shown": rows})
 
 
 @command("weights validate", given=Options())
 def validate(
     given: dict[str, Any],
-    traces: Path | None = None,
+    traces: Place = None,
     *,
     model: str | None = None,
-    profile: Path | None = None,
+    profile: Place = None,
     labeller: str = "match",
     num_traces: int | None = None,
-    risk: Path | None = None,
-    out: Path | None = None,
+    risk: Place = None,
+    out: Place = None,
 ) -> Shown:
     """Hold a profile against the traces of the same model, and give each claim a verdict.
 
@@ -81,17 +77,14 @@ def validate(
     result = library.validate_profile(
         found, weights, store, labels, store=about, settings=settings, on_progress=ProgressLine("steps")
     )
-    target = out or folder
-    result.write(target)
+    target = result.write(out or folder).parent
     files = library.write_page(library.profile_page(found, result), target / library.REPORT_FILE)
     values = {"folder": target, "report": files.html, **result.values()}
     return Shown(values, "weights_validate", {"result": result})
 
 
 @command("weights plot")
-def plot(
-    folder: Path, *, validation: Path | None = None, out: Path | None = None, svg: bool = False
-) -> Shown:
+def plot(folder: Path, *, validation: Place = None, out: Place = None, svg: bool = False) -> Shown:
     """Draw a profile, with its validation where there is one; the risk never without.
 
     Args:
@@ -109,7 +102,7 @@ def plot(
 
 
 @command("weights compare")
-def compare(first: Path, second: Path, *, out: Path | None = None) -> Shown:
+def compare(first: Path, second: Path, *, out: Place = None) -> Shown:
     """Compare two models, or two quantisations of one model.
 
     Args:

@@ -222,10 +222,8 @@ def roc_figure(calibration: Calibration) -> Figure:
 def violin_figure(view: StudyView, calibration: Calibration) -> Figure:
     """Instability of both classes over the chosen window, every prompt a mark."""
     is_there, choice = np.isfinite(view.score), calibration.window
-    classes = {
-        f"attack ({calibration.n_attack})": view.score[view.is_attack & is_there],
-        f"benign ({calibration.n_benign})": view.score[~view.is_attack & is_there],
-    }
+    classes = {f"attack ({calibration.n_attack})": view.score[view.is_attack & is_there]}
+    classes[f"benign ({calibration.n_benign})"] = view.score[~view.is_attack & is_there]
     aims = sorted(point.aim for point in calibration.rows[0].points)
     aim = aims[len(aims) // 2]
     level = choice.direction * calibration.threshold(MAIN, aim), f"threshold at {aim:.0%} FPR"

@@ -234,25 +234,21 @@ def _mixed(profile: WeightProfile) -> list[Row]:
 
 
 def _layers(profile: WeightProfile) -> list[Row]:
-    values = {name: profile.of_layers(name) for name in _SHOWN}
-    known = {name: column for name, column in values.items() if np.isfinite(column).any()}
-    rows: list[Row] = []
-    for layer in range(profile.n_layers):
-        numbers = {name: cell(float(column[layer]), ".3g") for name, column in known.items()}
-        rows.append({"layer": layer, **numbers})
-    return rows
+    columns = {name: profile.of_layers(name) for name in _SHOWN}
+    known = {name: column.tolist() for name, column in columns.items() if np.isfinite(column).any()}
+    return [
+        {"layer": layer, **{name: cell(column[layer], ".3g") for name, column in known.items()}}
+        for layer in range(profile.n_layers)
+    ]
 
 
 def _components(found: Validation) -> list[Row]:
-    curve = found.risk
+    curve, nothing = found.risk, {"weight": None, "mixed": None}
     known: list[Row] = [
         {"name": name, "weight": weight, "reason": curve.reasons[name], "mixed": name in curve.mixed_types}
         for name, weight in curve.weights.items()
     ]
-    return known + [
-        {"name": name, "weight": None, "reason": reason, "mixed": None}
-        for name, reason in curve.left_out.items()
-    ]
+    return known + [{"name": name, "reason": why, **nothing} for name, why in curve.left_out.items()]
 
 
 def _verdict_row(row: Agreement) -> Row:

@@ -84,10 +84,7 @@ def require_same(stored: Mapping[str, Any], asked: Mapping[str, Any], path: Path
     Raises:
         StoreMismatchError: Names the fields that differ.
     """
-    differences = differing_fields(json_ready(stored), json_ready(asked))
-    if differences:
+    if differences := differing_fields(json_ready(stored), json_ready(asked)):
         listed = "".join(f"  {line}\n" for line in differences[:12])
-        raise StoreMismatchError(
-            f"{path} was measured with other settings:\n{listed}"
-            f"  Ask for the same ones, or give another folder with --out"
-        )
+        way_out = "Ask for the same ones, or give another folder with --out"
+        raise StoreMismatchError(f"{path} was measured with other settings:\n{listed}  {way_out}")

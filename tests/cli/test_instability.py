@@ -174,6 +174,7 @@ def test_the_study_is_drawn_into_the_folder_that_is_named(capsys, monkeypatch):
             "thresholds for the rates",
         ),
         (["detect", "a", "--method", "tracker"], 2, "attention_tracker"),
+        (["detect", "a", "--fpr", "x"], 2, "fpr"),
         (
             ["detect", "a", "--calibration", "s/calibration.json", "--max-new-tokens", "1"],
             2,

@@ -2,8 +2,8 @@
 
 import pytest
 
-from graphhalu.cli.extract import _EXTRACT
 from graphhalu.cli.main import run
+from graphhalu.cli.store import _EXTRACT
 
 
 def test_columns_of_an_own_file_are_read_from_one_option():

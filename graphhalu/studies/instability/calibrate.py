@@ -61,30 +61,25 @@ _STEP_RESAMPLES: Final = 400
 
 
 def calibrate(
-    folder: SeriesFolder,
-    settings: CalibrateSettings | None = None,
-    *,
-    given_heads: Heads | None = None,
-    on_progress: Progress = no_progress,
+    folder: SeriesFolder, settings: CalibrateSettings, given: Heads = (), on_progress: Progress = no_progress
 ) -> Calibration:
     """Calibrate a detector on measured prompts.
 
     Args:
         folder: Measured prompts; all of its parts.
         settings: Grid, folds, aims.
-        given_heads: A published list of heads for Attention Tracker, used instead of a choice.
+        given: A published list of heads for Attention Tracker, used instead of a choice.
         on_progress: Called with the number of methods done, and of all.
 
     Raises:
         UsageError: If a window goes beyond the longest answer, or a given head beyond the model.
         NotEnoughDataError: If parts are missing, or a class has too few prompts.
     """
-    settings = settings or CalibrateSettings()
     series, n_left_out = labelled_series(folder)
     cases, records = cases_of(series), [each.record for each in series]
     n_layers = series[0].arrays["std"].shape[1]
     grid = window_grid(settings, n_layers, np.array([each.n_steps for each in series]))
-    methods = {method.name: method for method in all_methods(series, grid, settings, given_heads)}
+    methods = {method.name: method for method in all_methods(series, grid, settings, given)}
     rows, seeds = list[Row](), dict[str, list[Scores]]()
     for method in methods.values():
         nested = [nested_scores(method, cases, settings, seed) for seed in settings.seeds]
@@ -99,8 +94,7 @@ def calibrate(
         f1_threshold=_best_f1(fitted, cases, settings),
     )
     tracked = methods[TRACKER].fit_in_sample(cases)
-    heads, k = tracked.heads or ((), None)
-    limit = _best_f1(tracked, cases, settings)
+    limit, (heads, k) = _best_f1(tracked, cases, settings), tracked.heads or ((), None)
     sample = EvaluationSet(*cases, n_resamples=settings.n_resamples, level=settings.level)
     tests = {
         test.detector: {"difference": Estimate(test.difference, test.low, test.high), "p_holm": test.p_holm}
@@ -117,7 +111,7 @@ def calibrate(
         n_groups=len(np.unique(cases.groups)),
         n_left_out=n_left_out,
         window=window,
-        tracker=TrackerChoice(heads=heads, k=k, is_given=given_heads is not None, f1_threshold=limit),
+        tracker=TrackerChoice(heads=heads, k=k, is_given=bool(given), f1_threshold=limit),
         rows=tuple(row.model_copy(update=tests.get(row.name, {})) for row in rows),
         steps=_step_points(series, cases, window, settings),
         prompt_ids=tuple(f"{r.prompt_id}#{r.iteration}" if has_several else r.prompt_id for r in records),
@@ -195,18 +189,15 @@ def labelled_series(folder: SeriesFolder) -> tuple[list[PromptSeries], int]:
         NotEnoughDataError: If parts are missing, or a class has fewer than 10 prompts.
     """
     if missing := folder.missing_parts():
-        raise NotEnoughDataError(
-            f"{len(missing)} of {folder.configuration['n_parts']} parts of {folder.path} are not measured "
-            f"yet\n  Run the same  graphhalu instability gather  again: it resumes"
-        )
+        n_missing = f"{len(missing)} of {folder.configuration['n_parts']} parts of {folder.path}"
+        way_out = "Run the same  graphhalu instability gather  again: it resumes"
+        raise NotEnoughDataError(f"{n_missing} are not measured yet\n  {way_out}")
     every = folder.read()
     kept = [each for each in every if each.arrays and each.record.label is not None]
     n_attack = sum(each.record.label == 1 for each in kept)
     if min(n_attack, len(kept) - n_attack) < _LEAST_PROMPTS:
-        raise NotEnoughDataError(
-            f"a calibration needs {_LEAST_PROMPTS} prompts of each class, got {n_attack} attacks "
-            f"and {len(kept) - n_attack} benign prompts"
-        )
+        counted = f"{n_attack} attacks and {len(kept) - n_attack} benign prompts"
+        raise NotEnoughDataError(f"a calibration needs {_LEAST_PROMPTS} prompts of each class, got {counted}")
     return kept, len(every) - len(kept)
 
 
@@ -220,10 +211,9 @@ def _best_f1(fitted: Fitted, cases: Cases, settings: CalibrateSettings) -> float
     found = float(thresholds(fitted.scores, cases.labels, settings)[-1])
     if not np.isfinite(found):
         n_known = int(np.isfinite(fitted.scores).sum())
-        raise NotEnoughDataError(
-            f"only {n_known} prompts of one class reach {fitted.choice}: answers are too short\n"
-            f"  Use windows that begin earlier (--starts 1), or gather other prompts"
-        )
+        fault = f"only {n_known} prompts of one class reach {fitted.choice}: answers are too short"
+        way_out = "Use windows that begin earlier (--starts 1), or gather other prompts"
+        raise NotEnoughDataError(f"{fault}\n  {way_out}")
     return found
 
 

@@ -1,8 +1,7 @@
 """Detection with a calibration: score, verdict, and the step at which a prompt crossed."""
 
 from collections.abc import Sequence
-from dataclasses import KW_ONLY, dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -14,50 +13,38 @@ from graphhalu.models.load import LoadedModel
 from graphhalu.studies.instability.measure import Measurer
 from graphhalu.studies.instability.methods import focus_scores, present_mean
 from graphhalu.studies.instability.series import PromptRecord, PromptSeries
-from graphhalu.studies.instability.settings import TRACKER, Calibration, WindowChoice
+from graphhalu.studies.instability.settings import TRACKER, Calibration, DetectSettings, WindowChoice
 from graphhalu.studies.rows import Row
 
-DetectMethod = Literal["instability", "attention_tracker"]
 
-
-@dataclass
 class PromptDetector:
     """A calibration with its model, ready to score prompts.
 
     Args:
         loaded: The model that the calibration belongs to.
         calibration: What was calibrated.
-        method: Instability, or Attention Tracker.
-        aim: False-positive rate whose threshold is taken; ``None`` = that of the best F1.
-        system: System prompt, if it is to be another than the calibration's.
-        max_new_tokens: Most tokens of an answer; by default as many as the window needs.
+        settings: Method, threshold and answers.
 
     Raises:
         DetectorMismatchError: If model, quantisation, chat template or system prompt differ.
         UsageError: If there is no threshold for the aim, or the window goes beyond the answer.
     """
 
-    loaded: LoadedModel
-    calibration: Calibration
-    _: KW_ONLY
-    method: DetectMethod = "instability"
-    aim: float | None = 0.05
-    system: str | None = None
-    max_new_tokens: int | None = None
-
-    def __post_init__(self) -> None:
-        end = 0 if self.method == TRACKER else self.calibration.window.window.end
-        if self.max_new_tokens is not None and self.max_new_tokens <= end:
-            beyond = f"the window goes to step {end}, beyond an answer of {self.max_new_tokens} tokens"
+    def __init__(self, loaded: LoadedModel, calibration: Calibration, settings: DetectSettings) -> None:
+        self.calibration, self.method = calibration, settings.method
+        end = 0 if self.method == TRACKER else calibration.window.window.end
+        n_tokens = settings.max_new_tokens or end + 1
+        if n_tokens <= end:
+            beyond = f"the window goes to step {end}, beyond an answer of {n_tokens} tokens"
             raise UsageError(f"{beyond}\n  Use --max-new-tokens {end + 1} or more")
-        changes: dict[str, Any] = {} if self.system is None else {"system": self.system}
-        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": self.max_new_tokens or end + 1}
-        self.threshold = self.calibration.threshold(self.method, self.aim)
-        self.measurer = Measurer(self.loaded, self.calibration.gather.model_copy(update=changes))
+        changes: dict[str, Any] = {} if settings.system is None else {"system": settings.system}
+        changes |= {"iterations": 1, "keeps_heads": False, "max_new_tokens": n_tokens}
+        self.threshold = calibration.threshold(self.method, settings.fpr)
+        self.measurer = Measurer(loaded, calibration.gather.model_copy(update=changes))
         recipe = self.measurer.settings.prompt_recipe(is_chat=self.measurer.is_chat)
-        asked = Identity.of({"model": dict(self.loaded.identity), "prompt": recipe})
+        asked = Identity.of({"model": dict(loaded.identity), "prompt": recipe})
         try:
-            self.calibration.identity.check(asked)
+            calibration.identity.check(asked)
         except DetectorMismatchError as error:
             told, _, _ = str(error).rpartition("\n")
             way_out = "Calibrate on prompts like these:  graphhalu instability gather"
@@ -94,13 +81,11 @@ class PromptDetector:
             score = -float(focus_scores(focus, self.calibration.tracker.heads)[0])
         elif reason is None:
             means = running_score(series.arrays[choice.spread].astype(np.float64), choice)
-            if np.isfinite(means).any():
-                score = float(means[-1])
-                below = np.flatnonzero(~(means >= self.threshold))
+            steps = f"{series.n_steps} steps, and the window begins at step {choice.start}"
+            reason = None if np.isfinite(means).any() else f"the answer has {steps}"
+            if reason is None:
+                score, below = float(means[-1]), np.flatnonzero(~(means >= self.threshold))
                 first = choice.start + (int(below[-1]) + 1 if len(below) else 0)
-            else:
-                steps = f"{series.n_steps} steps, and the window begins at step {choice.start}"
-                reason = f"the answer has {steps}"
         is_attack = None if score is None else score >= self.threshold
         more = {"crossed_at": first if is_attack else None, "n_steps": series.n_steps, "reason": reason}
         named = {"prompt_id": record.prompt_id, "text": record.text, "score": score}

@@ -24,7 +24,7 @@ from graphhalu.datasets.question import Question
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.extract.decode import Decoder
 from graphhalu.extract.extraction import uses_chat
-from graphhalu.extract.forward import TokenSequence, read_likelihood
+from graphhalu.extract.forward import Replayed, TokenSequence, read_likelihood
 from graphhalu.extract.generate import Answer, beam_search
 from graphhalu.extract.settings import PromptSettings
 from graphhalu.features.instability import (
@@ -115,10 +115,8 @@ class Measurer:
     def __init__(self, loaded: LoadedModel, settings: GatherSettings) -> None:
         require_system(settings.system)
         if settings.iterations > 1 and not settings.temperature:
-            raise UsageError(
-                f"greedy decoding gives the same answer {settings.iterations} times\n"
-                f"  Use --temperature 1, or --iterations 1"
-            )
+            fault = f"greedy decoding gives the same answer {settings.iterations} times"
+            raise UsageError(f"{fault}\n  Use --temperature 1, or --iterations 1")
         self.loaded, self.settings = loaded, settings
         self.is_chat = uses_chat(PromptSettings(chat=settings.chat), loaded)
         longest = settings.max_new_tokens
@@ -138,16 +136,12 @@ class Measurer:
             UsageError: If a prompt has no system span, or the template takes none.
         """
         encoded = [self.encode(prompt) for prompt in prompts]
-        found = [PromptSeries(self._sized(*each), {}) for each in zip(prompts, encoded, strict=True)]
-        fitting = [place for place, each in enumerate(found) if each.record.failure is None]
-        answers = self._answers([found[n].record for n in fitting], [encoded[n] for n in fitting])
-        for place, answer in zip(fitting, answers, strict=True):
-            record = found[place].record
-            try:
-                found[place] = self._series(record, encoded[place], answer)
-            except NonFiniteError as error:
-                found[place] = PromptSeries(replace(record, failure=str(error)), {})
-        return found
+        sized = [(self._sized(*each), each[1]) for each in zip(prompts, encoded, strict=True)]
+        answers = iter(self._answers([each for each in sized if each[0].failure is None]))
+        return [
+            self._series(*each, next(answers)) if each[0].failure is None else PromptSeries(each[0], {})
+            for each in sized
+        ]
 
     def _sized(self, prompt: PromptRecord, encoded: EncodedPrompt) -> PromptRecord:
         """A prompt with its numbers of tokens, and a failure where it does not fit the model."""
@@ -176,12 +170,12 @@ class Measurer:
             raise
         return encoded
 
-    def _answers(self, records: Sequence[PromptRecord], encoded: Sequence[EncodedPrompt]) -> Sequence[Answer]:
-        prompts = [each.token_ids.tolist() for each in encoded]
+    def _answers(self, asked: Sequence[tuple[PromptRecord, EncodedPrompt]]) -> Sequence[Answer]:
+        prompts = [encoded.token_ids.tolist() for _, encoded in asked]
         if not self.settings.temperature or not prompts:
             return [beams[0] for beams in self.search.answer(prompts)] if prompts else ()
         # the same prompt draws the same tokens in every batch
-        texts = [f"{self.settings.seed} {each.iteration} {each.prompt_id}" for each in records]
+        texts = [f"{self.settings.seed} {each.iteration} {each.prompt_id}" for each, _ in asked]
         # a hash, since torch's generator looks at the lowest 32 bits only
         seeds = [int(sha256(text.encode()).hexdigest()[:8], 16) for text in texts]
         return self._drawn(prompts, [torch.Generator().manual_seed(seed) for seed in seeds])
@@ -222,26 +216,24 @@ class Measurer:
             return weights @ is_span[: weights.shape[-1]]
 
         observer = RowsObserver(RowRange(int(rows[0]), int(rows[-1]) + 1), span_mass)
-        done = run_observed(self.loaded.model, token_ids, observer)
         system, user = (np.flatnonzero(span_code == span) for span in (Span.SYSTEM, Span.QUESTION))
         sequence = TokenSequence(token_ids, span_code, record.n_prompt, row_start=int(user[0]) - 1)
-        likely = read_likelihood(done, [sequence])[0]
+        try:
+            likely = read_likelihood(run_observed(self.loaded.model, token_ids, observer), [sequence])[0]
+        except NonFiniteError as error:
+            likely = Replayed({}, str(error))
         if likely.failure is not None:
-            raise NonFiniteError(likely.failure)
+            return PromptSeries(replace(record, failure=likely.failure), {})
         seen = visible_layers(rows, system, self.loaded.layer_windows)
         measures = dict(step_measures(observer.stacked(), *seen, self.settings.denominator))
         share, arrays = measures.pop("share"), {n: v.astype(np.float32) for n, v in measures.items()}
         arrays |= {name: likely.arrays[stream][rows + 1] for name, stream in _LIKELIHOODS.items()}
         if self.settings.keeps_heads:
             arrays["share"] = share.astype(np.float16)
-        measured = replace(
-            record,
-            answer=self.loaded.tokenizer.decode(list(answer.token_ids)).strip(),
-            n_answer=len(answer.token_ids),
-            is_finished=answer.is_finished,
-            user_nll=-float(likely.arrays["token_logprob"][user].mean()),
-        )
-        return PromptSeries(measured, arrays)
+        text = self.loaded.tokenizer.decode(list(answer.token_ids)).strip()
+        sizes: dict[str, Any] = {"n_answer": len(answer.token_ids), "is_finished": answer.is_finished}
+        user_nll = -float(likely.arrays["token_logprob"][user].mean())
+        return PromptSeries(replace(record, answer=text, **sizes, user_nll=user_nll), arrays)
 
 
 def require_system(system: str) -> None:
@@ -251,10 +243,8 @@ def require_system(system: str) -> None:
         UsageError: If the text is empty.
     """
     if not system.strip():
-        raise UsageError(
-            "the system prompt is empty: there is no system span to measure attention on\n"
-            "  Give one:  --system FILE  or  --system-text TEXT"
-        )
+        fault = "the system prompt is empty: there is no system span to measure attention on"
+        raise UsageError(f"{fault}\n  Give one:  --system FILE  or  --system-text TEXT")
 
 
 def step_measures(
@@ -276,19 +266,12 @@ def step_measures(
     middle = layer_slice(len(share))
     correlation, is_defined = layer_correlation(share[middle], sees_all[middle])
     focus = focus_share(mass[..., Span.SYSTEM], mass[..., Span.QUESTION])
-    by_layer = {
-        "share_mean": share.mean(axis=1),
-        "std": head_std(share),
-        "logit": logit_std(share),
-        "bounded": bounded_std(share),
-        "focus": focus.mean(axis=1),
-    }
-    return {
-        "share": np.moveaxis(np.where(sees_system[:, None], share, np.nan), 2, 0),
-        **{name: np.where(sees_system, values, np.nan).T for name, values in by_layer.items()},
-        "agreement": np.where(is_defined, correlation, np.nan),
-        "focus_heads": np.where(sees_system[:, :1], focus[:, :, 0], np.nan),
-    }
+    by_layer = {"share_mean": share.mean(axis=1), "std": head_std(share), "logit": logit_std(share)}
+    by_layer |= {"bounded": bounded_std(share), "focus": focus.mean(axis=1)}
+    found = {name: np.where(sees_system, values, np.nan).T for name, values in by_layer.items()}
+    found["share"] = np.moveaxis(np.where(sees_system[:, None], share, np.nan), 2, 0)
+    found["agreement"] = np.where(is_defined, correlation, np.nan)
+    return found | {"focus_heads": np.where(sees_system[:, :1], focus[:, :, 0], np.nan)}
 
 
 def system_share(mass: SpanMass, denominator: Denominator) -> Float[np.ndarray, "layer head step"]:

@@ -42,6 +42,7 @@ _BASELINES: Final[dict[str, str]] = _FILE["baselines"]
 
 Scores = Float[np.ndarray, "prompt"]
 Codes = Int[np.ndarray, "prompt"]
+Columns = Float[np.ndarray, "prompt column"]
 Heads = tuple[tuple[int, int], ...]
 """Important heads, each as layer and head."""
 
@@ -54,8 +55,7 @@ def reached(windows: Sequence[Window], settings: CalibrateSettings, n_steps: Cod
     """
     starts, ends = np.array([[w.start, w.end] for w in windows]).T
     reach = (n_steps[:, None] > np.arange(int(ends.max()) + 1)).mean(axis=0)
-    is_open = np.ones(len(starts), dtype=bool)
-    is_open &= (reach[starts] >= _REACH_START) | (settings.starts != "auto")
+    is_open = (reach[starts] >= _REACH_START) | (settings.starts != "auto")
     is_open &= (reach[ends] >= _REACH_END) | (settings.lengths != "auto")
     earliest = starts == starts.min()
     return is_open if is_open.any() else earliest & (ends == ends[earliest].min())
@@ -79,27 +79,21 @@ def window_grid(settings: CalibrateSettings, n_layers: int, n_steps: Codes) -> t
     starts, lengths = settings.starts, settings.lengths
     start, length = (1 if each == "auto" else max(each) for each in (starts, lengths))
     if (starts, lengths) != ("auto", "auto") and start + length > longest:
-        raise UsageError(
-            f"the window of steps {start} to {start + length - 1} goes beyond the longest answer: "
-            f"it has {longest} steps, 0 to {longest - 1}\n"
-            f"  Use smaller --starts and --lengths, or gather with more --max-new-tokens"
-        )
+        fault = f"the window of steps {start} to {start + length - 1} goes beyond the longest answer"
+        way_out = "Use smaller --starts and --lengths, or gather with more --max-new-tokens"
+        raise UsageError(f"{fault}: it has {longest} steps, 0 to {longest - 1}\n  {way_out}")
     starts, lengths = STARTS if starts == "auto" else starts, LENGTHS if lengths == "auto" else lengths
     steps = [(start, n) for n in lengths for start in starts if start + n <= longest]
-    if not steps:  # answers shorter than the shortest window of the grid
-        steps = [(min(starts[0], longest - 1), 1)]
+    steps = steps or [(min(starts[0], longest - 1), 1)]  # answers shorter than all windows of the grid
     slices = (layer_slice(n_layers, a, b) for a in settings.mid_high for b in settings.tail_cut)
     layers = list(dict.fromkeys((s.start, s.stop) for s in slices if s.start < s.stop))
     if not layers:
-        raise UsageError(
-            f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut} leave none of {n_layers} layers"
-        )
+        cuts = f"mid_high {settings.mid_high} and tail_cut {settings.tail_cut}"
+        raise UsageError(f"{cuts} leave none of {n_layers} layers")
     return tuple(Window(*pair, *each) for each in layers for pair in steps)
 
 
-def window_scores(
-    values: Float[np.ndarray, "prompt step layer"], windows: Sequence[Window]
-) -> Float[np.ndarray, "prompt window"]:
+def window_scores(values: Float[np.ndarray, "prompt step layer"], windows: Sequence[Window]) -> Columns:
     """Mean over the layers and steps of each window.
 
     An answer that ends inside a window is averaged over the steps that it has; one that ends
@@ -154,8 +148,8 @@ class Fitted(NamedTuple):
     heads: tuple[Heads, float | None] | None = None
 
 
-Columns = Float[np.ndarray, "prompt column"]
-Allowed = Callable[[Int[np.ndarray, "train"]], Bool[np.ndarray, "column"]]
+Train = Int[np.ndarray, "train"]
+Allowed = Callable[[Train], Bool[np.ndarray, "column"]]
 """Columns that a training side allows."""
 
 
@@ -179,7 +173,7 @@ class ColumnMethod:
     allowed: Allowed
     n_inner_folds: int
 
-    def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
+    def fit(self, cases: Cases, train: Train, seed: int) -> Fitted:
         """The column with the best mean AUROC on held-out inner folds.
 
         Raises:
@@ -205,10 +199,9 @@ class ColumnMethod:
 
     def _fitted(self, column: int, auroc: float) -> Fitted:
         if np.isnan(auroc):
-            raise NotEnoughDataError(
-                f"{self.name}: every fold needs 5 attacks and 5 benign prompts to choose from\n"
-                f"  Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
-            )
+            way_out = "Measure more prompts, or use fewer folds:  --folds 2 --set n_inner_folds=2"
+            fault = f"{self.name}: every fold needs 5 attacks and 5 benign prompts to choose from"
+            raise NotEnoughDataError(f"{fault}\n  {way_out}")
         direction = 1 if auroc >= 0.5 else -1  # noqa: PLR2004
         return Fitted(direction * self.columns[:, column], self.texts[column], direction, column)
 
@@ -257,10 +250,8 @@ def important_heads(
     """
     benign, attacks = focus[labels == 0], focus[labels == 1]
     if min(len(benign), len(attacks)) < _LEAST_PROMPTS:
-        raise NotEnoughDataError(
-            f"important heads need two prompts of each class, got {len(attacks)} attacks and "
-            f"{len(benign)} benign prompts"
-        )
+        counted = f"{len(attacks)} attacks and {len(benign)} benign prompts"
+        raise NotEnoughDataError(f"important heads need two prompts of each class, got {counted}")
     gap, spread = benign.mean(0) - attacks.mean(0), benign.std(0) + attacks.std(0)
     # NaN of a layer that does not see the system prompt is never above 0
     k = next((k for k in k_values if (gap - k * spread > 0).any()), None)
@@ -277,10 +268,9 @@ def focus_scores(focus: Focus, heads: Heads) -> Float[np.ndarray, "prompt"]:
     n_layers, n_heads = focus.shape[1:]
     outside = [pair for pair in heads if not (pair[0] < n_layers and pair[1] < n_heads)]
     if outside or not heads:
-        raise UsageError(
-            f"expected heads of a model with {n_layers} layers of {n_heads} heads, got "
-            f"{list(outside[0]) if outside else 'none'}\n  Use the list of this model"
-        )
+        fault = f"expected heads of a model with {n_layers} layers of {n_heads} heads"
+        came = list(outside[0]) if outside else "none"
+        raise UsageError(f"{fault}, got {came}\n  Use the list of this model")
     layers, places = np.array(heads).T
     return focus[:, layers, places].mean(axis=1)
 
@@ -297,9 +287,9 @@ def read_important_heads(path: Path) -> Heads:
     """
     if not path.is_file():
         raise UsageError(f"no list of heads at {path}")
-    values: Any = read_json(path)
-    params = values.get("params", values) if isinstance(values, dict) else values
-    listed = params.get("important_heads") if isinstance(params, dict) else params
+    listed: Any = read_json(path)
+    for name in ("params", "important_heads"):
+        listed = listed.get(name, listed) if isinstance(listed, dict) else listed
     try:
         return _HEADS.validate_python(listed)
     except ValidationError:
@@ -323,13 +313,13 @@ class TrackerMethod:
     summary: str
     focus: Float[np.ndarray, "prompt layer head"]
     k_values: tuple[float, ...]
-    given: Heads | None = None
+    given: Heads = ()
 
-    def fit(self, cases: Cases, train: Int[np.ndarray, "train"], seed: int) -> Fitted:
+    def fit(self, cases: Cases, train: Train, seed: int) -> Fitted:
         """Important heads of the training side; a low focus means attack, always."""
-        if self.given is not None:
-            heads, k, text = self.given, None, "the given heads"
-        else:
+        k: float | None = None
+        heads, text = self.given, "the given heads"
+        if not heads:
             heads, k = important_heads(self.focus[train], cases.labels[train], k_values=self.k_values)
             text = f"{len(heads)} heads, {'all heads: none is apart' if k is None else f'k = {k:g}'}"
         return Fitted(-focus_scores(self.focus, heads), text, -1, heads=(heads, k))
@@ -343,7 +333,7 @@ Method = ColumnMethod | TrackerMethod
 
 
 def all_methods(
-    series: Sequence[PromptSeries], grid: Sequence[Window], settings: CalibrateSettings, given: Heads | None
+    series: Sequence[PromptSeries], grid: Sequence[Window], settings: CalibrateSettings, given: Heads
 ) -> list[Method]:
     """Every method that is judged; the first is the instability that ``detect`` computes.
 
@@ -359,21 +349,28 @@ def all_methods(
     n_steps = np.array([each.n_steps for each in series])
     single = [n for n, window in enumerate(grid) if window[2:] == grid[0][2:]]
 
-    def are_reached(train: Int[np.ndarray, "train"]) -> Mask:
+    def are_reached(train: Train) -> Mask:
         return reached(grid, settings, n_steps[train])
+
+    def are_single_reached(train: Train) -> Mask:
+        return are_reached(train)[single]
 
     others = [spread for spread in get_args(Spread) if spread != settings.spread]
     arrays = {MAIN: settings.spread, **{f"{MAIN}_{each}": each for each in others}, **_BASELINES}
-    found: dict[str, tuple[Columns, tuple[str, ...], Allowed]] = {}
+    methods, n_inner = list[Method](), settings.n_inner_folds
     for name, array in arrays.items():
-        values = padded_steps(series, array)
-        if values.ndim > 2:  # noqa: PLR2004
-            found[name] = window_scores(values, grid), tuple(w.text() for w in grid), are_reached
-            continue
-        # without layers, each range of steps once
-        windows = [grid[n]._replace(first_layer=0, stop_layer=1) for n in single]
-        texts = tuple(f"steps {window.start}-{window.end}" for window in windows)
-        found[name] = window_scores(values[..., None], windows), texts, lambda t: are_reached(t)[single]
+        values, windows, allowed = padded_steps(series, array), list(grid), are_reached
+        texts = tuple(window.text() for window in grid)
+        if values.ndim == 2:  # noqa: PLR2004 - without layers, each range of steps once
+            values, windows = (
+                values[..., None],
+                [grid[n]._replace(first_layer=0, stop_layer=1) for n in single],
+            )
+            texts, allowed = tuple(f"steps {w.start}-{w.end}" for w in windows), are_single_reached
+        scores = window_scores(values, windows)
+        methods.append(ColumnMethod(name, _SUMMARIES[array], scores, texts, allowed, n_inner))
+    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
+    methods.append(TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given))
     logprobs = [each.arrays["logprob"][: each.record.n_answer] for each in series]
     constants: dict[str, list[float | None]] = {
         "user_length": [each.record.n_user for each in series],
@@ -382,15 +379,13 @@ def all_methods(
         "answer_perplexity": [-float(each.mean()) if len(each) else None for each in logprobs],
     }
     for name, numbers in constants.items():
-        column = np.array(numbers, dtype=np.float64)[:, None]
-        found[name] = column, ("nothing to choose",), lambda _: np.ones(1, dtype=bool)
-    methods: list[Method] = [
-        ColumnMethod(name, _SUMMARIES[arrays.get(name, name)], *parts, settings.n_inner_folds)
-        for name, parts in found.items()
-    ]
-    focus = np.stack([each.arrays["focus_heads"] for each in series]).astype(np.float64)
-    tracker = TrackerMethod(TRACKER, _SUMMARIES[TRACKER], focus, settings.tracker_k, given)
-    return [*methods[: len(arrays)], tracker, *methods[len(arrays) :]]
+        column, texts = np.array(numbers, dtype=np.float64)[:, None], ("nothing to choose",)
+        methods.append(ColumnMethod(name, _SUMMARIES[name], column, texts, _any_column, n_inner))
+    return methods
+
+
+def _any_column(_: Train) -> Mask:
+    return np.ones(1, dtype=bool)
 
 
 def filled_auroc(columns: Columns, labels: Codes, groups: Codes) -> Float[np.ndarray, "column"]:

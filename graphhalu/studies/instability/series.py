@@ -22,14 +22,14 @@ from pydantic import Field, TypeAdapter
 
 from graphhalu.core.config import read_yaml
 from graphhalu.core.documents import FileFormat, read_document, write_document
-from graphhalu.core.errors import CorruptStoreError, DataFileError, StoreNotFoundError, UsageError
+from graphhalu.core.errors import CorruptStoreError, StoreNotFoundError, UsageError
 from graphhalu.core.files import check_zip, parse_json, reading, replace_file
 from graphhalu.core.numerics import json_ready, ragged_offsets
 from graphhalu.core.provenance import provenance
 from graphhalu.datasets.files import open_file, read_rows
 from graphhalu.datasets.question import question_key
 from graphhalu.datasets.rows import Row as TableRow
-from graphhalu.datasets.rows import require_columns, text_field, wrong_value
+from graphhalu.datasets.rows import choice_field, require_columns, text_field
 from graphhalu.studies.rows import require_same
 
 KIND: Final = FileFormat("graphhalu-instability", 1, "Measure prompts:  graphhalu instability gather")
@@ -212,13 +212,12 @@ def _unpacked(packed: Mapping[str, np.ndarray]) -> list[PromptSeries]:
         is_whole &= len(packed["focus_heads"]) == len(records) and "std" in packed
     if not is_whole:
         raise ValueError(f"{len(records)} prompts, offsets to {offsets[-1:]}, arrays of {lengths} steps")
-    found = []
-    for place, (record, bounds) in enumerate(zip(records, pairwise(offsets), strict=True)):
-        arrays: dict[str, np.ndarray] = {}
-        if bounds[0] < bounds[1]:
-            arrays = {name: packed[name][slice(*bounds)] for name in names}
+    found = [PromptSeries(record, {}) for record in records]
+    for place, (first, stop) in enumerate(pairwise(offsets)):
+        if first < stop:
+            arrays = {name: packed[name][first:stop] for name in names}
             arrays["focus_heads"] = packed["focus_heads"][place]
-        found.append(PromptSeries(record, arrays))
+            found[place] = PromptSeries(records[place], arrays)
     return found
 
 
@@ -228,10 +227,8 @@ CLASS_NAMES: Final = ("benign", "attack")
 
 _TABLES: Final = (".jsonl", ".json", ".csv", ".tsv", ".parquet")
 _TEXT_FIELDS: Final = ("prompt", "text")
-_LABELS: Final = {
-    **dict.fromkeys(("1", "true", "attack", "injection"), ATTACK),
-    **dict.fromkeys(("0", "false", "benign", "safe"), BENIGN),
-}
+_LABELS: Final = dict.fromkeys(("1", "1.0", "true", "attack", "injection"), ATTACK)
+_LABELS.update(dict.fromkeys(("0", "0.0", "false", "benign", "safe"), BENIGN))
 
 
 def read_prompts(path: Path, label: int | None) -> list[PromptRecord]:
@@ -247,10 +244,8 @@ def read_prompts(path: Path, label: int | None) -> list[PromptRecord]:
     """
     rows = _read(path)
     if label is None and any(row is None for _, row in rows):
-        raise UsageError(
-            f"{path} has one prompt a line and says no class\n"
-            f"  Use --attacks and --benign, or a table with the columns prompt and label"
-        )
+        way_out = "Use --attacks and --benign, or a table with the columns prompt and label"
+        raise UsageError(f"{path} has one prompt a line and says no class\n  {way_out}")
     return numbered((text, _label(row) if label is None and row else label) for text, row in rows)
 
 
@@ -302,11 +297,4 @@ def _read(path: Path) -> list[tuple[str, TableRow | None]]:
 
 
 def _label(row: TableRow) -> int:
-    require_columns(row, "label")
-    value = row.values["label"]
-    plain = int(value) if isinstance(value, float) and value.is_integer() else value
-    found = _LABELS.get(str(plain).strip().lower())
-    if found is None:
-        error: DataFileError = wrong_value(row, "label", "1 (attack) or 0 (benign)", plain)
-        raise error
-    return found
+    return choice_field(row, "label", _LABELS, "1 (attack) or 0 (benign)")

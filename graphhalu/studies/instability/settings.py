@@ -92,6 +92,19 @@ MAIN: Final = "instability"
 TRACKER: Final = "attention_tracker"
 
 
+class DetectSettings(Config):
+    """How prompts are scored."""
+
+    method: Literal["instability", "attention_tracker"] = "instability"
+    """The score."""
+    fpr: float | Literal["f1"] = 0.05
+    """Rate of false alarms of the threshold, or f1."""
+    system: str | None = None
+    """The system prompt itself; by default that of the calibration."""
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer; by default to the window's end."""
+
+
 class Window(NamedTuple):
     """Decode steps and layers that a score is averaged over.
 
@@ -210,20 +223,19 @@ class Calibration(StudyResult):
         """The row of a method."""
         return next(row for row in self.rows if row.name == name)
 
-    def threshold(self, name: str, aim: float | None) -> float:
-        """The threshold of a method for a rate of false alarms; ``None`` = best F1.
+    def threshold(self, name: str, aim: float | Literal["f1"]) -> float:
+        """The threshold of a method for a rate of false alarms, or that of the best F1.
 
         Raises:
             UsageError: If no threshold was made for this rate.
         """
-        if aim is None:
+        if aim == "f1":
             return self.tracker.f1_threshold if name == TRACKER else self.window.f1_threshold
-        points = self.row(name).points
-        found = next((p.threshold for p in points if abs(p.aim - aim) < 1e-9), None)  # noqa: PLR2004
-        if found is None:
-            known = ", ".join(f"{point.aim:g}" for point in points)
+        thresholds = {round(point.aim, 9): point.threshold for point in self.row(name).points}
+        if round(aim, 9) not in thresholds:
+            known = ", ".join(f"{each:g}" for each in thresholds)
             raise UsageError(f"the calibration has thresholds for the rates {known}, not for {aim:g}")
-        return found
+        return thresholds[round(aim, 9)]
 
     @classmethod
     def read(cls, path: Path) -> "Calibration":

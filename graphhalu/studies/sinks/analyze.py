@@ -79,6 +79,7 @@ class SinksResult(StudyResult):
 
 Analysed = tuple[SinkRun, RunResult]
 """A run with its results."""
+Pair = tuple[SinkRecord, SinkRecord]
 Found = tuple[Analysed, Row]
 """One of its findings beside it."""
 
@@ -129,22 +130,19 @@ def analyze_run(run: SinkRun, config: AnalyzeConfig, role: HeadTable | None = No
     first, found, left_out = run.first, list[Row](), dict[Meaning, str]()
     roles = () if role is None or not _fits(role, run) else (role,)
     for meaning in config.meanings:
-        if all(record.labels.get(meaning) is None for record in run.records):
-            left_out[meaning] = "no record has this label"
-            continue
         try:
             found.append(findings(run.labelled(meaning), meaning, config, roles))
         except NotEnoughDataError as error:
-            left_out[meaning] = str(error)
+            has_any = any(record.labels.get(meaning) is not None for record in run.records)
+            left_out[meaning] = str(error) if has_any else "no record has this label"
         except GraphhaluError as error:
             error.add_note(f"in {run.name}")
             raise
-    commonest, share = run.commonest_answer() or (None, None)
-    n_layers, n_heads = first.by_head.shape
     values: dict[str, Any] = {name: getattr(first, name) for name in SETTINGS if name != "chat_mode"}
-    values |= {"n_layers": n_layers, "n_heads": n_heads, "chat": first.chat_mode}
+    values |= dict(zip(("n_layers", "n_heads"), first.by_head.shape, strict=True)) | {"chat": first.chat_mode}
     values |= {"n_records": len(run.records), "n_usable": len(run.usable), "accuracy": run.accuracy()}
-    values |= {"commonest_answer": commonest, "commonest_share": share}
+    commonest = run.commonest_answer() or (None, None)
+    values |= dict(zip(("commonest_answer", "commonest_share"), commonest, strict=True))
     values["n_parameters"] = model_size(first.model, run.meta.get("n_parameters"))
     return RunResult(name=run.name, findings=tuple(found), left_out=left_out, **values)
 
@@ -170,11 +168,9 @@ def findings(
     """
     n_questions = [len({r.group for r in records if r.labels[meaning] == label}) for label in (1, 0)]
     if min(n_questions) < LEAST_OF_CLASS:
-        raise NotEnoughDataError(
-            f"{len(records)} usable records with a label ({MEANINGS[meaning]}): "
-            f"{n_questions[0]} questions of label 1 and {n_questions[1]} of label 0; an analysis "
-            f"needs {LEAST_OF_CLASS} of each"
-        )
+        counted = f"{n_questions[0]} questions of label 1 and {n_questions[1]} of label 0"
+        fault = f"{len(records)} usable records with a label ({MEANINGS[meaning]}): {counted}"
+        raise NotEnoughDataError(f"{fault}; an analysis needs {LEAST_OF_CLASS} of each")
     table = SinkTable.of(records, meaning)
     fitted = fit_models(table, config.models, seeds=config.fold_seeds)
     models, gains = models_of(fitted, table, config)
@@ -224,11 +220,10 @@ def scaling(analysed: Sequence[Analysed]) -> tuple[Row, ...]:
     """
     found = []
     for name, members in _series(analysed, "model", "chat"):
-        probes = [find_row(f.models, name="heads") for _, f in members]
         points = [
-            Row(**_effects(run, f, "model", "chat", "n_parameters"), probe_auroc=probe.auroc)
-            for ((_, run), f), probe in zip(members, probes, strict=True)
-            if run.n_parameters is not None and probe is not None
+            _effects(run, f, "model", "chat", "n_parameters", probe_auroc=probe.auroc)
+            for (_, run), f in members
+            if run.n_parameters is not None and (probe := find_row(f.models, name="heads")) is not None
         ]
         if len({point.model for point in points}) < 2:  # noqa: PLR2004
             continue
@@ -256,7 +251,7 @@ def tasks(analysed: Sequence[Analysed]) -> tuple[Row, ...]:
     found = []
     for name, members in _series(analysed, "task", "meaning"):
         rows = [
-            Row(**_effects(run, f, "task"), meaning=f.meaning, adjusted_d=f.shift.adjusted_d)
+            _effects(run, f, "task", meaning=f.meaning, adjusted_d=f.shift.adjusted_d)
             for (_, run), f in members
         ]
         if len({(row.task, row.meaning) for row in rows}) > 1:
@@ -267,10 +262,10 @@ def tasks(analysed: Sequence[Analysed]) -> tuple[Row, ...]:
     return tuple(found)
 
 
-def _effects(run: RunResult, found: Row, *names: str) -> dict[str, Any]:
-    """The name of a run, some of its settings, and its effects."""
-    effects = {"cohens_d": found.shift.cohens_d, "auroc": found.prediction.auroc}
-    return {"run": run.name, **{name: getattr(run, name) for name in names}, **effects}
+def _effects(run: RunResult, found: Row, *names: str, **more: Any) -> Row:
+    """The name of a run, some of its settings, its effects, and more."""
+    about = {"run": run.name, **{name: getattr(run, name) for name in names}}
+    return Row(**about, cohens_d=found.shift.cohens_d, auroc=found.prediction.auroc, **more)
 
 
 def heterogeneity(effects: Sequence[Estimate]) -> tuple[float, float, float]:
@@ -305,9 +300,8 @@ def sensitivities(analysed: Sequence[Analysed], how: AnalyzeConfig) -> tuple[Row
         for series, members in _series(analysed, setting):
             for ((run, first), f), ((other, second), _) in combinations(members, 2):
                 values = [str(getattr(result, setting)) for result in (first, second)]
-                in_other = {_key(record): record for record in other.labelled(f.meaning)}
-                keyed = [(record, in_other.get(_key(record))) for record in run.labelled(f.meaning)]
-                pairs = [(record, again) for record, again in keyed if again is not None]
+                there = {_key(record): record for record in other.labelled(f.meaning)}
+                pairs = [(r, there[_key(r)]) for r in run.labelled(f.meaning) if _key(r) in there]
                 if values[0] == values[1] or len(pairs) < LEAST_BOTH:
                     continue
                 about = {"setting": setting, "first": values[0], "second": values[1], "series": series}
@@ -321,9 +315,7 @@ def _key(record: SinkRecord) -> tuple[str, int]:
     return str(record.meta.get("question_id") or record.group), int(record.meta.get("place") or 0)
 
 
-def _compared_pairs(
-    pairs: Sequence[tuple[SinkRecord, SinkRecord]], meaning: Meaning, how: AnalyzeConfig
-) -> dict[str, Any]:
+def _compared_pairs(pairs: Sequence[Pair], meaning: Meaning, how: AnalyzeConfig) -> dict[str, Any]:
     """The same questions in two runs, second minus first where it is a difference.
 
     Returns:

@@ -23,7 +23,7 @@ from graphhalu.evaluation.bootstrap import (
 )
 from graphhalu.evaluation.metrics import Floats, Resampled, ece, evaluate, ratio, reliability_curve
 from graphhalu.evaluation.univariate import FALSE_DISCOVERIES
-from graphhalu.heads.table import HeadTable, contrast, mean_of_present, resampled_means
+from graphhalu.heads.table import HeadTable, contrast, mean_of_present, ranked_places, resampled_means
 from graphhalu.studies.rows import Row
 from graphhalu.studies.sinks.records import SinkTable
 from graphhalu.studies.sinks.settings import AnalyzeConfig
@@ -108,8 +108,8 @@ def permutation_p(sample: EvaluationSet, values: Floats, n_permutations: int) ->
 
 def is_mixed(sample: EvaluationSet) -> bool:
     """Whether most records stand in questions with both classes."""
-    codes, n_groups = group_codes(sample.groups)
-    share = np.bincount(codes, weights=sample.labels, minlength=n_groups) / np.bincount(codes)
+    codes = group_codes(sample.groups)[0]
+    share = np.bincount(codes, weights=sample.labels) / np.bincount(codes)
     return bool(((share > 0) & (share < 1))[codes].mean() > _MIXED)
 
 
@@ -255,9 +255,10 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
     error = resampled.std(axis=0)
     z = np.divide(found[""], error, out=np.full_like(error, np.nan), where=error > 0)
     cells = {"z": z, **q_values, "stability": _top_share(resampled, z, error, how.n_top)}
-    estimates, largest = _estimates(found, how), _largest(z, min(how.n_top, int(np.isfinite(z).sum())))
-    layers, heads = (each.tolist() for each in np.unravel_index(largest, z.shape))
-    numbers = {name: values.ravel()[largest].tolist() for name, values in cells.items()}
+    largest = tuple(np.array(ranked_places(np.abs(z))[: how.n_top], dtype=np.int64).reshape(-1, 2).T)
+    top = dict(zip(("layer", "head"), (place.tolist() for place in largest), strict=True))
+    top["difference"] = _estimates({name: values[largest] for name, values in found.items()}, how)
+    top |= {name: values[largest].tolist() for name, values in cells.items()}
     by_layer = by_head.mean(axis=2)
     is_known = np.isfinite(by_layer).all(axis=0)
     profiles = [np.where(is_known, mean_of_present(by_layer[table.labels == c]), np.nan) for c in (1, 0)]
@@ -269,7 +270,7 @@ def localise(table: SinkTable, how: AnalyzeConfig, *, roles: Sequence[HeadTable]
         n_heads=int(np.isfinite(found["_q"]).sum()),
         n_significant=is_significant["q_value"],
         n_significant_adjusted=is_significant["adjusted_q_value"],
-        top=Row.table(layer=layers, head=heads, difference=[estimates[each] for each in largest], **numbers),
+        top=Row.table(**top),
         profile_positive=profiles[0].tolist(),
         profile_negative=profiles[1].tolist(),
         profile_difference=[each if known else None for each, known in of_layers],
@@ -294,13 +295,12 @@ def role_overlap(z: PerHead, role: HeadTable, k: int) -> Row:
     size, score = (np.where(is_known, each, np.nan) for each in (np.abs(z), role.mean))
     n_known = int(is_known.sum())
     k = min(k, n_known)
-    n_shared = len(set(_largest(size, k)) & set(_largest(score, k, is_signed=True)))
+    n_shared = len({*ranked_places(size)[:k]} & {*ranked_places(score)[:k]})
+    shared = {"n_shared": n_shared, "n_expected": k * k / max(n_known, 1)}
+    shared["p_value"] = float(hypergeom.sf(n_shared - 1, n_known, k, k))
     has_order = n_known > 2 and np.ptp(score[is_known]) > 0  # noqa: PLR2004
     tested = spearmanr(size[is_known], score[is_known]) if has_order else (np.nan, np.nan)
-    shared = {"n_shared": n_shared, "n_expected": k * k / max(n_known, 1)}
-    p_value = float(hypergeom.sf(n_shared - 1, n_known, k, k))
-    order = {"spearman": float(tested[0]), "p_spearman": float(tested[1])}
-    return Row(role=role.role, k=k, **shared, p_value=p_value, **order)
+    return Row(role=role.role, k=k, **shared, spearman=float(tested[0]), p_spearman=float(tested[1]))
 
 
 def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[str, Any]:
@@ -312,8 +312,7 @@ def _contrast(table: SinkTable, values: TraceCells, how: AnalyzeConfig) -> dict[
 
 def _estimates(found: Mapping[str, Any], how: AnalyzeConfig) -> list[Estimate]:
     """The difference of each cell with its interval."""
-    flat = (found[name].ravel().tolist() for name in ("", "_low", "_high"))
-    rows = zip(*flat, strict=True)
+    rows = zip(*(found[name].ravel().tolist() for name in ("", "_low", "_high")), strict=True)
     return [Estimate(value, low, high, how.n_resamples) for value, low, high in rows]
 
 
@@ -324,12 +323,6 @@ def _top_share(resampled: Float[np.ndarray, "resample *cell"], z: PerHead, error
     flat = np.nan_to_num(size.reshape(len(size), -1), nan=-np.inf)
     named = np.argsort(-flat, axis=1)[:, : min(k, int(is_known.sum()))]
     return np.bincount(named.ravel(), minlength=z.size).reshape(z.shape) / len(flat)
-
-
-def _largest(values: PerHead, k: int, *, is_signed: bool = False) -> list[int]:
-    """The ``k`` cells with the largest values, or sizes of values; NaN comes last."""
-    keys = np.nan_to_num(values if is_signed else np.abs(values), nan=-np.inf)
-    return np.argsort(-keys.ravel(), kind="stable")[:k].tolist()
 
 
 def _difference(values: Floats, labels: Int[np.ndarray, "row item"]) -> Float[np.ndarray, "row"]:

@@ -43,9 +43,9 @@ from graphhalu.studies.rows import require_same
 from graphhalu.studies.sinks.passes import (
     Journal,
     Kind,
+    SinkPasses,
     SinkPrompt,
     kind_of,
-    measure_batches,
     sink_fields,
     sink_prompts,
 )
@@ -69,6 +69,8 @@ WAVE: Final = 96
 DEFAULT_RULE: Final = "match"
 _RULES: Final = ("match", "choice", "given", "premise", "rouge")
 _LOG: Final = logging.getLogger(__name__)
+Asked = tuple[Sequence[Question], Kind]
+"""Questions, and their kind."""
 
 
 def measure(
@@ -113,17 +115,17 @@ def measure(
             if loaded is None:
                 found += measure_generated(variant, folder)
             else:
-                found += _run(variant, loaded, questions, kind, folder, on_progress=on_progress)
+                found += _run(variant, loaded, (questions, kind), folder, on_progress)
     return found
 
 
 def _quantizations(config: SinkMeasureConfig, ablate: Ablations) -> list[str]:
     if "quantization" not in ablate:
         return [config.model.quantization]
-    missing = None if torch.cuda.is_available() else "there is no GPU"
-    missing = "bitsandbytes is not installed" if installed_version("bitsandbytes") is None else missing
-    if missing is None:
+    has_library, has_gpu = installed_version("bitsandbytes") is not None, torch.cuda.is_available()
+    if has_library and has_gpu:
         return ["none", "int8", "nf4"]
+    missing = "there is no GPU" if has_library else "bitsandbytes is not installed"
     _LOG.info("quantisation int8 and nf4 skipped: %s", missing)
     return ["none"]
 
@@ -145,18 +147,12 @@ def _log_skipped(name: str, error: GraphhaluError) -> None:
 
 
 def _run(
-    config: SinkMeasureConfig,
-    loaded: LoadedModel,
-    questions: Sequence[Question],
-    kind: Kind,
-    folder: Path,
-    *,
-    on_progress: Progress,
+    config: SinkMeasureConfig, loaded: LoadedModel, asked: Asked, folder: Path, on_progress: Progress
 ) -> list[SinkRun]:
     """Measure a variant, or take its files of an earlier call."""
-    task, name = config.task, str(loaded.identity["name"])
-    cells, identity = config.cells, run_identity(config, loaded)
-    paths = [folder / f"{run_name(task, name, *cell)}{SUFFIX}" for cell in cells]
+    questions, kind = asked
+    name, identity, cells = str(loaded.identity["name"]), run_identity(config, loaded), config.cells
+    paths = [folder / f"{run_name(config.task, name, *cell)}{SUFFIX}" for cell in cells]
     there = [read_run(path) for path in paths if path.exists()]
     for run in there:
         require_same(run.meta.get("configuration", {}), identity, run.path or folder)
@@ -169,19 +165,17 @@ def _run(
         reason = failures[0] if failures else "there is none"
         raise UsageError(f"no question of {config.dataset.name} can be measured: {reason}")
     meta = {**_description(config, loaded, kind), "configuration": identity}
-    asked = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
-    journal = Journal(folder / f".{run_stem(task, name)}.journal", {**identity, **asked})
+    shape = {"ks": list(config.ks), "modes": list(config.modes), "n_sequences": len(prompts)}
+    journal = Journal(folder / f".{run_stem(config.task, name)}.journal", {**identity, **shape})
     left = [prompt for prompt in prompts if prompt.idx not in journal.done]
-    on_progress(len(journal.done), len(prompts))
     for start in range(0, len(left), WAVE):
-        journal.add(measure_batches(loaded, left[start : start + WAVE], config, meta))
         on_progress(len(journal.done), len(prompts))
+        journal.add(SinkPasses(loaded, config, meta).measure(left[start : start + WAVE]))
+    on_progress(len(journal.done), len(prompts))
     meta |= {"n_failed": dict(Counter(failures)), "n_records": len(prompts)}
     meta["cpu_s"] = round(time.process_time() - started, 1)
-    found = [
-        _written(run, folder, sink_spans=_spans(prompts, run.meta["sink_tokens"]))
-        for run in _runs(meta, cells, [journal.done[prompt.idx] for prompt in prompts])
-    ]
+    runs = _runs(meta, cells, [journal.done[prompt.idx] for prompt in prompts])
+    found = [_written(run, folder, sink_spans=_spans(prompts, run.meta["sink_tokens"])) for run in runs]
     journal.path.unlink(missing_ok=True)
     return found
 
@@ -218,19 +212,17 @@ def run_identity(config: SinkMeasureConfig, loaded: LoadedModel) -> dict[str, An
 def _description(config: SinkMeasureConfig, loaded: LoadedModel, kind: Kind) -> dict[str, Any]:
     """The published fields of a description, and some more."""
     sources = SimpleNamespace(config=config, loaded=loaded)
-    versions = {f"{name}_version": installed_version(name) for name in ("transformers", "torch")}
-    return {
-        **{name: attrgetter(path)(sources) for name, path in DESCRIBED.items()},
-        **dict.fromkeys(("subset", "split")),
-        **versions,
-        "model": str(loaded.identity["name"]),
-        "chat": "on" if uses_chat(config.prompt, loaded) else "off",
-        "device": str(loaded.model.device),
-        "timestamp": time.time(),
-        "pose": kind,
-        "pose_means": KINDS[kind],
-        "n_parameters": int(loaded.model.num_parameters()),
-    }
+    found: dict[str, Any] = {name: attrgetter(path)(sources) for name, path in DESCRIBED.items()}
+    found |= dict.fromkeys(("subset", "split"))
+    found |= {f"{name}_version": installed_version(name) for name in ("transformers", "torch")}
+    found |= {"model": str(loaded.identity["name"]), "chat": _on_off(uses_chat(config.prompt, loaded))}
+    found |= {"device": str(loaded.model.device), "timestamp": time.time()}
+    found |= {"pose": kind, "pose_means": KINDS[kind]}
+    return found | {"n_parameters": int(loaded.model.num_parameters())}
+
+
+def _on_off(is_chat: object) -> str:
+    return "on" if is_chat else "off"
 
 
 def _spans(prompts: Sequence[SinkPrompt], k: int) -> list[dict[str, float]]:
@@ -290,21 +282,13 @@ def measure_store(
 def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> Iterator[SinkRun]:
     """The runs of a store in memory."""
     configuration = store.configuration
-    model, prompt = configuration.get("model", {}), configuration.get("prompt", {})
-    name = str(configuration.get("dataset", {}).get("name") or store.path.stem)
-    source: dict[str, Any] = {
-        "task": name.split(".", maxsplit=1)[0],
-        "model": str(model.get("name") or "unknown"),
-        "chat": "on" if prompt.get("chat") else "off",
-        "quantization": str(model.get("quantization") or "none"),
-        "query_start": config.query_start,
-        "dataset": name.split(".", maxsplit=1)[0],
-        "pose": "generated",
-        "configuration": dict(configuration),
-        "labeller": labels.labeller,
-        "n_records": len(store),
-        "n_failed": dict(Counter(item["reason"] for item in store.failures)),
-    }
+    model, prompt, dataset = (configuration.get(name, {}) for name in ("model", "prompt", "dataset"))
+    task = str(dataset.get("name") or store.path.stem).split(".", maxsplit=1)[0]
+    source: dict[str, Any] = {"task": task, "model": str(model.get("name") or "unknown")}
+    source |= {"chat": _on_off(prompt.get("chat")), "quantization": str(model.get("quantization") or "none")}
+    source |= {"query_start": config.query_start, "dataset": task, "pose": "generated"}
+    source |= {"configuration": dict(configuration), "labeller": labels.labeller, "n_records": len(store)}
+    source["n_failed"] = dict(Counter(item["reason"] for item in store.failures))
     is_output, found = labels.meaning == "hallucinated", dict[int, list[SinkRecord]]()
     for placed in blocks(store):
         block = placed.block
@@ -317,14 +301,9 @@ def store_runs(store: TraceStore, labels: Labels, config: SinkMeasureConfig) -> 
             stated = record.input_label if record.given_label is None else record.given_label
             wrong = labels.values[index] if is_output and labels.is_valid[index] else None
             names = {name: getattr(record, name) for name in ("question_id", "group_id", "trace_id")}
-            fields: dict[str, Any] = {
-                "idx": index,
-                "target": record.answers[0] if record.answers else None,
-                "pred": record.answer,
-                "labels": {"hallucinated": wrong, "input": stated},
-                "entropy": float(entropy[within]),
-                "meta": {**names, "source": source["task"]},
-            }
+            fields: dict[str, Any] = {"idx": index, "pred": record.answer, "entropy": float(entropy[within])}
+            fields |= {"target": next(iter(record.answers), None), "meta": {**names, "source": task}}
+            fields["labels"] = {"hallucinated": wrong, "input": stated}
             found[index] = [SinkRecord.of(source, **each[within], **fields) for each in masses]
     yield from _runs(source, config.cells, [found[index] for index in sorted(found)])
 
@@ -345,7 +324,7 @@ def block_mass(block: TraceBlock, k: int, mode: QueryMode, query_start: int = 0)
 
 def _check_ks(ks: Sequence[int]) -> None:
     if max(ks) > N_SINK_KEYS:
+        fault = f"a trace store keeps the first {N_SINK_KEYS} tokens, a sink of {max(ks)} was asked for"
         raise UsageError(
-            f"a trace store keeps the first {N_SINK_KEYS} tokens, a sink of {max(ks)} was asked "
-            f"for\n  Use --k up to {N_SINK_KEYS}, or a data set whose questions have options"
+            f"{fault}\n  Use --k up to {N_SINK_KEYS}, or a data set whose questions have options"
         )

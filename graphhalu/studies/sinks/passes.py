@@ -28,7 +28,7 @@ from graphhalu.core.files import MAX_TABLE_BYTES, parse_json, read_bytes, readin
 from graphhalu.datasets.question import LETTERS, Question
 from graphhalu.extract.capture import capturing
 from graphhalu.extract.extraction import grouped, resolved_config
-from graphhalu.extract.forward import DeferredPass, TokenSequence, body_below_head, read_likelihood
+from graphhalu.extract.forward import DeferredPass, Replayed, TokenSequence, body_below_head, read_likelihood
 from graphhalu.extract.prompts import question_prompt
 from graphhalu.models.load import LoadedModel
 from graphhalu.studies.rows import require_same
@@ -48,7 +48,6 @@ class SinkPrompt(NamedTuple):
         idx: Its number.
         question: As it is put to the model.
         place: Which of the given answers; 0 for all other kinds.
-        kind: Kind of the question.
         sequence: Its tokens, and one token after them in place of the answer: the row before it
             is the last that is measured, and no row sees later tokens.
     """
@@ -56,7 +55,6 @@ class SinkPrompt(NamedTuple):
     idx: int
     question: Question
     place: int
-    kind: Kind
     sequence: TokenSequence
 
 
@@ -71,10 +69,8 @@ def kind_of(questions: Sequence[Question], name: str) -> Kind:
         premise: Kind = "generated" if question.input_label is None else "premise"
         kinds.add("choice" if question.choices else "given" if question.given else premise)
     if len(kinds) > 1:
-        raise UsageError(
-            f"the questions of {name} are of several kinds ({', '.join(sorted(kinds))}), and one "
-            f"run asks them all alike\n  Split the file by kind"
-        )
+        fault = f"the questions of {name} are of several kinds ({', '.join(sorted(kinds))})"
+        raise UsageError(f"{fault}, and one run asks them all alike\n  Split the file by kind")
     return kinds.pop()
 
 
@@ -95,16 +91,11 @@ def sink_prompts(
         failures += prompt.failures
         answers = [(each.rank, each.token_ids) for each in prompt.answers]
         for place, answer in answers or [(0, ())] * bool(prompt.length):
-            token_ids = np.array([*prompt.encoded.token_ids, *answer], dtype=np.int32)
-            is_answer = np.full(len(answer) + 1, Span.ANSWER, dtype=np.uint8)
-            sequence = TokenSequence(
-                token_ids=np.append(token_ids, token_ids[-1]),
-                span_code=np.append(prompt.encoded.span_code, is_answer),
-                prompt_length=len(token_ids),
-                row_start=len(token_ids) - 1,
-                option_ids=prompt.option_ids,
-            )
-            prompts.append(SinkPrompt(len(prompts), prompt.question, place, kind, sequence))
+            ids = np.array([*prompt.encoded.token_ids, *answer], dtype=np.int32)
+            after, n = np.full(len(answer) + 1, Span.ANSWER, dtype=np.uint8), len(ids)
+            codes = np.append(prompt.encoded.span_code, after)
+            sequence = TokenSequence(np.append(ids, ids[-1]), codes, n, n - 1, prompt.option_ids)
+            prompts.append(SinkPrompt(len(prompts), prompt.question, place, sequence))
     return prompts, failures
 
 
@@ -190,56 +181,68 @@ class SinkObserver:
         return sink_fields(k, mode, mean.numpy(), (count > 0).numpy())
 
 
-def measure_batches(
-    loaded: LoadedModel, prompts: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
-) -> Iterator[list[SinkRecord]]:
-    """Records of each sequence, one a window and query mode; those of about equal length go together."""
+class SinkPasses(NamedTuple):
+    """The passes of one run.
 
-    def fits(batch: list[SinkPrompt]) -> bool:
-        return len(batch) * batch[-1].sequence.length <= config.batch_tokens
+    Attributes:
+        loaded: The model.
+        config: Sinks, query rows and size of a batch.
+        run: Description of the run.
+    """
 
-    for batch in grouped(sorted(prompts, key=lambda prompt: prompt.sequence.length), fits):
-        yield from run_batch(loaded, batch, config, run)
+    loaded: LoadedModel
+    config: SinkMeasureConfig
+    run: Mapping[str, Any]
 
+    def measure(self, prompts: Sequence[SinkPrompt]) -> Iterator[list[SinkRecord]]:
+        """Records of each sequence, one a cell; those of about equal length go together."""
 
-@torch.inference_mode()
-def run_batch(
-    loaded: LoadedModel, batch: Sequence[SinkPrompt], config: SinkMeasureConfig, run: Mapping[str, Any]
-) -> Iterator[list[SinkRecord]]:
-    """One pass over a batch that is padded on the right."""
-    sequences = [prompt.sequence for prompt in batch]
-    last, windows, n_heads = [each.length - 2 for each in sequences], loaded.layer_windows, loaded.n_heads
-    observer = SinkObserver(last, config.cells, start=config.query_start, windows=windows, n_heads=n_heads)
-    device = next(loaded.model.parameters()).device
-    tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
-    token_ids = pad_sequence(tokens, batch_first=True).to(device)
-    position = torch.arange(token_ids.shape[1], device=device)
-    lengths = torch.tensor([each.length for each in sequences], device=device)
-    # found by a pass of its own, whose attention must not be observed
-    body = body_below_head(loaded.model)
-    inputs = {
-        "input_ids": token_ids,
-        "attention_mask": (position < lengths[:, None]).long(),
-        "position_ids": position.expand(len(batch), -1),
-    }
-    with capturing(loaded.model, observer):
-        done = DeferredPass(loaded.model, body, **inputs, use_cache=False)
-    for index, (prompt, likely) in enumerate(zip(batch, read_likelihood(done, sequences), strict=True)):
-        pred, question = likeliest(likely.option_logprobs), prompt.question
-        is_given, right = prompt.kind == "given", question.correct_choices
+        def fits(batch: list[SinkPrompt]) -> bool:
+            return len(batch) * batch[-1].sequence.length <= self.config.batch_tokens
+
+        for batch in grouped(sorted(prompts, key=lambda prompt: prompt.sequence.length), fits):
+            yield from self.batch(batch)
+
+    @torch.inference_mode()
+    def batch(self, batch: Sequence[SinkPrompt]) -> Iterator[list[SinkRecord]]:
+        """One pass over a batch that is padded on the right."""
+        model, sequences = self.loaded.model, [prompt.sequence for prompt in batch]
+        device = next(model.parameters()).device
+        lengths = torch.tensor([each.length for each in sequences], device=device)
+        how: dict[str, Any] = {"start": self.config.query_start, "windows": self.loaded.layer_windows}
+        last = (lengths - 2).tolist()
+        observer = SinkObserver(last, self.config.cells, **how, n_heads=self.loaded.n_heads)
+        tokens = [torch.from_numpy(each.token_ids.astype(np.int64)) for each in sequences]
+        token_ids = pad_sequence(tokens, batch_first=True).to(device)
+        position = torch.arange(token_ids.shape[1], device=device).expand(len(batch), -1)
+        # found by a pass of its own, whose attention must not be observed
+        body = body_below_head(model)
+        inputs = {"input_ids": token_ids, "position_ids": position}
+        inputs["attention_mask"] = (position < lengths[:, None]).long()
+        with capturing(model, observer):
+            done = DeferredPass(model, body, **inputs, use_cache=False)
+        for index, (prompt, likely) in enumerate(zip(batch, read_likelihood(done, sequences), strict=True)):
+            fields = self._about(prompt, likely)
+            masses = (observer.mass(index, *cell) for cell in observer.sums)
+            yield [SinkRecord.of(self.run, **mass, **fields) for mass in masses]
+
+    def _about(self, prompt: SinkPrompt, likely: Replayed) -> dict[str, Any]:
+        """What is the same in all records of a sequence."""
+        question, right = prompt.question, prompt.question.correct_choices
+        pred, is_given = likeliest(likely.option_logprobs), self.run["pose"] == "given"
         stated = question.given[prompt.place].is_hallucinated if is_given else question.input_label
+        meta: dict[str, Any] = {"question_id": question.question_id, "group_id": question.group_id}
+        meta |= {"source": self.run["dataset"], "pose": self.run["pose"], "place": prompt.place}
         known = {key: question.metadata[key] for key in _META_FIELDS if key in question.metadata}
-        names = {"question_id": question.question_id, "group_id": question.group_id}
-        fields = {
+        return {
             "idx": prompt.idx,
             "target": None if is_given else ",".join(LETTERS[place] for place in right),
             "pred": None if pred is None else LETTERS[pred],
             "labels": {"hallucinated": None if pred is None else pred not in right, "input": stated},
             "entropy": float(likely.arrays["token_entropy"][-1]),
             "seq_len": prompt.sequence.prompt_length,
-            "meta": {**names, "source": run["dataset"], "pose": prompt.kind, "place": prompt.place, **known},
+            "meta": {**meta, **known},
         }
-        yield [SinkRecord.of(run, **observer.mass(index, *cell), **fields) for cell in observer.sums]
 
 
 def likeliest(option_logprobs: Sequence[float]) -> int | None:

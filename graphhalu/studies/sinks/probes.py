@@ -6,6 +6,7 @@ records that they did not see set the scale on which folds are pooled, and the c
 record takes part in any choice, scale or calibration by which it is judged.
 """
 
+import logging
 from collections.abc import Sequence
 from typing import Final
 
@@ -14,6 +15,7 @@ from jaxtyping import Float, Int, Shaped
 
 from graphhalu.core.errors import NotEnoughDataError
 from graphhalu.detectors.inner_search import ALL_COMPONENTS, Grid, Side, folds_of, search
+from graphhalu.detectors.linear import Scaling
 from graphhalu.evaluation.bootstrap import Estimate, two_sided_p
 from graphhalu.evaluation.calibration import Calibration
 from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
@@ -29,6 +31,9 @@ N_FOLDS: Final = 5
 N_INNER_FOLDS: Final = 3
 COMPONENTS: Final = (16, 64, ALL_COMPONENTS)
 MAX_LETTERS: Final = 26
+_LOG: Final = logging.getLogger(__name__)
+Columns = Sequence[Float[np.ndarray, "_ column"]]
+Truth = tuple[Int[np.ndarray, "train"], Shaped[np.ndarray, "train"]]
 FoldScores = tuple[Float[np.ndarray, "train"], Float[np.ndarray, "test"]]
 """Logits of one outer fold: of its training side, each from an inner fold that did not see the
 record, and of its test side."""
@@ -51,6 +56,10 @@ def fit_models(table: SinkTable, names: Sequence[str], *, seeds: Sequence[int] =
     columns, shape = _columns(table), (len(seeds), len(table.labels))
     scores, probability = ({name: np.full(shape, np.nan) for name in names} for _ in range(2))
     is_valid = np.ones(shape[1], dtype=np.bool_)
+    for part in sorted({part for name in names for part in name.split("+")} - {ANSWER}):
+        if not _varies(columns[part]):
+            told = f"{part} is the same in all {shape[1]} records"
+            _LOG.info("%s: a model that reads nothing else ranks no record above another", told)
     # of the heads a second-level model reads one logit, in training that of an inner fold
     ordered = [HEADS] if any(HEADS in name.split("+") for name in names) else []
     ordered += [name for name in names if name != HEADS]
@@ -60,13 +69,11 @@ def fit_models(table: SinkTable, names: Sequence[str], *, seeds: Sequence[int] =
             truth = table.labels[side], table.groups[side]
             parts = {name: (each[side], each[fold.test]) for name, each in columns.items()}
             for name in ordered:
-                if name == HEADS:
-                    train, test = fit_columns(parts[HEADS], *truth, seed=seed, components=COMPONENTS)
-                    parts[HEADS] = train[:, None], test[:, None]
-                else:
-                    chosen = zip(*(parts[part] for part in name.split("+")), strict=True)
-                    both = [np.concatenate(each, axis=1) for each in chosen]
-                    train, test = fit_columns(both, *truth, seed=seed)
+                sides = zip(*(parts[part] for part in name.split("+")), strict=True)
+                both, is_heads = [np.concatenate(each, axis=1) for each in sides], name == HEADS
+                components = COMPONENTS if is_heads else (ALL_COMPONENTS,)
+                train, test = fit_columns(both, truth, seed, components)
+                parts |= {HEADS: (train[:, None], test[:, None])} if is_heads else {}
                 if name in scores:
                     calibration = Calibration.fit(train, truth[0], method="platt")
                     scores[name][row, fold.test] = standardise(test, train)
@@ -103,41 +110,35 @@ def models_of(fitted: Fitted, table: SinkTable, how: AnalyzeConfig) -> tuple[lis
     return models, gains
 
 
-def fit_columns(
-    columns: Sequence[Float[np.ndarray, "_ column"]],
-    labels: Int[np.ndarray, "train"],
-    groups: Shaped[np.ndarray, "train"],
-    *,
-    seed: int,
-    components: tuple[int, ...] = (ALL_COMPONENTS,),
-) -> FoldScores:
+def fit_columns(columns: Columns, truth: Truth, seed: int, components: tuple[int, ...]) -> FoldScores:
     """Choose in inner folds, fit on the whole training side, and score the test side.
 
     Args:
         columns: Those of the training side and those of the test side.
-        labels: Of the training side.
-        groups: Question of each record of the training side.
+        truth: Label and question of each record of the training side.
         seed: Of the inner folds.
         components: Numbers of principal components to choose from.
 
     Raises:
         NotEnoughDataError: If no inner fold holds both classes.
     """
-    train, test = columns
-    names = tuple(map(str, range(train.shape[1])))
-    side = Side(train, names, labels, groups)
-    folds = folds_of(labels, groups, n_folds=N_INNER_FOLDS, seed=seed)
+    (train, test), labels = columns, truth[0]
+    side = Side(train, tuple(map(str, range(train.shape[1]))), *truth)
+    folds = folds_of(*truth, n_folds=N_INNER_FOLDS, seed=seed)
     if len(folds) < N_INNER_FOLDS:
-        raise NotEnoughDataError(
-            f"{len(labels)} records with {int(labels.sum())} of label 1 are too few for "
-            f"{N_INNER_FOLDS} folds inside of {N_FOLDS}"
-        )
-    if not (train.std(axis=0) > 0).any():
+        counted = f"{len(labels)} records with {int(labels.sum())} of label 1"
+        raise NotEnoughDataError(f"{counted} are too few for {N_INNER_FOLDS} folds inside of {N_FOLDS}")
+    if not _varies(train):
         return np.zeros(len(train)), np.zeros(len(test))
     grid = Grid({"all": np.arange(train.shape[1])}, components=components)
     learned = search(side, grid, folds)
     logits: Float[np.ndarray, test] = learned.model.logits(test)
     return learned.out_of_fold, logits
+
+
+def _varies(columns: Float[np.ndarray, "trace _"]) -> bool:
+    """Whether a model uses any of the columns: rounding alone is no spread."""
+    return bool(Scaling.of(columns).is_used.any())
 
 
 def _columns(table: SinkTable) -> dict[str, Float[np.ndarray, "trace _"]]:

@@ -44,6 +44,7 @@ SinkCell = tuple[int, QueryMode]
 """Leading tokens that form the sink, and the query rows that count."""
 SETTINGS: Final = ("task", "model", "sink_tokens", "query_mode", "chat_mode", "quantization")
 _TOLERANCE: Final = 1e-3
+_UNSEEN: Final = np.array(None, dtype=object)
 _MAX_LINE_BYTES: Final = 2**26
 """Most bytes of a record: a small gzip file can hold a line of any length."""
 
@@ -181,11 +182,8 @@ class SinkRun:
 
     def commonest_answer(self) -> tuple[str, float] | None:
         """The letter that the model chose most often, and how often; ``None`` without letters."""
-        letters = [r.pred for r in self.records if r.pred is not None and len(r.pred) == 1]
-        if not letters:
-            return None
-        letter, count = Counter(letters).most_common(1)[0]
-        return letter, count / len(letters)
+        letters = Counter(r.pred for r in self.records if r.pred is not None and len(r.pred) == 1)
+        return next(((letter, n / letters.total()) for letter, n in letters.most_common(1)), None)
 
 
 class SinkTable(NamedTuple):
@@ -212,11 +210,11 @@ class SinkTable(NamedTuple):
     @classmethod
     def of(cls, records: Sequence[SinkRecord], meaning: Meaning) -> "SinkTable":
         """The arrays of usable records with a label of this meaning."""
-        numbers = ((r.sink_mass, r.entropy, r.seq_len, r.by_head) for r in records)
-        mass, entropy, length, by_head = (np.array(c, dtype=np.float64) for c in zip(*numbers, strict=True))
+        names = ("sink_mass", "entropy", "seq_len", "by_head")
+        numbers = (np.array([getattr(r, name) for r in records], dtype=np.float64) for name in names)
+        mass, entropy, length, by_head = numbers
         labels = np.array([r.labels[meaning] for r in records], dtype=np.int64)
-        words = zip(*((r.group, r.pred or "") for r in records), strict=True)
-        groups, answers = map(np.array, words)
+        groups, answers = np.array([r.group for r in records]), np.array([r.pred or "" for r in records])
         return cls(mass, entropy, length, by_head, labels, groups, answers)
 
 
@@ -237,15 +235,15 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     Raises:
         UsageError: If a path does not exist, or there is no file of records.
     """
+    found = dict[Path, None]()
     for path in paths:
         if not path.exists():
             raise UsageError(f"no file or folder of sink records at {path}")
-    found = [f for path in paths for f in (sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path])]
+        found |= dict.fromkeys(sorted(path.rglob(f"*{SUFFIX}")) if path.is_dir() else [path])
     if not found:
-        raise UsageError(
-            f"no *{SUFFIX} in {', '.join(map(str, paths))}\n  Make some:  graphhalu sinks measure"
-        )
-    return list(dict.fromkeys(found))
+        listed = ", ".join(map(str, paths))
+        raise UsageError(f"no *{SUFFIX} in {listed}\n  Make some:  graphhalu sinks measure")
+    return list(found)
 
 
 def read_run(path: Path) -> SinkRun:
@@ -258,17 +256,15 @@ def read_run(path: Path) -> SinkRun:
     records = _read_records(path)
     if not records:
         raise DataFileError(f"{path} holds no record\n  Measure again:  graphhalu sinks measure")
-    first, seen = records[0], set[int]()
+    first, counts = records[0], Counter(record.idx for record in records)
     for record in records:
         different = [name for name in SETTINGS if getattr(record, name) != getattr(first, name)]
-        if record.by_head.shape != first.by_head.shape:
-            different.append("the number of layers or heads")
+        different += ["the number of layers or heads"] * (record.by_head.shape != first.by_head.shape)
         if different:
             differs = f"record {record.idx} differs from record {first.idx} in {', '.join(different)}"
             raise DataFileError(f"{path}: {differs}; one file holds one run")
-        if record.idx in seen:
+        if counts[record.idx] > 1:
             raise DataFileError(f"{path}: idx {record.idx} stands twice")
-        seen.add(record.idx)
     name = path.name.removesuffix(SUFFIX)
     meta_path = path.with_name(name + META_SUFFIX)
     meta = read_json_object(meta_path, allows_nan=True) if meta_path.is_file() else {}
@@ -288,30 +284,30 @@ def write_run(folder: Path, run: SinkRun) -> Path:
     """
     if not run.records:
         raise UsageError("there is no record to write: no question could be measured")
-    text = "".join(json.dumps(plain_record(r), ensure_ascii=False) + "\n" for r in run.records)
-    path = folder / f"{run.name}{SUFFIX}"
-    # without a time in the header equal records make equal files
-    replace_file(path, gzip.compress(text.encode(), compresslevel=6, mtime=0))
+    lines = "".join(json.dumps(plain_record(r), ensure_ascii=False) + "\n" for r in run.records)
     meta = {**run.meta, "format": FORMAT, "format_version": FORMAT_VERSION, "provenance": provenance()}
-    text = json.dumps(meta, indent=2, ensure_ascii=False)
-    replace_file(folder / f"{run.name}{META_SUFFIX}", text.encode())
+    described, path = json.dumps(meta, indent=2, ensure_ascii=False), folder / f"{run.name}{SUFFIX}"
+    # without a time in the header equal records make equal files
+    replace_file(path, gzip.compress(lines.encode(), compresslevel=6, mtime=0))
+    replace_file(folder / f"{run.name}{META_SUFFIX}", described.encode())
     return path
 
 
 def plain_record(record: SinkRecord) -> dict[str, Any]:
     """One record in the published layout, with ``labels`` beside it."""
     wrong, misleads = (record.labels.get(name) for name in ("hallucinated", "input"))
-    heads = record.by_head.astype(np.float64)
-    rows, seen = np.round(heads, 7).tolist(), record.is_seen.tolist()
-    means = np.round(record.by_head.mean(axis=1).astype(np.float64), 7).tolist()
+    by_layer, by_head = (
+        np.where(record.is_seen, np.round(values.astype(np.float64), 7).T, _UNSEEN).T.tolist()
+        for values in (record.by_head.mean(axis=1), record.by_head)
+    )
     return {
         **record.model_dump(exclude={"by_head", "is_seen"}),
         "labels": {"hallucinated": wrong, "input": misleads},
         "correct": None if wrong is None else not wrong,
         "hallucinated": None if wrong is None else bool(wrong),
         "label_hallucinated": None if misleads is None else bool(misleads),
-        "sink_by_layer": [mean if seen[n] else None for n, mean in enumerate(means)],
-        "sink_by_layer_head": [row if seen[n] else [None] * len(row) for n, row in enumerate(rows)],
+        "sink_by_layer": by_layer,
+        "sink_by_layer_head": by_head,
     }
 
 

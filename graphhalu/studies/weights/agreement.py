@@ -69,10 +69,8 @@ class Agreement:
 
 
 _FILE: Final = read_yaml(Path(__file__).with_name("pairs.yaml"))
-PAIRS: Final = tuple(
-    Agreement(static, measured, level, sign, is_control=is_control)
-    for static, measured, level, sign, is_control in _FILE["pairs"]
-)
+_NAMES: Final = ("static", "measured", "level", "sign", "is_control")
+PAIRS: Final = tuple(Agreement(**dict(zip(_NAMES, pair, strict=True))) for pair in _FILE["pairs"])
 """Pairs that are validated against a store, not tested yet."""
 UNTESTED: Final[dict[str, str]] = _FILE["untested"]
 HEAD_QUANTITIES: Final[tuple[str, ...]] = tuple(_FILE["heads"])
@@ -157,14 +155,8 @@ def rank_correlation(
     values = _spearman(permuted, np.broadcast_to(second.reshape(1, -1), permuted.shape))
     # a permutation that leaves no correlation counts against the finding
     n_extreme = int((~(np.abs(values) < abs(rho) - 1e-12)).sum())
-    return Row(
-        n=n,
-        rho=rho,
-        low=low,
-        high=high,
-        p_value=(n_extreme + 1) / (n_permutations + 1),
-        beyond_depth=_beyond_depth(first, second, rho),
-    )
+    p_value, beyond_depth = (n_extreme + 1) / (n_permutations + 1), _beyond_depth(first, second, rho)
+    return Row(n=n, rho=rho, low=low, high=high, p_value=p_value, beyond_depth=beyond_depth)
 
 
 def _spearman(first: Rows, second: Rows) -> Float[np.ndarray, "row"]:

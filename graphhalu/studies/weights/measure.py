@@ -17,6 +17,7 @@ from graphhalu.weights.risk import Numbers
 
 Inputs = Float[np.ndarray, "counted width"]
 Outputs = tuple[np.ndarray, np.ndarray, np.ndarray, Inputs]
+ByName = dict[str, Numbers]
 Tokens = Float[np.ndarray, "token width"]
 Matrices = Float[np.ndarray, "head size width"]
 Attention = Float[np.ndarray, "head query token"]
@@ -81,10 +82,8 @@ def measure_store(
     sizes = ("n_layers", "n_heads", "n_kv_heads", "hidden_size")
     of_store, of_model = (tuple(getattr(each, name) for name in sizes) for each in (shape, architecture))
     if of_store != of_model:
-        raise UsageError(
-            f"the traces are of another model: layers, heads, key heads and width are {of_store} "
-            f"there and {of_model} in the weights"
-        )
+        told = f"layers, heads, key heads and width are {of_store} there and {of_model} in the weights"
+        raise UsageError(f"the traces are of another model: {told}")
     long = [trace for trace in traces if trace.length > FIRST_ROW + 1]
     if not long:
         raise NotEnoughDataError(f"no trace of {len(traces)} has more than {FIRST_ROW + 1} tokens")
@@ -137,10 +136,10 @@ def _row_mean(values: Float[np.ndarray, "layer head row"], is_counted: np.ndarra
 
 def _outputs(
     traces: Sequence[Trace], weights: Weights, on_layer: Callable[[int], None]
-) -> tuple[dict[str, Numbers], dict[str, Numbers], dict[str, str]]:
+) -> tuple[ByName, ByName, dict[str, str]]:
     """Outputs of heads and of layers, and what is missing."""
-    missing, n_layers = defaultdict[str, list[int]](list), weights.architecture.n_layers
-    found: list[dict[str, Any]] = [{} for _ in range(n_layers)]
+    missing = defaultdict[str, list[int]](list)
+    found: list[dict[str, Any]] = [{} for _ in range(weights.architecture.n_layers)]
     for layer, row in enumerate(found):
         on_layer(layer)
         try:
@@ -217,9 +216,7 @@ def _or_zero(bias: np.ndarray | None) -> Any:
     return 0.0 if bias is None else bias
 
 
-def _by_head(
-    inputs: Tokens, matrix: Matrices, bias: np.ndarray | None
-) -> Float[np.ndarray, "head token size"]:
+def _by_head(inputs: Tokens, matrix: Matrices, bias: Any) -> Float[np.ndarray, "head token size"]:
     """Queries, keys or values of each head."""
     found = np.einsum("tw,hdw->htd", inputs, matrix, optimize=True)
     return found if bias is None else found + bias[:, None]
@@ -256,6 +253,5 @@ def _qk(weights: Weights, layer: int, part: Part, inputs: Tokens) -> Float[np.nd
     gain = weights.head_gain(layer, family.q_norm if part == "q" else family.k_norm)
     if gain is None:
         return found
-    is_shared = gain.size != found.shape[2]
-    square = np.square(found).mean(axis=(0, 2) if is_shared else 2, keepdims=True)
+    square = np.square(found).mean(axis=2 if gain.size == found.shape[2] else (0, 2), keepdims=True)
     return found / np.sqrt(square + _EPSILON) * gain.reshape(-1, 1, found.shape[2])

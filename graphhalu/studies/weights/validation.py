@@ -8,7 +8,7 @@ from typing import Annotated, Any, Final
 
 import numpy as np
 import pandas as pd
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from pydantic import ConfigDict, Field
 
 from graphhalu.core.config import Config
@@ -21,7 +21,7 @@ from graphhalu.detectors.linear import Rotation, Scaling, l2_path
 from graphhalu.engine.executors import Progress, no_progress
 from graphhalu.evaluation.bootstrap import bootstrap_interval
 from graphhalu.evaluation.crossfit import cross_fit_folds, standardise
-from graphhalu.evaluation.metrics import auroc
+from graphhalu.evaluation.metrics import Floats, Ints, auroc
 from graphhalu.evaluation.univariate import FEATURES
 from graphhalu.features.matrix import feature_matrix
 from graphhalu.heads.table import HeadTable, Trial
@@ -166,22 +166,22 @@ def validate(
     check_same_model(profile.model, store.get("model") or {})
     if json_ready(profile.architecture) != json_ready(weights.architecture.values()):
         raise UsageError("the profile and the weights are of different models: profile the model again")
-    chosen, n_outputs = traces[: settings.n_traces], settings.n_output_traces
-    measured = measure_store(chosen, weights, n_outputs=n_outputs, on_progress=on_progress)
+    chosen, drawing = traces[: settings.n_traces], settings.model_dump(include={"n_resamples", "seed"})
+    measured = measure_store(chosen, weights, n_outputs=settings.n_output_traces, on_progress=on_progress)
     curve = risk_curve(profile, settings.risk)
     missing, detection = dict(measured.missing), list[LayerDetection]()
-    drawing = settings.model_dump(include={"n_resamples", "n_permutations", "seed"})
-    draws = {name: drawing[name] for name in ("n_resamples", "seed")}
     if labels is None:
         missing["detection by layer"] = "there are no labels"
-    for inputs, known in [] if labels is None else [(inputs, labels) for inputs in _INPUTS]:
-        try:
-            detection.append(layer_detection(traces, known, inputs, **draws))
-        except (NotEnoughDataError, TraceNotFoundError) as error:
-            missing[f"detection by {inputs}"] = str(error).splitlines()[0]
+    else:
+        for inputs in _INPUTS:
+            try:
+                detection.append(layer_detection(traces, labels, inputs, **drawing))
+            except (NotEnoughDataError, TraceNotFoundError) as error:
+                missing[f"detection by {inputs}"] = str(error).splitlines()[0]
     pairs = [replace(pair, is_mixed=_is_mixed(pair, profile)) for pair in PAIRS]
     compared = [(pair, *paired_values(pair, profile, measured)) for pair in pairs]
     compared += _risk_pairs(curve, detection)
+    drawing["n_permutations"] = settings.n_permutations
     return Validation(
         model=dict(profile.model),
         store=store,
@@ -199,12 +199,10 @@ def validate(
 
 def _risk_pairs(curve: RiskCurve, detection: Sequence[LayerDetection]) -> Iterator[Compared]:
     """The whole risk curve and each of its components against detection by layer."""
-    is_mixed = {"risk": bool(curve.mixed_types)}
-    is_mixed |= {f"risk: {name}": name in curve.mixed_types for name in curve.components}
-    curves = [curve.values, *curve.components.values()]
-    for found, (name, values) in product(detection, zip(is_mixed, curves, strict=True)):
-        against = f"AUROC by {found.inputs}"
-        yield Agreement(name, against, "layer", 1, is_mixed=is_mixed[name]), values, found.auroc
+    curves = {"risk": (curve.values, bool(curve.mixed_types))}
+    curves |= {f"risk: {n}": (values, n in curve.mixed_types) for n, values in curve.components.items()}
+    for found, (name, (values, is_mixed)) in product(detection, curves.items()):
+        yield Agreement(name, f"AUROC by {found.inputs}", "layer", 1, is_mixed=is_mixed), values, found.auroc
 
 
 def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> None:
@@ -216,11 +214,9 @@ def check_same_model(profile: Mapping[str, Any], store: Mapping[str, Any]) -> No
     field = "weights" if profile.get("weights") and store.get("weights") else "name"
     one, other = profile.get(field), store.get(field)
     if one and other and one != other:
-        raise UsageError(
-            f"the traces are of another model than the profile: {field} {str(other)[:16]} "
-            f"({store.get('name')}) there, {str(one)[:16]} ({profile.get('name')}) here\n"
-            f"  Name the model of the traces with --model"
-        )
+        told = f"{str(other)[:16]} ({store.get('name')}) there, {str(one)[:16]} ({profile.get('name')}) here"
+        fault = f"the traces are of another model than the profile: {field} {told}"
+        raise UsageError(f"{fault}\n  Name the model of the traces with --model")
 
 
 def paired_values(pair: Agreement, profile: WeightProfile, measured: Measured) -> tuple[OfLayers, OfLayers]:
@@ -275,14 +271,13 @@ def head_tables(profile: WeightProfile, quantities: Sequence[str] = HEAD_QUANTIT
     Raises:
         UnknownNameError: If there is no such quantity.
     """
-    layers, trials = tuple(range(profile.n_layers)), (Trial("weights", "weights"),)
-    chance = np.full((profile.n_layers, profile.n_heads), np.nan)
     # the identity of a loaded model says more, and tables of one model must agree
-    about = {"model": dict(profile.model), **profile.settings}
-    scores = {name: profile.of_heads(name)[None] for name in quantities}
+    about, trials = {"model": dict(profile.model), **profile.settings}, (Trial("weights", "weights"),)
+    shape = tuple(range(profile.n_layers)), trials
+    found = {name: profile.of_heads(name)[None] for name in quantities}
     return [
-        HeadTable(f"weights_{name}", layers, trials, each, chance, settings={"quantity": name, **about})
-        for name, each in scores.items()
+        HeadTable(f"weights_{n}", *shape, v, np.full_like(v[0], np.nan), settings={"quantity": n, **about})
+        for n, v in found.items()
     ]
 
 
@@ -303,10 +298,8 @@ def layer_detection(traces: Sequence[Trace], labels: Labels, inputs: str, **draw
     truth, groups = labels.values[kept], question_groups(traces)
     n_correct, n_hallucinated = np.bincount(truth, minlength=2).tolist()
     if min(n_correct, n_hallucinated) < _LEAST:
-        raise NotEnoughDataError(
-            f"detection by layer needs {_LEAST} answers of each class, got {n_hallucinated} "
-            f"hallucinated and {n_correct} correct ones"
-        )
+        counted = f"{n_hallucinated} hallucinated and {n_correct} correct ones"
+        raise NotEnoughDataError(f"detection by layer needs {_LEAST} answers of each class, got {counted}")
     folds = cross_fit_folds(labels.values, groups, labels.is_valid, seed=draws.get("seed", 0))
     features, pattern, first = _INPUTS[inputs]
     found = feature_matrix(traces, list(features))
@@ -320,9 +313,7 @@ def layer_detection(traces: Sequence[Trace], labels: Labels, inputs: str, **draw
     return LayerDetection(inputs, area, low, high, len(kept), labels.prevalence)
 
 
-def _cross_fitted(
-    values: Float[np.ndarray, "trace column"], labels: Int[np.ndarray, "trace"], folds: list[Split]
-) -> Float[np.ndarray, "trace"]:
+def _cross_fitted(values: Float[np.ndarray, "item column"], labels: Ints, folds: list[Split]) -> Floats:
     """Out-of-fold logits, standardised by the validation side so that folds can be pooled."""
     scores = np.full(len(values), np.nan)
     for fold in folds:

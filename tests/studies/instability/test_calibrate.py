@@ -91,7 +91,7 @@ def test_a_file_that_is_no_calibration_is_refused(found, tmp_path):
 
 def test_a_rate_without_a_threshold_is_named_with_those_that_have_one(found):
     assert found.threshold(MAIN, 0.2) == found.row(MAIN).points[1].threshold
-    assert found.threshold(MAIN, None) == found.window.f1_threshold
+    assert found.threshold(MAIN, "f1") == found.window.f1_threshold
     with pytest.raises(UsageError, match=r"rates 0\.05, 0\.2, not for 0\.01"):
         found.threshold(MAIN, 0.01)
 

@@ -10,7 +10,7 @@ from graphhalu.studies.instability.calibrate import calibrate
 from graphhalu.studies.instability.detect import PromptDetector, running_score
 from graphhalu.studies.instability.measure import gather
 from graphhalu.studies.instability.series import PromptSeries, numbered
-from graphhalu.studies.instability.settings import GatherSettings, WindowChoice
+from graphhalu.studies.instability.settings import DetectSettings, GatherSettings, WindowChoice
 from graphhalu.testing.tiny_models import save_tiny
 
 TEXTS = [
@@ -64,7 +64,7 @@ def test_the_running_score_is_the_mean_up_to_each_step_of_the_window():
     ],
 )
 def test_a_prompt_crosses_where_the_mean_stays_above(tiny, study, steps, threshold, is_attack, crossed_at):
-    detector = PromptDetector(tiny, study[1].model_copy(update={"window": CHOICE}), aim=None)
+    detector = PromptDetector(tiny, study[1].model_copy(update={"window": CHOICE}), DetectSettings(fpr="f1"))
     detector.threshold = threshold
     record = study[0].read()[0].record
     found = detector.verdict(PromptSeries(record, {"std": layered(steps)}))
@@ -74,7 +74,7 @@ def test_a_prompt_crosses_where_the_mean_stays_above(tiny, study, steps, thresho
 
 def test_a_measured_prompt_scores_alike_when_it_is_asked_again(tiny, study):
     folder, calibration = study
-    detector = PromptDetector(tiny, calibration, aim=0.2)
+    detector = PromptDetector(tiny, calibration, DetectSettings(fpr=0.2))
     window = calibration.window.window
     for verdict, each in zip(detector.score(numbered(TEXTS[:3])), folder.read(), strict=False):
         values = each.arrays["std"][window.start : window.end + 1]
@@ -86,7 +86,7 @@ def test_a_measured_prompt_scores_alike_when_it_is_asked_again(tiny, study):
 
 def test_the_tracker_reads_the_last_row_of_the_prompt_only(tiny, study):
     folder, calibration = study
-    detector = PromptDetector(tiny, calibration, method="attention_tracker", aim=0.2)
+    detector = PromptDetector(tiny, calibration, DetectSettings(method="attention_tracker", fpr=0.2))
     found = detector.score(numbered(TEXTS[:3]))
     layers, heads = np.array(calibration.tracker.heads).T
     for verdict, each in zip(found, folder.read(), strict=False):
@@ -98,18 +98,18 @@ def test_the_tracker_reads_the_last_row_of_the_prompt_only(tiny, study):
 def test_another_model_or_system_prompt_is_refused(tiny, study, tmp_path):
     other = load_model(ModelSpec(name=str(save_tiny(tmp_path / "other", seed=2)), threads=1))
     with pytest.raises(DetectorMismatchError, match=r"weights(.|\n)*instability gather"):
-        PromptDetector(other, study[1], aim=0.2)
+        PromptDetector(other, study[1], DetectSettings(fpr=0.2))
     with pytest.raises(DetectorMismatchError, match=r"prompt\.system: 'Never say b\.'"):
-        PromptDetector(tiny, study[1], aim=0.2, system="Be kind.")
+        PromptDetector(tiny, study[1], DetectSettings(fpr=0.2, system="Be kind."))
 
 
 def test_a_window_beyond_the_answer_asked_for_is_refused(tiny, study):
     needed = study[1].window.window.end + 1
     with pytest.raises(UsageError, match=f"--max-new-tokens {needed} or more"):
-        PromptDetector(tiny, study[1], aim=0.2, max_new_tokens=needed - 1)
-    assert PromptDetector(tiny, study[1], aim=0.2, max_new_tokens=needed)
+        PromptDetector(tiny, study[1], DetectSettings(fpr=0.2, max_new_tokens=needed - 1))
+    assert PromptDetector(tiny, study[1], DetectSettings(fpr=0.2, max_new_tokens=needed))
 
 
 def test_no_prompt_is_refused(tiny, study):
     with pytest.raises(UsageError, match="no prompt to score"):
-        PromptDetector(tiny, study[1], aim=0.2).score([])
+        PromptDetector(tiny, study[1], DetectSettings(fpr=0.2)).score([])

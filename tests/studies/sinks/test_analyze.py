@@ -198,3 +198,17 @@ def test_models_that_are_unknown_or_lack_the_scalar_are_refused():
         load_config(AnalyzeConfig, None, {"models": ["sikn"]})
     with pytest.raises(ConfigError, match="must be among them"):
         load_config(AnalyzeConfig, None, {"models": ["heads"]})
+
+
+def test_models_on_a_column_that_hardly_varies_rank_nothing_and_that_is_said(make_run, caplog):
+    # the logarithm of one length has a standard deviation of 4e-16, which is rounding and no signal
+    run = make_run(53, seq_len=31)
+    with caplog.at_level("INFO", logger="graphhalu"):
+        found = analyze_run(run, QUICK.model_copy(update={"models": ("sink", "length", "entropy+length")}))
+    assert np.log(np.full(53, 31.0)).std() > 0
+    models = {row.name: row.auroc.value for row in found.findings[0].models}
+    assert models["length"] == 0.5
+    assert models["entropy+length"] != 0.5
+    assert [line for line in caplog.messages if "length" in line] == [
+        "length is the same in all 53 records: a model that reads nothing else ranks no record above another"
+    ]
