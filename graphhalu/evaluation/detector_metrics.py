@@ -253,17 +253,21 @@ def token_notes(counts: TokenCounts) -> tuple[str, ...]:
 
 
 def category_notes(rows: Sequence[DetectorRow]) -> tuple[str, ...]:
-    """How much of the best detector's score is the category of the question, in one line."""
+    """How much of the best detector's score is the category of the question, in one line.
+
+    There is none without the control that knows the category alone.
+    """
     known = [row for row in rows if "within_category_auroc" in row.metrics]
     prior = next((row.metric("auroc") for row in known if row.detector == CATEGORY_CONTROL), None)
     others = [row for row in known if not row.is_control]
-    if not others:
+    if prior is None or not others:
         return ()
     best = max(others, key=lambda row: row.metric("auroc") or 0.0)
-    shown = {"overall": "auroc", "within": "within_category_auroc", "held_out": "category_auroc"}
-    found = {"prior": prior} | {name: best.metric(metric) for name, metric in shown.items()}
-    texts = {name: "unknown" if value is None else f"{value:.3f}" for name, value in found.items()}
-    return (TEXTS["categories"].format(detector=best.detector, **texts),)
+    overall, within = best.metric("auroc"), best.metric("within_category_auroc")
+    apart = best.metric("category_auroc")
+    held_out = "" if apart is None else TEXTS["held_out"].format(auroc=apart)
+    named = {"prior": prior, "detector": best.detector, "overall": overall, "within": within}
+    return (TEXTS["categories"].format(**named, held_out=held_out),)
 
 
 def sample_table(data: ComparisonData, name: str, fits: Mapping[SplitKey, OutOfFold]) -> pa.Table:

@@ -48,7 +48,6 @@ class ModelCheck:
     logit_change: float
 
 
-@torch.inference_mode()
 def load_checked(spec: ModelSpec) -> LoadedModel:
     """Load a model and check its attention; raises what :func:`load_model` and :func:`check_model` do."""
     loaded = load_model(spec)
@@ -56,6 +55,7 @@ def load_checked(spec: ModelSpec) -> LoadedModel:
     return loaded
 
 
+@torch.inference_mode()
 def check_model(loaded: LoadedModel) -> ModelCheck:
     """Check on a short text that attention is causal, sums to 1, and matters.
 

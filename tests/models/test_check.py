@@ -10,9 +10,9 @@ from graphhalu.core.axes import ROW_SUM_TOLERANCE
 from graphhalu.core.errors import ModelRefusedError, NonFiniteError
 from graphhalu.models.attention import attention_implementation, model_shape
 from graphhalu.models.cards import ModelSpec
-from graphhalu.models.check import check_model
+from graphhalu.models.check import check_model, load_checked
 from graphhalu.models.load import LoadedModel
-from graphhalu.testing.tiny_models import TINY_FAMILIES, tiny_model, tiny_tokenizer
+from graphhalu.testing.tiny_models import TINY_FAMILIES, save_tiny, tiny_model, tiny_tokenizer
 
 
 def loaded_tiny(family="llama", **changes):
@@ -180,3 +180,8 @@ def test_a_model_without_attention_is_refused(monkeypatch):
     monkeypatch.setattr(loaded.model, "forward", without_weights)
     with pytest.raises(ModelRefusedError, match=r"tiny llama .* gives no attention weights"):
         check_model(loaded)
+
+
+def test_a_checked_model_can_still_be_differentiated(tmp_path):
+    loaded = load_checked(ModelSpec(name=str(save_tiny(tmp_path / "tiny", "llama"))))
+    assert not any(parameter.is_inference() for parameter in loaded.model.parameters())
