@@ -139,9 +139,10 @@ def compare(
     config, options = config or CompareConfig(), options or RunOptions()
     specs = detector_specs(detectors, config, as_labels(labels).level)
     data = comparison_data(traces, labels, config)
-    is_named = detectors is not None or bool(config.detectors)
-    if not is_named and not any(trace.record.is_sample for trace in data.traces):
-        specs = [spec for spec in specs if not spec.reads_samples]
+    if detectors is None and not config.detectors:
+        own = [trace.record for trace in data.traces if trace.record.is_on_policy]
+        has = {"samples": any(r.is_sample for r in own), "answers": any(r.beam_index > 0 for r in own)}
+        specs = [spec for spec in specs if spec.compares is None or has[spec.compares]]
     done: dict[str, Finished] = {}
     if options.folder is not None and options.is_resumed:
         done = finished_detectors(options.folder, data)

@@ -123,9 +123,9 @@ class DetectorSpec:
         return default
 
     @property
-    def reads_samples(self) -> bool:
-        """Whether it compares sampled answers, as far as its card can be had."""
-        return getattr(self.attribute("card"), "reads_samples", False)
+    def compares(self) -> Literal["answers", "samples"] | None:
+        """Whether it needs several answers to a question, as far as its card can be had."""
+        return getattr(self.attribute("card"), "compares", None)
 
     def card(self) -> DetectorCard:
         """What the detector says of itself."""
