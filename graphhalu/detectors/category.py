@@ -6,11 +6,12 @@ from pathlib import Path
 from typing import Any, ClassVar, Final
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from scipy.sparse import csr_matrix
 from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.feature_extraction.text import HashingVectorizer
+from sklearn.feature_extraction.text import HashingVectorizer, TfidfTransformer
+from sklearn.metrics import pairwise_distances_argmin
 
 from graphhalu.core.splits import Split
 from graphhalu.detectors.base import ChosenTraces, Detector, DetectorCard, Scores, check_classes
@@ -45,17 +46,28 @@ class WordClusters:
 
     def names(self, texts: Sequence[str]) -> list[str]:
         """The cluster of each text."""
-        # rows have unit length: the nearest centre has the largest of these
-        nearness = 2 * (_terms(texts) @ self.centres.T) - np.square(self.centres).sum(axis=1)
-        return [f"cluster {index}" for index in nearness.argmax(axis=1).tolist()]
+        nearest = pairwise_distances_argmin(_terms(texts), self.centres)
+        return [f"cluster {index}" for index in nearest.tolist()]
 
 
 def _terms(texts: Sequence[str]) -> csr_matrix:
-    vectoriser = HashingVectorizer(n_features=_N_TERMS, alternate_sign=False, norm=None)
-    counts = vectoriser.transform(texts)
-    counts.data = 1 + np.log(counts.data)
-    lengths = np.sqrt(counts.multiply(counts).sum(axis=1)).A1
-    return csr_matrix(counts.multiply(1 / np.maximum(lengths, 1e-12)[:, None]))
+    counts = HashingVectorizer(n_features=_N_TERMS, alternate_sign=False, norm=None).transform(texts)
+    return TfidfTransformer(use_idf=False, sublinear_tf=True).fit_transform(counts)
+
+
+def drawn_shares(
+    values: Int[np.ndarray, "known"], place: Int[np.ndarray, "known"], n_places: int, overall: float
+) -> Float[np.ndarray, "place"]:
+    """Share of ones in each place, drawn towards that of all as by one more value.
+
+    Args:
+        values: 0 or 1.
+        place: Where each belongs, below ``n_places``; a place without any has the share of all.
+        n_places: How many places there are.
+        overall: The share of all.
+    """
+    ones = np.bincount(place, weights=values, minlength=n_places)
+    return (ones + overall) / (np.bincount(place, minlength=n_places) + 1)
 
 
 class CategoryPrior(TrainedDetector):
@@ -85,7 +97,7 @@ class CategoryPrior(TrainedDetector):
             self.clusters = WordClusters.fit([trace.record.question for trace in chosen])
         names, place = np.unique(self._categories(chosen), return_inverse=True)
         self.overall = float(values.mean())
-        shares = (np.bincount(place, weights=values) + self.overall) / (np.bincount(place) + 1)
+        shares = drawn_shares(values, place, len(names), self.overall)
         self.shares = dict(zip(names.tolist(), shares.tolist(), strict=True))
         self.training_report = {"n_train": len(values), "n_categories": len(names)}
         return self

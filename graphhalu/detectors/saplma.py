@@ -108,6 +108,7 @@ def train(
     """
     inputs, labels = torch.from_numpy(side[0]).float(), torch.from_numpy(side[1]).float()
     weights = torch.from_numpy(compute_sample_weight("balanced", side[1])).float()
+    tested = None if held_out is None else (torch.from_numpy(held_out[0]).float(), held_out[1])
     order = torch.Generator().manual_seed(seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -121,11 +122,10 @@ def train(
             loss = nn.functional.binary_cross_entropy_with_logits(logits, labels[batch], weights[batch])
             loss.backward()  # type: ignore[no-untyped-call]
             optimiser.step()
-        if held_out is None:
+        if tested is None:
             continue
         with torch.inference_mode():
-            tested = network(torch.from_numpy(held_out[0]).float())[:, 0]
-        reached = auroc(tested.numpy().astype(np.float64), held_out[1])
+            reached = auroc(network(tested[0])[:, 0].numpy().astype(np.float64), tested[1])
         if reached > best:
             best, best_epoch, kept = reached, epoch, deepcopy(network)
         if epoch - best_epoch >= PATIENCE:

@@ -16,7 +16,7 @@ from graphhalu.core.splits import InnerFold, Split
 from graphhalu.detectors.base import Detector, Scores, check_classes
 from graphhalu.detectors.identity import check_identity
 from graphhalu.detectors.inner_search import folds_of
-from graphhalu.detectors.saved import TrainedConfig, TrainedDetector, read_description
+from graphhalu.detectors.saved import TrainedConfig, TrainedDetector
 from graphhalu.labels.labels import Labels, question_groups
 from graphhalu.traces.trace import Trace
 
@@ -145,9 +145,7 @@ class SmoothedDetector(TrainedDetector):
         """Take over the other detector and the smoothing."""
         names = ("slope", "centre", "p_stay", "prior")
         self.smoothing = {name: float(values["smoothing"][name]) for name in names}
-        kind: type[Detector] = type(self._base())
-        read_description(folder / "base", kind.card.name)
-        self.inner = kind.load(folder / "base")
+        self.inner = type(self._base()).load(folder / "base")
 
     def _base(self) -> Detector:
         """The detector that is smoothed, not fitted.

@@ -203,11 +203,12 @@ def _overlap_with_prompt(data: _Data) -> Floats:
 
 def _likeness_to_prompt(data: _Data) -> Floats | None:
     texts = [*map(_shown, data.records), *(record.answer for record in data.records)]
-    with suppress(ValueError):  # no words at all
+    try:
         vectors = TfidfVectorizer(sublinear_tf=True).fit_transform(texts)
-        prompts, answers = vectors[: len(data.records)], vectors[len(data.records) :]
-        return np.asarray(prompts.multiply(answers).sum(axis=1), dtype=np.float64).ravel()
-    return None
+    except ValueError:  # no words at all
+        return None
+    prompts, answers = vectors[: len(data.records)], vectors[len(data.records) :]
+    return np.asarray(prompts.multiply(answers).sum(axis=1), dtype=np.float64).ravel()
 
 
 def _answer_prior(data: _Data) -> Floats:

@@ -9,7 +9,7 @@ import pandas as pd
 
 from graphhalu.core.errors import UsageError
 from graphhalu.core.splits import grouped_folds
-from graphhalu.detectors.category import N_CLUSTERS, WordClusters
+from graphhalu.detectors.category import N_CLUSTERS, WordClusters, drawn_shares
 from graphhalu.evaluation.metrics import Floats, Groups, Ints
 from graphhalu.labels.labels import Labels
 from graphhalu.traces.schema import TraceRecord
@@ -104,10 +104,9 @@ def cross_fitted_rate(labels: Ints, categories: Groups, groups: Groups, *, seed:
         is missing.
     """
     category = np.unique(categories, return_inverse=True)[1]
-    overall, rates = labels.mean(), np.empty(len(labels))
+    overall, rates = float(labels.mean()), np.empty(len(labels))
     for fold in grouped_folds(labels, groups, n_folds=_N_FOLDS, seed=seed):
         known = np.concatenate([fold.train, fold.validation])
-        n = np.bincount(category[known], minlength=category.max() + 1)
-        ones = np.bincount(category[known], weights=labels[known], minlength=category.max() + 1)
-        rates[fold.test] = ((ones + overall) / (n + 1))[category[fold.test]]
+        shares = drawn_shares(labels[known], category[known], int(category.max()) + 1, overall)
+        rates[fold.test] = shares[category[fold.test]]
     return rates

@@ -68,8 +68,6 @@ class Extraction:
         self.arrays = tuple(n for n in config.capture.arrays() if n not in without_values)
         settings = self.config.generation
         self.search = None
-        if settings.samples and settings.answers == "given":
-            raise UsageError("answers of the data set are replayed, and none can be sampled beside them")
         if settings.answers == "generated":
             self.search = beam_search(
                 loaded,

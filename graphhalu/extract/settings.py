@@ -67,6 +67,8 @@ class GenerationSettings(Config):
     def _keep_what_there_is(self) -> "GenerationSettings":
         if self.keep_beams > self.num_beams:
             raise ValueError(f"a search of {self.num_beams} beams cannot keep {self.keep_beams} of them")
+        if self.samples and self.answers == "given":
+            raise ValueError("answers of the data set are replayed, and none can be sampled beside them")
         return self
 
     def identity(self) -> dict[str, Any]:

@@ -176,9 +176,12 @@ class AnswerScorer:
         reads, keep = set(self.detector.card.reads), config.capture.keep
         if reads and "attention" not in reads and keep == "full":
             keep = "streams"
+        # samples are drawn anew only for a detector that compares them
+        is_sampled = answers == "generated" and self.detector.card.compares is not None
+        without_samples = {} if is_sampled else {"samples": 0}
         changed = {
             "model": {**spec, **model},
-            "generation": {**config.generation.model_dump(), "answers": answers},
+            "generation": {**config.generation.model_dump(), "answers": answers, **without_samples},
             "capture": {**config.capture.model_dump(), "keep": keep},
         }
         return validate(ExtractConfig, {**config.model_dump(), **changed}, source=source)

@@ -118,23 +118,25 @@ def precision(scores, labels, places):
     return average_precision_score(truth, scores)
 
 
-def test_smoothing_finds_runs_of_labels_that_single_tokens_hide(monkeypatch):
-    traces, labels = answers(83, runs=True)
+def fitted(monkeypatch, *, runs: bool):
+    """A smoothed detector, and the precision of its scores and of plain ones on tested answers."""
+    traces, labels = answers(83, runs=runs)
     split = grouped_split(labels.values, np.array([t.record.group_id for t in traces]), seed=1)
     detector = smoothed(monkeypatch).fit(traces, labels, split)
     tested = [traces[place] for place in split.test.tolist()]
-    plain, better = (each.score(tested).values for each in (Noisy(), detector))
-    assert precision(better, labels, split.test) > precision(plain, labels, split.test) + 0.2
+    found = [precision(each.score(tested).values, labels, split.test) for each in (detector, Noisy())]
+    return detector, *found
+
+
+def test_smoothing_finds_runs_of_labels_that_single_tokens_hide(monkeypatch):
+    detector, better, plain = fitted(monkeypatch, runs=True)
+    assert better > plain + 0.2
     assert detector.training_report["p_stay"] >= 0.8
 
 
 def test_smoothing_leaves_labels_without_runs_nearly_as_they_are(monkeypatch):
-    traces, labels = answers(83, runs=False)
-    split = grouped_split(labels.values, np.array([t.record.group_id for t in traces]), seed=1)
-    detector = smoothed(monkeypatch).fit(traces, labels, split)
-    tested = [traces[place] for place in split.test.tolist()]
-    plain, other = (each.score(tested).values for each in (Noisy(), detector))
-    assert precision(other, labels, split.test) > precision(plain, labels, split.test) - 0.02
+    detector, other, plain = fitted(monkeypatch, runs=False)
+    assert other > plain - 0.02
     assert detector.training_report["p_stay"] < 0.6
 
 

@@ -6,6 +6,7 @@ import torch
 from pydantic import ValidationError
 
 from graphhalu.core.axes import Span
+from graphhalu.core.config import validate
 from graphhalu.core.errors import StoreMismatchError, UsageError
 from graphhalu.evaluation.crossfit import best_beams
 from graphhalu.extract.generate import BeamSearch
@@ -250,5 +251,6 @@ def test_samples_do_not_depend_on_the_batch_and_a_store_without_any_is_as_before
 
 
 def test_given_answers_cannot_be_sampled_beside(config, tmp_path):
+    values = {**config().model_dump(), "generation": {"answers": "given", "samples": 2}}
     with pytest.raises(UsageError, match="none can be sampled"):
-        extract(config(generation={"answers": "given", "samples": 2}, num_samples=3), tmp_path / "a.zarr")
+        extract(validate(ExtractConfig, values, source="a test"), tmp_path / "a.zarr")

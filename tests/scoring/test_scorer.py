@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,17 @@ def test_the_search_and_the_prompt_are_those_of_the_training(trained, scorer):
     assert config.generation.max_new_tokens == stored["generation"]["max_new_tokens"]
     assert config.prompt.template == stored["prompt"]["template"]
     assert config.model.dtype == stored["model"]["dtype"]
+
+
+@pytest.mark.parametrize("compares", [None, "samples"])
+def test_samples_are_drawn_only_for_a_detector_that_compares_them(trained, monkeypatch, compares):
+    scorer = AnswerScorer(trained.run, name=str(trained.model), threads=1)
+    config = scorer.identity.config
+    saved = {**config, "generation": {**config["generation"], "samples": 3}}
+    monkeypatch.setattr(scorer, "identity", scorer.identity.model_copy(update={"config": saved}))
+    monkeypatch.setattr(scorer.detector, "card", replace(scorer.detector.card, compares=compares))
+    assert scorer.config("given").generation.samples == 0
+    assert scorer.config("generated").generation.samples == (3 if compares else 0)
 
 
 def test_a_run_without_its_identity_cannot_score_new_answers(trained, tmp_path):
